@@ -1,0 +1,9 @@
+//! What a repository signs: the channel file and the manifest of a release, and the small types they are made of.
+
+pub mod channel;
+pub mod manifest;
+pub mod names;
+
+mod parse;
+
+pub use parse::ParseError;
