@@ -1,1 +1,12 @@
+//! Fixtures for tests of the whole system, the benchmarks and the sandbox: a real Kubernetes control plane, kubelets
+//! that stand in for machines, and processes that never outlive the test that started them.
 
+pub mod control_plane;
+pub mod supervise;
+
+/// The TLS library can be driven by more than one provider and refuses to guess. Every fixture calls this before it
+/// makes a client; calling it again does nothing.
+pub fn install_tls_provider() {
+    // An error only says that a provider is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

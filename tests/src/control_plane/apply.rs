@@ -1,0 +1,91 @@
+//! Installing manifests the way `kubectl apply --server-side` does, waiting until new kinds can be used.
+
+use std::path::Path;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DynamicObject, Patch, PatchParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::{Scope, pinned_kind};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Api, Client, ResourceExt};
+
+use super::{ControlPlane, ControlPlaneError};
+
+/// One object that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Its kind.
+    pub kind: String,
+    /// Its namespace, empty for cluster-scoped ones.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl ControlPlane {
+    /// Applies every document of a YAML text in its order, as the admin. A CustomResourceDefinition is waited for, so
+    /// that later documents may use it.
+    ///
+    /// # Errors
+    /// When a document is no Kubernetes object, or the API server refuses one.
+    pub async fn apply(&self, yaml: &str) -> Result<Vec<Applied>, ControlPlaneError> {
+        apply(self.client().await?, yaml).await
+    }
+
+    /// Applies a kustomization, built by kubectl.
+    ///
+    /// # Errors
+    /// As [`Self::apply`], and when kustomize refuses the folder.
+    pub async fn apply_kustomization(&self, folder: &Path) -> Result<Vec<Applied>, ControlPlaneError> {
+        let mut kubectl = self.kubectl();
+        kubectl.arg("kustomize").arg(folder);
+        let output = tokio::task::spawn_blocking(move || kubectl.output()).await?;
+        let output = output.map_err(|source| ControlPlaneError::Folder { path: folder.to_owned(), source })?;
+        if !output.status.success() {
+            let problem = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(ControlPlaneError::Manifest { name: folder.display().to_string(), problem });
+        }
+        self.apply(&String::from_utf8_lossy(&output.stdout)).await
+    }
+}
+
+/// See [`ControlPlane::apply`]; for a cluster that was not started by this fixture.
+///
+/// # Errors
+/// When a document is no Kubernetes object, or the API server refuses one.
+pub async fn apply(client: Client, yaml: &str) -> Result<Vec<Applied>, ControlPlaneError> {
+    let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(yaml)
+        .map_err(|error| ControlPlaneError::Manifest { name: "(text)".to_owned(), problem: error.to_string() })?;
+    let mut applied = Vec::new();
+    for document in documents.into_iter().filter(|document| !document.is_null()) {
+        let object: DynamicObject = serde_json::from_value(document)
+            .map_err(|error| ControlPlaneError::Manifest { name: "(object)".to_owned(), problem: error.to_string() })?;
+        applied.push(apply_one(&client, object).await?);
+    }
+    Ok(applied)
+}
+
+async fn apply_one(client: &Client, object: DynamicObject) -> Result<Applied, ControlPlaneError> {
+    let name = object.name_any();
+    let types = object.types.clone().unwrap_or_default();
+    let kind = GroupVersionKind::try_from(&types)
+        .map_err(|error| ControlPlaneError::Manifest { name: name.clone(), problem: error.to_string() })?;
+    let (resource, capabilities) = pinned_kind(client, &kind).await?;
+    let namespace = match capabilities.scope {
+        Scope::Cluster => String::new(),
+        Scope::Namespaced => object.namespace().unwrap_or_else(|| "default".to_owned()),
+    };
+    let objects: Api<DynamicObject> = match capabilities.scope {
+        Scope::Cluster => Api::all_with(client.clone(), &resource),
+        Scope::Namespaced => Api::namespaced_with(client.clone(), &namespace, &resource),
+    };
+    let params = PatchParams::apply("bascule-tests").force();
+    objects.patch(&name, &params, &Patch::Apply(&object)).await?;
+    if kind.kind == "CustomResourceDefinition" {
+        let definitions = Api::<CustomResourceDefinition>::all(client.clone());
+        await_condition(definitions, &name, conditions::is_crd_established()).await.map_err(|error| {
+            ControlPlaneError::Manifest { name: name.clone(), problem: format!("never established: {error}") }
+        })?;
+    }
+    Ok(Applied { kind: kind.kind, namespace, name })
+}

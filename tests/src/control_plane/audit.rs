@@ -1,0 +1,166 @@
+//! Who asked the API server for what: its audit log, read back as counts. The proof that a component is quiet, or
+//! writes no more than it may, comes from the server and not from the component.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::ControlPlaneError;
+
+/// Metadata of every request once it is answered, and of a watch when it starts: a watch ends long after a test
+/// wants to count it.
+pub(super) const POLICY: &str = r#"{
+  "apiVersion": "audit.k8s.io/v1",
+  "kind": "Policy",
+  "omitStages": ["RequestReceived"],
+  "rules": [
+    {"level": "None", "nonResourceURLs": ["/readyz*", "/livez*", "/healthz*", "/metrics"]},
+    {"level": "Metadata"}
+  ]
+}
+"#;
+
+/// One answered request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The user as authenticated.
+    pub user: String,
+    /// The Kubernetes verb: get, list, watch, create, update, patch, delete, …
+    pub verb: String,
+    /// `resource` or `resource/subresource`; the path for requests that name no resource.
+    pub resource: String,
+    /// The object's name where the request names one.
+    pub name: String,
+    /// The HTTP status code.
+    pub code: u16,
+}
+
+impl Request {
+    /// Whether it asks the server to change something.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        !matches!(self.verb.as_str(), "get" | "list" | "watch")
+    }
+}
+
+/// Requests by user, then by "verb resource".
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestCounts(pub BTreeMap<String, BTreeMap<String, u64>>);
+
+impl RequestCounts {
+    /// Counts `requests`.
+    #[must_use]
+    pub fn of(requests: &[Request]) -> Self {
+        let mut counts = Self::default();
+        for request in requests {
+            let by_kind = counts.0.entry(request.user.clone()).or_default();
+            *by_kind.entry(format!("{} {}", request.verb, request.resource)).or_default() += 1;
+        }
+        counts
+    }
+
+    /// All requests of one user.
+    #[must_use]
+    pub fn of_user(&self, user: &str) -> u64 {
+        self.0.get(user).map_or(0, |by_kind| by_kind.values().sum())
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    #[serde(rename = "auditID")]
+    audit_id: String,
+    verb: String,
+    #[serde(rename = "requestURI")]
+    request_uri: String,
+    user: User,
+    object_ref: Option<ObjectRef>,
+    response_status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+struct User {
+    #[serde(default)]
+    username: String,
+}
+
+#[derive(Deserialize)]
+struct ObjectRef {
+    #[serde(default)]
+    resource: String,
+    #[serde(default)]
+    subresource: String,
+    #[serde(default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    code: u16,
+}
+
+/// Reads the audit log in `folder`, rotated files included, in the order of the answers.
+pub(super) fn read(folder: &Path) -> Result<Vec<Request>, ControlPlaneError> {
+    let mut seen = BTreeSet::new();
+    let mut requests = Vec::new();
+    for path in files(folder)? {
+        let failed = |source| ControlPlaneError::Folder { path: path.clone(), source };
+        for line in BufReader::new(File::open(&path).map_err(failed)?).lines() {
+            // The last line may be half written: the server is still at it.
+            let Ok(event) = serde_json::from_str::<Event>(&line.map_err(failed)?) else { continue };
+            if !seen.insert(event.audit_id) {
+                continue;
+            }
+            let (resource, name) = match event.object_ref {
+                Some(object) if object.subresource.is_empty() => (object.resource, object.name),
+                Some(object) => (format!("{}/{}", object.resource, object.subresource), object.name),
+                None => (event.request_uri.split('?').next().unwrap_or_default().to_owned(), String::new()),
+            };
+            let code = event.response_status.map_or(0, |status| status.code);
+            requests.push(Request { user: event.user.username, verb: event.verb, resource, name, code });
+        }
+    }
+    Ok(requests)
+}
+
+/// The server names rotated files `audit-<time>.log` and the current one `audit.log`, which sorts after them.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, ControlPlaneError> {
+    let failed = |source| ControlPlaneError::Folder { path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_counts_once_and_a_half_written_line_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let watch = |stage: &str| {
+            format!(
+                r#"{{"auditID":"w","stage":"{stage}","verb":"watch","requestURI":"/api/v1/nodes?watch=1","user":{{"username":"u"}},"objectRef":{{"resource":"nodes"}},"responseStatus":{{"code":200}}}}"#
+            )
+        };
+        let status = r#"{"auditID":"p","verb":"patch","requestURI":"/x","user":{"username":"u"},"objectRef":{"resource":"nodeupdates","subresource":"status","name":"n1"},"responseStatus":{"code":200}}"#;
+        let text = format!("{}\n{status}\n{}\n{{\"auditID\":\"ha", watch("ResponseStarted"), watch("ResponseComplete"));
+        std::fs::write(folder.path().join("audit.log"), text).unwrap();
+        let requests = read(folder.path()).unwrap();
+        assert_eq!(requests.len(), 2);
+        assert_eq!(requests[1].resource, "nodeupdates/status");
+        assert!(requests[1].writes() && !requests[0].writes());
+        assert_eq!(RequestCounts::of(&requests).of_user("u"), 2);
+    }
+}
