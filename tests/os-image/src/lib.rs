@@ -1,0 +1,25 @@
+//! Makes real operating system images out of Debian packages, for everything here that needs one: the sandbox's
+//! releases, the machines of the boot tests, and the container hosts of the release benchmark.
+//!
+//! A [`Recipe`] says what goes in; [`Store::build`] turns it into an [`OsImage`]: an EROFS root without
+//! compression, a kernel, a small initrd that sets up dm-verity, and the systemd-boot stub to glue them with.
+//! Verity trees, unified kernel images and packs are not made here but by `bascule-image`, as for any vendor.
+//!
+//! Images are cached below `target/os-images/` by the hash of their recipe; packages are fetched once, whatever
+//! the number of images. The mirror is the one in the machine's own apt configuration.
+
+mod archive;
+mod cpio;
+mod erofs;
+mod error;
+mod initrd;
+mod qemu;
+mod recipe;
+mod store;
+mod tool;
+mod tree;
+
+pub use error::Error;
+pub use qemu::ensure_qemu;
+pub use recipe::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe, container_host, sandbox};
+pub use store::{OsImage, Package, Store};

@@ -1,0 +1,264 @@
+//! The cache of images: one folder per recipe, made whole or not at all, with one builder at a time.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use fs2::FileExt;
+use ring::digest;
+use serde::Serialize;
+
+pub use crate::tree::Package;
+use crate::tree::{self, Tree};
+use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, erofs, initrd, tool};
+
+/// Part of every cache key: counted up when the way of building changes what comes out.
+const FORMAT: u32 = 1;
+/// A base tree, its copy while a recipe's files go in, and the image: more than any one build needs.
+const NEEDED_MIB: u64 = 3 * 1024;
+
+/// An image that was built, as files.
+#[derive(Debug, Clone)]
+pub struct OsImage {
+    /// `IMAGE_VERSION`.
+    pub version: String,
+    /// The text of os-release, for the `.osrel` section of the unified kernel image.
+    pub os_release: String,
+    folder: PathBuf,
+}
+
+impl OsImage {
+    /// The root file system: EROFS, uncompressed, a whole number of 4 KiB blocks.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.folder.join("root.erofs")
+    }
+
+    /// The kernel (a bzImage with an EFI stub of its own).
+    #[must_use]
+    pub fn kernel(&self) -> PathBuf {
+        self.folder.join("vmlinuz")
+    }
+
+    /// The initrd, compressed with zstd.
+    #[must_use]
+    pub fn initrd(&self) -> PathBuf {
+        self.folder.join("initrd.img")
+    }
+
+    /// systemd's EFI stub, the frame of a unified kernel image.
+    #[must_use]
+    pub fn stub(&self) -> PathBuf {
+        self.folder.join("linuxx64.efi.stub")
+    }
+
+    /// systemd-boot itself, for the ESP.
+    #[must_use]
+    pub fn boot_loader(&self) -> PathBuf {
+        self.folder.join("systemd-bootx64.efi")
+    }
+
+    /// Every package in the image, sorted by name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the list can't be read.
+    pub fn packages(&self) -> Result<Vec<Package>, Error> {
+        let path = self.folder.join("packages.json");
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        serde_json::from_slice(&text).map_err(|error| Error::io(path)(error.into()))
+    }
+}
+
+/// What decides a base tree: recipes that differ in nothing of it share one.
+#[derive(Serialize)]
+struct Base<'a> {
+    format: u32,
+    distribution: Distribution,
+    archive: Archive,
+    kernel: Kernel,
+    packages: &'a [String],
+    sources: String,
+}
+
+/// A folder of images, usually `target/os-images`.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+    workspace: PathBuf,
+}
+
+impl Store {
+    /// The store below the build folder of the workspace at `workspace` (where the top `Cargo.toml` is).
+    #[must_use]
+    pub fn new(workspace: &Path) -> Self {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+        Self { folder: target.join("os-images"), workspace: workspace.to_owned() }
+    }
+
+    /// The folder of the store.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Builds the image of `recipe`, or finds it. `say` is told each step as it begins, one line each; nothing is
+    /// said when the image is there already. Waits while another process builds in the same store.
+    ///
+    /// # Errors
+    /// Missing tools, a full disk, packages that can't be fetched: see [`Error`].
+    pub fn build(&self, recipe: &Recipe, say: &dyn Fn(&str)) -> Result<OsImage, Error> {
+        let base = Base {
+            format: FORMAT,
+            distribution: recipe.distribution,
+            archive: recipe.archive,
+            kernel: recipe.kernel,
+            packages: &recipe.packages,
+            sources: archive::sources(Path::new("/etc"), recipe.distribution, recipe.archive)?,
+        };
+        let init_source = self.init_source()?;
+        let base_key = key(&base)?;
+        let folder = self.folder.join(key(&(&base_key, recipe, &init_source))?);
+        let image =
+            OsImage { version: recipe.version.clone(), os_release: recipe.os_release(), folder: folder.clone() };
+        if folder.join("packages.json").exists() {
+            return Ok(image);
+        }
+        let _lock = self.lock()?;
+        if folder.join("packages.json").exists() {
+            return Ok(image);
+        }
+        self.check_host()?;
+        let began = Instant::now();
+        let tree = self.tree(recipe, &base_key, say)?;
+        let init = self.init(&key(&init_source)?, say)?;
+
+        say(&format!("{} {}: writing the root file system", recipe.product, recipe.version));
+        let partial = self.partial(&folder)?;
+        let root = partial.join("root");
+        let mut copy = Command::new("cp");
+        copy.args(["-a", "--reflink=auto"]).arg(tree.root()).arg(&root);
+        tool::run("copying the tree of packages", &mut copy)?;
+        initrd::write(&root, &init, &image.os_release, &partial.join("initrd.img"))?;
+        tree::finish(recipe, &root)?;
+        erofs::write(&root, &partial.join("root.erofs"))?;
+        fs::remove_dir_all(&root).map_err(Error::io(&root))?;
+        let loader = tree.boot_loader();
+        for (from, to) in [
+            (tree.kernel(), "vmlinuz"),
+            (loader.join("linuxx64.efi.stub"), "linuxx64.efi.stub"),
+            (loader.join("systemd-bootx64.efi"), "systemd-bootx64.efi"),
+            (tree.packages(), "packages.json"),
+        ] {
+            fs::copy(&from, partial.join(to)).map_err(Error::io(from))?;
+        }
+        fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
+        let size = fs::metadata(image.root()).map_err(Error::io(image.root()))?.len();
+        say(&format!(
+            "{} {}: root of {} MB after {} s",
+            recipe.product,
+            recipe.version,
+            size / 1_000_000,
+            began.elapsed().as_secs()
+        ));
+        Ok(image)
+    }
+
+    fn tree(&self, recipe: &Recipe, base_key: &str, say: &dyn Fn(&str)) -> Result<Tree, Error> {
+        let folder = self.folder.join("trees").join(base_key);
+        if !folder.exists() {
+            say(&format!(
+                "{} {}: installing {} packages and what they need",
+                recipe.product,
+                recipe.version,
+                recipe.packages.len()
+            ));
+            let partial = self.partial(&folder)?;
+            tree::install(recipe, &Tree::at(partial.clone()), &self.folder.join("packages"))?;
+            fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
+        }
+        Ok(Tree::at(folder))
+    }
+
+    /// The sources of the initrd's program, which decide what is in the initrd.
+    fn init_source(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let folder = self.workspace.join("tests/os-image/init/src");
+        let entries = fs::read_dir(&folder).map_err(Error::io(&folder))?;
+        let mut sources = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(Error::io(&folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            sources.push((name, fs::read(&path).map_err(Error::io(&path))?));
+        }
+        sources.sort();
+        Ok(sources)
+    }
+
+    /// Builds the initrd's program: static, since nothing else is in the initrd.
+    fn init(&self, key: &str, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
+        let kept = self.folder.join("init").join(key);
+        if kept.exists() {
+            return Ok(kept);
+        }
+        say("building the initrd's program");
+        let target = self.folder.join("cargo");
+        let mut command = Command::new("cargo");
+        command
+            .current_dir(&self.workspace)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env("CARGO_TARGET_DIR", &target)
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "bascule-init",
+                "--target",
+                "x86_64-unknown-linux-gnu",
+            ]);
+        tool::run("building the initrd's program", &mut command)?;
+        let built = target.join("x86_64-unknown-linux-gnu/release/bascule-init");
+        let folder = self.folder.join("init");
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let partial = folder.join(format!("{key}.partial"));
+        fs::copy(&built, &partial).map_err(Error::io(&built))?;
+        fs::rename(&partial, &kept).map_err(Error::io(&kept))?;
+        Ok(kept)
+    }
+
+    fn lock(&self) -> Result<File, Error> {
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        let path = self.folder.join("lock");
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        file.lock_exclusive().map_err(Error::io(path))?;
+        Ok(file)
+    }
+
+    fn check_host(&self) -> Result<(), Error> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::NotRoot);
+        }
+        let free_mib = fs2::available_space(&self.folder).map_err(Error::io(&self.folder))? / (1024 * 1024);
+        if free_mib < NEEDED_MIB {
+            return Err(Error::NoSpace { path: self.folder.clone(), free_mib, needed_mib: NEEDED_MIB });
+        }
+        Ok(())
+    }
+
+    /// An empty folder beside `folder`, for what is not whole yet. What an earlier build left there goes.
+    fn partial(&self, folder: &Path) -> Result<PathBuf, Error> {
+        let partial = folder.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
+        }
+        fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+        Ok(partial)
+    }
+}
+
+/// 128 bits of SHA-256 over the value's JSON.
+fn key(value: &impl Serialize) -> Result<String, Error> {
+    let json = serde_json::to_vec(value).map_err(|error| Error::io("recipe")(error.into()))?;
+    let hash = hex::encode(digest::digest(&digest::SHA256, &json));
+    Ok(hash.get(..32).unwrap_or(&hash).to_owned())
+}
