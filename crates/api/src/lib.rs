@@ -1,1 +1,105 @@
+//! The Kubernetes API of Bascule: group `bascule.dev`, version `v1alpha1`, all objects cluster-scoped.
+//!
+//! Types only: no I/O, no client, no runtime. Everything that people, the operator and the agents say to each other
+//! goes through these objects, so every string and list has a bound, every rule has a sentence that says how to mend
+//! the object, and every wait has a documented reason ([`WaitReason`]).
 
+#![allow(unreachable_pub, reason = "the schema derive repeats each type in a private scope")]
+
+pub mod conditions;
+mod duration;
+mod freeze;
+mod node_update;
+mod policy;
+mod policy_status;
+mod quantity;
+mod reasons;
+mod rollback;
+mod selector;
+mod time;
+
+pub use bascule_names::{Architecture, ChannelName, Digest, NameError, Product, RootHash, Version};
+pub use duration::{Duration, DurationError};
+pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
+pub use node_update::{
+    BootControl, BootControlBackend, Booted, Cause, Counting, Disruption, DrainProgress, FailedRelease, Goal, Grant,
+    LastError, ManualAction, NodeError, NodeUpdate, NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef,
+    Rollout, RolloutState, SlotName, SlotState, SlotStatus, Slots, Staged, Transfer, Trial,
+};
+pub use policy::{
+    Budget, ConfigMapKey, DomainBudget, Drain, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks, HttpGate,
+    MaintenanceWindow, NewNodes, ObjectGate, OnTimeout, PromQlGate, Severity, Source, Staging, TrustRoot, UpdatePolicy,
+    UpdatePolicySpec, Wave,
+};
+pub use policy_status::{
+    BlockedRelease, Columns, Counts, HistoryEntry, Outcome, PolicyFailure, ReleaseInfo, RepositoryStatus, Timings,
+    UpdatePolicyStatus, WaitsFor, WaveStatus, WindowStatus,
+};
+pub use quantity::{IntOrPercent, QuantityError};
+pub use reasons::{ObjectRef, WaitReason};
+pub use rollback::{Rollback, RollbackSpec, RollbackStatus};
+pub use selector::{Operator, Requirement, Selector, SelectorError};
+pub use time::Time;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, ValidationRule};
+
+/// The API group of every object here.
+pub const GROUP: &str = "bascule.dev";
+/// The field manager the operator writes with (server-side apply).
+pub const OPERATOR_MANAGER: &str = "bascule-operator";
+/// The field manager an agent writes its status with (server-side apply).
+pub const AGENT_MANAGER: &str = "bascule-agent";
+/// Taint (`PreferNoSchedule`) on nodes that still run an old release while a rollout moves, so that evicted pods land
+/// on updated nodes.
+pub const OUTDATED_TAINT: &str = "bascule.dev/outdated";
+/// Taint (`NoSchedule`) on new nodes that are held until they run the policy's release (`spec.newNodes.hold`).
+pub const HOLD_TAINT: &str = "bascule.dev/hold-until-updated";
+/// Annotation on a Node that we cordoned: the name of the grant that did it. A cordon without it is somebody else's.
+pub const CORDONED_BY_ANNOTATION: &str = "bascule.dev/cordoned-by";
+
+/// Every custom resource definition, in the order they are documented.
+#[must_use]
+pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
+    use kube_core::CustomResourceExt as _;
+    let mut policy = UpdatePolicy::crd();
+    for version in &mut policy.spec.versions {
+        // The derive puts rules on the spec; this one needs the object's metadata, so it stands on the root.
+        if let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            root.x_kubernetes_validations.get_or_insert_default().push(ValidationRule {
+                rule: "size(self.metadata.name) <= 63".to_owned(),
+                message: Some(
+                    "the name becomes a label value and a metric label: use at most 63 characters".to_owned(),
+                ),
+                ..ValidationRule::default()
+            });
+        }
+    }
+    vec![policy, NodeUpdate::crd(), Freeze::crd(), Rollback::crd()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_definition_is_cluster_scoped_with_a_status() {
+        for crd in custom_resource_definitions() {
+            assert_eq!(crd.spec.group, GROUP);
+            assert_eq!(crd.spec.scope, "Cluster");
+            assert!(crd.spec.versions.iter().all(|version| version.subresources.as_ref().unwrap().status.is_some()));
+        }
+    }
+
+    #[test]
+    fn a_policy_of_selector_and_source_has_careful_defaults() {
+        let spec: UpdatePolicySpec = serde_json::from_value(serde_json::json!({
+            "nodeSelector": {"matchLabels": {"role": "worker"}},
+            "source": {"repository": "https://images.example.com/acme-os", "channel": "stable"}
+        }))
+        .unwrap();
+        assert_eq!(spec.budget.max_unavailable, IntOrPercent::Int(1));
+        assert_eq!(spec.drain.on_timeout, OnTimeout::Abort);
+        assert_eq!(spec.failure_threshold, 1);
+        assert!(!spec.automatic_rollback && !spec.paused && spec.health.daemon_sets);
+    }
+}

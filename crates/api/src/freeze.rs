@@ -1,0 +1,64 @@
+//! `Freeze`: an on-call engineer's stop switch.
+
+use crate::{Duration, Selector, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube_derive::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Stops new disruptions, everywhere or for some policies, until it ends by itself. What already moves is finished.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "bascule.dev",
+    version = "v1alpha1",
+    kind = "Freeze",
+    plural = "freezes",
+    shortname = "fz",
+    category = "bascule",
+    status = "FreezeStatus",
+    derive = "PartialEq",
+    crates(kube_core = "kube_core"),
+    doc = "Stops new disruptions, everywhere or for some policies, until it ends by itself. What already moves is finished.",
+    printcolumn(name = "Active", type_ = "string", json_path = ".status.conditions[?(@.type==\"Active\")].status"),
+    printcolumn(name = "Until", type_ = "string", json_path = ".status.endsAt"),
+    printcolumn(name = "By", type_ = "string", json_path = ".spec.requestedBy"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".spec.reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self == oldSelf").message("a Freeze is not changed: delete it and write another, so that the record stays true"))]
+#[x_kube(crates(kube_core = "kube_core"))]
+pub struct FreezeSpec {
+    /// Why. Everybody who waits will read this.
+    #[schemars(length(min = 3, max = 512))]
+    pub reason: String,
+    /// How long, counted from the object's creation.
+    pub duration: Duration,
+    /// The policies it holds, by their labels. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_selector: Option<Selector>,
+    /// Who asks. The admission policy holds this to the name of the user that writes the object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub requested_by: Option<String>,
+}
+
+/// What the operator sees of a Freeze.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FreezeStatus {
+    /// The generation of the spec that this describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<Time>,
+    /// How many nodes were in motion when it began and were finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000))]
+    pub in_motion: Option<u32>,
+    /// Conditions: `Active`, `Accepted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}

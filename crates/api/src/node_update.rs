@@ -1,0 +1,558 @@
+//! `NodeUpdate`: what the operator and one node's agent say to each other.
+//!
+//! `spec` is the operator's word to the agent. `status` is the agent's word, except `status.rollout`, which is the
+//! operator's explanation for people (docs/decisions/0001: two field managers, held apart by the admission policy).
+
+use crate::{Architecture, ChannelName, Digest, ObjectRef, RootHash, Time, Version, WaitReason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube_derive::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The state of one node's OS and what is asked of it. Created by the operator, owned by the Node, edited by nobody.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "bascule.dev",
+    version = "v1alpha1",
+    kind = "NodeUpdate",
+    plural = "nodeupdates",
+    shortname = "nu",
+    category = "bascule",
+    status = "NodeUpdateStatus",
+    derive = "PartialEq",
+    crates(kube_core = "kube_core"),
+    doc = "The state of one node's OS and what is asked of it. Created by the operator, owned by the Node, edited by nobody.",
+    printcolumn(name = "Policy", type_ = "string", json_path = ".spec.policy"),
+    printcolumn(name = "Booted", type_ = "string", json_path = ".status.booted.version"),
+    printcolumn(name = "Staged", type_ = "string", json_path = ".status.staged.version"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.rollout.state"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.rollout.reason"),
+    printcolumn(name = "Until", type_ = "string", json_path = ".status.rollout.until"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.rollout.message", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    selectable = ".spec.policy"
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.goal != 'Booted' || has(self.grant)").message("goal Booted needs a grant: nothing is disrupted without one"))]
+#[x_kube(validation = Rule::new("self.goal == 'Idle' || has(self.release)").message("every goal but Idle names a release"))]
+#[x_kube(validation = Rule::new("!has(self.grant) || !has(oldSelf.grant) || self.grant.generation >= oldSelf.grant.generation").message("grant generations never go down"))]
+#[x_kube(crates(kube_core = "kube_core"))]
+pub struct NodeUpdateSpec {
+    /// The policy that cares for this node.
+    #[schemars(length(max = 63))]
+    pub policy: String,
+    /// What the agent shall reach.
+    #[serde(default)]
+    pub goal: Goal,
+    /// The release in question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<ReleaseRef>,
+    /// The permission to disrupt the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<Grant>,
+    /// What the operator remembers of the disruption it granted, so that another operator can finish or undo it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption: Option<Disruption>,
+    /// Whether a missing pack may be replaced by the next cheapest.
+    #[serde(default)]
+    pub pack_fallback: PackFallback,
+}
+
+/// What the agent shall reach.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Goal {
+    /// Nothing is asked.
+    #[default]
+    Idle,
+    /// The release is in the inactive slot, verified. Harmless.
+    Staged,
+    /// The release is armed and booted; needs a grant for the present boot.
+    Booted,
+    /// The running trial is made permanent.
+    Committed,
+    /// The node runs what its other slot holds (a trial is given up, or a committed release is left; the latter needs
+    /// a grant, as every reboot does).
+    Reverted,
+}
+
+/// What a node does when the cheapest pack is missing on the server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum PackFallback {
+    /// Take the next cheapest and say so.
+    #[default]
+    Allow,
+    /// Wait with an error: the network is dearer than the time.
+    Forbid,
+}
+
+/// A release, named so that nothing else can be meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseRef {
+    /// The release's version.
+    pub version: Version,
+    /// The SHA-256 digest of its manifest.
+    pub digest: Digest,
+    /// The repository to fetch it from. The agent trusts its own root only.
+    #[schemars(length(min = 9, max = 512))]
+    pub repository: String,
+    /// The channel that lists it.
+    pub channel: ChannelName,
+}
+
+/// The permission for one node to be disrupted, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Grant {
+    /// The boot it was given for (`status.nodeInfo.bootID` of the Node). After the reboot it is spent.
+    #[serde(rename = "bootID")]
+    #[schemars(length(min = 1, max = 64))]
+    pub boot_id: String,
+    /// Counts the grants of this node. An agent refuses one that is not above the last it used, so that a restored
+    /// backup of the cluster's state can't repeat a reboot.
+    #[schemars(range(min = 1))]
+    pub generation: i64,
+}
+
+/// Why a node is disrupted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Cause {
+    /// The UpdatePolicy or Rollback that asks for it.
+    pub object: ObjectRef,
+    /// The person who wrote that object, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub user: Option<String>,
+}
+
+/// What the operator remembers of a disruption.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disruption {
+    /// When the grant was given.
+    pub granted_at: Time,
+    /// Whether the node was already cordoned then; if so, it stays cordoned afterwards.
+    pub was_cordoned: bool,
+    /// Why.
+    pub cause: Cause,
+    /// When the drain began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_started_at: Option<Time>,
+    /// When the node was empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained_at: Option<Time>,
+}
+
+/// What the agent reports, and in `rollout` what the operator explains.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeUpdateStatus {
+    /// The generation of the spec the agent has acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The kernel's boot ID.
+    #[serde(default, rename = "bootID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub boot_id: Option<String>,
+    /// The agent's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_version: Option<String>,
+    /// The machine's architecture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
+    /// The two slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<Slots>,
+    /// What runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted: Option<Booted>,
+    /// What the inactive slot holds, verified and ready to be armed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<Staged>,
+    /// The running trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
+    /// The running transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+    /// What went wrong last, until something succeeds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<LastError>,
+    /// Releases that failed on this node and are not tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub failed_releases: Vec<FailedRelease>,
+    /// How the boot loader is told what to boot, and whether its counting works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_control: Option<BootControl>,
+    /// Break-glass commands that were used on the node itself, newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub manual_actions: Vec<ManualAction>,
+    /// The generation of the last grant the agent used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_grant: Option<i64>,
+    /// Conditions; see the list of constants in the API's documentation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The operator's explanation of what the node does or waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+}
+
+/// One of the two system slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum SlotName {
+    /// The first.
+    A,
+    /// The second.
+    B,
+}
+
+impl SlotName {
+    /// The other slot.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::A => Self::B,
+            Self::B => Self::A,
+        }
+    }
+}
+
+impl std::fmt::Display for SlotName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::A => "A",
+            Self::B => "B",
+        })
+    }
+}
+
+/// The two slots.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Slots {
+    /// Slot A.
+    #[serde(default)]
+    pub a: SlotStatus,
+    /// Slot B.
+    #[serde(default)]
+    pub b: SlotStatus,
+}
+
+impl Slots {
+    /// The status of one slot.
+    #[must_use]
+    pub const fn get(&self, name: SlotName) -> &SlotStatus {
+        match name {
+            SlotName::A => &self.a,
+            SlotName::B => &self.b,
+        }
+    }
+}
+
+/// What one slot holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotStatus {
+    /// The state.
+    #[serde(default)]
+    pub state: SlotState,
+    /// The release's version, where the slot holds one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// Its dm-verity root hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_hash: Option<RootHash>,
+}
+
+/// The state of a slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum SlotState {
+    /// Nothing that could be booted.
+    #[default]
+    Empty,
+    /// Being written; never trusted.
+    Writing,
+    /// Holds a verified release without a boot entry.
+    Staged,
+    /// Holds a release with a boot entry that has tries left.
+    Armed,
+    /// Runs, not committed.
+    Trial,
+    /// Holds a release with a permanent boot entry.
+    Good,
+    /// Holds a release that failed; its boot entry is never picked.
+    Bad,
+    /// Does not hold what it should: changed by somebody else or damaged.
+    Damaged,
+}
+
+/// What runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Booted {
+    /// The slot.
+    pub slot: SlotName,
+    /// The release's version.
+    pub version: Version,
+    /// Its dm-verity root hash.
+    pub root_hash: RootHash,
+    /// Since when this release runs committed, over reboots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed_at: Option<Time>,
+}
+
+/// What the inactive slot holds, verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Staged {
+    /// The release's version.
+    pub version: Version,
+    /// The digest of its manifest, as in the spec.
+    pub digest: Digest,
+    /// When it was verified last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+}
+
+/// A running trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// The release on trial.
+    pub version: Version,
+    /// How often the boot loader would still try it.
+    #[schemars(range(min = 0, max = 99))]
+    pub tries_left: u32,
+    /// When the guard reverts unless there is a commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
+}
+
+/// A running transfer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Transfer {
+    /// The release.
+    pub version: Version,
+    /// The root hash of the delta's base; absent for a full pack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<RootHash>,
+    /// Bytes fetched so far.
+    #[schemars(range(min = 0))]
+    pub bytes_done: i64,
+    /// Bytes to fetch in all.
+    #[schemars(range(min = 0))]
+    pub bytes_total: i64,
+    /// How much of the slot is right already, in percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: u32,
+    /// Why the transfer rests, if it does (pressure on disk or memory).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub paused: Option<String>,
+}
+
+/// What kind of thing went wrong; the only error label in metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum NodeError {
+    /// The repository can't be reached.
+    Network,
+    /// Metadata or content is not what was signed, or has expired.
+    Trust,
+    /// The release does not fit this machine (product, architecture, floor, size).
+    Unsuitable,
+    /// A disk or file system failed.
+    Storage,
+    /// No room on the ESP, a slot or the state partition.
+    Space,
+    /// The boot loader or its variables do not work as they must.
+    BootControl,
+    /// The system bus, logind or systemd failed.
+    SystemBus,
+    /// The API server refused or can't be reached.
+    Kubernetes,
+    /// The grant does not match the boot, or is spent.
+    Grant,
+    /// A file or value of the agent's settings is wrong.
+    Settings,
+    /// The trial did not become healthy in time.
+    TrialFailed,
+    /// The boot loader came back to the old release.
+    BootFailed,
+    /// Something that must not happen.
+    Internal,
+}
+
+impl NodeError {
+    /// The category as it stands in objects and metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Network => "Network",
+            Self::Trust => "Trust",
+            Self::Unsuitable => "Unsuitable",
+            Self::Storage => "Storage",
+            Self::Space => "Space",
+            Self::BootControl => "BootControl",
+            Self::SystemBus => "SystemBus",
+            Self::Kubernetes => "Kubernetes",
+            Self::Grant => "Grant",
+            Self::Settings => "Settings",
+            Self::TrialFailed => "TrialFailed",
+            Self::BootFailed => "BootFailed",
+            Self::Internal => "Internal",
+        }
+    }
+}
+
+/// What went wrong last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastError {
+    /// The kind.
+    pub category: NodeError,
+    /// What happened, and what to do about it.
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// How often in a row.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub attempts: u32,
+    /// When it happened last.
+    pub at: Time,
+    /// When it is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_try: Option<Time>,
+}
+
+/// A release that failed on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedRelease {
+    /// The release's version.
+    pub version: Version,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// When.
+    pub at: Time,
+    /// The kind of failure.
+    pub category: NodeError,
+    /// What was seen.
+    #[schemars(length(max = 512))]
+    pub message: String,
+}
+
+/// How the boot loader is told what to boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BootControl {
+    /// The backend.
+    pub backend: BootControlBackend,
+    /// Whether its counting works.
+    pub counting: Counting,
+}
+
+/// A way of telling a boot loader what to boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum BootControlBackend {
+    /// Boot Loader Specification entries with counters, as systemd-boot does.
+    SystemdBoot,
+    /// GPT attribute bits, as ChromeOS, CoreOS, Flatcar and Bottlerocket do.
+    GptPrio,
+}
+
+/// Whether a boot loader's counting works.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Counting {
+    /// Not yet known.
+    #[default]
+    Unknown,
+    /// Seen to work, or vouched for by the boot loader.
+    Works,
+    /// Seen not to work: nothing is armed on this node.
+    Broken,
+}
+
+/// A break-glass command used on the node itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ManualAction {
+    /// `stage`, `commit` or `revert`.
+    #[schemars(length(max = 32))]
+    pub action: String,
+    /// When.
+    pub at: Time,
+    /// The user on the node, as far as it can be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub user: Option<String>,
+}
+
+/// The operator's explanation of what a node does or waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// What the node does.
+    pub state: RolloutState,
+    /// Why.
+    pub reason: WaitReason,
+    /// In a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+    /// The object that causes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<ObjectRef>,
+    /// When it ends, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Time>,
+    /// Since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// The gates that hold, and last the one that does not, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub passed_gates: Vec<String>,
+    /// How far the drain is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainProgress>,
+}
+
+/// What a node does, as one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum RolloutState {
+    /// Runs what it should.
+    Current,
+    /// Downloads and verifies.
+    Staging,
+    /// Has something to do and may not yet.
+    Waiting,
+    /// Is being emptied.
+    Draining,
+    /// Arms, reboots, comes up.
+    Rebooting,
+    /// Runs the release, not committed.
+    Trial,
+    /// Goes back.
+    Reverting,
+    /// Came back from a failed release, or can't go on without a person.
+    Failed,
+    /// No agent has reported.
+    Unknown,
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainProgress {
+    /// Pods that have to go, in all.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub pods: u32,
+    /// Pods that are gone.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub gone: u32,
+}

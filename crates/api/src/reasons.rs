@@ -1,0 +1,182 @@
+//! Why something waits: one closed list that feeds conditions, columns, events, metrics, the CLI and docs/reasons.md.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The object that causes a wait.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectRef {
+    /// The object's kind, e.g. `PodDisruptionBudget`.
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+    /// Its namespace; absent for cluster-scoped objects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub namespace: Option<String>,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+impl std::fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{} {namespace}/{}", self.kind, self.name),
+            None => write!(f, "{} {}", self.kind, self.name),
+        }
+    }
+}
+
+macro_rules! wait_reasons {
+    ($($(#[doc = $meaning:literal])+ $name:ident => $remedy:literal,)+) => {
+        /// Why a node or a policy does not move, or what it is waiting for while it moves.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+        pub enum WaitReason {
+            $($(#[doc = $meaning])+ $name,)+
+        }
+
+        impl WaitReason {
+            /// Every reason, in the order of docs/reasons.md (which is the order in which the gates ask).
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The reason's name as it stands in objects, events and metric labels.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+
+            /// What the reason means, in a sentence.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($meaning),+).trim_ascii(),)+ }
+            }
+
+            /// What a person can do about it.
+            #[must_use]
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$name => $remedy,)+ }
+            }
+        }
+    };
+}
+
+wait_reasons! {
+    /// The node already runs the release its policy asks for.
+    Current => "Nothing: this is the goal.",
+    /// More than one policy selects the node, so none of them touches it.
+    PolicyConflict => "Narrow the nodeSelector of one of the policies named in the message.",
+    /// The policy has a field that can't be used; the message names it.
+    InvalidPolicy => "Mend the field that the policy's Accepted condition names.",
+    /// The agent on the node has not reported, or not for longer than expected.
+    AgentNotReporting => "Look at the agent's pod or unit on the node.",
+    /// The agent found that boot counting does not work on this machine, so no trial could revert by itself.
+    BootCountingBroken => "Read the node's BootControlHealthy condition; mend the firmware or boot loader setup.",
+    /// The Node object is gone or being deleted.
+    NodeGone => "Nothing: the node's grant is freed.",
+    /// The policy is paused.
+    Paused => "Set spec.paused of the policy to false.",
+    /// A Freeze holds every new disruption back.
+    Freeze => "Wait until it ends, or delete the Freeze named in the object field.",
+    /// The repository can't be reached, or its metadata is not valid or has expired.
+    RepositoryUnavailable => "Read the policy's RepositoryHealthy condition; publish fresh, valid metadata.",
+    /// The channel offers no release that this node could take.
+    NoRelease => "Publish a release for the policy's channel, or correct the pinned version.",
+    /// The release is blocked for this policy, because it failed or an admin listed it.
+    ReleaseBlocked => "Publish a newer release; to allow this one again remove it from status.blocked with `bascule unblock`.",
+    /// The release was withdrawn by its publisher.
+    ReleaseWithdrawn => "Nothing: the next release of the channel takes its place.",
+    /// The release failed on this very node and is not tried there again.
+    FailedHere => "Read the node's status.failedReleases; publish a release that comes up there.",
+    /// The node must first step through an older release (the floor of the wanted one).
+    Floor => "Nothing: the node steps through the floor by itself. It waits if the floor is not published.",
+    /// The release is younger than spec.minReleaseAge.
+    MinimumAge => "Wait, or lower spec.minReleaseAge.",
+    /// The inactive slot still holds the way back from a release that is not proven yet.
+    Retention => "Wait until the running release is proven (spec.provenAfter).",
+    /// The release is being written to the inactive slot.
+    Transferring => "Nothing: progress is in status.transfer.",
+    /// Enough other nodes are staging at the moment (spec.staging.maxConcurrent).
+    StagingQueue => "Wait, or raise spec.staging.maxConcurrent.",
+    /// Staging failed and will be tried again.
+    StagingFailed => "Read status.lastError of the node.",
+    /// No maintenance window is open.
+    MaintenanceWindow => "Wait for the window named in the until field, or change spec.maintenanceWindows.",
+    /// Drain, reboot and health checks would not end before the window closes.
+    WindowTooShort => "Wait for the next window, or make the window longer.",
+    /// The node's wave has not begun, because an earlier wave is not done.
+    Wave => "Wait for the wave named in the message.",
+    /// The last wave is done and its soak time runs.
+    Soak => "Wait until the soak ends.",
+    /// The policy halted after failures.
+    Halted => "Read status.failures of the policy; a newer release or a Rollback ends the halt.",
+    /// As many nodes of the policy as its budget allows are unavailable.
+    Budget => "Wait, mend the unavailable nodes named in the message, or raise spec.budget.maxUnavailable.",
+    /// As many nodes of the cluster as the ceiling allows are unavailable.
+    ClusterCeiling => "Wait, or raise the operator's --max-unavailable.",
+    /// A node of another failure domain is being updated or unavailable.
+    DomainBusy => "Wait for the domain named in the message.",
+    /// Another control-plane node is moving or unavailable, or etcd would lose its quorum.
+    ControlPlane => "Wait; mend the control-plane node named in the message.",
+    /// This node runs the operator itself and goes last.
+    OperatorNode => "Nothing: the other nodes go first.",
+    /// A PodDisruptionBudget does not allow the drain to succeed now.
+    DisruptionBudget => "Get the budget's pods healthy or give the workload one more replica; other nodes go first meanwhile.",
+    /// A pod on the node can't be evicted under the policy's drain settings.
+    UndrainablePod => "Read the message: delete the pod, or allow it in spec.drain.",
+    /// A health gate does not pass.
+    HealthGate => "Read the gate named in the message.",
+    /// The node is not Ready, so it goes last.
+    NodeNotReady => "Mend the node; its update is tried when it is Ready or everything else is done.",
+    /// Somebody else cordoned the node.
+    Cordoned => "Uncordon the node when it may be updated.",
+    /// A drain failed and the node waits before it is tried again.
+    DrainBackoff => "Read the last drain's message; it is tried again at the time in the until field.",
+    /// A drain reached its timeout and the policy says to hold the node as it is.
+    DrainHeld => "Resolve the pods named in the message, or delete them.",
+    /// A hook has not finished or has failed.
+    Hook => "Look at the Job named in the object field.",
+    /// The node may be disrupted next, but others come first in this round.
+    Queued => "Nothing: it is next in line.",
+    /// The node's pods are being evicted.
+    Draining => "Nothing: progress is in status.rollout.drain.",
+    /// The node waits until load balancers have noticed that it goes away.
+    LoadBalancers => "Nothing: it goes on after spec.drain.loadBalancerDelay.",
+    /// The agent is arming the release or the machine is rebooting.
+    Rebooting => "Nothing, for as long as spec.health.nodeReadyTimeout has not passed.",
+    /// The node booted the release as a trial and has to become healthy.
+    Trial => "Nothing: the checks that are still missing are in the message.",
+    /// The node is healthy and has to stay so for its soak time.
+    Soaking => "Nothing: it commits at the time in the until field.",
+    /// The agent is making the trial permanent.
+    Committing => "Nothing.",
+    /// The node is going back to the release in its other slot.
+    Reverting => "Nothing; read status.rollout.message for the cause.",
+    /// The node was to boot the release and came back on its old one.
+    Reverted => "Read status.failedReleases of the node and the console of its last boot.",
+    /// The node has not come back after its reboot.
+    NodeLost => "Look at the machine's console; the slot of the budget stays taken while the node is unavailable.",
+}
+
+impl std::fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_explains_itself() {
+        let mut names: Vec<_> = WaitReason::ALL.iter().map(|reason| reason.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), WaitReason::ALL.len());
+        for reason in WaitReason::ALL {
+            assert!(reason.meaning().ends_with('.') && reason.remedy().ends_with('.'), "{reason}");
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+}
