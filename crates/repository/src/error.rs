@@ -1,0 +1,98 @@
+//! The errors of reading a repository, sorted by what they mean to a node rather than by where they came from.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+use crate::http::FetchError;
+use crate::time::ClockBehind;
+
+/// Why a repository, or something in it, is not accepted. Messages don't repeat their source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The network or the server.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// Too few valid signatures of the keys that the root names.
+    #[error("the {role} metadata is not signed by enough of its keys{detail}")]
+    Signature { role: String, detail: String },
+    /// A version went down, or a role disappeared.
+    #[error("rollback refused: {reason}")]
+    Rollback { reason: String },
+    /// Metadata or a file is not the one that the signed metadata names.
+    #[error("{what} is not the one that the signed metadata names: {reason}")]
+    Mismatch { what: String, reason: String },
+    /// Metadata is past its expiry.
+    #[error("the {role} metadata expired at {expired} (judged at {now}); the vendor must sign it afresh")]
+    Expired { role: String, expired: DateTime<Utc>, now: DateTime<Utc> },
+    /// The node's clock can't be trusted.
+    #[error(transparent)]
+    ClockBehind(#[from] ClockBehind),
+    /// The trust root itself is unusable.
+    #[error("the trust root is not a valid TUF root: {reason}")]
+    TrustRoot { reason: String },
+    /// Signed, but not in a form this version understands, or beyond a limit.
+    #[error("{what} can't be used: {reason}")]
+    Invalid { what: String, reason: String },
+    /// A signed file can't be parsed.
+    #[error("{what} can't be read")]
+    Format { what: String, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The repository has no such file.
+    #[error("the repository has no {what}{hint}")]
+    Absent { what: String, hint: String },
+    /// The datastore can't be used.
+    #[error("the datastore {} can't be used: {doing}", path.display())]
+    Datastore { path: PathBuf, doing: &'static str, source: std::io::Error },
+    /// Another process uses the datastore.
+    #[error("the datastore {} is in use by another process", path.display())]
+    Busy { path: PathBuf },
+    /// The caller asked to stop.
+    #[error("the download was stopped")]
+    Cancelled,
+}
+
+impl Error {
+    /// A stable word for metrics and conditions.
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Fetch(error) => error.category(),
+            Self::Signature { .. } => "Signature",
+            Self::Rollback { .. } => "Rollback",
+            Self::Mismatch { .. } => "Mismatch",
+            Self::Expired { .. } => "Expired",
+            Self::ClockBehind(_) => "ClockBehind",
+            Self::TrustRoot { .. } => "TrustRoot",
+            Self::Invalid { .. } => "Unacceptable",
+            Self::Format { .. } => "Format",
+            Self::Absent { .. } => "Absent",
+            Self::Datastore { .. } | Self::Busy { .. } => "Datastore",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+
+    /// Whether trying again later can help without anybody's doing: network trouble, or another process at work.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Fetch(error) => error.may_pass() || error.category() == "SlowRetrieval",
+            Self::Busy { .. } | Self::Cancelled => true,
+            _ => false,
+        }
+    }
+}
+
+/// The error and its causes in one line, for places that take only text.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        // Some libraries print their source within their own text.
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = inner.source();
+    }
+    text
+}

@@ -1,0 +1,125 @@
+//! Which release a node goes to, and from which pack: pure decisions over signed data and what the slots hold.
+
+use bascule_image::release::channel::{Channel, Refusal, Release};
+use bascule_image::release::manifest::{Manifest, Pack};
+use bascule_names::{Architecture, Product, RootHash, Version};
+
+/// What one slot holds, as verified by whoever looked at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Version of the release in the slot.
+    pub version: Version,
+    /// Its verity root hash.
+    pub root_hash: RootHash,
+}
+
+/// What a node is and holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The product its OS image belongs to.
+    pub product: Product,
+    /// Its architecture.
+    pub architecture: Architecture,
+    /// The booted slot; `None` where nothing is installed yet.
+    pub booted: Option<Held>,
+    /// The other slot, if it holds a whole, verified release.
+    pub other: Option<Held>,
+}
+
+impl Host {
+    /// Root hashes of the images this node can read as the base of a delta. The slot that will be overwritten is no
+    /// base, so this is the booted one only.
+    pub fn bases(&self) -> Vec<RootHash> {
+        self.booted.iter().map(|held| held.root_hash.clone()).collect()
+    }
+}
+
+/// Which release is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// What the channel offers.
+    Newest,
+    /// This version.
+    Version(Version),
+}
+
+/// What a node would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice<'a> {
+    /// It runs the release already.
+    Booted(&'a Release),
+    /// The other slot holds it: no download. This is the one way back to an older release that needs no word of the
+    /// channel, because this node verified that release once.
+    InOtherSlot(&'a Release),
+    /// Install this release.
+    Install(&'a Release),
+    /// Install `step` first, because `target` does not accept nodes from the running version.
+    StepThrough { step: &'a Release, target: &'a Release },
+    /// Nothing newer is offered: the channel is empty, or the newest release that was not withdrawn is older than what
+    /// runs and does not ask to go back. Only for [`Wanted::Newest`]; whoever names a version gets a [`Refusal`].
+    Stay { newest: Option<&'a Release> },
+}
+
+impl<'a> Choice<'a> {
+    /// The release that the node's next action is about.
+    pub fn release(&self) -> Option<&'a Release> {
+        match self {
+            Self::Booted(release) | Self::InOtherSlot(release) | Self::Install(release) => Some(release),
+            Self::StepThrough { step, .. } => Some(step),
+            Self::Stay { .. } => None,
+        }
+    }
+}
+
+/// Decides.
+///
+/// # Errors
+/// A [`Refusal`] that says what would be accepted: another product or architecture, not in the channel, withdrawn, below
+/// its floor, or a downgrade that neither the channel allows nor the other slot already holds.
+pub fn decide<'a>(channel: &'a Channel, wanted: &Wanted, host: &Host) -> Result<Choice<'a>, Refusal> {
+    channel.accept_for(&host.product)?;
+    let version = match wanted {
+        Wanted::Version(version) => version.clone(),
+        Wanted::Newest => match channel.newest(host.architecture) {
+            None => return Ok(Choice::Stay { newest: None }),
+            Some(release) => {
+                let lower = host.booted.as_ref().is_some_and(|booted| release.version < booted.version);
+                if lower && !release.downgrade {
+                    return Ok(Choice::Stay { newest: Some(release) });
+                }
+                release.version.clone()
+            }
+        },
+    };
+    if let Some(release) = channel.release(&version) {
+        if host.booted.as_ref().is_some_and(|held| held.version == version) {
+            return Ok(Choice::Booted(release));
+        }
+        if host.other.as_ref().is_some_and(|held| held.version == version) {
+            return Ok(Choice::InOtherSlot(release));
+        }
+    }
+    let target = channel.installable(&version, host.architecture)?;
+    let Some(booted) = &host.booted else { return Ok(Choice::Install(target)) };
+    let step = channel.step_towards(&version, &booted.version, host.architecture)?;
+    Ok(if step.version == target.version { Choice::Install(target) } else { Choice::StepThrough { step, target } })
+}
+
+/// What to do when the cheapest pack is missing on the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingPack {
+    /// Take the next cheapest, at last the full pack, and say so.
+    #[default]
+    FallBack,
+    /// Fail. For fleets behind thin lines, where a full image for each node costs more than a late update.
+    Refuse,
+}
+
+/// The packs to try, in this order.
+pub fn candidates<'a>(manifest: &'a Manifest, bases: &[RootHash], missing: MissingPack) -> Vec<&'a Pack> {
+    let mut packs = manifest.usable_packs(bases);
+    if missing == MissingPack::Refuse {
+        packs.truncate(1);
+    }
+    packs
+}
