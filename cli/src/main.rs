@@ -1,1 +1,57 @@
-fn main() {}
+//! `bascule`: what an on-call engineer and an OS vendor type. Also found by kubectl as a plugin when it is called
+//! `kubectl-bascule`.
+//!
+//! Each subcommand lives in its own folder; this file only starts the process: TLS provider, arguments, logging, runtime,
+//! and the exit code.
+
+mod args;
+mod clock;
+mod exit;
+mod output;
+mod release;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use exit::Exit;
+
+fn main() -> ExitCode {
+    // tough brings a second provider along, so none is chosen by itself. Fails only if one is installed already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments = args::Arguments::parse();
+    start_logging(arguments.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit::report(&anyhow::Error::new(error).context("can't start the runtime")),
+    };
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = run(arguments) => outcome,
+            _ = tokio::signal::ctrl_c() => Ok(Exit::Interrupted),
+        }
+    });
+    // A blocking reader may wait for the network; there is nothing left to wait for.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(error) => exit::report(&error),
+    }
+}
+
+async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
+    match arguments.command {
+        args::Command::Release(command) => release::run(command).await,
+    }
+}
+
+/// Warnings by default, more with `-v` and `-vv`, anything by `BASCULE_LOG`.
+fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info,bascule=debug",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BASCULE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+}

@@ -1,0 +1,90 @@
+//! Printing: tables for people, JSON and YAML for programs, progress bars on a terminal only.
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use serde::Serialize;
+
+/// What a command prints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// Writes text to stdout. A reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("can't write to stdout"),
+    }
+}
+
+/// Says something to the person at the terminal, apart from the output.
+pub(crate) fn say(text: &str) {
+    // Nobody can be told when stderr is gone.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Prints `value` as asked, where `table` makes the form for people.
+pub(crate) fn show<T: Serialize>(format: Format, value: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+    match format {
+        Format::Table => print(&table(value)),
+        Format::Json => print(&(serde_json::to_string_pretty(value).context("can't make JSON of it")? + "\n")),
+        Format::Yaml => print(&serde_saphyr::to_string(value).context("can't make YAML of it")?),
+    }
+}
+
+/// Lines up columns with two spaces between them. The first row is the heading.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| console::measure_text_width(cell)).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&console::pad_str(cell, *width, console::Alignment::Left, None));
+            line.push_str("  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// Bytes as people read them, with decimal units.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)];
+    for (unit, size) in UNITS {
+        if count >= size {
+            return format!("{:.1} {unit}", count as f64 / size as f64);
+        }
+    }
+    format!("{count} B")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_lines_have_no_tail() {
+        let rows = [["A", "LONG"], ["wide cell", "x"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&rows), "A          LONG\nwide cell  x\n");
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!([999, 1_500, 748_600_000].map(bytes), ["999 B", "1.5 kB", "748.6 MB"]);
+    }
+}
