@@ -49,16 +49,20 @@ impl SourceArguments {
             let base: Url = self.repository.parse().with_context(|| format!("{} is no URL", self.repository))?;
             (base, Fetcher::Http(self.client()?), None)
         } else {
-            let folder = std::path::absolute(&self.repository)
-                .with_context(|| format!("{} is no folder", self.repository))?;
+            let folder =
+                std::path::absolute(&self.repository).with_context(|| format!("{} is no folder", self.repository))?;
             anyhow::ensure!(folder.is_dir(), "{} is no folder; write an https address or a folder", folder.display());
             let base = Url::from_directory_path(&folder)
                 .map_err(|()| anyhow::anyhow!("{} can't be written as a URL", folder.display()))?;
             (base, Fetcher::Directory, Some(folder.join("metadata").join("1.root.json")))
         };
         let trust_root = match self.trust_root.clone().or(default_root) {
-            Some(path) => std::fs::read(&path).with_context(|| format!("can't read the trust root {}", path.display()))?,
-            None => anyhow::bail!("say with --trust-root which root.json you trust; it must not come from the server itself"),
+            Some(path) => {
+                std::fs::read(&path).with_context(|| format!("can't read the trust root {}", path.display()))?
+            }
+            None => anyhow::bail!(
+                "say with --trust-root which root.json you trust; it must not come from the server itself"
+            ),
         };
         let options = OpenOptions { trust_root, base, datastore, fetcher, now: Now::at(clock::now()) };
         Ok(Repository::open(options).await?)

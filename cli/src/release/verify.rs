@@ -82,8 +82,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let repository = arguments.source.open().await?;
     let channel = repository.channel(&arguments.channel).await?;
     let booted = booted(&arguments, &repository, &channel).await?;
-    let host =
-        Host { product: channel.product.clone(), architecture: arguments.architecture, booted, other: None };
+    let host = Host { product: channel.product.clone(), architecture: arguments.architecture, booted, other: None };
     let wanted = arguments.wanted.clone().map_or(Wanted::Newest, Wanted::Version);
     let choice = select::decide(&channel, &wanted, &host)?;
     let mut report = Report {
@@ -159,7 +158,9 @@ fn describe(choice: &Choice<'_>) -> String {
 fn table(report: &Report) -> String {
     let mut text = format!("{} {}: the metadata is signed and current\n", report.product, report.channel);
     let mut rows = vec![["ROLE", "VERSION", "EXPIRES"].map(str::to_owned).to_vec()];
-    rows.extend(report.metadata.iter().map(|role| vec![role.role.clone(), role.version.to_string(), role.expires.clone()]));
+    rows.extend(
+        report.metadata.iter().map(|role| vec![role.role.clone(), role.version.to_string(), role.expires.clone()]),
+    );
     text.push_str(&output::columns(&rows));
     // Writing to a String can't fail.
     let _ = writeln!(text, "a node would {}", report.decision);

@@ -105,7 +105,8 @@ impl Datastore {
     pub(crate) fn scratch(&self) -> Result<TempDir, Error> {
         let make = || -> io::Result<TempDir> {
             let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(&self.directory)?;
-            for (name, content) in [("timestamp.json", &self.state.timestamp), ("snapshot.json", &self.state.snapshot)] {
+            for (name, content) in [("timestamp.json", &self.state.timestamp), ("snapshot.json", &self.state.snapshot)]
+            {
                 if let Some(content) = content {
                     fs::write(scratch.path().join(name), content)?;
                 }

@@ -105,7 +105,8 @@ impl RemoteFile {
             let piece = buffer.get(..count).unwrap_or_default();
             received += count as u64;
             digest.update(piece);
-            let failed = |source: io::Error| Error::Format { what: format!("the copy of {name}"), source: source.into() };
+            let failed =
+                |source: io::Error| Error::Format { what: format!("the copy of {name}"), source: source.into() };
             out.write_all(piece).map_err(failed)?;
         }
         let found = Digest::from(digest.finish());

@@ -308,7 +308,8 @@ impl Repository {
         let path = pack.path.as_str();
         let (_, found) = self.find(path, path)?;
         if found.target.length != pack.size {
-            let reason = format!("the TUF metadata names {} bytes, the release names {}", found.target.length, pack.size);
+            let reason =
+                format!("the TUF metadata names {} bytes, the release names {}", found.target.length, pack.size);
             return Err(Error::Mismatch { what: path.to_owned(), reason });
         }
         self.open_found(path, &found, options)
@@ -345,7 +346,8 @@ impl Repository {
         let digest = Sha256::of(&bytes);
         if bytes.len() as u64 != length || digest.as_bytes()[..] != found.target.hashes.sha256[..] {
             let signed = hex::encode(&found.target.hashes.sha256[..]);
-            let reason = format!("{} bytes with SHA-256 {digest} came, {length} bytes with {signed} are signed", bytes.len());
+            let reason =
+                format!("{} bytes with SHA-256 {digest} came, {length} bytes with {signed} are signed", bytes.len());
             return Err(Error::Mismatch { what: what.to_owned(), reason });
         }
         Ok(bytes)
@@ -380,8 +382,7 @@ impl Repository {
     /// TUF 1.0, 6.2: with consistent snapshots a file lies under `<folder>/<digest>.<name>`.
     fn url_of(&self, path: &str, found: &Found<'_>) -> Result<Url, Error> {
         // A validated path can't climb or change the host; anything else a delegated role may have signed is refused.
-        let path: TargetPath =
-            path.parse().map_err(|error| format_error("a file name in the metadata", error))?;
+        let path: TargetPath = path.parse().map_err(|error| format_error("a file name in the metadata", error))?;
         let path = path.as_str();
         let placed = if self.inner.root().signed.consistent_snapshot {
             let (folder, name) = path.rsplit_once('/').map_or(("", path), |(folder, name)| (folder, name));

@@ -77,8 +77,7 @@ impl MetadataTransport {
     async fn get(&self, url: &Url) -> Result<Bytes, TransportError> {
         let name = url.path_segments().and_then(|mut segments| segments.next_back()).unwrap_or_default();
         let bytes = self.fetcher.get_small(url, limit_for(name)).await.map_err(|error| {
-            let kind =
-                if error.is_not_found() { TransportErrorKind::FileNotFound } else { TransportErrorKind::Other };
+            let kind = if error.is_not_found() { TransportErrorKind::FileNotFound } else { TransportErrorKind::Other };
             TransportError::new_with_cause(kind, url, error)
         })?;
         if let Some(version) = root_version(name) {

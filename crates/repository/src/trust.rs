@@ -28,12 +28,7 @@ impl RootChain {
         let refuse = |reason: String| Error::TrustRoot { reason };
         let root: Signed<Root> = serde_json::from_slice(trust_root).map_err(|error| refuse(error.to_string()))?;
         root.signed.verify_role(&root).map_err(|error| refuse(in_one_line(&error)))?;
-        Ok(Self {
-            newest: trust_root.to_vec(),
-            version: root.signed.version.get(),
-            links: BTreeMap::new(),
-            root,
-        })
+        Ok(Self { newest: trust_root.to_vec(), version: root.signed.version.get(), links: BTreeMap::new(), root })
     }
 
     /// Takes over each next version that the root before it has signed; stops at the first that is missing or is not

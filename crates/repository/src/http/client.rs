@@ -116,13 +116,7 @@ impl HttpClient {
         }
     }
 
-    async fn get_once(
-        &self,
-        url: &Url,
-        limit: u64,
-        deadline: Instant,
-        overall: Duration,
-    ) -> Result<Bytes, Failure> {
+    async fn get_once(&self, url: &Url, limit: u64, deadline: Instant, overall: Duration) -> Result<Bytes, Failure> {
         let response = self.send(url, HeaderMap::new(), deadline, overall).await?;
         if !response.status().is_success() {
             return Err(refused(&response));

@@ -8,8 +8,8 @@ mod error;
 mod range;
 mod settings;
 
-pub(crate) use client::shown;
 pub use client::HttpClient;
+pub(crate) use client::shown;
 pub use error::FetchError;
 pub(crate) use range::{RangeReader, Validator};
 pub use settings::{HttpSettings, ProxySetting};

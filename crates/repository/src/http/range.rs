@@ -119,12 +119,7 @@ impl RangeReader {
             None => self.request().await?,
         };
         let Some(mut bytes) = body.next().await? else {
-            return Err(FetchError::Truncated {
-                url: shown(&self.url),
-                got: self.position,
-                expected: self.end,
-            }
-            .into());
+            return Err(FetchError::Truncated { url: shown(&self.url), got: self.position, expected: self.end }.into());
         };
         let left = self.end - self.position;
         if bytes.len() as u64 > left {
