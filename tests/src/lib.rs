@@ -1,7 +1,9 @@
 //! Fixtures for tests of the whole system, the benchmarks and the sandbox: a real Kubernetes control plane, kubelets
 //! that stand in for machines, and processes that never outlive the test that started them.
 
+pub mod clock;
 pub mod control_plane;
+pub mod kubelet;
 pub mod supervise;
 
 /// The TLS library can be driven by more than one provider and refuses to guess. Every fixture calls this before it
