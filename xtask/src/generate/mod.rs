@@ -1,0 +1,66 @@
+//! `cargo xtask generate`: everything in the tree that is made from code. A test fails when the tree differs.
+
+mod api;
+mod crds;
+mod reasons;
+
+use crate::workspace_root;
+use anyhow::{Context as _, bail};
+use clap::Args;
+use std::{fs, path::Path};
+
+/// What to do with the generated files.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Change nothing; fail if a file is not as it would be written.
+    #[arg(long)]
+    check: bool,
+}
+
+/// A generated file, relative to the root of the checkout.
+struct Generated {
+    path: String,
+    content: String,
+}
+
+fn all() -> anyhow::Result<Vec<Generated>> {
+    let mut files = crds::files()?;
+    files.push(reasons::file());
+    files.push(api::file()?);
+    Ok(files)
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let root = workspace_root();
+    let mut stale = Vec::new();
+    for file in all()? {
+        let path = root.join(&file.path);
+        if fs::read_to_string(&path).ok().as_deref() == Some(&file.content) {
+            continue;
+        }
+        if !options.check {
+            write(&path, &file.content)?;
+            println!("wrote {}", file.path);
+        }
+        stale.push(file.path);
+    }
+    if options.check && !stale.is_empty() {
+        bail!("not up to date: {}; run `cargo xtask generate`", stale.join(", "));
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &str) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    }
+    fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_tree_holds_what_the_code_says() {
+        super::run(&super::Options { check: true }).unwrap();
+    }
+}

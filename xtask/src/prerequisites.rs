@@ -1,0 +1,89 @@
+//! Tools that the commands need beside Rust: installed from Debian where we may, else named in one sentence.
+
+use anyhow::{Context as _, bail};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// A program, and the Debian package that has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tool {
+    pub(crate) program: &'static str,
+    pub(crate) package: &'static str,
+}
+
+/// What the tests judge our work with, and what images are made with.
+pub(crate) const TEST_TOOLS: &[Tool] = &[
+    Tool { program: "veritysetup", package: "cryptsetup-bin" },
+    Tool { program: "mkfs.erofs", package: "erofs-utils" },
+    Tool { program: "mmdebstrap", package: "mmdebstrap" },
+    Tool { program: "sgdisk", package: "gdisk" },
+    Tool { program: "fsck.vfat", package: "dosfstools" },
+    Tool { program: "cgpt", package: "cgpt" },
+    Tool { program: "dbus-daemon", package: "dbus-daemon" },
+    Tool { program: "prometheus", package: "prometheus" },
+];
+
+/// Where a program is, if it is on the PATH or where Debian keeps programs for root.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+/// When something is missing and can't be installed here; the message is the command that installs it.
+pub(crate) fn ensure(tools: &[Tool]) -> anyhow::Result<()> {
+    let missing: Vec<&str> =
+        tools.iter().filter(|tool| find(tool.program).is_none()).map(|tool| tool.package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let advice = format!("install the missing tools with `apt-get install {}`", missing.join(" "));
+    if !rustix::process::geteuid().is_root() || find("apt-get").is_none() {
+        bail!("{advice}");
+    }
+    eprintln!("installing {} from Debian", missing.join(", "));
+    // Package lists may be absent or old on a fresh machine; without them the install would fail for no good reason.
+    apt(&["update"]).context(advice.clone())?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(missing);
+    apt(&arguments).context(advice)
+}
+
+fn apt(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("apt-get")
+        .arg("--quiet=2")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // A service that a package brings (Prometheus) must not start on a developer's machine.
+        .env("RUNLEVEL", "1")
+        .stdin(Stdio::null())
+        .output()
+        .context("starting apt-get")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    bail!(
+        "apt-get {} failed: {}",
+        arguments.first().copied().unwrap_or_default(),
+        text.lines().last().unwrap_or("no message")
+    )
+}
+
+/// Fails with one sentence when a program that we never install is missing.
+pub(crate) fn require(program: &str, advice: &str) -> anyhow::Result<PathBuf> {
+    find(program).with_context(|| format!("{program} is missing: {advice}"))
+}
+
+/// Whether a file can be written where the build output goes.
+pub(crate) fn writable(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))
+}
