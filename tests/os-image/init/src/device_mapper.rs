@@ -59,21 +59,19 @@ pub(crate) fn create_read_only(name: &str, uuid: &str, sectors: u64, table: &str
         .write(true)
         .open("/dev/mapper/control")
         .map_err(Error::system("opening /dev/mapper/control"))?;
-    let mut request = request(name, uuid, sectors, table).ok_or_else(|| {
-        Error::system("naming the verity device")(std::io::Error::from(std::io::ErrorKind::InvalidInput))
-    })?;
-    // The table's call names the device by its name alone.
-    call::<{ code(CREATE) }>(&control, &mut request, "creating the verity device")?;
-    request.header.uuid = [0; 129];
-    request.header.device = 0;
-    request.header.flags = READ_ONLY;
-    request.header.target_count = 1;
-    call::<{ code(LOAD_TABLE) }>(&control, &mut request, "loading the verity table")?;
-    request.header.flags = READ_ONLY;
-    request.header.device = 0;
-    call::<{ code(SUSPEND) }>(&control, &mut request, "starting the verity device")?;
+    let too_long = || Error::system("naming the verity device")(std::io::Error::from(std::io::ErrorKind::InvalidInput));
+    // Each call writes its answer over the request, sizes included: every step begins with a fresh one. Only the
+    // first names the device by its UUID too.
+    let mut created = request(name, uuid, sectors, table).ok_or_else(too_long)?;
+    call::<{ code(CREATE) }>(&control, &mut created, "creating the verity device")?;
+    let mut loaded = request(name, "", sectors, table).ok_or_else(too_long)?;
+    loaded.header.target_count = 1;
+    call::<{ code(LOAD_TABLE) }>(&control, &mut loaded, "loading the verity table")?;
+    let mut started = request(name, "", sectors, table).ok_or_else(too_long)?;
+    call::<{ code(SUSPEND) }>(&control, &mut started, "starting the verity device")?;
+    let device = started.header.device;
     // The minor number: its low eight bits and, above the major's twelve, the rest (new_encode_dev).
-    let minor = (request.header.device & 0xff) | ((request.header.device >> 12) & 0xff_ff00);
+    let minor = (device & 0xff) | ((device >> 12) & 0xff_ff00);
     Ok(PathBuf::from(format!("/dev/dm-{minor}")))
 }
 
