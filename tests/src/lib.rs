@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod control_plane;
+pub mod https;
 pub mod kubelet;
 pub mod supervise;
 
