@@ -2,5 +2,6 @@
 //! Boot Loader Specification, machines that run the shipped agent, and seeded cluster worlds for the planner.
 
 pub mod disk;
+pub mod esp;
 pub mod firmware;
 pub mod machine;

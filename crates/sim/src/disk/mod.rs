@@ -7,6 +7,7 @@
 
 mod fault;
 mod pages;
+mod part;
 mod record;
 
 use std::fs::{File, OpenOptions};
@@ -17,6 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use fault::{Access, Effect, FaultRule};
 pub use pages::Pages;
+pub(crate) use part::seek;
+pub use part::{Cursor, Part};
 pub use record::{Loss, Operation, Recording};
 
 /// Bytes in a sector: the unit that a disk writes whole or not at all.

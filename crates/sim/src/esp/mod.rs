@@ -1,0 +1,192 @@
+//! A real FAT file system on a recorded partition: what an EFI system partition is to firmware and to Linux alike.
+//!
+//! Nothing is durable before [`Esp::sync`]. A rename goes to the disk the way Linux' vfat (fs/fat/namei_vfat.c,
+//! `vfat_rename`) and EDK2's FatPkg do it: first the new name, then the removal of the old one, so that a power cut may
+//! leave both names on one chain of clusters, or, where the directory spans sectors, neither.
+
+mod overlay;
+mod rename;
+
+use std::io::{self, Read, Seek, Write};
+
+use fatfs::{Date, DateTime, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
+
+use crate::disk::Part;
+use overlay::{Overlay, write_back};
+
+/// An EFI system partition (or XBOOTLDR).
+#[derive(Clone, Debug)]
+pub struct Esp {
+    part: Part,
+}
+
+/// A file in a directory of the ESP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EspFile {
+    /// Its long name.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// All files have the same time, so that the same run writes the same bytes.
+#[derive(Debug)]
+struct FixedTime;
+
+impl TimeProvider for FixedTime {
+    fn get_current_date(&self) -> Date {
+        Date { year: 2026, month: 1, day: 1 }
+    }
+
+    fn get_current_date_time(&self) -> DateTime {
+        DateTime { date: self.get_current_date(), time: Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+    }
+}
+
+static FIXED_TIME: FixedTime = FixedTime;
+
+/// EEXIST, ENOSPC: what Linux answers; fatfs has its own words for them.
+const EEXIST: i32 = 17;
+const ENOSPC: i32 = 28;
+
+type Fat<'a> = FileSystem<&'a mut Overlay>;
+
+impl Esp {
+    /// The file system on this partition; nothing is read before the first call.
+    pub fn new(part: Part) -> Self {
+        Self { part }
+    }
+
+    /// Makes an empty file system with `EFI/Linux` and `loader` and makes it durable.
+    pub fn format(part: Part) -> io::Result<Self> {
+        let esp = Self { part };
+        let mut overlay = Overlay::new(esp.part.clone());
+        // Small clusters on a small partition keep the tests' disks small; from 64 MiB on, FAT32 with 4 KiB clusters.
+        let cluster = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
+        let options = FormatVolumeOptions::new().bytes_per_cluster(cluster).volume_label(*b"ESP        ");
+        fatfs::format_volume(&mut overlay, options)?;
+        write_back(&esp.part, &overlay.changes()?)?;
+        for directory in ["EFI", "EFI/Linux", "loader"] {
+            esp.change(|fat| fat.root_dir().create_dir(directory).map(|_| ()))?;
+        }
+        esp.sync()?;
+        Ok(esp)
+    }
+
+    /// The partition below.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// The files (not directories) in a directory, as the directory orders them. A missing directory is `NotFound`.
+    pub fn list(&self, directory: &str) -> io::Result<Vec<EspFile>> {
+        self.look(|fat| {
+            let mut files = Vec::new();
+            for entry in fat.root_dir().open_dir(directory)?.iter() {
+                let entry = entry?;
+                if entry.is_file() {
+                    files.push(EspFile { name: entry.file_name(), size: entry.len() });
+                }
+            }
+            Ok(files)
+        })
+    }
+
+    /// A file's content; longer than `limit` bytes is an error.
+    pub fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+        self.look(|fat| {
+            let mut content = Vec::new();
+            fat.root_dir().open_file(path)?.take(limit + 1).read_to_end(&mut content)?;
+            if content.len() as u64 > limit {
+                return Err(io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    format!("{path} is longer than {limit} bytes"),
+                ));
+            }
+            Ok(content)
+        })
+    }
+
+    /// Whether a file is there.
+    pub fn exists(&self, path: &str) -> io::Result<bool> {
+        match self.look(|fat| fat.root_dir().open_file(path).map(|_| ())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates or replaces a file. Not durable before [`Esp::sync`].
+    pub fn write(&self, path: &str, content: &[u8]) -> io::Result<()> {
+        self.part.disk().note(format!("ESP: write {path} ({} bytes)", content.len()));
+        self.change(|fat| {
+            let mut file = fat.root_dir().create_file(path)?;
+            file.truncate()?;
+            file.write_all(content)
+        })
+    }
+
+    /// Renames a file within its directory; never replaces another. Not durable before [`Esp::sync`].
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.part.disk().note(format!("ESP: rename {from} to {to}"));
+        let steps = rename::steps(&self.part, from, to)?;
+        for step in steps {
+            write_back(&self.part, &step)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a file. Not durable before [`Esp::sync`].
+    pub fn remove(&self, path: &str) -> io::Result<()> {
+        self.part.disk().note(format!("ESP: remove {path}"));
+        self.change(|fat| fat.root_dir().remove(path))
+    }
+
+    /// `syncfs`: everything written so far is durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.part.flush()
+    }
+
+    /// Bytes that are free.
+    pub fn free(&self) -> io::Result<u64> {
+        self.look(|fat| {
+            let stats = fat.stats()?;
+            Ok(u64::from(stats.free_clusters()) * u64::from(stats.cluster_size()))
+        })
+    }
+
+    /// Bytes in the file system.
+    pub fn size(&self) -> io::Result<u64> {
+        self.look(|fat| {
+            let stats = fat.stats()?;
+            Ok(u64::from(stats.total_clusters()) * u64::from(stats.cluster_size()))
+        })
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Fat<'_>) -> io::Result<T>) -> io::Result<T> {
+        with_fat(&mut Overlay::new(self.part.clone()), look)
+    }
+
+    fn change(&self, change: impl FnOnce(&Fat<'_>) -> io::Result<()>) -> io::Result<()> {
+        let mut overlay = Overlay::new(self.part.clone());
+        let outcome = with_fat(&mut overlay, change);
+        // What a failed call did before it failed is in the page cache all the same.
+        write_back(&self.part, &overlay.changes()?)?;
+        outcome
+    }
+}
+
+/// Runs one operation of the FAT driver and puts its errors into Linux' words.
+fn with_fat<T>(overlay: &mut Overlay, run: impl FnOnce(&Fat<'_>) -> io::Result<T>) -> io::Result<T> {
+    let options = FsOptions::new().update_accessed_date(false).time_provider(&FIXED_TIME);
+    overlay.rewind()?;
+    let fat = FileSystem::new(overlay, options)?;
+    run(&fat).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => io::Error::from_raw_os_error(EEXIST),
+        io::ErrorKind::Other if error.to_string().contains("No space left") => io::Error::from_raw_os_error(ENOSPC),
+        _ => error,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! The page cache of the file system: one operation of the FAT driver works on sectors held here, and what it changed
+//! goes to the disk afterwards, whole sectors each once, as the kernel's buffer cache would send them.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::disk::{Part, SECTOR, seek};
+
+/// Sectors of a partition with changes on top.
+#[derive(Clone, Debug)]
+pub(super) struct Overlay {
+    part: Part,
+    position: u64,
+    /// Changed sectors by number, each with the place in the order of first changes.
+    changed: BTreeMap<u64, (usize, [u8; SECTOR])>,
+}
+
+impl Overlay {
+    pub(super) fn new(part: Part) -> Self {
+        Self { part, position: 0, changed: BTreeMap::new() }
+    }
+
+    /// Sectors that differ from what the partition holds, in the order in which they were first changed.
+    pub(super) fn changes(&self) -> io::Result<Vec<(u64, [u8; SECTOR])>> {
+        let mut ordered = Vec::new();
+        for (sector, (order, bytes)) in &self.changed {
+            let mut before = [0; SECTOR];
+            self.part.read(sector * SECTOR as u64, &mut before)?;
+            if before != *bytes {
+                ordered.push((*order, *sector, *bytes));
+            }
+        }
+        ordered.sort_unstable_by_key(|(order, ..)| *order);
+        Ok(ordered.into_iter().map(|(_, sector, bytes)| (sector, bytes)).collect())
+    }
+
+    /// One sector as it is now.
+    pub(super) fn sector(&self, sector: u64) -> io::Result<[u8; SECTOR]> {
+        if let Some((_, bytes)) = self.changed.get(&sector) {
+            return Ok(*bytes);
+        }
+        let mut bytes = [0; SECTOR];
+        self.part.read(sector * SECTOR as u64, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Replaces one sector.
+    pub(super) fn set_sector(&mut self, sector: u64, bytes: [u8; SECTOR]) {
+        let order = self.changed.len();
+        self.changed.entry(sector).and_modify(|(_, held)| *held = bytes).or_insert((order, bytes));
+    }
+
+    fn left(&self, wanted: usize) -> usize {
+        self.part.length().saturating_sub(self.position).min(wanted as u64) as usize
+    }
+}
+
+/// Sends changed sectors to the partition's cache, neighbours in one write.
+pub(super) fn write_back(part: &Part, changes: &[(u64, [u8; SECTOR])]) -> io::Result<()> {
+    let mut run: Option<(u64, Vec<u8>)> = None;
+    for (sector, bytes) in changes {
+        match &mut run {
+            Some((first, data)) if *first + (data.len() / SECTOR) as u64 == *sector => data.extend_from_slice(bytes),
+            _ => {
+                if let Some((first, data)) = run.replace((*sector, bytes.to_vec())) {
+                    part.write_all(first * SECTOR as u64, &data)?;
+                }
+            }
+        }
+    }
+    match run {
+        Some((first, data)) => part.write_all(first * SECTOR as u64, &data),
+        None => Ok(()),
+    }
+}
+
+impl io::Read for Overlay {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.left(buffer.len());
+        let Some(target) = buffer.get_mut(..count) else { return Ok(0) };
+        self.part.read(self.position, target)?;
+        let end = self.position + count as u64;
+        let first = self.position / SECTOR as u64;
+        for (sector, (_, bytes)) in self.changed.range(first..end.div_ceil(SECTOR as u64)) {
+            let start = sector * SECTOR as u64;
+            let from = start.max(self.position);
+            let to = (start + SECTOR as u64).min(end);
+            let inner = (from - start) as usize..(to - start) as usize;
+            let outer = (from - self.position) as usize..(to - self.position) as usize;
+            if let (Some(source), Some(place)) = (bytes.get(inner), target.get_mut(outer)) {
+                place.copy_from_slice(source);
+            }
+        }
+        self.position = end;
+        Ok(count)
+    }
+}
+
+impl io::Write for Overlay {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let within = (self.position % SECTOR as u64) as usize;
+        let count = self.left(data.len()).min(SECTOR - within);
+        let Some(source) = data.get(..count).filter(|source| !source.is_empty()) else { return Ok(0) };
+        let sector = self.position / SECTOR as u64;
+        let mut bytes = if count == SECTOR { [0; SECTOR] } else { self.sector(sector)? };
+        if let Some(place) = bytes.get_mut(within..within + count) {
+            place.copy_from_slice(source);
+        }
+        self.set_sector(sector, bytes);
+        self.position += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl io::Seek for Overlay {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.position = seek(self.position, self.part.length(), to)?;
+        Ok(self.position)
+    }
+}

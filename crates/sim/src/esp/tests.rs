@@ -1,0 +1,80 @@
+//! The file system behaves as Linux' does towards callers, and leaves on the disk what Linux would leave.
+
+use super::*;
+use crate::disk::{Cache, Disk, Loss, Pages};
+
+const LENGTH: u64 = 512 << 10;
+
+fn esp_on(disk: &Disk) -> Esp {
+    Esp::new(Part::new(disk.clone(), Cache(1), 0, disk.length()))
+}
+
+fn fresh() -> (Disk, Esp) {
+    let disk = Disk::in_memory(LENGTH);
+    let esp = Esp::format(Part::new(disk.clone(), Cache(1), 0, LENGTH)).unwrap();
+    (disk, esp)
+}
+
+fn names(pages: Pages) -> Vec<String> {
+    esp_on(&Disk::from_pages(pages)).list("EFI/Linux").unwrap().into_iter().map(|file| file.name).collect()
+}
+
+#[test]
+fn files_come_and_go() {
+    let (_, esp) = fresh();
+    let free = esp.free().unwrap();
+    esp.write("EFI/Linux/acme-1.0+3-0.efi", &[7; 5000]).unwrap();
+    assert_eq!(esp.read("EFI/Linux/acme-1.0+3-0.efi", 5000).unwrap(), vec![7; 5000]);
+    assert!(esp.read("EFI/Linux/acme-1.0+3-0.efi", 4999).is_err());
+    assert_eq!(free - esp.free().unwrap(), 5120);
+    esp.rename("EFI/Linux/acme-1.0+3-0.efi", "EFI/Linux/acme-1.0.efi").unwrap();
+    assert_eq!(esp.list("EFI/Linux").unwrap(), [EspFile { name: "acme-1.0.efi".into(), size: 5000 }]);
+    assert_eq!(esp.read("EFI/Linux/acme-1.0.efi", 5000).unwrap(), vec![7; 5000]);
+    esp.write("EFI/Linux/other.efi", b"other").unwrap();
+    let refused = esp.rename("EFI/Linux/other.efi", "EFI/Linux/acme-1.0.efi").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(EEXIST));
+    esp.remove("EFI/Linux/acme-1.0.efi").unwrap();
+    esp.remove("EFI/Linux/other.efi").unwrap();
+    assert_eq!(esp.free().unwrap(), free);
+    assert_eq!(esp.remove("EFI/Linux/other.efi").unwrap_err().kind(), io::ErrorKind::NotFound);
+    let full = esp.write("EFI/Linux/big.efi", &vec![1; LENGTH as usize]).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(ENOSPC));
+}
+
+#[test]
+fn a_cut_rename_leaves_the_old_name_both_names_or_the_new_one_with_the_content() {
+    let (disk, esp) = fresh();
+    esp.write("EFI/Linux/acme-1.0+2-1.efi", &[9; 3000]).unwrap();
+    esp.sync().unwrap();
+    disk.start_recording();
+    esp.rename("EFI/Linux/acme-1.0+2-1.efi", "EFI/Linux/acme-1.0.efi").unwrap();
+    esp.sync().unwrap();
+    let recording = disk.take_recording().unwrap();
+    let mut met = std::collections::BTreeSet::new();
+    for at in recording.cut_points() {
+        for mask in 0..1 << recording.pending_versions(at) {
+            let pages = recording.cut(at, Loss::Chosen(mask));
+            let seen = names(pages.clone());
+            for name in &seen {
+                let content =
+                    esp_on(&Disk::from_pages(pages.clone())).read(&format!("EFI/Linux/{name}"), 4000).unwrap();
+                assert_eq!(content, vec![9; 3000], "{name} keeps its content");
+            }
+            met.insert(seen);
+        }
+    }
+    let expected = [vec!["acme-1.0+2-1.efi"], vec!["acme-1.0+2-1.efi", "acme-1.0.efi"], vec!["acme-1.0.efi"]];
+    assert_eq!(met, expected.map(|names| names.into_iter().map(String::from).collect()).into());
+}
+
+#[test]
+fn nothing_is_durable_before_the_sync() {
+    let (disk, esp) = fresh();
+    disk.start_recording();
+    esp.write("EFI/Linux/acme-1.1.efi", &[9; 3000]).unwrap();
+    let unsynced = disk.recorded();
+    esp.sync().unwrap();
+    let recording = disk.take_recording().unwrap();
+    assert_eq!(names(recording.cut(unsynced, Loss::Everything)), Vec::<String>::new());
+    assert_eq!(names(recording.cut(unsynced + 1, Loss::Everything)), ["acme-1.1.efi"]);
+}
