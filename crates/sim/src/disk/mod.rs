@@ -6,6 +6,7 @@
 //! `fsync` of one block device node leaves the dirty pages of another where they are.
 
 mod fault;
+mod overlay;
 mod pages;
 mod part;
 mod record;
@@ -17,6 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use fault::{Access, Effect, FaultRule};
+pub(crate) use overlay::{Overlay, write_back};
 pub use pages::Pages;
 pub(crate) use part::seek;
 pub use part::{Cursor, Part};
@@ -259,8 +261,15 @@ impl State {
                 self.undo.push((cache, offset, before));
             }
             self.medium.write(offset, &bytes)?;
-            if let Some((_, operations)) = &mut self.recording {
-                operations.push(Operation::Write { cache, offset, data: bytes.into() });
+            if self.recording.is_some() {
+                // A cache writes whole sectors back, whatever the length of the call was.
+                let start = offset - offset % SECTOR as u64;
+                let end = (offset + bytes.len() as u64).next_multiple_of(SECTOR as u64).min(self.medium.length());
+                let mut whole = vec![0; (end - start) as usize];
+                self.medium.read(start, &mut whole)?;
+                if let Some((_, operations)) = &mut self.recording {
+                    operations.push(Operation::Write { cache, offset: start, data: whole.into() });
+                }
             }
         }
         Ok(taken.len())

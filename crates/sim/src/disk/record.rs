@@ -20,7 +20,7 @@ pub enum Operation {
     Write {
         /// Whose flush makes them durable.
         cache: Cache,
-        /// Offset on the disk in bytes.
+        /// Offset on the disk in bytes, at the start of a sector; the data are whole sectors.
         offset: u64,
         /// What the medium would hold (after a silent corruption, if one was injected).
         data: Arc<[u8]>,

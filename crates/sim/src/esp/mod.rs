@@ -4,15 +4,13 @@
 //! `vfat_rename`) and EDK2's FatPkg do it: first the new name, then the removal of the old one, so that a power cut may
 //! leave both names on one chain of clusters, or, where the directory spans sectors, neither.
 
-mod overlay;
 mod rename;
 
 use std::io::{self, Read, Seek, Write};
 
 use fatfs::{Date, DateTime, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
-use crate::disk::Part;
-use overlay::{Overlay, write_back};
+use crate::disk::{Overlay, Part, write_back};
 
 /// An EFI system partition (or XBOOTLDR).
 #[derive(Clone, Debug)]

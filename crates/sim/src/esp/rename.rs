@@ -4,9 +4,8 @@
 
 use std::io;
 
-use super::overlay::Overlay;
 use super::with_fat;
-use crate::disk::{Part, SECTOR};
+use crate::disk::{Overlay, Part, SECTOR};
 
 /// Bytes of a directory entry (Microsoft FAT specification, section 6).
 const SLOT: usize = 32;

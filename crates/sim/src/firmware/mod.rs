@@ -1,6 +1,16 @@
 //! What starts a machine: systemd-boot over an ESP, or a boot loader that reads priorities from the partition table.
 
+pub mod boot_image;
+pub mod entries;
+pub mod gptprio;
+pub mod systemd_boot;
+pub mod variables;
+mod version_order;
+
 use serde::{Deserialize, Serialize};
+
+pub use boot_image::BootImage;
+pub use variables::Variables;
 
 /// The boot loader of a machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

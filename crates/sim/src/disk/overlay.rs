@@ -1,14 +1,14 @@
-//! The page cache of the file system: one operation of the FAT driver works on sectors held here, and what it changed
-//! goes to the disk afterwards, whole sectors each once, as the kernel's buffer cache would send them.
+//! A page cache of one operation: a library (the FAT driver, the GPT writer) works on sectors held here, and what it
+//! changed goes to the disk afterwards, whole sectors each once, as the kernel's buffer cache would send them.
 
 use std::collections::BTreeMap;
 use std::io;
 
-use crate::disk::{Part, SECTOR, seek};
+use super::{Part, SECTOR, seek};
 
 /// Sectors of a partition with changes on top.
 #[derive(Clone, Debug)]
-pub(super) struct Overlay {
+pub(crate) struct Overlay {
     part: Part,
     position: u64,
     /// Changed sectors by number, each with the place in the order of first changes.
@@ -16,12 +16,12 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    pub(super) fn new(part: Part) -> Self {
+    pub(crate) fn new(part: Part) -> Self {
         Self { part, position: 0, changed: BTreeMap::new() }
     }
 
     /// Sectors that differ from what the partition holds, in the order in which they were first changed.
-    pub(super) fn changes(&self) -> io::Result<Vec<(u64, [u8; SECTOR])>> {
+    pub(crate) fn changes(&self) -> io::Result<Vec<(u64, [u8; SECTOR])>> {
         let mut ordered = Vec::new();
         for (sector, (order, bytes)) in &self.changed {
             let mut before = [0; SECTOR];
@@ -35,7 +35,7 @@ impl Overlay {
     }
 
     /// One sector as it is now.
-    pub(super) fn sector(&self, sector: u64) -> io::Result<[u8; SECTOR]> {
+    pub(crate) fn sector(&self, sector: u64) -> io::Result<[u8; SECTOR]> {
         if let Some((_, bytes)) = self.changed.get(&sector) {
             return Ok(*bytes);
         }
@@ -45,7 +45,7 @@ impl Overlay {
     }
 
     /// Replaces one sector.
-    pub(super) fn set_sector(&mut self, sector: u64, bytes: [u8; SECTOR]) {
+    pub(crate) fn set_sector(&mut self, sector: u64, bytes: [u8; SECTOR]) {
         let order = self.changed.len();
         self.changed.entry(sector).and_modify(|(_, held)| *held = bytes).or_insert((order, bytes));
     }
@@ -56,7 +56,7 @@ impl Overlay {
 }
 
 /// Sends changed sectors to the partition's cache, neighbours in one write.
-pub(super) fn write_back(part: &Part, changes: &[(u64, [u8; SECTOR])]) -> io::Result<()> {
+pub(crate) fn write_back(part: &Part, changes: &[(u64, [u8; SECTOR])]) -> io::Result<()> {
     let mut run: Option<(u64, Vec<u8>)> = None;
     for (sector, bytes) in changes {
         match &mut run {

@@ -1,0 +1,148 @@
+//! Boot Loader Specification Type #2 entries as systemd-boot finds, names and sorts them (src/boot/boot.c:
+//! `config_load_type2_entries`, `boot_entry_parse_tries`, `boot_entry_compare`).
+
+use std::cmp::Ordering;
+use std::io;
+
+use super::{BootImage, version_order};
+use crate::esp::Esp;
+
+/// Where Type #2 entries lie.
+pub const DIRECTORY: &str = "EFI/Linux";
+/// No boot image is longer.
+const MAX_IMAGE: u64 = 512 << 20;
+
+/// Boot counters in a file name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tries {
+    /// Tries left.
+    pub left: u32,
+    /// Tries done.
+    pub done: u32,
+}
+
+/// One entry.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// File name in [`DIRECTORY`], counters included.
+    pub file: String,
+    /// The name without counters and what the counters say, if it has any.
+    pub tries: Option<Tries>,
+    /// What the image says about itself.
+    pub image: BootImage,
+}
+
+/// Splits `name+LEFT[-DONE].efi`. A name whose last `+` is not followed by exactly that has no counters.
+pub fn parse_tries(file: &str) -> Option<(&str, Tries)> {
+    let stem = strip_efi(file)?;
+    let (name, counters) = stem.rsplit_once('+')?;
+    let (left, done) = counters.split_once('-').unwrap_or((counters, "0"));
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u32>().ok().filter(|value| digits && *value <= i32::MAX as u32)
+    };
+    Some((name, Tries { left: number(left)?, done: number(done)? }))
+}
+
+fn strip_efi(file: &str) -> Option<&str> {
+    let at = file.len().checked_sub(4)?;
+    let (stem, suffix) = (file.get(..at)?, file.get(at..)?);
+    suffix.eq_ignore_ascii_case(".efi").then_some(stem)
+}
+
+impl Entry {
+    /// The loader's id: the file name in lower case, counters included.
+    pub fn id(&self) -> String {
+        self.file.to_ascii_lowercase()
+    }
+
+    /// The name that the file gets when it is picked: one try less left, one more done. `None` without counters.
+    pub fn next_file(&self) -> Option<String> {
+        let (name, tries) = parse_tries(&self.file)?;
+        let suffix = self.file.get(self.file.len().checked_sub(4)?..)?;
+        Some(format!("{name}+{}-{}{suffix}", tries.left.saturating_sub(1), tries.done.saturating_add(1)))
+    }
+}
+
+/// All entries, in the order of the menu. Files that are no boot image are passed over.
+pub fn load(esp: &Esp) -> io::Result<Vec<Entry>> {
+    let files = match esp.list(DIRECTORY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        files => files?,
+    };
+    let mut entries = Vec::new();
+    for file in files {
+        let hidden = file.name.starts_with('.') || file.name.to_ascii_lowercase().starts_with("auto-");
+        if hidden || strip_efi(&file.name).is_none() {
+            continue;
+        }
+        let Ok(content) = esp.read(&format!("{DIRECTORY}/{}", file.name), MAX_IMAGE) else { continue };
+        let Some(image) = BootImage::parse(&content) else { continue };
+        entries.push(Entry { tries: parse_tries(&file.name).map(|(_, tries)| tries), file: file.name, image });
+    }
+    entries.sort_by(compare);
+    Ok(entries)
+}
+
+/// Bad entries last; then by sort-key, version descending, id descending, more tries left, fewer done.
+fn compare(a: &Entry, b: &Entry) -> Ordering {
+    let bad = |entry: &Entry| entry.tries.is_some_and(|tries| tries.left == 0);
+    bad(a)
+        .cmp(&bad(b))
+        .then_with(|| a.image.sort_key.is_none().cmp(&b.image.sort_key.is_none()))
+        .then_with(|| match (&a.image.sort_key, &b.image.sort_key) {
+            (Some(key_a), Some(key_b)) => key_a.cmp(key_b).then_with(|| {
+                let version = |entry: &Entry| entry.image.version.clone().unwrap_or_default();
+                version_order::compare(&version(b), &version(a))
+            }),
+            _ => Ordering::Equal,
+        })
+        .then_with(|| version_order::compare(&b.id(), &a.id()))
+        .then_with(|| match (a.tries, b.tries) {
+            (Some(a), Some(b)) => b.left.cmp(&a.left).then(a.done.cmp(&b.done)),
+            _ => Ordering::Equal,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(file: &str, sort_key: Option<&str>, version: &str) -> Entry {
+        let image =
+            BootImage { sort_key: sort_key.map(String::from), version: Some(version.into()), ..BootImage::default() };
+        Entry { file: file.into(), tries: parse_tries(file).map(|(_, tries)| tries), image }
+    }
+
+    fn order(entries: &[(&str, Option<&str>, &str)]) -> Vec<String> {
+        let mut entries: Vec<_> = entries.iter().map(|(file, key, version)| entry(file, *key, version)).collect();
+        entries.sort_by(compare);
+        entries.into_iter().map(|entry| entry.file).collect()
+    }
+
+    #[test]
+    fn counters_are_read_from_the_last_plus_and_only_where_the_whole_rest_is_counters() {
+        let parsed = |file| parse_tries(file).map(|(name, tries)| (name, tries.left, tries.done));
+        assert_eq!(parsed("acme-1.0+3-0.efi"), Some(("acme-1.0", 3, 0)));
+        assert_eq!(parsed("acme-1.0+3.EFI"), Some(("acme-1.0", 3, 0)));
+        assert_eq!(parsed("acme+2+1-2.efi"), Some(("acme+2", 1, 2)));
+        for plain in ["acme.efi", "acme+.efi", "acme+3-.efi", "acme+3x.efi", "acme+3-0.conf", "acme++3-+1.efi", ".efi"] {
+            assert_eq!(parsed(plain), None, "{plain}");
+        }
+        assert_eq!(entry("a+3-0.efi", None, "").next_file().unwrap(), "a+2-1.efi");
+        assert_eq!(entry("a+0-3.efi", None, "").next_file().unwrap(), "a+0-4.efi");
+        assert_eq!(entry("a.efi", None, "").next_file(), None);
+    }
+
+    #[test]
+    fn bad_entries_are_last_then_sort_key_then_version_descending() {
+        let sorted = order(&[
+            ("acme-1.9+0-3.efi", Some("acme"), "1.9"),
+            ("acme-1.2.efi", Some("acme"), "1.2"),
+            ("acme-1.10+3-0.efi", Some("acme"), "1.10"),
+            ("old.efi", None, "9"),
+            ("zeta.efi", Some("zeta"), "99"),
+        ]);
+        assert_eq!(sorted, ["acme-1.10+3-0.efi", "acme-1.2.efi", "zeta.efi", "old.efi", "acme-1.9+0-3.efi"]);
+    }
+}
