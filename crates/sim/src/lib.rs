@@ -4,4 +4,6 @@
 pub mod disk;
 pub mod esp;
 pub mod firmware;
+pub mod layout;
 pub mod machine;
+pub mod tiny;

@@ -126,7 +126,8 @@ mod tests {
         assert_eq!(parsed("acme-1.0+3-0.efi"), Some(("acme-1.0", 3, 0)));
         assert_eq!(parsed("acme-1.0+3.EFI"), Some(("acme-1.0", 3, 0)));
         assert_eq!(parsed("acme+2+1-2.efi"), Some(("acme+2", 1, 2)));
-        for plain in ["acme.efi", "acme+.efi", "acme+3-.efi", "acme+3x.efi", "acme+3-0.conf", "acme++3-+1.efi", ".efi"] {
+        for plain in ["acme.efi", "acme+.efi", "acme+3-.efi", "acme+3x.efi", "acme+3-0.conf", ".efi"]
+        {
             assert_eq!(parsed(plain), None, "{plain}");
         }
         assert_eq!(entry("a+3-0.efi", None, "").next_file().unwrap(), "a+2-1.efi");

@@ -76,8 +76,19 @@ mod tests {
     fn the_specifications_own_examples_hold() {
         // Newest last, from the examples of the Version Format Specification.
         let ordered = [
-            "122.1", "123~rc1-1", "123", "123-a", "123-a.1", "123-a1", "123-1", "123-1.1", "123^post1", "123.a-1",
-            "123.1-1", "123a-1", "124-1",
+            "122.1",
+            "123~rc1-1",
+            "123",
+            "123-a",
+            "123-a.1",
+            "123-a1",
+            "123-1",
+            "123-1.1",
+            "123^post1",
+            "123.a-1",
+            "123.1-1",
+            "123a-1",
+            "124-1",
         ];
         for pair in ordered.windows(2) {
             assert_eq!(compare(pair[0], pair[1]), Ordering::Less, "{pair:?}");

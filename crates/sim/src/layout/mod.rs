@@ -112,12 +112,7 @@ impl Table {
     pub fn part(&self, number: u32) -> io::Result<Part> {
         let entry = self.entry(number).ok_or_else(|| missing(number))?;
         let sectors = entry.size().map_err(io::Error::other)?;
-        Ok(Part::new(
-            self.disk.clone(),
-            Cache(number),
-            entry.starting_lba * SECTOR as u64,
-            sectors * SECTOR as u64,
-        ))
+        Ok(Part::new(self.disk.clone(), Cache(number), entry.starting_lba * SECTOR as u64, sectors * SECTOR as u64))
     }
 
     /// The file system on the ESP.

@@ -106,8 +106,7 @@ pub fn provision(
 
 fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>) -> io::Result<()> {
     let mut cursor = Cursor::from(Part::whole(disk));
-    let mut gpt =
-        GPT::new_from(&mut cursor, SECTOR as u64, identity.to_bytes_le()).map_err(io::Error::other)?;
+    let mut gpt = GPT::new_from(&mut cursor, SECTOR as u64, identity.to_bytes_le()).map_err(io::Error::other)?;
     gpt.align = sizes.alignment / SECTOR as u64;
     let label = first.version;
     let own = |number: u128| Uuid::from_u128(identity.as_u128() ^ number);

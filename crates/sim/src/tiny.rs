@@ -1,0 +1,141 @@
+//! Releases small enough to be written, cut and booted tens of thousands of times: a few dozen kilobytes of seeded
+//! bytes as image, a real verity tree over them, and a real (if hollow) unified kernel image.
+
+use bascule_image::digest::Sha256;
+use bascule_image::verity::{self, Parameters, Tree};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::firmware::boot_image::Fault;
+
+/// A release in memory.
+#[derive(Clone, Debug)]
+pub struct TinyRelease {
+    /// Product, as IMAGE_ID.
+    pub product: String,
+    /// Version, as IMAGE_VERSION.
+    pub version: String,
+    /// The image.
+    pub data: Vec<u8>,
+    /// Superblock and tree.
+    pub verity: Vec<u8>,
+    /// The salt and UUID that went into the tree.
+    pub parameters: Parameters,
+    /// dm-verity root hash.
+    pub root_hash: Sha256,
+    /// The boot image.
+    pub uki: Vec<u8>,
+}
+
+impl TinyRelease {
+    /// A release of `size` bytes whose content follows from the version. Errors: the tree could not be built.
+    pub fn new(product: &str, version: &str, size: usize, faults: &[Fault]) -> Result<Self, verity::IncompleteTree> {
+        let identity = Sha256::of(format!("{product} {version}").as_bytes());
+        let mut random = ChaCha8Rng::from_seed(*identity.as_bytes());
+        let mut data = vec![0; size];
+        random.fill_bytes(&mut data);
+        let parameters = Parameters { salt: identity.first_half().to_vec(), uuid: identity.second_half() };
+        let tree = hash(&data, &parameters)?;
+        let root_hash = tree.root_hash();
+        let mut cmdline = format!("roothash={root_hash} ro quiet");
+        for fault in faults {
+            cmdline.push(' ');
+            cmdline.push_str(&fault.argument());
+        }
+        let os_release =
+            format!("ID={product}\nIMAGE_ID={product}\nIMAGE_VERSION={version}\nPRETTY_NAME=\"{product} {version}\"\n");
+        // The kernel differs between releases too, so that a mix of two is seen.
+        let mut kernel = vec![0; 1500];
+        random.fill_bytes(&mut kernel);
+        let uki =
+            boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", cmdline.as_bytes()), (".linux", &kernel)]);
+        Ok(Self {
+            product: product.to_owned(),
+            version: version.to_owned(),
+            data,
+            verity: tree.to_bytes(),
+            parameters,
+            root_hash,
+            uki,
+        })
+    }
+
+    /// The file name of its boot entry, without counters.
+    pub fn entry(&self) -> String {
+        format!("{}-{}.efi", self.product, self.version)
+    }
+}
+
+fn hash(data: &[u8], parameters: &Parameters) -> Result<Tree, verity::IncompleteTree> {
+    let builder = verity::TreeBuilder::new(parameters, data.len() as u64);
+    builder.put(0, &verity::BlockHasher::new(parameters).blocks(data));
+    builder.finish()
+}
+
+/// Alignment of sections in the file and in memory.
+const ALIGNMENT: usize = 512;
+
+/// A PE32+ file for x86-64 with these sections and no code (Microsoft PE/COFF specification).
+pub fn boot_image(sections: &[(&str, &[u8])]) -> Vec<u8> {
+    const OPTIONAL_HEADER: usize = 112 + 16 * 8;
+    let headers = (64 + 4 + 20 + OPTIONAL_HEADER + 40 * sections.len()).next_multiple_of(ALIGNMENT);
+    let mut table = Vec::new();
+    let mut body = Vec::new();
+    for (name, content) in sections {
+        let mut short = [0u8; 8];
+        short.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+        let at = (headers + body.len()) as u32;
+        let stored = content.len().next_multiple_of(ALIGNMENT) as u32;
+        table.extend(short);
+        for field in [content.len() as u32, at, stored, at, 0, 0, 0, 0x4000_0040] {
+            table.extend(field.to_le_bytes());
+        }
+        body.extend_from_slice(content);
+        body.resize(body.len().next_multiple_of(ALIGNMENT), 0);
+    }
+
+    let mut file = b"MZ".to_vec();
+    file.resize(0x3c, 0);
+    file.extend(64u32.to_le_bytes());
+    file.extend(b"PE\0\0");
+    file.extend(0x8664u16.to_le_bytes());
+    file.extend((sections.len() as u16).to_le_bytes());
+    file.extend([0; 12]);
+    file.extend((OPTIONAL_HEADER as u16).to_le_bytes());
+    file.extend(0x22u16.to_le_bytes());
+    let optional = file.len();
+    file.extend(0x20bu16.to_le_bytes());
+    file.resize(optional + 32, 0);
+    file.extend((ALIGNMENT as u32).to_le_bytes());
+    file.extend((ALIGNMENT as u32).to_le_bytes());
+    file.resize(optional + 56, 0);
+    file.extend(((headers + body.len()) as u32).to_le_bytes());
+    file.extend((headers as u32).to_le_bytes());
+    file.resize(optional + 68, 0);
+    // An EFI application.
+    file.extend(10u16.to_le_bytes());
+    file.resize(optional + 108, 0);
+    file.extend(16u32.to_le_bytes());
+    file.resize(optional + OPTIONAL_HEADER, 0);
+    file.extend(table);
+    file.resize(headers, 0);
+    file.extend(body);
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firmware::BootImage;
+
+    #[test]
+    fn the_firmware_reads_what_the_release_says() {
+        let release = TinyRelease::new("acme-os", "1.2", 20_000, &[Fault::KubeletFails, Fault::Hang]).unwrap();
+        let image = BootImage::parse(&release.uki).unwrap();
+        assert_eq!(image.sort_key.as_deref(), Some("acme-os"));
+        assert_eq!(image.version.as_deref(), Some("1.2"));
+        assert_eq!(image.root_hash(), Some(release.root_hash.to_string().as_str()));
+        assert_eq!(image.faults(), [Fault::KubeletFails, Fault::Hang]);
+        assert_eq!(BootImage::parse(&release.uki[..400]), None);
+    }
+}
