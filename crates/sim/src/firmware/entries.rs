@@ -4,6 +4,8 @@
 use std::cmp::Ordering;
 use std::io;
 
+use bascule_image::digest::Sha256;
+
 use super::{BootImage, version_order};
 use crate::esp::Esp;
 
@@ -30,6 +32,8 @@ pub struct Entry {
     pub tries: Option<Tries>,
     /// What the image says about itself.
     pub image: BootImage,
+    /// Digest of the whole file.
+    pub digest: Sha256,
 }
 
 /// Splits `name+LEFT[-DONE].efi`. A name whose last `+` is not followed by exactly that has no counters.
@@ -78,7 +82,12 @@ pub fn load(esp: &Esp) -> io::Result<Vec<Entry>> {
         }
         let Ok(content) = esp.read(&format!("{DIRECTORY}/{}", file.name), MAX_IMAGE) else { continue };
         let Some(image) = BootImage::parse(&content) else { continue };
-        entries.push(Entry { tries: parse_tries(&file.name).map(|(_, tries)| tries), file: file.name, image });
+        entries.push(Entry {
+            tries: parse_tries(&file.name).map(|(_, tries)| tries),
+            digest: Sha256::of(&content),
+            file: file.name,
+            image,
+        });
     }
     entries.sort_by(compare);
     Ok(entries)
@@ -111,7 +120,7 @@ mod tests {
     fn entry(file: &str, sort_key: Option<&str>, version: &str) -> Entry {
         let image =
             BootImage { sort_key: sort_key.map(String::from), version: Some(version.into()), ..BootImage::default() };
-        Entry { file: file.into(), tries: parse_tries(file).map(|(_, tries)| tries), image }
+        Entry { file: file.into(), tries: parse_tries(file).map(|(_, tries)| tries), image, digest: Sha256::of(b"") }
     }
 
     fn order(entries: &[(&str, Option<&str>, &str)]) -> Vec<String> {
@@ -126,8 +135,7 @@ mod tests {
         assert_eq!(parsed("acme-1.0+3-0.efi"), Some(("acme-1.0", 3, 0)));
         assert_eq!(parsed("acme-1.0+3.EFI"), Some(("acme-1.0", 3, 0)));
         assert_eq!(parsed("acme+2+1-2.efi"), Some(("acme+2", 1, 2)));
-        for plain in ["acme.efi", "acme+.efi", "acme+3-.efi", "acme+3x.efi", "acme+3-0.conf", ".efi"]
-        {
+        for plain in ["acme.efi", "acme+.efi", "acme+3-.efi", "acme+3x.efi", "acme+3-0.conf", ".efi"] {
             assert_eq!(parsed(plain), None, "{plain}");
         }
         assert_eq!(entry("a+3-0.efi", None, "").next_file().unwrap(), "a+2-1.efi");

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use bascule_image::digest::Sha256;
+
 use super::entries::{DIRECTORY, Entry, load};
 use super::{BootImage, Variables};
 use crate::disk::Disk;
@@ -20,6 +22,8 @@ pub struct Picked {
     pub counted: bool,
     /// The image's own words.
     pub image: BootImage,
+    /// Digest of the whole image: a kernel that is torn in the middle would not run.
+    pub digest: Sha256,
 }
 
 /// How this loader is broken, where it is. Real ones were: systemd #40192, #40405.
@@ -69,7 +73,7 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
         let ids = entries.iter().flat_map(|entry| entry.id().encode_utf16().chain([0]).collect::<Vec<_>>());
         variables.set_bytes("LoaderEntries", ids.flat_map(u16::to_le_bytes).collect());
     }
-    Ok(Some(Picked { counted: entry.tries.is_some(), file, image: entry.image.clone() }))
+    Ok(Some(Picked { counted: entry.tries.is_some(), file, image: entry.image.clone(), digest: entry.digest }))
 }
 
 /// One shot, then the default that was set in the firmware, then the default of loader.conf, then the first in order —

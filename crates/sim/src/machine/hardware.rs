@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use bascule_image::digest::Sha256;
-use bascule_image::verity::{Parameters, Superblock};
+use bascule_names::RootHash;
 use uuid::Uuid;
 
 use super::root;
@@ -51,6 +51,8 @@ pub struct System {
     pub entry: String,
     /// Whether the loader still counts its tries.
     pub trial: bool,
+    /// Digest of the boot image that was run, all of it; `None` where the loader reads none.
+    pub boot_image: Option<Sha256>,
     /// How the release is broken.
     pub faults: Vec<Fault>,
 }
@@ -102,9 +104,8 @@ impl Hardware {
     /// One start: firmware, boot loader, kernel, root.
     pub fn start(&mut self) -> Result<System, Refusal> {
         self.starts += 1;
-        let boot_id = Uuid::from_bytes(
-            Sha256::of(format!("{} {}", self.identity, self.starts).as_bytes()).first_half(),
-        );
+        let boot_id =
+            Uuid::from_bytes(Sha256::of(format!("{} {}", self.identity, self.starts).as_bytes()).first_half());
         let system = match self.boot {
             BootLoader::SystemdBoot => self.start_entry(boot_id)?,
             BootLoader::Gptprio => self.start_slot(boot_id)?,
@@ -120,7 +121,8 @@ impl Hardware {
             systemd_boot::pick(&self.disk, &mut self.variables, self.defects)?.ok_or(Refusal::NothingToBoot)?;
         let refused = |reason: root::RootError| Refusal::Root { what: picked.file.clone(), reason };
         let wanted = picked.image.root_hash().unwrap_or_default();
-        let root_hash: Sha256 = wanted.parse().map_err(|_| refused(root::RootError::NoHash))?;
+        let root_hash = RootHash::parse(wanted).map_err(|_| refused(root::RootError::NoHash))?;
+        let root_hash = Sha256::from(&root_hash);
         let table = Table::read(&self.disk)?;
         let slot = root::find_and_check(&table, root_hash).map_err(refused)?;
         Ok(System {
@@ -130,6 +132,7 @@ impl Hardware {
             slot,
             entry: picked.file.clone(),
             trial: picked.counted,
+            boot_image: Some(picked.digest),
             faults: picked.image.faults(),
         })
     }
@@ -147,6 +150,7 @@ impl Hardware {
             slot,
             entry: String::new(),
             trial: !gptprio::Attributes::of(table.attributes(slot.data())).successful,
+            boot_image: None,
             faults: self.faults.get(&root_hash).cloned().unwrap_or_default(),
         })
     }
@@ -175,9 +179,4 @@ pub enum Refusal {
     /// Table or ESP can't be read.
     #[error("the firmware can't read the disk: {0}")]
     Disk(#[from] io::Error),
-}
-
-/// The parameters that a slot's own superblock gives, as the kernel takes them.
-pub(super) fn parameters(superblock: &Superblock) -> Parameters {
-    superblock.parameters.clone()
 }

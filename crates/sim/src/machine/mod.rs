@@ -1,5 +1,8 @@
 //! One simulated machine: a disk, firmware, an operating system that runs the shipped agent, and a power switch.
 
+pub mod hardware;
+pub mod root;
 mod view;
 
+pub use hardware::{Hardware, Started, System};
 pub use view::{Command, MachineConfig, MachineView, Power, RunningSystem, SlotView};
