@@ -1,1 +1,10 @@
+//! The node agent: writes signed releases into the inactive slot, arms, commits and reverts them, and tells the truth
+//! about what the machine runs.
+//!
+//! ```text
+//! NodeUpdate.spec ─┐                       ┌─> host traits (disk, ESP, bus, state, repository)
+//! facts ───────────┼─> step(State, Event) ─┤
+//! timers ──────────┘      (pure)           └─> NodeUpdate.status, journal
+//! ```
 
+pub mod host;

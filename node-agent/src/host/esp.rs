@@ -1,0 +1,55 @@
+//! The file system of boot entries: FAT, so nothing on it is atomic but what the agent makes so.
+
+use std::io::{self, Read};
+
+use bascule_image::io::ReadAt;
+
+/// A file in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EspFile {
+    /// Its long name.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// The EFI system partition, or the extended boot loader partition where entries lie there. Paths are relative to its
+/// root, with `/` between names, never leading.
+///
+/// Nothing is durable before [`Esp::sync`]. Errors are those of the file system; a read-only one answers
+/// `ReadOnlyFilesystem`, a full one `StorageFull`.
+pub trait Esp: Send + Sync {
+    /// The files (no directories) of a directory. A missing directory has none.
+    fn list(&self, directory: &str) -> io::Result<Vec<EspFile>>;
+
+    /// A whole small file. Longer than `limit` bytes is an error (`FileTooLarge`).
+    fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>>;
+
+    /// Opens a file for reading at any place, past the page cache where that is possible.
+    fn open(&self, path: &str) -> io::Result<Box<dyn ReadAt>>;
+
+    /// Creates `path` with what `content` gives, replacing an older file, and its directory if that is missing. Does not
+    /// read `content` further than its end; an error of `content` ends the writing and is returned as it is.
+    fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()>;
+
+    /// Renames a file within its directory. Never replaces another (`AlreadyExists`).
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file; one that is not there is no error.
+    fn remove(&self, path: &str) -> io::Result<()>;
+
+    /// Makes everything written so far durable: the files, their directories and the file system (`syncfs`).
+    fn sync(&self) -> io::Result<()>;
+
+    /// Room that is left.
+    fn space(&self) -> io::Result<Space>;
+}

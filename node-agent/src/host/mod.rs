@@ -1,0 +1,47 @@
+//! The border between the agent and the machine: a handful of small blocking traits.
+//!
+//! Everything above them (state machine, partition table, boot entries, staging) is the same code on a real machine,
+//! in the sandbox and under ten thousand simulated power cuts. The traits are blocking: the driver calls them from a
+//! worker thread, tests call them directly. `linux` implements them for a real host.
+
+mod disk;
+mod esp;
+mod releases;
+mod system;
+
+pub use disk::{Disk, DiskGeometry, Extent};
+pub use esp::{Esp, EspFile, Space};
+pub use releases::{FetchError, OpenPack, PackReport, ReleaseQuery, Releases, ResolvedRelease, TransferOptions};
+pub use system::{
+    BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Hold, Inhibitor, Pressure, StateStore, SystemBus, SystemInfo,
+    UnitState,
+};
+
+use std::sync::Arc;
+
+/// All of a machine that the agent touches.
+#[derive(Clone)]
+pub struct Host {
+    /// The disk with the two slots.
+    pub disk: Arc<dyn Disk>,
+    /// The EFI system partition (or XBOOTLDR) that holds the boot entries.
+    pub esp: Arc<dyn Esp>,
+    /// The firmware's variables.
+    pub firmware: Arc<dyn Firmware>,
+    /// logind and systemd.
+    pub bus: Arc<dyn SystemBus>,
+    /// Wall clock and time since boot.
+    pub clock: Arc<dyn Clock>,
+    /// What the running system says of itself.
+    pub system: Arc<dyn SystemInfo>,
+    /// The agent's folder on writable, persistent storage.
+    pub state: Arc<dyn StateStore>,
+    /// The release repositories.
+    pub releases: Arc<dyn Releases>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,146 @@
+//! What the running system says, keeps and does: firmware variables, system bus, clock, facts of this boot, state.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+use super::Space;
+
+/// Vendor GUID of the Boot Loader Interface's EFI variables (systemd, "The Boot Loader Interface").
+pub const BOOT_LOADER_VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+
+/// EFI variables.
+pub trait Firmware: Send + Sync {
+    /// The value of a variable of [`BOOT_LOADER_VENDOR`] without its attributes, `None` if it is not set. A machine
+    /// without EFI variables has none set.
+    fn variable(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
+}
+
+/// Wall clock and time since boot.
+pub trait Clock: Send + Sync {
+    /// The wall clock. It may jump; nothing that must happen depends on it alone.
+    fn now(&self) -> DateTime<Utc>;
+
+    /// Time since the machine started, suspended time included (`CLOCK_BOOTTIME`). Never jumps.
+    fn since_boot(&self) -> std::time::Duration;
+}
+
+/// Pressure stall information: the share of time, in percent over the last ten seconds, in which some task waited
+/// (kernel, Documentation/accounting/psi.rst).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Pressure {
+    /// For input and output.
+    pub io_some: f64,
+    /// For memory.
+    pub memory_some: f64,
+}
+
+/// What the running system says of itself.
+pub trait SystemInfo: Send + Sync {
+    /// `/proc/sys/kernel/random/boot_id`: another for each boot.
+    fn boot_id(&self) -> io::Result<String>;
+
+    /// The kernel's command line.
+    fn command_line(&self) -> io::Result<String>;
+
+    /// The text of os-release.
+    fn os_release(&self) -> io::Result<String>;
+
+    /// Pressure now, `None` where the kernel does not tell.
+    fn pressure(&self) -> io::Result<Option<Pressure>>;
+}
+
+/// The agent's folder on storage that survives reboots and updates. Names are plain file names.
+pub trait StateStore: Send + Sync {
+    /// A whole small file, `None` if it is not there. Longer than `limit` bytes is an error (`FileTooLarge`).
+    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>>;
+
+    /// Replaces a file as a whole and durably: after a power cut it holds the old or the new content.
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()>;
+
+    /// Removes a file durably; one that is not there is no error.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Room that is left.
+    fn space(&self) -> io::Result<Space>;
+
+    /// Takes the lock that keeps two agents from working at once, for as long as the result lives. `WouldBlock` when
+    /// another process has it.
+    fn lock(&self) -> io::Result<Box<dyn Send>>;
+
+    /// Where the folder is, for what needs paths of its own (the repository's datastore).
+    fn path(&self) -> PathBuf;
+}
+
+/// Something that holds as long as it lives: an inhibitor.
+pub trait Hold: Send {}
+impl<T: Send> Hold for T {}
+
+/// Somebody who wants the machine not to go down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inhibitor {
+    /// What is held back, as logind has it: `shutdown`, `sleep`, …, joined by colons.
+    pub what: String,
+    /// Who.
+    pub who: String,
+    /// Why.
+    pub why: String,
+    /// `block`, `block-weak` or `delay`.
+    pub mode: String,
+}
+
+/// The state of a systemd unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitState {
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `activating`, `failed`, `inactive`, …
+    pub active: String,
+}
+
+/// Why the system bus could not be used. Always worth another try.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// No bus, or no service behind the name.
+    #[error("{service} can't be reached on the system bus")]
+    Unreachable {
+        /// The service.
+        service: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer in time.
+    #[error("{service} did not answer within {seconds} s")]
+    Slow {
+        /// The service.
+        service: &'static str,
+        /// How long it was waited for.
+        seconds: u64,
+    },
+    /// The service answered with an error.
+    #[error("{service} refused: {message}")]
+    Refused {
+        /// The service.
+        service: &'static str,
+        /// Its words.
+        message: String,
+    },
+}
+
+/// logind and systemd over D-Bus. No call hangs: each ends with [`BusError::Slow`] after a bounded time.
+pub trait SystemBus: Send + Sync {
+    /// Who holds back what (`org.freedesktop.login1.Manager.ListInhibitors`).
+    fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError>;
+
+    /// Blocks shutdown while partition table or ESP are being written; given up when the result is dropped.
+    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Hold>, BusError>;
+
+    /// Asks logind to reboot. `message` goes to everybody who is logged in, and to the journal.
+    fn reboot(&self, message: &str) -> Result<(), BusError>;
+
+    /// The states of units; an unknown unit has `load` = `not-found`.
+    fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError>;
+}
