@@ -122,7 +122,10 @@ impl schemars::JsonSchema for Duration {
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
             "type": "string", "minLength": 2, "maxLength": 32,
-            "pattern": r"^([0-9]{1,3}d)?([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$"
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^([0-9]{1,3}d)?([0-9]{1,4}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$')",
+                "message": "write a duration as days, hours, minutes, seconds in this order, like 1h30m or 14d"
+            }]
         })
     }
 }

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, reason = "the schema derive repeats each type in a private scope")]
 
 pub mod conditions;
+mod definitions;
 mod duration;
 mod freeze;
 mod node_update;
@@ -19,6 +20,7 @@ mod selector;
 mod time;
 
 pub use bascule_names::{Architecture, ChannelName, Digest, NameError, Product, RootHash, Version};
+pub use definitions::custom_resource_definitions;
 pub use duration::{Duration, DurationError};
 pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
 pub use node_update::{
@@ -41,8 +43,6 @@ pub use rollback::{Rollback, RollbackSpec, RollbackStatus};
 pub use selector::{Operator, Requirement, Selector, SelectorError};
 pub use time::Time;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, ValidationRule};
-
 /// The API group of every object here.
 pub const GROUP: &str = "bascule.dev";
 /// The field manager the operator writes with (server-side apply).
@@ -56,26 +56,6 @@ pub const OUTDATED_TAINT: &str = "bascule.dev/outdated";
 pub const HOLD_TAINT: &str = "bascule.dev/hold-until-updated";
 /// Annotation on a Node that we cordoned: the name of the grant that did it. A cordon without it is somebody else's.
 pub const CORDONED_BY_ANNOTATION: &str = "bascule.dev/cordoned-by";
-
-/// Every custom resource definition, in the order they are documented.
-#[must_use]
-pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
-    use kube_core::CustomResourceExt as _;
-    let mut policy = UpdatePolicy::crd();
-    for version in &mut policy.spec.versions {
-        // The derive puts rules on the spec; this one needs the object's metadata, so it stands on the root.
-        if let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-            root.x_kubernetes_validations.get_or_insert_default().push(ValidationRule {
-                rule: "size(self.metadata.name) <= 63".to_owned(),
-                message: Some(
-                    "the name becomes a label value and a metric label: use at most 63 characters".to_owned(),
-                ),
-                ..ValidationRule::default()
-            });
-        }
-    }
-    vec![policy, NodeUpdate::crd(), Freeze::crd(), Rollback::crd()]
-}
 
 #[cfg(test)]
 mod tests {

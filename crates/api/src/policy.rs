@@ -101,11 +101,13 @@ fn default_failure_threshold() -> u32 {
 }
 
 /// Where releases come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "kube_core"))]
 pub struct Source {
     /// The release repository: an https URL without query or fragment.
-    #[schemars(length(min = 9, max = 512), regex(pattern = r"^https://[^?#\s]+$"))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(r"self.matches('^https://[^?#\\s]+$')").message("write an https:// URL without query or fragment, like https://images.example.com/acme-os"))]
     pub repository: String,
     /// The channel of the repository.
     pub channel: ChannelName,
@@ -250,17 +252,20 @@ pub struct Wave {
 }
 
 /// A span of time that comes back, in which nodes may be disrupted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "kube_core"))]
 pub struct MaintenanceWindow {
     /// When the window opens: minute, hour, day of month, month, day of week as in crontab(5), e.g. `0 22 * * Mon-Thu`.
-    #[schemars(length(min = 9, max = 128))]
+    #[schemars(length(min = 1, max = 128))]
+    #[x_kube(validation = Rule::new(r"self.matches('^\\S+(\\s+\\S+){4}$')").message("write five fields, minute, hour, day of month, month, day of week, like '0 22 * * Mon-Thu'"))]
     pub schedule: String,
     /// How long it stays open.
     pub duration: Duration,
     /// The IANA time zone in which `schedule` is read, e.g. `Europe/Berlin`. Default: UTC.
     #[serde(default = "default_time_zone")]
-    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9_+/-]+$"))]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self.matches('^[A-Za-z0-9_+/-]+$')").message("write an IANA time zone, like Europe/Berlin"))]
     pub time_zone: String,
 }
 
@@ -369,8 +374,9 @@ pub enum OnTimeout {
 }
 
 /// What healthy means, before a node is disrupted and after it booted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "kube_core"))]
 pub struct Health {
     /// How long a node may take from the reboot until it is Ready and its DaemonSets are up. Default: 10m.
     #[serde(default = "default_node_ready_timeout")]
@@ -383,7 +389,8 @@ pub struct Health {
     pub daemon_sets: bool,
     /// The Prometheus server that `promQL` gates ask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 8, max = 512), regex(pattern = r"^https?://[^?#\s]+$"))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(r"self.matches('^https?://[^?#\\s]+$')").message("write the http:// or https:// URL of a Prometheus server, like http://prometheus.monitoring:9090"))]
     pub prometheus: Option<String>,
     /// All of these must pass before a node is disrupted, and before it commits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -475,11 +482,13 @@ pub struct ObjectGate {
 }
 
 /// An HTTP GET that must answer with a status.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(crates(kube_core = "kube_core"))]
 pub struct HttpGate {
     /// The URL.
-    #[schemars(length(min = 8, max = 512), regex(pattern = r"^https?://\S+$"))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(r"self.matches('^https?://\\S+$')").message("write an http:// or https:// URL"))]
     pub url: String,
     /// The status that passes. Default: 200.
     #[serde(default = "default_http_status")]

@@ -53,7 +53,10 @@ impl schemars::JsonSchema for IntOrPercent {
             "x-kubernetes-int-or-string": true,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "minimum": 0, "maximum": 100_000, "maxLength": 4,
-            "pattern": "^(100|[0-9]{1,2})%$"
+            "x-kubernetes-validations": [{
+                "rule": "type(self) == int || self.matches('^(100|[0-9]{1,2})%$')",
+                "message": "write a number of nodes, like 2, or a percentage from 0% to 100%, like 10%"
+            }]
         })
     }
 }
