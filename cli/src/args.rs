@@ -19,6 +19,11 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Status(crate::cluster::Status),
+    Explain(crate::cluster::Explain),
+    Freeze(crate::cluster::Freeze),
+    Unfreeze(crate::cluster::Unfreeze),
+    Rollback(crate::cluster::Rollback),
     /// Build, sign, publish and check releases.
     #[command(subcommand)]
     Release(crate::release::Command),

@@ -6,6 +6,7 @@
 
 mod args;
 mod clock;
+mod cluster;
 mod exit;
 mod output;
 mod release;
@@ -40,6 +41,11 @@ fn main() -> ExitCode {
 
 async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
+        args::Command::Status(command) => command.run().await,
+        args::Command::Explain(command) => command.run().await,
+        args::Command::Freeze(command) => command.run().await,
+        args::Command::Unfreeze(command) => command.run().await,
+        args::Command::Rollback(command) => command.run().await,
         args::Command::Release(command) => release::run(command).await,
     }
 }

@@ -63,8 +63,13 @@ struct Forecast {
 
 /// Looks at what every node runs and holds.
 fn forecast(nodes: &[&api::NodeUpdate], to: Option<&Version>) -> Forecast {
-    let mut seen =
-        Forecast { to: BTreeSet::new(), from: BTreeSet::new(), without_download: 0, with_download: 0, already_there: 0 };
+    let mut seen = Forecast {
+        to: BTreeSet::new(),
+        from: BTreeSet::new(),
+        without_download: 0,
+        with_download: 0,
+        already_there: 0,
+    };
     for node in nodes {
         let Some((status, booted)) = node.status.as_ref().and_then(|status| Some((status, status.booted.as_ref()?)))
         else {
@@ -106,8 +111,7 @@ impl Rollback {
             bail!("there is no UpdatePolicy {}; there are: {}", self.policy, names.join(", "));
         };
         let mut nodes = cluster.nodes_of(&self.policy);
-        if let Some(unknown) =
-            self.nodes.iter().find(|name| !nodes.iter().any(|node| node.name_any() == name.as_str()))
+        if let Some(unknown) = self.nodes.iter().find(|name| !nodes.iter().any(|node| node.name_any() == name.as_str()))
         {
             bail!("node {unknown} does not belong to policy {}", self.policy);
         }
@@ -207,7 +211,10 @@ async fn wait(api: &Api<api::Rollback>, name: &str, limit: Duration) -> anyhow::
     match tokio::time::timeout(limit, finished).await {
         Ok(done) => done.map(|()| Exit::Success),
         Err(_) => {
-            output::say(&format!("Rollback {name} is not complete after {}", api::Duration::from_secs(limit.as_secs())));
+            output::say(&format!(
+                "Rollback {name} is not complete after {}",
+                api::Duration::from_secs(limit.as_secs())
+            ));
             Ok(Exit::TryAgain)
         }
     }

@@ -5,6 +5,7 @@
 //! the object, and every wait has a documented reason ([`WaitReason`]).
 
 #![allow(unreachable_pub, reason = "the schema derive repeats each type in a private scope")]
+#![allow(clippy::duplicated_attributes, reason = "each printcolumn has a type and a path of its own")]
 
 pub mod conditions;
 mod definitions;
