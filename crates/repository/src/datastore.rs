@@ -125,7 +125,7 @@ impl Datastore {
         let bytes = serde_json::to_vec(&state)
             .map_err(io::Error::other)
             .map_err(|source| self.failed("its state can't be written", source))?;
-        replace_file(&self.directory.join(STATE_FILE), &bytes)
+        replace_file(&self.directory.join(STATE_FILE), 0o600, &bytes)
             .map_err(|source| self.failed("its state can't be written", source))?;
         self.state = state;
         Ok(())
@@ -176,10 +176,12 @@ fn remove_leftovers(directory: &Path) -> io::Result<()> {
 }
 
 /// Writes beside, syncs, renames, syncs the directory: after a power cut there is the old file or the new one.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let mut file = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempfile_in(directory)?;
     file.write_all(bytes)?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     File::open(directory)?.sync_all()

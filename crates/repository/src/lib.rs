@@ -15,6 +15,7 @@ mod datastore;
 mod error;
 mod http;
 mod limits;
+pub mod publish;
 mod remote;
 mod repository;
 pub mod select;

@@ -1,0 +1,179 @@
+//! The folder that is served: `metadata/` and `targets/`, written so that readers and a killed publisher never see half a
+//! file. `pending/` and the lock are for publishers only and are not uploaded.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bascule_image::digest::Sha256Stream;
+use bascule_image::release::names::TargetPath;
+use bascule_names::Digest;
+
+use super::error::PublishError;
+use crate::datastore::replace_file;
+use crate::limits::MAX_TARGETS;
+
+const LOCK_FILE: &str = ".publish.lock";
+/// What is served must be readable by the server's user.
+const SERVED: u32 = 0o644;
+const SCRATCH_PREFIX: &str = ".scratch-";
+
+/// A locked repository folder.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Locks a folder, making it if it is missing.
+    pub(super) fn open(path: &Path) -> Result<Self, PublishError> {
+        for part in ["metadata", "targets"] {
+            let part = path.join(part);
+            fs::create_dir_all(&part).map_err(PublishError::file("make", &part))?;
+        }
+        let lock_path = path.join(LOCK_FILE);
+        let lock = File::create(&lock_path).map_err(PublishError::file("lock", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(PublishError::Busy { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => Err(PublishError::file("lock", &lock_path)(error)),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn metadata_path(&self, name: &str) -> PathBuf {
+        self.path.join("metadata").join(name)
+    }
+
+    pub(super) fn pending_path(&self) -> PathBuf {
+        self.path.join("pending")
+    }
+
+    /// A metadata file, or `None` if it is not there.
+    pub(super) fn read_metadata(&self, name: &str) -> Result<Option<Vec<u8>>, PublishError> {
+        read_bounded(&self.metadata_path(name), MAX_TARGETS)
+    }
+
+    /// Writes a metadata file durably and in one step.
+    pub(super) fn write_metadata(&self, name: &str, bytes: &[u8]) -> Result<(), PublishError> {
+        let path = self.metadata_path(name);
+        replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))
+    }
+
+    /// Files that wait for more signatures: name and bytes.
+    pub(super) fn read_pending(&self) -> Result<Vec<(String, Vec<u8>)>, PublishError> {
+        let folder = self.pending_path();
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(PublishError::file("read", &folder)(error)),
+        };
+        let mut pending = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(PublishError::file("read", &folder))?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if !name.ends_with(".json") {
+                continue;
+            }
+            if let Some(bytes) = read_bounded(&path, MAX_TARGETS)? {
+                pending.push((name.to_owned(), bytes));
+            }
+        }
+        pending.sort();
+        Ok(pending)
+    }
+
+    pub(super) fn write_pending(&self, name: &str, bytes: &[u8]) -> Result<(), PublishError> {
+        let folder = self.pending_path();
+        fs::create_dir_all(&folder).map_err(PublishError::file("make", &folder))?;
+        let path = folder.join(name);
+        replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))
+    }
+
+    pub(super) fn clear_pending(&self) -> Result<(), PublishError> {
+        let folder = self.pending_path();
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PublishError::file("remove", &folder)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a target with this digest lies (TUF 1.0, 6.2).
+    pub(super) fn target_path(&self, target: &TargetPath, digest: &Digest) -> PathBuf {
+        let text = target.as_str();
+        let (folder, name) = text.rsplit_once('/').unwrap_or(("", text));
+        self.path.join("targets").join(folder).join(format!("{}.{name}", hex::encode(digest.to_bytes())))
+    }
+
+    /// Puts bytes in place as a target. One that is there with the right length stays: its name is its digest.
+    pub(super) fn write_target(&self, target: &TargetPath, digest: &Digest, bytes: &[u8]) -> Result<(), PublishError> {
+        let path = self.target_path(target, digest);
+        let folder = make_parent(&path)?;
+        replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))?;
+        sync_folder(&folder)
+    }
+
+    /// Copies a file in place as a target, and says what it is. The digest is that of the bytes that were copied.
+    pub(super) fn copy_target(&self, target: &TargetPath, from: &Path) -> Result<(Digest, u64), PublishError> {
+        let folder = make_parent(&self.path.join("targets").join(target.as_str()))?;
+        let copy = || -> io::Result<(tempfile::NamedTempFile, Digest, u64)> {
+            let mut source = File::open(from)?;
+            let mut out = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempfile_in(&folder)?;
+            let mut digest = Sha256Stream::new();
+            let mut buffer = vec![0; 1 << 20];
+            let mut length = 0;
+            loop {
+                let count = source.read(&mut buffer)?;
+                let piece = buffer.get(..count).unwrap_or_default();
+                if piece.is_empty() {
+                    break;
+                }
+                digest.update(piece);
+                out.write_all(piece)?;
+                length += piece.len() as u64;
+            }
+            out.as_file().set_permissions(fs::Permissions::from_mode(SERVED))?;
+            out.as_file().sync_all()?;
+            Ok((out, digest.finish().into(), length))
+        };
+        let (out, digest, length) = copy().map_err(PublishError::file("copy", from))?;
+        let path = self.target_path(target, &digest);
+        out.persist(&path).map_err(|error| PublishError::file("write", &path)(error.error))?;
+        sync_folder(&folder)?;
+        Ok((digest, length))
+    }
+
+    /// Whether a target's file is there with this length.
+    pub(super) fn has_target(&self, target: &TargetPath, digest: &Digest, length: u64) -> bool {
+        fs::metadata(self.target_path(target, digest)).is_ok_and(|metadata| metadata.len() == length)
+    }
+}
+
+fn make_parent(path: &Path) -> Result<PathBuf, PublishError> {
+    let parent = path.parent().unwrap_or(path).to_owned();
+    fs::create_dir_all(&parent).map_err(PublishError::file("make", &parent))?;
+    Ok(parent)
+}
+
+fn sync_folder(path: &Path) -> Result<(), PublishError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(PublishError::file("sync", path))
+}
+
+fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, PublishError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(PublishError::file("read", path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(PublishError::file("read", path))?;
+    if bytes.len() as u64 > limit {
+        return Err(PublishError::broken(path.display().to_string(), format!("it is longer than {limit} bytes")));
+    }
+    Ok(Some(bytes))
+}

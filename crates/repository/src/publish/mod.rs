@@ -1,0 +1,47 @@
+//! Writing a repository: what a vendor does between a finished build and a release that nodes can fetch.
+//!
+//! Every operation verifies what is published now, signs on top of it, and makes the change visible in one step (see
+//! `commit`). The folder can be served as it is, or copied to a static server in the order that docs/publishing.md gives.
+
+mod commit;
+mod document;
+mod error;
+mod folder;
+mod keys;
+mod release;
+mod setup;
+mod state;
+
+use std::path::Path;
+
+pub use commit::{Lifetimes, Missing, Outcome, Signing};
+pub use error::PublishError;
+pub use keys::{PublicKey, SigningKey, generate};
+pub use release::Notes;
+pub use setup::{RoleSetup, Roles, init};
+
+use folder::Folder;
+use state::Current;
+
+/// A repository folder, locked for publishing and verified.
+#[derive(Debug)]
+pub struct Publisher {
+    folder: Folder,
+    current: Current,
+}
+
+impl Publisher {
+    /// Locks a repository folder and verifies what is published in it.
+    ///
+    /// # Errors
+    /// [`PublishError::Busy`], [`PublishError::Folder`] when it holds no repository, [`PublishError::Broken`].
+    pub fn open(path: &Path) -> Result<Self, PublishError> {
+        if !path.join("metadata").is_dir() {
+            let reason = "holds no repository; make one with `bascule release init`";
+            return Err(PublishError::Folder { path: path.to_owned(), reason });
+        }
+        let folder = Folder::open(path)?;
+        let current = Current::load(&folder)?;
+        Ok(Self { folder, current })
+    }
+}
