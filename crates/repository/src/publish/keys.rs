@@ -110,8 +110,8 @@ pub fn generate(stem: &Path) -> Result<PublicKey, PublishError> {
     let with = |extension: &str| PathBuf::from(format!("{}.{extension}", stem.display()));
     let (private_path, public_path) = (with("pem"), with("pub.json"));
     let refuse = |reason: String| PublishError::Key { path: private_path.clone(), reason };
-    let document = Ed25519KeyPair::generate_pkcs8(&random)
-        .map_err(|_| refuse("the system gives no random numbers".to_owned()))?;
+    let document =
+        Ed25519KeyPair::generate_pkcs8(&random).map_err(|_| refuse("the system gives no random numbers".to_owned()))?;
     let key = SigningKey::from_pkcs8(document.as_ref()).map_err(refuse)?;
     let public = serde_json::to_string_pretty(&key.public.key).map_err(|error| refuse(error.to_string()))?;
     write_new(&private_path, 0o600, pem(document.as_ref()).as_bytes())?;
@@ -175,7 +175,8 @@ mod tests {
     fn what_is_no_key_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key.pem");
-        for text in ["", "{}", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "{\"keytype\":\"x\"}"] {
+        for text in ["", "{}", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "{\"keytype\":\"x\"}"]
+        {
             std::fs::write(&path, text).unwrap();
             assert!(matches!(PublicKey::read(&path), Err(PublishError::Key { .. })), "{text}");
         }

@@ -53,7 +53,8 @@ impl Publisher {
         self.refuse_pending()?;
         let manifests = read_manifests(build)?;
         let Some((_, first)) = manifests.first() else {
-            let reason = "holds no releases/<version>/<architecture>/release.json; make one with `bascule release build`";
+            let reason =
+                "holds no releases/<version>/<architecture>/release.json; make one with `bascule release build`";
             return Err(PublishError::Folder { path: build.to_owned(), reason });
         };
         let (product, version) = (first.product.clone(), first.version.clone());
@@ -124,7 +125,8 @@ impl Publisher {
         for described in release.manifests.values() {
             let path = self.folder.target_path(&described.path, &described.digest);
             let bytes = fs::read(&path).map_err(PublishError::file("read", &path))?;
-            let manifest = Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
+            let manifest =
+                Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
             name_target(&mut targets, &described.path, &described.digest, described.size)?;
             for file in files_of(&manifest) {
                 let (digest, length) = self.published(&file.path)?;
@@ -220,7 +222,8 @@ impl Publisher {
         for pack in manifest.packs.iter().filter(|pack| pack.path == file.path) {
             let wanted = usize::try_from(pack.index.length).unwrap_or_default();
             let mut index = vec![0; wanted];
-            let read = File::open(&path).and_then(|opened| opened.read_exact_at(&mut index, length - pack.index.length));
+            let read =
+                File::open(&path).and_then(|opened| opened.read_exact_at(&mut index, length - pack.index.length));
             read.map_err(PublishError::file("read", &path))?;
             if Digest::from(Sha256::of(&index)) != pack.index.digest {
                 return Err(refuse("its index is another".to_owned()));
@@ -234,9 +237,10 @@ impl Publisher {
         let name = target_name(path)?;
         let current = &self.current;
         let found = [&current.targets].into_iter().chain(current.delegated.values());
-        let target = found.filter_map(|document| document.signed.signed.targets.get(&name)).next().ok_or_else(|| {
-            PublishError::broken(path.to_string(), "no role names it")
-        })?;
+        let target = found
+            .filter_map(|document| document.signed.signed.targets.get(&name))
+            .next()
+            .ok_or_else(|| PublishError::broken(path.to_string(), "no role names it"))?;
         let digest = <[u8; 32]>::try_from(&target.hashes.sha256[..])
             .map_err(|_| PublishError::broken(path.to_string(), "its digest is no SHA-256"))?;
         let digest = Digest::from_sha256(&digest);
@@ -255,11 +259,8 @@ struct Named {
 }
 
 fn files_of(manifest: &Manifest) -> Vec<Named> {
-    let described = |file: &Described| Named {
-        path: file.path.clone(),
-        size: file.size,
-        digest: Some(file.digest.clone()),
-    };
+    let described =
+        |file: &Described| Named { path: file.path.clone(), size: file.size, digest: Some(file.digest.clone()) };
     let packs = manifest.packs.iter().map(|pack| Named { path: pack.path.clone(), size: pack.size, digest: None });
     let list = manifest.packages.iter().map(|list| described(&list.file));
     packs.chain([described(&manifest.uki)]).chain(list).collect()
@@ -284,14 +285,16 @@ fn read_manifests(build: &Path) -> Result<Vec<(TargetPath, Manifest)>, PublishEr
             if !file.is_file() {
                 continue;
             }
-            let path: TargetPath =
-                text.parse().map_err(|error| PublishError::Content { path: text.clone(), reason: format!("{error}") })?;
+            let path: TargetPath = text
+                .parse()
+                .map_err(|error| PublishError::Content { path: text.clone(), reason: format!("{error}") })?;
             let mut bytes = Vec::new();
             let limit = release::manifest::MAX_LENGTH as u64 + 1;
             File::open(&file)
                 .and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
                 .map_err(PublishError::file("read", &file))?;
-            let manifest = Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
+            let manifest =
+                Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
             if manifest.version.as_str() != version || manifest.architecture.as_str() != architecture {
                 let reason = format!("it is for {} on {}", manifest.version, manifest.architecture);
                 return Err(PublishError::Content { path: text, reason });
@@ -330,7 +333,8 @@ fn refuse_known(channel: &Channel, version: &Version) -> Result<(), PublishError
     if channel.release(version).is_none() {
         return Ok(());
     }
-    let reason = format!("it has release {version} already; a published release never changes, give it another version");
+    let reason =
+        format!("it has release {version} already; a published release never changes, give it another version");
     Err(PublishError::Channel { what: format!("channel {}", channel.channel), reason })
 }
 

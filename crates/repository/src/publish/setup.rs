@@ -143,14 +143,12 @@ impl Publisher {
         root.version = next_version(root.version.get());
         root.expires = timestamp(signing.now + signing.lifetimes.root)?;
         for (name, setup) in changes {
-            let role = name
-                .parse::<RoleType>()
-                .ok()
-                .filter(|role| root.roles.contains_key(role))
-                .ok_or_else(|| PublishError::Role {
+            let role = name.parse::<RoleType>().ok().filter(|role| root.roles.contains_key(role)).ok_or_else(|| {
+                PublishError::Role {
                     role: name.clone(),
                     reason: "only root, targets, snapshot and timestamp have their keys in the root".to_owned(),
-                })?;
+                }
+            })?;
             root.roles.insert(role, setup.checked(name)?);
             root.keys.extend(setup.keys.iter().map(|key| (key.id.clone(), key.key.clone())));
         }
@@ -292,7 +290,9 @@ impl Publisher {
         let targets = change.targets.as_ref().unwrap_or(&current.targets).signed.signed.clone();
         let roles = targets.delegations.map(|delegations| delegations.roles).unwrap_or_default();
         for (name, bytes) in &pending {
-            let Some(role) = roles.iter().find(|role| name.ends_with(&format!(".{}.json", role.name))) else { continue };
+            let Some(role) = roles.iter().find(|role| name.ends_with(&format!(".{}.json", role.name))) else {
+                continue;
+            };
             let waiting: Document<Targets> = Document::parse(name, bytes.clone())?;
             let before = current.delegated.get(&role.name).map_or(0, |known| known.signed.signed.version.get());
             fits(waiting.signed.signed.version.get(), before)?;

@@ -31,9 +31,8 @@ impl Current {
         // A publisher that was killed while it replaced keys may have left files that only the root before verifies.
         let roots: Vec<&Signed<Root>> = [Some(&root.signed), before.as_ref()].into_iter().flatten().collect();
         let signed_by = |check: &dyn Fn(&Signed<Root>) -> bool| roots.iter().any(|root| check(root));
-        let read = |name: &str| {
-            folder.read_metadata(name)?.ok_or_else(|| PublishError::broken(name, "the file is missing"))
-        };
+        let read =
+            |name: &str| folder.read_metadata(name)?.ok_or_else(|| PublishError::broken(name, "the file is missing"));
         let refuse_unless = |good: bool, name: &str| {
             if good { Ok(()) } else { Err(PublishError::broken(name, "it is not signed by the keys of its role")) }
         };
