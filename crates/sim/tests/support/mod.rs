@@ -42,8 +42,6 @@ pub(crate) fn machine(boot: BootLoader, pages: Pages) -> Hardware {
 /// A step that is left out or done too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
-    /// The target slot's old boot entry is still there while the slot is overwritten.
-    OldEntryStays,
     /// The slot is not flushed before its boot entry appears.
     SlotNotFlushed,
     /// The boot image is renamed to its final name before its content is durable.
@@ -74,9 +72,7 @@ impl Writer<'_> {
     /// Steps 2 to 6.
     pub(crate) fn stage(&self, slot: Slot, release: &TinyRelease) {
         self.disk.note(format!("writer: stage {} in slot {slot}", release.version));
-        if !self.makes(Mistake::OldEntryStays) {
-            self.forget(slot);
-        }
+        self.forget(slot);
         self.name(slot, "_writing", Uuid::from_u128(1), Uuid::from_u128(2));
         let table = Table::read(self.disk).unwrap();
         for (number, content) in [(slot.data(), &release.data), (slot.verity(), &release.verity)] {
