@@ -14,7 +14,7 @@ mod support;
 use std::time::Instant;
 
 use bascule_image::digest::Sha256;
-use bascule_sim::disk::{Disk, Loss, Pages, Recording};
+use bascule_sim::disk::{Disk, Loss, Recording, Snapshot};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::layout::Slot;
 use bascule_sim::tiny::TinyRelease;
@@ -33,7 +33,7 @@ struct Run {
 /// 1.0 runs from A; B held 0.9, is staged with 1.1 and armed.
 fn stage_and_arm(boot: BootLoader, mistake: Option<Mistake>) -> Run {
     let [oldest, old, new] = ["0.9", "1.0", "1.1"].map(release);
-    let disk = Disk::from_pages(installed(boot, &old));
+    let disk = Disk::from_snapshot(installed(boot, &old));
     let writer = Writer { disk: &disk, boot, mistake: None };
     writer.stage(Slot::B, &oldest);
     if boot == BootLoader::SystemdBoot {
@@ -153,8 +153,8 @@ fn settle_cut(boot: BootLoader, good: bool) -> usize {
     cuts
 }
 
-fn boots(boot: BootLoader, pages: Pages) -> String {
-    machine(boot, pages).power_on().system.map(|system| system.version).unwrap_or_default()
+fn boots(boot: BootLoader, snapshot: Snapshot) -> String {
+    machine(boot, snapshot).power_on().system.map(|system| system.version).unwrap_or_default()
 }
 
 #[test]

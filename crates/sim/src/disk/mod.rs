@@ -22,7 +22,7 @@ pub(crate) use overlay::{Overlay, write_back};
 pub use pages::Pages;
 pub(crate) use part::seek;
 pub use part::{Cursor, Part};
-pub use record::{Loss, Operation, Recording};
+pub use record::{Files, Loss, Operation, Recording, Snapshot};
 
 /// Bytes in a sector: the unit that a disk writes whole or not at all.
 pub const SECTOR: usize = 512;
@@ -56,8 +56,10 @@ struct State {
     medium: Medium,
     /// What reads through the page cache see, once that differs from the medium.
     cached: Option<Pages>,
+    /// The state partition's files (disks in memory only).
+    files: Files,
     /// Since [`Disk::start_recording`].
-    recording: Option<(Pages, Vec<Operation>)>,
+    recording: Option<(Snapshot, Vec<Operation>)>,
     /// Writes that are not durable, kept only so that a failing flush can take them back (offset, bytes before).
     undo: Vec<(Cache, u64, Vec<u8>)>,
     faults: Vec<FaultRule>,
@@ -97,30 +99,30 @@ impl Medium {
 impl Disk {
     /// An empty disk of `length` bytes in memory.
     pub fn in_memory(length: u64) -> Self {
-        Self::from_pages(Pages::new(length))
+        Self::from_snapshot(Snapshot { pages: Pages::new(length), files: Files::new() })
     }
 
     /// A disk in memory with this content, for example what a power cut left.
-    pub fn from_pages(pages: Pages) -> Self {
-        Self::with(Medium::Memory(pages))
+    pub fn from_snapshot(snapshot: Snapshot) -> Self {
+        Self::with(Medium::Memory(snapshot.pages), snapshot.files)
     }
 
     /// Creates a sparse file of `length` bytes as a disk; an existing file is emptied first.
     pub fn create_file(path: &Path, length: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
         file.set_len(length)?;
-        Ok(Self::with(Medium::File { file, length }))
+        Ok(Self::with(Medium::File { file, length }, Files::new()))
     }
 
     /// Opens a disk image file. Several processes may hold it at once; they see each other's writes at once.
     pub fn open_file(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
-        Ok(Self::with(Medium::File { file, length }))
+        Ok(Self::with(Medium::File { file, length }, Files::new()))
     }
 
-    fn with(medium: Medium) -> Self {
-        let state = State { medium, cached: None, recording: None, undo: Vec::new(), faults: Vec::new() };
+    fn with(medium: Medium, files: Files) -> Self {
+        let state = State { medium, cached: None, files, recording: None, undo: Vec::new(), faults: Vec::new() };
         Self { shared: Arc::new(Mutex::new(state)) }
     }
 
@@ -135,11 +137,8 @@ impl Disk {
     }
 
     /// What the medium holds, as a disk in memory of its own. `None` for a disk in a file.
-    pub fn snapshot(&self) -> Option<Pages> {
-        match &self.state().medium {
-            Medium::Memory(pages) => Some(pages.clone()),
-            Medium::File { .. } => None,
-        }
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        self.state().snapshot()
     }
 
     /// Adds a rule of what goes wrong from now on. The first rule that strikes decides.
@@ -155,8 +154,8 @@ impl Disk {
     /// Begins to record. A disk in a file is not recorded: power is cut only in memory.
     pub fn start_recording(&self) {
         let mut state = self.state();
-        if let Medium::Memory(pages) = &state.medium {
-            state.recording = Some((pages.clone(), Vec::new()));
+        if let Some(base) = state.snapshot() {
+            state.recording = Some((base, Vec::new()));
         }
     }
 
@@ -210,6 +209,29 @@ impl Disk {
         Ok(())
     }
 
+    /// A file of the state partition. `cache` is the state partition's: faults of reading it apply.
+    pub fn file(&self, cache: Cache, name: &str) -> io::Result<Option<Arc<[u8]>>> {
+        let mut state = self.state();
+        state.check(Access::Read, cache, 0, 0)?;
+        Ok(state.files.get(name).cloned())
+    }
+
+    /// Replaces (or removes) a file of the state partition, durably. Faults of writing and flushing that partition apply.
+    pub fn set_file(&self, cache: Cache, name: &str, content: Option<&[u8]>) -> io::Result<()> {
+        let mut state = self.state();
+        state.check(Access::Write, cache, 0, 0)?;
+        state.check(Access::Flush, cache, 0, 0)?;
+        let content: Option<Arc<[u8]>> = content.map(Arc::from);
+        match &content {
+            Some(content) => state.files.insert(name.to_owned(), content.clone()),
+            None => state.files.remove(name),
+        };
+        if let Some((_, operations)) = &mut state.recording {
+            operations.push(Operation::File { name: name.to_owned(), content });
+        }
+        Ok(())
+    }
+
     /// Makes the writes of `cache` durable.
     pub fn flush(&self, cache: Cache) -> io::Result<()> {
         self.state().flush(cache)
@@ -217,6 +239,13 @@ impl Disk {
 }
 
 impl State {
+    fn snapshot(&self) -> Option<Snapshot> {
+        match &self.medium {
+            Medium::Memory(pages) => Some(Snapshot { pages: pages.clone(), files: self.files.clone() }),
+            Medium::File { .. } => None,
+        }
+    }
+
     /// Bounds, and the faults that are plain errors; returns the effect of a fault that is not.
     fn check(&mut self, access: Access, cache: Cache, offset: u64, length: usize) -> io::Result<Option<Effect>> {
         if offset.checked_add(length as u64).is_none_or(|end| end > self.medium.length()) {

@@ -29,6 +29,13 @@ pub enum Operation {
     Flush(Cache),
     /// A flush failed: the unflushed writes of this cache never reach the medium.
     FlushFailed(Cache),
+    /// A file of the state partition was replaced (or removed: `None`), durably.
+    File {
+        /// Its name.
+        name: String,
+        /// Its new content.
+        content: Option<Arc<[u8]>>,
+    },
     /// Not an access: a line for the story that a failing test prints.
     Note(String),
 }
@@ -47,10 +54,23 @@ pub enum Loss {
     Chosen(u64),
 }
 
+/// The small files of the state partition, by name.
+pub type Files = BTreeMap<String, Arc<[u8]>>;
+
+/// All that a disk in memory holds at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The sectors.
+    pub pages: Pages,
+    /// The state partition's file system. It is not simulated by sectors: it journals, and the agent replaces files in
+    /// it whole and durably; what is tried is a cut between any two of those.
+    pub files: Files,
+}
+
 /// A disk before, and everything that was done to it.
 #[derive(Clone, Debug)]
 pub struct Recording {
-    base: Pages,
+    base: Snapshot,
     operations: Vec<Operation>,
     /// The medium and the index of the operation that follows, each time something became durable.
     checkpoints: Vec<Checkpoint>,
@@ -61,38 +81,51 @@ struct Checkpoint {
     /// Operations before this index are accounted for in `medium` and `pending`.
     next: usize,
     medium: Pages,
+    files: Files,
     /// Indices of writes that are not durable yet.
     pending: Vec<usize>,
 }
 
 impl Recording {
-    pub(super) fn new(base: Pages, operations: Vec<Operation>) -> Self {
-        let mut checkpoints = vec![Checkpoint { next: 0, medium: base.clone(), pending: Vec::new() }];
-        let mut medium = base.clone();
+    pub(super) fn new(base: Snapshot, operations: Vec<Operation>) -> Self {
+        let Snapshot { pages: mut medium, mut files } = base.clone();
+        let first = Checkpoint { next: 0, medium: medium.clone(), files: files.clone(), pending: Vec::new() };
+        let mut checkpoints = vec![first];
         let mut pending: Vec<usize> = Vec::new();
         for (index, operation) in operations.iter().enumerate() {
             match operation {
-                Operation::Note(_) => {}
-                Operation::Write { .. } => pending.push(index),
+                Operation::Note(_) => continue,
+                Operation::Write { .. } => {
+                    pending.push(index);
+                    continue;
+                }
+                Operation::File { name, content: Some(content) } => {
+                    files.insert(name.clone(), content.clone());
+                }
+                Operation::File { name, content: None } => {
+                    files.remove(name);
+                }
                 Operation::Flush(cache) => {
                     for write in pending.extract_if(.., |write| of_cache(&operations, *write, *cache)) {
                         if let Some(Operation::Write { offset, data, .. }) = operations.get(write) {
                             medium.write(*offset, data);
                         }
                     }
-                    checkpoints.push(Checkpoint { next: index + 1, medium: medium.clone(), pending: pending.clone() });
                 }
-                Operation::FlushFailed(cache) => {
-                    pending.retain(|write| !of_cache(&operations, *write, *cache));
-                    checkpoints.push(Checkpoint { next: index + 1, medium: medium.clone(), pending: pending.clone() });
-                }
+                Operation::FlushFailed(cache) => pending.retain(|write| !of_cache(&operations, *write, *cache)),
             }
+            checkpoints.push(Checkpoint {
+                next: index + 1,
+                medium: medium.clone(),
+                files: files.clone(),
+                pending: pending.clone(),
+            });
         }
         Self { base, operations, checkpoints }
     }
 
     /// The disk before the first operation.
-    pub fn base(&self) -> &Pages {
+    pub fn base(&self) -> &Snapshot {
         &self.base
     }
 
@@ -101,7 +134,7 @@ impl Recording {
         &self.operations
     }
 
-    /// The points at which a cut can make a difference: before the first operation and after each write or flush.
+    /// The points at which a cut can make a difference: before the first operation and after each one but notes.
     pub fn cut_points(&self) -> Vec<usize> {
         let after = self.operations.iter().enumerate();
         std::iter::once(0)
@@ -112,12 +145,13 @@ impl Recording {
     /// Number of sector versions that are not durable after the first `at` operations: with `n` of them
     /// [`Loss::Chosen`] has 2^n different outcomes.
     pub fn pending_versions(&self, at: usize) -> usize {
-        self.pending(at).1.len()
+        self.pending(at).map_or(0, |(_, sectors)| sectors.len())
     }
 
-    /// The medium after the first `at` operations and a power cut.
-    pub fn cut(&self, at: usize, loss: Loss) -> Pages {
-        let (mut medium, pending) = self.pending(at);
+    /// The disk after the first `at` operations and a power cut.
+    pub fn cut(&self, at: usize, loss: Loss) -> Snapshot {
+        let Some((checkpoint, pending)) = self.pending(at) else { return self.base.clone() };
+        let mut medium = checkpoint.medium.clone();
         match loss {
             Loss::Everything => {}
             Loss::Nothing => {
@@ -150,13 +184,13 @@ impl Recording {
                 }
             }
         }
-        medium
+        Snapshot { pages: medium, files: checkpoint.files.clone() }
     }
 
-    /// The durable medium after the first `at` operations and, sector by sector, the writes that are not durable.
-    fn pending(&self, at: usize) -> (Pages, Vec<(u64, &[u8])>) {
-        let index = self.checkpoints.partition_point(|checkpoint| checkpoint.next <= at).saturating_sub(1);
-        let Some(checkpoint) = self.checkpoints.get(index) else { return (self.base.clone(), Vec::new()) };
+    /// What is durable after the first `at` operations and, sector by sector, the writes that are not.
+    fn pending(&self, at: usize) -> Option<(&Checkpoint, Vec<(u64, &[u8])>)> {
+        let index = self.checkpoints.partition_point(|checkpoint| checkpoint.next <= at).checked_sub(1)?;
+        let checkpoint = self.checkpoints.get(index)?;
         let later = (checkpoint.next..at.min(self.operations.len())).collect::<Vec<_>>();
         let mut sectors = Vec::new();
         for write in checkpoint.pending.iter().chain(&later) {
@@ -172,7 +206,7 @@ impl Recording {
                 at = end;
             }
         }
-        (checkpoint.medium.clone(), sectors)
+        Some((checkpoint, sectors))
     }
 
     /// The story up to a cut, for the message of a failing test: the last `lines` things before it.
@@ -190,6 +224,10 @@ impl Recording {
                 }
                 Operation::Flush(cache) => format!("flush {cache}"),
                 Operation::FlushFailed(cache) => format!("flush {cache} fails, its writes are lost"),
+                Operation::File { name, content: Some(content) } => {
+                    format!("state file {name} is replaced ({} bytes)", content.len())
+                }
+                Operation::File { name, content: None } => format!("state file {name} is removed"),
                 Operation::Note(note) => format!("— {note}"),
             };
             text.push_str(&format!("  {index:>4} {line}\n"));

@@ -4,9 +4,9 @@ use super::*;
 
 const ESP: Cache = Cache(1);
 
-fn read(pages: &Pages, offset: u64, length: usize) -> Vec<u8> {
+fn read(snapshot: &Snapshot, offset: u64, length: usize) -> Vec<u8> {
     let mut buffer = vec![0; length];
-    pages.read(offset, &mut buffer);
+    snapshot.pages.read(offset, &mut buffer);
     buffer
 }
 
@@ -97,4 +97,25 @@ fn short_writes_and_errors_count_their_accesses() {
     disk.read(ESP, 0, &mut buffer).unwrap();
     assert_eq!(buffer, [1; 512]);
     assert_eq!(disk.write(ESP, (1 << 20) - 10, &[0; 11]).unwrap_err().raw_os_error(), Some(22));
+}
+
+#[test]
+fn a_state_file_is_old_or_new_at_each_cut_and_keeps_its_place_among_the_writes() {
+    let state = Cache(6);
+    let recording = recorded(|disk| {
+        disk.set_file(state, "journal", Some(b"one")).unwrap();
+        disk.write_all(ESP, 0, &[2; 512]).unwrap();
+        disk.set_file(state, "journal", Some(b"two")).unwrap();
+        disk.set_file(state, "journal", None).unwrap();
+    });
+    let journal = |at| recording.cut(at, Loss::Everything).files.get("journal").map(|content| content.to_vec());
+    assert_eq!(journal(0), None);
+    assert_eq!(journal(2), Some(b"one".to_vec()));
+    assert_eq!(journal(3), Some(b"two".to_vec()));
+    assert_eq!(journal(4), None);
+    assert_eq!(read(&recording.cut(4, Loss::Everything), 0, 1), [1], "a state file's fsync is no flush of the ESP");
+    let full = Disk::in_memory(1 << 20);
+    full.inject(FaultRule::once(Access::Write, Some(state), 0, Effect::NoSpace));
+    assert_eq!(full.set_file(state, "journal", Some(b"x")).unwrap_err().raw_os_error(), Some(28));
+    assert_eq!(full.file(state, "journal").unwrap(), None);
 }

@@ -1,7 +1,7 @@
 //! The file system behaves as Linux' does towards callers, and leaves on the disk what Linux would leave.
 
 use super::*;
-use crate::disk::{Cache, Disk, Loss, Pages};
+use crate::disk::{Cache, Disk, Loss, Snapshot};
 
 const LENGTH: u64 = 512 << 10;
 
@@ -15,8 +15,8 @@ fn fresh() -> (Disk, Esp) {
     (disk, esp)
 }
 
-fn names(pages: Pages) -> Vec<String> {
-    esp_on(&Disk::from_pages(pages)).list("EFI/Linux").unwrap().into_iter().map(|file| file.name).collect()
+fn names(left: Snapshot) -> Vec<String> {
+    esp_on(&Disk::from_snapshot(left)).list("EFI/Linux").unwrap().into_iter().map(|file| file.name).collect()
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_cut_rename_leaves_the_old_name_both_names_or_the_new_one_with_the_content()
             let seen = names(pages.clone());
             for name in &seen {
                 let content =
-                    esp_on(&Disk::from_pages(pages.clone())).read(&format!("EFI/Linux/{name}"), 4000).unwrap();
+                    esp_on(&Disk::from_snapshot(pages.clone())).read(&format!("EFI/Linux/{name}"), 4000).unwrap();
                 assert_eq!(content, vec![9; 3000], "{name} keeps its content");
             }
             met.insert(seen);

@@ -88,6 +88,9 @@ pub struct RunningSystem {
     pub kubelet_starts: bool,
     /// Whether the node ever becomes Ready under this release's kubelet.
     pub becomes_ready: bool,
+    /// How the release is broken.
+    #[serde(default)]
+    pub faults: Vec<crate::firmware::boot_image::Fault>,
 }
 
 /// One slot as the partition table describes it.

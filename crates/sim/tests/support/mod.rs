@@ -1,7 +1,7 @@
 //! A host with one release installed, and a reference writer that does to its disk what docs/release-format.md says
 //! under "Writing a slot" — or, on purpose, does it in a wrong order.
 
-use bascule_sim::disk::{Cursor, Disk, Pages, Part};
+use bascule_sim::disk::{Cursor, Disk, Part, Snapshot};
 use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::gptprio::Attributes;
@@ -21,7 +21,7 @@ pub(crate) fn release(version: &str) -> TinyRelease {
 }
 
 /// The disk of a host on which `first` runs from slot A and slot B is empty.
-pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Pages {
+pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Snapshot {
     let disk = Disk::in_memory(Sizes::tiny().disk());
     let mut installed = Installed {
         version: &first.version,
@@ -35,8 +35,8 @@ pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Pages {
     disk.snapshot().unwrap()
 }
 
-pub(crate) fn machine(boot: BootLoader, pages: Pages) -> Hardware {
-    Hardware::new(Disk::from_pages(pages), boot, IDENTITY)
+pub(crate) fn machine(boot: BootLoader, snapshot: Snapshot) -> Hardware {
+    Hardware::new(Disk::from_snapshot(snapshot), boot, IDENTITY)
 }
 
 /// A step that is left out or done too early.
