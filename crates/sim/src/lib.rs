@@ -4,6 +4,7 @@
 pub mod disk;
 pub mod esp;
 pub mod firmware;
+pub mod host;
 pub mod layout;
 pub mod machine;
 pub mod tiny;

@@ -10,6 +10,7 @@ use super::{Part, SECTOR, seek};
 #[derive(Clone, Debug)]
 pub(crate) struct Overlay {
     part: Part,
+    direct: bool,
     position: u64,
     /// Changed sectors by number, each with the place in the order of first changes.
     changed: BTreeMap<u64, (usize, [u8; SECTOR])>,
@@ -17,7 +18,19 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     pub(crate) fn new(part: Part) -> Self {
-        Self { part, position: 0, changed: BTreeMap::new() }
+        Self { part, direct: false, position: 0, changed: BTreeMap::new() }
+    }
+
+    /// Reads what the medium holds, past the page cache.
+    pub(crate) fn past_cache(part: Part) -> Self {
+        Self { direct: true, ..Self::new(part) }
+    }
+
+    fn below(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match self.direct {
+            true => self.part.read_direct(offset, buffer),
+            false => self.part.read(offset, buffer),
+        }
     }
 
     /// Sectors that differ from what the partition holds, in the order in which they were first changed.
@@ -40,7 +53,7 @@ impl Overlay {
             return Ok(*bytes);
         }
         let mut bytes = [0; SECTOR];
-        self.part.read(sector * SECTOR as u64, &mut bytes)?;
+        self.below(sector * SECTOR as u64, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -78,7 +91,7 @@ impl io::Read for Overlay {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.left(buffer.len());
         let Some(target) = buffer.get_mut(..count) else { return Ok(0) };
-        self.part.read(self.position, target)?;
+        self.below(self.position, target)?;
         let end = self.position + count as u64;
         let first = self.position / SECTOR as u64;
         for (sector, (_, bytes)) in self.changed.range(first..end.div_ceil(SECTOR as u64)) {

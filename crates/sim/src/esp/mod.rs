@@ -16,6 +16,8 @@ use crate::disk::{Overlay, Part, write_back};
 #[derive(Clone, Debug)]
 pub struct Esp {
     part: Part,
+    /// Reads go past the page cache.
+    direct: bool,
 }
 
 /// A file in a directory of the ESP.
@@ -52,12 +54,17 @@ type Fat<'a> = FileSystem<&'a mut Overlay>;
 impl Esp {
     /// The file system on this partition; nothing is read before the first call.
     pub fn new(part: Part) -> Self {
-        Self { part }
+        Self { part, direct: false }
+    }
+
+    /// The same file system, but read past the page cache: what firmware would find there.
+    pub fn past_cache(&self) -> Self {
+        Self { part: self.part.clone(), direct: true }
     }
 
     /// Makes an empty file system with `EFI/Linux` and `loader` and makes it durable.
     pub fn format(part: Part) -> io::Result<Self> {
-        let esp = Self { part };
+        let esp = Self::new(part);
         let mut overlay = Overlay::new(esp.part.clone());
         // Small clusters on a small partition keep the tests' disks small; from 64 MiB on, FAT32 with 4 KiB clusters.
         let cluster = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
@@ -65,7 +72,7 @@ impl Esp {
         fatfs::format_volume(&mut overlay, options)?;
         write_back(&esp.part, &overlay.changes()?)?;
         for directory in ["EFI", "EFI/Linux", "loader"] {
-            esp.change(|fat| fat.root_dir().create_dir(directory).map(|_| ()))?;
+            esp.create_directory(directory)?;
         }
         esp.sync()?;
         Ok(esp)
@@ -112,6 +119,11 @@ impl Esp {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Creates a directory below one that is there; one that is there already stays.
+    pub fn create_directory(&self, path: &str) -> io::Result<()> {
+        self.change(|fat| fat.root_dir().create_dir(path).map(|_| ()))
     }
 
     /// Creates or replaces a file. Not durable before [`Esp::sync`].
@@ -162,7 +174,8 @@ impl Esp {
     }
 
     fn look<T>(&self, look: impl FnOnce(&Fat<'_>) -> io::Result<T>) -> io::Result<T> {
-        with_fat(&mut Overlay::new(self.part.clone()), look)
+        let new = if self.direct { Overlay::past_cache } else { Overlay::new };
+        with_fat(&mut new(self.part.clone()), look)
     }
 
     fn change(&self, change: impl FnOnce(&Fat<'_>) -> io::Result<()>) -> io::Result<()> {

@@ -59,6 +59,8 @@ pub struct BootImage {
     pub sort_key: Option<String>,
     /// IMAGE_VERSION, else VERSION, VERSION_ID, BUILD_ID, of `.osrel`.
     pub version: Option<String>,
+    /// All of `.osrel`.
+    pub os_release: String,
     /// The kernel's command line.
     pub cmdline: String,
 }
@@ -86,6 +88,7 @@ impl BootImage {
         Some(Self {
             sort_key: field(&["IMAGE_ID", "ID"]),
             version: field(&["IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID"]),
+            os_release: release.clone(),
             cmdline: text(".cmdline").unwrap_or_default().trim().to_owned(),
         })
     }

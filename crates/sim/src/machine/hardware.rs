@@ -30,6 +30,8 @@ pub struct Hardware {
     pub defects: systemd_boot::Defects,
     /// Faults of releases by root hash, for machines whose boot loader reads no boot image that could carry them.
     pub faults: BTreeMap<Sha256, Vec<Fault>>,
+    /// IMAGE_ID in the os-release of releases whose boot loader reads no boot image.
+    pub product: String,
     /// Starts so far.
     pub starts: u64,
     /// Decides the boot ids.
@@ -53,6 +55,10 @@ pub struct System {
     pub trial: bool,
     /// Digest of the boot image that was run, all of it; `None` where the loader reads none.
     pub boot_image: Option<Sha256>,
+    /// The kernel's command line.
+    pub command_line: String,
+    /// The text of os-release.
+    pub os_release: String,
     /// How the release is broken.
     pub faults: Vec<Fault>,
 }
@@ -75,6 +81,7 @@ impl Hardware {
             boot,
             defects: systemd_boot::Defects::default(),
             faults: BTreeMap::new(),
+            product: "acme-os".to_owned(),
             starts: 0,
             identity,
         }
@@ -133,6 +140,8 @@ impl Hardware {
             entry: picked.file.clone(),
             trial: picked.counted,
             boot_image: Some(picked.digest),
+            command_line: picked.image.cmdline.clone(),
+            os_release: picked.image.os_release.clone(),
             faults: picked.image.faults(),
         })
     }
@@ -145,6 +154,8 @@ impl Hardware {
             .map_err(|reason| Refusal::Root { what: format!("slot {slot}"), reason })?;
         Ok(System {
             boot_id,
+            command_line: format!("roothash={root_hash} ro quiet"),
+            os_release: format!("ID={}\nIMAGE_ID={0}\nIMAGE_VERSION={}\n", self.product, table.label(slot.data())),
             version: table.label(slot.data()),
             root_hash,
             slot,

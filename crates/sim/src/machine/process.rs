@@ -323,6 +323,8 @@ fn describe(system: &System) -> RunningSystem {
         trial: system.trial,
         kubelet_starts: !has(Fault::KubeletFails),
         becomes_ready: !has(Fault::NeverReady) && !has(Fault::KubeletFails),
+        command_line: system.command_line.clone(),
+        os_release: system.os_release.clone(),
         faults: system.faults.clone(),
     }
 }

@@ -88,6 +88,12 @@ pub struct RunningSystem {
     pub kubelet_starts: bool,
     /// Whether the node ever becomes Ready under this release's kubelet.
     pub becomes_ready: bool,
+    /// The kernel's command line.
+    #[serde(default)]
+    pub command_line: String,
+    /// The text of os-release.
+    #[serde(default)]
+    pub os_release: String,
     /// How the release is broken.
     #[serde(default)]
     pub faults: Vec<crate::firmware::boot_image::Fault>,

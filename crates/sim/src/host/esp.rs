@@ -1,0 +1,87 @@
+//! The agent's ESP over a simulated one.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bascule_agent::host::{Esp, EspFile, Space};
+use bascule_image::io::ReadAt;
+
+use super::SimBus;
+use crate::disk::Disk;
+use crate::esp::Esp as Fat;
+use crate::layout::Table;
+
+/// No file on an ESP is longer.
+const MAX_FILE: u64 = 1 << 30;
+
+/// The mounted ESP.
+#[derive(Debug)]
+pub struct SimEsp {
+    fat: Fat,
+    /// Told of writes, to see whether shutdown was held back meanwhile.
+    bus: Option<Arc<SimBus>>,
+}
+
+impl SimEsp {
+    /// Mounts the ESP of a disk. Errors: there is none.
+    pub fn mount(disk: &Disk, bus: Option<Arc<SimBus>>) -> io::Result<Self> {
+        Ok(Self { fat: Table::read(disk)?.esp()?, bus })
+    }
+
+    fn writes(&self) {
+        if let Some(bus) = &self.bus {
+            bus.saw_write("the ESP");
+        }
+    }
+}
+
+impl Esp for SimEsp {
+    fn list(&self, directory: &str) -> io::Result<Vec<EspFile>> {
+        match self.fat.list(directory) {
+            Ok(files) => Ok(files.into_iter().map(|file| EspFile { name: file.name, size: file.size }).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+        self.fat.read(path, limit)
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn ReadAt>> {
+        Ok(Box::new(self.fat.past_cache().read(path, MAX_FILE)?))
+    }
+
+    fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()> {
+        self.writes();
+        let mut bytes = Vec::new();
+        let given = content.take(MAX_FILE).read_to_end(&mut bytes);
+        if let Some((directory, _)) = path.rsplit_once('/') {
+            self.fat.create_directory(directory)?;
+        }
+        // What came before the error is in the file, as with any copy that breaks off.
+        self.fat.write(path, &bytes)?;
+        given.map(|_| ())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.writes();
+        self.fat.rename(from, to)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.writes();
+        match self.fat.remove(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.fat.sync()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        Ok(Space { free: self.fat.free()?, total: self.fat.size()? })
+    }
+}
