@@ -25,9 +25,10 @@ pub use definitions::custom_resource_definitions;
 pub use duration::{Duration, DurationError};
 pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
 pub use node_update::{
-    BootControl, BootControlBackend, Booted, Cause, Counting, Disruption, DrainProgress, FailedRelease, Goal, Grant,
-    LastError, ManualAction, NodeError, NodeUpdate, NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef,
-    Rollout, RolloutState, SlotName, SlotState, SlotStatus, Slots, Staged, Transfer, Trial,
+    BootControl, BootControlBackend, Booted, Cause, Counting, Disruption, DisruptionOutcome, DrainProgress,
+    FailedRelease, Goal, Grant, LastDisruption, LastError, ManualAction, NodeError, NodeUpdate, NodeUpdateSpec,
+    NodeUpdateStatus, PackFallback, ReleaseRef, Rollout, RolloutState, SlotName, SlotState, SlotStatus, Slots, Staged,
+    Transfer, Trial,
 };
 pub use policy::{
     Budget, ConfigMapKey, DomainBudget, Drain, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks, HttpGate,

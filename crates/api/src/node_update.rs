@@ -47,12 +47,17 @@ pub struct NodeUpdateSpec {
     /// The release in question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<ReleaseRef>,
-    /// The permission to disrupt the node.
+    /// The permission to disrupt the node. It holds while `disruption` is there too; afterwards it stays as the counter
+    /// of grants, so that a generation never comes twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<Grant>,
     /// What the operator remembers of the disruption it granted, so that another operator can finish or undo it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption: Option<Disruption>,
+    /// How the last disruption ended. A drain that failed is tried again later because of this, and a wave's soak is
+    /// counted from it by the operator's own clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_disruption: Option<LastDisruption>,
     /// Whether a missing pack may be replaced by the next cheapest.
     #[serde(default)]
     pub pack_fallback: PackFallback,
@@ -70,8 +75,9 @@ pub enum Goal {
     Booted,
     /// The running trial is made permanent.
     Committed,
-    /// The node runs what its other slot holds (a trial is given up, or a committed release is left; the latter needs
-    /// a grant, as every reboot does).
+    /// The node leaves `release` and runs what its other slot holds: a trial is given up, or a committed release is
+    /// left. The latter needs a grant for the present boot, as every reboot does. A node that does not run `release`
+    /// has nothing to do; only the version counts here, not the digest.
     Reverted,
 }
 
@@ -142,6 +148,44 @@ pub struct Disruption {
     /// When the node was empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<Time>,
+}
+
+/// How a disruption ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastDisruption {
+    /// When the grant was freed.
+    pub ended_at: Time,
+    /// How.
+    pub outcome: DisruptionOutcome,
+    /// The release it was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// How many disruptions in a row, this one included, were given up before the reboot.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub given_up: u32,
+    /// In a sentence, what stopped it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 512))]
+    pub message: String,
+}
+
+/// How a disruption ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum DisruptionOutcome {
+    /// The release was committed.
+    Committed,
+    /// The node went back to the release in its other slot, as a Rollback asked.
+    RolledBack,
+    /// The release failed on the node, which runs its old one again.
+    Failed,
+    /// The drain or a hook did not succeed; the node was not rebooted.
+    DrainFailed,
+    /// The agent did not reboot the node in time; it was not rebooted.
+    NotRebooted,
+    /// The reason for the disruption went away before the reboot.
+    Withdrawn,
 }
 
 /// What the agent reports, and in `rollout` what the operator explains.

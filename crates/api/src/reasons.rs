@@ -64,6 +64,8 @@ macro_rules! wait_reasons {
 wait_reasons! {
     /// The node already runs the release its policy asks for.
     Current => "Nothing: this is the goal.",
+    /// No policy selects the node.
+    NotSelected => "Nothing, if the node is not to be kept up to date; else widen a policy's nodeSelector or label the node.",
     /// More than one policy selects the node, so none of them touches it.
     PolicyConflict => "Narrow the nodeSelector of one of the policies named in the message.",
     /// The policy has a field that can't be used; the message names it.
