@@ -6,7 +6,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// A point in time, cut to whole seconds so that writing and reading it back gives the same value (a difference would
 /// be a write without a change).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// The default is the start of 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(DateTime<Utc>);
 
 impl Time {
@@ -20,6 +22,18 @@ impl Time {
     #[must_use]
     pub const fn get(self) -> DateTime<Utc> {
         self.0
+    }
+
+    /// The moment a span later; the last that can be expressed instead of an overflow.
+    #[must_use]
+    pub fn after(self, span: crate::Duration) -> Self {
+        Self(self.0.checked_add_signed(span.to_chrono()).unwrap_or(DateTime::<Utc>::MAX_UTC))
+    }
+
+    /// Seconds since an earlier moment, negative when it is later.
+    #[must_use]
+    pub fn seconds_since(self, earlier: Self) -> i64 {
+        self.0.signed_duration_since(earlier.0).num_seconds()
     }
 
     /// The moment as Kubernetes' own type.

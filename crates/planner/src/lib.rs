@@ -1,1 +1,18 @@
+//! Decides what happens to every node, and says why nothing happens to the others.
+//!
+//! Pure: a [`Snapshot`] of facts goes in (the clock and the seed are facts too), a [`Plan`] of actions with what each
+//! expects to find and a [`Report`] with the reason of every wait come out. Nothing here knows a client, a clock, a
+//! random source or a runtime. The operator gathers the facts and carries the actions out without a choice of its own.
 
+mod gates;
+pub mod plan;
+pub mod report;
+pub mod snapshot;
+pub mod validate;
+pub mod windows;
+
+pub use gates::{GATES, Gate, GateSet};
+pub use plan::{Action, Expect, Mismatch, Plan, Step};
+pub use report::{NodeReport, PolicyReport, Report, Wait};
+pub use snapshot::Snapshot;
+pub use validate::{PolicyError, PolicyErrorKind, ValidPolicy, validate};

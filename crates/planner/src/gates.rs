@@ -1,0 +1,164 @@
+//! The gates between a node and its disruption, as names. What each asks is in [`crate::decide`].
+
+/// One thing that must hold before a node is disrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Gate {
+    /// The agent reports, from the boot the kubelet reports from.
+    Agent,
+    /// The boot loader's counting is not known to be broken.
+    BootCounting,
+    /// The policy is not paused.
+    NotPaused,
+    /// No Freeze holds the policy.
+    NoFreeze,
+    /// The policy did not halt after failures.
+    NotHalted,
+    /// The repository's metadata can be trusted.
+    Repository,
+    /// There is a release for the node that is neither blocked nor withdrawn nor behind a floor.
+    Release,
+    /// The release did not fail on this node.
+    NotFailedHere,
+    /// The release is old enough.
+    Age,
+    /// The way back is not overwritten before the running release is proven.
+    Retention,
+    /// The release is staged.
+    Staged,
+    /// A maintenance window is open.
+    Window,
+    /// Drain, reboot and health checks fit before the window closes.
+    Fits,
+    /// The node's wave has begun.
+    Wave,
+    /// The wave before has soaked.
+    Soak,
+    /// Nobody else cordoned the node.
+    NotCordoned,
+    /// The node is Ready, or nothing better is left to do.
+    Ready,
+    /// No backoff after a failed drain.
+    Backoff,
+    /// Every pod that has to go may be evicted.
+    Drainable,
+    /// The PodDisruptionBudgets of its pods allow a disruption.
+    DisruptionBudget,
+    /// The policy's budget.
+    Budget,
+    /// The failure domains' budget.
+    Domain,
+    /// The cluster-wide ceiling.
+    Ceiling,
+    /// Control-plane nodes one at a time, etcd's quorum kept.
+    ControlPlane,
+    /// The operator's own node goes last.
+    OperatorLast,
+    /// The policy's health gates.
+    Health,
+}
+
+/// Every gate, in the order in which they are asked.
+pub const GATES: [Gate; 26] = [
+    Gate::Agent,
+    Gate::BootCounting,
+    Gate::NotPaused,
+    Gate::NoFreeze,
+    Gate::NotHalted,
+    Gate::Repository,
+    Gate::Release,
+    Gate::NotFailedHere,
+    Gate::Age,
+    Gate::Retention,
+    Gate::Staged,
+    Gate::Window,
+    Gate::Fits,
+    Gate::Wave,
+    Gate::Soak,
+    Gate::NotCordoned,
+    Gate::Ready,
+    Gate::Backoff,
+    Gate::Drainable,
+    Gate::DisruptionBudget,
+    Gate::Budget,
+    Gate::Domain,
+    Gate::Ceiling,
+    Gate::ControlPlane,
+    Gate::OperatorLast,
+    Gate::Health,
+];
+
+impl Gate {
+    /// The gate's name as it stands in `status.rollout.passedGates`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "Agent",
+            Self::BootCounting => "BootCounting",
+            Self::NotPaused => "NotPaused",
+            Self::NoFreeze => "NoFreeze",
+            Self::NotHalted => "NotHalted",
+            Self::Repository => "Repository",
+            Self::Release => "Release",
+            Self::NotFailedHere => "NotFailedHere",
+            Self::Age => "Age",
+            Self::Retention => "Retention",
+            Self::Staged => "Staged",
+            Self::Window => "Window",
+            Self::Fits => "Fits",
+            Self::Wave => "Wave",
+            Self::Soak => "Soak",
+            Self::NotCordoned => "NotCordoned",
+            Self::Ready => "Ready",
+            Self::Backoff => "Backoff",
+            Self::Drainable => "Drainable",
+            Self::DisruptionBudget => "DisruptionBudget",
+            Self::Budget => "Budget",
+            Self::Domain => "Domain",
+            Self::Ceiling => "Ceiling",
+            Self::ControlPlane => "ControlPlane",
+            Self::OperatorLast => "OperatorLast",
+            Self::Health => "Health",
+        }
+    }
+
+    /// Its place in [`GATES`].
+    #[must_use]
+    pub const fn index(self) -> u8 {
+        self as u8
+    }
+}
+
+/// A set of gates that are asked. Everything but tests asks all of them; a test that switches one off proves that the
+/// invariants notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GateSet(u32);
+
+impl GateSet {
+    /// All gates.
+    pub const ALL: Self = Self(u32::MAX);
+
+    /// All but one.
+    #[must_use]
+    pub const fn without(gate: Gate) -> Self {
+        Self(u32::MAX ^ (1 << gate as u32))
+    }
+
+    /// Whether a gate is asked.
+    #[must_use]
+    pub const fn asks(self, gate: Gate) -> bool {
+        self.0 & (1 << gate as u32) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_and_index_agree() {
+        for (index, gate) in GATES.iter().enumerate() {
+            assert_eq!(usize::from(gate.index()), index);
+            assert!(GateSet::ALL.asks(*gate) && !GateSet::without(*gate).asks(*gate));
+        }
+    }
+}

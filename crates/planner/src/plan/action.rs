@@ -1,0 +1,272 @@
+//! The actions.
+
+use crate::snapshot::HookStage;
+use bascule_api::{
+    Cause, DisruptionOutcome, Goal, PackFallback, PolicyFailure, ReleaseRef, RollbackStatus, Time, Version,
+};
+
+/// Everything the operator does to the cluster, standing drain orders apart. Each is idempotent: doing it again on an
+/// object that already shows it changes nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Write the policy's status as it stands in the report, before anything else is done.
+    Remember {
+        /// The policy.
+        policy: String,
+        /// What is new in its memory, for events.
+        changes: Vec<MemoryChange>,
+    },
+    /// Write the Rollback's status: which releases are left is decided once.
+    AcceptRollback {
+        /// The Rollback.
+        rollback: String,
+        /// Its status from now on.
+        status: RollbackStatus,
+    },
+    /// Create the node's NodeUpdate, owned by the Node, with [`super::initial_spec`].
+    CreateNodeUpdate {
+        /// The node.
+        node: String,
+        /// The policy that cares for it.
+        policy: String,
+    },
+    /// Hand the node over to another policy.
+    SetPolicy {
+        /// The node.
+        node: String,
+        /// The policy that cares for it from now on.
+        policy: String,
+    },
+    /// Put one of our taints on the Node.
+    Taint {
+        /// The node.
+        node: String,
+        /// The taint.
+        taint: Taint,
+    },
+    /// Take one of our taints off the Node.
+    Untaint {
+        /// The node.
+        node: String,
+        /// The taint.
+        taint: Taint,
+    },
+    /// Goal Staged: the agent fetches and verifies the release.
+    Stage {
+        /// The node.
+        node: String,
+        /// The policy that asks for it.
+        policy: String,
+        /// The release.
+        release: ReleaseRef,
+        /// What the agent does when the cheapest pack is missing.
+        pack_fallback: PackFallback,
+    },
+    /// Goal Idle: nothing is asked of the agent any more.
+    Rest {
+        /// The node.
+        node: String,
+    },
+    /// Give the node a grant.
+    Grant {
+        /// The node.
+        node: String,
+        /// The boot it is given for.
+        boot_id: String,
+        /// Its generation, above every one before.
+        generation: i64,
+        /// Why.
+        cause: Cause,
+        /// Whether the node was cordoned before.
+        was_cordoned: bool,
+        /// When.
+        at: Time,
+        /// Whether the drain begins at the same moment (no hooks run before it), which saves a write.
+        drain_begins: bool,
+    },
+    /// Create the Job of a hook for this node and grant, under a name that follows from them.
+    RunHook(HookOrder),
+    /// Note that the drain begins.
+    BeginDrain {
+        /// The node.
+        node: String,
+        /// When.
+        at: Time,
+    },
+    /// Cordon the Node, mark it as cordoned by us, and exclude it from external load balancers; one patch.
+    Cordon {
+        /// The node.
+        node: String,
+        /// The annotation's text.
+        mark: String,
+    },
+    /// Goal Booted: the node is empty and may reboot into the release.
+    Boot {
+        /// The node.
+        node: String,
+        /// When it was seen empty.
+        drained_at: Time,
+    },
+    /// Goal Staged again: the agent did not reboot, and is not to any more.
+    Retract {
+        /// The node.
+        node: String,
+    },
+    /// Goal Committed: the trial is made permanent.
+    Commit {
+        /// The node.
+        node: String,
+    },
+    /// Goal Reverted: the node leaves a release for what its other slot holds.
+    Revert {
+        /// The node.
+        node: String,
+        /// The release that is left.
+        release: ReleaseRef,
+        /// When the node was seen empty, where this begins the reboot (a committed release is left).
+        drained_at: Option<Time>,
+    },
+    /// Uncordon the Node that we cordoned, remove our annotation and the load balancer label; one patch.
+    Uncordon {
+        /// The node.
+        node: String,
+        /// The annotation's text that must be there.
+        mark: String,
+        /// Whether the outdated taint goes too.
+        remove_outdated: bool,
+    },
+    /// The disruption is over: forget it, remember how it ended.
+    FreeGrant {
+        /// The node.
+        node: String,
+        /// How it ended.
+        outcome: DisruptionOutcome,
+        /// The release it was about.
+        version: Option<Version>,
+        /// When.
+        at: Time,
+        /// What the agent is asked from now on: Idle, Staged or Committed.
+        goal: Goal,
+        /// In a sentence, what stopped it; empty for a success.
+        message: String,
+    },
+}
+
+/// A hook to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookOrder {
+    /// The node.
+    pub node: String,
+    /// The policy whose hook it is.
+    pub policy: String,
+    /// The generation of the grant.
+    pub grant: i64,
+    /// When it runs.
+    pub stage: HookStage,
+    /// The hook's name.
+    pub hook: String,
+    /// The release, for the Job's environment.
+    pub version: Option<Version>,
+}
+
+/// A taint of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Taint {
+    /// [`bascule_api::OUTDATED_TAINT`], `PreferNoSchedule`.
+    Outdated,
+    /// [`bascule_api::HOLD_TAINT`], `NoSchedule`.
+    Hold,
+}
+
+impl Taint {
+    /// The taint's key.
+    #[must_use]
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Outdated => bascule_api::OUTDATED_TAINT,
+            Self::Hold => bascule_api::HOLD_TAINT,
+        }
+    }
+
+    /// The taint's effect.
+    #[must_use]
+    pub const fn effect(self) -> &'static str {
+        match self {
+            Self::Outdated => "PreferNoSchedule",
+            Self::Hold => "NoSchedule",
+        }
+    }
+}
+
+/// What is new in a policy's memory.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MemoryChange {
+    /// A release failed on a node.
+    Failed(PolicyFailure),
+    /// A release is never installed again by this policy.
+    Blocked {
+        /// The release.
+        version: Version,
+        /// By what.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// A rollout began.
+    Started(Version),
+    /// A rollout ended.
+    Ended(Version, bascule_api::Outcome),
+    /// Drains, boots or health checks took other times than known.
+    Timed,
+}
+
+impl Action {
+    /// The node it is about.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        match self {
+            Self::Remember { .. } | Self::AcceptRollback { .. } => None,
+            Self::RunHook(order) => Some(&order.node),
+            Self::CreateNodeUpdate { node, .. }
+            | Self::SetPolicy { node, .. }
+            | Self::Taint { node, .. }
+            | Self::Untaint { node, .. }
+            | Self::Stage { node, .. }
+            | Self::Rest { node }
+            | Self::Grant { node, .. }
+            | Self::BeginDrain { node, .. }
+            | Self::Cordon { node, .. }
+            | Self::Boot { node, .. }
+            | Self::Retract { node }
+            | Self::Commit { node }
+            | Self::Revert { node, .. }
+            | Self::Uncordon { node, .. }
+            | Self::FreeGrant { node, .. } => Some(node),
+        }
+    }
+
+    /// The action's name for audit lines and metric labels.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Remember { .. } => "Remember",
+            Self::AcceptRollback { .. } => "AcceptRollback",
+            Self::CreateNodeUpdate { .. } => "CreateNodeUpdate",
+            Self::SetPolicy { .. } => "SetPolicy",
+            Self::Taint { .. } => "Taint",
+            Self::Untaint { .. } => "Untaint",
+            Self::Stage { .. } => "Stage",
+            Self::Rest { .. } => "Rest",
+            Self::Grant { .. } => "Grant",
+            Self::RunHook(_) => "RunHook",
+            Self::BeginDrain { .. } => "BeginDrain",
+            Self::Cordon { .. } => "Cordon",
+            Self::Boot { .. } => "Boot",
+            Self::Retract { .. } => "Retract",
+            Self::Commit { .. } => "Commit",
+            Self::Revert { .. } => "Revert",
+            Self::Uncordon { .. } => "Uncordon",
+            Self::FreeGrant { .. } => "FreeGrant",
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What an action does to a NodeUpdate's spec, as a pure function: the operator writes its result, the simulator
+//! applies it, and nobody else knows how an action looks in the object.
+
+use super::Action;
+use bascule_api::{Disruption, DisruptionOutcome, Goal, Grant, LastDisruption, NodeUpdateSpec, PackFallback};
+
+/// The spec of a NodeUpdate that is created.
+#[must_use]
+pub fn initial_spec(policy: &str) -> NodeUpdateSpec {
+    NodeUpdateSpec {
+        policy: policy.to_owned(),
+        goal: Goal::Idle,
+        release: None,
+        grant: None,
+        disruption: None,
+        last_disruption: None,
+        pack_fallback: PackFallback::default(),
+    }
+}
+
+impl Action {
+    /// The NodeUpdate's spec after this action; `None` for actions that do not change one.
+    #[must_use]
+    pub fn spec_after(&self, before: &NodeUpdateSpec) -> Option<NodeUpdateSpec> {
+        let mut spec = before.clone();
+        match self {
+            Self::SetPolicy { policy, .. } => spec.policy.clone_from(policy),
+            Self::Stage { policy, release, pack_fallback, .. } => {
+                spec.policy.clone_from(policy);
+                spec.goal = Goal::Staged;
+                spec.release = Some(release.clone());
+                spec.pack_fallback = *pack_fallback;
+            }
+            Self::Rest { .. } => rest(&mut spec),
+            Self::Grant { boot_id, generation, cause, was_cordoned, at, drain_begins, .. } => {
+                spec.grant = Some(Grant { boot_id: boot_id.clone(), generation: *generation });
+                spec.disruption = Some(Disruption {
+                    granted_at: *at,
+                    was_cordoned: *was_cordoned,
+                    cause: cause.clone(),
+                    drain_started_at: drain_begins.then_some(*at),
+                    drained_at: None,
+                });
+            }
+            Self::BeginDrain { at, .. } => {
+                if let Some(disruption) = &mut spec.disruption {
+                    disruption.drain_started_at.get_or_insert(*at);
+                }
+            }
+            Self::Boot { drained_at, .. } => {
+                spec.goal = Goal::Booted;
+                if let Some(disruption) = &mut spec.disruption {
+                    disruption.drained_at.get_or_insert(*drained_at);
+                }
+            }
+            Self::Retract { .. } => spec.goal = Goal::Staged,
+            Self::Commit { .. } => spec.goal = Goal::Committed,
+            Self::Revert { release, drained_at, .. } => {
+                spec.goal = Goal::Reverted;
+                spec.release = Some(release.clone());
+                if let (Some(disruption), Some(at)) = (&mut spec.disruption, drained_at) {
+                    disruption.drained_at.get_or_insert(*at);
+                }
+            }
+            Self::FreeGrant { outcome, version, at, goal, message, .. } => {
+                let before = spec.last_disruption.as_ref().map_or(0, |last| last.given_up);
+                let given_up = match outcome {
+                    DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted => before.saturating_add(1),
+                    DisruptionOutcome::Withdrawn => before,
+                    DisruptionOutcome::Committed | DisruptionOutcome::RolledBack | DisruptionOutcome::Failed => 0,
+                };
+                spec.disruption = None;
+                spec.last_disruption = Some(LastDisruption {
+                    ended_at: *at,
+                    outcome: *outcome,
+                    version: version.clone(),
+                    given_up,
+                    message: message.chars().take(512).collect(),
+                });
+                if *goal == Goal::Idle { rest(&mut spec) } else { spec.goal = *goal }
+            }
+            Self::Remember { .. }
+            | Self::AcceptRollback { .. }
+            | Self::CreateNodeUpdate { .. }
+            | Self::Taint { .. }
+            | Self::Untaint { .. }
+            | Self::RunHook(_)
+            | Self::Cordon { .. }
+            | Self::Uncordon { .. } => return None,
+        }
+        Some(spec)
+    }
+}
+
+fn rest(spec: &mut NodeUpdateSpec) {
+    spec.goal = Goal::Idle;
+    spec.release = None;
+}

@@ -1,0 +1,109 @@
+//! Why every node does or does not move, and what each policy's status says.
+//!
+//! Nodes that wait for the same thing share one [`Wait`], so that a report of 10,000 nodes costs a few sentences.
+
+use bascule_api::{
+    DrainProgress, FreezeStatus, ObjectRef, RollbackStatus, Rollout, RolloutState, Time, UpdatePolicyStatus, WaitReason,
+};
+use std::sync::Arc;
+
+/// The whole explanation.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Report {
+    /// One entry for each node of the snapshot, in its order.
+    pub nodes: Vec<NodeReport>,
+    /// One entry for each policy of the snapshot, in its order.
+    pub policies: Vec<PolicyReport>,
+    /// The status of each Freeze of the snapshot, in its order.
+    pub freezes: Vec<FreezeStatus>,
+    /// The status of each Rollback of the snapshot, in its order.
+    pub rollbacks: Vec<RollbackStatus>,
+}
+
+/// What one node does or waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeReport {
+    /// The node.
+    pub node: Arc<str>,
+    /// The policy that cares for it, as an index into [`Report::policies`].
+    pub policy: Option<usize>,
+    /// What it does.
+    pub state: RolloutState,
+    /// Why.
+    pub wait: Arc<Wait>,
+    /// How many of [`crate::GATES`] hold, in their order; the next one is what it waits for. `None` for nodes
+    /// that were not asked to pass the gates.
+    pub gates_passed: Option<u8>,
+    /// How far its drain is.
+    pub drain: Option<DrainProgress>,
+}
+
+/// A reason with all that is known about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// The reason.
+    pub reason: WaitReason,
+    /// In a sentence.
+    pub message: String,
+    /// The object that causes it.
+    pub object: Option<ObjectRef>,
+    /// When it ends, where that is known.
+    pub until: Option<Time>,
+}
+
+impl Wait {
+    /// A reason and its sentence.
+    #[must_use]
+    pub fn new(reason: WaitReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), object: None, until: None }
+    }
+
+    /// The same with the object that causes it.
+    #[must_use]
+    pub fn of(mut self, kind: &str, namespace: Option<&str>, name: &str) -> Self {
+        let (kind, namespace, name) = (kind.to_owned(), namespace.map(str::to_owned), name.to_owned());
+        self.object = Some(ObjectRef { kind, namespace, name });
+        self
+    }
+
+    /// The same with its end.
+    #[must_use]
+    pub fn until(mut self, until: Option<Time>) -> Self {
+        self.until = until;
+        self
+    }
+}
+
+/// What a policy's status says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyReport {
+    /// The policy.
+    pub policy: String,
+    /// The whole status, memory and conditions included. Equal to the snapshot's where nothing changed.
+    pub status: UpdatePolicyStatus,
+}
+
+impl NodeReport {
+    /// The explanation as it stands in the node's NodeUpdate. `since` stays as long as state and reason stay.
+    #[must_use]
+    pub fn rollout(&self, before: Option<&Rollout>, now: Time) -> Rollout {
+        let since = before
+            .filter(|before| before.state == self.state && before.reason == self.wait.reason)
+            .and_then(|before| before.since)
+            .unwrap_or(now);
+        let gates = self.gates_passed.map_or(&[][..], |passed| {
+            let asked = usize::from(passed).saturating_add(1).min(crate::GATES.len());
+            crate::GATES.get(..asked).unwrap_or_default()
+        });
+        Rollout {
+            state: self.state,
+            reason: self.wait.reason,
+            message: self.wait.message.chars().take(1024).collect(),
+            object: self.wait.object.clone(),
+            until: self.wait.until,
+            since: Some(since),
+            passed_gates: gates.iter().map(|gate| gate.name().to_owned()).collect(),
+            drain: self.drain.clone(),
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The facts a plan is made from, as the operator gathered them.
+//!
+//! Nodes are shared (`Arc`), so that a snapshot of 10,000 nodes is a copy of pointers, and a node that did not change
+//! is recognised by its pointer.
+
+mod node;
+mod offer;
+mod policy;
+
+pub use node::{
+    Cordon, DaemonSets, DisruptionBudget, EtcdMember, HookRun, HookStage, HookState, Node, NodePods, Readiness, Taints,
+    UndrainablePod, UpdateFacts,
+};
+pub use offer::{Offer, OfferState, Release};
+pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};
+
+use bascule_api::{IntOrPercent, Time};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Everything a decision rests on.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// The operator's clock when the facts were gathered.
+    pub now: Time,
+    /// Orders nodes between which nothing else decides. The same for the life of an installation, so that the same
+    /// nodes go first after a restart.
+    pub seed: u64,
+    /// Every UpdatePolicy, also those that are not valid.
+    pub policies: Vec<Arc<PolicyFacts>>,
+    /// Every Node of the cluster, whether a policy selects it or not (the ceiling counts all of them).
+    pub nodes: Vec<Arc<Node>>,
+    /// Every PodDisruptionBudget that covers a pod which a drain would have to evict; [`NodePods::budgets`] points
+    /// here by key, `namespace/name`.
+    pub budgets: Arc<BTreeMap<String, DisruptionBudget>>,
+    /// Every Freeze, also those that ended.
+    pub freezes: Vec<Arc<FreezeFacts>>,
+    /// Every Rollback, also those that are complete.
+    pub rollbacks: Vec<Arc<RollbackFacts>>,
+    /// The last answers of health gates. A gate without an answer does not pass.
+    pub gates: Vec<GateAnswer>,
+    /// The hook Jobs that exist.
+    pub hooks: Vec<HookRun>,
+    /// How many nodes of the whole cluster may be unavailable at once, for all policies together.
+    pub ceiling: Option<IntOrPercent>,
+    /// The node the deciding operator runs on.
+    pub operator_node: Option<String>,
+}

@@ -1,0 +1,240 @@
+//! Facts about one node, its NodeUpdate and what runs on it.
+
+use bascule_api::{Architecture, NodeUpdateSpec, NodeUpdateStatus, Time};
+use std::collections::BTreeMap;
+
+/// One node of the cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// The node's name, which is its NodeUpdate's too.
+    pub name: String,
+    /// The Node object's UID.
+    pub uid: String,
+    /// When the Node object was created.
+    pub created_at: Time,
+    /// Whether the Node object is being deleted.
+    pub deleting: bool,
+    /// The Node's labels.
+    pub labels: BTreeMap<String, String>,
+    /// The kubelet's Ready condition.
+    pub ready: Readiness,
+    /// Whether, and by whom, the node is cordoned.
+    pub cordon: Cordon,
+    /// The taints of ours that it has.
+    pub taints: Taints,
+    /// `status.nodeInfo.bootID`: the boot the kubelet reports from. Empty before its first report.
+    pub boot_id: String,
+    /// `status.nodeInfo.architecture`, where it is one that releases exist for.
+    pub architecture: Option<Architecture>,
+    /// Whether it is a control-plane node (label `node-role.kubernetes.io/control-plane`).
+    pub control_plane: bool,
+    /// The etcd member on it, if there is one.
+    pub etcd: EtcdMember,
+    /// The node's NodeUpdate, if there is one.
+    pub update: Option<UpdateFacts>,
+    /// The pods that a drain under the settings of the node's policy would have to evict.
+    pub pods: NodePods,
+    /// The DaemonSet pods that should run on it.
+    pub daemon_sets: DaemonSets,
+}
+
+/// The kubelet's Ready condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readiness {
+    /// Whether it is `True`. `Unknown` is not ready.
+    pub ready: bool,
+    /// Its last transition.
+    pub since: Option<Time>,
+}
+
+/// Whether a node is cordoned (`spec.unschedulable`), and by whom.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Cordon {
+    /// It is not.
+    #[default]
+    None,
+    /// It is, and carries our annotation, whose text is `grant`. The annotation without the cordon is
+    /// [`Cordon::None`]: somebody uncordoned the node.
+    Ours {
+        /// The annotation's text, see [`crate::plan::cordon_mark`].
+        mark: String,
+    },
+    /// It is, without our annotation.
+    Other {
+        /// Who did it, as far as managedFields tell.
+        by: Option<String>,
+        /// When, as far as managedFields tell.
+        since: Option<Time>,
+    },
+}
+
+impl Cordon {
+    /// Whether no new pods are scheduled there.
+    #[must_use]
+    pub const fn is_cordoned(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+}
+
+/// The taints of ours on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Taints {
+    /// [`bascule_api::OUTDATED_TAINT`].
+    pub outdated: bool,
+    /// [`bascule_api::HOLD_TAINT`].
+    pub hold: bool,
+}
+
+/// The etcd member on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EtcdMember {
+    /// None runs there.
+    #[default]
+    None,
+    /// One runs there and is healthy (its pod is ready).
+    Healthy,
+    /// One should run there and is not healthy.
+    Unhealthy,
+}
+
+/// A NodeUpdate as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateFacts {
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// The UID of the Node that owns it. Another one than the node's: the Node was deleted and came back, and the
+    /// garbage collector will remove this object.
+    pub owner_uid: Option<String>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// The operator's word.
+    pub spec: NodeUpdateSpec,
+    /// The agent's word. The operator's own part of it (`rollout`) is not needed here and may be left out.
+    pub status: NodeUpdateStatus,
+}
+
+/// The pods on a node that a drain has to remove. DaemonSet, mirror and finished pods are not among them; pods that
+/// already terminate are, until they are gone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodePods {
+    /// How many pods have to go.
+    pub remaining: u32,
+    /// How many had to go when the running drain began, where that is known.
+    pub total: Option<u32>,
+    /// Pods that the policy's drain settings do not allow to evict. As long as there is one nothing is evicted.
+    pub undrainable: Vec<UndrainablePod>,
+    /// For each PodDisruptionBudget (key `namespace/name` in [`super::Snapshot::budgets`]) how many pods of this node
+    /// need an allowed disruption of it. Pods that may be evicted without one (not ready, where the budget's policy
+    /// for unhealthy pods allows it) are not counted.
+    pub budgets: Vec<(String, u32)>,
+}
+
+/// A pod that the policy's drain settings do not allow to evict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UndrainablePod {
+    /// `namespace/name`.
+    pub pod: String,
+    /// Why, e.g. `no controller will bring it back (spec.drain.force)`.
+    pub why: String,
+}
+
+/// A PodDisruptionBudget.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DisruptionBudget {
+    /// `status.disruptionsAllowed`.
+    pub allowed: u32,
+    /// `status.currentHealthy`.
+    pub healthy: u32,
+    /// `status.desiredHealthy`.
+    pub desired: u32,
+    /// `status.expectedPods`.
+    pub expected: u32,
+    /// Some of the pods that are not healthy, `namespace/name` and on which node, for the message.
+    pub unhealthy: Vec<String>,
+}
+
+/// The DaemonSet pods that should run on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DaemonSets {
+    /// How many should.
+    pub wanted: u32,
+    /// How many do, ready.
+    pub ready: u32,
+    /// Since when all of them do (the newest Ready transition).
+    pub since: Option<Time>,
+    /// `namespace/name` of some that do not.
+    pub missing: Vec<String>,
+}
+
+impl DaemonSets {
+    /// Whether every one is ready.
+    #[must_use]
+    pub const fn complete(&self) -> bool {
+        self.ready >= self.wanted
+    }
+}
+
+/// When a hook runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HookStage {
+    /// After the grant, before the cordon.
+    BeforeDrain,
+    /// After the commit, before the uncordon.
+    AfterCommit,
+}
+
+/// A hook's Job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookRun {
+    /// The node it runs for.
+    pub node: String,
+    /// The generation of the grant it runs for.
+    pub grant: i64,
+    /// When it runs.
+    pub stage: HookStage,
+    /// The hook's name in the policy.
+    pub hook: String,
+    /// The Job's `namespace/name`.
+    pub job: String,
+    /// How far it is.
+    pub state: HookState,
+}
+
+/// How far a hook's Job is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookState {
+    /// It runs since then.
+    Running {
+        /// The Job's creation.
+        since: Time,
+    },
+    /// It succeeded.
+    Succeeded,
+    /// It failed, or its time is over.
+    Failed {
+        /// The Job's own message.
+        message: String,
+    },
+}
+
+impl Node {
+    /// Whether the node may not be counted on: not Ready, cordoned by anybody, or granted.
+    #[must_use]
+    pub fn unavailable(&self) -> bool {
+        !self.ready.ready || self.cordon.is_cordoned() || self.granted()
+    }
+
+    /// Whether it has a grant that is not freed.
+    #[must_use]
+    pub fn granted(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| update.spec.disruption.is_some())
+    }
+
+    /// The NodeUpdate, unless it belongs to an earlier Node of this name or is being deleted.
+    #[must_use]
+    pub fn live_update(&self) -> Option<&UpdateFacts> {
+        self.update
+            .as_ref()
+            .filter(|update| !update.deleting && update.owner_uid.as_ref().is_none_or(|owner| *owner == self.uid))
+    }
+}

@@ -1,0 +1,88 @@
+//! Facts about policies and about what people ordered beside them.
+
+use super::Offer;
+use crate::{PolicyError, ValidPolicy};
+use bascule_api::{FreezeSpec, RollbackSpec, RollbackStatus, Time, UpdatePolicyStatus};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// One UpdatePolicy with its memory and what its channel offers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyFacts {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// Its labels, for the selectors of Freezes.
+    pub labels: BTreeMap<String, String>,
+    /// Its spec, validated; see [`crate::validate()`].
+    pub spec: Result<Arc<ValidPolicy>, PolicyError>,
+    /// Its status as last written: target, blocked releases, failures, timings and history are its memory.
+    pub status: UpdatePolicyStatus,
+    /// What its channel offers.
+    pub offer: Arc<Offer>,
+}
+
+/// One Freeze.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FreezeFacts {
+    /// Its name.
+    pub name: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.creationTimestamp`, from which its duration counts.
+    pub created_at: Time,
+    /// What was ordered.
+    pub spec: FreezeSpec,
+    /// Its status as last written.
+    pub status: bascule_api::FreezeStatus,
+}
+
+impl FreezeFacts {
+    /// When it ends.
+    #[must_use]
+    pub fn ends_at(&self) -> Time {
+        self.created_at.after(self.spec.duration)
+    }
+
+    /// Whether it holds a policy with these labels at a time.
+    #[must_use]
+    pub fn holds(&self, labels: &BTreeMap<String, String>, now: Time) -> bool {
+        now < self.ends_at() && self.spec.policy_selector.as_ref().is_none_or(|selector| selector.matches(labels))
+    }
+}
+
+/// One Rollback.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RollbackFacts {
+    /// Its name.
+    pub name: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `metadata.creationTimestamp`. Of two that speak about a node the younger counts.
+    pub created_at: Time,
+    /// What was ordered.
+    pub spec: RollbackSpec,
+    /// Its status as last written: which releases are left is decided once and remembered there.
+    pub status: RollbackStatus,
+}
+
+/// The last answer of a health gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GateAnswer {
+    /// The policy whose gate it is.
+    pub policy: String,
+    /// The gate's name, see [`ValidPolicy::gates`].
+    pub gate: String,
+    /// The node it was asked for; `None` for a gate that does not speak about nodes.
+    pub node: Option<String>,
+    /// Whether it passes.
+    pub passes: bool,
+    /// What was found, e.g. `max(ALERTS…) is 2, wanted 0`.
+    pub message: String,
+    /// When it was asked.
+    pub at: Time,
+    /// Since when it has had this answer.
+    pub since: Time,
+}

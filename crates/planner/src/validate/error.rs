@@ -1,0 +1,134 @@
+//! Why a policy's spec can't be used.
+
+use bascule_api::{Duration, QuantityError, SelectorError, Version};
+
+/// A field of a policy that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {kind}")]
+pub struct PolicyError {
+    /// The field's path, e.g. `spec.maintenanceWindows[1].timeZone`.
+    pub field: String,
+    /// What is wrong with it and what would be accepted.
+    pub kind: PolicyErrorKind,
+}
+
+impl PolicyError {
+    /// An error about a field.
+    #[must_use]
+    pub fn new(field: impl Into<String>, kind: PolicyErrorKind) -> Self {
+        Self { field: field.into(), kind }
+    }
+
+    /// The only error label in metrics.
+    #[must_use]
+    pub const fn category(&self) -> &'static str {
+        match self.kind {
+            PolicyErrorKind::TimeZone(_) => "time-zone",
+            PolicyErrorKind::Schedule { .. } | PolicyErrorKind::NeverOpens => "schedule",
+            PolicyErrorKind::Span { .. } => "duration",
+            PolicyErrorKind::Selector(_) | PolicyErrorKind::LabelKey(_) => "selector",
+            PolicyErrorKind::Quantity(_) | PolicyErrorKind::Percent | PolicyErrorKind::Zero => "quantity",
+            PolicyErrorKind::Url { .. } => "url",
+            PolicyErrorKind::PinnedIsBlocked(_) => "version",
+            PolicyErrorKind::WaveTwice | PolicyErrorKind::WaveOfAllNotLast => "waves",
+            PolicyErrorKind::TooMany { .. } | PolicyErrorKind::Empty | PolicyErrorKind::NameTwice(_) => "list",
+            PolicyErrorKind::GateKind
+            | PolicyErrorKind::NoComparison
+            | PolicyErrorKind::NotFinite
+            | PolicyErrorKind::NoPrometheus => "gate",
+            PolicyErrorKind::NoTemplate => "hook",
+        }
+    }
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyErrorKind {
+    /// No such time zone.
+    #[error("'{0}' is no IANA time zone: write one like Europe/Berlin or UTC")]
+    TimeZone(String),
+    /// Not a cron line.
+    #[error(
+        "'{found}' is no schedule ({why}): write minute, hour, day of month, month, day of week, like '0 22 * * Mon-Thu'"
+    )]
+    Schedule {
+        /// What is there.
+        found: String,
+        /// The cron parser's word.
+        why: String,
+    },
+    /// A cron line without any occurrence, like 31 February.
+    #[error("the schedule has no occurrence within eight years")]
+    NeverOpens,
+    /// A span of time that is too short or too long.
+    #[error("{found} is not between {min} and {max}")]
+    Span {
+        /// What is there.
+        found: Duration,
+        /// The shortest accepted.
+        min: Duration,
+        /// The longest accepted.
+        max: Duration,
+    },
+    /// A selector whose values do not fit.
+    #[error("{0}")]
+    Selector(SelectorError),
+    /// No label key.
+    #[error("'{0}' is no label key: write one like topology.kubernetes.io/zone")]
+    LabelKey(String),
+    /// Neither a number nor a percentage.
+    #[error("{0}")]
+    Quantity(QuantityError),
+    /// A percentage out of range.
+    #[error("must be from 1 to 100")]
+    Percent,
+    /// Zero where nothing could ever happen.
+    #[error("must be at least 1")]
+    Zero,
+    /// A URL that can't be used.
+    #[error("'{found}' is no URL that can be used here: write {} and a host, without user or password", .schemes.join(":// or ") + "://")]
+    Url {
+        /// What is there.
+        found: String,
+        /// The accepted schemes.
+        schemes: &'static [&'static str],
+    },
+    /// The pinned version is blocked.
+    #[error("{0} is also in spec.blockedVersions: remove it from one of the two")]
+    PinnedIsBlocked(Version),
+    /// A wave that is given twice.
+    #[error("a wave is given by selector, count or percent: keep one of them")]
+    WaveTwice,
+    /// A wave of all nodes before another one.
+    #[error("a wave without selector, count and percent takes all remaining nodes: move it to the end")]
+    WaveOfAllNotLast,
+    /// Too many entries.
+    #[error("has {found} entries, accepted are {max}")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// How many are accepted.
+        max: usize,
+    },
+    /// No entry.
+    #[error("must name at least one")]
+    Empty,
+    /// The same name twice.
+    #[error("'{0}' occurs twice: give each its own name")]
+    NameTwice(String),
+    /// A gate of no kind or of several.
+    #[error("a gate is one of promQL, object or http")]
+    GateKind,
+    /// A PromQL gate that accepts everything.
+    #[error("say what the samples must be: equals, max or min")]
+    NoComparison,
+    /// NaN or infinity.
+    #[error("equals, max and min must be finite numbers")]
+    NotFinite,
+    /// A PromQL gate and nobody to ask.
+    #[error("a promQL gate needs the URL of the Prometheus server that is asked")]
+    NoPrometheus,
+    /// A Job without its pods.
+    #[error("a hook's job needs a template, as in batch/v1")]
+    NoTemplate,
+}
