@@ -7,4 +7,5 @@
 //! timers ──────────┘      (pure)           └─> NodeUpdate.status, journal
 //! ```
 
+pub mod core;
 pub mod host;

@@ -1,0 +1,229 @@
+//! What the agent reads from the machine each time before it decides.
+
+use bascule_api::{Architecture, BootControlBackend, Counting, Product, RootHash, SlotName, Version};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::host::{Extent, Space};
+
+/// One value for each slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PerSlot<T> {
+    /// Of slot A.
+    pub a: T,
+    /// Of slot B.
+    pub b: T,
+}
+
+impl<T> PerSlot<T> {
+    /// The value of one slot.
+    pub const fn get(&self, slot: SlotName) -> &T {
+        match slot {
+            SlotName::A => &self.a,
+            SlotName::B => &self.b,
+        }
+    }
+
+    /// The value of one slot, to be changed.
+    pub const fn get_mut(&mut self, slot: SlotName) -> &mut T {
+        match slot {
+            SlotName::A => &mut self.a,
+            SlotName::B => &mut self.b,
+        }
+    }
+}
+
+/// A partition of a slot as the table describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// Its number, from 1.
+    pub number: u32,
+    /// Where it lies.
+    pub extent: Extent,
+    /// Its PARTUUID, as it is written (not in the table's byte order).
+    pub uuid: Uuid,
+    /// Its label.
+    pub label: String,
+    /// Its attribute bits.
+    pub attributes: u64,
+}
+
+/// What a slot's partitions say they hold. Nobody has looked at the content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlotContent {
+    /// Nothing.
+    Empty,
+    /// Something that is not whole.
+    Writing {
+        /// Version of the release that was being written.
+        version: Option<Version>,
+    },
+    /// A release: label and PARTUUIDs are those of one.
+    Release {
+        /// From the label.
+        version: Version,
+        /// From the two PARTUUIDs, which are its halves.
+        root_hash: RootHash,
+    },
+    /// Anything else, e.g. partitions that an installer labelled in another way.
+    Foreign,
+}
+
+impl SlotContent {
+    /// The root hash of a whole release.
+    pub const fn root_hash(&self) -> Option<&RootHash> {
+        match self {
+            Self::Release { root_hash, .. } => Some(root_hash),
+            _ => None,
+        }
+    }
+}
+
+/// The boot entry of a slot, whatever the boot loader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// None: the slot can't be booted.
+    None,
+    /// Permanent.
+    Good,
+    /// With tries left.
+    Trying {
+        /// How often it would still be tried.
+        left: u32,
+        /// How often it was tried, where the boot loader writes that down.
+        done: Option<u32>,
+    },
+    /// No tries left. The boot loader picks it only if there is nothing better.
+    Bad {
+        /// How often it was tried. 0: it was set aside by the agent, not used up.
+        done: Option<u32>,
+    },
+}
+
+impl Entry {
+    /// Whether the boot loader may pick it before a permanent entry that sorts behind it.
+    pub const fn is_bootable(self) -> bool {
+        matches!(self, Self::Good | Self::Trying { .. })
+    }
+}
+
+/// One slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotFacts {
+    /// The data partition.
+    pub data: Partition,
+    /// The verity partition.
+    pub verity: Partition,
+    /// What they say they hold.
+    pub content: SlotContent,
+    /// Its boot entry.
+    pub entry: Entry,
+    /// More than one file claims to be its boot entry: a rename that power loss cut in the middle.
+    pub entry_doubled: bool,
+}
+
+/// What the boot loader says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFacts {
+    /// The backend.
+    pub backend: BootControlBackend,
+    /// What can be said about its counting from this boot alone.
+    pub counting: Counting,
+    /// Why, in a sentence, if counting is not known to work.
+    pub counting_message: Option<String>,
+    /// Boot entries of this product that no slot belongs to. The boot loader might pick one, and hang.
+    pub strays: Vec<String>,
+    /// Room where boot images lie.
+    pub space: Space,
+    /// Size of the boot image that lies ready under a name that no boot loader looks at, with the first 16 hex digits
+    /// of its digest.
+    pub waiting_uki: Option<(String, u64)>,
+    /// Bytes that the boot images of the inactive slot take, which go before a new one comes.
+    pub reclaimable: u64,
+    /// Of two entries without counters, the boot loader picks the running slot's first. Then the other slot can be
+    /// armed only by setting the running one's entry aside.
+    pub running_sorts_first: bool,
+}
+
+/// How the two copies of the partition table are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableHealth {
+    /// Both are valid and say the same.
+    Good,
+    /// The primary copy is broken; the backup was read.
+    PrimaryBroken,
+    /// The backup copy is broken or says something else.
+    BackupBroken,
+}
+
+/// What the guard left behind before it rebooted the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardReport {
+    /// The boot in which it acted.
+    pub boot_id: String,
+    /// The release it gave up.
+    pub root_hash: RootHash,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Why.
+    pub reason: String,
+}
+
+impl GuardReport {
+    /// Name of its file in the state folder.
+    pub const FILE: &str = "guard.json";
+}
+
+/// All facts of one look at the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The kernel's boot ID.
+    pub boot_id: String,
+    /// The product of the running OS image.
+    pub product: Product,
+    /// The architecture.
+    pub architecture: Architecture,
+    /// The running release's version, from its os-release.
+    pub version: Version,
+    /// The running release's root hash, from the kernel's command line.
+    pub root_hash: RootHash,
+    /// The running slot.
+    pub booted: SlotName,
+    /// The slots.
+    pub slots: PerSlot<SlotFacts>,
+    /// The boot loader.
+    pub boot: BootFacts,
+    /// The partition table.
+    pub table: TableHealth,
+    /// What the guard left behind.
+    pub guard: Option<GuardReport>,
+    /// Units that are expected to run and do not (setting `health.units`), with their state.
+    pub failing_units: Vec<String>,
+}
+
+impl Facts {
+    /// The slot that does not run.
+    pub const fn inactive(&self) -> SlotName {
+        self.booted.other()
+    }
+
+    /// The running slot.
+    pub const fn booted_slot(&self) -> &SlotFacts {
+        self.slots.get(self.booted)
+    }
+
+    /// The slot that does not run.
+    pub const fn inactive_slot(&self) -> &SlotFacts {
+        self.slots.get(self.inactive())
+    }
+
+    /// Whether the running release still counts its tries.
+    ///
+    /// An entry without tries left counts too: it runs its last one. An entry that was set aside (`done` = 0 in the
+    /// name, 1 after the boot loader picked it) looks the same; [`super::State`] tells them apart by the journal.
+    pub const fn counts_down(&self) -> bool {
+        matches!(self.booted_slot().entry, Entry::Trying { .. } | Entry::Bad { .. })
+    }
+}

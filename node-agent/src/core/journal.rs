@@ -1,0 +1,202 @@
+//! What the agent remembers over restarts and reboots because the machine can't show it.
+//!
+//! Losing the journal costs time (a slot is verified again), and the memory of failed releases. It can't make the agent
+//! use a grant twice: a grant also names the boot it was given for, and a reboot ends that boot.
+
+use bascule_api::{Digest, FailedRelease, ManualAction, RootHash, SlotName, Version};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// Name of the journal's file in the state folder.
+pub const JOURNAL_FILE: &str = "journal.json";
+/// Longest journal in bytes.
+pub const MAX_JOURNAL: u64 = 256 << 10;
+/// The format this version reads and writes.
+const FORMAT: u64 = 1;
+/// Most failed releases that are remembered (`status.failedReleases` holds no more).
+const MAX_FAILED: usize = 16;
+/// Most manual actions that are remembered (`status.manualActions` holds no more).
+const MAX_MANUAL: usize = 8;
+/// Most releases whose manifest is remembered: both slots and some room.
+const MAX_KNOWN: usize = 4;
+
+/// A release whose manifest was verified here, by its root hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownRelease {
+    /// Its verity root hash.
+    pub root_hash: RootHash,
+    /// Its version.
+    pub version: Version,
+    /// The digest of its manifest.
+    pub digest: Digest,
+    /// Digest of its UKI.
+    pub uki_digest: Digest,
+    /// Size of its UKI in bytes.
+    pub uki_size: u64,
+    /// When a slot with it was read back whole.
+    pub verified_at: Option<DateTime<Utc>>,
+}
+
+/// A slot that was armed and whose trial is not over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Armed {
+    /// The slot.
+    pub slot: SlotName,
+    /// Its version.
+    pub version: Version,
+    /// Its root hash.
+    pub root_hash: RootHash,
+    /// The digest of its manifest, where that is known.
+    pub digest: Option<Digest>,
+    /// The boot in which it was armed.
+    pub boot_id: String,
+    /// The generation of the grant; 0 when a person did it on the node.
+    pub generation: i64,
+    /// How many tries it was given.
+    pub tries: u32,
+    /// When.
+    pub at: DateTime<Utc>,
+    /// The trial was given up on purpose, and why: the next boot is not a boot failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<String>,
+}
+
+/// Since when the running release is committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Committed {
+    /// Its root hash.
+    pub root_hash: RootHash,
+    /// Since when.
+    pub at: DateTime<Utc>,
+}
+
+/// The journal.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Journal {
+    /// Format version.
+    pub format: u64,
+    /// Counts the writes, so that an agent notices what a break-glass command wrote.
+    pub revision: u64,
+    /// The generation of the last grant used.
+    pub last_grant: Option<i64>,
+    /// The armed slot.
+    pub armed: Option<Armed>,
+    /// The committed release.
+    pub committed: Option<Committed>,
+    /// Releases whose manifest is known.
+    pub known: Vec<KnownRelease>,
+    /// Releases that failed here, oldest first.
+    pub failed: Vec<FailedRelease>,
+    /// Break-glass commands, oldest first.
+    pub manual: Vec<ManualAction>,
+    /// The boot loader was seen to count down a trial.
+    pub counting_seen: bool,
+}
+
+/// Why a journal can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Not what this agent writes.
+    #[error("the journal is damaged")]
+    Damaged(#[source] serde_json::Error),
+    /// Written by a newer agent.
+    #[error("the journal has format {found}, this agent reads {FORMAT}: a newer agent ran here")]
+    Newer {
+        /// Its format.
+        found: u64,
+    },
+}
+
+impl Journal {
+    /// Reads a journal.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the caller sets the file aside and begins a new one.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JournalError> {
+        let journal: Self = serde_json::from_slice(bytes).map_err(JournalError::Damaged)?;
+        if journal.format > FORMAT {
+            return Err(JournalError::Newer { found: journal.format });
+        }
+        Ok(journal)
+    }
+
+    /// The bytes to write.
+    ///
+    /// # Errors
+    /// Never in practice: every field can be written as JSON.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, JournalError> {
+        let current = Self { format: FORMAT, ..self.clone() };
+        serde_json::to_vec_pretty(&current).map_err(JournalError::Damaged)
+    }
+
+    /// The release with this root hash.
+    pub fn known(&self, root_hash: &RootHash) -> Option<&KnownRelease> {
+        self.known.iter().find(|known| &known.root_hash == root_hash)
+    }
+
+    /// Remembers a release, and forgets the oldest that is too many.
+    pub fn remember(&mut self, release: KnownRelease) {
+        self.known.retain(|known| known.root_hash != release.root_hash);
+        self.known.push(release);
+        let surplus = self.known.len().saturating_sub(MAX_KNOWN);
+        self.known.drain(..surplus);
+    }
+
+    /// Whether a release failed here.
+    pub fn failed(&self, digest: &Digest) -> Option<&FailedRelease> {
+        self.failed.iter().find(|failed| &failed.digest == digest)
+    }
+
+    /// Remembers a failure. The first failure of a release is the one that tells.
+    pub fn fail(&mut self, failed: FailedRelease) {
+        if self.failed(&failed.digest).is_none() {
+            self.failed.push(failed);
+            let surplus = self.failed.len().saturating_sub(MAX_FAILED);
+            self.failed.drain(..surplus);
+        }
+    }
+
+    /// Remembers a break-glass command.
+    pub fn record_manual(&mut self, action: ManualAction) {
+        self.manual.push(action);
+        let surplus = self.manual.len().saturating_sub(MAX_MANUAL);
+        self.manual.drain(..surplus);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_and_refuses_a_newer_format() {
+        let journal = Journal { last_grant: Some(3), ..Journal::default() };
+        let read = Journal::parse(&journal.to_bytes().unwrap()).unwrap();
+        assert_eq!((read.last_grant, read.format), (Some(3), FORMAT));
+        let newer = serde_json::to_vec(&Journal { format: 9, ..journal }).unwrap();
+        assert!(matches!(Journal::parse(&newer), Err(JournalError::Newer { found: 9 })));
+        assert!(matches!(Journal::parse(b"{"), Err(JournalError::Damaged(_))));
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut journal = Journal::default();
+        for at in 0..40_u8 {
+            journal.remember(KnownRelease {
+                root_hash: RootHash::from_bytes(&[at; 32]),
+                version: Version::parse("1.0").unwrap(),
+                digest: Digest::from_sha256(&[at; 32]),
+                uki_digest: Digest::from_sha256(&[at; 32]),
+                uki_size: 1,
+                verified_at: None,
+            });
+        }
+        assert_eq!(journal.known.len(), MAX_KNOWN);
+        assert!(journal.known(&RootHash::from_bytes(&[39; 32])).is_some());
+        assert!(journal.known(&RootHash::from_bytes(&[0; 32])).is_none());
+    }
+}

@@ -1,0 +1,24 @@
+//! What the agent decides, without seeing a clock, a client or a disk.
+//!
+//! [`step`] takes the state, one event and the time, and gives the next state and the effects to carry out one after
+//! the other. Facts read from the machine decide; the journal only remembers what the machine can't show: which grant
+//! was used, which releases failed, which manifest a root hash belongs to.
+
+mod effect;
+mod event;
+mod facts;
+mod goal;
+mod housekeeping;
+mod journal;
+mod manual;
+mod state;
+mod status;
+mod step;
+
+pub use effect::{Effect, ReleaseTarget, Why};
+pub use event::{Desired, Event, Failure, ManualCommand};
+pub use facts::{BootFacts, Entry, Facts, GuardReport, Partition, PerSlot, SlotContent, SlotFacts, TableHealth};
+pub use journal::{Armed, Committed, JOURNAL_FILE, Journal, JournalError, KnownRelease, MAX_JOURNAL};
+pub use state::{Config, Manual, Now, Problem, Resolved, State, Work};
+pub use status::status;
+pub use step::step;

@@ -1,0 +1,208 @@
+//! The agent's whole memory while it runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_api::{Digest, NodeError, NodeUpdateStatus, RootHash, SlotName, Transfer};
+use bascule_image::Manifest;
+use chrono::{DateTime, Utc};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::{Armed, Desired, Entry, Facts, Journal, KnownRelease, ManualCommand, SlotContent};
+
+/// The time, as far as decisions need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// The wall clock; it may jump.
+    pub wall: DateTime<Utc>,
+    /// Time since boot; it never jumps. Waiting is measured with this one.
+    pub since_boot: Duration,
+}
+
+/// Settings that decisions need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The agent's version, for the status.
+    pub agent_version: String,
+    /// How often the boot loader may try an armed release; 1 to 9.
+    pub tries: u32,
+    /// When the guard reverts, counted from the start of the boot.
+    pub trial_deadline: Duration,
+    /// For how long a slot that was read back whole may be armed without reading it again.
+    pub reverify_after: Duration,
+    /// How long to wait for the machine to go down before asking logind again.
+    pub reboot_retry: Duration,
+    /// First wait after a failure that may pass by itself; doubles up to `retry_max`.
+    pub retry_first: Duration,
+    /// Longest wait after a failure.
+    pub retry_max: Duration,
+    /// How often to look at the machine without a reason.
+    pub observe_every: Duration,
+    /// Spreads the waits of many nodes: 0 to 1000, another for each node.
+    pub spread: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            tries: 3,
+            trial_deadline: Duration::from_secs(45 * 60),
+            reverify_after: Duration::from_secs(15 * 60),
+            reboot_retry: Duration::from_secs(120),
+            retry_first: Duration::from_secs(5),
+            retry_max: Duration::from_secs(600),
+            observe_every: Duration::from_secs(300),
+            spread: 0,
+        }
+    }
+}
+
+/// What the engine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Looking at the machine, nothing else.
+    Look,
+    /// Something short that is not interrupted.
+    Short,
+    /// Verifying metadata.
+    Resolve,
+    /// Filling a slot: stopped when it is not wanted any more.
+    Stage,
+    /// Reading the staged slot again ahead of arming it: stopped when it is not wanted any more.
+    Verify,
+}
+
+/// A release whose manifest was verified since the agent started.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// The manifest.
+    pub manifest: Arc<Manifest>,
+}
+
+/// A break-glass command on its way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manual {
+    /// What.
+    pub command: ManualCommand,
+    /// Who.
+    pub user: Option<String>,
+    /// When it was given: by this the journal's record of it is known again.
+    pub at: DateTime<Utc>,
+}
+
+/// What stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The effect that failed, or `goal` where the operator's word can't be followed.
+    pub during: &'static str,
+    /// The kind.
+    pub category: NodeError,
+    /// In sentences, with what to do.
+    pub message: String,
+    /// How often in a row.
+    pub attempts: u32,
+    /// When last.
+    pub at: DateTime<Utc>,
+    /// When it is tried again, by time since boot; `None` when trying again can't help.
+    pub retry_at: Option<Duration>,
+    /// The same as a wall clock time, for people.
+    pub next_try: Option<DateTime<Utc>>,
+    /// The generation of the spec it belongs to.
+    pub generation: Option<i64>,
+}
+
+/// The state.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Settings.
+    pub config: Config,
+    /// The last look at the machine; `None` when it is out of date.
+    pub facts: Option<Facts>,
+    /// The facts before that, for the status while a new look is due.
+    pub last_facts: Option<Facts>,
+    /// When the machine was looked at last, by time since boot.
+    pub observed_at: Duration,
+    /// What is remembered; `None` until it was read.
+    pub journal: Option<Journal>,
+    /// The operator's word.
+    pub desired: Option<Desired>,
+    /// Whether the operator's word was ever heard; until then its absence means nothing.
+    pub heard: bool,
+    /// A break-glass command that is being carried out.
+    pub manual: Option<Manual>,
+    /// What the engine is doing.
+    pub work: Option<Work>,
+    /// The release that is being staged.
+    pub resolved: Option<Resolved>,
+    /// The slot that was read back whole in this process: slot, root hash, when by time since boot.
+    pub verified: Option<(SlotName, RootHash, Duration)>,
+    /// A slot whose content is not what its labels say, found while it was read: it must be written afresh.
+    pub damaged: Option<(SlotName, RootHash)>,
+    /// What stands in the way.
+    pub problem: Option<Problem>,
+    /// The running transfer.
+    pub transfer: Option<Transfer>,
+    /// When logind was last asked to reboot, by time since boot.
+    pub reboot_asked: Option<Duration>,
+    /// When the running trial ends, fixed once.
+    pub trial_until: Option<DateTime<Utc>>,
+    /// The conditions as last written, so that their transition times last.
+    pub conditions: Vec<Condition>,
+    /// The status as last handed out for writing.
+    pub published: Option<NodeUpdateStatus>,
+}
+
+impl State {
+    /// A state that knows nothing yet.
+    pub fn new(config: Config) -> Self {
+        Self { config, ..Self::default() }
+    }
+
+    /// The trial record that belongs to the running release, if this is the boot after arming it.
+    pub fn trial_record<'a>(&'a self, facts: &Facts) -> Option<&'a Armed> {
+        let armed = self.journal.as_ref()?.armed.as_ref()?;
+        (armed.boot_id != facts.boot_id && armed.root_hash == facts.root_hash).then_some(armed)
+    }
+
+    /// Whether the running release is a trial.
+    ///
+    /// The boot entry decides. An entry that was used up or set aside counts only with a record of having been armed, or
+    /// when the other slot has a permanent entry to go back to.
+    pub fn is_trial(&self, facts: &Facts) -> bool {
+        match facts.booted_slot().entry {
+            Entry::Trying { .. } => true,
+            Entry::Bad { .. } => self.trial_record(facts).is_some() || facts.inactive_slot().entry == Entry::Good,
+            Entry::Good | Entry::None => false,
+        }
+    }
+
+    /// The release in the inactive slot, if it is whole, was read back, and its UKI is at hand.
+    pub fn ready<'a>(&'a self, facts: &Facts) -> Option<&'a KnownRelease> {
+        let slot = facts.inactive_slot();
+        let root_hash = slot.content.root_hash()?;
+        let known = self.journal.as_ref()?.known(root_hash)?;
+        let intact = self.damaged.as_ref().is_none_or(|(at, hash)| *at != facts.inactive() || hash != root_hash);
+        (intact && known.verified_at.is_some() && uki_is_there(facts, known)).then_some(known)
+    }
+
+    /// How long nothing has to be looked at unless something happens, from `now`.
+    pub fn rest(&self, now: Now) -> Duration {
+        let look = self.observed_at + self.config.observe_every;
+        let retry = self.problem.as_ref().and_then(|problem| problem.retry_at);
+        let reboot = self.reboot_asked.map(|at| at + self.config.reboot_retry);
+        let next = [Some(look), retry, reboot].into_iter().flatten().min().unwrap_or(look);
+        next.saturating_sub(now.since_boot)
+    }
+}
+
+/// Whether the UKI of the release in the inactive slot lies on the ESP: as its boot entry, or waiting to become one.
+pub(super) fn uki_is_there(facts: &Facts, known: &KnownRelease) -> bool {
+    let slot = facts.inactive_slot();
+    let has_entry = slot.entry != Entry::None && matches!(slot.content, SlotContent::Release { .. });
+    let digest = known.uki_digest.as_str().trim_start_matches("sha256:");
+    let waiting = facts.boot.waiting_uki.as_ref();
+    has_entry || waiting.is_some_and(|(start, size)| *size == known.uki_size && digest.starts_with(start.as_str()))
+}

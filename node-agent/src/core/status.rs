@@ -1,0 +1,191 @@
+//! What the agent says: its part of `NodeUpdate.status`.
+
+use bascule_api::conditions::{self, reason};
+use bascule_api::{
+    BootControl, Booted, Counting, LastError, NodeError, NodeUpdateStatus, SlotName, SlotState, SlotStatus, Slots,
+    Staged, Trial,
+};
+
+use super::{Entry, Facts, Now, SlotContent, State, TableHealth};
+
+/// The status to write, if it is another than the last one handed out.
+pub(super) fn publish(state: &mut State, now: Now) -> Option<NodeUpdateStatus> {
+    // Without a look at the machine there is nothing true to say; without the operator's word, nobody to say it to.
+    state.desired.as_ref()?;
+    state.last_facts.as_ref()?;
+    let status = status(state, now);
+    if state.published.as_ref() == Some(&status) {
+        return None;
+    }
+    state.conditions.clone_from(&status.conditions);
+    state.published = Some(status.clone());
+    Some(status)
+}
+
+/// The agent's part of the status, from what was seen last.
+pub fn status(state: &State, now: Now) -> NodeUpdateStatus {
+    let mut status = NodeUpdateStatus {
+        agent_version: Some(state.config.agent_version.clone()),
+        observed_generation: state.desired.as_ref().map(|desired| desired.generation),
+        transfer: state.transfer.clone(),
+        last_error: last_error(state),
+        ..NodeUpdateStatus::default()
+    };
+    if let Some(journal) = &state.journal {
+        status.last_grant = journal.last_grant;
+        status.failed_releases.clone_from(&journal.failed);
+        status.manual_actions.clone_from(&journal.manual);
+    }
+    if let Some(facts) = state.facts.as_ref().or(state.last_facts.as_ref()) {
+        describe(state, facts, &mut status);
+    }
+    status.conditions = conditions(state, &status, now);
+    status
+}
+
+fn describe(state: &State, facts: &Facts, status: &mut NodeUpdateStatus) {
+    status.boot_id = Some(facts.boot_id.clone());
+    status.architecture = Some(facts.architecture);
+    status.slots = Some(Slots { a: slot(state, facts, SlotName::A), b: slot(state, facts, SlotName::B) });
+    let journal = state.journal.as_ref();
+    let committed = journal.and_then(|journal| journal.committed.as_ref());
+    status.booted = Some(Booted {
+        slot: facts.booted,
+        version: facts.version.clone(),
+        root_hash: facts.root_hash.clone(),
+        committed_at: committed.filter(|committed| committed.root_hash == facts.root_hash).map(|it| it.at.into()),
+    });
+    let inactive_failed = matches!(facts.inactive_slot().entry, Entry::Bad { done } if done != Some(0));
+    status.staged = state.ready(facts).filter(|_| !inactive_failed).map(|known| Staged {
+        version: known.version.clone(),
+        digest: known.digest.clone(),
+        at: known.verified_at.map(Into::into),
+    });
+    if state.is_trial(facts) {
+        let tries_left = match facts.booted_slot().entry {
+            Entry::Trying { left, .. } => left.min(99),
+            _ => 0,
+        };
+        let deadline = state.trial_until.map(Into::into);
+        status.trial = Some(Trial { version: facts.version.clone(), tries_left, deadline });
+    }
+    let seen = journal.is_some_and(|journal| journal.counting_seen);
+    let counting = match facts.boot.counting {
+        Counting::Unknown if seen => Counting::Works,
+        other => other,
+    };
+    status.boot_control = Some(BootControl { backend: facts.boot.backend, counting });
+}
+
+fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
+    let slot = facts.slots.get(name);
+    let running = name == facts.booted;
+    let (version, root_hash) = match &slot.content {
+        _ if running => (Some(facts.version.clone()), Some(facts.root_hash.clone())),
+        SlotContent::Release { version, root_hash } => (Some(version.clone()), Some(root_hash.clone())),
+        SlotContent::Writing { version } => (version.clone(), None),
+        SlotContent::Empty | SlotContent::Foreign => (None, None),
+    };
+    let damaged = state.damaged.as_ref().is_some_and(|(at, _)| *at == name);
+    let state = if running {
+        if state.is_trial(facts) { SlotState::Trial } else { SlotState::Good }
+    } else {
+        match (&slot.content, slot.entry) {
+            _ if damaged => SlotState::Damaged,
+            (SlotContent::Empty | SlotContent::Foreign, _) => SlotState::Empty,
+            (SlotContent::Writing { .. }, _) => SlotState::Writing,
+            (SlotContent::Release { .. }, Entry::Good | Entry::Bad { done: Some(0) }) => SlotState::Good,
+            (SlotContent::Release { .. }, Entry::Trying { .. }) => SlotState::Armed,
+            (SlotContent::Release { .. }, Entry::Bad { .. }) => SlotState::Bad,
+            // Whole by its labels, but nobody here has read it: not to be trusted, and not to be called staged.
+            (SlotContent::Release { .. }, Entry::None) if state.ready(facts).is_none() => SlotState::Writing,
+            (SlotContent::Release { .. }, Entry::None) => SlotState::Staged,
+        }
+    };
+    SlotStatus { state, version, root_hash }
+}
+
+fn last_error(state: &State) -> Option<LastError> {
+    let problem = state.problem.as_ref()?;
+    Some(LastError {
+        category: problem.category,
+        message: problem.message.chars().take(1024).collect(),
+        attempts: problem.attempts,
+        at: problem.at.into(),
+        next_try: problem.next_try.map(Into::into),
+    })
+}
+
+fn conditions(
+    state: &State,
+    status: &NodeUpdateStatus,
+    now: Now,
+) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    let mut list = state.conditions.clone();
+    let generation = status.observed_generation;
+    let mut set = |type_: &str, holds: bool, reason: &str, message: &str| {
+        conditions::set(&mut list, conditions::new(type_, holds, reason, message, generation, now.wall.into()));
+    };
+    let wanted = state.desired.as_ref().and_then(|desired| desired.release.as_ref());
+    let holds_wanted = |release: &bascule_api::ReleaseRef| {
+        status.staged.as_ref().is_some_and(|staged| staged.digest == release.digest)
+            || status.booted.as_ref().is_some_and(|booted| booted.version == release.version)
+    };
+    let message = match &status.staged {
+        Some(staged) => format!("{} is staged", staged.version),
+        None => String::new(),
+    };
+    set(conditions::STAGED, wanted.is_some_and(holds_wanted), reason::OBSERVED, &message);
+    let message = status.trial.as_ref().map(|trial| format!("{} is not committed", trial.version)).unwrap_or_default();
+    set(conditions::TRIAL, status.trial.is_some(), reason::OBSERVED, &message);
+    if let Some(facts) = state.facts.as_ref().or(state.last_facts.as_ref()) {
+        let counting = status.boot_control.as_ref().map(|control| control.counting);
+        let (holds, why) = match counting {
+            Some(Counting::Works) => (true, reason::OBSERVED),
+            Some(Counting::Broken) => (false, NodeError::BootControl.as_str()),
+            Some(Counting::Unknown) | None => (false, "NotSeenYet"),
+        };
+        let message = if holds { "" } else { facts.boot.counting_message.as_deref().unwrap_or_default() };
+        set(conditions::BOOT_CONTROL_HEALTHY, holds, why, message);
+        let drift = drift(state, facts);
+        set(conditions::DRIFT, drift.is_some(), reason::OBSERVED, drift.as_deref().unwrap_or_default());
+    }
+    match (&state.problem, state.facts.as_ref().or(state.last_facts.as_ref())) {
+        (Some(problem), _) => set(conditions::AGENT_HEALTHY, false, problem.category.as_str(), &problem.message),
+        (None, Some(facts)) if !facts.failing_units.is_empty() => {
+            let message = format!("units that do not run: {}", facts.failing_units.join(", "));
+            set(conditions::AGENT_HEALTHY, false, "UnitsFailing", &message);
+        }
+        (None, _) => set(conditions::AGENT_HEALTHY, true, reason::OBSERVED, ""),
+    }
+    let manual = status.manual_actions.last();
+    let message = manual.map(|action| format!("{} at {}", action.action, action.at)).unwrap_or_default();
+    set(conditions::MANUAL_ACTION, manual.is_some(), reason::OBSERVED, &message);
+    list
+}
+
+/// What is not as the agent left it.
+fn drift(state: &State, facts: &Facts) -> Option<String> {
+    if let Some((slot, root_hash)) = &state.damaged {
+        return Some(format!("slot {slot} does not hold {root_hash} any more"));
+    }
+    if facts.table != TableHealth::Good {
+        return Some("one copy of the partition table is broken".to_owned());
+    }
+    if !facts.boot.strays.is_empty() {
+        return Some(format!("boot entries without a slot: {}", facts.boot.strays.join(", ")));
+    }
+    let running = facts.booted_slot();
+    if running.entry == Entry::None {
+        return Some(format!("the running slot {} has no boot entry", facts.booted));
+    }
+    match &running.content {
+        SlotContent::Release { root_hash, .. } if *root_hash != facts.root_hash => {
+            Some(format!("the labels of the running slot {} name another release", facts.booted))
+        }
+        SlotContent::Empty | SlotContent::Writing { .. } => {
+            Some(format!("the running slot {} is labelled as empty", facts.booted))
+        }
+        _ => None,
+    }
+}

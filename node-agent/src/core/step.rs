@@ -1,0 +1,181 @@
+//! One step: take an event in, then decide what is next.
+
+use std::time::Duration;
+
+use bascule_api::NodeError;
+
+use super::state::{Manual, Problem, Work};
+use super::{Effect, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish};
+
+/// Takes an event in and decides. Pure: the same state, event and time give the same result.
+///
+/// The effects are to be carried out in order; the first that fails ends them. What they report comes back as
+/// [`Event`]s, at last [`Event::Done`] or [`Event::Failed`]. Until then the only effects handed out are
+/// [`Effect::Publish`] and [`Effect::Cancel`].
+pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Effect>) {
+    take_in(&mut state, event, now);
+    let mut effects = decide(&mut state, now);
+    if let Some(status) = publish(&mut state, now) {
+        // First, so that a reboot or a long transfer is announced before it begins.
+        effects.insert(0, Effect::Publish(Box::new(status)));
+    }
+    (state, effects)
+}
+
+fn take_in(state: &mut State, event: Event, now: Now) {
+    match event {
+        Event::Loaded(journal) => state.journal = Some(journal),
+        Event::Observed(facts) => {
+            state.observed_at = now.since_boot;
+            if state.is_trial(&facts) && state.trial_until.is_none() {
+                let start = now.wall - chrono::TimeDelta::from_std(now.since_boot).unwrap_or_default();
+                let deadline = chrono::TimeDelta::from_std(state.config.trial_deadline).unwrap_or_default();
+                state.trial_until = Some(start + deadline);
+            }
+            state.last_facts = Some((*facts).clone());
+            state.facts = Some(*facts);
+        }
+        Event::Desired(desired) => {
+            state.heard = true;
+            if state.desired != desired {
+                state.desired = desired;
+                state.problem = None;
+                // What was seen before may be long out of date; look before acting on a new word.
+                state.facts = None;
+            }
+        }
+        Event::Resolved(manifest) => {
+            if let Some(digest) = wanted_digest(state) {
+                state.resolved = Some(Resolved { digest, manifest });
+            }
+        }
+        Event::Verified { slot, root_hash } => state.verified = Some((slot, root_hash, now.since_boot)),
+        Event::Done => {
+            let work = state.work.take();
+            if matches!(work, Some(Work::Short | Work::Stage | Work::Verify)) {
+                state.problem = None;
+            }
+            if work == Some(Work::Stage) {
+                state.transfer = None;
+            }
+        }
+        Event::Failed(failure) => fail(state, failure, now),
+        Event::Transfer(transfer) => state.transfer = Some(transfer),
+        Event::Manual { command, user } => {
+            state.problem = None;
+            state.facts = None;
+            state.manual = Some(Manual { command, user, at: now.wall });
+        }
+        Event::Tick => {
+            if now.since_boot.saturating_sub(state.observed_at) >= state.config.observe_every {
+                state.facts = None;
+            }
+        }
+    }
+}
+
+fn wanted_digest(state: &State) -> Option<bascule_api::Digest> {
+    goal::wanted_release(state).map(|release| release.digest.clone())
+}
+
+fn fail(state: &mut State, failure: Failure, now: Now) {
+    state.work = None;
+    state.transfer = None;
+    // Whatever was known may have changed half-way.
+    state.facts = None;
+    if failure.cancelled {
+        return;
+    }
+    if matches!(failure.effect, "resolve" | "write-slot" | "stage-uki") {
+        state.resolved = None;
+    }
+    if matches!(failure.effect, "read-back" | "verify")
+        && failure.category == NodeError::Trust
+        && let Some(facts) = &state.last_facts
+        && let Some(root_hash) = facts.inactive_slot().content.root_hash()
+    {
+        state.damaged = Some((facts.inactive(), root_hash.clone()));
+        state.verified = None;
+    }
+    let before = state.problem.take().filter(|problem| problem.during == failure.effect);
+    let attempts = before.map_or(1, |problem| problem.attempts.saturating_add(1)).min(1_000_000);
+    let wait = backoff(state, attempts, failure.transient);
+    state.problem = Some(Problem {
+        during: failure.effect,
+        category: failure.category,
+        message: failure.message,
+        attempts,
+        at: now.wall,
+        retry_at: Some(now.since_boot + wait),
+        next_try: Some(now.wall + chrono::TimeDelta::from_std(wait).unwrap_or_default()),
+        generation: state.desired.as_ref().map(|desired| desired.generation),
+    });
+}
+
+/// Doubles from the first wait to the longest; what does not pass by itself waits twelve times as long at first. Each
+/// node adds its own share of up to a quarter, so that a fleet does not come back all at once.
+fn backoff(state: &State, attempts: u32, transient: bool) -> Duration {
+    let config = &state.config;
+    let first = if transient { config.retry_first } else { config.retry_first.saturating_mul(12) };
+    let doubled = first.saturating_mul(1_u32.checked_shl(attempts.saturating_sub(1).min(16)).unwrap_or(u32::MAX));
+    let wait = doubled.min(config.retry_max);
+    let share = u32::try_from(config.spread.min(1_000)).unwrap_or(1_000);
+    wait + wait.saturating_mul(share) / 4_000
+}
+
+fn decide(state: &mut State, now: Now) -> Vec<Effect> {
+    if let Some(work) = state.work {
+        return if goal::is_still_wanted(state, work) { Vec::new() } else { vec![Effect::Cancel] };
+    }
+    let held_back = state
+        .problem
+        .as_ref()
+        .is_some_and(|problem| problem.during != "goal" && problem.retry_at.is_some_and(|at| at > now.since_boot));
+    let Some(facts) = state.facts.clone().filter(|_| state.journal.is_some()) else {
+        let looking_failed = state.problem.as_ref().is_some_and(|problem| problem.during == "observe");
+        if held_back && looking_failed {
+            return Vec::new();
+        }
+        return begin(state, Work::Look, Vec::new());
+    };
+    if held_back {
+        return Vec::new();
+    }
+    // What can't be followed is judged anew at each look; the same verdict keeps its time.
+    let refused = state.problem.take_if(|problem| problem.during == "goal");
+    let next = housekeeping::next(state, &facts, now)
+        .or_else(|| manual::next(state, &facts, now))
+        .or_else(|| goal::next(state, &facts, now));
+    if let (Some(before), Some(after)) = (refused, &mut state.problem)
+        && (before.category, &before.message) == (after.category, &after.message)
+    {
+        *after = before;
+    }
+    match next {
+        Some((work, effects)) => begin(state, work, effects),
+        None => Vec::new(),
+    }
+}
+
+/// Every chain of effects ends with a look at the machine: facts decide what comes after it.
+fn begin(state: &mut State, work: Work, mut effects: Vec<Effect>) -> Vec<Effect> {
+    state.work = Some(work);
+    state.facts = None;
+    effects.push(Effect::Observe);
+    effects
+}
+
+/// A word of the operator that can't be followed. Nothing is tried again until the word or the machine changes.
+pub(super) fn refuse(state: &mut State, now: Now, category: NodeError, message: String) {
+    let generation = state.desired.as_ref().map(|desired| desired.generation);
+    state.problem = Some(Problem {
+        during: "goal",
+        category,
+        message,
+        attempts: 1,
+        at: now.wall,
+        retry_at: None,
+        next_try: None,
+        generation,
+    });
+}
