@@ -5,9 +5,14 @@
 //! [`io::Sink`]. Workers are plain threads, so that a caller can run it from any executor. The formats are specified in
 //! `docs/release-format.md`.
 
+pub mod apply;
+pub mod build;
 pub mod digest;
 pub mod io;
+pub mod pack;
 pub mod release;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod verity;
 pub mod work;
 

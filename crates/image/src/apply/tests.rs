@@ -1,0 +1,259 @@
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+use super::*;
+use crate::build::{self, BuiltPack, Effort, Image};
+use crate::io::ReadAt;
+use crate::testing::{Slot, image_with_files, next_release};
+use crate::verity;
+
+const SIZE: usize = 5 << 20;
+
+fn parameters() -> Parameters {
+    Parameters { salt: vec![9; 32], uuid: [3; 16] }
+}
+
+fn root_of(image: &[u8]) -> Sha256 {
+    tree_of(image).root_hash()
+}
+
+fn tree_of(image: &[u8]) -> Tree {
+    verity::build(&image.to_vec(), image.len() as u64, &parameters(), NonZeroUsize::MIN, &Watch::none()).unwrap()
+}
+
+/// A release and the one before it, with both packs.
+struct Releases {
+    old: Vec<u8>,
+    new: Vec<u8>,
+    full: Vec<u8>,
+    full_index: PackIndex,
+    delta: Vec<u8>,
+    delta_index: PackIndex,
+}
+
+impl Releases {
+    fn new() -> Self {
+        let old = image_with_files(1, SIZE);
+        let new = next_release(&old, 2);
+        let options = build::Options { effort: Effort::Fast, workers: NonZeroUsize::MIN };
+        fn image(bytes: &Vec<u8>) -> Image<'_> {
+            Image { root_hash: root_of(bytes), bytes }
+        }
+        let (mut full, mut delta) = (Vec::new(), Vec::new());
+        let built = build::build_full(image(&new), &mut full, &options, &Watch::none()).unwrap();
+        let full_index = index_of(&full, &built);
+        let built = build::build_delta(image(&new), image(&old), &mut delta, &options, &Watch::none()).unwrap();
+        let delta_index = index_of(&delta, &built);
+        Self { old, new, full, full_index, delta, delta_index }
+    }
+
+    fn old_base(&self) -> Base<'_> {
+        Base { root_hash: root_of(&self.old), image: &self.old }
+    }
+}
+
+fn index_of(pack: &[u8], built: &BuiltPack) -> PackIndex {
+    PackIndex::parse(&pack[pack.len() - built.index.length as usize..]).unwrap()
+}
+
+fn run(
+    index: &PackIndex,
+    source: &dyn Source,
+    base: Option<Base<'_>>,
+    sink: &Slot,
+    options: Options,
+) -> Result<Applied, ApplyError> {
+    Apply { index, parameters: &parameters(), source, base, sink, options }.run(&Watch::none())
+}
+
+/// Counts what is asked for, and can end early or fail.
+struct Server<'a> {
+    pack: &'a Vec<u8>,
+    asked: Mutex<Vec<(u64, u64)>>,
+    /// Bytes in all after which every stream ends.
+    ends_after: u64,
+}
+
+impl<'a> Server<'a> {
+    fn new(pack: &'a Vec<u8>) -> Self {
+        Self { pack, asked: Mutex::new(Vec::new()), ends_after: u64::MAX }
+    }
+}
+
+impl Source for Server<'_> {
+    fn read_range(&self, offset: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+        self.asked.lock().unwrap().push((offset, length));
+        let left = self.ends_after.saturating_sub(offset).min(length);
+        self.pack.read_range(offset, left)
+    }
+}
+
+#[test]
+fn full_and_delta_give_the_image_and_its_tree() {
+    let releases = Releases::new();
+    for (index, pack, base) in [
+        (&releases.full_index, &releases.full, None),
+        (&releases.delta_index, &releases.delta, Some(releases.old_base())),
+    ] {
+        for workers in [1, 4] {
+            let slot = Slot::new(vec![0xAA; SIZE + 8192]);
+            let server = Server::new(pack);
+            let options =
+                Options { workers: NonZeroUsize::new(workers).unwrap(), flush_every: 1 << 20, ..Options::default() };
+            let applied = run(index, &server, base, &slot, options).unwrap();
+            assert!(slot.bytes.lock().unwrap()[..SIZE] == releases.new);
+            assert!(
+                slot.bytes.lock().unwrap()[SIZE..].iter().all(|byte| *byte == 0xAA),
+                "nothing behind the image is touched"
+            );
+            assert_eq!(applied.tree, tree_of(&releases.new));
+            assert_eq!(applied.report.written_bytes, SIZE as u64);
+            assert_eq!(applied.report.fetched_bytes, index.stored_length());
+            assert_eq!(server.asked.lock().unwrap().len(), 1, "adjacent frames are asked for at once");
+            assert_eq!(slot.flushes.load(Ordering::SeqCst), 6, "once for each MiB, and at the end");
+        }
+    }
+}
+
+#[test]
+fn what_is_right_already_is_neither_fetched_nor_written() {
+    let releases = Releases::new();
+    let whole = run(
+        &releases.full_index,
+        &Server::new(&releases.full),
+        None,
+        &Slot::new(releases.new.clone()),
+        Options::default(),
+    );
+    let report = whole.unwrap().report;
+    assert_eq!((report.kept_frames, report.fetched_bytes, report.requests, report.written_bytes), (5, 0, 0, 0));
+
+    // Frames 0, 2 and 4 are wrong: two ranges when the gap is too wide, one when it is not.
+    let mut half = releases.new.clone();
+    for frame in [0, 2, 4] {
+        half[(frame << 20) + 77] ^= 1;
+    }
+    for (max_gap, requests) in [(0, 3), (u64::MAX, 1)] {
+        let slot = Slot::new(half.clone());
+        let options = Options { max_gap, ..Options::default() };
+        let report = run(&releases.full_index, &Server::new(&releases.full), None, &slot, options).unwrap().report;
+        assert!(*slot.bytes.lock().unwrap() == releases.new);
+        assert_eq!((report.kept_frames, report.fetched_frames, report.requests), (2, 3, requests));
+        assert_eq!(slot.written.load(Ordering::SeqCst), 3 << 20);
+    }
+}
+
+#[test]
+fn a_full_pack_takes_from_a_base_what_lies_at_the_same_place() {
+    let releases = Releases::new();
+    let mut base = releases.new.clone();
+    base[(3 << 20) + 5] ^= 1;
+    let image = Base { root_hash: root_of(&base), image: &base };
+    let slot = Slot::new(vec![0; SIZE]);
+    let options = Options { resume: false, ..Options::default() };
+    let report = run(&releases.full_index, &Server::new(&releases.full), Some(image), &slot, options).unwrap().report;
+    assert!(*slot.bytes.lock().unwrap() == releases.new);
+    assert_eq!((report.base_frames, report.fetched_frames), (4, 1));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let releases = Releases::new();
+    let mut slot = Slot::new(vec![0; SIZE]);
+    slot.full_after = 3 << 20;
+    let error =
+        run(&releases.delta_index, &releases.delta, Some(releases.old_base()), &slot, Options::default()).unwrap_err();
+    assert_eq!(error.category(), "slot-io");
+    slot.full_after = u64::MAX;
+    let report = run(&releases.delta_index, &releases.delta, Some(releases.old_base()), &slot, Options::default())
+        .unwrap()
+        .report;
+    assert_eq!(report.kept_frames, 3);
+    assert!(*slot.bytes.lock().unwrap() == releases.new);
+}
+
+#[test]
+fn the_wrong_base_is_refused_before_anything_is_written() {
+    let releases = Releases::new();
+    let slot = Slot::new(vec![0; SIZE]);
+    let wrong = Base { root_hash: root_of(&releases.new), image: &releases.new };
+    let short = releases.old[..SIZE - 4096].to_vec();
+    let short = Base { root_hash: root_of(&releases.old), image: &short };
+    for base in [None, Some(wrong), Some(short)] {
+        let error = run(&releases.delta_index, &releases.delta, base, &slot, Options::default()).unwrap_err();
+        assert_eq!(error.category(), "base-wrong");
+    }
+    assert_eq!(slot.written.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_base_that_lies_about_its_root_hash_is_caught_frame_by_frame() {
+    let releases = Releases::new();
+    let slot = Slot::new(vec![0xAA; SIZE]);
+    let lie = Base { root_hash: root_of(&releases.old), image: &vec![1; SIZE] };
+    let error = run(&releases.delta_index, &releases.delta, Some(lie), &slot, Options::default()).unwrap_err();
+    assert!(["frame-digest", "frame-invalid"].contains(&error.category()), "{error}");
+    assert_whole_frames(&slot, &releases.new);
+}
+
+/// Every frame of the slot is either untouched (0xAA) or right.
+fn assert_whole_frames(slot: &Slot, image: &[u8]) {
+    for (found, wanted) in slot.bytes.lock().unwrap().chunks(1 << 20).zip(image.chunks(1 << 20)) {
+        assert!(found == wanted || found.iter().all(|byte| *byte == 0xAA));
+    }
+}
+
+#[test]
+fn a_truncated_pack_and_a_small_slot_have_their_errors() {
+    let releases = Releases::new();
+    let mut server = Server::new(&releases.full);
+    server.ends_after = releases.full_index.frame(3).unwrap().stored_offset + 10;
+    let slot = Slot::new(vec![0xAA; SIZE]);
+    let error = run(&releases.full_index, &server, None, &slot, Options::default()).unwrap_err();
+    let found = server.ends_after;
+    assert!(matches!(error, ApplyError::Truncated { found: bytes, .. } if bytes == found), "{error}");
+    assert_whole_frames(&slot, &releases.new);
+
+    let small = Slot::new(vec![0; SIZE - 1]);
+    let error = run(&releases.full_index, &releases.full, None, &small, Options::default()).unwrap_err();
+    assert_eq!(error.category(), "slot-too-small");
+}
+
+#[test]
+fn right_frames_under_a_wrong_root_are_not_a_release() {
+    let releases = Releases::new();
+    let other = Parameters { salt: vec![8; 32], ..parameters() };
+    let slot = Slot::new(vec![0; SIZE]);
+    let job = Apply {
+        index: &releases.full_index,
+        parameters: &other,
+        source: &releases.full,
+        base: None,
+        sink: &slot,
+        options: Options::default(),
+    };
+    assert_eq!(job.run(&Watch::none()).unwrap_err().category(), "root-hash-mismatch");
+}
+
+#[test]
+fn cancelling_stops_between_frames() {
+    let releases = Releases::new();
+    let slot = Slot::new(vec![0xAA; SIZE]);
+    let cancel = std::sync::atomic::AtomicBool::new(false);
+    let stop = |progress: crate::work::Progress| cancel.store(progress.done >= 2 << 20, Ordering::Relaxed);
+    let watch = Watch::new(SIZE as u64, Some(&stop), Some(&cancel));
+    let options = Options { resume: false, workers: NonZeroUsize::MIN, ..Options::default() };
+    let job = Apply {
+        index: &releases.full_index,
+        parameters: &parameters(),
+        source: &releases.full,
+        base: None,
+        sink: &slot,
+        options,
+    };
+    assert_eq!(job.run(&watch).unwrap_err().category(), "cancelled");
+    assert_whole_frames(&slot, &releases.new);
+    assert!(slot.size().unwrap() == SIZE as u64 && slot.written.load(Ordering::SeqCst) < SIZE as u64);
+}
