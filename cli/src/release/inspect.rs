@@ -94,7 +94,11 @@ fn overview_table(overview: &Overview) -> String {
         rows.push(vec![role.role.clone(), role.version.to_string(), time(role.expires), left]);
     }
     let mut text = output::columns(&rows);
-    let _ = writeln!(text, "\nchannels: {}", if overview.channels.is_empty() { "none".to_owned() } else { overview.channels.join(", ") });
+    let _ = writeln!(
+        text,
+        "\nchannels: {}",
+        if overview.channels.is_empty() { "none".to_owned() } else { overview.channels.join(", ") }
+    );
     if let Some(signed_at) = overview.signed_at {
         let _ = writeln!(text, "signed at {}", time(signed_at));
     }

@@ -76,7 +76,9 @@ pub(crate) fn report(what: &str, outcome: &Outcome) -> anyhow::Result<Exit> {
         Outcome::Waiting(missing) => {
             let mut text = String::from("not published yet, it waits in pending/ for more signatures:\n");
             let mut rows = vec![["ROLE", "HAS", "NEEDS"].map(str::to_owned).to_vec()];
-            rows.extend(missing.iter().map(|role| vec![role.role.clone(), role.have.to_string(), role.need.to_string()]));
+            rows.extend(
+                missing.iter().map(|role| vec![role.role.clone(), role.have.to_string(), role.need.to_string()]),
+            );
             text.push_str(&output::columns(&rows));
             text.push_str("add them with `bascule release sign`\n");
             output::print(&text)?;
