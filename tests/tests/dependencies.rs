@@ -1,0 +1,106 @@
+//! Dependencies point inwards (docs/architecture.md): what decides sees no client, no runtime, no clock and no random
+//! source. The whole tree below a crate is read, so a dependency that comes in by a detour is seen too.
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+/// Crates that reach outside of the process, or bring what a pure function must not have.
+const CLIENTS: &[&str] = &["kube", "kube-client", "kube-runtime", "reqwest", "hyper", "tough", "zbus", "zbus_systemd"];
+const RUNTIMES: &[&str] = &["tokio", "async-std", "smol", "futures-executor"];
+const CHANCE: &[&str] = &["rand", "rand_chacha", "fastrand", "getrandom"];
+
+/// Everything a package is built from, by name, with the features it asks for itself (features that other members of
+/// the workspace switch on in a shared dependency are not its doing).
+fn below(package: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--package", package, "--edges", "normal", "--prefix", "none", "--format", "{p}"])
+        .args(["--target", "x86_64-unknown-linux-gnu"])
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .output()
+        .expect("cargo tree");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("names of packages");
+    let names = text.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != package).map(str::to_owned).collect()
+}
+
+/// The members of this workspace that each member is built from, read from `cargo metadata`.
+fn members() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata = MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
+    let names: BTreeSet<String> = metadata.packages.iter().map(|package| package.name.to_string()).collect();
+    let direct = metadata.packages.iter().map(|package| {
+        let normal = package.dependencies.iter().filter(|dependency| dependency.kind == DependencyKind::Normal);
+        let members = normal.map(|dependency| dependency.name.clone()).filter(|name| names.contains(name));
+        (package.name.to_string(), members.collect())
+    });
+    direct.collect()
+}
+
+fn members_below(members: &BTreeMap<String, BTreeSet<String>>, package: &str) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    let mut open = vec![package.to_owned()];
+    while let Some(name) = open.pop() {
+        for next in members.get(&name).unwrap_or_else(|| panic!("no package {name}")) {
+            if seen.insert(next.clone()) {
+                open.push(next.clone());
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn what_decides_sees_no_client_no_runtime_and_no_chance() {
+    for pure in ["bascule-names", "bascule-api", "bascule-planner", "bascule-agent-core"] {
+        let below = below(pure);
+        for forbidden in CLIENTS.iter().chain(RUNTIMES).chain(CHANCE) {
+            assert!(!below.contains(*forbidden), "{pure} is built from {forbidden}");
+        }
+    }
+}
+
+#[test]
+fn the_release_format_sees_no_network_and_no_runtime() {
+    let below = below("bascule-image");
+    for forbidden in CLIENTS.iter().chain(RUNTIMES) {
+        assert!(!below.contains(*forbidden), "bascule-image is built from {forbidden}");
+    }
+}
+
+#[test]
+fn dependencies_point_inwards() {
+    let members = members();
+    for (package, allowed) in [
+        ("bascule-names", &[][..]),
+        ("bascule-api", &["bascule-names"]),
+        ("bascule-planner", &["bascule-names", "bascule-api"]),
+        ("bascule-agent-core", &["bascule-names", "bascule-api"]),
+        ("bascule-image", &["bascule-names"]),
+        ("bascule-repository", &["bascule-names", "bascule-image"]),
+        (
+            "bascule-agent",
+            &["bascule-names", "bascule-api", "bascule-agent-core", "bascule-image", "bascule-repository"],
+        ),
+        (
+            "bascule-operator",
+            &["bascule-names", "bascule-api", "bascule-planner", "bascule-image", "bascule-repository"],
+        ),
+        ("bascule-cli", &["bascule-names", "bascule-api", "bascule-planner", "bascule-image", "bascule-repository"]),
+    ] {
+        let below = members_below(&members, package);
+        let outside: Vec<_> = below.iter().filter(|name| !allowed.contains(&name.as_str())).collect();
+        assert!(outside.is_empty(), "{package} must not be built from {outside:?}");
+    }
+}
+
+#[test]
+fn the_test_sees_a_forbidden_dependency() {
+    assert!(below("bascule-operator").contains("tokio"), "a tree in which the operator has no runtime is misread");
+}
