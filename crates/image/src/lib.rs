@@ -13,6 +13,7 @@ pub mod pack;
 pub mod release;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod uki;
 pub mod verity;
 pub mod work;
 
