@@ -13,6 +13,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Cache, Pages, SECTOR};
 
+/// Versions of sectors in the order in which they were written: offset in bytes, content.
+type Versions<'a> = Vec<(u64, &'a [u8])>;
+
 /// One thing that happened to the disk.
 #[derive(Clone, Debug)]
 pub enum Operation {
@@ -188,7 +191,7 @@ impl Recording {
     }
 
     /// What is durable after the first `at` operations and, sector by sector, the writes that are not.
-    fn pending(&self, at: usize) -> Option<(&Checkpoint, Vec<(u64, &[u8])>)> {
+    fn pending(&self, at: usize) -> Option<(&Checkpoint, Versions<'_>)> {
         let index = self.checkpoints.partition_point(|checkpoint| checkpoint.next <= at).checked_sub(1)?;
         let checkpoint = self.checkpoints.get(index)?;
         let later = (checkpoint.next..at.min(self.operations.len())).collect::<Vec<_>>();

@@ -1,6 +1,8 @@
 //! The agent's host traits over a simulated machine, so that the shipped agent runs on it unchanged: in one process with
 //! a clock that only moves when it is told to ([`SimHost`]), or as a child of a machine process in real time.
 
+pub mod child;
+pub mod clock;
 mod disk;
 mod esp;
 mod system;

@@ -22,6 +22,7 @@ use super::view::{Command, MachineConfig, MachineView, Power, RunningSystem, Slo
 use crate::disk::Disk;
 use crate::firmware::Variables;
 use crate::firmware::boot_image::Fault;
+use crate::host::clock::boot_time;
 use crate::layout::{Slot, Table};
 
 /// The environment variable that tells agent and guard which machine they run on.
@@ -237,7 +238,7 @@ impl Machine {
     /// From a kernel that runs to its end.
     async fn live(&mut self, system: System) -> anyhow::Result<End> {
         let has = |fault| system.faults.contains(&fault);
-        let running = describe(&system);
+        let running = describe(&system, boot_time());
         self.view.send_modify(|view| {
             view.power = Power::Starting;
             view.slots = slots(&self.hardware.disk);
@@ -312,10 +313,11 @@ impl Machine {
     }
 }
 
-fn describe(system: &System) -> RunningSystem {
+fn describe(system: &System, since: Duration) -> RunningSystem {
     let has = |fault| system.faults.contains(&fault);
     RunningSystem {
         boot_id: system.boot_id.to_string(),
+        since: since.as_secs_f64(),
         version: system.version.clone(),
         root_hash: system.root_hash.to_string(),
         slot: system.slot.to_string(),

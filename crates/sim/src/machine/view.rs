@@ -33,7 +33,7 @@ pub struct MachineConfig {
 }
 
 /// The machine as seen from outside at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MachineView {
     /// The node's name.
@@ -69,11 +69,14 @@ pub enum Power {
 }
 
 /// The operating system that runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunningSystem {
     /// `/proc/sys/kernel/random/boot_id`: another at each start.
     pub boot_id: String,
+    /// When the firmware handed over to the kernel, in seconds of this computer's CLOCK_BOOTTIME.
+    #[serde(default)]
+    pub since: f64,
     /// The release's version, from the picked image's own `.osrel`.
     pub version: String,
     /// dm-verity root hash of the mounted slot, 64 hex digits.

@@ -1,24 +1,14 @@
 //! The power-cut test itself, put to the test: the order of writes that docs/release-format.md prescribes survives every
 //! cut, and each wrong order is found out. The shipped agent is held to the same in `agent_power_cuts`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::indexing_slicing,
-    reason = "helpers outside of #[test] functions are tests all the same"
-)]
-
-mod support;
-
 use std::time::Instant;
 
+use crate::support::{Mistake, TRIES, Writer, installed, machine, release};
 use bascule_image::digest::Sha256;
 use bascule_sim::disk::{Disk, Loss, Recording, Snapshot};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::layout::Slot;
 use bascule_sim::tiny::TinyRelease;
-use support::{Mistake, TRIES, Writer, installed, machine, release};
 
 /// What a run writes, and where the boot entry appears in it.
 struct Run {
