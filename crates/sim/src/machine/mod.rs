@@ -3,6 +3,7 @@
 pub mod hardware;
 pub mod process;
 pub mod root;
+pub mod run;
 pub mod socket;
 mod view;
 
