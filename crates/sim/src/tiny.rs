@@ -1,10 +1,19 @@
 //! Releases small enough to be written, cut and booted tens of thousands of times: a few dozen kilobytes of seeded
 //! bytes as image, a real verity tree over them, and a real (if hollow) unified kernel image.
 
+use std::num::NonZeroUsize;
+
+use bascule_image::build::{BuildError, Effort, Image, Options, build_full};
 use bascule_image::digest::Sha256;
+use bascule_image::release::ParseError;
+use bascule_image::release::manifest::{self, Manifest};
+use bascule_image::release::names::{PathError, TargetPath};
 use bascule_image::verity::{self, Parameters, Tree};
+use bascule_image::work::Watch;
+use bascule_names::{Architecture, NameError, Product, Version};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use uuid::Uuid;
 
 use crate::firmware::boot_image::Fault;
 
@@ -25,11 +34,37 @@ pub struct TinyRelease {
     pub root_hash: Sha256,
     /// The boot image.
     pub uki: Vec<u8>,
+    /// A full pack of the image.
+    pub pack: Vec<u8>,
+    /// What is signed.
+    pub manifest: Manifest,
+    /// The manifest as it is published.
+    pub manifest_bytes: Vec<u8>,
+}
+
+/// Why a release could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TinyError {
+    /// The tree.
+    #[error(transparent)]
+    Tree(#[from] verity::IncompleteTree),
+    /// The pack.
+    #[error(transparent)]
+    Pack(#[from] BuildError),
+    /// A name or version is none.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A path is none.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// The manifest.
+    #[error(transparent)]
+    Manifest(#[from] ParseError),
 }
 
 impl TinyRelease {
     /// A release of `size` bytes whose content follows from the version. Errors: the tree could not be built.
-    pub fn new(product: &str, version: &str, size: usize, faults: &[Fault]) -> Result<Self, verity::IncompleteTree> {
+    pub fn new(product: &str, version: &str, size: usize, faults: &[Fault]) -> Result<Self, TinyError> {
         let identity = Sha256::of(format!("{product} {version}").as_bytes());
         let mut random = ChaCha8Rng::from_seed(*identity.as_bytes());
         let mut data = vec![0; size];
@@ -49,11 +84,38 @@ impl TinyRelease {
         random.fill_bytes(&mut kernel);
         let uki =
             boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", cmdline.as_bytes()), (".linux", &kernel)]);
+        let tree_bytes = tree.to_bytes();
+        let mut pack = Vec::new();
+        let options = Options { effort: Effort::Fast, workers: NonZeroUsize::MIN };
+        let built = build_full(Image { root_hash, bytes: &data }, &mut pack, &options, &Watch::none())?;
+        let path = |file: &str| format!("releases/{version}/x86-64/{file}").parse::<TargetPath>();
+        let manifest = Manifest {
+            format: manifest::FORMAT,
+            product: Product::parse(product)?,
+            version: Version::parse(version)?,
+            architecture: Architecture::X86_64,
+            image: manifest::Image { size: data.len() as u64 },
+            verity: manifest::Verity {
+                algorithm: "sha256".to_owned(),
+                block_size: verity::BLOCK_SIZE as u32,
+                salt: parameters.salt.clone(),
+                uuid: Uuid::from_bytes(parameters.uuid),
+                root_hash: root_hash.into(),
+                hash_tree_size: tree_bytes.len() as u64,
+            },
+            uki: manifest::File { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
+            packs: vec![built.to_manifest_entry(path("full.pack")?)],
+            packages: None,
+        };
+        let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {
+            pack,
+            manifest,
+            manifest_bytes,
             product: product.to_owned(),
             version: version.to_owned(),
             data,
-            verity: tree.to_bytes(),
+            verity: tree_bytes,
             parameters,
             root_hash,
             uki,
@@ -130,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_firmware_reads_what_the_release_says() {
-        let release = TinyRelease::new("acme-os", "1.2", 20_000, &[Fault::KubeletFails, Fault::Hang]).unwrap();
+        let release = TinyRelease::new("acme-os", "1.2", 5 * 4096, &[Fault::KubeletFails, Fault::Hang]).unwrap();
         let image = BootImage::parse(&release.uki).unwrap();
         assert_eq!(image.sort_key.as_deref(), Some("acme-os"));
         assert_eq!(image.version.as_deref(), Some("1.2"));

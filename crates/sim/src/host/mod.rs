@@ -5,6 +5,7 @@ pub mod child;
 pub mod clock;
 mod disk;
 mod esp;
+pub mod releases;
 mod system;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::machine::{Hardware, System};
 
 pub use disk::SimDisk;
 pub use esp::SimEsp;
+pub use releases::SimReleases;
 pub use system::{STATE_CACHE, SimBus, SimClock, SimFirmware, SimState, SimSystem};
 
 /// The host under an agent in this process: lives from one start of the machine to the next.
