@@ -7,5 +7,12 @@
 //! timers ──────────┘      (pure)           └─> NodeUpdate.status, journal
 //! ```
 
+pub mod agent;
+pub mod boot;
 pub mod core;
+pub mod engine;
+pub mod gpt;
 pub mod host;
+pub mod observe;
+pub mod slots;
+pub mod uki;

@@ -1,6 +1,6 @@
 //! What follows from the operator's word.
 
-use bascule_api::{Goal, NodeError, PackFallback, ReleaseRef};
+use bascule_api::{Counting, Goal, NodeError, PackFallback, ReleaseRef};
 
 use super::housekeeping::{Plan, next_journal, short, target_of};
 use super::state::{Work, uki_is_there};
@@ -24,8 +24,8 @@ pub(super) fn wanted_release(state: &State) -> Option<&ReleaseRef> {
     }
     let desired = state.desired.as_ref()?;
     match desired.goal {
-        Goal::Staged | Goal::Booted | Goal::Reverted => desired.release.as_ref(),
-        Goal::Idle | Goal::Committed => None,
+        Goal::Staged | Goal::Booted => desired.release.as_ref(),
+        Goal::Idle | Goal::Committed | Goal::Reverted => None,
     }
 }
 
@@ -98,10 +98,10 @@ fn disarm(state: &State, facts: &Facts) -> Plan {
             .is_some_and(|grant| grant.generation == armed.generation && grant.boot_id == armed.boot_id);
         let same_release = match desired.goal {
             Goal::Booted => desired.release.as_ref().map(|release| &release.digest) == armed.digest.as_ref(),
-            Goal::Reverted => true,
+            Goal::Reverted => desired.release.as_ref().is_some_and(|release| release.version == facts.version),
             Goal::Idle | Goal::Staged | Goal::Committed => false,
         };
-        same_grant && same_release
+        same_grant && same_release && desired.disruption_begun
     });
     if granted {
         return None;
@@ -279,7 +279,8 @@ fn booted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release
 /// Arms with the operator's grant, or says what is wrong with it.
 fn arm_granted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, target: ReleaseTarget) -> Plan {
     let journal = state.journal.clone()?;
-    let Some(grant) = &desired.grant else {
+    // A grant without a disruption is only the counter that is left of an earlier one.
+    let Some(grant) = desired.grant.as_ref().filter(|_| desired.disruption_begun) else {
         refuse(state, now, NodeError::Grant, "there is no grant: nothing is armed without one".to_owned());
         return None;
     };
@@ -309,7 +310,7 @@ fn arm_granted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, ta
 /// Arms and reboots, continuing where a former try ended.
 pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTarget, generation: i64) -> Plan {
     let journal = state.journal.clone()?;
-    if facts.boot.counting == bascule_api::Counting::Broken {
+    if state.counting(facts) == Counting::Broken {
         let message = format!(
             "the boot loader's counting does not work, so a trial would not revert by itself: {}",
             facts.boot.counting_message.as_deref().unwrap_or("it was seen not to count")
@@ -393,47 +394,42 @@ pub(super) fn commit(state: &State, facts: &Facts, now: Now) -> Plan {
     short(effects)
 }
 
+/// Leaves `release` for what the other slot holds. Only the version counts: it may be known to nobody else any more.
 fn reverted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release: &ReleaseRef) -> Plan {
-    let generation = desired.grant.as_ref().map(|grant| grant.generation);
-    if state.is_trial(facts) {
-        // This trial is what the same word led to: it waits for its commit.
-        let led_here = state.trial_record(facts).is_some_and(|armed| Some(armed.generation) == generation);
-        if led_here {
-            return None;
-        }
-        return give_up(state, facts, now, "the operator gave the trial up".to_owned());
-    }
-    // After the reboot the grant is spent, and the goal is reached.
-    let spent = state.journal.as_ref().and_then(|journal| journal.last_grant) >= generation;
-    let armed_now = state.journal.as_ref().and_then(|journal| journal.armed.as_ref()).is_some();
-    if generation.is_none() || (spent && !armed_now) {
+    if facts.version != release.version {
         return None;
     }
-    let journal = state.journal.clone()?;
-    let SlotContent::Release { version, root_hash } = &facts.inactive_slot().content else {
-        return other_slot_is_empty(state, facts, now, desired, release);
+    if state.is_trial(facts) {
+        return give_up(state, facts, now, "the operator gave the trial up".to_owned());
+    }
+    match way_back(state, facts) {
+        Ok(target) => arm_granted(state, facts, now, desired, target),
+        Err(message) => {
+            refuse(state, now, NodeError::Unsuitable, message);
+            None
+        }
+    }
+}
+
+/// What the other slot holds, to be armed as it is.
+pub(super) fn way_back(state: &State, facts: &Facts) -> Result<ReleaseTarget, String> {
+    let slot = facts.inactive_slot();
+    let SlotContent::Release { version, root_hash } = &slot.content else {
+        return Err(format!("slot {} holds no whole release to go back to", facts.inactive()));
     };
-    let target = match journal.known(root_hash) {
-        Some(known) => ReleaseTarget::known(facts.inactive(), known),
-        None => ReleaseTarget {
+    match state.journal.as_ref().and_then(|journal| journal.known(root_hash)) {
+        Some(known) => Ok(ReleaseTarget::known(facts.inactive(), known)),
+        None if slot.entry == Entry::None => {
+            Err(format!("slot {} holds {version}, but its boot image is gone", facts.inactive()))
+        }
+        None => Ok(ReleaseTarget {
             slot: facts.inactive(),
             version: version.clone(),
             root_hash: root_hash.clone(),
-            digest: (*version == release.version).then(|| release.digest.clone()),
+            digest: None,
             uki: None,
-        },
-    };
-    arm_granted(state, facts, now, desired, target)
-}
-
-fn other_slot_is_empty(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release: &ReleaseRef) -> Plan {
-    // The way back was overwritten. If the word names a release that is not the running one, it can be fetched.
-    if !runs(state, facts, release) {
-        return bring(state, facts, now, release, desired.pack_fallback);
+        }),
     }
-    let message = format!("slot {} holds no whole release to go back to", facts.inactive());
-    refuse(state, now, NodeError::Unsuitable, message);
-    None
 }
 
 /// Leaves a trial: back to the other slot at once.

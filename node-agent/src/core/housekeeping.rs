@@ -44,12 +44,14 @@ fn after_good_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) ->
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(next)])
         }
-        Entry::Trying { left, .. } if left < armed.tries && !journal.counting_seen => {
-            let mut next = next_journal(journal);
-            next.counting_seen = true;
-            short(vec![Effect::Persist(next)])
+        Entry::Trying { left, .. } => {
+            let seen = Some(left < armed.tries);
+            (journal.counting_seen != seen).then(|| {
+                let next = Journal { counting_seen: seen, ..next_journal(journal) };
+                (Work::Short, vec![Effect::Persist(next)])
+            })
         }
-        _ => None,
+        Entry::Bad { .. } | Entry::None => None,
     }
 }
 
@@ -90,7 +92,9 @@ fn after_other_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -
     let message = message.chars().take(512).collect();
     next.fail(FailedRelease { version: armed.version.clone(), digest, at: now.wall.into(), category, message });
     // What was seen to go down was counted by the boot loader.
-    next.counting_seen |= matches!(slot.entry, Entry::Bad { done: Some(done) } if done >= armed.tries);
+    if matches!(slot.entry, Entry::Bad { done: Some(done) } if done >= armed.tries) {
+        next.counting_seen = Some(true);
+    }
     if !matches!(slot.entry, Entry::Bad { .. }) {
         effects.push(Effect::MarkBad(armed.slot));
     }

@@ -93,8 +93,9 @@ pub struct Journal {
     pub failed: Vec<FailedRelease>,
     /// Break-glass commands, oldest first.
     pub manual: Vec<ManualAction>,
-    /// The boot loader was seen to count down a trial.
-    pub counting_seen: bool,
+    /// Whether the boot loader was seen to count down a trial; `None` before the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counting_seen: Option<bool>,
 }
 
 /// Why a journal can't be used.

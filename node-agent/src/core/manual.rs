@@ -4,7 +4,7 @@ use bascule_api::{ManualAction, NodeError, PackFallback};
 
 use super::housekeeping::{Plan, next_journal, short};
 use super::step::refuse;
-use super::{Effect, Entry, Facts, ManualCommand, Now, ReleaseTarget, SlotContent, State, goal};
+use super::{Effect, Facts, ManualCommand, Now, State, goal};
 
 /// The next thing to do for a person on the node. The command is over when there is nothing more to do for it, or
 /// when a problem stands in the way.
@@ -43,26 +43,11 @@ fn revert(state: &mut State, facts: &Facts, now: Now) -> Plan {
     if state.is_trial(facts) {
         return goal::give_up(state, facts, now, "a person on the node gave the trial up".to_owned());
     }
-    let SlotContent::Release { version, root_hash } = &facts.inactive_slot().content else {
-        let message = format!("slot {} holds no whole release to go back to", facts.inactive());
-        refuse(state, now, NodeError::Unsuitable, message);
-        return None;
-    };
-    let known = state.journal.as_ref().and_then(|journal| journal.known(root_hash)).cloned();
-    let target = match known {
-        Some(known) => ReleaseTarget::known(facts.inactive(), &known),
-        None if facts.inactive_slot().entry != Entry::None => ReleaseTarget {
-            slot: facts.inactive(),
-            version: version.clone(),
-            root_hash: root_hash.clone(),
-            digest: None,
-            uki: None,
-        },
-        None => {
-            let message = format!("slot {} has no boot image", facts.inactive());
+    match goal::way_back(state, facts) {
+        Ok(target) => goal::arm(state, facts, now, target, 0),
+        Err(message) => {
             refuse(state, now, NodeError::Unsuitable, message);
-            return None;
+            None
         }
-    };
-    goal::arm(state, facts, now, target, 0)
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_api::{Digest, NodeError, NodeUpdateStatus, RootHash, SlotName, Transfer};
+use bascule_api::{Counting, Digest, NodeError, NodeUpdateStatus, RootHash, SlotName, Transfer};
 use bascule_image::Manifest;
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -186,6 +186,16 @@ impl State {
         let known = self.journal.as_ref()?.known(root_hash)?;
         let intact = self.damaged.as_ref().is_none_or(|(at, hash)| *at != facts.inactive() || hash != root_hash);
         (intact && known.verified_at.is_some() && uki_is_there(facts, known)).then_some(known)
+    }
+
+    /// Whether the boot loader counts, from this boot and from what was seen before.
+    pub fn counting(&self, facts: &Facts) -> Counting {
+        let seen = self.journal.as_ref().and_then(|journal| journal.counting_seen);
+        match (facts.boot.counting, seen) {
+            (Counting::Broken, _) | (_, Some(false)) => Counting::Broken,
+            (Counting::Unknown, Some(true)) => Counting::Works,
+            (counting, _) => counting,
+        }
     }
 
     /// How long nothing has to be looked at unless something happens, from `now`.

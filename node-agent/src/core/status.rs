@@ -2,8 +2,8 @@
 
 use bascule_api::conditions::{self, reason};
 use bascule_api::{
-    BootControl, Booted, Counting, LastError, NodeError, NodeUpdateStatus, SlotName, SlotState, SlotStatus, Slots,
-    Staged, Trial,
+    BootControl, Booted, Counting, Digest, LastError, NodeError, NodeUpdateStatus, SlotName, SlotState, SlotStatus,
+    Slots, Staged, Trial,
 };
 
 use super::{Entry, Facts, Now, SlotContent, State, TableHealth};
@@ -55,8 +55,8 @@ fn describe(state: &State, facts: &Facts, status: &mut NodeUpdateStatus) {
         root_hash: facts.root_hash.clone(),
         committed_at: committed.filter(|committed| committed.root_hash == facts.root_hash).map(|it| it.at.into()),
     });
-    let inactive_failed = matches!(facts.inactive_slot().entry, Entry::Bad { done } if done != Some(0));
-    status.staged = state.ready(facts).filter(|_| !inactive_failed).map(|known| Staged {
+    let failed = |digest| journal.is_some_and(|journal| journal.failed(digest).is_some());
+    status.staged = state.ready(facts).filter(|known| !failed(&known.digest)).map(|known| Staged {
         version: known.version.clone(),
         digest: known.digest.clone(),
         at: known.verified_at.map(Into::into),
@@ -69,12 +69,7 @@ fn describe(state: &State, facts: &Facts, status: &mut NodeUpdateStatus) {
         let deadline = state.trial_until.map(Into::into);
         status.trial = Some(Trial { version: facts.version.clone(), tries_left, deadline });
     }
-    let seen = journal.is_some_and(|journal| journal.counting_seen);
-    let counting = match facts.boot.counting {
-        Counting::Unknown if seen => Counting::Works,
-        other => other,
-    };
-    status.boot_control = Some(BootControl { backend: facts.boot.backend, counting });
+    status.boot_control = Some(BootControl { backend: facts.boot.backend, counting: state.counting(facts) });
 }
 
 fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
@@ -86,6 +81,13 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
         SlotContent::Writing { version } => (version.clone(), None),
         SlotContent::Empty | SlotContent::Foreign => (None, None),
     };
+    let journal = state.journal.as_ref();
+    let failed = slot.content.root_hash().is_some_and(|root_hash| {
+        journal.is_some_and(|journal| {
+            let known = journal.known(root_hash).is_some_and(|known| journal.failed(&known.digest).is_some());
+            known || journal.failed(&Digest::from_sha256(&root_hash.to_bytes())).is_some()
+        })
+    });
     let damaged = state.damaged.as_ref().is_some_and(|(at, _)| *at == name);
     let state = if running {
         if state.is_trial(facts) { SlotState::Trial } else { SlotState::Good }
@@ -94,6 +96,7 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
             _ if damaged => SlotState::Damaged,
             (SlotContent::Empty | SlotContent::Foreign, _) => SlotState::Empty,
             (SlotContent::Writing { .. }, _) => SlotState::Writing,
+            (SlotContent::Release { .. }, _) if failed => SlotState::Bad,
             (SlotContent::Release { .. }, Entry::Good | Entry::Bad { done: Some(0) }) => SlotState::Good,
             (SlotContent::Release { .. }, Entry::Trying { .. }) => SlotState::Armed,
             (SlotContent::Release { .. }, Entry::Bad { .. }) => SlotState::Bad,

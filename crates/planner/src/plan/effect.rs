@@ -53,8 +53,7 @@ impl Action {
                     disruption.drained_at.get_or_insert(*drained_at);
                 }
             }
-            Self::Retract { goal: Goal::Idle, .. } => rest(&mut spec),
-            Self::Retract { goal, .. } => spec.goal = *goal,
+            Self::Retract { .. } => spec.goal = Goal::Staged,
             Self::Commit { .. } => spec.goal = Goal::Committed,
             Self::Revert { release, drained_at, .. } => {
                 spec.goal = Goal::Reverted;

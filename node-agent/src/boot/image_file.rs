@@ -1,0 +1,192 @@
+//! Boot images as files on the boot partition: laid down, compared, put in place.
+
+use std::io::{self, Read, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bascule_api::Digest;
+use bascule_image::digest::Sha256Stream;
+use bascule_image::io::ReadAt;
+
+use super::BootError;
+use super::error::esp;
+use crate::core::ReleaseTarget;
+use crate::host::{Esp, FetchError};
+use crate::uki;
+
+/// How much is read at once.
+const CHUNK: usize = 256 << 10;
+
+/// Name under which a boot image waits. No boot loader looks at files that don't end in `.efi`.
+pub(super) fn waiting_name(digest: &Digest) -> String {
+    format!("bascule-{}.tmp", start_of(digest))
+}
+
+/// The first 16 hex digits of a digest.
+pub(super) fn start_of(digest: &Digest) -> String {
+    digest.as_str().trim_start_matches("sha256:").chars().take(16).collect()
+}
+
+/// Takes the name of a waiting boot image apart: the start of its digest.
+pub(super) fn parse_waiting(file: &str) -> Option<&str> {
+    let start = file.strip_prefix("bascule-")?.strip_suffix(".tmp")?;
+    (start.len() == 16 && start.bytes().all(|b| b.is_ascii_hexdigit())).then_some(start)
+}
+
+/// Whether a file is one that was never finished.
+pub(super) fn is_unfinished(file: &str) -> bool {
+    file.starts_with("bascule-") && file.ends_with(".part")
+}
+
+/// The digest and length of a file.
+pub(super) fn digest(esp_fs: &dyn Esp, path: &str) -> Result<(Digest, u64), BootError> {
+    let file = esp_fs.open(path).map_err(esp("opening", path))?;
+    let length = file.size().map_err(esp("measuring", path))?;
+    let mut stream = Sha256Stream::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while at < length {
+        let step = usize::try_from((length - at).min(CHUNK as u64)).unwrap_or(CHUNK);
+        let part = buffer.get_mut(..step).unwrap_or_default();
+        file.read_at(part, at).map_err(esp("reading", path))?;
+        stream.update(part);
+        at += step as u64;
+    }
+    Ok((stream.finish().into(), length))
+}
+
+/// Compares a file with what the target says of its boot image.
+pub(super) fn verify(esp_fs: &dyn Esp, path: &str, target: &ReleaseTarget) -> Result<(), BootError> {
+    let wrong = |reason: String| BootError::Uki { path: path.to_owned(), reason };
+    match &target.uki {
+        Some((expected, size)) => {
+            let (found, length) = digest(esp_fs, path)?;
+            if length != *size || found != *expected {
+                return Err(wrong(format!("signed are {size} bytes with {expected}, found {length} with {found}")));
+            }
+        }
+        None => {
+            let file = esp_fs.open(path).map_err(esp("opening", path))?;
+            let names_it = names_root_hash(&*file, target.root_hash.as_str()).map_err(esp("reading", path))?;
+            if !names_it {
+                return Err(wrong(format!("its command line does not name {}", target.root_hash)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the command line of a boot image names a root hash.
+pub(super) fn names_root_hash(file: &dyn ReadAt, root_hash: &str) -> io::Result<bool> {
+    Ok(uki::read(file)?.is_some_and(|facts| command_line_root_hash(&facts.command_line) == Some(root_hash)))
+}
+
+/// The root hash that a command line names.
+pub(super) fn command_line_root_hash(line: &str) -> Option<&str> {
+    line.split_ascii_whitespace()
+        .find_map(|argument| argument.strip_prefix("roothash=").or_else(|| argument.strip_prefix("usrhash=")))
+}
+
+type Fetch<'a> = &'a mut dyn FnMut(&mut dyn Write) -> Result<(), FetchError>;
+
+/// Brings a boot image into `directory` under its waiting name: written under another one first, made durable, read
+/// back, renamed, made durable.
+pub(super) fn lay_down(
+    esp_fs: &dyn Esp,
+    directory: &str,
+    target: &ReleaseTarget,
+    fetch: Fetch<'_>,
+) -> Result<(), BootError> {
+    let Some((expected, _)) = &target.uki else { return Err(BootError::NoRelease(target.slot)) };
+    let waiting = waiting_name(expected);
+    let final_path = format!("{directory}/{waiting}");
+    let part = format!("{directory}/bascule-{}.part", start_of(expected));
+    for file in esp_fs.list(directory).map_err(esp("listing", directory))? {
+        let stale = is_unfinished(&file.name) || (parse_waiting(&file.name).is_some() && file.name != waiting);
+        if stale {
+            let path = format!("{directory}/{}", file.name);
+            esp_fs.remove(&path).map_err(esp("removing", &path))?;
+        } else if file.name == waiting {
+            if verify(esp_fs, &final_path, target).is_ok() {
+                return Ok(());
+            }
+            esp_fs.remove(&final_path).map_err(esp("removing", &final_path))?;
+        }
+    }
+    copy(esp_fs, &part, fetch)?;
+    esp_fs.sync().map_err(esp("syncing", &part))?;
+    verify(esp_fs, &part, target)?;
+    esp_fs.rename(&part, &final_path).map_err(esp("renaming", &part))?;
+    esp_fs.sync().map_err(esp("syncing", &final_path))
+}
+
+/// Connects a fetch that writes with a file system that reads, through a bounded channel.
+fn copy(esp_fs: &dyn Esp, path: &str, fetch: Fetch<'_>) -> Result<(), BootError> {
+    // One chunk waits while another is written.
+    let (sender, receiver) = sync_channel(1);
+    std::thread::scope(|scope| {
+        let writing = std::thread::Builder::new()
+            .name("uki-writer".to_owned())
+            .spawn_scoped(scope, || esp_fs.write(path, &mut Incoming { receiver, piece: Vec::new(), at: 0 }))
+            .map_err(esp("writing", path))?;
+        let mut outgoing = Outgoing { sender: Some(sender) };
+        let fetched = fetch(&mut outgoing);
+        // Without the end mark the reader sees a broken stream, never a short file.
+        let ended = fetched.is_ok() && outgoing.send(Vec::new());
+        drop(outgoing);
+        let written = writing.join().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+        match (fetched, written) {
+            // A broken pipe on the writing side is only the echo of a failing file system.
+            (_, Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(esp("writing", path)(error)),
+            (Err(error), _) => Err(error.into()),
+            (Ok(()), Err(error)) => Err(esp("writing", path)(error)),
+            (Ok(()), Ok(())) if ended => Ok(()),
+            (Ok(()), Ok(())) => Err(esp("writing", path)(io::ErrorKind::BrokenPipe.into())),
+        }
+    })
+}
+
+struct Outgoing {
+    sender: Option<SyncSender<Vec<u8>>>,
+}
+
+impl Outgoing {
+    fn send(&mut self, piece: Vec<u8>) -> bool {
+        self.sender.as_ref().is_some_and(|sender| sender.send(piece).is_ok())
+    }
+}
+
+impl Write for Outgoing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let piece: Vec<u8> = bytes.iter().copied().take(CHUNK).collect();
+        let count = piece.len();
+        if count > 0 && !self.send(piece) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Incoming {
+    receiver: Receiver<Vec<u8>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            // An empty piece is the end; a sender that is gone without one broke off.
+            self.piece = self.receiver.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            self.at = 0;
+        }
+        let left = self.piece.get(self.at..).unwrap_or_default();
+        let count = left.len().min(buffer.len());
+        buffer.iter_mut().zip(left).for_each(|(to, from)| *to = *from);
+        self.at += count;
+        Ok(count)
+    }
+}

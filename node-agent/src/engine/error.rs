@@ -1,0 +1,212 @@
+//! One error for everything an effect can fail with, and its report to the state machine.
+
+use std::error::Error;
+use std::io;
+
+use bascule_api::NodeError;
+use bascule_image::apply::ApplyError;
+use bascule_image::pack::ReadIndexError;
+use bascule_image::verity::{CheckError, SuperblockError};
+
+use crate::boot::BootError;
+use crate::core::{Failure, JournalError};
+use crate::gpt::TableError;
+use crate::host::{BusError, FetchError};
+use crate::observe::ObserveError;
+
+/// Why an effect failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EffectError {
+    /// Looking at the machine.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The boot entries.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The partition table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A file in the state folder.
+    #[error("{doing} {name} in the state folder failed")]
+    State {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The repository.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The index of a pack.
+    #[error("the pack's index can't be used")]
+    Index(#[source] ReadIndexError),
+    /// Writing the slot.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A partition of a slot.
+    #[error("{doing} partition {number} failed")]
+    Partition {
+        /// What was being done.
+        doing: &'static str,
+        /// Its number.
+        number: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The slot does not read back as what it should be.
+    #[error("slot content: reading back found something else than the release")]
+    ReadBack(#[source] CheckError),
+    /// The verity partition has no superblock to read back by.
+    #[error("the verity partition has no superblock that is accepted")]
+    Superblock(#[source] SuperblockError),
+    /// The system bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// Somebody holds back the reboot.
+    #[error("the reboot waits for {who} ({why}): an inhibitor of mode {mode} blocks shutdown")]
+    Inhibited {
+        /// Who.
+        who: String,
+        /// Why.
+        why: String,
+        /// Which mode.
+        mode: String,
+    },
+    /// An effect was asked for in the wrong order.
+    #[error("{0}")]
+    Order(&'static str),
+}
+
+impl EffectError {
+    /// The kind, for status and metrics.
+    pub fn category(&self) -> NodeError {
+        match self {
+            Self::Observe(error) => error.category(),
+            Self::Boot(error) => error.category(),
+            Self::Table(error) => error.category(),
+            Self::Journal(_) | Self::Order(_) => NodeError::Internal,
+            Self::State { source, .. } | Self::Partition { source, .. } => of_io(source),
+            Self::Fetch(error) => error.category,
+            Self::Index(error) => fetched(error).map_or(NodeError::Trust, |(category, _)| category),
+            Self::Apply(error) => of_apply(error),
+            Self::ReadBack(CheckError::Read { .. }) => NodeError::Storage,
+            Self::ReadBack(_) | Self::Superblock(_) => NodeError::Trust,
+            Self::Bus(_) | Self::Inhibited { .. } => NodeError::SystemBus,
+        }
+    }
+
+    /// Whether trying again soon may help without anybody's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Bus(_) | Self::Inhibited { .. } | Self::Observe(ObserveError::Bus(_)) => true,
+            Self::Fetch(error) => error.transient,
+            Self::Boot(error) => error.is_transient(),
+            Self::Index(error) => fetched(error).is_some_and(|(_, transient)| transient),
+            Self::Apply(error) => fetched(error).is_some_and(|(_, transient)| transient),
+            _ => false,
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Fetch(error) | Self::Boot(BootError::Fetch(error)) => error.cancelled,
+            Self::Apply(ApplyError::Cancelled(_)) | Self::ReadBack(CheckError::Cancelled(_)) => true,
+            Self::Apply(error) => cause::<FetchError>(error).is_some_and(|error| error.cancelled),
+            _ => false,
+        }
+    }
+
+    /// As the state machine takes it.
+    pub fn into_failure(self, effect: &'static str) -> Failure {
+        Failure {
+            effect,
+            category: self.category(),
+            message: in_one_line(&self),
+            transient: self.is_transient(),
+            cancelled: self.is_cancelled(),
+        }
+    }
+}
+
+fn of_io(error: &io::Error) -> NodeError {
+    if error.kind() == io::ErrorKind::StorageFull { NodeError::Space } else { NodeError::Storage }
+}
+
+fn of_apply(error: &ApplyError) -> NodeError {
+    match error {
+        ApplyError::Source { .. } | ApplyError::Truncated { .. } => {
+            fetched(error).map_or(NodeError::Network, |(category, _)| category)
+        }
+        ApplyError::Sink { source, .. } | ApplyError::Base(source) => of_io(source),
+        ApplyError::SlotTooSmall { .. } => NodeError::Space,
+        ApplyError::Frame(frame) if frame.category() == "base-unreadable" => NodeError::Storage,
+        ApplyError::WrongBase { .. } | ApplyError::BaseSize { .. } | ApplyError::Frame(_) => NodeError::Trust,
+        ApplyError::RootHash { .. } => NodeError::Trust,
+        ApplyError::Incomplete(_) | ApplyError::Cancelled(_) | ApplyError::Worker => NodeError::Internal,
+    }
+}
+
+/// The download's own verdict, where an error of the image crate only passes it on.
+fn fetched(error: &(dyn Error + 'static)) -> Option<(NodeError, bool)> {
+    if let Some(error) = cause::<FetchError>(error) {
+        return Some((error.category, error.transient));
+    }
+    let error = bascule_repository::download_error(error)?;
+    Some((category_of(error), error.is_transient()))
+}
+
+/// The kind of an error of the repository.
+fn category_of(error: &bascule_repository::Error) -> NodeError {
+    use bascule_repository::Error as E;
+    match error {
+        E::Fetch(_) | E::Cancelled => NodeError::Network,
+        E::Signature { .. }
+        | E::Rollback { .. }
+        | E::Mismatch { .. }
+        | E::Expired { .. }
+        | E::ClockBehind(_)
+        | E::TrustRoot { .. } => NodeError::Trust,
+        E::Invalid { .. } | E::Format { .. } | E::Absent { .. } => NodeError::Unsuitable,
+        E::Datastore { .. } | E::Busy { .. } => NodeError::Storage,
+        _ => NodeError::Internal,
+    }
+}
+
+/// An error of a type anywhere among the causes of another.
+fn cause<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<T>() {
+            return Some(found);
+        }
+        // `io::Error::other` hides what it wraps behind that error's own source.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// An error and its causes in one line.
+pub fn in_one_line(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        // Some libraries print their source within their own text.
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        next = cause.source();
+    }
+    text
+}

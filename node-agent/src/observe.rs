@@ -1,0 +1,243 @@
+//! One look at the machine: everything decisions are made from.
+
+use std::io;
+
+use bascule_api::{Architecture, BootControlBackend, NameError, NodeError, Product, RootHash, SlotName, Version};
+
+use crate::boot::{BootBackend, BootError, GptPrio, Machine, SystemdBoot};
+use crate::core::{Facts, GuardReport, PerSlot, SlotFacts, TableHealth};
+use crate::gpt::{Table, TableError};
+use crate::host::{BusError, Host};
+use crate::slots::{self, SlotError, SlotLayout};
+use crate::uki::os_release;
+
+/// Longest guard report in bytes.
+const MAX_GUARD: u64 = 16 << 10;
+
+/// How to look: what can't be seen from the machine itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lens {
+    /// Where the slots are.
+    pub slots: SlotLayout,
+    /// Which boot loader; `None` to find out.
+    pub backend: Option<BootControlBackend>,
+    /// The product, where os-release does not name it.
+    pub product: Option<Product>,
+    /// Units whose state is reported.
+    pub units: Vec<String>,
+}
+
+/// Why the machine could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// A fact of the running system can't be read.
+    #[error("{what} can't be read")]
+    Read {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// os-release lacks a field.
+    #[error("os-release has no {0}: the OS image must say what it is")]
+    OsRelease(&'static str),
+    /// A field of os-release is no valid name.
+    #[error("os-release's {field} can't be used")]
+    Name {
+        /// Which field.
+        field: &'static str,
+        /// Why.
+        #[source]
+        source: NameError,
+    },
+    /// This processor is not known.
+    #[error("releases exist for x86-64 and arm64, this machine is {0}")]
+    Architecture(&'static str),
+    /// The partition table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The slots.
+    #[error(transparent)]
+    Slots(#[from] SlotError),
+    /// The boot entries.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Which boot loader it is can't be told.
+    #[error(
+        "the boot loader is not known: there are no systemd-boot variables and no gptprio bits; set boot.backend in the \
+         settings"
+    )]
+    Backend,
+    /// The system bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+impl ObserveError {
+    /// The kind, for status and metrics.
+    pub fn category(&self) -> NodeError {
+        match self {
+            Self::Read { .. } => NodeError::Storage,
+            Self::OsRelease(_) | Self::Name { .. } => NodeError::Settings,
+            Self::Architecture(_) => NodeError::Unsuitable,
+            Self::Table(error) => error.category(),
+            Self::Slots(error) => error.category(),
+            Self::Boot(error) => error.category(),
+            Self::Backend => NodeError::BootControl,
+            Self::Bus(_) => NodeError::SystemBus,
+        }
+    }
+}
+
+/// The backend of a kind over a host.
+pub fn backend(host: &Host, kind: BootControlBackend) -> Box<dyn BootBackend + '_> {
+    match kind {
+        BootControlBackend::SystemdBoot => Box::new(SystemdBoot { esp: &*host.esp, firmware: &*host.firmware }),
+        BootControlBackend::GptPrio => Box::new(GptPrio { disk: &*host.disk, esp: &*host.esp }),
+    }
+}
+
+/// The machine without its boot entries: what the effects need.
+///
+/// # Errors
+/// [`ObserveError`]; nothing is changed.
+pub fn machine(host: &Host, lens: &Lens) -> Result<(Machine, TableHealth, Architecture), ObserveError> {
+    let read = |what| move |source| ObserveError::Read { what, source };
+    let command_line = host.system.command_line().map_err(read("the kernel's command line"))?;
+    let release = os_release(&host.system.os_release().map_err(read("os-release"))?);
+    let field = |names: [&str; 2]| {
+        names.iter().find_map(|name| release.iter().find(|(key, _)| key == name)).map(|(_, value)| value.as_str())
+    };
+    let name = |field| move |source| ObserveError::Name { field, source };
+    let product = match &lens.product {
+        Some(product) => product.clone(),
+        None => {
+            let text = field(["IMAGE_ID", "ID"]).ok_or(ObserveError::OsRelease("IMAGE_ID"))?;
+            Product::parse(text).map_err(name("IMAGE_ID"))?
+        }
+    };
+    let version = field(["IMAGE_VERSION", "VERSION_ID"]).ok_or(ObserveError::OsRelease("IMAGE_VERSION"))?;
+    let version = Version::parse(version).map_err(name("IMAGE_VERSION"))?;
+    let root_hash = root_hash(&command_line, lens.slots)?;
+    let architecture = architecture()?;
+    let table = Table::read(&*host.disk)?;
+    let partitions = slots::find(&table.partitions(), lens.slots, architecture)?;
+    let booted = slots::booted(&partitions, &root_hash)?;
+    let content = |slot: SlotName| {
+        let (data, verity) = partitions.get(slot);
+        slots::content(data, verity)
+    };
+    let contents = PerSlot { a: content(SlotName::A), b: content(SlotName::B) };
+    let machine = Machine { product, version, root_hash, booted, contents, partitions };
+    Ok((machine, table.health(), architecture))
+}
+
+/// Which boot loader a machine has.
+///
+/// # Errors
+/// [`ObserveError::Backend`] if that can't be told.
+pub fn backend_kind(host: &Host, lens: &Lens, machine: &Machine) -> Result<BootControlBackend, ObserveError> {
+    match lens.backend {
+        Some(kind) => Ok(kind),
+        None => detect(host, machine),
+    }
+}
+
+/// Looks at the machine.
+///
+/// # Errors
+/// [`ObserveError`]; nothing is changed.
+pub fn observe(host: &Host, lens: &Lens) -> Result<Facts, ObserveError> {
+    let boot_id = host.system.boot_id().map_err(|source| ObserveError::Read { what: "the boot ID", source })?;
+    let (machine, table, architecture) = machine(host, lens)?;
+    let backend_kind = backend_kind(host, lens, &machine)?;
+    let seen = backend(host, backend_kind).observe(&machine)?;
+    let slot = |name: SlotName| {
+        let (data, verity) = machine.partitions.get(name);
+        SlotFacts {
+            data: data.clone(),
+            verity: verity.clone(),
+            content: machine.contents.get(name).clone(),
+            entry: *seen.entries.get(name),
+            entry_doubled: *seen.doubled.get(name),
+        }
+    };
+    let slots = PerSlot { a: slot(SlotName::A), b: slot(SlotName::B) };
+    Ok(Facts {
+        boot_id,
+        product: machine.product,
+        architecture,
+        version: machine.version,
+        root_hash: machine.root_hash,
+        booted: machine.booted,
+        slots,
+        boot: seen.facts,
+        table,
+        guard: guard_report(host)?,
+        failing_units: failing_units(host, &lens.units),
+    })
+}
+
+/// The root hash on the command line.
+fn root_hash(command_line: &str, layout: SlotLayout) -> Result<RootHash, SlotError> {
+    let argument = layout.kind.argument();
+    let value = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix(argument));
+    value.and_then(|value| RootHash::parse(value).ok()).ok_or(SlotError::NoRootHash(argument))
+}
+
+fn architecture() -> Result<Architecture, ObserveError> {
+    match std::env::consts::ARCH {
+        "x86_64" => Ok(Architecture::X86_64),
+        "aarch64" => Ok(Architecture::Arm64),
+        other => Err(ObserveError::Architecture(other)),
+    }
+}
+
+/// Bits 48 to 56 of a GPT entry.
+const GPTPRIO_BITS: u64 = 0x1ff << 48;
+
+/// Finds out which boot loader started the machine.
+fn detect(host: &Host, machine: &Machine) -> Result<BootControlBackend, ObserveError> {
+    let name = "LoaderInfo";
+    let info = host.firmware.variable(name).map_err(|source| BootError::Variable { name, source })?;
+    let name = "LoaderFeatures";
+    let features = host.firmware.variable(name).map_err(|source| BootError::Variable { name, source })?;
+    if info.is_some() || features.is_some() {
+        return Ok(BootControlBackend::SystemdBoot);
+    }
+    let bits = |slot: SlotName| machine.partitions.get(slot).0.attributes & GPTPRIO_BITS;
+    if bits(SlotName::A) | bits(SlotName::B) != 0 {
+        return Ok(BootControlBackend::GptPrio);
+    }
+    Err(ObserveError::Backend)
+}
+
+fn guard_report(host: &Host) -> Result<Option<GuardReport>, ObserveError> {
+    let bytes = host
+        .state
+        .read(GuardReport::FILE, MAX_GUARD)
+        .map_err(|source| ObserveError::Read { what: "the guard's report", source })?;
+    // A report that power loss cut says only why; without it the reason is lost, nothing else.
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+/// Health facts; a bus that does not answer is no reason not to look at the rest.
+fn failing_units(host: &Host, units: &[String]) -> Vec<String> {
+    if units.is_empty() {
+        return Vec::new();
+    }
+    match host.bus.unit_states(units) {
+        Ok(states) => states
+            .iter()
+            .filter(|(_, state)| state.load != "loaded" || state.active == "failed" || state.active == "inactive")
+            .map(|(unit, state)| {
+                format!("{unit} ({})", if state.load == "loaded" { &state.active } else { &state.load })
+            })
+            .collect(),
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "unit states are not known");
+            Vec::new()
+        }
+    }
+}

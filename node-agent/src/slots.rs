@@ -1,0 +1,208 @@
+//! Which partitions are the slots, and what their labels and PARTUUIDs say they hold.
+
+use bascule_api::{Architecture, NodeError, RootHash, SlotName, Version};
+use uuid::{Uuid, uuid};
+
+use crate::core::{Partition, PerSlot, SlotContent};
+use crate::gpt::Change;
+
+/// GPT flag "no automatic mounting" (Discoverable Partitions Specification, "Partition Flags").
+pub const NO_AUTO: u64 = 1 << 63;
+/// GPT flag "read-only" (same).
+pub const READ_ONLY: u64 = 1 << 60;
+/// Label of a slot without a release (systemd-sysupdate's convention).
+pub const EMPTY_LABEL: &str = "_empty";
+/// Start of the label of a slot that is being written (Discoverable Partitions Specification, "Partition Names": reserved
+/// for partitions that are partially updated).
+pub const WRITING_PREFIX: &str = "PRT#";
+
+/// Which kind of file system a slot holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotKind {
+    /// The root file system; `roothash=` on the command line.
+    #[default]
+    Root,
+    /// `/usr`; `usrhash=` on the command line.
+    Usr,
+}
+
+impl SlotKind {
+    /// Types of data and verity partition (Discoverable Partitions Specification, "Defined Partition Type UUIDs").
+    const fn types(self, architecture: Architecture) -> (Uuid, Uuid) {
+        match (self, architecture) {
+            (Self::Root, Architecture::X86_64) => {
+                (uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"), uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"))
+            }
+            (Self::Root, Architecture::Arm64) => {
+                (uuid!("b921b045-1df0-41c3-af44-4c6f280d3fae"), uuid!("df3300ce-d69f-4c92-978c-9bfb0f38d820"))
+            }
+            (Self::Usr, Architecture::X86_64) => {
+                (uuid!("8484680c-9521-48c6-9c11-b0720656f69e"), uuid!("77ff5f63-e7b6-4633-acf4-1565b864c0e6"))
+            }
+            (Self::Usr, Architecture::Arm64) => {
+                (uuid!("b0e01050-ee5f-4390-949a-9101b17104e9"), uuid!("6e11a4e7-fbca-4ded-b9e9-e1a512bb664e"))
+            }
+        }
+    }
+
+    /// The argument of the kernel's command line that names the root hash.
+    pub const fn argument(self) -> &'static str {
+        match self {
+            Self::Root => "roothash=",
+            Self::Usr => "usrhash=",
+        }
+    }
+}
+
+/// Numbers of a slot's partitions, where they are not to be found by type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SlotNumbers {
+    /// The data partition.
+    pub data: u32,
+    /// The verity partition.
+    pub verity: u32,
+}
+
+/// How the slots are found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotLayout {
+    /// What they hold.
+    pub kind: SlotKind,
+    /// Their partitions' numbers; without it, the two pairs of the kind's types in the order of their numbers.
+    pub numbers: Option<PerSlot<SlotNumbers>>,
+}
+
+/// Why the slots are not found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// Not two of each.
+    #[error(
+        "there are {data} data and {verity} verity partitions of the slots' types, expected are two of each: name their \
+         numbers in the settings (slots.a, slots.b)"
+    )]
+    Number {
+        /// Data partitions.
+        data: usize,
+        /// Verity partitions.
+        verity: usize,
+    },
+    /// The settings name a partition that is not there.
+    #[error("the settings name partition {0} for a slot, and there is none")]
+    Missing(u32),
+    /// Neither slot is the one that runs.
+    #[error("no slot holds the running root hash {0}: this system was not booted from one of the two slots")]
+    NotBooted(RootHash),
+    /// The command line has no root hash.
+    #[error("the kernel's command line has no {0}…: this system runs without dm-verity and can't be updated by slots")]
+    NoRootHash(&'static str),
+}
+
+impl SlotError {
+    /// The kind, for status and metrics.
+    pub const fn category(&self) -> NodeError {
+        match self {
+            Self::Number { .. } | Self::Missing(_) => NodeError::Settings,
+            Self::NotBooted(_) | Self::NoRootHash(_) => NodeError::Unsuitable,
+        }
+    }
+}
+
+/// Data and verity partition of each slot.
+///
+/// # Errors
+/// [`SlotError`] when there are not exactly two pairs.
+pub fn find(
+    partitions: &[(Uuid, Partition)],
+    layout: SlotLayout,
+    architecture: Architecture,
+) -> Result<PerSlot<(Partition, Partition)>, SlotError> {
+    if let Some(numbers) = layout.numbers {
+        let by_number = |number: u32| {
+            let found = partitions.iter().find(|(_, partition)| partition.number == number);
+            found.map(|(_, partition)| partition.clone()).ok_or(SlotError::Missing(number))
+        };
+        return Ok(PerSlot {
+            a: (by_number(numbers.a.data)?, by_number(numbers.a.verity)?),
+            b: (by_number(numbers.b.data)?, by_number(numbers.b.verity)?),
+        });
+    }
+    let (data_type, verity_type) = layout.kind.types(architecture);
+    let of_type = |wanted: Uuid| -> Vec<&Partition> {
+        partitions.iter().filter(|(kind, _)| *kind == wanted).map(|(_, partition)| partition).collect()
+    };
+    let (data, verity) = (of_type(data_type), of_type(verity_type));
+    match (data.as_slice(), verity.as_slice()) {
+        ([a, b], [va, vb]) => Ok(PerSlot { a: ((*a).clone(), (*va).clone()), b: ((*b).clone(), (*vb).clone()) }),
+        _ => Err(SlotError::Number { data: data.len(), verity: verity.len() }),
+    }
+}
+
+/// What a slot's partitions say they hold.
+pub fn content(data: &Partition, verity: &Partition) -> SlotContent {
+    let label = data.label.as_str();
+    if label == EMPTY_LABEL {
+        return SlotContent::Empty;
+    }
+    if let Some(version) = label.strip_prefix(WRITING_PREFIX) {
+        return SlotContent::Writing { version: Version::parse(version).ok() };
+    }
+    // A change of labels that power loss cut is undone by the table's other copy, so both always agree.
+    match Version::parse(label) {
+        Ok(version) if verity.label == data.label => {
+            SlotContent::Release { version, root_hash: root_hash(data, verity) }
+        }
+        _ => SlotContent::Foreign,
+    }
+}
+
+/// The root hash that two PARTUUIDs make (Discoverable Partitions Specification: the first 128 bits are the data
+/// partition's, the last those of the verity partition).
+pub fn root_hash(data: &Partition, verity: &Partition) -> RootHash {
+    let mut bytes = [0; 32];
+    let halves = data.uuid.as_bytes().iter().chain(verity.uuid.as_bytes());
+    bytes.iter_mut().zip(halves).for_each(|(to, from)| *to = *from);
+    RootHash::from_bytes(&bytes)
+}
+
+/// The slot that runs.
+///
+/// # Errors
+/// [`SlotError::NotBooted`] when neither has the running root hash.
+pub fn booted(slots: &PerSlot<(Partition, Partition)>, running: &RootHash) -> Result<SlotName, SlotError> {
+    let runs = |slot: SlotName| {
+        let (data, verity) = slots.get(slot);
+        root_hash(data, verity) == *running
+    };
+    [SlotName::A, SlotName::B].into_iter().find(|slot| runs(*slot)).ok_or_else(|| SlotError::NotBooted(running.clone()))
+}
+
+fn halves(root_hash: &RootHash) -> (Uuid, Uuid) {
+    let bytes = root_hash.to_bytes();
+    let (first, last) = bytes.split_at(16);
+    (Uuid::from_slice(first).unwrap_or_default(), Uuid::from_slice(last).unwrap_or_default())
+}
+
+/// Changes that say: a release is being written here. The PARTUUIDs become others that belong to no release, so that
+/// no old boot entry finds its root file system in what is half-written.
+pub fn writing(version: &Version, root_hash: &RootHash) -> (Change, Change) {
+    let (first, last) = halves(root_hash);
+    let label = format!("{WRITING_PREFIX}{version}");
+    let invert = |uuid: Uuid| Uuid::from_u128(!uuid.as_u128());
+    let change = |uuid| Change { label: Some(label.clone()), uuid: Some(uuid), set: NO_AUTO, clear: READ_ONLY };
+    (change(invert(first)), change(invert(last)))
+}
+
+/// Changes that say: this release is here, whole.
+pub fn sealed(version: &Version, root_hash: &RootHash) -> (Change, Change) {
+    let (first, last) = halves(root_hash);
+    let change = |uuid| Change { label: Some(version.to_string()), uuid: Some(uuid), set: READ_ONLY, clear: NO_AUTO };
+    (change(first), change(last))
+}
+
+/// Changes that say: nothing is here.
+pub fn emptied() -> (Change, Change) {
+    let change = || Change { label: Some(EMPTY_LABEL.to_owned()), uuid: None, set: NO_AUTO, clear: READ_ONLY };
+    (change(), change())
+}
