@@ -57,24 +57,24 @@ impl Error {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Fetch(error) => error.category(),
-            Self::Signature { .. } => "Signature",
-            Self::Rollback { .. } => "Rollback",
-            Self::Mismatch { .. } => "Mismatch",
-            Self::Expired { .. } => "Expired",
-            Self::ClockBehind(_) => "ClockBehind",
-            Self::TrustRoot { .. } => "TrustRoot",
-            Self::Invalid { .. } => "Unacceptable",
-            Self::Format { .. } => "Format",
-            Self::Absent { .. } => "Absent",
-            Self::Datastore { .. } | Self::Busy { .. } => "Datastore",
-            Self::Cancelled => "Cancelled",
+            Self::Signature { .. } => "signature",
+            Self::Rollback { .. } => "rollback",
+            Self::Mismatch { .. } => "mismatch",
+            Self::Expired { .. } => "expired",
+            Self::ClockBehind(_) => "clock-behind",
+            Self::TrustRoot { .. } => "trust-root",
+            Self::Invalid { .. } => "unacceptable",
+            Self::Format { .. } => "format",
+            Self::Absent { .. } => "absent",
+            Self::Datastore { .. } | Self::Busy { .. } => "datastore",
+            Self::Cancelled => "cancelled",
         }
     }
 
     /// Whether trying again later can help without anybody's doing: network trouble, or another process at work.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Fetch(error) => error.may_pass() || error.category() == "SlowRetrieval",
+            Self::Fetch(error) => error.may_pass() || error.category() == "slow-retrieval",
             Self::Busy { .. } | Self::Cancelled => true,
             _ => false,
         }

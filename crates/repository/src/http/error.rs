@@ -62,18 +62,18 @@ impl FetchError {
     /// A stable word for metrics and conditions.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::NotFound { .. } => "NotFound",
-            Self::Status { .. } => "HttpStatus",
-            Self::TooLarge { .. } => "EndlessData",
-            Self::TooSlow { .. } | Self::Deadline { .. } | Self::NoResponse { .. } => "SlowRetrieval",
-            Self::Truncated { .. } => "Truncated",
-            Self::RangeIgnored { .. } | Self::WrongRange { .. } => "RangeRefused",
-            Self::Changed { .. } => "ChangedDuringDownload",
-            Self::Insecure { .. } => "InsecureUrl",
-            Self::TooManyRedirects { .. } => "Redirects",
-            Self::Connect { .. } | Self::Request { .. } => "Connection",
-            Self::Local { .. } => "LocalFile",
-            Self::Settings { .. } => "Settings",
+            Self::NotFound { .. } => "not-found",
+            Self::Status { .. } => "http-status",
+            Self::TooLarge { .. } => "endless-data",
+            Self::TooSlow { .. } | Self::Deadline { .. } | Self::NoResponse { .. } => "slow-retrieval",
+            Self::Truncated { .. } => "truncated",
+            Self::RangeIgnored { .. } | Self::WrongRange { .. } => "range-refused",
+            Self::Changed { .. } => "changed-during-download",
+            Self::Insecure { .. } => "insecure-url",
+            Self::TooManyRedirects { .. } => "redirects",
+            Self::Connect { .. } | Self::Request { .. } => "connection",
+            Self::Local { .. } => "local-file",
+            Self::Settings { .. } => "settings",
         }
     }
 

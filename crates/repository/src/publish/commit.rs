@@ -2,6 +2,7 @@
 //!
 //! Readers start at `timestamp.json`; every other file has its version or digest in its name. Killed at any point before
 //! that last rename, the old state is served whole, and what lies around unnamed is overwritten by the next attempt.
+//! When keys are rotated, what is new is signed with the old and the new keys, and the root follows the timestamp.
 //!
 //! Where a role needs more signatures than the keys at hand can give, nothing is published: the documents wait in
 //! `pending/` until `sign` has brought the missing ones.
@@ -145,10 +146,23 @@ pub(super) fn publish(
         folder.write_metadata(&format!("{}.{name}.json", targets.signed.signed.version), &targets.bytes)?;
     }
     folder.write_metadata(&format!("{}.snapshot.json", snapshot.signed.signed.version), &snapshot.bytes)?;
-    if let Some(root) = &change.root {
-        folder.write_metadata(&format!("{}.root.json", root.signed.signed.version), &root.bytes)?;
+    match &change.root {
+        // Signed for both roots: whichever of the two a reader has fetched, the timestamp it finds is good.
+        Some(root)
+            if old_keys.verify_role(&stamp.signed).is_ok()
+                && old_keys.verify_role(&snapshot.signed).is_ok()
+                && change.targets.as_ref().is_none_or(|targets| old_keys.verify_role(&targets.signed).is_ok()) =>
+        {
+            folder.write_metadata("timestamp.json", &stamp.bytes)?;
+            write_root(folder, root)?;
+        }
+        // An old key is lost or stolen and must not sign any more. Readers between the two lines try again.
+        Some(root) => {
+            write_root(folder, root)?;
+            folder.write_metadata("timestamp.json", &stamp.bytes)?;
+        }
+        None => folder.write_metadata("timestamp.json", &stamp.bytes)?,
     }
-    folder.write_metadata("timestamp.json", &stamp.bytes)?;
     folder.clear_pending()?;
     let published_targets = change.targets.as_ref().unwrap_or(&current.targets);
     Ok(Outcome::Published {
@@ -157,6 +171,10 @@ pub(super) fn publish(
         targets: published_targets.signed.signed.version.get(),
         root: change.root.as_ref().unwrap_or(&current.root).signed.signed.version.get(),
     })
+}
+
+fn write_root(folder: &Folder, root: &Document<Root>) -> Result<(), PublishError> {
+    folder.write_metadata(&format!("{}.root.json", root.signed.signed.version), &root.bytes)
 }
 
 /// A new snapshot if one is needed, signed with the keys at hand.

@@ -59,14 +59,14 @@ impl PublishError {
     /// A stable word for scripts.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::File { .. } => "File",
-            Self::Busy { .. } => "Busy",
-            Self::Key { .. } | Self::NotEnoughKeys { .. } | Self::Role { .. } => "Keys",
-            Self::Broken { .. } => "BrokenRepository",
-            Self::Folder { .. } => "Folder",
-            Self::Channel { .. } => "Channel",
-            Self::Content { .. } | Self::Format { .. } => "Content",
-            Self::Stale { .. } => "Stale",
+            Self::File { .. } => "file",
+            Self::Busy { .. } => "busy",
+            Self::Key { .. } | Self::NotEnoughKeys { .. } | Self::Role { .. } => "keys",
+            Self::Broken { .. } => "broken-repository",
+            Self::Folder { .. } => "folder",
+            Self::Channel { .. } => "channel",
+            Self::Content { .. } | Self::Format { .. } => "content",
+            Self::Stale { .. } => "stale",
             Self::Verify(error) => error.category(),
         }
     }

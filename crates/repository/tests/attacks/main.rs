@@ -1,0 +1,31 @@
+//! The attacks of the TUF specification (1.0, section 1.5.2), and what a broken server does, against the whole way of a
+//! node: from the trust root in its OS image to the bytes in its slot, over https on loopback.
+//!
+//! Each test is named after its attack. Each asserts the typed refusal, that nothing unchecked reached the slot, and,
+//! where an honest server could be the cause, that the node recovers by itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
+
+mod channel;
+mod keys;
+mod network;
+mod node;
+mod publisher;
+mod time;
+mod vendor;
+
+use std::path::Path;
+
+/// Copies a repository, so that an attacker can serve it later.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
