@@ -97,8 +97,7 @@ async fn a_delegated_channel_speaks_for_itself_only() {
     // The team has its own key and the online ones, but not that of targets.
     let team = vendor.keys(&["edge", "snapshot", "timestamp"]);
     let build = vendor.build("2.0", Some("1.1"));
-    let outcome =
-        vendor.publisher().add_release(&edge, &build, &Notes::default(), vendor.signing(&team)).unwrap();
+    let outcome = vendor.publisher().add_release(&edge, &build, &Notes::default(), vendor.signing(&team)).unwrap();
     assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
     let node = Node::of(&vendor);
     let repository = node.open(&server).await.unwrap();

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bascule_image::Sha256;
 use bascule_image::apply::{Apply, Base, Options, Report};
 use bascule_image::pack::PackIndex;
-use bascule_image::Sha256;
 use bascule_image::work::Watch;
 use bascule_names::{Architecture, Version};
 use bascule_repository::select::{self, Choice, Held, Host, MissingPack, Wanted};
@@ -166,7 +166,9 @@ impl Node {
         let Ok(slot) = std::fs::read(self.slot()) else { return true };
         let image = image(version);
         let piece = 1 << 20;
-        slot.chunks(piece).zip(image.chunks(piece)).all(|(slot, image)| slot == image || slot.iter().all(|byte| *byte == 0))
+        slot.chunks(piece)
+            .zip(image.chunks(piece))
+            .all(|(slot, image)| slot == image || slot.iter().all(|byte| *byte == 0))
     }
 }
 

@@ -90,7 +90,9 @@ async fn killed_while_publishing_at_any_file_readers_see_the_old_state_whole() {
         match publisher.add_release(&channel, &build, &Notes::default(), vendor.signing(&keys)) {
             Ok(_) => {}
             // Only where nothing was left to be done.
-            Err(PublishError::Channel { .. }) => assert!(publisher.channel(&channel).unwrap().release(&version("1.1")).is_some()),
+            Err(PublishError::Channel { .. }) => {
+                assert!(publisher.channel(&channel).unwrap().release(&version("1.1")).is_some())
+            }
             Err(error) => panic!("{error}"),
         }
     };
@@ -130,7 +132,9 @@ async fn the_same_input_gives_the_same_bytes() {
     copy_folder(&vendor.repository(), other.path());
     let build = vendor.build("1.0", None);
     let channel: ChannelName = CHANNEL.parse().unwrap();
-    for (path, order) in [(vendor.repository(), ONLINE), (other.path().to_owned(), ["timestamp", "targets", "snapshot"])] {
+    for (path, order) in
+        [(vendor.repository(), ONLINE), (other.path().to_owned(), ["timestamp", "targets", "snapshot"])]
+    {
         let keys = vendor.keys(&order);
         let mut publisher = Publisher::open(&path).unwrap();
         publisher.add_release(&channel, &build, &Notes::default(), vendor.signing(&keys)).unwrap();

@@ -110,7 +110,11 @@ async fn freeze_of_any_single_role() {
     let mut vendor = Vendor::with_two_releases();
     let server = HttpsServer::start(vendor.repository()).await.unwrap();
     // Which role expires when only those before it are signed afresh (lifetimes: 7, 30, 180, 365 days).
-    let story = [(31, &["timestamp"][..], "snapshot"), (181, &["timestamp", "snapshot"], "targets"), (366, &["timestamp", "snapshot", "targets"], "root")];
+    let story = [
+        (31, &["timestamp"][..], "snapshot"),
+        (181, &["timestamp", "snapshot"], "targets"),
+        (366, &["timestamp", "snapshot", "targets"], "root"),
+    ];
     for (day, keys, expected) in story {
         vendor.now = start() + days(day);
         let keys = vendor.keys(keys);

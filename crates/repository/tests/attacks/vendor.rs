@@ -3,11 +3,11 @@
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
+use bascule_image::Sha256;
 use bascule_image::build::{self, Effort, Image};
 use bascule_image::release::manifest::{self, Manifest, Verity};
 use bascule_image::verity::{self, Parameters};
 use bascule_image::work::Watch;
-use bascule_image::Sha256;
 use bascule_names::{Architecture, ChannelName, Digest, RootHash, Version};
 use bascule_repository::publish::{
     self, Lifetimes, Notes, Outcome, PublicKey, Publisher, RoleSetup, Roles, Signing, SigningKey,
@@ -196,7 +196,8 @@ fn canonical(value: &Value) -> String {
         Value::Object(members) => {
             let mut names: Vec<&String> = members.keys().collect();
             names.sort();
-            let members: Vec<String> = names.iter().map(|name| format!("{:?}:{}", name, canonical(&members[*name]))).collect();
+            let members: Vec<String> =
+                names.iter().map(|name| format!("{:?}:{}", name, canonical(&members[*name]))).collect();
             format!("{{{}}}", members.join(","))
         }
         Value::Array(items) => format!("[{}]", items.iter().map(canonical).collect::<Vec<_>>().join(",")),
