@@ -4,6 +4,7 @@
 //! expects to find and a [`Report`] with the reason of every wait come out. Nothing here knows a client, a clock, a
 //! random source or a runtime. The operator gathers the facts and carries the actions out without a choice of its own.
 
+mod decide;
 mod gates;
 pub mod plan;
 pub mod report;
@@ -11,6 +12,7 @@ pub mod snapshot;
 pub mod validate;
 pub mod windows;
 
+pub use decide::{plan, plan_asking};
 pub use gates::{GATES, Gate, GateSet};
 pub use plan::{Action, Expect, Mismatch, Plan, Step};
 pub use report::{NodeReport, PolicyReport, Report, Wait};

@@ -107,10 +107,13 @@ pub enum Action {
         /// When it was seen empty.
         drained_at: Time,
     },
-    /// Goal Staged again: the agent did not reboot, and is not to any more.
+    /// Goal Staged (or Idle, where the node was to go back) again: the agent did not reboot, and is not to any more.
+    /// The grant is freed once the agent has taken note.
     Retract {
         /// The node.
         node: String,
+        /// What the agent is asked from now on.
+        goal: Goal,
     },
     /// Goal Committed: the trial is made permanent.
     Commit {
@@ -237,7 +240,7 @@ impl Action {
             | Self::BeginDrain { node, .. }
             | Self::Cordon { node, .. }
             | Self::Boot { node, .. }
-            | Self::Retract { node }
+            | Self::Retract { node, .. }
             | Self::Commit { node }
             | Self::Revert { node, .. }
             | Self::Uncordon { node, .. }

@@ -53,7 +53,8 @@ impl Action {
                     disruption.drained_at.get_or_insert(*drained_at);
                 }
             }
-            Self::Retract { .. } => spec.goal = Goal::Staged,
+            Self::Retract { goal: Goal::Idle, .. } => rest(&mut spec),
+            Self::Retract { goal, .. } => spec.goal = *goal,
             Self::Commit { .. } => spec.goal = Goal::Committed,
             Self::Revert { release, drained_at, .. } => {
                 spec.goal = Goal::Reverted;

@@ -1,13 +1,13 @@
 //! Facts about one node, its NodeUpdate and what runs on it.
 
 use bascule_api::{Architecture, NodeUpdateSpec, NodeUpdateStatus, Time};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One node of the cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// The node's name, which is its NodeUpdate's too.
-    pub name: String,
+    /// The node's name, which is its NodeUpdate's too. Shared with the report.
+    pub name: Arc<str>,
     /// The Node object's UID.
     pub uid: String,
     /// When the Node object was created.

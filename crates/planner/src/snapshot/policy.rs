@@ -12,6 +12,8 @@ pub struct PolicyFacts {
     pub name: String,
     /// Its UID.
     pub uid: String,
+    /// `metadata.creationTimestamp`. Nodes that were there before are no new nodes to it.
+    pub created_at: Time,
     /// `metadata.generation`.
     pub generation: i64,
     /// Its labels, for the selectors of Freezes.

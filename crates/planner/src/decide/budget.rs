@@ -1,0 +1,283 @@
+//! How many nodes may be unavailable at once: by policy, failure domain and cluster, and which control-plane nodes.
+//!
+//! What is counted is what is really unavailable (not Ready, cordoned by anybody, granted), and on top of it what
+//! this very plan grants.
+
+use super::{facts::NodeView, policy::PolicyView};
+use crate::{
+    Wait,
+    snapshot::{DisruptionBudget, EtcdMember, Node},
+};
+use bascule_api::{DomainBudget, IntOrPercent, WaitReason};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// How many names of unavailable nodes a message gives.
+const NAMED: usize = 3;
+
+/// A count against a limit.
+#[derive(Debug, Default)]
+pub(super) struct Limit {
+    max: u32,
+    used: u32,
+    named: Vec<Arc<str>>,
+    full: Option<Arc<Wait>>,
+}
+
+impl Limit {
+    fn add(&mut self, node: &Node) {
+        self.used = self.used.saturating_add(1);
+        if self.named.len() < NAMED {
+            self.named.push(Arc::clone(&node.name));
+        }
+        self.full = None;
+    }
+
+    /// Whether a node more fits. A node that is counted already fits while the limit is not exceeded.
+    fn fits(&self, counted: bool) -> bool {
+        self.used.saturating_add(u32::from(!counted)) <= self.max
+    }
+
+    fn names(&self) -> String {
+        let more = usize::try_from(self.used).unwrap_or(usize::MAX).saturating_sub(self.named.len());
+        let named = self.named.join(", ");
+        if more > 0 { format!("{named} and {more} more") } else { named }
+    }
+}
+
+/// The failure domains of a policy.
+#[derive(Debug)]
+struct Domains<'a> {
+    budget: &'a DomainBudget,
+    sizes: BTreeMap<&'a str, u32>,
+    busy: BTreeMap<&'a str, u32>,
+    full: BTreeMap<&'a str, Arc<Wait>>,
+}
+
+/// The budgets of one policy.
+#[derive(Debug, Default)]
+pub(super) struct PolicyBudget<'a> {
+    pub(super) limit: Limit,
+    domains: Option<Domains<'a>>,
+}
+
+impl<'a> PolicyBudget<'a> {
+    pub(super) fn new(policy: &PolicyView<'a>, nodes: &[NodeView<'a>]) -> Self {
+        let Some(valid) = policy.valid else { return Self::default() };
+        let members = policy.members.iter().filter_map(|index| nodes.get(*index));
+        let total = u32::try_from(policy.members.len()).unwrap_or(u32::MAX);
+        let mut out = Self {
+            limit: Limit { max: of(&valid.spec.budget.max_unavailable, total), ..Limit::default() },
+            domains: valid.spec.budget.per_domain.as_ref().map(|budget| Domains {
+                budget,
+                sizes: BTreeMap::new(),
+                busy: BTreeMap::new(),
+                full: BTreeMap::new(),
+            }),
+        };
+        for view in members {
+            if let Some(domains) = &mut out.domains {
+                *domains.sizes.entry(domain_of(domains.budget, view.node)).or_default() += 1;
+            }
+            if view.node.unavailable() {
+                out.take(view.node);
+            }
+        }
+        out
+    }
+
+    /// Counts a node as unavailable.
+    pub(super) fn take(&mut self, node: &'a Node) {
+        self.limit.add(node);
+        if let Some(domains) = &mut self.domains {
+            *domains.busy.entry(domain_of(domains.budget, node)).or_default() += 1;
+            domains.full.clear();
+        }
+    }
+
+    pub(super) fn used(&self) -> u32 {
+        self.limit.used
+    }
+
+    /// The policy's own budget.
+    pub(super) fn policy(&mut self, node: &Node) -> Option<Arc<Wait>> {
+        if self.limit.fits(node.unavailable()) {
+            return None;
+        }
+        let limit = &self.limit;
+        let text = || {
+            let message =
+                format!("{} of {} nodes that may be unavailable are: {}", limit.used, limit.max, limit.names());
+            let wait = Wait::new(WaitReason::Budget, message);
+            Arc::new(match limit.named.first() {
+                Some(first) => wait.of("Node", None, first),
+                None => wait,
+            })
+        };
+        let wait = self.limit.full.clone().unwrap_or_else(text);
+        self.limit.full = Some(Arc::clone(&wait));
+        Some(wait)
+    }
+
+    /// The failure domains.
+    pub(super) fn domain(&mut self, node: &'a Node) -> Option<Arc<Wait>> {
+        let domains = self.domains.as_mut()?;
+        let own = domain_of(domains.budget, node);
+        if let Some(wait) = domains.full.get(own) {
+            return Some(Arc::clone(wait));
+        }
+        let others = domains.busy.keys().filter(|domain| **domain != own).count();
+        let max = usize::try_from(domains.budget.max_domains).unwrap_or(usize::MAX);
+        let message = if others >= max {
+            let busy: Vec<_> = domains.busy.keys().copied().filter(|domain| *domain != own).map(shown).collect();
+            format!("{} {} has unavailable nodes, and {max} may have", domains.budget.topology_key, busy.join(", "))
+        } else {
+            let most = domains.budget.max_unavailable.as_ref()?;
+            let most = of(most, domains.sizes.get(own).copied().unwrap_or_default());
+            let used = domains.busy.get(own).copied().unwrap_or_default();
+            if used.saturating_add(u32::from(!node.unavailable())) <= most {
+                return None;
+            }
+            format!("{used} of {most} nodes of {} that may be unavailable are", shown(own))
+        };
+        let wait = Arc::new(Wait::new(WaitReason::DomainBusy, message));
+        domains.full.insert(own, Arc::clone(&wait));
+        Some(wait)
+    }
+}
+
+fn shown(domain: &str) -> &str {
+    if domain.is_empty() { "(none)" } else { domain }
+}
+
+fn domain_of<'a>(budget: &DomainBudget, node: &'a Node) -> &'a str {
+    // Nodes without the label are one domain of their own: what is not known is not spread.
+    node.labels.get(&budget.topology_key).map_or("", String::as_str)
+}
+
+/// A validated quantity; nothing is allowed where it could not be read.
+fn of(quantity: &IntOrPercent, total: u32) -> u32 {
+    quantity.of(total).unwrap_or(0)
+}
+
+/// What counts over all policies.
+#[derive(Debug)]
+pub(super) struct ClusterBudget<'a> {
+    ceiling: Option<Limit>,
+    control_plane_busy: Option<&'a Node>,
+    etcd_members: usize,
+    etcd_healthy: usize,
+    /// What every PodDisruptionBudget still allows, less what nodes that are being emptied will take.
+    allowed: BTreeMap<&'a str, (i64, &'a DisruptionBudget)>,
+}
+
+impl<'a> ClusterBudget<'a> {
+    pub(super) fn new(snapshot: &'a crate::Snapshot) -> Self {
+        let total = u32::try_from(snapshot.nodes.len()).unwrap_or(u32::MAX);
+        let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
+        let allowed =
+            snapshot.budgets.iter().map(|(key, budget)| (key.as_str(), (i64::from(budget.allowed), budget))).collect();
+        let mut out = Self { ceiling, control_plane_busy: None, etcd_members: 0, etcd_healthy: 0, allowed };
+        for node in &snapshot.nodes {
+            if node.etcd != EtcdMember::None {
+                out.etcd_members += 1;
+                out.etcd_healthy += usize::from(node.etcd == EtcdMember::Healthy && !node.unavailable());
+            }
+            if node.unavailable() {
+                if let Some(ceiling) = &mut out.ceiling {
+                    ceiling.add(node);
+                }
+                if node.control_plane {
+                    out.control_plane_busy = Some(node);
+                }
+            }
+            if node.granted() {
+                out.reserve(node);
+            }
+        }
+        out
+    }
+
+    fn reserve(&mut self, node: &'a Node) {
+        for (key, pods) in &node.pods.budgets {
+            if let Some((allowed, _)) = self.allowed.get_mut(key.as_str()) {
+                *allowed -= i64::from(*pods);
+            }
+        }
+    }
+
+    /// Counts a node that this plan grants.
+    pub(super) fn take(&mut self, node: &'a Node) {
+        if !node.unavailable() {
+            if let Some(ceiling) = &mut self.ceiling {
+                ceiling.add(node);
+            }
+            self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(node.etcd == EtcdMember::Healthy));
+        }
+        if node.control_plane {
+            self.control_plane_busy = Some(node);
+        }
+        self.reserve(node);
+    }
+
+    pub(super) fn ceiling(&mut self, node: &Node) -> Option<Arc<Wait>> {
+        let ceiling = self.ceiling.as_mut()?;
+        if ceiling.fits(node.unavailable()) {
+            return None;
+        }
+        let limit = &*ceiling;
+        let text = || {
+            let names = limit.names();
+            let message =
+                format!("{} of {} nodes of the cluster that may be unavailable are: {names}", limit.used, limit.max);
+            Arc::new(Wait::new(WaitReason::ClusterCeiling, message))
+        };
+        let wait = ceiling.full.clone().unwrap_or_else(text);
+        ceiling.full = Some(Arc::clone(&wait));
+        Some(wait)
+    }
+
+    /// One control-plane node at a time; etcd keeps its quorum.
+    pub(super) fn control_plane(&self, node: &Node) -> Option<Wait> {
+        if node.control_plane
+            && let Some(busy) = self.control_plane_busy.filter(|busy| busy.name != node.name)
+        {
+            let message = format!("control-plane node {} is moving or unavailable", busy.name);
+            return Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &busy.name));
+        }
+        if node.etcd == EtcdMember::None {
+            return None;
+        }
+        let own = usize::from(node.etcd == EtcdMember::Healthy && !node.unavailable());
+        let others = self.etcd_healthy.saturating_sub(own);
+        // One or two members can't do without any: then nothing but all others healthy can be asked.
+        let quorum =
+            if self.etcd_members < 3 { self.etcd_members.saturating_sub(1) } else { self.etcd_members / 2 + 1 };
+        if others >= quorum {
+            return None;
+        }
+        let message = format!("etcd would have {others} healthy of {} members and needs {quorum}", self.etcd_members);
+        Some(Wait::new(WaitReason::ControlPlane, message))
+    }
+
+    /// A PodDisruptionBudget that lets none of the node's pods go now.
+    pub(super) fn disruption_budget(&self, node: &Node) -> Option<Wait> {
+        node.pods.budgets.iter().filter(|(_, pods)| *pods > 0).find_map(|(key, pods)| {
+            let (allowed, budget) = self.allowed.get(key.as_str())?;
+            if *allowed > 0 {
+                return None;
+            }
+            let mut message = format!(
+                "PodDisruptionBudget {key} allows {} disruptions for {pods} pods here: {} of {} pods healthy, {} wanted",
+                budget.allowed, budget.healthy, budget.expected, budget.desired
+            );
+            if budget.allowed > 0 {
+                message.push_str("; nodes that are being drained take them");
+            } else if !budget.unhealthy.is_empty() {
+                message.push_str("; not healthy: ");
+                message.push_str(&budget.unhealthy.join(", "));
+            }
+            let (namespace, name) = key.split_once('/').unwrap_or(("", key));
+            Some(Wait::new(WaitReason::DisruptionBudget, message).of("PodDisruptionBudget", Some(namespace), name))
+        })
+    }
+}

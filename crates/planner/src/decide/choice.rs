@@ -1,0 +1,280 @@
+//! Which release a node should run next, and by which way.
+
+use super::{
+    facts::NodeView,
+    policy::PolicyView,
+    rollback::{self, RollbackView},
+};
+use crate::{Wait, snapshot::Release};
+use bascule_api::{Architecture, Digest, ObjectRef, ReleaseRef, Time, Version, WaitReason};
+use std::sync::Arc;
+
+/// What a node should do.
+#[derive(Debug, Clone)]
+pub(super) enum Choice<'a> {
+    /// It runs what it should.
+    Here,
+    /// There is nothing for it, for this reason.
+    Nothing(Arc<Wait>),
+    /// Stage, boot and commit a release.
+    Install(Install<'a>),
+    /// Go back to what the other slot holds.
+    GoBack(GoBack<'a>),
+}
+
+/// A release to install.
+#[derive(Debug, Clone)]
+pub(super) struct Install<'a> {
+    pub(super) release: &'a Release,
+    /// The channel's target, of which `release` may be the floor.
+    pub(super) target: &'a Release,
+    pub(super) young: Option<Arc<Wait>>,
+    pub(super) rollback: Option<&'a crate::snapshot::RollbackFacts>,
+}
+
+/// A way back without a download.
+#[derive(Debug, Clone)]
+pub(super) struct GoBack<'a> {
+    pub(super) to: Version,
+    pub(super) leaves: ReleaseRef,
+    pub(super) why: Back<'a>,
+}
+
+/// Why a node goes back.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Back<'a> {
+    /// A person said so.
+    Rollback(&'a crate::snapshot::RollbackFacts),
+    /// Failures blocked the release and the policy says to leave it.
+    Automatic,
+    /// The policy pins the release that the other slot holds.
+    Pinned,
+}
+
+/// Choices for nodes that differ in nothing that matters, so that thousands of nodes cost a handful of decisions.
+#[derive(Debug, Default)]
+pub(super) struct Choices<'a> {
+    known: Vec<(Option<Architecture>, &'a Version, Choice<'a>)>,
+}
+
+impl<'a> Choices<'a> {
+    /// What a node of this policy should run.
+    pub(super) fn of(&mut self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> Choice<'a> {
+        let Some(running) = node.running() else {
+            let message = "the agent has not reported what the node runs".to_owned();
+            return Choice::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, message)));
+        };
+        if let Some(rollback) = policy.rollbacks.iter().find(|rollback| rollback.leaves(node)) {
+            return by_rollback(policy, rollback, node, running);
+        }
+        if policy.blocked_by_failures(running) {
+            return leave_blocked(policy, node, running);
+        }
+        let architecture = node.node.architecture;
+        let known = self.known.iter().find(|(machine, version, _)| *machine == architecture && *version == running);
+        let choice = if let Some((_, _, choice)) = known {
+            choice.clone()
+        } else {
+            let choice = by_policy(policy, architecture, running, now);
+            self.known.push((architecture, running, choice.clone()));
+            choice
+        };
+        self::pinned_way_back(policy, node, running, choice)
+    }
+}
+
+fn by_policy<'a>(
+    policy: &PolicyView<'a>,
+    architecture: Option<Architecture>,
+    running: &Version,
+    now: Time,
+) -> Choice<'a> {
+    let nothing = |wait: Wait| Choice::Nothing(Arc::new(wait));
+    let Some(target) = policy.target(architecture) else {
+        return nothing(policy.no_target(architecture));
+    };
+    if target.version == *running {
+        return Choice::Here;
+    }
+    if target.version < *running && !target.downgrade {
+        return nothing(newer_than_offered(policy, running, target));
+    }
+    let mut step = target;
+    // Each floor is lower than its release (checked when the channel was read), so this ends; the bound is for a
+    // channel that says otherwise.
+    for _ in 0..policy.facts.offer.releases.len() {
+        let Some(floor) = step.floor.as_ref().filter(|floor| running < *floor) else { break };
+        let usable = policy.facts.offer.release(floor).filter(|release| {
+            release.withdrawn.is_none()
+                && !policy.is_blocked(floor)
+                && architecture.is_none_or(|machine| release.digests.contains_key(&machine))
+        });
+        let Some(next) = usable else {
+            let message = format!(
+                "{} accepts nodes from {floor} on, this one runs {running}, and {floor} is not offered",
+                step.version
+            );
+            return nothing(Wait::new(WaitReason::Floor, message));
+        };
+        step = next;
+    }
+    let young = policy.too_young(step, now).map(Arc::new);
+    Choice::Install(Install { release: step, target, young, rollback: None })
+}
+
+fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Release) -> Wait {
+    let release = policy.facts.offer.release(running);
+    if policy.is_blocked(running) {
+        let message = format!("runs {running}, which is blocked for this policy; write a Rollback to leave it");
+        return Wait::new(WaitReason::ReleaseBlocked, message);
+    }
+    match release.and_then(|release| release.withdrawn.as_deref()) {
+        Some(why) => Wait::new(WaitReason::ReleaseWithdrawn, format!("runs {running}, which was withdrawn: {why}")),
+        None => {
+            let message = format!(
+                "runs {running}; {} is older and its publisher does not allow going back to it",
+                target.version
+            );
+            Wait::new(WaitReason::NoRelease, message)
+        }
+    }
+}
+
+/// A pinned older release that the other slot holds needs no permission: the node verified it once.
+fn pinned_way_back<'a>(
+    policy: &PolicyView<'a>,
+    node: &NodeView<'a>,
+    running: &Version,
+    choice: Choice<'a>,
+) -> Choice<'a> {
+    let pinned = policy.valid.and_then(|valid| valid.spec.version.as_ref());
+    match (&choice, pinned, node.way_back()) {
+        (Choice::Here, ..) => choice,
+        (_, Some(pinned), Some(other)) if pinned == other && other < running && !policy.is_blocked(pinned) => {
+            go_back(policy, node, running, other, Back::Pinned)
+        }
+        _ => choice,
+    }
+}
+
+fn leave_blocked<'a>(policy: &PolicyView<'a>, node: &NodeView<'a>, running: &Version) -> Choice<'a> {
+    let automatic = policy.valid.is_some_and(|valid| valid.spec.automatic_rollback);
+    match node.way_back() {
+        Some(other) if automatic && other < running && !policy.is_blocked(other) => {
+            go_back(policy, node, running, other, Back::Automatic)
+        }
+        _ => {
+            let message = format!("runs {running}, which is blocked for this policy after failures");
+            let wait = Wait::new(WaitReason::ReleaseBlocked, message);
+            Choice::Nothing(Arc::new(wait.of("UpdatePolicy", None, &policy.facts.name)))
+        }
+    }
+}
+
+fn by_rollback<'a>(
+    policy: &PolicyView<'a>,
+    rollback: &RollbackView<'a>,
+    node: &NodeView<'a>,
+    running: &Version,
+) -> Choice<'a> {
+    let facts = rollback.facts;
+    let nothing = |reason, message: String| {
+        Choice::Nothing(Arc::new(Wait::new(reason, message).of("Rollback", None, &facts.name)))
+    };
+    let Some(to) = rollback.destination(node) else {
+        let message =
+            format!("Rollback {} names no version and the other slot holds none older than {running}", facts.name);
+        return nothing(WaitReason::NoRelease, message);
+    };
+    if node.way_back() == Some(to) {
+        return go_back(policy, node, running, to, Back::Rollback(facts));
+    }
+    match policy.facts.offer.release(to) {
+        Some(release) if release.withdrawn.is_some() => {
+            nothing(WaitReason::ReleaseWithdrawn, format!("{to} was withdrawn, the way back to it is closed"))
+        }
+        Some(release) if *running < release.version || release.downgrade => {
+            Choice::Install(Install { release, target: release, young: None, rollback: Some(facts) })
+        }
+        Some(_) => {
+            let message = format!("{to} is not in the other slot and its publisher does not allow going back to it");
+            nothing(WaitReason::NoRelease, message)
+        }
+        None => nothing(WaitReason::NoRelease, format!("{to} is neither in the other slot nor in the channel")),
+    }
+}
+
+fn go_back<'a>(
+    policy: &PolicyView<'a>,
+    node: &NodeView<'a>,
+    running: &Version,
+    to: &Version,
+    why: Back<'a>,
+) -> Choice<'a> {
+    match reference(policy, node, running) {
+        Some(leaves) => Choice::GoBack(GoBack { to: to.clone(), leaves, why }),
+        None => {
+            let message = format!("the digest of {running} is not known, because the repository was not read yet");
+            Choice::Nothing(Arc::new(Wait::new(WaitReason::RepositoryUnavailable, message)))
+        }
+    }
+}
+
+/// A release as a NodeUpdate names it.
+pub(super) fn reference(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &Version) -> Option<ReleaseRef> {
+    let source = &policy.valid?.spec.source;
+    let digest = digest_of(policy, node, version)?;
+    Some(ReleaseRef {
+        version: version.clone(),
+        digest,
+        repository: source.repository.clone(),
+        channel: source.channel.clone(),
+    })
+}
+
+fn digest_of(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &Version) -> Option<Digest> {
+    let offered = policy.facts.offer.release(version).and_then(|release| match node.node.architecture {
+        Some(machine) => release.digests.get(&machine),
+        None => release.digests.values().next(),
+    });
+    let asked = node.update.and_then(|update| update.spec.release.as_ref());
+    let status = &policy.facts.status;
+    offered
+        .or_else(|| asked.filter(|asked| asked.version == *version).map(|asked| &asked.digest))
+        .or_else(|| {
+            let remembered = [status.target.as_ref(), status.previous.as_ref()].into_iter().flatten();
+            remembered.filter(|release| release.version == *version).map(|release| &release.digest).next()
+        })
+        .cloned()
+}
+
+impl Choice<'_> {
+    /// What causes the disruption, for the grant.
+    pub(super) fn cause(&self, policy: &str) -> bascule_api::Cause {
+        let rollback = match self {
+            Self::Install(install) => install.rollback,
+            Self::GoBack(GoBack { why: Back::Rollback(facts), .. }) => Some(*facts),
+            _ => None,
+        };
+        let (kind, name, user) = match rollback {
+            Some(facts) => (rollback::KIND, facts.name.clone(), facts.spec.requested_by.clone()),
+            None => ("UpdatePolicy", policy.to_owned(), None),
+        };
+        bascule_api::Cause { object: ObjectRef { kind: kind.to_owned(), namespace: None, name }, user }
+    }
+
+    /// Whether a person or the policy asks for a way back, which ignores what only slows updates down.
+    pub(super) fn goes_back(&self) -> bool {
+        matches!(self, Self::Install(Install { rollback: Some(_), .. }))
+            || matches!(self, Self::GoBack(GoBack { why: Back::Rollback(_) | Back::Automatic, .. }))
+    }
+
+    /// The Rollback that asks for it.
+    pub(super) fn rollback(&self) -> Option<&bascule_api::RollbackSpec> {
+        match self {
+            Self::Install(Install { rollback, .. }) => rollback.map(|facts| &facts.spec),
+            Self::GoBack(GoBack { why: Back::Rollback(facts), .. }) => Some(&facts.spec),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The gates: what must hold before a node is disrupted, each a small function of facts with its own reason.
+//!
+//! They are asked in the order of [`crate::GATES`]; the first that does not hold is what the node waits for.
+
+use super::{
+    budget::{ClusterBudget, PolicyBudget},
+    choice::{Choice, Install},
+    facts::NodeView,
+    health::Answers,
+    policy::PolicyView,
+    waves::{self, Waves},
+};
+use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
+use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, SlotState, Time, WaitReason};
+use std::sync::Arc;
+
+/// The first wait after a failed drain; it doubles with each further one.
+const FIRST_BACKOFF: Duration = Duration::from_secs(300);
+/// The longest wait after failed drains.
+const LAST_BACKOFF: Duration = Duration::from_secs(4 * 3_600);
+
+/// A node and what its gates look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate<'c, 'a> {
+    pub(super) index: usize,
+    pub(super) view: &'c NodeView<'a>,
+    pub(super) policy: &'c PolicyView<'a>,
+    pub(super) choice: &'c Choice<'a>,
+    pub(super) waves: &'c Waves,
+    /// Whether no other node of the policy can still move.
+    pub(super) alone: bool,
+    /// Whether another node that goes before the operator's own still has to move.
+    pub(super) others_first: bool,
+    pub(super) now: Time,
+    pub(super) set: GateSet,
+}
+
+type Answer = Option<Arc<Wait>>;
+type Ask = fn(&Candidate<'_, '_>) -> Answer;
+
+/// The gates that look at the node and its policy alone, in their order.
+const OWN: [(Gate, Ask); 19] = [
+    (Gate::Agent, agent),
+    (Gate::BootCounting, boot_counting),
+    (Gate::NotPaused, not_paused),
+    (Gate::NoFreeze, |candidate| candidate.policy.frozen.clone()),
+    (Gate::NotHalted, not_halted),
+    (Gate::Repository, repository),
+    (Gate::Release, release),
+    (Gate::NotFailedHere, not_failed_here),
+    (Gate::Age, age),
+    (Gate::Retention, retention),
+    (Gate::Staged, staged),
+    (Gate::Window, window),
+    (Gate::Fits, fits),
+    (Gate::Wave, |candidate| wave(candidate, WaitReason::Wave)),
+    (Gate::Soak, |candidate| wave(candidate, WaitReason::Soak)),
+    (Gate::NotCordoned, not_cordoned),
+    (Gate::Ready, ready),
+    (Gate::Backoff, backoff),
+    (Gate::Drainable, drainable),
+];
+
+/// The gates that a release has to pass before it is staged. Windows, waves, freezes and budgets are about disruption
+/// and do not hold staging back, which is harmless.
+const BEFORE_STAGING: [Gate; 9] = [
+    Gate::Agent,
+    Gate::BootCounting,
+    Gate::NotPaused,
+    Gate::NotHalted,
+    Gate::Repository,
+    Gate::Release,
+    Gate::NotFailedHere,
+    Gate::Age,
+    Gate::Retention,
+];
+
+/// The first of a node's own gates that does not hold.
+pub(super) fn own(candidate: &Candidate<'_, '_>) -> Option<(Gate, Arc<Wait>)> {
+    OWN.iter().filter(|(gate, _)| candidate.set.asks(*gate)).find_map(|(gate, ask)| Some((*gate, ask(candidate)?)))
+}
+
+/// The first gate that keeps the release from being staged.
+pub(super) fn before_staging(candidate: &Candidate<'_, '_>) -> Option<Arc<Wait>> {
+    let asked = OWN.iter().filter(|(gate, _)| BEFORE_STAGING.contains(gate) && candidate.set.asks(*gate));
+    asked.map(|(_, ask)| ask(candidate)).find_map(|wait| wait)
+}
+
+/// The gates that look at what other nodes do, this plan's grants included.
+pub(super) fn shared<'a>(
+    candidate: &Candidate<'_, 'a>,
+    budget: &mut PolicyBudget<'a>,
+    cluster: &mut ClusterBudget<'a>,
+    answers: Answers<'a>,
+    questions: &mut Vec<GateQuestion>,
+) -> Option<(Gate, Arc<Wait>)> {
+    let node = candidate.view.node;
+    let set = candidate.set;
+    let ignores_budgets = candidate.choice.rollback().is_some_and(|rollback| rollback.ignore_budgets);
+    let held = |gate: Gate, wait: Option<Wait>| Some((gate, Arc::new(wait?)));
+    if set.asks(Gate::DisruptionBudget)
+        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(node))
+    {
+        return found;
+    }
+    if !ignores_budgets {
+        if set.asks(Gate::Budget)
+            && let Some(wait) = budget.policy(node)
+        {
+            return Some((Gate::Budget, wait));
+        }
+        if set.asks(Gate::Domain)
+            && let Some(wait) = budget.domain(node)
+        {
+            return Some((Gate::Domain, wait));
+        }
+        if set.asks(Gate::Ceiling)
+            && let Some(wait) = cluster.ceiling(node)
+        {
+            return Some((Gate::Ceiling, wait));
+        }
+    }
+    if set.asks(Gate::ControlPlane)
+        && let found @ Some(_) = held(Gate::ControlPlane, cluster.control_plane(node))
+    {
+        return found;
+    }
+    if set.asks(Gate::OperatorLast) && candidate.view.runs_operator && candidate.others_first {
+        let wait = Wait::new(WaitReason::OperatorNode, "the operator runs here; the other nodes go first");
+        return Some((Gate::OperatorLast, Arc::new(wait)));
+    }
+    if set.asks(Gate::Health) && !candidate.choice.goes_back() {
+        let asked = answers.ask(candidate.policy, candidate.view, candidate.now);
+        questions.extend(asked.questions);
+        return held(Gate::Health, asked.failing);
+    }
+    None
+}
+
+fn agent(candidate: &Candidate<'_, '_>) -> Answer {
+    if candidate.view.agent_reports() {
+        return None;
+    }
+    let message = match candidate.view.update.map(|update| &update.status) {
+        None => "the NodeUpdate is not there yet",
+        Some(status) if status.booted.is_none() => "the agent has not reported yet",
+        Some(_) => "the node rebooted and its agent has not reported from this boot",
+    };
+    Some(Arc::new(Wait::new(WaitReason::AgentNotReporting, message).of("Node", None, &candidate.view.node.name)))
+}
+
+fn boot_counting(candidate: &Candidate<'_, '_>) -> Answer {
+    let broken = candidate.view.counting_broken();
+    broken.then(|| {
+        let message = "the boot loader does not count tries, so a release that does not come up would not go away";
+        Arc::new(Wait::new(WaitReason::BootCountingBroken, message).of("Node", None, &candidate.view.node.name))
+    })
+}
+
+fn not_paused(candidate: &Candidate<'_, '_>) -> Answer {
+    // A person who writes a Rollback means it, and the policy may well be paused because of the release.
+    if candidate.choice.goes_back() { None } else { candidate.policy.paused.clone() }
+}
+
+fn not_halted(candidate: &Candidate<'_, '_>) -> Answer {
+    if candidate.choice.goes_back() { None } else { candidate.policy.halted.clone() }
+}
+
+fn repository(candidate: &Candidate<'_, '_>) -> Answer {
+    // A way back without a download needs nobody.
+    if matches!(candidate.choice, Choice::GoBack(_)) { None } else { candidate.policy.repository.clone() }
+}
+
+fn release(candidate: &Candidate<'_, '_>) -> Answer {
+    match candidate.choice {
+        Choice::Nothing(wait) => Some(Arc::clone(wait)),
+        Choice::Here | Choice::Install(_) | Choice::GoBack(_) => None,
+    }
+}
+
+fn not_failed_here(candidate: &Candidate<'_, '_>) -> Answer {
+    let Choice::Install(install) = candidate.choice else { return None };
+    let version = &install.release.version;
+    let update = candidate.view.update?;
+    let reported = update.status.failed_releases.iter().find(|failed| failed.version == *version);
+    let message = match reported {
+        Some(failed) => format!("{version} failed here at {}: {}", failed.at, failed.message),
+        None => {
+            let failures = &candidate.policy.memory.failures;
+            let known = failures
+                .iter()
+                .find(|failure| failure.version == *version && *failure.node == *candidate.view.node.name)?;
+            format!("{version} failed here at {}: {}", known.at, known.message)
+        }
+    };
+    Some(Arc::new(Wait::new(WaitReason::FailedHere, message).of("NodeUpdate", None, &candidate.view.node.name)))
+}
+
+fn age(candidate: &Candidate<'_, '_>) -> Answer {
+    match candidate.choice {
+        Choice::Install(install) => install.young.clone(),
+        Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => None,
+    }
+}
+
+fn retention(candidate: &Candidate<'_, '_>) -> Answer {
+    let Choice::Install(Install { release, rollback: None, .. }) = candidate.choice else { return None };
+    let (view, valid) = (candidate.view, candidate.policy.valid?);
+    let other = view.other_slot()?;
+    if other.state != SlotState::Good || other.version.as_ref() == Some(&release.version) {
+        return None;
+    }
+    let running = view.running()?;
+    let proven = waves::done_since(view, running, candidate.now).after(valid.spec.proven_after);
+    if candidate.now >= proven {
+        return None;
+    }
+    let back = other.version.as_ref().map_or("", |version| version.as_str());
+    let message =
+        format!("the other slot keeps {back}, the way back, until {running} has run for {}", valid.spec.proven_after);
+    Some(Arc::new(Wait::new(WaitReason::Retention, message).until(Some(proven))))
+}
+
+fn staged(candidate: &Candidate<'_, '_>) -> Answer {
+    let Choice::Install(install) = candidate.choice else { return None };
+    let (view, version) = (candidate.view, &install.release.version);
+    let update = view.update?;
+    let asked = update.spec.release.as_ref().is_some_and(|asked| asked.version == *version);
+    if asked && view.staged_as_asked() {
+        return None;
+    }
+    if !asked || update.spec.goal != bascule_api::Goal::Staged {
+        let message = format!("{version} is to be staged; other nodes are staging");
+        return Some(Arc::new(Wait::new(WaitReason::StagingQueue, message)));
+    }
+    let status = &update.status;
+    if let Some(error) = &status.last_error {
+        let message = format!("{}: {}", error.category.as_str(), error.message);
+        let wait = Wait::new(WaitReason::StagingFailed, message).of("NodeUpdate", None, &view.node.name);
+        return Some(Arc::new(wait.until(error.next_try)));
+    }
+    let message = match status.transfer.as_ref().filter(|transfer| transfer.version == *version) {
+        Some(transfer) => match &transfer.paused {
+            Some(why) => format!("{version} {} %, paused: {why}", transfer.percent),
+            None => format!("{version} {} %", transfer.percent),
+        },
+        None => format!("{version} is being staged"),
+    };
+    Some(Arc::new(Wait::new(WaitReason::Transferring, message)))
+}
+
+/// Whether windows do not bind this node: a Rollback that does not respect them, an automatic rollback, an urgent
+/// release, or a new node that is held and has no work to disturb.
+fn ignores_windows(candidate: &Candidate<'_, '_>) -> bool {
+    let urgent = match candidate.choice {
+        Choice::Install(install) => candidate.policy.skips(install.target, EmergencyExemption::MaintenanceWindow),
+        Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => false,
+    };
+    let back =
+        candidate.choice.goes_back() && candidate.choice.rollback().is_none_or(|rollback| !rollback.respect_windows);
+    urgent || back || candidate.view.node.taints.hold
+}
+
+fn window(candidate: &Candidate<'_, '_>) -> Answer {
+    if ignores_windows(candidate) { None } else { candidate.policy.closed.clone() }
+}
+
+fn fits(candidate: &Candidate<'_, '_>) -> Answer {
+    if ignores_windows(candidate) { None } else { candidate.policy.too_short.clone() }
+}
+
+fn wave(candidate: &Candidate<'_, '_>, reason: WaitReason) -> Answer {
+    let urgent = match candidate.choice {
+        Choice::Install(install) => candidate.policy.skips(install.target, EmergencyExemption::Wave),
+        Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => false,
+    };
+    if urgent || candidate.choice.goes_back() {
+        return None;
+    }
+    candidate.waves.holds(candidate.index).filter(|wait| wait.reason == reason).cloned()
+}
+
+fn not_cordoned(candidate: &Candidate<'_, '_>) -> Answer {
+    let Cordon::Other { by, since } = &candidate.view.node.cordon else { return None };
+    let mut message = "somebody else cordoned the node".to_owned();
+    if let Some(by) = by {
+        message = format!("{by} cordoned the node");
+    }
+    if let Some(since) = since {
+        message.push_str(&format!(" at {since}"));
+    }
+    Some(Arc::new(Wait::new(WaitReason::Cordoned, message).of("Node", None, &candidate.view.node.name)))
+}
+
+fn ready(candidate: &Candidate<'_, '_>) -> Answer {
+    let node = candidate.view.node;
+    if node.ready.ready || candidate.alone || candidate.choice.goes_back() {
+        return None;
+    }
+    let message = "the node is not Ready; it is tried when nothing else is left to do";
+    Some(Arc::new(Wait::new(WaitReason::NodeNotReady, message).of("Node", None, &node.name)))
+}
+
+fn backoff(candidate: &Candidate<'_, '_>) -> Answer {
+    let last = candidate.view.update?.spec.last_disruption.as_ref()?;
+    if !matches!(last.outcome, DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted) {
+        return None;
+    }
+    let until = last.ended_at.after(backoff_after(last.given_up));
+    if candidate.now >= until {
+        return None;
+    }
+    let message = format!("{} (tried {} times)", last.message, last.given_up);
+    Some(Arc::new(Wait::new(WaitReason::DrainBackoff, message).until(Some(until))))
+}
+
+/// How long a node waits after so many disruptions in a row that were given up.
+pub(super) fn backoff_after(given_up: u32) -> Duration {
+    let doubled = FIRST_BACKOFF.as_secs() << given_up.saturating_sub(1).min(10);
+    Duration::from_secs(doubled.min(LAST_BACKOFF.as_secs()))
+}
+
+fn drainable(candidate: &Candidate<'_, '_>) -> Answer {
+    let pods = &candidate.view.node.pods.undrainable;
+    let first = pods.first()?;
+    let (namespace, name) = first.pod.split_once('/').unwrap_or(("", &first.pod));
+    let more = if pods.len() > 1 { format!(" (and {} more)", pods.len() - 1) } else { String::new() };
+    let message = format!("pod {} can't be evicted: {}{more}", first.pod, first.why);
+    Some(Arc::new(Wait::new(WaitReason::UndrainablePod, message).of("Pod", Some(namespace), name)))
+}

@@ -1,0 +1,207 @@
+//! Who goes next: candidates in a stable order, each through the gates.
+
+use super::{
+    Grants, PolicyWaves, Round, Said,
+    budget::{ClusterBudget, PolicyBudget},
+    choice::Choice,
+    gates::{self, Candidate},
+    health::Answers,
+};
+use crate::{Action, Expect, Gate, Step, Wait, plan, snapshot::Cordon};
+use bascule_api::{Goal, RolloutState, WaitReason};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The label by which candidates of different zones are mixed.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+impl<'a> Round<'a> {
+    /// Gives grants, and says of every other node which gate it waits for.
+    pub(super) fn grant(&mut self, waves: &[PolicyWaves]) -> Grants {
+        let mut cluster = ClusterBudget::new(self.snapshot);
+        let mut budgets: Vec<_> = self.policies.iter().map(|policy| PolicyBudget::new(policy, &self.nodes)).collect();
+        let mut passing: Vec<(usize, usize)> = Vec::new();
+        for (policy, waves) in waves.iter().enumerate() {
+            self.own_gates(policy, waves, &mut passing);
+        }
+        let order = self.in_order(passing);
+        let mut out = Grants::default();
+        let mut steps = Vec::new();
+        let mut questions = Vec::new();
+        let answers = Answers(&self.snapshot.gates);
+        for (policy_index, node) in order {
+            let (Some(budget), Some(waves)) = (budgets.get_mut(policy_index), waves.get(policy_index)) else {
+                continue;
+            };
+            let Some(candidate) = self.candidate(policy_index, node, waves) else { continue };
+            match gates::shared(&candidate, budget, &mut cluster, answers, &mut questions) {
+                Some((gate, wait)) => {
+                    let said = self.waiting(gate, wait);
+                    self.draft.say(node, said);
+                }
+                None => {
+                    let step = grant_step(&candidate, budget.used());
+                    if !candidate.view.node.unavailable() {
+                        budget.take(candidate.view.node);
+                    }
+                    cluster.take(candidate.view.node);
+                    if let Choice::Install(install) = candidate.choice
+                        && install.rollback.is_none()
+                    {
+                        out.started.push((policy_index, install.target.version.clone()));
+                    }
+                    let wait = Wait::new(WaitReason::Queued, "may be disrupted");
+                    steps.push(step);
+                    self.draft.say(node, Said::new(RolloutState::Draining, wait));
+                }
+            }
+        }
+        self.draft.steps.append(&mut steps);
+        self.draft.questions.append(&mut questions);
+        out.used = budgets.iter().map(PolicyBudget::used).collect();
+        out
+    }
+
+    fn candidate<'c>(&'c self, policy: usize, node: usize, waves: &'c PolicyWaves) -> Option<Candidate<'c, 'a>> {
+        let view = self.nodes.get(node)?;
+        let others_first = view.runs_operator && {
+            let own = waves.waves.index_of(node);
+            waves.unfinished.iter().any(|other| *other != node && waves.waves.index_of(*other) <= own)
+        };
+        Some(Candidate {
+            index: node,
+            view,
+            policy: self.policies.get(policy)?,
+            choice: self.choices.get(node)?.as_ref()?,
+            waves: &waves.waves,
+            alone: waves.unfinished.iter().all(|other| *other == node),
+            others_first,
+            now: self.now(),
+            set: self.set,
+        })
+    }
+
+    fn own_gates(&mut self, policy: usize, waves: &PolicyWaves, passing: &mut Vec<(usize, usize)>) {
+        let members = self.policies.get(policy).map(|policy| policy.members.clone()).unwrap_or_default();
+        let mut current: Option<Arc<Wait>> = None;
+        for node in members {
+            let Some(candidate) = self.candidate(policy, node, waves) else { continue };
+            let view = candidate.view;
+            if view.disruption().is_some() || view.node.deleting || view.on_trial() || view.update.is_none() {
+                continue;
+            }
+            if matches!(candidate.choice, Choice::Here) {
+                let said = current_or_failed(&candidate, &mut current);
+                self.draft.say(node, said);
+                continue;
+            }
+            let stale = view.update.is_some_and(|update| update.spec.goal == Goal::Staged)
+                && matches!(candidate.choice, Choice::GoBack(_));
+            if stale || matches!(view.node.cordon, Cordon::Ours { .. }) {
+                // Something left behind is cleared away first.
+                let wait = Wait::new(WaitReason::Queued, "what was left behind is cleared away first");
+                self.draft.say(node, Said::new(RolloutState::Waiting, wait));
+                continue;
+            }
+            let already_said = self.draft.said.get(node).is_some_and(Option::is_some);
+            match gates::own(&candidate) {
+                Some((gate, wait)) => {
+                    self.draft.wake(wait.until, self.snapshot.now);
+                    // A node that was just asked to stage is reported so.
+                    if !(already_said && wait.reason == WaitReason::StagingQueue) {
+                        let said = self.waiting(gate, wait);
+                        self.draft.say(node, said);
+                    }
+                }
+                None if !already_said => passing.push((policy, node)),
+                None => {}
+            }
+        }
+    }
+
+    fn waiting(&self, gate: Gate, wait: Arc<Wait>) -> Said {
+        let state = match wait.reason {
+            WaitReason::Transferring => RolloutState::Staging,
+            WaitReason::FailedHere => RolloutState::Failed,
+            WaitReason::AgentNotReporting => RolloutState::Unknown,
+            _ => RolloutState::Waiting,
+        };
+        Said { gates_passed: Some(gate.index()), ..Said::shared(state, wait) }
+    }
+
+    /// Nodes in trouble last, ways back first, zones in turn, fewest pods that budgets protect first, then by lot.
+    fn in_order(&self, passing: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+        let protected = |node: usize| {
+            let pods = self.nodes.get(node).map_or(&[][..], |view| &view.node.pods.budgets);
+            pods.iter().map(|(_, pods)| u64::from(*pods)).sum::<u64>()
+        };
+        let lot = |node: usize| self.nodes.get(node).map_or(0, |view| view.lot);
+        let mut keyed: Vec<_> =
+            passing.into_iter().map(|(policy, node)| ((protected(node), lot(node), node), policy)).collect();
+        keyed.sort_unstable();
+        let mut turns: BTreeMap<(usize, &str), u32> = BTreeMap::new();
+        let mut ordered: Vec<_> = keyed
+            .into_iter()
+            .filter_map(|((pods, lot, node), policy)| {
+                let view = self.nodes.get(node)?;
+                let zone = view.node.labels.get(ZONE).map_or("", String::as_str);
+                let turn = turns.entry((policy, zone)).or_default();
+                *turn += 1;
+                let back = self.choices.get(node).and_then(Option::as_ref).is_some_and(Choice::goes_back);
+                Some(((!view.node.ready.ready, !back, *turn, pods, lot), (policy, node)))
+            })
+            .collect();
+        ordered.sort_unstable();
+        ordered.into_iter().map(|(_, candidate)| candidate).collect()
+    }
+}
+
+fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wait>>) -> Said {
+    let halting = candidate.policy.halted.is_some();
+    let failed = candidate
+        .view
+        .update
+        .and_then(|update| update.status.failed_releases.last())
+        .filter(|failed| halting && candidate.policy.blocked_by_failures(&failed.version));
+    if let Some(failed) = failed {
+        let message = format!("{} failed here: {}", failed.version, failed.message);
+        let wait = Wait::new(WaitReason::Reverted, message).of("NodeUpdate", None, &candidate.view.node.name);
+        return Said::new(RolloutState::Failed, wait);
+    }
+    let wait =
+        current.get_or_insert_with(|| Arc::new(Wait::new(WaitReason::Current, "runs the release its policy asks for")));
+    Said::shared(RolloutState::Current, Arc::clone(wait))
+}
+
+fn grant_step(candidate: &Candidate<'_, '_>, used: u32) -> Step {
+    let view = candidate.view;
+    let node = view.node;
+    let spec = view.update.map(|update| &update.spec);
+    let last = spec.and_then(|spec| spec.grant.as_ref()).map_or(0, |grant| grant.generation);
+    let seen = view.update.and_then(|update| update.status.last_grant).unwrap_or(0);
+    let cause = candidate.choice.cause(&candidate.policy.facts.name);
+    let hooks = candidate.policy.valid.is_some_and(|valid| !valid.spec.hooks.before_drain.is_empty());
+    let wave = candidate.waves.index_of(candidate.index).and_then(|wave| candidate.waves.names.get(wave));
+    let wave = wave.map_or_else(String::new, |wave| format!("wave {wave}, "));
+    Step {
+        action: Action::Grant {
+            node: node.name.to_string(),
+            boot_id: node.boot_id.clone(),
+            generation: last.max(seen).saturating_add(1),
+            cause: cause.clone(),
+            was_cordoned: node.cordon.is_cordoned(),
+            at: candidate.now,
+            drain_begins: !hooks,
+        },
+        expect: Expect {
+            node_uid: Some(node.uid.clone()),
+            has_update: Some(true),
+            goal: spec.map(|spec| spec.goal).or(Some(Goal::Idle)),
+            release: spec.and_then(|spec| spec.release.as_ref()).map(|release| release.version.clone()),
+            grant: Some(None),
+            boot_id: Some(node.boot_id.clone()),
+            cordon: (node.cordon == Cordon::None).then_some(plan::Cordon::None),
+        },
+        cause: Some(cause),
+        says: format!("may be disrupted ({wave}{} nodes of the policy are unavailable before it)", used),
+    }
+}

@@ -1,0 +1,156 @@
+//! A policy's memory: failures, blocked releases, timings, history. It lives in the policy's status, so that it
+//! survives restarts of everything, and is written before anything is done that rests on it.
+
+use crate::plan::MemoryChange;
+use bascule_api::{
+    BlockedRelease, HistoryEntry, NodeError, Outcome, PolicyFailure, Time, Timings, UpdatePolicyStatus, Version,
+};
+
+/// Most entries that are kept, as in the schema.
+const MAX_FAILURES: usize = 64;
+const MAX_BLOCKED: usize = 64;
+const MAX_HISTORY: usize = 16;
+
+/// The memory as this plan leaves it.
+#[derive(Debug, Clone)]
+pub(super) struct Memory {
+    pub(super) blocked: Vec<BlockedRelease>,
+    pub(super) failures: Vec<PolicyFailure>,
+    pub(super) timings: Timings,
+    pub(super) history: Vec<HistoryEntry>,
+    pub(super) changes: Vec<MemoryChange>,
+}
+
+impl Memory {
+    pub(super) fn new(status: &UpdatePolicyStatus) -> Self {
+        Self {
+            blocked: status.blocked.clone(),
+            failures: status.failures.clone(),
+            timings: status.timings.clone(),
+            history: status.history.clone(),
+            changes: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_blocked(&self, version: &Version) -> bool {
+        self.blocked.iter().any(|block| block.version == *version)
+    }
+
+    pub(super) fn failed_on(&self, version: &Version, node: &str) -> bool {
+        self.failures.iter().any(|failure| failure.version == *version && failure.node == node)
+    }
+
+    /// On how many nodes a release failed.
+    pub(super) fn failures_of(&self, version: &Version) -> usize {
+        self.failures.iter().filter(|failure| failure.version == *version).count()
+    }
+
+    /// Notes a failure, and blocks the release once it failed on as many nodes as the threshold.
+    pub(super) fn fail(&mut self, failure: PolicyFailure, threshold: u32, now: Time) {
+        let version = failure.version.clone();
+        if !self.failed_on(&version, &failure.node) {
+            self.failures.push(failure.clone());
+            self.changes.push(MemoryChange::Failed(failure.clone()));
+            if self.failures.len() > MAX_FAILURES {
+                // What a blocked release did elsewhere is the least that may be forgotten: it is not installed again.
+                let forget = self.failures.iter().position(|old| self.is_blocked(&old.version)).unwrap_or(0);
+                self.failures.remove(forget);
+            }
+        }
+        let failed = self.failures_of(&version);
+        if failed >= usize::try_from(threshold).unwrap_or(usize::MAX) && !self.is_blocked(&version) {
+            let what =
+                format!("it failed on {failed} node{}, last on {}: {}", plural(failed), failure.node, failure.message);
+            self.block(&version, super::policy::BY_THRESHOLD, &what, now);
+        }
+    }
+
+    /// Blocks a release. A release that is blocked already is blocked by the newer word.
+    pub(super) fn block(&mut self, version: &Version, by: &str, reason: &str, now: Time) {
+        let entry = BlockedRelease {
+            version: version.clone(),
+            at: now,
+            by: by.chars().take(320).collect(),
+            reason: reason.chars().take(512).collect(),
+        };
+        match self.blocked.iter_mut().find(|block| block.version == *version) {
+            Some(known) if known.by == entry.by => return,
+            Some(known) => *known = entry,
+            None => self.blocked.push(entry),
+        }
+        if self.blocked.len() > MAX_BLOCKED {
+            self.blocked.remove(0);
+        }
+        self.changes.push(MemoryChange::Blocked {
+            version: version.clone(),
+            by: by.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Notes what the way of a node took. The higher of the value and a slowly falling average, so that a window is
+    /// rather left unused than overrun.
+    pub(super) fn time(&mut self, drain: Option<i64>, boot: Option<i64>, health: Option<i64>) {
+        let before = self.timings.clone();
+        for (known, seen) in [
+            (&mut self.timings.drain_seconds, drain),
+            (&mut self.timings.boot_seconds, boot),
+            (&mut self.timings.health_seconds, health),
+        ] {
+            let Some(seen) = seen.and_then(|seen| u32::try_from(seen.max(0)).ok()) else { continue };
+            *known = Some(known.map_or(seen, |known| seen.max(known - known.saturating_sub(seen).div_ceil(8))));
+        }
+        if self.timings != before {
+            self.changes.push(MemoryChange::Timed);
+        }
+    }
+
+    /// Notes that a rollout of a release began.
+    pub(super) fn start(&mut self, version: &Version, now: Time) {
+        if self.running().is_some_and(|entry| entry.version == *version) {
+            return;
+        }
+        self.end(Outcome::Superseded, 0, now);
+        self.history.push(HistoryEntry {
+            version: version.clone(),
+            started_at: now,
+            ended_at: None,
+            outcome: Outcome::Running,
+            nodes: 0,
+        });
+        if self.history.len() > MAX_HISTORY {
+            self.history.remove(0);
+        }
+        self.changes.push(MemoryChange::Started(version.clone()));
+    }
+
+    /// The rollout that runs.
+    pub(super) fn running(&self) -> Option<&HistoryEntry> {
+        self.history.last().filter(|entry| entry.outcome == Outcome::Running)
+    }
+
+    /// Notes how the running rollout ended.
+    pub(super) fn end(&mut self, outcome: Outcome, nodes: u32, now: Time) {
+        if let Some(entry) = self.history.last_mut().filter(|entry| entry.outcome == Outcome::Running) {
+            entry.outcome = outcome;
+            entry.nodes = nodes;
+            entry.ended_at = Some(now);
+            self.changes.push(MemoryChange::Ended(entry.version.clone(), outcome));
+        }
+    }
+}
+
+pub(super) fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
+/// A failure as it is remembered.
+pub(super) fn failure(version: &Version, node: &str, at: Time, category: NodeError, message: &str) -> PolicyFailure {
+    PolicyFailure {
+        version: version.clone(),
+        node: node.to_owned(),
+        at,
+        category,
+        message: message.chars().take(512).collect(),
+    }
+}

@@ -1,0 +1,376 @@
+//! One decision: facts in, plan and report out.
+//!
+//! The order is that of a round: what is remembered, what moves, what may be staged, who goes next, what is said.
+
+mod budget;
+mod choice;
+mod facts;
+mod fits;
+mod gates;
+mod grants;
+mod health;
+mod idle;
+mod memory;
+mod motion;
+mod policy;
+mod rollback;
+mod staging;
+mod status;
+mod taints;
+mod waves;
+
+use crate::{
+    Action, GateSet, NodeReport, Plan, Report, Snapshot, Step, Wait,
+    plan::{Expect, GateQuestion},
+};
+use bascule_api::{DrainProgress, RolloutState, Time, WaitReason};
+use choice::{Choice, Choices};
+use facts::{NodeView, Selection};
+use health::Answers;
+use policy::PolicyView;
+use std::sync::Arc;
+use waves::{Member, Standing, Waves};
+
+/// Decides. Equal snapshots give equal plans and reports.
+#[must_use]
+pub fn plan(snapshot: &Snapshot) -> (Plan, Report) {
+    plan_asking(snapshot, GateSet::ALL)
+}
+
+/// Decides while asking only some of the gates. Everything but tests of the gates themselves calls [`plan`].
+#[must_use]
+pub fn plan_asking(snapshot: &Snapshot, set: GateSet) -> (Plan, Report) {
+    let selections: Vec<_> = snapshot.nodes.iter().map(|node| facts::select(node, &snapshot.policies)).collect();
+    let lots: Vec<_> = snapshot.nodes.iter().map(|node| facts::lot(snapshot.seed, &node.name)).collect();
+    decide(snapshot, set, &selections, &lots)
+}
+
+/// What a round has decided so far.
+#[derive(Debug, Default)]
+struct Draft {
+    steps: Vec<Step>,
+    drains: Vec<Arc<crate::plan::DrainOrder>>,
+    questions: Vec<GateQuestion>,
+    wake: Option<Time>,
+    said: Vec<Option<Said>>,
+}
+
+/// What is said about a node.
+#[derive(Debug, Clone)]
+struct Said {
+    state: RolloutState,
+    wait: Arc<Wait>,
+    gates_passed: Option<u8>,
+    drain: Option<DrainProgress>,
+}
+
+impl Said {
+    fn new(state: RolloutState, wait: Wait) -> Self {
+        Self::shared(state, Arc::new(wait))
+    }
+
+    const fn shared(state: RolloutState, wait: Arc<Wait>) -> Self {
+        Self { state, wait, gates_passed: None, drain: None }
+    }
+}
+
+impl Draft {
+    fn say(&mut self, node: usize, said: Said) {
+        if let Some(slot) = self.said.get_mut(node) {
+            *slot = Some(said);
+        }
+    }
+
+    fn wake(&mut self, at: Option<Time>, now: Time) {
+        if let Some(at) = at.filter(|at| *at > now) {
+            self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+        }
+    }
+}
+
+/// All that a round looks at.
+#[derive(Debug)]
+struct Round<'a> {
+    snapshot: &'a Snapshot,
+    set: GateSet,
+    nodes: Vec<NodeView<'a>>,
+    policies: Vec<PolicyView<'a>>,
+    /// What each node should run; `None` where no policy may say it.
+    choices: Vec<Option<Choice<'a>>>,
+    draft: Draft,
+}
+
+fn decide(snapshot: &Snapshot, set: GateSet, selections: &[Selection], lots: &[u64]) -> (Plan, Report) {
+    let nodes: Vec<NodeView<'_>> = snapshot
+        .nodes
+        .iter()
+        .zip(selections)
+        .zip(lots)
+        .map(|((node, selection), lot)| NodeView::new(snapshot, node, *selection, *lot))
+        .collect();
+    let mut policies: Vec<_> = snapshot.policies.iter().map(|facts| PolicyView::new(snapshot, facts)).collect();
+    for (index, view) in nodes.iter().enumerate() {
+        if let Some(policy) = view.policy.and_then(|policy| policies.get_mut(policy)) {
+            policy.members.push(index);
+        }
+    }
+    let draft = Draft { said: vec![None; nodes.len()], ..Draft::default() };
+    let mut round = Round { snapshot, set, choices: vec![None; nodes.len()], nodes, policies, draft };
+    round.accept_rollbacks();
+    round.absorb_failures();
+    round.choose(|view| view.disruption().is_some());
+    round.move_on();
+    round.choose(|view| view.disruption().is_none());
+    round.look_after_idle();
+    let waves = round.waves();
+    round.stage(&waves);
+    let grants = round.grant(&waves);
+    round.taint();
+    round.finish(&waves, grants)
+}
+
+impl<'a> Round<'a> {
+    fn now(&self) -> Time {
+        self.snapshot.now
+    }
+
+    /// The policy that may decide about a node: the only one that selects it, and valid.
+    fn deciding(&self, view: &NodeView<'a>) -> Option<usize> {
+        let Selection::One(index) = view.selection else { return None };
+        self.policies.get(index).filter(|policy| policy.valid.is_some()).map(|_| index)
+    }
+
+    fn accept_rollbacks(&mut self) {
+        for index in 0..self.policies.len() {
+            let Some(policy) = self.policies.get_mut(index) else { continue };
+            policy.rollbacks = rollback::in_force(self.snapshot, policy, &self.nodes);
+            for rollback in policy.rollbacks.iter().filter(|rollback| rollback.fresh) {
+                let facts = rollback.facts;
+                let user = facts.spec.requested_by.as_deref();
+                if facts.spec.block {
+                    let by = user.map_or_else(
+                        || format!("Rollback {}", facts.name),
+                        |user| format!("Rollback {} by {user}", facts.name),
+                    );
+                    for version in &rollback.status.from {
+                        policy.memory.block(version, &by, &facts.spec.reason, self.snapshot.now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes over failures that agents report of the release that is rolled out. A release that is blocked by them
+    /// gives way to another, of which failures may be known too; hence the loop, which ends with the releases.
+    fn absorb_failures(&mut self) {
+        let now = self.snapshot.now;
+        for policy in &mut self.policies {
+            let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
+            for _ in 0..=policy.facts.offer.releases.len() {
+                let Some(target) = policy.target(None).map(|release| release.version.clone()) else { break };
+                for view in policy.members.iter().filter_map(|index| self.nodes.get(*index)) {
+                    let Some(update) = view.update else { continue };
+                    for failed in update.status.failed_releases.iter().filter(|failed| failed.version == target) {
+                        let at = failed.at.min(now);
+                        let failure = memory::failure(&target, &view.node.name, at, failed.category, &failed.message);
+                        policy.memory.fail(failure, threshold, now);
+                    }
+                }
+                if !policy.memory.is_blocked(&target) {
+                    break;
+                }
+            }
+            policy.refresh_halt();
+        }
+    }
+
+    fn choose(&mut self, which: impl Fn(&NodeView<'a>) -> bool) {
+        let mut choices: Vec<Choices<'a>> = self.policies.iter().map(|_| Choices::default()).collect();
+        for (index, view) in self.nodes.iter().enumerate().filter(|(_, view)| which(view)) {
+            let Some(policy) = self.deciding(view) else { continue };
+            if let (Some(policy), Some(known), Some(slot)) =
+                (self.policies.get(policy), choices.get_mut(policy), self.choices.get_mut(index))
+            {
+                *slot = Some(known.of(policy, view, self.snapshot.now));
+            }
+        }
+    }
+
+    /// Nodes with a grant go their way.
+    fn move_on(&mut self) {
+        let ctx = motion::Ctx {
+            now: self.now(),
+            hooks: &self.snapshot.hooks,
+            answers: Answers(&self.snapshot.gates),
+            set: self.set,
+        };
+        for index in 0..self.nodes.len() {
+            let Some(view) = self.nodes.get(index).filter(|view| view.disruption().is_some()).copied() else {
+                continue;
+            };
+            let gone = || Choice::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy cares for the node")));
+            let choice = self.choices.get(index).cloned().flatten().unwrap_or_else(gone);
+            let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
+            let asked = view.update.map_or("", |update| update.spec.policy.as_str());
+            let policy = deciding.filter(|policy| policy.facts.name == asked);
+            let Some(moved) = motion::next(&ctx, &view, policy, &choice) else { continue };
+            self.remember(&view, &moved);
+            self.draft.steps.extend(moved.steps);
+            self.draft.drains.extend(moved.drain.map(Arc::new));
+            self.draft.questions.extend(moved.questions);
+            self.draft.wake(moved.wake, self.snapshot.now);
+            let said = Said { drain: moved.progress, ..Said::shared(moved.state, moved.wait) };
+            self.draft.say(index, said);
+        }
+        for policy in &mut self.policies {
+            policy.refresh_halt();
+        }
+    }
+
+    fn remember(&mut self, view: &NodeView<'a>, moved: &motion::Motion) {
+        let now = self.snapshot.now;
+        let Some(policy) = view.policy.and_then(|policy| self.policies.get_mut(policy)) else { return };
+        let release = view.update.and_then(|update| update.spec.release.as_ref());
+        if let (Some((category, message)), Some(release)) = (&moved.failure, release) {
+            let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
+            let failure = memory::failure(&release.version, &view.node.name, now, *category, message);
+            policy.memory.fail(failure, threshold, now);
+        }
+        if let Some([drain, boot, health]) = moved.timing {
+            policy.memory.time(drain, boot, health);
+        }
+    }
+
+    /// The waves of each policy, with how each of its members stands.
+    fn waves(&self) -> Vec<PolicyWaves> {
+        self.policies.iter().map(|policy| self.waves_of(policy)).collect()
+    }
+
+    fn waves_of(&self, policy: &PolicyView<'a>) -> PolicyWaves {
+        let members: Vec<Member<'a, '_>> = policy
+            .members
+            .iter()
+            .filter_map(|index| {
+                let view = self.nodes.get(*index)?;
+                Some(Member { index: *index, view, standing: self.standing(policy, *index, view) })
+            })
+            .collect();
+        let spec = policy.valid.map_or(&[][..], |valid| &valid.spec.waves);
+        let waves = Waves::new(spec, &members, self.now());
+        let unfinished: Vec<usize> = members
+            .iter()
+            .filter(|member| matches!(member.standing, Standing::Ahead | Standing::Moving))
+            .map(|member| member.index)
+            .collect();
+        let standings = members.iter().map(|member| member.standing).collect();
+        PolicyWaves { waves, unfinished, standings }
+    }
+
+    fn standing(&self, policy: &PolicyView<'a>, index: usize, view: &NodeView<'a>) -> Standing {
+        if view.disruption().is_some() {
+            return Standing::Moving;
+        }
+        match self.choices.get(index).and_then(Option::as_ref) {
+            Some(Choice::Here) if view.on_trial() => Standing::Unable,
+            Some(Choice::Here) => {
+                let since = view.running().map(|running| waves::done_since(view, running, self.now()));
+                Standing::Done(since.unwrap_or_default())
+            }
+            Some(Choice::Install(install)) => {
+                let version = &install.release.version;
+                let failed = policy.memory.failed_on(version, &view.node.name)
+                    || view.update.is_some_and(|update| {
+                        update.status.failed_releases.iter().any(|failed| failed.version == *version)
+                    });
+                if view.able() && !failed { Standing::Ahead } else { Standing::Unable }
+            }
+            Some(Choice::GoBack(_)) if view.able() => Standing::Ahead,
+            Some(Choice::GoBack(_) | Choice::Nothing(_)) | None => Standing::Unable,
+        }
+    }
+
+    fn finish(mut self, waves: &[PolicyWaves], grants: Grants) -> (Plan, Report) {
+        let mut policies = Vec::with_capacity(self.policies.len());
+        for (index, version) in &grants.started {
+            if let Some(policy) = self.policies.get_mut(*index) {
+                policy.memory.start(version, self.snapshot.now);
+            }
+        }
+        let mut remembered = Vec::new();
+        for index in 0..self.policies.len() {
+            let Some(report) = self.policy_report(index, waves.get(index), grants.used.get(index).copied()) else {
+                continue;
+            };
+            if let Some(policy) = self.policies.get_mut(index)
+                && !policy.memory.changes.is_empty()
+            {
+                let changes = std::mem::take(&mut policy.memory.changes);
+                let action = Action::Remember { policy: policy.facts.name.clone(), changes };
+                remembered.push(Step { action, expect: Expect::default(), cause: None, says: String::new() });
+            }
+            policies.push(report);
+        }
+        let rollbacks = self.rollback_statuses(&mut remembered);
+        let freezes = self.freeze_statuses();
+        remembered.append(&mut self.draft.steps);
+        let now = self.snapshot.now;
+        for freeze in &self.snapshot.freezes {
+            self.draft.wake(Some(freeze.ends_at()), now);
+        }
+        for policy in &self.policies {
+            let expires = policy.facts.offer.repository.expires_at;
+            self.draft.wake(expires, now);
+            match policy.opening {
+                crate::windows::Opening::Open(span) => self.draft.wake(span.end, now),
+                crate::windows::Opening::Closed(next) => self.draft.wake(next.map(|span| span.start), now),
+                crate::windows::Opening::Always => {}
+            }
+        }
+        self.draft.questions.sort_unstable();
+        self.draft.questions.dedup();
+        let unknown = Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node"));
+        let nodes = self
+            .draft
+            .said
+            .iter()
+            .zip(&self.nodes)
+            .map(|(said, view)| {
+                let said = said.clone().unwrap_or_else(|| Said::shared(RolloutState::Unknown, Arc::clone(&unknown)));
+                NodeReport {
+                    node: Arc::clone(&view.node.name),
+                    policy: view.policy,
+                    state: said.state,
+                    wait: said.wait,
+                    gates_passed: said.gates_passed,
+                    drain: said.drain,
+                }
+            })
+            .collect();
+        let plan = Plan {
+            steps: remembered,
+            drains: self.draft.drains,
+            questions: self.draft.questions,
+            wake_at: self.draft.wake,
+        };
+        (plan, Report { nodes, policies, freezes, rollbacks })
+    }
+}
+
+/// The waves of a policy and its members that are not done.
+#[derive(Debug)]
+struct PolicyWaves {
+    waves: Waves,
+    /// Members that still have to move or do, as indexes into the snapshot.
+    unfinished: Vec<usize>,
+    /// How each member stands, in the members' order.
+    standings: Vec<Standing>,
+}
+
+/// What the grants of a round leave behind.
+#[derive(Debug, Default)]
+struct Grants {
+    /// Rollouts that began: policy and release.
+    started: Vec<(usize, bascule_api::Version)>,
+    /// How many nodes of each policy are unavailable now, this round's grants included.
+    used: Vec<u32>,
+}

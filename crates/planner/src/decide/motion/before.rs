@@ -1,0 +1,191 @@
+//! From the grant to the word to reboot: hooks, cordon, drain. Everything here can be undone.
+
+use super::{Motion, Moving, hooks};
+use crate::{
+    Action, Wait,
+    decide::choice::{Choice, GoBack},
+    plan::{DrainMode, DrainOrder},
+    snapshot::{Cordon, HookStage},
+};
+use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
+
+pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
+    if moving.agent_is_back() && moving.runs_asked() && moving.view.on_trial() {
+        // The word to reboot was taken back and the agent was faster.
+        return super::trial::next(moving, moving.disruption.granted_at);
+    }
+    if moving.agent_is_back() || moving.kubelet_is_back() {
+        return give_up(moving, DisruptionOutcome::Withdrawn, "the node rebooted before it was told to");
+    }
+    if let Some(why) = withdrawn(moving) {
+        return give_up(moving, DisruptionOutcome::Withdrawn, &why);
+    }
+    let Some(started) = moving.disruption.drain_started_at else { return before_drain(moving) };
+    drain(moving, started)
+}
+
+/// Why the node is not to be disrupted any more.
+fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
+    let Some(policy) = moving.policy else {
+        return Some(format!("policy {} does not care for this node any more", moving.spec.policy));
+    };
+    let by_rollback = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
+    match moving.choice {
+        Choice::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_for_choice(moving))
+            .then(|| "the node is to go back instead".to_owned()),
+        Choice::Install(install) if moving.release().is_some_and(|asked| asked.version == install.release.version) => {
+            None
+        }
+        // A newer release appeared: what is under way is finished, unless it must not be installed any more.
+        Choice::Install(_) | Choice::Here | Choice::Nothing(_) => {
+            let Some(asked) = moving.release().filter(|_| moving.spec.goal == Goal::Staged && !by_rollback) else {
+                return Some("the way back is not asked for any more".to_owned());
+            };
+            let release = policy.facts.offer.release(&asked.version);
+            if policy.is_blocked(&asked.version) {
+                Some(format!("{} was blocked", asked.version))
+            } else if release.is_some_and(|release| release.withdrawn.is_some()) {
+                Some(format!("{} was withdrawn", asked.version))
+            } else if moving.runs_asked() {
+                Some(format!("the node runs {} already", asked.version))
+            } else if policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &asked.version)) {
+                Some(format!("a Rollback leaves {}", asked.version))
+            } else if moving.view.update.is_some_and(|update| {
+                update.status.failed_releases.iter().any(|failed| failed.version == asked.version)
+            }) {
+                Some(format!("{} failed on this node", asked.version))
+            } else if policy
+                .valid
+                .and_then(|valid| valid.spec.version.as_ref())
+                .is_some_and(|pin| *pin != asked.version)
+            {
+                Some(format!("the policy pins another release than {}", asked.version))
+            } else {
+                None
+            }
+        }
+    }
+}
+
+/// A node that was granted for a way back before something else was staged goes back all the same.
+fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
+    !moving.view.staged_as_asked()
+}
+
+fn before_drain(moving: &Moving<'_, '_>) -> Motion {
+    let policy_hooks = moving.hooks();
+    match hooks::next(moving, HookStage::BeforeDrain, &policy_hooks.before_drain) {
+        hooks::Progress::Done => {
+            let wait = Wait::new(WaitReason::Draining, "the drain begins");
+            let begin = Action::BeginDrain { node: moving.name(), at: moving.ctx.now };
+            Motion::waits(RolloutState::Draining, wait).with(moving.step(begin, ""))
+        }
+        hooks::Progress::Running(motion) => *motion,
+        hooks::Progress::Failed(_, why) => give_up(moving, DisruptionOutcome::DrainFailed, &why),
+    }
+}
+
+fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
+    let settings = moving.drain();
+    let node = moving.view.node;
+    if node.cordon == Cordon::None {
+        let wait = Wait::new(WaitReason::Draining, "the node is cordoned and taken out of load balancers");
+        let mut step = moving.step(Action::Cordon { node: moving.name(), mark: moving.mark() }, "takes no new pods");
+        step.expect.cordon = Some(crate::plan::Cordon::None);
+        return Motion::waits(RolloutState::Draining, wait).with(step);
+    }
+    let begins = started.after(settings.load_balancer_delay);
+    if moving.ctx.now < begins {
+        let wait = Wait::new(WaitReason::LoadBalancers, "load balancers take the node out").until(Some(begins));
+        return Motion::waits(RolloutState::Draining, wait);
+    }
+    if node.pods.remaining == 0 {
+        return drained(moving);
+    }
+    let deadline = begins.after(settings.timeout);
+    if moving.ctx.now < deadline {
+        return evicting(moving, deadline, DrainMode::Evict);
+    }
+    match settings.on_timeout {
+        OnTimeout::Abort => give_up(moving, DisruptionOutcome::DrainFailed, &left(moving, "the drain's time is over")),
+        OnTimeout::Delete => {
+            let last = deadline.after(settings.timeout);
+            if moving.ctx.now < last {
+                evicting(moving, last, DrainMode::DeleteRest)
+            } else {
+                give_up(
+                    moving,
+                    DisruptionOutcome::DrainFailed,
+                    &left(moving, "pods do not go although they were deleted"),
+                )
+            }
+        }
+        OnTimeout::Hold => {
+            let wait = Wait::new(WaitReason::DrainHeld, left(moving, "the drain's time is over and the policy holds"));
+            let mut motion = Motion::waits(RolloutState::Draining, wait);
+            motion.progress = progress(moving);
+            motion
+        }
+    }
+}
+
+fn left(moving: &Moving<'_, '_>, what: &str) -> String {
+    let pods = &moving.view.node.pods;
+    match pods.undrainable.first() {
+        Some(pod) => format!("{what}: {} pods are left, {} can't be evicted: {}", pods.remaining, pod.pod, pod.why),
+        None => format!("{what}: {} pods are left", pods.remaining),
+    }
+}
+
+fn progress(moving: &Moving<'_, '_>) -> Option<DrainProgress> {
+    let pods = &moving.view.node.pods;
+    let all = pods.total?.max(pods.remaining);
+    Some(DrainProgress { pods: all, gone: all - pods.remaining })
+}
+
+fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
+    let pods = &moving.view.node.pods;
+    let wait = match (pods.undrainable.first(), mode) {
+        (Some(pod), DrainMode::Evict) => {
+            Wait::new(WaitReason::UndrainablePod, format!("{} can't be evicted: {}", pod.pod, pod.why))
+        }
+        (_, DrainMode::DeleteRest) => Wait::new(WaitReason::Draining, "pods that could not be evicted are deleted"),
+        (None, DrainMode::Evict) => Wait::new(WaitReason::Draining, "pods are being evicted"),
+    };
+    let mut motion = Motion::waits(RolloutState::Draining, wait.until(Some(until)));
+    motion.progress = progress(moving);
+    motion.drain =
+        Some(DrainOrder { node: moving.name(), grant: moving.grant, policy: moving.spec.policy.clone(), until, mode });
+    motion
+}
+
+/// The node is empty: the word to reboot.
+fn drained(moving: &Moving<'_, '_>) -> Motion {
+    let at = moving.ctx.now;
+    let took = at.seconds_since(moving.disruption.drain_started_at.unwrap_or(at));
+    let says = format!("empty after {}", bascule_api::Duration::from_secs(u64::try_from(took).unwrap_or(0)));
+    let (action, what) = match moving.choice {
+        Choice::GoBack(GoBack { leaves, to, .. }) => {
+            let revert = Action::Revert { node: moving.name(), release: leaves.clone(), drained_at: Some(at) };
+            (revert, format!("the node goes back to {to}"))
+        }
+        _ if moving.spec.goal == Goal::Staged && moving.view.staged_as_asked() => {
+            (Action::Boot { node: moving.name(), drained_at: at }, "the agent arms the release and reboots".to_owned())
+        }
+        _ => return give_up(moving, DisruptionOutcome::Withdrawn, "the release is not staged any more"),
+    };
+    let mut step = moving.step(action, says);
+    step.expect.boot_id = Some(moving.granted_boot.to_owned());
+    Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what)).with(step)
+}
+
+/// Undoes what was done: the node takes work again on its old release.
+pub(super) fn give_up(moving: &Moving<'_, '_>, outcome: DisruptionOutcome, why: &str) -> Motion {
+    let reason = match outcome {
+        DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted => WaitReason::DrainBackoff,
+        _ => WaitReason::Queued,
+    };
+    let goal = if moving.spec.goal == Goal::Staged { Goal::Staged } else { Goal::Idle };
+    let motion = Motion::waits(RolloutState::Waiting, Wait::new(reason, why));
+    moving.end(motion, outcome, goal, why, format!("is not disrupted after all: {why}"))
+}

@@ -1,0 +1,148 @@
+//! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
+
+use super::{Motion, Moving, before, trial};
+use crate::{Action, Wait};
+use bascule_api::{DisruptionOutcome, Goal, NodeError, RolloutState, SlotState, Time, WaitReason};
+
+pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
+    match moving.spec.goal {
+        // The word was taken back.
+        Goal::Idle | Goal::Staged if !moving.agent_is_back() => retracted(moving),
+        Goal::Idle | Goal::Staged | Goal::Booted | Goal::Committed if moving.agent_is_back() => {
+            if moving.runs_asked() {
+                trial::next(moving, drained_at)
+            } else if moving.view.booted().is_some() {
+                came_back_old(moving)
+            } else {
+                away(moving, drained_at)
+            }
+        }
+        Goal::Reverted if moving.agent_is_back() && !moving.runs_asked() && moving.view.booted().is_some() => {
+            went_back(moving)
+        }
+        Goal::Reverted if moving.agent_is_back() => reverting(moving, drained_at),
+        Goal::Idle | Goal::Staged | Goal::Booted | Goal::Committed | Goal::Reverted => away(moving, drained_at),
+    }
+}
+
+/// The node was told to reboot and its agent has not reported from a new boot.
+fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
+    let timeout = moving.health().node_ready_timeout;
+    let deadline = drained_at.after(timeout);
+    let node = moving.view.node;
+    if moving.ctx.now < deadline {
+        let message = match (&moving.view.update.and_then(|update| update.status.last_error.as_ref()), node.ready.ready)
+        {
+            (Some(error), true) => format!("the agent reports {}: {}", error.category.as_str(), error.message),
+            (None, true) => "the agent arms the release and reboots".to_owned(),
+            (_, false) => "the machine reboots".to_owned(),
+        };
+        let wait = Wait::new(WaitReason::Rebooting, message).until(Some(deadline));
+        return Motion::waits(RolloutState::Rebooting, wait);
+    }
+    let goal = if moving.spec.goal == Goal::Reverted { Goal::Idle } else { Goal::Staged };
+    if node.ready.ready && !moving.kubelet_is_back() {
+        let why = format!("the agent did not reboot the node within {timeout}");
+        let step = moving.step(Action::Retract { node: moving.name(), goal }, why.clone());
+        return Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why)).with(step);
+    }
+    let why = if moving.kubelet_is_back() {
+        format!("the kubelet came back, but the agent did not report within {timeout} of the reboot")
+    } else {
+        format!("the node has not come back within {timeout} of the reboot")
+    };
+    let reason = if moving.kubelet_is_back() { WaitReason::AgentNotReporting } else { WaitReason::NodeLost };
+    let mut motion = Motion::waits(RolloutState::Failed, Wait::new(reason, why.clone()).of("Node", None, &node.name));
+    if let (Goal::Booted, Some(release)) = (moving.spec.goal, moving.release()) {
+        // Should it come up after all, it is to go back by itself.
+        motion.failure = Some((NodeError::BootFailed, why.clone()));
+        let revert = Action::Revert { node: moving.name(), release: release.clone(), drained_at: None };
+        motion = motion.with(moving.step(revert, why));
+    }
+    motion
+}
+
+/// The word to reboot was taken back: once the agent has taken note, the grant is freed.
+fn retracted(moving: &Moving<'_, '_>) -> Motion {
+    let noted = moving.view.update.is_some_and(|update| {
+        let armed = update
+            .status
+            .slots
+            .as_ref()
+            .is_some_and(|slots| [slots.a.state, slots.b.state].contains(&SlotState::Armed));
+        update.status.observed_generation.is_some_and(|seen| seen >= update.generation) && !armed
+    });
+    if noted {
+        return before::give_up(moving, DisruptionOutcome::NotRebooted, "the agent did not reboot the node in time");
+    }
+    let wait = Wait::new(WaitReason::AgentNotReporting, "the agent has to take note that the reboot is off");
+    Motion::waits(RolloutState::Waiting, wait)
+}
+
+/// The node came back on another release than it was to boot.
+fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
+    let Some(release) = moving.release() else {
+        return before::give_up(moving, DisruptionOutcome::Withdrawn, "the release is not named any more");
+    };
+    let update = moving.view.update;
+    let failed = update
+        .and_then(|update| update.status.failed_releases.iter().rev().find(|failed| failed.version == release.version));
+    let still_staged = update
+        .and_then(|update| update.status.staged.as_ref())
+        .is_some_and(|staged| staged.version == release.version && moving.spec.goal != Goal::Committed);
+    let running = moving.view.running().map_or("", |version| version.as_str());
+    if failed.is_none() && still_staged {
+        // It rebooted without having armed anything: nothing was tried, so nothing failed.
+        let why = "the node rebooted before the agent had armed the release";
+        let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why));
+        return moving.end(motion, DisruptionOutcome::NotRebooted, Goal::Staged, why, why.to_owned());
+    }
+    let (category, seen) = failed.map_or_else(
+        || (NodeError::BootFailed, "the boot loader came back to the old release".to_owned()),
+        |failed| (failed.category, failed.message.clone()),
+    );
+    let why = format!("back on {running}: {seen}");
+    let mut motion = Motion::waits(RolloutState::Failed, Wait::new(WaitReason::Reverted, why.clone()));
+    motion.failure = Some((category, seen.clone()));
+    let says = format!("back on {running}: {seen}; {} failed here", release.version);
+    moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, says)
+}
+
+/// The node left the release that goal Reverted named.
+fn went_back(moving: &Moving<'_, '_>) -> Motion {
+    let running = moving.view.running().map_or("", |version| version.as_str());
+    let Some(release) = moving.release() else {
+        return before::give_up(moving, DisruptionOutcome::Withdrawn, "the release is not named any more");
+    };
+    let remembered =
+        moving.policy.is_some_and(|policy| policy.memory.failed_on(&release.version, &moving.view.node.name));
+    let reported = moving
+        .view
+        .update
+        .is_some_and(|update| update.status.failed_releases.iter().any(|failed| failed.version == release.version));
+    if remembered || reported {
+        let why = format!("back on {running}: {} failed here", release.version);
+        let motion = Motion::waits(RolloutState::Failed, Wait::new(WaitReason::Reverted, why.clone()));
+        return moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, why.clone());
+    }
+    let says = format!("back on {running}, as asked");
+    let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, says.clone()));
+    moving.end(motion, DisruptionOutcome::RolledBack, Goal::Idle, "", says)
+}
+
+/// The node runs the release that it is to leave.
+fn reverting(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
+    let deadline = drained_at.after(moving.health().node_ready_timeout);
+    let message = match moving.release() {
+        Some(release) if moving.view.on_trial() => format!("{} is given up", release.version),
+        Some(release) if moving.view.committed() && moving.ctx.now >= deadline => {
+            // A committed release that is to be left, and the node rebooted without leaving it.
+            let why = format!("the node rebooted and runs {} still", release.version);
+            let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why.clone()));
+            return moving.end(motion, DisruptionOutcome::NotRebooted, Goal::Idle, &why, why.clone());
+        }
+        Some(release) => format!("the node leaves {}", release.version),
+        None => "the node goes back".to_owned(),
+    };
+    Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, message)).waking(deadline)
+}

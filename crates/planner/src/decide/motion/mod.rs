@@ -1,0 +1,201 @@
+//! A node with a grant: what happens next on its way. The facts decide, not a stored phase, so that any operator may
+//! go on after any other, and every arrow can be interrupted.
+//!
+//! While `drainedAt` is absent the node has not been told to reboot: everything up to there is undone cleanly. From
+//! there on the way is finished, forwards or backwards.
+
+mod before;
+mod boot;
+mod hooks;
+mod trial;
+
+use super::{choice::Choice, facts::NodeView, health::Answers, policy::PolicyView};
+use crate::{
+    Action, Expect, GateSet, Step, Wait,
+    plan::{DrainOrder, GateQuestion, cordon_mark},
+    snapshot::{Cordon, HookRun},
+};
+use bascule_api::{
+    Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError, NodeUpdateSpec, ReleaseRef,
+    RolloutState, Time, WaitReason,
+};
+use std::sync::Arc;
+
+/// What all nodes in motion share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ctx<'a> {
+    pub(super) now: Time,
+    pub(super) hooks: &'a [HookRun],
+    pub(super) answers: Answers<'a>,
+    pub(super) set: GateSet,
+}
+
+/// What happens to a node in motion.
+#[derive(Debug)]
+pub(super) struct Motion {
+    pub(super) steps: Vec<Step>,
+    pub(super) drain: Option<DrainOrder>,
+    pub(super) state: RolloutState,
+    pub(super) wait: Arc<Wait>,
+    pub(super) progress: Option<DrainProgress>,
+    /// A failure of the release on this node, to be remembered first.
+    pub(super) failure: Option<(NodeError, String)>,
+    /// Seconds of drain, boot and health checks of a node that commits.
+    pub(super) timing: Option<[Option<i64>; 3]>,
+    pub(super) questions: Vec<GateQuestion>,
+    pub(super) wake: Option<Time>,
+}
+
+impl Motion {
+    fn waits(state: RolloutState, wait: Wait) -> Self {
+        let wake = wait.until;
+        Self {
+            steps: Vec::new(),
+            drain: None,
+            state,
+            wait: Arc::new(wait),
+            progress: None,
+            failure: None,
+            timing: None,
+            questions: Vec::new(),
+            wake,
+        }
+    }
+
+    fn with(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    fn waking(mut self, at: Time) -> Self {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+        self
+    }
+}
+
+/// A node in motion with all that its next step rests on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moving<'c, 'a> {
+    ctx: &'c Ctx<'a>,
+    view: &'c NodeView<'a>,
+    spec: &'a NodeUpdateSpec,
+    disruption: &'a Disruption,
+    grant: i64,
+    granted_boot: &'a str,
+    /// The policy, while it is there, valid, and the only one that selects the node.
+    policy: Option<&'c PolicyView<'a>>,
+    choice: &'c Choice<'a>,
+}
+
+/// The next step of a node in motion.
+pub(super) fn next<'a>(
+    ctx: &Ctx<'a>,
+    view: &NodeView<'a>,
+    policy: Option<&PolicyView<'a>>,
+    choice: &Choice<'a>,
+) -> Option<Motion> {
+    let update = view.update?;
+    let spec = &update.spec;
+    let disruption = spec.disruption.as_ref()?;
+    let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
+    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, choice };
+    if view.node.deleting {
+        let wait = Wait::new(WaitReason::NodeGone, "the Node is being deleted");
+        return Some(Motion::waits(RolloutState::Waiting, wait));
+    }
+    Some(match disruption.drained_at {
+        None => before::next(&moving),
+        Some(drained_at) => boot::next(&moving, drained_at),
+    })
+}
+
+impl<'a> Moving<'_, 'a> {
+    fn name(&self) -> String {
+        self.view.node.name.to_string()
+    }
+
+    fn health(&self) -> Health {
+        self.policy.and_then(|policy| policy.valid).map(|valid| valid.spec.health.clone()).unwrap_or_default()
+    }
+
+    fn drain(&self) -> Drain {
+        self.policy.and_then(|policy| policy.valid).map(|valid| valid.spec.drain.clone()).unwrap_or_default()
+    }
+
+    fn hooks(&self) -> Hooks {
+        self.policy.and_then(|policy| policy.valid).map(|valid| valid.spec.hooks.clone()).unwrap_or_default()
+    }
+
+    fn release(&self) -> Option<&'a ReleaseRef> {
+        self.spec.release.as_ref()
+    }
+
+    /// A step on this node: it expects this node, this goal and this grant.
+    fn step(&self, action: Action, says: impl Into<String>) -> Step {
+        Step {
+            action,
+            expect: Expect {
+                node_uid: Some(self.view.node.uid.clone()),
+                has_update: Some(true),
+                goal: Some(self.spec.goal),
+                release: self.release().map(|release| release.version.clone()),
+                grant: Some(Some(self.grant)),
+                ..Expect::default()
+            },
+            cause: Some(self.disruption.cause.clone()),
+            says: says.into(),
+        }
+    }
+
+    /// The agent reports from a boot after the grant.
+    fn agent_is_back(&self) -> bool {
+        let boot = self.view.update.and_then(|update| update.status.boot_id.as_deref());
+        boot.is_some_and(|boot| boot != self.granted_boot)
+    }
+
+    /// The kubelet reports from a boot after the grant.
+    fn kubelet_is_back(&self) -> bool {
+        self.view.node.boot_id != self.granted_boot
+    }
+
+    /// The node runs the release that the spec names.
+    fn runs_asked(&self) -> bool {
+        self.release().is_some_and(|release| self.view.running() == Some(&release.version))
+    }
+
+    /// Takes our cordon away, if it is there.
+    fn uncordon(&self) -> Option<Step> {
+        let Cordon::Ours { mark } = &self.view.node.cordon else { return None };
+        let action =
+            Action::Uncordon { node: self.name(), mark: mark.clone(), remove_outdated: self.view.node.taints.outdated };
+        Some(Step {
+            action,
+            expect: Expect {
+                node_uid: Some(self.view.node.uid.clone()),
+                cordon: Some(crate::plan::Cordon::Ours(mark.clone())),
+                ..Expect::default()
+            },
+            cause: Some(self.disruption.cause.clone()),
+            says: "takes work again".to_owned(),
+        })
+    }
+
+    /// Ends the disruption: uncordons what we cordoned, frees the grant.
+    fn end(&self, mut motion: Motion, outcome: DisruptionOutcome, goal: Goal, message: &str, says: String) -> Motion {
+        motion.steps.extend(self.uncordon());
+        let action = Action::FreeGrant {
+            node: self.name(),
+            outcome,
+            version: self.release().map(|release| release.version.clone()),
+            at: self.ctx.now,
+            goal,
+            message: message.to_owned(),
+        };
+        motion.steps.push(self.step(action, says));
+        motion
+    }
+
+    fn mark(&self) -> String {
+        cordon_mark(&self.view.node.name, self.grant)
+    }
+}

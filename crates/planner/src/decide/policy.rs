@@ -1,0 +1,196 @@
+//! What holds for a policy as a whole: its freeze, its window, its blocked releases, what its channel offers.
+
+use super::{fits, rollback::RollbackView};
+use crate::{
+    Snapshot, ValidPolicy, Wait,
+    snapshot::{OfferState, PolicyFacts, Release},
+    windows::{self, Opening},
+};
+use bascule_api::{Architecture, EmergencyExemption, Time, Version, WaitReason, conditions::reason};
+use std::sync::Arc;
+
+/// `BlockedRelease::by` of a release that the failure threshold blocked.
+pub(super) const BY_THRESHOLD: &str = reason::FAILURE_THRESHOLD;
+
+/// One policy with what follows from its own facts.
+#[derive(Debug)]
+pub(super) struct PolicyView<'a> {
+    pub(super) facts: &'a PolicyFacts,
+    pub(super) valid: Option<&'a ValidPolicy>,
+    /// Nodes that count for its budgets, as indexes into the snapshot.
+    pub(super) members: Vec<usize>,
+    /// Its memory as this plan leaves it.
+    pub(super) memory: super::memory::Memory,
+    pub(super) rollbacks: Vec<RollbackView<'a>>,
+    pub(super) opening: Opening,
+    pub(super) paused: Option<Arc<Wait>>,
+    pub(super) frozen: Option<Arc<Wait>>,
+    pub(super) halted: Option<Arc<Wait>>,
+    pub(super) repository: Option<Arc<Wait>>,
+    pub(super) closed: Option<Arc<Wait>>,
+    pub(super) too_short: Option<Arc<Wait>>,
+    pub(super) invalid: Option<Arc<Wait>>,
+}
+
+impl<'a> PolicyView<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot, facts: &'a PolicyFacts) -> Self {
+        let valid = facts.spec.as_ref().ok().map(|valid| &**valid);
+        let invalid = facts.spec.as_ref().err().map(|error| {
+            Arc::new(Wait::new(WaitReason::InvalidPolicy, error.to_string()).of("UpdatePolicy", None, &facts.name))
+        });
+        let opening = valid.map_or(Opening::Closed(None), |valid| windows::opening(&valid.windows, snapshot.now));
+        let mut view = Self {
+            facts,
+            valid,
+            members: Vec::new(),
+            memory: super::memory::Memory::new(&facts.status),
+            rollbacks: Vec::new(),
+            opening,
+            paused: None,
+            frozen: frozen(snapshot, facts),
+            halted: None,
+            repository: repository(facts, snapshot.now),
+            closed: closed(opening),
+            too_short: None,
+            invalid,
+        };
+        if let Some(valid) = valid {
+            if valid.spec.paused {
+                let wait = Wait::new(WaitReason::Paused, format!("policy {} is paused", facts.name));
+                view.paused = Some(Arc::new(wait.of("UpdatePolicy", None, &facts.name)));
+            }
+            view.too_short = fits::too_short(valid, &facts.status.timings, opening, snapshot.now).map(Arc::new);
+        }
+        view
+    }
+
+    /// Looks again whether the policy is halted; called after failures were added to its memory.
+    pub(super) fn refresh_halt(&mut self) {
+        self.halted = self.halting_block().map(|(version, message)| {
+            let message =
+                format!("{version} is blocked and nothing new starts until a newer release or a Rollback: {message}");
+            Arc::new(Wait::new(WaitReason::Halted, message).of("UpdatePolicy", None, &self.facts.name))
+        });
+    }
+
+    /// The newest release that this policy would take, were it not blocked by failures, if it is blocked by them.
+    fn halting_block(&self) -> Option<(Version, String)> {
+        let head = self.facts.offer.releases.iter().rev().find(|release| self.eligible(release))?;
+        let block = self.memory.blocked.iter().find(|block| block.version == head.version)?;
+        let rolled_back = self.rollbacks.iter().any(|rollback| rollback.facts.created_at >= block.at);
+        (block.by == BY_THRESHOLD && !rolled_back).then(|| (head.version.clone(), block.reason.clone()))
+    }
+
+    /// Whether a release is one that the admin and the publisher let this policy take.
+    fn eligible(&self, release: &Release) -> bool {
+        let Some(valid) = self.valid else { return false };
+        release.withdrawn.is_none()
+            && !valid.spec.blocked_versions.contains(&release.version)
+            && valid.spec.version.as_ref().is_none_or(|pinned| *pinned == release.version)
+    }
+
+    pub(super) fn is_blocked(&self, version: &Version) -> bool {
+        self.memory.is_blocked(version)
+            || self.valid.is_some_and(|valid| valid.spec.blocked_versions.contains(version))
+            || self.rollbacks.iter().any(|rollback| rollback.blocks(version))
+    }
+
+    pub(super) fn blocked_by_failures(&self, version: &Version) -> bool {
+        self.memory.blocked.iter().any(|block| block.version == *version && block.by == BY_THRESHOLD)
+    }
+
+    /// What the channel offers to nodes of an architecture under this policy.
+    pub(super) fn target(&self, architecture: Option<Architecture>) -> Option<&'a Release> {
+        self.facts.offer.releases.iter().rev().find(|release| {
+            architecture.is_none_or(|architecture| release.digests.contains_key(&architecture))
+                && self.eligible(release)
+                && !self.is_blocked(&release.version)
+        })
+    }
+
+    /// Why the channel offers nothing.
+    pub(super) fn no_target(&self, architecture: Option<Architecture>) -> Wait {
+        let channel = self.valid.map_or("", |valid| valid.spec.source.channel.as_str());
+        if let Some(wait) = &self.repository {
+            return (**wait).clone();
+        }
+        let pinned = self.valid.and_then(|valid| valid.spec.version.as_ref());
+        let newest = match pinned {
+            Some(pinned) => self.facts.offer.release(pinned),
+            None => self.facts.offer.releases.last(),
+        };
+        let wait = match (newest, pinned) {
+            (Some(release), _) if release.withdrawn.is_some() => {
+                let why = release.withdrawn.as_deref().unwrap_or_default();
+                Wait::new(WaitReason::ReleaseWithdrawn, format!("{} was withdrawn: {why}", release.version))
+            }
+            (Some(release), _) if self.is_blocked(&release.version) => {
+                let message =
+                    format!("{} is blocked for this policy and {channel} offers nothing else", release.version);
+                Wait::new(WaitReason::ReleaseBlocked, message)
+            }
+            (None, Some(pinned)) => {
+                Wait::new(WaitReason::NoRelease, format!("channel {channel} has no release {pinned} (spec.version)"))
+            }
+            _ => {
+                let machine = architecture.map_or("", |architecture| architecture.as_str());
+                Wait::new(WaitReason::NoRelease, format!("channel {channel} offers no release for this node {machine}"))
+            }
+        };
+        wait.of("UpdatePolicy", None, &self.facts.name)
+    }
+
+    /// Whether a release may skip something because it is urgent.
+    pub(super) fn skips(&self, release: &Release, what: EmergencyExemption) -> bool {
+        self.valid.is_some_and(|valid| valid.skips(release.severity, what))
+    }
+
+    /// Until when a release is too young.
+    pub(super) fn too_young(&self, release: &Release, now: Time) -> Option<Wait> {
+        let valid = self.valid?;
+        let old_enough = release.published_at.after(valid.spec.min_release_age);
+        if now >= old_enough || self.skips(release, EmergencyExemption::MinimumAge) {
+            return None;
+        }
+        let message = format!(
+            "{} was published at {} and is taken {} later",
+            release.version, release.published_at, valid.spec.min_release_age
+        );
+        Some(
+            Wait::new(WaitReason::MinimumAge, message)
+                .of("UpdatePolicy", None, &self.facts.name)
+                .until(Some(old_enough)),
+        )
+    }
+}
+
+fn frozen(snapshot: &Snapshot, facts: &PolicyFacts) -> Option<Arc<Wait>> {
+    let holding = snapshot.freezes.iter().filter(|freeze| freeze.holds(&facts.labels, snapshot.now));
+    let longest = holding.max_by(|a, b| (a.ends_at(), &b.name).cmp(&(b.ends_at(), &a.name)))?;
+    let by = longest.spec.requested_by.as_deref().map_or_else(String::new, |user| format!(" by {user}"));
+    let wait = Wait::new(WaitReason::Freeze, format!("frozen{by}: {}", longest.spec.reason));
+    Some(Arc::new(wait.of("Freeze", None, &longest.name).until(Some(longest.ends_at()))))
+}
+
+fn repository(facts: &PolicyFacts, now: Time) -> Option<Arc<Wait>> {
+    let message = match &facts.offer.state {
+        OfferState::Unread => "the repository has not been read yet".to_owned(),
+        OfferState::Unusable { message, .. } => message.clone(),
+        OfferState::Valid | OfferState::Stale { .. } => {
+            let expired = facts.offer.repository.expires_at.filter(|expires| *expires <= now)?;
+            format!("the repository's metadata expired at {expired}: its publisher must refresh it")
+        }
+    };
+    let wait = Wait::new(WaitReason::RepositoryUnavailable, message);
+    Some(Arc::new(wait.of("UpdatePolicy", None, &facts.name)))
+}
+
+fn closed(opening: Opening) -> Option<Arc<Wait>> {
+    let Opening::Closed(next) = opening else { return None };
+    let until = next.map(|span| span.start);
+    let message = until.map_or_else(
+        || "no maintenance window will ever open".to_owned(),
+        |until| format!("the next maintenance window opens at {until}"),
+    );
+    Some(Arc::new(Wait::new(WaitReason::MaintenanceWindow, message).until(until)))
+}

@@ -1,0 +1,143 @@
+//! Who downloads now. Staging is harmless, so it runs ahead of windows and waves, but not everywhere at once.
+
+use super::{
+    PolicyWaves, Round, Said,
+    choice::{self, Choice},
+    gates::{self, Candidate},
+};
+use crate::{Action, Expect, Step};
+use bascule_api::{Goal, RolloutState, WaitReason};
+
+impl<'a> Round<'a> {
+    /// Asks nodes to stage, and takes back what is not to be installed any more.
+    pub(super) fn stage(&mut self, waves: &[PolicyWaves]) {
+        for (policy, waves) in waves.iter().enumerate() {
+            self.take_back(policy);
+            self.stage_policy(policy, waves);
+        }
+    }
+
+    fn idle_members(&self, policy: usize) -> impl Iterator<Item = usize> + '_ {
+        let members = self.policies.get(policy).map_or(&[][..], |policy| &policy.members);
+        members.iter().copied().filter(|index| {
+            self.nodes.get(*index).is_some_and(|view| view.disruption().is_none() && !view.on_trial())
+                && self.choices.get(*index).is_some_and(Option::is_some)
+        })
+    }
+
+    /// Goal Idle where the staged release is superseded by nothing, blocked, withdrawn, or failed there.
+    fn take_back(&mut self, policy: usize) {
+        let mut steps = Vec::new();
+        for index in self.idle_members(policy) {
+            let (Some(view), Some(Some(choice)), Some(policy)) =
+                (self.nodes.get(index), self.choices.get(index), self.policies.get(policy))
+            else {
+                continue;
+            };
+            let Some(update) = view.update.filter(|update| update.spec.goal == Goal::Staged) else { continue };
+            let Some(asked) = &update.spec.release else { continue };
+            let unwanted = matches!(choice, Choice::Here | Choice::GoBack(_))
+                || policy.is_blocked(&asked.version)
+                || policy.facts.offer.release(&asked.version).is_some_and(|release| release.withdrawn.is_some())
+                || update.status.failed_releases.iter().any(|failed| failed.version == asked.version);
+            let replaced = matches!(choice, Choice::Install(install) if install.release.version != asked.version);
+            if unwanted && !replaced {
+                steps.push(Step {
+                    action: Action::Rest { node: view.node.name.to_string() },
+                    expect: Expect {
+                        node_uid: Some(view.node.uid.clone()),
+                        has_update: Some(true),
+                        goal: Some(Goal::Staged),
+                        release: Some(asked.version.clone()),
+                        grant: Some(None),
+                        ..Expect::default()
+                    },
+                    cause: None,
+                    says: format!("{} is not wanted here any more", asked.version),
+                });
+            }
+        }
+        self.draft.steps.append(&mut steps);
+    }
+
+    fn stage_policy(&mut self, index: usize, waves: &PolicyWaves) {
+        let Some(policy) = self.policies.get(index) else { return };
+        let Some(valid) = policy.valid else { return };
+        let total = u32::try_from(policy.members.len()).unwrap_or(u32::MAX);
+        let limit = valid.spec.staging.max_concurrent.of(total).unwrap_or(0);
+        let mut busy = 0_u32;
+        let mut wanting: Vec<(bool, usize, u64, usize)> = Vec::new();
+        for node in self.idle_members(index) {
+            let (Some(view), Some(Some(Choice::Install(install)))) = (self.nodes.get(node), self.choices.get(node))
+            else {
+                continue;
+            };
+            let Some(update) = view.update else { continue };
+            let asked = update.spec.release.as_ref().filter(|_| update.spec.goal == Goal::Staged);
+            let writing = asked.is_some() && !view.staged_as_asked() && update.status.last_error.is_none();
+            busy += u32::from(writing);
+            if asked.is_none_or(|asked| asked.version != install.release.version) {
+                // A node that stages something superseded goes on with the new release in the place it has.
+                wanting.push((!writing, waves.waves.index_of(node).unwrap_or(0), view.lot, node));
+            }
+        }
+        wanting.sort_unstable();
+        let mut steps = Vec::new();
+        let mut said = Vec::new();
+        for (needs_place, _, _, node) in wanting {
+            let (Some(view), Some(Some(choice @ Choice::Install(install)))) =
+                (self.nodes.get(node), self.choices.get(node))
+            else {
+                continue;
+            };
+            if needs_place && busy >= limit {
+                break;
+            }
+            let candidate = Candidate {
+                index: node,
+                view,
+                policy,
+                choice,
+                waves: &waves.waves,
+                alone: false,
+                others_first: false,
+                now: self.now(),
+                set: self.set,
+            };
+            if let Some(wait) = gates::before_staging(&candidate) {
+                self.draft.wake = match (self.draft.wake, wait.until.filter(|until| *until > self.snapshot.now)) {
+                    (Some(wake), Some(until)) => Some(wake.min(until)),
+                    (wake, until) => wake.or(until),
+                };
+                continue;
+            }
+            let Some(release) = choice::reference(policy, view, &install.release.version) else { continue };
+            let Some(update) = view.update else { continue };
+            busy += u32::from(needs_place);
+            let version = &install.release.version;
+            let wait = crate::Wait::new(WaitReason::Transferring, format!("{version} is being staged"));
+            said.push((node, Said::new(RolloutState::Staging, wait)));
+            steps.push(Step {
+                action: Action::Stage {
+                    node: view.node.name.to_string(),
+                    policy: policy.facts.name.clone(),
+                    release,
+                    pack_fallback: valid.spec.source.pack_fallback,
+                },
+                expect: Expect {
+                    node_uid: Some(view.node.uid.clone()),
+                    has_update: Some(true),
+                    goal: Some(update.spec.goal),
+                    grant: Some(None),
+                    ..Expect::default()
+                },
+                cause: Some(choice.cause(&policy.facts.name)),
+                says: String::new(),
+            });
+        }
+        self.draft.steps.append(&mut steps);
+        for (node, said) in said {
+            self.draft.say(node, said);
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Taints that steer pods: away from nodes that will be emptied soon, and not yet onto nodes that are too new.
+
+use super::{Round, choice::Choice};
+use crate::{Action, Expect, Step, plan::Taint};
+
+impl Round<'_> {
+    /// While a rollout runs, nodes on the old release carry the outdated taint; held nodes are let go once they run
+    /// what they should.
+    pub(super) fn taint(&mut self) {
+        let mut steps = Vec::new();
+        for (index, view) in self.nodes.iter().enumerate() {
+            let node = view.node;
+            if node.deleting || view.disruption().is_some() {
+                continue;
+            }
+            let policy = self.deciding(view).and_then(|policy| self.policies.get(policy));
+            let choice = self.choices.get(index).and_then(Option::as_ref);
+            let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
+            let outdated = rolling && node.ready.ready && matches!(choice, Some(Choice::Install(_)));
+            let holds = policy.is_some_and(|policy| policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold));
+            // What a node runs is not known before its agent reports; until then it stays held.
+            let unknown = view.booted().is_none() && policy.is_some();
+            let hold = holds && (unknown || matches!(choice, Some(Choice::Install(_))));
+            let invalid = matches!(view.selection, super::Selection::One(_)) && policy.is_none();
+            for (taint, has, wanted) in
+                [(Taint::Outdated, node.taints.outdated, outdated), (Taint::Hold, node.taints.hold, hold)]
+            {
+                let name = node.name.to_string();
+                let action = match (has, wanted) {
+                    (true, false) if !invalid => Action::Untaint { node: name, taint },
+                    (false, true) if taint == Taint::Outdated => Action::Taint { node: name, taint },
+                    _ => continue,
+                };
+                let expect = Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
+                steps.push(Step { action, expect, cause: None, says: String::new() });
+            }
+        }
+        self.draft.steps.append(&mut steps);
+    }
+}
