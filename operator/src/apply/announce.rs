@@ -1,0 +1,106 @@
+//! What is said about a step that was carried out: an event for people, and an audit line for everything that touches a
+//! workload or a machine.
+
+use super::Writer;
+use crate::{
+    events::{About, Notice, audit},
+    gather::Key,
+};
+use bascule_api::{DisruptionOutcome, ObjectRef};
+use bascule_planner::{Action, Step, plan::MemoryChange};
+
+impl Writer {
+    pub(super) fn announce(&self, step: &Step) {
+        if let Action::Remember { policy, changes } = &step.action {
+            self.announce_memory(policy, changes);
+            return;
+        }
+        let Some(name) = step.action.node() else { return };
+        if is_audited(&step.action) {
+            audit(step.action.name(), name, &format!("Node {name}"), step.cause.as_ref(), &step.says);
+        }
+        if step.says.is_empty() {
+            return;
+        }
+        let Some(node) = self.world.nodes.get(&Key::cluster(name)) else { return };
+        let (reason, warning) = reason(&step.action);
+        self.events.tell(Notice {
+            about: About::node(&node.name, &node.uid),
+            warning,
+            reason,
+            action: step.action.name(),
+            note: step.says.clone(),
+            related: step.cause.as_ref().map(|cause| cause.object.clone()),
+        });
+    }
+
+    fn announce_memory(&self, policy: &str, changes: &[MemoryChange]) {
+        let Some(known) = self.world.policies.get(&Key::cluster(policy)) else { return };
+        let about = About::own("UpdatePolicy", &known.name, &known.uid);
+        for change in changes {
+            let (reason, warning, note, related) = match change {
+                MemoryChange::Failed(failure) => {
+                    self.metrics.failed(failure.category.as_str());
+                    let node = ObjectRef { kind: "Node".to_owned(), namespace: None, name: failure.node.clone() };
+                    let note = format!("{} failed on {}: {}", failure.version, failure.node, failure.message);
+                    ("ReleaseFailed", true, note, Some(node))
+                }
+                MemoryChange::Blocked { version, by, reason } => {
+                    let note = format!("{version} is never installed again by this policy ({by}): {reason}");
+                    ("ReleaseBlocked", true, note, None)
+                }
+                MemoryChange::Started(version) => ("RolloutStarted", false, format!("{version} is rolled out"), None),
+                MemoryChange::Ended(version, outcome) => {
+                    ("RolloutEnded", false, format!("the rollout of {version} ended: {outcome:?}"), None)
+                }
+                MemoryChange::Timed => continue,
+            };
+            self.events.tell(Notice { about: about.clone(), warning, reason, action: "Remember", note, related });
+        }
+    }
+}
+
+const fn is_audited(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Grant { .. }
+            | Action::Cordon { .. }
+            | Action::Uncordon { .. }
+            | Action::Boot { .. }
+            | Action::Retract { .. }
+            | Action::Commit { .. }
+            | Action::Revert { .. }
+            | Action::RunHook(_)
+            | Action::FreeGrant { .. }
+    )
+}
+
+/// The event's reason, and whether somebody should look.
+const fn reason(action: &Action) -> (&'static str, bool) {
+    match action {
+        Action::Remember { .. } | Action::AcceptRollback { .. } => ("Remembered", false),
+        Action::CreateNodeUpdate { .. } => ("Enrolled", false),
+        Action::SetPolicy { .. } => ("PolicyChanged", false),
+        Action::Taint { .. } => ("Tainted", false),
+        Action::Untaint { .. } => ("Untainted", false),
+        Action::Stage { .. } => ("Staging", false),
+        Action::Rest { .. } => ("AtRest", false),
+        Action::Grant { .. } => ("Granted", false),
+        Action::RunHook(_) => ("HookStarted", false),
+        Action::BeginDrain { .. } => ("DrainStarted", false),
+        Action::Cordon { .. } => ("Cordoned", false),
+        Action::Boot { .. } => ("Drained", false),
+        Action::Retract { .. } => ("Retracted", true),
+        Action::Commit { .. } => ("Committing", false),
+        Action::Revert { .. } => ("Reverting", true),
+        Action::Uncordon { .. } => ("Uncordoned", false),
+        Action::FreeGrant { outcome, .. } => match outcome {
+            DisruptionOutcome::Committed => ("Updated", false),
+            DisruptionOutcome::RolledBack => ("RolledBack", false),
+            DisruptionOutcome::Failed => ("Reverted", true),
+            DisruptionOutcome::DrainFailed => ("DrainFailed", true),
+            DisruptionOutcome::NotRebooted => ("NotRebooted", true),
+            DisruptionOutcome::Withdrawn => ("Withdrawn", false),
+        },
+    }
+}

@@ -1,0 +1,93 @@
+//! Why a step was not carried out.
+
+use bascule_planner::Mismatch;
+
+/// Why a step was not carried out. Nothing is retried here: the next plan starts from what is then known.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The world is not what the plan expected.
+    #[error(transparent)]
+    Mismatch(#[from] Mismatch),
+    /// The object is gone.
+    #[error("{0} does not exist any more")]
+    Gone(String),
+    /// Somebody wrote the object meanwhile.
+    #[error("{0} was changed meanwhile")]
+    Conflict(String),
+    /// The operator's RBAC is incomplete, or an admission policy refused.
+    #[error("the API server refuses to let the operator write {object}")]
+    Refused {
+        /// What was to be written.
+        object: String,
+        /// What it said.
+        source: Box<kube::Error>,
+    },
+    /// The API server could not be reached or failed.
+    #[error("cannot write {object}")]
+    Api {
+        /// What was to be written.
+        object: String,
+        /// What happened.
+        source: Box<kube::Error>,
+    },
+    /// A hook can't be run as it stands in the policy.
+    #[error("hook {hook}: {reason}")]
+    Hook {
+        /// The hook.
+        hook: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl ApplyError {
+    /// Sorts an answer of the API server.
+    #[must_use]
+    pub fn of(object: impl Into<String>, error: kube::Error) -> Self {
+        let object = object.into();
+        match &error {
+            kube::Error::Api(status) => match status.code {
+                404 => Self::Gone(object),
+                409 => Self::Conflict(object),
+                400 | 401 | 403 | 422 => Self::Refused { object, source: Box::new(error) },
+                _ => Self::Api { object, source: Box::new(error) },
+            },
+            _ => Self::Api { object, source: Box::new(error) },
+        }
+    }
+
+    /// The only label in metrics.
+    #[must_use]
+    pub const fn category(&self) -> &'static str {
+        match self {
+            Self::Mismatch(mismatch) => mismatch.category(),
+            Self::Gone(_) => "gone",
+            Self::Conflict(_) => "conflict",
+            Self::Refused { .. } => "refused",
+            Self::Api { .. } => "api",
+            Self::Hook { .. } => "hook",
+        }
+    }
+
+    /// Whether the next plan will see something new at once, so that no pause is needed before it.
+    #[must_use]
+    pub const fn is_stale(&self) -> bool {
+        matches!(self, Self::Mismatch(_) | Self::Gone(_) | Self::Conflict(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_sorted_by_what_to_do() {
+        for (code, category, stale) in
+            [(404, "gone", true), (409, "conflict", true), (403, "refused", false), (422, "refused", false), (503, "api", false)]
+        {
+            let status: kube::core::Status = serde_json::from_value(serde_json::json!({"code": code})).unwrap();
+            let error = ApplyError::of("Node n1", kube::Error::Api(Box::new(status)));
+            assert_eq!((error.category(), error.is_stale()), (category, stale), "{code}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Writing the statuses of policies, Freezes and Rollbacks: server-side apply of the whole status, which is ours alone.
+
+use super::{ApplyError, Writer};
+use crate::gather::PolicyFact;
+use bascule_api::{Freeze, FreezeStatus, OPERATOR_MANAGER, Rollback, RollbackStatus, UpdatePolicy, UpdatePolicyStatus};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+impl Writer {
+    /// Writes a policy's status, if it differs. The resourceVersion guards the policy's memory: a person may have taken
+    /// a release off the block list meanwhile.
+    pub(crate) async fn write_policy(&self, policy: &PolicyFact, status: &UpdatePolicyStatus) -> Result<bool, ApplyError> {
+        if policy.status == *status {
+            return Ok(false);
+        }
+        let version = Some(policy.resource_version.as_str());
+        let written: UpdatePolicy =
+            self.write_status("UpdatePolicy", &policy.name, &policy.uid, version, status).await?;
+        self.world.policies.written(&written);
+        Ok(true)
+    }
+
+    /// Writes a Freeze's status.
+    pub(crate) async fn write_freeze(&self, name: &str, uid: &str, status: &FreezeStatus) -> Result<(), ApplyError> {
+        let written: Freeze = self.write_status("Freeze", name, uid, None, status).await?;
+        self.world.freezes.written(&written);
+        Ok(())
+    }
+
+    /// Writes a Rollback's status.
+    pub(crate) async fn write_rollback(&self, name: &str, uid: &str, status: &RollbackStatus) -> Result<(), ApplyError> {
+        let written: Rollback = self.write_status("Rollback", name, uid, None, status).await?;
+        self.world.rollbacks.written(&written);
+        Ok(())
+    }
+
+    async fn write_status<K>(
+        &self,
+        kind: &'static str,
+        name: &str,
+        uid: &str,
+        resource_version: Option<&str>,
+        status: &impl Serialize,
+    ) -> Result<K, ApplyError>
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let mut metadata = json!({"name": name, "uid": uid});
+        if let (Some(version), Some(metadata)) = (resource_version, metadata.as_object_mut()) {
+            metadata.insert("resourceVersion".to_owned(), json!(version));
+        }
+        let document = json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": kind, "metadata": metadata, "status": status,
+        });
+        let params = PatchParams::apply(OPERATOR_MANAGER).force();
+        let objects: Api<K> = Api::all(self.client.clone());
+        let written = objects.patch_status(name, &params, &Patch::Apply(&document)).await;
+        let written = written.map_err(|error| ApplyError::of(format!("the status of {kind} {name}"), error))?;
+        self.metrics.wrote(&format!("{kind}/status"));
+        Ok(written)
+    }
+}

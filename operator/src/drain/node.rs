@@ -1,0 +1,287 @@
+//! The drain of one node: asks for its pods to go, all at once within a common bound, and watches them leave until it is
+//! told to stop. It decides nothing: whether, how long and how hard is the planner's word.
+
+use super::{
+    backoff,
+    evict::{Answer, EvictionBackend, Target},
+    filter::drain_set,
+};
+use crate::{clock::Clock, gather::PodFact};
+use bascule_api::{Drain, ObjectRef};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::Instant,
+};
+
+/// After this time an accepted eviction of a pod that still shows no deletion is asked again.
+const ACCEPTED_AGAIN: Duration = Duration::from_secs(20);
+/// The shortest time between two requests for one pod.
+const SOON: Duration = Duration::from_millis(500);
+/// Changes of pods come in bursts; one look serves them all.
+const BURST: Duration = Duration::from_millis(20);
+
+/// How hard pods are asked to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// By eviction, under their budgets.
+    Evict,
+    /// By deletion, whatever the budgets say: the policy's word for a drain whose time is over.
+    Delete,
+}
+
+/// What is asked of a drain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Order {
+    /// The node.
+    pub node: String,
+    /// The policy's settings.
+    pub settings: Drain,
+    /// How hard.
+    pub mode: Mode,
+}
+
+/// A pod that does not go, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
+    /// The pod.
+    pub pod: ObjectRef,
+    /// Why, in a sentence.
+    pub message: String,
+    /// What stands in the way, where that is an object.
+    pub object: Option<ObjectRef>,
+    /// Whether only a person can change that.
+    pub permanent: bool,
+}
+
+/// How far a drain is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Pods that had to go, in all.
+    pub pods: usize,
+    /// Pods that are gone.
+    pub gone: usize,
+    /// Pods that do not go, with the reason.
+    pub blocked: Vec<Blocked>,
+    /// Why nothing is evicted at all.
+    pub refused: Option<String>,
+    /// Budgets that made pods wait, and for how long in all.
+    pub waited_for: BTreeMap<ObjectRef, Duration>,
+}
+
+/// Where pods come from: the cache, or a list in a test.
+pub trait PodSource: Send + Sync {
+    /// The pods bound to a node.
+    fn on_node(&self, node: &str) -> Vec<Arc<PodFact>>;
+    /// Told whenever pods or budgets change.
+    fn changes(&self) -> watch::Receiver<u64>;
+    /// Whether a budget allows a disruption now; `None` where it is not known.
+    fn allows(&self, budget: &ObjectRef) -> Option<bool>;
+}
+
+/// What happened to a pod, for the audit.
+pub trait DrainObserver: Send + Sync {
+    /// A pod was asked to go and the API server agreed.
+    fn pod_disrupted(&self, node: &str, pod: &ObjectRef, mode: Mode);
+    /// A pod was asked to go and did not, or was gone already.
+    fn pod_refused(&self, result: &'static str);
+    /// The progress changed.
+    fn progressed(&self, node: &str);
+}
+
+impl std::fmt::Debug for Tools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tools")
+    }
+}
+
+/// What a drain works with.
+#[derive(Clone)]
+pub struct Tools {
+    /// Asks pods to go.
+    pub backend: Arc<dyn EvictionBackend>,
+    /// Where pods are seen.
+    pub pods: Arc<dyn PodSource>,
+    /// Who is told.
+    pub observer: Arc<dyn DrainObserver>,
+    /// Bounds what is asked at once, over all nodes.
+    pub permits: Arc<Semaphore>,
+    /// The time.
+    pub clock: Clock,
+}
+
+#[derive(Debug, Default)]
+struct PodState {
+    reference: Option<ObjectRef>,
+    attempts: u32,
+    next: Option<Instant>,
+    last_asked: Option<Instant>,
+    asking: bool,
+    blocked: Option<(Blocked, Instant)>,
+}
+
+/// Runs until it is dropped. `progress` holds what it has reached.
+pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progress>>) {
+    let mut changes = tools.pods.changes();
+    let mut states: BTreeMap<String, PodState> = BTreeMap::new();
+    let mut ever: BTreeSet<String> = BTreeSet::new();
+    let mut waited: BTreeMap<ObjectRef, Duration> = BTreeMap::new();
+    let mut asked: JoinSet<(String, Answer)> = JoinSet::new();
+    loop {
+        changes.mark_unchanged();
+        let present = tools.pods.on_node(&order.node);
+        let (remaining, refused) = match drain_set(&present, &order.settings, tools.clock.now()) {
+            Ok(pods) => (pods, None),
+            Err(refused) => (Vec::new(), Some(refused.to_string())),
+        };
+        let uids: BTreeSet<&str> = remaining.iter().map(|pod| pod.uid.as_str()).collect();
+        if refused.is_none() {
+            states.retain(|uid, state| {
+                let stays = uids.contains(uid.as_str());
+                if !stays {
+                    forgive(state, &mut waited);
+                }
+                stays
+            });
+        }
+        for pod in &remaining {
+            ever.insert(pod.uid.clone());
+            let state = states.entry(pod.uid.clone()).or_default();
+            state.reference = Some(pod.reference());
+            if pod.deletes_at.is_some() {
+                forgive(state, &mut waited);
+                state.next = None;
+            } else if !state.asking && due(state, tools.pods.as_ref()).is_none_or(|at| at <= Instant::now()) {
+                state.asking = true;
+                state.last_asked = Some(Instant::now());
+                let (tools, mode, target) = (tools.clone(), order.mode, target(pod, &order.settings));
+                asked.spawn(async move {
+                    let answer = match tools.permits.acquire().await {
+                        Ok(_permit) if mode == Mode::Evict => tools.backend.evict(&target).await,
+                        Ok(_permit) => tools.backend.delete(&target).await,
+                        Err(_) => Answer::Failed { message: "the operator stops".to_owned(), retry_after: None },
+                    };
+                    (target.uid, answer)
+                });
+            }
+        }
+        report(&order.node, &tools, &progress, Progress {
+            pods: ever.len(),
+            gone: ever.len() - remaining.len().min(ever.len()),
+            blocked: states.values().filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone())).collect(),
+            refused,
+            waited_for: waited.clone(),
+        });
+        let source = tools.pods.as_ref();
+        let wake = states.values().filter(|state| !state.asking).filter_map(|state| due(state, source)).min();
+        tokio::select! {
+            Some(done) = asked.join_next(), if !asked.is_empty() => {
+                if let Ok((uid, answer)) = done && let Some(state) = states.get_mut(&uid) {
+                    take(&order, &tools, state, answer);
+                }
+            }
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return; // nobody feeds the cache any more: the operator stops
+                }
+                tokio::time::sleep(BURST).await;
+            }
+            () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+        }
+    }
+}
+
+/// When a pod is to be asked next; at once where that is not set. A budget that has room again is asked soon, not only
+/// when the backoff ends, but never in a hot loop while its status lags behind.
+fn due(state: &PodState, pods: &dyn PodSource) -> Option<Instant> {
+    let budget = state.blocked.as_ref().and_then(|(blocked, _)| blocked.object.as_ref());
+    let soon = state.last_asked.filter(|_| budget.is_some_and(|budget| pods.allows(budget) == Some(true)));
+    match (state.next, soon) {
+        (Some(next), Some(asked)) => Some(next.min(asked + SOON)),
+        (next, _) => next,
+    }
+}
+
+fn target(pod: &PodFact, settings: &Drain) -> Target {
+    Target {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        grace_period_seconds: settings.grace_period_seconds,
+    }
+}
+
+fn forgive(state: &mut PodState, waited: &mut BTreeMap<ObjectRef, Duration>) {
+    if let Some((blocked, since)) = state.blocked.take()
+        && let Some(budget) = blocked.object
+    {
+        let total = waited.entry(budget).or_default();
+        *total = (*total).max(since.elapsed());
+    }
+}
+
+/// Turns an answer into when to ask again, and what to say.
+fn take(order: &Order, tools: &Tools, state: &mut PodState, answer: Answer) {
+    state.asking = false;
+    let Some(pod) = state.reference.clone() else { return };
+    let again = |state: &mut PodState, retry_after| {
+        state.attempts = state.attempts.saturating_add(1);
+        state.next = Some(Instant::now() + backoff::wait(state.attempts, retry_after, rand::random()));
+    };
+    let block = |state: &mut PodState, message: String, object: Option<ObjectRef>, permanent| {
+        let since = state.blocked.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        state.blocked = Some((Blocked { pod: pod.clone(), message, object, permanent }, since));
+    };
+    if answer != Answer::Accepted {
+        tools.observer.pod_refused(answer.category());
+    }
+    match answer {
+        Answer::Accepted => {
+            tools.observer.pod_disrupted(&order.node, &pod, order.mode);
+            state.attempts = 0;
+            state.next = Some(Instant::now() + ACCEPTED_AGAIN);
+        }
+        Answer::Gone => state.next = Some(Instant::now() + ACCEPTED_AGAIN),
+        Answer::Budget { budget, message, retry_after } => {
+            block(state, message, budget, false);
+            again(state, retry_after);
+        }
+        Answer::SeveralBudgets { message } => {
+            block(state, message, None, true);
+            again(state, None);
+        }
+        Answer::NamespaceTerminating => {
+            block(state, "its namespace is being deleted, and the pod with it".to_owned(), None, false);
+            again(state, None);
+        }
+        Answer::Denied { message } => {
+            block(state, message, None, false);
+            again(state, None);
+        }
+        Answer::Forbidden { message } => {
+            let message = format!("the operator may not evict pods, mend its ClusterRole: {message}");
+            block(state, message, None, true);
+            again(state, None);
+        }
+        Answer::Failed { message, retry_after } => {
+            block(state, format!("the API server did not manage: {message}"), None, false);
+            again(state, retry_after);
+        }
+    }
+}
+
+fn report(node: &str, tools: &Tools, progress: &watch::Sender<Progress>, now: Progress) {
+    let changed = progress.send_if_modified(|before| {
+        let changed = *before != now;
+        *before = now;
+        changed
+    });
+    if changed {
+        tools.observer.progressed(node);
+    }
+}

@@ -1,0 +1,121 @@
+//! PodDisruptionBudgets: what each allows now, and which evictions need its permission.
+
+use super::{PodFact, cache::Fact};
+use bascule_api::Selector;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+/// One PodDisruptionBudget.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BudgetFact {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+    /// The pods it covers; a null selector covers none.
+    pub selector: Option<Selector>,
+    /// `status.disruptionsAllowed`, or 0 while the status is behind the spec (the eviction API refuses then).
+    pub allowed: u32,
+    /// `status.currentHealthy`.
+    pub healthy: u32,
+    /// `status.desiredHealthy`.
+    pub desired: u32,
+    /// `status.expectedPods`.
+    pub expected: u32,
+    /// Whether pods that are not ready may always go (`unhealthyPodEvictionPolicy: AlwaysAllow`).
+    pub unhealthy_always: bool,
+}
+
+impl BudgetFact {
+    /// `namespace/name`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Whether it covers a pod.
+    #[must_use]
+    pub fn covers(&self, pod: &PodFact) -> bool {
+        self.namespace == pod.namespace && self.selector.as_ref().is_some_and(|selector| selector.matches(&pod.labels))
+    }
+
+    /// Whether evicting a pod that it covers needs one of its allowed disruptions (Kubernetes, "Unhealthy Pod Eviction
+    /// Policy"; pkg/registry/core/pod/storage/eviction.go).
+    #[must_use]
+    pub const fn is_needed_for(&self, pod: &PodFact) -> bool {
+        if pod.finished || pod.pending || pod.deletes_at.is_some() {
+            return false;
+        }
+        let enough_healthy = self.healthy >= self.desired && self.desired > 0;
+        pod.ready || !(self.unhealthy_always || enough_healthy)
+    }
+}
+
+impl Fact for BudgetFact {
+    type Raw = PodDisruptionBudget;
+
+    fn of(budget: &PodDisruptionBudget) -> Self {
+        let (meta, spec, status) = (&budget.metadata, budget.spec.as_ref(), budget.status.as_ref());
+        let number = |value: Option<i32>| value.and_then(|value| u32::try_from(value).ok()).unwrap_or_default();
+        let observed = status.and_then(|status| status.observed_generation).unwrap_or_default();
+        let current = observed >= meta.generation.unwrap_or_default();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            selector: spec.and_then(|spec| spec.selector.as_ref()).map(Selector::from_kubernetes),
+            allowed: number(status.filter(|_| current).and_then(|status| status.disruptions_allowed.into())),
+            healthy: number(status.and_then(|status| status.current_healthy.into())),
+            desired: number(status.and_then(|status| status.desired_healthy.into())),
+            expected: number(status.and_then(|status| status.expected_pods.into())),
+            unhealthy_always: spec.and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref()) == Some("AlwaysAllow"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(status: serde_json::Value) -> BudgetFact {
+        let raw: PodDisruptionBudget = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "web", "namespace": "shop", "generation": 2},
+            "spec": {"selector": {"matchLabels": {"app": "web"}}, "minAvailable": 3},
+            "status": status
+        }))
+        .unwrap();
+        BudgetFact::of(&raw)
+    }
+
+    fn pod(json: serde_json::Value) -> PodFact {
+        let mut raw = serde_json::json!({"metadata": {"name": "p", "namespace": "shop", "labels": {"app": "web"}}});
+        raw["status"] = json;
+        PodFact::of(&serde_json::from_value(raw).unwrap())
+    }
+
+    #[test]
+    fn a_status_behind_its_spec_allows_nothing() {
+        let status = |observed| {
+            serde_json::json!({"observedGeneration": observed, "disruptionsAllowed": 1, "currentHealthy": 4,
+                "desiredHealthy": 3, "expectedPods": 4})
+        };
+        assert_eq!(budget(status(1)).allowed, 0);
+        assert_eq!(budget(status(2)).allowed, 1);
+    }
+
+    #[test]
+    fn unhealthy_pods_go_without_it_when_enough_others_are_healthy() {
+        let status = |healthy| {
+            serde_json::json!({"observedGeneration": 2, "disruptionsAllowed": 0, "currentHealthy": healthy,
+                "desiredHealthy": 3, "expectedPods": 4})
+        };
+        let ready = pod(serde_json::json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}));
+        let unready = pod(serde_json::json!({"phase": "Running"}));
+        let pending = pod(serde_json::json!({"phase": "Pending"}));
+        assert!(budget(status(3)).covers(&ready));
+        assert!(budget(status(3)).is_needed_for(&ready));
+        assert!(!budget(status(3)).is_needed_for(&unready));
+        assert!(budget(status(2)).is_needed_for(&unready));
+        assert!(!budget(status(2)).is_needed_for(&pending));
+        let always = BudgetFact { unhealthy_always: true, ..budget(status(2)) };
+        assert!(!always.is_needed_for(&unready));
+    }
+}

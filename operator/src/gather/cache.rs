@@ -1,0 +1,307 @@
+//! A cache of one kind of object that also sees what we write ourselves.
+//!
+//! kube-runtime's reflector would do for reading, but it learns of our own writes only when the watch brings them. A
+//! plan made in between would not see the grant that was just given and could give one too many. So a writer puts the
+//! API server's answer in here at once, and whatever the watch brings later counts only if it is newer. Objects are
+//! compared by `resourceVersion` as numbers, which Kubernetes guarantees since KEP-5504 and etcd always did.
+
+use kube::{Resource, runtime::watcher};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+use tokio::sync::watch;
+
+/// What is kept of an object: only what is needed, so that memory stays bounded.
+pub trait Fact: Send + Sync + 'static {
+    /// The object as the API server sends it.
+    type Raw: Resource<DynamicType = ()>;
+
+    /// Takes what is needed.
+    fn of(raw: &Self::Raw) -> Self;
+}
+
+/// Namespace (empty for cluster-scoped objects) and name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The namespace, empty for cluster-scoped objects.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of a cluster-scoped object.
+    #[must_use]
+    pub fn cluster(name: &str) -> Self {
+        Self { namespace: String::new(), name: name.to_owned() }
+    }
+
+    fn of(raw: &impl Resource) -> Self {
+        let meta = raw.meta();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// How many deletions are remembered, against an answer of ours that arrives after its object's deletion.
+const TOMBSTONES: usize = 1024;
+
+#[derive(Debug)]
+struct Entry<T> {
+    version: u64,
+    fact: Arc<T>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    entries: BTreeMap<Key, Entry<T>>,
+    tombstones: BTreeMap<Key, u64>,
+    /// During a list: what it or we have brought so far.
+    listed: Option<BTreeSet<Key>>,
+    synced: bool,
+}
+
+/// The cache of one kind. Cheap to clone.
+#[derive(Debug)]
+pub struct Cache<T> {
+    state: Arc<RwLock<State<T>>>,
+    changes: Arc<watch::Sender<u64>>,
+}
+
+impl<T> Clone for Cache<T> {
+    fn clone(&self) -> Self {
+        Self { state: Arc::clone(&self.state), changes: Arc::clone(&self.changes) }
+    }
+}
+
+impl<T: Fact> Cache<T> {
+    /// An empty cache. `changes` is told whenever something changes; several caches may share it.
+    #[must_use]
+    pub fn new(changes: Arc<watch::Sender<u64>>) -> Self {
+        let state =
+            State { entries: BTreeMap::new(), tombstones: BTreeMap::new(), listed: None, synced: false };
+        Self { state: Arc::new(RwLock::new(state)), changes }
+    }
+
+    /// Whether the first list is complete.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.read().synced
+    }
+
+    /// One object.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<Arc<T>> {
+        self.read().entries.get(key).map(|entry| Arc::clone(&entry.fact))
+    }
+
+    /// Every object, in the order of their keys.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<T>> {
+        self.read().entries.values().map(|entry| Arc::clone(&entry.fact)).collect()
+    }
+
+    /// The objects that fulfil a condition, in the order of their keys.
+    #[must_use]
+    pub fn select(&self, wanted: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
+        let state = self.read();
+        state.entries.values().filter(|entry| wanted(&entry.fact)).map(|entry| Arc::clone(&entry.fact)).collect()
+    }
+
+    /// How many objects there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.read().entries.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes in what a watch brings.
+    pub fn apply(&self, event: &watcher::Event<T::Raw>) {
+        let changed = {
+            let mut state = self.write();
+            match event {
+                watcher::Event::Init => {
+                    state.listed = Some(BTreeSet::new());
+                    false
+                }
+                watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw),
+                watcher::Event::Delete(raw) => state.remove(raw),
+                watcher::Event::InitDone => state.finish_list(),
+            }
+        };
+        if changed {
+            self.tell();
+        }
+    }
+
+    /// Takes in what the API server answered to a write of ours.
+    pub fn written(&self, raw: &T::Raw) {
+        if self.write().put(raw) {
+            self.tell();
+        }
+    }
+
+    /// Takes in that the API server says an object is not there.
+    pub fn vanished(&self, key: &Key) {
+        if self.write().entries.remove(key).is_some() {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    // A poisoned lock only means that a reader panicked: what is in the map is whole, since every change below is one
+    // insertion or removal.
+    fn read(&self) -> RwLockReadGuard<'_, State<T>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State<T>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Fact> State<T> {
+    fn put(&mut self, raw: &T::Raw) -> bool {
+        let (key, version) = (Key::of(raw), version_of(raw));
+        if let Some(listed) = &mut self.listed {
+            listed.insert(key.clone());
+        }
+        if self.tombstones.get(&key).is_some_and(|deleted| version <= *deleted) {
+            return false;
+        }
+        if self.entries.get(&key).is_some_and(|entry| version <= entry.version) {
+            return false;
+        }
+        self.entries.insert(key, Entry { version, fact: Arc::new(T::of(raw)) });
+        true
+    }
+
+    fn remove(&mut self, raw: &T::Raw) -> bool {
+        let (key, version) = (Key::of(raw), version_of(raw));
+        if self.entries.get(&key).is_some_and(|entry| version < entry.version) {
+            return false; // another object of the same name has taken its place
+        }
+        self.tombstones.insert(key.clone(), version);
+        if self.tombstones.len() > TOMBSTONES
+            && let Some(oldest) = self.tombstones.iter().min_by_key(|(_, version)| **version).map(|(key, _)| key.clone())
+        {
+            self.tombstones.remove(&oldest);
+        }
+        self.entries.remove(&key).is_some()
+    }
+
+    fn finish_list(&mut self) -> bool {
+        let first = !std::mem::replace(&mut self.synced, true);
+        let before = self.entries.len();
+        if let Some(listed) = self.listed.take() {
+            self.entries.retain(|key, _| listed.contains(key));
+        }
+        first || self.entries.len() != before
+    }
+}
+
+fn version_of(raw: &impl Resource) -> u64 {
+    raw.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    #[derive(Debug)]
+    struct Seen(String);
+
+    impl Fact for Seen {
+        type Raw = ConfigMap;
+        fn of(raw: &ConfigMap) -> Self {
+            Self(raw.metadata.labels.clone().unwrap_or_default().remove("v").unwrap_or_default())
+        }
+    }
+
+    fn object(name: &str, version: u64, value: &str) -> ConfigMap {
+        serde_json::from_value(serde_json::json!({"metadata": {
+            "name": name, "resourceVersion": version.to_string(), "labels": {"v": value}
+        }}))
+        .unwrap()
+    }
+
+    fn cache() -> Cache<Seen> {
+        Cache::new(Arc::new(watch::Sender::new(0)))
+    }
+
+    fn values(cache: &Cache<Seen>) -> Vec<String> {
+        cache.all().iter().map(|seen| seen.0.clone()).collect()
+    }
+
+    #[test]
+    fn our_own_write_is_seen_at_once_and_not_undone_by_an_older_event() {
+        let cache = cache();
+        cache.apply(&watcher::Event::Apply(object("a", 5, "old")));
+        cache.written(&object("a", 9, "ours"));
+        cache.apply(&watcher::Event::Apply(object("a", 7, "late")));
+        assert_eq!(values(&cache), ["ours"]);
+        cache.apply(&watcher::Event::Apply(object("a", 10, "newer")));
+        assert_eq!(values(&cache), ["newer"]);
+    }
+
+    #[test]
+    fn an_answer_that_arrives_after_the_deletion_brings_nothing_back() {
+        let cache = cache();
+        cache.apply(&watcher::Event::Apply(object("a", 5, "one")));
+        cache.apply(&watcher::Event::Delete(object("a", 12, "one")));
+        cache.written(&object("a", 11, "ours"));
+        assert!(cache.is_empty());
+        cache.apply(&watcher::Event::Apply(object("a", 13, "two")));
+        cache.apply(&watcher::Event::Delete(object("a", 12, "one")));
+        assert_eq!(values(&cache), ["two"], "a late deletion of the predecessor");
+    }
+
+    #[test]
+    fn a_new_list_replaces_everything_but_what_we_wrote_meanwhile() {
+        let cache = cache();
+        assert!(!cache.is_synced());
+        for event in [watcher::Event::Init, watcher::Event::InitApply(object("a", 1, "a")), watcher::Event::InitDone] {
+            cache.apply(&event);
+        }
+        assert!(cache.is_synced());
+        // 410 Gone: the watch lists anew; "a" is gone, "b" came, and "c" is created by us during the list.
+        cache.apply(&watcher::Event::Init);
+        cache.apply(&watcher::Event::InitApply(object("b", 2, "b")));
+        assert_eq!(values(&cache), ["a", "b"], "nothing vanishes before the list is complete");
+        cache.written(&object("c", 3, "c"));
+        cache.apply(&watcher::Event::InitDone);
+        assert_eq!(values(&cache), ["b", "c"]);
+    }
+
+    #[test]
+    fn only_changes_are_told() {
+        let changes = Arc::new(watch::Sender::new(0));
+        let cache: Cache<Seen> = Cache::new(Arc::clone(&changes));
+        cache.apply(&watcher::Event::Apply(object("a", 5, "x")));
+        let told = *changes.borrow();
+        cache.apply(&watcher::Event::Apply(object("a", 5, "x")));
+        cache.apply(&watcher::Event::Delete(object("b", 6, "x")));
+        assert_eq!(*changes.borrow(), told);
+    }
+
+    #[test]
+    fn deletions_are_remembered_within_bounds() {
+        let cache = cache();
+        for number in 0..2 * TOMBSTONES as u64 {
+            cache.apply(&watcher::Event::Delete(object(&format!("n{number}"), number, "x")));
+        }
+        assert_eq!(cache.read().tombstones.len(), TOMBSTONES);
+    }
+}

@@ -1,0 +1,134 @@
+//! Everything the operator knows of the cluster: one bounded cache for each kind it watches.
+
+mod budget;
+mod cache;
+mod daemon_sets;
+mod node;
+mod objects;
+mod pod;
+mod snapshot;
+mod watch;
+
+pub use budget::BudgetFact;
+pub use cache::{Cache, Fact, Key};
+pub use daemon_sets::DaemonSetFact;
+pub use node::{MAINTENANCE_CONDITIONS, NodeFact};
+pub use objects::{
+    FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, JobFact, PolicyFact, RollbackFact, UpdateFact, stage_text,
+};
+pub use pod::{Controller, PodFact};
+pub use snapshot::{Assembler, Outside, node_now};
+
+use crate::{drain::PodSource, metrics::Metrics};
+use bascule_api::ObjectRef;
+use k8s_openapi::serde::de::DeserializeOwned;
+use kube::{Api, Client, runtime::watcher};
+use std::{fmt::Debug, sync::Arc};
+use tokio::task::JoinSet;
+
+/// The caches. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// Nodes.
+    pub nodes: Cache<NodeFact>,
+    /// NodeUpdates.
+    pub updates: Cache<UpdateFact>,
+    /// UpdatePolicies.
+    pub policies: Cache<PolicyFact>,
+    /// Freezes.
+    pub freezes: Cache<FreezeFact>,
+    /// Rollbacks.
+    pub rollbacks: Cache<RollbackFact>,
+    /// Pods.
+    pub pods: Cache<PodFact>,
+    /// PodDisruptionBudgets.
+    pub budgets: Cache<BudgetFact>,
+    /// DaemonSets.
+    pub daemon_sets: Cache<DaemonSetFact>,
+    /// The Jobs of hooks.
+    pub jobs: Cache<JobFact>,
+    changes: Arc<tokio::sync::watch::Sender<u64>>,
+}
+
+impl World {
+    /// Empty caches that tell `changes`.
+    #[must_use]
+    pub fn new(changes: Arc<tokio::sync::watch::Sender<u64>>) -> Self {
+        Self {
+            nodes: Cache::new(Arc::clone(&changes)),
+            updates: Cache::new(Arc::clone(&changes)),
+            policies: Cache::new(Arc::clone(&changes)),
+            freezes: Cache::new(Arc::clone(&changes)),
+            rollbacks: Cache::new(Arc::clone(&changes)),
+            pods: Cache::new(Arc::clone(&changes)),
+            budgets: Cache::new(Arc::clone(&changes)),
+            daemon_sets: Cache::new(Arc::clone(&changes)),
+            jobs: Cache::new(Arc::clone(&changes)),
+            changes,
+        }
+    }
+
+    /// Starts the watches. They end when the returned set is dropped.
+    #[must_use]
+    pub fn watch(&self, client: &Client, metrics: &Metrics) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        spawn(&mut tasks, client, &self.nodes, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.updates, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.policies, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.freezes, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.rollbacks, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.pods, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.budgets, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.daemon_sets, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.jobs, watcher::Config::default().labels(HOOK_LABEL), metrics);
+        tasks
+    }
+
+    /// Told whenever anything changes.
+    #[must_use]
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The kinds whose first list is not complete.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&'static str> {
+        [
+            ("Node", self.nodes.is_synced()),
+            ("NodeUpdate", self.updates.is_synced()),
+            ("UpdatePolicy", self.policies.is_synced()),
+            ("Freeze", self.freezes.is_synced()),
+            ("Rollback", self.rollbacks.is_synced()),
+            ("Pod", self.pods.is_synced()),
+            ("PodDisruptionBudget", self.budgets.is_synced()),
+            ("DaemonSet", self.daemon_sets.is_synced()),
+            ("Job", self.jobs.is_synced()),
+        ]
+        .into_iter()
+        .filter_map(|(kind, synced)| (!synced).then_some(kind))
+        .collect()
+    }
+}
+
+fn spawn<T>(tasks: &mut JoinSet<()>, client: &Client, cache: &Cache<T>, config: watcher::Config, metrics: &Metrics)
+where
+    T: Fact,
+    T::Raw: Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    tasks.spawn(watch::run(Api::all(client.clone()), config, cache.clone(), metrics.clone()));
+}
+
+impl PodSource for World {
+    fn on_node(&self, node: &str) -> Vec<Arc<PodFact>> {
+        self.pods.select(|pod| pod.node == node)
+    }
+
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.changes()
+    }
+
+    fn allows(&self, budget: &ObjectRef) -> Option<bool> {
+        let key = Key { namespace: budget.namespace.clone().unwrap_or_default(), name: budget.name.clone() };
+        self.budgets.get(&key).map(|budget| budget.allowed > 0)
+    }
+}

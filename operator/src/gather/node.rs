@@ -1,0 +1,183 @@
+//! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
+
+use super::{cache::Fact, pod::moment};
+use bascule_api::{
+    Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, OUTDATED_TAINT, Time,
+};
+use bascule_planner::snapshot::{Cordon, Readiness, Taints};
+use chrono::{DateTime, Utc};
+use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use std::collections::BTreeMap;
+
+/// Marks control-plane nodes (Kubernetes, "Well-known labels").
+const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
+
+/// One Node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeFact {
+    /// The name.
+    pub name: String,
+    /// The UID.
+    pub uid: String,
+    /// For writes that must not overwrite what somebody else wrote meanwhile.
+    pub resource_version: String,
+    /// When it was created.
+    pub created_at: Time,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The kubelet's Ready condition.
+    pub ready: Readiness,
+    /// Whether it is cordoned, and by whom.
+    pub cordon: Cordon,
+    /// Our annotation, whether or not the node is cordoned.
+    pub cordon_mark: Option<String>,
+    /// All its taints.
+    pub taints: Vec<Taint>,
+    /// The boot the kubelet reports from.
+    pub boot_id: String,
+    /// Its architecture, where releases exist for such.
+    pub architecture: Option<Architecture>,
+    /// The conditions of KEP-5683 on it, type and status.
+    pub maintenance: BTreeMap<String, bool>,
+}
+
+impl NodeFact {
+    /// Whether it is a control-plane node.
+    #[must_use]
+    pub fn control_plane(&self) -> bool {
+        self.labels.contains_key(CONTROL_PLANE_LABEL)
+    }
+
+    /// The taints of ours.
+    #[must_use]
+    pub fn our_taints(&self) -> Taints {
+        let has = |key: &str| self.taints.iter().any(|taint| taint.key == key);
+        Taints { outdated: has(OUTDATED_TAINT), hold: has(HOLD_TAINT) }
+    }
+}
+
+impl Fact for NodeFact {
+    type Raw = Node;
+
+    fn of(node: &Node) -> Self {
+        let (meta, spec) = (&node.metadata, node.spec.as_ref());
+        let status = node.status.as_ref();
+        let info = status.and_then(|status| status.node_info.as_ref());
+        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+        let cordon_mark =
+            meta.annotations.as_ref().and_then(|annotations| annotations.get(CORDONED_BY_ANNOTATION)).cloned();
+        let cordoned = spec.and_then(|spec| spec.unschedulable) == Some(true);
+        Self {
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            created_at: meta.creation_timestamp.as_ref().map_or_else(Time::default, Time::from_kubernetes),
+            deleting: meta.deletion_timestamp.is_some(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            ready: Readiness {
+                ready: ready.is_some_and(|condition| condition.status == "True"),
+                since: ready
+                    .and_then(|condition| condition.last_transition_time.as_ref())
+                    .map(Time::from_kubernetes),
+            },
+            cordon: match (cordoned, &cordon_mark) {
+                (false, _) => Cordon::None,
+                (true, Some(mark)) => Cordon::Ours { mark: mark.clone() },
+                (true, None) => {
+                    let (by, since) = who_cordoned(meta.managed_fields.as_deref().unwrap_or_default());
+                    Cordon::Other { by, since: since.map(Time::new) }
+                }
+            },
+            cordon_mark,
+            taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
+            boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
+            architecture: info.and_then(|info| architecture(&info.architecture)),
+            maintenance: conditions
+                .iter()
+                .filter(|condition| MAINTENANCE_CONDITIONS.contains(&condition.type_.as_str()))
+                .map(|condition| (condition.type_.clone(), condition.status == "True"))
+                .collect(),
+        }
+    }
+}
+
+/// The conditions of KEP-5683.
+pub const MAINTENANCE_CONDITIONS: [&str; 3] = [
+    bascule_api::conditions::NODE_DRAIN_IN_PROGRESS,
+    bascule_api::conditions::NODE_DRAINED,
+    bascule_api::conditions::NODE_MAINTENANCE_IN_PROGRESS,
+];
+
+/// `nodeInfo.architecture` is Go's name; releases use the Discoverable Partitions' names.
+fn architecture(go: &str) -> Option<Architecture> {
+    match go {
+        "amd64" => "x86-64".parse().ok(),
+        other => other.parse().ok(),
+    }
+}
+
+/// Who owns `spec.unschedulable`, as far as the API server remembers.
+fn who_cordoned(managed: &[ManagedFieldsEntry]) -> (Option<String>, Option<DateTime<Utc>>) {
+    managed
+        .iter()
+        .find(|entry| {
+            entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec")?.get("f:unschedulable")).is_some()
+        })
+        .map(|entry| (entry.manager.clone(), entry.time.as_ref().map(moment)))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(json: serde_json::Value) -> NodeFact {
+        NodeFact::of(&serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn a_cordon_of_ours_is_told_from_another_ones() {
+        let ours = node(serde_json::json!({
+            "metadata": {"name": "n1", "annotations": {CORDONED_BY_ANNOTATION: "n1/3"}}, "spec": {"unschedulable": true}
+        }));
+        assert_eq!(ours.cordon, Cordon::Ours { mark: "n1/3".into() });
+        let uncordoned = node(serde_json::json!({
+            "metadata": {"name": "n1", "annotations": {CORDONED_BY_ANNOTATION: "n1/3"}}
+        }));
+        assert_eq!(uncordoned.cordon, Cordon::None);
+        assert_eq!(uncordoned.cordon_mark.as_deref(), Some("n1/3"));
+        let theirs = node(serde_json::json!({
+            "metadata": {"name": "n1", "managedFields": [
+                {"manager": "kubelet", "operation": "Update", "fieldsV1": {"f:status": {}}},
+                {"manager": "kubectl-cordon", "operation": "Update", "time": "2026-11-18T01:12:00Z",
+                 "fieldsV1": {"f:spec": {"f:unschedulable": {}}}}
+            ]},
+            "spec": {"unschedulable": true}
+        }));
+        let Cordon::Other { by, since } = theirs.cordon else { panic!("{:?}", theirs.cordon) };
+        assert_eq!(by.as_deref(), Some("kubectl-cordon"));
+        assert_eq!(since.unwrap().to_string(), "2026-11-18T01:12:00Z");
+    }
+
+    #[test]
+    fn takes_boot_architecture_taints_and_readiness() {
+        let fact = node(serde_json::json!({
+            "metadata": {"name": "n1", "uid": "u", "labels": {CONTROL_PLANE_LABEL: ""}},
+            "spec": {"taints": [{"key": HOLD_TAINT, "effect": "NoSchedule"}]},
+            "status": {
+                "conditions": [{"type": "Ready", "status": "Unknown"}, {"type": "Drained", "status": "True"}],
+                "nodeInfo": {"architecture": "amd64", "bootID": "b1", "containerRuntimeVersion": "", "kernelVersion": "",
+                    "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "",
+                    "osImage": "", "systemUUID": ""}
+            }
+        }));
+        assert!(fact.control_plane() && !fact.ready.ready && fact.our_taints().hold && !fact.our_taints().outdated);
+        assert_eq!((fact.boot_id.as_str(), fact.architecture.unwrap().as_str()), ("b1", "x86-64"));
+        assert_eq!(fact.maintenance, BTreeMap::from([("Drained".to_owned(), true)]));
+        assert!(architecture("riscv64").is_none() && architecture("arm64").is_some());
+    }
+}

@@ -1,0 +1,237 @@
+//! What is kept of Bascule's own objects and of the Jobs of hooks.
+
+use super::cache::Fact;
+use bascule_api::{
+    Freeze, NodeUpdate, NodeUpdateStatus, Rollback, Rollout, Time, UpdatePolicy, UpdatePolicySpec, UpdatePolicyStatus,
+};
+use bascule_planner::{
+    PolicyError, ValidPolicy,
+    snapshot::{FreezeFacts, HookRun, HookStage, HookState, RollbackFacts, UpdateFacts},
+};
+use k8s_openapi::api::batch::v1::Job;
+use kube::Resource;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// One UpdatePolicy, validated once for each change.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyFact {
+    /// The name.
+    pub name: String,
+    /// The UID.
+    pub uid: String,
+    /// For writes that must not overwrite what somebody else wrote meanwhile.
+    pub resource_version: String,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// When it was created.
+    pub created_at: Time,
+    /// The labels.
+    pub labels: BTreeMap<String, String>,
+    /// The spec as written.
+    pub spec: Arc<UpdatePolicySpec>,
+    /// The spec as the planner uses it.
+    pub valid: Result<Arc<ValidPolicy>, PolicyError>,
+    /// The status as last written.
+    pub status: UpdatePolicyStatus,
+}
+
+impl Fact for PolicyFact {
+    type Raw = UpdatePolicy;
+
+    fn of(policy: &UpdatePolicy) -> Self {
+        Self {
+            name: name(policy),
+            uid: uid(policy),
+            resource_version: policy.metadata.resource_version.clone().unwrap_or_default(),
+            generation: policy.metadata.generation.unwrap_or_default(),
+            created_at: created(policy),
+            labels: policy.metadata.labels.clone().unwrap_or_default(),
+            spec: Arc::new(policy.spec.clone()),
+            valid: bascule_planner::validate(&policy.spec).map(Arc::new),
+            status: policy.status.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// One NodeUpdate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateFact {
+    /// The name, which is its Node's.
+    pub name: String,
+    /// The UID.
+    pub uid: String,
+    /// For writes that must not overwrite what somebody else wrote meanwhile.
+    pub resource_version: String,
+    /// What the planner sees. `status.rollout` is left out there.
+    pub facts: UpdateFacts,
+    /// The explanation as last written.
+    pub rollout: Option<Rollout>,
+}
+
+impl Fact for UpdateFact {
+    type Raw = NodeUpdate;
+
+    fn of(update: &NodeUpdate) -> Self {
+        let meta = &update.metadata;
+        let mut status = update.status.clone().unwrap_or_default();
+        let rollout = status.rollout.take();
+        let owner = meta.owner_references.iter().flatten().find(|owner| owner.kind == "Node");
+        Self {
+            name: name(update),
+            uid: uid(update),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            facts: UpdateFacts {
+                generation: meta.generation.unwrap_or_default(),
+                owner_uid: owner.map(|owner| owner.uid.clone()),
+                deleting: meta.deletion_timestamp.is_some(),
+                spec: update.spec.clone(),
+                status: NodeUpdateStatus { rollout: None, ..status },
+            },
+            rollout,
+        }
+    }
+}
+
+/// One Freeze.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FreezeFact(pub Arc<FreezeFacts>, pub String);
+
+impl Fact for FreezeFact {
+    type Raw = Freeze;
+
+    fn of(freeze: &Freeze) -> Self {
+        let facts = FreezeFacts {
+            name: name(freeze),
+            generation: freeze.metadata.generation.unwrap_or_default(),
+            created_at: created(freeze),
+            spec: freeze.spec.clone(),
+            status: freeze.status.clone().unwrap_or_default(),
+        };
+        Self(Arc::new(facts), uid(freeze))
+    }
+}
+
+/// One Rollback.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RollbackFact(pub Arc<RollbackFacts>, pub String);
+
+impl Fact for RollbackFact {
+    type Raw = Rollback;
+
+    fn of(rollback: &Rollback) -> Self {
+        let facts = RollbackFacts {
+            name: name(rollback),
+            generation: rollback.metadata.generation.unwrap_or_default(),
+            created_at: created(rollback),
+            spec: rollback.spec.clone(),
+            status: rollback.status.clone().unwrap_or_default(),
+        };
+        Self(Arc::new(facts), uid(rollback))
+    }
+}
+
+/// Labels of a hook's Job. The Job carries all of them; the watch selects by the first.
+pub const HOOK_LABEL: &str = "bascule.dev/hook";
+/// The node a hook's Job runs for, as an annotation, since a node's name may be longer than a label's value.
+pub const HOOK_NODE: &str = "bascule.dev/node";
+/// The generation of the grant a hook's Job runs for.
+pub const HOOK_GRANT: &str = "bascule.dev/grant";
+/// When a hook's Job runs: `before-drain` or `after-commit`.
+pub const HOOK_STAGE: &str = "bascule.dev/stage";
+
+/// The text of a stage in labels and names.
+#[must_use]
+pub const fn stage_text(stage: HookStage) -> &'static str {
+    match stage {
+        HookStage::BeforeDrain => "before-drain",
+        HookStage::AfterCommit => "after-commit",
+    }
+}
+
+/// The Job of a hook.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobFact {
+    /// What the planner sees; absent for a Job that only looks like one of ours.
+    pub run: Option<HookRun>,
+}
+
+impl Fact for JobFact {
+    type Raw = Job;
+
+    fn of(job: &Job) -> Self {
+        Self { run: run_of(job) }
+    }
+}
+
+fn run_of(job: &Job) -> Option<HookRun> {
+    let meta = &job.metadata;
+    let (labels, annotations) = (meta.labels.as_ref()?, meta.annotations.as_ref()?);
+    let stage = match labels.get(HOOK_STAGE)?.as_str() {
+        "before-drain" => HookStage::BeforeDrain,
+        "after-commit" => HookStage::AfterCommit,
+        _ => return None,
+    };
+    let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let holds = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True");
+    let state = if let Some(failed) = holds("Failed") {
+        let reason = failed.reason.clone().unwrap_or_default();
+        let message = failed.message.clone().unwrap_or_default();
+        HookState::Failed { message: format!("{reason}: {message}").chars().take(512).collect() }
+    } else if holds("Complete").is_some() {
+        HookState::Succeeded
+    } else {
+        HookState::Running { since: meta.creation_timestamp.as_ref().map(Time::from_kubernetes)? }
+    };
+    Some(HookRun {
+        node: annotations.get(HOOK_NODE)?.clone(),
+        grant: annotations.get(HOOK_GRANT)?.parse().ok()?,
+        stage,
+        hook: labels.get(HOOK_LABEL)?.clone(),
+        job: format!("{}/{}", meta.namespace.as_deref()?, meta.name.as_deref()?),
+        state,
+    })
+}
+
+fn name(object: &impl Resource) -> String {
+    object.meta().name.clone().unwrap_or_default()
+}
+
+fn uid(object: &impl Resource) -> String {
+    object.meta().uid.clone().unwrap_or_default()
+}
+
+fn created(object: &impl Resource) -> Time {
+    object.meta().creation_timestamp.as_ref().map_or_else(Time::default, Time::from_kubernetes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(conditions: serde_json::Value) -> Option<HookRun> {
+        run_of(
+            &serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "name": "j", "namespace": "ops", "creationTimestamp": "2026-11-21T10:00:00Z",
+                    "labels": {HOOK_LABEL: "drain-vm", HOOK_STAGE: "before-drain"},
+                    "annotations": {HOOK_NODE: "n1", HOOK_GRANT: "7"}
+                },
+                "status": {"conditions": conditions}
+            }))
+            .unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_hooks_state_comes_from_its_jobs_conditions() {
+        let running = job(serde_json::json!([])).unwrap();
+        assert!(matches!(running.state, HookState::Running { .. }));
+        assert_eq!((running.node.as_str(), running.grant, running.job.as_str()), ("n1", 7, "ops/j"));
+        let done = job(serde_json::json!([{"type": "Complete", "status": "True"}])).unwrap();
+        assert_eq!(done.state, HookState::Succeeded);
+        let failed =
+            job(serde_json::json!([{"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}]));
+        assert_eq!(failed.unwrap().state, HookState::Failed { message: "DeadlineExceeded: m".into() });
+        assert!(run_of(&Job::default()).is_none());
+    }
+}

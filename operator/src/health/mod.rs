@@ -1,0 +1,147 @@
+//! Gates that ask the world: Prometheus, objects of the cluster, HTTP. Each answer is a fact with a reason for the
+//! planner; a gate whose answer can't be had does not pass.
+
+mod board;
+mod http;
+mod object;
+mod promql;
+
+pub use board::{Asked, GateBoard, GateKey};
+pub use object::{ObjectAsker, check as check_expression};
+
+use bascule_api::{Gate, Health};
+use std::{path::PathBuf, time::Duration};
+
+/// How long any question may take.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest answer that is read, in bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
+
+/// What a gate answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GateAnswer {
+    /// It holds.
+    Passed,
+    /// It does not hold.
+    Failed(String),
+    /// Nobody knows, which counts as not holding.
+    Unknown(String),
+}
+
+impl GateAnswer {
+    /// Whether it holds.
+    #[must_use]
+    pub const fn passed(&self) -> bool {
+        matches!(self, Self::Passed)
+    }
+
+    /// Why it does not, empty if it does.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Passed => "",
+            Self::Failed(message) | Self::Unknown(message) => message,
+        }
+    }
+}
+
+/// Why there is no asker.
+#[derive(Debug, thiserror::Error)]
+pub enum AskerError {
+    /// A file with certificate authorities can't be read.
+    #[error("cannot read the certificate authorities in {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file holds no certificate.
+    #[error("{} holds no PEM certificate", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The HTTP client can't be made.
+    #[error("cannot make an HTTP client")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Asks gates.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    http: reqwest::Client,
+    objects: ObjectAsker,
+}
+
+impl Asker {
+    /// An asker that trusts `extra_ca` (PEM) beside the system's authorities.
+    ///
+    /// # Errors
+    /// [`AskerError`] when the authorities can't be used.
+    pub fn new(objects: ObjectAsker, extra_ca: &[(PathBuf, Vec<u8>)]) -> Result<Self, AskerError> {
+        let mut certificates = Vec::new();
+        for (path, pem) in extra_ca {
+            let found = reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default();
+            if found.is_empty() {
+                return Err(AskerError::NoCertificate { path: path.clone() });
+            }
+            certificates.extend(found);
+        }
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("bascule-operator/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(5))
+            .timeout(QUESTION_TIMEOUT)
+            .pool_max_idle_per_host(2)
+            .redirect(reqwest::redirect::Policy::limited(3))
+            .tls_certs_merge(certificates)
+            .build()?;
+        Ok(Self { http, objects })
+    }
+
+    /// Asks one gate. `node` stands for `$node` in a query.
+    pub async fn ask(&self, health: &Health, gate: &Gate, node: Option<&str>) -> GateAnswer {
+        let question = async {
+            match (&gate.prom_ql, &gate.object, &gate.http) {
+                (Some(prom_ql), None, None) => match &health.prometheus {
+                    Some(server) => promql::ask(&self.http, server, prom_ql, node).await,
+                    None => GateAnswer::Unknown("spec.health.prometheus is not set".to_owned()),
+                },
+                (None, Some(object), None) => self.objects.ask(object, node).await,
+                (None, None, Some(http)) => http::ask(&self.http, http).await,
+                _ => GateAnswer::Unknown("a gate is one of promQL, object or http".to_owned()),
+            }
+        };
+        match tokio::time::timeout(QUESTION_TIMEOUT, question).await {
+            Ok(answer) => answer,
+            Err(_) => GateAnswer::Unknown(format!("no answer within {} s", QUESTION_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+/// A gate's name as reasons show it: its own, or its kind and position.
+#[must_use]
+pub fn gate_name(gate: &Gate, index: usize) -> String {
+    gate.name.clone().unwrap_or_else(|| {
+        let kind = if gate.prom_ql.is_some() {
+            "promQL"
+        } else if gate.object.is_some() {
+            "object"
+        } else {
+            "http"
+        };
+        format!("{kind}-{}", index + 1)
+    })
+}
+
+/// Reads an answer's body within [`ANSWER_LIMIT`].
+async fn bounded(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| crate::one_line(&error))? {
+        if body.len() + chunk.len() > ANSWER_LIMIT {
+            return Err(format!("the answer is longer than {ANSWER_LIMIT} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}

@@ -1,0 +1,134 @@
+//! The Jobs that a policy runs around the disruption of a node.
+
+use crate::gather::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, stage_text};
+use bascule_api::Hook;
+use bascule_planner::plan::HookOrder;
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{Container, EnvVar};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use std::collections::BTreeMap;
+
+/// How long a finished hook's Job is kept for people to look at, in seconds, unless its template says otherwise. The
+/// planner needs it only until the grant is freed.
+const KEEP_SECONDS: i32 = 3_600;
+/// Longest name of a Job: its pods append a suffix and repeat it in a label (63).
+const NAME: usize = 57;
+
+/// The Job of a hook, under a name that follows from node, grant, stage and hook: creating it twice gives one Job.
+///
+/// # Errors
+/// What is wrong with the hook's template.
+pub fn job(order: &HookOrder, hook: &Hook, owner: Option<OwnerReference>) -> Result<Job, String> {
+    let mut spec: JobSpec =
+        serde_json::from_value(hook.job.clone()).map_err(|error| format!("its job is no batch/v1 JobSpec: {error}"))?;
+    let seconds = i64::try_from(hook.timeout.as_secs()).unwrap_or(i64::MAX);
+    let limit = spec.active_deadline_seconds.map_or(seconds, |own| own.min(seconds));
+    spec.active_deadline_seconds = Some(limit);
+    spec.ttl_seconds_after_finished.get_or_insert(KEEP_SECONDS);
+    spec.backoff_limit.get_or_insert(2);
+    let Some(pod) = spec.template.spec.as_mut() else { return Err("its job has no pod template".to_owned()) };
+    if pod.restart_policy.is_none() {
+        pod.restart_policy = Some("Never".to_owned());
+    }
+    let variables = [
+        ("BASCULE_NODE", order.node.clone()),
+        ("BASCULE_RELEASE", order.version.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("BASCULE_POLICY", order.policy.clone()),
+    ];
+    for container in pod.containers.iter_mut().chain(pod.init_containers.iter_mut().flatten()) {
+        add(container, &variables);
+    }
+    let labels = BTreeMap::from([
+        (HOOK_LABEL.to_owned(), order.hook.clone()),
+        (HOOK_STAGE.to_owned(), stage_text(order.stage).to_owned()),
+    ]);
+    let annotations = BTreeMap::from([
+        (HOOK_NODE.to_owned(), order.node.clone()),
+        (HOOK_GRANT.to_owned(), order.grant.to_string()),
+    ]);
+    Ok(Job {
+        metadata: ObjectMeta {
+            name: Some(name(order)),
+            namespace: Some(hook.namespace.clone()),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: owner.map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+        status: None,
+    })
+}
+
+fn add(container: &mut Container, variables: &[(&str, String)]) {
+    let environment = container.env.get_or_insert_default();
+    for (name, value) in variables {
+        environment.retain(|variable| variable.name != *name);
+        environment.push(EnvVar { name: (*name).to_owned(), value: Some(value.clone()), value_from: None });
+    }
+}
+
+fn name(order: &HookOrder) -> String {
+    let what = format!("{}\n{}\n{}\n{}", order.node, order.grant, stage_text(order.stage), order.hook);
+    let digest = ring::digest::digest(&ring::digest::SHA256, what.as_bytes());
+    let suffix: String = digest.as_ref().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
+    let node: String = order.node.chars().map(|c| if c == '.' { '-' } else { c }).collect();
+    let readable: String = format!("bascule-{}-{node}", order.hook).chars().take(NAME - suffix.len() - 1).collect();
+    format!("{}-{suffix}", readable.trim_end_matches('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bascule_planner::snapshot::HookStage;
+
+    fn order(node: &str) -> HookOrder {
+        HookOrder {
+            node: node.into(),
+            policy: "workers".into(),
+            grant: 3,
+            stage: HookStage::BeforeDrain,
+            hook: "move-vms".into(),
+            version: Some("41.3.0".parse().unwrap()),
+        }
+    }
+
+    fn hook(job: serde_json::Value) -> Hook {
+        serde_json::from_value(serde_json::json!({
+            "name": "move-vms", "namespace": "ops", "timeout": "90s", "job": job
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_job_knows_node_release_and_policy_and_has_a_deadline() {
+        let template = serde_json::json!({"template": {"spec": {"containers": [
+            {"name": "c", "image": "i", "env": [{"name": "BASCULE_NODE", "value": "forged"}]}]}}});
+        let job = job(&order("n1"), &hook(template), None).unwrap();
+        let spec = job.spec.unwrap();
+        assert_eq!((spec.active_deadline_seconds, spec.ttl_seconds_after_finished), (Some(90), Some(3600)));
+        let pod = spec.template.spec.unwrap();
+        assert_eq!(pod.restart_policy.as_deref(), Some("Never"));
+        let environment: Vec<_> =
+            pod.containers[0].env.iter().flatten().map(|v| (v.name.as_str(), v.value.as_deref().unwrap())).collect();
+        assert_eq!(
+            environment,
+            [("BASCULE_NODE", "n1"), ("BASCULE_RELEASE", "41.3.0"), ("BASCULE_POLICY", "workers")]
+        );
+    }
+
+    #[test]
+    fn names_are_valid_and_repeatable() {
+        let long = order(&"very-long-node-name.".repeat(10));
+        let first = name(&long);
+        assert_eq!(first, name(&long));
+        assert!(first.len() <= NAME && !first.contains('.'), "{first}");
+        assert_ne!(name(&order("n1")), name(&HookOrder { grant: 4, ..order("n1") }));
+    }
+
+    #[test]
+    fn a_template_that_is_none_is_refused() {
+        assert!(job(&order("n1"), &hook(serde_json::json!({"template": {}})), None).is_err());
+        assert!(job(&order("n1"), &hook(serde_json::json!({"template": 3})), None).is_err());
+    }
+}

@@ -1,0 +1,222 @@
+//! One of several replicas acts; the others watch along and are ready.
+//!
+//! kube-lease-manager takes and renews the Lease. It hides a failing renewal from its user, so a replica that lost the
+//! API server would go on believing that it leads. The fence here watches the Lease itself and believes only what it
+//! has seen: it ends our leadership one lease duration after the last renewal that was seen, by the local monotonic
+//! clock, so that the clocks of the replicas need not agree.
+
+use crate::settings::Settings;
+use futures::StreamExt as _;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, Client,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError, LeaseParams};
+use std::{pin::pin, time::Duration};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+/// Why this replica can't take part in the election.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaderError {
+    /// The Lease can't be read or created.
+    #[error("cannot use Lease {namespace}/{name}: is the operator's Role installed, and does the namespace exist?")]
+    Lease {
+        /// The namespace.
+        namespace: String,
+        /// The Lease.
+        name: String,
+        /// Why.
+        source: LeaseManagerError,
+    },
+}
+
+/// What is known of the election.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Leadership {
+    /// Whether this replica may act.
+    pub leads: bool,
+    /// A number that stays the same for the life of an installation (from the Lease's UID).
+    pub seed: u64,
+}
+
+/// This replica's part in the election. Dropping it gives the Lease back after a short while; [`Self::release`] at once.
+#[derive(Debug)]
+pub struct Leader {
+    state: watch::Receiver<Leadership>,
+    held: Option<watch::Receiver<bool>>,
+    manager: JoinHandle<Result<LeaseManager, LeaseManagerError>>,
+    fence: JoinHandle<()>,
+}
+
+impl Leader {
+    /// Takes part from now on.
+    ///
+    /// # Errors
+    /// [`LeaderError`] when there is no Lease to be had.
+    pub async fn start(client: Client, settings: &Settings, identity: &str) -> Result<Self, LeaderError> {
+        let manager = LeaseManagerBuilder::new(client.clone(), &settings.lease_name)
+            .with_namespace(&settings.namespace)
+            .with_parameters(LeaseParams::new(identity, settings.lease_seconds, settings.lease_grace()))
+            .build()
+            .await
+            .map_err(|source| LeaderError::Lease {
+                namespace: settings.namespace.clone(),
+                name: settings.lease_name.clone(),
+                source,
+            })?;
+        let (held, manager) = manager.watch().await;
+        let (sender, state) = watch::channel(Leadership::default());
+        let leases: Api<Lease> = Api::namespaced(client, &settings.namespace);
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", settings.lease_name));
+        let fence = Fence {
+            identity: identity.to_owned(),
+            duration: settings.lease_duration(),
+            seen: None,
+            valid_until: None,
+            seed: 0,
+        };
+        let fence = tokio::spawn(keep_fence(leases, config, fence, held.clone(), sender));
+        Ok(Self { state, held: Some(held), manager, fence })
+    }
+
+    /// The state of the election, told whenever it changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Leadership> {
+        self.state.clone()
+    }
+
+    /// Steps down and gives the Lease back, so that another replica need not wait for its end.
+    pub async fn release(mut self) {
+        self.fence.abort();
+        self.held = None;
+        // The manager releases the Lease once nobody listens to it any more.
+        let _ = (&mut self.fence).await;
+        match tokio::time::timeout(Duration::from_secs(5), &mut self.manager).await {
+            Ok(Ok(Ok(_))) => tracing::info!("the Lease is given back"),
+            Ok(Ok(Err(error))) => tracing::warn!(error = crate::one_line(&error), "the Lease could not be given back"),
+            Ok(Err(_)) | Err(_) => tracing::warn!("the Lease could not be given back in time and will expire"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Fence {
+    identity: String,
+    duration: Duration,
+    /// The renewal that was seen last, so that a relist of an old state does not count as a new one.
+    seen: Option<String>,
+    valid_until: Option<Instant>,
+    seed: u64,
+}
+
+impl Fence {
+    /// Takes in the Lease as it was seen at `now`.
+    fn take(&mut self, lease: &Lease, now: Instant) {
+        if let Some(uid) = &lease.metadata.uid {
+            self.seed = seed_of(uid);
+        }
+        let spec = lease.spec.clone().unwrap_or_default();
+        if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
+            self.valid_until = None;
+            self.seen = None;
+            return;
+        }
+        let renewal = spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default();
+        if self.seen.as_ref() != Some(&renewal) {
+            self.seen = Some(renewal);
+            self.valid_until = Some(now + self.duration);
+        }
+    }
+
+    fn holds(&self, now: Instant) -> bool {
+        self.valid_until.is_some_and(|until| now < until)
+    }
+}
+
+fn seed_of(uid: &str) -> u64 {
+    // FNV-1a: any fixed mixing does.
+    uid.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+async fn keep_fence(
+    leases: Api<Lease>,
+    config: watcher::Config,
+    mut fence: Fence,
+    mut held: watch::Receiver<bool>,
+    state: watch::Sender<Leadership>,
+) {
+    let mut events = pin!(watcher(leases, config).default_backoff());
+    loop {
+        let leads = *held.borrow_and_update() && fence.holds(Instant::now());
+        state.send_if_modified(|before| {
+            let now = Leadership { leads, seed: fence.seed };
+            let changed = *before != now;
+            if before.leads != leads {
+                tracing::info!(identity = fence.identity, leads, "the election changed");
+            }
+            *before = now;
+            changed
+        });
+        let end = fence.valid_until.unwrap_or_else(Instant::now);
+        tokio::select! {
+            event = events.next() => match event {
+                Some(Ok(watcher::Event::Apply(lease) | watcher::Event::InitApply(lease))) => {
+                    fence.take(&lease, Instant::now());
+                }
+                Some(Ok(watcher::Event::Delete(_))) => fence.valid_until = None,
+                Some(Ok(_)) => {}
+                Some(Err(error)) => tracing::warn!(error = crate::one_line(&error), "the Lease can't be watched"),
+                None => return,
+            },
+            changed = held.changed() => if changed.is_err() { return },
+            () = sleep_until(end), if fence.holds(Instant::now()) => {
+                tracing::warn!(identity = fence.identity, "the Lease was not seen renewed in time: stepping down");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(holder: &str, renewed: &str) -> Lease {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "l", "uid": "u"},
+            "spec": {"holderIdentity": holder, "renewTime": renewed}
+        }))
+        .unwrap()
+    }
+
+    fn fence() -> Fence {
+        Fence { identity: "me".into(), duration: Duration::from_secs(15), seen: None, valid_until: None, seed: 0 }
+    }
+
+    #[test]
+    fn leadership_ends_one_duration_after_the_last_renewal_that_was_seen() {
+        let (mut fence, start) = (fence(), Instant::now());
+        fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start);
+        assert!(fence.holds(start + Duration::from_secs(14)));
+        assert!(!fence.holds(start + Duration::from_secs(15)));
+        // A relist of the same renewal is no renewal.
+        fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start + Duration::from_secs(14));
+        assert!(!fence.holds(start + Duration::from_secs(15)));
+        fence.take(&lease("me", "2026-11-21T10:00:05.000000Z"), start + Duration::from_secs(20));
+        assert!(fence.holds(start + Duration::from_secs(34)));
+    }
+
+    #[test]
+    fn another_holder_ends_it_at_once() {
+        let (mut fence, start) = (fence(), Instant::now());
+        fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start);
+        fence.take(&lease("other", "2026-11-21T10:00:01.000000Z"), start);
+        assert!(!fence.holds(start));
+        assert_eq!(fence.seed, seed_of("u"));
+        assert_ne!(seed_of("u"), seed_of("v"));
+    }
+}

@@ -1,0 +1,275 @@
+//! What Prometheus may ask of the operator. Every label's values come from a closed list or are the names of policies,
+//! so that a large cluster can't blow up a time series database. The list stands in docs/operator.md.
+
+mod report;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+use std::sync::{Arc, atomic::AtomicU64};
+use std::time::Duration;
+
+/// Everything that is measured. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+type Float = Gauge<f64, AtomicU64>;
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    nodes: Family<PolicyState, Gauge>,
+    waiting: Family<PolicyReason, Gauge>,
+    releases: Family<PolicyRelease, Gauge>,
+    exposed: Family<PolicySeverity, Gauge>,
+    unavailable: Family<Policy, Gauge>,
+    patch_age: Family<Policy, Float>,
+    metadata_age: Family<Policy, Float>,
+    metadata_expiry: Family<Policy, Float>,
+    failures: Family<Category, Counter>,
+    drains: Histogram,
+    boots: Histogram,
+    planning: Histogram,
+    reaction: Histogram,
+    actions: Family<ActionResult, Counter>,
+    evictions: Family<ResultLabel, Counter>,
+    gates: Family<ResultLabel, Counter>,
+    writes: Family<Kind, Counter>,
+    watch_failures: Family<Kind, Counter>,
+    leader: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Policy {
+    policy: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyState {
+    policy: String,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyReason {
+    policy: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicyRelease {
+    policy: String,
+    release: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PolicySeverity {
+    policy: String,
+    severity: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Category {
+    category: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionResult {
+    action: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: String,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let minutes = || Histogram::new(exponential_buckets(1.0, 2.0, 13));
+        let millis = || Histogram::new(exponential_buckets(0.001, 2.5, 11));
+        let mut inner = Inner {
+            registry: Registry::with_prefix("bascule"),
+            nodes: Family::default(),
+            waiting: Family::default(),
+            releases: Family::default(),
+            exposed: Family::default(),
+            unavailable: Family::default(),
+            patch_age: Family::default(),
+            metadata_age: Family::default(),
+            metadata_expiry: Family::default(),
+            failures: Family::default(),
+            drains: minutes(),
+            boots: minutes(),
+            planning: millis(),
+            reaction: millis(),
+            actions: Family::default(),
+            evictions: Family::default(),
+            gates: Family::default(),
+            writes: Family::default(),
+            watch_failures: Family::default(),
+            leader: Gauge::default(),
+        };
+        inner.register();
+        Self(Arc::new(inner))
+    }
+
+    /// The text that Prometheus reads.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.0.registry)?;
+        Ok(text)
+    }
+
+    /// Whether this replica leads.
+    pub fn leads(&self, leads: bool) {
+        self.0.leader.set(i64::from(leads));
+    }
+
+    /// A plan was made.
+    pub fn planned(&self, took: Duration) {
+        self.0.planning.observe(took.as_secs_f64());
+    }
+
+    /// The actions that a change caused are written.
+    pub fn reacted(&self, took: Duration) {
+        self.0.reaction.observe(took.as_secs_f64());
+    }
+
+    /// An action was carried out or not.
+    pub fn acted(&self, action: &'static str, result: &'static str) {
+        self.0.actions.get_or_create(&ActionResult { action, result }).inc();
+    }
+
+    /// Something was written to the API server.
+    pub fn wrote(&self, kind: &str) {
+        self.0.writes.get_or_create(&Kind { kind: kind.to_owned() }).inc();
+    }
+
+    /// An eviction was answered.
+    pub fn evicted(&self, result: &'static str) {
+        self.0.evictions.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// A gate was asked.
+    pub fn asked(&self, result: &'static str) {
+        self.0.gates.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// A watch failed.
+    pub fn watch_failed(&self, kind: &str) {
+        self.0.watch_failures.get_or_create(&Kind { kind: kind.to_owned() }).inc();
+    }
+
+    /// A node was emptied.
+    pub fn drained(&self, took: Duration) {
+        self.0.drains.observe(took.as_secs_f64());
+    }
+
+    /// A node came back from its reboot.
+    pub fn booted(&self, took: Duration) {
+        self.0.boots.observe(took.as_secs_f64());
+    }
+
+    /// A release failed on a node.
+    pub fn failed(&self, category: &'static str) {
+        self.0.failures.get_or_create(&Category { category }).inc();
+    }
+}
+
+impl Inner {
+    fn register(&mut self) {
+        let registry = &mut self.registry;
+        registry.register("nodes", "Nodes of a policy by state", self.nodes.clone());
+        registry.register("nodes_waiting", "Nodes of a policy by the reason they wait or move for", self.waiting.clone());
+        registry.register(
+            "nodes_on_release",
+            "Nodes of a policy by the release they run (the 15 most frequent, then 'other')",
+            self.releases.clone(),
+        );
+        registry.register(
+            "nodes_exposed",
+            "Nodes of a policy that do not run its target release, by the severity of what the target fixes",
+            self.exposed.clone(),
+        );
+        registry.register("nodes_unavailable", "Nodes of a policy that are unavailable", self.unavailable.clone());
+        registry.register_with_unit(
+            "patch_age",
+            "How long the target release has been published while nodes of the policy do not run it",
+            Unit::Seconds,
+            self.patch_age.clone(),
+        );
+        registry.register_with_unit(
+            "repository_metadata_age",
+            "Since when the policy's repository metadata is unchanged and verified",
+            Unit::Seconds,
+            self.metadata_age.clone(),
+        );
+        registry.register_with_unit(
+            "repository_metadata_expiry",
+            "Time until the policy's repository metadata expires, negative afterwards",
+            Unit::Seconds,
+            self.metadata_expiry.clone(),
+        );
+        registry.register("node_failures", "Failures of releases on nodes", self.failures.clone());
+        registry.register_with_unit("drain", "From the begin of a drain until the node was empty", Unit::Seconds, self.drains.clone());
+        registry.register_with_unit(
+            "boot",
+            "From an empty node until its agent reported from the new boot",
+            Unit::Seconds,
+            self.boots.clone(),
+        );
+        registry.register_with_unit("plan", "How long a plan takes", Unit::Seconds, self.planning.clone());
+        registry.register_with_unit(
+            "reaction",
+            "From a change of a fact until the resulting actions are written",
+            Unit::Seconds,
+            self.reaction.clone(),
+        );
+        registry.register("actions", "Actions carried out, by result", self.actions.clone());
+        registry.register("evictions", "Answers to evictions", self.evictions.clone());
+        registry.register("gate_answers", "Answers of health gates", self.gates.clone());
+        registry.register("api_writes", "Writes to the API server, events and leases apart", self.writes.clone());
+        registry.register("watch_failures", "Watches that failed and began anew", self.watch_failures.clone());
+        registry.register("leader", "1 while this replica leads", self.leader.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_readable_by_prometheus() {
+        let metrics = Metrics::new();
+        metrics.acted("Grant", "done");
+        metrics.planned(Duration::from_millis(3));
+        let text = metrics.text().unwrap();
+        assert!(text.contains("bascule_actions_total{action=\"Grant\",result=\"done\"} 1"), "{text}");
+        assert!(text.contains("# HELP bascule_plan_seconds How long a plan takes"), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,128 @@
+//! Gauges that follow from a plan's report.
+
+use super::{Metrics, Policy, PolicyReason, PolicyRelease, PolicySeverity, PolicyState};
+use bascule_api::{RolloutState, Severity};
+use bascule_planner::{Report, Snapshot};
+use std::collections::{BTreeMap, HashMap};
+
+/// Releases that get a label of their own; the others are one.
+const RELEASES: usize = 15;
+
+impl Metrics {
+    /// Sets every gauge that describes nodes and policies.
+    pub fn describe(&self, snapshot: &Snapshot, report: &Report) {
+        let inner = &self.0;
+        let mut states: HashMap<(&str, &'static str), i64> = HashMap::new();
+        let mut reasons: HashMap<(&str, &'static str), i64> = HashMap::new();
+        let mut releases: BTreeMap<&str, BTreeMap<String, i64>> = BTreeMap::new();
+        let mut outdated: BTreeMap<&str, i64> = BTreeMap::new();
+        for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
+            let Some(policy) = node.policy.and_then(|index| report.policies.get(index)) else { continue };
+            let name = policy.policy.as_str();
+            *states.entry((name, state_name(node.state))).or_default() += 1;
+            *reasons.entry((name, node.wait.reason.as_str())).or_default() += 1;
+            let booted = facts.update.as_ref().and_then(|update| update.status.booted.as_ref());
+            let version = booted.map_or_else(|| "unknown".to_owned(), |booted| booted.version.to_string());
+            *releases.entry(name).or_default().entry(version).or_default() += 1;
+            let target = policy.status.target.as_ref().map(|target| &target.version);
+            if target.is_some() && target != booted.map(|booted| &booted.version) {
+                *outdated.entry(name).or_default() += 1;
+            }
+        }
+        inner.nodes.clear();
+        for ((policy, state), count) in states {
+            inner.nodes.get_or_create(&PolicyState { policy: policy.to_owned(), state }).set(count);
+        }
+        inner.waiting.clear();
+        for ((policy, reason), count) in reasons {
+            inner.waiting.get_or_create(&PolicyReason { policy: policy.to_owned(), reason }).set(count);
+        }
+        inner.releases.clear();
+        for (policy, counts) in releases {
+            for (release, count) in most_frequent(counts) {
+                inner.releases.get_or_create(&PolicyRelease { policy: policy.to_owned(), release }).set(count);
+            }
+        }
+        self.describe_policies(snapshot, report, &outdated);
+    }
+
+    fn describe_policies(&self, snapshot: &Snapshot, report: &Report, outdated: &BTreeMap<&str, i64>) {
+        let inner = &self.0;
+        for family in [&inner.patch_age, &inner.metadata_age, &inner.metadata_expiry] {
+            family.clear();
+        }
+        inner.exposed.clear();
+        inner.unavailable.clear();
+        #[allow(clippy::cast_precision_loss, reason = "seconds of centuries fit a double exactly")]
+        let seconds = |seconds: i64| seconds as f64;
+        for policy in &report.policies {
+            let label = Policy { policy: policy.policy.clone() };
+            let status = &policy.status;
+            inner.unavailable.get_or_create(&label).set(i64::from(status.counts.unavailable));
+            let behind = outdated.get(policy.policy.as_str()).copied().unwrap_or_default();
+            if let Some(target) = &status.target {
+                let age = if behind > 0 { snapshot.now.seconds_since(target.published_at).max(0) } else { 0 };
+                inner.patch_age.get_or_create(&label).set(seconds(age));
+                let severity = severity_name(target.severity);
+                inner.exposed.get_or_create(&PolicySeverity { policy: policy.policy.clone(), severity }).set(behind);
+            }
+            if let Some(repository) = &status.repository {
+                if let Some(verified) = repository.verified_at {
+                    inner.metadata_age.get_or_create(&label).set(seconds(snapshot.now.seconds_since(verified)));
+                }
+                if let Some(expires) = repository.expires_at {
+                    inner.metadata_expiry.get_or_create(&label).set(seconds(expires.seconds_since(snapshot.now)));
+                }
+            }
+        }
+    }
+}
+
+fn most_frequent(counts: BTreeMap<String, i64>) -> Vec<(String, i64)> {
+    let mut sorted: Vec<_> = counts.into_iter().collect();
+    sorted.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let rest: i64 = sorted.iter().skip(RELEASES).map(|(_, count)| count).sum();
+    sorted.truncate(RELEASES);
+    if rest > 0 {
+        sorted.push(("other".to_owned(), rest));
+    }
+    sorted
+}
+
+const fn state_name(state: RolloutState) -> &'static str {
+    match state {
+        RolloutState::Current => "Current",
+        RolloutState::Staging => "Staging",
+        RolloutState::Waiting => "Waiting",
+        RolloutState::Draining => "Draining",
+        RolloutState::Rebooting => "Rebooting",
+        RolloutState::Trial => "Trial",
+        RolloutState::Reverting => "Reverting",
+        RolloutState::Failed => "Failed",
+        RolloutState::Unknown => "Unknown",
+    }
+}
+
+const fn severity_name(severity: Severity) -> &'static str {
+    match severity {
+        Severity::None => "None",
+        Severity::Low => "Low",
+        Severity::Medium => "Medium",
+        Severity::High => "High",
+        Severity::Critical => "Critical",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rare_releases_share_a_label() {
+        let counts = (0..20).map(|number| (format!("1.{number}"), number + 1)).collect();
+        let shown = most_frequent(counts);
+        assert_eq!(shown.len(), RELEASES + 1);
+        assert_eq!(shown[0], ("1.19".to_owned(), 20));
+        assert_eq!(shown[RELEASES], ("other".to_owned(), 1 + 2 + 3 + 4 + 5));
+    }
+}

@@ -1,0 +1,62 @@
+//! Hears of every pod that a drain disrupts: an audit line and a count for each, an event where budgets were overridden.
+
+use crate::{
+    drain::{DrainObserver, Mode},
+    events::{About, Events, Notice, audit},
+    gather::{Key, World},
+    metrics::Metrics,
+};
+use bascule_api::ObjectRef;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The drain's observer.
+#[derive(Debug)]
+pub struct Observer {
+    world: World,
+    metrics: Metrics,
+    events: Events,
+    changes: Arc<watch::Sender<u64>>,
+}
+
+impl Observer {
+    /// An observer. `changes` is told of progress, so that it gets into the next report.
+    #[must_use]
+    pub const fn new(world: World, metrics: Metrics, events: Events, changes: Arc<watch::Sender<u64>>) -> Self {
+        Self { world, metrics, events, changes }
+    }
+}
+
+impl DrainObserver for Observer {
+    fn pod_disrupted(&self, node: &str, pod: &ObjectRef, mode: Mode) {
+        let update = self.world.updates.get(&Key::cluster(node));
+        let disruption = update.as_ref().and_then(|update| update.facts.spec.disruption.as_ref());
+        let cause = disruption.map(|disruption| &disruption.cause);
+        let (action, result) = match mode {
+            Mode::Evict => ("Evict", "accepted"),
+            Mode::Delete => ("DeletePod", "deleted"),
+        };
+        audit(action, node, &pod.to_string(), cause, "");
+        self.metrics.evicted(result);
+        if mode == Mode::Delete
+            && let Some(known) = self.world.nodes.get(&Key::cluster(node))
+        {
+            self.events.tell(Notice {
+                about: About::node(&known.name, &known.uid),
+                warning: true,
+                reason: "PodDeleted",
+                action,
+                note: format!("{pod} was deleted without its budget's leave: the drain's time was over (onTimeout: Delete)"),
+                related: Some(pod.clone()),
+            });
+        }
+    }
+
+    fn pod_refused(&self, result: &'static str) {
+        self.metrics.evicted(result);
+    }
+
+    fn progressed(&self, _node: &str) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}

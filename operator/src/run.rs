@@ -1,0 +1,349 @@
+//! The operator's life: start everything, then plan whenever a fact changes or the last plan said when to look again.
+
+use crate::{
+    apply::Writer,
+    clock::Clock,
+    drain::{self, Drains, EvictionApi},
+    events::Events,
+    gather::{Assembler, Outside, World},
+    health::{Asker, AskerError, GateBoard, ObjectAsker},
+    leader::{Leader, LeaderError, Leadership},
+    metrics::Metrics,
+    observe::Observer,
+    repository::{self, Channels},
+    server::{self, Readiness, ServerError},
+    settings::Settings,
+    status::{Explained, StatusWriter},
+};
+use bascule_planner::{Plan, Snapshot};
+use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
+use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+
+/// Changes come in bursts; one plan serves them all.
+const BURST: Duration = Duration::from_millis(50);
+/// The pause after steps that failed, doubling up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause after steps that failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// After steps that met another world than expected, should the watch not bring the news before.
+const STALE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest time between two plans, against clocks that jump.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file of the settings can't be read.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No kubeconfig and no service account.
+    #[error("there is no cluster to talk to: give --kubeconfig, or run in a pod with a service account")]
+    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    /// A kubeconfig can't be used.
+    #[error("the kubeconfig can't be used")]
+    Kubeconfig(#[from] Box<kube::config::KubeconfigError>),
+    /// A client can't be made.
+    #[error("cannot make a client for the cluster")]
+    Client(#[source] Box<kube::Error>),
+    /// The election.
+    #[error(transparent)]
+    Leader(#[from] LeaderError),
+    /// The HTTP server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The health gates' client.
+    #[error(transparent)]
+    Asker(#[from] AskerError),
+    /// The repositories' client.
+    #[error("cannot make a client for repositories")]
+    Fetcher(#[from] FetchError),
+    /// A part that must not end ended.
+    #[error("{0} ended by itself")]
+    Ended(&'static str),
+}
+
+impl RunError {
+    /// The exit code (docs/operator.md).
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::File { .. } | Self::NoCluster(_) | Self::Kubeconfig(_) | Self::Asker(_) | Self::Fetcher(_) => 2,
+            Self::Server(_) => 3,
+            Self::Client(_) | Self::Leader(_) => 4,
+            Self::Ended(_) => 70,
+        }
+    }
+}
+
+/// Runs until `stop` is told, then gives the Lease back.
+///
+/// # Errors
+/// [`RunError`] when something needed can't be had.
+pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let metrics = Metrics::new();
+    let readiness = Readiness::default();
+    let listener = server::listen(settings.listen).await?;
+    let mut served = tokio::spawn(server::serve(listener, metrics.clone(), readiness.clone()));
+
+    let extra_ca = read_all(&settings.extra_ca).await?;
+    let config = cluster(&settings).await?;
+    let client = Client::try_from(config.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
+    // A 429 of an eviction has a meaning, so this client does not repeat requests by itself.
+    let mut plain = config;
+    plain.default_retry = false;
+    let plain = Client::try_from(plain).map_err(|error| RunError::Client(Box::new(error)))?;
+    let identity = settings.identity.clone().unwrap_or_else(own_name);
+
+    let changes = Arc::new(watch::Sender::new(0_u64));
+    let world = World::new(Arc::clone(&changes));
+    readiness.set(world.missing());
+    let mut watches = world.watch(&client, &metrics);
+    let leader = Leader::start(client.clone(), &settings, &identity).await?;
+    let events = Events::start(client.clone(), &identity);
+    let asker = Asker::new(ObjectAsker::new(client.clone()), &extra_ca)?;
+    let scratch;
+    let state_dir = match &settings.state_dir {
+        Some(folder) => folder.clone(),
+        None => {
+            scratch = tempfile::tempdir()
+                .map_err(|source| RunError::File { path: std::env::temp_dir(), source })?;
+            scratch.path().to_owned()
+        }
+    };
+    let fetcher = Fetcher::Http(HttpClient::new(HttpSettings {
+        extra_ca_pem: extra_ca.iter().map(|(_, pem)| pem.clone()).collect(),
+        user_agent: concat!("bascule-operator/", env!("CARGO_PKG_VERSION")).to_owned(),
+        ..HttpSettings::default()
+    })?);
+    let reading = repository::Tools {
+        client: client.clone(),
+        namespace: settings.namespace.clone(),
+        fetcher,
+        state_dir,
+        clock: clock.clone(),
+        changes: Arc::clone(&changes),
+    };
+    let writer = Writer::new(client, world.clone(), metrics.clone(), events.clone());
+    let draining = drain::Tools {
+        backend: Arc::new(EvictionApi::new(plain)),
+        pods: Arc::new(world.clone()),
+        observer: Arc::new(Observer::new(world.clone(), metrics.clone(), events, Arc::clone(&changes))),
+        permits: Arc::new(Semaphore::new(usize::from(settings.max_evictions))),
+        clock: clock.clone(),
+    };
+    let parts = Parts { settings, clock, metrics, readiness, world, writer, draining, reading, asker, changes };
+
+    let ended = tokio::select! {
+        () = stop => Ok(()),
+        () = parts.lead_and_follow(leader.watch()) => Err(RunError::Ended("the election")),
+        _ = watches.join_next() => Err(RunError::Ended("a watch")),
+        _ = &mut served => Err(RunError::Ended("the HTTP server")),
+    };
+    tracing::info!("stopping");
+    leader.release().await;
+    ended
+}
+
+fn own_name() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
+    format!("{host}_{}", uuid::Uuid::new_v4().simple())
+}
+
+async fn read_all(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<u8>)>, RunError> {
+    let mut files = Vec::new();
+    for path in paths {
+        let bytes = tokio::fs::read(path).await.map_err(|source| RunError::File { path: path.clone(), source })?;
+        files.push((path.clone(), bytes));
+    }
+    Ok(files)
+}
+
+async fn cluster(settings: &Settings) -> Result<Config, RunError> {
+    match &settings.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(Box::new)?;
+            Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(Box::new)?)
+        }
+        None => Config::infer().await.map_err(|error| RunError::NoCluster(Box::new(error))),
+    }
+}
+
+/// Everything a leader needs; a follower keeps it at hand.
+struct Parts {
+    settings: Settings,
+    clock: Clock,
+    metrics: Metrics,
+    readiness: Readiness,
+    world: World,
+    writer: Writer,
+    draining: drain::Tools,
+    reading: repository::Tools,
+    asker: Asker,
+    changes: Arc<watch::Sender<u64>>,
+}
+
+impl Parts {
+    /// Leads whenever this replica is the one to lead.
+    async fn lead_and_follow(&self, mut leadership: watch::Receiver<Leadership>) {
+        let mut changed = self.world.changes();
+        loop {
+            let now = *leadership.borrow_and_update();
+            self.metrics.leads(now.leads);
+            let missing = self.world.missing();
+            self.readiness.set(missing.clone());
+            if now.leads && missing.is_empty() {
+                tokio::select! {
+                    () = self.lead(now.seed) => {}
+                    told = leadership.wait_for(|then| !then.leads) => if told.is_err() { return },
+                }
+                // Whatever was under way ends here; the next leader goes on from what the objects show.
+                continue;
+            }
+            tokio::select! {
+                told = leadership.changed() => if told.is_err() { return },
+                told = changed.changed(), if !missing.is_empty() => if told.is_err() { return },
+            }
+        }
+    }
+
+    /// Plans and acts until it is dropped.
+    async fn lead(&self, seed: u64) {
+        tracing::info!("this replica leads");
+        let (explained, explanations) = watch::channel(Explained::default());
+        let statuses = StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions);
+        let mut round = Round {
+            parts: self,
+            seed,
+            assembler: Assembler::default(),
+            channels: Channels::new(self.reading.clone()),
+            gates: GateBoard::new(self.asker.clone(), self.clock.clone(), self.metrics.clone(), Arc::clone(&self.changes)),
+            drains: Drains::new(self.draining.clone()),
+            failures: 0,
+            explained,
+        };
+        tokio::join!(statuses.run(explanations), round.plan_again_and_again());
+    }
+}
+
+/// What one leadership works with. Dropping it stops its drains, polls and questions.
+struct Round<'a> {
+    parts: &'a Parts,
+    seed: u64,
+    assembler: Assembler,
+    channels: Channels,
+    gates: GateBoard,
+    drains: Drains,
+    failures: u32,
+    explained: watch::Sender<Explained>,
+}
+
+impl Round<'_> {
+    async fn plan_again_and_again(&mut self) {
+        let mut changed = self.parts.world.changes();
+        let mut since = Instant::now();
+        loop {
+            changed.mark_unchanged();
+            let wake = self.plan(since).await;
+            tokio::select! {
+                told = changed.changed() => {
+                    if told.is_err() {
+                        return;
+                    }
+                    since = Instant::now();
+                    tokio::time::sleep(BURST).await;
+                }
+                () = tokio::time::sleep_until(wake) => since = Instant::now(),
+            }
+        }
+    }
+
+    /// Makes one plan and carries it out; says when to look again though nothing changes.
+    async fn plan(&mut self, since: Instant) -> Instant {
+        let parts = self.parts;
+        let policies = parts.world.policies.all();
+        self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
+        let progress = self.drains.progress();
+        let snapshot = self.assembler.assemble(
+            &parts.world,
+            Outside {
+                now: bascule_api::Time::new(parts.clock.now()),
+                seed: self.seed,
+                offer: &|source| self.channels.offer(source),
+                gates: self.gates.answers(),
+                drains: &progress,
+                ceiling: parts.settings.max_unavailable.clone(),
+                operator_node: parts.settings.node_name.clone(),
+            },
+        );
+        let begun = Instant::now();
+        let (plan, report) = bascule_planner::plan(&snapshot);
+        parts.metrics.planned(begun.elapsed());
+        parts.metrics.describe(&snapshot, &report);
+
+        let carried = parts.writer.carry_out(&plan, &report).await;
+        if carried.done > 0 {
+            parts.metrics.reacted(since.elapsed());
+        }
+        self.drains.set(parts.drain_orders(&plan));
+        self.gates.set(questions(&plan, &snapshot));
+        let wake = plan.wake_at.map(|at| parts.until(at));
+        self.explained.send_replace(Explained { snapshot: Arc::new(snapshot), report: Arc::new(report) });
+
+        self.failures = if carried.failed > 0 { self.failures.saturating_add(1) } else { 0 };
+        let retry = match (carried.failed, carried.stale) {
+            (0, 0) => LONGEST_SLEEP,
+            (0, _) => STALE_PAUSE,
+            _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
+        };
+        let latest = Instant::now() + retry;
+        wake.map_or(latest, |wake| wake.min(latest))
+    }
+}
+
+impl Parts {
+    fn until(&self, at: bascule_api::Time) -> Instant {
+        let pause = (at.get() - self.clock.now()).to_std().unwrap_or_default();
+        Instant::now() + pause.min(LONGEST_SLEEP) + Duration::from_millis(5)
+    }
+
+    fn drain_orders(&self, plan: &Plan) -> Vec<drain::Order> {
+        let orders = plan.drains.iter().map(|order| {
+            let policy = self.world.policies.get(&crate::gather::Key::cluster(&order.policy));
+            drain::Order {
+                node: order.node.clone(),
+                settings: policy.map(|policy| policy.spec.drain.clone()).unwrap_or_default(),
+                mode: match order.mode {
+                    bascule_planner::plan::DrainMode::Evict => drain::Mode::Evict,
+                    bascule_planner::plan::DrainMode::DeleteRest => drain::Mode::Delete,
+                },
+            }
+        });
+        orders.collect()
+    }
+}
+
+/// What the plan wants to know, with the gates it speaks of.
+fn questions(plan: &Plan, snapshot: &Snapshot) -> std::collections::BTreeMap<crate::health::GateKey, crate::health::Asked> {
+    let ask = |question: &bascule_planner::plan::GateQuestion| {
+        let policy = snapshot.policies.iter().find(|policy| policy.name == question.policy)?;
+        let valid = policy.spec.as_ref().ok()?;
+        let index = valid.gates.iter().position(|gate| gate.name == question.gate)?;
+        let gate = valid.spec.health.gates.get(index)?.clone();
+        Some((question.clone(), crate::health::Asked { health: valid.spec.health.clone(), gate }))
+    };
+    plan.questions.iter().filter_map(ask).collect()
+}

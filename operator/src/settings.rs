@@ -1,0 +1,151 @@
+//! What the operator is told when it starts: flags, each with an environment variable, parsed once into values that
+//! can't be wrong. Everything about *updates* is in UpdatePolicies; this is only about the process.
+
+use bascule_api::IntOrPercent;
+use clap::{Parser, ValueEnum};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Coordinates OS updates of Kubernetes nodes: decides who may be disrupted and when, drains, watches health, commits
+/// or rolls back.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "bascule-operator", version)]
+pub struct Settings {
+    /// The kubeconfig to use. Without it: the service account of the pod, or else the user's own kubeconfig.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The namespace of the operator: its Lease and the ConfigMaps with trust roots.
+    #[arg(long, env = "BASCULE_NAMESPACE", default_value = "bascule-system", value_parser = label)]
+    pub namespace: String,
+
+    /// The name of this replica in the Lease. Without it: the host name and a random suffix.
+    #[arg(long, env = "BASCULE_IDENTITY", value_parser = identity)]
+    pub identity: Option<String>,
+
+    /// The node on which this replica runs; it is updated last (by the downward API: spec.nodeName).
+    #[arg(long, env = "BASCULE_NODE_NAME", value_name = "NODE")]
+    pub node_name: Option<String>,
+
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "BASCULE_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+
+    /// How many nodes of the whole cluster may be unavailable at once because of updates, over all policies: a number
+    /// or a percentage. Without it only the policies' own budgets count.
+    #[arg(long, env = "BASCULE_MAX_UNAVAILABLE", value_name = "N|N%", value_parser = quantity)]
+    pub max_unavailable: Option<IntOrPercent>,
+
+    /// PEM files with certificate authorities for repositories, Prometheus and HTTP gates, beside the system's.
+    #[arg(long, env = "BASCULE_EXTRA_CA", value_name = "FILE", value_delimiter = ',')]
+    pub extra_ca: Vec<PathBuf>,
+
+    /// A folder that remembers the newest metadata of each repository, so that older metadata is refused after a
+    /// restart. Without it that memory lasts as long as the process.
+    #[arg(long, env = "BASCULE_STATE_DIR", value_name = "FOLDER")]
+    pub state_dir: Option<PathBuf>,
+
+    /// The name of the Lease that the replicas share.
+    #[arg(long, env = "BASCULE_LEASE_NAME", default_value = "bascule-operator", value_parser = label)]
+    pub lease_name: String,
+
+    /// After how many seconds without a renewal another replica takes over.
+    #[arg(long, env = "BASCULE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(2..=600))]
+    pub lease_seconds: u64,
+
+    /// How many evictions may be under way at once, over all nodes.
+    #[arg(long, env = "BASCULE_MAX_EVICTIONS", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub max_evictions: u16,
+
+    /// Also say on the Nodes themselves what happens to them, as the conditions of KEP-5683 (DrainInProgress, Drained,
+    /// MaintenanceInProgress).
+    #[arg(long, env = "BASCULE_NODE_CONDITIONS")]
+    pub node_conditions: bool,
+
+    /// How log lines are written.
+    #[arg(long, env = "BASCULE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Settings {
+    /// How long the Lease holds without a renewal.
+    #[must_use]
+    pub const fn lease_duration(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
+    }
+
+    /// How long before its end the Lease is renewed.
+    #[must_use]
+    pub fn lease_grace(&self) -> u64 {
+        (self.lease_seconds * 2 / 3).clamp(1, self.lease_seconds - 1)
+    }
+}
+
+fn label(text: &str) -> Result<String, String> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let fine = text.len() <= 63
+        && text.bytes().all(inner)
+        && edge(text.bytes().next())
+        && edge(text.bytes().last());
+    if fine { Ok(text.to_owned()) } else { Err("write 1 to 63 lower-case letters, digits and inner dashes".to_owned()) }
+}
+
+fn identity(text: &str) -> Result<String, String> {
+    let fine = (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if fine { Ok(text.to_owned()) } else { Err("write 1 to 128 visible characters without spaces".to_owned()) }
+}
+
+fn quantity(text: &str) -> Result<IntOrPercent, String> {
+    let quantity = match text.parse::<u32>() {
+        Ok(count) => IntOrPercent::Int(count),
+        Err(_) => IntOrPercent::Percent(text.to_owned()),
+    };
+    match quantity.of(100) {
+        Ok(0) => Err("0 would let no node ever be updated; to stop updates write a Freeze".to_owned()),
+        Ok(_) => Ok(quantity),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Settings, clap::Error> {
+        Settings::try_parse_from(std::iter::once("bascule-operator").chain(arguments.iter().copied()))
+    }
+
+    #[test]
+    fn defaults_are_complete() {
+        let settings = parse(&[]).unwrap();
+        assert_eq!(settings.lease_duration(), Duration::from_secs(15));
+        assert_eq!((settings.lease_grace(), settings.max_evictions), (10, 64));
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_refused_with_a_hint() {
+        for (arguments, hint) in [
+            (["--max-unavailable", "0"], "Freeze"),
+            (["--max-unavailable", "101%"], "percentage"),
+            (["--max-unavailable", "many"], "percentage"),
+            (["--namespace", "Not_A_Name"], "lower-case"),
+            (["--lease-seconds", "1"], "2..=600"),
+            (["--listen", "everywhere"], "socket address"),
+            (["--identity", "two words"], "without spaces"),
+        ] {
+            let refused = parse(&arguments).unwrap_err().to_string();
+            assert!(refused.contains(hint), "{arguments:?}: {refused}");
+        }
+        assert_eq!(parse(&["--max-unavailable", "5%"]).unwrap().max_unavailable, Some(IntOrPercent::Percent("5%".into())));
+        assert_eq!(parse(&["--lease-seconds", "2"]).unwrap().lease_grace(), 1);
+    }
+}
