@@ -46,7 +46,9 @@ impl DrainObserver for Observer {
                 warning: true,
                 reason: "PodDeleted",
                 action,
-                note: format!("{pod} was deleted without its budget's leave: the drain's time was over (onTimeout: Delete)"),
+                note: format!(
+                    "{pod} was deleted without its budget's leave: the drain's time was over (onTimeout: Delete)"
+                ),
                 related: Some(pod.clone()),
             });
         }

@@ -18,11 +18,7 @@ use crate::{
 use bascule_planner::{Plan, Snapshot};
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     time::Instant,
@@ -119,8 +115,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let state_dir = match &settings.state_dir {
         Some(folder) => folder.clone(),
         None => {
-            scratch = tempfile::tempdir()
-                .map_err(|source| RunError::File { path: std::env::temp_dir(), source })?;
+            scratch = tempfile::tempdir().map_err(|source| RunError::File { path: std::env::temp_dir(), source })?;
             scratch.path().to_owned()
         }
     };
@@ -230,7 +225,12 @@ impl Parts {
             seed,
             assembler: Assembler::default(),
             channels: Channels::new(self.reading.clone()),
-            gates: GateBoard::new(self.asker.clone(), self.clock.clone(), self.metrics.clone(), Arc::clone(&self.changes)),
+            gates: GateBoard::new(
+                self.asker.clone(),
+                self.clock.clone(),
+                self.metrics.clone(),
+                Arc::clone(&self.changes),
+            ),
             drains: Drains::new(self.draining.clone()),
             failures: 0,
             explained,
@@ -337,7 +337,10 @@ impl Parts {
 }
 
 /// What the plan wants to know, with the gates it speaks of.
-fn questions(plan: &Plan, snapshot: &Snapshot) -> std::collections::BTreeMap<crate::health::GateKey, crate::health::Asked> {
+fn questions(
+    plan: &Plan,
+    snapshot: &Snapshot,
+) -> std::collections::BTreeMap<crate::health::GateKey, crate::health::Asked> {
     let ask = |question: &bascule_planner::plan::GateQuestion| {
         let policy = snapshot.policies.iter().find(|policy| policy.name == question.policy)?;
         let valid = policy.spec.as_ref().ok()?;

@@ -92,10 +92,7 @@ impl Settings {
 fn label(text: &str) -> Result<String, String> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let fine = text.len() <= 63
-        && text.bytes().all(inner)
-        && edge(text.bytes().next())
-        && edge(text.bytes().last());
+    let fine = text.len() <= 63 && text.bytes().all(inner) && edge(text.bytes().next()) && edge(text.bytes().last());
     if fine { Ok(text.to_owned()) } else { Err("write 1 to 63 lower-case letters, digits and inner dashes".to_owned()) }
 }
 
@@ -145,7 +142,10 @@ mod tests {
             let refused = parse(&arguments).unwrap_err().to_string();
             assert!(refused.contains(hint), "{arguments:?}: {refused}");
         }
-        assert_eq!(parse(&["--max-unavailable", "5%"]).unwrap().max_unavailable, Some(IntOrPercent::Percent("5%".into())));
+        assert_eq!(
+            parse(&["--max-unavailable", "5%"]).unwrap().max_unavailable,
+            Some(IntOrPercent::Percent("5%".into()))
+        );
         assert_eq!(parse(&["--lease-seconds", "2"]).unwrap().lease_grace(), 1);
     }
 }

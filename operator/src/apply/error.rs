@@ -82,9 +82,13 @@ mod tests {
 
     #[test]
     fn answers_are_sorted_by_what_to_do() {
-        for (code, category, stale) in
-            [(404, "gone", true), (409, "conflict", true), (403, "refused", false), (422, "refused", false), (503, "api", false)]
-        {
+        for (code, category, stale) in [
+            (404, "gone", true),
+            (409, "conflict", true),
+            (403, "refused", false),
+            (422, "refused", false),
+            (503, "api", false),
+        ] {
             let status: kube::core::Status = serde_json::from_value(serde_json::json!({"code": code})).unwrap();
             let error = ApplyError::of("Node n1", kube::Error::Api(Box::new(status)));
             assert_eq!((error.category(), error.is_stale()), (category, stale), "{code}");

@@ -23,10 +23,7 @@ use bascule_planner::{
 };
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::batch::v1::Job;
-use kube::{
-    Api, Client,
-    api::PostParams,
-};
+use kube::{Api, Client, api::PostParams};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// How many nodes are written at once.
@@ -176,10 +173,7 @@ impl Writer {
     }
 
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {
-        self.world
-            .updates
-            .get(&Key::cluster(name))
-            .ok_or_else(|| ApplyError::Gone(format!("NodeUpdate {name}")))
+        self.world.updates.get(&Key::cluster(name)).ok_or_else(|| ApplyError::Gone(format!("NodeUpdate {name}")))
     }
 
     async fn put_taint(&self, node: &NodeFact, taint: Taint, wanted: bool) -> Result<(), ApplyError> {
@@ -205,7 +199,8 @@ impl Writer {
         };
         let job = hooks::job(order, hook, Some(owner)).map_err(wrong)?;
         let jobs: Api<Job> = Api::namespaced(self.client.clone(), &hook.namespace);
-        let params = PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
+        let params =
+            PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
         match jobs.create(&params, &job).await {
             Ok(created) => {
                 self.metrics.wrote("Job");

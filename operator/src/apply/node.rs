@@ -7,12 +7,12 @@
 use super::{ApplyError, Writer};
 use crate::gather::NodeFact;
 use bascule_api::{CORDONED_BY_ANNOTATION, OPERATOR_MANAGER, OUTDATED_TAINT, Time};
+use bascule_planner::plan::Taint;
 use k8s_openapi::api::core::v1::{Node, Taint as NodeTaint};
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use bascule_planner::plan::Taint;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn other_taints_are_kept() {
-        let gpu = node(json!({"metadata": {"name": "n1"}, "spec": {"taints": [{"key": "gpu", "effect": "NoSchedule"}]}}));
+        let gpu =
+            node(json!({"metadata": {"name": "n1"}, "spec": {"taints": [{"key": "gpu", "effect": "NoSchedule"}]}}));
         let patch = taint(&gpu, Taint::Hold, true).unwrap();
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 2);
         assert!(taint(&gpu, Taint::Hold, false).is_none());

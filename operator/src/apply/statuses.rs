@@ -13,7 +13,11 @@ use serde_json::json;
 impl Writer {
     /// Writes a policy's status, if it differs. The resourceVersion guards the policy's memory: a person may have taken
     /// a release off the block list meanwhile.
-    pub(crate) async fn write_policy(&self, policy: &PolicyFact, status: &UpdatePolicyStatus) -> Result<bool, ApplyError> {
+    pub(crate) async fn write_policy(
+        &self,
+        policy: &PolicyFact,
+        status: &UpdatePolicyStatus,
+    ) -> Result<bool, ApplyError> {
         if policy.status == *status {
             return Ok(false);
         }
@@ -32,7 +36,12 @@ impl Writer {
     }
 
     /// Writes a Rollback's status.
-    pub(crate) async fn write_rollback(&self, name: &str, uid: &str, status: &RollbackStatus) -> Result<(), ApplyError> {
+    pub(crate) async fn write_rollback(
+        &self,
+        name: &str,
+        uid: &str,
+        status: &RollbackStatus,
+    ) -> Result<(), ApplyError> {
         let written: Rollback = self.write_status("Rollback", name, uid, None, status).await?;
         self.world.rollbacks.written(&written);
         Ok(())
@@ -47,7 +56,10 @@ impl Writer {
         status: &impl Serialize,
     ) -> Result<K, ApplyError>
     where
-        K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
     {
         let mut metadata = json!({"name": name, "uid": uid});
         if let (Some(version), Some(metadata)) = (resource_version, metadata.as_object_mut()) {

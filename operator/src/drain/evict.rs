@@ -218,12 +218,8 @@ mod tests {
 
     #[test]
     fn the_uid_precondition_is_where_the_api_server_looks_for_it() {
-        let target = Target {
-            namespace: "shop".into(),
-            name: "web".into(),
-            uid: "u-1".into(),
-            grace_period_seconds: Some(0),
-        };
+        let target =
+            Target { namespace: "shop".into(), name: "web".into(), uid: "u-1".into(), grace_period_seconds: Some(0) };
         let body = serde_json::to_value(request(&target)).unwrap();
         assert_eq!(body["deleteOptions"]["preconditions"]["uid"], "u-1");
         assert_eq!(body["deleteOptions"]["gracePeriodSeconds"], 0);
@@ -232,11 +228,7 @@ mod tests {
     #[test]
     fn answers_are_told_apart() {
         let budget = |name: &str| {
-            Some(ObjectRef {
-                kind: "PodDisruptionBudget".into(),
-                namespace: Some("shop".into()),
-                name: name.into(),
-            })
+            Some(ObjectRef { kind: "PodDisruptionBudget".into(), namespace: Some("shop".into()), name: name.into() })
         };
         let needs = "The disruption budget checkout needs 3 healthy pods and has 3 currently";
         assert_eq!(

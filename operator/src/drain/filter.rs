@@ -134,12 +134,7 @@ mod tests {
     }
 
     fn controller(kind: &str) -> Option<Controller> {
-        Some(Controller {
-            api_version: "apps/v1".into(),
-            kind: kind.into(),
-            name: "c".into(),
-            uid: "c".into(),
-        })
+        Some(Controller { api_version: "apps/v1".into(), kind: kind.into(), name: "c".into(), uid: "c".into() })
     }
 
     fn pod() -> PodFact {
@@ -182,7 +177,12 @@ mod tests {
             ("stuck beats all", PodFact { deletes_at: at(-61), ..bare.clone() }, strict(), Verdict::Stay(Stay::Stuck)),
             ("daemon set before emptyDir", daemon.clone(), strict(), Verdict::Stay(Stay::DaemonSet)),
             ("finished daemon passes", PodFact { finished: true, ..daemon }, strict(), Verdict::Go),
-            ("mirror before no controller", PodFact { mirror: true, ..bare.clone() }, strict(), Verdict::Stay(Stay::Mirror)),
+            (
+                "mirror before no controller",
+                PodFact { mirror: true, ..bare.clone() },
+                strict(),
+                Verdict::Stay(Stay::Mirror),
+            ),
             (
                 "emptyDir before no controller",
                 PodFact { empty_dir: true, ..bare.clone() },

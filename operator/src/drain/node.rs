@@ -170,13 +170,21 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
                 });
             }
         }
-        report(&order.node, &tools, &progress, Progress {
-            pods: ever.len(),
-            gone: ever.len() - remaining.len().min(ever.len()),
-            blocked: states.values().filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone())).collect(),
-            refused,
-            waited_for: waited.clone(),
-        });
+        report(
+            &order.node,
+            &tools,
+            &progress,
+            Progress {
+                pods: ever.len(),
+                gone: ever.len() - remaining.len().min(ever.len()),
+                blocked: states
+                    .values()
+                    .filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone()))
+                    .collect(),
+                refused,
+                waited_for: waited.clone(),
+            },
+        );
         let source = tools.pods.as_ref();
         let wake = states.values().filter(|state| !state.asking).filter_map(|state| due(state, source)).min();
         tokio::select! {

@@ -7,10 +7,7 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use std::{
-    collections::HashMap,
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 
 /// Events that wait to be written; more are dropped and counted in the log.

@@ -66,7 +66,8 @@ impl Fact for BudgetFact {
             healthy: number(status.and_then(|status| status.current_healthy.into())),
             desired: number(status.and_then(|status| status.desired_healthy.into())),
             expected: number(status.and_then(|status| status.expected_pods.into())),
-            unhealthy_always: spec.and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref()) == Some("AlwaysAllow"),
+            unhealthy_always: spec.and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref())
+                == Some("AlwaysAllow"),
         }
     }
 }

@@ -39,10 +39,7 @@ impl Key {
 
     fn of(raw: &impl Resource) -> Self {
         let meta = raw.meta();
-        Self {
-            namespace: meta.namespace.clone().unwrap_or_default(),
-            name: meta.name.clone().unwrap_or_default(),
-        }
+        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }
 }
 
@@ -81,8 +78,7 @@ impl<T: Fact> Cache<T> {
     /// An empty cache. `changes` is told whenever something changes; several caches may share it.
     #[must_use]
     pub fn new(changes: Arc<watch::Sender<u64>>) -> Self {
-        let state =
-            State { entries: BTreeMap::new(), tombstones: BTreeMap::new(), listed: None, synced: false };
+        let state = State { entries: BTreeMap::new(), tombstones: BTreeMap::new(), listed: None, synced: false };
         Self { state: Arc::new(RwLock::new(state)), changes }
     }
 
@@ -194,7 +190,8 @@ impl<T: Fact> State<T> {
         }
         self.tombstones.insert(key.clone(), version);
         if self.tombstones.len() > TOMBSTONES
-            && let Some(oldest) = self.tombstones.iter().min_by_key(|(_, version)| **version).map(|(key, _)| key.clone())
+            && let Some(oldest) =
+                self.tombstones.iter().min_by_key(|(_, version)| **version).map(|(key, _)| key.clone())
         {
             self.tombstones.remove(&oldest);
         }

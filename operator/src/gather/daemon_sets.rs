@@ -66,7 +66,10 @@ fn matches(toleration: &Toleration, taint: &Taint) -> bool {
     let key = toleration.key.as_deref().unwrap_or_default();
     match toleration.operator.as_deref().unwrap_or("Equal") {
         "Exists" => key.is_empty() || key == taint.key,
-        _ => key == taint.key && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
+        _ => {
+            key == taint.key
+                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+        }
     }
 }
 
@@ -81,10 +84,7 @@ fn fits(term: &NodeSelectorTerm, node: &NodeFact) -> bool {
         && fields.iter().all(|requirement| holds(requirement, &name))
 }
 
-fn holds(
-    requirement: &k8s_openapi::api::core::v1::NodeSelectorRequirement,
-    labels: &BTreeMap<String, String>,
-) -> bool {
+fn holds(requirement: &k8s_openapi::api::core::v1::NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
     let values = requirement.values.as_deref().unwrap_or_default();
     let number = |text: &String| text.parse::<i64>().ok();
     let compare = |holds: fn(i64, i64) -> bool| {
@@ -93,8 +93,7 @@ fn holds(
         found.zip(wanted).is_some_and(|(found, wanted)| holds(found, wanted))
     };
     let selector = |operator| {
-        let requirement =
-            bascule_api::Requirement { key: requirement.key.clone(), operator, values: values.to_vec() };
+        let requirement = bascule_api::Requirement { key: requirement.key.clone(), operator, values: values.to_vec() };
         Selector { match_expressions: vec![requirement], ..Selector::default() }.matches(labels)
     };
     match requirement.operator.as_str() {
@@ -187,7 +186,10 @@ mod tests {
         for (taints, expected) in [
             (gpu_taint, (false, true, true)),
             (serde_json::json!([{"key": "gpu", "value": "no", "effect": "NoSchedule"}]), (false, true, false)),
-            (serde_json::json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]), (true, true, true)),
+            (
+                serde_json::json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]),
+                (true, true, true),
+            ),
             (serde_json::json!([{"key": "bascule.dev/outdated", "effect": "PreferNoSchedule"}]), (true, true, true)),
         ] {
             let node = node(taints);

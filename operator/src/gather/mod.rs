@@ -14,7 +14,8 @@ pub use cache::{Cache, Fact, Key};
 pub use daemon_sets::DaemonSetFact;
 pub use node::{MAINTENANCE_CONDITIONS, NodeFact};
 pub use objects::{
-    FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, JobFact, PolicyFact, RollbackFact, UpdateFact, stage_text,
+    FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, JobFact, PolicyFact, RollbackFact, UpdateFact,
+    stage_text,
 };
 pub use pod::{Controller, PodFact};
 pub use snapshot::{Assembler, Outside, node_now};

@@ -1,9 +1,7 @@
 //! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
 
 use super::{cache::Fact, pod::moment};
-use bascule_api::{
-    Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, OUTDATED_TAINT, Time,
-};
+use bascule_api::{Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, OUTDATED_TAINT, Time};
 use bascule_planner::snapshot::{Cordon, Readiness, Taints};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -80,9 +78,7 @@ impl Fact for NodeFact {
             labels: meta.labels.clone().unwrap_or_default(),
             ready: Readiness {
                 ready: ready.is_some_and(|condition| condition.status == "True"),
-                since: ready
-                    .and_then(|condition| condition.last_transition_time.as_ref())
-                    .map(Time::from_kubernetes),
+                since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(Time::from_kubernetes),
             },
             cordon: match (cordoned, &cordon_mark) {
                 (false, _) => Cordon::None,

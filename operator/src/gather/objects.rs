@@ -172,7 +172,8 @@ fn run_of(job: &Job) -> Option<HookRun> {
         _ => return None,
     };
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let holds = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True");
+    let holds =
+        |type_: &str| conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True");
     let state = if let Some(failed) = holds("Failed") {
         let reason = failed.reason.clone().unwrap_or_default();
         let message = failed.message.clone().unwrap_or_default();
@@ -229,8 +230,9 @@ mod tests {
         assert_eq!((running.node.as_str(), running.grant, running.job.as_str()), ("n1", 7, "ops/j"));
         let done = job(serde_json::json!([{"type": "Complete", "status": "True"}])).unwrap();
         assert_eq!(done.state, HookState::Succeeded);
-        let failed =
-            job(serde_json::json!([{"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}]));
+        let failed = job(
+            serde_json::json!([{"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}]),
+        );
         assert_eq!(failed.unwrap().state, HookState::Failed { message: "DeadlineExceeded: m".into() });
         assert!(run_of(&Job::default()).is_none());
     }

@@ -72,9 +72,9 @@ impl PodFact {
     /// Whether a DaemonSet controls it.
     #[must_use]
     pub fn of_daemon_set(&self) -> bool {
-        self.controller.as_ref().is_some_and(|controller| {
-            controller.kind == "DaemonSet" && controller.api_version.starts_with("apps/")
-        })
+        self.controller
+            .as_ref()
+            .is_some_and(|controller| controller.kind == "DaemonSet" && controller.api_version.starts_with("apps/"))
     }
 }
 

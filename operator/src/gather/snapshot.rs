@@ -6,7 +6,9 @@ use crate::drain::{Progress, Verdict, judge};
 use bascule_api::{Drain, IntOrPercent, Source, Time};
 use bascule_planner::{
     Snapshot,
-    snapshot::{DaemonSets, DisruptionBudget, EtcdMember, GateAnswer, Node, NodePods, Offer, PolicyFacts, UndrainablePod},
+    snapshot::{
+        DaemonSets, DisruptionBudget, EtcdMember, GateAnswer, Node, NodePods, Offer, PolicyFacts, UndrainablePod,
+    },
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -191,14 +193,20 @@ impl<'a> Index<'a> {
     /// The settings under which the node would be drained: those of the policy that disrupts it, or else of the first
     /// that selects it. (Where two do, neither touches it.)
     fn drain_settings(&self, fact: &NodeFact, update: Option<&UpdateFact>) -> Option<&'a Drain> {
-        let named = update.filter(|update| update.facts.spec.disruption.is_some()).map(|update| &update.facts.spec.policy);
+        let named =
+            update.filter(|update| update.facts.spec.disruption.is_some()).map(|update| &update.facts.spec.policy);
         let by_name = named.and_then(|name| self.policies.iter().find(|policy| policy.name == *name));
         by_name
             .or_else(|| self.policies.iter().find(|policy| policy.spec.node_selector.matches(&fact.labels)))
             .map(|policy| &policy.spec.drain)
     }
 
-    fn node_pods(&self, pods: &[&'a PodFact], drain: &Drain, needed: &mut BTreeMap<String, &'a BudgetFact>) -> NodePods {
+    fn node_pods(
+        &self,
+        pods: &[&'a PodFact],
+        drain: &Drain,
+        needed: &mut BTreeMap<String, &'a BudgetFact>,
+    ) -> NodePods {
         let mut facts = NodePods::default();
         let mut counts: BTreeMap<String, u32> = BTreeMap::new();
         for pod in pods {
@@ -228,7 +236,9 @@ impl<'a> Index<'a> {
         for set in self.daemon_sets.iter().filter(|set| set.belongs_on(fact)) {
             facts.wanted += 1;
             let ready = pods.iter().find(|pod| {
-                pod.ready && pod.deletes_at.is_none() && pod.controller.as_ref().is_some_and(|owner| owner.uid == set.uid)
+                pod.ready
+                    && pod.deletes_at.is_none()
+                    && pod.controller.as_ref().is_some_and(|owner| owner.uid == set.uid)
             });
             match ready {
                 Some(pod) => {

@@ -141,7 +141,8 @@ impl Board {
         let news = same.is_none_or(|before| before.message != message);
         let since = same.map_or(now, |before| before.since);
         let (policy, gate, node) = (key.policy.clone(), key.gate.clone(), key.node.clone());
-        answers.insert(key.clone(), GateAnswer { policy, gate, node, passes: answer.passed(), message, at: now, since });
+        answers
+            .insert(key.clone(), GateAnswer { policy, gate, node, passes: answer.passed(), message, at: now, since });
         drop(answers);
         if news {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));

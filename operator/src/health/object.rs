@@ -119,13 +119,21 @@ pub fn check(expression: &str) -> Result<(), String> {
 }
 
 fn first_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it can't be parsed").chars().take(200).collect()
+    text.lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("it can't be parsed")
+        .chars()
+        .take(200)
+        .collect()
 }
 
 fn judge(kind: &str, expression: &str, objects: &[DynamicObject], node: Option<&str>) -> GateAnswer {
     let program = match Program::compile(expression) {
         Ok(program) => program,
-        Err(error) => return GateAnswer::Unknown(format!("the CEL expression is wrong: {}", first_line(&error.to_string()))),
+        Err(error) => {
+            return GateAnswer::Unknown(format!("the CEL expression is wrong: {}", first_line(&error.to_string())));
+        }
     };
     if objects.is_empty() {
         return GateAnswer::Unknown(format!("there is no such {kind}"));
@@ -188,7 +196,10 @@ mod tests {
         assert_eq!(judge("Deployment", AVAILABLE, &good, None), GateAnswer::Passed);
         let mixed = [deployment("web", 3), deployment("cart", 2)];
         let answer = judge("Deployment", AVAILABLE, &mixed, None);
-        assert!(matches!(&answer, GateAnswer::Failed(m) if m.starts_with("Deployment shop/cart does not fulfil")), "{answer:?}");
+        assert!(
+            matches!(&answer, GateAnswer::Failed(m) if m.starts_with("Deployment shop/cart does not fulfil")),
+            "{answer:?}"
+        );
     }
 
     #[test]

@@ -55,7 +55,9 @@ struct Series {
 fn judge(gate: &PromQlGate, status: u16, body: &[u8]) -> GateAnswer {
     let answer: Answer = match serde_json::from_slice(body) {
         Ok(answer) => answer,
-        Err(_) => return GateAnswer::Unknown(format!("Prometheus answers with status {status} and no JSON of its API")),
+        Err(_) => {
+            return GateAnswer::Unknown(format!("Prometheus answers with status {status} and no JSON of its API"));
+        }
     };
     if answer.status != "success" {
         let error: String = answer.error.chars().take(300).collect();
@@ -65,7 +67,9 @@ fn judge(gate: &PromQlGate, status: u16, body: &[u8]) -> GateAnswer {
         Some(Data::Vector(series)) => series.into_iter().map(|one| (describe(&one.metric), one.value.1)).collect(),
         Some(Data::Scalar((_, value))) => vec![("the scalar".to_owned(), value)],
         Some(Data::Matrix(_) | Data::String(_)) => {
-            return GateAnswer::Unknown("the query gives a range or a text: it must give numbers of one instant".to_owned());
+            return GateAnswer::Unknown(
+                "the query gives a range or a text: it must give numbers of one instant".to_owned(),
+            );
         }
         None => return GateAnswer::Unknown("Prometheus' answer has no data".to_owned()),
     };
@@ -108,7 +112,11 @@ fn describe(metric: &BTreeMap<String, String>) -> String {
         .take(4)
         .map(|(key, value)| format!("{key}=\"{}\"", value.chars().take(64).collect::<String>()))
         .collect();
-    if name.is_empty() && labels.is_empty() { "the result".to_owned() } else { format!("{name}{{{}}}", labels.join(",")) }
+    if name.is_empty() && labels.is_empty() {
+        "the result".to_owned()
+    } else {
+        format!("{name}{{{}}}", labels.join(","))
+    }
 }
 
 #[cfg(test)]
@@ -124,8 +132,10 @@ mod tests {
             .iter()
             .map(|value| serde_json::json!({"metric": {"__name__": "ALERTS", "alertname": "Down"}, "value": [1.5, value]}))
             .collect();
-        serde_json::to_vec(&serde_json::json!({"status": "success", "data": {"resultType": "vector", "result": result}}))
-            .unwrap()
+        serde_json::to_vec(
+            &serde_json::json!({"status": "success", "data": {"resultType": "vector", "result": result}}),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -137,7 +147,10 @@ mod tests {
         assert!(many.message().contains("and 2 more"), "{many:?}");
         let range = PromQlGate { equals: None, min: Some(1.0), max: Some(2.0), ..gate() };
         assert_eq!(judge(&range, 200, &vector(&["1", "2"])), GateAnswer::Passed);
-        assert_eq!(judge(&range, 200, &vector(&["3"])).message(), "ALERTS{alertname=\"Down\"} is 3, wanted at most 2 and at least 1");
+        assert_eq!(
+            judge(&range, 200, &vector(&["3"])).message(),
+            "ALERTS{alertname=\"Down\"} is 3, wanted at most 2 and at least 1"
+        );
     }
 
     #[test]

@@ -42,10 +42,8 @@ pub fn job(order: &HookOrder, hook: &Hook, owner: Option<OwnerReference>) -> Res
         (HOOK_LABEL.to_owned(), order.hook.clone()),
         (HOOK_STAGE.to_owned(), stage_text(order.stage).to_owned()),
     ]);
-    let annotations = BTreeMap::from([
-        (HOOK_NODE.to_owned(), order.node.clone()),
-        (HOOK_GRANT.to_owned(), order.grant.to_string()),
-    ]);
+    let annotations =
+        BTreeMap::from([(HOOK_NODE.to_owned(), order.node.clone()), (HOOK_GRANT.to_owned(), order.grant.to_string())]);
     Ok(Job {
         metadata: ObjectMeta {
             name: Some(name(order)),
@@ -111,10 +109,7 @@ mod tests {
         assert_eq!(pod.restart_policy.as_deref(), Some("Never"));
         let environment: Vec<_> =
             pod.containers[0].env.iter().flatten().map(|v| (v.name.as_str(), v.value.as_deref().unwrap())).collect();
-        assert_eq!(
-            environment,
-            [("BASCULE_NODE", "n1"), ("BASCULE_RELEASE", "41.3.0"), ("BASCULE_POLICY", "workers")]
-        );
+        assert_eq!(environment, [("BASCULE_NODE", "n1"), ("BASCULE_RELEASE", "41.3.0"), ("BASCULE_POLICY", "workers")]);
     }
 
     #[test]

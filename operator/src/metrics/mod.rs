@@ -204,7 +204,11 @@ impl Inner {
     fn register(&mut self) {
         let registry = &mut self.registry;
         registry.register("nodes", "Nodes of a policy by state", self.nodes.clone());
-        registry.register("nodes_waiting", "Nodes of a policy by the reason they wait or move for", self.waiting.clone());
+        registry.register(
+            "nodes_waiting",
+            "Nodes of a policy by the reason they wait or move for",
+            self.waiting.clone(),
+        );
         registry.register(
             "nodes_on_release",
             "Nodes of a policy by the release they run (the 15 most frequent, then 'other')",
@@ -235,7 +239,12 @@ impl Inner {
             self.metadata_expiry.clone(),
         );
         registry.register("node_failures", "Failures of releases on nodes", self.failures.clone());
-        registry.register_with_unit("drain", "From the begin of a drain until the node was empty", Unit::Seconds, self.drains.clone());
+        registry.register_with_unit(
+            "drain",
+            "From the begin of a drain until the node was empty",
+            Unit::Seconds,
+            self.drains.clone(),
+        );
         registry.register_with_unit(
             "boot",
             "From an empty node until its agent reported from the new boot",

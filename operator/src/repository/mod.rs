@@ -109,7 +109,8 @@ mod tests {
             downgrade: false,
             withdrawn: None,
         };
-        let repository = RepositoryStatus { expires_at: Some(at(100)), verified_at: Some(at(10)), ..Default::default() };
+        let repository =
+            RepositoryStatus { expires_at: Some(at(100)), verified_at: Some(at(10)), ..Default::default() };
         Offer { state: OfferState::Valid, releases: vec![release], repository }
     }
 

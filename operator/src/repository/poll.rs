@@ -55,7 +55,10 @@ type Offers = Arc<Mutex<HashMap<(Reading, ChannelName), Arc<Offer>>>>;
 
 impl std::fmt::Debug for Tools {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tools").field("namespace", &self.namespace).field("state_dir", &self.state_dir).finish_non_exhaustive()
+        f.debug_struct("Tools")
+            .field("namespace", &self.namespace)
+            .field("state_dir", &self.state_dir)
+            .finish_non_exhaustive()
     }
 }
 

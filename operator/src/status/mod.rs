@@ -8,11 +8,7 @@ use crate::{apply::Writer, clock::Clock, gather::Key};
 use bascule_api::{Rollout, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
 use futures::{StreamExt as _, stream};
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 /// How many objects are written at once.
@@ -84,7 +80,10 @@ impl StatusWriter {
                 continue; // its memory was written since; the next report speaks of it
             }
             let due = self.due("policy", &policy.name, policy_worth(&known.status, &said.status), &mut later);
-            if due && let Err(error) = self.writer.write_policy(&known, &said.status).await && !error.is_stale() {
+            if due
+                && let Err(error) = self.writer.write_policy(&known, &said.status).await
+                && !error.is_stale()
+            {
                 tracing::warn!(policy = policy.name, error = crate::one_line(&error), "the status can't be written");
                 later(Instant::now() + AGAIN);
             }
@@ -105,7 +104,11 @@ impl StatusWriter {
                 && let Err(error) = self.writer.write_rollback(&rollback.name, &known.1, status).await
                 && !error.is_stale()
             {
-                tracing::warn!(rollback = rollback.name, error = crate::one_line(&error), "the status can't be written");
+                tracing::warn!(
+                    rollback = rollback.name,
+                    error = crate::one_line(&error),
+                    "the status can't be written"
+                );
                 later(Instant::now() + AGAIN);
             }
         }

@@ -8,7 +8,9 @@ use bascule_planner::snapshot::Node;
 impl StatusWriter {
     /// Tells what changed between two explanations of a node.
     pub(super) fn tell_transition(&self, node: &Node, before: Option<&Rollout>, after: &Rollout) {
-        let Some((reason, warning, note)) = transition(node, before, after, Time::new(self.clock.now())) else { return };
+        let Some((reason, warning, note)) = transition(node, before, after, Time::new(self.clock.now())) else {
+            return;
+        };
         if reason == "Booted"
             && let Some(seconds) = since_drained(node, Time::new(self.clock.now()))
         {
