@@ -163,7 +163,7 @@ fn fetched(error: &(dyn Error + 'static)) -> Option<(NodeError, bool)> {
 }
 
 /// The kind of an error of the repository.
-fn category_of(error: &bascule_repository::Error) -> NodeError {
+pub(crate) fn category_of(error: &bascule_repository::Error) -> NodeError {
     use bascule_repository::Error as E;
     match error {
         E::Fetch(_) | E::Cancelled => NodeError::Network,

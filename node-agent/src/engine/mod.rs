@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bascule_api::Digest;
 
+pub(crate) use error::category_of;
 pub use error::{EffectError, in_one_line};
 pub use pace::{PressureLimits, Stop};
 pub use slot::StageLimits;

@@ -1,0 +1,284 @@
+//! The host's view of release repositories over `bascule-repository`: the same on a real machine and in the sandbox.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_api::{NodeError, PackFallback, RootHash};
+use bascule_image::Manifest;
+use bascule_image::digest::Sha256;
+use bascule_repository::select::{self, Choice, Held, MissingPack, Wanted};
+use bascule_repository::time::Now;
+use bascule_repository::{
+    DatastoreLocation, Error, Fetcher, HttpClient, HttpSettings, OpenOptions, ReadOptions, Repository,
+};
+use chrono::{DateTime, Utc};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::engine::{category_of, in_one_line};
+use crate::host::{Clock, FetchError, OpenPack, PackReport, ReleaseQuery, Releases, ResolvedRelease, TransferOptions};
+
+/// Largest trust root in bytes.
+const MAX_TRUST_ROOT: u64 = 64 << 10;
+/// How soon a stopped transfer is noticed.
+const LOOK_FOR_STOP: Duration = Duration::from_millis(200);
+/// Longest time for metadata, channel and manifest together; each file has a deadline of its own.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(900);
+
+/// Where and how to read repositories.
+#[derive(Debug, Clone)]
+pub struct RepositoryOptions {
+    /// The first `root.json`, part of the OS image.
+    pub trust_root: PathBuf,
+    /// Folder for what must never go back; one folder in it for each repository.
+    pub datastore: PathBuf,
+    /// How to fetch.
+    pub http: HttpSettings,
+    /// Whether `file:` addresses are accepted.
+    pub allow_local: bool,
+    /// A time that is certainly over: when the OS image was built.
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+/// Release repositories over HTTPS, or in folders where that is allowed.
+pub struct RepositoryReleases {
+    options: RepositoryOptions,
+    clock: Arc<dyn Clock>,
+    runtime: Handle,
+}
+
+impl std::fmt::Debug for RepositoryReleases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RepositoryReleases").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl RepositoryReleases {
+    /// Repositories that are read on `runtime`. Calls come from other threads than the runtime's own.
+    pub fn new(options: RepositoryOptions, clock: Arc<dyn Clock>, runtime: Handle) -> Self {
+        Self { options, clock, runtime }
+    }
+
+    fn open_options(&self, query: &ReleaseQuery) -> Result<OpenOptions, FetchError> {
+        let fail = |category, message: String, source: Option<Box<dyn std::error::Error + Send + Sync>>| FetchError {
+            version: query.version.clone(),
+            repository: query.repository.clone(),
+            message,
+            category,
+            transient: false,
+            cancelled: false,
+            source,
+        };
+        let path = &self.options.trust_root;
+        let trust_root = read_limited(path, MAX_TRUST_ROOT).map_err(|error| {
+            let message = format!("the trust root {} can't be read: it must be in the OS image", path.display());
+            fail(NodeError::Settings, message, Some(error.into()))
+        })?;
+        let base = Url::parse(&query.repository)
+            .map_err(|error| fail(NodeError::Unsuitable, "the address is no URL".to_owned(), Some(error.into())))?;
+        let fetcher = match base.scheme() {
+            "file" if self.options.allow_local => Fetcher::Directory,
+            _ => {
+                let client = HttpClient::new(self.options.http.clone()).map_err(|error| {
+                    fail(NodeError::Settings, "no HTTP client with these settings".to_owned(), Some(error.into()))
+                })?;
+                Fetcher::Http(client)
+            }
+        };
+        // What is remembered belongs to one address and one trust root.
+        let identity = [query.repository.as_bytes(), trust_root.as_slice()].concat();
+        let folder: String = Sha256::of(&identity).to_string().chars().take(32).collect();
+        let datastore = DatastoreLocation::Persistent(self.options.datastore.join(folder));
+        let now = Now { clock: self.clock.now(), not_before: self.options.not_before };
+        Ok(OpenOptions { trust_root, base, datastore, fetcher, now })
+    }
+}
+
+fn read_limited(path: &std::path::Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(std::io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+}
+
+impl Releases for RepositoryReleases {
+    fn resolve(&self, query: &ReleaseQuery) -> Result<Arc<dyn ResolvedRelease>, FetchError> {
+        let failed = |error: Error| fetch_error(query, error);
+        let options = self.open_options(query)?;
+        let resolved =
+            self.runtime.block_on(async { tokio::time::timeout(RESOLVE_DEADLINE, resolve(query, options)).await });
+        let (repository, manifest) = match resolved {
+            Ok(outcome) => outcome.map_err(|error| match error {
+                ResolveError::Repository(error) => failed(error),
+                ResolveError::Refused(message, category) => refusal(query, message, category),
+            })?,
+            Err(_) => {
+                let message = format!("metadata and manifest did not come within {} s", RESOLVE_DEADLINE.as_secs());
+                return Err(FetchError { transient: true, ..refusal(query, message, NodeError::Network) });
+            }
+        };
+        Ok(Arc::new(Resolved { query: query.clone(), repository, manifest, runtime: self.runtime.clone() }))
+    }
+}
+
+enum ResolveError {
+    Repository(Error),
+    Refused(String, NodeError),
+}
+
+impl From<Error> for ResolveError {
+    fn from(error: Error) -> Self {
+        Self::Repository(error)
+    }
+}
+
+async fn resolve(query: &ReleaseQuery, options: OpenOptions) -> Result<(Repository, Manifest), ResolveError> {
+    let repository = Repository::open(options).await?;
+    if repository.metadata().datastore_was_reset {
+        tracing::warn!("what was remembered of the repository was damaged; rollback protection begins anew");
+    }
+    let channel = repository.channel(&query.channel).await?;
+    let held = |pair: &Option<(bascule_api::Version, RootHash)>| {
+        pair.clone().map(|(version, root_hash)| Held { version, root_hash })
+    };
+    let host = select::Host {
+        product: query.product.clone(),
+        architecture: query.architecture,
+        booted: held(&query.booted),
+        other: held(&query.other),
+    };
+    let choice = select::decide(&channel, &Wanted::Version(query.version.clone()), &host)
+        .map_err(|refusal| ResolveError::Refused(refusal.to_string(), NodeError::Unsuitable))?;
+    let release = match choice {
+        Choice::StepThrough { step, target } => {
+            let message = format!("{} must be installed before {}", step.version, target.version);
+            return Err(ResolveError::Refused(message, NodeError::Unsuitable));
+        }
+        other => other
+            .release()
+            .ok_or_else(|| ResolveError::Refused("the channel offers nothing".to_owned(), NodeError::Unsuitable))?,
+    };
+    let verified = repository.manifest(&channel, release, query.architecture).await?;
+    if verified.digest != query.digest {
+        let message = format!("the repository's manifest is {}, asked was {}", verified.digest, query.digest);
+        return Err(ResolveError::Refused(message, NodeError::Trust));
+    }
+    Ok((repository, verified.manifest))
+}
+
+fn refusal(query: &ReleaseQuery, message: String, category: NodeError) -> FetchError {
+    FetchError {
+        version: query.version.clone(),
+        repository: query.repository.clone(),
+        message,
+        category,
+        transient: false,
+        cancelled: false,
+        source: None,
+    }
+}
+
+fn fetch_error(query: &ReleaseQuery, error: Error) -> FetchError {
+    FetchError {
+        category: category_of(&error),
+        transient: error.is_transient(),
+        cancelled: matches!(error, Error::Cancelled),
+        message: in_one_line(&error),
+        ..refusal(query, String::new(), NodeError::Internal)
+    }
+}
+
+/// A verified release of an open repository.
+struct Resolved {
+    query: ReleaseQuery,
+    repository: Repository,
+    manifest: Manifest,
+    runtime: Handle,
+}
+
+impl Resolved {
+    /// Turns the engine's flag into the token that the download listens to.
+    fn options(&self, options: &TransferOptions) -> ReadOptions {
+        let token = CancellationToken::new();
+        let flag = Arc::downgrade(&options.cancel);
+        let watched = token.clone();
+        self.runtime.spawn(async move {
+            // Ends with the transfer: nobody holds the token any more, or it is cancelled here.
+            loop {
+                tokio::time::sleep(LOOK_FOR_STOP).await;
+                match flag.upgrade() {
+                    Some(flag) if flag.load(std::sync::atomic::Ordering::SeqCst) => return watched.cancel(),
+                    Some(_) if !watched.is_cancelled() => {}
+                    _ => return,
+                }
+            }
+        });
+        ReadOptions { cancel: token, bytes_per_second: options.bytes_per_second }
+    }
+}
+
+impl ResolvedRelease for Resolved {
+    fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn open_pack(
+        &self,
+        bases: &[RootHash],
+        fallback: PackFallback,
+        options: &TransferOptions,
+    ) -> Result<OpenPack, FetchError> {
+        let missing = match fallback {
+            PackFallback::Allow => MissingPack::FallBack,
+            PackFallback::Forbid => MissingPack::Refuse,
+        };
+        let read = self.options(options);
+        let stop = StopWatching(read.cancel.clone());
+        let opened = self
+            .runtime
+            .block_on(self.repository.open_pack(&self.manifest, bases, missing, &read))
+            .map_err(|error| fetch_error(&self.query, error))?;
+        let transferred = opened.file.transferred();
+        let passed_over =
+            opened.missing.iter().map(|(path, error)| format!("{path}: {}", in_one_line(error))).collect();
+        Ok(OpenPack {
+            report: PackReport { pack: opened.pack, passed_over },
+            source: Box::new(Watched { file: opened.file, _stop: stop }),
+            transferred,
+        })
+    }
+
+    fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {
+        let failed = |error| fetch_error(&self.query, error);
+        let read = self.options(options);
+        let _stop = StopWatching(read.cancel.clone());
+        // Opening a file takes the runtime it is read on from the context.
+        let _entered = self.runtime.enter();
+        let file = self.repository.open_file(&self.manifest.uki, read).map_err(failed)?;
+        file.copy_verified(&self.manifest.uki.digest, "the boot image", out).map_err(failed)
+    }
+}
+
+/// Ends the task that looks for a stop.
+struct StopWatching(CancellationToken);
+
+impl Drop for StopWatching {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// A remote file whose watching task ends with it.
+struct Watched {
+    file: bascule_repository::RemoteFile,
+    _stop: StopWatching,
+}
+
+impl bascule_image::io::Source for Watched {
+    fn read_range(&self, offset: u64, length: u64) -> std::io::Result<Box<dyn std::io::Read + Send + '_>> {
+        self.file.read_range(offset, length)
+    }
+}

@@ -1,0 +1,211 @@
+//! The agent's settings: files of the OS image, files of the node, environment; each value knows where it came from.
+
+mod keys;
+mod read;
+mod values;
+
+pub use keys::{KEYS, Key, Kind};
+pub use read::{Origin, SettingsError, Sources, Value};
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bascule_api::{BootControlBackend, Product};
+
+use crate::core::PerSlot;
+use crate::engine::{PressureLimits, StageLimits};
+use crate::observe::Lens;
+use crate::slots::{SlotKind, SlotLayout, SlotNumbers};
+
+/// Where the agent listens for metrics, health questions and break-glass commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP address; metrics and health only.
+    Tcp(std::net::SocketAddr),
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// To the systemd journal, with fields.
+    Journal,
+}
+
+/// Validated settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The Node's name; `None`: the host's name.
+    pub node_name: Option<String>,
+    /// The product, where os-release does not name it.
+    pub product: Option<Product>,
+    /// The boot loader; `None`: found out.
+    pub backend: Option<BootControlBackend>,
+    /// How often the boot loader may try an armed release.
+    pub tries: u32,
+    /// Where the boot partition is mounted; `None`: the usual places.
+    pub esp: Option<PathBuf>,
+    /// The disk with the slots; `None`: the one with the boot partition.
+    pub disk: Option<PathBuf>,
+    /// Where the slots are on it.
+    pub slots: SlotLayout,
+    /// The state folder.
+    pub state: PathBuf,
+    /// The trust root.
+    pub trust_root: PathBuf,
+    /// Certificate authorities for the repository beside the system's.
+    pub extra_ca: Vec<PathBuf>,
+    /// Trust only these.
+    pub only_extra_ca: bool,
+    /// The proxy for the repository: `environment`, `direct` or an address.
+    pub proxy: String,
+    /// Whether `file:` repositories are accepted.
+    pub allow_local: bool,
+    /// How slots are filled.
+    pub stage: StageLimits,
+    /// When the guard reverts, from the start of the boot.
+    pub trial_deadline: Duration,
+    /// Kubeconfig; `None`: the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// How often progress is written to the API server at most.
+    pub progress_every: Duration,
+    /// How often the machine is looked at without a reason.
+    pub observe_every: Duration,
+    /// First wait after a failure.
+    pub retry_first: Duration,
+    /// Longest wait after a failure.
+    pub retry_max: Duration,
+    /// How long to wait for the machine to go down before asking again.
+    pub reboot_retry: Duration,
+    /// How long a slot that was read back may be armed without reading it again.
+    pub reverify_after: Duration,
+    /// How long a call on the system bus may take.
+    pub bus_timeout: Duration,
+    /// Units whose state is reported.
+    pub units: Vec<String>,
+    /// Where metrics, health and break-glass commands are served.
+    pub listen: Listen,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged, as tracing's filter has it.
+    pub log_filter: String,
+    /// Every key with its value and origin, for `status --settings` and the log.
+    pub origins: Vec<(&'static str, String, Origin)>,
+}
+
+impl Settings {
+    /// Reads and validates.
+    ///
+    /// # Errors
+    /// [`SettingsError`] names the file and line, or the variable.
+    pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
+        let found = read::read(sources)?;
+        let values = values::Values::new(&found);
+        let number = |key| values.whole(key);
+        let slots = match (number("slots.a-data")?, number("slots.a-verity")?) {
+            (Some(data), Some(verity)) => Some(PerSlot {
+                a: SlotNumbers { data, verity },
+                b: SlotNumbers {
+                    data: values.need(number("slots.b-data")?, "slots.b-data")?,
+                    verity: values.need(number("slots.b-verity")?, "slots.b-verity")?,
+                },
+            }),
+            (None, None) => None,
+            (Some(_), None) => return Err(values.missing("slots.a-verity")),
+            (None, Some(_)) => return Err(values.missing("slots.a-data")),
+        };
+        let first = values.duration("retry.first")?;
+        let max = values.duration("retry.max")?;
+        if first > max {
+            return Err(values.wrong("retry.first", "must not be longer than retry.max"));
+        }
+        Ok(Self {
+            node_name: values.text("node.name")?,
+            product: values.parsed("node.product", |text| Product::parse(text).map_err(|error| error.to_string()))?,
+            backend: match values.choice("boot.backend", &["auto", "systemd-boot", "gptprio"])? {
+                1 => Some(BootControlBackend::SystemdBoot),
+                2 => Some(BootControlBackend::GptPrio),
+                _ => None,
+            },
+            tries: values.need(values.whole("boot.tries")?, "boot.tries")?,
+            esp: values.path("boot.partition")?,
+            disk: values.path("slots.disk")?,
+            slots: SlotLayout {
+                kind: match values.choice("slots.kind", &["root", "usr"])? {
+                    1 => SlotKind::Usr,
+                    _ => SlotKind::Root,
+                },
+                numbers: slots,
+            },
+            state: values.need(values.path("state.directory")?, "state.directory")?,
+            trust_root: values.need(values.path("repository.trust-root")?, "repository.trust-root")?,
+            extra_ca: values.list("repository.extra-ca")?.into_iter().map(PathBuf::from).collect(),
+            only_extra_ca: values.flag("repository.only-extra-ca")?,
+            proxy: values.text("repository.proxy")?.unwrap_or_default(),
+            allow_local: values.flag("repository.allow-local")?,
+            stage: StageLimits {
+                bytes_per_second: values.bytes("transfer.bytes-per-second")?.and_then(NonZeroU64::new),
+                workers: values
+                    .whole("transfer.workers")?
+                    .and_then(|count| NonZeroUsize::new(count as usize))
+                    .unwrap_or(NonZeroUsize::MIN),
+                pressure: PressureLimits {
+                    io: values.percent("transfer.pause-at-io-pressure")?,
+                    memory: values.percent("transfer.pause-at-memory-pressure")?,
+                },
+                low_priority: values.flag("transfer.low-priority")?,
+            },
+            trial_deadline: values.duration("trial.deadline")?,
+            kubeconfig: values.path("kubernetes.kubeconfig")?,
+            progress_every: values.duration("kubernetes.progress-every")?,
+            observe_every: values.duration("observe.every")?,
+            retry_first: first,
+            retry_max: max,
+            reboot_retry: values.duration("reboot.retry-after")?,
+            reverify_after: values.duration("boot.reverify-after")?,
+            bus_timeout: values.duration("bus.timeout")?,
+            units: values.list("health.units")?,
+            listen: values.parsed("server.listen", values::listen)?.unwrap_or(Listen::Off),
+            log_format: match values.choice("log.format", &["text", "json", "journal"])? {
+                1 => LogFormat::Json,
+                2 => LogFormat::Journal,
+                _ => LogFormat::Text,
+            },
+            log_filter: values.text("log.filter")?.unwrap_or_default(),
+            origins: values.origins(),
+        })
+    }
+
+    /// How to look at the machine.
+    pub fn lens(&self) -> Lens {
+        Lens { slots: self.slots, backend: self.backend, product: self.product.clone(), units: self.units.clone() }
+    }
+
+    /// What decisions need.
+    pub fn config(&self, node: &str) -> crate::core::Config {
+        // Any even spread does; the name is what differs between nodes and stays.
+        let spread = node.bytes().fold(17_u64, |sum, byte| (sum * 31 + u64::from(byte)) % 1_001);
+        crate::core::Config {
+            tries: self.tries,
+            trial_deadline: self.trial_deadline,
+            reverify_after: self.reverify_after,
+            reboot_retry: self.reboot_retry,
+            retry_first: self.retry_first,
+            retry_max: self.retry_max,
+            observe_every: self.observe_every,
+            spread,
+            ..crate::core::Config::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

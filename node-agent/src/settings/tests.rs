@@ -1,0 +1,77 @@
+use super::*;
+
+fn load(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Settings, String> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let sources = Sources {
+        files: vec![folder.path().join("image.toml"), folder.path().join("node.toml")],
+        required: Vec::new(),
+        environment,
+    };
+    let shown = folder.path().display().to_string();
+    Settings::load(&sources).map_err(|error| error.to_string().replace(&shown, ""))
+}
+
+#[test]
+fn defaults_are_valid_and_known_as_such() {
+    let settings = load(&[], &[]).unwrap();
+    assert_eq!(settings.tries, 3);
+    assert_eq!(settings.trial_deadline, Duration::from_secs(45 * 60));
+    assert_eq!(settings.listen, Listen::Unix("/run/bascule/agent.sock".into()));
+    assert!(settings.origins.iter().all(|(_, _, origin)| *origin == Origin::Default));
+}
+
+#[test]
+fn later_sources_win_and_each_value_names_its_own() {
+    let settings = load(
+        &[
+            ("image.toml", "[boot]\ntries = 2\n[trial]\ndeadline = \"10m\"\n"),
+            ("image.toml.d/10-a.toml", "[boot]\n\ntries = 4\n"),
+            ("node.toml", "[health]\nunits = [\"kubelet.service\"]\n"),
+        ],
+        &[("BASCULE_TRIAL_DEADLINE", "20m"), ("HOME", "/"), ("BASCULE_OPERATOR_SERVICE_HOST", "10.0.0.1")],
+    )
+    .unwrap();
+    assert_eq!((settings.tries, settings.trial_deadline.as_secs()), (4, 1200));
+    assert_eq!(settings.units, ["kubelet.service"]);
+    let origin = |name| settings.origins.iter().find(|(key, ..)| *key == name).unwrap().2.to_string();
+    assert!(origin("boot.tries").ends_with("image.toml.d/10-a.toml:3"), "{}", origin("boot.tries"));
+    assert_eq!(origin("trial.deadline"), "$BASCULE_TRIAL_DEADLINE");
+    assert_eq!(origin("slots.kind"), "default");
+}
+
+#[test]
+fn what_is_wrong_is_named_with_its_place() {
+    for (text, expected) in [
+        ("[boot]\ntrys = 3\n", "/image.toml:2: there is no setting 'boot.trys'; did you mean 'boot.tries'?"),
+        ("tries = 3\n", "/image.toml:1: there is no setting 'tries': settings stand in sections"),
+        ("[boot]\ntries = 0\n", "/image.toml:2: boot.tries is '0': write a whole number from 1 to 9"),
+        ("[boot]\ntries = [\"1\"]\n", "/image.toml:2: boot.tries is one value, not a list"),
+        (
+            "[boot]\nbackend = \"grub\"\n",
+            "/image.toml:2: boot.backend is 'grub': write one of auto, systemd-boot, gptprio",
+        ),
+        ("[slots]\na-data = 2\n", "default: slots.a-verity must be set: the four numbers under slots belong together"),
+        ("[trial]\ndeadline = \"5s\"\n", "/image.toml:2: trial.deadline is '5s': write a time from 30 s to 86400 s"),
+        ("[retry]\nfirst = \"1h\"\n", "/image.toml:2: retry.first must not be longer than retry.max"),
+        ("[state]\ndirectory = \"var\"\n", "/image.toml:2: state.directory is 'var': write an absolute path"),
+    ] {
+        assert_eq!(load(&[("image.toml", text)], &[]).unwrap_err(), expected);
+    }
+    assert!(load(&[("image.toml", "[boot\n")], &[]).unwrap_err().starts_with("/image.toml:1: "));
+    let error = load(&[], &[("BASCULE_BOOT_TRYS", "3")]).unwrap_err();
+    assert!(error.starts_with("$BASCULE_BOOT_TRYS: there is no setting"), "{error}");
+}
+
+#[test]
+fn every_default_can_be_read_and_every_variable_is_its_own() {
+    let mut variables: Vec<String> = KEYS.iter().map(Key::variable).collect();
+    variables.sort();
+    variables.dedup();
+    assert_eq!(variables.len(), KEYS.len());
+}
