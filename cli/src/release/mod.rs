@@ -1,7 +1,10 @@
 //! `bascule release …`: an OS vendor's way from a root tree to a published release, and a node's view of it.
 
+mod build;
+mod fetch;
 mod inspect;
 mod keys;
+mod progress;
 mod publish;
 mod signing;
 mod source;
@@ -18,6 +21,10 @@ pub(crate) enum Command {
     Keygen(keys::KeygenArguments),
     /// Make a repository without releases.
     Init(keys::InitArguments),
+    /// Build a release from a root tree or an image.
+    Build(Box<build::BuildArguments>),
+    /// Add a delta pack to a build.
+    Delta(build::DeltaArguments),
     /// Add a built release to a channel.
     Publish(publish::PublishArguments),
     /// Offer a release of one channel in another, byte for byte.
@@ -34,22 +41,32 @@ pub(crate) enum Command {
     Delegate(keys::DelegateArguments),
     /// Verify a repository as a node does, and say what a node would choose.
     Verify(verify::Arguments),
+    /// Get a release as a node does, into a folder.
+    Fetch(fetch::Arguments),
     /// Show what a repository, a channel or a release holds.
     Inspect(inspect::Arguments),
 }
 
 pub(crate) async fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
-        Command::Keygen(arguments) => keys::keygen(&arguments),
-        Command::Init(arguments) => keys::init(&arguments),
-        Command::Publish(arguments) => publish::publish(&arguments),
-        Command::Promote(arguments) => publish::promote(&arguments),
-        Command::Withdraw(arguments) => publish::withdraw(&arguments),
-        Command::Refresh(arguments) => publish::refresh(&arguments),
-        Command::Sign(arguments) => publish::sign(&arguments),
-        Command::Rotate(arguments) => keys::rotate(&arguments),
-        Command::Delegate(arguments) => keys::delegate(&arguments),
+        Command::Keygen(arguments) => blocking(move || keys::keygen(&arguments)).await,
+        Command::Init(arguments) => blocking(move || keys::init(&arguments)).await,
+        Command::Build(arguments) => blocking(move || build::build(&arguments)).await,
+        Command::Delta(arguments) => blocking(move || build::delta(&arguments)).await,
+        Command::Publish(arguments) => blocking(move || publish::publish(&arguments)).await,
+        Command::Promote(arguments) => blocking(move || publish::promote(&arguments)).await,
+        Command::Withdraw(arguments) => blocking(move || publish::withdraw(&arguments)).await,
+        Command::Refresh(arguments) => blocking(move || publish::refresh(&arguments)).await,
+        Command::Sign(arguments) => blocking(move || publish::sign(&arguments)).await,
+        Command::Rotate(arguments) => blocking(move || keys::rotate(&arguments)).await,
+        Command::Delegate(arguments) => blocking(move || keys::delegate(&arguments)).await,
         Command::Verify(arguments) => verify::run(arguments).await,
+        Command::Fetch(arguments) => fetch::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
     }
+}
+
+/// Long work on files and processors, on a thread of its own, so that Ctrl-C is heard.
+async fn blocking(work: impl FnOnce() -> anyhow::Result<Exit> + Send + 'static) -> anyhow::Result<Exit> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(anyhow::Error::new(error)))
 }

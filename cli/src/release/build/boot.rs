@@ -1,0 +1,116 @@
+//! What boots the image: a UKI made of kernel, initrd and command line, or a ready one.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_image::release::manifest::MAX_UKI_SIZE;
+use bascule_image::uki::{self, MAX_COMMAND_LINE, Parts, Uki};
+use bascule_names::RootHash;
+use clap::Args;
+
+use super::read_bounded;
+
+/// Stands for the image's root hash in a command line.
+const PLACEHOLDER: &str = "{roothash}";
+/// Where Debian and Fedora put systemd's stub for x86-64.
+const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+
+#[derive(Debug, Args)]
+pub(crate) struct BootArguments {
+    /// Ready UKI. Its command line must carry the image's root hash.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "cmdline", "kernel_release"])]
+    uki: Option<PathBuf>,
+
+    /// Kernel to make a UKI of.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+
+    /// Initrd; several are put together in this order.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Vec<PathBuf>,
+
+    /// Kernel command line. {roothash} in it stands for the root hash; without it, roothash=… is added.
+    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "")]
+    cmdline: String,
+
+    /// What `uname -r` prints with this kernel.
+    #[arg(long, value_name = "TEXT", requires = "kernel")]
+    kernel_release: Option<String>,
+
+    /// systemd's EFI stub to put it in.
+    #[arg(long, value_name = "FILE", default_value = STUB)]
+    stub: PathBuf,
+}
+
+impl BootArguments {
+    /// Finds what is missing before hours of work.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        match (&self.uki, &self.kernel) {
+            (None, None) => bail!("say what boots the image: --kernel (with --initrd and --cmdline) or a ready --uki"),
+            (None, Some(_)) if !self.stub.is_file() => bail!(
+                "{} is not there; install systemd's EFI stub (apt install systemd-boot-efi) or name it with --stub",
+                self.stub.display()
+            ),
+            _ => {}
+        }
+        let files = self.uki.iter().chain(&self.kernel).chain(&self.initrd);
+        for path in files {
+            ensure!(path.is_file(), "{} is no file", path.display());
+        }
+        ensure!(self.cmdline.len() <= MAX_COMMAND_LINE, "--cmdline is longer than {MAX_COMMAND_LINE} bytes");
+        Ok(())
+    }
+
+    /// The UKI's bytes.
+    pub(super) fn uki(&self, root_hash: &RootHash, os_release: &str) -> anyhow::Result<Vec<u8>> {
+        let bytes = match (&self.uki, &self.kernel) {
+            (Some(path), _) => read_bounded(path, MAX_UKI_SIZE)?,
+            (None, Some(kernel)) => {
+                let mut initrd = Vec::new();
+                for path in &self.initrd {
+                    initrd.extend(read_bounded(path, MAX_UKI_SIZE)?);
+                    // The kernel takes several archives one after the other at multiples of four bytes.
+                    initrd.resize(initrd.len().next_multiple_of(4), 0);
+                }
+                uki::build(&Parts {
+                    stub: &read_bounded(&self.stub, MAX_UKI_SIZE)?,
+                    kernel: &read_bounded(kernel, MAX_UKI_SIZE)?,
+                    initrd: &initrd,
+                    command_line: &command_line(&self.cmdline, root_hash),
+                    os_release,
+                    kernel_release: self.kernel_release.as_deref(),
+                })
+                .context("can't build the UKI")?
+            }
+            (None, None) => bail!("say what boots the image"),
+        };
+        let parsed = Uki::parse(&bytes).context("the UKI is not usable")?;
+        let command_line = parsed.command_line().context("the UKI has no usable command line")?;
+        ensure!(
+            command_line.contains(root_hash.as_str()),
+            "the UKI's command line does not carry the image's root hash {root_hash}; it would boot another image or none"
+        );
+        Ok(bytes)
+    }
+}
+
+fn command_line(template: &str, root_hash: &RootHash) -> String {
+    if template.contains(PLACEHOLDER) {
+        template.replace(PLACEHOLDER, root_hash.as_str())
+    } else {
+        format!("{template} roothash={root_hash}").trim_start().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_hash_is_put_where_it_belongs() {
+        let root_hash = RootHash::from_bytes(&[1; 32]);
+        assert_eq!(command_line("quiet", &root_hash), format!("quiet roothash={root_hash}"));
+        assert_eq!(command_line("", &root_hash), format!("roothash={root_hash}"));
+        assert_eq!(command_line("usrhash={roothash} quiet", &root_hash), format!("usrhash={root_hash} quiet"));
+    }
+}

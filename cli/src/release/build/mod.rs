@@ -1,0 +1,260 @@
+//! `bascule release build` and `delta`: from a root tree or an image to what `publish` takes.
+
+mod boot;
+pub(crate) mod folder;
+mod packages;
+mod packs;
+mod tree;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_image::io::ReadAt as _;
+use bascule_image::release::manifest::{self, Manifest, PackKind, PackageList, PackageListFormat, Verity};
+use bascule_image::verity::{self, Parameters};
+use bascule_names::{Architecture, Product, RootHash, Version};
+use clap::Args;
+
+use self::boot::BootArguments;
+use self::folder::BuildFolder;
+use self::packs::{PackArguments, Release};
+use self::tree::Identity;
+use crate::exit::Exit;
+use crate::output;
+use crate::release::progress::Bar;
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("content").required(true))]
+pub(crate) struct BuildArguments {
+    /// Folder for the result; new or empty.
+    #[arg(value_name = "FOLDER")]
+    out: PathBuf,
+
+    /// Product that the image is for.
+    #[arg(long)]
+    product: Product,
+
+    /// Version of the release.
+    #[arg(long = "release", value_name = "VERSION")]
+    version: Version,
+
+    /// Architecture of the image.
+    #[arg(long, default_value = "x86-64")]
+    architecture: Architecture,
+
+    /// Root tree to make an EROFS image of (needs mkfs.erofs; run it as the owner of the files, usually root).
+    #[arg(long, value_name = "FOLDER", group = "content")]
+    root: Option<PathBuf>,
+
+    /// Ready file system image. It should not be compressed: deltas find nothing in compressed data.
+    #[arg(long, value_name = "FILE", group = "content")]
+    image: Option<PathBuf>,
+
+    /// Time stamp of all files in the image, in seconds since 1970.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, env = "SOURCE_DATE_EPOCH")]
+    timestamp: u64,
+
+    /// Package list (CycloneDX or SPDX JSON). Default: made from dpkg's status in --root.
+    #[arg(long, value_name = "FILE")]
+    packages: Option<PathBuf>,
+
+    /// Only print the image's root hash, to make a UKI with other tools.
+    #[arg(long)]
+    only_root_hash: bool,
+
+    #[command(flatten)]
+    boot: BootArguments,
+
+    #[command(flatten)]
+    packs: PackArguments,
+}
+
+pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
+    let identity =
+        Identity { product: &arguments.product, version: &arguments.version, architecture: arguments.architecture };
+    if !arguments.only_root_hash {
+        arguments.boot.check()?;
+    }
+    let folder = BuildFolder::create(&arguments.out)?;
+    make_image(arguments, &identity, &folder)?;
+    let image = folder.image()?;
+    let size = image.size().context("can't measure the image")?;
+    let parameters =
+        Parameters { salt: identity.derive("verity salt").to_vec(), uuid: *identity.uuid("verity").as_bytes() };
+    let bar = Bar::new("verity tree", size);
+    let tree = bar
+        .during(|watch| verity::build(&image, size, &parameters, arguments.packs.workers(), watch))
+        .context("can't compute the verity tree")?;
+    let root_hash = RootHash::from_bytes(tree.root_hash().as_bytes());
+    if arguments.only_root_hash {
+        output::print(&format!("{root_hash}\n"))?;
+        return Ok(Exit::Success);
+    }
+
+    let path = |name: &str| BuildFolder::repository_path(&arguments.version, arguments.architecture, name);
+    let os_release = os_release(arguments)?;
+    let uki = arguments.boot.uki(&root_hash, &os_release)?;
+    let uki = folder.write(&path("uki.efi"), &uki)?;
+    let packages = package_list(arguments, &identity, &folder)?;
+    let release = Release {
+        folder: &folder,
+        version: &arguments.version,
+        architecture: arguments.architecture,
+        root_hash: root_hash.clone(),
+    };
+    let mut packs = vec![release.full(&arguments.packs)?];
+    for base in &arguments.packs.base {
+        packs.push(release.delta(base, &arguments.packs)?);
+    }
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        product: arguments.product.clone(),
+        version: arguments.version.clone(),
+        architecture: arguments.architecture,
+        image: manifest::Image { size },
+        verity: Verity {
+            algorithm: "sha256".to_owned(),
+            block_size: u32::try_from(verity::BLOCK_SIZE).context("the block size is a small number")?,
+            salt: parameters.salt,
+            uuid: uuid::Uuid::from_bytes(parameters.uuid),
+            root_hash,
+            hash_tree_size: tree.hash_size(),
+        },
+        uki,
+        packs,
+        packages,
+    };
+    let written = folder.finish(&manifest)?;
+    output::print(&summary(&manifest, &written))?;
+    Ok(Exit::Success)
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeltaArguments {
+    /// Build folder of the release that the delta leads to. It must not be published yet.
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+
+    /// Architecture of the image.
+    #[arg(long, default_value = "x86-64")]
+    architecture: Architecture,
+
+    #[command(flatten)]
+    packs: PackArguments,
+}
+
+pub(crate) fn delta(arguments: &DeltaArguments) -> anyhow::Result<Exit> {
+    ensure!(!arguments.packs.base.is_empty(), "say with --base from which earlier build the delta leads");
+    let (folder, mut manifest) = BuildFolder::open(&arguments.folder, arguments.architecture)?;
+    for base in &arguments.packs.base {
+        let release = Release {
+            folder: &folder,
+            version: &manifest.version,
+            architecture: manifest.architecture,
+            root_hash: manifest.verity.root_hash.clone(),
+        };
+        let pack = release.delta(base, &arguments.packs)?;
+        manifest.packs.retain(|known| known.kind != pack.kind);
+        manifest.packs.push(pack);
+    }
+    let written = folder.finish(&manifest)?;
+    output::print(&summary(&manifest, &written))?;
+    Ok(Exit::Success)
+}
+
+fn make_image(arguments: &BuildArguments, identity: &Identity<'_>, folder: &BuildFolder) -> anyhow::Result<()> {
+    let image = folder.image_path();
+    match (&arguments.root, &arguments.image) {
+        (Some(root), _) => tree::make_erofs(root, &image, identity.uuid("erofs"), arguments.timestamp)?,
+        (None, Some(from)) => {
+            fs::copy(from, &image).with_context(|| format!("can't copy {}", from.display()))?;
+        }
+        (None, None) => bail!("give --root or --image"),
+    }
+    let file = File::options().write(true).open(&image).with_context(|| format!("can't write {}", image.display()))?;
+    let size = file.size().context("can't measure the image")?;
+    ensure!(size > 0, "the image is empty");
+    // dm-verity checks whole blocks.
+    file.set_len(size.next_multiple_of(verity::BLOCK_SIZE as u64)).context("can't round up the image's size")
+}
+
+/// os-release of the root tree, or a minimal one: boot menus show name and version from it.
+fn os_release(arguments: &BuildArguments) -> anyhow::Result<String> {
+    if let Some(root) = &arguments.root {
+        for path in ["usr/lib/os-release", "etc/os-release"] {
+            let path = root.join(path);
+            // A symbolic link would lead out of the tree, to the build host's own file.
+            if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+                return fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()));
+            }
+        }
+    }
+    let (product, version) = (&arguments.product, &arguments.version);
+    Ok(format!(
+        "ID={product}\nNAME=\"{product}\"\nVERSION_ID={version}\nPRETTY_NAME=\"{product} {version}\"\nIMAGE_ID={product}\n\
+         IMAGE_VERSION={version}\n"
+    ))
+}
+
+fn package_list(
+    arguments: &BuildArguments,
+    identity: &Identity<'_>,
+    folder: &BuildFolder,
+) -> anyhow::Result<Option<PackageList>> {
+    let (format, bytes) = match (&arguments.packages, &arguments.root) {
+        (Some(path), _) => {
+            let bytes = read_bounded(path, manifest::MAX_PACKAGE_LIST_SIZE)?;
+            let list: serde_json::Value =
+                serde_json::from_slice(&bytes).with_context(|| format!("{} is no JSON", path.display()))?;
+            let format = match (list.get("bomFormat"), list.get("spdxVersion")) {
+                (Some(_), _) => PackageListFormat::CycloneDx,
+                (_, Some(_)) => PackageListFormat::Spdx,
+                _ => bail!("{} is neither CycloneDX nor SPDX in JSON", path.display()),
+            };
+            (format, bytes)
+        }
+        (None, Some(root)) => match packages::of_tree(root, identity)? {
+            Some(bytes) => (PackageListFormat::CycloneDx, bytes),
+            None => return Ok(None),
+        },
+        (None, None) => return Ok(None),
+    };
+    let name = match format {
+        PackageListFormat::CycloneDx => "packages.cdx.json",
+        PackageListFormat::Spdx => "packages.spdx.json",
+    };
+    let path = BuildFolder::repository_path(&arguments.version, arguments.architecture, name);
+    Ok(Some(PackageList { format, file: folder.write(&path, &bytes)? }))
+}
+
+fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
+    read.with_context(|| format!("can't read {}", path.display()))?;
+    ensure!(bytes.len() as u64 <= limit, "{} is longer than {limit} bytes", path.display());
+    Ok(bytes)
+}
+
+fn summary(manifest: &Manifest, written: &Path) -> String {
+    let mut rows = vec![["PACK", "TO MOVE", "OF IMAGE"].map(str::to_owned).to_vec()];
+    for pack in &manifest.packs {
+        let name = match &pack.kind {
+            PackKind::Full => "full".to_owned(),
+            PackKind::Delta { base } => format!("from {base}"),
+        };
+        let share = 100.0 * pack.transfer_bytes as f64 / manifest.image.size.max(1) as f64;
+        rows.push(vec![name, output::bytes(pack.transfer_bytes), format!("{share:.1} %")]);
+    }
+    format!(
+        "{} {} for {}: image {}, root hash {}\n{}manifest: {}\n",
+        manifest.product,
+        manifest.version,
+        manifest.architecture,
+        output::bytes(manifest.image.size),
+        manifest.verity.root_hash,
+        output::columns(&rows),
+        written.display()
+    )
+}
