@@ -86,7 +86,7 @@ impl TinyRelease {
             boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", cmdline.as_bytes()), (".linux", &kernel)]);
         let tree_bytes = tree.to_bytes();
         let mut pack = Vec::new();
-        let options = Options { effort: Effort::Fast, workers: NonZeroUsize::MIN };
+        let options = Options { effort: Effort::Fast, workers: NonZeroUsize::MIN, ..Options::default() };
         let built = build_full(Image { root_hash, bytes: &data }, &mut pack, &options, &Watch::none())?;
         let path = |file: &str| format!("releases/{version}/x86-64/{file}").parse::<TargetPath>();
         let manifest = Manifest {

@@ -35,7 +35,7 @@ impl PackArguments {
     fn options(&self) -> build::Options {
         let effort = if self.fast { Effort::Fast } else { Effort::Good };
         let default = build::Options::default();
-        build::Options { effort, workers: self.workers.unwrap_or(default.workers) }
+        build::Options { effort, workers: self.workers.unwrap_or(default.workers), ..default }
     }
 
     pub(crate) fn workers(&self) -> NonZeroUsize {

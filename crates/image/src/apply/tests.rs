@@ -37,7 +37,7 @@ impl Releases {
     fn new() -> Self {
         let old = image_with_files(1, SIZE);
         let new = next_release(&old, 2);
-        let options = build::Options { effort: Effort::Fast, workers: NonZeroUsize::MIN };
+        let options = build::Options { effort: Effort::Fast, workers: NonZeroUsize::MIN, ..build::Options::default() };
         fn image(bytes: &Vec<u8>) -> Image<'_> {
             Image { root_hash: root_of(bytes), bytes }
         }

@@ -16,6 +16,12 @@ pub enum BuildError {
         /// Its size.
         found: u64,
     },
+    /// The caller asked for a frame size that no reader accepts.
+    #[error("a frame size of {found} bytes is not accepted, powers of two from 64 KiB to 4 MiB are")]
+    FrameSize {
+        /// Size asked for.
+        found: u32,
+    },
     /// Reading the image or the base failed.
     #[error("reading the {what} at offset {offset} failed")]
     Read {
@@ -54,6 +60,7 @@ impl BuildError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Size { .. } => "image-size",
+            Self::FrameSize { .. } => "frame-size",
             Self::Read { .. } => "image-unreadable",
             Self::Write(_) => "pack-unwritable",
             Self::Zstd { .. } | Self::Worker => "internal",

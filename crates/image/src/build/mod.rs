@@ -1,5 +1,6 @@
 //! Building packs. Output depends on the input and the effort alone: not on the number of workers, on time or on chance.
 
+mod choice;
 mod encode;
 mod error;
 mod pack;
@@ -16,6 +17,9 @@ use crate::digest::Sha256;
 use crate::io::ReadAt;
 use crate::release::manifest::{self, IndexRef, PackKind};
 use crate::release::names::TargetPath;
+
+/// Frames of 1 MiB: small enough that resuming and a worker's memory cost little, large enough to compress well.
+pub const DEFAULT_FRAME_SIZE: u32 = 1 << 20;
 
 /// How hard to try. Each gives the same bytes for the same input, for ever within one version of the pack format and of zstd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,11 +38,17 @@ pub struct Options {
     pub effort: Effort,
     /// Threads that compress. Each holds one frame, one reference and zstd's tables (some 60 MiB at `Good`).
     pub workers: NonZeroUsize,
+    /// Raw bytes of a frame, a power of two from 64 KiB to 4 MiB. Smaller frames compress worse, larger ones cost a node memory.
+    pub frame_size: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { effort: Effort::Good, workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
+        Self {
+            effort: Effort::Good,
+            workers: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            frame_size: DEFAULT_FRAME_SIZE,
+        }
     }
 }
 

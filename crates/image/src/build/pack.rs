@@ -10,12 +10,9 @@ use super::error::BuildError;
 use super::search::BaseIndex;
 use super::{BuiltPack, Image, Options};
 use crate::digest::Sha256;
-use crate::pack::{BLOCK, IndexParts, PackIndex};
+use crate::pack::{BLOCK, IndexParts, MAX_FRAME_SIZE, MIN_FRAME_SIZE, PackIndex};
 use crate::release::manifest::{IndexRef, MAX_IMAGE_SIZE, PackKind};
 use crate::work::Watch;
-
-/// Frames of 1 MiB: small enough that resuming and a worker's memory cost little, large enough to compress well.
-const FRAME_SIZE: u32 = 1 << 20;
 
 /// Writes a pack of the whole image to `output`. Progress counts bytes of the image.
 pub fn build_full(
@@ -67,21 +64,25 @@ fn build(
     watch: &Watch<'_>,
 ) -> Result<BuiltPack, BuildError> {
     let image_size = checked_size("image", image)?;
-    let frame_count = image_size.div_ceil(u64::from(FRAME_SIZE)) as u32;
+    let frame_size = options.frame_size;
+    if !frame_size.is_power_of_two() || !(MIN_FRAME_SIZE..=MAX_FRAME_SIZE).contains(&frame_size) {
+        return Err(BuildError::FrameSize { found: frame_size });
+    }
+    let frame_count = image_size.div_ceil(u64::from(frame_size)) as u32;
     let next = AtomicU32::new(0);
     let stopped = AtomicBool::new(false);
     // Workers may be a little ahead of the writer.
     let (finished, in_any_order) = mpsc::sync_channel(options.workers.get() * 2);
     let work = |finished: mpsc::SyncSender<(u32, Encoded)>| -> Result<(), BuildError> {
-        let mut buffer = vec![0; FRAME_SIZE as usize];
+        let mut buffer = vec![0; frame_size as usize];
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= frame_count || stopped.load(Ordering::Relaxed) {
                 return Ok(());
             }
             watch.check()?;
-            let offset = u64::from(number) * u64::from(FRAME_SIZE);
-            let length = (image_size - offset).min(u64::from(FRAME_SIZE)) as usize;
+            let offset = u64::from(number) * u64::from(frame_size);
+            let length = (image_size - offset).min(u64::from(frame_size)) as usize;
             let raw = buffer.get_mut(..length).unwrap_or_default();
             let read = image.bytes.read_at(raw, offset);
             read.map_err(|source| BuildError::Read { what: "image", offset, source })?;
@@ -109,7 +110,7 @@ fn build(
     })?;
     let parts = IndexParts {
         image_size,
-        frame_size: FRAME_SIZE,
+        frame_size,
         root_hash: image.root_hash,
         base: base.as_ref().map(|(base, size)| (base.image.root_hash, *size)),
         ranges: writer.ranges,

@@ -7,11 +7,12 @@
 //!
 //! Memory: 8 bytes for every 64 of the base (90 MiB for 750 MB), and 12 for each of its blocks.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::choice::choose;
 use super::error::BuildError;
 use super::on_workers;
 use crate::digest::Sha256;
@@ -29,10 +30,8 @@ const BUCKETS: usize = 1 << 12;
 const MAX_SAMPLES: u64 = 64 << 20;
 /// A sample that occurs in more blocks than this says nothing about where a frame comes from.
 const MAX_OCCURRENCES: usize = 24;
-/// Blocks between two taken ones that are taken too: what changed in between has no votes but is alike.
-const FILLED_GAP: u64 = 4;
 /// Votes are whole numbers, so that sums do not depend on their order.
-const WEIGHT_OF_UNIQUE: u32 = 5040;
+pub(super) const WEIGHT_OF_UNIQUE: u32 = 5040;
 
 /// Where which content lies in a base.
 pub(super) struct BaseIndex {
@@ -209,57 +208,6 @@ impl BaseIndex {
         }
         votes.sort_unstable();
 
-        let by_block: Vec<&[(u32, u32)]> = votes.chunk_by(|a, b| a.0 == b.0).collect();
-        let score = |votes: &[(u32, u32)], weights: &[u32]| -> u64 {
-            votes.iter().filter_map(|(_, sample)| weights.get(*sample as usize)).map(|weight| u64::from(*weight)).sum()
-        };
-        // Scores only fall, so a block whose score is still the highest after a second look is the best one.
-        let candidates =
-            by_block.iter().zip(0_u32..).map(|(votes, at)| (score(votes, &weights), std::cmp::Reverse(at)));
-        let mut heap: BinaryHeap<(u64, std::cmp::Reverse<u32>)> = candidates.collect();
-        let mut taken: Vec<u32> = Vec::new();
-        while let Some((stale, std::cmp::Reverse(at))) = heap.pop() {
-            if (taken.len() as u64 + 1) * BLOCK as u64 > budget {
-                break;
-            }
-            let Some(votes) = by_block.get(at as usize) else { continue };
-            let now = score(votes, &weights);
-            if now < stale {
-                if now > 0 {
-                    heap.push((now, std::cmp::Reverse(at)));
-                }
-                continue;
-            }
-            taken.extend(votes.first().map(|(block, _)| *block));
-            for (_, sample) in votes.iter() {
-                if let Some(weight) = weights.get_mut(*sample as usize) {
-                    *weight = 0;
-                }
-            }
-        }
-        taken.sort_unstable();
-        join(&taken, self.contents.len() as u64, budget)
+        choose(&votes, weights, self.contents.len() as u64, budget / BLOCK as u64)
     }
-}
-
-/// Makes ranges of blocks: one block more on both sides, gaps filled, cut off at the budget.
-fn join(taken: &[u32], base_blocks: u64, budget: u64) -> Vec<BlockRange> {
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for block in taken {
-        let (first, end) = (u64::from(*block).saturating_sub(1), (u64::from(*block) + 2).min(base_blocks));
-        match ranges.last_mut() {
-            Some(last) if first <= last.1 + FILLED_GAP => last.1 = end,
-            _ => ranges.push((first, end)),
-        }
-    }
-    let mut left = budget / BLOCK as u64;
-    let mut cut = Vec::with_capacity(ranges.len());
-    for (first, end) in ranges {
-        let count = (end - first).min(left);
-        left -= count;
-        if count > 0 {
-            cut.push(BlockRange { first: first as u32, count: count as u32 });
-        }
-    }
-    cut
 }

@@ -7,7 +7,7 @@ use crate::testing::{Lcg, image_with_files, next_release};
 use crate::work::{Progress, Watch};
 
 fn options(workers: usize) -> Options {
-    Options { effort: Effort::Fast, workers: NonZeroUsize::new(workers).unwrap() }
+    Options { effort: Effort::Fast, workers: NonZeroUsize::new(workers).unwrap(), ..Options::default() }
 }
 
 fn image(bytes: &Vec<u8>) -> Image<'_> {
@@ -122,4 +122,45 @@ fn an_output_that_fails_ends_the_build() {
     let bytes = image_with_files(10, 8 << 20);
     let error = build_full(image(&bytes), &mut Full, &options(2), &Watch::none()).unwrap_err();
     assert_eq!(error.category(), "pack-unwritable");
+}
+
+/// 16 bytes to a line, as in docs/release-format.md.
+fn hex_dump(bytes: &[u8]) -> String {
+    let line = |(at, line): (usize, &[u8])| {
+        let digits: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{:04x}  {}\n", at * 16, digits.join(" "))
+    };
+    bytes.chunks(16).enumerate().map(line).collect()
+}
+
+#[test]
+fn worked_example() {
+    let base: Vec<u8> = (0..8).flat_map(|block| [block; 4096]).collect();
+    let new = [vec![0; 64 << 10], vec![b'a'; 64 << 10], vec![7; 4096]].concat();
+    let parameters = crate::verity::Parameters { salt: vec![0x00, 0xFF], uuid: [0; 16] };
+    let root_hash = |bytes: &Vec<u8>| {
+        let tree = crate::verity::build(bytes, bytes.len() as u64, &parameters, NonZeroUsize::MIN, &Watch::none());
+        tree.unwrap().root_hash()
+    };
+    let new = Image { root_hash: root_hash(&new), bytes: &new };
+    let base = Image { root_hash: root_hash(&base), bytes: &base };
+    let options = Options { frame_size: 64 << 10, ..Options::default() };
+    let mut pack = Vec::new();
+    let built = build_delta(new, base, &mut pack, &options, &Watch::none()).unwrap();
+    assert_eq!(built.frames, [1, 0, 1, 0, 1]);
+    let document = include_str!("../../../../docs/release-format.md");
+    let example =
+        document.split("<!-- example:begin -->").nth(1).unwrap().split("<!-- example:end -->").next().unwrap();
+    let wanted = format!("\n```\n{}```\n", hex_dump(&pack));
+    assert_eq!(example, wanted, "the page should show:\n{wanted}");
+}
+
+#[test]
+fn frame_sizes_no_reader_accepts_are_refused() {
+    let bytes = vec![1; 4096];
+    for frame_size in [0, 4096, 100_000, 8 << 20, u32::MAX] {
+        let options = Options { frame_size, ..options(1) };
+        let error = build_full(image(&bytes), &mut Vec::new(), &options, &Watch::none()).unwrap_err();
+        assert_eq!(error.category(), "frame-size");
+    }
 }

@@ -113,7 +113,11 @@ impl FrameDecoder {
         }
         match frame.codec {
             Codec::Zero => raw.fill(0),
-            Codec::Raw => raw.copy_from_slice(stored),
+            Codec::Raw if stored.len() == raw.len() => raw.copy_from_slice(stored),
+            Codec::Raw => {
+                let (expected, found) = (frame.length.into(), stored.len() as u64);
+                return Err(FrameError::RawLength { frame: number, expected, found });
+            }
             Codec::Base => read_ranges(frame, base, raw)?,
             Codec::Zstd => decompress(number, stored, &[], raw)?,
             Codec::ZstdReference => {

@@ -5,5 +5,7 @@ pub mod manifest;
 pub mod names;
 
 mod parse;
+#[cfg(test)]
+mod tests;
 
 pub use parse::ParseError;

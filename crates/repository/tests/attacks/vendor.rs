@@ -114,7 +114,11 @@ impl Vendor {
         std::fs::create_dir_all(root.join(path(""))).unwrap();
         let bytes = image(version);
         let (tree_root, parameters, hash_tree_size) = verity_of(&bytes);
-        let options = build::Options { effort: Effort::Fast, workers: std::num::NonZeroUsize::new(2).unwrap() };
+        let options = build::Options {
+            effort: Effort::Fast,
+            workers: std::num::NonZeroUsize::new(2).unwrap(),
+            ..build::Options::default()
+        };
         let mut packs = Vec::new();
         let this = Image { root_hash: tree_root, bytes: &bytes };
         let mut out = Vec::new();
