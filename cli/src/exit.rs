@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-/// How a command ended. `docs/cli.md` lists the codes.
+/// How a command ended. The help of `bascule` lists the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// 0: done, or what was asked for is so.

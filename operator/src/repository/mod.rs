@@ -64,9 +64,9 @@ fn status_of(metadata: &Metadata) -> RepositoryStatus {
 /// The condition's reason for an error.
 fn reason_of(error: &Error) -> &'static str {
     match error.category() {
-        "Expired" => reason::EXPIRED,
+        "expired" => reason::EXPIRED,
         _ if error.is_transient() => reason::UNREACHABLE,
-        "Signature" | "Rollback" | "Mismatch" | "TrustRoot" | "Unacceptable" | "Format" | "ClockBehind" => {
+        "signature" | "rollback" | "mismatch" | "trust-root" | "unacceptable" | "format" | "clock-behind" => {
             reason::UNTRUSTED
         }
         _ => reason::UNREACHABLE,

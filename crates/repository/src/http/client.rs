@@ -14,6 +14,9 @@ use super::body::Body;
 use super::error::FetchError;
 use super::settings::{HttpSettings, ProxySetting};
 
+/// HTTP/2 flow control window in bytes: 20 MB/s at a round trip of 50 ms.
+const WINDOW: u32 = 1 << 20;
+
 /// A client for one repository. Cheap to clone; connections are shared.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
@@ -71,6 +74,9 @@ impl HttpClient {
             .referer(false)
             .http1_max_headers(64)
             .http2_max_header_list_size(16 * 1024)
+            // What may arrive before we read it, and so what a connection may hold in memory.
+            .http2_initial_stream_window_size(WINDOW)
+            .http2_initial_connection_window_size(WINDOW)
             .pool_max_idle_per_host(4)
             .redirect(redirect::Policy::custom(move |attempt| {
                 if attempt.url().scheme() != "https" {
@@ -164,6 +170,8 @@ impl HttpClient {
             FetchError::Insecure { url: format!("a redirect of {url}") }
         } else if has_cause::<RedirectLimit>(&error) {
             FetchError::TooManyRedirects { url, limit: self.settings.redirects }
+        } else if certificate_refused(&error) {
+            FetchError::Certificate { url, source: error.without_url().into() }
         } else if error.is_connect() || error.is_timeout() {
             FetchError::Connect { url, source: error.without_url().into() }
         } else {
@@ -230,15 +238,22 @@ fn backoff(settings: &HttpSettings, attempt: u32, retry_after: Option<Duration>,
     ceiling.mul_f64(dice.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default()).min(settings.backoff_limit)
 }
 
-fn has_cause<T: std::error::Error + 'static>(error: &reqwest::Error) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        if inner.is::<T>() {
-            return true;
+/// The causes of an error. What `io::Error` wraps is looked at too; its own `source` leaves that out.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |cause| {
+        match cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => cause.source(),
         }
-        cause = inner.source();
-    }
-    false
+    })
+}
+
+fn has_cause<T: std::error::Error + 'static>(error: &reqwest::Error) -> bool {
+    causes(error).any(|cause| cause.is::<T>())
+}
+
+fn certificate_refused(error: &reqwest::Error) -> bool {
+    causes(error).any(|cause| matches!(cause.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

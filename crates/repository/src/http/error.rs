@@ -44,6 +44,11 @@ pub enum FetchError {
     /// More redirects than allowed.
     #[error("{url} redirects more than {limit} times")]
     TooManyRedirects { url: String, limit: usize },
+    /// The server's certificate is not signed by an authority that we trust, is expired, or is for another name.
+    #[error(
+        "the certificate of the server of {url} is not trusted; if it is your own authority's, add that as an extra CA"
+    )]
+    Certificate { url: String, source: Arc<reqwest::Error> },
     /// Name look-up, TCP, TLS or proxy failed.
     #[error("can't connect to the server of {url}")]
     Connect { url: String, source: Arc<reqwest::Error> },
@@ -71,6 +76,7 @@ impl FetchError {
             Self::Changed { .. } => "changed-during-download",
             Self::Insecure { .. } => "insecure-url",
             Self::TooManyRedirects { .. } => "redirects",
+            Self::Certificate { .. } => "certificate",
             Self::Connect { .. } | Self::Request { .. } => "connection",
             Self::Local { .. } => "local-file",
             Self::Settings { .. } => "settings",

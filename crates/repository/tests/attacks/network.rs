@@ -315,6 +315,6 @@ async fn a_server_with_an_unknown_certificate_is_not_talked_to() {
     let other = HttpsServer::start(vendor.repository()).await.unwrap();
     let node = Node::of(&vendor);
     let client_of_other = node.open_with_ca_of(&server, &other).await.unwrap_err();
-    assert_eq!(client_of_other.category(), "connection");
+    assert_eq!(client_of_other.category(), "certificate");
     assert!(server.requests().is_empty());
 }
