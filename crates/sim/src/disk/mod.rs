@@ -151,6 +151,16 @@ impl Disk {
         self.state().faults.clear();
     }
 
+    /// Takes the rules away for a while, with what they have counted.
+    pub fn suspend_faults(&self) -> Vec<FaultRule> {
+        std::mem::take(&mut self.state().faults)
+    }
+
+    /// Puts rules back that were suspended.
+    pub fn resume_faults(&self, rules: Vec<FaultRule>) {
+        self.state().faults.extend(rules);
+    }
+
     /// Begins to record. A disk in a file is not recorded: power is cut only in memory.
     pub fn start_recording(&self) {
         let mut state = self.state();

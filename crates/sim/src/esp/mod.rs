@@ -4,6 +4,7 @@
 //! `vfat_rename`) and EDK2's FatPkg do it: first the new name, then the removal of the old one, so that a power cut may
 //! leave both names on one chain of clusters, or, where the directory spans sectors, neither.
 
+mod check;
 mod rename;
 
 use std::io::{self, Read, Seek, Write};

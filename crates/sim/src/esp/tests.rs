@@ -78,3 +78,23 @@ fn nothing_is_durable_before_the_sync() {
     assert_eq!(names(recording.cut(unsynced, Loss::Everything)), Vec::<String>::new());
     assert_eq!(names(recording.cut(unsynced + 1, Loss::Everything)), ["acme-1.1.efi"]);
 }
+
+#[test]
+fn a_check_finds_the_files_that_a_cut_rename_leaves_on_one_chain() {
+    let (disk, esp) = fresh();
+    esp.write("EFI/Linux/acme-1.0+2-1.efi", &[9; 3000]).unwrap();
+    esp.write("EFI/Linux/other.efi", &[8; 30_000]).unwrap();
+    esp.remove("EFI/Linux/other.efi").unwrap();
+    esp.sync().unwrap();
+    assert_eq!(esp.check().unwrap(), Vec::<String>::new());
+    disk.start_recording();
+    esp.rename("EFI/Linux/acme-1.0+2-1.efi", "EFI/Linux/acme-1.0.efi").unwrap();
+    let recording = disk.take_recording().unwrap();
+    let halfway = esp_on(&Disk::from_snapshot(recording.cut(2, Loss::Nothing)));
+    let found = halfway.check().unwrap();
+    assert!(found.len() == 1 && found[0].contains("shares a cluster"), "{found:?}");
+    // The naive way out makes it worse: the name that stays points to clusters that are free now.
+    halfway.remove("EFI/Linux/acme-1.0+2-1.efi").unwrap();
+    let found = halfway.check().unwrap();
+    assert!(found.iter().any(|line| line.contains("a cluster that is free")), "{found:?}");
+}

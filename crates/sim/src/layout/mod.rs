@@ -2,9 +2,9 @@
 
 mod provision;
 
-use std::io;
+use std::io::{self, Seek};
 
-use gptman::{GPT, GPTPartitionEntry};
+use gptman::{GPT, GPTHeader, GPTPartitionEntry};
 use uuid::{Uuid, uuid};
 
 use crate::disk::{Cache, Cursor, Disk, Overlay, Part, SECTOR, write_back};
@@ -134,6 +134,27 @@ impl Table {
     /// Attribute bits of a partition.
     pub fn attributes(&self, number: u32) -> u64 {
         self.entry(number).map_or(0, |entry| entry.attribute_bits)
+    }
+
+    /// Whether primary and backup copy are both valid and hold the same partitions (`sgdisk -v` complains otherwise).
+    pub fn copies_agree(&self) -> bool {
+        let mut cursor = Cursor::from(Part::whole(&self.disk));
+        let copy = |cursor: &mut Cursor, sector: u64| {
+            cursor.seek(io::SeekFrom::Start(sector * SECTOR as u64))?;
+            let header = GPTHeader::read_from(cursor).map_err(io::Error::other)?;
+            let entries = header.read_partitions(cursor, SECTOR as u64).map_err(io::Error::other)?;
+            Ok::<_, io::Error>((header, entries))
+        };
+        let last = self.disk.length() / SECTOR as u64 - 1;
+        match (copy(&mut cursor, 1), copy(&mut cursor, last)) {
+            (Ok((primary, held)), Ok((backup, also))) => {
+                held == also
+                    && primary.disk_guid == backup.disk_guid
+                    && (primary.primary_lba, primary.backup_lba) == (1, last)
+                    && (backup.primary_lba, backup.backup_lba) == (last, 1)
+            }
+            _ => false,
+        }
     }
 
     /// Sets the attribute bits of a partition durably, as a boot loader does: first in the primary copy, then in the backup.
