@@ -27,7 +27,8 @@ pub enum Effect {
     Short(usize),
     /// Reported as written, readable through the cache, but one bit is wrong on the medium. The number picks the bit.
     FlipBit(u64),
-    /// Reported as written, readable through the cache, but never reaches the medium.
+    /// Reported as written, readable through the cache, but never reaches the medium. Of a flush: reported as done, but
+    /// nothing became durable.
     Lose,
 }
 
