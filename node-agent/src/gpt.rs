@@ -261,6 +261,8 @@ fn read_copy(disk: &dyn Disk, geometry: DiskGeometry, which: Which, lba: u64) ->
     let start = start.ok_or_else(|| invalid("has its entries past the end of the disk".to_owned()))?;
     let mut array = vec![0; usize::try_from(length.next_multiple_of(sector)).unwrap_or(0)];
     disk.read(start, &mut array).map_err(failed)?;
+    // The library reads each entry with a little more than its 128 bytes, also the last one.
+    array.resize(array.len() + usize::try_from(ENTRY_SIZE).unwrap_or(128), 0);
     let mut window = Window { start, bytes: array, position: start };
     let entries = header.read_partitions(&mut window, sector).map_err(|error| invalid(error.to_string()))?;
     Ok((header, entries))
