@@ -32,9 +32,29 @@ pub(super) fn parse_waiting(file: &str) -> Option<&str> {
     (start.len() == 16 && start.bytes().all(|b| b.is_ascii_hexdigit())).then_some(start)
 }
 
-/// Whether a file is one that was never finished.
+/// Files of ours that hold what an image in `images` (path and size) holds, too: power was lost within the rename that
+/// armed it, and both are on one chain of clusters.
+pub(super) fn twins(esp_fs: &dyn Esp, directory: &str, images: &[(String, u64)]) -> Result<Vec<String>, BootError> {
+    let mut found = Vec::new();
+    for file in esp_fs.list(directory).map_err(esp("listing", directory))? {
+        let ours = parse_waiting(&file.name).is_some() || is_unfinished(&file.name);
+        // Only a file of the same length is worth hashing.
+        for (path, _) in images.iter().filter(|(_, size)| ours && *size == file.size) {
+            if digest(esp_fs, path)? == digest(esp_fs, &format!("{directory}/{}", file.name))? {
+                found.push(file.name.clone());
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a file is one that was never finished, or what power loss left of a waiting one: where a directory entry spans
+/// two sectors, its long name can go and the short one stay.
 pub(super) fn is_unfinished(file: &str) -> bool {
-    file.starts_with("bascule-") && file.ends_with(".part")
+    let short =
+        |ending| file.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bascul~")) && file.ends_with(ending);
+    (file.starts_with("bascule-") && file.ends_with(".part")) || short(".TMP") || short(".PAR")
 }
 
 /// The digest and length of a file.
@@ -100,16 +120,17 @@ pub(super) fn lay_down(
     let waiting = waiting_name(expected);
     let final_path = format!("{directory}/{waiting}");
     let part = format!("{directory}/bascule-{}.part", start_of(expected));
-    for file in esp_fs.list(directory).map_err(esp("listing", directory))? {
-        let stale = is_unfinished(&file.name) || (parse_waiting(&file.name).is_some() && file.name != waiting);
-        if stale {
+    let files = esp_fs.list(directory).map_err(esp("listing", directory))?;
+    let whole = !files.iter().any(|file| is_unfinished(&file.name));
+    for file in files {
+        if file.name == waiting && whole && verify(esp_fs, &final_path, target).is_ok() {
+            return Ok(());
+        }
+        // Beside an unfinished file also one that reads well goes: power may have been lost within the rename from one to
+        // the other, and then both are on one chain of clusters, which the removal of either frees.
+        if is_unfinished(&file.name) || parse_waiting(&file.name).is_some() {
             let path = format!("{directory}/{}", file.name);
             esp_fs.remove(&path).map_err(esp("removing", &path))?;
-        } else if file.name == waiting {
-            if verify(esp_fs, &final_path, target).is_ok() {
-                return Ok(());
-            }
-            esp_fs.remove(&final_path).map_err(esp("removing", &final_path))?;
         }
     }
     copy(esp_fs, &part, fetch)?;

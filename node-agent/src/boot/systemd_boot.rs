@@ -96,6 +96,12 @@ impl SystemdBoot<'_> {
         images.into_iter().next().ok_or(BootError::NoEntry { slot, root_hash })
     }
 
+    /// Waiting boot images that may share their clusters with one of these.
+    fn twins<'i>(&self, images: impl Iterator<Item = &'i Image>) -> Result<Vec<String>, BootError> {
+        let images: Vec<(String, u64)> = images.map(|image| (image.path(), image.size)).collect();
+        image_file::twins(self.esp, DIRECTORY, &images)
+    }
+
     /// Renames durably; nothing to do if the name is right already.
     fn rename(&self, from: &str, to: &str) -> Result<(), BootError> {
         if from != to {
@@ -236,11 +242,11 @@ impl BootBackend for SystemdBoot<'_> {
             reclaimable,
             running_sorts_first: Self::running_sorts_first(machine, running, other),
         };
-        Ok(Seen {
-            facts,
-            entries: PerSlot { a: entry(&a), b: entry(&b) },
-            doubled: PerSlot { a: a.len() > 1, b: b.len() > 1 },
-        })
+        let doubled = |images: &[&Image]| -> Result<bool, BootError> {
+            Ok(images.len() > 1 || !self.twins(images.iter().copied())?.is_empty())
+        };
+        let doubled = PerSlot { a: doubled(&a)?, b: doubled(&b)? };
+        Ok(Seen { facts, entries: PerSlot { a: entry(&a), b: entry(&b) }, doubled })
     }
 
     fn retire(&self, machine: &Machine, slot: SlotName) -> Result<(), BootError> {
@@ -344,7 +350,9 @@ impl BootBackend for SystemdBoot<'_> {
         // Power was lost within a rename: both names may share one chain of clusters, and removing either would free
         // what the other needs. So the content is copied before both go.
         let images = self.of_slot(machine, slot)?;
-        let [keep, surplus @ ..] = images.as_slice() else { return Ok(()) };
+        let [keep, others @ ..] = images.as_slice() else { return Ok(()) };
+        let mut surplus: Vec<String> = others.iter().map(|image| image.file.clone()).collect();
+        surplus.extend(self.twins(images.iter())?);
         if surplus.is_empty() {
             return Ok(());
         }
@@ -353,8 +361,8 @@ impl BootBackend for SystemdBoot<'_> {
         let mut reader = image_reader(&*file, keep.size);
         self.esp.write(&copy, &mut reader).map_err(esp("writing", &copy))?;
         self.esp.sync().map_err(esp("syncing", &copy))?;
-        for image in surplus {
-            self.remove(&image.file)?;
+        for file in surplus {
+            self.remove(&file)?;
         }
         self.remove(&keep.file)?;
         self.rename("bascule-copy.part", &keep.file)
