@@ -39,8 +39,14 @@ pub(super) fn twins(esp_fs: &dyn Esp, directory: &str, images: &[(String, u64)])
     for file in esp_fs.list(directory).map_err(esp("listing", directory))? {
         let ours = parse_waiting(&file.name).is_some() || is_unfinished(&file.name);
         // Only a file of the same length is worth hashing.
-        for (path, _) in images.iter().filter(|(_, size)| ours && *size == file.size) {
-            if digest(esp_fs, path)? == digest(esp_fs, &format!("{directory}/{}", file.name))? {
+        let same_length: Vec<_> = images.iter().filter(|(_, size)| ours && *size == file.size).collect();
+        if same_length.is_empty() {
+            continue;
+        }
+        // A leftover that can't be read is no reason not to look at the machine.
+        let Ok(leftover) = digest(esp_fs, &format!("{directory}/{}", file.name)) else { continue };
+        for (path, _) in same_length {
+            if digest(esp_fs, path)? == leftover {
                 found.push(file.name.clone());
                 break;
             }

@@ -1,5 +1,6 @@
 //! Writing a slot and reading it back.
 
+use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Mutex;
 
@@ -50,6 +51,36 @@ fn partition(doing: &'static str, partition: &Partition) -> impl FnOnce(std::io:
     move |source| EffectError::Partition { doing, number, source }
 }
 
+/// A data partition that is written through the page cache and read past it.
+struct Slot {
+    writer: Box<dyn Sink>,
+    medium: Box<dyn ReadAt>,
+}
+
+impl ReadAt for Slot {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.medium.read_at(buffer, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.writer.size()
+    }
+}
+
+impl Sink for Slot {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.writer.write_at(bytes, offset)
+    }
+
+    fn write_zeros(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.writer.write_zeros(offset, length)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
 impl Engine {
     fn writable(&self, part: &Partition) -> Result<Box<dyn Sink>, EffectError> {
         self.host.disk.partition(part.number, part.extent).map_err(partition("opening", part))
@@ -82,7 +113,9 @@ impl Engine {
         let pack = &opened.report.pack;
         let index = PackIndex::read(&*opened.source, manifest, pack).map_err(EffectError::Index)?;
         let (data, tree_part) = machine.partitions.get(target.slot);
-        let sink = self.writable(data)?;
+        // What lies there from an earlier attempt is judged by the medium, not by the page cache: after a failed flush, or
+        // on a disk that lied, the cache still holds what was never written.
+        let sink = Slot { writer: self.writable(data)?, medium: self.direct(data)? };
         let running = &machine.partitions.get(machine.booted).0;
         let base =
             self.host.disk.partition_read(running.number, running.extent).map_err(partition("opening", running))?;
@@ -110,7 +143,7 @@ impl Engine {
             parameters: &parameters,
             source: &*opened.source,
             base: Some(Base { root_hash: Sha256::from(&machine.root_hash), image: &*base }),
-            sink: &*sink,
+            sink: &sink,
             options: Options { workers: self.limits.workers, ..Options::default() },
         };
         let applied = job.run(&watch)?;
