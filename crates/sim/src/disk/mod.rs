@@ -151,6 +151,13 @@ impl Disk {
         self.state().faults.clear();
     }
 
+    /// A restart of the machine: the page cache is gone, and with it every lie that it covered up.
+    pub fn forget_cache(&self) {
+        let mut state = self.state();
+        state.cached = None;
+        state.undo.clear();
+    }
+
     /// Takes the rules away for a while, with what they have counted.
     pub fn suspend_faults(&self) -> Vec<FaultRule> {
         std::mem::take(&mut self.state().faults)
@@ -203,6 +210,16 @@ impl Disk {
         let mut state = self.state();
         state.check(Access::Read, cache, offset, buffer.len())?;
         state.medium.read(offset, buffer)
+    }
+
+    fn peek(&self, offset: u64, cached: &mut [u8], medium: &mut [u8]) -> io::Result<()> {
+        let state = self.state();
+        state.medium.read(offset, medium)?;
+        match &state.cached {
+            Some(pages) => pages.read(offset, cached),
+            None => cached.copy_from_slice(medium),
+        }
+        Ok(())
     }
 
     /// Writes through the cache and says how many bytes were taken: fewer than given only if a fault says so.

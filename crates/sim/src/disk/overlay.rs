@@ -12,16 +12,18 @@ pub(crate) struct Overlay {
     part: Part,
     direct: bool,
     position: u64,
+    /// The sector that was read last, as the partition holds it: drivers read a table in steps of two bytes.
+    last: Option<(u64, [u8; SECTOR])>,
     /// Changed sectors by number, each with the place in the order of first changes.
     changed: BTreeMap<u64, (usize, [u8; SECTOR])>,
 }
 
 impl Overlay {
     pub(crate) fn new(part: Part) -> Self {
-        Self { part, direct: false, position: 0, changed: BTreeMap::new() }
+        Self { part, direct: false, position: 0, last: None, changed: BTreeMap::new() }
     }
 
-    /// Reads what the medium holds, past the page cache.
+    /// Reads whole sectors past the page cache, what is smaller (a driver's tables) through it.
     pub(crate) fn past_cache(part: Part) -> Self {
         Self { direct: true, ..Self::new(part) }
     }
@@ -33,13 +35,14 @@ impl Overlay {
         }
     }
 
-    /// Sectors that differ from what the partition holds, in the order in which they were first changed.
+    /// Sectors that differ from what the partition holds, in the order in which they were first changed. Also those that
+    /// only the medium has otherwise: a cache does not compare what is written with what it has.
     pub(crate) fn changes(&self) -> io::Result<Vec<(u64, [u8; SECTOR])>> {
         let mut ordered = Vec::new();
         for (sector, (order, bytes)) in &self.changed {
-            let mut before = [0; SECTOR];
-            self.part.read(sector * SECTOR as u64, &mut before)?;
-            if before != *bytes {
+            let (mut cached, mut medium) = ([0; SECTOR], [0; SECTOR]);
+            self.part.peek(sector * SECTOR as u64, &mut cached, &mut medium)?;
+            if cached != *bytes || medium != *bytes {
                 ordered.push((*order, *sector, *bytes));
             }
         }
@@ -53,7 +56,7 @@ impl Overlay {
             return Ok(*bytes);
         }
         let mut bytes = [0; SECTOR];
-        self.below(sector * SECTOR as u64, &mut bytes)?;
+        self.part.read(sector * SECTOR as u64, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -91,8 +94,20 @@ impl io::Read for Overlay {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.left(buffer.len());
         let Some(target) = buffer.get_mut(..count) else { return Ok(0) };
-        self.below(self.position, target)?;
         let end = self.position + count as u64;
+        let (sector, within) = (self.position / SECTOR as u64, (self.position % SECTOR as u64) as usize);
+        if within + count <= SECTOR && count < SECTOR {
+            if self.last.is_none_or(|(held, _)| held != sector) {
+                let mut bytes = [0; SECTOR];
+                self.part.read(sector * SECTOR as u64, &mut bytes)?;
+                self.last = Some((sector, bytes));
+            }
+            if let Some(source) = self.last.as_ref().and_then(|(_, bytes)| bytes.get(within..within + count)) {
+                target.copy_from_slice(source);
+            }
+        } else {
+            self.below(self.position, target)?;
+        }
         let first = self.position / SECTOR as u64;
         for (sector, (_, bytes)) in self.changed.range(first..end.div_ceil(SECTOR as u64)) {
             let start = sector * SECTOR as u64;

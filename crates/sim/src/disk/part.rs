@@ -56,6 +56,12 @@ impl Part {
         self.disk.read_direct(self.cache, at, buffer)
     }
 
+    /// What the page cache and what the medium hold at one place, as the simulation itself sees it: no fault strikes.
+    pub(crate) fn peek(&self, offset: u64, cached: &mut [u8], medium: &mut [u8]) -> io::Result<()> {
+        let at = self.position(offset, cached.len())?;
+        self.disk.peek(at, cached, medium)
+    }
+
     /// Writes and says how many bytes were taken.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<usize> {
         let at = self.position(offset, data.len())?;

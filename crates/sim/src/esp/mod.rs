@@ -58,7 +58,8 @@ impl Esp {
         Self { part, direct: false }
     }
 
-    /// The same file system, but read past the page cache: what firmware would find there.
+    /// The same file system, but the content of files is read past the page cache, as O_DIRECT does it: names and clusters
+    /// are still looked up in what the kernel remembers. (A last sector that is not full is read through the cache.)
     pub fn past_cache(&self) -> Self {
         Self { part: self.part.clone(), direct: true }
     }
@@ -101,8 +102,15 @@ impl Esp {
     /// A file's content; longer than `limit` bytes is an error.
     pub fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
         self.look(|fat| {
-            let mut content = Vec::new();
-            fat.root_dir().open_file(path)?.take(limit + 1).read_to_end(&mut content)?;
+            // Read in steps of at least a sector: that is how the overlay tells content from the driver's own tables.
+            let mut file = fat.root_dir().open_file(path)?.take(limit + 1);
+            let (mut content, mut step) = (Vec::new(), vec![0; 64 << 10]);
+            loop {
+                match file.read(&mut step)? {
+                    0 => break,
+                    count => content.extend_from_slice(step.get(..count).unwrap_or(&[])),
+                }
+            }
             if content.len() as u64 > limit {
                 return Err(io::Error::new(
                     io::ErrorKind::FileTooLarge,

@@ -27,9 +27,10 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// The smallest host on which everything still happens: for power cuts by the ten thousand.
+    /// The smallest host on which everything still happens: for power cuts by the ten thousand. The agent wants a MiB to
+    /// spare on the ESP.
     pub fn tiny() -> Self {
-        Self { esp: 192 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, alignment: 4096 }
+        Self { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, alignment: 4096 }
     }
 
     /// For images of up to `image` bytes with boot images of up to `uki` bytes, as a real host would be cut.
