@@ -9,6 +9,10 @@
     reason = "helpers outside of #[test] functions are tests all the same"
 )]
 
+mod faults;
 mod firmware;
+mod operator;
+mod power_cuts;
 mod reference_writer;
 mod support;
+mod world;

@@ -1,0 +1,257 @@
+//! Bad disks, full and broken file systems, and hands in the machine while the agent works. Whatever happens, a whole
+//! release boots; what passes by itself ends well by itself; what does not is reported and never armed.
+
+use std::sync::Arc;
+
+use bascule_api::NodeError;
+use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
+use bascule_sim::firmware::BootLoader::{self, Gptprio, SystemdBoot};
+use bascule_sim::host::STATE_CACHE;
+use bascule_sim::layout::{ESP, Slot, Table};
+
+use crate::operator::Verdict;
+use crate::power_cuts::{sound, world};
+use crate::support::{installed, release};
+use crate::world::World;
+
+const BACKENDS: [BootLoader; 2] = [SystemdBoot, Gptprio];
+
+/// A host on which 1.0 runs and 1.1 is wanted.
+fn updating(boot: BootLoader) -> World {
+    world(boot, installed(boot, &release("1.0")), "1.1", Verdict::Commit)
+}
+
+/// Runs to rest and expects `version` there, sound.
+fn ends_with(world: &mut World, version: &str, what: &str) {
+    let ended = world.settle();
+    let story = world.told();
+    let system = ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
+    assert_eq!(system.version, version, "{what}:\n  {story}");
+    sound(world).unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
+}
+
+/// As [`ends_with`] `1.0`, and the last error is of one of these kinds; then the fault is mended and all ends well.
+fn refuses_until_mended(mut world: World, kinds: &[NodeError], what: &str, mend: impl FnOnce(&World)) {
+    let ended = world.settle();
+    let story = world.told();
+    let system = ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
+    assert_eq!(system.version, "1.0", "{what}:\n  {story}");
+    let category = world.last_error.as_ref().map(|error| error.category);
+    assert!(category.is_some_and(|category| kinds.contains(&category)), "{what}: {category:?}\n  {story}");
+    world.faults.clear();
+    world.hardware.disk.clear_faults();
+    mend(&world);
+    ends_with(&mut world, "1.1", &format!("{what}, mended"));
+}
+
+const SLOT_B: Cache = Cache(4);
+const SLOT_B_VERITY: Cache = Cache(5);
+
+#[test]
+fn a_fault_that_strikes_once_is_overcome() {
+    let places = [Cache::WHOLE, Cache(ESP), SLOT_B, SLOT_B_VERITY, STATE_CACHE];
+    let mut struck = 0;
+    for boot in BACKENDS {
+        for cache in places {
+            for (access, effect) in [
+                (Access::Read, Effect::Eio),
+                (Access::Write, Effect::Eio),
+                (Access::Write, Effect::Short(700)),
+                (Access::Write, Effect::NoSpace),
+                (Access::Flush, Effect::Eio),
+            ] {
+                for skip in [0, 1, 2, 5, 11, 30] {
+                    let mut world = updating(boot);
+                    world.faults = vec![FaultRule::once(access, Some(cache), skip, effect)];
+                    ends_with(&mut world, "1.1", &format!("{boot:?}: {effect:?} at {access:?} {skip} of {cache}"));
+                    struck += 1;
+                }
+            }
+        }
+    }
+    println!("{struck} faults");
+}
+
+#[test]
+fn a_disk_that_lies_once_is_seen_through_and_written_again() {
+    for boot in BACKENDS {
+        for cache in [SLOT_B, SLOT_B_VERITY, Cache::WHOLE] {
+            for effect in [Effect::FlipBit(12_345), Effect::Lose] {
+                for skip in [0, 1, 3] {
+                    let mut world = updating(boot);
+                    world.faults = vec![FaultRule::once(Access::Write, Some(cache), skip, effect)];
+                    ends_with(&mut world, "1.1", &format!("{boot:?}: {effect:?} at write {skip} of {cache}"));
+                }
+            }
+        }
+    }
+}
+
+/// Nothing that the agent reads back shows a directory that the disk spoilt; but whatever boots is whole.
+#[test]
+fn an_esp_that_lies_never_boots_anything_that_is_not_whole() {
+    for effect in [Effect::FlipBit(12_345), Effect::Lose] {
+        for skip in 0..12 {
+            let mut world = updating(SystemdBoot);
+            world.faults = vec![FaultRule::once(Access::Write, Some(Cache(ESP)), skip, effect)];
+            let ended = world.settle().and_then(|_| world.next_start());
+            ended.unwrap_or_else(|wrong| panic!("{effect:?} at write {skip}: {wrong}\n  {}", world.told()));
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_always_lies_is_never_armed() {
+    for boot in BACKENDS {
+        for cache in [SLOT_B, SLOT_B_VERITY] {
+            let mut world = updating(boot);
+            world.faults = vec![FaultRule::always(Access::Write, Some(cache), Effect::FlipBit(99))];
+            let kinds = [NodeError::Storage, NodeError::Trust];
+            refuses_until_mended(world, &kinds, &format!("{boot:?}: {cache} lies"), |_| {});
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_always_fails_is_reported_and_never_armed() {
+    for boot in BACKENDS {
+        for (cache, access, effect, kind) in [
+            (SLOT_B, Access::Write, Effect::Eio, NodeError::Storage),
+            (SLOT_B, Access::Read, Effect::Eio, NodeError::Storage),
+            (SLOT_B, Access::Flush, Effect::Eio, NodeError::Storage),
+            (Cache::WHOLE, Access::Write, Effect::Eio, NodeError::Storage),
+            (Cache(ESP), Access::Write, Effect::ReadOnly, NodeError::Storage),
+            (Cache(ESP), Access::Flush, Effect::Eio, NodeError::Storage),
+        ] {
+            if boot == Gptprio && cache == Cache(ESP) {
+                continue;
+            }
+            let mut world = updating(boot);
+            world.faults = vec![FaultRule::always(access, Some(cache), effect)];
+            refuses_until_mended(world, &[kind], &format!("{boot:?}: {effect:?} at {access:?} of {cache}"), |_| {});
+        }
+    }
+}
+
+#[test]
+fn a_full_state_partition_stops_the_update_before_anything_is_armed() {
+    for boot in BACKENDS {
+        let mut world = updating(boot);
+        world.faults = vec![FaultRule::always(Access::Write, Some(STATE_CACHE), Effect::NoSpace)];
+        refuses_until_mended(world, &[NodeError::Storage, NodeError::Space], &format!("{boot:?}: state full"), |_| {});
+    }
+}
+
+#[test]
+fn a_full_esp_is_reported_before_the_first_write() {
+    let world = updating(SystemdBoot);
+    let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
+    esp.write("EFI/filler.bin", &vec![1; esp.free().unwrap() as usize - 2048]).unwrap();
+    esp.sync().unwrap();
+    world.hardware.disk.start_recording();
+    let disk = world.hardware.disk.clone();
+    refuses_until_mended(world, &[NodeError::Space], "full ESP", |_| {
+        let recording = disk.take_recording().unwrap();
+        let written = recording.operations().iter().any(
+            |operation| matches!(operation, bascule_sim::disk::Operation::Write { cache, .. } if *cache == SLOT_B),
+        );
+        assert!(!written, "the slot was written although the boot image would not fit");
+        esp.remove("EFI/filler.bin").unwrap();
+        esp.sync().unwrap();
+    });
+}
+
+#[test]
+fn a_broken_copy_of_the_table_is_repaired() {
+    for boot in BACKENDS {
+        let length = updating(boot).hardware.disk.length();
+        for offset in [512, 1024, length - 512, length - 33 * 512] {
+            let mut world = updating(boot);
+            Part::whole(&world.hardware.disk).write_all(offset, &[0xaa; 512]).unwrap();
+            ends_with(&mut world, "1.1", &format!("{boot:?}: garbage at {offset}"));
+        }
+    }
+}
+
+#[test]
+fn an_esp_that_breaks_under_the_running_system_is_reported() {
+    let mut world = updating(SystemdBoot);
+    let whole = Table::read(&world.hardware.disk).unwrap().part(ESP).unwrap();
+    let mut boot_sector = vec![0; 512];
+    whole.read(0, &mut boot_sector).unwrap();
+    let part = whole.clone();
+    world.on_effect("retire-entry", move || part.write_all(0, &[0; 512]).unwrap());
+    refuses_until_mended(world, &[NodeError::Storage, NodeError::BootControl], "broken ESP", |_| {
+        whole.write_all(0, &boot_sector).unwrap();
+    });
+}
+
+#[test]
+fn a_slot_edited_behind_our_back_is_not_armed_but_written_again() {
+    for boot in BACKENDS {
+        for number in [Slot::B.data(), Slot::B.verity()] {
+            let mut world = updating(boot);
+            let disk = world.hardware.disk.clone();
+            // After staging, when the grant came: the check before arming is what must see it.
+            world.on_effect("verify", move || {
+                let part = Table::read(&disk).unwrap().part(number).unwrap();
+                part.write_all(100, b"edited").unwrap();
+                part.flush().unwrap();
+            });
+            world.reverify();
+            ends_with(&mut world, "1.1", &format!("{boot:?}: partition {number} edited"));
+            assert!(world.story.iter().any(|line| line.contains("verify failed")), "{}", world.told());
+        }
+    }
+}
+
+#[test]
+fn a_staged_boot_image_that_is_gone_or_edited_is_fetched_again() {
+    for edited in [false, true] {
+        let mut world = updating(SystemdBoot);
+        let disk = world.hardware.disk.clone();
+        world.on_effect("arm", move || {
+            let esp = Table::read(&disk).unwrap().esp().unwrap();
+            let waiting = |name: &str| name.starts_with("bascule-");
+            let files = esp.list("EFI/Linux").unwrap();
+            let file = files.iter().find(|file| waiting(&file.name)).expect("a boot image waits");
+            let path = format!("EFI/Linux/{}", file.name);
+            match edited {
+                true => esp.write(&path, b"MZ but no boot image").unwrap(),
+                false => esp.remove(&path).unwrap(),
+            }
+            esp.sync().unwrap();
+        });
+        ends_with(&mut world, "1.1", &format!("boot image edited: {edited}"));
+    }
+}
+
+#[test]
+fn an_armed_entry_whose_file_is_gone_boots_the_old_release_and_is_no_failure() {
+    let mut world = updating(SystemdBoot);
+    let disk = world.hardware.disk.clone();
+    world.on_effect("reboot", move || {
+        let esp = Table::read(&disk).unwrap().esp().unwrap();
+        for file in esp.list("EFI/Linux").unwrap() {
+            if file.name.contains('+') {
+                esp.remove(&format!("EFI/Linux/{}", file.name)).unwrap();
+            }
+        }
+        esp.sync().unwrap();
+    });
+    ends_with(&mut world, "1.1", "armed entry gone");
+}
+
+#[test]
+fn clock_jumps_change_nothing() {
+    for boot in BACKENDS {
+        for days in [-4000, -1, 1, 4000] {
+            for effect in ["write-slot", "arm", "bless"] {
+                let mut world = updating(boot);
+                let clock = Arc::clone(&world.clock);
+                world.on_effect(effect, move || clock.jump(chrono::TimeDelta::days(days)));
+                ends_with(&mut world, "1.1", &format!("{boot:?}: {days} days at {effect}"));
+            }
+        }
+    }
+}
