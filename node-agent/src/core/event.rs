@@ -1,6 +1,8 @@
 //! What happens to the agent.
 
-use bascule_api::{Goal, Grant, NodeError, NodeUpdateSpec, PackFallback, ReleaseRef, RootHash, SlotName, Transfer};
+use bascule_api::{
+    Goal, Grant, NodeError, NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef, RootHash, SlotName, Transfer,
+};
 use bascule_image::Manifest;
 use std::sync::Arc;
 
@@ -84,6 +86,9 @@ pub enum Event {
     Loaded(Journal),
     /// The machine was looked at.
     Observed(Box<Facts>),
+    /// What the agent's part of the status says on the server: where conditions go on from, and what need not be
+    /// written again.
+    Remembered(Box<NodeUpdateStatus>),
     /// The operator's word changed; `None` when the object is gone.
     Desired(Option<Desired>),
     /// A release was verified.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bascule_api::NodeError;
 
 use super::state::{Manual, Problem, Work};
-use super::{Effect, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish};
+use super::{Desired, Effect, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish};
 
 /// Takes an event in and decides. Pure: the same state, event and time give the same result.
 ///
@@ -35,8 +35,21 @@ fn take_in(state: &mut State, event: Event, now: Now) {
             state.last_facts = Some((*facts).clone());
             state.facts = Some(*facts);
         }
+        Event::Remembered(status) => {
+            // After the first word the agent knows better what it wrote.
+            if state.desired.is_none() {
+                state.conditions.clone_from(&status.conditions);
+                state.published = Some(*status);
+            }
+        }
         Event::Desired(desired) => {
             state.heard = true;
+            let uid = |desired: &Option<Desired>| desired.as_ref().map(|desired| desired.uid.clone());
+            if state.desired.is_some() && uid(&state.desired) != uid(&desired) {
+                // The object was deleted or made anew: nothing of what was written is there any more.
+                state.published = None;
+                state.conditions.clear();
+            }
             if state.desired != desired {
                 state.desired = desired;
                 state.problem = None;

@@ -1,0 +1,341 @@
+//! The agent's side of the API server: it watches its own NodeUpdate and writes its part of the status.
+//!
+//! Two tasks, neither of which ever stops the agent's work: one turns the watch into events, one writes the newest status
+//! when the server takes it. A refused token or an unreachable server is retried for ever with growing pauses, with fresh
+//! credentials each time.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_api::{AGENT_MANAGER, NodeUpdate, NodeUpdateStatus};
+use futures::StreamExt as _;
+use kube::api::{Api, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher;
+use kube::{Client, Config};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::core::{Desired, Event};
+use crate::engine::in_one_line;
+use crate::metrics::Metrics;
+
+/// First pause after a failure.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Longest time for one request that is no watch.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How to reach the API server.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// A kubeconfig, read again whenever a connection is made: a kubelet's client certificate is renewed in place.
+    Kubeconfig(PathBuf),
+    /// The pod's service account.
+    InCluster,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The kubeconfig.
+    #[error("the kubeconfig {} can't be used", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: kube::config::KubeconfigError,
+    },
+    /// The service account.
+    #[error("this is no pod with a service account; name a kubeconfig in kubernetes.kubeconfig")]
+    InCluster(#[source] kube::config::InClusterError),
+    /// The client.
+    #[error("no client for the API server")]
+    Client(#[source] kube::Error),
+}
+
+impl Credentials {
+    /// A client with what the credentials are now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn client(&self) -> Result<Client, ClientError> {
+        let mut config = match self {
+            Self::Kubeconfig(path) => {
+                let failed = |source| ClientError::Kubeconfig { path: path.clone(), source };
+                let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?
+            }
+            Self::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
+        };
+        config.connect_timeout = Some(REQUEST_TIMEOUT);
+        // A watch is renewed by the server after about five minutes; bookmarks come at least every minute.
+        config.read_timeout = Some(Duration::from_secs(330));
+        config.write_timeout = Some(REQUEST_TIMEOUT);
+        Client::try_from(config).map_err(ClientError::Client)
+    }
+}
+
+/// How a Kubernetes error is counted and shown.
+fn kind(error: &kube::Error) -> &'static str {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            404 => "NotFound",
+            409 => "Conflict",
+            422 => "Invalid",
+            429 => "TooManyRequests",
+            500.. => "ServerError",
+            _ => "Refused",
+        },
+        _ => "Unreachable",
+    }
+}
+
+/// Pauses that grow, and shrink again after a success.
+#[derive(Debug)]
+struct Pauses(Duration);
+
+impl Pauses {
+    const fn new() -> Self {
+        Self(PAUSE_FIRST)
+    }
+
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (self.0 * 2).min(PAUSE_MAX);
+        // A fleet that lost its server together must not come back together.
+        pause.mul_f64(rand::random_range(0.75..1.25))
+    }
+}
+
+/// A status for an object: one that was made anew has none of what was written before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Word {
+    /// The object's UID.
+    pub uid: String,
+    /// The status.
+    pub status: NodeUpdateStatus,
+}
+
+/// The link to one NodeUpdate.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// How to reach the server.
+    pub credentials: Credentials,
+    /// The Node's name, and the object's.
+    pub node: String,
+    /// How often a status that differs only in its progress is written at most.
+    pub progress_every: Duration,
+    /// Where requests and errors are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Link {
+    /// Turns the watch into events until nobody listens any more.
+    pub async fn watch(self, events: mpsc::Sender<Event>) {
+        let mut pauses = Pauses::new();
+        loop {
+            match self.credentials.client().await {
+                Ok(client) => {
+                    if !self.watch_with(client, &events, &mut pauses).await {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.metrics.kubernetes_error("watch", "Credentials");
+                    tracing::warn!(error = in_one_line(&error), "no client for the API server; trying again");
+                }
+            }
+            tokio::time::sleep(pauses.next()).await;
+            if events.is_closed() {
+                return;
+            }
+        }
+    }
+
+    /// Watches with one client until it fails; `false` when nobody listens any more.
+    async fn watch_with(&self, client: Client, events: &mpsc::Sender<Event>, pauses: &mut Pauses) -> bool {
+        let api: Api<NodeUpdate> = Api::all(client);
+        let mut stream = std::pin::pin!(watcher::watch_object(api, &self.node));
+        while let Some(change) = stream.next().await {
+            match change {
+                Ok(object) => {
+                    *pauses = Pauses::new();
+                    self.metrics.kubernetes_reached();
+                    for event in as_events(object) {
+                        if events.send(event).await.is_err() {
+                            return false;
+                        }
+                    }
+                }
+                Err(error) => {
+                    let kind = match &error {
+                        watcher::Error::InitialListFailed(error)
+                        | watcher::Error::WatchStartFailed(error)
+                        | watcher::Error::WatchFailed(error) => kind(error),
+                        watcher::Error::WatchError(status) if status.code == 410 => {
+                            // The server forgot where we were: the watcher lists afresh by itself.
+                            continue;
+                        }
+                        _ => "Refused",
+                    };
+                    self.metrics.kubernetes_error("watch", kind);
+                    tracing::warn!(kind, error = in_one_line(&error), "the watch of NodeUpdate {} broke", self.node);
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    /// Writes the newest status whenever it changes and the server takes it. Ends when the sender is gone, after one last
+    /// try.
+    pub async fn publish(self, mut statuses: watch::Receiver<Option<Word>>) {
+        let mut client: Option<Client> = None;
+        let mut written: Option<Word> = None;
+        let mut last_write: Option<Instant> = None;
+        let mut pauses = Pauses::new();
+        let mut open = true;
+        while open {
+            open = statuses.changed().await.is_ok();
+            loop {
+                let Some(status) = statuses.borrow_and_update().clone() else { break };
+                if written.as_ref() == Some(&status) {
+                    break;
+                }
+                if let Some(wait) = self.throttle(written.as_ref(), &status, last_write) {
+                    // Something that is no progress may come meanwhile and must not wait.
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        changed = statuses.changed() => open = changed.is_ok(),
+                    }
+                    if open {
+                        if self.throttle(written.as_ref(), &status, last_write).is_some() {
+                            continue;
+                        }
+                    }
+                }
+                match self.write(&mut client, &status.status).await {
+                    Ok(()) => {
+                        written = Some(status);
+                        last_write = Some(Instant::now());
+                        pauses = Pauses::new();
+                    }
+                    Err(kind) => {
+                        self.metrics.kubernetes_error("status", kind);
+                        client = None;
+                        if !open || kind == "NotFound" {
+                            break;
+                        }
+                        tokio::select! {
+                            () = tokio::time::sleep(pauses.next()) => {}
+                            changed = statuses.changed() => open = changed.is_ok(),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long a status that differs from the written one only in its progress has to wait.
+    fn throttle(&self, written: Option<&Word>, status: &Word, last: Option<Instant>) -> Option<Duration> {
+        let (written, last) = (written.filter(|written| written.uid == status.uid)?, last?);
+        let without = |status: &NodeUpdateStatus| NodeUpdateStatus {
+            // Whether there is a transfer, of what, and whether it rests is no progress.
+            transfer: status.transfer.clone().map(|transfer| bascule_api::Transfer {
+                bytes_done: 0,
+                bytes_total: 0,
+                percent: 0,
+                ..transfer
+            }),
+            ..status.clone()
+        };
+        if without(&written.status) != without(&status.status) {
+            return None;
+        }
+        let due = last + self.progress_every;
+        due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+
+    async fn write(&self, client: &mut Option<Client>, status: &NodeUpdateStatus) -> Result<(), &'static str> {
+        let connected = match client {
+            Some(client) => client.clone(),
+            None => {
+                let made = self.credentials.client().await.map_err(|error| {
+                    tracing::warn!(error = in_one_line(&error), "no client for the API server");
+                    "Credentials"
+                })?;
+                client.insert(made).clone()
+            }
+        };
+        let api: Api<NodeUpdate> = Api::all(connected);
+        let patch = apply(&self.node, status);
+        // Whoever else claims the agent's fields is wrong about them.
+        let parameters = PatchParams::apply(AGENT_MANAGER).force();
+        let patch = Patch::Apply(&patch);
+        let request = api.patch_status(&self.node, &parameters, &patch);
+        match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+            Ok(Ok(_)) => {
+                self.metrics.status_written();
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                let kind = kind(&error);
+                tracing::warn!(
+                    kind,
+                    error = in_one_line(&error),
+                    "the status of NodeUpdate {} is not written",
+                    self.node
+                );
+                Err(kind)
+            }
+            Err(_) => {
+                tracing::warn!("the API server did not take the status within {} s", REQUEST_TIMEOUT.as_secs());
+                Err("Timeout")
+            }
+        }
+    }
+}
+
+/// The agent's part of an object: everything in the status but the operator's explanation.
+fn own_part(mut status: NodeUpdateStatus) -> NodeUpdateStatus {
+    status.rollout = None;
+    status
+}
+
+fn as_events(object: Option<NodeUpdate>) -> Vec<Event> {
+    let Some(object) = object else { return vec![Event::Desired(None)] };
+    let uid = object.metadata.uid.unwrap_or_default();
+    let generation = object.metadata.generation.unwrap_or_default();
+    let remembered = Event::Remembered(Box::new(own_part(object.status.unwrap_or_default())));
+    vec![remembered, Event::Desired(Some(Desired::new(uid, generation, &object.spec)))]
+}
+
+/// What is applied: only fields that are the agent's.
+fn apply(node: &str, status: &NodeUpdateStatus) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "bascule.dev/v1alpha1",
+        "kind": "NodeUpdate",
+        "metadata": { "name": node },
+        "status": own_part(status.clone()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_explanation_is_never_written() {
+        let rollout = serde_json::from_value(serde_json::json!({"state": "Waiting", "reason": "Paused"}));
+        let status = NodeUpdateStatus { rollout: rollout.ok(), last_grant: Some(3), ..NodeUpdateStatus::default() };
+        let patch = apply("n1", &status);
+        assert_eq!(patch["status"]["lastGrant"], 3);
+        assert!(patch["status"].get("rollout").is_none());
+    }
+}

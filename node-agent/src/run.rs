@@ -1,0 +1,230 @@
+//! The agent as a service: one loop that owns the state machine, one thread that carries effects out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bascule_api::NodeUpdateStatus;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::core::{Effect, Event, ManualCommand, Now, State, status, step};
+use crate::engine::{Engine, Stop};
+use crate::host::Host;
+use crate::kubernetes::{Credentials, Link, Word};
+use crate::metrics::Metrics;
+use crate::server::{self, Answer, Command, ListenError, Request, Shown};
+use crate::settings::Settings;
+
+/// Events that may wait; what brings more waits itself.
+const EVENTS: usize = 64;
+/// How long work in progress may take to end when the agent is told to.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// Why the agent ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another agent works on this host.
+    #[error("another agent works on this host: its lock in the state folder is held")]
+    Locked,
+    /// The lock can't be taken.
+    #[error("the lock in the state folder can't be taken")]
+    Lock(#[source] std::io::Error),
+    /// The server.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The thread that carries effects out is gone.
+    #[error("the agent's worker died; this is a defect, please report it")]
+    Worker,
+    /// No thread.
+    #[error("the agent's worker can't be started")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Everything the loop listens to and talks to.
+struct Loop {
+    state: State,
+    host: Host,
+    stop: Stop,
+    metrics: Arc<Metrics>,
+    work: mpsc::Sender<Vec<Effect>>,
+    statuses: watch::Sender<Option<Word>>,
+    shown: watch::Sender<NodeUpdateStatus>,
+    /// Who waits for the end of the break-glass command that runs.
+    waiting: Option<oneshot::Sender<Answer>>,
+}
+
+/// Runs the agent on a host until `shutdown` ends.
+///
+/// # Errors
+/// [`RunError`]; trouble with the host, the repository or the API server is none: it is reported and tried again.
+pub async fn run(
+    settings: &Settings,
+    node: String,
+    host: Host,
+    credentials: Credentials,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let _lock = match host.state.lock() {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Err(RunError::Locked),
+        Err(error) => return Err(RunError::Lock(error)),
+    };
+    let metrics = Arc::new(Metrics::new());
+    let bound = server::bind(&settings.listen).await?;
+    let (event_sender, mut events) = mpsc::channel(EVENTS);
+    let (command_sender, mut commands) = mpsc::channel(1);
+    let engine = Engine::new(host.clone(), settings.lens(), settings.stage.clone());
+    let stop = engine.stop_handle();
+    let (work, finished) = start_worker(engine, event_sender.clone(), Arc::clone(&metrics))?;
+    let (statuses, status_receiver) = watch::channel(None);
+    let (shown, shown_receiver) = watch::channel(NodeUpdateStatus::default());
+    let link = Link {
+        credentials,
+        node: node.clone(),
+        progress_every: settings.progress_every,
+        metrics: Arc::clone(&metrics),
+    };
+    tokio::spawn(link.clone().watch(event_sender));
+    let publishing = tokio::spawn(link.publish(status_receiver));
+    let shows = Shown { metrics: Arc::clone(&metrics), status: shown_receiver, commands: command_sender };
+    tokio::spawn(server::serve(bound, shows));
+    let state = State::new(settings.config(&node));
+    let mut own = Loop { state, host, stop, metrics, work, statuses, shown, waiting: None };
+    tracing::info!(node, version = own.state.config.agent_version, "the agent runs");
+    // Outside systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
+    let mut ping = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(86_400)));
+    let mut shutdown = std::pin::pin!(shutdown);
+    own.handle(Event::Tick).await?;
+    loop {
+        let rest = own.state.rest(own.now()).max(Duration::from_millis(50));
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            event = events.recv() => match event {
+                Some(event) => own.handle(event).await?,
+                None => return Err(RunError::Worker),
+            },
+            Some(command) = commands.recv() => own.command(command).await?,
+            _ = ping.tick(), if watchdog.is_some() => {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+            () = tokio::time::sleep(rest) => own.handle(Event::Tick).await?,
+        }
+    }
+    tracing::info!("the agent ends");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    own.farewell(finished, &mut events).await;
+    drop(own);
+    // One last word, if the server listens.
+    let _ = tokio::time::timeout(Duration::from_secs(2), publishing).await;
+    Ok(())
+}
+
+/// Starts the thread that carries effects out. It ends when nobody gives it work any more; then the second channel closes.
+fn start_worker(
+    mut engine: Engine,
+    events: mpsc::Sender<Event>,
+    metrics: Arc<Metrics>,
+) -> Result<(mpsc::Sender<Vec<Effect>>, oneshot::Receiver<()>), RunError> {
+    let (sender, mut receiver) = mpsc::channel::<Vec<Effect>>(1);
+    let (ended, finished) = oneshot::channel();
+    let work = move || {
+        while let Some(effects) = receiver.blocking_recv() {
+            engine.perform(&effects, &|event| {
+                match &event {
+                    Event::Failed(failure) => metrics.effect_failed(failure.effect, failure.category),
+                    Event::Done => effects.iter().for_each(|effect| metrics.effect_done(effect.name())),
+                    // Progress that finds no place is told again a second later.
+                    Event::Transfer(_) => return drop(events.try_send(event)),
+                    _ => {}
+                }
+                // When nobody listens any more, the agent ends.
+                let _ = events.blocking_send(event);
+            });
+        }
+        let _ = ended.send(());
+    };
+    std::thread::Builder::new().name("engine".to_owned()).spawn(work).map_err(RunError::Thread)?;
+    Ok((sender, finished))
+}
+
+impl Loop {
+    fn now(&self) -> Now {
+        Now { wall: self.host.clock.now(), since_boot: self.host.clock.since_boot() }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), RunError> {
+        let now = self.now();
+        let (state, effects) = step(std::mem::take(&mut self.state), event, now);
+        self.state = state;
+        let mut work = Vec::with_capacity(effects.len());
+        for effect in effects {
+            match effect {
+                Effect::Publish(status) => {
+                    self.metrics.follow(&status);
+                    let uid = self.state.desired.as_ref().map(|desired| desired.uid.clone()).unwrap_or_default();
+                    self.statuses.send_replace(Some(Word { uid, status: *status }));
+                }
+                Effect::Cancel => self.stop.stop(),
+                other => work.push(other),
+            }
+        }
+        if !work.is_empty() {
+            self.work.send(work).await.map_err(|_| RunError::Worker)?;
+        }
+        self.metrics.alive(now.since_boot.as_secs());
+        let current = status(&self.state, now);
+        self.shown.send_if_modified(|shown| {
+            let changed = *shown != current;
+            if changed {
+                shown.clone_from(&current);
+            }
+            changed
+        });
+        let over = self.state.manual.is_none() || self.state.reboot_asked.is_some();
+        if over
+            && self.state.work.is_none()
+            && let Some(answer) = self.waiting.take()
+        {
+            let problem = current.last_error.clone();
+            // Whoever asked may have gone.
+            let _ = answer.send(Answer { done: problem.is_none(), problem, status: current });
+        }
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command) -> Result<(), RunError> {
+        let (command, user, answer) = match command.request {
+            Request::Stage { release, user } => (ManualCommand::Stage(release), user, command.answer),
+            Request::Commit { user } => (ManualCommand::Commit, user, command.answer),
+            Request::Revert { user } => (ManualCommand::Revert, user, command.answer),
+        };
+        tracing::warn!(action = command.name(), user, "a person on the node asks for something");
+        // A command that came before is overtaken; who waits for it learns how things stand.
+        self.waiting = Some(answer);
+        self.handle(Event::Manual { command, user }).await
+    }
+
+    /// Ends work in progress: what can be stopped is, what is short ends by itself.
+    async fn farewell(&mut self, finished: oneshot::Receiver<()>, events: &mut mpsc::Receiver<Event>) {
+        if matches!(self.state.work, Some(crate::core::Work::Stage | crate::core::Work::Verify)) {
+            self.stop.stop();
+        }
+        // The worker ends when its channel does.
+        let (closed, _) = mpsc::channel(1);
+        self.work = closed;
+        let drained = async {
+            let mut finished = finished;
+            loop {
+                tokio::select! {
+                    _ = &mut finished => return,
+                    event = events.recv() => if event.is_none() { return },
+                }
+            }
+        };
+        if tokio::time::timeout(FAREWELL, drained).await.is_err() {
+            tracing::warn!("work in progress did not end in time; it goes on at the next start");
+        }
+    }
+}
