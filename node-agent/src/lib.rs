@@ -15,6 +15,7 @@ pub mod gpt;
 pub mod guard;
 pub mod host;
 pub mod kubernetes;
+pub mod linux;
 pub mod metrics;
 pub mod observe;
 pub mod releases;

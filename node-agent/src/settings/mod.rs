@@ -47,6 +47,8 @@ pub struct Settings {
     pub node_name: Option<String>,
     /// The product, where os-release does not name it.
     pub product: Option<Product>,
+    /// Where the host's root file system is seen.
+    pub host_root: PathBuf,
     /// The boot loader; `None`: found out.
     pub backend: Option<BootControlBackend>,
     /// How often the boot loader may try an armed release.
@@ -130,6 +132,7 @@ impl Settings {
         Ok(Self {
             node_name: values.text("node.name")?,
             product: values.parsed("node.product", |text| Product::parse(text).map_err(|error| error.to_string()))?,
+            host_root: values.need(values.path("host.root")?, "host.root")?,
             backend: match values.choice("boot.backend", &["auto", "systemd-boot", "gptprio"])? {
                 1 => Some(BootControlBackend::SystemdBoot),
                 2 => Some(BootControlBackend::GptPrio),

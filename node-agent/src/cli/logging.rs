@@ -1,0 +1,30 @@
+//! Where log lines go and how they look.
+
+use bascule_agent::settings::{LogFormat, Settings};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
+
+type StartError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Starts logging. Commands for people keep quiet below warnings unless the filter was set.
+pub(super) fn start(settings: &Settings, is_service: bool) -> Result<(), StartError> {
+    let chosen = settings
+        .origins
+        .iter()
+        .any(|(key, _, origin)| *key == "log.filter" && *origin != bascule_agent::settings::Origin::Default);
+    let text = if is_service || chosen { settings.log_filter.as_str() } else { "warn" };
+    let filter = EnvFilter::try_new(text)?;
+    let layer = match settings.log_format {
+        LogFormat::Journal => tracing_journald::layer()?.boxed(),
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => {
+            // journald adds the time itself.
+            let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
+            let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+            if under_systemd { layer.without_time().boxed() } else { layer.boxed() }
+        }
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! logind and systemd over D-Bus.
+//!
+//! The connection is made when it is first needed and made anew after a failure. Each call ends within a bounded time,
+//! whatever the bus does.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use zbus::Connection;
+use zbus_systemd::login1::ManagerProxy as Logind;
+use zbus_systemd::systemd1::ManagerProxy as Systemd;
+
+use crate::host::{BusError, Hold, Inhibitor, SystemBus, UnitState};
+
+/// Most units of one question.
+const MAX_UNITS: usize = 64;
+/// The name we show to others.
+const WHO: &str = "bascule-agent";
+
+/// The system bus.
+#[derive(Debug)]
+pub struct LinuxBus {
+    runtime: Handle,
+    timeout: Duration,
+    address: Option<String>,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl LinuxBus {
+    /// The system bus of this machine. Calls come from other threads than the runtime's own.
+    pub fn new(runtime: Handle, timeout: Duration) -> Self {
+        Self { runtime, timeout, address: None, connection: Mutex::default() }
+    }
+
+    /// Another bus, by its D-Bus address.
+    pub fn at(address: String, runtime: Handle, timeout: Duration) -> Self {
+        Self { address: Some(address), ..Self::new(runtime, timeout) }
+    }
+
+    fn call<T>(
+        &self,
+        service: &'static str,
+        work: impl AsyncFnOnce(Connection) -> zbus::Result<T>,
+    ) -> Result<T, BusError> {
+        let before = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let all = async {
+            let connection = match before {
+                Some(connection) => connection,
+                None => self.connect().await?,
+            };
+            let answer = work(connection.clone()).await?;
+            Ok::<_, zbus::Error>((connection, answer))
+        };
+        let outcome = self.runtime.block_on(async { tokio::time::timeout(self.timeout, all).await });
+        let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        match outcome {
+            Ok(Ok((connection, answer))) => {
+                *kept = Some(connection);
+                Ok(answer)
+            }
+            Ok(Err(error)) => {
+                // An answer with an error is an answer; anything else may be a connection that is gone.
+                if !matches!(error, zbus::Error::MethodError(..)) {
+                    *kept = None;
+                }
+                Err(bus_error(service, error))
+            }
+            Err(_) => {
+                *kept = None;
+                Err(BusError::Slow { service, seconds: self.timeout.as_secs() })
+            }
+        }
+    }
+
+    async fn connect(&self) -> zbus::Result<Connection> {
+        match &self.address {
+            Some(address) => zbus::connection::Builder::address(address.as_str()).build().await,
+            None => Connection::system().await,
+        }
+    }
+}
+
+fn bus_error(service: &'static str, error: zbus::Error) -> BusError {
+    match error {
+        zbus::Error::MethodError(name, message, _) => {
+            let name = name.as_str();
+            // The bus itself answers for a service that is not there.
+            if matches!(
+                name,
+                "org.freedesktop.DBus.Error.ServiceUnknown"
+                    | "org.freedesktop.DBus.Error.NameHasNoOwner"
+                    | "org.freedesktop.DBus.Error.NoReply"
+            ) {
+                return BusError::Unreachable { service, source: message.unwrap_or_else(|| name.to_owned()).into() };
+            }
+            let message: String = message.unwrap_or_else(|| name.to_owned()).chars().take(256).collect();
+            BusError::Refused { service, message }
+        }
+        other => BusError::Unreachable { service, source: other.into() },
+    }
+}
+
+impl SystemBus for LinuxBus {
+    fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError> {
+        let found = self.call("logind", async |bus| Logind::new(&bus).await?.list_inhibitors().await)?;
+        let inhibitor = |(what, who, why, mode, _, _)| Inhibitor { what, who, why, mode };
+        Ok(found.into_iter().map(inhibitor).collect())
+    }
+
+    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Hold>, BusError> {
+        let why = why.to_owned();
+        let descriptor = self.call("logind", async |bus| {
+            let logind = Logind::new(&bus).await?;
+            logind.inhibit("shutdown".to_owned(), WHO.to_owned(), why, "block".to_owned()).await
+        })?;
+        // logind lets go when the last copy of the descriptor is closed.
+        Ok(Box::new(descriptor))
+    }
+
+    fn reboot(&self, message: &str) -> Result<(), BusError> {
+        let message = message.to_owned();
+        self.call("logind", async |bus| {
+            let logind = Logind::new(&bus).await?;
+            // Without the right to set it, rebooting is still right.
+            if let Err(error) = logind.set_wall_message(message, true).await {
+                tracing::warn!(%error, "there will be no wall message");
+            }
+            logind.reboot(false).await
+        })
+    }
+
+    fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError> {
+        let names: Vec<String> = units.iter().take(MAX_UNITS).cloned().collect();
+        let found = self.call("systemd", async |bus| Systemd::new(&bus).await?.list_units_by_names(names).await)?;
+        let state = |unit: (String, String, String, String, _, _, _, _, _, _)| {
+            let (name, _, load, active, ..) = unit;
+            (name, UnitState { load, active })
+        };
+        Ok(found.into_iter().map(state).collect())
+    }
+}

@@ -1,0 +1,167 @@
+//! The boot partition as a mounted folder.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use bascule_image::io::ReadAt;
+use rustix::fs::{Advice, RenameFlags};
+
+use crate::host::{Esp, EspFile, Space};
+
+/// More files of a directory are not looked at.
+const MAX_FILES: usize = 1024;
+/// How much is copied at once.
+const CHUNK: usize = 256 << 10;
+
+/// The mounted EFI system partition or XBOOTLDR.
+#[derive(Debug)]
+pub struct MountedEsp {
+    root: PathBuf,
+}
+
+impl MountedEsp {
+    /// The partition mounted at `root`.
+    pub const fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// A path below the root; nothing that leads out of it.
+    fn path(&self, path: &str) -> io::Result<PathBuf> {
+        let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+        if plain && !path.is_empty() { Ok(self.root.join(path)) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+}
+
+impl Esp for MountedEsp {
+    fn list(&self, directory: &str) -> io::Result<Vec<EspFile>> {
+        let entries = match std::fs::read_dir(self.path(directory)?) {
+            Ok(entries) => entries,
+            // An unmounted partition looks like one without entries; the root tells them apart.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.root.join("EFI").is_dir() => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut files = Vec::new();
+        for entry in entries.take(MAX_FILES) {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+                files.push(EspFile { name, size: metadata.len() });
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(self.path(path)?)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn ReadAt>> {
+        let file = File::open(self.path(path)?)?;
+        // Clean pages are dropped, so that what is read is what the medium holds. Dirty ones were synced by whoever
+        // wrote; if the partition is read-only there are none.
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+        Ok(Box::new(OpenFile(file)))
+    }
+
+    fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()> {
+        let path = self.path(path)?;
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = match content.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            io::Write::write_all(&mut file, buffer.get(..count).unwrap_or_default())?;
+        }
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (self.path(from)?, self.path(to)?);
+        let here = rustix::fs::CWD;
+        match rustix::fs::renameat_with(here, &from, here, &to, RenameFlags::NOREPLACE) {
+            // File systems that don't know the flag; nobody else writes here while the agent's lock is held.
+            Err(rustix::io::Errno::INVAL) if !to.exists() => std::fs::rename(&from, &to),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.path(path)?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // The directories' own sectors, then everything else of the file system, then the device's cache.
+        for folder in ["EFI/Linux", "EFI/bascule"] {
+            match File::open(self.root.join(folder)) {
+                Ok(folder) => folder.sync_all()?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let root = File::open(&self.root)?;
+        rustix::fs::syncfs(&root)?;
+        root.sync_all()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(&self.root)?;
+        let unit = found.f_frsize;
+        Ok(Space { free: found.f_bavail.saturating_mul(unit), total: found.f_blocks.saturating_mul(unit) })
+    }
+}
+
+struct OpenFile(File);
+
+impl ReadAt for OpenFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_come_and_go_and_nothing_leads_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let esp = MountedEsp::new(folder.path().to_owned());
+        assert!(esp.list("EFI/Linux").is_err(), "what is not mounted must not look empty");
+        std::fs::create_dir(folder.path().join("EFI")).unwrap();
+        assert_eq!(esp.list("EFI/Linux").unwrap(), []);
+        esp.write("EFI/Linux/a.part", &mut &b"abc"[..]).unwrap();
+        esp.rename("EFI/Linux/a.part", "EFI/Linux/a.efi").unwrap();
+        esp.write("EFI/Linux/b.efi", &mut &b"b"[..]).unwrap();
+        let error = esp.rename("EFI/Linux/b.efi", "EFI/Linux/a.efi").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        esp.sync().unwrap();
+        assert_eq!(esp.read("EFI/Linux/a.efi", 3).unwrap(), b"abc");
+        assert_eq!(esp.read("EFI/Linux/a.efi", 2).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        esp.remove("EFI/Linux/a.efi").unwrap();
+        esp.remove("EFI/Linux/a.efi").unwrap();
+        for path in ["../x", "/etc/passwd", "", "EFI/../../x"] {
+            assert_eq!(esp.read(path, 9).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{path}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Facts of the running system from /proc and os-release.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+
+use crate::host::{Pressure, SystemInfo};
+use crate::uki::os_release;
+
+/// Longest file that is read here, in bytes.
+const MAX: u64 = 64 << 10;
+
+/// The running system.
+#[derive(Debug)]
+pub struct LinuxSystem {
+    root: PathBuf,
+}
+
+impl LinuxSystem {
+    /// The system whose root file system is seen at `root`: `/`, or where a pod has it mounted.
+    pub const fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn read_os_release(root: &Path) -> io::Result<String> {
+    // The file of the image itself first: /etc may be a writable overlay.
+    match read(&root.join("usr/lib/os-release")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => read(&root.join("etc/os-release")),
+        outcome => outcome,
+    }
+}
+
+/// When the OS image was built, where it says so (os-release(5), `IMAGE_BUILD_TIME` in seconds since 1970, our own
+/// field): the clock can't be right before.
+pub(super) fn build_time(root: &Path) -> Option<DateTime<Utc>> {
+    let fields = os_release(&read_os_release(root).ok()?);
+    let (_, seconds) = fields.iter().find(|(key, _)| key == "IMAGE_BUILD_TIME")?;
+    DateTime::from_timestamp(seconds.parse().ok()?, 0)
+}
+
+/// The share of `some` over ten seconds (kernel, Documentation/accounting/psi.rst).
+fn some(text: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    line.split_ascii_whitespace().find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
+}
+
+impl SystemInfo for LinuxSystem {
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(read(Path::new("/proc/sys/kernel/random/boot_id"))?.trim().to_owned())
+    }
+
+    fn command_line(&self) -> io::Result<String> {
+        Ok(read(Path::new("/proc/cmdline"))?.trim().to_owned())
+    }
+
+    fn os_release(&self) -> io::Result<String> {
+        read_os_release(&self.root)
+    }
+
+    fn pressure(&self) -> io::Result<Option<Pressure>> {
+        let share = |what: &str| match read(&Path::new("/proc/pressure").join(what)) {
+            Ok(text) => Ok(some(&text)),
+            // A kernel without PSI, or one that has it switched off (EOPNOTSUPP).
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            Err(error) => Err(error),
+        };
+        let (io_some, memory_some) = (share("io")?, share("memory")?);
+        Ok(io_some.zip(memory_some).map(|(io_some, memory_some)| Pressure { io_some, memory_some }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_the_share_over_ten_seconds() {
+        let text = "some avg10=12.50 avg60=3.00 avg300=1.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(some(text), Some(12.5));
+        assert_eq!(some("full avg10=1.00"), None);
+    }
+}
