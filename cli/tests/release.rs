@@ -1,0 +1,239 @@
+//! `bascule release` as a vendor uses it: the binary, real tools, real files. Needs mkfs.erofs (erofs-utils) and systemd's
+//! EFI stub (systemd-boot-efi).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A vendor's working folder.
+struct Workshop(TempDir);
+
+impl Workshop {
+    fn new() -> Self {
+        let workshop = Self(tempfile::tempdir().unwrap());
+        fs::write(workshop.path("vmlinuz"), noise(1, 400_000)).unwrap();
+        fs::write(workshop.path("initrd"), noise(2, 100_001)).unwrap();
+        workshop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bascule"));
+        command.current_dir(self.0.path()).arg("release").args(arguments.split_whitespace());
+        command.env_remove("SOURCE_DATE_EPOCH").env_remove("BASCULE_TRUST_ROOT").env_remove("BASCULE_LOG");
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a step that must succeed, and gives its output.
+    fn step(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a step that must fail, and gives its exit code and message.
+    fn refused(&self, arguments: &str) -> (i32, String) {
+        let output = self.run(arguments);
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// A root tree. `order` changes the order in which its files are made, and so that in which folders list them.
+    fn tree(&self, name: &str, version: &str, order: impl Fn(usize) -> usize) {
+        let tree = self.path(name);
+        for folder in ["etc", "usr/lib", "usr/bin", "var/lib/dpkg"] {
+            fs::create_dir_all(tree.join(folder)).unwrap();
+        }
+        for number in 0..200 {
+            let number = order(number);
+            fs::write(tree.join(format!("usr/bin/tool-{number}")), noise(number as u64, 20_000)).unwrap();
+        }
+        fs::write(tree.join("usr/lib/os-release"), format!("ID=acme\nVERSION_ID={version}\n")).unwrap();
+        std::os::unix::fs::symlink("../usr/lib/os-release", tree.join("etc/os-release")).unwrap();
+        let status = "Package: bash\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.2-1\n";
+        fs::write(tree.join("var/lib/dpkg/status"), status).unwrap();
+    }
+
+    fn build(&self, out: &str, version: &str, tree: &str, more: &str) -> String {
+        self.step(&format!(
+            "build {out} --product acme-os --release {version} --root {tree} --kernel vmlinuz --initrd initrd \
+             --cmdline quiet --fast {more}"
+        ))
+    }
+
+    fn repository(&self) {
+        self.step("keygen keys/root keys/targets keys/snapshot keys/timestamp");
+        self.step(
+            "init repository --root keys/root.pem --targets keys/targets.pem --snapshot keys/snapshot.pem \
+             --timestamp keys/timestamp.pem",
+        );
+    }
+
+    fn publish(&self, build: &str) {
+        self.step(&format!("publish repository {build} --channel stable {ONLINE}"));
+    }
+}
+
+const ONLINE: &str = "--key keys/targets.pem --key keys/snapshot.pem --key keys/timestamp.pem";
+
+/// Bytes that depend on the seed only (Knuth's linear congruential generator).
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_same_tree_gives_the_same_bytes() {
+    let workshop = Workshop::new();
+    workshop.tree("one", "1.0", |number| number);
+    workshop.tree("two", "1.0", |number| 199 - number);
+    workshop.build("build-one", "1.0", "one", "");
+    // Another order of files, other times, another number of threads.
+    workshop.build("build-two", "1.0", "two", "--workers 1");
+    let (one, two) = (contents(&workshop.path("build-one")), contents(&workshop.path("build-two")));
+    assert!(one.keys().eq(two.keys()), "{:?} {:?}", one.keys(), two.keys());
+    for (path, bytes) in &one {
+        assert!(*bytes == two[path], "{} differs", path.display());
+    }
+    let list = String::from_utf8(one[Path::new("releases/1.0/x86-64/packages.cdx.json")].clone()).unwrap();
+    assert!(list.contains("pkg:deb/acme/bash@5.2-1?arch=amd64"), "{list}");
+}
+
+#[test]
+fn from_a_tree_to_what_a_node_fetches() {
+    let workshop = Workshop::new();
+    workshop.tree("one", "1.0", |number| number);
+    workshop.tree("two", "1.1", |number| number);
+    fs::write(workshop.path("two/usr/bin/tool-7"), "changed").unwrap();
+    workshop.build("build-1.0", "1.0", "one", "");
+    workshop.build("build-1.1", "1.1", "two", "");
+    workshop.step("delta build-1.1 --base build-1.0 --fast");
+    workshop.repository();
+    workshop.publish("build-1.0");
+    workshop.publish("build-1.1");
+
+    let report: serde_json::Value =
+        serde_json::from_str(&workshop.step("verify repository --running 1.0 -o json")).unwrap();
+    assert_eq!((&report["decision"], &report["release"]["packKind"]), (&"install 1.1".into(), &"delta".into()));
+    workshop.step("fetch repository fetched --base build-1.0");
+    assert_eq!(
+        fs::read(workshop.path("fetched/image.raw")).unwrap(),
+        fs::read(workshop.path("build-1.1/image.raw")).unwrap()
+    );
+    let uki = "releases/1.1/x86-64/uki.efi";
+    assert_eq!(
+        fs::read(workshop.path("fetched").join(uki)).unwrap(),
+        fs::read(workshop.path("build-1.1").join(uki)).unwrap()
+    );
+    // What was fetched is as good a base as what was built.
+    workshop.tree("three", "1.2", |number| number);
+    workshop.build("build-1.2", "1.2", "three", "--base fetched");
+
+    let yaml = workshop.step("inspect repository --channel stable --release 1.1 -o yaml");
+    assert!(yaml.contains("kind: delta"), "{yaml}");
+    workshop.step(&format!("withdraw repository --channel stable --release 1.1 --reason broken {ONLINE}"));
+    assert!(workshop.step("inspect repository --channel stable").contains("withdrawn: broken"));
+    let (code, message) = workshop.refused("verify repository --running 1.0 --wanted 1.1");
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("withdrawn") && message.contains("1.0"), "{message}");
+}
+
+#[test]
+fn refusals_are_one_sentence_and_an_exit_code() {
+    let workshop = Workshop::new();
+    workshop.tree("tree", "1.0", |number| number);
+    let build = "build out --product acme-os --release 1.0";
+    let kernel = "--kernel vmlinuz --initrd initrd --cmdline quiet";
+    let cases = [
+        (format!("{build} --root tree"), 1, "--kernel"),
+        (format!("{build} --root tree {kernel} --stub no-stub"), 1, "install systemd's EFI stub"),
+        (format!("{build} --root missing {kernel}"), 1, "is no folder"),
+        (format!("{build} --root tree --image vmlinuz {kernel}"), 2, "cannot be used with"),
+        ("build out --product Acme_OS --release 1.0".to_owned(), 2, "lower-case"),
+        ("verify repository".to_owned(), 1, "is no folder"),
+        ("verify http://localhost/ --trust-root tree/etc/os-release".to_owned(), 1, "does not use https"),
+        ("publish nowhere out --channel stable".to_owned(), 1, "bascule release init"),
+        ("sign tree".to_owned(), 1, "holds no repository"),
+        ("keygen".to_owned(), 2, "required"),
+        ("refresh nowhere --timestamp-lifetime 7w".to_owned(), 2, "write days like 7d"),
+    ];
+    for (arguments, expected, part) in cases {
+        let (code, message) = workshop.refused(&arguments);
+        assert_eq!(code, expected, "{arguments}: {message}");
+        assert!(message.contains(part), "{arguments}: {message}");
+        let _ = fs::remove_dir_all(workshop.path("out"));
+    }
+    let without_tools =
+        workshop.command(&format!("{build} --root tree {kernel}")).env("PATH", "/nonexistent").output().unwrap();
+    let message = String::from_utf8_lossy(&without_tools.stderr);
+    assert!(message.contains("install erofs-utils"), "{message}");
+}
+
+#[test]
+fn what_a_node_refuses_is_exit_code_3() {
+    let workshop = Workshop::new();
+    workshop.tree("tree", "1.0", |number| number);
+    workshop.build("build", "1.0", "tree", "");
+    workshop.repository();
+    workshop.publish("build");
+    workshop.step("verify repository --datastore seen");
+    fs::copy(workshop.path("repository/metadata/1.root.json"), workshop.path("root.json")).unwrap();
+
+    // Tampered: the timestamp of another repository.
+    workshop.step("keygen other/key");
+    workshop.step(
+        "init other-repository --root other/key.pem --targets other/key.pem --snapshot other/key.pem --timestamp other/key.pem",
+    );
+    let (code, message) = workshop.refused("verify other-repository --trust-root root.json");
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("not signed by enough of its keys"), "{message}");
+
+    // Replayed: what was seen before is remembered.
+    let older = fs::read(workshop.path("repository/metadata/timestamp.json")).unwrap();
+    workshop.step("refresh repository --key keys/timestamp.pem");
+    workshop.step("verify repository --datastore seen");
+    fs::write(workshop.path("repository/metadata/timestamp.json"), older).unwrap();
+    let (code, message) = workshop.refused("verify repository --datastore seen");
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("rollback"), "{message}");
+
+    // A key that may not sign publishes nothing; the change waits and is invisible.
+    workshop.tree("next", "1.1", |number| number);
+    workshop.build("build-next", "1.1", "next", "");
+    let waiting = workshop.step("publish repository build-next --channel stable --key keys/snapshot.pem");
+    assert!(waiting.contains("targets") && waiting.contains("waits"), "{waiting}");
+    assert!(!workshop.step("inspect repository --channel stable").contains("1.1"));
+    workshop.step("sign repository --discard");
+}
