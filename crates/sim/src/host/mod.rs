@@ -6,6 +6,7 @@ pub mod clock;
 mod disk;
 mod esp;
 pub mod releases;
+pub mod services;
 mod system;
 
 use std::sync::Arc;

@@ -11,6 +11,7 @@
 
 mod faults;
 mod firmware;
+mod machine_process;
 mod operator;
 mod power_cuts;
 mod reference_writer;
