@@ -60,22 +60,8 @@ fn assert_refused(answer: Result<(), String>, because: &str) {
 
 async fn install(control_plane: &ControlPlane) -> Client {
     let client = control_plane.client().await.unwrap();
-    for definition in bascule_api::custom_resource_definitions() {
-        control_plane.apply(&serde_json::to_string(&definition).unwrap()).await.unwrap();
-    }
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    for file in [
-        "namespace",
-        "rbac/operator",
-        "rbac/agent",
-        "rbac/people",
-        "admission/agent",
-        "admission/operator",
-        "admission/on-call",
-    ] {
-        let text = std::fs::read_to_string(manifests.join(format!("{file}.yaml"))).unwrap();
-        control_plane.apply(&text).await.unwrap();
-    }
+    control_plane.apply_kustomization(&manifests).await.unwrap();
     let host_agent = std::fs::read_to_string(manifests.join("components/host-agent/rbac.yaml")).unwrap();
     control_plane.apply(&host_agent).await.unwrap();
     control_plane.apply(NODES_AND_PODS).await.unwrap();

@@ -5,6 +5,7 @@
 
 mod generate;
 mod prerequisites;
+mod sandbox;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -22,6 +23,8 @@ struct Arguments {
 enum Task {
     /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md), or check that it is up to date.
     Generate(generate::Options),
+    /// Show a fleet that patches itself, from nothing.
+    Sandbox(sandbox::Options),
     /// Run every check and test, as CI does.
     Test(test::Options),
 }
@@ -29,6 +32,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Generate(options) => generate::run(&options),
+        Task::Sandbox(options) => return sandbox::run(options),
         Task::Test(options) => test::run(&options),
     };
     match done {

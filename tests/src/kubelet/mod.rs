@@ -82,10 +82,17 @@ pub enum Health {
 }
 
 /// A running kubelet. Dropping it is a power cut: it says nothing more.
-#[derive(Debug)]
 pub struct Kubelet {
+    node: String,
     health: watch::Sender<Health>,
+    runtime: Arc<dyn Runtime>,
     task: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Kubelet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Kubelet").field("node", &self.node).finish_non_exhaustive()
+    }
 }
 
 impl Kubelet {
@@ -95,14 +102,15 @@ impl Kubelet {
     pub fn start(client: Client, machine: Machine, health: Health, runtime: Arc<dyn Runtime>) -> Self {
         let (sender, receiver) = watch::channel(health);
         let machine = Arc::new(machine);
+        let (node, containers) = (machine.node.clone(), Arc::clone(&runtime));
         let task = tokio::spawn(async move {
             node::register(&client, &machine).await;
             tokio::join!(
                 node::keep_reporting(client.clone(), Arc::clone(&machine), receiver.clone()),
-                pods::keep_running(client, machine, receiver, runtime),
+                pods::keep_running(client, machine, receiver, containers),
             );
         });
-        Self { health: sender, task }
+        Self { node, health: sender, runtime, task }
     }
 
     /// Changes what is wrong from now on.
@@ -110,12 +118,13 @@ impl Kubelet {
         self.health.send_replace(health);
     }
 
-    /// Ends it as a power cut does: no goodbye. Returns when nothing of it runs any more.
+    /// Ends it, and its pods, as a power cut does: no goodbye. Returns when nothing of it runs any more.
     pub async fn stop(self) {
         let mut this = self;
         this.task.abort();
         // The only error is the cancellation just asked for.
         let _ = (&mut this.task).await;
+        this.runtime.power_off(&this.node).await;
     }
 }
 

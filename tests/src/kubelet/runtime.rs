@@ -19,6 +19,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Ends the pod's containers within its grace period.
     async fn stop(&self, pod: &Pod);
+
+    /// The machine went down: whatever ran on it is gone at once.
+    async fn power_off(&self, node: &str);
 }
 
 /// All pods are records only.
@@ -36,4 +39,6 @@ impl Runtime for NoContainers {
     }
 
     async fn stop(&self, _pod: &Pod) {}
+
+    async fn power_off(&self, _node: &str) {}
 }

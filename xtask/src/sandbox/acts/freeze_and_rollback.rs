@@ -1,0 +1,70 @@
+//! Act 4: on-call stops a rollout in the middle, lets it go on, and takes it back without a download.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use bascule_api::WaitReason;
+use tokio::time::sleep;
+
+use super::{PATIENCE, starts_between};
+use crate::sandbox::report::size;
+use crate::sandbox::snapshot::Snapshot;
+use crate::sandbox::story::Story;
+use crate::sandbox::workload::POLICY;
+
+/// How long the story looks at a frozen rollout.
+const FROZEN: Duration = Duration::from_secs(6);
+
+pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
+    let nodes = story.observer.now().nodes.len();
+    story.repository.publish("1.3").await?;
+    let mut seen = freeze(story, nodes).await?;
+    seen.extend(roll_back(story, nodes).await?);
+    Ok(seen)
+}
+
+async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> {
+    story.observer.until("the canary runs 1.3", PATIENCE, |seen| seen.committed_on("1.3") >= 1).await?;
+    let said = story.on_call.types(&["freeze", "--for", "10m", "--reason", "checkout incident INC-4711"]).await?;
+    story.view.say(&format!("  $ bascule freeze …: {}", said.lines().next().unwrap_or_default()));
+    let resting = |seen: &Snapshot| seen.calm() && seen.nodes.values().any(|node| node.waits_for(WaitReason::Freeze));
+    let frozen =
+        story.observer.until("what moved is finished, the rest waits for the freeze", PATIENCE, resting).await?;
+    let done = frozen.committed_on("1.3");
+    ensure!(done < nodes, "the freeze came too late: all {nodes} nodes run 1.3");
+    // Not a wait for something to happen: this is how long nothing may happen.
+    sleep(FROZEN).await;
+    let still = story.observer.now();
+    let started = starts_between(&frozen, &still);
+    ensure!(started.values().all(|count| *count == 0), "a machine restarted during the freeze: {started:?}");
+    ensure!(still.committed_on("1.3") == done, "a node went on during the freeze");
+
+    story.on_call.types(&["unfreeze", "--all"]).await?;
+    story.start_killing();
+    story
+        .observer
+        .until("every node runs 1.3", PATIENCE, |seen| seen.committed_on("1.3") == nodes && seen.calm())
+        .await?;
+    story.stop_killing().await?;
+    Ok(vec![format!(
+        "frozen with {done} of {nodes} nodes on 1.3: nothing moved for {} s, then it went on",
+        FROZEN.as_secs()
+    )])
+}
+
+async fn roll_back(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> {
+    let before = story.observer.now();
+    let sent = story.repository.packs_sent();
+    let reason = ["--reason", "1.3 breaks NIC offload"];
+    let said = story.on_call.types(&["rollback", POLICY, reason[0], reason[1], "--yes"]).await?;
+    story.view.say(&format!("  $ bascule rollback …: {}", said.lines().next().unwrap_or_default()));
+    let after = story
+        .observer
+        .until("every node runs 1.1 again", PATIENCE, |seen| seen.committed_on("1.1") == nodes && seen.calm())
+        .await?;
+    let moved = story.repository.packs_sent() - sent;
+    ensure!(moved == 0, "the rollback moved {}; the other slots hold 1.1", size(moved));
+    let started = starts_between(&before, &after);
+    ensure!(story.kills_anything() || started.values().all(|count| *count == 1), "not one restart each: {started:?}");
+    Ok(vec![format!("rolled back to 1.1 on {nodes} nodes without a download, one reboot each")])
+}

@@ -1,0 +1,103 @@
+//! The sandbox's folder: one sandbox at a time in it, enough room, nothing left of the last run but its report.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+/// Room for the disks of five machines, two copies of four releases, and logs, with a margin.
+const NEEDED_MIB: u64 = 4 * 1024;
+
+/// A folder that is ours until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    /// Takes the folder, making it if needed.
+    ///
+    /// # Errors
+    /// Another sandbox uses it, it can't be made, or there is no room.
+    pub(crate) fn take(folder: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        let folder = folder.canonicalize().with_context(|| format!("cannot use the folder {}", folder.display()))?;
+        let lock = File::create(folder.join("lock"))
+            .with_context(|| format!("cannot write into the folder {}", folder.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("another sandbox runs in {}: end it, or give this one its own --folder", folder.display())
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock the folder {}", folder.display()));
+            }
+        }
+        check_room(&folder)?;
+        let place = Self { folder, _lock: lock };
+        // What an earlier run left when even its cleaning up was killed.
+        for name in ["run", "report.json", "report.txt"] {
+            place.remove(name)?;
+        }
+        fs::create_dir(place.run()).with_context(|| format!("cannot make {}", place.run().display()))?;
+        Ok(place)
+    }
+
+    /// Things that live as long as this run.
+    pub(crate) fn run(&self) -> PathBuf {
+        self.folder.join("run")
+    }
+
+    /// A file that stays after the run.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn remove(&self, name: &str) -> anyhow::Result<()> {
+        let path = self.folder.join(name);
+        let removed = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&path),
+            _ => fs::remove_file(&path),
+        };
+        removed.with_context(|| format!("cannot remove {} of an earlier run", path.display()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove("run") {
+            tracing::warn!(%error, "the sandbox left files behind");
+        }
+    }
+}
+
+fn check_room(folder: &Path) -> anyhow::Result<()> {
+    let system = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize) >> 20;
+    if free < NEEDED_MIB {
+        bail!(
+            "the sandbox needs {NEEDED_MIB} MiB of room in {}, {free} MiB are free: free some, or give another --folder",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_sandbox_in_the_same_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Place::take(folder.path()).unwrap();
+        fs::write(first.run().join("disk"), "x").unwrap();
+        let refused = Place::take(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains("another sandbox runs in"), "{refused}");
+        drop(first);
+        assert!(!folder.path().join("run").exists());
+        Place::take(folder.path()).unwrap();
+    }
+}

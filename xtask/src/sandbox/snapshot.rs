@@ -1,0 +1,187 @@
+//! The cluster as the sandbox's own watches see it at one moment, and the worst it ever saw. Nothing here comes from
+//! the operator's word about itself: what it promises is measured beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_sim::machine::{MachineView, Power};
+
+/// One node from all sides.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeSeen {
+    /// The failure domain.
+    pub(crate) zone: String,
+    /// The Node's Ready condition.
+    pub(crate) ready: bool,
+    /// `spec.unschedulable`.
+    pub(crate) cordoned: bool,
+    /// The machine below, as it shows itself.
+    pub(crate) machine: Option<MachineView>,
+    /// What operator and agent say.
+    pub(crate) update: Option<NodeUpdate>,
+}
+
+impl NodeSeen {
+    /// Not Ready, cordoned, or granted: what budgets count.
+    pub(crate) fn unavailable(&self) -> bool {
+        !self.ready || self.cordoned
+    }
+
+    /// The release that runs on the machine, whatever anybody reports.
+    pub(crate) fn runs(&self) -> Option<&str> {
+        self.machine.as_ref()?.system.as_ref().map(|system| system.version.as_str())
+    }
+
+    /// The operator says that the node waits for this.
+    pub(crate) fn waits_for(&self, reason: WaitReason) -> bool {
+        let rollout = self.update.as_ref().and_then(|update| update.status.as_ref()?.rollout.as_ref());
+        rollout.is_some_and(|rollout| rollout.reason == reason)
+    }
+
+    /// The release runs and was made permanent: the machine knows what runs, the agent of that very boot knows whether
+    /// it is still on trial.
+    pub(crate) fn runs_committed(&self, version: &str) -> bool {
+        let system = self.machine.as_ref().and_then(|machine| machine.system.as_ref());
+        let status = self.update.as_ref().and_then(|update| update.status.as_ref());
+        let (Some(system), Some(status)) = (system, status) else { return false };
+        system.version == version && status.boot_id.as_ref() == Some(&system.boot_id) && status.trial.is_none()
+    }
+}
+
+/// Pods of the workload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PodSeen {
+    /// Ready and not being deleted: what a PodDisruptionBudget counts.
+    pub(crate) healthy: bool,
+}
+
+/// The worst ever seen since [`Snapshot::watch_from_here`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Extremes {
+    /// The lowest number of healthy replicas.
+    pub(crate) fewest_replicas: Option<u32>,
+    /// The highest number of unavailable nodes.
+    pub(crate) most_unavailable: u32,
+    /// The highest number of zones with unavailable nodes.
+    pub(crate) most_zones: u32,
+    /// Every release that ever ran on a node, by (version, node).
+    pub(crate) ran: BTreeSet<(String, String)>,
+    /// Machines that had nothing left to boot.
+    pub(crate) dead: BTreeSet<String>,
+}
+
+/// Everything.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Snapshot {
+    /// Nodes by name.
+    pub(crate) nodes: BTreeMap<String, NodeSeen>,
+    /// The workload's pods by uid.
+    pub(crate) shop: BTreeMap<String, PodSeen>,
+    /// The policy.
+    pub(crate) policy: Option<UpdatePolicy>,
+    /// The worst so far; `None` while the cluster is still being set up.
+    pub(crate) extremes: Option<Extremes>,
+}
+
+impl Snapshot {
+    /// Healthy replicas now.
+    pub(crate) fn replicas(&self) -> u32 {
+        count(self.shop.values().filter(|pod| pod.healthy))
+    }
+
+    /// Nodes whose machine runs `version`, committed.
+    pub(crate) fn committed_on(&self, version: &str) -> usize {
+        self.nodes.values().filter(|node| node.runs_committed(version)).count()
+    }
+
+    /// Nodes that hold `version` verified in their inactive slot.
+    pub(crate) fn staged(&self, version: &str) -> usize {
+        let holds = |node: &&NodeSeen| {
+            let staged = node.update.as_ref().and_then(|update| update.status.as_ref()?.staged.as_ref());
+            staged.is_some_and(|staged| staged.version.as_str() == version)
+        };
+        self.nodes.values().filter(holds).count()
+    }
+
+    /// Starts of each machine so far.
+    pub(crate) fn starts(&self) -> BTreeMap<String, u64> {
+        let starts = |node: &NodeSeen| node.machine.as_ref().map_or(0, |machine| machine.starts);
+        self.nodes.iter().map(|(name, node)| (name.clone(), starts(node))).collect()
+    }
+
+    /// Nodes on which `version` ever ran since the worst is remembered.
+    pub(crate) fn ever_ran(&self, version: &str) -> Vec<&str> {
+        let ran = self.extremes.iter().flat_map(|worst| &worst.ran);
+        ran.filter(|(other, _)| other == version).map(|(_, node)| node.as_str()).collect()
+    }
+
+    /// Every node is Ready and nobody is kept from scheduling on it.
+    pub(crate) fn calm(&self) -> bool {
+        self.nodes.values().all(|node| !node.unavailable())
+    }
+
+    /// From now on the worst is remembered.
+    pub(crate) fn watch_from_here(&mut self) {
+        self.extremes = Some(Extremes::default());
+        self.note();
+    }
+
+    /// Compares the present with the worst. Called after each change.
+    pub(crate) fn note(&mut self) {
+        let replicas = self.replicas();
+        let unavailable = self.nodes.values().filter(|node| node.unavailable());
+        let zones: BTreeSet<&str> = unavailable.clone().map(|node| node.zone.as_str()).collect();
+        let (unavailable, zones) = (count(unavailable), count(zones.iter()));
+        let Some(worst) = self.extremes.as_mut() else { return };
+        worst.fewest_replicas = Some(worst.fewest_replicas.map_or(replicas, |before| before.min(replicas)));
+        worst.most_unavailable = worst.most_unavailable.max(unavailable);
+        worst.most_zones = worst.most_zones.max(zones);
+        for (name, node) in &self.nodes {
+            if let Some(version) = node.runs() {
+                worst.ran.insert((version.to_owned(), name.clone()));
+            }
+            if node.machine.as_ref().is_some_and(|machine| machine.power == Power::Dead) {
+                worst.dead.insert(name.clone());
+            }
+        }
+    }
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(items.count()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(zone: &str, ready: bool, cordoned: bool) -> NodeSeen {
+        NodeSeen { zone: zone.to_owned(), ready, cordoned, ..NodeSeen::default() }
+    }
+
+    #[test]
+    fn the_worst_is_remembered_only_from_the_start_of_the_watch() {
+        let mut seen = Snapshot::default();
+        seen.nodes.insert("n1".into(), node("a", false, false));
+        seen.note();
+        assert_eq!(seen.extremes, None);
+        seen.nodes.insert("n1".into(), node("a", true, false));
+        seen.nodes.insert("n2".into(), node("b", true, false));
+        seen.shop.insert("p1".into(), PodSeen { healthy: true });
+        seen.watch_from_here();
+        let worst = |replicas, unavailable, zones| Extremes {
+            fewest_replicas: Some(replicas),
+            most_unavailable: unavailable,
+            most_zones: zones,
+            ..Extremes::default()
+        };
+        assert_eq!(seen.extremes, Some(worst(1, 0, 0)));
+        seen.nodes.insert("n1".into(), node("a", true, true));
+        seen.nodes.insert("n2".into(), node("b", false, true));
+        seen.shop.clear();
+        seen.note();
+        seen.nodes.insert("n2".into(), node("b", true, false));
+        seen.note();
+        assert_eq!(seen.extremes, Some(worst(0, 2, 2)));
+    }
+}

@@ -1,0 +1,252 @@
+//! Everything the acts play with, and its preparation.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use bascule_sim::machine::MachineConfig;
+
+use crate::prerequisites::{self, Tool};
+
+use super::cluster::{Cluster, NAMESPACE, ON_CALL};
+use super::disks;
+use super::killing::Killer;
+use super::machines::{Host, Hosts, Seat, Surroundings};
+use super::observe::{Observer, SANDBOX_LABEL};
+use super::oncall::OnCall;
+use super::options::Options;
+use super::place::Place;
+use super::pods::{Containers, agent_kubeconfig};
+use super::programs::Programs;
+use super::releases;
+use super::report::{Act, Step};
+use super::repository::Repository;
+use super::view::View;
+
+/// What the OS images are made with.
+const IMAGE_TOOLS: &[Tool] =
+    &[Tool { program: "mkfs.erofs", package: "erofs-utils" }, Tool { program: "mmdebstrap", package: "mmdebstrap" }];
+
+/// The stage, the players, and what was noted so far.
+#[derive(Debug)]
+pub(crate) struct Story {
+    // Dropped in this order: machines first, then what they talk to.
+    pub(crate) hosts: Hosts,
+    pub(crate) containers: Arc<Containers>,
+    killer: Option<Killer>,
+    pub(crate) on_call: OnCall,
+    pub(crate) observer: Arc<Observer>,
+    pub(crate) repository: Repository,
+    pub(crate) cluster: Cluster,
+    programs: Programs,
+    options: Options,
+    pub(crate) view: View,
+    pub(crate) place: Place,
+    pub(crate) began: Instant,
+    pub(crate) preparation: Vec<Step>,
+    pub(crate) acts: Vec<Act>,
+    pub(crate) kills: Vec<String>,
+    kill_rounds: u64,
+}
+
+impl Story {
+    /// Builds what has to be built, starts control plane and repository, installs Bascule.
+    ///
+    /// # Errors
+    /// One sentence about what is missing or does not come up.
+    pub(crate) async fn prepare(options: Options, mut view: View) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        let place = Place::take(&options.folder)?;
+        check_input(&options)?;
+        let mut preparation = Vec::new();
+        let mut done = |what: &str, since: Instant| {
+            preparation.push(Step { what: what.to_owned(), seconds: since.elapsed().as_secs_f64() });
+        };
+
+        let since = Instant::now();
+        let teller = view.teller();
+        let built = tokio::task::spawn_blocking(move || releases::build_all(&|line: &str| teller.say(line))).await??;
+        done("releases 1.0 to 1.3 built", since);
+
+        let since = Instant::now();
+        view.say("building operator, agent and command line tool");
+        let programs = tokio::task::spawn_blocking(Programs::build).await??;
+        done("programs built", since);
+
+        let since = Instant::now();
+        let teller = view.teller();
+        let cluster = match &options.kubeconfig {
+            Some(kubeconfig) => Cluster::join(kubeconfig).await?,
+            None => Cluster::start(move |line| teller.say(line)).await?,
+        };
+        let version = cluster.version().await?;
+        done("control plane ready", since);
+        view.say(&format!("kubernetes {version} is ready"));
+
+        let since = Instant::now();
+        let repository = Repository::open(&place.run(), options.port, built).await?;
+        repository.publish("1.0").await?;
+        let extra_ca = place.run().join("repository-ca.pem");
+        std::fs::write(&extra_ca, repository.ca_pem()).context("cannot write the repository's authority")?;
+        done("repository signed and served", since);
+
+        let since = Instant::now();
+        install(&cluster, &place.run(), &repository).await?;
+        let admin = cluster.admin().clone();
+        let identify = Box::new(move |namespace: &str, account: &str, token: &str| {
+            let user = format!("system:serviceaccount:{namespace}:{account}");
+            admin.with_other_token(&user, token).unwrap_or_else(|_| admin.clone())
+        });
+        let containers = Containers::new(programs.operator.clone(), place.run(), extra_ca, identify);
+        let observer = Arc::new(Observer::start(&cluster.client().await?, NAMESPACE));
+        let on_call = OnCall::new(&programs.cli, &place.run(), &cluster.user(ON_CALL, &[])?)?;
+        done("bascule installed", since);
+
+        view.heading(format!("bascule sandbox · kubernetes {version} · {} nodes, 3 zones", options.nodes));
+        view.follow(observer.subscribe());
+        Ok(Self {
+            hosts: Hosts::new(),
+            containers: Arc::new(containers),
+            killer: None,
+            on_call,
+            observer,
+            repository,
+            cluster,
+            programs,
+            options,
+            view,
+            place,
+            began,
+            preparation,
+            acts: Vec::new(),
+            kills: Vec::new(),
+            kill_rounds: 0,
+        })
+    }
+
+    /// The last act to play.
+    pub(crate) fn until(&self) -> u8 {
+        self.options.until
+    }
+
+    /// Installs a disk for each seat with release 1.0 and switches the machines on; gives how many.
+    ///
+    /// # Errors
+    /// A disk can't be written or a machine's process does not start.
+    pub(crate) async fn install_machines(&mut self) -> anyhow::Result<usize> {
+        let around = Surroundings {
+            program: self.programs.machine.clone(),
+            observer: Arc::clone(&self.observer),
+            runtime: Arc::clone(&self.containers) as _,
+        };
+        let root = self.repository.trust_root()?;
+        for seat in Seat::plan(self.options.nodes) {
+            let directory = self.place.run().join(&seat.node);
+            let given = disks::Given {
+                seat: &seat,
+                directory: &directory,
+                kubeconfig: &agent_kubeconfig(&self.place.run(), &seat.node),
+                trust_root: &root,
+                extra_ca: &self.place.run().join("repository-ca.pem"),
+            };
+            let config: MachineConfig = disks::install(&given, self.repository.built("1.0")?).await?;
+            let kubelet = self.cluster.kubelet(&seat.node)?;
+            let host = Host::switch_on(&seat, &config, kubelet, &around).await?;
+            self.hosts.insert(seat.node.clone(), host);
+        }
+        Ok(self.hosts.len())
+    }
+
+    /// The seed of `--kill`.
+    pub(crate) fn kill_seed(&self) -> Option<u64> {
+        self.options.kill
+    }
+
+    /// Takes down what is not a process of ours: objects in a cluster that exists.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub(crate) async fn leave(mut self) -> anyhow::Result<()> {
+        self.hosts.clear();
+        self.cluster.leave().await
+    }
+
+    /// Whether `--kill` was given.
+    pub(crate) fn kills_anything(&self) -> bool {
+        self.options.kill.is_some()
+    }
+
+    /// From now on operators and agents die, if that is wanted.
+    pub(crate) fn start_killing(&mut self) {
+        let Some(seed) = self.options.kill else { return };
+        // Another stretch of the same seed for each act.
+        let seed = seed.wrapping_mul(31).wrapping_add(self.kill_rounds);
+        self.kill_rounds += 1;
+        let machines: BTreeMap<_, _> = self.hosts.iter().map(|(name, host)| (name.clone(), host.switches())).collect();
+        self.killer = Some(Killer::start(seed, self.began.into(), Arc::clone(&self.containers), machines));
+    }
+
+    /// No more killing.
+    ///
+    /// # Errors
+    /// None today; a killer that fails would be told of here.
+    pub(crate) async fn stop_killing(&mut self) -> anyhow::Result<()> {
+        if let Some(killer) = self.killer.take() {
+            self.kills.extend(killer.stop().await);
+        }
+        Ok(())
+    }
+}
+
+/// What can be told before minutes are spent on building.
+fn check_input(options: &Options) -> anyhow::Result<()> {
+    if let Some(kubeconfig) = &options.kubeconfig {
+        std::fs::File::open(kubeconfig)
+            .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
+    } else if std::env::var_os("KUBEBUILDER_ASSETS").is_none_or(|value| value.is_empty()) {
+        prerequisites::require("go", "install Go 1.26 or newer (the control plane is built from Go modules)")?;
+    }
+    if let Some(port) = options.port {
+        std::net::TcpListener::bind(("127.0.0.1", port))
+            .with_context(|| format!("port {port} can't be used for the repository: choose another --port"))?;
+    }
+    prerequisites::ensure(IMAGE_TOOLS)
+}
+
+/// Applies `manifests/` with what a cluster's admin would set on top: only nodes of the sandbox, and the trust root.
+async fn install(cluster: &Cluster, run: &Path, repository: &Repository) -> anyhow::Result<()> {
+    let folder = run.join("kustomize");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // kustomize takes no absolute paths for bases.
+    let manifests = folder.join("manifests");
+    copy_folder(&crate::workspace_root().join("manifests"), &manifests)?;
+    std::fs::write(folder.join("root.json"), repository.trust_root()?).context("cannot write the trust root")?;
+    let pin = |kind: &str, name: &str| {
+        format!(
+            "- target: {{kind: {kind}, name: {name}}}\n  patch: |-\n    - op: add\n      path: /spec/template/spec/nodeSelector\n      value: {{{SANDBOX_LABEL}: \"true\"}}\n"
+        )
+    };
+    let text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [manifests]\npatches:\n{}{}configMapGenerator:\n- name: bascule-trust-root\n  namespace: bascule-system\n  files: [root.json]\n  options: {{disableNameSuffixHash: true}}\n",
+        pin("Deployment", "bascule-operator"),
+        pin("DaemonSet", "bascule-agent"),
+    );
+    std::fs::write(folder.join("kustomization.yaml"), text).context("cannot write the kustomization")?;
+    cluster.apply_kustomization(&folder).await
+}
+
+fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target).with_context(|| format!("cannot copy {}", target.display()))?;
+        }
+    }
+    Ok(())
+}
