@@ -350,3 +350,14 @@ fn questions(
     };
     plan.questions.iter().filter_map(ask).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A caller may run the operator as a task of its own.
+    #[allow(dead_code, reason = "compiling it is the test")]
+    fn the_operator_may_move_between_threads(settings: Settings) -> impl Send {
+        run(settings, Clock::system(), std::future::ready(()))
+    }
+}

@@ -30,6 +30,12 @@ pub enum ApplyError {
         /// What happened.
         source: Box<kube::Error>,
     },
+    /// The API server did not answer in time.
+    #[error("the API server did not answer {action} in time")]
+    TooSlow {
+        /// The action.
+        action: &'static str,
+    },
     /// A hook can't be run as it stands in the policy.
     #[error("hook {hook}: {reason}")]
     Hook {
@@ -65,6 +71,7 @@ impl ApplyError {
             Self::Conflict(_) => "conflict",
             Self::Refused { .. } => "refused",
             Self::Api { .. } => "api",
+            Self::TooSlow { .. } => "too-slow",
             Self::Hook { .. } => "hook",
         }
     }

@@ -21,13 +21,16 @@ use bascule_planner::{
     plan::{HookOrder, Taint, initial_spec},
     snapshot::HookStage,
 };
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, Client, api::PostParams};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How many nodes are written at once.
 const AT_ONCE: usize = 16;
+
+/// How long one step may take. A step that was given up may have been done all the same: the next plan sees it.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// Writes to the API server. Cheap to clone.
 #[derive(Clone)]
@@ -78,10 +81,9 @@ impl Writer {
                 }
             }
         }
-        let results = stream::iter(by_node.into_values().map(|steps| self.one_node(steps)))
-            .buffer_unordered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
+        // Boxed, or the compiler can't see that the whole future may move between threads.
+        let nodes: Vec<_> = by_node.into_values().map(|steps| self.one_node(steps).boxed()).collect();
+        let results: Vec<Carried> = stream::iter(nodes).buffer_unordered(AT_ONCE).collect().await;
         for one in results {
             carried.done += one.done;
             carried.stale += one.stale;
@@ -93,7 +95,10 @@ impl Writer {
     async fn one_node(&self, steps: Vec<&Step>) -> Carried {
         let mut carried = Carried::default();
         for step in steps {
-            let result = self.step(step).await;
+            let result = match tokio::time::timeout(SLOW, self.step(step)).await {
+                Ok(result) => result,
+                Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
+            };
             if !self.note(step, &result, &mut carried) {
                 break;
             }

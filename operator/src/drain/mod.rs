@@ -4,6 +4,8 @@ mod backoff;
 pub mod evict;
 pub mod filter;
 pub mod node;
+#[cfg(test)]
+mod tests;
 
 pub use evict::{Answer, EvictionApi, EvictionBackend, Target};
 pub use filter::{Refusal, Undrainable, Verdict, drain_set, judge};

@@ -176,7 +176,7 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
             &progress,
             Progress {
                 pods: ever.len(),
-                gone: ever.len() - remaining.len().min(ever.len()),
+                gone: ever.iter().filter(|uid| !present.iter().any(|pod| pod.uid == **uid)).count(),
                 blocked: states
                     .values()
                     .filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone()))

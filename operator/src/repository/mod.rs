@@ -63,12 +63,15 @@ fn status_of(metadata: &Metadata) -> RepositoryStatus {
 
 /// The condition's reason for an error.
 fn reason_of(error: &Error) -> &'static str {
-    match error.category() {
-        "expired" => reason::EXPIRED,
-        _ if error.is_transient() => reason::UNREACHABLE,
-        "signature" | "rollback" | "mismatch" | "trust-root" | "unacceptable" | "format" | "clock-behind" => {
-            reason::UNTRUSTED
-        }
+    match error {
+        Error::Expired { .. } => reason::EXPIRED,
+        Error::Signature { .. }
+        | Error::Rollback { .. }
+        | Error::Mismatch { .. }
+        | Error::TrustRoot { .. }
+        | Error::Invalid { .. }
+        | Error::Format { .. }
+        | Error::ClockBehind(_) => reason::UNTRUSTED,
         _ => reason::UNREACHABLE,
     }
 }
@@ -112,6 +115,20 @@ mod tests {
         let repository =
             RepositoryStatus { expires_at: Some(at(100)), verified_at: Some(at(10)), ..Default::default() };
         Offer { state: OfferState::Valid, releases: vec![release], repository }
+    }
+
+    #[test]
+    fn errors_are_sorted_by_whom_they_concern() {
+        let reason = |text: &str| text.to_owned();
+        for (error, expected) in [
+            (Error::Expired { role: reason("timestamp"), expired: at(1).get(), now: at(2).get() }, reason::EXPIRED),
+            (Error::Signature { role: reason("root"), detail: reason("") }, reason::UNTRUSTED),
+            (Error::Rollback { reason: reason("version 3 after 4") }, reason::UNTRUSTED),
+            (Error::TrustRoot { reason: reason("no JSON") }, reason::UNTRUSTED),
+            (Error::Absent { what: reason("channel x"), hint: reason("") }, reason::UNREACHABLE),
+        ] {
+            assert_eq!(reason_of(&error), expected, "{error}");
+        }
     }
 
     #[test]

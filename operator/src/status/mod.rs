@@ -7,7 +7,7 @@ mod transitions;
 use crate::{apply::Writer, clock::Clock, gather::Key};
 use bascule_api::{Rollout, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
@@ -122,20 +122,8 @@ impl StatusWriter {
                 due.push((node.node.to_string(), rollout));
             }
         }
-        let writer = &self.writer;
-        let failures = stream::iter(due)
-            .map(|(node, rollout)| async move {
-                match writer.write_rollout(&node, &rollout).await {
-                    Err(error) if !error.is_stale() => {
-                        tracing::warn!(node, error = crate::one_line(&error), "the explanation can't be written");
-                        true
-                    }
-                    _ => false,
-                }
-            })
-            .buffer_unordered(AT_ONCE)
-            .any(|failed| async move { failed })
-            .await;
+        let writes: Vec<_> = due.into_iter().map(|(node, rollout)| self.explain(node, rollout).boxed()).collect();
+        let failures = stream::iter(writes).buffer_unordered(AT_ONCE).any(|failed| async move { failed }).await;
         if failures {
             later(Instant::now() + AGAIN);
         }
@@ -146,6 +134,17 @@ impl StatusWriter {
             self.last.retain(|_, at| at.elapsed() < DETAILS);
         }
         next
+    }
+
+    /// Writes one node's explanation; whether that failed in a way that a new report does not mend.
+    async fn explain(&self, node: String, rollout: Rollout) -> bool {
+        match self.writer.write_rollout(&node, &rollout).await {
+            Err(error) if !error.is_stale() => {
+                tracing::warn!(node, error = crate::one_line(&error), "the explanation can't be written");
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Whether something is to be written now; if later, `later` is told when.

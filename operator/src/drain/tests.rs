@@ -1,0 +1,248 @@
+//! The drain of a node against pods and answers that a test decides, under a paused clock.
+
+use super::*;
+use crate::{clock::Clock, gather::Fact as _, gather::PodFact};
+use async_trait::async_trait;
+use bascule_api::{Drain, ObjectRef};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+type Script = Box<dyn Fn(&Target, usize) -> Answer + Send + Sync>;
+
+struct Cluster {
+    pods: Mutex<Vec<Arc<PodFact>>>,
+    asked: Mutex<Vec<(String, Instant)>>,
+    under_way: Mutex<(usize, usize)>,
+    allows: Mutex<bool>,
+    script: Script,
+    changes: watch::Sender<u64>,
+}
+
+impl Cluster {
+    fn new(pods: usize, script: impl Fn(&Target, usize) -> Answer + Send + Sync + 'static) -> Arc<Self> {
+        let pods = (0..pods).map(|number| Arc::new(pod(&format!("p{number}"), true))).collect();
+        Arc::new(Self {
+            pods: Mutex::new(pods),
+            asked: Mutex::default(),
+            under_way: Mutex::default(),
+            allows: Mutex::new(false),
+            script: Box::new(script),
+            changes: watch::Sender::new(0),
+        })
+    }
+
+    fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap()
+    }
+
+    fn remove(&self, name: &str) {
+        Self::lock(&self.pods).retain(|pod| pod.name != name);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn asked(&self, name: &str) -> usize {
+        Self::lock(&self.asked).iter().filter(|(asked, _)| asked == name).count()
+    }
+
+    fn drains(self: &Arc<Self>, permits: usize) -> Drains {
+        Drains::new(Tools {
+            backend: Arc::new(Backend(Arc::clone(self))),
+            pods: Arc::new(Source(Arc::clone(self))),
+            observer: Arc::new(Silent),
+            permits: Arc::new(Semaphore::new(permits)),
+            clock: Clock::from_fn(|| chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap()),
+        })
+    }
+}
+
+fn pod(name: &str, controlled: bool) -> PodFact {
+    let owners = if controlled {
+        serde_json::json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}])
+    } else {
+        serde_json::json!([])
+    };
+    let raw = serde_json::json!({
+        "metadata": {"name": name, "namespace": "shop", "uid": format!("uid-{name}"), "ownerReferences": owners},
+        "spec": {"nodeName": "n1", "containers": []}, "status": {"phase": "Running"},
+    });
+    PodFact::of(&serde_json::from_value(raw).unwrap())
+}
+
+struct Backend(Arc<Cluster>);
+
+#[async_trait]
+impl EvictionBackend for Backend {
+    async fn evict(&self, target: &Target) -> Answer {
+        let turn = self.0.asked(&target.name);
+        Cluster::lock(&self.0.asked).push((target.name.clone(), Instant::now()));
+        {
+            let mut count = Cluster::lock(&self.0.under_way);
+            count.0 += 1;
+            count.1 = count.1.max(count.0);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        Cluster::lock(&self.0.under_way).0 -= 1;
+        let answer = (self.0.script)(target, turn);
+        if answer == Answer::Accepted {
+            self.0.remove(&target.name);
+        }
+        answer
+    }
+
+    async fn delete(&self, target: &Target) -> Answer {
+        self.0.remove(&target.name);
+        Answer::Accepted
+    }
+}
+
+struct Source(Arc<Cluster>);
+
+impl PodSource for Source {
+    fn on_node(&self, node: &str) -> Vec<Arc<PodFact>> {
+        Cluster::lock(&self.0.pods).iter().filter(|pod| pod.node == node).cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    fn allows(&self, _budget: &ObjectRef) -> Option<bool> {
+        Some(*Cluster::lock(&self.0.allows))
+    }
+}
+
+struct Silent;
+
+impl DrainObserver for Silent {
+    fn pod_disrupted(&self, _node: &str, _pod: &ObjectRef, _mode: Mode) {}
+    fn pod_refused(&self, _result: &'static str) {}
+    fn progressed(&self, _node: &str) {}
+}
+
+fn order(mode: Mode) -> Order {
+    Order { node: "n1".to_owned(), settings: Drain::default(), mode }
+}
+
+fn budget() -> Answer {
+    let budget = ObjectRef {
+        kind: "PodDisruptionBudget".to_owned(),
+        namespace: Some("shop".to_owned()),
+        name: "web".to_owned(),
+    };
+    Answer::Budget { budget: Some(budget), message: "needs 3".to_owned(), retry_after: None }
+}
+
+async fn after(seconds: u64) {
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_pods_go_at_once_within_the_bound() {
+    let cluster = Cluster::new(20, |_, _| Answer::Accepted);
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    after(1).await;
+    let progress = drains.progress_of("n1").unwrap();
+    assert_eq!((progress.pods, progress.gone), (20, 20));
+    assert_eq!(Cluster::lock(&cluster.under_way).1, 4, "four at once, neither more nor fewer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budgets_no_is_asked_again_with_backoff_and_never_in_a_hot_loop() {
+    let cluster = Cluster::new(1, |_, _| budget());
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    after(120).await;
+    let asked = cluster.asked("p0");
+    assert!((8..=20).contains(&asked), "{asked} times in two minutes");
+    let blocked = drains.progress_of("n1").unwrap().blocked;
+    assert_eq!(blocked[0].object.as_ref().unwrap().name, "web");
+    assert!(!blocked[0].permanent);
+    // The budget's status claims room although it refuses: still at most twice a second.
+    *Cluster::lock(&cluster.allows) = true;
+    cluster.changes.send_modify(|count| *count += 1);
+    after(10).await;
+    let more = cluster.asked("p0") - asked;
+    assert!((10..=20).contains(&more), "{more} times in ten seconds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_budget_that_has_room_again_is_asked_at_once() {
+    let cluster = Cluster::new(1, |_, turn| if turn < 6 { budget() } else { Answer::Accepted });
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    while cluster.asked("p0") < 6 {
+        after(1).await;
+    }
+    let before = Instant::now();
+    *Cluster::lock(&cluster.allows) = true;
+    cluster.changes.send_modify(|count| *count += 1);
+    while drains.progress_of("n1").unwrap().gone == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+    let waited = drains.progress_of("n1").unwrap().waited_for;
+    assert_eq!(waited.len(), 1, "it is known which budget was waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_pod_that_may_not_go_means_that_none_is_asked() {
+    let cluster = Cluster::new(3, |_, _| Answer::Accepted);
+    Cluster::lock(&cluster.pods).push(Arc::new(pod("bare", false)));
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    after(30).await;
+    assert!(Cluster::lock(&cluster.asked).is_empty());
+    let refused = drains.progress_of("n1").unwrap().refused.unwrap();
+    assert!(refused.contains("pod shop/bare has no controller"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_not_wanted_any_more_asks_nobody_any_more() {
+    let cluster = Cluster::new(1, |_, _| budget());
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    after(5).await;
+    drains.set(Vec::new());
+    let asked = cluster.asked("p0");
+    after(120).await;
+    assert_eq!(cluster.asked("p0"), asked);
+    assert!(drains.progress().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_at_the_timeout_is_deleted_where_the_policy_says_so() {
+    let cluster = Cluster::new(2, |target, _| if target.name == "p0" { budget() } else { Answer::Accepted });
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    after(5).await;
+    assert_eq!(drains.progress_of("n1").unwrap().gone, 1);
+    drains.set(vec![order(Mode::Delete)]);
+    after(1).await;
+    assert!(Cluster::lock(&cluster.pods).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_kind_of_no_is_kept_with_its_reason_and_asked_again() {
+    let cases = [
+        (Answer::SeveralBudgets { message: "more than one".to_owned() }, "more than one", true),
+        (Answer::NamespaceTerminating, "namespace is being deleted", false),
+        (Answer::Denied { message: "admission webhook says no".to_owned() }, "webhook says no", false),
+        (Answer::Forbidden { message: "cannot create".to_owned() }, "mend its ClusterRole", true),
+        (Answer::Failed { message: "connection refused".to_owned(), retry_after: None }, "connection refused", false),
+    ];
+    for (answer, part, permanent) in cases {
+        let first = answer.clone();
+        let cluster = Cluster::new(1, move |_, turn| if turn < 2 { first.clone() } else { Answer::Accepted });
+        let mut drains = cluster.drains(4);
+        drains.set(vec![order(Mode::Evict)]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let blocked = drains.progress_of("n1").unwrap().blocked;
+        assert!(blocked[0].message.contains(part), "{answer:?}: {blocked:?}");
+        assert_eq!(blocked[0].permanent, permanent, "{answer:?}");
+        after(10).await;
+        assert_eq!(drains.progress_of("n1").unwrap().gone, 1, "{answer:?}");
+    }
+}

@@ -1,0 +1,151 @@
+//! A node agent as the operator sees one: it reports, stages, reboots and commits as it is told, at once. (The real one
+//! runs in the whole-system tests and the sandbox.)
+
+use bascule_api::{AGENT_MANAGER, Goal, NodeUpdate, NodeUpdateSpec};
+use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
+use futures::StreamExt as _;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use serde_json::json;
+use std::pin::pin;
+use std::sync::Arc;
+
+/// What the agent does with a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Habit {
+    /// It comes up.
+    Good,
+    /// The trial fails: the node comes back on its old release.
+    Fails,
+}
+
+#[derive(Debug)]
+struct State {
+    machine: Machine,
+    booted: String,
+    other: Option<(String, String)>,
+    trial: Option<String>,
+    committed_at: String,
+    failed: Vec<serde_json::Value>,
+    used_grant: i64,
+}
+
+/// Runs a node: kubelet and agent, until it is dropped.
+pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str, habit: Habit) {
+    let name = machine.node.clone();
+    let mut state = State {
+        machine,
+        booted: version.to_owned(),
+        other: None,
+        trial: None,
+        committed_at: "2026-01-01T00:00:00Z".to_owned(),
+        failed: Vec::new(),
+        used_grant: 0,
+    };
+    let start = |machine: &Machine| Kubelet::start(kubelet.clone(), machine.clone(), Health::Good, Arc::new(NoContainers));
+    let mut running = start(&state.machine);
+    let updates: Api<NodeUpdate> = Api::all(agent);
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut events = pin!(watcher(updates.clone(), config).default_backoff().applied_objects());
+    while let Some(event) = events.next().await {
+        let Ok(update) = event else { continue };
+        let spec = &update.spec;
+        if state.must_reboot(spec) {
+            running.stop().await;
+            state.reboot(spec, habit);
+            running = start(&state.machine);
+        }
+        state.follow(spec);
+        let status = state.status(update.metadata.generation);
+        let document = json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": name}, "status": status,
+        });
+        // Only what changed is written; an event of our own write ends here.
+        let before = serde_json::to_value(update.status.clone().unwrap_or_default()).unwrap();
+        let news = status.as_object().unwrap().iter().any(|(key, value)| before.get(key) != Some(value));
+        if news {
+            let params = PatchParams::apply(AGENT_MANAGER).force();
+            let _ = updates.patch_status(&name, &params, &Patch::Apply(&document)).await;
+        }
+    }
+}
+
+impl State {
+    fn must_reboot(&self, spec: &NodeUpdateSpec) -> bool {
+        let Some(release) = &spec.release else { return false };
+        let granted = spec.grant.as_ref().is_some_and(|grant| {
+            grant.boot_id == self.machine.boot_id && grant.generation > self.used_grant
+        });
+        let version = release.version.as_str();
+        match spec.goal {
+            Goal::Booted => granted && self.booted != version && self.other.as_ref().is_some_and(|(v, _)| v == version),
+            Goal::Reverted => self.booted == version && (self.trial.is_some() || granted),
+            _ => false,
+        }
+    }
+
+    fn reboot(&mut self, spec: &NodeUpdateSpec, habit: Habit) {
+        self.used_grant = spec.grant.as_ref().map_or(self.used_grant, |grant| grant.generation);
+        self.machine.boot_id = uuid::Uuid::new_v4().to_string();
+        let release = spec.release.as_ref().unwrap();
+        if spec.goal == Goal::Booted && habit == Habit::Fails {
+            self.failed.push(json!({
+                "version": release.version, "digest": release.digest, "at": "2026-11-21T12:00:00Z",
+                "category": "TrialFailed", "message": "kubelet was not Ready in time",
+            }));
+            return;
+        }
+        let back = (self.booted.clone(), format!("sha256:{}", "0".repeat(64)));
+        if let Some((version, _)) = self.other.replace(back) {
+            self.booted = version;
+        }
+        self.trial = (spec.goal == Goal::Booted).then(|| self.booted.clone());
+    }
+
+    fn follow(&mut self, spec: &NodeUpdateSpec) {
+        let Some(release) = &spec.release else { return };
+        let version = release.version.as_str().to_owned();
+        match spec.goal {
+            Goal::Staged if self.booted != version => self.other = Some((version, release.digest.as_str().to_owned())),
+            Goal::Committed if self.booted == version => {
+                if self.trial.take().is_some() {
+                    self.committed_at = "2026-11-21T12:00:00Z".to_owned();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn status(&self, generation: Option<i64>) -> serde_json::Value {
+        let root_hash = "a".repeat(64);
+        let mut status = json!({
+            "observedGeneration": generation,
+            "bootID": self.machine.boot_id,
+            "agentVersion": "0.1.0",
+            "architecture": "x86-64",
+            "booted": {"slot": "A", "version": self.booted, "rootHash": root_hash},
+            "slots": {
+                "a": {"state": if self.trial.is_some() { "Trial" } else { "Good" }, "version": self.booted,
+                      "rootHash": root_hash},
+                "b": {"state": "Empty"},
+            },
+            "bootControl": {"backend": "SystemdBoot", "counting": "Works"},
+            "lastGrant": self.used_grant,
+        });
+        if self.trial.is_none() {
+            status["booted"]["committedAt"] = json!(self.committed_at);
+        }
+        if let Some((version, digest)) = &self.other {
+            status["slots"]["b"] = json!({"state": "Staged", "version": version, "rootHash": "b".repeat(64)});
+            status["staged"] = json!({"version": version, "digest": digest});
+        }
+        if let Some(version) = &self.trial {
+            status["trial"] = json!({"version": version, "triesLeft": 2});
+        }
+        if !self.failed.is_empty() {
+            status["failedReleases"] = json!(self.failed);
+        }
+        status
+    }
+}

@@ -1,0 +1,112 @@
+//! What people and networks get wrong: each is refused or explained, and nothing moves because of it.
+
+use crate::agent::Habit;
+use crate::world::World;
+use bascule_api::{Goal, NodeUpdate, UpdatePolicy, WaitReason, conditions};
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use serde_json::{Value, json};
+
+async fn refused(world: &World, kind: &str, spec: Value) -> String {
+    let resource = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("bascule.dev", "v1alpha1", kind),
+        match kind {
+            "UpdatePolicy" => "updatepolicies",
+            "NodeUpdate" => "nodeupdates",
+            "Freeze" => "freezes",
+            _ => "rollbacks",
+        },
+    );
+    let objects: Api<DynamicObject> = Api::all_with(world.client.clone(), &resource);
+    let object: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "bascule.dev/v1alpha1", "kind": kind, "metadata": {"name": "bad"}, "spec": spec
+    }))
+    .unwrap();
+    match objects.create(&PostParams { dry_run: true, ..PostParams::default() }, &object).await {
+        Ok(_) => panic!("{kind} was accepted: {spec}"),
+        Err(kube::Error::Api(status)) => status.message.clone(),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn policy(more: Value) -> Value {
+    let mut spec = json!({
+        "nodeSelector": {"matchLabels": {"role": "worker"}},
+        "source": {"repository": "https://images.example.com/os", "channel": "stable"},
+    });
+    for (key, value) in more.as_object().unwrap() {
+        spec[key] = value.clone();
+    }
+    spec
+}
+
+fn condition(policy: Option<&UpdatePolicy>, type_: &str, reason: &str) -> bool {
+    let conditions = policy.and_then(|policy| policy.status.as_ref()).map(|status| status.conditions.clone());
+    let found = conditions.as_deref().and_then(|all| conditions::get(all, type_)).cloned();
+    found.is_some_and(|one| one.status == "False" && one.reason == reason && !one.message.is_empty())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() {
+    let mut world = World::new().await;
+    // What the API server refuses by itself, with a sentence that says how to mend it.
+    for (kind, spec, part) in [
+        ("UpdatePolicy", policy(json!({"version": "1.1", "blockedVersions": ["1.1"]})), "remove it from one of the two"),
+        ("UpdatePolicy", policy(json!({"health": {"gates": [{"promQL": {"query": "up", "min": 1}}]}})), "health.prometheus"),
+        ("UpdatePolicy", policy(json!({"waves": [{"name": "a", "count": 1, "percent": 5}]})), "keep one of them"),
+        ("UpdatePolicy", policy(json!({"budget": {"maxUnavailable": "150%"}})), "maxUnavailable"),
+        ("UpdatePolicy", policy(json!({"source": {"repository": "http://plain.example.com", "channel": "stable"}})), "repository"),
+        ("NodeUpdate", json!({"policy": "workers", "goal": "Booted", "release": {
+            "version": "1.1", "digest": format!("sha256:{}", "0".repeat(64)), "repository": "https://a.example.com",
+            "channel": "stable"}}), "goal Booted needs a grant"),
+        ("Freeze", json!({"reason": "x", "duration": "1h"}), "reason"),
+        ("Rollback", json!({"policy": "workers"}), "reason"),
+    ] {
+        let message = refused(&world, kind, spec).await;
+        assert!(message.contains(part), "{kind}: {message}");
+    }
+
+    // What only the operator can see, it says in the policy's conditions.
+    world.machine("n1", "a", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    let zone = json!({"maintenanceWindows": [{"schedule": "0 22 * * *", "duration": "5h", "timeZone": "Europe/Atlantis"}]});
+    world.policy("workers", zone).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let invalid = |policy: Option<&UpdatePolicy>| condition(policy, conditions::ACCEPTED, conditions::reason::INVALID);
+    world.until(policies.clone(), "workers", "not accepted", invalid).await;
+
+    // A repository that can't be trusted moves nothing: another vendor's root.
+    let stranger = crate::vendor::Vendor::empty();
+    let root = String::from_utf8(stranger.trust_root()).unwrap();
+    let distrusting = json!({"spec": {"maintenanceWindows": null, "source": {"trustRoot": {"inline": root}}}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&distrusting)).await.unwrap();
+    let untrusted = |policy: Option<&UpdatePolicy>| {
+        condition(policy, conditions::REPOSITORY_HEALTHY, conditions::reason::UNTRUSTED)
+    };
+    world.until(policies.clone(), "workers", "untrusted", untrusted).await;
+    world.until_reason("n1", WaitReason::RepositoryUnavailable).await;
+
+    // Prometheus is down: the gate does not pass, and says so.
+    let closed = json!({"spec": {
+        "source": {"trustRoot": null},
+        "health": {"prometheus": "http://127.0.0.1:9", "gates": [{"name": "alerts", "promQL": {"query": "up", "min": 1}}]},
+    }});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&closed)).await.unwrap();
+    world.until_reason("n1", WaitReason::HealthGate).await;
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let rollout = updates.get("n1").await.unwrap().status.unwrap().rollout.unwrap();
+    assert!(rollout.message.contains("alerts"), "{rollout:?}");
+
+    // Somebody edits the NodeUpdate: the operator's word is set right, and the node was not disrupted.
+    let edit = json!({"spec": {"goal": "Idle", "release": null}});
+    updates.patch("n1", &PatchParams::default(), &Patch::Merge(&edit)).await.unwrap();
+    let right = |update: Option<&NodeUpdate>| update.is_some_and(|update| update.spec.goal == Goal::Staged);
+    world.until_update("n1", "set right", right).await;
+    assert!(updates.get("n1").await.unwrap().spec.disruption.is_none());
+
+    // The gate goes, and the node goes.
+    let open = json!({"spec": {"health": {"gates": null}}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&open)).await.unwrap();
+    world.until_current("n1", "1.1").await;
+}

@@ -1,0 +1,179 @@
+//! Draining against the real eviction API: what it answers, and that nothing is left behind when it can't succeed.
+
+use crate::agent::Habit;
+use crate::rollout::{SHOP, until_ready};
+use crate::world::World;
+use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_operator::drain::{Answer, EvictionApi, EvictionBackend as _, Target};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+fn cordoned(node: Option<&Node>) -> bool {
+    node.and_then(|node| node.spec.as_ref()?.unschedulable).unwrap_or(false)
+}
+
+fn target(pod: &Pod) -> Target {
+    let meta = &pod.metadata;
+    Target {
+        namespace: meta.namespace.clone().unwrap(),
+        name: meta.name.clone().unwrap(),
+        uid: meta.uid.clone().unwrap(),
+        grace_period_seconds: None,
+    }
+}
+
+const TWICE: &str = r#"
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: second, namespace: default}
+spec: {maxUnavailable: 1, selector: {matchLabels: {app: shop}}}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_eviction_api_answers_as_we_understand_it() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(SHOP).await.unwrap();
+    until_ready(&world, 4).await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
+    let counted = |budget: Option<&PodDisruptionBudget>| {
+        budget.and_then(|budget| budget.status.as_ref()).is_some_and(|status| status.disruptions_allowed == Some(1))
+    };
+    world.until(budgets.clone(), "shop", "counted", counted).await;
+    let mut config = world.control_plane.admin().config().await.unwrap();
+    config.default_retry = false;
+    let backend = EvictionApi::new(kube::Client::try_from(config).unwrap());
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let all = pods.list(&ListParams::default().labels("app=shop")).await.unwrap().items;
+
+    // Another pod has taken the name: the one that was meant is gone, and the other is left alone.
+    let stranger = Target { uid: "00000000-0000-0000-0000-000000000000".to_owned(), ..target(&all[0]) };
+    assert_eq!(backend.evict(&stranger).await, Answer::Gone);
+    assert!(pods.get(&stranger.name).await.unwrap().metadata.deletion_timestamp.is_none());
+    assert_eq!(backend.delete(&stranger).await, Answer::Gone);
+    assert!(pods.get(&stranger.name).await.unwrap().metadata.deletion_timestamp.is_none());
+
+    // The budget's one disruption is used up (the refused eviction above may have taken it for the moment).
+    world.until(budgets.clone(), "shop", "counted", counted).await;
+    assert_eq!(backend.evict(&target(&all[0])).await, Answer::Accepted);
+    let refused = backend.evict(&target(&all[1])).await;
+    let Answer::Budget { budget, message, .. } = &refused else { panic!("{refused:?}") };
+    assert_eq!(budget.as_ref().unwrap().to_string(), "PodDisruptionBudget default/shop", "{message}");
+
+    // Two budgets over one pod can never be satisfied through this API.
+    world.control_plane.apply(TWICE).await.unwrap();
+    let several = backend.evict(&target(&all[2])).await;
+    assert!(matches!(several, Answer::SeveralBudgets { .. }), "{several:?}");
+
+    let gone = Target { name: "never-was".to_owned(), ..target(&all[3]) };
+    assert_eq!(backend.evict(&gone).await, Answer::Gone);
+
+    // An identity without the right says so, which is another thing than a budget's no.
+    let nobody = world.control_plane.user("nobody", &[]).unwrap().client().await.unwrap();
+    let forbidden = EvictionApi::new(nobody).evict(&target(&all[3])).await;
+    assert!(matches!(forbidden, Answer::Forbidden { .. }), "{forbidden:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_can_not_succeed_is_not_begun() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    world.control_plane.apply(SHOP).await.unwrap();
+    until_ready(&world, 4).await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
+    let strict = json!({"spec": {"minAvailable": 4}});
+    budgets.patch("shop", &PatchParams::default(), &Patch::Merge(&strict)).await.unwrap();
+    let none = |budget: Option<&PodDisruptionBudget>| {
+        budget.and_then(|budget| budget.status.as_ref()).is_some_and(|status| status.desired_healthy == Some(4))
+    };
+    world.until(budgets.clone(), "shop", "at zero", none).await;
+
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_reason("n1", WaitReason::DisruptionBudget).await;
+    world.until_reason("n2", WaitReason::DisruptionBudget).await;
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let update = updates.get("n1").await.unwrap();
+    let rollout = update.status.unwrap().rollout.unwrap();
+    assert!(rollout.message.contains("shop"), "{rollout:?}");
+    assert_eq!(rollout.object.unwrap().to_string(), "PodDisruptionBudget default/shop");
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    for node in ["n1", "n2"] {
+        assert!(!cordoned(Some(&nodes.get(node).await.unwrap())), "seen before the cordon");
+    }
+    let lenient = json!({"spec": {"minAvailable": 3}});
+    budgets.patch("shop", &PatchParams::default(), &Patch::Merge(&lenient)).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    world.until_current("n2", "1.1").await;
+}
+
+/// A pod that takes a finalizer's time to go, so that a drain hangs as long as the test wants.
+const STUBBORN: &str = r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: stubborn, namespace: default}
+spec:
+  replicas: 1
+  serviceName: stubborn
+  selector: {matchLabels: {app: stubborn}}
+  template:
+    metadata: {labels: {app: stubborn}, finalizers: [example.com/hold]}
+    spec:
+      containers: [{name: c, image: example.invalid/c}]
+"#;
+
+async fn let_go(world: &World) {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let free = json!({"metadata": {"finalizers": null}});
+    pods.patch("stubborn-0", &PatchParams::default(), &Patch::Merge(&free)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_times_out_is_undone_and_leaves_nothing_cordoned() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(STUBBORN).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let running = |pod: Option<&Pod>| {
+        pod.and_then(|pod| pod.status.as_ref()?.phase.clone()).is_some_and(|phase| phase == "Running")
+    };
+    world.until(pods, "stubborn-0", "running", running).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"drain": {"timeout": "3s"}})).await;
+    world.until_node("n1", "cordoned", cordoned).await;
+    // FLUO #188: never rebooted although the drain failed; kured #63, brupop #691: never left cordoned.
+    world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
+    let given_up = |update: Option<&NodeUpdate>| {
+        let spec = update.map(|update| &update.spec);
+        spec.is_some_and(|spec| spec.disruption.is_none() && spec.last_disruption.as_ref().is_some_and(|l| l.given_up == 1))
+    };
+    world.until_update("n1", "given up", given_up).await;
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let update = updates.get("n1").await.unwrap();
+    assert_eq!(update.status.unwrap().booted.unwrap().version.as_str(), "1.0");
+    let_go(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_deleted_in_the_middle_of_a_drain_leaves_nothing_behind() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(STUBBORN).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let running = |pod: Option<&Pod>| {
+        pod.and_then(|pod| pod.status.as_ref()?.phase.clone()).is_some_and(|phase| phase == "Running")
+    };
+    world.until(pods, "stubborn-0", "running", running).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_node("n1", "cordoned", cordoned).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    policies.delete("workers", &DeleteParams::default()).await.unwrap();
+    world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
+    world.until_update("n1", "free", |update| update.is_some_and(|update| update.spec.disruption.is_none())).await;
+    let_go(&world).await;
+}

@@ -1,0 +1,14 @@
+//! The operator against a real control plane: real API server with RBAC and admission policies, real scheduler, real
+//! controllers, real eviction with real budgets, a real signed repository over https. Only the machines are simulated.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
+
+mod agent;
+mod bad_input;
+mod drain;
+mod handover;
+mod rollout;
+#[allow(dead_code, reason = "shared with the repository's attacks, which use all of it")]
+#[path = "../../../crates/repository/tests/attacks/vendor.rs"]
+mod vendor;
+mod world;
