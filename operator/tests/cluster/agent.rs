@@ -43,7 +43,8 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         failed: Vec::new(),
         used_grant: 0,
     };
-    let start = |machine: &Machine| Kubelet::start(kubelet.clone(), machine.clone(), Health::Good, Arc::new(NoContainers));
+    let start =
+        |machine: &Machine| Kubelet::start(kubelet.clone(), machine.clone(), Health::Good, Arc::new(NoContainers));
     let mut running = start(&state.machine);
     let updates: Api<NodeUpdate> = Api::all(agent);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
@@ -74,9 +75,10 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
 impl State {
     fn must_reboot(&self, spec: &NodeUpdateSpec) -> bool {
         let Some(release) = &spec.release else { return false };
-        let granted = spec.grant.as_ref().is_some_and(|grant| {
-            grant.boot_id == self.machine.boot_id && grant.generation > self.used_grant
-        });
+        let granted = spec
+            .grant
+            .as_ref()
+            .is_some_and(|grant| grant.boot_id == self.machine.boot_id && grant.generation > self.used_grant);
         let version = release.version.as_str();
         match spec.goal {
             Goal::Booted => granted && self.booted != version && self.other.as_ref().is_some_and(|(v, _)| v == version),

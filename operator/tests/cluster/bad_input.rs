@@ -52,14 +52,30 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
     let mut world = World::new().await;
     // What the API server refuses by itself, with a sentence that says how to mend it.
     for (kind, spec, part) in [
-        ("UpdatePolicy", policy(json!({"version": "1.1", "blockedVersions": ["1.1"]})), "remove it from one of the two"),
-        ("UpdatePolicy", policy(json!({"health": {"gates": [{"promQL": {"query": "up", "min": 1}}]}})), "health.prometheus"),
+        (
+            "UpdatePolicy",
+            policy(json!({"version": "1.1", "blockedVersions": ["1.1"]})),
+            "remove it from one of the two",
+        ),
+        (
+            "UpdatePolicy",
+            policy(json!({"health": {"gates": [{"promQL": {"query": "up", "min": 1}}]}})),
+            "health.prometheus",
+        ),
         ("UpdatePolicy", policy(json!({"waves": [{"name": "a", "count": 1, "percent": 5}]})), "keep one of them"),
         ("UpdatePolicy", policy(json!({"budget": {"maxUnavailable": "150%"}})), "maxUnavailable"),
-        ("UpdatePolicy", policy(json!({"source": {"repository": "http://plain.example.com", "channel": "stable"}})), "repository"),
-        ("NodeUpdate", json!({"policy": "workers", "goal": "Booted", "release": {
+        (
+            "UpdatePolicy",
+            policy(json!({"source": {"repository": "http://plain.example.com", "channel": "stable"}})),
+            "repository",
+        ),
+        (
+            "NodeUpdate",
+            json!({"policy": "workers", "goal": "Booted", "release": {
             "version": "1.1", "digest": format!("sha256:{}", "0".repeat(64)), "repository": "https://a.example.com",
-            "channel": "stable"}}), "goal Booted needs a grant"),
+            "channel": "stable"}}),
+            "goal Booted needs a grant",
+        ),
         ("Freeze", json!({"reason": "x", "duration": "1h"}), "reason"),
         ("Rollback", json!({"policy": "workers"}), "reason"),
     ] {
@@ -70,7 +86,8 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
     // What only the operator can see, it says in the policy's conditions.
     world.machine("n1", "a", Habit::Good).await;
     let _operator = world.operator("first").await;
-    let zone = json!({"maintenanceWindows": [{"schedule": "0 22 * * *", "duration": "5h", "timeZone": "Europe/Atlantis"}]});
+    let zone =
+        json!({"maintenanceWindows": [{"schedule": "0 22 * * *", "duration": "5h", "timeZone": "Europe/Atlantis"}]});
     world.policy("workers", zone).await;
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let invalid = |policy: Option<&UpdatePolicy>| condition(policy, conditions::ACCEPTED, conditions::reason::INVALID);

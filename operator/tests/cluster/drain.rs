@@ -149,7 +149,9 @@ async fn a_drain_that_times_out_is_undone_and_leaves_nothing_cordoned() {
     world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
     let given_up = |update: Option<&NodeUpdate>| {
         let spec = update.map(|update| &update.spec);
-        spec.is_some_and(|spec| spec.disruption.is_none() && spec.last_disruption.as_ref().is_some_and(|l| l.given_up == 1))
+        spec.is_some_and(|spec| {
+            spec.disruption.is_none() && spec.last_disruption.as_ref().is_some_and(|l| l.given_up == 1)
+        })
     };
     world.until_update("n1", "given up", given_up).await;
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());

@@ -112,10 +112,11 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
             && update.is_some_and(|update| update.spec.disruption.is_none())
     };
     world.until_update("n1", "back on 1.0", back).await;
-    world.until_node("n1", "left as it was", |node| {
-        node.is_some_and(|node| node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true))
-    })
-    .await;
+    world
+        .until_node("n1", "left as it was", |node| {
+            node.is_some_and(|node| node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true))
+        })
+        .await;
     operator.stop().await;
 }
 
@@ -163,12 +164,13 @@ async fn a_release_that_fails_is_blocked_and_the_other_nodes_stay() {
     world.until(policies, "workers", "blocked after one failure", blocked).await;
     for node in ["n1", "n2"] {
         world.until_node(node, "left as it was", |node| node.is_some_and(untouched)).await;
-        world.until_update(node, "at rest on 1.0", |update| {
-            update.is_some_and(|update| {
-                let booted = update.status.as_ref().and_then(|status| status.booted.as_ref());
-                update.spec.disruption.is_none() && booted.is_some_and(|booted| booted.version.as_str() == "1.0")
+        world
+            .until_update(node, "at rest on 1.0", |update| {
+                update.is_some_and(|update| {
+                    let booted = update.status.as_ref().and_then(|status| status.booted.as_ref());
+                    update.spec.disruption.is_none() && booted.is_some_and(|booted| booted.version.as_str() == "1.0")
+                })
             })
-        })
-        .await;
+            .await;
     }
 }

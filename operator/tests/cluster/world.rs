@@ -203,7 +203,8 @@ impl World {
     where
         K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
     {
-        let waited = tokio::time::timeout(PATIENCE, await_condition(api, name, move |object: Option<&K>| holds(object)));
+        let waited =
+            tokio::time::timeout(PATIENCE, await_condition(api, name, move |object: Option<&K>| holds(object)));
         if waited.await.is_err() {
             panic!("{name} never was {what}\n{}", self.story().await);
         }
