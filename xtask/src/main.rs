@@ -3,6 +3,7 @@
 //! The README names two of these commands; everything they need is built or installed by themselves.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
+mod bench;
 mod generate;
 mod prerequisites;
 mod sandbox;
@@ -21,6 +22,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Measure what docs/benchmarks.md shows.
+    Bench(bench::Options),
     /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md), or check that it is up to date.
     Generate(generate::Options),
     /// Show a fleet that patches itself, from nothing.
@@ -31,6 +34,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
+        Task::Bench(options) => bench::run(&options),
         Task::Generate(options) => generate::run(&options),
         Task::Sandbox(options) => return sandbox::run(options),
         Task::Test(options) => test::run(&options),

@@ -17,6 +17,9 @@ pub(crate) struct Tool {
 /// What the tests judge our work with, and what images are made with.
 pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "veritysetup", package: "cryptsetup-bin" },
+    Tool { program: "objdump", package: "binutils" },
+    // No program, but found the same way: an absolute path stays what it is.
+    Tool { program: "/usr/lib/systemd/boot/efi/linuxx64.efi.stub", package: "systemd-boot-efi" },
     Tool { program: "mkfs.erofs", package: "erofs-utils" },
     Tool { program: "mmdebstrap", package: "mmdebstrap" },
     Tool { program: "sgdisk", package: "gdisk" },

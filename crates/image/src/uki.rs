@@ -127,6 +127,10 @@ pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>, UkiError> {
     sections.push((*b".linux\0\0", parts.kernel, kernel_memory, CODE));
 
     let stub = Layout::read("EFI stub", parts.stub)?;
+    // A whole UKI in place of the stub would give two kernels, and the first one would be started.
+    if Uki::parse(parts.stub)?.sections.iter().any(|(found, _)| sections.iter().any(|(name, ..)| name == found)) {
+        return Err(UkiError::Field { what: "EFI stub", field: "list of sections" });
+    }
     let free = (stub.size_of_headers.saturating_sub(stub.headers_end)) / SECTION_HEADER;
     if free < sections.len() || stub.sections + sections.len() > MAX_SECTIONS {
         return Err(UkiError::NoRoom { free, needed: sections.len() });

@@ -107,6 +107,8 @@ fn bad_parts_are_refused() {
     assert!(matches!(build(&Parts { command_line: "a\nb", ..parts(&good) }), Err(UkiError::Text { .. })));
     let long = "x".repeat(MAX_COMMAND_LINE + 1);
     assert!(matches!(build(&Parts { command_line: &long, ..parts(&good) }), Err(UkiError::TooLong { .. })));
+    let whole = build(&parts(&good)).unwrap();
+    assert!(matches!(build(&parts(&whole)), Err(UkiError::Field { what: "EFI stub", field: "list of sections" })));
     let mut full = stub();
     put(&mut full, 0x98 + 60, &0x1E0_u32.to_le_bytes());
     assert!(matches!(build(&parts(&full)), Err(UkiError::NoRoom { free: 0, needed: 5 })));

@@ -1,0 +1,53 @@
+//! `cargo xtask bench …`: measurements for docs/benchmarks.md. The measuring program is a package of its own, because it
+//! must be built with the release profile.
+
+use crate::{
+    prerequisites::{self, Tool},
+    workspace_root,
+};
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use std::process::Command;
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Releases: bytes to move and speed of applying, against other tools. Needs root, 15 GB and an hour of an idle machine.
+    Release {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// The tools that releases are compared with, and those that make the images.
+const TOOLS: &[Tool] = &[
+    Tool { program: "mmdebstrap", package: "mmdebstrap" },
+    Tool { program: "mkfs.erofs", package: "erofs-utils" },
+    Tool { program: "zstd", package: "zstd" },
+    Tool { program: "xdelta3", package: "xdelta3" },
+    Tool { program: "casync", package: "casync" },
+    Tool { program: "curl", package: "curl" },
+    Tool { program: "time", package: "time" },
+];
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let What::Release { arguments } = &options.what;
+    prerequisites::ensure(TOOLS)?;
+    let status = Command::new("cargo")
+        .args(["run", "--release", "--quiet", "--package", "bascule-bench", "--", "release"])
+        .args(arguments)
+        .current_dir(workspace_root())
+        .status()
+        .context("starting cargo")?;
+    if !status.success() {
+        bail!("the benchmark failed ({status}); what it measured so far is kept, the same command goes on");
+    }
+    Ok(())
+}
