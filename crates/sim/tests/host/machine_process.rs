@@ -86,7 +86,7 @@ async fn reach(socket: &Path) -> Client {
             }
         }
     };
-    tokio::time::timeout(PATIENCE, tries).await.expect("the machine opens its socket")
+    tokio::time::timeout(PATIENCE, tries).await.unwrap()
 }
 
 fn up(view: &MachineView) -> bool {

@@ -11,6 +11,7 @@
 
 mod faults;
 mod firmware;
+mod guarding;
 mod machine_process;
 mod operator;
 mod power_cuts;

@@ -11,6 +11,8 @@ pub(crate) enum Verdict {
     Commit,
     /// Gives it up.
     Revert,
+    /// Says nothing: guard or boot loader must end it.
+    Silence,
 }
 
 /// The operator's side of one node.
@@ -55,6 +57,7 @@ impl Operator {
             match self.verdict {
                 Verdict::Commit => (Goal::Committed, None),
                 Verdict::Revert => (Goal::Reverted, None),
+                Verdict::Silence => (self.goal, self.grant.clone()),
             }
         } else if runs {
             (Goal::Committed, None)

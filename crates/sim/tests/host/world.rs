@@ -48,7 +48,12 @@ pub(crate) struct Moment {
     pub(crate) system: Option<System>,
     /// Whether the release was armed before.
     pub(crate) armed: bool,
+    /// Whether the agent had begun to commit it.
+    pub(crate) blessed: bool,
 }
+
+/// What happens right before the first effect of this name.
+type Hook = (&'static str, Box<dyn FnOnce()>);
 
 /// A node.
 pub(crate) struct World {
@@ -65,9 +70,10 @@ pub(crate) struct World {
     pub(crate) last_error: Option<LastError>,
     pub(crate) clock: Arc<SimClock>,
     config: Config,
-    hook: Option<(&'static str, Box<dyn FnOnce()>)>,
+    hook: Option<Hook>,
     system: Option<System>,
     armed: bool,
+    blessed: bool,
 }
 
 /// How a story went wrong.
@@ -95,6 +101,7 @@ impl World {
             hook: None,
             system: None,
             armed: false,
+            blessed: false,
         }
     }
 
@@ -117,7 +124,7 @@ impl World {
         let boot = hardware.boot;
         let blank = Snapshot::default();
         let new = Self::new(boot, blank, moment.operator.clone(), self.known.clone(), self.releases.clone());
-        Self { hardware, system: moment.system.clone(), armed: moment.armed, ..new }
+        Self { hardware, system: moment.system.clone(), armed: moment.armed, blessed: moment.blessed, ..new }
     }
 
     /// The last lines of the story.
@@ -140,6 +147,7 @@ impl World {
             starts: self.hardware.starts,
             system: self.system.clone(),
             armed: self.armed,
+            blessed: self.blessed,
         });
     }
 
@@ -164,6 +172,9 @@ impl World {
         };
         if !self.known.iter().any(is) {
             return Err(format!("{} runs, which is no whole release", system.version));
+        }
+        if system.version == self.operator.target.version.as_str() && !system.trial && !self.blessed {
+            return Err(format!("{} runs without a counter, and nobody committed it", system.version));
         }
         self.system = Some(system.clone());
         self.mark();
@@ -282,6 +293,10 @@ impl World {
                     }
                     if let Some((_, hook)) = self.hook.take_if(|(name, _)| *name == effect.name()) {
                         hook();
+                    }
+                    if matches!(effect, Effect::Bless { .. }) {
+                        self.blessed = true;
+                        self.mark();
                     }
                     let told = Mutex::new(Vec::new());
                     engine.perform(&[effect], &|event| told.lock().unwrap().push(event));
