@@ -10,7 +10,7 @@ use bascule_agent::host::{Host, Releases, SystemBus};
 use bascule_agent::kubernetes::Credentials;
 use bascule_agent::linux::StateFolder;
 use bascule_agent::releases::{RepositoryOptions, RepositoryReleases};
-use bascule_agent::settings::{Settings, Sources};
+use bascule_agent::settings::{Listen, Settings, Sources};
 use tokio::runtime::Handle;
 
 use super::child::{MachineBus, StartedVariables, Surroundings};
@@ -53,7 +53,14 @@ pub fn guard() -> anyhow::Result<()> {
 
 fn settings(around: &Surroundings) -> anyhow::Result<Settings> {
     let file = Some(around.config.agent_settings.clone());
-    Ok(Settings::load(&Sources::usual(file, std::env::vars_os().collect()))?)
+    let mut settings = Settings::load(&Sources::usual(file, std::env::vars_os().collect()))?;
+    // Each machine has a `/run` of its own; agents of several machines must not meet at one socket.
+    if let Listen::Unix(path) = &settings.listen
+        && let Some(name) = path.file_name()
+    {
+        settings.listen = Listen::Unix(around.files.run().join(name));
+    }
+    Ok(settings)
 }
 
 fn clock(around: &Surroundings) -> RealClock {
