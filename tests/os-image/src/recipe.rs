@@ -74,12 +74,12 @@ impl Fault {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
-            Self::KubeletNeverReady => "kubelet-never-ready",
-            Self::KubeletCrashLoop => "kubelet-crash-loop",
+            Self::KubeletNeverReady => "never-ready",
+            Self::KubeletCrashLoop => "kubelet-fails",
             Self::HangBeforeAgent => "hang-before-agent",
-            Self::AgentCrashLoop => "agent-crash-loop",
-            Self::KernelPanic => "kernel-panic",
-            Self::InitrdHang => "initrd-hang",
+            Self::AgentCrashLoop => "agent-fails",
+            Self::KernelPanic => "panic",
+            Self::InitrdHang => "hang",
         }
     }
 

@@ -18,8 +18,8 @@ impl Fault {
 
     fn parse(release: &str) -> Option<Self> {
         match release.lines().find_map(|line| line.strip_prefix("BASCULE_FAULT="))? {
-            "kernel-panic" => Some(Self::KernelPanic),
-            "initrd-hang" => Some(Self::InitrdHang),
+            "panic" => Some(Self::KernelPanic),
+            "hang" => Some(Self::InitrdHang),
             // The other faults are those of programs that run later.
             _ => None,
         }
@@ -42,9 +42,9 @@ mod tests {
 
     #[test]
     fn only_faults_of_the_initrd_are_ours() {
-        assert_eq!(Fault::parse("ID=x\nBASCULE_FAULT=initrd-hang\n"), Some(Fault::InitrdHang));
-        assert_eq!(Fault::parse("BASCULE_FAULT=kernel-panic\n"), Some(Fault::KernelPanic));
-        assert_eq!(Fault::parse("BASCULE_FAULT=kubelet-never-ready\n"), None);
+        assert_eq!(Fault::parse("ID=x\nBASCULE_FAULT=hang\n"), Some(Fault::InitrdHang));
+        assert_eq!(Fault::parse("BASCULE_FAULT=panic\n"), Some(Fault::KernelPanic));
+        assert_eq!(Fault::parse("BASCULE_FAULT=never-ready\n"), None);
         assert_eq!(Fault::parse("ID=x\n"), None);
     }
 }

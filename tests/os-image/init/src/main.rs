@@ -20,7 +20,7 @@ use fault::Fault;
 use system::{Console, Watchdog};
 
 /// Seconds until the watchdog resets the machine unless systemd has taken it over (`RuntimeWatchdogSec=`).
-const WATCHDOG_SECONDS: i32 = 90;
+const WATCHDOG_SECONDS: i32 = 60;
 
 fn main() {
     let mut console = Console::default();

@@ -1,0 +1,95 @@
+//! What stands in for a kubelet inside a machine of the boot tests, and the one thing that a test's network needs:
+//! the host's loopback ports at the same place as on the host, so that every address means the same on both sides.
+//!
+//! The machine's own facts are real: its boot id, its running release, its kernel. The fault that the running release
+//! carries is its fault.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bascule_os_image::Fault;
+use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde::Deserialize;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Where the installer put what this machine is to know.
+const FOLDER: &str = "/var/lib/bascule-test";
+/// Where the host's loopback begins, seen from inside.
+const RELAY: &str = "10.0.2.100";
+/// A kubelet under emulation beats slower than a bare one; the control plane's grace is 20 s.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// What differs between machines.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Settings {
+    node: String,
+    zone: String,
+    ports: Vec<u16>,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The unit sends standard error to the console.
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("test guest: {error:#}\n").as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> anyhow::Result<()> {
+    bascule_tests::install_tls_provider();
+    let settings: Settings = serde_json::from_str(&read("settings.json")?).context("reading settings.json")?;
+    for port in settings.ports {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.with_context(|| format!("listening on {port}"))?;
+        tokio::spawn(forward(listener, port));
+    }
+    let release = fs::read_to_string("/etc/os-release").context("reading os-release")?;
+    let health = match Fault::from_os_release(&release) {
+        Some(Fault::KubeletCrashLoop) => anyhow::bail!("this release carries a kubelet that fails"),
+        Some(Fault::KubeletNeverReady) => Health::NeverReady,
+        _ => Health::Good,
+    };
+    let kubeconfig = Kubeconfig::from_yaml(&read("kubeconfig")?).context("reading the kubeconfig")?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    let client = kube::Client::try_from(config)?;
+    let kernel =
+        |name: &str| fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).context("reading the kernel's facts");
+    let mut machine = Machine::named(&settings.node, &settings.zone);
+    machine.boot_id = kernel("random/boot_id")?.trim().to_owned();
+    machine.kernel_version = kernel("osrelease")?.trim().to_owned();
+    machine.os_image = release
+        .lines()
+        .find_map(|line| line.strip_prefix("PRETTY_NAME="))
+        .map(|name| name.trim_matches('"').to_owned())
+        .context("os-release without PRETTY_NAME")?;
+    machine.heartbeat = HEARTBEAT;
+    let _kubelet = Kubelet::start(client, machine, health, Arc::new(NoContainers));
+    std::future::pending().await
+}
+
+fn read(name: &str) -> anyhow::Result<String> {
+    let path = Path::new(FOLDER).join(name);
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Leads each connection to the same port of the host.
+async fn forward(listener: TcpListener, port: u16) {
+    while let Ok((mut near, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            if let Ok(mut far) = TcpStream::connect((RELAY, port)).await {
+                // Either side may end as it likes; that is the other's to notice.
+                let _ = copy_bidirectional(&mut near, &mut far).await;
+            }
+        });
+    }
+}

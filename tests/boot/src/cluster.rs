@@ -1,0 +1,236 @@
+//! The cluster that the machines belong to: the control plane of `bascule-tests`, Bascule installed from `manifests/` with
+//! the agent as a host service, the real operator, the vendor's repository, and somebody on call.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_api::{NodeUpdate, NodeUpdateStatus, UpdatePolicy};
+use bascule_tests::control_plane::{ControlPlane, Credentials, Options, apply, free_port};
+use bascule_tests::supervise::Supervised;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use serde_json::json;
+
+use crate::install::StateFile;
+use crate::vendor::{CA_FILE, Vendor};
+
+/// Where a node of the reference OS keeps its own settings, below `/var`.
+const SETTINGS: &str = "etc/bascule";
+/// Who stops and rolls back.
+const ON_CALL: &str = "alice";
+
+/// A running cluster. Dropping it ends everything of it.
+pub struct Cluster {
+    operator: Supervised,
+    control_plane: ControlPlane,
+    client: Client,
+    on_call: PathBuf,
+    cli: PathBuf,
+    authority: String,
+    ports: Vec<u16>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Cluster").field("server", &self.control_plane.server()).finish_non_exhaustive()
+    }
+}
+
+impl Cluster {
+    /// Starts everything but machines. Logs go to `folder`; `programs` holds operator and command line tool.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub async fn start(workspace: &Path, folder: &Path, programs: &Path, vendor: &Vendor) -> anyhow::Result<Self> {
+        // A machine under emulation that shares its processor is slow to beat, and that is not what is tested.
+        let options = Options { node_monitor_grace: Duration::from_secs(40), ..Options::default() };
+        let control_plane = ControlPlane::start(options).await?;
+        let client = control_plane.client().await?;
+        apply(client.clone(), &manifests(workspace, vendor)?).await.context("installing Bascule")?;
+        let authority = folder.join("repository-ca.pem");
+        fs::write(&authority, vendor.authority()).with_context(|| format!("writing {}", authority.display()))?;
+
+        let account = "system:serviceaccount:bascule-system:bascule-operator";
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:bascule-system"];
+        let kubeconfig = folder.join("operator.kubeconfig");
+        control_plane.user(account, &groups)?.write_to(&kubeconfig)?;
+        let environment = [
+            ("KUBECONFIG", kubeconfig.display().to_string()),
+            ("BASCULE_LISTEN", format!("127.0.0.1:{}", free_port()?)),
+            ("BASCULE_EXTRA_CA", authority.display().to_string()),
+            ("BASCULE_STATE_DIR", folder.join("operator-state").display().to_string()),
+            ("BASCULE_IDENTITY", "boot-tests".to_owned()),
+            ("RUST_LOG", "info,bascule=debug".to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value));
+        let none: [&str; 0] = [];
+        let log = folder.join("operator.log");
+        let operator = Supervised::start(&programs.join("bascule-operator"), none, &environment, &log)?;
+
+        let on_call = folder.join("on-call.kubeconfig");
+        control_plane.user(ON_CALL, &[])?.write_to(&on_call)?;
+        let ports = [control_plane.server(), &vendor.url()].map(port_of).into_iter().collect::<anyhow::Result<_>>()?;
+        let cli = programs.join("bascule");
+        let authority = vendor.authority().to_owned();
+        Ok(Self { operator, control_plane, client, on_call, cli, authority, ports })
+    }
+
+    /// Ports of the host's loopback that a machine must reach: API server and repository.
+    #[must_use]
+    pub fn ports(&self) -> &[u16] {
+        &self.ports
+    }
+
+    /// What the installer writes to the state partition of a node.
+    ///
+    /// # Errors
+    /// When no certificate can be made.
+    pub fn state_of(&self, node: &str) -> anyhow::Result<Vec<StateFile>> {
+        let kubelet: Credentials = self.control_plane.user(&format!("system:node:{node}"), &["system:nodes"])?;
+        let file = |path: String, content: String| StateFile { path, content, mode: 0o600 };
+        let settings = format!(
+            "[node]\nname = \"{node}\"\n\n[kubernetes]\nkubeconfig = \"/var/{SETTINGS}/kubeconfig\"\n\n[repository]\n\
+             extra-ca = [\"/var/{SETTINGS}/{CA_FILE}\"]\nonly-extra-ca = true\n"
+        );
+        let guest = json!({ "node": node, "zone": "a", "ports": self.ports });
+        Ok(vec![
+            file(format!("{SETTINGS}/agent.toml"), settings),
+            file(format!("{SETTINGS}/kubeconfig"), kubelet.kubeconfig().to_owned()),
+            file(format!("{SETTINGS}/{CA_FILE}"), self.authority.clone()),
+            file("lib/bascule-test/settings.json".to_owned(), guest.to_string()),
+            file("lib/bascule-test/kubeconfig".to_owned(), kubelet.kubeconfig().to_owned()),
+        ])
+    }
+
+    /// Applies the policy that keeps one node on one channel: as fast as it is safe, since nothing else runs there.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn keep_patched(&self, node: &str, repository: &str, channel: &str) -> anyhow::Result<()> {
+        let policy = format!(
+            "apiVersion: bascule.dev/v1alpha1\nkind: UpdatePolicy\nmetadata: {{name: {node}}}\nspec:\n  \
+             nodeSelector: {{matchLabels: {{kubernetes.io/hostname: {node}}}}}\n  \
+             source: {{repository: \"{repository}\", channel: {channel}, pollInterval: 5s}}\n  \
+             budget: {{maxUnavailable: 1}}\n  provenAfter: 1s\n  drain: {{timeout: 60s}}\n  \
+             health: {{nodeReadyTimeout: 5m, nodeSoak: 5s}}\n  failureThreshold: 1\n"
+        );
+        apply(self.client.clone(), &policy).await.with_context(|| format!("writing the policy of {node}"))?;
+        Ok(())
+    }
+
+    /// Waits until the node's own word about itself is as `wanted`.
+    ///
+    /// # Errors
+    /// With the last word, when that is not so within `patience`, or the operator has ended.
+    pub async fn until(
+        &self,
+        node: &str,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&NodeUpdateStatus) -> bool,
+    ) -> anyhow::Result<NodeUpdateStatus> {
+        use futures::TryStreamExt as _;
+        let updates: Api<NodeUpdate> = Api::all(self.client.clone());
+        let only = watcher::Config::default().fields(&format!("metadata.name={node}"));
+        let mut seen = std::pin::pin!(watcher(updates, only).default_backoff().applied_objects());
+        let mut last = None;
+        let waited = tokio::time::timeout(patience, async {
+            // While the API server is away the watch fails and is begun again; that is no news.
+            loop {
+                match seen.try_next().await {
+                    Ok(Some(update)) => {
+                        let status = update.status.unwrap_or_default();
+                        if wanted(&status) {
+                            return Ok(status);
+                        }
+                        last = Some(status);
+                    }
+                    Ok(None) => bail!("the watch ended"),
+                    Err(_) => {}
+                }
+            }
+        })
+        .await;
+        match waited {
+            Ok(found) => found,
+            Err(_) => bail!(
+                "{node}: {what} was not so within {} s; last it said {}; the operator's log ends with:\n{}",
+                patience.as_secs(),
+                serde_json::to_string(&last)?,
+                self.operator.log_tail(5)
+            ),
+        }
+    }
+
+    /// The versions that a policy never tries again.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn blocked(&self, policy: &str) -> anyhow::Result<Vec<String>> {
+        let policies: Api<UpdatePolicy> = Api::all(self.client.clone());
+        let status = policies.get(policy).await?.status.unwrap_or_default();
+        Ok(status.blocked.iter().map(|release| release.version.to_string()).collect())
+    }
+
+    /// Types a command of `bascule` with the rights of somebody on call.
+    ///
+    /// # Errors
+    /// When it does not end with success.
+    pub async fn on_call(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = tokio::process::Command::new(&self.cli)
+            .args(arguments)
+            .env("KUBECONFIG", &self.on_call)
+            .env("NO_COLOR", "1")
+            .kill_on_drop(true)
+            .output()
+            .await
+            .with_context(|| format!("starting {}", self.cli.display()))?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success(),
+            "`bascule {}` failed: {said}{}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(said)
+    }
+}
+
+/// The objects of `manifests/` for hosts that carry the agent themselves, the trust root, and who is on call. The operator runs beside
+/// the cluster here, with the rights of its account, so its Deployment is left out.
+fn manifests(workspace: &Path, vendor: &Vendor) -> anyhow::Result<String> {
+    const FOLDERS: [&str; 3] = ["crds", "rbac", "admission"];
+    let top = workspace.join("manifests");
+    let mut paths = vec![top.join("namespace.yaml"), top.join("components/host-agent/rbac.yaml")];
+    for folder in FOLDERS {
+        let folder = top.join(folder);
+        let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+        let mut found = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        found.sort();
+        paths.extend(found.into_iter().filter(|path| !path.ends_with("kustomization.yaml")));
+    }
+    let mut all = Vec::new();
+    for path in paths {
+        all.push(fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?);
+    }
+    let trust = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": { "name": "bascule-trust-root", "namespace": "bascule-system" },
+        "data": { "root.json": vendor.trust_root()? },
+    });
+    let on_call = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+        "metadata": { "name": "boot-tests-on-call" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "bascule-on-call" },
+        "subjects": [{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": ON_CALL }],
+    });
+    all.extend([trust.to_string(), on_call.to_string()]);
+    Ok(all.join("\n---\n"))
+}
+
+fn port_of(url: &str) -> anyhow::Result<u16> {
+    let port = url.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
+    port.with_context(|| format!("{url} has no port"))
+}

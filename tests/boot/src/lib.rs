@@ -1,0 +1,28 @@
+//! Whole virtual machines that boot, update, fail and lose power: what no simulation proves.
+//!
+//! Each machine has UEFI firmware, systemd-boot, a kernel, dm-verity and systemd, and runs the agent that is shipped. It
+//! talks to the control plane of `bascule-tests` and to the operator, both on the host's loopback. The runner
+//! (`cargo run --package bascule-boot-tests`) builds what they need and runs the scenarios; docs/boot-tests.md says what
+//! each one breaks and how to repeat it.
+
+pub mod cluster;
+pub mod console;
+pub mod disk;
+pub mod install;
+pub mod lab;
+pub mod machine;
+pub mod offline;
+pub mod programs;
+pub mod qmp;
+pub mod reference;
+pub mod relay;
+pub mod release;
+pub mod runner;
+pub mod scenarios;
+pub mod vendor;
+
+/// Tells the person at the terminal what is being done, one line each.
+pub fn say(line: &str) {
+    // Nobody to tell when standard error is closed.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
+}

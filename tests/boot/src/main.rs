@@ -1,0 +1,76 @@
+//! Runs the boot tests: `cargo run --package bascule-boot-tests -- --help`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use bascule_boot_tests::runner::{self, Wanted};
+use bascule_boot_tests::{relay, say};
+use clap::{Parser, Subcommand};
+
+/// Boots whole machines, updates them, breaks them, and takes their power away.
+///
+/// Without options: what the test command runs. Logs, consoles and disks are left in target/boot-tests/.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Everything, also what takes long.
+    #[arg(long)]
+    all: bool,
+    /// Only the scenarios whose name contains this text.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// How many power cuts, each on a node of its own.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    cuts: u32,
+    /// Decides the moments of the cuts and what they lose.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The first cut to run, to repeat a single one: `--first-cut 17 --cuts 1`.
+    #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+    first_cut: u32,
+    /// How many machines run at once.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    machines: u16,
+    #[command(subcommand)]
+    inner: Option<Inner>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Inner {
+    /// Started by QEMU for each connection out of a machine.
+    #[command(hide = true)]
+    Relay {
+        /// Port of the host's loopback.
+        port: u16,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.inner {
+        Some(Inner::Relay { port }) => relay::run(port).map(|()| true).map_err(Into::into),
+        None => run(arguments),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether all scenarios passed.
+fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+    let wanted = Wanted {
+        all: arguments.all,
+        only: arguments.only,
+        cuts: arguments.first_cut..arguments.first_cut + arguments.cuts,
+        seed: arguments.seed,
+        machines: arguments.machines.into(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(runner::run(workspace, wanted))
+}

@@ -1,0 +1,137 @@
+//! The disk of a machine that is switched off: changed behind everybody's back, and judged by tools that know nothing of
+//! Bascule.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_image::Sha256;
+use bascule_sim::disk::Disk;
+use bascule_sim::layout::{ESP, Slot, Table, uuid_of_half};
+use gptman::GPT;
+
+use crate::release::Release;
+
+/// Where boot entries lie on the ESP.
+pub const ENTRIES: &str = "EFI/Linux";
+
+/// Where a slot's data begins on the disk, in bytes.
+///
+/// # Errors
+/// When the table can't be read.
+pub fn slot_offset(disk: &Path, slot: Slot) -> anyhow::Result<u64> {
+    Ok(table(disk)?.part(slot.data())?.offset())
+}
+
+/// The names in `EFI/Linux`, sorted.
+///
+/// # Errors
+/// When the ESP can't be read.
+pub fn entries(disk: &Path) -> anyhow::Result<Vec<String>> {
+    let mut names: Vec<String> = table(disk)?.esp()?.list(ENTRIES)?.into_iter().map(|file| file.name).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Writes a file to the ESP.
+///
+/// # Errors
+/// When the ESP can't be written.
+pub fn write_entry(disk: &Path, name: &str, release: &Release) -> anyhow::Result<()> {
+    let content = fs::read(&release.uki).with_context(|| format!("reading {}", release.uki.display()))?;
+    let esp = table(disk)?.esp()?;
+    esp.write(&format!("{ENTRIES}/{name}"), &content)?;
+    Ok(esp.sync()?)
+}
+
+/// Writes a whole release into a slot, as the agent would leave it.
+///
+/// # Errors
+/// When the disk can't be written.
+pub fn write_slot(disk: &Path, slot: Slot, release: &Release) -> anyhow::Result<()> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let (data, hashes) = (read(&release.data)?, read(&release.hashes)?);
+    let bytes = StagedBytes { version: &release.version, root_hash: release.root_hash, data: &data, hashes: &hashes };
+    write_bytes(disk, slot, bytes)
+}
+
+/// What a slot is to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct StagedBytes<'a> {
+    /// The release's version.
+    pub version: &'a str,
+    /// Its root hash.
+    pub root_hash: Sha256,
+    /// Its image.
+    pub data: &'a [u8],
+    /// Superblock and tree.
+    pub hashes: &'a [u8],
+}
+
+/// Writes bytes into a slot, with the table's words about them.
+///
+/// # Errors
+/// When the disk can't be written.
+pub fn write_bytes(disk: &Path, slot: Slot, staged: StagedBytes<'_>) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(disk).context("opening the disk")?;
+    let mut gpt = GPT::find_from(&mut file).context("reading the partition table")?;
+    let sector = gpt.sector_size;
+    let halves = [
+        (slot.data(), staged.root_hash.first_half(), staged.data),
+        (slot.verity(), staged.root_hash.second_half(), staged.hashes),
+    ];
+    for (number, half, content) in halves {
+        let (_, entry) = gpt.iter_mut().find(|(at, _)| *at == number).context("no such partition")?;
+        entry.unique_partition_guid = uuid_of_half(half).to_bytes_le();
+        entry.partition_name = staged.version.into();
+        let start = entry.starting_lba * sector;
+        file.seek(SeekFrom::Start(start))?;
+        file.write_all(content)?;
+    }
+    gpt.write_into(&mut file).context("writing the partition table")?;
+    Ok(())
+}
+
+/// What independent tools say about the disk: `sgdisk` about the table, `fsck.vfat` about the ESP, and `veritysetup`
+/// about the slots that hold a release.
+///
+/// # Errors
+/// With the tool's words when one of them objects.
+pub fn judge(disk: &Path, held: &[(Slot, &Release)]) -> anyhow::Result<()> {
+    let said = tool(Command::new("sgdisk").arg("-v").arg(disk))?;
+    ensure!(said.contains("No problems found"), "sgdisk -v: {said}");
+    let table = table(disk)?;
+    let folder = tempfile::tempdir().context("making a folder")?;
+    let extract = |number: u32, name: &str| -> anyhow::Result<_> {
+        let part = table.part(number)?;
+        let path = folder.path().join(name);
+        let mut file = fs::File::open(disk)?;
+        file.seek(SeekFrom::Start(part.offset()))?;
+        std::io::copy(&mut file.take(part.length()), &mut fs::File::create(&path)?)?;
+        Ok(path)
+    };
+    tool(Command::new("fsck.vfat").args(["-n", "-v"]).arg(extract(ESP, "esp")?))?;
+    for (slot, release) in held {
+        let (data, hashes) = (extract(slot.data(), "data")?, extract(slot.verity(), "verity")?);
+        tool(Command::new("veritysetup").arg("verify").arg(data).arg(hashes).arg(release.root_hash.to_string()))
+            .with_context(|| format!("slot {slot} should hold {}", release.version))?;
+    }
+    Ok(())
+}
+
+fn table(disk: &Path) -> anyhow::Result<Table> {
+    let medium = Disk::open_file(disk).with_context(|| format!("opening {}", disk.display()))?;
+    Table::read(&medium).context("reading the partition table")
+}
+
+fn tool(command: &mut Command) -> anyhow::Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("starting {name}"))?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        bail!("{name}: {}", said.trim());
+    }
+    Ok(said)
+}

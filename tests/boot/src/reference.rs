@@ -1,0 +1,142 @@
+//! The reference OS: which packages, files and units make a host that Bascule keeps patched. `docs/os-image.md` walks
+//! through it; `tests/boot/os/` is the part that is not Debian's, laid out as it lies in the root.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use bascule_os_image::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe};
+
+/// The product's name: `IMAGE_ID` in os-release, and the product that the agent accepts releases of.
+pub const PRODUCT: &str = "bascule-reference";
+
+/// What the host runs, below a kubelet.
+const PACKAGES: [&str; 12] = [
+    "ca-certificates",
+    "conntrack",
+    "cryptsetup-bin",
+    "dbus-broker",
+    "ethtool",
+    "iproute2",
+    "kmod",
+    "runc",
+    "systemd",
+    "systemd-boot-tools",
+    "systemd-sysv",
+    "udev",
+];
+
+/// Units that a host without users and without a clock battery to set has no need of, or that would do Bascule's work:
+/// `systemd-bless-boot` commits a trial as soon as it is up, Bascule's agent once the cluster says that it is healthy.
+const MASKED: [&str; 17] = [
+    "console-getty.service",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "getty@tty1.service",
+    "ldconfig.service",
+    "modprobe@configfs.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "serial-getty@ttyS0.service",
+    "serial-getty@ttyS1.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-bless-boot.service",
+    "systemd-boot-random-seed.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-networkd-wait-online.service",
+];
+
+/// Units that are started, and the target that wants them, beside those that packages enable by themselves.
+const WANTED: [(&str, &str); 5] = [
+    ("bascule-agent.service", "multi-user.target"),
+    ("bascule-guard.service", "sysinit.target"),
+    ("bascule-test-guest.service", "multi-user.target"),
+    ("bascule-test-shell.service", "sysinit.target"),
+    ("systemd-networkd.service", "multi-user.target"),
+];
+
+/// The kernel's command line, without the root hash.
+///
+/// A kernel that gets nowhere restarts the machine, so that a trial counts down; the partitions are mounted as fstab
+/// says and not guessed.
+pub const COMMAND_LINE: &str = "console=ttyS0 loglevel=6 panic=1 oops=panic softlockup_panic=1 systemd.gpt_auto=0";
+
+/// What goes into the image beside packages and the files of `os/`.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// The vendor's first root of trust.
+    pub trust_root: String,
+    /// The shipped `bascule-agent`, static.
+    pub agent: Vec<u8>,
+    /// The kubelet stand-in and port forwarder of the tests.
+    pub guest: Vec<u8>,
+}
+
+/// What differs between the releases of the tests.
+#[derive(Debug, Clone, Copy)]
+pub struct Edition<'a> {
+    /// Version of the release.
+    pub version: &'a str,
+    /// How far its packages are patched.
+    pub archive: Archive,
+    /// What is wrong with it.
+    pub fault: Option<Fault>,
+}
+
+/// The recipe of one edition.
+///
+/// # Errors
+/// When the folder of files can't be read.
+pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recipe> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = folder(&here.join("os"))?;
+    files.extend(folder(&here.join("os-test"))?);
+    files.push(ImageFile::folder("efi"));
+    files.push(ImageFile::text("usr/lib/bascule/root.json", programs.trust_root.clone()));
+    // The image is the same on every node; what a node knows about itself is on its state partition.
+    files.push(ImageFile::link("etc/bascule", "../var/etc/bascule"));
+    files.push(ImageFile::program("usr/bin/bascule-agent", programs.agent.clone()));
+    files.push(ImageFile::program("usr/libexec/bascule-test-guest", programs.guest.clone()));
+    files.push(ImageFile::link("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target"));
+    files.push(ImageFile::link("etc/systemd/system/dbus.service", "/usr/lib/systemd/system/dbus-broker.service"));
+    for unit in MASKED {
+        files.push(ImageFile::link(&format!("etc/systemd/system/{unit}"), "/dev/null"));
+    }
+    for (unit, target) in WANTED {
+        let link = format!("etc/systemd/system/{target}.wants/{unit}");
+        files.push(ImageFile::link(&link, &format!("/usr/lib/systemd/system/{unit}")));
+    }
+    Ok(Recipe {
+        product: PRODUCT.to_owned(),
+        version: edition.version.to_owned(),
+        distribution: Distribution::Trixie,
+        archive: edition.archive,
+        kernel: Kernel { package: "linux-image-cloud-amd64", archive: edition.archive },
+        packages: PACKAGES.iter().map(|name| (*name).to_owned()).collect(),
+        fault: edition.fault,
+        files,
+        without: ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d"].map(str::to_owned).to_vec(),
+    })
+}
+
+/// All files below `folder`, as files of the image.
+fn folder(top: &Path) -> anyhow::Result<Vec<ImageFile>> {
+    let mut files = Vec::new();
+    let mut folders = vec![top.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
+            let path = entry.with_context(|| format!("reading {}", folder.display()))?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(top)?.to_str().context("a file name that is not UTF-8")?;
+            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            files.push(ImageFile { path: name.to_owned(), mode: 0o644, contents: Contents::Text(text) });
+        }
+    }
+    files.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(files)
+}

@@ -1,0 +1,63 @@
+//! Boot counting alone, with no agent in the way: a trial that never comes up gives way to the release before it, without
+//! anybody's doing. Catches a boot loader that does not count, entries that sort wrongly, a kernel or initrd that stays
+//! where it failed, and a root that is mounted without being verified.
+
+use anyhow::{Context as _, ensure};
+use bascule_os_image::{Archive, Fault};
+use bascule_sim::layout::Slot;
+
+use super::BOOT;
+use crate::lab::Lab;
+use crate::offline;
+
+/// How often a trial is booted before it counts as bad.
+const TRIES: usize = 3;
+
+/// What is wrong with the new release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// Its kernel panics.
+    Kernel,
+    /// Its initrd hangs.
+    Initrd,
+    /// A bit of its root is not the one that was signed.
+    Root,
+}
+
+/// Puts a broken release into slot B of a fresh host, armed as the agent would, and boots until the old one runs.
+///
+/// # Errors
+/// When it does not come back, or not after exactly three tries.
+pub async fn run(lab: &Lab, broken: Broken) -> anyhow::Result<()> {
+    let (name, fault) = match broken {
+        Broken::Kernel => ("counting-kernel", Some(Fault::KernelPanic)),
+        Broken::Initrd => ("counting-initrd", Some(Fault::InitrdHang)),
+        Broken::Root => ("counting-root", None),
+    };
+    let old = lab.release("1.0", Archive::Release, None)?;
+    let new = lab.release("1.1", Archive::Updates, fault)?;
+    let mut machine = lab.host(name, &old, &[], &[])?;
+    offline::write_slot(machine.disk().path(), Slot::B, &new)?;
+    if broken == Broken::Root {
+        // The superblock of the file system: read by every mount.
+        let start = offline::slot_offset(machine.disk().path(), Slot::B)?;
+        machine.disk().flip_bit(start + 1024 + 20, 3)?;
+    }
+    offline::write_entry(machine.disk().path(), &counted(&new.entry(), "+3-0")?, &new)?;
+
+    machine.power_on()?;
+    machine.wait_until_up(0, BOOT * (TRIES as u32 + 1)).await?;
+    let kernels = machine.boots(0);
+    ensure!(kernels == TRIES + 1, "{kernels} kernels started, {} were expected", TRIES + 1);
+    let listed = machine.run("cat /proc/cmdline; bootctl list --no-pager; ls /efi/EFI/Linux", BOOT).await?;
+    ensure!(listed.contains(&format!("roothash={}", old.root_hash)), "the old release does not run:\n{listed}");
+    ensure!(listed.contains(&counted(&new.entry(), "+0-3")?), "the bad entry is not counted down:\n{listed}");
+    machine.shut_down(BOOT).await?;
+    offline::judge(machine.disk().path(), &[(Slot::A, &old)])
+}
+
+/// The name of an entry with a counter.
+pub fn counted(entry: &str, counter: &str) -> anyhow::Result<String> {
+    let stem = entry.strip_suffix(".efi").context("an entry without .efi")?;
+    Ok(format!("{stem}{counter}.efi"))
+}

@@ -1,0 +1,95 @@
+//! The scenarios. Each one names what it would catch; each fails with the last lines of the machine's console.
+
+pub mod counting;
+pub mod cuts;
+pub mod faults;
+pub mod gptprio;
+pub mod integrity;
+pub mod life;
+pub mod outage;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bascule_api::{NodeUpdateStatus, SlotState};
+
+use crate::cluster::Cluster;
+use crate::lab::Lab;
+use crate::machine::Machine;
+use crate::release::Release;
+use crate::vendor::Vendor;
+
+/// From power-on to the agent's word in the API: generous, since several machines share two cores.
+pub const BOOT: Duration = Duration::from_secs(240);
+/// From the operator's word to a staged release.
+pub const STAGE: Duration = Duration::from_secs(420);
+/// From staged to committed: drain, reboot, kubelet, soak.
+pub const TRIAL: Duration = Duration::from_secs(420);
+
+/// What the scenarios with a cluster play in.
+#[derive(Debug, Clone, Copy)]
+pub struct Stage<'a> {
+    /// Images and folders.
+    pub lab: &'a Lab,
+    /// Control plane and operator.
+    pub cluster: &'a Cluster,
+    /// The repository.
+    pub vendor: &'a Vendor,
+}
+
+impl Stage<'_> {
+    /// Installs a node with `release` in slot A, under a policy that follows `channel`, and switches it on. Returns once
+    /// its agent has reported.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn node(&self, name: &str, release: &Release, channel: &str) -> anyhow::Result<Machine> {
+        let state = self.cluster.state_of(name)?;
+        let mut machine = self.lab.host(name, release, &state, self.cluster.ports())?;
+        self.cluster.keep_patched(name, &self.vendor.url(), channel).await?;
+        machine.power_on()?;
+        self.until(&machine, "the agent's first report", BOOT, |status| status.boot_id.is_some()).await?;
+        Ok(machine)
+    }
+
+    /// Waits for the node's own word; an error has the console's last lines too.
+    ///
+    /// # Errors
+    /// When it is not so within `patience`.
+    pub async fn until(
+        &self,
+        machine: &Machine,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&NodeUpdateStatus) -> bool,
+    ) -> anyhow::Result<NodeUpdateStatus> {
+        let seen = self.cluster.until(machine.name(), what, patience, wanted).await;
+        seen.with_context(|| format!("the console of {} ended with:\n{}", machine.name(), machine.console().tail()))
+    }
+}
+
+/// Whether the node says that it runs `release`, for good.
+#[must_use]
+pub fn committed(status: &NodeUpdateStatus, release: &Release) -> bool {
+    runs(status, release) && state_of_running(status) == Some(SlotState::Good) && status.trial.is_none()
+}
+
+/// Whether the node says that it runs `release`.
+#[must_use]
+pub fn runs(status: &NodeUpdateStatus, release: &Release) -> bool {
+    let running = status.booted.as_ref();
+    running.is_some_and(|booted| {
+        booted.version.to_string() == release.version && booted.root_hash.to_string() == release.root_hash.to_string()
+    })
+}
+
+/// Whether the node says that `release` failed on it.
+#[must_use]
+pub fn failed(status: &NodeUpdateStatus, release: &Release) -> bool {
+    status.failed_releases.iter().any(|failed| failed.version.to_string() == release.version)
+}
+
+fn state_of_running(status: &NodeUpdateStatus) -> Option<SlotState> {
+    let booted = status.booted.as_ref()?;
+    Some(status.slots.as_ref()?.get(booted.slot).state)
+}

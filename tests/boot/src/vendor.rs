@@ -1,0 +1,214 @@
+//! The vendor of the reference OS: packs and manifest of each release, a signed repository, and the server that nodes and
+//! operator fetch from.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_image::build::{BuiltPack, Image as PackImage, Options, build_delta, build_full};
+use bascule_image::release::manifest::{self, File as Described, Image, Manifest, Pack, Verity};
+use bascule_image::release::names::TargetPath;
+use bascule_image::work::Watch;
+use bascule_image::{Sha256, verity};
+use bascule_repository::publish::{
+    Lifetimes, Notes, Outcome, Publisher, RoleSetup, Roles, Signing, SigningKey, generate, init,
+};
+use bascule_tests::clock;
+use bascule_tests::https::HttpsServer;
+use uuid::Uuid;
+
+use crate::reference::PRODUCT;
+use crate::release::Release;
+
+/// Name of the file with the authority of the repository's certificate.
+pub const CA_FILE: &str = "repository-ca.pem";
+/// Counted up when the way of packing changes what comes out.
+const FORMAT: u32 = 1;
+
+/// Keys, repository and server of one scenario.
+#[derive(Debug)]
+pub struct Vendor {
+    folder: PathBuf,
+    packed: PathBuf,
+    keys: Vec<SigningKey>,
+    server: HttpsServer,
+}
+
+impl Vendor {
+    /// A repository of the vendor below `folder`, empty, served on loopback. Keys and the first root of trust are made once
+    /// in `home` and kept, since every image of the vendor holds that root; packs are kept in `packed`.
+    ///
+    /// # Errors
+    /// When a file can't be written or no port is free.
+    pub async fn open(home: &Path, folder: &Path, packed: &Path) -> anyhow::Result<Self> {
+        let keys = establish(home)?;
+        let repository = folder.join("repository");
+        fs::create_dir_all(packed).with_context(|| format!("making {}", packed.display()))?;
+        let copied = Command::new("cp").arg("-r").arg(home.join("repository")).arg(&repository).status()?;
+        ensure!(copied.success(), "copying the empty repository failed");
+        let signing = Signing { keys: &keys, lifetimes: Lifetimes::default(), now: clock::now() };
+        published(Publisher::open(&repository)?.refresh(signing)?)?;
+        let server = HttpsServer::start(&repository).await.context("serving the repository")?;
+        Ok(Self { folder: repository, packed: packed.to_owned(), keys, server })
+    }
+
+    /// Where nodes and operator fetch from.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// The authority of the server's certificate.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        self.server.ca_pem()
+    }
+
+    /// Bytes of packs and boot images sent so far.
+    #[must_use]
+    pub fn packs_sent(&self) -> u64 {
+        [".pack", ".efi"].iter().map(|part| self.server.bytes_sent_for(part)).sum()
+    }
+
+    /// The first root of trust, for the operator's own reading.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn trust_root(&self) -> anyhow::Result<String> {
+        read_trust_root(&self.folder)
+    }
+
+    /// Publishes a release to a channel, with a delta from each of `bases`. Versions are unique over all channels.
+    ///
+    /// # Errors
+    /// When it can't be packed or signed.
+    pub fn publish(&self, channel: &str, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
+        let built = pack(&self.packed, release, bases).with_context(|| format!("packing {}", release.version))?;
+        let mut publisher = Publisher::open(&self.folder)?;
+        let signing = Signing { keys: &self.keys, lifetimes: Lifetimes::default(), now: clock::now() };
+        published(publisher.add_release(&channel.parse()?, &built, &Notes::default(), signing)?)
+    }
+}
+
+/// The vendor's first root of trust, which goes into every image; made with the vendor's keys if there are none yet.
+///
+/// # Errors
+/// When a file can't be read or written.
+pub fn trust_root(home: &Path) -> anyhow::Result<String> {
+    establish(home)?;
+    read_trust_root(&home.join("repository"))
+}
+
+fn read_trust_root(repository: &Path) -> anyhow::Result<String> {
+    let path = repository.join("metadata/1.root.json");
+    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Makes keys and an empty repository in `home`, or reads the keys that are there.
+fn establish(home: &Path) -> anyhow::Result<Vec<SigningKey>> {
+    const ROLES: [&str; 4] = ["root", "targets", "snapshot", "timestamp"];
+    let read = |home: &Path| -> anyhow::Result<Vec<SigningKey>> {
+        ROLES.iter().map(|role| Ok(SigningKey::read(&home.join(role).with_extension("pem"))?)).collect()
+    };
+    if home.exists() {
+        return read(home);
+    }
+    let partial = home.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    let repository = partial.join("repository");
+    fs::create_dir_all(&repository).with_context(|| format!("making {}", repository.display()))?;
+    let role = |name: &str| -> anyhow::Result<RoleSetup> {
+        Ok(RoleSetup { keys: vec![generate(&partial.join(name))?], threshold: 1 })
+    };
+    let [root, targets, snapshot, timestamp] = ROLES;
+    let roles =
+        Roles { root: role(root)?, targets: role(targets)?, snapshot: role(snapshot)?, timestamp: role(timestamp)? };
+    let keys = read(&partial)?;
+    published(init(&repository, &roles, Signing { keys: &keys, lifetimes: Lifetimes::default(), now: clock::now() })?)?;
+    fs::rename(&partial, home).with_context(|| format!("making {}", home.display()))?;
+    Ok(keys)
+}
+
+fn published(outcome: Outcome) -> anyhow::Result<()> {
+    match outcome {
+        Outcome::Published { .. } => Ok(()),
+        Outcome::Waiting(missing) => bail!("signatures are missing: {missing:?}"),
+    }
+}
+
+/// Makes the folder that a publisher takes a release from, or finds it.
+fn pack(cache: &Path, release: &Release, bases: &[&Release]) -> anyhow::Result<PathBuf> {
+    let uki = fs::read(&release.uki).with_context(|| format!("reading {}", release.uki.display()))?;
+    let from: Vec<String> = bases.iter().map(|base| base.root_hash.to_string()).collect();
+    let key = format!("{FORMAT} {} {} {}", release.root_hash, Sha256::of(&uki), from.join(" "));
+    let folder = cache.join(Sha256::of(key.as_bytes()).to_string());
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let partial = folder.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    let place = format!("releases/{}/x86-64", release.version);
+    fs::create_dir_all(partial.join(&place))?;
+    let path = |name: &str| -> anyhow::Result<TargetPath> { Ok(format!("{place}/{name}").parse()?) };
+    fs::write(partial.join(&place).join("boot.efi"), &uki)?;
+
+    let data = open(&release.data)?;
+    let size = data.metadata()?.len();
+    let whole = PackImage { root_hash: release.root_hash, bytes: &data };
+    let options = Options::default();
+    crate::say(&format!("{}: packing {} MB", release.version, size / 1_000_000));
+    let mut packs = vec![write_pack(&partial, path("full.pack")?, |output| {
+        build_full(whole, output, &options, &Watch::none()).map_err(anyhow::Error::from)
+    })?];
+    for base in bases {
+        let bytes = open(&base.data)?;
+        let from = PackImage { root_hash: base.root_hash, bytes: &bytes };
+        packs.push(write_pack(&partial, path(&format!("from-{}.pack", base.root_hash))?, |output| {
+            build_delta(whole, from, output, &options, &Watch::none()).map_err(anyhow::Error::from)
+        })?);
+    }
+    let parameters = release.parameters();
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        product: PRODUCT.parse()?,
+        version: release.version.parse()?,
+        architecture: "x86-64".parse()?,
+        image: Image { size },
+        verity: Verity {
+            algorithm: "sha256".to_owned(),
+            block_size: 4096,
+            salt: parameters.salt,
+            uuid: Uuid::from_bytes(parameters.uuid),
+            root_hash: release.root_hash.into(),
+            hash_tree_size: verity::Geometry::of_image(size).hash_size(),
+        },
+        uki: Described { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
+        packs,
+        packages: None,
+    };
+    fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
+    fs::rename(&partial, &folder)?;
+    Ok(folder)
+}
+
+fn write_pack(
+    folder: &Path,
+    path: TargetPath,
+    build: impl FnOnce(&mut dyn Write) -> anyhow::Result<BuiltPack>,
+) -> anyhow::Result<Pack> {
+    let file = folder.join(path.as_str());
+    let mut output = BufWriter::new(File::create(&file).with_context(|| format!("making {}", file.display()))?);
+    let built = build(&mut output)?;
+    output.flush()?;
+    Ok(built.to_manifest_entry(path))
+}
+
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::open(path).with_context(|| format!("opening {}", path.display()))
+}
