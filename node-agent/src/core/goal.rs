@@ -1,6 +1,6 @@
 //! What follows from the operator's word.
 
-use bascule_api::{Counting, Goal, NodeError, PackFallback, ReleaseRef};
+use bascule_api::{Counting, FailedRelease, Goal, NodeError, PackFallback, ReleaseRef};
 
 use super::housekeeping::{Plan, next_journal, short, target_of};
 use super::state::{Work, uki_is_there};
@@ -62,6 +62,13 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
         }
         return None;
     };
+    if matches!(desired.goal, Goal::Staged | Goal::Booted) && !runs(state, facts, &release) {
+        let failed = state.journal.as_ref().and_then(|journal| journal.failed(&release.digest)).cloned();
+        if let Some(failed) = failed {
+            refuse(state, now, NodeError::TrialFailed, failed_here(&failed));
+            return None;
+        }
+    }
     match desired.goal {
         Goal::Idle => clean(facts),
         Goal::Staged => staged(state, facts, now, &desired, &release),
@@ -69,6 +76,13 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
         Goal::Committed => committed(state, facts, now, &release),
         Goal::Reverted => reverted(state, facts, now, &desired, &release),
     }
+}
+
+fn failed_here(failed: &FailedRelease) -> String {
+    format!(
+        "release {} failed on this node at {} and is not tried again: {}",
+        failed.version, failed.at, failed.message
+    )
 }
 
 /// A slot that nobody wants filled any more is nobody's half-written release.
@@ -135,14 +149,6 @@ fn staged(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release
 /// Brings a release into the inactive slot, if that may be.
 pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef, fallback: PackFallback) -> Plan {
     let journal = state.journal.clone()?;
-    if let Some(failed) = journal.failed(&release.digest) {
-        let message = format!(
-            "release {} failed on this node at {} and is not tried again: {}",
-            failed.version, failed.at, failed.message
-        );
-        refuse(state, now, NodeError::TrialFailed, message);
-        return None;
-    }
     if state.is_trial(facts) {
         let message = format!(
             "{} runs as a trial: the other slot is the way back and is not overwritten before a commit",
@@ -269,9 +275,6 @@ fn booted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release
     let Some(known) = state.ready(facts).filter(|known| known.digest == release.digest).cloned() else {
         return bring(state, facts, now, release, desired.pack_fallback);
     };
-    if state.journal.as_ref().is_some_and(|journal| journal.failed(&release.digest).is_some()) {
-        return bring(state, facts, now, release, desired.pack_fallback);
-    }
     let target = ReleaseTarget::known(facts.inactive(), &known);
     arm_granted(state, facts, now, desired, target)
 }

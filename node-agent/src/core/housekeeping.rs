@@ -110,7 +110,8 @@ fn unknown_digest(armed: &Armed) -> Digest {
 /// Entries that no journal explains: it was lost, or somebody else was at work.
 fn stranded(state: &State, journal: &Journal, facts: &Facts) -> Plan {
     let inactive = facts.inactive_slot();
-    if matches!(facts.booted_slot().entry, Entry::Bad { .. }) && !state.is_trial(facts) {
+    let set_aside_by_us = journal.armed.is_some();
+    if matches!(facts.booted_slot().entry, Entry::Bad { .. }) && !state.is_trial(facts) && !set_aside_by_us {
         // It runs although it was set aside, and nothing better is left: it is what the node has.
         return short(vec![Effect::Restore(facts.booted)]);
     }

@@ -102,6 +102,10 @@ fn fail(state: &mut State, failure: Failure, now: Now) {
     if matches!(failure.effect, "resolve" | "write-slot" | "stage-uki") {
         state.resolved = None;
     }
+    if failure.effect == "reboot" {
+        // It was not taken, so there is nothing to wait for.
+        state.reboot_asked = None;
+    }
     if matches!(failure.effect, "read-back" | "verify")
         && failure.category == NodeError::Trust
         && let Some(facts) = &state.last_facts

@@ -62,7 +62,7 @@ impl LinuxBus {
             }
             Ok(Err(error)) => {
                 // An answer with an error is an answer; anything else may be a connection that is gone.
-                if !matches!(error, zbus::Error::MethodError(..)) {
+                if !matches!(error, zbus::Error::MethodError(..) | zbus::Error::FDO(_)) {
                     *kept = None;
                 }
                 Err(bus_error(service, error))
@@ -85,19 +85,17 @@ impl LinuxBus {
 fn bus_error(service: &'static str, error: zbus::Error) -> BusError {
     match error {
         zbus::Error::MethodError(name, message, _) => {
-            let name = name.as_str();
-            // The bus itself answers for a service that is not there.
-            if matches!(
-                name,
-                "org.freedesktop.DBus.Error.ServiceUnknown"
-                    | "org.freedesktop.DBus.Error.NameHasNoOwner"
-                    | "org.freedesktop.DBus.Error.NoReply"
-            ) {
-                return BusError::Unreachable { service, source: message.unwrap_or_else(|| name.to_owned()).into() };
-            }
-            let message: String = message.unwrap_or_else(|| name.to_owned()).chars().take(256).collect();
-            BusError::Refused { service, message }
+            let message = message.unwrap_or_else(|| name.as_str().to_owned());
+            BusError::Refused { service, message: message.chars().take(256).collect() }
         }
+        zbus::Error::FDO(error) => match *error {
+            // The bus itself answers for a service that is not there.
+            zbus::fdo::Error::ServiceUnknown(_)
+            | zbus::fdo::Error::NameHasNoOwner(_)
+            | zbus::fdo::Error::NoReply(_)
+            | zbus::fdo::Error::Disconnected(_) => BusError::Unreachable { service, source: error },
+            other => BusError::Refused { service, message: other.to_string().chars().take(256).collect() },
+        },
         other => BusError::Unreachable { service, source: other.into() },
     }
 }

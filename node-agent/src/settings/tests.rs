@@ -75,3 +75,35 @@ fn every_default_can_be_read_and_every_variable_is_its_own() {
     variables.dedup();
     assert_eq!(variables.len(), KEYS.len());
 }
+
+/// The table of docs/agent.md.
+fn table() -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("| setting | environment | default | what for |\n|---|---|---|---|\n");
+    for key in KEYS {
+        let default = if key.default.is_empty() { "-".to_owned() } else { format!("`{}`", key.default) };
+        let bounds = match key.kind {
+            Kind::Whole(least, most) => format!(" {least} to {most}."),
+            Kind::Duration(least, most) => format!(" {least} s to {most} s."),
+            Kind::Percent => " 1 to 100.".to_owned(),
+            Kind::Text | Kind::Flag | Kind::Bytes | Kind::List => String::new(),
+        };
+        let _ = writeln!(text, "| `{}` | `{}` | {default} | {}{bounds} |", key.name, key.variable(), key.help);
+    }
+    text
+}
+
+#[test]
+fn the_documentation_lists_every_setting() {
+    const BEGIN: &str = "<!-- settings: begin -->\n";
+    const END: &str = "<!-- settings: end -->";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/agent.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (found, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, format!("{before}{BEGIN}{}{END}{after}", table())).unwrap();
+        return;
+    }
+    assert_eq!(found, table(), "run this test once with UPDATE_DOCS=1 to write the table");
+}

@@ -1,0 +1,224 @@
+//! The ways of one node, each from power-on to rest.
+
+use bascule_agent::core::{Entry, Event, ManualCommand};
+use bascule_api::conditions;
+use bascule_api::{Counting, Goal, NodeError, SlotState};
+use bascule_sim::firmware::BootLoader;
+use bascule_sim::firmware::boot_image::Fault;
+
+use crate::machine::{Machine, entries, named, problem, release};
+
+const LOADERS: [BootLoader; 2] = [BootLoader::SystemdBoot, BootLoader::Gptprio];
+
+#[test]
+fn a_release_is_staged_booted_and_committed() {
+    for loader in LOADERS {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+        let status = agent.published().unwrap().clone();
+        assert_eq!(status.staged.as_ref().unwrap().version.as_str(), "1.1", "{status:?}");
+        assert_eq!(status.slots.as_ref().unwrap().b.state, SlotState::Staged);
+        assert!(conditions::is_true(&status.conditions, conditions::STAGED));
+        assert!(machine.sim.bus.reboots().is_empty(), "staging never reboots");
+        // Power fails: staging has not changed what boots.
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0");
+
+        machine.update(&new, 1);
+        let status = machine.agent().state().clone();
+        assert_eq!(entries(&status), (Entry::Good, Entry::Good), "{loader:?}");
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.1", "a commit is for good");
+        assert!(machine.sim.bus.unguarded().is_empty());
+    }
+}
+
+#[test]
+fn going_back_needs_no_download_and_lasts() {
+    for loader in LOADERS {
+        let (old, new) = (release("1.9", &[]), release("1.10", &[]));
+        let mut machine = Machine::new(loader, &old, &[&new]);
+        machine.update(&new, 1);
+        // The operator wants 1.10 left. The factory's 1.9 was never in a repository this node has read.
+        let mut agent = machine.agent();
+        let grant = machine.grant(2);
+        agent.handle(machine.word(Goal::Reverted, &new, Some(grant.clone()))).unwrap();
+        assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.9", "{loader:?}");
+        // The same word has nothing more to say here, though the grant is still in it.
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Reverted, &new, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert!(status.trial.is_some() && status.last_error.is_none(), "{status:?}");
+        agent.handle(machine.word(Goal::Committed, &old, None)).unwrap();
+        assert!(agent.published().unwrap().trial.is_none());
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.9", "the newer release must not come back by sorting first ({loader:?})");
+        // And forward again.
+        machine.update(&new, 3);
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.10", "{loader:?}");
+    }
+}
+
+#[test]
+fn a_release_that_never_comes_up_goes_away_and_is_remembered() {
+    for loader in LOADERS {
+        let (old, bad) = (release("1.0", &[]), release("1.1", &[Fault::Panic]));
+        let mut machine = Machine::new(loader, &old, &[&bad]);
+        machine.hardware.faults.insert(bad.root_hash, vec![Fault::Panic]);
+        let mut agent = machine.agent();
+        let grant = machine.grant(1);
+        agent.handle(machine.word(Goal::Booted, &bad, Some(grant))).unwrap();
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0");
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Staged, &bad, None)).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!(status.failed_releases[0].category, NodeError::BootFailed, "{loader:?}");
+        assert_eq!(status.slots.as_ref().unwrap().b.state, SlotState::Bad);
+        assert_eq!(problem(status), Some("TrialFailed"), "it is not tried again, and says so");
+        assert!(machine.sim.bus.reboots().is_empty());
+    }
+}
+
+#[test]
+fn an_older_release_that_never_comes_up_leaves_the_newer_one() {
+    let (old, new, bad) = (release("1.0", &[]), release("1.2", &[]), release("1.1", &[Fault::Panic]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &bad]);
+    machine.update(&new, 1);
+    let mut agent = machine.agent();
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Booted, &bad, Some(grant))).unwrap();
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.2");
+    let agent = machine.agent();
+    let (running, other) = entries(agent.state());
+    assert_eq!(running, Entry::Good, "what was set aside is permanent again");
+    assert!(matches!(other, Entry::Bad { .. }));
+}
+
+#[test]
+fn a_trial_is_given_up_at_the_operators_word() {
+    for loader in LOADERS {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut agent = machine.agent();
+        let grant = machine.grant(1);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+        machine.reboot();
+        let mut agent = machine.agent();
+        // The grant stays in the spec as the counter that it is.
+        agent.handle(machine.word(Goal::Reverted, &new, Some(grant.clone()))).unwrap();
+        assert_eq!(machine.sim.bus.reboots().len(), 1);
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0", "{loader:?}");
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Reverted, &new, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!(status.failed_releases[0].category, NodeError::TrialFailed);
+        assert_eq!(status.last_error, None);
+    }
+}
+
+#[test]
+fn a_superseded_release_is_replaced_without_a_reboot_of_its_own() {
+    let (old, middle, new) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&middle, &new]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &middle, None)).unwrap();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    assert_eq!(agent.published().unwrap().staged.as_ref().unwrap().version.as_str(), "1.2");
+    assert!(machine.sim.bus.reboots().is_empty());
+    machine.update(&new, 1);
+    assert_eq!(machine.hardware.starts, 2);
+}
+
+#[test]
+fn a_boot_loader_that_does_not_count_is_found_out_and_nothing_is_armed() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    machine.hardware.variables.set_bytes("LoaderFeatures", 0_u64.to_le_bytes().to_vec());
+    let sim = bascule_sim::host::SimFirmware(machine.hardware.variables.clone());
+    machine.sim.firmware = std::sync::Arc::new(sim);
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!(status.boot_control.as_ref().unwrap().counting, Counting::Broken);
+    assert!(!conditions::is_true(&status.conditions, conditions::BOOT_CONTROL_HEALTHY));
+    assert_eq!(problem(status), Some("BootControl"));
+    assert!(machine.sim.bus.reboots().is_empty());
+}
+
+#[test]
+fn a_person_on_the_node_can_stage_go_back_and_commit_and_leaves_a_trace() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let manual = |command| Event::Manual { command, user: Some("alice".to_owned()) };
+    let mut agent = machine.agent();
+    agent.handle(manual(ManualCommand::Stage(named(&new)))).unwrap();
+    assert_eq!(agent.state().problem, None);
+    agent.handle(manual(ManualCommand::Revert)).unwrap();
+    assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.1");
+    let mut agent = machine.agent();
+    agent.handle(manual(ManualCommand::Commit)).unwrap();
+    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    let status = agent.published().unwrap();
+    let actions: Vec<_> = status.manual_actions.iter().map(|action| action.action.as_str()).collect();
+    assert_eq!(actions, ["stage", "revert", "commit"]);
+    assert_eq!(status.manual_actions[0].user.as_deref(), Some("alice"));
+    assert!(conditions::is_true(&status.conditions, conditions::MANUAL_ACTION));
+    assert!(status.trial.is_none());
+}
+
+#[test]
+fn an_inhibitor_is_waited_for() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let inhibitor = bascule_agent::host::Inhibitor {
+        what: "sleep:shutdown".into(),
+        who: "backup".into(),
+        why: "copying".into(),
+        mode: "block".into(),
+    };
+    machine.sim.bus.others.lock().unwrap().push(inhibitor);
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!(problem(status), Some("SystemBus"));
+    assert!(status.last_error.as_ref().unwrap().message.contains("backup (copying)"));
+    assert!(machine.sim.bus.reboots().is_empty());
+    machine.sim.bus.others.lock().unwrap().clear();
+    machine.clock.pass(std::time::Duration::from_secs(30));
+    agent.handle(Event::Tick).unwrap();
+    assert_eq!(machine.sim.bus.reboots().len(), 1);
+}
+
+#[test]
+fn an_agent_without_news_writes_nothing() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let before = agent.published().unwrap().clone();
+    for _ in 0..20 {
+        machine.clock.pass(std::time::Duration::from_secs(300));
+        agent.handle(Event::Tick).unwrap();
+    }
+    assert_eq!(*agent.published().unwrap(), before);
+    // Another process of the agent takes up where the first was: what is on the server is not written again.
+    let mut agent = machine.agent();
+    let word = machine.word(Goal::Staged, &new, None);
+    let Event::Desired(Some(mut desired)) = word else { panic!() };
+    desired.generation = before.observed_generation.unwrap();
+    agent.handle(Event::Remembered(Box::new(before))).unwrap();
+    agent.handle(Event::Desired(Some(desired))).unwrap();
+    assert_eq!(agent.published(), None);
+}

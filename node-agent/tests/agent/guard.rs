@@ -1,0 +1,112 @@
+//! The guard on a simulated machine: it reverts in time, whatever else is broken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bascule_agent::guard::{self, Machinery, Outcome};
+use bascule_agent::observe::Lens;
+use bascule_api::{Goal, NodeError};
+use bascule_sim::firmware::BootLoader;
+use bascule_sim::host::SimClock;
+
+use crate::machine::{Machine, release};
+
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Time passes when the guard waits.
+struct Waiting {
+    clock: Arc<SimClock>,
+    hard: AtomicBool,
+}
+
+impl Machinery for Waiting {
+    fn wait(&self, time: Duration) {
+        self.clock.pass(time);
+    }
+
+    fn reboot_hard(&self) {
+        self.hard.store(true, Ordering::SeqCst);
+    }
+}
+
+fn on_trial(loader: BootLoader, from: &str, to: &str) -> Machine {
+    let (old, new) = (release(from, &[]), release(to, &[]));
+    let mut machine = Machine::new(loader, &old, &[&new]);
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    machine.reboot();
+    assert_eq!(machine.system.version, to, "{:?}", agent.state().problem);
+    machine
+}
+
+fn guard(machine: &Machine) -> (Outcome, bool) {
+    let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
+    let outcome = guard::run(&machine.sim.host(), &Lens::default(), DEADLINE, &waiting);
+    (outcome, waiting.hard.load(Ordering::SeqCst))
+}
+
+#[test]
+fn a_trial_without_a_commit_is_reverted_by_the_guard_alone() {
+    for loader in [BootLoader::SystemdBoot, BootLoader::Gptprio] {
+        // Up and down: going back to an older release sets the running one's entry aside, which the guard must undo.
+        for (from, to) in [("1.0", "1.1"), ("1.1", "1.0")] {
+            let mut machine = on_trial(loader, from, to);
+            let (outcome, _) = guard(&machine);
+            assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
+            assert_eq!(machine.sim.bus.reboots().len(), 1);
+            machine.reboot();
+            assert_eq!(machine.system.version, from, "{loader:?}");
+            let mut agent = machine.agent();
+            let (old, new) = (release(from, &[]), release(to, &[]));
+            let _ = old;
+            agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+            let status = agent.published().unwrap();
+            assert_eq!(status.failed_releases[0].category, NodeError::TrialFailed);
+            assert!(status.failed_releases[0].message.contains("no commit within 600 s"));
+            machine.reboot();
+            assert_eq!(machine.system.version, from);
+        }
+    }
+}
+
+#[test]
+fn without_a_system_bus_the_kernel_is_told_to_reboot() {
+    let mut machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");
+    machine.sim.bus.gone.store(true, Ordering::SeqCst);
+    let (outcome, hard) = guard(&machine);
+    assert!(matches!(outcome, Outcome::Rebooting(_)) && hard, "{outcome:?}");
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.0");
+}
+
+#[test]
+fn a_logind_that_takes_the_reboot_and_does_nothing_is_not_waited_for_for_ever() {
+    let machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");
+    let before = machine.clock.clone();
+    let (_, hard) = guard(&machine);
+    assert!(hard, "after {:?} the kernel is told", bascule_agent::host::Clock::since_boot(&*before));
+}
+
+#[test]
+fn a_commit_ends_the_guard_and_jumps_of_the_clock_do_not() {
+    let mut machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");
+    machine.clock.jump(chrono::TimeDelta::days(400));
+    let mut agent = machine.agent();
+    let new = release("1.1", &[]);
+    agent.handle(machine.word(Goal::Committed, &new, None)).unwrap();
+    let (outcome, hard) = guard(&machine);
+    assert_eq!(outcome, Outcome::Ended("the trial was committed"));
+    assert!(!hard && machine.sim.bus.reboots().is_empty());
+    // In the next boot that note says nothing any more, and the entry says it all.
+    machine.reboot();
+    assert_eq!(guard(&machine).0, Outcome::Ended("the running release is not a trial"));
+}
+
+#[test]
+fn a_machine_with_nothing_to_go_back_to_is_left_alone() {
+    let machine = Machine::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
+    let (outcome, hard) = guard(&machine);
+    assert!(matches!(outcome, Outcome::Ended(_)) && !hard);
+}

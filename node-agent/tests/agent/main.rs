@@ -1,0 +1,18 @@
+//! The agent as a whole: on a simulated machine, against a bus and an API server of the test's own. One binary, because
+//! each of these links the whole agent.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers outside of #[test] functions are tests all the same"
+)]
+
+mod api_server;
+mod bus;
+mod flow;
+mod grants;
+mod guard;
+mod kubernetes;
+mod machine;
