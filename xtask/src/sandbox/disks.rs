@@ -127,8 +127,12 @@ max = "5s"
 
 [reboot]
 retry-after = "10s"
+
+[server]
+listen = "unix:{}"
 "#,
         state.display(),
         given.kubeconfig.display(),
+        given.directory.join("agent.sock").display(),
     )
 }

@@ -76,7 +76,7 @@ kind: UpdatePolicy
 metadata: {{name: {POLICY}, labels: {{{SANDBOX_LABEL}: "true"}}}}
 spec:
   nodeSelector: {{matchLabels: {{{SANDBOX_LABEL}: "true"}}}}
-  source: {{repository: "{repository}", channel: stable, pollInterval: 2s}}
+  source: {{repository: "{repository}", channel: stable, pollInterval: 10s}}
   budget:
     maxUnavailable: 2
     perDomain: {{topologyKey: topology.kubernetes.io/zone, maxDomains: 1, maxUnavailable: 1}}
