@@ -45,16 +45,18 @@ async fn talk(
     let (read, mut write) = stream.split();
     let mut read = BufReader::new(read);
     let mut line = Vec::new();
+    // Who only sends a command goes at once; what it sent is still to be read after nobody listens any more.
+    let mut listens = true;
     view.mark_changed();
     loop {
         tokio::select! {
-            changed = view.changed() => {
+            changed = view.changed(), if listens => {
                 if changed.is_err() {
                     return Ok(());
                 }
                 let mut text = serde_json::to_vec(&*view.borrow_and_update())?;
                 text.push(b'\n');
-                write.write_all(&text).await?;
+                listens = write.write_all(&text).await.is_ok();
             }
             // What was read of a line stays in `line` when the other branch wins.
             got = async { (&mut read).take(MAX_LINE).read_until(b'\n', &mut line).await } => {
