@@ -21,6 +21,7 @@ use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
+    task::JoinSet,
     time::Instant,
 };
 
@@ -93,7 +94,8 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let metrics = Metrics::new();
     let readiness = Readiness::default();
     let listener = server::listen(settings.listen).await?;
-    let mut served = tokio::spawn(server::serve(listener, metrics.clone(), readiness.clone()));
+    let mut served = JoinSet::new();
+    served.spawn(server::serve(listener, metrics.clone(), readiness.clone()));
 
     let extra_ca = read_all(&settings.extra_ca).await?;
     let config = cluster(&settings).await?;
@@ -146,7 +148,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         () = stop => Ok(()),
         () = parts.lead_and_follow(leader.watch()) => Err(RunError::Ended("the election")),
         _ = watches.join_next() => Err(RunError::Ended("a watch")),
-        _ = &mut served => Err(RunError::Ended("the HTTP server")),
+        _ = served.join_next() => Err(RunError::Ended("the HTTP server")),
     };
     tracing::info!("stopping");
     leader.release().await;

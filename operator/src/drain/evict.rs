@@ -178,7 +178,7 @@ fn of_status(status: &Status, namespace: &str) -> Answer {
     match status.code {
         404 => Answer::Gone,
         // Also a conflict of versions is a 409; only the UID's says that the pod is another one.
-        409 if message.contains("UID in precondition") => Answer::Gone,
+        409 if message.contains("UID in the precondition") || message.contains("UID in precondition") => Answer::Gone,
         429 => match causes.iter().find(|cause| cause.reason == "DisruptionBudget") {
             Some(cause) => Answer::Budget {
                 budget: budget_of(&cause.message, namespace),
@@ -244,8 +244,13 @@ mod tests {
             }
         );
         assert_eq!(answer(serde_json::json!({"code": 404, "message": "pods \"web\" not found"})), Answer::Gone);
-        let other = "Precondition failed: UID in precondition: a, UID in object meta: b";
-        assert_eq!(answer(serde_json::json!({"code": 409, "message": other})), Answer::Gone);
+        for other in [
+            "Precondition failed: UID in precondition: a, UID in object meta: b",
+            "Operation cannot be fulfilled on Pod \"web\": the UID in the precondition (a) does not match the UID in \
+             record (b). The object might have been deleted and then recreated",
+        ] {
+            assert_eq!(answer(serde_json::json!({"code": 409, "message": other})), Answer::Gone);
+        }
         assert!(matches!(
             answer(serde_json::json!({"code": 409, "message": "the object has been modified"})),
             Answer::Failed { .. }

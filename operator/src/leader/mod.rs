@@ -44,7 +44,7 @@ pub struct Leadership {
     pub seed: u64,
 }
 
-/// This replica's part in the election. Dropping it gives the Lease back after a short while; [`Self::release`] at once.
+/// This replica's part in the election. Dropping it is a crash: the Lease runs out. [`Self::release`] gives it back.
 #[derive(Debug)]
 pub struct Leader {
     state: watch::Receiver<Leadership>,
@@ -101,6 +101,14 @@ impl Leader {
             Ok(Ok(Err(error))) => tracing::warn!(error = crate::one_line(&error), "the Lease could not be given back"),
             Ok(Err(_)) | Err(_) => tracing::warn!("the Lease could not be given back in time and will expire"),
         }
+    }
+}
+
+impl Drop for Leader {
+    /// Without this the election would go on in the background for a replica that is gone.
+    fn drop(&mut self) {
+        self.fence.abort();
+        self.manager.abort();
     }
 }
 

@@ -25,6 +25,8 @@ struct State {
     machine: Machine,
     booted: String,
     other: Option<(String, String)>,
+    /// Whether the other slot holds a release that ran here, and not one that is staged.
+    way_back: bool,
     trial: Option<String>,
     committed_at: String,
     failed: Vec<serde_json::Value>,
@@ -38,6 +40,7 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         machine,
         booted: version.to_owned(),
         other: None,
+        way_back: false,
         trial: None,
         committed_at: "2026-01-01T00:00:00Z".to_owned(),
         failed: Vec::new(),
@@ -101,6 +104,7 @@ impl State {
         let back = (self.booted.clone(), format!("sha256:{}", "0".repeat(64)));
         if let Some((version, _)) = self.other.replace(back) {
             self.booted = version;
+            self.way_back = true;
         }
         self.trial = (spec.goal == Goal::Booted).then(|| self.booted.clone());
     }
@@ -109,7 +113,10 @@ impl State {
         let Some(release) = &spec.release else { return };
         let version = release.version.as_str().to_owned();
         match spec.goal {
-            Goal::Staged if self.booted != version => self.other = Some((version, release.digest.as_str().to_owned())),
+            Goal::Staged if self.booted != version => {
+                self.other = Some((version, release.digest.as_str().to_owned()));
+                self.way_back = false;
+            }
             Goal::Committed if self.booted == version => {
                 if self.trial.take().is_some() {
                     self.committed_at = "2026-11-21T12:00:00Z".to_owned();
@@ -139,8 +146,11 @@ impl State {
             status["booted"]["committedAt"] = json!(self.committed_at);
         }
         if let Some((version, digest)) = &self.other {
-            status["slots"]["b"] = json!({"state": "Staged", "version": version, "rootHash": "b".repeat(64)});
-            status["staged"] = json!({"version": version, "digest": digest});
+            let state = if self.way_back { "Good" } else { "Staged" };
+            status["slots"]["b"] = json!({"state": state, "version": version, "rootHash": "b".repeat(64)});
+            if !self.way_back {
+                status["staged"] = json!({"version": version, "digest": digest});
+            }
         }
         if let Some(version) = &self.trial {
             status["trial"] = json!({"version": version, "triesLeft": 2});

@@ -25,7 +25,8 @@ pub const OPERATOR: &str = "system:serviceaccount:bascule-system:bascule-operato
 pub struct World {
     pub control_plane: ControlPlane,
     pub client: Client,
-    pub vendor: Vendor,
+    /// Keeps the repository's folder.
+    _vendor: Vendor,
     pub server: HttpsServer,
     files: tempfile::TempDir,
     machines: Vec<JoinHandle<()>>,
@@ -99,7 +100,7 @@ impl World {
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "bascule-system");
         maps.create(&PostParams::default(), &map).await.unwrap();
         let files = tempfile::tempdir().unwrap();
-        Self { control_plane, client, vendor, server, files, machines: Vec::new() }
+        Self { control_plane, client, _vendor: vendor, server, files, machines: Vec::new() }
     }
 
     /// Adds a machine that runs 1.0, and waits until it is Ready.
