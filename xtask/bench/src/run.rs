@@ -23,13 +23,13 @@ pub(crate) struct Options {
     /// Which pairs.
     #[arg(long, value_delimiter = ',', default_value = "a,b,c")]
     pairs: Vec<String>,
-    /// Which of the other tools.
-    #[arg(long, value_delimiter = ',', default_values_t = tools::ALL.map(str::to_owned))]
+    /// Which of the other tools; none when empty.
+    #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = tools::ALL.map(str::to_owned), value_parser = tools::ALL)]
     tools: Vec<String>,
-    /// Measure the other tools alone.
-    #[arg(long)]
-    tools_only: bool,
-    /// How often applying is measured; the fastest round counts.
+    /// Which packs of ours; none when empty.
+    #[arg(long, value_delimiter = ',', num_args = 0.., default_value = "delta,delta-fast,full", value_parser = ["delta", "delta-fast", "full"])]
+    packs: Vec<String>,
+    /// How often applying is measured; the fastest round counts. 0 leaves it out.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
 }
@@ -66,15 +66,14 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     for pair in roots::pairs(&work)?.iter().filter(|pair| options.pairs.iter().any(|name| name == pair.name)) {
         results.images.insert(pair.name.to_owned(), fs::metadata(&pair.image)?.len());
         results.meanings.insert(pair.name.to_owned(), pair.meaning.to_owned());
-        let ours: &[&str] = if options.tools_only { &[] } else { &["delta", "delta-fast", "full"] };
-        for kind in ours {
+        for kind in &options.packs {
             let key = format!("{} {kind}", pair.name);
             if let Entry::Vacant(open) = results.sizes.entry(key) {
                 open.insert(build(&work, pair, kind)?);
                 keep(&results)?;
             }
         }
-        if !options.tools_only && options.rounds > 0 {
+        if options.rounds > 0 {
             apply(&work, pair, options.rounds, &mut results)?;
             keep(&results)?;
         }
