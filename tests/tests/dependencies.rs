@@ -1,6 +1,8 @@
 //! Dependencies point inwards (docs/architecture.md): what decides sees no client, no runtime, no clock and no random
 //! source. The whole tree below a crate is read, so a dependency that comes in by a detour is seen too.
 
+#![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
+
 use cargo_metadata::{DependencyKind, MetadataCommand};
 use std::{
     collections::{BTreeMap, BTreeSet},
