@@ -214,10 +214,8 @@ impl Link {
                         () = tokio::time::sleep(wait) => {}
                         changed = statuses.changed() => open = changed.is_ok(),
                     }
-                    if open {
-                        if self.throttle(written.as_ref(), &status, last_write).is_some() {
-                            continue;
-                        }
+                    if open && self.throttle(written.as_ref(), &status, last_write).is_some() {
+                        continue;
                     }
                 }
                 match self.write(&mut client, &status.status).await {

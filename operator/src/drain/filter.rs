@@ -103,13 +103,13 @@ fn describe(refused: &[(String, Refusal)]) -> String {
 ///
 /// # Errors
 /// [`Undrainable`] names every pod that may not be evicted; then nothing is evicted at all.
-pub fn drain_set<'a, P: AsRef<PodFact>>(
+pub fn drain_set<'a, P>(
     pods: impl IntoIterator<Item = &'a P>,
     drain: &Drain,
     now: DateTime<Utc>,
 ) -> Result<Vec<&'a PodFact>, Undrainable>
 where
-    P: 'a,
+    P: AsRef<PodFact> + 'a,
 {
     let (mut go, mut refused) = (Vec::new(), Vec::new());
     for pod in pods {

@@ -62,10 +62,10 @@ impl Fact for BudgetFact {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             selector: spec.and_then(|spec| spec.selector.as_ref()).map(Selector::from_kubernetes),
-            allowed: number(status.filter(|_| current).and_then(|status| status.disruptions_allowed.into())),
-            healthy: number(status.and_then(|status| status.current_healthy.into())),
-            desired: number(status.and_then(|status| status.desired_healthy.into())),
-            expected: number(status.and_then(|status| status.expected_pods.into())),
+            allowed: number(status.filter(|_| current).and_then(|status| status.disruptions_allowed)),
+            healthy: number(status.and_then(|status| status.current_healthy)),
+            desired: number(status.and_then(|status| status.desired_healthy)),
+            expected: number(status.and_then(|status| status.expected_pods)),
             unhealthy_always: spec.and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref())
                 == Some("AlwaysAllow"),
         }

@@ -21,11 +21,14 @@ const PAGE: u32 = 250;
 /// How many objects a message names.
 const SHOWN: usize = 3;
 
+/// What discovery said of a kind, by API version and kind.
+type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
+
 /// Asks the API server.
 #[derive(Clone)]
 pub struct ObjectAsker {
     client: Client,
-    kinds: Arc<Mutex<HashMap<(String, String), (ApiResource, Scope)>>>,
+    kinds: Arc<Mutex<Kinds>>,
 }
 
 impl std::fmt::Debug for ObjectAsker {

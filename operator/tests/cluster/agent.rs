@@ -117,10 +117,8 @@ impl State {
                 self.other = Some((version, release.digest.as_str().to_owned()));
                 self.way_back = false;
             }
-            Goal::Committed if self.booted == version => {
-                if self.trial.take().is_some() {
-                    self.committed_at = "2026-11-21T12:00:00Z".to_owned();
-                }
+            Goal::Committed if self.booted == version && self.trial.take().is_some() => {
+                self.committed_at = "2026-11-21T12:00:00Z".to_owned();
             }
             _ => {}
         }
