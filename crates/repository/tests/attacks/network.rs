@@ -61,7 +61,7 @@ async fn arbitrary_software_in_a_uki() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn arbitrary_software_from_a_repository_with_other_keys() {
     let vendor = Vendor::with_two_releases();
-    let attacker = Vendor::with_two_releases();
+    let attacker = Vendor::with_two_releases_and_own_keys();
     let server = HttpsServer::start(attacker.repository()).await.unwrap();
     let node = Node::of(&vendor);
     let failure = node.update(&server).await.unwrap_err();

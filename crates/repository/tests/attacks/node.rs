@@ -132,7 +132,7 @@ impl Node {
             sink.set_len(manifest.image.size)?;
             let base_image = running.as_deref().map(image);
             let base = base_image.as_ref().zip(running.as_deref());
-            let base = base.map(|(image, version)| Base { root_hash: Sha256::from(&root_hash(version)), image });
+            let base = base.map(|(image, version)| Base { root_hash: Sha256::from(&root_hash(version)), image: image.as_ref() });
             let parameters = manifest.verity.parameters();
             let job = Apply {
                 index: &index,
@@ -158,7 +158,7 @@ impl Node {
 
     /// Whether the slot holds exactly this release.
     pub fn slot_holds(&self, version: &str) -> bool {
-        std::fs::read(self.slot()).is_ok_and(|slot| slot == image(version))
+        std::fs::read(self.slot()).is_ok_and(|slot| slot == *image(version))
     }
 
     /// Every frame-sized piece of the slot is either untouched or a piece of this release: nothing unchecked was written.

@@ -1,7 +1,9 @@
 //! A vendor for tests: keys, small images that look like releases, and a published repository.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bascule_image::Sha256;
 use bascule_image::build::{self, Effort, Image};
@@ -35,7 +37,18 @@ pub struct Vendor {
 
 impl Vendor {
     /// Two root keys of which both must sign, one of each other role, and releases 1.0 and 1.1 in `stable`.
+    ///
+    /// Made once and copied: all these vendors have the same keys.
     pub fn with_two_releases() -> Self {
+        static TEMPLATE: OnceLock<Vendor> = OnceLock::new();
+        let template = TEMPLATE.get_or_init(Self::with_two_releases_and_own_keys);
+        let vendor = Self { folder: tempfile::tempdir().unwrap(), now: template.now };
+        super::copy_folder(template.folder.path(), vendor.folder.path());
+        vendor
+    }
+
+    /// The same, with keys that no other vendor has.
+    pub fn with_two_releases_and_own_keys() -> Self {
         let vendor = Self::empty();
         vendor.publish("1.0", None);
         vendor.publish("1.1", Some("1.0"));
@@ -120,7 +133,7 @@ impl Vendor {
             ..build::Options::default()
         };
         let mut packs = Vec::new();
-        let this = Image { root_hash: tree_root, bytes: &bytes };
+        let this = Image { root_hash: tree_root, bytes: bytes.as_ref() };
         let mut out = Vec::new();
         let built = build::build_full(this, &mut out, &options, &Watch::none()).unwrap();
         std::fs::write(root.join(path("full.pack")), &out).unwrap();
@@ -129,7 +142,7 @@ impl Vendor {
             let base_bytes = image(base);
             let base_root = verity_of(&base_bytes).0;
             let mut out = Vec::new();
-            let from = Image { root_hash: base_root, bytes: &base_bytes };
+            let from = Image { root_hash: base_root, bytes: base_bytes.as_ref() };
             let built = build::build_delta(this, from, &mut out, &options, &Watch::none()).unwrap();
             let name = path(&format!("from-{base_root}.pack"));
             std::fs::write(root.join(&name), &out).unwrap();
@@ -219,8 +232,14 @@ pub fn describe(path: &Path, version: u64) -> Value {
     })
 }
 
-/// The image of a release: text-like blocks, most of them the same in each version, some noise, some zeros.
-pub fn image(version: &str) -> Vec<u8> {
+/// The image of a release: most blocks the same in each version, some of its own, some zeros.
+pub fn image(version: &str) -> Arc<Vec<u8>> {
+    static IMAGES: Mutex<BTreeMap<String, Arc<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+    let mut images = IMAGES.lock().unwrap();
+    Arc::clone(images.entry(version.to_owned()).or_insert_with(|| Arc::new(make_image(version))))
+}
+
+fn make_image(version: &str) -> Vec<u8> {
     let mut image = Vec::with_capacity(IMAGE_SIZE);
     let own = noise(version, 4096 * 64);
     for block in 0..IMAGE_SIZE / 4096 {
@@ -233,7 +252,7 @@ pub fn image(version: &str) -> Vec<u8> {
     image
 }
 
-pub fn verity_of(image: &[u8]) -> (Sha256, Parameters, u64) {
+fn verity_of(image: &[u8]) -> (Sha256, Parameters, u64) {
     let parameters = Parameters { salt: vec![7; 32], uuid: [9; 16] };
     let workers = std::num::NonZeroUsize::new(2).unwrap();
     let tree = verity::build(&image.to_vec(), image.len() as u64, &parameters, workers, &Watch::none()).unwrap();
@@ -241,7 +260,9 @@ pub fn verity_of(image: &[u8]) -> (Sha256, Parameters, u64) {
 }
 
 pub fn root_hash(version: &str) -> RootHash {
-    RootHash::from_bytes(verity_of(&image(version)).0.as_bytes())
+    static KNOWN: Mutex<BTreeMap<String, RootHash>> = Mutex::new(BTreeMap::new());
+    let make = || RootHash::from_bytes(verity_of(&image(version)).0.as_bytes());
+    KNOWN.lock().unwrap().entry(version.to_owned()).or_insert_with(make).clone()
 }
 
 /// Bytes that don't compress and depend on the seed only.
