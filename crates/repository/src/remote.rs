@@ -1,7 +1,7 @@
 //! Big files of a release, read by blocking threads: packs by ranges, a UKI from front to end.
 //!
 //! `bascule-image` decodes on plain threads and asks for ranges through its blocking `Source`; the HTTP client is async.
-//! A range is handed over piece by piece, so that no more than one network buffer for each open range is in memory.
+//! A range is handed over piece by piece: at most [`READ_AHEAD`] pieces of an open range are in memory.
 
 use std::io::{self, Read, Write};
 use std::num::NonZeroU64;
@@ -13,6 +13,7 @@ use bascule_image::io::{FileSource, Source};
 use bascule_names::Digest;
 use bytes::{Buf as _, Bytes};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -147,38 +148,56 @@ impl Source for RemoteFile {
     fn read_range(&self, offset: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
         let inner: Box<dyn Read + Send + '_> = match &self.origin {
             Origin::Local(file) => file.read_range(offset, length)?,
-            Origin::Http { client, url, validator, deadline } => Box::new(BlockingRange {
-                reader: RangeReader::new(client.clone(), url.clone(), validator.clone(), offset, length, *deadline),
-                piece: Bytes::new(),
-                runtime: &self.runtime,
-                cancel: &self.cancel,
-            }),
+            Origin::Http { client, url, validator, deadline } => {
+                let reader =
+                    RangeReader::new(client.clone(), url.clone(), validator.clone(), offset, length, *deadline);
+                Box::new(BlockingRange::start(reader, &self.runtime, self.cancel.clone()))
+            }
         };
         Ok(Box::new(Counted { inner, file: self }))
     }
 }
 
-/// Hands an async range to a blocking reader.
-struct BlockingRange<'a> {
-    reader: RangeReader,
+/// Pieces that may wait between the network and the reader, so that neither stands still while the other works. A piece
+/// is at most what the HTTP library reads at once (TLS records of 16 KiB, HTTP/2 frames of the same size).
+const READ_AHEAD: usize = 16;
+
+/// Hands an async range to a blocking reader. Dropping it ends the download.
+struct BlockingRange {
+    pieces: mpsc::Receiver<Result<Bytes, Error>>,
     piece: Bytes,
-    runtime: &'a Handle,
-    cancel: &'a CancellationToken,
 }
 
-impl Read for BlockingRange<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.piece.is_empty() {
-            let (reader, cancel) = (&mut self.reader, self.cancel);
-            let next = self.runtime.block_on(async {
-                tokio::select! {
+impl BlockingRange {
+    fn start(mut reader: RangeReader, runtime: &Handle, cancel: CancellationToken) -> Self {
+        let (sender, pieces) = mpsc::channel(READ_AHEAD);
+        runtime.spawn(async move {
+            loop {
+                let next = tokio::select! {
                     biased;
                     () = cancel.cancelled() => Err(Error::Cancelled),
+                    () = sender.closed() => return,
                     piece = reader.next() => piece.map_err(Error::Fetch),
+                };
+                let (message, last) = match next {
+                    Ok(Some(piece)) => (Ok(piece), false),
+                    Ok(None) => return,
+                    Err(error) => (Err(error), true),
+                };
+                if sender.send(message).await.is_err() || last {
+                    return;
                 }
-            });
-            match next.map_err(io::Error::other)? {
-                Some(piece) => self.piece = piece,
+            }
+        });
+        Self { pieces, piece: Bytes::new() }
+    }
+}
+
+impl Read for BlockingRange {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece.map_err(io::Error::other)?,
                 None => return Ok(0),
             }
         }

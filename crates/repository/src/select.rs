@@ -123,3 +123,64 @@ pub fn candidates<'a>(manifest: &'a Manifest, bases: &[RootHash], missing: Missi
     }
     packs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A channel with 1.0, 2.0 (only from 1.0 on) and 3.0 (only from 2.0 on).
+    fn channel() -> Channel {
+        let release = |version: &str, floor: Option<&str>| {
+            let digest = format!("sha256:{}", "0".repeat(64));
+            let file = serde_json::json!({"path": "a", "size": 1, "digest": digest});
+            serde_json::json!({
+                "version": version,
+                "manifests": {"x86-64": file},
+                "publishedAt": "2026-03-01T12:00:00Z",
+                "floor": floor,
+            })
+        };
+        let releases = [release("1.0", None), release("2.0", Some("1.0")), release("3.0", Some("2.0"))];
+        let text = serde_json::json!({"format": 1, "product": "acme-os", "channel": "stable", "releases": releases});
+        Channel::parse(text.to_string().as_bytes()).unwrap()
+    }
+
+    fn host(running: Option<&str>) -> Host {
+        let held =
+            |version: &str| Held { version: version.parse().unwrap(), root_hash: RootHash::from_bytes(&[1; 32]) };
+        Host {
+            product: "acme-os".parse().unwrap(),
+            architecture: Architecture::X86_64,
+            booted: running.map(held),
+            other: None,
+        }
+    }
+
+    fn chosen(running: Option<&str>) -> String {
+        let channel = channel();
+        match decide(&channel, &Wanted::Newest, &host(running)) {
+            Ok(Choice::StepThrough { step, target }) => format!("{} on the way to {}", step.version, target.version),
+            Ok(Choice::Install(release)) => format!("install {}", release.version),
+            Ok(Choice::Booted(release)) => format!("runs {}", release.version),
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn floors_are_stepped_through() {
+        assert_eq!(chosen(Some("0.9")), "1.0 on the way to 3.0");
+        assert_eq!(chosen(Some("1.0")), "2.0 on the way to 3.0");
+        assert_eq!(chosen(Some("2.0")), "install 3.0");
+        assert_eq!(chosen(Some("3.0")), "runs 3.0");
+        assert_eq!(chosen(None), "install 3.0");
+    }
+
+    #[test]
+    fn an_empty_channel_is_no_reason_to_move() {
+        let mut empty = channel();
+        empty.releases.clear();
+        assert_eq!(decide(&empty, &Wanted::Newest, &host(Some("1.0"))), Ok(Choice::Stay { newest: None }));
+        let named = decide(&empty, &Wanted::Version("1.0".parse().unwrap()), &host(Some("0.9")));
+        assert!(matches!(named, Err(Refusal::NotInChannel { .. })));
+    }
+}

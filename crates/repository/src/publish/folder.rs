@@ -1,6 +1,7 @@
 //! The folder that is served: `metadata/` and `targets/`, written so that readers and a killed publisher never see half a
 //! file. `pending/` and the lock are for publishers only and are not uploaded.
 
+use std::cell::RefCell;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -24,6 +25,8 @@ const SCRATCH_PREFIX: &str = ".scratch-";
 pub(super) struct Folder {
     path: PathBuf,
     _lock: File,
+    /// What was made visible, in that order, relative to the folder.
+    written: RefCell<Vec<PathBuf>>,
 }
 
 impl Folder {
@@ -36,10 +39,20 @@ impl Folder {
         let lock_path = path.join(LOCK_FILE);
         let lock = File::create(&lock_path).map_err(PublishError::file("lock", &lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock, written: RefCell::default() }),
             Err(TryLockError::WouldBlock) => Err(PublishError::Busy { path: path.to_owned() }),
             Err(TryLockError::Error(error)) => Err(PublishError::file("lock", &lock_path)(error)),
         }
+    }
+
+    /// The files made visible since the folder was opened, in that order.
+    pub(super) fn written(&self) -> Vec<PathBuf> {
+        self.written.borrow().clone()
+    }
+
+    fn note(&self, path: &Path) {
+        let relative = path.strip_prefix(&self.path).unwrap_or(path);
+        self.written.borrow_mut().push(relative.to_owned());
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -62,7 +75,9 @@ impl Folder {
     /// Writes a metadata file durably and in one step.
     pub(super) fn write_metadata(&self, name: &str, bytes: &[u8]) -> Result<(), PublishError> {
         let path = self.metadata_path(name);
-        replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))
+        replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))?;
+        self.note(&path);
+        Ok(())
     }
 
     /// Files that wait for more signatures: name and bytes.
@@ -115,6 +130,7 @@ impl Folder {
         let path = self.target_path(target, digest);
         let folder = make_parent(&path)?;
         replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))?;
+        self.note(&path);
         sync_folder(&folder)
     }
 
@@ -144,6 +160,7 @@ impl Folder {
         let (out, digest, length) = copy().map_err(PublishError::file("copy", from))?;
         let path = self.target_path(target, &digest);
         out.persist(&path).map_err(|error| PublishError::file("write", &path)(error.error))?;
+        self.note(&path);
         sync_folder(&folder)?;
         Ok((digest, length))
     }

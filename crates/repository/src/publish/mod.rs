@@ -12,7 +12,7 @@ mod release;
 mod setup;
 mod state;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use commit::{Lifetimes, Missing, Outcome, Signing};
 pub use error::PublishError;
@@ -43,5 +43,12 @@ impl Publisher {
         let folder = Folder::open(path)?;
         let current = Current::load(&folder)?;
         Ok(Self { folder, current })
+    }
+
+    /// The files made visible since the folder was opened, relative to it and in that order: what has to be copied to a
+    /// server that holds the state before, and in which order, so that its readers are never in between either.
+    #[must_use]
+    pub fn written(&self) -> Vec<PathBuf> {
+        self.folder.written()
     }
 }

@@ -20,6 +20,7 @@ use bascule_repository::{
 use bascule_tests::https::HttpsServer;
 use chrono::{DateTime, Utc};
 use tempfile::TempDir;
+use url::Url;
 
 use super::vendor::{CHANNEL, Vendor, image, root_hash, start};
 
@@ -34,6 +35,7 @@ pub struct Node {
     pub product: String,
     pub architecture: Architecture,
     pub change_settings: fn(&mut HttpSettings),
+    pub proxy: Option<Url>,
 }
 
 /// What an update did.
@@ -57,6 +59,7 @@ impl Node {
             product: "acme-os".to_owned(),
             architecture: Architecture::X86_64,
             change_settings: |_| {},
+            proxy: None,
         }
     }
 
@@ -74,7 +77,7 @@ impl Node {
             connect_timeout: Duration::from_secs(20),
             retries: 2,
             backoff: Duration::from_millis(5),
-            proxy: ProxySetting::Direct,
+            proxy: self.proxy.clone().map_or(ProxySetting::Direct, ProxySetting::Url),
             extra_ca_pem: vec![ca_pem.as_bytes().to_vec()],
             only_extra_ca: true,
             ..HttpSettings::default()
@@ -132,7 +135,8 @@ impl Node {
             sink.set_len(manifest.image.size)?;
             let base_image = running.as_deref().map(image);
             let base = base_image.as_ref().zip(running.as_deref());
-            let base = base.map(|(image, version)| Base { root_hash: Sha256::from(&root_hash(version)), image: image.as_ref() });
+            let base = base
+                .map(|(image, version)| Base { root_hash: Sha256::from(&root_hash(version)), image: image.as_ref() });
             let parameters = manifest.verity.parameters();
             let job = Apply {
                 index: &index,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use bascule_names::ChannelName;
 use bascule_repository::publish::{Notes, PublishError, Publisher};
@@ -15,9 +14,9 @@ use super::vendor::{CHANNEL, Vendor, start, version};
 
 const ONLINE: [&str; 3] = ["targets", "snapshot", "timestamp"];
 
-/// All files below a folder with their times, oldest first: the order in which the publisher's renames made them visible.
-fn files_by_time(folder: &Path) -> Vec<(SystemTime, PathBuf)> {
-    let mut found = Vec::new();
+/// All files below a folder, by their path in it.
+fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
         for entry in std::fs::read_dir(next).unwrap() {
@@ -25,11 +24,10 @@ fn files_by_time(folder: &Path) -> Vec<(SystemTime, PathBuf)> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                found.push((std::fs::metadata(&path).unwrap().modified().unwrap(), path));
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(&path).unwrap());
             }
         }
     }
-    found.sort();
     found
 }
 
@@ -46,25 +44,28 @@ async fn newest(repository: &Path, trust_root: &[u8], datastore: &Path) -> Resul
     Ok(channel.releases.last().unwrap().version.to_string())
 }
 
-/// Copies `old`, then the files of `new` one by one in the order they were written, and looks at each state.
-async fn look_at_each_state(old: &Path, new: &Path, trust_root: &[u8], retry: impl Fn(&Path)) -> Vec<String> {
-    let before: BTreeMap<PathBuf, Vec<u8>> = files_by_time(old)
-        .into_iter()
-        .map(|(_, path)| (path.strip_prefix(old).unwrap().to_owned(), std::fs::read(&path).unwrap()))
-        .collect();
+/// Copies `old`, then the files of `new` one by one in the order they were made visible, and looks at each state.
+async fn look_at_each_state(
+    old: &Path,
+    new: &Path,
+    written: &[PathBuf],
+    trust_root: &[u8],
+    retry: impl Fn(&Path),
+) -> Vec<String> {
+    let changed: Vec<PathBuf> = {
+        let (before, after) = (content(old), content(new));
+        let differs = |path: &&PathBuf| before.get(*path) != after.get(*path) && !path.starts_with(".publish.lock");
+        after.keys().filter(differs).cloned().collect()
+    };
+    assert!(changed.iter().all(|path| written.contains(path)), "{changed:?} {written:?}");
     let state = tempfile::tempdir().unwrap();
     let datastore = tempfile::tempdir().unwrap();
     copy_folder(old, state.path());
     let mut seen = vec![newest(state.path(), trust_root, datastore.path()).await.unwrap()];
-    for (_, path) in files_by_time(new) {
-        let relative = path.strip_prefix(new).unwrap();
-        let content = std::fs::read(&path).unwrap();
-        if before.get(relative) == Some(&content) || relative.starts_with(".publish.lock") {
-            continue;
-        }
+    for relative in written {
         let to = state.path().join(relative);
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        std::fs::write(&to, content).unwrap();
+        std::fs::copy(new.join(relative), &to).unwrap();
         let release = newest(state.path(), trust_root, datastore.path()).await;
         seen.push(release.unwrap_or_else(|error| panic!("after {}: {error}", relative.display())));
         // Killed here, the same command is given again: it must go through.
@@ -82,9 +83,13 @@ async fn killed_while_publishing_at_any_file_readers_see_the_old_state_whole() {
     let old = tempfile::tempdir().unwrap();
     copy_folder(&vendor.repository(), old.path());
     let build = vendor.build("1.1", Some("1.0"));
-    vendor.publish("1.1", Some("1.0"));
     let channel: ChannelName = CHANNEL.parse().unwrap();
     let keys = vendor.keys(&ONLINE);
+    let mut publisher = vendor.publisher();
+    publisher.add_release(&channel, &build, &Notes::default(), vendor.signing(&keys)).unwrap();
+    let written = publisher.written();
+    drop(publisher);
+    assert_eq!(written.last().unwrap(), Path::new("metadata/timestamp.json"));
     let retry = |path: &Path| {
         let mut publisher = Publisher::open(path).unwrap();
         match publisher.add_release(&channel, &build, &Notes::default(), vendor.signing(&keys)) {
@@ -96,7 +101,7 @@ async fn killed_while_publishing_at_any_file_readers_see_the_old_state_whole() {
             Err(error) => panic!("{error}"),
         }
     };
-    let seen = look_at_each_state(old.path(), &vendor.repository(), &vendor.trust_root(), retry).await;
+    let seen = look_at_each_state(old.path(), &vendor.repository(), &written, &vendor.trust_root(), retry).await;
     assert!(seen.len() > 6, "{seen:?}");
     let (last, before) = seen.split_last().unwrap();
     assert_eq!(last, "1.1");
@@ -116,12 +121,15 @@ async fn readers_never_notice_that_keys_are_being_rotated() {
     }
     let all = ["root-1", "root-2", "targets", "targets-2", "snapshot", "snapshot-2", "timestamp", "timestamp-2"];
     let keys = vendor.keys(&all);
-    vendor.publisher().rotate(&changes, vendor.signing(&keys)).unwrap();
+    let mut publisher = vendor.publisher();
+    publisher.rotate(&changes, vendor.signing(&keys)).unwrap();
+    let written = publisher.written();
+    drop(publisher);
     let retry = |path: &Path| {
         let mut publisher = Publisher::open(path).unwrap();
         publisher.rotate(&changes, vendor.signing(&keys)).unwrap();
     };
-    let seen = look_at_each_state(old.path(), &vendor.repository(), &vendor.trust_root(), retry).await;
+    let seen = look_at_each_state(old.path(), &vendor.repository(), &written, &vendor.trust_root(), retry).await;
     assert_eq!(seen.len(), 5, "targets, snapshot, timestamp, root: {seen:?}");
 }
 
@@ -139,10 +147,6 @@ async fn the_same_input_gives_the_same_bytes() {
         let mut publisher = Publisher::open(&path).unwrap();
         publisher.add_release(&channel, &build, &Notes::default(), vendor.signing(&keys)).unwrap();
     }
-    let content = |folder: &Path| -> BTreeMap<PathBuf, Vec<u8>> {
-        let files = files_by_time(folder).into_iter();
-        files.map(|(_, path)| (path.strip_prefix(folder).unwrap().to_owned(), std::fs::read(&path).unwrap())).collect()
-    };
     let (one, two) = (content(&vendor.repository()), content(other.path()));
     assert_eq!(one.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
     for (path, bytes) in &one {

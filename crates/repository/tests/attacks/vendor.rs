@@ -176,17 +176,21 @@ impl Vendor {
         root
     }
 
-    /// Where a published file lies.
+    /// Where a published file lies, by what the newest metadata says of it.
     pub fn published(&self, name: &str) -> PathBuf {
-        let folder = self.repository().join("targets").join(Path::new(name).parent().unwrap());
-        let wanted = format!(".{}", Path::new(name).file_name().unwrap().to_str().unwrap());
-        let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.file_name().unwrap().to_str().unwrap().ends_with(&wanted))
-            .collect();
-        found.sort_by_key(|path| std::fs::metadata(path).unwrap().modified().unwrap());
-        found.pop().unwrap()
+        let read = |file: String| -> Value {
+            serde_json::from_slice(&std::fs::read(self.repository().join("metadata").join(file)).unwrap()).unwrap()
+        };
+        let version = read("timestamp.json".to_owned())["signed"]["meta"]["snapshot.json"]["version"].clone();
+        let roles = read(format!("{version}.snapshot.json"))["signed"]["meta"].clone();
+        for (role, meta) in roles.as_object().unwrap() {
+            let targets = read(format!("{}.{role}", meta["version"]));
+            if let Some(digest) = targets["signed"]["targets"][name]["hashes"]["sha256"].as_str() {
+                let (folder, file) = name.rsplit_once('/').unwrap_or(("", name));
+                return self.repository().join("targets").join(folder).join(format!("{digest}.{file}"));
+            }
+        }
+        panic!("no role names {name}");
     }
 
     /// Signs a metadata file as whoever holds these keys could: any content.
