@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bascule_api::{NodeError, PackFallback, RootHash};
 use bascule_image::Manifest;
-use bascule_image::digest::Sha256;
 use bascule_repository::select::{self, Choice, Held, MissingPack, Wanted};
 use bascule_repository::time::Now;
 use bascule_repository::{
@@ -33,7 +32,7 @@ const RESOLVE_DEADLINE: Duration = Duration::from_secs(900);
 pub struct RepositoryOptions {
     /// The first `root.json`, part of the OS image.
     pub trust_root: PathBuf,
-    /// Folder for what must never go back; one folder in it for each repository.
+    /// Folder for what must never go back.
     pub datastore: PathBuf,
     /// How to fetch.
     pub http: HttpSettings,
@@ -88,10 +87,10 @@ impl RepositoryReleases {
                 Fetcher::Http(client)
             }
         };
-        // What is remembered belongs to one address and one trust root.
-        let identity = [query.repository.as_bytes(), trust_root.as_slice()].concat();
-        let folder: String = Sha256::of(&identity).to_string().chars().take(32).collect();
-        let datastore = DatastoreLocation::Persistent(self.options.datastore.join(folder));
+        // One memory for all addresses: the address comes from the cluster, and whoever controls that must not be able to
+        // make the node forget by spelling it differently. A trust root of another repository finds nothing in it that
+        // its keys have signed, and starts afresh.
+        let datastore = DatastoreLocation::Persistent(self.options.datastore.clone());
         let now = Now { clock: self.clock.now(), not_before: self.options.not_before };
         Ok(OpenOptions { trust_root, base, datastore, fetcher, now })
     }
