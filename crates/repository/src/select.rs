@@ -127,6 +127,7 @@ pub fn candidates<'a>(manifest: &'a Manifest, bases: &[RootHash], missing: Missi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bascule_image::release::channel::Withdrawal;
 
     /// A channel with 1.0, 2.0 (only from 1.0 on) and 3.0 (only from 2.0 on).
     fn channel() -> Channel {
@@ -182,5 +183,70 @@ mod tests {
         assert_eq!(decide(&empty, &Wanted::Newest, &host(Some("1.0"))), Ok(Choice::Stay { newest: None }));
         let named = decide(&empty, &Wanted::Version("1.0".parse().unwrap()), &host(Some("0.9")));
         assert!(matches!(named, Err(Refusal::NotInChannel { .. })));
+    }
+
+    /// Every channel of three releases with every combination of withdrawn, downgrade and floor, against every node: the
+    /// rules hold for all of them, not for the few that somebody thought of.
+    #[test]
+    fn the_rules_hold_for_every_small_channel_and_node() {
+        let versions: Vec<Version> = ["1.0", "2.0", "3.0", "4.0"].map(|text| text.parse().unwrap()).to_vec();
+        let template = channel();
+        let mut decided = [0_u32; 6];
+        // Three bits for each of three releases.
+        for bits in 0..512_u32 {
+            let mut channel = template.clone();
+            for (at, release) in channel.releases.iter_mut().enumerate() {
+                let bit = |number: u32| bits >> (at as u32 * 3 + number) & 1 == 1;
+                release.withdrawn = bit(0).then(|| Withdrawal { at: release.published_at, reason: "bad".to_owned() });
+                release.downgrade = bit(1);
+                if !bit(2) {
+                    release.floor = None;
+                }
+            }
+            let held = |at: usize| {
+                let version = versions.get(at.checked_sub(1)?)?.clone();
+                Some(Held { version, root_hash: RootHash::from_bytes(&[1; 32]) })
+            };
+            for case in 0..5 * 5 * 5_usize {
+                let (booted, other, wanted) = (held(case % 5), held(case / 5 % 5), held(case / 25));
+                let node = Host { booted, other, ..host(None) };
+                let wanted = wanted.map_or(Wanted::Newest, |held| Wanted::Version(held.version));
+                let shown = || format!("{node:?} {wanted:?} {:?}", channel.releases);
+                let running = node.booted.as_ref().map(|held| &held.version);
+                match decide(&channel, &wanted, &node) {
+                    Ok(Choice::Booted(release)) => {
+                        decided[0] += 1;
+                        assert_eq!(Some(&release.version), running, "{}", shown());
+                    }
+                    Ok(Choice::InOtherSlot(release)) => {
+                        decided[1] += 1;
+                        assert_eq!(
+                            Some(&release.version),
+                            node.other.as_ref().map(|held| &held.version),
+                            "{}",
+                            shown()
+                        );
+                    }
+                    Ok(choice @ (Choice::Install(release) | Choice::StepThrough { step: release, .. })) => {
+                        decided[if matches!(choice, Choice::Install(_)) { 2 } else { 3 }] += 1;
+                        assert!(release.withdrawn.is_none(), "{}", shown());
+                        if let Some(running) = running {
+                            assert!(release.version >= *running || release.downgrade, "{}", shown());
+                            assert!(release.floor.as_ref().is_none_or(|floor| floor <= running), "{}", shown());
+                            assert_ne!(release.version, *running, "{}", shown());
+                        }
+                        if let Wanted::Version(wanted) = &wanted {
+                            assert!(release.version <= *wanted, "{}", shown());
+                        }
+                    }
+                    Ok(Choice::Stay { .. }) => {
+                        decided[4] += 1;
+                        assert_eq!(wanted, Wanted::Newest, "{}", shown());
+                    }
+                    Err(_) => decided[5] += 1,
+                }
+            }
+        }
+        assert!(decided.iter().all(|count| *count > 100), "each outcome occurs: {decided:?}");
     }
 }

@@ -5,9 +5,8 @@ use bascule_tests::https::HttpsServer;
 use chrono::TimeDelta;
 use std::collections::BTreeMap;
 
-use super::copy_folder;
 use super::node::{Node, category};
-use super::vendor::{Vendor, days, describe, start};
+use super::vendor::{Vendor, copy_folder, days, describe, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rollback_to_a_replayed_repository() {

@@ -43,7 +43,7 @@ impl Vendor {
         static TEMPLATE: OnceLock<Vendor> = OnceLock::new();
         let template = TEMPLATE.get_or_init(Self::with_two_releases_and_own_keys);
         let vendor = Self { folder: tempfile::tempdir().unwrap(), now: template.now };
-        super::copy_folder(template.folder.path(), vendor.folder.path());
+        copy_folder(template.folder.path(), vendor.folder.path());
         vendor
     }
 
@@ -287,4 +287,18 @@ pub fn version(text: &str) -> Version {
 
 pub fn days(count: i64) -> TimeDelta {
     TimeDelta::days(count)
+}
+
+/// Copies a repository, so that an attacker can serve it later.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
