@@ -5,15 +5,20 @@
 //! random source or a runtime. The operator gathers the facts and carries the actions out without a choice of its own.
 
 mod decide;
+pub mod forecast;
 mod gates;
+pub mod lint;
+pub mod model;
 pub mod plan;
 pub mod report;
 pub mod snapshot;
 pub mod validate;
 pub mod windows;
 
-pub use decide::{plan, plan_asking};
+pub use decide::{Planner, plan, plan_asking};
+pub use forecast::forecast;
 pub use gates::{GATES, Gate, GateSet};
+pub use lint::{Violation, lint};
 pub use plan::{Action, Expect, Mismatch, Plan, Step};
 pub use report::{NodeReport, PolicyReport, Report, Wait};
 pub use snapshot::Snapshot;

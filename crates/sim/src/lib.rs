@@ -8,3 +8,4 @@ pub mod host;
 pub mod layout;
 pub mod machine;
 pub mod tiny;
+pub mod world;

@@ -11,7 +11,7 @@ use super::{
     waves::{self, Waves},
 };
 use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
-use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, SlotState, Time, WaitReason};
+use bascule_api::{Duration, EmergencyExemption, SlotState, Time, WaitReason};
 use std::sync::Arc;
 
 /// The first wait after a failed drain; it doubles with each further one.
@@ -303,7 +303,8 @@ fn ready(candidate: &Candidate<'_, '_>) -> Answer {
 
 fn backoff(candidate: &Candidate<'_, '_>) -> Answer {
     let last = candidate.view.update?.spec.last_disruption.as_ref()?;
-    if !matches!(last.outcome, DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted) {
+    // A disruption that was withdrawn in between does not make the drain any better.
+    if last.given_up == 0 {
         return None;
     }
     let until = last.ended_at.after(backoff_after(last.given_up));

@@ -63,17 +63,23 @@ impl<'a> Round<'a> {
 
     fn candidate<'c>(&'c self, policy: usize, node: usize, waves: &'c PolicyWaves) -> Option<Candidate<'c, 'a>> {
         let view = self.nodes.get(node)?;
+        let choice = self.choices.get(node)?.as_ref()?;
+        // A way back does not wait for nodes that wait to go forward.
+        let back = choice.goes_back();
         let others_first = view.runs_operator && {
             let own = waves.waves.index_of(node);
-            waves.unfinished.iter().any(|other| *other != node && waves.waves.index_of(*other) <= own)
+            waves
+                .unfinished
+                .iter()
+                .any(|(other, too)| *other != node && (*too || !back) && (back || waves.waves.index_of(*other) <= own))
         };
         Some(Candidate {
             index: node,
             view,
             policy: self.policies.get(policy)?,
-            choice: self.choices.get(node)?.as_ref()?,
+            choice,
             waves: &waves.waves,
-            alone: waves.unfinished.iter().all(|other| *other == node),
+            alone: waves.unfinished.iter().all(|(other, _)| *other == node),
             others_first,
             now: self.now(),
             set: self.set,
@@ -94,8 +100,10 @@ impl<'a> Round<'a> {
                 self.draft.say(node, said);
                 continue;
             }
-            let stale = view.update.is_some_and(|update| update.spec.goal == Goal::Staged)
-                && matches!(candidate.choice, Choice::GoBack(_));
+            let stale = view.update.is_some_and(|update| {
+                (update.spec.goal == Goal::Staged && matches!(candidate.choice, Choice::GoBack(_)))
+                    || update.spec.policy != candidate.policy.facts.name
+            });
             if stale || matches!(view.node.cordon, Cordon::Ours { .. }) {
                 // Something left behind is cleared away first.
                 let wait = Wait::new(WaitReason::Queued, "what was left behind is cleared away first");

@@ -45,6 +45,68 @@ pub fn plan_asking(snapshot: &Snapshot, set: GateSet) -> (Plan, Report) {
     decide(snapshot, set, &selections, &lots)
 }
 
+/// Plans again and again, and remembers of each node what follows from it alone. Gives what [`plan`] gives.
+#[derive(Debug, Default)]
+pub struct Planner {
+    seed: u64,
+    selectors: Vec<(String, Option<Arc<crate::ValidPolicy>>)>,
+    nodes: Vec<Arc<crate::snapshot::Node>>,
+    selections: Vec<Selection>,
+    lots: Vec<u64>,
+}
+
+impl Planner {
+    /// Decides. Equal snapshots give equal plans and reports, whatever was planned before.
+    #[must_use]
+    pub fn plan(&mut self, snapshot: &Snapshot) -> (Plan, Report) {
+        self.look(snapshot);
+        decide(snapshot, GateSet::ALL, &self.selections, &self.lots)
+    }
+
+    /// Looks again at nodes that are not the very same as last time; the kept `Arc` makes the pointer a proof.
+    fn look(&mut self, snapshot: &Snapshot) {
+        let same_policies = self.seed == snapshot.seed
+            && self.selectors.len() == snapshot.policies.len()
+            && self.selectors.iter().zip(&snapshot.policies).all(|((name, known), policy)| {
+                *name == policy.name
+                    && match (known, &policy.spec) {
+                        (Some(known), Ok(valid)) => Arc::ptr_eq(known, valid),
+                        (None, Err(_)) => true,
+                        _ => false,
+                    }
+            });
+        if !same_policies {
+            self.seed = snapshot.seed;
+            self.selectors = snapshot
+                .policies
+                .iter()
+                .map(|policy| (policy.name.clone(), policy.spec.as_ref().ok().cloned()))
+                .collect();
+            self.nodes.clear();
+            self.selections.clear();
+            self.lots.clear();
+        }
+        self.nodes.truncate(snapshot.nodes.len());
+        self.selections.truncate(snapshot.nodes.len());
+        self.lots.truncate(snapshot.nodes.len());
+        for (index, node) in snapshot.nodes.iter().enumerate() {
+            match (self.nodes.get_mut(index), self.selections.get_mut(index), self.lots.get_mut(index)) {
+                (Some(known), ..) if Arc::ptr_eq(known, node) => {}
+                (Some(known), Some(selection), Some(lot)) => {
+                    *selection = facts::select(node, &snapshot.policies);
+                    *lot = facts::lot(snapshot.seed, &node.name);
+                    *known = Arc::clone(node);
+                }
+                _ => {
+                    self.nodes.push(Arc::clone(node));
+                    self.selections.push(facts::select(node, &snapshot.policies));
+                    self.lots.push(facts::lot(snapshot.seed, &node.name));
+                }
+            }
+        }
+    }
+}
+
 /// What a round has decided so far.
 #[derive(Debug, Default)]
 struct Draft {
@@ -252,15 +314,22 @@ impl<'a> Round<'a> {
             .iter()
             .filter_map(|index| {
                 let view = self.nodes.get(*index)?;
-                Some(Member { index: *index, view, standing: self.standing(policy, *index, view) })
+                let begun = match self.choices.get(*index)?.as_ref() {
+                    Some(Choice::Install(install)) => view
+                        .running()
+                        .is_some_and(|running| install.target.floor.as_ref().is_some_and(|floor| running >= floor)),
+                    _ => false,
+                };
+                Some(Member { index: *index, view, standing: self.standing(policy, *index, view), begun })
             })
             .collect();
         let spec = policy.valid.map_or(&[][..], |valid| &valid.spec.waves);
         let waves = Waves::new(spec, &members, self.now());
-        let unfinished: Vec<usize> = members
+        let goes_back = |index: usize| self.choices.get(index).and_then(Option::as_ref).is_some_and(Choice::goes_back);
+        let unfinished = members
             .iter()
             .filter(|member| matches!(member.standing, Standing::Ahead | Standing::Moving))
-            .map(|member| member.index)
+            .map(|member| (member.index, member.standing == Standing::Moving || goes_back(member.index)))
             .collect();
         let standings = members.iter().map(|member| member.standing).collect();
         PolicyWaves { waves, unfinished, standings }
@@ -360,8 +429,8 @@ impl<'a> Round<'a> {
 #[derive(Debug)]
 struct PolicyWaves {
     waves: Waves,
-    /// Members that still have to move or do, as indexes into the snapshot.
-    unfinished: Vec<usize>,
+    /// Members that still have to move or do, as indexes into the snapshot, and whether they go back or move already.
+    unfinished: Vec<(usize, bool)>,
     /// How each member stands, in the members' order.
     standings: Vec<Standing>,
 }

@@ -24,6 +24,8 @@ pub(super) struct Member<'a, 'b> {
     pub(super) index: usize,
     pub(super) view: &'b NodeView<'a>,
     pub(super) standing: Standing,
+    /// Whether it stepped through the floor of the release already: it keeps its place in its wave.
+    pub(super) begun: bool,
 }
 
 /// The waves of a policy at a moment.
@@ -134,8 +136,9 @@ fn assign<'a, 'b>(waves: &[Wave], members: &[Member<'a, 'b>]) -> Vec<Vec<Member<
     remaining.sort_unstable_by_key(|member| {
         let rank = match member.standing {
             Standing::Done(_) | Standing::Moving => 0_u8,
-            Standing::Ahead => 1,
-            Standing::Unable => 2,
+            Standing::Ahead | Standing::Unable if member.begun => 1,
+            Standing::Ahead => 2,
+            Standing::Unable => 3,
         };
         (rank, member.view.runs_operator, member.view.lot, member.index)
     });

@@ -1,0 +1,208 @@
+//! What a plan costs: `cargo bench -p bascule-planner`. Prints medians; docs/benchmarks.md has those that were measured.
+//! No test: a slow machine breaks nothing.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
+
+use bascule_api::{
+    Architecture, BootControl, BootControlBackend, Booted, Counting, Digest, Duration, Goal, IntOrPercent,
+    NodeUpdateSpec, NodeUpdateStatus, ReleaseRef, RepositoryStatus, RootHash, Severity, SlotName, SlotState,
+    SlotStatus, Slots, Staged, Time, UpdatePolicySpec, UpdatePolicyStatus, Version,
+};
+use bascule_planner::{
+    Planner, Snapshot, forecast,
+    snapshot::{
+        Cordon, DaemonSets, EtcdMember, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release, Taints,
+        UpdateFacts,
+    },
+};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+fn at(seconds: i64) -> Time {
+    Time::new(chrono::DateTime::from_timestamp(1_780_315_200 + seconds, 0).unwrap())
+}
+
+fn version(text: &str) -> Version {
+    Version::parse(text).unwrap()
+}
+
+fn digest(byte: u8) -> Digest {
+    Digest::from_sha256(&[byte; 32])
+}
+
+fn good(text: &str) -> SlotStatus {
+    let root_hash = Some(RootHash::from_bytes(&[1; 32]));
+    SlotStatus { state: SlotState::Good, version: Some(version(text)), root_hash }
+}
+
+/// Node `index` of a group: labels as a cloud gives them, on 41.2.0, with 41.3.0 staged.
+fn node(index: usize, groups: usize) -> Node {
+    let name = format!("ip-10-{}-{}.eu-central-1.compute.internal", index / 256, index % 256);
+    let labels = [
+        ("beta.kubernetes.io/arch", "amd64".to_owned()),
+        ("beta.kubernetes.io/os", "linux".to_owned()),
+        ("kubernetes.io/hostname", name.clone()),
+        ("node.kubernetes.io/instance-type", "m7i.4xlarge".to_owned()),
+        ("group", format!("g{}", index % groups)),
+        ("topology.kubernetes.io/region", "eu-central-1".to_owned()),
+        ("topology.kubernetes.io/zone", format!("eu-central-1{}", ["a", "b", "c"][index % 3])),
+    ];
+    let release = ReleaseRef {
+        version: version("41.3.0"),
+        digest: digest(3),
+        repository: "https://images.example.com/acme-os".to_owned(),
+        channel: "stable".parse().unwrap(),
+    };
+    let boot_id = format!("boot-{index}");
+    let slots = Slots { a: good("41.2.0"), b: SlotStatus { state: SlotState::Staged, ..good("41.3.0") } };
+    let update = UpdateFacts {
+        generation: 3,
+        owner_uid: Some(format!("uid-{index}")),
+        deleting: false,
+        spec: NodeUpdateSpec {
+            policy: format!("group-{}", index % groups),
+            goal: Goal::Staged,
+            release: Some(release),
+            grant: None,
+            disruption: None,
+            last_disruption: None,
+            pack_fallback: bascule_api::PackFallback::default(),
+        },
+        status: NodeUpdateStatus {
+            observed_generation: Some(3),
+            boot_id: Some(boot_id.clone()),
+            architecture: Some(Architecture::X86_64),
+            slots: Some(slots),
+            booted: Some(Booted {
+                slot: SlotName::A,
+                version: version("41.2.0"),
+                root_hash: RootHash::from_bytes(&[1; 32]),
+                committed_at: Some(at(-86_400)),
+            }),
+            staged: Some(Staged { version: version("41.3.0"), digest: digest(3), at: None }),
+            boot_control: Some(BootControl { backend: BootControlBackend::SystemdBoot, counting: Counting::Works }),
+            ..NodeUpdateStatus::default()
+        },
+    };
+    Node {
+        name: name.into(),
+        uid: format!("uid-{index}"),
+        created_at: at(-86_400),
+        deleting: false,
+        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        ready: Readiness { ready: true, since: Some(at(-80_000)) },
+        cordon: Cordon::None,
+        taints: Taints::default(),
+        boot_id,
+        architecture: Some(Architecture::X86_64),
+        control_plane: false,
+        etcd: EtcdMember::None,
+        update: Some(update),
+        pods: NodePods { remaining: 30, ..NodePods::default() },
+        daemon_sets: DaemonSets { wanted: 4, ready: 4, since: None, missing: Vec::new() },
+    }
+}
+
+fn cluster(nodes: usize, groups: usize, fields: &serde_json::Value) -> Snapshot {
+    let release = |text: &str, byte| Release {
+        version: version(text),
+        digests: BTreeMap::from([(Architecture::X86_64, digest(byte))]),
+        severity: Severity::Low,
+        published_at: at(-40_000),
+        floor: None,
+        downgrade: false,
+        withdrawn: None,
+    };
+    let offer = Arc::new(Offer {
+        state: OfferState::Valid,
+        releases: vec![release("41.2.0", 2), release("41.3.0", 3)],
+        repository: RepositoryStatus { expires_at: Some(at(100 * 86_400)), ..RepositoryStatus::default() },
+    });
+    let policies = (0..groups).map(|group| {
+        let mut spec = serde_json::json!({
+            "nodeSelector": {"matchLabels": {"group": format!("g{group}")}},
+            "source": {"repository": "https://images.example.com/acme-os", "channel": "stable"}
+        });
+        for (key, value) in fields.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let spec: UpdatePolicySpec = serde_json::from_value(spec).unwrap();
+        Arc::new(PolicyFacts {
+            name: format!("group-{group}"),
+            uid: format!("uid-{group}"),
+            created_at: at(-90_000),
+            generation: 1,
+            labels: BTreeMap::new(),
+            spec: bascule_planner::validate(&spec).map(Arc::new),
+            status: UpdatePolicyStatus::default(),
+            offer: Arc::clone(&offer),
+        })
+    });
+    Snapshot {
+        now: at(0),
+        seed: 7,
+        policies: policies.collect(),
+        nodes: (0..nodes).map(|index| Arc::new(node(index, groups))).collect(),
+        ceiling: Some(IntOrPercent::Percent("20%".to_owned())),
+        ..Snapshot::default()
+    }
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
+
+fn main() {
+    let fields = serde_json::json!({
+        "budget": {"maxUnavailable": "10%", "perDomain": {"maxDomains": 3}},
+        "waves": [{"name": "canary", "percent": 1, "soak": "30m"}, {"name": "early", "percent": 20}, {"name": "rest"}],
+        "maintenanceWindows": [{"schedule": "0 8 * * *", "duration": "10h", "timeZone": "Europe/Berlin"}]
+    });
+    let mut snapshot = cluster(10_000, 5, &fields);
+    let mut full = Vec::new();
+    for _ in 0..31 {
+        let begin = Instant::now();
+        let made = Planner::default().plan(&snapshot);
+        full.push(begin.elapsed().as_secs_f64() * 1e3);
+        assert!(!made.0.steps.is_empty());
+    }
+    println!("full plan, 10,000 nodes, 5 policies: {:.2} ms", median(full));
+    let (mut planner, mut again) = (Planner::default(), Vec::new());
+    // Until nothing is left to do before somebody else acts: taints are set, nodes of the first wave drain.
+    loop {
+        let first = planner.plan(&snapshot);
+        for step in &first.0.steps {
+            let _ = bascule_planner::model::apply(&mut snapshot, step, &first.1);
+        }
+        bascule_planner::model::write_statuses(&mut snapshot, &first.1);
+        if first.0.steps.is_empty() {
+            break;
+        }
+    }
+    for round in 0..101 {
+        let changed = Arc::make_mut(&mut snapshot.nodes[(round * 97) % 10_000]);
+        changed.pods.remaining = changed.pods.remaining.saturating_sub(1);
+        let begin = Instant::now();
+        let made = planner.plan(&snapshot);
+        again.push(begin.elapsed().as_secs_f64() * 1e3);
+        assert_eq!(made.1.nodes.len(), 10_000);
+    }
+    println!("plan again after one node's change: {:.2} ms", median(again));
+
+    // 5,000 nodes, a tenth at once: as many rounds as the budget makes necessary, each of drain, boot and commit.
+    let snapshot = cluster(5_000, 1, &serde_json::json!({"budget": {"maxUnavailable": "10%"}}));
+    let snapshot = Snapshot { ceiling: None, ..snapshot };
+    let options = forecast::Options::default();
+    let begin = Instant::now();
+    let seen = forecast(&snapshot, &options);
+    let last = seen.policies[0].unwrap();
+    let one = options.drain.as_secs() + options.boot.as_secs();
+    let bound = Duration::from_secs(one * 10);
+    let took = last.seconds_since(snapshot.now);
+    println!(
+        "5,000 nodes, 10 % at once: makespan {took} s, lower bound {} s, ratio {:.3}; forecast made in {:.1} s",
+        bound.as_secs(),
+        took as f64 / bound.as_secs() as f64,
+        begin.elapsed().as_secs_f64()
+    );
+}

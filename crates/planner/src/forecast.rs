@@ -1,0 +1,333 @@
+//! When will each node probably be done? The planner itself is run forward over simulated time, with what drains and
+//! boots took lately, in a cluster in which nothing breaks and every health gate passes.
+
+use crate::{
+    GateSet, Snapshot, decide, model,
+    plan::{DrainOrder, GateQuestion},
+    snapshot::{GateAnswer, HookState, Node},
+};
+use bascule_api::{
+    Booted, Duration, Goal, RolloutState, RootHash, SlotName, SlotState, SlotStatus, Slots, Staged, Time, Trial,
+    Version,
+};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    sync::Arc,
+};
+
+/// How a forecast is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How far ahead it looks.
+    pub horizon: Duration,
+    /// What staging takes on a node.
+    pub staging: Duration,
+    /// What a drain takes where none was seen yet.
+    pub drain: Duration,
+    /// What a boot takes where none was seen yet.
+    pub boot: Duration,
+    /// How many plans may be made at most.
+    pub plans: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            horizon: Duration::from_secs(60 * 86_400),
+            staging: Duration::from_minutes(5),
+            drain: Duration::from_minutes(2),
+            boot: Duration::from_minutes(2),
+            plans: 200_000,
+        }
+    }
+}
+
+/// When nodes will probably be done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Forecast {
+    /// For each node of the snapshot, in its order, when it runs its policy's release. The snapshot's own time: it
+    /// does already. `None`: not within the horizon, as things are now.
+    pub nodes: Vec<Option<Time>>,
+    /// For each policy, in its order, when its last node is done; `None` where one is not.
+    pub policies: Vec<Option<Time>>,
+    /// Whether the number of plans was not enough to look as far as asked.
+    pub cut: bool,
+}
+
+/// Something that happens to a node at a time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Staged(Version),
+    Empty(i64),
+    Up { slot: SlotName, trial: bool },
+}
+
+/// Runs the planner forward.
+#[must_use]
+pub fn forecast(snapshot: &Snapshot, options: &Options) -> Forecast {
+    Run::new(snapshot.clone(), *options).run()
+}
+
+struct Run {
+    snapshot: Snapshot,
+    options: Options,
+    end: Time,
+    index: BTreeMap<Arc<str>, usize>,
+    events: BinaryHeap<Reverse<(Time, usize, Event)>>,
+    questions: Vec<GateQuestion>,
+    draining: BTreeMap<usize, i64>,
+    pods: Vec<(u32, Vec<(String, u32)>)>,
+    done: Vec<Option<Time>>,
+}
+
+impl Run {
+    fn new(snapshot: Snapshot, options: Options) -> Self {
+        let end = snapshot.now.after(options.horizon);
+        let index = snapshot.nodes.iter().enumerate().map(|(at, node)| (Arc::clone(&node.name), at)).collect();
+        let pods = snapshot.nodes.iter().map(|node| (node.pods.remaining, node.pods.budgets.clone())).collect();
+        let done = vec![None; snapshot.nodes.len()];
+        let (events, questions, draining) = (BinaryHeap::new(), Vec::new(), BTreeMap::new());
+        let mut run = Self { snapshot, options, end, index, events, questions, draining, pods, done };
+        for at in 0..run.snapshot.nodes.len() {
+            run.follow(at);
+        }
+        run
+    }
+
+    fn run(mut self) -> Forecast {
+        let mut cut = true;
+        let mut policies = vec![None; self.snapshot.policies.len()];
+        for _ in 0..self.options.plans {
+            let (plan, report) = decide::plan_asking(&self.snapshot, GateSet::ALL);
+            let mut touched: Vec<usize> = Vec::new();
+            for step in &plan.steps {
+                let _ = model::apply(&mut self.snapshot, step, &report);
+                touched.extend(step.action.node().and_then(|name| self.index.get(name)));
+            }
+            model::write_statuses(&mut self.snapshot, &report);
+            self.finish_hooks();
+            touched.sort_unstable();
+            touched.dedup();
+            touched.iter().for_each(|at| self.follow(*at));
+            self.drain(&plan.drains);
+            for (at, said) in report.nodes.iter().enumerate() {
+                if let Some(done) = self.done.get_mut(at) {
+                    let current = said.state == RolloutState::Current && !plan_touches(&touched, at);
+                    *done = if current { done.or(Some(self.snapshot.now)) } else { None };
+                }
+            }
+            self.questions.clone_from(&plan.questions);
+            let finished =
+                self.done.iter().zip(&report.nodes).all(|(done, said)| said.policy.is_none() || done.is_some());
+            let asks = self.answer();
+            if !plan.steps.is_empty() || asks {
+                continue;
+            }
+            let next = self.events.peek().map(|Reverse((at, ..))| *at);
+            let next = [next, plan.wake_at].into_iter().flatten().min();
+            match next.filter(|next| *next <= self.end && !finished) {
+                Some(next) => self.advance(next),
+                None => {
+                    cut = false;
+                    for (index, last) in policies.iter_mut().enumerate() {
+                        *last = self.last_of(index, &report);
+                    }
+                    break;
+                }
+            }
+        }
+        Forecast { nodes: self.done, policies, cut }
+    }
+
+    fn last_of(&self, policy: usize, report: &crate::Report) -> Option<Time> {
+        let members = self.done.iter().zip(&report.nodes).filter(|(_, said)| said.policy == Some(policy));
+        members.map(|(done, _)| *done).try_fold(Time::default(), |last, done| Some(last.max(done?)))
+    }
+
+    fn advance(&mut self, to: Time) {
+        self.snapshot.now = self.snapshot.now.max(to);
+        while let Some(Reverse((at, node, event))) = self.events.peek().cloned() {
+            if at > self.snapshot.now {
+                break;
+            }
+            self.events.pop();
+            self.happen(node, event);
+            self.follow(node);
+        }
+    }
+
+    /// Gates pass; whether a question was open.
+    fn answer(&mut self) -> bool {
+        let now = self.snapshot.now;
+        let mut asked = false;
+        let questions = std::mem::take(&mut self.questions);
+        for question in questions {
+            let known = self.snapshot.gates.iter_mut().find(|answer| {
+                answer.policy == question.policy && answer.gate == question.gate && answer.node == question.node
+            });
+            match known {
+                Some(answer) if answer.passes && answer.at == now => {}
+                Some(answer) => {
+                    answer.since = if answer.passes { answer.since } else { now };
+                    answer.passes = true;
+                    answer.at = now;
+                    asked = true;
+                }
+                None => {
+                    asked = true;
+                    self.snapshot.gates.push(GateAnswer {
+                        policy: question.policy,
+                        gate: question.gate,
+                        node: question.node,
+                        passes: true,
+                        message: String::new(),
+                        at: now,
+                        since: now,
+                    });
+                }
+            }
+        }
+        asked
+    }
+
+    fn finish_hooks(&mut self) {
+        for run in &mut self.snapshot.hooks {
+            if matches!(run.state, HookState::Running { .. }) {
+                run.state = HookState::Succeeded;
+            }
+        }
+    }
+
+    fn timings(&self, node: &Node) -> (Duration, Duration) {
+        let policy = node.update.as_ref().map(|update| update.spec.policy.as_str());
+        let timings = self
+            .snapshot
+            .policies
+            .iter()
+            .find(|known| Some(known.name.as_str()) == policy)
+            .map(|known| &known.status.timings);
+        let seen = |seconds: Option<u32>, guess: Duration| {
+            seconds.map_or(guess, |seconds| Duration::from_secs(u64::from(seconds)))
+        };
+        (
+            seen(timings.and_then(|timings| timings.drain_seconds), self.options.drain),
+            seen(timings.and_then(|timings| timings.boot_seconds), self.options.boot),
+        )
+    }
+
+    fn drain(&mut self, orders: &[Arc<DrainOrder>]) {
+        for order in orders {
+            let Some(at) = self.index.get(order.node.as_str()).copied() else { continue };
+            if self.draining.get(&at) == Some(&order.grant) {
+                continue;
+            }
+            self.draining.insert(at, order.grant);
+            let Some(node) = self.snapshot.nodes.get(at) else { continue };
+            let (drain, _) = self.timings(node);
+            self.events.push(Reverse((self.snapshot.now.after(drain), at, Event::Empty(order.grant))));
+        }
+    }
+
+    /// What the agent does next with the operator's word.
+    fn follow(&mut self, at: usize) {
+        let Some(node) = self.snapshot.nodes.get(at) else { return };
+        let (_, boot) = self.timings(node);
+        let (now, staging) = (self.snapshot.now, self.options.staging);
+        let Some(node) = self.snapshot.nodes.get_mut(at).map(Arc::make_mut) else { return };
+        let Some(update) = node.update.as_mut() else { return };
+        update.status.observed_generation = Some(update.generation);
+        let Some(release) = update.spec.release.clone() else { return };
+        let Some(booted) = update.status.booted.clone() else { return };
+        let granted = update.spec.grant.as_ref().filter(|grant| {
+            update.spec.disruption.is_some() && update.status.last_grant.is_none_or(|last| grant.generation > last)
+        });
+        match update.spec.goal {
+            Goal::Staged if update.status.staged.as_ref().is_none_or(|staged| staged.version != release.version) => {
+                self.events.push(Reverse((now.after(staging), at, Event::Staged(release.version))));
+            }
+            Goal::Booted | Goal::Reverted => {
+                let reverts = update.spec.goal == Goal::Reverted;
+                if let Some(grant) = granted
+                    && (!reverts || booted.version == release.version)
+                {
+                    update.status.last_grant = Some(grant.generation);
+                    let up = Event::Up { slot: booted.slot.other(), trial: !reverts };
+                    self.events.push(Reverse((now.after(boot), at, up)));
+                }
+            }
+            Goal::Committed if update.status.trial.is_some() => {
+                update.status.trial = None;
+                if let Some(booted) = &mut update.status.booted {
+                    booted.committed_at = Some(now);
+                    set_slot(&mut update.status.slots, booted.slot, SlotState::Good, Some(&booted.version));
+                }
+            }
+            Goal::Idle | Goal::Staged | Goal::Committed => {}
+        }
+        if node.cordon == crate::snapshot::Cordon::None
+            && let Some((remaining, budgets)) = self.pods.get(at)
+        {
+            node.pods.remaining = *remaining;
+            node.pods.budgets.clone_from(budgets);
+        }
+    }
+
+    fn happen(&mut self, at: usize, event: Event) {
+        let now = self.snapshot.now;
+        let Some(node) = self.snapshot.nodes.get_mut(at).map(Arc::make_mut) else { return };
+        let Some(update) = node.update.as_mut() else { return };
+        match event {
+            Event::Staged(version) => {
+                let asked = update.spec.release.as_ref().filter(|asked| asked.version == version);
+                if let (Some(asked), Some(booted)) = (asked, &update.status.booted) {
+                    let digest = asked.digest.clone();
+                    set_slot(&mut update.status.slots, booted.slot.other(), SlotState::Staged, Some(&version));
+                    update.status.last_error = None;
+                    update.status.staged = Some(Staged { version, digest, at: Some(now) });
+                }
+            }
+            Event::Empty(grant) => {
+                let current = update.spec.grant.as_ref().is_some_and(|given| given.generation == grant);
+                if current && update.spec.disruption.is_some() {
+                    node.pods.remaining = 0;
+                    node.pods.budgets.clear();
+                }
+            }
+            Event::Up { slot, trial } => {
+                node.boot_id = format!("{}+", node.boot_id);
+                node.ready.ready = true;
+                node.ready.since = Some(now);
+                node.daemon_sets.ready = node.daemon_sets.wanted;
+                update.status.boot_id = Some(node.boot_id.clone());
+                let held = update.status.slots.as_ref().and_then(|slots| slots.get(slot).version.clone());
+                let version = held.or_else(|| update.status.staged.as_ref().map(|staged| staged.version.clone()));
+                if let Some(version) = version {
+                    let state = if trial { SlotState::Trial } else { SlotState::Good };
+                    set_slot(&mut update.status.slots, slot, state, Some(&version));
+                    if !trial && let Some(left) = &update.status.booted {
+                        set_slot(&mut update.status.slots, left.slot, SlotState::Staged, Some(&left.version));
+                    }
+                    update.status.trial =
+                        trial.then(|| Trial { version: version.clone(), tries_left: 0, deadline: None });
+                    let root_hash = RootHash::from_bytes(&[0; 32]);
+                    update.status.booted = Some(Booted { slot, version, root_hash, committed_at: None });
+                }
+                update.status.staged = None;
+            }
+        }
+    }
+}
+
+fn plan_touches(touched: &[usize], at: usize) -> bool {
+    touched.binary_search(&at).is_ok()
+}
+
+fn set_slot(slots: &mut Option<Slots>, name: SlotName, state: SlotState, version: Option<&Version>) {
+    let slots = slots.get_or_insert_default();
+    let slot = match name {
+        SlotName::A => &mut slots.a,
+        SlotName::B => &mut slots.b,
+    };
+    *slot = SlotStatus { state, version: version.cloned(), root_hash: slot.root_hash.take() };
+}

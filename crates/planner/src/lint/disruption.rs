@@ -1,0 +1,346 @@
+//! Invariants 4, 6 and 7, and the promises of a policy's own fields, on every grant of a plan.
+
+use super::{Violation, violation};
+use crate::{
+    Action, Plan, Snapshot, ValidPolicy,
+    plan::HookOrder,
+    snapshot::{Cordon, EtcdMember, Node, OfferState, PolicyFacts},
+};
+use bascule_api::{Cause, EmergencyExemption, IntOrPercent, Severity, Version};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A grant of the plan with what it is about.
+struct Granted<'a> {
+    node: &'a Node,
+    policy: Option<&'a PolicyFacts>,
+    cause: &'a Cause,
+    /// The release that is to be installed; `None` for a way back to what the other slot holds.
+    installs: Option<&'a Version>,
+}
+
+pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>) {
+    let nodes: BTreeMap<&str, &Node> = snapshot.nodes.iter().map(|node| (&*node.name, &**node)).collect();
+    let mut granted = Vec::new();
+    for step in &plan.steps {
+        let Some(node) = step.action.node().and_then(|name| nodes.get(name)) else {
+            if step.action.node().is_some() {
+                found.push(violation(9, step.action.node().unwrap_or_default(), "is not in the snapshot"));
+            }
+            continue;
+        };
+        if let Action::Grant { cause, boot_id, generation, .. } = &step.action {
+            granted.extend(grant(snapshot, node, cause));
+            numbers(node, boot_id, *generation, found);
+        }
+        own_only(node, &step.action, found);
+        remembered_failure(snapshot, node, &step.action, found);
+    }
+    for grant in &granted {
+        promises(snapshot, grant, found);
+        failed_releases(grant, found);
+    }
+    budgets(snapshot, &granted, found);
+    control_plane(snapshot, &granted, found);
+    disruption_budgets(snapshot, &granted, found);
+    operator_last(snapshot, &granted, found);
+}
+
+fn grant<'a>(snapshot: &'a Snapshot, node: &'a Node, cause: &'a Cause) -> Option<Granted<'a>> {
+    let spec = &node.update.as_ref()?.spec;
+    let policy = snapshot.policies.iter().find(|policy| policy.name == spec.policy).map(|policy| &**policy);
+    let installs = (spec.goal == bascule_api::Goal::Staged)
+        .then_some(spec.release.as_ref())
+        .flatten()
+        .map(|release| &release.version);
+    Some(Granted { node, policy, cause, installs })
+}
+
+fn numbers(node: &Node, boot_id: &str, generation: i64, found: &mut Vec<Violation>) {
+    let Some(update) = &node.update else { return };
+    let spec = update.spec.grant.as_ref().map_or(0, |grant| grant.generation);
+    if generation <= spec.max(update.status.last_grant.unwrap_or(0)) {
+        found.push(violation(9, &node.name, format!("grant {generation} was given before")));
+    }
+    if update.spec.disruption.is_some() {
+        found.push(violation(9, &node.name, "is granted twice"));
+    }
+    if boot_id != node.boot_id || update.status.boot_id.as_deref() != Some(boot_id) {
+        found.push(violation(3, &node.name, "is granted for a boot that the agent does not run"));
+    }
+}
+
+/// Invariant 7: what somebody else cordoned stays cordoned.
+fn own_only(node: &Node, action: &Action, found: &mut Vec<Violation>) {
+    match action {
+        Action::Uncordon { mark, .. } if node.cordon != (Cordon::Ours { mark: mark.clone() }) => {
+            found.push(violation(7, &node.name, "is uncordoned, and we did not cordon it"));
+        }
+        Action::Grant { .. } | Action::Cordon { .. } if matches!(node.cordon, Cordon::Other { .. }) => {
+            found.push(violation(7, &node.name, "is taken although somebody else cordoned it"));
+        }
+        Action::RunHook(HookOrder { grant, .. }) => {
+            let in_force = node.update.as_ref().filter(|update| update.spec.disruption.is_some());
+            if in_force.and_then(|update| update.spec.grant.as_ref()).map(|granted| granted.generation) != Some(*grant)
+            {
+                found.push(violation(9, &node.name, "runs a hook without its grant"));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Invariant 6: a failed release is not staged or booted again.
+fn remembered_failure(snapshot: &Snapshot, node: &Node, action: &Action, found: &mut Vec<Violation>) {
+    let Some(spec) = node.update.as_ref().map(|update| &update.spec) else { return };
+    let (version, policy) = match (action, &spec.release) {
+        (Action::Stage { release, policy, .. }, _) => (&release.version, policy),
+        (Action::Boot { .. }, Some(release)) => (&release.version, &spec.policy),
+        _ => return,
+    };
+    let reported = node
+        .update
+        .as_ref()
+        .is_some_and(|update| update.status.failed_releases.iter().any(|failed| failed.version == *version));
+    if reported {
+        found.push(violation(6, &node.name, format!("{version} failed there and is tried again")));
+    }
+    let policy = snapshot.policies.iter().find(|known| known.name == *policy);
+    if policy.is_some_and(|policy| policy.status.blocked.iter().any(|block| block.version == *version)) {
+        found.push(violation(6, &node.name, format!("{version} is blocked and is tried again")));
+    }
+}
+
+fn failed_releases(grant: &Granted<'_>, found: &mut Vec<Violation>) {
+    let (Some(version), Some(policy)) = (grant.installs, grant.policy) else { return };
+    let name = &grant.node.name;
+    let on_node = policy.status.failures.iter().any(|failure| failure.version == *version && *failure.node == **name);
+    let reported = grant
+        .node
+        .update
+        .as_ref()
+        .is_some_and(|update| update.status.failed_releases.iter().any(|failed| failed.version == *version));
+    if on_node || reported {
+        found.push(violation(6, name, format!("{version} failed there and is granted again")));
+    }
+    let failures: BTreeSet<&str> = policy
+        .status
+        .failures
+        .iter()
+        .filter(|failure| failure.version == *version)
+        .map(|failure| failure.node.as_str())
+        .collect();
+    let threshold = policy.spec.as_ref().map_or(1, |valid| valid.spec.failure_threshold);
+    let listed = policy.spec.as_ref().is_ok_and(|valid| valid.spec.blocked_versions.contains(version));
+    let blocked = policy.status.blocked.iter().any(|block| block.version == *version);
+    if listed || blocked || failures.len() >= usize::try_from(threshold).unwrap_or(usize::MAX) {
+        found.push(violation(6, name, format!("{version} is blocked for the policy and is granted")));
+    }
+    if policy.offer.releases.iter().any(|release| release.version == *version && release.withdrawn.is_some()) {
+        found.push(violation(2, name, format!("{version} was withdrawn and is granted")));
+    }
+}
+
+/// What the policy's own fields promise.
+fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>) {
+    let (name, now) = (&*grant.node.name, snapshot.now);
+    let mut broken = |what: &str| found.push(violation(0, name, what));
+    let Some(policy) = grant.policy else { return broken("no policy stands behind the grant") };
+    let Ok(valid) = &policy.spec else { return broken("the policy is not valid") };
+    if !valid.spec.node_selector.matches(&grant.node.labels) {
+        broken("the policy does not select the node");
+    }
+    let others = snapshot.policies.iter().filter(|other| other.name != policy.name);
+    if others
+        .filter_map(|other| other.spec.as_ref().ok())
+        .any(|other| other.spec.node_selector.matches(&grant.node.labels))
+    {
+        broken("another policy selects the node too");
+    }
+    if snapshot.freezes.iter().any(|freeze| freeze.holds(&policy.labels, now)) {
+        broken("a Freeze holds the policy");
+    }
+    let Some(update) = &grant.node.update else { return broken("there is no NodeUpdate") };
+    if update.status.boot_control.as_ref().is_some_and(|control| control.counting == bascule_api::Counting::Broken) {
+        found.push(violation(5, name, "a trial there could not revert by itself"));
+    }
+    if !grant.node.pods.undrainable.is_empty() {
+        found.push(violation(0, name, "its drain can't succeed: a pod can't be evicted"));
+    }
+    if let Some(last) = &update.spec.last_disruption
+        && last.given_up > 0
+        && now < last.ended_at.after(bascule_api::Duration::from_secs(300))
+    {
+        found.push(violation(0, name, "its drain failed less than five minutes ago"));
+    }
+    updates_only(snapshot, grant, policy, valid, found);
+}
+
+/// Promises that hold updates back but not a way back.
+fn updates_only(
+    snapshot: &Snapshot,
+    grant: &Granted<'_>,
+    policy: &PolicyFacts,
+    valid: &ValidPolicy,
+    found: &mut Vec<Violation>,
+) {
+    let Some(version) = grant.installs.filter(|_| grant.cause.object.kind != "Rollback") else { return };
+    let (name, now) = (&*grant.node.name, snapshot.now);
+    let mut broken = |what: &str| found.push(violation(0, name, what));
+    if valid.spec.paused {
+        broken("the policy is paused");
+    }
+    let release = policy.offer.release(version);
+    let severity = policy.offer.releases.iter().map(|release| release.severity).max().unwrap_or(Severity::None);
+    if release.is_none_or(|release| now < release.published_at.after(valid.spec.min_release_age))
+        && !valid.skips(severity, EmergencyExemption::MinimumAge)
+    {
+        broken("the release is too young");
+    }
+    let expired = policy.offer.repository.expires_at.is_some_and(|expires| expires <= now);
+    if expired || matches!(policy.offer.state, OfferState::Unread | OfferState::Unusable { .. }) {
+        broken("the repository can't be trusted now");
+    }
+    if !valid.windows.is_empty()
+        && !valid.skips(severity, EmergencyExemption::MaintenanceWindow)
+        && !grant.node.taints.hold
+    {
+        match crate::windows::opening(&valid.windows, now) {
+            crate::windows::Opening::Closed(_) => broken("no maintenance window is open"),
+            crate::windows::Opening::Open(span) => {
+                let timings = &policy.status.timings;
+                let seen = [timings.drain_seconds, timings.boot_seconds, timings.health_seconds];
+                let needs = seen.into_iter().flatten().map(u64::from).sum::<u64>();
+                if span.end.is_some_and(|end| now.after(bascule_api::Duration::from_secs(needs)) > end) {
+                    broken("what drains and boots took lately does not fit before the window closes");
+                }
+            }
+            crate::windows::Opening::Always => {}
+        }
+    }
+    let staged = grant.node.update.as_ref().and_then(|update| update.status.staged.as_ref());
+    if staged.is_none_or(|staged| staged.version != *version) {
+        broken("the release is not staged");
+    }
+    for gate in &valid.gates {
+        let node = gate.per_node.then_some(name);
+        let answer = snapshot
+            .gates
+            .iter()
+            .find(|answer| answer.policy == policy.name && answer.gate == gate.name && answer.node.as_deref() == node);
+        if answer.is_none_or(|answer| !answer.passes) {
+            broken(&format!("health gate {} does not pass", gate.name));
+        }
+    }
+}
+
+/// Invariant 4, recounted after all grants of the plan.
+fn budgets(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violation>) {
+    let ignores = |grant: &Granted<'_>| {
+        let object = &grant.cause.object;
+        let rollbacks =
+            snapshot.rollbacks.iter().filter(|rollback| object.kind == "Rollback" && rollback.name == object.name);
+        rollbacks.into_iter().any(|rollback| rollback.spec.ignore_budgets)
+    };
+    let counted: Vec<_> = granted.iter().filter(|grant| !ignores(grant)).collect();
+    let by_plan: BTreeSet<&str> = granted.iter().map(|grant| &*grant.node.name).collect();
+    let out = |node: &Node| node.unavailable() || by_plan.contains(&*node.name);
+    for policy in &snapshot.policies {
+        let Ok(valid) = &policy.spec else { continue };
+        if !counted.iter().any(|grant| grant.policy.is_some_and(|own| own.name == policy.name)) {
+            continue;
+        }
+        let cared_for = |node: &Node| {
+            let moving =
+                node.granted().then(|| node.update.as_ref().map(|update| update.spec.policy.as_str())).flatten();
+            match moving.filter(|by| snapshot.policies.iter().any(|policy| policy.name == **by)) {
+                Some(by) => by == policy.name,
+                None => valid.spec.node_selector.matches(&node.labels) && selected_once(snapshot, node),
+            }
+        };
+        let members: Vec<&Node> = snapshot.nodes.iter().map(|node| &**node).filter(|node| cared_for(node)).collect();
+        let unavailable: Vec<&Node> = members.iter().copied().filter(|node| out(node)).collect();
+        over(&policy.name, "the policy", &valid.spec.budget.max_unavailable, members.len(), unavailable.len(), found);
+        let Some(domain) = &valid.spec.budget.per_domain else { continue };
+        let of = |node: &Node| node.labels.get(&domain.topology_key).cloned().unwrap_or_default();
+        let busy: BTreeSet<String> = unavailable.iter().map(|node| of(node)).collect();
+        if busy.len() > usize::try_from(domain.max_domains).unwrap_or(usize::MAX) {
+            found.push(violation(4, &policy.name, format!("{} failure domains have unavailable nodes", busy.len())));
+        }
+        if let Some(most) = &domain.max_unavailable {
+            let touched = counted.iter().map(|grant| of(grant.node)).collect::<BTreeSet<_>>();
+            for name in touched {
+                let size = members.iter().filter(|node| of(node) == name).count();
+                let down = unavailable.iter().filter(|node| of(node) == name).count();
+                over(&policy.name, &format!("domain {name}"), most, size, down, found);
+            }
+        }
+    }
+    if let Some(ceiling) = &snapshot.ceiling
+        && !counted.is_empty()
+    {
+        let unavailable = snapshot.nodes.iter().filter(|node| out(node)).count();
+        over("cluster", "the cluster", ceiling, snapshot.nodes.len(), unavailable, found);
+    }
+}
+
+pub(super) fn selected_once(snapshot: &Snapshot, node: &Node) -> bool {
+    let selecting = snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
+    selecting.filter(|valid| valid.spec.node_selector.matches(&node.labels)).count() == 1
+}
+
+fn over(subject: &str, what: &str, most: &IntOrPercent, of: usize, down: usize, found: &mut Vec<Violation>) {
+    let most = most.of(u32::try_from(of).unwrap_or(u32::MAX)).unwrap_or(0);
+    if down > usize::try_from(most).unwrap_or(usize::MAX) {
+        found.push(violation(4, subject, format!("{down} nodes of {what} would be unavailable, {most} may be")));
+    }
+}
+
+/// One control-plane node at a time; etcd keeps its quorum.
+fn control_plane(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violation>) {
+    for grant in granted {
+        let node = grant.node;
+        let taken = |other: &Node| {
+            other.name != node.name
+                && (other.unavailable() || granted.iter().any(|grant| grant.node.name == other.name))
+        };
+        if node.control_plane && snapshot.nodes.iter().any(|other| other.control_plane && taken(other)) {
+            found.push(violation(4, &node.name, "two control-plane nodes would be unavailable"));
+        }
+        if node.etcd != EtcdMember::None {
+            let members = snapshot.nodes.iter().filter(|other| other.etcd != EtcdMember::None);
+            let (mut all, mut up) = (0, 0);
+            for other in members {
+                all += 1;
+                up += usize::from(other.name != node.name && other.etcd == EtcdMember::Healthy && !taken(other));
+            }
+            if all >= 3 && up < all / 2 + 1 {
+                found.push(violation(4, &node.name, format!("etcd would have {up} of {all} members")));
+            }
+        }
+    }
+}
+
+/// A drain that can't succeed now is not begun.
+fn disruption_budgets(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violation>) {
+    for grant in granted {
+        for (key, pods) in grant.node.pods.budgets.iter().filter(|(_, pods)| *pods > 0) {
+            if snapshot.budgets.get(key).is_some_and(|budget| budget.allowed == 0) {
+                let what = format!("its drain can't succeed: {key} lets none of its {pods} pods go");
+                found.push(violation(0, &grant.node.name, what));
+            }
+        }
+    }
+}
+
+/// The operator's own node goes after those that could go.
+fn operator_last(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violation>) {
+    let own = |grant: &&Granted<'_>| Some(&*grant.node.name) == snapshot.operator_node.as_deref();
+    let Some(own) = granted.iter().find(own) else { return };
+    // A way back does not wait for nodes that go forward.
+    let kind = |grant: &Granted<'_>| {
+        (grant.policy.map(|policy| policy.name.clone()), grant.cause.object.kind.clone(), grant.installs.is_some())
+    };
+    if granted.iter().any(|grant| grant.node.name != own.node.name && kind(grant) == kind(own)) {
+        found.push(violation(0, &own.node.name, "the operator's own node goes together with others"));
+    }
+}

@@ -1,0 +1,46 @@
+//! Checks the invariants on any plan, whoever made it.
+//!
+//! Written apart from the gates and in another way: it knows nothing of waves, choices or order, recounts everything
+//! from the snapshot, and asks only whether carrying the plan out could break what docs/invariants.md promises. The
+//! property tests run it on every plan of every world; the operator may run it before it acts.
+
+mod disruption;
+mod explained;
+mod rollout;
+
+use crate::{Plan, Report, Snapshot};
+
+/// A promise that a plan would break.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Violation {
+    /// The invariant of the architecture, by its number.
+    pub invariant: u8,
+    /// The node or policy.
+    pub subject: String,
+    /// What would happen.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "invariant {} at {}: {}", self.invariant, self.subject, self.what)
+    }
+}
+
+/// Every violation of the invariants 4 (budgets), 6 (failed releases), 7 (undo only our own), 8 (every wait is
+/// explained) and 10 (same facts, same plan), and of the promises that a policy makes with its own fields (paused,
+/// frozen, windows, minimum age, control plane).
+#[must_use]
+pub fn lint(snapshot: &Snapshot, plan: &Plan, report: &Report) -> Vec<Violation> {
+    let mut found = Vec::new();
+    disruption::check(snapshot, plan, &mut found);
+    rollout::check(snapshot, plan, &mut found);
+    explained::check(snapshot, plan, report, &mut found);
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+fn violation(invariant: u8, subject: &str, what: impl Into<String>) -> Violation {
+    Violation { invariant, subject: subject.to_owned(), what: what.into() }
+}

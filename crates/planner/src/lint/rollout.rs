@@ -1,0 +1,177 @@
+//! The order of a rollout: waves and their soak, the way back that is kept, the halt after failures, nodes in trouble
+//! last.
+
+use super::{Violation, violation};
+use crate::{
+    Action, Plan, Snapshot,
+    snapshot::{Node, PolicyFacts},
+};
+use bascule_api::{DisruptionOutcome, EmergencyExemption, Goal, Severity, SlotState, Time, Version};
+use std::collections::BTreeSet;
+
+pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>) {
+    for step in &plan.steps {
+        if let Action::Stage { node, policy, release, .. } = &step.action
+            && step.cause.as_ref().is_none_or(|cause| cause.object.kind != "Rollback")
+        {
+            way_back(snapshot, node, policy, &release.version, found);
+        }
+    }
+    let granted: BTreeSet<&str> = plan
+        .steps
+        .iter()
+        .filter(|step| matches!(step.action, Action::Grant { .. }))
+        .filter_map(|step| step.action.node())
+        .collect();
+    let updates: BTreeSet<&str> = plan
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::Grant { node, cause, .. } if cause.object.kind == "UpdatePolicy" => Some(node.as_str()),
+            _ => None,
+        })
+        .collect();
+    for name in updates.iter().copied() {
+        let Some(node) = snapshot.nodes.iter().find(|node| &*node.name == name) else { continue };
+        let Some(spec) = node.update.as_ref().map(|update| &update.spec) else { continue };
+        let Some(version) = spec.release.as_ref().filter(|_| spec.goal == Goal::Staged).map(|asked| &asked.version)
+        else {
+            continue;
+        };
+        let Some(policy) = snapshot.policies.iter().find(|policy| policy.name == spec.policy) else { continue };
+        waves(snapshot, policy, node, version, &updates, found);
+        halted(snapshot, policy, node, found);
+        in_trouble(snapshot, policy, node, &granted, found);
+    }
+}
+
+/// Overwriting the other slot destroys the way back, so the running release must be proven.
+fn way_back(snapshot: &Snapshot, name: &str, policy: &str, version: &Version, found: &mut Vec<Violation>) {
+    let Some(update) = snapshot.nodes.iter().find(|node| &*node.name == name).and_then(|node| node.update.as_ref())
+    else {
+        return;
+    };
+    let (Some(booted), Some(slots)) = (&update.status.booted, &update.status.slots) else { return };
+    let other = slots.get(booted.slot.other());
+    let policy = snapshot.policies.iter().find(|known| known.name == policy);
+    let Some(Ok(valid)) = policy.map(|policy| &policy.spec) else { return };
+    if other.state != SlotState::Good || other.version.as_ref() == Some(version) {
+        return;
+    }
+    if snapshot.now < done_at(update, &booted.version, snapshot.now).after(valid.spec.proven_after) {
+        let kept = other.version.as_ref().map_or("", |version| version.as_str());
+        found.push(violation(1, name, format!("the way back to {kept} is overwritten before it may be")));
+    }
+}
+
+fn done_at(update: &crate::snapshot::UpdateFacts, version: &Version, now: Time) -> Time {
+    let freed = update
+        .spec
+        .last_disruption
+        .as_ref()
+        .filter(|last| last.outcome == DisruptionOutcome::Committed && last.version.as_ref() == Some(version));
+    let reported = update.status.booted.as_ref().and_then(|booted| booted.committed_at);
+    freed.map(|last| last.ended_at).or(reported).unwrap_or_default().min(now)
+}
+
+fn members<'a>(snapshot: &'a Snapshot, policy: &'a PolicyFacts) -> impl Iterator<Item = &'a Node> {
+    let selector = policy.spec.as_ref().ok().map(|valid| &valid.spec.node_selector);
+    let selects = move |node: &Node| selector.is_some_and(|selector| selector.matches(&node.labels));
+    let nodes = snapshot.nodes.iter().map(|node| &**node);
+    nodes.filter(move |node| selects(node) && super::disruption::selected_once(snapshot, node))
+}
+
+/// Nobody goes beyond the first wave before one of its nodes has run the release for its soak.
+fn waves(
+    snapshot: &Snapshot,
+    policy: &PolicyFacts,
+    node: &Node,
+    version: &Version,
+    updates: &BTreeSet<&str>,
+    found: &mut Vec<Violation>,
+) {
+    let Ok(valid) = &policy.spec else { return };
+    let Some(first) = valid.spec.waves.first() else { return };
+    let severity = policy.offer.releases.iter().map(|release| release.severity).max().unwrap_or(Severity::None);
+    if valid.skips(severity, EmergencyExemption::Wave) {
+        return;
+    }
+    let runs = |node: &Node| {
+        let booted = node.update.as_ref().and_then(|update| update.status.booted.as_ref());
+        // What runs something newer stepped through this release, unless that is something to get away from.
+        let sound = |newer: &Version| {
+            policy.offer.release(newer).is_some_and(|release| release.withdrawn.is_none())
+                && !policy.status.blocked.iter().any(|block| block.version == *newer)
+        };
+        booted.is_some_and(|booted| booted.version == *version || (booted.version > *version && sound(&booted.version)))
+    };
+    // Who goes back because of a Rollback is in no wave.
+    let updating = |node: &Node| {
+        let disruption = node.update.as_ref().and_then(|update| update.spec.disruption.as_ref());
+        disruption.is_some_and(|disruption| disruption.cause.object.kind == "UpdatePolicy")
+    };
+    let in_motion = |node: &Node| updating(node) || updates.contains(&*node.name);
+    let in_first: Vec<&Node> = match &first.selector {
+        Some(selector) => {
+            let wave: Vec<&Node> = members(snapshot, policy).filter(|node| selector.matches(&node.labels)).collect();
+            if selector.matches(&node.labels) || wave.is_empty() {
+                return;
+            }
+            wave
+        }
+        None => {
+            let all = members(snapshot, policy).count();
+            let share = first.percent.map_or(usize::MAX, |percent| (all * percent as usize).div_ceil(100));
+            let most = first.count.map_or(share, |count| count as usize);
+            if members(snapshot, policy).filter(|node| runs(node) || in_motion(node)).count() <= most {
+                return;
+            }
+            members(snapshot, policy).collect()
+        }
+    };
+    let soaked = in_first.iter().any(|node| {
+        runs(node)
+            && !node.granted()
+            && node.update.as_ref().is_some_and(|update| {
+                let running = update.status.booted.as_ref().map_or(version, |booted| &booted.version);
+                update.status.trial.is_none()
+                    && done_at(update, running, snapshot.now).after(first.soak) <= snapshot.now
+            })
+    });
+    if !soaked {
+        let what = format!("goes before wave {} has run {version} for {}", first.name, first.soak);
+        found.push(violation(0, &node.name, what));
+    }
+}
+
+/// After the newest release failed too often nothing new starts, not even with an older one.
+fn halted(snapshot: &Snapshot, policy: &PolicyFacts, node: &Node, found: &mut Vec<Violation>) {
+    let Ok(valid) = &policy.spec else { return };
+    let newest = policy.offer.releases.iter().rev().find(|release| {
+        release.withdrawn.is_none()
+            && !valid.spec.blocked_versions.contains(&release.version)
+            && valid.spec.version.as_ref().is_none_or(|pin| *pin == release.version)
+    });
+    let block = newest.and_then(|newest| policy.status.blocked.iter().find(|block| block.version == newest.version));
+    let lifted = |at: Time| {
+        snapshot.rollbacks.iter().any(|rollback| rollback.spec.policy == policy.name && rollback.created_at >= at)
+    };
+    if block.is_some_and(|block| block.by == "FailureThreshold" && !lifted(block.at)) {
+        found.push(violation(6, &node.name, "starts although the policy halted after failures"));
+    }
+}
+
+/// A node that is not Ready is not tried while others are.
+fn in_trouble(
+    snapshot: &Snapshot,
+    policy: &PolicyFacts,
+    node: &Node,
+    granted: &BTreeSet<&str>,
+    found: &mut Vec<Violation>,
+) {
+    let others = members(snapshot, policy)
+        .any(|other| other.name != node.name && (other.granted() || granted.contains(&*other.name)));
+    if !node.ready.ready && others {
+        found.push(violation(0, &node.name, "is not Ready and is tried together with others"));
+    }
+}

@@ -1,0 +1,125 @@
+//! Carries plans out in memory: what a snapshot looks like once an action is done.
+//!
+//! The forecast and the simulator need this; the operator does the same through the API server, with the spec of a
+//! NodeUpdate from the same function ([`Action::spec_after`]).
+
+use crate::{
+    Action, Mismatch, Report, Snapshot, Step,
+    plan::{Taint, initial_spec},
+    snapshot::{Cordon, HookRun, HookState, Node, UpdateFacts},
+};
+use bascule_api::NodeUpdateStatus;
+use std::sync::Arc;
+
+/// What became of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// It was carried out.
+    Applied,
+    /// The facts are not as it expects; nothing was done.
+    Refused(Mismatch),
+    /// The node or policy is not there any more; nothing was done.
+    Gone,
+}
+
+/// Carries one step out on a snapshot. The report is that of the same plan: it holds what [`Action::Remember`] writes.
+pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
+    match &step.action {
+        Action::Remember { policy, .. } => {
+            let said = report.policies.iter().find(|said| said.policy == *policy);
+            let known = snapshot.policies.iter_mut().find(|known| known.name == *policy);
+            let (Some(said), Some(known)) = (said, known) else { return Done::Gone };
+            Arc::make_mut(known).status = said.status.clone();
+            return Done::Applied;
+        }
+        Action::AcceptRollback { rollback, status } => {
+            let known = snapshot.rollbacks.iter_mut().find(|known| known.name == *rollback);
+            let Some(known) = known else { return Done::Gone };
+            Arc::make_mut(known).status = status.clone();
+            return Done::Applied;
+        }
+        _ => {}
+    }
+    let Some(name) = step.action.node() else { return Done::Gone };
+    let Some(node) = snapshot.nodes.iter_mut().find(|node| &*node.name == name) else { return Done::Gone };
+    if let Err(mismatch) = step.expect.check(node) {
+        return Done::Refused(mismatch);
+    }
+    if let Action::RunHook(order) = &step.action {
+        let job = format!("hooks/{}-{}-{}", order.hook, order.node, order.grant);
+        if !snapshot.hooks.iter().any(|run| run.job == job && run.stage == order.stage) {
+            snapshot.hooks.push(HookRun {
+                node: order.node.clone(),
+                grant: order.grant,
+                stage: order.stage,
+                hook: order.hook.clone(),
+                job,
+                state: HookState::Running { since: snapshot.now },
+            });
+        }
+        return Done::Applied;
+    }
+    on_node(Arc::make_mut(node), &step.action);
+    Done::Applied
+}
+
+/// What an action does to a node and its NodeUpdate.
+fn on_node(node: &mut Node, action: &Action) {
+    match action {
+        Action::CreateNodeUpdate { policy, .. } => {
+            node.update.get_or_insert_with(|| UpdateFacts {
+                generation: 1,
+                owner_uid: Some(node.uid.clone()),
+                deleting: false,
+                spec: initial_spec(policy),
+                status: NodeUpdateStatus::default(),
+            });
+        }
+        Action::Taint { taint, .. } => set_taint(node, *taint, true),
+        Action::Untaint { taint, .. } => set_taint(node, *taint, false),
+        Action::Cordon { mark, .. } => node.cordon = Cordon::Ours { mark: mark.clone() },
+        Action::Uncordon { remove_outdated, .. } => {
+            node.cordon = Cordon::None;
+            if *remove_outdated {
+                node.taints.outdated = false;
+            }
+        }
+        _ => {
+            if let Some(update) = &mut node.update
+                && let Some(spec) = action.spec_after(&update.spec)
+                && spec != update.spec
+            {
+                update.spec = spec;
+                update.generation += 1;
+            }
+        }
+    }
+}
+
+const fn set_taint(node: &mut Node, taint: Taint, there: bool) {
+    match taint {
+        Taint::Outdated => node.taints.outdated = there,
+        Taint::Hold => node.taints.hold = there,
+    }
+}
+
+/// Writes what a report says into the statuses of policies, Freezes and Rollbacks, as the operator does after acting.
+pub fn write_statuses(snapshot: &mut Snapshot, report: &Report) {
+    for said in &report.policies {
+        if let Some(known) =
+            snapshot.policies.iter_mut().find(|known| known.name == said.policy && known.status != said.status)
+        {
+            Arc::make_mut(known).status = said.status.clone();
+        }
+    }
+    for (known, status) in snapshot.freezes.iter_mut().zip(&report.freezes) {
+        if known.status != *status {
+            Arc::make_mut(known).status = status.clone();
+        }
+    }
+    for (known, status) in snapshot.rollbacks.iter_mut().zip(&report.rollbacks) {
+        if known.status != *status {
+            Arc::make_mut(known).status = status.clone();
+        }
+    }
+}

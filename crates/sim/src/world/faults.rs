@@ -1,0 +1,309 @@
+//! What people and bad luck do to a world.
+
+use super::{Fate, World, build};
+use bascule_api::Counting;
+use bascule_planner::snapshot::{Cordon, EtcdMember, OfferState};
+use rand::RngExt as _;
+use std::sync::Arc;
+
+impl World {
+    fn any_node(&mut self) -> Option<String> {
+        let count = self.snapshot.nodes.len();
+        if count == 0 {
+            return None;
+        }
+        let index = self.random.random_range(0..count);
+        self.snapshot.nodes.get(index).map(|node| node.name.to_string())
+    }
+
+    /// With some luck nothing, else one thing.
+    pub(super) fn misfortune(&mut self) {
+        if self.chance(8) {
+            self.old_view = Some(self.snapshot.clone());
+        }
+        if !self.chance(35) {
+            return;
+        }
+        let Some(name) = self.any_node() else { return };
+        match self.random.random_range(0..21) {
+            0 | 1 => self.crash(&name),
+            2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
+            3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
+            5 => self.with_machine(&name, "loses its agent", |machine| machine.silent = true),
+            6 => self.with_machine(&name, "gets its agent back", |machine| machine.silent = false),
+            7 => self.with_machine(&name, "will not come back from its next reboot", |machine| machine.dies = true),
+            8 => self.with_machine(&name, "holds an inhibitor", |machine| machine.inhibited = true),
+            9 => self.person_cordons(&name),
+            10 => self.person_uncordons(&name),
+            11 => self.freeze(),
+            12 => self.roll_back(),
+            13 => self.publish(),
+            14 => self.withdraw(),
+            15 => self.edit_policy(),
+            16 => self.delete_node(&name),
+            17 => {
+                self.workload.healthy = !self.workload.healthy;
+                let healthy = self.workload.healthy;
+                self.tell(if healthy { "alerts end" } else { "an alert fires" });
+            }
+            18 => {
+                self.tell(&format!("{name}: a pod that does not go away"));
+                self.workload.stuck.insert(name, 1);
+            }
+            19 => self.odd(&name),
+            _ => {
+                self.workload.hooks_fail = !self.workload.hooks_fail;
+                self.tell("hooks fail, or do not any more");
+            }
+        }
+    }
+
+    fn with_machine(&mut self, name: &str, what: &str, change: impl Fn(&mut super::Machine)) {
+        self.tell(&format!("{name}: {what}"));
+        if let Some(machine) = self.machines.get_mut(name) {
+            change(machine);
+        }
+    }
+
+    fn crash(&mut self, name: &str) {
+        self.tell(&format!("{name}: power fails"));
+        let now = self.snapshot.now;
+        if let Some(machine) = self.machines.get_mut(name) {
+            machine.crash(now);
+        }
+    }
+
+    fn with_node(&mut self, name: &str, change: impl Fn(&mut bascule_planner::snapshot::Node)) {
+        if let Some(node) = self.snapshot.nodes.iter_mut().find(|node| &*node.name == name) {
+            change(Arc::make_mut(node));
+        }
+    }
+
+    fn person_cordons(&mut self, name: &str) {
+        let free = self.snapshot.nodes.iter().any(|node| &*node.name == name && node.cordon == Cordon::None);
+        if free {
+            self.tell(&format!("{name}: alice cordons it"));
+            self.with_node(name, |node| node.cordon = Cordon::Other { by: Some("alice".to_owned()), since: None });
+            self.held_by_people.push(name.to_owned());
+        }
+    }
+
+    fn person_uncordons(&mut self, name: &str) {
+        if self.snapshot.nodes.iter().any(|node| &*node.name == name && node.cordon.is_cordoned()) {
+            self.tell(&format!("{name}: alice uncordons it"));
+            self.with_node(name, |node| node.cordon = Cordon::None);
+            self.held_by_people.retain(|held| held != name);
+        }
+    }
+
+    fn freeze(&mut self) {
+        let seconds = self.random.random_range(60..1_200);
+        let name = format!("freeze-{}", self.snapshot.freezes.len());
+        self.tell(&format!("alice freezes everything for {seconds} s"));
+        self.snapshot.freezes.push(Arc::new(build::freeze(&name, self.snapshot.now, seconds)));
+    }
+
+    fn roll_back(&mut self) {
+        if self.snapshot.rollbacks.len() >= 2 {
+            return;
+        }
+        let count = self.snapshot.policies.len();
+        let index = self.up_to(count.saturating_sub(1));
+        let Some(policy) = self.snapshot.policies.get(index).map(|policy| policy.name.clone()) else { return };
+        let name = format!("rollback-{}", self.snapshot.rollbacks.len());
+        let mut rollback = build::rollback(&name, &policy, self.snapshot.now);
+        rollback.spec.block = self.chance(80);
+        rollback.spec.respect_windows = self.chance(20);
+        rollback.spec.ignore_budgets = self.chance(15);
+        if self.chance(30) {
+            rollback.spec.nodes = self.any_node().into_iter().collect();
+        }
+        if self.chance(20) {
+            rollback.spec.version = Some(build::version("1.0"));
+        }
+        self.tell(&format!("bob rolls {policy} back ({:?})", rollback.spec));
+        self.snapshot.rollbacks.push(Arc::new(rollback));
+    }
+
+    fn change_offers(&mut self, change: impl Fn(&mut bascule_planner::snapshot::Offer)) {
+        let Some(first) = self.snapshot.policies.first() else { return };
+        let mut offer = (*first.offer).clone();
+        change(&mut offer);
+        let offer = Arc::new(offer);
+        for policy in &mut self.snapshot.policies {
+            Arc::make_mut(policy).offer = Arc::clone(&offer);
+        }
+    }
+
+    fn publish(&mut self) {
+        let known = self.snapshot.policies.first().map_or(0, |policy| policy.offer.releases.len());
+        let Some(next) = ["1.0", "1.1", "1.2", "1.3", "1.4"].get(known) else { return };
+        self.tell(&format!("{next} is published"));
+        let mut release = build::release(next);
+        release.published_at = self.snapshot.now;
+        self.change_offers(|offer| offer.releases.push(release.clone()));
+    }
+
+    fn withdraw(&mut self) {
+        self.tell("the newest release is withdrawn");
+        self.change_offers(|offer| {
+            if offer.releases.len() > 2
+                && let Some(last) = offer.releases.last_mut()
+            {
+                last.withdrawn = Some("broken".to_owned());
+            }
+        });
+    }
+
+    fn edit_policy(&mut self) {
+        let count = self.snapshot.policies.len();
+        let index = self.up_to(count.saturating_sub(1));
+        let kind = self.random.random_range(0..6);
+        let Some(policy) = self.snapshot.policies.get_mut(index) else { return };
+        let policy = Arc::make_mut(policy);
+        let Ok(valid) = &policy.spec else { return };
+        let mut spec = valid.spec.clone();
+        let told = match kind {
+            0 => {
+                spec.paused = !spec.paused;
+                format!("{} is paused: {}", policy.name, spec.paused)
+            }
+            1 => {
+                spec.node_selector.match_labels.insert("canary".to_owned(), "yes".to_owned());
+                format!("{} selects canaries only", policy.name)
+            }
+            2 => {
+                spec.node_selector.match_labels.remove("canary");
+                format!("{} selects more", policy.name)
+            }
+            3 => {
+                spec.budget.max_unavailable = bascule_api::IntOrPercent::Int(1);
+                format!("{} has a budget of one", policy.name)
+            }
+            4 => {
+                spec.node_selector.match_labels.remove("group");
+                format!("{} may conflict", policy.name)
+            }
+            _ => {
+                if let Some(window) = spec.maintenance_windows.first_mut() {
+                    window.time_zone = "Mars/Olympus".to_owned();
+                }
+                format!("{} gets a time zone that is none, if it has a window", policy.name)
+            }
+        };
+        policy.generation += 1;
+        policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+        self.tell(&told);
+    }
+
+    fn delete_node(&mut self, name: &str) {
+        if self.snapshot.nodes.len() < 3 {
+            return;
+        }
+        self.tell(&format!("{name}: is deleted"));
+        self.snapshot.nodes.retain(|node| &*node.name != name);
+        self.machines.remove(name);
+        self.held_by_people.retain(|held| held != name);
+        if self.chance(50) {
+            self.tell(&format!("{name}: joins again, on the oldest release"));
+            let two = self.snapshot.policies.len() > 1;
+            self.add_node(name, two);
+            let now = self.snapshot.now;
+            let generation = self.random.random_range(2..1_000_000_u32);
+            self.with_node(name, |node| {
+                node.uid = format!("uid-{name}-{generation}");
+                node.created_at = now;
+            });
+        }
+    }
+
+    fn odd(&mut self, name: &str) {
+        match self.random.random_range(0..5) {
+            0 => {
+                self.tell(&format!("{name}: somebody edits the NodeUpdate by hand"));
+                self.with_node(name, |node| {
+                    if let Some(update) = &mut node.update
+                        && update.spec.disruption.is_none()
+                        && update.spec.grant.is_some()
+                    {
+                        update.spec.goal = bascule_api::Goal::Booted;
+                        update.generation += 1;
+                    }
+                });
+            }
+            1 => {
+                self.tell(&format!("{name}: its boot loader does not count"));
+                self.with_node(name, |node| {
+                    if let Some(control) = node.update.as_mut().and_then(|update| update.status.boot_control.as_mut()) {
+                        control.counting = Counting::Broken;
+                    }
+                });
+            }
+            2 => {
+                self.tell("the repository can't be trusted");
+                self.change_offers(|offer| {
+                    let (reason, message) = ("Expired", "the metadata expired".to_owned());
+                    offer.state = OfferState::Unusable { reason, message };
+                });
+            }
+            3 => {
+                self.tell("the repository is well");
+                self.change_offers(|offer| offer.state = OfferState::Valid);
+            }
+            _ => {
+                self.tell(&format!("{name}: etcd is not healthy there"));
+                self.with_node(name, |node| {
+                    if node.etcd == EtcdMember::Healthy {
+                        node.etcd = EtcdMember::Unhealthy;
+                    }
+                });
+            }
+        }
+    }
+
+    /// Everything is mended, people go home.
+    pub(super) fn make_peace(&mut self) {
+        self.tell("peace: everything is mended");
+        self.peace = true;
+        self.old_view = None;
+        for machine in self.machines.values_mut() {
+            machine.silent = false;
+            machine.dies = false;
+            machine.unready = false;
+            machine.inhibited = false;
+        }
+        self.workload.healthy = true;
+        self.workload.hooks_fail = false;
+        self.workload.stuck.clear();
+        for app in self.workload.apps.values_mut() {
+            app.desired = app.desired.min(app.wanted.saturating_sub(1));
+        }
+        self.change_offers(|offer| offer.state = OfferState::Valid);
+        let now = self.snapshot.now;
+        self.snapshot.freezes.retain(|freeze| freeze.ends_at() <= now);
+        for policy in &mut self.snapshot.policies {
+            let policy = Arc::make_mut(policy);
+            let spec = match &policy.spec {
+                Ok(valid) => valid.spec.clone(),
+                Err(_) => build::spec(&serde_json::json!({})),
+            };
+            let mut spec = spec;
+            spec.paused = false;
+            policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+        }
+        let held = std::mem::take(&mut self.held_by_people);
+        for node in &mut self.snapshot.nodes {
+            let node = Arc::make_mut(node);
+            if held.iter().any(|held| **held == *node.name) {
+                node.cordon = Cordon::None;
+            }
+            if node.etcd == EtcdMember::Unhealthy {
+                node.etcd = EtcdMember::Healthy;
+            }
+            if let Some(control) = node.update.as_mut().and_then(|update| update.status.boot_control.as_mut()) {
+                control.counting = Counting::Works;
+            }
+        }
+        let _ = Fate::Good;
+    }
+}

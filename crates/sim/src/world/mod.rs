@@ -1,0 +1,289 @@
+//! Seeded cluster worlds for the planner: API objects in memory, nodes with simulated agents, people and failures, and
+//! an operator that is killed between any two of its actions.
+//!
+//! A world is a pure function of its seed. Each round some time passes, the environment acts, and the operator makes
+//! a plan from what it sees (sometimes an old view of the nodes) and carries out a random part of it. After each
+//! round the invariants are checked against the world itself, not against what the planner believes.
+
+pub mod build;
+mod check;
+mod cluster;
+mod faults;
+mod machine;
+pub mod scenario;
+mod workload;
+
+use bascule_api::Time;
+use bascule_planner::{GateSet, Snapshot, lint, model, plan_asking};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use std::{collections::BTreeMap, fmt::Write as _};
+
+pub use check::Broken;
+pub use machine::{Fate, Machine};
+
+/// How a world is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Rounds in which people and failures act.
+    pub rounds: u32,
+    /// The gates the planner asks; all of them, unless a test proves that one is needed.
+    pub gates: GateSet,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { rounds: 40, gates: GateSet::ALL }
+    }
+}
+
+/// How many rounds of peace a world may need at most.
+const MOST_ROUNDS: u32 = 600;
+/// How many rounds, each up to the next moment at which something could happen, nothing must happen. Windows open and
+/// close within them.
+const QUIET_ROUNDS: u32 = 8;
+
+/// One world.
+#[derive(Debug)]
+pub struct World {
+    /// The API objects and all other facts, as they are.
+    pub snapshot: Snapshot,
+    /// The machines under the nodes, by node name.
+    pub machines: BTreeMap<String, Machine>,
+    /// What each release does to a machine that boots it, by version.
+    pub fates: BTreeMap<String, Fate>,
+    /// Nodes that a person cordoned, and nobody uncordoned since.
+    pub held_by_people: Vec<String>,
+    workload: workload::Workload,
+    random: ChaCha8Rng,
+    seed: u64,
+    gates: GateSet,
+    story: String,
+    /// What the operator saw of the nodes some rounds ago.
+    old_view: Option<Snapshot>,
+    peace: bool,
+}
+
+/// A broken promise, with the story that led to it.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The world's seed.
+    pub seed: u64,
+    /// What is broken.
+    pub broken: Vec<Broken>,
+    /// What happened, round by round.
+    pub story: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "world {} broke a promise", self.seed)?;
+        f.write_str(&self.story)?;
+        for broken in &self.broken {
+            writeln!(f, "=> {broken}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Runs the world of a seed to its end.
+///
+/// # Errors
+/// [`Failure`], when a promise was broken.
+pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
+    let mut world = World::random(seed, options.gates);
+    for _ in 0..options.rounds {
+        world.round()?;
+    }
+    world.settle()?;
+    Ok(world)
+}
+
+impl World {
+    /// A world around a snapshot, without chance: nothing happens but what a scenario says.
+    #[must_use]
+    pub fn quiet(snapshot: Snapshot) -> Self {
+        let mut world = Self {
+            machines: BTreeMap::new(),
+            fates: BTreeMap::new(),
+            held_by_people: Vec::new(),
+            workload: workload::Workload::default(),
+            random: ChaCha8Rng::seed_from_u64(snapshot.seed),
+            seed: snapshot.seed,
+            gates: GateSet::ALL,
+            story: String::new(),
+            old_view: None,
+            peace: true,
+            snapshot,
+        };
+        let names: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();
+        for name in names {
+            world.machines.insert(name.clone(), Machine::new(&name));
+        }
+        world
+    }
+
+    fn tell(&mut self, line: &str) {
+        let _ = writeln!(self.story, "{}  {line}", self.snapshot.now);
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn story(&self) -> &str {
+        &self.story
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.random.random_range(0..100) < percent
+    }
+
+    fn up_to(&mut self, most: usize) -> usize {
+        if most == 0 { 0 } else { self.random.random_range(0..=most) }
+    }
+
+    /// One round: time passes, things happen, the operator acts.
+    fn round(&mut self) -> Result<(), Box<Failure>> {
+        let seconds = if self.peace { 30 } else { self.random.random_range(3..150) };
+        self.pass(seconds);
+        if !self.peace {
+            self.misfortune();
+        }
+        self.operate()?;
+        self.fail_if(check::world(self))
+    }
+
+    /// Time passes: agents, machines, pods and Jobs go on.
+    pub fn pass(&mut self, seconds: i64) {
+        let now = self.snapshot.now.get() + chrono::TimeDelta::seconds(seconds);
+        self.snapshot.now = Time::new(now);
+        self.run_machines();
+        self.run_workload();
+        self.run_hooks();
+        self.answer_gates();
+    }
+
+    /// The operator plans and carries out a part of the plan; it may be killed between any two actions.
+    fn operate(&mut self) -> Result<(), Box<Failure>> {
+        let stale = !self.peace && self.chance(15);
+        let seen = if stale { self.old_view() } else { self.snapshot.clone() };
+        let (plan, report) = plan_asking(&seen, self.gates);
+        let mut broken: Vec<Broken> = lint(&seen, &plan, &report).into_iter().map(Broken::Lint).collect();
+        if self.chance(10) {
+            let again = plan_asking(&seen, self.gates);
+            if again != (plan.clone(), report.clone()) {
+                broken.push(Broken::World(10, "the same facts gave another plan".to_owned()));
+            }
+        }
+        let survives = self.peace || !self.chance(25);
+        let lives = if survives { plan.steps.len() } else { self.up_to(plan.steps.len()) };
+        let mut refused: Vec<String> = Vec::new();
+        for step in plan.steps.iter().take(lives) {
+            let node = step.action.node().unwrap_or_default().to_owned();
+            if !node.is_empty() && refused.contains(&node) {
+                continue;
+            }
+            let done = model::apply(&mut self.snapshot, step, &report);
+            self.tell(&format!("operator  {} {node} {} {}", step.action.name(), step.says, shown(&done)));
+            if done == model::Done::Applied {
+                broken.extend(check::step(self, &step.action));
+            } else {
+                refused.push(node);
+            }
+        }
+        if lives == plan.steps.len() && survives {
+            if !stale {
+                model::write_statuses(&mut self.snapshot, &report);
+            }
+            self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
+        } else {
+            self.tell("operator  is killed");
+            self.workload.orders.clear();
+        }
+        self.workload.questions = plan.questions;
+        self.fail_if(broken)
+    }
+
+    /// An older view of the nodes, with the operator's own objects as they are: it has seen its own writes, but not
+    /// what kubelets, agents and people did since.
+    fn old_view(&mut self) -> Snapshot {
+        let Some(mut old) = self.old_view.take() else {
+            self.old_view = Some(self.snapshot.clone());
+            return self.snapshot.clone();
+        };
+        self.tell("operator  plans from an old view of the nodes");
+        old.now = self.snapshot.now;
+        old.policies.clone_from(&self.snapshot.policies);
+        old.freezes.clone_from(&self.snapshot.freezes);
+        old.rollbacks.clone_from(&self.snapshot.rollbacks);
+        old.hooks.clone_from(&self.snapshot.hooks);
+        old.gates.clone_from(&self.snapshot.gates);
+        old.budgets = std::sync::Arc::clone(&self.snapshot.budgets);
+        old.nodes.retain(|node| self.snapshot.nodes.iter().any(|now| now.name == node.name && now.uid == node.uid));
+        for node in &mut old.nodes {
+            let Some(now) = self.snapshot.nodes.iter().find(|now| now.name == node.name) else { continue };
+            let node = std::sync::Arc::make_mut(node);
+            // Spec and status are one object: who has seen its own last write has seen the status of that moment.
+            if node.update.as_ref().map(|update| &update.spec) != now.update.as_ref().map(|update| &update.spec) {
+                node.update.clone_from(&now.update);
+            }
+            node.cordon = now.cordon.clone();
+            node.taints = now.taints;
+        }
+        for node in &self.snapshot.nodes {
+            if !old.nodes.iter().any(|known| known.name == node.name) {
+                old.nodes.push(std::sync::Arc::clone(node));
+            }
+        }
+        old
+    }
+
+    /// Peace: nothing bad happens any more, people take their hands away, and everything has to come to rest.
+    fn settle(&mut self) -> Result<(), Box<Failure>> {
+        self.make_peace();
+        let mut quiet = 0;
+        for _ in 0..MOST_ROUNDS {
+            self.round()?;
+            let (plan, report) = plan_asking(&self.snapshot, self.gates);
+            let calm = self.machines.values().all(Machine::is_calm)
+                && plan.is_quiet()
+                && plan.drains.is_empty()
+                && !self.snapshot.nodes.iter().any(|node| node.granted());
+            quiet = if calm && plan.questions.is_empty() { quiet + 1 } else { 0 };
+            if quiet >= QUIET_ROUNDS {
+                return self.fail_if(check::end(self, &report));
+            }
+            // Nothing happens before that moment, so the world need not wait for it.
+            let next = plan.wake_at.map_or(0, |wake| wake.seconds_since(self.snapshot.now) - 15);
+            if calm && next > 0 && plan.questions.is_empty() && !self.workload.is_busy() {
+                self.pass(next.min(86_400));
+            }
+        }
+        let (plan, report) = plan_asking(&self.snapshot, self.gates);
+        let mut what = String::from("does not come to rest");
+        for step in &plan.steps {
+            let _ = write!(what, "\n   {} {:?} {}", step.action.name(), step.action.node(), step.says);
+        }
+        for said in &report.nodes {
+            let _ = write!(what, "\n   {} {:?} {}: {}", said.node, said.state, said.wait.reason, said.wait.message);
+        }
+        self.fail_if(vec![Broken::World(9, what)])
+    }
+
+    fn fail_if(&self, broken: Vec<Broken>) -> Result<(), Box<Failure>> {
+        if broken.is_empty() {
+            return Ok(());
+        }
+        let story = format!("{}{}", self.story, self.shown());
+        Err(Box::new(Failure { seed: self.seed, broken, story }))
+    }
+}
+
+fn shown(done: &model::Done) -> String {
+    match done {
+        model::Done::Applied => String::new(),
+        model::Done::Refused(mismatch) => format!("[refused: {mismatch}]"),
+        model::Done::Gone => "[gone]".to_owned(),
+    }
+}

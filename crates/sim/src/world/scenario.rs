@@ -1,0 +1,177 @@
+//! Scripts over a quiet world: nothing happens but what the script says, and what came of it is told.
+
+use super::{Machine, World, build};
+use bascule_api::Version;
+use bascule_planner::{GateSet, Snapshot, lint, model, plan_asking, snapshot::PolicyFacts};
+use std::{fmt::Write as _, sync::Arc};
+
+impl World {
+    /// A quiet world of workers on release 1.0 (with 0.9 as the way back), `per_zone` in each of three zones.
+    #[must_use]
+    pub fn scripted(per_zone: usize, policies: Vec<PolicyFacts>) -> Self {
+        let mut snapshot = Snapshot {
+            now: build::start(),
+            seed: 7,
+            policies: policies.into_iter().map(Arc::new).collect(),
+            ..Snapshot::default()
+        };
+        for zone in ["a", "b", "c"] {
+            for index in 1..=per_zone {
+                snapshot.nodes.push(Arc::new(build::node(&format!("{zone}{index}"), zone)));
+            }
+        }
+        let mut world = Self::quiet(snapshot);
+        world.workload.healthy = true;
+        for (name, machine) in &mut world.machines {
+            *machine = Machine::new(name);
+            machine.install(&build::version("1.0"), build::at(-86_400));
+        }
+        world
+    }
+
+    /// Puts so many pods of no budget on each node.
+    pub fn with_pods(&mut self, pods: u32) {
+        let names: Vec<String> = self.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();
+        for name in names {
+            self.workload.loose.insert(name, pods);
+        }
+        self.show_workload();
+    }
+
+    /// An app with one pod on each of these nodes, of which `desired` must stay.
+    pub fn with_app(&mut self, key: &str, nodes: &[&str], desired: u32) {
+        let wanted = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+        let pods = nodes.iter().map(|node| ((*node).to_owned(), 1)).collect();
+        let app = super::workload::App { wanted, desired, pods, pending: 0 };
+        self.workload.apps.insert(key.to_owned(), app);
+        self.show_workload();
+    }
+
+    /// How many pods of an app must stay.
+    pub fn set_desired(&mut self, key: &str, desired: u32) {
+        if let Some(app) = self.workload.apps.get_mut(key) {
+            app.desired = desired;
+        }
+        self.show_workload();
+    }
+
+    /// Pods that do not go away.
+    pub fn stick(&mut self, node: &str) {
+        self.workload.stuck.insert(node.to_owned(), 1);
+        self.show_workload();
+    }
+
+    /// Changes a policy's facts.
+    pub fn policy(&mut self, name: &str, change: impl Fn(&mut PolicyFacts)) {
+        if let Some(policy) = self.snapshot.policies.iter_mut().find(|policy| policy.name == name) {
+            change(Arc::make_mut(policy));
+        }
+    }
+
+    /// The release a node runs.
+    #[must_use]
+    pub fn running(&self, node: &str) -> Option<&Version> {
+        self.machines.get(node).and_then(Machine::running)
+    }
+
+    /// The operator plans and carries out so many steps, then is killed; `None`: it lives.
+    ///
+    /// # Errors
+    /// Sentences of the lint.
+    pub fn operate_for(&mut self, steps: Option<usize>) -> Result<usize, String> {
+        let seen = self.snapshot.clone();
+        self.operate_on(&seen, steps)
+    }
+
+    /// The same from another view of the cluster, e.g. an old one.
+    ///
+    /// # Errors
+    /// Sentences of the lint.
+    pub fn operate_on(&mut self, seen: &Snapshot, steps: Option<usize>) -> Result<usize, String> {
+        let (plan, report) = plan_asking(seen, GateSet::ALL);
+        let violations = lint(seen, &plan, &report);
+        if !violations.is_empty() {
+            return Err(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+        }
+        let mut refused: Vec<&str> = Vec::new();
+        for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
+            let node = step.action.node().unwrap_or_default();
+            if !node.is_empty() && refused.contains(&node) {
+                continue;
+            }
+            let done = model::apply(&mut self.snapshot, step, &report);
+            if done != model::Done::Applied {
+                refused.push(node);
+            }
+            let line = format!("{} {node} {} {}", step.action.name(), step.says, super::shown(&done));
+            self.tell(line.split_whitespace().collect::<Vec<_>>().join(" ").as_str());
+        }
+        if steps.is_none() {
+            model::write_statuses(&mut self.snapshot, &report);
+            self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
+        } else {
+            self.tell("the operator dies");
+            self.workload.orders.clear();
+        }
+        self.workload.questions = plan.questions;
+        Ok(plan.steps.len())
+    }
+
+    /// Time passes in rounds of ten seconds, with the operator at work, until a condition holds.
+    ///
+    /// # Errors
+    /// Sentences of the lint, or that the condition never held within `rounds`.
+    pub fn until(&mut self, rounds: usize, mut holds: impl FnMut(&Self) -> bool) -> Result<(), String> {
+        for _ in 0..rounds {
+            // What one plan makes possible is done at once, as the operator's watch would have it.
+            for _ in 0..4 {
+                if self.operate_for(None)? == 0 {
+                    break;
+                }
+            }
+            if holds(self) {
+                return Ok(());
+            }
+            self.pass(10);
+        }
+        Err(format!("it never came to that\n{}\n{}", self.story, self.shown()))
+    }
+
+    /// Each node with what it does and why, as `kubectl get nodeupdates` would show it.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let (plan, report) = plan_asking(&self.snapshot, GateSet::ALL);
+        let mut out = format!("{}\n", self.snapshot.now);
+        for said in &report.nodes {
+            let running = self.running(&said.node).map_or("?", Version::as_str);
+            let until = said.wait.until.map_or(String::new(), |until| format!(" until {until}"));
+            let _ = writeln!(
+                out,
+                "{:<4} {running:<5} {:<9} {}{until}: {}",
+                said.node,
+                format!("{:?}", said.state),
+                said.wait.reason,
+                said.wait.message
+            );
+        }
+        for policy in &report.policies {
+            let columns = &policy.status.columns;
+            let _ = writeln!(
+                out,
+                "policy {} {} updated {} window {} waits {}",
+                policy.policy,
+                policy.status.target.as_ref().map_or("-", |target| target.version.as_str()),
+                columns.updated,
+                columns.next_window,
+                columns.waits_for
+            );
+        }
+        let _ = writeln!(out, "next step: {}", plan.steps.first().map_or("none", |step| step.action.name()));
+        out
+    }
+
+    /// The story so far, which begins anew.
+    pub fn take_story(&mut self) -> String {
+        std::mem::take(&mut self.story)
+    }
+}

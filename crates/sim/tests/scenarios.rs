@@ -1,0 +1,255 @@
+//! Scripts whose outcome people have read: what the operator does, and what it says meanwhile.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
+
+use bascule_planner::{Action, plan};
+use bascule_sim::world::{Fate, World, build};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn world(per_zone: usize, fields: &Value) -> World {
+    World::scripted(per_zone, vec![build::policy("workers", fields, &build::offer(&["1.0", "1.1"]))])
+}
+
+fn on(world: &World, version: &str) -> usize {
+    world.machines.keys().filter(|name| world.running(name).is_some_and(|running| running.as_str() == version)).count()
+}
+
+fn granted(world: &World) -> usize {
+    world.snapshot.nodes.iter().filter(|node| node.granted()).count()
+}
+
+fn state(node: &str, world: &World) -> String {
+    let shown = world.shown();
+    shown.lines().find(|line| line.starts_with(node)).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_window_closes_half_way() {
+    // Opens at 12:00 UTC for 14 minutes: one node after the other fits, then no more.
+    let fields = json!({"maintenanceWindows": [{"schedule": "0 12 * * *", "duration": "14m"}]});
+    let mut world = world(4, &fields);
+    world.until(400, |world| world.snapshot.now > build::at(13 * 60) && granted(world) == 0).unwrap();
+    assert!(world.snapshot.now <= build::at(14 * 60), "what was started was done before the window closed");
+    world.until(400, |world| world.snapshot.now > build::at(15 * 60)).unwrap();
+    let half = on(&world, "1.1");
+    assert!((1..12).contains(&half), "{half} of 12 nodes");
+    insta::assert_snapshot!("window_closes_half_way", world.shown());
+    // The next day the rest goes.
+    world.pass(86_400 - 20 * 60);
+    world.until(600, |world| on(world, "1.1") == 12 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn the_canary_fails_and_nobody_else_is_touched() {
+    let fields = json!({
+        "waves": [{"name": "canary", "count": 1, "soak": "5m"}, {"name": "rest"}],
+        "health": {"nodeReadyTimeout": "5m"}
+    });
+    let mut world = world(2, &fields);
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    world.until(200, |world| !world.snapshot.policies[0].status.blocked.is_empty() && granted(world) == 0).unwrap();
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    assert_eq!(on(&world, "1.0"), 6);
+    assert_eq!(world.machines.values().filter(|machine| !machine.history.is_empty()).count(), 1, "one node rebooted");
+    insta::assert_snapshot!("canary_fails", format!("{}{}", world.take_story(), world.shown()));
+    // A release that mends it ends the halt.
+    let offer = build::offer(&["1.0", "1.1", "1.2"]);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    world.until(1_000, |world| on(world, "1.2") == 6 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_budget_at_zero_lets_other_nodes_go_first() {
+    let mut world = world(1, &json!({}));
+    world.with_app("shop/checkout", &["a1", "b1"], 2);
+    world.until(200, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    assert_eq!(world.running("c1").unwrap().as_str(), "1.1");
+    insta::assert_snapshot!("budget_at_zero", world.shown());
+    world.set_desired("shop/checkout", 1);
+    world.until(200, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn two_zones_are_down() {
+    let fields = json!({
+        "budget": {"maxUnavailable": "100%", "perDomain": {"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1}}
+    });
+    let mut world = world(2, &fields);
+    for name in ["a1", "b1"] {
+        world.machines.get_mut(name).unwrap().unready = true;
+    }
+    for _ in 0..40 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+    }
+    assert_eq!((on(&world, "1.1"), granted(&world)), (0, 0));
+    insta::assert_snapshot!("two_zones_down", world.shown());
+    for machine in world.machines.values_mut() {
+        machine.unready = false;
+    }
+    world.until(400, |world| on(world, "1.1") == 6 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn the_operator_dies_while_granting() {
+    for dies_after in 0..12 {
+        let mut world = world(1, &json!({}));
+        world.with_pods(3);
+        // It dies after its n-th action, in every round, and another one goes on.
+        for round in 0..3_000 {
+            let lives = if round % 2 == 0 { Some(dies_after % 3) } else { None };
+            world.operate_for(lives).unwrap();
+            world.pass(7);
+            assert!(granted(&world) <= 1, "{}", world.story());
+            if on(&world, "1.1") == 3 && granted(&world) == 0 {
+                break;
+            }
+        }
+        assert_eq!(on(&world, "1.1"), 3, "{}", world.story());
+        assert!(world.snapshot.nodes.iter().all(|node| !node.cordon.is_cordoned()), "{}", world.story());
+        assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
+    }
+}
+
+#[test]
+fn a_freeze_in_a_drain_lets_the_node_finish() {
+    let mut world = world(1, &json!({}));
+    world.with_pods(3);
+    world.until(200, |world| world.snapshot.nodes.iter().any(|node| node.cordon.is_cordoned())).unwrap();
+    let freeze = build::freeze("incident", world.snapshot.now, 3_600);
+    world.snapshot.freezes.push(Arc::new(freeze));
+    let end = world.snapshot.freezes[0].ends_at();
+    world.until(100, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.1"), 1, "what moved is finished");
+    insta::assert_snapshot!("freeze_in_a_drain", world.shown());
+    world.until(500, |world| world.snapshot.now >= end && granted(world) > 0).unwrap();
+    world.until(300, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_rollback_during_a_rollout() {
+    let mut world = world(2, &json!({"budget": {"maxUnavailable": 2}}));
+    world.until(400, |world| on(world, "1.1") == 3).unwrap();
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    let _ = world.take_story();
+    world.until(600, |world| on(world, "1.0") == 6 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.rollbacks[0].status.completed_at.is_some(), "{:?}", world.snapshot.rollbacks[0].status);
+    insta::assert_snapshot!("rollback_in_a_rollout", format!("{}{}", world.take_story(), world.shown()));
+    let before = world.snapshot.policies[0].status.clone();
+    assert!(before.blocked.iter().any(|block| block.version.as_str() == "1.1"));
+    for _ in 0..50 {
+        assert_eq!(world.operate_for(None).unwrap(), 0, "it stays there");
+        world.pass(600);
+    }
+}
+
+#[test]
+fn an_old_view_does_no_harm() {
+    // 410 Gone: the watch was lost, and the operator plans from what it saw a while ago.
+    let mut world = world(2, &json!({}));
+    let grants = |world: &World| {
+        let (plan, _) = plan(&world.snapshot);
+        plan.steps.iter().any(|step| matches!(step.action, Action::Grant { .. }))
+    };
+    while !(grants(&world) && on(&world, "1.1") == 1) {
+        world.operate_for(None).unwrap();
+        world.pass(10);
+    }
+    let old = world.snapshot.clone();
+    world.until(200, |world| on(world, "1.1") == 3).unwrap();
+    let _ = world.take_story();
+    let reboots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    world.operate_on(&old, None).unwrap();
+    insta::assert_snapshot!("old_view", world.take_story());
+    for _ in 0..30 {
+        world.pass(10);
+    }
+    assert!(world.machines.values().zip(&reboots).all(|(machine, before)| machine.history.len() <= before + 1));
+    world.until(600, |world| on(world, "1.1") == 6 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_drain_that_never_ends_gives_its_place_away() {
+    let mut world = world(1, &json!({"drain": {"timeout": "5m"}}));
+    world.stick("a1");
+    world.until(400, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    assert!(state("a1", &world).contains("DrainBackoff") || state("a1", &world).contains("Draining"));
+    let cordoned = world.snapshot.nodes.iter().filter(|node| node.cordon.is_cordoned() && !node.granted()).count();
+    assert_eq!(cordoned, 0);
+}
+
+#[test]
+fn a_policy_that_is_deleted_leaves_nothing_behind() {
+    for rounds in 0..40 {
+        let mut world = world(1, &json!({}));
+        world.with_pods(2);
+        world.until(200, |world| granted(world) == 1).unwrap();
+        for _ in 0..rounds {
+            world.operate_for(None).unwrap();
+            world.pass(10);
+        }
+        world.snapshot.policies.clear();
+        world.until(300, |world| granted(world) == 0).unwrap();
+        world.pass(3_600);
+        world.operate_for(None).unwrap();
+        assert!(world.snapshot.nodes.iter().all(|node| !node.cordon.is_cordoned()), "{}", world.story());
+        assert!(world.machines.values().all(|machine| machine.is_calm()), "{}", world.story());
+    }
+}
+
+#[test]
+fn a_person_who_cordons_first_keeps_the_node() {
+    let mut world = world(1, &json!({}));
+    let held = |world: &mut World, cordon| {
+        let node = world.snapshot.nodes.iter_mut().find(|node| &*node.name == "a1").unwrap();
+        Arc::make_mut(node).cordon = cordon;
+    };
+    use bascule_planner::snapshot::Cordon;
+    held(&mut world, Cordon::Other { by: Some("alice".to_owned()), since: None });
+    for _ in 0..200 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+    }
+    // The cordoned node takes the only place of the budget.
+    assert_eq!(on(&world, "1.1"), 0);
+    assert!(state("a1", &world).contains("Cordoned"), "{}", world.shown());
+    assert!(state("b1", &world).contains("Budget"), "{}", world.shown());
+    held(&mut world, Cordon::None);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_quiet_hour_writes_nothing() {
+    let mut world = world(2, &json!({}));
+    world.until(600, |world| on(world, "1.1") == 6 && granted(world) == 0).unwrap();
+    world.operate_for(None).unwrap();
+    for _ in 0..60 {
+        let (plan, report) = plan(&world.snapshot);
+        assert!(plan.is_quiet(), "{:?}", plan.steps.iter().map(|step| step.action.name()).collect::<Vec<_>>());
+        for (said, known) in report.policies.iter().zip(&world.snapshot.policies) {
+            assert_eq!(said.status, known.status, "a status that changes is a write");
+        }
+        world.pass(60);
+    }
+}
+
+#[test]
+fn one_update_takes_seven_writes_of_specs() {
+    let mut world = world(1, &json!({}));
+    world.with_pods(2);
+    let mut writes = 0;
+    for _ in 0..200 {
+        let (plan, _) = plan(&world.snapshot);
+        writes += plan.steps.iter().filter(|step| step.action.node() == Some("a1")).count();
+        assert!(plan.steps.iter().all(|step| !matches!(step.action, Action::Retract { .. })));
+        world.operate_for(None).unwrap();
+        world.pass(10);
+    }
+    // Create, Stage, Grant, Cordon, Boot, Commit, Uncordon, FreeGrant; and the outdated taint while others went first.
+    assert!((8..=9).contains(&writes), "{writes}");
+}
