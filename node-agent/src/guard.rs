@@ -96,8 +96,13 @@ pub trait Machinery {
 pub fn run(host: &Host, lens: &Lens, deadline: Duration, machinery: &dyn Machinery) -> Outcome {
     // Units are not the guard's business, and asking for them would need the bus.
     let lens = Lens { units: Vec::new(), ..lens.clone() };
+    let mut told = false;
     loop {
         let sight = look(host, &lens);
+        if matches!(sight, Sight::Trial { .. } | Sight::TrialUnseen(_)) && !told {
+            tracing::warn!(deadline_s = deadline.as_secs(), "this boot is a trial");
+            told = true;
+        }
         let committed = is_committed(host);
         match decide(&sight, committed, host.clock.since_boot(), deadline) {
             Verdict::End(why) => {

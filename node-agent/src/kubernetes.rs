@@ -166,7 +166,6 @@ impl Link {
             match change {
                 Ok(object) => {
                     *pauses = Pauses::new();
-                    self.metrics.kubernetes_reached();
                     for event in as_events(object) {
                         if events.send(event).await.is_err() {
                             return false;

@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bascule_api::{NodeError, NodeUpdateStatus};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -48,8 +47,6 @@ pub struct Metrics {
     problem: Gauge,
     booted: Family<ReleaseLabels, Gauge>,
     booted_now: Mutex<Option<(String, String)>>,
-    reached: AtomicBool,
-    alive: AtomicI64,
 }
 
 impl Default for Metrics {
@@ -89,8 +86,6 @@ impl Metrics {
             problem,
             booted,
             booted_now: Mutex::default(),
-            reached: AtomicBool::new(false),
-            alive: AtomicI64::new(0),
         }
     }
 
@@ -105,10 +100,6 @@ impl Metrics {
 
     pub(crate) fn kubernetes_error(&self, request: &'static str, kind: &'static str) {
         self.kubernetes_errors.get_or_create(&KubernetesLabels { request, kind }).inc();
-    }
-
-    pub(crate) fn kubernetes_reached(&self) {
-        self.reached.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn status_written(&self) {
@@ -130,11 +121,6 @@ impl Metrics {
                 *before = Some(now);
             }
         }
-    }
-
-    /// The state machine came to rest at this time since boot, in seconds.
-    pub(crate) fn alive(&self, seconds: u64) {
-        self.alive.store(i64::try_from(seconds).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
     /// The text for a scrape.

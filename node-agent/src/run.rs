@@ -173,7 +173,6 @@ impl Loop {
         if !work.is_empty() {
             self.work.send(work).await.map_err(|_| RunError::Worker)?;
         }
-        self.metrics.alive(now.since_boot.as_secs());
         let current = status(&self.state, now);
         self.shown.send_if_modified(|shown| {
             let changed = *shown != current;

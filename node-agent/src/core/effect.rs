@@ -90,6 +90,9 @@ pub enum Effect {
     WriteSlot(ReleaseTarget, PackFallback),
     /// Fetch the UKI and lay it where no boot loader looks, durably.
     StageUki(ReleaseTarget),
+    /// Read the running slot past the page cache and compare its root hash: dm-verity notices a change only where
+    /// something is read.
+    Inspect(ReleaseTarget),
     /// Read the slot back past the page cache and compare the root hash.
     ReadBack(ReleaseTarget),
     /// Give a slot its PARTUUIDs, labels and flags, durably.
@@ -153,6 +156,7 @@ impl Effect {
             Self::MarkEmpty(_) => "mark-empty",
             Self::WriteSlot(..) => "write-slot",
             Self::StageUki(_) => "stage-uki",
+            Self::Inspect(_) => "inspect",
             Self::ReadBack(_) => "read-back",
             Self::Seal(_) => "seal",
             Self::Verify { .. } => "verify",

@@ -100,6 +100,11 @@ pub enum Event {
         /// What it holds.
         root_hash: RootHash,
     },
+    /// The running slot was read whole.
+    Inspected {
+        /// What it holds instead of its release, if that is so.
+        changed: Option<String>,
+    },
     /// The effects of the last step were carried out.
     Done,
     /// One of them failed; those after it were not carried out.

@@ -37,6 +37,7 @@ pub(super) fn is_still_wanted(state: &State, work: Work) -> bool {
             (Some(resolved), Some(wanted)) => resolved.digest == wanted.digest,
             _ => false,
         },
+        Work::Inspect => !state.interrupted,
         Work::Verify => {
             state.desired.as_ref().is_some_and(|desired| desired.disruption_begun || desired.grant.is_some())
         }

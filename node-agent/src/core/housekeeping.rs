@@ -64,7 +64,8 @@ fn after_other_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -
         Entry::Bad { done } => done != Some(0),
         Entry::Good | Entry::None => false,
     };
-    let guard = facts.guard.as_ref().filter(|report| report.root_hash == armed.root_hash);
+    // A report of an earlier trial of the same release says nothing of this one.
+    let guard = facts.guard.as_ref().filter(|report| report.root_hash == armed.root_hash && report.at >= armed.at);
     let given_up = armed.given_up.clone().or_else(|| guard.map(|report| report.reason.clone()));
     let mut next = next_journal(journal);
     next.armed = None;
@@ -134,6 +135,21 @@ fn stranded(state: &State, journal: &Journal, facts: &Facts) -> Plan {
         return short(vec![Effect::Disarm(target)]);
     }
     None
+}
+
+/// From time to time, when nothing else is to be done, the running slot is read whole.
+pub(super) fn inspect(state: &State, facts: &Facts, now: Now) -> Plan {
+    if now.since_boot.saturating_sub(state.inspected_at) < state.config.inspect_every {
+        return None;
+    }
+    let target = ReleaseTarget {
+        slot: facts.booted,
+        version: facts.version.clone(),
+        root_hash: facts.root_hash.clone(),
+        digest: None,
+        uki: None,
+    };
+    Some((Work::Inspect, vec![Effect::Inspect(target)]))
 }
 
 /// What was armed, as a target.

@@ -38,6 +38,8 @@ pub struct Config {
     pub retry_max: Duration,
     /// How often to look at the machine without a reason.
     pub observe_every: Duration,
+    /// How often the running slot is read whole and compared with its root hash.
+    pub inspect_every: Duration,
     /// Spreads the waits of many nodes: 0 to 1000, another for each node.
     pub spread: u64,
 }
@@ -53,6 +55,7 @@ impl Default for Config {
             retry_first: Duration::from_secs(5),
             retry_max: Duration::from_secs(600),
             observe_every: Duration::from_secs(300),
+            inspect_every: Duration::from_secs(6 * 3600),
             spread: 0,
         }
     }
@@ -69,6 +72,8 @@ pub enum Work {
     Resolve,
     /// Filling a slot: stopped when it is not wanted any more.
     Stage,
+    /// Reading the running slot: stopped when anything else is to be done.
+    Inspect,
     /// Reading the staged slot again ahead of arming it: stopped when it is not wanted any more.
     Verify,
 }
@@ -141,6 +146,12 @@ pub struct State {
     pub verified: Option<(SlotName, RootHash, Duration)>,
     /// A slot whose content is not what its labels say, found while it was read: it must be written afresh.
     pub damaged: Option<(SlotName, RootHash)>,
+    /// When the running slot was read whole last, by time since boot.
+    pub inspected_at: Duration,
+    /// What the running slot holds instead of its release: somebody wrote to the device below it.
+    pub running_changed: Option<String>,
+    /// Something came up while the running slot was being read.
+    pub interrupted: bool,
     /// What stands in the way.
     pub problem: Option<Problem>,
     /// The running transfer.
@@ -198,13 +209,27 @@ impl State {
         }
     }
 
+    /// Whether what failed last is waited for.
+    pub fn is_held_back(&self, now: Now) -> bool {
+        self.problem
+            .as_ref()
+            .is_some_and(|problem| problem.during != "goal" && problem.retry_at.is_some_and(|at| at > now.since_boot))
+    }
+
     /// How long nothing has to be looked at unless something happens, from `now`.
     pub fn rest(&self, now: Now) -> Duration {
+        if self.work.is_some() {
+            // Its end is an event.
+            return self.config.observe_every;
+        }
+        if let Some(at) = self.problem.as_ref().filter(|_| self.is_held_back(now)).and_then(|problem| problem.retry_at)
+        {
+            return at.saturating_sub(now.since_boot);
+        }
         let look = self.observed_at + self.config.observe_every;
-        let retry = self.problem.as_ref().and_then(|problem| problem.retry_at);
-        let reboot = self.reboot_asked.map(|at| at + self.config.reboot_retry);
-        let next = [Some(look), retry, reboot].into_iter().flatten().min().unwrap_or(look);
-        next.saturating_sub(now.since_boot)
+        let inspection = self.inspected_at + self.config.inspect_every;
+        let reboot = self.reboot_asked.map_or(look, |at| at + self.config.reboot_retry);
+        look.min(inspection).min(reboot).saturating_sub(now.since_boot)
     }
 }
 

@@ -90,7 +90,13 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
     });
     let damaged = state.damaged.as_ref().is_some_and(|(at, _)| *at == name);
     let state = if running {
-        if state.is_trial(facts) { SlotState::Trial } else { SlotState::Good }
+        if state.running_changed.is_some() {
+            SlotState::Damaged
+        } else if state.is_trial(facts) {
+            SlotState::Trial
+        } else {
+            SlotState::Good
+        }
     } else {
         match (&slot.content, slot.entry) {
             _ if damaged => SlotState::Damaged,
@@ -169,6 +175,9 @@ fn conditions(
 
 /// What is not as the agent left it.
 fn drift(state: &State, facts: &Facts) -> Option<String> {
+    if let Some(changed) = &state.running_changed {
+        return Some(format!("the running slot {} was changed: {changed}", facts.booted));
+    }
     if let Some((slot, root_hash)) = &state.damaged {
         return Some(format!("slot {slot} does not hold {root_hash} any more"));
     }

@@ -52,6 +52,7 @@ fn take_in(state: &mut State, event: Event, now: Now) {
             }
             if state.desired != desired {
                 state.desired = desired;
+                state.interrupted = true;
                 state.problem = None;
                 // What was seen before may be long out of date; look before acting on a new word.
                 state.facts = None;
@@ -61,6 +62,10 @@ fn take_in(state: &mut State, event: Event, now: Now) {
             if let Some(digest) = wanted_digest(state) {
                 state.resolved = Some(Resolved { digest, manifest });
             }
+        }
+        Event::Inspected { changed } => {
+            state.inspected_at = now.since_boot;
+            state.running_changed = changed;
         }
         Event::Verified { slot, root_hash } => state.verified = Some((slot, root_hash, now.since_boot)),
         Event::Done => {
@@ -77,6 +82,7 @@ fn take_in(state: &mut State, event: Event, now: Now) {
         Event::Manual { command, user } => {
             state.problem = None;
             state.facts = None;
+            state.interrupted = true;
             state.manual = Some(Manual { command, user, at: now.wall });
         }
         Event::Tick => {
@@ -162,7 +168,8 @@ fn decide(state: &mut State, now: Now) -> Vec<Effect> {
     let refused = state.problem.take_if(|problem| problem.during == "goal");
     let next = housekeeping::next(state, &facts, now)
         .or_else(|| manual::next(state, &facts, now))
-        .or_else(|| goal::next(state, &facts, now));
+        .or_else(|| goal::next(state, &facts, now))
+        .or_else(|| housekeeping::inspect(state, &facts, now));
     if let (Some(before), Some(after)) = (refused, &mut state.problem)
         && (before.category, &before.message) == (after.category, &after.message)
     {
@@ -170,14 +177,25 @@ fn decide(state: &mut State, now: Now) -> Vec<Effect> {
     }
     match next {
         Some((work, effects)) => begin(state, work, effects),
-        None => Vec::new(),
+        None => {
+            come_to_rest(state, now);
+            Vec::new()
+        }
     }
+}
+
+/// Nothing is to be done now: what failed before was for something that nobody wants any more, or has passed.
+fn come_to_rest(state: &mut State, now: Now) {
+    state.problem.take_if(|problem| problem.during != "goal");
+    let retry = state.config.reboot_retry;
+    state.reboot_asked.take_if(|at| now.since_boot.saturating_sub(*at) >= retry);
 }
 
 /// Every chain of effects ends with a look at the machine: facts decide what comes after it.
 fn begin(state: &mut State, work: Work, mut effects: Vec<Effect>) -> Vec<Effect> {
     state.work = Some(work);
     state.facts = None;
+    state.interrupted = false;
     effects.push(Effect::Observe);
     effects
 }

@@ -114,7 +114,7 @@ impl EffectError {
         }
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub(super) fn is_cancelled(&self) -> bool {
         match self {
             Self::Fetch(error) | Self::Boot(BootError::Fetch(error)) => error.cancelled,
             Self::Apply(ApplyError::Cancelled(_)) | Self::ReadBack(CheckError::Cancelled(_)) => true,

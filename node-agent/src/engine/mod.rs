@@ -130,6 +130,22 @@ impl Engine {
                     Ok(boot.stage_uki(machine, target, &mut |out| release.copy_uki(out, &options))?)
                 })
             }
+            Effect::Inspect(target) => {
+                let machine = self.machine()?;
+                let changed = match self.quietly(|| self.read_back(&machine, target, &|_| {})) {
+                    Ok(()) => None,
+                    Err(error @ (EffectError::ReadBack(_) | EffectError::Superblock(_)))
+                        if error.category() == bascule_api::NodeError::Trust && !error.is_cancelled() =>
+                    {
+                        let changed = in_one_line(&error);
+                        tracing::error!(slot = %target.slot, error = changed, "the running slot was changed");
+                        Some(changed)
+                    }
+                    Err(error) => return Err(error),
+                };
+                tell(Event::Inspected { changed });
+                Ok(())
+            }
             Effect::ReadBack(target) => {
                 let machine = self.machine()?;
                 self.quietly(|| self.read_back(&machine, target, tell))

@@ -93,6 +93,12 @@ pub const KEYS: &[Key] = &[
     key("kubernetes.kubeconfig", Kind::Text, "", "Kubeconfig. Not set: the pod's service account."),
     key("kubernetes.progress-every", Kind::Duration(1, 3_600), "10s", "How often progress is written at most."),
     key("observe.every", Kind::Duration(30, 86_400), "5m", "How often the machine is looked at without a reason."),
+    key(
+        "observe.inspect-every",
+        Kind::Duration(60, 2_592_000),
+        "6h",
+        "How often the running slot is read whole, at the lowest priority, and compared with its root hash.",
+    ),
     key("retry.first", Kind::Duration(1, 3_600), "5s", "First wait after a failure that may pass; doubles each time."),
     key("retry.max", Kind::Duration(1, 86_400), "10m", "Longest wait after a failure."),
     key("reboot.retry-after", Kind::Duration(10, 3_600), "2m", "When to ask again if the machine did not go down."),

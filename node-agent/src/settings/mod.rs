@@ -81,6 +81,8 @@ pub struct Settings {
     pub progress_every: Duration,
     /// How often the machine is looked at without a reason.
     pub observe_every: Duration,
+    /// How often the running slot is read whole.
+    pub inspect_every: Duration,
     /// First wait after a failure.
     pub retry_first: Duration,
     /// Longest wait after a failure.
@@ -170,6 +172,7 @@ impl Settings {
             kubeconfig: values.path("kubernetes.kubeconfig")?,
             progress_every: values.duration("kubernetes.progress-every")?,
             observe_every: values.duration("observe.every")?,
+            inspect_every: values.duration("observe.inspect-every")?,
             retry_first: first,
             retry_max: max,
             reboot_retry: values.duration("reboot.retry-after")?,
@@ -204,6 +207,7 @@ impl Settings {
             retry_first: self.retry_first,
             retry_max: self.retry_max,
             observe_every: self.observe_every,
+            inspect_every: self.inspect_every,
             spread,
             ..crate::core::Config::default()
         }

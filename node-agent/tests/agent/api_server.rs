@@ -101,14 +101,14 @@ impl ApiServer {
         *self.changed.borrow() + 1
     }
 
-    fn admit(&self, headers: &HeaderMap) -> Result<(), Response> {
+    fn admit(&self, headers: &HeaderMap) -> Result<(), Box<Response>> {
         let mut held = self.held.lock().unwrap();
         let token = headers.get("authorization").and_then(|value| value.to_str().ok()).unwrap_or_default();
         held.tokens.push(token.to_owned());
         if held.refuse {
             let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
                 "message": "Unauthorized", "reason": "Unauthorized", "code": 401});
-            return Err((StatusCode::UNAUTHORIZED, axum::Json(status)).into_response());
+            return Err(Box::new((StatusCode::UNAUTHORIZED, axum::Json(status)).into_response()));
         }
         Ok(())
     }
@@ -124,7 +124,7 @@ async fn list(
     headers: HeaderMap,
 ) -> Response {
     if let Err(refusal) = server.admit(&headers) {
-        return refusal;
+        return *refusal;
     }
     let selector = query.get("fieldSelector").cloned().unwrap_or_default();
     server.held.lock().unwrap().selectors.push(selector.clone());
@@ -177,7 +177,7 @@ async fn write(
     body: String,
 ) -> Response {
     if let Err(refusal) = server.admit(&headers) {
-        return refusal;
+        return *refusal;
     }
     let body: Value = serde_json::from_str(&body).unwrap();
     let mut held = server.held.lock().unwrap();

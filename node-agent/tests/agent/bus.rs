@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bascule_agent::host::{BusError, SystemBus as _};
 use bascule_agent::linux::LinuxBus;
 use tokio::runtime::Runtime;
-use zbus::zvariant::{OwnedFd, OwnedObjectPath};
+use zbus::{OwnedFd, OwnedObjectPath};
 
 const LOGIND: &str = "org.freedesktop.login1";
 const SYSTEMD: &str = "org.freedesktop.systemd1";

@@ -202,6 +202,93 @@ fn an_inhibitor_is_waited_for() {
 }
 
 #[test]
+fn staging_rests_under_pressure_and_goes_on_where_it_was() {
+    use bascule_agent::core::{Config, State, step};
+    use bascule_agent::engine::{Engine, StageLimits};
+    use bascule_agent::host::Pressure;
+    use std::sync::Mutex;
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    machine.sim.system.set_pressure(Some(Pressure { io_some: 95.0, memory_some: 0.0 }));
+    let mut engine = Engine::new(machine.sim.host(), Default::default(), StageLimits::default());
+    let stop = engine.stop_handle();
+    let now = machine.agent().now();
+    let mut state = State::new(Config::default());
+    let mut events = std::collections::VecDeque::from([Event::Tick, machine.word(Goal::Staged, &new, None)]);
+    let mut rests = Vec::new();
+    while let Some(event) = events.pop_front() {
+        let (next, effects) = step(state, event, now);
+        state = next;
+        if effects.iter().all(|effect| effect.name() == "publish") {
+            continue;
+        }
+        let told = Mutex::new(Vec::new());
+        engine.perform(&effects, &|event| {
+            if matches!(&event, Event::Transfer(transfer) if transfer.paused.is_some()) {
+                // Whoever stops a transfer need not wait for the end of its rest.
+                stop.stop();
+            }
+            told.lock().unwrap().push(event);
+        });
+        for event in told.into_inner().unwrap() {
+            if let Event::Transfer(transfer) = &event {
+                rests.extend(transfer.paused.clone());
+            }
+            if matches!(&event, Event::Failed(failure) if failure.cancelled) {
+                machine.sim.system.set_pressure(None);
+            }
+            events.push_back(event);
+        }
+    }
+    assert!(rests.first().is_some_and(|why| why == "disk pressure 95 %, limit 60 %"), "{rests:?}");
+    let facts = state.facts.as_ref().unwrap();
+    assert_eq!(state.ready(facts).map(|known| known.version.as_str()), Some("1.1"), "{:?}", state.problem);
+}
+
+#[test]
+fn a_write_below_the_running_system_is_noticed() {
+    use bascule_sim::layout::{Slot, Table};
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    let week = std::time::Duration::from_secs(7 * 24 * 3600);
+    machine.clock.pass(week);
+    agent.handle(Event::Tick).unwrap();
+    assert!(!conditions::is_true(&agent.published().unwrap().conditions, conditions::DRIFT));
+    let part = Table::read(&machine.hardware.disk).unwrap().part(Slot::A.data()).unwrap();
+    part.write_all(5 * 4096, b"somebody was here").unwrap();
+    part.flush().unwrap();
+    machine.clock.pass(week);
+    agent.handle(Event::Tick).unwrap();
+    let status = agent.published().unwrap();
+    assert!(conditions::is_true(&status.conditions, conditions::DRIFT), "{status:?}");
+    assert_eq!(status.slots.as_ref().unwrap().a.state, SlotState::Damaged);
+    assert_eq!(status.last_error, None, "it is an observation, not a failure of the agent");
+}
+
+#[test]
+fn trouble_that_passes_is_forgotten_and_the_agent_rests() {
+    use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    machine.hardware.disk.inject(FaultRule::always(Access::Read, Some(Cache::WHOLE), Effect::Eio));
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    let trouble = agent.state().problem.clone().unwrap();
+    assert_eq!((trouble.category, trouble.during), (NodeError::Storage, "observe"));
+    let rest = agent.state().rest(agent.now());
+    assert!(rest >= std::time::Duration::from_secs(1), "it waits before it looks again: {rest:?}");
+    machine.hardware.disk.clear_faults();
+    machine.clock.pass(rest + std::time::Duration::from_secs(1));
+    agent.handle(Event::Tick).unwrap();
+    assert_eq!(agent.state().problem, None);
+    let rest = agent.state().rest(agent.now());
+    assert!(rest >= std::time::Duration::from_secs(30), "an idle agent does not wake up more often: {rest:?}");
+    assert_eq!(agent.published().unwrap().last_error, None);
+}
+
+#[test]
 fn an_agent_without_news_writes_nothing() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
     let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);

@@ -92,7 +92,8 @@ impl Cluster {
         let file = |path: String, content: String| StateFile { path, content, mode: 0o600 };
         let settings = format!(
             "[node]\nname = \"{node}\"\n\n[kubernetes]\nkubeconfig = \"/var/{SETTINGS}/kubeconfig\"\n\n[repository]\n\
-             extra-ca = [\"/var/{SETTINGS}/{CA_FILE}\"]\nonly-extra-ca = true\n"
+             extra-ca = [\"/var/{SETTINGS}/{CA_FILE}\"]\nonly-extra-ca = true\n\n\
+             [observe]\ninspect-every = \"5m\"\n"
         );
         let guest = json!({ "node": node, "zone": "a", "ports": self.ports });
         Ok(vec![
