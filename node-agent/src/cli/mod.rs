@@ -60,9 +60,9 @@ enum Command {
         /// As JSON: the agent's part of NodeUpdate's status.
         #[arg(long)]
         json: bool,
-        /// Show every setting with its value and where that came from.
+        /// Show every setting with its value and where that came from, instead.
         #[arg(long)]
-        settings: bool,
+        origins: bool,
     },
     /// Break glass: bring a release into the inactive slot, without a cluster.
     Stage {
@@ -110,7 +110,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         match arguments.command {
             Command::Run => service::run(&settings, &handle).await,
             Command::Guard => guard::run(&settings, &handle).await,
-            Command::Status { settings: true, .. } => status::settings(&settings),
+            Command::Status { origins: true, .. } => status::settings(&settings),
             Command::Status { json, .. } => status::show(&settings, &handle, json).await,
             Command::Stage { repository, channel, version, digest } => {
                 let release = ReleaseRef { version, digest, repository, channel };
@@ -147,4 +147,18 @@ pub(crate) fn node_name(settings: &Settings) -> String {
         .node_name
         .clone()
         .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_arguments_fit_together() {
+        super::Arguments::command().debug_assert();
+        for line in ["status --origins --settings /x", "run", "guard --settings /x", "commit", "revert"] {
+            let words = std::iter::once("bascule-agent").chain(line.split(' '));
+            assert!(<super::Arguments as clap::Parser>::try_parse_from(words).is_ok(), "{line}");
+        }
+    }
 }

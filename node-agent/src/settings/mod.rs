@@ -101,7 +101,7 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// What is logged, as tracing's filter has it.
     pub log_filter: String,
-    /// Every key with its value and origin, for `status --settings` and the log.
+    /// Every key with its value and origin, for `status --origins` and the log.
     pub origins: Vec<(&'static str, String, Origin)>,
 }
 
