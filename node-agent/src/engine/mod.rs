@@ -82,8 +82,23 @@ impl Engine {
                 tell(Event::Failed(failure));
                 return;
             }
+            Self::tell_milestone(effect);
         }
         tell(Event::Done);
+    }
+
+    /// The few steps that an on-call engineer looks for in the log.
+    fn tell_milestone(effect: &Effect) {
+        match effect {
+            Effect::Seal(target) => tracing::info!(version = %target.version, slot = %target.slot, "staged"),
+            Effect::Arm { target, tries, .. } => {
+                tracing::info!(version = %target.version, slot = %target.slot, tries, "armed");
+            }
+            Effect::Disarm(target) => tracing::info!(version = %target.version, slot = %target.slot, "disarmed"),
+            Effect::Bless { slot, root_hash } => tracing::info!(%slot, %root_hash, "committed"),
+            Effect::MarkBad(slot) => tracing::warn!(%slot, "the release in this slot failed"),
+            _ => {}
+        }
     }
 
     fn carry_out(&mut self, effect: &Effect, tell: &(dyn Fn(Event) + Sync)) -> Result<(), EffectError> {
@@ -304,7 +319,7 @@ impl Engine {
         if let Some(inhibitor) = blocking {
             return Err(EffectError::Inhibited { who: inhibitor.who, why: inhibitor.why, mode: inhibitor.mode });
         }
-        tracing::warn!(message, "rebooting");
+        tracing::warn!(why = message, "rebooting");
         Ok(self.host.bus.reboot(message)?)
     }
 }
