@@ -141,6 +141,8 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         observer: Arc::new(Observer::new(world.clone(), metrics.clone(), events, Arc::clone(&changes))),
         permits: Arc::new(Semaphore::new(usize::from(settings.max_evictions))),
         clock: clock.clone(),
+        // The manifests give a replica the name of its pod.
+        own_pod: Some((settings.namespace.clone(), identity.clone())),
     };
     let parts = Parts { settings, clock, metrics, readiness, world, writer, draining, reading, asker, changes };
 

@@ -52,6 +52,7 @@ impl Cluster {
             pods: Arc::new(Source(Arc::clone(self))),
             observer: Arc::new(Silent),
             permits: Arc::new(Semaphore::new(permits)),
+            own_pod: Some(("shop".to_owned(), "own".to_owned())),
             clock: Clock::from_fn(|| chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap()),
         })
     }
@@ -136,6 +137,18 @@ fn budget() -> Answer {
 
 async fn after(seconds: u64) {
     tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_operators_own_pod_goes_when_all_others_are_gone() {
+    let cluster = Cluster::new(2, |_, _| Answer::Accepted);
+    Cluster::lock(&cluster.pods).insert(0, Arc::new(pod("own", true)));
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order(Mode::Evict)]);
+    after(5).await;
+    let asked: Vec<_> = Cluster::lock(&cluster.asked).iter().map(|(name, _)| name.clone()).collect();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    assert_eq!(asked.last().map(String::as_str), Some("own"), "{asked:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -99,7 +99,15 @@ impl<'a> NodeView<'a> {
 
     /// The release the other slot could boot at once.
     pub(super) fn way_back(&self) -> Option<&'a Version> {
-        self.other_slot().filter(|slot| slot.state == SlotState::Good).and_then(|slot| slot.version.as_ref())
+        let slot = self.other_slot()?;
+        let version = slot.version.as_ref()?;
+        // A way back that was armed and taken back again is staged; a newer release that is staged is no way back.
+        let holds = match slot.state {
+            SlotState::Good => true,
+            SlotState::Staged => self.running().is_some_and(|running| version < running),
+            _ => false,
+        };
+        holds.then_some(version)
     }
 
     /// Whether the agent reports from the boot that the kubelet reports from.

@@ -119,6 +119,8 @@ pub enum Action {
     Commit {
         /// The node.
         node: String,
+        /// What runs, where the spec names another release: the one that was left for it.
+        release: Option<ReleaseRef>,
     },
     /// Goal Reverted: the node leaves a release for what its other slot holds.
     Revert {
@@ -241,7 +243,7 @@ impl Action {
             | Self::Cordon { node, .. }
             | Self::Boot { node, .. }
             | Self::Retract { node, .. }
-            | Self::Commit { node }
+            | Self::Commit { node, .. }
             | Self::Revert { node, .. }
             | Self::Uncordon { node, .. }
             | Self::FreeGrant { node, .. } => Some(node),

@@ -55,7 +55,12 @@ impl Action {
             }
             Self::Retract { goal: Goal::Idle, .. } => rest(&mut spec),
             Self::Retract { goal, .. } => spec.goal = *goal,
-            Self::Commit { .. } => spec.goal = Goal::Committed,
+            Self::Commit { release, .. } => {
+                spec.goal = Goal::Committed;
+                if let Some(release) = release {
+                    spec.release = Some(release.clone());
+                }
+            }
             Self::Revert { release, drained_at, .. } => {
                 spec.goal = Goal::Reverted;
                 spec.release = Some(release.clone());

@@ -1,7 +1,7 @@
 //! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
 
 use super::{Motion, Moving, before, trial};
-use crate::{Action, Wait};
+use crate::{Action, Wait, decide::choice::reference};
 use bascule_api::{DisruptionOutcome, Goal, NodeError, RolloutState, SlotState, Time, WaitReason};
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
@@ -125,9 +125,27 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
         let motion = Motion::waits(RolloutState::Failed, Wait::new(WaitReason::Reverted, why.clone()));
         return moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, why.clone());
     }
+    if moving.view.on_trial() {
+        return keep(moving);
+    }
     let says = format!("back on {running}, as asked");
     let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, says.clone()));
     moving.end(motion, DisruptionOutcome::RolledBack, Goal::Idle, "", says)
+}
+
+/// The agent arms a way back like any release, with a counter: it has to be made permanent, or the guard would lead the
+/// node forward again.
+fn keep(moving: &Moving<'_, '_>) -> Motion {
+    let running = moving.view.running();
+    let release = moving.policy.zip(running).and_then(|(policy, running)| reference(policy, moving.view, running));
+    let Some(release) = release else {
+        let message =
+            "went back to a release whose digest is not known; commit it on the node with `bascule-agent commit`";
+        return Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Trial, message));
+    };
+    let says = format!("back on {}, which is made permanent", release.version);
+    let motion = Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Committing, says.clone()));
+    motion.with(moving.step(Action::Commit { node: moving.name(), release: Some(release) }, says))
 }
 
 /// The node runs the release that it is to leave.

@@ -57,7 +57,7 @@ fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let ready = moving.view.node.ready.since.unwrap_or(drained_at).max(drained_at).min(moving.ctx.now);
     let drain = moving.disruption.drain_started_at.map(|started| drained_at.seconds_since(started));
     motion.timing = Some([drain, Some(ready.seconds_since(drained_at)), Some(moving.ctx.now.seconds_since(ready))]);
-    motion.with(moving.step(Action::Commit { node: moving.name() }, "healthy; the release is committed"))
+    motion.with(moving.step(Action::Commit { node: moving.name(), release: None }, "healthy; the release is committed"))
 }
 
 fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
