@@ -126,7 +126,7 @@ impl Repository {
 
     /// Signs metadata as if it had been forgotten long ago: all in order but its age.
     pub(crate) fn let_expire(&self) -> anyhow::Result<()> {
-        self.keep()?;
+        // Nothing is kept aside: readers remember the expired version, and only a newer one can take its place.
         let lifetimes = Lifetimes { timestamp: TimeDelta::days(1), ..Lifetimes::default() };
         self.sign(clock::now() - TimeDelta::days(3), lifetimes, |publisher, signing| Ok(publisher.refresh(signing)?))
             .context("cannot sign expired metadata")
@@ -135,8 +135,11 @@ impl Repository {
     /// Undoes [`Self::tamper`] or [`Self::let_expire`] as its vendor would: by signing anew.
     pub(crate) fn restore(&self) -> anyhow::Result<()> {
         let path = self.folder.join("metadata/timestamp.json");
-        fs::rename(self.kept(), &path).with_context(|| format!("cannot restore {}", path.display()))?;
-        Ok(())
+        if self.kept().exists() {
+            fs::rename(self.kept(), &path).with_context(|| format!("cannot restore {}", path.display()))?;
+        }
+        self.sign(clock::now(), Lifetimes::default(), |publisher, signing| Ok(publisher.refresh(signing)?))
+            .context("cannot sign fresh metadata")
     }
 
     fn kept(&self) -> PathBuf {
