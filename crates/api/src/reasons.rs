@@ -85,7 +85,7 @@ wait_reasons! {
     /// The channel offers no release that this node could take.
     NoRelease => "Publish a release for the policy's channel, or correct the pinned version.",
     /// The release is blocked for this policy, because it failed or an admin listed it.
-    ReleaseBlocked => "Publish a newer release; to allow this one again remove it from status.blocked with `bascule unblock`.",
+    ReleaseBlocked => "Publish a newer release; one that an admin listed is allowed again by removing it from spec.blockedVersions.",
     /// The release was withdrawn by its publisher.
     ReleaseWithdrawn => "Nothing: the next release of the channel takes its place.",
     /// The release failed on this very node and is not tried there again.
