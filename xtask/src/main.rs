@@ -3,6 +3,7 @@
 //! The README names two of these commands; everything they need is built or installed by themselves.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
+mod agent;
 mod bench;
 mod generate;
 mod prerequisites;
@@ -22,6 +23,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Build the node agent as it is shipped, one static file; prints where it lies.
+    Agent,
     /// Measure what docs/benchmarks.md shows.
     Bench(bench::Options),
     /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md), or check that it is up to date.
@@ -34,6 +37,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
+        Task::Agent => agent::run(),
         Task::Bench(options) => bench::run(&options),
         Task::Generate(options) => generate::run(&options),
         Task::Sandbox(options) => return sandbox::run(options),

@@ -33,7 +33,7 @@ impl Lab {
         ensure_qemu(&store, say)?;
         say("building the agent as it is shipped");
         let vendor_home = store.folder().with_file_name("boot-tests-vendor");
-        let programs = crate::programs::build(workspace, &store, vendor::trust_root(&vendor_home)?)?;
+        let programs = crate::programs::build(workspace, vendor::trust_root(&vendor_home)?)?;
         let folder = store.folder().with_file_name("boot-tests");
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;

@@ -5,6 +5,8 @@
 //! compression, a kernel, a small initrd that sets up dm-verity, and the systemd-boot stub to glue them with.
 //! Verity trees, unified kernel images and packs are not made here but by `bascule-image`, as for any vendor.
 //!
+//! [`shipped`] builds the programs that go in.
+//!
 //! Images are cached below `target/os-images/` by the hash of their recipe; packages are fetched once, whatever
 //! the number of images. The mirror is the one in the machine's own apt configuration.
 
@@ -15,6 +17,7 @@ mod error;
 mod initrd;
 mod qemu;
 mod recipe;
+pub mod shipped;
 mod store;
 mod tool;
 mod tree;

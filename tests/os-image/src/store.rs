@@ -11,7 +11,7 @@ use serde::Serialize;
 
 pub use crate::tree::Package;
 use crate::tree::{self, Tree};
-use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, erofs, initrd, tool};
+use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, erofs, initrd, shipped, tool};
 
 /// Part of every cache key: counted up when the way of building changes what comes out.
 const FORMAT: u32 = 1;
@@ -201,23 +201,7 @@ impl Store {
             return Ok(kept);
         }
         say("building the initrd's program");
-        let target = self.folder.join("cargo");
-        let mut command = Command::new("cargo");
-        command
-            .current_dir(&self.workspace)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .env("CARGO_TARGET_DIR", &target)
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "bascule-init",
-                "--target",
-                "x86_64-unknown-linux-gnu",
-            ]);
-        tool::run("building the initrd's program", &mut command)?;
-        let built = target.join("x86_64-unknown-linux-gnu/release/bascule-init");
+        let built = shipped::build(&self.workspace, &["bascule-init"])?.join("bascule-init");
         let folder = self.folder.join("init");
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
         let partial = folder.join(format!("{key}.partial"));
