@@ -5,11 +5,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options as ControlPlaneOptions, Request, apply};
-use k8s_openapi::api::core::v1::{Namespace, Node};
-use kube::api::{DeleteParams, DynamicObject, ListParams};
-use kube::core::GroupVersionKind;
-use kube::discovery::pinned_kind;
-use kube::{Api, Client};
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
 
 use super::observe::SANDBOX_LABEL;
 
@@ -17,6 +19,11 @@ use super::observe::SANDBOX_LABEL;
 pub(crate) const NAMESPACE: &str = "shop";
 /// Who stops and rolls back in the story.
 pub(crate) const ON_CALL: &str = "alice";
+/// Every namespace the sandbox fills.
+const NAMESPACES: [&str; 2] = [NAMESPACE, "bascule-system"];
+/// Bascule's API definitions: where they are, Bascule is.
+const DEFINITIONS: [&str; 4] =
+    ["updatepolicies.bascule.dev", "nodeupdates.bascule.dev", "freezes.bascule.dev", "rollbacks.bascule.dev"];
 /// Who watches and writes policies in the story.
 const ADMIN: &str = "bascule-sandbox";
 
@@ -38,11 +45,12 @@ impl Cluster {
         Ok(Self { own: Some(own), admin })
     }
 
-    /// Uses a cluster that exists.
+    /// Uses a cluster that exists, for nodes with these names. What a killed sandbox left in it is taken out first.
     ///
     /// # Errors
-    /// The kubeconfig can't be read or the cluster does not answer.
-    pub(crate) async fn join(kubeconfig: &Path) -> anyhow::Result<Self> {
+    /// The kubeconfig can't be read, the cluster does not answer, or it holds things the sandbox would have to touch:
+    /// Bascule itself, a namespace or a node of a name that the sandbox uses.
+    pub(crate) async fn join(kubeconfig: &Path, nodes: &[String]) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(kubeconfig)
             .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;
         let admin = Credentials::from_kubeconfig(&text)?;
@@ -51,7 +59,10 @@ impl Cluster {
             .apiserver_version()
             .await
             .with_context(|| format!("the cluster of {} does not answer", kubeconfig.display()))?;
-        Ok(Self { own: None, admin })
+        make_sure_that_nothing_is_in_the_way(&client, nodes).await?;
+        let cluster = Self { own: None, admin };
+        cluster.leave().await.context("cannot take out what an earlier sandbox left in the cluster")?;
+        Ok(cluster)
     }
 
     /// The story's admin.
@@ -112,28 +123,73 @@ impl Cluster {
         Ok(self.own.as_ref().map(ControlPlane::requests).transpose()?)
     }
 
-    /// Takes out of a cluster that exists what the sandbox put in: its policy objects, pods and nodes. The API
-    /// definitions stay: removing them would remove objects of others.
+    /// Takes out of a cluster that exists what the sandbox put in, by its label: nodes, pods, roles, policies, and the
+    /// API definitions, which [`Self::join`] made sure are nobody else's. Does nothing to a control plane of our own.
+    ///
+    /// # Errors
+    /// The cluster refuses.
     pub(crate) async fn leave(&self) -> anyhow::Result<()> {
         if self.own.is_some() {
             return Ok(());
         }
         let client = self.client().await?;
-        let (now, ours) = (DeleteParams::default().grace_period(0), ListParams::default().labels(SANDBOX_LABEL));
-        for kind in ["UpdatePolicy", "Freeze", "Rollback"] {
-            let kind = GroupVersionKind::gvk(bascule_api::GROUP, "v1alpha1", kind);
-            let (resource, _) = pinned_kind(&client, &kind).await?;
-            let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-            objects.delete_collection(&DeleteParams::default(), &ours).await?;
-        }
-        let namespaces: Api<Namespace> = Api::all(client.clone());
-        for namespace in [NAMESPACE, "bascule-system"] {
-            if namespaces.get_opt(namespace).await?.is_some() {
-                namespaces.delete(namespace, &DeleteParams::default()).await?;
+        for namespace in NAMESPACES {
+            // No kubelet is left that could end them gently.
+            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+            if is_ours::<Namespace>(&client, namespace).await? == Some(true) {
+                pods.delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
             }
         }
-        let nodes: Api<Node> = Api::all(client);
-        nodes.delete_collection(&now, &ours).await?;
-        Ok(())
+        remove_ours::<Node>(&client).await?;
+        remove_ours::<Namespace>(&client).await?;
+        remove_ours::<CustomResourceDefinition>(&client).await?;
+        remove_ours::<ValidatingAdmissionPolicyBinding>(&client).await?;
+        remove_ours::<ValidatingAdmissionPolicy>(&client).await?;
+        remove_ours::<ClusterRoleBinding>(&client).await?;
+        remove_ours::<ClusterRole>(&client).await
     }
+}
+
+/// Refuses a cluster in which the sandbox would meet things that are not its own.
+async fn make_sure_that_nothing_is_in_the_way(client: &Client, nodes: &[String]) -> anyhow::Result<()> {
+    for definition in DEFINITIONS {
+        if is_ours::<CustomResourceDefinition>(client, definition).await? == Some(false) {
+            bail!("this cluster runs Bascule already ({definition} is there): give the sandbox a cluster without it");
+        }
+    }
+    for namespace in NAMESPACES {
+        if is_ours::<Namespace>(client, namespace).await? == Some(false) {
+            bail!(
+                "this cluster has a namespace {namespace} that is not the sandbox's: give the sandbox another cluster"
+            );
+        }
+    }
+    for node in nodes {
+        if is_ours::<Node>(client, node).await? == Some(false) {
+            bail!("this cluster has a node {node} that is not the sandbox's: give the sandbox another cluster");
+        }
+    }
+    Ok(())
+}
+
+/// Whether an object was made by a sandbox; `None` when there is no such object.
+async fn is_ours<K>(client: &Client, name: &str) -> anyhow::Result<Option<bool>>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let object = Api::<K>::all(client.clone()).get_metadata_opt(name).await?;
+    Ok(object.map(|object| object.labels().contains_key(SANDBOX_LABEL)))
+}
+
+async fn remove_ours<K>(client: &Client) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let (how, ours) = (DeleteParams::default(), ListParams::default().labels(SANDBOX_LABEL));
+    let objects: Api<K> = Api::all(client.clone());
+    // One by one: not every kind can be deleted as a collection.
+    for object in objects.list_metadata(&ours).await?.items {
+        objects.delete(&object.name_any(), &how).await?;
+    }
+    Ok(())
 }

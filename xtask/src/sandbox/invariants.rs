@@ -47,6 +47,7 @@ pub(crate) async fn report(story: &mut Story, broken: Option<String>) -> anyhow:
                 let counts = components.entry(component(&request.user)).or_default();
                 if request.writes() {
                     counts.writes += 1;
+                    *counts.written.entry(request.resource).or_default() += 1;
                 } else {
                     counts.reads += 1;
                 }

@@ -35,13 +35,10 @@ pub(crate) struct Seat {
 impl Seat {
     /// Nodes `n1`, `n2`, … over zones a, b and c, two next to each other in one zone as racks are filled.
     pub(crate) fn plan(nodes: u16) -> Vec<Self> {
-        let per_zone = nodes.div_ceil(3);
-        (0..nodes)
-            .map(|index| {
-                let zone = char::from(b'a' + u8::try_from(index / per_zone).unwrap_or(2));
-                Self { node: format!("n{}", index + 1), zone: zone.to_string() }
-            })
-            .collect()
+        let in_zone = |zone: u16| nodes / 3 + u16::from(zone < nodes % 3);
+        let zones = ["a", "b", "c"].into_iter().zip(0..);
+        let filled = zones.flat_map(|(name, zone)| std::iter::repeat_n(name, usize::from(in_zone(zone))));
+        filled.zip(1..).map(|(zone, number)| Self { node: format!("n{number}"), zone: zone.to_owned() }).collect()
     }
 }
 
@@ -146,18 +143,23 @@ impl Life {
                         Ok(view) => self.follow(view).await,
                         Err(error) => tracing::warn!(node = self.seat.node, %error, "a machine speaks strangely"),
                     },
-                    Ok(None) | Err(_) => return,
+                    Ok(None) => return self.lost("it closed its socket".to_owned()),
+                    Err(error) => return self.lost(error.to_string()),
                 },
                 command = commands.recv() => {
                     let Some(command) = command else { return };
                     let Ok(mut line) = serde_json::to_string(&command) else { continue };
                     line.push('\n');
-                    if switches.write_all(line.as_bytes()).await.is_err() {
-                        return;
+                    if let Err(error) = switches.write_all(line.as_bytes()).await {
+                        return self.lost(error.to_string());
                     }
                 }
             }
         }
+    }
+
+    fn lost(&self, why: String) {
+        self.around.observer.lose_machine(&self.seat.node, why);
     }
 
     async fn follow(&mut self, view: MachineView) {
@@ -195,11 +197,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn five_nodes_fill_three_zones() {
-        let zones: String = Seat::plan(5).into_iter().map(|seat| seat.zone).collect();
-        assert_eq!(zones, "aabbc");
-        let zones: String = Seat::plan(3).into_iter().map(|seat| seat.zone).collect();
-        assert_eq!(zones, "abc");
-        assert!(Seat::plan(60).iter().all(|seat| ["a", "b", "c"].contains(&seat.zone.as_str())));
+    fn any_number_of_nodes_fills_three_zones_evenly() {
+        for (nodes, wanted) in [(3, "abc"), (4, "aabc"), (5, "aabbc"), (6, "aabbcc"), (7, "aaabbcc")] {
+            let zones: String = Seat::plan(nodes).into_iter().map(|seat| seat.zone).collect();
+            assert_eq!(zones, wanted);
+        }
+        let names: std::collections::BTreeSet<String> = Seat::plan(60).into_iter().map(|seat| seat.node).collect();
+        assert_eq!(names.len(), 60);
     }
 }

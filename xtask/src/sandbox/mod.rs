@@ -23,9 +23,10 @@ mod workload;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) use options::Options;
-use story::Story;
+use story::{Stage, Story};
 use view::View;
 
 /// How the story ended.
@@ -60,26 +61,56 @@ pub(crate) fn run(options: Options) -> ExitCode {
 }
 
 async fn play(options: Options) -> anyhow::Result<End> {
-    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        .context("cannot listen for SIGTERM")?;
-    tokio::select! {
-        ended = tell(options) => ended,
-        _ = tokio::signal::ctrl_c() => Ok(End::Interrupted),
-        _ = terminated.recv() => Ok(End::Interrupted),
+    let mut stop = Stop::listen()?;
+    let (view, keep) = (View::new(options.plain), options.keep);
+    let stage = tokio::select! {
+        stage = Stage::prepare(options, view) => stage?,
+        () = stop.asked() => return Ok(End::Interrupted),
+    };
+    let mut story = Story::set(stage).await?;
+    let end = tokio::select! {
+        end = tell(&mut story) => end,
+        () = stop.asked() => Ok(End::Interrupted),
+    };
+    if keep && !matches!(end, Ok(End::Interrupted)) {
+        if let Some(kubeconfig) = story.cluster.kubeconfig() {
+            println!("everything is still running:\n  export KUBECONFIG={}", kubeconfig.display());
+        }
+        println!("end it with Ctrl-C");
+        stop.asked().await;
+    }
+    story.leave().await.context("the cluster still holds objects of the sandbox; the next run takes them out")?;
+    end
+}
+
+/// Ctrl-C and SIGTERM. One that comes while nobody waits for it is kept.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
-async fn tell(options: Options) -> anyhow::Result<End> {
-    let view = View::new(options.plain);
-    let keep = options.keep;
-    let mut story = Story::prepare(options, view).await?;
-    let played = acts::play(&mut story).await;
+async fn tell(story: &mut Story) -> anyhow::Result<End> {
+    let played = acts::play(story).await;
     story.view.stop();
     let broken = match &played {
         Ok(()) => None,
         Err(error) => Some(format!("{error:#}")),
     };
-    let report = invariants::report(&mut story, broken).await?;
+    let report = invariants::report(story, broken).await?;
     let text = report.text();
     let json = serde_json::to_string_pretty(&report).context("cannot print the report")?;
     for (name, content) in [("report.txt", &text), ("report.json", &json)] {
@@ -88,13 +119,5 @@ async fn tell(options: Options) -> anyhow::Result<End> {
     }
     println!("\n{text}");
     println!("the report is in {}", story.place.file("report.json").display());
-    if keep {
-        if let Some(kubeconfig) = story.cluster.kubeconfig() {
-            println!("everything is still running:\n  export KUBECONFIG={}", kubeconfig.display());
-        }
-        println!("end it with Ctrl-C");
-        std::future::pending::<()>().await;
-    }
-    story.leave().await?;
     Ok(if report.good() { End::Good } else { End::Bad })
 }

@@ -1,5 +1,6 @@
 //! The sandbox's own watches. They feed one [`Snapshot`] that the acts wait on, the view draws, and the report quotes.
 
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -57,6 +58,13 @@ impl Observer {
         change(&self.sender, |seen| seen.nodes.entry(name).or_default().machine = Some(view));
     }
 
+    /// A machine's process ended, which none does before the story ends.
+    pub(crate) fn lose_machine(&self, name: &str, why: String) {
+        change(&self.sender, |seen| {
+            seen.lost.insert(name.to_owned(), why);
+        });
+    }
+
     /// From now on the worst is remembered.
     pub(crate) fn remember_the_worst(&self) {
         change(&self.sender, Snapshot::watch_from_here);
@@ -65,7 +73,7 @@ impl Observer {
     /// Waits until the cluster is as `wanted` says, and gives that moment.
     ///
     /// # Errors
-    /// When it does not get there in time; the message has `what`.
+    /// When it does not get there in time, or at once when it never can; the message has `what`.
     pub(crate) async fn until(
         &self,
         what: &str,
@@ -73,8 +81,14 @@ impl Observer {
         wanted: impl Fn(&Snapshot) -> bool,
     ) -> anyhow::Result<Snapshot> {
         let mut receiver = self.subscribe();
-        match timeout(patience, receiver.wait_for(|seen| wanted(seen))).await {
-            Ok(seen) => Ok(seen.context("the watch over the cluster ended")?.clone()),
+        match timeout(patience, receiver.wait_for(|seen| wanted(seen) || seen.hopeless().is_some())).await {
+            Ok(seen) => {
+                let seen = seen.context("the watch over the cluster ended")?.clone();
+                match seen.hopeless().filter(|_| !wanted(&seen)) {
+                    Some(why) => bail!("{what}: never, because {why}"),
+                    None => Ok(seen),
+                }
+            }
             Err(_) => bail!("{what}: not within {} s", patience.as_secs()),
         }
     }
@@ -103,13 +117,29 @@ async fn follow<K>(
     K::DynamicType: Default,
 {
     let mut events = pin!(watcher(api, config).default_backoff());
+    let uid = |object: &K| object.uid().unwrap_or_default();
+    // A watch that had to list again is told nothing of what went meanwhile: what the new list lacks is gone.
+    let (mut known, mut before) = (BTreeMap::<String, K>::new(), BTreeMap::new());
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                known.insert(uid(&object), object.clone());
                 change(&sender, |seen| see(seen, Seen::There(object)));
             }
-            Ok(watcher::Event::Delete(object)) => change(&sender, |seen| see(seen, Seen::Gone(object))),
-            Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+            Ok(watcher::Event::Delete(object)) => {
+                known.remove(&uid(&object));
+                change(&sender, |seen| see(seen, Seen::Gone(object)));
+            }
+            Ok(watcher::Event::Init) => before = std::mem::take(&mut known),
+            Ok(watcher::Event::InitDone) => {
+                let gone = std::mem::take(&mut before).into_iter().filter(|(uid, _)| !known.contains_key(uid));
+                let gone: Vec<K> = gone.map(|(_, object)| object).collect();
+                change(&sender, |seen| {
+                    gone.into_iter().for_each(|object| see(seen, Seen::Gone(object)));
+                    // What came back under the name of something that went is there.
+                    known.values().cloned().for_each(|object| see(seen, Seen::There(object)));
+                });
+            }
             Err(error) => tracing::debug!(%error, "a watch of the sandbox broke off and starts again"),
         }
     }

@@ -75,7 +75,10 @@ impl Drop for Place {
 
 fn check_room(folder: &Path) -> anyhow::Result<()> {
     let system = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
-    let free = system.f_bavail.saturating_mul(system.f_frsize) >> 20;
+    enough_room(folder, system.f_bavail.saturating_mul(system.f_frsize) >> 20)
+}
+
+fn enough_room(folder: &Path, free: u64) -> anyhow::Result<()> {
     if free < NEEDED_MIB {
         bail!(
             "the sandbox needs {NEEDED_MIB} MiB of room in {}, {free} MiB are free: free some, or give another --folder",
@@ -99,5 +102,15 @@ mod tests {
         drop(first);
         assert!(!folder.path().join("run").exists());
         Place::take(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_is_told_before_anything_is_written() {
+        enough_room(Path::new("/srv"), NEEDED_MIB).unwrap();
+        let refused = enough_room(Path::new("/srv"), NEEDED_MIB - 1).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "the sandbox needs 4096 MiB of room in /srv, 4095 MiB are free: free some, or give another --folder"
+        );
     }
 }

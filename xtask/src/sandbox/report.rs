@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -42,6 +43,13 @@ pub(crate) struct Step {
     pub(crate) what: String,
     /// How long it took.
     pub(crate) seconds: f64,
+}
+
+impl Step {
+    /// A step that began at `since` and ends now.
+    pub(crate) fn since(what: &str, since: Instant) -> Self {
+        Self { what: what.to_owned(), seconds: since.elapsed().as_secs_f64() }
+    }
 }
 
 /// One act of the story.
@@ -85,6 +93,8 @@ pub(crate) struct Requests {
     pub(crate) reads: u64,
     /// Everything else.
     pub(crate) writes: u64,
+    /// Writes by resource.
+    pub(crate) written: BTreeMap<String, u64>,
 }
 
 /// Something that had to hold.
@@ -146,6 +156,12 @@ impl Report {
                         "{head:<13} {component:<28} {:>6} reads {:>6} writes",
                         requests.reads, requests.writes
                     )?;
+                    // What Bascule itself writes is worth reading one by one.
+                    if matches!(component.as_str(), "operator" | "agents") {
+                        let written: Vec<_> =
+                            requests.written.iter().map(|(resource, times)| format!("{resource} {times}")).collect();
+                        writeln!(to, "{:<15} {}", "", written.join(", "))?;
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason, conditions};
 use bascule_sim::machine::{MachineView, Power};
 
 /// One node from all sides.
@@ -79,6 +79,8 @@ pub(crate) struct Snapshot {
     pub(crate) shop: BTreeMap<String, PodSeen>,
     /// The policy.
     pub(crate) policy: Option<UpdatePolicy>,
+    /// Machines whose process ended, and why: nothing can be said of them any more.
+    pub(crate) lost: BTreeMap<String, String>,
     /// The worst so far; `None` while the cluster is still being set up.
     pub(crate) extremes: Option<Extremes>,
 }
@@ -118,6 +120,22 @@ impl Snapshot {
     /// Every node is Ready and nobody is kept from scheduling on it.
     pub(crate) fn calm(&self) -> bool {
         self.nodes.values().all(|node| !node.unavailable())
+    }
+
+    /// Why waiting longer leads nowhere, if it doesn't.
+    pub(crate) fn hopeless(&self) -> Option<String> {
+        if let Some((node, why)) = self.lost.first_key_value() {
+            return Some(format!("the process of machine {node} ended: {why}"));
+        }
+        let dead = |(_, node): &(&String, &NodeSeen)| {
+            node.machine.as_ref().is_some_and(|machine| machine.power == Power::Dead)
+        };
+        if let Some((node, _)) = self.nodes.iter().find(dead) {
+            return Some(format!("{node} has nothing left to boot"));
+        }
+        let status = self.policy.as_ref()?.status.as_ref()?;
+        let accepted = conditions::get(&status.conditions, conditions::ACCEPTED)?;
+        (accepted.status == "False").then(|| format!("the policy is not accepted: {}", accepted.message))
     }
 
     /// From now on the worst is remembered.

@@ -1,12 +1,13 @@
 //! Everything the acts play with, and its preparation.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use bascule_sim::machine::MachineConfig;
+use bascule_tests::kubelet::Runtime as _;
 
 use crate::prerequisites::{self, Tool};
 
@@ -51,38 +52,54 @@ pub(crate) struct Story {
     kill_rounds: u64,
 }
 
-impl Story {
-    /// Builds what has to be built, starts control plane and repository, installs Bascule.
+/// Everything built and answering, with nothing of Bascule in the cluster yet: the last moment at which the sandbox can
+/// end without cleaning up.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    cluster: Cluster,
+    version: String,
+    repository: Repository,
+    extra_ca: PathBuf,
+    programs: Programs,
+    options: Options,
+    view: View,
+    place: Place,
+    began: Instant,
+    preparation: Vec<Step>,
+}
+
+impl Stage {
+    /// Builds what has to be built, starts (or joins) control plane and repository.
     ///
     /// # Errors
     /// One sentence about what is missing or does not come up.
-    pub(crate) async fn prepare(options: Options, mut view: View) -> anyhow::Result<Self> {
+    pub(crate) async fn prepare(options: Options, view: View) -> anyhow::Result<Self> {
         let began = Instant::now();
         let place = Place::take(&options.folder)?;
         check_input(&options)?;
         let mut preparation = Vec::new();
-        let mut done = |what: &str, since: Instant| {
-            preparation.push(Step { what: what.to_owned(), seconds: since.elapsed().as_secs_f64() });
-        };
 
         let since = Instant::now();
         let teller = view.teller();
         let built = tokio::task::spawn_blocking(move || releases::build_all(&|line: &str| teller.say(line))).await??;
-        done("releases 1.0 to 1.3 built", since);
+        preparation.push(Step::since("releases 1.0 to 1.3 built", since));
 
         let since = Instant::now();
         view.say("building operator, agent and command line tool");
         let programs = tokio::task::spawn_blocking(Programs::build).await??;
-        done("programs built", since);
+        preparation.push(Step::since("programs built", since));
 
         let since = Instant::now();
         let teller = view.teller();
         let cluster = match &options.kubeconfig {
-            Some(kubeconfig) => Cluster::join(kubeconfig).await?,
+            Some(kubeconfig) => {
+                let nodes: Vec<String> = Seat::plan(options.nodes).into_iter().map(|seat| seat.node).collect();
+                Cluster::join(kubeconfig, &nodes).await?
+            }
             None => Cluster::start(move |line| teller.say(line)).await?,
         };
         let version = cluster.version().await?;
-        done("control plane ready", since);
+        preparation.push(Step::since("control plane ready", since));
         view.say(&format!("kubernetes {version} is ready"));
 
         let since = Instant::now();
@@ -90,36 +107,52 @@ impl Story {
         repository.publish("1.0").await?;
         let extra_ca = place.run().join("repository-ca.pem");
         std::fs::write(&extra_ca, repository.ca_pem()).context("cannot write the repository's authority")?;
-        done("repository signed and served", since);
+        preparation.push(Step::since("repository signed and served", since));
+        Ok(Self { cluster, version, repository, extra_ca, programs, options, view, place, began, preparation })
+    }
+}
 
+impl Story {
+    /// Installs Bascule into the cluster. Not to be broken off: what it puts into a cluster that exists is taken out
+    /// by [`Self::leave`], or here when it fails.
+    ///
+    /// # Errors
+    /// The cluster refuses something.
+    pub(crate) async fn set(mut stage: Stage) -> anyhow::Result<Self> {
         let since = Instant::now();
-        install(&cluster, &place.run(), &repository).await?;
-        let admin = cluster.admin().clone();
+        if let Err(error) = install(&stage.cluster, &stage.place.run(), &stage.repository).await {
+            stage.cluster.leave().await?;
+            return Err(error);
+        }
+        let admin = stage.cluster.admin().clone();
         let identify = Box::new(move |namespace: &str, account: &str, token: &str| {
             let user = format!("system:serviceaccount:{namespace}:{account}");
             admin.with_other_token(&user, token).unwrap_or_else(|_| admin.clone())
         });
-        let containers = Containers::new(programs.operator.clone(), place.run(), extra_ca, identify);
-        let observer = Arc::new(Observer::start(&cluster.client().await?, NAMESPACE));
-        let on_call = OnCall::new(&programs.cli, &place.run(), &cluster.user(ON_CALL, &[])?)?;
-        done("bascule installed", since);
+        let containers = Containers::new(stage.programs.operator.clone(), stage.place.run(), stage.extra_ca, identify);
+        let observer = Arc::new(Observer::start(&stage.cluster.client().await?, NAMESPACE));
+        let on_call = OnCall::new(&stage.programs.cli, &stage.place.run(), &stage.cluster.user(ON_CALL, &[])?)?;
+        stage.preparation.push(Step::since("bascule installed", since));
 
-        view.heading(format!("bascule sandbox · kubernetes {version} · {} nodes, 3 zones", options.nodes));
-        view.follow(observer.subscribe());
+        stage.view.heading(format!(
+            "bascule sandbox · kubernetes {} · {} nodes, 3 zones",
+            stage.version, stage.options.nodes
+        ));
+        stage.view.follow(observer.subscribe());
         Ok(Self {
             hosts: Hosts::new(),
             containers: Arc::new(containers),
             killer: None,
             on_call,
             observer,
-            repository,
-            cluster,
-            programs,
-            options,
-            view,
-            place,
-            began,
-            preparation,
+            repository: stage.repository,
+            cluster: stage.cluster,
+            programs: stage.programs,
+            options: stage.options,
+            view: stage.view,
+            place: stage.place,
+            began: stage.began,
+            preparation: stage.preparation,
             acts: Vec::new(),
             kills: Vec::new(),
             kill_rounds: 0,
@@ -169,7 +202,10 @@ impl Story {
     /// # Errors
     /// The cluster refuses.
     pub(crate) async fn leave(mut self) -> anyhow::Result<()> {
-        self.hosts.clear();
+        let nodes: Vec<String> = std::mem::take(&mut self.hosts).into_keys().collect();
+        for node in nodes {
+            self.containers.power_off(&node).await;
+        }
         self.cluster.leave().await
     }
 
@@ -229,7 +265,7 @@ async fn install(cluster: &Cluster, run: &Path, repository: &Repository) -> anyh
         )
     };
     let text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [manifests]\npatches:\n{}{}configMapGenerator:\n- name: bascule-trust-root\n  namespace: bascule-system\n  files: [root.json]\n  options: {{disableNameSuffixHash: true}}\n",
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [manifests]\npatches:\n{}{}labels:\n- {{pairs: {{{SANDBOX_LABEL}: \"true\"}}}}\nconfigMapGenerator:\n- name: bascule-trust-root\n  namespace: bascule-system\n  files: [root.json]\n  options: {{disableNameSuffixHash: true}}\n",
         pin("Deployment", "bascule-operator"),
         pin("DaemonSet", "bascule-agent"),
     );

@@ -19,7 +19,7 @@ pub(crate) fn shop() -> String {
         r#"
 apiVersion: v1
 kind: Namespace
-metadata: {{name: {NAMESPACE}}}
+metadata: {{name: {NAMESPACE}, labels: {{{SANDBOX_LABEL}: "true"}}}}
 ---
 apiVersion: apps/v1
 kind: Deployment
