@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
 
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use cargo_metadata::{DependencyKind, MetadataCommand, camino::Utf8Path};
 use std::{
     collections::{BTreeMap, BTreeSet},
     process::Command,
@@ -73,6 +73,44 @@ fn the_release_format_sees_no_network_and_no_runtime() {
     let below = below("bascule-image");
     for forbidden in CLIENTS.iter().chain(RUNTIMES) {
         assert!(!below.contains(*forbidden), "bascule-image is built from {forbidden}");
+    }
+}
+
+/// A dependency that nobody names any more still costs build time and trust.
+#[test]
+fn every_dependency_is_used() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
+    let folders: BTreeSet<&Utf8Path> =
+        metadata.packages.iter().filter_map(|package| package.manifest_path.parent()).collect();
+    for package in &metadata.packages {
+        let folder = package.manifest_path.parent().expect("a manifest lies in a folder");
+        let mut sources = String::new();
+        read_sources(folder, &folders, &mut sources);
+        let names: BTreeSet<&str> =
+            sources.split(|character: char| !character.is_alphanumeric() && character != '_').collect();
+        for dependency in &package.dependencies {
+            let name = dependency.rename.as_ref().unwrap_or(&dependency.name).replace('-', "_");
+            assert!(names.contains(name.as_str()), "{} never uses its dependency {}", package.name, dependency.name);
+        }
+    }
+}
+
+/// All Rust sources below a folder, without those of other members and of build output.
+fn read_sources(folder: &Utf8Path, members: &BTreeSet<&Utf8Path>, to: &mut String) {
+    for entry in folder.read_dir_utf8().expect("a folder of sources") {
+        let entry = entry.expect("an entry of a folder");
+        let path = entry.path();
+        if entry.file_type().expect("the type of a file").is_dir() {
+            if !members.contains(path) && path.file_name() != Some("target") {
+                read_sources(path, members, to);
+            }
+        } else if path.extension() == Some("rs") {
+            to.push_str(&std::fs::read_to_string(path).expect("a source file"));
+        }
     }
 }
 

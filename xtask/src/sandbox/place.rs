@@ -2,8 +2,9 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 /// Room for the disks of five machines, two copies of four releases, and logs, with a margin.
 const NEEDED_MIB: u64 = 4 * 1024;
@@ -42,6 +43,17 @@ impl Place {
         }
         fs::create_dir(place.run()).with_context(|| format!("cannot make {}", place.run().display()))?;
         Ok(place)
+    }
+
+    /// What went wrong beside the story goes to `sandbox.log`, not between the lines of the table.
+    ///
+    /// # Errors
+    /// The file can't be made, or somebody else listens to this process's traces.
+    pub(crate) fn keep_log(&self) -> anyhow::Result<()> {
+        let path = self.file("sandbox.log");
+        let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let traces = tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::INFO);
+        traces.with_writer(Mutex::new(file)).try_init().map_err(|error| anyhow!("cannot keep a log: {error}"))
     }
 
     /// Things that live as long as this run.

@@ -77,6 +77,7 @@ impl Stage {
         let began = Instant::now();
         let place = Place::take(&options.folder)?;
         check_input(&options)?;
+        place.keep_log()?;
         let mut preparation = Vec::new();
 
         let since = Instant::now();
