@@ -6,6 +6,17 @@ pub mod control_plane;
 pub mod https;
 pub mod kubelet;
 pub mod supervise;
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    missing_docs,
+    missing_debug_implementations,
+    reason = "helpers of tests: what goes wrong here is a failed test"
+)]
+pub mod vendor;
 
 /// The TLS library can be driven by more than one provider and refuses to guess. Every fixture calls this before it
 /// makes a client; calling it again does nothing.

@@ -94,7 +94,7 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
     world.until(policies.clone(), "workers", "not accepted", invalid).await;
 
     // A repository that can't be trusted moves nothing: another vendor's root.
-    let stranger = crate::vendor::Vendor::empty();
+    let stranger = bascule_tests::vendor::Vendor::empty();
     let root = String::from_utf8(stranger.trust_root()).unwrap();
     let distrusting = json!({"spec": {"maintenanceWindows": null, "source": {"trustRoot": {"inline": root}}}});
     policies.patch("workers", &PatchParams::default(), &Patch::Merge(&distrusting)).await.unwrap();

@@ -9,6 +9,4 @@ mod drain;
 mod handover;
 mod rollout;
 #[allow(dead_code, reason = "shared with the repository's attacks, which use all of it")]
-#[path = "../../../crates/repository/tests/attacks/vendor.rs"]
-mod vendor;
 mod world;

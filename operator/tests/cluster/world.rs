@@ -1,12 +1,12 @@
 //! A cluster with nodes, a repository and operators, for one test each.
 
 use crate::agent::{self, Habit};
-use crate::vendor::Vendor;
 use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason};
 use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::control_plane::{ControlPlane, Options, free_port};
 use bascule_tests::https::HttpsServer;
 use bascule_tests::kubelet::Machine;
+use bascule_tests::vendor::Vendor;
 use clap::Parser as _;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::{ListParams, PostParams};

@@ -7,7 +7,7 @@ use bascule_repository::select::{self, Choice, Held, Host, Wanted};
 use bascule_tests::https::{Fault, HttpsServer};
 
 use super::node::{Node, category};
-use super::vendor::{CHANNEL, Vendor, root_hash, version};
+use bascule_tests::vendor::{CHANNEL, Vendor, root_hash, version};
 
 const ONLINE: [&str; 3] = ["targets", "snapshot", "timestamp"];
 
@@ -113,21 +113,21 @@ async fn a_delegated_channel_speaks_for_itself_only() {
 
     // Nor does a name outside its paths count when it is signed into its own file.
     let metadata = vendor.repository().join("metadata");
-    let stable_of_edge = super::vendor::describe(&vendor.published("edge.json"), 1);
+    let stable_of_edge = bascule_tests::vendor::describe(&vendor.published("edge.json"), 1);
     vendor.forge("2.channel-edge.json", &["edge"], |signed| {
         signed["version"] = 9.into();
         let file = serde_json::json!({"hashes": stable_of_edge["hashes"], "length": stable_of_edge["length"]});
         signed["targets"]["other.json"] = file;
     });
     std::fs::copy(metadata.join("2.channel-edge.json"), metadata.join("9.channel-edge.json")).unwrap();
-    let role = super::vendor::describe(&metadata.join("9.channel-edge.json"), 9);
+    let role = bascule_tests::vendor::describe(&metadata.join("9.channel-edge.json"), 9);
     let newest = (1..20).rev().find(|n| metadata.join(format!("{n}.snapshot.json")).exists()).unwrap();
     std::fs::copy(metadata.join(format!("{newest}.snapshot.json")), metadata.join("19.snapshot.json")).unwrap();
     vendor.forge("19.snapshot.json", &["snapshot"], |signed| {
         signed["version"] = 19.into();
         signed["meta"]["channel-edge.json"] = role;
     });
-    let snapshot = super::vendor::describe(&metadata.join("19.snapshot.json"), 19);
+    let snapshot = bascule_tests::vendor::describe(&metadata.join("19.snapshot.json"), 19);
     vendor.forge("timestamp.json", &["timestamp"], |signed| {
         signed["version"] = 19.into();
         signed["meta"]["snapshot.json"] = snapshot;

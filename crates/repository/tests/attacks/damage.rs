@@ -7,7 +7,7 @@ use bascule_repository::time::Now;
 use bascule_repository::{DatastoreLocation, Fetcher, OpenOptions, Repository, RoleExpiry};
 use url::Url;
 
-use super::vendor::{Vendor, start};
+use bascule_tests::vendor::{Vendor, start};
 
 /// Every so many bytes one bit is flipped; which one depends on the place.
 const STRIDE: usize = 13;

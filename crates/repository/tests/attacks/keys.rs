@@ -7,7 +7,7 @@ use bascule_tests::https::HttpsServer;
 
 use super::node::{Node, category};
 use super::time::rotate_timestamp;
-use super::vendor::{Vendor, describe};
+use bascule_tests::vendor::{Vendor, describe};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn key_compromise_below_the_threshold_of_the_root() {

@@ -13,4 +13,3 @@ mod network;
 mod node;
 mod publisher;
 mod time;
-mod vendor;

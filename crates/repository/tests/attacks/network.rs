@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::node::{Node, category};
-use super::vendor::{Vendor, noise};
+use bascule_tests::vendor::{Vendor, noise};
 
 const FAST_ENOUGH: Duration = Duration::from_millis(200);
 

@@ -22,7 +22,7 @@ use chrono::{DateTime, Utc};
 use tempfile::TempDir;
 use url::Url;
 
-use super::vendor::{CHANNEL, Vendor, image, root_hash, start};
+use bascule_tests::vendor::{CHANNEL, Vendor, image, root_hash, start};
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 

@@ -9,7 +9,7 @@ use bascule_repository::time::Now;
 use bascule_repository::{DatastoreLocation, Fetcher, OpenOptions, Repository};
 use url::Url;
 
-use super::vendor::{CHANNEL, Vendor, copy_folder, start, version};
+use bascule_tests::vendor::{CHANNEL, Vendor, copy_folder, start, version};
 
 const ONLINE: [&str; 3] = ["targets", "snapshot", "timestamp"];
 

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use std::collections::BTreeMap;
 
 use super::node::{Node, category};
-use super::vendor::{Vendor, copy_folder, days, describe, start};
+use bascule_tests::vendor::{Vendor, copy_folder, days, describe, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rollback_to_a_replayed_repository() {
