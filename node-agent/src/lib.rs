@@ -7,9 +7,10 @@
 //! timers ──────────┘      (pure)           └─> NodeUpdate.status, journal
 //! ```
 
+pub use bascule_agent_core as core;
+
 pub mod agent;
 pub mod boot;
-pub mod core;
 pub mod engine;
 pub mod gpt;
 pub mod guard;

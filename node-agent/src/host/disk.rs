@@ -4,6 +4,8 @@ use std::io;
 
 use bascule_image::io::{ReadAt, Sink};
 
+use super::Extent;
+
 /// Size and sector size of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskGeometry {
@@ -11,15 +13,6 @@ pub struct DiskGeometry {
     pub length: u64,
     /// Logical sector size in bytes, 512 or 4096: the unit in which a partition table counts.
     pub sector: u64,
-}
-
-/// Where a partition lies on its disk, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Offset of the first byte.
-    pub start: u64,
-    /// Length in bytes.
-    pub length: u64,
 }
 
 /// A disk with a GUID partition table.

@@ -4,6 +4,8 @@ use std::io::{self, Read};
 
 use bascule_image::io::ReadAt;
 
+use super::Space;
+
 /// A file in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EspFile {
@@ -11,15 +13,6 @@ pub struct EspFile {
     pub name: String,
     /// Its length in bytes.
     pub size: u64,
-}
-
-/// Room on a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    /// Bytes that are free.
-    pub free: u64,
-    /// Bytes in all.
-    pub total: u64,
 }
 
 /// The EFI system partition, or the extended boot loader partition where entries lie there. Paths are relative to its

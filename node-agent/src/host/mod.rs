@@ -9,9 +9,10 @@ mod esp;
 mod releases;
 mod system;
 
-pub use disk::{Disk, DiskGeometry, Extent};
-pub use esp::{Esp, EspFile, Space};
-pub use releases::{FetchError, OpenPack, PackReport, ReleaseQuery, Releases, ResolvedRelease, TransferOptions};
+pub use crate::core::{Extent, ReleaseQuery, Space};
+pub use disk::{Disk, DiskGeometry};
+pub use esp::{Esp, EspFile};
+pub use releases::{FetchError, OpenPack, PackReport, Releases, ResolvedRelease, TransferOptions};
 pub use system::{
     BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Hold, Inhibitor, Pressure, StateStore, SystemBus, SystemInfo,
     UnitState,

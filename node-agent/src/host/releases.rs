@@ -5,32 +5,12 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use bascule_api::{Architecture, ChannelName, Digest, NodeError, PackFallback, Product, RootHash, Version};
+use bascule_api::{NodeError, PackFallback, RootHash, Version};
 use bascule_image::Manifest;
 use bascule_image::io::Source;
 use bascule_image::release::manifest::Pack;
 
-/// Which release is asked for, and what the node is and holds: the repository's own rules (product, architecture,
-/// floor, no way down) are judged against that.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReleaseQuery {
-    /// Address of the repository.
-    pub repository: String,
-    /// The channel that lists the release.
-    pub channel: ChannelName,
-    /// Its version.
-    pub version: Version,
-    /// The digest of its manifest.
-    pub digest: Digest,
-    /// The host's product.
-    pub product: Product,
-    /// The host's architecture.
-    pub architecture: Architecture,
-    /// What runs: version and root hash.
-    pub booted: Option<(Version, RootHash)>,
-    /// What the other slot holds, if that is a whole release that this node once verified.
-    pub other: Option<(Version, RootHash)>,
-}
+use crate::core::ReleaseQuery;
 
 /// Why a release, or something of it, can't be had. The message ends with what to do.
 #[derive(Debug, thiserror::Error)]

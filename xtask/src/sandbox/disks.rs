@@ -66,7 +66,11 @@ pub(crate) async fn install(given: &Given<'_>, release: &Built) -> anyhow::Resul
     Ok(config)
 }
 
-fn write_disk(path: &Path, release: &Built) -> anyhow::Result<()> {
+/// Writes the disk of a machine with `release` in slot A, as an installer does.
+///
+/// # Errors
+/// A file can't be read or written.
+pub(crate) fn write_disk(path: &Path, release: &Built) -> anyhow::Result<()> {
     let open = |path: &Path| File::open(path).with_context(|| format!("cannot open {}", path.display()));
     let (mut data, mut verity) = (open(&release.root)?, open(&release.verity)?);
     let uki = fs::read(&release.uki).with_context(|| format!("cannot read {}", release.uki.display()))?;

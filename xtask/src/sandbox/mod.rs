@@ -25,7 +25,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+pub(crate) use disks::write_disk;
 pub(crate) use options::Options;
+pub(crate) use releases::{Built, CHANNEL, build_pair};
+pub(crate) use repository::Repository;
 use story::{Stage, Story};
 use view::View;
 

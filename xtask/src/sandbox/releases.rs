@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use bascule_api::Digest;
 use bascule_image::build::{BuiltPack, Image as PackImage, Options as PackOptions, build_delta, build_full};
 use bascule_image::digest::Sha256;
 use bascule_image::release::manifest::{self, File as Described, Image, Manifest, Pack, Verity};
@@ -45,15 +46,39 @@ pub(crate) struct Built {
     pub(crate) product: String,
 }
 
+impl Built {
+    /// The digest of its manifest: how an order names it.
+    ///
+    /// # Errors
+    /// The manifest can't be read.
+    pub(crate) fn digest(&self) -> anyhow::Result<Digest> {
+        let file = self.folder.join(format!("releases/{}/x86-64/release.json", self.version));
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        Ok(Sha256::of(&bytes).into())
+    }
+}
+
 /// Builds 1.0 to 1.3, or finds them. Blocks, for minutes the first time.
 ///
 /// # Errors
 /// A tool is missing, packages can't be fetched, the disk is full.
 pub(crate) fn build_all(say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
+    build_first(usize::MAX, say)
+}
+
+/// Builds 1.0 and 1.1, or finds them: a release and an update of it.
+///
+/// # Errors
+/// As [`build_all`].
+pub(crate) fn build_pair(say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
+    build_first(2, say)
+}
+
+fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     let store = Store::new(&crate::workspace_root());
     let cache = store.folder().with_file_name("sandbox-releases");
     let mut built: Vec<Built> = Vec::new();
-    for recipe in sandbox() {
+    for recipe in sandbox().into_iter().take(count) {
         let image = store.build(&recipe, say)?;
         // 1.2 and 1.3 are both made for nodes that run 1.1.
         let base = match recipe.version.as_str() {

@@ -6,10 +6,9 @@ use super::housekeeping::{Plan, next_journal, short, target_of};
 use super::state::{Work, uki_is_there};
 use super::step::refuse;
 use super::{
-    Armed, Committed, Desired, Effect, Entry, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseTarget,
-    SlotContent, State, Why,
+    Armed, Committed, Desired, Effect, Entry, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery,
+    ReleaseTarget, SlotContent, State, Why,
 };
-use crate::host::ReleaseQuery;
 
 /// Room that is left free on the file system of the boot entries, in bytes: directories grow.
 const BOOT_MARGIN: u64 = 1 << 20;

@@ -5,8 +5,7 @@
 
 use bascule_api::{Digest, NodeUpdateStatus, PackFallback, RootHash, SlotName, Version};
 
-use super::{Journal, KnownRelease};
-use crate::host::ReleaseQuery;
+use super::{Journal, KnownRelease, ReleaseQuery};
 
 /// Which release goes into which slot.
 #[derive(Debug, Clone, PartialEq, Eq)]

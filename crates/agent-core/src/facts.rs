@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::host::{Extent, Space};
+use super::{Extent, Space};
 
 /// One value for each slot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

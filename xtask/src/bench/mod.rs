@@ -1,5 +1,7 @@
-//! `cargo xtask bench …`: measurements for docs/benchmarks.md. The measuring program is a package of its own, because it
-//! must be built with the release profile.
+//! `cargo xtask bench …`: measurements for docs/benchmarks.md. What measures releases is a package of its own, because it
+//! must be built with the release profile; the agent is measured from outside, as the program that is shipped.
+
+mod agent;
 
 use crate::{
     prerequisites::{self, Tool},
@@ -18,6 +20,8 @@ pub(crate) struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// The node agent as it is shipped: size, memory, wake-ups, requests, delays. Needs root and a quarter of an hour.
+    Agent(agent::Options),
     /// Releases: bytes to move and speed of applying, against other tools. Needs root, 15 GB and an hour of an idle machine.
     Release {
         /// Passed on; `--help` lists them.
@@ -38,7 +42,10 @@ const TOOLS: &[Tool] = &[
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let What::Release { arguments } = &options.what;
+    let arguments = match &options.what {
+        What::Agent(options) => return agent::run(options),
+        What::Release { arguments } => arguments,
+    };
     prerequisites::ensure(TOOLS)?;
     let status = Command::new("cargo")
         .args(["run", "--release", "--quiet", "--package", "bascule-bench", "--", "release"])
