@@ -15,7 +15,7 @@ use crate::{
     settings::Settings,
     status::{Explained, StatusWriter},
 };
-use bascule_planner::{Plan, Snapshot};
+use bascule_planner::{Plan, Snapshot, snapshot::OfferState};
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -33,6 +33,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// After steps that met another world than expected, should the watch not bring the news before.
 const STALE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
+/// saying "not read yet" of every node and taking it back a second later would help nobody.
+const FIRST_READING: Duration = Duration::from_secs(10);
 /// The longest time between two plans, against clocks that jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -237,6 +240,7 @@ impl Parts {
             ),
             drains: Drains::new(self.draining.clone()),
             failures: 0,
+            led_since: Instant::now(),
             explained,
         };
         tokio::join!(statuses.run(explanations), round.plan_again_and_again());
@@ -252,6 +256,7 @@ struct Round<'a> {
     gates: GateBoard,
     drains: Drains,
     failures: u32,
+    led_since: Instant,
     explained: watch::Sender<Explained>,
 }
 
@@ -304,8 +309,13 @@ impl Round<'_> {
         }
         self.drains.set(parts.drain_orders(&plan));
         self.gates.set(questions(&plan, &snapshot));
-        let wake = plan.wake_at.map(|at| parts.until(at));
-        self.explained.send_replace(Explained { snapshot: Arc::new(snapshot), report: Arc::new(report) });
+        let mut wake = plan.wake_at.map(|at| parts.until(at));
+        let reading_ends = self.led_since + FIRST_READING;
+        if unread(&snapshot) && Instant::now() < reading_ends {
+            wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
+        } else {
+            self.explained.send_replace(Explained { snapshot: Arc::new(snapshot), report: Arc::new(report) });
+        }
 
         self.failures = if carried.failed > 0 { self.failures.saturating_add(1) } else { 0 };
         let retry = match (carried.failed, carried.stale) {
@@ -338,6 +348,11 @@ impl Parts {
         });
         orders.collect()
     }
+}
+
+/// Whether a repository that a policy names was not even tried yet.
+fn unread(snapshot: &Snapshot) -> bool {
+    snapshot.policies.iter().any(|policy| policy.spec.is_ok() && policy.offer.state == OfferState::Unread)
 }
 
 /// What the plan wants to know, with the gates it speaks of.
