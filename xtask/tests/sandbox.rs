@@ -95,9 +95,27 @@ async fn a_cluster_that_exists_is_left_as_it_was() {
     await_condition(namespaces.clone(), "shop", is_gone).await.unwrap();
 
     let mut command = play();
+    let code = tokio::task::spawn_blocking(move || {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        // By now everything is installed and machines are being switched on.
+        assert!(lines.any(|line| line.contains("act 1/5")), "no act began");
+        interrupt(&child);
+        child.wait().unwrap().code()
+    });
+    assert_eq!(code.await.unwrap(), Some(130));
+    nothing_is_left(&cluster).await;
+
+    let mut command = play();
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let story = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{story}\n{}", String::from_utf8_lossy(&output.stderr));
+    nothing_is_left(&cluster).await;
+}
+
+async fn nothing_is_left(cluster: &ControlPlane) {
+    let client = cluster.client().await.unwrap();
+    let namespaces = Api::<Namespace>::all(client.clone());
     for name in ["shop", "bascule-system"] {
         await_condition(namespaces.clone(), name, is_gone).await.unwrap();
     }

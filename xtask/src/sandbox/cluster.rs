@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options as ControlPlaneOptions, Request, apply};
@@ -10,8 +11,11 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams};
+use kube::runtime::conditions::is_deleted;
+use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
 use super::observe::SANDBOX_LABEL;
 
@@ -24,6 +28,8 @@ const NAMESPACES: [&str; 2] = [NAMESPACE, "bascule-system"];
 /// Bascule's API definitions: where they are, Bascule is.
 const DEFINITIONS: [&str; 4] =
     ["updatepolicies.bascule.dev", "nodeupdates.bascule.dev", "freezes.bascule.dev", "rollbacks.bascule.dev"];
+/// How long a namespace may take to empty itself.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(60);
 /// Who watches and writes policies in the story.
 const ADMIN: &str = "bascule-sandbox";
 
@@ -183,13 +189,22 @@ where
 
 async fn remove_ours<K>(client: &Client) -> anyhow::Result<()>
 where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
     let (how, ours) = (DeleteParams::default(), ListParams::default().labels(SANDBOX_LABEL));
     let objects: Api<K> = Api::all(client.clone());
     // One by one: not every kind can be deleted as a collection.
-    for object in objects.list_metadata(&ours).await?.items {
+    let there = objects.list_metadata(&ours).await?.items;
+    for object in &there {
         objects.delete(&object.name_any(), &how).await?;
+    }
+    for object in &there {
+        let (name, uid) = (object.name_any(), object.uid().unwrap_or_default());
+        let gone = await_condition(objects.clone(), &name, is_deleted(&uid));
+        let Ok(gone) = timeout(REMOVAL_PATIENCE, gone).await else {
+            bail!("{} {name} is still being removed after {} s", K::kind(&()), REMOVAL_PATIENCE.as_secs());
+        };
+        gone.with_context(|| format!("cannot watch the removal of {} {name}", K::kind(&())))?;
     }
     Ok(())
 }
