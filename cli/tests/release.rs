@@ -237,3 +237,78 @@ fn what_a_node_refuses_is_exit_code_3() {
     assert!(!workshop.step("inspect repository --channel stable").contains("1.1"));
     workshop.step("sign repository --discard");
 }
+
+fn copy(from: &Path, to: &Path) {
+    for (path, bytes) in contents(from) {
+        let to = to.join(path);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::write(to, bytes).unwrap();
+    }
+}
+
+/// The kernel's SIGKILL at moments spread over the time that a publication takes. Which step is hit differs from run to run; what
+/// must hold does not. (Every step in turn: `killed_while_publishing_at_any_file_readers_see_the_old_state_whole`.)
+#[test]
+fn a_publisher_that_is_killed_leaves_a_repository_that_readers_accept() {
+    const MOMENTS: u32 = 12;
+    let workshop = Workshop::new();
+    workshop.tree("one", "1.0", |number| number);
+    workshop.build("build-1.0", "1.0", "one", "");
+    workshop.build("build-1.1", "1.1", "one", "--base build-1.0");
+    workshop.repository();
+    workshop.publish("build-1.0");
+    let publish =
+        |repository: &str| workshop.command(&format!("publish {repository} build-1.1 --channel stable {ONLINE}"));
+    let offered = |repository: &str| -> String {
+        let report = workshop.step(&format!("verify {repository} --running 0.9 -o json"));
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        report["decision"].as_str().unwrap().to_owned()
+    };
+    copy(&workshop.path("repository"), &workshop.path("whole"));
+    let started = std::time::Instant::now();
+    assert!(publish("whole").output().unwrap().status.success());
+    let whole = started.elapsed();
+    assert_eq!(offered("whole"), "install 1.1");
+    for moment in 0..MOMENTS {
+        let repository = format!("killed-{moment}");
+        copy(&workshop.path("repository"), &workshop.path(&repository));
+        let mut publisher = publish(&repository).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole * moment / MOMENTS);
+        publisher.kill().unwrap();
+        publisher.wait().unwrap();
+        let found = offered(&repository);
+        assert!(["install 1.0", "install 1.1"].contains(&found.as_str()), "{found}");
+        let again = publish(&repository).output().unwrap();
+        let message = String::from_utf8_lossy(&again.stderr);
+        assert!(again.status.success() || found == "install 1.1" && message.contains("already"), "{found}: {message}");
+        assert_eq!(offered(&repository), "install 1.1");
+        workshop.step(&format!("prune {repository} --grace 1h --yes"));
+        assert_eq!(offered(&repository), "install 1.1");
+    }
+}
+
+#[test]
+fn prune_says_what_it_would_do_and_does_it_when_told() {
+    let workshop = Workshop::new();
+    workshop.tree("one", "1.0", |number| number);
+    workshop.repository();
+    for version in ["1.0", "1.1", "1.2"] {
+        let build = format!("build-{version}");
+        workshop.build(&build, version, "one", "");
+        workshop.publish(&build);
+    }
+    let before = contents(&workshop.path("repository"));
+    let said = workshop.step("prune repository --channel stable --keep 2");
+    assert!(said.contains("would be left out of stable: 1.0") && said.contains("--yes"), "{said}");
+    assert!(before == contents(&workshop.path("repository")), "a dry run changed something");
+    let done = workshop.step(&format!("prune repository --channel stable --keep 2 --yes {ONLINE}"));
+    assert!(done.contains("left out of stable: 1.0") && done.contains("readers may still be on their way"), "{done}");
+    let channel = workshop.step("inspect repository --channel stable");
+    assert!(!channel.contains("1.0") && channel.contains("1.1") && channel.contains("1.2"), "{channel}");
+    let (code, message) = workshop.refused("prune repository --channel stable --keep 0");
+    assert_eq!(code, 2, "{message}");
+    // Without keys nothing is left out.
+    let waiting = workshop.step("prune repository --channel stable --keep 1 --yes");
+    assert!(waiting.contains("waits"), "{waiting}");
+    assert!(workshop.step("inspect repository --channel stable").contains("1.1"));
+}

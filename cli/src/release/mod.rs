@@ -5,6 +5,7 @@ mod fetch;
 mod inspect;
 mod keys;
 mod progress;
+mod prune;
 mod publish;
 mod signing;
 mod source;
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Promote(publish::PromoteArguments),
     /// Take a release back: it is not installed any more.
     Withdraw(publish::WithdrawArguments),
+    /// Leave old releases out of channels and remove files that no reader can want any more.
+    Prune(prune::Arguments),
     /// Sign timestamp (and, with their keys, snapshot and targets) afresh before they expire.
     Refresh(publish::RefreshArguments),
     /// Add signatures to what waits for more of them.
@@ -56,6 +59,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Publish(arguments) => blocking(move || publish::publish(&arguments)).await,
         Command::Promote(arguments) => blocking(move || publish::promote(&arguments)).await,
         Command::Withdraw(arguments) => blocking(move || publish::withdraw(&arguments)).await,
+        Command::Prune(arguments) => blocking(move || prune::run(&arguments)).await,
         Command::Refresh(arguments) => blocking(move || publish::refresh(&arguments)).await,
         Command::Sign(arguments) => blocking(move || publish::sign(&arguments)).await,
         Command::Rotate(arguments) => blocking(move || keys::rotate(&arguments)).await,

@@ -87,7 +87,7 @@ pub(crate) fn report(what: &str, outcome: &Outcome) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn lifetime(text: &str) -> Result<TimeDelta, String> {
+pub(crate) fn lifetime(text: &str) -> Result<TimeDelta, String> {
     let refuse = || format!("{text} is no lifetime; write days like 7d or hours like 36h, up to ten years");
     let (number, seconds) = match (text.strip_suffix('d'), text.strip_suffix('h')) {
         (Some(days), _) => (days, 86_400),

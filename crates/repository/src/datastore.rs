@@ -20,7 +20,8 @@ use crate::limits::MAX_STATE;
 
 const STATE_FILE: &str = "trusted.json";
 const LOCK_FILE: &str = "lock";
-const SCRATCH_PREFIX: &str = "scratch-";
+/// Begins the names of files that are being written. With a dot, so that nobody serves or uploads one.
+pub(crate) const SCRATCH_PREFIX: &str = ".scratch-";
 const FORMAT: u32 = 1;
 
 /// Where the datastore lies.

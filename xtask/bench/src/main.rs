@@ -8,6 +8,7 @@
 mod http;
 mod measure;
 mod ours;
+mod results;
 mod roots;
 mod run;
 mod table;

@@ -3,6 +3,7 @@
 //! (a) a release's point release → the same with all updates, the kernel's among them; (b) the same updates without the
 //! kernel's; (c) that → the next Debian release with its updates. The mirror is whatever apt on this machine uses.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,16 +15,18 @@ use crate::measure::command;
 pub(crate) const TOOLS: &str = "mmdebstrap erofs-utils zstd xdelta3 casync curl time";
 
 /// A container host, as vendors build them.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,linux-image-amd64,containerd,runc,crun,podman,openssh-server,curl,\
-    ca-certificates,nftables,iptables,iproute2,ethtool,conntrack,socat,ebtables,chrony,lvm2,mdadm,nfs-common,open-iscsi,\
-    multipath-tools,xfsprogs,e2fsprogs,btrfs-progs,dosfstools,cryptsetup-bin,tpm2-tools,python3,less,tcpdump,strace,jq,rsync,\
-    sudo,zstd,xz-utils,gnupg";
+const PACKAGES: &str = "systemd,systemd-sysv,dbus,udev,linux-image-amd64,containerd,runc,openssh-server,curl,ca-certificates,\
+    nftables,iptables,iproute2,ethtool,conntrack,socat,ebtables,chrony,lvm2,mdadm,nfs-common,open-iscsi,multipath-tools,\
+    xfsprogs,e2fsprogs,dosfstools,cryptsetup-bin,python3,less,jq,rsync,sudo,zstd,xz-utils,gnupg";
 /// What such an image does not carry.
 const EXCLUDED: [&str; 4] = ["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
 /// What is the build's own and would differ by chance. Kernel and initrd are in the UKI, not in the image.
 const CLEARED: [&str; 5] = ["boot", "var/cache", "var/log", "var/lib/apt/lists", "etc/machine-id"];
 const OLD: &str = "bookworm";
 const NEXT: &str = "trixie";
+
+/// The names of the pairs.
+pub(crate) const PAIRS: [&str; 3] = ["a", "b", "c"];
 
 /// Two images, the first the base of the second.
 pub(crate) struct Pair {
@@ -33,12 +36,30 @@ pub(crate) struct Pair {
     pub(crate) image: PathBuf,
 }
 
-/// The three pairs in `work`; trees and images that are there already are kept.
-pub(crate) fn pairs(work: &Path) -> Result<Vec<Pair>> {
+impl Pair {
+    /// Packages of the newer tree that the older one has not in the same version, and all packages of the newer one. The
+    /// kernel's are left out where its files were taken from the older tree.
+    pub(crate) fn packages(&self) -> Result<(usize, usize)> {
+        let list = |image: &Path| -> Result<BTreeSet<String>> {
+            let file = image.with_extension("").join("var/lib/dpkg/status");
+            let status = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+            let packages = status.split("\n\n").filter(|package| !package.trim().is_empty());
+            let packages = packages.filter(|text| self.name != "b" || !text.starts_with("Package: linux-image"));
+            let kept = |line: &&str| line.starts_with("Package: ") || line.starts_with("Version: ");
+            Ok(packages.map(|package| package.lines().filter(kept).collect::<Vec<_>>().join(" ")).collect())
+        };
+        let (old, new) = (list(&self.base)?, list(&self.image)?);
+        Ok((new.difference(&old).count(), new.len()))
+    }
+}
+
+/// One of the three pairs in `work`; trees and images that are there already are kept.
+pub(crate) fn pair(work: &Path, name: &str) -> Result<Pair> {
     let image = |name: &str| -> Result<PathBuf> {
         let image = work.join(format!("{name}.erofs"));
         if !image.exists() {
             let root = tree(work, name)?;
+            eprintln!("image {name}");
             let part = work.join(format!("{name}.part"));
             let uuid = "-Uba5c01e0-0000-4000-8000-000000000001";
             command("mkfs.erofs", ["-T1700000000", uuid, "--quiet"], [&part, &root])?;
@@ -46,14 +67,13 @@ pub(crate) fn pairs(work: &Path) -> Result<Vec<Pair>> {
         }
         Ok(image)
     };
-    let pair = |name, meaning, base: &str, new: &str| -> Result<Pair> {
-        Ok(Pair { name, meaning, base: image(base)?, image: image(new)? })
+    let (name, meaning, base, new) = match name {
+        "a" => ("a", "updates with a kernel", "old", "new"),
+        "b" => ("b", "updates without a kernel", "old", "same-kernel"),
+        "c" => ("c", "distribution upgrade", "new", "next"),
+        _ => bail!("there is no pair {name}"),
     };
-    Ok(vec![
-        pair("a", "updates with a kernel", "old", "new")?,
-        pair("b", "updates without a kernel", "old", "same-kernel")?,
-        pair("c", "distribution upgrade", "new", "next")?,
-    ])
+    Ok(Pair { name, meaning, base: image(base)?, image: image(new)? })
 }
 
 fn tree(work: &Path, name: &str) -> Result<PathBuf> {
@@ -77,6 +97,7 @@ fn tree(work: &Path, name: &str) -> Result<PathBuf> {
             "new" => vec![OLD.to_owned(), format!("{OLD}-updates"), format!("{OLD}-security")],
             _ => vec![NEXT.to_owned(), format!("{NEXT}-updates"), format!("{NEXT}-security")],
         };
+        eprintln!("tree {name}, from {}", suites.join(", "));
         let mirrors = Mirrors::of_this_machine()?;
         let mut arguments = vec!["--quiet".to_owned(), "--mode=root".to_owned(), "--variant=minbase".to_owned()];
         arguments.extend(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));

@@ -1,16 +1,16 @@
-//! The order of a run. Every figure is kept in `results.json` as soon as it is measured, so a run that was stopped goes on.
+//! The order of a run. Every figure is kept as soon as it is measured, so a run that was stopped goes on, and one after a change
+//! measures what the change touches.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, ensure};
 
 use crate::measure::{Usage, measured};
+use crate::results::{Code, Results, Sized, Timed};
 use crate::roots::{self, Pair};
 use crate::{ours, table, tools};
 
@@ -21,7 +21,7 @@ pub(crate) struct Options {
     #[arg(long, default_value = "target/bench/release")]
     work: PathBuf,
     /// Which pairs.
-    #[arg(long, value_delimiter = ',', default_value = "a,b,c")]
+    #[arg(long, value_delimiter = ',', default_value = "a,b,c", value_parser = roots::PAIRS)]
     pairs: Vec<String>,
     /// Which of the other tools; none when empty.
     #[arg(long, value_delimiter = ',', num_args = 0.., default_values_t = tools::ALL.map(str::to_owned), value_parser = tools::ALL)]
@@ -32,59 +32,40 @@ pub(crate) struct Options {
     /// How often applying is measured; the fastest round counts. 0 leaves it out.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-}
-
-/// All that was measured.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Results {
-    /// Bytes and what making them took, by pair and tool.
-    pub(crate) sizes: BTreeMap<String, Sized>,
-    /// The fastest round, by pair and step.
-    pub(crate) steps: BTreeMap<String, Usage>,
-    /// Image sizes by pair.
-    pub(crate) images: BTreeMap<String, u64>,
-    /// What changes in a pair.
-    #[serde(default)]
-    pub(crate) meanings: BTreeMap<String, String>,
-}
-
-/// Bytes to move and what making them took.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Sized {
-    pub(crate) bytes: u64,
-    pub(crate) usage: Usage,
+    /// Measure what is chosen although its figures are known and nothing has changed.
+    #[arg(long)]
+    again: bool,
 }
 
 pub(crate) fn release(options: &Options) -> Result<()> {
     roots::check_tools()?;
     fs::create_dir_all(&options.work)?;
     let work = options.work.canonicalize()?;
-    let file = work.join("results.json");
-    let mut results: Results =
-        if file.exists() { serde_json::from_slice(&fs::read(&file)?)? } else { Results::default() };
-    let keep = |results: &Results| -> Result<()> { Ok(fs::write(&file, serde_json::to_vec_pretty(results)?)?) };
-    for pair in roots::pairs(&work)?.iter().filter(|pair| options.pairs.iter().any(|name| name == pair.name)) {
-        results.images.insert(pair.name.to_owned(), fs::metadata(&pair.image)?.len());
-        results.meanings.insert(pair.name.to_owned(), pair.meaning.to_owned());
-        for kind in &options.packs {
-            let key = format!("{} {kind}", pair.name);
-            if let Entry::Vacant(open) = results.sizes.entry(key) {
-                open.insert(build(&work, pair, kind)?);
-                keep(&results)?;
+    let mut results = Results::load(&work.join("results.json"))?;
+    let code = Code::now()?;
+    for name in &options.pairs {
+        let pair = roots::pair(&work, name)?;
+        results.describe(&pair)?;
+        let images = format!("{} {}", ours::noted_root_hash(&pair.base)?, ours::noted_root_hash(&pair.image)?);
+        let mut sizes: Vec<(&String, String)> = Vec::new();
+        sizes.extend(options.packs.iter().map(|kind| (kind, format!("{images} {}", code.packs))));
+        sizes.extend(options.tools.iter().map(|tool| (tool, format!("{images} {}", tools::describe(tool)))));
+        for (way, of) in sizes {
+            let key = format!("{name} {way}");
+            if options.again || !results.has_size(&key, &of) {
+                let (bytes, usage) = if options.packs.contains(way) {
+                    build(&work, &pair, way)?
+                } else {
+                    tools::run(&work, &pair, way)?
+                };
+                eprintln!("{key}: {:.2} MB in {:.0} s", bytes as f64 / 1e6, usage.wall);
+                results.keep_size(key, Sized { of, bytes, usage })?;
             }
         }
-        if options.rounds > 0 {
-            apply(&work, pair, options.rounds, &mut results)?;
-            keep(&results)?;
-        }
-        for tool in &options.tools {
-            let key = format!("{} {tool}", pair.name);
-            if let Entry::Vacant(open) = results.sizes.entry(key) {
-                eprintln!("{} {tool}", pair.name);
-                let (bytes, usage) = tools::run(&work, pair, tool)?;
-                open.insert(Sized { bytes, usage });
-                keep(&results)?;
-            }
+        let of = format!("{images} {}", code.all);
+        let known = results.has_steps(name, &of) && !options.again;
+        if options.rounds > 0 && !known {
+            apply(&work, &pair, options.rounds, &of, &mut results)?;
         }
     }
     println!("{}", table::markdown(&results));
@@ -95,10 +76,7 @@ fn pack_path(work: &Path, pair: &Pair, kind: &str) -> PathBuf {
     work.join(format!("{}-{kind}.pack", pair.name))
 }
 
-fn build(work: &Path, pair: &Pair, kind: &str) -> Result<Sized> {
-    eprintln!("{} {kind}", pair.name);
-    ours::noted_root_hash(&pair.base)?;
-    ours::noted_root_hash(&pair.image)?;
+fn build(work: &Path, pair: &Pair, kind: &str) -> Result<(u64, Usage)> {
     let program = std::env::current_exe()?;
     let pack = pack_path(work, pair, kind);
     let mut line = format!("{} pack {} {}", program.display(), pair.image.display(), pack.display());
@@ -109,44 +87,58 @@ fn build(work: &Path, pair: &Pair, kind: &str) -> Result<Sized> {
         line.push_str(" --fast");
     }
     let usage = measured(work, &line)?;
-    Ok(Sized { bytes: fs::metadata(pack)?.len(), usage })
+    Ok((fs::metadata(pack)?.len(), usage))
 }
 
 /// Applies full and delta pack and lets curl and zstd do the same, in turn, into files on a tmpfs.
-fn apply(work: &Path, pair: &Pair, rounds: u32, results: &mut Results) -> Result<()> {
-    let whole = work.join(format!("{}-whole.zst", pair.name));
-    if !whole.exists() {
-        measured(work, &format!("zstd -q -15 {} -o {}", pair.image.display(), whole.display()))?;
+fn apply(work: &Path, pair: &Pair, rounds: u32, of: &str, results: &mut Results) -> Result<()> {
+    let whole = tools::whole(work, pair);
+    for needed in [&whole, &pack_path(work, pair, "full"), &pack_path(work, pair, "delta")] {
+        ensure!(needed.exists(), "{} is not there; measure full, delta and zstd-15 first", needed.display());
     }
     let server = Server::start(work)?;
     let program = std::env::current_exe()?;
-    let slot = format!("/dev/shm/bascule-bench-{}", std::process::id());
+    let slot = Slot(format!("/dev/shm/bascule-bench-{}", std::process::id()));
+    let name = &slot.0;
     let base = pair.base.display();
     let ours = |kind: &str, more: &str| {
         let pack = pack_path(work, pair, kind);
-        format!("{} apply {} {} {slot} {more}", program.display(), server.port, pack.display())
+        format!("{} apply {} {} {name} {more}", program.display(), server.port, pack.display())
     };
     let whole_name = whole.file_name().and_then(|name| name.to_str()).context("no name")?.to_owned();
-    let curl = format!("curl -s http://127.0.0.1:{}/{whole_name} | zstd -q -d > {slot}; sha256sum {slot}", server.port);
-    let read_back = format!("{} read-back {slot}", program.display());
+    let curl =
+        format!("curl -sf http://127.0.0.1:{}/{whole_name} | zstd -q -d > {name}; sha256sum {name}", server.port);
+    let read_back = format!("{} read-back {name}", program.display());
     let steps = [
         ("curl | zstd -d; sha256sum", curl),
         ("apply full", ours("full", "")),
         ("apply delta", ours("delta", &format!("--base {base}"))),
         ("read back", read_back),
     ];
-    for round in 0..rounds {
-        for (name, line) in &steps {
-            eprintln!("{} {name}, round {}", pair.name, round + 1);
+    let mut best: BTreeMap<String, Usage> = BTreeMap::new();
+    for round in 1..=rounds {
+        for (step, line) in &steps {
             let usage = measured(work, line)?;
-            let best = results.steps.entry(format!("{} {name}", pair.name)).or_insert(usage);
-            best.wall = best.wall.min(usage.wall);
-            best.processor = best.processor.min(usage.processor);
-            best.peak_kib = best.peak_kib.max(usage.peak_kib);
+            eprintln!("{} {step}, round {round}: {:.2} s", pair.name, usage.wall);
+            let best = best.entry(format!("{} {step}", pair.name)).or_insert(usage);
+            let peak_kib = best.peak_kib.max(usage.peak_kib);
+            if usage.wall < best.wall {
+                *best = usage;
+            }
+            best.peak_kib = peak_kib;
         }
     }
-    fs::remove_file(slot)?;
-    Ok(())
+    let timed = |(step, usage)| (step, Timed { of: of.to_owned(), usage });
+    results.keep_steps(best.into_iter().map(timed))
+}
+
+/// The file on the tmpfs that is written to; gone when it is dropped, for it takes memory.
+struct Slot(String);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 struct Server {

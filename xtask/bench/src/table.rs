@@ -2,20 +2,21 @@
 
 use std::fmt::Write;
 
-use crate::run::Results;
+use crate::measure::Usage;
+use crate::results::{Results, Timed};
 use crate::tools::{self, describe};
 
 /// Markdown: sizes for each pair, then building, then applying.
 pub(crate) fn markdown(results: &Results) -> String {
     let mut text = String::new();
-    for (pair, image) in &results.images {
+    for (pair, described) in &results.pairs {
         let size = |tool: &str| results.sizes.get(&format!("{pair} {tool}"));
         let whole = size("zstd-15").map(|whole| whole.bytes as f64);
-        let meaning = results.meanings.get(pair).map_or("", String::as_str);
-        let _ = writeln!(text, "\n### ({pair}) {meaning}, image of {:.1} MB\n", megabytes(*image));
+        let (meaning, image, (changed, all)) = (&described.meaning, megabytes(described.image), described.packages);
+        let _ = writeln!(text, "\n### ({pair}) {meaning}: {changed} of {all} packages, image of {image:.1} MB\n");
         let _ = writeln!(
             text,
-            "| way | MB to move | of whole | processor s | wall s | peak MiB |\n|---|---|---|---|---|---|"
+            "| way | MB to move | of whole | processor s | wall s | others | peak MiB |\n|---|---|---|---|---|---|---|"
         );
         for tool in tools::ALL.iter().chain(&["full", "delta-fast", "delta"]) {
             let Some(found) = size(tool) else { continue };
@@ -25,16 +26,20 @@ pub(crate) fn markdown(results: &Results) -> String {
             let name = describe(tool);
             let _ = writeln!(
                 text,
-                "| {name} | {bytes:.2} | {share} | {:.0} | {:.0} | {peak} |",
-                usage.processor, usage.wall
+                "| {name} | {bytes:.2} | {share} | {:.0} | {:.0} | {:.2} | {peak} |",
+                usage.processor, usage.wall, usage.others
             );
         }
-        let _ = writeln!(text, "\n| step | wall s | processor s | raw MB/s | peak MiB |\n|---|---|---|---|---|");
-        for (name, usage) in &results.steps {
+        let _ = writeln!(
+            text,
+            "\n| step | wall s | processor s | raw MB/s | peak MiB | others |\n|---|---|---|---|---|---|"
+        );
+        for (name, Timed { usage, .. }) in &results.steps {
             let Some(step) = name.strip_prefix(&format!("{pair} ")) else { continue };
-            let speed = megabytes(*image) / usage.wall;
+            let speed = image / usage.wall;
             let peak = usage.peak_kib as f64 / 1024.0;
-            let _ = writeln!(text, "| {step} | {:.2} | {:.2} | {speed:.0} | {peak:.1} |", usage.wall, usage.processor);
+            let Usage { wall, processor, others, .. } = usage;
+            let _ = writeln!(text, "| {step} | {wall:.2} | {processor:.2} | {speed:.0} | {peak:.1} | {others:.2} |");
         }
     }
     text

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use bascule_image::digest::Sha256;
@@ -32,6 +32,11 @@ pub(crate) fn describe(tool: &str) -> &'static str {
     }
 }
 
+/// The whole image with zstd -15, kept to be downloaded and unpacked.
+pub(crate) fn whole(work: &Path, pair: &Pair) -> PathBuf {
+    work.join(format!("{}-whole.zst", pair.name))
+}
+
 /// Runs a tool and returns the bytes it would fetch.
 pub(crate) fn run(work: &Path, pair: &Pair, tool: &str) -> Result<(u64, Usage)> {
     let (base, image) = (pair.base.display(), pair.image.display());
@@ -40,7 +45,11 @@ pub(crate) fn run(work: &Path, pair: &Pair, tool: &str) -> Result<(u64, Usage)> 
     let _ = (fs::remove_file(&output), fs::remove_dir_all(work.join("store")));
     let size_after = |usage| Ok((fs::metadata(&output)?.len(), usage));
     match tool {
-        "zstd-15" => size_after(measured(work, &format!("zstd -q -15 {image} -o {out}"))?),
+        "zstd-15" => {
+            let whole = whole(work, pair);
+            let usage = measured(work, &format!("zstd -q -f -15 {image} -o {}", whole.display()))?;
+            Ok((fs::metadata(whole)?.len(), usage))
+        }
         "zstd-patch-9" | "zstd-patch-19" => {
             let level = tool.trim_start_matches("zstd-patch");
             size_after(measured(work, &format!("zstd -q {level} --long=30 --patch-from={base} {image} -o {out}"))?)

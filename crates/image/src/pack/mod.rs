@@ -4,6 +4,8 @@
 //! can't overlap. The manifest names length and digest of the index, so a node reads the index with one range request and
 //! then exactly the frames it lacks.
 
+mod bytes;
+mod check;
 mod frame;
 mod index;
 mod index_error;

@@ -5,6 +5,7 @@ pub mod manifest;
 pub mod names;
 
 mod parse;
+mod refusal;
 #[cfg(test)]
 mod tests;
 

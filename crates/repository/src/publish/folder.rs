@@ -10,15 +10,16 @@ use std::path::{Path, PathBuf};
 use bascule_image::digest::Sha256Stream;
 use bascule_image::release::names::TargetPath;
 use bascule_names::Digest;
+use chrono::{DateTime, Utc};
 
 use super::error::PublishError;
-use crate::datastore::replace_file;
+use super::prune::Unnamed;
+use crate::datastore::{SCRATCH_PREFIX, replace_file};
 use crate::limits::MAX_TARGETS;
 
 const LOCK_FILE: &str = ".publish.lock";
 /// What is served must be readable by the server's user.
 const SERVED: u32 = 0o644;
-const SCRATCH_PREFIX: &str = ".scratch-";
 
 /// A locked repository folder.
 #[derive(Debug)]
@@ -125,6 +126,12 @@ impl Folder {
         self.path.join("targets").join(folder).join(format!("{}.{name}", hex::encode(digest.to_bytes())))
     }
 
+    /// The same, relative to the folder.
+    pub(super) fn relative_target_path(&self, target: &TargetPath, digest: &Digest) -> PathBuf {
+        let path = self.target_path(target, digest);
+        path.strip_prefix(&self.path).unwrap_or(&path).to_owned()
+    }
+
     /// Puts bytes in place as a target. One that is there with the right length stays: its name is its digest.
     pub(super) fn write_target(&self, target: &TargetPath, digest: &Digest, bytes: &[u8]) -> Result<(), PublishError> {
         let path = self.target_path(target, digest);
@@ -165,10 +172,87 @@ impl Folder {
         Ok((digest, length))
     }
 
+    /// The files in `metadata/`.
+    pub(super) fn metadata_files(&self) -> Result<Vec<MetadataFile>, PublishError> {
+        let folder = self.path.join("metadata");
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(PublishError::file("read", &folder))? {
+            let entry = entry.map_err(PublishError::file("read", &folder))?;
+            let path = entry.path();
+            let metadata = entry.metadata().map_err(PublishError::file("read", &path))?;
+            let modified = metadata.modified().map_err(PublishError::file("read", &path))?.into();
+            if let Some(name) = entry.file_name().to_str().filter(|_| metadata.is_file()) {
+                let path = Path::new("metadata").join(name);
+                files.push(MetadataFile { name: name.to_owned(), path, bytes: metadata.len(), modified });
+            }
+        }
+        Ok(files)
+    }
+
+    /// What publishers that were killed had begun to write to `metadata/`.
+    pub(super) fn unfinished_metadata(&self) -> Result<Vec<Unnamed>, PublishError> {
+        let unfinished = self.metadata_files()?.into_iter().filter(|file| file.name.starts_with(SCRATCH_PREFIX));
+        Ok(unfinished.map(|file| Unnamed { path: file.path, bytes: file.bytes }).collect())
+    }
+
+    /// The files in `targets/` that publishing makes: those whose name begins with a digest, and what a publisher that was
+    /// killed had begun to write.
+    pub(super) fn published_files(&self) -> Result<Vec<Unnamed>, PublishError> {
+        let mut files = Vec::new();
+        let mut folders = vec![self.path.join("targets")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).map_err(PublishError::file("read", &folder))? {
+                let entry = entry.map_err(PublishError::file("read", &folder))?;
+                let path = entry.path();
+                let metadata = entry.metadata().map_err(PublishError::file("read", &path))?;
+                if metadata.is_dir() {
+                    folders.push(path);
+                } else if metadata.is_file() && entry.file_name().to_str().is_some_and(is_ours) {
+                    let path = path.strip_prefix(&self.path).unwrap_or(&path).to_owned();
+                    files.push(Unnamed { path, bytes: metadata.len() });
+                }
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Removes files, and the folders below `targets/` that they leave empty.
+    pub(super) fn remove<'a>(&self, files: impl Iterator<Item = &'a Path>) -> Result<(), PublishError> {
+        let targets = self.path.join("targets");
+        for relative in files {
+            let path = self.path.join(relative);
+            fs::remove_file(&path).map_err(PublishError::file("remove", &path))?;
+            let above =
+                path.ancestors().skip(1).take_while(|folder| folder.starts_with(&targets) && *folder != targets);
+            for folder in above {
+                // One that is not empty stays, and so does what lies above it.
+                if fs::remove_dir(folder).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a target's file is there with this length.
     pub(super) fn has_target(&self, target: &TargetPath, digest: &Digest, length: u64) -> bool {
         fs::metadata(self.target_path(target, digest)).is_ok_and(|metadata| metadata.len() == length)
     }
+}
+
+/// A file in `metadata/`.
+pub(super) struct MetadataFile {
+    pub(super) name: String,
+    /// Relative to the repository folder.
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) modified: DateTime<Utc>,
+}
+
+fn is_ours(name: &str) -> bool {
+    let digest = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    name.starts_with(SCRATCH_PREFIX) || name.split_once('.').is_some_and(|(first, _)| digest(first))
 }
 
 fn make_parent(path: &Path) -> Result<PathBuf, PublishError> {

@@ -4,10 +4,12 @@
 //! `commit`). The folder can be served as it is, or copied to a static server in the order that docs/publishing.md gives.
 
 mod commit;
+mod content;
 mod document;
 mod error;
 mod folder;
 mod keys;
+mod prune;
 mod release;
 mod setup;
 mod state;
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 pub use commit::{Lifetimes, Missing, Outcome, Signing};
 pub use error::PublishError;
 pub use keys::{PublicKey, SigningKey, generate};
+pub use prune::{Unnamed, Unwanted};
 pub use release::Notes;
 pub use setup::{RoleSetup, Roles, init};
 

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use bascule_image::Sha256;
 use bascule_image::release::channel::{self, Channel, Release, Withdrawal};
 use bascule_image::release::manifest::{self, File as Described, Manifest};
 use bascule_image::release::names::{Severity, TargetPath};
-use bascule_image::{Sha256, release};
 use bascule_names::{Architecture, ChannelName, Digest, Product, Version};
 use chrono::{DateTime, Utc};
 use tough::TargetName;
@@ -17,6 +16,7 @@ use tough::schema::{Hashes, RoleType, Target, Targets};
 
 use super::Publisher;
 use super::commit::{Change, Outcome, Signing, next_targets};
+use super::content::{Named, files_of, read_manifests};
 use super::error::PublishError;
 use super::setup::delegated_role_name;
 use super::state::keys_of;
@@ -175,12 +175,12 @@ impl Publisher {
     }
 
     /// The files of the role that signs a channel: a delegated one if there is, else the top-level one.
-    fn role_targets(&self, channel: &ChannelName) -> Targets {
+    pub(super) fn role_targets(&self, channel: &ChannelName) -> Targets {
         let document = self.current.delegated.get(&delegated_role_name(channel)).unwrap_or(&self.current.targets);
         document.signed.signed.clone()
     }
 
-    fn publish_channel(
+    pub(super) fn publish_channel(
         &mut self,
         name: &ChannelName,
         channel: &Channel,
@@ -251,60 +251,6 @@ impl Publisher {
     }
 }
 
-/// A file that a manifest names. A pack's whole digest is not in the manifest: a node judges it frame by frame.
-struct Named {
-    path: TargetPath,
-    size: u64,
-    digest: Option<Digest>,
-}
-
-fn files_of(manifest: &Manifest) -> Vec<Named> {
-    let described =
-        |file: &Described| Named { path: file.path.clone(), size: file.size, digest: Some(file.digest.clone()) };
-    let packs = manifest.packs.iter().map(|pack| Named { path: pack.path.clone(), size: pack.size, digest: None });
-    let list = manifest.packages.iter().map(|list| described(&list.file));
-    packs.chain([described(&manifest.uki)]).chain(list).collect()
-}
-
-fn read_manifests(build: &Path) -> Result<Vec<(TargetPath, Manifest)>, PublishError> {
-    let list = |path: &Path| -> Result<Vec<String>, PublishError> {
-        let mut names = Vec::new();
-        for entry in fs::read_dir(path).map_err(PublishError::file("read", path))? {
-            let entry = entry.map_err(PublishError::file("read", path))?;
-            names.extend(entry.file_name().to_str().map(str::to_owned));
-        }
-        names.sort();
-        Ok(names)
-    };
-    let releases = build.join("releases");
-    let mut found = Vec::new();
-    for version in list(&releases)? {
-        for architecture in list(&releases.join(&version))? {
-            let text = format!("releases/{version}/{architecture}/release.json");
-            let file = build.join(&text);
-            if !file.is_file() {
-                continue;
-            }
-            let path: TargetPath = text
-                .parse()
-                .map_err(|error| PublishError::Content { path: text.clone(), reason: format!("{error}") })?;
-            let mut bytes = Vec::new();
-            let limit = release::manifest::MAX_LENGTH as u64 + 1;
-            File::open(&file)
-                .and_then(|opened| opened.take(limit).read_to_end(&mut bytes))
-                .map_err(PublishError::file("read", &file))?;
-            let manifest =
-                Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
-            if manifest.version.as_str() != version || manifest.architecture.as_str() != architecture {
-                let reason = format!("it is for {} on {}", manifest.version, manifest.architecture);
-                return Err(PublishError::Content { path: text, reason });
-            }
-            found.push((path, manifest));
-        }
-    }
-    Ok(found)
-}
-
 fn entry(
     version: Version,
     manifests: BTreeMap<Architecture, manifest::File>,
@@ -342,7 +288,7 @@ fn channel_path(name: &ChannelName) -> Result<TargetPath, PublishError> {
     format!("{name}.json").parse().map_err(|error| PublishError::broken(name.to_string(), error))
 }
 
-fn target_name(path: &TargetPath) -> Result<TargetName, PublishError> {
+pub(super) fn target_name(path: &TargetPath) -> Result<TargetName, PublishError> {
     TargetName::new(path.as_str()).map_err(|error| PublishError::broken(path.to_string(), error))
 }
 

@@ -11,5 +11,6 @@ mod damage;
 mod keys;
 mod network;
 mod node;
+mod prune;
 mod publisher;
 mod time;

@@ -11,10 +11,10 @@ use url::Url;
 
 use bascule_tests::vendor::{CHANNEL, Vendor, copy_folder, start, version};
 
-const ONLINE: [&str; 3] = ["targets", "snapshot", "timestamp"];
+pub const ONLINE: [&str; 3] = ["targets", "snapshot", "timestamp"];
 
 /// All files below a folder, by their path in it.
-fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
@@ -30,7 +30,11 @@ fn content(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-async fn newest(repository: &Path, trust_root: &[u8], datastore: &Path) -> Result<String, bascule_repository::Error> {
+pub async fn newest(
+    repository: &Path,
+    trust_root: &[u8],
+    datastore: &Path,
+) -> Result<String, bascule_repository::Error> {
     let opened = Repository::open(OpenOptions {
         trust_root: trust_root.to_vec(),
         base: Url::from_directory_path(repository).unwrap(),
