@@ -2,7 +2,7 @@
 //! measures what the change touches.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -41,6 +41,8 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     roots::check_tools()?;
     fs::create_dir_all(&options.work)?;
     let work = options.work.canonicalize()?;
+    let lock = File::create(work.join("lock"))?;
+    ensure!(lock.try_lock().is_ok(), "another run works in {}; give this one another --work", work.display());
     let mut results = Results::load(&work.join("results.json"))?;
     let code = Code::now()?;
     for name in &options.pairs {

@@ -22,7 +22,7 @@ pub(crate) struct Options {
 enum What {
     /// The node agent as it is shipped: size, memory, wake-ups, requests, delays. Needs root and a quarter of an hour.
     Agent(agent::Options),
-    /// Releases: bytes to move and speed of applying, against other tools. Needs root, 15 GB and an hour of an idle machine.
+    /// Releases: bytes to move and speed of applying, against other tools. Needs root, 15 GB and two hours of an idle machine.
     Release {
         /// Passed on; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

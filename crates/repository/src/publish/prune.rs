@@ -197,7 +197,7 @@ impl Publisher {
                 }
             }
         }
-        files.sort_by(|(a, _), (b, _)| a.cmp(b));
+        files.sort_by_key(|(key, _)| *key);
         let mut replaced = Vec::new();
         for pair in files.windows(2) {
             let [((role, _), file), ((next, _), successor)] = pair else { continue };
