@@ -2,10 +2,9 @@
 //! so that nothing else runs in the process. The hostile server runs in it too and is counted with the node.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
-#![allow(dead_code, reason = "the node and the vendor are shared with the other attacks, which need more of them")]
+#![allow(dead_code, reason = "the node is shared with the other attacks, which need more of it")]
 
 mod node;
-mod vendor;
 
 use std::fs::File;
 
@@ -15,9 +14,9 @@ use bascule_image::pack::PackIndex;
 use bascule_image::verity::Parameters;
 use bascule_image::work::Watch;
 use bascule_tests::https::{Fault, HttpsServer};
+use bascule_tests::vendor::Vendor;
 
 use node::{Node, category};
-use vendor::Vendor;
 
 /// More than this is too much for any attack, in KiB: what two workers may hold (a raw and a stored frame each, three more on
 /// their way), the server, and what allocators keep.

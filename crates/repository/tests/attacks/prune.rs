@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use bascule_names::ChannelName;
 use bascule_repository::publish::{Notes, Outcome, Publisher};
+use bascule_tests::vendor::{CHANNEL, Vendor, copy_folder, days, version};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::publisher::{ONLINE, content, newest};
-use super::vendor::{CHANNEL, Vendor, copy_folder, days, version};
 
 /// When the newest metadata was written, by the files' own time stamps.
 fn written(repository: &Path) -> DateTime<Utc> {
