@@ -17,6 +17,8 @@ use crate::observe::{self, Lens};
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long logind may take to bring the machine down before the kernel is told to.
 pub const POLITE: Duration = Duration::from_secs(60);
+/// How long after the start of the boot the state folder may come to be mounted: systemd gives up on a device after 90 s.
+const MOUNTS: Duration = Duration::from_secs(120);
 /// Longest commit note in bytes.
 const MAX_NOTE: u64 = 4 << 10;
 
@@ -30,8 +32,10 @@ pub enum Sight {
         /// Its root hash.
         root_hash: RootHash,
     },
-    /// The boot loader says that it booted an entry that counts; more can't be seen (the boot partition or the disk does
-    /// not answer).
+    /// The entry has no counter, and there is no journal that could tell whether it lost one. State may be mounted late.
+    Unproven,
+    /// The boot loader says that it booted an entry that counts, or the journal that this release was armed; more can't be
+    /// seen (the boot partition or the disk does not answer).
     TrialUnseen(String),
     /// Nothing can be seen.
     Blind(String),
@@ -66,6 +70,10 @@ pub fn decide(sight: &Sight, committed: bool, since_boot: Duration, deadline: Du
     let late = || format!("no commit within {} s of the boot", deadline.as_secs());
     match sight {
         Sight::NoTrial(why) => Verdict::End(why),
+        Sight::Unproven if since_boot >= MOUNTS.min(deadline) => {
+            Verdict::End("the running release has no trial on record")
+        }
+        Sight::Unproven => Verdict::Wait(wait),
         Sight::Trial { .. } if over => Verdict::Revert { reason: late() },
         Sight::TrialUnseen(why) if over => Verdict::Reboot { reason: format!("{}; {why}", late()) },
         // A machine that is good must not be rebooted for ever because its disk can't be read.
@@ -133,19 +141,20 @@ pub fn look(host: &Host, lens: &Lens) -> Sight {
         Err(error) => {
             let why = in_one_line(&error);
             let counted = host.firmware.variable("LoaderBootCountPath").ok().flatten();
-            return match counted.filter(|path| path.iter().any(|byte| *byte != 0)) {
-                Some(_) => Sight::TrialUnseen(why),
-                None => Sight::Blind(why),
-            };
+            let counted = counted.is_some_and(|path| path.iter().any(|byte| *byte != 0));
+            let seen = if counted || armed_by_record(host) { Sight::TrialUnseen } else { Sight::Blind };
+            return seen(why);
         }
     };
     judge(&facts, journal(host))
 }
 
-fn judge(facts: &Facts, journal: Journal) -> Sight {
-    let state = State { journal: Some(journal), ..State::new(Config::default()) };
+fn judge(facts: &Facts, journal: Option<Journal>) -> Sight {
+    let known = journal.is_some();
+    let state = State { journal: Some(journal.unwrap_or_default()), ..State::new(Config::default()) };
     if !state.is_trial(facts) {
-        return Sight::NoTrial("the running release is not a trial");
+        let good = facts.booted_slot().entry == Entry::Good && facts.inactive_slot().content.root_hash().is_some();
+        return if known || !good { Sight::NoTrial("the running release is not a trial") } else { Sight::Unproven };
     }
     let other = facts.inactive_slot();
     if other.content.root_hash().is_none() || other.entry == Entry::None {
@@ -154,10 +163,21 @@ fn judge(facts: &Facts, journal: Journal) -> Sight {
     Sight::Trial { root_hash: facts.root_hash.clone() }
 }
 
-/// The journal, or an empty one: the guard goes by what it has.
-fn journal(host: &Host) -> Journal {
-    let bytes = host.state.read(JOURNAL_FILE, MAX_JOURNAL).ok().flatten();
-    bytes.and_then(|bytes| Journal::parse(&bytes).ok()).unwrap_or_default()
+/// The journal, if there is one that can be read: the guard goes by what it has.
+fn journal(host: &Host) -> Option<Journal> {
+    let bytes = host.state.read(JOURNAL_FILE, MAX_JOURNAL).ok().flatten()?;
+    Journal::parse(&bytes).ok()
+}
+
+/// Whether the journal says that what runs was armed in an earlier boot and that nobody began to commit it. Needs neither
+/// disk nor boot partition.
+fn armed_by_record(host: &Host) -> bool {
+    let Some(armed) = journal(host).and_then(|journal| journal.armed) else { return false };
+    let (Ok(boot_id), Ok(line)) = (host.system.boot_id(), host.system.command_line()) else { return false };
+    let root_hash = armed.root_hash.as_str();
+    let runs =
+        line.split_ascii_whitespace().any(|word| word.split_once('=').is_some_and(|(_, value)| value == root_hash));
+    runs && armed.boot_id != boot_id && !armed.committing
 }
 
 fn is_committed(host: &Host) -> bool {

@@ -112,6 +112,13 @@ pub enum Effect {
         /// Set the running slot's entry aside, because it would be picked before the armed one.
         set_aside_running: bool,
     },
+    /// Give the entry of the running trial back the counter that it lost, durably.
+    Recount {
+        /// The running slot.
+        slot: SlotName,
+        /// How often it may still be tried after this boot.
+        left: u32,
+    },
     /// Take an armed entry back that was never booted.
     Disarm(ReleaseTarget),
     /// Make the running slot's entry permanent, durably.
@@ -160,6 +167,7 @@ impl Effect {
             Self::Seal(_) => "seal",
             Self::Verify { .. } => "verify",
             Self::Arm { .. } => "arm",
+            Self::Recount { .. } => "recount",
             Self::Disarm(_) => "disarm",
             Self::Bless { .. } => "bless",
             Self::TellGuard { .. } => "tell-guard",

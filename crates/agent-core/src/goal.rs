@@ -354,6 +354,7 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
         tries: state.config.tries,
         at: now.wall,
         given_up: None,
+        committing: false,
     });
     let quick = read_back_lately(state, &target, now);
     state.reboot_asked = None;
@@ -386,6 +387,12 @@ pub(super) fn commit(state: &State, facts: &Facts, now: Now) -> Plan {
         next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
     }
     let mut effects = Vec::new();
+    if let Some(armed) = state.trial_record(facts).filter(|armed| !armed.committing) {
+        // Before the counter goes: who finds an entry without one must be able to tell a commit from a loss.
+        let begun = Some(Armed { committing: true, ..armed.clone() });
+        effects.push(Effect::Persist(Journal { armed: begun, ..next_journal(journal) }));
+        next.revision += 1;
+    }
     if state.is_trial(facts) {
         effects.push(Effect::Bless { slot: facts.booted, root_hash: facts.root_hash.clone() });
         if !facts.boot.running_sorts_first && facts.inactive_slot().entry == Entry::Good {
@@ -458,6 +465,7 @@ pub(super) fn give_up(state: &mut State, facts: &Facts, now: Now, reason: String
     let record = journal.armed.clone().filter(|armed| armed.root_hash == facts.root_hash);
     next.armed = Some(Armed {
         given_up: record.as_ref().and_then(|record| record.given_up.clone()).or(Some(reason)),
+        committing: false,
         ..record.unwrap_or_else(|| Armed {
             slot: facts.booted,
             version: facts.version.clone(),
@@ -469,6 +477,7 @@ pub(super) fn give_up(state: &mut State, facts: &Facts, now: Now, reason: String
             tries: state.config.tries,
             at: now.wall,
             given_up: None,
+            committing: false,
         })
     });
     let mut effects = vec![Effect::Persist(next)];

@@ -28,7 +28,7 @@ pub(super) fn next(state: &State, facts: &Facts, now: Now) -> Plan {
         && armed.boot_id != facts.boot_id
     {
         if armed.root_hash == facts.root_hash {
-            return after_good_boot(journal, armed, facts, now);
+            return after_good_boot(state, journal, armed, facts, now);
         }
         return after_other_boot(journal, armed, facts, now);
     }
@@ -36,8 +36,12 @@ pub(super) fn next(state: &State, facts: &Facts, now: Now) -> Plan {
 }
 
 /// The armed release runs. Nothing to conclude while it is on trial, but that counting works.
-fn after_good_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
+fn after_good_boot(state: &State, journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
     match facts.booted_slot().entry {
+        // The boot loader counts again from the next boot on; this one is the guard's.
+        Entry::Good if state.lost_its_counter(facts) => {
+            short(vec![Effect::Recount { slot: facts.booted, left: armed.tries.saturating_sub(1) }])
+        }
         Entry::Good => {
             let mut next = next_journal(journal);
             next.armed = None;

@@ -61,6 +61,10 @@ pub struct Armed {
     /// The trial was given up on purpose, and why: the next boot is not a boot failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given_up: Option<String>,
+    /// The commit has begun: from here on, an entry without a counter is the commit's doing. Before, it is an entry that
+    /// lost its counter (a directory entry of FAT that power loss tore), and the release is as much on trial as ever.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub committing: bool,
 }
 
 /// Since when the running release is committed.

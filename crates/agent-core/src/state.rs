@@ -180,14 +180,20 @@ impl State {
 
     /// Whether the running release is a trial.
     ///
-    /// The boot entry decides. An entry that was used up or set aside counts only with a record of having been armed, or
+    /// The boot entry decides, and where it has no counter, whether anybody began to commit. An entry that was used up or set aside counts only with a record of having been armed, or
     /// when the other slot has a permanent entry to go back to.
     pub fn is_trial(&self, facts: &Facts) -> bool {
         match facts.booted_slot().entry {
             Entry::Trying { .. } => true,
             Entry::Bad { .. } => self.trial_record(facts).is_some() || facts.inactive_slot().entry == Entry::Good,
-            Entry::Good | Entry::None => false,
+            Entry::Good => self.lost_its_counter(facts),
+            Entry::None => false,
         }
+    }
+
+    /// Whether the running release was armed, nobody began to commit it, and yet its entry has no counter.
+    pub fn lost_its_counter(&self, facts: &Facts) -> bool {
+        facts.booted_slot().entry == Entry::Good && self.trial_record(facts).is_some_and(|armed| !armed.committing)
     }
 
     /// The release in the inactive slot, if it is whole, was read back, and its UKI is at hand.

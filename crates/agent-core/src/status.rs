@@ -10,15 +10,37 @@ use super::{Entry, Facts, Now, SlotContent, State, TableHealth};
 
 /// The status to write, if it is another than the last one handed out.
 pub(super) fn publish(state: &mut State, now: Now) -> Option<NodeUpdateStatus> {
-    // Without a look at the machine there is nothing true to say; without the operator's word, nobody to say it to.
+    // Without the operator's word there is nobody to say anything to.
     state.desired.as_ref()?;
-    state.last_facts.as_ref()?;
-    let status = status(state, now);
+    let status = if state.last_facts.is_some() { status(state, now) } else { unseen(state, now)? };
     if state.published.as_ref() == Some(&status) {
         return None;
     }
     state.conditions.clone_from(&status.conditions);
     state.published = Some(status.clone());
+    Some(status)
+}
+
+/// What is said by an agent that could not look at the machine since it started: what an earlier one said stays, with the
+/// trouble beside it. `None` while the first look is still on its way.
+fn unseen(state: &State, now: Now) -> Option<NodeUpdateStatus> {
+    let problem = state.problem.as_ref()?;
+    let mut status = state.published.clone().unwrap_or_default();
+    status.agent_version = Some(state.config.agent_version.clone());
+    status.transfer = None;
+    status.last_error = last_error(state);
+    let mut list = state.conditions.clone();
+    let reason = problem.category.as_str();
+    let condition = conditions::new(
+        conditions::AGENT_HEALTHY,
+        false,
+        reason,
+        &problem.message,
+        status.observed_generation,
+        now.wall.into(),
+    );
+    conditions::set(&mut list, condition);
+    status.conditions = list;
     Some(status)
 }
 
@@ -188,6 +210,9 @@ fn drift(state: &State, facts: &Facts) -> Option<String> {
         return Some(format!("boot entries without a slot: {}", facts.boot.strays.join(", ")));
     }
     let running = facts.booted_slot();
+    if state.lost_its_counter(facts) {
+        return Some(format!("the boot entry of slot {} lost its counter; the guard ends the trial", facts.booted));
+    }
     if running.entry == Entry::None {
         return Some(format!("the running slot {} has no boot entry", facts.booted));
     }

@@ -207,6 +207,11 @@ impl BootBackend for GptPrio<'_> {
         self.write(machine, &[(machine.booted, kept), (target.slot, armed)])
     }
 
+    fn recount(&self, machine: &Machine, slot: SlotName, left: u32) -> Result<(), BootError> {
+        let bits = Self::bits(machine, slot);
+        self.write(machine, &[(slot, Bits { tries: u64::from(left), successful: false, ..bits })])
+    }
+
     fn disarm(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError> {
         if target.slot == machine.booted {
             return Err(BootError::Running("disarming"));

@@ -86,6 +86,9 @@ pub trait BootBackend {
         set_aside_running: bool,
     ) -> Result<(), BootError>;
 
+    /// Gives the entry of a running trial back the counter that it lost, with `left` tries after this one.
+    fn recount(&self, machine: &Machine, slot: SlotName, left: u32) -> Result<(), BootError>;
+
     /// Takes an armed entry back.
     fn disarm(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError>;
 

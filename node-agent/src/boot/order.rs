@@ -9,46 +9,26 @@ use std::cmp::Ordering;
 pub fn compare(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
     loop {
-        a = skip_separators(a);
-        b = skip_separators(b);
+        (a, b) = (skip_separators(a), skip_separators(b));
         // '~' sorts before everything, also before the end.
-        match (a.first() == Some(&b'~'), b.first() == Some(&b'~')) {
-            (true, true) => {
-                (a, b) = (rest(a), rest(b));
-                continue;
+        if let Some(order) = sign(b'~', &mut a, &mut b) {
+            return order;
+        }
+        if a.is_empty() || b.is_empty() {
+            return (!a.is_empty()).cmp(&!b.is_empty());
+        }
+        for mark in *b"-^." {
+            if let Some(order) = sign(mark, &mut a, &mut b) {
+                return order;
             }
-            (true, false) => return Ordering::Less,
-            (false, true) => return Ordering::Greater,
-            (false, false) => {}
-        }
-        match (a.is_empty(), b.is_empty()) {
-            (true, true) => return Ordering::Equal,
-            (true, false) => return Ordering::Less,
-            (false, true) => return Ordering::Greater,
-            (false, false) => {}
-        }
-        // Then '-', '^' and '.', in this order; each ends what came before it.
-        let mut ended = false;
-        for sign in *b"-^." {
-            match (a.first() == Some(&sign), b.first() == Some(&sign)) {
-                (true, true) => {
-                    (a, b) = (rest(a), rest(b));
-                    ended = true;
-                    break;
-                }
-                (true, false) => return Ordering::Less,
-                (false, true) => return Ordering::Greater,
-                (false, false) => {}
-            }
-        }
-        if ended {
-            continue;
         }
         let digits = |bytes: &[u8]| bytes.first().is_some_and(u8::is_ascii_digit);
         let order = if digits(a) || digits(b) {
             let (left, right) = (take(&mut a, u8::is_ascii_digit), take(&mut b, u8::is_ascii_digit));
+            // A number is newer than letters, whatever it is: "1.0" than "1.a".
+            let numbers = (!left.is_empty()).cmp(&!right.is_empty());
             let (left, right) = (trim_zeros(left), trim_zeros(right));
-            left.len().cmp(&right.len()).then_with(|| left.cmp(right))
+            numbers.then_with(|| left.len().cmp(&right.len())).then_with(|| left.cmp(right))
         } else {
             let (left, right) = (take(&mut a, u8::is_ascii_alphabetic), take(&mut b, u8::is_ascii_alphabetic));
             left.cmp(right)
@@ -56,6 +36,19 @@ pub fn compare(a: &str, b: &str) -> Ordering {
         if order != Ordering::Equal {
             return order;
         }
+    }
+}
+
+/// Which side begins with `sign` is older; where both do, it is taken away.
+fn sign(sign: u8, a: &mut &[u8], b: &mut &[u8]) -> Option<Ordering> {
+    match (a.first() == Some(&sign), b.first() == Some(&sign)) {
+        (true, true) => {
+            (*a, *b) = (rest(a), rest(b));
+            None
+        }
+        (true, false) => Some(Ordering::Less),
+        (false, true) => Some(Ordering::Greater),
+        (false, false) => None,
     }
 }
 
@@ -113,6 +106,10 @@ mod tests {
             ("1+2+3", '>', "1.3.3"),
             ("1.10", '>', "1.9"),
             ("1.0-rc.1", '>', "1.0"),
+            ("1.0~rc.1", '<', "1.0"),
+            ("1.0", '>', "1.a"),
+            ("1.a", '<', "1.0"),
+            ("1.00", '=', "1.0"),
         ] {
             let expected = match order {
                 '<' => Ordering::Less,

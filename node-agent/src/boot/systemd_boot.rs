@@ -190,6 +190,16 @@ impl SystemdBoot<'_> {
         stray.map(|image| image.file.clone()).collect()
     }
 
+    /// `base`, or `base` with a number, so that no entry has it, with or without a counter.
+    fn free_base(&self, base: &str) -> Result<String, BootError> {
+        let files = self.esp.list(DIRECTORY).map_err(esp("listing", DIRECTORY))?;
+        let names: Vec<EntryName> = files.iter().filter_map(|file| EntryName::parse(&file.name)).collect();
+        let free = |base: &String| !names.iter().any(|name| name.base.eq_ignore_ascii_case(base));
+        let numbered = (2..=MAX_FILES).map(|number| format!("{base}_{number}"));
+        let found = std::iter::once(base.to_owned()).chain(numbered).find(free);
+        found.ok_or_else(|| esp("naming", DIRECTORY)(std::io::ErrorKind::AlreadyExists.into()))
+    }
+
     /// A base name for a new entry that no other file has.
     fn base_for(&self, machine: &Machine, target: &ReleaseTarget, images: &[Image]) -> String {
         let plain = base_of(machine.product.as_str(), target.version.as_str());
@@ -310,6 +320,18 @@ impl BootBackend for SystemdBoot<'_> {
         if set_aside_running { self.set_aside(machine, machine.booted) } else { Ok(()) }
     }
 
+    fn recount(&self, machine: &Machine, slot: SlotName, left: u32) -> Result<(), BootError> {
+        let image = self.one_of_slot(machine, slot)?;
+        match image.entry() {
+            // What is left of its name is only the short one; the long one is made anew.
+            Entry::Good => {
+                let base = self.free_base(&base_of(machine.product.as_str(), machine.version.as_str()))?;
+                self.rename(&image.file, &EntryName::counted(&base, left, 1))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn disarm(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError> {
         if target.slot == machine.booted {
             return Err(BootError::Running("disarming"));
@@ -356,16 +378,32 @@ impl BootBackend for SystemdBoot<'_> {
         if surplus.is_empty() {
             return Ok(());
         }
-        let copy = path("bascule-copy.part");
+        // Not a copy that an earlier try left: that one may be on the same chain.
+        let taken = self.esp.list(DIRECTORY).map_err(esp("listing", DIRECTORY))?;
+        let free = |name: &String| !taken.iter().any(|file| file.name.eq_ignore_ascii_case(name));
+        let Some(copy) = (1..=MAX_FILES).map(|number| format!("bascule-copy{number}.part")).find(free) else {
+            return Err(esp("copying", &keep.path())(std::io::ErrorKind::AlreadyExists.into()));
+        };
+        let copy_path = path(&copy);
         let file = self.esp.open(&keep.path()).map_err(esp("opening", &keep.path()))?;
         let mut reader = image_reader(&*file, keep.size);
-        self.esp.write(&copy, &mut reader).map_err(esp("writing", &copy))?;
-        self.esp.sync().map_err(esp("syncing", &copy))?;
-        for file in surplus {
-            self.remove(&file)?;
+        self.esp.write(&copy_path, &mut reader).map_err(esp("writing", &copy_path))?;
+        self.esp.sync().map_err(esp("syncing", &copy_path))?;
+        if image_file::digest(self.esp, &copy_path)? != image_file::digest(self.esp, &keep.path())? {
+            let reason = "a copy of it read back as something else".to_owned();
+            return Err(BootError::Uki { path: keep.path(), reason });
         }
-        self.remove(&keep.file)?;
-        self.rename("bascule-copy.part", &keep.file)
+        // The copy is an entry before the others go: at no moment is the slot without one.
+        let base = self.free_base(&keep.name.base)?;
+        let installed = match keep.name.counters {
+            None => EntryName::good(&base),
+            Some(Counters { left, done }) => EntryName::counted(&base, left, done.unwrap_or(0)),
+        };
+        self.rename(&copy, &installed)?;
+        for file in surplus.iter().chain([&keep.file]) {
+            self.remove(file)?;
+        }
+        self.esp.sync().map_err(esp("syncing", DIRECTORY))
     }
 
     fn remove_strays(&self, machine: &Machine) -> Result<(), BootError> {

@@ -176,6 +176,10 @@ impl Engine {
                 }
                 Ok(boot.arm(machine, target, *tries, *set_aside_running)?)
             }),
+            Effect::Recount { slot, left } => self
+                .with_boot("giving a boot entry its counter back", |boot, machine| {
+                    Ok(boot.recount(machine, *slot, *left)?)
+                }),
             Effect::Disarm(target) => {
                 self.with_boot("disarming a slot", |boot, machine| Ok(boot.disarm(machine, target)?))
             }

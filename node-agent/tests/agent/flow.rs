@@ -1,10 +1,14 @@
 //! The ways of one node, each from power-on to rest.
 
+use std::time::Duration;
+
 use bascule_agent::core::{Entry, Event, ManualCommand};
 use bascule_api::conditions;
-use bascule_api::{Counting, Goal, NodeError, SlotState};
+use bascule_api::{Counting, Goal, NodeError, NodeUpdateStatus, SlotState};
+use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
+use bascule_sim::layout::ESP;
 
 use crate::machine::{Machine, entries, named, problem, release};
 
@@ -308,4 +312,48 @@ fn an_agent_without_news_writes_nothing() {
     agent.handle(Event::Remembered(Box::new(before))).unwrap();
     agent.handle(Event::Desired(Some(desired))).unwrap();
     assert_eq!(agent.published(), None);
+}
+
+/// Power loss tore the name of the armed entry: no counter is left, and yet nobody committed anything.
+#[test]
+fn an_entry_that_lost_its_counter_gets_it_back_and_is_committed_only_when_asked() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.tear_armed_name();
+    machine.reboot();
+    assert!(!machine.system.trial, "the firmware counts nothing");
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.trial.is_some() && status.booted.as_ref().unwrap().committed_at.is_none(), "{status:?}");
+    assert_eq!(entries(agent.state()).0, Entry::Trying { left: 2, done: Some(1) });
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    assert!(agent.published().unwrap().trial.is_none());
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
+    assert_eq!(entries(machine.agent().state()).0, Entry::Good);
+}
+
+#[test]
+fn an_agent_whose_first_look_fails_says_so() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    machine.hardware.disk.inject(FaultRule::always(Access::Read, Some(Cache(ESP)), Effect::Eio));
+    let mut agent = machine.agent();
+    // What an agent before this one said is the server's memory of this node, and stays.
+    let remembered = NodeUpdateStatus { last_grant: Some(7), ..NodeUpdateStatus::default() };
+    agent.handle(Event::Remembered(Box::new(remembered))).unwrap();
+    agent.handle(machine.word(Goal::Idle, &old, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!((problem(status), status.last_grant), (Some("Storage"), Some(7)));
+    let healthy = status.conditions.iter().find(|condition| condition.type_ == conditions::AGENT_HEALTHY).unwrap();
+    assert_eq!((healthy.status.as_str(), healthy.reason.as_str()), ("False", "Storage"));
+    machine.hardware.disk.clear_faults();
+    machine.clock.pass(Duration::from_secs(3600));
+    agent.handle(Event::Tick).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.last_error.is_none() && status.boot_id.is_some(), "{status:?}");
+    let _ = new;
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bascule_agent::guard::{self, Machinery, Outcome};
 use bascule_agent::observe::Lens;
 use bascule_api::{Goal, NodeError};
+use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::SimClock;
+use bascule_sim::layout::ESP;
 
 use crate::machine::{Machine, release};
 
@@ -30,7 +32,8 @@ impl Machinery for Waiting {
     }
 }
 
-fn on_trial(loader: BootLoader, from: &str, to: &str) -> Machine {
+/// A machine on which `to` runs as a trial.
+pub(crate) fn on_trial(loader: BootLoader, from: &str, to: &str) -> Machine {
     let (old, new) = (release(from, &[]), release(to, &[]));
     let mut machine = Machine::new(loader, &old, &[&new]);
     let mut agent = machine.agent();
@@ -109,4 +112,82 @@ fn a_machine_with_nothing_to_go_back_to_is_left_alone() {
     let machine = Machine::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
     let (outcome, hard) = guard(&machine);
     assert!(matches!(outcome, Outcome::Ended(_)) && !hard);
+}
+
+/// Blind or without a hand to act with, the guard can still reboot, and the boot loader's count does the rest.
+#[test]
+fn a_guard_that_can_not_read_or_write_leaves_the_trial_within_its_tries() {
+    for loader in [BootLoader::SystemdBoot, BootLoader::Gptprio] {
+        let entries = if loader == BootLoader::SystemdBoot { Cache(ESP) } else { Cache::WHOLE };
+        for (access, cache) in [
+            (Access::Read, Cache::WHOLE),
+            (Access::Read, Cache(ESP)),
+            (Access::Write, entries),
+            (Access::Flush, entries),
+        ] {
+            let what = format!("{loader:?}: no {access:?} of {cache}");
+            let mut machine = on_trial(loader, "1.0", "1.1");
+            let mut boots = 0;
+            while machine.system.version == "1.1" {
+                machine.hardware.disk.inject(FaultRule::always(access, Some(cache), Effect::Eio));
+                let (outcome, _) = guard(&machine);
+                assert!(matches!(outcome, Outcome::Rebooting(_)), "{what}: {outcome:?}");
+                assert_eq!(machine.sim.bus.reboots().len(), 1, "{what}");
+                // The firmware has a disk that answers.
+                machine.hardware.disk.clear_faults();
+                machine.reboot();
+                boots += 1;
+                assert!(boots <= 3, "{what}: the trial never ends");
+            }
+            assert_eq!(machine.system.version, "1.0", "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_good_machine_is_not_rebooted_because_its_disk_can_not_be_read() {
+    for loader in [BootLoader::SystemdBoot, BootLoader::Gptprio] {
+        for cache in [Cache::WHOLE, Cache(ESP)] {
+            let mut machine = Machine::new(loader, &release("1.0", &[]), &[&release("1.1", &[])]);
+            machine.update(&release("1.1", &[]), 1);
+            machine.reboot();
+            machine.hardware.disk.inject(FaultRule::always(Access::Read, Some(cache), Effect::Eio));
+            let (outcome, hard) = guard(&machine);
+            assert!(matches!(outcome, Outcome::Ended(_)), "{loader:?} {cache}: {outcome:?}");
+            assert!(!hard && machine.sim.bus.reboots().is_empty());
+        }
+    }
+}
+
+/// The boot loader sees an entry without a counter and boots it as if it were committed; the journal knows better.
+#[test]
+fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    machine.tear_armed_name();
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false), "the firmware counts nothing");
+    let (outcome, _) = guard(&machine);
+    assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.0");
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
+}
+
+#[test]
+fn without_a_journal_the_guard_waits_for_mounts_and_no_longer() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    machine.update(&new, 1);
+    machine.reboot();
+    machine.sim.host().state.remove(bascule_agent::core::JOURNAL_FILE).unwrap();
+    let (outcome, hard) = guard(&machine);
+    assert_eq!(outcome, Outcome::Ended("the running release has no trial on record"));
+    assert!(!hard && machine.sim.bus.reboots().is_empty());
+    let waited = bascule_agent::host::Clock::since_boot(&*machine.clock);
+    assert!((Duration::from_secs(120)..Duration::from_secs(130)).contains(&waited), "{waited:?}");
 }

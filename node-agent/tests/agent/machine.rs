@@ -14,7 +14,7 @@ use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
 use bascule_sim::host::{SimClock, SimHost, SimReleases};
-use bascule_sim::layout::{Installed, Sizes, provision};
+use bascule_sim::layout::{Installed, Sizes, Table, provision};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
 use chrono::DateTime;
@@ -90,6 +90,16 @@ impl Machine {
             grant,
             pack_fallback: PackFallback::Allow,
         }))
+    }
+
+    /// What power loss within the rename that armed a release can leave of its name where that lies in two sectors: the
+    /// short one.
+    pub(crate) fn tear_armed_name(&self) {
+        let esp = Table::read(&self.hardware.disk).unwrap().esp().unwrap();
+        let files = esp.list("EFI/Linux").unwrap();
+        let armed = files.iter().find(|file| file.name.ends_with("+3-0.efi")).unwrap();
+        esp.rename(&format!("EFI/Linux/{}", armed.name), "EFI/Linux/ACME-O~7.EFI").unwrap();
+        esp.sync().unwrap();
     }
 
     /// A grant for the boot that runs.

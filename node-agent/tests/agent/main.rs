@@ -16,4 +16,6 @@ mod flow;
 mod grants;
 mod guard;
 mod kubernetes;
+mod limits;
 mod machine;
+mod run;

@@ -8,7 +8,10 @@ use std::process::Command;
 use crate::{Error, tool};
 
 /// glibc and all else inside the program: it must also run in an empty root, and in whatever a vendor's image holds.
-const STATIC: &str = "-C target-feature=+crt-static";
+///
+/// The crate getrandom looks for getrandom(2) by dlsym, which finds nothing in a static program, and then reads
+/// `/dev/urandom`, which an empty root has not: it is told to call the function that is linked in.
+const STATIC: &str = "-C target-feature=+crt-static --cfg=getrandom_backend=\"linux_getrandom\"";
 
 /// The target that programs are shipped for: this machine's own architecture.
 ///

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bascule_agent::core::{Config, Effect, Event, Now, State, step};
 use bascule_agent::engine::{Engine, StageLimits};
+use bascule_agent::guard::{self, Sight};
 use bascule_agent::host::Clock;
 use bascule_agent::observe::Lens;
 use bascule_api::LastError;
@@ -69,6 +70,10 @@ pub(crate) struct World {
     /// What the agent complained of last.
     pub(crate) last_error: Option<LastError>,
     pub(crate) clock: Arc<SimClock>,
+    /// Whether power loss may tear a long name, so that an armed entry loses its counter. The guard must know it then.
+    pub(crate) torn_names: bool,
+    /// How often that happened.
+    pub(crate) lost_counters: usize,
     config: Config,
     hook: Option<Hook>,
     system: Option<System>,
@@ -97,6 +102,8 @@ impl World {
             faults: Vec::new(),
             last_error: None,
             clock: Arc::new(SimClock::starting_at(beginning())),
+            torn_names: false,
+            lost_counters: 0,
             config: Config::default(),
             hook: None,
             system: None,
@@ -124,7 +131,14 @@ impl World {
         let boot = hardware.boot;
         let blank = Snapshot::default();
         let new = Self::new(boot, blank, moment.operator.clone(), self.known.clone(), self.releases.clone());
-        Self { hardware, system: moment.system.clone(), armed: moment.armed, blessed: moment.blessed, ..new }
+        Self {
+            hardware,
+            system: moment.system.clone(),
+            armed: moment.armed,
+            blessed: moment.blessed,
+            torn_names: self.torn_names,
+            ..new
+        }
     }
 
     /// The last lines of the story.
@@ -174,7 +188,16 @@ impl World {
             return Err(format!("{} runs, which is no whole release", system.version));
         }
         if system.version == self.operator.target.version.as_str() && !system.trial && !self.blessed {
-            return Err(format!("{} runs without a counter, and nobody committed it", system.version));
+            self.lost_counters += 1;
+            let host = SimHost::new(&self.hardware, &system, self.clock.clone(), self.releases.clone())
+                .map_err(|error| error.to_string())?;
+            let sight = guard::look(&host.host(), &Lens::default());
+            if !self.torn_names || !matches!(sight, Sight::Trial { .. }) {
+                return Err(format!(
+                    "{} runs uncounted, nobody committed it, the guard sees {sight:?}",
+                    system.version
+                ));
+            }
         }
         self.system = Some(system.clone());
         self.mark();

@@ -1,0 +1,116 @@
+//! docs/invariants.md names the tests that hold each invariant. A name that leads nowhere would be a promise that nobody
+//! keeps, so each must be a test of its package.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests are not `#[test]` functions themselves"
+)]
+
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// A test as the page names it: a package, a module, a function.
+#[derive(Debug, PartialEq, Eq)]
+struct Named {
+    package: Option<String>,
+    module: String,
+    function: String,
+}
+
+/// The tests named in a page: code spans with `::`, with or without a package before.
+fn named(page: &str) -> Vec<Named> {
+    let spans = page.split('`').skip(1).step_by(2);
+    let paths = spans.filter(|span| span.contains("::") && !span.contains(['{', '(', '<']));
+    paths
+        .filter_map(|span| {
+            let (package, path) = match span.split_once(char::is_whitespace) {
+                Some((package, path)) => (Some(package.to_owned()), path.trim()),
+                None => (None, span),
+            };
+            let (module, rest) = path.split_once("::")?;
+            let function = rest.rsplit("::").next()?.to_owned();
+            Some(Named { package, module: module.to_owned(), function })
+        })
+        // Names of the code itself, not of tests.
+        .filter(|named| !named.module.starts_with("bascule_"))
+        .collect()
+}
+
+/// Every Rust source below a folder, without what is built.
+fn sources(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the workspace") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            if path.file_name().is_none_or(|name| name != "target" && name != ".git") {
+                sources(&path, found);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).expect("a source");
+            found.push((path, text));
+        }
+    }
+}
+
+/// Where a package lies.
+fn folder(package: &str) -> &'static str {
+    match package {
+        "bascule-agent" => "node-agent/",
+        "bascule-agent-core" => "crates/agent-core/",
+        "bascule-sim" => "crates/sim/",
+        "bascule-planner" => "crates/planner/",
+        "bascule-repository" => "crates/repository/",
+        "bascule-image" => "crates/image/",
+        "bascule-api" => "crates/api/",
+        "bascule-operator" => "operator/",
+        "bascule-tests" => "tests/",
+        other => panic!("docs/invariants.md names the package {other}, which this test does not know"),
+    }
+}
+
+/// Whether `function` is a test in this source: an attribute that ends in `test` or begins with `tokio::test` before it.
+fn is_test(text: &str, function: &str) -> bool {
+    let Some(at) = [format!("fn {function}("), format!("fn {function}<")].iter().find_map(|name| text.find(name))
+    else {
+        return false;
+    };
+    let before = text.get(..at).unwrap_or_default();
+    let attributes = before.lines().rev().take_while(|line| !line.trim().is_empty() && line.trim() != "}");
+    attributes.take(6).any(|line| line.trim_start().starts_with("#[") && line.contains("test"))
+        // Property tests are functions of a macro.
+        || before.contains("proptest! {")
+}
+
+#[test]
+fn every_test_that_is_named_exists() {
+    let page = std::fs::read_to_string(format!("{ROOT}/docs/invariants.md")).expect("docs/invariants.md");
+    let named = named(&page);
+    assert!(named.len() > 40, "only {} names were found: the page or this test changed", named.len());
+    let mut all = Vec::new();
+    sources(Path::new(ROOT), &mut all);
+    let missing: Vec<&Named> = named
+        .iter()
+        .filter(|named| {
+            let place = named.package.as_deref().map_or("", folder);
+            !all.iter().any(|(path, text)| {
+                let path = path.strip_prefix(ROOT).unwrap_or(path).with_extension("").display().to_string();
+                let path = path.trim_start_matches('/');
+                let in_module = path.split('/').any(|part| part == named.module);
+                path.starts_with(place) && in_module && is_test(text, &named.function)
+            })
+        })
+        .collect();
+    assert!(missing.is_empty(), "docs/invariants.md names tests that do not exist: {missing:#?}");
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_noticed() {
+    let page = "`bascule-agent flow::a_b`, `worlds::c`, `status.trial`, and\n`bascule-sim\nfaults::d`";
+    let found = named(page);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(found.first().map(|named| named.function.as_str()), Some("a_b"));
+    assert!(!is_test("fn a_b() {}", "a_b"));
+    assert!(is_test("#[test]\nfn a_b() {}", "a_b"));
+}
