@@ -3,10 +3,7 @@
 use crate::{prerequisites, workspace_root};
 use anyhow::{Context as _, bail};
 use clap::Args;
-use std::{
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{process::Stdio, time::Instant};
 
 /// Which part to run.
 #[derive(Debug, Args)]
@@ -18,16 +15,14 @@ pub(crate) struct Options {
 
 struct Step {
     name: &'static str,
-    command: &'static [&'static str],
+    /// What cargo is told.
+    cargo: &'static [&'static str],
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "format", command: &["cargo", "fmt", "--all", "--check"] },
-    Step {
-        name: "lints",
-        command: &["cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"],
-    },
-    Step { name: "tests", command: &["cargo", "test", "--workspace"] },
+    Step { name: "format", cargo: &["fmt", "--all", "--check"] },
+    Step { name: "lints", cargo: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"] },
+    Step { name: "tests", cargo: &["test", "--workspace"] },
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -42,17 +37,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     let begin = Instant::now();
     for (number, step) in wanted.iter().enumerate() {
-        println!("==> {}/{} {}: {}", number + 1, wanted.len(), step.name, step.command.join(" "));
+        println!("==> {}/{} {}: cargo {}", number + 1, wanted.len(), step.name, step.cargo.join(" "));
         let started = Instant::now();
-        let (program, arguments) = step.command.split_first().context("a step without a command")?;
-        let status = Command::new(program)
-            .args(arguments)
+        let status = bascule_os_image::cargo()
+            .args(step.cargo)
             .current_dir(workspace_root())
             .stdin(Stdio::null())
             .status()
-            .with_context(|| format!("starting {program}"))?;
+            .context("starting cargo")?;
         if !status.success() {
-            bail!("{} failed ({status}); repeat it with: {}", step.name, step.command.join(" "));
+            bail!("{} failed ({status}); repeat it with: cargo {}", step.name, step.cargo.join(" "));
         }
         println!("<== {} took {} s", step.name, started.elapsed().as_secs());
     }

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
@@ -224,7 +224,7 @@ async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
 
 /// Builds operator and command line tool beside this program. Returns their folder.
 fn build_programs(workspace: &Path) -> anyhow::Result<PathBuf> {
-    let status = Command::new("cargo")
+    let status = bascule_os_image::cargo()
         .current_dir(workspace)
         .args(["build", "--quiet", "--package", "bascule-operator", "--package", "bascule-cli"])
         .stdin(Stdio::null())

@@ -11,6 +11,7 @@
 //! the number of images. The mirror is the one in the machine's own apt configuration.
 
 mod archive;
+mod cargo;
 mod cpio;
 mod erofs;
 mod error;
@@ -22,6 +23,7 @@ mod store;
 mod tool;
 mod tree;
 
+pub use cargo::cargo;
 pub use error::Error;
 pub use qemu::ensure_qemu;
 pub use recipe::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe, container_host, sandbox};

@@ -3,9 +3,8 @@
 //! tested is what a vendor would put into an image.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::{Error, tool};
+use crate::{Error, cargo::cargo, tool};
 
 /// glibc and all else inside the program: it must also run in an empty root, and in whatever a vendor's image holds.
 ///
@@ -30,7 +29,7 @@ pub fn build(workspace: &Path, packages: &[&str]) -> Result<PathBuf, Error> {
     // A folder of its own: the flags differ from those of every other build here.
     let folder = workspace.join("target/shipped");
     let target = target();
-    let mut command = Command::new("cargo");
+    let mut command = cargo();
     command.current_dir(workspace).env("RUSTFLAGS", STATIC).env("CARGO_TARGET_DIR", &folder).args([
         "build",
         "--quiet",

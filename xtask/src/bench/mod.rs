@@ -47,7 +47,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         What::Release { arguments } => arguments,
     };
     prerequisites::ensure(TOOLS)?;
-    let status = Command::new("cargo")
+    let status = bascule_os_image::cargo()
         .args(["run", "--release", "--quiet", "--package", "bascule-bench", "--", "release"])
         .args(arguments)
         .current_dir(workspace_root())

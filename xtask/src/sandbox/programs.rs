@@ -1,7 +1,7 @@
 //! The programs that the story runs: built from this workspace, as they are shipped but without the long optimisation.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 
@@ -24,21 +24,19 @@ impl Programs {
     /// Builds what is not built. Blocks.
     ///
     /// # Errors
-    /// The compiler refuses; the message has its last lines.
+    /// The compiler refuses, and says why on standard error.
     pub(crate) fn build() -> anyhow::Result<Self> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = bascule_os_image::cargo();
         // This program is named too: cargo unites the features of what is built together, and another set of packages
         // would compile half of them anew.
-        cargo.args(["build", "--quiet", "--package", "xtask"]).current_dir(crate::workspace_root());
+        cargo.args(["build", "--package", "xtask"]).current_dir(crate::workspace_root());
         for (package, program) in WANTED {
             cargo.args(["--package", package, "--bin", program]);
         }
-        let output = cargo.output().context("cannot start cargo")?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr);
-            let lines: Vec<&str> = text.lines().collect();
-            let tail = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n");
-            bail!("the programs of the sandbox do not build:\n{tail}");
+        // cargo says itself how far it is; the table is not drawn yet.
+        let status = cargo.stdin(Stdio::null()).status().context("cannot start cargo")?;
+        if !status.success() {
+            bail!("the programs of the sandbox do not build; what cargo said stands above");
         }
         // They lie beside this program, which the same cargo built.
         let own = std::env::current_exe().context("cannot find this program's own folder")?;
