@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use std::process::Command;
+
 
 /// What to measure.
 #[derive(Debug, Args)]
