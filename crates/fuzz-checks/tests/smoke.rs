@@ -1,6 +1,14 @@
 //! The fuzz targets over seeds changed by chance, with a fixed seed and without a fuzzer: what every `cargo test` can afford.
 //! `fuzz/` runs the same checks with libFuzzer for as long as one likes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are not `#[test]` functions themselves"
+)]
+
 use bascule_fuzz_checks::{TARGETS, Target};
 
 /// Changed inputs for each target.

@@ -10,7 +10,6 @@ use crate::{
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 
-
 /// What to measure.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
