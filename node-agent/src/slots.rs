@@ -16,6 +16,10 @@ pub const EMPTY_LABEL: &str = "_empty";
 /// for partitions that are partially updated).
 pub const WRITING_PREFIX: &str = "PRT#";
 
+// A label is a version, with the prefix at most; the product, which may be longer, is in none. A partition name has 36 UTF-16
+// units (UEFI 2.10, 5.3.3), and both texts are ASCII.
+const _: () = assert!(WRITING_PREFIX.len() + Version::MAX_LENGTH <= 36);
+
 /// Which kind of file system a slot holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

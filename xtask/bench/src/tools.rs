@@ -23,7 +23,7 @@ pub(crate) fn describe(tool: &str) -> &'static str {
         "zstd-patch-19" => "zstd -19 --long=30 --patch-from",
         "xdelta3" => "xdelta3 -9, 768 MiB source window",
         "casync" => "casync, default chunks (new chunks in the store)",
-        "bita" => "bita, default chunks (fetched by `bita clone --seed`)",
+        "bita" => "bita, default chunks (fetched by `bita clone --seed`, without the archive's header)",
         "block-index" => "4 KiB block index, 16 KiB groups in zstd -15 (computed; RAUC's adaptive update)",
         "full" => "**Bascule full pack**",
         "delta-fast" => "**Bascule delta pack, fast**",
@@ -105,12 +105,10 @@ fn folder_size(folder: &Path) -> Result<u64> {
     Ok(size)
 }
 
-/// `bita clone` ends with "… from remote archive (… fetched: <bytes> bytes …)"; numbers may be grouped.
+/// `bita clone` says "Fetched 121.6 MiB (127484583 bytes) from archive …"; the archive's header is not counted in it.
 fn fetched_by_bita(log: &str) -> Option<u64> {
-    let line = log.lines().rev().find(|line| line.to_lowercase().contains("archive"))?;
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let at = words.iter().position(|word| word.to_lowercase().starts_with("fetched"))?;
-    words.iter().skip(at).find_map(|word| word.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok())
+    let line = log.lines().find(|line| line.starts_with("Fetched ") && line.contains(" from archive"))?;
+    line.split_once('(')?.1.split_once(' ')?.0.parse().ok()
 }
 
 /// What RAUC's adaptive update (block-hash-index) would fetch: the index of 32 bytes for each 4 KiB block, and of a squashfs
