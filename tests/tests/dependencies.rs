@@ -160,7 +160,7 @@ fn the_agents_state_machine_names_no_client_no_runtime_and_no_clock() {
                 "kube::",
                 "reqwest",
                 "zbus",
-                "rand",
+                "rand::",
                 "Utc::now",
                 "SystemTime",
                 "Instant",

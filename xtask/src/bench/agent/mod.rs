@@ -95,7 +95,7 @@ fn empty_root(agent: &Path, root: &Path) -> anyhow::Result<String> {
     fs::create_dir_all(root)?;
     fs::copy(agent, root.join("bascule-agent"))?;
     let inside = |argument: &str| {
-        Command::new("chroot").arg(root).args(["/bascule-agent", argument]).env_clear().output().context("chroot")
+        Command::new("chroot").arg(root).args(["/bascule-agent", argument]).output().context("starting chroot")
     };
     let version = inside("--version")?;
     if !version.status.success() {
