@@ -231,9 +231,10 @@ fn doing(node: &NodeSeen, status: Option<&NodeUpdateStatus>) -> (String, String)
         return ("up".into(), error.unwrap_or_default());
     };
     let word = format!("{:?}", rollout.state).to_lowercase();
-    let drain = rollout.drain.as_ref().map(|drain| format!("{}/{} pods ", drain.gone, drain.pods));
-    let reason = if rollout.reason.as_str().eq_ignore_ascii_case(&word) { "" } else { rollout.reason.as_str() };
-    let detail = format!("{}{reason} {}", drain.unwrap_or_default(), rollout.message);
+    let drain = rollout.drain.as_ref().map(|drain| format!("{}/{} ", drain.gone, drain.pods));
+    let reason = rollout.reason.as_str();
+    let reason = if reason.eq_ignore_ascii_case(&word) { String::new() } else { format!("{reason}: ") };
+    let detail = format!("{}{reason}{}", drain.unwrap_or_default(), rollout.message);
     (word, detail.trim().to_owned())
 }
 
