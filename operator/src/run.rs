@@ -15,7 +15,7 @@ use crate::{
     settings::Settings,
     status::{Explained, StatusWriter},
 };
-use bascule_planner::{Plan, Snapshot, snapshot::OfferState};
+use bascule_planner::{Plan, Planner, Snapshot, snapshot::OfferState};
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -231,6 +231,7 @@ impl Parts {
             parts: self,
             seed,
             assembler: Assembler::default(),
+            planner: Planner::default(),
             channels: Channels::new(self.reading.clone()),
             gates: GateBoard::new(
                 self.asker.clone(),
@@ -252,6 +253,7 @@ struct Round<'a> {
     parts: &'a Parts,
     seed: u64,
     assembler: Assembler,
+    planner: Planner,
     channels: Channels,
     gates: GateBoard,
     drains: Drains,
@@ -299,7 +301,7 @@ impl Round<'_> {
             },
         );
         let begun = Instant::now();
-        let (plan, report) = bascule_planner::plan(&snapshot);
+        let (plan, report) = self.planner.plan(&snapshot);
         parts.metrics.planned(begun.elapsed());
         parts.metrics.describe(&snapshot, &report);
 

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.version) || !has(self.blockedVersions) || !(self.version in self.blockedVersions)").message("the pinned version is also in blockedVersions: remove it from one of the two"))]
+#[x_kube(validation = Rule::new("!has(self.allowedVersions) || !has(self.blockedVersions) || self.allowedVersions.all(v, !(v in self.blockedVersions))").message("a release is in both allowedVersions and blockedVersions: remove it from one of the two"))]
 #[x_kube(validation = Rule::new("!has(self.health) || !has(self.health.gates) || !self.health.gates.exists(g, has(g.promQL)) || has(self.health.prometheus)").message("a promQL gate needs spec.health.prometheus, the URL of the Prometheus server that is asked"))]
 #[x_kube(crates(kube_core = "kube_core"))]
 pub struct UpdatePolicySpec {
@@ -44,6 +45,12 @@ pub struct UpdatePolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub blocked_versions: Vec<Version>,
+    /// Releases whose block in `status.blocked` is lifted: an admin looked at why they failed and lets them go on. A
+    /// release that fails on as many further nodes as `failureThreshold` is blocked again, and a node on which it failed
+    /// does not try it again. The entry in `status.blocked` stays as a record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub allowed_versions: Vec<Version>,
     /// Start nothing new. What moves is finished.
     #[serde(default)]
     pub paused: bool,

@@ -85,7 +85,7 @@ wait_reasons! {
     /// The channel offers no release that this node could take.
     NoRelease => "Publish a release for the policy's channel, or correct the pinned version.",
     /// The release is blocked for this policy, because it failed or an admin listed it.
-    ReleaseBlocked => "Publish a newer release; one that an admin listed is allowed again by removing it from spec.blockedVersions.",
+    ReleaseBlocked => "Publish a newer release; or allow it again: remove it from spec.blockedVersions, or add it to spec.allowedVersions where failures or a Rollback blocked it.",
     /// The release was withdrawn by its publisher.
     ReleaseWithdrawn => "Nothing: the next release of the channel takes its place.",
     /// The release failed on this very node and is not tried there again.

@@ -15,6 +15,8 @@ use std::{
 const WORLDS: Range<u64> = 0..10_000;
 /// How many worlds a mutant may live through. The rarest (a node whose boot loader does not count) takes some hundreds.
 const MUTANT_WORLDS: Range<u64> = 0..3_000;
+/// Worlds in which every plan is made by two planners, and twice more at later times.
+const COMPARED_WORLDS: Range<u64> = 20_000..21_500;
 
 fn seeds() -> Range<u64> {
     let Ok(text) = std::env::var("BASCULE_WORLDS") else { return WORLDS };
@@ -56,6 +58,14 @@ fn invariants_hold_in_every_world() {
 }
 
 #[test]
+fn planning_on_from_the_last_plan_gives_what_planning_anew_gives() {
+    let options = Options { compare: true, ..Options::default() };
+    if let Some(failure) = first_failure(COMPARED_WORLDS, options) {
+        panic!("{failure}");
+    }
+}
+
+#[test]
 fn the_same_seed_is_the_same_world() {
     for seed in 0..50 {
         let stories = [0, 1].map(|_| run(seed, Options::default()).expect("a world").story().to_owned());
@@ -67,8 +77,6 @@ fn the_same_seed_is_the_same_world() {
 fn every_gate_is_missed_when_it_is_switched_off() {
     let unnoticed: Vec<Gate> = GATES
         .into_iter()
-        // No world has a pod that its policy's drain settings forbid to evict, so none could notice this one.
-        .filter(|gate| *gate != Gate::Drainable)
         .filter(|gate| {
             let options = Options { gates: GateSet::without(*gate), ..Options::default() };
             let failure = first_failure(MUTANT_WORLDS, options);

@@ -3,7 +3,7 @@
 //! What is counted is what is really unavailable (not Ready, cordoned by anybody, granted), and on top of it what
 //! this very plan grants.
 
-use super::{facts::NodeView, policy::PolicyView};
+use super::{facts::NodeView, known::Texts, policy::PolicyView};
 use crate::{
     Wait,
     snapshot::{DisruptionBudget, EtcdMember, Node},
@@ -44,13 +44,29 @@ impl Limit {
     }
 }
 
-/// The failure domains of a policy.
+/// The failure domains of a policy, by the numbers of their names.
 #[derive(Debug)]
 struct Domains<'a> {
     budget: &'a DomainBudget,
-    sizes: BTreeMap<&'a str, u32>,
-    busy: BTreeMap<&'a str, u32>,
-    full: BTreeMap<&'a str, Arc<Wait>>,
+    texts: &'a Texts,
+    sizes: Vec<u32>,
+    busy: BTreeMap<u32, u32>,
+    full: BTreeMap<u32, Arc<Wait>>,
+}
+
+impl Domains<'_> {
+    fn size(&mut self, domain: u32) -> Option<&mut u32> {
+        let index = usize::try_from(domain).ok()?;
+        if self.sizes.len() <= index {
+            self.sizes.resize(index.saturating_add(1), 0);
+        }
+        self.sizes.get_mut(index)
+    }
+
+    fn shown(&self, domain: u32) -> &str {
+        let text = self.texts.text(domain);
+        if text.is_empty() { "(none)" } else { text }
+    }
 }
 
 /// The budgets of one policy.
@@ -61,7 +77,7 @@ pub(super) struct PolicyBudget<'a> {
 }
 
 impl<'a> PolicyBudget<'a> {
-    pub(super) fn new(policy: &PolicyView<'a>, nodes: &[NodeView<'a>]) -> Self {
+    pub(super) fn new(policy: &PolicyView<'a>, nodes: &[NodeView<'a>], texts: &'a Texts) -> Self {
         let Some(valid) = policy.valid else { return Self::default() };
         let members = policy.members.iter().filter_map(|index| nodes.get(*index));
         let total = u32::try_from(policy.members.len()).unwrap_or(u32::MAX);
@@ -69,29 +85,35 @@ impl<'a> PolicyBudget<'a> {
             limit: Limit { max: of(&valid.spec.budget.max_unavailable, total), ..Limit::default() },
             domains: valid.spec.budget.per_domain.as_ref().map(|budget| Domains {
                 budget,
-                sizes: BTreeMap::new(),
+                texts,
+                sizes: Vec::new(),
                 busy: BTreeMap::new(),
                 full: BTreeMap::new(),
             }),
         };
         for view in members {
-            if let Some(domains) = &mut out.domains {
-                *domains.sizes.entry(domain_of(domains.budget, view.node)).or_default() += 1;
+            if let Some(size) = out.domains.as_mut().and_then(|domains| domains.size(view.traits.domain)) {
+                *size += 1;
             }
-            if view.node.unavailable() {
-                out.take(view.node);
+            if view.traits.unavailable {
+                out.take(view);
             }
         }
         out
     }
 
     /// Counts a node as unavailable.
-    pub(super) fn take(&mut self, node: &'a Node) {
-        self.limit.add(node);
+    pub(super) fn take(&mut self, view: &NodeView<'_>) {
+        self.limit.add(view.node);
         if let Some(domains) = &mut self.domains {
-            *domains.busy.entry(domain_of(domains.budget, node)).or_default() += 1;
+            *domains.busy.entry(view.traits.domain).or_default() += 1;
             domains.full.clear();
         }
+    }
+
+    /// Whether no node more fits that is not counted already.
+    pub(super) fn is_full(&self) -> bool {
+        !self.limit.fits(false)
     }
 
     pub(super) fn used(&self) -> u32 {
@@ -99,8 +121,8 @@ impl<'a> PolicyBudget<'a> {
     }
 
     /// The policy's own budget.
-    pub(super) fn policy(&mut self, node: &Node) -> Option<Arc<Wait>> {
-        if self.limit.fits(node.unavailable()) {
+    pub(super) fn policy(&mut self, view: &NodeView<'_>) -> Option<Arc<Wait>> {
+        if self.limit.fits(view.traits.unavailable) {
             return None;
         }
         let limit = &self.limit;
@@ -119,39 +141,33 @@ impl<'a> PolicyBudget<'a> {
     }
 
     /// The failure domains.
-    pub(super) fn domain(&mut self, node: &'a Node) -> Option<Arc<Wait>> {
+    pub(super) fn domain(&mut self, view: &NodeView<'_>) -> Option<Arc<Wait>> {
         let domains = self.domains.as_mut()?;
-        let own = domain_of(domains.budget, node);
-        if let Some(wait) = domains.full.get(own) {
+        let own = view.traits.domain;
+        if let Some(wait) = domains.full.get(&own) {
             return Some(Arc::clone(wait));
         }
         let others = domains.busy.keys().filter(|domain| **domain != own).count();
         let max = usize::try_from(domains.budget.max_domains).unwrap_or(usize::MAX);
         let message = if others >= max {
-            let busy: Vec<_> = domains.busy.keys().copied().filter(|domain| *domain != own).map(shown).collect();
+            let others = domains.busy.keys().filter(|domain| **domain != own);
+            let mut busy: Vec<_> = others.map(|domain| domains.shown(*domain)).collect();
+            busy.sort_unstable();
             format!("{} {} has unavailable nodes, and {max} may have", domains.budget.topology_key, busy.join(", "))
         } else {
             let most = domains.budget.max_unavailable.as_ref()?;
-            let most = of(most, domains.sizes.get(own).copied().unwrap_or_default());
-            let used = domains.busy.get(own).copied().unwrap_or_default();
-            if used.saturating_add(u32::from(!node.unavailable())) <= most {
+            let size = domains.size(own).copied().unwrap_or_default();
+            let most = of(most, size);
+            let used = domains.busy.get(&own).copied().unwrap_or_default();
+            if used.saturating_add(u32::from(!view.traits.unavailable)) <= most {
                 return None;
             }
-            format!("{used} of {most} nodes of {} that may be unavailable are", shown(own))
+            format!("{used} of {most} nodes of {} that may be unavailable are", domains.shown(own))
         };
         let wait = Arc::new(Wait::new(WaitReason::DomainBusy, message));
         domains.full.insert(own, Arc::clone(&wait));
         Some(wait)
     }
-}
-
-fn shown(domain: &str) -> &str {
-    if domain.is_empty() { "(none)" } else { domain }
-}
-
-fn domain_of<'a>(budget: &DomainBudget, node: &'a Node) -> &'a str {
-    // Nodes without the label are one domain of their own: what is not known is not spread.
-    node.labels.get(&budget.topology_key).map_or("", String::as_str)
 }
 
 /// A validated quantity; nothing is allowed where it could not be read.
@@ -171,34 +187,38 @@ pub(super) struct ClusterBudget<'a> {
 }
 
 impl<'a> ClusterBudget<'a> {
-    pub(super) fn new(snapshot: &'a crate::Snapshot) -> Self {
+    pub(super) fn new(snapshot: &'a crate::Snapshot, nodes: &[NodeView<'a>]) -> Self {
         let total = u32::try_from(snapshot.nodes.len()).unwrap_or(u32::MAX);
         let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
         let allowed =
             snapshot.budgets.iter().map(|(key, budget)| (key.as_str(), (i64::from(budget.allowed), budget))).collect();
         let mut out = Self { ceiling, control_plane_busy: None, etcd_members: 0, etcd_healthy: 0, allowed };
-        for node in &snapshot.nodes {
-            if node.etcd != EtcdMember::None {
+        for view in nodes {
+            let traits = view.traits;
+            if traits.etcd != EtcdMember::None {
                 out.etcd_members += 1;
-                out.etcd_healthy += usize::from(node.etcd == EtcdMember::Healthy && !node.unavailable());
+                out.etcd_healthy += usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
             }
-            if node.unavailable() {
+            if traits.unavailable {
                 if let Some(ceiling) = &mut out.ceiling {
-                    ceiling.add(node);
+                    ceiling.add(view.node);
                 }
-                if node.control_plane {
-                    out.control_plane_busy = Some(node);
+                if traits.control_plane {
+                    out.control_plane_busy = Some(view.node);
                 }
             }
-            if node.granted() {
-                out.reserve(node);
+            if traits.granted {
+                out.reserve(view);
             }
         }
         out
     }
 
-    fn reserve(&mut self, node: &'a Node) {
-        for (key, pods) in &node.pods.budgets {
+    fn reserve(&mut self, view: &NodeView<'a>) {
+        if view.traits.protected == 0 {
+            return;
+        }
+        for (key, pods) in &view.node.pods.budgets {
             if let Some((allowed, _)) = self.allowed.get_mut(key.as_str()) {
                 *allowed -= i64::from(*pods);
             }
@@ -206,22 +226,23 @@ impl<'a> ClusterBudget<'a> {
     }
 
     /// Counts a node that this plan grants.
-    pub(super) fn take(&mut self, node: &'a Node) {
-        if !node.unavailable() {
+    pub(super) fn take(&mut self, view: &NodeView<'a>) {
+        if !view.traits.unavailable {
             if let Some(ceiling) = &mut self.ceiling {
-                ceiling.add(node);
+                ceiling.add(view.node);
             }
-            self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(node.etcd == EtcdMember::Healthy));
+            let healthy = view.traits.etcd == EtcdMember::Healthy;
+            self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(healthy));
         }
-        if node.control_plane {
-            self.control_plane_busy = Some(node);
+        if view.traits.control_plane {
+            self.control_plane_busy = Some(view.node);
         }
-        self.reserve(node);
+        self.reserve(view);
     }
 
-    pub(super) fn ceiling(&mut self, node: &Node) -> Option<Arc<Wait>> {
+    pub(super) fn ceiling(&mut self, view: &NodeView<'_>) -> Option<Arc<Wait>> {
         let ceiling = self.ceiling.as_mut()?;
-        if ceiling.fits(node.unavailable()) {
+        if ceiling.fits(view.traits.unavailable) {
             return None;
         }
         let limit = &*ceiling;
@@ -237,17 +258,18 @@ impl<'a> ClusterBudget<'a> {
     }
 
     /// One control-plane node at a time; etcd keeps its quorum.
-    pub(super) fn control_plane(&self, node: &Node) -> Option<Wait> {
-        if node.control_plane
+    pub(super) fn control_plane(&self, view: &NodeView<'_>) -> Option<Wait> {
+        let (node, traits) = (view.node, view.traits);
+        if traits.control_plane
             && let Some(busy) = self.control_plane_busy.filter(|busy| busy.name != node.name)
         {
             let message = format!("control-plane node {} is moving or unavailable", busy.name);
             return Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &busy.name));
         }
-        if node.etcd == EtcdMember::None {
+        if traits.etcd == EtcdMember::None {
             return None;
         }
-        let own = usize::from(node.etcd == EtcdMember::Healthy && !node.unavailable());
+        let own = usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
         let others = self.etcd_healthy.saturating_sub(own);
         // One or two members can't do without any: then nothing but all others healthy can be asked.
         let quorum =
@@ -260,8 +282,11 @@ impl<'a> ClusterBudget<'a> {
     }
 
     /// A PodDisruptionBudget that lets none of the node's pods go now.
-    pub(super) fn disruption_budget(&self, node: &Node) -> Option<Wait> {
-        node.pods.budgets.iter().filter(|(_, pods)| *pods > 0).find_map(|(key, pods)| {
+    pub(super) fn disruption_budget(&self, view: &NodeView<'_>) -> Option<Wait> {
+        if view.traits.protected == 0 {
+            return None;
+        }
+        view.node.pods.budgets.iter().filter(|(_, pods)| *pods > 0).find_map(|(key, pods)| {
             let (allowed, budget) = self.allowed.get(key.as_str())?;
             if *allowed > 0 {
                 return None;

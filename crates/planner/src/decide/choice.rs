@@ -2,10 +2,14 @@
 
 use super::{
     facts::NodeView,
+    known::Texts,
     policy::PolicyView,
     rollback::{self, RollbackView},
 };
-use crate::{Wait, snapshot::Release};
+use crate::{
+    Wait,
+    snapshot::{Release, RollbackFacts},
+};
 use bascule_api::{Architecture, Digest, ObjectRef, ReleaseRef, Time, Version, WaitReason};
 use std::sync::Arc;
 
@@ -19,7 +23,7 @@ pub(super) enum Choice<'a> {
     /// Stage, boot and commit a release.
     Install(Install<'a>),
     /// Go back to what the other slot holds.
-    GoBack(GoBack<'a>),
+    GoBack(Box<GoBack<'a>>),
 }
 
 /// A release to install.
@@ -29,7 +33,9 @@ pub(super) struct Install<'a> {
     /// The channel's target, of which `release` may be the floor.
     pub(super) target: &'a Release,
     pub(super) young: Option<Arc<Wait>>,
-    pub(super) rollback: Option<&'a crate::snapshot::RollbackFacts>,
+    pub(super) rollback: Option<&'a RollbackFacts>,
+    /// The number of `release`'s version, if a node is asked to stage it.
+    pub(super) text: Option<u32>,
 }
 
 /// A way back without a download.
@@ -44,42 +50,68 @@ pub(super) struct GoBack<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Back<'a> {
     /// A person said so.
-    Rollback(&'a crate::snapshot::RollbackFacts),
+    Rollback(&'a RollbackFacts),
     /// Failures blocked the release and the policy says to leave it.
     Automatic,
     /// The policy pins the release that the other slot holds.
     Pinned,
 }
 
+/// What holds for all nodes of a kind.
+#[derive(Debug, Clone)]
+enum OfKind<'a> {
+    /// What runs was blocked by failures; each node looks at its own other slot.
+    Leave,
+    Same(Choice<'a>),
+}
+
 /// Choices for nodes that differ in nothing that matters, so that thousands of nodes cost a handful of decisions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Choices<'a> {
-    known: Vec<(Option<Architecture>, &'a Version, Choice<'a>)>,
+    texts: &'a Texts,
+    /// By kind.
+    known: Vec<Option<OfKind<'a>>>,
 }
 
 impl<'a> Choices<'a> {
+    pub(super) fn new(texts: &'a Texts) -> Self {
+        Self { texts, known: vec![None; texts.kinds()] }
+    }
+
     /// What a node of this policy should run.
     pub(super) fn of(&mut self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> Choice<'a> {
+        if let Some(rollback) = policy.rollbacks.iter().find(|rollback| rollback.leaves(node))
+            && let Some(running) = node.running()
+        {
+            return by_rollback(policy, rollback, node, running, self.texts);
+        }
+        let kind = node.traits.kind.index();
+        let known = match self.known.get(kind) {
+            Some(Some(known)) => known.clone(),
+            _ => {
+                let made = self.make(policy, node, now);
+                if let Some(slot) = self.known.get_mut(kind) {
+                    *slot = Some(made.clone());
+                }
+                made
+            }
+        };
+        match (known, policy.valid.and_then(|valid| valid.spec.version.as_ref())) {
+            (OfKind::Leave, _) => leave_blocked(policy, node),
+            (OfKind::Same(choice), None) => choice,
+            (OfKind::Same(choice), Some(pinned)) => pinned_way_back(policy, node, pinned, choice),
+        }
+    }
+
+    fn make(&self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> OfKind<'a> {
         let Some(running) = node.running() else {
             let message = "the agent has not reported what the node runs".to_owned();
-            return Choice::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, message)));
+            return OfKind::Same(Choice::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, message))));
         };
-        if let Some(rollback) = policy.rollbacks.iter().find(|rollback| rollback.leaves(node)) {
-            return by_rollback(policy, rollback, node, running);
-        }
         if policy.blocked_by_failures(running) {
-            return leave_blocked(policy, node, running);
+            return OfKind::Leave;
         }
-        let architecture = node.node.architecture;
-        let known = self.known.iter().find(|(machine, version, _)| *machine == architecture && *version == running);
-        let choice = if let Some((_, _, choice)) = known {
-            choice.clone()
-        } else {
-            let choice = by_policy(policy, architecture, running, now);
-            self.known.push((architecture, running, choice.clone()));
-            choice
-        };
-        self::pinned_way_back(policy, node, running, choice)
+        OfKind::Same(by_policy(policy, node.node.architecture, running, now, self.texts))
     }
 }
 
@@ -88,6 +120,7 @@ fn by_policy<'a>(
     architecture: Option<Architecture>,
     running: &Version,
     now: Time,
+    texts: &Texts,
 ) -> Choice<'a> {
     let nothing = |wait: Wait| Choice::Nothing(Arc::new(wait));
     let Some(target) = policy.target(architecture) else {
@@ -119,7 +152,8 @@ fn by_policy<'a>(
         step = next;
     }
     let young = policy.too_young(step, now).map(Arc::new);
-    Choice::Install(Install { release: step, target, young, rollback: None })
+    let text = texts.find(step.version.as_str());
+    Choice::Install(Install { release: step, target, young, rollback: None, text })
 }
 
 fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Release) -> Wait {
@@ -144,26 +178,26 @@ fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Relea
 fn pinned_way_back<'a>(
     policy: &PolicyView<'a>,
     node: &NodeView<'a>,
-    running: &Version,
+    pinned: &Version,
     choice: Choice<'a>,
 ) -> Choice<'a> {
-    let pinned = policy.valid.and_then(|valid| valid.spec.version.as_ref());
-    match (&choice, pinned, node.way_back()) {
+    match (&choice, node.running(), node.way_back()) {
         (Choice::Here, ..) => choice,
-        (_, Some(pinned), Some(other)) if pinned == other && other < running && !policy.is_blocked(pinned) => {
+        (_, Some(running), Some(other)) if pinned == other && other < running && !policy.is_blocked(pinned) => {
             go_back(policy, node, running, other, Back::Pinned)
         }
         _ => choice,
     }
 }
 
-fn leave_blocked<'a>(policy: &PolicyView<'a>, node: &NodeView<'a>, running: &Version) -> Choice<'a> {
+fn leave_blocked<'a>(policy: &PolicyView<'a>, node: &NodeView<'a>) -> Choice<'a> {
     let automatic = policy.valid.is_some_and(|valid| valid.spec.automatic_rollback);
-    match node.way_back() {
-        Some(other) if automatic && other < running && !policy.is_blocked(other) => {
+    match (node.running(), node.way_back()) {
+        (Some(running), Some(other)) if automatic && other < running && !policy.is_blocked(other) => {
             go_back(policy, node, running, other, Back::Automatic)
         }
-        _ => {
+        (running, _) => {
+            let running = running.map_or("", Version::as_str);
             let message = format!("runs {running}, which is blocked for this policy after failures");
             let wait = Wait::new(WaitReason::ReleaseBlocked, message);
             Choice::Nothing(Arc::new(wait.of("UpdatePolicy", None, &policy.facts.name)))
@@ -176,6 +210,7 @@ fn by_rollback<'a>(
     rollback: &RollbackView<'a>,
     node: &NodeView<'a>,
     running: &Version,
+    texts: &Texts,
 ) -> Choice<'a> {
     let facts = rollback.facts;
     let nothing = |reason, message: String| {
@@ -194,7 +229,8 @@ fn by_rollback<'a>(
             nothing(WaitReason::ReleaseWithdrawn, format!("{to} was withdrawn, the way back to it is closed"))
         }
         Some(release) if *running < release.version || release.downgrade => {
-            Choice::Install(Install { release, target: release, young: None, rollback: Some(facts) })
+            let text = texts.find(to.as_str());
+            Choice::Install(Install { release, target: release, young: None, rollback: Some(facts), text })
         }
         Some(_) => {
             let message = format!("{to} is not in the other slot and its publisher does not allow going back to it");
@@ -212,7 +248,7 @@ fn go_back<'a>(
     why: Back<'a>,
 ) -> Choice<'a> {
     match reference(policy, node, running) {
-        Some(leaves) => Choice::GoBack(GoBack { to: to.clone(), leaves, why }),
+        Some(leaves) => Choice::GoBack(Box::new(GoBack { to: to.clone(), leaves, why })),
         None => {
             let message = format!("the digest of {running} is not known, because the repository was not read yet");
             Choice::Nothing(Arc::new(Wait::new(WaitReason::RepositoryUnavailable, message)))
@@ -237,7 +273,7 @@ fn digest_of(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &Version) ->
         Some(machine) => release.digests.get(&machine),
         None => release.digests.values().next(),
     });
-    let asked = node.update.and_then(|update| update.spec.release.as_ref());
+    let asked = node.update().and_then(|update| update.spec.release.as_ref());
     let status = &policy.facts.status;
     offered
         .or_else(|| asked.filter(|asked| asked.version == *version).map(|asked| &asked.digest))
@@ -251,12 +287,7 @@ fn digest_of(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &Version) ->
 impl Choice<'_> {
     /// What causes the disruption, for the grant.
     pub(super) fn cause(&self, policy: &str) -> bascule_api::Cause {
-        let rollback = match self {
-            Self::Install(install) => install.rollback,
-            Self::GoBack(GoBack { why: Back::Rollback(facts), .. }) => Some(*facts),
-            _ => None,
-        };
-        let (kind, name, user) = match rollback {
+        let (kind, name, user) = match self.ordered_by() {
             Some(facts) => (rollback::KIND, facts.name.clone(), facts.spec.requested_by.clone()),
             None => ("UpdatePolicy", policy.to_owned(), None),
         };
@@ -265,16 +296,31 @@ impl Choice<'_> {
 
     /// Whether a person or the policy asks for a way back, which ignores what only slows updates down.
     pub(super) fn goes_back(&self) -> bool {
-        matches!(self, Self::Install(Install { rollback: Some(_), .. }))
-            || matches!(self, Self::GoBack(GoBack { why: Back::Rollback(_) | Back::Automatic, .. }))
+        match self {
+            Self::Install(install) => install.rollback.is_some(),
+            Self::GoBack(back) => matches!(back.why, Back::Rollback(_) | Back::Automatic),
+            Self::Here | Self::Nothing(_) => false,
+        }
+    }
+
+    fn ordered_by(&self) -> Option<&RollbackFacts> {
+        match self {
+            Self::Install(install) => install.rollback,
+            Self::GoBack(back) => match back.why {
+                Back::Rollback(facts) => Some(facts),
+                Back::Automatic | Back::Pinned => None,
+            },
+            Self::Here | Self::Nothing(_) => None,
+        }
+    }
+
+    /// Whether a person ordered it whatever the budgets say.
+    pub(super) fn ignores_budgets(&self) -> bool {
+        self.rollback().is_some_and(|rollback| rollback.ignore_budgets)
     }
 
     /// The Rollback that asks for it.
     pub(super) fn rollback(&self) -> Option<&bascule_api::RollbackSpec> {
-        match self {
-            Self::Install(Install { rollback, .. }) => rollback.map(|facts| &facts.spec),
-            Self::GoBack(GoBack { why: Back::Rollback(facts), .. }) => Some(&facts.spec),
-            _ => None,
-        }
+        self.ordered_by().map(|facts| &facts.spec)
     }
 }

@@ -1,11 +1,19 @@
 //! What can be read off a node at once: which policy selects it, what it runs, what its other slot holds.
+//!
+//! [`Traits`] holds what follows from one node and the policies' selectors alone, so that it is worked out once for a
+//! node that does not change; [`NodeView`] is the node with them. Passes over all nodes read traits, and follow the
+//! pointer into the node's own facts only where something is special about it.
 
+use super::known::{Kind, Texts};
 use crate::{
     Snapshot,
-    snapshot::{Cordon, Node, PolicyFacts, UpdateFacts},
+    snapshot::{Cordon, EtcdMember, Node, PolicyFacts, UpdateFacts},
 };
-use bascule_api::{Booted, Counting, Disruption, Goal, SlotState, SlotStatus, Version};
+use bascule_api::{Booted, Counting, Disruption, DisruptionOutcome, Goal, SlotState, SlotStatus, Time, Version};
 use std::sync::Arc;
+
+/// The label by which candidates of different zones are mixed.
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Which policies select a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,65 +44,162 @@ pub(super) fn select(node: &Node, policies: &[Arc<PolicyFacts>]) -> Selection {
     found
 }
 
-/// One node with what follows from its facts alone.
+/// What follows from a node's own facts, the policies' selectors and the seed. No clock, and nothing of other nodes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct NodeView<'a> {
-    pub(super) node: &'a Node,
-    pub(super) update: Option<&'a UpdateFacts>,
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Traits {
     pub(super) selection: Selection,
     /// The policy whose budgets it counts for: while it moves the one that granted, else the one that selects it.
     pub(super) policy: Option<usize>,
     /// A stable random order between nodes.
     pub(super) lot: u64,
+    /// Nodes of one kind have the same policy, architecture and running release.
+    pub(super) kind: Kind,
+    /// The node's zone, and its failure domain under its policy's budget.
+    pub(super) zone: u32,
+    pub(super) domain: u32,
+    /// A bit for each wave of its policy whose selector matches.
+    pub(super) waves: u64,
+    /// The release that it is asked to stage.
+    pub(super) asked: Option<u32>,
+    pub(super) goal: Option<Goal>,
+    /// Since when it runs what it runs, committed, as far as is known: by the operator's own clock where it moved the
+    /// node itself; the agent's clock may be wrong.
+    pub(super) done_since: Time,
+    /// How many of its pods a PodDisruptionBudget protects.
+    pub(super) protected: u64,
+    pub(super) etcd: EtcdMember,
     pub(super) runs_operator: bool,
+    /// Whether it has a NodeUpdate of its own, see [`Node::live_update`].
+    pub(super) live: bool,
+    pub(super) moves: bool,
+    pub(super) granted: bool,
+    pub(super) unavailable: bool,
+    pub(super) deleting: bool,
+    pub(super) ready: bool,
+    pub(super) cordoned_by_us: bool,
+    pub(super) cordoned_by_other: bool,
+    pub(super) control_plane: bool,
+    pub(super) outdated: bool,
+    pub(super) held: bool,
+    pub(super) booted: bool,
+    pub(super) on_trial: bool,
+    pub(super) agent_reports: bool,
+    pub(super) counting_broken: bool,
+    pub(super) staged_as_asked: bool,
+    /// Whether the agent is busy with staging.
+    pub(super) writing: bool,
+    /// Whether the agent reports a release that failed there.
+    pub(super) has_failed: bool,
+    /// Whether the other slot keeps a release that ran.
+    pub(super) keeps_old: bool,
+    /// Whether its NodeUpdate names the policy that cares for it.
+    pub(super) of_policy: bool,
 }
 
-impl<'a> NodeView<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, node: &'a Node, selection: Selection, lot: u64) -> Self {
+impl Traits {
+    pub(super) fn of(snapshot: &Snapshot, node: &Node, texts: &mut Texts) -> Self {
+        let selection = select(node, &snapshot.policies);
         let update = node.live_update();
+        let disruption = update.and_then(|update| update.spec.disruption.as_ref());
         let granted_by = update
-            .filter(|update| update.spec.disruption.is_some())
+            .filter(|_| disruption.is_some())
             .and_then(|update| snapshot.policies.iter().position(|policy| policy.name == update.spec.policy));
         let selected = match selection {
             Selection::One(policy) => Some(policy),
             Selection::None | Selection::Conflict(..) => None,
         };
+        let policy = granted_by.or(selected);
+        let facts = policy.and_then(|policy| snapshot.policies.get(policy));
+        let spec = facts.and_then(|policy| policy.spec.as_ref().ok()).map(|valid| &valid.spec);
+        let per_domain = spec.and_then(|spec| spec.budget.per_domain.as_ref());
+        let label = |key: &str| node.labels.get(key).map_or("", String::as_str);
+        let staging = update.filter(|update| update.spec.goal == Goal::Staged);
+        let asked = staging.and_then(|update| update.spec.release.as_ref());
+        let booted = update.and_then(|update| update.status.booted.as_ref());
+        let other = update.and_then(other_slot);
+        let staged_as_asked = update.is_some_and(staged_as_asked);
+        let waves = spec.map_or(&[][..], |spec| &spec.waves).iter().take(64).enumerate();
+        let waves = waves.filter(|(_, wave)| wave.selector.as_ref().is_some_and(|all| all.matches(&node.labels)));
         Self {
-            node,
-            update,
             selection,
-            policy: granted_by.or(selected),
-            lot,
+            policy,
+            lot: lot(snapshot.seed, &node.name),
+            kind: texts.kind(selection, node.architecture, booted.map(|booted| &booted.version)),
+            zone: texts.id(label(ZONE)),
+            // Nodes without the label are one domain of their own: what is not known is not spread.
+            domain: texts.id(per_domain.map_or("", |budget| label(&budget.topology_key))),
+            waves: waves.fold(0, |bits, (index, _)| bits | (1 << index)),
+            asked: asked.map(|asked| texts.id(asked.version.as_str())),
+            goal: update.map(|update| update.spec.goal),
+            done_since: update.map(done_since).unwrap_or_default(),
+            protected: node.pods.budgets.iter().map(|(_, pods)| u64::from(*pods)).sum(),
+            etcd: node.etcd,
             runs_operator: snapshot.operator_node.as_deref() == Some(&*node.name),
+            live: update.is_some(),
+            moves: disruption.is_some(),
+            granted: node.granted(),
+            unavailable: node.unavailable(),
+            deleting: node.deleting,
+            ready: node.ready.ready,
+            cordoned_by_us: matches!(node.cordon, Cordon::Ours { .. }),
+            cordoned_by_other: matches!(node.cordon, Cordon::Other { .. }),
+            control_plane: node.control_plane,
+            outdated: node.taints.outdated,
+            held: node.taints.hold,
+            booted: booted.is_some(),
+            on_trial: update
+                .is_some_and(|update| update.status.trial.is_some() || booted_slot_is(update, SlotState::Trial)),
+            // The agent reports from the boot that the kubelet reports from.
+            agent_reports: booted.is_some()
+                && update.is_some_and(|update| update.status.boot_id.as_deref() == Some(node.boot_id.as_str())),
+            counting_broken: update
+                .and_then(|update| update.status.boot_control.as_ref())
+                .is_some_and(|control| control.counting == Counting::Broken),
+            staged_as_asked,
+            writing: asked.is_some()
+                && !staged_as_asked
+                && staging.is_some_and(|update| update.status.last_error.is_none()),
+            has_failed: update.is_some_and(|update| !update.status.failed_releases.is_empty()),
+            keeps_old: other.is_some_and(|slot| slot.state == SlotState::Good),
+            of_policy: update.zip(facts).is_some_and(|(update, policy)| update.spec.policy == policy.name),
         }
+    }
+}
+
+/// One node with what follows from its facts alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NodeView<'a> {
+    pub(super) node: &'a Node,
+    pub(super) traits: &'a Traits,
+}
+
+impl<'a> NodeView<'a> {
+    /// The NodeUpdate, unless it belongs to an earlier Node of this name or is being deleted.
+    pub(super) fn update(&self) -> Option<&'a UpdateFacts> {
+        self.node.update.as_ref().filter(|_| self.traits.live)
     }
 
     pub(super) fn disruption(&self) -> Option<&'a Disruption> {
-        self.update.and_then(|update| update.spec.disruption.as_ref())
+        self.update().and_then(|update| update.spec.disruption.as_ref())
     }
 
     pub(super) fn booted(&self) -> Option<&'a Booted> {
-        self.update.and_then(|update| update.status.booted.as_ref())
+        self.update().and_then(|update| update.status.booted.as_ref())
     }
 
     pub(super) fn running(&self) -> Option<&'a Version> {
         self.booted().map(|booted| &booted.version)
     }
 
-    pub(super) fn on_trial(&self) -> bool {
-        self.update.is_some_and(|update| update.status.trial.is_some() || booted_slot_is(update, SlotState::Trial))
-    }
-
     /// Whether what runs is permanent.
     pub(super) fn committed(&self) -> bool {
-        !self.on_trial() && self.update.is_some_and(|update| booted_slot_is(update, SlotState::Good))
+        !self.traits.on_trial && self.update().is_some_and(|update| booted_slot_is(update, SlotState::Good))
     }
 
     /// What the slot that does not run holds.
     pub(super) fn other_slot(&self) -> Option<&'a SlotStatus> {
-        let update = self.update?;
-        let booted = update.status.booted.as_ref()?;
-        update.status.slots.as_ref().map(|slots| slots.get(booted.slot.other()))
+        other_slot(self.update()?)
     }
 
     /// The release the other slot could boot at once.
@@ -110,42 +215,18 @@ impl<'a> NodeView<'a> {
         holds.then_some(version)
     }
 
-    /// Whether the agent reports from the boot that the kubelet reports from.
-    pub(super) fn agent_reports(&self) -> bool {
-        self.update.is_some_and(|update| {
-            update.status.booted.is_some() && update.status.boot_id.as_deref() == Some(self.node.boot_id.as_str())
-        })
-    }
-
-    pub(super) fn counting_broken(&self) -> bool {
-        self.update
-            .and_then(|update| update.status.boot_control.as_ref())
-            .is_some_and(|control| control.counting == Counting::Broken)
-    }
-
-    pub(super) fn cordoned_by_other(&self) -> bool {
-        matches!(self.node.cordon, Cordon::Other { .. })
+    /// Whether the agent reports this release as one that failed there.
+    pub(super) fn reports_failed(&self, version: &Version) -> bool {
+        self.traits.has_failed
+            && self
+                .update()
+                .is_some_and(|update| update.status.failed_releases.iter().any(|failed| failed.version == *version))
     }
 
     /// Whether nothing of the node itself keeps it from being updated.
     pub(super) fn able(&self) -> bool {
-        !self.node.deleting
-            && self.node.ready.ready
-            && !self.cordoned_by_other()
-            && self.agent_reports()
-            && !self.counting_broken()
-    }
-
-    /// Whether the release in the NodeUpdate's spec is in the inactive slot, verified.
-    pub(super) fn staged_as_asked(&self) -> bool {
-        let Some(update) = self.update else { return false };
-        let Some(asked) = &update.spec.release else { return false };
-        update.spec.goal == Goal::Staged
-            && update
-                .status
-                .staged
-                .as_ref()
-                .is_some_and(|staged| staged.version == asked.version && staged.digest == asked.digest)
+        let traits = self.traits;
+        !traits.deleting && traits.ready && !traits.cordoned_by_other && traits.agent_reports && !traits.counting_broken
     }
 }
 
@@ -156,8 +237,32 @@ fn booted_slot_is(update: &UpdateFacts, state: SlotState) -> bool {
     }
 }
 
+fn other_slot(update: &UpdateFacts) -> Option<&SlotStatus> {
+    let booted = update.status.booted.as_ref()?;
+    update.status.slots.as_ref().map(|slots| slots.get(booted.slot.other()))
+}
+
+/// Whether the release in the NodeUpdate's spec is in the inactive slot, verified.
+fn staged_as_asked(update: &UpdateFacts) -> bool {
+    let Some(asked) = &update.spec.release else { return false };
+    update.spec.goal == Goal::Staged
+        && update
+            .status
+            .staged
+            .as_ref()
+            .is_some_and(|staged| staged.version == asked.version && staged.digest == asked.digest)
+}
+
+fn done_since(update: &UpdateFacts) -> Time {
+    let booted = update.status.booted.as_ref();
+    let own = update.spec.last_disruption.as_ref().filter(|last| {
+        last.outcome == DisruptionOutcome::Committed && last.version.as_ref() == booted.map(|booted| &booted.version)
+    });
+    own.map(|last| last.ended_at).or_else(|| booted.and_then(|booted| booted.committed_at)).unwrap_or_default()
+}
+
 /// FNV-1a of a seed and a text: the lot that orders nodes between which nothing else decides.
-pub(super) fn lot(seed: u64, text: &str) -> u64 {
+fn lot(seed: u64, text: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for byte in text.bytes() {
         hash ^= u64::from(byte);

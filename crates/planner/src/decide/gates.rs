@@ -8,10 +8,10 @@ use super::{
     facts::NodeView,
     health::Answers,
     policy::PolicyView,
-    waves::{self, Waves},
+    waves::Waves,
 };
 use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
-use bascule_api::{Duration, EmergencyExemption, SlotState, Time, WaitReason};
+use bascule_api::{Duration, EmergencyExemption, Time, WaitReason};
 use std::sync::Arc;
 
 /// The first wait after a failed drain; it doubles with each further one.
@@ -94,38 +94,38 @@ pub(super) fn shared<'a>(
     answers: Answers<'a>,
     questions: &mut Vec<GateQuestion>,
 ) -> Option<(Gate, Arc<Wait>)> {
-    let node = candidate.view.node;
+    let view = candidate.view;
     let set = candidate.set;
-    let ignores_budgets = candidate.choice.rollback().is_some_and(|rollback| rollback.ignore_budgets);
+    let ignores_budgets = candidate.choice.ignores_budgets();
     let held = |gate: Gate, wait: Option<Wait>| Some((gate, Arc::new(wait?)));
     if set.asks(Gate::DisruptionBudget)
-        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(node))
+        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(view))
     {
         return found;
     }
     if !ignores_budgets {
         if set.asks(Gate::Budget)
-            && let Some(wait) = budget.policy(node)
+            && let Some(wait) = budget.policy(view)
         {
             return Some((Gate::Budget, wait));
         }
         if set.asks(Gate::Domain)
-            && let Some(wait) = budget.domain(node)
+            && let Some(wait) = budget.domain(view)
         {
             return Some((Gate::Domain, wait));
         }
         if set.asks(Gate::Ceiling)
-            && let Some(wait) = cluster.ceiling(node)
+            && let Some(wait) = cluster.ceiling(view)
         {
             return Some((Gate::Ceiling, wait));
         }
     }
     if set.asks(Gate::ControlPlane)
-        && let found @ Some(_) = held(Gate::ControlPlane, cluster.control_plane(node))
+        && let found @ Some(_) = held(Gate::ControlPlane, cluster.control_plane(view))
     {
         return found;
     }
-    if set.asks(Gate::OperatorLast) && candidate.view.runs_operator && candidate.others_first {
+    if set.asks(Gate::OperatorLast) && view.traits.runs_operator && candidate.others_first {
         let wait = Wait::new(WaitReason::OperatorNode, "the operator runs here; the other nodes go first");
         return Some((Gate::OperatorLast, Arc::new(wait)));
     }
@@ -138,10 +138,10 @@ pub(super) fn shared<'a>(
 }
 
 fn agent(candidate: &Candidate<'_, '_>) -> Answer {
-    if candidate.view.agent_reports() {
+    if candidate.view.traits.agent_reports {
         return None;
     }
-    let message = match candidate.view.update.map(|update| &update.status) {
+    let message = match candidate.view.update().map(|update| &update.status) {
         None => "the NodeUpdate is not there yet",
         Some(status) if status.booted.is_none() => "the agent has not reported yet",
         Some(_) => "the node rebooted and its agent has not reported from this boot",
@@ -150,7 +150,7 @@ fn agent(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn boot_counting(candidate: &Candidate<'_, '_>) -> Answer {
-    let broken = candidate.view.counting_broken();
+    let broken = candidate.view.traits.counting_broken;
     broken.then(|| {
         let message = "the boot loader does not count tries, so a release that does not come up would not go away";
         Arc::new(Wait::new(WaitReason::BootCountingBroken, message).of("Node", None, &candidate.view.node.name))
@@ -181,12 +181,15 @@ fn release(candidate: &Candidate<'_, '_>) -> Answer {
 fn not_failed_here(candidate: &Candidate<'_, '_>) -> Answer {
     let Choice::Install(install) = candidate.choice else { return None };
     let version = &install.release.version;
-    let update = candidate.view.update?;
+    let (reports, failures) = (candidate.view.traits.has_failed, &candidate.policy.memory.failures);
+    if !reports && failures.is_empty() {
+        return None;
+    }
+    let update = candidate.view.update()?;
     let reported = update.status.failed_releases.iter().find(|failed| failed.version == *version);
     let message = match reported {
         Some(failed) => format!("{version} failed here at {}: {}", failed.at, failed.message),
         None => {
-            let failures = &candidate.policy.memory.failures;
             let known = failures
                 .iter()
                 .find(|failure| failure.version == *version && *failure.node == *candidate.view.node.name)?;
@@ -206,12 +209,15 @@ fn age(candidate: &Candidate<'_, '_>) -> Answer {
 fn retention(candidate: &Candidate<'_, '_>) -> Answer {
     let Choice::Install(Install { release, rollback: None, .. }) = candidate.choice else { return None };
     let (view, valid) = (candidate.view, candidate.policy.valid?);
+    if !view.traits.keeps_old {
+        return None;
+    }
     let other = view.other_slot()?;
-    if other.state != SlotState::Good || other.version.as_ref() == Some(&release.version) {
+    if other.version.as_ref() == Some(&release.version) {
         return None;
     }
     let running = view.running()?;
-    let proven = waves::done_since(view, running, candidate.now).after(valid.spec.proven_after);
+    let proven = view.traits.done_since.min(candidate.now).after(valid.spec.proven_after);
     if candidate.now >= proven {
         return None;
     }
@@ -224,12 +230,12 @@ fn retention(candidate: &Candidate<'_, '_>) -> Answer {
 fn staged(candidate: &Candidate<'_, '_>) -> Answer {
     let Choice::Install(install) = candidate.choice else { return None };
     let (view, version) = (candidate.view, &install.release.version);
-    let update = view.update?;
-    let asked = update.spec.release.as_ref().is_some_and(|asked| asked.version == *version);
-    if asked && view.staged_as_asked() {
+    let asked = view.traits.asked.is_some() && view.traits.asked == install.text;
+    if asked && view.traits.staged_as_asked {
         return None;
     }
-    if !asked || update.spec.goal != bascule_api::Goal::Staged {
+    let update = view.update()?;
+    if !asked {
         let message = format!("{version} is to be staged; other nodes are staging");
         return Some(Arc::new(Wait::new(WaitReason::StagingQueue, message)));
     }
@@ -258,7 +264,7 @@ fn ignores_windows(candidate: &Candidate<'_, '_>) -> bool {
     };
     let back =
         candidate.choice.goes_back() && candidate.choice.rollback().is_none_or(|rollback| !rollback.respect_windows);
-    urgent || back || candidate.view.node.taints.hold
+    urgent || back || candidate.view.traits.held
 }
 
 fn window(candidate: &Candidate<'_, '_>) -> Answer {
@@ -281,6 +287,9 @@ fn wave(candidate: &Candidate<'_, '_>, reason: WaitReason) -> Answer {
 }
 
 fn not_cordoned(candidate: &Candidate<'_, '_>) -> Answer {
+    if !candidate.view.traits.cordoned_by_other {
+        return None;
+    }
     let Cordon::Other { by, since } = &candidate.view.node.cordon else { return None };
     let mut message = "somebody else cordoned the node".to_owned();
     if let Some(by) = by {
@@ -294,7 +303,7 @@ fn not_cordoned(candidate: &Candidate<'_, '_>) -> Answer {
 
 fn ready(candidate: &Candidate<'_, '_>) -> Answer {
     let node = candidate.view.node;
-    if node.ready.ready || candidate.alone || candidate.choice.goes_back() {
+    if candidate.view.traits.ready || candidate.alone || candidate.choice.goes_back() {
         return None;
     }
     let message = "the node is not Ready; it is tried when nothing else is left to do";
@@ -302,7 +311,7 @@ fn ready(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn backoff(candidate: &Candidate<'_, '_>) -> Answer {
-    let last = candidate.view.update?.spec.last_disruption.as_ref()?;
+    let last = candidate.view.update()?.spec.last_disruption.as_ref()?;
     // A disruption that was withdrawn in between does not make the drain any better.
     if last.given_up == 0 {
         return None;

@@ -6,24 +6,30 @@ use super::{
     choice::Choice,
     gates::{self, Candidate},
     health::Answers,
+    known::{Ground, Verdicts},
 };
 use crate::{Action, Expect, Gate, Step, Wait, plan, snapshot::Cordon};
 use bascule_api::{Goal, RolloutState, WaitReason};
 use std::{collections::BTreeMap, sync::Arc};
 
-/// The label by which candidates of different zones are mixed.
-const ZONE: &str = "topology.kubernetes.io/zone";
-
 impl<'a> Round<'a> {
     /// Gives grants, and says of every other node which gate it waits for.
-    pub(super) fn grant(&mut self, waves: &[PolicyWaves]) -> Grants {
-        let mut cluster = ClusterBudget::new(self.snapshot);
-        let mut budgets: Vec<_> = self.policies.iter().map(|policy| PolicyBudget::new(policy, &self.nodes)).collect();
+    pub(super) fn grant(&mut self, waves: &[PolicyWaves], verdicts: &mut Verdicts) -> Grants {
+        let mut cluster = ClusterBudget::new(self.snapshot, &self.nodes);
+        let texts = &self.known.texts;
+        let mut budgets: Vec<_> =
+            self.policies.iter().map(|policy| PolicyBudget::new(policy, &self.nodes, texts)).collect();
         let mut passing: Vec<(usize, usize)> = Vec::new();
         for (policy, waves) in waves.iter().enumerate() {
-            self.own_gates(policy, waves, &mut passing);
+            self.own_gates(policy, waves, verdicts, &mut passing);
         }
-        let order = self.in_order(passing);
+        // Who can't go whatever the others do needs no place in the order.
+        let (hopeless, passing): (Vec<_>, Vec<_>) = passing.into_iter().partition(|(policy, node)| {
+            let full = budgets.get(*policy).is_some_and(PolicyBudget::is_full) && self.set.asks(Gate::Budget);
+            full && self.nodes.get(*node).is_some_and(|view| !view.traits.unavailable)
+                && !self.choices.get(*node).and_then(Option::as_ref).is_some_and(Choice::ignores_budgets)
+        });
+        let order = self.in_order(passing).into_iter().chain(hopeless);
         let mut out = Grants::default();
         let mut steps = Vec::new();
         let mut questions = Vec::new();
@@ -40,10 +46,10 @@ impl<'a> Round<'a> {
                 }
                 None => {
                     let step = grant_step(&candidate, budget.used());
-                    if !candidate.view.node.unavailable() {
-                        budget.take(candidate.view.node);
+                    if !candidate.view.traits.unavailable {
+                        budget.take(candidate.view);
                     }
-                    cluster.take(candidate.view.node);
+                    cluster.take(candidate.view);
                     if let Choice::Install(install) = candidate.choice
                         && install.rollback.is_none()
                     {
@@ -66,7 +72,7 @@ impl<'a> Round<'a> {
         let choice = self.choices.get(node)?.as_ref()?;
         // A way back does not wait for nodes that wait to go forward.
         let back = choice.goes_back();
-        let others_first = view.runs_operator && {
+        let others_first = view.traits.runs_operator && {
             let own = waves.waves.index_of(node);
             waves
                 .unfinished
@@ -86,13 +92,22 @@ impl<'a> Round<'a> {
         })
     }
 
-    fn own_gates(&mut self, policy: usize, waves: &PolicyWaves, passing: &mut Vec<(usize, usize)>) {
-        let members = self.policies.get(policy).map(|policy| policy.members.clone()).unwrap_or_default();
+    fn own_gates(
+        &mut self,
+        policy: usize,
+        waves: &PolicyWaves,
+        verdicts: &mut Verdicts,
+        passing: &mut Vec<(usize, usize)>,
+    ) {
+        let now = self.now();
+        let Some(facts) = self.policies.get(policy) else { return };
+        let standing = verdicts.stand(policy, Ground::of(facts, now));
+        let members = facts.members.clone();
         let mut current: Option<Arc<Wait>> = None;
         for node in members {
             let Some(candidate) = self.candidate(policy, node, waves) else { continue };
-            let view = candidate.view;
-            if view.disruption().is_some() || view.node.deleting || view.on_trial() || view.update.is_none() {
+            let traits = candidate.view.traits;
+            if traits.moves || traits.deleting || traits.on_trial || !traits.live {
                 continue;
             }
             if matches!(candidate.choice, Choice::Here) {
@@ -100,20 +115,30 @@ impl<'a> Round<'a> {
                 self.draft.say(node, said);
                 continue;
             }
-            let stale = view.update.is_some_and(|update| {
-                (update.spec.goal == Goal::Staged && matches!(candidate.choice, Choice::GoBack(_)))
-                    || update.spec.policy != candidate.policy.facts.name
-            });
-            if stale || matches!(view.node.cordon, Cordon::Ours { .. }) {
+            let stale = !traits.of_policy
+                || (traits.goal == Some(Goal::Staged) && matches!(candidate.choice, Choice::GoBack(_)));
+            if stale || traits.cordoned_by_us {
                 // Something left behind is cleared away first.
                 let wait = Wait::new(WaitReason::Queued, "what was left behind is cleared away first");
                 self.draft.say(node, Said::new(RolloutState::Waiting, wait));
                 continue;
             }
             let already_said = self.draft.said.get(node).is_some_and(Option::is_some);
-            match gates::own(&candidate) {
+            let holds = waves.waves.holds(node);
+            let found = match verdicts.recall(node, standing, holds, now) {
+                Some(found) => found,
+                None => {
+                    let found = gates::own(&candidate);
+                    // A node that is not Ready waits for others, and a time that lies ahead moves along with the clock.
+                    if traits.ready && traits.done_since <= now {
+                        verdicts.keep(node, standing, holds, now, found.as_ref());
+                    }
+                    found
+                }
+            };
+            match found {
                 Some((gate, wait)) => {
-                    self.draft.wake(wait.until, self.snapshot.now);
+                    self.draft.wake(wait.until, now);
                     // A node that was just asked to stage is reported so.
                     if !(already_said && wait.reason == WaitReason::StagingQueue) {
                         let said = self.waiting(gate, wait);
@@ -138,24 +163,20 @@ impl<'a> Round<'a> {
 
     /// Nodes in trouble last, ways back first, zones in turn, fewest pods that budgets protect first, then by lot.
     fn in_order(&self, passing: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
-        let protected = |node: usize| {
-            let pods = self.nodes.get(node).map_or(&[][..], |view| &view.node.pods.budgets);
-            pods.iter().map(|(_, pods)| u64::from(*pods)).sum::<u64>()
-        };
-        let lot = |node: usize| self.nodes.get(node).map_or(0, |view| view.lot);
+        let protected = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.protected);
+        let lot = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.lot);
         let mut keyed: Vec<_> =
             passing.into_iter().map(|(policy, node)| ((protected(node), lot(node), node), policy)).collect();
         keyed.sort_unstable();
-        let mut turns: BTreeMap<(usize, &str), u32> = BTreeMap::new();
+        let mut turns: BTreeMap<(usize, u32), u32> = BTreeMap::new();
         let mut ordered: Vec<_> = keyed
             .into_iter()
             .filter_map(|((pods, lot, node), policy)| {
                 let view = self.nodes.get(node)?;
-                let zone = view.node.labels.get(ZONE).map_or("", String::as_str);
-                let turn = turns.entry((policy, zone)).or_default();
+                let turn = turns.entry((policy, view.traits.zone)).or_default();
                 *turn += 1;
                 let back = self.choices.get(node).and_then(Option::as_ref).is_some_and(Choice::goes_back);
-                Some(((!view.node.ready.ready, !back, *turn, pods, lot), (policy, node)))
+                Some(((!view.traits.ready, !back, *turn, pods, lot), (policy, node)))
             })
             .collect();
         ordered.sort_unstable();
@@ -167,9 +188,10 @@ fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wai
     let halting = candidate.policy.halted.is_some();
     let failed = candidate
         .view
-        .update
+        .update()
+        .filter(|_| halting && candidate.view.traits.has_failed)
         .and_then(|update| update.status.failed_releases.last())
-        .filter(|failed| halting && candidate.policy.blocked_by_failures(&failed.version));
+        .filter(|failed| candidate.policy.blocked_by_failures(&failed.version));
     if let Some(failed) = failed {
         let message = format!("{} failed here: {}", failed.version, failed.message);
         let wait = Wait::new(WaitReason::Reverted, message).of("NodeUpdate", None, &candidate.view.node.name);
@@ -183,9 +205,9 @@ fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wai
 fn grant_step(candidate: &Candidate<'_, '_>, used: u32) -> Step {
     let view = candidate.view;
     let node = view.node;
-    let spec = view.update.map(|update| &update.spec);
+    let spec = view.update().map(|update| &update.spec);
     let last = spec.and_then(|spec| spec.grant.as_ref()).map_or(0, |grant| grant.generation);
-    let seen = view.update.and_then(|update| update.status.last_grant).unwrap_or(0);
+    let seen = view.update().and_then(|update| update.status.last_grant).unwrap_or(0);
     let cause = candidate.choice.cause(&candidate.policy.facts.name);
     let hooks = candidate.policy.valid.is_some_and(|valid| !valid.spec.hooks.before_drain.is_empty());
     let wave = candidate.waves.index_of(candidate.index).and_then(|wave| candidate.waves.names.get(wave));

@@ -1,6 +1,9 @@
 //! Nodes without a grant: what has to be set right before anything is asked of them.
 
-use super::{Round, Said, facts::Selection};
+use super::{
+    Round, Said,
+    facts::{NodeView, Selection},
+};
 use crate::{
     Action, Expect, Step, Wait,
     plan::{self, Taint},
@@ -15,10 +18,22 @@ impl Round<'_> {
     pub(super) fn look_after_idle(&mut self) {
         let shared = Shared::default();
         for index in 0..self.nodes.len() {
-            if self.nodes.get(index).is_some_and(|view| view.disruption().is_none()) {
+            if self.nodes.get(index).is_some_and(|view| !view.traits.moves && !self.rests(view)) {
                 self.look_after(index, &shared);
             }
         }
+    }
+
+    /// Whether nothing of the below is to be done or said about a node.
+    fn rests(&self, view: &NodeView<'_>) -> bool {
+        let traits = view.traits;
+        traits.live
+            && traits.of_policy
+            && !traits.deleting
+            && !traits.cordoned_by_us
+            && !traits.on_trial
+            && !matches!(traits.goal, Some(Goal::Booted | Goal::Reverted))
+            && self.deciding(view).is_some()
     }
 
     fn look_after(&mut self, index: usize, shared: &Shared) {
@@ -38,7 +53,7 @@ impl Round<'_> {
             let expect = Expect { cordon: Some(plan::Cordon::Ours(mark.clone())), ..expect() };
             act(action, expect, "takes work again; the cordon was left behind");
         }
-        let said = match view.selection {
+        let said = match view.traits.selection {
             Selection::None => Some(Said::shared(RolloutState::Unknown, Arc::clone(&shared.not_selected))),
             Selection::Conflict(first, second) => {
                 let name = |index: usize| self.policies.get(index).map_or("", |policy| policy.facts.name.as_str());
@@ -56,7 +71,7 @@ impl Round<'_> {
         if let Some(said) = said {
             self.draft.say(index, said);
         }
-        let Some(update) = view.update else {
+        let Some(update) = view.update() else {
             if decided {
                 self.create(index);
             }
@@ -65,7 +80,7 @@ impl Round<'_> {
         let exact = || Expect { has_update: Some(true), goal: Some(update.spec.goal), grant: Some(None), ..expect() };
         let name = || node.name.to_string();
         let unasked = matches!(update.spec.goal, Goal::Booted | Goal::Reverted);
-        let orphaned = view.selection == Selection::None && update.spec.goal == Goal::Staged;
+        let orphaned = view.traits.selection == Selection::None && update.spec.goal == Goal::Staged;
         if unasked || orphaned {
             // Nothing is disrupted without a grant: somebody edited the object, or the policy let the node go.
             let says = if unasked { "goal without a grant is taken back" } else { "" };
@@ -76,13 +91,13 @@ impl Round<'_> {
                 says: says.to_owned(),
             });
         }
-        if view.on_trial() {
+        if view.traits.on_trial {
             let message =
                 "runs a trial that was not asked for; it reverts by itself unless it is committed on the node";
             self.draft.say(index, Said::new(RolloutState::Trial, Wait::new(WaitReason::Trial, message)));
             return;
         }
-        if let Selection::One(policy) = view.selection
+        if let Selection::One(policy) = view.traits.selection
             && let Some(policy) = self.policies.get(policy)
             && policy.valid.is_some()
             && policy.facts.name != update.spec.policy

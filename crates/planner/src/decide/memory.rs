@@ -46,9 +46,13 @@ impl Memory {
     }
 
     /// Notes a failure, and blocks the release once it failed on as many nodes as the threshold.
-    pub(super) fn fail(&mut self, failure: PolicyFailure, threshold: u32, now: Time) {
+    pub(super) fn fail(&mut self, mut failure: PolicyFailure, threshold: u32, now: Time) {
         let version = failure.version.clone();
         if !self.failed_on(&version, &failure.node) {
+            // A failure that comes to light after a block counts against lifting it, whatever the node's clock says.
+            if let Some(block) = self.blocked.iter().find(|block| block.version == version) {
+                failure.at = failure.at.max(block.at.after(bascule_api::Duration::from_secs(1)));
+            }
             self.failures.push(failure.clone());
             self.changes.push(MemoryChange::Failed(failure.clone()));
             if self.failures.len() > MAX_FAILURES {

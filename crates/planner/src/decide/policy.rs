@@ -6,7 +6,7 @@ use crate::{
     snapshot::{OfferState, PolicyFacts, Release},
     windows::{self, Opening},
 };
-use bascule_api::{Architecture, EmergencyExemption, Time, Version, WaitReason, conditions::reason};
+use bascule_api::{Architecture, BlockedRelease, EmergencyExemption, Time, Version, WaitReason, conditions::reason};
 use std::sync::Arc;
 
 /// `BlockedRelease::by` of a release that the failure threshold blocked.
@@ -19,6 +19,8 @@ pub(super) struct PolicyView<'a> {
     pub(super) valid: Option<&'a ValidPolicy>,
     /// Nodes that count for its budgets, as indexes into the snapshot.
     pub(super) members: Vec<usize>,
+    /// The same by their lot.
+    pub(super) by_lot: Vec<usize>,
     /// Its memory as this plan leaves it.
     pub(super) memory: super::memory::Memory,
     pub(super) rollbacks: Vec<RollbackView<'a>>,
@@ -43,6 +45,7 @@ impl<'a> PolicyView<'a> {
             facts,
             valid,
             members: Vec::new(),
+            by_lot: Vec::new(),
             memory: super::memory::Memory::new(&facts.status),
             rollbacks: Vec::new(),
             opening,
@@ -76,7 +79,7 @@ impl<'a> PolicyView<'a> {
     /// The newest release that this policy would take, were it not blocked by failures, if it is blocked by them.
     fn halting_block(&self) -> Option<(Version, String)> {
         let head = self.facts.offer.releases.iter().rev().find(|release| self.eligible(release))?;
-        let block = self.memory.blocked.iter().find(|block| block.version == head.version)?;
+        let block = self.block(&head.version)?;
         let rolled_back = self.rollbacks.iter().any(|rollback| rollback.facts.created_at >= block.at);
         (block.by == BY_THRESHOLD && !rolled_back).then(|| (head.version.clone(), block.reason.clone()))
     }
@@ -89,14 +92,30 @@ impl<'a> PolicyView<'a> {
             && valid.spec.version.as_ref().is_none_or(|pinned| *pinned == release.version)
     }
 
+    /// The block of a release that is in force. An admin lifts one in `spec.allowedVersions`, until the release fails on
+    /// as many further nodes as the threshold.
+    fn block(&self, version: &Version) -> Option<&BlockedRelease> {
+        let block = self.memory.blocked.iter().find(|block| block.version == *version)?;
+        let Some(valid) = self.valid.filter(|valid| valid.spec.allowed_versions.contains(version)) else {
+            return Some(block);
+        };
+        let since = self.memory.failures.iter().filter(|failure| failure.version == *version && failure.at > block.at);
+        (since.count() >= usize::try_from(valid.spec.failure_threshold).unwrap_or(usize::MAX)).then_some(block)
+    }
+
+    /// Whether the policy's memory forbids a release.
+    pub(super) fn remembers_block(&self, version: &Version) -> bool {
+        self.block(version).is_some()
+    }
+
     pub(super) fn is_blocked(&self, version: &Version) -> bool {
-        self.memory.is_blocked(version)
+        self.remembers_block(version)
             || self.valid.is_some_and(|valid| valid.spec.blocked_versions.contains(version))
             || self.rollbacks.iter().any(|rollback| rollback.blocks(version))
     }
 
     pub(super) fn blocked_by_failures(&self, version: &Version) -> bool {
-        self.memory.blocked.iter().any(|block| block.version == *version && block.by == BY_THRESHOLD)
+        self.block(version).is_some_and(|block| block.by == BY_THRESHOLD)
     }
 
     /// What the channel offers to nodes of an architecture under this policy.

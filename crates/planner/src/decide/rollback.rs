@@ -98,7 +98,7 @@ fn left_releases(facts: &RollbackFacts, members: &[&NodeView<'_>]) -> Vec<Versio
     let mut seen: Vec<&Version> = Vec::new();
     for node in members {
         let moving =
-            node.update.filter(|update| update.spec.disruption.is_some() && update.spec.goal != Goal::Reverted);
+            node.update().filter(|update| update.spec.disruption.is_some() && update.spec.goal != Goal::Reverted);
         let next = moving.and_then(|update| update.spec.release.as_ref()).map(|release| &release.version);
         for version in [node.running(), next].into_iter().flatten() {
             if !seen.contains(&version) {

@@ -4,9 +4,11 @@ use super::{
     PolicyWaves, Round, Said,
     choice::{self, Choice},
     gates::{self, Candidate},
+    policy::PolicyView,
 };
 use crate::{Action, Expect, Step};
 use bascule_api::{Goal, RolloutState, WaitReason};
+use std::collections::BTreeMap;
 
 impl<'a> Round<'a> {
     /// Asks nodes to stage, and takes back what is not to be installed any more.
@@ -17,10 +19,9 @@ impl<'a> Round<'a> {
         }
     }
 
-    fn idle_members(&self, policy: usize) -> impl Iterator<Item = usize> + '_ {
-        let members = self.policies.get(policy).map_or(&[][..], |policy| &policy.members);
-        members.iter().copied().filter(|index| {
-            self.nodes.get(*index).is_some_and(|view| view.disruption().is_none() && !view.on_trial())
+    fn idle_members<'s>(&'s self, policy: &'s PolicyView<'a>) -> impl Iterator<Item = usize> + 's {
+        policy.members.iter().copied().filter(|index| {
+            self.nodes.get(*index).is_some_and(|view| !view.traits.moves && !view.traits.on_trial)
                 && self.choices.get(*index).is_some_and(Option::is_some)
         })
     }
@@ -28,20 +29,29 @@ impl<'a> Round<'a> {
     /// Goal Idle where the staged release is superseded by nothing, blocked, withdrawn, or failed there.
     fn take_back(&mut self, policy: usize) {
         let mut steps = Vec::new();
+        let Some(policy) = self.policies.get(policy) else { return };
+        // Whether a release may not be installed any more, by the number of its version.
+        let mut closed: BTreeMap<u32, bool> = BTreeMap::new();
         for index in self.idle_members(policy) {
-            let (Some(view), Some(Some(choice)), Some(policy)) =
-                (self.nodes.get(index), self.choices.get(index), self.policies.get(policy))
-            else {
+            let (Some(view), Some(Some(choice))) = (self.nodes.get(index), self.choices.get(index)) else { continue };
+            let Some(text) = view.traits.asked else { continue };
+            if matches!(choice, Choice::Install(install) if install.text != Some(text)) {
+                continue; // replaced
+            }
+            let is_closed = *closed.entry(text).or_insert_with(|| {
+                let version = view.update().and_then(|update| update.spec.release.as_ref()).map(|asked| &asked.version);
+                version.is_some_and(|version| {
+                    policy.is_blocked(version)
+                        || policy.facts.offer.release(version).is_some_and(|release| release.withdrawn.is_some())
+                })
+            });
+            if !is_closed && !view.traits.has_failed && !matches!(choice, Choice::Here | Choice::GoBack(_)) {
                 continue;
-            };
-            let Some(update) = view.update.filter(|update| update.spec.goal == Goal::Staged) else { continue };
-            let Some(asked) = &update.spec.release else { continue };
-            let unwanted = matches!(choice, Choice::Here | Choice::GoBack(_))
-                || policy.is_blocked(&asked.version)
-                || policy.facts.offer.release(&asked.version).is_some_and(|release| release.withdrawn.is_some())
-                || update.status.failed_releases.iter().any(|failed| failed.version == asked.version);
-            let replaced = matches!(choice, Choice::Install(install) if install.release.version != asked.version);
-            if unwanted && !replaced {
+            }
+            let Some(asked) = view.update().and_then(|update| update.spec.release.as_ref()) else { continue };
+            let unwanted =
+                is_closed || matches!(choice, Choice::Here | Choice::GoBack(_)) || view.reports_failed(&asked.version);
+            if unwanted {
                 steps.push(Step {
                     action: Action::Rest { node: view.node.name.to_string() },
                     expect: Expect {
@@ -67,18 +77,19 @@ impl<'a> Round<'a> {
         let limit = valid.spec.staging.max_concurrent.of(total).unwrap_or(0);
         let mut busy = 0_u32;
         let mut wanting: Vec<(bool, usize, u64, usize)> = Vec::new();
-        for node in self.idle_members(index) {
+        for node in self.idle_members(policy) {
             let (Some(view), Some(Some(Choice::Install(install)))) = (self.nodes.get(node), self.choices.get(node))
             else {
                 continue;
             };
-            let Some(update) = view.update else { continue };
-            let asked = update.spec.release.as_ref().filter(|_| update.spec.goal == Goal::Staged);
-            let writing = asked.is_some() && !view.staged_as_asked() && update.status.last_error.is_none();
-            busy += u32::from(writing);
-            if asked.is_none_or(|asked| asked.version != install.release.version) {
+            let traits = view.traits;
+            if !traits.live {
+                continue;
+            }
+            busy += u32::from(traits.writing);
+            if traits.asked.is_none() || traits.asked != install.text {
                 // A node that stages something superseded goes on with the new release in the place it has.
-                wanting.push((!writing, waves.waves.index_of(node).unwrap_or(0), view.lot, node));
+                wanting.push((!traits.writing, waves.waves.index_of(node).unwrap_or(0), traits.lot, node));
             }
         }
         wanting.sort_unstable();
@@ -112,7 +123,7 @@ impl<'a> Round<'a> {
                 continue;
             }
             let Some(release) = choice::reference(policy, view, &install.release.version) else { continue };
-            let Some(update) = view.update else { continue };
+            let Some(update) = view.update() else { continue };
             busy += u32::from(needs_place);
             let version = &install.release.version;
             let wait = crate::Wait::new(WaitReason::Transferring, format!("{version} is being staged"));

@@ -8,7 +8,7 @@ use bascule_api::{
     conditions::{self, reason},
 };
 use chrono_tz::Tz;
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 impl<'a> Round<'a> {
     pub(super) fn policy_report(
@@ -60,7 +60,7 @@ impl<'a> Round<'a> {
         let standing = |wanted: fn(&Standing) -> bool| number(waves.standings.iter().filter(|s| wanted(s)).count());
         let staged = self.policies.get(index).map_or(0, |policy| {
             let held = policy.members.iter().filter_map(|node| self.nodes.get(*node));
-            number(held.filter(|view| view.staged_as_asked()).count())
+            number(held.filter(|view| view.traits.staged_as_asked).count())
         });
         let mut counts = Counts {
             nodes: number(waves.standings.len()),
@@ -89,8 +89,6 @@ impl<'a> Round<'a> {
         let now = self.snapshot.now;
         let Some(policy) = self.policies.get(index) else { return };
         let Some(version) = policy.memory.running().map(|entry| entry.version.clone()) else { return };
-        let members = policy.members.iter().filter_map(|node| self.nodes.get(*node));
-        let run = members.filter(|view| view.running() == Some(&version)).count();
         let outcome = if policy.blocked_by_failures(&version) {
             Outcome::Blocked
         } else if policy.is_blocked(&version) {
@@ -103,6 +101,8 @@ impl<'a> Round<'a> {
         } else {
             return;
         };
+        let members = policy.members.iter().filter_map(|node| self.nodes.get(*node));
+        let run = members.filter(|view| view.running() == Some(&version)).count();
         if let Some(policy) = self.policies.get_mut(index) {
             policy.memory.end(outcome, u32::try_from(run).unwrap_or(u32::MAX), now);
         }
@@ -110,16 +110,20 @@ impl<'a> Round<'a> {
 
     /// The reason that most waiting nodes of a policy share; of equals the one that the gates ask first.
     fn waits_for(&self, index: usize) -> Option<WaitsFor> {
-        let mut found: BTreeMap<WaitReason, (usize, &Arc<Wait>)> = BTreeMap::new();
+        // One place for each reason, in the order in which the gates ask.
+        let mut found: Vec<(usize, Option<&Arc<Wait>>)> = vec![(0, None); WaitReason::ALL.len()];
         for said in self.said_of(index) {
             if matches!(
                 said.state,
                 RolloutState::Waiting | RolloutState::Staging | RolloutState::Failed | RolloutState::Unknown
-            ) {
-                found.entry(said.wait.reason).or_insert((0, &said.wait)).0 += 1;
+            ) && let Some((count, first)) = found.get_mut(said.wait.reason as usize)
+            {
+                *count += 1;
+                first.get_or_insert(&said.wait);
             }
         }
-        let (_, (_, wait)) = found.into_iter().rev().max_by_key(|(_, (count, _))| *count)?;
+        let (_, wait) = found.into_iter().rev().max_by_key(|(count, _)| *count)?;
+        let wait = wait?;
         Some(WaitsFor {
             reason: wait.reason,
             message: wait.message.chars().take(1024).collect(),
@@ -169,7 +173,7 @@ impl<'a> Round<'a> {
 
     fn conflict_of(&self, policy: &PolicyView<'a>) -> Option<String> {
         let own = self.policies.iter().position(|other| other.facts.name == policy.facts.name)?;
-        self.nodes.iter().find_map(|view| match view.selection {
+        self.nodes.iter().find_map(|view| match view.traits.selection {
             super::facts::Selection::Conflict(first, second) if first == own || second == own => {
                 let other = self.policies.get(if first == own { second } else { first })?;
                 Some(format!("policy {} selects node {} too; neither touches it", other.facts.name, view.node.name))
@@ -189,7 +193,7 @@ impl<'a> Round<'a> {
                 let held = self.policies.iter().filter(|policy| freeze.holds(&policy.facts.labels, now));
                 let moving = held
                     .flat_map(|policy| &policy.members)
-                    .filter(|node| self.nodes.get(**node).is_some_and(|view| view.disruption().is_some()));
+                    .filter(|node| self.nodes.get(**node).is_some_and(|view| view.traits.moves));
                 status.in_motion = Some(u32::try_from(moving.count()).unwrap_or(u32::MAX));
             }
             let active = now < freeze.ends_at();

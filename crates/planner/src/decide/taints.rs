@@ -9,22 +9,24 @@ impl Round<'_> {
     pub(super) fn taint(&mut self) {
         let mut steps = Vec::new();
         for (index, view) in self.nodes.iter().enumerate() {
-            let node = view.node;
-            if node.deleting || view.disruption().is_some() {
+            let (node, traits) = (view.node, view.traits);
+            if traits.deleting || traits.moves {
                 continue;
             }
             let policy = self.deciding(view).and_then(|policy| self.policies.get(policy));
             let choice = self.choices.get(index).and_then(Option::as_ref);
             let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
-            let outdated = rolling && node.ready.ready && matches!(choice, Some(Choice::Install(_)));
+            let outdated = rolling && traits.ready && matches!(choice, Some(Choice::Install(_)));
             let holds = policy.is_some_and(|policy| policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold));
             // What a node runs is not known before its agent reports; until then it stays held.
-            let unknown = view.booted().is_none() && policy.is_some();
+            let unknown = !traits.booted && policy.is_some();
             let hold = holds && (unknown || matches!(choice, Some(Choice::Install(_))));
-            let invalid = matches!(view.selection, super::Selection::One(_)) && policy.is_none();
-            for (taint, has, wanted) in
-                [(Taint::Outdated, node.taints.outdated, outdated), (Taint::Hold, node.taints.hold, hold)]
+            let invalid = matches!(traits.selection, super::Selection::One(_)) && policy.is_none();
+            for (taint, has, wanted) in [(Taint::Outdated, traits.outdated, outdated), (Taint::Hold, traits.held, hold)]
             {
+                if has == wanted {
+                    continue;
+                }
                 let name = node.name.to_string();
                 let action = match (has, wanted) {
                     (true, false) if !invalid => Action::Untaint { node: name, taint },

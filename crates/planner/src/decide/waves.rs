@@ -2,8 +2,11 @@
 
 use super::facts::NodeView;
 use crate::Wait;
-use bascule_api::{DisruptionOutcome, Time, Version, WaitReason, Wave, WaveStatus};
+use bascule_api::{Time, WaitReason, Wave, WaveStatus};
 use std::sync::Arc;
+
+/// More waves than a policy may have.
+const NO_WAVE: u8 = u8::MAX;
 
 /// How a member of a policy stands to the release that is rolled out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,8 +34,8 @@ pub(super) struct Member<'a, 'b> {
 /// The waves of a policy at a moment.
 #[derive(Debug, Default)]
 pub(super) struct Waves {
-    /// For nodes that have still to go (by their index in the snapshot), what holds their wave back.
-    wave_of: Vec<(usize, u8)>,
+    /// The wave of each node, by its index in the snapshot; [`NO_WAVE`] for nodes of other policies.
+    wave_of: Vec<u8>,
     held: Vec<Option<Arc<Wait>>>,
     /// The wave that moves now.
     pub(super) current: Option<WaveStatus>,
@@ -50,17 +53,18 @@ impl Waves {
 
     /// The place of the node's wave, from 0.
     pub(super) fn index_of(&self, node: usize) -> Option<usize> {
-        let at = self.wave_of.binary_search_by_key(&node, |(index, _)| *index).ok()?;
-        self.wave_of.get(at).map(|(_, wave)| usize::from(*wave))
+        self.wave_of.get(node).filter(|wave| **wave != NO_WAVE).map(|wave| usize::from(*wave))
     }
 
-    /// Assigns members to waves and looks which of them may move.
-    pub(super) fn new(waves: &[Wave], members: &[Member<'_, '_>], now: Time) -> Self {
+    /// Assigns members, given by their lot, to waves and looks which of them may move. `all` is how many nodes the
+    /// snapshot has.
+    pub(super) fn new(waves: &[Wave], members: &[Member<'_, '_>], all: usize, now: Time) -> Self {
         if waves.is_empty() {
             return Self::default();
         }
         let assigned = assign(waves, members);
-        let mut out = Self { names: waves.iter().map(|wave| wave.name.clone()).collect(), ..Self::default() };
+        let names = waves.iter().map(|wave| wave.name.clone()).collect();
+        let mut out = Self { names, wave_of: vec![NO_WAVE; all], ..Self::default() };
         if assigned.len() > out.names.len() {
             out.names.push("remaining".to_owned());
         }
@@ -70,7 +74,11 @@ impl Waves {
         for (index, nodes) in assigned.iter().enumerate() {
             out.held.push(held.clone());
             let number = u8::try_from(index).unwrap_or(u8::MAX);
-            out.wave_of.extend(nodes.iter().map(|member| (member.index, number)));
+            for member in nodes {
+                if let Some(wave) = out.wave_of.get_mut(member.index) {
+                    *wave = number;
+                }
+            }
             if nodes.is_empty() {
                 continue;
             }
@@ -95,7 +103,6 @@ impl Waves {
                 out.current = Some(status);
             }
         }
-        out.wave_of.sort_unstable();
         out
     }
 }
@@ -132,20 +139,24 @@ fn hold(
 /// their way count first, so that a wave keeps its size while it moves; then nodes that can be updated, the
 /// operator's own last.
 fn assign<'a, 'b>(waves: &[Wave], members: &[Member<'a, 'b>]) -> Vec<Vec<Member<'a, 'b>>> {
-    let mut remaining: Vec<Member<'a, 'b>> = members.to_vec();
-    remaining.sort_unstable_by_key(|member| {
+    let mut ranked: [Vec<Member<'a, 'b>>; 8] = Default::default();
+    for member in members {
         let rank = match member.standing {
-            Standing::Done(_) | Standing::Moving => 0_u8,
-            Standing::Ahead | Standing::Unable if member.begun => 1,
-            Standing::Ahead => 2,
-            Standing::Unable => 3,
+            Standing::Done(_) | Standing::Moving => 0,
+            Standing::Ahead | Standing::Unable if member.begun => 2,
+            Standing::Ahead => 4,
+            Standing::Unable => 6,
         };
-        (rank, member.view.runs_operator, member.view.lot, member.index)
-    });
+        if let Some(bucket) = ranked.get_mut(rank + usize::from(member.view.traits.runs_operator)) {
+            bucket.push(*member);
+        }
+    }
+    let mut remaining: Vec<Member<'a, 'b>> = ranked.concat();
     let mut out = Vec::with_capacity(waves.len() + 1);
-    for wave in waves {
-        let taken: Vec<_> = if let Some(selector) = &wave.selector {
-            let (taken, rest) = remaining.into_iter().partition(|member| selector.matches(&member.view.node.labels));
+    for (index, wave) in waves.iter().enumerate() {
+        let taken: Vec<_> = if wave.selector.is_some() {
+            let selected = |member: &Member<'_, '_>| member.view.traits.waves >> index & 1 == 1;
+            let (taken, rest) = remaining.into_iter().partition(selected);
             remaining = rest;
             taken
         } else {
@@ -164,17 +175,4 @@ fn assign<'a, 'b>(waves: &[Wave], members: &[Member<'a, 'b>]) -> Vec<Vec<Member<
         out.push(remaining);
     }
     out
-}
-
-/// Since when a node runs a release, by the operator's own clock where it moved the node itself; the agent's clock
-/// may be wrong.
-pub(super) fn done_since(view: &NodeView<'_>, version: &Version, now: Time) -> Time {
-    let own = view
-        .update
-        .and_then(|update| update.spec.last_disruption.as_ref())
-        .filter(|last| last.outcome == DisruptionOutcome::Committed && last.version.as_ref() == Some(version));
-    own.map(|last| last.ended_at)
-        .or_else(|| view.booted().and_then(|booted| booted.committed_at))
-        .unwrap_or_default()
-        .min(now)
 }

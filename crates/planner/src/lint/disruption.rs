@@ -105,7 +105,7 @@ fn remembered_failure(snapshot: &Snapshot, node: &Node, action: &Action, found: 
         found.push(violation(6, &node.name, format!("{version} failed there and is tried again")));
     }
     let policy = snapshot.policies.iter().find(|known| known.name == *policy);
-    if policy.is_some_and(|policy| policy.status.blocked.iter().any(|block| block.version == *version)) {
+    if policy.is_some_and(|policy| super::blocked(policy, version)) {
         found.push(violation(6, &node.name, format!("{version} is blocked and is tried again")));
     }
 }
@@ -130,9 +130,10 @@ fn failed_releases(grant: &Granted<'_>, found: &mut Vec<Violation>) {
         .map(|failure| failure.node.as_str())
         .collect();
     let threshold = policy.spec.as_ref().map_or(1, |valid| valid.spec.failure_threshold);
+    let too_many = failures.len() >= usize::try_from(threshold).unwrap_or(usize::MAX);
     let listed = policy.spec.as_ref().is_ok_and(|valid| valid.spec.blocked_versions.contains(version));
-    let blocked = policy.status.blocked.iter().any(|block| block.version == *version);
-    if listed || blocked || failures.len() >= usize::try_from(threshold).unwrap_or(usize::MAX) {
+    let allowed = policy.spec.as_ref().is_ok_and(|valid| valid.spec.allowed_versions.contains(version));
+    if listed || super::blocked(policy, version) || (too_many && !allowed) {
         found.push(violation(6, name, format!("{version} is blocked for the policy and is granted")));
     }
     if policy.offer.releases.iter().any(|release| release.version == *version && release.withdrawn.is_some()) {

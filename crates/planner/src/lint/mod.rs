@@ -8,7 +8,8 @@ mod disruption;
 mod explained;
 mod rollout;
 
-use crate::{Plan, Report, Snapshot};
+use crate::{Plan, Report, Snapshot, snapshot::PolicyFacts};
+use bascule_api::Version;
 
 /// A promise that a plan would break.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,4 +44,14 @@ pub fn lint(snapshot: &Snapshot, plan: &Plan, report: &Report) -> Vec<Violation>
 
 fn violation(invariant: u8, subject: &str, what: impl Into<String>) -> Violation {
     Violation { invariant, subject: subject.to_owned(), what: what.into() }
+}
+
+/// Whether a policy's memory forbids a release: it is blocked there, and no admin lifted that, or too many further nodes
+/// failed since.
+fn blocked(policy: &PolicyFacts, version: &Version) -> bool {
+    let Some(block) = policy.status.blocked.iter().find(|block| block.version == *version) else { return false };
+    let Ok(valid) = &policy.spec else { return true };
+    let since = policy.status.failures.iter().filter(|failure| failure.version == *version && failure.at > block.at);
+    !valid.spec.allowed_versions.contains(version)
+        || u32::try_from(since.count()).unwrap_or(u32::MAX) >= valid.spec.failure_threshold
 }

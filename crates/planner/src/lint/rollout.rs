@@ -6,7 +6,7 @@ use crate::{
     Action, Plan, Snapshot,
     snapshot::{Node, PolicyFacts},
 };
-use bascule_api::{DisruptionOutcome, EmergencyExemption, Goal, Severity, SlotState, Time, Version};
+use bascule_api::{BlockedRelease, DisruptionOutcome, EmergencyExemption, Goal, Severity, SlotState, Time, Version};
 use std::collections::BTreeSet;
 
 pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>) {
@@ -156,7 +156,8 @@ fn halted(snapshot: &Snapshot, policy: &PolicyFacts, node: &Node, found: &mut Ve
     let lifted = |at: Time| {
         snapshot.rollbacks.iter().any(|rollback| rollback.spec.policy == policy.name && rollback.created_at >= at)
     };
-    if block.is_some_and(|block| block.by == "FailureThreshold" && !lifted(block.at)) {
+    let holds = |block: &BlockedRelease| super::blocked(policy, &block.version) && !lifted(block.at);
+    if block.is_some_and(|block| block.by == "FailureThreshold" && holds(block)) {
         found.push(violation(6, &node.name, "starts although the policy halted after failures"));
     }
 }

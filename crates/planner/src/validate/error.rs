@@ -29,7 +29,7 @@ impl PolicyError {
             PolicyErrorKind::Selector(_) | PolicyErrorKind::LabelKey(_) => "selector",
             PolicyErrorKind::Quantity(_) | PolicyErrorKind::Percent | PolicyErrorKind::Zero => "quantity",
             PolicyErrorKind::Url { .. } => "url",
-            PolicyErrorKind::PinnedIsBlocked(_) => "version",
+            PolicyErrorKind::PinnedIsBlocked(_) | PolicyErrorKind::AllowedIsBlocked(_) => "version",
             PolicyErrorKind::WaveTwice | PolicyErrorKind::WaveOfAllNotLast => "waves",
             PolicyErrorKind::TooMany { .. } | PolicyErrorKind::Empty | PolicyErrorKind::NameTwice(_) => "list",
             PolicyErrorKind::GateKind
@@ -96,6 +96,9 @@ pub enum PolicyErrorKind {
     /// The pinned version is blocked.
     #[error("{0} is also in spec.blockedVersions: remove it from one of the two")]
     PinnedIsBlocked(Version),
+    /// A release is allowed and blocked.
+    #[error("{0} is also in spec.blockedVersions: remove it from one of the two")]
+    AllowedIsBlocked(Version),
     /// A wave that is given twice.
     #[error("a wave is given by selector, count or percent: keep one of them")]
     WaveTwice,

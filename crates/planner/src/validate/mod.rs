@@ -61,6 +61,9 @@ pub fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
     {
         return Err(PolicyError::new("spec.version", PolicyErrorKind::PinnedIsBlocked(version.clone())));
     }
+    if let Some(version) = spec.allowed_versions.iter().find(|version| spec.blocked_versions.contains(version)) {
+        return Err(PolicyError::new("spec.allowedVersions", PolicyErrorKind::AllowedIsBlocked(version.clone())));
+    }
     budget(spec)?;
     waves(&spec.waves)?;
     emergency(spec.emergency.as_ref())?;

@@ -68,6 +68,7 @@ fn every_refusal_names_its_field() {
             "url",
         ),
         (json!({"version": "1.2", "blockedVersions": ["1.2"]}), "spec.version", "version"),
+        (json!({"allowedVersions": ["1.1", "1.2"], "blockedVersions": ["1.2"]}), "spec.allowedVersions", "version"),
         (json!({"waves": [{"name": "a", "count": 1, "percent": 5}]}), "spec.waves[0]", "waves"),
         (json!({"waves": [{"name": "all"}, {"name": "b", "count": 1}]}), "spec.waves[0]", "waves"),
         (json!({"waves": [{"name": "a", "count": 1}, {"name": "a"}]}), "spec.waves[1].name", "list"),

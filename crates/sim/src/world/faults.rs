@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..21) {
+        match self.random.random_range(0..23) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -51,6 +51,14 @@ impl World {
                 self.workload.stuck.insert(name, 1);
             }
             19 => self.odd(&name),
+            21 => {
+                self.tell(&format!("{name}: somebody starts a pod that no controller brings back"));
+                self.workload.bare.insert(name);
+            }
+            22 => {
+                self.tell(&format!("{name}: that pod is deleted by its owner"));
+                self.workload.bare.remove(&name);
+            }
             _ => {
                 self.workload.hooks_fail = !self.workload.hooks_fail;
                 self.tell("hooks fail, or do not any more");
@@ -158,7 +166,7 @@ impl World {
     fn edit_policy(&mut self) {
         let count = self.snapshot.policies.len();
         let index = self.up_to(count.saturating_sub(1));
-        let kind = self.random.random_range(0..6);
+        let kind = self.random.random_range(0..7);
         let Some(policy) = self.snapshot.policies.get_mut(index) else { return };
         let policy = Arc::make_mut(policy);
         let Ok(valid) = &policy.spec else { return };
@@ -179,6 +187,10 @@ impl World {
             3 => {
                 spec.budget.max_unavailable = bascule_api::IntOrPercent::Int(1);
                 format!("{} has a budget of one", policy.name)
+            }
+            5 => {
+                spec.allowed_versions = policy.status.blocked.iter().map(|block| block.version.clone()).collect();
+                format!("{} lets blocked releases go on", policy.name)
             }
             4 => {
                 spec.node_selector.match_labels.remove("group");
@@ -275,6 +287,7 @@ impl World {
         self.workload.healthy = true;
         self.workload.hooks_fail = false;
         self.workload.stuck.clear();
+        self.workload.bare.clear();
         for app in self.workload.apps.values_mut() {
             app.desired = app.desired.min(app.wanted.saturating_sub(1));
         }

@@ -11,6 +11,7 @@ mod cluster;
 mod faults;
 mod machine;
 pub mod scenario;
+mod twin;
 mod workload;
 
 use bascule_api::Time;
@@ -29,11 +30,13 @@ pub struct Options {
     pub rounds: u32,
     /// The gates the planner asks; all of them, unless a test proves that one is needed.
     pub gates: GateSet,
+    /// Whether a planner that plans on from plan to plan is compared with one that knows nothing.
+    pub compare: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 40, gates: GateSet::ALL }
+        Self { rounds: 40, gates: GateSet::ALL, compare: false }
     }
 }
 
@@ -62,6 +65,7 @@ pub struct World {
     /// What the operator saw of the nodes some rounds ago.
     old_view: Option<Snapshot>,
     peace: bool,
+    twin: Option<twin::Twin>,
 }
 
 /// A broken promise, with the story that led to it.
@@ -94,6 +98,7 @@ impl std::error::Error for Failure {}
 /// [`Failure`], when a promise was broken.
 pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     let mut world = World::random(seed, options.gates);
+    world.twin = options.compare.then(twin::Twin::default);
     for _ in 0..options.rounds {
         world.round()?;
     }
@@ -116,6 +121,7 @@ impl World {
             story: String::new(),
             old_view: None,
             peace: true,
+            twin: None,
             snapshot,
         };
         let names: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();
@@ -170,6 +176,9 @@ impl World {
         let seen = if stale { self.old_view() } else { self.snapshot.clone() };
         let (plan, report) = plan_asking(&seen, self.gates);
         let mut broken: Vec<Broken> = lint(&seen, &plan, &report).into_iter().map(Broken::Lint).collect();
+        if let Some(twin) = &mut self.twin {
+            broken.extend(twin.compare(&seen, &plan, &report));
+        }
         if self.chance(10) {
             let again = plan_asking(&seen, self.gates);
             if again != (plan.clone(), report.clone()) {

@@ -3,10 +3,13 @@
 use super::World;
 use bascule_planner::{
     plan::{DrainMode, DrainOrder, GateQuestion},
-    snapshot::{DisruptionBudget, GateAnswer, HookState},
+    snapshot::{DisruptionBudget, GateAnswer, HookState, UndrainablePod},
 };
 use rand::RngExt as _;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// What runs on the nodes beside the system.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +20,8 @@ pub(super) struct Workload {
     pub(super) loose: BTreeMap<String, u32>,
     /// Pods that do not go away, by node.
     pub(super) stuck: BTreeMap<String, u32>,
+    /// Nodes with a pod that no policy here allows to evict.
+    pub(super) bare: BTreeSet<String>,
     pub(super) orders: Vec<DrainOrder>,
     pub(super) questions: Vec<GateQuestion>,
     /// Whether the health gates pass.
@@ -33,6 +38,13 @@ pub(super) struct App {
     pub(super) pods: BTreeMap<String, u32>,
     /// Pods that have no node.
     pub(super) pending: u32,
+}
+
+fn bare_pod(node: &str) -> UndrainablePod {
+    UndrainablePod {
+        pod: format!("shop/debug-{node}"),
+        why: "no controller will bring it back (spec.drain.force)".to_owned(),
+    }
 }
 
 impl Workload {
@@ -54,7 +66,9 @@ impl World {
             .collect();
         let ready: Vec<&str> =
             self.snapshot.nodes.iter().filter(|node| node.ready.ready).map(|node| &*node.name).collect();
-        let orders = std::mem::take(&mut self.workload.orders);
+        // As long as a node has a pod that may not be evicted, nothing of it is.
+        let mut orders = std::mem::take(&mut self.workload.orders);
+        orders.retain(|order| order.mode == DrainMode::DeleteRest || !self.workload.bare.contains(&order.node));
         for (key, app) in &mut self.workload.apps {
             // Pods of nodes that are gone are made anew.
             let gone: Vec<String> = app
@@ -127,8 +141,13 @@ impl World {
                 .collect();
             let loose = workload.loose.get(name).copied().unwrap_or(0) + workload.stuck.get(name).copied().unwrap_or(0);
             let remaining = on_node.iter().map(|(_, pods)| *pods).sum::<u32>() + loose;
-            if node.pods.remaining != remaining || node.pods.budgets != on_node {
+            let bare = workload.bare.contains(name);
+            if node.pods.remaining != remaining
+                || node.pods.budgets != on_node
+                || node.pods.undrainable.is_empty() == bare
+            {
                 let node = Arc::make_mut(node);
+                node.pods.undrainable = if bare { vec![bare_pod(&node.name)] } else { Vec::new() };
                 node.pods.remaining = remaining;
                 node.pods.budgets = on_node;
             }

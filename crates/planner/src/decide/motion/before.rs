@@ -10,7 +10,7 @@ use crate::{
 use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
 
 pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
-    if moving.agent_is_back() && moving.runs_asked() && moving.view.on_trial() {
+    if moving.agent_is_back() && moving.runs_asked() && moving.view.traits.on_trial {
         // The word to reboot was taken back and the agent was faster.
         return super::trial::next(moving, moving.disruption.granted_at);
     }
@@ -50,7 +50,7 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
                 Some(format!("the node runs {} already", asked.version))
             } else if policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &asked.version)) {
                 Some(format!("a Rollback leaves {}", asked.version))
-            } else if moving.view.update.is_some_and(|update| {
+            } else if moving.view.update().is_some_and(|update| {
                 update.status.failed_releases.iter().any(|failed| failed.version == asked.version)
             }) {
                 Some(format!("{} failed on this node", asked.version))
@@ -69,7 +69,7 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
 
 /// A node that was granted for a way back before something else was staged goes back all the same.
 fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
-    !moving.view.staged_as_asked()
+    !moving.view.traits.staged_as_asked
 }
 
 fn before_drain(moving: &Moving<'_, '_>) -> Motion {
@@ -99,7 +99,8 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
         let wait = Wait::new(WaitReason::LoadBalancers, "load balancers take the node out").until(Some(begins));
         return Motion::waits(RolloutState::Draining, wait);
     }
-    if node.pods.remaining == 0 {
+    // A pod that may not be evicted came meanwhile: the node is not empty.
+    if node.pods.remaining == 0 && node.pods.undrainable.is_empty() {
         return drained(moving);
     }
     let deadline = begins.after(settings.timeout);
@@ -132,7 +133,7 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
 fn left(moving: &Moving<'_, '_>, what: &str) -> String {
     let pods = &moving.view.node.pods;
     match pods.undrainable.first() {
-        Some(pod) => format!("{what}: {} pods are left, {} can't be evicted: {}", pods.remaining, pod.pod, pod.why),
+        Some(pod) => format!("{what}: pod {} can't be evicted: {}", pod.pod, pod.why),
         None => format!("{what}: {} pods are left", pods.remaining),
     }
 }
@@ -165,11 +166,12 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
     let took = at.seconds_since(moving.disruption.drain_started_at.unwrap_or(at));
     let says = format!("empty after {}", bascule_api::Duration::from_secs(u64::try_from(took).unwrap_or(0)));
     let (action, what) = match moving.choice {
-        Choice::GoBack(GoBack { leaves, to, .. }) => {
+        Choice::GoBack(back) => {
+            let GoBack { leaves, to, .. } = &**back;
             let revert = Action::Revert { node: moving.name(), release: leaves.clone(), drained_at: Some(at) };
             (revert, format!("the node goes back to {to}"))
         }
-        _ if moving.spec.goal == Goal::Staged && moving.view.staged_as_asked() => {
+        _ if moving.spec.goal == Goal::Staged && moving.view.traits.staged_as_asked => {
             (Action::Boot { node: moving.name(), drained_at: at }, "the agent arms the release and reboots".to_owned())
         }
         _ => return give_up(moving, DisruptionOutcome::Withdrawn, "the release is not staged any more"),

@@ -31,12 +31,12 @@ fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let deadline = drained_at.after(timeout);
     let node = moving.view.node;
     if moving.ctx.now < deadline {
-        let message = match (&moving.view.update.and_then(|update| update.status.last_error.as_ref()), node.ready.ready)
-        {
-            (Some(error), true) => format!("the agent reports {}: {}", error.category.as_str(), error.message),
-            (None, true) => "the agent arms the release and reboots".to_owned(),
-            (_, false) => "the machine reboots".to_owned(),
-        };
+        let message =
+            match (&moving.view.update().and_then(|update| update.status.last_error.as_ref()), node.ready.ready) {
+                (Some(error), true) => format!("the agent reports {}: {}", error.category.as_str(), error.message),
+                (None, true) => "the agent arms the release and reboots".to_owned(),
+                (_, false) => "the machine reboots".to_owned(),
+            };
         let wait = Wait::new(WaitReason::Rebooting, message).until(Some(deadline));
         return Motion::waits(RolloutState::Rebooting, wait);
     }
@@ -64,7 +64,7 @@ fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
 
 /// The word to reboot was taken back: once the agent has taken note, the grant is freed.
 fn retracted(moving: &Moving<'_, '_>) -> Motion {
-    let noted = moving.view.update.is_some_and(|update| {
+    let noted = moving.view.update().is_some_and(|update| {
         let armed = update
             .status
             .slots
@@ -84,7 +84,7 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
     let Some(release) = moving.release() else {
         return before::give_up(moving, DisruptionOutcome::Withdrawn, "the release is not named any more");
     };
-    let update = moving.view.update;
+    let update = moving.view.update();
     let failed = update
         .and_then(|update| update.status.failed_releases.iter().rev().find(|failed| failed.version == release.version));
     let still_staged = update
@@ -118,14 +118,14 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
         moving.policy.is_some_and(|policy| policy.memory.failed_on(&release.version, &moving.view.node.name));
     let reported = moving
         .view
-        .update
+        .update()
         .is_some_and(|update| update.status.failed_releases.iter().any(|failed| failed.version == release.version));
     if remembered || reported {
         let why = format!("back on {running}: {} failed here", release.version);
         let motion = Motion::waits(RolloutState::Failed, Wait::new(WaitReason::Reverted, why.clone()));
         return moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, why.clone());
     }
-    if moving.view.on_trial() {
+    if moving.view.traits.on_trial {
         return keep(moving);
     }
     let says = format!("back on {running}, as asked");
@@ -152,7 +152,7 @@ fn keep(moving: &Moving<'_, '_>) -> Motion {
 fn reverting(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let deadline = drained_at.after(moving.health().node_ready_timeout);
     let message = match moving.release() {
-        Some(release) if moving.view.on_trial() => format!("{} is given up", release.version),
+        Some(release) if moving.view.traits.on_trial => format!("{} is given up", release.version),
         Some(release) if moving.view.committed() && moving.ctx.now >= deadline => {
             // A committed release that is to be left, and the node rebooted without leaving it.
             let why = format!("the node rebooted and runs {} still", release.version);

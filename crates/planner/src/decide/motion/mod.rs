@@ -11,7 +11,7 @@ mod trial;
 
 use super::{choice::Choice, facts::NodeView, health::Answers, policy::PolicyView};
 use crate::{
-    Action, Expect, GateSet, Step, Wait,
+    Action, Expect, GateSet, Step, ValidPolicy, Wait,
     plan::{DrainOrder, GateQuestion, cordon_mark},
     snapshot::{Cordon, HookRun},
 };
@@ -19,7 +19,7 @@ use bascule_api::{
     Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError, NodeUpdateSpec, ReleaseRef,
     RolloutState, Time, WaitReason,
 };
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// What all nodes in motion share.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +94,7 @@ pub(super) fn next<'a>(
     policy: Option<&PolicyView<'a>>,
     choice: &Choice<'a>,
 ) -> Option<Motion> {
-    let update = view.update?;
+    let update = view.update()?;
     let spec = &update.spec;
     let disruption = spec.disruption.as_ref()?;
     let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
@@ -114,16 +114,24 @@ impl<'a> Moving<'_, 'a> {
         self.view.node.name.to_string()
     }
 
-    fn health(&self) -> Health {
-        self.policy.and_then(|policy| policy.valid).map(|valid| valid.spec.health.clone()).unwrap_or_default()
+    /// The policy's settings; the defaults where no policy cares for the node any more.
+    fn settings<T>(&self, of: impl Fn(&'a ValidPolicy) -> &'a T, default: &'static LazyLock<T>) -> &'a T {
+        self.policy.and_then(|policy| policy.valid).map_or(&**default, of)
     }
 
-    fn drain(&self) -> Drain {
-        self.policy.and_then(|policy| policy.valid).map(|valid| valid.spec.drain.clone()).unwrap_or_default()
+    fn health(&self) -> &'a Health {
+        static DEFAULT: LazyLock<Health> = LazyLock::new(Health::default);
+        self.settings(|valid| &valid.spec.health, &DEFAULT)
     }
 
-    fn hooks(&self) -> Hooks {
-        self.policy.and_then(|policy| policy.valid).map(|valid| valid.spec.hooks.clone()).unwrap_or_default()
+    fn drain(&self) -> &'a Drain {
+        static DEFAULT: LazyLock<Drain> = LazyLock::new(Drain::default);
+        self.settings(|valid| &valid.spec.drain, &DEFAULT)
+    }
+
+    fn hooks(&self) -> &'a Hooks {
+        static DEFAULT: LazyLock<Hooks> = LazyLock::new(Hooks::default);
+        self.settings(|valid| &valid.spec.hooks, &DEFAULT)
     }
 
     fn release(&self) -> Option<&'a ReleaseRef> {
@@ -149,7 +157,7 @@ impl<'a> Moving<'_, 'a> {
 
     /// The agent reports from a boot after the grant.
     fn agent_is_back(&self) -> bool {
-        let boot = self.view.update.and_then(|update| update.status.boot_id.as_deref());
+        let boot = self.view.update().and_then(|update| update.status.boot_id.as_deref());
         boot.is_some_and(|boot| boot != self.granted_boot)
     }
 

@@ -16,7 +16,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         return Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Committing, "the agent commits the release"));
     }
     let blocked = moving.policy.is_some_and(|policy| {
-        policy.memory.is_blocked(&release.version)
+        policy.remembers_block(&release.version)
             || policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &release.version))
     });
     if blocked {
@@ -75,7 +75,7 @@ fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
 fn unhealthy(moving: &Moving<'_, '_>, drained_at: Time) -> (Option<String>, Time, Vec<crate::plan::GateQuestion>) {
     let node = moving.view.node;
     let health = moving.health();
-    let agent_boot = moving.view.update.and_then(|update| update.status.boot_id.as_deref());
+    let agent_boot = moving.view.update().and_then(|update| update.status.boot_id.as_deref());
     let mut since = drained_at;
     if !node.ready.ready || agent_boot != Some(node.boot_id.as_str()) {
         return (Some("the node is not Ready after its reboot".to_owned()), since, Vec::new());

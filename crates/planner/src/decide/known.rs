@@ -1,0 +1,280 @@
+//! What one plan leaves for the next, so that a change of one node does not cost a decision about every node.
+//!
+//! Three things are kept, each only as long as everything it was made from is the very same: a node's [`Traits`]
+//! (the node and the policies' selectors), the order of nodes by lot (their names), and the [`Verdict`] of a node's own
+//! gates (the node, and the [`Ground`] that all nodes of its policy stand on). Everything that several nodes share
+//! (budgets, waves, who goes next) is decided anew in each plan. A planner that knows nothing gives the same plans,
+//! which `tests/incremental.rs` of the simulator holds over seeded worlds.
+
+use super::{facts::Selection, facts::Traits, policy::PolicyView};
+use crate::{
+    Gate, Snapshot, ValidPolicy, Wait,
+    snapshot::{Node, Offer},
+};
+use bascule_api::{Architecture, BlockedRelease, PolicyFailure, ReleaseInfo, Time, Version, WaitReason};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// How many texts are known beyond a few for each node before all is forgotten, so that releases and zones that come
+/// and go over years don't add up.
+const MOST_TEXTS: usize = 4_096;
+
+/// Nodes of one kind have the same policy, architecture and running release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kind(usize);
+
+impl Kind {
+    pub(super) const fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// Small numbers for the texts that nodes share (zones, domains, releases) and for the kinds of nodes.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    ids: BTreeMap<Arc<str>, u32>,
+    texts: Vec<Arc<str>>,
+    kinds: BTreeMap<(Option<usize>, Option<Architecture>, Option<u32>), Kind>,
+}
+
+impl Texts {
+    /// The text's number; a new one where it has none.
+    pub(super) fn id(&mut self, text: &str) -> u32 {
+        if let Some(id) = self.ids.get(text) {
+            return *id;
+        }
+        let (id, text) = (u32::try_from(self.texts.len()).unwrap_or(u32::MAX), Arc::<str>::from(text));
+        self.ids.insert(Arc::clone(&text), id);
+        self.texts.push(text);
+        id
+    }
+
+    /// The number of a text that some node has.
+    pub(super) fn find(&self, text: &str) -> Option<u32> {
+        self.ids.get(text).copied()
+    }
+
+    pub(super) fn text(&self, id: u32) -> &str {
+        usize::try_from(id).ok().and_then(|id| self.texts.get(id)).map_or("", |text| text)
+    }
+
+    pub(super) fn kind(
+        &mut self,
+        selection: Selection,
+        architecture: Option<Architecture>,
+        running: Option<&Version>,
+    ) -> Kind {
+        let policy = match selection {
+            Selection::One(policy) => Some(policy),
+            Selection::None | Selection::Conflict(..) => None,
+        };
+        let running = running.map(|version| self.id(version.as_str()));
+        let next = Kind(self.kinds.len());
+        *self.kinds.entry((policy, architecture, running)).or_insert(next)
+    }
+
+    pub(super) fn kinds(&self) -> usize {
+        self.kinds.len()
+    }
+}
+
+/// What everything that is known was made from, beside the nodes themselves.
+#[derive(Debug, Default)]
+struct Basis {
+    seed: u64,
+    operator_node: Option<String>,
+    /// Each policy's name and, where it is valid, its spec. The kept `Arc` makes the pointer a proof.
+    policies: Vec<(String, Option<Arc<ValidPolicy>>)>,
+}
+
+impl Basis {
+    fn of(snapshot: &Snapshot) -> Self {
+        let policies = snapshot.policies.iter().map(|policy| (policy.name.clone(), policy.spec.as_ref().ok().cloned()));
+        Self { seed: snapshot.seed, operator_node: snapshot.operator_node.clone(), policies: policies.collect() }
+    }
+
+    fn holds(&self, snapshot: &Snapshot) -> bool {
+        self.seed == snapshot.seed
+            && self.operator_node == snapshot.operator_node
+            && self.policies.len() == snapshot.policies.len()
+            && self.policies.iter().zip(&snapshot.policies).all(|((name, known), policy)| {
+                *name == policy.name
+                    && match (known, &policy.spec) {
+                        (Some(known), Ok(valid)) => Arc::ptr_eq(known, valid),
+                        (None, Err(_)) => true,
+                        _ => false,
+                    }
+            })
+    }
+}
+
+/// What follows from single nodes, as last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    basis: Basis,
+    nodes: Vec<Arc<Node>>,
+    pub(super) traits: Vec<Traits>,
+    /// Every node by its lot.
+    pub(super) by_lot: Vec<usize>,
+    pub(super) texts: Texts,
+}
+
+impl Known {
+    /// Looks again at nodes that are not the very same as last time, and forgets their verdicts.
+    pub(super) fn look(&mut self, snapshot: &Snapshot, verdicts: &mut Verdicts) {
+        let crowded = self.texts.texts.len() > MOST_TEXTS.saturating_add(snapshot.nodes.len().saturating_mul(4));
+        if crowded || !self.basis.holds(snapshot) {
+            *self = Self { basis: Basis::of(snapshot), ..Self::default() };
+            *verdicts = Verdicts::default();
+        }
+        let mut order_holds = self.nodes.len() == snapshot.nodes.len();
+        self.nodes.truncate(snapshot.nodes.len());
+        self.traits.truncate(snapshot.nodes.len());
+        verdicts.nodes.resize(snapshot.nodes.len(), None);
+        for (index, node) in snapshot.nodes.iter().enumerate() {
+            if self.nodes.get(index).is_some_and(|known| Arc::ptr_eq(known, node)) {
+                continue;
+            }
+            let traits = Traits::of(snapshot, node, &mut self.texts);
+            if let Some(verdict) = verdicts.nodes.get_mut(index) {
+                *verdict = None;
+            }
+            match (self.nodes.get_mut(index), self.traits.get_mut(index)) {
+                (Some(known), Some(before)) => {
+                    order_holds &= before.lot == traits.lot;
+                    *known = Arc::clone(node);
+                    *before = traits;
+                }
+                _ => {
+                    self.nodes.push(Arc::clone(node));
+                    self.traits.push(traits);
+                }
+            }
+        }
+        if !order_holds {
+            let mut order: Vec<_> = self.traits.iter().enumerate().map(|(index, traits)| (traits.lot, index)).collect();
+            order.sort_unstable();
+            self.by_lot = order.into_iter().map(|(_, index)| index).collect();
+        }
+    }
+}
+
+/// All that the own gates of a policy's idle nodes look at beside the node itself, its wave, and what the basis holds
+/// still. `None` stands for "can't be compared": a Rollback is in force, which speaks about single nodes.
+#[derive(Debug, PartialEq)]
+pub(super) struct Ground {
+    offer: Arc<Offer>,
+    /// Which releases are too young; why follows from the release and the policy's spec.
+    young: Vec<bool>,
+    blocked: Vec<BlockedRelease>,
+    failures: Vec<PolicyFailure>,
+    releases: [Option<ReleaseInfo>; 2],
+    waits: [Option<Arc<Wait>>; 6],
+}
+
+impl Ground {
+    pub(super) fn of(policy: &PolicyView<'_>, now: Time) -> Option<Self> {
+        if !policy.rollbacks.is_empty() {
+            return None;
+        }
+        let offer = Arc::clone(&policy.facts.offer);
+        let status = &policy.facts.status;
+        Some(Self {
+            young: offer.releases.iter().map(|release| policy.too_young(release, now).is_some()).collect(),
+            offer,
+            blocked: policy.memory.blocked.clone(),
+            failures: policy.memory.failures.clone(),
+            releases: [status.target.clone(), status.previous.clone()],
+            waits: [
+                policy.paused.clone(),
+                policy.frozen.clone(),
+                policy.halted.clone(),
+                policy.repository.clone(),
+                policy.closed.clone(),
+                policy.too_short.clone(),
+            ],
+        })
+    }
+}
+
+/// What a node's own gates said.
+#[derive(Debug, Clone)]
+struct Verdict {
+    ground: u64,
+    held: Option<WaitReason>,
+    at: Time,
+    until: Option<Time>,
+    found: Option<(Gate, Arc<Wait>)>,
+}
+
+/// What the own gates of every node said, and on what ground.
+#[derive(Debug, Default)]
+pub(super) struct Verdicts {
+    nodes: Vec<Option<Verdict>>,
+    /// By policy.
+    grounds: Vec<Option<(u64, Ground)>>,
+    last: u64,
+}
+
+/// On what a policy's nodes are judged in this plan.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing(Option<u64>);
+
+impl Verdicts {
+    /// Verdicts on an equal ground hold on.
+    pub(super) fn stand(&mut self, policy: usize, ground: Option<Ground>) -> Standing {
+        if self.grounds.len() <= policy {
+            self.grounds.resize_with(policy.saturating_add(1), || None);
+        }
+        let Some(known) = self.grounds.get_mut(policy) else { return Standing(None) };
+        let Some(ground) = ground else { return Standing(None) };
+        match known {
+            Some((number, before)) if *before == ground => Standing(Some(*number)),
+            _ => {
+                self.last += 1;
+                *known = Some((self.last, ground));
+                Standing(Some(self.last))
+            }
+        }
+    }
+
+    /// What a node's gates said on the same ground, if time has not changed it since: a gate that time opens says
+    /// until when it holds, and none closes again by time alone.
+    pub(super) fn recall(
+        &self,
+        node: usize,
+        standing: Standing,
+        holds: Option<&Arc<Wait>>,
+        now: Time,
+    ) -> Option<Option<(Gate, Arc<Wait>)>> {
+        let verdict = self.nodes.get(node)?.as_ref()?;
+        let same = standing.0 == Some(verdict.ground)
+            && holds.map(|wait| wait.reason) == verdict.held
+            && verdict.at <= now
+            && verdict.until.is_none_or(|until| now < until);
+        if !same {
+            return None;
+        }
+        Some(match (&verdict.found, holds) {
+            // How far the wave before is changes with every node of it.
+            (Some((gate @ (Gate::Wave | Gate::Soak), _)), Some(wait)) => Some((*gate, Arc::clone(wait))),
+            (found, _) => found.clone(),
+        })
+    }
+
+    pub(super) fn keep(
+        &mut self,
+        node: usize,
+        standing: Standing,
+        holds: Option<&Arc<Wait>>,
+        now: Time,
+        found: Option<&(Gate, Arc<Wait>)>,
+    ) {
+        let (Some(ground), Some(slot)) = (standing.0, self.nodes.get_mut(node)) else { return };
+        let until = match found {
+            Some((Gate::Wave | Gate::Soak, _)) | None => None,
+            Some((_, wait)) => wait.until,
+        };
+        let held = holds.map(|wait| wait.reason);
+        *slot = Some(Verdict { ground, held, at: now, until, found: found.cloned() });
+    }
+}
