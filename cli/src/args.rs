@@ -21,6 +21,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Status(crate::cluster::Status),
     Explain(crate::cluster::Explain),
+    Forecast(crate::cluster::Forecast),
     Freeze(crate::cluster::Freeze),
     Unfreeze(crate::cluster::Unfreeze),
     Rollback(crate::cluster::Rollback),

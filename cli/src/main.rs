@@ -43,6 +43,7 @@ async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
         args::Command::Status(command) => command.run().await,
         args::Command::Explain(command) => command.run().await,
+        args::Command::Forecast(command) => command.run().await,
         args::Command::Freeze(command) => command.run().await,
         args::Command::Unfreeze(command) => command.run().await,
         args::Command::Rollback(command) => command.run().await,

@@ -303,7 +303,10 @@ impl Round<'_> {
         let begun = Instant::now();
         let (plan, report) = self.planner.plan(&snapshot);
         parts.metrics.planned(begun.elapsed());
-        parts.metrics.describe(&snapshot, &report);
+        let verified = policies
+            .iter()
+            .filter_map(|policy| Some((policy.name.clone(), self.channels.verified_at(&policy.spec.source)?)));
+        parts.metrics.describe(&snapshot, &report, &verified.collect());
 
         let carried = parts.writer.carry_out(&plan, &report).await;
         if carried.done > 0 {

@@ -2,12 +2,15 @@
 //! more rights than `kubectl get` and creating a Freeze or a Rollback.
 
 mod explain;
+mod facts;
+mod forecast;
 mod freeze;
 mod picture;
 mod rollback;
 mod status;
 
 pub(crate) use explain::Explain;
+pub(crate) use forecast::Forecast;
 pub(crate) use freeze::{Freeze, Unfreeze};
 pub(crate) use rollback::Rollback;
 pub(crate) use status::Status;

@@ -22,7 +22,8 @@ fn world(fields: &Value) -> World {
     let offer = build::offer(&["1.0"]);
     let mut world = World::scripted(3, vec![build::policy("workers", fields, &offer)]);
     world.with_pods(2);
-    world.until(20, |world| world.shown().matches("Current").count() == 9).unwrap();
+    let all_current = |world: &World| world.shown().lines().filter(|line| line.contains(" Current ")).count() == 9;
+    world.until(20, all_current).unwrap();
     world.policy("workers", |policy| policy.offer = build::offer(&["1.0", "1.1"]));
     world
 }

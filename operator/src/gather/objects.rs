@@ -5,7 +5,7 @@ use bascule_api::{
     Freeze, NodeUpdate, NodeUpdateStatus, Rollback, Rollout, Time, UpdatePolicy, UpdatePolicySpec, UpdatePolicyStatus,
 };
 use bascule_planner::{
-    PolicyError, ValidPolicy,
+    PolicyError, PolicyErrorKind, ValidPolicy,
     snapshot::{FreezeFacts, HookRun, HookStage, HookState, RollbackFacts, UpdateFacts},
 };
 use k8s_openapi::api::batch::v1::Job;
@@ -47,10 +47,24 @@ impl Fact for PolicyFact {
             created_at: created(policy),
             labels: policy.metadata.labels.clone().unwrap_or_default(),
             spec: Arc::new(policy.spec.clone()),
-            valid: bascule_planner::validate(&policy.spec).map(Arc::new),
+            valid: validate(&policy.spec).map(Arc::new),
             status: policy.status.clone().unwrap_or_default(),
         }
     }
+}
+
+/// The planner's validation, and that the expressions of object gates can be parsed, for which the planner knows too
+/// little.
+fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
+    let valid = bascule_planner::validate(spec)?;
+    for (index, gate) in spec.health.gates.iter().enumerate() {
+        if let Some(object) = &gate.object {
+            crate::health::check_expression(&object.cel).map_err(|why| {
+                PolicyError::new(format!("spec.health.gates[{index}].object.cel"), PolicyErrorKind::Expression(why))
+            })?;
+        }
+    }
+    Ok(valid)
 }
 
 /// One NodeUpdate.

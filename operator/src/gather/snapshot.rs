@@ -122,7 +122,7 @@ impl Assembler {
         let assembled = policies
             .iter()
             .map(|policy| {
-                let facts = PolicyFacts {
+                let mut facts = PolicyFacts {
                     name: policy.name.clone(),
                     uid: policy.uid.clone(),
                     generation: policy.generation,
@@ -132,7 +132,11 @@ impl Assembler {
                     status: policy.status.clone(),
                     offer: offer(&policy.spec.source),
                 };
-                let shared = match self.policies.remove(&policy.name) {
+                let before = self.policies.remove(&policy.name);
+                if let Some(before) = before.as_ref().filter(|before| before.spec == facts.spec) {
+                    facts.spec.clone_from(&before.spec);
+                }
+                let shared = match before {
                     Some(before) if *before == facts => before,
                     _ => Arc::new(facts),
                 };

@@ -126,7 +126,7 @@ impl Fence {
     /// Takes in the Lease as it was seen at `now`.
     fn take(&mut self, lease: &Lease, now: Instant) {
         if let Some(uid) = &lease.metadata.uid {
-            self.seed = seed_of(uid);
+            self.seed = bascule_planner::snapshot::seed_of(uid);
         }
         let spec = lease.spec.clone().unwrap_or_default();
         if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
@@ -144,11 +144,6 @@ impl Fence {
     fn holds(&self, now: Instant) -> bool {
         self.valid_until.is_some_and(|until| now < until)
     }
-}
-
-fn seed_of(uid: &str) -> u64 {
-    // FNV-1a: any fixed mixing does.
-    uid.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 async fn keep_fence(
@@ -224,7 +219,7 @@ mod tests {
         fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start);
         fence.take(&lease("other", "2026-11-21T10:00:01.000000Z"), start);
         assert!(!fence.holds(start));
-        assert_eq!(fence.seed, seed_of("u"));
-        assert_ne!(seed_of("u"), seed_of("v"));
+        assert_eq!(fence.seed, bascule_planner::snapshot::seed_of("u"));
+        assert_ne!(bascule_planner::snapshot::seed_of("u"), bascule_planner::snapshot::seed_of("v"));
     }
 }

@@ -228,7 +228,7 @@ impl Inner {
         );
         registry.register_with_unit(
             "repository_metadata_age",
-            "Since when the policy's repository metadata is unchanged and verified",
+            "How long ago the policy's repository metadata was read and verified last",
             Unit::Seconds,
             self.metadata_age.clone(),
         );

@@ -1,7 +1,7 @@
 //! Gauges that follow from a plan's report.
 
 use super::{Metrics, Policy, PolicyReason, PolicyRelease, PolicySeverity, PolicyState};
-use bascule_api::{RolloutState, Severity};
+use bascule_api::{RolloutState, Severity, Time};
 use bascule_planner::{Report, Snapshot};
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,10 @@ const RELEASES: usize = 15;
 
 impl Metrics {
     /// Sets every gauge that describes nodes and policies.
-    pub fn describe(&self, snapshot: &Snapshot, report: &Report) {
+    ///
+    /// `verified` says for each policy when its repository's metadata was verified last; its status keeps an older time
+    /// while nothing changes, so that a quiet repository causes no writes.
+    pub fn describe(&self, snapshot: &Snapshot, report: &Report, verified: &BTreeMap<String, Time>) {
         let inner = &self.0;
         let mut states: HashMap<(&str, &'static str), i64> = HashMap::new();
         let mut reasons: HashMap<(&str, &'static str), i64> = HashMap::new();
@@ -43,10 +46,16 @@ impl Metrics {
                 inner.releases.get_or_create(&PolicyRelease { policy: policy.to_owned(), release }).set(count);
             }
         }
-        self.describe_policies(snapshot, report, &outdated);
+        self.describe_policies(snapshot, report, &outdated, verified);
     }
 
-    fn describe_policies(&self, snapshot: &Snapshot, report: &Report, outdated: &BTreeMap<&str, i64>) {
+    fn describe_policies(
+        &self,
+        snapshot: &Snapshot,
+        report: &Report,
+        outdated: &BTreeMap<&str, i64>,
+        verified: &BTreeMap<String, Time>,
+    ) {
         let inner = &self.0;
         for family in [&inner.patch_age, &inner.metadata_age, &inner.metadata_expiry] {
             family.clear();
@@ -66,10 +75,11 @@ impl Metrics {
                 let severity = severity_name(target.severity);
                 inner.exposed.get_or_create(&PolicySeverity { policy: policy.policy.clone(), severity }).set(behind);
             }
+            let remembered = status.repository.as_ref().and_then(|repository| repository.verified_at);
+            if let Some(verified) = verified.get(&policy.policy).copied().or(remembered) {
+                inner.metadata_age.get_or_create(&label).set(seconds(snapshot.now.seconds_since(verified).max(0)));
+            }
             if let Some(repository) = &status.repository {
-                if let Some(verified) = repository.verified_at {
-                    inner.metadata_age.get_or_create(&label).set(seconds(snapshot.now.seconds_since(verified)));
-                }
                 if let Some(expires) = repository.expires_at {
                     inner.metadata_expiry.get_or_create(&label).set(seconds(expires.seconds_since(snapshot.now)));
                 }

@@ -51,7 +51,15 @@ fn fingerprint(text: &str) -> String {
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-type Offers = Arc<Mutex<HashMap<(Reading, ChannelName), Arc<Offer>>>>;
+/// What was read of a channel.
+#[derive(Debug, Clone)]
+struct Known {
+    offer: Arc<Offer>,
+    /// When it was verified last, also where that changed nothing.
+    verified_at: Option<Time>,
+}
+
+type Offers = Arc<Mutex<HashMap<(Reading, ChannelName), Known>>>;
 
 impl std::fmt::Debug for Tools {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -157,7 +165,19 @@ impl Channels {
     #[must_use]
     pub fn offer(&self, source: &Source) -> Arc<Offer> {
         let key = (Reading::of(source), source.channel.clone());
-        self.offers.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned().unwrap_or_default()
+        self.offers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .map(|known| Arc::clone(&known.offer))
+            .unwrap_or_default()
+    }
+
+    /// When a source's channel was verified last, to the second; its offer keeps an older time while nothing changes.
+    #[must_use]
+    pub fn verified_at(&self, source: &Source) -> Option<Time> {
+        let key = (Reading::of(source), source.channel.clone());
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner).get(&key)?.verified_at
     }
 }
 
@@ -242,20 +262,24 @@ fn take(reading: &Reading, answers: BTreeMap<ChannelName, Answer>, tools: &Tools
     let mut offers = offers.lock().unwrap_or_else(PoisonError::into_inner);
     for (channel, answer) in answers {
         let key = (reading.clone(), channel);
-        let before = offers.get(&key);
+        let before = offers.get(&key).map(|known| Arc::clone(&known.offer));
+        let mut verified_at = offers.get(&key).and_then(|known| known.verified_at);
         let after = match answer {
-            Ok(offer) => quiet(before.map(AsRef::as_ref), offer),
+            Ok(offer) => {
+                verified_at = offer.repository.verified_at;
+                quiet(before.as_deref(), offer)
+            }
             Err((failed, message)) => {
-                if before.is_none_or(|offer| offer.repository.error.as_deref() != Some(message.as_str())) {
+                if before.as_ref().is_none_or(|offer| offer.repository.error.as_deref() != Some(message.as_str())) {
                     tracing::warn!(repository = reading.repository, channel = %key.1, reason = failed, message, "reading failed");
                 }
-                after_failure(before.map(AsRef::as_ref), failed, message, now)
+                after_failure(before.as_deref(), failed, message, now)
             }
         };
-        if before.is_none_or(|before| **before != after) {
-            offers.insert(key, Arc::new(after));
-            changed = true;
-        }
+        let same = before.filter(|before| **before == after);
+        changed |= same.is_none();
+        let offer = same.unwrap_or_else(|| Arc::new(after));
+        offers.insert(key, Known { offer, verified_at });
     }
     drop(offers);
     if changed {

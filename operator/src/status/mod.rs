@@ -5,7 +5,7 @@ mod maintenance;
 mod transitions;
 
 use crate::{apply::Writer, clock::Clock, gather::Key};
-use bascule_api::{Rollout, Time, UpdatePolicyStatus};
+use bascule_api::{Rollout, Time, UpdatePolicyStatus, WaitReason};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -173,6 +173,8 @@ fn rollout_worth(before: Option<&Rollout>, after: &Rollout) -> Worth {
     match before {
         Some(before) if before == after => Worth::Nothing,
         Some(before) if before.state == after.state && before.reason == after.reason => Worth::Details,
+        // Over within a second or two, unless the agent is in trouble.
+        Some(before) if before.state == after.state && after.reason == WaitReason::Committing => Worth::Details,
         _ => Worth::News,
     }
 }
@@ -197,7 +199,7 @@ fn policy_worth(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> Wort
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_api::{Counts, RolloutState, WaitReason};
+    use bascule_api::{Counts, RolloutState};
 
     fn rollout(reason: WaitReason, message: &str) -> Rollout {
         Rollout {
@@ -219,6 +221,7 @@ mod tests {
         assert_eq!(rollout_worth(Some(&before), &rollout(WaitReason::Wave, "2 of 4")), Worth::Details);
         assert_eq!(rollout_worth(Some(&before), &rollout(WaitReason::Budget, "")), Worth::News);
         assert_eq!(rollout_worth(None, &before), Worth::News);
+        assert_eq!(rollout_worth(Some(&before), &rollout(WaitReason::Committing, "")), Worth::Details);
         let status = UpdatePolicyStatus::default();
         let counted = UpdatePolicyStatus { counts: Counts { moving: 1, ..Counts::default() }, ..status.clone() };
         assert_eq!(policy_worth(&status, &counted), Worth::Details);

@@ -18,6 +18,10 @@ pub enum Habit {
     Good,
     /// The trial fails: the node comes back on its old release.
     Fails,
+    /// It comes up, and no container of the new release does.
+    PodsCrash,
+    /// It comes up, on a machine whose clock is ten years ahead.
+    ClockAhead,
 }
 
 #[derive(Debug)]
@@ -31,7 +35,10 @@ struct State {
     committed_at: String,
     failed: Vec<serde_json::Value>,
     used_grant: i64,
+    habit: Habit,
 }
+
+const AHEAD: &str = "2036-11-21T12:00:00Z";
 
 /// Runs a node: kubelet and agent, until it is dropped.
 pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str, habit: Habit) {
@@ -42,13 +49,17 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         other: None,
         way_back: false,
         trial: None,
-        committed_at: "2026-01-01T00:00:00Z".to_owned(),
+        committed_at: if habit == Habit::ClockAhead { AHEAD } else { "2026-01-01T00:00:00Z" }.to_owned(),
         failed: Vec::new(),
         used_grant: 0,
+        habit,
     };
-    let start =
-        |machine: &Machine| Kubelet::start(kubelet.clone(), machine.clone(), Health::Good, Arc::new(NoContainers));
-    let mut running = start(&state.machine);
+    let start = |state: &State| {
+        let crashes = habit == Habit::PodsCrash && state.booted != version;
+        let health = if crashes { Health::CrashLoop } else { Health::Good };
+        Kubelet::start(kubelet.clone(), state.machine.clone(), health, Arc::new(NoContainers))
+    };
+    let mut running = start(&state);
     let updates: Api<NodeUpdate> = Api::all(agent);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = pin!(watcher(updates.clone(), config).default_backoff().applied_objects());
@@ -57,8 +68,8 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         let spec = &update.spec;
         if state.must_reboot(spec) {
             running.stop().await;
-            state.reboot(spec, habit);
-            running = start(&state.machine);
+            state.reboot(spec);
+            running = start(&state);
         }
         state.follow(spec);
         let status = state.status(update.metadata.generation);
@@ -90,16 +101,22 @@ impl State {
         }
     }
 
-    fn reboot(&mut self, spec: &NodeUpdateSpec, habit: Habit) {
+    fn reboot(&mut self, spec: &NodeUpdateSpec) {
         self.used_grant = spec.grant.as_ref().map_or(self.used_grant, |grant| grant.generation);
         self.machine.boot_id = uuid::Uuid::new_v4().to_string();
         let release = spec.release.as_ref().unwrap();
-        if spec.goal == Goal::Booted && habit == Habit::Fails {
+        if spec.goal == Goal::Booted && self.habit == Habit::Fails {
             self.failed.push(json!({
                 "version": release.version, "digest": release.digest, "at": "2026-11-21T12:00:00Z",
                 "category": "TrialFailed", "message": "kubelet was not Ready in time",
             }));
             return;
+        }
+        if spec.goal == Goal::Reverted && self.trial.is_some() {
+            self.failed.push(json!({
+                "version": release.version, "digest": release.digest, "at": "2026-11-21T12:00:00Z",
+                "category": "TrialFailed", "message": "the operator took the trial back",
+            }));
         }
         let back = (self.booted.clone(), format!("sha256:{}", "0".repeat(64)));
         if let Some((version, _)) = self.other.replace(back) {
@@ -118,7 +135,8 @@ impl State {
                 self.way_back = false;
             }
             Goal::Committed if self.booted == version && self.trial.take().is_some() => {
-                self.committed_at = "2026-11-21T12:00:00Z".to_owned();
+                let ahead = self.habit == Habit::ClockAhead;
+                self.committed_at = if ahead { AHEAD } else { "2026-11-21T12:00:00Z" }.to_owned();
             }
             _ => {}
         }

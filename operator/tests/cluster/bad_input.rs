@@ -41,6 +41,15 @@ fn policy(more: Value) -> Value {
     spec
 }
 
+/// The change that takes back every mistake of this test.
+fn clean(world: &World) -> Value {
+    json!({"spec": {
+        "maintenanceWindows": null, "waves": null, "health": null,
+        "nodeSelector": {"matchLabels": {"role": "worker"}, "matchExpressions": null},
+        "source": {"repository": world.server.url()},
+    }})
+}
+
 fn condition(policy: Option<&UpdatePolicy>, type_: &str, reason: &str) -> bool {
     let conditions = policy.and_then(|policy| policy.status.as_ref()).map(|status| status.conditions.clone());
     let found = conditions.as_deref().and_then(|all| conditions::get(all, type_)).cloned();
@@ -78,6 +87,27 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
         ),
         ("Freeze", json!({"reason": "x", "duration": "1h"}), "reason"),
         ("Rollback", json!({"policy": "workers"}), "reason"),
+        (
+            "UpdatePolicy",
+            policy(json!({"allowedVersions": ["1.1"], "blockedVersions": ["1.0", "1.1"]})),
+            "in both allowedVersions and blockedVersions",
+        ),
+        ("UpdatePolicy", policy(json!({"allowedVersions": vec!["1.1"; 65]})), "allowedVersions"),
+        (
+            "UpdatePolicy",
+            policy(json!({"health": {"gates": [{"http": {"url": "ftp://example.com"}}]}})),
+            "write an http:// or https:// URL",
+        ),
+        (
+            "UpdatePolicy",
+            policy(json!({"health": {"prometheus": "http://p.example.com", "gates": [{"promQL": {"query": "up"}}]}})),
+            "equals, max or min",
+        ),
+        (
+            "UpdatePolicy",
+            policy(json!({"maintenanceWindows": [{"schedule": "0 22 * *", "duration": "5h"}]})),
+            "write five fields",
+        ),
     ] {
         let message = refused(&world, kind, spec).await;
         assert!(message.contains(part), "{kind}: {message}");
@@ -93,14 +123,54 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
     let invalid = |policy: Option<&UpdatePolicy>| condition(policy, conditions::ACCEPTED, conditions::reason::INVALID);
     world.until(policies.clone(), "workers", "not accepted", invalid).await;
 
+    // Each field that only the operator can judge is named, with what is wrong and what would be right.
+    let object =
+        |cel: &str| json!({"health": {"gates": [{"object": {"apiVersion": "v1", "kind": "Node", "cel": cel}}]}});
+    for (spec, parts) in [
+        (
+            json!({"maintenanceWindows": [{"schedule": "0 25 * * *", "duration": "5h"}]}),
+            ["spec.maintenanceWindows[0].schedule", "write minute, hour"],
+        ),
+        (
+            json!({"maintenanceWindows": [{"schedule": "0 0 31 2 *", "duration": "5h"}]}),
+            ["spec.maintenanceWindows[0].schedule", ""],
+        ),
+        (
+            json!({"nodeSelector": {"matchExpressions": [{"key": "role", "operator": "In"}]}}),
+            ["spec.nodeSelector", "needs at least one value"],
+        ),
+        (json!({"waves": [{"name": "all"}, {"name": "late", "count": 1}]}), ["spec.waves[0]", "move it to the end"]),
+        (
+            json!({"source": {"repository": "https://user:secret@images.example.com/os"}}),
+            ["spec.source.repository", ""],
+        ),
+        (object("object.spec.("), ["spec.health.gates[0].object.cel", "can't be parsed"]),
+    ] {
+        // From one mistake straight to the next, so that the policy is never valid in between.
+        let mut change = clean(&world);
+        change["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        policies.patch("workers", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
+        let says = |policy: Option<&UpdatePolicy>| {
+            let conditions = policy.and_then(|policy| policy.status.as_ref()).map(|status| status.conditions.clone());
+            let found = conditions.as_deref().and_then(|all| conditions::get(all, conditions::ACCEPTED)).cloned();
+            found.is_some_and(|one| one.status == "False" && parts.iter().all(|part| one.message.contains(part)))
+        };
+        world.until(policies.clone(), "workers", parts[0], says).await;
+    }
+    // A root of trust that is none.
+    let mut no_root = clean(&world);
+    no_root["spec"]["source"]["trustRoot"] = json!({"inline": "{\"signed\": 1}"});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&no_root)).await.unwrap();
+    let untrusted = |policy: Option<&UpdatePolicy>| {
+        condition(policy, conditions::REPOSITORY_HEALTHY, conditions::reason::UNTRUSTED)
+    };
+    world.until(policies.clone(), "workers", "untrusted", untrusted).await;
+
     // A repository that can't be trusted moves nothing: another vendor's root.
     let stranger = bascule_tests::vendor::Vendor::empty();
     let root = String::from_utf8(stranger.trust_root()).unwrap();
     let distrusting = json!({"spec": {"maintenanceWindows": null, "source": {"trustRoot": {"inline": root}}}});
     policies.patch("workers", &PatchParams::default(), &Patch::Merge(&distrusting)).await.unwrap();
-    let untrusted = |policy: Option<&UpdatePolicy>| {
-        condition(policy, conditions::REPOSITORY_HEALTHY, conditions::reason::UNTRUSTED)
-    };
     world.until(policies.clone(), "workers", "untrusted", untrusted).await;
     world.until_reason("n1", WaitReason::RepositoryUnavailable).await;
 

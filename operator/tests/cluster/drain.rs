@@ -136,15 +136,8 @@ async fn let_go(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_that_times_out_is_undone_and_leaves_nothing_cordoned() {
-    let mut world = World::new().await;
-    world.machine("n1", "a", Habit::Good).await;
-    world.control_plane.apply(STUBBORN).await.unwrap();
-    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
-    let running = |pod: Option<&Pod>| {
-        pod.and_then(|pod| pod.status.as_ref()?.phase.clone()).is_some_and(|phase| phase == "Running")
-    };
-    world.until(pods, "stubborn-0", "running", running).await;
+async fn fluo_188_kured_63_a_failed_drain_means_no_reboot_and_no_cordon_left() {
+    let world = hanging().await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"drain": {"timeout": "3s"}})).await;
     world.until_node("n1", "cordoned", cordoned).await;
@@ -163,8 +156,8 @@ async fn a_drain_that_times_out_is_undone_and_leaves_nothing_cordoned() {
     let_go(&world).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_policy_deleted_in_the_middle_of_a_drain_leaves_nothing_behind() {
+/// The drain of n1 hangs at a pod.
+async fn hanging() -> World {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(STUBBORN).await.unwrap();
@@ -173,12 +166,147 @@ async fn a_policy_deleted_in_the_middle_of_a_drain_leaves_nothing_behind() {
         pod.and_then(|pod| pod.status.as_ref()?.phase.clone()).is_some_and(|phase| phase == "Running")
     };
     world.until(pods, "stubborn-0", "running", running).await;
-    let _operator = world.operator("first").await;
-    world.policy("workers", json!({})).await;
-    world.until_node("n1", "cordoned", cordoned).await;
-    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
-    policies.delete("workers", &DeleteParams::default()).await.unwrap();
+    world
+}
+
+async fn until_undone(world: &World) {
     world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
     world.until_update("n1", "free", |update| update.is_some_and(|update| update.spec.disruption.is_none())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_lets_a_node_go_in_the_middle_of_its_drain_leaves_nothing_behind() {
+    let world = hanging().await;
+    let _operator = world.operator("first").await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    world.policy("workers", json!({})).await;
+    world.until_node("n1", "cordoned", cordoned).await;
+    // Its selector is changed.
+    let others = json!({"spec": {"nodeSelector": {"matchLabels": {"role": "database"}}}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&others)).await.unwrap();
+    until_undone(&world).await;
+    // A typing error makes it invalid.
+    let back = json!({"spec": {"nodeSelector": {"matchLabels": {"role": "worker"}}}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&back)).await.unwrap();
+    world.until_node("n1", "cordoned again", cordoned).await;
+    let typo = json!({"spec": {"maintenanceWindows": [{"schedule": "0 25 * * *", "duration": "1h"}]}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&typo)).await.unwrap();
+    until_undone(&world).await;
+    // It is deleted.
+    let mended = json!({"spec": {"maintenanceWindows": null}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&mended)).await.unwrap();
+    world.until_node("n1", "cordoned once more", cordoned).await;
+    policies.delete("workers", &DeleteParams::default()).await.unwrap();
+    until_undone(&world).await;
     let_go(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brupop_594_kured_137_neither_a_blocked_drain_nor_a_deleted_node_holds_the_only_place() {
+    let mut world = hanging().await;
+    world.machine("n2", "b", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    let waves =
+        json!([{"name": "first", "selector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}}, {"name": "rest"}]);
+    world.policy("workers", json!({"waves": waves})).await;
+    world.until_node("n1", "cordoned", cordoned).await;
+    world.until_reason("n2", WaitReason::Wave).await;
+    // Without waves the place would be free for the other one, were it not taken.
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let flat = json!({"spec": {"waves": null}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&flat)).await.unwrap();
+    world.until_reason("n2", WaitReason::Budget).await;
+    // The machine goes for good in the middle of its drain.
+    world.power_off("n1");
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    nodes.delete("n1", &DeleteParams::default()).await.unwrap();
+    world.until_current("n2", "1.1").await;
+    world.until_update("n1", "gone with its node", |update| update.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brupop_650_a_drain_that_is_given_up_frees_the_place_for_another_node() {
+    let mut world = hanging().await;
+    world.machine("n2", "b", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"drain": {"timeout": "3s"}})).await;
+    world.until_current("n2", "1.1").await;
+    world.until_reason("n1", WaitReason::DrainBackoff).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    assert!(!cordoned(Some(&nodes.get("n1").await.unwrap())));
+    let_go(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_down_count_and_not_only_our_own() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    world.power_off("n2");
+    let down = |node: Option<&Node>| {
+        let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status != "True"))
+    };
+    world.until_node("n2", "down", down).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_reason("n1", WaitReason::Budget).await;
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let update = updates.get("n1").await.unwrap();
+    let message = update.status.unwrap().rollout.unwrap().message;
+    assert!(message.contains("n2"), "names who takes the place: {message}");
+    assert!(update.spec.grant.is_none());
+}
+
+/// Denies evictions as an admission webhook does; this way needs no server of its own.
+const DENIAL: &str = r#"
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: no-evictions}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules:
+    - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods/eviction]}
+  validations:
+  - {expression: "false", message: "the database is being backed up"}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: no-evictions}
+spec: {policyName: no-evictions, validationActions: [Deny]}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_eviction_that_admission_denies_is_tried_again_until_it_may() {
+    use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding as Binding;
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    world.control_plane.apply(SHOP).await.unwrap();
+    until_ready(&world, 4).await;
+    world.control_plane.apply(DENIAL).await.unwrap();
+    // Admission learns of the policy a moment later.
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let probe = EvictionApi::new(world.client.clone());
+    let pod = pods.list(&ListParams::default().labels("app=shop")).await.unwrap().items.remove(0);
+    let unknown = Target { name: "never-was".to_owned(), ..target(&pod) };
+    let denies = async || matches!(probe.evict(&unknown).await, Answer::Denied { .. });
+    world.eventually("admission denies evictions", denies).await;
+    let operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    let denied = async || {
+        let text = reqwest::get(format!("http://{}/metrics", operator.listen)).await.unwrap().text().await.unwrap();
+        text.lines().any(|line| line.starts_with("bascule_evictions_total") && line.contains("denied"))
+    };
+    world.eventually("an eviction was denied", denied).await;
+    // Neither node was rebooted, and once the denial goes both are updated without anybody's doing.
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    for update in updates.list(&ListParams::default()).await.unwrap() {
+        assert_eq!(update.status.unwrap().booted.unwrap().version.as_str(), "1.0");
+    }
+    let bindings: Api<Binding> = Api::all(world.client.clone());
+    bindings.delete("no-evictions", &DeleteParams::default()).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    world.until_current("n2", "1.1").await;
 }

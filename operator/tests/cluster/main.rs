@@ -7,6 +7,10 @@ mod agent;
 mod bad_input;
 mod drain;
 mod handover;
+mod health;
+mod hooks;
+mod proxy;
 mod rollout;
+mod trouble;
 #[allow(dead_code, reason = "shared with the repository's attacks, which use all of it")]
 mod world;

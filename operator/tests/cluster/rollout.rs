@@ -2,14 +2,14 @@
 
 use crate::agent::Habit;
 use crate::world::{OPERATOR, World};
-use bascule_api::{CORDONED_BY_ANNOTATION, Freeze, Rollback, UpdatePolicy, WaitReason};
+use bascule_api::{CORDONED_BY_ANNOTATION, Freeze, NodeUpdate, Rollback, UpdatePolicy, WaitReason};
 use bascule_tests::control_plane::RequestCounts;
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::json;
 use std::pin::pin;
@@ -46,7 +46,7 @@ pub async fn until_ready(world: &World, replicas: i32) {
 }
 
 /// Notes in `broken` if the budget's healthy pods ever fall below what it asks for.
-fn guard(world: &World, broken: Arc<AtomicBool>) -> tokio::task::JoinHandle<()> {
+pub fn guard(world: &World, broken: Arc<AtomicBool>) -> tokio::task::JoinHandle<()> {
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
     tokio::spawn(async move {
         let mut seen = pin!(watcher(budgets, watcher::Config::default()).default_backoff().applied_objects());
@@ -98,6 +98,19 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
     assert_eq!(ready.status().as_u16(), 200);
     let counts = RequestCounts::of(&world.control_plane.requests().unwrap());
     println!("requests of the operator for 3 nodes: {:?}", counts.0.get(OPERATOR));
+    // Writes about a node, events apart, from its first word about it to the last.
+    for node in ["n1", "n2", "n3"] {
+        let writes: Vec<String> = world
+            .control_plane
+            .requests()
+            .unwrap()
+            .iter()
+            .filter(|one| one.user == OPERATOR && one.writes() && one.name == node && one.resource != "events")
+            .map(|one| format!("{} {}", one.verb, one.resource))
+            .collect();
+        println!("{node}: {} writes", writes.len());
+        assert!(writes.len() <= 12, "{node} took {} writes: {writes:?}", writes.len());
+    }
 
     // On-call: a Freeze is seen at once, and a Rollback brings a node back to what its other slot holds.
     let rollback: Rollback = serde_json::from_value(json!({
@@ -121,7 +134,7 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_freeze_holds_and_an_admins_cordon_is_kept() {
+async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
     let mut world = World::new().await;
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
         world.machine(node, zone, Habit::Good).await;
@@ -149,7 +162,7 @@ async fn a_freeze_holds_and_an_admins_cordon_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_release_that_fails_is_blocked_and_the_other_nodes_stay() {
+async fn a_release_that_fails_is_blocked_and_no_node_is_drained_for_it_again() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Fails).await;
     world.machine("n2", "b", Habit::Fails).await;
@@ -173,4 +186,23 @@ async fn a_release_that_fails_is_blocked_and_the_other_nodes_stay() {
             })
             .await;
     }
+    let grants = async || {
+        let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+        let all = updates.list(&ListParams::default()).await.unwrap().items;
+        all.iter().filter_map(|update| update.spec.grant.as_ref()).map(|grant| grant.generation).sum::<i64>()
+    };
+    assert_eq!(grants().await, 1, "one node was drained, once");
+
+    // An admin looked into it and lets the release go on: the node where it failed stays, the other one tries it. It
+    // fails there too, and the block is in force again.
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let allow = json!({"spec": {"allowedVersions": ["1.1"]}});
+    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&allow)).await.unwrap();
+    let again = |policy: Option<&UpdatePolicy>| {
+        policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
+            status.failures.len() == 2 && bascule_api::conditions::is_true(&status.conditions, "Halted")
+        })
+    };
+    world.until(policies, "workers", "halted again", again).await;
+    assert_eq!(grants().await, 2, "each node tried it once");
 }

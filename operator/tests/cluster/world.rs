@@ -29,7 +29,7 @@ pub struct World {
     _vendor: Vendor,
     pub server: HttpsServer,
     files: tempfile::TempDir,
-    machines: Vec<JoinHandle<()>>,
+    machines: BTreeMap<String, JoinHandle<()>>,
 }
 
 /// A running operator. Dropping it is a crash.
@@ -100,7 +100,7 @@ impl World {
         let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "bascule-system");
         maps.create(&PostParams::default(), &map).await.unwrap();
         let files = tempfile::tempdir().unwrap();
-        Self { control_plane, client, _vendor: vendor, server, files, machines: Vec::new() }
+        Self { control_plane, client, _vendor: vendor, server, files, machines: BTreeMap::new() }
     }
 
     /// Adds a machine that runs 1.0, and waits until it is Ready.
@@ -109,12 +109,17 @@ impl World {
         machine.labels.insert("role".to_owned(), "worker".to_owned());
         let kubelet = self.control_plane.kubelet(node).unwrap().client().await.unwrap();
         let run = agent::run(kubelet.clone(), kubelet, machine, "1.0", habit);
-        self.machines.push(tokio::spawn(run));
+        self.machines.insert(node.to_owned(), tokio::spawn(run));
         let ready = |node: Option<&Node>| {
             let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
             conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
         };
         self.until_node(node, "Ready", ready).await;
+    }
+
+    /// The machine's power goes, for ever.
+    pub fn power_off(&mut self, node: &str) {
+        self.machines.remove(node).unwrap().abort();
     }
 
     /// A policy over all workers, with more fields of its spec.
@@ -137,13 +142,23 @@ impl World {
 
     /// Starts an operator with the rights that the manifests give it.
     pub async fn operator(&self, identity: &str) -> Operator {
+        self.operator_with(identity, None, &[]).await
+    }
+
+    /// The same with more arguments, and with another way to the API server.
+    pub async fn operator_with(&self, identity: &str, server: Option<&str>, more: &[&str]) -> Operator {
         let kubeconfig = self.files.path().join(format!("{identity}.kubeconfig"));
         let credentials = self.control_plane.service_account("bascule-system", "bascule-operator").await.unwrap();
         credentials.write_to(&kubeconfig).unwrap();
+        if let Some(server) = server {
+            let text = std::fs::read_to_string(&kubeconfig).unwrap();
+            std::fs::write(&kubeconfig, text.replace(self.control_plane.server(), server)).unwrap();
+        }
         let authority = self.files.path().join("repository-ca.pem");
         std::fs::write(&authority, self.server.ca_pem()).unwrap();
         let listen = format!("127.0.0.1:{}", free_port().unwrap());
-        let settings = Settings::parse_from([
+        let more: Vec<&std::ffi::OsStr> = more.iter().map(AsRef::as_ref).collect();
+        let own: [&std::ffi::OsStr; 11] = [
             "bascule-operator".as_ref(),
             "--kubeconfig".as_ref(),
             kubeconfig.as_os_str(),
@@ -155,7 +170,8 @@ impl World {
             "3".as_ref(),
             "--listen".as_ref(),
             listen.as_ref(),
-        ]);
+        ];
+        let settings = Settings::parse_from(own.iter().chain(&more));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let stopped = async {
@@ -211,6 +227,19 @@ impl World {
         }
     }
 
+    /// Asks again and again, for what no watch tells.
+    pub async fn eventually(&self, what: &str, holds: impl AsyncFn() -> bool) {
+        let asking = async {
+            let mut pause = tokio::time::interval(Duration::from_millis(200));
+            while !holds().await {
+                pause.tick().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, asking).await.is_err() {
+            panic!("it never came to this: {what}\n{}", self.story().await);
+        }
+    }
+
     /// What every node does, for a failed test's message.
     pub async fn story(&self) -> String {
         let updates: Api<NodeUpdate> = Api::all(self.client.clone());
@@ -228,7 +257,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for machine in &self.machines {
+        for machine in self.machines.values() {
             machine.abort();
         }
     }

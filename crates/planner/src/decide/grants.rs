@@ -55,7 +55,9 @@ impl<'a> Round<'a> {
                     {
                         out.started.push((policy_index, install.target.version.clone()));
                     }
-                    let wait = Wait::new(WaitReason::Queued, "may be disrupted");
+                    let hooks = candidate.policy.valid.is_some_and(|valid| !valid.spec.hooks.before_drain.is_empty());
+                    let next = if hooks { WaitReason::Hook } else { WaitReason::Draining };
+                    let wait = Wait::new(next, "may be disrupted now");
                     steps.push(step);
                     self.draft.say(node, Said::new(RolloutState::Draining, wait));
                 }

@@ -45,3 +45,11 @@ pub struct Snapshot {
     /// The node the deciding operator runs on.
     pub operator_node: Option<String>,
 }
+
+/// The seed of an installation, from the UID of an object that lives as long as it: the operator's Lease. The forecast
+/// reads the same object, so that it puts nodes in the same order.
+#[must_use]
+pub fn seed_of(uid: &str) -> u64 {
+    // FNV-1a: any fixed mixing does.
+    uid.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -35,6 +35,7 @@ impl PolicyError {
             PolicyErrorKind::GateKind
             | PolicyErrorKind::NoComparison
             | PolicyErrorKind::NotFinite
+            | PolicyErrorKind::Expression(_)
             | PolicyErrorKind::NoPrometheus => "gate",
             PolicyErrorKind::NoTemplate => "hook",
         }
@@ -128,6 +129,9 @@ pub enum PolicyErrorKind {
     /// NaN or infinity.
     #[error("equals, max and min must be finite numbers")]
     NotFinite,
+    /// A CEL expression that can't be parsed. Found by whoever can read CEL, which is not this crate.
+    #[error("the CEL expression can't be parsed ({0}); `object` is the object and `node` the node's name")]
+    Expression(String),
     /// A PromQL gate and nobody to ask.
     #[error("a promQL gate needs the URL of the Prometheus server that is asked")]
     NoPrometheus,

@@ -1,0 +1,138 @@
+//! The planner's facts as far as an on-call engineer may read them: Nodes and Bascule's own objects. Pods and
+//! PodDisruptionBudgets are left out, and of a channel only what the policy's status remembers is known.
+
+use bascule_api as api;
+use bascule_api::{Architecture, Time};
+use bascule_planner::{
+    Snapshot,
+    snapshot::{
+        Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness,
+        Release, RollbackFacts, Taints, UpdateFacts,
+    },
+};
+use k8s_openapi::api::core::v1 as core;
+use kube::ResourceExt as _;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
+/// What was read from the cluster.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    pub(super) nodes: Vec<core::Node>,
+    pub(super) updates: Vec<api::NodeUpdate>,
+    pub(super) policies: Vec<api::UpdatePolicy>,
+    pub(super) freezes: Vec<api::Freeze>,
+    pub(super) rollbacks: Vec<api::Rollback>,
+}
+
+/// The snapshot that the planner is run forward from.
+pub(super) fn snapshot(objects: &Objects, seed: u64, now: Time) -> Snapshot {
+    let updates: HashMap<String, &api::NodeUpdate> =
+        objects.updates.iter().map(|update| (update.name_any(), update)).collect();
+    let mut nodes: Vec<Arc<Node>> =
+        objects.nodes.iter().map(|fact| Arc::new(node(fact, updates.get(&fact.name_any()).copied()))).collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let machines: Vec<Architecture> = nodes.iter().filter_map(|node| node.architecture).collect();
+    let mut policies: Vec<_> = objects.policies.iter().map(|facts| Arc::new(policy(facts, &machines))).collect();
+    policies.sort_by(|a, b| a.name.cmp(&b.name));
+    let freezes = objects.freezes.iter().map(|freeze| {
+        Arc::new(FreezeFacts {
+            name: freeze.name_any(),
+            generation: freeze.metadata.generation.unwrap_or_default(),
+            created_at: created(freeze),
+            spec: freeze.spec.clone(),
+            status: freeze.status.clone().unwrap_or_default(),
+        })
+    });
+    let rollbacks = objects.rollbacks.iter().map(|rollback| {
+        Arc::new(RollbackFacts {
+            name: rollback.name_any(),
+            generation: rollback.metadata.generation.unwrap_or_default(),
+            created_at: created(rollback),
+            spec: rollback.spec.clone(),
+            status: rollback.status.clone().unwrap_or_default(),
+        })
+    });
+    let (freezes, rollbacks) = (freezes.collect(), rollbacks.collect());
+    Snapshot { now, seed, policies, nodes, freezes, rollbacks, ..Snapshot::default() }
+}
+
+fn created(object: &impl kube::Resource) -> Time {
+    object.meta().creation_timestamp.as_ref().map_or_else(Time::default, Time::from_kubernetes)
+}
+
+fn node(node: &core::Node, update: Option<&api::NodeUpdate>) -> Node {
+    let (spec, status) = (node.spec.clone().unwrap_or_default(), node.status.clone().unwrap_or_default());
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+    let info = status.node_info.as_ref();
+    let has_taint = |key: &str| spec.taints.iter().flatten().any(|taint| taint.key == key);
+    let cordon = match (spec.unschedulable == Some(true), node.annotations().get(api::CORDONED_BY_ANNOTATION)) {
+        (false, _) => Cordon::None,
+        (true, Some(mark)) => Cordon::Ours { mark: mark.clone() },
+        (true, None) => Cordon::Other { by: None, since: None },
+    };
+    Node {
+        name: node.name_any().into(),
+        uid: node.uid().unwrap_or_default(),
+        created_at: created(node),
+        deleting: node.metadata.deletion_timestamp.is_some(),
+        labels: node.labels().clone(),
+        ready: Readiness {
+            ready: ready.is_some_and(|condition| condition.status == "True"),
+            since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(Time::from_kubernetes),
+        },
+        cordon,
+        taints: Taints { outdated: has_taint(api::OUTDATED_TAINT), hold: has_taint(api::HOLD_TAINT) },
+        boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
+        // Go's name for one machine, the Discoverable Partitions' name for the other.
+        architecture: info.and_then(|info| match info.architecture.as_str() {
+            "amd64" => "x86-64".parse().ok(),
+            other => other.parse().ok(),
+        }),
+        control_plane: node.labels().contains_key(CONTROL_PLANE),
+        etcd: EtcdMember::None,
+        update: update.map(|update| UpdateFacts {
+            generation: update.metadata.generation.unwrap_or_default(),
+            owner_uid: update.owner_references().first().map(|owner| owner.uid.clone()),
+            deleting: update.metadata.deletion_timestamp.is_some(),
+            spec: update.spec.clone(),
+            status: update.status.clone().unwrap_or_default(),
+        }),
+        // There is always something to drain, and it takes as long as it took lately.
+        pods: NodePods { remaining: 1, ..NodePods::default() },
+        daemon_sets: DaemonSets::default(),
+    }
+}
+
+fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts {
+    let status = policy.status.clone().unwrap_or_default();
+    let release = |info: &api::ReleaseInfo| Release {
+        version: info.version.clone(),
+        digests: machines.iter().map(|machine| (*machine, info.digest.clone())).collect::<BTreeMap<_, _>>(),
+        severity: info.severity,
+        published_at: info.published_at,
+        floor: None,
+        downgrade: false,
+        withdrawn: None,
+    };
+    let known = [status.previous.as_ref(), status.target.as_ref()];
+    let offer = Offer {
+        state: if status.target.is_some() { OfferState::Valid } else { OfferState::Unread },
+        releases: known.into_iter().flatten().map(release).collect(),
+        repository: status.repository.clone().unwrap_or_default(),
+    };
+    PolicyFacts {
+        name: policy.name_any(),
+        uid: policy.uid().unwrap_or_default(),
+        created_at: created(policy),
+        generation: policy.metadata.generation.unwrap_or_default(),
+        labels: policy.labels().clone(),
+        spec: bascule_planner::validate(&policy.spec).map(Arc::new),
+        status,
+        offer: Arc::new(offer),
+    }
+}

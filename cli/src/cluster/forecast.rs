@@ -1,0 +1,260 @@
+//! `bascule forecast`: when each node will probably be done. The operator's own planner is run forward here, over what
+//! the objects show now.
+
+use super::{
+    Connection,
+    facts::{Objects, snapshot},
+    list, picture,
+};
+use crate::{clock, exit::Exit, output};
+use bascule_api as api;
+use bascule_api::Time;
+use bascule_planner::{Snapshot, forecast::Options, snapshot::seed_of};
+use chrono::{DateTime, TimeZone, Utc};
+use clap::Args;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
+use kube::{Api, Client};
+use serde::Serialize;
+use std::fmt::Display;
+
+/// Show when each node will probably be done, as things are now.
+///
+/// Drains and boots are taken to last as long as they lately did on the policy's nodes. Failures, later releases,
+/// PodDisruptionBudgets and the operator's cluster-wide ceiling are not foreseen.
+#[derive(Debug, Args)]
+pub(crate) struct Forecast {
+    #[command(flatten)]
+    connection: Connection,
+    /// Only the nodes of this policy.
+    policy: Option<String>,
+    /// How far ahead to look.
+    #[arg(long, value_name = "DURATION", default_value = "60d")]
+    horizon: api::Duration,
+    /// What a node takes to fetch and write a release.
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    staging: api::Duration,
+    /// The namespace of the operator, whose Lease puts nodes in their order.
+    #[arg(long, value_name = "NAME", default_value = "bascule-system")]
+    namespace: String,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: output::Format,
+}
+
+/// The answer, for people and for programs.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer {
+    /// When the forecast was made.
+    at: Time,
+    policies: Vec<PolicyAnswer>,
+    /// Whether the horizon was cut short because too many plans were needed.
+    cut: bool,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PolicyAnswer {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    release: Option<api::Version>,
+    /// Absent: not within the horizon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_at: Option<Time>,
+    nodes: Vec<NodeAnswer>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeAnswer {
+    name: String,
+    /// Absent: not within the horizon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_at: Option<Time>,
+    /// What the node waits for now.
+    waits_for: api::WaitReason,
+}
+
+impl Forecast {
+    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
+        let client = self.connection.client().await?;
+        let (nodes, updates, policies, freezes, rollbacks) = tokio::try_join!(
+            list::<Node>(&client, "Nodes"),
+            list::<api::NodeUpdate>(&client, "NodeUpdates"),
+            list::<api::UpdatePolicy>(&client, "UpdatePolicies"),
+            list::<api::Freeze>(&client, "Freezes"),
+            list::<api::Rollback>(&client, "Rollbacks"),
+        )?;
+        let objects = Objects { nodes, updates, policies, freezes, rollbacks };
+        let facts = snapshot(&objects, self.seed(&client).await, Time::new(clock::now()));
+        let options = Options { horizon: self.horizon, staging: self.staging, ..Options::default() };
+        let answer = tokio::task::spawn_blocking(move || answer(&facts, &options)).await?;
+        let answer = self.only(answer)?;
+        let now = clock::now();
+        output::show(self.output, &answer, |answer| text(answer, now, &chrono::Local))?;
+        Ok(Exit::Success)
+    }
+
+    /// Without the Lease the order of equal nodes is another one than the operator's, and nothing else.
+    async fn seed(&self, client: &Client) -> u64 {
+        let leases: Api<Lease> = Api::namespaced(client.clone(), &self.namespace);
+        match leases.get_opt("bascule-operator").await {
+            Ok(lease) => lease.and_then(|lease| lease.metadata.uid).map_or(0, |uid| seed_of(&uid)),
+            Err(error) => {
+                tracing::info!(%error, "the operator's Lease can't be read: nodes between which nothing decides may go in another order");
+                0
+            }
+        }
+    }
+
+    fn only(&self, mut answer: Answer) -> anyhow::Result<Answer> {
+        if let Some(name) = &self.policy {
+            answer.policies.retain(|policy| policy.name == *name);
+            anyhow::ensure!(!answer.policies.is_empty(), "there is no UpdatePolicy {name}");
+        }
+        Ok(answer)
+    }
+}
+
+fn answer(facts: &Snapshot, options: &Options) -> Answer {
+    let (_, report) = bascule_planner::plan(facts);
+    let seen = bascule_planner::forecast(facts, options);
+    let policies = facts.policies.iter().zip(&seen.policies).enumerate().map(|(index, (policy, done_at))| {
+        let members = report.nodes.iter().zip(&seen.nodes).filter(|(said, _)| said.policy == Some(index));
+        let mut nodes: Vec<NodeAnswer> = members
+            .map(|(said, done_at)| NodeAnswer {
+                name: said.node.to_string(),
+                done_at: *done_at,
+                waits_for: said.wait.reason,
+            })
+            .collect();
+        nodes.sort_by(|a, b| (a.done_at.is_none(), a.done_at, &a.name).cmp(&(b.done_at.is_none(), b.done_at, &b.name)));
+        PolicyAnswer {
+            name: policy.name.clone(),
+            release: policy.status.target.as_ref().map(|target| target.version.clone()),
+            done_at: done_at.filter(|_| !nodes.is_empty()),
+            nodes,
+        }
+    });
+    Answer { at: facts.now, policies: policies.collect(), cut: seen.cut }
+}
+
+fn text<Z: TimeZone>(answer: &Answer, now: DateTime<Utc>, zone: &Z) -> String
+where
+    Z::Offset: Display,
+{
+    let moment = |at: Option<Time>| match at {
+        Some(at) if at <= answer.at => "now".to_owned(),
+        Some(at) => picture::moment(at.get(), now, zone),
+        None => "not foreseen".to_owned(),
+    };
+    if answer.policies.is_empty() {
+        return "There is no UpdatePolicy.\n".to_owned();
+    }
+    let mut text = String::new();
+    for policy in &answer.policies {
+        let release = policy.release.as_ref().map_or("no release", |version| version.as_str());
+        let nodes = picture::count(policy.nodes.len(), "node");
+        text.push_str(&format!("{}  {release}  {nodes}  done: {}\n", policy.name, moment(policy.done_at)));
+        let mut rows = vec![["", "NODE", "DONE", "NOW"].map(str::to_owned).to_vec()];
+        rows.extend(
+            policy
+                .nodes
+                .iter()
+                .map(|node| vec![String::new(), node.name.clone(), moment(node.done_at), node.waits_for.to_string()]),
+        );
+        text.push_str(&output::columns(&rows));
+    }
+    if answer.cut {
+        text.push_str("The forecast ends early: too many steps lie ahead. Give a shorter --horizon or one policy.\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn objects(more: &serde_json::Value) -> Objects {
+        let digest = format!("sha256:{}", "3".repeat(64));
+        let mut spec = json!({
+            "nodeSelector": {}, "provenAfter": "0s",
+            "source": {"repository": "https://images.example.com/os", "channel": "stable"},
+        });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let policy = parse(json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
+            "metadata": {"name": "workers", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": spec,
+            "status": {
+                "target": {"version": "1.1", "digest": digest, "severity": "Low", "publishedAt": "2026-01-01T00:00:00Z"},
+                "timings": {"drainSeconds": 60, "bootSeconds": 120}
+            }
+        }));
+        let node = |name: &str| -> Node {
+            parse(json!({
+                "metadata": {"name": name, "uid": format!("uid-{name}"), "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "nodeInfo": {"architecture": "amd64", "bootID": format!("boot-{name}"), "containerRuntimeVersion": "",
+                        "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
+                        "operatingSystem": "", "osImage": "", "systemUUID": ""}
+                }
+            }))
+        };
+        let update = |name: &str, version: &str| -> api::NodeUpdate {
+            parse(json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
+                "metadata": {"name": name, "generation": 1},
+                "spec": {"policy": "workers"},
+                "status": {
+                    "bootID": format!("boot-{name}"),
+                    "booted": {"slot": "A", "version": version, "rootHash": "a".repeat(64), "committedAt": "2026-01-02T00:00:00Z"},
+                    "slots": {"a": {"state": "Good", "version": version}, "b": {"state": "Empty"}},
+                    "bootControl": {"backend": "SystemdBoot", "counting": "Works"},
+                }
+            }))
+        };
+        Objects {
+            nodes: ["n1", "n2", "n3"].map(node).into(),
+            updates: vec![update("n1", "1.1"), update("n2", "1.0"), update("n3", "1.0")],
+            policies: vec![policy],
+            ..Objects::default()
+        }
+    }
+
+    fn made(more: &serde_json::Value) -> (Answer, String) {
+        let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
+        let facts = snapshot(&objects(more), 7, Time::new(now));
+        let answer = answer(&facts, &Options::default());
+        let shown = text(&answer, now, &Utc);
+        (answer, shown)
+    }
+
+    #[test]
+    fn each_node_has_its_time_and_who_is_done_is_done() {
+        let (answer, shown) = made(&json!({}));
+        let nodes = &answer.policies[0].nodes;
+        assert_eq!((nodes[0].name.as_str(), nodes[0].done_at), ("n1", Some(answer.at)));
+        // Five minutes of staging, then one after the other a minute of drain and two of boot.
+        let minutes: Vec<i64> =
+            nodes[1..].iter().map(|node| node.done_at.unwrap().seconds_since(answer.at) / 60).collect();
+        assert_eq!(minutes, [8, 11]);
+        assert!(shown.starts_with("workers  1.1  3 nodes  done: 12:11:00\n"), "{shown}");
+        assert!(shown.contains("n1    now       Current\n"), "{shown}");
+    }
+
+    #[test]
+    fn what_waits_for_a_person_is_not_foreseen() {
+        let (answer, shown) = made(&json!({"paused": true}));
+        assert_eq!(answer.policies[0].done_at, None);
+        assert!(shown.contains("done: not foreseen") && shown.contains("Paused"), "{shown}");
+        let json = serde_json::to_value(&answer).unwrap();
+        assert!(json["policies"][0].get("doneAt").is_none() && json["policies"][0]["nodes"][1]["waitsFor"] == "Paused");
+    }
+}

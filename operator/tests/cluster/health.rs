@@ -1,0 +1,196 @@
+//! Health gates against what they really ask: Debian's Prometheus, an HTTP service, objects of the API server; DaemonSets
+//! on a node; and what is said when nobody answers.
+
+use crate::agent::Habit;
+use crate::world::World;
+use axum::http::StatusCode;
+use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_tests::control_plane::free_port;
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// Prometheus, which watches itself once a second.
+struct Prometheus {
+    child: Child,
+}
+
+impl Prometheus {
+    fn start(folder: &Path, port: u16) -> Self {
+        let config = folder.join("prometheus.yml");
+        let text = format!(
+            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- {{job_name: own, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Debian's package prometheus is installed by `cargo xtask test`");
+        Self { child }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A service that answers with the status it is told.
+async fn service() -> (String, Arc<AtomicU16>) {
+    let status = Arc::new(AtomicU16::new(503));
+    let shown = Arc::clone(&status);
+    let answer = move || {
+        let shown = Arc::clone(&shown);
+        async move { StatusCode::from_u16(shown.load(Ordering::SeqCst)).unwrap() }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/ready", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (url, status)
+}
+
+async fn until_message(world: &World, node: &str, reason: WaitReason, part: &str) {
+    let holds = move |update: Option<&NodeUpdate>| {
+        let rollout = update.and_then(|update| update.status.as_ref()?.rollout.as_ref());
+        rollout.is_some_and(|one| one.reason == reason && one.message.contains(part))
+    };
+    world.until_update(node, part, holds).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answers() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port().unwrap();
+    let server = format!("http://127.0.0.1:{port}");
+    let (service, status) = service().await;
+    let prometheus = Prometheus::start(folder.path(), port);
+    let _operator = world.operator("first").await;
+    let prom_ql = |query: &str, more: Value| {
+        let mut gate = json!({"query": query});
+        gate.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"name": "alerts", "promQL": gate})
+    };
+    let gates = |gates: Value| json!({"spec": {"health": {"prometheus": server, "gates": gates}}});
+    world
+        .policy(
+            "workers",
+            json!({"health": gates(json!([prom_ql("sum(up)", json!({"equals": 2}))]))["spec"]["health"]}),
+        )
+        .await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let set = async |change: Value| {
+        policies.patch("workers", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
+    };
+
+    // What Prometheus really says.
+    until_message(&world, "n1", WaitReason::HealthGate, "is 1, wanted 2").await;
+    set(gates(json!([prom_ql("sum(up", json!({"min": 1}))]))).await;
+    until_message(&world, "n1", WaitReason::HealthGate, "parse error").await;
+    set(gates(json!([prom_ql("up{job=\"nobody\"}", json!({"min": 1}))]))).await;
+    until_message(&world, "n1", WaitReason::HealthGate, "no sample").await;
+
+    // An HTTP gate holds although Prometheus is content.
+    let good = prom_ql("sum(up)", json!({"min": 1}));
+    let http = json!({"name": "shop", "http": {"url": service}});
+    set(gates(json!([good, http]))).await;
+    until_message(&world, "n1", WaitReason::HealthGate, "503").await;
+
+    // An object gate, about the node itself.
+    let object = json!({"name": "fit", "object": {
+        "apiVersion": "v1", "kind": "Node", "name": "n1", "cel": "'fit' in object.metadata.labels"
+    }});
+    status.store(200, Ordering::SeqCst);
+    set(gates(json!([good, http, object]))).await;
+    until_message(&world, "n1", WaitReason::HealthGate, "Node n1 does not fulfil").await;
+
+    // Prometheus goes down: nothing moves, and the node says why.
+    drop(prometheus);
+    until_message(&world, "n1", WaitReason::HealthGate, "Prometheus can't be asked").await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let fit = json!({"metadata": {"labels": {"fit": "yes"}}});
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&fit)).await.unwrap();
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let update = updates.get("n1").await.unwrap();
+    assert!(update.spec.grant.is_none(), "never granted while a gate was closed: {update:?}");
+
+    let _again = Prometheus::start(folder.path(), port);
+    world.until_current("n1", "1.1").await;
+}
+
+const AGENT: &str = r#"
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: logs, namespace: default}
+spec:
+  selector: {matchLabels: {app: logs}}
+  template:
+    metadata: {labels: {app: logs}}
+    spec: {containers: [{name: logs, image: example.invalid/logs}]}
+"#;
+
+fn maintenance(node: Option<&Node>, type_: &str) -> Option<String> {
+    let conditions = node?.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|one| one.type_ == type_).map(|one| one.status.clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_maintenance() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(AGENT).await.unwrap();
+    let _operator = world.operator_with("first", None, &["--node-conditions"]).await;
+    world.policy("workers", json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}})).await;
+    let shown = |node: Option<&Node>, wanted: &str| {
+        maintenance(node, bascule_api::conditions::NODE_MAINTENANCE_IN_PROGRESS).as_deref() == Some(wanted)
+    };
+    world.until_node("n1", "in maintenance", |node| shown(node, "True")).await;
+    world.until_current("n1", "1.1").await;
+    world.until_node("n1", "out of maintenance", |node| shown(node, "False")).await;
+    world
+        .until_node("n1", "not drained", |node| {
+            maintenance(node, bascule_api::conditions::NODE_DRAINED).as_deref() == Some("False")
+        })
+        .await;
+
+    // On this machine no container of the new release comes up.
+    world.machine("n2", "b", Habit::PodsCrash).await;
+    world
+        .policy(
+            "others",
+            json!({
+                "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n2"}},
+                "health": {"nodeReadyTimeout": "20s"},
+            }),
+        )
+        .await;
+    until_message(&world, "n2", WaitReason::Trial, "not default/logs").await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let blocked = |policy: Option<&UpdatePolicy>| {
+        policy
+            .and_then(|policy| policy.status.as_ref())
+            .is_some_and(|status| status.blocked.iter().any(|block| block.reason.contains("DaemonSet")))
+    };
+    world.until(policies, "others", "blocked", blocked).await;
+    world
+        .until_update("n2", "back on 1.0", |update| {
+            update.is_some_and(|update| {
+                let booted = update.status.as_ref().and_then(|status| status.booted.as_ref());
+                update.spec.disruption.is_none() && booted.is_some_and(|booted| booted.version.as_str() == "1.0")
+            })
+        })
+        .await;
+}

@@ -1,0 +1,85 @@
+//! Hooks: Jobs before the drain and after the commit, made by the real Job controller from the policy's templates.
+
+use crate::agent::Habit;
+use crate::world::World;
+use bascule_api::{NodeUpdate, WaitReason};
+use futures::StreamExt as _;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, ResourceExt as _};
+use serde_json::{Value, json};
+use std::pin::pin;
+
+fn hook(name: &str, timeout: &str, ends: &str) -> Value {
+    json!([{"name": name, "namespace": "default", "timeout": timeout, "job": {"template": {
+        "metadata": {"labels": {"ends": ends}},
+        "spec": {
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{"name": "hook", "image": "example.invalid/hook"}],
+        },
+    }}}])
+}
+
+/// Containers end only by themselves, and the kubelet stand-in has none: the pods of hooks that shall end do so here.
+fn end_hooks(world: &World) -> tokio::task::JoinHandle<()> {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    tokio::spawn(async move {
+        let ending = watcher::Config::default().labels("ends=well");
+        let mut seen = pin!(watcher(pods.clone(), ending).default_backoff().applied_objects());
+        while let Some(event) = seen.next().await {
+            let Ok(pod) = event else { continue };
+            if pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running") {
+                let over = json!({"status": {"phase": "Succeeded"}});
+                let _ = pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&over)).await;
+            }
+        }
+    })
+}
+
+fn only(node: &str, hooks: Value) -> Value {
+    json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": node}}, "hooks": hooks})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_run_before_the_drain_and_after_the_commit_and_a_slow_one_gives_the_node_up() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    let ends = end_hooks(&world);
+    let _operator = world.operator("first").await;
+    let both = json!({"beforeDrain": hook("move-vms", "2m", "well"), "afterCommit": hook("warm-cache", "2m", "well")});
+    world.policy("good", only("n1", both)).await;
+    world.until_reason("n1", WaitReason::Hook).await;
+    world.until_current("n1", "1.1").await;
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let ran = jobs.list(&ListParams::default().labels("bascule.dev/hook")).await.unwrap().items;
+    let mut names: Vec<String> = Vec::new();
+    for job in &ran {
+        let spec = job.spec.as_ref().unwrap();
+        let environment = spec.template.spec.as_ref().unwrap().containers[0].env.clone().unwrap_or_default();
+        let node = environment.iter().find(|one| one.name == "BASCULE_NODE").and_then(|one| one.value.clone());
+        assert_eq!(node.as_deref(), Some("n1"));
+        assert_eq!(spec.active_deadline_seconds, Some(120));
+        assert_eq!(job.status.as_ref().and_then(|status| status.succeeded), Some(1), "{job:?}");
+        names.push(job.labels()["bascule.dev/hook"].clone());
+    }
+    names.sort();
+    assert_eq!(names, ["move-vms", "warm-cache"], "each ran once");
+
+    // A hook that does not end in its time: the node was not touched, takes work, and is tried later.
+    world.policy("slow", only("n2", json!({"beforeDrain": hook("too-slow", "4s", "never")}))).await;
+    let given_up = |update: Option<&NodeUpdate>| {
+        update
+            .and_then(|update| update.spec.last_disruption.as_ref())
+            .is_some_and(|last| last.given_up == 1 && last.message.contains("hook too-slow"))
+    };
+    world.until_update("n2", "given up", given_up).await;
+    world.until_reason("n2", WaitReason::DrainBackoff).await;
+    let node = Api::<Node>::all(world.client.clone()).get("n2").await.unwrap();
+    assert!(node.spec.and_then(|spec| spec.unschedulable).is_none(), "was never cordoned, or not any more");
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    assert_eq!(updates.get("n2").await.unwrap().status.unwrap().booted.unwrap().version.as_str(), "1.0");
+    ends.abort();
+}

@@ -1,0 +1,112 @@
+//! An API server that is slow, says 409, 410 and 503, loses answers and drops watches; clocks that differ; leaders that
+//! die under load. All of it costs time, and nothing else.
+
+use crate::agent::Habit;
+use crate::proxy::Proxy;
+use crate::rollout::{SHOP, guard, until_ready};
+use crate::world::World;
+use bascule_api::NodeUpdate;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Each node was granted exactly once, and is left as it was.
+async fn nothing_was_repeated(world: &World) {
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    for update in updates.list(&ListParams::default()).await.unwrap() {
+        let grant = update.spec.grant.as_ref().map(|grant| grant.generation);
+        assert_eq!(grant, Some(1), "{update:?}");
+    }
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(world.client.clone());
+    for node in nodes.list(&ListParams::default()).await.unwrap() {
+        assert!(node.spec.as_ref().and_then(|spec| spec.unschedulable).is_none(), "{node:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_api_server_with_conflicts_lost_answers_410_and_dropped_watches_costs_only_time() {
+    let mut world = World::new().await;
+    for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
+        world.machine(node, zone, Habit::Good).await;
+    }
+    world.control_plane.apply(SHOP).await.unwrap();
+    until_ready(&world, 4).await;
+    let below = Arc::new(AtomicBool::new(false));
+    let guard = guard(&world, Arc::clone(&below));
+    let proxy = Proxy::start(&world.control_plane).await;
+    let _operator = world.operator_with("first", Some(&proxy.url), &[]).await;
+    world.policy("workers", json!({})).await;
+    for node in ["n1", "n2", "n3"] {
+        world.until_current(node, "1.1").await;
+    }
+    let seen = proxy.counts();
+    println!("{seen:?}");
+    assert!(seen.conflicts > 0 && seen.lost > 0 && seen.overloads > 0 && seen.gone > 0 && seen.cut > 0, "{seen:?}");
+    proxy.mend();
+    assert!(!below.load(Ordering::SeqCst), "the budget was broken");
+    guard.abort();
+    nothing_was_repeated(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_differ_by_years_stop_nobody() {
+    let mut world = World::new().await;
+    // What this machine says of times is ten years ahead of the operator.
+    world.machine("n1", "a", Habit::ClockAhead).await;
+    world.machine("n2", "b", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    let waves = json!([
+        {"name": "canary", "selector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}, "soak": "2s"},
+        {"name": "rest"}
+    ]);
+    world.policy("workers", json!({"waves": waves, "health": {"nodeSoak": "1s"}})).await;
+    world.until_current("n1", "1.1").await;
+    // The soak is counted by the operator's clock.
+    world.until_current("n2", "1.1").await;
+    nothing_was_repeated(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
+    let mut world = World::new().await;
+    let nodes = ["n1", "n2", "n3", "n4", "n5", "n6"];
+    for (index, node) in nodes.iter().enumerate() {
+        world.machine(node, ["a", "b", "c"][index % 3], Habit::Good).await;
+    }
+    world.control_plane.apply(SHOP).await.unwrap();
+    until_ready(&world, 4).await;
+    let below = Arc::new(AtomicBool::new(false));
+    let guard = guard(&world, Arc::clone(&below));
+    let mut replicas = vec![("first".to_owned(), world.operator("first").await)];
+    replicas.push(("second".to_owned(), world.operator("second").await));
+    world.policy("workers", json!({"budget": {"maxUnavailable": 2}, "health": {"nodeSoak": "1s"}})).await;
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), "bascule-system");
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    for round in 0..3 {
+        let moving = async || {
+            let all = updates.list(&ListParams::default()).await.unwrap().items;
+            let moves = all.iter().any(|update| update.spec.disruption.is_some());
+            let done = all.iter().filter(|update| update.spec.last_disruption.is_some()).count();
+            (moves && done >= round) || done == nodes.len()
+        };
+        world.eventually("a node moves", moving).await;
+        let lease = leases.get("bascule-operator").await.unwrap();
+        let holder = lease.spec.unwrap().holder_identity.unwrap_or_default();
+        // The one that leads dies without a word, and a new replica takes its place beside the other.
+        if let Some(at) = replicas.iter().position(|(identity, _)| *identity == holder) {
+            replicas.remove(at).1.kill().await;
+            let identity = format!("replica-{round}");
+            let operator = world.operator(&identity).await;
+            replicas.push((identity, operator));
+        }
+    }
+    for node in nodes {
+        world.until_current(node, "1.1").await;
+    }
+    assert!(!below.load(Ordering::SeqCst), "the budget was broken");
+    guard.abort();
+    nothing_was_repeated(&world).await;
+}
