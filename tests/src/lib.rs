@@ -5,6 +5,7 @@ pub mod clock;
 pub mod control_plane;
 pub mod https;
 pub mod kubelet;
+pub mod kwok;
 pub mod supervise;
 #[allow(
     clippy::unwrap_used,

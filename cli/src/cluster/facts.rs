@@ -10,7 +10,7 @@ use bascule_planner::{
         Release, RollbackFacts, Taints, UpdateFacts,
     },
 };
-use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::core::v1;
 use kube::ResourceExt as _;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +22,7 @@ const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 /// What was read from the cluster.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
-    pub(super) nodes: Vec<core::Node>,
+    pub(super) nodes: Vec<v1::Node>,
     pub(super) updates: Vec<api::NodeUpdate>,
     pub(super) policies: Vec<api::UpdatePolicy>,
     pub(super) freezes: Vec<api::Freeze>,
@@ -65,7 +65,7 @@ fn created(object: &impl kube::Resource) -> Time {
     object.meta().creation_timestamp.as_ref().map_or_else(Time::default, Time::from_kubernetes)
 }
 
-fn node(node: &core::Node, update: Option<&api::NodeUpdate>) -> Node {
+fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
     let (spec, status) = (node.spec.clone().unwrap_or_default(), node.status.clone().unwrap_or_default());
     let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
     let info = status.node_info.as_ref();

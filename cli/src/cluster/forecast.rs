@@ -183,7 +183,7 @@ mod tests {
     fn objects(more: &serde_json::Value) -> Objects {
         let digest = format!("sha256:{}", "3".repeat(64));
         let mut spec = json!({
-            "nodeSelector": {}, "provenAfter": "0s",
+            "nodeSelector": {}, "provenAfter": "0s", "staging": {"maxConcurrent": 3}, "health": {"nodeSoak": "0s"},
             "source": {"repository": "https://images.example.com/os", "channel": "stable"},
         });
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

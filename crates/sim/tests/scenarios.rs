@@ -253,3 +253,37 @@ fn one_update_takes_seven_writes_of_specs() {
     // Create, Stage, Grant, Cordon, Boot, Commit, Uncordon, FreeGrant; and the outdated taint while others went first.
     assert!((8..=9).contains(&writes), "{writes}");
 }
+
+#[test]
+fn a_block_that_an_admin_lifts_is_in_force_again_after_further_failures() {
+    let mut world = world(2, &json!({"health": {"nodeReadyTimeout": "5m"}}));
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    let tried = |world: &World| world.machines.values().filter(|machine| !machine.history.is_empty()).count();
+    world.until(300, |world| !world.snapshot.policies[0].status.blocked.is_empty() && granted(world) == 0).unwrap();
+    assert_eq!(tried(&world), 1);
+    world.policy("workers", |policy| {
+        let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+        spec.allowed_versions = vec![build::version("1.1")];
+        policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+    });
+    world.until(300, |world| tried(world) == 2 && granted(world) == 0).unwrap();
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    assert_eq!(tried(&world), 2, "one more node tried it, and it failed there too\n{}", world.story());
+    assert_eq!(on(&world, "1.0"), 6);
+}
+
+#[test]
+fn a_clock_that_is_ahead_does_not_prolong_a_soak() {
+    let fields = json!({"waves": [
+        {"name": "canary", "selector": {"matchLabels": {"kubernetes.io/hostname": "a1"}}, "soak": "5m"},
+        {"name": "rest"}
+    ]});
+    let mut world = world(1, &fields);
+    // This machine was installed with the release, and its clock is ten hours ahead.
+    world.machines.get_mut("a1").unwrap().install(&build::version("1.1"), build::at(36_000));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.now < build::at(7_200), "hours before that clock's time has come");
+}

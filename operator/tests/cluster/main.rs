@@ -12,5 +12,4 @@ mod hooks;
 mod proxy;
 mod rollout;
 mod trouble;
-#[allow(dead_code, reason = "shared with the repository's attacks, which use all of it")]
 mod world;

@@ -21,6 +21,13 @@ pub(crate) struct Options {
 enum What {
     /// The node agent as it is shipped: size, memory, wake-ups, requests, delays. Needs root and a quarter of an hour.
     Agent(agent::Options),
+    /// The operator against a real API server with nodes that KWOK plays: memory, writes, reaction, quiet. Needs Go, and
+    /// hours for a thousand nodes on two cores.
+    Operator {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Releases: bytes to move and speed of applying, against other tools. Needs root, 15 GB and two hours of an idle machine.
     Release {
         /// Passed on; `--help` lists them.
@@ -41,19 +48,31 @@ const TOOLS: &[Tool] = &[
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let arguments = match &options.what {
-        What::Agent(options) => return agent::run(options),
-        What::Release { arguments } => arguments,
-    };
-    prerequisites::ensure(TOOLS)?;
+    match &options.what {
+        What::Agent(options) => agent::run(options),
+        What::Operator { arguments } => {
+            prerequisites::require("go", "the control plane and KWOK are built with it")?;
+            cargo(&["build", "--quiet", "--package", "bascule-operator"], &[], "the operator does not build")?;
+            let scale = ["run", "--quiet", "--package", "bascule-operator", "--example", "scale", "--"];
+            cargo(&scale, arguments, "its message says why")
+        }
+        What::Release { arguments } => {
+            prerequisites::ensure(TOOLS)?;
+            let bench = ["run", "--release", "--quiet", "--package", "bascule-bench", "--", "release"];
+            cargo(&bench, arguments, "what it measured so far is kept, the same command goes on")
+        }
+    }
+}
+
+fn cargo(first: &[&str], more: &[String], advice: &str) -> anyhow::Result<()> {
     let status = bascule_os_image::cargo()
-        .args(["run", "--release", "--quiet", "--package", "bascule-bench", "--", "release"])
-        .args(arguments)
+        .args(first)
+        .args(more)
         .current_dir(workspace_root())
         .status()
         .context("starting cargo")?;
     if !status.success() {
-        bail!("the benchmark failed ({status}); what it measured so far is kept, the same command goes on");
+        bail!("the benchmark failed ({status}); {advice}");
     }
     Ok(())
 }

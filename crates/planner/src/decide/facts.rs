@@ -63,9 +63,11 @@ pub(super) struct Traits {
     /// The release that it is asked to stage.
     pub(super) asked: Option<u32>,
     pub(super) goal: Option<Goal>,
-    /// Since when it runs what it runs, committed, as far as is known: by the operator's own clock where it moved the
-    /// node itself; the agent's clock may be wrong.
+    /// Since when it runs what it runs, committed, as far as is known; see [`NodeView::done_since`].
     pub(super) done_since: Time,
+    /// Whether that is the agent's word alone, whose clock may be wrong.
+    pub(super) done_by_agent: bool,
+    pub(super) created_at: Time,
     /// How many of its pods a PodDisruptionBudget protects.
     pub(super) protected: u64,
     pub(super) etcd: EtcdMember,
@@ -133,6 +135,8 @@ impl Traits {
             asked: asked.map(|asked| texts.id(asked.version.as_str())),
             goal: update.map(|update| update.spec.goal),
             done_since: update.map(done_since).unwrap_or_default(),
+            done_by_agent: update.is_some_and(|update| update.spec.last_disruption.is_none()),
+            created_at: node.created_at,
             protected: node.pods.budgets.iter().map(|(_, pods)| u64::from(*pods)).sum(),
             etcd: node.etcd,
             runs_operator: snapshot.operator_node.as_deref() == Some(&*node.name),
@@ -215,6 +219,17 @@ impl<'a> NodeView<'a> {
         holds.then_some(version)
     }
 
+    /// Since when the node runs what it runs, committed. An agent that speaks of the future has a wrong clock; then the
+    /// API server's word for when the node joined has to do, or a soak would not end for as long as the clock is wrong.
+    pub(super) fn done_since(&self, now: Time) -> Time {
+        let traits = self.traits;
+        if traits.done_since > now && traits.done_by_agent {
+            traits.created_at.min(now)
+        } else {
+            traits.done_since.min(now)
+        }
+    }
+
     /// Whether the agent reports this release as one that failed there.
     pub(super) fn reports_failed(&self, version: &Version) -> bool {
         self.traits.has_failed
@@ -253,12 +268,18 @@ fn staged_as_asked(update: &UpdateFacts) -> bool {
             .is_some_and(|staged| staged.version == asked.version && staged.digest == asked.digest)
 }
 
+/// By the operator's own clock where it moved the node to what it runs; else what the agent says, though not later than
+/// the operator's last dealings with the node, after which it ran this already.
 fn done_since(update: &UpdateFacts) -> Time {
     let booted = update.status.booted.as_ref();
-    let own = update.spec.last_disruption.as_ref().filter(|last| {
-        last.outcome == DisruptionOutcome::Committed && last.version.as_ref() == booted.map(|booted| &booted.version)
-    });
-    own.map(|last| last.ended_at).or_else(|| booted.and_then(|booted| booted.committed_at)).unwrap_or_default()
+    let Some(last) = &update.spec.last_disruption else {
+        return booted.and_then(|booted| booted.committed_at).unwrap_or_default();
+    };
+    let here = booted.is_some_and(|booted| last.version.as_ref() == Some(&booted.version));
+    if last.outcome == DisruptionOutcome::Committed && here {
+        return last.ended_at;
+    }
+    booted.and_then(|booted| booted.committed_at).unwrap_or_default().min(last.ended_at)
 }
 
 /// FNV-1a of a seed and a text: the lot that orders nodes between which nothing else decides.

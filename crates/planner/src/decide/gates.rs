@@ -217,7 +217,7 @@ fn retention(candidate: &Candidate<'_, '_>) -> Answer {
         return None;
     }
     let running = view.running()?;
-    let proven = view.traits.done_since.min(candidate.now).after(valid.spec.proven_after);
+    let proven = view.done_since(candidate.now).after(valid.spec.proven_after);
     if candidate.now >= proven {
         return None;
     }

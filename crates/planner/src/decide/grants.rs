@@ -103,7 +103,7 @@ impl<'a> Round<'a> {
     ) {
         let now = self.now();
         let Some(facts) = self.policies.get(policy) else { return };
-        let standing = verdicts.stand(policy, Ground::of(facts, now));
+        let footing = verdicts.stand(policy, Ground::of(facts, now));
         let members = facts.members.clone();
         let mut current: Option<Arc<Wait>> = None;
         for node in members {
@@ -127,13 +127,13 @@ impl<'a> Round<'a> {
             }
             let already_said = self.draft.said.get(node).is_some_and(Option::is_some);
             let holds = waves.waves.holds(node);
-            let found = match verdicts.recall(node, standing, holds, now) {
+            let found = match verdicts.recall(node, footing, holds, now) {
                 Some(found) => found,
                 None => {
                     let found = gates::own(&candidate);
                     // A node that is not Ready waits for others, and a time that lies ahead moves along with the clock.
                     if traits.ready && traits.done_since <= now {
-                        verdicts.keep(node, standing, holds, now, found.as_ref());
+                        verdicts.keep(node, footing, holds, now, found.as_ref());
                     }
                     found
                 }

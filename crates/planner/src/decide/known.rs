@@ -217,22 +217,22 @@ pub(super) struct Verdicts {
 
 /// On what a policy's nodes are judged in this plan.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Standing(Option<u64>);
+pub(super) struct Footing(Option<u64>);
 
 impl Verdicts {
     /// Verdicts on an equal ground hold on.
-    pub(super) fn stand(&mut self, policy: usize, ground: Option<Ground>) -> Standing {
+    pub(super) fn stand(&mut self, policy: usize, ground: Option<Ground>) -> Footing {
         if self.grounds.len() <= policy {
             self.grounds.resize_with(policy.saturating_add(1), || None);
         }
-        let Some(known) = self.grounds.get_mut(policy) else { return Standing(None) };
-        let Some(ground) = ground else { return Standing(None) };
+        let Some(known) = self.grounds.get_mut(policy) else { return Footing(None) };
+        let Some(ground) = ground else { return Footing(None) };
         match known {
-            Some((number, before)) if *before == ground => Standing(Some(*number)),
+            Some((number, before)) if *before == ground => Footing(Some(*number)),
             _ => {
                 self.last += 1;
                 *known = Some((self.last, ground));
-                Standing(Some(self.last))
+                Footing(Some(self.last))
             }
         }
     }
@@ -242,12 +242,12 @@ impl Verdicts {
     pub(super) fn recall(
         &self,
         node: usize,
-        standing: Standing,
+        footing: Footing,
         holds: Option<&Arc<Wait>>,
         now: Time,
     ) -> Option<Option<(Gate, Arc<Wait>)>> {
         let verdict = self.nodes.get(node)?.as_ref()?;
-        let same = standing.0 == Some(verdict.ground)
+        let same = footing.0 == Some(verdict.ground)
             && holds.map(|wait| wait.reason) == verdict.held
             && verdict.at <= now
             && verdict.until.is_none_or(|until| now < until);
@@ -264,12 +264,12 @@ impl Verdicts {
     pub(super) fn keep(
         &mut self,
         node: usize,
-        standing: Standing,
+        footing: Footing,
         holds: Option<&Arc<Wait>>,
         now: Time,
         found: Option<&(Gate, Arc<Wait>)>,
     ) {
-        let (Some(ground), Some(slot)) = (standing.0, self.nodes.get_mut(node)) else { return };
+        let (Some(ground), Some(slot)) = (footing.0, self.nodes.get_mut(node)) else { return };
         let until = match found {
             Some((Gate::Wave | Gate::Soak, _)) | None => None,
             Some((_, wait)) => wait.until,

@@ -302,7 +302,7 @@ impl<'a> Round<'a> {
         }
         match self.choices.get(index).and_then(Option::as_ref) {
             Some(Choice::Here) if view.traits.on_trial => Standing::Unable,
-            Some(Choice::Here) => Standing::Done(view.traits.done_since.min(self.now())),
+            Some(Choice::Here) => Standing::Done(view.done_since(self.now())),
             Some(Choice::Install(install)) => {
                 let version = &install.release.version;
                 let failed = || view.reports_failed(version) || policy.memory.failed_on(version, &view.node.name);

@@ -33,6 +33,7 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
             numbers(node, boot_id, *generation, found);
         }
         own_only(node, &step.action, found);
+        emptied(node, &step.action, found);
         remembered_failure(snapshot, node, &step.action, found);
     }
     for grant in &granted {
@@ -66,6 +67,18 @@ fn numbers(node: &Node, boot_id: &str, generation: i64, found: &mut Vec<Violatio
     }
     if boot_id != node.boot_id || update.status.boot_id.as_deref() != Some(boot_id) {
         found.push(violation(3, &node.name, "is granted for a boot that the agent does not run"));
+    }
+}
+
+/// A node is not told to reboot while a pod is on it that may not be evicted, however the drain came to its end.
+fn emptied(node: &Node, action: &Action, found: &mut Vec<Violation>) {
+    let reboots = matches!(action, Action::Boot { .. } | Action::Revert { drained_at: Some(_), .. });
+    if let Some(pod) = node.pods.undrainable.first().filter(|_| reboots) {
+        found.push(violation(
+            0,
+            &node.name,
+            format!("is told to reboot under pod {}, which may not be evicted", pod.pod),
+        ));
     }
 }
 

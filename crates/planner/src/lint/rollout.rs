@@ -70,7 +70,14 @@ fn done_at(update: &crate::snapshot::UpdateFacts, version: &Version, now: Time) 
         .last_disruption
         .as_ref()
         .filter(|last| last.outcome == DisruptionOutcome::Committed && last.version.as_ref() == Some(version));
+    // What the agent says counts as far as its clock can be believed.
+    let dealt = update.spec.last_disruption.as_ref().map(|last| last.ended_at);
     let reported = update.status.booted.as_ref().and_then(|booted| booted.committed_at);
+    let reported = match (reported, dealt) {
+        (Some(reported), Some(dealt)) => Some(reported.min(dealt)),
+        (Some(reported), None) if reported > now => None,
+        (reported, _) => reported,
+    };
     freed.map(|last| last.ended_at).or(reported).unwrap_or_default().min(now)
 }
 

@@ -25,11 +25,6 @@ impl std::fmt::Display for Broken {
 /// Right after a step was carried out on the newest facts.
 pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
     let mut broken = Vec::new();
-    let boots = matches!(action, Action::Boot { .. } | Action::Revert { drained_at: Some(_), .. });
-    let holds_bare = |node: &str| world.workload.bare.contains(node);
-    if let Some(node) = action.node().filter(|node| boots && holds_bare(node)) {
-        broken.push(Broken::World(0, format!("{node} is told to reboot under a pod that may not be evicted")));
-    }
     let Action::Grant { node, cause, .. } = action else { return broken };
     let ignores = world
         .snapshot

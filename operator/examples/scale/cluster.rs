@@ -1,0 +1,165 @@
+//! The cluster under the benchmark: nodes, pods with budgets, policies, and the operator's process.
+
+use bascule_api::UpdatePolicy;
+use bascule_tests::control_plane::{ControlPlane, free_port};
+use bascule_tests::https::HttpsServer;
+use bascule_tests::kwok;
+use bascule_tests::supervise::Supervised;
+use bascule_tests::vendor::Vendor;
+use futures::StreamExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const APPS: usize = 20;
+
+pub(crate) async fn install(control_plane: &ControlPlane) {
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
+    for manifest in [
+        "namespace.yaml",
+        "crds/updatepolicies.yaml",
+        "crds/nodeupdates.yaml",
+        "crds/freezes.yaml",
+        "crds/rollbacks.yaml",
+        "rbac/operator.yaml",
+        "admission/operator.yaml",
+    ] {
+        control_plane.apply(&std::fs::read_to_string(manifests.join(manifest)).unwrap()).await.unwrap();
+    }
+}
+
+pub(crate) async fn trust(client: &Client, vendor: &Vendor) {
+    let root = String::from_utf8(vendor.trust_root()).unwrap();
+    let map: ConfigMap =
+        serde_json::from_value(json!({"metadata": {"name": "bascule-trust-root"}, "data": {"root.json": root}}))
+            .unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "bascule-system");
+    maps.create(&PostParams::default(), &map).await.unwrap();
+}
+
+/// The nodes, and one without work that is updated alone.
+pub(crate) async fn add_nodes(client: &Client, count: usize) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let label = |role: &str| json!({"metadata": {"labels": {"role": role}}});
+    let add = |index: usize| {
+        let (client, nodes) = (client.clone(), nodes.clone());
+        async move {
+            let name = format!("k{index:04}");
+            kwok::add_node(&client, &name, ["a", "b", "c"][index % 3]).await.unwrap();
+            nodes.patch(&name, &PatchParams::default(), &Patch::Merge(label("worker"))).await.unwrap();
+        }
+    };
+    futures::stream::iter(0..count).map(add).buffer_unordered(16).collect::<Vec<()>>().await;
+    kwok::add_node(client, "probe", "a").await.unwrap();
+    let probe = json!({
+        "metadata": {"labels": {"role": "probe"}},
+        "spec": {"taints": [{"key": "example.com/empty", "effect": "NoSchedule"}]},
+    });
+    nodes.patch("probe", &PatchParams::default(), &Patch::Merge(probe)).await.unwrap();
+}
+
+pub(crate) async fn add_pods(control_plane: &ControlPlane, client: &Client, count: usize, patience: Duration) {
+    let each = (count / APPS).max(1);
+    for app in 0..APPS {
+        let text = format!(
+            r#"apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: app-{app}, namespace: default}}
+spec:
+  replicas: {each}
+  selector: {{matchLabels: {{app: app-{app}}}}}
+  template:
+    metadata: {{labels: {{app: app-{app}}}}}
+    spec: {{containers: [{{name: c, image: example.invalid/c}}]}}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{name: app-{app}, namespace: default}}
+spec: {{maxUnavailable: "30%", selector: {{matchLabels: {{app: app-{app}}}}}}}
+"#
+        );
+        control_plane.apply(&text).await.unwrap();
+    }
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    for app in 0..APPS {
+        let ready = move |found: Option<&Deployment>| {
+            let replicas = found.and_then(|found| found.status.as_ref()?.ready_replicas).unwrap_or(0);
+            usize::try_from(replicas).is_ok_and(|replicas| replicas >= each)
+        };
+        let name = format!("app-{app}");
+        let waited = await_condition(deployments.clone(), &name, ready);
+        tokio::time::timeout(patience, waited).await.expect("the pods did not come up in time").unwrap();
+    }
+}
+
+pub(crate) struct Operator {
+    process: Supervised,
+    listen: String,
+}
+
+impl Operator {
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) async fn metrics(&self) -> String {
+        reqwest::get(format!("http://{}/metrics", self.listen)).await.unwrap().text().await.unwrap()
+    }
+}
+
+/// The operator's own program, built beside this one, with the rights that the manifests give it.
+pub(crate) async fn start_operator(control_plane: &ControlPlane, server: &HttpsServer) -> Operator {
+    let folder = control_plane.folder();
+    let (kubeconfig, authority) = (folder.join("operator.kubeconfig"), folder.join("repository-ca.pem"));
+    let credentials = control_plane.service_account("bascule-system", "bascule-operator").await.unwrap();
+    credentials.write_to(&kubeconfig).unwrap();
+    std::fs::write(&authority, server.ca_pem()).unwrap();
+    let listen = format!("127.0.0.1:{}", free_port().unwrap());
+    let arguments = [
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--extra-ca={}", authority.display()),
+        "--identity=bench".to_owned(),
+        format!("--listen={listen}"),
+    ];
+    // target/<profile>/examples/scale → target/<profile>/bascule-operator
+    let own: PathBuf = std::env::current_exe().unwrap();
+    let program = own.parent().and_then(Path::parent).unwrap().join("bascule-operator");
+    let process = Supervised::start(&program, arguments, &[], &folder.join("operator.log")).unwrap();
+    Operator { process, listen }
+}
+
+pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str, server: &HttpsServer) {
+    let mut waves: Vec<_> = (1..10).map(|wave| json!({"name": format!("w{wave}"), "percent": 10})).collect();
+    waves.push(json!({"name": "rest"}));
+    let policy: UpdatePolicy = serde_json::from_value(json!({
+        "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": name},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"role": role}},
+            "source": {"repository": server.url(), "channel": "stable"},
+            "provenAfter": "0s",
+            "waves": waves,
+            "budget": {"maxUnavailable": "10%"},
+            "staging": {"maxConcurrent": "100%"},
+        },
+    }))
+    .unwrap();
+    policies.create(&PostParams::default(), &policy).await.unwrap();
+}
+
+pub(crate) async fn until_updated(policies: &Api<UpdatePolicy>, name: &str, nodes: usize, patience: Duration) {
+    let done = move |policy: Option<&UpdatePolicy>| {
+        policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
+            usize::try_from(status.counts.updated).is_ok_and(|updated| updated == nodes) && status.counts.moving == 0
+        })
+    };
+    let waited = await_condition(policies.clone(), name, done);
+    if tokio::time::timeout(patience, waited).await.is_err() {
+        let status = policies.get(name).await.ok().and_then(|policy| policy.status);
+        panic!("the rollout did not end in time: {}", serde_json::to_string_pretty(&status).unwrap());
+    }
+}

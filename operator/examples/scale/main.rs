@@ -1,0 +1,108 @@
+//! What the operator costs at scale: a real control plane, nodes and pods that KWOK plays, agents that do at once what
+//! they are told, and the operator as a process of its own. `cargo xtask bench operator` runs it; docs/benchmarks.md has
+//! what was measured. No test: a slow machine breaks nothing.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    reason = "a benchmark"
+)]
+
+mod agents;
+mod cluster;
+mod measure;
+
+use bascule_api::UpdatePolicy;
+use bascule_tests::control_plane::{ControlPlane, Options};
+use bascule_tests::https::HttpsServer;
+use bascule_tests::kwok::{Kwok, Pace};
+use bascule_tests::vendor::Vendor;
+use clap::Parser;
+use kube::Api;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The size of the cluster.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Nodes, in waves of a tenth.
+    #[arg(long, default_value_t = 1_000)]
+    nodes: usize,
+    /// Pods on each node, on average.
+    #[arg(long, default_value_t = 10)]
+    pods: usize,
+    /// Seconds of quiet that are watched after the rollout.
+    #[arg(long, default_value_t = 3_600)]
+    quiet: u64,
+    /// Seconds after which a phase that does not end is given up.
+    #[arg(long, default_value_t = 3_600)]
+    patience: u64,
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let arguments = Arguments::parse();
+    let patience = Duration::from_secs(arguments.patience);
+    bascule_tests::install_tls_provider();
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    let client = control_plane.client().await.unwrap();
+    cluster::install(&control_plane).await;
+    let mut vendor = Vendor::empty();
+    vendor.now = bascule_tests::clock::now();
+    let keys = vendor.keys(&["root-1", "root-2", "targets", "snapshot", "timestamp"]);
+    vendor.publisher().rotate(&BTreeMap::new(), vendor.signing(&keys)).unwrap();
+    vendor.publish("1.0", None);
+    vendor.publish("1.1", Some("1.0"));
+    let server = HttpsServer::start(vendor.repository()).await.unwrap();
+    cluster::trust(&client, &vendor).await;
+    let _kwok = Kwok::start(&control_plane, &Pace::default()).await.unwrap();
+
+    let begun = Instant::now();
+    cluster::add_nodes(&client, arguments.nodes).await;
+    cluster::add_pods(&control_plane, &client, arguments.nodes * arguments.pods, patience).await;
+    println!(
+        "{} nodes and {} pods are up after {:.0} s",
+        arguments.nodes,
+        arguments.nodes * arguments.pods,
+        begun.elapsed().as_secs_f64()
+    );
+
+    let operator = cluster::start_operator(&control_plane, &server).await;
+    let agents = agents::Agents::start(client.clone());
+    let policies: Api<UpdatePolicy> = Api::all(client.clone());
+
+    // One node without pods, alone: what the operator itself adds to its way.
+    let before = control_plane.requests().unwrap().len();
+    cluster::policy(&policies, "probe", "probe", &server).await;
+    cluster::until_updated(&policies, "probe", 1, patience).await;
+    let alone = agents.overheads();
+    println!(
+        "one empty node alone, from the grant until it is free: {:.2} s",
+        alone.first().copied().unwrap_or_default()
+    );
+
+    let begun = Instant::now();
+    let started = control_plane.requests().unwrap().len();
+    cluster::policy(&policies, "workers", "worker", &server).await;
+    cluster::until_updated(&policies, "workers", arguments.nodes, patience).await;
+    let took = begun.elapsed();
+    println!("rollout over {} nodes in ten waves, a tenth at once: {:.0} s", arguments.nodes, took.as_secs_f64());
+
+    let requests = control_plane.requests().unwrap();
+    measure::writes(&requests[started..], arguments.nodes);
+    measure::overheads("each node of the rollout, drain apart", &agents.overheads());
+    measure::memory(operator.pid());
+    measure::reaction(&operator.metrics().await);
+
+    // What was under way (series of events, the last statuses) ends within a minute; then nothing may be written.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let settled = control_plane.requests().unwrap().len();
+    tokio::time::sleep(Duration::from_secs(arguments.quiet)).await;
+    let requests = control_plane.requests().unwrap();
+    measure::quiet(&requests[settled..], arguments.quiet);
+    measure::memory(operator.pid());
+    assert!(before <= settled);
+}
