@@ -76,7 +76,8 @@ fn is_test(text: &str, function: &str) -> bool {
     else {
         return false;
     };
-    let before = text.get(..at).unwrap_or_default();
+    // What indents the function is no empty line.
+    let before = text.get(..at).unwrap_or_default().trim_end_matches(' ');
     let attributes = before.lines().rev().take_while(|line| !line.trim().is_empty() && line.trim() != "}");
     attributes.take(6).any(|line| line.trim_start().starts_with("#[") && line.contains("test"))
         // Property tests are functions of a macro.
@@ -113,4 +114,5 @@ fn a_name_that_leads_nowhere_is_noticed() {
     assert_eq!(found.first().map(|named| named.function.as_str()), Some("a_b"));
     assert!(!is_test("fn a_b() {}", "a_b"));
     assert!(is_test("#[test]\nfn a_b() {}", "a_b"));
+    assert!(is_test("mod tests {\n    #[tokio::test]\n    async fn a_b() {}", "a_b"));
 }
