@@ -94,9 +94,12 @@ impl Esp for MountedEsp {
         let here = rustix::fs::CWD;
         match rustix::fs::renameat_with(here, &from, here, &to, RenameFlags::NOREPLACE) {
             // File systems that don't know the flag; nobody else writes here while the agent's lock is held.
-            Err(rustix::io::Errno::INVAL) if !to.exists() => std::fs::rename(&from, &to),
-            outcome => Ok(outcome?),
+            Err(rustix::io::Errno::INVAL) if !to.exists() => std::fs::rename(&from, &to)?,
+            outcome => outcome?,
         }
+        // FAT gives the new name no content until the file itself is written back (linux, fs/fat/namei_vfat.c,
+        // vfat_rename): were the directory synced first, power lost after that would leave neither name with the file.
+        File::open(&to)?.sync_all()
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
