@@ -2,7 +2,7 @@
 
 use super::{Motion, Moving, before, trial};
 use crate::{Action, Wait, decide::choice::reference};
-use bascule_api::{DisruptionOutcome, Goal, NodeError, RolloutState, SlotState, Time, WaitReason};
+use bascule_api::{DisruptionOutcome, Goal, NodeError, RolloutState, SlotState, SlotStatus, Time, WaitReason};
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     match moving.spec.goal {
@@ -87,12 +87,14 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
     let update = moving.view.update();
     let failed = update
         .and_then(|update| update.status.failed_releases.iter().rev().find(|failed| failed.version == release.version));
-    let still_staged = update
-        .and_then(|update| update.status.staged.as_ref())
-        .is_some_and(|staged| staged.version == release.version && moving.spec.goal != Goal::Committed);
+    let tried_in_vain = update.and_then(|update| update.status.slots.as_ref()).is_some_and(|slots| {
+        let of_release = |slot: &&SlotStatus| slot.version.as_ref() == Some(&release.version);
+        [&slots.a, &slots.b].into_iter().filter(of_release).any(|slot| slot.state == SlotState::Bad)
+    });
     let running = moving.view.running().map_or("", |version| version.as_str());
-    if failed.is_none() && still_staged {
-        // It rebooted without having armed anything: nothing was tried, so nothing failed.
+    if failed.is_none() && !tried_in_vain && moving.spec.goal != Goal::Committed {
+        // Power was lost before the release was armed, or while it was: nothing was tried, so nothing failed. What is left
+        // of it in the slot is the agent's to find out and to stage again.
         let why = "the node rebooted before the agent had armed the release";
         let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why));
         return moving.end(motion, DisruptionOutcome::NotRebooted, Goal::Staged, why, why.to_owned());
