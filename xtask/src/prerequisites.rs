@@ -23,6 +23,7 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "mkfs.erofs", package: "erofs-utils" },
     Tool { program: "mmdebstrap", package: "mmdebstrap" },
     Tool { program: "sgdisk", package: "gdisk" },
+    Tool { program: "mke2fs", package: "e2fsprogs" },
     Tool { program: "fsck.vfat", package: "dosfstools" },
     Tool { program: "cgpt", package: "cgpt" },
     Tool { program: "dbus-daemon", package: "dbus-daemon" },

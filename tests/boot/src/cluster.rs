@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use bascule_api::{NodeUpdate, NodeUpdateStatus, UpdatePolicy};
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options, apply, free_port};
 use bascule_tests::supervise::Supervised;
+use kube::runtime::wait::await_condition;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use serde_json::json;
@@ -18,6 +19,8 @@ use crate::vendor::{CA_FILE, Vendor};
 
 /// Where a node of the reference OS keeps its own settings, below `/var`.
 const SETTINGS: &str = "etc/bascule";
+/// From a node's word that a release failed to the operator's that it is blocked.
+const BLOCKED: Duration = Duration::from_secs(60);
 /// Who stops and rolls back.
 const ON_CALL: &str = "alice";
 
@@ -113,7 +116,7 @@ impl Cluster {
         let policy = format!(
             "apiVersion: bascule.dev/v1alpha1\nkind: UpdatePolicy\nmetadata: {{name: {node}}}\nspec:\n  \
              nodeSelector: {{matchLabels: {{kubernetes.io/hostname: {node}}}}}\n  \
-             source: {{repository: \"{repository}\", channel: {channel}, pollInterval: 5s}}\n  \
+             source: {{repository: \"{repository}\", channel: {channel}, pollInterval: 10s}}\n  \
              budget: {{maxUnavailable: 1}}\n  provenAfter: 1s\n  drain: {{timeout: 60s}}\n  \
              health: {{nodeReadyTimeout: 5m, nodeSoak: 5s}}\n  failureThreshold: 1\n"
         );
@@ -157,22 +160,42 @@ impl Cluster {
         match waited {
             Ok(found) => found,
             Err(_) => bail!(
-                "{node}: {what} was not so within {} s; last it said {}; the operator's log ends with:\n{}",
+                "{node}: {what} was not so within {} s; last it said {}; its policy says {}; the operator's log ends \
+                 with:\n{}",
                 patience.as_secs(),
                 serde_json::to_string(&last)?,
+                self.word_about(node).await,
                 self.operator.log_tail(5)
             ),
         }
     }
 
-    /// The versions that a policy never tries again.
+    /// What the operator says about a node's policy, for somebody who asks why nothing happens.
+    async fn word_about(&self, policy: &str) -> String {
+        let policies: Api<UpdatePolicy> = Api::all(self.client.clone());
+        match policies.get(policy).await {
+            Ok(policy) => serde_json::to_string(&policy.status).unwrap_or_default(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Waits until a policy says that it never tries `version` again.
     ///
     /// # Errors
-    /// When the API server does not answer.
-    pub async fn blocked(&self, policy: &str) -> anyhow::Result<Vec<String>> {
+    /// With what the policy says, when that is not so within a minute.
+    pub async fn until_blocked(&self, policy: &str, version: &str) -> anyhow::Result<()> {
         let policies: Api<UpdatePolicy> = Api::all(self.client.clone());
-        let status = policies.get(policy).await?.status.unwrap_or_default();
-        Ok(status.blocked.iter().map(|release| release.version.to_string()).collect())
+        let blocked = |policy: Option<&UpdatePolicy>| {
+            let status = policy.and_then(|policy| policy.status.as_ref());
+            status.is_some_and(|status| status.blocked.iter().any(|release| release.version.as_str() == version))
+        };
+        let waited = tokio::time::timeout(BLOCKED, await_condition(policies, policy, blocked)).await;
+        ensure!(
+            matches!(waited, Ok(Ok(_))),
+            "{version} failed and is not blocked; the policy says {}",
+            self.word_about(policy).await
+        );
+        Ok(())
     }
 
     /// Types a command of `bascule` with the rights of somebody on call.

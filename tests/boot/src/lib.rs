@@ -21,8 +21,13 @@ pub mod runner;
 pub mod scenarios;
 pub mod vendor;
 
-/// Tells the person at the terminal what is being done, one line each.
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// Tells the person at the terminal what is being done, one line each, with the seconds since the first one.
 pub fn say(line: &str) {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let seconds = BEGAN.get_or_init(Instant::now).elapsed().as_secs();
     // Nobody to tell when standard error is closed.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes());
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("[{seconds:4} s] {line}\n").as_bytes());
 }

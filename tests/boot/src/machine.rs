@@ -205,6 +205,18 @@ impl Machine {
         Ok(output.to_owned())
     }
 
+    /// What somebody would look at first: the console's last lines and, if the machine still answers, what its units and
+    /// its network are doing.
+    pub async fn symptoms(&self) -> String {
+        const LOOK: &str = "systemctl list-jobs --no-pager; systemctl --failed --no-pager --plain; ip -brief address; \
+                            journalctl --boot --no-pager --lines 40 --output short-monotonic";
+        let inside = match self.run(LOOK, Duration::from_secs(60)).await {
+            Ok(said) => said,
+            Err(_) => "it does not answer".to_owned(),
+        };
+        format!("the console of {} ended with:\n{}\ninside:\n{inside}", self.parts.name, self.console.tail())
+    }
+
     fn arguments(&self) -> Vec<String> {
         let socket = |name: &str| self.sockets.path().join(name).display().to_string();
         let variables = self.parts.folder.join("variables.fd");

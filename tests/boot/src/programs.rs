@@ -12,9 +12,9 @@ use crate::reference::Programs;
 /// # Errors
 /// When cargo fails, or what it built can't be read.
 pub fn build(workspace: &Path, trust_root: String) -> anyhow::Result<Programs> {
-    let folder = shipped::build(workspace, &["bascule-agent", "bascule-boot-guest"])?;
-    let read = |name: &str| {
-        let path = folder.join(name);
+    // One after the other: built together, the agent would get the features that the guest asks of what they share.
+    let read = |name: &str| -> anyhow::Result<Vec<u8>> {
+        let path = shipped::build(workspace, &[name])?.join(name);
         std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
     };
     Ok(Programs { trust_root, agent: read("bascule-agent")?, guest: read("bascule-boot-guest")? })

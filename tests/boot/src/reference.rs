@@ -11,11 +11,12 @@ use bascule_os_image::{Archive, Contents, Distribution, Fault, ImageFile, Kernel
 pub const PRODUCT: &str = "bascule-reference";
 
 /// What the host runs, below a kubelet.
-const PACKAGES: [&str; 12] = [
+const PACKAGES: [&str; 13] = [
     "ca-certificates",
     "conntrack",
     "cryptsetup-bin",
     "dbus-broker",
+    "dosfstools",
     "ethtool",
     "iproute2",
     "kmod",
@@ -51,6 +52,7 @@ const MASKED: [&str; 17] = [
 /// Units that are started, and the target that wants them, beside those that packages enable by themselves.
 const WANTED: [(&str, &str); 5] = [
     ("bascule-agent.service", "multi-user.target"),
+    // `RequiredBy=boot-complete.target` too; nothing starts that here, since nothing but the agent blesses.
     ("bascule-guard.service", "sysinit.target"),
     ("bascule-test-guest.service", "multi-user.target"),
     ("bascule-test-shell.service", "sysinit.target"),
@@ -60,8 +62,10 @@ const WANTED: [(&str, &str); 5] = [
 /// The kernel's command line, without the root hash.
 ///
 /// A kernel that gets nowhere restarts the machine, so that a trial counts down; the partitions are mounted as fstab
-/// says and not guessed.
-pub const COMMAND_LINE: &str = "console=ttyS0 loglevel=6 panic=1 oops=panic softlockup_panic=1 systemd.gpt_auto=0";
+/// says and not guessed. `no_timer_check`: an emulated machine on a loaded host gets its first timer interrupts late, and
+/// a kernel that tests for them panics (under KVM and Hyper-V it leaves that test out by itself).
+pub const COMMAND_LINE: &str =
+    "console=ttyS0 loglevel=6 panic=1 oops=panic softlockup_panic=1 systemd.gpt_auto=0 no_timer_check";
 
 /// What goes into the image beside packages and the files of `os/`.
 #[derive(Debug, Clone)]
@@ -91,8 +95,10 @@ pub struct Edition<'a> {
 /// When the folder of files can't be read.
 pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recipe> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = folder(&here.join("os"))?;
-    files.extend(folder(&here.join("os-test"))?);
+    let mut files = folder(&here.join("os"), "")?;
+    files.extend(folder(&here.join("os-test"), "")?);
+    let units = folder(&here.join("../../node-agent/units"), "usr/lib/systemd/system/")?;
+    files.extend(units.into_iter().filter(|file| file.path.ends_with(".service")));
     files.push(ImageFile::folder("efi"));
     files.push(ImageFile::text("usr/lib/bascule/root.json", programs.trust_root.clone()));
     // The image is the same on every node; what a node knows about itself is on its state partition.
@@ -121,8 +127,8 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
     })
 }
 
-/// All files below `folder`, as files of the image.
-fn folder(top: &Path) -> anyhow::Result<Vec<ImageFile>> {
+/// All files below `top`, as files of the image; their paths there begin with `place`.
+fn folder(top: &Path, place: &str) -> anyhow::Result<Vec<ImageFile>> {
     let mut files = Vec::new();
     let mut folders = vec![top.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -134,7 +140,7 @@ fn folder(top: &Path) -> anyhow::Result<Vec<ImageFile>> {
             }
             let name = path.strip_prefix(top)?.to_str().context("a file name that is not UTF-8")?;
             let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            files.push(ImageFile { path: name.to_owned(), mode: 0o644, contents: Contents::Text(text) });
+            files.push(ImageFile { path: format!("{place}{name}"), mode: 0o644, contents: Contents::Text(text) });
         }
     }
     files.sort_by(|one, other| one.path.cmp(&other.path));

@@ -35,7 +35,7 @@ impl Release {
     /// File name of the boot entry, without a counter.
     #[must_use]
     pub fn entry(&self) -> String {
-        format!("{PRODUCT}-{}.efi", self.version)
+        format!("{PRODUCT}_{}.efi", self.version)
     }
 
     /// Salt and UUID of the tree.

@@ -1,12 +1,13 @@
 //! Chooses scenarios, prepares what they need, and runs a few machines at once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
@@ -43,6 +44,32 @@ impl Wanted {
             None => self.all || !long,
         }
     }
+
+    /// Whether something may be wanted whose name begins so.
+    fn some_of(&self, beginning: &str) -> bool {
+        self.only.as_ref().is_none_or(|text| beginning.contains(text.as_str()) || text.starts_with(beginning))
+    }
+
+    fn wants_cluster(&self) -> bool {
+        ["life", "fault", "cut", "outage", "integrity"].iter().any(|name| self.some_of(name))
+    }
+
+    /// The nodes whose power fails: their names, and their cuts in order.
+    fn cut_nodes(&self) -> Vec<(String, Vec<Plan>)> {
+        let mut nodes: Vec<(u32, Vec<u32>)> = Vec::new();
+        for number in self.cuts.clone() {
+            match nodes.last_mut() {
+                Some((node, cuts)) if *node == number / cuts::PHASES => cuts.push(number),
+                _ => nodes.push((number / cuts::PHASES, vec![number])),
+            }
+        }
+        let named = nodes.into_iter().filter_map(|(_, cuts)| {
+            let (first, last) = (cuts.first()?, cuts.last()?);
+            let name = if first == last { format!("cut-{first}") } else { format!("cut-{first}-{last}") };
+            Some((name, cuts.iter().map(|number| Plan::of(self.seed, *number)).collect()))
+        });
+        named.filter(|(name, _)| self.has(name, false)).collect()
+    }
 }
 
 /// Results, in the order in which they come.
@@ -54,6 +81,7 @@ struct Results {
 
 impl Results {
     async fn note(&self, name: &str, scenario: impl Future<Output = anyhow::Result<()>>) -> bool {
+        say(&format!("begin   {name}"));
         let began = Instant::now();
         let result = scenario.await;
         let seconds = began.elapsed().as_secs();
@@ -71,27 +99,51 @@ impl Results {
     }
 }
 
-/// The releases of the scenarios with a cluster. Versions are unique, since one repository holds them all.
+/// A release that is built when a scenario first asks for it: machines that run need not wait for the images of others.
 #[derive(Debug)]
-struct Releases {
-    old: Release,
-    new: Release,
-    never_ready: Release,
-    panics: Release,
-    hangs: Release,
-    decays: Release,
+struct Prepared<'l> {
+    lab: &'l Lab,
+    version: &'static str,
+    archive: Archive,
+    fault: Option<Fault>,
+    built: OnceCell<Release>,
 }
 
-impl Releases {
-    fn build(lab: &Lab) -> anyhow::Result<Self> {
-        Ok(Self {
-            old: lab.release("1.0", Archive::Release, None)?,
-            new: lab.release("1.1", Archive::Updates, None)?,
-            never_ready: lab.release("1.2", Archive::Updates, Some(Fault::KubeletNeverReady))?,
-            panics: lab.release("1.3", Archive::Updates, Some(Fault::KernelPanic))?,
-            hangs: lab.release("1.4", Archive::Updates, Some(Fault::InitrdHang))?,
-            decays: lab.release("1.5", Archive::Updates, None)?,
-        })
+impl<'l> Prepared<'l> {
+    fn new(lab: &'l Lab, version: &'static str, archive: Archive, fault: Option<Fault>) -> Self {
+        Self { lab, version, archive, fault, built: OnceCell::new() }
+    }
+
+    fn get(&self) -> anyhow::Result<&Release> {
+        if let Some(release) = self.built.get() {
+            return Ok(release);
+        }
+        let release = self.lab.release(self.version, self.archive, self.fault)?;
+        Ok(self.built.get_or_init(|| release))
+    }
+}
+
+/// The releases of the scenarios with a cluster. Versions are unique, since one repository holds them all.
+#[derive(Debug)]
+struct Releases<'l> {
+    old: Prepared<'l>,
+    new: Prepared<'l>,
+    never_ready: Prepared<'l>,
+    panics: Prepared<'l>,
+    hangs: Prepared<'l>,
+    decays: Prepared<'l>,
+}
+
+impl<'l> Releases<'l> {
+    fn of(lab: &'l Lab) -> Self {
+        Self {
+            old: Prepared::new(lab, "1.0", Archive::Release, None),
+            new: Prepared::new(lab, "1.1", Archive::Updates, None),
+            never_ready: Prepared::new(lab, "1.2", Archive::Updates, Some(Fault::KubeletNeverReady)),
+            panics: Prepared::new(lab, "1.3", Archive::Updates, Some(Fault::KernelPanic)),
+            hangs: Prepared::new(lab, "1.4", Archive::Updates, Some(Fault::InitrdHang)),
+            decays: Prepared::new(lab, "1.5", Archive::Updates, None),
+        }
     }
 }
 
@@ -103,22 +155,31 @@ type Chain<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 /// When something that all scenarios need is missing.
 pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     let began = Instant::now();
-    let lab = Lab::prepare(workspace, &say)?;
     let results = Results::default();
     if wanted.has("gptprio", false) {
-        results.note("gptprio", async { gptprio::run(lab.folder()) }).await;
+        results.note("gptprio", async { gptprio::run() }).await;
     }
+    if wanted.some_of("counting") || wanted.wants_cluster() {
+        on_machines(workspace, &wanted, &results).await?;
+    }
+    let (passed, failed) = (*results.passed.borrow(), *results.failed.borrow());
+    ensure!(passed + failed > 0, "no scenario has that name");
+    writeln!(std::io::stdout(), "boot tests took {} s\n{passed} passed, {failed} failed", began.elapsed().as_secs())?;
+    Ok(failed == 0)
+}
 
-    let with_cluster = ["life", "fault-panic", "fault-hang", "fault-decay", "cut", "outage", "integrity"];
-    let any = with_cluster.iter().any(|name| wanted.has(name, !matches!(*name, "life" | "cut")));
-    let surroundings = if any { Some(Surroundings::prepare(workspace, &lab).await?) } else { None };
+/// Runs what needs machines, a few at once.
+async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> anyhow::Result<()> {
+    let lab = Lab::prepare(workspace, &say)?;
+    let surroundings =
+        if wanted.wants_cluster() { Some(Surroundings::prepare(workspace, &lab).await?) } else { None };
     let counting =
         [("counting-kernel", Broken::Kernel), ("counting-initrd", Broken::Initrd), ("counting-root", Broken::Root)];
     let mut chains: Vec<Chain<'_>> = Vec::new();
     for (name, broken) in counting {
         // Without a cluster and an agent: for whoever changes the image. The test command has them in `faults`.
         if wanted.has(name, true) {
-            let (lab, results) = (&lab, &results);
+            let lab = &lab;
             chains.push(Box::pin(async move {
                 results.note(name, counting::run(lab, broken)).await;
             }));
@@ -126,28 +187,24 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     }
     if let Some(surroundings) = &surroundings {
         let stage = Stage { lab: &lab, cluster: &surroundings.cluster, vendor: &surroundings.vendor };
-        chains.extend(cluster_chains(stage, &surroundings.releases, &wanted, &results));
+        chains.extend(cluster_chains(stage, &surroundings.releases, wanted, results));
     }
     futures::stream::iter(chains).for_each_concurrent(wanted.machines, |chain| chain).await;
-
-    let (passed, failed) = (*results.passed.borrow(), *results.failed.borrow());
-    ensure!(passed + failed > 0, "no scenario has that name");
-    writeln!(std::io::stdout(), "boot tests took {} s\n{passed} passed, {failed} failed", began.elapsed().as_secs())?;
-    Ok(failed == 0)
+    Ok(())
 }
 
 /// What all scenarios with a cluster share.
 #[derive(Debug)]
-struct Surroundings {
+struct Surroundings<'l> {
     // Dropped in this order: who fetches before who serves.
     cluster: Cluster,
     vendor: crate::vendor::Vendor,
-    releases: Releases,
+    releases: Releases<'l>,
 }
 
-impl Surroundings {
-    async fn prepare(workspace: &Path, lab: &Lab) -> anyhow::Result<Self> {
-        let releases = Releases::build(lab)?;
+impl<'l> Surroundings<'l> {
+    async fn prepare(workspace: &Path, lab: &'l Lab) -> anyhow::Result<Self> {
+        let releases = Releases::of(lab);
         say("building operator and command line tool");
         let programs = build_programs(workspace)?;
         let vendor = lab.vendor().await?;
@@ -161,7 +218,7 @@ impl Surroundings {
 
 fn cluster_chains<'a>(
     stage: Stage<'a>,
-    releases: &'a Releases,
+    releases: &'a Releases<'a>,
     wanted: &Wanted,
     results: &'a Results,
 ) -> Vec<Chain<'a>> {
@@ -177,49 +234,60 @@ fn cluster_chains<'a>(
     for (name, release, flip) in broken {
         if wanted.has(name, false) {
             chains.push(Box::pin(async move {
-                results.note(name, faults::run(stage, name, &releases.old, release, flip)).await;
+                results
+                    .note(name, async { faults::run(stage, name, releases.old.get()?, release.get()?, flip).await })
+                    .await;
             }));
         }
     }
-    for number in wanted.cuts.clone() {
-        let name = format!("cut-{number}");
-        if wanted.has(&name, false) {
-            let plan = Plan::of(wanted.seed, number);
-            chains.push(Box::pin(async move {
-                let cut = cuts::run(stage, &name, plan, &releases.old, &releases.new);
-                results.note(&format!("{name} {plan:?}"), cut).await;
-            }));
-        }
+    let published = Rc::new(Cell::new(false));
+    for (name, plans) in wanted.cut_nodes() {
+        let published = Rc::clone(&published);
+        chains.push(Box::pin(async move {
+            let cut = async {
+                let (old, new) = (releases.old.get()?, releases.new.get()?);
+                // All these nodes follow one channel, which offers the release before they come up.
+                if !published.replace(true) {
+                    stage.vendor.publish(cuts::CHANNEL, new, &[old])?;
+                }
+                cuts::run(stage, &name, &plans, old, new).await
+            };
+            results.note(&name, cut).await;
+        }));
     }
     if wanted.has("outage", true) {
         chains.push(Box::pin(async move {
-            results.note("outage", outage::run(stage, "outage", &releases.old, &releases.new)).await;
+            results
+                .note("outage", async { outage::run(stage, "outage", releases.old.get()?, releases.new.get()?).await })
+                .await;
         }));
     }
     if wanted.has("integrity", true) {
         chains.push(Box::pin(async move {
-            results.note("integrity", integrity::run(stage, "integrity", &releases.old)).await;
+            results.note("integrity", async { integrity::run(stage, "integrity", releases.old.get()?).await }).await;
         }));
     }
     chains
 }
 
 /// Tests 1, 5 and 2 on one machine; a failed step ends it, and the steps after it have failed too.
-async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
+async fn lives(stage: Stage<'_>, releases: &Releases<'_>, results: &Results) {
     let machine = RefCell::new(None);
     let installed = results.note("life-first-report", async {
-        *machine.borrow_mut() = Some(life::install(stage, &releases.old).await?);
+        *machine.borrow_mut() = Some(life::install(stage, releases.old.get()?).await?);
         Ok(())
     });
     if !installed.await {
         return;
     }
     let Some(mut machine) = machine.into_inner() else { return };
-    let (old, new) = (&releases.old, &releases.new);
-    let _ = results.note("life-update", life::update(stage, &machine, old, new)).await
-        && results.note("life-rollback", life::rollback(stage, &machine, old)).await
-        && results.note("life-never-ready", life::never_ready(stage, &machine, old, &releases.never_ready)).await
-        && results.note("life-judged", life::judge(&mut machine, old)).await;
+    let (old, new, broken) = (&releases.old, &releases.new, &releases.never_ready);
+    let _ = results.note("life-update", async { life::update(stage, &machine, old.get()?, new.get()?).await }).await
+        && results.note("life-rollback", async { life::rollback(stage, &machine, old.get()?).await }).await
+        && results
+            .note("life-never-ready", async { life::never_ready(stage, &machine, old.get()?, broken.get()?).await })
+            .await
+        && results.note("life-judged", async { life::judge(&mut machine, old.get()?).await }).await;
 }
 
 /// Builds operator and command line tool beside this program. Returns their folder.

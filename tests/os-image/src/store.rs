@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use fs2::FileExt;
 use ring::digest;
+use rustix::mount::UnmountFlags;
 use serde::Serialize;
 
 pub use crate::tree::Package;
@@ -233,11 +234,26 @@ impl Store {
     fn partial(&self, folder: &Path) -> Result<PathBuf, Error> {
         let partial = folder.with_extension("partial");
         if partial.exists() {
+            unmount_below(&partial)?;
             fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
         }
         fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
         Ok(partial)
     }
+}
+
+/// Takes away what a build that was killed left mounted in its root: the host's own /sys and /dev would go with the rest.
+fn unmount_below(folder: &Path) -> Result<(), Error> {
+    let mounts = Path::new("/proc/self/mounts");
+    let text = fs::read_to_string(mounts).map_err(Error::io(mounts))?;
+    let places = text.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+    let mut below: Vec<&Path> = places.filter(|place| place.starts_with(folder)).collect();
+    // What was mounted last goes first.
+    below.reverse();
+    for place in below {
+        rustix::mount::unmount(place, UnmountFlags::DETACH).map_err(|error| Error::io(place)(error.into()))?;
+    }
+    Ok(())
 }
 
 /// 128 bits of SHA-256 over the value's JSON.

@@ -162,6 +162,11 @@ impl Disk {
         self.state().cut = Some(cut);
     }
 
+    /// Takes back a cut that did not happen. Returns how many more requests it would have waited for.
+    pub fn take_back(&self) -> Option<u64> {
+        self.state().cut.take().map(|cut| cut.after)
+    }
+
     /// Returns once the armed cut has happened. The machine is to be killed then.
     pub async fn cut(&self) {
         let mut dead = self.dead.subscribe();
@@ -376,6 +381,8 @@ mod tests {
         assert_eq!(disk.serve_write(4096, &[1; 512], false).unwrap(), Answer::Done);
         assert_eq!(disk.serve_write(8192, &[1; 512], false).unwrap(), Answer::Done);
         assert!(!disk.is_cut());
+        assert_eq!(disk.take_back(), Some(0));
+        disk.cut_at(Cut { access: Access::Write, bytes: 4096..8192, after: 0 });
         assert_eq!(disk.serve_write(4096, &[2; 8192], false).unwrap(), Answer::Silence);
         assert!(disk.is_cut());
         assert_eq!(disk.serve_flush().unwrap(), Answer::Silence);

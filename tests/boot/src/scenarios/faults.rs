@@ -17,7 +17,7 @@ const COUNT_DOWN: std::time::Duration = std::time::Duration::from_secs(900);
 /// # Errors
 /// When the node does not come back by itself, or not on the release before.
 pub async fn run(stage: Stage<'_>, name: &str, old: &Release, broken: &Release, flip: bool) -> anyhow::Result<()> {
-    let mut machine = stage.node(name, old, name).await?;
+    let (mut machine, _) = stage.node(name, old, name).await?;
     let from = machine.console().now();
     stage.vendor.publish(name, broken, &[old])?;
     if flip {

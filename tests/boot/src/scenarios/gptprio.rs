@@ -26,10 +26,11 @@ type Judged = [u8; 3];
 ///
 /// # Errors
 /// When `cgpt` reads other bits than those the step means, or finds the table broken.
-pub fn run(folder: &Path) -> anyhow::Result<()> {
-    let path = folder.join("gptprio.img");
-    let old = TinyRelease::new("bascule-reference", "1.0", 40_000, &[])?;
-    let new = TinyRelease::new("bascule-reference", "1.1", 40_000, &[])?;
+pub fn run() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("making a folder")?;
+    let path = folder.path().join("gptprio.img");
+    let old = TinyRelease::new("bascule-reference", "1.0", 40_960, &[])?;
+    let new = TinyRelease::new("bascule-reference", "1.1", 40_960, &[])?;
     let sizes = Sizes::tiny();
     let medium = Disk::create_file(&path, sizes.disk()).with_context(|| format!("making {}", path.display()))?;
     let mut first = Installed {

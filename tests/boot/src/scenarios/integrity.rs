@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(900);
 /// When the root can be written, or the agent does not report the change.
 pub async fn run(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<()> {
     let shell_from = 0;
-    let mut machine = stage.node(name, release, name).await?;
+    let (mut machine, _) = stage.node(name, release, name).await?;
     machine.wait_until_up(shell_from, BOOT).await?;
     let mounted = machine.run("findmnt -no SOURCE,FSTYPE,OPTIONS /", BOOT).await?;
     ensure!(mounted.contains("erofs") && mounted.contains("ro"), "the root is mounted as {mounted}");

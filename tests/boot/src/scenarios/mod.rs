@@ -8,9 +8,8 @@ pub mod integrity;
 pub mod life;
 pub mod outage;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use bascule_api::{NodeUpdateStatus, SlotState};
 
 use crate::cluster::Cluster;
@@ -39,20 +38,23 @@ pub struct Stage<'a> {
 
 impl Stage<'_> {
     /// Installs a node with `release` in slot A, under a policy that follows `channel`, and switches it on. Returns once
-    /// its agent has reported.
+    /// its agent has reported, with the time from power-on to that report.
     ///
     /// # Errors
     /// When it does not come up.
-    pub async fn node(&self, name: &str, release: &Release, channel: &str) -> anyhow::Result<Machine> {
+    pub async fn node(&self, name: &str, release: &Release, channel: &str) -> anyhow::Result<(Machine, Duration)> {
         let state = self.cluster.state_of(name)?;
         let mut machine = self.lab.host(name, release, &state, self.cluster.ports())?;
         self.cluster.keep_patched(name, &self.vendor.url(), channel).await?;
+        let switched_on = Instant::now();
         machine.power_on()?;
         self.until(&machine, "the agent's first report", BOOT, |status| status.boot_id.is_some()).await?;
-        Ok(machine)
+        let report = switched_on.elapsed();
+        crate::say(&format!("{name}: the agent's first report {} s after power-on", report.as_secs()));
+        Ok((machine, report))
     }
 
-    /// Waits for the node's own word; an error has the console's last lines too.
+    /// Waits for the node's own word; an error has the console's last lines too, and what the machine itself says.
     ///
     /// # Errors
     /// When it is not so within `patience`.
@@ -63,8 +65,10 @@ impl Stage<'_> {
         patience: Duration,
         wanted: impl Fn(&NodeUpdateStatus) -> bool,
     ) -> anyhow::Result<NodeUpdateStatus> {
-        let seen = self.cluster.until(machine.name(), what, patience, wanted).await;
-        seen.with_context(|| format!("the console of {} ended with:\n{}", machine.name(), machine.console().tail()))
+        match self.cluster.until(machine.name(), what, patience, wanted).await {
+            Ok(status) => Ok(status),
+            Err(error) => Err(error.context(machine.symptoms().await)),
+        }
     }
 }
 

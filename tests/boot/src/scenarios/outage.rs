@@ -14,7 +14,7 @@ const GUARD: std::time::Duration = std::time::Duration::from_secs(900);
 /// # Errors
 /// When the trial stays, or the node does not report once it can.
 pub async fn run(stage: Stage<'_>, name: &str, old: &Release, new: &Release) -> anyhow::Result<()> {
-    let mut machine = stage.node(name, old, name).await?;
+    let (mut machine, _) = stage.node(name, old, name).await?;
     let from = machine.console().now();
     stage.vendor.publish(name, new, &[old])?;
     let trial = machine.console().wait_for(from, "this boot is a trial", STAGE + TRIAL).await?;
