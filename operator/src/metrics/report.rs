@@ -79,10 +79,8 @@ impl Metrics {
             if let Some(verified) = verified.get(&policy.policy).copied().or(remembered) {
                 inner.metadata_age.get_or_create(&label).set(seconds(snapshot.now.seconds_since(verified).max(0)));
             }
-            if let Some(repository) = &status.repository {
-                if let Some(expires) = repository.expires_at {
-                    inner.metadata_expiry.get_or_create(&label).set(seconds(expires.seconds_since(snapshot.now)));
-                }
+            if let Some(expires) = status.repository.as_ref().and_then(|repository| repository.expires_at) {
+                inner.metadata_expiry.get_or_create(&label).set(seconds(expires.seconds_since(snapshot.now)));
             }
         }
     }

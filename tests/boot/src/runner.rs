@@ -171,8 +171,7 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
 /// Runs what needs machines, a few at once.
 async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> anyhow::Result<()> {
     let lab = Lab::prepare(workspace, &say)?;
-    let surroundings =
-        if wanted.wants_cluster() { Some(Surroundings::prepare(workspace, &lab).await?) } else { None };
+    let surroundings = if wanted.wants_cluster() { Some(Surroundings::prepare(workspace, &lab).await?) } else { None };
     let counting =
         [("counting-kernel", Broken::Kernel), ("counting-initrd", Broken::Initrd), ("counting-root", Broken::Root)];
     let mut chains: Vec<Chain<'_>> = Vec::new();

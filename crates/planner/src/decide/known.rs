@@ -28,12 +28,15 @@ impl Kind {
     }
 }
 
+/// A policy's index, an architecture, and the number of the running release: what makes a [`Kind`].
+type KindKey = (Option<usize>, Option<Architecture>, Option<u32>);
+
 /// Small numbers for the texts that nodes share (zones, domains, releases) and for the kinds of nodes.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
     ids: BTreeMap<Arc<str>, u32>,
     texts: Vec<Arc<str>>,
-    kinds: BTreeMap<(Option<usize>, Option<Architecture>, Option<u32>), Kind>,
+    kinds: BTreeMap<KindKey, Kind>,
 }
 
 impl Texts {
