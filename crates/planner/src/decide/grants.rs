@@ -199,8 +199,7 @@ fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wai
         let wait = Wait::new(WaitReason::Reverted, message).of("NodeUpdate", None, &candidate.view.node.name);
         return Said::new(RolloutState::Failed, wait);
     }
-    let wait =
-        current.get_or_insert_with(|| Arc::new(Wait::new(WaitReason::Current, "runs the release its policy asks for")));
+    let wait = current.get_or_insert_with(|| Arc::new(Wait::new(WaitReason::Current, super::AT_REST)));
     Said::shared(RolloutState::Current, Arc::clone(wait))
 }
 

@@ -33,6 +33,9 @@ use policy::PolicyView;
 use std::sync::Arc;
 use waves::{Member, Standing, Waves};
 
+/// What is said of a node that is done, from the moment on at which it is: another sentence would cost a write.
+const AT_REST: &str = "runs the release its policy asks for";
+
 /// Decides. Equal snapshots give equal plans and reports.
 #[must_use]
 pub fn plan(snapshot: &Snapshot) -> (Plan, Report) {

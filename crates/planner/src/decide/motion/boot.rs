@@ -131,7 +131,7 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
         return keep(moving);
     }
     let says = format!("back on {running}, as asked");
-    let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, says.clone()));
+    let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
     moving.end(motion, DisruptionOutcome::RolledBack, Goal::Idle, "", says)
 }
 

@@ -113,6 +113,6 @@ fn committed(moving: &Moving<'_, '_>) -> Motion {
     }
     let version = moving.release().map_or("", |release| release.version.as_str());
     let says = format!("runs {version}, committed");
-    let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, says.clone()));
+    let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
     moving.end(motion, DisruptionOutcome::Committed, Goal::Committed, "", says)
 }
