@@ -170,17 +170,38 @@ impl Host {
 struct Mounted(PathBuf);
 
 impl Mounted {
+    /// The disk's own ESP where the kernel can mount it, else ext4 with the same files: FAT is a module that not every
+    /// kernel has, and what is measured is the agent.
     fn esp(disk: &Path, at: &Path) -> anyhow::Result<Self> {
         let table = Table::read(&Disk::open_file(disk)?)?;
         let entry = table.entry(ESP).context("the disk has no ESP")?;
         let (start, length) = (entry.starting_lba * 512, (entry.ending_lba - entry.starting_lba + 1) * 512);
-        let status = Command::new("mount")
-            .args(["-t", "vfat", "-o", &format!("loop,offset={start},sizelimit={length}")])
-            .args([disk, at])
-            .status()
-            .context("starting mount")?;
-        if !status.success() {
-            bail!("the ESP can't be mounted ({status}): this needs loop devices and vfat in the kernel");
+        let place = format!("loop,offset={start},sizelimit={length}");
+        if let Ok(mounted) = Self::mount(&["-t", "vfat", "-o", &place], disk, at) {
+            return Ok(mounted);
+        }
+        eprintln!("this kernel mounts no FAT: the boot partition is ext4 with the same files");
+        let image = at.with_extension("ext4");
+        fs::File::create(&image)?.set_len(length)?;
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status().context("starting mkfs.ext4")?;
+        if !made.success() {
+            bail!("mkfs.ext4 failed ({made})");
+        }
+        let mounted = Self::mount(&["-t", "ext4", "-o", "loop"], &image, at)
+            .context("neither FAT nor ext4 can be mounted: this needs loop devices")?;
+        let esp = table.esp()?;
+        fs::create_dir_all(at.join("EFI/Linux"))?;
+        for file in esp.list("EFI/Linux")? {
+            let content = esp.read(&format!("EFI/Linux/{}", file.name), file.size)?;
+            fs::write(at.join("EFI/Linux").join(&file.name), content)?;
+        }
+        Ok(mounted)
+    }
+
+    fn mount(options: &[&str], device: &Path, at: &Path) -> anyhow::Result<Self> {
+        let output = Command::new("mount").args(options).args([device, at]).output().context("starting mount")?;
+        if !output.status.success() {
+            bail!("mount: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(Self(at.to_owned()))
     }

@@ -39,6 +39,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "dbus-daemon", package: "dbus-daemon" },
     Tool { program: "mount", package: "mount" },
     Tool { program: "chroot", package: "coreutils" },
+    Tool { program: "mkfs.ext4", package: "e2fsprogs" },
 ];
 
 /// How to measure.
