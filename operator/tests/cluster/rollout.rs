@@ -98,21 +98,23 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
     assert_eq!(ready.status().as_u16(), 200);
     let counts = RequestCounts::of(&world.control_plane.requests().unwrap());
     println!("requests of the operator for 3 nodes: {:?}", counts.0.get(OPERATOR));
-    // Writes about a node, events apart, from the word to stage to the last one. What comes before enrols the node: its
-    // NodeUpdate is created (201) and explained. A write that meets a newer object is refused and changes nothing. The
-    // node that goes last has its waiting explained more often than the first, so all three are counted together.
+    // Orders to a node and marks on its Node object, events apart, from the word to stage on: what comes before enrols the
+    // node. A write that meets a newer object is refused and changes nothing. How often the status is written besides
+    // depends on how many different waits are seen on the way, and so on the machine's speed: that is printed here, and
+    // measured by `cargo xtask bench operator`.
     let requests = world.control_plane.requests().unwrap();
-    let mut all = 0;
     for node in ["n1", "n2", "n3"] {
-        let own = |one: &&Request| one.user == OPERATOR && one.writes() && one.name == node && one.resource != "events";
+        let own = |one: &&Request| {
+            one.user == OPERATOR && one.writes() && one.name == node && one.resource != "events" && one.code == 200
+        };
         let writes: Vec<String> =
-            requests.iter().filter(own).map(|one| format!("{} {} {}", one.verb, one.resource, one.code)).collect();
-        let staged = writes.iter().position(|one| one == "patch nodeupdates 200").unwrap();
-        let accepted = writes.iter().skip(staged).filter(|one| one.ends_with(" 200")).count();
-        println!("{node}: {accepted} writes: {writes:?}");
-        all += accepted;
+            requests.iter().filter(own).map(|one| format!("{} {}", one.verb, one.resource)).collect();
+        let staged = writes.iter().position(|one| one == "patch nodeupdates").unwrap();
+        let statuses = writes.iter().skip(staged).filter(|one| one.ends_with("/status")).count();
+        let orders = writes.len() - staged - statuses;
+        println!("{node}: {orders} orders and marks, {statuses} statuses: {writes:?}");
+        assert!(orders <= 9, "{node} took {orders} orders and marks: {writes:?}");
     }
-    assert!(all <= 3 * 12, "three nodes took {all} writes, and twelve each are enough");
 
     // On-call: a Freeze is seen at once, and a Rollback brings a node back to what its other slot holds.
     let rollback: Rollback = serde_json::from_value(json!({
