@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes on a busy machine; a wait that ends this way is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(360);
 pub const OPERATOR: &str = "system:serviceaccount:bascule-system:bascule-operator";
 
 pub struct World {
