@@ -321,3 +321,35 @@ fn prune_says_what_it_would_do_and_does_it_when_told() {
     assert!(waiting.contains("waits"), "{waiting}");
     assert!(workshop.step("inspect repository --channel stable").contains("1.1"));
 }
+
+#[test]
+fn a_ready_image_and_a_ready_uki_make_the_same_release_as_their_tree() {
+    let workshop = Workshop::new();
+    workshop.tree("one", "1.0", |number| number);
+    workshop.build("built", "1.0", "one", "");
+    let ready = "--product acme-os --release 1.0 --image built/image.raw";
+    let root_hash = workshop.step(&format!("build hash-only {ready} --only-root-hash"));
+    let manifest = |build: &str| -> serde_json::Value {
+        let path = workshop.path(build).join("releases/1.0/x86-64/release.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    assert_eq!(manifest("built")["verity"]["rootHash"], root_hash.trim());
+    workshop.step(&format!("build ready {ready} --uki built/releases/1.0/x86-64/uki.efi --fast"));
+    let (built, ready_made) = (manifest("built"), manifest("ready"));
+    for part in ["image", "verity", "uki", "packs"] {
+        assert_eq!(built[part], ready_made[part], "{part}");
+    }
+    // A tree has a list of its packages, a ready image has the one that is given with it, or none.
+    assert!(built["packages"].is_object() && ready_made.get("packages").is_none());
+
+    // The UKI of another image would boot that, or nothing.
+    workshop.tree("two", "1.1", |number| number);
+    workshop.build("other", "1.1", "two", "");
+    let (code, message) =
+        workshop.refused(&format!("build mixed {ready} --uki other/releases/1.1/x86-64/uki.efi --fast"));
+    assert_eq!(code, 1, "{message}");
+    assert!(message.contains("does not carry the image's root hash"), "{message}");
+    // Two ways to boot it at once are none.
+    let (code, message) = workshop.refused(&format!("build both {ready} --uki x --kernel vmlinuz"));
+    assert_eq!(code, 2, "{message}");
+}
