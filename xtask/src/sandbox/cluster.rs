@@ -10,7 +10,7 @@ use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, Val
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, PartialObjectMeta};
 use kube::runtime::conditions::is_deleted;
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -28,8 +28,9 @@ const NAMESPACES: [&str; 2] = [NAMESPACE, "bascule-system"];
 /// Bascule's API definitions: where they are, Bascule is.
 const DEFINITIONS: [&str; 4] =
     ["updatepolicies.bascule.dev", "nodeupdates.bascule.dev", "freezes.bascule.dev", "rollbacks.bascule.dev"];
-/// How long a namespace may take to empty itself.
-const REMOVAL_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a namespace may take to empty itself. A pod that slips in at the last moment is taken by the garbage
+/// collector for pods of vanished nodes, which looks every 20 s and waits 40 s.
+const REMOVAL_PATIENCE: Duration = Duration::from_secs(180);
 /// Who watches and writes policies in the story.
 const ADMIN: &str = "bascule-sandbox";
 
@@ -139,15 +140,15 @@ impl Cluster {
             return Ok(());
         }
         let client = self.client().await?;
-        for namespace in NAMESPACES {
+        // From here on no controller makes new pods in them.
+        let namespaces = delete_ours::<Namespace>(&client).await?;
+        for namespace in &namespaces {
             // No kubelet is left that could end them gently.
-            let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-            if is_ours::<Namespace>(&client, namespace).await? == Some(true) {
-                pods.delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
-            }
+            let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace.name_any());
+            pods.delete_collection(&DeleteParams::default().grace_period(0), &ListParams::default()).await?;
         }
         remove_ours::<Node>(&client).await?;
-        remove_ours::<Namespace>(&client).await?;
+        await_gone::<Namespace>(&client, &namespaces).await?;
         remove_ours::<CustomResourceDefinition>(&client).await?;
         remove_ours::<ValidatingAdmissionPolicyBinding>(&client).await?;
         remove_ours::<ValidatingAdmissionPolicy>(&client).await?;
@@ -187,20 +188,36 @@ where
     Ok(object.map(|object| object.labels().contains_key(SANDBOX_LABEL)))
 }
 
+/// Deletes what a sandbox made of a kind, and waits until it is gone.
 async fn remove_ours<K>(client: &Client) -> anyhow::Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
+    let there = delete_ours::<K>(client).await?;
+    await_gone(client, &there).await
+}
+
+async fn delete_ours<K>(client: &Client) -> anyhow::Result<Vec<PartialObjectMeta<K>>>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
     let (how, ours) = (DeleteParams::default(), ListParams::default().labels(SANDBOX_LABEL));
     let objects: Api<K> = Api::all(client.clone());
-    // One by one: not every kind can be deleted as a collection.
     let there = objects.list_metadata(&ours).await?.items;
-    for object in &there {
+    // One by one: not every kind can be deleted as a collection.
+    for object in there.iter().filter(|object| object.metadata.deletion_timestamp.is_none()) {
         objects.delete(&object.name_any(), &how).await?;
     }
-    for object in &there {
+    Ok(there)
+}
+
+async fn await_gone<K>(client: &Client, objects: &[PartialObjectMeta<K>]) -> anyhow::Result<()>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    for object in objects {
         let (name, uid) = (object.name_any(), object.uid().unwrap_or_default());
-        let gone = await_condition(objects.clone(), &name, is_deleted(&uid));
+        let gone = await_condition(Api::<K>::all(client.clone()), &name, is_deleted(&uid));
         let Ok(gone) = timeout(REMOVAL_PATIENCE, gone).await else {
             bail!("{} {name} is still being removed after {} s", K::kind(&()), REMOVAL_PATIENCE.as_secs());
         };
