@@ -22,7 +22,7 @@ struct Step {
 const STEPS: &[Step] = &[
     Step { name: "format", cargo: &["fmt", "--all", "--check"] },
     Step { name: "lints", cargo: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"] },
-    Step { name: "tests", cargo: &["test", "--workspace"] },
+    Step { name: "tests", cargo: &["test", "--workspace", "--no-fail-fast"] },
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {

@@ -6,8 +6,10 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, anyhow, bail};
 
-/// Room for the disks of five machines, two copies of four releases, and logs, with a margin.
-const NEEDED_MIB: u64 = 4 * 1024;
+/// Room for two copies of four releases, the control plane's data and logs, with a margin.
+const SHARED_MIB: u64 = 1536;
+/// A machine's disk when every block of it was written, and its logs.
+const MACHINE_MIB: u64 = 512;
 
 /// A folder that is ours until this is dropped.
 #[derive(Debug)]
@@ -17,11 +19,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Takes the folder, making it if needed.
+    /// Takes the folder, making it if needed, for this many machines.
     ///
     /// # Errors
     /// Another sandbox uses it, it can't be made, or there is no room.
-    pub(crate) fn take(folder: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn take(folder: &Path, machines: u16) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let folder = folder.canonicalize().with_context(|| format!("cannot use the folder {}", folder.display()))?;
         let lock = File::create(folder.join("lock"))
@@ -35,7 +37,7 @@ impl Place {
                 return Err(error).with_context(|| format!("cannot lock the folder {}", folder.display()));
             }
         }
-        check_room(&folder)?;
+        check_room(&folder, machines)?;
         let place = Self { folder, _lock: lock };
         // What an earlier run left when even its cleaning up was killed.
         for name in ["run", "report.json", "report.txt"] {
@@ -85,15 +87,16 @@ impl Drop for Place {
     }
 }
 
-fn check_room(folder: &Path) -> anyhow::Result<()> {
+fn check_room(folder: &Path, machines: u16) -> anyhow::Result<()> {
     let system = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
-    enough_room(folder, system.f_bavail.saturating_mul(system.f_frsize) >> 20)
+    enough_room(folder, machines, system.f_bavail.saturating_mul(system.f_frsize) >> 20)
 }
 
-fn enough_room(folder: &Path, free: u64) -> anyhow::Result<()> {
-    if free < NEEDED_MIB {
+fn enough_room(folder: &Path, machines: u16, free: u64) -> anyhow::Result<()> {
+    let needed = SHARED_MIB + u64::from(machines) * MACHINE_MIB;
+    if free < needed {
         bail!(
-            "the sandbox needs {NEEDED_MIB} MiB of room in {}, {free} MiB are free: free some, or give another --folder",
+            "the sandbox needs {needed} MiB of room in {}, {free} MiB are free: free some, or give another --folder",
             folder.display()
         );
     }
@@ -107,22 +110,23 @@ mod tests {
     #[test]
     fn a_second_sandbox_in_the_same_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Place::take(folder.path()).unwrap();
+        let first = Place::take(folder.path(), 5).unwrap();
         fs::write(first.run().join("disk"), "x").unwrap();
-        let refused = Place::take(folder.path()).unwrap_err().to_string();
+        let refused = Place::take(folder.path(), 5).unwrap_err().to_string();
         assert!(refused.contains("another sandbox runs in"), "{refused}");
         drop(first);
         assert!(!folder.path().join("run").exists());
-        Place::take(folder.path()).unwrap();
+        Place::take(folder.path(), 5).unwrap();
     }
 
     #[test]
     fn a_full_disk_is_told_before_anything_is_written() {
-        enough_room(Path::new("/srv"), NEEDED_MIB).unwrap();
-        let refused = enough_room(Path::new("/srv"), NEEDED_MIB - 1).unwrap_err().to_string();
+        enough_room(Path::new("/srv"), 5, 4096).unwrap();
+        let refused = enough_room(Path::new("/srv"), 5, 4095).unwrap_err().to_string();
         assert_eq!(
             refused,
             "the sandbox needs 4096 MiB of room in /srv, 4095 MiB are free: free some, or give another --folder"
         );
+        enough_room(Path::new("/srv"), 6, 4096).unwrap_err();
     }
 }

@@ -77,6 +77,7 @@ pub(crate) fn build_pair(say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
 fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     let store = Store::new(&crate::workspace_root());
     let cache = store.folder().with_file_name("sandbox-releases");
+    let _only_builder = only_builder(&cache)?;
     let mut built: Vec<Built> = Vec::new();
     for recipe in sandbox().into_iter().take(count) {
         let image = store.build(&recipe, say)?;
@@ -93,6 +94,16 @@ fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     Ok(built)
 }
 
+/// Sandboxes of other folders, the tests among them, use the same cache: whoever comes second waits, and finds what the
+/// first one built.
+fn only_builder(cache: &Path) -> anyhow::Result<File> {
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let path = cache.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    lock.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(lock)
+}
+
 fn build(
     cache: &Path,
     recipe: &Recipe,
@@ -105,7 +116,7 @@ fn build(
         format!("roothash={root_hash} ro systemd.volatile=state quiet{fault}")
     };
     let data = File::open(image.root()).with_context(|| format!("cannot open {}", image.root().display()))?;
-    let size = data.metadata()?.len();
+    let size = data.metadata().with_context(|| format!("cannot look at {}", image.root().display()))?.len();
     let key = Sha256::of(
         format!(
             "{FORMAT} {} {} {} {}",
@@ -125,21 +136,21 @@ fn build(
     }
     let partial = folder.with_extension("partial");
     if partial.exists() {
-        fs::remove_dir_all(&partial)?;
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     }
-    fs::create_dir_all(partial.join(&place))?;
+    fs::create_dir_all(partial.join(&place)).with_context(|| format!("cannot make {}", partial.display()))?;
 
     say(&format!("{}: hashing {} for dm-verity", recipe.version, super::report::size(size)));
     let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let identity = Sha256::of(format!("{} {}", recipe.product, recipe.version).as_bytes());
     let parameters = Parameters { salt: identity.as_bytes().to_vec(), uuid: identity.second_half() };
     let tree = verity::build(&data, size, &parameters, workers, &Watch::none())?;
-    fs::write(partial.join("verity"), tree.to_bytes())?;
+    write(&partial.join("verity"), &tree.to_bytes())?;
     let root_hash = tree.root_hash();
 
     let uki = boot_image(image, &cmdline(&root_hash))?;
     let path = |name: &str| -> anyhow::Result<TargetPath> { Ok(format!("{place}/{name}").parse()?) };
-    fs::write(partial.join(&place).join("boot.efi"), &uki)?;
+    write(&partial.join(&place).join("boot.efi"), &uki)?;
 
     let options = PackOptions::default();
     let whole = PackImage { root_hash, bytes: &data };
@@ -173,9 +184,9 @@ fn build(
         packs,
         packages: None,
     };
-    fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
-    fs::write(partial.join("done.json"), b"{}")?;
-    fs::rename(&partial, &folder)?;
+    write(&partial.join(&place).join("release.json"), &manifest.to_bytes()?)?;
+    write(&partial.join("done.json"), b"{}")?;
+    fs::rename(&partial, &folder).with_context(|| format!("cannot rename {}", partial.display()))?;
     finished(recipe, image, &folder, &place)
 }
 
@@ -196,6 +207,10 @@ fn finished(recipe: &Recipe, image: &OsImage, folder: &Path, place: &str) -> any
     })
 }
 
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn write_pack(
     folder: &Path,
     path: TargetPath,
@@ -204,7 +219,7 @@ fn write_pack(
     let file = folder.join(path.as_str());
     let mut output = BufWriter::new(File::create(&file).with_context(|| format!("cannot make {}", file.display()))?);
     let built = build(&mut output)?;
-    output.flush()?;
+    output.flush().with_context(|| format!("cannot write {}", file.display()))?;
     Ok(built.to_manifest_entry(path))
 }
 

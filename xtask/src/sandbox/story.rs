@@ -75,7 +75,7 @@ impl Stage {
     /// One sentence about what is missing or does not come up.
     pub(crate) async fn prepare(options: Options, view: View) -> anyhow::Result<Self> {
         let began = Instant::now();
-        let place = Place::take(&options.folder)?;
+        let place = Place::take(&options.folder, options.nodes)?;
         check_input(&options)?;
         place.keep_log()?;
         let mut preparation = Vec::new();

@@ -1,6 +1,6 @@
 //! What people and bad luck do to a world.
 
-use super::{Fate, World, build};
+use super::{World, build};
 use bascule_api::Counting;
 use bascule_planner::snapshot::{Cordon, EtcdMember, OfferState};
 use rand::RngExt as _;
@@ -317,6 +317,5 @@ impl World {
                 control.counting = Counting::Works;
             }
         }
-        let _ = Fate::Good;
     }
 }

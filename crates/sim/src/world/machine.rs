@@ -236,7 +236,7 @@ impl Machine {
             return;
         }
         self.agent(node, now, lines);
-        self.report(node, now);
+        self.report(node);
     }
 
     fn come_up(
@@ -353,7 +353,7 @@ impl Machine {
     }
 
     /// Writes the agent's word.
-    pub(super) fn report(&mut self, node: &mut Node, now: Time) {
+    pub(super) fn report(&mut self, node: &mut Node) {
         if matches!(self.doing, Doing::Booting { .. }) {
             return;
         }
@@ -390,7 +390,6 @@ impl Machine {
         status
             .boot_control
             .get_or_insert(BootControl { backend: BootControlBackend::SystemdBoot, counting: Counting::Works });
-        let _ = now;
     }
 }
 

@@ -69,7 +69,7 @@ impl World {
         // As long as a node has a pod that may not be evicted, nothing of it is.
         let mut orders = std::mem::take(&mut self.workload.orders);
         orders.retain(|order| order.mode == DrainMode::DeleteRest || !self.workload.bare.contains(&order.node));
-        for (key, app) in &mut self.workload.apps {
+        for app in self.workload.apps.values_mut() {
             // Pods of nodes that are gone are made anew.
             let gone: Vec<String> = app
                 .pods
@@ -98,7 +98,6 @@ impl World {
                 app.pending -= placed;
             }
             app.pods.retain(|_, pods| *pods > 0);
-            let _ = key;
         }
         for order in &orders {
             self.workload.loose.remove(&order.node);
