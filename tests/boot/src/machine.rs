@@ -18,6 +18,8 @@ pub(crate) const NETWORK: &str = "net0";
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// The firmware's variables before the first boot.
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Their copy for one machine.
+const VARIABLES_FILE: &str = "variables.fd";
 const MEMORY_MIB: u32 = 640;
 /// Said by each kernel when it starts.
 const BOOT_MARK: &str = "Linux version ";
@@ -64,7 +66,7 @@ impl Machine {
     /// When its files can't be made.
     pub fn new(parts: Parts) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&parts.folder).with_context(|| format!("making {}", parts.folder.display()))?;
-        let variables = parts.folder.join("variables.fd");
+        let variables = parts.folder.join(VARIABLES_FILE);
         std::fs::copy(VARIABLES, &variables).with_context(|| format!("copying {VARIABLES}"))?;
         let disk = Disk::open(&parts.disk).with_context(|| format!("opening {}", parts.disk.display()))?;
         let sockets = Scratch::new("machine")?;
@@ -161,6 +163,15 @@ impl Machine {
         self.power_off(loss)
     }
 
+    /// Throws away the disk of a machine whose scenario has passed; its logs stay.
+    pub fn discard(self) {
+        let Self { parts, .. } = self;
+        for file in [parts.disk, parts.folder.join(VARIABLES_FILE)] {
+            // It takes room and no more: the next run empties the folder.
+            let _ = std::fs::remove_file(file);
+        }
+    }
+
     /// Pulls the network cable, or plugs it in.
     ///
     /// # Errors
@@ -219,7 +230,7 @@ impl Machine {
 
     fn arguments(&self) -> Vec<String> {
         let socket = |name: &str| self.sockets.path().join(name).display().to_string();
-        let variables = self.parts.folder.join("variables.fd");
+        let variables = self.parts.folder.join(VARIABLES_FILE);
         let mut network = format!("user,id=user0,restrict=on,hostname={}", self.parts.name);
         for port in &self.parts.ports {
             let relay = self.parts.relay.display();

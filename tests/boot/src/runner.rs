@@ -1,6 +1,6 @@
 //! Chooses scenarios, prepares what they need, and runs a few machines at once.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::io::Write;
 use std::ops::Range;
@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Stdio;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_os_image::{Archive, Fault};
 use futures::StreamExt as _;
+use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
 use crate::lab::Lab;
@@ -20,7 +22,7 @@ use crate::release::Release;
 use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
-use crate::scenarios::{Stage, faults, gptprio, integrity, life, outage};
+use crate::scenarios::{Stage, faults, gptprio, integrity, life, never_ready, outage};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -51,7 +53,7 @@ impl Wanted {
     }
 
     fn wants_cluster(&self) -> bool {
-        ["life", "fault", "cut", "outage", "integrity"].iter().any(|name| self.some_of(name))
+        ["life", "never-ready", "fault", "cut", "outage", "integrity"].iter().any(|name| self.some_of(name))
     }
 
     /// The nodes whose power fails: their names, and their cuts in order.
@@ -101,48 +103,52 @@ impl Results {
 
 /// A release that is built when a scenario first asks for it: machines that run need not wait for the images of others.
 #[derive(Debug)]
-struct Prepared<'l> {
-    lab: &'l Lab,
+struct Prepared {
+    lab: Arc<Lab>,
     version: &'static str,
     archive: Archive,
     fault: Option<Fault>,
     built: OnceCell<Release>,
 }
 
-impl<'l> Prepared<'l> {
-    fn new(lab: &'l Lab, version: &'static str, archive: Archive, fault: Option<Fault>) -> Self {
-        Self { lab, version, archive, fault, built: OnceCell::new() }
+impl Prepared {
+    fn new(lab: &Arc<Lab>, version: &'static str, archive: Archive, fault: Option<Fault>) -> Self {
+        Self { lab: Arc::clone(lab), version, archive, fault, built: OnceCell::new() }
     }
 
-    fn get(&self) -> anyhow::Result<&Release> {
-        if let Some(release) = self.built.get() {
-            return Ok(release);
-        }
-        let release = self.lab.release(self.version, self.archive, self.fault)?;
-        Ok(self.built.get_or_init(|| release))
+    async fn get(&self) -> anyhow::Result<&Release> {
+        let build = || async {
+            let (lab, version, archive, fault) = (Arc::clone(&self.lab), self.version, self.archive, self.fault);
+            // In a thread of its own: the scenarios on other machines go on.
+            tokio::task::spawn_blocking(move || lab.release(version, archive, fault)).await?
+        };
+        self.built.get_or_try_init(build).await
     }
 }
 
 /// The releases of the scenarios with a cluster. Versions are unique, since one repository holds them all.
 #[derive(Debug)]
-struct Releases<'l> {
-    old: Prepared<'l>,
-    new: Prepared<'l>,
-    never_ready: Prepared<'l>,
-    panics: Prepared<'l>,
-    hangs: Prepared<'l>,
-    decays: Prepared<'l>,
+struct Releases {
+    old: Prepared,
+    new: Prepared,
+    never_ready: Prepared,
+    panics: Prepared,
+    hangs: Prepared,
+    decays: Prepared,
 }
 
-impl<'l> Releases<'l> {
-    fn of(lab: &'l Lab) -> Self {
+impl Releases {
+    fn of(lab: &Arc<Lab>) -> Self {
+        // Broken ones have the packages of the first release: what is tested is the fault, and a delta without a
+        // difference is soon packed and soon written.
+        let broken = |version, fault| Prepared::new(lab, version, Archive::Release, fault);
         Self {
             old: Prepared::new(lab, "1.0", Archive::Release, None),
             new: Prepared::new(lab, "1.1", Archive::Updates, None),
-            never_ready: Prepared::new(lab, "1.2", Archive::Updates, Some(Fault::KubeletNeverReady)),
-            panics: Prepared::new(lab, "1.3", Archive::Updates, Some(Fault::KernelPanic)),
-            hangs: Prepared::new(lab, "1.4", Archive::Updates, Some(Fault::InitrdHang)),
-            decays: Prepared::new(lab, "1.5", Archive::Updates, None),
+            never_ready: broken("1.2", Some(Fault::KubeletNeverReady)),
+            panics: broken("1.3", Some(Fault::KernelPanic)),
+            hangs: broken("1.4", Some(Fault::InitrdHang)),
+            decays: broken("1.5", None),
         }
     }
 }
@@ -170,7 +176,7 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
 
 /// Runs what needs machines, a few at once.
 async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> anyhow::Result<()> {
-    let lab = Lab::prepare(workspace, &say)?;
+    let lab = Arc::new(Lab::prepare(workspace, &say)?);
     let surroundings = if wanted.wants_cluster() { Some(Surroundings::prepare(workspace, &lab).await?) } else { None };
     let counting =
         [("counting-kernel", Broken::Kernel), ("counting-initrd", Broken::Initrd), ("counting-root", Broken::Root)];
@@ -194,15 +200,15 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
 
 /// What all scenarios with a cluster share.
 #[derive(Debug)]
-struct Surroundings<'l> {
+struct Surroundings {
     // Dropped in this order: who fetches before who serves.
     cluster: Cluster,
     vendor: crate::vendor::Vendor,
-    releases: Releases<'l>,
+    releases: Releases,
 }
 
-impl<'l> Surroundings<'l> {
-    async fn prepare(workspace: &Path, lab: &'l Lab) -> anyhow::Result<Self> {
+impl Surroundings {
+    async fn prepare(workspace: &Path, lab: &Arc<Lab>) -> anyhow::Result<Self> {
         let releases = Releases::of(lab);
         say("building operator and command line tool");
         let programs = build_programs(workspace)?;
@@ -215,9 +221,10 @@ impl<'l> Surroundings<'l> {
     }
 }
 
+/// The scenarios with a cluster, those that take longest first.
 fn cluster_chains<'a>(
     stage: Stage<'a>,
-    releases: &'a Releases<'a>,
+    releases: &'a Releases,
     wanted: &Wanted,
     results: &'a Results,
 ) -> Vec<Chain<'a>> {
@@ -225,68 +232,75 @@ fn cluster_chains<'a>(
     if wanted.has("life", false) {
         chains.push(Box::pin(lives(stage, releases, results)));
     }
-    let broken = [
-        ("fault-panic", &releases.panics, false),
-        ("fault-hang", &releases.hangs, false),
-        ("fault-decay", &releases.decays, true),
-    ];
-    for (name, release, flip) in broken {
+    let mut add = |name: &'static str, scenario: Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>| {
+        chains.push(Box::pin(async move {
+            results.note(name, scenario).await;
+        }));
+    };
+    let broken =
+        [("fault-hang", &releases.hangs), ("fault-panic", &releases.panics), ("fault-decay", &releases.decays)];
+    if wanted.has("never-ready", false) {
+        let (old, broken) = (&releases.old, &releases.never_ready);
+        add(
+            "never-ready",
+            Box::pin(async move { never_ready::run(stage, old.get().await?, broken.get().await?).await }),
+        );
+    }
+    if wanted.has("outage", true) {
+        let (old, new) = (&releases.old, &releases.new);
+        add("outage", Box::pin(async move { outage::run(stage, "outage", old.get().await?, new.get().await?).await }));
+    }
+    if wanted.has("integrity", true) {
+        let old = &releases.old;
+        add("integrity", Box::pin(async move { integrity::run(stage, "integrity", old.get().await?).await }));
+    }
+    for (name, release) in broken {
+        let (old, flip) = (&releases.old, name == "fault-decay");
         if wanted.has(name, false) {
-            chains.push(Box::pin(async move {
-                results
-                    .note(name, async { faults::run(stage, name, releases.old.get()?, release.get()?, flip).await })
-                    .await;
-            }));
+            let fault = async move { faults::run(stage, name, old.get().await?, release.get().await?, flip).await };
+            add(name, Box::pin(fault));
         }
     }
-    let published = Rc::new(Cell::new(false));
+    let published = Rc::new(OnceCell::new());
     for (name, plans) in wanted.cut_nodes() {
         let published = Rc::clone(&published);
         chains.push(Box::pin(async move {
             let cut = async {
-                let (old, new) = (releases.old.get()?, releases.new.get()?);
+                let (old, new) = (releases.old.get().await?, releases.new.get().await?);
                 // All these nodes follow one channel, which offers the release before they come up.
-                if !published.replace(true) {
-                    stage.vendor.publish(cuts::CHANNEL, new, &[old])?;
-                }
+                published.get_or_try_init(|| async { stage.vendor.publish(cuts::CHANNEL, new, &[old]).await }).await?;
                 cuts::run(stage, &name, &plans, old, new).await
             };
             results.note(&name, cut).await;
         }));
     }
-    if wanted.has("outage", true) {
-        chains.push(Box::pin(async move {
-            results
-                .note("outage", async { outage::run(stage, "outage", releases.old.get()?, releases.new.get()?).await })
-                .await;
-        }));
-    }
-    if wanted.has("integrity", true) {
-        chains.push(Box::pin(async move {
-            results.note("integrity", async { integrity::run(stage, "integrity", releases.old.get()?).await }).await;
-        }));
-    }
     chains
 }
 
-/// Tests 1, 5 and 2 on one machine; a failed step ends it, and the steps after it have failed too.
-async fn lives(stage: Stage<'_>, releases: &Releases<'_>, results: &Results) {
+/// Tests 1 and 5 on one machine; a failed step ends it, and the steps after it have failed too.
+async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
     let machine = RefCell::new(None);
     let installed = results.note("life-first-report", async {
-        *machine.borrow_mut() = Some(life::install(stage, releases.old.get()?).await?);
+        *machine.borrow_mut() = Some(life::install(stage, releases.old.get().await?).await?);
         Ok(())
     });
     if !installed.await {
         return;
     }
     let Some(mut machine) = machine.into_inner() else { return };
-    let (old, new, broken) = (&releases.old, &releases.new, &releases.never_ready);
-    let _ = results.note("life-update", async { life::update(stage, &machine, old.get()?, new.get()?).await }).await
-        && results.note("life-rollback", async { life::rollback(stage, &machine, old.get()?).await }).await
-        && results
-            .note("life-never-ready", async { life::never_ready(stage, &machine, old.get()?, broken.get()?).await })
-            .await
-        && results.note("life-judged", async { life::judge(&mut machine, old.get()?).await }).await;
+    let (old, new) = (&releases.old, &releases.new);
+    let update = async { life::update(stage, &machine, old.get().await?, new.get().await?).await };
+    if !results.note("life-update", update).await {
+        return;
+    }
+    let rollback = async { life::rollback(stage, &machine, old.get().await?).await };
+    if !results.note("life-rollback", rollback).await {
+        return;
+    }
+    let judged = async { life::judge(&mut machine, old.get().await?, new.get().await?).await };
+    if results.note("life-judged", judged).await {
+        machine.discard();
+    }
 }
 
 /// Builds operator and command line tool beside this program. Returns their folder.

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_image::build::{BuiltPack, Image as PackImage, Options, build_delta, build_full};
+use bascule_image::build::{BuiltPack, Effort, Image as PackImage, Options, build_delta, build_full};
 use bascule_image::release::manifest::{self, File as Described, Image, Manifest, Pack, Verity};
 use bascule_image::release::names::TargetPath;
 use bascule_image::work::Watch;
 use bascule_image::{Sha256, verity};
+use bascule_os_image::cache;
 use bascule_repository::publish::{
     Lifetimes, Notes, Outcome, Publisher, RoleSetup, Roles, Signing, SigningKey, generate, init,
 };
@@ -25,13 +26,16 @@ use crate::release::Release;
 /// Name of the file with the authority of the repository's certificate.
 pub const CA_FILE: &str = "repository-ca.pem";
 /// Counted up when the way of packing changes what comes out.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// Releases whose packs are kept.
+const KEPT: usize = 8;
 
 /// Keys, repository and server of one scenario.
 #[derive(Debug)]
 pub struct Vendor {
     folder: PathBuf,
     packed: PathBuf,
+    packing: tokio::sync::Mutex<()>,
     keys: Vec<SigningKey>,
     server: HttpsServer,
 }
@@ -51,7 +55,7 @@ impl Vendor {
         let signing = Signing { keys: &keys, lifetimes: Lifetimes::default(), now: clock::now() };
         published(Publisher::open(&repository)?.refresh(signing)?)?;
         let server = HttpsServer::start(&repository).await.context("serving the repository")?;
-        Ok(Self { folder: repository, packed: packed.to_owned(), keys, server })
+        Ok(Self { folder: repository, packed: packed.to_owned(), packing: tokio::sync::Mutex::default(), keys, server })
     }
 
     /// Where nodes and operator fetch from.
@@ -84,8 +88,15 @@ impl Vendor {
     ///
     /// # Errors
     /// When it can't be packed or signed.
-    pub fn publish(&self, channel: &str, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
-        let built = pack(&self.packed, release, bases).with_context(|| format!("packing {}", release.version))?;
+    pub async fn publish(&self, channel: &str, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
+        let (cache, release) = (self.packed.clone(), release.clone());
+        let bases: Vec<Release> = bases.iter().map(|base| (*base).clone()).collect();
+        let _one_at_a_time = self.packing.lock().await;
+        // In a thread of its own: the scenarios on other machines go on.
+        let built = tokio::task::spawn_blocking(move || {
+            pack(&cache, &release, &bases).with_context(|| format!("packing {}", release.version))
+        });
+        let built = built.await??;
         let mut publisher = Publisher::open(&self.folder)?;
         let signing = Signing { keys: &self.keys, lifetimes: Lifetimes::default(), now: clock::now() };
         published(publisher.add_release(&channel.parse()?, &built, &Notes::default(), signing)?)
@@ -141,12 +152,13 @@ fn published(outcome: Outcome) -> anyhow::Result<()> {
 }
 
 /// Makes the folder that a publisher takes a release from, or finds it.
-fn pack(cache: &Path, release: &Release, bases: &[&Release]) -> anyhow::Result<PathBuf> {
+fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Result<PathBuf> {
     let uki = fs::read(&release.uki).with_context(|| format!("reading {}", release.uki.display()))?;
     let from: Vec<String> = bases.iter().map(|base| base.root_hash.to_string()).collect();
     let key = format!("{FORMAT} {} {} {}", release.root_hash, Sha256::of(&uki), from.join(" "));
-    let folder = cache.join(Sha256::of(key.as_bytes()).to_string());
+    let folder = cache_folder.join(Sha256::of(key.as_bytes()).to_string());
     if folder.exists() {
+        cache::used(&folder)?;
         return Ok(folder);
     }
     let partial = folder.with_extension("partial");
@@ -161,7 +173,8 @@ fn pack(cache: &Path, release: &Release, bases: &[&Release]) -> anyhow::Result<P
     let data = open(&release.data)?;
     let size = data.metadata()?.len();
     let whole = PackImage { root_hash: release.root_hash, bytes: &data };
-    let options = Options::default();
+    // Tests move a pack once: a quarter more to move costs less than packing it well.
+    let options = Options { effort: Effort::Fast, ..Options::default() };
     crate::say(&format!("{}: packing {} MB", release.version, size / 1_000_000));
     let mut packs = vec![write_pack(&partial, path("full.pack")?, |output| {
         build_full(whole, output, &options, &Watch::none()).map_err(anyhow::Error::from)
@@ -194,6 +207,7 @@ fn pack(cache: &Path, release: &Release, bases: &[&Release]) -> anyhow::Result<P
     };
     fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
     fs::rename(&partial, &folder)?;
+    cache::keep(cache_folder, KEPT)?;
     Ok(folder)
 }
 

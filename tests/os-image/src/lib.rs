@@ -11,6 +11,7 @@
 //! the number of images. The mirror is the one in the machine's own apt configuration.
 
 mod archive;
+pub mod cache;
 mod cargo;
 mod cpio;
 mod erofs;

@@ -12,12 +12,16 @@ use serde::Serialize;
 
 pub use crate::tree::Package;
 use crate::tree::{self, Tree};
-use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, erofs, initrd, shipped, tool};
+use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, cache, erofs, initrd, shipped, tool};
 
 /// Part of every cache key: counted up when the way of building changes what comes out.
 const FORMAT: u32 = 1;
 /// A base tree, its copy while a recipe's files go in, and the image: more than any one build needs.
 const NEEDED_MIB: u64 = 3 * 1024;
+/// Images that are kept, each of some 120 to 800 MB: those of the boot tests, of the sandbox, and of the version before.
+const KEPT_IMAGES: usize = 16;
+/// Trees of packages that are kept, each of some 180 to 800 MB.
+const KEPT_TREES: usize = 6;
 
 /// An image that was built, as files.
 #[derive(Debug, Clone)]
@@ -123,6 +127,7 @@ impl Store {
         let image =
             OsImage { version: recipe.version.clone(), os_release: recipe.os_release(), folder: folder.clone() };
         if folder.join("packages.json").exists() {
+            cache::used(&folder)?;
             return Ok(image);
         }
         let _lock = self.lock()?;
@@ -154,6 +159,8 @@ impl Store {
             fs::copy(&from, partial.join(to)).map_err(Error::io(from))?;
         }
         fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
+        cache::used(&folder)?;
+        cache::keep(&self.folder, KEPT_IMAGES)?;
         let size = fs::metadata(image.root()).map_err(Error::io(image.root()))?.len();
         say(&format!(
             "{} {}: root of {} MB after {} s",
@@ -166,7 +173,8 @@ impl Store {
     }
 
     fn tree(&self, recipe: &Recipe, base_key: &str, say: &dyn Fn(&str)) -> Result<Tree, Error> {
-        let folder = self.folder.join("trees").join(base_key);
+        let trees = self.folder.join("trees");
+        let folder = trees.join(base_key);
         if !folder.exists() {
             say(&format!(
                 "{} {}: installing {} packages and what they need",
@@ -178,6 +186,8 @@ impl Store {
             tree::install(recipe, &Tree::at(partial.clone()), &self.folder.join("packages"))?;
             fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
         }
+        cache::used(&folder)?;
+        cache::keep(&trees, KEPT_TREES)?;
         Ok(Tree::at(folder))
     }
 

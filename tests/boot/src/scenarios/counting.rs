@@ -29,13 +29,14 @@ pub enum Broken {
 /// # Errors
 /// When it does not come back, or not after exactly three tries.
 pub async fn run(lab: &Lab, broken: Broken) -> anyhow::Result<()> {
-    let (name, fault) = match broken {
-        Broken::Kernel => ("counting-kernel", Some(Fault::KernelPanic)),
-        Broken::Initrd => ("counting-initrd", Some(Fault::InitrdHang)),
-        Broken::Root => ("counting-root", None),
+    // The same releases as those of `faults`.
+    let (name, version, fault) = match broken {
+        Broken::Kernel => ("counting-kernel", "1.3", Some(Fault::KernelPanic)),
+        Broken::Initrd => ("counting-initrd", "1.4", Some(Fault::InitrdHang)),
+        Broken::Root => ("counting-root", "1.5", None),
     };
     let old = lab.release("1.0", Archive::Release, None)?;
-    let new = lab.release("1.1", Archive::Updates, fault)?;
+    let new = lab.release(version, Archive::Release, fault)?;
     let mut machine = lab.host(name, &old, &[], &[])?;
     offline::write_slot(machine.disk().path(), Slot::B, &new)?;
     if broken == Broken::Root {
@@ -49,11 +50,14 @@ pub async fn run(lab: &Lab, broken: Broken) -> anyhow::Result<()> {
     machine.wait_until_up(0, BOOT * (TRIES as u32 + 1)).await?;
     let kernels = machine.boots(0);
     ensure!(kernels == TRIES + 1, "{kernels} kernels started, {} were expected", TRIES + 1);
-    let listed = machine.run("cat /proc/cmdline; bootctl list --no-pager; ls /efi/EFI/Linux", BOOT).await?;
+    let listed =
+        machine.run("cat /proc/cmdline; SYSTEMD_COLORS=0 bootctl list --no-pager; ls -1 /efi/EFI/Linux", BOOT).await?;
     ensure!(listed.contains(&format!("roothash={}", old.root_hash)), "the old release does not run:\n{listed}");
     ensure!(listed.contains(&counted(&new.entry(), "+0-3")?), "the bad entry is not counted down:\n{listed}");
     machine.shut_down(BOOT).await?;
-    offline::judge(machine.disk().path(), &[(Slot::A, &old)])
+    offline::judge(machine.disk().path(), &[(Slot::A, &old)])?;
+    machine.discard();
+    Ok(())
 }
 
 /// The name of an entry with a counter.

@@ -114,7 +114,9 @@ pub async fn run(stage: Stage<'_>, name: &str, plans: &[Plan], old: &Release, ne
         .with_context(|| format!("after the cuts: {plans:?}"))?;
     machine.shut_down(BOOT).await?;
     offline::judge(machine.disk().path(), &[(Slot::A, old), (Slot::B, new)])
-        .with_context(|| format!("at the end of {plans:?}"))
+        .with_context(|| format!("at the end of {plans:?}"))?;
+    machine.discard();
+    Ok(())
 }
 
 /// A cut costs one boot and no more, and while a release is only staged, that boot is the old release's.

@@ -19,7 +19,7 @@ const COUNT_DOWN: std::time::Duration = std::time::Duration::from_secs(900);
 pub async fn run(stage: Stage<'_>, name: &str, old: &Release, broken: &Release, flip: bool) -> anyhow::Result<()> {
     let (mut machine, _) = stage.node(name, old, name).await?;
     let from = machine.console().now();
-    stage.vendor.publish(name, broken, &[old])?;
+    stage.vendor.publish(name, broken, &[old]).await?;
     if flip {
         stage
             .until(&machine, "the release is staged", STAGE, |status| {
@@ -38,5 +38,7 @@ pub async fn run(stage: Stage<'_>, name: &str, old: &Release, broken: &Release, 
     let tries = machine.boots(from).saturating_sub(1);
     ensure!(tries == 3, "the broken release was tried {tries} times, three were allowed");
     machine.shut_down(super::BOOT).await?;
-    offline::judge(machine.disk().path(), &[(Slot::A, old)])
+    offline::judge(machine.disk().path(), &[(Slot::A, old)])?;
+    machine.discard();
+    Ok(())
 }

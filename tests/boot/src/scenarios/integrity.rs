@@ -39,5 +39,7 @@ pub async fn run(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Res
                     .any(|condition| condition.type_ == bascule_api::conditions::DRIFT && condition.status == "True")
         })
         .await?;
-    machine.power_off(crate::disk::Loss::Everything)
+    machine.power_off(crate::disk::Loss::Everything)?;
+    machine.discard();
+    Ok(())
 }

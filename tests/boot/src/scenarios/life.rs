@@ -1,14 +1,13 @@
-//! The life of one node: it reports, is updated by a delta, is rolled back by somebody on call, and refuses to stay on a
-//! release whose kubelet never comes up.
-
-use std::time::Duration;
+//! The life of one node: it reports, is updated by a delta, and is rolled back by somebody on call; then tools that know
+//! nothing of Bascule look at what is left.
 
 use anyhow::{Context as _, ensure};
 use bascule_api::NodeUpdateStatus;
 use bascule_sim::layout::Slot;
+use serde::Deserialize;
 
 use super::counting::counted;
-use super::{BOOT, STAGE, Stage, TRIAL, committed, failed, runs};
+use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
 use crate::machine::Machine;
 use crate::offline;
 use crate::release::Release;
@@ -19,9 +18,6 @@ pub const NODE: &str = "life";
 pub const CHANNEL: &str = "life";
 /// The entry with a counter that was booted (systemd, "The Boot Loader Interface").
 const COUNTED_ENTRY: &str = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-/// The dead man's deadline in the images of the tests, with room for two boots.
-const GUARD: Duration = Duration::from_secs(600);
-
 /// Installs the node and boots it.
 ///
 /// # Errors
@@ -37,7 +33,7 @@ pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine>
 /// When any of it is otherwise.
 pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Release) -> anyhow::Result<()> {
     let before = stage.vendor.packs_sent();
-    stage.vendor.publish(CHANNEL, new, &[old])?;
+    stage.vendor.publish(CHANNEL, new, &[old]).await?;
     stage.until(machine, "the release is staged", STAGE, |status| staged(status, new)).await?;
     let moved = stage.vendor.packs_sent() - before;
     let whole = std::fs::metadata(&new.data).context("looking at the image")?.len();
@@ -53,7 +49,7 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Re
     let counted = counted(&new.entry(), "+2-1")?;
     ensure!(trial.contains(&counted), "the boot loader did not boot {counted}:\n{trial}");
     stage.until(machine, "the new release is committed", TRIAL, |status| committed(status, new)).await?;
-    let listed = machine.run("ls /efi/EFI/Linux; bootctl list --no-pager", BOOT).await?;
+    let listed = machine.run("ls -1 /efi/EFI/Linux; SYSTEMD_COLORS=0 bootctl list --no-pager", BOOT).await?;
     ensure!(listed.lines().any(|line| line.trim() == new.entry()), "no entry without a counter:\n{listed}");
     crate::say(&format!("{NODE}: 1.1 by a delta of {} kB for {} MB", moved / 1000, whole / 1_000_000));
     Ok(())
@@ -72,36 +68,34 @@ pub async fn rollback(stage: Stage<'_>, machine: &Machine, old: &Release) -> any
     Ok(())
 }
 
-/// Test 2: a release whose kubelet never reports goes away by itself and is never tried again. Catches a guard that
-/// needs what is broken, and an operator that forgets.
-///
-/// # Errors
-/// When the node stays on it, or it is not blocked.
-pub async fn never_ready(
-    stage: Stage<'_>,
-    machine: &Machine,
-    running: &Release,
-    broken: &Release,
-) -> anyhow::Result<()> {
-    stage.vendor.publish(CHANNEL, broken, &[running])?;
-    stage.until(machine, "the broken release runs as a trial", STAGE + TRIAL, |status| runs(status, broken)).await?;
-    stage
-        .until(machine, "the node is back and says that the release failed", GUARD, |status| {
-            committed(status, running) && failed(status, broken)
-        })
-        .await?;
-    stage.cluster.until_blocked(NODE, &broken.version).await
-}
-
-/// The end: a clean shutdown, and what tools that know nothing of Bascule say about the disk.
+/// The end: what the boot loader's own tool says of the entries, a clean shutdown, and what tools that know nothing of
+/// Bascule say about the disk.
 ///
 /// # Errors
 /// When one of them objects.
-pub async fn judge(machine: &mut Machine, running: &Release) -> anyhow::Result<()> {
+pub async fn judge(machine: &mut Machine, running: &Release, other: &Release) -> anyhow::Result<()> {
+    let said = machine.run("SYSTEMD_COLORS=0 bootctl list --json=short --no-pager", BOOT).await?;
+    let listed: Vec<BootEntry> = serde_json::from_str(said.trim()).with_context(|| format!("bootctl said {said}"))?;
+    let entry = listed.iter().find(|entry| entry.id == running.entry());
+    let entry = entry.with_context(|| format!("bootctl does not list {}: {said}", running.entry()))?;
+    ensure!(entry.is_selected && entry.is_default, "{} runs, and bootctl says otherwise: {said}", running.entry());
+    ensure!(entry.tries_left.is_none(), "{} is still counted: {said}", running.entry());
     machine.shut_down(BOOT).await?;
     let names = offline::entries(machine.disk().path())?;
     ensure!(names.contains(&running.entry()), "{} has no entry: {names:?}", running.version);
-    offline::judge(machine.disk().path(), &[(Slot::A, running)])
+    offline::judge(machine.disk().path(), &[(Slot::A, running), (Slot::B, other)])
+}
+
+/// What `bootctl list --json` says of an entry, as far as the test asks (bootctl(1)).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BootEntry {
+    id: String,
+    #[serde(default)]
+    is_default: bool,
+    #[serde(default)]
+    is_selected: bool,
+    tries_left: Option<u32>,
 }
 
 fn staged(status: &NodeUpdateStatus, release: &Release) -> bool {

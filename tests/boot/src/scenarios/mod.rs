@@ -6,6 +6,7 @@ pub mod faults;
 pub mod gptprio;
 pub mod integrity;
 pub mod life;
+pub mod never_ready;
 pub mod outage;
 
 use std::time::{Duration, Instant};

@@ -16,7 +16,7 @@ const GUARD: std::time::Duration = std::time::Duration::from_secs(900);
 pub async fn run(stage: Stage<'_>, name: &str, old: &Release, new: &Release) -> anyhow::Result<()> {
     let (mut machine, _) = stage.node(name, old, name).await?;
     let from = machine.console().now();
-    stage.vendor.publish(name, new, &[old])?;
+    stage.vendor.publish(name, new, &[old]).await?;
     let trial = machine.console().wait_for(from, "this boot is a trial", STAGE + TRIAL).await?;
     machine.plug_network(false).await?;
     // The next kernel after the trial's is the old release's: nobody but the guard restarted the machine.
@@ -27,5 +27,7 @@ pub async fn run(stage: Stage<'_>, name: &str, old: &Release, new: &Release) -> 
     ensure!(command_line.contains(&format!("roothash={}", old.root_hash)), "still on the trial: {command_line}");
     machine.plug_network(true).await?;
     stage.until(&machine, "the node is back on the old release", TRIAL, |status| committed(status, old)).await?;
-    machine.shut_down(BOOT).await
+    machine.shut_down(BOOT).await?;
+    machine.discard();
+    Ok(())
 }
