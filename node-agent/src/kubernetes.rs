@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::core::{Desired, Event};
 use crate::engine::in_one_line;
 use crate::metrics::Metrics;
+use crate::outage::Outage;
 
 /// First pause after a failure.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
@@ -138,17 +139,20 @@ pub struct Link {
 impl Link {
     /// Turns the watch into events until nobody listens any more.
     pub async fn watch(self, events: mpsc::Sender<Event>) {
-        let mut pauses = Pauses::new();
+        let (mut pauses, mut outage) = (Pauses::new(), Outage::default());
         loop {
             match self.credentials.client().await {
                 Ok(client) => {
-                    if !self.watch_with(client, &events, &mut pauses).await {
+                    if !self.watch_with(client, &events, &mut pauses, &mut outage).await {
                         return;
                     }
                 }
                 Err(error) => {
                     self.metrics.kubernetes_error("watch", "Credentials");
-                    tracing::warn!(error = in_one_line(&error), "no client for the API server; trying again");
+                    if let Some(failures) = outage.failed("Credentials", Instant::now()) {
+                        let error = in_one_line(&error);
+                        tracing::warn!(error, failures, "no client for the API server; trying again");
+                    }
                 }
             }
             tokio::time::sleep(pauses.next()).await;
@@ -159,13 +163,22 @@ impl Link {
     }
 
     /// Watches with one client until it fails; `false` when nobody listens any more.
-    async fn watch_with(&self, client: Client, events: &mpsc::Sender<Event>, pauses: &mut Pauses) -> bool {
+    async fn watch_with(
+        &self,
+        client: Client,
+        events: &mpsc::Sender<Event>,
+        pauses: &mut Pauses,
+        outage: &mut Outage,
+    ) -> bool {
         let api: Api<NodeUpdate> = Api::all(client);
         let mut stream = std::pin::pin!(watcher::watch_object(api, &self.node));
         while let Some(change) = stream.next().await {
             match change {
                 Ok(object) => {
                     *pauses = Pauses::new();
+                    if let Some(failures) = outage.over() {
+                        tracing::info!(failures, "the watch of NodeUpdate {} stands again", self.node);
+                    }
                     for event in as_events(object) {
                         if events.send(event).await.is_err() {
                             return false;
@@ -184,7 +197,10 @@ impl Link {
                         _ => "Refused",
                     };
                     self.metrics.kubernetes_error("watch", kind);
-                    tracing::warn!(kind, error = in_one_line(&error), "the watch of NodeUpdate {} broke", self.node);
+                    if let Some(failures) = outage.failed(kind, Instant::now()) {
+                        let error = in_one_line(&error);
+                        tracing::warn!(kind, error, failures, "the watch of NodeUpdate {} broke", self.node);
+                    }
                     return true;
                 }
             }
@@ -198,7 +214,7 @@ impl Link {
         let mut client: Option<Client> = None;
         let mut written: Option<Word> = None;
         let mut last_write: Option<Instant> = None;
-        let mut pauses = Pauses::new();
+        let (mut pauses, mut outage) = (Pauses::new(), Outage::default());
         let mut open = true;
         while open {
             open = statuses.changed().await.is_ok();
@@ -222,9 +238,15 @@ impl Link {
                         written = Some(status);
                         last_write = Some(Instant::now());
                         pauses = Pauses::new();
+                        if let Some(failures) = outage.over() {
+                            tracing::info!(failures, "the status of NodeUpdate {} is written again", self.node);
+                        }
                     }
-                    Err(kind) => {
+                    Err(Unwritten { kind, error }) => {
                         self.metrics.kubernetes_error("status", kind);
+                        if let Some(failures) = outage.failed(kind, Instant::now()) {
+                            tracing::warn!(kind, error, failures, "the status of NodeUpdate {} is not written", self.node);
+                        }
                         client = None;
                         if !open || kind == "NotFound" {
                             break;
@@ -259,14 +281,12 @@ impl Link {
         due.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 
-    async fn write(&self, client: &mut Option<Client>, status: &NodeUpdateStatus) -> Result<(), &'static str> {
+    async fn write(&self, client: &mut Option<Client>, status: &NodeUpdateStatus) -> Result<(), Unwritten> {
         let connected = match client {
             Some(client) => client.clone(),
             None => {
-                let made = self.credentials.client().await.map_err(|error| {
-                    tracing::warn!(error = in_one_line(&error), "no client for the API server");
-                    "Credentials"
-                })?;
+                let made = self.credentials.client().await;
+                let made = made.map_err(|error| Unwritten { kind: "Credentials", error: in_one_line(&error) })?;
                 client.insert(made).clone()
             }
         };
@@ -281,22 +301,21 @@ impl Link {
                 self.metrics.status_written();
                 Ok(())
             }
-            Ok(Err(error)) => {
-                let kind = kind(&error);
-                tracing::warn!(
-                    kind,
-                    error = in_one_line(&error),
-                    "the status of NodeUpdate {} is not written",
-                    self.node
-                );
-                Err(kind)
-            }
+            Ok(Err(error)) => Err(Unwritten { kind: kind(&error), error: in_one_line(&error) }),
             Err(_) => {
-                tracing::warn!("the API server did not take the status within {} s", REQUEST_TIMEOUT.as_secs());
-                Err("Timeout")
+                let error = format!("no answer within {} s", REQUEST_TIMEOUT.as_secs());
+                Err(Unwritten { kind: "Timeout", error })
             }
         }
     }
+}
+
+/// Why a status was not written.
+struct Unwritten {
+    /// For the metrics.
+    kind: &'static str,
+    /// With its causes.
+    error: String,
 }
 
 /// The agent's part of an object: everything in the status but the operator's explanation.

@@ -19,6 +19,7 @@ pub mod kubernetes;
 pub mod linux;
 pub mod metrics;
 pub mod observe;
+mod outage;
 pub mod releases;
 pub mod run;
 pub mod server;

@@ -16,6 +16,52 @@ use crate::uki;
 /// How much is read at once.
 const CHUNK: usize = 256 << 10;
 
+/// Length of what is held back while a boot image gets its name: one sector, which a medium writes whole or not at all.
+const START: usize = 512;
+/// What stands there meanwhile. No boot loader takes it for a program.
+const PLACEHOLDER: &[u8] = b"bascule: this boot image is not in its place yet\n";
+
+fn placeholder() -> [u8; START] {
+    let mut start = [0; START];
+    start.iter_mut().zip(PLACEHOLDER).for_each(|(to, from)| *to = *from);
+    start
+}
+
+fn read_start(esp_fs: &dyn Esp, path: &str) -> io::Result<[u8; START]> {
+    let file = esp_fs.open(path)?;
+    let mut start = [0; START];
+    if file.size()? >= START as u64 {
+        file.read_at(&mut start, 0)?;
+    }
+    Ok(start)
+}
+
+/// Whether a file lacks its start: power was lost, or the agent ended, while it was put in its place. It boots nothing, and
+/// only its publisher has the start.
+pub(super) fn lacks_its_start(esp_fs: &dyn Esp, path: &str) -> bool {
+    // What can't be read is found out by whoever needs it.
+    read_start(esp_fs, path).is_ok_and(|start| start == placeholder())
+}
+
+/// Renames a boot image that never ran here to a name with a counter, durably.
+///
+/// A long name on FAT is several directory entries. Where those lie in two sectors, power loss can leave the short name
+/// alone, which has no counter: the boot loader would take the image for a committed one and start it for ever. So the image
+/// is no program until its name is whole (docs/decisions/0005-a-trial-is-what-nobody-began-to-commit.md).
+pub(super) fn put_in_place(esp_fs: &dyn Esp, from: &str, to: &str) -> Result<(), BootError> {
+    let start = read_start(esp_fs, from).map_err(esp("reading", from))?;
+    esp_fs.write_start(from, &placeholder()).map_err(esp("writing", from))?;
+    esp_fs.sync().map_err(esp("syncing", from))?;
+    if let Err(error) = esp_fs.rename(from, to) {
+        // Nothing has changed but the start. If that can't be brought back either, the image is fetched again.
+        let _ = esp_fs.write_start(from, &start).and_then(|()| esp_fs.sync());
+        return Err(esp("renaming", from)(error));
+    }
+    esp_fs.sync().map_err(esp("syncing", to))?;
+    esp_fs.write_start(to, &start).map_err(esp("writing", to))?;
+    esp_fs.sync().map_err(esp("syncing", to))
+}
+
 /// Name under which a boot image waits. No boot loader looks at files that don't end in `.efi`.
 pub(super) fn waiting_name(digest: &Digest) -> String {
     format!("bascule-{}.tmp", start_of(digest))

@@ -179,15 +179,22 @@ impl SystemdBoot<'_> {
         }
     }
 
-    fn strays(machine: &Machine, images: &[Image]) -> Vec<String> {
+    /// Images of this product that boot neither slot, and those that were not put in their place to the end.
+    fn strays(&self, machine: &Machine, images: &[Image]) -> Result<Vec<String>, BootError> {
         let needed = |image: &Image| {
             [SlotName::A, SlotName::B]
                 .into_iter()
                 .filter_map(|slot| machine.root_hash_of(slot))
                 .any(|root_hash| image.boots(root_hash))
         };
-        let stray = images.iter().filter(|image| Self::is_ours(machine, image) && !needed(image));
-        stray.map(|image| image.file.clone()).collect()
+        let files = self.esp.list(DIRECTORY).map_err(esp("listing", DIRECTORY))?;
+        let of_an_image = |name: &str| EntryName::parse(name).is_some() || parse_waiting(name).is_some();
+        let broken_off = |name: &str| of_an_image(name) && image_file::lacks_its_start(self.esp, &path(name));
+        let stray = |name: &str| {
+            images.iter().any(|image| image.file == name && Self::is_ours(machine, image) && !needed(image))
+        };
+        let names = files.into_iter().take(MAX_FILES).map(|file| file.name);
+        Ok(names.filter(|name| stray(name) || broken_off(name)).collect())
     }
 
     /// `base`, or `base` with a number, so that no entry has it, with or without a counter.
@@ -236,7 +243,9 @@ impl BootBackend for SystemdBoot<'_> {
         };
         let (counting, counting_message) = self.counting(running)?;
         let files = self.esp.list(DIRECTORY).map_err(esp("listing", DIRECTORY))?;
-        let waiting = files.iter().find_map(|file| Some((parse_waiting(&file.name)?.to_owned(), file.size)));
+        let strays = self.strays(machine, &images)?;
+        let whole = files.iter().filter(|file| !strays.contains(&file.name));
+        let waiting = whole.filter_map(|file| Some((parse_waiting(&file.name)?.to_owned(), file.size))).next();
         let unfinished = files.iter().filter(|file| image_file::is_unfinished(&file.name));
         let other_images = if machine.booted == SlotName::A { &b } else { &a };
         let reclaimable = other_images.iter().map(|image| image.size).sum::<u64>()
@@ -246,7 +255,7 @@ impl BootBackend for SystemdBoot<'_> {
             backend: self.kind(),
             counting,
             counting_message,
-            strays: Self::strays(machine, &images),
+            strays,
             space: self.esp.space().map_err(esp("measuring", DIRECTORY))?,
             waiting_uki: waiting,
             reclaimable,
@@ -309,12 +318,23 @@ impl BootBackend for SystemdBoot<'_> {
         let images = self.images()?;
         let existing = images.iter().find(|image| image.boots(&target.root_hash));
         match existing {
-            Some(image) => self.rename(&image.file, &EntryName::counted(&image.name.base, tries, 0))?,
+            Some(image) => {
+                let name = EntryName::counted(&image.name.base, tries, 0);
+                // One that failed here and can be fetched again is put in place like a new one; what once ran here is the
+                // way back, and is not put at risk.
+                match image.entry() {
+                    Entry::Bad { done } if done != Some(0) && target.uki.is_some() => {
+                        image_file::put_in_place(self.esp, &image.path(), &path(&name))?;
+                    }
+                    _ => self.rename(&image.file, &name)?,
+                }
+            }
             None => {
                 let no_entry = || BootError::NoEntry { slot: target.slot, root_hash: target.root_hash.clone() };
                 let (digest, _) = target.uki.as_ref().ok_or_else(no_entry)?;
                 let base = self.base_for(machine, target, &images);
-                self.rename(&waiting_name(digest), &EntryName::counted(&base, tries, 0))?;
+                let name = EntryName::counted(&base, tries, 0);
+                image_file::put_in_place(self.esp, &path(&waiting_name(digest)), &path(&name))?;
             }
         }
         if set_aside_running { self.set_aside(machine, machine.booted) } else { Ok(()) }
@@ -408,7 +428,7 @@ impl BootBackend for SystemdBoot<'_> {
 
     fn remove_strays(&self, machine: &Machine) -> Result<(), BootError> {
         let images = self.images()?;
-        for file in Self::strays(machine, &images) {
+        for file in self.strays(machine, &images)? {
             self.remove(&file)?;
         }
         self.esp.sync().map_err(esp("syncing", DIRECTORY))

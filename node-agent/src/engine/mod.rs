@@ -140,9 +140,11 @@ impl Engine {
             Effect::StageUki(target) => {
                 let release = self.resolved_for(target)?;
                 let options = self.transfer_options();
-                self.with_boot("writing a boot image", |boot, machine| {
-                    Self::not_running(machine, target.slot)?;
-                    Ok(boot.stage_uki(machine, target, &mut |out| release.copy_uki(out, &options))?)
+                self.quietly(|| {
+                    self.with_boot("writing a boot image", |boot, machine| {
+                        Self::not_running(machine, target.slot)?;
+                        Ok(boot.stage_uki(machine, target, &mut |out| release.copy_uki(out, &options))?)
+                    })
                 })
             }
             Effect::Inspect(target) => {

@@ -34,6 +34,9 @@ pub trait Esp: Send + Sync {
     /// read `content` further than its end; an error of `content` ends the writing and is returned as it is.
     fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()>;
 
+    /// Writes over the first bytes of a file that is there and longer; nothing else of it changes.
+    fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()>;
+
     /// Renames a file within its directory. Never replaces another (`AlreadyExists`).
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 

@@ -89,6 +89,12 @@ impl Esp for MountedEsp {
         file.sync_all()
     }
 
+    fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        let file = OpenOptions::new().write(true).open(self.path(path)?)?;
+        file.write_all_at(bytes, 0)?;
+        file.sync_all()
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.path(from)?, self.path(to)?);
         let here = rustix::fs::CWD;
@@ -160,6 +166,9 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
         esp.sync().unwrap();
         assert_eq!(esp.read("EFI/Linux/a.efi", 3).unwrap(), b"abc");
+        esp.write_start("EFI/Linux/a.efi", b"x").unwrap();
+        assert_eq!(esp.read("EFI/Linux/a.efi", 3).unwrap(), b"xbc");
+        assert_eq!(esp.write_start("EFI/Linux/none.efi", b"x").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(esp.read("EFI/Linux/a.efi", 2).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         esp.remove("EFI/Linux/a.efi").unwrap();
         esp.remove("EFI/Linux/a.efi").unwrap();

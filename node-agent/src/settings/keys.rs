@@ -111,5 +111,11 @@ pub const KEYS: &[Key] = &[
         "Metrics, health and break-glass commands: `unix:<path>`, `tcp:<address>:<port>` (no commands) or `off`.",
     ),
     key("log.format", Kind::Text, "text", "`text`, `json` or `journal`."),
-    key("log.filter", Kind::Text, "info", "What is logged, as `RUST_LOG` has it."),
+    key(
+        "log.filter",
+        Kind::Text,
+        // These modules say of each attempt that it failed; the agent says when an outage begins and ends.
+        "info,kube_client::client::builder=off,kube_runtime::watcher=error",
+        "What is logged, as `RUST_LOG` has it.",
+    ),
 ];

@@ -1,79 +1,60 @@
-//! The limit on bytes a second reaches every download of a stage. That a download then keeps to it is tested where it is
-//! made (`bascule-repository`, `remote`).
+//! What the settings of a transfer say reaches every download of a stage. That a download then keeps to its bytes a second
+//! is tested where it is made (`bascule-repository`, `remote`).
 
-use std::io::Write;
-use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 
 use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Event};
 use bascule_agent::engine::Engine;
-use bascule_agent::host::{FetchError, Host, OpenPack, ReleaseQuery, Releases, ResolvedRelease, TransferOptions};
+use bascule_agent::host::TransferOptions;
 use bascule_agent::observe::Lens;
 use bascule_agent::settings::{Settings, Sources};
-use bascule_api::{Goal, PackFallback, RootHash};
-use bascule_image::Manifest;
+use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
+use bascule_sim::host::SimReleases;
 
 use crate::machine::{Machine, release};
 
-type Seen = Arc<Mutex<Vec<Option<NonZeroU64>>>>;
-
-/// Notes the limit of each download.
-struct Noting {
-    inner: Arc<dyn Releases>,
-    seen: Seen,
+/// Stages a release with these settings of `[transfer]`, and notes something at each of its downloads.
+fn at_each_download<T: Send + 'static>(
+    transfer: &str,
+    note: impl Fn(&TransferOptions) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.toml");
+    std::fs::write(&file, format!("[transfer]\n{transfer}\n")).unwrap();
+    let settings = Settings::load(&Sources::usual(Some(file), Vec::new())).unwrap();
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let noted = Arc::new(Mutex::new(Vec::new()));
+    let notes = noted.clone();
+    let releases = SimReleases::of([&new]).noting(move |options| notes.lock().unwrap().push(note(options)));
+    let mut machine = Machine::offered(BootLoader::SystemdBoot, &old, releases);
+    let engine = Engine::new(machine.sim.host(), Lens::default(), settings.stage.clone());
+    let mut agent = Agent::new(engine, Config::default());
+    agent.handle(Event::Tick).unwrap();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    assert!(agent.published().unwrap().staged.is_some());
+    std::mem::take(&mut *noted.lock().unwrap())
 }
 
-struct NotingRelease {
-    inner: Arc<dyn ResolvedRelease>,
-    seen: Seen,
-}
-
-impl Releases for Noting {
-    fn resolve(&self, query: &ReleaseQuery) -> Result<Arc<dyn ResolvedRelease>, FetchError> {
-        Ok(Arc::new(NotingRelease { inner: self.inner.resolve(query)?, seen: self.seen.clone() }))
-    }
-}
-
-impl ResolvedRelease for NotingRelease {
-    fn manifest(&self) -> &Manifest {
-        self.inner.manifest()
-    }
-
-    fn open_pack(
-        &self,
-        bases: &[RootHash],
-        fallback: PackFallback,
-        options: &TransferOptions,
-    ) -> Result<OpenPack, FetchError> {
-        self.seen.lock().unwrap().push(options.bytes_per_second);
-        self.inner.open_pack(bases, fallback, options)
-    }
-
-    fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {
-        self.seen.lock().unwrap().push(options.bytes_per_second);
-        self.inner.copy_uki(out, options)
-    }
-}
+/// The pack and the boot image.
+const DOWNLOADS: usize = 2;
 
 #[test]
 fn the_limit_on_bytes_a_second_reaches_pack_and_boot_image() {
-    for (setting, expected) in [("12345", NonZeroU64::new(12_345)), ("0", None)] {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("agent.toml");
-        std::fs::write(&file, format!("[transfer]\nbytes-per-second = {setting}\nlow-priority = false\n")).unwrap();
-        let settings = Settings::load(&Sources::usual(Some(file), Vec::new())).unwrap();
-        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
-        let seen = Seen::default();
-        let host = machine.sim.host();
-        let releases = Arc::new(Noting { inner: host.releases.clone(), seen: seen.clone() });
-        let engine = Engine::new(Host { releases, ..host }, Lens::default(), settings.stage.clone());
-        let mut agent = Agent::new(engine, Config::default());
-        agent.handle(Event::Tick).unwrap();
-        agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
-        assert!(agent.published().unwrap().staged.is_some());
-        assert_eq!(*seen.lock().unwrap(), [expected, expected], "bytes-per-second = {setting}");
+    for (setting, expected) in [("bytes-per-second = 12345", Some(12_345)), ("bytes-per-second = 0", None)] {
+        let seen = at_each_download(setting, |options| options.bytes_per_second.map(|limit| limit.get()));
+        assert_eq!(seen, [expected; DOWNLOADS], "{setting}");
     }
+}
+
+/// For the disk, too: the kernel takes that priority from this one (ioprio_set(2)).
+#[test]
+fn pack_and_boot_image_are_brought_at_the_lowest_priority_unless_that_is_switched_off() {
+    let nice = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
+    let usual = nice();
+    for (setting, expected) in [("low-priority = true", 19), ("low-priority = false", usual)] {
+        assert_eq!(at_each_download(setting, move |_| nice()), [expected; DOWNLOADS], "{setting}");
+    }
+    assert_eq!(nice(), usual, "only the threads that stage are slowed down");
 }

@@ -42,6 +42,11 @@ pub(crate) struct Machine {
 impl Machine {
     /// Installs `first`, publishes `offered`, and turns it on.
     pub(crate) fn new(boot: BootLoader, first: &TinyRelease, offered: &[&TinyRelease]) -> Self {
+        Self::offered(boot, first, SimReleases::of(offered.iter().copied()))
+    }
+
+    /// As [`Machine::new`], with a repository of the test's own.
+    pub(crate) fn offered(boot: BootLoader, first: &TinyRelease, releases: SimReleases) -> Self {
         let disk = Disk::in_memory(Sizes::tiny().disk());
         let installed = &mut Installed {
             version: &first.version,
@@ -53,7 +58,7 @@ impl Machine {
         };
         provision(&disk, Sizes::tiny(), boot, IDENTITY, installed).unwrap();
         let mut hardware = Hardware::new(disk, boot, IDENTITY);
-        let releases = Arc::new(SimReleases::of(offered.iter().copied()));
+        let releases = Arc::new(releases);
         let clock = Arc::new(SimClock::starting_at(DateTime::from_timestamp(1_790_000_000, 0).unwrap()));
         let system = hardware.power_on().system.unwrap();
         clock.pass(STARTUP);

@@ -145,6 +145,12 @@ impl Esp {
         })
     }
 
+    /// Writes over the first bytes of a file that is there. Not durable before [`Esp::sync`].
+    pub fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        self.part.disk().note(format!("ESP: write the first {} bytes of {path}", bytes.len()));
+        self.change(|fat| fat.root_dir().open_file(path)?.write_all(bytes))
+    }
+
     /// Renames a file within its directory; never replaces another. Not durable before [`Esp::sync`].
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.part.disk().note(format!("ESP: rename {from} to {to}"));

@@ -64,6 +64,11 @@ impl Esp for SimEsp {
         given.map(|_| ())
     }
 
+    fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        self.writes();
+        self.fat.write_start(path, bytes)
+    }
+
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.writes();
         self.fat.rename(from, to)

@@ -16,10 +16,20 @@ use crate::tiny::TinyRelease;
 /// Where the releases claim to come from.
 pub const REPOSITORY: &str = "https://releases.invalid/acme-os";
 
+/// Called at each download, in the thread that makes it.
+type OnDownload = Arc<dyn Fn(&TransferOptions) + Send + Sync>;
+
 /// The releases by the digest of their manifest.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct SimReleases {
     known: BTreeMap<Digest, Arc<Published>>,
+    on_download: Option<OnDownload>,
+}
+
+impl std::fmt::Debug for SimReleases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SimReleases").field("known", &self.known).finish_non_exhaustive()
+    }
 }
 
 /// A release with what its manifest promises.
@@ -29,6 +39,12 @@ struct Published {
     manifest: Manifest,
 }
 
+/// A published release as it is given out.
+struct Offered {
+    published: Arc<Published>,
+    on_download: Option<OnDownload>,
+}
+
 impl SimReleases {
     /// Publishes these.
     pub fn of<'a>(releases: impl IntoIterator<Item = &'a TinyRelease>) -> Self {
@@ -36,7 +52,13 @@ impl SimReleases {
             let published = Published { manifest: release.manifest.clone(), release: release.clone() };
             (digest_of(release), Arc::new(published))
         });
-        Self { known: known.collect() }
+        Self { known: known.collect(), on_download: None }
+    }
+
+    /// Calls `note` at each download, in the thread that makes it.
+    #[must_use]
+    pub fn noting(self, note: impl Fn(&TransferOptions) + Send + Sync + 'static) -> Self {
+        Self { on_download: Some(Arc::new(note)), ..self }
     }
 }
 
@@ -58,7 +80,9 @@ pub fn reference(release: &TinyRelease) -> Result<ReleaseRef, NameError> {
 impl Releases for SimReleases {
     fn resolve(&self, query: &ReleaseQuery) -> Result<Arc<dyn ResolvedRelease>, FetchError> {
         match self.known.get(&query.digest) {
-            Some(published) => Ok(published.clone()),
+            Some(published) => {
+                Ok(Arc::new(Offered { published: published.clone(), on_download: self.on_download.clone() }))
+            }
             None => Err(FetchError {
                 version: query.version.clone(),
                 repository: query.repository.clone(),
@@ -72,27 +96,29 @@ impl Releases for SimReleases {
     }
 }
 
-impl ResolvedRelease for Published {
+impl ResolvedRelease for Offered {
     fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.published.manifest
     }
 
     fn open_pack(
         &self,
         _bases: &[RootHash],
         _fallback: PackFallback,
-        _options: &TransferOptions,
+        options: &TransferOptions,
     ) -> Result<OpenPack, FetchError> {
-        let pack = self.manifest.packs.first().cloned().ok_or_else(|| self.broken("the manifest has no pack"))?;
+        self.note(options);
+        let pack = self.manifest().packs.first().cloned().ok_or_else(|| self.broken("the manifest has no pack"))?;
         Ok(OpenPack {
             report: PackReport { pack, passed_over: Vec::new() },
-            source: Box::new(self.release.pack.clone()),
+            source: Box::new(self.published.release.pack.clone()),
             transferred: Arc::new(AtomicU64::new(0)),
         })
     }
 
-    fn copy_uki(&self, out: &mut dyn Write, _options: &TransferOptions) -> Result<(), FetchError> {
-        out.write_all(&self.release.uki).map_err(|source| FetchError {
+    fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {
+        self.note(options);
+        out.write_all(&self.published.release.uki).map_err(|source| FetchError {
             source: Some(Box::new(source)),
             category: NodeError::Storage,
             ..self.broken("the boot image can't be written")
@@ -100,10 +126,16 @@ impl ResolvedRelease for Published {
     }
 }
 
-impl Published {
+impl Offered {
+    fn note(&self, options: &TransferOptions) {
+        if let Some(note) = &self.on_download {
+            note(options);
+        }
+    }
+
     fn broken(&self, message: &str) -> FetchError {
         FetchError {
-            version: self.manifest.version.clone(),
+            version: self.manifest().version.clone(),
             repository: REPOSITORY.to_owned(),
             message: message.to_owned(),
             category: NodeError::Internal,

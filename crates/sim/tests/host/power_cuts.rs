@@ -14,7 +14,7 @@ use bascule_sim::layout::{ESP, Table};
 use bascule_sim::tiny::TinyRelease;
 
 use crate::operator::{Operator, Verdict};
-use crate::support::{installed, release};
+use crate::support::{installed, machine, release};
 use crate::world::{Moment, World, Wrong};
 
 const BACKENDS: [BootLoader; 2] = [SystemdBoot, Gptprio];
@@ -251,24 +251,30 @@ fn twenty_thousand_seeded_cuts_boot_a_whole_release() {
     println!("{CUTS} cuts in {:?}, after {recorded:?} of recording", begun.elapsed());
 }
 
+/// Directory entries of 32 bytes in a sector of 512.
+const PLACES: usize = 16;
+
 /// A long name on FAT is several directory entries, and where those lie in two sectors, power loss can leave the short name
-/// alone, which has no counter. Files beside it move the names of the story through every place of a sector.
+/// alone, which has no counter. So many files stand before the entries of this story, and move its names through every place
+/// of a sector.
+fn update_with_names_moved_by(place: usize) -> Story {
+    let disk = Disk::from_snapshot(installed(SystemdBoot, &release("1.0")));
+    let esp = Table::read(&disk).unwrap().esp().unwrap();
+    for number in 0..place {
+        esp.write(&format!("EFI/Linux/OTHER{number}.TXT"), b"").unwrap();
+    }
+    esp.sync().unwrap();
+    let world = world(SystemdBoot, disk.snapshot().unwrap(), "1.1", Verdict::Commit);
+    record(world, "1.0", "1.1")
+}
+
+/// Where the boot loader's own counting down tore a name, the release is a trial all the same.
 #[test]
 fn an_entry_whose_name_was_torn_is_still_a_trial() {
-    /// Directory entries of 32 bytes in a sector of 512.
-    const PLACES: usize = 16;
     let begun = Instant::now();
     let (mut cuts, mut lost) = (0, 0);
     for place in 0..PLACES {
-        let disk = Disk::from_snapshot(installed(SystemdBoot, &release("1.0")));
-        let esp = Table::read(&disk).unwrap().esp().unwrap();
-        for number in 0..place {
-            esp.write(&format!("EFI/Linux/OTHER{number}.TXT"), b"").unwrap();
-        }
-        esp.sync().unwrap();
-        let mut world = world(SystemdBoot, disk.snapshot().unwrap(), "1.1", Verdict::Commit);
-        world.torn_names = true;
-        let story = record(world, "1.0", "1.1");
+        let story = update_with_names_moved_by(place);
         for at in story.recording.cut_points() {
             let moment = story.moment(at);
             if !moment.armed || moment.blessed || story.recording.pending_versions(at) == 0 {
@@ -277,6 +283,7 @@ fn an_entry_whose_name_was_torn_is_still_a_trial() {
             for seed in 0..8 {
                 let loss = Loss::Torn((place as u64) << 48 | (at as u64) << 16 | seed);
                 let mut world = story.world.back_at(moment, story.recording.cut(at, loss));
+                world.torn_names = true;
                 let ended = world.settle();
                 story.judge(ended, &world).unwrap_or_else(|wrong| panic!("{}", story.tell(at, loss, &wrong, &world)));
                 lost += world.lost_counters;
@@ -286,6 +293,50 @@ fn an_entry_whose_name_was_torn_is_still_a_trial() {
     }
     println!("{cuts} cuts, {lost} lost counters, in {:?}", begun.elapsed());
     assert!(lost > 0, "no cut tore a name: this proves nothing");
+}
+
+/// While the agent arms, a torn name is not even started: not before the name is whole is the image a program. What lies
+/// there is cleared away, and the update ends as ever.
+#[test]
+fn a_name_torn_while_arming_starts_nothing() {
+    let begun = Instant::now();
+    let (mut cuts, mut torn) = (0, 0);
+    let new = release("1.1");
+    for place in 0..PLACES {
+        let story = update_with_names_moved_by(place);
+        for at in story.recording.cut_points() {
+            let moment = story.moment(at);
+            let arming = moment.armed && moment.system.as_ref().is_some_and(|system| system.version == story.before);
+            if !arming || story.recording.pending_versions(at) == 0 {
+                continue;
+            }
+            for seed in 0..16 {
+                let loss = Loss::Torn((place as u64) << 48 | (at as u64) << 16 | seed);
+                let snapshot = story.recording.cut(at, loss);
+                let mut world = story.world.back_at(moment, snapshot.clone());
+                // A release that was armed and boots without its counter is an error here.
+                let ended = world.settle();
+                story.judge(ended, &world).unwrap_or_else(|wrong| panic!("{}", story.tell(at, loss, &wrong, &world)));
+                cuts += 1;
+                torn += usize::from(would_be_started_without_its_placeholder(snapshot, &new));
+            }
+        }
+    }
+    println!("{cuts} cuts, {torn} torn names, in {:?}", begun.elapsed());
+    assert!(torn > 0, "no cut tore a name: this proves nothing");
+}
+
+/// Whether a cut left the short name of `new` alone, and the boot loader would start it uncounted if it were a program: what
+/// an agent that only renames would have left.
+fn would_be_started_without_its_placeholder(snapshot: Snapshot, new: &TinyRelease) -> bool {
+    let disk = Disk::from_snapshot(snapshot);
+    let esp = Table::read(&disk).unwrap().esp().unwrap();
+    let short = |name: &str| name.contains('~') && name.ends_with(".EFI");
+    let Some(alone) = esp.list("EFI/Linux").unwrap().into_iter().find(|file| short(&file.name)) else { return false };
+    esp.write_start(&format!("EFI/Linux/{}", alone.name), &new.uki[..512]).unwrap();
+    esp.sync().unwrap();
+    let started = machine(SystemdBoot, disk.snapshot().unwrap()).power_on();
+    started.system.is_some_and(|system| system.version == "1.1" && !system.trial)
 }
 
 #[test]
