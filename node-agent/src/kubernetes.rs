@@ -245,7 +245,13 @@ impl Link {
                     Err(Unwritten { kind, error }) => {
                         self.metrics.kubernetes_error("status", kind);
                         if let Some(failures) = outage.failed(kind, Instant::now()) {
-                            tracing::warn!(kind, error, failures, "the status of NodeUpdate {} is not written", self.node);
+                            tracing::warn!(
+                                kind,
+                                error,
+                                failures,
+                                "the status of NodeUpdate {} is not written",
+                                self.node
+                            );
                         }
                         client = None;
                         if !open || kind == "NotFound" {

@@ -49,7 +49,7 @@ fn watch(settings: &Settings, runtime: &Handle) -> Exit {
     let kernel = Kernel;
     // Early in the boot, the boot partition and the state folder may not be mounted yet.
     let host = loop {
-        match linux::open(settings, runtime) {
+        match linux::open_for_guard(settings, runtime) {
             Ok(host) => break host,
             Err(error) if LinuxClock.since_boot() < settings.trial_deadline => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "the host can't be opened yet");

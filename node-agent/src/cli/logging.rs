@@ -1,19 +1,31 @@
 //! Where log lines go and how they look.
 
 use bascule_agent::settings::{LogFormat, Settings};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 type StartError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Starts logging. Commands for people keep quiet below warnings unless the filter was set.
-pub(super) fn start(settings: &Settings, is_service: bool) -> Result<(), StartError> {
+/// For whom a command logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// A service: everything that the settings ask for.
+    Journal,
+    /// A person: quiet below warnings unless the filter was set.
+    Person,
+    /// A person who breaks glass: whoever looks for it later finds in the journal what was done.
+    PersonAndJournal,
+}
+
+/// Starts logging.
+pub(super) fn start(settings: &Settings, audience: Audience) -> Result<(), StartError> {
     let chosen = settings
         .origins
         .iter()
         .any(|(key, _, origin)| *key == "log.filter" && *origin != bascule_agent::settings::Origin::Default);
-    let text = if is_service || chosen { settings.log_filter.as_str() } else { "warn" };
+    let text = if audience == Audience::Journal || chosen { settings.log_filter.as_str() } else { "warn" };
     let filter = EnvFilter::try_new(text)?;
     let layer = match settings.log_format {
         LogFormat::Journal => tracing_journald::layer()?.boxed(),
@@ -25,6 +37,10 @@ pub(super) fn start(settings: &Settings, is_service: bool) -> Result<(), StartEr
             if under_systemd { layer.without_time().boxed() } else { layer.boxed() }
         }
     };
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    // Where no journal listens there is nobody to tell.
+    let traced = audience == Audience::PersonAndJournal && settings.log_format != LogFormat::Journal;
+    let journal = traced.then(tracing_journald::layer).and_then(Result::ok);
+    let journal = journal.map(|layer| layer.with_filter(LevelFilter::INFO));
+    tracing_subscriber::registry().with(layer.with_filter(filter)).with(journal).try_init()?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use bascule_agent::agent::{Agent, Restless};
 use bascule_agent::core::{Event, ManualCommand, status};
 use bascule_agent::engine::Engine;
 use bascule_agent::linux;
+use bascule_agent::run::RunError;
 use bascule_agent::server::{Answer, Request};
 use bascule_agent::settings::{Listen, Settings};
 use bascule_api::{NodeUpdateStatus, ReleaseRef};
@@ -104,9 +105,13 @@ fn alone(settings: &Settings, runtime: &Handle, wish: Wish, user: Option<String>
     };
     let _lock = match host.state.lock() {
         Ok(lock) => lock,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            complain(&RunError::Locked);
+            return Exit::Locked;
+        }
         Err(error) => {
-            complain(&error);
-            return if error.kind() == io::ErrorKind::WouldBlock { Exit::Locked } else { Exit::Host };
+            complain(&RunError::Lock(error));
+            return Exit::Host;
         }
     };
     let engine = Engine::new(host, settings.lens(), settings.stage.clone());
@@ -116,6 +121,7 @@ fn alone(settings: &Settings, runtime: &Handle, wish: Wish, user: Option<String>
         Wish::Commit => ManualCommand::Commit,
         Wish::Revert => ManualCommand::Revert,
     };
+    tracing::warn!(action = command.name(), user, "a person on the node asks for something, and no agent runs");
     if let Err(error) = agent.handle(Event::Manual { command, user }) {
         let _: Restless = error;
         complain(&error);

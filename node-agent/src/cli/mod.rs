@@ -88,13 +88,28 @@ enum Command {
 /// Runs a command.
 pub(crate) fn main(arguments: Arguments) -> ExitCode {
     let sources = Sources::usual(arguments.settings, std::env::vars_os().collect());
-    let settings = match Settings::load(&sources) {
-        Ok(settings) => settings,
+    // What takes a release back must run also where the settings, or the log, are what that release broke.
+    let is_guard = matches!(arguments.command, Command::Guard);
+    let loaded = match is_guard {
+        true => Settings::load_what_can_be_used(&sources),
+        false => Settings::load(&sources).map(|settings| (settings, None)),
+    };
+    let settings = match loaded {
+        Ok((settings, passed_over)) => {
+            passed_over.iter().for_each(|error| complain(error));
+            settings
+        }
         Err(error) => return fail(Exit::Settings, &error),
     };
-    let is_service = matches!(arguments.command, Command::Run | Command::Guard);
-    if let Err(error) = logging::start(&settings, is_service) {
-        return fail(Exit::Settings, &*error);
+    let audience = match arguments.command {
+        Command::Run | Command::Guard => logging::Audience::Journal,
+        Command::Status { .. } => logging::Audience::Person,
+        Command::Stage { .. } | Command::Commit | Command::Revert => logging::Audience::PersonAndJournal,
+    };
+    match logging::start(&settings, audience) {
+        Ok(()) => {}
+        Err(error) if is_guard => complain(&*error),
+        Err(error) => return fail(Exit::Settings, &*error),
     }
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()

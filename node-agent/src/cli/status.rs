@@ -98,6 +98,10 @@ pub(super) fn table(status: &NodeUpdateStatus) -> String {
     for failed in &status.failed_releases {
         let _ = writeln!(text, "failed  {} at {}: {}", failed.version, failed.at, failed.message);
     }
+    for action in &status.manual_actions {
+        let user = action.user.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+        let _ = writeln!(text, "by hand {} at {}{user}", action.action, action.at);
+    }
     if let Some(error) = &status.last_error {
         let next = error.next_try.map(|time| format!(", next try {time}")).unwrap_or_default();
         let _ =

@@ -100,6 +100,26 @@ pub fn repository_options(settings: &Settings) -> Result<RepositoryOptions, Open
 /// # Errors
 /// [`OpenError`]: something that must be there is not.
 pub fn open(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
+    let repositories = repository_options(settings)?;
+    open_with(settings, runtime, repositories)
+}
+
+/// Opens the machine for the guard, which fetches nothing: what only concerns repositories must not keep it from its work.
+///
+/// # Errors
+/// [`OpenError`]: boot partition, disk or state folder are not there.
+pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
+    let repositories = RepositoryOptions {
+        trust_root: settings.trust_root.clone(),
+        datastore: settings.state.join("repositories"),
+        http: HttpSettings::default(),
+        allow_local: false,
+        not_before: None,
+    };
+    open_with(settings, runtime, repositories)
+}
+
+fn open_with(settings: &Settings, runtime: &Handle, repositories: RepositoryOptions) -> Result<Host, OpenError> {
     let esp = match &settings.esp {
         Some(path) => path.clone(),
         None => find_esp(&settings.host_root)?,
@@ -111,8 +131,7 @@ pub fn open(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
     let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
     let state = StateFolder::create(&settings.state)
         .map_err(|source| OpenError::State { path: settings.state.clone(), source })?;
-    let mut options = repository_options(settings)?;
-    options.not_before = system::build_time(&settings.host_root);
+    let options = RepositoryOptions { not_before: system::build_time(&settings.host_root), ..repositories };
     Ok(Host {
         disk: Arc::new(BlockDisk::open(&disk).map_err(|source| OpenError::Disk { path: disk.clone(), source })?),
         esp: Arc::new(MountedEsp::new(esp)),

@@ -190,6 +190,29 @@ impl Settings {
         })
     }
 
+    /// What the guard goes by. It must take a release back whose settings are the very thing that is broken: so, where the
+    /// sources can't all be used, fewer of them, later ones dropped first, and without any the defaults. The error says
+    /// what is wrong with all of them.
+    ///
+    /// # Errors
+    /// Not even the defaults can be used, which no release of the agent has.
+    pub fn load_what_can_be_used(sources: &Sources) -> Result<(Self, Option<SettingsError>), SettingsError> {
+        let error = match Self::load(sources) {
+            Ok(settings) => return Ok((settings, None)),
+            Err(error) => error,
+        };
+        let fewer = (1..=sources.files.len()).rev().map(|count| Sources {
+            files: sources.files.iter().take(count).cloned().collect(),
+            required: sources.required.clone(),
+            environment: Vec::new(),
+        });
+        let usable = fewer.filter_map(|fewer| Self::load(&fewer).ok()).next();
+        match usable {
+            Some(settings) => Ok((settings, Some(error))),
+            None => Ok((Self::load(&Sources::default())?, Some(error))),
+        }
+    }
+
     /// How to look at the machine.
     pub fn lens(&self) -> Lens {
         Lens { slots: self.slots, backend: self.backend, product: self.product.clone(), units: self.units.clone() }

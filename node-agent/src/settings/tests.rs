@@ -77,6 +77,29 @@ fn every_default_can_be_read_and_every_variable_is_its_own() {
 }
 
 /// The table of docs/agent.md.
+/// The settings of the release on trial may be what is broken.
+#[test]
+fn a_guard_with_broken_settings_goes_by_what_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let [image, node] = ["image.toml", "node.toml"].map(|name| folder.path().join(name));
+    let sources = Sources { files: vec![image.clone(), node.clone()], ..Sources::default() };
+    let deadline = || {
+        let (settings, error) = Settings::load_what_can_be_used(&sources).unwrap();
+        (settings.trial_deadline.as_secs(), error.map(|error| error.to_string()))
+    };
+    std::fs::write(&image, "[trial]\ndeadline = \"10m\"\n").unwrap();
+    std::fs::write(&node, "[boot]\ntries = 2\n").unwrap();
+    assert_eq!(deadline(), (600, None));
+    std::fs::write(&node, "[boot]\ntrys = 2\n").unwrap();
+    let (seconds, error) = deadline();
+    assert_eq!(seconds, 600, "the image's own file is good");
+    assert!(error.unwrap().contains("node.toml:2"));
+    std::fs::write(&image, "[trial\n").unwrap();
+    let (seconds, error) = deadline();
+    assert_eq!(seconds, 45 * 60, "the default");
+    assert!(error.unwrap().contains("image.toml:1"));
+}
+
 fn table() -> String {
     use std::fmt::Write as _;
     let mut text = String::from("| setting | environment | default | what for |\n|---|---|---|---|\n");

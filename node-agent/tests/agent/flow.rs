@@ -5,10 +5,11 @@ use std::time::Duration;
 use bascule_agent::core::{Entry, Event, ManualCommand};
 use bascule_api::conditions;
 use bascule_api::{Counting, Goal, NodeError, NodeUpdateStatus, SlotState};
-use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
+use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Operation};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::layout::ESP;
+use bascule_sim::tiny::TinyRelease;
 
 use crate::machine::{Machine, entries, named, problem, release};
 
@@ -355,4 +356,24 @@ fn an_agent_whose_first_look_fails_says_so() {
     agent.handle(Event::Tick).unwrap();
     let status = agent.published().unwrap();
     assert!(status.last_error.is_none() && status.boot_id.is_some(), "{status:?}");
+}
+
+#[test]
+fn a_release_that_is_too_large_for_its_slot_is_refused_before_the_first_write() {
+    for loader in LOADERS {
+        let old = release("1.0", &[]);
+        // The slots of these machines have 64 KiB.
+        let new = TinyRelease::new("acme-os", "1.1", 68 << 10, &[]).unwrap();
+        let mut machine = Machine::new(loader, &old, &[&new]);
+        let mut agent = machine.agent();
+        machine.hardware.disk.start_recording();
+        agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!(problem(status), Some("Space"));
+        let message = &status.last_error.as_ref().unwrap().message;
+        assert!(message.contains("the image of 1.1 needs 69632 bytes, partition 4 has 65536"), "{message}");
+        let recording = machine.hardware.disk.take_recording().unwrap();
+        let writes = recording.operations().iter().filter(|operation| matches!(operation, Operation::Write { .. }));
+        assert_eq!(writes.count(), 0, "{loader:?}");
+    }
 }

@@ -12,6 +12,8 @@
 
 mod api_server;
 mod bus;
+mod counting;
+mod exit_codes;
 mod flow;
 mod grants;
 mod guard;

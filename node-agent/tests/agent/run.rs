@@ -8,15 +8,21 @@ use std::time::Duration;
 use bascule_agent::host::Host;
 use bascule_agent::kubernetes::Credentials;
 use bascule_agent::linux::StateFolder;
+use bascule_agent::metrics::Metrics;
 use bascule_agent::run::{self, RunError};
-use bascule_agent::server::Answer;
+use bascule_agent::server::{self, Answer, Shown};
 use bascule_agent::settings::{Settings, Sources};
+use bascule_api::NodeUpdateStatus;
 use bascule_sim::firmware::BootLoader;
+use bascule_sim::host::SimReleases;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, watch};
 
+use crate::api_server::ApiServer;
 use crate::guard::on_trial;
 use crate::machine::{Machine, named, release};
 
@@ -50,6 +56,23 @@ async fn ask(host: Host, request: Value) -> Answer {
 }
 
 async fn post(socket: &Path, request: Value) -> Answer {
+    let request = hyper::Request::post("/manual")
+        .header("host", "agent")
+        .header("content-type", "application/json")
+        .body(Full::new(bytes::Bytes::from(request.to_string())))
+        .unwrap();
+    let (status, body) = exchange(socket, request).await;
+    assert!(status.is_success(), "{status}");
+    serde_json::from_slice(&body).unwrap()
+}
+
+async fn get(socket: &Path, path: &str) -> (hyper::StatusCode, String) {
+    let request = hyper::Request::get(path).header("host", "agent").body(Full::default()).unwrap();
+    let (status, body) = exchange(socket, request).await;
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn exchange(socket: &Path, request: hyper::Request<Full<bytes::Bytes>>) -> (hyper::StatusCode, bytes::Bytes) {
     // The agent binds its socket first of all; until then there is nothing to wait on.
     let stream = loop {
         match UnixStream::connect(socket).await {
@@ -59,14 +82,93 @@ async fn post(socket: &Path, request: Value) -> Answer {
     };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    let request = hyper::Request::post("/manual")
-        .header("host", "agent")
-        .header("content-type", "application/json")
-        .body(Full::new(bytes::Bytes::from(request.to_string())))
-        .unwrap();
     let response = sender.send_request(request).await.unwrap();
-    assert!(response.status().is_success(), "{}", response.status());
-    serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+    (response.status(), response.into_body().collect().await.unwrap().to_bytes())
+}
+
+/// Staging needs no API server, and what happened without one is told when it is back.
+#[tokio::test]
+async fn an_outage_of_the_api_server_stops_no_staging_and_is_caught_up_with() {
+    // The binary does this first of all; here another test may have been faster.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let away = server.clone();
+    // From the first download on, the server answers nothing but 401.
+    let releases = SimReleases::of([&new]).noting(move |_| away.refuse(true));
+    let machine = Machine::offered(BootLoader::SystemdBoot, &old, releases);
+    server.put("n1", &json!({"policy": "workers", "goal": "Staged", "release": named(&new)}));
+    let settings = settings(folder.path());
+    let credentials = Credentials::Kubeconfig(server.kubeconfig(folder.path()));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async move { stopped.await.unwrap_or_default() };
+    let running = run::run(&settings, "n1".to_owned(), machine.sim.host(), credentials, shutdown);
+    let told = || {
+        let held = server.held.lock().unwrap();
+        held.patches.iter().any(|(_, _, body)| body["status"]["staged"]["version"] == "1.1")
+    };
+    let watching = async {
+        let socket = folder.path().join("agent.sock");
+        loop {
+            let (_, status) = get(&socket, "/status").await;
+            let status: Value = serde_json::from_str(&status).unwrap();
+            if status["staged"]["version"] == "1.1" {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(!told(), "the server was to be away");
+        server.refuse(false);
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        while !told() {
+            look.tick().await;
+        }
+        drop(stop);
+    };
+    let (ended, ()) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, watching) }).await.unwrap();
+    ended.unwrap();
+    assert!(machine.sim.bus.reboots().is_empty());
+}
+
+#[tokio::test]
+async fn health_metrics_and_status_are_served_and_commands_only_on_the_socket() {
+    for listen in ["unix", "tcp"] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("agent.sock");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let place = if listen == "tcp" { format!("tcp:{free}") } else { format!("unix:{}", socket.display()) };
+        let file = folder.path().join("agent.toml");
+        std::fs::write(&file, format!("[server]\nlisten = \"{place}\"\n")).unwrap();
+        let settings = Settings::load(&Sources::usual(Some(file), Vec::new())).unwrap();
+        let bound = server::bind(&settings.listen).await.unwrap();
+        let (metrics, (_status, status)) = (Arc::new(Metrics::new()), watch::channel(NodeUpdateStatus::default()));
+        let (commands, mut asked) = mpsc::channel(1);
+        tokio::spawn(server::serve(bound, Shown { metrics, status, commands }));
+        let code = async |method: &str, path: &str| {
+            let request = format!("{method} {path} HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n");
+            let mut answer = String::new();
+            if listen == "tcp" {
+                let mut stream = TcpStream::connect(free).await.unwrap();
+                stream.write_all(request.as_bytes()).await.unwrap();
+                stream.read_to_string(&mut answer).await.unwrap();
+            } else {
+                let mut stream = UnixStream::connect(&socket).await.unwrap();
+                stream.write_all(request.as_bytes()).await.unwrap();
+                stream.read_to_string(&mut answer).await.unwrap();
+            }
+            answer
+        };
+        let metrics = code("GET", "/metrics").await;
+        assert!(metrics.contains("# TYPE bascule_agent_status_writes counter"), "{listen}: {metrics}");
+        assert!(code("GET", "/status").await.starts_with("HTTP/1.1 200"), "{listen}");
+        assert!(code("GET", "/healthz").await.starts_with("HTTP/1.1 200"), "{listen}");
+        let command = code("POST", "/manual").await;
+        // On the socket the empty command is refused for what it is; over TCP there is nothing to ask.
+        assert_eq!(command.starts_with("HTTP/1.1 404"), listen == "tcp", "{listen}: {command}");
+        assert!(asked.try_recv().is_err());
+        drop(asked);
+        assert!(code("GET", "/healthz").await.starts_with("HTTP/1.1 503"), "{listen}: the loop is gone");
+    }
 }
 
 #[tokio::test]

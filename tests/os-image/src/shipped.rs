@@ -1,4 +1,4 @@
-//! Builds programs exactly as they are shipped: the workspace's profile for nodes, one static file that needs nothing
+//! Builds programs exactly as they are shipped: the release profile of the workspace, one static file that needs nothing
 //! of the root it runs in. `cargo xtask agent`, the images and the boot tests all come here, so that what is measured and
 //! tested is what a vendor would put into an image.
 
@@ -11,9 +11,6 @@ use crate::{Error, cargo::cargo, tool};
 /// The crate getrandom looks for getrandom(2) by dlsym, which finds nothing in a static program, and then reads
 /// `/dev/urandom`, which an empty root has not: it is told to call the function that is linked in.
 const STATIC: &str = "-C target-feature=+crt-static --cfg=getrandom_backend=\"linux_getrandom\"";
-
-/// The workspace's profile for what runs on nodes; cargo names the folder after it.
-const PROFILE: &str = "shipped";
 
 /// The target that programs are shipped for: this machine's own architecture.
 ///
@@ -36,8 +33,7 @@ pub fn build(workspace: &Path, packages: &[&str]) -> Result<PathBuf, Error> {
     command.current_dir(workspace).env("RUSTFLAGS", STATIC).env("CARGO_TARGET_DIR", &folder).args([
         "build",
         "--quiet",
-        "--profile",
-        PROFILE,
+        "--release",
         "--target",
         &target,
     ]);
@@ -45,5 +41,5 @@ pub fn build(workspace: &Path, packages: &[&str]) -> Result<PathBuf, Error> {
         command.args(["--package", package]);
     }
     tool::run(&format!("building {}", packages.join(", ")), &mut command)?;
-    Ok(folder.join(target).join(PROFILE))
+    Ok(folder.join(target).join("release"))
 }

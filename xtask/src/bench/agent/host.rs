@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::logind::Bus;
 use crate::sandbox::{Built, Repository, write_disk};
+use crate::workspace_root;
 
 /// Vendor GUID of the Boot Loader Interface's EFI variables (systemd, "The Boot Loader Interface").
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
@@ -85,7 +86,8 @@ impl Host {
     pub(super) fn start_agent(&mut self, logs: &Path) -> anyhow::Result<()> {
         self.log = logs.join("agent.log");
         let arguments = [self.root.as_os_str(), "/bascule-agent".as_ref(), "run".as_ref()];
-        let environment = [("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), format!("unix:path=/{BUS}"))];
+        let mut environment = unit_environment()?;
+        environment.push(("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), format!("unix:path=/{BUS}")));
         self.agent = Some(Supervised::start(Path::new("chroot"), arguments, &environment, &self.log)?);
         Ok(())
     }
@@ -163,6 +165,15 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// The environment that the shipped unit gives the agent: it decides how much memory is kept.
+fn unit_environment() -> anyhow::Result<Vec<(String, String)>> {
+    let path = workspace_root().join("node-agent/units/bascule-agent.service");
+    let unit = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let variables = unit.lines().filter_map(|line| line.strip_prefix("Environment=")).flat_map(str::split_whitespace);
+    let pairs = variables.map(|variable| variable.split_once('=').context("a variable of the unit has no value"));
+    pairs.map(|pair| pair.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
 }
 
 /// A file system that is unmounted when this is dropped.

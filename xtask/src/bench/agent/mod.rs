@@ -35,6 +35,8 @@ const NODE: &str = "bench";
 const USER: &str = "bench-agent";
 /// Longest wait for anything that the agent has to reach.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// After this time the agent has come to rest.
+const SETTLED: Duration = Duration::from_secs(30);
 const TOOLS: &[Tool] = &[
     Tool { program: "dbus-daemon", package: "dbus-daemon" },
     Tool { program: "mount", package: "mount" },
@@ -149,6 +151,8 @@ async fn measure(agent: &Path, place: &Path, idle: Duration) -> anyhow::Result<V
     let what = format!("staging an image of {image:.0} MB by {moved:.1} MB ({whole:.1} MB whole): peak RSS");
     rows.push(row(&what, "48 MiB", &memory.peak()));
     rows.push(row("the same: time, lowest priority", "-", &milliseconds(took)));
+    sleep(SETTLED).await;
+    rows.push(row("RSS idle after a transfer", "12 MiB", &Memory::read(host.pid()?)?.now()));
 
     eprintln!("granting the reboot");
     let grant = json!({"bootID": boot_id, "generation": 1});
@@ -176,15 +180,15 @@ async fn measure(agent: &Path, place: &Path, idle: Duration) -> anyhow::Result<V
     if host.entries()?.iter().any(|entry| entry.contains('+')) {
         bail!("a boot entry still has a counter: {:?}", host.entries()?);
     }
-    sleep(Duration::from_secs(30)).await;
-    rows.push(row("RSS 30 s after the commit", "12 MiB", &Memory::read(host.pid()?)?.now()));
+    sleep(SETTLED).await;
+    rows.push(row("RSS idle after a commit", "12 MiB", &Memory::read(host.pid()?)?.now()));
     Ok(rows)
 }
 
 /// Watches the agent doing nothing.
 async fn idle_rows(host: &Host, cluster: &ControlPlane, idle: Duration) -> anyhow::Result<Vec<String>> {
     // What the start left to do is over by then.
-    sleep(Duration::from_secs(20)).await;
+    sleep(SETTLED).await;
     let asked = |cluster: &ControlPlane| -> anyhow::Result<Vec<String>> {
         let requests = cluster.requests()?;
         let own = requests.iter().filter(|request| request.user == USER);
@@ -199,7 +203,7 @@ async fn idle_rows(host: &Host, cluster: &ControlPlane, idle: Duration) -> anyho
     let seconds = idle.as_secs();
     let told = if requests.is_empty() { "none".to_owned() } else { requests.join(", ") };
     Ok(vec![
-        row("RSS idle", "12 MiB", &memory.now()),
+        row("RSS idle before the first transfer", "12 MiB", &memory.now()),
         row(&format!("wake-ups in {seconds} s idle"), "one every 30 s", &sampled.told(seconds)),
         row(&format!("requests to the API server in {seconds} s idle"), "renewals of the watch", &told),
         row("processor time while idle", "-", &format!("{} ms", sampled.processor_ms)),
