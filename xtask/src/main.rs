@@ -3,11 +3,11 @@
 //! The README names two of these commands; everything they need is built or installed by themselves.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
-mod agent;
 mod bench;
 mod generate;
 mod prerequisites;
 mod sandbox;
+mod shipped;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +29,8 @@ enum Task {
     Bench(bench::Options),
     /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md), or check that it is up to date.
     Generate(generate::Options),
+    /// Build agent, operator and command line tool as they are shipped, one static file each; prints where they lie.
+    Programs,
     /// Show a fleet that patches itself, from nothing.
     Sandbox(sandbox::Options),
     /// Run every check and test, as CI does.
@@ -37,9 +39,10 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
-        Task::Agent => agent::run(),
+        Task::Agent => shipped::run_agent(),
         Task::Bench(options) => bench::run(&options),
         Task::Generate(options) => generate::run(&options),
+        Task::Programs => shipped::run_all(),
         Task::Sandbox(options) => return sandbox::run(options),
         Task::Test(options) => test::run(&options),
     };

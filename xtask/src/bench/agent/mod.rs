@@ -66,7 +66,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         Some(file) => file.clone(),
         None => {
             eprintln!("building the agent as it is shipped");
-            crate::agent::build()?
+            crate::shipped::agent()?
         }
     };
     let size = fs::metadata(&agent).with_context(|| format!("reading {}", agent.display()))?.len();

@@ -1,0 +1,40 @@
+//! `cargo xtask agent` and `cargo xtask programs`: what is shipped, as it is shipped. Images, boot tests and benchmarks
+//! build it the same way.
+
+use crate::workspace_root;
+use anyhow::Context as _;
+use bascule_os_image::shipped;
+use std::path::PathBuf;
+
+/// The package of the node agent and its program.
+const AGENT: (&str, &str) = ("bascule-agent", "bascule-agent");
+/// Every program that is shipped, by package.
+const ALL: [(&str, &str); 3] = [AGENT, ("bascule-operator", "bascule-operator"), ("bascule-cli", "bascule")];
+
+/// Builds the agent and returns the file.
+pub(crate) fn agent() -> anyhow::Result<PathBuf> {
+    Ok(shipped::build(&workspace_root(), &[AGENT.0])?.join(AGENT.1))
+}
+
+/// `cargo xtask agent`.
+pub(crate) fn run_agent() -> anyhow::Result<()> {
+    run(&[AGENT])
+}
+
+/// `cargo xtask programs`.
+pub(crate) fn run_all() -> anyhow::Result<()> {
+    run(&ALL)
+}
+
+fn run(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
+    let packages: Vec<&str> = wanted.iter().map(|(package, _)| *package).collect();
+    eprintln!("building {} for {} (some minutes the first time)", packages.join(", "), shipped::target());
+    let folder = shipped::build(&workspace_root(), &packages)?;
+    for (_, program) in wanted {
+        let file = folder.join(program);
+        let size = std::fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.len();
+        eprintln!("{program}: {size} bytes, static, without symbols");
+        println!("{}", file.display());
+    }
+    Ok(())
+}
