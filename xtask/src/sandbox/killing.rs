@@ -15,8 +15,11 @@ use super::pods::Containers;
 
 /// Between two kills, at least and at most.
 const PAUSE: std::ops::Range<u64> = 300..4_000;
+/// So many in one act and no more: where programs take longer to start than they are left alive, nobody would get
+/// anywhere, and what is to be shown is where they get.
+const KILLS: u32 = 24;
 
-/// Kills until it is stopped.
+/// Kills until it is stopped, or has killed often enough.
 #[derive(Debug)]
 pub(crate) struct Killer {
     task: JoinHandle<()>,
@@ -24,7 +27,7 @@ pub(crate) struct Killer {
 }
 
 impl Killer {
-    /// Starts killing: an operator's replica or the agent of a machine, again and again. The same seed kills the same
+    /// Starts killing: an operator's replica or the agent of a machine, [`KILLS`] times. The same seed kills the same
     /// victims after the same pauses.
     pub(crate) fn start(
         seed: u64,
@@ -36,7 +39,8 @@ impl Killer {
         let told = Arc::clone(&story);
         let task = tokio::spawn(async move {
             let mut random = StdRng::seed_from_u64(seed);
-            loop {
+            let mut killed = 0;
+            while killed < KILLS {
                 sleep(Duration::from_millis(random.random_range(PAUSE))).await;
                 let (operator, draw): (bool, usize) = (random.random(), random.random_range(0..1_000));
                 let victim = if operator {
@@ -57,6 +61,7 @@ impl Killer {
                     format!("agent of {name}")
                 };
                 let at = began.elapsed().as_secs_f64();
+                killed += 1;
                 told.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{at:.1} s {victim}"));
             }
         });

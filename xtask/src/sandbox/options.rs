@@ -39,7 +39,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=5), value_name = "ACT")]
     pub(crate) until: u8,
 
-    /// Kill -9 the operator and agents at moments drawn from this seed during acts 2 to 4. The end must be the same.
+    /// Kill -9 the operator and agents at moments drawn from this seed during acts 2 to 4, at most 24 times in each. The
+    /// end must be the same.
     #[arg(long, value_name = "SEED")]
     pub(crate) kill: Option<u64>,
 }
