@@ -15,7 +15,7 @@ const MOST_UNAVAILABLE: u32 = 1;
 /// # Errors
 /// The audit log can't be read.
 pub(crate) async fn report(story: &mut Story, broken: Option<String>) -> anyhow::Result<Report> {
-    story.stop_killing().await?;
+    story.stop_killing().await;
     let seen = story.observer.now();
     let worst = seen.extremes.clone().unwrap_or_default();
     let mut invariants = vec![Invariant {

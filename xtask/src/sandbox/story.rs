@@ -226,14 +226,10 @@ impl Story {
     }
 
     /// No more killing.
-    ///
-    /// # Errors
-    /// None today; a killer that fails would be told of here.
-    pub(crate) async fn stop_killing(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop_killing(&mut self) {
         if let Some(killer) = self.killer.take() {
             self.kills.extend(killer.stop().await);
         }
-        Ok(())
     }
 }
 

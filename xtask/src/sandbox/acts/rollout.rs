@@ -43,7 +43,7 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
             seen.committed_on("1.1") == nodes && seen.calm()
         })
         .await?;
-    story.stop_killing().await?;
+    story.stop_killing().await;
     ensure!(bascule_tests::clock::now() >= window, "the rollout ended before its window opened");
     let started = starts_between(&before, &after);
     each_started_at_most(&started, 1)?;
