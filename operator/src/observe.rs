@@ -1,4 +1,5 @@
-//! Hears of every pod that a drain disrupts: an audit line and a count for each, an event where budgets were overridden.
+//! Hears of every pod that a drain disrupts: an audit line, an event and a count for each, and a warning where budgets were
+//! overridden.
 
 use crate::{
     drain::{DrainObserver, Mode},
@@ -28,7 +29,7 @@ impl Observer {
 }
 
 impl DrainObserver for Observer {
-    fn pod_disrupted(&self, node: &str, pod: &ObjectRef, mode: Mode) {
+    fn pod_disrupted(&self, node: &str, pod: &ObjectRef, uid: &str, mode: Mode) {
         let update = self.world.updates.get(&Key::cluster(node));
         let disruption = update.as_ref().and_then(|update| update.facts.spec.disruption.as_ref());
         let cause = disruption.map(|disruption| &disruption.cause);
@@ -38,6 +39,15 @@ impl DrainObserver for Observer {
         };
         audit(action, node, &pod.to_string(), cause, "");
         self.metrics.evicted(result);
+        let by = cause.map_or_else(String::new, |cause| format!(", asked for by {}", cause.object));
+        self.events.tell(Notice {
+            about: About::pod(pod, uid),
+            warning: false,
+            reason: "Evicted",
+            action,
+            note: format!("leaves node {node}, whose system is updated{by}"),
+            related: cause.map(|cause| cause.object.clone()),
+        });
         if mode == Mode::Delete
             && let Some(known) = self.world.nodes.get(&Key::cluster(node))
         {

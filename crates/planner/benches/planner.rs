@@ -1,4 +1,4 @@
-//! What a plan costs: `cargo bench -p bascule-planner`. Prints medians of processor time; docs/benchmarks.md has those that were measured.
+//! What a plan costs: `cargo bench -p bascule-planner`, or one of `full`, `again`, `forecast` after `--`. Prints medians of processor time; docs/benchmarks.md has those that were measured.
 //! No test: a slow machine breaks nothing.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
@@ -16,6 +16,9 @@ use bascule_planner::{
     },
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+/// Plans that a median is made of.
+const ROUNDS: usize = 101;
 
 /// Milliseconds of processor time this thread has used; a busy machine does not count. Linux: proc(5), schedstat.
 fn spent() -> f64 {
@@ -172,7 +175,7 @@ fn again(snapshot: &mut Snapshot) -> f64 {
             break;
         }
     }
-    for round in 0..101 {
+    for round in 0..ROUNDS {
         snapshot.now = Time::new(snapshot.now.get() + chrono::TimeDelta::seconds(1));
         let changed = Arc::make_mut(&mut snapshot.nodes[(round * 97) % 10_000]);
         changed.pods.remaining = changed.pods.remaining.saturating_sub(1);
@@ -190,20 +193,31 @@ fn main() {
         "waves": [{"name": "canary", "percent": 1, "soak": "30m"}, {"name": "early", "percent": 20}, {"name": "rest"}],
         "maintenanceWindows": [{"schedule": "0 8 * * *", "duration": "10h", "timeZone": "Europe/Berlin"}]
     });
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|one| !one.starts_with('-')).collect();
+    let wanted = |what: &str| chosen.is_empty() || chosen.iter().any(|one| one == what);
     let mut snapshot = cluster(10_000, 5, &fields);
-    let mut full = Vec::new();
-    for _ in 0..31 {
-        let begin = spent();
-        let made = Planner::default().plan(&snapshot);
-        full.push(spent() - begin);
-        assert!(!made.0.steps.is_empty());
+    if wanted("full") {
+        let mut full = Vec::new();
+        for _ in 0..31 {
+            let begin = spent();
+            let made = Planner::default().plan(&snapshot);
+            full.push(spent() - begin);
+            assert!(!made.0.steps.is_empty());
+        }
+        println!("full plan, 10,000 nodes, 5 policies: {:.2} ms", median(full));
     }
-    println!("full plan, 10,000 nodes, 5 policies: {:.2} ms", median(full));
-    println!("plan again after one node's change, first wave moving: {:.2} ms", again(&mut snapshot));
-    let fields = serde_json::json!({"budget": {"maxUnavailable": "10%"}});
-    let mut snapshot = Snapshot { ceiling: None, ..cluster(10_000, 5, &fields) };
-    println!("plan again after one node's change, a tenth of all nodes moving: {:.2} ms", again(&mut snapshot));
+    if wanted("again") {
+        println!("plan again after one node's change, first wave moving: {:.2} ms", again(&mut snapshot));
+        let fields = serde_json::json!({"budget": {"maxUnavailable": "10%"}});
+        let mut snapshot = Snapshot { ceiling: None, ..cluster(10_000, 5, &fields) };
+        println!("plan again after one node's change, a tenth of all nodes moving: {:.2} ms", again(&mut snapshot));
+    }
+    if wanted("forecast") {
+        ahead();
+    }
+}
 
+fn ahead() {
     // 5,000 nodes, a tenth at once: as many rounds as the budget makes necessary, each of drain, boot and commit.
     let snapshot = cluster(5_000, 1, &serde_json::json!({"budget": {"maxUnavailable": "10%"}}));
     let snapshot = Snapshot { ceiling: None, ..snapshot };

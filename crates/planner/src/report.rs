@@ -5,7 +5,52 @@
 use bascule_api::{
     DrainProgress, FreezeStatus, ObjectRef, RollbackStatus, Rollout, RolloutState, Time, UpdatePolicyStatus, WaitReason,
 };
-use std::sync::Arc;
+use std::{fmt, ops::Deref, sync::Arc};
+
+/// A node's name. The names of all nodes are one shared list, so that a report costs no look at each of them.
+#[derive(Clone)]
+pub struct NodeName {
+    all: Arc<[Arc<str>]>,
+    index: usize,
+}
+
+impl NodeName {
+    pub(crate) const fn new(all: Arc<[Arc<str>]>, index: usize) -> Self {
+        Self { all, index }
+    }
+
+    /// The name itself, to keep.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        self.all.get(self.index).map_or_else(|| Arc::from(""), Arc::clone)
+    }
+}
+
+impl Deref for NodeName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.all.get(self.index).map_or("", |name| name)
+    }
+}
+
+impl PartialEq for NodeName {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl fmt::Debug for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self)
+    }
+}
 
 /// The whole explanation.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -24,7 +69,7 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeReport {
     /// The node.
-    pub node: Arc<str>,
+    pub node: NodeName,
     /// The policy that cares for it, as an index into [`Report::policies`].
     pub policy: Option<usize>,
     /// What it does.

@@ -87,7 +87,7 @@ pub trait PodSource: Send + Sync {
 /// What happened to a pod, for the audit.
 pub trait DrainObserver: Send + Sync {
     /// A pod was asked to go and the API server agreed.
-    fn pod_disrupted(&self, node: &str, pod: &ObjectRef, mode: Mode);
+    fn pod_disrupted(&self, node: &str, pod: &ObjectRef, uid: &str, mode: Mode);
     /// A pod was asked to go and did not, or was gone already.
     fn pod_refused(&self, result: &'static str);
     /// The progress changed.
@@ -201,7 +201,7 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
         tokio::select! {
             Some(done) = asked.join_next(), if !asked.is_empty() => {
                 if let Ok((uid, answer)) = done && let Some(state) = states.get_mut(&uid) {
-                    take(&order, &tools, state, answer);
+                    take(&order, &tools, &uid, state, answer);
                 }
             }
             changed = changes.changed() => {
@@ -245,7 +245,7 @@ fn forgive(state: &mut PodState, waited: &mut BTreeMap<ObjectRef, Duration>) {
 }
 
 /// Turns an answer into when to ask again, and what to say.
-fn take(order: &Order, tools: &Tools, state: &mut PodState, answer: Answer) {
+fn take(order: &Order, tools: &Tools, uid: &str, state: &mut PodState, answer: Answer) {
     state.asking = false;
     let Some(pod) = state.reference.clone() else { return };
     let again = |state: &mut PodState, retry_after| {
@@ -261,7 +261,7 @@ fn take(order: &Order, tools: &Tools, state: &mut PodState, answer: Answer) {
     }
     match answer {
         Answer::Accepted => {
-            tools.observer.pod_disrupted(&order.node, &pod, order.mode);
+            tools.observer.pod_disrupted(&order.node, &pod, uid, order.mode);
             state.attempts = 0;
             state.next = Some(Instant::now() + ACCEPTED_AGAIN);
         }

@@ -117,7 +117,7 @@ impl PodSource for Source {
 struct Silent;
 
 impl DrainObserver for Silent {
-    fn pod_disrupted(&self, _node: &str, _pod: &ObjectRef, _mode: Mode) {}
+    fn pod_disrupted(&self, _node: &str, _pod: &ObjectRef, _uid: &str, _mode: Mode) {}
     fn pod_refused(&self, _result: &'static str) {}
     fn progressed(&self, _node: &str) {}
 }

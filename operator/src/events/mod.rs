@@ -11,7 +11,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
 
 /// Events that wait to be written; more are dropped and counted in the log.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 4096;
 /// The same event about the same object is written at most this often.
 const QUIET: Duration = Duration::from_secs(30);
 /// The longest note that the API server takes (events.k8s.io/v1, `note`).
@@ -41,6 +41,8 @@ pub struct About {
     pub api_version: &'static str,
     /// Its kind.
     pub kind: &'static str,
+    /// Its namespace; `None` for cluster-scoped objects.
+    pub namespace: Option<String>,
     /// Its name.
     pub name: String,
     /// Its UID.
@@ -51,13 +53,21 @@ impl About {
     /// A Node.
     #[must_use]
     pub fn node(name: &str, uid: &str) -> Self {
-        Self { api_version: "v1", kind: "Node", name: name.to_owned(), uid: uid.to_owned() }
+        Self { api_version: "v1", kind: "Node", namespace: None, name: name.to_owned(), uid: uid.to_owned() }
+    }
+
+    /// A Pod.
+    #[must_use]
+    pub fn pod(pod: &ObjectRef, uid: &str) -> Self {
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        Self { api_version: "v1", kind: "Pod", namespace, name, uid: uid.to_owned() }
     }
 
     /// One of Bascule's own objects.
     #[must_use]
     pub fn own(kind: &'static str, name: &str, uid: &str) -> Self {
-        Self { api_version: "bascule.dev/v1alpha1", kind, name: name.to_owned(), uid: uid.to_owned() }
+        let (name, uid) = (name.to_owned(), uid.to_owned());
+        Self { api_version: "bascule.dev/v1alpha1", kind, namespace: None, name, uid }
     }
 }
 
@@ -102,6 +112,7 @@ async fn write(recorder: Recorder, mut notices: mpsc::Receiver<Notice>) {
         let about = ObjectReference {
             api_version: Some(notice.about.api_version.to_owned()),
             kind: Some(notice.about.kind.to_owned()),
+            namespace: notice.about.namespace.clone(),
             name: Some(notice.about.name.clone()),
             uid: Some(notice.about.uid.clone()),
             ..ObjectReference::default()

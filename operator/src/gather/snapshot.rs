@@ -3,11 +3,12 @@
 
 use super::{BudgetFact, DaemonSetFact, NodeFact, PodFact, PolicyFact, UpdateFact, World};
 use crate::drain::{Progress, Verdict, judge};
-use bascule_api::{Drain, IntOrPercent, Source, Time};
+use bascule_api::{Drain, Duration, IntOrPercent, Source, Time};
 use bascule_planner::{
     Snapshot,
     snapshot::{
-        DaemonSets, DisruptionBudget, EtcdMember, GateAnswer, Node, NodePods, Offer, PolicyFacts, UndrainablePod,
+        BlockedPod, DaemonSets, DisruptionBudget, EtcdMember, GateAnswer, Node, NodePods, Offer, PolicyFacts,
+        UndrainablePod,
     },
 };
 use std::{
@@ -15,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-/// How many pods a fact names at most.
+/// How many pods a fact names at most, and how many budgets that a drain waited for.
 const NAMED: usize = 5;
 
 /// Facts that do not come from the API server.
@@ -58,6 +59,23 @@ struct Index<'a> {
     budgets: HashMap<&'a str, Vec<&'a BudgetFact>>,
     daemon_sets: &'a [Arc<DaemonSetFact>],
     drains: &'a BTreeMap<String, Progress>,
+}
+
+/// What the running drain of a node has met. Of several pods that do not go it is the one of which only a person can
+/// get rid, else the first that a budget holds.
+fn progress_of(progress: &Progress, pods: &mut NodePods) {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    pods.total = Some(count(progress.pods));
+    let worst = progress.blocked.iter().min_by_key(|one| (!one.permanent, one.object.is_none(), &one.pod));
+    pods.blocked = worst.map(|one| BlockedPod {
+        pod: one.pod.clone(),
+        why: one.message.clone(),
+        budget: one.object.clone(),
+        permanent: one.permanent,
+        more: count(progress.blocked.len().saturating_sub(1)),
+    });
+    let waited = progress.waited_for.iter().filter(|(_, waited)| waited.as_secs() > 0).take(NAMED);
+    pods.waited = waited.map(|(budget, waited)| (budget.clone(), Duration::from_secs(waited.as_secs()))).collect();
 }
 
 impl Assembler {
@@ -188,7 +206,9 @@ impl<'a> Index<'a> {
         }
         if let Some(drain) = self.drain_settings(fact, update) {
             node.pods = self.node_pods(pods, drain, needed);
-            node.pods.total = self.drains.get(&fact.name).and_then(|progress| u32::try_from(progress.pods).ok());
+            if let Some(progress) = self.drains.get(&fact.name) {
+                progress_of(progress, &mut node.pods);
+            }
             node.daemon_sets = self.daemon_sets(fact, pods);
         }
         node

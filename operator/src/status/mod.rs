@@ -1,26 +1,32 @@
 //! Writes the planner's report into the objects that people look at. Only what changed, and not every step of a progress
-//! bar: a reason is written at once, its details a little later.
+//! bar: a policy's reason is written at once and its details a little later, a node's as `pace` says.
 
 mod maintenance;
+mod pace;
 mod transitions;
 
 use crate::{apply::Writer, clock::Clock, gather::Key};
-use bascule_api::{Rollout, Time, UpdatePolicyStatus, WaitReason};
+use bascule_api::{Rollout, RolloutState, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use pace::Pace;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{sync::watch, time::Instant};
 
 /// How many objects are written at once.
 const AT_ONCE: usize = 16;
-/// Between two writes about one object when its state or reason changed. States that last shorter are skipped.
+/// Between two writes about one policy when its reason or a condition changed.
 const NEWS: Duration = Duration::from_millis(1_000);
-/// Between two writes about one object when only details changed.
+/// Between two writes about one policy when only details changed.
 const DETAILS: Duration = Duration::from_secs(5);
 /// After a write failed.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How many objects' times of writing are remembered before old ones are dropped.
-const REMEMBERED: usize = 50_000;
+/// How many more nodes than there are have a pace before those of nodes that are gone are dropped.
+const GONE: usize = 1_000;
 
 /// What was planned, to be explained.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +43,11 @@ pub struct StatusWriter {
     writer: Writer,
     clock: Clock,
     node_conditions: bool,
-    last: HashMap<(&'static str, String), Instant>,
+    /// When each policy was written last.
+    policies: HashMap<String, Instant>,
+    nodes: HashMap<Arc<str>, Pace>,
+    /// Nodes of which people were told that they run a trial.
+    trials: HashSet<Arc<str>>,
 }
 
 /// Whether a change is worth a write now.
@@ -52,7 +62,7 @@ impl StatusWriter {
     /// A writer that has written nothing yet.
     #[must_use]
     pub fn new(writer: Writer, clock: Clock, node_conditions: bool) -> Self {
-        Self { writer, clock, node_conditions, last: HashMap::new() }
+        Self { writer, clock, node_conditions, policies: HashMap::new(), nodes: HashMap::new(), trials: HashSet::new() }
     }
 
     /// Writes whatever comes, until the sender is dropped.
@@ -79,7 +89,7 @@ impl StatusWriter {
             if known.status != policy.status {
                 continue; // its memory was written since; the next report speaks of it
             }
-            let due = self.due("policy", &policy.name, policy_worth(&known.status, &said.status), &mut later);
+            let due = self.due(&policy.name, policy_worth(&known.status, &said.status), &mut later);
             if due
                 && let Err(error) = self.writer.write_policy(&known, &said.status).await
                 && !error.is_stale()
@@ -114,12 +124,25 @@ impl StatusWriter {
         }
 
         let mut due = Vec::new();
+        let instant = Instant::now();
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
-            let rollout = node.rollout(known.rollout.as_ref(), now);
-            if self.due("node", &node.node, rollout_worth(known.rollout.as_ref(), &rollout), &mut later) {
-                self.tell_transition(facts, known.rollout.as_ref(), &rollout);
-                due.push((node.node.to_string(), rollout));
+            let before = known.rollout.as_ref();
+            let mut rollout = node.rollout(before, now);
+            if rollout.state != RolloutState::Trial {
+                self.trials.remove(&*node.node);
+            } else if self.trials.insert(node.node.shared()) {
+                self.tell_boot(facts, before);
+            }
+            let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, instant, now));
+            match pace.look(before, &mut rollout, instant, now) {
+                None => {}
+                Some(at) if at > instant => later(at),
+                Some(_) => {
+                    pace.wrote(before, &rollout, instant);
+                    self.tell_transition(facts, before, &rollout);
+                    due.push((node.node.to_string(), rollout));
+                }
             }
         }
         let writes: Vec<_> = due.into_iter().map(|(node, rollout)| self.explain(node, rollout).boxed()).collect();
@@ -130,8 +153,11 @@ impl StatusWriter {
         if self.node_conditions {
             self.write_maintenance(snapshot, report, now).await;
         }
-        if self.last.len() > REMEMBERED {
-            self.last.retain(|_, at| at.elapsed() < DETAILS);
+        if self.nodes.len() > report.nodes.len().saturating_add(GONE) {
+            let there: HashSet<&str> = report.nodes.iter().map(|node| &*node.node).collect();
+            self.nodes.retain(|node, _| there.contains(&**node));
+            self.trials.retain(|node| there.contains(&**node));
+            self.policies.retain(|_, at| at.elapsed() < DETAILS);
         }
         next
     }
@@ -147,35 +173,24 @@ impl StatusWriter {
         }
     }
 
-    /// Whether something is to be written now; if later, `later` is told when.
-    fn due(&mut self, kind: &'static str, name: &str, worth: Worth, later: &mut impl FnMut(Instant)) -> bool {
+    /// Whether a policy is to be written now; if later, `later` is told when.
+    fn due(&mut self, name: &str, worth: Worth, later: &mut impl FnMut(Instant)) -> bool {
         let pause = match worth {
             Worth::Nothing => return false,
             Worth::Details => DETAILS,
             Worth::News => NEWS,
         };
-        let key = (kind, name.to_owned());
         let now = Instant::now();
-        match self.last.get(&key) {
+        match self.policies.get(name) {
             Some(last) if *last + pause > now => {
                 later(*last + pause);
                 false
             }
             _ => {
-                self.last.insert(key, now);
+                self.policies.insert(name.to_owned(), now);
                 true
             }
         }
-    }
-}
-
-fn rollout_worth(before: Option<&Rollout>, after: &Rollout) -> Worth {
-    match before {
-        Some(before) if before == after => Worth::Nothing,
-        Some(before) if before.state == after.state && before.reason == after.reason => Worth::Details,
-        // Over within a second or two, unless the agent is in trouble.
-        Some(before) if before.state == after.state && after.reason == WaitReason::Committing => Worth::Details,
-        _ => Worth::News,
     }
 }
 
@@ -199,30 +214,12 @@ fn policy_worth(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> Wort
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_api::{Counts, RolloutState};
-
-    fn rollout(reason: WaitReason, message: &str) -> Rollout {
-        Rollout {
-            state: RolloutState::Waiting,
-            reason,
-            message: message.to_owned(),
-            object: None,
-            until: None,
-            since: None,
-            passed_gates: Vec::new(),
-            drain: None,
-        }
-    }
+    use bascule_api::Counts;
 
     #[test]
-    fn a_new_reason_is_news_and_a_new_message_a_detail() {
-        let before = rollout(WaitReason::Wave, "1 of 4");
-        assert_eq!(rollout_worth(Some(&before), &before.clone()), Worth::Nothing);
-        assert_eq!(rollout_worth(Some(&before), &rollout(WaitReason::Wave, "2 of 4")), Worth::Details);
-        assert_eq!(rollout_worth(Some(&before), &rollout(WaitReason::Budget, "")), Worth::News);
-        assert_eq!(rollout_worth(None, &before), Worth::News);
-        assert_eq!(rollout_worth(Some(&before), &rollout(WaitReason::Committing, "")), Worth::Details);
+    fn a_policys_counts_are_details_and_what_was_observed_is_news() {
         let status = UpdatePolicyStatus::default();
+        assert_eq!(policy_worth(&status, &status), Worth::Nothing);
         let counted = UpdatePolicyStatus { counts: Counts { moving: 1, ..Counts::default() }, ..status.clone() };
         assert_eq!(policy_worth(&status, &counted), Worth::Details);
         let observed = UpdatePolicyStatus { observed_generation: Some(2), ..status.clone() };

@@ -2,59 +2,53 @@
 
 use super::StatusWriter;
 use crate::events::{About, Notice};
-use bascule_api::{Rollout, RolloutState, Time, WaitReason};
+use bascule_api::{ObjectRef, Rollout, RolloutState, Time, WaitReason};
 use bascule_planner::snapshot::Node;
 
 impl StatusWriter {
-    /// Tells what changed between two explanations of a node.
-    pub(super) fn tell_transition(&self, node: &Node, before: Option<&Rollout>, after: &Rollout) {
-        let Some((reason, warning, note)) = transition(node, before, after, Time::new(self.clock.now())) else {
+    /// Tells that a node booted its release as a trial. `before` is what its object says: where that knows of the trial
+    /// already, an earlier leader told it.
+    pub(super) fn tell_boot(&self, node: &Node, before: Option<&Rollout>) {
+        if before.is_none_or(|before| before.state == RolloutState::Trial) {
             return;
-        };
-        if reason == "Booted"
-            && let Some(seconds) = since_drained(node, Time::new(self.clock.now()))
-        {
+        }
+        let Some(booted) = node.update.as_ref().and_then(|update| update.status.booted.as_ref()) else { return };
+        let took = since_drained(node, Time::new(self.clock.now()));
+        if let Some(seconds) = took {
             self.writer.metrics.booted(std::time::Duration::from_secs(seconds));
         }
-        self.writer.events.tell(Notice {
-            about: About::node(&node.name, &node.uid),
-            warning,
-            reason,
-            action: "Observe",
-            note,
-            related: after.object.clone(),
-        });
+        let after = took.map(|seconds| format!(", {seconds} s after the drain")).unwrap_or_default();
+        let note = format!("{} in slot {} as a trial{after}", booted.version, booted.slot);
+        self.tell(node, "Booted", false, note, None);
+    }
+
+    /// Tells people of an explanation that asks for them.
+    pub(super) fn tell_transition(&self, node: &Node, before: Option<&Rollout>, after: &Rollout) {
+        if before.is_some_and(|before| before.state == after.state && before.reason == after.reason) {
+            return;
+        }
+        if let Some(reason) = warning(after) {
+            self.tell(node, reason, true, after.message.clone(), after.object.clone());
+        }
+    }
+
+    fn tell(&self, node: &Node, reason: &'static str, warning: bool, note: String, related: Option<ObjectRef>) {
+        let about = About::node(&node.name, &node.uid);
+        self.writer.events.tell(Notice { about, warning, reason, action: "Observe", note, related });
     }
 }
 
-fn transition(
-    node: &Node,
-    before: Option<&Rollout>,
-    after: &Rollout,
-    now: Time,
-) -> Option<(&'static str, bool, String)> {
-    if before.is_some_and(|before| before.state == after.state && before.reason == after.reason) {
-        return None;
+fn warning(after: &Rollout) -> Option<&'static str> {
+    match after.reason {
+        WaitReason::NodeLost => Some("NodeLost"),
+        WaitReason::DrainHeld => Some("DrainHeld"),
+        WaitReason::StagingFailed => Some("StagingFailed"),
+        WaitReason::BootCountingBroken => Some("BootCountingBroken"),
+        WaitReason::PolicyConflict => Some("PolicyConflict"),
+        WaitReason::UndrainablePod => Some("UndrainablePod"),
+        WaitReason::DisruptionBudget if after.state == RolloutState::Draining => Some("DrainBlocked"),
+        _ => None,
     }
-    let came = |state| before.is_some_and(|before| before.state != state) && after.state == state;
-    if came(RolloutState::Trial) {
-        let status = &node.update.as_ref()?.status;
-        let booted = status.booted.as_ref()?;
-        let after_reboot =
-            since_drained(node, now).map(|seconds| format!(", {seconds} s after the drain")).unwrap_or_default();
-        return Some(("Booted", false, format!("{} in slot {} as a trial{after_reboot}", booted.version, booted.slot)));
-    }
-    let warning = match after.reason {
-        WaitReason::NodeLost => "NodeLost",
-        WaitReason::DrainHeld => "DrainHeld",
-        WaitReason::StagingFailed => "StagingFailed",
-        WaitReason::BootCountingBroken => "BootCountingBroken",
-        WaitReason::PolicyConflict => "PolicyConflict",
-        WaitReason::UndrainablePod => "UndrainablePod",
-        WaitReason::DisruptionBudget if after.state == RolloutState::Draining => "DrainBlocked",
-        _ => return None,
-    };
-    Some((warning, true, after.message.clone()))
 }
 
 fn since_drained(node: &Node, now: Time) -> Option<u64> {

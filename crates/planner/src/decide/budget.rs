@@ -3,7 +3,12 @@
 //! What is counted is what is really unavailable (not Ready, cordoned by anybody, granted), and on top of it what
 //! this very plan grants.
 
-use super::{facts::NodeView, known::Texts, policy::PolicyView};
+use super::{
+    facts::NodeView,
+    groups::Groups,
+    known::{Known, Texts},
+    policy::PolicyView,
+};
 use crate::{
     Wait,
     snapshot::{DisruptionBudget, EtcdMember, Node},
@@ -19,15 +24,21 @@ const NAMED: usize = 3;
 pub(super) struct Limit {
     max: u32,
     used: u32,
+    /// The first of the nodes that are unavailable for another reason than an update, and how many those are. Nodes that
+    /// move are not named: they would be others a moment later, and every node that waits would be explained anew.
     named: Vec<Arc<str>>,
+    stuck: u32,
     full: Option<Arc<Wait>>,
 }
 
 impl Limit {
-    fn add(&mut self, node: &Node) {
+    fn add(&mut self, view: &NodeView<'_>) {
         self.used = self.used.saturating_add(1);
-        if self.named.len() < NAMED {
-            self.named.push(Arc::clone(&node.name));
+        if view.traits.unavailable && !view.traits.moves {
+            self.stuck = self.stuck.saturating_add(1);
+            if self.named.len() < NAMED {
+                self.named.push(Arc::clone(&view.node.name));
+            }
         }
         self.full = None;
     }
@@ -37,10 +48,16 @@ impl Limit {
         self.used.saturating_add(u32::from(!counted)) <= self.max
     }
 
-    fn names(&self) -> String {
-        let more = usize::try_from(self.used).unwrap_or(usize::MAX).saturating_sub(self.named.len());
-        let named = self.named.join(", ");
-        if more > 0 { format!("{named} and {more} more") } else { named }
+    /// That the limit is reached, in a sentence.
+    fn sentence(&self, of: &str) -> String {
+        let max = self.max;
+        let Some(first) = self.named.first() else {
+            return format!("{max} nodes of {of} may be unavailable at once, and that many are being updated");
+        };
+        let more = usize::try_from(self.stuck).unwrap_or(usize::MAX).saturating_sub(self.named.len());
+        let named = if self.named.len() == 1 { first.to_string() } else { self.named.join(", ") };
+        let named = if more > 0 { format!("{named} and {more} more") } else { named };
+        format!("{max} nodes of {of} may be unavailable at once; unavailable without being updated: {named}")
     }
 }
 
@@ -72,30 +89,36 @@ impl Domains<'_> {
 /// The budgets of one policy.
 #[derive(Debug, Default)]
 pub(super) struct PolicyBudget<'a> {
-    pub(super) limit: Limit,
+    policy: &'a str,
+    limit: Limit,
     domains: Option<Domains<'a>>,
 }
 
 impl<'a> PolicyBudget<'a> {
-    pub(super) fn new(policy: &PolicyView<'a>, nodes: &[NodeView<'a>], texts: &'a Texts) -> Self {
+    pub(super) fn new(policy: &PolicyView<'a>, index: usize, nodes: &[NodeView<'a>], known: &'a Known) -> Self {
         let Some(valid) = policy.valid else { return Self::default() };
-        let members = policy.members.iter().filter_map(|index| nodes.get(*index));
         let total = u32::try_from(policy.members.len()).unwrap_or(u32::MAX);
         let mut out = Self {
+            policy: &policy.facts.name,
             limit: Limit { max: of(&valid.spec.budget.max_unavailable, total), ..Limit::default() },
             domains: valid.spec.budget.per_domain.as_ref().map(|budget| Domains {
                 budget,
-                texts,
+                texts: &known.texts,
                 sizes: Vec::new(),
                 busy: BTreeMap::new(),
                 full: BTreeMap::new(),
             }),
         };
-        for view in members {
-            if let Some(size) = out.domains.as_mut().and_then(|domains| domains.size(view.traits.domain)) {
-                *size += 1;
+        // How large domains are matters only where their share may be a percentage.
+        if let Some(domains) = out.domains.as_mut().filter(|domains| domains.budget.max_unavailable.is_some()) {
+            for view in policy.members.iter().filter_map(|index| nodes.get(*index)) {
+                if let Some(size) = domains.size(view.traits.domain) {
+                    *size += 1;
+                }
             }
-            if view.traits.unavailable {
+        }
+        for view in known.groups.unavailable.iter().filter_map(|index| nodes.get(*index)) {
+            if view.traits.policy == Some(index) {
                 out.take(view);
             }
         }
@@ -104,7 +127,7 @@ impl<'a> PolicyBudget<'a> {
 
     /// Counts a node as unavailable.
     pub(super) fn take(&mut self, view: &NodeView<'_>) {
-        self.limit.add(view.node);
+        self.limit.add(view);
         if let Some(domains) = &mut self.domains {
             *domains.busy.entry(view.traits.domain).or_default() += 1;
             domains.full.clear();
@@ -125,14 +148,11 @@ impl<'a> PolicyBudget<'a> {
         if self.limit.fits(view.traits.unavailable) {
             return None;
         }
-        let limit = &self.limit;
         let text = || {
-            let message =
-                format!("{} of {} nodes that may be unavailable are: {}", limit.used, limit.max, limit.names());
-            let wait = Wait::new(WaitReason::Budget, message);
-            Arc::new(match limit.named.first() {
+            let wait = Wait::new(WaitReason::Budget, self.limit.sentence("the policy"));
+            Arc::new(match self.limit.named.first() {
                 Some(first) => wait.of("Node", None, first),
-                None => wait,
+                None => wait.of("UpdatePolicy", None, self.policy),
             })
         };
         let wait = self.limit.full.clone().unwrap_or_else(text);
@@ -162,7 +182,7 @@ impl<'a> PolicyBudget<'a> {
             if used.saturating_add(u32::from(!view.traits.unavailable)) <= most {
                 return None;
             }
-            format!("{used} of {most} nodes of {} that may be unavailable are", domains.shown(own))
+            format!("{most} nodes of {} may be unavailable at once, and that many are", domains.shown(own))
         };
         let wait = Arc::new(Wait::new(WaitReason::DomainBusy, message));
         domains.full.insert(own, Arc::clone(&wait));
@@ -187,25 +207,23 @@ pub(super) struct ClusterBudget<'a> {
 }
 
 impl<'a> ClusterBudget<'a> {
-    pub(super) fn new(snapshot: &'a crate::Snapshot, nodes: &[NodeView<'a>]) -> Self {
+    pub(super) fn new(snapshot: &'a crate::Snapshot, nodes: &[NodeView<'a>], groups: &Groups) -> Self {
         let total = u32::try_from(snapshot.nodes.len()).unwrap_or(u32::MAX);
         let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
         let allowed =
             snapshot.budgets.iter().map(|(key, budget)| (key.as_str(), (i64::from(budget.allowed), budget))).collect();
         let mut out = Self { ceiling, control_plane_busy: None, etcd_members: 0, etcd_healthy: 0, allowed };
-        for view in nodes {
+        out.etcd_members = groups.etcd.len();
+        for traits in groups.etcd.iter().filter_map(|node| nodes.get(*node)).map(|view| view.traits) {
+            out.etcd_healthy += usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
+        }
+        for view in groups.unavailable.iter().filter_map(|node| nodes.get(*node)) {
             let traits = view.traits;
-            if traits.etcd != EtcdMember::None {
-                out.etcd_members += 1;
-                out.etcd_healthy += usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
+            if let Some(ceiling) = &mut out.ceiling {
+                ceiling.add(view);
             }
-            if traits.unavailable {
-                if let Some(ceiling) = &mut out.ceiling {
-                    ceiling.add(view.node);
-                }
-                if traits.control_plane {
-                    out.control_plane_busy = Some(view.node);
-                }
+            if traits.control_plane {
+                out.control_plane_busy = Some(view.node);
             }
             if traits.granted {
                 out.reserve(view);
@@ -229,7 +247,7 @@ impl<'a> ClusterBudget<'a> {
     pub(super) fn take(&mut self, view: &NodeView<'a>) {
         if !view.traits.unavailable {
             if let Some(ceiling) = &mut self.ceiling {
-                ceiling.add(view.node);
+                ceiling.add(view);
             }
             let healthy = view.traits.etcd == EtcdMember::Healthy;
             self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(healthy));
@@ -245,13 +263,7 @@ impl<'a> ClusterBudget<'a> {
         if ceiling.fits(view.traits.unavailable) {
             return None;
         }
-        let limit = &*ceiling;
-        let text = || {
-            let names = limit.names();
-            let message =
-                format!("{} of {} nodes of the cluster that may be unavailable are: {names}", limit.used, limit.max);
-            Arc::new(Wait::new(WaitReason::ClusterCeiling, message))
-        };
+        let text = || Arc::new(Wait::new(WaitReason::ClusterCeiling, ceiling.sentence("the cluster")));
         let wait = ceiling.full.clone().unwrap_or_else(text);
         ceiling.full = Some(Arc::clone(&wait));
         Some(wait)
@@ -291,15 +303,13 @@ impl<'a> ClusterBudget<'a> {
             if *allowed > 0 {
                 return None;
             }
+            let standing = budget.standing();
             let mut message = format!(
-                "PodDisruptionBudget {key} allows {} disruptions for {pods} pods here: {} of {} pods healthy, {} wanted",
-                budget.allowed, budget.healthy, budget.expected, budget.desired
+                "PodDisruptionBudget {key} allows {} disruptions for {pods} pods here: {standing}",
+                budget.allowed
             );
             if budget.allowed > 0 {
                 message.push_str("; nodes that are being drained take them");
-            } else if !budget.unhealthy.is_empty() {
-                message.push_str("; not healthy: ");
-                message.push_str(&budget.unhealthy.join(", "));
             }
             let (namespace, name) = key.split_once('/').unwrap_or(("", key));
             Some(Wait::new(WaitReason::DisruptionBudget, message).of("PodDisruptionBudget", Some(namespace), name))

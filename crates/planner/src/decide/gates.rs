@@ -245,11 +245,10 @@ fn staged(candidate: &Candidate<'_, '_>) -> Answer {
         let wait = Wait::new(WaitReason::StagingFailed, message).of("NodeUpdate", None, &view.node.name);
         return Some(Arc::new(wait.until(error.next_try)));
     }
-    let message = match status.transfer.as_ref().filter(|transfer| transfer.version == *version) {
-        Some(transfer) => match &transfer.paused {
-            Some(why) => format!("{version} {} %, paused: {why}", transfer.percent),
-            None => format!("{version} {} %", transfer.percent),
-        },
+    // How far it is the agent says itself, in status.transfer.
+    let transfer = status.transfer.as_ref().filter(|transfer| transfer.version == *version);
+    let message = match transfer.and_then(|transfer| transfer.paused.as_ref()) {
+        Some(why) => format!("{version} is being staged, paused: {why}"),
         None => format!("{version} is being staged"),
     };
     Some(Arc::new(Wait::new(WaitReason::Transferring, message)))

@@ -15,10 +15,10 @@ use std::{collections::BTreeMap, sync::Arc};
 impl<'a> Round<'a> {
     /// Gives grants, and says of every other node which gate it waits for.
     pub(super) fn grant(&mut self, waves: &[PolicyWaves], verdicts: &mut Verdicts) -> Grants {
-        let mut cluster = ClusterBudget::new(self.snapshot, &self.nodes);
-        let texts = &self.known.texts;
+        let mut cluster = ClusterBudget::new(self.snapshot, &self.nodes, &self.known.groups);
+        let policies = self.policies.iter().enumerate();
         let mut budgets: Vec<_> =
-            self.policies.iter().map(|policy| PolicyBudget::new(policy, &self.nodes, texts)).collect();
+            policies.map(|(index, policy)| PolicyBudget::new(policy, index, &self.nodes, self.known)).collect();
         let mut passing: Vec<(usize, usize)> = Vec::new();
         for (policy, waves) in waves.iter().enumerate() {
             self.own_gates(policy, waves, verdicts, &mut passing);
@@ -104,9 +104,9 @@ impl<'a> Round<'a> {
         let now = self.now();
         let Some(facts) = self.policies.get(policy) else { return };
         let footing = verdicts.stand(policy, Ground::of(facts, now));
-        let members = facts.members.clone();
+        let members = facts.members;
         let mut current: Option<Arc<Wait>> = None;
-        for node in members {
+        for node in members.iter().copied() {
             let Some(candidate) = self.candidate(policy, node, waves) else { continue };
             let traits = candidate.view.traits;
             if traits.moves || traits.deleting || traits.on_trial || !traits.live {

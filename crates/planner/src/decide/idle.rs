@@ -1,9 +1,6 @@
 //! Nodes without a grant: what has to be set right before anything is asked of them.
 
-use super::{
-    Round, Said,
-    facts::{NodeView, Selection},
-};
+use super::{Round, Said, facts::Selection};
 use crate::{
     Action, Expect, Step, Wait,
     plan::{self, Taint},
@@ -17,23 +14,9 @@ impl Round<'_> {
     /// stay as they are.
     pub(super) fn look_after_idle(&mut self) {
         let shared = Shared::default();
-        for index in 0..self.nodes.len() {
-            if self.nodes.get(index).is_some_and(|view| !view.traits.moves && !self.rests(view)) {
-                self.look_after(index, &shared);
-            }
+        for index in &self.known.groups.unsettled {
+            self.look_after(*index, &shared);
         }
-    }
-
-    /// Whether nothing of the below is to be done or said about a node.
-    fn rests(&self, view: &NodeView<'_>) -> bool {
-        let traits = view.traits;
-        traits.live
-            && traits.of_policy
-            && !traits.deleting
-            && !traits.cordoned_by_us
-            && !traits.on_trial
-            && !matches!(traits.goal, Some(Goal::Booted | Goal::Reverted))
-            && self.deciding(view).is_some()
     }
 
     fn look_after(&mut self, index: usize, shared: &Shared) {

@@ -1,12 +1,16 @@
 //! What one plan leaves for the next, so that a change of one node does not cost a decision about every node.
 //!
-//! Three things are kept, each only as long as everything it was made from is the very same: a node's [`Traits`]
-//! (the node and the policies' selectors), the order of nodes by lot (their names), and the [`Verdict`] of a node's own
+//! Four things are kept, each only as long as everything it was made from is the very same: a node's [`Traits`]
+//! (the node and the policies' selectors), the order of nodes by lot (their names), the [`Groups`] they stand in, and the [`Verdict`] of a node's own
 //! gates (the node, and the [`Ground`] that all nodes of its policy stand on). Everything that several nodes share
 //! (budgets, waves, who goes next) is decided anew in each plan. A planner that knows nothing gives the same plans,
 //! which `tests/incremental.rs` of the simulator holds over seeded worlds.
 
-use super::{facts::Selection, facts::Traits, policy::PolicyView};
+use super::{
+    facts::{Selection, Traits},
+    groups::{Groups, Sides},
+    policy::PolicyView,
+};
 use crate::{
     Gate, Snapshot, ValidPolicy, Wait,
     snapshot::{Node, Offer},
@@ -111,14 +115,31 @@ impl Basis {
 }
 
 /// What follows from single nodes, as last looked at.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Known {
     basis: Basis,
     nodes: Vec<Arc<Node>>,
     pub(super) traits: Vec<Traits>,
     /// Every node by its lot.
-    pub(super) by_lot: Vec<usize>,
+    by_lot: Vec<usize>,
+    pub(super) groups: Groups,
+    /// Every node's name.
+    pub(super) names: Arc<[Arc<str>]>,
     pub(super) texts: Texts,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            basis: Basis::default(),
+            nodes: Vec::new(),
+            traits: Vec::new(),
+            by_lot: Vec::new(),
+            groups: Groups::default(),
+            names: Arc::from([]),
+            texts: Texts::default(),
+        }
+    }
 }
 
 impl Known {
@@ -130,6 +151,7 @@ impl Known {
             *verdicts = Verdicts::default();
         }
         let mut order_holds = self.nodes.len() == snapshot.nodes.len();
+        let mut groups_hold = order_holds;
         self.nodes.truncate(snapshot.nodes.len());
         self.traits.truncate(snapshot.nodes.len());
         verdicts.nodes.resize(snapshot.nodes.len(), None);
@@ -143,7 +165,8 @@ impl Known {
             }
             match (self.nodes.get_mut(index), self.traits.get_mut(index)) {
                 (Some(known), Some(before)) => {
-                    order_holds &= before.lot == traits.lot;
+                    order_holds &= before.lot == traits.lot && known.name == node.name;
+                    groups_hold &= Sides::of(before, snapshot) == Sides::of(&traits, snapshot);
                     *known = Arc::clone(node);
                     *before = traits;
                 }
@@ -157,6 +180,10 @@ impl Known {
             let mut order: Vec<_> = self.traits.iter().enumerate().map(|(index, traits)| (traits.lot, index)).collect();
             order.sort_unstable();
             self.by_lot = order.into_iter().map(|(_, index)| index).collect();
+            self.names = snapshot.nodes.iter().map(|node| Arc::clone(&node.name)).collect();
+        }
+        if !(order_holds && groups_hold) {
+            self.groups = Groups::of(snapshot, &self.traits, &self.by_lot);
         }
     }
 }

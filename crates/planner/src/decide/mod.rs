@@ -4,10 +4,12 @@
 
 mod budget;
 mod choice;
+mod chosen;
 mod facts;
 mod fits;
 mod gates;
 mod grants;
+mod groups;
 mod health;
 mod idle;
 mod known;
@@ -23,9 +25,11 @@ mod waves;
 use crate::{
     Action, GateSet, NodeReport, Plan, Report, Snapshot, Step, Wait,
     plan::{Expect, GateQuestion},
+    report::NodeName,
 };
 use bascule_api::{DrainProgress, RolloutState, Time, WaitReason};
-use choice::{Choice, Choices};
+use choice::Choice;
+use chosen::{Chooser, Chosen};
 use facts::{NodeView, Selection};
 use health::Answers;
 use known::{Known, Verdicts};
@@ -122,26 +126,28 @@ struct Round<'a> {
     policies: Vec<PolicyView<'a>>,
     /// What each node should run; `None` where no policy may say it.
     choices: Vec<Option<Choice<'a>>>,
+    /// What follows from that for each node.
+    chosen: Vec<Chosen>,
     draft: Draft,
 }
 
 fn decide(snapshot: &Snapshot, set: GateSet, known: &Known, verdicts: &mut Verdicts) -> (Plan, Report) {
     let nodes: Vec<NodeView<'_>> =
         snapshot.nodes.iter().zip(&known.traits).map(|(node, traits)| NodeView { node, traits }).collect();
-    let mut policies: Vec<_> = snapshot.policies.iter().map(|facts| PolicyView::new(snapshot, facts)).collect();
-    for (index, view) in nodes.iter().enumerate() {
-        if let Some(policy) = view.traits.policy.and_then(|policy| policies.get_mut(policy)) {
-            policy.members.push(index);
-        }
-    }
-    for index in &known.by_lot {
-        let policy = known.traits.get(*index).and_then(|traits| traits.policy);
-        if let Some(policy) = policy.and_then(|policy| policies.get_mut(policy)) {
-            policy.by_lot.push(*index);
-        }
-    }
+    let policies = snapshot.policies.iter().enumerate();
+    let policies =
+        policies.map(|(index, facts)| PolicyView::new(snapshot, facts, known.groups.members.get(index))).collect();
     let draft = Draft { said: vec![None; nodes.len()], ..Draft::default() };
-    let mut round = Round { snapshot, set, known, choices: vec![None; nodes.len()], nodes, policies, draft };
+    let mut round = Round {
+        snapshot,
+        set,
+        known,
+        choices: vec![None; nodes.len()],
+        chosen: vec![Chosen::default(); nodes.len()],
+        nodes,
+        policies,
+        draft,
+    };
     round.accept_rollbacks();
     round.absorb_failures();
     round.choose(true);
@@ -155,15 +161,19 @@ fn decide(snapshot: &Snapshot, set: GateSet, known: &Known, verdicts: &mut Verdi
     round.finish(&waves, grants)
 }
 
+/// The policy that may decide about a node: the only one that selects it, and valid.
+fn deciding(policies: &[PolicyView<'_>], view: &NodeView<'_>) -> Option<usize> {
+    let Selection::One(index) = view.traits.selection else { return None };
+    policies.get(index).filter(|policy| policy.valid.is_some()).map(|_| index)
+}
+
 impl<'a> Round<'a> {
     fn now(&self) -> Time {
         self.snapshot.now
     }
 
-    /// The policy that may decide about a node: the only one that selects it, and valid.
     fn deciding(&self, view: &NodeView<'a>) -> Option<usize> {
-        let Selection::One(index) = view.traits.selection else { return None };
-        self.policies.get(index).filter(|policy| policy.valid.is_some()).map(|_| index)
+        deciding(&self.policies, view)
     }
 
     fn accept_rollbacks(&mut self) {
@@ -190,12 +200,12 @@ impl<'a> Round<'a> {
     /// gives way to another, of which failures may be known too; hence the loop, which ends with the releases.
     fn absorb_failures(&mut self) {
         let now = self.snapshot.now;
-        for policy in &mut self.policies {
+        for (index, policy) in self.policies.iter_mut().enumerate() {
             let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
             for _ in 0..=policy.facts.offer.releases.len() {
                 let Some(target) = policy.target(None).map(|release| release.version.clone()) else { break };
-                let members = policy.members.iter().filter_map(|index| self.nodes.get(*index));
-                for view in members.filter(|view| view.traits.has_failed) {
+                let failed = self.known.groups.failed.iter().filter_map(|node| self.nodes.get(*node));
+                for view in failed.filter(|view| view.traits.policy == Some(index)) {
                     let Some(update) = view.update() else { continue };
                     for failed in update.status.failed_releases.iter().filter(|failed| failed.version == target) {
                         let at = failed.at.min(now);
@@ -211,13 +221,27 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// What the nodes that move, or those that do not, should run.
+    /// What the nodes that move, or those that do not, should run, and what follows from it for each.
     fn choose(&mut self, moving: bool) {
-        let mut choices = Choices::new(&self.known.texts);
-        for (index, view) in self.nodes.iter().enumerate().filter(|(_, view)| view.traits.moves == moving) {
-            let Some(policy) = self.deciding(view) else { continue };
-            if let (Some(policy), Some(slot)) = (self.policies.get(policy), self.choices.get_mut(index)) {
-                *slot = Some(choices.of(policy, view, self.snapshot.now));
+        let mut chooser = Chooser::new(&self.policies, &self.known.texts, self.snapshot.now);
+        let mut choose = |index: usize, view: &NodeView<'a>| {
+            let chosen = chooser.look(index, view);
+            if let Some(slot) = self.chosen.get_mut(index) {
+                *slot = chosen.1;
+            }
+            if let Some(slot) = self.choices.get_mut(index) {
+                *slot = chosen.0;
+            }
+        };
+        if moving {
+            for index in &self.known.groups.moving {
+                if let Some(view) = self.nodes.get(*index) {
+                    choose(*index, view);
+                }
+            }
+        } else {
+            for (index, view) in self.nodes.iter().enumerate().filter(|(_, view)| !view.traits.moves) {
+                choose(index, view);
             }
         }
     }
@@ -227,13 +251,12 @@ impl<'a> Round<'a> {
         let ctx = motion::Ctx {
             now: self.now(),
             hooks: &self.snapshot.hooks,
+            budgets: &self.snapshot.budgets,
             answers: Answers(&self.snapshot.gates),
             set: self.set,
         };
-        for index in 0..self.nodes.len() {
-            let Some(view) = self.nodes.get(index).filter(|view| view.traits.moves).copied() else {
-                continue;
-            };
+        for index in self.known.groups.moving.iter().copied() {
+            let Some(view) = self.nodes.get(index).copied() else { continue };
             let gone = || Choice::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy cares for the node")));
             let choice = self.choices.get(index).cloned().flatten().unwrap_or_else(gone);
             let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
@@ -273,22 +296,12 @@ impl<'a> Round<'a> {
     }
 
     fn waves_of(&self, policy: &PolicyView<'a>) -> PolicyWaves {
-        let members: Vec<Member<'a, '_>> = policy
-            .by_lot
-            .iter()
-            .filter_map(|index| {
-                let view = self.nodes.get(*index)?;
-                let begun = match self.choices.get(*index)?.as_ref() {
-                    Some(Choice::Install(install)) => view
-                        .running()
-                        .is_some_and(|running| install.target.floor.as_ref().is_some_and(|floor| running >= floor)),
-                    _ => false,
-                };
-                Some(Member { index: *index, view, standing: self.standing(policy, *index, view), begun })
-            })
-            .collect();
+        let members = policy.members.iter().filter_map(|index| self.chosen.get(*index));
+        let members: Vec<&Member> = members.map(|chosen| &chosen.member).collect();
         let spec = policy.valid.map_or(&[][..], |valid| &valid.spec.waves);
-        let waves = Waves::new(spec, &members, self.nodes.len(), self.now());
+        let by_lot = policy.by_lot.iter().filter_map(|place| members.get(*place).copied());
+        let name = |node: usize| self.nodes.get(node).map_or("", |view| &view.node.name);
+        let waves = Waves::new(&policy.facts.name, spec, by_lot, self.nodes.len(), self.now(), &name);
         let goes_back = |index: usize| self.choices.get(index).and_then(Option::as_ref).is_some_and(Choice::goes_back);
         let unfinished = members
             .iter()
@@ -297,23 +310,6 @@ impl<'a> Round<'a> {
             .collect();
         let standings = members.iter().map(|member| member.standing).collect();
         PolicyWaves { waves, unfinished, standings }
-    }
-
-    fn standing(&self, policy: &PolicyView<'a>, index: usize, view: &NodeView<'a>) -> Standing {
-        if view.traits.moves {
-            return Standing::Moving;
-        }
-        match self.choices.get(index).and_then(Option::as_ref) {
-            Some(Choice::Here) if view.traits.on_trial => Standing::Unable,
-            Some(Choice::Here) => Standing::Done(view.done_since(self.now())),
-            Some(Choice::Install(install)) => {
-                let version = &install.release.version;
-                let failed = || view.reports_failed(version) || policy.memory.failed_on(version, &view.node.name);
-                if view.able() && !failed() { Standing::Ahead } else { Standing::Unable }
-            }
-            Some(Choice::GoBack(_)) if view.able() => Standing::Ahead,
-            Some(Choice::GoBack(_) | Choice::Nothing(_)) | None => Standing::Unable,
-        }
     }
 
     fn finish(mut self, waves: &[PolicyWaves], grants: Grants) -> (Plan, Report) {
@@ -358,12 +354,13 @@ impl<'a> Round<'a> {
         let unknown = Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node"));
         let nodes = std::mem::take(&mut self.draft.said)
             .into_iter()
-            .zip(&self.nodes)
-            .map(|(said, view)| {
+            .zip(&self.known.groups.policies)
+            .enumerate()
+            .map(|(index, (said, policy))| {
                 let said = said.unwrap_or_else(|| Said::shared(RolloutState::Unknown, Arc::clone(&unknown)));
                 NodeReport {
-                    node: Arc::clone(&view.node.name),
-                    policy: view.traits.policy,
+                    node: NodeName::new(Arc::clone(&self.known.names), index),
+                    policy: *policy,
                     state: said.state,
                     wait: said.wait,
                     gates_passed: said.gates_passed,

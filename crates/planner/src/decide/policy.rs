@@ -1,6 +1,6 @@
 //! What holds for a policy as a whole: its freeze, its window, its blocked releases, what its channel offers.
 
-use super::{fits, rollback::RollbackView};
+use super::{fits, groups::Members, rollback::RollbackView};
 use crate::{
     Snapshot, ValidPolicy, Wait,
     snapshot::{OfferState, PolicyFacts, Release},
@@ -18,9 +18,9 @@ pub(super) struct PolicyView<'a> {
     pub(super) facts: &'a PolicyFacts,
     pub(super) valid: Option<&'a ValidPolicy>,
     /// Nodes that count for its budgets, as indexes into the snapshot.
-    pub(super) members: Vec<usize>,
-    /// The same by their lot.
-    pub(super) by_lot: Vec<usize>,
+    pub(super) members: &'a [usize],
+    /// The places of these in `members`, by their lot.
+    pub(super) by_lot: &'a [usize],
     /// Its memory as this plan leaves it.
     pub(super) memory: super::memory::Memory,
     pub(super) rollbacks: Vec<RollbackView<'a>>,
@@ -35,7 +35,7 @@ pub(super) struct PolicyView<'a> {
 }
 
 impl<'a> PolicyView<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, facts: &'a PolicyFacts) -> Self {
+    pub(super) fn new(snapshot: &'a Snapshot, facts: &'a PolicyFacts, members: Option<&'a Members>) -> Self {
         let valid = facts.spec.as_ref().ok().map(|valid| &**valid);
         let invalid = facts.spec.as_ref().err().map(|error| {
             Arc::new(Wait::new(WaitReason::InvalidPolicy, error.to_string()).of("UpdatePolicy", None, &facts.name))
@@ -44,8 +44,8 @@ impl<'a> PolicyView<'a> {
         let mut view = Self {
             facts,
             valid,
-            members: Vec::new(),
-            by_lot: Vec::new(),
+            members: members.map_or(&[], |members| &members.nodes),
+            by_lot: members.map_or(&[], |members| &members.by_lot),
             memory: super::memory::Memory::new(&facts.status),
             rollbacks: Vec::new(),
             opening,
@@ -112,6 +112,11 @@ impl<'a> PolicyView<'a> {
         self.remembers_block(version)
             || self.valid.is_some_and(|valid| valid.spec.blocked_versions.contains(version))
             || self.rollbacks.iter().any(|rollback| rollback.blocks(version))
+    }
+
+    /// Whether a release that is known may not be installed any more.
+    pub(super) fn is_closed(&self, version: &Version) -> bool {
+        self.is_blocked(version) || self.facts.offer.release(version).is_some_and(|release| release.withdrawn.is_some())
     }
 
     pub(super) fn blocked_by_failures(&self, version: &Version) -> bool {

@@ -4,11 +4,9 @@ use super::{
     PolicyWaves, Round, Said,
     choice::{self, Choice},
     gates::{self, Candidate},
-    policy::PolicyView,
 };
 use crate::{Action, Expect, Step};
 use bascule_api::{Goal, RolloutState, WaitReason};
-use std::collections::BTreeMap;
 
 impl<'a> Round<'a> {
     /// Asks nodes to stage, and takes back what is not to be installed any more.
@@ -19,38 +17,17 @@ impl<'a> Round<'a> {
         }
     }
 
-    fn idle_members<'s>(&'s self, policy: &'s PolicyView<'a>) -> impl Iterator<Item = usize> + 's {
-        policy.members.iter().copied().filter(|index| {
-            self.nodes.get(*index).is_some_and(|view| !view.traits.moves && !view.traits.on_trial)
-                && self.choices.get(*index).is_some_and(Option::is_some)
-        })
-    }
-
     /// Goal Idle where the staged release is superseded by nothing, blocked, withdrawn, or failed there.
     fn take_back(&mut self, policy: usize) {
         let mut steps = Vec::new();
         let Some(policy) = self.policies.get(policy) else { return };
-        // Whether a release may not be installed any more, by the number of its version.
-        let mut closed: BTreeMap<u32, bool> = BTreeMap::new();
-        for index in self.idle_members(policy) {
-            let (Some(view), Some(Some(choice))) = (self.nodes.get(index), self.choices.get(index)) else { continue };
-            let Some(text) = view.traits.asked else { continue };
-            if matches!(choice, Choice::Install(install) if install.text != Some(text)) {
-                continue; // replaced
-            }
-            let is_closed = *closed.entry(text).or_insert_with(|| {
-                let version = view.update().and_then(|update| update.spec.release.as_ref()).map(|asked| &asked.version);
-                version.is_some_and(|version| {
-                    policy.is_blocked(version)
-                        || policy.facts.offer.release(version).is_some_and(|release| release.withdrawn.is_some())
-                })
-            });
-            if !is_closed && !view.traits.has_failed && !matches!(choice, Choice::Here | Choice::GoBack(_)) {
-                continue;
-            }
+        let noted = |index: &&usize| self.chosen.get(**index).is_some_and(|chosen| chosen.rests);
+        for index in policy.members.iter().filter(noted) {
+            let (Some(view), Some(Some(choice))) = (self.nodes.get(*index), self.choices.get(*index)) else { continue };
             let Some(asked) = view.update().and_then(|update| update.spec.release.as_ref()) else { continue };
-            let unwanted =
-                is_closed || matches!(choice, Choice::Here | Choice::GoBack(_)) || view.reports_failed(&asked.version);
+            let unwanted = policy.is_closed(&asked.version)
+                || matches!(choice, Choice::Here | Choice::GoBack(_))
+                || view.reports_failed(&asked.version);
             if unwanted {
                 steps.push(Step {
                     action: Action::Rest { node: view.node.name.to_string() },
@@ -77,19 +54,15 @@ impl<'a> Round<'a> {
         let limit = valid.spec.staging.max_concurrent.of(total).unwrap_or(0);
         let mut busy = 0_u32;
         let mut wanting: Vec<(bool, usize, u64, usize)> = Vec::new();
-        for node in self.idle_members(policy) {
-            let (Some(view), Some(Some(Choice::Install(install)))) = (self.nodes.get(node), self.choices.get(node))
-            else {
-                continue;
-            };
-            let traits = view.traits;
-            if !traits.live {
-                continue;
-            }
-            busy += u32::from(traits.writing);
-            if traits.asked.is_none() || traits.asked != install.text {
+        for node in policy.members.iter().copied() {
+            let Some(chosen) = self.chosen.get(node) else { continue };
+            busy += u32::from(chosen.writing);
+            if chosen.wants
+                && let Some(view) = self.nodes.get(node)
+            {
                 // A node that stages something superseded goes on with the new release in the place it has.
-                wanting.push((!traits.writing, waves.waves.index_of(node).unwrap_or(0), traits.lot, node));
+                let place = waves.waves.index_of(node).unwrap_or(0);
+                wanting.push((!chosen.writing, place, view.traits.lot, node));
             }
         }
         wanting.sort_unstable();

@@ -51,7 +51,7 @@ impl<'a> Round<'a> {
     }
 
     fn said_of(&self, policy: usize) -> impl Iterator<Item = &super::Said> + '_ {
-        let members = self.policies.get(policy).map_or(&[][..], |policy| &policy.members);
+        let members = self.policies.get(policy).map_or(&[][..], |policy| policy.members);
         members.iter().filter_map(|index| self.draft.said.get(*index).and_then(Option::as_ref))
     }
 
@@ -59,8 +59,8 @@ impl<'a> Round<'a> {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let standing = |wanted: fn(&Standing) -> bool| number(waves.standings.iter().filter(|s| wanted(s)).count());
         let staged = self.policies.get(index).map_or(0, |policy| {
-            let held = policy.members.iter().filter_map(|node| self.nodes.get(*node));
-            number(held.filter(|view| view.traits.staged_as_asked).count())
+            let members = policy.members.iter().filter_map(|node| self.chosen.get(*node));
+            number(members.filter(|chosen| chosen.staged).count())
         });
         let mut counts = Counts {
             nodes: number(waves.standings.len()),
@@ -173,7 +173,8 @@ impl<'a> Round<'a> {
 
     fn conflict_of(&self, policy: &PolicyView<'a>) -> Option<String> {
         let own = self.policies.iter().position(|other| other.facts.name == policy.facts.name)?;
-        self.nodes.iter().find_map(|view| match view.traits.selection {
+        let conflicts = self.known.groups.conflicts.iter().filter_map(|node| self.nodes.get(*node));
+        conflicts.into_iter().find_map(|view| match view.traits.selection {
             super::facts::Selection::Conflict(first, second) if first == own || second == own => {
                 let other = self.policies.get(if first == own { second } else { first })?;
                 Some(format!("policy {} selects node {} too; neither touches it", other.facts.name, view.node.name))
@@ -192,7 +193,7 @@ impl<'a> Round<'a> {
             if status.in_motion.is_none() {
                 let held = self.policies.iter().filter(|policy| freeze.holds(&policy.facts.labels, now));
                 let moving = held
-                    .flat_map(|policy| &policy.members)
+                    .flat_map(|policy| policy.members)
                     .filter(|node| self.nodes.get(**node).is_some_and(|view| view.traits.moves));
                 status.in_motion = Some(u32::try_from(moving.count()).unwrap_or(u32::MAX));
             }

@@ -9,6 +9,9 @@ impl Round<'_> {
     pub(super) fn taint(&mut self) {
         let mut steps = Vec::new();
         for (index, view) in self.nodes.iter().enumerate() {
+            if !self.chosen.get(index).is_some_and(|chosen| chosen.taints) {
+                continue;
+            }
             let (node, traits) = (view.node, view.traits);
             if traits.deleting || traits.moves {
                 continue;

@@ -1,6 +1,5 @@
 //! Waves: which nodes go before which, and when the next wave may start.
 
-use super::facts::NodeView;
 use crate::Wait;
 use bascule_api::{Time, WaitReason, Wave, WaveStatus};
 use std::sync::Arc;
@@ -23,10 +22,12 @@ pub(super) enum Standing {
 
 /// One member of a policy.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Member<'a, 'b> {
+pub(super) struct Member {
     pub(super) index: usize,
-    pub(super) view: &'b NodeView<'a>,
     pub(super) standing: Standing,
+    /// A bit for each wave whose selector matches it.
+    pub(super) selected: u64,
+    pub(super) runs_operator: bool,
     /// Whether it stepped through the floor of the release already: it keeps its place in its wave.
     pub(super) begun: bool,
 }
@@ -56,9 +57,16 @@ impl Waves {
         self.wave_of.get(node).filter(|wave| **wave != NO_WAVE).map(|wave| usize::from(*wave))
     }
 
-    /// Assigns members, given by their lot, to waves and looks which of them may move. `all` is how many nodes the
-    /// snapshot has.
-    pub(super) fn new(waves: &[Wave], members: &[Member<'_, '_>], all: usize, now: Time) -> Self {
+    /// Assigns members of a policy, given by their lot, to its waves and looks which of them may move. `all` is how many
+    /// nodes the snapshot has, `node_name` says their names.
+    pub(super) fn new<'m, 'n>(
+        policy: &str,
+        waves: &[Wave],
+        members: impl Iterator<Item = &'m Member>,
+        all: usize,
+        now: Time,
+        node_name: &dyn Fn(usize) -> &'n str,
+    ) -> Self {
         if waves.is_empty() {
             return Self::default();
         }
@@ -97,7 +105,7 @@ impl Waves {
                 nodes: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
                 soak_until: None,
             };
-            held = hold(&mut status, nodes, soak, now);
+            held = hold(policy, &mut status, nodes, soak, now, node_name);
             if held.is_some() || out.current.is_none() || place == of {
                 out.soak_until = status.soak_until;
                 out.current = Some(status);
@@ -107,20 +115,25 @@ impl Waves {
     }
 }
 
-/// What holds the waves behind this one back.
-fn hold(
+/// What holds the waves behind this one back. How far it is stands in the policy's status and not here: every node that
+/// waits would be explained anew with every node that is done.
+fn hold<'n>(
+    policy: &str,
     status: &mut WaveStatus,
-    nodes: &[Member<'_, '_>],
+    nodes: &[Member],
     soak: bascule_api::Duration,
     now: Time,
+    node_name: &dyn Fn(usize) -> &'n str,
 ) -> Option<Arc<Wait>> {
-    let unfinished = nodes.iter().find(|member| matches!(member.standing, Standing::Moving | Standing::Ahead));
-    let stuck = || nodes.iter().find(|member| member.standing == Standing::Unable);
-    let holding = unfinished.or_else(|| if status.done == 0 { stuck() } else { None });
     let name = &status.name;
-    if let Some(member) = holding {
-        let message = format!("wave {name} comes first: {} of {} nodes are done", status.done, status.nodes);
-        return Some(Arc::new(Wait::new(WaitReason::Wave, message).of("Node", None, &member.view.node.name)));
+    if nodes.iter().any(|member| matches!(member.standing, Standing::Moving | Standing::Ahead)) {
+        let message = format!("wave {name} of {} nodes comes first", status.nodes);
+        return Some(Arc::new(Wait::new(WaitReason::Wave, message).of("UpdatePolicy", None, policy)));
+    }
+    let stuck = nodes.iter().find(|member| member.standing == Standing::Unable).filter(|_| status.done == 0);
+    if let Some(member) = stuck {
+        let message = format!("wave {name} comes first, and none of its {} nodes can be updated", status.nodes);
+        return Some(Arc::new(Wait::new(WaitReason::Wave, message).of("Node", None, node_name(member.index))));
     }
     let last = nodes.iter().filter_map(|member| match member.standing {
         Standing::Done(at) => Some(at.min(now)),
@@ -138,33 +151,33 @@ fn hold(
 /// Waves are filled in order. Where a wave takes some of many nodes, those that already run the release or are on
 /// their way count first, so that a wave keeps its size while it moves; then nodes that can be updated, the
 /// operator's own last.
-fn assign<'a, 'b>(waves: &[Wave], members: &[Member<'a, 'b>]) -> Vec<Vec<Member<'a, 'b>>> {
-    let mut ranked: [Vec<Member<'a, 'b>>; 8] = Default::default();
+fn assign<'m>(waves: &[Wave], members: impl Iterator<Item = &'m Member>) -> Vec<Vec<Member>> {
+    let mut ranked: [Vec<Member>; 8] = Default::default();
+    let mut all = 0_usize;
     for member in members {
+        all += 1;
         let rank = match member.standing {
             Standing::Done(_) | Standing::Moving => 0,
             Standing::Ahead | Standing::Unable if member.begun => 2,
             Standing::Ahead => 4,
             Standing::Unable => 6,
         };
-        if let Some(bucket) = ranked.get_mut(rank + usize::from(member.view.traits.runs_operator)) {
+        if let Some(bucket) = ranked.get_mut(rank + usize::from(member.runs_operator)) {
             bucket.push(*member);
         }
     }
-    let mut remaining: Vec<Member<'a, 'b>> = ranked.concat();
+    let mut remaining = ranked.concat();
     let mut out = Vec::with_capacity(waves.len() + 1);
     for (index, wave) in waves.iter().enumerate() {
         let taken: Vec<_> = if wave.selector.is_some() {
-            let selected = |member: &Member<'_, '_>| member.view.traits.waves >> index & 1 == 1;
+            let selected = |member: &Member| member.selected >> index & 1 == 1;
             let (taken, rest) = remaining.into_iter().partition(selected);
             remaining = rest;
             taken
         } else {
             let count = match (wave.count, wave.percent) {
                 (Some(count), _) => usize::try_from(count).unwrap_or(usize::MAX),
-                (None, Some(percent)) => {
-                    members.len().saturating_mul(usize::try_from(percent).unwrap_or(100)).div_ceil(100)
-                }
+                (None, Some(percent)) => all.saturating_mul(usize::try_from(percent).unwrap_or(100)).div_ceil(100),
                 (None, None) => usize::MAX,
             };
             remaining.drain(..count.min(remaining.len())).collect()

@@ -9,7 +9,7 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, report: &Report, found: &m
         found.push(violation(8, "report", "does not speak of every node"));
     }
     for (node, said) in snapshot.nodes.iter().zip(&report.nodes) {
-        if node.name != said.node {
+        if *node.name != *said.node {
             found.push(violation(8, &node.name, "the report speaks of another node in its place"));
         }
         let (reason, wait) = (said.wait.reason, &said.wait);

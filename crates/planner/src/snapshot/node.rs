@@ -1,6 +1,6 @@
 //! Facts about one node, its NodeUpdate and what runs on it.
 
-use bascule_api::{Architecture, NodeUpdateSpec, NodeUpdateStatus, Time};
+use bascule_api::{Architecture, Duration, NodeUpdateSpec, NodeUpdateStatus, ObjectRef, Time};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// One node of the cluster.
@@ -127,6 +127,32 @@ pub struct NodePods {
     /// need an allowed disruption of it. Pods that may be evicted without one (not ready, where the budget's policy
     /// for unhealthy pods allows it) are not counted.
     pub budgets: Vec<(String, u32)>,
+    /// A pod that the running drain has asked to go in vain so far, where there is one.
+    pub blocked: Option<BlockedPod>,
+    /// The PodDisruptionBudgets that made pods of the running drain wait, and for how long, where that is over.
+    pub waited: Vec<(ObjectRef, Duration)>,
+}
+
+/// A pod that does not go although a drain asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockedPod {
+    /// The pod.
+    pub pod: ObjectRef,
+    /// What the API server said.
+    pub why: String,
+    /// The PodDisruptionBudget that says no, where it is one.
+    pub budget: Option<ObjectRef>,
+    /// Whether only a person can change that.
+    pub permanent: bool,
+    /// How many more pods do not go.
+    pub more: u32,
+}
+
+impl std::fmt::Display for BlockedPod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} does not go: {}", self.pod, self.why)?;
+        if self.more > 0 { write!(f, " (and {} more)", self.more) } else { Ok(()) }
+    }
 }
 
 /// A pod that the policy's drain settings do not allow to evict.
@@ -151,6 +177,18 @@ pub struct DisruptionBudget {
     pub expected: u32,
     /// Some of the pods that are not healthy, `namespace/name` and on which node, for the message.
     pub unhealthy: Vec<String>,
+}
+
+impl DisruptionBudget {
+    /// How the budget stands, in a part of a sentence.
+    #[must_use]
+    pub fn standing(&self) -> String {
+        let standing = format!("{} of {} pods healthy, {} wanted", self.healthy, self.expected, self.desired);
+        if self.unhealthy.is_empty() {
+            return standing;
+        }
+        format!("{standing}; not healthy: {}", self.unhealthy.join(", "))
+    }
 }
 
 /// The DaemonSet pods that should run on a node.

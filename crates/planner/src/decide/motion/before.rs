@@ -5,7 +5,7 @@ use crate::{
     Action, Wait,
     decide::choice::{Choice, GoBack},
     plan::{DrainMode, DrainOrder},
-    snapshot::{Cordon, HookStage},
+    snapshot::{BlockedPod, Cordon, HookStage},
 };
 use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
 
@@ -132,9 +132,10 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
 
 fn left(moving: &Moving<'_, '_>, what: &str) -> String {
     let pods = &moving.view.node.pods;
-    match pods.undrainable.first() {
-        Some(pod) => format!("{what}: pod {} can't be evicted: {}", pod.pod, pod.why),
-        None => format!("{what}: {} pods are left", pods.remaining),
+    match (pods.undrainable.first(), &pods.blocked) {
+        (Some(pod), _) => format!("{what}: pod {} can't be evicted: {}", pod.pod, pod.why),
+        (None, Some(blocked)) => format!("{what}: {} pods are left; {blocked}", pods.remaining),
+        (None, None) => format!("{what}: {} pods are left", pods.remaining),
     }
 }
 
@@ -151,7 +152,10 @@ fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
             Wait::new(WaitReason::UndrainablePod, format!("{} can't be evicted: {}", pod.pod, pod.why))
         }
         (_, DrainMode::DeleteRest) => Wait::new(WaitReason::Draining, "pods that could not be evicted are deleted"),
-        (None, DrainMode::Evict) => Wait::new(WaitReason::Draining, "pods are being evicted"),
+        (None, DrainMode::Evict) => match &pods.blocked {
+            Some(blocked) => blocked_wait(moving, blocked),
+            None => Wait::new(WaitReason::Draining, "pods are being evicted"),
+        },
     };
     let mut motion = Motion::waits(RolloutState::Draining, wait.until(Some(until)));
     motion.progress = progress(moving);
@@ -160,11 +164,33 @@ fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
     motion
 }
 
+/// Why a pod that is asked to go stays, with what stands in its way.
+fn blocked_wait(moving: &Moving<'_, '_>, blocked: &BlockedPod) -> Wait {
+    let pod = &blocked.pod;
+    if let Some(budget) = &blocked.budget {
+        let namespace = budget.namespace.as_deref();
+        let key = format!("{}/{}", namespace.unwrap_or_default(), budget.name);
+        let standing = moving.ctx.budgets.get(&key).map_or_else(|| blocked.why.clone(), |known| known.standing());
+        let more = if blocked.more > 0 { format!(" and {} more", blocked.more) } else { String::new() };
+        let message = format!("{pod}{more} waits for {budget}: {standing}");
+        return Wait::new(WaitReason::DisruptionBudget, message).of(&budget.kind, namespace, &budget.name);
+    }
+    let reason = if blocked.permanent { WaitReason::UndrainablePod } else { WaitReason::Draining };
+    Wait::new(reason, blocked.to_string()).of(&pod.kind, pod.namespace.as_deref(), &pod.name)
+}
+
 /// The node is empty: the word to reboot.
 fn drained(moving: &Moving<'_, '_>) -> Motion {
     let at = moving.ctx.now;
     let took = at.seconds_since(moving.disruption.drain_started_at.unwrap_or(at));
-    let says = format!("empty after {}", bascule_api::Duration::from_secs(u64::try_from(took).unwrap_or(0)));
+    let pods = &moving.view.node.pods;
+    let mut says = format!("empty after {}", bascule_api::Duration::from_secs(u64::try_from(took).unwrap_or(0)));
+    if let Some(total) = pods.total {
+        says.push_str(&format!(": {total} pods"));
+    }
+    for (budget, waited) in &pods.waited {
+        says.push_str(&format!(", {waited} of it for {budget}"));
+    }
     let (action, what) = match moving.choice {
         Choice::GoBack(back) => {
             let GoBack { leaves, to, .. } = &**back;
@@ -172,13 +198,14 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
             (revert, format!("the node goes back to {to}"))
         }
         _ if moving.spec.goal == Goal::Staged && moving.view.traits.staged_as_asked => {
-            (Action::Boot { node: moving.name(), drained_at: at }, "the agent arms the release and reboots".to_owned())
+            (Action::Boot { node: moving.name(), drained_at: at }, super::REBOOTING.to_owned())
         }
         _ => return give_up(moving, DisruptionOutcome::Withdrawn, "the release is not staged any more"),
     };
     let mut step = moving.step(action, says);
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
-    Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what)).with(step)
+    let until = at.after(moving.health().node_ready_timeout);
+    Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until))).with(step)
 }
 
 /// Undoes what was done: the node takes work again on its old release.

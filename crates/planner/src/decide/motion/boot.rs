@@ -34,8 +34,7 @@ fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         let message =
             match (&moving.view.update().and_then(|update| update.status.last_error.as_ref()), node.ready.ready) {
                 (Some(error), true) => format!("the agent reports {}: {}", error.category.as_str(), error.message),
-                (None, true) => "the agent arms the release and reboots".to_owned(),
-                (_, false) => "the machine reboots".to_owned(),
+                _ => super::REBOOTING.to_owned(),
             };
         let wait = Wait::new(WaitReason::Rebooting, message).until(Some(deadline));
         return Motion::waits(RolloutState::Rebooting, wait);

@@ -13,19 +13,26 @@ use super::{choice::Choice, facts::NodeView, health::Answers, policy::PolicyView
 use crate::{
     Action, Expect, GateSet, Step, ValidPolicy, Wait,
     plan::{DrainOrder, GateQuestion, cordon_mark},
-    snapshot::{Cordon, HookRun},
+    snapshot::{Cordon, DisruptionBudget, HookRun},
 };
 use bascule_api::{
     Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError, NodeUpdateSpec, ReleaseRef,
     RolloutState, Time, WaitReason,
 };
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
+
+/// What is said from the word to reboot until the agent reports from the new boot: one sentence, one write.
+const REBOOTING: &str = "the agent arms the release and the machine reboots";
 
 /// What all nodes in motion share.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ctx<'a> {
     pub(super) now: Time,
     pub(super) hooks: &'a [HookRun],
+    pub(super) budgets: &'a BTreeMap<String, DisruptionBudget>,
     pub(super) answers: Answers<'a>,
     pub(super) set: GateSet,
 }

@@ -1,0 +1,122 @@
+//! What follows for each node from what it should run, worked out in the one pass that chooses: how it stands in its wave,
+//! and whether staging or taints have anything to do with it. Later passes read these few bytes and follow them only where
+//! something is to be done.
+
+use super::{
+    choice::{Choice, Choices},
+    deciding,
+    facts::NodeView,
+    known::Texts,
+    policy::PolicyView,
+    waves::{Member, Standing},
+};
+use bascule_api::Time;
+use std::collections::BTreeMap;
+
+/// What follows from a node's choice.
+#[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub(super) struct Chosen {
+    pub(super) member: Member,
+    /// Its agent reports what it was asked to stage as staged.
+    pub(super) staged: bool,
+    /// It is busy with staging.
+    pub(super) writing: bool,
+    /// It is to stage something that it is not asked to stage yet.
+    pub(super) wants: bool,
+    /// What it is asked to stage may not be wanted any more.
+    pub(super) rests: bool,
+    /// Its taints are not as they should be.
+    pub(super) taints: bool,
+}
+
+impl Default for Chosen {
+    fn default() -> Self {
+        let member = Member { index: 0, standing: Standing::Unable, begun: false, selected: 0, runs_operator: false };
+        Self { member, staged: false, writing: false, wants: false, rests: false, taints: false }
+    }
+}
+
+/// Chooses for one node after the other.
+pub(super) struct Chooser<'c, 'a> {
+    policies: &'c [PolicyView<'a>],
+    choices: Choices<'a>,
+    now: Time,
+    /// Whether a release may not be installed any more, by policy and the number of its version.
+    closed: BTreeMap<(usize, u32), bool>,
+}
+
+impl<'c, 'a> Chooser<'c, 'a> {
+    pub(super) fn new(policies: &'c [PolicyView<'a>], texts: &'a Texts, now: Time) -> Self {
+        Self { policies, choices: Choices::new(texts), now, closed: BTreeMap::new() }
+    }
+
+    /// What a node should run, and what follows from it.
+    pub(super) fn look(&mut self, index: usize, view: &NodeView<'a>) -> (Option<Choice<'a>>, Chosen) {
+        let traits = view.traits;
+        let deciding = deciding(self.policies, view);
+        let policy = deciding.and_then(|policy| self.policies.get(policy));
+        let choice = policy.map(|policy| self.choices.of(policy, view, self.now));
+        let mut chosen = Chosen { staged: traits.staged_as_asked, ..Chosen::default() };
+        chosen.member.index = index;
+        chosen.member.selected = traits.waves;
+        chosen.member.runs_operator = traits.runs_operator;
+        chosen.member.standing = standing(policy, choice.as_ref(), view, self.now);
+        let installs = match &choice {
+            Some(Choice::Install(install)) => Some(install),
+            _ => None,
+        };
+        if let Some(floor) = installs.and_then(|install| install.target.floor.as_ref()) {
+            chosen.member.begun = view.running().is_some_and(|running| running >= floor);
+        }
+        if traits.moves {
+            return (choice, chosen);
+        }
+        if let Some(install) = installs.filter(|_| traits.live && !traits.on_trial) {
+            chosen.writing = traits.writing;
+            chosen.wants = traits.asked.is_none() || traits.asked != install.text;
+        }
+        let replaced = installs.is_some_and(|install| install.text != traits.asked);
+        if let (Some(policy), Some(deciding), Some(text)) = (policy, deciding, traits.asked)
+            && !traits.on_trial
+            && !replaced
+        {
+            chosen.rests = traits.has_failed
+                || matches!(choice, Some(Choice::Here | Choice::GoBack(_)))
+                || self.is_closed(policy, deciding, text, view);
+        }
+        let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
+        let outdated = rolling && traits.ready && installs.is_some();
+        let holds = policy.is_some_and(|policy| policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold));
+        let held = holds && (!traits.booted || installs.is_some());
+        chosen.taints = traits.outdated != outdated || traits.held != held;
+        (choice, chosen)
+    }
+
+    fn is_closed(&mut self, policy: &PolicyView<'a>, index: usize, text: u32, view: &NodeView<'a>) -> bool {
+        *self.closed.entry((index, text)).or_insert_with(|| {
+            let version = view.update().and_then(|update| update.spec.release.as_ref()).map(|asked| &asked.version);
+            version.is_some_and(|version| policy.is_closed(version))
+        })
+    }
+}
+
+fn standing(policy: Option<&PolicyView<'_>>, choice: Option<&Choice<'_>>, view: &NodeView<'_>, now: Time) -> Standing {
+    if view.traits.moves {
+        return Standing::Moving;
+    }
+    match choice {
+        Some(Choice::Here) if view.traits.on_trial => Standing::Unable,
+        Some(Choice::Here) => Standing::Done(view.done_since(now)),
+        Some(Choice::Install(install)) => {
+            let version = &install.release.version;
+            let failed = || {
+                view.reports_failed(version)
+                    || policy.is_some_and(|policy| policy.memory.failed_on(version, &view.node.name))
+            };
+            if view.able() && !failed() { Standing::Ahead } else { Standing::Unable }
+        }
+        Some(Choice::GoBack(_)) if view.able() => Standing::Ahead,
+        Some(Choice::GoBack(_) | Choice::Nothing(_)) | None => Standing::Unable,
+    }
+}

@@ -1,0 +1,113 @@
+//! Which nodes stand together, as lists of indexes into the snapshot: what a round would otherwise look for by passing
+//! over every node. The lists hold from plan to plan for as long as no node changes sides.
+
+use super::facts::{Selection, Traits};
+use crate::{Snapshot, snapshot::EtcdMember};
+use bascule_api::Goal;
+
+/// In which lists a node stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a list of its own")]
+pub(super) struct Sides {
+    policy: Option<usize>,
+    conflict: bool,
+    moves: bool,
+    unsettled: bool,
+    failed: bool,
+    unavailable: bool,
+    etcd: bool,
+}
+
+impl Sides {
+    pub(super) fn of(traits: &Traits, snapshot: &Snapshot) -> Self {
+        let decided = match traits.selection {
+            Selection::One(policy) => snapshot.policies.get(policy).is_some_and(|policy| policy.spec.is_ok()),
+            Selection::None | Selection::Conflict(..) => false,
+        };
+        let settled = decided
+            && traits.live
+            && traits.of_policy
+            && !traits.deleting
+            && !traits.cordoned_by_us
+            && !traits.on_trial
+            && !matches!(traits.goal, Some(Goal::Booted | Goal::Reverted));
+        Self {
+            policy: traits.policy,
+            conflict: matches!(traits.selection, Selection::Conflict(..)),
+            moves: traits.moves,
+            unsettled: !traits.moves && !settled,
+            failed: traits.has_failed,
+            unavailable: traits.unavailable,
+            etcd: traits.etcd != EtcdMember::None,
+        }
+    }
+}
+
+/// The nodes of one policy.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// Those that count for its budgets, in the snapshot's order.
+    pub(super) nodes: Vec<usize>,
+    /// Their places in `nodes`, by their lot.
+    pub(super) by_lot: Vec<usize>,
+}
+
+/// All lists.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    /// Each node's policy.
+    pub(super) policies: Vec<Option<usize>>,
+    /// By policy.
+    pub(super) members: Vec<Members>,
+    /// Nodes that two policies select.
+    pub(super) conflicts: Vec<usize>,
+    /// Nodes with a grant.
+    pub(super) moving: Vec<usize>,
+    /// Nodes without one of which something has to be set right, or said that is no matter of gates.
+    pub(super) unsettled: Vec<usize>,
+    /// Nodes whose agents report releases that failed.
+    pub(super) failed: Vec<usize>,
+    /// Nodes that are not Ready, cordoned by anybody, or granted.
+    pub(super) unavailable: Vec<usize>,
+    /// Nodes with a member of etcd.
+    pub(super) etcd: Vec<usize>,
+}
+
+impl Groups {
+    /// Sorts nodes into lists; `by_lot` are all nodes by their lot.
+    pub(super) fn of(snapshot: &Snapshot, traits: &[Traits], by_lot: &[usize]) -> Self {
+        let mut out = Self::default();
+        out.members.resize_with(snapshot.policies.len(), Members::default);
+        // Each node's place among its policy's members.
+        let mut places = vec![0; traits.len()];
+        for (index, traits) in traits.iter().enumerate() {
+            let sides = Sides::of(traits, snapshot);
+            out.policies.push(sides.policy);
+            if let Some(members) = sides.policy.and_then(|policy| out.members.get_mut(policy)) {
+                if let Some(place) = places.get_mut(index) {
+                    *place = members.nodes.len();
+                }
+                members.nodes.push(index);
+            }
+            for (stands, list) in [
+                (sides.conflict, &mut out.conflicts),
+                (sides.moves, &mut out.moving),
+                (sides.unsettled, &mut out.unsettled),
+                (sides.failed, &mut out.failed),
+                (sides.unavailable, &mut out.unavailable),
+                (sides.etcd, &mut out.etcd),
+            ] {
+                if stands {
+                    list.push(index);
+                }
+            }
+        }
+        for index in by_lot {
+            let members = traits.get(*index).and_then(|traits| out.members.get_mut(traits.policy?));
+            if let (Some(members), Some(place)) = (members, places.get(*index)) {
+                members.by_lot.push(*place);
+            }
+        }
+        out
+    }
+}

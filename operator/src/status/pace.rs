@@ -1,0 +1,259 @@
+//! When a node's explanation is written: soon enough for whoever looks, rarely enough that a node's whole update costs a
+//! dozen writes, those that move it included.
+//!
+//! A state or reason is written once it has lasted a moment, so that what passes by is not written at all. What only moves
+//! on (a drain's progress, whose turn it is among nodes that wait for each other) is written in pauses that grow, from
+//! ten seconds to an hour. An end, good or bad, is written at once.
+
+use bascule_api::{Rollout, RolloutState, Time, WaitReason};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a state or reason lasts before it is written.
+const LASTS: Duration = Duration::from_secs(3);
+/// The same for staging, whose progress the agent reports itself, and for a drain that waits for a budget, as it does for a
+/// moment with nearly every pod.
+const HOLDS: Duration = Duration::from_secs(10);
+/// A node whose reason never lasts is written after so many times that pause all the same.
+const RESTLESS: u32 = 4;
+/// Between two writes about one object, whatever changed.
+const LEAST: Duration = Duration::from_secs(1);
+/// The first pause between two writes of mere details; each further one is [`GROWTH`] times as long.
+const DETAILS: Duration = Duration::from_secs(10);
+const GROWTH: u32 = 4;
+/// The longest such pause.
+const LONGEST: Duration = Duration::from_secs(3_600);
+
+/// What a write would tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// Another state, or a reason that people act upon.
+    News,
+    /// The same, a little further.
+    Details,
+}
+
+/// One node's pace.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// What was planned last, and since when, by both clocks.
+    planned: (RolloutState, WaitReason),
+    since: Instant,
+    began: Time,
+    /// Since when the object says something else than what is planned.
+    stale_since: Option<Instant>,
+    written: Option<Instant>,
+    /// How many writes in a row told details only.
+    repeats: u32,
+}
+
+impl Pace {
+    /// A node whose explanation was not looked at before.
+    pub(super) const fn new(rollout: &Rollout, now: Instant, clock: Time) -> Self {
+        Self {
+            planned: (rollout.state, rollout.reason),
+            since: now,
+            began: clock,
+            stale_since: None,
+            written: None,
+            repeats: 0,
+        }
+    }
+
+    /// Takes note of what is planned, and when it is to be written, where `before`, what the object says, differs. Sets
+    /// since when it holds.
+    pub(super) fn look(
+        &mut self,
+        before: Option<&Rollout>,
+        after: &mut Rollout,
+        now: Instant,
+        clock: Time,
+    ) -> Option<Instant> {
+        if self.planned != (after.state, after.reason) {
+            self.planned = (after.state, after.reason);
+            (self.since, self.began) = (now, clock);
+        }
+        if before.is_none_or(|before| (before.state, before.reason) != self.planned) {
+            after.since = Some(self.began);
+        }
+        if before == Some(&*after) {
+            self.stale_since = None;
+            return None;
+        }
+        let stale = *self.stale_since.get_or_insert(now);
+        let earliest = self.written.map_or(now, |written| written + LEAST);
+        let due = match change(before, after) {
+            Change::News => {
+                let lasts = lasts(after);
+                (self.since + lasts).min(stale + lasts * RESTLESS)
+            }
+            Change::Details => self.written.map_or(stale, |written| written + pause(self.repeats)),
+        };
+        Some(due.max(earliest))
+    }
+
+    /// Takes note of a write.
+    pub(super) fn wrote(&mut self, before: Option<&Rollout>, after: &Rollout, now: Instant) {
+        // After a long rest details are as good as news.
+        let rested = self.written.is_none_or(|written| now.duration_since(written) > pause(self.repeats) * GROWTH);
+        self.repeats = match change(before, after) {
+            Change::Details if !rested => self.repeats.saturating_add(1),
+            Change::Details | Change::News => 0,
+        };
+        self.written = Some(now);
+        self.stale_since = None;
+    }
+}
+
+fn pause(repeats: u32) -> Duration {
+    DETAILS.saturating_mul(GROWTH.saturating_pow(repeats)).min(LONGEST)
+}
+
+const fn lasts(rollout: &Rollout) -> Duration {
+    match (rollout.state, rollout.reason) {
+        (RolloutState::Staging, _) | (RolloutState::Draining, WaitReason::DisruptionBudget) => HOLDS,
+        (RolloutState::Current | RolloutState::Failed, _) => Duration::ZERO,
+        _ => LASTS,
+    }
+}
+
+fn change(before: Option<&Rollout>, after: &Rollout) -> Change {
+    match before {
+        Some(before) if before.state == after.state => {
+            let same = before.reason == after.reason;
+            let turns = takes_turns(before.reason) && takes_turns(after.reason);
+            if same || turns || goes_well(after.reason) { Change::Details } else { Change::News }
+        }
+        _ => Change::News,
+    }
+}
+
+/// Reasons between which a node goes to and fro only because other nodes move.
+const fn takes_turns(reason: WaitReason) -> bool {
+    matches!(
+        reason,
+        WaitReason::Queued
+            | WaitReason::Budget
+            | WaitReason::DomainBusy
+            | WaitReason::ClusterCeiling
+            | WaitReason::ControlPlane
+            | WaitReason::OperatorNode
+            | WaitReason::DisruptionBudget
+    )
+}
+
+/// What a node that moves goes through when nothing is wrong.
+const fn goes_well(reason: WaitReason) -> bool {
+    matches!(
+        reason,
+        WaitReason::Draining
+            | WaitReason::LoadBalancers
+            | WaitReason::Rebooting
+            | WaitReason::Trial
+            | WaitReason::Soaking
+            | WaitReason::Committing
+            | WaitReason::Reverting
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollout(state: RolloutState, reason: WaitReason, message: &str) -> Rollout {
+        Rollout {
+            state,
+            reason,
+            message: message.to_owned(),
+            object: None,
+            until: None,
+            since: Some(Time::default()),
+            passed_gates: Vec::new(),
+            drain: None,
+        }
+    }
+
+    fn waiting(reason: WaitReason) -> Rollout {
+        rollout(RolloutState::Waiting, reason, "")
+    }
+
+    /// A node under test: its pace, what its object says, and how often that was written.
+    struct Node {
+        pace: Pace,
+        says: Option<Rollout>,
+        writes: u32,
+        start: Instant,
+    }
+
+    impl Node {
+        fn new(says: Rollout) -> Self {
+            let start = Instant::now();
+            Self { pace: Pace::new(&says, start, Time::default()), says: Some(says), writes: 0, start }
+        }
+
+        /// This is planned `at` so many seconds after the start; it is written if that is due.
+        fn planned(&mut self, mut rollout: Rollout, at: u64) -> bool {
+            let now = self.start + Duration::from_secs(at);
+            let due = self.pace.look(self.says.as_ref(), &mut rollout, now, Time::default());
+            let writes = due.is_some_and(|due| due <= now);
+            if writes {
+                self.pace.wrote(self.says.as_ref(), &rollout, now);
+                self.says = Some(rollout);
+                self.writes += 1;
+            }
+            writes
+        }
+    }
+
+    #[test]
+    fn what_lasts_is_written_and_what_passes_by_is_not() {
+        let mut node = Node::new(rollout(RolloutState::Current, WaitReason::Current, ""));
+        assert!(!node.planned(rollout(RolloutState::Staging, WaitReason::Transferring, ""), 10));
+        assert!(!node.planned(waiting(WaitReason::Wave), 11));
+        assert!(node.planned(waiting(WaitReason::Wave), 14));
+        assert!(!node.planned(waiting(WaitReason::Freeze), 20));
+        assert!(node.planned(waiting(WaitReason::Freeze), 23));
+        assert!(!node.planned(waiting(WaitReason::Freeze), 30), "it stands there");
+        assert!(node.planned(rollout(RolloutState::Failed, WaitReason::Reverted, ""), 40), "an end is told at once");
+    }
+
+    #[test]
+    fn a_node_that_never_rests_is_explained_all_the_same() {
+        let mut node = Node::new(waiting(WaitReason::Wave));
+        let restless = [WaitReason::Freeze, WaitReason::Paused];
+        let written = (0..60).find(|second| node.planned(waiting(restless[*second as usize % 2]), *second));
+        assert_eq!(written, Some(12));
+    }
+
+    #[test]
+    fn whose_turn_it_is_costs_a_write_ever_more_rarely() {
+        let mut node = Node::new(waiting(WaitReason::Wave));
+        let turns = [WaitReason::Budget, WaitReason::DomainBusy, WaitReason::DisruptionBudget];
+        for second in 0..3_600 {
+            node.planned(waiting(turns[second as usize / 5 % 3]), second);
+        }
+        assert!((3..=6).contains(&node.writes), "{} writes in an hour", node.writes);
+    }
+
+    #[test]
+    fn progress_is_told_in_growing_pauses_and_after_a_rest_at_once() {
+        let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, "0"));
+        let progress = |gone: u64| rollout(RolloutState::Draining, WaitReason::Draining, &gone.to_string());
+        let written: Vec<_> = (1..=900).filter(|second| node.planned(progress(*second), *second)).collect();
+        assert_eq!(written, [1, 11, 51, 211, 851]);
+        assert!(node.planned(progress(1_000_000), 90_000));
+        assert!(node.planned(progress(1_000_001), 90_010), "the pauses begin anew");
+    }
+
+    #[test]
+    fn since_is_when_it_began_and_not_when_it_was_written() {
+        let at = |seconds: i64| Time::new(chrono::DateTime::from_timestamp(seconds, 0).unwrap());
+        let before = waiting(WaitReason::Wave);
+        let start = Instant::now();
+        let mut pace = Pace::new(&before, start, at(0));
+        let mut after = waiting(WaitReason::Freeze);
+        pace.look(Some(&before), &mut after, start, at(100));
+        pace.look(Some(&before), &mut after, start + LASTS, at(103));
+        assert_eq!(after.since, Some(at(100)));
+    }
+}
