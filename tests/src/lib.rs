@@ -1,6 +1,13 @@
 //! Fixtures for tests of the whole system, the benchmarks and the sandbox: a real Kubernetes control plane, kubelets
 //! that stand in for machines, and processes that never outlive the test that started them.
 
+#[allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    missing_debug_implementations,
+    reason = "helpers of tests: what goes wrong here is a failed test"
+)]
+pub mod bascule;
 pub mod clock;
 pub mod control_plane;
 pub mod https;
@@ -18,6 +25,8 @@ pub mod supervise;
     reason = "helpers of tests: what goes wrong here is a failed test"
 )]
 pub mod vendor;
+pub mod webhook;
+pub mod workload;
 
 /// The TLS library can be driven by more than one provider and refuses to guess. Every fixture calls this before it
 /// makes a client; calling it again does nothing.

@@ -8,32 +8,12 @@ use std::time::Duration;
 
 use bascule_tests::control_plane::{ControlPlane, Options};
 use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
-use k8s_openapi::api::apps::v1::Deployment;
+use bascule_tests::workload;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{EvictParams, ListParams};
 use kube::runtime::wait::await_condition;
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use tokio::time::timeout;
-
-const SHOP: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: shop, namespace: default}
-spec:
-  replicas: 3
-  selector: {matchLabels: {app: shop}}
-  template:
-    metadata: {labels: {app: shop}}
-    spec:
-      topologySpreadConstraints:
-      - {maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: shop}}}
-      containers: [{name: shop, image: example.invalid/shop}]
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {name: shop, namespace: default}
-spec: {minAvailable: 2, selector: {matchLabels: {app: shop}}}
-"#;
 
 /// Longer than anything here takes on a busy machine; a wait that ends this way is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,12 +33,9 @@ async fn wait_for_ready(nodes: &Api<Node>, node: &str, wanted: &'static str) {
     waited.unwrap_or_else(|_| panic!("{node} never became Ready={wanted}")).unwrap();
 }
 
-async fn wait_for_replicas(deployments: &Api<Deployment>, wanted: i32) {
-    let holds = move |shop: Option<&Deployment>| {
-        shop.and_then(|shop| shop.status.as_ref()).and_then(|status| status.ready_replicas).unwrap_or(0) == wanted
-    };
-    let waited = timeout(PATIENCE, await_condition(deployments.clone(), "shop", holds)).await;
-    waited.unwrap_or_else(|_| panic!("the shop never had {wanted} ready replicas")).unwrap();
+async fn wait_for_replicas(client: &Client, wanted: i32) {
+    let ready = workload::until_ready(client, "shop", wanted, PATIENCE).await;
+    assert!(ready, "the shop never had {wanted} ready replicas");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -68,7 +45,6 @@ async fn a_machine_without_containers_passes_for_a_node() {
     let client = control_plane.client().await.unwrap();
     let nodes: Api<Node> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client.clone(), "default");
-    let deployments: Api<Deployment> = Api::namespaced(client, "default");
 
     let mut kubelets = Vec::new();
     for (node, zone) in [("n1", "a"), ("n2", "b")] {
@@ -78,8 +54,8 @@ async fn a_machine_without_containers_passes_for_a_node() {
     wait_for_ready(&nodes, "n1", "True").await;
     wait_for_ready(&nodes, "n2", "True").await;
     assert_eq!(nodes.get("n2").await.unwrap().labels()["topology.kubernetes.io/zone"], "b");
-    control_plane.apply(SHOP).await.unwrap();
-    wait_for_replicas(&deployments, 3).await;
+    control_plane.apply(&workload::shop(3)).await.unwrap();
+    wait_for_replicas(&client, 3).await;
 
     // Eviction: the first is allowed, the pod ends, the Deployment makes another.
     let shop = ListParams::default().labels("app=shop");
@@ -87,13 +63,13 @@ async fn a_machine_without_containers_passes_for_a_node() {
     wait_for_budget(&pods, &victim.name_any()).await;
     let gone = |pod: Option<&Pod>| pod.is_none();
     timeout(PATIENCE, await_condition(pods.clone(), &victim.name_any(), gone)).await.unwrap().unwrap();
-    wait_for_replicas(&deployments, 3).await;
+    wait_for_replicas(&client, 3).await;
 
     // A release that breaks containers, and one that is mended.
     kubelets.iter().for_each(|kubelet| kubelet.set_health(Health::CrashLoop));
-    wait_for_replicas(&deployments, 0).await;
+    wait_for_replicas(&client, 0).await;
     kubelets.iter().for_each(|kubelet| kubelet.set_health(Health::Good));
-    wait_for_replicas(&deployments, 3).await;
+    wait_for_replicas(&client, 3).await;
 
     // A machine that goes dark is noticed by the control plane alone.
     let first = kubelets.remove(0);
@@ -112,7 +88,7 @@ async fn a_machine_without_containers_passes_for_a_node() {
     let after = boot_id(Some(&nodes.get("n1").await.unwrap()));
     assert_eq!(after, Some(again));
     assert_ne!(before, Some(expected));
-    wait_for_replicas(&deployments, 3).await;
+    wait_for_replicas(&client, 3).await;
 }
 
 /// Evicts `pod` as soon as the disruption controller has counted the pods.

@@ -1,14 +1,12 @@
 //! The cluster under the benchmark: nodes, pods with budgets, policies, and the operator's process.
 
 use bascule_api::UpdatePolicy;
-use bascule_tests::control_plane::{ControlPlane, free_port};
+use bascule_tests::control_plane::ControlPlane;
 use bascule_tests::https::HttpsServer;
-use bascule_tests::kwok;
 use bascule_tests::supervise::Supervised;
-use bascule_tests::vendor::Vendor;
+use bascule_tests::{bascule, kwok, workload};
 use futures::StreamExt as _;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
@@ -17,30 +15,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const APPS: usize = 20;
-
-pub(crate) async fn install(control_plane: &ControlPlane) {
-    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    for manifest in [
-        "namespace.yaml",
-        "crds/updatepolicies.yaml",
-        "crds/nodeupdates.yaml",
-        "crds/freezes.yaml",
-        "crds/rollbacks.yaml",
-        "rbac/operator.yaml",
-        "admission/operator.yaml",
-    ] {
-        control_plane.apply(&std::fs::read_to_string(manifests.join(manifest)).unwrap()).await.unwrap();
-    }
-}
-
-pub(crate) async fn trust(client: &Client, vendor: &Vendor) {
-    let root = String::from_utf8(vendor.trust_root()).unwrap();
-    let map: ConfigMap =
-        serde_json::from_value(json!({"metadata": {"name": "bascule-trust-root"}, "data": {"root.json": root}}))
-            .unwrap();
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "bascule-system");
-    maps.create(&PostParams::default(), &map).await.unwrap();
-}
 
 /// The nodes, and one without work that is updated alone.
 pub(crate) async fn add_nodes(client: &Client, count: usize) {
@@ -66,34 +40,14 @@ pub(crate) async fn add_nodes(client: &Client, count: usize) {
 pub(crate) async fn add_pods(control_plane: &ControlPlane, client: &Client, count: usize, patience: Duration) {
     let each = (count / APPS).max(1);
     for app in 0..APPS {
-        let text = format!(
-            r#"apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: app-{app}, namespace: default}}
-spec:
-  replicas: {each}
-  selector: {{matchLabels: {{app: app-{app}}}}}
-  template:
-    metadata: {{labels: {{app: app-{app}}}}}
-    spec: {{containers: [{{name: c, image: example.invalid/c}}]}}
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {{name: app-{app}, namespace: default}}
-spec: {{maxUnavailable: "30%", selector: {{matchLabels: {{app: app-{app}}}}}}}
-"#
-        );
+        let name = format!("app-{app}");
+        let text = workload::deployment(&name, each) + &workload::budget(&name, "maxUnavailable: \"30%\"");
         control_plane.apply(&text).await.unwrap();
     }
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), "default");
+    let count = i32::try_from(each).unwrap();
     for app in 0..APPS {
-        let ready = move |found: Option<&Deployment>| {
-            let replicas = found.and_then(|found| found.status.as_ref()?.ready_replicas).unwrap_or(0);
-            usize::try_from(replicas).is_ok_and(|replicas| replicas >= each)
-        };
-        let name = format!("app-{app}");
-        let waited = await_condition(deployments.clone(), &name, ready);
-        tokio::time::timeout(patience, waited).await.expect("the pods did not come up in time").unwrap();
+        let up = workload::until_ready(client, &format!("app-{app}"), count, patience).await;
+        assert!(up, "the pods of app-{app} did not come up in time");
     }
 }
 
@@ -115,22 +69,12 @@ impl Operator {
 /// The operator's own program, built beside this one, with the rights that the manifests give it.
 pub(crate) async fn start_operator(control_plane: &ControlPlane, server: &HttpsServer) -> Operator {
     let folder = control_plane.folder();
-    let (kubeconfig, authority) = (folder.join("operator.kubeconfig"), folder.join("repository-ca.pem"));
-    let credentials = control_plane.service_account("bascule-system", "bascule-operator").await.unwrap();
-    credentials.write_to(&kubeconfig).unwrap();
-    std::fs::write(&authority, server.ca_pem()).unwrap();
-    let listen = format!("127.0.0.1:{}", free_port().unwrap());
-    let arguments = [
-        format!("--kubeconfig={}", kubeconfig.display()),
-        format!("--extra-ca={}", authority.display()),
-        "--identity=bench".to_owned(),
-        format!("--listen={listen}"),
-    ];
+    let launch = bascule::launch(control_plane, server, folder, "bench", None).await;
     // target/<profile>/examples/scale → target/<profile>/bascule-operator
     let own: PathBuf = std::env::current_exe().unwrap();
     let program = own.parent().and_then(Path::parent).unwrap().join("bascule-operator");
-    let process = Supervised::start(&program, arguments, &[], &folder.join("operator.log")).unwrap();
-    Operator { process, listen }
+    let process = Supervised::start(&program, launch.arguments, &[], &folder.join("operator.log")).unwrap();
+    Operator { process, listen: launch.listen }
 }
 
 pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str, server: &HttpsServer) {

@@ -17,13 +17,11 @@ mod cluster;
 mod measure;
 
 use bascule_api::UpdatePolicy;
+use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Options};
-use bascule_tests::https::HttpsServer;
 use bascule_tests::kwok::{Kwok, Pace};
-use bascule_tests::vendor::Vendor;
 use clap::Parser;
 use kube::Api;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// The size of the cluster.
@@ -50,15 +48,9 @@ async fn main() {
     bascule_tests::install_tls_provider();
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
     let client = control_plane.client().await.unwrap();
-    cluster::install(&control_plane).await;
-    let mut vendor = Vendor::empty();
-    vendor.now = bascule_tests::clock::now();
-    let keys = vendor.keys(&["root-1", "root-2", "targets", "snapshot", "timestamp"]);
-    vendor.publisher().rotate(&BTreeMap::new(), vendor.signing(&keys)).unwrap();
-    vendor.publish("1.0", None);
-    vendor.publish("1.1", Some("1.0"));
-    let server = HttpsServer::start(vendor.repository()).await.unwrap();
-    cluster::trust(&client, &vendor).await;
+    bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+    let (vendor, server) = bascule::repository().await;
+    bascule::trust(&client, &vendor).await;
     let _kwok = Kwok::start(&control_plane, &Pace::default()).await.unwrap();
 
     let begun = Instant::now();

@@ -1,9 +1,8 @@
 //! Figures from the API server's audit log, the operator's metrics and proc(5).
 
+use bascule_tests::bascule::OPERATOR;
 use bascule_tests::control_plane::Request;
 use std::collections::BTreeMap;
-
-const OPERATOR: &str = "system:serviceaccount:bascule-system:bascule-operator";
 
 /// The operator's writes, events and leases apart.
 fn own_writes(requests: &[Request]) -> impl Iterator<Item = &Request> {

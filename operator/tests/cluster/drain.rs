@@ -1,10 +1,10 @@
 //! Draining against the real eviction API: what it answers, and that nothing is left behind when it can't succeed.
 
 use crate::agent::Habit;
-use crate::rollout::{SHOP, until_ready};
 use crate::world::World;
-use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason};
 use bascule_operator::drain::{Answer, EvictionApi, EvictionBackend as _, Target};
+use bascule_tests::webhook::DenyingWebhook;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
@@ -36,8 +36,7 @@ spec: {maxUnavailable: 1, selector: {matchLabels: {app: shop}}}
 async fn the_eviction_api_answers_as_we_understand_it() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
-    world.control_plane.apply(SHOP).await.unwrap();
-    until_ready(&world, 4).await;
+    world.shop(4).await;
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
     let counted = |budget: Option<&PodDisruptionBudget>| {
         budget.and_then(|budget| budget.status.as_ref()).is_some_and(|status| status.disruptions_allowed == Some(1))
@@ -85,8 +84,7 @@ async fn a_drain_that_can_not_succeed_is_not_begun() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
-    world.control_plane.apply(SHOP).await.unwrap();
-    until_ready(&world, 4).await;
+    world.shop(4).await;
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
     let strict = json!({"spec": {"minAvailable": 4}});
     budgets.patch("shop", &PatchParams::default(), &Patch::Merge(&strict)).await.unwrap();
@@ -99,8 +97,7 @@ async fn a_drain_that_can_not_succeed_is_not_begun() {
     world.policy("workers", json!({})).await;
     world.until_reason("n1", WaitReason::DisruptionBudget).await;
     world.until_reason("n2", WaitReason::DisruptionBudget).await;
-    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
-    let update = updates.get("n1").await.unwrap();
+    let update = world.update("n1").await;
     let rollout = update.status.unwrap().rollout.unwrap();
     assert!(rollout.message.contains("shop"), "{rollout:?}");
     assert_eq!(rollout.object.unwrap().to_string(), "PodDisruptionBudget default/shop");
@@ -150,8 +147,7 @@ async fn fluo_188_kured_63_a_failed_drain_means_no_reboot_and_no_cordon_left() {
         })
     };
     world.until_update("n1", "given up", given_up).await;
-    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
-    let update = updates.get("n1").await.unwrap();
+    let update = world.update("n1").await;
     assert_eq!(update.status.unwrap().booted.unwrap().version.as_str(), "1.0");
     let_go(&world).await;
 }
@@ -182,19 +178,15 @@ async fn a_policy_that_lets_a_node_go_in_the_middle_of_its_drain_leaves_nothing_
     world.policy("workers", json!({})).await;
     world.until_node("n1", "cordoned", cordoned).await;
     // Its selector is changed.
-    let others = json!({"spec": {"nodeSelector": {"matchLabels": {"role": "database"}}}});
-    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&others)).await.unwrap();
+    world.change_policy("workers", json!({"nodeSelector": {"matchLabels": {"role": "database"}}})).await;
     until_undone(&world).await;
     // A typing error makes it invalid.
-    let back = json!({"spec": {"nodeSelector": {"matchLabels": {"role": "worker"}}}});
-    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&back)).await.unwrap();
+    world.change_policy("workers", json!({"nodeSelector": {"matchLabels": {"role": "worker"}}})).await;
     world.until_node("n1", "cordoned again", cordoned).await;
-    let typo = json!({"spec": {"maintenanceWindows": [{"schedule": "0 25 * * *", "duration": "1h"}]}});
-    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&typo)).await.unwrap();
+    world.change_policy("workers", json!({"maintenanceWindows": [{"schedule": "0 25 * * *", "duration": "1h"}]})).await;
     until_undone(&world).await;
     // It is deleted.
-    let mended = json!({"spec": {"maintenanceWindows": null}});
-    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&mended)).await.unwrap();
+    world.change_policy("workers", json!({"maintenanceWindows": null})).await;
     world.until_node("n1", "cordoned once more", cordoned).await;
     policies.delete("workers", &DeleteParams::default()).await.unwrap();
     until_undone(&world).await;
@@ -212,9 +204,7 @@ async fn brupop_594_kured_137_neither_a_blocked_drain_nor_a_deleted_node_holds_t
     world.until_node("n1", "cordoned", cordoned).await;
     world.until_reason("n2", WaitReason::Wave).await;
     // Without waves the place would be free for the other one, were it not taken.
-    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
-    let flat = json!({"spec": {"waves": null}});
-    policies.patch("workers", &PatchParams::default(), &Patch::Merge(&flat)).await.unwrap();
+    world.change_policy("workers", json!({"waves": null})).await;
     world.until_reason("n2", WaitReason::Budget).await;
     // The machine goes for good in the middle of its drain.
     world.power_off("n1");
@@ -251,14 +241,13 @@ async fn nodes_that_are_down_count_and_not_only_our_own() {
     let _operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
     world.until_reason("n1", WaitReason::Budget).await;
-    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
-    let update = updates.get("n1").await.unwrap();
+    let update = world.update("n1").await;
     let message = update.status.unwrap().rollout.unwrap().message;
     assert!(message.contains("n2"), "names who takes the place: {message}");
     assert!(update.spec.grant.is_none());
 }
 
-/// Denies evictions as an admission webhook does; this way needs no server of its own.
+/// Denies evictions as an admission webhook does, inside the API server.
 const DENIAL: &str = r#"
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
@@ -278,21 +267,14 @@ spec: {policyName: no-evictions, validationActions: [Deny]}
 "#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_eviction_that_admission_denies_is_tried_again_until_it_may() {
+async fn an_eviction_that_an_admission_policy_denies_is_tried_again_until_it_may() {
     use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding as Binding;
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
-    world.control_plane.apply(SHOP).await.unwrap();
-    until_ready(&world, 4).await;
+    world.shop(4).await;
     world.control_plane.apply(DENIAL).await.unwrap();
-    // Admission learns of the policy a moment later.
-    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
-    let probe = EvictionApi::new(world.client.clone());
-    let pod = pods.list(&ListParams::default().labels("app=shop")).await.unwrap().items.remove(0);
-    let unknown = Target { name: "never-was".to_owned(), ..target(&pod) };
-    let denies = async || matches!(probe.evict(&unknown).await, Answer::Denied { .. });
-    world.eventually("admission denies evictions", denies).await;
+    until_denied(&world).await;
     let operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
     let denied = async || {
@@ -301,12 +283,71 @@ async fn an_eviction_that_admission_denies_is_tried_again_until_it_may() {
     };
     world.eventually("an eviction was denied", denied).await;
     // Neither node was rebooted, and once the denial goes both are updated without anybody's doing.
+    still_on_the_old_release(&world).await;
+    let bindings: Api<Binding> = Api::all(world.client.clone());
+    bindings.delete("no-evictions", &DeleteParams::default()).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    world.until_current("n2", "1.1").await;
+}
+
+/// Asks the eviction API about a pod that is not there until admission answers, which learns of its rules a moment late.
+async fn until_denied(world: &World) {
+    let probe = EvictionApi::new(world.client.clone());
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let pod = pods.list(&ListParams::default().labels("app=shop")).await.unwrap().items.remove(0);
+    let unknown = Target { name: "never-was".to_owned(), ..target(&pod) };
+    let denies = async || matches!(probe.evict(&unknown).await, Answer::Denied { .. });
+    world.eventually("admission denies evictions", denies).await;
+}
+
+async fn still_on_the_old_release(world: &World) {
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());
     for update in updates.list(&ListParams::default()).await.unwrap() {
         assert_eq!(update.status.unwrap().booted.unwrap().version.as_str(), "1.0");
     }
-    let bindings: Api<Binding> = Api::all(world.client.clone());
-    bindings.delete("no-evictions", &DeleteParams::default()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_that_denies_evictions_and_one_that_can_not_be_reached_hold_the_drain_and_are_named() {
+    use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    world.shop(4).await;
+    let webhook = DenyingWebhook::start("the database is being backed up").await.unwrap();
+    world.control_plane.apply(&webhook.configuration("evictions", "pods/eviction")).await.unwrap();
+    until_denied(&world).await;
+    let probed = webhook.asked();
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}})).await;
+    world.until_message("n1", WaitReason::Draining, "the database is being backed up").await;
+    assert!(webhook.asked() > probed, "the API server asked the webhook");
+    let object = world.update("n1").await.status.unwrap().rollout.unwrap().object.unwrap();
+    assert_eq!(object.kind, "Pod");
+    // Nobody answers any more: that is no permission either.
+    drop(webhook);
+    world.until_message("n1", WaitReason::Draining, "failed calling webhook").await;
+    still_on_the_old_release(&world).await;
+    // Once nobody stands in the way, the node is updated without anybody's doing.
+    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(world.client.clone());
+    configurations.delete("evictions", &DeleteParams::default()).await.unwrap();
+    world.until_current("n1", "1.1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_that_is_used_up_in_the_middle_of_a_drain_is_named_and_waited_for() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.shop(2).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    // There is no other node: the first pod that goes is not replaced, and the budget holds the second one.
+    world.until_message("n1", WaitReason::DisruptionBudget, "PodDisruptionBudget default/shop").await;
+    let rollout = world.update("n1").await.status.unwrap().rollout.unwrap();
+    assert_eq!(rollout.state, RolloutState::Draining, "{rollout:?}");
+    assert_eq!(rollout.object.unwrap().to_string(), "PodDisruptionBudget default/shop");
+    // Another machine gives the pods a place, and the drain goes on.
+    world.machine("n2", "b", Habit::Good).await;
     world.until_current("n1", "1.1").await;
     world.until_current("n2", "1.1").await;
 }

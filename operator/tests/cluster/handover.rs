@@ -1,7 +1,6 @@
 //! Two replicas: one acts; when it dies the other goes on from what the objects show.
 
 use crate::agent::Habit;
-use crate::rollout::{SHOP, until_ready};
 use crate::world::World;
 use bascule_api::NodeUpdate;
 use kube::Api;
@@ -14,8 +13,7 @@ async fn a_leader_that_dies_in_the_middle_loses_nothing() {
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }
-    world.control_plane.apply(SHOP).await.unwrap();
-    until_ready(&world, 4).await;
+    world.shop(4).await;
     let first = world.operator("first").await;
     let second = world.operator("second").await;
     world.policy("workers", json!({"health": {"nodeSoak": "1s"}})).await;

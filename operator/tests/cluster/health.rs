@@ -4,7 +4,7 @@
 use crate::agent::Habit;
 use crate::world::World;
 use axum::http::StatusCode;
-use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_api::{UpdatePolicy, WaitReason};
 use bascule_tests::control_plane::free_port;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -61,14 +61,6 @@ async fn service() -> (String, Arc<AtomicU16>) {
     (url, status)
 }
 
-async fn until_message(world: &World, node: &str, reason: WaitReason, part: &str) {
-    let holds = move |update: Option<&NodeUpdate>| {
-        let rollout = update.and_then(|update| update.status.as_ref()?.rollout.as_ref());
-        rollout.is_some_and(|one| one.reason == reason && one.message.contains(part))
-    };
-    world.until_update(node, part, holds).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answers() {
     let mut world = World::new().await;
@@ -84,30 +76,23 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
         gate.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         json!({"name": "alerts", "promQL": gate})
     };
-    let gates = |gates: Value| json!({"spec": {"health": {"prometheus": server, "gates": gates}}});
-    world
-        .policy(
-            "workers",
-            json!({"health": gates(json!([prom_ql("sum(up)", json!({"equals": 2}))]))["spec"]["health"]}),
-        )
-        .await;
-    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
-    let set = async |change: Value| {
-        policies.patch("workers", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
-    };
+    let gates = |gates: Value| json!({"prometheus": server, "gates": gates});
+    let two = gates(json!([prom_ql("sum(up)", json!({"equals": 2}))]));
+    world.policy("workers", json!({"health": two})).await;
+    let set = async |health: Value| world.change_policy("workers", json!({"health": health})).await;
 
     // What Prometheus really says.
-    until_message(&world, "n1", WaitReason::HealthGate, "is 1, wanted 2").await;
+    world.until_message("n1", WaitReason::HealthGate, "is 1, wanted 2").await;
     set(gates(json!([prom_ql("sum(up", json!({"min": 1}))]))).await;
-    until_message(&world, "n1", WaitReason::HealthGate, "parse error").await;
+    world.until_message("n1", WaitReason::HealthGate, "parse error").await;
     set(gates(json!([prom_ql("up{job=\"nobody\"}", json!({"min": 1}))]))).await;
-    until_message(&world, "n1", WaitReason::HealthGate, "no sample").await;
+    world.until_message("n1", WaitReason::HealthGate, "no sample").await;
 
     // An HTTP gate holds although Prometheus is content.
     let good = prom_ql("sum(up)", json!({"min": 1}));
     let http = json!({"name": "shop", "http": {"url": service}});
     set(gates(json!([good, http]))).await;
-    until_message(&world, "n1", WaitReason::HealthGate, "503").await;
+    world.until_message("n1", WaitReason::HealthGate, "503").await;
 
     // An object gate, about the node itself.
     let object = json!({"name": "fit", "object": {
@@ -115,16 +100,15 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
     }});
     status.store(200, Ordering::SeqCst);
     set(gates(json!([good, http, object]))).await;
-    until_message(&world, "n1", WaitReason::HealthGate, "Node n1 does not fulfil").await;
+    world.until_message("n1", WaitReason::HealthGate, "Node n1 does not fulfil").await;
 
     // Prometheus goes down: nothing moves, and the node says why.
     drop(prometheus);
-    until_message(&world, "n1", WaitReason::HealthGate, "Prometheus can't be asked").await;
+    world.until_message("n1", WaitReason::HealthGate, "Prometheus can't be asked").await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     let fit = json!({"metadata": {"labels": {"fit": "yes"}}});
     nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&fit)).await.unwrap();
-    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
-    let update = updates.get("n1").await.unwrap();
+    let update = world.update("n1").await;
     assert!(update.spec.grant.is_none(), "never granted while a gate was closed: {update:?}");
 
     let _again = Prometheus::start(folder.path(), port);
@@ -177,7 +161,7 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
             }),
         )
         .await;
-    until_message(&world, "n2", WaitReason::Trial, "not default/logs").await;
+    world.until_message("n2", WaitReason::Trial, "not default/logs").await;
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let blocked = |policy: Option<&UpdatePolicy>| {
         policy

@@ -10,6 +10,7 @@ mod handover;
 mod health;
 mod hooks;
 mod proxy;
+mod repository;
 mod rollout;
 mod trouble;
 mod world;

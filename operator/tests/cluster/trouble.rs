@@ -3,15 +3,13 @@
 
 use crate::agent::Habit;
 use crate::proxy::Proxy;
-use crate::rollout::{SHOP, guard, until_ready};
 use crate::world::World;
 use bascule_api::NodeUpdate;
+use bascule_tests::workload::Guard;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Each node was granted exactly once, and is left as it was.
 async fn nothing_was_repeated(world: &World) {
@@ -32,10 +30,8 @@ async fn a_slow_api_server_with_conflicts_lost_answers_410_and_dropped_watches_c
     for (node, zone) in [("n1", "a"), ("n2", "b"), ("n3", "c")] {
         world.machine(node, zone, Habit::Good).await;
     }
-    world.control_plane.apply(SHOP).await.unwrap();
-    until_ready(&world, 4).await;
-    let below = Arc::new(AtomicBool::new(false));
-    let guard = guard(&world, Arc::clone(&below));
+    world.shop(4).await;
+    let guard = Guard::start(&world.client);
     let proxy = Proxy::start(&world.control_plane).await;
     let _operator = world.operator_with("first", Some(&proxy.url), &[]).await;
     world.policy("workers", json!({})).await;
@@ -46,8 +42,7 @@ async fn a_slow_api_server_with_conflicts_lost_answers_410_and_dropped_watches_c
     println!("{seen:?}");
     assert!(seen.conflicts > 0 && seen.lost > 0 && seen.overloads > 0 && seen.gone > 0 && seen.cut > 0, "{seen:?}");
     proxy.mend();
-    assert!(!below.load(Ordering::SeqCst), "the budget was broken");
-    guard.abort();
+    assert!(!guard.was_broken(), "the budget was broken");
     nothing_was_repeated(&world).await;
 }
 
@@ -76,10 +71,8 @@ async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
     for (index, node) in nodes.iter().enumerate() {
         world.machine(node, ["a", "b", "c"][index % 3], Habit::Good).await;
     }
-    world.control_plane.apply(SHOP).await.unwrap();
-    until_ready(&world, 4).await;
-    let below = Arc::new(AtomicBool::new(false));
-    let guard = guard(&world, Arc::clone(&below));
+    world.shop(4).await;
+    let guard = Guard::start(&world.client);
     let mut replicas = vec![("first".to_owned(), world.operator("first").await)];
     replicas.push(("second".to_owned(), world.operator("second").await));
     world.policy("workers", json!({"budget": {"maxUnavailable": 2}, "health": {"nodeSoak": "1s"}})).await;
@@ -106,7 +99,6 @@ async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
     for node in nodes {
         world.until_current(node, "1.1").await;
     }
-    assert!(!below.load(Ordering::SeqCst), "the budget was broken");
-    guard.abort();
+    assert!(!guard.was_broken(), "the budget was broken");
     nothing_was_repeated(&world).await;
 }

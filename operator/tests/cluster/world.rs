@@ -3,30 +3,30 @@
 use crate::agent::{self, Habit};
 use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason};
 use bascule_operator::{clock::Clock, run::run, settings::Settings};
-use bascule_tests::control_plane::{ControlPlane, Options, free_port};
+use bascule_tests::bascule;
+use bascule_tests::control_plane::{ControlPlane, Options};
 use bascule_tests::https::HttpsServer;
 use bascule_tests::kubelet::Machine;
 use bascule_tests::vendor::Vendor;
+use bascule_tests::workload;
 use clap::Parser as _;
-use k8s_openapi::api::core::v1::{ConfigMap, Node};
-use kube::api::{ListParams, PostParams};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes on a busy machine; a wait that ends this way is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(360);
-pub const OPERATOR: &str = "system:serviceaccount:bascule-system:bascule-operator";
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct World {
     pub control_plane: ControlPlane,
     pub client: Client,
-    /// Keeps the repository's folder.
-    _vendor: Vendor,
+    /// Signs what the server shows.
+    pub vendor: Vendor,
     pub server: HttpsServer,
     files: tempfile::TempDir,
     machines: BTreeMap<String, JoinHandle<()>>,
@@ -59,48 +59,19 @@ impl Operator {
     }
 }
 
-fn manifests() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests")
-}
-
 impl World {
     /// A cluster with the manifests, and a repository with releases 1.0 and 1.1 that is valid now.
     pub async fn new() -> Self {
         bascule_tests::install_tls_provider();
         let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-        for manifest in [
-            "namespace.yaml",
-            "crds/updatepolicies.yaml",
-            "crds/nodeupdates.yaml",
-            "crds/freezes.yaml",
-            "crds/rollbacks.yaml",
-            "rbac/operator.yaml",
-            "rbac/agent.yaml",
-            "admission/operator.yaml",
-            "components/host-agent/rbac.yaml",
-            "admission/agent.yaml",
-        ] {
-            let text = std::fs::read_to_string(manifests().join(manifest)).unwrap();
-            control_plane.apply(&text).await.unwrap();
-        }
+        bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+        let agents = ["rbac/agent.yaml", "components/host-agent/rbac.yaml", "admission/agent.yaml"];
+        bascule::install(&control_plane, &agents).await.unwrap();
         let client = control_plane.client().await.unwrap();
-        let mut vendor = Vendor::empty();
-        // The vendor's story begins on a fixed day; this cluster lives now, so everything is signed afresh.
-        vendor.now = bascule_tests::clock::now();
-        let keys = vendor.keys(&["root-1", "root-2", "targets", "snapshot", "timestamp"]);
-        vendor.publisher().rotate(&BTreeMap::new(), vendor.signing(&keys)).unwrap();
-        vendor.publish("1.0", None);
-        vendor.publish("1.1", Some("1.0"));
-        let server = HttpsServer::start(vendor.repository()).await.unwrap();
-        let root = String::from_utf8(vendor.trust_root()).unwrap();
-        let map: ConfigMap = serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "bascule-trust-root"}, "data": {"root.json": root}
-        }))
-        .unwrap();
-        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "bascule-system");
-        maps.create(&PostParams::default(), &map).await.unwrap();
+        let (vendor, server) = bascule::repository().await;
+        bascule::trust(&client, &vendor).await;
         let files = tempfile::tempdir().unwrap();
-        Self { control_plane, client, _vendor: vendor, server, files, machines: BTreeMap::new() }
+        Self { control_plane, client, vendor, server, files, machines: BTreeMap::new() }
     }
 
     /// Adds a machine that runs 1.0, and waits until it is Ready.
@@ -140,6 +111,25 @@ impl World {
         policies.create(&PostParams::default(), &policy).await.unwrap()
     }
 
+    /// Changes fields of a policy's spec.
+    pub async fn change_policy(&self, name: &str, spec: serde_json::Value) {
+        let policies: Api<UpdatePolicy> = Api::all(self.client.clone());
+        let change = serde_json::json!({"spec": spec});
+        policies.patch(name, &PatchParams::default(), &Patch::Merge(&change)).await.unwrap();
+    }
+
+    /// A NodeUpdate as it stands.
+    pub async fn update(&self, node: &str) -> NodeUpdate {
+        Api::all(self.client.clone()).get(node).await.unwrap()
+    }
+
+    /// Starts the shop, and waits until all of it is ready.
+    pub async fn shop(&self, replicas: usize) {
+        self.control_plane.apply(&workload::shop(replicas)).await.unwrap();
+        let count = i32::try_from(replicas).unwrap();
+        assert!(workload::until_ready(&self.client, "shop", count, PATIENCE).await, "the shop never was ready");
+    }
+
     /// Starts an operator with the rights that the manifests give it.
     pub async fn operator(&self, identity: &str) -> Operator {
         self.operator_with(identity, None, &[]).await
@@ -147,31 +137,10 @@ impl World {
 
     /// The same with more arguments, and with another way to the API server.
     pub async fn operator_with(&self, identity: &str, server: Option<&str>, more: &[&str]) -> Operator {
-        let kubeconfig = self.files.path().join(format!("{identity}.kubeconfig"));
-        let credentials = self.control_plane.service_account("bascule-system", "bascule-operator").await.unwrap();
-        credentials.write_to(&kubeconfig).unwrap();
-        if let Some(server) = server {
-            let text = std::fs::read_to_string(&kubeconfig).unwrap();
-            std::fs::write(&kubeconfig, text.replace(self.control_plane.server(), server)).unwrap();
-        }
-        let authority = self.files.path().join("repository-ca.pem");
-        std::fs::write(&authority, self.server.ca_pem()).unwrap();
-        let listen = format!("127.0.0.1:{}", free_port().unwrap());
-        let more: Vec<&std::ffi::OsStr> = more.iter().map(AsRef::as_ref).collect();
-        let own: [&std::ffi::OsStr; 11] = [
-            "bascule-operator".as_ref(),
-            "--kubeconfig".as_ref(),
-            kubeconfig.as_os_str(),
-            "--extra-ca".as_ref(),
-            authority.as_os_str(),
-            "--identity".as_ref(),
-            identity.as_ref(),
-            "--lease-seconds".as_ref(),
-            "3".as_ref(),
-            "--listen".as_ref(),
-            listen.as_ref(),
-        ];
-        let settings = Settings::parse_from(own.iter().chain(&more));
+        let launch = bascule::launch(&self.control_plane, &self.server, self.files.path(), identity, server).await;
+        let own =
+            ["bascule-operator", "--lease-seconds=3"].into_iter().chain(launch.arguments.iter().map(String::as_str));
+        let settings = Settings::parse_from(own.chain(more.iter().copied()));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             let stopped = async {
@@ -179,7 +148,7 @@ impl World {
             };
             run(settings, Clock::system(), stopped).await.unwrap();
         });
-        Operator { task, stop: Some(stop), listen }
+        Operator { task, stop: Some(stop), listen: launch.listen }
     }
 
     /// Waits for a node.
@@ -200,6 +169,15 @@ impl World {
             update.and_then(|update| update.status.as_ref()?.rollout.as_ref()).is_some_and(|one| one.reason == reason)
         };
         self.until_update(name, reason.as_str(), holds).await;
+    }
+
+    /// Waits until a node's explanation names a reason and contains a text.
+    pub async fn until_message(&self, name: &str, reason: WaitReason, part: &str) {
+        let holds = move |update: Option<&NodeUpdate>| {
+            let rollout = update.and_then(|update| update.status.as_ref()?.rollout.as_ref());
+            rollout.is_some_and(|one| one.reason == reason && one.message.contains(part))
+        };
+        self.until_update(name, part, holds).await;
     }
 
     /// Waits until a node runs a release, committed and at rest.

@@ -3,7 +3,7 @@
 //! told to misbehave for single paths in every way that a hostile or broken server might.
 
 mod fault;
-mod serve;
+pub(crate) mod serve;
 
 use std::io;
 use std::net::SocketAddr;
@@ -78,7 +78,7 @@ impl HttpsServer {
     /// # Errors
     /// [`HttpsError`]
     pub async fn start_on(folder: impl AsRef<Path>, address: SocketAddr) -> Result<Self, HttpsError> {
-        let (acceptor, ca_pem) = tls()?;
+        let (acceptor, ca_pem) = tls("Bascule test repository CA")?;
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -87,7 +87,12 @@ impl HttpsServer {
             requests: Mutex::default(),
             sent: Mutex::default(),
         });
-        let task = tokio::spawn(serve::accept(listener, acceptor, Arc::clone(&shared)));
+        let asked = Arc::clone(&shared);
+        let answer = move |request: http::Request<hyper::body::Incoming>| {
+            let shared = Arc::clone(&asked);
+            async move { serve::answer(&shared, request.uri().path(), request.headers()).await }
+        };
+        let task = tokio::spawn(serve::accept(listener, acceptor, answer));
         Ok(Self { address, ca_pem, shared, task })
     }
 
@@ -148,12 +153,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A fresh authority, and a certificate of it for `localhost` and 127.0.0.1.
-fn tls() -> Result<(TlsAcceptor, String), HttpsError> {
+/// A fresh authority of a name, and a certificate of it for `localhost` and 127.0.0.1.
+pub(crate) fn tls(authority: &str) -> Result<(TlsAcceptor, String), HttpsError> {
     let ca_key = KeyPair::generate()?;
     let mut ca_params = CertificateParams::new(Vec::new())?;
     ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca_params.distinguished_name.push(DnType::CommonName, "Bascule test repository CA");
+    ca_params.distinguished_name.push(DnType::CommonName, authority);
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca_params, ca_key);
     let key = KeyPair::generate()?;

@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LOCATION, RANGE};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
@@ -21,32 +21,36 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{Fault, MAX_REMEMBERED, Request, Shared, lock};
 
-type Body = UnsyncBoxBody<Bytes, io::Error>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
 const PIECE: usize = 128 << 10;
 
-/// Takes connections until the task is aborted; its connections end with it.
-pub(super) async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>) {
+/// Takes connections and answers their requests until the task is aborted; its connections end with it.
+pub(crate) async fn accept<F, A>(listener: TcpListener, acceptor: TlsAcceptor, answer: F)
+where
+    F: Fn(http::Request<Incoming>) -> A + Clone + Send + 'static,
+    A: Future<Output = Response<Body>> + Send,
+{
     let mut connections = JoinSet::new();
     loop {
         // Finished connections are let go, so that the set does not grow for ever.
         while connections.try_join_next().is_some() {}
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
+        let (acceptor, answer) = (acceptor.clone(), answer.clone());
         connections.spawn(async move {
             // A client that gives up or does not trust us is its own business.
             let Ok(stream) = acceptor.accept(stream).await else { return };
-            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, io::Error>(answer(&shared, request.uri().path(), request.headers()).await) }
+            let service = hyper::service::service_fn(move |request| {
+                let answer = answer(request);
+                async move { Ok::<_, io::Error>(answer.await) }
             });
             let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-async fn answer(shared: &Arc<Shared>, path: &str, headers: &HeaderMap) -> Response<Body> {
+pub(super) async fn answer(shared: &Arc<Shared>, path: &str, headers: &HeaderMap) -> Response<Body> {
     let fault = fault_for(shared, path);
     let response = match respond(shared, path, headers, fault).await {
         Ok(response) => response,
