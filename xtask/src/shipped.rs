@@ -27,11 +27,10 @@ pub(crate) fn run_all() -> anyhow::Result<()> {
 }
 
 fn run(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
-    let packages: Vec<&str> = wanted.iter().map(|(package, _)| *package).collect();
-    eprintln!("building {} for {} (some minutes the first time)", packages.join(", "), shipped::target());
-    let folder = shipped::build(&workspace_root(), &packages)?;
-    for (_, program) in wanted {
-        let file = folder.join(program);
+    // One by one: each has its own profile.
+    for (package, program) in wanted {
+        eprintln!("building {package} for {} (some minutes the first time)", shipped::target());
+        let file = shipped::build(&workspace_root(), &[package])?.join(program);
         let size = std::fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.len();
         eprintln!("{program}: {size} bytes, static, without symbols");
         println!("{}", file.display());

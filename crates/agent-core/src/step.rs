@@ -75,6 +75,7 @@ fn take_in(state: &mut State, event: Event, now: Now) {
             }
             if work == Some(Work::Stage) {
                 state.transfer = None;
+                state.resolved = None;
             }
         }
         Event::Failed(failure) => fail(state, failure, now),
@@ -98,14 +99,17 @@ fn wanted_digest(state: &State) -> Option<bascule_api::Digest> {
 }
 
 fn fail(state: &mut State, failure: Failure, now: Now) {
-    state.work = None;
+    // The engine forgets a release that it has brought; the next time the repository is asked again.
+    if state.work.take() == Some(Work::Stage) {
+        state.resolved = None;
+    }
     state.transfer = None;
     // Whatever was known may have changed half-way.
     state.facts = None;
     if failure.cancelled {
         return;
     }
-    if matches!(failure.effect, "resolve" | "write-slot" | "stage-uki") {
+    if failure.effect == "resolve" {
         state.resolved = None;
     }
     if failure.effect == "reboot" {

@@ -165,7 +165,10 @@ impl Engine {
             }
             Effect::ReadBack(target) => {
                 let machine = self.machine()?;
-                self.quietly(|| self.read_back(&machine, target, tell))
+                self.quietly(|| self.read_back(&machine, target, tell))?;
+                // It is in its slot: an agent at rest keeps neither its metadata nor connections.
+                self.resolved = None;
+                Ok(())
             }
             Effect::Verify { target, quick } => {
                 let machine = self.machine()?;

@@ -21,6 +21,12 @@ pub fn target() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
+/// The profile that a program is shipped with; cargo names the folder after it. The agent has one of its own, where it is
+/// built alone: beside others it would only be what they are built with.
+fn profile(packages: &[&str]) -> &'static str {
+    if packages == ["bascule-agent"] { "shipped" } else { "release" }
+}
+
 /// Builds the programs of these packages and returns the folder that holds them. cargo decides what is up to date.
 ///
 /// # Errors
@@ -28,12 +34,13 @@ pub fn target() -> String {
 pub fn build(workspace: &Path, packages: &[&str]) -> Result<PathBuf, Error> {
     // A folder of its own: the flags differ from those of every other build here.
     let folder = workspace.join("target/shipped");
-    let target = target();
+    let (target, profile) = (target(), profile(packages));
     let mut command = cargo();
     command.current_dir(workspace).env("RUSTFLAGS", STATIC).env("CARGO_TARGET_DIR", &folder).args([
         "build",
         "--quiet",
-        "--release",
+        "--profile",
+        profile,
         "--target",
         &target,
     ]);
@@ -41,5 +48,5 @@ pub fn build(workspace: &Path, packages: &[&str]) -> Result<PathBuf, Error> {
         command.args(["--package", package]);
     }
     tool::run(&format!("building {}", packages.join(", ")), &mut command)?;
-    Ok(folder.join(target).join("release"))
+    Ok(folder.join(target).join(profile))
 }
