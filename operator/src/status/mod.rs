@@ -135,6 +135,8 @@ impl StatusWriter {
                 self.tell_boot(facts, before);
             }
             let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, instant, now));
+            let policy = node.policy.and_then(|index| snapshot.policies.get(index));
+            pace.under(policy.map(|policy| policy.generation));
             match pace.look(before, &mut rollout, instant, now) {
                 None => {}
                 Some(at) if at > instant => later(at),

@@ -3,7 +3,8 @@
 //!
 //! A state or reason is written once it has lasted a moment, so that what passes by is not written at all. What only moves
 //! on (a drain's progress, whose turn it is among nodes that wait for each other) is written in pauses that grow, from
-//! ten seconds to an hour. An end, good or bad, is written at once.
+//! ten seconds to an hour. An end, good or bad, is written at once, and after a change of the
+//! policy the pauses begin anew: whoever made it looks at what comes of it.
 
 use bascule_api::{Rollout, RolloutState, Time, WaitReason};
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub(super) struct Pace {
     written: Option<Instant>,
     /// How many writes in a row told details only.
     repeats: u32,
+    /// The generation of the node's policy.
+    generation: Option<i64>,
 }
 
 impl Pace {
@@ -57,6 +60,21 @@ impl Pace {
             stale_since: None,
             written: None,
             repeats: 0,
+            generation: None,
+        }
+    }
+
+    /// Takes note of the policy's generation.
+    pub(super) const fn under(&mut self, generation: Option<i64>) {
+        let same = match (self.generation, generation) {
+            (Some(before), Some(now)) => before == now,
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            self.generation = generation;
+            self.repeats = 0;
+            self.written = None;
         }
     }
 
@@ -243,6 +261,20 @@ mod tests {
         assert_eq!(written, [1, 11, 51, 211, 851]);
         assert!(node.planned(progress(1_000_000), 90_000));
         assert!(node.planned(progress(1_000_001), 90_010), "the pauses begin anew");
+    }
+
+    #[test]
+    fn a_change_of_the_policy_shows_at_once_what_comes_of_it() {
+        let mut node = Node::new(waiting(WaitReason::HealthGate));
+        let found = |value: u64| rollout(RolloutState::Waiting, WaitReason::HealthGate, &value.to_string());
+        for second in 1..=60 {
+            node.planned(found(second), second);
+        }
+        assert!(!node.planned(found(61), 61));
+        node.pace.under(Some(2));
+        assert!(node.planned(found(62), 62));
+        assert!(!node.planned(found(63), 63));
+        assert!(node.planned(found(72), 72));
     }
 
     #[test]
