@@ -10,25 +10,15 @@
 )]
 
 use bascule_fuzz_checks::{TARGETS, Target};
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 
 /// Changed inputs for each target.
 const ROUNDS: u32 = 20_000;
 
-/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        value ^ (value >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
+/// A place among so many, or 0 where there is none.
+fn below(chance: &mut ChaCha8Rng, limit: usize) -> usize {
+    chance.random_range(0..limit.max(1))
 }
 
 /// Numbers that parsers trip over.
@@ -36,31 +26,31 @@ const NUMBERS: [u64; 10] =
     [0, 1, 0x7F, 0xFF, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x1_0000_0000, 0x7FFF_FFFF_FFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF];
 
 /// One change, as truncation, damage and malice make them.
-fn change(bytes: &mut Vec<u8>, other: &[u8], chance: &mut Chance) {
-    let at = chance.below(bytes.len());
-    match chance.below(8) {
+fn change(bytes: &mut Vec<u8>, other: &[u8], chance: &mut ChaCha8Rng) {
+    let at = below(chance, bytes.len());
+    match below(chance, 8) {
         0 => bytes.truncate(at),
-        1 => bytes.extend_from_slice(&other[chance.below(other.len())..]),
-        2 if !bytes.is_empty() => bytes[at] ^= 1 << chance.below(8),
-        3 if !bytes.is_empty() => bytes[at] = chance.next() as u8,
+        1 => bytes.extend_from_slice(&other[below(chance, other.len())..]),
+        2 if !bytes.is_empty() => bytes[at] ^= 1 << below(chance, 8),
+        3 if !bytes.is_empty() => bytes[at] = chance.random(),
         4 => {
-            let number = NUMBERS[chance.below(NUMBERS.len())].to_le_bytes();
-            let width = [1, 2, 4, 8][chance.below(4)];
+            let number = NUMBERS[below(chance, NUMBERS.len())].to_le_bytes();
+            let width = [1, 2, 4, 8][below(chance, 4)];
             let end = bytes.len().min(at + width);
             bytes[at..end].copy_from_slice(&number[..end - at]);
         }
         5 => {
-            let end = at + chance.below(bytes.len() - at);
+            let end = at + below(chance, bytes.len() - at);
             bytes.drain(at..end);
         }
         6 => {
-            let end = at + chance.below((bytes.len() - at).min(256));
+            let end = at + below(chance, (bytes.len() - at).min(256));
             let copy = bytes[at..end].to_vec();
-            let to = chance.below(bytes.len());
+            let to = below(chance, bytes.len());
             bytes.splice(to..to, copy);
         }
         _ => {
-            let digits = NUMBERS[chance.below(NUMBERS.len())].to_string().into_bytes();
+            let digits = NUMBERS[below(chance, NUMBERS.len())].to_string().into_bytes();
             bytes.splice(at..at, digits);
         }
     }
@@ -72,12 +62,13 @@ fn run(target: Target) {
         // A stub is no UKI yet; all other seeds are good.
         assert!((target.check)(seed) || target.name == "uki", "{}: a seed is refused", target.name);
     }
-    let mut chance = Chance(target.name.bytes().fold(41, |sum, byte| sum * 31 + u64::from(byte)));
+    let seed = target.name.bytes().fold(41, |sum, byte| sum * 31 + u64::from(byte));
+    let mut chance = ChaCha8Rng::seed_from_u64(seed);
     let mut refused = 0;
     for _ in 0..ROUNDS {
-        let mut bytes = seeds[chance.below(seeds.len())].clone();
-        for _ in 0..=chance.below(4) {
-            change(&mut bytes, &seeds[chance.below(seeds.len())], &mut chance);
+        let mut bytes = seeds[below(&mut chance, seeds.len())].clone();
+        for _ in 0..=below(&mut chance, 4) {
+            change(&mut bytes, &seeds[below(&mut chance, seeds.len())], &mut chance);
         }
         refused += u32::from(!(target.check)(&bytes));
     }
