@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
 /// A vendor's working folder.
@@ -88,14 +90,11 @@ impl Workshop {
 
 const ONLINE: &str = "--key keys/targets.pem --key keys/snapshot.pem --key keys/timestamp.pem";
 
-/// Bytes that depend on the seed only (Knuth's linear congruential generator).
+/// Bytes that depend on the seed only.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as u8
-    };
-    (0..length).map(|_| next()).collect()
+    let mut bytes = vec![0; length];
+    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
 }
 
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
