@@ -59,7 +59,15 @@ pub(super) fn put_in_place(esp_fs: &dyn Esp, from: &str, to: &str) -> Result<(),
     }
     esp_fs.sync().map_err(esp("syncing", to))?;
     esp_fs.write_start(to, &start).map_err(esp("writing", to))?;
-    esp_fs.sync().map_err(esp("syncing", to))
+    esp_fs.sync().map_err(esp("syncing", to))?;
+    if read_start(esp_fs, to).map_err(esp("reading", to))? == start {
+        return Ok(());
+    }
+    // It must start nothing. If this does not reach the medium either, what lies there is still no whole image, and the
+    // count of tries ends it.
+    let _ = esp_fs.write_start(to, &placeholder()).and_then(|()| esp_fs.sync());
+    let reason = "its first sector read back as something else than was written".to_owned();
+    Err(BootError::Uki { path: to.to_owned(), reason })
 }
 
 /// Name under which a boot image waits. No boot loader looks at files that don't end in `.efi`.
