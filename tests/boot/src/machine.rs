@@ -21,6 +21,8 @@ const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// Their copy for one machine.
 const VARIABLES_FILE: &str = "variables.fd";
 const MEMORY_MIB: u32 = 640;
+/// When the power button is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(20);
 /// Said by each kernel when it starts.
 const BOOT_MARK: &str = "Linux version ";
 /// Said by the test's shell when it starts.
@@ -133,12 +135,17 @@ impl Machine {
     /// # Errors
     /// When it does not go down within `patience`.
     pub async fn shut_down(&mut self, patience: Duration) -> anyhow::Result<()> {
-        Qmp::connect(&self.sockets.path().join("qmp")).await?.press_power_button().await?;
+        let mut button = Qmp::connect(&self.sockets.path().join("qmp")).await?;
         let running = self.running.as_mut().with_context(|| format!("{} is off already", self.parts.name))?;
         let ended = tokio::time::timeout(patience, async {
             let mut look = tokio::time::interval(Duration::from_millis(200));
+            let mut press = tokio::time::interval(PRESS_AGAIN);
             while running.qemu.ended()?.is_none() {
-                look.tick().await;
+                tokio::select! {
+                    _ = look.tick() => {}
+                    // Nobody hears the button before logind runs. A machine that has just gone can't be asked.
+                    _ = press.tick() => drop(button.press_power_button().await),
+                }
             }
             anyhow::Ok(())
         });

@@ -1,6 +1,7 @@
 //! The vendor of the reference OS: packs and manifest of each release, a signed repository, and the server that nodes and
 //! operator fetch from.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -64,16 +65,32 @@ impl Vendor {
         self.server.url()
     }
 
+    /// The same repository at an address of its own for one node, so that what is sent to it can be counted.
+    ///
+    /// # Errors
+    /// When the link that makes it so can't be made.
+    pub fn url_for(&self, node: &str) -> anyhow::Result<String> {
+        let link = self.folder.join(node);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink(".", &link).with_context(|| format!("making {}", link.display()))?;
+        }
+        Ok(format!("{}{node}/", self.url()))
+    }
+
+    /// Bytes of packs and boot images sent to a node, and to the operator for it, so far.
+    #[must_use]
+    pub fn packs_sent_to(&self, node: &str) -> u64 {
+        let begin = format!("/{node}/");
+        let heavy = |path: &String| path.starts_with(&begin) && (path.ends_with(".pack") || path.ends_with(".efi"));
+        let paths: BTreeSet<String> =
+            self.server.requests().into_iter().map(|request| request.path).filter(heavy).collect();
+        paths.iter().map(|path| self.server.bytes_sent_for(path)).sum()
+    }
+
     /// The authority of the server's certificate.
     #[must_use]
     pub fn authority(&self) -> &str {
         self.server.ca_pem()
-    }
-
-    /// Bytes of packs and boot images sent so far.
-    #[must_use]
-    pub fn packs_sent(&self) -> u64 {
-        [".pack", ".efi"].iter().map(|part| self.server.bytes_sent_for(part)).sum()
     }
 
     /// The first root of trust, for the operator's own reading.

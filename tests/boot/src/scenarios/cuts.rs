@@ -73,12 +73,12 @@ impl Plan {
     #[must_use]
     pub fn of(seed: u64, number: u32) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ u64::from(number) << 32);
-        // How many requests each phase makes was counted once; a number past the end cuts after the phase.
+        // How many requests each phase makes was counted on a machine; a number past the end cuts after the phase.
         let (phase, most) = match number % 4 {
             0 => (Phase::Stage, 400),
             1 => (Phase::Arm, 6),
-            2 => (Phase::FirstBoot, 900),
-            _ => (Phase::Commit, 6),
+            2 => (Phase::FirstBoot, 280),
+            _ => (Phase::Commit, 4),
         };
         let after = random.random_range(0..most);
         let loss = match random.random_range(0..4) {
@@ -109,7 +109,7 @@ pub async fn run(stage: Stage<'_>, name: &str, plans: &[Plan], old: &Release, ne
         crate::say(&format!("{name}: {plan}; {how}; up again; {} s in all", began.elapsed().as_secs()));
     }
     stage
-        .until(&machine, "the new release is committed", STAGE + TRIAL * 2, |status| committed(status, new))
+        .until_now(&machine, "the new release is committed", STAGE + TRIAL * 2, |status| committed(status, new))
         .await
         .with_context(|| format!("after the cuts: {plans:?}"))?;
     machine.shut_down(BOOT).await?;

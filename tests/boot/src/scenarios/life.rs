@@ -32,11 +32,12 @@ pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine>
 /// # Errors
 /// When any of it is otherwise.
 pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Release) -> anyhow::Result<()> {
-    let before = stage.vendor.packs_sent();
+    let before = stage.vendor.packs_sent_to(NODE);
     stage.vendor.publish(CHANNEL, new, &[old]).await?;
     stage.until(machine, "the release is staged", STAGE, |status| staged(status, new)).await?;
-    let moved = stage.vendor.packs_sent() - before;
+    let moved = stage.vendor.packs_sent_to(NODE) - before;
     let whole = std::fs::metadata(&new.data).context("looking at the image")?.len();
+    ensure!(moved > 0, "the release is staged, and no pack was sent to this node");
     ensure!(moved < whole / 3, "{moved} bytes were moved for an image of {whole}: that was no delta");
     let shell = machine.now();
     let on_trial = |status: &NodeUpdateStatus| runs(status, new) && status.trial.is_some();
@@ -60,10 +61,10 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Re
 /// # Errors
 /// When bytes were moved, or the node does not go back.
 pub async fn rollback(stage: Stage<'_>, machine: &Machine, old: &Release) -> anyhow::Result<()> {
-    let before = stage.vendor.packs_sent();
+    let before = stage.vendor.packs_sent_to(NODE);
     stage.cluster.on_call(&["rollback", NODE, "--reason", "boot test", "--yes"]).await?;
     stage.until(machine, "the old release runs for good", TRIAL * 2, |status| committed(status, old)).await?;
-    let moved = stage.vendor.packs_sent() - before;
+    let moved = stage.vendor.packs_sent_to(NODE) - before;
     ensure!(moved == 0, "{moved} bytes were moved for a release that the other slot holds");
     Ok(())
 }

@@ -46,13 +46,29 @@ impl Stage<'_> {
     pub async fn node(&self, name: &str, release: &Release, channel: &str) -> anyhow::Result<(Machine, Duration)> {
         let state = self.cluster.state_of(name)?;
         let mut machine = self.lab.host(name, release, &state, self.cluster.ports())?;
-        self.cluster.keep_patched(name, &self.vendor.url(), channel).await?;
+        self.cluster.keep_patched(name, &self.vendor.url_for(name)?, channel).await?;
         let switched_on = Instant::now();
         machine.power_on()?;
         self.until(&machine, "the agent's first report", BOOT, |status| status.boot_id.is_some()).await?;
         let report = switched_on.elapsed();
         crate::say(&format!("{name}: the agent's first report {} s after power-on", report.as_secs()));
         Ok((machine, report))
+    }
+
+    /// Waits for the node's word from the boot that runs now: what it said before a restart does not count.
+    ///
+    /// # Errors
+    /// When the machine does not answer, or it is not so within `patience`.
+    pub async fn until_now(
+        &self,
+        machine: &Machine,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&NodeUpdateStatus) -> bool,
+    ) -> anyhow::Result<NodeUpdateStatus> {
+        let boot = machine.run("cat /proc/sys/kernel/random/boot_id", BOOT).await?;
+        let this_boot = |status: &NodeUpdateStatus| status.boot_id.as_deref() == Some(boot.trim());
+        self.until(machine, what, patience, |status| this_boot(status) && wanted(status)).await
     }
 
     /// Waits for the node's own word; an error has the console's last lines too, and what the machine itself says.

@@ -3,7 +3,7 @@
 
 use anyhow::ensure;
 
-use super::{BOOT, STAGE, Stage, TRIAL, committed};
+use super::{BOOT, STAGE, Stage, TRIAL, committed, failed};
 use crate::release::Release;
 
 /// The guard's deadline in the images of the tests, and two boots.
@@ -26,7 +26,11 @@ pub async fn run(stage: Stage<'_>, name: &str, old: &Release, new: &Release) -> 
     let command_line = machine.run("cat /proc/cmdline", BOOT).await?;
     ensure!(command_line.contains(&format!("roothash={}", old.root_hash)), "still on the trial: {command_line}");
     machine.plug_network(true).await?;
-    stage.until(&machine, "the node is back on the old release", TRIAL, |status| committed(status, old)).await?;
+    stage
+        .until_now(&machine, "the node is back and says that the release failed", TRIAL, |status| {
+            committed(status, old) && failed(status, new)
+        })
+        .await?;
     machine.shut_down(BOOT).await?;
     machine.discard();
     Ok(())
