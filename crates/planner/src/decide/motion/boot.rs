@@ -1,8 +1,12 @@
 //! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
 
 use super::{Motion, Moving, before, trial};
-use crate::{Action, Wait, decide::choice::reference};
-use bascule_api::{DisruptionOutcome, Goal, NodeError, RolloutState, SlotState, SlotStatus, Time, WaitReason};
+use crate::decide::{PolicyView, choice::reference};
+use crate::{Action, Wait};
+use bascule_api::{
+    Booted, Digest, DisruptionOutcome, Goal, NodeError, ReleaseRef, RolloutState, SlotState, SlotStatus, Time,
+    WaitReason,
+};
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     match moving.spec.goal {
@@ -137,16 +141,30 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
 /// The agent arms a way back like any release, with a counter: it has to be made permanent, or the guard would lead the
 /// node forward again.
 fn keep(moving: &Moving<'_, '_>) -> Motion {
-    let running = moving.view.running();
-    let release = moving.policy.zip(running).and_then(|(policy, running)| reference(policy, moving.view, running));
+    let booted = moving.view.booted();
+    let release = moving.policy.zip(booted).and_then(|(policy, booted)| {
+        reference(policy, moving.view, &booted.version).or_else(|| by_root_hash(policy, booted))
+    });
     let Some(release) = release else {
-        let message =
-            "went back to a release whose digest is not known; commit it on the node with `bascule-agent commit`";
+        let message = "went back to a release, and no policy names a repository that it could be of; commit it on the \
+                       node with `bascule-agent commit`";
         return Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Trial, message));
     };
     let says = format!("back on {}, which is made permanent", release.version);
     let motion = Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Committing, says.clone()));
     motion.with(moving.step(Action::Commit { node: moving.name(), release: Some(release) }, says))
+}
+
+/// A running release that no channel offers any more, or that an installer put there, has no manifest's digest that we know.
+/// Its root hash names it as well: the agent takes any digest for a release whose manifest it never saw.
+fn by_root_hash(policy: &PolicyView<'_>, booted: &Booted) -> Option<ReleaseRef> {
+    let source = &policy.valid?.spec.source;
+    Some(ReleaseRef {
+        version: booted.version.clone(),
+        digest: Digest::from_sha256(&booted.root_hash.to_bytes()),
+        repository: source.repository.clone(),
+        channel: source.channel.clone(),
+    })
 }
 
 /// The node runs the release that it is to leave.
