@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 /// Boots whole machines, updates them, breaks them, and takes their power away.
 ///
-/// Without options: what the test command runs. Logs, consoles and disks are left in target/boot-tests/.
+/// Without options: what the test command runs. Logs and consoles are left in target/boot-tests/, and the disks of what failed.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -28,8 +28,8 @@ struct Arguments {
     /// The first cut to run, to repeat a single one: `--first-cut 17 --cuts 1`.
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     first_cut: u32,
-    /// How many machines run at once.
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    /// How many machines run at once. Three keep two processors busy, since a machine that waits for a deadline idles.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
     machines: u16,
     #[command(subcommand)]
     inner: Option<Inner>,
