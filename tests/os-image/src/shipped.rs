@@ -22,9 +22,13 @@ pub fn target() -> String {
 }
 
 /// The profile that a program is shipped with; cargo names the folder after it. The agent has one of its own, where it is
-/// built alone: beside others it would only be what they are built with.
+/// built alone: beside others it would only be what they are built with. The boot tests' own program, which is made of the
+/// same parts, is built the same way, so that those are built once.
 fn profile(packages: &[&str]) -> &'static str {
-    if packages == ["bascule-agent"] { "shipped" } else { "release" }
+    match packages {
+        ["bascule-agent" | "bascule-boot-guest"] => "shipped",
+        _ => "release",
+    }
 }
 
 /// Builds the programs of these packages and returns the folder that holds them. cargo decides what is up to date.
