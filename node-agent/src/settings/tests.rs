@@ -76,7 +76,6 @@ fn every_default_can_be_read_and_every_variable_is_its_own() {
     assert_eq!(variables.len(), KEYS.len());
 }
 
-/// The table of docs/agent.md.
 /// The settings of the release on trial may be what is broken.
 #[test]
 fn a_guard_with_broken_settings_goes_by_what_is_left() {
@@ -100,6 +99,7 @@ fn a_guard_with_broken_settings_goes_by_what_is_left() {
     assert!(error.unwrap().contains("image.toml:1"));
 }
 
+/// The table of docs/agent.md.
 fn table() -> String {
     use std::fmt::Write as _;
     let mut text = String::from("| setting | environment | default | what for |\n|---|---|---|---|\n");
