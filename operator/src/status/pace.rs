@@ -130,7 +130,8 @@ fn pause(repeats: u32) -> Duration {
 const fn lasts(rollout: &Rollout) -> Duration {
     match (rollout.state, rollout.reason) {
         (RolloutState::Staging, _) | (RolloutState::Draining, WaitReason::DisruptionBudget) => HOLDS,
-        (RolloutState::Current | RolloutState::Failed, _) => Duration::ZERO,
+        // A hook is somebody else's Job, which is named for as long as it runs.
+        (RolloutState::Current | RolloutState::Failed, _) | (_, WaitReason::Hook) => Duration::ZERO,
         _ => LASTS,
     }
 }

@@ -4,7 +4,7 @@
 //! (the node and the policies' selectors), the order of nodes by lot (their names), the [`Groups`] they stand in, and the [`Verdict`] of a node's own
 //! gates (the node, and the [`Ground`] that all nodes of its policy stand on). Everything that several nodes share
 //! (budgets, waves, who goes next) is decided anew in each plan. A planner that knows nothing gives the same plans,
-//! which `tests/incremental.rs` of the simulator holds over seeded worlds.
+//! which `planning_on_from_the_last_plan_gives_what_planning_anew_gives` of the simulator holds over seeded worlds.
 
 use super::{
     facts::{Selection, Traits},
