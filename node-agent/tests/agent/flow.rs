@@ -377,3 +377,44 @@ fn a_release_that_is_too_large_for_its_slot_is_refused_before_the_first_write() 
         assert_eq!(writes.count(), 0, "{loader:?}");
     }
 }
+
+#[test]
+fn units_that_must_run_and_do_not_are_reported_and_a_bus_that_is_gone_says_nothing_of_them() {
+    use bascule_agent::agent::Agent;
+    use bascule_agent::core::Config;
+    use bascule_agent::engine::{Engine, StageLimits};
+    use bascule_agent::host::UnitState;
+    use bascule_agent::observe::Lens;
+    use std::sync::atomic::Ordering;
+    let old = release("1.0", &[]);
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let bus = machine.sim.bus.clone();
+    let set = |unit: &str, active: &str| {
+        let state = UnitState { load: "loaded".to_owned(), active: active.to_owned() };
+        bus.units.lock().unwrap().insert(unit.to_owned(), state);
+    };
+    set("kubelet.service", "active");
+    set("containerd.service", "failed");
+    let units = ["kubelet.service", "containerd.service", "none.service"].map(String::from).to_vec();
+    let engine = Engine::new(machine.sim.host(), Lens { units, ..Lens::default() }, StageLimits::default());
+    let mut agent = Agent::new(engine, Config::default());
+    agent.handle(Event::Tick).unwrap();
+    agent.handle(machine.word(Goal::Idle, &old, None)).unwrap();
+    let healthy = |agent: &Agent| {
+        let found = conditions::get(&agent.published().unwrap().conditions, conditions::AGENT_HEALTHY).unwrap();
+        (found.status.clone(), found.message.clone())
+    };
+    let sentence = "units that do not run: containerd.service (failed), none.service (not-found)";
+    assert_eq!(healthy(&agent), ("False".to_owned(), sentence.to_owned()));
+    set("containerd.service", "active");
+    set("none.service", "active");
+    let look = |agent: &mut Agent| {
+        machine.clock.pass(Duration::from_secs(600));
+        agent.handle(Event::Tick).unwrap();
+        healthy(agent).0
+    };
+    assert_eq!(look(&mut agent), "True");
+    bus.gone.store(true, Ordering::SeqCst);
+    assert_eq!(look(&mut agent), "True");
+    assert!(agent.state().problem.is_none(), "{:?}", agent.state().problem);
+}
