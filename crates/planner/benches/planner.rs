@@ -21,7 +21,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 const ROUNDS: usize = 101;
 
 /// Milliseconds of processor time this thread has used; a busy machine does not count. Linux: proc(5), schedstat.
+/// The kernel brings the figure up to date when it schedules, on an idle machine only at its ticks otherwise.
 fn spent() -> f64 {
+    std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     text.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1e6
 }

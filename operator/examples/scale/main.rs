@@ -85,7 +85,7 @@ async fn main() {
     println!("rollout over {} nodes in ten waves, a tenth at once: {:.0} s", arguments.nodes, took.as_secs_f64());
 
     let requests = control_plane.requests().unwrap();
-    measure::writes(&requests[started..], arguments.nodes);
+    measure::writes(&requests[started..]);
     measure::overheads("each node of the rollout, drain apart", &agents.overheads());
     measure::memory(operator.pid());
     measure::reaction(&operator.metrics().await);

@@ -11,28 +11,30 @@ fn own_writes(requests: &[Request]) -> impl Iterator<Item = &Request> {
         .filter(|one| one.user == OPERATOR && one.writes() && one.resource != "events" && one.resource != "leases")
 }
 
-/// Writes about nodes and their NodeUpdates. Evictions are pods' affair and are told apart.
-pub(crate) fn writes(requests: &[Request], nodes: usize) {
-    let mut by_node: BTreeMap<&str, u32> = BTreeMap::new();
+/// Writes about nodes and their NodeUpdates, the creation of a NodeUpdate included. One that meets a newer object is refused
+/// (409) and changes nothing; those and evictions, which are pods' affair, stand in the list by kind only.
+pub(crate) fn writes(requests: &[Request]) {
+    let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut by_kind: BTreeMap<String, u32> = BTreeMap::new();
     for request in own_writes(requests) {
         *by_kind.entry(format!("{} {} {}", request.verb, request.resource, request.code)).or_default() += 1;
         let resource = request.resource.split('/').next().unwrap_or_default();
-        // Creations name no object; there is one for each node.
-        if matches!(resource, "nodes" | "nodeupdates") && request.name.starts_with('k') {
-            *by_node.entry(&request.name).or_default() += 1;
+        if matches!(resource, "nodes" | "nodeupdates") && request.name.starts_with('k') && request.code < 300 {
+            by_node.entry(&request.name).or_default().push(format!("{} {}", request.resource, request.code));
         }
     }
-    let mut counts: Vec<u32> = by_node.into_values().collect();
+    let mut counts: Vec<usize> = by_node.values().map(Vec::len).collect();
     counts.sort_unstable();
-    let sum: u32 = counts.iter().sum();
     println!(
-        "writes by the operator for a node's update, events apart: {:.2} on average (and one that creates the NodeUpdate), median {}, p99 {}, most {}",
-        f64::from(sum) / nodes as f64,
+        "writes by the operator for a node's update and its enrolment, events apart: {:.2} on average, median {}, p99 {}, most {}",
+        counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64,
         at(&counts, 50),
         at(&counts, 99),
         counts.last().copied().unwrap_or_default()
     );
+    if let Some((node, writes)) = by_node.iter().max_by_key(|(_, writes)| writes.len()) {
+        println!("    those of {node}: {}", writes.join(", "));
+    }
     for (kind, count) in by_kind {
         println!("    {count:>7}  {kind}");
     }
