@@ -23,8 +23,6 @@ const STEPS: &[Step] = &[
     Step { name: "format", cargo: &["fmt", "--all", "--check"] },
     Step { name: "lints", cargo: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"] },
     Step { name: "tests", cargo: &["test", "--workspace", "--no-fail-fast"] },
-    // Whole machines: the short list of docs/boot-tests.md.
-    Step { name: "boot", cargo: &["run", "--package", "bascule-boot-tests"] },
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
