@@ -8,8 +8,8 @@ use crate::sandbox::report::size;
 use crate::sandbox::story::Story;
 use crate::sandbox::workload;
 
-/// How long before the window opens the release is published, at least.
-const LEAD_SECONDS: i64 = 15;
+/// How long before the window opens the release is published, at least: time to stage, and to be seen waiting.
+const LEAD_SECONDS: i64 = 30;
 /// How long a node has to wait for the window, at least, before its NodeUpdate must say so: a wait is written down once it
 /// has lasted a few seconds.
 const EXPLAINED_SECONDS: i64 = 10;
