@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 /// Boots whole machines, updates them, breaks them, and takes their power away.
 ///
-/// Without options: what the test command runs. Logs and consoles are left in target/boot-tests/, and the disks of what failed.
+/// Without options: the short list. Logs and consoles are left in target/boot-tests/, and the disks of what failed.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {

@@ -182,7 +182,7 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
         [("counting-kernel", Broken::Kernel), ("counting-initrd", Broken::Initrd), ("counting-root", Broken::Root)];
     let mut chains: Vec<Chain<'_>> = Vec::new();
     for (name, broken) in counting {
-        // Without a cluster and an agent: for whoever changes the image. The test command has them in `faults`.
+        // Without a cluster and an agent: for whoever changes the image. The short list has them in `faults`.
         if wanted.has(name, true) {
             let lab = &lab;
             chains.push(Box::pin(async move {
