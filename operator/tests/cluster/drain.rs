@@ -10,6 +10,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
+use std::collections::BTreeSet;
 
 fn cordoned(node: Option<&Node>) -> bool {
     node.and_then(|node| node.spec.as_ref()?.unschedulable).unwrap_or(false)
@@ -273,6 +274,7 @@ async fn an_eviction_that_an_admission_policy_denies_is_tried_again_until_it_may
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     world.shop(4).await;
+    assert_eq!(nodes_of_the_shop(&world).await, ["n1", "n2"], "a node without a pod needs no eviction and is rebooted");
     world.control_plane.apply(DENIAL).await.unwrap();
     until_denied(&world).await;
     let operator = world.operator("first").await;
@@ -298,6 +300,14 @@ async fn until_denied(world: &World) {
     let unknown = Target { name: "never-was".to_owned(), ..target(&pod) };
     let denies = async || matches!(probe.evict(&unknown).await, Answer::Denied { .. });
     world.eventually("admission denies evictions", denies).await;
+}
+
+/// The nodes that pods of the shop are on, by name.
+async fn nodes_of_the_shop(world: &World) -> Vec<String> {
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let all = pods.list(&ListParams::default().labels("app=shop")).await.unwrap();
+    let nodes: BTreeSet<String> = all.into_iter().filter_map(|pod| pod.spec?.node_name).collect();
+    nodes.into_iter().collect()
 }
 
 async fn still_on_the_old_release(world: &World) {

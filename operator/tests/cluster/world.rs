@@ -74,18 +74,14 @@ impl World {
         Self { control_plane, client, vendor, server, files, machines: BTreeMap::new() }
     }
 
-    /// Adds a machine that runs 1.0, and waits until it is Ready.
+    /// Adds a machine that runs 1.0, and waits until pods are placed on it.
     pub async fn machine(&mut self, node: &str, zone: &str, habit: Habit) {
         let mut machine = Machine::named(node, zone);
         machine.labels.insert("role".to_owned(), "worker".to_owned());
         let kubelet = self.control_plane.kubelet(node).unwrap().client().await.unwrap();
         let run = agent::run(kubelet.clone(), kubelet, machine, "1.0", habit);
         self.machines.insert(node.to_owned(), tokio::spawn(run));
-        let ready = |node: Option<&Node>| {
-            let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
-            conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
-        };
-        self.until_node(node, "Ready", ready).await;
+        self.until_node(node, "ready for pods", ready_for_pods).await;
     }
 
     /// The machine's power goes, for ever.
@@ -239,4 +235,14 @@ impl Drop for World {
             machine.abort();
         }
     }
+}
+
+/// Ready, and so for the scheduler too: the node lifecycle controller takes its taint of a new node away a moment after the
+/// node says that it is Ready, and until then every pod goes elsewhere (Kubernetes, "Taints and Tolerations").
+fn ready_for_pods(node: Option<&Node>) -> bool {
+    let Some(node) = node else { return false };
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let ready = conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"));
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    ready && !taints.is_some_and(|all| all.iter().any(|taint| taint.key == "node.kubernetes.io/not-ready"))
 }
