@@ -86,6 +86,24 @@ impl Cluster {
         &self.ports
     }
 
+    /// A client of the cluster's admin.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What `kubectl` tells the cluster's admin.
+    ///
+    /// # Errors
+    /// When it does not end with success.
+    pub async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = tokio::process::Command::from(self.control_plane.kubectl());
+        let output = command.args(arguments).kill_on_drop(true).output().await.context("starting kubectl")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`kubectl {}` failed: {complaint}", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// What the installer writes to the state partition of a node.
     ///
     /// # Errors

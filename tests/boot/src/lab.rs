@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Context as _;
 use bascule_os_image::{Archive, Fault, Store, ensure_qemu};
 
+use crate::container_os::{self, Containers};
 use crate::install::{self, StateFile};
-use crate::machine::{Machine, Parts};
+use crate::machine::{MEMORY_MIB, Machine, Parts};
 use crate::reference::{self, Edition, Programs};
 use crate::release::Release;
 use crate::vendor::{self, Vendor};
@@ -67,16 +68,43 @@ impl Lab {
         Release::of(&image)
     }
 
+    /// The release of one edition of the OS with containerd and a real kubelet, built or found.
+    ///
+    /// # Errors
+    /// When it can't be built.
+    pub fn container_release(&self, version: &str, archive: Archive) -> anyhow::Result<Release> {
+        let containers = Containers::prepare(&crate::say)?;
+        let edition = Edition { version, archive, fault: None };
+        let recipe = container_os::recipe(edition, &self.programs, &containers)?;
+        Release::of(&self.store.build(&recipe, &crate::say)?)
+    }
+
     /// A new host with `release` in slot A, switched off.
     ///
     /// # Errors
     /// When its disk can't be written.
     pub fn host(&self, name: &str, release: &Release, state: &[StateFile], ports: &[u16]) -> anyhow::Result<Machine> {
+        self.host_of(name, release, state, ports, MEMORY_MIB)
+    }
+
+    /// As [`Self::host`], with so much memory.
+    ///
+    /// # Errors
+    /// When its disk can't be written.
+    pub fn host_of(
+        &self,
+        name: &str,
+        release: &Release,
+        state: &[StateFile],
+        ports: &[u16],
+        memory_mib: u32,
+    ) -> anyhow::Result<Machine> {
         let number = self.machines.fetch_add(1, Ordering::Relaxed);
         let folder = self.folder.join(format!("{number:02}-{name}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.img");
         install::install(release, state, &disk)?;
-        Machine::new(Parts { name: name.to_owned(), disk, ports: ports.to_vec(), folder, relay: self.relay.clone() })
+        let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
+        Machine::new(Parts { name, disk, memory_mib, ports, folder, relay })
     }
 }

@@ -7,10 +7,12 @@
 
 pub mod cluster;
 pub mod console;
+pub mod container_os;
 pub mod disk;
 pub mod install;
 pub mod lab;
 pub mod machine;
+pub mod oci;
 pub mod offline;
 pub mod programs;
 pub mod qmp;

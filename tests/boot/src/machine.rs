@@ -20,7 +20,8 @@ const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// Their copy for one machine.
 const VARIABLES_FILE: &str = "variables.fd";
-const MEMORY_MIB: u32 = 640;
+/// What a machine needs that runs the agent and no container.
+pub const MEMORY_MIB: u32 = 640;
 /// When the power button is pressed again.
 const PRESS_AGAIN: Duration = Duration::from_secs(20);
 /// Said by each kernel when it starts.
@@ -35,6 +36,8 @@ pub struct Parts {
     pub name: String,
     /// The disk's medium. It is the machine's own from now on.
     pub disk: PathBuf,
+    /// Its memory, in MiB.
+    pub memory_mib: u32,
     /// Ports of the host's loopback that the machine reaches at the same port of the relay's address.
     pub ports: Vec<u16>,
     /// Where the console's log and the firmware's variables go.
@@ -248,7 +251,7 @@ impl Machine {
         let quiet = ["-nodefaults", "-display", "none", "-vga", "none", "-no-user-config"];
         let mut arguments: Vec<String> = machine.iter().chain(&quiet).map(|argument| (*argument).to_owned()).collect();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
-        add("-m", MEMORY_MIB.to_string());
+        add("-m", self.parts.memory_mib.to_string());
         add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"));
         add("-drive", format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
         add("-blockdev", format!("driver=nbd,node-name=disk0,server.type=unix,server.path={}", socket("disk")));

@@ -128,7 +128,7 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
 }
 
 /// All files below `top`, as files of the image; their paths there begin with `place`.
-fn folder(top: &Path, place: &str) -> anyhow::Result<Vec<ImageFile>> {
+pub(crate) fn folder(top: &Path, place: &str) -> anyhow::Result<Vec<ImageFile>> {
     let mut files = Vec::new();
     let mut folders = vec![top.to_owned()];
     while let Some(folder) = folders.pop() {

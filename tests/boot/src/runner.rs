@@ -22,7 +22,7 @@ use crate::release::Release;
 use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
-use crate::scenarios::{Stage, faults, gptprio, integrity, life, never_ready, outage};
+use crate::scenarios::{Stage, faults, gptprio, integrity, kubelet, life, never_ready, outage};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ impl Wanted {
     }
 
     fn wants_cluster(&self) -> bool {
-        ["life", "never-ready", "fault", "cut", "outage", "integrity"].iter().any(|name| self.some_of(name))
+        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet"].iter().any(|name| self.some_of(name))
     }
 
     /// The nodes whose power fails: their names, and their cuts in order.
@@ -108,19 +108,29 @@ struct Prepared {
     version: &'static str,
     archive: Archive,
     fault: Option<Fault>,
+    containers: bool,
     built: OnceCell<Release>,
 }
 
 impl Prepared {
     fn new(lab: &Arc<Lab>, version: &'static str, archive: Archive, fault: Option<Fault>) -> Self {
-        Self { lab: Arc::clone(lab), version, archive, fault, built: OnceCell::new() }
+        Self { lab: Arc::clone(lab), version, archive, fault, containers: false, built: OnceCell::new() }
+    }
+
+    /// With containerd and a real kubelet.
+    fn with_containers(lab: &Arc<Lab>, version: &'static str, archive: Archive) -> Self {
+        Self { containers: true, ..Self::new(lab, version, archive, None) }
     }
 
     async fn get(&self) -> anyhow::Result<&Release> {
         let build = || async {
             let (lab, version, archive, fault) = (Arc::clone(&self.lab), self.version, self.archive, self.fault);
+            let containers = self.containers;
             // In a thread of its own: the scenarios on other machines go on.
-            tokio::task::spawn_blocking(move || lab.release(version, archive, fault)).await?
+            tokio::task::spawn_blocking(move || {
+                if containers { lab.container_release(version, archive) } else { lab.release(version, archive, fault) }
+            })
+            .await?
         };
         self.built.get_or_try_init(build).await
     }
@@ -135,6 +145,8 @@ struct Releases {
     panics: Prepared,
     hangs: Prepared,
     decays: Prepared,
+    containers_old: Prepared,
+    containers_new: Prepared,
 }
 
 impl Releases {
@@ -149,6 +161,8 @@ impl Releases {
             panics: broken("1.3", Some(Fault::KernelPanic)),
             hangs: broken("1.4", Some(Fault::InitrdHang)),
             decays: broken("1.5", None),
+            containers_old: Prepared::with_containers(lab, "2.0", Archive::Release),
+            containers_new: Prepared::with_containers(lab, "2.1", Archive::Updates),
         }
     }
 }
@@ -253,6 +267,11 @@ fn cluster_chains<'a>(
     if wanted.has("integrity", true) {
         let old = &releases.old;
         add("integrity", Box::pin(async move { integrity::run(stage, "integrity", old.get().await?).await }));
+    }
+    if wanted.has("kubelet", true) {
+        let (old, new) = (&releases.containers_old, &releases.containers_new);
+        let run = async move { kubelet::run(stage, old.get().await?, new.get()).await };
+        add("kubelet", Box::pin(run));
     }
     for (name, release) in broken {
         let (old, flip) = (&releases.old, name == "fault-decay");

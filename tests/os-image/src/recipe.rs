@@ -1,7 +1,13 @@
 //! What goes into an image. A recipe is plain data: its hash names the cache entry, so nothing that changes the
 //! image may come from anywhere else.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ring::digest;
 use serde::Serialize;
+
+use crate::Error;
 
 /// A release of Debian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -98,6 +104,14 @@ pub enum Contents {
     Text(String),
     /// Given here, not text.
     Bytes(Vec<u8>),
+    /// A large file of the machine that builds, known by its hash.
+    Copy {
+        /// Where it is. No part of the recipe: the same content elsewhere gives the same image.
+        #[serde(skip)]
+        from: PathBuf,
+        /// SHA-256 of its content, in hex.
+        sha256: String,
+    },
     /// A symbolic link to this target.
     Link(String),
     /// An empty folder, such as a mount point.
@@ -126,6 +140,16 @@ impl ImageFile {
     #[must_use]
     pub fn program(path: &str, bytes: Vec<u8>) -> Self {
         Self { path: path.to_owned(), mode: 0o755, contents: Contents::Bytes(bytes) }
+    }
+
+    /// A program that is too large to be carried about in a recipe.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it can't be read.
+    pub fn large_program(path: &str, from: &Path) -> Result<Self, Error> {
+        let bytes = fs::read(from).map_err(Error::io(from))?;
+        let sha256 = hex::encode(digest::digest(&digest::SHA256, &bytes));
+        Ok(Self { path: path.to_owned(), mode: 0o755, contents: Contents::Copy { from: from.to_owned(), sha256 } })
     }
 
     /// A symbolic link at `path`.

@@ -247,6 +247,7 @@ pub(crate) fn finish(recipe: &Recipe, root: &Path) -> Result<(), Error> {
         match &file.contents {
             Contents::Text(text) => fs::write(&path, text),
             Contents::Bytes(bytes) => fs::write(&path, bytes),
+            Contents::Copy { from, .. } => fs::copy(from, &path).map(drop),
             Contents::Link(target) => std::os::unix::fs::symlink(target, &path),
             Contents::Folder => fs::create_dir_all(&path),
         }

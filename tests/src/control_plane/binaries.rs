@@ -59,6 +59,21 @@ impl Binaries {
         Ok(folder.join("kwok"))
     }
 
+    /// Builds a kubelet of the same release, and the one program that the containers of the boot tests hold. Returns the
+    /// folder with `kubelet` and `container`, both static. Same cache, same conditions as [`Self::locate`].
+    ///
+    /// # Errors
+    /// When no usable Go toolchain is there or the build fails.
+    pub fn kubelet(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
+        let module = module_folder().join("kubelet");
+        build_once(&module, "kubelet", &["go.mod", "go.sum", "container/main.go"], progress, |to| {
+            let version = required_version(&module, "k8s.io/kubernetes")?;
+            let flags = format!("-s -w -X {VERSION_VARIABLE}={version}");
+            go_build(&module, &flags, "k8s.io/kubernetes/cmd/kubelet", &to.join("kubelet"))?;
+            go_build(&module, "-s -w", "./container", &to.join("container"))
+        })
+    }
+
     fn from_assets(folder: PathBuf) -> Result<Self, ControlPlaneError> {
         let missing: Vec<&str> = PARTS.into_iter().filter(|part| !folder.join(part).is_file()).collect();
         if missing.is_empty() {
@@ -151,7 +166,8 @@ fn go_directive(module: &Path) -> Result<String, ControlPlaneError> {
 
 /// The version that a module requires of another.
 fn required_version(module: &Path, of: &str) -> Result<String, ControlPlaneError> {
-    module_line(module, |line| line.trim_start().strip_prefix(of)?.strip_prefix(' '))
+    // A comment may follow.
+    module_line(module, |line| line.trim_start().strip_prefix(of)?.strip_prefix(' ')?.split(' ').next())
 }
 
 fn module_line(module: &Path, pick: impl Fn(&str) -> Option<&str>) -> Result<String, ControlPlaneError> {
@@ -170,6 +186,8 @@ mod tests {
     fn the_module_names_the_release_the_client_library_is_set_to() {
         let version = required_version(&module_folder(), "k8s.io/kubernetes").unwrap();
         assert!(version.starts_with("v1.36."), "k8s-openapi is set to v1_36, the control plane to {version}");
+        let kubelet = required_version(&module_folder().join("kubelet"), "k8s.io/kubernetes").unwrap();
+        assert_eq!(kubelet, version, "the kubelet is of another release than the control plane");
     }
 
     #[test]

@@ -17,7 +17,8 @@ pub const NODE: &str = "life";
 /// The channel that its policy follows.
 pub const CHANNEL: &str = "life";
 /// The entry with a counter that was booted (systemd, "The Boot Loader Interface").
-const COUNTED_ENTRY: &str = "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+pub(super) const COUNTED_ENTRY: &str =
+    "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// Installs the node and boots it.
 ///
 /// # Errors
@@ -99,7 +100,7 @@ struct BootEntry {
     tries_left: Option<u32>,
 }
 
-fn staged(status: &NodeUpdateStatus, release: &Release) -> bool {
+pub(super) fn staged(status: &NodeUpdateStatus, release: &Release) -> bool {
     let staged = status.staged.as_ref().is_some_and(|staged| staged.version.to_string() == release.version);
     // A node that is quicker than its watchers runs it already.
     staged || runs(status, release)

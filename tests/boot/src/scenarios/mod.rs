@@ -5,9 +5,11 @@ pub mod cuts;
 pub mod faults;
 pub mod gptprio;
 pub mod integrity;
+pub mod kubelet;
 pub mod life;
 pub mod never_ready;
 pub mod outage;
+pub mod pods;
 
 use std::time::{Duration, Instant};
 
