@@ -149,6 +149,25 @@ fn a_rollback_during_a_rollout() {
 }
 
 #[test]
+fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
+    // 1.0 came with the installer: the operator never saw a manifest of it, and has no digest to name it by.
+    let mut world = World::scripted(1, vec![build::policy("workers", &json!({}), &build::offer(&["1.1"]))]);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
+    // Long after the guard would have led them forward again.
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    assert_eq!(on(&world, "1.0"), 3, "{}", world.story());
+    let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    assert_eq!(boots, [2, 2, 2], "one reboot there and one back for each");
+}
+
+#[test]
 fn an_old_view_does_no_harm() {
     // 410 Gone: the watch was lost, and the operator plans from what it saw a while ago.
     let mut world = world(2, &json!({}));

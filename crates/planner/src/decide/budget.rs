@@ -199,7 +199,8 @@ fn of(quantity: &IntOrPercent, total: u32) -> u32 {
 #[derive(Debug)]
 pub(super) struct ClusterBudget<'a> {
     ceiling: Option<Limit>,
-    control_plane_busy: Option<&'a Node>,
+    /// All of them: of two that are down neither may be touched.
+    control_plane_busy: Vec<&'a Node>,
     etcd_members: usize,
     etcd_healthy: usize,
     /// What every PodDisruptionBudget still allows, less what nodes that are being emptied will take.
@@ -212,7 +213,7 @@ impl<'a> ClusterBudget<'a> {
         let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
         let allowed =
             snapshot.budgets.iter().map(|(key, budget)| (key.as_str(), (i64::from(budget.allowed), budget))).collect();
-        let mut out = Self { ceiling, control_plane_busy: None, etcd_members: 0, etcd_healthy: 0, allowed };
+        let mut out = Self { ceiling, control_plane_busy: Vec::new(), etcd_members: 0, etcd_healthy: 0, allowed };
         out.etcd_members = groups.etcd.len();
         for traits in groups.etcd.iter().filter_map(|node| nodes.get(*node)).map(|view| view.traits) {
             out.etcd_healthy += usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
@@ -223,7 +224,7 @@ impl<'a> ClusterBudget<'a> {
                 ceiling.add(view);
             }
             if traits.control_plane {
-                out.control_plane_busy = Some(view.node);
+                out.control_plane_busy.push(view.node);
             }
             if traits.granted {
                 out.reserve(view);
@@ -253,7 +254,7 @@ impl<'a> ClusterBudget<'a> {
             self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(healthy));
         }
         if view.traits.control_plane {
-            self.control_plane_busy = Some(view.node);
+            self.control_plane_busy.push(view.node);
         }
         self.reserve(view);
     }
@@ -273,7 +274,7 @@ impl<'a> ClusterBudget<'a> {
     pub(super) fn control_plane(&self, view: &NodeView<'_>) -> Option<Wait> {
         let (node, traits) = (view.node, view.traits);
         if traits.control_plane
-            && let Some(busy) = self.control_plane_busy.filter(|busy| busy.name != node.name)
+            && let Some(busy) = self.control_plane_busy.iter().rev().find(|busy| busy.name != node.name)
         {
             let message = format!("control-plane node {} is moving or unavailable", busy.name);
             return Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &busy.name));

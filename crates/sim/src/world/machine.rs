@@ -261,6 +261,9 @@ impl Machine {
         if armed {
             self.slot_mut(slot).state = SlotState::Trial;
             self.trial_until = Some(now.after(bascule_api::Duration::from_secs(GUARD.unsigned_abs())));
+        } else if self.slots.get(slot).state == SlotState::Staged {
+            // It was set aside when the node left it; the way back did not last, and it is what the node has.
+            self.slot_mut(slot).state = SlotState::Good;
         }
         self.doing = Doing::Up;
         self.inhibited = false;
@@ -313,8 +316,9 @@ impl Machine {
                     self.last_grant = grant.generation;
                     let booted = self.booted;
                     self.slot_mut(booted).state = SlotState::Staged;
+                    // A way back is armed with a counter like any release, and is a trial until somebody commits it.
+                    self.slot_mut(other).state = SlotState::Armed;
                     lines.push(format!("{}: leaves {}", node.name, release.version));
-                    self.committed_at = Some(now);
                     self.reboot(other, now);
                 }
             }
