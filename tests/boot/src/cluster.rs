@@ -20,7 +20,7 @@ use crate::vendor::{CA_FILE, Vendor};
 /// Where a node of the reference OS keeps its own settings, below `/var`.
 const SETTINGS: &str = "etc/bascule";
 /// From a node's word that a release failed to the operator's that it is blocked.
-const BLOCKED: Duration = Duration::from_secs(60);
+const BLOCKED: Duration = Duration::from_secs(300);
 /// Who stops and rolls back.
 const ON_CALL: &str = "alice";
 
@@ -136,7 +136,7 @@ impl Cluster {
              nodeSelector: {{matchLabels: {{kubernetes.io/hostname: {node}}}}}\n  \
              source: {{repository: \"{repository}\", channel: {channel}, pollInterval: 10s}}\n  \
              budget: {{maxUnavailable: 1}}\n  provenAfter: 1s\n  drain: {{timeout: 60s}}\n  \
-             health: {{nodeReadyTimeout: 5m, nodeSoak: 5s}}\n  failureThreshold: 1\n"
+             health: {{nodeReadyTimeout: 15m, nodeSoak: 5s}}\n  failureThreshold: 1\n"
         );
         apply(self.client.clone(), &policy).await.with_context(|| format!("writing the policy of {node}"))?;
         Ok(())
@@ -200,7 +200,7 @@ impl Cluster {
     /// Waits until a policy says that it never tries `version` again.
     ///
     /// # Errors
-    /// With what the policy says, when that is not so within a minute.
+    /// With what the policy says, when that is not so within five minutes.
     pub async fn until_blocked(&self, policy: &str, version: &str) -> anyhow::Result<()> {
         let policies: Api<UpdatePolicy> = Api::all(self.client.clone());
         let blocked = |policy: Option<&UpdatePolicy>| {

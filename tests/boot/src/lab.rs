@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::Context as _;
-use bascule_os_image::{Archive, Fault, Store, ensure_qemu};
+use anyhow::{Context as _, bail};
+use bascule_os_image::{Archive, Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
 use crate::install::{self, StateFile};
@@ -13,35 +13,31 @@ use crate::reference::{self, Edition, Programs};
 use crate::release::Release;
 use crate::vendor::{self, Vendor};
 
-/// Images and folders of one run.
-#[derive(Debug)]
-pub struct Lab {
+/// Folders of one run: there at once, before anything is built.
+#[derive(Debug, Clone)]
+pub struct Places {
+    workspace: PathBuf,
     store: Store,
-    programs: Programs,
     vendor_home: PathBuf,
+    trust_root: String,
     folder: PathBuf,
-    relay: PathBuf,
-    machines: AtomicU32,
 }
 
-impl Lab {
-    /// Installs QEMU and builds the programs where they are missing.
+impl Places {
+    /// Empties the folder of the last run, and makes the vendor's keys if there are none.
     ///
     /// # Errors
-    /// One sentence about what is missing.
-    pub fn prepare(workspace: &Path, say: &dyn Fn(&str)) -> anyhow::Result<Self> {
+    /// When a file can't be written.
+    pub fn prepare(workspace: &Path) -> anyhow::Result<Self> {
         let store = Store::new(workspace);
-        ensure_qemu(&store, say)?;
-        say("building the agent as it is shipped");
         let vendor_home = store.folder().with_file_name("boot-tests-vendor");
-        let programs = crate::programs::build(workspace, vendor::trust_root(&vendor_home)?)?;
+        let trust_root = vendor::trust_root(&vendor_home)?;
         let folder = store.folder().with_file_name("boot-tests");
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("emptying {}", folder.display()))?;
         }
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        let relay = std::env::current_exe().context("finding this program")?;
-        Ok(Self { store, programs, vendor_home, folder, relay, machines: AtomicU32::new(0) })
+        Ok(Self { workspace: workspace.to_owned(), store, vendor_home, trust_root, folder })
     }
 
     /// The vendor's repository for this run.
@@ -57,26 +53,54 @@ impl Lab {
     pub fn folder(&self) -> &Path {
         &self.folder
     }
+}
+
+/// Images and folders of one run.
+#[derive(Debug)]
+pub struct Lab {
+    places: Places,
+    programs: Programs,
+    relay: PathBuf,
+    machines: AtomicU32,
+}
+
+impl Lab {
+    /// Installs QEMU, builds the programs and installs the packages of `archives`, where they are missing. The compiler and
+    /// the package manager work at the same time: the one computes, the other mostly waits.
+    ///
+    /// # Errors
+    /// One sentence about what is missing.
+    pub fn prepare(places: &Places, archives: &[Archive], say: fn(&str)) -> anyhow::Result<Self> {
+        let store = &places.store;
+        let programs = std::thread::scope(|scope| {
+            let programs = scope.spawn(|| {
+                say("building the agent as it is shipped");
+                let programs = crate::programs::build(&places.workspace, places.trust_root.clone())?;
+                say("the agent is built");
+                anyhow::Ok(programs)
+            });
+            ensure_qemu(store, &say)?;
+            for archive in archives {
+                let edition = Edition { version: "packages", archive: *archive, ..Edition::OLD };
+                store.install_packages(&reference::packages(edition), &say)?;
+            }
+            programs.join().unwrap_or_else(|_| bail!("building the programs ended in a panic"))
+        })?;
+        let relay = std::env::current_exe().context("finding this program")?;
+        Ok(Self { places: places.clone(), programs, relay, machines: AtomicU32::new(0) })
+    }
 
     /// The release of one edition of the reference OS, built or found.
     ///
     /// # Errors
     /// When it can't be built.
-    pub fn release(&self, version: &str, archive: Archive, fault: Option<Fault>) -> anyhow::Result<Release> {
-        let recipe = reference::recipe(Edition { version, archive, fault }, &self.programs)?;
-        let image = self.store.build(&recipe, &crate::say)?;
-        Release::of(&image)
-    }
-
-    /// The release of one edition of the OS with containerd and a real kubelet, built or found.
-    ///
-    /// # Errors
-    /// When it can't be built.
-    pub fn container_release(&self, version: &str, archive: Archive) -> anyhow::Result<Release> {
-        let containers = Containers::prepare(&crate::say)?;
-        let edition = Edition { version, archive, fault: None };
-        let recipe = container_os::recipe(edition, &self.programs, &containers)?;
-        Release::of(&self.store.build(&recipe, &crate::say)?)
+    pub fn release(&self, edition: Edition<'_>) -> anyhow::Result<Release> {
+        let recipe = if edition.containers {
+            container_os::recipe(edition, &self.programs, &Containers::prepare(&crate::say)?)?
+        } else {
+            reference::recipe(edition, &self.programs)?
+        };
+        Release::of(&self.places.store.build(&recipe, &crate::say)?)
     }
 
     /// A new host with `release` in slot A, switched off.
@@ -100,7 +124,7 @@ impl Lab {
         memory_mib: u32,
     ) -> anyhow::Result<Machine> {
         let number = self.machines.fetch_add(1, Ordering::Relaxed);
-        let folder = self.folder.join(format!("{number:02}-{name}"));
+        let folder = self.places.folder.join(format!("{number:02}-{name}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.img");
         install::install(release, state, &disk)?;

@@ -87,6 +87,54 @@ pub struct Edition<'a> {
     pub archive: Archive,
     /// What is wrong with it.
     pub fault: Option<Fault>,
+    /// How long the dead man waits for a commit.
+    pub deadline: Deadline,
+    /// Whether it has containerd and a real kubelet.
+    pub containers: bool,
+}
+
+impl Edition<'static> {
+    /// The first release: Debian's last point release.
+    pub const OLD: Self =
+        Self { version: "1.0", archive: Archive::Release, fault: None, deadline: Deadline::Patient, containers: false };
+    /// The second: everything that was published since.
+    pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
+    // The others have the packages of the first: what is tested is the fault, and a delta without a difference is soon packed
+    // and soon written.
+    /// Its kubelet never reports Ready.
+    pub const NEVER_READY: Self =
+        Self { version: "1.2", fault: Some(Fault::KubeletNeverReady), deadline: Deadline::Soon, ..Self::OLD };
+    /// Its kernel panics.
+    pub const PANICS: Self = Self { version: "1.3", fault: Some(Fault::KernelPanic), ..Self::OLD };
+    /// Its initrd hangs.
+    pub const HANGS: Self = Self { version: "1.4", fault: Some(Fault::InitrdHang), ..Self::OLD };
+    /// Sound, until the test flips a bit of it.
+    pub const DECAYS: Self = Self { version: "1.5", ..Self::OLD };
+    /// Sound, on a machine whose network goes.
+    pub const CUT_OFF: Self = Self { version: "1.6", deadline: Deadline::Soon, ..Self::OLD };
+    /// With containerd and a real kubelet.
+    pub const CONTAINERS_OLD: Self = Self { version: "2.0", containers: true, ..Self::OLD };
+    /// The same with everything that was published since.
+    pub const CONTAINERS_NEW: Self = Self { version: "2.1", containers: true, ..Self::NEW };
+}
+
+/// When the guard takes a trial back. A product's deadline is three quarters of an hour; nobody waits that long for a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deadline {
+    /// Far beyond what a trial takes, also on a slow and busy machine: nothing is taken back for want of speed.
+    Patient,
+    /// For a release that is to be taken back.
+    Soon,
+}
+
+impl Deadline {
+    fn setting(self) -> String {
+        let minutes = match self {
+            Self::Patient => 20,
+            Self::Soon => 4,
+        };
+        format!("[trial]\ndeadline = \"{minutes}m\"\n")
+    }
 }
 
 /// The recipe of one edition.
@@ -99,6 +147,7 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
     files.extend(folder(&here.join("os-test"), "")?);
     let units = folder(&here.join("../../node-agent/units"), "usr/lib/systemd/system/")?;
     files.extend(units.into_iter().filter(|file| file.path.ends_with(".service")));
+    files.push(ImageFile::text("usr/lib/bascule/agent.toml.d/60-deadline.toml", edition.deadline.setting()));
     files.push(ImageFile::folder("efi"));
     files.push(ImageFile::text("usr/lib/bascule/root.json", programs.trust_root.clone()));
     // The image is the same on every node; what a node knows about itself is on its state partition.
@@ -114,7 +163,13 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
         let link = format!("etc/systemd/system/{target}.wants/{unit}");
         files.push(ImageFile::link(&link, &format!("/usr/lib/systemd/system/{unit}")));
     }
-    Ok(Recipe {
+    Ok(Recipe { files, ..packages(edition) })
+}
+
+/// The recipe of one edition without its files: its packages can be installed before anything of ours is built.
+#[must_use]
+pub fn packages(edition: Edition<'_>) -> Recipe {
+    Recipe {
         product: PRODUCT.to_owned(),
         version: edition.version.to_owned(),
         distribution: Distribution::Trixie,
@@ -122,9 +177,9 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
         kernel: Kernel { package: "linux-image-cloud-amd64", archive: edition.archive },
         packages: PACKAGES.iter().map(|name| (*name).to_owned()).collect(),
         fault: edition.fault,
-        files,
+        files: Vec::new(),
         without: ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d"].map(str::to_owned).to_vec(),
-    })
+    }
 }
 
 /// All files below `top`, as files of the image; their paths there begin with `place`.

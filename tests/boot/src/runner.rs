@@ -12,17 +12,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_os_image::{Archive, Fault};
+use bascule_os_image::Archive;
 use futures::StreamExt as _;
 use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
-use crate::lab::Lab;
+use crate::lab::{Lab, Places};
+use crate::reference::Edition;
 use crate::release::Release;
 use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{Stage, faults, gptprio, integrity, kubelet, life, never_ready, outage};
+use crate::vendor::Vendor;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -50,6 +52,11 @@ impl Wanted {
     /// Whether something may be wanted whose name begins so.
     fn some_of(&self, beginning: &str) -> bool {
         self.only.as_ref().is_none_or(|text| beginning.contains(text.as_str()) || text.starts_with(beginning))
+    }
+
+    /// Whether something may be wanted that goes on to newer packages.
+    fn wants_updates(&self) -> bool {
+        ["life", "cut"].iter().any(|name| self.some_of(name))
     }
 
     fn wants_cluster(&self) -> bool {
@@ -105,32 +112,22 @@ impl Results {
 #[derive(Debug)]
 struct Prepared {
     lab: Arc<Lab>,
-    version: &'static str,
-    archive: Archive,
-    fault: Option<Fault>,
-    containers: bool,
+    edition: Edition<'static>,
     built: OnceCell<Release>,
 }
 
 impl Prepared {
-    fn new(lab: &Arc<Lab>, version: &'static str, archive: Archive, fault: Option<Fault>) -> Self {
-        Self { lab: Arc::clone(lab), version, archive, fault, containers: false, built: OnceCell::new() }
-    }
-
-    /// With containerd and a real kubelet.
-    fn with_containers(lab: &Arc<Lab>, version: &'static str, archive: Archive) -> Self {
-        Self { containers: true, ..Self::new(lab, version, archive, None) }
+    /// Builds it and packs it for those that run `base`, so that nobody has to wait for it later.
+    async fn make_ahead(&self, base: &Self, vendor: &Vendor) -> anyhow::Result<()> {
+        let (release, base) = (self.get().await?, base.get().await?);
+        vendor.pack_ahead(release, &[base]).await
     }
 
     async fn get(&self) -> anyhow::Result<&Release> {
         let build = || async {
-            let (lab, version, archive, fault) = (Arc::clone(&self.lab), self.version, self.archive, self.fault);
-            let containers = self.containers;
+            let (lab, edition) = (Arc::clone(&self.lab), self.edition);
             // In a thread of its own: the scenarios on other machines go on.
-            tokio::task::spawn_blocking(move || {
-                if containers { lab.container_release(version, archive) } else { lab.release(version, archive, fault) }
-            })
-            .await?
+            tokio::task::spawn_blocking(move || lab.release(edition)).await?
         };
         self.built.get_or_try_init(build).await
     }
@@ -145,29 +142,30 @@ struct Releases {
     panics: Prepared,
     hangs: Prepared,
     decays: Prepared,
+    cut_off: Prepared,
     containers_old: Prepared,
     containers_new: Prepared,
 }
 
 impl Releases {
     fn of(lab: &Arc<Lab>) -> Self {
-        // Broken ones have the packages of the first release: what is tested is the fault, and a delta without a
-        // difference is soon packed and soon written.
-        let broken = |version, fault| Prepared::new(lab, version, Archive::Release, fault);
+        let release = |edition| Prepared { lab: Arc::clone(lab), edition, built: OnceCell::new() };
         Self {
-            old: Prepared::new(lab, "1.0", Archive::Release, None),
-            new: Prepared::new(lab, "1.1", Archive::Updates, None),
-            never_ready: broken("1.2", Some(Fault::KubeletNeverReady)),
-            panics: broken("1.3", Some(Fault::KernelPanic)),
-            hangs: broken("1.4", Some(Fault::InitrdHang)),
-            decays: broken("1.5", None),
-            containers_old: Prepared::with_containers(lab, "2.0", Archive::Release),
-            containers_new: Prepared::with_containers(lab, "2.1", Archive::Updates),
+            old: release(Edition::OLD),
+            new: release(Edition::NEW),
+            never_ready: release(Edition::NEVER_READY),
+            panics: release(Edition::PANICS),
+            hangs: release(Edition::HANGS),
+            decays: release(Edition::DECAYS),
+            cut_off: release(Edition::CUT_OFF),
+            containers_old: release(Edition::CONTAINERS_OLD),
+            containers_new: release(Edition::CONTAINERS_NEW),
         }
     }
 }
 
 type Chain<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+type Scenario<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
 /// Runs what is wanted. Returns whether all of it passed.
 ///
@@ -190,8 +188,20 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
 
 /// Runs what needs machines, a few at once.
 async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> anyhow::Result<()> {
-    let lab = Arc::new(Lab::prepare(workspace, &say)?);
-    let surroundings = if wanted.wants_cluster() { Some(Surroundings::prepare(workspace, &lab).await?) } else { None };
+    let places = Places::prepare(workspace)?;
+    let archives: &[Archive] =
+        if wanted.wants_updates() { &[Archive::Release, Archive::Updates] } else { &[Archive::Release] };
+    // What is made of source, what is made of packages, and the cluster: at the same time.
+    let lab = async {
+        let places = places.clone();
+        let lab = tokio::task::spawn_blocking(move || Lab::prepare(&places, archives, say)).await??;
+        anyhow::Ok(Arc::new(lab))
+    };
+    let cluster = async {
+        if wanted.wants_cluster() { Surroundings::prepare(workspace, &places).await.map(Some) } else { Ok(None) }
+    };
+    let (lab, surroundings) = futures::try_join!(lab, cluster)?;
+    let releases = Releases::of(&lab);
     let counting =
         [("counting-kernel", Broken::Kernel), ("counting-initrd", Broken::Initrd), ("counting-root", Broken::Root)];
     let mut chains: Vec<Chain<'_>> = Vec::new();
@@ -204,11 +214,22 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
             }));
         }
     }
+    let mut needed = Vec::new();
     if let Some(surroundings) = &surroundings {
         let stage = Stage { lab: &lab, cluster: &surroundings.cluster, vendor: &surroundings.vendor };
-        chains.extend(cluster_chains(stage, &surroundings.releases, wanted, results));
+        let wanted = cluster_chains(stage, &releases, wanted, results);
+        chains.extend(wanted.chains);
+        needed = wanted.releases;
     }
-    futures::stream::iter(chains).for_each_concurrent(wanted.machines, |chain| chain).await;
+    let machines = futures::stream::iter(chains).for_each_concurrent(wanted.machines, |chain| chain);
+    let making = async {
+        let Some(Surroundings { vendor, .. }) = &surroundings else { return };
+        for release in needed {
+            // What fails here is tried again and told by the scenario that needs it.
+            let _ = release.make_ahead(&releases.old, vendor).await;
+        }
+    };
+    futures::join!(machines, making);
     Ok(())
 }
 
@@ -217,83 +238,105 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
 struct Surroundings {
     // Dropped in this order: who fetches before who serves.
     cluster: Cluster,
-    vendor: crate::vendor::Vendor,
-    releases: Releases,
+    vendor: Vendor,
 }
 
 impl Surroundings {
-    async fn prepare(workspace: &Path, lab: &Arc<Lab>) -> anyhow::Result<Self> {
-        let releases = Releases::of(lab);
+    async fn prepare(workspace: &Path, places: &Places) -> anyhow::Result<Self> {
         say("building operator and command line tool");
-        let programs = build_programs(workspace)?;
-        let vendor = lab.vendor().await?;
-        let folder = lab.folder().join("cluster");
+        let sources = workspace.to_owned();
+        let programs = tokio::task::spawn_blocking(move || build_programs(&sources)).await??;
+        let vendor = places.vendor().await?;
+        let folder = places.folder().join("cluster");
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         say("starting the control plane");
         let cluster = Cluster::start(workspace, &folder, &programs, &vendor).await?;
-        Ok(Self { cluster, vendor, releases })
+        say("the control plane runs");
+        Ok(Self { cluster, vendor })
     }
 }
 
-/// The scenarios with a cluster, those that take longest first.
+/// What is to be done with a cluster.
+struct Scenarios<'a> {
+    results: &'a Results,
+    /// Those that take longest first.
+    chains: Vec<Chain<'a>>,
+    /// What they install, in the order in which it is asked for.
+    releases: Vec<&'a Prepared>,
+}
+
+impl<'a> Scenarios<'a> {
+    fn add(&mut self, name: &str, needs: Option<&'a Prepared>, scenario: Scenario<'a>) {
+        let (name, results) = (name.to_owned(), self.results);
+        self.releases.extend(needs);
+        self.chains.push(Box::pin(async move {
+            results.note(&name, scenario).await;
+        }));
+    }
+}
+
+/// The scenarios with a cluster.
 fn cluster_chains<'a>(
     stage: Stage<'a>,
     releases: &'a Releases,
     wanted: &Wanted,
     results: &'a Results,
-) -> Vec<Chain<'a>> {
-    let mut chains: Vec<Chain<'a>> = Vec::new();
-    if wanted.has("life", false) {
-        chains.push(Box::pin(lives(stage, releases, results)));
+) -> Scenarios<'a> {
+    let mut scenarios = Scenarios { results, chains: Vec::new(), releases: Vec::new() };
+    let old = &releases.old;
+    let published = Rc::new(OnceCell::new());
+    for (name, plans) in wanted.cut_nodes() {
+        let (published, new, node) = (Rc::clone(&published), &releases.new, name.clone());
+        let cut = async move {
+            let publish = async {
+                let (old, new) = (old.get().await?, new.get().await?);
+                // All these nodes follow one channel.
+                published.get_or_try_init(|| async { stage.vendor.publish(cuts::CHANNEL, new, &[old]).await }).await?;
+                Ok(new)
+            };
+            cuts::run(stage, &node, &plans, old.get().await?, publish).await
+        };
+        scenarios.add(&name, Some(new), Box::pin(cut));
     }
-    let mut add = |name: &'static str, scenario: Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>| {
-        chains.push(Box::pin(async move {
-            results.note(name, scenario).await;
-        }));
-    };
-    let broken =
-        [("fault-hang", &releases.hangs), ("fault-panic", &releases.panics), ("fault-decay", &releases.decays)];
     if wanted.has("never-ready", false) {
-        let (old, broken) = (&releases.old, &releases.never_ready);
-        add(
-            "never-ready",
-            Box::pin(async move { never_ready::run(stage, old.get().await?, broken.get().await?).await }),
-        );
+        let broken = &releases.never_ready;
+        let run = async move { never_ready::run(stage, old.get().await?, broken.get().await?).await };
+        scenarios.add("never-ready", Some(broken), Box::pin(run));
     }
     if wanted.has("outage", true) {
-        let (old, new) = (&releases.old, &releases.new);
-        add("outage", Box::pin(async move { outage::run(stage, "outage", old.get().await?, new.get().await?).await }));
+        let new = &releases.cut_off;
+        let run = async move { outage::run(stage, "outage", old.get().await?, new.get().await?).await };
+        scenarios.add("outage", Some(new), Box::pin(run));
     }
-    if wanted.has("integrity", true) {
-        let old = &releases.old;
-        add("integrity", Box::pin(async move { integrity::run(stage, "integrity", old.get().await?).await }));
+    let fault = |name: &'static str, broken: &'a Prepared| -> Scenario<'a> {
+        let flip = name == "fault-decay";
+        Box::pin(async move { faults::run(stage, name, old.get().await?, broken.get().await?, flip).await })
+    };
+    if wanted.has("fault-hang", false) {
+        scenarios.add("fault-hang", Some(&releases.hangs), fault("fault-hang", &releases.hangs));
+    }
+    if wanted.has("life", false) {
+        scenarios.releases.push(&releases.new);
+        scenarios.chains.push(Box::pin(lives(stage, releases, results)));
+    }
+    for (name, broken) in [("fault-panic", &releases.panics), ("fault-decay", &releases.decays)] {
+        if wanted.has(name, false) {
+            scenarios.add(name, Some(broken), fault(name, broken));
+        }
     }
     if wanted.has("kubelet", true) {
         let (old, new) = (&releases.containers_old, &releases.containers_new);
         let run = async move { kubelet::run(stage, old.get().await?, new.get()).await };
-        add("kubelet", Box::pin(run));
+        scenarios.add("kubelet", None, Box::pin(run));
     }
-    for (name, release) in broken {
-        let (old, flip) = (&releases.old, name == "fault-decay");
-        if wanted.has(name, false) {
-            let fault = async move { faults::run(stage, name, old.get().await?, release.get().await?, flip).await };
-            add(name, Box::pin(fault));
-        }
+    if wanted.has("integrity", true) {
+        scenarios.add(
+            "integrity",
+            None,
+            Box::pin(async move { integrity::run(stage, "integrity", old.get().await?).await }),
+        );
     }
-    let published = Rc::new(OnceCell::new());
-    for (name, plans) in wanted.cut_nodes() {
-        let published = Rc::clone(&published);
-        chains.push(Box::pin(async move {
-            let cut = async {
-                let (old, new) = (releases.old.get().await?, releases.new.get().await?);
-                // All these nodes follow one channel, which offers the release before they come up.
-                published.get_or_try_init(|| async { stage.vendor.publish(cuts::CHANNEL, new, &[old]).await }).await?;
-                cuts::run(stage, &name, &plans, old, new).await
-            };
-            results.note(&name, cut).await;
-        }));
-    }
-    chains
+    scenarios
 }
 
 /// Tests 1 and 5 on one machine; a failed step ends it, and the steps after it have failed too.
@@ -326,7 +369,8 @@ async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
 fn build_programs(workspace: &Path) -> anyhow::Result<PathBuf> {
     let status = bascule_os_image::cargo()
         .current_dir(workspace)
-        .args(["build", "--quiet", "--package", "bascule-operator", "--package", "bascule-cli"])
+        // With the whole workspace's features, so that nothing is compiled that the tests have compiled before.
+        .args(["build", "--quiet", "--workspace", "--bin", "bascule-operator", "--bin", "bascule"])
         .stdin(Stdio::null())
         .status()
         .context("starting cargo")?;

@@ -106,17 +106,30 @@ impl Vendor {
     /// # Errors
     /// When it can't be packed or signed.
     pub async fn publish(&self, channel: &str, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
+        let _one_at_a_time = self.packing.lock().await;
+        let built = self.pack(release, bases).await?;
+        let mut publisher = Publisher::open(&self.folder)?;
+        let signing = Signing { keys: &self.keys, lifetimes: Lifetimes::default(), now: clock::now() };
+        published(publisher.add_release(&channel.parse()?, &built, &Notes::default(), signing)?)
+    }
+
+    /// Packs a release that is published later.
+    ///
+    /// # Errors
+    /// When it can't be packed.
+    pub async fn pack_ahead(&self, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
+        let _one_at_a_time = self.packing.lock().await;
+        self.pack(release, bases).await.map(drop)
+    }
+
+    async fn pack(&self, release: &Release, bases: &[&Release]) -> anyhow::Result<PathBuf> {
         let (cache, release) = (self.packed.clone(), release.clone());
         let bases: Vec<Release> = bases.iter().map(|base| (*base).clone()).collect();
-        let _one_at_a_time = self.packing.lock().await;
         // In a thread of its own: the scenarios on other machines go on.
         let built = tokio::task::spawn_blocking(move || {
             pack(&cache, &release, &bases).with_context(|| format!("packing {}", release.version))
         });
-        let built = built.await??;
-        let mut publisher = Publisher::open(&self.folder)?;
-        let signing = Signing { keys: &self.keys, lifetimes: Lifetimes::default(), now: clock::now() };
-        published(publisher.add_release(&channel.parse()?, &built, &Notes::default(), signing)?)
+        built.await?
     }
 }
 

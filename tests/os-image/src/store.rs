@@ -113,16 +113,8 @@ impl Store {
     /// # Errors
     /// Missing tools, a full disk, packages that can't be fetched: see [`Error`].
     pub fn build(&self, recipe: &Recipe, say: &dyn Fn(&str)) -> Result<OsImage, Error> {
-        let base = Base {
-            format: FORMAT,
-            distribution: recipe.distribution,
-            archive: recipe.archive,
-            kernel: recipe.kernel,
-            packages: &recipe.packages,
-            sources: archive::sources(Path::new("/etc"), recipe.distribution, recipe.archive)?,
-        };
         let init_source = self.init_source()?;
-        let base_key = key(&base)?;
+        let base_key = base_key(recipe)?;
         let folder = self.folder.join(key(&(&base_key, recipe, &init_source))?);
         let image =
             OsImage { version: recipe.version.clone(), os_release: recipe.os_release(), folder: folder.clone() };
@@ -170,6 +162,17 @@ impl Store {
             began.elapsed().as_secs()
         ));
         Ok(image)
+    }
+
+    /// Installs the packages of `recipe`, or finds them: what costs most of an image, and needs none of the recipe's files.
+    ///
+    /// # Errors
+    /// As for [`Store::build`].
+    pub fn install_packages(&self, recipe: &Recipe, say: &dyn Fn(&str)) -> Result<(), Error> {
+        let base_key = base_key(recipe)?;
+        let _lock = self.lock()?;
+        self.check_host()?;
+        self.tree(recipe, &base_key, say).map(drop)
     }
 
     fn tree(&self, recipe: &Recipe, base_key: &str, say: &dyn Fn(&str)) -> Result<Tree, Error> {
@@ -250,6 +253,18 @@ impl Store {
         fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
         Ok(partial)
     }
+}
+
+/// Names the tree of packages that a recipe begins with.
+fn base_key(recipe: &Recipe) -> Result<String, Error> {
+    key(&Base {
+        format: FORMAT,
+        distribution: recipe.distribution,
+        archive: recipe.archive,
+        kernel: recipe.kernel,
+        packages: &recipe.packages,
+        sources: archive::sources(Path::new("/etc"), recipe.distribution, recipe.archive)?,
+    })
 }
 
 /// Takes away what a build that was killed left mounted in its root: the host's own /sys and /dev would go with the rest.

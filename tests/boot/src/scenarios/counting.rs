@@ -3,12 +3,12 @@
 //! where it failed, and a root that is mounted without being verified.
 
 use anyhow::{Context as _, ensure};
-use bascule_os_image::{Archive, Fault};
 use bascule_sim::layout::Slot;
 
 use super::BOOT;
 use crate::lab::Lab;
 use crate::offline;
+use crate::reference::Edition;
 
 /// How often a trial is booted before it counts as bad.
 const TRIES: usize = 3;
@@ -30,13 +30,13 @@ pub enum Broken {
 /// When it does not come back, or not after exactly three tries.
 pub async fn run(lab: &Lab, broken: Broken) -> anyhow::Result<()> {
     // The same releases as those of `faults`.
-    let (name, version, fault) = match broken {
-        Broken::Kernel => ("counting-kernel", "1.3", Some(Fault::KernelPanic)),
-        Broken::Initrd => ("counting-initrd", "1.4", Some(Fault::InitrdHang)),
-        Broken::Root => ("counting-root", "1.5", None),
+    let (name, edition) = match broken {
+        Broken::Kernel => ("counting-kernel", Edition::PANICS),
+        Broken::Initrd => ("counting-initrd", Edition::HANGS),
+        Broken::Root => ("counting-root", Edition::DECAYS),
     };
-    let old = lab.release("1.0", Archive::Release, None)?;
-    let new = lab.release(version, Archive::Release, fault)?;
+    let old = lab.release(Edition::OLD)?;
+    let new = lab.release(edition)?;
     let mut machine = lab.host(name, &old, &[], &[])?;
     offline::write_slot(machine.disk().path(), Slot::B, &new)?;
     if broken == Broken::Root {

@@ -76,7 +76,7 @@ impl Plan {
         // How many requests each phase makes was counted on a machine; a number past the end cuts after the phase.
         let (phase, most) = match number % 4 {
             0 => (Phase::Stage, 400),
-            1 => (Phase::Arm, 6),
+            1 => (Phase::Arm, 24),
             2 => (Phase::FirstBoot, 280),
             _ => (Phase::Commit, 4),
         };
@@ -90,12 +90,19 @@ impl Plan {
     }
 }
 
-/// One node on its way to the new release, with a power cut in each of the plans' phases, in their order.
+/// One node on its way to the new release, with a power cut in each of the plans' phases, in their order. `published` is done
+/// once the channel offers the new release; the node boots meanwhile.
 ///
 /// # Errors
 /// When the machine does not boot after a cut, or does not end on the new release.
-pub async fn run(stage: Stage<'_>, name: &str, plans: &[Plan], old: &Release, new: &Release) -> anyhow::Result<()> {
-    let (mut machine, _) = stage.node(name, old, CHANNEL).await?;
+pub async fn run(
+    stage: Stage<'_>,
+    name: &str,
+    plans: &[Plan],
+    old: &Release,
+    published: impl Future<Output = anyhow::Result<&Release>>,
+) -> anyhow::Result<()> {
+    let ((mut machine, _), new) = futures::try_join!(stage.node(name, old, CHANNEL), published)?;
     let mut boots_from = 0;
     for plan in plans {
         let began = Instant::now();

@@ -9,7 +9,7 @@ use crate::offline;
 use crate::release::Release;
 
 /// Three tries of a broken release, with a watchdog's minute each, and a boot.
-const COUNT_DOWN: std::time::Duration = std::time::Duration::from_secs(900);
+const COUNT_DOWN: std::time::Duration = std::time::Duration::from_secs(1800);
 
 /// Publishes `broken` to a channel of its own and waits until the node has tried it and is back. With `flip`, one bit of
 /// the staged slot changes before it is booted.

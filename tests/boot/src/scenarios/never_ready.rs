@@ -11,8 +11,8 @@ use crate::release::Release;
 
 /// The name of the node, of its policy and of its channel.
 const NAME: &str = "never-ready";
-/// The dead man's deadline in the images of the tests, with room for two boots.
-const GUARD: Duration = Duration::from_secs(600);
+/// The dead man's deadline in this release, with room for two boots.
+const GUARD: Duration = Duration::from_secs(1500);
 
 /// Publishes the broken release and waits until the node is back.
 ///

@@ -6,8 +6,8 @@ use anyhow::ensure;
 use super::{BOOT, STAGE, Stage, TRIAL, committed, failed};
 use crate::release::Release;
 
-/// The guard's deadline in the images of the tests, and two boots.
-const GUARD: std::time::Duration = std::time::Duration::from_secs(900);
+/// The guard's deadline in this release, and two boots.
+const GUARD: std::time::Duration = std::time::Duration::from_secs(1500);
 
 /// Pulls the network cable as the machine goes down for its trial, waits for the guard, and plugs it in again.
 ///
