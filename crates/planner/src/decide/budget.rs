@@ -50,14 +50,13 @@ impl Limit {
 
     /// That the limit is reached, in a sentence.
     fn sentence(&self, of: &str) -> String {
-        let max = self.max;
         let Some(first) = self.named.first() else {
-            return format!("{max} nodes of {of} may be unavailable at once, and that many are being updated");
+            return may_be_unavailable(self.max, of, ", and that many are being updated");
         };
         let more = usize::try_from(self.stuck).unwrap_or(usize::MAX).saturating_sub(self.named.len());
         let named = if self.named.len() == 1 { first.to_string() } else { self.named.join(", ") };
         let named = if more > 0 { format!("{named} and {more} more") } else { named };
-        format!("{max} nodes of {of} may be unavailable at once; unavailable without being updated: {named}")
+        may_be_unavailable(self.max, of, &format!("; unavailable without being updated: {named}"))
     }
 }
 
@@ -182,11 +181,19 @@ impl<'a> PolicyBudget<'a> {
             if used.saturating_add(u32::from(!view.traits.unavailable)) <= most {
                 return None;
             }
-            format!("{most} nodes of {} may be unavailable at once, and that many are", domains.shown(own))
+            may_be_unavailable(most, domains.shown(own), ", and that many are")
         };
         let wait = Arc::new(Wait::new(WaitReason::DomainBusy, message));
         domains.full.insert(own, Arc::clone(&wait));
         Some(wait)
+    }
+}
+
+fn may_be_unavailable(most: u32, of: &str, and: &str) -> String {
+    match most {
+        0 => format!("no node of {of} may be unavailable"),
+        1 => format!("1 node of {of} may be unavailable at once{and}"),
+        _ => format!("{most} nodes of {of} may be unavailable at once{and}"),
     }
 }
 
