@@ -8,12 +8,24 @@ use std::path::PathBuf;
 
 /// The package of the node agent and its program.
 const AGENT: (&str, &str) = ("bascule-agent", "bascule-agent");
+/// The same of the operator.
+const OPERATOR: (&str, &str) = ("bascule-operator", "bascule-operator");
 /// Every program that is shipped, by package.
-const ALL: [(&str, &str); 3] = [AGENT, ("bascule-operator", "bascule-operator"), ("bascule-cli", "bascule")];
+const ALL: [(&str, &str); 3] = [AGENT, OPERATOR, ("bascule-cli", "bascule")];
 
 /// Builds the agent and returns the file.
 pub(crate) fn agent() -> anyhow::Result<PathBuf> {
-    Ok(shipped::build(&workspace_root(), &[AGENT.0])?.join(AGENT.1))
+    build(AGENT)
+}
+
+/// Builds the operator and returns the file.
+pub(crate) fn operator() -> anyhow::Result<PathBuf> {
+    build(OPERATOR)
+}
+
+fn build((package, program): (&str, &str)) -> anyhow::Result<PathBuf> {
+    eprintln!("building {package} for {} (some minutes the first time)", shipped::target());
+    Ok(shipped::build(&workspace_root(), &[package])?.join(program))
 }
 
 /// `cargo xtask agent`.
@@ -28,9 +40,8 @@ pub(crate) fn run_all() -> anyhow::Result<()> {
 
 fn run(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     // One by one: each has its own profile.
-    for (package, program) in wanted {
-        eprintln!("building {package} for {} (some minutes the first time)", shipped::target());
-        let file = shipped::build(&workspace_root(), &[package])?.join(program);
+    for (package, program) in wanted.iter().copied() {
+        let file = build((package, program))?;
         let size = std::fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.len();
         eprintln!("{program}: {size} bytes, static, without symbols");
         println!("{}", file.display());

@@ -1,13 +1,13 @@
 //! Every node's agent, in one task: it stages, reboots and commits at once, so that what is left is the operator's time.
 
-use bascule_api::{AGENT_MANAGER, Goal, NodeUpdate, NodeUpdateSpec};
+use bascule_api::{AGENT_MANAGER, Goal, NodeUpdate, NodeUpdateSpec, Rollout};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -26,13 +26,18 @@ struct Machine {
     used_grant: i64,
     granted: Option<Instant>,
     drained: f64,
+    explained: Option<Rollout>,
 }
 
 /// The running agents; they end when this is dropped.
 pub(crate) struct Agents {
     task: JoinHandle<()>,
     overheads: Arc<Mutex<Vec<f64>>>,
+    explanations: Arc<Mutex<Explanations>>,
 }
+
+/// How often each explanation was seen to follow another on some node.
+pub(crate) type Explanations = BTreeMap<String, u32>;
 
 impl Drop for Agents {
     fn drop(&mut self) {
@@ -43,17 +48,23 @@ impl Drop for Agents {
 impl Agents {
     pub(crate) fn start(client: Client) -> Self {
         let overheads = Arc::<Mutex<Vec<f64>>>::default();
-        let task = tokio::spawn(run(client, Arc::clone(&overheads)));
-        Self { task, overheads }
+        let explanations = Arc::<Mutex<Explanations>>::default();
+        let task = tokio::spawn(run(client, Arc::clone(&overheads), Arc::clone(&explanations)));
+        Self { task, overheads, explanations }
     }
 
     /// Seconds from the grant until the node was free again, less the drain, of each node since the last call.
     pub(crate) fn overheads(&self) -> Vec<f64> {
         std::mem::take(&mut *self.overheads.lock().unwrap())
     }
+
+    /// What was explained to whoever asks why a node waits, and how often.
+    pub(crate) fn explanations(&self) -> Explanations {
+        self.explanations.lock().unwrap().clone()
+    }
 }
 
-async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>) {
+async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>, explanations: Arc<Mutex<Explanations>>) {
     let updates: Api<NodeUpdate> = Api::all(client.clone());
     let nodes: Api<Node> = Api::all(client);
     let mut machines: HashMap<String, Machine> = HashMap::new();
@@ -72,10 +83,19 @@ async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>) {
                 used_grant: 0,
                 granted: None,
                 drained: 0.0,
+                explained: None,
             };
             machines.insert(name.clone(), machine);
         }
         let Some(machine) = machines.get_mut(&name) else { continue };
+        let said = update.status.as_ref().and_then(|status| status.rollout.clone());
+        if said != machine.explained {
+            let text =
+                |one: Option<&Rollout>| one.map_or("-".to_owned(), |one| format!("{:?}/{}", one.state, one.reason));
+            let change = format!("{} → {}", text(machine.explained.as_ref()), text(said.as_ref()));
+            *explanations.lock().unwrap().entry(change).or_default() += 1;
+            machine.explained = said;
+        }
         let rebooted = machine.follow(&update.spec, &overheads);
         let status = machine.status(update.metadata.generation);
         let before = serde_json::to_value(update.status.clone().unwrap_or_default()).unwrap_or_default();

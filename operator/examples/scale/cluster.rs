@@ -11,7 +11,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 const APPS: usize = 20;
@@ -66,17 +66,15 @@ impl Operator {
     }
 }
 
-/// The operator's own program, built beside this one, with the rights that the manifests give it.
-pub(crate) async fn start_operator(control_plane: &ControlPlane, server: &HttpsServer) -> Operator {
+/// The operator's own program with the rights that the manifests give it.
+pub(crate) async fn start_operator(program: &Path, control_plane: &ControlPlane, server: &HttpsServer) -> Operator {
     let folder = control_plane.folder();
     let launch = bascule::launch(control_plane, server, folder, "bench", None).await;
-    // target/<profile>/examples/scale → target/<profile>/bascule-operator
-    let own: PathBuf = std::env::current_exe().unwrap();
-    let program = own.parent().and_then(Path::parent).unwrap().join("bascule-operator");
-    let process = Supervised::start(&program, launch.arguments, &[], &folder.join("operator.log")).unwrap();
+    let process = Supervised::start(program, launch.arguments, &[], &folder.join("operator.log")).unwrap();
     Operator { process, listen: launch.listen }
 }
 
+/// A policy that keeps its nodes on 1.0 until [`release`].
 pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str, server: &HttpsServer) {
     let mut waves: Vec<_> = (1..10).map(|wave| json!({"name": format!("w{wave}"), "percent": 10})).collect();
     waves.push(json!({"name": "rest"}));
@@ -85,6 +83,7 @@ pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str,
         "spec": {
             "nodeSelector": {"matchLabels": {"role": role}},
             "source": {"repository": server.url(), "channel": "stable"},
+            "version": "1.0",
             "provenAfter": "0s",
             "waves": waves,
             "budget": {"maxUnavailable": "10%"},
@@ -95,10 +94,25 @@ pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str,
     policies.create(&PostParams::default(), &policy).await.unwrap();
 }
 
-pub(crate) async fn until_updated(policies: &Api<UpdatePolicy>, name: &str, nodes: usize, patience: Duration) {
+/// Lets a policy's nodes go to the newest release of the channel.
+pub(crate) async fn release(policies: &Api<UpdatePolicy>, name: &str) {
+    let newest = Patch::Merge(json!({"spec": {"version": null}}));
+    policies.patch(name, &PatchParams::default(), &newest).await.unwrap();
+}
+
+pub(crate) async fn until_all_run(
+    version: &str,
+    policies: &Api<UpdatePolicy>,
+    name: &str,
+    nodes: usize,
+    patience: Duration,
+) {
+    let version = version.to_owned();
     let done = move |policy: Option<&UpdatePolicy>| {
         policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
-            usize::try_from(status.counts.updated).is_ok_and(|updated| updated == nodes) && status.counts.moving == 0
+            status.target.as_ref().is_some_and(|target| target.version.as_str() == version)
+                && usize::try_from(status.counts.updated).is_ok_and(|updated| updated == nodes)
+                && status.counts.moving == 0
         })
     };
     let waited = await_condition(policies.clone(), name, done);

@@ -11,9 +11,9 @@ fn own_writes(requests: &[Request]) -> impl Iterator<Item = &Request> {
         .filter(|one| one.user == OPERATOR && one.writes() && one.resource != "events" && one.resource != "leases")
 }
 
-/// Writes about nodes and their NodeUpdates, the creation of a NodeUpdate included. One that meets a newer object is refused
+/// Writes about nodes and their NodeUpdates. One that meets a newer object is refused
 /// (409) and changes nothing; those and evictions, which are pods' affair, stand in the list by kind only.
-pub(crate) fn writes(requests: &[Request]) {
+pub(crate) fn writes(what: &str, requests: &[Request]) {
     let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut by_kind: BTreeMap<String, u32> = BTreeMap::new();
     for request in own_writes(requests) {
@@ -26,7 +26,7 @@ pub(crate) fn writes(requests: &[Request]) {
     let mut counts: Vec<usize> = by_node.values().map(Vec::len).collect();
     counts.sort_unstable();
     println!(
-        "writes by the operator for a node's update and its enrolment, events apart: {:.2} on average, median {}, p99 {}, most {}",
+        "writes by the operator for a node and {what}, events apart: {:.2} on average, median {}, p99 {}, most {}",
         counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64,
         at(&counts, 50),
         at(&counts, 99),
@@ -42,6 +42,16 @@ pub(crate) fn writes(requests: &[Request]) {
 
 fn at<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
     sorted.get((sorted.len().saturating_sub(1)) * percent / 100).copied().unwrap_or_default()
+}
+
+/// Which explanations followed which, of those that cost more than a few writes.
+pub(crate) fn explanations(changes: &BTreeMap<String, u32>) {
+    println!("explanations of nodes, the most frequent:");
+    let mut sorted: Vec<_> = changes.iter().collect();
+    sorted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (change, count) in sorted.iter().take(16) {
+        println!("    {count:>7}  {change}");
+    }
 }
 
 pub(crate) fn overheads(what: &str, seconds: &[f64]) {

@@ -5,7 +5,7 @@ mod agent;
 
 use crate::{
     prerequisites::{self, Tool},
-    workspace_root,
+    shipped, workspace_root,
 };
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -52,9 +52,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         What::Agent(options) => agent::run(options),
         What::Operator { arguments } => {
             prerequisites::require("go", "the control plane and KWOK are built with it")?;
-            cargo(&["build", "--quiet", "--package", "bascule-operator"], &[], "the operator does not build")?;
+            let program = shipped::operator()?;
+            let program = program.to_str().context("the workspace's path is not UTF-8")?;
             let scale = ["run", "--quiet", "--package", "bascule-operator", "--example", "scale", "--"];
-            cargo(&scale, arguments, "its message says why")
+            cargo(&[&scale[..], &["--operator", program]].concat(), arguments, "its message says why")
         }
         What::Release { arguments } => {
             prerequisites::ensure(TOOLS)?;
