@@ -10,6 +10,7 @@
 pub mod bascule;
 pub mod clock;
 pub mod control_plane;
+pub mod files;
 pub mod https;
 pub mod kubelet;
 pub mod kwok;

@@ -291,14 +291,5 @@ pub fn days(count: i64) -> TimeDelta {
 
 /// Copies a repository, so that an attacker can serve it later.
 pub fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
+    crate::files::copy_folder(from, to).unwrap();
 }

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use bascule_tests::control_plane::{ControlPlane, Options};
+use bascule_tests::files::copy_folder;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
@@ -18,18 +19,6 @@ fn shown(page: &str, name: &str) -> String {
     marked.and_then(|block| block.strip_prefix("yaml\n")).unwrap_or_else(|| panic!("no {name} on the page")).to_owned()
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 fn image(pod: Option<PodSpec>) -> Option<String> {
     pod?.containers.into_iter().next()?.image
 }
@@ -38,7 +27,7 @@ fn image(pod: Option<PodSpec>) -> Option<String> {
 async fn the_overlay_of_the_page_installs() {
     let page = std::fs::read_to_string(format!("{ROOT}/docs/install.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    copy(&Path::new(ROOT).join("manifests"), &folder.path().join("manifests"));
+    copy_folder(&Path::new(ROOT).join("manifests"), &folder.path().join("manifests")).unwrap();
     for (name, content) in [
         ("kustomization.yaml", shown(&page, "overlay")),
         ("on-call.yaml", shown(&page, "on-call")),

@@ -254,7 +254,7 @@ async fn install(cluster: &Cluster, run: &Path, repository: &Repository) -> anyh
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // kustomize takes no absolute paths for bases.
     let manifests = folder.join("manifests");
-    copy_folder(&crate::workspace_root().join("manifests"), &manifests)?;
+    bascule_tests::files::copy_folder(&crate::workspace_root().join("manifests"), &manifests)?;
     std::fs::write(folder.join("root.json"), repository.trust_root()?).context("cannot write the trust root")?;
     let pin = |kind: &str, name: &str| {
         format!(
@@ -268,18 +268,4 @@ async fn install(cluster: &Cluster, run: &Path, repository: &Repository) -> anyh
     );
     std::fs::write(folder.join("kustomization.yaml"), text).context("cannot write the kustomization")?;
     cluster.apply_kustomization(&folder).await
-}
-
-fn copy_folder(from: &Path, to: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
-    for entry in std::fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), &target).with_context(|| format!("cannot copy {}", target.display()))?;
-        }
-    }
-    Ok(())
 }
