@@ -29,3 +29,4 @@ pub use error::Error;
 pub use qemu::ensure_qemu;
 pub use recipe::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe, container_host, sandbox};
 pub use store::{OsImage, Package, Store};
+pub use tool::end_tools;

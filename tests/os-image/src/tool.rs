@@ -1,8 +1,13 @@
 //! Runs the programs that make images and turns their failures into one sentence each.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::ErrorKind;
-use std::process::{Command, Output, Stdio};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::Error;
 
@@ -23,10 +28,56 @@ fn package_of(tool: &str) -> &'static str {
     }
 }
 
+/// The programs that run now.
+static RUNNING: Mutex<Running> = Mutex::new(Running { ended: false, tools: BTreeMap::new() });
+
+#[derive(Debug)]
+struct Running {
+    /// No other program may start.
+    ended: bool,
+    /// By process id; a descriptor never means another process that took the id over.
+    tools: BTreeMap<u32, OwnedFd>,
+}
+
+fn running() -> MutexGuard<'static, Running> {
+    // It is whole after each step, so a thread that died with it left it in order.
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks the programs that run for images in this process to end, and lets no other start: for a process that was itself
+/// asked to end. Whoever waits for an image gets an error.
+pub fn end_tools() {
+    let mut running = running();
+    running.ended = true;
+    for tool in running.tools.values() {
+        // One that has just ended by itself is what is wanted.
+        let _ = pidfd_send_signal(tool, Signal::TERM);
+    }
+}
+
+fn start(command: &mut Command) -> io::Result<Child> {
+    let mut running = running();
+    if running.ended {
+        return Err(ErrorKind::Interrupted.into());
+    }
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let tool = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    running.tools.insert(child.id(), tool);
+    Ok(child)
+}
+
+fn output(command: &mut Command) -> io::Result<Output> {
+    let child = start(command)?;
+    let id = child.id();
+    let output = child.wait_with_output();
+    running().tools.remove(&id);
+    output
+}
+
 /// Runs `command` to its end without input and returns what it wrote.
 pub(crate) fn run(step: &str, command: &mut Command) -> Result<Output, Error> {
     let tool = OsStr::to_string_lossy(command.get_program()).into_owned();
-    let output = command.stdin(Stdio::null()).output().map_err(|source| match source.kind() {
+    let output = output(command).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Error::MissingTool { package: package_of(&tool), tool: tool.clone() },
         _ => Error::Io { path: tool.clone().into(), source },
     })?;

@@ -20,7 +20,7 @@ mod story;
 mod view;
 mod workload;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -31,6 +31,9 @@ pub(crate) use releases::{Built, CHANNEL, build_pair};
 pub(crate) use repository::Repository;
 use story::{Stage, Story};
 use view::View;
+
+/// How long what still runs in the background after the story is waited for.
+const AFTERWARDS: Duration = Duration::from_secs(5);
 
 /// How the story ended.
 enum End {
@@ -52,7 +55,12 @@ pub(crate) fn run(options: Options) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(play(options)) {
+    let played = runtime.block_on(play(options));
+    // Where it was interrupted while a release was built, the thread that builds is not waited for; what lies half built
+    // goes with the next start.
+    bascule_os_image::end_tools();
+    runtime.shutdown_timeout(AFTERWARDS);
+    match played {
         Ok(End::Good) => ExitCode::SUCCESS,
         Ok(End::Bad) => ExitCode::FAILURE,
         Ok(End::Interrupted) => ExitCode::from(130),
