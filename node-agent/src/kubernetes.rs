@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_api::{AGENT_MANAGER, NodeUpdate, NodeUpdateStatus};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher;
@@ -17,6 +17,7 @@ use kube::{Client, Config};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::core::{Desired, Event};
 use crate::engine::in_one_line;
 use crate::metrics::Metrics;
@@ -73,8 +74,8 @@ impl Credentials {
             Self::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         };
         config.connect_timeout = Some(REQUEST_TIMEOUT);
-        // A watch is renewed by the server after about five minutes; bookmarks come at least every minute.
-        config.read_timeout = Some(Duration::from_secs(330));
+        // A watch may be silent for long, and its silence is timed apart.
+        config.read_timeout = None;
         config.write_timeout = Some(REQUEST_TIMEOUT);
         Client::try_from(config).map_err(ClientError::Client)
     }
@@ -132,21 +133,33 @@ pub struct Link {
     pub node: String,
     /// How often a status that differs only in its progress is written at most.
     pub progress_every: Duration,
+    /// After which time without a sign of life a watch is given up.
+    pub silence: Duration,
     /// Where requests and errors are counted.
     pub metrics: Arc<Metrics>,
 }
 
 impl Link {
+    /// An API server sends each watch a bookmark about once a minute (k8s.io/apiserver, `storage/cacher`,
+    /// `defaultBookmarkFrequency`). One that has missed four of them, or that sends none, gets a new connection.
+    pub const SILENCE: Duration = Duration::from_secs(290);
+
     /// Turns the watch into events until nobody listens any more.
     pub async fn watch(self, events: mpsc::Sender<Event>) {
         let (mut pauses, mut outage) = (Pauses::new(), Outage::default());
         loop {
             match self.credentials.client().await {
-                Ok(client) => {
-                    if !self.watch_with(client, &events, &mut pauses, &mut outage).await {
-                        return;
+                Ok(client) => match self.follow(client, &events, &mut pauses, &mut outage).await {
+                    Ok(()) => return,
+                    Err(broken) => {
+                        let kind = broken.kind();
+                        self.metrics.kubernetes_error("watch", kind);
+                        if let Some(failures) = outage.failed(kind, Instant::now()) {
+                            let error = in_one_line(&broken);
+                            tracing::warn!(kind, error, failures, "the watch of NodeUpdate {} broke", self.node);
+                        }
                     }
-                }
+                },
                 Err(error) => {
                     self.metrics.kubernetes_error("watch", "Credentials");
                     if let Some(failures) = outage.failed("Credentials", Instant::now()) {
@@ -162,50 +175,63 @@ impl Link {
         }
     }
 
-    /// Watches with one client until it fails; `false` when nobody listens any more.
-    async fn watch_with(
+    /// Watches with one client until that breaks; ends well when nobody listens any more.
+    async fn follow(
         &self,
         client: Client,
         events: &mpsc::Sender<Event>,
         pauses: &mut Pauses,
         outage: &mut Outage,
-    ) -> bool {
-        let api: Api<NodeUpdate> = Api::all(client);
-        let mut stream = std::pin::pin!(watcher::watch_object(api, &self.node));
-        while let Some(change) = stream.next().await {
-            match change {
-                Ok(object) => {
-                    *pauses = Pauses::new();
-                    if let Some(failures) = outage.over() {
-                        tracing::info!(failures, "the watch of NodeUpdate {} stands again", self.node);
-                    }
-                    for event in as_events(object) {
-                        if events.send(event).await.is_err() {
-                            return false;
-                        }
-                    }
+    ) -> Result<(), Broken> {
+        let alarm = Alarm::new()?;
+        // How long a watch lasts is left to the server (half an hour or more, `--min-request-timeout`), and tokio sets no
+        // timer meanwhile, which would wake an idle agent (see `alarm`).
+        let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node)).timeout(0);
+        let mut stream = std::pin::pin!(watcher::watcher(Api::<NodeUpdate>::all(client), config));
+        let mut found = false;
+        loop {
+            let sign_of_life = || {
+                // Whatever is due soon is done now that the agent is awake. If the channel is full, it has enough to do.
+                let _ = events.try_send(Event::Tick);
+                alarm.set(self.silence)
+            };
+            let change = tokio::select! {
+                biased;
+                rang = alarm.rings() => return Err(rang.map_or_else(Broken::from, |()| Broken::Silent(self.silence))),
+                change = next_change(&mut stream, sign_of_life) => change?,
+            };
+            let change = match change {
+                Some(Ok(change)) => change,
+                // The server forgot where we were: the watcher lists afresh by itself.
+                Some(Err(watcher::Error::WatchError(status))) if status.code == 410 => continue,
+                Some(Err(error)) => return Err(error.into()),
+                None => return Err(Broken::Ended),
+            };
+            if matches!(change, watcher::Event::Init) {
+                // A list is about to be asked for; nothing was answered yet.
+                found = false;
+                continue;
+            }
+            *pauses = Pauses::new();
+            if let Some(failures) = outage.over() {
+                tracing::info!(failures, "the watch of NodeUpdate {} stands again", self.node);
+            }
+            let object = match change {
+                watcher::Event::InitApply(object) => {
+                    found = true;
+                    Some(object)
                 }
-                Err(error) => {
-                    let kind = match &error {
-                        watcher::Error::InitialListFailed(error)
-                        | watcher::Error::WatchStartFailed(error)
-                        | watcher::Error::WatchFailed(error) => kind(error),
-                        watcher::Error::WatchError(status) if status.code == 410 => {
-                            // The server forgot where we were: the watcher lists afresh by itself.
-                            continue;
-                        }
-                        _ => "Refused",
-                    };
-                    self.metrics.kubernetes_error("watch", kind);
-                    if let Some(failures) = outage.failed(kind, Instant::now()) {
-                        let error = in_one_line(&error);
-                        tracing::warn!(kind, error, failures, "the watch of NodeUpdate {} broke", self.node);
-                    }
-                    return true;
+                watcher::Event::Apply(object) => Some(object),
+                watcher::Event::Delete(_) => None,
+                watcher::Event::InitDone if !found => None,
+                watcher::Event::InitDone | watcher::Event::Init => continue,
+            };
+            for event in as_events(object) {
+                if events.send(event).await.is_err() {
+                    return Ok(());
                 }
             }
         }
-        true
     }
 
     /// Writes the newest status whenever it changes and the server takes it. Ends when the sender is gone, after one last
@@ -235,6 +261,10 @@ impl Link {
                 }
                 match self.write(&mut client, &status.status).await {
                     Ok(()) => {
+                        // At rest no second connection is kept, which the server would end some time later.
+                        if status.status.transfer.is_none() {
+                            client = None;
+                        }
                         written = Some(status);
                         last_write = Some(Instant::now());
                         pauses = Pauses::new();
@@ -322,6 +352,53 @@ struct Unwritten {
     kind: &'static str,
     /// With its causes.
     error: String,
+}
+
+/// Why a watch came to its end.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    /// No timer.
+    #[error("the kernel gives the agent no timer")]
+    Timer(#[from] std::io::Error),
+    /// Nothing came for too long.
+    #[error("the API server gave no sign of life for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// The client gave up.
+    #[error("the watch ended")]
+    Ended,
+    /// It failed.
+    #[error(transparent)]
+    Failed(#[from] watcher::Error),
+}
+
+impl Broken {
+    /// For the metrics.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Timer(_) => "Timer",
+            Self::Silent(_) => "Silent",
+            Self::Ended => "Ended",
+            Self::Failed(
+                watcher::Error::InitialListFailed(error)
+                | watcher::Error::WatchStartFailed(error)
+                | watcher::Error::WatchFailed(error),
+            ) => kind(error),
+            Self::Failed(_) => "Refused",
+        }
+    }
+}
+
+/// The next change. `sign_of_life` is called whenever the server has said anything: the watcher keeps bookmarks and the
+/// renewals of the watch to itself, but it is asked for a change only when something came.
+async fn next_change<S: Stream + Unpin>(
+    stream: &mut S,
+    mut sign_of_life: impl FnMut() -> std::io::Result<()>,
+) -> std::io::Result<Option<S::Item>> {
+    std::future::poll_fn(|context| match sign_of_life() {
+        Ok(()) => stream.poll_next_unpin(context).map(Ok),
+        Err(error) => std::task::Poll::Ready(Err(error)),
+    })
+    .await
 }
 
 /// The agent's part of an object: everything in the status but the operator's explanation.

@@ -10,6 +10,7 @@
 pub use bascule_agent_core as core;
 
 pub mod agent;
+mod alarm;
 pub mod boot;
 pub mod engine;
 pub mod gpt;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bascule_api::NodeUpdateStatus;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
+use crate::alarm::Alarm;
 use crate::core::{Effect, Event, ManualCommand, Now, State, status, step};
 use crate::engine::{Engine, Stop};
 use crate::host::Host;
@@ -34,6 +36,9 @@ pub enum RunError {
     /// The thread that carries effects out is gone.
     #[error("the agent's worker died; this is a defect, please report it")]
     Worker,
+    /// No timer.
+    #[error("the kernel gives the agent no timer")]
+    Timer(#[source] std::io::Error),
     /// No thread.
     #[error("the agent's worker can't be started")]
     Thread(#[source] std::io::Error),
@@ -81,6 +86,7 @@ pub async fn run(
         credentials,
         node: node.clone(),
         progress_every: settings.progress_every,
+        silence: Link::SILENCE,
         metrics: Arc::clone(&metrics),
     };
     tokio::spawn(link.clone().watch(event_sender));
@@ -92,12 +98,14 @@ pub async fn run(
     tracing::info!(node, version = own.state.config.agent_version, "the agent runs");
     // Outside systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = sd_notify::watchdog_enabled().map(|time| time / 2);
-    let mut ping = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(86_400)));
+    let mut watchdog = Watchdog::new();
+    let alarm = Alarm::new().map_err(RunError::Timer)?;
     let mut shutdown = std::pin::pin!(shutdown);
     own.handle(Event::Tick).await?;
     loop {
+        watchdog.feed();
         let rest = own.state.rest(own.now()).max(Duration::from_millis(50));
+        alarm.set(watchdog.due().map_or(rest, |due| rest.min(due))).map_err(RunError::Timer)?;
         tokio::select! {
             biased;
             () = &mut shutdown => break,
@@ -106,10 +114,10 @@ pub async fn run(
                 None => return Err(RunError::Worker),
             },
             Some(command) = commands.recv() => own.command(command).await?,
-            _ = ping.tick(), if watchdog.is_some() => {
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            rang = alarm.rings() => {
+                rang.map_err(RunError::Timer)?;
+                own.handle(Event::Tick).await?;
             }
-            () = tokio::time::sleep(rest) => own.handle(Event::Tick).await?,
         }
     }
     tracing::info!("the agent ends");
@@ -119,6 +127,37 @@ pub async fn run(
     // One last word, if the server listens.
     let _ = tokio::time::timeout(Duration::from_secs(2), publishing).await;
     Ok(())
+}
+
+/// systemd's watchdog, where it watches. It is fed when the loop turns anyway, and wakes the agent only where that does not
+/// happen for long.
+#[derive(Debug)]
+struct Watchdog {
+    /// After how long without food it bites.
+    patience: Option<Duration>,
+    fed: Option<Instant>,
+}
+
+impl Watchdog {
+    fn new() -> Self {
+        Self { patience: sd_notify::watchdog_enabled(), fed: None }
+    }
+
+    /// Feeds it, unless it was fed in the last quarter of its patience.
+    fn feed(&mut self) {
+        let Some(patience) = self.patience else { return };
+        if self.fed.is_none_or(|fed| fed.elapsed() >= patience / 4) {
+            // Outside systemd there is nobody to tell.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            self.fed = Some(Instant::now());
+        }
+    }
+
+    /// When it has to be fed at the latest: sd_watchdog_enabled(3) advises half of its patience.
+    fn due(&self) -> Option<Duration> {
+        let fed = self.fed.map(|fed| fed.elapsed()).unwrap_or_default();
+        self.patience.map(|patience| (patience / 2).saturating_sub(fed))
+    }
 }
 
 /// Starts the thread that carries effects out. It ends when nobody gives it work any more; then the second channel closes.

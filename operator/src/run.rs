@@ -2,6 +2,7 @@
 
 use crate::{
     apply::Writer,
+    break_glass::BreakGlass,
     clock::Clock,
     drain::{self, Drains, EvictionApi},
     events::Events,
@@ -141,13 +142,13 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let draining = drain::Tools {
         backend: Arc::new(EvictionApi::new(plain)),
         pods: Arc::new(world.clone()),
-        observer: Arc::new(Observer::new(world.clone(), metrics.clone(), events, Arc::clone(&changes))),
+        observer: Arc::new(Observer::new(world.clone(), metrics.clone(), events.clone(), Arc::clone(&changes))),
         permits: Arc::new(Semaphore::new(usize::from(settings.max_evictions))),
         clock: clock.clone(),
         // The manifests give a replica the name of its pod.
         own_pod: Some((settings.namespace.clone(), identity.clone())),
     };
-    let parts = Parts { settings, clock, metrics, readiness, world, writer, draining, reading, asker, changes };
+    let parts = Parts { settings, clock, events, metrics, readiness, world, writer, draining, reading, asker, changes };
 
     let ended = tokio::select! {
         () = stop => Ok(()),
@@ -192,6 +193,7 @@ struct Parts {
     readiness: Readiness,
     world: World,
     writer: Writer,
+    events: Events,
     draining: drain::Tools,
     reading: repository::Tools,
     asker: Asker,
@@ -240,6 +242,7 @@ impl Parts {
                 Arc::clone(&self.changes),
             ),
             drains: Drains::new(self.draining.clone()),
+            break_glass: BreakGlass::default(),
             failures: 0,
             led_since: Instant::now(),
             explained,
@@ -257,6 +260,7 @@ struct Round<'a> {
     channels: Channels,
     gates: GateBoard,
     drains: Drains,
+    break_glass: BreakGlass,
     failures: u32,
     led_since: Instant,
     explained: watch::Sender<Explained>,
@@ -285,6 +289,7 @@ impl Round<'_> {
     /// Makes one plan and carries it out; says when to look again though nothing changes.
     async fn plan(&mut self, since: Instant) -> Instant {
         let parts = self.parts;
+        self.break_glass.tell(&parts.world, &parts.events, bascule_api::Time::new(parts.clock.now()));
         let policies = parts.world.policies.all();
         self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
         let progress = self.drains.progress();

@@ -143,7 +143,7 @@ fn stranded(state: &State, journal: &Journal, facts: &Facts) -> Plan {
 
 /// From time to time, when nothing else is to be done, the running slot is read whole.
 pub(super) fn inspect(state: &State, facts: &Facts, now: Now) -> Plan {
-    if now.since_boot.saturating_sub(state.inspected_at) < state.config.inspect_every {
+    if now.since_boot.saturating_sub(state.inspected_at) < state.config.inspect_from() {
         return None;
     }
     let target = ReleaseTarget {

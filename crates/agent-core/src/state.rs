@@ -36,12 +36,31 @@ pub struct Config {
     pub retry_first: Duration,
     /// Longest wait after a failure.
     pub retry_max: Duration,
-    /// How often to look at the machine without a reason.
+    /// How often to look at the machine without a reason, at the least: where the agent is awake for something else in the
+    /// last quarter of this time, it looks then.
     pub observe_every: Duration,
-    /// How often the running slot is read whole and compared with its root hash.
+    /// How often the running slot is read whole and compared with its root hash; likewise.
     pub inspect_every: Duration,
     /// Spreads the waits of many nodes: 0 to 1000, another for each node.
     pub spread: u64,
+}
+
+impl Config {
+    /// How long before its time something that is done again and again is done if the agent is awake then, so that it need
+    /// not wake up for it.
+    fn early(&self, every: Duration) -> Duration {
+        self.observe_every.min(every) / 4
+    }
+
+    /// The age of the last look from which on another is taken.
+    pub(super) fn observe_from(&self) -> Duration {
+        self.observe_every.saturating_sub(self.early(self.observe_every))
+    }
+
+    /// The age of the last inspection from which on there is another.
+    pub(super) fn inspect_from(&self) -> Duration {
+        self.inspect_every.saturating_sub(self.early(self.inspect_every))
+    }
 }
 
 impl Default for Config {

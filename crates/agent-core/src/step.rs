@@ -87,7 +87,7 @@ fn take_in(state: &mut State, event: Event, now: Now) {
             state.manual = Some(Manual { command, user, at: now.wall });
         }
         Event::Tick => {
-            if now.since_boot.saturating_sub(state.observed_at) >= state.config.observe_every {
+            if now.since_boot.saturating_sub(state.observed_at) >= state.config.observe_from() {
                 state.facts = None;
             }
         }

@@ -46,7 +46,7 @@ pub(super) async fn run(settings: &Settings, runtime: &Handle) -> Exit {
                 RunError::Locked => Exit::Locked,
                 RunError::Lock(_) => Exit::Host,
                 RunError::Listen(_) => Exit::Settings,
-                RunError::Worker | RunError::Thread(_) => Exit::Internal,
+                RunError::Worker | RunError::Timer(_) | RunError::Thread(_) => Exit::Internal,
             }
         }
     }

@@ -92,7 +92,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("kubernetes.kubeconfig", Kind::Text, "", "Kubeconfig. Not set: the pod's service account."),
     key("kubernetes.progress-every", Kind::Duration(1, 3_600), "10s", "How often progress is written at most."),
-    key("observe.every", Kind::Duration(30, 86_400), "5m", "How often the machine is looked at without a reason."),
+    key(
+        "observe.every",
+        Kind::Duration(30, 86_400),
+        "5m",
+        "How often the machine is looked at without a reason, at the least.",
+    ),
     key(
         "observe.inspect-every",
         Kind::Duration(60, 2_592_000),

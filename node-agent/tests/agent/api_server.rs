@@ -25,6 +25,10 @@ pub(crate) struct Held {
     pub(crate) patches: Vec<(String, String, Value)>,
     /// Field selectors of lists and watches.
     pub(crate) selectors: Vec<String>,
+    /// What was asked of each watch.
+    pub(crate) watches: Vec<std::collections::BTreeMap<String, String>>,
+    /// Whether watches are to be sent a bookmark with the next change.
+    bookmark: bool,
     /// Tokens that came, in order.
     pub(crate) tokens: Vec<String>,
     /// Whether every request is answered with 401.
@@ -90,6 +94,13 @@ impl ApiServer {
         self.changed.send_replace(next);
     }
 
+    /// Sends a bookmark to the watch that is open.
+    pub(crate) fn bookmark(&self) {
+        self.held.lock().unwrap().bookmark = true;
+        let next = self.next();
+        self.changed.send_replace(next);
+    }
+
     /// Answers 401 to everything, or not; open watches end.
     pub(crate) fn refuse(&self, refuse: bool) {
         self.held.lock().unwrap().refuse = refuse;
@@ -137,6 +148,7 @@ async fn list(
             "metadata": {"resourceVersion": version}, "items": items}))
         .into_response();
     }
+    server.held.lock().unwrap().watches.push(query.clone());
     // A watch begins behind what its resource version has shown.
     let seen: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     if *changes.borrow() > seen {
@@ -151,14 +163,17 @@ async fn list(
         futures::stream::unfold((server, changes, name, before), |(server, mut changes, name, before)| async move {
             loop {
                 changes.changed().await.ok()?;
-                let (now, refuse) = {
-                    let held = server.held.lock().unwrap();
-                    (held.objects.get(&name).cloned(), held.refuse)
+                let version = changes.borrow().to_string();
+                let (now, refuse, bookmark) = {
+                    let mut held = server.held.lock().unwrap();
+                    (held.objects.get(&name).cloned(), held.refuse, std::mem::take(&mut held.bookmark))
                 };
                 if refuse {
                     return None;
                 }
                 let event = match (&before, &now) {
+                    _ if bookmark => json!({"type": "BOOKMARK", "object": {"apiVersion": "bascule.dev/v1alpha1",
+                        "kind": "NodeUpdate", "metadata": {"resourceVersion": version}}}),
                     (Some(gone), None) => json!({"type": "DELETED", "object": gone}),
                     (_, Some(object)) => json!({"type": "MODIFIED", "object": object}),
                     (None, None) => continue,

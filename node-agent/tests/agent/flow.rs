@@ -315,6 +315,25 @@ fn an_agent_without_news_writes_nothing() {
     assert_eq!(agent.published(), None);
 }
 
+/// A look that is due soon is taken when the agent is awake for something else; before that, being awake is no reason.
+#[test]
+fn a_look_that_is_due_soon_is_taken_when_something_else_wakes_the_agent() {
+    let every = bascule_agent::core::Config::default().observe_every;
+    let machine = Machine::new(BootLoader::SystemdBoot, &release("1.0", &[]), &[]);
+    let mut agent = machine.agent();
+    let looked_at = agent.state().observed_at;
+    assert_eq!(agent.state().rest(agent.now()), every, "by itself it wakes up when the look is due");
+    for _ in 0..3 {
+        machine.clock.pass(every / 5);
+        agent.handle(Event::Tick).unwrap();
+        assert_eq!(agent.state().observed_at, looked_at);
+    }
+    machine.clock.pass(every / 5);
+    agent.handle(Event::Tick).unwrap();
+    assert_eq!(agent.state().observed_at, looked_at + every / 5 * 4);
+    assert_eq!(agent.state().rest(agent.now()), every, "the next one is due a whole time later");
+}
+
 /// Power loss tore the name of the armed entry: no counter is left, and yet nobody committed anything.
 #[test]
 fn an_entry_that_lost_its_counter_gets_it_back_and_is_committed_only_when_asked() {

@@ -23,6 +23,7 @@ fn link(server: &ApiServer, folder: &Path, node: &str) -> Link {
         credentials: Credentials::Kubeconfig(server.kubeconfig(folder)),
         node: node.to_owned(),
         progress_every: Duration::from_secs(10),
+        silence: Link::SILENCE,
         metrics: Arc::new(Metrics::new()),
     }
 }
@@ -107,6 +108,42 @@ async fn a_refused_token_is_tried_again_with_the_one_that_is_there_then() {
     let tokens = server.held.lock().unwrap().tokens.clone();
     assert_eq!((tokens[0].as_str(), tokens.last().unwrap().as_str()), ("Bearer first", "Bearer second"));
     assert!(metrics.text().contains("kind=\"Unauthorized\""), "{}", metrics.text());
+}
+
+/// Bookmarks are what an idle agent wakes up for: what else is due is done with them. How long a watch lasts is the server's
+/// to say.
+#[tokio::test]
+async fn whatever_the_server_says_is_a_chance_to_do_what_is_due() {
+    let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    server.put("n1", &idle());
+    let (sender, mut events) = mpsc::channel(16);
+    tokio::spawn(link(&server, folder.path(), "n1").watch(sender));
+    assert!(next_word(&mut events).await.is_some());
+    for _ in 0..3 {
+        // What came with the word, or the bookmark before, is over when the channel is empty and nothing more is said.
+        while tokio::time::timeout(Duration::from_millis(100), events.recv()).await.is_ok() {}
+        server.bookmark();
+        let event = tokio::time::timeout(PATIENCE, events.recv()).await.expect("a tick").unwrap();
+        assert!(matches!(event, Event::Tick), "{event:?}");
+    }
+    let held = server.held.lock().unwrap();
+    assert_eq!(held.watches.len(), 1, "one watch lasts: {:?}", held.watches);
+    let asked = |key: &str| held.watches[0].get(key).map(String::as_str);
+    assert_eq!((asked("timeoutSeconds"), asked("allowWatchBookmarks")), (Some("0"), Some("true")));
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_is_asked_anew() {
+    let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    server.put("n1", &idle());
+    let (sender, mut events) = mpsc::channel(16);
+    let link = Link { silence: Duration::from_millis(50), ..link(&server, folder.path(), "n1") };
+    let metrics = Arc::clone(&link.metrics);
+    tokio::spawn(link.watch(sender));
+    for _ in 0..2 {
+        assert!(next_word(&mut events).await.is_some(), "a new list tells it again");
+    }
+    assert!(metrics.text().contains("kind=\"Silent\""), "{}", metrics.text());
 }
 
 fn moving(percent: u32) -> NodeUpdateStatus {

@@ -85,6 +85,13 @@ impl Events {
         Self(sender)
     }
 
+    /// For tests that look at what would be written.
+    #[cfg(test)]
+    pub(crate) fn to_nowhere() -> (Self, mpsc::Receiver<Notice>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
+    }
+
     /// Tells. Never waits: an event is a courtesy, the objects hold the truth.
     pub fn tell(&self, notice: Notice) {
         if let Err(error) = self.0.try_send(notice) {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod bad_input;
+mod break_glass;
 mod drain;
 mod handover;
 mod health;

@@ -14,8 +14,8 @@ use bascule_tests::supervise::Supervised;
 use uuid::Uuid;
 
 use super::logind::Bus;
+use super::systemd::Unit;
 use crate::sandbox::{Built, Repository, write_disk};
-use crate::workspace_root;
 
 /// Vendor GUID of the Boot Loader Interface's EFI variables (systemd, "The Boot Loader Interface").
 const VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
@@ -30,6 +30,7 @@ pub(super) struct Host {
     // Dropped in this order: the agent ends before its root goes.
     agent: Option<Supervised>,
     bus: Bus,
+    unit: Unit,
     _esp: Mounted,
     root: PathBuf,
     log: PathBuf,
@@ -76,7 +77,8 @@ impl Host {
         write_disk(&disk, release)?;
         let esp = Mounted::esp(&disk, &root.join("efi"))?;
         let bus = Bus::start(&root.join(BUS)).await?;
-        let host = Self { agent: None, bus, _esp: esp, root: root.to_owned(), log: PathBuf::new() };
+        let unit = Unit::listen(root)?;
+        let host = Self { agent: None, bus, unit, _esp: esp, root: root.to_owned(), log: PathBuf::new() };
         host.variable("LoaderFeatures", Some(&FEATURES.to_le_bytes()))?;
         host.show(release)?;
         Ok(host)
@@ -86,7 +88,7 @@ impl Host {
     pub(super) fn start_agent(&mut self, logs: &Path) -> anyhow::Result<()> {
         self.log = logs.join("agent.log");
         let arguments = [self.root.as_os_str(), "/bascule-agent".as_ref(), "run".as_ref()];
-        let mut environment = unit_environment()?;
+        let mut environment = self.unit.environment();
         environment.push(("DBUS_SYSTEM_BUS_ADDRESS".to_owned(), format!("unix:path=/{BUS}")));
         self.agent = Some(Supervised::start(Path::new("chroot"), arguments, &environment, &self.log)?);
         Ok(())
@@ -95,6 +97,16 @@ impl Host {
     /// The agent's process.
     pub(super) fn pid(&self) -> anyhow::Result<u32> {
         self.agent.as_ref().map(Supervised::pid).context("the agent does not run")
+    }
+
+    /// The patience of the watchdog in the agent's unit.
+    pub(super) const fn patience(&self) -> Duration {
+        self.unit.patience
+    }
+
+    /// What systemd's watchdog heard of the agent.
+    pub(super) fn watchdog_told(&self) -> String {
+        self.unit.watchdog_told()
     }
 
     /// Where the agent logs to.
@@ -165,15 +177,6 @@ impl Host {
         }
         Ok(())
     }
-}
-
-/// The environment that the shipped unit gives the agent: it decides how much memory is kept.
-fn unit_environment() -> anyhow::Result<Vec<(String, String)>> {
-    let path = workspace_root().join("node-agent/units/bascule-agent.service");
-    let unit = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let variables = unit.lines().filter_map(|line| line.strip_prefix("Environment=")).flat_map(str::split_whitespace);
-    let pairs = variables.map(|variable| variable.split_once('=').context("a variable of the unit has no value"));
-    pairs.map(|pair| pair.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
 }
 
 /// A file system that is unmounted when this is dropped.

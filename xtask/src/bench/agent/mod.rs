@@ -8,6 +8,7 @@
 mod host;
 mod logind;
 mod process;
+mod systemd;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -204,7 +205,10 @@ async fn idle_rows(host: &Host, cluster: &ControlPlane, idle: Duration) -> anyho
     let told = if requests.is_empty() { "none".to_owned() } else { requests.join(", ") };
     Ok(vec![
         row("RSS idle before the first transfer", "12 MiB", &memory.now()),
-        row(&format!("wake-ups in {seconds} s idle"), "one every 30 s", &sampled.told(seconds)),
+        row(&format!("wake-ups in {seconds} s idle"), "one every 30 s", &sampled.often(seconds)),
+        row("from one wake-up to the next", "30 s", &sampled.gaps()),
+        row("wake-ups by the threads that woke", "-", &sampled.by_threads()),
+        row("longest wait of systemd's watchdog", &format!("{} s", host.patience().as_secs()), &host.watchdog_told()),
         row(&format!("requests to the API server in {seconds} s idle"), "renewals of the watch", &told),
         row("processor time while idle", "-", &format!("{} ms", sampled.processor_ms)),
         row("threads", "-", &sampled.threads.join(", ")),
