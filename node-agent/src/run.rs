@@ -266,3 +266,25 @@ impl Loop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_in_passing_and_wakes_the_agent_only_after_half_its_patience() {
+        let minutes = |count| Duration::from_secs(60 * count);
+        let mut watchdog = Watchdog { patience: Some(minutes(8)), fed: None };
+        watchdog.feed();
+        assert_eq!(watchdog.due(), Some(minutes(4)));
+        tokio::time::advance(minutes(1)).await;
+        watchdog.feed();
+        assert_eq!(watchdog.due(), Some(minutes(3)), "it is not hungry yet");
+        tokio::time::advance(minutes(1)).await;
+        watchdog.feed();
+        assert_eq!(watchdog.due(), Some(minutes(4)));
+        tokio::time::advance(minutes(5)).await;
+        assert_eq!(watchdog.due(), Some(Duration::ZERO));
+        assert_eq!(Watchdog { patience: None, fed: None }.due(), None, "nobody watches");
+    }
+}
