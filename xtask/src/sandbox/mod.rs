@@ -27,7 +27,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 pub(crate) use disks::write_disk;
 pub(crate) use options::Options;
-pub(crate) use releases::{Built, CHANNEL, build_pair};
+pub(crate) use releases::{Built, CHANNEL, build_first};
 pub(crate) use repository::Repository;
 use story::{Stage, Story};
 use view::View;

@@ -66,15 +66,11 @@ pub(crate) fn build_all(say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     build_first(usize::MAX, say)
 }
 
-/// Builds 1.0 and 1.1, or finds them: a release and an update of it.
+/// Builds the first releases of the story, or finds them; two of them are a release and an update of it.
 ///
 /// # Errors
 /// As [`build_all`].
-pub(crate) fn build_pair(say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
-    build_first(2, say)
-}
-
-fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
+pub(crate) fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     let store = Store::new(&crate::workspace_root());
     let cache = store.folder().with_file_name("sandbox-releases");
     let _only_builder = only_builder(&cache)?;

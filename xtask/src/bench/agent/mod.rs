@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::prerequisites::{self, Tool};
-use crate::sandbox::{Built, CHANNEL, Repository, build_pair};
+use crate::sandbox::{Built, CHANNEL, Repository, build_first};
 use crate::workspace_root;
 use host::Host;
 use process::{Memory, Sampled};
@@ -51,6 +51,9 @@ pub(super) struct Options {
     /// How many seconds to watch the idle agent.
     #[arg(long, default_value_t = 620, value_parser = clap::value_parser!(u64).range(30..=7200))]
     idle: u64,
+    /// Only start the agent and watch it idle, without an update.
+    #[arg(long)]
+    only_idle: bool,
     /// Measure this program instead of building one.
     #[arg(long)]
     agent: Option<PathBuf>,
@@ -79,7 +82,8 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let mut rows = vec![row("size of the program, stripped", "16 MB", &format!("{:.1} MB", megabytes(size)))];
     rows.push(row("runs in an empty root", "yes", &empty_root(&agent, &place.join("empty"))?));
     let runtime = tokio::runtime::Runtime::new()?;
-    rows.extend(runtime.block_on(measure(&agent, &place, Duration::from_secs(options.idle)))?);
+    let idle = Duration::from_secs(options.idle);
+    rows.extend(runtime.block_on(measure(&agent, &place, idle, options.only_idle))?);
     println!("| what | target | measured |\n|---|---|---|");
     rows.iter().for_each(|row| println!("{row}"));
     Ok(())
@@ -115,14 +119,15 @@ fn empty_root(agent: &Path, root: &Path) -> anyhow::Result<String> {
 }
 
 /// Everything that needs the machine, the cluster and the repository.
-async fn measure(agent: &Path, place: &Path, idle: Duration) -> anyhow::Result<Vec<String>> {
+async fn measure(agent: &Path, place: &Path, idle: Duration, only_idle: bool) -> anyhow::Result<Vec<String>> {
     let say = |sentence: &str| eprintln!("{sentence}");
-    let built = tokio::task::spawn_blocking(move || build_pair(&say)).await??;
-    let [old, new] = built.as_slice() else { bail!("two releases were to be built") };
-    let (old, new) = (old.clone(), new.clone());
+    let count = if only_idle { 1 } else { 2 };
+    let built = tokio::task::spawn_blocking(move || build_first(count, &say)).await??;
+    let old = built.first().context("no release was built")?.clone();
     let repository = Repository::open(&place.join("vendor"), None, built.clone()).await?;
-    repository.publish(&old.version).await?;
-    repository.publish(&new.version).await?;
+    for release in &built {
+        repository.publish(&release.version).await?;
+    }
     let cluster = ControlPlane::start_telling(ControlPlaneOptions::default(), say).await?;
     let credentials = cluster.user(USER, &["system:masters"])?;
     let objects = objects(&cluster, &old, &repository).await?;
@@ -137,12 +142,13 @@ async fn measure(agent: &Path, place: &Path, idle: Duration) -> anyhow::Result<V
     let boot_id = seen.status.and_then(|status| status.boot_id).context("the agent reported no boot ID")?;
     let mut rows = vec![row("start to first report", "-", &milliseconds(first_report))];
     rows.extend(idle_rows(&host, &cluster, idle).await?);
+    let Some(new) = built.get(1) else { return Ok(rows) };
 
     eprintln!("staging {} by its delta", new.version);
     let sent = repository.packs_sent();
     process::reset_peak(host.pid()?)?;
     let began = Instant::now();
-    tell(&objects, json!({"goal": "Staged", "release": named(&new, &repository)?})).await?;
+    tell(&objects, json!({"goal": "Staged", "release": named(new, &repository)?})).await?;
     wait(&objects, host.log(), "the staged release", |found| staged(found) == Some(new.version.as_str())).await?;
     let took = began.elapsed();
     let memory = Memory::read(host.pid()?)?;
@@ -171,7 +177,7 @@ async fn measure(agent: &Path, place: &Path, idle: Duration) -> anyhow::Result<V
     rows.push(row("grant to reboot call", "1 s", &milliseconds(asked.saturating_duration_since(began))));
 
     eprintln!("the machine boots {} as a trial", new.version);
-    host.reboot_into(&new, place).await?;
+    host.reboot_into(new, place).await?;
     wait(&objects, host.log(), "the trial", |found| booted(found) == Some(new.version.as_str())).await?;
     sleep(Duration::from_secs(2)).await;
     let began = Instant::now();
