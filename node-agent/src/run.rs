@@ -273,7 +273,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_watchdog_is_fed_in_passing_and_wakes_the_agent_only_after_half_its_patience() {
-        let minutes = |count| Duration::from_secs(60 * count);
+        let minutes = |count: u64| Duration::from_secs(60 * count);
         let mut watchdog = Watchdog { patience: Some(minutes(8)), fed: None };
         watchdog.feed();
         assert_eq!(watchdog.due(), Some(minutes(4)));
