@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 use bascule_image::Sha256;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Where the program is, in each image.
@@ -21,6 +22,17 @@ pub struct Image<'a> {
     pub name: &'a str,
     /// What the program is called with, unless a pod says otherwise.
     pub arguments: &'a [&'a str],
+}
+
+/// What one document says about another (OCI Image Format Specification 1.1, "Content Descriptors").
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    media_type: &'static str,
+    digest: String,
+    size: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<Value>,
 }
 
 /// An archive with all `images`, each made of `program` alone. The same input gives the same bytes.
@@ -38,10 +50,11 @@ pub fn archive(program: &[u8], images: &[Image<'_>]) -> anyhow::Result<Vec<u8>> 
     fs::write(&path, program)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
 
-    let keep = |media_type: &str, content: &[u8]| -> anyhow::Result<Value> {
+    let keep = |media_type: &'static str, content: &[u8]| -> anyhow::Result<Descriptor> {
         let hash = Sha256::of(content).to_string();
         fs::write(blobs.join(&hash), content)?;
-        Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{hash}"), "size": content.len() }))
+        let digest = format!("sha256:{hash}");
+        Ok(Descriptor { media_type, digest, size: content.len(), annotations: None })
     };
     let layer = keep("application/vnd.oci.image.layer.v1.tar", &packed(&root)?)?;
     let mut manifests = Vec::new();
@@ -50,16 +63,15 @@ pub fn archive(program: &[u8], images: &[Image<'_>]) -> anyhow::Result<Vec<u8>> 
             "architecture": "amd64",
             "os": "linux",
             "config": { "Entrypoint": [format!("/{PROGRAM}")], "Cmd": image.arguments },
-            "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+            "rootfs": { "type": "layers", "diff_ids": [&layer.digest] },
         });
         let config = keep("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes())?;
-        let manifest_type = "application/vnd.oci.image.manifest.v1+json";
-        let manifest =
-            json!({ "schemaVersion": 2, "mediaType": manifest_type, "config": config, "layers": [layer.clone()] });
-        let mut manifest = keep(manifest_type, manifest.to_string().as_bytes())?;
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [&layer] });
+        let manifest = keep(media_type, manifest.to_string().as_bytes())?;
         // The name as containerd keeps it: the specification's own annotation has room for a tag only.
-        manifest["annotations"] = json!({ "io.containerd.image.name": image.name });
-        manifests.push(manifest);
+        let annotations = Some(json!({ "io.containerd.image.name": image.name }));
+        manifests.push(Descriptor { annotations, ..manifest });
     }
     let index =
         json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests });

@@ -12,6 +12,7 @@ use bascule_tests::control_plane::apply;
 use bascule_tests::workload;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::wait::await_condition;
@@ -78,7 +79,6 @@ async fn play<'a>(
 
     let client = stage.cluster.client();
     apply(client.clone(), &shop()).await.context("writing the shop")?;
-    let budget = workload::Guard::start(client);
     let mut pods = Pods::watch(client, pods::SHOP_LABELS);
     let spread = pods.until("one pod is Ready on each node", POD, |running| {
         running.len() == 2
@@ -88,6 +88,15 @@ async fn play<'a>(
     let spread = spread.await?;
     let evicted = spread.iter().find(|pod| pod.node == NODE).context("no pod on the node")?.clone();
     has_processes(node, &[&evicted]).await?;
+    // From here on one pod may be missing, and never two.
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), "default");
+    let allows = |budget: Option<&PodDisruptionBudget>| {
+        let status = budget.and_then(|budget| budget.status.as_ref());
+        status.is_some_and(|status| status.disruptions_allowed == 1)
+    };
+    let allowed = tokio::time::timeout(POD, await_condition(budgets, pods::SHOP, allows)).await;
+    allowed.context("the budget allows no eviction, although both pods are Ready")??;
+    let budget = workload::Guard::start(client);
     show(stage, "the shop runs on both", &["get", "pods", "-o", "wide"]).await?;
 
     stage.cluster.keep_patched(NODE, &stage.vendor.url_for(NODE)?, CHANNEL).await?;
