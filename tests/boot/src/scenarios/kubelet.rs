@@ -38,9 +38,9 @@ const CHANNEL: &str = "kubelet";
 /// containerd, a kubelet and a few containers, with room.
 const MEMORY_MIB: u32 = 1536;
 /// From power-on to a kubelet that is Ready: programs of 85 and 45 MB are read and translated first.
-const READY: Duration = Duration::from_secs(600);
+const READY: Duration = Duration::from_secs(900);
 /// From a pod being bound, or told to end, to the kubelet's word that it is so.
-const POD: Duration = Duration::from_secs(180);
+const POD: Duration = Duration::from_secs(600);
 /// Fewest and most pods of the shop here.
 const REPLICAS: [usize; 2] = [2, 3];
 
