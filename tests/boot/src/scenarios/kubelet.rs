@@ -92,7 +92,7 @@ async fn play<'a>(
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), "default");
     let allows = |budget: Option<&PodDisruptionBudget>| {
         let status = budget.and_then(|budget| budget.status.as_ref());
-        status.is_some_and(|status| status.disruptions_allowed == 1)
+        status.is_some_and(|status| status.disruptions_allowed == Some(1))
     };
     let allowed = tokio::time::timeout(POD, await_condition(budgets, pods::SHOP, allows)).await;
     allowed.context("the budget allows no eviction, although both pods are Ready")??;
