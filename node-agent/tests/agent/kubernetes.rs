@@ -37,6 +37,13 @@ async fn next_word(events: &mut mpsc::Receiver<Event>) -> Option<bascule_agent::
     }
 }
 
+/// What the watch of n1's object says.
+fn watched(server: &ApiServer, folder: &Path) -> mpsc::Receiver<Event> {
+    let (sender, events) = mpsc::channel(16);
+    tokio::spawn(link(server, folder, "n1").watch(sender));
+    events
+}
+
 fn idle() -> serde_json::Value {
     json!({"policy": "workers", "goal": "Idle"})
 }
@@ -45,8 +52,7 @@ fn idle() -> serde_json::Value {
 async fn only_the_own_object_is_watched_and_each_change_is_a_word() {
     let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
     server.put("n2", &idle());
-    let (sender, mut events) = mpsc::channel(16);
-    tokio::spawn(link(&server, folder.path(), "n1").watch(sender));
+    let mut events = watched(&server, folder.path());
     assert_eq!(next_word(&mut events).await, None, "there is no object of this name yet");
     server.put("n1", &idle());
     assert_eq!(next_word(&mut events).await.unwrap().goal, Goal::Idle);
@@ -62,8 +68,7 @@ async fn only_the_own_object_is_watched_and_each_change_is_a_word() {
 async fn a_deleted_node_is_heard_of() {
     let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
     server.put("n1", &idle());
-    let (sender, mut events) = mpsc::channel(16);
-    tokio::spawn(link(&server, folder.path(), "n1").watch(sender));
+    let mut events = watched(&server, folder.path());
     assert!(next_word(&mut events).await.is_some());
     server.delete("n1");
     assert_eq!(next_word(&mut events).await, None);
@@ -116,8 +121,7 @@ async fn a_refused_token_is_tried_again_with_the_one_that_is_there_then() {
 async fn whatever_the_server_says_is_a_chance_to_do_what_is_due() {
     let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
     server.put("n1", &idle());
-    let (sender, mut events) = mpsc::channel(16);
-    tokio::spawn(link(&server, folder.path(), "n1").watch(sender));
+    let mut events = watched(&server, folder.path());
     assert!(next_word(&mut events).await.is_some());
     for _ in 0..3 {
         // What came with the word, or the bookmark before, is over when the channel is empty and nothing more is said.

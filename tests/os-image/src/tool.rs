@@ -28,8 +28,17 @@ fn package_of(tool: &str) -> &'static str {
     }
 }
 
-/// The programs that run now.
-static RUNNING: Mutex<Running> = Mutex::new(Running { ended: false, tools: BTreeMap::new() });
+/// The programs that this process runs.
+static TOOLS: Tools = Tools(Mutex::new(Running { ended: false, tools: BTreeMap::new() }));
+
+/// Asks the programs that run for images in this process to end, and lets no other start: for a process that was itself
+/// asked to end. Whoever waits for an image gets an error.
+pub fn end_tools() {
+    TOOLS.end();
+}
+
+#[derive(Debug)]
+struct Tools(Mutex<Running>);
 
 #[derive(Debug)]
 struct Running {
@@ -39,45 +48,52 @@ struct Running {
     tools: BTreeMap<u32, OwnedFd>,
 }
 
-fn running() -> MutexGuard<'static, Running> {
-    // It is whole after each step, so a thread that died with it left it in order.
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Asks the programs that run for images in this process to end, and lets no other start: for a process that was itself
-/// asked to end. Whoever waits for an image gets an error.
-pub fn end_tools() {
-    let mut running = running();
-    running.ended = true;
-    for tool in running.tools.values() {
-        // One that has just ended by itself is what is wanted.
-        let _ = pidfd_send_signal(tool, Signal::TERM);
+impl Tools {
+    fn running(&self) -> MutexGuard<'_, Running> {
+        // It is whole after each step, so a thread that died with it left it in order.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-fn start(command: &mut Command) -> io::Result<Child> {
-    let mut running = running();
-    if running.ended {
-        return Err(ErrorKind::Interrupted.into());
+    fn end(&self) {
+        let mut running = self.running();
+        running.ended = true;
+        for tool in running.tools.values() {
+            // One that has just ended by itself is what is wanted.
+            let _ = pidfd_send_signal(tool, Signal::TERM);
+        }
     }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let tool = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
-    running.tools.insert(child.id(), tool);
-    Ok(child)
-}
 
-fn output(command: &mut Command) -> io::Result<Output> {
-    let child = start(command)?;
-    let id = child.id();
-    let output = child.wait_with_output();
-    running().tools.remove(&id);
-    output
+    fn start(&self, command: &mut Command) -> io::Result<Child> {
+        let mut running = self.running();
+        if running.ended {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(tool) => running.tools.insert(child.id(), tool),
+            Err(error) => {
+                // What can't be ended later is not begun.
+                child.kill()?;
+                child.wait()?;
+                return Err(error.into());
+            }
+        };
+        Ok(child)
+    }
+
+    fn output(&self, command: &mut Command) -> io::Result<Output> {
+        let child = self.start(command)?;
+        let id = child.id();
+        let output = child.wait_with_output();
+        self.running().tools.remove(&id);
+        output
+    }
 }
 
 /// Runs `command` to its end without input and returns what it wrote.
 pub(crate) fn run(step: &str, command: &mut Command) -> Result<Output, Error> {
     let tool = OsStr::to_string_lossy(command.get_program()).into_owned();
-    let output = output(command).map_err(|source| match source.kind() {
+    let output = TOOLS.output(command).map_err(|source| match source.kind() {
         ErrorKind::NotFound => Error::MissingTool { package: package_of(&tool), tool: tool.clone() },
         _ => Error::Io { path: tool.clone().into(), source },
     })?;
@@ -107,5 +123,22 @@ mod tests {
     fn a_failing_program_shows_its_last_lines() {
         let error = run("count", Command::new("sh").args(["-c", "seq 1 20 >&2; exit 3"])).unwrap_err();
         assert_eq!(error.to_string(), "count failed (exit status: 3): 15 | 16 | 17 | 18 | 19 | 20");
+    }
+
+    #[test]
+    fn a_program_that_runs_is_ended_and_no_other_starts() {
+        let tools = Tools(Mutex::new(Running { ended: false, tools: BTreeMap::new() }));
+        std::thread::scope(|scope| {
+            let endless = scope.spawn(|| tools.output(Command::new("sleep").arg("infinity")));
+            while tools.running().tools.is_empty() {
+                std::thread::yield_now();
+            }
+            tools.end();
+            let output = endless.join().unwrap().unwrap();
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(Signal::TERM.as_raw()));
+        });
+        assert!(tools.running().tools.is_empty());
+        let late = tools.output(&mut Command::new("true")).unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Interrupted);
     }
 }
