@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its terminal")]
 
 mod bench;
+mod boot;
 mod generate;
 mod prerequisites;
 mod sandbox;
@@ -27,6 +28,8 @@ enum Task {
     Agent,
     /// Measure what docs/benchmarks.md shows.
     Bench(bench::Options),
+    /// Boot whole virtual machines, update them, break them, and take their power away.
+    Boot(boot::Options),
     /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md), or check that it is up to date.
     Generate(generate::Options),
     /// Build agent, operator and command line tool as they are shipped, one static file each; prints where they lie.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Agent => shipped::run_agent(),
         Task::Bench(options) => bench::run(&options),
+        Task::Boot(options) => boot::run(&options),
         Task::Generate(options) => generate::run(&options),
         Task::Programs => shipped::run_all(),
         Task::Sandbox(options) => return sandbox::run(options),

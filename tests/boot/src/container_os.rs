@@ -17,7 +17,7 @@ pub const SHOP_PORT: u16 = 8080;
 /// The image of each pod's sandbox, as containerd's settings name it.
 const PAUSE: &str = "example.invalid/pause:1";
 /// Beside the packages of the reference OS.
-const PACKAGES: [&str; 2] = ["containerd", "containernetworking-plugins"];
+pub(crate) const PACKAGES: [&str; 2] = ["containerd", "containernetworking-plugins"];
 /// Units that are started, beside those of the reference OS and those that packages enable by themselves.
 const WANTED: [&str; 2] = ["bascule-test-images.service", "kubelet.service"];
 /// Programs of those packages that nothing here calls.
@@ -62,13 +62,17 @@ impl Containers {
     }
 }
 
-/// The recipe of one edition.
+/// The recipe of one edition, with the vendor's first root of trust.
 ///
 /// # Errors
 /// When a file can't be read.
-pub fn recipe(edition: Edition<'_>, programs: &Programs, containers: &Containers) -> anyhow::Result<Recipe> {
-    let mut recipe = reference::recipe(edition, programs)?;
-    recipe.packages.extend(PACKAGES.map(str::to_owned));
+pub fn recipe(
+    edition: Edition<'_>,
+    programs: &Programs,
+    trust_root: &str,
+    containers: &Containers,
+) -> anyhow::Result<Recipe> {
+    let mut recipe = reference::recipe(edition, programs, trust_root)?;
     recipe.without.extend(UNUSED.map(str::to_owned));
     let files = &mut recipe.files;
     files.extend(reference::folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("os-kubelet"), "")?);

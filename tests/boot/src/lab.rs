@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail};
-use bascule_os_image::{Archive, Store, ensure_qemu};
+use bascule_os_image::{Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
 use crate::install::{self, StateFile};
@@ -65,25 +65,23 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Installs QEMU, builds the programs and installs the packages of `archives`, where they are missing. The compiler and
-    /// the package manager work at the same time: the one computes, the other mostly waits.
+    /// Installs QEMU, builds the programs and installs the packages of `first`, where they are missing. The compiler and
+    /// the package manager work at the same time: the one computes, the other mostly waits. What other editions need is
+    /// installed when they are asked for, while machines run that have booted the first.
     ///
     /// # Errors
     /// One sentence about what is missing.
-    pub fn prepare(places: &Places, archives: &[Archive], say: fn(&str)) -> anyhow::Result<Self> {
+    pub fn prepare(places: &Places, first: Edition<'_>, say: fn(&str)) -> anyhow::Result<Self> {
         let store = &places.store;
         let programs = std::thread::scope(|scope| {
             let programs = scope.spawn(|| {
                 say("building the agent as it is shipped");
-                let programs = crate::programs::build(&places.workspace, places.trust_root.clone())?;
+                let programs = crate::programs::of_the_image(&places.workspace)?;
                 say("the agent is built");
                 anyhow::Ok(programs)
             });
             ensure_qemu(store, &say)?;
-            for archive in archives {
-                let edition = Edition { version: "packages", archive: *archive, ..Edition::OLD };
-                store.install_packages(&reference::packages(edition), &say)?;
-            }
+            store.install_packages(&reference::packages(first), &say)?;
             programs.join().unwrap_or_else(|_| bail!("building the programs ended in a panic"))
         })?;
         let relay = std::env::current_exe().context("finding this program")?;
@@ -95,10 +93,11 @@ impl Lab {
     /// # Errors
     /// When it can't be built.
     pub fn release(&self, edition: Edition<'_>) -> anyhow::Result<Release> {
+        let trust_root = &self.places.trust_root;
         let recipe = if edition.containers {
-            container_os::recipe(edition, &self.programs, &Containers::prepare(&crate::say)?)?
+            container_os::recipe(edition, &self.programs, trust_root, &Containers::prepare(&crate::say)?)?
         } else {
-            reference::recipe(edition, &self.programs)?
+            reference::recipe(edition, &self.programs, trust_root)?
         };
         Release::of(&self.places.store.build(&recipe, &crate::say)?)
     }

@@ -2,7 +2,7 @@
 //!
 //! Each machine has UEFI firmware, systemd-boot, a kernel, dm-verity and systemd, and runs the agent that is shipped. It
 //! talks to the control plane of `bascule-tests` and to the operator, both on the host's loopback. The runner
-//! (`cargo run --package bascule-boot-tests`) builds what they need and runs the scenarios; docs/boot-tests.md says what
+//! (`cargo xtask boot`) builds what they need and runs the scenarios; docs/boot-tests.md says what
 //! each one breaks and how to repeat it.
 
 pub mod cluster;

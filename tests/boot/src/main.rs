@@ -1,10 +1,10 @@
-//! Runs the boot tests: `cargo run --package bascule-boot-tests -- --help`.
+//! Runs the boot tests: `cargo xtask boot --help`.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use bascule_boot_tests::runner::{self, Wanted};
-use bascule_boot_tests::{relay, say};
+use bascule_boot_tests::{programs, relay, say};
 use clap::{Parser, Subcommand};
 
 /// Boots whole machines, updates them, breaks them, and takes their power away.
@@ -28,8 +28,8 @@ struct Arguments {
     /// The first cut to run, to repeat a single one: `--first-cut 17 --cuts 1`.
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     first_cut: u32,
-    /// How many machines run at once. Three keep two processors busy, since a machine that waits for a deadline idles.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    /// How many machines run at once. Four keep two processors busy, since a machine that waits for a deadline idles.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=16))]
     machines: u16,
     #[command(subcommand)]
     inner: Option<Inner>,
@@ -37,6 +37,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Inner {
+    /// Build the programs that the tests put into images or start, and end.
+    Build,
     /// Started by QEMU for each connection out of a machine.
     #[command(hide = true)]
     Relay {
@@ -47,9 +49,11 @@ enum Inner {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
     let done = match arguments.inner {
+        Some(Inner::Build) => programs::build_all(workspace).map(|()| true),
         Some(Inner::Relay { port }) => relay::run(port).map(|()| true).map_err(Into::into),
-        None => run(arguments),
+        None => run(workspace, arguments),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -62,8 +66,7 @@ fn main() -> ExitCode {
 }
 
 /// Returns whether all scenarios passed.
-fn run(arguments: Arguments) -> anyhow::Result<bool> {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+fn run(workspace: &Path, arguments: Arguments) -> anyhow::Result<bool> {
     let wanted = Wanted {
         all: arguments.all,
         only: arguments.only,

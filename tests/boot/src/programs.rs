@@ -1,21 +1,58 @@
 //! Builds what goes into the image: the agent exactly as it is shipped, and the tests' own program beside it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bascule_os_image::shipped;
+use bascule_tests::control_plane::Binaries;
 
 use crate::reference::Programs;
+use crate::say;
 
-/// Builds both programs.
+/// The image's programs.
 ///
 /// # Errors
 /// When cargo fails, or what it built can't be read.
-pub fn build(workspace: &Path, trust_root: String) -> anyhow::Result<Programs> {
+pub fn of_the_image(workspace: &Path) -> anyhow::Result<Programs> {
     // One after the other: built together, the agent would get the features that the guest asks of what they share.
     let read = |name: &str| -> anyhow::Result<Vec<u8>> {
         let path = shipped::build(workspace, &[name])?.join(name);
         std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
     };
-    Ok(Programs { trust_root, agent: read("bascule-agent")?, guest: read("bascule-boot-guest")? })
+    Ok(Programs { agent: read("bascule-agent")?, guest: read("bascule-boot-guest")? })
+}
+
+/// Operator and command line tool, beside this program. Returns their folder.
+///
+/// # Errors
+/// When cargo fails.
+pub fn of_the_cluster(workspace: &Path) -> anyhow::Result<PathBuf> {
+    let status = bascule_os_image::cargo()
+        .current_dir(workspace)
+        // With the whole workspace's features, so that nothing is compiled that the tests have compiled before.
+        .args(["build", "--quiet", "--workspace", "--bin", "bascule-operator", "--bin", "bascule"])
+        .stdin(Stdio::null())
+        .status()
+        .context("starting cargo")?;
+    if !status.success() {
+        bail!("operator and command line tool do not build ({status})");
+    }
+    let own = std::env::current_exe().context("finding this program")?;
+    Ok(own.parent().context("this program lies in no folder")?.to_owned())
+}
+
+/// Builds all of it, and the control plane, so that the tests find it built.
+///
+/// # Errors
+/// When a compiler fails or is missing.
+pub fn build_all(workspace: &Path) -> anyhow::Result<()> {
+    say("building the agent as it is shipped, and what stands in for a kubelet");
+    of_the_image(workspace)?;
+    say("building the initrd's program");
+    shipped::build(workspace, &["bascule-init"])?;
+    say("building operator and command line tool");
+    of_the_cluster(workspace)?;
+    Binaries::locate(&say)?;
+    Ok(())
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use bascule_os_image::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe};
 
+use crate::container_os;
+
 /// The product's name: `IMAGE_ID` in os-release, and the product that the agent accepts releases of.
 pub const PRODUCT: &str = "bascule-reference";
 
@@ -70,8 +72,6 @@ pub const COMMAND_LINE: &str =
 /// What goes into the image beside packages and the files of `os/`.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// The vendor's first root of trust.
-    pub trust_root: String,
     /// The shipped `bascule-agent`, static.
     pub agent: Vec<u8>,
     /// The kubelet stand-in and port forwarder of the tests.
@@ -137,11 +137,11 @@ impl Deadline {
     }
 }
 
-/// The recipe of one edition.
+/// The recipe of one edition, with the vendor's first root of trust.
 ///
 /// # Errors
 /// When the folder of files can't be read.
-pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recipe> {
+pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> anyhow::Result<Recipe> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = folder(&here.join("os"), "")?;
     files.extend(folder(&here.join("os-test"), "")?);
@@ -149,7 +149,7 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
     files.extend(units.into_iter().filter(|file| file.path.ends_with(".service")));
     files.push(ImageFile::text("usr/lib/bascule/agent.toml.d/60-deadline.toml", edition.deadline.setting()));
     files.push(ImageFile::folder("efi"));
-    files.push(ImageFile::text("usr/lib/bascule/root.json", programs.trust_root.clone()));
+    files.push(ImageFile::text("usr/lib/bascule/root.json", trust_root));
     // The image is the same on every node; what a node knows about itself is on its state partition.
     files.push(ImageFile::link("etc/bascule", "../var/etc/bascule"));
     files.push(ImageFile::program("usr/bin/bascule-agent", programs.agent.clone()));
@@ -169,13 +169,14 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs) -> anyhow::Result<Recip
 /// The recipe of one edition without its files: its packages can be installed before anything of ours is built.
 #[must_use]
 pub fn packages(edition: Edition<'_>) -> Recipe {
+    let containers = if edition.containers { &container_os::PACKAGES[..] } else { &[] };
     Recipe {
         product: PRODUCT.to_owned(),
         version: edition.version.to_owned(),
         distribution: Distribution::Trixie,
         archive: edition.archive,
         kernel: Kernel { package: "linux-image-cloud-amd64", archive: edition.archive },
-        packages: PACKAGES.iter().map(|name| (*name).to_owned()).collect(),
+        packages: PACKAGES.iter().chain(containers).map(|name| (*name).to_owned()).collect(),
         fault: edition.fault,
         files: Vec::new(),
         without: ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d"].map(str::to_owned).to_vec(),

@@ -4,20 +4,19 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io::Write;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
-use std::process::Stdio;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, bail, ensure};
-use bascule_os_image::Archive;
+use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
 use crate::lab::{Lab, Places};
+use crate::programs;
 use crate::reference::Edition;
 use crate::release::Release;
 use crate::say;
@@ -54,9 +53,12 @@ impl Wanted {
         self.only.as_ref().is_none_or(|text| beginning.contains(text.as_str()) || text.starts_with(beginning))
     }
 
-    /// Whether something may be wanted that goes on to newer packages.
-    fn wants_updates(&self) -> bool {
-        ["life", "cut"].iter().any(|name| self.some_of(name))
+    /// What the first machine boots.
+    fn first(&self) -> Edition<'static> {
+        match &self.only {
+            Some(text) if "kubelet".contains(text.as_str()) => Edition::CONTAINERS_OLD,
+            _ => Edition::OLD,
+        }
     }
 
     fn wants_cluster(&self) -> bool {
@@ -189,12 +191,11 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
 /// Runs what needs machines, a few at once.
 async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> anyhow::Result<()> {
     let places = Places::prepare(workspace)?;
-    let archives: &[Archive] =
-        if wanted.wants_updates() { &[Archive::Release, Archive::Updates] } else { &[Archive::Release] };
+    let first = wanted.first();
     // What is made of source, what is made of packages, and the cluster: at the same time.
     let lab = async {
         let places = places.clone();
-        let lab = tokio::task::spawn_blocking(move || Lab::prepare(&places, archives, say)).await??;
+        let lab = tokio::task::spawn_blocking(move || Lab::prepare(&places, first, say)).await??;
         anyhow::Ok(Arc::new(lab))
     };
     let cluster = async {
@@ -245,7 +246,7 @@ impl Surroundings {
     async fn prepare(workspace: &Path, places: &Places) -> anyhow::Result<Self> {
         say("building operator and command line tool");
         let sources = workspace.to_owned();
-        let programs = tokio::task::spawn_blocking(move || build_programs(&sources)).await??;
+        let programs = tokio::task::spawn_blocking(move || programs::of_the_cluster(&sources)).await??;
         let vendor = places.vendor().await?;
         let folder = places.folder().join("cluster");
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
@@ -363,20 +364,4 @@ async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
     if results.note("life-judged", judged).await {
         machine.discard();
     }
-}
-
-/// Builds operator and command line tool beside this program. Returns their folder.
-fn build_programs(workspace: &Path) -> anyhow::Result<PathBuf> {
-    let status = bascule_os_image::cargo()
-        .current_dir(workspace)
-        // With the whole workspace's features, so that nothing is compiled that the tests have compiled before.
-        .args(["build", "--quiet", "--workspace", "--bin", "bascule-operator", "--bin", "bascule"])
-        .stdin(Stdio::null())
-        .status()
-        .context("starting cargo")?;
-    if !status.success() {
-        bail!("operator and command line tool do not build ({status})");
-    }
-    let own = std::env::current_exe().context("finding this program")?;
-    Ok(own.parent().context("this program lies in no folder")?.to_owned())
 }
