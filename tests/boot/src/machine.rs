@@ -216,12 +216,14 @@ impl Machine {
         // In two pieces, so that an echo of the line is no answer.
         self.shell.type_in(&format!("( {command} ) 2>&1; printf '@@%s=%s@@\\n' end $?\n")).await?;
         let end = self.shell.wait_for(from, "@@end=", patience).await.with_context(|| format!("running {command}"))?;
-        let end = self.shell.wait_for(end, "@@", patience).await?;
+        // The whole line, or its end would come before the answer to the next command.
+        let end = self.shell.wait_for(end, "@@\n", patience).await?;
         let said = self.shell.since(from);
         let said = said.get(..end - from).unwrap_or(&said);
         let (output, status) = said.rsplit_once("@@end=").context("an answer without an end")?;
-        if status != "0@@" {
-            bail!("{command} ended with {} on {}:\n{output}", status.trim_end_matches('@'), self.parts.name);
+        let status = status.trim_end_matches(['@', '\n']);
+        if status != "0" {
+            bail!("{command} ended with {status} on {}:\n{output}", self.parts.name);
         }
         Ok(output.to_owned())
     }
