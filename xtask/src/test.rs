@@ -23,9 +23,6 @@ const STEPS: &[Step] = &[
     Step { name: "format", cargo: &["fmt", "--all", "--check"] },
     Step { name: "lints", cargo: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"] },
     Step { name: "tests", cargo: &["test", "--workspace", "--no-fail-fast"] },
-    // Whole machines: the short list of docs/boot-tests.md. What compiles is a step of its own, so that each says what it takes.
-    Step { name: "boot programs", cargo: &["xtask", "boot", "build"] },
-    Step { name: "boot", cargo: &["xtask", "boot"] },
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
