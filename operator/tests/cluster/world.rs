@@ -20,7 +20,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes on a busy machine; a wait that ends this way is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+///
+/// A client that dies while it evicts can leave its pod in the budget's `disruptedPods`, which Kubernetes holds against the budget
+/// for two minutes (kubernetes, `pkg/controller/disruption`, `DeletionTimeout`): a killed leader may cost that long.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct World {
     pub control_plane: ControlPlane,
