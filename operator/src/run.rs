@@ -1,7 +1,7 @@
 //! The operator's life: start everything, then plan whenever a fact changes or the last plan said when to look again.
 
 use crate::{
-    apply::Writer,
+    apply::{Turn, Writer},
     break_glass::BreakGlass,
     clock::Clock,
     drain::{self, Drains, EvictionApi},
@@ -243,6 +243,7 @@ impl Parts {
             ),
             drains: Drains::new(self.draining.clone()),
             break_glass: BreakGlass::default(),
+            turn: Turn::default(),
             failures: 0,
             led_since: Instant::now(),
             explained,
@@ -261,6 +262,7 @@ struct Round<'a> {
     gates: GateBoard,
     drains: Drains,
     break_glass: BreakGlass,
+    turn: Turn,
     failures: u32,
     led_since: Instant,
     explained: watch::Sender<Explained>,
@@ -272,16 +274,22 @@ impl Round<'_> {
         let mut since = Instant::now();
         loop {
             changed.mark_unchanged();
-            let wake = self.plan(since).await;
-            tokio::select! {
-                told = changed.changed() => {
-                    if told.is_err() {
-                        return;
+            let (wake, first_change) = noticing(&mut changed, self.plan(since)).await;
+            let at = match first_change {
+                Some(at) => Some(at),
+                None => tokio::select! {
+                    told = changed.changed() => {
+                        if told.is_err() {
+                            return;
+                        }
+                        Some(Instant::now())
                     }
-                    since = Instant::now();
-                    tokio::time::sleep(BURST).await;
-                }
-                () = tokio::time::sleep_until(wake) => since = Instant::now(),
+                    () = tokio::time::sleep_until(wake) => None,
+                },
+            };
+            since = at.unwrap_or_else(Instant::now);
+            if let Some(at) = at {
+                tokio::time::sleep_until(at + BURST).await;
             }
         }
     }
@@ -313,10 +321,8 @@ impl Round<'_> {
             .filter_map(|policy| Some((policy.name.clone(), self.channels.verified_at(&policy.spec.source)?)));
         parts.metrics.describe(&snapshot, &report, &verified.collect());
 
-        let carried = parts.writer.carry_out(&plan, &report).await;
-        if carried.done > 0 {
-            parts.metrics.reacted(since.elapsed());
-        }
+        self.turn.planned(&plan, since.into_std());
+        let carried = parts.writer.carry_out(&plan, &report, &mut self.turn).await;
         self.drains.set(parts.drain_orders(&plan));
         self.gates.set(questions(&plan, &snapshot));
         let mut wake = plan.wake_at.map(|at| parts.until(at));
@@ -329,6 +335,7 @@ impl Round<'_> {
 
         self.failures = if carried.failed > 0 { self.failures.saturating_add(1) } else { 0 };
         let retry = match (carried.failed, carried.stale) {
+            (0, _) if carried.left > 0 => Duration::ZERO,
             (0, 0) => LONGEST_SLEEP,
             (0, _) => STALE_PAUSE,
             _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
@@ -358,6 +365,17 @@ impl Parts {
         });
         orders.collect()
     }
+}
+
+/// What comes of some work, and when something changed first while it was done.
+async fn noticing<T>(changed: &mut watch::Receiver<u64>, work: impl Future<Output = T>) -> (T, Option<Instant>) {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return (done, None),
+        _ = changed.changed() => {}
+    }
+    let at = Instant::now();
+    (work.await, Some(at))
 }
 
 /// Whether a repository that a policy names was not even tried yet.

@@ -23,11 +23,17 @@ pub struct Pace {
     pub pod_start: Duration,
     /// From a pod's deletion to its end.
     pub pod_stop: Duration,
+    /// How long a node's Lease lasts, in whole seconds; it is renewed four times as often. A kubelet's lasts 40 s.
+    pub lease: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { pod_start: Duration::from_millis(500), pod_stop: Duration::from_millis(500) }
+        Self {
+            pod_start: Duration::from_millis(500),
+            pod_stop: Duration::from_millis(500),
+            lease: Duration::from_secs(40),
+        }
     }
 }
 
@@ -55,7 +61,7 @@ impl Kwok {
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--config={}", config.display()),
             format!("--manage-nodes-with-label-selector={LABEL}={PLAYED_BY_KWOK}"),
-            "--node-lease-duration-seconds=40".to_owned(),
+            format!("--node-lease-duration-seconds={}", pace.lease.as_secs()),
         ];
         let log = control_plane.folder().join("kwok.log");
         Ok(Self { process: Supervised::start(&program, arguments, &[], &log)? })

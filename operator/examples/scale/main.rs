@@ -45,6 +45,9 @@ struct Arguments {
     operator: PathBuf,
 }
 
+/// Kubelets renew their Leases every ten seconds; here it is every forty, since all nodes share the operator's processors.
+const LEASE: Duration = Duration::from_secs(160);
+
 /// How long series of events and the last explanations take at most.
 const SETTLES: Duration = Duration::from_secs(60);
 
@@ -53,12 +56,13 @@ async fn main() {
     let arguments = Arguments::parse();
     let patience = Duration::from_secs(arguments.patience);
     bascule_tests::install_tls_provider();
-    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    let control_plane =
+        ControlPlane::start(Options { node_monitor_grace: 5 * LEASE / 4, ..Options::default() }).await.unwrap();
     let client = control_plane.client().await.unwrap();
     bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
     let (vendor, server) = bascule::repository().await;
     bascule::trust(&client, &vendor).await;
-    let _kwok = Kwok::start(&control_plane, &Pace::default()).await.unwrap();
+    let _kwok = Kwok::start(&control_plane, &Pace { lease: LEASE, ..Pace::default() }).await.unwrap();
 
     let begun = Instant::now();
     cluster::add_nodes(&client, arguments.nodes).await;
@@ -95,11 +99,13 @@ async fn main() {
     let enrolled = control_plane.requests().unwrap().len();
     measure::writes("its enrolment", &control_plane.requests().unwrap()[before..enrolled]);
 
-    let begun = Instant::now();
+    let (begun, processor) = (Instant::now(), measure::Processor::now());
     cluster::release(&policies, "workers").await;
     cluster::until_all_run("1.1", &policies, "workers", arguments.nodes, patience).await;
     let took = begun.elapsed();
     println!("rollout over {} nodes in ten waves, a tenth at once: {:.0} s", arguments.nodes, took.as_secs_f64());
+
+    processor.used("the rollout");
 
     // What was under way (series of events, the last statuses) ends within a minute; then nothing may be written.
     tokio::time::sleep(SETTLES).await;
@@ -111,7 +117,9 @@ async fn main() {
     measure::memory(operator.pid());
     measure::reaction(&operator.metrics().await);
 
+    let processor = measure::Processor::now();
     tokio::time::sleep(Duration::from_secs(arguments.quiet)).await;
+    processor.used("quiet");
     let requests = control_plane.requests().unwrap();
     measure::quiet(&requests[settled..], arguments.quiet);
     measure::memory(operator.pid());

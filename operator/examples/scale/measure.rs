@@ -75,25 +75,103 @@ pub(crate) fn memory(pid: u32) {
     println!("the operator's memory: {:.0} MiB now, {:.0} MiB at most", kib("VmRSS:") / 1024.0, kib("VmHWM:") / 1024.0);
 }
 
-/// From a change of a fact to the resulting writes, from the operator's histogram: the upper bounds of the buckets that
-/// hold the median and the 99th percentile.
+/// From a change of a fact to the actions that it caused, from the operator's histograms: the upper bounds of the buckets
+/// that hold the median and the 99th percentile.
 pub(crate) fn reaction(metrics: &str) {
-    for (what, name) in [
-        ("from a fact's change to the end of the resulting writes", "bascule_reaction_seconds_bucket"),
-        ("a plan", "bascule_plan_seconds_bucket"),
-    ] {
-        let buckets: Vec<(f64, f64)> = metrics
-            .lines()
-            .filter(|line| line.starts_with(name))
-            .filter_map(|line| {
-                let bound = line.split("le=\"").nth(1)?.split('"').next()?;
-                let bound = if bound == "+Inf" { f64::INFINITY } else { bound.parse().ok()? };
-                Some((bound, line.rsplit(' ').next()?.parse().ok()?))
-            })
-            .collect();
-        let all = buckets.last().map_or(0.0, |(_, count)| *count);
-        let within = |share: f64| buckets.iter().find(|(_, count)| *count >= all * share).map_or(0.0, |(le, _)| *le);
-        println!("{what}: median within {} s, p99 within {} s ({all} times)", within(0.5), within(0.99));
+    let actions = histograms(metrics, "bascule_reaction_seconds_bucket");
+    let mut all: Buckets = Vec::new();
+    for buckets in actions.values() {
+        for (index, (bound, count)) in buckets.iter().enumerate() {
+            match all.get_mut(index) {
+                Some((_, sum)) => *sum += count,
+                None => all.push((*bound, *count)),
+            }
+        }
+    }
+    println!("from a fact's change until an action that it caused is written: {}", spread(&all));
+    for (action, buckets) in actions {
+        println!("    {action}: {}", spread(&buckets));
+    }
+    for plan in histograms(metrics, "bascule_plan_seconds_bucket").values() {
+        println!("a plan: {}", spread(plan));
+    }
+}
+
+/// Upper bounds in seconds, and how many were below.
+type Buckets = Vec<(f64, f64)>;
+
+/// The buckets of a histogram, by the value of its other label.
+fn histograms(metrics: &str, name: &str) -> BTreeMap<String, Buckets> {
+    let mut all: BTreeMap<String, Buckets> = BTreeMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with(name)) {
+        let label = |key: &str| line.split(&format!("{key}=\"")).nth(1)?.split('"').next();
+        let bound =
+            label("le").and_then(|bound| if bound == "+Inf" { Some(f64::INFINITY) } else { bound.parse().ok() });
+        let count = line.rsplit(' ').next().and_then(|count| count.parse().ok());
+        let (Some(bound), Some(count)) = (bound, count) else { continue };
+        all.entry(label("action").unwrap_or_default().to_owned()).or_default().push((bound, count));
+    }
+    all
+}
+
+fn spread(buckets: &Buckets) -> String {
+    let all = buckets.last().map_or(0.0, |(_, count)| *count);
+    let within = |share: f64| buckets.iter().find(|(_, count)| *count >= all * share).map_or(0.0, |(le, _)| *le);
+    let second = buckets.iter().rfind(|(bound, _)| *bound <= 1.0).map_or(0.0, |(_, count)| *count);
+    format!(
+        "median within {} s, p99 within {} s ({all} times, {:.1} % within a second)",
+        within(0.5),
+        within(0.99),
+        100.0 * second / all.max(1.0)
+    )
+}
+
+/// Processor seconds so far of this process, of each program that it started, and of everything else on the machine
+/// (proc(5), stat).
+pub(crate) struct Processor {
+    at: std::time::Instant,
+    busy: f64,
+    by_program: BTreeMap<String, f64>,
+}
+
+impl Processor {
+    pub(crate) fn now() -> Self {
+        // USER_HZ, which is 100 wherever Rust runs on Linux.
+        const TICKS: f64 = 100.0;
+        let own = std::process::id().to_string();
+        let mut by_program: BTreeMap<String, f64> = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(text) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+            let Some((head, tail)) = text.rsplit_once(") ") else { continue };
+            let fields: Vec<&str> = tail.split(' ').collect();
+            let (pid, program) = head.split_once(" (").unwrap();
+            if pid != own && fields[1] != own {
+                continue;
+            }
+            let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
+            let program = if pid == own { "the benchmark, agents and repository included" } else { program };
+            *by_program.entry(program.to_owned()).or_default() += (ticks(11) + ticks(12)) / TICKS;
+        }
+        let stat = std::fs::read_to_string("/proc/stat").unwrap();
+        let fields: Vec<f64> =
+            stat.lines().next().unwrap().split_whitespace().skip(1).map(|one| one.parse().unwrap()).collect();
+        // user, nice, system; not idle, waiting for disks, or counted twice.
+        let busy = (fields[0] + fields[1] + fields[2]) / TICKS;
+        Self { at: std::time::Instant::now(), busy, by_program }
+    }
+
+    /// What was used since then.
+    pub(crate) fn used(&self, what: &str) {
+        let now = Self::now();
+        let seconds = self.at.elapsed().as_secs_f64();
+        let mut ours = 0.0;
+        println!("processor seconds in the {seconds:.0} s of {what}:");
+        for (program, spent) in &now.by_program {
+            let spent = spent - self.by_program.get(program).copied().unwrap_or_default();
+            ours += spent;
+            println!("    {spent:>8.1}  {program}");
+        }
+        println!("    {:>8.1}  everything else on the machine", now.busy - self.busy - ours);
     }
 }
 

@@ -6,9 +6,11 @@ mod error;
 mod node;
 mod node_update;
 mod statuses;
+mod turn;
 
 pub use error::ApplyError;
 pub use node::EXCLUDE_LABEL;
+pub use turn::Turn;
 
 use crate::{
     events::Events,
@@ -24,10 +26,17 @@ use bascule_planner::{
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, Client, api::PostParams};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// How many nodes are written at once.
 const AT_ONCE: usize = 16;
+
+/// After this time no node's steps are begun any more: what changed meanwhile comes first. A Freeze acts within a second.
+const FRESH: Duration = Duration::from_millis(400);
 
 /// How long one step may take. A step that was given up may have been done all the same: the next plan sees it.
 const SLOW: Duration = Duration::from_secs(30);
@@ -56,6 +65,8 @@ pub struct Carried {
     pub stale: usize,
     /// Steps that failed; a new plan is due after a pause.
     pub failed: usize,
+    /// Steps that were not begun; a new plan is due at once.
+    pub left: usize,
 }
 
 impl Writer {
@@ -65,8 +76,8 @@ impl Writer {
         Self { client, world, metrics, events }
     }
 
-    /// Carries a plan out.
-    pub async fn carry_out(&self, plan: &Plan, report: &Report) -> Carried {
+    /// Carries a plan out, or as much of it as can be begun in a moment.
+    pub async fn carry_out(&self, plan: &Plan, report: &Report, turn: &mut Turn) -> Carried {
         let mut carried = Carried::default();
         let mut by_node: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
         for step in &plan.steps {
@@ -75,31 +86,45 @@ impl Writer {
                 None => {
                     // Persist, then act: what was not remembered must not be acted upon.
                     let result = self.remember(step, report).await;
-                    if !self.note(step, &result, &mut carried) {
+                    if !self.note(step, &result, turn, &mut carried) {
                         return carried;
                     }
                 }
             }
         }
+        let (order, until) = (turn.order(by_node.into_iter().collect()), Instant::now() + FRESH);
+        let names: Vec<&str> = order.iter().map(|(node, _)| *node).collect();
         // Boxed, or the compiler can't see that the whole future may move between threads.
-        let nodes: Vec<_> = by_node.into_values().map(|steps| self.one_node(steps).boxed()).collect();
-        let results: Vec<Carried> = stream::iter(nodes).buffer_unordered(AT_ONCE).collect().await;
-        for one in results {
+        let all = order.into_iter().enumerate();
+        let nodes: Vec<_> = all
+            .map(|(place, (_, steps))| self.one_node(steps, turn, until).map(move |one| (place, one)).boxed())
+            .collect();
+        let results: Vec<(usize, Carried)> = stream::iter(nodes).buffer_unordered(AT_ONCE).collect().await;
+        let mut first_left = None;
+        for (place, one) in results {
             carried.done += one.done;
             carried.stale += one.stale;
             carried.failed += one.failed;
+            carried.left += one.left;
+            if one.left > 0 {
+                first_left = Some(first_left.map_or(place, |first: usize| first.min(place)));
+            }
         }
+        turn.stopped_before(first_left.and_then(|place| names.get(place).copied()));
         carried
     }
 
-    async fn one_node(&self, steps: Vec<&Step>) -> Carried {
+    async fn one_node(&self, steps: Vec<&Step>, turn: &Turn, until: Instant) -> Carried {
         let mut carried = Carried::default();
+        if Instant::now() >= until {
+            return Carried { left: steps.len(), ..carried };
+        }
         for step in steps {
             let result = match tokio::time::timeout(SLOW, self.step(step)).await {
                 Ok(result) => result,
                 Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
             };
-            if !self.note(step, &result, &mut carried) {
+            if !self.note(step, &result, turn, &mut carried) {
                 break;
             }
         }
@@ -107,11 +132,14 @@ impl Writer {
     }
 
     /// Counts and logs; whether to go on.
-    fn note(&self, step: &Step, result: &Result<(), ApplyError>, carried: &mut Carried) -> bool {
+    fn note(&self, step: &Step, result: &Result<(), ApplyError>, turn: &Turn, carried: &mut Carried) -> bool {
         let action = step.action.name();
         match result {
             Ok(()) => {
                 self.metrics.acted(action, "done");
+                if let Some(waited) = turn.waited(step) {
+                    self.metrics.reacted(action, waited);
+                }
                 carried.done += 1;
                 self.announce(step);
                 true

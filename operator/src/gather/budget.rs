@@ -45,8 +45,19 @@ impl BudgetFact {
         if pod.finished || pod.pending || pod.deletes_at.is_some() {
             return false;
         }
-        let enough_healthy = self.healthy >= self.desired && self.desired > 0;
-        pod.ready || !(self.unhealthy_always || enough_healthy)
+        pod.ready || !self.lets_unhealthy_go()
+    }
+
+    /// Whether pods that are not ready go without one.
+    const fn lets_unhealthy_go(&self) -> bool {
+        self.unhealthy_always || (self.healthy >= self.desired && self.desired > 0)
+    }
+
+    /// Whether the same pods need the one and the other.
+    #[must_use]
+    pub fn needs_the_same(&self, other: &Self) -> bool {
+        (&self.namespace, &self.name, &self.selector) == (&other.namespace, &other.name, &other.selector)
+            && self.lets_unhealthy_go() == other.lets_unhealthy_go()
     }
 }
 

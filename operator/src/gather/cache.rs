@@ -7,7 +7,7 @@
 
 use kube::{Resource, runtime::watcher};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio::sync::watch;
@@ -19,7 +19,15 @@ pub trait Fact: Send + Sync + 'static {
 
     /// Takes what is needed.
     fn of(raw: &Self::Raw) -> Self;
+
+    /// What objects of this kind are looked up by beside their key, e.g. a pod's node; empty for none.
+    fn place(&self) -> &str {
+        ""
+    }
 }
+
+/// The objects of one place. The same pointer means that nothing has changed there.
+pub type Place<T> = Arc<BTreeMap<Arc<Key>, Arc<T>>>;
 
 /// Namespace (empty for cluster-scoped objects) and name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +62,8 @@ struct Entry<T> {
 
 #[derive(Debug)]
 struct State<T> {
-    entries: BTreeMap<Key, Entry<T>>,
+    entries: BTreeMap<Arc<Key>, Entry<T>>,
+    places: HashMap<String, Place<T>>,
     tombstones: BTreeMap<Key, u64>,
     /// During a list: what it or we have brought so far.
     listed: Option<BTreeSet<Key>>,
@@ -65,7 +74,7 @@ struct State<T> {
 #[derive(Debug)]
 pub struct Cache<T> {
     state: Arc<RwLock<State<T>>>,
-    changes: Arc<watch::Sender<u64>>,
+    changes: Arc<[Arc<watch::Sender<u64>>]>,
 }
 
 impl<T> Clone for Cache<T> {
@@ -75,11 +84,17 @@ impl<T> Clone for Cache<T> {
 }
 
 impl<T: Fact> Cache<T> {
-    /// An empty cache. `changes` is told whenever something changes; several caches may share it.
+    /// An empty cache. `changes` are told whenever something changes; several caches may share them.
     #[must_use]
-    pub fn new(changes: Arc<watch::Sender<u64>>) -> Self {
-        let state = State { entries: BTreeMap::new(), tombstones: BTreeMap::new(), listed: None, synced: false };
-        Self { state: Arc::new(RwLock::new(state)), changes }
+    pub fn new(changes: impl IntoIterator<Item = Arc<watch::Sender<u64>>>) -> Self {
+        let state = State {
+            entries: BTreeMap::new(),
+            places: HashMap::new(),
+            tombstones: BTreeMap::new(),
+            listed: None,
+            synced: false,
+        };
+        Self { state: Arc::new(RwLock::new(state)), changes: changes.into_iter().collect() }
     }
 
     /// Whether the first list is complete.
@@ -105,6 +120,12 @@ impl<T: Fact> Cache<T> {
     pub fn select(&self, wanted: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
         let state = self.read();
         state.entries.values().filter(|entry| wanted(&entry.fact)).map(|entry| Arc::clone(&entry.fact)).collect()
+    }
+
+    /// The objects of one place. Cheap.
+    #[must_use]
+    pub fn of_place(&self, place: &str) -> Place<T> {
+        self.read().places.get(place).cloned().unwrap_or_default()
     }
 
     /// How many objects there are.
@@ -147,17 +168,18 @@ impl<T: Fact> Cache<T> {
 
     /// Takes in that the API server says an object is not there.
     pub fn vanished(&self, key: &Key) {
-        if self.write().entries.remove(key).is_some() {
+        if self.write().forget(key) {
             self.tell();
         }
     }
 
     fn tell(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        for changes in self.changes.iter() {
+            changes.send_modify(|count| *count = count.wrapping_add(1));
+        }
     }
 
-    // A poisoned lock only means that a reader panicked: what is in the map is whole, since every change below is one
-    // insertion or removal.
+    // A poisoned lock only means that a reader panicked, who changes nothing.
     fn read(&self) -> RwLockReadGuard<'_, State<T>> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,8 +201,31 @@ impl<T: Fact> State<T> {
         if self.entries.get(&key).is_some_and(|entry| version <= entry.version) {
             return false;
         }
-        self.entries.insert(key, Entry { version, fact: Arc::new(T::of(raw)) });
+        let (key, fact) = (Arc::new(key), Arc::new(T::of(raw)));
+        let before = self.entries.insert(Arc::clone(&key), Entry { version, fact: Arc::clone(&fact) });
+        if let Some(before) = before.filter(|before| before.fact.place() != fact.place()) {
+            self.leave(&key, before.fact.place());
+        }
+        if !fact.place().is_empty() {
+            let place = self.places.entry(fact.place().to_owned()).or_default();
+            Arc::make_mut(place).insert(key, fact);
+        }
         true
+    }
+
+    /// Takes an object out; whether it was there.
+    fn forget(&mut self, key: &Key) -> bool {
+        let Some(entry) = self.entries.remove(key) else { return false };
+        self.leave(key, entry.fact.place());
+        true
+    }
+
+    fn leave(&mut self, key: &Key, place: &str) {
+        let Some(there) = self.places.get_mut(place) else { return };
+        Arc::make_mut(there).remove(key);
+        if there.is_empty() {
+            self.places.remove(place);
+        }
     }
 
     fn remove(&mut self, raw: &T::Raw) -> bool {
@@ -195,14 +240,18 @@ impl<T: Fact> State<T> {
         {
             self.tombstones.remove(&oldest);
         }
-        self.entries.remove(&key).is_some()
+        self.forget(&key)
     }
 
     fn finish_list(&mut self) -> bool {
         let first = !std::mem::replace(&mut self.synced, true);
         let before = self.entries.len();
         if let Some(listed) = self.listed.take() {
-            self.entries.retain(|key, _| listed.contains(key));
+            let gone: Vec<Arc<Key>> =
+                self.entries.keys().filter(|key| !listed.contains(key.as_ref())).cloned().collect();
+            for key in gone {
+                self.forget(&key);
+            }
         }
         first || self.entries.len() != before
     }
@@ -225,6 +274,9 @@ mod tests {
         fn of(raw: &ConfigMap) -> Self {
             Self(raw.metadata.labels.clone().unwrap_or_default().remove("v").unwrap_or_default())
         }
+        fn place(&self) -> &str {
+            self.0.strip_prefix("at ").unwrap_or_default()
+        }
     }
 
     fn object(name: &str, version: u64, value: &str) -> ConfigMap {
@@ -235,7 +287,7 @@ mod tests {
     }
 
     fn cache() -> Cache<Seen> {
-        Cache::new(Arc::new(watch::Sender::new(0)))
+        Cache::new([Arc::new(watch::Sender::new(0))])
     }
 
     fn values(cache: &Cache<Seen>) -> Vec<String> {
@@ -283,9 +335,30 @@ mod tests {
     }
 
     #[test]
+    fn objects_are_found_by_their_place_and_a_place_without_a_change_keeps_its_pointer() {
+        let cache = cache();
+        let at = |place: &str| -> Vec<String> { cache.of_place(place).keys().map(|key| key.name.clone()).collect() };
+        cache.apply(&watcher::Event::Apply(object("b", 1, "at x")));
+        cache.apply(&watcher::Event::Apply(object("a", 2, "at x")));
+        cache.apply(&watcher::Event::Apply(object("c", 3, "nowhere")));
+        let before = cache.of_place("x");
+        cache.apply(&watcher::Event::Apply(object("c", 4, "at y")));
+        assert!(Arc::ptr_eq(&before, &cache.of_place("x")));
+        assert_eq!((at("x"), at("y"), at("")), (vec!["a".into(), "b".into()], vec!["c".into()], vec![]));
+        cache.apply(&watcher::Event::Apply(object("a", 5, "at y")));
+        assert!(!Arc::ptr_eq(&before, &cache.of_place("x")));
+        cache.apply(&watcher::Event::Delete(object("b", 6, "at x")));
+        assert_eq!((at("x"), at("y")), (vec![], vec!["a".into(), "c".into()]));
+        // A new list without them.
+        cache.apply(&watcher::Event::Init);
+        cache.apply(&watcher::Event::InitDone);
+        assert!(at("y").is_empty() && cache.read().places.is_empty());
+    }
+
+    #[test]
     fn only_changes_are_told() {
         let changes = Arc::new(watch::Sender::new(0));
-        let cache: Cache<Seen> = Cache::new(Arc::clone(&changes));
+        let cache: Cache<Seen> = Cache::new([Arc::clone(&changes)]);
         cache.apply(&watcher::Event::Apply(object("a", 5, "x")));
         let told = *changes.borrow();
         cache.apply(&watcher::Event::Apply(object("a", 5, "x")));

@@ -5,20 +5,22 @@ mod cache;
 mod daemon_sets;
 mod node;
 mod objects;
+mod one_node;
 mod pod;
 mod snapshot;
 mod watch;
 
 pub use budget::BudgetFact;
-pub use cache::{Cache, Fact, Key};
+pub use cache::{Cache, Fact, Key, Place};
 pub use daemon_sets::DaemonSetFact;
 pub use node::{MAINTENANCE_CONDITIONS, NodeFact};
 pub use objects::{
     FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, JobFact, PolicyFact, RollbackFact, UpdateFact,
     stage_text,
 };
+pub use one_node::node_now;
 pub use pod::{Controller, PodFact};
-pub use snapshot::{Assembler, Outside, node_now};
+pub use snapshot::{Assembler, Outside};
 
 use crate::{drain::PodSource, metrics::Metrics};
 use bascule_api::ObjectRef;
@@ -49,23 +51,27 @@ pub struct World {
     /// The Jobs of hooks.
     pub jobs: Cache<JobFact>,
     changes: Arc<tokio::sync::watch::Sender<u64>>,
+    /// Told of pods and budgets alone: drains look at nothing else, and there are many of them.
+    pod_changes: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 impl World {
     /// Empty caches that tell `changes`.
     #[must_use]
     pub fn new(changes: Arc<tokio::sync::watch::Sender<u64>>) -> Self {
+        let pod_changes = Arc::new(tokio::sync::watch::Sender::new(0));
         Self {
-            nodes: Cache::new(Arc::clone(&changes)),
-            updates: Cache::new(Arc::clone(&changes)),
-            policies: Cache::new(Arc::clone(&changes)),
-            freezes: Cache::new(Arc::clone(&changes)),
-            rollbacks: Cache::new(Arc::clone(&changes)),
-            pods: Cache::new(Arc::clone(&changes)),
-            budgets: Cache::new(Arc::clone(&changes)),
-            daemon_sets: Cache::new(Arc::clone(&changes)),
-            jobs: Cache::new(Arc::clone(&changes)),
+            nodes: Cache::new([Arc::clone(&changes)]),
+            updates: Cache::new([Arc::clone(&changes)]),
+            policies: Cache::new([Arc::clone(&changes)]),
+            freezes: Cache::new([Arc::clone(&changes)]),
+            rollbacks: Cache::new([Arc::clone(&changes)]),
+            pods: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)]),
+            budgets: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)]),
+            daemon_sets: Cache::new([Arc::clone(&changes)]),
+            jobs: Cache::new([Arc::clone(&changes)]),
             changes,
+            pod_changes,
         }
     }
 
@@ -121,11 +127,11 @@ where
 
 impl PodSource for World {
     fn on_node(&self, node: &str) -> Vec<Arc<PodFact>> {
-        self.pods.select(|pod| pod.node == node)
+        self.pods.of_place(node).values().cloned().collect()
     }
 
     fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
-        self.changes()
+        self.pod_changes.subscribe()
     }
 
     fn allows(&self, budget: &ObjectRef) -> Option<bool> {

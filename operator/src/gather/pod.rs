@@ -112,6 +112,10 @@ impl Fact for PodFact {
             deletes_at: meta.deletion_timestamp.as_ref().map(moment),
         }
     }
+
+    fn place(&self) -> &str {
+        &self.node
+    }
 }
 
 fn waiting(containers: &[ContainerStatus]) -> Option<String> {

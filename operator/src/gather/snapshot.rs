@@ -1,23 +1,20 @@
 //! Turns the caches into the planner's snapshot. Facts that did not change keep their pointer, by which the planner
 //! recognises them.
 
-use super::{BudgetFact, DaemonSetFact, NodeFact, PodFact, PolicyFact, UpdateFact, World};
-use crate::drain::{Progress, Verdict, judge};
-use bascule_api::{Drain, Duration, IntOrPercent, Source, Time};
+use super::{
+    BudgetFact, Key, PodFact, PolicyFact, World,
+    one_node::{Facts, Ground, NAMED},
+};
+use crate::drain::Progress;
+use bascule_api::{IntOrPercent, Source, Time};
 use bascule_planner::{
     Snapshot,
-    snapshot::{
-        BlockedPod, DaemonSets, DisruptionBudget, EtcdMember, GateAnswer, Node, NodePods, Offer, PolicyFacts,
-        UndrainablePod,
-    },
+    snapshot::{DisruptionBudget, GateAnswer, Node, Offer, PolicyFacts},
 };
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
-
-/// How many pods a fact names at most, and how many budgets that a drain waited for.
-const NAMED: usize = 5;
 
 /// Facts that do not come from the API server.
 pub struct Outside<'a> {
@@ -43,85 +40,47 @@ impl std::fmt::Debug for Outside<'_> {
     }
 }
 
-/// Makes snapshots, one after the other.
+/// Makes snapshots, one after the other. What rests on facts that did not change is kept.
 #[derive(Debug, Default)]
 pub struct Assembler {
-    nodes: HashMap<String, Arc<Node>>,
+    ground: Ground,
+    nodes: HashMap<Arc<str>, (Facts, Arc<Node>)>,
     policies: HashMap<String, Arc<PolicyFacts>>,
-}
-
-/// The caches, indexed for one snapshot.
-struct Index<'a> {
-    now: Time,
-    policies: &'a [Arc<PolicyFact>],
-    updates: HashMap<&'a str, &'a UpdateFact>,
-    pods: HashMap<&'a str, Vec<&'a PodFact>>,
-    budgets: HashMap<&'a str, Vec<&'a BudgetFact>>,
-    daemon_sets: &'a [Arc<DaemonSetFact>],
-    drains: &'a BTreeMap<String, Progress>,
-}
-
-/// What the running drain of a node has met. Of several pods that do not go it is the one of which only a person can
-/// get rid, else the first that a budget holds.
-fn progress_of(progress: &Progress, pods: &mut NodePods) {
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    pods.total = Some(count(progress.pods));
-    let worst = progress.blocked.iter().min_by_key(|one| (!one.permanent, one.object.is_none(), &one.pod));
-    pods.blocked = worst.map(|one| BlockedPod {
-        pod: one.pod.clone(),
-        why: one.message.clone(),
-        budget: one.object.clone(),
-        permanent: one.permanent,
-        more: count(progress.blocked.len().saturating_sub(1)),
-    });
-    let waited = progress.waited_for.iter().filter(|(_, waited)| waited.as_secs() > 0).take(NAMED);
-    pods.waited = waited.map(|(budget, waited)| (budget.clone(), Duration::from_secs(waited.as_secs()))).collect();
+    /// On how many nodes pods need each budget, by `namespace/name`.
+    needed: HashMap<String, usize>,
 }
 
 impl Assembler {
     /// The snapshot of what is known now.
     pub fn assemble(&mut self, world: &World, outside: Outside<'_>) -> Snapshot {
-        let (nodes, pods, updates) = (world.nodes.all(), world.pods.all(), world.updates.all());
-        let (budgets, daemon_sets, policies) = (world.budgets.all(), world.daemon_sets.all(), world.policies.all());
-        let mut index = Index {
-            now: outside.now,
-            policies: &policies,
-            updates: updates.iter().map(|update| (update.name.as_str(), update.as_ref())).collect(),
-            pods: HashMap::new(),
-            budgets: HashMap::new(),
-            daemon_sets: &daemon_sets,
-            drains: outside.drains,
-        };
-        for pod in pods.iter().filter(|pod| !pod.node.is_empty()) {
-            index.pods.entry(&pod.node).or_default().push(pod);
+        let policies = world.policies.all();
+        let budgets = world.budgets.all();
+        let ground = Ground::new(&policies, &budgets, world.daemon_sets.all());
+        let stands = ground.carries(&self.ground);
+        self.ground = ground;
+        let mut known = std::mem::take(&mut self.nodes);
+        let nodes = world.nodes.all();
+        self.nodes.reserve(nodes.len());
+        let nodes = nodes.into_iter().map(|node| {
+            let before = known.remove(node.name.as_str());
+            let facts = Facts {
+                update: world.updates.get(&Key::cluster(&node.name)),
+                pods: world.pods.of_place(&node.name),
+                drain: outside.drains.get(&node.name).cloned(),
+                node,
+            };
+            self.node(before, facts, stands, outside.now)
+        });
+        let nodes = nodes.collect();
+        for (_, gone) in known.into_values() {
+            self.needs(&gone, false);
         }
-        for budget in &budgets {
-            index.budgets.entry(&budget.namespace).or_default().push(budget);
-        }
-
-        let mut needed: BTreeMap<String, &BudgetFact> = BTreeMap::new();
-        let mut kept = HashMap::with_capacity(nodes.len());
-        let assembled: Vec<Arc<Node>> = nodes
-            .iter()
-            .map(|fact| {
-                let node = index.node(fact, &mut needed);
-                let shared = match self.nodes.remove(&fact.name) {
-                    Some(before) if *before == node => before,
-                    _ => Arc::new(node),
-                };
-                kept.insert(fact.name.clone(), Arc::clone(&shared));
-                shared
-            })
-            .collect();
-        self.nodes = kept;
-        let disruption_budgets =
-            needed.into_iter().map(|(path, budget)| (path, disruption_budget(budget, &pods))).collect();
         Snapshot {
             now: outside.now,
             seed: outside.seed,
             policies: self.policies(&policies, outside.offer),
-            nodes: assembled,
-            budgets: Arc::new(disruption_budgets),
+            nodes,
+            budgets: Arc::new(self.disruption_budgets(world, &budgets)),
             freezes: world.freezes.all().iter().map(|freeze| Arc::clone(&freeze.0)).collect(),
             rollbacks: world.rollbacks.all().iter().map(|rollback| Arc::clone(&rollback.0)).collect(),
             gates: outside.gates,
@@ -129,6 +88,50 @@ impl Assembler {
             ceiling: outside.ceiling,
             operator_node: outside.operator_node,
         }
+    }
+
+    /// One node; `before` is what was known of it, which `stands` unless all nodes are to be looked at again.
+    fn node(&mut self, before: Option<(Facts, Arc<Node>)>, facts: Facts, stands: bool, now: Time) -> Arc<Node> {
+        let node = match before {
+            Some((known, node)) if stands && known.hold(&facts) => node,
+            before => {
+                let (node, before) = (facts.node(&self.ground, now), before.map(|(_, node)| node));
+                match before {
+                    Some(before) if *before == node => before,
+                    before => {
+                        before.iter().for_each(|before| self.needs(before, false));
+                        self.needs(&node, true);
+                        Arc::new(node)
+                    }
+                }
+            }
+        };
+        self.nodes.insert(Arc::clone(&node.name), (facts, Arc::clone(&node)));
+        node
+    }
+
+    /// Counts a node's budgets, or does so no more.
+    fn needs(&mut self, node: &Node, more: bool) {
+        for (budget, _) in &node.pods.budgets {
+            let nodes = self.needed.entry(budget.clone()).or_default();
+            *nodes = if more { nodes.saturating_add(1) } else { nodes.saturating_sub(1) };
+        }
+        if !more {
+            self.needed.retain(|_, nodes| *nodes > 0);
+        }
+    }
+
+    /// The budgets that the pods of some node need.
+    fn disruption_budgets(&self, world: &World, budgets: &[Arc<BudgetFact>]) -> BTreeMap<String, DisruptionBudget> {
+        let needed: Vec<_> = budgets
+            .iter()
+            .map(|budget| (budget.path(), budget))
+            .filter(|(path, _)| self.needed.contains_key(path))
+            .collect();
+        // Of a budget that allows something nobody asks what is not ready.
+        let asked = needed.iter().any(|(_, budget)| budget.allowed == 0);
+        let unready = if asked { world.pods.select(|pod| !pod.ready && !pod.finished) } else { Vec::new() };
+        needed.into_iter().map(|(path, budget)| (path, disruption_budget(budget, &unready))).collect()
     }
 
     fn policies(
@@ -167,133 +170,11 @@ impl Assembler {
     }
 }
 
-/// One node as the planner sees it, from what the caches hold this instant; what an action's expectations are compared
-/// with. The pods are left out: no expectation speaks of them.
-#[must_use]
-pub fn node_now(world: &World, name: &str) -> Option<Node> {
-    let fact = world.nodes.get(&super::Key::cluster(name))?;
-    let update = world.updates.get(&super::Key::cluster(name));
-    Some(bare(&fact, update.as_deref()))
-}
-
-fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
-    Node {
-        name: fact.name.as_str().into(),
-        uid: fact.uid.clone(),
-        created_at: fact.created_at,
-        deleting: fact.deleting,
-        labels: fact.labels.clone(),
-        ready: fact.ready,
-        cordon: fact.cordon.clone(),
-        taints: fact.our_taints(),
-        boot_id: fact.boot_id.clone(),
-        architecture: fact.architecture,
-        control_plane: fact.control_plane(),
-        etcd: EtcdMember::None,
-        update: update.map(|update| update.facts.clone()),
-        pods: NodePods::default(),
-        daemon_sets: DaemonSets::default(),
-    }
-}
-
-impl<'a> Index<'a> {
-    fn node(&self, fact: &NodeFact, needed: &mut BTreeMap<String, &'a BudgetFact>) -> Node {
-        let update = self.updates.get(fact.name.as_str()).copied();
-        let pods = self.pods.get(fact.name.as_str()).map(Vec::as_slice).unwrap_or_default();
-        let mut node = bare(fact, update);
-        if node.control_plane {
-            node.etcd = etcd(pods);
-        }
-        if let Some(drain) = self.drain_settings(fact, update) {
-            node.pods = self.node_pods(pods, drain, needed);
-            if let Some(progress) = self.drains.get(&fact.name) {
-                progress_of(progress, &mut node.pods);
-            }
-            node.daemon_sets = self.daemon_sets(fact, pods);
-        }
-        node
-    }
-
-    /// The settings under which the node would be drained: those of the policy that disrupts it, or else of the first
-    /// that selects it. (Where two do, neither touches it.)
-    fn drain_settings(&self, fact: &NodeFact, update: Option<&UpdateFact>) -> Option<&'a Drain> {
-        let named =
-            update.filter(|update| update.facts.spec.disruption.is_some()).map(|update| &update.facts.spec.policy);
-        let by_name = named.and_then(|name| self.policies.iter().find(|policy| policy.name == *name));
-        by_name
-            .or_else(|| self.policies.iter().find(|policy| policy.spec.node_selector.matches(&fact.labels)))
-            .map(|policy| &policy.spec.drain)
-    }
-
-    fn node_pods(
-        &self,
-        pods: &[&'a PodFact],
-        drain: &Drain,
-        needed: &mut BTreeMap<String, &'a BudgetFact>,
-    ) -> NodePods {
-        let mut facts = NodePods::default();
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        for pod in pods {
-            match judge(pod, drain, self.now.get()) {
-                Verdict::Stay(_) => {}
-                Verdict::Refuse(refusal) => {
-                    if facts.undrainable.len() < NAMED {
-                        facts.undrainable.push(UndrainablePod { pod: pod.path(), why: refusal.hint().to_owned() });
-                    }
-                }
-                Verdict::Go => {
-                    facts.remaining += 1;
-                    let budgets = self.budgets.get(pod.namespace.as_str()).map(Vec::as_slice).unwrap_or_default();
-                    for budget in budgets.iter().filter(|budget| budget.covers(pod) && budget.is_needed_for(pod)) {
-                        *counts.entry(budget.path()).or_default() += 1;
-                        needed.entry(budget.path()).or_insert(budget);
-                    }
-                }
-            }
-        }
-        facts.budgets = counts.into_iter().collect();
-        facts
-    }
-
-    fn daemon_sets(&self, fact: &NodeFact, pods: &[&PodFact]) -> DaemonSets {
-        let mut facts = DaemonSets::default();
-        for set in self.daemon_sets.iter().filter(|set| set.belongs_on(fact)) {
-            facts.wanted += 1;
-            let ready = pods.iter().find(|pod| {
-                pod.ready
-                    && pod.deletes_at.is_none()
-                    && pod.controller.as_ref().is_some_and(|owner| owner.uid == set.uid)
-            });
-            match ready {
-                Some(pod) => {
-                    facts.ready += 1;
-                    facts.since = facts.since.max(pod.ready_since.map(Time::new));
-                }
-                None if facts.missing.len() < NAMED => facts.missing.push(set.path()),
-                None => {}
-            }
-        }
-        facts
-    }
-}
-
-/// kubeadm's static pod of etcd carries these labels.
-fn etcd(pods: &[&PodFact]) -> EtcdMember {
-    let member = pods.iter().find(|pod| {
-        pod.namespace == "kube-system" && pod.labels.get("component").is_some_and(|component| component == "etcd")
-    });
-    match member {
-        None => EtcdMember::None,
-        Some(pod) if pod.ready => EtcdMember::Healthy,
-        Some(_) => EtcdMember::Unhealthy,
-    }
-}
-
-fn disruption_budget(budget: &BudgetFact, pods: &[Arc<PodFact>]) -> DisruptionBudget {
+fn disruption_budget(budget: &BudgetFact, unready: &[Arc<PodFact>]) -> DisruptionBudget {
     let unhealthy = if budget.allowed > 0 {
         Vec::new() // nobody will ask
     } else {
-        let unready = pods.iter().filter(|pod| budget.covers(pod) && !pod.ready && !pod.finished);
+        let unready = unready.iter().filter(|pod| budget.covers(pod));
         unready.take(NAMED).map(|pod| describe(pod)).collect()
     };
     DisruptionBudget {
@@ -316,4 +197,115 @@ fn describe(pod: &PodFact) -> String {
         (None, false) => {}
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bascule_planner::snapshot::OfferState;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
+
+    fn object<T: serde::de::DeserializeOwned>(version: u64, mut value: Value) -> Event<T> {
+        value["metadata"]["resourceVersion"] = json!(version.to_string());
+        Event::Apply(serde_json::from_value(value).unwrap())
+    }
+
+    fn budget(selects: &str, allowed: u32, healthy: u32) -> Value {
+        json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {"app": selects}}},
+            "status": {"disruptionsAllowed": allowed, "currentHealthy": healthy, "desiredHealthy": 2, "expectedPods": 3}
+        })
+    }
+
+    fn pod(name: &str, node: &str) -> Value {
+        json!({
+            "metadata": {
+                "name": name, "namespace": "shop", "uid": name, "labels": {"app": "web"},
+                "ownerReferences": [
+                    {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}
+                ]
+            },
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        })
+    }
+
+    fn world() -> World {
+        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)));
+        let policy = json!({
+            "metadata": {"name": "p"},
+            "spec": {
+                "nodeSelector": {"matchLabels": {"role": "worker"}},
+                "source": {"repository": "https://images.example.com", "channel": "stable"}
+            }
+        });
+        world.policies.apply(&object(1, policy));
+        for name in ["n1", "n2"] {
+            world.nodes.apply(&object(1, json!({"metadata": {"name": name, "labels": {"role": "worker"}}})));
+            world.pods.apply(&object(1, pod(&format!("web-{name}"), name)));
+        }
+        world.budgets.apply(&object(1, budget("web", 1, 3)));
+        world
+    }
+
+    fn look(assembler: &mut Assembler, world: &World, seconds: i64) -> Snapshot {
+        let outside = Outside {
+            now: Time::new(chrono::DateTime::from_timestamp(seconds, 0).unwrap()),
+            seed: 1,
+            offer: &|_| {
+                Arc::new(Offer { state: OfferState::Unread, releases: Vec::new(), repository: Default::default() })
+            },
+            gates: Vec::new(),
+            drains: &BTreeMap::new(),
+            ceiling: None,
+            operator_node: None,
+        };
+        assembler.assemble(world, outside)
+    }
+
+    /// What an assembler that kept something makes is what one makes that knows nothing; and which nodes kept their
+    /// pointer.
+    fn step(kept: &mut Assembler, before: &Snapshot, world: &World, seconds: i64) -> (Snapshot, Vec<bool>) {
+        let after = look(kept, world, seconds);
+        let anew = look(&mut Assembler::default(), world, seconds);
+        assert_eq!((&after.nodes, &after.budgets), (&anew.nodes, &anew.budgets));
+        let same = after.nodes.iter().zip(&before.nodes).map(|(after, before)| Arc::ptr_eq(after, before)).collect();
+        (after, same)
+    }
+
+    #[test]
+    fn what_is_kept_gives_what_is_made_anew() {
+        let (world, mut kept) = (world(), Assembler::default());
+        let first = look(&mut kept, &world, 0);
+        assert_eq!(first.nodes[0].pods.budgets, [("shop/web".to_owned(), 1)]);
+        assert_eq!(first.budgets["shop/web"].allowed, 1);
+
+        world.budgets.apply(&object(2, budget("web", 0, 2)));
+        let (second, same) = step(&mut kept, &first, &world, 1);
+        assert_eq!(same, [true, true], "how much a budget allows is not part of a node");
+        assert_eq!(second.budgets["shop/web"].allowed, 0);
+
+        world.pods.apply(&object(3, pod("web-more", "n2")));
+        let (third, same) = step(&mut kept, &second, &world, 2);
+        assert_eq!((same, third.nodes[1].pods.remaining), (vec![true, false], 2));
+
+        world.budgets.apply(&object(4, budget("other", 0, 2)));
+        let (fourth, same) = step(&mut kept, &third, &world, 3);
+        assert_eq!(same, [false, false]);
+        assert!(fourth.budgets.is_empty(), "nobody needs it any more");
+
+        let mut leaving = pod("web-n1", "n1");
+        leaving["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:00:10Z");
+        world.pods.apply(&object(5, leaving));
+        let (fifth, _) = step(&mut kept, &fourth, &world, 20);
+        assert_eq!(fifth.nodes[0].pods.remaining, 1);
+        let (sixth, same) = step(&mut kept, &fifth, &world, 100);
+        assert_eq!((same, sixth.nodes[0].pods.remaining), (vec![false, true], 0), "stuck: only time has passed");
+
+        world.nodes.vanished(&Key::cluster("n2"));
+        let (seventh, _) = step(&mut kept, &sixth, &world, 101);
+        assert_eq!(seventh.nodes.len(), 1);
+    }
 }

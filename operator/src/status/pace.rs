@@ -1,10 +1,10 @@
 //! When a node's explanation is written: soon enough for whoever looks, rarely enough that a node's whole update costs a
 //! dozen writes, those that move it included.
 //!
-//! A state or reason is written once it has lasted a moment, so that what passes by is not written at all. What only moves
-//! on (a drain's progress, whose turn it is among nodes that wait for each other) is written in pauses that grow, from
-//! ten seconds to an hour. An end, good or bad, is written at once, and after a change of the
-//! policy the pauses begin anew: whoever made it looks at what comes of it.
+//! A state or reason is written once it has lasted a moment, so that what passes by is not written at all; while all goes
+//! well that moment doubles with each state of an update. What only moves on (a drain's progress, whose turn it is among
+//! nodes that wait for each other) is written in pauses that grow to an hour. An end, good or bad, is
+//! written at once, and after a change of the policy the pauses begin anew: whoever made it looks at what comes of it.
 
 use bascule_api::{Rollout, RolloutState, Time, WaitReason};
 use std::time::Duration;
@@ -15,12 +15,16 @@ const LASTS: Duration = Duration::from_secs(3);
 /// The same for staging, whose progress the agent reports itself, and for a drain that waits for a budget, as it does for a
 /// moment with nearly every pod.
 const HOLDS: Duration = Duration::from_secs(10);
+/// How often that time doubles at most while an update goes well.
+const DOUBLED: u32 = 3;
 /// A node whose reason never lasts is written after so many times that pause all the same.
 const RESTLESS: u32 = 4;
 /// Between two writes about one object, whatever changed.
 const LEAST: Duration = Duration::from_secs(1);
 /// The first pause between two writes of mere details; each further one is [`GROWTH`] times as long.
 const DETAILS: Duration = Duration::from_secs(10);
+/// The same for how far a drain is and whose turn it is, which pods and policy say as well.
+const PROGRESS: Duration = Duration::from_secs(30);
 const GROWTH: u32 = 4;
 /// The longest such pause.
 const LONGEST: Duration = Duration::from_secs(3_600);
@@ -46,6 +50,8 @@ pub(super) struct Pace {
     written: Option<Instant>,
     /// How many writes in a row told details only.
     repeats: u32,
+    /// How many states of an update were written since it began.
+    told: u32,
     /// The generation of the node's policy.
     generation: Option<i64>,
 }
@@ -60,6 +66,7 @@ impl Pace {
             stale_since: None,
             written: None,
             repeats: 0,
+            told: 0,
             generation: None,
         }
     }
@@ -74,6 +81,7 @@ impl Pace {
         if !same {
             self.generation = generation;
             self.repeats = 0;
+            self.told = 0;
             self.written = None;
         }
     }
@@ -102,10 +110,10 @@ impl Pace {
         let earliest = self.written.map_or(now, |written| written + LEAST);
         let due = match change(before, after) {
             Change::News => {
-                let lasts = lasts(after);
+                let lasts = self.lasts(after);
                 (self.since + lasts).min(stale + lasts * RESTLESS)
             }
-            Change::Details => self.written.map_or(stale, |written| written + pause(self.repeats)),
+            Change::Details => self.written.map_or(stale, |written| written + pause(after, self.repeats)),
         };
         Some(due.max(earliest))
     }
@@ -113,27 +121,39 @@ impl Pace {
     /// Takes note of a write.
     pub(super) fn wrote(&mut self, before: Option<&Rollout>, after: &Rollout, now: Instant) {
         // After a long rest details are as good as news.
-        let rested = self.written.is_none_or(|written| now.duration_since(written) > pause(self.repeats) * GROWTH);
+        let rested =
+            self.written.is_none_or(|written| now.duration_since(written) > pause(after, self.repeats) * GROWTH);
         self.repeats = match change(before, after) {
             Change::Details if !rested => self.repeats.saturating_add(1),
             Change::Details | Change::News => 0,
+        };
+        self.told = match after.state {
+            RolloutState::Current | RolloutState::Failed => 0,
+            _ if change(before, after) == Change::News => self.told.saturating_add(1),
+            _ => self.told,
         };
         self.written = Some(now);
         self.stale_since = None;
     }
 }
 
-fn pause(repeats: u32) -> Duration {
-    DETAILS.saturating_mul(GROWTH.saturating_pow(repeats)).min(LONGEST)
+impl Pace {
+    /// How long a state or reason lasts before it is written.
+    fn lasts(&self, rollout: &Rollout) -> Duration {
+        let doubled = if goes_well(rollout.reason) { 1 << self.told.min(DOUBLED) } else { 1 };
+        match (rollout.state, rollout.reason) {
+            (RolloutState::Staging, _) | (RolloutState::Draining, WaitReason::DisruptionBudget) => HOLDS,
+            // A hook is somebody else's Job, which is named for as long as it runs.
+            (RolloutState::Current | RolloutState::Failed, _) | (_, WaitReason::Hook) => Duration::ZERO,
+            _ => LASTS * doubled,
+        }
+    }
 }
 
-const fn lasts(rollout: &Rollout) -> Duration {
-    match (rollout.state, rollout.reason) {
-        (RolloutState::Staging, _) | (RolloutState::Draining, WaitReason::DisruptionBudget) => HOLDS,
-        // A hook is somebody else's Job, which is named for as long as it runs.
-        (RolloutState::Current | RolloutState::Failed, _) | (_, WaitReason::Hook) => Duration::ZERO,
-        _ => LASTS,
-    }
+fn pause(rollout: &Rollout, repeats: u32) -> Duration {
+    let progress = goes_well(rollout.reason) || takes_turns(rollout.reason);
+    let first = if progress { PROGRESS } else { DETAILS };
+    first.saturating_mul(GROWTH.saturating_pow(repeats)).min(LONGEST)
 }
 
 fn change(before: Option<&Rollout>, after: &Rollout) -> Change {
@@ -237,6 +257,24 @@ mod tests {
     }
 
     #[test]
+    fn an_update_that_goes_well_is_told_with_growing_patience_and_one_that_does_not_at_once() {
+        let mut node = Node::new(rollout(RolloutState::Current, WaitReason::Current, ""));
+        let way = [
+            (RolloutState::Waiting, WaitReason::Wave),
+            (RolloutState::Draining, WaitReason::Draining),
+            (RolloutState::Rebooting, WaitReason::Rebooting),
+            (RolloutState::Trial, WaitReason::Trial),
+            (RolloutState::Failed, WaitReason::NodeLost),
+            (RolloutState::Draining, WaitReason::Draining),
+        ];
+        let mut shown = |(state, reason), from: u64| {
+            (from..from + 100).find(|second| node.planned(rollout(state, reason, ""), *second)).map(|at| at - from)
+        };
+        let after: Vec<_> = way.into_iter().zip((0..).step_by(100)).map(|(said, from)| shown(said, from)).collect();
+        assert_eq!(after, [Some(3), Some(6), Some(12), Some(24), Some(0), Some(3)]);
+    }
+
+    #[test]
     fn a_node_that_never_rests_is_explained_all_the_same() {
         let mut node = Node::new(waiting(WaitReason::Wave));
         let restless = [WaitReason::Freeze, WaitReason::Paused];
@@ -259,9 +297,9 @@ mod tests {
         let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, "0"));
         let progress = |gone: u64| rollout(RolloutState::Draining, WaitReason::Draining, &gone.to_string());
         let written: Vec<_> = (1..=900).filter(|second| node.planned(progress(*second), *second)).collect();
-        assert_eq!(written, [1, 11, 51, 211, 851]);
+        assert_eq!(written, [1, 31, 151, 631]);
         assert!(node.planned(progress(1_000_000), 90_000));
-        assert!(node.planned(progress(1_000_001), 90_010), "the pauses begin anew");
+        assert!(node.planned(progress(1_000_001), 90_030), "the pauses begin anew");
     }
 
     #[test]

@@ -169,6 +169,9 @@ fn server_arguments(place: &Path, etcd_url: &str, port: u16, options: &Options) 
     arguments
 }
 
+/// Controllers hold themselves back to 20 requests a second, the scheduler to 50: too few for thousands of pods.
+const BUSY: [&str; 2] = ["--kube-api-qps=200", "--kube-api-burst=400"];
+
 fn controller_arguments(place: &Path, options: &Options) -> Vec<String> {
     let file = |name: &str| place.join(name).display().to_string();
     vec![
@@ -179,6 +182,8 @@ fn controller_arguments(place: &Path, options: &Options) -> Vec<String> {
         "--use-service-account-credentials=true".to_owned(),
         format!("--node-monitor-grace-period={}s", options.node_monitor_grace.as_secs()),
         "--node-monitor-period=2s".to_owned(),
+        BUSY[0].to_owned(),
+        BUSY[1].to_owned(),
         "--leader-elect=false".to_owned(),
         "--secure-port=0".to_owned(),
         "--profiling=false".to_owned(),
@@ -188,6 +193,8 @@ fn controller_arguments(place: &Path, options: &Options) -> Vec<String> {
 fn scheduler_arguments(place: &Path) -> Vec<String> {
     vec![
         format!("--kubeconfig={}", place.join("scheduler.kubeconfig").display()),
+        BUSY[0].to_owned(),
+        BUSY[1].to_owned(),
         "--leader-elect=false".to_owned(),
         "--secure-port=0".to_owned(),
         "--profiling=false".to_owned(),

@@ -76,11 +76,11 @@ impl Waves {
         if assigned.len() > out.names.len() {
             out.names.push("remaining".to_owned());
         }
-        let mut held: Option<Arc<Wait>> = None;
+        let mut held: Option<Held> = None;
         let of = u32::try_from(assigned.iter().filter(|wave| !wave.is_empty()).count()).unwrap_or(u32::MAX);
         let mut place = 0_u32;
         for (index, nodes) in assigned.iter().enumerate() {
-            out.held.push(held.clone());
+            out.held.push(held.as_ref().map(|held| Arc::clone(&held.wait)));
             let number = u8::try_from(index).unwrap_or(u8::MAX);
             for member in nodes {
                 if let Some(wave) = out.wave_of.get_mut(member.index) {
@@ -91,10 +91,13 @@ impl Waves {
                 continue;
             }
             place += 1;
-            if held.is_some() {
+            let name = out.names.get(index).map_or("", String::as_str);
+            if let Some(held) = &mut held {
+                if !held.stuck {
+                    held.wait = Arc::new(comes_first(policy, name, nodes.len()));
+                }
                 continue;
             }
-            let name = out.names.get(index).map_or("", String::as_str);
             let soak = waves.get(index).map_or(bascule_api::Duration::ZERO, |wave| wave.soak);
             let done = nodes.iter().filter(|member| matches!(member.standing, Standing::Done(_))).count();
             let mut status = WaveStatus {
@@ -115,6 +118,27 @@ impl Waves {
     }
 }
 
+/// What holds waves back.
+struct Held {
+    /// What the next wave waits for. Each wave names the one before it, and not the one that moves: every node that
+    /// waits would be explained anew with every wave that is done.
+    wait: Arc<Wait>,
+    /// Whether nothing goes on before somebody mends a node, which then all waves name.
+    stuck: bool,
+}
+
+impl Held {
+    fn by(wait: Wait) -> Option<Self> {
+        Some(Self { wait: Arc::new(wait), stuck: false })
+    }
+}
+
+fn comes_first(policy: &str, wave: &str, nodes: usize) -> Wait {
+    let nodes = if nodes == 1 { "1 node".to_owned() } else { format!("{nodes} nodes") };
+    let message = format!("wave {wave} of {nodes} comes first");
+    Wait::new(WaitReason::Wave, message).of("UpdatePolicy", None, policy)
+}
+
 /// What holds the waves behind this one back. How far it is stands in the policy's status and not here: every node that
 /// waits would be explained anew with every node that is done.
 fn hold<'n>(
@@ -124,16 +148,16 @@ fn hold<'n>(
     soak: bascule_api::Duration,
     now: Time,
     node_name: &dyn Fn(usize) -> &'n str,
-) -> Option<Arc<Wait>> {
+) -> Option<Held> {
     let name = &status.name;
     if nodes.iter().any(|member| matches!(member.standing, Standing::Moving | Standing::Ahead)) {
-        let message = format!("wave {name} of {} nodes comes first", status.nodes);
-        return Some(Arc::new(Wait::new(WaitReason::Wave, message).of("UpdatePolicy", None, policy)));
+        return Held::by(comes_first(policy, name, nodes.len()));
     }
     let stuck = nodes.iter().find(|member| member.standing == Standing::Unable).filter(|_| status.done == 0);
     if let Some(member) = stuck {
         let message = format!("wave {name} comes first, and none of its {} nodes can be updated", status.nodes);
-        return Some(Arc::new(Wait::new(WaitReason::Wave, message).of("Node", None, node_name(member.index))));
+        let wait = Wait::new(WaitReason::Wave, message).of("Node", None, node_name(member.index));
+        return Some(Held { wait: Arc::new(wait), stuck: true });
     }
     let last = nodes.iter().filter_map(|member| match member.standing {
         Standing::Done(at) => Some(at.min(now)),
@@ -145,7 +169,7 @@ fn hold<'n>(
     }
     status.soak_until = Some(until);
     let message = format!("wave {name} is done and soaks for {soak}");
-    Some(Arc::new(Wait::new(WaitReason::Soak, message).until(Some(until))))
+    Held::by(Wait::new(WaitReason::Soak, message).until(Some(until)))
 }
 
 /// Waves are filled in order. Where a wave takes some of many nodes, those that already run the release or are on
@@ -188,4 +212,47 @@ fn assign<'m>(waves: &[Wave], members: impl Iterator<Item = &'m Member>) -> Vec<
         out.push(remaining);
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waves(texts: &[&str], standings: &[Standing]) -> Waves {
+        let waves: Vec<Wave> = texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+        let member = |(index, standing): (usize, &Standing)| Member {
+            index,
+            standing: *standing,
+            selected: 0,
+            runs_operator: false,
+            begun: false,
+        };
+        let members: Vec<_> = standings.iter().enumerate().map(member).collect();
+        let now = Time::new(chrono::DateTime::from_timestamp(1_000, 0).unwrap());
+        Waves::new("p", &waves, members.iter(), members.len(), now, &|_| "n")
+    }
+
+    fn said(waves: &Waves) -> Vec<&str> {
+        (0..3).map(|node| waves.holds(node).map_or("", |wait| wait.message.as_str())).collect()
+    }
+
+    const THREE: [&str; 3] =
+        [r#"{"name": "a", "count": 1, "soak": "1h"}"#, r#"{"name": "b", "count": 1}"#, r#"{"name": "c"}"#];
+
+    #[test]
+    fn each_wave_names_the_one_before_it_however_far_those_are() {
+        let done = Standing::Done(Time::new(chrono::DateTime::from_timestamp(900, 0).unwrap()));
+        let first = waves(&THREE, &[Standing::Moving, Standing::Ahead, Standing::Ahead]);
+        assert_eq!(said(&first), ["", "wave a of 1 node comes first", "wave b of 1 node comes first"]);
+        let soaking = waves(&THREE, &[done, Standing::Ahead, Standing::Ahead]);
+        assert_eq!(said(&soaking)[2], said(&first)[2], "the soak is the affair of the next wave alone");
+        assert_eq!(soaking.holds(1).map(|wait| wait.reason), Some(WaitReason::Soak));
+    }
+
+    #[test]
+    fn a_wave_that_nothing_can_be_done_about_is_named_by_all() {
+        let stuck = waves(&THREE, &[Standing::Unable, Standing::Unable, Standing::Unable]);
+        let message = "wave a comes first, and none of its 1 nodes can be updated";
+        assert_eq!(said(&stuck), ["", message, message]);
+    }
 }

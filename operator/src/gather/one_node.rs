@@ -1,0 +1,216 @@
+//! One node as the planner sees it, and on what that rests, so that it is made anew only where that changed.
+
+use super::{BudgetFact, DaemonSetFact, Key, NodeFact, Place, PodFact, PolicyFact, UpdateFact, World};
+use crate::drain::{Progress, Verdict, judge};
+use bascule_api::{Drain, Duration, Selector, Time};
+use bascule_planner::snapshot::{BlockedPod, DaemonSets, EtcdMember, Node, NodePods, UndrainablePod};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// How many pods a fact names at most, and how many budgets that a drain waited for.
+pub(super) const NAMED: usize = 5;
+
+/// What all nodes rest on, beside their own facts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Ground {
+    policies: Vec<DrainSettings>,
+    /// By namespace.
+    budgets: HashMap<String, Vec<Arc<BudgetFact>>>,
+    daemon_sets: Vec<Arc<DaemonSetFact>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct DrainSettings {
+    policy: String,
+    selector: Selector,
+    drain: Drain,
+}
+
+impl Ground {
+    pub(super) fn new(
+        policies: &[Arc<PolicyFact>],
+        budgets: &[Arc<BudgetFact>],
+        daemon_sets: Vec<Arc<DaemonSetFact>>,
+    ) -> Self {
+        let settings = policies.iter().map(|policy| DrainSettings {
+            policy: policy.name.clone(),
+            selector: policy.spec.node_selector.clone(),
+            drain: policy.spec.drain.clone(),
+        });
+        let mut by_namespace: HashMap<String, Vec<Arc<BudgetFact>>> = HashMap::new();
+        for budget in budgets {
+            by_namespace.entry(budget.namespace.clone()).or_default().push(Arc::clone(budget));
+        }
+        Self { policies: settings.collect(), budgets: by_namespace, daemon_sets }
+    }
+
+    /// Whether nodes that were made on another ground would be the same on this one. How much a budget allows is not part
+    /// of a node.
+    pub(super) fn carries(&self, other: &Self) -> bool {
+        let same = |(one, two): (&Arc<BudgetFact>, &Arc<BudgetFact>)| Arc::ptr_eq(one, two) || one.needs_the_same(two);
+        self.policies == other.policies
+            && self.daemon_sets == other.daemon_sets
+            && self.budgets.len() == other.budgets.len()
+            && self.budgets.iter().all(|(namespace, budgets)| {
+                let others = other.budgets.get(namespace).map(Vec::as_slice).unwrap_or_default();
+                budgets.len() == others.len() && budgets.iter().zip(others).all(same)
+            })
+    }
+}
+
+/// What one node rests on.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) node: Arc<NodeFact>,
+    pub(super) update: Option<Arc<UpdateFact>>,
+    pub(super) pods: Place<PodFact>,
+    pub(super) drain: Option<Progress>,
+}
+
+impl Facts {
+    /// Whether these are the very same, and stay it whatever time it is.
+    pub(super) fn hold(&self, other: &Self) -> bool {
+        let update = match (&self.update, &other.update) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (None, None) => true,
+            _ => false,
+        };
+        update
+            && Arc::ptr_eq(&self.node, &other.node)
+            && Arc::ptr_eq(&self.pods, &other.pods)
+            && self.drain == other.drain
+            // One that is being deleted stops counting at some time.
+            && self.pods.values().all(|pod| pod.deletes_at.is_none())
+    }
+
+    /// The node.
+    pub(super) fn node(&self, ground: &Ground, now: Time) -> Node {
+        let mut node = bare(&self.node, self.update.as_deref());
+        if node.control_plane {
+            node.etcd = etcd(&self.pods);
+        }
+        if let Some(drain) = self.drain_settings(ground) {
+            node.pods = self.pods_under(drain, ground, now);
+            if let Some(progress) = &self.drain {
+                progress_of(progress, &mut node.pods);
+            }
+            node.daemon_sets = self.daemon_sets(ground);
+        }
+        node
+    }
+
+    /// The settings under which the node would be drained: those of the policy that disrupts it, or else of the first
+    /// that selects it. (Where two do, neither touches it.)
+    fn drain_settings<'a>(&self, ground: &'a Ground) -> Option<&'a Drain> {
+        let disrupted = self.update.as_ref().filter(|update| update.facts.spec.disruption.is_some());
+        let by_name = disrupted
+            .and_then(|update| ground.policies.iter().find(|settings| settings.policy == update.facts.spec.policy));
+        let selects = |settings: &&DrainSettings| settings.selector.matches(&self.node.labels);
+        by_name.or_else(|| ground.policies.iter().find(selects)).map(|settings| &settings.drain)
+    }
+
+    fn pods_under(&self, drain: &Drain, ground: &Ground, now: Time) -> NodePods {
+        let mut facts = NodePods::default();
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for pod in self.pods.values() {
+            match judge(pod, drain, now.get()) {
+                Verdict::Stay(_) => {}
+                Verdict::Refuse(refusal) => {
+                    if facts.undrainable.len() < NAMED {
+                        facts.undrainable.push(UndrainablePod { pod: pod.path(), why: refusal.hint().to_owned() });
+                    }
+                }
+                Verdict::Go => {
+                    facts.remaining += 1;
+                    let budgets = ground.budgets.get(&pod.namespace).map(Vec::as_slice).unwrap_or_default();
+                    for budget in budgets.iter().filter(|budget| budget.covers(pod) && budget.is_needed_for(pod)) {
+                        *counts.entry(budget.path()).or_default() += 1;
+                    }
+                }
+            }
+        }
+        facts.budgets = counts.into_iter().collect();
+        facts
+    }
+
+    fn daemon_sets(&self, ground: &Ground) -> DaemonSets {
+        let mut facts = DaemonSets::default();
+        for set in ground.daemon_sets.iter().filter(|set| set.belongs_on(&self.node)) {
+            facts.wanted += 1;
+            let ready = self.pods.values().find(|pod| {
+                pod.ready
+                    && pod.deletes_at.is_none()
+                    && pod.controller.as_ref().is_some_and(|owner| owner.uid == set.uid)
+            });
+            match ready {
+                Some(pod) => {
+                    facts.ready += 1;
+                    facts.since = facts.since.max(pod.ready_since.map(Time::new));
+                }
+                None if facts.missing.len() < NAMED => facts.missing.push(set.path()),
+                None => {}
+            }
+        }
+        facts
+    }
+}
+
+/// What the running drain of a node has met. Of several pods that do not go it is the one of which only a person can
+/// get rid, else the first that a budget holds.
+fn progress_of(progress: &Progress, pods: &mut NodePods) {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    pods.total = Some(count(progress.pods));
+    let worst = progress.blocked.iter().min_by_key(|one| (!one.permanent, one.object.is_none(), &one.pod));
+    pods.blocked = worst.map(|one| BlockedPod {
+        pod: one.pod.clone(),
+        why: one.message.clone(),
+        budget: one.object.clone(),
+        permanent: one.permanent,
+        more: count(progress.blocked.len().saturating_sub(1)),
+    });
+    let waited = progress.waited_for.iter().filter(|(_, waited)| waited.as_secs() > 0).take(NAMED);
+    pods.waited = waited.map(|(budget, waited)| (budget.clone(), Duration::from_secs(waited.as_secs()))).collect();
+}
+
+/// kubeadm's static pod of etcd carries these labels.
+fn etcd(pods: &Place<PodFact>) -> EtcdMember {
+    let member = pods.values().find(|pod| {
+        pod.namespace == "kube-system" && pod.labels.get("component").is_some_and(|component| component == "etcd")
+    });
+    match member {
+        None => EtcdMember::None,
+        Some(pod) if pod.ready => EtcdMember::Healthy,
+        Some(_) => EtcdMember::Unhealthy,
+    }
+}
+
+/// One node as the planner sees it, from what the caches hold this instant; what an action's expectations are compared
+/// with. The pods are left out: no expectation speaks of them.
+#[must_use]
+pub fn node_now(world: &World, name: &str) -> Option<Node> {
+    let fact = world.nodes.get(&Key::cluster(name))?;
+    let update = world.updates.get(&Key::cluster(name));
+    Some(bare(&fact, update.as_deref()))
+}
+
+fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
+    Node {
+        name: fact.name.as_str().into(),
+        uid: fact.uid.clone(),
+        created_at: fact.created_at,
+        deleting: fact.deleting,
+        labels: fact.labels.clone(),
+        ready: fact.ready,
+        cordon: fact.cordon.clone(),
+        taints: fact.our_taints(),
+        boot_id: fact.boot_id.clone(),
+        architecture: fact.architecture,
+        control_plane: fact.control_plane(),
+        etcd: EtcdMember::None,
+        update: update.map(|update| update.facts.clone()),
+        pods: NodePods::default(),
+        daemon_sets: DaemonSets::default(),
+    }
+}
