@@ -87,7 +87,6 @@ pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str,
             "provenAfter": "0s",
             "waves": waves,
             "budget": {"maxUnavailable": "10%"},
-            "staging": {"maxConcurrent": "100%"},
         },
     }))
     .unwrap();

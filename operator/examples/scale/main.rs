@@ -48,6 +48,9 @@ struct Arguments {
 /// Kubelets renew their Leases every ten seconds; here it is every forty, since all nodes share the operator's processors.
 const LEASE: Duration = Duration::from_secs(160);
 
+/// How often what was written in the quiet is told, in seconds.
+const LOOK: u64 = 300;
+
 /// How long series of events and the last explanations take at most.
 const SETTLES: Duration = Duration::from_secs(60);
 
@@ -118,9 +121,14 @@ async fn main() {
     measure::reaction(&operator.metrics().await);
 
     let processor = measure::Processor::now();
-    tokio::time::sleep(Duration::from_secs(arguments.quiet)).await;
+    // Told in between: an hour is long, and what was seen until it is broken off counts too.
+    let mut seen = 0;
+    while seen < arguments.quiet {
+        let step = LOOK.min(arguments.quiet - seen);
+        tokio::time::sleep(Duration::from_secs(step)).await;
+        seen += step;
+        measure::quiet(&control_plane.requests().unwrap()[settled..], seen);
+    }
     processor.used("quiet");
-    let requests = control_plane.requests().unwrap();
-    measure::quiet(&requests[settled..], arguments.quiet);
     measure::memory(operator.pid());
 }

@@ -16,6 +16,7 @@ impl Writer {
             return;
         }
         let Some(name) = step.action.node() else { return };
+        self.measure_drain(name, &step.action);
         if is_audited(&step.action) {
             audit(step.action.name(), name, &format!("Node {name}"), step.cause.as_ref(), &step.says);
         }
@@ -32,6 +33,18 @@ impl Writer {
             note: step.says.clone(),
             related: step.cause.as_ref().map(|cause| cause.object.clone()),
         });
+    }
+
+    fn measure_drain(&self, node: &str, action: &Action) {
+        let (Action::Boot { drained_at, .. } | Action::Revert { drained_at: Some(drained_at), .. }) = action else {
+            return;
+        };
+        let update = self.world.updates.get(&Key::cluster(node));
+        let disruption = update.as_ref().and_then(|update| update.facts.spec.disruption.as_ref());
+        if let Some(started) = disruption.and_then(|disruption| disruption.drain_started_at) {
+            let seconds = u64::try_from(drained_at.seconds_since(started)).unwrap_or_default();
+            self.metrics.drained(std::time::Duration::from_secs(seconds));
+        }
     }
 
     fn announce_memory(&self, policy: &str, changes: &[MemoryChange]) {

@@ -92,7 +92,7 @@ impl Writer {
                 }
             }
         }
-        let (order, until) = (turn.order(by_node.into_iter().collect()), Instant::now() + FRESH);
+        let (order, until) = (turn.order(by_node), Instant::now() + FRESH);
         let names: Vec<&str> = order.iter().map(|(node, _)| *node).collect();
         // Boxed, or the compiler can't see that the whole future may move between threads.
         let all = order.into_iter().enumerate();

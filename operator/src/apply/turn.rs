@@ -2,11 +2,12 @@
 //!
 //! A plan may hold thousands of writes. What changed since it was made (a Freeze, say) is not to wait for all of them, so
 //! only some are begun before the next plan; and the next plan goes on where that one stopped, or the first nodes of the
-//! alphabet would always come first.
+//! alphabet would always come first. A node that is out of service, or about to be, goes before those that only stage or get
+//! a taint.
 
-use bascule_planner::{Plan, Step};
+use bascule_planner::{Action, Plan, Step};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,19 @@ pub struct Turn {
 
 fn key(step: &Step) -> (String, &'static str) {
     (step.action.node().unwrap_or_default().to_owned(), step.action.name())
+}
+
+/// Whether nothing is out of service until it is done.
+const fn may_wait(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::CreateNodeUpdate { .. }
+            | Action::SetPolicy { .. }
+            | Action::Taint { .. }
+            | Action::Untaint { .. }
+            | Action::Stage { .. }
+            | Action::Rest { .. }
+    )
 }
 
 impl Turn {
@@ -40,11 +54,10 @@ impl Turn {
     }
 
     /// The nodes in the order in which they are served.
-    pub(super) fn order<'a, T>(&self, mut nodes: Vec<(&'a str, T)>) -> Vec<(&'a str, T)> {
-        if let Some(next) = &self.next {
-            let first = nodes.partition_point(|(node, _)| *node < next.as_str());
-            nodes.rotate_left(first);
-        }
+    pub(super) fn order<'a, 'p>(&self, nodes: BTreeMap<&'a str, Vec<&'p Step>>) -> Vec<(&'a str, Vec<&'p Step>)> {
+        let next = self.next.as_deref().unwrap_or_default();
+        let mut nodes: Vec<_> = nodes.into_iter().collect();
+        nodes.sort_by_key(|(node, steps)| (steps.iter().all(|step| may_wait(&step.action)), *node < next));
         nodes
     }
 
@@ -57,7 +70,7 @@ impl Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_planner::{Action, Expect};
+    use bascule_planner::Expect;
 
     fn plan(nodes: &[&str]) -> Plan {
         let step = |node: &&str| Step {
@@ -88,8 +101,10 @@ mod tests {
     #[test]
     fn nodes_that_were_left_out_come_first() {
         let mut turn = Turn::default();
-        let order = |turn: &Turn| -> Vec<&'static str> {
-            turn.order(["a", "b", "c"].map(|node| (node, ())).to_vec()).into_iter().map(|(node, ())| node).collect()
+        let plan = plan(&["a", "b", "c"]);
+        let order = |turn: &Turn| -> Vec<String> {
+            let nodes = plan.steps.iter().map(|step| (step.action.node().unwrap(), vec![step])).collect();
+            turn.order(nodes).into_iter().map(|(node, _)| node.to_owned()).collect()
         };
         assert_eq!(order(&turn), ["a", "b", "c"]);
         turn.stopped_before(Some("b"));
@@ -98,5 +113,16 @@ mod tests {
         assert_eq!(order(&turn), ["c", "a", "b"], "the node itself has nothing left to do");
         turn.stopped_before(None);
         assert_eq!(order(&turn), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_node_that_is_out_of_service_goes_before_those_that_can_wait() {
+        let (mut turn, idle) = (Turn::default(), plan(&["a", "c"]));
+        turn.stopped_before(Some("c"));
+        let uncordon = Action::Uncordon { node: "b".to_owned(), mark: String::new(), remove_outdated: true };
+        let urgent = Step { action: uncordon, expect: Expect::default(), cause: None, says: String::new() };
+        let steps = idle.steps.iter().chain([&urgent]).map(|step| (step.action.node().unwrap(), vec![step])).collect();
+        let order: Vec<_> = turn.order(steps).into_iter().map(|(node, _)| node).collect();
+        assert_eq!(order, ["b", "c", "a"]);
     }
 }

@@ -17,8 +17,11 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// How many objects are written at once.
-const AT_ONCE: usize = 16;
+/// How many explanations are written at once: fewer than orders, which come first.
+const AT_ONCE: usize = 8;
+/// How many are written before the newest report is looked at again: of a thousand that are due many would be out of date
+/// when their turn comes.
+const BATCH: usize = 64;
 /// Between two writes about one policy when its reason or a condition changed.
 const NEWS: Duration = Duration::from_millis(1_000);
 /// Between two writes about one policy when only details changed.
@@ -140,6 +143,7 @@ impl StatusWriter {
             match pace.look(before, &mut rollout, instant, now) {
                 None => {}
                 Some(at) if at > instant => later(at),
+                Some(_) if due.len() >= BATCH => later(instant),
                 Some(_) => {
                     pace.wrote(before, &rollout, instant);
                     self.tell_transition(facts, before, &rollout);
@@ -148,7 +152,8 @@ impl StatusWriter {
             }
         }
         let writes: Vec<_> = due.into_iter().map(|(node, rollout)| self.explain(node, rollout).boxed()).collect();
-        let failures = stream::iter(writes).buffer_unordered(AT_ONCE).any(|failed| async move { failed }).await;
+        let writes = stream::iter(writes).buffer_unordered(AT_ONCE);
+        let failures = writes.fold(false, |any, failed| std::future::ready(any || failed)).await;
         if failures {
             later(Instant::now() + AGAIN);
         }

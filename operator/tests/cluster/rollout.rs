@@ -43,6 +43,11 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
     // What people and Prometheus see.
     let metrics = reqwest::get(format!("http://{}/metrics", operator.listen)).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("bascule_nodes{policy=\"workers\",state=\"Current\"} 3"), "{metrics}");
+    for measured in ["bascule_drain_seconds", "bascule_reaction_seconds"] {
+        let count = metrics.lines().filter(|line| line.starts_with(&format!("{measured}_count")));
+        let count: u32 = count.map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()).sum();
+        assert!(count >= 3, "{measured} was observed {count} times");
+    }
     let ready = reqwest::get(format!("http://{}/readyz", operator.listen)).await.unwrap();
     assert_eq!(ready.status().as_u16(), 200);
     let counts = RequestCounts::of(&world.control_plane.requests().unwrap());

@@ -58,6 +58,8 @@ pub fn plan_asking(snapshot: &Snapshot, set: GateSet) -> (Plan, Report) {
 pub struct Planner {
     known: Known,
     verdicts: Verdicts,
+    /// By node: the standing order of the last plan, which counts only while it is the one that would be given anew.
+    orders: Vec<Option<motion::Standing>>,
 }
 
 impl Planner {
@@ -69,7 +71,8 @@ impl Planner {
 
     fn decide(&mut self, snapshot: &Snapshot, set: GateSet) -> (Plan, Report) {
         self.known.look(snapshot, &mut self.verdicts);
-        decide(snapshot, set, &self.known, &mut self.verdicts)
+        self.orders.resize(snapshot.nodes.len(), None);
+        decide(snapshot, set, &self.known, &mut self.verdicts, &mut self.orders)
     }
 }
 
@@ -131,7 +134,13 @@ struct Round<'a> {
     draft: Draft,
 }
 
-fn decide(snapshot: &Snapshot, set: GateSet, known: &Known, verdicts: &mut Verdicts) -> (Plan, Report) {
+fn decide(
+    snapshot: &Snapshot,
+    set: GateSet,
+    known: &Known,
+    verdicts: &mut Verdicts,
+    orders: &mut [Option<motion::Standing>],
+) -> (Plan, Report) {
     let nodes: Vec<NodeView<'_>> =
         snapshot.nodes.iter().zip(&known.traits).map(|(node, traits)| NodeView { node, traits }).collect();
     let policies = snapshot.policies.iter().enumerate();
@@ -151,7 +160,7 @@ fn decide(snapshot: &Snapshot, set: GateSet, known: &Known, verdicts: &mut Verdi
     round.accept_rollbacks();
     round.absorb_failures();
     round.choose(true);
-    round.move_on();
+    round.move_on(orders);
     round.choose(false);
     round.look_after_idle();
     let waves = round.waves();
@@ -247,7 +256,7 @@ impl<'a> Round<'a> {
     }
 
     /// Nodes with a grant go their way.
-    fn move_on(&mut self) {
+    fn move_on(&mut self, orders: &mut [Option<motion::Standing>]) {
         let ctx = motion::Ctx {
             now: self.now(),
             hooks: &self.snapshot.hooks,
@@ -262,10 +271,15 @@ impl<'a> Round<'a> {
             let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
             let asked = view.update().map_or("", |update| update.spec.policy.as_str());
             let policy = deciding.filter(|policy| policy.facts.name == asked);
-            let Some(moved) = motion::next(&ctx, &view, policy, &choice) else { continue };
+            let stood = orders.get_mut(index);
+            let before = stood.as_ref().and_then(|stood| stood.as_ref());
+            let Some(moved) = motion::next(&ctx, &view, policy, &choice, before) else { continue };
             self.remember(&view, &moved);
             self.draft.steps.extend(moved.steps);
-            self.draft.drains.extend(moved.drain.map(Arc::new));
+            self.draft.drains.extend(moved.drain);
+            if let Some(stood) = stood {
+                *stood = moved.stands;
+            }
             self.draft.questions.extend(moved.questions);
             self.draft.wake(moved.wake, self.snapshot.now);
             let said = Said { drain: moved.progress, ..Said::shared(moved.state, moved.wait) };

@@ -1,6 +1,6 @@
 //! From the grant to the word to reboot: hooks, cordon, drain. Everything here can be undone.
 
-use super::{Motion, Moving, hooks};
+use super::{Motion, Moving, Standing, hooks};
 use crate::{
     Action, Wait,
     decide::choice::{Choice, GoBack},
@@ -8,6 +8,7 @@ use crate::{
     snapshot::{BlockedPod, Cordon, HookStage},
 };
 use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
+use std::sync::Arc;
 
 pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
     if moving.agent_is_back() && moving.runs_asked() && moving.view.traits.on_trial {
@@ -147,20 +148,24 @@ fn progress(moving: &Moving<'_, '_>) -> Option<DrainProgress> {
 
 fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
     let pods = &moving.view.node.pods;
-    let wait = match (pods.undrainable.first(), mode) {
-        (Some(pod), DrainMode::Evict) => {
-            Wait::new(WaitReason::UndrainablePod, format!("{} can't be evicted: {}", pod.pod, pod.why))
-        }
-        (_, DrainMode::DeleteRest) => Wait::new(WaitReason::Draining, "pods that could not be evicted are deleted"),
-        (None, DrainMode::Evict) => match &pods.blocked {
-            Some(blocked) => blocked_wait(moving, blocked),
-            None => Wait::new(WaitReason::Draining, "pods are being evicted"),
-        },
+    let order =
+        || DrainOrder { node: moving.name(), grant: moving.grant, policy: moving.spec.policy.clone(), until, mode };
+    let stands = match moving.stood.filter(|stood| stood.holds(moving, until, mode)) {
+        Some(stood) => stood.clone(),
+        None => Standing::new(order()),
     };
-    let mut motion = Motion::waits(RolloutState::Draining, wait.until(Some(until)));
+    let hindered = match (pods.undrainable.first(), &pods.blocked, mode) {
+        (Some(pod), _, DrainMode::Evict) => {
+            Some(Wait::new(WaitReason::UndrainablePod, format!("{} can't be evicted: {}", pod.pod, pod.why)))
+        }
+        (None, Some(blocked), DrainMode::Evict) => Some(blocked_wait(moving, blocked)),
+        _ => None,
+    };
+    let wait = hindered.map_or_else(|| Arc::clone(&stands.wait), |wait| Arc::new(wait.until(Some(until))));
+    let mut motion = Motion::shared(RolloutState::Draining, wait);
     motion.progress = progress(moving);
-    motion.drain =
-        Some(DrainOrder { node: moving.name(), grant: moving.grant, policy: moving.spec.policy.clone(), until, mode });
+    motion.drain = Some(Arc::clone(&stands.order));
+    motion.stands = Some(stands);
     motion
 }
 

@@ -12,7 +12,7 @@ mod trial;
 use super::{choice::Choice, facts::NodeView, health::Answers, policy::PolicyView};
 use crate::{
     Action, Expect, GateSet, Step, ValidPolicy, Wait,
-    plan::{DrainOrder, GateQuestion, cordon_mark},
+    plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
     snapshot::{Cordon, DisruptionBudget, HookRun},
 };
 use bascule_api::{
@@ -41,7 +41,7 @@ pub(super) struct Ctx<'a> {
 #[derive(Debug)]
 pub(super) struct Motion {
     pub(super) steps: Vec<Step>,
-    pub(super) drain: Option<DrainOrder>,
+    pub(super) drain: Option<Arc<DrainOrder>>,
     pub(super) state: RolloutState,
     pub(super) wait: Arc<Wait>,
     pub(super) progress: Option<DrainProgress>,
@@ -51,21 +51,28 @@ pub(super) struct Motion {
     pub(super) timing: Option<[Option<i64>; 3]>,
     pub(super) questions: Vec<GateQuestion>,
     pub(super) wake: Option<Time>,
+    /// What the next plan may say again.
+    pub(super) stands: Option<Standing>,
 }
 
 impl Motion {
     fn waits(state: RolloutState, wait: Wait) -> Self {
+        Self::shared(state, Arc::new(wait))
+    }
+
+    fn shared(state: RolloutState, wait: Arc<Wait>) -> Self {
         let wake = wait.until;
         Self {
             steps: Vec::new(),
             drain: None,
             state,
-            wait: Arc::new(wait),
+            wait,
             progress: None,
             failure: None,
             timing: None,
             questions: Vec::new(),
             wake,
+            stands: None,
         }
     }
 
@@ -92,6 +99,35 @@ pub(super) struct Moving<'c, 'a> {
     /// The policy, while it is there, valid, and the only one that selects the node.
     policy: Option<&'c PolicyView<'a>>,
     choice: &'c Choice<'a>,
+    /// The order that the last plan gave for it.
+    stood: Option<&'c Standing>,
+}
+
+/// A drain's order and the sentence about it, as long as nothing stands in the way: while pods leave, plan after plan says
+/// the same of many nodes.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    order: Arc<DrainOrder>,
+    wait: Arc<Wait>,
+}
+
+impl Standing {
+    fn new(order: DrainOrder) -> Self {
+        let message = match order.mode {
+            DrainMode::Evict => "pods are being evicted",
+            DrainMode::DeleteRest => "pods that could not be evicted are deleted",
+        };
+        let wait = Arc::new(Wait::new(WaitReason::Draining, message).until(Some(order.until)));
+        Self { order: Arc::new(order), wait }
+    }
+
+    /// Whether it is the order of this grant still.
+    fn holds(&self, moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> bool {
+        let order = &self.order;
+        (order.grant, order.until, order.mode) == (moving.grant, until, mode)
+            && order.policy == moving.spec.policy
+            && *order.node == *moving.view.node.name
+    }
 }
 
 /// The next step of a node in motion.
@@ -100,12 +136,13 @@ pub(super) fn next<'a>(
     view: &NodeView<'a>,
     policy: Option<&PolicyView<'a>>,
     choice: &Choice<'a>,
+    stood: Option<&Standing>,
 ) -> Option<Motion> {
     let update = view.update()?;
     let spec = &update.spec;
     let disruption = spec.disruption.as_ref()?;
     let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
-    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, choice };
+    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, choice, stood };
     if view.node.deleting {
         let wait = Wait::new(WaitReason::NodeGone, "the Node is being deleted");
         return Some(Motion::waits(RolloutState::Waiting, wait));
