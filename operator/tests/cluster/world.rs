@@ -11,6 +11,7 @@ use bascule_tests::vendor::Vendor;
 use bascule_tests::workload;
 use clap::Parser as _;
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
@@ -20,10 +21,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// Longer than anything here takes on a busy machine; a wait that ends this way is a failure.
-///
-/// A client that dies while it evicts can leave its pod in the budget's `disruptedPods`, which Kubernetes holds against the budget
-/// for two minutes (kubernetes, `pkg/controller/disruption`, `DeletionTimeout`): a killed leader may cost that long.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long Kubernetes holds an eviction against a budget whose pod is not deleted (`pkg/controller/disruption`,
+/// `DeletionTimeout`).
+const LOST_EVICTION: Duration = Duration::from_secs(120);
 
 pub struct World {
     pub control_plane: ControlPlane,
@@ -202,6 +204,18 @@ impl World {
         if waited.await.is_err() {
             panic!("{name} never was {what}\n{}", self.story().await);
         }
+    }
+
+    /// Waits until the shop's budget counts no eviction whose pod is still there. One whose client died in its middle stays
+    /// in `disruptedPods`, and nobody may evict meanwhile: that time is Kubernetes' and not the operator's.
+    pub async fn until_no_eviction_is_lost(&self) {
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), "default");
+        let holds = |budget: Option<&PodDisruptionBudget>| {
+            let disrupted = budget.and_then(|budget| budget.status.as_ref()?.disrupted_pods.as_ref());
+            disrupted.is_none_or(|pods| pods.is_empty())
+        };
+        let waited = tokio::time::timeout(LOST_EVICTION + PATIENCE, await_condition(budgets, "shop", holds));
+        assert!(waited.await.is_ok(), "an eviction was never forgotten\n{}", self.story().await);
     }
 
     /// Asks again and again, for what no watch tells.

@@ -1,4 +1,4 @@
-//! Runs the boot tests: `cargo xtask boot --help`.
+//! Runs the boot tests: `cargo xtask boot -- --help`.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ struct Arguments {
     /// Only the scenarios whose name contains this text.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// How many power cuts, each on a node of its own.
+    /// How many power cuts, four on each node.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=1000))]
     cuts: u32,
     /// Decides the moments of the cuts and what they lose.

@@ -1,4 +1,5 @@
-//! Builds what goes into the image: the agent exactly as it is shipped, and the tests' own program beside it.
+//! Builds what the tests start or put into an image: the agent exactly as it is shipped and the tests' own program beside it,
+//! operator and command line tool, the control plane.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
