@@ -132,7 +132,7 @@ wait_reasons! {
     NodeNotReady => "Mend the node; its update is tried when it is Ready or everything else is done.",
     /// Somebody else cordoned the node.
     Cordoned => "Uncordon the node when it may be updated.",
-    /// A drain failed and the node waits before it is tried again.
+    /// A drain failed, or the node rebooted too early, and it waits before it is tried again.
     DrainBackoff => "Read the last drain's message; it is tried again at the time in the until field.",
     /// A drain reached its timeout and the policy says to hold the node as it is.
     DrainHeld => "Resolve the pods named in the message, or delete them.",

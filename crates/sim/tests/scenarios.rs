@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
+use bascule_api::DisruptionOutcome;
 use bascule_planner::{Action, plan};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
@@ -200,6 +201,26 @@ fn a_drain_that_never_ends_gives_its_place_away() {
     assert!(state("a1", &world).contains("DrainBackoff") || state("a1", &world).contains("Draining"));
     let cordoned = world.snapshot.nodes.iter().filter(|node| node.cordon.is_cordoned() && !node.granted()).count();
     assert_eq!(cordoned, 0);
+}
+
+#[test]
+fn a_power_failure_before_the_release_is_armed_is_no_failed_drain() {
+    let mut world = world(1, &json!({}));
+    world.until(200, |world| granted(world) == 1).unwrap();
+    let node = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    world.cut_power(&node);
+    let last = |world: &World| {
+        let node = world.snapshot.nodes.iter().find(|shown| *shown.name == *node).unwrap();
+        node.update.as_ref().unwrap().spec.last_disruption.clone()
+    };
+    world.until(200, |world| last(world).is_some()).unwrap();
+    let ended = last(&world).unwrap();
+    assert_eq!((ended.outcome, ended.given_up), (DisruptionOutcome::Interrupted, 1), "{}", ended.message);
+    let soon = ended.ended_at.after(bascule_api::Duration::from_secs(40));
+    world.until(200, |world| world.snapshot.now >= soon).unwrap();
+    assert!(!state(&node, &world).contains("DrainBackoff"), "{}", world.shown());
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(last(&world).unwrap().given_up, 0);
 }
 
 #[test]

@@ -113,6 +113,7 @@ const fn reason(action: &Action) -> (&'static str, bool) {
             DisruptionOutcome::Failed => ("Reverted", true),
             DisruptionOutcome::DrainFailed => ("DrainFailed", true),
             DisruptionOutcome::NotRebooted => ("NotRebooted", true),
+            DisruptionOutcome::Interrupted => ("Interrupted", true),
             DisruptionOutcome::Withdrawn => ("Withdrawn", false),
         },
     }

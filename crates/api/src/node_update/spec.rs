@@ -181,6 +181,8 @@ pub enum DisruptionOutcome {
     DrainFailed,
     /// The agent did not reboot the node in time; it was not rebooted.
     NotRebooted,
+    /// The node rebooted before its release was armed: its power failed, or somebody rebooted it. Nothing was tried.
+    Interrupted,
     /// The reason for the disruption went away before the reboot.
     Withdrawn,
 }

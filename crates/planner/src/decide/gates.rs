@@ -11,11 +11,14 @@ use super::{
     waves::Waves,
 };
 use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
-use bascule_api::{Duration, EmergencyExemption, Time, WaitReason};
+use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, Time, WaitReason};
 use std::sync::Arc;
 
 /// The first wait after a failed drain; it doubles with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(300);
+/// The same after a reboot that came too early: what interrupted the node is over, and only one that goes on restarting is to be
+/// let alone.
+const FIRST_AFTER_INTERRUPTION: Duration = Duration::from_secs(30);
 /// The longest wait after failed drains.
 const LAST_BACKOFF: Duration = Duration::from_secs(4 * 3_600);
 
@@ -315,7 +318,7 @@ fn backoff(candidate: &Candidate<'_, '_>) -> Answer {
     if last.given_up == 0 {
         return None;
     }
-    let until = last.ended_at.after(backoff_after(last.given_up));
+    let until = last.ended_at.after(backoff_after(last.outcome, last.given_up));
     if candidate.now >= until {
         return None;
     }
@@ -323,9 +326,10 @@ fn backoff(candidate: &Candidate<'_, '_>) -> Answer {
     Some(Arc::new(Wait::new(WaitReason::DrainBackoff, message).until(Some(until))))
 }
 
-/// How long a node waits after so many disruptions in a row that were given up.
-pub(super) fn backoff_after(given_up: u32) -> Duration {
-    let doubled = FIRST_BACKOFF.as_secs() << given_up.saturating_sub(1).min(10);
+/// How long a node waits after so many disruptions in a row that were given up, the last of them in this way.
+pub(super) fn backoff_after(outcome: DisruptionOutcome, given_up: u32) -> Duration {
+    let first = if outcome == DisruptionOutcome::Interrupted { FIRST_AFTER_INTERRUPTION } else { FIRST_BACKOFF };
+    let doubled = first.as_secs() << given_up.saturating_sub(1).min(10);
     Duration::from_secs(doubled.min(LAST_BACKOFF.as_secs()))
 }
 
@@ -336,4 +340,16 @@ fn drainable(candidate: &Candidate<'_, '_>) -> Answer {
     let more = if pods.len() > 1 { format!(" (and {} more)", pods.len() - 1) } else { String::new() };
     let message = format!("pod {} can't be evicted: {}{more}", first.pod, first.why);
     Some(Arc::new(Wait::new(WaitReason::UndrainablePod, message).of("Pod", Some(namespace), name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_waits_for_minutes_and_what_was_interrupted_for_half_a_minute() {
+        let waits = |outcome, times: [u32; 4]| times.map(|given_up| backoff_after(outcome, given_up).as_secs());
+        assert_eq!(waits(DisruptionOutcome::DrainFailed, [1, 2, 7, 100]), [300, 600, 14_400, 14_400]);
+        assert_eq!(waits(DisruptionOutcome::Interrupted, [1, 2, 7, 100]), [30, 60, 1_920, 14_400]);
+    }
 }

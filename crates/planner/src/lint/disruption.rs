@@ -6,7 +6,7 @@ use crate::{
     plan::HookOrder,
     snapshot::{Cordon, EtcdMember, Node, OfferState, PolicyFacts},
 };
-use bascule_api::{Cause, EmergencyExemption, IntOrPercent, Severity, Version};
+use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, Severity, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A grant of the plan with what it is about.
@@ -182,9 +182,14 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
     }
     if let Some(last) = &update.spec.last_disruption
         && last.given_up > 0
-        && now < last.ended_at.after(bascule_api::Duration::from_secs(300))
     {
-        found.push(violation(0, name, "its drain failed less than five minutes ago"));
+        let (pause, says) = match last.outcome {
+            DisruptionOutcome::Interrupted => (30, "it rebooted by itself less than half a minute ago"),
+            _ => (300, "its drain failed less than five minutes ago"),
+        };
+        if now < last.ended_at.after(bascule_api::Duration::from_secs(pause)) {
+            found.push(violation(0, name, says));
+        }
     }
     updates_only(snapshot, grant, policy, valid, found);
 }

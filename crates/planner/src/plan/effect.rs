@@ -71,7 +71,9 @@ impl Action {
             Self::FreeGrant { outcome, version, at, goal, message, .. } => {
                 let before = spec.last_disruption.as_ref().map_or(0, |last| last.given_up);
                 let given_up = match outcome {
-                    DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted => before.saturating_add(1),
+                    DisruptionOutcome::DrainFailed
+                    | DisruptionOutcome::NotRebooted
+                    | DisruptionOutcome::Interrupted => before.saturating_add(1),
                     DisruptionOutcome::Withdrawn => before,
                     DisruptionOutcome::Committed | DisruptionOutcome::RolledBack | DisruptionOutcome::Failed => 0,
                 };

@@ -73,7 +73,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, name: &str) {
+    pub(super) fn crash(&mut self, name: &str) {
         self.tell(&format!("{name}: power fails"));
         let now = self.snapshot.now;
         if let Some(machine) = self.machines.get_mut(name) {

@@ -55,6 +55,11 @@ impl World {
         self.show_workload();
     }
 
+    /// The power of a node fails; it boots again.
+    pub fn cut_power(&mut self, node: &str) {
+        self.crash(node);
+    }
+
     /// Pods that do not go away.
     pub fn stick(&mut self, node: &str) {
         self.workload.stuck.insert(node.to_owned(), 1);

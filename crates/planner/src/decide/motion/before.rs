@@ -216,7 +216,9 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
 /// Undoes what was done: the node takes work again on its old release.
 pub(super) fn give_up(moving: &Moving<'_, '_>, outcome: DisruptionOutcome, why: &str) -> Motion {
     let reason = match outcome {
-        DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted => WaitReason::DrainBackoff,
+        DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted | DisruptionOutcome::Interrupted => {
+            WaitReason::DrainBackoff
+        }
         _ => WaitReason::Queued,
     };
     let goal = if moving.spec.goal == Goal::Staged { Goal::Staged } else { Goal::Idle };

@@ -100,7 +100,7 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
         // of it in the slot is the agent's to find out and to stage again.
         let why = "the node rebooted before the agent had armed the release";
         let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why));
-        return moving.end(motion, DisruptionOutcome::NotRebooted, Goal::Staged, why, why.to_owned());
+        return moving.end(motion, DisruptionOutcome::Interrupted, Goal::Staged, why, why.to_owned());
     }
     let (category, seen) = failed.map_or_else(
         || (NodeError::BootFailed, "the boot loader came back to the old release".to_owned()),
