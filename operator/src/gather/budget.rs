@@ -1,8 +1,16 @@
 //! PodDisruptionBudgets: what each allows now, and which evictions need its permission.
 
-use super::{PodFact, cache::Fact};
+use super::{PodFact, cache::Fact, pod::moment};
 use bascule_api::Selector;
+use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use std::collections::BTreeMap;
+
+/// How long an eviction that was allowed counts against a budget while its pod is not deleted (kubernetes,
+/// pkg/controller/disruption, `DeletionTimeout`).
+const COUNTED_FOR: TimeDelta = TimeDelta::minutes(2);
+/// An eviction is normally carried out by the request that was allowed; after this time it was not.
+const NEVER_FINISHED_AFTER: TimeDelta = TimeDelta::seconds(10);
 
 /// One PodDisruptionBudget.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +31,8 @@ pub struct BudgetFact {
     pub expected: u32,
     /// Whether pods that are not ready may always go (`unhealthyPodEvictionPolicy: AlwaysAllow`).
     pub unhealthy_always: bool,
+    /// `status.disruptedPods`: the pods whose eviction was allowed and whose deletion was not seen yet, and when.
+    pub disrupted: BTreeMap<String, DateTime<Utc>>,
 }
 
 impl BudgetFact {
@@ -53,6 +63,14 @@ impl BudgetFact {
         self.unhealthy_always || (self.healthy >= self.desired && self.desired > 0)
     }
 
+    /// The evictions that were allowed and, as far as time tells, never carried out: the pod's name and until when it counts.
+    /// That happens where the API server or its client ends in the middle of one.
+    pub fn unfinished(&self, now: DateTime<Utc>) -> impl Iterator<Item = (&str, DateTime<Utc>)> {
+        let over = move |since: DateTime<Utc>| now < since + NEVER_FINISHED_AFTER || now >= since + COUNTED_FOR;
+        let disrupted = self.disrupted.iter().filter(move |(_, since)| !over(**since));
+        disrupted.map(|(pod, since)| (pod.as_str(), *since + COUNTED_FOR))
+    }
+
     /// Whether the same pods need the one and the other.
     #[must_use]
     pub fn needs_the_same(&self, other: &Self) -> bool {
@@ -79,8 +97,14 @@ impl Fact for BudgetFact {
             expected: number(status.and_then(|status| status.expected_pods)),
             unhealthy_always: spec.and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref())
                 == Some("AlwaysAllow"),
+            disrupted: disrupted(budget),
         }
     }
+}
+
+fn disrupted(budget: &PodDisruptionBudget) -> BTreeMap<String, DateTime<Utc>> {
+    let pods = budget.status.iter().filter_map(|status| status.disrupted_pods.as_ref()).flatten();
+    pods.map(|(pod, at)| (pod.clone(), moment(at))).collect()
 }
 
 #[cfg(test)]

@@ -80,7 +80,7 @@ impl Assembler {
             seed: outside.seed,
             policies: self.policies(&policies, outside.offer),
             nodes,
-            budgets: Arc::new(self.disruption_budgets(world, &budgets)),
+            budgets: Arc::new(self.disruption_budgets(world, &budgets, outside.now)),
             freezes: world.freezes.all().iter().map(|freeze| Arc::clone(&freeze.0)).collect(),
             rollbacks: world.rollbacks.all().iter().map(|rollback| Arc::clone(&rollback.0)).collect(),
             gates: outside.gates,
@@ -122,7 +122,12 @@ impl Assembler {
     }
 
     /// The budgets that the pods of some node need.
-    fn disruption_budgets(&self, world: &World, budgets: &[Arc<BudgetFact>]) -> BTreeMap<String, DisruptionBudget> {
+    fn disruption_budgets(
+        &self,
+        world: &World,
+        budgets: &[Arc<BudgetFact>],
+        now: Time,
+    ) -> BTreeMap<String, DisruptionBudget> {
         let needed: Vec<_> = budgets
             .iter()
             .map(|budget| (budget.path(), budget))
@@ -131,7 +136,8 @@ impl Assembler {
         // Of a budget that allows something nobody asks what is not ready.
         let asked = needed.iter().any(|(_, budget)| budget.allowed == 0);
         let unready = if asked { world.pods.select(|pod| !pod.ready && !pod.finished) } else { Vec::new() };
-        needed.into_iter().map(|(path, budget)| (path, disruption_budget(budget, &unready))).collect()
+        let known = needed.into_iter().map(|(path, budget)| (path, disruption_budget(budget, &unready, world, now)));
+        known.collect()
     }
 
     fn policies(
@@ -170,19 +176,27 @@ impl Assembler {
     }
 }
 
-fn disruption_budget(budget: &BudgetFact, unready: &[Arc<PodFact>]) -> DisruptionBudget {
-    let unhealthy = if budget.allowed > 0 {
-        Vec::new() // nobody will ask
-    } else {
+fn disruption_budget(budget: &BudgetFact, unready: &[Arc<PodFact>], world: &World, now: Time) -> DisruptionBudget {
+    let (mut unhealthy, mut unfinished) = (Vec::new(), Vec::new());
+    // Of one that allows something nobody will ask.
+    if budget.allowed == 0 {
         let unready = unready.iter().filter(|pod| budget.covers(pod));
-        unready.take(NAMED).map(|pod| describe(pod)).collect()
-    };
+        unhealthy.extend(unready.take(NAMED).map(|pod| describe(pod)));
+        let still_there = |name: &str| {
+            let key = Key { namespace: budget.namespace.clone(), name: name.to_owned() };
+            world.pods.get(&key).filter(|pod| pod.deletes_at.is_none())
+        };
+        let counted = budget.unfinished(now.get()).filter_map(|(name, until)| Some((still_there(name)?, until)));
+        let named = counted.take(NAMED).map(|(pod, until)| format!("{} until {}", pod.path(), Time::new(until)));
+        unfinished.extend(named);
+    }
     DisruptionBudget {
         allowed: budget.allowed,
         healthy: budget.healthy,
         desired: budget.desired,
         expected: budget.expected,
         unhealthy,
+        unfinished,
     }
 }
 
@@ -273,6 +287,24 @@ mod tests {
         assert_eq!((&after.nodes, &after.budgets), (&anew.nodes, &anew.budgets));
         let same = after.nodes.iter().zip(&before.nodes).map(|(after, before)| Arc::ptr_eq(after, before)).collect();
         (after, same)
+    }
+
+    #[test]
+    fn an_eviction_that_was_never_finished_is_named_while_it_counts() {
+        let (world, mut assembler) = (world(), Assembler::default());
+        let mut held = budget("web", 0, 3);
+        held["status"]["disruptedPods"] = json!({"web-n1": "1970-01-01T00:01:00Z", "gone": "1970-01-01T00:01:00Z"});
+        world.budgets.apply(&object(2, held));
+        let mut named = |seconds| look(&mut assembler, &world, seconds).budgets["shop/web"].standing();
+        assert_eq!(named(69), "3 of 3 pods healthy, 2 wanted", "it may be carried out this moment");
+        let says = "3 of 3 pods healthy, 2 wanted; counts evictions that were never finished: \
+                    shop/web-n1 until 1970-01-01T00:03:00Z";
+        assert_eq!(named(70), says);
+        assert_eq!(named(180), "3 of 3 pods healthy, 2 wanted");
+        let mut leaving = pod("web-n1", "n1");
+        leaving["metadata"]["deletionTimestamp"] = json!("1970-01-01T00:01:02Z");
+        world.pods.apply(&object(3, leaving));
+        assert_eq!(named(70), "3 of 3 pods healthy, 2 wanted");
     }
 
     #[test]

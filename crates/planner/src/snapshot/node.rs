@@ -177,17 +177,22 @@ pub struct DisruptionBudget {
     pub expected: u32,
     /// Some of the pods that are not healthy, `namespace/name` and on which node, for the message.
     pub unhealthy: Vec<String>,
+    /// Some of the evictions that were allowed and never carried out, and until when each is counted, for the message.
+    pub unfinished: Vec<String>,
 }
 
 impl DisruptionBudget {
     /// How the budget stands, in a part of a sentence.
     #[must_use]
     pub fn standing(&self) -> String {
-        let standing = format!("{} of {} pods healthy, {} wanted", self.healthy, self.expected, self.desired);
-        if self.unhealthy.is_empty() {
-            return standing;
+        let mut standing = format!("{} of {} pods healthy, {} wanted", self.healthy, self.expected, self.desired);
+        if !self.unhealthy.is_empty() {
+            standing.push_str(&format!("; not healthy: {}", self.unhealthy.join(", ")));
         }
-        format!("{standing}; not healthy: {}", self.unhealthy.join(", "))
+        if !self.unfinished.is_empty() {
+            standing.push_str(&format!("; counts evictions that were never finished: {}", self.unfinished.join(", ")));
+        }
+        standing
     }
 }
 

@@ -127,6 +127,7 @@ impl World {
                 desired: app.desired,
                 expected: app.wanted,
                 unhealthy: Vec::new(),
+                unfinished: Vec::new(),
             };
             budgets.insert(key.clone(), budget);
         }
