@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, reason = "modules re-export what the binary and the tests use")]
 
 pub mod apply;
+mod boots;
 mod break_glass;
 pub mod clock;
 pub mod drain;

@@ -2,6 +2,7 @@
 
 use crate::{
     apply::{Turn, Writer},
+    boots::Boots,
     break_glass::BreakGlass,
     clock::Clock,
     drain::{self, Drains, EvictionApi},
@@ -243,6 +244,7 @@ impl Parts {
             ),
             drains: Drains::new(self.draining.clone()),
             break_glass: BreakGlass::default(),
+            boots: Boots::default(),
             turn: Turn::default(),
             failures: 0,
             led_since: Instant::now(),
@@ -262,6 +264,7 @@ struct Round<'a> {
     gates: GateBoard,
     drains: Drains,
     break_glass: BreakGlass,
+    boots: Boots,
     turn: Turn,
     failures: u32,
     led_since: Instant,
@@ -321,6 +324,7 @@ impl Round<'_> {
             .filter_map(|policy| Some((policy.name.clone(), self.channels.verified_at(&policy.spec.source)?)));
         parts.metrics.describe(&snapshot, &report, &verified.collect());
 
+        self.boots.tell(&parts.world, &snapshot, &report, &parts.events, &parts.metrics);
         self.turn.planned(&plan, since.into_std());
         let carried = parts.writer.carry_out(&plan, &report, &mut self.turn).await;
         self.drains.set(parts.drain_orders(&plan));

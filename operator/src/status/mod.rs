@@ -6,7 +6,7 @@ mod pace;
 mod transitions;
 
 use crate::{apply::Writer, clock::Clock, gather::Key};
-use bascule_api::{Rollout, RolloutState, Time, UpdatePolicyStatus};
+use bascule_api::{Rollout, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use pace::Pace;
@@ -49,8 +49,6 @@ pub struct StatusWriter {
     /// When each policy was written last.
     policies: HashMap<String, Instant>,
     nodes: HashMap<Arc<str>, Pace>,
-    /// Nodes of which people were told that they run a trial.
-    trials: HashSet<Arc<str>>,
 }
 
 /// Whether a change is worth a write now.
@@ -65,7 +63,7 @@ impl StatusWriter {
     /// A writer that has written nothing yet.
     #[must_use]
     pub fn new(writer: Writer, clock: Clock, node_conditions: bool) -> Self {
-        Self { writer, clock, node_conditions, policies: HashMap::new(), nodes: HashMap::new(), trials: HashSet::new() }
+        Self { writer, clock, node_conditions, policies: HashMap::new(), nodes: HashMap::new() }
     }
 
     /// Writes whatever comes, until the sender is dropped.
@@ -132,11 +130,6 @@ impl StatusWriter {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
             let mut rollout = node.rollout(before, now);
-            if rollout.state != RolloutState::Trial {
-                self.trials.remove(&*node.node);
-            } else if self.trials.insert(node.node.shared()) {
-                self.tell_boot(facts, before);
-            }
             let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, instant, now));
             let policy = node.policy.and_then(|index| snapshot.policies.get(index));
             pace.under(policy.map(|policy| policy.generation));
@@ -163,7 +156,6 @@ impl StatusWriter {
         if self.nodes.len() > report.nodes.len().saturating_add(GONE) {
             let there: HashSet<&str> = report.nodes.iter().map(|node| &*node.node).collect();
             self.nodes.retain(|node, _| there.contains(&**node));
-            self.trials.retain(|node| there.contains(&**node));
             self.policies.retain(|_, at| at.elapsed() < DETAILS);
         }
         next
