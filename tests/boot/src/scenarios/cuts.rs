@@ -78,7 +78,7 @@ impl Plan {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ u64::from(number) << 32);
         // How many requests each phase makes was counted on a machine; a number past the end cuts after the phase.
         let (phase, most) = match number % 4 {
-            0 => (Phase::Stage, 400),
+            0 => (Phase::Stage, 200),
             // 10 of them: the image's start taken away, the name, the start brought back; then the boot loader counts.
             1 => (Phase::Arm, 12),
             2 => (Phase::FirstBoot, 280),
