@@ -16,7 +16,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -214,8 +214,13 @@ impl World {
             let disrupted = budget.and_then(|budget| budget.status.as_ref()?.disrupted_pods.as_ref());
             disrupted.is_none_or(|pods| pods.is_empty())
         };
+        let began = Instant::now();
+        let held = budgets.get("shop").await.unwrap().status.and_then(|status| status.disrupted_pods);
         let waited = tokio::time::timeout(LOST_EVICTION + PATIENCE, await_condition(budgets, "shop", holds));
         assert!(waited.await.is_ok(), "an eviction was never forgotten\n{}", self.story().await);
+        if began.elapsed() > LOST_EVICTION / 4 {
+            println!("{} s until Kubernetes forgot the evictions of {held:?}", began.elapsed().as_secs());
+        }
     }
 
     /// Asks again and again, for what no watch tells.
