@@ -94,7 +94,7 @@ async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
             let identity = format!("replica-{round}");
             let operator = world.operator(&identity).await;
             replicas.push((identity, operator));
-            world.until_no_eviction_is_lost().await;
+            println!("{}", world.until_no_eviction_is_lost().await);
         }
     }
     for node in nodes {
