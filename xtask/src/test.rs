@@ -23,6 +23,9 @@ const STEPS: &[Step] = &[
     Step { name: "format", cargo: &["fmt", "--all", "--check"] },
     Step { name: "lints", cargo: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"] },
     Step { name: "tests", cargo: &["test", "--workspace", "--no-fail-fast"] },
+    // What the machines are made of is compiled first, so that nothing competes with them for the processors.
+    Step { name: "boot programs", cargo: &["xtask", "boot", "build"] },
+    Step { name: "boot", cargo: &["xtask", "boot"] },
 ];
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
