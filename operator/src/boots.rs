@@ -31,7 +31,7 @@ impl Boots {
             // Where the written explanation knows of the trial already, an earlier leader told of it.
             let known = world.updates.get(&Key::cluster(&node.name));
             let before = known.as_ref().and_then(|known| known.rollout.as_ref());
-            if before.is_some_and(|before| before.state != RolloutState::Trial) {
+            if before.is_none_or(|before| before.state != RolloutState::Trial) {
                 announce(node, snapshot.now, events, metrics);
             }
         }

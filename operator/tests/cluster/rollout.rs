@@ -43,7 +43,7 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
     // What people and Prometheus see.
     let metrics = reqwest::get(format!("http://{}/metrics", operator.listen)).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("bascule_nodes{policy=\"workers\",state=\"Current\"} 3"), "{metrics}");
-    for measured in ["bascule_drain_seconds", "bascule_reaction_seconds"] {
+    for measured in ["bascule_drain_seconds", "bascule_boot_seconds", "bascule_reaction_seconds"] {
         let count = metrics.lines().filter(|line| line.starts_with(&format!("{measured}_count")));
         let count: u32 = count.map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()).sum();
         assert!(count >= 3, "{measured} was observed {count} times");
