@@ -334,7 +334,12 @@ impl Round<'_> {
         if unread(&snapshot) && Instant::now() < reading_ends {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
         } else {
-            self.explained.send_replace(Explained { snapshot: Arc::new(snapshot), report: Arc::new(report) });
+            let orders_left = carried.left > 0;
+            self.explained.send_replace(Explained {
+                snapshot: Arc::new(snapshot),
+                report: Arc::new(report),
+                orders_left,
+            });
         }
 
         self.failures = if carried.failed > 0 { self.failures.saturating_add(1) } else { 0 };

@@ -53,7 +53,7 @@ pub struct Settings {
     pub lease_seconds: u64,
 
     /// How many evictions may be under way at once, over all nodes.
-    #[arg(long, env = "BASCULE_MAX_EVICTIONS", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, env = "BASCULE_MAX_EVICTIONS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub max_evictions: u16,
 
     /// Also say on the Nodes themselves what happens to them, as the conditions of KEP-5683 (DrainInProgress, Drained,
@@ -125,7 +125,7 @@ mod tests {
     fn defaults_are_complete() {
         let settings = parse(&[]).unwrap();
         assert_eq!(settings.lease_duration(), Duration::from_secs(15));
-        assert_eq!((settings.lease_grace(), settings.max_evictions), (10, 64));
+        assert_eq!((settings.lease_grace(), settings.max_evictions), (10, 32));
     }
 
     #[test]

@@ -32,8 +32,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many nodes are written at once.
-const AT_ONCE: usize = 16;
+/// How many nodes are written at once: a wave of a hundred starts at once, beside as many evictions as are allowed.
+const AT_ONCE: usize = 32;
 
 /// After this time no node's steps are begun any more: what changed meanwhile comes first. A Freeze acts within a second.
 const FRESH: Duration = Duration::from_millis(400);

@@ -6,10 +6,10 @@ mod pace;
 mod transitions;
 
 use crate::{apply::Writer, clock::Clock, gather::Key};
-use bascule_api::{Rollout, Time, UpdatePolicyStatus};
+use bascule_api::{Rollout, RolloutState, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use pace::Pace;
+use pace::{OrdersFirst, Pace};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -38,6 +38,8 @@ pub struct Explained {
     pub snapshot: Arc<Snapshot>,
     /// The explanation.
     pub report: Arc<Report>,
+    /// Whether orders of this plan are still to be written.
+    pub orders_left: bool,
 }
 
 /// Writes statuses.
@@ -49,6 +51,7 @@ pub struct StatusWriter {
     /// When each policy was written last.
     policies: HashMap<String, Instant>,
     nodes: HashMap<Arc<str>, Pace>,
+    orders_first: OrdersFirst,
 }
 
 /// Whether a change is worth a write now.
@@ -63,7 +66,14 @@ impl StatusWriter {
     /// A writer that has written nothing yet.
     #[must_use]
     pub fn new(writer: Writer, clock: Clock, node_conditions: bool) -> Self {
-        Self { writer, clock, node_conditions, policies: HashMap::new(), nodes: HashMap::new() }
+        Self {
+            writer,
+            clock,
+            node_conditions,
+            policies: HashMap::new(),
+            nodes: HashMap::new(),
+            orders_first: OrdersFirst::default(),
+        }
     }
 
     /// Writes whatever comes, until the sender is dropped.
@@ -126,6 +136,7 @@ impl StatusWriter {
 
         let mut due = Vec::new();
         let instant = Instant::now();
+        let yields_until = self.orders_first.until(explained.orders_left, instant);
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
@@ -133,7 +144,9 @@ impl StatusWriter {
             let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, instant, now));
             let policy = node.policy.and_then(|index| snapshot.policies.get(index));
             pace.under(policy.map(|policy| policy.generation));
-            match pace.look(before, &mut rollout, instant, now) {
+            let at = pace.look(before, &mut rollout, instant, now);
+            let held = yields_until.filter(|_| rollout.state != RolloutState::Failed);
+            match at.map(|at| held.map_or(at, |until| at.max(until))) {
                 None => {}
                 Some(at) if at > instant => later(at),
                 Some(_) if due.len() >= BATCH => later(instant),

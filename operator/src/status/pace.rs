@@ -24,10 +24,28 @@ const LEAST: Duration = Duration::from_secs(1);
 /// The first pause between two writes of mere details; each further one is [`GROWTH`] times as long.
 const DETAILS: Duration = Duration::from_secs(10);
 /// The same for how far a drain is and whose turn it is, which pods and policy say as well.
-const PROGRESS: Duration = Duration::from_secs(30);
+const PROGRESS: Duration = Duration::from_secs(60);
 const GROWTH: u32 = 4;
 /// The longest such pause.
 const LONGEST: Duration = Duration::from_secs(3_600);
+
+/// For how long explanations let orders that are due go first.
+const YIELDS: Duration = Duration::from_secs(10);
+
+/// Lets orders go before explanations: while many are due, most explanations would be out of date when their turn comes, and
+/// each would hold an order up.
+#[derive(Debug, Default)]
+pub(super) struct OrdersFirst(Option<Instant>);
+
+impl OrdersFirst {
+    /// Until when explanations wait, if orders are left. When that time is over a batch of them goes in between.
+    pub(super) fn until(&mut self, orders_left: bool, now: Instant) -> Option<Instant> {
+        let until = self.0.unwrap_or(now) + YIELDS;
+        let yields = orders_left && now < until;
+        self.0 = yields.then(|| self.0.unwrap_or(now));
+        yields.then_some(until)
+    }
+}
 
 /// What a write would tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,6 +301,20 @@ mod tests {
     }
 
     #[test]
+    fn orders_go_before_explanations_but_not_for_ever() {
+        let (mut first, start) = (OrdersFirst::default(), Instant::now());
+        let mut until = |orders_left, second| {
+            let until = first.until(orders_left, start + Duration::from_secs(second));
+            until.map(|until| until.duration_since(start).as_secs())
+        };
+        assert_eq!(
+            [until(true, 0), until(true, 9), until(true, 10), until(true, 11)],
+            [Some(10), Some(10), None, Some(21)]
+        );
+        assert_eq!([until(false, 12), until(true, 13)], [None, Some(23)]);
+    }
+
+    #[test]
     fn whose_turn_it_is_costs_a_write_ever_more_rarely() {
         let mut node = Node::new(waiting(WaitReason::Wave));
         let turns = [WaitReason::Budget, WaitReason::DomainBusy, WaitReason::DisruptionBudget];
@@ -297,9 +329,9 @@ mod tests {
         let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, "0"));
         let progress = |gone: u64| rollout(RolloutState::Draining, WaitReason::Draining, &gone.to_string());
         let written: Vec<_> = (1..=900).filter(|second| node.planned(progress(*second), *second)).collect();
-        assert_eq!(written, [1, 31, 151, 631]);
+        assert_eq!(written, [1, 61, 301]);
         assert!(node.planned(progress(1_000_000), 90_000));
-        assert!(node.planned(progress(1_000_001), 90_030), "the pauses begin anew");
+        assert!(node.planned(progress(1_000_001), 90_060), "the pauses begin anew");
     }
 
     #[test]
