@@ -1,7 +1,7 @@
 //! The operator's life: start everything, then plan whenever a fact changes or the last plan said when to look again.
 
 use crate::{
-    apply::{Turn, Writer},
+    apply::{OrdersFirst, Turn, Writer},
     boots::Boots,
     break_glass::BreakGlass,
     clock::Clock,
@@ -246,6 +246,7 @@ impl Parts {
             break_glass: BreakGlass::default(),
             boots: Boots::default(),
             turn: Turn::default(),
+            drains_yield: OrdersFirst::default(),
             failures: 0,
             led_since: Instant::now(),
             explained,
@@ -266,6 +267,8 @@ struct Round<'a> {
     break_glass: BreakGlass,
     boots: Boots,
     turn: Turn,
+    /// New drains begin when a wave's nodes are cordoned, or pods would go from one to the next.
+    drains_yield: OrdersFirst,
     failures: u32,
     led_since: Instant,
     explained: watch::Sender<Explained>,
@@ -327,14 +330,18 @@ impl Round<'_> {
         self.boots.tell(&parts.world, &snapshot, &report, &parts.events, &parts.metrics);
         self.turn.planned(&plan, since.into_std());
         let carried = parts.writer.carry_out(&plan, &report, &mut self.turn).await;
-        self.drains.set(parts.drain_orders(&plan));
+        let mut drains = parts.drain_orders(&plan);
+        if self.drains_yield.until(carried.left > 0, Instant::now()).is_some() {
+            drains.retain(|order| self.drains.are_under_way(&order.node));
+        }
+        self.drains.set(drains);
         self.gates.set(questions(&plan, &snapshot));
         let mut wake = plan.wake_at.map(|at| parts.until(at));
         let reading_ends = self.led_since + FIRST_READING;
         if unread(&snapshot) && Instant::now() < reading_ends {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
         } else {
-            let orders_left = carried.left > 0;
+            let orders_left = carried.left > 0 || self.turn.in_line() > 0;
             self.explained.send_replace(Explained {
                 snapshot: Arc::new(snapshot),
                 report: Arc::new(report),

@@ -9,6 +9,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::cast_precision_loss,
+    clippy::disallowed_methods,
     reason = "a benchmark"
 )]
 
@@ -102,7 +103,7 @@ async fn main() {
     let enrolled = control_plane.requests().unwrap().len();
     measure::writes("its enrolment", &control_plane.requests().unwrap()[before..enrolled]);
 
-    let (begun, processor) = (Instant::now(), measure::Processor::now());
+    let (begun, processor, released) = (Instant::now(), measure::Processor::now(), chrono::Utc::now());
     cluster::release(&policies, "workers").await;
     cluster::until_all_run("1.1", &policies, "workers", arguments.nodes, patience).await;
     let took = begun.elapsed();
@@ -115,6 +116,7 @@ async fn main() {
     let requests = control_plane.requests().unwrap();
     let settled = requests.len();
     measure::writes("its whole update", &requests[enrolled..]);
+    measure::first_writes(released, &requests[enrolled..]);
     measure::explanations(&agents.explanations());
     measure::overheads("each node of the rollout, drain apart", &agents.overheads());
     measure::memory(operator.pid());

@@ -2,6 +2,7 @@
 
 use bascule_tests::bascule::OPERATOR;
 use bascule_tests::control_plane::Request;
+use chrono::{DateTime, Utc};
 use std::collections::BTreeMap;
 
 /// The operator's writes, events and leases apart.
@@ -37,6 +38,29 @@ pub(crate) fn writes(what: &str, requests: &[Request]) {
     }
     for (kind, count) in by_kind {
         println!("    {count:>7}  {kind}");
+    }
+}
+
+/// How long after `begun` each node was told of for the first time: what one release asks of all nodes at once does not
+/// come at once.
+pub(crate) fn first_writes(begun: DateTime<Utc>, requests: &[Request]) {
+    for resource in ["nodeupdates", "nodes"] {
+        let mut first: BTreeMap<&str, f64> = BTreeMap::new();
+        for request in own_writes(requests) {
+            if let Some(at) = request.at.filter(|_| request.resource == resource && request.code < 300) {
+                let after = (at - begun).as_seconds_f64();
+                first.entry(&request.name).and_modify(|first| *first = first.min(after)).or_insert(after);
+            }
+        }
+        let mut seconds: Vec<f64> = first.into_values().collect();
+        seconds.sort_by(f64::total_cmp);
+        println!(
+            "from the release until a node's first write to {resource}: median {:.1} s, p99 {:.1} s, most {:.1} s ({} nodes)",
+            at(&seconds, 50),
+            at(&seconds, 99),
+            seconds.last().copied().unwrap_or_default(),
+            seconds.len()
+        );
     }
 }
 
@@ -126,31 +150,48 @@ fn spread(buckets: &Buckets) -> String {
     )
 }
 
-/// Processor seconds so far of this process, of each program that it started, and of everything else on the machine
-/// (proc(5), stat).
+/// Processor seconds so far of this process, of each program that it or its children started, and of everything else on
+/// the machine (proc(5), stat).
 pub(crate) struct Processor {
     at: std::time::Instant,
     busy: f64,
     by_program: BTreeMap<String, f64>,
 }
 
+/// One line of proc(5) stat.
+struct Process {
+    parent: String,
+    program: String,
+    spent: f64,
+}
+
+/// USER_HZ, which is 100 wherever Rust runs on Linux.
+const TICKS: f64 = 100.0;
+
 impl Processor {
     pub(crate) fn now() -> Self {
-        // USER_HZ, which is 100 wherever Rust runs on Linux.
-        const TICKS: f64 = 100.0;
         let own = std::process::id().to_string();
-        let mut by_program: BTreeMap<String, f64> = BTreeMap::new();
+        let mut all: BTreeMap<String, Process> = BTreeMap::new();
         for entry in std::fs::read_dir("/proc").unwrap().flatten() {
             let Ok(text) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
             let Some((head, tail)) = text.rsplit_once(") ") else { continue };
             let fields: Vec<&str> = tail.split(' ').collect();
             let (pid, program) = head.split_once(" (").unwrap();
-            if pid != own && fields[1] != own {
-                continue;
-            }
             let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
-            let program = if pid == own { "the benchmark, agents and repository included" } else { program };
-            *by_program.entry(program.to_owned()).or_default() += (ticks(11) + ticks(12)) / TICKS;
+            let spent = (ticks(11) + ticks(12)) / TICKS;
+            all.insert(
+                pid.to_owned(),
+                Process { parent: fields[1].to_owned(), program: program.to_owned(), spent },
+            );
+        }
+        let mut by_program: BTreeMap<String, f64> = BTreeMap::new();
+        for (pid, process) in &all {
+            let line = std::iter::successors(Some(pid), |pid| all.get(*pid).map(|process| &process.parent));
+            if line.into_iter().any(|pid| *pid == own) {
+                let own = *pid == own;
+                let program = if own { "the benchmark, agents and repository included" } else { &process.program };
+                *by_program.entry(program.to_owned()).or_default() += process.spent;
+            }
         }
         let stat = std::fs::read_to_string("/proc/stat").unwrap();
         let fields: Vec<f64> =
@@ -169,7 +210,9 @@ impl Processor {
         for (program, spent) in &now.by_program {
             let spent = spent - self.by_program.get(program).copied().unwrap_or_default();
             ours += spent;
-            println!("    {spent:>8.1}  {program}");
+            if spent >= 0.1 {
+                println!("    {spent:>8.1}  {program}");
+            }
         }
         println!("    {:>8.1}  everything else on the machine", now.busy - self.busy - ours);
     }

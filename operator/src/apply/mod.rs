@@ -5,11 +5,13 @@ mod announce;
 mod error;
 mod node;
 mod node_update;
+mod orders_first;
 mod statuses;
 mod turn;
 
 pub use error::ApplyError;
 pub use node::EXCLUDE_LABEL;
+pub use orders_first::OrdersFirst;
 pub use turn::Turn;
 
 use crate::{
@@ -80,7 +82,7 @@ impl Writer {
     pub async fn carry_out(&self, plan: &Plan, report: &Report, turn: &mut Turn) -> Carried {
         let mut carried = Carried::default();
         let mut by_node: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
-        for step in &plan.steps {
+        for step in plan.steps.iter().filter(|step| !turn.stands_in_line(step)) {
             match step.action.node() {
                 Some(node) => by_node.entry(node).or_default().push(step),
                 None => {

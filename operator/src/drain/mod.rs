@@ -64,6 +64,12 @@ impl Drains {
         }
     }
 
+    /// Whether a node is being emptied.
+    #[must_use]
+    pub fn are_under_way(&self, node: &str) -> bool {
+        self.running.contains_key(node)
+    }
+
     /// How far each drain is.
     #[must_use]
     pub fn progress(&self) -> BTreeMap<String, Progress> {

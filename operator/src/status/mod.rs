@@ -5,11 +5,15 @@ mod maintenance;
 mod pace;
 mod transitions;
 
-use crate::{apply::Writer, clock::Clock, gather::Key};
+use crate::{
+    apply::{OrdersFirst, Writer},
+    clock::Clock,
+    gather::Key,
+};
 use bascule_api::{Rollout, RolloutState, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use pace::{OrdersFirst, Pace};
+use pace::Pace;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 /// How long a state or reason lasts before it is written.
 const LASTS: Duration = Duration::from_secs(3);
-/// The same for staging, whose progress the agent reports itself, and for a drain that waits for a budget, as it does for a
-/// moment with nearly every pod.
+/// The same for staging, whose progress the agent reports itself, for the queue before it, and for a drain that waits for a
+/// budget, as it does for a moment with nearly every pod.
 const HOLDS: Duration = Duration::from_secs(10);
 /// How often that time doubles at most while an update goes well.
 const DOUBLED: u32 = 3;
@@ -28,24 +28,6 @@ const PROGRESS: Duration = Duration::from_secs(60);
 const GROWTH: u32 = 4;
 /// The longest such pause.
 const LONGEST: Duration = Duration::from_secs(3_600);
-
-/// For how long explanations let orders that are due go first.
-const YIELDS: Duration = Duration::from_secs(10);
-
-/// Lets orders go before explanations: while many are due, most explanations would be out of date when their turn comes, and
-/// each would hold an order up.
-#[derive(Debug, Default)]
-pub(super) struct OrdersFirst(Option<Instant>);
-
-impl OrdersFirst {
-    /// Until when explanations wait, if orders are left. When that time is over a batch of them goes in between.
-    pub(super) fn until(&mut self, orders_left: bool, now: Instant) -> Option<Instant> {
-        let until = self.0.unwrap_or(now) + YIELDS;
-        let yields = orders_left && now < until;
-        self.0 = yields.then(|| self.0.unwrap_or(now));
-        yields.then_some(until)
-    }
-}
 
 /// What a write would tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +142,9 @@ impl Pace {
     fn lasts(&self, rollout: &Rollout) -> Duration {
         let doubled = if goes_well(rollout.reason) { 1 << self.told.min(DOUBLED) } else { 1 };
         match (rollout.state, rollout.reason) {
-            (RolloutState::Staging, _) | (RolloutState::Draining, WaitReason::DisruptionBudget) => HOLDS,
+            (RolloutState::Staging, _)
+            | (_, WaitReason::StagingQueue)
+            | (RolloutState::Draining, WaitReason::DisruptionBudget) => HOLDS,
             // A hook is somebody else's Job, which is named for as long as it runs.
             (RolloutState::Current | RolloutState::Failed, _) | (_, WaitReason::Hook) => Duration::ZERO,
             _ => LASTS * doubled,
@@ -298,20 +282,6 @@ mod tests {
         let restless = [WaitReason::Freeze, WaitReason::Paused];
         let written = (0..60).find(|second| node.planned(waiting(restless[*second as usize % 2]), *second));
         assert_eq!(written, Some(12));
-    }
-
-    #[test]
-    fn orders_go_before_explanations_but_not_for_ever() {
-        let (mut first, start) = (OrdersFirst::default(), Instant::now());
-        let mut until = |orders_left, second| {
-            let until = first.until(orders_left, start + Duration::from_secs(second));
-            until.map(|until| until.duration_since(start).as_secs())
-        };
-        assert_eq!(
-            [until(true, 0), until(true, 9), until(true, 10), until(true, 11)],
-            [Some(10), Some(10), None, Some(21)]
-        );
-        assert_eq!([until(false, 12), until(true, 13)], [None, Some(23)]);
     }
 
     #[test]

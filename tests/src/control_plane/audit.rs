@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 use super::ControlPlaneError;
@@ -37,6 +38,8 @@ pub struct Request {
     pub name: String,
     /// The HTTP status code.
     pub code: u16,
+    /// When it was answered; for a watch, when it began.
+    pub at: Option<DateTime<Utc>>,
 }
 
 impl Request {
@@ -81,6 +84,7 @@ struct Event {
     user: User,
     object_ref: Option<ObjectRef>,
     response_status: Option<Status>,
+    stage_timestamp: Option<DateTime<Utc>>,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +127,8 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Request>, ControlPlaneError> {
                 None => (event.request_uri.split('?').next().unwrap_or_default().to_owned(), String::new()),
             };
             let code = event.response_status.map_or(0, |status| status.code);
-            requests.push(Request { user: event.user.username, verb: event.verb, resource, name, code });
+            let (user, at) = (event.user.username, event.stage_timestamp);
+            requests.push(Request { user, verb: event.verb, resource, name, code, at });
         }
     }
     Ok(requests)
@@ -155,12 +160,13 @@ mod tests {
                 r#"{{"auditID":"w","stage":"{stage}","verb":"watch","requestURI":"/api/v1/nodes?watch=1","user":{{"username":"u"}},"objectRef":{{"resource":"nodes"}},"responseStatus":{{"code":200}}}}"#
             )
         };
-        let status = r#"{"auditID":"p","verb":"patch","requestURI":"/x","user":{"username":"u"},"objectRef":{"resource":"nodeupdates","subresource":"status","name":"n1"},"responseStatus":{"code":200}}"#;
+        let status = r#"{"auditID":"p","verb":"patch","requestURI":"/x","user":{"username":"u"},"objectRef":{"resource":"nodeupdates","subresource":"status","name":"n1"},"responseStatus":{"code":200},"stageTimestamp":"2026-11-22T13:20:17.000001Z"}"#;
         let text = format!("{}\n{status}\n{}\n{{\"auditID\":\"ha", watch("ResponseStarted"), watch("ResponseComplete"));
         std::fs::write(folder.path().join("audit.log"), text).unwrap();
         let requests = read(folder.path()).unwrap();
         assert_eq!(requests.len(), 2);
         assert_eq!(requests[1].resource, "nodeupdates/status");
+        assert_eq!(requests[1].at.map(|at| at.timestamp_subsec_micros()), Some(1));
         assert!(requests[1].writes() && !requests[0].writes());
         assert_eq!(RequestCounts::of(&requests).of_user("u"), 2);
     }
