@@ -331,7 +331,7 @@ impl Round<'_> {
         self.turn.planned(&plan, since.into_std());
         let carried = parts.writer.carry_out(&plan, &report, &mut self.turn).await;
         let mut drains = parts.drain_orders(&plan);
-        if self.drains_yield.until(carried.left > 0, Instant::now()).is_some() {
+        if self.drains_yield.until(carried.left > 0, Instant::now().into_std()).is_some() {
             drains.retain(|order| self.drains.are_under_way(&order.node));
         }
         self.drains.set(drains);

@@ -179,10 +179,7 @@ impl Processor {
             let (pid, program) = head.split_once(" (").unwrap();
             let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
             let spent = (ticks(11) + ticks(12)) / TICKS;
-            all.insert(
-                pid.to_owned(),
-                Process { parent: fields[1].to_owned(), program: program.to_owned(), spent },
-            );
+            all.insert(pid.to_owned(), Process { parent: fields[1].to_owned(), program: program.to_owned(), spent });
         }
         let mut by_program: BTreeMap<String, f64> = BTreeMap::new();
         for (pid, process) in &all {

@@ -38,7 +38,7 @@ use std::{
 const AT_ONCE: usize = 32;
 
 /// After this time no node's steps are begun any more: what changed meanwhile comes first. A Freeze acts within a second.
-const FRESH: Duration = Duration::from_millis(400);
+const FRESH: Duration = Duration::from_millis(200);
 
 /// How long one step may take. A step that was given up may have been done all the same: the next plan sees it.
 const SLOW: Duration = Duration::from_secs(30);
@@ -79,9 +79,9 @@ impl Writer {
     }
 
     /// Carries a plan out, or as much of it as can be begun in a moment.
-    pub async fn carry_out(&self, plan: &Plan, report: &Report, turn: &mut Turn) -> Carried {
+    pub async fn carry_out<'p>(&self, plan: &'p Plan, report: &Report, turn: &mut Turn) -> Carried {
         let mut carried = Carried::default();
-        let mut by_node: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
+        let mut by_node: BTreeMap<&'p str, Vec<&'p Step>> = BTreeMap::new();
         for step in plan.steps.iter().filter(|step| !turn.stands_in_line(step)) {
             match step.action.node() {
                 Some(node) => by_node.entry(node).or_default().push(step),
@@ -95,24 +95,22 @@ impl Writer {
             }
         }
         let (order, until) = (turn.order(by_node), Instant::now() + FRESH);
-        let names: Vec<&str> = order.iter().map(|(node, _)| *node).collect();
         // Boxed, or the compiler can't see that the whole future may move between threads.
-        let all = order.into_iter().enumerate();
-        let nodes: Vec<_> = all
-            .map(|(place, (_, steps))| self.one_node(steps, turn, until).map(move |one| (place, one)).boxed())
-            .collect();
-        let results: Vec<(usize, Carried)> = stream::iter(nodes).buffer_unordered(AT_ONCE).collect().await;
-        let mut first_left = None;
-        for (place, one) in results {
+        let one = |(_, steps): (&str, Vec<&'p Step>)| {
+            self.one_node(steps.clone(), turn, until).map(move |one| (steps, one)).boxed()
+        };
+        let nodes: Vec<_> = order.into_iter().map(one).collect();
+        let results: Vec<(Vec<&Step>, Carried)> = stream::iter(nodes).buffer_unordered(AT_ONCE).collect().await;
+        let now = Instant::now();
+        for (steps, one) in results {
             carried.done += one.done;
             carried.stale += one.stale;
             carried.failed += one.failed;
             carried.left += one.left;
-            if one.left > 0 {
-                first_left = Some(first_left.map_or(place, |first: usize| first.min(place)));
+            if one.left == 0 {
+                turn.tried(&steps, now);
             }
         }
-        turn.stopped_before(first_left.and_then(|place| names.get(place).copied()));
         carried
     }
 

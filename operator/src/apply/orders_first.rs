@@ -1,8 +1,7 @@
 //! Orders go before what is less urgent: explanations, most of which would be out of date when their turn comes, and the
 //! first evictions of nodes that just were granted. Both share the API server with the orders and would hold them up.
 
-use std::time::Duration;
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// For how long others let orders that are due go first.
 const YIELDS: Duration = Duration::from_secs(10);

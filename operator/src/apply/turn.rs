@@ -1,12 +1,14 @@
 //! In which order the nodes of a plan are served, and since when each of its steps has been due.
 //!
 //! A plan may hold thousands of writes. What changed since it was made (a Freeze, say) is not to wait for all of them, so
-//! only some are begun before the next plan; and the next plan goes on where that one stopped, or the first nodes of the
-//! alphabet would always come first. A node that is out of service, or about to be, goes before those that only stage.
+//! only some are begun before the next plan. A node that is out of service goes before one that is to go there, and that
+//! one before those that only stage; among equals whoever waits longest goes first. Who was tried and is still there
+//! goes behind the others, or a few nodes that always fail would hold up the rest.
 //!
 //! Housekeeping is what one fact asks of every node at once and no node waits for: enrolment, another policy's name,
-//! taints of a rollout. It stands in line, of which a few are called at a time; a thousand of them would only lengthen
-//! every queue of the API server. One that is called and does not succeed makes room after a while.
+//! taints of a rollout. It stands in line, of which a few are called at a time while there is little else to do; a
+//! thousand of them would only lengthen every queue of the API server. One that is called and does not succeed makes room
+//! after a while.
 
 use bascule_planner::{Action, Plan, Step, plan::Taint};
 use std::{
@@ -14,8 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many steps of the housekeeping are called at once.
+/// How many steps of the housekeeping are called at once, less the other steps of the plan.
 const CALLED_AT_ONCE: usize = 32;
+/// How many are called whatever else there is to do.
+const CALLED_AT_LEAST: usize = 4;
 /// After this time one that is still not done goes back into the line.
 const CALLED_FOR: Duration = Duration::from_secs(10);
 
@@ -25,20 +29,27 @@ type Key = (String, &'static str);
 /// What is kept from one plan to the next.
 #[derive(Debug, Default)]
 pub struct Turn {
-    /// Since when each step is due, or was called; `None` while it stands in line.
-    due: HashMap<Key, Option<Instant>>,
-    /// The first node that the last plan left out.
-    next: Option<String>,
+    due: HashMap<Key, Due>,
     /// The last one that was called from the line, which goes on behind it.
     called: Option<Key>,
     in_line: usize,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    /// Since when it is due, or was called; `None` while it stands in line.
+    since: Option<Instant>,
+    /// When it was tried last.
+    tried: Option<Instant>,
+}
+
 /// What a step may wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Urgency {
-    /// A node is out of service until it is done, or goes there by it.
-    Service,
+    /// A node is out of service until it is done.
+    OutOfService,
+    /// A node goes out of service.
+    Departure,
     /// A node prepares while it works.
     Preparation,
     /// See the module's text.
@@ -52,7 +63,10 @@ const fn urgency(action: &Action) -> Urgency {
         | Action::Taint { taint: Taint::Outdated, .. }
         | Action::Untaint { taint: Taint::Outdated, .. } => Urgency::Housekeeping,
         Action::Stage { .. } | Action::Rest { .. } => Urgency::Preparation,
-        _ => Urgency::Service,
+        Action::Grant { .. } | Action::RunHook(_) | Action::BeginDrain { .. } | Action::Cordon { .. } => {
+            Urgency::Departure
+        }
+        _ => Urgency::OutOfService,
     }
 }
 
@@ -66,33 +80,39 @@ impl Turn {
         let mut before = std::mem::take(&mut self.due);
         let mut line: Vec<Key> = Vec::new();
         let mut called: usize = 0;
+        let mut others: usize = 0;
         for step in &plan.steps {
-            let (key, housekeeping) = (key(step), urgency(&step.action) == Urgency::Housekeeping);
-            let known = before.remove(&key).flatten();
-            let known = known.filter(|at| !housekeeping || since.saturating_duration_since(*at) < CALLED_FOR);
-            if housekeeping && known.is_none() {
-                line.push(key.clone());
+            let key = key(step);
+            let known = before.remove(&key);
+            let housekeeping = urgency(&step.action) == Urgency::Housekeeping;
+            let lasts = |at: &Instant| !housekeeping || since.saturating_duration_since(*at) < CALLED_FOR;
+            let before = known.and_then(|due| due.since).filter(lasts);
+            match (housekeeping, before) {
+                (true, None) => line.push(key.clone()),
+                (true, Some(_)) => called += 1,
+                (false, _) => others += 1,
             }
-            called += usize::from(housekeeping && known.is_some());
-            self.due.insert(key, if housekeeping { known } else { Some(known.unwrap_or(since)) });
+            let since = if housekeeping { before } else { before.or(Some(since)) };
+            self.due.insert(key, Due { since, tried: known.and_then(|due| due.tried) });
         }
         line.sort_by_cached_key(|key| (self.called.as_ref().is_some_and(|last| key <= last), key.clone()));
-        let room = CALLED_AT_ONCE.saturating_sub(called);
+        let places = CALLED_AT_ONCE.saturating_sub(others).max(CALLED_AT_LEAST);
+        let room = places.saturating_sub(called);
         self.in_line = line.len().saturating_sub(room);
         for key in line.into_iter().take(room) {
             self.called = Some(key.clone());
-            self.due.insert(key, Some(since));
+            self.due.insert(key, Due { since: Some(since), tried: None });
         }
     }
 
     /// For how long a step has been due; one of the housekeeping since it was called.
     pub(super) fn waited(&self, step: &Step) -> Option<Duration> {
-        self.due.get(&key(step)).copied().flatten().map(|since| since.elapsed())
+        self.due.get(&key(step)).and_then(|due| due.since).map(|since| since.elapsed())
     }
 
     /// Whether a step stands in line.
     pub(super) fn stands_in_line(&self, step: &Step) -> bool {
-        self.due.get(&key(step)).is_some_and(Option::is_none)
+        self.due.get(&key(step)).is_some_and(|due| due.since.is_none())
     }
 
     /// How many steps stand in line.
@@ -103,15 +123,22 @@ impl Turn {
 
     /// The nodes in the order in which they are served.
     pub(super) fn order<'a, 'p>(&self, nodes: BTreeMap<&'a str, Vec<&'p Step>>) -> Vec<(&'a str, Vec<&'p Step>)> {
-        let next = self.next.as_deref().unwrap_or_default();
+        let rank = |step: &&Step| {
+            let due = self.due.get(&key(step));
+            (urgency(&step.action), due.and_then(|due| due.tried.or(due.since)))
+        };
         let mut nodes: Vec<_> = nodes.into_iter().collect();
-        nodes.sort_by_key(|(node, steps)| (steps.iter().map(|step| urgency(&step.action)).min(), *node < next));
+        nodes.sort_by_cached_key(|(_, steps)| steps.iter().map(rank).min());
         nodes
     }
 
-    /// Takes note of the first node that was left out, if any was.
-    pub(super) fn stopped_before(&mut self, node: Option<&str>) {
-        self.next = node.map(ToOwned::to_owned);
+    /// Takes note that steps were begun.
+    pub(super) fn tried(&mut self, steps: &[&Step], now: Instant) {
+        for step in steps {
+            if let Some(due) = self.due.get_mut(&key(step)) {
+                due.tried = Some(now);
+            }
+        }
     }
 }
 
@@ -150,33 +177,53 @@ mod tests {
         assert_eq!(waited(&turn, "c"), None);
     }
 
+    fn order(turn: &Turn, steps: &[&Step]) -> Vec<String> {
+        let nodes = steps.iter().map(|step| (step.action.node().unwrap(), vec![*step])).collect();
+        turn.order(nodes).into_iter().map(|(node, _)| node.to_owned()).collect()
+    }
+
     #[test]
-    fn nodes_that_were_left_out_come_first() {
-        let mut turn = Turn::default();
+    fn who_waits_longest_goes_first_and_who_failed_goes_behind() {
+        let (mut turn, start) = (Turn::default(), Instant::now());
+        turn.planned(&plan(&["c"]), start);
         let plan = plan(&["a", "b", "c"]);
-        let order = |turn: &Turn| -> Vec<String> {
-            let nodes = plan.steps.iter().map(|step| (step.action.node().unwrap(), vec![step])).collect();
-            turn.order(nodes).into_iter().map(|(node, _)| node.to_owned()).collect()
-        };
-        assert_eq!(order(&turn), ["a", "b", "c"]);
-        turn.stopped_before(Some("b"));
-        assert_eq!(order(&turn), ["b", "c", "a"]);
-        turn.stopped_before(Some("bb"));
-        assert_eq!(order(&turn), ["c", "a", "b"], "the node itself has nothing left to do");
-        turn.stopped_before(None);
-        assert_eq!(order(&turn), ["a", "b", "c"]);
+        let steps: Vec<_> = plan.steps.iter().collect();
+        turn.planned(&plan, start + Duration::from_secs(1));
+        assert_eq!(order(&turn, &steps), ["c", "a", "b"]);
+        turn.tried(&[steps[2], steps[0]], start + Duration::from_secs(2));
+        turn.planned(&plan, start + Duration::from_secs(2));
+        assert_eq!(order(&turn, &steps), ["b", "a", "c"]);
+        turn.tried(&[steps[1]], start + Duration::from_secs(3));
+        turn.planned(&plan, start + Duration::from_secs(3));
+        assert_eq!(order(&turn, &steps), ["a", "c", "b"]);
+        assert!(turn.waited(steps[2]).is_some(), "it is due since the first time all the same");
     }
 
     #[test]
     fn a_node_that_is_out_of_service_goes_before_those_that_can_wait() {
-        let (mut turn, idle, marked) = (Turn::default(), plan(&["b", "d"]), taints(&[1]));
-        turn.stopped_before(Some("d"));
+        let (mut turn, now) = (Turn::default(), Instant::now());
+        let stage = plan(&["a"]);
+        turn.planned(&stage, now);
+        let cordon = step(Action::Cordon { node: "b".to_owned(), mark: String::new() });
         let uncordon = step(Action::Uncordon { node: "c".to_owned(), mark: String::new(), remove_outdated: true });
-        let hold = step(Action::Taint { node: "o".to_owned(), taint: Taint::Hold });
-        let steps = idle.steps.iter().chain(&marked.steps).chain([&uncordon, &hold]);
-        let steps = steps.map(|step| (step.action.node().unwrap(), vec![step])).collect();
-        let order: Vec<_> = turn.order(steps).into_iter().map(|(node, _)| node).collect();
-        assert_eq!(order, ["o", "c", "d", "b", "n001"], "a node that is held back takes no pod meanwhile");
+        let hold = step(Action::Taint { node: "d".to_owned(), taint: Taint::Hold });
+        let all = [taints(&[1]).steps, stage.steps, vec![cordon, uncordon, hold]].concat();
+        turn.planned(&Plan { steps: all.clone(), ..Plan::default() }, now + Duration::from_secs(1));
+        let steps: Vec<_> = all.iter().collect();
+        assert_eq!(order(&turn, &steps), ["c", "d", "b", "a", "n001"]);
+    }
+
+    #[test]
+    fn little_housekeeping_is_done_while_there_is_much_else_to_do() {
+        let many: Vec<String> = (0..100).map(|node| format!("s{node}")).collect();
+        let called = |others: usize| {
+            let orders = plan(&many.iter().take(others).map(String::as_str).collect::<Vec<_>>());
+            let all = Plan { steps: [taints(&(0..100).collect::<Vec<_>>()).steps, orders.steps].concat(), ..orders };
+            let mut turn = Turn::default();
+            turn.planned(&all, Instant::now());
+            all.steps.iter().filter(|step| !turn.stands_in_line(step)).count() - others
+        };
+        assert_eq!([called(0), called(20), called(30), called(100)], [32, 12, 4, 4]);
     }
 
     #[test]

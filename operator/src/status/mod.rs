@@ -140,7 +140,7 @@ impl StatusWriter {
 
         let mut due = Vec::new();
         let instant = Instant::now();
-        let yields_until = self.orders_first.until(explained.orders_left, instant);
+        let yields_until = self.orders_first.until(explained.orders_left, instant.into_std()).map(Instant::from_std);
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
