@@ -328,7 +328,9 @@ impl Round<'_> {
         parts.metrics.describe(&snapshot, &report, &verified.collect());
 
         self.boots.tell(&parts.world, &snapshot, &report, &parts.events, &parts.metrics);
-        self.turn.planned(&plan, since.into_std());
+        for called in self.turn.planned(&plan, since.into_std()) {
+            parts.metrics.called(called.action, called.stood);
+        }
         let carried = parts.writer.carry_out(&plan, &report, &mut self.turn).await;
         let mut drains = parts.drain_orders(&plan);
         if self.drains_yield.until(carried.left > 0, Instant::now().into_std()).is_some() {

@@ -116,6 +116,10 @@ pub(crate) fn reaction(metrics: &str) {
     for (action, buckets) in actions {
         println!("    {action}: {}", spread(&buckets));
     }
+    println!("how long what one fact asks of many nodes stood in line before that:");
+    for (action, buckets) in histograms(metrics, "bascule_line_seconds_bucket") {
+        println!("    {action}: {}", spread(&buckets));
+    }
     for plan in histograms(metrics, "bascule_plan_seconds_bucket").values() {
         println!("a plan: {}", spread(plan));
     }

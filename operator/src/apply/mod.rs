@@ -12,7 +12,7 @@ mod turn;
 pub use error::ApplyError;
 pub use node::EXCLUDE_LABEL;
 pub use orders_first::OrdersFirst;
-pub use turn::Turn;
+pub use turn::{Called, Turn};
 
 use crate::{
     events::Events,

@@ -5,10 +5,9 @@
 //! one before those that only stage; among equals whoever waits longest goes first. Who was tried and is still there
 //! goes behind the others, or a few nodes that always fail would hold up the rest.
 //!
-//! Housekeeping is what one fact asks of every node at once and no node waits for: enrolment, another policy's name,
-//! taints of a rollout. It stands in line, of which a few are called at a time while there is little else to do; a
-//! thousand of them would only lengthen every queue of the API server. One that is called and does not succeed makes room
-//! after a while.
+//! What one fact asks of many nodes at once (a wave's grants, the staging of a release, its taints, enrolment) stands in
+//! line, and a few are called at a time: a hundred grants at once would be followed by a hundred cordons, reports of agents
+//! and events, and each would wait for all. What is called and does not succeed makes room after a while.
 
 use bascule_planner::{Action, Plan, Step, plan::Taint};
 use std::{
@@ -16,11 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How many steps of the housekeeping are called at once, less the other steps of the plan.
-const CALLED_AT_ONCE: usize = 32;
-/// How many are called whatever else there is to do.
-const CALLED_AT_LEAST: usize = 4;
-/// After this time one that is still not done goes back into the line.
+/// How many grants are called at once. Each is followed by a cordon, which the next plan holds.
+const GRANTS: usize = 8;
+/// How many nodes are called at once to stage.
+const STAGES: usize = 16;
+/// How many steps of the housekeeping are called at once, less the other steps that are due.
+const HOUSEKEEPING: usize = 32;
+/// How many of these are called whatever else is due.
+const HOUSEKEEPING_AT_LEAST: usize = 4;
+/// After this time one that was called and is not done goes back into its line.
 const CALLED_FOR: Duration = Duration::from_secs(10);
 
 /// A node and the kind of its step.
@@ -30,17 +33,26 @@ type Key = (String, &'static str);
 #[derive(Debug, Default)]
 pub struct Turn {
     due: HashMap<Key, Due>,
-    /// The last one that was called from the line, which goes on behind it.
-    called: Option<Key>,
     in_line: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Due {
-    /// Since when it is due, or was called; `None` while it stands in line.
-    since: Option<Instant>,
+    /// Since when it has been planned.
+    planned: Instant,
+    /// Since when it is to be done; `None` while it stands in line.
+    called: Option<Instant>,
     /// When it was tried last.
     tried: Option<Instant>,
+}
+
+/// A step that was called from its line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Called {
+    /// Its action.
+    pub action: &'static str,
+    /// For how long it stood there.
+    pub stood: Duration,
 }
 
 /// What a step may wait for.
@@ -52,7 +64,7 @@ enum Urgency {
     Departure,
     /// A node prepares while it works.
     Preparation,
-    /// See the module's text.
+    /// No node waits for it.
     Housekeeping,
 }
 
@@ -70,49 +82,82 @@ const fn urgency(action: &Action) -> Urgency {
     }
 }
 
+/// What many nodes may be asked at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Line {
+    Grants,
+    Stages,
+    Housekeeping,
+}
+
+const fn line(action: &Action) -> Option<Line> {
+    match (action, urgency(action)) {
+        (Action::Grant { .. }, _) => Some(Line::Grants),
+        (Action::Stage { .. }, _) => Some(Line::Stages),
+        (_, Urgency::Housekeeping) => Some(Line::Housekeeping),
+        _ => None,
+    }
+}
+
 fn key(step: &Step) -> Key {
     (step.action.node().unwrap_or_default().to_owned(), step.action.name())
 }
 
 impl Turn {
-    /// Takes note of a plan that a change at `since` led to. Steps that were due before stay due since then.
-    pub fn planned(&mut self, plan: &Plan, since: Instant) {
+    /// Takes note of a plan that a change at `since` led to, and calls what has its turn. Steps that were due before stay
+    /// due since then.
+    pub fn planned(&mut self, plan: &Plan, since: Instant) -> Vec<Called> {
         let mut before = std::mem::take(&mut self.due);
-        let mut line: Vec<Key> = Vec::new();
-        let mut called: usize = 0;
-        let mut others: usize = 0;
+        let mut lines: BTreeMap<Line, (usize, Vec<Key>)> = BTreeMap::new();
+        let mut due: usize = 0;
         for step in &plan.steps {
-            let key = key(step);
+            let (key, line) = (key(step), line(&step.action));
             let known = before.remove(&key);
-            let housekeeping = urgency(&step.action) == Urgency::Housekeeping;
-            let lasts = |at: &Instant| !housekeeping || since.saturating_duration_since(*at) < CALLED_FOR;
-            let before = known.and_then(|due| due.since).filter(lasts);
-            match (housekeeping, before) {
-                (true, None) => line.push(key.clone()),
-                (true, Some(_)) => called += 1,
-                (false, _) => others += 1,
+            let lasts = |at: &Instant| line.is_none() || since.saturating_duration_since(*at) < CALLED_FOR;
+            let called = known.and_then(|due| due.called).filter(lasts);
+            let called = if line.is_none() { called.or(Some(since)) } else { called };
+            let planned = known.map_or(since, |due| due.planned);
+            self.due.insert(key.clone(), Due { planned, called, tried: known.and_then(|due| due.tried) });
+            due += usize::from(called.is_some() && line != Some(Line::Housekeeping));
+            if let Some(line) = line {
+                let (under_way, waiting) = lines.entry(line).or_default();
+                match called {
+                    Some(_) => *under_way += 1,
+                    None => waiting.push(key),
+                }
             }
-            let since = if housekeeping { before } else { before.or(Some(since)) };
-            self.due.insert(key, Due { since, tried: known.and_then(|due| due.tried) });
         }
-        line.sort_by_cached_key(|key| (self.called.as_ref().is_some_and(|last| key <= last), key.clone()));
-        let places = CALLED_AT_ONCE.saturating_sub(others).max(CALLED_AT_LEAST);
-        let room = places.saturating_sub(called);
-        self.in_line = line.len().saturating_sub(room);
-        for key in line.into_iter().take(room) {
-            self.called = Some(key.clone());
-            self.due.insert(key, Due { since: Some(since), tried: None });
+        self.in_line = 0;
+        let mut all = Vec::new();
+        for (line, (under_way, mut waiting)) in lines {
+            let places = match line {
+                Line::Grants => GRANTS,
+                Line::Stages => STAGES,
+                Line::Housekeeping => HOUSEKEEPING.saturating_sub(due).max(HOUSEKEEPING_AT_LEAST),
+            };
+            let room = places.saturating_sub(under_way);
+            // In the plan's order, those that were tried in vain behind.
+            waiting.sort_by_cached_key(|key| self.due.get(key).and_then(|due| due.tried));
+            self.in_line += waiting.len().saturating_sub(room);
+            for key in waiting.into_iter().take(room) {
+                if let Some(one) = self.due.get_mut(&key) {
+                    one.called = Some(since);
+                    due += usize::from(line != Line::Housekeeping);
+                    all.push(Called { action: key.1, stood: since.saturating_duration_since(one.planned) });
+                }
+            }
         }
+        all
     }
 
-    /// For how long a step has been due; one of the housekeeping since it was called.
+    /// For how long a step has been due; one that stood in line since it was called.
     pub(super) fn waited(&self, step: &Step) -> Option<Duration> {
-        self.due.get(&key(step)).and_then(|due| due.since).map(|since| since.elapsed())
+        self.due.get(&key(step)).and_then(|due| due.called).map(|since| since.elapsed())
     }
 
     /// Whether a step stands in line.
     pub(super) fn stands_in_line(&self, step: &Step) -> bool {
-        self.due.get(&key(step)).is_some_and(|due| due.since.is_none())
+        self.due.get(&key(step)).is_some_and(|due| due.called.is_none())
     }
 
     /// How many steps stand in line.
@@ -125,7 +170,7 @@ impl Turn {
     pub(super) fn order<'a, 'p>(&self, nodes: BTreeMap<&'a str, Vec<&'p Step>>) -> Vec<(&'a str, Vec<&'p Step>)> {
         let rank = |step: &&Step| {
             let due = self.due.get(&key(step));
-            (urgency(&step.action), due.and_then(|due| due.tried.or(due.since)))
+            (urgency(&step.action), due.and_then(|due| due.tried.or(due.called)))
         };
         let mut nodes: Vec<_> = nodes.into_iter().collect();
         nodes.sort_by_cached_key(|(_, steps)| steps.iter().map(rank).min());
@@ -223,7 +268,10 @@ mod tests {
             turn.planned(&all, Instant::now());
             all.steps.iter().filter(|step| !turn.stands_in_line(step)).count() - others
         };
-        assert_eq!([called(0), called(20), called(30), called(100)], [32, 12, 4, 4]);
+        assert_eq!(
+            [called(0), called(20), called(30), called(100)],
+            [HOUSEKEEPING, 12, HOUSEKEEPING_AT_LEAST, HOUSEKEEPING_AT_LEAST]
+        );
     }
 
     #[test]
@@ -248,6 +296,32 @@ mod tests {
     }
 
     #[test]
+    fn a_wave_is_granted_a_few_nodes_at_a_time_and_the_time_in_line_is_told() {
+        let (mut turn, start) = (Turn::default(), Instant::now());
+        let object = bascule_api::ObjectRef { kind: "UpdatePolicy".to_owned(), namespace: None, name: "p".to_owned() };
+        let grant = |node: u64| {
+            step(Action::Grant {
+                node: format!("n{node:02}"),
+                boot_id: String::new(),
+                generation: 1,
+                cause: bascule_api::Cause { object: object.clone(), user: None },
+                was_cordoned: false,
+                at: bascule_api::Time::default(),
+                drain_begins: true,
+            })
+        };
+        let all: Vec<_> = (0..40).map(grant).collect();
+        let first = turn.planned(&Plan { steps: all.clone(), ..Plan::default() }, start);
+        assert_eq!((first.len(), turn.in_line()), (GRANTS, 40 - GRANTS));
+        let called: Vec<_> = all.iter().filter(|step| !turn.stands_in_line(step)).collect();
+        assert_eq!(called, all.iter().take(GRANTS).collect::<Vec<_>>(), "in the plan's order");
+        let left: Vec<_> = all.into_iter().skip(GRANTS).collect();
+        let then = turn.planned(&Plan { steps: left, ..Plan::default() }, start + Duration::from_secs(2));
+        assert_eq!(then.len(), GRANTS);
+        assert!(then.iter().all(|one| *one == Called { action: "Grant", stood: Duration::from_secs(2) }));
+    }
+
+    #[test]
     fn housekeeping_that_never_succeeds_does_not_hold_up_the_rest() {
         let (mut turn, start) = (Turn::default(), Instant::now());
         let plan = taints(&(0..100).collect::<Vec<_>>());
@@ -256,7 +330,9 @@ mod tests {
             turn.planned(&plan, start + Duration::from_secs(second));
             let called = plan.steps.iter().filter(|step| !turn.stands_in_line(step));
             let called: Vec<_> = called.map(|step| step.action.node().unwrap().to_owned()).collect();
-            assert_eq!(called.len(), CALLED_AT_ONCE);
+            assert_eq!(called.len(), HOUSEKEEPING);
+            let tried: Vec<_> = plan.steps.iter().filter(|step| !turn.stands_in_line(step)).collect();
+            turn.tried(&tried, start + Duration::from_secs(second));
             seen.extend(called);
         }
         assert_eq!(seen.len(), 100);
