@@ -1,7 +1,7 @@
 //! The operator's life: start everything, then plan whenever a fact changes or the last plan said when to look again.
 
 use crate::{
-    apply::{OrdersFirst, Turn, Writer},
+    apply::{Carried, OrdersFirst, Turn, UnderWay, Writer},
     boots::Boots,
     break_glass::BreakGlass,
     clock::Clock,
@@ -27,8 +27,12 @@ use tokio::{
     time::Instant,
 };
 
-/// Changes come in bursts; one plan serves them all.
-const BURST: Duration = Duration::from_millis(50);
+/// Changes come in bursts; one plan serves those that follow the first within so many times what the last plan took, so that
+/// planning takes a sixth of the time at most.
+const BURST: u32 = 5;
+/// The bounds of that time.
+const SHORTEST_BURST: Duration = Duration::from_millis(25);
+const LONGEST_BURST: Duration = Duration::from_millis(200);
 /// The pause after steps that failed, doubling up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after steps that failed.
@@ -246,6 +250,8 @@ impl Parts {
             break_glass: BreakGlass::default(),
             boots: Boots::default(),
             turn: Turn::default(),
+            under_way: UnderWay::default(),
+            ended: Carried::default(),
             drains_yield: OrdersFirst::default(),
             failures: 0,
             led_since: Instant::now(),
@@ -254,6 +260,19 @@ impl Parts {
         tokio::join!(statuses.run(explanations), round.plan_again_and_again());
     }
 }
+
+/// When the next plan is due.
+#[derive(Debug, Clone, Copy)]
+struct Next {
+    /// At this time, though nothing changes.
+    wake: Instant,
+    /// How many steps were not begun: as soon as other writes end.
+    left: usize,
+}
+
+/// Nobody tells of changes any more.
+#[derive(Debug)]
+struct Over;
 
 /// What one leadership works with. Dropping it stops its drains, polls and questions.
 struct Round<'a> {
@@ -267,6 +286,9 @@ struct Round<'a> {
     break_glass: BreakGlass,
     boots: Boots,
     turn: Turn,
+    under_way: UnderWay,
+    /// How writes went that ended since the last plan.
+    ended: Carried,
     /// New drains begin when a wave's nodes are cordoned, or pods would go from one to the next.
     drains_yield: OrdersFirst,
     failures: u32,
@@ -280,29 +302,62 @@ impl Round<'_> {
         let mut since = Instant::now();
         loop {
             changed.mark_unchanged();
-            let (wake, first_change) = noticing(&mut changed, self.plan(since)).await;
+            let begun = Instant::now();
+            let (next, first_change) = noticing(&mut changed, self.plan(since)).await;
+            let burst = (begun.elapsed() * BURST).clamp(SHORTEST_BURST, LONGEST_BURST);
             let at = match first_change {
                 Some(at) => Some(at),
-                None => tokio::select! {
-                    told = changed.changed() => {
-                        if told.is_err() {
-                            return;
-                        }
-                        Some(Instant::now())
-                    }
-                    () = tokio::time::sleep_until(wake) => None,
+                None => match self.until_a_plan_is_due(&mut changed, next).await {
+                    Ok(at) => at,
+                    Err(Over) => return,
                 },
             };
             since = at.unwrap_or_else(Instant::now);
             if let Some(at) = at {
-                tokio::time::sleep_until(at + BURST).await;
+                tokio::time::sleep_until(at + burst).await;
             }
         }
     }
 
-    /// Makes one plan and carries it out; says when to look again though nothing changes.
-    async fn plan(&mut self, since: Instant) -> Instant {
+    /// Waits for a change, which it tells the time of, or for the time of the next plan.
+    async fn until_a_plan_is_due(
+        &mut self,
+        changed: &mut watch::Receiver<u64>,
+        next: Next,
+    ) -> Result<Option<Instant>, Over> {
+        let mut wake = next.wake;
+        loop {
+            tokio::select! {
+                told = changed.changed() => return told.map(|()| Some(Instant::now())).map_err(|_| Over),
+                () = tokio::time::sleep_until(wake) => return Ok(None),
+                () = self.under_way.one_ended() => {
+                    // What succeeded shows as a change.
+                    self.ended.add(self.under_way.take_ended());
+                    let retry = if next.left > 0 { Duration::ZERO } else { self.retry() };
+                    wake = wake.min(Instant::now() + retry);
+                }
+            }
+        }
+    }
+
+    /// After what time a new plan is due because of how the last one's writes went.
+    fn retry(&self) -> Duration {
+        match (self.ended.failed, self.ended.stale) {
+            (0, 0) => LONGEST_SLEEP,
+            (0, _) => STALE_PAUSE,
+            _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
+        }
+    }
+
+    /// Makes one plan and begins to carry it out; says when to look again though nothing changes.
+    async fn plan(&mut self, since: Instant) -> Next {
         let parts = self.parts;
+        self.ended.add(self.under_way.take_ended());
+        self.failures = match std::mem::take(&mut self.ended) {
+            Carried { failed: 1.., .. } => self.failures.saturating_add(1),
+            Carried { done: 1.., .. } => 0,
+            _ => self.failures,
+        };
         self.break_glass.tell(&parts.world, &parts.events, bascule_api::Time::new(parts.clock.now()));
         let policies = parts.world.policies.all();
         self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
@@ -331,9 +386,9 @@ impl Round<'_> {
         for called in self.turn.planned(&plan, since.into_std()) {
             parts.metrics.called(called.action, called.stood);
         }
-        let carried = parts.writer.carry_out(&plan, &report, &mut self.turn).await;
+        let left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
         let mut drains = parts.drain_orders(&plan);
-        if self.drains_yield.until(carried.left > 0, Instant::now().into_std()).is_some() {
+        if self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some() {
             drains.retain(|order| self.drains.are_under_way(&order.node));
         }
         self.drains.set(drains);
@@ -343,7 +398,7 @@ impl Round<'_> {
         if unread(&snapshot) && Instant::now() < reading_ends {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
         } else {
-            let orders_left = carried.left > 0 || self.turn.in_line() > 0;
+            let orders_left = left > 0 || self.turn.in_line() > 0;
             self.explained.send_replace(Explained {
                 snapshot: Arc::new(snapshot),
                 report: Arc::new(report),
@@ -351,15 +406,10 @@ impl Round<'_> {
             });
         }
 
-        self.failures = if carried.failed > 0 { self.failures.saturating_add(1) } else { 0 };
-        let retry = match (carried.failed, carried.stale) {
-            (0, _) if carried.left > 0 => Duration::ZERO,
-            (0, 0) => LONGEST_SLEEP,
-            (0, _) => STALE_PAUSE,
-            _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
-        };
-        let latest = Instant::now() + retry;
-        wake.map_or(latest, |wake| wake.min(latest))
+        // Remembering may have failed; the writes under way tell later.
+        self.ended.add(self.under_way.take_ended());
+        let latest = Instant::now() + self.retry();
+        Next { wake: wake.map_or(latest, |wake| wake.min(latest)), left }
     }
 }
 

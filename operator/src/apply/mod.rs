@@ -8,11 +8,13 @@ mod node_update;
 mod orders_first;
 mod statuses;
 mod turn;
+mod under_way;
 
 pub use error::ApplyError;
 pub use node::EXCLUDE_LABEL;
 pub use orders_first::OrdersFirst;
 pub use turn::{Called, Turn};
+pub use under_way::UnderWay;
 
 use crate::{
     events::Events,
@@ -25,7 +27,6 @@ use bascule_planner::{
     plan::{HookOrder, Taint, initial_spec},
     snapshot::HookStage,
 };
-use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, Client, api::PostParams};
 use std::{
@@ -33,12 +34,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-
-/// How many nodes are written at once: a wave of a hundred starts at once, beside as many evictions as are allowed.
-const AT_ONCE: usize = 32;
-
-/// After this time no node's steps are begun any more: what changed meanwhile comes first. A Freeze acts within a second.
-const FRESH: Duration = Duration::from_millis(200);
 
 /// How long one step may take. A step that was given up may have been done all the same: the next plan sees it.
 const SLOW: Duration = Duration::from_secs(30);
@@ -58,7 +53,7 @@ impl std::fmt::Debug for Writer {
     }
 }
 
-/// How a plan went.
+/// How writes went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Carried {
     /// Steps that were carried out.
@@ -67,8 +62,15 @@ pub struct Carried {
     pub stale: usize,
     /// Steps that failed; a new plan is due after a pause.
     pub failed: usize,
-    /// Steps that were not begun; a new plan is due at once.
-    pub left: usize,
+}
+
+impl Carried {
+    /// Both together.
+    pub const fn add(&mut self, other: Self) {
+        self.done += other.done;
+        self.stale += other.stale;
+        self.failed += other.failed;
+    }
 }
 
 impl Writer {
@@ -78,83 +80,81 @@ impl Writer {
         Self { client, world, metrics, events }
     }
 
-    /// Carries a plan out, or as much of it as can be begun in a moment.
-    pub async fn carry_out<'p>(&self, plan: &'p Plan, report: &Report, turn: &mut Turn) -> Carried {
-        let mut carried = Carried::default();
-        let mut by_node: BTreeMap<&'p str, Vec<&'p Step>> = BTreeMap::new();
+    /// Remembers what a plan remembers, and begins the writes to as many nodes as may be written to at once. Says how many
+    /// steps were not begun; when others end they have their turn, by a newer plan.
+    pub async fn carry_out(&self, plan: &Plan, report: &Report, turn: &mut Turn, under_way: &mut UnderWay) -> usize {
+        let mut by_node: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
         for step in plan.steps.iter().filter(|step| !turn.stands_in_line(step)) {
             match step.action.node() {
                 Some(node) => by_node.entry(node).or_default().push(step),
                 None => {
                     // Persist, then act: what was not remembered must not be acted upon.
                     let result = self.remember(step, report).await;
-                    if !self.note(step, &result, turn, &mut carried) {
-                        return carried;
+                    let carried = self.note(step, &result, turn.due_since(step));
+                    under_way.also_ended(carried);
+                    if result.is_err() {
+                        return plan.steps.len();
                     }
                 }
             }
         }
-        let (order, until) = (turn.order(by_node), Instant::now() + FRESH);
-        // Boxed, or the compiler can't see that the whole future may move between threads.
-        let one = |(_, steps): (&str, Vec<&'p Step>)| {
-            self.one_node(steps.clone(), turn, until).map(move |one| (steps, one)).boxed()
-        };
-        let nodes: Vec<_> = order.into_iter().map(one).collect();
-        let results: Vec<(Vec<&Step>, Carried)> = stream::iter(nodes).buffer_unordered(AT_ONCE).collect().await;
-        let now = Instant::now();
-        for (steps, one) in results {
-            carried.done += one.done;
-            carried.stale += one.stale;
-            carried.failed += one.failed;
-            carried.left += one.left;
-            if one.left == 0 {
-                turn.tried(&steps, now);
+        let granted_before = under_way.grants();
+        let mut left = 0;
+        for (node, steps) in turn.order(by_node) {
+            if under_way.holds(node) {
+                continue; // what it needs now shows when its writes have ended
             }
+            let grants = steps.iter().any(|step| matches!(step.action, Action::Grant { .. }));
+            if under_way.room() == 0 || (grants && granted_before) {
+                left += steps.len();
+                continue;
+            }
+            turn.tried(&steps, Instant::now());
+            let steps = steps.into_iter().map(|step| (step.clone(), turn.due_since(step))).collect();
+            let writer = self.clone();
+            under_way.begin(node, grants, async move { writer.one_node(steps).await });
         }
-        carried
+        left
     }
 
-    async fn one_node(&self, steps: Vec<&Step>, turn: &Turn, until: Instant) -> Carried {
+    /// Does the steps of one node, until one does not succeed.
+    async fn one_node(&self, steps: Vec<(Step, Option<Instant>)>) -> Carried {
         let mut carried = Carried::default();
-        if Instant::now() >= until {
-            return Carried { left: steps.len(), ..carried };
-        }
-        for step in steps {
-            let result = match tokio::time::timeout(SLOW, self.step(step)).await {
+        for (step, due_since) in steps {
+            let result = match tokio::time::timeout(SLOW, self.step(&step)).await {
                 Ok(result) => result,
                 Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
             };
-            if !self.note(step, &result, turn, &mut carried) {
+            carried.add(self.note(&step, &result, due_since));
+            if result.is_err() {
                 break;
             }
         }
         carried
     }
 
-    /// Counts and logs; whether to go on.
-    fn note(&self, step: &Step, result: &Result<(), ApplyError>, turn: &Turn, carried: &mut Carried) -> bool {
+    /// Counts and logs.
+    fn note(&self, step: &Step, result: &Result<(), ApplyError>, due_since: Option<Instant>) -> Carried {
         let action = step.action.name();
         match result {
             Ok(()) => {
                 self.metrics.acted(action, "done");
-                if let Some(waited) = turn.waited(step) {
-                    self.metrics.reacted(action, waited);
+                if let Some(since) = due_since {
+                    self.metrics.reacted(action, since.elapsed());
                 }
-                carried.done += 1;
                 self.announce(step);
-                true
+                Carried { done: 1, ..Carried::default() }
             }
             Err(error) => {
                 self.metrics.acted(action, error.category());
                 let node = step.action.node().unwrap_or_default();
                 if error.is_stale() {
-                    carried.stale += 1;
                     tracing::debug!(action, node, error = crate::one_line(error), "planning anew");
+                    Carried { stale: 1, ..Carried::default() }
                 } else {
-                    carried.failed += 1;
                     tracing::warn!(action, node, error = crate::one_line(error), "a step failed and is planned anew");
+                    Carried { failed: 1, ..Carried::default() }
                 }
-                false
             }
         }
     }

@@ -1,7 +1,7 @@
 //! In which order the nodes of a plan are served, and since when each of its steps has been due.
 //!
 //! A plan may hold thousands of writes. What changed since it was made (a Freeze, say) is not to wait for all of them, so
-//! only some are begun before the next plan. A node that is out of service goes before one that is to go there, and that
+//! only some are begun, and the rest has its turn by a newer plan. A node that is out of service goes before one that is to go there, and that
 //! one before those that only stage; among equals whoever waits longest goes first. Who was tried and is still there
 //! goes behind the others, or a few nodes that always fail would hold up the rest.
 //!
@@ -34,6 +34,7 @@ type Key = (String, &'static str);
 pub struct Turn {
     due: HashMap<Key, Due>,
     in_line: usize,
+    departing: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +128,7 @@ impl Turn {
                 }
             }
         }
+        self.departing = plan.steps.iter().any(|step| urgency(&step.action) == Urgency::Departure);
         self.in_line = 0;
         let mut all = Vec::new();
         for (line, (under_way, mut waiting)) in lines {
@@ -150,9 +152,9 @@ impl Turn {
         all
     }
 
-    /// For how long a step has been due; one that stood in line since it was called.
-    pub(super) fn waited(&self, step: &Step) -> Option<Duration> {
-        self.due.get(&key(step)).and_then(|due| due.called).map(|since| since.elapsed())
+    /// Since when a step has been due; one that stood in line since it was called.
+    pub(super) fn due_since(&self, step: &Step) -> Option<Instant> {
+        self.due.get(&key(step)).and_then(|due| due.called)
     }
 
     /// Whether a step stands in line.
@@ -164,6 +166,12 @@ impl Turn {
     #[must_use]
     pub const fn in_line(&self) -> usize {
         self.in_line
+    }
+
+    /// Whether nodes are to go out of service by this plan.
+    #[must_use]
+    pub const fn departing(&self) -> bool {
+        self.departing
     }
 
     /// The nodes in the order in which they are served.
@@ -213,13 +221,12 @@ mod tests {
         let mut turn = Turn::default();
         turn.planned(&plan(&["a"]), first);
         turn.planned(&plan(&["a", "b"]), second);
-        let waited =
-            |turn: &Turn, node: &str| turn.waited(&plan(&[node]).steps[0]).map(|waited| waited.as_secs() >= 60);
-        assert_eq!((waited(&turn, "a"), waited(&turn, "b")), (Some(true), Some(false)));
+        let since = |turn: &Turn, node: &str| turn.due_since(&plan(&[node]).steps[0]);
+        assert_eq!((since(&turn, "a"), since(&turn, "b")), (Some(first), Some(second)));
         turn.planned(&plan(&["b"]), second);
         turn.planned(&plan(&["a", "b"]), second);
-        assert_eq!(waited(&turn, "a"), Some(false), "it was done in between");
-        assert_eq!(waited(&turn, "c"), None);
+        assert_eq!(since(&turn, "a"), Some(second), "it was done in between");
+        assert_eq!(since(&turn, "c"), None);
     }
 
     fn order(turn: &Turn, steps: &[&Step]) -> Vec<String> {
@@ -241,7 +248,7 @@ mod tests {
         turn.tried(&[steps[1]], start + Duration::from_secs(3));
         turn.planned(&plan, start + Duration::from_secs(3));
         assert_eq!(order(&turn, &steps), ["a", "c", "b"]);
-        assert!(turn.waited(steps[2]).is_some(), "it is due since the first time all the same");
+        assert_eq!(turn.due_since(steps[2]), Some(start), "it is due since the first time all the same");
     }
 
     #[test]
