@@ -403,6 +403,7 @@ impl Round<'_> {
                 snapshot: Arc::new(snapshot),
                 report: Arc::new(report),
                 orders_left,
+                under_way: self.under_way.nodes(),
             });
         }
 

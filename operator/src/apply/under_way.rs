@@ -3,7 +3,10 @@
 //! a grant only when it is written.
 
 use super::Carried;
-use std::{collections::HashMap, future::Future};
+use std::{
+    collections::{HashMap, HashSet},
+    future::Future,
+};
 use tokio::task::{Id, JoinError, JoinSet};
 
 /// How many nodes are written to at once.
@@ -33,6 +36,12 @@ impl UnderWay {
     /// Whether a node is being written to.
     pub(super) fn holds(&self, node: &str) -> bool {
         self.nodes.values().any(|one| one.name == node)
+    }
+
+    /// The nodes that are being written to.
+    #[must_use]
+    pub fn nodes(&self) -> HashSet<String> {
+        self.nodes.values().map(|one| one.name.clone()).collect()
     }
 
     /// Whether a grant is being written.

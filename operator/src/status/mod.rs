@@ -44,6 +44,8 @@ pub struct Explained {
     pub report: Arc<Report>,
     /// Whether orders of this plan are still to be written.
     pub orders_left: bool,
+    /// The nodes that orders of this plan are being written to.
+    pub under_way: HashSet<String>,
 }
 
 /// Writes statuses.
@@ -148,7 +150,8 @@ impl StatusWriter {
             let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, instant, now));
             let policy = node.policy.and_then(|index| snapshot.policies.get(index));
             pace.under(policy.map(|policy| policy.generation));
-            let at = pace.look(before, &mut rollout, instant, now);
+            let busy = explained.under_way.contains(&*node.node);
+            let at = pace.look(before, &mut rollout, busy, instant, now);
             let held = yields_until.filter(|_| rollout.state != RolloutState::Failed);
             match at.map(|at| held.map_or(at, |until| at.max(until))) {
                 None => {}

@@ -87,11 +87,12 @@ impl Pace {
     }
 
     /// Takes note of what is planned, and when it is to be written, where `before`, what the object says, differs. Sets
-    /// since when it holds.
+    /// since when it holds. An order that is being written to the `busy` object, and may change what is to be said, goes first.
     pub(super) fn look(
         &mut self,
         before: Option<&Rollout>,
         after: &mut Rollout,
+        busy: bool,
         now: Instant,
         clock: Time,
     ) -> Option<Instant> {
@@ -115,7 +116,8 @@ impl Pace {
             }
             Change::Details => self.written.map_or(stale, |written| written + pause(after, self.repeats)),
         };
-        Some(due.max(earliest))
+        let after_the_order = if busy { stale + LASTS } else { now };
+        Some(due.max(earliest).max(after_the_order))
     }
 
     /// Takes note of a write.
@@ -223,19 +225,20 @@ mod tests {
         pace: Pace,
         says: Option<Rollout>,
         writes: u32,
+        busy: bool,
         start: Instant,
     }
 
     impl Node {
         fn new(says: Rollout) -> Self {
             let start = Instant::now();
-            Self { pace: Pace::new(&says, start, Time::default()), says: Some(says), writes: 0, start }
+            Self { pace: Pace::new(&says, start, Time::default()), says: Some(says), writes: 0, busy: false, start }
         }
 
         /// This is planned `at` so many seconds after the start; it is written if that is due.
         fn planned(&mut self, mut rollout: Rollout, at: u64) -> bool {
             let now = self.start + Duration::from_secs(at);
-            let due = self.pace.look(self.says.as_ref(), &mut rollout, now, Time::default());
+            let due = self.pace.look(self.says.as_ref(), &mut rollout, self.busy, now, Time::default());
             let writes = due.is_some_and(|due| due <= now);
             if writes {
                 self.pace.wrote(self.says.as_ref(), &rollout, now);
@@ -274,6 +277,23 @@ mod tests {
         };
         let after: Vec<_> = way.into_iter().zip((0..).step_by(100)).map(|(said, from)| shown(said, from)).collect();
         assert_eq!(after, [Some(3), Some(6), Some(12), Some(24), Some(0), Some(3)]);
+    }
+
+    #[test]
+    fn an_order_that_is_being_written_goes_before_its_explanation_but_not_for_ever() {
+        let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, ""));
+        let current = || rollout(RolloutState::Current, WaitReason::Current, "");
+        node.busy = true;
+        assert_eq!(
+            (10..20).find(|second| node.planned(current(), *second)),
+            Some(13),
+            "the order fails again and again"
+        );
+        let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, ""));
+        node.busy = true;
+        assert!(!node.planned(current(), 10));
+        node.busy = false;
+        assert!(node.planned(current(), 11), "it is written");
     }
 
     #[test]
@@ -325,8 +345,8 @@ mod tests {
         let start = Instant::now();
         let mut pace = Pace::new(&before, start, at(0));
         let mut after = waiting(WaitReason::Freeze);
-        pace.look(Some(&before), &mut after, start, at(100));
-        pace.look(Some(&before), &mut after, start + LASTS, at(103));
+        pace.look(Some(&before), &mut after, false, start, at(100));
+        pace.look(Some(&before), &mut after, false, start + LASTS, at(103));
         assert_eq!(after.since, Some(at(100)));
     }
 }
