@@ -333,16 +333,16 @@ impl Round<'_> {
                 () = self.under_way.one_ended() => {
                     // What succeeded shows as a change.
                     self.ended.add(self.under_way.take_ended());
-                    let retry = if next.left > 0 { Duration::ZERO } else { self.retry() };
-                    wake = wake.min(Instant::now() + retry);
+                    wake = wake.min(Instant::now() + self.retry(next.left));
                 }
             }
         }
     }
 
-    /// After what time a new plan is due because of how the last one's writes went.
-    fn retry(&self) -> Duration {
+    /// After what time a new plan is due because of how the last one's writes went, `left` of its steps having room now.
+    fn retry(&self, left: usize) -> Duration {
         match (self.ended.failed, self.ended.stale) {
+            (0, _) if left > 0 => Duration::ZERO,
             (0, 0) => LONGEST_SLEEP,
             (0, _) => STALE_PAUSE,
             _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
@@ -409,7 +409,7 @@ impl Round<'_> {
 
         // Remembering may have failed; the writes under way tell later.
         self.ended.add(self.under_way.take_ended());
-        let latest = Instant::now() + self.retry();
+        let latest = Instant::now() + self.retry(if self.under_way.is_idle() { left } else { 0 });
         Next { wake: wake.map_or(latest, |wake| wake.min(latest)), left }
     }
 }

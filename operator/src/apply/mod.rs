@@ -93,26 +93,17 @@ impl Writer {
                     let carried = self.note(step, &result, turn.due_since(step));
                     under_way.also_ended(carried);
                     if result.is_err() {
-                        return plan.steps.len();
+                        return 0; // the next plan begins anew
                     }
                 }
             }
         }
-        let granted_before = under_way.grants();
-        let mut left = 0;
-        for (node, steps) in turn.order(by_node) {
-            if under_way.holds(node) {
-                continue; // what it needs now shows when its writes have ended
-            }
-            let grants = steps.iter().any(|step| matches!(step.action, Action::Grant { .. }));
-            if under_way.room() == 0 || (grants && granted_before) {
-                left += steps.len();
-                continue;
-            }
+        let (chosen, left) = under_way.choose(turn.order(by_node));
+        for (node, steps) in chosen {
             turn.tried(&steps, Instant::now());
-            let steps = steps.into_iter().map(|step| (step.clone(), turn.due_since(step))).collect();
             let writer = self.clone();
-            under_way.begin(node, grants, async move { writer.one_node(steps).await });
+            let owned = steps.iter().map(|step| ((*step).clone(), turn.due_since(step))).collect();
+            under_way.begin(node, &steps, async move { writer.one_node(owned).await });
         }
         left
     }

@@ -48,6 +48,8 @@ pub(super) struct Pace {
     /// Since when the object says something else than what is planned.
     stale_since: Option<Instant>,
     written: Option<Instant>,
+    /// Since when there was always an order under way.
+    busy_since: Option<Instant>,
     /// How many writes in a row told details only.
     repeats: u32,
     /// How many states of an update were written since it began.
@@ -65,6 +67,7 @@ impl Pace {
             began: clock,
             stale_since: None,
             written: None,
+            busy_since: None,
             repeats: 0,
             told: 0,
             generation: None,
@@ -116,7 +119,8 @@ impl Pace {
             }
             Change::Details => self.written.map_or(stale, |written| written + pause(after, self.repeats)),
         };
-        let after_the_order = if busy { stale + LASTS } else { now };
+        self.busy_since = busy.then(|| self.busy_since.unwrap_or(now));
+        let after_the_order = self.busy_since.map_or(now, |busy_since| busy_since + LASTS);
         Some(due.max(earliest).max(after_the_order))
     }
 
@@ -290,6 +294,8 @@ mod tests {
             "the order fails again and again"
         );
         let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, ""));
+        node.pace.written = Some(node.start);
+        assert!(!node.planned(rollout(RolloutState::Draining, WaitReason::Draining, "a detail, not told yet"), 5));
         node.busy = true;
         assert!(!node.planned(current(), 10));
         node.busy = false;
