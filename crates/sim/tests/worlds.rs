@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 use bascule_planner::{GATES, Gate, GateSet};
-use bascule_sim::world::{Failure, Options, run};
+use bascule_sim::world::{Broken, Failure, Grants, Options, run};
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
@@ -17,6 +17,8 @@ const WORLDS: Range<u64> = 0..10_000;
 const MUTANT_WORLDS: Range<u64> = 0..3_000;
 /// Worlds in which every plan is made by two planners, and twice more at later times.
 const COMPARED_WORLDS: Range<u64> = 20_000..21_500;
+/// Worlds in which plans are made while writes of the last one are under way.
+const OVERLAPPING_WORLDS: Range<u64> = 30_000..32_000;
 
 fn seeds() -> Range<u64> {
     let Ok(text) = std::env::var("BASCULE_WORLDS") else { return WORLDS };
@@ -63,6 +65,21 @@ fn planning_on_from_the_last_plan_gives_what_planning_anew_gives() {
     if let Some(failure) = first_failure(COMPARED_WORLDS, options) {
         panic!("{failure}");
     }
+}
+
+#[test]
+fn plans_that_are_made_while_the_last_one_is_written_break_no_promise() {
+    let options = Options { overlap: Some(Grants::Wait), ..Options::default() };
+    if let Some(failure) = first_failure(OVERLAPPING_WORLDS, options) {
+        panic!("{failure}");
+    }
+}
+
+#[test]
+fn grants_that_do_not_wait_for_those_of_an_earlier_plan_are_noticed() {
+    let options = Options { overlap: Some(Grants::Overlap), ..Options::default() };
+    let failure = first_failure(OVERLAPPING_WORLDS, options).expect("too many nodes were granted, and nobody noticed");
+    assert!(failure.broken.iter().any(|broken| matches!(broken, Broken::World(4, _))), "{failure}");
 }
 
 #[test]

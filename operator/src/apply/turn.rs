@@ -101,7 +101,13 @@ const fn line(action: &Action) -> Option<Line> {
 }
 
 fn key(step: &Step) -> Key {
-    (step.action.node().unwrap_or_default().to_owned(), step.action.name())
+    // The two taints of one node are two steps, and only one of them stands in line.
+    let kind = match &step.action {
+        Action::Taint { taint: Taint::Hold, .. } => "Hold",
+        Action::Untaint { taint: Taint::Hold, .. } => "LetGo",
+        action => action.name(),
+    };
+    (step.action.node().unwrap_or_default().to_owned(), kind)
 }
 
 impl Turn {
@@ -279,6 +285,18 @@ mod tests {
             [called(0), called(20), called(30), called(100)],
             [HOUSEKEEPING, 12, HOUSEKEEPING_AT_LEAST, HOUSEKEEPING_AT_LEAST]
         );
+    }
+
+    #[test]
+    fn a_node_that_is_held_back_is_let_go_at_once_though_its_other_taint_stands_in_line() {
+        let (mut turn, now) = (Turn::default(), Instant::now());
+        turn.planned(&taints(&(0..HOUSEKEEPING).collect::<Vec<_>>()), now);
+        let untaint = |taint| step(Action::Untaint { node: "z".to_owned(), taint });
+        let both = vec![untaint(Taint::Outdated), untaint(Taint::Hold)];
+        let all = [taints(&(0..HOUSEKEEPING).collect::<Vec<_>>()).steps, both.clone()].concat();
+        turn.planned(&Plan { steps: all, ..Plan::default() }, now);
+        let waits: Vec<_> = both.iter().map(|step| turn.stands_in_line(step)).collect();
+        assert_eq!(waits, [true, false]);
     }
 
     #[test]

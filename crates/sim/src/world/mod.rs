@@ -10,6 +10,7 @@ mod check;
 mod cluster;
 mod faults;
 mod machine;
+mod overlap;
 pub mod scenario;
 mod twin;
 mod workload;
@@ -22,6 +23,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 pub use check::Broken;
 pub use machine::{Fate, Machine};
+pub use overlap::Grants;
 
 /// How a world is run.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +34,13 @@ pub struct Options {
     pub gates: GateSet,
     /// Whether a planner that plans on from plan to plan is compared with one that knows nothing.
     pub compare: bool,
+    /// Whether a plan may be made while writes of the last one are under way, and what grants do then.
+    pub overlap: Option<Grants>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 40, gates: GateSet::ALL, compare: false }
+        Self { rounds: 40, gates: GateSet::ALL, compare: false, overlap: None }
     }
 }
 
@@ -66,6 +70,7 @@ pub struct World {
     old_view: Option<Snapshot>,
     peace: bool,
     twin: Option<twin::Twin>,
+    overlap: Option<Grants>,
 }
 
 /// A broken promise, with the story that led to it.
@@ -99,6 +104,7 @@ impl std::error::Error for Failure {}
 pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     let mut world = World::random(seed, options.gates);
     world.twin = options.compare.then(twin::Twin::default);
+    world.overlap = options.overlap;
     for _ in 0..options.rounds {
         world.round()?;
     }
@@ -122,6 +128,7 @@ impl World {
             old_view: None,
             peace: true,
             twin: None,
+            overlap: None,
             snapshot,
         };
         let names: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();
@@ -156,7 +163,10 @@ impl World {
         if !self.peace {
             self.misfortune();
         }
-        self.operate()?;
+        match self.overlap {
+            Some(grants) => self.operate_overlapping(grants)?,
+            None => self.operate()?,
+        }
         self.fail_if(check::world(self))
     }
 
