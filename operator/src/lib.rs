@@ -28,6 +28,7 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod status;
+pub mod zones;
 
 /// An error and its causes in one line, without saying anything twice.
 #[must_use]

@@ -16,6 +16,7 @@ use crate::{
     server::{self, Readiness, ServerError},
     settings::Settings,
     status::{Explained, StatusWriter},
+    zones,
 };
 use bascule_planner::{Plan, Planner, Snapshot, snapshot::OfferState};
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
@@ -56,6 +57,9 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// A time zone that was given can't be used.
+    #[error("a time zone in the folder of --time-zones can't be used")]
+    Zone(#[source] bascule_planner::zones::ZoneError),
     /// No kubeconfig and no service account.
     #[error("there is no cluster to talk to: give --kubeconfig, or run in a pod with a service account")]
     NoCluster(#[source] Box<kube::config::InferConfigError>),
@@ -87,7 +91,12 @@ impl RunError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::File { .. } | Self::NoCluster(_) | Self::Kubeconfig(_) | Self::Asker(_) | Self::Fetcher(_) => 2,
+            Self::File { .. }
+            | Self::Zone(_)
+            | Self::NoCluster(_)
+            | Self::Kubeconfig(_)
+            | Self::Asker(_)
+            | Self::Fetcher(_) => 2,
             Self::Server(_) => 3,
             Self::Client(_) | Self::Leader(_) => 4,
             Self::Ended(_) => 70,
@@ -106,6 +115,9 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let mut served = JoinSet::new();
     served.spawn(server::serve(listener, metrics.clone(), readiness.clone()));
 
+    let zones = zones::install(settings.time_zones.as_deref())?.version();
+    tracing::info!(version = zones, "time zone database");
+    metrics.time_zones(&zones);
     let extra_ca = read_all(&settings.extra_ca).await?;
     let config = cluster(&settings).await?;
     let client = Client::try_from(config.clone()).map_err(|error| RunError::Client(Box::new(error)))?;

@@ -44,6 +44,11 @@ pub struct Settings {
     #[arg(long, env = "BASCULE_STATE_DIR", value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
 
+    /// A folder of compiled time zones (TZif, as /usr/share/zoneinfo) that replace the operator's own, for zones whose
+    /// rules changed since it was built; read when it starts.
+    #[arg(long, env = "BASCULE_TIME_ZONES", value_name = "FOLDER")]
+    pub time_zones: Option<PathBuf>,
+
     /// The name of the Lease that the replicas share.
     #[arg(long, env = "BASCULE_LEASE_NAME", default_value = "bascule-operator", value_parser = label)]
     pub lease_name: String,

@@ -21,7 +21,7 @@ where
         local.format("%H:%M:%S").to_string()
     } else if distance < TimeDelta::hours(20) {
         local.format("%H:%M").to_string()
-    } else if distance < TimeDelta::days(7) {
+    } else if distance < TimeDelta::days(6) {
         local.format("%a %H:%M").to_string()
     } else {
         local.format("%Y-%m-%d %H:%M").to_string()
@@ -65,8 +65,14 @@ mod tests {
     #[test]
     fn moments_say_as_much_as_is_needed() {
         let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
-        let berlin = chrono_tz::Europe::Berlin;
-        for (hours, text) in [(0, "13:00:00"), (10, "23:00"), (24, "Tue 13:00"), (24 * 30, "2026-12-23 13:00")] {
+        let berlin = chrono::FixedOffset::east_opt(3_600).unwrap();
+        for (hours, text) in [
+            (0, "13:00:00"),
+            (10, "23:00"),
+            (24, "Tue 13:00"),
+            (24 * 6, "2026-11-29 13:00"),
+            (24 * 30, "2026-12-23 13:00"),
+        ] {
             assert_eq!(moment(now + TimeDelta::hours(hours), now, &berlin), text);
         }
     }

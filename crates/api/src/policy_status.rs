@@ -107,7 +107,7 @@ pub struct Columns {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub updated: String,
-    /// E.g. `Mon 22:00 CET`.
+    /// E.g. `Mon 2026-11-30 22:00 CET`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub next_window: String,

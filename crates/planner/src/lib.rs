@@ -14,6 +14,7 @@ pub mod report;
 pub mod snapshot;
 pub mod validate;
 pub mod windows;
+pub mod zones;
 
 pub use decide::{Planner, plan, plan_asking};
 pub use forecast::forecast;
@@ -22,4 +23,4 @@ pub use lint::{Violation, lint};
 pub use plan::{Action, Expect, Mismatch, Plan, Step};
 pub use report::{NodeName, NodeReport, PolicyReport, Report, Wait};
 pub use snapshot::Snapshot;
-pub use validate::{PolicyError, PolicyErrorKind, ValidPolicy, validate};
+pub use validate::{PolicyError, PolicyErrorKind, ValidPolicy, validate, validate_with};

@@ -56,7 +56,7 @@ impl Fact for PolicyFact {
 /// The planner's validation, and that the expressions of object gates can be parsed, for which the planner knows too
 /// little.
 fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
-    let valid = bascule_planner::validate(spec)?;
+    let valid = bascule_planner::validate_with(spec, crate::zones::current())?;
     for (index, gate) in spec.health.gates.iter().enumerate() {
         if let Some(object) = &gate.object {
             crate::health::check_expression(&object.cel).map_err(|why| {

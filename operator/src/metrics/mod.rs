@@ -48,6 +48,7 @@ struct Inner {
     writes: Family<Kind, Counter>,
     watch_failures: Family<Kind, Counter>,
     leader: Gauge,
+    time_zones: Family<Version, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -101,6 +102,11 @@ struct ResultLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Version {
+    version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Kind {
     kind: String,
 }
@@ -139,6 +145,7 @@ impl Metrics {
             writes: Family::default(),
             watch_failures: Family::default(),
             leader: Gauge::default(),
+            time_zones: Family::default(),
         };
         inner.register();
         Self(Arc::new(inner))
@@ -157,6 +164,11 @@ impl Metrics {
     /// Whether this replica leads.
     pub fn leads(&self, leads: bool) {
         self.0.leader.set(i64::from(leads));
+    }
+
+    /// Which time zone database windows are read with. Told once, at the start.
+    pub fn time_zones(&self, version: &str) {
+        self.0.time_zones.get_or_create(&Version { version: version.to_owned() }).set(1);
     }
 
     /// A plan was made.
@@ -285,6 +297,8 @@ impl Inner {
         registry.register("api_writes", "Writes to the API server, events and leases apart", self.writes.clone());
         registry.register("watch_failures", "Watches that failed and began anew", self.watch_failures.clone());
         registry.register("leader", "1 while this replica leads", self.leader.clone());
+        let zones = "1, with the version of the time zone database that maintenance windows are read with";
+        registry.register("time_zone_database", zones, self.time_zones.clone());
     }
 }
 

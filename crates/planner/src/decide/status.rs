@@ -1,13 +1,12 @@
 //! What a policy's status says: counts, columns, what it waits for, conditions, and its memory.
 
 use super::{PolicyWaves, Round, policy::PolicyView, waves::Standing};
-use crate::{Action, Expect, PolicyReport, Step, Wait, snapshot::OfferState, windows::Opening};
+use crate::{Action, Expect, PolicyReport, Step, Wait, snapshot::OfferState, windows::Opening, zones::Zone};
 use bascule_api::{
     Columns, Counts, FreezeStatus, Outcome, ReleaseInfo, RollbackStatus, RolloutState, Time, UpdatePolicyStatus,
     WaitReason, WaitsFor, WindowStatus,
     conditions::{self, reason},
 };
-use chrono_tz::Tz;
 use std::sync::Arc;
 
 impl<'a> Round<'a> {
@@ -290,8 +289,8 @@ fn columns(
     window: Option<&WindowStatus>,
     waits_for: Option<&WaitsFor>,
 ) -> Columns {
-    let zone = policy.valid.and_then(|valid| valid.windows.first()).map_or(Tz::UTC, |window| window.zone());
-    let local = |at: Time| at.get().with_timezone(&zone).format("%a %H:%M %Z").to_string();
+    let window_of = policy.valid.and_then(|valid| valid.windows.first());
+    let local = |at: Time| window_of.map_or(&Zone::UTC, |window| window.zone()).describe(at.get());
     let next_window = match window {
         None => "-".to_owned(),
         Some(WindowStatus { open: false, start, .. }) => local(*start),

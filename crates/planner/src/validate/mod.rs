@@ -9,7 +9,7 @@ mod tests;
 
 pub use error::{PolicyError, PolicyErrorKind};
 
-use crate::windows::Window;
+use crate::{windows::Window, zones::TimeZones};
 use bascule_api::{
     Duration, Emergency, EmergencyExemption, Gate, IntOrPercent, Selector, Severity, UpdatePolicySpec, Wave,
 };
@@ -48,11 +48,19 @@ const MIN_POLL: Duration = Duration::from_secs(10);
 /// Most windows and waves that are looked at, as in the schema.
 const MAX_ENTRIES: usize = 16;
 
-/// Checks a policy's spec and parses what it holds as text.
+/// Checks a policy's spec and parses what it holds as text, with the time zones that the program brings.
 ///
 /// # Errors
 /// [`PolicyError`], with the field and what would be accepted.
 pub fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
+    validate_with(spec, &TimeZones::default())
+}
+
+/// The same, with time zones that were given.
+///
+/// # Errors
+/// [`PolicyError`], with the field and what would be accepted.
+pub fn validate_with(spec: &UpdatePolicySpec, zones: &TimeZones) -> Result<ValidPolicy, PolicyError> {
     selector("spec.nodeSelector", &spec.node_selector)?;
     url("spec.source.repository", &spec.source.repository, &["https"])?;
     span("spec.source.pollInterval", spec.source.poll_interval, MIN_POLL, MAX_STEP)?;
@@ -83,7 +91,7 @@ pub fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
     }
     let mut windows = Vec::with_capacity(spec.maintenance_windows.len());
     for (index, window) in spec.maintenance_windows.iter().enumerate() {
-        let window = Window::parse(window)
+        let window = Window::parse(window, zones)
             .map_err(|(field, kind)| PolicyError::new(format!("spec.maintenanceWindows[{index}].{field}"), kind))?;
         windows.push(window);
     }

