@@ -42,6 +42,31 @@ fn a_window_closes_half_way() {
 }
 
 #[test]
+fn a_learned_time_that_fits_no_window_is_learned_anew() {
+    // One trial took forty minutes because nobody looked; the windows have fourteen.
+    let fields = json!({
+        "budget": {"maxUnavailable": "100%"},
+        "maintenanceWindows": [{"schedule": "0 12 * * *", "duration": "14m"}]
+    });
+    let mut world = world(4, &fields);
+    world.policy("workers", |policy| policy.status.timings.boot_seconds = Some(2_400));
+    let (mut most, mut days) = (0, 0);
+    while on(&world, "1.1") < 4 {
+        days += 1;
+        assert!(days < 8, "locked out: {}", world.shown());
+        world
+            .until(150, |world| {
+                most = most.max(granted(world));
+                let elapsed = world.snapshot.now.seconds_since(build::at(0));
+                elapsed % 86_400 >= 20 * 60
+            })
+            .unwrap();
+        world.pass(86_400 - 20 * 60);
+    }
+    assert_eq!(most, 1, "one node at a time, as long as what was learned fits no window");
+}
+
+#[test]
 fn the_canary_fails_and_nobody_else_is_touched() {
     let fields = json!({
         "waves": [{"name": "canary", "count": 1, "soak": "5m"}, {"name": "rest"}],

@@ -159,6 +159,14 @@ impl<'a> PolicyBudget<'a> {
         Some(wait)
     }
 
+    /// That no other node is unavailable, where updates take longer than any window.
+    pub(super) fn alone(&self, view: &NodeView<'_>) -> Option<Arc<Wait>> {
+        let others = self.limit.used.saturating_sub(u32::from(view.traits.unavailable));
+        let message =
+            "drain, reboot and health checks took longer lately than any window is, so one node at a time is tried";
+        (others > 0).then(|| Arc::new(Wait::new(WaitReason::WindowTooShort, message)))
+    }
+
     /// The failure domains.
     pub(super) fn domain(&mut self, view: &NodeView<'_>) -> Option<Arc<Wait>> {
         let domains = self.domains.as_mut()?;

@@ -9,35 +9,90 @@ use bascule_api::{Duration, Time, Timings, WaitReason};
 /// What a drain or a boot is thought to take before any was seen, unless the policy gives it less.
 const UNSEEN: Duration = Duration::from_secs(300);
 
-/// How long a node's way takes from the grant to the commit: what was seen on this policy's nodes, or else a guess,
-/// and always the soak and the time its hooks may take.
-pub(super) fn estimate(valid: &ValidPolicy, timings: &Timings) -> Duration {
-    let spec = &valid.spec;
-    let seen = |seconds: Option<u32>, guess: Duration| {
-        seconds.map_or_else(|| guess.min(UNSEEN), |seconds| Duration::from_secs(u64::from(seconds)))
-    };
-    let hooks = spec.hooks.before_drain.iter().map(|hook| hook.timeout.as_secs()).sum::<u64>();
-    let health = timings.health_seconds.map_or(0, u64::from).max(spec.health.node_soak.as_secs());
-    let total = seen(timings.drain_seconds, spec.drain.timeout).as_secs()
-        + seen(timings.boot_seconds, spec.health.node_ready_timeout).as_secs()
-        + spec.drain.load_balancer_delay.as_secs()
-        + health
-        + hooks;
-    Duration::from_secs(total)
+/// How many of the next windows are asked for one that is long enough.
+const WINDOWS_AHEAD: usize = 16;
+
+/// How long a node's way takes from the grant to the commit.
+#[derive(Debug, Clone, Copy)]
+struct Needs {
+    /// What the policy itself asks for: hooks, soak, waiting for load balancers. Nothing makes it shorter.
+    fixed: u64,
+    /// What was seen on this policy's nodes, or else a guess.
+    learned: u64,
 }
 
-/// The wait of a node that would not be done before the open window closes.
-pub(super) fn too_short(valid: &ValidPolicy, timings: &Timings, opening: Opening, now: Time) -> Option<Wait> {
-    let Opening::Open(Span { end: Some(end), .. }) = opening else { return None };
-    let needs = estimate(valid, timings);
-    if now.after(needs) <= end {
-        return None;
+impl Needs {
+    fn of(valid: &ValidPolicy, timings: &Timings) -> Self {
+        let spec = &valid.spec;
+        let seen =
+            |seconds: Option<u32>, guess: Duration| seconds.map_or_else(|| guess.min(UNSEEN).as_secs(), u64::from);
+        let hooks = spec.hooks.before_drain.iter().map(|hook| hook.timeout.as_secs()).sum::<u64>();
+        let soak = spec.health.node_soak.as_secs();
+        let health = timings.health_seconds.map_or(0, u64::from);
+        Self {
+            fixed: spec.drain.load_balancer_delay.as_secs() + hooks + soak,
+            learned: seen(timings.drain_seconds, spec.drain.timeout)
+                + seen(timings.boot_seconds, spec.health.node_ready_timeout)
+                + health.saturating_sub(soak),
+        }
     }
-    let later = crate::windows::opening(&valid.windows, end);
-    let next = match later {
+
+    fn total(self) -> Duration {
+        Duration::from_secs(self.fixed + self.learned)
+    }
+}
+
+/// Whether a node's way fits into what is left of the window.
+#[derive(Debug)]
+pub(super) enum Fit {
+    /// It does, or there is nothing to fit into.
+    Fits,
+    /// What nodes took lately fits no window of this policy. It would never be learned anew if nobody went, so one node at
+    /// a time is tried in the first half of a window.
+    OneAtATime,
+    /// It does not.
+    TooShort(Wait),
+}
+
+/// Whether a node that is granted now would be done before the open window closes.
+pub(super) fn fit(valid: &ValidPolicy, timings: &Timings, opening: Opening, now: Time) -> Fit {
+    let Opening::Open(Span { start, end: Some(end) }) = opening else { return Fit::Fits };
+    let needs = Needs::of(valid, timings);
+    if now.after(needs.total()) <= end {
+        return Fit::Fits;
+    }
+    if now.after(tried_within(needs, start, end)) <= end && !fits_some_window(valid, needs, start, end) {
+        return Fit::OneAtATime;
+    }
+    let next = match crate::windows::opening(&valid.windows, end) {
         Opening::Closed(next) => next.map(|span| span.start),
         Opening::Open(_) | Opening::Always => None,
     };
-    let message = format!("drain, reboot and health checks take about {needs} and the window closes at {end}");
-    Some(Wait::new(WaitReason::WindowTooShort, message).until(next))
+    let total = needs.total();
+    let message = format!("drain, reboot and health checks take about {total} and the window closes at {end}");
+    Fit::TooShort(Wait::new(WaitReason::WindowTooShort, message).until(next))
+}
+
+/// What a way must be given at least before a window closes where the learned times fit none: half the window, or what the
+/// policy itself asks for.
+fn tried_within(needs: Needs, start: Time, end: Time) -> Duration {
+    let half = u64::try_from((end.get() - start.get()).num_seconds() / 2).unwrap_or_default();
+    Duration::from_secs(half.max(needs.fixed))
+}
+
+/// Whether this window or one of the next is long enough from its start.
+fn fits_some_window(valid: &ValidPolicy, needs: Needs, start: Time, end: Time) -> bool {
+    let mut window = (start, end);
+    for _ in 0..WINDOWS_AHEAD {
+        if window.0.after(needs.total()) <= window.1 {
+            return true;
+        }
+        window = match crate::windows::opening(&valid.windows, window.1) {
+            Opening::Closed(Some(Span { start, end: Some(end) })) => (start, end),
+            Opening::Closed(None) => return false,
+            // Open without end.
+            Opening::Closed(Some(_)) | Opening::Open(_) | Opening::Always => return true,
+        };
+    }
+    false
 }

@@ -106,6 +106,13 @@ pub(super) fn shared<'a>(
     {
         return found;
     }
+    if set.asks(Gate::Fits)
+        && candidate.policy.one_at_a_time
+        && !ignores_windows(candidate)
+        && let Some(wait) = budget.alone(view)
+    {
+        return Some((Gate::Fits, wait));
+    }
     if !ignores_budgets {
         if set.asks(Gate::Budget)
             && let Some(wait) = budget.policy(view)

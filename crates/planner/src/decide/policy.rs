@@ -1,6 +1,10 @@
 //! What holds for a policy as a whole: its freeze, its window, its blocked releases, what its channel offers.
 
-use super::{fits, groups::Members, rollback::RollbackView};
+use super::{
+    fits::{self, Fit},
+    groups::Members,
+    rollback::RollbackView,
+};
 use crate::{
     Snapshot, ValidPolicy, Wait,
     snapshot::{OfferState, PolicyFacts, Release},
@@ -31,6 +35,8 @@ pub(super) struct PolicyView<'a> {
     pub(super) repository: Option<Arc<Wait>>,
     pub(super) closed: Option<Arc<Wait>>,
     pub(super) too_short: Option<Arc<Wait>>,
+    /// What nodes took lately fits no window, so one at a time is tried.
+    pub(super) one_at_a_time: bool,
     pub(super) invalid: Option<Arc<Wait>>,
 }
 
@@ -55,6 +61,7 @@ impl<'a> PolicyView<'a> {
             repository: repository(facts, snapshot.now),
             closed: closed(opening),
             too_short: None,
+            one_at_a_time: false,
             invalid,
         };
         if let Some(valid) = valid {
@@ -62,7 +69,11 @@ impl<'a> PolicyView<'a> {
                 let wait = Wait::new(WaitReason::Paused, format!("policy {} is paused", facts.name));
                 view.paused = Some(Arc::new(wait.of("UpdatePolicy", None, &facts.name)));
             }
-            view.too_short = fits::too_short(valid, &facts.status.timings, opening, snapshot.now).map(Arc::new);
+            match fits::fit(valid, &facts.status.timings, opening, snapshot.now) {
+                Fit::Fits => {}
+                Fit::OneAtATime => view.one_at_a_time = true,
+                Fit::TooShort(wait) => view.too_short = Some(Arc::new(wait)),
+            }
         }
         view
     }

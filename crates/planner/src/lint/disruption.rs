@@ -194,6 +194,36 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
     updates_only(snapshot, grant, policy, valid, found);
 }
 
+/// What drains and boots took lately fits before the window closes. Where it fits no window of that length at all, one node
+/// alone may be tried in its first half.
+fn overruns(
+    snapshot: &Snapshot,
+    grant: &Granted<'_>,
+    policy: &PolicyFacts,
+    window: crate::windows::Span,
+) -> Option<&'static str> {
+    let end = window.end?;
+    let timings = &policy.status.timings;
+    let seen = [timings.drain_seconds, timings.boot_seconds, timings.health_seconds];
+    let needs = bascule_api::Duration::from_secs(seen.into_iter().flatten().map(u64::from).sum());
+    if snapshot.now.after(needs) <= end {
+        return None;
+    }
+    if window.start.after(needs) <= end {
+        return Some("what drains and boots took lately does not fit before the window closes");
+    }
+    let others = snapshot.nodes.iter().filter(|node| {
+        node.name != grant.node.name
+            && node.granted()
+            && node.update.as_ref().is_some_and(|update| update.spec.policy == policy.name)
+    });
+    if others.count() > 0 {
+        return Some("what drains and boots took lately fits no window, and it is not the only node that is tried");
+    }
+    let gone = snapshot.now.seconds_since(window.start);
+    (gone > end.seconds_since(snapshot.now)).then_some("what fits no window is tried after its first half")
+}
+
 /// Promises that hold updates back but not a way back.
 fn updates_only(
     snapshot: &Snapshot,
@@ -226,11 +256,8 @@ fn updates_only(
         match crate::windows::opening(&valid.windows, now) {
             crate::windows::Opening::Closed(_) => broken("no maintenance window is open"),
             crate::windows::Opening::Open(span) => {
-                let timings = &policy.status.timings;
-                let seen = [timings.drain_seconds, timings.boot_seconds, timings.health_seconds];
-                let needs = seen.into_iter().flatten().map(u64::from).sum::<u64>();
-                if span.end.is_some_and(|end| now.after(bascule_api::Duration::from_secs(needs)) > end) {
-                    broken("what drains and boots took lately does not fit before the window closes");
+                if let Some(why) = overruns(snapshot, grant, policy, span) {
+                    broken(why);
                 }
             }
             crate::windows::Opening::Always => {}
