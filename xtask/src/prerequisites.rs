@@ -16,6 +16,7 @@ pub(crate) struct Tool {
 
 /// What the tests judge our work with, and what images are made with.
 pub(crate) const TEST_TOOLS: &[Tool] = &[
+    Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "veritysetup", package: "cryptsetup-bin" },
     Tool { program: "objdump", package: "binutils" },
     // No program, but found the same way: an absolute path stays what it is.

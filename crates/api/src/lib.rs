@@ -20,7 +20,7 @@ mod rollback;
 mod selector;
 mod time;
 
-pub use bascule_names::{Architecture, ChannelName, Digest, NameError, Product, RootHash, Version};
+pub use bascule_names::{Architecture, ChannelName, Digest, NameError, Product, RootHash, Version, compare_versions};
 pub use definitions::custom_resource_definitions;
 pub use duration::{Duration, DurationError};
 pub use freeze::{Freeze, FreezeSpec, FreezeStatus};

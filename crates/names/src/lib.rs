@@ -6,10 +6,12 @@
 mod digest;
 mod label;
 mod version;
+mod version_order;
 
 pub use digest::{Digest, RootHash};
 pub use label::{Architecture, ChannelName, Product};
 pub use version::Version;
+pub use version_order::compare_versions;
 
 /// Why a text is not a valid name. The message says what would be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

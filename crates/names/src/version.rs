@@ -1,18 +1,21 @@
 //! Release versions and their order.
 
-use crate::{NameError, name_type};
+use crate::{NameError, compare_versions, name_type};
 use std::cmp::Ordering;
 
-/// The version of a release, e.g. `1.0`, `41.3.0` or `41.3.0-rc.1`.
+/// The version of a release, as an OS image says it in `IMAGE_VERSION`: `1.0`, `24.04`, `2026.03.1`, `20260315`,
+/// `41.3.0~rc.1`.
 ///
-/// Two to four numbers without leading zeros, then optionally `-` and dot-separated identifiers of letters and
-/// digits. The order is that of Semantic Versioning 2.0.0, section 11, with absent numbers read as zero: a
-/// pre-release comes before its release. Versions that differ only in trailing zeros (`1.0`, `1.0.0`) order by
-/// their text, so that equality stays equality of text.
+/// Letters, at least one digit, and `. ~ ^ - _`, beginning with a letter or digit: what os-release(5) and UAPI.10 ("Version Format
+/// Specification") allow. Not `+`, which the Boot Loader Specification gives to the counter in the names of boot entries.
+///
+/// The order is that of [`compare_versions`], systemd's: `~` marks a pre-release (`1.0~rc.1` is older than `1.0`), while
+/// `-` and `^` mark what came after (`1.0-rc.1` is newer than `1.0`). Versions that systemd holds equal (`1.0`, `1.00`)
+/// order by their text, so that equality stays equality of text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Version(String);
 
-const EXPECTED: &str = "two to four numbers joined by dots, optionally '-' and identifiers, like 41.3.0 or 41.3.0-rc.1";
+const EXPECTED: &str = "letters, digits and . ~ ^ - _, beginning with a letter or digit, with a digit somewhere, like 24.04 or 41.3.0~rc.1";
 
 impl Version {
     /// The longest accepted version, in bytes. With `A/B` labels and counters it still fits a GPT partition name
@@ -22,31 +25,16 @@ impl Version {
     /// Parses a version.
     ///
     /// # Errors
-    /// [`NameError`] when the text is too long or of another shape.
+    /// [`NameError`] when the text is too long or has other characters.
     pub fn parse(text: &str) -> Result<Self, NameError> {
         if text.is_empty() || text.len() > Self::MAX_LENGTH {
             return Err(NameError::Length { what: "version", max: Self::MAX_LENGTH, len: text.len() });
         }
-        let refuse = || NameError::shape("version", text, EXPECTED);
-        let (numbers, pre) = match text.split_once('-') {
-            Some((numbers, pre)) => (numbers, Some(pre)),
-            None => (text, None),
-        };
-        let mut count = 0;
-        for number in numbers.split('.') {
-            count += 1;
-            let digits = !number.is_empty() && number.len() <= 9 && number.bytes().all(|b| b.is_ascii_digit());
-            if !digits || (number.len() > 1 && number.starts_with('0')) {
-                return Err(refuse());
-            }
-        }
-        if !(2..=4).contains(&count) {
-            return Err(refuse());
-        }
-        if let Some(pre) = pre
-            && !pre.split('.').all(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric()))
-        {
-            return Err(refuse());
+        let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+        // What has no digit is the label of somebody else's partition ("rootfs") or the name of a channel.
+        let counts = text.bytes().any(|byte| byte.is_ascii_digit());
+        if !begins || !counts || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".~^-_".contains(&byte)) {
+            return Err(NameError::shape("version", text, EXPECTED));
         }
         Ok(Self(text.to_owned()))
     }
@@ -56,52 +44,11 @@ impl Version {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    fn numbers(&self) -> [u32; 4] {
-        let mut out = [0; 4];
-        let numbers = self.0.split_once('-').map_or(self.0.as_str(), |(numbers, _)| numbers);
-        for (slot, number) in out.iter_mut().zip(numbers.split('.')) {
-            *slot = number.parse().unwrap_or(0);
-        }
-        out
-    }
-
-    fn pre_release(&self) -> Option<&str> {
-        self.0.split_once('-').map(|(_, pre)| pre)
-    }
-}
-
-fn compare_pre_release(a: &str, b: &str) -> Ordering {
-    let (mut left, mut right) = (a.split('.'), b.split('.'));
-    loop {
-        let order = match (left.next(), right.next()) {
-            (None, None) => return Ordering::Equal,
-            (None, Some(_)) => Ordering::Less,
-            (Some(_), None) => Ordering::Greater,
-            (Some(x), Some(y)) => match (x.parse::<u64>(), y.parse::<u64>()) {
-                (Ok(x), Ok(y)) => x.cmp(&y),
-                (Ok(_), Err(_)) => Ordering::Less,
-                (Err(_), Ok(_)) => Ordering::Greater,
-                (Err(_), Err(_)) => x.cmp(y),
-            },
-        };
-        if order != Ordering::Equal {
-            return order;
-        }
-    }
 }
 
 impl Ord for Version {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.numbers()
-            .cmp(&other.numbers())
-            .then_with(|| match (self.pre_release(), other.pre_release()) {
-                (None, None) => Ordering::Equal,
-                (None, Some(_)) => Ordering::Greater,
-                (Some(_), None) => Ordering::Less,
-                (Some(a), Some(b)) => compare_pre_release(a, b),
-            })
-            .then_with(|| self.0.cmp(&other.0))
+        compare_versions(&self.0, &other.0).then_with(|| self.0.cmp(&other.0))
     }
 }
 
@@ -113,9 +60,9 @@ impl PartialOrd for Version {
 
 name_type!(
     Version,
-    r"^(0|[1-9][0-9]{0,8})(\.(0|[1-9][0-9]{0,8})){1,3}(-[0-9A-Za-z]+(\.[0-9A-Za-z]+)*)?$",
+    r"^([0-9]|[A-Za-z][A-Za-z.~^_-]*[0-9])[0-9A-Za-z.~^_-]*$",
     24,
-    "The version of a release, like 41.3.0 or 41.3.0-rc.1."
+    "The version of a release, like 24.04 or 41.3.0~rc.1."
 );
 
 #[cfg(test)]
@@ -128,18 +75,25 @@ mod tests {
     }
 
     #[test]
-    fn orders_like_semantic_versioning() {
+    fn orders_as_systemd_does() {
         let ordered = [
             "0.9",
-            "1.0-alpha",
-            "1.0-alpha.1",
-            "1.0-alpha.beta",
-            "1.0-beta.2",
-            "1.0-beta.11",
+            "1.0~alpha",
+            "1.0~alpha.1",
+            "1.0~beta.2",
+            "1.0~beta.11",
             "1.0",
+            "1.00",
+            "1.0-rc.1",
+            "1.0^git1",
             "1.0.1",
             "1.10",
-            "41.3.0",
+            "24.04",
+            "24.10",
+            "2026.03.1",
+            "2026.03.10",
+            "20260315",
+            "20260401",
         ];
         for pair in ordered.windows(2) {
             assert!(v(pair[0]) < v(pair[1]), "{} < {}", pair[0], pair[1]);
@@ -148,19 +102,23 @@ mod tests {
 
     #[test]
     fn refuses_other_shapes_with_a_sentence() {
+        let long = "1".repeat(25);
         for text in [
             "",
-            "1",
-            "1.",
-            "01.2",
-            "1.2.3.4.5",
-            "1.2-",
-            "1.2-a..b",
-            "v1.2",
+            "stable",
+            ".1",
+            "-1",
+            "~1",
+            "_1",
             "1.2+build",
+            "1+3-0",
             "1.2 ",
-            "1.9999999999",
             "1.2/../x",
+            "1:2",
+            "1,2",
+            "1.2\n",
+            "1.ä",
+            &long,
         ] {
             let error = Version::parse(text).unwrap_err().to_string();
             assert!(error.contains("version"), "{text}: {error}");
@@ -169,10 +127,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn order_is_total_and_agrees_with_equality(a in "[0-9]{1,2}\\.[0-9]{1,2}(-[a-z0-9]{1,2})?", b in "[0-9]{1,2}\\.[0-9]{1,2}(-[a-z0-9]{1,2})?") {
-            if let (Ok(a), Ok(b)) = (Version::parse(&a), Version::parse(&b)) {
-                prop_assert_eq!(a == b, a.cmp(&b) == Ordering::Equal);
-                prop_assert_eq!(a.cmp(&b), b.cmp(&a).reverse());
+        fn order_is_total_and_agrees_with_equality(texts in proptest::array::uniform3("[0-2][0-2ab.~^_-]{0,5}")) {
+            let [a, b, c] = texts.each_ref().map(|text| v(text));
+            prop_assert_eq!(a == b, a.cmp(&b) == Ordering::Equal);
+            prop_assert_eq!(a.cmp(&b), b.cmp(&a).reverse());
+            if a <= b && b <= c {
+                prop_assert!(a <= c, "{} {} {}", a, b, c);
             }
         }
 

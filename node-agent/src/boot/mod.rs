@@ -7,7 +7,6 @@ mod error;
 mod gptprio;
 mod image_file;
 pub mod name;
-pub mod order;
 mod systemd_boot;
 
 use bascule_api::{BootControlBackend, Product, RootHash, SlotName, Version};

@@ -5,12 +5,12 @@
 //! itself. An older one would not, so the running entry is set aside (`+0-0`) after the older one is in place: at each
 //! instant one of them is picked, and both bad is again the running one, since that sorts first.
 
-use bascule_api::{BootControlBackend, Counting, RootHash, SlotName};
+use bascule_api::{BootControlBackend, Counting, RootHash, SlotName, compare_versions};
 
 use super::error::esp;
 use super::image_file::{self, command_line_root_hash, parse_waiting, waiting_name};
 use super::name::{Counters, EntryName, base_of};
-use super::{BootBackend, BootError, Machine, Seen, order};
+use super::{BootBackend, BootError, Machine, Seen};
 use crate::core::{BootFacts, Entry, PerSlot, ReleaseTarget, SlotContent};
 use crate::host::{Esp, FetchError, Firmware};
 use crate::uki;
@@ -167,8 +167,8 @@ impl SystemdBoot<'_> {
         };
         let ours = fact(running, machine.version.as_str());
         let theirs = fact(other, version.as_str());
-        let by_version = order::compare(&ours, &theirs);
-        by_version.then_with(|| order::compare(&base(running, &ours), &base(other, &theirs))).is_gt()
+        let by_version = compare_versions(&ours, &theirs);
+        by_version.then_with(|| compare_versions(&base(running, &ours), &base(other, &theirs))).is_gt()
     }
 
     fn is_ours(machine: &Machine, image: &Image) -> bool {

@@ -11,7 +11,7 @@ pub const MAX_PATH_LENGTH: usize = 200;
 /// Why a text is refused as a target path.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{shown:?} is no target path: write a relative path of at most 200 bytes, segments of letters, digits and ._~- not \
+    "{shown:?} is no target path: write a relative path of at most 200 bytes, segments of letters, digits and ._~^- not \
      starting with a dot"
 )]
 pub struct PathError {
@@ -19,7 +19,7 @@ pub struct PathError {
     pub shown: String,
 }
 
-/// Path of a TUF target, relative to the repository's targets: segments of letters, digits and `._~-` joined by `/`.
+/// Path of a TUF target, relative to the repository's targets: segments of letters, digits and `._~^-` joined by `/`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TargetPath(String);
@@ -58,7 +58,7 @@ impl FromStr for TargetPath {
         let segment_is_plain = |segment: &str| {
             !segment.is_empty()
                 && !segment.starts_with('.')
-                && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte))
+                && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~^-".contains(&byte))
         };
         if text.len() > MAX_PATH_LENGTH || !text.split('/').all(segment_is_plain) {
             return Err(PathError { shown: text.chars().take(64).collect() });
@@ -111,7 +111,9 @@ mod tests {
         for text in ["", "/etc", "a//b", "../a", "a/../b", "a/.b", "a b", "a\\b", "a/", "a%2e", &"a".repeat(201)] {
             assert!(text.parse::<TargetPath>().is_err(), "{text:?}");
         }
-        assert!("releases/1.0-rc.1/x86-64/full.pack".parse::<TargetPath>().is_ok());
+        for version in ["1.0~rc.1", "1.0^git1", "24.04", "1_0-2"] {
+            assert!(format!("releases/{version}/x86-64/full.pack").parse::<TargetPath>().is_ok());
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::cmp::Ordering;
 use std::io;
 
 use bascule_image::digest::Sha256;
+use bascule_names::compare_versions;
 
-use super::{BootImage, version_order};
+use super::BootImage;
 use crate::esp::Esp;
 
 /// Where Type #2 entries lie.
@@ -102,11 +103,11 @@ fn compare(a: &Entry, b: &Entry) -> Ordering {
         .then_with(|| match (&a.image.sort_key, &b.image.sort_key) {
             (Some(key_a), Some(key_b)) => key_a.cmp(key_b).then_with(|| {
                 let version = |entry: &Entry| entry.image.version.clone().unwrap_or_default();
-                version_order::compare(&version(b), &version(a))
+                compare_versions(&version(b), &version(a))
             }),
             _ => Ordering::Equal,
         })
-        .then_with(|| version_order::compare(&b.id(), &a.id()))
+        .then_with(|| compare_versions(&b.id(), &a.id()))
         .then_with(|| match (a.tries, b.tries) {
             (Some(a), Some(b)) => b.left.cmp(&a.left).then(a.done.cmp(&b.done)),
             _ => Ordering::Equal,

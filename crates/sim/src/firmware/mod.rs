@@ -5,7 +5,6 @@ pub mod entries;
 pub mod gptprio;
 pub mod systemd_boot;
 pub mod variables;
-mod version_order;
 
 use serde::{Deserialize, Serialize};
 
