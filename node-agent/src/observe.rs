@@ -3,13 +3,14 @@
 use std::io;
 
 use bascule_api::{Architecture, BootControlBackend, NameError, NodeError, Product, RootHash, SlotName, Version};
+use bascule_image::command_line::CommandLine;
+use bascule_image::uki::OsRelease;
 
 use crate::boot::{BootBackend, BootError, GptPrio, Machine, SystemdBoot};
 use crate::core::{Facts, GuardReport, PerSlot, SlotFacts, TableHealth};
 use crate::gpt::{Table, TableError};
 use crate::host::{BusError, Host};
 use crate::slots::{self, SlotError, SlotLayout};
-use crate::uki::os_release;
 
 /// Longest guard report in bytes.
 const MAX_GUARD: u64 = 16 << 10;
@@ -105,19 +106,16 @@ pub fn backend(host: &Host, kind: BootControlBackend) -> Box<dyn BootBackend + '
 pub fn machine(host: &Host, lens: &Lens) -> Result<(Machine, TableHealth, Architecture), ObserveError> {
     let read = |what| move |source| ObserveError::Read { what, source };
     let command_line = host.system.command_line().map_err(read("the kernel's command line"))?;
-    let release = os_release(&host.system.os_release().map_err(read("os-release"))?);
-    let field = |names: [&str; 2]| {
-        names.iter().find_map(|name| release.iter().find(|(key, _)| key == name)).map(|(_, value)| value.as_str())
-    };
+    let release = OsRelease::parse(&host.system.os_release().map_err(read("os-release"))?);
     let name = |field| move |source| ObserveError::Name { field, source };
     let product = match &lens.product {
         Some(product) => product.clone(),
         None => {
-            let text = field(["IMAGE_ID", "ID"]).ok_or(ObserveError::OsRelease("IMAGE_ID"))?;
+            let text = release.sort_key().ok_or(ObserveError::OsRelease("IMAGE_ID"))?;
             Product::parse(text).map_err(name("IMAGE_ID"))?
         }
     };
-    let version = field(["IMAGE_VERSION", "VERSION_ID"]).ok_or(ObserveError::OsRelease("IMAGE_VERSION"))?;
+    let version = release.first(&["IMAGE_VERSION", "VERSION_ID"]).ok_or(ObserveError::OsRelease("IMAGE_VERSION"))?;
     let version = Version::parse(version).map_err(name("IMAGE_VERSION"))?;
     let root_hash = root_hash(&command_line, lens.slots)?;
     let architecture = architecture()?;
@@ -181,9 +179,9 @@ pub fn observe(host: &Host, lens: &Lens) -> Result<Facts, ObserveError> {
 
 /// The root hash on the command line.
 fn root_hash(command_line: &str, layout: SlotLayout) -> Result<RootHash, SlotError> {
-    let argument = layout.kind.argument();
-    let value = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix(argument));
-    value.and_then(|value| RootHash::parse(value).ok()).ok_or(SlotError::NoRootHash(argument))
+    let option = layout.kind.option();
+    let named = CommandLine::from(command_line).root_hash(option);
+    named.ok().flatten().ok_or(SlotError::NoRootHash(option.name()))
 }
 
 fn architecture() -> Result<Architecture, ObserveError> {

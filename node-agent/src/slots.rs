@@ -1,6 +1,7 @@
 //! Which partitions are the slots, and what their labels and PARTUUIDs say they hold.
 
 use bascule_api::{Architecture, NodeError, RootHash, SlotName, Version};
+use bascule_image::command_line::VerityOption;
 use uuid::{Uuid, uuid};
 
 use crate::core::{Partition, PerSlot, SlotContent};
@@ -50,11 +51,11 @@ impl SlotKind {
         }
     }
 
-    /// The argument of the kernel's command line that names the root hash.
-    pub const fn argument(self) -> &'static str {
+    /// The option of the kernel's command line that names the root hash.
+    pub const fn option(self) -> VerityOption {
         match self {
-            Self::Root => "roothash=",
-            Self::Usr => "usrhash=",
+            Self::Root => VerityOption::Root,
+            Self::Usr => VerityOption::Usr,
         }
     }
 }
@@ -99,7 +100,9 @@ pub enum SlotError {
     #[error("no slot holds the running root hash {0}: this system was not booted from one of the two slots")]
     NotBooted(RootHash),
     /// The command line has no root hash.
-    #[error("the kernel's command line has no {0}…: this system runs without dm-verity and can't be updated by slots")]
+    #[error(
+        "the kernel's command line has no {0}= of 64 hexadecimal digits: this system runs without dm-verity and can't be updated by slots"
+    )]
     NoRootHash(&'static str),
 }
 

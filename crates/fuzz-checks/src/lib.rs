@@ -102,9 +102,10 @@ pub fn superblock(bytes: &[u8]) -> bool {
 
 /// No bytes make the UKI reader or builder panic, and what was built can be read.
 pub fn uki(bytes: &[u8]) -> bool {
-    let parsed = Uki::parse(bytes);
+    let file = bytes.to_vec();
+    let parsed = Uki::open(&file);
     if let Ok(uki) = &parsed {
-        let _ = (uki.command_line(), uki.os_release(), uki.root_hash(), uki.section(".linux"));
+        let _ = (uki.command_line(), uki.os_release(), uki.root_hash(), uki.section(".linux", 1 << 20));
     }
     let parts = Parts {
         stub: bytes,
@@ -115,8 +116,8 @@ pub fn uki(bytes: &[u8]) -> bool {
         kernel_release: None,
     };
     if let Ok(built) = uki::build(&parts) {
-        let built = Uki::parse(&built).expect("what was built can be read");
-        assert_eq!(built.command_line().expect("it has a command line"), "quiet");
+        let built = Uki::open(&built).expect("what was built can be read");
+        assert_eq!(built.command_line().expect("it has a command line").as_str(), "quiet");
     }
     parsed.is_ok()
 }

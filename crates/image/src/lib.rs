@@ -7,6 +7,7 @@
 
 pub mod apply;
 pub mod build;
+pub mod command_line;
 pub mod digest;
 pub mod io;
 pub mod pack;

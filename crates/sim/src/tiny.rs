@@ -193,11 +193,11 @@ mod tests {
     #[test]
     fn the_firmware_reads_what_the_release_says() {
         let release = TinyRelease::new("acme-os", "1.2", 5 * 4096, &[Fault::KubeletFails, Fault::Hang]).unwrap();
-        let image = BootImage::parse(&release.uki).unwrap();
+        let image = BootImage::read(&release.uki).unwrap();
         assert_eq!(image.sort_key.as_deref(), Some("acme-os"));
         assert_eq!(image.version.as_deref(), Some("1.2"));
-        assert_eq!(image.root_hash(), Some(release.root_hash.to_string().as_str()));
+        assert_eq!(image.root_hash(), Some(release.root_hash.to_string()));
         assert_eq!(image.faults(), [Fault::KubeletFails, Fault::Hang]);
-        assert_eq!(BootImage::parse(&release.uki[..400]), None);
+        assert_eq!(BootImage::read(&release.uki[..400].to_vec()), None);
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use bascule_api::Digest;
+use bascule_api::{Digest, RootHash};
 use bascule_image::digest::Sha256Stream;
 use bascule_image::io::ReadAt;
 
@@ -146,7 +146,7 @@ pub(super) fn verify(esp_fs: &dyn Esp, path: &str, target: &ReleaseTarget) -> Re
         }
         None => {
             let file = esp_fs.open(path).map_err(esp("opening", path))?;
-            let names_it = names_root_hash(&*file, target.root_hash.as_str()).map_err(esp("reading", path))?;
+            let names_it = names_root_hash(&*file, &target.root_hash).map_err(esp("reading", path))?;
             if !names_it {
                 return Err(wrong(format!("its command line does not name {}", target.root_hash)));
             }
@@ -156,14 +156,8 @@ pub(super) fn verify(esp_fs: &dyn Esp, path: &str, target: &ReleaseTarget) -> Re
 }
 
 /// Whether the command line of a boot image names a root hash.
-pub(super) fn names_root_hash(file: &dyn ReadAt, root_hash: &str) -> io::Result<bool> {
-    Ok(uki::read(file)?.is_some_and(|facts| command_line_root_hash(&facts.command_line) == Some(root_hash)))
-}
-
-/// The root hash that a command line names.
-pub(super) fn command_line_root_hash(line: &str) -> Option<&str> {
-    line.split_ascii_whitespace()
-        .find_map(|argument| argument.strip_prefix("roothash=").or_else(|| argument.strip_prefix("usrhash=")))
+pub(super) fn names_root_hash(file: &dyn ReadAt, root_hash: &RootHash) -> io::Result<bool> {
+    Ok(uki::read(file)?.is_some_and(|facts| facts.root_hash.as_ref() == Some(root_hash)))
 }
 
 type Fetch<'a> = &'a mut dyn FnMut(&mut dyn Write) -> Result<(), FetchError>;

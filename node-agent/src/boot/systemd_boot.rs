@@ -8,7 +8,7 @@
 use bascule_api::{BootControlBackend, Counting, RootHash, SlotName, compare_versions};
 
 use super::error::esp;
-use super::image_file::{self, command_line_root_hash, parse_waiting, waiting_name};
+use super::image_file::{self, parse_waiting, waiting_name};
 use super::name::{Counters, EntryName, base_of};
 use super::{BootBackend, BootError, Machine, Seen};
 use crate::core::{BootFacts, Entry, PerSlot, ReleaseTarget, SlotContent};
@@ -41,12 +41,8 @@ struct Image {
 }
 
 impl Image {
-    fn root_hash(&self) -> Option<&str> {
-        command_line_root_hash(&self.facts.as_ref()?.command_line)
-    }
-
     fn boots(&self, root_hash: &RootHash) -> bool {
-        self.root_hash() == Some(root_hash.as_str())
+        self.facts.as_ref().is_some_and(|facts| facts.root_hash.as_ref() == Some(root_hash))
     }
 
     fn entry(&self) -> Entry {

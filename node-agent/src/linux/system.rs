@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 
 use crate::host::{Pressure, SystemInfo};
-use crate::uki::os_release;
+use bascule_image::uki::OsRelease;
 
 /// Longest file that is read here, in bytes.
 const MAX: u64 = 64 << 10;
@@ -41,9 +41,8 @@ fn read_os_release(root: &Path) -> io::Result<String> {
 /// When the OS image was built, where it says so (os-release(5), `IMAGE_BUILD_TIME` in seconds since 1970, our own
 /// field): the clock can't be right before.
 pub(super) fn build_time(root: &Path) -> Option<DateTime<Utc>> {
-    let fields = os_release(&read_os_release(root).ok()?);
-    let (_, seconds) = fields.iter().find(|(key, _)| key == "IMAGE_BUILD_TIME")?;
-    DateTime::from_timestamp(seconds.parse().ok()?, 0)
+    let release = OsRelease::parse(&read_os_release(root).ok()?);
+    DateTime::from_timestamp(release.first(&["IMAGE_BUILD_TIME"])?.parse().ok()?, 0)
 }
 
 /// The share of `some` over ten seconds (kernel, Documentation/accounting/psi.rst).

@@ -84,11 +84,12 @@ impl BootArguments {
             }
             (None, None) => bail!("say what boots the image"),
         };
-        let parsed = Uki::parse(&bytes).context("the UKI is not usable")?;
-        let command_line = parsed.command_line().context("the UKI has no usable command line")?;
+        let parsed = Uki::open(&bytes).context("the UKI is not usable")?;
+        let named = parsed.root_hash().context("the UKI has no usable command line")?;
         ensure!(
-            command_line.contains(root_hash.as_str()),
-            "the UKI's command line does not carry the image's root hash {root_hash}; it would boot another image or none"
+            named.as_ref() == Some(root_hash),
+            "the UKI's command line does not carry the image's root hash {root_hash} as the one that counts, the last; it would boot \
+             another image or none"
         );
         Ok(bytes)
     }

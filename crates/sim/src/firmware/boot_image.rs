@@ -1,12 +1,10 @@
 //! What a unified kernel image says about itself: the sections `.osrel` and `.cmdline` (UAPI Unified Kernel Image
-//! Specification). The firmware has a reader of its own, other than the agent's, so that the two check each other.
+//! Specification), read by the reader that everybody uses; systemd's stub and objdump are its judges (crates/image).
 
-use object::read::pe::PeFile64;
-use object::{Object, ObjectSection};
+use bascule_image::command_line::CommandLine;
+use bascule_image::io::ReadAt;
+use bascule_image::uki::{ReadUkiError, Uki};
 use serde::{Deserialize, Serialize};
-
-/// Sections longer than this are not read.
-const MAX_TEXT: u64 = 64 << 10;
 
 /// On the command line: `bascule.sim.fault=<fault>`, as often as wanted.
 const FAULT_KEY: &str = "bascule.sim.fault=";
@@ -62,45 +60,37 @@ pub struct BootImage {
     /// All of `.osrel`.
     pub os_release: String,
     /// The kernel's command line.
-    pub cmdline: String,
+    pub cmdline: CommandLine,
 }
 
 impl BootImage {
-    /// Reads an image. `None` if it is no PE file, or `.osrel` is missing or names nothing: the loader passes over those.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let file = PeFile64::parse(bytes).ok()?;
-        let text = |name: &str| {
-            let section = file.section_by_name(name).filter(|section| section.size() <= MAX_TEXT)?;
-            let text = String::from_utf8_lossy(section.data().ok()?).into_owned();
-            Some(text.trim_end_matches('\0').to_owned())
+    /// Reads an image. `None` if it is no PE file, or `.osrel` is missing or names nothing, or it can't be read: the loader
+    /// passes over those.
+    pub fn read(file: &dyn ReadAt) -> Option<Self> {
+        Self::parse(file).ok().flatten()
+    }
+
+    fn parse(file: &dyn ReadAt) -> Result<Option<Self>, ReadUkiError> {
+        let uki = Uki::open(file)?;
+        let release = uki.os_release()?;
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        let image = Self {
+            sort_key: own(release.sort_key()),
+            version: own(release.version()),
+            os_release: release.as_str().to_owned(),
+            cmdline: uki.command_line().unwrap_or_default(),
         };
-        let release = text(".osrel")?;
-        let field = |wanted: &[&str]| {
-            wanted.iter().find_map(|key| {
-                release.lines().find_map(|line| {
-                    let (name, value) = line.trim().split_once('=')?;
-                    let value = value.trim_matches(['"', '\'']);
-                    (name == *key && !value.is_empty()).then(|| value.to_owned())
-                })
-            })
-        };
-        field(&["PRETTY_NAME", "IMAGE_ID", "NAME", "ID"])?;
-        Some(Self {
-            sort_key: field(&["IMAGE_ID", "ID"]),
-            version: field(&["IMAGE_VERSION", "VERSION", "VERSION_ID", "BUILD_ID"]),
-            os_release: release.clone(),
-            cmdline: text(".cmdline").unwrap_or_default().trim().to_owned(),
-        })
+        Ok(release.title().is_some().then_some(image))
     }
 
     /// The value of `roothash=` on the command line.
-    pub fn root_hash(&self) -> Option<&str> {
-        self.cmdline.split_whitespace().find_map(|argument| argument.strip_prefix("roothash="))
+    pub fn root_hash(&self) -> Option<String> {
+        self.cmdline.value("roothash")
     }
 
     /// The faults that the release carries. Unknown ones are none: a misspelt fault shows as a release that works.
     pub fn faults(&self) -> Vec<Fault> {
-        let named = self.cmdline.split_whitespace().filter_map(|argument| argument.strip_prefix(FAULT_KEY));
+        let named = self.cmdline.words().filter_map(|word| word.strip_prefix(FAULT_KEY).map(str::to_owned));
         named.filter_map(|name| Fault::ALL.into_iter().find(|fault| fault.name() == name)).collect()
     }
 }

@@ -82,7 +82,7 @@ pub fn load(esp: &Esp) -> io::Result<Vec<Entry>> {
             continue;
         }
         let Ok(content) = esp.read(&format!("{DIRECTORY}/{}", file.name), MAX_IMAGE) else { continue };
-        let Some(image) = BootImage::parse(&content) else { continue };
+        let Some(image) = BootImage::read(&content) else { continue };
         entries.push(Entry {
             tries: parse_tries(&file.name).map(|(_, tries)| tries),
             digest: Sha256::of(&content),

@@ -128,7 +128,7 @@ impl Hardware {
             systemd_boot::pick(&self.disk, &mut self.variables, self.defects)?.ok_or(Refusal::NothingToBoot)?;
         let refused = |reason: root::RootError| Refusal::Root { what: picked.file.clone(), reason };
         let wanted = picked.image.root_hash().unwrap_or_default();
-        let root_hash = RootHash::parse(wanted).map_err(|_| refused(root::RootError::NoHash))?;
+        let root_hash = RootHash::parse(&wanted).map_err(|_| refused(root::RootError::NoHash))?;
         let root_hash = Sha256::from(&root_hash);
         let table = Table::read(&self.disk)?;
         let slot = root::find_and_check(&table, root_hash).map_err(refused)?;
@@ -140,7 +140,7 @@ impl Hardware {
             entry: picked.file.clone(),
             trial: picked.counted,
             boot_image: Some(picked.digest),
-            command_line: picked.image.cmdline.clone(),
+            command_line: picked.image.cmdline.as_str().to_owned(),
             os_release: picked.image.os_release.clone(),
             faults: picked.image.faults(),
         })

@@ -1,90 +1,17 @@
-//! Unified kernel images: one PE file that the firmware starts, with kernel, initrd, command line and os-release as sections.
-//!
-//! Building does what systemd's `ukify` does for an unsigned image: it takes systemd's EFI stub and appends sections
-//! (UAPI.5, "Unified Kernel Image"). The output depends on the input alone. Reading gives the sections back with every offset
-//! checked; it serves the agent (is this the UKI of that release?) and simulated firmware.
+//! Building a UKI: systemd's EFI stub with sections appended, as `ukify` does for an unsigned image.
 
-use bascule_names::RootHash;
 use object::LittleEndian as LE;
 use object::pe::{self, ImageDataDirectory, ImageDosHeader, ImageNtHeaders64, ImageSectionHeader};
 use object::read::pe::{ImageNtHeaders, SectionTable};
 
+use super::{MAX_COMMAND_LINE, MAX_OS_RELEASE, MAX_SECTIONS, UkiError};
 use crate::release::manifest::MAX_UKI_SIZE;
 
-/// Longest kernel command line in bytes: x86's COMMAND_LINE_SIZE, the smallest of the supported architectures.
-pub const MAX_COMMAND_LINE: usize = 2048;
-/// Longest os-release file in bytes.
-pub const MAX_OS_RELEASE: usize = 64 << 10;
-/// The PE specification's limit for images that every loader accepts.
-const MAX_SECTIONS: usize = 96;
 /// What kind of PE section holds data that the stub only reads.
-const DATA: u32 = pe::IMAGE_SCN_CNT_INITIALIZED_DATA.0 | pe::IMAGE_SCN_MEM_READ.0;
+pub(super) const DATA: u32 = pe::IMAGE_SCN_CNT_INITIALIZED_DATA.0 | pe::IMAGE_SCN_MEM_READ.0;
 /// What kind of PE section holds the kernel, which the stub may start in place.
 const CODE: u32 = pe::IMAGE_SCN_CNT_CODE.0 | pe::IMAGE_SCN_MEM_EXECUTE.0 | pe::IMAGE_SCN_MEM_READ.0;
-const SECTION_HEADER: usize = size_of::<ImageSectionHeader>();
-
-/// Why a UKI could not be built or read.
-#[derive(Debug, thiserror::Error)]
-pub enum UkiError {
-    /// The stub or the UKI is no 64-bit PE file, or an offset in it leads outside.
-    #[error("the {what} is no 64-bit PE file")]
-    Pe {
-        /// Stub or UKI.
-        what: &'static str,
-        /// Why.
-        #[source]
-        source: object::Error,
-    },
-    /// A PE file with numbers that no linker writes.
-    #[error("the {what} is a PE file whose {field} is not accepted")]
-    Field {
-        /// Stub or UKI.
-        what: &'static str,
-        /// Which field.
-        field: &'static str,
-    },
-    /// Something is longer than allowed.
-    #[error("the {what} has {found} bytes, accepted are at most {max}")]
-    TooLong {
-        /// What.
-        what: &'static str,
-        /// Its length.
-        found: u64,
-        /// The cap.
-        max: u64,
-    },
-    /// The stub has no room for the headers of further sections.
-    #[error(
-        "the EFI stub has room for {free} more sections, {needed} are needed; take the stub of systemd 252 or later"
-    )]
-    NoRoom {
-        /// Headers that fit.
-        free: usize,
-        /// Headers that are needed.
-        needed: usize,
-    },
-    /// A section that a UKI must have is missing, or occurs twice.
-    #[error("the UKI has {found} sections {name}, accepted is one")]
-    Section {
-        /// Name of the section.
-        name: &'static str,
-        /// How many there are.
-        found: usize,
-    },
-    /// A text section holds something else.
-    #[error("the {what} is no text: it must be UTF-8 without control characters")]
-    Text {
-        /// Which text.
-        what: &'static str,
-    },
-}
-
-impl UkiError {
-    /// Stable label for metrics and conditions.
-    pub fn category(&self) -> &'static str {
-        "uki-invalid"
-    }
-}
+pub(super) const SECTION_HEADER: usize = size_of::<ImageSectionHeader>();
 
 /// What a UKI is made of.
 #[derive(Debug, Clone, Copy)]
@@ -128,7 +55,8 @@ pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>, UkiError> {
 
     let stub = Layout::read("EFI stub", parts.stub)?;
     // A whole UKI in place of the stub would give two kernels, and the first one would be started.
-    if Uki::parse(parts.stub)?.sections.iter().any(|(found, _)| sections.iter().any(|(name, ..)| name == found)) {
+    let (_, _, present) = parse(parts.stub).map_err(|source| UkiError::Pe { what: "EFI stub", source })?;
+    if present.iter().any(|found| sections.iter().any(|(name, ..)| *name == found.name)) {
         return Err(UkiError::Field { what: "EFI stub", field: "list of sections" });
     }
     let free = (stub.size_of_headers.saturating_sub(stub.headers_end)) / SECTION_HEADER;
@@ -159,7 +87,7 @@ pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>, UkiError> {
     Ok(uki)
 }
 
-fn check_text(what: &'static str, text: &str, max: usize, lines: bool) -> Result<(), UkiError> {
+pub(super) fn check_text(what: &'static str, text: &str, max: usize, lines: bool) -> Result<(), UkiError> {
     if text.len() > max {
         return Err(UkiError::TooLong { what, found: text.len() as u64, max: max as u64 });
     }
@@ -169,7 +97,7 @@ fn check_text(what: &'static str, text: &str, max: usize, lines: bool) -> Result
     Ok(())
 }
 
-fn put(file: &mut [u8], offset: usize, bytes: &[u8]) {
+pub(super) fn put(file: &mut [u8], offset: usize, bytes: &[u8]) {
     file.iter_mut().skip(offset).zip(bytes).for_each(|(to, from)| *to = *from);
 }
 
@@ -249,91 +177,10 @@ impl Layout {
     }
 }
 
-fn parse(file: &[u8]) -> Result<(&ImageNtHeaders64, usize, SectionTable<'_>), object::Error> {
+pub(super) fn parse(file: &[u8]) -> Result<(&ImageNtHeaders64, usize, SectionTable<'_>), object::Error> {
     let mut offset = u64::from(ImageDosHeader::parse(file)?.nt_headers_offset());
     let start = offset as usize;
     let (headers, _) = ImageNtHeaders64::parse(file, &mut offset)?;
     let sections = headers.sections(file, offset)?;
     Ok((headers, start, sections))
 }
-
-/// A UKI that was read. Sections are slices of the file.
-#[derive(Debug, Clone)]
-pub struct Uki<'a> {
-    sections: Vec<([u8; 8], &'a [u8])>,
-}
-
-impl<'a> Uki<'a> {
-    /// Reads the section table; every section's bytes lie inside `file`.
-    pub fn parse(file: &'a [u8]) -> Result<Self, UkiError> {
-        const WHAT: &str = "UKI";
-        if file.len() as u64 > MAX_UKI_SIZE {
-            return Err(UkiError::TooLong { what: WHAT, found: file.len() as u64, max: MAX_UKI_SIZE });
-        }
-        let broken = |source| UkiError::Pe { what: WHAT, source };
-        let (_, _, table) = parse(file).map_err(broken)?;
-        if table.len() > MAX_SECTIONS {
-            return Err(UkiError::Field { what: WHAT, field: "number of sections" });
-        }
-        let mut sections = Vec::with_capacity(table.len());
-        for section in table.iter() {
-            let raw_end = u64::from(section.pointer_to_raw_data.get(LE)) + u64::from(section.size_of_raw_data.get(LE));
-            // The padding behind a section belongs to the file: without it the file is truncated.
-            if raw_end > file.len() as u64 {
-                return Err(UkiError::Field { what: WHAT, field: "section layout" });
-            }
-            let bytes = section.pe_data(file).map_err(broken)?;
-            sections.push((section.name, bytes));
-        }
-        Ok(Self { sections })
-    }
-
-    /// The bytes of the only section with this name (like `.linux`).
-    pub fn section(&self, name: &'static str) -> Result<&'a [u8], UkiError> {
-        let mut padded = [0; 8];
-        padded.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
-        let mut found = self.sections.iter().filter(|(found, _)| *found == padded).map(|(_, bytes)| *bytes);
-        match (found.next(), found.count()) {
-            (Some(bytes), 0) => Ok(bytes),
-            (first, more) => Err(UkiError::Section { name, found: usize::from(first.is_some()) + more }),
-        }
-    }
-
-    /// The kernel's command line.
-    pub fn command_line(&self) -> Result<&'a str, UkiError> {
-        self.text("command line", ".cmdline", MAX_COMMAND_LINE, false)
-    }
-
-    /// The image's os-release.
-    pub fn os_release(&self) -> Result<&'a str, UkiError> {
-        self.text("os-release", ".osrel", MAX_OS_RELEASE, true)
-    }
-
-    /// The verity root hash that the command line names by `roothash=` or `usrhash=` (systemd-veritysetup-generator(8)).
-    /// The last one counts, as for systemd.
-    pub fn root_hash(&self) -> Result<Option<RootHash>, UkiError> {
-        let options = self.command_line()?.split_ascii_whitespace().rev();
-        let hash = options
-            .into_iter()
-            .find_map(|option| option.strip_prefix("roothash=").or_else(|| option.strip_prefix("usrhash=")));
-        hash.map(|hash| RootHash::parse(hash).map_err(|_| UkiError::Text { what: "root hash" })).transpose()
-    }
-
-    fn text(&self, what: &'static str, name: &'static str, max: usize, lines: bool) -> Result<&'a str, UkiError> {
-        let bytes = self.section(name)?;
-        // Some builders end the text with NUL bytes; the stub ignores them too.
-        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let text = bytes.get(..end).unwrap_or_default();
-        if text.len() > max {
-            return Err(UkiError::TooLong { what, found: text.len() as u64, max: max as u64 });
-        }
-        let text = std::str::from_utf8(text).map_err(|_| UkiError::Text { what })?;
-        let text = text.trim_end();
-        check_text(what, text, max, lines)?;
-        Ok(text)
-    }
-}
-
-#[cfg(test)]
-#[path = "uki_tests.rs"]
-mod tests;

@@ -1,6 +1,11 @@
 use std::process::Command;
 
+use super::build::{DATA, SECTION_HEADER, parse, put};
 use super::*;
+use crate::io::ReadAt;
+use object::LittleEndian as LE;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A stub with the headers of systemd's: DOS header, PE32+, two sections, room for 13 more, a signature behind.
 fn stub() -> Vec<u8> {
@@ -51,15 +56,20 @@ fn what_goes_in_comes_out() {
     let stub = stub();
     let uki = build(&parts(&stub)).unwrap();
     assert_eq!(uki, build(&parts(&stub)).unwrap());
-    let read = Uki::parse(&uki).unwrap();
-    assert_eq!(read.command_line().unwrap(), COMMAND_LINE);
-    assert_eq!(read.os_release().unwrap(), "ID=acme\nVERSION_ID=1.0");
-    assert_eq!(read.section(".linux").unwrap(), b"the kernel");
-    assert_eq!(read.section(".initrd").unwrap(), [7; 3000]);
-    assert_eq!(read.section(".uname").unwrap(), b"6.1.0-1");
-    assert_eq!(read.section(".text").unwrap(), [0xCC; 0x150]);
+    let read = Uki::open(&uki).unwrap();
+    assert_eq!(read.command_line().unwrap().as_str(), COMMAND_LINE);
+    assert_eq!(read.os_release().unwrap().version(), Some("1.0"));
+    assert_eq!(read.machine(), Machine::X86_64);
+    assert_eq!(read.section(".linux", 100).unwrap(), b"the kernel");
+    assert_eq!(read.section(".initrd", 3000).unwrap(), [7; 3000]);
+    assert_eq!(read.section(".uname", 100).unwrap(), b"6.1.0-1");
+    assert_eq!(read.section(".text", 1000).unwrap(), [0xCC; 0x150]);
+    assert!(matches!(
+        read.section(".initrd", 2999),
+        Err(ReadUkiError::NotUki(UkiError::TooLong { what: ".initrd", found: 3000, max: 2999 }))
+    ));
     assert_eq!(read.root_hash().unwrap().unwrap().as_str(), &COMMAND_LINE[9..73]);
-    assert!(matches!(read.section(".dtb"), Err(UkiError::Section { name: ".dtb", found: 0 })));
+    assert!(matches!(read.section_size(".dtb"), Err(UkiError::Section { name: ".dtb", found: 0 })));
     // Nothing of the stub's own identity is left: signature, directory entry, time stamp, checksum.
     assert!(!uki.windows(9).any(|window| window == b"signature"));
     assert_eq!(uki[0x98 + 112 + 32..][..8], [0; 8]);
@@ -85,7 +95,7 @@ fn binutils_reads_systemds_stub_with_our_sections() {
         assert!(fields[1] >= last_end, "sections lie one behind the other: {listing}");
         last_end = fields[1] + fields[0];
     }
-    assert_eq!(Uki::parse(&uki).unwrap().command_line().unwrap(), COMMAND_LINE);
+    assert_eq!(Uki::open(&uki).unwrap().command_line().unwrap().as_str(), COMMAND_LINE);
 }
 
 #[test]
@@ -97,7 +107,7 @@ fn a_kernel_that_needs_more_memory_than_bytes_gets_it() {
     let linux = sections.iter().last().unwrap();
     assert_eq!(linux.virtual_size.get(LE), 0x3000);
     assert_eq!(headers.optional_header.size_of_image.get(LE), linux.virtual_address.get(LE) + 0x3000);
-    assert_eq!(Uki::parse(&uki).unwrap().section(".linux").unwrap()[..kernel.len()], kernel);
+    assert_eq!(Uki::open(&uki).unwrap().section(".linux", 1 << 20).unwrap()[..kernel.len()], kernel);
 }
 
 #[test]
@@ -118,18 +128,115 @@ fn bad_parts_are_refused() {
 fn broken_files_have_errors_and_never_a_panic() {
     let uki = build(&parts(&stub())).unwrap();
     for length in 0..uki.len() {
-        let read = Uki::parse(&uki[..length]);
-        assert!(read.is_err(), "cut at {length}");
+        let cut = uki[..length].to_vec();
+        assert!(matches!(Uki::open(&cut), Err(ReadUkiError::NotUki(_))), "cut at {length}");
     }
     // Headers only: a changed byte of a section's content is another content.
     for at in 0..0x400 {
         for bit in 0..8 {
             let mut bad = uki.clone();
             bad[at] ^= 1 << bit;
-            if let Ok(read) = Uki::parse(&bad) {
+            if let Ok(read) = Uki::open(&bad) {
                 let _ = (read.command_line(), read.os_release(), read.root_hash());
             }
             let _ = build(&Parts { kernel: &bad, ..parts(&bad) });
         }
     }
+}
+
+/// A file that counts what is read of it, and fails at one read.
+struct Failing {
+    bytes: Vec<u8>,
+    reads: AtomicU64,
+    read_bytes: AtomicU64,
+    fails_at: u64,
+    kind: io::ErrorKind,
+}
+
+impl Failing {
+    fn new(bytes: &[u8], fails_at: u64, kind: io::ErrorKind) -> Self {
+        Self { bytes: bytes.to_vec(), reads: AtomicU64::new(0), read_bytes: AtomicU64::new(0), fails_at, kind }
+    }
+}
+
+impl ReadAt for Failing {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        if self.reads.fetch_add(1, Ordering::Relaxed) == self.fails_at {
+            return Err(self.kind.into());
+        }
+        self.bytes.read_at(buffer, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        if self.fails_at == u64::MAX - 1 { Err(self.kind.into()) } else { self.bytes.size() }
+    }
+}
+
+/// All that the agent asks of a file.
+fn look(file: &dyn ReadAt) -> Result<(Option<String>, Option<String>), ReadUkiError> {
+    let uki = Uki::open(file)?;
+    let hash = uki.root_hash()?.map(|hash| hash.to_string());
+    Ok((hash, uki.os_release()?.version().map(str::to_owned)))
+}
+
+#[test]
+fn whatever_read_fails_it_is_unreadable_and_never_another_content() {
+    let good = build(&parts(&stub())).unwrap();
+    let expected = look(&good).unwrap();
+    for kind in [io::ErrorKind::Other, io::ErrorKind::OutOfMemory, io::ErrorKind::UnexpectedEof] {
+        let mut failed = 0;
+        for at in (0..8).chain([u64::MAX - 1]) {
+            let file = Failing::new(&good, at, kind);
+            match look(&file) {
+                Ok(found) => assert_eq!(found, expected),
+                Err(ReadUkiError::Unreadable { source, .. }) => {
+                    assert_eq!(source.kind(), kind);
+                    failed += 1;
+                }
+                Err(error) => panic!("read {at} failed and the file was judged: {error}"),
+            }
+        }
+        assert_eq!(failed, 4, "length, headers, command line, os-release");
+    }
+}
+
+#[test]
+fn only_headers_and_asked_sections_are_read() {
+    let stub = stub();
+    let initrd = vec![7; 5 << 20];
+    let uki = build(&Parts { initrd: &initrd, ..parts(&stub) }).unwrap();
+    let file = Failing::new(&uki, u64::MAX, io::ErrorKind::Other);
+    look(&file).unwrap();
+    assert!(file.read_bytes.load(Ordering::Relaxed) < 8 << 10);
+}
+
+/// Appends a section to a file made by [`build`], whose stub has room for more headers.
+fn append(uki: &mut Vec<u8>, name: &[u8; 8], bytes: &[u8]) {
+    let count = u16::from_le_bytes([uki[0x86], uki[0x87]]);
+    let mut header = name.to_vec();
+    for field in [bytes.len(), 0x10_0000 + usize::from(count) * 0x1000, 0x200, uki.len(), 0, 0, 0, DATA as usize] {
+        header.extend((field as u32).to_le_bytes());
+    }
+    put(uki, 0x188 + usize::from(count) * SECTION_HEADER, &header);
+    put(uki, 0x86, &(count + 1).to_le_bytes());
+    let mut padded = bytes.to_vec();
+    padded.resize(0x200, 0);
+    uki.extend(padded);
+}
+
+#[test]
+fn of_several_profiles_the_first_one_boots() {
+    let (other, third) = ("bb".repeat(32), "cc".repeat(32));
+    let mut uki = build(&parts(&stub())).unwrap();
+    append(&mut uki, b".profile", b"ID=main\n");
+    assert_eq!(look(&uki).unwrap().0.as_deref(), Some(&COMMAND_LINE[9..73]), "what all have in common");
+    append(&mut uki, b".cmdline", format!("roothash={other}").as_bytes());
+    append(&mut uki, b".profile", b"ID=debug\n");
+    append(&mut uki, b".cmdline", format!("roothash={third}").as_bytes());
+    assert_eq!(look(&uki).unwrap().0, Some(other));
+    // Twice within one profile is nothing that could be relied on.
+    let mut uki = build(&parts(&stub())).unwrap();
+    append(&mut uki, b".cmdline", b"quiet");
+    assert!(matches!(look(&uki), Err(ReadUkiError::NotUki(UkiError::Section { name: ".cmdline", found: 2 }))));
 }
