@@ -86,7 +86,15 @@ pub enum Effect {
     /// Mark a slot as holding nothing, durably.
     MarkEmpty(SlotName),
     /// Fetch what the slot does not hold already, check each frame, write it, write the verity tree, make it durable.
-    WriteSlot(ReleaseTarget, PackFallback),
+    WriteSlot {
+        /// What is wanted where.
+        target: ReleaseTarget,
+        /// Whether a pack that is missing on the server may be replaced by a dearer one.
+        fallback: PackFallback,
+        /// Whether frames may be made from the running slot. Not where it is known to have changed: a delta would fail, and
+        /// fail again.
+        from_running: bool,
+    },
     /// Fetch the UKI and lay it where no boot loader looks, durably.
     StageUki(ReleaseTarget),
     /// Read the running slot past the page cache and compare its root hash: dm-verity notices a change only where
@@ -160,7 +168,7 @@ impl Effect {
             Self::RetireEntry(_) => "retire-entry",
             Self::MarkWriting(_) => "mark-writing",
             Self::MarkEmpty(_) => "mark-empty",
-            Self::WriteSlot(..) => "write-slot",
+            Self::WriteSlot { .. } => "write-slot",
             Self::StageUki(_) => "stage-uki",
             Self::Inspect(_) => "inspect",
             Self::ReadBack(_) => "read-back",

@@ -200,7 +200,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
         effects.extend([
             Effect::RetireEntry(slot),
             Effect::MarkWriting(target.clone()),
-            Effect::WriteSlot(target.clone(), fallback),
+            Effect::WriteSlot { target: target.clone(), fallback, from_running: state.running_changed.is_none() },
             Effect::StageUki(target.clone()),
             Effect::ReadBack(target.clone()),
             Effect::Seal(target),

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use bascule_image::build::{BuildError, Effort, Image, Options, build_full};
+use bascule_image::build::{BuildError, Effort, Image, Options, build_delta, build_full};
 use bascule_image::digest::Sha256;
 use bascule_image::release::ParseError;
 use bascule_image::release::manifest::{self, Manifest};
@@ -36,6 +36,8 @@ pub struct TinyRelease {
     pub uki: Vec<u8>,
     /// A full pack of the image.
     pub pack: Vec<u8>,
+    /// A delta pack, and the root hash of its base.
+    pub delta: Option<(Sha256, Vec<u8>)>,
     /// What is signed.
     pub manifest: Manifest,
     /// The manifest as it is published.
@@ -69,6 +71,30 @@ impl TinyRelease {
         let mut random = ChaCha8Rng::from_seed(*identity.as_bytes());
         let mut data = vec![0; size];
         random.fill_bytes(&mut data);
+        Self::of(product, version, data, faults)
+    }
+
+    /// The release after `base`: one block of the image differs, and there is a delta pack from `base` beside the full one.
+    /// Errors: a tree or pack could not be built.
+    pub fn following(base: &Self, version: &str) -> Result<Self, TinyError> {
+        let mut data = base.data.clone();
+        data.iter_mut().take(verity::BLOCK_SIZE).for_each(|byte| *byte ^= 0x55);
+        let mut release = Self::of(&base.product, version, data, &[])?;
+        let image = Image { root_hash: release.root_hash, bytes: &release.data };
+        let before = Image { root_hash: base.root_hash, bytes: &base.data };
+        let mut delta = Vec::new();
+        let options = Options { effort: Effort::Fast, workers: NonZeroUsize::MIN, ..Options::default() };
+        let built = build_delta(image, before, &mut delta, &options, &Watch::none())?;
+        let path = format!("releases/{version}/x86-64/from-{}.pack", base.root_hash).parse::<TargetPath>()?;
+        release.manifest.packs.push(built.to_manifest_entry(path));
+        release.manifest_bytes = release.manifest.to_bytes()?;
+        release.delta = Some((base.root_hash, delta));
+        Ok(release)
+    }
+
+    fn of(product: &str, version: &str, data: Vec<u8>, faults: &[Fault]) -> Result<Self, TinyError> {
+        let identity = Sha256::of(format!("{product} {version}").as_bytes());
+        let mut random = ChaCha8Rng::from_seed(Sha256::of(identity.as_bytes()).as_bytes().to_owned());
         let parameters = Parameters { salt: identity.first_half().to_vec(), uuid: identity.second_half() };
         let tree = hash(&data, &parameters)?;
         let root_hash = tree.root_hash();
@@ -110,6 +136,7 @@ impl TinyRelease {
         let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {
             pack,
+            delta: None,
             manifest,
             manifest_bytes,
             product: product.to_owned(),

@@ -146,7 +146,7 @@ fn of_apply(error: &ApplyError) -> NodeError {
         }
         ApplyError::Sink { source, .. } | ApplyError::Base(source) => of_io(source),
         ApplyError::SlotTooSmall { .. } => NodeError::Space,
-        ApplyError::Frame(frame) if frame.category() == "base-unreadable" => NodeError::Storage,
+        ApplyError::BaseFrame(_) => NodeError::Storage,
         ApplyError::WrongBase { .. } | ApplyError::BaseSize { .. } | ApplyError::Frame(_) => NodeError::Trust,
         ApplyError::RootHash { .. } => NodeError::Trust,
         ApplyError::Incomplete(_) | ApplyError::Cancelled(_) | ApplyError::Worker => NodeError::Internal,

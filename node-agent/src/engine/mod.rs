@@ -132,10 +132,10 @@ impl Engine {
             Effect::MarkWriting(target) => self.label(target.slot, &slots::writing(&target.version, &target.root_hash)),
             Effect::MarkEmpty(slot) => self.label(*slot, &slots::emptied()),
             Effect::Seal(target) => self.label(target.slot, &slots::sealed(&target.version, &target.root_hash)),
-            Effect::WriteSlot(target, fallback) => {
+            Effect::WriteSlot { target, fallback, from_running } => {
                 let machine = self.machine()?;
                 Self::not_running(&machine, target.slot)?;
-                self.quietly(|| self.write_slot(&machine, target, *fallback, tell))
+                self.quietly(|| self.write_slot(&machine, target, *fallback, *from_running, tell))
             }
             Effect::StageUki(target) => {
                 let release = self.resolved_for(target)?;

@@ -4,7 +4,7 @@ use std::io;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Mutex;
 
-use bascule_api::{PackFallback, SlotName};
+use bascule_api::{PackFallback, RootHash, SlotName};
 use bascule_image::apply::{Apply, Base, Options};
 use bascule_image::digest::Sha256;
 use bascule_image::io::{ReadAt, Sink};
@@ -14,7 +14,7 @@ use bascule_image::verity::{self, Parameters, Superblock};
 use bascule_image::work::Watch;
 
 use super::pace::Pace;
-use super::{EffectError, Engine};
+use super::{EffectError, Engine, in_one_line};
 use crate::boot::Machine;
 use crate::core::{Event, Partition, ReleaseTarget};
 use crate::host::TransferOptions;
@@ -95,9 +95,41 @@ impl Engine {
         TransferOptions { bytes_per_second: self.limits.bytes_per_second, cancel: self.stop.flag() }
     }
 
-    /// Writes data and verity partition of a slot.
+    /// Writes data and verity partition of a slot. Where the running slot may be made from but turns out not to be what it
+    /// was, or can't be read, the full pack is applied without it; what was written until then is kept.
     pub(super) fn write_slot(
         &self,
+        machine: &Machine,
+        target: &ReleaseTarget,
+        fallback: PackFallback,
+        from_running: bool,
+        tell: &(dyn Fn(Event) + Sync),
+    ) -> Result<(), EffectError> {
+        if from_running {
+            let running = &machine.partitions.get(machine.booted).0;
+            let opened = self.host.disk.partition_read(running.number, running.extent);
+            let written = opened.map_err(partition("opening", running)).and_then(|image| {
+                let base = Base { root_hash: Sha256::from(&machine.root_hash), image: &*image };
+                self.write_slot_from(Some((base, &machine.root_hash)), machine, target, fallback, tell)
+            });
+            match written {
+                Err(EffectError::Apply(error)) if error.blames_base() => {
+                    let error = in_one_line(&error);
+                    tracing::error!(slot = %machine.booted, error, "the running slot is damaged: the full pack is taken");
+                }
+                Err(EffectError::Partition { number, source, .. }) if number == running.number => {
+                    tracing::error!(slot = %machine.booted, %source, "the running slot can't be read: the full pack is taken");
+                }
+                written => return written,
+            }
+        }
+        // The damage is this node's own: packs that are missing for the whole fleet are another matter.
+        self.write_slot_from(None, machine, target, PackFallback::Allow, tell)
+    }
+
+    fn write_slot_from(
+        &self,
+        base: Option<(Base<'_>, &RootHash)>,
         machine: &Machine,
         target: &ReleaseTarget,
         fallback: PackFallback,
@@ -106,7 +138,8 @@ impl Engine {
         let release = self.resolved_for(target)?;
         let manifest = release.manifest();
         let options = self.transfer_options();
-        let opened = release.open_pack(std::slice::from_ref(&machine.root_hash), fallback, &options)?;
+        let bases = base.map_or(&[][..], |(_, root_hash)| std::slice::from_ref(root_hash));
+        let opened = release.open_pack(bases, fallback, &options)?;
         for missing in &opened.report.passed_over {
             tracing::warn!(version = %target.version, missing, "a cheaper pack is missing on the server");
         }
@@ -116,9 +149,6 @@ impl Engine {
         // What lies there from an earlier attempt is judged by the medium, not by the page cache: after a failed flush, or
         // on a disk that lied, the cache still holds what was never written.
         let sink = Slot { writer: self.writable(data)?, medium: self.direct(data)? };
-        let running = &machine.partitions.get(machine.booted).0;
-        let base =
-            self.host.disk.partition_read(running.number, running.extent).map_err(partition("opening", running))?;
         let pace = Pace {
             version: target.version.clone(),
             base: match &pack.kind {
@@ -142,7 +172,7 @@ impl Engine {
             index: &index,
             parameters: &parameters,
             source: &*opened.source,
-            base: Some(Base { root_hash: Sha256::from(&machine.root_hash), image: &*base }),
+            base: base.map(|(base, _)| base),
             sink: &sink,
             options: Options { workers: self.limits.workers, ..Options::default() },
         };

@@ -27,6 +27,8 @@ pub enum Fault {
     BreakAfterTimes { bytes: u64, times: u32 },
     /// `Range` is ignored: 200 with the whole file.
     IgnoreRange,
+    /// `If-Range` is answered with 200 and the whole file, whatever it says; `Range` alone with 206, as some caches do.
+    IgnoreIfRange,
     /// Another ETag with each response, as if the file were replaced all the time.
     ChangingEtag,
     /// A `Content-Range` that starts one byte later than asked for.

@@ -96,6 +96,7 @@ async fn respond(
     let (content, length, etag) = open(shared, path, &fault).await?;
     let asked = match &fault {
         Some(Fault::IgnoreRange) => None,
+        Some(Fault::IgnoreIfRange) if headers.contains_key(IF_RANGE) => None,
         _ => range(headers, &etag, length),
     };
     let (start, end) = asked.unwrap_or((0, length));

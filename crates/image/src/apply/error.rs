@@ -62,6 +62,10 @@ pub enum ApplyError {
     /// A frame is not what the index says.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// A frame made from the base is not what the index says, or the base could not be read for it: the base is damaged, or
+    /// the pack was on its way. A full pack without a base tells, and heals.
+    #[error("a frame that is made from the base image failed")]
+    BaseFrame(#[source] FrameError),
     /// Reading back from or writing to the slot failed.
     #[error("{action} the slot at offset {offset} failed")]
     Sink {
@@ -100,6 +104,12 @@ fn have(found: &Option<Sha256>) -> String {
 }
 
 impl ApplyError {
+    /// Whether the base may be what is wrong: the same pack fails the same way for as long as the base is what it is, while
+    /// a full pack applied without a base does not need it.
+    pub fn blames_base(&self) -> bool {
+        matches!(self, Self::WrongBase { .. } | Self::BaseSize { .. } | Self::Base(_) | Self::BaseFrame(_))
+    }
+
     /// Stable label for metrics and conditions.
     pub fn category(&self) -> &'static str {
         match self {
@@ -108,7 +118,7 @@ impl ApplyError {
             Self::SlotTooSmall { .. } => "slot-too-small",
             Self::Source { .. } => "pack-unreadable",
             Self::Truncated { .. } => "pack-truncated",
-            Self::Frame(error) => error.category(),
+            Self::Frame(error) | Self::BaseFrame(error) => error.category(),
             Self::Sink { .. } => "slot-io",
             Self::RootHash { .. } | Self::Incomplete(_) => "root-hash-mismatch",
             Self::Cancelled(_) => "cancelled",

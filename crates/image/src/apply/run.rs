@@ -235,14 +235,18 @@ impl Run<'_> {
             (Step::CopyFromBase, Some(base)) => {
                 let offset = frame.image_offset;
                 let read = base.read_at(raw, offset);
-                read.map_err(|source| FrameError::Base { frame: frame.number, offset, source })?;
+                let failed = |source| ApplyError::BaseFrame(FrameError::Base { frame: frame.number, offset, source });
+                read.map_err(failed)?;
                 // It was right when it was looked for; a base that changes meanwhile is caught here.
                 let found = Sha256::of(raw);
                 if found != frame.digest {
-                    return Err(FrameError::Digest { frame: frame.number, expected: frame.digest, found }.into());
+                    let differs = FrameError::Digest { frame: frame.number, expected: frame.digest, found };
+                    return Err(ApplyError::BaseFrame(differs));
                 }
             }
-            _ => decoder.decode(&frame, &task.stored, base, raw)?,
+            _ => decoder.decode(&frame, &task.stored, base, raw).map_err(|error| {
+                if frame.codec.needs_base() { ApplyError::BaseFrame(error) } else { ApplyError::Frame(error) }
+            })?,
         }
         let offset = frame.image_offset;
         let written = match frame.codec {

@@ -302,3 +302,62 @@ proptest! {
         prop_assert_eq!(again.report.kept_frames as usize, kept);
     }
 }
+
+/// A base with one rotten block, or one that fails at one place.
+struct Rotten {
+    bytes: Vec<u8>,
+    fails_at: Option<u64>,
+}
+
+impl ReadAt for Rotten {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.fails_at {
+            Some(at) if (offset..offset + buffer.len() as u64).contains(&at) => Err(io::Error::from_raw_os_error(5)),
+            _ => self.bytes.read_at(buffer, offset),
+        }
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.bytes.size()
+    }
+}
+
+#[test]
+fn whatever_is_wrong_with_the_base_is_blamed_on_it_and_a_full_pack_heals() {
+    let releases = Releases::new();
+    let root_hash = root_of(&releases.old);
+    let delta = |base: Option<Base<'_>>, slot: &Slot| {
+        run(&releases.delta_index, &Server::new(&releases.delta), base, slot, Options::default()).unwrap_err()
+    };
+    let mut blamed = 0;
+    for at in (100..releases.old.len()).step_by(512 << 10) {
+        let mut bytes = releases.old.clone();
+        bytes[at] ^= 1;
+        let rotten = Rotten { bytes, fails_at: None };
+        let failing = Rotten { bytes: releases.old.clone(), fails_at: Some(at as u64) };
+        for image in [&rotten, &failing] {
+            let slot = Slot::new(vec![0xAA; SIZE]);
+            let base = Some(Base { root_hash, image });
+            let delta = run(&releases.delta_index, &Server::new(&releases.delta), base, &slot, Options::default());
+            // Not every block of the base is in the new release.
+            if let Err(error) = delta {
+                assert!(error.blames_base(), "{error}");
+                blamed += 1;
+            }
+            // The same base must not get in the way of a full pack either: what is not right in it is fetched.
+            let full = run(&releases.full_index, &Server::new(&releases.full), base, &slot, Options::default());
+            assert_eq!(full.unwrap().tree, tree_of(&releases.new));
+        }
+    }
+    assert!(blamed > 4, "{blamed}");
+    let short = Rotten { bytes: releases.old[..SIZE - 4096].to_vec(), fails_at: None };
+    let slot = Slot::new(vec![0xAA; SIZE]);
+    let other = Base { root_hash: root_of(&releases.new), image: &releases.old };
+    for base in [None, Some(other), Some(Base { root_hash, image: &short })] {
+        assert!(delta(base, &slot).blames_base());
+    }
+    // The pack's own faults are not the base's.
+    let cut = Server { ends_after: 1000, ..Server::new(&releases.delta) };
+    let error = run(&releases.delta_index, &cut, Some(releases.old_base()), &slot, Options::default()).unwrap_err();
+    assert!(!error.blames_base(), "{error}");
+}

@@ -206,7 +206,7 @@ impl HttpClient {
 /// A failed attempt, with what the server asked for by `Retry-After`.
 #[derive(Debug)]
 pub(super) struct Failure {
-    error: FetchError,
+    pub(super) error: FetchError,
     retry_after: Option<Duration>,
 }
 

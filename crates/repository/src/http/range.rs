@@ -1,6 +1,7 @@
 //! One byte range of one big file, resumed in the middle when the connection breaks. All ranges of a file share a
 //! [`Validator`], so that a file which is replaced on the server between two requests is noticed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,16 +24,24 @@ const PROGRESS_FOR_FRESH_RETRIES: u64 = 1 << 20;
 pub(crate) struct Validator {
     length: u64,
     etag: Arc<Mutex<Option<HeaderValue>>>,
+    /// The server answers `If-Range` with the whole file although the file is the same.
+    unconditional: Arc<AtomicBool>,
 }
 
 impl Validator {
     /// For a file of this signed length.
     pub(crate) fn new(length: u64) -> Self {
-        Self { length, etag: Arc::default() }
+        Self { length, etag: Arc::default(), unconditional: Arc::default() }
     }
 
     fn known(&self) -> Option<HeaderValue> {
         self.etag.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What `If-Range` says: the ETag of the first response. RFC 9110, 13.1.5: it takes strong validators only.
+    fn condition(&self) -> Option<HeaderValue> {
+        let wanted = !self.unconditional.load(Ordering::Relaxed);
+        self.known().filter(|etag| wanted && !etag.as_bytes().starts_with(b"W/"))
     }
 
     /// Compares a response's ETag with the first one seen.
@@ -135,15 +144,29 @@ impl RangeReader {
 
     /// Asks for what is left of the range, and accepts only exactly that.
     async fn request(&self) -> Result<Body, Failure> {
+        let condition = self.validator.condition();
+        let conditional = condition.is_some();
+        match self.request_if(condition).await {
+            // With If-Range, 200 means that the file changed (RFC 9110, 13.1.5), which its ETag was asked about. There are
+            // servers and caches that answer so whatever it says. Without If-Range they give the range, and what comes is
+            // checked by digest anyway.
+            Err(Failure { error: FetchError::RangeIgnored { url }, .. }) if conditional => {
+                tracing::debug!(url, "the server gives no ranges with If-Range; asking without");
+                self.validator.unconditional.store(true, Ordering::Relaxed);
+                self.request_if(None).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn request_if(&self, condition: Option<HeaderValue>) -> Result<Body, Failure> {
         let mut headers = HeaderMap::new();
         let asked = format!("{}-{}", self.position, self.end - 1);
         if let Ok(value) = HeaderValue::try_from(format!("bytes={asked}")) {
             headers.insert(RANGE, value);
         }
-        let known = self.validator.known();
-        // RFC 9110, 13.1.5: If-Range takes strong validators only.
-        if let Some(etag) = known.as_ref().filter(|etag| !etag.as_bytes().starts_with(b"W/")) {
-            headers.insert(IF_RANGE, etag.clone());
+        if let Some(etag) = condition {
+            headers.insert(IF_RANGE, etag);
         }
         let response = self.client.send(&self.url, headers, self.deadline, self.overall).await?;
         match response.status() {
@@ -160,8 +183,7 @@ impl RangeReader {
                 }
             }
             StatusCode::OK => {
-                // With If-Range, 200 means that the file changed (RFC 9110, 13.1.5). Otherwise the server knows no
-                // ranges, which does no harm where the whole file was wanted anyway.
+                // The file changed, or the server knows no ranges, which does no harm where the whole file was wanted anyway.
                 self.validator.check(&self.url, response.headers())?;
                 let whole = self.position == 0 && self.end == self.validator.length;
                 if !whole || response.content_length() != Some(self.validator.length) {

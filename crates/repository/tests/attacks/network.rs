@@ -236,6 +236,23 @@ async fn a_server_without_ranges_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_gives_no_ranges_with_if_range_is_asked_without() {
+    let vendor = Vendor::with_two_releases();
+    let server = HttpsServer::start(vendor.repository()).await.unwrap();
+    let node = Node::of(&vendor);
+    for file in ["from-", "uki.efi"] {
+        server.misbehave(file, Fault::IgnoreIfRange);
+    }
+    // A connection that breaks in the middle is resumed with a range, too.
+    server.misbehave("uki.efi", Fault::BreakAfterTimes { bytes: 3000, times: 1 });
+    node.update(&server).await.unwrap();
+    assert!(node.slot_holds("1.1"));
+    let refused = server.requests().iter().filter(|request| request.range.is_some() && request.status == 200).count();
+    assert!((1..=2).contains(&refused), "once for each file it is learnt, and remembered: {refused}");
+    assert!(server.requests().iter().any(|request| request.path.contains("from-") && request.status == 206));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pack_that_is_replaced_in_the_middle_is_noticed() {
     let vendor = Vendor::with_two_releases();
     let server = HttpsServer::start(vendor.repository()).await.unwrap();

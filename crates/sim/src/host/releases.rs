@@ -103,15 +103,21 @@ impl ResolvedRelease for Offered {
 
     fn open_pack(
         &self,
-        _bases: &[RootHash],
+        bases: &[RootHash],
         _fallback: PackFallback,
         options: &TransferOptions,
     ) -> Result<OpenPack, FetchError> {
         self.note(options);
-        let pack = self.manifest().packs.first().cloned().ok_or_else(|| self.broken("the manifest has no pack"))?;
+        let release = &self.published.release;
+        let delta = release.delta.as_ref().filter(|(base, _)| bases.iter().any(|held| Sha256::from(held) == *base));
+        let (entry, bytes) = match delta {
+            Some((_, delta)) => (self.manifest().packs.last(), delta),
+            None => (self.manifest().packs.first(), &release.pack),
+        };
+        let pack = entry.cloned().ok_or_else(|| self.broken("the manifest has no pack"))?;
         Ok(OpenPack {
             report: PackReport { pack, passed_over: Vec::new() },
-            source: Box::new(self.published.release.pack.clone()),
+            source: Box::new(bytes.clone()),
             transferred: Arc::new(AtomicU64::new(0)),
         })
     }

@@ -2,14 +2,17 @@
 //! release boots; what passes by itself ends well by itself; what does not is reported and never armed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bascule_api::NodeError;
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
 use bascule_sim::firmware::BootLoader::{self, Gptprio, SystemdBoot};
-use bascule_sim::host::STATE_CACHE;
+use bascule_sim::host::releases::reference;
+use bascule_sim::host::{STATE_CACHE, SimReleases};
 use bascule_sim::layout::{ESP, Slot, Table};
+use bascule_sim::tiny::TinyRelease;
 
-use crate::operator::Verdict;
+use crate::operator::{Operator, Verdict};
 use crate::power_cuts::{sound, world};
 use crate::support::{installed, release};
 use crate::world::World;
@@ -184,6 +187,45 @@ fn an_esp_that_breaks_under_the_running_system_is_reported() {
     refuses_until_mended(world, &[NodeError::Storage, NodeError::BootControl], "broken ESP", |_| {
         whole.write_all(0, &boot_sector).unwrap();
     });
+}
+
+/// A host on which 1.0 runs, and a 1.1 that has a delta from it; and how often a pack or boot image was opened.
+fn updating_by_delta(boot: BootLoader) -> (World, Arc<AtomicUsize>) {
+    let first = release("1.0");
+    let known = Arc::new(vec![first.clone(), TinyRelease::following(&first, "1.1").unwrap()]);
+    let downloads = Arc::new(AtomicUsize::new(0));
+    let counter = downloads.clone();
+    let counted = SimReleases::of(known.iter()).noting(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+    });
+    let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
+    (World::new(boot, installed(boot, &first), operator, known, Arc::new(counted)), downloads)
+}
+
+#[test]
+fn a_rotten_block_or_a_failing_sector_in_the_running_slot_heals_by_the_full_pack() {
+    for boot in BACKENDS {
+        // Without damage the delta is what is taken, and a boot image; else this test would show nothing.
+        let (mut world, downloads) = updating_by_delta(boot);
+        ends_with(&mut world, "1.1", &format!("{boot:?}: by delta"));
+        assert_eq!(downloads.load(Ordering::SeqCst), 2, "{}", world.told());
+
+        let (mut world, downloads) = updating_by_delta(boot);
+        let disk = world.hardware.disk.clone();
+        // Once the release runs: dm-verity would not start what is rotten already.
+        world.on_effect("write-slot", move || {
+            let part = Table::read(&disk).unwrap().part(Slot::A.data()).unwrap();
+            part.write_all(20_000, b"rot").unwrap();
+            part.flush().unwrap();
+        });
+        ends_with(&mut world, "1.1", &format!("{boot:?}: a rotten block in the running slot"));
+        assert_eq!(downloads.load(Ordering::SeqCst), 3, "{}", world.told());
+
+        let (mut world, downloads) = updating_by_delta(boot);
+        world.faults = vec![FaultRule::always(Access::Read, Some(Cache(Slot::A.data())), Effect::Eio)];
+        ends_with(&mut world, "1.1", &format!("{boot:?}: the running slot can't be read"));
+        assert_eq!(downloads.load(Ordering::SeqCst), 3, "{}", world.told());
+    }
 }
 
 #[test]
