@@ -59,8 +59,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The root of the checkout this binary was built in.
+/// The root of the checkout that is worked in: the one whose cargo runs this, or the one this stands in. Never the place where
+/// this program was built, which a copied build folder would carry along.
 fn workspace_root() -> std::path::PathBuf {
-    let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
+    let is_root = |folder: &std::path::Path| folder.join("xtask/Cargo.toml").is_file();
+    let by_cargo = std::env::var_os("CARGO_MANIFEST_DIR").map(std::path::PathBuf::from);
+    let here = by_cargo.or_else(|| std::env::current_dir().ok()).unwrap_or_default();
+    here.ancestors().find(|folder| is_root(folder)).unwrap_or(&here).to_owned()
 }

@@ -1,58 +1,160 @@
 //! `cargo xtask test`: every check and every test, in the order in which they fail cheapest. CI runs exactly this.
+//!
+//! All tests are compiled once. Then two lanes run side by side, because they want different things: what has a control plane waits most
+//! of its time for watches, leases and reboots; worlds, disks and parsers want a processor and nothing else, as does the build of what
+//! the virtual machines run. The machines come last and alone.
 
 use crate::{prerequisites, workspace_root};
 use anyhow::{Context as _, bail};
+use cargo_metadata::{MetadataCommand, TargetKind};
 use clap::Args;
-use std::{process::Stdio, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text.
+    /// Only the steps whose name contains this text: format, lints, compile, worlds, cluster, boot.
     #[arg(long)]
     only: Option<String>,
+    /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
+    #[arg(last = true)]
+    filter: Vec<String>,
 }
 
+/// The test programs that start a control plane of their own and mostly wait for it.
+const WITH_A_CONTROL_PLANE: [&str; 7] =
+    ["admission", "cluster", "control_plane", "install", "kubelet", "kwok", "sandbox"];
+/// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
+const NICE: i32 = 5;
+
+/// One command of a step.
 struct Step {
     name: &'static str,
     /// What cargo is told.
-    cargo: &'static [&'static str],
+    cargo: Vec<String>,
 }
 
-const STEPS: &[Step] = &[
-    Step { name: "format", cargo: &["fmt", "--all", "--check"] },
-    Step { name: "lints", cargo: &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"] },
-    Step { name: "tests", cargo: &["test", "--workspace", "--no-fail-fast"] },
-    // What the machines are made of is compiled first, so that nothing competes with them for the processors.
-    Step { name: "boot programs", cargo: &["xtask", "boot", "build"] },
-    Step { name: "boot", cargo: &["xtask", "boot"] },
-];
+impl Step {
+    fn new(name: &'static str, cargo: &[&str]) -> Self {
+        Self { name, cargo: cargo.iter().map(|&word| word.to_owned()).collect() }
+    }
+
+    fn tests(name: &'static str, targets: impl IntoIterator<Item = String>, filter: &[String]) -> Self {
+        let mut cargo: Vec<String> = ["test", "--workspace", "--no-fail-fast"].map(str::to_owned).into();
+        cargo.extend(targets);
+        if !filter.is_empty() {
+            cargo.push("--".to_owned());
+            cargo.extend(filter.iter().cloned());
+        }
+        Self { name, cargo }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = bascule_os_image::cargo();
+        command.args(&self.cargo).current_dir(workspace_root()).stdin(Stdio::null());
+        command
+    }
+
+    fn line(&self) -> String {
+        format!("cargo {}", self.cargo.join(" "))
+    }
+
+    /// Runs it with its output on the terminal.
+    fn run(&self) -> anyhow::Result<()> {
+        println!("==> {}: {}", self.name, self.line());
+        let started = Instant::now();
+        let status = self.command().status().context("starting cargo")?;
+        self.ended(status, started)
+    }
+
+    fn ended(&self, status: std::process::ExitStatus, started: Instant) -> anyhow::Result<()> {
+        if !status.success() {
+            bail!("{} failed ({status}); repeat it with: {}", self.name, self.line());
+        }
+        println!("<== {} took {} s", self.name, started.elapsed().as_secs());
+        Ok(())
+    }
+
+    /// Runs it beside another, with its output in a file that is shown as a whole at the end.
+    fn run_aside(&self) -> anyhow::Result<()> {
+        println!("==> {} (beside; its output follows when it ends): {}", self.name, self.line());
+        let started = Instant::now();
+        let folder = workspace_root().join("target/test-output");
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let path = folder.join(format!("{}.log", self.name.replace(' ', "-")));
+        let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+        let both = file.try_clone().context("sharing the output's file")?;
+        let mut child = self.command().stdout(file).stderr(both).spawn().context("starting cargo")?;
+        if let Some(id) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
+            // A machine that does not allow it is only a little slower.
+            let _ = rustix::process::setpriority_process(Some(id), NICE);
+        }
+        let status = child.wait().context("waiting for cargo")?;
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        println!("--- {}:\n{}---", self.name, String::from_utf8_lossy(&text));
+        self.ended(status, started)
+    }
+}
+
+/// The names of all test programs below `tests/` of the members.
+fn test_programs() -> anyhow::Result<BTreeSet<String>> {
+    let manifest = workspace_root().join("Cargo.toml");
+    let metadata =
+        MetadataCommand::new().manifest_path(manifest).no_deps().exec().context("asking cargo for its members")?;
+    let targets = metadata.packages.iter().flat_map(|package| &package.targets);
+    Ok(targets.filter(|target| target.kind.contains(&TargetKind::Test)).map(|target| target.name.clone()).collect())
+}
+
+fn named(programs: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
+    programs.into_iter().flat_map(|name| ["--test".to_owned(), name])
+}
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     prerequisites::writable(&workspace_root().join("target"))?;
     prerequisites::require("go", "install Go 1.26 or newer (the control plane of the tests is built from Go modules)")?;
     prerequisites::ensure(prerequisites::TEST_TOOLS)?;
-    let wanted: Vec<&Step> =
-        STEPS.iter().filter(|step| options.only.as_deref().is_none_or(|text| step.name.contains(text))).collect();
-    if wanted.is_empty() {
-        let names: Vec<_> = STEPS.iter().map(|step| step.name).collect();
+    let (cluster, rest): (BTreeSet<_>, BTreeSet<_>) =
+        test_programs()?.into_iter().partition(|name| WITH_A_CONTROL_PLANE.contains(&name.as_str()));
+    let own = ["--lib", "--bins"].map(str::to_owned);
+    let before = [
+        Step::new("format", &["fmt", "--all", "--check"]),
+        Step::new("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+        Step::new("compile", &["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"]),
+    ];
+    let waiting = [Step::tests("cluster", named(cluster), &options.filter)];
+    let working = [
+        Step::tests("worlds", own.into_iter().chain(named(rest)), &options.filter),
+        // What the machines are made of is compiled before they start, so that nothing competes with them for the processors.
+        Step::new("boot programs", &["xtask", "boot", "build"]),
+    ];
+    let last = [Step::new("boot", &["xtask", "boot"])];
+
+    let wanted = |step: &&Step| options.only.as_deref().is_none_or(|text| step.name.contains(text));
+    let steps = || before.iter().chain(&waiting).chain(&working).chain(&last);
+    if steps().filter(wanted).count() == 0 {
+        let names: Vec<_> = steps().map(|step| step.name).collect();
         bail!("no step has that name; there are: {}", names.join(", "));
     }
     let begin = Instant::now();
-    for (number, step) in wanted.iter().enumerate() {
-        println!("==> {}/{} {}: cargo {}", number + 1, wanted.len(), step.name, step.cargo.join(" "));
-        let started = Instant::now();
-        let status = bascule_os_image::cargo()
-            .args(step.cargo)
-            .current_dir(workspace_root())
-            .stdin(Stdio::null())
-            .status()
-            .context("starting cargo")?;
-        if !status.success() {
-            bail!("{} failed ({status}); repeat it with: cargo {}", step.name, step.cargo.join(" "));
-        }
-        println!("<== {} took {} s", step.name, started.elapsed().as_secs());
+    before.iter().filter(wanted).try_for_each(Step::run)?;
+    let aside: Vec<_> = working.iter().filter(wanted).collect();
+    let beside: Vec<_> = waiting.iter().filter(wanted).collect();
+    if beside.is_empty() || aside.is_empty() {
+        aside.into_iter().chain(beside).try_for_each(Step::run)?;
+    } else {
+        std::thread::scope(|scope| {
+            let aside = scope.spawn(|| aside.into_iter().try_for_each(Step::run_aside));
+            let beside = beside.into_iter().try_for_each(Step::run);
+            let aside = aside.join().unwrap_or_else(|_| bail!("the lane of processor work broke off"));
+            beside.and(aside)
+        })?;
     }
+    last.iter().filter(wanted).try_for_each(Step::run)?;
     println!("every step passed in {} s", begin.elapsed().as_secs());
     Ok(())
 }
