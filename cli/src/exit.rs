@@ -50,7 +50,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 fn classify(error: &anyhow::Error) -> Exit {
     for cause in error.chain() {
         if let Some(error) = cause.downcast_ref::<bascule_repository::Error>() {
-            return match error {
+            return match error.fault() {
                 error if error.is_transient() => Exit::TryAgain,
                 bascule_repository::Error::Fetch(_) | bascule_repository::Error::Datastore { .. } => Exit::Failed,
                 _ => Exit::Refused,

@@ -10,7 +10,7 @@ use bascule_image::Manifest;
 use bascule_repository::select::{self, Choice, Held, MissingPack, Wanted};
 use bascule_repository::time::Now;
 use bascule_repository::{
-    DatastoreLocation, Error, Fetcher, HttpClient, HttpSettings, OpenOptions, ReadOptions, Repository,
+    DatastoreLocation, Error, Fetcher, HttpClient, HttpSettings, OpenOptions, ReadOptions, Repository, VerifiedManifest,
 };
 use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
@@ -109,7 +109,7 @@ impl Releases for RepositoryReleases {
         let options = self.open_options(query)?;
         let resolved =
             self.runtime.block_on(async { tokio::time::timeout(RESOLVE_DEADLINE, resolve(query, options)).await });
-        let (repository, manifest) = match resolved {
+        let (repository, release) = match resolved {
             Ok(outcome) => outcome.map_err(|error| match error {
                 ResolveError::Repository(error) => failed(error),
                 ResolveError::Refused(message, category) => refusal(query, message, category),
@@ -119,7 +119,7 @@ impl Releases for RepositoryReleases {
                 return Err(FetchError { transient: true, ..refusal(query, message, NodeError::Network) });
             }
         };
-        Ok(Arc::new(Resolved { query: query.clone(), repository, manifest, runtime: self.runtime.clone() }))
+        Ok(Arc::new(Resolved { query: query.clone(), repository, release, runtime: self.runtime.clone() }))
     }
 }
 
@@ -134,7 +134,7 @@ impl From<Error> for ResolveError {
     }
 }
 
-async fn resolve(query: &ReleaseQuery, options: OpenOptions) -> Result<(Repository, Manifest), ResolveError> {
+async fn resolve(query: &ReleaseQuery, options: OpenOptions) -> Result<(Repository, VerifiedManifest), ResolveError> {
     let repository = Repository::open(options).await?;
     if repository.metadata().datastore_was_reset {
         tracing::warn!("what was remembered of the repository was damaged; rollback protection begins anew");
@@ -165,7 +165,7 @@ async fn resolve(query: &ReleaseQuery, options: OpenOptions) -> Result<(Reposito
         let message = format!("the repository's manifest is {}, asked was {}", verified.digest, query.digest);
         return Err(ResolveError::Refused(message, NodeError::Trust));
     }
-    Ok((repository, verified.manifest))
+    Ok((repository, verified))
 }
 
 fn refusal(query: &ReleaseQuery, message: String, category: NodeError) -> FetchError {
@@ -194,7 +194,7 @@ fn fetch_error(query: &ReleaseQuery, error: Error) -> FetchError {
 struct Resolved {
     query: ReleaseQuery,
     repository: Repository,
-    manifest: Manifest,
+    release: VerifiedManifest,
     runtime: Handle,
 }
 
@@ -221,7 +221,7 @@ impl Resolved {
 
 impl ResolvedRelease for Resolved {
     fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.release.manifest
     }
 
     fn open_pack(
@@ -238,7 +238,7 @@ impl ResolvedRelease for Resolved {
         let stop = StopWatching(read.cancel.clone());
         let opened = self
             .runtime
-            .block_on(self.repository.open_pack(&self.manifest, bases, missing, &read))
+            .block_on(self.repository.open_pack(&self.release, bases, missing, &read))
             .map_err(|error| fetch_error(&self.query, error))?;
         let transferred = opened.file.transferred();
         let passed_over =
@@ -254,10 +254,9 @@ impl ResolvedRelease for Resolved {
         let failed = |error| fetch_error(&self.query, error);
         let read = self.options(options);
         let _stop = StopWatching(read.cancel.clone());
-        // Opening a file takes the runtime it is read on from the context.
-        let _entered = self.runtime.enter();
-        let file = self.repository.open_file(&self.manifest.uki, read).map_err(failed)?;
-        file.copy_verified(&self.manifest.uki.digest, "the boot image", out).map_err(failed)
+        let uki = &self.release.manifest.uki;
+        let file = self.runtime.block_on(self.repository.open_file(&self.release, uki, read)).map_err(failed)?;
+        file.copy_verified(&uki.digest, "the boot image", out).map_err(failed)
     }
 }
 

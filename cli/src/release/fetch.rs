@@ -11,7 +11,7 @@ use bascule_image::pack::PackIndex;
 use bascule_image::release::manifest::{File as Described, Manifest};
 use bascule_names::{Architecture, ChannelName, RootHash, Version};
 use bascule_repository::select::MissingPack;
-use bascule_repository::{OpenPack, ReadOptions, Repository};
+use bascule_repository::{OpenPack, ReadOptions, Repository, VerifiedManifest};
 use clap::Args;
 
 use super::build::folder::BuildFolder;
@@ -66,12 +66,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     };
     let bases: Vec<RootHash> = base.iter().map(|(_, root_hash)| root_hash.clone()).collect();
     let options = ReadOptions::default();
-    let pack = repository.open_pack(&verified.manifest, &bases, MissingPack::FallBack, &options).await?;
+    let pack = repository.open_pack(&verified, &bases, MissingPack::FallBack, &options).await?;
     for (path, error) in &pack.missing {
         output::say(&format!("{path} is missing on the server ({error}), taking the next cheapest pack"));
     }
     let folder = BuildFolder::create(&arguments.out)?;
-    let files = small_files(&repository, &verified.manifest)?;
+    let files = small_files(&repository, &verified).await?;
     let manifest = verified.manifest;
     let text = tokio::task::spawn_blocking(move || write(&folder, &manifest, &pack, base, files))
         .await
@@ -82,11 +82,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 
 type Files = Vec<(Described, bascule_repository::RemoteFile)>;
 
-fn small_files(repository: &Repository, manifest: &Manifest) -> anyhow::Result<Files> {
+async fn small_files(repository: &Repository, release: &VerifiedManifest) -> anyhow::Result<Files> {
+    let manifest = &release.manifest;
     let described = [&manifest.uki].into_iter().chain(manifest.packages.iter().map(|list| &list.file));
     let mut files = Vec::new();
     for file in described {
-        files.push((file.clone(), repository.open_file(file, ReadOptions::default())?));
+        files.push((file.clone(), repository.open_file(release, file, ReadOptions::default()).await?));
     }
     Ok(files)
 }

@@ -6,7 +6,7 @@ use bascule_image::Channel;
 use bascule_image::release::channel::Release;
 use bascule_image::release::manifest::{Manifest, PackKind};
 use bascule_names::{Architecture, ChannelName, Version};
-use bascule_repository::Repository;
+use bascule_repository::{Repository, RoleExpiry};
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::Args;
 use serde::Serialize;
@@ -40,12 +40,12 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let repository = arguments.source.open().await?;
     let Some(name) = &arguments.channel else {
-        output::show(arguments.output, &overview(&repository), overview_table)?;
+        output::show(arguments.output, &overview(&repository).await, overview_table)?;
         return Ok(Exit::Success);
     };
     let channel = repository.channel(name).await?;
     let Some(version) = &arguments.version else {
-        output::show(arguments.output, &channel, channel_table)?;
+        output::show(arguments.output, &*channel, channel_table)?;
         return Ok(Exit::Success);
     };
     let Some(release) = channel.release(version) else {
@@ -64,7 +64,16 @@ struct Overview {
     #[serde(skip_serializing_if = "Option::is_none")]
     signed_at: Option<DateTime<Utc>>,
     roles: Vec<Role>,
+    /// Delegated roles that can't be used. Each concerns its own channel alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    problems: Vec<Problem>,
     channels: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    role: String,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,14 +83,21 @@ struct Role {
     expires: DateTime<Utc>,
 }
 
-fn overview(repository: &Repository) -> Overview {
+async fn overview(repository: &Repository) -> Overview {
     let metadata = repository.metadata();
-    let roles = metadata.roles.iter();
+    let mut roles = metadata.roles.clone();
+    let mut problems = Vec::new();
+    for (role, outcome) in repository.check_delegated_roles().await {
+        match outcome {
+            Ok(good) => roles.push(good),
+            Err(error) => problems.push(Problem { role, reason: format!("{:#}", anyhow::Error::new(error)) }),
+        }
+    }
+    let line = |role: RoleExpiry| Role { role: role.role, version: role.version, expires: role.expires };
     Overview {
         signed_at: metadata.signed_at,
-        roles: roles
-            .map(|role| Role { role: role.role.clone(), version: role.version, expires: role.expires })
-            .collect(),
+        roles: roles.into_iter().map(line).collect(),
+        problems,
         channels: repository.channel_names(),
     }
 }
@@ -94,6 +110,9 @@ fn overview_table(overview: &Overview) -> String {
         rows.push(vec![role.role.clone(), role.version.to_string(), time(role.expires), left]);
     }
     let mut text = output::columns(&rows);
+    for problem in &overview.problems {
+        let _ = writeln!(text, "\nthe role {} can't be used: {}", problem.role, problem.reason);
+    }
     let _ = writeln!(
         text,
         "\nchannels: {}",

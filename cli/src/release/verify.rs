@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use bascule_image::release::manifest::PackKind;
 use bascule_names::{Architecture, ChannelName, RootHash, Version};
 use bascule_repository::select::{self, Choice, Held, Host, MissingPack, Wanted};
-use bascule_repository::{ReadOptions, Repository};
+use bascule_repository::{ReadOptions, Repository, VerifiedChannel};
 use clap::Args;
 use serde::Serialize;
 
@@ -96,7 +96,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     if let Choice::Install(release) | Choice::StepThrough { step: release, .. } = choice {
         let verified = repository.manifest(&channel, release, arguments.architecture).await?;
         let missing = if arguments.no_fallback { MissingPack::Refuse } else { MissingPack::FallBack };
-        let open = repository.open_pack(&verified.manifest, &host.bases(), missing, &ReadOptions::default()).await?;
+        let open = repository.open_pack(&verified, &host.bases(), missing, &ReadOptions::default()).await?;
         report.missing_packs = open.missing.iter().map(|(path, error)| format!("{path}: {error}")).collect();
         report.release = Some(ReleaseLine {
             version: release.version.to_string(),
@@ -118,7 +118,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 async fn booted(
     arguments: &Arguments,
     repository: &Repository,
-    channel: &bascule_image::Channel,
+    channel: &VerifiedChannel,
 ) -> anyhow::Result<Option<Held>> {
     let Some(version) = &arguments.running else { return Ok(None) };
     let root_hash = match (&arguments.running_root_hash, channel.release(version)) {
@@ -137,7 +137,7 @@ fn roles(repository: &Repository) -> Vec<RoleLine> {
         version: role.version,
         expires: role.expires.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
     };
-    repository.metadata().roles.iter().map(line).collect()
+    repository.metadata().roles.iter().chain(&repository.delegated_roles()).map(line).collect()
 }
 
 fn describe(choice: &Choice<'_>) -> String {

@@ -1,10 +1,10 @@
-//! What a node remembers between updates, so that nothing older is accepted after a restart: the chain of root files, the
-//! newest timestamp and snapshot, and the time floor.
+//! Where a node keeps what it remembers between updates (`tuf::Memory`), so that nothing older is accepted after a restart:
+//! one file, replaced by rename, so that after a power cut there is the old state whole or the new one.
 //!
-//! tough can keep such files itself, but writes them in place without `fsync`, and skips its rollback check when one can't
-//! be parsed: a power cut at the wrong moment would switch the check off. Here it is one file, replaced by rename, and
-//! tough works on a scratch copy. The chain of roots is kept whole and is verified from the caller's root each time,
-//! so that the datastore adds no trust of its own: at worst it is lost.
+//! A node may go back to an older release, and with it to an older reader. So the file says two things of itself. `format` is the
+//! layout of the members below, and stays while they mean the same; a version that adds a member leaves it alone, and a
+//! version that does not know a member hands it on when it writes. `mustUnderstand` lists members that change what the
+//! others mean: who does not know one of them must not use the file, and says so instead of forgetting what it guards.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -13,16 +13,21 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::error::Error;
 use crate::limits::MAX_STATE;
+use crate::tuf::Memory;
 
 const STATE_FILE: &str = "trusted.json";
 const LOCK_FILE: &str = "lock";
 /// Begins the names of files that are being written. With a dot, so that nobody serves or uploads one.
 pub(crate) const SCRATCH_PREFIX: &str = ".scratch-";
-const FORMAT: u32 = 1;
+/// 1 had no targets, did not say by which keys things were accepted, and knew no members of others.
+const FORMAT: u32 = 2;
+/// Most bytes of members that only newer versions know.
+const MAX_UNKNOWN: usize = 1 << 20;
 
 /// Where the datastore lies.
 #[derive(Debug, Clone)]
@@ -34,18 +39,27 @@ pub enum DatastoreLocation {
 }
 
 /// The content of the state file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct State {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct State {
     format: u32,
-    /// The latest time at which metadata was verified as not expired.
-    pub(crate) verified_at: Option<DateTime<Utc>>,
-    /// `N.root.json` by version, as fetched.
-    pub(crate) roots: BTreeMap<u64, String>,
-    /// The newest verified `timestamp.json`.
-    pub(crate) timestamp: Option<String>,
-    /// The newest verified snapshot.
-    pub(crate) snapshot: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    must_understand: Vec<String>,
+    #[serde(default)]
+    verified_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    roots: BTreeMap<u64, String>,
+    #[serde(default)]
+    timestamp: Option<String>,
+    #[serde(default)]
+    snapshot: Option<String>,
+    #[serde(default)]
+    targets: Option<String>,
+    #[serde(default)]
+    accepted_by: Option<String>,
+    /// Members that only newer versions know: handed on as they are.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
 }
 
 /// An opened and locked datastore.
@@ -56,7 +70,8 @@ pub(crate) struct Datastore {
     _temporary: Option<TempDir>,
     /// Holds the lock until dropped.
     _lock: File,
-    pub(crate) state: State,
+    memory: Memory,
+    unknown: BTreeMap<String, Value>,
     /// A state file was there and could not be used.
     pub(crate) was_reset: bool,
 }
@@ -91,60 +106,63 @@ impl Datastore {
         }
         remove_leftovers(&directory).map_err(fail("leftovers of a killed process can't be removed"))?;
         let read = read_state(&directory.join(STATE_FILE)).map_err(fail("its state can't be read"))?;
-        let (state, was_reset) = match read {
-            Read::Absent => (State::default(), false),
-            Read::Good(state) => (*state, false),
+        let (memory, unknown, was_reset) = match read {
+            Read::Absent => (Memory::default(), BTreeMap::new(), false),
+            Read::Good(memory, unknown) => (*memory, unknown, false),
+            Read::Newer(part) => return Err(Error::DatastoreNewer { path: directory, part }),
             Read::Bad(reason) => {
                 tracing::warn!(directory = %directory.display(), reason, "the datastore is damaged and starts afresh");
-                (State::default(), true)
+                (Memory::default(), BTreeMap::new(), true)
             }
         };
-        Ok(Self { directory, _temporary: temporary, _lock: lock, state, was_reset })
+        Ok(Self { directory, _temporary: temporary, _lock: lock, memory, unknown, was_reset })
     }
 
-    /// A scratch directory for tough with the remembered timestamp and snapshot. Blocking.
-    pub(crate) fn scratch(&self) -> Result<TempDir, Error> {
-        let make = || -> io::Result<TempDir> {
-            let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir_in(&self.directory)?;
-            for (name, content) in [("timestamp.json", &self.state.timestamp), ("snapshot.json", &self.state.snapshot)]
-            {
-                if let Some(content) = content {
-                    fs::write(scratch.path().join(name), content)?;
-                }
-            }
-            Ok(scratch)
-        };
-        make().map_err(|source| self.failed("a scratch copy can't be made", source))
+    /// What is remembered.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
-    /// Replaces the state, durably, if it differs. Blocking.
-    pub(crate) fn save(&mut self, mut state: State) -> Result<(), Error> {
-        state.format = FORMAT;
-        if state == self.state {
+    /// Replaces what is remembered, durably, if it differs. Blocking.
+    pub(crate) fn save(&mut self, memory: Memory) -> Result<(), Error> {
+        if memory == self.memory {
             return Ok(());
         }
-        let bytes = serde_json::to_vec(&state)
-            .map_err(io::Error::other)
-            .map_err(|source| self.failed("its state can't be written", source))?;
-        replace_file(&self.directory.join(STATE_FILE), 0o600, &bytes)
-            .map_err(|source| self.failed("its state can't be written", source))?;
-        self.state = state;
+        let state = State {
+            format: FORMAT,
+            must_understand: Vec::new(),
+            verified_at: memory.verified_at,
+            roots: memory.roots.clone(),
+            timestamp: memory.timestamp.clone(),
+            snapshot: memory.snapshot.clone(),
+            targets: memory.targets.clone(),
+            accepted_by: memory.accepted_by.clone(),
+            unknown: self.unknown.clone(),
+        };
+        let failed =
+            |source| Error::Datastore { path: self.directory.clone(), doing: "its state can't be written", source };
+        let bytes = serde_json::to_vec(&state).map_err(io::Error::other).map_err(failed)?;
+        if bytes.len() as u64 > MAX_STATE {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
+        replace_file(&self.directory.join(STATE_FILE), 0o600, &bytes).map_err(failed)?;
+        self.memory = memory;
         Ok(())
-    }
-
-    fn failed(&self, doing: &'static str, source: io::Error) -> Error {
-        Error::Datastore { path: self.directory.clone(), doing, source }
     }
 }
 
-/// Reads what tough left in the scratch directory.
-pub(crate) fn read_scratch(scratch: &Path, name: &str) -> Option<String> {
-    fs::read_to_string(scratch.join(name)).ok()
+/// Reads what a datastore remembers, for looking at it. It is not verified here.
+///
+/// # Errors
+/// [`Error::Busy`], [`Error::Datastore`], [`Error::DatastoreNewer`].
+pub fn remembered(location: &DatastoreLocation) -> Result<Memory, Error> {
+    Datastore::open(location).map(|store| store.memory)
 }
 
 enum Read {
     Absent,
-    Good(Box<State>),
+    Good(Box<Memory>, BTreeMap<String, Value>),
+    Newer(String),
     Bad(String),
 }
 
@@ -160,17 +178,44 @@ fn read_state(path: &Path) -> io::Result<Read> {
         return Ok(Read::Bad(format!("it is longer than {MAX_STATE} bytes")));
     }
     Ok(match serde_json::from_slice::<State>(&bytes) {
-        Ok(state) if state.format == FORMAT => Read::Good(Box::new(state)),
-        Ok(state) => Read::Bad(format!("it has format {}, this version reads {FORMAT}", state.format)),
+        Ok(state) => understand(state),
         Err(error) => Read::Bad(error.to_string()),
     })
+}
+
+fn understand(state: State) -> Read {
+    if state.format == 0 {
+        return Read::Bad("it has no format".to_owned());
+    }
+    if state.format > FORMAT {
+        return Read::Newer(format!("format {} (this version reads {FORMAT})", state.format));
+    }
+    // Every member that this version knows is in `State`; what it may have to understand is among the others.
+    if let Some(part) = state.must_understand.first() {
+        return Read::Newer(part.clone());
+    }
+    let mut unknown = state.unknown;
+    if serde_json::to_vec(&unknown).map_or(usize::MAX, |bytes| bytes.len()) > MAX_UNKNOWN {
+        tracing::warn!("the datastore holds too much that only a newer version knows; that is left out");
+        unknown.clear();
+    }
+    let memory = Memory {
+        verified_at: state.verified_at,
+        roots: state.roots,
+        timestamp: state.timestamp,
+        snapshot: state.snapshot,
+        targets: state.targets,
+        accepted_by: state.accepted_by,
+    };
+    Read::Good(Box::new(memory), unknown)
 }
 
 fn remove_leftovers(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(SCRATCH_PREFIX) {
-            fs::remove_dir_all(entry.path())?;
+            let path = entry.path();
+            if entry.file_type()?.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
         }
     }
     Ok(())
@@ -192,13 +237,14 @@ pub(crate) fn replace_file(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<(
 mod tests {
     use super::*;
 
-    fn state(version: u64) -> State {
-        State {
-            format: FORMAT,
+    fn memory(version: u64) -> Memory {
+        Memory {
             verified_at: DateTime::from_timestamp(1_760_000_000, 0),
             roots: BTreeMap::from([(version, "{}".to_owned())]),
             timestamp: Some("t".to_owned()),
             snapshot: None,
+            targets: Some("x".to_owned()),
+            accepted_by: Some("k".to_owned()),
         }
     }
 
@@ -207,15 +253,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let location = DatastoreLocation::Persistent(directory.path().join("store"));
         let mut store = Datastore::open(&location).unwrap();
-        store.save(state(2)).unwrap();
-        let scratch = store.scratch().unwrap();
-        assert_eq!(read_scratch(scratch.path(), "timestamp.json").as_deref(), Some("t"));
-        assert_eq!(read_scratch(scratch.path(), "snapshot.json"), None);
-        let leftover = scratch.keep();
+        store.save(memory(2)).unwrap();
+        let leftovers = [".scratch-file", ".scratch-folder"].map(|name| directory.path().join("store").join(name));
+        fs::write(&leftovers[0], "half").unwrap();
+        fs::create_dir(&leftovers[1]).unwrap();
         drop(store);
         let store = Datastore::open(&location).unwrap();
-        assert_eq!(store.state, state(2));
-        assert!(!store.was_reset && !leftover.exists());
+        assert_eq!(*store.memory(), memory(2));
+        assert!(!store.was_reset && !leftovers.iter().any(|path| path.exists()));
+        drop(store);
+        assert_eq!(remembered(&location).unwrap(), memory(2));
     }
 
     #[test]
@@ -230,14 +277,50 @@ mod tests {
     fn damage_resets_the_store_and_says_so() {
         let directory = tempfile::tempdir().unwrap();
         let location = DatastoreLocation::Persistent(directory.path().to_owned());
-        Datastore::open(&location).unwrap().save(state(2)).unwrap();
+        Datastore::open(&location).unwrap().save(memory(2)).unwrap();
         let path = directory.path().join(STATE_FILE);
         let good = fs::read(&path).unwrap();
-        for bad in [&good[..good.len() / 2], b"", b"{\"format\":9,\"roots\":{}}"] {
+        for bad in [&good[..good.len() / 2], b"", b"{\"roots\":{}}", b"{\"format\":0}", b"{\"format\":2,\"roots\":[]}"] {
             fs::write(&path, bad).unwrap();
             let store = Datastore::open(&location).unwrap();
             assert!(store.was_reset);
-            assert_eq!(store.state, State::default());
+            assert_eq!(*store.memory(), Memory::default());
+        }
+    }
+
+    #[test]
+    fn what_the_first_format_remembered_is_remembered() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = DatastoreLocation::Persistent(directory.path().to_owned());
+        let old = r#"{"format":1,"verifiedAt":"2025-10-09T08:53:20Z","roots":{"2":"{}"},"timestamp":"t","snapshot":"s"}"#;
+        fs::write(directory.path().join(STATE_FILE), old).unwrap();
+        let store = Datastore::open(&location).unwrap();
+        let known = Memory { snapshot: Some("s".to_owned()), targets: None, accepted_by: None, ..memory(2) };
+        assert_eq!(*store.memory(), known);
+        assert!(!store.was_reset);
+    }
+
+    #[test]
+    fn what_a_newer_version_adds_is_handed_on_and_what_it_insists_on_is_not_ignored() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = DatastoreLocation::Persistent(directory.path().to_owned());
+        let path = directory.path().join(STATE_FILE);
+        let newer = |must: Value| {
+            serde_json::json!({"format": 2, "mustUnderstand": must, "timestamp": "t", "mirrors": {"seen": [1, 2]}}).to_string()
+        };
+        fs::write(&path, newer(serde_json::json!([]))).unwrap();
+        let mut store = Datastore::open(&location).unwrap();
+        assert_eq!(store.memory().timestamp.as_deref(), Some("t"));
+        store.save(memory(3)).unwrap();
+        drop(store);
+        let written: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!((&written["mirrors"]["seen"][1], &written["roots"]["3"]), (&2.into(), &"{}".into()));
+
+        for text in [newer(serde_json::json!(["mirrors"])), "{\"format\":9,\"roots\":{}}".to_owned()] {
+            fs::write(&path, &text).unwrap();
+            let refused = Datastore::open(&location).unwrap_err();
+            assert!(matches!(&refused, Error::DatastoreNewer { part, .. } if part == "mirrors" || part.contains('9')));
+            assert_eq!(fs::read_to_string(&path).unwrap(), text, "nothing is lost");
         }
     }
 }

@@ -35,12 +35,26 @@ pub enum Error {
     /// Signed, but not in a form this version understands, or beyond a limit.
     #[error("{what} can't be used: {reason}")]
     Invalid { what: String, reason: String },
+    /// Metadata of another TUF specification than this version reads.
+    #[error("the {role} metadata is written by version {found:?} of the TUF specification; this version reads 1.x")]
+    SpecVersion { role: String, found: String },
+    /// A bound on what a repository may cost was reached. Nothing was fetched beyond it.
+    #[error("{what} is beyond a limit: {reason}")]
+    Limit { what: String, reason: String },
+    /// A delegated role on the way to a file can't be used. Only what is looked for through this role is concerned.
+    #[error("the role {role}, which is asked for {path}, can't be used")]
+    Role { role: String, path: String, source: Box<Error> },
     /// A signed file can't be parsed.
     #[error("{what} can't be read")]
     Format { what: String, source: Box<dyn std::error::Error + Send + Sync> },
     /// The repository has no such file.
     #[error("the repository has no {what}{hint}")]
     Absent { what: String, hint: String },
+    /// A newer version wrote what this one must not ignore into the datastore.
+    #[error(
+        "the datastore {} was written by a newer version, which says that {part} must be understood; run that version", path.display()
+    )]
+    DatastoreNewer { path: PathBuf, part: String },
     /// The datastore can't be used.
     #[error("the datastore {} can't be used: {doing}", path.display())]
     Datastore { path: PathBuf, doing: &'static str, source: std::io::Error },
@@ -64,9 +78,12 @@ impl Error {
             Self::ClockBehind(_) => "clock-behind",
             Self::TrustRoot { .. } => "trust-root",
             Self::Invalid { .. } => "unacceptable",
+            Self::SpecVersion { .. } => "spec-version",
+            Self::Limit { .. } => "limit",
+            Self::Role { source, .. } => source.category(),
             Self::Format { .. } => "format",
             Self::Absent { .. } => "absent",
-            Self::Datastore { .. } | Self::Busy { .. } => "datastore",
+            Self::Datastore { .. } | Self::DatastoreNewer { .. } | Self::Busy { .. } => "datastore",
             Self::Cancelled => "cancelled",
         }
     }
@@ -76,7 +93,24 @@ impl Error {
         match self {
             Self::Fetch(error) => error.may_pass() || error.category() == "slow-retrieval",
             Self::Busy { .. } | Self::Cancelled => true,
+            Self::Role { source, .. } => source.is_transient(),
             _ => false,
+        }
+    }
+
+    /// As [`Self::fault`], for whoever names the role otherwise.
+    pub(crate) fn into_fault(self) -> Self {
+        match self {
+            Self::Role { source, .. } => source.into_fault(),
+            other => other,
+        }
+    }
+
+    /// What is wrong, without the role in which it is wrong: never [`Self::Role`].
+    pub fn fault(&self) -> &Self {
+        match self {
+            Self::Role { source, .. } => source.fault(),
+            other => other,
         }
     }
 }

@@ -165,7 +165,7 @@ fn fetched(error: &(dyn Error + 'static)) -> Option<(NodeError, bool)> {
 /// The kind of an error of the repository.
 pub(crate) fn category_of(error: &bascule_repository::Error) -> NodeError {
     use bascule_repository::Error as E;
-    match error {
+    match error.fault() {
         E::Fetch(_) | E::Cancelled => NodeError::Network,
         E::Signature { .. }
         | E::Rollback { .. }
@@ -173,8 +173,10 @@ pub(crate) fn category_of(error: &bascule_repository::Error) -> NodeError {
         | E::Expired { .. }
         | E::ClockBehind(_)
         | E::TrustRoot { .. } => NodeError::Trust,
-        E::Invalid { .. } | E::Format { .. } | E::Absent { .. } => NodeError::Unsuitable,
-        E::Datastore { .. } | E::Busy { .. } => NodeError::Storage,
+        E::Invalid { .. } | E::SpecVersion { .. } | E::Limit { .. } | E::Format { .. } | E::Absent { .. } => {
+            NodeError::Unsuitable
+        }
+        E::Datastore { .. } | E::DatastoreNewer { .. } | E::Busy { .. } => NodeError::Storage,
         _ => NodeError::Internal,
     }
 }

@@ -8,12 +8,15 @@ pub use poll::{Channels, Tools};
 use bascule_api::{RepositoryStatus, Time, conditions::reason};
 use bascule_image::release::channel::Channel;
 use bascule_planner::snapshot::{Offer, OfferState, Release};
-use bascule_repository::{Error, Metadata};
+use bascule_repository::{Error, Metadata, VerifiedChannel};
 use std::collections::BTreeMap;
 
-/// What a channel offers, after a reading that went well.
-fn offer_of(channel: &Channel, metadata: &Metadata) -> Offer {
-    Offer { state: OfferState::Valid, releases: releases_of(channel), repository: status_of(metadata) }
+/// What a channel offers, after a reading that went well. It holds until the first of all roles expires that speak for it.
+fn offer_of(channel: &VerifiedChannel, metadata: &Metadata) -> Offer {
+    let mut repository = status_of(metadata);
+    let delegated = channel.expires().map(Time::new);
+    repository.expires_at = [repository.expires_at, delegated].into_iter().flatten().min();
+    Offer { state: OfferState::Valid, releases: releases_of(channel), repository }
 }
 
 fn releases_of(channel: &Channel) -> Vec<Release> {
@@ -63,13 +66,15 @@ fn status_of(metadata: &Metadata) -> RepositoryStatus {
 
 /// The condition's reason for an error.
 fn reason_of(error: &Error) -> &'static str {
-    match error {
+    match error.fault() {
         Error::Expired { .. } => reason::EXPIRED,
         Error::Signature { .. }
         | Error::Rollback { .. }
         | Error::Mismatch { .. }
         | Error::TrustRoot { .. }
         | Error::Invalid { .. }
+        | Error::SpecVersion { .. }
+        | Error::Limit { .. }
         | Error::Format { .. }
         | Error::ClockBehind(_) => reason::UNTRUSTED,
         _ => reason::UNREACHABLE,
@@ -126,6 +131,14 @@ mod tests {
             (Error::Rollback { reason: reason("version 3 after 4") }, reason::UNTRUSTED),
             (Error::TrustRoot { reason: reason("no JSON") }, reason::UNTRUSTED),
             (Error::Absent { what: reason("channel x"), hint: reason("") }, reason::UNREACHABLE),
+            (
+                Error::Role {
+                    role: reason("channel-x"),
+                    path: reason("x.json"),
+                    source: Box::new(Error::Signature { role: reason("channel-x"), detail: reason("") }),
+                },
+                reason::UNTRUSTED,
+            ),
         ] {
             assert_eq!(reason_of(&error), expected, "{error}");
         }

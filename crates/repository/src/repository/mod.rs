@@ -1,9 +1,12 @@
 //! Reading a repository: from the trust root to a verified channel, manifest, pack and UKI.
 //!
-//! `open` verifies the metadata, `files` finds and fetches what it names; here is what callers ask.
+//! `open` verifies the top-level metadata, `files` finds and fetches what it names; here is what callers ask.
 
 mod files;
 mod open;
+
+use std::ops::Deref;
+use std::sync::Mutex;
 
 use bascule_image::release;
 use bascule_image::release::channel::{Channel, Release};
@@ -20,7 +23,9 @@ use crate::remote::{ReadOptions, RemoteFile};
 use crate::select::{self, MissingPack};
 use crate::time::{self, Now};
 use crate::transport::Fetcher;
-use crate::trust::{self, RoleExpiry};
+use crate::tuf::{Reached, Trusted, refuse_expired};
+
+pub use files::{Origin, SignedFile};
 
 /// What opening a repository needs.
 #[derive(Debug, Clone)]
@@ -40,7 +45,7 @@ pub struct OpenOptions {
 /// What the verified metadata says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// Root, timestamp, snapshot and targets, each with version and expiry; delegated roles after them.
+    /// Root, timestamp, snapshot and targets, each with version and expiry.
     pub roles: Vec<RoleExpiry>,
     /// When it was verified, by the time that expiry is judged by.
     pub verified_at: DateTime<Utc>,
@@ -55,13 +60,51 @@ pub struct Metadata {
 impl Metadata {
     /// The first of the four top-level roles to expire.
     pub fn earliest_expiry(&self) -> Option<&RoleExpiry> {
-        self.roles.iter().take(TOP_LEVEL_ROLES).min_by_key(|role| role.expires)
+        self.roles.iter().min_by_key(|role| role.expires)
     }
 }
 
-const TOP_LEVEL_ROLES: usize = 4;
+/// A role's name and when it expires.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoleExpiry {
+    /// `root`, `timestamp`, `snapshot`, `targets`, or a delegated role's name.
+    pub role: String,
+    /// Version of the role's metadata.
+    pub version: u64,
+    /// When it expires.
+    pub expires: DateTime<Utc>,
+}
+
 /// The member of `timestamp.json` in which our publisher says when it signed. Signed like everything else in there.
+#[cfg(feature = "publish")]
 pub(crate) const SIGNED_AT: &str = "x-bascule-signed-at";
+
+/// A channel, and the roles through which it was found.
+#[derive(Debug, Clone)]
+pub struct VerifiedChannel {
+    channel: Channel,
+    origin: Origin,
+}
+
+impl VerifiedChannel {
+    /// The channel alone.
+    pub fn into_channel(self) -> Channel {
+        self.channel
+    }
+
+    /// When the first of the delegated roles that speak for it expires; `None` where the top-level roles alone do.
+    pub fn expires(&self) -> Option<DateTime<Utc>> {
+        self.origin.expires
+    }
+}
+
+impl Deref for VerifiedChannel {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
+}
 
 /// A manifest whose digest the channel file names.
 #[derive(Debug, Clone)]
@@ -70,6 +113,7 @@ pub struct VerifiedManifest {
     pub manifest: Manifest,
     /// Digest of its bytes: the release's identity towards operator and slots.
     pub digest: Digest,
+    origin: Origin,
 }
 
 /// A pack that is there, and those that should have been.
@@ -86,10 +130,14 @@ pub struct OpenPack {
 /// An opened, verified repository. What it answers is signed and was not expired when it was opened.
 #[derive(Debug)]
 pub struct Repository {
-    inner: tough::Repository,
+    trusted: Trusted,
+    top: Reached,
     fetcher: Fetcher,
+    metadata_base: Url,
     targets_base: Url,
     metadata: Metadata,
+    /// Delegated roles that were verified, the last used one last.
+    roles: Mutex<Vec<Reached>>,
 }
 
 impl Repository {
@@ -104,41 +152,45 @@ impl Repository {
     /// [`Error::Expired`] or [`Error::ClockBehind`].
     pub fn check_still_valid(&self, now: Now) -> Result<(), Error> {
         let time = time::effective(now, Some(self.metadata.verified_at))?;
-        trust::refuse_expired(self.metadata.roles.get(..TOP_LEVEL_ROLES).unwrap_or_default(), time)
+        refuse_expired("root", &self.trusted.root, time)?;
+        refuse_expired("timestamp", &self.trusted.timestamp, time)?;
+        refuse_expired("snapshot", &self.trusted.snapshot, time)?;
+        refuse_expired("targets", &self.trusted.targets, time)
     }
 
     /// Reads a channel.
     ///
     /// # Errors
-    /// [`Error::Absent`] when the repository has no such channel; otherwise as [`Self::manifest`].
-    pub async fn channel(&self, name: &ChannelName) -> Result<Channel, Error> {
+    /// [`Error::Absent`] when the repository has no such channel, [`Error::Role`] when a role that speaks for it can't be
+    /// used; otherwise as [`Self::manifest`].
+    pub async fn channel(&self, name: &ChannelName) -> Result<VerifiedChannel, Error> {
         let what = format!("channel {name}");
-        let found = match self.find(&format!("{name}.json"), &what) {
-            Err(Error::Absent { what, .. }) => {
+        let found = match self.find(&format!("{name}.json")).await {
+            Err(Error::Absent { .. }) => {
                 let names = self.channel_names().join(", ");
                 let hint = if names.is_empty() { String::new() } else { format!("; it has: {names}") };
                 return Err(Error::Absent { what, hint });
             }
             other => other?,
         };
-        let bytes = self.get(&found, release::channel::MAX_LENGTH as u64, &what).await?;
+        let bytes = self.fetch(&found, release::channel::MAX_LENGTH as u64).await?;
         let channel = Channel::parse(&bytes).map_err(|source| format_error(&what, source))?;
         if &channel.channel != name {
             let reason = format!("it calls itself {}", channel.channel);
             return Err(Error::Mismatch { what, reason });
         }
-        Ok(channel)
+        Ok(VerifiedChannel { channel, origin: found.origin().clone() })
     }
 
-    /// The channels of the repository, sorted.
+    /// The channels of the repository, sorted: those that the top-level role names or delegates. Whether the role of a delegated
+    /// one can be used is seen by [`Self::channel`] and [`Self::check_delegated_roles`].
     pub fn channel_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self
-            .inner
-            .all_targets()
-            .filter_map(|(name, _)| name.raw().strip_suffix(".json"))
-            .filter(|name| name.parse::<ChannelName>().is_ok())
-            .map(str::to_owned)
-            .collect();
+        let targets = &self.trusted.targets;
+        let own = targets.targets.iter().map(|(path, _)| path);
+        let delegated = targets.delegations().iter().flat_map(|delegation| delegation.literal_paths());
+        let names = own.chain(delegated).filter_map(|path| path.strip_suffix(".json"));
+        let mut names: Vec<String> =
+            names.filter(|name| name.parse::<ChannelName>().is_ok()).map(str::to_owned).collect();
         names.sort();
         names.dedup();
         names
@@ -151,7 +203,7 @@ impl Repository {
     /// manifest don't agree, [`Error::Format`], or the download's error.
     pub async fn manifest(
         &self,
-        channel: &Channel,
+        channel: &VerifiedChannel,
         release: &Release,
         architecture: Architecture,
     ) -> Result<VerifiedManifest, Error> {
@@ -160,7 +212,8 @@ impl Repository {
             let offered: Vec<&str> = release.manifests.keys().map(|architecture| architecture.as_str()).collect();
             return Err(Error::Absent { what, hint: format!("; it exists for: {}", offered.join(", ")) });
         };
-        let bytes = self.get_file(file, release::manifest::MAX_LENGTH as u64, &what).await?;
+        let found = self.find_described(&channel.origin, file).await?;
+        let bytes = self.fetch(&found, release::manifest::MAX_LENGTH as u64).await?;
         let manifest = Manifest::parse(&bytes).map_err(|source| format_error(&what, source))?;
         let agrees = manifest.product == channel.product
             && manifest.version == release.version
@@ -169,7 +222,7 @@ impl Repository {
             let reason = format!("it is for {} {} on {}", manifest.product, manifest.version, manifest.architecture);
             return Err(Error::Mismatch { what, reason });
         }
-        Ok(VerifiedManifest { manifest, digest: file.digest.clone() })
+        Ok(VerifiedManifest { manifest, digest: file.digest.clone(), origin: channel.origin.clone() })
     }
 
     /// Opens the cheapest pack that is there. A pack that is missing on the server (404) is passed over if the policy
@@ -179,14 +232,14 @@ impl Repository {
     /// The first missing pack's error when falling back is refused or the full pack is missing too.
     pub async fn open_pack(
         &self,
-        manifest: &Manifest,
+        release: &VerifiedManifest,
         bases: &[RootHash],
         missing_pack: MissingPack,
         options: &ReadOptions,
     ) -> Result<OpenPack, Error> {
         let mut missing = Vec::new();
-        for pack in select::candidates(manifest, bases, missing_pack) {
-            let opened = match self.open_pack_file(pack, options.clone()) {
+        for pack in select::candidates(&release.manifest, bases, missing_pack) {
+            let opened = match self.open_pack_file(&release.origin, pack, options.clone()).await {
                 Ok(file) => match file.probe().await {
                     Ok(()) => Ok(file),
                     Err(error) => Err(Error::Fetch(error)),
@@ -213,13 +266,18 @@ impl Repository {
     }
 
     /// Opens a file that a manifest names (the UKI, the package list) for blocking reads. The TUF metadata must name the
-    /// same length and digest.
+    /// same length and digest. The file itself is not asked for yet.
     ///
     /// # Errors
-    /// [`Error::Absent`], [`Error::Mismatch`], or a local file's error. A server is not asked yet.
-    pub fn open_file(&self, file: &File, options: ReadOptions) -> Result<RemoteFile, Error> {
-        let found = self.find_described(file)?;
-        self.open_found(file.path.as_str(), &found, options)
+    /// [`Error::Absent`], [`Error::Role`], [`Error::Mismatch`], or a local file's error.
+    pub async fn open_file(
+        &self,
+        release: &VerifiedManifest,
+        file: &File,
+        options: ReadOptions,
+    ) -> Result<RemoteFile, Error> {
+        let found = self.find_described(&release.origin, file).await?;
+        self.open_found(&found, options)
     }
 }
 

@@ -1,109 +1,109 @@
-//! Opening a repository: tough verifies, the datastore remembers, and expiry is judged by the guarded clock.
+//! Opening a repository: the workflow of `tuf::Refresh` with its I/O around it. It says which file it wants; here the file is
+//! fetched, and what is to be remembered is on the disk before the next one is asked for.
 
-use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::DateTime;
-use tough::{ExpirationEnforcement, Limits, RepositoryLoader};
+use tokio::time::Instant;
 use url::Url;
 
-use super::{Metadata, OpenOptions, Repository, SIGNED_AT, TOP_LEVEL_ROLES, format_error};
-use crate::datastore::{Datastore, State, read_scratch};
+use super::{Metadata, OpenOptions, Repository, RoleExpiry, format_error};
+use crate::datastore::Datastore;
 use crate::error::Error;
 use crate::http::FetchError;
 use crate::limits;
 use crate::time;
-use crate::transport::{Fetcher, MetadataTransport};
-use crate::trust::{self, RoleExpiry, RootChain};
+use crate::transport::Fetcher;
+use crate::tuf::{Memory, Reached, Refresh, Role, Trusted};
 
 impl Repository {
-    /// Fetches and verifies the metadata, and remembers what must never go back.
+    /// Fetches and verifies the top-level metadata, and remembers what must never go back. Delegated roles are fetched when
+    /// something is looked for through them.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::category`] tells the kind. On any error nothing of the repository may be used.
     pub async fn open(options: OpenOptions) -> Result<Self, Error> {
         let OpenOptions { trust_root, base, datastore: location, fetcher, now } = options;
         let (metadata_base, targets_base) = split_base(&base, &fetcher)?;
-        let mut chain = RootChain::start(&trust_root)?;
         let datastore = blocking(move || Datastore::open(&location)).await?;
-        let time = time::effective(now, datastore.state.verified_at)?;
-        let remembered: BTreeMap<u64, String> = datastore.state.roots.clone();
-        if chain.follow(|version| remembered.get(&version).map(String::as_bytes)) {
-            tracing::warn!("a remembered root is not signed by the one before it and is left out");
-        }
-        let transport = MetadataTransport::new(fetcher.clone());
-        let (datastore, scratch) = blocking(move || datastore.scratch().map(|scratch| (datastore, scratch))).await?;
-
-        // tough's own expiry check trusts the system clock alone and lets one expired delegated role block all others;
-        // `trust::refuse_expired` below does the same work with the guarded time, for the roles that matter.
-        let loaded = RepositoryLoader::new(&chain.newest, metadata_base, targets_base.clone())
-            .transport(transport.clone())
-            .datastore(scratch.path())
-            .expiration_enforcement(ExpirationEnforcement::Unsafe)
-            .limits(Limits {
-                max_root_size: limits::MAX_ROOT,
-                max_targets_size: limits::MAX_TARGETS,
-                max_timestamp_size: limits::MAX_TIMESTAMP,
-                max_snapshot_size: limits::MAX_SNAPSHOT,
-                max_root_updates: limits::MAX_ROOT_UPDATES,
-            })
-            .load()
-            .await
-            .map_err(trust::sort_tough_error);
-
-        // Also a failed update leaves verified knowledge behind (a new root that revokes a key, say), and an attacker who
-        // blocks the rest must not be able to make us forget it.
-        let fetched = transport.fetched_roots();
-        chain.follow(|version| fetched.get(&version).map(Bytes::as_ref));
-        let mut outcome = loaded.and_then(|inner| {
-            if trust::count_roles(&inner.targets().signed) > limits::MAX_ROLES {
-                return Err(Error::Invalid {
-                    what: "the targets metadata".to_owned(),
-                    reason: format!("it delegates to more than {} roles", limits::MAX_ROLES),
-                });
-            }
-            let roles = roles_of(&inner);
-            trust::refuse_expired(roles.get(..TOP_LEVEL_ROLES).unwrap_or_default(), time)?;
-            Ok((inner, roles))
-        });
-        let verified_at = if outcome.is_ok() { Some(time) } else { datastore.state.verified_at };
-        let was_reset = datastore.was_reset;
-        let links = chain.links.clone();
-        let saved = blocking(move || {
-            let mut datastore = datastore;
-            let mut state = State::default();
-            state.verified_at = verified_at;
-            state.roots = links;
-            state.timestamp = read_scratch(scratch.path(), "timestamp.json");
-            state.snapshot = read_scratch(scratch.path(), "snapshot.json");
-            datastore.save(state)
-        })
-        .await;
-        if let Err(error) = saved {
-            // Going on without memory would open the door that the datastore closes.
-            outcome = outcome.and(Err(error));
-        }
-        let (inner, roles) = outcome?;
-        let signed_at = inner
-            .timestamp()
-            .signed
-            ._extra
-            .get(SIGNED_AT)
-            .and_then(|value| DateTime::parse_from_rfc3339(value.as_str()?).ok())
-            .map(|time| time.to_utc());
-        let metadata =
-            Metadata { roles, verified_at: time, signed_at, datastore_was_reset: was_reset, root: chain.newest };
-        Ok(Self { inner, fetcher, targets_base, metadata })
+        let time = time::effective(now, datastore.memory().verified_at)?;
+        let refresh = Refresh::begin(&trust_root, datastore.memory().clone(), time, limits::UPDATE)?;
+        let datastore_was_reset = datastore.was_reset;
+        let trusted = update(refresh, datastore, &fetcher, &metadata_base).await?;
+        let metadata = metadata_of(&trusted, datastore_was_reset);
+        let top = Reached::top(Arc::new(trusted.targets.clone()));
+        let roles = Mutex::default();
+        Ok(Self { trusted, top, fetcher, metadata_base, targets_base, metadata, roles })
     }
 }
 
-/// The two folders of a repository. Only https, or a local folder where the caller asked for one.
-fn split_base(base: &Url, fetcher: &Fetcher) -> Result<(Url, Url), Error> {
-    let scheme = match fetcher {
-        Fetcher::Http(_) => "https",
-        Fetcher::Directory => "file",
+async fn update(
+    mut refresh: Refresh,
+    mut datastore: Datastore,
+    fetcher: &Fetcher,
+    folder: &Url,
+) -> Result<Trusted, Error> {
+    let begun = Instant::now();
+    loop {
+        let next = refresh.step(begun.elapsed());
+        datastore = save(datastore, refresh.unsaved()).await?;
+        let Some(request) = next? else { break };
+        let within = left(limits::UPDATE.time, begun);
+        let came = match fetcher.get_small(folder, &request.name, request.limit, within).await {
+            Ok(bytes) => refresh.came(Some(&bytes)),
+            // Only a server that says so has no newer root: an attacker who breaks that one connection must not be able to keep a
+            // revoked key in use.
+            Err(error) if request.may_be_absent && error.is_not_found() => refresh.came(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Also where the rest failed: what was learnt on the way, such as a root that revokes a key, is kept.
+        datastore = save(datastore, refresh.unsaved()).await?;
+        came?;
+    }
+    let Some((trusted, memory)) = refresh.finish() else {
+        return Err(Error::Absent { what: "complete metadata".to_owned(), hint: String::new() });
     };
-    if base.scheme() != scheme {
+    save(datastore, Some(&memory)).await?;
+    Ok(trusted)
+}
+
+/// Writes what is to be remembered. Going on without memory would open the door that the datastore closes, so an error ends
+/// the update.
+async fn save(mut datastore: Datastore, memory: Option<&Memory>) -> Result<Datastore, Error> {
+    let Some(memory) = memory.filter(|memory| *memory != datastore.memory()).cloned() else { return Ok(datastore) };
+    blocking(move || datastore.save(memory).map(|()| datastore)).await
+}
+
+fn metadata_of(trusted: &Trusted, datastore_was_reset: bool) -> Metadata {
+    let signed_at = trusted.timestamp.signed_at.as_deref();
+    let signed_at = signed_at.and_then(|text| DateTime::parse_from_rfc3339(text).ok()).map(|time| time.to_utc());
+    Metadata {
+        roles: vec![
+            expiry_of("root", &trusted.root),
+            expiry_of("timestamp", &trusted.timestamp),
+            expiry_of("snapshot", &trusted.snapshot),
+            expiry_of("targets", &trusted.targets),
+        ],
+        verified_at: trusted.now,
+        signed_at,
+        datastore_was_reset,
+        root: trusted.root_bytes.clone().into_bytes(),
+    }
+}
+
+pub(super) fn expiry_of(name: &str, role: &impl Role) -> RoleExpiry {
+    RoleExpiry { role: name.to_owned(), version: role.version(), expires: role.expires() }
+}
+
+/// The two folders of a repository. Only https, a local folder where the caller asked for one, or the caller's own way.
+fn split_base(base: &Url, fetcher: &Fetcher) -> Result<(Url, Url), Error> {
+    let accepted = match fetcher {
+        Fetcher::Http(_) => base.scheme() == "https",
+        Fetcher::Directory => base.scheme() == "file",
+        Fetcher::Custom(_) => !base.cannot_be_a_base(),
+    };
+    if !accepted {
         return Err(FetchError::Insecure { url: crate::http::shown(base) }.into());
     }
     let mut base = base.clone();
@@ -116,25 +116,15 @@ fn split_base(base: &Url, fetcher: &Fetcher) -> Result<(Url, Url), Error> {
     Ok((join("metadata/")?, join("targets/")?))
 }
 
-fn roles_of(repository: &tough::Repository) -> Vec<RoleExpiry> {
-    let mut roles = vec![
-        trust::expiry_of("root", &repository.root().signed),
-        trust::expiry_of("timestamp", &repository.timestamp().signed),
-        trust::expiry_of("snapshot", &repository.snapshot().signed),
-        trust::expiry_of("targets", &repository.targets().signed),
-    ];
-    for name in repository.targets().signed.role_names() {
-        if let Ok(signed) = repository.targets().signed.delegated_targets(name) {
-            roles.push(trust::expiry_of(name, &signed.signed));
-        }
-    }
-    roles
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         // Only when the runtime shuts down, or the work panicked.
         Err(_) => Err(Error::Cancelled),
     }
+}
+
+/// The time that is left of a budget.
+pub(super) fn left(time: Duration, begun: Instant) -> Duration {
+    time.saturating_sub(begun.elapsed())
 }

@@ -67,7 +67,7 @@ async fn versions_go_down_only_with_the_channels_word_or_to_what_the_other_slot_
     assert_eq!(category(&node.update_to(&server, back.clone()).await.unwrap_err()), "downgrade");
 
     let repository = node.open(&server).await.unwrap();
-    let mut channel = repository.channel(&CHANNEL.parse().unwrap()).await.unwrap();
+    let mut channel = repository.channel(&CHANNEL.parse().unwrap()).await.unwrap().into_channel();
     let held = |text: &str| Held { version: version(text), root_hash: root_hash(text) };
     let mut host = Host {
         product: "acme-os".parse().unwrap(),

@@ -383,11 +383,11 @@ async fn a_stopped_download_ends_at_once() {
     let repository = node.open(&server).await.unwrap();
     let channel = repository.channel(&"stable".parse().unwrap()).await.unwrap();
     let release = channel.releases.last().unwrap();
-    let manifest = repository.manifest(&channel, release, node.architecture).await.unwrap().manifest;
+    let verified = repository.manifest(&channel, release, node.architecture).await.unwrap();
     server.misbehave("uki.efi", Fault::Stall);
     let options = ReadOptions::default();
-    let uki = repository.open_file(&manifest.uki, options.clone()).unwrap();
-    let digest = manifest.uki.digest.clone();
+    let uki = repository.open_file(&verified, &verified.manifest.uki, options.clone()).await.unwrap();
+    let digest = verified.manifest.uki.digest.clone();
     let reading = tokio::task::spawn_blocking(move || uki.copy_verified(&digest, "the UKI", &mut std::io::sink()));
     options.cancel.cancel();
     assert!(matches!(reading.await.unwrap(), Err(bascule_repository::Error::Cancelled)));

@@ -121,10 +121,10 @@ impl Node {
             other => return Err(format!("nothing to install: {other:?}").into()),
         };
         let verified = repository.manifest(&channel, release, self.architecture).await?;
-        let manifest = verified.manifest;
         let options = ReadOptions::default();
-        let open = repository.open_pack(&manifest, &host.bases(), self.missing_pack, &options).await?;
-        let uki = repository.open_file(&manifest.uki, options)?;
+        let open = repository.open_pack(&verified, &host.bases(), self.missing_pack, &options).await?;
+        let uki = repository.open_file(&verified, &verified.manifest.uki, options).await?;
+        let manifest = verified.manifest;
         let running = self.running.clone();
         let slot = self.slot();
         let missing = open.missing.iter().map(|(path, _)| path.to_string()).collect();

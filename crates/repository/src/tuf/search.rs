@@ -1,0 +1,245 @@
+//! The search for a file through the delegations (TUF 1.0, 5.6.7), as a state machine: roles are asked for on the way, each is
+//! verified under the delegation by which it was reached, and only roles on the way can stop it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::budget::Budget;
+use super::refresh::{Request, Trusted, accept_targets, refuse_expired};
+use super::schema::{TOP_LEVEL, Target, Targets};
+use crate::error::Error;
+use crate::limits;
+
+/// A verified targets role and the delegations by which it was reached.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// Names of the roles from below the top-level one down to this; empty for the top-level role itself.
+    pub chain: Vec<String>,
+    /// What it says.
+    pub targets: Arc<Targets>,
+    /// Length of its file in bytes.
+    pub length: usize,
+}
+
+impl Reached {
+    /// The top-level role.
+    pub fn top(targets: Arc<Targets>) -> Self {
+        Self { chain: Vec::new(), targets, length: 0 }
+    }
+
+    fn name(&self) -> &str {
+        self.chain.last().map_or("targets", String::as_str)
+    }
+}
+
+/// What a search wants next.
+#[derive(Debug)]
+pub enum Step {
+    /// A role that was seen before, by this chain of names, or else [`Search::fetch`].
+    Role(Vec<String>),
+    /// The file, and the roles on the way to it, outermost first.
+    Found(Target, Vec<Reached>),
+    /// No role names it.
+    Absent,
+}
+
+#[derive(Debug)]
+struct Visit {
+    parents: Vec<Reached>,
+    delegation: usize,
+}
+
+/// A search under way.
+#[derive(Debug)]
+pub struct Search<'a> {
+    trusted: &'a Trusted,
+    path: &'a str,
+    /// Above its end only this chain of roles is followed.
+    branch: &'a [String],
+    budget: Budget,
+    visited: BTreeSet<String>,
+    stack: Vec<Visit>,
+    waiting: Option<Visit>,
+    found: Option<(Target, Vec<Reached>)>,
+}
+
+impl<'a> Search<'a> {
+    /// Begins at the top-level role. With a `branch`, only the roles on it and below its end are asked: a channel's files belong
+    /// to the role that named the channel, and no other role of the same paths can get between.
+    pub fn begin(trusted: &'a Trusted, top: Reached, path: &'a str, branch: &'a [String], budget: Budget) -> Self {
+        let mut search = Self {
+            trusted,
+            path,
+            branch,
+            budget,
+            visited: BTreeSet::from(["targets".to_owned()]),
+            stack: Vec::new(),
+            waiting: None,
+            found: None,
+        };
+        search.enter(vec![top]);
+        search
+    }
+
+    /// Begins and ends at one delegation of the top-level role, for looking at the role itself; `path` names it in errors.
+    pub fn at(trusted: &'a Trusted, top: Reached, delegation: usize, path: &'a str, budget: Budget) -> Self {
+        Self {
+            trusted,
+            path,
+            branch: &[],
+            budget,
+            visited: BTreeSet::from(["targets".to_owned()]),
+            stack: vec![Visit { parents: vec![top], delegation }],
+            waiting: None,
+            found: None,
+        }
+    }
+
+    /// The next step. After [`Step::Role`] comes [`Self::known`] or [`Self::fetch`] and [`Self::came`].
+    ///
+    /// # Errors
+    /// [`Error::Role`] with [`Error::Limit`] when it would visit too many roles or too deep.
+    pub fn step(&mut self) -> Result<Step, Error> {
+        if let Some((target, way)) = self.found.take() {
+            return Ok(Step::Found(target, way));
+        }
+        while let Some(visit) = self.stack.pop() {
+            let (Some(parent), Some(name)) = (visit.parents.last(), visit.name()) else { continue };
+            let (mut chain, name) = (parent.chain.clone(), name.to_owned());
+            // 5.6.7.1: a role that was visited is skipped, so cycles end.
+            if !self.visited.insert(name.clone()) {
+                continue;
+            }
+            let limits = self.budget.limits();
+            let reason = if TOP_LEVEL.contains(&name.as_str()) {
+                Some("a delegated role must not have the name of a top-level one".to_owned())
+            } else if self.visited.len() > limits.roles + 1 {
+                Some(format!("the search asked {} roles already", limits.roles))
+            } else if chain.len() >= limits.depth {
+                Some(format!("it is more than {} delegations deep", limits.depth))
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                let limit = Error::Limit { what: format!("the {name} metadata"), reason };
+                return Err(self.trouble(&name, limit));
+            }
+            chain.push(name);
+            self.waiting = Some(visit);
+            return Ok(Step::Role(chain));
+        }
+        Ok(Step::Absent)
+    }
+
+    /// Goes on with a role that this chain of names led to before.
+    ///
+    /// # Errors
+    /// [`Error::Role`] with [`Error::Expired`].
+    pub fn known(&mut self, role: Reached) -> Result<(), Error> {
+        let Some(visit) = self.waiting.take() else { return Ok(()) };
+        let checked = refuse_expired(role.name(), &*role.targets, self.trusted.now);
+        checked.map_err(|error| self.trouble(role.name(), error))?;
+        let mut way = visit.parents;
+        way.push(role);
+        self.enter(way);
+        Ok(())
+    }
+
+    /// What to fetch for the role that is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Role`] when the snapshot does not name it or the budget does not allow it; nothing may be fetched then.
+    pub fn fetch(&mut self, elapsed: Duration) -> Result<Option<Request>, Error> {
+        let Some(name) = self.waiting.as_ref().and_then(Visit::name).map(str::to_owned) else { return Ok(None) };
+        let admitted = match self.trusted.snapshot.meta.get(&format!("{name}.json")) {
+            None => Err(Error::Absent { what: format!("{name} metadata"), hint: "; the snapshot does not name it".into() }),
+            Some(pin) => {
+                let what = format!("the {name} metadata");
+                let limit = self.budget.admit(&what, pin.length, limits::MAX_TARGETS, elapsed);
+                limit.map(|limit| (limit, pin.version))
+            }
+        };
+        let (limit, version) = admitted.map_err(|error| self.trouble(&name, error))?;
+        let file = quote(&name);
+        let consistent = self.trusted.root.consistent_snapshot;
+        let name = if consistent { format!("{version}.{file}.json") } else { format!("{file}.json") };
+        Ok(Some(Request { name, limit, may_be_absent: false }))
+    }
+
+    /// Takes the role's file, verified as 5.6.2 to 5.6.5 say, and gives the role for others to reuse.
+    ///
+    /// # Errors
+    /// [`Error::Role`]
+    pub fn came(&mut self, bytes: &[u8]) -> Result<Option<Reached>, Error> {
+        self.budget.spend(bytes.len());
+        let Some(visit) = self.waiting.take() else { return Ok(None) };
+        let Some(parent) = visit.parents.last() else { return Ok(None) };
+        let Some(delegation) = parent.targets.delegations().get(visit.delegation) else { return Ok(None) };
+        let name = delegation.name.to_string();
+        let Some(pin) = self.trusted.snapshot.meta.get(&format!("{name}.json")) else { return Ok(None) };
+        let targets = accept_targets(&name, pin, bytes, parent.targets.signers(delegation), self.trusted.now)
+            .map_err(|error| self.trouble(&name, error))?;
+        let chain = parent.chain.iter().cloned().chain([name]).collect();
+        let role = Reached { chain, targets: Arc::new(targets), length: bytes.len() };
+        let mut way = visit.parents;
+        way.push(role.clone());
+        self.enter(way);
+        Ok(Some(role))
+    }
+
+    /// The error of a role that could not be used, with what was looked for. Also for one that could not be fetched.
+    pub fn trouble(&self, role: &str, error: Error) -> Error {
+        Error::Role { role: role.to_owned(), path: self.path.to_owned(), source: Box::new(error) }
+    }
+
+    /// The name of the role that is wanted.
+    pub fn wanted(&self) -> String {
+        self.waiting.as_ref().and_then(Visit::name).unwrap_or_default().to_owned()
+    }
+
+    /// 5.6.7.1 and 5.6.7.2 for a role that was reached: its own word, else its delegations in their order.
+    fn enter(&mut self, way: Vec<Reached>) {
+        let Some(role) = way.last() else { return };
+        if let Some(target) = role.targets.targets.get(self.path) {
+            self.found = Some((target.clone(), way));
+            return;
+        }
+        let only = self.branch.get(role.chain.len());
+        let mut next = Vec::new();
+        for (number, delegation) in role.targets.delegations().iter().enumerate() {
+            let on_the_way = only.is_none_or(|only| **only == *delegation.name);
+            if !on_the_way || !delegation.covers(self.path) {
+                continue;
+            }
+            next.push(Visit { parents: way.clone(), delegation: number });
+            if delegation.terminating {
+                // Neither its later siblings nor those of the roles above it are asked.
+                self.stack.clear();
+                break;
+            }
+        }
+        self.stack.extend(next.into_iter().rev());
+    }
+}
+
+impl Visit {
+    fn name(&self) -> Option<&str> {
+        let delegation = self.parents.last()?.targets.delegations().get(self.delegation)?;
+        Some(&delegation.name)
+    }
+}
+
+/// A role's name as it stands in a file name and a URL: everything but unreserved characters (RFC 3986, 2.3) is
+/// percent-encoded, also `/`.
+pub fn quote(name: &str) -> String {
+    let mut quoted = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            quoted.push(char::from(byte));
+        } else {
+            quoted.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    quoted
+}

@@ -1,0 +1,135 @@
+//! What is remembered, through a kill at any write: before each request everything that was accepted is on the disk, and from each
+//! state in between the next update ends where an undisturbed one would.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bascule_repository::time::Now;
+use bascule_repository::{DatastoreLocation, FetchError, Fetcher, OpenOptions, Repository, Transport};
+use bytes::Bytes;
+use serde_json::Value;
+use url::Url;
+
+use crate::client::{Client, category};
+use crate::simulator::{Served, start};
+
+/// Keeps the datastore's file as it is at each request.
+#[derive(Debug)]
+struct Watched {
+    served: Served,
+    state: std::path::PathBuf,
+    seen: Mutex<Vec<Option<Vec<u8>>>>,
+}
+
+#[async_trait]
+impl Transport for Watched {
+    async fn get(&self, url: &Url, limit: u64, within: Duration) -> Result<Bytes, FetchError> {
+        self.seen.lock().unwrap().push(std::fs::read(&self.state).ok());
+        self.served.get(url, limit, within).await
+    }
+}
+
+async fn open(client: &Client, fetcher: Fetcher, folder: &std::path::Path) -> Result<Repository, bascule_repository::Error> {
+    Repository::open(OpenOptions {
+        trust_root: client.trust_root.clone(),
+        base: "memory://repository/".parse().unwrap(),
+        datastore: DatastoreLocation::Persistent(folder.to_owned()),
+        fetcher,
+        now: Now::at(start()),
+    })
+    .await
+}
+
+fn versions(state: &[u8]) -> (Vec<u64>, [Option<u64>; 3]) {
+    let state: Value = serde_json::from_slice(state).unwrap();
+    let roots = state["roots"].as_object().unwrap().keys().map(|version| version.parse().unwrap()).collect();
+    let version = |name: &str| {
+        let file: Value = serde_json::from_str(state[name].as_str()?).unwrap();
+        file["signed"]["version"].as_u64()
+    };
+    (roots, ["timestamp", "snapshot", "targets"].map(version))
+}
+
+/// An old state of the repository, and one with two new roots, of which the second replaces the timestamp's key.
+fn old_and_new() -> (Served, Served) {
+    let make = |new: bool| {
+        let served = Served::new();
+        served.repo().publish(&["targets", "snapshot", "timestamp"]);
+        if new {
+            served.repo().publish(&["root"]);
+            served.repo().rotate("timestamp");
+            served.repo().publish(&["root", "targets", "snapshot", "timestamp"]);
+        }
+        served
+    };
+    (make(false), make(true))
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_on_the_disk_before_anything_else_is_asked_for() {
+    let (old, new) = old_and_new();
+    let client = Client::of(&old);
+    let folder = tempfile::tempdir().unwrap();
+    open(&client, Fetcher::Custom(Arc::new(old.clone())), folder.path()).await.unwrap();
+    let state = folder.path().join("trusted.json");
+    let watched = Arc::new(Watched { served: new.clone(), state: state.clone(), seen: Mutex::default() });
+    open(&client, Fetcher::Custom(Arc::clone(&watched) as Arc<dyn Transport>), folder.path()).await.unwrap();
+    let last = std::fs::read(&state).unwrap();
+    let seen: Vec<Vec<u8>> = watched.seen.lock().unwrap().iter().flatten().cloned().collect();
+    let known: Vec<_> = seen.iter().map(|state| versions(state)).collect();
+    let two = Some(2);
+    let expected = [
+        (vec![], [two, two, two]),
+        (vec![2], [two, two, two]),
+        (vec![2, 3], [two, two, two]),
+        // 5.3.11
+        (vec![2, 3], [None, None, two]),
+        (vec![2, 3], [Some(3), None, two]),
+        (vec![2, 3], [Some(3), Some(3), two]),
+    ];
+    assert_eq!(known, expected);
+    assert_eq!(versions(&last), (vec![2, 3], [Some(3); 3]));
+
+    // A kill at each write, which is atomic: the next update ends the same, and nothing that was known is forgotten.
+    for (number, interrupted) in seen.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("trusted.json");
+        std::fs::write(&state, interrupted).unwrap();
+        open(&client, Fetcher::Custom(Arc::new(new.clone())), folder.path()).await.unwrap();
+        assert_eq!(versions(&std::fs::read(&state).unwrap()), versions(&last), "after write {number}");
+        // The old repository, replayed from here.
+        std::fs::write(&state, interrupted).unwrap();
+        let replayed = open(&client, Fetcher::Custom(Arc::new(old.clone())), folder.path()).await;
+        let expected = if number < 2 { "nothing went wrong" } else { "signature" };
+        assert_eq!(category(replayed), expected, "after write {number}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_remembered_adds_no_trust() {
+    let (old, _) = old_and_new();
+    let client = Client::of(&old);
+    let folder = tempfile::tempdir().unwrap();
+    let fetcher = || Fetcher::Custom(Arc::new(old.clone()));
+    open(&client, fetcher(), folder.path()).await.unwrap();
+    let path = folder.path().join("trusted.json");
+    let good: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    // Someone writes into it what nobody signed: it is not used, and the update goes on from the rest.
+    for name in ["timestamp", "snapshot", "targets"] {
+        let mut forged = good.clone();
+        let text = good[name].as_str().unwrap().replace("2026-03-31", "2036-03-31");
+        assert_ne!(good[name].as_str(), Some(text.as_str()));
+        forged[name] = text.into();
+        std::fs::write(&path, forged.to_string()).unwrap();
+        open(&client, fetcher(), folder.path()).await.unwrap();
+        let after: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(after[name], good[name], "{name}");
+    }
+    let mut forged = good.clone();
+    forged["roots"]["2"] = good["timestamp"].clone();
+    std::fs::write(&path, forged.to_string()).unwrap();
+    open(&client, fetcher(), folder.path()).await.unwrap();
+    let after: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(after["roots"], serde_json::json!({}));
+}
