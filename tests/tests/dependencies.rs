@@ -76,6 +76,23 @@ fn the_release_format_sees_no_network_and_no_runtime() {
     }
 }
 
+/// What runs on every node, and what speaks for all of them, verifies with ring alone: tough, with which repositories are
+/// written, would bring aws-lc-rs along.
+#[test]
+fn readers_have_one_crypto_library() {
+    for reader in ["bascule-agent", "bascule-operator"] {
+        let below = below(reader);
+        assert!(
+            below.contains("bascule-repository") && below.contains("ring"),
+            "{reader} reads repositories with ring"
+        );
+        for forbidden in ["tough", "aws-lc-rs", "aws-lc-sys"] {
+            assert!(!below.contains(forbidden), "{reader} is built from {forbidden}");
+        }
+    }
+    assert!(below("bascule-cli").contains("tough"), "this test would see it");
+}
+
 /// A dependency that nobody names any more still costs build time and trust.
 #[test]
 fn every_dependency_is_used() {

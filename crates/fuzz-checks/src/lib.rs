@@ -15,6 +15,9 @@ use bascule_image::pack::{BlockRange, Codec, Frame, FrameDecoder, PackIndex};
 use bascule_image::uki::{self, Parts, Uki};
 use bascule_image::verity::Superblock;
 use bascule_image::{Channel, Manifest};
+use bascule_repository::tuf::{self, Limits, Memory, Refresh, Targets};
+use std::sync::LazyLock;
+use std::time::Duration;
 
 /// A parser: its name, what must hold for it, and good inputs.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +31,13 @@ pub struct Target {
 }
 
 /// All parsers of bytes from outside.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "index", check: index, seeds: seeds::index },
     Target { name: "manifest", check: manifest, seeds: seeds::manifest },
     Target { name: "frame", check: frame, seeds: seeds::frame },
     Target { name: "superblock", check: superblock, seeds: seeds::superblock },
     Target { name: "uki", check: uki, seeds: seeds::uki },
+    Target { name: "metadata", check: metadata, seeds: seeds::metadata },
 ];
 
 /// Whatever parses as an index prints as the same bytes, and its frames lie one behind the other.
@@ -120,4 +124,60 @@ pub fn uki(bytes: &[u8]) -> bool {
         assert_eq!(built.command_line().expect("it has a command line").as_str(), "quiet");
     }
     parsed.is_ok()
+}
+
+const METADATA_LIMITS: Limits =
+    Limits { requests: 8, bytes: 1 << 20, roles: 4, depth: 4, time: Duration::from_secs(1) };
+
+/// An update of the good repository as it stands after each of its requests.
+fn good_updates() -> &'static [Refresh] {
+    static UPDATES: LazyLock<Vec<Refresh>> = LazyLock::new(|| {
+        let root = seeds::metadata().swap_remove(0);
+        let begun = Refresh::begin(&root, Memory::default(), seeds::metadata_time(), METADATA_LIMITS);
+        let mut refresh = begun.expect("the good repository is read");
+        let mut states = Vec::new();
+        for answer in seeds::metadata_answers() {
+            assert!(refresh.step(Duration::ZERO).expect("the good repository is read").is_some());
+            states.push(refresh.clone());
+            refresh.came(answer.as_deref()).expect("the good repository is read");
+        }
+        states
+    });
+    &UPDATES
+}
+
+/// Whatever has a canonical form is that form's form; and no bytes make the metadata reader panic, whichever role they are taken
+/// for, nor does what they say of patterns and signatures.
+pub fn metadata(bytes: &[u8]) -> bool {
+    if let Ok(form) = tuf::canonical(bytes) {
+        // Line breaks stay as they are in the form, where JSON would escape them.
+        let plain = form.iter().all(|byte| *byte >= b' ');
+        assert!(!plain || tuf::canonical(&form).is_ok_and(|again| again == form), "the form of a form is another");
+    }
+    let begin = |root: &[u8], memory| Refresh::begin(root, memory, seeds::metadata_time(), METADATA_LIMITS);
+    let mut accepted = begin(bytes, Memory::default()).is_ok();
+    // As the answer to each request of an update, all before being the good ones.
+    for refresh in good_updates() {
+        accepted |= refresh.clone().came(Some(bytes)).is_ok();
+    }
+    // As what is remembered, where it could be any metadata at all.
+    if let (Ok(text), Ok(_)) = (std::str::from_utf8(bytes), tuf::canonical_signed(bytes)) {
+        let text = text.to_owned();
+        let memory = Memory {
+            roots: [(2, text.clone())].into(),
+            timestamp: Some(text.clone()),
+            snapshot: Some(text.clone()),
+            targets: Some(text),
+            ..Memory::default()
+        };
+        let root = seeds::metadata().swap_remove(0);
+        let mut refresh = begin(&root, memory).expect("the trust root is good");
+        let _ = (refresh.step(Duration::ZERO), refresh.came(None), refresh.step(Duration::ZERO));
+    }
+    if let Ok(signed) = tuf::parse::<Targets>("targets", bytes) {
+        for delegation in signed.role.delegations() {
+            let _ = (delegation.covers("releases/1.0/x86-64/full.pack"), delegation.literal_paths().count());
+        }
+    }
+    accepted
 }

@@ -155,3 +155,56 @@ fn stub() -> Vec<u8> {
     file.extend([0xCC; 0x400]);
     file
 }
+
+/// When the repository of [`metadata`] is read.
+pub fn metadata_time() -> chrono::DateTime<chrono::Utc> {
+    chrono::DateTime::from_timestamp(1_760_000_000, 0).unwrap_or_default()
+}
+
+/// What a server answers to an update of the repository of [`metadata`]: there is no newer root.
+pub(crate) fn metadata_answers() -> Vec<Option<Vec<u8>>> {
+    std::iter::once(None).chain(metadata().into_iter().skip(1).take(3).map(Some)).collect()
+}
+
+/// A root, timestamp, snapshot, targets and a delegated role, all signed by one key.
+pub fn metadata() -> Vec<Vec<u8>> {
+    static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(make_metadata);
+    FILES.clone()
+}
+
+fn make_metadata() -> Vec<Vec<u8>> {
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    use serde_json::{Value, json};
+    let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).expect("any 32 bytes are a seed");
+    let key = json!({"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": hex::encode(pair.public_key())}});
+    let role = |kind: &str, more: Value| {
+        let mut signed =
+            json!({"_type": kind, "spec_version": "1.0.0", "version": 1, "expires": "2100-01-01T00:00:00Z"});
+        if let (Value::Object(members), Value::Object(more)) = (&mut signed, more) {
+            members.extend(more);
+        }
+        let message = bascule_repository::tuf::canonical(signed.to_string().as_bytes()).expect("it holds no fractions");
+        let signature = json!({"keyid": "k", "sig": hex::encode(pair.sign(&message))});
+        json!({"signed": signed, "signatures": [signature]}).to_string().into_bytes()
+    };
+    let keys = json!({"keyids": ["k"], "threshold": 1});
+    let root = json!({
+        "consistent_snapshot": true, "keys": {"k": key},
+        "roles": {"root": keys, "timestamp": keys, "snapshot": keys, "targets": keys},
+    });
+    let file = json!({"length": 3, "hashes": {"sha256": "00".repeat(32), "sha512": "11".repeat(64)}});
+    let delegation = |name: &str, rule: &str, patterns: Value| json!({"name": name, "keyids": ["k"], "threshold": 1, "terminating": false, rule: patterns});
+    let delegations = json!({"keys": {"k": key}, "roles": [
+        delegation("channel-edge", "paths", json!(["edge.json", "releases/*/*/[a-z]?*"])),
+        delegation("bin", "path_hash_prefixes", json!(["0", "ab"])),
+    ]});
+    let pinned = json!({"version": 1, "length": 999_999, "hashes": {"sha256": "22".repeat(32)}});
+    let snapshot = json!({"meta": {"targets.json": {"version": 1}, "channel-edge.json": pinned}});
+    vec![
+        role("root", root),
+        role("timestamp", json!({"meta": {"snapshot.json": {"version": 1}}})),
+        role("snapshot", snapshot),
+        role("targets", json!({"targets": {"stable.json": file}, "delegations": delegations})),
+        role("targets", json!({"targets": {"edge.json": file}})),
+    ]
+}

@@ -100,3 +100,8 @@ fn superblock() {
 fn uki() {
     run(TARGETS[4]);
 }
+
+#[test]
+fn metadata() {
+    run(TARGETS[5]);
+}

@@ -16,9 +16,7 @@ use async_trait::async_trait;
 use bascule_repository::clock::system_now;
 use bascule_repository::time::Now;
 use bascule_repository::tuf::quote;
-use bascule_repository::{
-    DatastoreLocation, FetchError, Fetcher, OpenOptions, Repository, Transport, remembered,
-};
+use bascule_repository::{DatastoreLocation, FetchError, Fetcher, OpenOptions, Repository, Transport, remembered};
 use bytes::{Bytes, BytesMut};
 use url::Url;
 
@@ -110,8 +108,7 @@ async fn open(metadata_dir: &Path, metadata_url: &str) -> Result<(Repository, Ar
     let memory = remembered(&datastore)?;
     let newest = memory.roots.into_values().next_back().map_or(trust_root, String::into_bytes);
     std::fs::write(metadata_dir.join("root.json"), newest)?;
-    for (name, content) in
-        [("timestamp", memory.timestamp), ("snapshot", memory.snapshot), ("targets", memory.targets)]
+    for (name, content) in [("timestamp", memory.timestamp), ("snapshot", memory.snapshot), ("targets", memory.targets)]
     {
         let path = metadata_dir.join(format!("{name}.json"));
         match content {

@@ -280,7 +280,8 @@ mod tests {
         Datastore::open(&location).unwrap().save(memory(2)).unwrap();
         let path = directory.path().join(STATE_FILE);
         let good = fs::read(&path).unwrap();
-        for bad in [&good[..good.len() / 2], b"", b"{\"roots\":{}}", b"{\"format\":0}", b"{\"format\":2,\"roots\":[]}"] {
+        for bad in [&good[..good.len() / 2], b"", b"{\"roots\":{}}", b"{\"format\":0}", b"{\"format\":2,\"roots\":[]}"]
+        {
             fs::write(&path, bad).unwrap();
             let store = Datastore::open(&location).unwrap();
             assert!(store.was_reset);
@@ -292,7 +293,8 @@ mod tests {
     fn what_the_first_format_remembered_is_remembered() {
         let directory = tempfile::tempdir().unwrap();
         let location = DatastoreLocation::Persistent(directory.path().to_owned());
-        let old = r#"{"format":1,"verifiedAt":"2025-10-09T08:53:20Z","roots":{"2":"{}"},"timestamp":"t","snapshot":"s"}"#;
+        let old =
+            r#"{"format":1,"verifiedAt":"2025-10-09T08:53:20Z","roots":{"2":"{}"},"timestamp":"t","snapshot":"s"}"#;
         fs::write(directory.path().join(STATE_FILE), old).unwrap();
         let store = Datastore::open(&location).unwrap();
         let known = Memory { snapshot: Some("s".to_owned()), targets: None, accepted_by: None, ..memory(2) };
@@ -306,7 +308,8 @@ mod tests {
         let location = DatastoreLocation::Persistent(directory.path().to_owned());
         let path = directory.path().join(STATE_FILE);
         let newer = |must: Value| {
-            serde_json::json!({"format": 2, "mustUnderstand": must, "timestamp": "t", "mirrors": {"seen": [1, 2]}}).to_string()
+            serde_json::json!({"format": 2, "mustUnderstand": must, "timestamp": "t", "mirrors": {"seen": [1, 2]}})
+                .to_string()
         };
         fs::write(&path, newer(serde_json::json!([]))).unwrap();
         let mut store = Datastore::open(&location).unwrap();

@@ -48,6 +48,11 @@ impl SignedFile {
         self.target.length
     }
 
+    /// Names of the delegated roles through which it was found, the one that names it last; empty for the top-level role.
+    pub fn roles(&self) -> &[String] {
+        &self.origin.chain
+    }
+
     /// Whether bytes are this file's.
     pub fn is(&self, bytes: &[u8]) -> bool {
         bytes.len() as u64 == self.target.length && self.target.hashes.match_bytes(bytes)
@@ -69,7 +74,8 @@ impl SignedFile {
 
     /// TUF 1.0, 5.7.3 and 6.2.1: with consistent snapshots a file lies under `<folder>/<digest>.<name>`.
     fn place(&self, consistent: bool) -> Result<String, Error> {
-        let refuse = |reason: &str| Error::Invalid { what: format!("the file name {:?}", self.path), reason: reason.to_owned() };
+        let refuse =
+            |reason: &str| Error::Invalid { what: format!("the file name {:?}", self.path), reason: reason.to_owned() };
         let mut segments: Vec<String> = Vec::new();
         for segment in self.path.split('/') {
             // Nothing that climbs, is no name of its own, or would be read as an address.

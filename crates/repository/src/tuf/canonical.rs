@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn members_are_sorted_and_nothing_is_escaped_without_need() {
-        let text = r#" { "b" : [1, -2, null, true, {}, []], "a\"" : "x\ny\\\u00e9", "a" : {"z": 1, "y": 2}, "" : "" } "#;
+        let text =
+            r#" { "b" : [1, -2, null, true, {}, []], "a\"" : "x\ny\\\u00e9", "a" : {"z": 1, "y": 2}, "" : "" } "#;
         let expected = "{\"\":\"\",\"a\":{\"y\":2,\"z\":1},\"a\\\"\":\"x\ny\\\\é\",\"b\":[1,-2,null,true,{},[]]}";
         assert_eq!(form(text).as_deref(), Some(expected));
     }

@@ -146,7 +146,8 @@ mod tests {
         assert_eq!(material("ed25519", "ed25519", P256), None);
         assert_eq!(material("rsa", "rsassa-pss-sha256", P256), None, "a point is no RSA key");
         assert_eq!(material("sphincs", "shake", "x"), None);
-        let odd = serde_json::json!({"keytype": "new", "scheme": "new", "keyval": {"public": {"x": [1, 2]}}, "more": 1});
+        let odd =
+            serde_json::json!({"keytype": "new", "scheme": "new", "keyval": {"public": {"x": [1, 2]}}, "more": 1});
         assert_eq!(Material::of(&serde_json::from_value(odd).unwrap()), None);
     }
 

@@ -18,7 +18,9 @@ mod search;
 pub use budget::{Budget, Limits};
 pub use canonical::{canonical, canonical_signed};
 pub use memory::Memory;
-pub use refresh::{Refresh, Request, Trusted};
 pub(crate) use refresh::refuse_expired;
-pub use schema::{Delegation, Hashes, Role, Root, Signature, Signed, Signers, Snapshot, Target, Targets, Timestamp, parse};
+pub use refresh::{Refresh, Request, Trusted};
+pub use schema::{
+    Delegation, Hashes, Role, Root, Signature, Signed, Signers, Snapshot, Target, Targets, Timestamp, parse,
+};
 pub use search::{Reached, Search, Step, quote};

@@ -58,7 +58,7 @@ enum Phase {
 }
 
 /// An update under way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Refresh {
     now: DateTime<Utc>,
     budget: Budget,
@@ -350,7 +350,9 @@ fn next_root(trusted: &Signed<Root>, bytes: &[u8]) -> Result<Signed<Root>, Error
     verify("root", &next, next.role.signers(TopLevel::Root))?;
     let (have, came) = (trusted.role.version(), next.role.version());
     if Some(came) != have.checked_add(1) {
-        return Err(Error::Rollback { reason: format!("root version {came} came where {have} has to be followed by one more") });
+        return Err(Error::Rollback {
+            reason: format!("root version {came} came where {have} has to be followed by one more"),
+        });
     }
     Ok(next)
 }

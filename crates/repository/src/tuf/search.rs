@@ -153,7 +153,9 @@ impl<'a> Search<'a> {
     pub fn fetch(&mut self, elapsed: Duration) -> Result<Option<Request>, Error> {
         let Some(name) = self.waiting.as_ref().and_then(Visit::name).map(str::to_owned) else { return Ok(None) };
         let admitted = match self.trusted.snapshot.meta.get(&format!("{name}.json")) {
-            None => Err(Error::Absent { what: format!("{name} metadata"), hint: "; the snapshot does not name it".into() }),
+            None => {
+                Err(Error::Absent { what: format!("{name} metadata"), hint: "; the snapshot does not name it".into() })
+            }
             Some(pin) => {
                 let what = format!("the {name} metadata");
                 let limit = self.budget.admit(&what, pin.length, limits::MAX_TARGETS, elapsed);

@@ -32,12 +32,14 @@ fn add_channel(repo: &mut Simulator, role: &str, channel: &str) {
         },
         "uki": {"path": format!("{path}/uki.efi"), "size": 3, "digest": file(b"uki")},
         "packs": [{
-            "kind": "full", "path": format!("{path}/full.pack"), "size": 4, "index": index, "transferBytes": 4,
+            "kind": "full", "path": format!("{path}/full.pack"), "size": 500, "index": index, "transferBytes": 500,
         }],
     })
     .to_string();
-    let described = json!({"path": format!("{path}/release.json"), "size": manifest.len(), "digest": file(manifest.as_bytes())});
-    let release = json!({"version": version, "manifests": {"x86-64": described}, "publishedAt": "2026-03-01T12:00:00Z"});
+    let described =
+        json!({"path": format!("{path}/release.json"), "size": manifest.len(), "digest": file(manifest.as_bytes())});
+    let release =
+        json!({"version": version, "manifests": {"x86-64": described}, "publishedAt": "2026-03-01T12:00:00Z"});
     let content = json!({"format": 1, "product": "acme-os", "channel": channel, "releases": [release]}).to_string();
     repo.add_artifact(role, &format!("{path}/uki.efi"), b"uki");
     repo.add_artifact(role, &format!("{path}/release.json"), manifest.as_bytes());
@@ -67,7 +69,10 @@ async fn read(repository: &Repository, channel: &str) -> Result<(), Error> {
     let uki = manifest.manifest.uki.path.as_str();
     assert!(uki.contains(channel.channel.as_str()));
     let refused = repository.open_file(&manifest, &manifest.manifest.uki, Default::default()).await.unwrap_err();
-    assert!(refused.to_string().contains("whole files only"), "found, but not to be opened by this transport: {refused}");
+    assert!(
+        refused.to_string().contains("whole files only"),
+        "found, but not to be opened by this transport: {refused}"
+    );
     Ok(())
 }
 
@@ -77,82 +82,128 @@ type Break = fn(&mut Simulator);
 fn ways() -> BTreeMap<&'static str, (&'static str, Break)> {
     const ROLE: &str = "channel-alpha";
     let mut ways: BTreeMap<&'static str, (&'static str, Break)> = BTreeMap::new();
-    ways.insert("missing on the server", ("not-found", |repo| {
-        repo.published.insert(ROLE.to_owned(), Vec::new());
-    }));
-    ways.insert("not in the snapshot", ("absent", |repo| {
-        repo.role("snapshot")["meta"].as_object_mut().unwrap().remove("channel-alpha.json");
-        repo.publish(&["snapshot", "timestamp"]);
-    }));
-    ways.insert("expired", ("expired", |repo| {
-        repo.role(ROLE)["expires"] = date(start() - TimeDelta::days(1));
-        repo.publish_all();
-    }));
-    ways.insert("signed by a key that it should not have", ("signature", |repo| {
-        let other = repo.signers["channel-beta"].clone();
-        repo.signers.insert(ROLE.to_owned(), other);
-        repo.publish_all();
-    }));
-    ways.insert("not signed by enough keys", ("signature", |repo| {
-        repo.role("targets")["delegations"]["roles"][0]["threshold"] = 2.into();
-        repo.publish_all();
-    }));
-    ways.insert("of another digest", ("mismatch", |repo| {
-        repo.pin_hashes = true;
-        repo.publish_all();
-        repo.published.get_mut(ROLE).unwrap().last_mut().unwrap().push(b'\n');
-    }));
-    ways.insert("of another version", ("mismatch", |repo| {
-        let first = repo.published[ROLE][0].clone();
-        repo.publish_all();
-        *repo.published.get_mut(ROLE).unwrap().last_mut().unwrap() = first;
-    }));
-    ways.insert("no metadata", ("format", |repo| {
-        *repo.published.get_mut(ROLE).unwrap().last_mut().unwrap() = b"{}".to_vec();
-    }));
-    ways.insert("of another specification", ("spec-version", |repo| {
-        repo.role(ROLE)["spec_version"] = "2.0.0".into();
-        repo.publish_all();
-    }));
-    ways.insert("of another type", ("unacceptable", |repo| {
-        let mut snapshot = repo.roles["snapshot"].clone();
-        snapshot["version"] = 1.into();
-        let bytes = sign(&snapshot, &repo.signers[ROLE]);
-        *repo.published.get_mut(ROLE).unwrap().last_mut().unwrap() = bytes;
-    }));
-    ways.insert("signed as too long", ("limit", |repo| {
-        repo.role("snapshot")["meta"]["channel-alpha.json"]["length"] = (1_u64 << 40).into();
-        repo.publish(&["snapshot", "timestamp"]);
-    }));
-    ways.insert("endless", ("endless-data", |repo| {
-        repo.published.get_mut(ROLE).unwrap().last_mut().unwrap().extend(vec![b' '; 3 << 20]);
-    }));
-    ways.insert("an endless tree of roles", ("limit", |repo| {
-        repo.role(ROLE)["targets"] = json!({});
-        let mut above = ROLE.to_owned();
-        for number in 0..100 {
-            let name = format!("below-{number}");
-            repo.delegate(&above, &name, &["alpha.json", "releases/*/*/*"], false);
-            above = name;
-        }
-        repo.publish_all();
-    }));
-    ways.insert("a wide tree of roles", ("limit", |repo| {
-        repo.role(ROLE)["targets"] = json!({});
-        for number in 0..100 {
-            repo.delegate(ROLE, &format!("below-{number}"), &["alpha.json"], false);
-        }
-        repo.publish_all();
-    }));
-    ways.insert("a tree of long roles", ("limit", |repo| {
-        repo.role(ROLE)["targets"] = json!({});
-        for number in 0..10 {
-            let name = format!("below-{number}");
-            repo.delegate(ROLE, &name, &["alpha.json"], false);
-            repo.role(&name)["filler"] = "x".repeat(1_500_000).into();
-        }
-        repo.publish_all();
-    }));
+    ways.insert(
+        "missing on the server",
+        ("not-found", |repo| {
+            repo.published.insert(ROLE.to_owned(), Vec::new());
+        }),
+    );
+    ways.insert(
+        "not in the snapshot",
+        ("absent", |repo| {
+            repo.role("snapshot")["meta"].as_object_mut().unwrap().remove("channel-alpha.json");
+            repo.publish(&["snapshot", "timestamp"]);
+        }),
+    );
+    ways.insert(
+        "expired",
+        ("expired", |repo| {
+            repo.role(ROLE)["expires"] = date(start() - TimeDelta::days(1));
+            repo.publish_all();
+        }),
+    );
+    ways.insert(
+        "signed by a key that it should not have",
+        ("signature", |repo| {
+            let other = repo.signers["channel-beta"].clone();
+            repo.signers.insert(ROLE.to_owned(), other);
+            repo.publish_all();
+        }),
+    );
+    ways.insert(
+        "not signed by enough keys",
+        ("signature", |repo| {
+            repo.role("targets")["delegations"]["roles"][0]["threshold"] = 2.into();
+            repo.publish_all();
+        }),
+    );
+    ways.insert(
+        "of another digest",
+        ("mismatch", |repo| {
+            repo.pin_hashes = true;
+            repo.publish_all();
+            repo.published.get_mut(ROLE).unwrap().last_mut().unwrap().push(b'\n');
+        }),
+    );
+    ways.insert(
+        "of another version",
+        ("mismatch", |repo| {
+            let first = repo.published[ROLE][0].clone();
+            repo.publish_all();
+            *repo.published.get_mut(ROLE).unwrap().last_mut().unwrap() = first;
+        }),
+    );
+    ways.insert(
+        "no metadata",
+        ("format", |repo| {
+            *repo.published.get_mut(ROLE).unwrap().last_mut().unwrap() = b"{}".to_vec();
+        }),
+    );
+    ways.insert(
+        "of another specification",
+        ("spec-version", |repo| {
+            repo.role(ROLE)["spec_version"] = "2.0.0".into();
+            repo.publish_all();
+        }),
+    );
+    ways.insert(
+        "of another type",
+        ("unacceptable", |repo| {
+            let mut snapshot = repo.roles["snapshot"].clone();
+            snapshot["version"] = 1.into();
+            let bytes = sign(&snapshot, &repo.signers[ROLE]);
+            *repo.published.get_mut(ROLE).unwrap().last_mut().unwrap() = bytes;
+        }),
+    );
+    ways.insert(
+        "signed as too long",
+        ("limit", |repo| {
+            repo.role("snapshot")["meta"]["channel-alpha.json"]["length"] = (1_u64 << 40).into();
+            repo.publish(&["snapshot", "timestamp"]);
+        }),
+    );
+    ways.insert(
+        "endless",
+        ("endless-data", |repo| {
+            repo.published.get_mut(ROLE).unwrap().last_mut().unwrap().extend(vec![b' '; 3 << 20]);
+        }),
+    );
+    ways.insert(
+        "an endless tree of roles",
+        ("limit", |repo| {
+            repo.role(ROLE)["targets"] = json!({});
+            let mut above = ROLE.to_owned();
+            for number in 0..100 {
+                let name = format!("below-{number}");
+                repo.delegate(&above, &name, &["alpha.json", "releases/*/*/*"], false);
+                above = name;
+            }
+            repo.publish_all();
+        }),
+    );
+    ways.insert(
+        "a wide tree of roles",
+        ("limit", |repo| {
+            repo.role(ROLE)["targets"] = json!({});
+            for number in 0..100 {
+                repo.delegate(ROLE, &format!("below-{number}"), &["alpha.json"], false);
+            }
+            repo.publish_all();
+        }),
+    );
+    ways.insert(
+        "a tree of long roles",
+        ("limit", |repo| {
+            repo.pin_hashes = true;
+            repo.role(ROLE)["targets"] = json!({});
+            for number in 0..10 {
+                let name = format!("below-{number}");
+                repo.delegate(ROLE, &name, &["alpha.json"], false);
+                repo.role(&name)["filler"] = "x".repeat(1_500_000).into();
+            }
+            repo.publish_all();
+        }),
+    );
     ways
 }
 

@@ -53,7 +53,9 @@ impl Client {
     pub fn trusted(&self, role: &str) -> Option<Vec<u8>> {
         let memory = self.memory();
         let text = match role {
-            "root" => return memory.roots.into_values().next_back().map(String::into_bytes).or(Some(self.trust_root.clone())),
+            "root" => {
+                return memory.roots.into_values().next_back().map(String::into_bytes).or(Some(self.trust_root.clone()));
+            }
             "timestamp" => memory.timestamp,
             "snapshot" => memory.snapshot,
             _ => memory.targets,

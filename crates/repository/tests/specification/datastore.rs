@@ -30,7 +30,11 @@ impl Transport for Watched {
     }
 }
 
-async fn open(client: &Client, fetcher: Fetcher, folder: &std::path::Path) -> Result<Repository, bascule_repository::Error> {
+async fn open(
+    client: &Client,
+    fetcher: Fetcher,
+    folder: &std::path::Path,
+) -> Result<Repository, bascule_repository::Error> {
     Repository::open(OpenOptions {
         trust_root: client.trust_root.clone(),
         base: "memory://repository/".parse().unwrap(),

@@ -47,12 +47,22 @@ async fn test_graph_traversal() {
         ),
         (
             "two-level-terminating-ignores-all-but-roles-descendants",
-            &[("targets", "A", false, ANY), ("targets", "B", false, ANY), ("A", "C", true, ANY), ("A", "D", false, ANY)],
+            &[
+                ("targets", "A", false, ANY),
+                ("targets", "B", false, ANY),
+                ("A", "C", true, ANY),
+                ("A", "D", false, ANY),
+            ],
             &["A", "C"],
         ),
         (
             "three-level-terminating-ignores-all-but-roles-descendants",
-            &[("targets", "A", false, ANY), ("targets", "B", false, ANY), ("A", "C", true, ANY), ("C", "D", false, ANY)],
+            &[
+                ("targets", "A", false, ANY),
+                ("targets", "B", false, ANY),
+                ("A", "C", true, ANY),
+                ("C", "D", false, ANY),
+            ],
             &["A", "C", "D"],
         ),
         (

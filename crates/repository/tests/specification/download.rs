@@ -35,7 +35,9 @@ async fn test_repository_substitutes_target_file() {
     served.repo().publish(&["targets", "snapshot", "timestamp"]);
     client.download(&served, PATH).await.unwrap();
     // As long, shorter and longer than what is signed.
-    for (content, fault) in [(&b"TARGET FILE CONTENTS"[..], "mismatch"), (b"t", "mismatch"), (&[7; 100], "endless-data")] {
+    for (content, fault) in
+        [(&b"TARGET FILE CONTENTS"[..], "mismatch"), (b"t", "mismatch"), (&[7; 100], "endless-data")]
+    {
         served.repo().artifacts.insert(PATH.to_owned(), content.to_vec());
         assert_eq!(category(client.download(&served, PATH).await), fault);
     }
@@ -64,7 +66,9 @@ async fn test_multiple_changes_to_target() {
 async fn test_download_with_hash_algorithms() {
     let sha256 = hashes(CONTENT)["sha256"].clone();
     let sha512 = sha512(CONTENT);
-    for algorithms in [json!({"sha256": sha256}), json!({"sha512": sha512}), json!({"sha256": sha256, "sha512": sha512})] {
+    for algorithms in
+        [json!({"sha256": sha256}), json!({"sha512": sha512}), json!({"sha256": sha256, "sha512": sha512})]
+    {
         let served = Served::new();
         served.repo().add_artifact("targets", PATH, CONTENT);
         served.repo().role("targets")["targets"][PATH]["hashes"] = algorithms.clone();

@@ -16,5 +16,6 @@ mod key_rotations;
 mod keys;
 mod model;
 mod rollback;
+mod search;
 mod signatures;
 mod simulator;

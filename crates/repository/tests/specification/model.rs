@@ -16,8 +16,7 @@ use serde_json::{Value, json};
 use crate::keys::TestKey;
 use crate::simulator::{Simulator, date, sign, start};
 
-const LIMITS: Limits =
-    Limits { requests: 100, bytes: 10 << 20, roles: 8, depth: 8, time: Duration::from_secs(1) };
+const LIMITS: Limits = Limits { requests: 100, bytes: 10 << 20, roles: 8, depth: 8, time: Duration::from_secs(1) };
 const ROLES: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
 
 /// What a server answers, by file name.
@@ -123,7 +122,9 @@ impl Model {
         if expired(&timestamp, now) {
             return Err("5.4.4");
         }
-        if Some(version(&timestamp)) != self.timestamp.as_ref().map(|bytes| version(&parse(bytes, "timestamp").unwrap())) {
+        if Some(version(&timestamp))
+            != self.timestamp.as_ref().map(|bytes| version(&parse(bytes, "timestamp").unwrap()))
+        {
             self.timestamp = Some(bytes.clone());
         }
 
@@ -250,7 +251,8 @@ impl Story {
             self.repo.publish(&[role]);
             let bytes = self.repo.published[*role].last().unwrap().clone();
             let version = self.repo.roles[*role]["version"].clone();
-            let name = if *role == "timestamp" { "timestamp.json".to_owned() } else { format!("{version}.{role}.json") };
+            let name =
+                if *role == "timestamp" { "timestamp.json".to_owned() } else { format!("{version}.{role}.json") };
             self.files.insert(name.clone(), bytes.clone());
             self.ever.push((name, bytes));
         }
@@ -324,14 +326,17 @@ impl Story {
         signed["version"] = version.into();
         signed["forged"] = true.into();
         if let Some(meta) = signed["meta"].as_object_mut() {
-            for pin in meta.values_mut().filter(|_| self.random.random_bool(0.3)) {
-                *pin = json!({"version": self.random.random_range(1..6)});
+            for pin in meta.values_mut() {
+                if self.random.random_bool(0.3) {
+                    *pin = json!({"version": self.random.random_range(1..6)});
+                }
             }
         }
         if self.random.random_bool(0.3) {
             signed["expires"] = date(self.now + TimeDelta::days(self.random.random_range(-3..90)));
         }
-        let keys = if whole { self.repo.signers[role].clone() } else { self.stolen.get(role).cloned().unwrap_or_default() };
+        let keys =
+            if whole { self.repo.signers[role].clone() } else { self.stolen.get(role).cloned().unwrap_or_default() };
         let mut seen = BTreeSet::new();
         let keys: Vec<TestKey> = keys.into_iter().filter(|key| seen.insert(key.id().to_owned())).collect();
         let name = if role == "timestamp" { "timestamp.json".to_owned() } else { format!("{version}.{role}.json") };
@@ -381,8 +386,8 @@ fn play(seeds: std::ops::Range<u64>, whole_roles: &[&str]) -> (usize, BTreeMap<S
 
 #[test]
 fn attackers_below_the_thresholds_get_nothing_in() {
-    let (good, refused) = play(0..250, &[]);
-    assert!(good > 500, "{good} updates went well");
+    let (good, refused) = play(0..120, &[]);
+    assert!(good > 240, "{good} updates went well");
     for section in ["5.3.4", "5.3.10", "5.4.1", "5.4.2", "5.4.3.1", "5.4.4", "5.5.1", "5.6.1", "5.5.2 or 5.5.4"] {
         assert!(refused.contains_key(section), "no story ended at {section}: {refused:?}");
     }
@@ -392,11 +397,11 @@ fn attackers_below_the_thresholds_get_nothing_in() {
 fn with_stolen_roles_the_reader_does_what_the_specification_says() {
     let (mut good, mut refused) = (0, BTreeMap::new());
     for whole in [&["timestamp"][..], &["timestamp", "snapshot"], &["timestamp", "snapshot", "targets"], &["root"]] {
-        let (more, others) = play(1000..1060, whole);
+        let (more, others) = play(1000..1030, whole);
         good += more;
         others.into_iter().for_each(|(section, count)| *refused.entry(section).or_insert(0) += count);
     }
-    assert!(good > 300, "{good} updates went well");
+    assert!(good > 150, "{good} updates went well");
     for section in ["5.4.3.1", "5.4.3.2", "5.5.3", "5.5.5", "5.5.6"] {
         assert!(refused.contains_key(section), "no story ended at {section}: {refused:?}");
     }
