@@ -14,7 +14,7 @@ use bascule_image::pack::PackIndex;
 use bascule_image::verity::Parameters;
 use bascule_image::work::Watch;
 use bascule_tests::https::{Fault, HttpsServer};
-use bascule_tests::vendor::Vendor;
+use bascule_tests::vendor::{Vendor, describe};
 
 use node::{Node, category};
 
@@ -130,6 +130,65 @@ fn lying_indexes() {
     assert_bounded("index that lies about its numbers", before);
 }
 
+/// Seventy channels of other teams, each with a role of 1.5 MiB, all of which may sign release files. A reader that loads what it
+/// doesn't need took 246 MB for them.
+fn delegate_to_seventy_long_roles(vendor: &Vendor) {
+    const LONG: usize = 3 << 19;
+    vendor.new_key("edge");
+    let keys = vendor.keys(&["targets", "snapshot", "timestamp", "edge"]);
+    let edge = "edge".parse().unwrap();
+    vendor.publisher().delegate(&edge, &vendor.role(&["edge"], 1), vendor.signing(&keys)).unwrap();
+    let metadata = vendor.repository().join("metadata");
+    let path = |name: &str| metadata.join(name);
+    let newest =
+        |role: &str| (1..20_u64).rev().find(|version| path(&format!("{version}.{role}.json")).exists()).unwrap();
+    vendor.forge("1.channel-edge.json", &["edge"], |signed| {
+        let file = |number: usize| {
+            let digest = Sha256::of(&number.to_le_bytes()).to_string();
+            (
+                format!("releases/1.{number}/x86-64/full.pack"),
+                serde_json::json!({"length": 1, "hashes": {"sha256": digest}}),
+            )
+        };
+        signed["targets"] = (0..LONG / 160).map(file).collect::<serde_json::Map<_, _>>().into();
+    });
+    let role = describe(&path("1.channel-edge.json"), 1);
+    assert!(role["length"].as_u64().unwrap() > 1_300_000, "{role}");
+    let names: Vec<String> = (0..70).map(|number| format!("many-{number}")).collect();
+    for name in &names {
+        std::fs::copy(path("1.channel-edge.json"), path(&format!("1.{name}.json"))).unwrap();
+    }
+    std::fs::copy(path(&format!("{}.targets.json", newest("targets"))), path("30.targets.json")).unwrap();
+    vendor.forge("30.targets.json", &["targets"], |signed| {
+        signed["version"] = 30.into();
+        let roles = signed["delegations"]["roles"].as_array_mut().unwrap();
+        let pattern = roles[0].clone();
+        *roles = names
+            .iter()
+            .map(|name| {
+                let mut role = pattern.clone();
+                role["name"] = name.as_str().into();
+                role["paths"] = serde_json::json!([format!("{name}.json"), "releases/*/*/*"]);
+                role
+            })
+            .collect();
+    });
+    std::fs::copy(path(&format!("{}.snapshot.json", newest("snapshot"))), path("30.snapshot.json")).unwrap();
+    let targets = describe(&path("30.targets.json"), 30);
+    vendor.forge("30.snapshot.json", &["snapshot"], |signed| {
+        signed["version"] = 30.into();
+        signed["meta"]["targets.json"] = targets;
+        for name in &names {
+            signed["meta"][format!("{name}.json")] = role.clone();
+        }
+    });
+    let snapshot = describe(&path("30.snapshot.json"), 30);
+    vendor.forge("timestamp.json", &["timestamp"], |signed| {
+        signed["version"] = 30.into();
+        signed["meta"]["snapshot.json"] = snapshot;
+    });
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_attack_takes_memory() {
     the_measure_sees_memory();
@@ -164,4 +223,20 @@ async fn no_attack_takes_memory() {
     }
     decompression_bombs();
     lying_indexes();
+
+    delegate_to_seventy_long_roles(&vendor);
+    let before = begin();
+    Node::of(&vendor).update(&server).await.unwrap();
+    assert_bounded("seventy long roles of other channels", before);
+    let before = begin();
+    let repository = Node::of(&vendor).open(&server).await.unwrap();
+    for name in ["many-3", "many-4", "many-5", "many-6"] {
+        let failure = repository.channel(&name.parse().unwrap()).await.unwrap_err();
+        assert_eq!(failure.category(), "absent", "{failure}");
+    }
+    assert_bounded("four channels with long roles", before);
+    // None of them has this release, so the search for it goes from role to role until it may not fetch any more.
+    let failure = repository.find("releases/9.9/x86-64/full.pack").await.unwrap_err();
+    assert_eq!(failure.category(), "limit", "{failure}");
+    assert_bounded("a search through long roles", before);
 }

@@ -54,7 +54,12 @@ impl Client {
         let memory = self.memory();
         let text = match role {
             "root" => {
-                return memory.roots.into_values().next_back().map(String::into_bytes).or(Some(self.trust_root.clone()));
+                return memory
+                    .roots
+                    .into_values()
+                    .next_back()
+                    .map(String::into_bytes)
+                    .or(Some(self.trust_root.clone()));
             }
             "timestamp" => memory.timestamp,
             "snapshot" => memory.snapshot,
