@@ -112,18 +112,19 @@ impl<'a> Search<'a> {
                 continue;
             }
             let limits = self.budget.limits();
-            let reason = if TOP_LEVEL.contains(&name.as_str()) {
-                Some("a delegated role must not have the name of a top-level one".to_owned())
+            let what = format!("the {name} metadata");
+            let fault = if TOP_LEVEL.contains(&name.as_str()) {
+                let reason = "a delegated role must not have the name of a top-level one".to_owned();
+                Some(Error::Invalid { what, reason })
             } else if self.visited.len() > limits.roles + 1 {
-                Some(format!("the search asked {} roles already", limits.roles))
+                Some(Error::Limit { what, reason: format!("the search asked {} roles already", limits.roles) })
             } else if chain.len() >= limits.depth {
-                Some(format!("it is more than {} delegations deep", limits.depth))
+                Some(Error::Limit { what, reason: format!("it is more than {} delegations deep", limits.depth) })
             } else {
                 None
             };
-            if let Some(reason) = reason {
-                let limit = Error::Limit { what: format!("the {name} metadata"), reason };
-                return Err(self.trouble(&name, limit));
+            if let Some(fault) = fault {
+                return Err(self.trouble(&name, fault));
             }
             chain.push(name);
             self.waiting = Some(visit);

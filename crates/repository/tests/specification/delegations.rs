@@ -238,7 +238,7 @@ async fn what_a_delegation_must_not_say_is_refused() {
         }),
         ("unacceptable", |roles| roles[0]["path_hash_prefixes"] = json!([""])),
         ("format", |roles| roles[0]["threshold"] = 0.into()),
-        ("limit", |roles| roles[0]["name"] = "timestamp".into()),
+        ("unacceptable", |roles| roles[0]["name"] = "timestamp".into()),
     ];
     for (fault, change) in cases {
         let served = Served::new();

@@ -124,3 +124,17 @@ async fn test_non_root_rotations() {
         }
     }
 }
+
+/// 5.3.3: after Y roots the update goes on with the last of them, and the next one follows the rest.
+#[tokio::test]
+async fn more_roots_than_one_update_follows() {
+    let served = Served::new();
+    for _ in 0..299 {
+        served.repo().publish(&["root"]);
+    }
+    let client = Client::of(&served);
+    client.refresh(&served).await.unwrap();
+    assert_eq!(client.versions(), [Some(257), Some(1), Some(1), Some(1)]);
+    client.refresh(&served).await.unwrap();
+    assert_eq!(client.version("root"), Some(300));
+}
