@@ -238,6 +238,29 @@ fn what_a_node_refuses_is_exit_code_3() {
 }
 
 /// How many files there are; one that goes away meanwhile counts or not.
+#[test]
+fn a_broken_role_of_another_team_is_shown_and_stops_its_own_channel_only() {
+    let workshop = Workshop::new();
+    workshop.tree("tree", "1.0", |number| number);
+    workshop.build("build", "1.0", "tree", "");
+    workshop.repository();
+    workshop.publish("build");
+    workshop.step("keygen keys/edge");
+    workshop.step(
+        "delegate repository --channel edge --channel-key keys/edge.pem --key keys/targets.pem --key keys/snapshot.pem \
+         --key keys/timestamp.pem",
+    );
+    let good = workshop.step("inspect repository");
+    assert!(good.contains("channel-edge") && good.contains("channels: edge, stable"), "{good}");
+    fs::write(workshop.path("repository/metadata/1.channel-edge.json"), "{}").unwrap();
+    let overview = workshop.step("inspect repository");
+    assert!(overview.contains("the role channel-edge can't be used"), "{overview}");
+    workshop.step("verify repository --channel stable");
+    let (code, message) = workshop.refused("verify repository --channel edge");
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("channel-edge") && message.contains("edge.json"), "{message}");
+}
+
 fn names(folder: &Path) -> usize {
     let Ok(entries) = fs::read_dir(folder) else { return 1 };
     entries.flatten().map(|entry| names(&entry.path())).sum()
