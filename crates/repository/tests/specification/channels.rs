@@ -221,7 +221,8 @@ async fn a_broken_channel_fails_alone_and_says_which_role_and_why() {
         let Error::Role { role, path, .. } = &refused else { panic!("{way}: {refused:?}") };
         assert!(role == "channel-alpha" || role.starts_with("below-"), "{way}: {role}");
         assert_eq!(path, "alpha.json", "{way}");
-        let (requests, bytes) = (served.repo().asked.len(), fetched_bytes(&served));
+        let requests = served.repo().asked.len();
+        let bytes = fetched_bytes(&served);
         assert!(requests <= 32 && bytes <= 4 << 20, "{way}: {requests} requests, {bytes} bytes");
         for channel in ["stable", "beta", "gamma"] {
             served.repo().asked.clear();
