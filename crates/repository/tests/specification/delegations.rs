@@ -231,7 +231,8 @@ async fn test_unusual_role_name() {
 
 #[tokio::test]
 async fn what_a_delegation_must_not_say_is_refused() {
-    let cases: [(&str, fn(&mut serde_json::Value)); 4] = [
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(&str, Change); 4] = [
         ("unacceptable", |roles| {
             let twice = roles[0].clone();
             roles.as_array_mut().unwrap().push(twice);
