@@ -122,7 +122,7 @@ fn ways() -> BTreeMap<&'static str, (&'static str, Break)> {
         ("mismatch", |repo| {
             repo.pin_hashes = true;
             repo.publish_all();
-            repo.published.get_mut(ROLE).unwrap().last_mut().unwrap().push(b'\n');
+            repo.published.get_mut(ROLE).unwrap().last_mut().unwrap()[0] = b' ';
         }),
     );
     ways.insert(
