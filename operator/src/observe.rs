@@ -37,15 +37,24 @@ impl DrainObserver for Observer {
             Mode::Evict => ("Evict", "accepted"),
             Mode::Delete => ("DeletePod", "deleted"),
         };
-        audit(action, node, &pod.to_string(), cause, "");
+        // Whoever asks later why a pod went without its budget's leave finds it in both.
+        let says = match mode {
+            Mode::Evict => "",
+            Mode::Delete => "deleted without its budget's leave: the drain's time was over (onTimeout: Delete)",
+        };
+        audit(action, node, &pod.to_string(), cause, says);
         self.metrics.evicted(result);
         let by = cause.map_or_else(String::new, |cause| format!(", asked for by {}", cause.object));
+        let (reason, how) = match mode {
+            Mode::Evict => ("Evicted", String::new()),
+            Mode::Delete => ("Deleted", format!("; {says}")),
+        };
         self.events.tell(Notice {
             about: About::pod(pod, uid),
-            warning: false,
-            reason: "Evicted",
+            warning: mode == Mode::Delete,
+            reason,
             action,
-            note: format!("leaves node {node}, whose system is updated{by}"),
+            note: format!("leaves node {node}, whose system is updated{by}{how}"),
             related: cause.map(|cause| cause.object.clone()),
         });
         if mode == Mode::Delete
@@ -56,9 +65,7 @@ impl DrainObserver for Observer {
                 warning: true,
                 reason: "PodDeleted",
                 action,
-                note: format!(
-                    "{pod} was deleted without its budget's leave: the drain's time was over (onTimeout: Delete)"
-                ),
+                note: format!("{pod} was {says}"),
                 related: Some(pod.clone()),
             });
         }

@@ -384,6 +384,7 @@ impl Round<'_> {
                 drains: &progress,
                 ceiling: parts.settings.max_unavailable.clone(),
                 operator_node: parts.settings.node_name.clone(),
+                own_pod: parts.draining.own_pod.clone(),
             },
         );
         let begun = Instant::now();
@@ -438,6 +439,7 @@ impl Parts {
             drain::Order {
                 node: order.node.clone(),
                 settings: policy.map(|policy| policy.spec.drain.clone()).unwrap_or_default(),
+                begun: order.begun.get(),
                 mode: match order.mode {
                     bascule_planner::plan::DrainMode::Evict => drain::Mode::Evict,
                     bascule_planner::plan::DrainMode::DeleteRest => drain::Mode::Delete,

@@ -7,7 +7,7 @@ use bascule_planner::{
     Snapshot,
     snapshot::{
         Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness,
-        Release, RollbackFacts, Taints, UpdateFacts,
+        Release, RollbackFacts, Taints, Truce, UpdateFacts,
     },
 };
 use k8s_openapi::api::core::v1;
@@ -71,7 +71,8 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
     let info = status.node_info.as_ref();
     let has_taint = |key: &str| spec.taints.iter().flatten().any(|taint| taint.key == key);
     let cordon = match (spec.unschedulable == Some(true), node.annotations().get(api::CORDONED_BY_ANNOTATION)) {
-        (false, _) => Cordon::None,
+        (false, None) => Cordon::None,
+        (false, Some(mark)) => Cordon::Lifted { mark: mark.clone() },
         (true, Some(mark)) => Cordon::Ours { mark: mark.clone() },
         (true, None) => Cordon::Other { by: None, since: None },
     };
@@ -86,7 +87,12 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
             since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(Time::from_kubernetes),
         },
         cordon,
-        taints: Taints { outdated: has_taint(api::OUTDATED_TAINT), hold: has_taint(api::HOLD_TAINT) },
+        taints: Taints {
+            outdated: has_taint(api::OUTDATED_TAINT),
+            hold: has_taint(api::HOLD_TAINT) || has_taint(api::OLD_HOLD_TAINT),
+        },
+        truce: Truce::None,
+        leaving: api::LEAVING_TAINTS.iter().find(|key| has_taint(key)).map(|key| (*key).to_owned()),
         boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
         // Go's name for one machine, the Discoverable Partitions' name for the other.
         architecture: info.and_then(|info| match info.architecture.as_str() {

@@ -9,6 +9,7 @@
 
 pub mod conditions;
 mod definitions;
+mod drain;
 mod duration;
 mod freeze;
 mod node_update;
@@ -22,6 +23,7 @@ mod time;
 
 pub use bascule_names::{Architecture, ChannelName, Digest, NameError, Product, RootHash, Version, compare_versions};
 pub use definitions::custom_resource_definitions;
+pub use drain::{Drain, DrainBehavior, DrainRule, OnTimeout};
 pub use duration::{Duration, DurationError};
 pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
 pub use node_update::{
@@ -31,8 +33,8 @@ pub use node_update::{
     Transfer, Trial,
 };
 pub use policy::{
-    Budget, ConfigMapKey, DomainBudget, Drain, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks, HttpGate,
-    MaintenanceWindow, NewNodes, ObjectGate, OnTimeout, PromQlGate, Severity, Source, Staging, TrustRoot, UpdatePolicy,
+    Budget, ConfigMapKey, DomainBudget, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks, HttpGate,
+    MaintenanceWindow, NewNodes, ObjectGate, PromQlGate, Severity, Source, Staging, TrustRoot, UpdatePolicy,
     UpdatePolicySpec, Wave,
 };
 pub use policy_status::{
@@ -55,9 +57,24 @@ pub const AGENT_MANAGER: &str = "bascule-agent";
 /// on updated nodes.
 pub const OUTDATED_TAINT: &str = "bascule.dev/outdated";
 /// Taint (`NoSchedule`) on new nodes that are held until they run the policy's release (`spec.newNodes.hold`).
-pub const HOLD_TAINT: &str = "bascule.dev/hold-until-updated";
+///
+/// The prefix is the cluster autoscaler's for start-up taints: a node that carries it counts as one that is not ready yet,
+/// and not as one that its pods could never use (its FAQ, "startup taints").
+pub const HOLD_TAINT: &str = "startup-taint.cluster-autoscaler.kubernetes.io/bascule-hold";
+/// The key that [`HOLD_TAINT`] had before; it is taken off like it.
+pub const OLD_HOLD_TAINT: &str = "bascule.dev/hold-until-updated";
 /// Annotation on a Node that we cordoned: the name of the grant that did it. A cordon without it is somebody else's.
 pub const CORDONED_BY_ANNOTATION: &str = "bascule.dev/cordoned-by";
+/// Annotation on a Node while autoscalers are asked to leave it alone: until when, and what others had said to them.
+pub const TRUCE_ANNOTATION: &str = "bascule.dev/autoscaler-truce";
+/// The annotations by which autoscalers are asked to leave a Node alone, each with the value `true` (cluster autoscaler:
+/// FAQ; Karpenter: "Well-Known Annotations").
+pub const AUTOSCALER_ANNOTATIONS: [&str; 2] =
+    ["cluster-autoscaler.kubernetes.io/scale-down-disabled", "karpenter.sh/do-not-disrupt"];
+/// Taints by which autoscalers say that they are removing a Node: the cluster autoscaler (`utils/taints`), Karpenter since
+/// v1 and before.
+pub const LEAVING_TAINTS: [&str; 3] =
+    ["ToBeDeletedByClusterAutoscaler", "karpenter.sh/disrupted", "karpenter.sh/disruption"];
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! `UpdatePolicy`: what an admin wants for a group of nodes.
 
-use crate::{ChannelName, Duration, IntOrPercent, Selector, UpdatePolicyStatus, Version};
+use crate::{ChannelName, Drain, Duration, IntOrPercent, Selector, UpdatePolicyStatus, Version};
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -317,69 +317,6 @@ pub enum EmergencyExemption {
     MinimumAge,
 }
 
-/// How nodes are emptied before their reboot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Drain {
-    /// How long a drain may take. Default: 15m.
-    #[serde(default = "default_drain_timeout")]
-    pub timeout: Duration,
-    /// Overrides the pods' own termination grace period, in seconds. Default: the pods' own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 86_400))]
-    pub grace_period_seconds: Option<u32>,
-    /// What happens when the time is over. Default: Abort.
-    #[serde(default)]
-    pub on_timeout: OnTimeout,
-    /// Evict only these pods; the others stay until the reboot. Default: all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod_selector: Option<Selector>,
-    /// Evict pods with emptyDir volumes, whose data is lost. Default: true, since a reboot for an update is no reason
-    /// to keep scratch data, and nearly every pod has some.
-    #[serde(default = "default_true")]
-    pub delete_empty_dir_data: bool,
-    /// Evict pods that no controller will bring back. Default: false.
-    #[serde(default)]
-    pub force: bool,
-    /// How long to wait after taking the node out of load balancers, before pods are evicted. Default: 0s.
-    #[serde(default)]
-    pub load_balancer_delay: Duration,
-}
-
-impl Default for Drain {
-    fn default() -> Self {
-        Self {
-            timeout: default_drain_timeout(),
-            grace_period_seconds: None,
-            on_timeout: OnTimeout::Abort,
-            pod_selector: None,
-            delete_empty_dir_data: true,
-            force: false,
-            load_balancer_delay: Duration::ZERO,
-        }
-    }
-}
-
-fn default_drain_timeout() -> Duration {
-    Duration::from_minutes(15)
-}
-
-fn default_true() -> bool {
-    true
-}
-
-/// What happens when a drain's time is over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum OnTimeout {
-    /// Stop, uncordon what we cordoned, let another node go first, come back later with backoff.
-    #[default]
-    Abort,
-    /// Delete the remaining pods with their grace period, saying so in an event.
-    Delete,
-    /// Leave the node as it is and raise the alarm.
-    Hold,
-}
-
 /// What healthy means, before a node is disrupted and after it booted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -419,6 +356,10 @@ impl Default for Health {
 
 fn default_node_ready_timeout() -> Duration {
     Duration::from_minutes(10)
+}
+
+fn default_true() -> bool {
+    true
 }
 
 /// Something that must hold. A gate whose answer can't be had does not pass.

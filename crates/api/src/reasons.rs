@@ -123,15 +123,17 @@ wait_reasons! {
     /// This node runs the operator itself and goes last.
     OperatorNode => "Nothing: the other nodes go first.",
     /// A PodDisruptionBudget does not allow the drain to succeed now.
-    DisruptionBudget => "Get the budget's pods healthy or give the workload one more replica; other nodes go first meanwhile.",
+    DisruptionBudget => "Get the budget's pods healthy or give the workload one more replica; other nodes go first meanwhile. Where it opens only after a cordon, say so with spec.drain.budgetsOpenAfterCordon.",
     /// A pod on the node can't be evicted under the policy's drain settings.
-    UndrainablePod => "Read the message: delete the pod, or allow it in spec.drain.",
+    UndrainablePod => "Read the message: delete the pod, or allow it in spec.drain, e.g. by a rule.",
     /// A health gate does not pass.
     HealthGate => "Read the gate named in the message.",
     /// The node is not Ready, so it goes last.
     NodeNotReady => "Mend the node; its update is tried when it is Ready or everything else is done.",
     /// Somebody else cordoned the node.
     Cordoned => "Uncordon the node when it may be updated.",
+    /// An autoscaler is removing the node.
+    NodeLeaving => "Nothing: the node goes away, or is updated when the taint named in the message goes.",
     /// A drain failed, or the node rebooted too early, and it waits before it is tried again.
     DrainBackoff => "Read the last drain's message; it is tried again at the time in the until field.",
     /// A drain reached its timeout and the policy says to hold the node as it is.
@@ -142,6 +144,10 @@ wait_reasons! {
     Queued => "Nothing: it is next in line.",
     /// The node's pods are being evicted.
     Draining => "Nothing: progress is in status.rollout.drain.",
+    /// The node is cordoned and a pod on it is waited for until it has completed (spec.drain.rules, or what the pod asks).
+    PodsCompleting => "Nothing: it ends with the pod, at the latest at the time in the until field; what is left then is treated as spec.drain says.",
+    /// Pods have left the node and volumes of theirs are still attached to it.
+    VolumesDetaching => "Nothing, until the time in the until field (spec.drain.volumeDetachTimeout); else look at the VolumeAttachment of the volume and its CSI driver.",
     /// The node waits until load balancers have noticed that it goes away.
     LoadBalancers => "Nothing: it goes on after spec.drain.loadBalancerDelay.",
     /// The agent is arming the release or the machine is rebooting.

@@ -12,7 +12,7 @@ use bascule_planner::{
     Planner, Snapshot, forecast,
     snapshot::{
         Cordon, DaemonSets, EtcdMember, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release, Taints,
-        UpdateFacts,
+        Truce, UpdateFacts,
     },
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -102,6 +102,8 @@ fn node(index: usize, groups: usize) -> Node {
         labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
         ready: Readiness { ready: true, since: Some(at(-80_000)) },
         cordon: Cordon::None,
+        truce: Truce::None,
+        leaving: None,
         taints: Taints::default(),
         boot_id,
         architecture: Some(Architecture::X86_64),

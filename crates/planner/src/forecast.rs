@@ -2,7 +2,7 @@
 //! boots took lately, in a cluster in which nothing breaks and every health gate passes.
 
 use crate::{
-    GateSet, Snapshot, decide, model,
+    Action, GateSet, Snapshot, decide, model,
     plan::{DrainOrder, GateQuestion},
     snapshot::{GateAnswer, HookState, Node},
 };
@@ -103,7 +103,9 @@ impl Run {
             let mut touched: Vec<usize> = Vec::new();
             for step in &plan.steps {
                 let _ = model::apply(&mut self.snapshot, step, &report);
-                touched.extend(step.action.node().and_then(|name| self.index.get(name)));
+                // A node whose autoscalers may go on is as done as before.
+                let node = step.action.node().filter(|_| !matches!(step.action, Action::EndTruce { .. }));
+                touched.extend(node.and_then(|name| self.index.get(name)));
             }
             model::write_statuses(&mut self.snapshot, &report);
             self.finish_hooks();
@@ -225,7 +227,10 @@ impl Run {
             self.draining.insert(at, order.grant);
             let Some(node) = self.snapshot.nodes.get(at) else { continue };
             let (drain, _) = self.timings(node);
-            self.events.push(Reverse((self.snapshot.now.after(drain), at, Event::Empty(order.grant))));
+            // What is waited for ends by a time of its own.
+            let completes = node.pods.completing.as_ref().and_then(|completing| completing.by);
+            let empty = self.snapshot.now.after(drain).max(completes.unwrap_or_default());
+            self.events.push(Reverse((empty, at, Event::Empty(order.grant))));
         }
     }
 
@@ -265,7 +270,7 @@ impl Run {
             }
             Goal::Idle | Goal::Staged | Goal::Committed => {}
         }
-        if node.cordon == crate::snapshot::Cordon::None
+        if !node.cordon.is_cordoned()
             && let Some((remaining, budgets)) = self.pods.get(at)
         {
             node.pods.remaining = *remaining;
@@ -292,6 +297,7 @@ impl Run {
                 if current && update.spec.disruption.is_some() {
                     node.pods.remaining = 0;
                     node.pods.budgets.clear();
+                    node.pods.completing = None;
                 }
             }
             Event::Up { slot, trial } => {

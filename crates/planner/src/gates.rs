@@ -35,6 +35,8 @@ pub enum Gate {
     Soak,
     /// Nobody else cordoned the node.
     NotCordoned,
+    /// No autoscaler is removing the node.
+    NotLeaving,
     /// The node is Ready, or nothing better is left to do.
     Ready,
     /// No backoff after a failed drain.
@@ -58,7 +60,7 @@ pub enum Gate {
 }
 
 /// Every gate, in the order in which they are asked.
-pub const GATES: [Gate; 26] = [
+pub const GATES: [Gate; 27] = [
     Gate::Agent,
     Gate::BootCounting,
     Gate::NotPaused,
@@ -75,6 +77,7 @@ pub const GATES: [Gate; 26] = [
     Gate::Wave,
     Gate::Soak,
     Gate::NotCordoned,
+    Gate::NotLeaving,
     Gate::Ready,
     Gate::Backoff,
     Gate::Drainable,
@@ -108,6 +111,7 @@ impl Gate {
             Self::Wave => "Wave",
             Self::Soak => "Soak",
             Self::NotCordoned => "NotCordoned",
+            Self::NotLeaving => "NotLeaving",
             Self::Ready => "Ready",
             Self::Backoff => "Backoff",
             Self::Drainable => "Drainable",

@@ -5,6 +5,7 @@
 //! random source or a runtime. The operator gathers the facts and carries the actions out without a choice of its own.
 
 mod decide;
+pub mod drain;
 pub mod forecast;
 mod gates;
 pub mod lint;

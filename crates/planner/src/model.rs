@@ -6,7 +6,7 @@
 use crate::{
     Action, Mismatch, Report, Snapshot, Step,
     plan::{Taint, initial_spec},
-    snapshot::{Cordon, HookRun, HookState, Node, UpdateFacts},
+    snapshot::{Cordon, HookRun, HookState, Node, Truce, UpdateFacts},
 };
 use bascule_api::NodeUpdateStatus;
 use std::sync::Arc;
@@ -77,9 +77,17 @@ fn on_node(node: &mut Node, action: &Action) {
         }
         Action::Taint { taint, .. } => set_taint(node, *taint, true),
         Action::Untaint { taint, .. } => set_taint(node, *taint, false),
-        Action::Cordon { mark, .. } => node.cordon = Cordon::Ours { mark: mark.clone() },
-        Action::Uncordon { remove_outdated, .. } => {
+        Action::Cordon { mark, .. } => {
+            node.cordon = Cordon::Ours { mark: mark.clone() };
+            node.truce = Truce::Held;
+        }
+        Action::Truce { .. } => node.truce = Truce::Held,
+        Action::EndTruce { .. } => node.truce = Truce::None,
+        Action::Uncordon { remove_outdated, truce_until, .. } => {
             node.cordon = Cordon::None;
+            if node.truce != Truce::None {
+                node.truce = Truce::Until(*truce_until);
+            }
             if *remove_outdated {
                 node.taints.outdated = false;
             }

@@ -101,6 +101,9 @@ const fn reason(action: &Action) -> (&'static str, bool) {
         Action::Grant { .. } => ("Granted", false),
         Action::RunHook(_) => ("HookStarted", false),
         Action::BeginDrain { .. } => ("DrainStarted", false),
+        Action::Truce { .. } => ("TruceBegun", false),
+        Action::EndTruce { .. } => ("TruceEnded", false),
+        Action::Emptied { .. } => ("Emptied", false),
         Action::Cordon { .. } => ("Cordoned", false),
         Action::Boot { .. } => ("Drained", false),
         Action::Retract { .. } => ("Retracted", true),
@@ -114,6 +117,7 @@ const fn reason(action: &Action) -> (&'static str, bool) {
             DisruptionOutcome::DrainFailed => ("DrainFailed", true),
             DisruptionOutcome::NotRebooted => ("NotRebooted", true),
             DisruptionOutcome::Interrupted => ("Interrupted", true),
+            DisruptionOutcome::Uncordoned => ("UncordonedByOthers", true),
             DisruptionOutcome::Withdrawn => ("Withdrawn", false),
         },
     }

@@ -182,9 +182,12 @@ impl Writer {
             Action::Taint { taint, .. } => self.put_taint(&node, *taint, true).await,
             Action::Untaint { taint, .. } => self.put_taint(&node, *taint, false).await,
             Action::Cordon { mark, .. } => self.patch_node(&node, node::cordon(&node, mark)).await.map(|_| ()),
-            Action::Uncordon { remove_outdated, .. } => {
-                self.patch_node(&node, node::uncordon(&node, *remove_outdated)).await.map(|_| ())
+            Action::Uncordon { remove_outdated, truce_until, .. } => {
+                let patch = node::uncordon(&node, *remove_outdated, *truce_until);
+                self.patch_node(&node, patch).await.map(|_| ())
             }
+            Action::Truce { .. } => self.patch_node(&node, node::truce(&node)).await.map(|_| ()),
+            Action::EndTruce { .. } => self.patch_node(&node, node::end_truce(&node)).await.map(|_| ()),
             Action::RunHook(order) => self.run_hook(&node, order).await,
             action => {
                 let update = self.update(name)?;

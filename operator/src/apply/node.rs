@@ -5,8 +5,11 @@
 //! taints' keys, so that only that is undone.
 
 use super::{ApplyError, Writer};
-use crate::gather::NodeFact;
-use bascule_api::{CORDONED_BY_ANNOTATION, OPERATOR_MANAGER, OUTDATED_TAINT, Time};
+use crate::gather::{NodeFact, TruceNote};
+use bascule_api::{
+    AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OPERATOR_MANAGER, OUTDATED_TAINT,
+    TRUCE_ANNOTATION, Time,
+};
 use bascule_planner::plan::Taint;
 use k8s_openapi::api::core::v1::{Node, Taint as NodeTaint};
 use kube::{
@@ -20,17 +23,18 @@ use std::collections::BTreeMap;
 pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// The label's value when we put it there; its presence alone counts for load balancers.
 const EXCLUDED_BY_US: &str = "bascule";
+/// What [`AUTOSCALER_ANNOTATIONS`] say.
+const LEAVE_ALONE: &str = "true";
 
 /// The patch that cordons a node; `None` where it shows that already.
 pub(super) fn cordon(node: &NodeFact, mark: &str) -> Option<Value> {
     let marked = node.cordon_mark.as_deref() == Some(mark);
-    if marked && node.cordon.is_cordoned() && node.labels.contains_key(EXCLUDE_LABEL) {
+    let mut annotations = truce_annotations(node);
+    if marked && node.cordon.is_cordoned() && node.labels.contains_key(EXCLUDE_LABEL) && annotations.is_empty() {
         return None;
     }
-    let mut patch = json!({
-        "metadata": {"annotations": {CORDONED_BY_ANNOTATION: mark}},
-        "spec": {"unschedulable": true},
-    });
+    annotations.insert(CORDONED_BY_ANNOTATION.to_owned(), json!(mark));
+    let mut patch = json!({"metadata": {"annotations": annotations}, "spec": {"unschedulable": true}});
     if !node.labels.contains_key(EXCLUDE_LABEL)
         && let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut)
     {
@@ -39,12 +43,56 @@ pub(super) fn cordon(node: &NodeFact, mark: &str) -> Option<Value> {
     Some(patch)
 }
 
-/// The patch that undoes our cordon; `None` where nothing of ours is left.
-pub(super) fn uncordon(node: &NodeFact, remove_outdated: bool) -> Option<Value> {
+/// The annotations that ask autoscalers to leave a node alone while it is under way, and remember what others had said;
+/// none where it shows that already.
+fn truce_annotations(node: &NodeFact) -> serde_json::Map<String, Value> {
+    let mut annotations = serde_json::Map::new();
+    let said = |key: &str| node.autoscaler_annotations.get(key).map(String::as_str);
+    // What stands there under a truce is ours.
+    let before =
+        node.truce_note.as_ref().map_or_else(|| node.autoscaler_annotations.clone(), |note| note.before.clone());
+    if node.truce_note.as_ref().is_none_or(|note| note.until.is_some()) {
+        let note = TruceNote { until: None, before };
+        annotations.insert(TRUCE_ANNOTATION.to_owned(), json!(serde_json::to_string(&note).unwrap_or_default()));
+    }
+    for key in AUTOSCALER_ANNOTATIONS.iter().filter(|key| said(key) != Some(LEAVE_ALONE)) {
+        annotations.insert((*key).to_owned(), json!(LEAVE_ALONE));
+    }
+    annotations
+}
+
+/// The patch that asks autoscalers to leave a node alone; `None` where it shows that already.
+pub(super) fn truce(node: &NodeFact) -> Option<Value> {
+    let annotations = truce_annotations(node);
+    (!annotations.is_empty()).then(|| json!({"metadata": {"annotations": annotations}}))
+}
+
+/// The patch that puts back what others had said to autoscalers; `None` where nothing of ours is left. What somebody wrote
+/// since is left as it is.
+pub(super) fn end_truce(node: &NodeFact) -> Option<Value> {
+    let note = node.truce_note.as_ref()?;
+    let mut annotations = serde_json::Map::from_iter([(TRUCE_ANNOTATION.to_owned(), Value::Null)]);
+    for key in AUTOSCALER_ANNOTATIONS {
+        let before = note.before.get(key);
+        if node.autoscaler_annotations.get(key).is_some_and(|now| now == LEAVE_ALONE && before != Some(now)) {
+            annotations.insert(key.to_owned(), json!(before));
+        }
+    }
+    Some(json!({"metadata": {"annotations": annotations}}))
+}
+
+/// The patch that undoes our cordon; `None` where nothing of ours is left. Autoscalers leave the node alone until the time
+/// given.
+pub(super) fn uncordon(node: &NodeFact, remove_outdated: bool, truce_until: Time) -> Option<Value> {
     let mut metadata = serde_json::Map::new();
     let mut spec = serde_json::Map::new();
     if node.cordon_mark.is_some() {
-        metadata.insert("annotations".to_owned(), json!({CORDONED_BY_ANNOTATION: null}));
+        let mut annotations = serde_json::Map::from_iter([(CORDONED_BY_ANNOTATION.to_owned(), Value::Null)]);
+        if let Some(note) = &node.truce_note {
+            let note = TruceNote { until: Some(truce_until), before: note.before.clone() };
+            annotations.insert(TRUCE_ANNOTATION.to_owned(), json!(serde_json::to_string(&note).unwrap_or_default()));
+        }
+        metadata.insert("annotations".to_owned(), Value::Object(annotations));
         if node.cordon.is_cordoned() {
             spec.insert("unschedulable".to_owned(), Value::Null);
         }
@@ -63,11 +111,12 @@ pub(super) fn uncordon(node: &NodeFact, remove_outdated: bool) -> Option<Value> 
 
 /// The patch that puts a taint of ours on a node or takes it off; `None` where it shows that already.
 pub(super) fn taint(node: &NodeFact, taint: Taint, wanted: bool) -> Option<Value> {
-    let there = node.taints.iter().any(|found| found.key == taint.key());
+    let is_it = |key: &str| key == taint.key() || (taint.key() == HOLD_TAINT && key == OLD_HOLD_TAINT);
+    let there = node.taints.iter().any(|found| is_it(&found.key));
     if there == wanted {
         return None;
     }
-    let mut taints = without(&node.taints, taint.key());
+    let mut taints: Vec<NodeTaint> = node.taints.iter().filter(|found| !is_it(&found.key)).cloned().collect();
     if wanted {
         let (key, effect) = (taint.key().to_owned(), taint.effect().to_owned());
         taints.push(NodeTaint { key, effect, ..NodeTaint::default() });
@@ -146,7 +195,9 @@ mod tests {
         assert_eq!(patch["metadata"]["annotations"][CORDONED_BY_ANNOTATION], "n1/1");
         assert_eq!(patch["metadata"]["labels"][EXCLUDE_LABEL], "bascule");
         let done = node(json!({
-            "metadata": {"name": "n1", "annotations": {CORDONED_BY_ANNOTATION: "n1/1"}, "labels": {EXCLUDE_LABEL: "bascule"}},
+            "metadata": {"name": "n1", "labels": {EXCLUDE_LABEL: "bascule"}, "annotations": {
+                CORDONED_BY_ANNOTATION: "n1/1", TRUCE_ANNOTATION: "{}", AUTOSCALER_ANNOTATIONS[0]: "true",
+                AUTOSCALER_ANNOTATIONS[1]: "true"}},
             "spec": {"unschedulable": true}
         }));
         assert!(cordon(&done, "n1/1").is_none());
@@ -158,24 +209,81 @@ mod tests {
         let theirs = node(json!({
             "metadata": {"name": "n1", "labels": {EXCLUDE_LABEL: "true"}}, "spec": {"unschedulable": true}
         }));
-        assert!(uncordon(&theirs, true).is_none(), "an admin's cordon and label stay");
+        assert!(uncordon(&theirs, true, Time::default()).is_none(), "an admin's cordon and label stay");
         let mixed = node(json!({
             "metadata": {"name": "n1", "annotations": {CORDONED_BY_ANNOTATION: "n1/1"}, "labels": {EXCLUDE_LABEL: "true"}},
             "spec": {"unschedulable": true, "taints": [
                 {"key": OUTDATED_TAINT, "effect": "PreferNoSchedule"}, {"key": "gpu", "effect": "NoSchedule"}]}
         }));
-        let patch = uncordon(&mixed, true).unwrap();
+        let patch = uncordon(&mixed, true, Time::default()).unwrap();
         assert!(patch["metadata"].get("labels").is_none());
         assert_eq!(patch["spec"]["unschedulable"], Value::Null);
         assert_eq!(patch["spec"]["taints"], json!([{"key": "gpu", "effect": "NoSchedule"}]));
-        assert!(uncordon(&mixed, false).unwrap()["spec"].get("taints").is_none());
+        assert!(uncordon(&mixed, false, Time::default()).unwrap()["spec"].get("taints").is_none());
     }
 
     #[test]
     fn uncordoned_by_somebody_else_only_our_mark_goes() {
         let marked = node(json!({"metadata": {"name": "n1", "annotations": {CORDONED_BY_ANNOTATION: "n1/1"}}}));
-        let patch = uncordon(&marked, false).unwrap();
+        let patch = uncordon(&marked, false, Time::default()).unwrap();
         assert!(patch["spec"].get("unschedulable").is_none());
+    }
+
+    /// What a merge patch makes of a node's annotations.
+    fn patched(node: &Value, patch: &Value) -> Value {
+        let mut node = node.clone();
+        for (key, value) in patch["metadata"]["annotations"].as_object().unwrap() {
+            match value {
+                Value::Null => drop(node["metadata"]["annotations"].as_object_mut().unwrap().remove(key)),
+                value => node["metadata"]["annotations"][key] = value.clone(),
+            }
+        }
+        node
+    }
+
+    #[test]
+    fn what_others_had_said_to_autoscalers_is_put_back() {
+        let [scale_down, disrupt] = AUTOSCALER_ANNOTATIONS;
+        for (said, later, left) in [
+            (json!({}), None, json!({})),
+            (json!({scale_down: "true"}), None, json!({scale_down: "true"})),
+            (json!({scale_down: "false", "other": "x"}), None, json!({scale_down: "false", "other": "x"})),
+            (json!({disrupt: "4h"}), Some("false"), json!({disrupt: "false"})),
+        ] {
+            let before = json!({"metadata": {"name": "n1", "annotations": said}});
+            let mut held = patched(&before, &cordon(&node(before.clone()), "n1/1").unwrap());
+            for key in AUTOSCALER_ANNOTATIONS {
+                assert_eq!(held["metadata"]["annotations"][key], "true");
+            }
+            assert_eq!(node(held.clone()).truce(), bascule_planner::snapshot::Truce::Held);
+            assert!(truce(&node(held.clone())).is_none(), "said once");
+            if let Some(later) = later {
+                held["metadata"]["annotations"][disrupt] = json!(later);
+            }
+            let until = Time::new(chrono::DateTime::from_timestamp(1_795_000_000, 0).unwrap());
+            let freed = patched(&held, &uncordon(&node(held.clone()), false, until).unwrap());
+            assert_eq!(node(freed.clone()).truce(), bascule_planner::snapshot::Truce::Until(until));
+            // Taken again before that: what was there first is still known.
+            if later.is_none() {
+                let again = patched(&freed, &truce(&node(freed.clone())).unwrap());
+                assert_eq!(
+                    patched(&again, &end_truce(&node(again.clone())).unwrap())["metadata"]["annotations"][scale_down],
+                    left[scale_down]
+                );
+            }
+            let ended = patched(&freed, &end_truce(&node(freed.clone())).unwrap());
+            assert_eq!(ended["metadata"]["annotations"], left);
+            assert!(end_truce(&node(ended)).is_none());
+        }
+    }
+
+    #[test]
+    fn the_hold_of_an_older_operator_is_taken_off_too() {
+        let held = node(
+            json!({"metadata": {"name": "n1"}, "spec": {"taints": [{"key": OLD_HOLD_TAINT, "effect": "NoSchedule"}]}}),
+        );
+        assert!(held.our_taints().hold && taint(&held, Taint::Hold, true).is_none());
+        assert_eq!(taint(&held, Taint::Hold, false).unwrap()["spec"]["taints"], json!([]));
     }
 
     #[test]

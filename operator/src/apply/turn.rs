@@ -73,12 +73,15 @@ const fn urgency(action: &Action) -> Urgency {
     match action {
         Action::CreateNodeUpdate { .. }
         | Action::SetPolicy { .. }
+        | Action::EndTruce { .. }
         | Action::Taint { taint: Taint::Outdated, .. }
         | Action::Untaint { taint: Taint::Outdated, .. } => Urgency::Housekeeping,
         Action::Stage { .. } | Action::Rest { .. } => Urgency::Preparation,
-        Action::Grant { .. } | Action::RunHook(_) | Action::BeginDrain { .. } | Action::Cordon { .. } => {
-            Urgency::Departure
-        }
+        Action::Grant { .. }
+        | Action::RunHook(_)
+        | Action::BeginDrain { .. }
+        | Action::Truce { .. }
+        | Action::Cordon { .. } => Urgency::Departure,
         _ => Urgency::OutOfService,
     }
 }
@@ -263,7 +266,12 @@ mod tests {
         let stage = plan(&["a"]);
         turn.planned(&stage, now);
         let cordon = step(Action::Cordon { node: "b".to_owned(), mark: String::new() });
-        let uncordon = step(Action::Uncordon { node: "c".to_owned(), mark: String::new(), remove_outdated: true });
+        let uncordon = step(Action::Uncordon {
+            node: "c".to_owned(),
+            mark: String::new(),
+            remove_outdated: true,
+            truce_until: bascule_api::Time::default(),
+        });
         let hold = step(Action::Taint { node: "d".to_owned(), taint: Taint::Hold });
         let all = [taints(&[1]).steps, stage.steps, vec![cordon, uncordon, hold]].concat();
         turn.planned(&Plan { steps: all.clone(), ..Plan::default() }, now + Duration::from_secs(1));
@@ -333,6 +341,7 @@ mod tests {
                 was_cordoned: false,
                 at: bascule_api::Time::default(),
                 drain_begins: true,
+                budgets_open_within: None,
             })
         };
         let all: Vec<_> = (0..40).map(grant).collect();

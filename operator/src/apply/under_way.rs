@@ -140,6 +140,7 @@ mod tests {
             was_cordoned: false,
             at: bascule_api::Time::default(),
             drain_begins: true,
+            budgets_open_within: None,
         })
     }
 

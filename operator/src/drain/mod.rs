@@ -2,13 +2,11 @@
 
 mod backoff;
 pub mod evict;
-pub mod filter;
 pub mod node;
 #[cfg(test)]
 mod tests;
 
 pub use evict::{Answer, EvictionApi, EvictionBackend, Target};
-pub use filter::{Refusal, Undrainable, Verdict, drain_set, judge};
 pub use node::{Blocked, DrainObserver, Mode, Order, PodSource, Progress, Tools};
 
 use std::{collections::BTreeMap, sync::Arc};

@@ -4,10 +4,11 @@
 use super::{
     backoff,
     evict::{Answer, EvictionBackend, Target},
-    filter::drain_set,
 };
 use crate::{clock::Clock, gather::PodFact};
 use bascule_api::{Drain, ObjectRef};
+use bascule_planner::drain::{Hour, Ledger, Sorted, sort};
+use chrono::{DateTime, Utc};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -23,6 +24,8 @@ use tokio::{
 const ACCEPTED_AGAIN: Duration = Duration::from_secs(20);
 /// The shortest time between two requests for one pod.
 const SOON: Duration = Duration::from_millis(500);
+/// Where pods wait for their turn or for their end, time alone may change what is done.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Changes of pods come in bursts; one look serves them all.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -42,6 +45,8 @@ pub struct Order {
     pub node: String,
     /// The policy's settings.
     pub settings: Drain,
+    /// When the drain began.
+    pub begun: DateTime<Utc>,
     /// How hard.
     pub mode: Mode,
 }
@@ -68,6 +73,8 @@ pub struct Progress {
     pub gone: usize,
     /// Pods that do not go, with the reason.
     pub blocked: Vec<Blocked>,
+    /// The UIDs of pods that are left where they are, because their owner brings them back.
+    pub given_up: BTreeSet<String>,
     /// Why nothing is evicted at all.
     pub refused: Option<String>,
     /// Budgets that made pods wait, and for how long in all.
@@ -82,6 +89,8 @@ pub trait PodSource: Send + Sync {
     fn changes(&self) -> watch::Receiver<u64>;
     /// Whether a budget allows a disruption now; `None` where it is not known.
     fn allows(&self, budget: &ObjectRef) -> Option<bool>;
+    /// The UID of the operator's own pod, where it has to stay with its node.
+    fn own_pod_that_stays(&self, namespace: &str, name: &str) -> Option<String>;
 }
 
 /// What happened to a pod, for the audit.
@@ -119,6 +128,16 @@ pub struct Tools {
 }
 
 impl Tools {
+    /// The pods of a node by what is done with them now.
+    fn sort<'a>(&self, present: &'a [Arc<PodFact>], order: &Order, ledger: &Ledger) -> Sorted<'a> {
+        let own = self.own_pod.as_ref().filter(|_| present.iter().any(|pod| self.is_own(pod)));
+        let own = own.and_then(|(namespace, name)| self.pods.own_pod_that_stays(namespace, name));
+        let (now, begun) = (self.clock.now(), Some(order.begun));
+        let hour = Hour { now, begun, given_up: ledger.given_up(), own: own.as_deref() };
+        let sorted = sort(present.iter().map(|pod| &**pod), &order.settings, &hour);
+        if order.mode == Mode::Delete { sorted.all_at_once() } else { sorted }
+    }
+
     fn is_own(&self, pod: &PodFact) -> bool {
         self.own_pod.as_ref().is_some_and(|(namespace, name)| *namespace == pod.namespace && *name == pod.name)
     }
@@ -126,7 +145,7 @@ impl Tools {
 
 #[derive(Debug, Default)]
 struct PodState {
-    reference: Option<ObjectRef>,
+    pod: Option<Arc<PodFact>>,
     attempts: u32,
     next: Option<Instant>,
     last_asked: Option<Instant>,
@@ -140,15 +159,22 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
     let mut states: BTreeMap<String, PodState> = BTreeMap::new();
     let mut ever: BTreeSet<String> = BTreeSet::new();
     let mut waited: BTreeMap<ObjectRef, Duration> = BTreeMap::new();
+    let mut ledger = Ledger::default();
     let mut asked: JoinSet<(String, Answer)> = JoinSet::new();
     loop {
         changes.mark_unchanged();
         let present = tools.pods.on_node(&order.node);
-        let (remaining, refused) = match drain_set(&present, &order.settings, tools.clock.now()) {
+        let mut sorted = tools.sort(&present, &order, &ledger);
+        if ledger.meet(sorted.leaving()) {
+            sorted = tools.sort(&present, &order, &ledger);
+        }
+        let leaving = sorted.leaving().count();
+        let uids: BTreeSet<&str> = sorted.leaving().map(|pod| pod.uid.as_str()).collect();
+        ever.extend(uids.iter().map(|uid| (*uid).to_owned()));
+        let (remaining, refused) = match sorted.asked() {
             Ok(pods) => (pods, None),
-            Err(refused) => (Vec::new(), Some(refused.to_string())),
+            Err(refused) => (&[][..], Some(refused.to_string())),
         };
-        let uids: BTreeSet<&str> = remaining.iter().map(|pod| pod.uid.as_str()).collect();
         if refused.is_none() {
             states.retain(|uid, state| {
                 let stays = uids.contains(uid.as_str());
@@ -158,16 +184,16 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
                 stays
             });
         }
-        for pod in &remaining {
-            ever.insert(pod.uid.clone());
+        for pod in remaining {
             let state = states.entry(pod.uid.clone()).or_default();
-            state.reference = Some(pod.reference());
+            state.pod = present.iter().find(|known| known.uid == pod.uid).cloned();
             if pod.deletes_at.is_some() {
                 forgive(state, &mut waited);
                 state.next = None;
-            } else if remaining.len() > 1 && tools.is_own(pod) {
+            } else if leaving > 1 && tools.is_own(pod) {
                 continue; // the others leave first, which is a change of pods
             } else if !state.asking && due(state, tools.pods.as_ref()).is_none_or(|at| at <= Instant::now()) {
+                ledger.asked(pod);
                 state.asking = true;
                 state.last_asked = Some(Instant::now());
                 let (tools, mode, target) = (tools.clone(), order.mode, target(pod, &order.settings));
@@ -192,10 +218,12 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
                     .values()
                     .filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone()))
                     .collect(),
+                given_up: ledger.given_up().clone(),
                 refused,
                 waited_for: waited.clone(),
             },
         );
+        let look_again = !sorted.completing.is_empty() || !sorted.later.is_empty();
         let source = tools.pods.as_ref();
         let wake = states.values().filter(|state| !state.asking).filter_map(|state| due(state, source)).min();
         tokio::select! {
@@ -211,6 +239,7 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
                 tokio::time::sleep(BURST).await;
             }
             () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            () = tokio::time::sleep(LOOK_AGAIN), if look_again => {}
         }
     }
 }
@@ -247,7 +276,7 @@ fn forgive(state: &mut PodState, waited: &mut BTreeMap<ObjectRef, Duration>) {
 /// Turns an answer into when to ask again, and what to say.
 fn take(order: &Order, tools: &Tools, uid: &str, state: &mut PodState, answer: Answer) {
     state.asking = false;
-    let Some(pod) = state.reference.clone() else { return };
+    let Some(pod) = state.pod.as_ref().map(|pod| pod.reference()) else { return };
     let again = |state: &mut PodState, retry_after| {
         state.attempts = state.attempts.saturating_add(1);
         state.next = Some(Instant::now() + backoff::wait(state.attempts, retry_after, rand::random()));

@@ -4,11 +4,13 @@ use super::*;
 use crate::{clock::Clock, gather::Fact as _, gather::PodFact};
 use async_trait::async_trait;
 use bascule_api::{Drain, ObjectRef};
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+type Returns = fn(&PodFact) -> PodFact;
 type Script = Box<dyn Fn(&Target, usize) -> Answer + Send + Sync>;
 
 struct Cluster {
@@ -16,6 +18,10 @@ struct Cluster {
     asked: Mutex<Vec<(String, Instant)>>,
     under_way: Mutex<(usize, usize)>,
     allows: Mutex<bool>,
+    /// Whether the operator's own pod has nowhere else to go.
+    stays: Mutex<bool>,
+    /// What comes back for a pod that was evicted.
+    returns: Mutex<Option<Returns>>,
     script: Script,
     changes: watch::Sender<u64>,
 }
@@ -28,6 +34,8 @@ impl Cluster {
             asked: Mutex::default(),
             under_way: Mutex::default(),
             allows: Mutex::new(false),
+            stays: Mutex::new(false),
+            returns: Mutex::new(None),
             script: Box::new(script),
             changes: watch::Sender::new(0),
         })
@@ -87,7 +95,13 @@ impl EvictionBackend for Backend {
         Cluster::lock(&self.0.under_way).0 -= 1;
         let answer = (self.0.script)(target, turn);
         if answer == Answer::Accepted {
+            let gone = Cluster::lock(&self.0.pods).iter().find(|pod| pod.name == target.name).cloned();
             self.0.remove(&target.name);
+            let returns = *Cluster::lock(&self.0.returns);
+            if let (Some(returns), Some(gone)) = (returns, gone) {
+                Cluster::lock(&self.0.pods).push(Arc::new(returns(&gone)));
+                self.0.changes.send_modify(|count| *count += 1);
+            }
         }
         answer
     }
@@ -112,6 +126,10 @@ impl PodSource for Source {
     fn allows(&self, _budget: &ObjectRef) -> Option<bool> {
         Some(*Cluster::lock(&self.0.allows))
     }
+
+    fn own_pod_that_stays(&self, _namespace: &str, name: &str) -> Option<String> {
+        Cluster::lock(&self.0.stays).then(|| format!("uid-{name}"))
+    }
 }
 
 struct Silent;
@@ -123,7 +141,8 @@ impl DrainObserver for Silent {
 }
 
 fn order(mode: Mode) -> Order {
-    Order { node: "n1".to_owned(), settings: Drain::default(), mode }
+    let begun = chrono::DateTime::from_timestamp(1_794_999_990, 0).unwrap();
+    Order { node: "n1".to_owned(), settings: Drain::default(), begun, mode }
 }
 
 fn budget() -> Answer {
@@ -133,6 +152,13 @@ fn budget() -> Answer {
         name: "web".to_owned(),
     };
     Answer::Budget { budget: Some(budget), message: "needs 3".to_owned(), retry_after: None }
+}
+
+/// Another pod of the same owner, a second after the drain began.
+fn again(gone: &PodFact) -> PodFact {
+    let name = format!("{}x", gone.name);
+    let created_at = chrono::DateTime::from_timestamp(1_794_999_991, 0).unwrap();
+    PodFact { uid: format!("uid-{name}"), name, created_at, ..gone.clone() }
 }
 
 async fn after(seconds: u64) {
@@ -149,6 +175,78 @@ async fn the_operators_own_pod_goes_when_all_others_are_gone() {
     let asked: Vec<_> = Cluster::lock(&cluster.asked).iter().map(|(name, _)| name.clone()).collect();
     assert_eq!(asked.len(), 3, "{asked:?}");
     assert_eq!(asked.last().map(String::as_str), Some("own"), "{asked:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_although_its_pods_come_back() {
+    // It tolerates the cordon: told once.
+    let cluster = Cluster::new(0, |_, _| Answer::Accepted);
+    Cluster::lock(&cluster.pods).push(Arc::new(PodFact { tolerates_cordon: true, ..pod("web", true) }));
+    *Cluster::lock(&cluster.returns) = Some(again);
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order(Mode::Evict)]);
+    after(60).await;
+    assert_eq!(Cluster::lock(&cluster.asked).len(), 1);
+    let progress = drains.progress_of("n1").unwrap();
+    assert_eq!((progress.pods, progress.gone), (1, 1));
+    // It does not, and somebody binds it to the node all the same: told a few times.
+    let cluster = Cluster::new(1, |_, _| Answer::Accepted);
+    *Cluster::lock(&cluster.returns) = Some(again);
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order(Mode::Evict)]);
+    after(60).await;
+    let asked = Cluster::lock(&cluster.asked).len();
+    assert_eq!(asked, 3, "the one that stood there, and two that came back");
+    assert_eq!(drains.progress_of("n1").unwrap().given_up, BTreeSet::from(["uid-p0xxx".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_operators_own_pod_stays_where_it_has_nowhere_to_go() {
+    let cluster = Cluster::new(2, |_, _| Answer::Accepted);
+    Cluster::lock(&cluster.pods).insert(0, Arc::new(pod("own", true)));
+    *Cluster::lock(&cluster.stays) = true;
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order(Mode::Evict)]);
+    after(30).await;
+    assert_eq!((cluster.asked("own"), cluster.asked("p0"), cluster.asked("p1")), (0, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_go_in_their_order_and_what_completes_is_waited_for() {
+    use bascule_api::{DrainBehavior, DrainRule, Selector};
+    let rule = |app: &str, behavior, order| DrainRule {
+        name: app.to_owned(),
+        selector: Some(Selector { match_labels: [("app".to_owned(), app.to_owned())].into(), ..Selector::default() }),
+        namespaces: Vec::new(),
+        behavior,
+        order,
+        timeout: None,
+    };
+    let cluster = Cluster::new(1, |_, _| Answer::Accepted);
+    for (name, app) in [("s", "storage"), ("b", "build"), ("left", "skipped")] {
+        let labels = [("app".to_owned(), app.to_owned())].into();
+        Cluster::lock(&cluster.pods).insert(0, Arc::new(PodFact { labels, ..pod(name, true) }));
+    }
+    let mut order = order(Mode::Evict);
+    order.settings.rules = vec![
+        rule("storage", DrainBehavior::Drain, 5),
+        rule("build", DrainBehavior::WaitCompleted, 0),
+        rule("skipped", DrainBehavior::Skip, 0),
+    ];
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order.clone()]);
+    after(30).await;
+    let asked = || -> Vec<String> { Cluster::lock(&cluster.asked).iter().map(|(name, _)| name.clone()).collect() };
+    assert_eq!(asked(), ["p0"], "the build runs, and storage goes last");
+    cluster.remove("b");
+    after(5).await;
+    assert_eq!(asked(), ["p0", "s"]);
+    // What the policy deletes after the timeout is everything that was to leave.
+    Cluster::lock(&cluster.pods).push(Arc::new(pod("b", true)));
+    drains.set(vec![Order { mode: Mode::Delete, ..order }]);
+    after(5).await;
+    let left: Vec<String> = Cluster::lock(&cluster.pods).iter().map(|pod| pod.name.clone()).collect();
+    assert_eq!(left, ["left"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! PodDisruptionBudgets: what each allows now, and which evictions need its permission.
 
 use super::{PodFact, cache::Fact, pod::moment};
-use bascule_api::Selector;
+use bascule_api::{Duration, Selector};
+use bascule_planner::drain::opens_after_cordon;
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub struct BudgetFact {
     pub expected: u32,
     /// Whether pods that are not ready may always go (`unhealthyPodEvictionPolicy: AlwaysAllow`).
     pub unhealthy_always: bool,
+    /// Within what time it opens once the node of its pods is cordoned, where its annotation says so.
+    pub opens_after_cordon: Option<Duration>,
     /// `status.disruptedPods`: the pods whose eviction was allowed and whose deletion was not seen yet, and when.
     pub disrupted: BTreeMap<String, DateTime<Utc>>,
 }
@@ -76,6 +79,7 @@ impl BudgetFact {
     pub fn needs_the_same(&self, other: &Self) -> bool {
         (&self.namespace, &self.name, &self.selector) == (&other.namespace, &other.name, &other.selector)
             && self.lets_unhealthy_go() == other.lets_unhealthy_go()
+            && self.opens_after_cordon == other.opens_after_cordon
     }
 }
 
@@ -97,6 +101,7 @@ impl Fact for BudgetFact {
             expected: number(status.and_then(|status| status.expected_pods)),
             unhealthy_always: spec.and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref())
                 == Some("AlwaysAllow"),
+            opens_after_cordon: meta.annotations.as_ref().and_then(opens_after_cordon),
             disrupted: disrupted(budget),
         }
     }

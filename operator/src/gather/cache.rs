@@ -122,6 +122,12 @@ impl<T: Fact> Cache<T> {
         state.entries.values().filter(|entry| wanted(&entry.fact)).map(|entry| Arc::clone(&entry.fact)).collect()
     }
 
+    /// Whether an object fulfils a condition.
+    #[must_use]
+    pub fn any(&self, wanted: impl Fn(&T) -> bool) -> bool {
+        self.read().entries.values().any(|entry| wanted(&entry.fact))
+    }
+
     /// The objects of one place. Cheap.
     #[must_use]
     pub fn of_place(&self, place: &str) -> Place<T> {

@@ -53,8 +53,13 @@ impl DaemonSetFact {
     fn tolerates(&self, taint: &Taint) -> bool {
         taint.effect == "PreferNoSchedule"
             || ALWAYS_TOLERATED.contains(&taint.key.as_str())
-            || self.tolerations.iter().any(|toleration| matches(toleration, taint))
+            || tolerates(&self.tolerations, taint)
     }
+}
+
+/// Whether some toleration matches a taint.
+pub(super) fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
+    tolerations.iter().any(|toleration| matches(toleration, taint))
 }
 
 /// Kubernetes, "Taints and Tolerations": an empty key with Exists matches all, an empty effect matches every effect.

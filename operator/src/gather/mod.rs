@@ -8,19 +8,21 @@ mod objects;
 mod one_node;
 mod pod;
 mod snapshot;
+mod volumes;
 mod watch;
 
+pub use bascule_planner::drain::{Controller, Pod as PodFact};
 pub use budget::BudgetFact;
 pub use cache::{Cache, Fact, Key, Place};
 pub use daemon_sets::DaemonSetFact;
-pub use node::{MAINTENANCE_CONDITIONS, NodeFact};
+pub use node::{MAINTENANCE_CONDITIONS, NodeFact, TruceNote};
 pub use objects::{
     FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, JobFact, PolicyFact, RollbackFact, UpdateFact,
     stage_text,
 };
 pub use one_node::node_now;
-pub use pod::{Controller, PodFact};
 pub use snapshot::{Assembler, Outside};
+pub use volumes::{AttachmentFact, ClaimFact};
 
 use crate::{drain::PodSource, metrics::Metrics};
 use bascule_api::ObjectRef;
@@ -28,6 +30,9 @@ use k8s_openapi::serde::de::DeserializeOwned;
 use kube::{Api, Client, runtime::watcher};
 use std::{fmt::Debug, sync::Arc};
 use tokio::task::JoinSet;
+
+/// The label that all replicas of the operator carry (manifests/operator.yaml).
+const APP_LABEL: &str = "app.kubernetes.io/name";
 
 /// The caches. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -50,6 +55,10 @@ pub struct World {
     pub daemon_sets: Cache<DaemonSetFact>,
     /// The Jobs of hooks.
     pub jobs: Cache<JobFact>,
+    /// VolumeAttachments.
+    pub attachments: Cache<AttachmentFact>,
+    /// PersistentVolumeClaims.
+    pub claims: Cache<ClaimFact>,
     changes: Arc<tokio::sync::watch::Sender<u64>>,
     /// Told of pods and budgets alone: drains look at nothing else, and there are many of them.
     pod_changes: Arc<tokio::sync::watch::Sender<u64>>,
@@ -70,6 +79,9 @@ impl World {
             budgets: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)]),
             daemon_sets: Cache::new([Arc::clone(&changes)]),
             jobs: Cache::new([Arc::clone(&changes)]),
+            attachments: Cache::new([Arc::clone(&changes)]),
+            // Looked up when something else changed.
+            claims: Cache::new([]),
             changes,
             pod_changes,
         }
@@ -88,6 +100,8 @@ impl World {
         spawn(&mut tasks, client, &self.budgets, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.daemon_sets, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.jobs, watcher::Config::default().labels(HOOK_LABEL), metrics);
+        spawn(&mut tasks, client, &self.attachments, watcher::Config::default(), metrics);
+        spawn(&mut tasks, client, &self.claims, watcher::Config::default(), metrics);
         tasks
     }
 
@@ -110,6 +124,8 @@ impl World {
             ("PodDisruptionBudget", self.budgets.is_synced()),
             ("DaemonSet", self.daemon_sets.is_synced()),
             ("Job", self.jobs.is_synced()),
+            ("VolumeAttachment", self.attachments.is_synced()),
+            ("PersistentVolumeClaim", self.claims.is_synced()),
         ]
         .into_iter()
         .filter_map(|(kind, synced)| (!synced).then_some(kind))
@@ -137,5 +153,33 @@ impl PodSource for World {
     fn allows(&self, budget: &ObjectRef) -> Option<bool> {
         let key = Key { namespace: budget.namespace.clone().unwrap_or_default(), name: budget.name.clone() };
         self.budgets.get(&key).map(|budget| budget.allowed > 0)
+    }
+
+    fn own_pod_that_stays(&self, namespace: &str, name: &str) -> Option<String> {
+        let key = Key { namespace: namespace.to_owned(), name: name.to_owned() };
+        let own = self.pods.get(&key).filter(|pod| !pod.node.is_empty())?;
+        // Another node that takes pods; what it would tolerate is not looked into: who stays comes back with its node.
+        let open = |node: &NodeFact| {
+            node.name != own.node
+                && node.ready.ready
+                && !node.deleting
+                && !node.cordon.is_cordoned()
+                && node.taints.iter().all(|taint| taint.effect == "PreferNoSchedule")
+        };
+        if self.nodes.any(open) {
+            return None;
+        }
+        let app = own.labels.get(APP_LABEL);
+        let ready = |node: &str| self.nodes.get(&Key::cluster(node)).is_some_and(|node| node.ready.ready);
+        let leads = |pod: &PodFact| {
+            pod.ready
+                && pod.deletes_at.is_none()
+                && pod.namespace == own.namespace
+                && pod.node != own.node
+                && app.is_some()
+                && pod.labels.get(APP_LABEL) == app
+                && ready(&pod.node)
+        };
+        (!self.pods.any(leads)).then(|| own.uid.clone())
     }
 }

@@ -1,11 +1,15 @@
 //! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
 
 use super::{cache::Fact, pod::moment};
-use bascule_api::{Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, OUTDATED_TAINT, Time};
-use bascule_planner::snapshot::{Cordon, Readiness, Taints};
+use bascule_api::{
+    AUTOSCALER_ANNOTATIONS, Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, LEAVING_TAINTS, OLD_HOLD_TAINT,
+    OUTDATED_TAINT, TRUCE_ANNOTATION, Time,
+};
+use bascule_planner::snapshot::{Cordon, Readiness, Taints, Truce};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Marks control-plane nodes (Kubernetes, "Well-known labels").
@@ -32,6 +36,10 @@ pub struct NodeFact {
     pub cordon: Cordon,
     /// Our annotation, whether or not the node is cordoned.
     pub cordon_mark: Option<String>,
+    /// What stands in our annotation while autoscalers are asked to leave the node alone.
+    pub truce_note: Option<TruceNote>,
+    /// What the node says to autoscalers.
+    pub autoscaler_annotations: BTreeMap<String, String>,
     /// All its taints.
     pub taints: Vec<Taint>,
     /// The boot the kubelet reports from.
@@ -53,8 +61,36 @@ impl NodeFact {
     #[must_use]
     pub fn our_taints(&self) -> Taints {
         let has = |key: &str| self.taints.iter().any(|taint| taint.key == key);
-        Taints { outdated: has(OUTDATED_TAINT), hold: has(HOLD_TAINT) }
+        Taints { outdated: has(OUTDATED_TAINT), hold: has(HOLD_TAINT) || has(OLD_HOLD_TAINT) }
     }
+
+    /// Whether autoscalers are asked to leave it alone.
+    #[must_use]
+    pub fn truce(&self) -> Truce {
+        match &self.truce_note {
+            None => Truce::None,
+            Some(TruceNote { until: None, .. }) => Truce::Held,
+            Some(TruceNote { until: Some(until), .. }) => Truce::Until(*until),
+        }
+    }
+
+    /// The taint by which an autoscaler says that it removes the node.
+    #[must_use]
+    pub fn leaving(&self) -> Option<String> {
+        let says = |taint: &&Taint| LEAVING_TAINTS.contains(&taint.key.as_str());
+        self.taints.iter().find(says).map(|taint| taint.key.clone())
+    }
+}
+
+/// What our annotation says while autoscalers are asked to leave a node alone.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TruceNote {
+    /// Until when; absent: as long as the node is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Time>,
+    /// What others had said by the same annotations, to be put back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub before: BTreeMap<String, String>,
 }
 
 impl Fact for NodeFact {
@@ -69,6 +105,7 @@ impl Fact for NodeFact {
         let cordon_mark =
             meta.annotations.as_ref().and_then(|annotations| annotations.get(CORDONED_BY_ANNOTATION)).cloned();
         let cordoned = spec.and_then(|spec| spec.unschedulable) == Some(true);
+        let annotation = |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
         Self {
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
@@ -81,7 +118,8 @@ impl Fact for NodeFact {
                 since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(Time::from_kubernetes),
             },
             cordon: match (cordoned, &cordon_mark) {
-                (false, _) => Cordon::None,
+                (false, None) => Cordon::None,
+                (false, Some(mark)) => Cordon::Lifted { mark: mark.clone() },
                 (true, Some(mark)) => Cordon::Ours { mark: mark.clone() },
                 (true, None) => {
                     let (by, since) = who_cordoned(meta.managed_fields.as_deref().unwrap_or_default());
@@ -89,6 +127,12 @@ impl Fact for NodeFact {
                 }
             },
             cordon_mark,
+            // One that can't be read is ours all the same, and says nothing of what was before.
+            truce_note: annotation(TRUCE_ANNOTATION).map(|text| serde_json::from_str(&text).unwrap_or_default()),
+            autoscaler_annotations: AUTOSCALER_ANNOTATIONS
+                .iter()
+                .filter_map(|key| Some(((*key).to_owned(), annotation(key)?)))
+                .collect(),
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
             architecture: info.and_then(|info| architecture(&info.architecture)),
@@ -144,7 +188,7 @@ mod tests {
         let uncordoned = node(serde_json::json!({
             "metadata": {"name": "n1", "annotations": {CORDONED_BY_ANNOTATION: "n1/3"}}
         }));
-        assert_eq!(uncordoned.cordon, Cordon::None);
+        assert_eq!(uncordoned.cordon, Cordon::Lifted { mark: "n1/3".into() });
         assert_eq!(uncordoned.cordon_mark.as_deref(), Some("n1/3"));
         let theirs = node(serde_json::json!({
             "metadata": {"name": "n1", "managedFields": [

@@ -1,11 +1,17 @@
 //! One node as the planner sees it, and on what that rests, so that it is made anew only where that changed.
 
-use super::{BudgetFact, DaemonSetFact, Key, NodeFact, Place, PodFact, PolicyFact, UpdateFact, World};
-use crate::drain::{Progress, Verdict, judge};
+use super::{
+    AttachmentFact, BudgetFact, Cache, ClaimFact, DaemonSetFact, Key, NodeFact, Place, PodFact, PolicyFact, UpdateFact,
+    World,
+};
+use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
-use bascule_planner::snapshot::{BlockedPod, DaemonSets, EtcdMember, Node, NodePods, UndrainablePod};
+use bascule_planner::{
+    drain::{Hour, node_pods, sort},
+    snapshot::{BlockedPod, DaemonSets, EtcdMember, Node, NodePods},
+};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -19,6 +25,8 @@ pub(super) struct Ground {
     /// By namespace.
     budgets: HashMap<String, Vec<Arc<BudgetFact>>>,
     daemon_sets: Vec<Arc<DaemonSetFact>>,
+    /// The UID of the operator's own pod, where it has to stay with its node.
+    own_pod: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +41,7 @@ impl Ground {
         policies: &[Arc<PolicyFact>],
         budgets: &[Arc<BudgetFact>],
         daemon_sets: Vec<Arc<DaemonSetFact>>,
+        own_pod: Option<String>,
     ) -> Self {
         let settings = policies.iter().map(|policy| DrainSettings {
             policy: policy.name.clone(),
@@ -43,7 +52,7 @@ impl Ground {
         for budget in budgets {
             by_namespace.entry(budget.namespace.clone()).or_default().push(Arc::clone(budget));
         }
-        Self { policies: settings.collect(), budgets: by_namespace, daemon_sets }
+        Self { policies: settings.collect(), budgets: by_namespace, daemon_sets, own_pod }
     }
 
     /// Whether nodes that were made on another ground would be the same on this one. How much a budget allows is not part
@@ -52,6 +61,7 @@ impl Ground {
         let same = |(one, two): (&Arc<BudgetFact>, &Arc<BudgetFact>)| Arc::ptr_eq(one, two) || one.needs_the_same(two);
         self.policies == other.policies
             && self.daemon_sets == other.daemon_sets
+            && self.own_pod == other.own_pod
             && self.budgets.len() == other.budgets.len()
             && self.budgets.iter().all(|(namespace, budgets)| {
                 let others = other.budgets.get(namespace).map(Vec::as_slice).unwrap_or_default();
@@ -66,6 +76,7 @@ pub(super) struct Facts {
     pub(super) node: Arc<NodeFact>,
     pub(super) update: Option<Arc<UpdateFact>>,
     pub(super) pods: Place<PodFact>,
+    pub(super) attachments: Place<AttachmentFact>,
     pub(super) drain: Option<Progress>,
 }
 
@@ -80,19 +91,23 @@ impl Facts {
         update
             && Arc::ptr_eq(&self.node, &other.node)
             && Arc::ptr_eq(&self.pods, &other.pods)
+            && (Arc::ptr_eq(&self.attachments, &other.attachments) || self.attachments == other.attachments)
             && self.drain == other.drain
             // One that is being deleted stops counting at some time.
             && self.pods.values().all(|pod| pod.deletes_at.is_none())
     }
 
     /// The node.
-    pub(super) fn node(&self, ground: &Ground, now: Time) -> Node {
+    pub(super) fn node(&self, ground: &Ground, claims: &Cache<ClaimFact>, now: Time) -> Node {
         let mut node = bare(&self.node, self.update.as_deref());
         if node.control_plane {
             node.etcd = etcd(&self.pods);
         }
         if let Some(drain) = self.drain_settings(ground) {
             node.pods = self.pods_under(drain, ground, now);
+            if self.drain_began().is_some() {
+                node.pods.attached = self.attached(drain, claims, ground, now);
+            }
             if let Some(progress) = &self.drain {
                 progress_of(progress, &mut node.pods);
             }
@@ -111,28 +126,47 @@ impl Facts {
         by_name.or_else(|| ground.policies.iter().find(selects)).map(|settings| &settings.drain)
     }
 
-    fn pods_under(&self, drain: &Drain, ground: &Ground, now: Time) -> NodePods {
-        let mut facts = NodePods::default();
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        for pod in self.pods.values() {
-            match judge(pod, drain, now.get()) {
-                Verdict::Stay(_) => {}
-                Verdict::Refuse(refusal) => {
-                    if facts.undrainable.len() < NAMED {
-                        facts.undrainable.push(UndrainablePod { pod: pod.path(), why: refusal.hint().to_owned() });
-                    }
-                }
-                Verdict::Go => {
-                    facts.remaining += 1;
-                    let budgets = ground.budgets.get(&pod.namespace).map(Vec::as_slice).unwrap_or_default();
-                    for budget in budgets.iter().filter(|budget| budget.covers(pod) && budget.is_needed_for(pod)) {
-                        *counts.entry(budget.path()).or_default() += 1;
-                    }
-                }
-            }
+    /// Some of the volumes that are attached to the node and that no pod which stays there uses.
+    fn attached(&self, drain: &Drain, claims: &Cache<ClaimFact>, ground: &Ground, now: Time) -> Vec<String> {
+        if self.attachments.is_empty() {
+            return Vec::new();
         }
-        facts.budgets = counts.into_iter().collect();
-        facts
+        let none = BTreeSet::new();
+        let hour = self.hour(ground, &none, now);
+        let pods = || self.pods.values().map(|pod| &**pod);
+        let leaving: BTreeSet<String> = sort(pods(), drain, &hour).leaving().map(|pod| pod.uid.clone()).collect();
+        let staying = pods().filter(|pod| !leaving.contains(&pod.uid));
+        let used = staying.flat_map(|pod| {
+            let key = |claim: &String| Key { namespace: pod.namespace.clone(), name: claim.clone() };
+            pod.claims.iter().filter_map(move |claim| claims.get(&key(claim))).map(|claim| claim.volume.clone())
+        });
+        let used: BTreeSet<String> = used.collect();
+        let volumes: BTreeSet<&String> = self.attachments.values().map(|attachment| &attachment.volume).collect();
+        volumes.into_iter().filter(|volume| !used.contains(*volume)).take(NAMED).cloned().collect()
+    }
+
+    fn hour<'a>(&'a self, ground: &'a Ground, none: &'a BTreeSet<String>, now: Time) -> Hour<'a> {
+        Hour {
+            now: now.get(),
+            begun: self.drain_began(),
+            given_up: self.drain.as_ref().map_or(none, |drain| &drain.given_up),
+            own: ground.own_pod.as_deref(),
+        }
+    }
+
+    fn pods_under(&self, drain: &Drain, ground: &Ground, now: Time) -> NodePods {
+        let none = BTreeSet::new();
+        let hour = self.hour(ground, &none, now);
+        node_pods(self.pods.values().map(|pod| &**pod), drain, &hour, |pod| {
+            let budgets = ground.budgets.get(&pod.namespace).map(Vec::as_slice).unwrap_or_default();
+            let needed = budgets.iter().filter(|budget| budget.covers(pod) && budget.is_needed_for(pod));
+            needed.map(|budget| (budget.path(), budget.opens_after_cordon)).collect()
+        })
+    }
+
+    fn drain_began(&self) -> Option<chrono::DateTime<chrono::Utc>> {
+        let disruption = self.update.as_ref()?.facts.spec.disruption.as_ref()?;
+        disruption.drain_started_at.map(Time::get)
     }
 
     fn daemon_sets(&self, ground: &Ground) -> DaemonSets {
@@ -205,6 +239,8 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         ready: fact.ready,
         cordon: fact.cordon.clone(),
         taints: fact.our_taints(),
+        truce: fact.truce(),
+        leaving: fact.leaving(),
         boot_id: fact.boot_id.clone(),
         architecture: fact.architecture,
         control_plane: fact.control_plane(),

@@ -2,14 +2,14 @@
 //! recognises them.
 
 use super::{
-    BudgetFact, Key, PodFact, PolicyFact, World,
+    BudgetFact, Cache, ClaimFact, Key, PodFact, PolicyFact, World,
     one_node::{Facts, Ground, NAMED},
 };
-use crate::drain::Progress;
+use crate::drain::{PodSource as _, Progress};
 use bascule_api::{IntOrPercent, Source, Time};
 use bascule_planner::{
     Snapshot,
-    snapshot::{DisruptionBudget, GateAnswer, Node, Offer, PolicyFacts},
+    snapshot::{DisruptionBudget, GateAnswer, Node, NodePods, Offer, PolicyFacts},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -32,6 +32,8 @@ pub struct Outside<'a> {
     pub ceiling: Option<IntOrPercent>,
     /// The node this operator runs on.
     pub operator_node: Option<String>,
+    /// The namespace and name of the pod this operator runs in.
+    pub own_pod: Option<(String, String)>,
 }
 
 impl std::fmt::Debug for Outside<'_> {
@@ -55,7 +57,8 @@ impl Assembler {
     pub fn assemble(&mut self, world: &World, outside: Outside<'_>) -> Snapshot {
         let policies = world.policies.all();
         let budgets = world.budgets.all();
-        let ground = Ground::new(&policies, &budgets, world.daemon_sets.all());
+        let own = outside.own_pod.as_ref().and_then(|(namespace, name)| world.own_pod_that_stays(namespace, name));
+        let ground = Ground::new(&policies, &budgets, world.daemon_sets.all(), own);
         let stands = ground.carries(&self.ground);
         self.ground = ground;
         let mut known = std::mem::take(&mut self.nodes);
@@ -66,10 +69,11 @@ impl Assembler {
             let facts = Facts {
                 update: world.updates.get(&Key::cluster(&node.name)),
                 pods: world.pods.of_place(&node.name),
+                attachments: world.attachments.of_place(&node.name),
                 drain: outside.drains.get(&node.name).cloned(),
                 node,
             };
-            self.node(before, facts, stands, outside.now)
+            self.node(before, facts, stands, &world.claims, outside.now)
         });
         let nodes = nodes.collect();
         for (_, gone) in known.into_values() {
@@ -91,11 +95,18 @@ impl Assembler {
     }
 
     /// One node; `before` is what was known of it, which `stands` unless all nodes are to be looked at again.
-    fn node(&mut self, before: Option<(Facts, Arc<Node>)>, facts: Facts, stands: bool, now: Time) -> Arc<Node> {
+    fn node(
+        &mut self,
+        before: Option<(Facts, Arc<Node>)>,
+        facts: Facts,
+        stands: bool,
+        claims: &Cache<ClaimFact>,
+        now: Time,
+    ) -> Arc<Node> {
         let node = match before {
-            Some((known, node)) if stands && known.hold(&facts) => node,
+            Some((known, node)) if stands && known.hold(&facts) && steady(&node.pods) => node,
             before => {
-                let (node, before) = (facts.node(&self.ground, now), before.map(|(_, node)| node));
+                let (node, before) = (facts.node(&self.ground, claims, now), before.map(|(_, node)| node));
                 match before {
                     Some(before) if *before == node => before,
                     before => {
@@ -174,6 +185,11 @@ impl Assembler {
         self.policies = kept;
         assembled
     }
+}
+
+/// Whether time alone changes nothing in these facts.
+fn steady(pods: &NodePods) -> bool {
+    pods.completing.is_none() && pods.undrainable.iter().all(|pod| pod.until.is_none())
 }
 
 fn disruption_budget(budget: &BudgetFact, unready: &[Arc<PodFact>], world: &World, now: Time) -> DisruptionBudget {
@@ -275,6 +291,7 @@ mod tests {
             drains: &BTreeMap::new(),
             ceiling: None,
             operator_node: None,
+            own_pod: None,
         };
         assembler.assemble(world, outside)
     }

@@ -142,6 +142,12 @@ pub struct Disruption {
     /// When the drain began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_started_at: Option<Time>,
+    /// Its budgets allowed nothing at the grant and are given this time from the cordon on to open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets_open_within: Option<crate::Duration>,
+    /// When its pods were gone, though volumes of theirs were still attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub emptied_at: Option<Time>,
     /// When the node was empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<Time>,
@@ -183,6 +189,8 @@ pub enum DisruptionOutcome {
     NotRebooted,
     /// The node rebooted before its release was armed: its power failed, or somebody rebooted it. Nothing was tried.
     Interrupted,
+    /// Somebody uncordoned the node in the middle of its drain; it was not rebooted.
+    Uncordoned,
     /// The reason for the disruption went away before the reboot.
     Withdrawn,
 }

@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     Wait,
-    snapshot::{DisruptionBudget, EtcdMember, Node},
+    snapshot::{DisruptionBudget, EtcdMember, Node, NodePods},
 };
-use bascule_api::{DomainBudget, IntOrPercent, WaitReason};
+use bascule_api::{DomainBudget, Drain, Duration, IntOrPercent, OnTimeout, WaitReason};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// How many names of unavailable nodes a message gives.
@@ -197,6 +197,12 @@ impl<'a> PolicyBudget<'a> {
     }
 }
 
+/// Within what time a budget may open once the node is cordoned, as the policy, the budget or a pod says.
+fn opens_within(pods: &NodePods, key: &str, drain: &Drain) -> Option<Duration> {
+    let said = pods.opening.iter().find(|(opening, _)| opening == key).map(|(_, within)| *within);
+    said.or(drain.budgets_open_after_cordon)
+}
+
 fn may_be_unavailable(most: u32, of: &str, and: &str) -> String {
     match most {
         0 => format!("no node of {of} may be unavailable"),
@@ -309,14 +315,41 @@ impl<'a> ClusterBudget<'a> {
         Some(Wait::new(WaitReason::ControlPlane, message))
     }
 
-    /// A PodDisruptionBudget that lets none of the node's pods go now.
-    pub(super) fn disruption_budget(&self, view: &NodeView<'_>) -> Option<Wait> {
-        if view.traits.protected == 0 {
+    /// Whether a PodDisruptionBudget lets none of the node's pods go now.
+    pub(super) fn is_held(&self, view: &NodeView<'_>) -> bool {
+        view.traits.protected > 0
+            && view.node.pods.budgets.iter().any(|(key, pods)| {
+                *pods > 0 && self.allowed.get(key.as_str()).is_some_and(|(allowed, _)| *allowed <= 0)
+            })
+    }
+
+    /// Within what time the budgets that let none of the node's pods go may open once it is cordoned, where a node is
+    /// cordoned although there is one. A policy that deletes what is left needs nobody's leave.
+    pub(super) fn opening(&self, view: &NodeView<'_>, drain: &Drain) -> Option<Duration> {
+        if !self.is_held(view) || drain.on_timeout == OnTimeout::Delete {
             return None;
         }
-        view.node.pods.budgets.iter().filter(|(_, pods)| *pods > 0).find_map(|(key, pods)| {
+        let pods = &view.node.pods;
+        let held =
+            pods.budgets.iter().filter_map(|(key, _)| self.allowed.get(key.as_str()).map(|(left, _)| (key, left)));
+        let within = held.filter(|(_, left)| **left <= 0).map(|(key, _)| opens_within(pods, key, drain));
+        within.flatten().max()
+    }
+
+    /// A PodDisruptionBudget that lets none of the node's pods go now, and for which nothing is gained by a cordon.
+    pub(super) fn disruption_budget(&self, view: &NodeView<'_>, drain: &Drain) -> Option<Wait> {
+        if view.traits.protected == 0 || drain.on_timeout == OnTimeout::Delete {
+            return None;
+        }
+        let node_pods = &view.node.pods;
+        node_pods.budgets.iter().filter(|(_, pods)| *pods > 0).find_map(|(key, pods)| {
             let (allowed, budget) = self.allowed.get(key.as_str())?;
             if *allowed > 0 {
+                return None;
+            }
+            let opens = opens_within(node_pods, key, drain);
+            // One node for each such budget at once: what others take shows in what is left.
+            if opens.is_some() && budget.allowed == 0 && *allowed == 0 {
                 return None;
             }
             let standing = budget.standing();
@@ -326,6 +359,13 @@ impl<'a> ClusterBudget<'a> {
             );
             if budget.allowed > 0 {
                 message.push_str("; nodes that are being drained take them");
+            } else if opens.is_some() {
+                message.push_str("; it may open once a node is cordoned, and another one is");
+            } else if budget.healthy >= budget.expected && budget.unfinished.is_empty() {
+                message.push_str(
+                    "; some budgets open only once the node is cordoned: spec.drain.budgetsOpenAfterCordon or annotation \
+                     bascule.dev/opens-after-cordon says so",
+                );
             }
             let (namespace, name) = key.split_once('/').unwrap_or(("", key));
             Some(Wait::new(WaitReason::DisruptionBudget, message).of("PodDisruptionBudget", Some(namespace), name))

@@ -7,7 +7,7 @@
 use super::known::{Kind, Texts};
 use crate::{
     Snapshot,
-    snapshot::{Cordon, EtcdMember, Node, PolicyFacts, UpdateFacts},
+    snapshot::{Cordon, EtcdMember, Node, PolicyFacts, Truce, UpdateFacts},
 };
 use bascule_api::{Booted, Counting, Disruption, DisruptionOutcome, Goal, SlotState, SlotStatus, Time, Version};
 use std::sync::Arc;
@@ -79,8 +79,11 @@ pub(super) struct Traits {
     pub(super) unavailable: bool,
     pub(super) deleting: bool,
     pub(super) ready: bool,
+    /// Whether our mark is on it, with the cordon or without.
     pub(super) cordoned_by_us: bool,
     pub(super) cordoned_by_other: bool,
+    /// Whether autoscalers are asked to leave it alone.
+    pub(super) truce: bool,
     pub(super) control_plane: bool,
     pub(super) outdated: bool,
     pub(super) held: bool,
@@ -146,8 +149,9 @@ impl Traits {
             unavailable: node.unavailable(),
             deleting: node.deleting,
             ready: node.ready.ready,
-            cordoned_by_us: matches!(node.cordon, Cordon::Ours { .. }),
+            cordoned_by_us: matches!(node.cordon, Cordon::Ours { .. } | Cordon::Lifted { .. }),
             cordoned_by_other: matches!(node.cordon, Cordon::Other { .. }),
+            truce: node.truce != Truce::None,
             control_plane: node.control_plane,
             outdated: node.taints.outdated,
             held: node.taints.hold,
@@ -241,7 +245,12 @@ impl<'a> NodeView<'a> {
     /// Whether nothing of the node itself keeps it from being updated.
     pub(super) fn able(&self) -> bool {
         let traits = self.traits;
-        !traits.deleting && traits.ready && !traits.cordoned_by_other && traits.agent_reports && !traits.counting_broken
+        !traits.deleting
+            && self.node.leaving.is_none()
+            && traits.ready
+            && !traits.cordoned_by_other
+            && traits.agent_reports
+            && !traits.counting_broken
     }
 }
 

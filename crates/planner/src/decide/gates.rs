@@ -42,7 +42,7 @@ type Answer = Option<Arc<Wait>>;
 type Ask = fn(&Candidate<'_, '_>) -> Answer;
 
 /// The gates that look at the node and its policy alone, in their order.
-const OWN: [(Gate, Ask); 19] = [
+const OWN: [(Gate, Ask); 20] = [
     (Gate::Agent, agent),
     (Gate::BootCounting, boot_counting),
     (Gate::NotPaused, not_paused),
@@ -59,6 +59,7 @@ const OWN: [(Gate, Ask); 19] = [
     (Gate::Wave, |candidate| wave(candidate, WaitReason::Wave)),
     (Gate::Soak, |candidate| wave(candidate, WaitReason::Soak)),
     (Gate::NotCordoned, not_cordoned),
+    (Gate::NotLeaving, not_leaving),
     (Gate::Ready, ready),
     (Gate::Backoff, backoff),
     (Gate::Drainable, drainable),
@@ -102,7 +103,8 @@ pub(super) fn shared<'a>(
     let ignores_budgets = candidate.choice.ignores_budgets();
     let held = |gate: Gate, wait: Option<Wait>| Some((gate, Arc::new(wait?)));
     if set.asks(Gate::DisruptionBudget)
-        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(view))
+        && let Some(valid) = candidate.policy.valid
+        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(view, &valid.spec.drain))
     {
         return found;
     }
@@ -136,8 +138,7 @@ pub(super) fn shared<'a>(
         return found;
     }
     if set.asks(Gate::OperatorLast) && view.traits.runs_operator && candidate.others_first {
-        let wait = Wait::new(WaitReason::OperatorNode, "the operator runs here; the other nodes go first");
-        return Some((Gate::OperatorLast, Arc::new(wait)));
+        return Some(operator_last());
     }
     if set.asks(Gate::Health) && !candidate.choice.goes_back() {
         let asked = answers.ask(candidate.policy, candidate.view, candidate.now);
@@ -145,6 +146,12 @@ pub(super) fn shared<'a>(
         return held(Gate::Health, asked.failing);
     }
     None
+}
+
+/// The operator's own node waits for others.
+pub(super) fn operator_last() -> (Gate, Arc<Wait>) {
+    let wait = Wait::new(WaitReason::OperatorNode, "the operator runs here; the other nodes go first");
+    (Gate::OperatorLast, Arc::new(wait))
 }
 
 fn agent(candidate: &Candidate<'_, '_>) -> Answer {
@@ -168,8 +175,9 @@ fn boot_counting(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn not_paused(candidate: &Candidate<'_, '_>) -> Answer {
-    // A person who writes a Rollback means it, and the policy may well be paused because of the release.
-    if candidate.choice.goes_back() { None } else { candidate.policy.paused.clone() }
+    // A person who writes a Rollback means it, and the policy may well be paused because of the release. What the policy
+    // would do by itself is paused.
+    if candidate.choice.rollback().is_some() { None } else { candidate.policy.paused.clone() }
 }
 
 fn not_halted(candidate: &Candidate<'_, '_>) -> Answer {
@@ -299,6 +307,11 @@ fn not_cordoned(candidate: &Candidate<'_, '_>) -> Answer {
     if !candidate.view.traits.cordoned_by_other {
         return None;
     }
+    // Who cordons a bad node and then orders by name that it goes back means this node. It stays cordoned afterwards.
+    let name = &candidate.view.node.name;
+    if candidate.choice.rollback().is_some_and(|rollback| rollback.nodes.iter().any(|named| **named == **name)) {
+        return None;
+    }
     let Cordon::Other { by, since } = &candidate.view.node.cordon else { return None };
     let mut message = "somebody else cordoned the node".to_owned();
     if let Some(by) = by {
@@ -310,13 +323,20 @@ fn not_cordoned(candidate: &Candidate<'_, '_>) -> Answer {
     Some(Arc::new(Wait::new(WaitReason::Cordoned, message).of("Node", None, &candidate.view.node.name)))
 }
 
+fn not_leaving(candidate: &Candidate<'_, '_>) -> Answer {
+    let taint = candidate.view.node.leaving.as_ref()?;
+    let message = format!("an autoscaler is removing the node (taint {taint})");
+    Some(Arc::new(Wait::new(WaitReason::NodeLeaving, message).of("Node", None, &candidate.view.node.name)))
+}
+
 fn ready(candidate: &Candidate<'_, '_>) -> Answer {
-    let node = candidate.view.node;
-    if candidate.view.traits.ready || candidate.alone || candidate.choice.goes_back() {
-        return None;
-    }
+    let taken = candidate.view.traits.ready || candidate.alone || candidate.choice.goes_back();
+    (!taken).then(|| not_ready(candidate))
+}
+
+pub(super) fn not_ready(candidate: &Candidate<'_, '_>) -> Arc<Wait> {
     let message = "the node is not Ready; it is tried when nothing else is left to do";
-    Some(Arc::new(Wait::new(WaitReason::NodeNotReady, message).of("Node", None, &node.name)))
+    Arc::new(Wait::new(WaitReason::NodeNotReady, message).of("Node", None, &candidate.view.node.name))
 }
 
 fn backoff(candidate: &Candidate<'_, '_>) -> Answer {
@@ -346,7 +366,8 @@ fn drainable(candidate: &Candidate<'_, '_>) -> Answer {
     let (namespace, name) = first.pod.split_once('/').unwrap_or(("", &first.pod));
     let more = if pods.len() > 1 { format!(" (and {} more)", pods.len() - 1) } else { String::new() };
     let message = format!("pod {} can't be evicted: {}{more}", first.pod, first.why);
-    Some(Arc::new(Wait::new(WaitReason::UndrainablePod, message).of("Pod", Some(namespace), name)))
+    let until = pods.iter().map(|pod| pod.until).max().flatten().filter(|_| pods.iter().all(|pod| pod.until.is_some()));
+    Some(Arc::new(Wait::new(WaitReason::UndrainablePod, message).of("Pod", Some(namespace), name).until(until)))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::{
     known::{Ground, Verdicts},
 };
 use crate::{Action, Expect, Gate, Step, Wait, plan, snapshot::Cordon};
-use bascule_api::{Goal, RolloutState, WaitReason};
+use bascule_api::{Duration, Goal, RolloutState, WaitReason};
 use std::{collections::BTreeMap, sync::Arc};
 
 impl<'a> Round<'a> {
@@ -29,8 +29,10 @@ impl<'a> Round<'a> {
             full && self.nodes.get(*node).is_some_and(|view| !view.traits.unavailable)
                 && !self.choices.get(*node).and_then(Option::as_ref).is_some_and(Choice::ignores_budgets)
         });
-        let order = self.in_order(passing).into_iter().chain(hopeless);
+        let order = self.in_order(passing, &cluster).into_iter().chain(hopeless);
         let mut out = Grants::default();
+        // The policies that this plan grants a node for.
+        let mut granting: Vec<usize> = Vec::new();
         let mut steps = Vec::new();
         let mut questions = Vec::new();
         let answers = Answers(&self.snapshot.gates);
@@ -39,13 +41,24 @@ impl<'a> Round<'a> {
                 continue;
             };
             let Some(candidate) = self.candidate(policy_index, node, waves) else { continue };
-            match gates::shared(&candidate, budget, &mut cluster, answers, &mut questions) {
+            // Who goes only when nobody else does is not taken together with one that this plan takes.
+            let together = granting.contains(&policy_index);
+            let last = together && candidate.view.traits.runs_operator && self.set.asks(Gate::OperatorLast);
+            let found = last.then(gates::operator_last);
+            let trouble = together && !candidate.view.traits.ready && !candidate.choice.goes_back();
+            let found = found.or_else(|| {
+                (trouble && self.set.asks(Gate::Ready)).then(|| (Gate::Ready, gates::not_ready(&candidate)))
+            });
+            match found.or_else(|| gates::shared(&candidate, budget, &mut cluster, answers, &mut questions)) {
                 Some((gate, wait)) => {
                     let said = self.waiting(gate, wait);
                     self.draft.say(node, said);
                 }
                 None => {
-                    let step = grant_step(&candidate, budget.used());
+                    granting.push(policy_index);
+                    let opening =
+                        candidate.policy.valid.and_then(|valid| cluster.opening(candidate.view, &valid.spec.drain));
+                    let step = grant_step(&candidate, budget.used(), opening);
                     if !candidate.view.traits.unavailable {
                         budget.take(candidate.view);
                     }
@@ -163,8 +176,9 @@ impl<'a> Round<'a> {
         Said { gates_passed: Some(gate.index()), ..Said::shared(state, wait) }
     }
 
-    /// Nodes in trouble last, ways back first, zones in turn, fewest pods that budgets protect first, then by lot.
-    fn in_order(&self, passing: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+    /// The operator's own node last, nodes in trouble before it, ways back first, those whose budgets allow nothing last, zones in turn, fewest pods that
+    /// budgets protect first, then by lot.
+    fn in_order(&self, passing: Vec<(usize, usize)>, cluster: &ClusterBudget<'a>) -> Vec<(usize, usize)> {
         let protected = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.protected);
         let lot = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.lot);
         let mut keyed: Vec<_> =
@@ -178,7 +192,8 @@ impl<'a> Round<'a> {
                 let turn = turns.entry((policy, view.traits.zone)).or_default();
                 *turn += 1;
                 let back = self.choices.get(node).and_then(Option::as_ref).is_some_and(Choice::goes_back);
-                Some(((!view.traits.ready, !back, *turn, pods, lot), (policy, node)))
+                let last = view.traits.runs_operator;
+                Some(((last, !view.traits.ready, !back, cluster.is_held(view), *turn, pods, lot), (policy, node)))
             })
             .collect();
         ordered.sort_unstable();
@@ -203,7 +218,7 @@ fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wai
     Said::shared(RolloutState::Current, Arc::clone(wait))
 }
 
-fn grant_step(candidate: &Candidate<'_, '_>, used: u32) -> Step {
+fn grant_step(candidate: &Candidate<'_, '_>, used: u32, budgets_open_within: Option<Duration>) -> Step {
     let view = candidate.view;
     let node = view.node;
     let spec = view.update().map(|update| &update.spec);
@@ -222,6 +237,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32) -> Step {
             was_cordoned: node.cordon.is_cordoned(),
             at: candidate.now,
             drain_begins: !hooks,
+            budgets_open_within,
         },
         expect: Expect {
             node_uid: Some(node.uid.clone()),

@@ -29,6 +29,7 @@ impl Sides {
             && traits.of_policy
             && !traits.deleting
             && !traits.cordoned_by_us
+            && !traits.truce
             && !traits.on_trial
             && !matches!(traits.goal, Some(Goal::Booted | Goal::Reverted));
         Self {

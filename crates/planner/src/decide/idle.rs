@@ -4,7 +4,7 @@ use super::{Round, Said, facts::Selection};
 use crate::{
     Action, Expect, Step, Wait,
     plan::{self, Taint},
-    snapshot::Cordon,
+    snapshot::{Cordon, Truce},
 };
 use bascule_api::{Goal, RolloutState, WaitReason};
 use std::sync::Arc;
@@ -30,11 +30,36 @@ impl Round<'_> {
             self.draft.say(index, Said::shared(RolloutState::Unknown, Arc::clone(&shared.gone)));
             return;
         }
-        if let Cordon::Ours { mark } = &node.cordon {
-            // Another operator died between freeing the grant and this, or the NodeUpdate was lost.
-            let action = Action::Uncordon { node: node.name.to_string(), mark: mark.clone(), remove_outdated: false };
-            let expect = Expect { cordon: Some(plan::Cordon::Ours(mark.clone())), ..expect() };
-            act(action, expect, "takes work again; the cordon was left behind");
+        let truce_until = self.snapshot.now.after(super::TRUCE_AFTER);
+        // Another operator died between freeing the grant and this, or the NodeUpdate was lost.
+        let left = match &node.cordon {
+            Cordon::Ours { mark } => {
+                let says = "takes work again; the cordon was left behind";
+                Some((mark, plan::Cordon::Ours(mark.clone()), says))
+            }
+            Cordon::Lifted { mark } => Some((mark, plan::Cordon::Lifted(mark.clone()), "")),
+            Cordon::None | Cordon::Other { .. } => None,
+        };
+        let left_nothing = left.is_none();
+        if let Some((mark, cordon, says)) = left {
+            let action = Action::Uncordon {
+                node: node.name.to_string(),
+                mark: mark.clone(),
+                remove_outdated: false,
+                truce_until,
+            };
+            act(action, Expect { cordon: Some(cordon), ..expect() }, says);
+        }
+        let over = match node.truce {
+            Truce::None => false,
+            Truce::Held => left_nothing,
+            Truce::Until(until) => until <= self.snapshot.now,
+        };
+        if over {
+            act(Action::EndTruce { node: node.name.to_string() }, expect(), "");
+        }
+        if let Truce::Until(until) = node.truce {
+            self.draft.wake(Some(until), self.snapshot.now);
         }
         let said = match view.traits.selection {
             Selection::None => Some(Said::shared(RolloutState::Unknown, Arc::clone(&shared.not_selected))),

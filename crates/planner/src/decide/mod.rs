@@ -37,6 +37,10 @@ use policy::PolicyView;
 use std::sync::Arc;
 use waves::{Member, Standing, Waves};
 
+/// How long after the uncordon autoscalers still leave a node alone: as long as a cluster autoscaler waits before it takes
+/// away a node that it finds unneeded, so that pods have come back by then.
+const TRUCE_AFTER: bascule_api::Duration = bascule_api::Duration::from_minutes(10);
+
 /// What is said of a node that is done, from the moment on at which it is: another sentence would cost a write.
 const AT_REST: &str = "runs the release its policy asks for";
 

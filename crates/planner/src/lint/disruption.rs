@@ -6,7 +6,7 @@ use crate::{
     plan::HookOrder,
     snapshot::{Cordon, EtcdMember, Node, OfferState, PolicyFacts},
 };
-use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, Severity, Version};
+use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, OnTimeout, Severity, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A grant of the plan with what it is about.
@@ -32,8 +32,8 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
             granted.extend(grant(snapshot, node, cause));
             numbers(node, boot_id, *generation, found);
         }
-        own_only(node, &step.action, found);
-        emptied(node, &step.action, found);
+        own_only(snapshot, node, &step.action, found);
+        emptied(snapshot, node, &step.action, found);
         remembered_failure(snapshot, node, &step.action, found);
     }
     for grant in &granted {
@@ -71,9 +71,23 @@ fn numbers(node: &Node, boot_id: &str, generation: i64, found: &mut Vec<Violatio
 }
 
 /// A node is not told to reboot while a pod is on it that may not be evicted, however the drain came to its end.
-fn emptied(node: &Node, action: &Action, found: &mut Vec<Violation>) {
+fn emptied(snapshot: &Snapshot, node: &Node, action: &Action, found: &mut Vec<Violation>) {
     let reboots = matches!(action, Action::Boot { .. } | Action::Revert { drained_at: Some(_), .. });
-    if let Some(pod) = node.pods.undrainable.first().filter(|_| reboots) {
+    let Some(reboots) = reboots.then_some(node) else { return };
+    if let (Some(volume), Some(disruption)) =
+        (reboots.pods.attached.first(), reboots.update.as_ref().and_then(|update| update.spec.disruption.as_ref()))
+    {
+        let policy = node.update.as_ref().map(|update| update.spec.policy.as_str());
+        let policy = snapshot.policies.iter().find(|known| Some(known.name.as_str()) == policy);
+        let within = policy.and_then(|policy| policy.spec.as_ref().ok()).map_or_else(
+            || bascule_api::Drain::default().volume_detach_timeout,
+            |valid| valid.spec.drain.volume_detach_timeout,
+        );
+        if disruption.emptied_at.map_or(within.as_secs() > 0, |emptied| snapshot.now < emptied.after(within)) {
+            found.push(violation(0, &node.name, format!("is told to reboot while {volume} is attached")));
+        }
+    }
+    if let Some(pod) = node.pods.undrainable.first() {
         found.push(violation(
             0,
             &node.name,
@@ -83,12 +97,26 @@ fn emptied(node: &Node, action: &Action, found: &mut Vec<Violation>) {
 }
 
 /// Invariant 7: what somebody else cordoned stays cordoned.
-fn own_only(node: &Node, action: &Action, found: &mut Vec<Violation>) {
+fn own_only(snapshot: &Snapshot, node: &Node, action: &Action, found: &mut Vec<Violation>) {
+    let named = |cause: &Cause| {
+        let mut rollbacks = snapshot.rollbacks.iter().filter(|rollback| rollback.name == cause.object.name);
+        cause.object.kind == "Rollback"
+            && rollbacks.any(|rollback| rollback.spec.nodes.iter().any(|name| **name == *node.name))
+    };
     match action {
-        Action::Uncordon { mark, .. } if node.cordon != (Cordon::Ours { mark: mark.clone() }) => {
+        Action::Uncordon { mark, .. }
+            if node.cordon != (Cordon::Ours { mark: mark.clone() })
+                && node.cordon != (Cordon::Lifted { mark: mark.clone() }) =>
+        {
             found.push(violation(7, &node.name, "is uncordoned, and we did not cordon it"));
         }
-        Action::Grant { .. } | Action::Cordon { .. } if matches!(node.cordon, Cordon::Other { .. }) => {
+        Action::Cordon { .. } if matches!(node.cordon, Cordon::Other { .. }) => {
+            found.push(violation(7, &node.name, "is taken although somebody else cordoned it"));
+        }
+        Action::Cordon { mark, .. } if node.cordon == (Cordon::Lifted { mark: mark.clone() }) => {
+            found.push(violation(7, &node.name, "is cordoned again under a grant that a person uncordoned"));
+        }
+        Action::Grant { cause, .. } if matches!(node.cordon, Cordon::Other { .. }) && !named(cause) => {
             found.push(violation(7, &node.name, "is taken although somebody else cordoned it"));
         }
         Action::RunHook(HookOrder { grant, .. }) => {
@@ -173,6 +201,12 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
     if snapshot.freezes.iter().any(|freeze| freeze.holds(&policy.labels, now)) {
         broken("a Freeze holds the policy");
     }
+    if valid.spec.paused && grant.cause.object.kind != "Rollback" {
+        broken("the policy is paused");
+    }
+    if grant.node.leaving.is_some() {
+        broken("an autoscaler is removing the node");
+    }
     let Some(update) = &grant.node.update else { return broken("there is no NodeUpdate") };
     if update.status.boot_control.as_ref().is_some_and(|control| control.counting == bascule_api::Counting::Broken) {
         found.push(violation(5, name, "a trial there could not revert by itself"));
@@ -235,9 +269,6 @@ fn updates_only(
     let Some(version) = grant.installs.filter(|_| grant.cause.object.kind != "Rollback") else { return };
     let (name, now) = (&*grant.node.name, snapshot.now);
     let mut broken = |what: &str| found.push(violation(0, name, what));
-    if valid.spec.paused {
-        broken("the policy is paused");
-    }
     let release = policy.offer.release(version);
     let severity = policy.offer.releases.iter().map(|release| release.severity).max().unwrap_or(Severity::None);
     if release.is_none_or(|release| now < release.published_at.after(valid.spec.min_release_age))
@@ -366,10 +397,32 @@ fn control_plane(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<V
     }
 }
 
-/// A drain that can't succeed now is not begun.
+/// A drain that can't succeed now is not begun, unless somebody said what else is to happen.
 fn disruption_budgets(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violation>) {
     for grant in granted {
+        let drain = grant.policy.and_then(|policy| policy.spec.as_ref().ok()).map(|valid| &valid.spec.drain);
+        if drain.is_some_and(|drain| drain.on_timeout == OnTimeout::Delete) {
+            continue;
+        }
         for (key, pods) in grant.node.pods.budgets.iter().filter(|(_, pods)| *pods > 0) {
+            let opens = drain.is_some_and(|drain| drain.budgets_open_after_cordon.is_some())
+                || grant.node.pods.opening.iter().any(|(opening, _)| opening == key);
+            let deletes = |other: &Node| {
+                let policy = other.update.as_ref().map(|update| update.spec.policy.as_str());
+                let policy = snapshot.policies.iter().find(|known| Some(known.name.as_str()) == policy);
+                let valid = policy.and_then(|policy| policy.spec.as_ref().ok());
+                valid.is_some_and(|valid| valid.spec.drain.on_timeout == OnTimeout::Delete)
+            };
+            // A node whose policy deletes asks no budget.
+            let with_it = |other: &Node| {
+                other.name != grant.node.name
+                    && !deletes(other)
+                    && (other.granted() || granted.iter().any(|grant| grant.node.name == other.name))
+                    && other.pods.budgets.iter().any(|(theirs, pods)| theirs == key && *pods > 0)
+            };
+            if opens && !snapshot.nodes.iter().any(|other| with_it(other)) {
+                continue;
+            }
             if snapshot.budgets.get(key).is_some_and(|budget| budget.allowed == 0) {
                 let what = format!("its drain can't succeed: {key} lets none of its {pods} pods go");
                 found.push(violation(0, &grant.node.name, what));

@@ -2,7 +2,7 @@
 
 use crate::snapshot::HookStage;
 use bascule_api::{
-    Cause, DisruptionOutcome, Goal, PackFallback, PolicyFailure, ReleaseRef, RollbackStatus, Time, Version,
+    Cause, DisruptionOutcome, Duration, Goal, PackFallback, PolicyFailure, ReleaseRef, RollbackStatus, Time, Version,
 };
 
 /// Everything the operator does to the cluster, standing drain orders apart. Each is idempotent: doing it again on an
@@ -83,6 +83,8 @@ pub enum Action {
         at: Time,
         /// Whether the drain begins at the same moment (no hooks run before it), which saves a write.
         drain_begins: bool,
+        /// Its budgets allow nothing and are given this time from the cordon on to open.
+        budgets_open_within: Option<Duration>,
     },
     /// Create the Job of a hook for this node and grant, under a name that follows from them.
     RunHook(HookOrder),
@@ -93,7 +95,25 @@ pub enum Action {
         /// When.
         at: Time,
     },
-    /// Cordon the Node, mark it as cordoned by us, and exclude it from external load balancers; one patch.
+    /// Ask autoscalers to leave the Node alone.
+    Truce {
+        /// The node.
+        node: String,
+    },
+    /// Put back what others had said to autoscalers about the Node.
+    EndTruce {
+        /// The node.
+        node: String,
+    },
+    /// Note that the node is empty, though volumes of its pods are still attached.
+    Emptied {
+        /// The node.
+        node: String,
+        /// When.
+        at: Time,
+    },
+    /// Cordon the Node, mark it as cordoned by us, exclude it from external load balancers, and ask autoscalers to leave it
+    /// alone; one patch.
     Cordon {
         /// The node.
         node: String,
@@ -139,6 +159,8 @@ pub enum Action {
         mark: String,
         /// Whether the outdated taint goes too.
         remove_outdated: bool,
+        /// Until when autoscalers leave the node alone still.
+        truce_until: Time,
     },
     /// The disruption is over: forget it, remember how it ended.
     FreeGrant {
@@ -240,6 +262,9 @@ impl Action {
             | Self::Rest { node }
             | Self::Grant { node, .. }
             | Self::BeginDrain { node, .. }
+            | Self::Truce { node }
+            | Self::EndTruce { node }
+            | Self::Emptied { node, .. }
             | Self::Cordon { node, .. }
             | Self::Boot { node, .. }
             | Self::Retract { node, .. }
@@ -265,6 +290,9 @@ impl Action {
             Self::Grant { .. } => "Grant",
             Self::RunHook(_) => "RunHook",
             Self::BeginDrain { .. } => "BeginDrain",
+            Self::Truce { .. } => "Truce",
+            Self::EndTruce { .. } => "EndTruce",
+            Self::Emptied { .. } => "Emptied",
             Self::Cordon { .. } => "Cordon",
             Self::Boot { .. } => "Boot",
             Self::Retract { .. } => "Retract",

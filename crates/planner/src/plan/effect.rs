@@ -32,19 +32,26 @@ impl Action {
                 spec.pack_fallback = *pack_fallback;
             }
             Self::Rest { .. } => rest(&mut spec),
-            Self::Grant { boot_id, generation, cause, was_cordoned, at, drain_begins, .. } => {
+            Self::Grant { boot_id, generation, cause, was_cordoned, at, drain_begins, budgets_open_within, .. } => {
                 spec.grant = Some(Grant { boot_id: boot_id.clone(), generation: *generation });
                 spec.disruption = Some(Disruption {
                     granted_at: *at,
                     was_cordoned: *was_cordoned,
                     cause: cause.clone(),
                     drain_started_at: drain_begins.then_some(*at),
+                    budgets_open_within: *budgets_open_within,
+                    emptied_at: None,
                     drained_at: None,
                 });
             }
             Self::BeginDrain { at, .. } => {
                 if let Some(disruption) = &mut spec.disruption {
                     disruption.drain_started_at.get_or_insert(*at);
+                }
+            }
+            Self::Emptied { at, .. } => {
+                if let Some(disruption) = &mut spec.disruption {
+                    disruption.emptied_at.get_or_insert(*at);
                 }
             }
             Self::Boot { drained_at, .. } => {
@@ -73,6 +80,7 @@ impl Action {
                 let given_up = match outcome {
                     DisruptionOutcome::DrainFailed
                     | DisruptionOutcome::NotRebooted
+                    | DisruptionOutcome::Uncordoned
                     | DisruptionOutcome::Interrupted => before.saturating_add(1),
                     DisruptionOutcome::Withdrawn => before,
                     DisruptionOutcome::Committed | DisruptionOutcome::RolledBack | DisruptionOutcome::Failed => 0,
@@ -93,6 +101,8 @@ impl Action {
             | Self::Taint { .. }
             | Self::Untaint { .. }
             | Self::RunHook(_)
+            | Self::Truce { .. }
+            | Self::EndTruce { .. }
             | Self::Cordon { .. }
             | Self::Uncordon { .. } => return None,
         }

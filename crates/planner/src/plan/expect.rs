@@ -29,6 +29,8 @@ pub enum Cordon {
     None,
     /// By us, with this mark.
     Ours(String),
+    /// Not any more: our mark is there without the cordon.
+    Lifted(String),
 }
 
 /// What was found instead.
@@ -96,7 +98,11 @@ impl Expect {
             return Err(Mismatch::BootId);
         }
         match &self.cordon {
-            Some(Cordon::None) if node.cordon != snapshot::Cordon::None => return Err(Mismatch::Cordon),
+            // The mark of an earlier grant that somebody uncordoned stands in nobody's way.
+            Some(Cordon::None) if node.cordon.is_cordoned() => return Err(Mismatch::Cordon),
+            Some(Cordon::Lifted(mark)) if node.cordon != (snapshot::Cordon::Lifted { mark: mark.clone() }) => {
+                return Err(Mismatch::Cordon);
+            }
             Some(Cordon::Ours(mark)) if node.cordon != (snapshot::Cordon::Ours { mark: mark.clone() }) => {
                 return Err(Mismatch::Cordon);
             }

@@ -57,6 +57,8 @@ pub struct DrainOrder {
     pub grant: i64,
     /// The policy whose `spec.drain` holds.
     pub policy: String,
+    /// When the drain began: pods that came later and tolerate the cordon are left alone.
+    pub begun: Time,
     /// Until when. At that time the next plan decides what happens.
     pub until: Time,
     /// How pods are removed.

@@ -8,8 +8,8 @@ mod offer;
 mod policy;
 
 pub use node::{
-    BlockedPod, Cordon, DaemonSets, DisruptionBudget, EtcdMember, HookRun, HookStage, HookState, Node, NodePods,
-    Readiness, Taints, UndrainablePod, UpdateFacts,
+    BlockedPod, Completing, Cordon, DaemonSets, DisruptionBudget, EtcdMember, HookRun, HookStage, HookState, Node,
+    NodePods, Readiness, Taints, Truce, UndrainablePod, UpdateFacts,
 };
 pub use offer::{Offer, OfferState, Release};
 pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};

@@ -22,6 +22,10 @@ pub struct Node {
     pub cordon: Cordon,
     /// The taints of ours that it has.
     pub taints: Taints,
+    /// Whether autoscalers are asked to leave it alone.
+    pub truce: Truce,
+    /// The taint by which an autoscaler says that it removes the node, where there is one.
+    pub leaving: Option<String>,
     /// `status.nodeInfo.bootID`: the boot the kubelet reports from. Empty before its first report.
     pub boot_id: String,
     /// `status.nodeInfo.architecture`, where it is one that releases exist for.
@@ -53,10 +57,14 @@ pub enum Cordon {
     /// It is not.
     #[default]
     None,
-    /// It is, and carries our annotation, whose text is `grant`. The annotation without the cordon is
-    /// [`Cordon::None`]: somebody uncordoned the node.
+    /// It is, and carries our annotation, whose text is `mark`.
     Ours {
         /// The annotation's text, see [`crate::plan::cordon_mark`].
+        mark: String,
+    },
+    /// It is not, and carries our annotation: somebody uncordoned it.
+    Lifted {
+        /// The annotation's text.
         mark: String,
     },
     /// It is, without our annotation.
@@ -72,8 +80,20 @@ impl Cordon {
     /// Whether no new pods are scheduled there.
     #[must_use]
     pub const fn is_cordoned(&self) -> bool {
-        !matches!(self, Self::None)
+        !matches!(self, Self::None | Self::Lifted { .. })
     }
+}
+
+/// Whether autoscalers are asked to leave a node alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Truce {
+    /// They are not.
+    #[default]
+    None,
+    /// They are.
+    Held,
+    /// They are until then.
+    Until(Time),
 }
 
 /// The taints of ours on a node.
@@ -113,8 +133,8 @@ pub struct UpdateFacts {
     pub status: NodeUpdateStatus,
 }
 
-/// The pods on a node that a drain has to remove. DaemonSet, mirror and finished pods are not among them; pods that
-/// already terminate are, until they are gone.
+/// The pods on a node that a drain has to remove; see [`crate::drain::node_pods`]. Pods that already terminate are among
+/// them, until they are gone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodePods {
     /// How many pods have to go.
@@ -127,10 +147,36 @@ pub struct NodePods {
     /// need an allowed disruption of it. Pods that may be evicted without one (not ready, where the budget's policy
     /// for unhealthy pods allows it) are not counted.
     pub budgets: Vec<(String, u32)>,
+    /// Those of them that open only once the node is cordoned, as the budget or one of the pods says, and within what time.
+    pub opening: Vec<(String, Duration)>,
+    /// What is waited for until it has completed, where there is something.
+    pub completing: Option<Completing>,
+    /// Some of the pods that are left where they are because they would come back, `namespace/name`.
+    pub coming_back: Vec<String>,
+    /// Some of the volumes of pods that leave which are still attached to the node, while it is being emptied.
+    pub attached: Vec<String>,
     /// A pod that the running drain has asked to go in vain so far, where there is one.
     pub blocked: Option<BlockedPod>,
     /// The PodDisruptionBudgets that made pods of the running drain wait, and for how long, where that is over.
     pub waited: Vec<(ObjectRef, Duration)>,
+}
+
+/// A pod that a drain waits for until it has completed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completing {
+    /// The pod; of several the one that is waited for longest.
+    pub pod: ObjectRef,
+    /// When it has completed or is not waited for any more, where that is known.
+    pub by: Option<Time>,
+    /// How many more pods are waited for.
+    pub more: u32,
+}
+
+impl std::fmt::Display for Completing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.pod)?;
+        if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
+    }
 }
 
 /// A pod that does not go although a drain asks for it.
@@ -162,6 +208,8 @@ pub struct UndrainablePod {
     pub pod: String,
     /// Why, e.g. `no controller will bring it back (spec.drain.force)`.
     pub why: String,
+    /// When it may be evicted, where that is known.
+    pub until: Option<Time>,
 }
 
 /// A PodDisruptionBudget.

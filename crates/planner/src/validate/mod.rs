@@ -11,7 +11,7 @@ pub use error::{PolicyError, PolicyErrorKind};
 
 use crate::{windows::Window, zones::TimeZones};
 use bascule_api::{
-    Duration, Emergency, EmergencyExemption, Gate, IntOrPercent, Selector, Severity, UpdatePolicySpec, Wave,
+    Drain, Duration, Emergency, EmergencyExemption, Gate, IntOrPercent, Selector, Severity, UpdatePolicySpec, Wave,
 };
 
 /// A policy's spec that was checked, with its texts parsed.
@@ -77,9 +77,7 @@ pub fn validate_with(spec: &UpdatePolicySpec, zones: &TimeZones) -> Result<Valid
     emergency(spec.emergency.as_ref())?;
     span("spec.drain.timeout", spec.drain.timeout, Duration::from_secs(1), MAX_STEP)?;
     span("spec.drain.loadBalancerDelay", spec.drain.load_balancer_delay, Duration::ZERO, MAX_STEP)?;
-    if let Some(pods) = &spec.drain.pod_selector {
-        selector("spec.drain.podSelector", pods)?;
-    }
+    drain(&spec.drain)?;
     if spec.failure_threshold == 0 {
         return Err(PolicyError::new("spec.failureThreshold", PolicyErrorKind::Zero));
     }
@@ -96,6 +94,33 @@ pub fn validate_with(spec: &UpdatePolicySpec, zones: &TimeZones) -> Result<Valid
         windows.push(window);
     }
     Ok(ValidPolicy { spec: spec.clone(), windows, gates })
+}
+
+fn drain(drain: &Drain) -> Result<(), PolicyError> {
+    if let Some(pods) = &drain.pod_selector {
+        selector("spec.drain.podSelector", pods)?;
+    }
+    span("spec.drain.volumeDetachTimeout", drain.volume_detach_timeout, Duration::ZERO, MAX_STEP)?;
+    if let Some(within) = drain.budgets_open_after_cordon {
+        span("spec.drain.budgetsOpenAfterCordon", within, Duration::from_secs(1), MAX_STEP)?;
+    }
+    if drain.rules.len() > MAX_ENTRIES {
+        let kind = PolicyErrorKind::TooMany { found: drain.rules.len(), max: MAX_ENTRIES };
+        return Err(PolicyError::new("spec.drain.rules", kind));
+    }
+    for (index, rule) in drain.rules.iter().enumerate() {
+        let field = |name: &str| format!("spec.drain.rules[{index}].{name}");
+        if let Some(pods) = &rule.selector {
+            selector(&field("selector"), pods)?;
+        }
+        if let Some(timeout) = rule.timeout {
+            span(&field("timeout"), timeout, Duration::from_secs(1), drain.timeout)?;
+        }
+        if drain.rules.iter().take(index).any(|earlier| earlier.name == rule.name) {
+            return Err(PolicyError::new(field("name"), PolicyErrorKind::NameTwice(rule.name.clone())));
+        }
+    }
+    Ok(())
 }
 
 fn budget(spec: &UpdatePolicySpec) -> Result<(), PolicyError> {

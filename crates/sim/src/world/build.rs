@@ -6,7 +6,7 @@ use bascule_api::{
 };
 use bascule_planner::snapshot::{
     Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release,
-    RollbackFacts, Taints,
+    RollbackFacts, Taints, Truce,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -83,6 +83,8 @@ pub fn node(name: &str, zone: &str) -> Node {
         ready: Readiness { ready: true, since: Some(at(-86_400)) },
         cordon: Cordon::None,
         taints: Taints::default(),
+        truce: Truce::None,
+        leaving: None,
         boot_id: format!("{name}-boot-1"),
         architecture: Some(Architecture::X86_64),
         control_plane: false,

@@ -2,7 +2,10 @@
 
 use super::World;
 use bascule_api::{IntOrPercent, WaitReason};
-use bascule_planner::{Action, Report, Violation, snapshot::Cordon};
+use bascule_planner::{
+    Action, Report, Violation,
+    snapshot::{Cordon, Truce},
+};
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +77,19 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     for held in &world.held_by_people {
         let node = world.snapshot.nodes.iter().find(|node| *node.name == **held);
-        if node.is_some_and(|node| node.cordon == Cordon::None) {
+        if node.is_some_and(|node| !node.cordon.is_cordoned()) {
             broken.push(Broken::World(7, format!("{held} was cordoned by a person and is not any more")));
         }
+    }
+    for node in world.snapshot.nodes.iter().filter(|node| matches!(node.cordon, Cordon::Ours { .. })) {
+        if node.truce != Truce::Held {
+            broken.push(Broken::World(0, format!("{} is cordoned and an autoscaler may take it away", node.name)));
+        }
+    }
+    // One eviction for each pod that had to move, and nothing to speak of beyond.
+    let (evictions, stood) = (world.workload.evictions, world.workload.stood.values().sum::<u32>());
+    if evictions.saturating_mul(100) > stood.saturating_mul(105) {
+        broken.push(Broken::World(0, format!("{evictions} evictions for {stood} pods that had to move")));
     }
     for (name, machine) in &world.machines {
         for failed in &machine.failed_ever {
@@ -94,6 +107,15 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
 pub(super) fn end(world: &World, report: &Report) -> Vec<Broken> {
     let mut broken = Vec::new();
     for (node, said) in world.snapshot.nodes.iter().zip(&report.nodes) {
+        // What ends later by itself is not left behind.
+        let over = match node.truce {
+            Truce::None => false,
+            Truce::Held => true,
+            Truce::Until(until) => until <= world.snapshot.now,
+        };
+        if over {
+            broken.push(Broken::World(9, format!("{} is left with what we said to autoscalers", node.name)));
+        }
         if node.cordon != Cordon::None {
             broken.push(Broken::World(9, format!("{} is left cordoned", node.name)));
         }

@@ -1,6 +1,9 @@
 //! Random clusters: small, odd, and full of policies that disagree.
 
-use super::{Fate, Machine, World, build, workload::App};
+use super::{
+    Fate, Machine, World, build,
+    pods::{App, Kind},
+};
 use bascule_api::{IntOrPercent, Severity};
 use bascule_planner::{GateSet, Snapshot, snapshot::EtcdMember};
 use rand::{RngExt as _, SeedableRng as _};
@@ -12,7 +15,7 @@ const ZONES: [&str; 3] = ["a", "b", "c"];
 
 impl World {
     /// The world of a seed at its beginning.
-    pub(super) fn random(seed: u64, gates: GateSet) -> Self {
+    pub(super) fn random(seed: u64, gates: GateSet, blind: bool) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let count = random.random_range(2..9_usize);
         let versions = pick(&mut random, &[&["1.0", "1.1"][..], &["1.0", "1.1", "1.2"]]);
@@ -50,6 +53,7 @@ impl World {
         world.gates = gates;
         world.peace = false;
         world.workload.healthy = true;
+        world.workload.blind = blind;
         for version in ["1.1", "1.2", "1.3", "1.4"] {
             let fate = match world.random.random_range(0..8) {
                 0 => Fate::NeverReady,
@@ -89,8 +93,12 @@ impl World {
         }
         self.machines.insert(name.to_owned(), machine);
         self.snapshot.nodes.push(Arc::new(node));
-        let loose = self.random.random_range(0..4);
-        self.workload.loose.insert(name.to_owned(), loose);
+        for _ in 0..self.random.random_range(0..4) {
+            self.workload.add(name, Kind::Loose, self.snapshot.now);
+        }
+        if self.chance(15) {
+            self.workload.add(name, Kind::Tolerant, self.snapshot.now);
+        }
     }
 
     fn add_apps(&mut self) {
@@ -98,12 +106,11 @@ impl World {
         for app in 0..self.up_to(2) {
             let wanted = self.random.random_range(2..7_u32);
             let keep = if self.chance(15) { wanted } else { self.random.random_range(1..wanted) };
-            let mut made = App { wanted, desired: keep, ..App::default() };
-            for _ in 0..wanted {
-                let node = pick(&mut self.random, &nodes);
-                *made.pods.entry(node).or_default() += 1;
-            }
-            self.workload.apps.insert(format!("shop/app-{app}"), made);
+            let switches = self.chance(15);
+            let places: Vec<String> = (0..wanted).map(|_| pick(&mut self.random, &nodes)).collect();
+            let places: Vec<&str> = places.iter().map(String::as_str).collect();
+            let app_of = App { wanted, desired: keep, switches, ..App::default() };
+            self.add_app(&format!("shop/app-{app}"), app_of, &places);
         }
     }
 }
@@ -121,7 +128,6 @@ fn fields(random: &mut ChaCha8Rng, grouped: bool, group: &str) -> Value {
     let mut fields = json!({
         "budget": {"maxUnavailable": random.random_range(1..4)},
         "failureThreshold": random.random_range(1..3),
-        "drain": {"timeout": "5m", "onTimeout": on_timeout},
         "health": {"nodeReadyTimeout": "10m", "nodeSoak": soak},
         "staging": {"maxConcurrent": random.random_range(1..4)},
         "automaticRollback": random.random_range(0..3) == 0
@@ -134,6 +140,21 @@ fn fields(random: &mut ChaCha8Rng, grouped: bool, group: &str) -> Value {
     if grouped {
         set("nodeSelector", json!({"matchLabels": {"group": group}}));
     }
+    let mut rules = Vec::new();
+    if random.random_range(0..3) == 0 {
+        let builds = json!({"matchLabels": {"kind": "job"}});
+        let loose = json!({"matchLabels": {"kind": "loose"}});
+        let behavior = pick(random, &["Drain", "Skip"]);
+        rules.push(
+            json!({"name": "builds", "selector": builds, "behavior": "WaitCompleted", "order": -1, "timeout": "2m"}),
+        );
+        rules.push(json!({"name": "loose", "selector": loose, "behavior": behavior, "order": 3}));
+    }
+    let opens = (random.random_range(0..3) == 0).then_some("2m");
+    let drain = json!({
+        "timeout": "5m", "onTimeout": on_timeout, "rules": rules, "budgetsOpenAfterCordon": opens
+    });
+    set("drain", drain);
     match random.random_range(0..4) {
         0 => set("waves", json!([{"name": "canary", "count": 1, "soak": "5m"}, {"name": "rest"}])),
         1 => set(

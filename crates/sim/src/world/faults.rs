@@ -1,7 +1,7 @@
 //! What people and bad luck do to a world.
 
-use super::{World, build};
-use bascule_api::Counting;
+use super::{World, build, pods::Kind};
+use bascule_api::{Counting, Time};
 use bascule_planner::snapshot::{Cordon, EtcdMember, OfferState};
 use rand::RngExt as _;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..23) {
+        match self.random.random_range(0..27) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -48,16 +48,35 @@ impl World {
             }
             18 => {
                 self.tell(&format!("{name}: a pod that does not go away"));
-                self.workload.stuck.insert(name, 1);
+                self.settle_on(&name, Kind::Stuck);
             }
             19 => self.odd(&name),
             21 => {
                 self.tell(&format!("{name}: somebody starts a pod that no controller brings back"));
-                self.workload.bare.insert(name);
+                self.settle_on(&name, Kind::Bare);
             }
             22 => {
                 self.tell(&format!("{name}: that pod is deleted by its owner"));
-                self.workload.bare.remove(&name);
+                self.workload.clear(Some(&name), &Kind::Bare);
+            }
+            23 => {
+                let seconds = self.random.random_range(30..900);
+                self.tell(&format!("{name}: a build of {seconds} s begins"));
+                let ends_at = Time::new(self.snapshot.now.get() + chrono::TimeDelta::seconds(seconds));
+                self.settle_on(&name, Kind::Job(ends_at));
+            }
+            25 => {
+                self.tell(&format!("{name}: an autoscaler begins to remove it"));
+                let taint = bascule_api::LEAVING_TAINTS.first().map(|key| (*key).to_owned());
+                self.with_node(&name, |node| node.leaving.clone_from(&taint));
+            }
+            26 => {
+                self.tell(&format!("{name}: the autoscaler thinks better of it"));
+                self.with_node(&name, |node| node.leaving = None);
+            }
+            24 => {
+                self.tell(&format!("{name}: somebody pins a pod that tolerates everything there"));
+                self.settle_on(&name, Kind::Tolerant);
             }
             _ => {
                 self.workload.hooks_fail = !self.workload.hooks_fail;
@@ -87,8 +106,8 @@ impl World {
         }
     }
 
-    fn person_cordons(&mut self, name: &str) {
-        let free = self.snapshot.nodes.iter().any(|node| &*node.name == name && node.cordon == Cordon::None);
+    pub(super) fn person_cordons(&mut self, name: &str) {
+        let free = self.snapshot.nodes.iter().any(|node| &*node.name == name && !node.cordon.is_cordoned());
         if free {
             self.tell(&format!("{name}: alice cordons it"));
             self.with_node(name, |node| node.cordon = Cordon::Other { by: Some("alice".to_owned()), since: None });
@@ -96,10 +115,15 @@ impl World {
         }
     }
 
-    fn person_uncordons(&mut self, name: &str) {
+    pub(super) fn person_uncordons(&mut self, name: &str) {
         if self.snapshot.nodes.iter().any(|node| &*node.name == name && node.cordon.is_cordoned()) {
             self.tell(&format!("{name}: alice uncordons it"));
-            self.with_node(name, |node| node.cordon = Cordon::None);
+            self.with_node(name, |node| {
+                node.cordon = match &node.cordon {
+                    Cordon::Ours { mark } | Cordon::Lifted { mark } => Cordon::Lifted { mark: mark.clone() },
+                    Cordon::None | Cordon::Other { .. } => Cordon::None,
+                };
+            });
             self.held_by_people.retain(|held| held != name);
         }
     }
@@ -286,9 +310,10 @@ impl World {
         }
         self.workload.healthy = true;
         self.workload.hooks_fail = false;
-        self.workload.stuck.clear();
-        self.workload.bare.clear();
+        self.workload.clear(None, &Kind::Stuck);
+        self.workload.clear(None, &Kind::Bare);
         for app in self.workload.apps.values_mut() {
+            app.switches = false;
             app.desired = app.desired.min(app.wanted.saturating_sub(1));
         }
         self.change_offers(|offer| offer.state = OfferState::Valid);
@@ -302,6 +327,8 @@ impl World {
             };
             let mut spec = spec;
             spec.paused = false;
+            // A held node of a later wave is no place for the pods of an earlier one.
+            spec.new_nodes.hold = false;
             policy.spec = bascule_planner::validate(&spec).map(Arc::new);
         }
         let held = std::mem::take(&mut self.held_by_people);
@@ -310,6 +337,7 @@ impl World {
             if held.iter().any(|held| **held == *node.name) {
                 node.cordon = Cordon::None;
             }
+            node.leaving = None;
             if node.etcd == EtcdMember::Unhealthy {
                 node.etcd = EtcdMember::Healthy;
             }

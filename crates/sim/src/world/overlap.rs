@@ -6,6 +6,9 @@ use bascule_planner::{Action, Plan, Report, Step, lint, model, plan_asking};
 use rand::RngExt as _;
 use std::collections::BTreeMap;
 
+/// What is told of the second plan of a round.
+pub(super) const PLANS_AGAIN: &str = "operator  plans while it is writing";
+
 /// What becomes of grants while those of an earlier plan are under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grants {
@@ -51,7 +54,7 @@ impl World {
         }
         let seconds = self.random.random_range(1..10);
         self.pass(seconds);
-        self.tell("operator  plans while it is writing");
+        self.tell(PLANS_AGAIN);
         let (second, report) = self.planned(&mut broken);
         let granting = under_way.iter().any(grants) && grants_meanwhile == Grants::Wait;
         let begun: Vec<Writes> = by_node(&second)

@@ -1,6 +1,9 @@
 //! Scripts over a quiet world: nothing happens but what the script says, and what came of it is told.
 
-use super::{Machine, World, build};
+use super::{
+    Machine, World, build,
+    pods::{App, Kind},
+};
 use bascule_api::Version;
 use bascule_planner::{GateSet, Snapshot, lint, model, plan_asking, snapshot::PolicyFacts};
 use std::{fmt::Write as _, sync::Arc};
@@ -33,7 +36,9 @@ impl World {
     pub fn with_pods(&mut self, pods: u32) {
         let names: Vec<String> = self.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();
         for name in names {
-            self.workload.loose.insert(name, pods);
+            for _ in 0..pods {
+                self.workload.add(&name, Kind::Loose, build::at(-86_400));
+            }
         }
         self.show_workload();
     }
@@ -41,10 +46,39 @@ impl World {
     /// An app with one pod on each of these nodes, of which `desired` must stay.
     pub fn with_app(&mut self, key: &str, nodes: &[&str], desired: u32) {
         let wanted = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
-        let pods = nodes.iter().map(|node| ((*node).to_owned(), 1)).collect();
-        let app = super::workload::App { wanted, desired, pods, pending: 0 };
-        self.workload.apps.insert(key.to_owned(), app);
+        self.add_app(key, App { wanted, desired, ..App::default() }, nodes);
         self.show_workload();
+    }
+
+    /// An app whose budget opens only once one of its nodes is cordoned.
+    pub fn with_switching_app(&mut self, key: &str, nodes: &[&str]) {
+        let wanted = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+        self.add_app(key, App { wanted, desired: wanted, switches: true, ..App::default() }, nodes);
+        self.show_workload();
+    }
+
+    /// A pod that tolerates the cordon and is brought back to its node whenever it goes.
+    pub fn with_tolerant(&mut self, node: &str) {
+        self.workload.add(node, Kind::Tolerant, build::at(-86_400));
+        self.show_workload();
+    }
+
+    /// A build that ends so many seconds from now.
+    pub fn with_build(&mut self, node: &str, seconds: i64) {
+        let ends_at = bascule_api::Time::new(self.snapshot.now.get() + chrono::TimeDelta::seconds(seconds));
+        self.workload.add(node, Kind::Job(ends_at), build::at(-86_400));
+        self.show_workload();
+    }
+
+    /// How many evictions there were so far.
+    #[must_use]
+    pub const fn evictions(&self) -> u32 {
+        self.workload.evictions
+    }
+
+    /// A person cordons a node, or lifts whatever cordon it has.
+    pub fn person(&mut self, node: &str, cordons: bool) {
+        if cordons { self.person_cordons(node) } else { self.person_uncordons(node) }
     }
 
     /// How many pods of an app must stay.
@@ -62,7 +96,7 @@ impl World {
 
     /// Pods that do not go away.
     pub fn stick(&mut self, node: &str) {
-        self.workload.stuck.insert(node.to_owned(), 1);
+        self.workload.add(node, Kind::Stuck, build::at(-86_400));
         self.show_workload();
     }
 
@@ -116,7 +150,7 @@ impl World {
             self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
         } else {
             self.tell("the operator dies");
-            self.workload.orders.clear();
+            self.workload.forget();
         }
         self.workload.questions = plan.questions;
         Ok(plan.steps.len())

@@ -1,9 +1,15 @@
-//! Pods, PodDisruptionBudgets, hook Jobs and health gates of a world.
+//! Evictions, PodDisruptionBudgets, hook Jobs and health gates of a world. Which pods a drain removes is decided by the
+//! same code as in the operator.
 
-use super::World;
+use super::{
+    World,
+    pods::{App, Kind},
+};
+use bascule_api::Drain;
 use bascule_planner::{
-    plan::{DrainMode, DrainOrder, GateQuestion},
-    snapshot::{DisruptionBudget, GateAnswer, HookState, UndrainablePod},
+    drain::{Hour, node_pods, sort},
+    plan::{DrainMode, DrainOrder},
+    snapshot::{DisruptionBudget, GateAnswer, HookState, Node},
 };
 use rand::RngExt as _;
 use std::{
@@ -11,147 +17,194 @@ use std::{
     sync::Arc,
 };
 
-/// What runs on the nodes beside the system.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Workload {
-    /// Apps by their budget's key: how many pods there should be and how many have to stay.
-    pub(super) apps: BTreeMap<String, App>,
-    /// Pods of no budget, by node.
-    pub(super) loose: BTreeMap<String, u32>,
-    /// Pods that do not go away, by node.
-    pub(super) stuck: BTreeMap<String, u32>,
-    /// Nodes with a pod that no policy here allows to evict.
-    pub(super) bare: BTreeSet<String>,
-    pub(super) orders: Vec<DrainOrder>,
-    pub(super) questions: Vec<GateQuestion>,
-    /// Whether the health gates pass.
-    pub(super) healthy: bool,
-    /// Whether hooks fail.
-    pub(super) hooks_fail: bool,
-}
-
-#[derive(Debug, Clone, Default)]
-pub(super) struct App {
-    pub(super) wanted: u32,
-    pub(super) desired: u32,
-    /// Pods by node.
-    pub(super) pods: BTreeMap<String, u32>,
-    /// Pods that have no node.
-    pub(super) pending: u32,
-}
-
-fn bare_pod(node: &str) -> UndrainablePod {
-    UndrainablePod {
-        pod: format!("shop/debug-{node}"),
-        why: "no controller will bring it back (spec.drain.force)".to_owned(),
-    }
-}
-
-impl Workload {
-    /// Whether pods still look for a place.
-    pub(super) fn is_busy(&self) -> bool {
-        self.apps.values().any(|app| app.pending > 0)
-    }
-}
+/// How many pods of an app go in one round by eviction.
+const AT_ONCE: u32 = 2;
 
 impl World {
-    /// Evictions, deletions, and pods that find a place.
+    /// Pods end, are evicted or deleted, and find a place.
     pub(super) fn run_workload(&mut self) {
-        let open: Vec<String> = self
-            .snapshot
-            .nodes
-            .iter()
-            .filter(|node| node.ready.ready && !node.cordon.is_cordoned() && !node.taints.hold && !node.deleting)
-            .map(|node| node.name.to_string())
-            .collect();
-        let ready: Vec<&str> =
-            self.snapshot.nodes.iter().filter(|node| node.ready.ready).map(|node| &*node.name).collect();
-        // As long as a node has a pod that may not be evicted, nothing of it is.
-        let mut orders = std::mem::take(&mut self.workload.orders);
-        orders.retain(|order| order.mode == DrainMode::DeleteRest || !self.workload.bare.contains(&order.node));
-        for app in self.workload.apps.values_mut() {
-            // Pods of nodes that are gone are made anew.
-            let gone: Vec<String> = app
-                .pods
-                .keys()
-                .filter(|node| !self.snapshot.nodes.iter().any(|known| *known.name == ***node))
-                .cloned()
-                .collect();
-            for node in gone {
-                app.pending += app.pods.remove(&node).unwrap_or(0);
+        let (now, nodes) = (self.snapshot.now, &self.snapshot.nodes);
+        let there: BTreeSet<String> = nodes.iter().map(|node| node.name.to_string()).collect();
+        let mut lost: Vec<String> = Vec::new();
+        self.workload.pods.retain(|one| {
+            let stays = there.contains(&one.pod.node);
+            if let (Kind::App(key), false) = (&one.kind, stays) {
+                lost.push(key.clone()); // made anew elsewhere
             }
-            for order in &orders {
-                let pods = app.pods.get(&order.node).copied().unwrap_or(0);
-                let healthy: u32 =
-                    app.pods.iter().filter(|(node, _)| ready.contains(&node.as_str())).map(|(_, pods)| *pods).sum();
-                let spare = healthy.saturating_sub(app.desired);
-                let go = if order.mode == DrainMode::DeleteRest { pods } else { pods.min(spare).min(2) };
-                if go > 0 {
-                    app.pods.insert(order.node.clone(), pods - go);
-                    app.pending += go;
+            stays && !matches!(one.kind, Kind::Job(ends_at) if ends_at <= now)
+        });
+        for key in lost {
+            if let Some(app) = self.workload.apps.get_mut(&key) {
+                app.pending += 1;
+            }
+        }
+        for order in self.workload.orders.clone() {
+            self.empty(&order);
+        }
+        self.place();
+        self.show_workload();
+    }
+
+    /// One round of the drain of a node.
+    fn empty(&mut self, order: &DrainOrder) {
+        let Some(drain) = self.drain_of_policy(&order.policy) else { return };
+        let (now, key) = (self.snapshot.now, self.drain_key(order));
+        let mut ledger = self.workload.ledgers.remove(&key).unwrap_or_default();
+        let asked: Vec<(String, Kind)> = {
+            let present: Vec<_> = self.workload.pods.iter().filter(|one| one.pod.node == order.node).collect();
+            let pods = || present.iter().map(|one| &one.pod);
+            let hour = |given_up| Hour { now: now.get(), begun: Some(order.begun.get()), given_up, own: None };
+            let before = ledger.clone();
+            let mut sorted = sort(pods(), &drain, &hour(before.given_up()));
+            let leaving = u32::try_from(sorted.leaving().count()).unwrap_or(u32::MAX);
+            self.workload.stood.entry(key.clone()).or_insert(leaving);
+            if ledger.meet(sorted.leaving()) {
+                sorted = sort(pods(), &drain, &hour(ledger.given_up()));
+            }
+            if order.mode == DrainMode::DeleteRest {
+                sorted = sorted.all_at_once();
+            }
+            let Ok(go) = sorted.asked() else {
+                self.workload.ledgers.insert(key, ledger);
+                return;
+            };
+            let kind = |uid: &str| present.iter().find(|one| one.pod.uid == uid).map(|one| one.kind.clone());
+            go.iter().filter_map(|pod| Some((pod.uid.clone(), kind(&pod.uid)?))).collect()
+        };
+        let mut gone: BTreeMap<String, u32> = BTreeMap::new();
+        for (uid, kind) in asked {
+            if order.mode == DrainMode::Evict && !self.may_go(&kind, &mut gone) {
+                continue;
+            }
+            let Some(index) = self.workload.pods.iter().position(|one| one.pod.uid == uid) else { continue };
+            let one = self.workload.pods.remove(index);
+            self.workload.evictions += 1;
+            ledger.asked(&one.pod);
+            match &one.kind {
+                Kind::App(key) => {
+                    if let Some(app) = self.workload.apps.get_mut(key) {
+                        app.pending += 1;
+                    }
+                    let seconds = if self.peace { 20 } else { self.random.random_range(0..400) };
+                    let detached = bascule_api::Time::new(now.get() + chrono::TimeDelta::seconds(seconds));
+                    self.workload.attached.insert(order.node.clone(), detached);
                 }
+                Kind::Tolerant => self.workload.add(&order.node, Kind::Tolerant, now),
+                Kind::Loose | Kind::Job(_) | Kind::Stuck | Kind::Bare => {}
             }
-            if !open.is_empty() {
-                let place = open.get(self.random.random_range(0..open.len())).cloned().unwrap_or_default();
-                let placed = app.pending.min(3);
-                *app.pods.entry(place).or_default() += placed;
+        }
+        self.workload.ledgers.insert(key, ledger);
+    }
+
+    /// Whether the eviction API would let a pod go.
+    fn may_go(&self, kind: &Kind, gone: &mut BTreeMap<String, u32>) -> bool {
+        let Kind::App(key) = kind else { return *kind != Kind::Stuck };
+        let Some(app) = self.workload.apps.get(key) else { return true };
+        let gone = gone.entry(key.clone()).or_default();
+        // What went in this round is counted already.
+        let may = self.standing(key, app).1 > 0 && *gone < AT_ONCE;
+        *gone += u32::from(may);
+        may
+    }
+
+    fn drain_of_policy(&self, name: &str) -> Option<Drain> {
+        let policy = self.snapshot.policies.iter().find(|policy| policy.name == name);
+        policy.map(|policy| policy.spec.as_ref().map(|valid| valid.spec.drain.clone()).unwrap_or_default())
+    }
+
+    fn place(&mut self) {
+        let keys: Vec<String> = self.workload.apps.keys().cloned().collect();
+        for key in keys {
+            // A scheduler may not have seen the cordon yet.
+            let late = !self.peace && self.chance(5);
+            let open = |node: &&Arc<Node>| {
+                node.ready.ready && (late || !node.cordon.is_cordoned()) && !node.taints.hold && !node.deleting
+            };
+            let open: Vec<String> = self.snapshot.nodes.iter().filter(open).map(|node| node.name.to_string()).collect();
+            if open.is_empty() {
+                continue;
+            }
+            let place = open.get(self.random.random_range(0..open.len())).cloned().unwrap_or_default();
+            let placed = self.workload.apps.get(&key).map_or(0, |app| app.pending.min(3));
+            for _ in 0..placed {
+                self.settle_on(&place, Kind::App(key.clone()));
+            }
+            if let Some(app) = self.workload.apps.get_mut(&key) {
                 app.pending -= placed;
             }
-            app.pods.retain(|_, pods| *pods > 0);
         }
-        for order in &orders {
-            self.workload.loose.remove(&order.node);
-            if order.mode == DrainMode::DeleteRest {
-                self.workload.stuck.remove(&order.node);
-            }
+    }
+
+    /// A pod comes to a node; one that is being emptied has one more to move, unless that one tolerates the cordon.
+    pub(super) fn settle_on(&mut self, node: &str, kind: Kind) {
+        let moves = u32::from(kind != Kind::Tolerant);
+        self.workload.add(node, kind, self.snapshot.now);
+        let emptied = self.snapshot.nodes.iter().find(|known| *known.name == *node && known.granted());
+        let grant =
+            emptied.and_then(|node| Some((node.uid.clone(), node.live_update()?.spec.grant.as_ref()?.generation)));
+        if let Some(stood) = grant.and_then(|key| self.workload.stood.get_mut(&key)) {
+            *stood += moves;
         }
-        self.workload.orders = orders;
-        self.show_workload();
     }
 
     /// Writes the pods into the facts.
     pub(super) fn show_workload(&mut self) {
-        let workload = &self.workload;
         let mut budgets = BTreeMap::new();
-        for (key, app) in &workload.apps {
-            let healthy: u32 = self
-                .snapshot
-                .nodes
-                .iter()
-                .filter(|node| node.ready.ready)
-                .map(|node| app.pods.get(&*node.name).copied().unwrap_or(0))
-                .sum();
-            let budget = DisruptionBudget {
-                allowed: healthy.saturating_sub(app.desired),
-                healthy,
-                desired: app.desired,
-                expected: app.wanted,
-                unhealthy: Vec::new(),
-                unfinished: Vec::new(),
-            };
+        for (key, app) in &self.workload.apps {
+            let (healthy, allowed) = self.standing(key, app);
+            let (desired, expected) = (if app.switches { healthy } else { app.desired }, app.wanted);
+            let (unhealthy, unfinished) = (Vec::new(), Vec::new());
+            let budget = DisruptionBudget { allowed, healthy, desired, expected, unhealthy, unfinished };
             budgets.insert(key.clone(), budget);
         }
         self.snapshot.budgets = Arc::new(budgets);
-        for node in &mut self.snapshot.nodes {
-            let name: &str = &node.name;
-            let on_node: Vec<(String, u32)> = workload
-                .apps
-                .iter()
-                .filter_map(|(key, app)| Some((key.clone(), app.pods.get(name).copied().filter(|pods| *pods > 0)?)))
-                .collect();
-            let loose = workload.loose.get(name).copied().unwrap_or(0) + workload.stuck.get(name).copied().unwrap_or(0);
-            let remaining = on_node.iter().map(|(_, pods)| *pods).sum::<u32>() + loose;
-            let bare = workload.bare.contains(name);
-            if node.pods.remaining != remaining
-                || node.pods.budgets != on_node
-                || node.pods.undrainable.is_empty() == bare
-            {
-                let node = Arc::make_mut(node);
-                node.pods.undrainable = if bare { vec![bare_pod(&node.name)] } else { Vec::new() };
-                node.pods.remaining = remaining;
-                node.pods.budgets = on_node;
+        let none = BTreeSet::new();
+        let facts: Vec<_> = self
+            .snapshot
+            .nodes
+            .iter()
+            .map(|node| {
+                let disruption = node.live_update().filter(|update| update.spec.disruption.is_some());
+                let by = disruption.and_then(|update| self.drain_of_policy(&update.spec.policy));
+                let selecting = self.snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
+                let selecting = selecting.filter(|valid| valid.spec.node_selector.matches(&node.labels));
+                let drain = by.or_else(|| selecting.map(|valid| valid.spec.drain.clone()).next()).unwrap_or_default();
+                let disruption = disruption.and_then(|update| update.spec.disruption.as_ref());
+                let begun = disruption.and_then(|disruption| disruption.drain_started_at);
+                let grant = disruption.and(node.live_update()).and_then(|update| update.spec.grant.as_ref());
+                let ledger = grant.and_then(|grant| self.workload.ledgers.get(&(node.uid.clone(), grant.generation)));
+                let hour = Hour {
+                    now: self.snapshot.now.get(),
+                    begun: begun.map(bascule_api::Time::get),
+                    given_up: ledger.map_or(&none, |ledger| ledger.given_up()),
+                    own: None,
+                };
+                let present = self.workload.pods.iter().filter(|one| one.pod.node == *node.name);
+                let apps = &self.workload.apps;
+                let attached = self.workload.attached.get(&*node.name).filter(|until| **until > self.snapshot.now);
+                let mut facts = node_pods(present.map(|one| &one.pod), &drain, &hour, |pod| {
+                    let key = pod.controller.as_ref().map(|controller| controller.uid.clone());
+                    key.filter(|key| apps.contains_key(key)).map(|key| (key, None)).into_iter().collect()
+                });
+                facts.attached =
+                    attached.filter(|_| begun.is_some()).map(|_| format!("pv-{}", node.name)).into_iter().collect();
+                facts
+            })
+            .collect();
+        for (node, facts) in self.snapshot.nodes.iter_mut().zip(facts) {
+            if node.pods != facts {
+                Arc::make_mut(node).pods = facts;
             }
         }
+    }
+
+    /// Adds an app whose pods are already placed.
+    pub(super) fn add_app(&mut self, key: &str, app: App, nodes: &[&str]) {
+        let now = super::build::at(-86_400);
+        for node in nodes {
+            self.workload.add(node, Kind::App(key.to_owned()), now);
+        }
+        self.workload.apps.insert(key.to_owned(), app);
     }
 
     pub(super) fn run_hooks(&mut self) {

@@ -5,7 +5,7 @@ use crate::{
     Action, Wait,
     decide::choice::{Choice, GoBack},
     plan::{DrainMode, DrainOrder},
-    snapshot::{BlockedPod, Cordon, HookStage},
+    snapshot::{BlockedPod, Cordon, HookStage, Truce},
 };
 use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
 use std::sync::Arc;
@@ -73,7 +73,18 @@ fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
     !moving.view.traits.staged_as_asked
 }
 
+/// Asks autoscalers to leave the node alone, where the cordon does not do so in the same write.
+fn truce(moving: &Moving<'_, '_>) -> Option<Motion> {
+    (moving.view.node.truce != Truce::Held).then(|| {
+        let wait = Wait::new(WaitReason::Draining, "autoscalers are asked to leave the node alone");
+        Motion::waits(RolloutState::Draining, wait).with(moving.step(Action::Truce { node: moving.name() }, ""))
+    })
+}
+
 fn before_drain(moving: &Moving<'_, '_>) -> Motion {
+    if let Some(motion) = truce(moving) {
+        return motion;
+    }
     let policy_hooks = moving.hooks();
     match hooks::next(moving, HookStage::BeforeDrain, &policy_hooks.before_drain) {
         hooks::Progress::Done => {
@@ -89,11 +100,19 @@ fn before_drain(moving: &Moving<'_, '_>) -> Motion {
 fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     let settings = moving.drain();
     let node = moving.view.node;
-    if node.cordon == Cordon::None {
+    if node.cordon == (Cordon::Lifted { mark: moving.mark() }) {
+        // Whoever uncordons a node in the middle of its drain wants it to work on.
+        let why = "somebody uncordoned the node while it was being drained (a Freeze or spec.paused holds it longer)";
+        return give_up(moving, DisruptionOutcome::Uncordoned, why);
+    }
+    if !node.cordon.is_cordoned() {
         let wait = Wait::new(WaitReason::Draining, "the node is cordoned and taken out of load balancers");
         let mut step = moving.step(Action::Cordon { node: moving.name(), mark: moving.mark() }, "takes no new pods");
         step.expect.cordon = Some(crate::plan::Cordon::None);
         return Motion::waits(RolloutState::Draining, wait).with(step);
+    }
+    if let Some(motion) = truce(moving) {
+        return motion;
     }
     let begins = started.after(settings.load_balancer_delay);
     if moving.ctx.now < begins {
@@ -102,11 +121,17 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     }
     // A pod that may not be evicted came meanwhile: the node is not empty.
     if node.pods.remaining == 0 && node.pods.undrainable.is_empty() {
-        return drained(moving);
+        return detaching(moving).unwrap_or_else(|| drained(moving));
     }
     let deadline = begins.after(settings.timeout);
     if moving.ctx.now < deadline {
-        return evicting(moving, deadline, DrainMode::Evict);
+        return match closed_budget(moving, begins) {
+            Some((until, budget)) if moving.ctx.now >= until => {
+                give_up(moving, DisruptionOutcome::DrainFailed, &budget)
+            }
+            Some((until, _)) => evicting(moving, deadline.min(until), DrainMode::Evict),
+            None => evicting(moving, deadline, DrainMode::Evict),
+        };
     }
     match settings.on_timeout {
         OnTimeout::Abort => give_up(moving, DisruptionOutcome::DrainFailed, &left(moving, "the drain's time is over")),
@@ -131,12 +156,35 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     }
 }
 
+/// A budget that allowed nothing at the grant, was to open after the cordon, and has not so far: until when it may, and what
+/// is said if it did not.
+fn closed_budget(moving: &Moving<'_, '_>, begins: Time) -> Option<(Time, String)> {
+    let within = moving.disruption.budgets_open_within?;
+    let until = begins.after(within);
+    let pods = &moving.view.node.pods;
+    // One that made pods wait and does so no more has opened; that it allows nothing now is the drain's own doing.
+    let opened = |key: &str| {
+        pods.waited.iter().any(|(budget, _)| {
+            key.split_once('/') == Some((budget.namespace.as_deref().unwrap_or_default(), budget.name.as_str()))
+        })
+    };
+    let (key, budget) = pods.budgets.iter().find_map(|(key, _)| {
+        let budget = moving.ctx.budgets.get(key)?;
+        (budget.allowed == 0 && !opened(key)).then_some((key, budget))
+    })?;
+    let standing = budget.standing();
+    Some((until, format!("PodDisruptionBudget {key} did not open within {within} of the cordon: {standing}")))
+}
+
 fn left(moving: &Moving<'_, '_>, what: &str) -> String {
     let pods = &moving.view.node.pods;
-    match (pods.undrainable.first(), &pods.blocked) {
-        (Some(pod), _) => format!("{what}: pod {} can't be evicted: {}", pod.pod, pod.why),
-        (None, Some(blocked)) => format!("{what}: {} pods are left; {blocked}", pods.remaining),
-        (None, None) => format!("{what}: {} pods are left", pods.remaining),
+    match (pods.undrainable.first(), &pods.blocked, &pods.completing) {
+        (Some(pod), ..) => format!("{what}: pod {} can't be evicted: {}", pod.pod, pod.why),
+        (None, Some(blocked), _) => format!("{what}: {} pods are left; {blocked}", pods.remaining),
+        (None, None, Some(completing)) => {
+            format!("{what}: {} pods are left; {completing} did not complete", pods.remaining)
+        }
+        (None, None, None) => format!("{what}: {} pods are left", pods.remaining),
     }
 }
 
@@ -148,8 +196,14 @@ fn progress(moving: &Moving<'_, '_>) -> Option<DrainProgress> {
 
 fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
     let pods = &moving.view.node.pods;
-    let order =
-        || DrainOrder { node: moving.name(), grant: moving.grant, policy: moving.spec.policy.clone(), until, mode };
+    let order = || DrainOrder {
+        node: moving.name(),
+        grant: moving.grant,
+        policy: moving.spec.policy.clone(),
+        begun: moving.disruption.drain_started_at.unwrap_or(moving.disruption.granted_at),
+        until,
+        mode,
+    };
     let stands = match moving.stood.filter(|stood| stood.holds(moving, until, mode)) {
         Some(stood) => stood.clone(),
         None => Standing::new(order()),
@@ -161,6 +215,18 @@ fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
         (None, Some(blocked), DrainMode::Evict) => Some(blocked_wait(moving, blocked)),
         _ => None,
     };
+    let completing = pods.completing.as_ref().filter(|_| hindered.is_none() && mode == DrainMode::Evict);
+    if let Some(completing) = completing {
+        let pod = &completing.pod;
+        let wait = Wait::new(WaitReason::PodsCompleting, format!("{completing} may complete before the node reboots"));
+        let ends = completing.by.filter(|by| *by > moving.ctx.now).map_or(until, |by| by.min(until));
+        let wait = wait.of(&pod.kind, pod.namespace.as_deref(), &pod.name).until(Some(ends));
+        let mut motion = Motion::waits(RolloutState::Draining, wait);
+        motion.progress = progress(moving);
+        motion.drain = Some(Arc::clone(&stands.order));
+        motion.stands = Some(stands);
+        return motion;
+    }
     let wait = hindered.map_or_else(|| Arc::clone(&stands.wait), |wait| Arc::new(wait.until(Some(until))));
     let mut motion = Motion::shared(RolloutState::Draining, wait);
     motion.progress = progress(moving);
@@ -184,6 +250,26 @@ fn blocked_wait(moving: &Moving<'_, '_>, blocked: &BlockedPod) -> Wait {
     Wait::new(reason, blocked.to_string()).of(&pod.kind, pod.namespace.as_deref(), &pod.name)
 }
 
+/// Pods are gone, and volumes of theirs are still attached: whoever gets them next would wait for this node's reboot.
+fn detaching(moving: &Moving<'_, '_>) -> Option<Motion> {
+    let attached = &moving.view.node.pods.attached;
+    let first = attached.first()?;
+    let within = moving.drain().volume_detach_timeout;
+    let names = attached.join(", ");
+    let emptied = moving.disruption.emptied_at;
+    let until = emptied.unwrap_or(moving.ctx.now).after(within);
+    if moving.ctx.now >= until {
+        return None;
+    }
+    let message = format!("volumes of pods that have left are still attached: {names}");
+    let wait = Wait::new(WaitReason::VolumesDetaching, message).of("PersistentVolume", None, first).until(Some(until));
+    let motion = Motion::waits(RolloutState::Draining, wait);
+    Some(match emptied {
+        Some(_) => motion,
+        None => motion.with(moving.step(Action::Emptied { node: moving.name(), at: moving.ctx.now }, "")),
+    })
+}
+
 /// The node is empty: the word to reboot.
 fn drained(moving: &Moving<'_, '_>) -> Motion {
     let at = moving.ctx.now;
@@ -195,6 +281,17 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
     }
     for (budget, waited) in &pods.waited {
         says.push_str(&format!(", {waited} of it for {budget}"));
+    }
+    if !pods.attached.is_empty() {
+        says.push_str(&format!(
+            "; still attached after {}: {}",
+            moving.drain().volume_detach_timeout,
+            pods.attached.join(", ")
+        ));
+    }
+    if !pods.coming_back.is_empty() {
+        let names = pods.coming_back.join(", ");
+        says.push_str(&format!("; left there, since they come back whenever they are evicted: {names}"));
     }
     let (action, what) = match moving.choice {
         Choice::GoBack(back) => {
@@ -216,9 +313,10 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
 /// Undoes what was done: the node takes work again on its old release.
 pub(super) fn give_up(moving: &Moving<'_, '_>, outcome: DisruptionOutcome, why: &str) -> Motion {
     let reason = match outcome {
-        DisruptionOutcome::DrainFailed | DisruptionOutcome::NotRebooted | DisruptionOutcome::Interrupted => {
-            WaitReason::DrainBackoff
-        }
+        DisruptionOutcome::DrainFailed
+        | DisruptionOutcome::NotRebooted
+        | DisruptionOutcome::Interrupted
+        | DisruptionOutcome::Uncordoned => WaitReason::DrainBackoff,
         _ => WaitReason::Queued,
     };
     let goal = if moving.spec.goal == Goal::Staged { Goal::Staged } else { Goal::Idle };

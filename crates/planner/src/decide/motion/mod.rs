@@ -217,18 +217,22 @@ impl<'a> Moving<'_, 'a> {
 
     /// Takes our cordon away, if it is there.
     fn uncordon(&self) -> Option<Step> {
-        let Cordon::Ours { mark } = &self.view.node.cordon else { return None };
-        let action =
-            Action::Uncordon { node: self.name(), mark: mark.clone(), remove_outdated: self.view.node.taints.outdated };
+        let (mark, cordon, says) = match &self.view.node.cordon {
+            Cordon::Ours { mark } => (mark, crate::plan::Cordon::Ours(mark.clone()), "takes work again"),
+            Cordon::Lifted { mark } => (mark, crate::plan::Cordon::Lifted(mark.clone()), ""),
+            Cordon::None | Cordon::Other { .. } => return None,
+        };
+        let action = Action::Uncordon {
+            node: self.name(),
+            mark: mark.clone(),
+            remove_outdated: self.view.node.taints.outdated,
+            truce_until: self.ctx.now.after(crate::decide::TRUCE_AFTER),
+        };
         Some(Step {
             action,
-            expect: Expect {
-                node_uid: Some(self.view.node.uid.clone()),
-                cordon: Some(crate::plan::Cordon::Ours(mark.clone())),
-                ..Expect::default()
-            },
+            expect: Expect { node_uid: Some(self.view.node.uid.clone()), cordon: Some(cordon), ..Expect::default() },
             cause: Some(self.disruption.cause.clone()),
-            says: "takes work again".to_owned(),
+            says: says.to_owned(),
         })
     }
 

@@ -1,0 +1,158 @@
+//! The pods of a world: what runs on the nodes, and what becomes of it while time passes.
+
+use super::World;
+use bascule_api::Time;
+use bascule_planner::drain::{Controller, Ledger, Pod, Wish};
+use bascule_planner::plan::{DrainOrder, GateQuestion};
+use std::collections::BTreeMap;
+
+/// A pod with what it is in this world.
+#[derive(Debug, Clone)]
+pub(super) struct Inhabitant {
+    pub(super) pod: Pod,
+    pub(super) kind: Kind,
+}
+
+/// What a pod is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Of an app under a budget, by the budget's key.
+    App(String),
+    /// Of no budget; it does not come back.
+    Loose,
+    /// It tolerates the cordon and is brought back to the very same node.
+    Tolerant,
+    /// It ends by itself.
+    Job(Time),
+    /// It does not go away by eviction.
+    Stuck,
+    /// No controller brings it back, so that no policy here allows to evict it.
+    Bare,
+}
+
+/// An app under a PodDisruptionBudget.
+#[derive(Debug, Clone, Default)]
+pub(super) struct App {
+    pub(super) wanted: u32,
+    pub(super) desired: u32,
+    /// Pods that have no node.
+    pub(super) pending: u32,
+    /// Its budget allows nothing before one of its nodes is cordoned: then its controller moves the workload away.
+    pub(super) switches: bool,
+}
+
+/// What runs on the nodes beside the system.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Workload {
+    pub(super) pods: Vec<Inhabitant>,
+    /// Apps by their budget's key.
+    pub(super) apps: BTreeMap<String, App>,
+    pub(super) orders: Vec<DrainOrder>,
+    pub(super) questions: Vec<GateQuestion>,
+    /// Whether the health gates pass.
+    pub(super) healthy: bool,
+    /// Whether hooks fail.
+    pub(super) hooks_fail: bool,
+    /// What the operator's drains remember, by the node's UID and the grant. It dies with the operator.
+    pub(super) ledgers: BTreeMap<(String, i64), Ledger>,
+    /// How many pods had to move for each drain: they stood there, or were bound to the node before the scheduler had seen
+    /// the cordon.
+    pub(super) stood: BTreeMap<(String, i64), u32>,
+    pub(super) evictions: u32,
+    /// Until when the volumes of pods that have left are still attached, by node.
+    pub(super) attached: BTreeMap<String, Time>,
+    /// The mutant: nobody knows which pods tolerate a cordon.
+    pub(super) blind: bool,
+    made: u64,
+}
+
+impl Workload {
+    /// Whether pods still look for a place.
+    pub(super) fn is_busy(&self) -> bool {
+        self.apps.values().any(|app| app.pending > 0)
+    }
+
+    /// Puts a pod on a node.
+    pub(super) fn add(&mut self, node: &str, kind: Kind, now: Time) {
+        self.made += 1;
+        let (owner, tag) = match &kind {
+            Kind::App(key) => (Some(key.clone()), "app"),
+            Kind::Loose => (Some("shop/loose".to_owned()), "loose"),
+            Kind::Tolerant => (Some(format!("shop/pinned-{node}")), "pinned"),
+            Kind::Job(_) => (Some(format!("ci/job-{}", self.made)), "job"),
+            Kind::Stuck => (Some("shop/stuck".to_owned()), "stuck"),
+            Kind::Bare => (None, "debug"),
+        };
+        let name = format!("{tag}-{}", self.made);
+        let controller = owner.map(|uid| Controller {
+            api_version: "apps/v1".to_owned(),
+            kind: "ReplicaSet".to_owned(),
+            name: uid.clone(),
+            uid,
+        });
+        let job = match kind {
+            Kind::Job(ends_at) => Some(ends_at),
+            _ => None,
+        };
+        let pod = Pod {
+            namespace: "shop".to_owned(),
+            uid: format!("uid-{name}"),
+            name,
+            node: node.to_owned(),
+            created_at: now.get(),
+            labels: [("kind".to_owned(), tag.to_owned())].into(),
+            controller,
+            ready: true,
+            tolerates_cordon: kind == Kind::Tolerant && !self.blind,
+            completes: job.is_some(),
+            ends_by: job.map(Time::get),
+            // Every other build also asks by its own annotation.
+            wish: if job.is_some() && self.made.is_multiple_of(2) {
+                Wish::Undisturbed { annotation: bascule_planner::drain::DO_NOT_DISRUPT, until: None }
+            } else {
+                Wish::None
+            },
+            ..Pod::default()
+        };
+        self.pods.push(Inhabitant { pod, kind });
+    }
+
+    /// The operator dies, and with it what its drains remember.
+    pub(super) fn forget(&mut self) {
+        self.orders.clear();
+        self.ledgers.clear();
+    }
+
+    /// How many pods of a kind a node has.
+    pub(super) fn count(&self, node: &str, kind: &Kind) -> u32 {
+        let those = self.pods.iter().filter(|one| one.kind == *kind && one.pod.node == node);
+        u32::try_from(those.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Takes pods of a kind away, from one node or from all.
+    pub(super) fn clear(&mut self, node: Option<&str>, kind: &Kind) {
+        self.pods.retain(|one| one.kind != *kind || node.is_some_and(|node| one.pod.node != node));
+    }
+}
+
+impl World {
+    /// A drain by the node's UID, since another node may get its name, and the grant.
+    pub(super) fn drain_key(&self, order: &DrainOrder) -> (String, i64) {
+        let node = self.snapshot.nodes.iter().find(|node| *node.name == *order.node);
+        (node.map_or_else(String::new, |node| node.uid.clone()), order.grant)
+    }
+
+    /// How many of an app's pods its budget counts as healthy, and how many it lets go now.
+    pub(super) fn standing(&self, key: &str, app: &App) -> (u32, u32) {
+        let on = |wanted: &dyn Fn(&bascule_planner::snapshot::Node) -> bool| {
+            let nodes = self.snapshot.nodes.iter().filter(|node| wanted(node));
+            nodes.map(|node| self.workload.count(&node.name, &Kind::App(key.to_owned()))).sum::<u32>()
+        };
+        let healthy = on(&|node| node.ready.ready);
+        if app.switches {
+            // Its controller has put another one in the place of each pod on a cordoned node.
+            return (healthy, on(&|node| node.ready.ready && node.cordon.is_cordoned()));
+        }
+        (healthy, healthy.saturating_sub(app.desired))
+    }
+}

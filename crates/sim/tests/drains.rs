@@ -1,0 +1,207 @@
+//! What a drain does with workloads that tolerate it, come back, complete late or move only after the cordon, and with
+//! people who cordon and uncordon.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
+
+use bascule_api::{DisruptionOutcome, LastDisruption};
+use bascule_planner::snapshot::{Cordon, Node};
+use bascule_sim::world::{Fate, World, build};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+fn world(fields: &Value) -> World {
+    World::scripted(1, vec![build::policy("workers", fields, &build::offer(&["1.0", "1.1"]))])
+}
+
+fn on(world: &World, version: &str) -> usize {
+    world.machines.keys().filter(|name| world.running(name).is_some_and(|running| running.as_str() == version)).count()
+}
+
+fn node<'a>(world: &'a World, name: &str) -> &'a Node {
+    world.snapshot.nodes.iter().find(|node| &*node.name == name).unwrap()
+}
+
+fn granted(world: &World) -> usize {
+    world.snapshot.nodes.iter().filter(|node| node.granted()).count()
+}
+
+fn last(world: &World, name: &str) -> Option<LastDisruption> {
+    node(world, name).update.as_ref()?.spec.last_disruption.clone()
+}
+
+fn done(world: &World) -> bool {
+    on(world, "1.1") == 3 && granted(world) == 0
+}
+
+#[test]
+fn what_tolerates_the_cordon_is_told_once_and_never_again() {
+    let mut world = world(&json!({}));
+    for name in ["a1", "b1", "c1"] {
+        world.with_tolerant(name);
+    }
+    world.until(200, done).unwrap();
+    assert_eq!(world.evictions(), 3, "{}", world.story());
+    let story = world.take_story();
+    assert!(story.contains("left there, since they come back whenever they are evicted: shop/pinned-"), "{story}");
+}
+
+#[test]
+fn a_build_is_waited_for_as_the_rule_says_and_no_longer() {
+    let builds = json!({"matchLabels": {"kind": "job"}});
+    let rules = json!([{"name": "builds", "selector": builds, "behavior": "WaitCompleted", "timeout": "10m"}]);
+    let fields = json!({"drain": {"timeout": "20m", "rules": rules}});
+    let mut world = world(&fields);
+    world.with_build("a1", 100_000);
+    world.with_build("b1", 300);
+    world.until(400, |world| world.shown().contains("PodsCompleting")).unwrap();
+    world.until(400, done).unwrap();
+    assert_eq!(world.evictions(), 1, "only the one that never ended: {}", world.story());
+    let drains = world.take_story();
+    assert!(drains.contains("empty after 10m"), "{drains}");
+}
+
+#[test]
+fn a_budget_that_opens_after_the_cordon_is_given_time_where_somebody_says_so() {
+    // Nobody says so: no cordon, and the wait tells of the way.
+    let mut shy = world(&json!({}));
+    shy.with_switching_app("shop/db", &["a1", "b1", "c1"]);
+    for _ in 0..60 {
+        shy.operate_for(None).unwrap();
+        shy.pass(30);
+    }
+    assert_eq!((on(&shy, "1.1"), granted(&shy)), (0, 0));
+    assert!(shy.shown().contains("spec.drain.budgetsOpenAfterCordon"), "{}", shy.shown());
+
+    let fields = json!({"drain": {"budgetsOpenAfterCordon": "2m"}, "budget": {"maxUnavailable": 3}});
+    let mut bold = world(&fields);
+    bold.with_switching_app("shop/db", &["a1", "b1", "c1"]);
+    let mut most = 0;
+    bold.until(400, |world| {
+        let holds = |node: &&Arc<Node>| {
+            let begun = node.update.as_ref().and_then(|update| update.spec.disruption.as_ref());
+            begun.is_some_and(|disruption| disruption.drained_at.is_none()) && !node.pods.budgets.is_empty()
+        };
+        most = most.max(world.snapshot.nodes.iter().filter(holds).count());
+        done(world)
+    })
+    .unwrap();
+    assert_eq!(most, 1, "one node for each budget");
+
+    // It does not open after all: given back within its time, and the others go on.
+    let mut vain = world(&fields);
+    vain.with_app("shop/db", &["a1"], 1);
+    vain.until(400, |world| on(world, "1.1") == 2 && last(world, "a1").is_some()).unwrap();
+    let ended = last(&vain, "a1").unwrap();
+    assert_eq!(ended.outcome, DisruptionOutcome::DrainFailed);
+    assert!(ended.message.contains("did not open within 2m of the cordon"), "{}", ended.message);
+    assert_eq!(node(&vain, "a1").cordon, Cordon::None);
+    // And a Rollback takes the same way.
+    vain.set_desired("shop/db", 0);
+    vain.until(400, done).unwrap();
+    let mut back = build::rollback("back", "workers", vain.snapshot.now);
+    back.spec.block = true;
+    vain.snapshot.rollbacks.push(Arc::new(back));
+    vain.with_switching_app("shop/other", &["b1", "c1"]);
+    vain.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn deleting_after_the_timeout_reaches_a_budget_that_was_at_zero_from_the_start() {
+    let fields = json!({"drain": {"timeout": "30s", "onTimeout": "Delete"}, "staging": {"maxConcurrent": 3}});
+    let mut world = world(&fields);
+    world.with_app("shop/one", &["a1"], 1);
+    world.until(400, done).unwrap();
+    let story = world.take_story();
+    let position = |what: &str| story.find(what).unwrap_or_else(|| panic!("{what} is missing: {story}"));
+    assert!(position("Grant b1") < position("Grant a1") && position("Grant c1") < position("Grant a1"), "{story}");
+}
+
+#[test]
+fn a_rollback_that_names_a_node_takes_it_though_a_person_cordoned_it_and_leaves_it_so() {
+    let mut world = world(&json!({}));
+    world.until(400, done).unwrap();
+    world.person("a1", true);
+    world.person("b1", true);
+    let mut rollback = build::rollback("bad-node", "workers", world.snapshot.now);
+    rollback.spec.nodes = vec!["a1".to_owned()];
+    rollback.spec.block = false;
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    world.until(400, |world| on(world, "1.0") == 1 && granted(world) == 0).unwrap_err();
+    // The other cordoned node takes the only place of the budget, which a person may say to ignore.
+    world.person("b1", false);
+    world.until(400, |world| on(world, "1.0") == 1 && granted(world) == 0).unwrap();
+    assert_eq!(world.running("a1").unwrap().as_str(), "1.0");
+    for _ in 0..30 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+    }
+    assert!(matches!(node(&world, "a1").cordon, Cordon::Other { .. }), "{}", world.story());
+}
+
+#[test]
+fn a_rollback_of_all_nodes_leaves_alone_what_a_person_cordoned() {
+    let mut world = world(&json!({"budget": {"maxUnavailable": 2}}));
+    world.until(400, done).unwrap();
+    world.person("a1", true);
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("all", "workers", world.snapshot.now)));
+    world.until(400, |world| on(world, "1.0") == 2 && granted(world) == 0).unwrap();
+    for _ in 0..30 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+    }
+    assert_eq!(world.running("a1").unwrap().as_str(), "1.1");
+}
+
+#[test]
+fn a_paused_policy_starts_no_rollback_of_its_own_either() {
+    let fields = json!({"automaticRollback": true, "failureThreshold": 1, "health": {"nodeReadyTimeout": "5m"}});
+    let mut world = world(&fields);
+    let third = |world: &World| {
+        let node = world.snapshot.nodes.iter().find(|node| node.granted());
+        node.is_some_and(|node| world.running(&node.name).is_some_and(|running| running.as_str() == "1.0"))
+    };
+    world.until(400, |world| on(world, "1.1") == 2 && third(world)).unwrap();
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    let pause = |world: &mut World, paused: bool| {
+        world.policy("workers", |policy| {
+            let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+            spec.paused = paused;
+            policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+        });
+    };
+    world.until(400, |world| !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    pause(&mut world, true);
+    world.until(200, |world| granted(world) == 0).unwrap();
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+        assert_eq!(granted(&world), 0, "{}", world.story());
+    }
+    assert_eq!(on(&world, "1.1"), 2);
+    assert!(world.shown().contains("Paused"), "{}", world.shown());
+    pause(&mut world, false);
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn an_admins_uncordon_in_the_middle_of_a_drain_ends_it() {
+    let mut world = world(&json!({}));
+    for name in ["a1", "b1", "c1"] {
+        world.stick(name);
+    }
+    world.until(200, |world| world.shown().contains("pods are being evicted")).unwrap();
+    let name = world.snapshot.nodes.iter().find(|node| node.cordon.is_cordoned()).unwrap().name.to_string();
+    world.person(&name, false);
+    world.operate_for(None).unwrap();
+    let ended = last(&world, &name).unwrap();
+    assert_eq!((ended.outcome, ended.given_up), (DisruptionOutcome::Uncordoned, 1), "{}", ended.message);
+    assert!(ended.message.contains("somebody uncordoned the node"), "{}", ended.message);
+    let again = ended.ended_at.after(bascule_api::Duration::from_minutes(5));
+    while world.snapshot.now < again {
+        world.operate_for(None).unwrap();
+        assert!(!node(&world, &name).cordon.is_cordoned(), "{}", world.story());
+        world.pass(20);
+    }
+    let left = &node(&world, &name).cordon;
+    assert_eq!(*left, Cordon::None, "nothing of ours is left behind");
+}
