@@ -1,0 +1,300 @@
+//! Drains against workloads that real clusters run: pods that come back, budgets that never open or open only after the
+//! cordon, builds that end late, an operator that has nowhere else to go, and people who uncordon.
+
+use crate::agent::Habit;
+use crate::world::World;
+use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+fn cordoned(node: Option<&Node>) -> bool {
+    node.and_then(|node| node.spec.as_ref()?.unschedulable).unwrap_or(false)
+}
+
+/// A Deployment of one pod with more lines of its pod's spec.
+fn one_pod(name: &str, more: &str) -> String {
+    format!(
+        r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}, namespace: default}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      containers: [{{name: c, image: example.invalid/c}}]
+      {more}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{name: {name}, namespace: default}}
+spec: {{minAvailable: 1, selector: {{matchLabels: {{app: {name}}}}}}}
+"#
+    )
+}
+
+impl World {
+    async fn starts(&self, manifest: &str, app: &str) {
+        self.control_plane.apply(manifest).await.unwrap();
+        let patience = crate::world::PATIENCE;
+        assert!(bascule_tests::workload::until_ready(&self.client, app, 1, patience).await, "{app} never was ready");
+        let budgets: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), "default");
+        let seen = |budget: Option<&PodDisruptionBudget>| {
+            budget.is_none_or(|budget| budget.status.as_ref().is_some_and(|status| status.current_healthy == Some(1)))
+        };
+        self.until(budgets, app, "counted", seen).await;
+    }
+
+    /// How many pods were evicted, by the operator's own count.
+    async fn evictions(&self, listen: &str) -> u32 {
+        let text = reqwest::get(format!("http://{listen}/metrics")).await.unwrap().text().await.unwrap();
+        let lines =
+            text.lines().filter(|line| line.starts_with("bascule_evictions_total") && line.contains("accepted"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()).sum()
+    }
+
+    async fn notes(&self, reason: &str) -> Vec<String> {
+        let events: Api<Event> = Api::all(self.client.clone());
+        let all = events.list(&ListParams::default()).await.unwrap().items;
+        let those = all.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
+        those.filter_map(|event| event.note).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_tolerates_the_cordon_is_evicted_once_and_lets_its_node_go() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let pinned = "nodeSelector: {kubernetes.io/hostname: n1}\n      tolerations: [{operator: Exists}]";
+    let stubborn = one_pod("stubborn", pinned);
+    world.starts(&stubborn, "stubborn").await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
+    budgets.delete("stubborn", &DeleteParams::default()).await.unwrap();
+    let operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_current("n1", "1.1").await;
+    assert_eq!(world.evictions(&operator.listen).await, 1);
+    let drained = async || world.notes("Drained").await.iter().any(|note| note.contains("default/stubborn-"));
+    world.eventually("the event names who came back", drained).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_replica_under_a_budget_is_deleted_after_the_timeout_where_the_policy_says_so() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.starts(&one_pod("single", ""), "single").await;
+    world.machine("n2", "b", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"drain": {"timeout": "4s", "onTimeout": "Delete"}})).await;
+    world.until_current("n2", "1.1").await;
+    world.until_current("n1", "1.1").await;
+    let told = async || world.notes("Deleted").await.iter().any(|note| note.contains("without its budget's leave"));
+    world.eventually("each deletion is an event on the pod", told).await;
+    let told = async || world.notes("PodDeleted").await.iter().any(|note| note.contains("Pod default/single-"));
+    world.eventually("and on the node", told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_that_opens_only_after_the_cordon_is_given_time_where_its_annotation_says_so() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.starts(&one_pod("db", ""), "db").await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_message("n1", WaitReason::DisruptionBudget, "bascule.dev/opens-after-cordon").await;
+    // Whoever keeps the database says so, and its controller lets go of the pod once its node is cordoned.
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(world.client.clone(), "default");
+    let says = json!({"metadata": {"annotations": {"bascule.dev/opens-after-cordon": "2s"}}});
+    budgets.patch("db", &PatchParams::default(), &Patch::Merge(&says)).await.unwrap();
+    world.until_node("n1", "cordoned", cordoned).await;
+    // It does not open in time: given back, with the reason.
+    world.until_message("n1", WaitReason::DrainBackoff, "did not open within 2s of the cordon").await;
+    world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
+
+    let mut second = World::new().await;
+    second.machine("n1", "a", Habit::Good).await;
+    second.starts(&one_pod("db", ""), "db").await;
+    let _operator = second.operator("first").await;
+    second.policy("workers", json!({"drain": {"budgetsOpenAfterCordon": "1m"}})).await;
+    second.until_node("n1", "cordoned", cordoned).await;
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(second.client.clone(), "default");
+    budgets.delete("db", &DeleteParams::default()).await.unwrap();
+    second.until_current("n1", "1.1").await;
+}
+
+const BUILD: &str = r#"
+apiVersion: batch/v1
+kind: Job
+metadata: {name: build, namespace: default}
+spec:
+  template:
+    metadata: {labels: {app: build}, annotations: {karpenter.sh/do-not-disrupt: "true"}}
+    spec:
+      restartPolicy: Never
+      activeDeadlineSeconds: 3600
+      containers: [{name: c, image: example.invalid/c}]
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_completed() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(BUILD).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let labelled = ListParams::default().labels("app=build");
+    let runs = async || {
+        let all = pods.list(&labelled).await.unwrap().items;
+        all.iter().any(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"))
+    };
+    world.eventually("the build runs", runs).await;
+    let operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
+    assert!(cordoned(Some(&Api::<Node>::all(world.client.clone()).get("n1").await.unwrap())), "takes no new builds");
+    let until = world.update("n1").await.status.unwrap().rollout.unwrap().until;
+    assert!(until.is_some(), "by the end of the drain at the latest");
+    let build = pods.list(&labelled).await.unwrap().items.remove(0).metadata.name.unwrap();
+    let succeeded = json!({"status": {"phase": "Succeeded"}});
+    pods.patch_status(&build, &PatchParams::default(), &Patch::Merge(&succeeded)).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    assert!(world.evictions(&operator.listen).await <= 1, "at most the finished pod");
+}
+
+/// The operator's own pod under the name that it is started with, as the manifests make it.
+const OPERATOR: &str = r#"
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: op, namespace: bascule-system}
+spec:
+  replicas: 1
+  serviceName: op
+  selector: {matchLabels: {app.kubernetes.io/name: bascule-operator}}
+  template:
+    metadata: {labels: {app.kubernetes.io/name: bascule-operator}}
+    spec:
+      containers: [{name: c, image: example.invalid/c}]
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: op, namespace: bascule-system}
+spec: {minAvailable: 1, selector: {matchLabels: {app.kubernetes.io/name: bascule-operator}}}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_node_is_updated_with_the_operator_on_it() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(OPERATOR).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "bascule-system");
+    let ready = |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    };
+    world.until(pods.clone(), "op-0", "ready", ready).await;
+    let before = pods.get("op-0").await.unwrap().metadata.uid;
+    let _operator = world.operator_with("op-0", None, &["--node-name=n1"]).await;
+    world.policy("workers", json!({})).await;
+    world.until_current("n1", "1.1").await;
+    world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
+    assert_eq!(pods.get("op-0").await.unwrap().metadata.uid, before, "the operator did not evict itself");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_uncordon_by_a_person_ends_the_drain_and_is_told() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(BUILD).await.unwrap();
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_reason("n1", WaitReason::PodsCompleting).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    nodes.uncordon("n1").await.unwrap();
+    let ended = |update: Option<&NodeUpdate>| {
+        let last = update.and_then(|update| update.spec.last_disruption.as_ref());
+        last.is_some_and(|last| last.outcome == DisruptionOutcome::Uncordoned)
+    };
+    world.until_update("n1", "given back", ended).await;
+    world.until_message("n1", WaitReason::DrainBackoff, "somebody uncordoned the node").await;
+    let told = async || !world.notes("UncordonedByOthers").await.is_empty();
+    world.eventually("it is an event", told).await;
+    assert!(!cordoned(Some(&nodes.get("n1").await.unwrap())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_that_names_a_cordoned_node_takes_it_and_leaves_it_cordoned() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_current("n1", "1.1").await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
+    nodes.cordon("n1").await.unwrap();
+    let rollback: Rollback = serde_json::from_value(json!({
+        "metadata": {"name": "back"}, "spec": {"reason": "bad disk", "policy": "workers", "nodes": ["n1"]}
+    }))
+    .unwrap();
+    Api::<Rollback>::all(world.client.clone()).create(&PostParams::default(), &rollback).await.unwrap();
+    let back = |update: Option<&NodeUpdate>| {
+        let booted = update.and_then(|update| update.status.as_ref()?.booted.as_ref());
+        booted.is_some_and(|booted| booted.version.as_str() == "1.0")
+            && update.is_some_and(|update| update.spec.disruption.is_none())
+    };
+    world.until_update("n1", "back on 1.0", back).await;
+    assert!(cordoned(Some(&nodes.get("n1").await.unwrap())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reboot_waits_for_volumes_to_be_detached_and_autoscalers_leave_the_node_alone_meanwhile() {
+    use k8s_openapi::api::storage::v1::VolumeAttachment;
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let attachment = "
+apiVersion: storage.k8s.io/v1
+kind: VolumeAttachment
+metadata: {name: csi-1}
+spec: {attacher: csi.example.com, nodeName: n1, source: {persistentVolumeName: pv-of-db}}
+";
+    world.control_plane.apply(attachment).await.unwrap();
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let said = json!({"metadata": {"annotations": {"karpenter.sh/do-not-disrupt": "false"}}});
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&said)).await.unwrap();
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_message("n1", WaitReason::VolumesDetaching, "pv-of-db").await;
+    let rollout = world.update("n1").await.status.unwrap().rollout.unwrap();
+    assert!(rollout.until.is_some() && rollout.object.unwrap().name == "pv-of-db");
+    let annotations = nodes.get("n1").await.unwrap().metadata.annotations.unwrap();
+    for key in bascule_api::AUTOSCALER_ANNOTATIONS {
+        assert_eq!(annotations[key], "true");
+    }
+    let attachments: Api<VolumeAttachment> = Api::all(world.client.clone());
+    attachments.delete("csi-1", &DeleteParams::default()).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    // For some time beyond the uncordon, and what somebody had said before is not forgotten.
+    let note = nodes.get("n1").await.unwrap().metadata.annotations.unwrap()[bascule_api::TRUCE_ANNOTATION].clone();
+    let note: serde_json::Value = serde_json::from_str(&note).unwrap();
+    assert!(note["until"].is_string() && note["before"]["karpenter.sh/do-not-disrupt"] == "false", "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_an_autoscaler_removes_is_not_begun() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let taints = |taints: serde_json::Value| json!({"spec": {"taints": taints}});
+    let removing = taints(json!([{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]));
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&removing)).await.unwrap();
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_message("n1", WaitReason::NodeLeaving, "karpenter.sh/disrupted").await;
+    assert!(!cordoned(Some(&nodes.get("n1").await.unwrap())));
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&taints(json!([])))).await.unwrap();
+    world.until_current("n1", "1.1").await;
+}
