@@ -92,10 +92,12 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
         broken.push(Broken::World(0, format!("{evictions} evictions for {stood} pods that had to move")));
     }
     for (name, machine) in &world.machines {
-        for failed in &machine.failed_ever {
-            let tried = machine.history.iter().filter(|booted| *booted == failed).count();
-            if tried > 1 {
-                broken.push(Broken::World(6, format!("{name} booted {failed} {tried} times, and it failed there")));
+        // A way back may fail, too: what counts is what was booted since.
+        for (failed, boots) in &machine.failed_ever {
+            let tried = machine.history.iter().skip(*boots).filter(|booted| *booted == failed).count();
+            if tried > 0 {
+                let what = format!("{name} booted {failed} {tried} times more, and it failed there");
+                broken.push(Broken::World(6, what));
             }
         }
     }

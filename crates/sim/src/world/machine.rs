@@ -44,8 +44,8 @@ pub struct Machine {
     last_grant: i64,
     transfer: Option<(Version, Time)>,
     failed: Vec<FailedRelease>,
-    /// Every release that failed here, whatever the agent reports.
-    pub failed_ever: Vec<Version>,
+    /// Every release that failed here, whatever the agent reports, and how many boots there had been by then.
+    pub failed_ever: Vec<(Version, usize)>,
     /// Seconds a boot takes.
     pub boot_seconds: i64,
     /// Seconds staging takes.
@@ -165,7 +165,7 @@ impl Machine {
         let state = self.slot_mut(slot);
         state.state = SlotState::Bad;
         if let (Some(version), Some(digest)) = (state.version.clone(), digest) {
-            self.failed_ever.push(version.clone());
+            self.failed_ever.push((version.clone(), self.history.len()));
             self.failed.retain(|failed| failed.version != version);
             self.failed.push(FailedRelease { version, digest, at: now, category, message: why.to_owned() });
         }
