@@ -147,7 +147,8 @@ impl StatusWriter {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
             let mut rollout = node.rollout(before, now);
-            let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, instant, now));
+            let lot = || bascule_planner::snapshot::seed_of(&node.node);
+            let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, lot(), instant, now));
             let policy = node.policy.and_then(|index| snapshot.policies.get(index));
             pace.under(policy.map(|policy| policy.generation));
             let busy = explained.under_way.contains(&*node.node);

@@ -5,6 +5,10 @@
 //! well that moment doubles with each state of an update. What only moves on (a drain's progress, whose turn it is among
 //! nodes that wait for each other) is written in pauses that grow to an hour. An end, good or bad, is
 //! written at once, and after a change of the policy the pauses begin anew: whoever made it looks at what comes of it.
+//!
+//! Whatever it costs, no object says another state or reason than the plan for a minute on end: each node has a moment of
+//! its own between [`RIGHT_FROM`] and [`RIGHT_UNTIL`] after which it is written, so that a thousand nodes whose reason changes
+//! at once are spread over that time.
 
 use bascule_api::{Rollout, RolloutState, Time, WaitReason};
 use std::time::Duration;
@@ -19,6 +23,11 @@ const HOLDS: Duration = Duration::from_secs(10);
 const DOUBLED: u32 = 3;
 /// A node whose reason never lasts is written after so many times that pause all the same.
 const RESTLESS: u32 = 4;
+/// The first nodes are written when their objects have said something else than the plan for so long on end. Shorter, and
+/// nodes that only take turns with others would be written each time.
+const RIGHT_FROM: Duration = Duration::from_secs(20);
+/// The last nodes. With what an order or [`LEAST`] may add this stays below a minute.
+const RIGHT_UNTIL: Duration = Duration::from_secs(50);
 /// Between two writes about one object, whatever changed.
 const LEAST: Duration = Duration::from_secs(1);
 /// The first pause between two writes of mere details; each further one is [`GROWTH`] times as long.
@@ -47,6 +56,10 @@ pub(super) struct Pace {
     began: Time,
     /// Since when the object says something else than what is planned.
     stale_since: Option<Instant>,
+    /// Since when it says another state or reason, on end.
+    wrong_since: Option<Instant>,
+    /// For how long it may.
+    right_after: Duration,
     written: Option<Instant>,
     /// Since when there was always an order under way.
     busy_since: Option<Instant>,
@@ -59,13 +72,16 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A node whose explanation was not looked at before.
-    pub(super) const fn new(rollout: &Rollout, now: Instant, clock: Time) -> Self {
+    /// A node whose explanation was not looked at before. Its `lot` is any number that stays the same.
+    pub(super) fn new(rollout: &Rollout, lot: u64, now: Instant, clock: Time) -> Self {
+        let spread = RIGHT_UNTIL.saturating_sub(RIGHT_FROM).as_secs().max(1);
         Self {
             planned: (rollout.state, rollout.reason),
             since: now,
             began: clock,
             stale_since: None,
+            wrong_since: None,
+            right_after: RIGHT_FROM + Duration::from_secs(lot % spread),
             written: None,
             busy_since: None,
             repeats: 0,
@@ -103,9 +119,11 @@ impl Pace {
             self.planned = (after.state, after.reason);
             (self.since, self.began) = (now, clock);
         }
-        if before.is_none_or(|before| (before.state, before.reason) != self.planned) {
+        let wrong = before.is_none_or(|before| (before.state, before.reason) != self.planned);
+        if wrong {
             after.since = Some(self.began);
         }
+        self.wrong_since = wrong.then(|| self.wrong_since.unwrap_or(now));
         if before == Some(&*after) {
             self.stale_since = None;
             return None;
@@ -119,6 +137,7 @@ impl Pace {
             }
             Change::Details => self.written.map_or(stale, |written| written + pause(after, self.repeats)),
         };
+        let due = self.wrong_since.map_or(due, |wrong_since| due.min(wrong_since + self.right_after));
         self.busy_since = busy.then(|| self.busy_since.unwrap_or(now));
         let after_the_order = self.busy_since.map_or(now, |busy_since| busy_since + LASTS);
         Some(due.max(earliest).max(after_the_order))
@@ -140,6 +159,7 @@ impl Pace {
         };
         self.written = Some(now);
         self.stale_since = None;
+        self.wrong_since = None;
     }
 }
 
@@ -220,6 +240,9 @@ mod tests {
         }
     }
 
+    /// The lot of a node that is written last.
+    const LATEST: u64 = 29;
+
     fn waiting(reason: WaitReason) -> Rollout {
         rollout(RolloutState::Waiting, reason, "")
     }
@@ -236,7 +259,13 @@ mod tests {
     impl Node {
         fn new(says: Rollout) -> Self {
             let start = Instant::now();
-            Self { pace: Pace::new(&says, start, Time::default()), says: Some(says), writes: 0, busy: false, start }
+            Self {
+                pace: Pace::new(&says, LATEST, start, Time::default()),
+                says: Some(says),
+                writes: 0,
+                busy: false,
+                start,
+            }
         }
 
         /// This is planned `at` so many seconds after the start; it is written if that is due.
@@ -321,6 +350,37 @@ mod tests {
     }
 
     #[test]
+    fn no_object_is_wrong_for_a_minute_whatever_was_written_before() {
+        let states = [RolloutState::Waiting, RolloutState::Draining, RolloutState::Trial, RolloutState::Staging];
+        let all = || WaitReason::ALL.iter().flat_map(|reason| states.map(|state| (state, *reason)));
+        for (before, after) in all().flat_map(|before| all().map(move |after| (before, after))) {
+            if before == after {
+                continue;
+            }
+            let mut node = Node::new(rollout(before.0, before.1, ""));
+            // A long story of details: the pause before the next one is an hour.
+            (node.pace.repeats, node.pace.told) = (9, 9);
+            node.pace.written = Some(node.start);
+            node.planned(rollout(before.0, before.1, ""), 0);
+            let told = (1..70).find(|second| node.planned(rollout(after.0, after.1, ""), *second));
+            assert!(told.is_some_and(|second| second < 60), "{before:?}, then {after:?}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_change_all_at_once_are_spread_over_half_a_minute() {
+        let mut seconds = std::collections::BTreeMap::<u64, usize>::new();
+        for lot in 0..1_000 {
+            let mut node = Node::new(waiting(WaitReason::Budget));
+            node.pace = Pace::new(&waiting(WaitReason::Budget), lot, node.start, Time::default());
+            (node.pace.repeats, node.pace.written) = (9, Some(node.start));
+            let told = (1..70).find(|second| node.planned(waiting(WaitReason::OperatorNode), *second));
+            *seconds.entry(told.unwrap()).or_default() += 1;
+        }
+        assert!(seconds.values().all(|count| *count <= 34), "{seconds:?}");
+    }
+
+    #[test]
     fn progress_is_told_in_growing_pauses_and_after_a_rest_at_once() {
         let mut node = Node::new(rollout(RolloutState::Draining, WaitReason::Draining, "0"));
         let progress = |gone: u64| rollout(RolloutState::Draining, WaitReason::Draining, &gone.to_string());
@@ -349,7 +409,7 @@ mod tests {
         let at = |seconds: i64| Time::new(chrono::DateTime::from_timestamp(seconds, 0).unwrap());
         let before = waiting(WaitReason::Wave);
         let start = Instant::now();
-        let mut pace = Pace::new(&before, start, at(0));
+        let mut pace = Pace::new(&before, 0, start, at(0));
         let mut after = waiting(WaitReason::Freeze);
         pace.look(Some(&before), &mut after, false, start, at(100));
         pace.look(Some(&before), &mut after, false, start + LASTS, at(103));
