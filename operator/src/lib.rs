@@ -21,6 +21,7 @@ pub mod gather;
 pub mod health;
 pub mod hooks;
 pub mod leader;
+pub mod live;
 pub mod metrics;
 mod observe;
 pub mod repository;

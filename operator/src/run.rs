@@ -10,6 +10,7 @@ use crate::{
     gather::{Assembler, Outside, World},
     health::{Asker, AskerError, GateBoard, ObjectAsker},
     leader::{Leader, LeaderError, Leadership},
+    live::{Live, Planned},
     metrics::Metrics,
     observe::Observer,
     repository::{self, Channels},
@@ -110,10 +111,10 @@ impl RunError {
 /// [`RunError`] when something needed can't be had.
 pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let metrics = Metrics::new();
-    let readiness = Readiness::default();
+    let (readiness, live) = (Readiness::default(), Live::default());
     let listener = server::listen(settings.listen).await?;
     let mut served = JoinSet::new();
-    served.spawn(server::serve(listener, metrics.clone(), readiness.clone()));
+    served.spawn(server::serve(listener, metrics.clone(), readiness.clone(), live.clone()));
 
     let zones = zones::install(settings.time_zones.as_deref())?.version();
     tracing::info!(version = zones, "time zone database");
@@ -165,7 +166,22 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         // The manifests give a replica the name of its pod.
         own_pod: Some((settings.namespace.clone(), identity.clone())),
     };
-    let parts = Parts { settings, clock, events, metrics, readiness, world, writer, draining, reading, asker, changes };
+    let identity = Arc::from(identity);
+    let parts = Parts {
+        settings,
+        identity,
+        clock,
+        events,
+        metrics,
+        readiness,
+        live,
+        world,
+        writer,
+        draining,
+        reading,
+        asker,
+        changes,
+    };
 
     let ended = tokio::select! {
         () = stop => Ok(()),
@@ -205,9 +221,12 @@ async fn cluster(settings: &Settings) -> Result<Config, RunError> {
 /// Everything a leader needs; a follower keeps it at hand.
 struct Parts {
     settings: Settings,
+    /// This replica's name in the Lease.
+    identity: Arc<str>,
     clock: Clock,
     metrics: Metrics,
     readiness: Readiness,
+    live: Live,
     world: World,
     writer: Writer,
     events: Events,
@@ -222,7 +241,7 @@ impl Parts {
     async fn lead_and_follow(&self, mut leadership: watch::Receiver<Leadership>) {
         let mut changed = self.world.changes();
         loop {
-            let now = *leadership.borrow_and_update();
+            let now = leadership.borrow_and_update().clone();
             self.metrics.leads(now.leads);
             let missing = self.world.missing();
             self.readiness.set(missing.clone());
@@ -234,6 +253,7 @@ impl Parts {
                 // Whatever was under way ends here; the next leader goes on from what the objects show.
                 continue;
             }
+            self.live.follows(now.holder);
             tokio::select! {
                 told = leadership.changed() => if told.is_err() { return },
                 told = changed.changed(), if !missing.is_empty() => if told.is_err() { return },
@@ -244,6 +264,8 @@ impl Parts {
     /// Plans and acts until it is dropped.
     async fn lead(&self, seed: u64) {
         tracing::info!("this replica leads");
+        self.live.leads();
+        let _until_then = Leads(self);
         let (explained, explanations) = watch::channel(Explained::default());
         let statuses = StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions);
         let mut round = Round {
@@ -270,6 +292,17 @@ impl Parts {
             explained,
         };
         tokio::join!(statuses.run(explanations), round.plan_again_and_again());
+    }
+}
+
+/// While it lives this replica leads. Whoever was deposed tells nothing of the fleet any more, neither to people nor to
+/// Prometheus: its successor does.
+struct Leads<'a>(&'a Parts);
+
+impl Drop for Leads<'_> {
+    fn drop(&mut self) {
+        self.0.live.follows(None);
+        self.0.metrics.forget();
     }
 }
 
@@ -412,12 +445,14 @@ impl Round<'_> {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
         } else {
             let orders_left = left > 0 || self.turn.in_line() > 0;
-            self.explained.send_replace(Explained {
-                snapshot: Arc::new(snapshot),
-                report: Arc::new(report),
-                orders_left,
-                under_way: self.under_way.nodes(),
+            let (snapshot, report) = (Arc::new(snapshot), Arc::new(report));
+            parts.live.planned(Planned {
+                snapshot: Arc::clone(&snapshot),
+                report: Arc::clone(&report),
+                world: parts.world.clone(),
+                identity: Arc::clone(&parts.identity),
             });
+            self.explained.send_replace(Explained { snapshot, report, orders_left, under_way: self.under_way.nodes() });
         }
 
         // Remembering may have failed; the writes under way tell later.

@@ -1,6 +1,9 @@
-//! Serves /metrics, /healthz and /readyz.
+//! Serves /metrics, /report, /healthz and /readyz.
 
-use crate::metrics::Metrics;
+use crate::{
+    live::{self, Live},
+    metrics::Metrics,
+};
 use axum::{
     Router,
     extract::State,
@@ -54,9 +57,10 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness, report: Live) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics_text).with_state(metrics))
+        .route(bascule_api::LIVE_REPORT_PATH, get(live::answer).with_state(report))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready).with_state(readiness));
     axum::serve(listener, router).await

@@ -4,10 +4,11 @@
 use crate::control_plane::{ControlPlane, ControlPlaneError, free_port};
 use crate::https::HttpsServer;
 use crate::vendor::Vendor;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
 /// The operator's user, as the API server's audit log names it.
@@ -58,6 +59,50 @@ pub async fn trust(client: &Client, vendor: &Vendor) {
     maps.create(&PostParams::default(), &map).await.unwrap();
 }
 
+/// An address of this machine that the API server's pod proxy takes for a pod's: it refuses loopback and link-local ones
+/// (`k8s.io/apimachinery/pkg/util/proxy`, `IsProxyableIP`).
+///
+/// A machine without any gets one of the benchmark network (RFC 2544), which needs root.
+#[must_use]
+pub fn pod_address() -> IpAddr {
+    // Nothing is sent: connecting a datagram socket only asks which address would be used.
+    let routed = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    match routed.map(|address| address.ip()) {
+        Ok(address) if !address.is_loopback() && !address.is_unspecified() => address,
+        _ => {
+            let own = "198.18.0.1";
+            // It may be there from an earlier test.
+            let _ =
+                std::process::Command::new("ip").args(["address", "add", &format!("{own}/32"), "dev", "lo"]).status();
+            own.parse().unwrap()
+        }
+    }
+}
+
+/// The Pod of an operator that runs here as a process, so that the API server's proxy finds it: bound to no node, at an
+/// address of this machine.
+pub async fn operator_pod(client: &Client, name: &str, listen: &str) {
+    let port: u16 = listen.rsplit(':').next().unwrap().parse().unwrap();
+    let address = pod_address().to_string();
+    let pod = serde_json::json!({
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/name": "bascule-operator"}},
+        "spec": {
+            // No scheduler and no kubelet touches it.
+            "schedulingGates": [{"name": "bascule.dev/runs-elsewhere"}],
+            "serviceAccountName": "bascule-operator",
+            "containers": [{"name": "operator", "image": "bascule-operator", "ports": [{"name": "http", "containerPort": port}]}],
+        },
+    });
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "bascule-system");
+    pods.create(&PostParams::default(), &pod).await.unwrap();
+    let status = serde_json::json!({"status": {"podIP": address, "podIPs": [{"ip": address}]}});
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+}
+
 /// How an operator is started.
 pub struct Launch {
     /// Its arguments, without the program's name.
@@ -84,12 +129,14 @@ pub async fn launch(
     }
     let authority = folder.join("repository-ca.pem");
     std::fs::write(&authority, server.ca_pem()).unwrap();
-    let listen = format!("127.0.0.1:{}", free_port().unwrap());
+    // On every address, as shipped: the API server's pod proxy refuses those of the loopback interface.
+    let port = free_port().unwrap();
+    let listen = format!("127.0.0.1:{port}");
     let arguments = vec![
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--extra-ca={}", authority.display()),
         format!("--identity={identity}"),
-        format!("--listen={listen}"),
+        format!("--listen=0.0.0.0:{port}"),
     ];
     Launch { arguments, listen }
 }

@@ -17,6 +17,7 @@ mod policy;
 mod policy_status;
 mod quantity;
 mod reasons;
+mod report;
 mod rollback;
 mod selector;
 mod time;
@@ -43,6 +44,10 @@ pub use policy_status::{
 };
 pub use quantity::{IntOrPercent, QuantityError};
 pub use reasons::{ObjectRef, WaitReason};
+pub use report::{
+    LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveNode, LiveOrder, LivePolicy, LiveReport, LiveWait,
+    NoReport, OPERATOR_LEASE, OPERATOR_NAMESPACE,
+};
 pub use rollback::{Rollback, RollbackSpec, RollbackStatus};
 pub use selector::{Operator, Requirement, Selector, SelectorError};
 pub use time::Time;

@@ -13,7 +13,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError, LeaseParams};
-use std::{pin::pin, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -36,12 +36,14 @@ pub enum LeaderError {
 }
 
 /// What is known of the election.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Leadership {
     /// Whether this replica may act.
     pub leads: bool,
     /// A number that stays the same for the life of an installation (from the Lease's UID).
     pub seed: u64,
+    /// Who holds the Lease, as last seen.
+    pub holder: Option<Arc<str>>,
 }
 
 /// This replica's part in the election. Dropping it is a crash: the Lease runs out. [`Self::release`] gives it back.
@@ -79,6 +81,7 @@ impl Leader {
             seen: None,
             valid_until: None,
             seed: 0,
+            holder: None,
         };
         let fence = tokio::spawn(keep_fence(leases, config, fence, held.clone(), sender));
         Ok(Self { state, held: Some(held), manager, fence })
@@ -120,6 +123,7 @@ struct Fence {
     seen: Option<String>,
     valid_until: Option<Instant>,
     seed: u64,
+    holder: Option<Arc<str>>,
 }
 
 impl Fence {
@@ -129,6 +133,7 @@ impl Fence {
             self.seed = bascule_planner::snapshot::seed_of(uid);
         }
         let spec = lease.spec.clone().unwrap_or_default();
+        self.holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty()).map(Arc::from);
         if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
             self.valid_until = None;
             self.seen = None;
@@ -157,7 +162,7 @@ async fn keep_fence(
     loop {
         let leads = *held.borrow_and_update() && fence.holds(Instant::now());
         state.send_if_modified(|before| {
-            let now = Leadership { leads, seed: fence.seed };
+            let now = Leadership { leads, seed: fence.seed, holder: fence.holder.clone() };
             let changed = *before != now;
             if before.leads != leads {
                 tracing::info!(identity = fence.identity, leads, "the election changed");
@@ -197,7 +202,14 @@ mod tests {
     }
 
     fn fence() -> Fence {
-        Fence { identity: "me".into(), duration: Duration::from_secs(15), seen: None, valid_until: None, seed: 0 }
+        Fence {
+            identity: "me".into(),
+            duration: Duration::from_secs(15),
+            seen: None,
+            valid_until: None,
+            seed: 0,
+            holder: None,
+        }
     }
 
     #[test]
@@ -219,6 +231,7 @@ mod tests {
         fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start);
         fence.take(&lease("other", "2026-11-21T10:00:01.000000Z"), start);
         assert!(!fence.holds(start));
+        assert_eq!(fence.holder.as_deref(), Some("other"));
         assert_eq!(fence.seed, bascule_planner::snapshot::seed_of("u"));
         assert_ne!(bascule_planner::snapshot::seed_of("u"), bascule_planner::snapshot::seed_of("v"));
     }

@@ -13,7 +13,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
-use std::sync::{Arc, atomic::AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
 use std::time::Duration;
 
 /// Everything that is measured. Cheap to clone.
@@ -28,6 +28,8 @@ type Float = Gauge<f64, AtomicU64>;
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
+    /// Held while gauges are refilled and while they are read, so that nobody reads them half filled.
+    whole: Mutex<()>,
     nodes: Family<PolicyState, Gauge>,
     waiting: Family<PolicyReason, Gauge>,
     releases: Family<PolicyRelease, Gauge>,
@@ -125,6 +127,7 @@ impl Metrics {
         let millis = || Histogram::new(exponential_buckets(0.001, 2.5, 11));
         let mut inner = Inner {
             registry: Registry::with_prefix("bascule"),
+            whole: Mutex::new(()),
             nodes: Family::default(),
             waiting: Family::default(),
             releases: Family::default(),
@@ -156,6 +159,7 @@ impl Metrics {
     /// # Errors
     /// Never in practice: writing to a string does not fail.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let _whole = self.0.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::new();
         encode(&mut text, &self.0.registry)?;
         Ok(text)

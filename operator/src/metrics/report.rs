@@ -3,7 +3,10 @@
 use super::{Metrics, Policy, PolicyReason, PolicyRelease, PolicySeverity, PolicyState};
 use bascule_api::{RolloutState, Severity, Time};
 use bascule_planner::{Report, Snapshot};
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::PoisonError,
+};
 
 /// Releases that get a label of their own; the others are one.
 const RELEASES: usize = 15;
@@ -15,6 +18,7 @@ impl Metrics {
     /// while nothing changes, so that a quiet repository causes no writes.
     pub fn describe(&self, snapshot: &Snapshot, report: &Report, verified: &BTreeMap<String, Time>) {
         let inner = &self.0;
+        let _whole = inner.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let mut states: HashMap<(&str, &'static str), i64> = HashMap::new();
         let mut reasons: HashMap<(&str, &'static str), i64> = HashMap::new();
         let mut releases: BTreeMap<&str, BTreeMap<String, i64>> = BTreeMap::new();
@@ -47,6 +51,21 @@ impl Metrics {
             }
         }
         self.describe_policies(snapshot, report, &outdated, verified);
+    }
+
+    /// Takes back every gauge that describes nodes and policies: this replica does not lead any more, and what it knew
+    /// last is no fact.
+    pub fn forget(&self) {
+        let inner = &self.0;
+        let _whole = inner.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.nodes.clear();
+        inner.waiting.clear();
+        inner.releases.clear();
+        inner.exposed.clear();
+        inner.unavailable.clear();
+        for family in [&inner.patch_age, &inner.metadata_age, &inner.metadata_expiry] {
+            family.clear();
+        }
     }
 
     fn describe_policies(

@@ -11,6 +11,8 @@ mod handover;
 mod health;
 mod hooks;
 mod kubectl;
+mod live;
+mod monitoring;
 mod proxy;
 mod repository;
 mod rollout;

@@ -1,0 +1,167 @@
+//! The live report: whoever leads serves what its last plan says, so that people need not wait for the objects.
+//!
+//! Nothing is kept but pointers to the last plan's own facts and report; the answer is made when it is asked for. Readers
+//! come through the API server's pod proxy with their own rights; the port itself asks for none, as that of the metrics
+//! (docs/decisions/0016-the-leader-serves-its-report.md).
+
+mod make;
+
+use crate::gather::World;
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bascule_api::NoReport;
+use bascule_planner::{Report, Snapshot};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+
+/// How many reports are made at once; each takes about a megabyte of memory for 5,000 nodes while it is sent.
+const AT_ONCE: usize = 2;
+/// How long a reader stands in line for its turn.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What there is to be told. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Live(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<Known>,
+    turns: Semaphore,
+}
+
+#[derive(Debug, Clone)]
+enum Known {
+    /// Somebody else leads, or nobody.
+    Follows { leader: Option<Arc<str>> },
+    /// This replica leads and has not planned yet.
+    Leads,
+    /// This replica leads.
+    Planned(Box<Planned>),
+}
+
+/// The last plan.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    /// Its facts.
+    pub snapshot: Arc<Snapshot>,
+    /// What it says.
+    pub report: Arc<Report>,
+    /// Where it is looked up since when a node waits.
+    pub world: World,
+    /// The replica's name in the Lease.
+    pub identity: Arc<str>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        let state = Mutex::new(Known::Follows { leader: None });
+        Self(Arc::new(Inner { state, turns: Semaphore::new(AT_ONCE) }))
+    }
+}
+
+impl Live {
+    /// This replica does not lead; what it knew is forgotten.
+    pub fn follows(&self, leader: Option<Arc<str>>) {
+        self.set(Known::Follows { leader });
+    }
+
+    /// This replica leads from now on.
+    pub fn leads(&self) {
+        self.set(Known::Leads);
+    }
+
+    /// There is a new plan.
+    pub fn planned(&self, plan: Planned) {
+        self.set(Known::Planned(Box::new(plan)));
+    }
+
+    fn set(&self, state: Known) {
+        *self.0.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    fn get(&self) -> Known {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Answers with the report, or says why there is none and who has one.
+pub(crate) async fn answer(State(live): State<Live>) -> Response {
+    let Ok(Ok(_turn)) = tokio::time::timeout(PATIENCE, live.0.turns.acquire()).await else {
+        return none("too many ask for the report at once: try again in a moment", None);
+    };
+    match live.get() {
+        Known::Follows { leader: Some(leader) } => {
+            none(&format!("this replica does not lead: {leader} does"), Some(leader.to_string()))
+        }
+        Known::Follows { leader: None } => none("this replica does not lead, and does not know who does", None),
+        Known::Leads => {
+            none("this replica has just begun to lead and has not planned yet: try again in a moment", None)
+        }
+        Known::Planned(plan) => {
+            match tokio::task::spawn_blocking(move || serde_json::to_vec(&make::report(&plan))).await {
+                Ok(Ok(body)) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+                _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            }
+        }
+    }
+}
+
+fn none(message: &str, leader: Option<String>) -> Response {
+    let body = NoReport { message: message.to_owned(), leader };
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bascule_api::LiveReport;
+
+    async fn ask(live: &Live) -> (StatusCode, Vec<u8>) {
+        let response = answer(State(live.clone())).await;
+        let status = response.status();
+        (status, axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
+    }
+
+    fn plan() -> Planned {
+        let changes = Arc::new(tokio::sync::watch::Sender::new(0));
+        Planned {
+            snapshot: Arc::default(),
+            report: Arc::default(),
+            world: World::new(changes),
+            identity: Arc::from("first"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_follower_says_who_leads_and_a_leader_that_was_deposed_tells_nothing_old() {
+        let live = Live::default();
+        assert_eq!(ask(&live).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        live.leads();
+        assert_eq!(ask(&live).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        live.planned(plan());
+        let (status, body) = ask(&live).await;
+        let report: LiveReport = serde_json::from_slice(&body).unwrap();
+        assert_eq!((status, report.planned_by.as_str()), (StatusCode::OK, "first"));
+        live.follows(Some(Arc::from("second")));
+        let (status, body) = ask(&live).await;
+        let told: NoReport = serde_json::from_slice(&body).unwrap();
+        assert_eq!((status, told.leader.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("second")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_readers_than_turns_are_sent_away_after_a_while() {
+        let live = Live::default();
+        live.planned(plan());
+        let _held = live.0.turns.acquire_many(AT_ONCE as u32).await.unwrap();
+        let (status, body) = ask(&live).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(String::from_utf8(body).unwrap().contains("too many"));
+    }
+}
