@@ -25,14 +25,19 @@ impl Writer {
         }
         let Some(node) = self.world.nodes.get(&Key::cluster(name)) else { return };
         let (reason, warning) = reason(&step.action);
-        self.events.tell(Notice {
-            about: About::node(&node.name, &node.uid),
-            warning,
-            reason,
-            action: step.action.name(),
-            note: step.says.clone(),
-            related: step.cause.as_ref().map(|cause| cause.object.clone()),
-        });
+        let update = self.world.updates.get(&Key::cluster(name));
+        let own = update.map(|update| About::own("NodeUpdate", &update.name, &update.uid));
+        // Whoever describes the Node and whoever describes its NodeUpdate reads the same.
+        for about in [Some(About::node(&node.name, &node.uid)), own].into_iter().flatten() {
+            self.events.tell(Notice {
+                about,
+                warning,
+                reason,
+                action: step.action.name(),
+                note: step.says.clone(),
+                related: step.cause.as_ref().map(|cause| cause.object.clone()),
+            });
+        }
     }
 
     fn measure_drain(&self, node: &str, action: &Action) {

@@ -1,7 +1,10 @@
 //! Events for explanations that ask for people, which no action of ours marks.
 
 use super::StatusWriter;
-use crate::events::{About, Notice};
+use crate::{
+    events::{About, Notice},
+    gather::Key,
+};
 use bascule_api::{ObjectRef, Rollout, RolloutState, WaitReason};
 use bascule_planner::snapshot::Node;
 
@@ -12,13 +15,17 @@ impl StatusWriter {
             return;
         }
         if let Some(reason) = warning(after) {
-            self.tell(node, reason, true, after.message.clone(), after.object.clone());
+            self.tell(node, reason, true, &after.message, after.object.as_ref());
         }
     }
 
-    fn tell(&self, node: &Node, reason: &'static str, warning: bool, note: String, related: Option<ObjectRef>) {
-        let about = About::node(&node.name, &node.uid);
-        self.writer.events.tell(Notice { about, warning, reason, action: "Observe", note, related });
+    fn tell(&self, node: &Node, reason: &'static str, warning: bool, note: &str, related: Option<&ObjectRef>) {
+        let update = self.writer.world.updates.get(&Key::cluster(&node.name));
+        let own = update.map(|update| About::own("NodeUpdate", &update.name, &update.uid));
+        for about in [Some(About::node(&node.name, &node.uid)), own].into_iter().flatten() {
+            let (note, related) = (note.to_owned(), related.cloned());
+            self.writer.events.tell(Notice { about, warning, reason, action: "Observe", note, related });
+        }
     }
 }
 

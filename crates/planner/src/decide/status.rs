@@ -144,10 +144,16 @@ impl<'a> Round<'a> {
         let moving = counts.moving > 0;
         let back = !policy.rollbacks.is_empty();
         let why = if back { reason::ROLLING_BACK } else { reason::ROLLING_OUT };
-        set(conditions::PROGRESSING, moving, if moving { why } else { reason::OBSERVED }, "");
+        let many = if counts.moving == 1 { "1 node is".to_owned() } else { format!("{} nodes are", counts.moving) };
+        let progress = format!("{many} being disrupted");
+        set(conditions::PROGRESSING, moving, if moving { why } else { reason::OBSERVED }, &progress);
         let done = counts.nodes == counts.updated && counts.nodes > 0;
-        let unfinished = if done { "" } else { "not every node runs the target release" };
-        set(conditions::UP_TO_DATE, done, if done { reason::DONE } else { reason::OBSERVED }, unfinished);
+        let unfinished = match (done, counts.nodes) {
+            (true, _) => String::new(),
+            (false, 0) => "the policy selects no node".to_owned(),
+            (false, nodes) => format!("{} of {nodes} nodes run the target release", counts.updated),
+        };
+        set(conditions::UP_TO_DATE, done, if done { reason::DONE } else { reason::OBSERVED }, &unfinished);
         match &policy.halted {
             Some(wait) => set(conditions::HALTED, true, reason::FAILURE_THRESHOLD, &wait.message),
             None => set(conditions::HALTED, false, reason::OBSERVED, ""),
@@ -190,10 +196,13 @@ impl<'a> Round<'a> {
             status.observed_generation = Some(freeze.generation);
             status.ends_at = Some(freeze.ends_at());
             if status.in_motion.is_none() {
-                let held = self.policies.iter().filter(|policy| freeze.holds(&policy.facts.labels, now));
-                let moving = held
-                    .flat_map(|policy| policy.members)
-                    .filter(|node| self.nodes.get(**node).is_some_and(|view| view.traits.moves));
+                let held = self.policies.iter().filter(|policy| freeze.holds(policy.facts, now));
+                let by_policy = held.flat_map(|policy| policy.members).copied();
+                let named =
+                    |index: &usize| self.nodes.get(*index).is_some_and(|view| freeze.holds_node(&view.node.name, now));
+                let by_name = (0..self.nodes.len()).filter(|_| !freeze.spec.nodes.is_empty()).filter(named);
+                let moving =
+                    by_policy.chain(by_name).filter(|node| self.nodes.get(*node).is_some_and(|view| view.traits.moves));
                 status.in_motion = Some(u32::try_from(moving.count()).unwrap_or(u32::MAX));
             }
             let active = now < freeze.ends_at();
