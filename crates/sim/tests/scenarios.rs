@@ -2,7 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
-use bascule_api::DisruptionOutcome;
+use bascule_api::{DisruptionOutcome, WaitReason};
 use bascule_planner::{Action, plan};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
@@ -154,6 +154,52 @@ fn a_freeze_in_a_drain_lets_the_node_finish() {
     insta::assert_snapshot!("freeze_in_a_drain", world.shown());
     world.until(500, |world| world.snapshot.now >= end && granted(world) > 0).unwrap();
     world.until(300, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn an_abort_gives_a_draining_node_back_and_lets_nothing_start() {
+    let mut world = world(1, &json!({}));
+    world.with_pods(3);
+    world.until(200, |world| world.snapshot.nodes.iter().any(|node| node.cordon.is_cordoned())).unwrap();
+    let mut abort = build::freeze("incident", world.snapshot.now, 3_600);
+    (abort.spec.policies, abort.spec.undo_drains) = (vec!["workers".to_owned()], true);
+    world.snapshot.freezes.push(Arc::new(abort));
+    world.until(100, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.0"), 3, "the node runs what it ran");
+    assert!(world.snapshot.nodes.iter().all(|node| !node.cordon.is_cordoned()), "it takes work again");
+    let end = world.snapshot.freezes[0].ends_at();
+    world.until(500, |world| world.snapshot.now >= end).unwrap();
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn an_abort_does_not_stop_a_reboot_in_its_middle() {
+    let mut world = world(1, &json!({}));
+    let boots = |world: &World| {
+        let goals = world.snapshot.nodes.iter().filter_map(|node| node.update.as_ref());
+        goals.filter(|update| update.spec.goal == bascule_api::Goal::Booted).count()
+    };
+    world.until(200, |world| boots(world) == 1).unwrap();
+    let mut abort = build::freeze("incident", world.snapshot.now, 3_600);
+    abort.spec.undo_drains = true;
+    world.snapshot.freezes.push(Arc::new(abort));
+    world.until(200, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.1"), 1, "what reboots is finished");
+}
+
+#[test]
+fn a_node_that_is_held_waits_and_the_others_go() {
+    let mut world = world(1, &json!({}));
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    let held = world.snapshot.nodes[0].name.to_string();
+    hold.spec.nodes = vec![held.clone()];
+    world.snapshot.freezes.push(Arc::new(hold));
+    world.until(400, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    let (_, report) = bascule_planner::plan(&world.snapshot);
+    let said = report.nodes.iter().find(|node| *node.node == *held).unwrap();
+    assert_eq!((said.wait.reason, said.wait.object.as_ref().unwrap().name.as_str()), (WaitReason::Freeze, "hold"));
+    world.snapshot.freezes.clear();
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
 }
 
 #[test]

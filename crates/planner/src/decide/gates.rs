@@ -46,7 +46,7 @@ const OWN: [(Gate, Ask); 20] = [
     (Gate::Agent, agent),
     (Gate::BootCounting, boot_counting),
     (Gate::NotPaused, not_paused),
-    (Gate::NoFreeze, |candidate| candidate.policy.frozen.clone()),
+    (Gate::NoFreeze, not_frozen),
     (Gate::NotHalted, not_halted),
     (Gate::Repository, repository),
     (Gate::Release, release),
@@ -178,6 +178,11 @@ fn not_paused(candidate: &Candidate<'_, '_>) -> Answer {
     // A person who writes a Rollback means it, and the policy may well be paused because of the release. What the policy
     // would do by itself is paused.
     if candidate.choice.rollback().is_some() { None } else { candidate.policy.paused.clone() }
+}
+
+fn not_frozen(candidate: &Candidate<'_, '_>) -> Answer {
+    let policy = candidate.policy;
+    policy.frozen.clone().or_else(|| policy.orders.held(&candidate.view.node.name))
 }
 
 fn not_halted(candidate: &Candidate<'_, '_>) -> Answer {

@@ -9,7 +9,7 @@
 use super::{
     facts::{Selection, Traits},
     groups::{Groups, Sides},
-    policy::PolicyView,
+    policy::{Orders, PolicyView},
 };
 use crate::{
     Gate, Snapshot, ValidPolicy, Wait,
@@ -199,6 +199,7 @@ pub(super) struct Ground {
     failures: Vec<PolicyFailure>,
     releases: [Option<ReleaseInfo>; 2],
     waits: [Option<Arc<Wait>>; 6],
+    orders: Orders,
 }
 
 impl Ground {
@@ -214,6 +215,7 @@ impl Ground {
             blocked: policy.memory.blocked.clone(),
             failures: policy.memory.failures.clone(),
             releases: [status.target.clone(), status.previous.clone()],
+            orders: policy.orders.clone(),
             waits: [
                 policy.paused.clone(),
                 policy.frozen.clone(),

@@ -7,11 +7,11 @@ use super::{
 };
 use crate::{
     Snapshot, ValidPolicy, Wait,
-    snapshot::{OfferState, PolicyFacts, Release},
+    snapshot::{FreezeFacts, OfferState, PolicyFacts, Release},
     windows::{self, Opening},
 };
 use bascule_api::{Architecture, BlockedRelease, EmergencyExemption, Time, Version, WaitReason, conditions::reason};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// `BlockedRelease::by` of a release that the failure threshold blocked.
 pub(super) const BY_THRESHOLD: &str = reason::FAILURE_THRESHOLD;
@@ -31,6 +31,7 @@ pub(super) struct PolicyView<'a> {
     pub(super) opening: Opening,
     pub(super) paused: Option<Arc<Wait>>,
     pub(super) frozen: Option<Arc<Wait>>,
+    pub(super) orders: Orders,
     pub(super) halted: Option<Arc<Wait>>,
     pub(super) repository: Option<Arc<Wait>>,
     pub(super) closed: Option<Arc<Wait>>,
@@ -57,6 +58,7 @@ impl<'a> PolicyView<'a> {
             opening,
             paused: None,
             frozen: frozen(snapshot, facts),
+            orders: Orders::new(snapshot, facts),
             halted: None,
             repository: repository(facts, snapshot.now),
             closed: closed(opening),
@@ -200,11 +202,62 @@ impl<'a> PolicyView<'a> {
 }
 
 fn frozen(snapshot: &Snapshot, facts: &PolicyFacts) -> Option<Arc<Wait>> {
-    let holding = snapshot.freezes.iter().filter(|freeze| freeze.holds(&facts.labels, snapshot.now));
-    let longest = holding.max_by(|a, b| (a.ends_at(), &b.name).cmp(&(b.ends_at(), &a.name)))?;
+    longest(snapshot.freezes.iter().map(|freeze| &**freeze).filter(|freeze| freeze.holds(facts, snapshot.now)))
+}
+
+/// The Freeze that ends last, as what is waited for.
+fn longest<'a>(freezes: impl Iterator<Item = &'a FreezeFacts>) -> Option<Arc<Wait>> {
+    let longest = freezes.max_by(|a, b| (a.ends_at(), &b.name).cmp(&(b.ends_at(), &a.name)))?;
     let by = longest.spec.requested_by.as_deref().map_or_else(String::new, |user| format!(" by {user}"));
     let wait = Wait::new(WaitReason::Freeze, format!("frozen{by}: {}", longest.spec.reason));
     Some(Arc::new(wait.of("Freeze", None, &longest.name).until(Some(longest.ends_at()))))
+}
+
+/// What Freezes say beside holding whole policies.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Orders {
+    /// Nodes that are held by name.
+    held: BTreeMap<String, Arc<Wait>>,
+    /// Why drains of the policy are undone.
+    undone: Option<String>,
+    /// Why drains of single nodes are.
+    nodes_undone: BTreeMap<String, String>,
+}
+
+impl Orders {
+    fn new(snapshot: &Snapshot, facts: &PolicyFacts) -> Self {
+        let now = snapshot.now;
+        let active = || snapshot.freezes.iter().map(|freeze| &**freeze).filter(move |freeze| now < freeze.ends_at());
+        let mut orders = Self::default();
+        for node in active().flat_map(|freeze| &freeze.spec.nodes) {
+            if !orders.held.contains_key(node)
+                && let Some(wait) = longest(active().filter(|freeze| freeze.holds_node(node, now)))
+            {
+                orders.held.insert(node.clone(), wait);
+            }
+        }
+        for freeze in active().filter(|freeze| freeze.spec.undo_drains) {
+            let why = format!("Freeze {} undoes its drain: {}", freeze.name, freeze.spec.reason);
+            if freeze.holds(facts, now) {
+                orders.undone.get_or_insert(why);
+            } else {
+                for node in &freeze.spec.nodes {
+                    orders.nodes_undone.entry(node.clone()).or_insert_with(|| why.clone());
+                }
+            }
+        }
+        orders
+    }
+
+    /// What holds a node by its name.
+    pub(super) fn held(&self, node: &str) -> Option<Arc<Wait>> {
+        if self.held.is_empty() { None } else { self.held.get(node).cloned() }
+    }
+
+    /// Why a drain of a node is undone.
+    pub(super) fn undone(&self, node: &str) -> Option<&str> {
+        self.undone.as_deref().or_else(|| self.nodes_undone.get(node).map(String::as_str))
+    }
 }
 
 fn repository(facts: &PolicyFacts, now: Time) -> Option<Arc<Wait>> {

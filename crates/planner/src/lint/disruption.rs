@@ -198,8 +198,8 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
     {
         broken("another policy selects the node too");
     }
-    if snapshot.freezes.iter().any(|freeze| freeze.holds(&policy.labels, now)) {
-        broken("a Freeze holds the policy");
+    if snapshot.freezes.iter().any(|freeze| freeze.holds(policy, now) || freeze.holds_node(name, now)) {
+        broken("a Freeze holds the policy or the node");
     }
     if valid.spec.paused && grant.cause.object.kind != "Rollback" {
         broken("the policy is paused");

@@ -48,10 +48,19 @@ impl FreezeFacts {
         self.created_at.after(self.spec.duration)
     }
 
-    /// Whether it holds a policy with these labels at a time.
+    /// Whether it holds a policy as a whole at a time.
     #[must_use]
-    pub fn holds(&self, labels: &BTreeMap<String, String>, now: Time) -> bool {
-        now < self.ends_at() && self.spec.policy_selector.as_ref().is_none_or(|selector| selector.matches(labels))
+    pub fn holds(&self, policy: &PolicyFacts, now: Time) -> bool {
+        now < self.ends_at()
+            && self.spec.nodes.is_empty()
+            && (self.spec.policies.is_empty() || self.spec.policies.contains(&policy.name))
+            && self.spec.policy_selector.as_ref().is_none_or(|selector| selector.matches(&policy.labels))
+    }
+
+    /// Whether it holds a node by its name at a time.
+    #[must_use]
+    pub fn holds_node(&self, node: &str, now: Time) -> bool {
+        now < self.ends_at() && self.spec.nodes.iter().any(|held| held == node)
     }
 }
 

@@ -30,6 +30,9 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
     let Some(policy) = moving.policy else {
         return Some(format!("policy {} does not care for this node any more", moving.spec.policy));
     };
+    if let Some(why) = policy.orders.undone(&moving.view.node.name) {
+        return Some(why.to_owned());
+    }
     let by_rollback = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
     match moving.choice {
         Choice::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_for_choice(moving))
