@@ -1,5 +1,6 @@
 //! The command line. Each group of subcommands defines its own arguments in its own folder.
 
+use chrono::{DateTime, Utc};
 use clap::{Parser, Subcommand};
 
 /// Keeps immutable Kubernetes hosts patched while the cluster stays available.
@@ -13,6 +14,13 @@ pub(crate) struct Arguments {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
 
+    /// Judge expiry, and sign, as of this time instead of the clock's: to rehearse (`2027-03-01T12:00:00Z`).
+    #[arg(long, value_name = "TIME", global = true)]
+    pub(crate) at: Option<DateTime<Utc>>,
+
+    #[command(flatten)]
+    pub(crate) connection: crate::cluster::Connection,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -22,19 +30,46 @@ pub(crate) enum Command {
     Status(crate::cluster::Status),
     Explain(crate::cluster::Explain),
     Forecast(crate::cluster::Forecast),
+    History(crate::cluster::History),
+    Plan(crate::cluster::Plan),
     Freeze(crate::cluster::Freeze),
     Unfreeze(crate::cluster::Unfreeze),
+    Pause(crate::cluster::Pause),
+    Resume(crate::cluster::Resume),
+    Hold(crate::cluster::Hold),
+    Abort(crate::cluster::Abort),
     Rollback(crate::cluster::Rollback),
+    Unblock(crate::cluster::Unblock),
+    Wait(crate::cluster::Wait),
+    Doctor(crate::cluster::Doctor),
+    Version(crate::cluster::Version),
+    Completion(crate::completion::Completion),
     /// Build, sign, publish and check releases.
     #[command(subcommand)]
     Release(crate::release::Command),
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         super::Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_of_all_commands_stand_before_or_behind_the_command() {
+        use clap::Parser as _;
+        for line in [
+            "bascule --kubeconfig F --context C -v --at 2027-03-01T12:00:00Z status",
+            "bascule status --kubeconfig F --context C -v --at 2027-03-01T12:00:00Z",
+            "bascule --kubeconfig F release --context C inspect -v R --at 2027-03-01T12:00:00Z",
+        ] {
+            let arguments = super::Arguments::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!((arguments.verbose, arguments.at.is_some()), (1, true), "{line}");
+            let connection = format!("{:?}", arguments.connection);
+            assert!(connection.contains("\"F\"") && connection.contains("\"C\""), "{line}: {connection}");
+        }
     }
 }

@@ -33,32 +33,102 @@ impl From<Exit> for ExitCode {
 
 /// Prints an error with its causes on one line each, and gives the exit code for it.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
-    let mut stderr = std::io::stderr().lock();
     // Nobody can be told when stderr is gone.
-    let _ = writeln!(stderr, "bascule: {error}");
-    let mut shown = error.to_string();
-    for cause in error.chain().skip(1) {
-        let text = cause.to_string();
-        if !shown.contains(&text) {
-            let _ = writeln!(stderr, "  because {text}");
-        }
-        shown = text;
-    }
+    let _ = std::io::stderr().lock().write_all(text(error).as_bytes());
     classify(error).into()
+}
+
+/// Each thing once: libraries like to print their cause within their own text.
+fn text(error: &anyhow::Error) -> String {
+    let mut shown: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let line = cause.downcast_ref::<kube::Error>().map_or_else(|| cause.to_string(), sentence);
+        let line = line.trim().trim_end_matches('.').replace('\n', " ");
+        if !line.is_empty() && !shown.iter().any(|before| before.contains(&line)) {
+            shown.push(line);
+        }
+        if cause.is::<kube::Error>() {
+            // What lies below is told by the sentence.
+            break;
+        }
+    }
+    let mut text = String::new();
+    for (at, line) in shown.iter().enumerate() {
+        text.push_str(if at == 0 { "bascule: " } else { "  because " });
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// What the API server or the way to it has to say, without the library's own names for it.
+fn sentence(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("the API server answers {} {}", status.code, status.reason),
+        other => {
+            let mut innermost: &dyn std::error::Error = other;
+            while let Some(cause) = innermost.source() {
+                innermost = cause;
+            }
+            format!("no answer from the API server: {innermost}")
+        }
+    }
 }
 
 fn classify(error: &anyhow::Error) -> Exit {
     for cause in error.chain() {
         if let Some(error) = cause.downcast_ref::<bascule_repository::Error>() {
-            return match error.fault() {
-                error if error.is_transient() => Exit::TryAgain,
-                bascule_repository::Error::Fetch(_) | bascule_repository::Error::Datastore { .. } => Exit::Failed,
-                _ => Exit::Refused,
-            };
+            return of_reading(error);
+        }
+        if let Some(error) = cause.downcast_ref::<kube::Error>() {
+            return of_cluster(error);
         }
         if cause.is::<bascule_image::release::channel::Refusal>() {
             return Exit::Refused;
         }
     }
     Exit::Failed
+}
+
+fn of_reading(error: &bascule_repository::Error) -> Exit {
+    match error.fault() {
+        error if error.is_transient() => Exit::TryAgain,
+        bascule_repository::Error::Fetch(_) | bascule_repository::Error::Datastore { .. } => Exit::Failed,
+        _ => Exit::Refused,
+    }
+}
+
+fn of_cluster(error: &kube::Error) -> Exit {
+    match error {
+        // 429 and what a server says while it starts, stops or is behind a proxy that can't reach it.
+        kube::Error::Api(status) if matches!(status.code, 429 | 500 | 502 | 503 | 504) => Exit::TryAgain,
+        kube::Error::HyperError(_) | kube::Error::Service(_) => Exit::TryAgain,
+        _ => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    fn status(code: u16, message: &str) -> kube::Error {
+        let status: kube::core::Status =
+            serde_json::from_value(serde_json::json!({"code": code, "message": message, "reason": "Because"})).unwrap();
+        kube::Error::Api(Box::new(status))
+    }
+
+    #[test]
+    fn an_error_of_the_api_server_is_said_once() {
+        let error = Err::<(), _>(status(403, "nodes is forbidden: User \"a\" can't list it"))
+            .context("can't list Nodes")
+            .unwrap_err();
+        assert_eq!(text(&error), "bascule: can't list Nodes\n  because nodes is forbidden: User \"a\" can't list it\n");
+        assert_eq!(classify(&error), Exit::Failed);
+        for code in [429, 503] {
+            assert_eq!(classify(&Err::<(), _>(status(code, "")).context("x").unwrap_err()), Exit::TryAgain);
+        }
+    }
 }

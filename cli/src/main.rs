@@ -7,10 +7,12 @@
 mod args;
 mod clock;
 mod cluster;
+mod completion;
 mod exit;
 mod output;
 mod release;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -21,6 +23,9 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = args::Arguments::parse();
     start_logging(arguments.verbose);
+    if let Some(time) = arguments.at {
+        clock::live_at(time);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return exit::report(&anyhow::Error::new(error).context("can't start the runtime")),
@@ -40,13 +45,25 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
+    let connection = &arguments.connection;
     match arguments.command {
-        args::Command::Status(command) => command.run().await,
-        args::Command::Explain(command) => command.run().await,
-        args::Command::Forecast(command) => command.run().await,
-        args::Command::Freeze(command) => command.run().await,
-        args::Command::Unfreeze(command) => command.run().await,
-        args::Command::Rollback(command) => command.run().await,
+        args::Command::Status(command) => command.run(connection).await,
+        args::Command::Explain(command) => command.run(connection).await,
+        args::Command::Forecast(command) => command.run(connection).await,
+        args::Command::Freeze(command) => command.run(connection).await,
+        args::Command::Unfreeze(command) => command.run(connection).await,
+        args::Command::Rollback(command) => command.run(connection).await,
+        args::Command::History(command) => command.run(connection).await,
+        args::Command::Plan(command) => command.run(connection).await,
+        args::Command::Pause(command) => command.run(connection).await,
+        args::Command::Resume(command) => command.run(connection).await,
+        args::Command::Hold(command) => command.run(connection).await,
+        args::Command::Abort(command) => command.run(connection).await,
+        args::Command::Unblock(command) => command.run(connection).await,
+        args::Command::Wait(command) => command.run(connection).await,
+        args::Command::Doctor(command) => command.run(connection).await,
+        args::Command::Version(command) => command.run(connection).await,
+        args::Command::Completion(command) => command.run(),
         args::Command::Release(command) => release::run(command).await,
     }
 }
@@ -61,5 +78,11 @@ fn start_logging(verbose: u8) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("BASCULE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .without_time()
+        .init();
 }

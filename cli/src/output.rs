@@ -1,8 +1,8 @@
 //! Printing: tables for people, JSON and YAML for programs, progress bars on a terminal only.
 
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -12,6 +12,8 @@ pub(crate) enum Format {
     /// For people.
     #[default]
     Table,
+    /// For people, with more columns and every node.
+    Wide,
     /// One JSON document.
     Json,
     /// One YAML document.
@@ -33,10 +35,28 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
+/// Asks on the terminal. Without one there is nobody to ask: then it takes `--yes`.
+pub(crate) fn confirmed(question: &str, yes: bool) -> anyhow::Result<bool> {
+    if yes {
+        return Ok(true);
+    }
+    if !io::stdin().is_terminal() {
+        bail!("{question}: there is no terminal to ask on, say --yes to go on");
+    }
+    say_without_end(&format!("{question}? [y/N] "));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).context("can't read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn say_without_end(text: &str) {
+    let _ = write!(io::stderr().lock(), "{text}");
+}
+
 /// Prints `value` as asked, where `table` makes the form for people.
 pub(crate) fn show<T: Serialize>(format: Format, value: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
     match format {
-        Format::Table => print(&table(value)),
+        Format::Table | Format::Wide => print(&table(value)),
         Format::Json => print(&(serde_json::to_string_pretty(value).context("can't make JSON of it")? + "\n")),
         Format::Yaml => print(&serde_saphyr::to_string(value).context("can't make YAML of it")?),
     }

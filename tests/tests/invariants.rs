@@ -64,6 +64,7 @@ fn folder(package: &str) -> &'static str {
         "bascule-repository" => "crates/repository/",
         "bascule-image" => "crates/image/",
         "bascule-api" => "crates/api/",
+        "bascule-cli" => "cli/",
         "bascule-operator" => "operator/",
         "bascule-tests" => "tests/",
         other => panic!("docs/invariants.md names the package {other}, which this test does not know"),

@@ -1,137 +1,331 @@
-//! `bascule explain NODE`: why this node does not move, and what would mend it.
+//! `bascule explain NODE|POLICY`: why it does what it does, or nothing, which gate holds it, and what would change that.
 
-use super::{Connection, picture};
+use super::{
+    Connection,
+    live::{self, Seen, Source},
+    picture::{self, Look, Tone},
+    problem::{self, Role},
+    status::unwell,
+    view::{NodeAnswer, Page, headline, is_a_node},
+};
 use crate::{clock, exit::Exit, output};
-use anyhow::Context as _;
 use bascule_api as api;
-use chrono::{DateTime, TimeZone, Utc};
+use bascule_api::{LiveNode, LivePolicy, LiveReport, LiveWait, WaitReason};
+use chrono::TimeZone;
 use clap::Args;
-use kube::{Api, ResourceExt as _};
+use kube::Api;
+use serde::Serialize;
 use std::fmt::Display;
 
-/// Explain why a node does what it does, or does nothing.
+/// How many nodes are named beside a reason.
+const NAMED: usize = 5;
+
+/// Explain why a node or a policy does what it does, or does nothing.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    #[command(flatten)]
-    connection: Connection,
-    /// The node.
-    node: String,
+    /// The node or the policy.
+    #[arg(value_name = "NODE|POLICY")]
+    name: String,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: output::Format,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeExplanation<'a> {
+    source: &'a Source,
+    #[serde(flatten)]
+    node: NodeAnswer,
+    gates: Gates<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_update: Option<&'a api::NodeUpdate>,
+}
+
+/// The gates in their order: those that hold, the one that does not, and those that were not asked.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Gates<'a> {
+    passed: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    holds: Option<&'a str>,
+    not_asked: &'a [String],
+}
+
+impl<'a> Gates<'a> {
+    fn of(report: &'a LiveReport, node: &LiveNode) -> Self {
+        let Some((passed, rest)) = node.gates_passed.and_then(|passed| report.gates.split_at_checked(passed)) else {
+            return Self { passed: &[], holds: None, not_asked: &[] };
+        };
+        match rest.split_first() {
+            Some((holds, not_asked)) => Self { passed, holds: Some(holds), not_asked },
+            None => Self { passed, holds: None, not_asked: &[] },
+        }
+    }
+
+    fn text(&self, look: Look) -> Option<String> {
+        let holds = self.holds?;
+        let mut words: Vec<String> = self
+            .passed
+            .iter()
+            .map(|gate| format!("{}{gate}", look.paint(Tone::Good, look.sign("✓\u{a0}", "+"))))
+            .collect();
+        words.push(look.paint(Tone::Bad, &format!("{}{holds}", look.sign("✗\u{a0}", "!"))));
+        if !self.not_asked.is_empty() {
+            words.push(format!("({} more are asked then)", self.not_asked.len()));
+        }
+        Some(words.join(" "))
+    }
+}
+
 impl Explain {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
-        let api: Api<api::NodeUpdate> = Api::all(self.connection.client().await?);
-        let node = api.get_opt(&self.node).await.context("can't read the NodeUpdate")?.with_context(|| {
-            format!("no policy cares for node {}: no UpdatePolicy selects it, or there is no such node", self.node)
-        })?;
-        let now = clock::now();
-        output::show(self.output, &node, |node| text(node, now, &chrono::Local))?;
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let updates: Api<api::NodeUpdate> = Api::all(client.clone());
+        let (seen, update) = tokio::join!(live::seen(&client, connection), updates.get_opt(&self.name));
+        let seen = seen?;
+        let page = Page { look: Look::of_stdout(), now: clock::now(), zone: &chrono::Local };
+        if let Some(node) = seen.report.nodes.iter().find(|node| node.name == self.name) {
+            let update = update.map_err(|error| problem::told(error, "get", "NodeUpdates", Role::OnCall))?;
+            let update = update.as_ref();
+            let explanation = NodeExplanation {
+                source: &seen.source,
+                node: NodeAnswer::of(&seen.report, node),
+                gates: Gates::of(&seen.report, node),
+                node_update: update,
+            };
+            output::show(self.output, &explanation, |_| node_text(&seen, node, update, &page))?;
+        } else if let Some((index, policy)) = seen.policy(&self.name) {
+            output::show(self.output, policy, |_| policy_text(&seen, index, policy, &page))?;
+        } else {
+            let names = seen.report.nodes.iter().map(|node| node.name.as_str()).chain(seen.policy_names());
+            anyhow::bail!("there is no node and no UpdatePolicy {}{}", self.name, problem::hint(&self.name, names));
+        }
         Ok(Exit::Success)
     }
 }
 
-fn text<Z: TimeZone>(node: &api::NodeUpdate, now: DateTime<Utc>, zone: &Z) -> String
+/// A line with its word in front.
+fn line(word: &str, text: &str) -> String {
+    format!("{word:<7}{text}\n")
+}
+
+/// A text behind its word, as wide as there is room.
+fn paragraph(look: Look, word: &str, text: &str) -> String {
+    let wrapped = look.wrapped(text, "       ");
+    format!("{word:<7}{}\n", wrapped.trim())
+}
+
+fn node_text<Z: TimeZone>(seen: &Seen, node: &LiveNode, update: Option<&api::NodeUpdate>, page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let status = node.status.clone().unwrap_or_default();
-    let runs = status.booted.as_ref().map_or_else(
-        || "has not reported what it runs".to_owned(),
-        |booted| format!("runs {} in slot {}", booted.version, booted.slot),
-    );
-    let staged = status.staged.as_ref().map(|staged| format!(", has {} staged", staged.version)).unwrap_or_default();
-    let mut text = format!("{} {runs}{staged}", node.name_any());
-    let Some(rollout) = &status.rollout else {
-        text.push_str("; the operator has not looked at it yet\n");
-        return text;
-    };
-    let reason = rollout.reason;
-    text.push_str(&format!(": {:?}, {reason}\n", rollout.state));
-    for line in rollout.message.lines() {
-        text.push_str(&format!("  {line}\n"));
+    let (report, look) = (&seen.report, page.look);
+    let mut text = page.provenance(seen);
+    let runs = node
+        .booted
+        .as_ref()
+        .map_or_else(|| "has not reported what it runs".to_owned(), |version| format!("runs {version}"));
+    let staged = node.staged.as_ref().map(|version| format!(", has {version} staged")).unwrap_or_default();
+    let wait = report.wait(node);
+    let policy = node.policy.and_then(|index| report.policies.get(index));
+    let policy = policy.map_or_else(String::new, |policy| format!("   policy {}", policy.name));
+    let name = look.paint(Tone::Strong, &node.name);
+    text.push_str(&format!("{name} {runs}{staged}{policy}\n{}\n", look.paint(Tone::Strong, &headline(node, wait))));
+    if let Some(wait) = wait {
+        text.push_str(&look.wrapped(&wait.message, "  "));
+        if let Some(object) = &wait.object {
+            text.push_str(&line("cause", &object.to_string()));
+        }
     }
-    if let Some(object) = &rollout.object {
-        text.push_str(&format!("cause  {object}\n"));
+    if let Some(drain) = &node.drain {
+        text.push_str(&line("drain", &format!("{} of {} pods are gone", drain.gone, drain.pods)));
     }
-    if let Some(since) = rollout.since {
-        let length = picture::span(now.signed_duration_since(since.get()));
-        text.push_str(&format!("since  {} ({length})\n", picture::moment(since.get(), now, zone)));
+    if let Some(since) = node.since {
+        text.push_str(&line("since", &page.since(since)));
     }
-    if let Some(until) = rollout.until {
-        text.push_str(&format!("until  {}\n", picture::moment(until.get(), now, zone)));
+    if let Some(until) = wait.and_then(|wait| wait.until) {
+        text.push_str(&line("until", &page.moment(until)));
     }
-    if !rollout.passed_gates.is_empty() {
-        let passed: Vec<_> = rollout.passed_gates.iter().map(|gate| format!("✓ {gate}")).collect();
-        text.push_str(&format!("gates  {} ✗ {reason}\n", passed.join(" ")));
+    if let Some(gates) = Gates::of(report, node).text(look) {
+        text.push_str(&paragraph(look, "gates", &gates));
     }
+    if let Some(status) = update.and_then(|update| update.status.as_ref()) {
+        text.push_str(&agent_text(status, page));
+    }
+    if let Some(wait) = wait {
+        text.push_str(&paragraph(look, "means", wait.reason.meaning()));
+        text.push_str(&paragraph(look, "do", &advice(wait)));
+    }
+    text
+}
+
+/// What would change it.
+fn advice(wait: &LiveWait) -> String {
+    match (wait.reason, &wait.object) {
+        (WaitReason::Freeze, Some(freeze)) => {
+            format!("{} `bascule unfreeze {}` ends it.", wait.reason.remedy(), freeze.name)
+        }
+        _ => wait.reason.remedy().to_owned(),
+    }
+}
+
+/// What the agent itself says went wrong.
+fn agent_text<Z: TimeZone>(status: &api::NodeUpdateStatus, page: &Page<'_, Z>) -> String
+where
+    Z::Offset: Display,
+{
+    let mut text = String::new();
     if let Some(error) = &status.last_error {
-        let next = error.next_try.map(|next| format!(", next try {}", picture::moment(next.get(), now, zone)));
-        text.push_str(&format!(
-            "error  {} ({}, {}{})\n",
-            error.message,
-            error.category.as_str(),
-            picture::count(error.attempts as usize, "attempt"),
-            next.unwrap_or_default()
-        ));
+        let next = error.next_try.map(|next| format!(", next try {}", page.moment(next)));
+        let attempts = picture::count(error.attempts as usize, "attempt");
+        let more = format!("({}, {attempts}{})", error.category.as_str(), next.unwrap_or_default());
+        text.push_str(&paragraph(page.look, "error", &format!("{} {more}", error.message)));
     }
     for failed in &status.failed_releases {
-        text.push_str(&format!(
-            "failed {} at {}: {}\n",
-            failed.version,
-            picture::moment(failed.at.get(), now, zone),
-            failed.message
-        ));
+        let said = format!("{} at {}: {}", failed.version, page.moment(failed.at), failed.message);
+        text.push_str(&paragraph(page.look, "failed", &said));
     }
     for manual in &status.manual_actions {
         let user = manual.user.as_deref().unwrap_or("somebody");
-        text.push_str(&format!(
-            "manual {user} used `bascule-agent {}` on the node at {}\n",
-            manual.action,
-            picture::moment(manual.at.get(), now, zone)
-        ));
+        let said = format!("{user} used `bascule-agent {}` on the node at {}", manual.action, page.moment(manual.at));
+        text.push_str(&line("manual", &said));
     }
-    text.push_str(&format!("means  {}\nmend   {}\n", reason.meaning(), reason.remedy()));
     text
+}
+
+fn policy_text<Z: TimeZone>(seen: &Seen, index: usize, policy: &LivePolicy, page: &Page<'_, Z>) -> String
+where
+    Z::Offset: Display,
+{
+    let (report, look, status) = (&seen.report, page.look, &policy.status);
+    let mut text = page.provenance(seen);
+    let counts = &status.counts;
+    let release = status.target.as_ref().map_or_else(
+        || "has no release to go to".to_owned(),
+        |target| format!("brings its nodes to {}: {} of {} run it", target.version, counts.updated, counts.nodes),
+    );
+    text.push_str(&format!("policy {} {release}\n", look.paint(Tone::Strong, &policy.name)));
+    text.push_str(&page.freezes(report, Some(&policy.name)));
+    if policy.paused {
+        text.push_str(&line("paused", "by its spec: nothing new starts"));
+    }
+    if !matches!(status.columns.next_window.as_str(), "" | "-") {
+        text.push_str(&line("window", &status.columns.next_window));
+    }
+    for condition in unwell(&status.conditions) {
+        let said = format!("{} is {}, {}: {}", condition.type_, condition.status, condition.reason, condition.message);
+        text.push_str(&paragraph(look, "!", &said));
+    }
+    if let Some(error) = status.repository.as_ref().and_then(|repository| repository.error.as_deref()) {
+        text.push_str(&paragraph(look, "!", &format!("repository: {error}")));
+    }
+    for failure in &status.failures {
+        let said =
+            format!("{} on {} at {}: {}", failure.version, failure.node, page.moment(failure.at), failure.message);
+        text.push_str(&paragraph(look, "failed", &said));
+    }
+    for blocked in &status.blocked {
+        let said = format!("{} by {}: {}", blocked.version, blocked.by, blocked.reason);
+        text.push_str(&paragraph(look, "blocked", &said));
+    }
+    for (wait, nodes) in groups(report, index) {
+        let named: Vec<_> = nodes.iter().take(NAMED).map(|node| node.name.as_str()).collect();
+        let more = nodes.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let until = wait.until.map(|until| format!(" until {}", page.moment(until))).unwrap_or_default();
+        let head = format!("{}: {}{until}", picture::count(nodes.len(), "node"), wait.reason);
+        text.push_str(&format!("\n{}   {}{more}\n", look.paint(Tone::Strong, &head), named.join(" ")));
+        text.push_str(&look.wrapped(&wait.message, "  "));
+        text.push_str(&look.wrapped(&advice(wait), "  "));
+    }
+    text
+}
+
+/// Whether a node waits for nothing but itself.
+fn is_own(node: &LiveNode, wait: &LiveWait) -> bool {
+    wait.object.as_ref().is_some_and(|object| is_a_node(object) && object.name == node.name)
+}
+
+/// The policy's nodes by what they wait for, the largest group first; those that are up to date apart.
+fn groups(report: &LiveReport, policy: usize) -> Vec<(&LiveWait, Vec<&LiveNode>)> {
+    let mut groups: Vec<(&LiveWait, Vec<&LiveNode>)> = Vec::new();
+    for node in report.nodes_of(policy) {
+        let Some(wait) = report.wait(node).filter(|wait| wait.reason != WaitReason::Current) else { continue };
+        let same = |known: &LiveWait| {
+            known.reason == wait.reason && (known.object == wait.object || is_own(node, known) || is_own(node, wait))
+        };
+        match groups.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, nodes)) => nodes.push(node),
+            None => groups.push((wait, vec![node])),
+        }
+    }
+    groups.sort_by_key(|(wait, nodes)| (std::cmp::Reverse(nodes.len()), wait.reason));
+    groups.truncate(12);
+    groups
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_api::{ObjectRef, Rollout, RolloutState, WaitReason};
+    use crate::cluster::fixture;
 
     #[test]
-    fn says_cause_gates_and_remedy() {
-        let spec = serde_json::from_value(serde_json::json!({"policy": "workers"})).unwrap();
-        let mut node = api::NodeUpdate::new("node-b2", spec);
-        node.status = Some(api::NodeUpdateStatus {
-            rollout: Some(Rollout {
-                state: RolloutState::Waiting,
-                reason: WaitReason::DisruptionBudget,
-                message: "2 of 3 pods healthy, 3 wanted".into(),
-                object: Some(ObjectRef {
-                    kind: "PodDisruptionBudget".into(),
-                    namespace: Some("shop".into()),
-                    name: "checkout".into(),
-                }),
-                until: None,
-                since: None,
-                passed_gates: vec!["NotPaused".into(), "NoFreeze".into()],
-                drain: None,
-            }),
-            ..api::NodeUpdateStatus::default()
-        });
-        let text = text(&node, Utc.with_ymd_and_hms(2026, 11, 23, 1, 0, 0).unwrap(), &Utc);
-        for line in [
-            "node-b2 has not reported what it runs: Waiting, DisruptionBudget\n",
-            "  2 of 3 pods healthy, 3 wanted\n",
-            "cause  PodDisruptionBudget shop/checkout\n",
-            "gates  ✓ NotPaused ✓ NoFreeze ✗ DisruptionBudget\n",
-            "mend   Get the budget's pods healthy",
-        ] {
-            assert!(text.contains(line), "{line:?} in\n{text}");
+    fn a_node_is_explained_with_its_gates_in_order() {
+        let seen = fixture::seen();
+        let node = &seen.report.nodes[2];
+        let shown = node_text(&seen, node, None, &fixture::page(fixture::TERMINAL));
+        assert!(fixture::ON_CALL.contains(&shown), "docs/on-call.md shows something else than:\n{shown}");
+        insta::assert_snapshot!("explain-node", shown);
+        insta::assert_snapshot!("explain-node-plain", node_text(&seen, node, None, &fixture::page(Look::PLAIN)));
+        let gates = Gates::of(&seen.report, node);
+        assert_eq!((gates.passed.len(), gates.holds), (19, Some("DisruptionBudget")));
+    }
+
+    #[test]
+    fn no_gate_that_holds_back_has_a_tick_whatever_the_state() {
+        let seen = fixture::seen();
+        for passed in 0..seen.report.gates.len() {
+            let node = LiveNode { gates_passed: Some(passed), ..fixture::node("n", api::RolloutState::Waiting, 2) };
+            let shown = node_text(&seen, &node, None, &fixture::page(fixture::TERMINAL));
+            let gate = &seen.report.gates[passed];
+            assert!(shown.contains(&format!("✗ {gate}")) && !shown.contains(&format!("✓ {gate} ")), "{shown}");
         }
+    }
+
+    #[test]
+    fn no_word_is_said_twice() {
+        for reason in WaitReason::ALL {
+            let mut seen = fixture::seen();
+            seen.report.waits[0] = fixture::wait(*reason, "", None);
+            for state in [
+                api::RolloutState::Draining,
+                api::RolloutState::Trial,
+                api::RolloutState::Rebooting,
+                api::RolloutState::Reverting,
+            ] {
+                let node = fixture::node("n", state, 0);
+                let said = headline(&node, seen.report.wait(&node));
+                assert!(!said.contains(": ") || !said.ends_with(&format!("{state:?}")), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_policy_is_explained_by_what_its_nodes_wait_for() {
+        let seen = fixture::seen();
+        let policy = &seen.report.policies[0];
+        insta::assert_snapshot!("explain-policy", policy_text(&seen, 0, policy, &fixture::page(fixture::TERMINAL)));
+    }
+
+    #[test]
+    fn what_the_agent_says_is_told() {
+        let status: api::NodeUpdateStatus = serde_json::from_value(serde_json::json!({
+            "lastError": {"category": "Network", "message": "the repository can't be reached", "attempts": 3,
+                "at": "2026-11-23T21:00:00Z", "nextTry": "2026-11-23T22:05:00Z"},
+            "manualActions": [{"action": "revert", "at": "2026-11-23T20:00:00Z", "user": "root"}],
+        }))
+        .unwrap();
+        insta::assert_snapshot!("explain-agent", agent_text(&status, &fixture::page(fixture::TERMINAL)));
     }
 }

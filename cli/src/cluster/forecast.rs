@@ -4,18 +4,25 @@
 use super::{
     Connection,
     facts::{Objects, snapshot},
-    list, picture,
+    list, picture, problem,
 };
 use crate::{clock, exit::Exit, output};
+use anyhow::Context as _;
 use bascule_api as api;
 use bascule_api::Time;
-use bascule_planner::{Snapshot, forecast::Options, snapshot::seed_of};
-use chrono::{DateTime, TimeZone, Utc};
+use bascule_planner::{
+    Snapshot,
+    forecast::Options,
+    snapshot::{PolicyFacts, seed_of},
+    windows::{Opening, opening},
+    zones::Zone,
+};
+use chrono::{DateTime, NaiveDate, TimeZone, Utc};
 use clap::Args;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
 use kube::{Api, Client};
 use serde::Serialize;
-use std::fmt::Display;
+use std::{fmt::Display, str::FromStr};
 
 /// Show when each node will probably be done, as things are now.
 ///
@@ -23,22 +30,73 @@ use std::fmt::Display;
 /// PodDisruptionBudgets and the operator's cluster-wide ceiling are not foreseen.
 #[derive(Debug, Args)]
 pub(crate) struct Forecast {
-    #[command(flatten)]
-    connection: Connection,
     /// Only the nodes of this policy.
     policy: Option<String>,
     /// How far ahead to look.
     #[arg(long, value_name = "DURATION", default_value = "60d")]
     horizon: api::Duration,
+    /// Look ahead until then and show the windows up to it: a day (2026-12-24), a time (2026-12-24T18:00:00+01:00) or a
+    /// duration (14d).
+    #[arg(long, value_name = "WHEN", value_parser = When::from_str, conflicts_with = "horizon")]
+    until: Option<When>,
     /// What a node takes to fetch and write a release.
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     staging: api::Duration,
-    /// The namespace of the operator, whose Lease puts nodes in their order.
-    #[arg(long, value_name = "NAME", default_value = "bascule-system")]
-    namespace: String,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: output::Format,
+}
+
+/// A time that a person gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    At(DateTime<Utc>),
+    In(api::Duration),
+}
+
+impl FromStr for When {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(at) = DateTime::parse_from_rfc3339(text) {
+            return Ok(Self::At(at.with_timezone(&Utc)));
+        }
+        if let Ok(day) = text.parse::<NaiveDate>() {
+            let end = day.succ_opt().and_then(|next| next.and_hms_opt(0, 0, 0));
+            let local = end.and_then(|end| chrono::Local.from_local_datetime(&end).earliest());
+            return local.map(|at| Self::At(at.to_utc())).ok_or_else(|| format!("{text} is no day of this calendar"));
+        }
+        text.parse().map(Self::In).map_err(|_| {
+            format!(
+                "{text} is no time: write a day (2026-12-24), a time (2026-12-24T18:00:00+01:00) or a duration (14d)"
+            )
+        })
+    }
+}
+
+impl When {
+    fn ahead(self, now: DateTime<Utc>) -> anyhow::Result<api::Duration> {
+        match self {
+            Self::In(span) => Ok(span),
+            Self::At(at) => {
+                let seconds = u64::try_from((at - now).num_seconds()).ok().filter(|seconds| *seconds > 0);
+                Ok(api::Duration::from_secs(seconds.with_context(|| format!("{at} is over"))?))
+            }
+        }
+    }
+}
+
+/// A window that opens before the end of the forecast.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WindowAnswer {
+    start: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<Time>,
+    /// The start as the policy's people write it.
+    in_its_zone: String,
+    /// Nodes that will probably be done in it.
+    nodes: usize,
 }
 
 /// The answer, for people and for programs.
@@ -61,6 +119,9 @@ struct PolicyAnswer {
     /// Absent: not within the horizon.
     #[serde(skip_serializing_if = "Option::is_none")]
     done_at: Option<Time>,
+    /// With `--until`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    windows: Vec<WindowAnswer>,
     nodes: Vec<NodeAnswer>,
 }
 
@@ -76,8 +137,8 @@ struct NodeAnswer {
 }
 
 impl Forecast {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
-        let client = self.connection.client().await?;
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
         let (nodes, updates, policies, freezes, rollbacks) = tokio::try_join!(
             list::<Node>(&client, "Nodes"),
             list::<api::NodeUpdate>(&client, "NodeUpdates"),
@@ -86,37 +147,41 @@ impl Forecast {
             list::<api::Rollback>(&client, "Rollbacks"),
         )?;
         let objects = Objects { nodes, updates, policies, freezes, rollbacks };
-        let facts = snapshot(&objects, self.seed(&client).await, Time::new(clock::now()));
-        let options = Options { horizon: self.horizon, staging: self.staging, ..Options::default() };
-        let answer = tokio::task::spawn_blocking(move || answer(&facts, &options)).await?;
+        let facts = snapshot(&objects, seed(&client, &connection.namespace).await, Time::new(clock::now()));
+        let horizon = self.until.map_or(Ok(self.horizon), |until| until.ahead(clock::now()))?;
+        let options = Options { horizon, staging: self.staging, ..Options::default() };
+        let calendar = self.until.is_some();
+        let answer = tokio::task::spawn_blocking(move || answer(&facts, &options, calendar)).await?;
         let answer = self.only(answer)?;
         let now = clock::now();
         output::show(self.output, &answer, |answer| text(answer, now, &chrono::Local))?;
         Ok(Exit::Success)
     }
 
-    /// Without the Lease the order of equal nodes is another one than the operator's, and nothing else.
-    async fn seed(&self, client: &Client) -> u64 {
-        let leases: Api<Lease> = Api::namespaced(client.clone(), &self.namespace);
-        match leases.get_opt("bascule-operator").await {
-            Ok(lease) => lease.and_then(|lease| lease.metadata.uid).map_or(0, |uid| seed_of(&uid)),
-            Err(error) => {
-                tracing::info!(%error, "the operator's Lease can't be read: nodes between which nothing decides may go in another order");
-                0
-            }
-        }
-    }
-
     fn only(&self, mut answer: Answer) -> anyhow::Result<Answer> {
         if let Some(name) = &self.policy {
+            let names: Vec<_> = answer.policies.iter().map(|policy| policy.name.clone()).collect();
+            let hint = || problem::hint(name, names.iter().map(String::as_str));
             answer.policies.retain(|policy| policy.name == *name);
-            anyhow::ensure!(!answer.policies.is_empty(), "there is no UpdatePolicy {name}");
+            anyhow::ensure!(!answer.policies.is_empty(), "there is no UpdatePolicy {name}{}", hint());
         }
         Ok(answer)
     }
 }
 
-fn answer(facts: &Snapshot, options: &Options) -> Answer {
+/// Without the Lease the order of equal nodes is another one than the operator's, and nothing else.
+pub(super) async fn seed(client: &Client, namespace: &str) -> u64 {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    match leases.get_opt(api::OPERATOR_LEASE).await {
+        Ok(lease) => lease.and_then(|lease| lease.metadata.uid).map_or(0, |uid| seed_of(&uid)),
+        Err(error) => {
+            tracing::info!(%error, "the operator's Lease can't be read: nodes between which nothing decides may go in another order");
+            0
+        }
+    }
+}
+
+fn answer(facts: &Snapshot, options: &Options, calendar: bool) -> Answer {
     let (_, report) = bascule_planner::plan(facts);
     let seen = bascule_planner::forecast(facts, options);
     let policies = facts.policies.iter().zip(&seen.policies).enumerate().map(|(index, (policy, done_at))| {
@@ -133,10 +198,45 @@ fn answer(facts: &Snapshot, options: &Options) -> Answer {
             name: policy.name.clone(),
             release: policy.status.target.as_ref().map(|target| target.version.clone()),
             done_at: done_at.filter(|_| !nodes.is_empty()),
+            windows: if calendar { windows(policy, facts.now, options.horizon, &nodes) } else { Vec::new() },
             nodes,
         }
     });
     Answer { at: facts.now, policies: policies.collect(), cut: seen.cut }
+}
+
+/// The windows of a policy up to the horizon, and how many nodes are done in each.
+fn windows(policy: &PolicyFacts, now: Time, horizon: api::Duration, nodes: &[NodeAnswer]) -> Vec<WindowAnswer> {
+    const MOST: usize = 200;
+    let Ok(valid) = &policy.spec else { return Vec::new() };
+    let end = now.after(horizon);
+    let mut found = Vec::new();
+    let mut at = now;
+    while found.len() < MOST {
+        let span = match opening(&valid.windows, at) {
+            Opening::Always | Opening::Closed(None) => break,
+            Opening::Open(span) | Opening::Closed(Some(span)) => span,
+        };
+        if span.start > end {
+            break;
+        }
+        let inside = |done: Time| done > now && done >= span.start && span.end.is_none_or(|end| done <= end);
+        let local = |at: Time| match valid.windows.first() {
+            Some(window) => window.zone().describe(at.get()),
+            None => Zone::UTC.describe(at.get()),
+        };
+        found.push(WindowAnswer {
+            start: span.start,
+            end: span.end,
+            in_its_zone: local(span.start),
+            nodes: nodes.iter().filter(|node| node.done_at.is_some_and(inside)).count(),
+        });
+        match span.end {
+            Some(end) => at = end,
+            None => break,
+        }
+    }
+    found
 }
 
 fn text<Z: TimeZone>(answer: &Answer, now: DateTime<Utc>, zone: &Z) -> String
@@ -156,6 +256,15 @@ where
         let release = policy.release.as_ref().map_or("no release", |version| version.as_str());
         let nodes = picture::count(policy.nodes.len(), "node");
         text.push_str(&format!("{}  {release}  {nodes}  done: {}\n", policy.name, moment(policy.done_at)));
+        if !policy.windows.is_empty() {
+            let mut rows = vec![["", "WINDOW", "HERE", "NODES DONE"].map(str::to_owned).to_vec()];
+            rows.extend(policy.windows.iter().map(|window| {
+                let end = window.end.map_or_else(|| "no end".to_owned(), |end| picture::moment(end.get(), now, zone));
+                let here = format!("{} to {end}", picture::moment(window.start.get(), now, zone));
+                vec![String::new(), window.in_its_zone.clone(), here, window.nodes.to_string()]
+            }));
+            text.push_str(&output::columns(&rows));
+        }
         let mut rows = vec![["", "NODE", "DONE", "NOW"].map(str::to_owned).to_vec()];
         rows.extend(
             policy
@@ -231,7 +340,7 @@ mod tests {
     fn made(more: &serde_json::Value) -> (Answer, String) {
         let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
         let facts = snapshot(&objects(more), 7, Time::new(now));
-        let answer = answer(&facts, &Options::default());
+        let answer = answer(&facts, &Options::default(), false);
         let shown = text(&answer, now, &Utc);
         (answer, shown)
     }
@@ -247,6 +356,30 @@ mod tests {
         assert_eq!(minutes, [8, 11]);
         assert!(shown.starts_with("workers  1.1  3 nodes  done: 12:11:00\n"), "{shown}");
         assert!(shown.contains("n1    now       Current\n"), "{shown}");
+    }
+
+    #[test]
+    fn a_calendar_names_each_window_in_both_zones() {
+        let window =
+            json!({"maintenanceWindows": [{"schedule": "0 22 * * *", "duration": "8m", "timeZone": "Europe/Berlin"}]});
+        let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
+        let facts = snapshot(&objects(&window), 7, Time::new(now));
+        let options = Options { horizon: api::Duration::from_secs(3 * 86_400), ..Options::default() };
+        let shown = text(&answer(&facts, &options, true), now, &Utc);
+        assert!(shown.contains("Mon 2026-11-23 22:00 CET"), "{shown}");
+        insta::assert_snapshot!("forecast-until", shown);
+    }
+
+    #[test]
+    fn a_time_is_a_day_a_time_or_a_span_and_nothing_else() {
+        let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
+        assert_eq!("14d".parse(), Ok(When::In(api::Duration::from_secs(14 * 86_400))));
+        let at: When = "2026-11-23T14:00:00+01:00".parse().unwrap();
+        assert_eq!(at.ahead(now).unwrap().as_secs(), 3_600);
+        assert!("2026-12-24".parse::<When>().is_ok());
+        let over: When = "2026-11-22T14:00:00Z".parse().unwrap();
+        assert!(over.ahead(now).unwrap_err().to_string().contains("is over"));
+        assert!("soon".parse::<When>().unwrap_err().contains("write a day"));
     }
 
     #[test]

@@ -1,10 +1,16 @@
-//! `bascule freeze` and `bascule unfreeze`: the stop switch.
+//! The stop switches, which all write a Freeze: `freeze` for everything or by label, `pause` for a policy, `hold` for a
+//! node, `abort` to undo drains too; `unfreeze` and `resume` take them back.
 
-use super::{Cluster, Connection, generated_name, picture, whoami};
+use super::{
+    Connection, generated_name,
+    live::{self, Seen},
+    picture, problem,
+    problem::Role,
+    whoami,
+};
 use crate::{clock, exit::Exit, output};
-use anyhow::Context as _;
 use bascule_api as api;
-use bascule_api::{RolloutState, Selector};
+use bascule_api::{FreezeSpec, LiveNode, RolloutState, Selector};
 use clap::Args;
 use kube::{
     Api, Client, ResourceExt as _,
@@ -12,10 +18,10 @@ use kube::{
 };
 
 /// Stop new disruptions, everywhere or for some policies, until the time is over.
+///
+/// Nodes that move are finished. To undo running drains as well: `bascule abort`.
 #[derive(Debug, Args)]
 pub(crate) struct Freeze {
-    #[command(flatten)]
-    connection: Connection,
     /// How long, e.g. 90m or 2h.
     #[arg(long = "for", value_name = "DURATION")]
     duration: api::Duration,
@@ -35,53 +41,245 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 impl Freeze {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
-        let client = self.connection.client().await?;
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
         let policy_selector = (!self.policy_labels.is_empty())
             .then(|| Selector { match_labels: self.policy_labels.into_iter().collect(), ..Selector::default() });
-        let everywhere = policy_selector.is_none();
-        let spec = api::FreezeSpec {
-            reason: self.reason,
-            duration: self.duration,
-            policy_selector,
-            requested_by: whoami(&client).await?,
-        };
-        let freeze = api::Freeze { metadata: generated_name("freeze"), spec, status: None };
-        let api: Api<api::Freeze> = Api::all(client.clone());
-        let freeze = api.create(&PostParams::default(), &freeze).await.context("the Freeze was not accepted")?;
-        let moving = Cluster::read(&client).await?.nodes.iter().filter(|node| in_motion(node)).count();
-        let now = clock::now();
-        let end = now + self.duration.to_chrono();
-        output::print(&format!(
-            "Frozen {} until {}. {}; nothing new starts. Undo: bascule unfreeze {}\n",
-            if everywhere { "everywhere" } else { "for the policies with these labels" },
-            picture::moment(end, now, &chrono::Local),
-            if moving == 1 {
-                "1 node in motion finishes".to_owned()
-            } else {
-                format!("{} in motion finish", picture::count(moving, "node"))
-            },
-            freeze.name_any(),
-        ))?;
-        Ok(Exit::Success)
+        let place = if policy_selector.is_none() { "everywhere" } else { "for the policies with these labels" };
+        let spec = FreezeSpec { policy_selector, ..spec(self.reason, self.duration) };
+        let name = create(&client, "freeze", spec).await?;
+        let seen = live::seen(&client, connection).await?;
+        let moving = seen.report.nodes.iter().filter(|node| in_motion(node)).count();
+        said(place, self.duration, &finishing(moving), &format!("bascule unfreeze {name}"))
+    }
+}
+
+fn spec(reason: String, duration: api::Duration) -> FreezeSpec {
+    FreezeSpec {
+        reason,
+        duration,
+        policy_selector: None,
+        policies: Vec::new(),
+        nodes: Vec::new(),
+        undo_drains: false,
+        requested_by: None,
+    }
+}
+
+async fn create(client: &Client, prefix: &str, spec: FreezeSpec) -> anyhow::Result<String> {
+    let spec = FreezeSpec { requested_by: whoami(client).await?, ..spec };
+    let freeze = api::Freeze { metadata: generated_name(prefix), spec, status: None };
+    let api: Api<api::Freeze> = Api::all(client.clone());
+    let freeze = api.create(&PostParams::default(), &freeze).await;
+    Ok(freeze.map_err(|error| problem::told(error, "create", "Freezes", Role::OnCall))?.name_any())
+}
+
+fn said(place: &str, duration: api::Duration, moving: &str, undo: &str) -> anyhow::Result<Exit> {
+    let now = clock::now();
+    let end = picture::moment(now + duration.to_chrono(), now, &chrono::Local);
+    output::print(&format!("Frozen {place} until {end}. {moving}; nothing new starts. Undo: {undo}\n"))?;
+    Ok(Exit::Success)
+}
+
+fn finishing(moving: usize) -> String {
+    if moving == 1 {
+        "1 node in motion finishes".to_owned()
+    } else {
+        format!("{} in motion finish", picture::count(moving, "node"))
     }
 }
 
 /// Whether a node has a grant and is on its way.
-fn in_motion(node: &api::NodeUpdate) -> bool {
-    node.status.as_ref().and_then(|status| status.rollout.as_ref()).is_some_and(|rollout| {
-        matches!(
-            rollout.state,
-            RolloutState::Draining | RolloutState::Rebooting | RolloutState::Trial | RolloutState::Reverting
-        )
-    })
+fn in_motion(node: &LiveNode) -> bool {
+    matches!(
+        node.state,
+        RolloutState::Draining | RolloutState::Rebooting | RolloutState::Trial | RolloutState::Reverting
+    )
+}
+
+/// Start nothing new for a policy, until it is resumed.
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// The policy.
+    policy: String,
+    /// Why. Everybody who waits will read it.
+    #[arg(long)]
+    reason: String,
+    /// The longest it lasts, if nobody resumes it.
+    #[arg(long = "for", value_name = "DURATION", default_value = "7d")]
+    duration: api::Duration,
+}
+
+impl Pause {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let seen = live::seen(&client, connection).await?;
+        let index = policy_index(&seen, &self.policy)?;
+        let moving = seen.report.nodes_of(index).filter(|node| in_motion(node)).count();
+        let spec = FreezeSpec { policies: vec![self.policy.clone()], ..spec(self.reason, self.duration) };
+        create(&client, "pause", spec).await?;
+        let place = format!("for policy {}", self.policy);
+        said(&place, self.duration, &finishing(moving), &format!("bascule resume {}", self.policy))
+    }
+}
+
+fn policy_index(seen: &Seen, name: &str) -> anyhow::Result<usize> {
+    match seen.policy(name) {
+        Some((index, _)) => Ok(index),
+        None => anyhow::bail!("there is no UpdatePolicy {name}{}", problem::hint(name, seen.policy_names())),
+    }
+}
+
+/// Let a paused policy or a held node go on.
+///
+/// Ends every Freeze that is for this policy or node alone.
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The policy or the node.
+    #[arg(value_name = "POLICY|NODE")]
+    name: String,
+}
+
+impl Resume {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
+        let now = clock::now();
+        let active = freezes.iter().filter(|freeze| {
+            let created = freeze.metadata.creation_timestamp.as_ref().map(api::Time::from_kubernetes);
+            created.is_some_and(|created| now < created.after(freeze.spec.duration).get())
+        });
+        let (alone, others): (Vec<_>, Vec<_>) = active.partition(|freeze| is_for(&freeze.spec, &self.name));
+        let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
+        delete(&client, &names).await?;
+        let mut text = if names.is_empty() {
+            format!("No Freeze is for {} alone.\n", self.name)
+        } else {
+            format!("{} may go on ({} ended).\n", self.name, names.join(", "))
+        };
+        if !others.is_empty() {
+            let others: Vec<_> = others.iter().map(|freeze| freeze.name_any()).collect();
+            text.push_str(&format!("Other freezes hold: {}. End one with: bascule unfreeze NAME\n", others.join(", ")));
+        }
+        let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
+        if let Ok(Some(policy)) = policies.get_opt(&self.name).await
+            && policy.spec.paused
+        {
+            text.push_str(&format!(
+                "An admin paused the policy itself; an admin lets it go on: kubectl patch updatepolicy {} --type=merge -p '{{\"spec\":{{\"paused\":false}}}}'\n",
+                self.name
+            ));
+        }
+        output::print(&text)?;
+        Ok(if names.is_empty() { Exit::Failed } else { Exit::Success })
+    }
+}
+
+/// Whether a Freeze is for this policy or node and nothing else.
+fn is_for(spec: &FreezeSpec, name: &str) -> bool {
+    let only = |names: &[String]| matches!(names, [one] if one == name);
+    only(&spec.policies) || only(&spec.nodes)
+}
+
+/// Hold a node as it is: it is not disrupted until the time is over.
+#[derive(Debug, Args)]
+pub(crate) struct Hold {
+    /// The node.
+    node: String,
+    /// How long, e.g. 90m or 2h.
+    #[arg(long = "for", value_name = "DURATION")]
+    duration: api::Duration,
+    /// Why. Everybody who waits will read it.
+    #[arg(long)]
+    reason: String,
+}
+
+impl Hold {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let seen = live::seen(&client, connection).await?;
+        let Some(node) = seen.report.nodes.iter().find(|node| node.name == self.node) else {
+            let names = seen.report.nodes.iter().map(|node| node.name.as_str());
+            anyhow::bail!("there is no node {}{}", self.node, problem::hint(&self.node, names));
+        };
+        let moves = usize::from(in_motion(node));
+        let spec = FreezeSpec { nodes: vec![self.node.clone()], ..spec(self.reason, self.duration) };
+        create(&client, "hold", spec).await?;
+        let place = format!("for node {}", self.node);
+        said(&place, self.duration, &finishing(moves), &format!("bascule resume {}", self.node))
+    }
+}
+
+/// Stop a policy or a node and undo running drains.
+///
+/// Nodes that are being drained take work again, on their old release. A node that reboots already is finished: taking its power
+/// would help nobody. Nothing new starts until the time is over or somebody resumes it.
+#[derive(Debug, Args)]
+pub(crate) struct Abort {
+    /// The policy or the node.
+    #[arg(value_name = "POLICY|NODE")]
+    name: String,
+    /// Why. Everybody who waits will read it.
+    #[arg(long)]
+    reason: String,
+    /// How long nothing new starts.
+    #[arg(long = "for", value_name = "DURATION", default_value = "4h")]
+    duration: api::Duration,
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Abort {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let seen = live::seen(&client, connection).await?;
+        let base = FreezeSpec { undo_drains: true, ..spec(self.reason.clone(), self.duration) };
+        let node = seen.report.nodes.iter().find(|node| node.name == self.name);
+        let (spec, nodes, place): (_, Vec<&LiveNode>, _) = match (seen.policy(&self.name), node) {
+            (Some((index, _)), _) => {
+                let spec = FreezeSpec { policies: vec![self.name.clone()], ..base };
+                (spec, seen.report.nodes_of(index).collect(), format!("for policy {}", self.name))
+            }
+            (None, Some(node)) => {
+                let spec = FreezeSpec { nodes: vec![self.name.clone()], ..base };
+                (spec, vec![node], format!("for node {}", self.name))
+            }
+            (None, None) => {
+                let names = seen.report.nodes.iter().map(|node| node.name.as_str()).chain(seen.policy_names());
+                anyhow::bail!("there is no UpdatePolicy and no node {}{}", self.name, problem::hint(&self.name, names));
+            }
+        };
+        let does = consequences(&nodes);
+        output::say(&format!("{does}, and nothing new starts {place} for {}.", self.duration));
+        if !output::confirmed("Continue", self.yes)? {
+            output::print("Nothing was changed.\n")?;
+            return Ok(Exit::Failed);
+        }
+        create(&client, "abort", spec).await?;
+        said(&place, self.duration, &does, &format!("bascule resume {}", self.name))
+    }
+}
+
+/// What an abort does to nodes that move now.
+fn consequences(nodes: &[&LiveNode]) -> String {
+    let draining = nodes.iter().filter(|node| node.state == RolloutState::Draining).count();
+    let moving = nodes.iter().filter(|node| in_motion(node)).count() - draining;
+    let undone = if draining == 1 {
+        "1 drain is undone".to_owned()
+    } else {
+        format!("{} are undone", picture::count(draining, "drain"))
+    };
+    if moving == 0 {
+        undone
+    } else {
+        format!("{undone}, {}", finishing(moving).replace("in motion", "past their drain"))
+    }
 }
 
 /// End freezes before their time.
 #[derive(Debug, Args)]
 pub(crate) struct Unfreeze {
-    #[command(flatten)]
-    connection: Connection,
     /// The names of the freezes, as `bascule status` shows them.
     #[arg(required_unless_present = "all")]
     names: Vec<String>,
@@ -91,18 +289,56 @@ pub(crate) struct Unfreeze {
 }
 
 impl Unfreeze {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
-        let client: Client = self.connection.client().await?;
-        let api: Api<api::Freeze> = Api::all(client.clone());
-        let names = if self.all {
-            Cluster::read(&client).await?.freezes.iter().map(|freeze| freeze.name_any()).collect()
-        } else {
-            self.names
-        };
-        for name in &names {
-            api.delete(name, &DeleteParams::default()).await.with_context(|| format!("can't delete Freeze {name}"))?;
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client: Client = connection.client().await?;
+        let there = super::list::<api::Freeze>(&client, "Freezes").await?;
+        let there: Vec<String> = there.iter().map(|freeze| freeze.name_any()).collect();
+        let names = if self.all { there.clone() } else { self.names };
+        if let Some(unknown) = names.iter().find(|name| !there.contains(name)) {
+            let hint = problem::hint(unknown, there.iter().map(String::as_str));
+            anyhow::bail!("there is no Freeze {unknown}{hint}");
         }
+        delete(&client, &names).await?;
         output::print(&format!("{} ended\n", picture::count(names.len(), "freeze")))?;
         Ok(Exit::Success)
+    }
+}
+
+async fn delete(client: &Client, names: &[String]) -> anyhow::Result<()> {
+    let api: Api<api::Freeze> = Api::all(client.clone());
+    for name in names {
+        match api.delete(name, &DeleteParams::default()).await {
+            Ok(_) => {}
+            // It ended in between.
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(problem::told(error, "delete", "Freezes", Role::OnCall)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixture;
+
+    #[test]
+    fn an_abort_says_what_it_does_before_it_does_it() {
+        let seen = fixture::seen();
+        let nodes: Vec<_> = seen.report.nodes.iter().collect();
+        assert_eq!(consequences(&nodes), "1 drain is undone, 1 node past their drain finishes");
+        assert_eq!(consequences(&[]), "0 drains are undone");
+    }
+
+    #[test]
+    fn resuming_ends_what_is_for_this_name_alone() {
+        let hour = api::Duration::from_minutes(60);
+        let of = |policies: &[&str], nodes: &[&str]| FreezeSpec {
+            policies: policies.iter().map(ToString::to_string).collect(),
+            nodes: nodes.iter().map(ToString::to_string).collect(),
+            ..spec("why".to_owned(), hour)
+        };
+        assert!(is_for(&of(&["workers"], &[]), "workers") && is_for(&of(&[], &["n1"]), "n1"));
+        assert!(!is_for(&of(&[], &[]), "workers") && !is_for(&of(&["workers", "control"], &[]), "workers"));
     }
 }

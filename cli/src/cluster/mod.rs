@@ -1,19 +1,37 @@
-//! The on-call engineer's commands: they read and write the objects of `bascule-api` and nothing else, so they need no
-//! more rights than `kubectl get` and creating a Freeze or a Rollback.
+//! The on-call engineer's commands. They read the leader's live report, or else the objects, and write Freezes and Rollbacks:
+//! the rights of the ClusterRole `bascule-on-call` and the Role `bascule-live-report` are enough.
 
+mod doctor;
 mod explain;
 mod facts;
+#[cfg(test)]
+mod fixture;
 mod forecast;
 mod freeze;
+mod history;
+mod live;
+mod objects;
 mod picture;
+mod plan;
+mod problem;
 mod rollback;
 mod status;
+mod unblock;
+mod version;
+mod view;
+mod wait;
 
+pub(crate) use doctor::Doctor;
 pub(crate) use explain::Explain;
 pub(crate) use forecast::Forecast;
-pub(crate) use freeze::{Freeze, Unfreeze};
+pub(crate) use freeze::{Abort, Freeze, Hold, Pause, Resume, Unfreeze};
+pub(crate) use history::History;
+pub(crate) use plan::Plan;
 pub(crate) use rollback::Rollback;
 pub(crate) use status::Status;
+pub(crate) use unblock::Unblock;
+pub(crate) use version::Version;
+pub(crate) use wait::Wait;
 
 use anyhow::Context as _;
 use bascule_api as api;
@@ -24,6 +42,7 @@ use kube::{
     api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use problem::Role;
 use std::{path::PathBuf, time::Duration};
 
 /// Objects asked for at once; larger clusters are read in pages.
@@ -33,11 +52,22 @@ const PAGE: u32 = 500;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Connection {
     /// The kubeconfig file. Default: $KUBECONFIG, else ~/.kube/config, else the service account of the pod.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Cluster")]
     kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Cluster")]
     context: Option<String>,
+    /// The namespace of the operator.
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "BASCULE_NAMESPACE",
+        default_value = api::OPERATOR_NAMESPACE,
+        global = true,
+        help_heading = "Cluster"
+    )]
+    namespace: String,
 }
 
 impl Connection {
@@ -54,6 +84,8 @@ impl Connection {
         };
         config.connect_timeout = Some(Duration::from_secs(10));
         config.read_timeout = Some(Duration::from_secs(60));
+        // A follower's 503 says who leads, and a server's is told at once: whoever types decides whether to try again.
+        config.default_retry = false;
         Client::try_from(config).context("can't set up the connection to the API server")
     }
 }
@@ -63,17 +95,15 @@ impl Connection {
 struct Cluster {
     policies: Vec<api::UpdatePolicy>,
     nodes: Vec<api::NodeUpdate>,
-    freezes: Vec<api::Freeze>,
 }
 
 impl Cluster {
     async fn read(client: &Client) -> anyhow::Result<Self> {
-        let (policies, nodes, freezes) = tokio::try_join!(
+        let (policies, nodes) = tokio::try_join!(
             list::<api::UpdatePolicy>(client, "UpdatePolicies"),
             list::<api::NodeUpdate>(client, "NodeUpdates"),
-            list::<api::Freeze>(client, "Freezes"),
         )?;
-        Ok(Self { policies, nodes, freezes })
+        Ok(Self { policies, nodes })
     }
 
     /// The nodes of a policy, by name.
@@ -92,7 +122,7 @@ where
     let mut parameters = ListParams::default().limit(PAGE);
     let mut all = Vec::new();
     loop {
-        let page = api.list(&parameters).await.with_context(|| format!("can't list {what}"))?;
+        let page = api.list(&parameters).await.map_err(|error| problem::told(error, "list", what, Role::OnCall))?;
         let next = page.metadata.continue_.clone().filter(|token| !token.is_empty());
         all.extend(page.items);
         match next {
@@ -108,7 +138,7 @@ async fn whoami(client: &Client) -> anyhow::Result<Option<String>> {
     let review = api
         .create(&PostParams::default(), &SelfSubjectReview::default())
         .await
-        .context("can't ask the API server who I am")?;
+        .map_err(|error| problem::told(error, "create", "SelfSubjectReviews", Role::OnCall))?;
     Ok(review.status.and_then(|status| status.user_info).and_then(|user| user.username))
 }
 

@@ -1,8 +1,12 @@
 //! `bascule rollback`: the way back, with a look at what it will cost before it starts.
 
-use super::{Cluster, Connection, generated_name, picture, whoami};
+use super::{
+    Cluster, Connection, generated_name, picture,
+    problem::{self, Role},
+    whoami,
+};
 use crate::{exit::Exit, output};
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use bascule_api as api;
 use bascule_api::{SlotState, Version};
 use clap::Args;
@@ -12,17 +16,11 @@ use kube::{
     api::PostParams,
     runtime::{WatchStreamExt as _, watcher},
 };
-use std::{
-    collections::BTreeSet,
-    io::{BufRead as _, IsTerminal as _},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 /// Bring a policy or some of its nodes back to the previous or a named release.
 #[derive(Debug, Args)]
 pub(crate) struct Rollback {
-    #[command(flatten)]
-    connection: Connection,
     /// The policy.
     policy: String,
     /// Why. It goes into the record of every node.
@@ -103,17 +101,23 @@ fn versions(set: &BTreeSet<Version>) -> String {
 }
 
 impl Rollback {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
-        let client = self.connection.client().await?;
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
         let cluster = Cluster::read(&client).await?;
         let Some(policy) = cluster.policies.iter().find(|policy| policy.name_any() == self.policy) else {
             let names: Vec<_> = cluster.policies.iter().map(|policy| policy.name_any()).collect();
-            bail!("there is no UpdatePolicy {}; there are: {}", self.policy, names.join(", "));
+            bail!(
+                "there is no UpdatePolicy {}{}",
+                self.policy,
+                problem::hint(&self.policy, names.iter().map(String::as_str))
+            );
         };
         let mut nodes = cluster.nodes_of(&self.policy);
         if let Some(unknown) = self.nodes.iter().find(|name| !nodes.iter().any(|node| node.name_any() == name.as_str()))
         {
-            bail!("node {unknown} does not belong to policy {}", self.policy);
+            let names: Vec<_> = nodes.iter().map(|node| node.name_any()).collect();
+            let hint = problem::hint(unknown, names.iter().map(String::as_str));
+            bail!("node {unknown} does not belong to policy {}{hint}", self.policy);
         }
         if !self.nodes.is_empty() {
             nodes.retain(|node| self.nodes.contains(&node.name_any()));
@@ -123,7 +127,7 @@ impl Rollback {
             bail!("no node of {} has anything to go back to", self.policy);
         }
         output::print(&self.sentence(policy, &seen))?;
-        if !self.yes && !confirmed()? {
+        if !output::confirmed("Continue", self.yes)? {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
         }
@@ -139,7 +143,10 @@ impl Rollback {
         };
         let rollback = api::Rollback { metadata: generated_name("rollback"), spec, status: None };
         let api: Api<api::Rollback> = Api::all(client);
-        let rollback = api.create(&PostParams::default(), &rollback).await.context("the Rollback was not accepted")?;
+        let rollback = api
+            .create(&PostParams::default(), &rollback)
+            .await
+            .map_err(|error| problem::told(error, "create", "Rollbacks", Role::OnCall))?;
         let name = rollback.name_any();
         output::print(&format!("Rollback {name} is written; follow it with: kubectl get rollback {name} --watch\n"))?;
         match self.wait {
@@ -173,17 +180,6 @@ impl Rollback {
         text.push('\n');
         text
     }
-}
-
-/// Asks on the terminal; without one there is nobody to ask, and the answer is no.
-fn confirmed() -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        bail!("there is no terminal to ask on: say --yes to go on without a question");
-    }
-    output::print("Continue? [y/N] ")?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("can't read the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 async fn wait(api: &Api<api::Rollback>, name: &str, limit: Duration) -> anyhow::Result<Exit> {

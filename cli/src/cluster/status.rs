@@ -1,304 +1,330 @@
-//! `bascule status`: what happens now and why something waits, for all policies, on one screen.
+//! `bascule status`: what happens now and why something waits, for all policies, on one screen however large the fleet is.
 
-use super::{Cluster, Connection, picture};
+use super::{
+    Connection,
+    live::{self, Seen, Source},
+    picture::{self, Look, Tone},
+    problem,
+    view::{self, NodeAnswer, Page, headline},
+};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
-use bascule_api::{RolloutState, WaitReason};
-use chrono::{DateTime, TimeZone, Utc};
+use bascule_api::{LiveNode, LivePolicy, LiveReport, RolloutState, Time, WaitReason};
+use chrono::TimeZone;
 use clap::Args;
-use kube::ResourceExt as _;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt::Display};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    time::Duration,
+};
+
+/// How many nodes and reasons of a kind are named on one screen.
+const NAMED: usize = 8;
+/// Between two looks with `--watch`.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// Show what happens now and why something waits.
 #[derive(Debug, Args)]
 pub(crate) struct Status {
-    #[command(flatten)]
-    connection: Connection,
     /// Only this policy.
     policy: Option<String>,
+    /// Look again every two seconds, until Ctrl-C.
+    #[arg(short, long)]
+    watch: bool,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
     output: output::Format,
 }
 
-/// The answer, for people and for programs.
+/// The answer for programs.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer {
-    policies: Vec<PolicyAnswer>,
-    freezes: Vec<FreezeAnswer>,
+struct Answer<'a> {
+    source: &'a Source,
+    planned_at: Time,
+    policies: Vec<PolicyAnswer<'a>>,
+    freezes: Vec<&'a api::LiveOrder<api::FreezeSpec, api::FreezeStatus>>,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct PolicyAnswer {
-    name: String,
-    status: api::UpdatePolicyStatus,
-    max_unavailable: api::IntOrPercent,
+struct PolicyAnswer<'a> {
+    #[serde(flatten)]
+    policy: &'a LivePolicy,
     nodes: Vec<NodeAnswer>,
 }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct NodeAnswer {
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    booted: Option<api::Version>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    staged: Option<api::Version>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rollout: Option<api::Rollout>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    transfer: Option<api::Transfer>,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FreezeAnswer {
-    name: String,
-    reason: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    requested_by: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ends_at: Option<api::Time>,
-}
-
 impl Status {
-    pub(crate) async fn run(self) -> anyhow::Result<Exit> {
-        let cluster = Cluster::read(&self.connection.client().await?).await?;
-        let answer = answer(&cluster, self.policy.as_deref());
-        if let Some(name) = &self.policy
-            && answer.policies.is_empty()
-        {
-            anyhow::bail!("there is no UpdatePolicy {name}");
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let terminal = console::Term::stdout();
+        loop {
+            let seen = match live::seen(&client, connection).await {
+                Ok(seen) => seen,
+                // Whoever watches wants to see it come back.
+                Err(error) if self.watch => {
+                    output::say(&format!("{error:#}"));
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if let Some(name) = &self.policy
+                && seen.policy(name).is_none()
+            {
+                anyhow::bail!("there is no UpdatePolicy {name}{}", problem::hint(name, seen.policy_names()));
+            }
+            if self.watch && terminal.is_term() && self.output == output::Format::Table {
+                terminal.clear_screen()?;
+            }
+            self.show(&seen)?;
+            if !self.watch {
+                return Ok(Exit::Success);
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        let now = clock::now();
-        output::show(self.output, &answer, |answer| text(answer, now, &chrono::Local))?;
-        Ok(Exit::Success)
+    }
+
+    fn show(&self, seen: &Seen) -> anyhow::Result<()> {
+        let wide = self.output == output::Format::Wide;
+        let page = Page { look: Look::of_stdout(), now: clock::now(), zone: &chrono::Local };
+        let answer = answer(seen, self.policy.as_deref(), &page);
+        output::show(self.output, &answer, |_| text(seen, self.policy.as_deref(), wide, &page))
     }
 }
 
-fn answer(cluster: &Cluster, only: Option<&str>) -> Answer {
-    let mut policies: Vec<_> = cluster
-        .policies
-        .iter()
-        .filter(|policy| only.is_none_or(|name| policy.name_any() == name))
-        .map(|policy| PolicyAnswer {
-            name: policy.name_any(),
-            status: policy.status.clone().unwrap_or_default(),
-            max_unavailable: policy.spec.budget.max_unavailable.clone(),
-            nodes: cluster.nodes_of(&policy.name_any()).into_iter().map(node_answer).collect(),
-        })
-        .collect();
-    policies.sort_by(|a, b| a.name.cmp(&b.name));
-    let freezes = cluster
-        .freezes
-        .iter()
-        .filter(|freeze| {
-            let conditions = freeze.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-            // Until the operator has seen it, a new Freeze counts: better one line too many than a wrong "all clear".
-            api::conditions::get(conditions, api::conditions::ACTIVE).is_none_or(|active| active.status == "True")
-        })
-        .map(|freeze| FreezeAnswer {
-            name: freeze.name_any(),
-            reason: freeze.spec.reason.clone(),
-            requested_by: freeze.spec.requested_by.clone(),
-            ends_at: freeze.status.as_ref().and_then(|status| status.ends_at),
-        })
-        .collect();
-    Answer { policies, freezes }
+fn wanted<'a>(seen: &'a Seen, only: Option<&'a str>) -> impl Iterator<Item = (usize, &'a LivePolicy)> {
+    seen.report.policies.iter().enumerate().filter(move |(_, policy)| only.is_none_or(|name| policy.name == name))
 }
 
-fn node_answer(node: &api::NodeUpdate) -> NodeAnswer {
-    let status = node.status.clone().unwrap_or_default();
-    NodeAnswer {
-        name: node.name_any(),
-        booted: status.booted.map(|booted| booted.version),
-        staged: status.staged.map(|staged| staged.version),
-        rollout: status.rollout,
-        transfer: status.transfer,
+fn answer<'a, Z>(seen: &'a Seen, only: Option<&'a str>, page: &Page<'_, Z>) -> Answer<'a> {
+    let report = &seen.report;
+    let policies = wanted(seen, only).map(|(index, policy)| PolicyAnswer {
+        policy,
+        nodes: report.nodes_of(index).map(|node| NodeAnswer::of(report, node)).collect(),
+    });
+    Answer {
+        source: &seen.source,
+        planned_at: report.planned_at,
+        policies: policies.collect(),
+        freezes: report.freezes.iter().filter(|freeze| view::holds(freeze, page.now)).collect(),
     }
 }
 
-fn text<Z: TimeZone>(answer: &Answer, now: DateTime<Utc>, zone: &Z) -> String
+fn text<Z: TimeZone>(seen: &Seen, only: Option<&str>, wide: bool, page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let mut text = String::new();
-    for freeze in &answer.freezes {
-        let by = freeze.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
-        let end = freeze.ends_at.map(|end| format!(" until {}", picture::moment(end.get(), now, zone)));
-        text.push_str(&format!("FROZEN{} ({}{by}): {}\n", end.unwrap_or_default(), freeze.name, freeze.reason));
+    let mut text = page.provenance(seen);
+    text.push_str(&page.freezes(&seen.report, only));
+    if seen.report.policies.is_empty() {
+        text.push_str("There is no UpdatePolicy: no node is looked after. See docs/policies.md for a first one.\n");
     }
-    if answer.policies.is_empty() {
-        text.push_str("There is no UpdatePolicy.\n");
-    }
-    for policy in &answer.policies {
-        text.push_str(&policy_text(policy, now, zone));
+    for (index, policy) in wanted(seen, only) {
+        let nodes: Vec<&LiveNode> = seen.report.nodes_of(index).collect();
+        text.push_str(&policy_text(&seen.report, policy, &nodes, page));
+        if wide {
+            text.push_str(&table(&seen.report, &nodes, page));
+        }
     }
     text
 }
 
-fn policy_text<Z: TimeZone>(policy: &PolicyAnswer, now: DateTime<Utc>, zone: &Z) -> String
+fn policy_text<Z: TimeZone>(report: &LiveReport, policy: &LivePolicy, nodes: &[&LiveNode], page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let status = &policy.status;
-    let counts = &status.counts;
-    let mut line = policy.name.clone();
+    let look = page.look;
+    let (status, counts) = (&policy.status, &policy.status.counts);
+    let mut line = look.paint(Tone::Strong, &policy.name);
     match (&status.previous, &status.target) {
         (Some(previous), Some(target)) if counts.updated < counts.nodes => {
-            line.push_str(&format!("  {} → {}", previous.version, target.version));
+            let arrow = look.sign("→", "->");
+            line.push_str(&format!("  {} {arrow} {}", previous.version, target.version));
         }
         (_, Some(target)) => line.push_str(&format!("  {}", target.version)),
         (_, None) => line.push_str("  no release"),
     }
-    line.push_str(&format!("   {}  {}/{}", picture::bar(counts.updated, counts.nodes), counts.updated, counts.nodes));
+    line.push_str(&format!("   {}  {}/{}", look.bar(counts.updated, counts.nodes), counts.updated, counts.nodes));
     if let Some(wave) = &status.wave {
         line.push_str(&format!("   wave {}/{} {} ({} of {})", wave.index, wave.of, wave.name, wave.done, wave.nodes));
     }
-    if let Ok(budget) = policy.max_unavailable.of(counts.nodes) {
+    if let Some(budget) = policy.max_unavailable {
         line.push_str(&format!("   budget {}/{budget}", counts.unavailable));
     }
     line.push('\n');
+    if policy.paused {
+        line.push_str(&format!("  {}  by its spec: nothing new starts\n", look.paint(Tone::Warn, "paused")));
+    }
     if let Some(window) = &status.window {
-        let (verb, at) = match (window.open, window.end) {
-            (true, Some(end)) => ("open until", end),
-            (true, None) => ("open since", window.start),
-            (false, _) => ("opens", window.start),
+        let column = status.columns.next_window.as_str();
+        let distance = |at: Time| picture::span((at.get() - page.now).abs());
+        let shown = match (window.open, window.end) {
+            (true, Some(end)) => format!("{column} (closes in {})", distance(end)),
+            (true, None) => column.to_owned(),
+            (false, _) => format!("{column} (in {})", distance(window.start)),
         };
-        line.push_str(&format!("  window {verb} {}\n", picture::moment(at.get(), now, zone)));
+        line.push_str(&format!("  window   {shown}\n"));
+    }
+    if let Some(until) = status.wave.as_ref().and_then(|wave| wave.soak_until) {
+        line.push_str(&format!("  soak     until {}\n", page.moment(until)));
     }
     if let Some(error) = status.repository.as_ref().and_then(|repository| repository.error.as_deref()) {
-        line.push_str(&format!("  repository: {error}\n"));
+        line.push_str(&format!("  {} {error}\n", look.paint(Tone::Bad, "repository")));
+    }
+    for condition in unwell(&status.conditions) {
+        let name = look.paint(Tone::Bad, &condition.type_);
+        line.push_str(&format!("  {name} is {}, {}: {}\n", condition.status, condition.reason, condition.message));
     }
     for blocked in &status.blocked {
         line.push_str(&format!("  blocked  {} by {}: {}\n", blocked.version, blocked.by, blocked.reason));
     }
-    let moving: Vec<_> = policy.nodes.iter().filter_map(|node| moving(node, now, zone)).collect();
-    if !moving.is_empty() {
-        line.push_str(&format!("  moving   {}\n", moving.join("     ")));
-    }
-    let waiting = waiting(&policy.nodes);
-    if !waiting.is_empty() {
-        line.push_str(&format!("  waiting  {}\n", waiting.join(" · ")));
-    }
-    for node in policy.nodes.iter().filter(|node| state(node) == Some(RolloutState::Failed)) {
-        let message = node.rollout.as_ref().map(|rollout| rollout.message.as_str()).unwrap_or_default();
-        line.push_str(&format!("  failed   {}: {message}\n", node.name));
-    }
+    line.push_str(&moving(report, nodes, page));
+    line.push_str(&waiting(report, nodes, look));
+    line.push_str(&failed(report, nodes, look));
     line
 }
 
-fn state(node: &NodeAnswer) -> Option<RolloutState> {
-    node.rollout.as_ref().map(|rollout| rollout.state)
+/// The conditions of a policy that are not as they should be, what the lines below tell anyway apart.
+pub(super) fn unwell(
+    conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition],
+) -> impl Iterator<Item = &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    use api::conditions::{ACCEPTED, HALTED, POLICY_CONFLICT};
+    conditions.iter().filter(|condition| match condition.type_.as_str() {
+        ACCEPTED => condition.status == "False",
+        HALTED | POLICY_CONFLICT => condition.status == "True",
+        _ => false,
+    })
 }
 
-fn moving<Z: TimeZone>(node: &NodeAnswer, now: DateTime<Utc>, zone: &Z) -> Option<String>
+/// Nodes under way: how many do what, and those that have done it longest.
+fn moving<Z: TimeZone>(report: &LiveReport, nodes: &[&LiveNode], page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let rollout = node.rollout.as_ref()?;
-    let what = match rollout.state {
-        RolloutState::Draining => match &rollout.drain {
-            Some(drain) => format!("draining {}/{} pods", drain.gone, drain.pods),
-            None => "draining".to_owned(),
-        },
-        RolloutState::Rebooting => "rebooting".to_owned(),
-        RolloutState::Trial if rollout.reason == WaitReason::Soaking => "trial, soaking".to_owned(),
-        RolloutState::Trial => "trial".to_owned(),
-        RolloutState::Reverting => "reverting".to_owned(),
-        RolloutState::Staging => match &node.transfer {
-            Some(transfer) => format!("staging {} %", transfer.percent),
-            None => return None,
-        },
-        _ => return None,
+    let moves = |node: &&&LiveNode| {
+        matches!(
+            node.state,
+            RolloutState::Draining | RolloutState::Rebooting | RolloutState::Trial | RolloutState::Reverting
+        ) || (node.state == RolloutState::Staging && node.percent.is_some())
     };
-    let until = rollout.until.map(|until| format!(" until {}", picture::moment(until.get(), now, zone)));
-    let since = rollout
-        .since
-        .filter(|_| until.is_none())
-        .map(|since| format!(" ({})", picture::span(now.signed_duration_since(since.get()))));
-    Some(format!("{} {what}{}", node.name, until.or(since).unwrap_or_default()))
+    let mut moving: Vec<&LiveNode> = nodes.iter().filter(moves).copied().collect();
+    if moving.is_empty() {
+        return String::new();
+    }
+    let mut counts: BTreeMap<RolloutState, usize> = BTreeMap::new();
+    for node in &moving {
+        *counts.entry(node.state).or_default() += 1;
+    }
+    let all: Vec<_> = counts
+        .iter()
+        .map(|(state, count)| format!("{count} {}", picture::does(*state).trim_start_matches("is ")))
+        .collect();
+    let mut text = format!("  moving   {}\n", all.join(page.look.sign(" · ", ", ")));
+    // Staging is harmless and goes last; of the others those that took longest come first.
+    moving
+        .sort_by_key(|node| (node.state == RolloutState::Staging, node.since.is_none(), node.since, node.name.clone()));
+    let rows: Vec<Vec<String>> = moving.iter().take(NAMED).map(|node| moving_row(report, node, page)).collect();
+    for line in output::columns(&rows).lines() {
+        text.push_str(&format!("           {line}\n"));
+    }
+    if moving.len() > NAMED {
+        text.push_str(&format!("           and {} more: bascule status -o wide\n", moving.len() - NAMED));
+    }
+    text
 }
 
-/// The waiting nodes, counted by reason and object, most frequent first.
-fn waiting(nodes: &[NodeAnswer]) -> Vec<String> {
-    let mut counts: BTreeMap<(WaitReason, Option<String>), usize> = BTreeMap::new();
-    for rollout in nodes.iter().filter_map(|node| node.rollout.as_ref()) {
-        if matches!(rollout.state, RolloutState::Waiting | RolloutState::Unknown) {
-            *counts.entry((rollout.reason, rollout.object.as_ref().map(ToString::to_string))).or_default() += 1;
+fn moving_row<Z: TimeZone>(report: &LiveReport, node: &LiveNode, page: &Page<'_, Z>) -> Vec<String>
+where
+    Z::Offset: Display,
+{
+    let wait = report.wait(node);
+    let mut what = headline(node, wait).trim_start_matches("is ").to_owned();
+    match (&node.drain, node.percent) {
+        (Some(drain), _) if node.state == RolloutState::Draining => {
+            what.push_str(&format!(" {}/{} pods", drain.gone, drain.pods));
         }
+        (_, Some(percent)) if node.state == RolloutState::Staging => what.push_str(&format!(" {percent} %")),
+        _ => {}
+    }
+    let until = wait.and_then(|wait| wait.until).map(|until| format!("until {}", page.moment(until)));
+    let since = node.since.map(|since| format!("for {}", picture::span(page.now.signed_duration_since(since.get()))));
+    let object = wait.and_then(|wait| wait.object.as_ref()).map(ToString::to_string);
+    vec![node.name.clone(), what, until.or(since).unwrap_or_default(), object.unwrap_or_default()]
+}
+
+/// The waiting nodes, counted by reason, most frequent first, with an object that causes it.
+fn waiting(report: &LiveReport, nodes: &[&LiveNode], look: Look) -> String {
+    let mut counts: BTreeMap<WaitReason, (usize, BTreeSet<String>)> = BTreeMap::new();
+    let waits = |node: &&&LiveNode| match node.state {
+        RolloutState::Waiting | RolloutState::Unknown => true,
+        RolloutState::Staging => node.percent.is_none(),
+        _ => false,
+    };
+    for wait in nodes.iter().filter(waits).filter_map(|node| report.wait(node)) {
+        let (count, objects) = counts.entry(wait.reason).or_default();
+        *count += 1;
+        objects.extend(wait.object.as_ref().filter(|object| !view::is_a_node(object)).map(ToString::to_string));
+    }
+    if counts.is_empty() {
+        return String::new();
     }
     let mut counts: Vec<_> = counts.into_iter().collect();
-    counts.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    counts
-        .into_iter()
-        .map(|((reason, object), count)| match object {
-            Some(object) => format!("{count} {reason} ({object})"),
-            None => format!("{count} {reason}"),
+    counts.sort_by(|a, b| b.1.0.cmp(&a.1.0).then_with(|| a.0.cmp(&b.0)));
+    let mut parts: Vec<String> = counts
+        .iter()
+        .take(NAMED)
+        .map(|(reason, (count, objects))| match (objects.first(), objects.len()) {
+            (Some(object), 1) => format!("{count} {reason} ({object})"),
+            (Some(object), all) => format!("{count} {reason} ({object} and {})", picture::count(all - 1, "other")),
+            (None, _) => format!("{count} {reason}"),
         })
-        .collect()
+        .collect();
+    if counts.len() > NAMED {
+        parts.push(format!("and {} more reasons", counts.len() - NAMED));
+    }
+    format!("  waiting  {}\n", parts.join(look.sign(" · ", ", ")))
+}
+
+fn failed(report: &LiveReport, nodes: &[&LiveNode], look: Look) -> String {
+    let failed: Vec<_> = nodes.iter().filter(|node| node.state == RolloutState::Failed).collect();
+    let mut text = String::new();
+    for node in failed.iter().take(NAMED) {
+        let message = report.wait(node).map(|wait| wait.message.as_str()).unwrap_or_default();
+        text.push_str(&format!("  {}   {}: {message}\n", look.paint(Tone::Bad, "failed"), node.name));
+    }
+    if failed.len() > NAMED {
+        text.push_str(&format!("           and {} more: bascule status -o wide\n", failed.len() - NAMED));
+    }
+    text
+}
+
+fn table<Z: TimeZone>(report: &LiveReport, nodes: &[&LiveNode], page: &Page<'_, Z>) -> String
+where
+    Z::Offset: Display,
+{
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let mut rows = vec![
+        ["", "NODE", "ZONE", "BOOTED", "STAGED", "STATE", "REASON", "UNTIL", "OBJECT"].map(str::to_owned).to_vec(),
+    ];
+    rows.extend(nodes.iter().map(|node| {
+        let wait = report.wait(node);
+        vec![
+            String::new(),
+            node.name.clone(),
+            or_dash(node.zone.clone()),
+            or_dash(node.booted.as_ref().map(ToString::to_string)),
+            or_dash(node.staged.as_ref().map(ToString::to_string)),
+            format!("{:?}", node.state),
+            or_dash(wait.map(|wait| wait.reason.to_string())),
+            or_dash(wait.and_then(|wait| wait.until).map(|until| page.moment(until))),
+            or_dash(wait.and_then(|wait| wait.object.as_ref()).map(ToString::to_string)),
+        ]
+    }));
+    output::columns(&rows)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bascule_api::{Counts, DrainProgress, ObjectRef, Rollout, Time, WaveStatus};
-
-    fn node(name: &str, state: RolloutState, reason: WaitReason) -> NodeAnswer {
-        let rollout = Rollout {
-            state,
-            reason,
-            message: "it broke".into(),
-            object: None,
-            until: None,
-            since: None,
-            passed_gates: Vec::new(),
-            drain: Some(DrainProgress { pods: 14, gone: 12 }),
-        };
-        NodeAnswer { name: name.into(), booted: None, staged: None, rollout: Some(rollout), transfer: None }
-    }
-
-    #[test]
-    fn one_screen_answers_what_and_why() {
-        let now = Utc.with_ymd_and_hms(2026, 11, 23, 22, 0, 0).unwrap();
-        let mut draining = node("node-b4", RolloutState::Draining, WaitReason::Draining);
-        if let Some(rollout) = &mut draining.rollout {
-            rollout.since = Some(Time::new(now - chrono::TimeDelta::minutes(2)));
-        }
-        let mut budget = node("node-b2", RolloutState::Waiting, WaitReason::DisruptionBudget);
-        if let Some(rollout) = &mut budget.rollout {
-            rollout.object = Some(ObjectRef {
-                kind: "PodDisruptionBudget".into(),
-                namespace: Some("shop".into()),
-                name: "checkout".into(),
-            });
-        }
-        let status = api::UpdatePolicyStatus {
-            counts: Counts { nodes: 40, updated: 12, unavailable: 2, ..Counts::default() },
-            wave: Some(WaveStatus { name: "early".into(), index: 2, of: 3, done: 4, nodes: 8, soak_until: None }),
-            ..api::UpdatePolicyStatus::default()
-        };
-        let policy = PolicyAnswer {
-            name: "workers".into(),
-            status,
-            max_unavailable: api::IntOrPercent::Percent("10%".into()),
-            nodes: vec![
-                draining,
-                budget,
-                node("n1", RolloutState::Waiting, WaitReason::Wave),
-                node("n2", RolloutState::Waiting, WaitReason::Wave),
-                node("n3", RolloutState::Failed, WaitReason::Reverted),
-            ],
-        };
-        assert_eq!(
-            policy_text(&policy, now, &Utc),
-            "workers  no release   ██████░░░░░░░░░░░░░░  12/40   wave 2/3 early (4 of 8)   budget 2/4\n  \
-             moving   node-b4 draining 12/14 pods (2m)\n  \
-             waiting  2 Wave · 1 DisruptionBudget (PodDisruptionBudget shop/checkout)\n  \
-             failed   n3: it broke\n"
-        );
-    }
-}
+#[path = "status_tests.rs"]
+mod tests;

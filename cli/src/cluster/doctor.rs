@@ -1,0 +1,134 @@
+//! `bascule doctor`: looks for what keeps updates from happening before anybody notices: rights, versions, agents, clocks,
+//! metadata, windows that nothing fits into, budgets that never allow a drain.
+
+mod checks;
+mod rights;
+
+use super::{
+    Connection, list,
+    live::{self},
+    picture::{Look, Tone},
+    problem::{self, Role},
+};
+use crate::{clock, exit::Exit, output};
+use bascule_api as api;
+use clap::Args;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Client;
+use serde::Serialize;
+
+/// Look for everything that keeps nodes from being updated.
+///
+/// Ends with 1 when something is wrong. Warnings alone end with 0.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: output::Format,
+}
+
+/// How a finding weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) enum Weight {
+    Good,
+    Warning,
+    Wrong,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Finding {
+    pub(super) weight: Weight,
+    /// What was looked at.
+    pub(super) about: &'static str,
+    pub(super) what: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) advice: String,
+}
+
+impl Finding {
+    pub(super) fn good(about: &'static str, what: impl Into<String>) -> Self {
+        Self { weight: Weight::Good, about, what: what.into(), advice: String::new() }
+    }
+
+    pub(super) fn warning(about: &'static str, what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { weight: Weight::Warning, about, what: what.into(), advice: advice.into() }
+    }
+
+    pub(super) fn wrong(about: &'static str, what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { weight: Weight::Wrong, about, what: what.into(), advice: advice.into() }
+    }
+}
+
+impl Doctor {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let findings = live::patiently(findings(&client, connection)).await?;
+        output::show(self.output, &findings, |findings| text(findings, Look::of_stdout()))?;
+        let wrong = findings.iter().any(|finding| finding.weight == Weight::Wrong);
+        Ok(if wrong { Exit::Failed } else { Exit::Success })
+    }
+}
+
+async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Vec<Finding>> {
+    let server = client.apiserver_version().await;
+    let server = server.map_err(|error| problem::told(error, "get", "the API server's version", Role::OnCall))?;
+    let mut findings = vec![Finding::good("API server", server.git_version)];
+    let installed = rights::kinds(client).await?;
+    let complete = installed.iter().all(|finding| finding.weight == Weight::Good);
+    findings.extend(installed);
+    if !complete {
+        return Ok(findings);
+    }
+    findings.extend(rights::granted(client, &connection.namespace).await?);
+    let seen = live::seen(client, connection).await?;
+    findings.extend(checks::leader(&seen, clock::now()));
+    let policies = list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
+    let nodes = list::<api::NodeUpdate>(client, "NodeUpdates").await?;
+    findings.extend(checks::policies(&policies, clock::now()));
+    findings.extend(checks::agents(&seen, &nodes));
+    match list::<PodDisruptionBudget>(client, "PodDisruptionBudgets").await {
+        Ok(budgets) => findings.extend(checks::budgets(&budgets)),
+        Err(error) => findings.push(Finding::warning("budgets", "were not looked at", error.to_string())),
+    }
+    Ok(findings)
+}
+
+fn text(findings: &[Finding], look: Look) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let (sign, tone) = match finding.weight {
+            Weight::Good => (look.sign("✓", "ok  "), Tone::Good),
+            Weight::Warning => (look.sign("!", "warn"), Tone::Warn),
+            Weight::Wrong => (look.sign("✗", "BAD "), Tone::Bad),
+        };
+        text.push_str(&format!("{} {}: {}\n", look.paint(tone, sign), finding.about, finding.what));
+        if !finding.advice.is_empty() {
+            text.push_str(&look.wrapped(&finding.advice, "       "));
+        }
+    }
+    let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
+    text.push_str(&match (count(Weight::Wrong), count(Weight::Warning)) {
+        (0, 0) => "Nothing keeps nodes from being updated.\n".to_owned(),
+        (wrong, warnings) => format!("{wrong} wrong, {warnings} to look at.\n"),
+    });
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_comes_with_what_to_do() {
+        let findings = [
+            Finding::good("API server", "v1.36.4"),
+            Finding::warning("leader", "its clock is 40s ahead", "Set the clocks right."),
+            Finding::wrong("policy workers", "no window is long enough", "Make a window longer."),
+        ];
+        insta::assert_snapshot!("doctor", text(&findings, Look::PLAIN));
+        assert!(text(&findings[..1], Look::PLAIN).ends_with("Nothing keeps nodes from being updated.\n"));
+    }
+}

@@ -1,0 +1,288 @@
+//! The checks, as pure functions of what was read.
+
+use super::Finding;
+use crate::cluster::{
+    live::{Seen, Source},
+    picture,
+};
+use bascule_api as api;
+use bascule_api::{Time, WaitReason, conditions};
+use bascule_planner::windows::{Opening, opening};
+use chrono::{DateTime, TimeDelta, Utc};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::ResourceExt as _;
+use std::collections::BTreeMap;
+
+/// The leader plans every minute at the latest.
+const PLANS_WITHIN: i64 = 90;
+/// Clocks that differ by more are told of.
+const SKEW: i64 = 5;
+/// Metadata that expires within this time is told of.
+const EXPIRES_SOON: TimeDelta = TimeDelta::days(2);
+/// Metadata that was not verified for this time is told of.
+const STALE: TimeDelta = TimeDelta::hours(1);
+/// How many windows are looked at for one that is long enough.
+const WINDOWS: usize = 64;
+
+/// Whether an operator leads, which one, and whether its clock is like this one.
+pub(super) fn leader(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
+    let name = match &seen.source {
+        Source::Objects { why, .. } => {
+            let advice = "What the commands show comes from the objects until then, late by up to a minute.";
+            return vec![Finding::wrong("leader", format!("its live report can't be read: {why}"), advice)];
+        }
+        Source::Leader { name } => name,
+    };
+    let report = &seen.report;
+    let mut found = vec![Finding::good("leader", format!("{name}, version {}", report.operator_version))];
+    let own = env!("CARGO_PKG_VERSION");
+    if report.operator_version != own {
+        found.push(Finding::warning(
+            "versions",
+            format!("this program is {own}, the operator {}", report.operator_version),
+            "Use the program of the operator's version.",
+        ));
+    }
+    let zones = bascule_planner::zones::TimeZones::default().version();
+    if report.time_zones != zones {
+        found.push(Finding::warning(
+            "time zones",
+            format!("the operator reads windows with {}, this program with {zones}", report.time_zones),
+            "Forecasts of windows in zones that changed may differ; the operator's are what counts.",
+        ));
+    }
+    let age = now.signed_duration_since(report.planned_at.get()).num_seconds();
+    if !(-SKEW..=PLANS_WITHIN).contains(&age) {
+        let far = picture::span(TimeDelta::seconds(age.abs()));
+        let what =
+            if age < 0 { format!("its last plan lies {far} ahead") } else { format!("its last plan is {far} old") };
+        found.push(Finding::warning(
+            "clocks",
+            what,
+            "Set the clocks of this machine and of the operator's node right (NTP).",
+        ));
+    }
+    found
+}
+
+/// What the policies themselves say, and whether their windows are ever long enough.
+pub(super) fn policies(policies: &[api::UpdatePolicy], now: DateTime<Utc>) -> Vec<Finding> {
+    if policies.is_empty() {
+        return vec![Finding::warning("policies", "there is none", "No node is looked after (docs/policies.md).")];
+    }
+    let mut found = Vec::new();
+    for policy in policies {
+        let before = found.len();
+        let name = policy.name_any();
+        let status = policy.status.clone().unwrap_or_default();
+        let wrong = |what: String, advice: &str| Finding::wrong("policy", format!("{name}: {what}"), advice);
+        let warns = |what: String, advice: &str| Finding::warning("policy", format!("{name}: {what}"), advice);
+        if status.observed_generation != policy.metadata.generation {
+            found.push(warns("the operator has not looked at its last change".to_owned(), "Is there a leader?"));
+        }
+        for (type_, bad, advice) in [
+            (conditions::ACCEPTED, "False", "An admin mends the field that is named."),
+            (conditions::POLICY_CONFLICT, "True", "An admin narrows one of the two selectors."),
+            (conditions::HALTED, "True", "See docs/runbooks/BasculeReleaseBlocked.md."),
+            (conditions::REPOSITORY_HEALTHY, "False", "See docs/runbooks/BasculeMetadataStale.md."),
+        ] {
+            let condition = conditions::get(&status.conditions, type_).filter(|condition| condition.status == bad);
+            if let Some(condition) = condition {
+                found.push(wrong(format!("{type_} is {bad}: {}", condition.message), advice));
+            }
+        }
+        if let Some(repository) = &status.repository {
+            metadata(repository, now, |what, advice| found.push(warns(what, advice)));
+        }
+        if status.counts.nodes == 0 && status.observed_generation.is_some() {
+            found.push(warns("it selects no node".to_owned(), "Look at its nodeSelector and at the labels of nodes."));
+        }
+        match bascule_planner::validate(&policy.spec) {
+            Ok(valid) => {
+                if let Some(what) = never_fits(&valid, &status.timings, now) {
+                    found.push(wrong(what, "An admin makes a window longer, or the drain's timeout shorter."));
+                }
+            }
+            Err(error) => found.push(wrong(error.to_string(), "An admin mends the field that is named.")),
+        }
+        if found.len() == before {
+            found.push(Finding::good("policy", format!("{name}: {} nodes", status.counts.nodes)));
+        }
+    }
+    found
+}
+
+fn metadata(repository: &api::RepositoryStatus, now: DateTime<Utc>, mut tell: impl FnMut(String, &'static str)) {
+    if let Some(expires) = repository.expires_at.filter(|expires| expires.get() - now < EXPIRES_SOON) {
+        tell(
+            format!("its repository's metadata expires at {expires}"),
+            "The publisher signs it anew: bascule release refresh.",
+        );
+    }
+    if let Some(verified) = repository.verified_at.filter(|verified| now - verified.get() > STALE)
+        && let Some(error) = &repository.error
+    {
+        tell(
+            format!("its repository was verified last at {verified}: {error}"),
+            "See docs/runbooks/BasculeMetadataStale.md.",
+        );
+    }
+}
+
+/// Whether what nodes take lately fits into no window of the coming time.
+fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now: DateTime<Utc>) -> Option<String> {
+    let takes = [timings.drain_seconds, timings.boot_seconds, timings.health_seconds];
+    let takes = TimeDelta::seconds(takes.into_iter().flatten().map(i64::from).sum());
+    let mut at = Time::new(now);
+    let mut longest = TimeDelta::zero();
+    for _ in 0..WINDOWS {
+        let span = match opening(&valid.windows, at) {
+            Opening::Always | Opening::Closed(None) => return None,
+            Opening::Open(span) | Opening::Closed(Some(span)) => span,
+        };
+        let end = span.end?;
+        longest = longest.max(end.get() - span.start.get());
+        at = end;
+    }
+    (takes > longest).then(|| {
+        format!(
+            "a node lately took {} from the drain to the commit, and its longest window is {}",
+            picture::span(takes),
+            picture::span(longest)
+        )
+    })
+}
+
+/// Agents that are missing, that can't count boots, or that are of several versions.
+pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (reason, what) in [
+        (WaitReason::AgentNotReporting, "do not report from their present boot"),
+        (WaitReason::BootCountingBroken, "can't count boots, so that no trial would revert by itself"),
+    ] {
+        let those: Vec<&str> = seen
+            .report
+            .nodes
+            .iter()
+            .filter(|node| node.policy.is_some())
+            .filter(|node| seen.report.wait(node).is_some_and(|wait| wait.reason == reason))
+            .map(|node| node.name.as_str())
+            .collect();
+        if let Some(first) = those.first() {
+            let count = picture::count(those.len(), "node");
+            found.push(Finding::wrong("agents", format!("{count} {what}: {first}, …"), reason.remedy()));
+        }
+    }
+    let mut versions: BTreeMap<String, usize> = BTreeMap::new();
+    for version in nodes.iter().filter_map(|node| node.status.as_ref()?.agent_version.clone()) {
+        *versions.entry(version).or_default() += 1;
+    }
+    if versions.len() > 1 {
+        let versions: Vec<_> = versions.iter().map(|(version, count)| format!("{version} on {count}")).collect();
+        let what = format!("are of several versions: {}", versions.join(", "));
+        found.push(Finding::warning("agents", what, "Fine while they are being replaced; else finish that."));
+    }
+    if found.is_empty() {
+        found.push(Finding::good("agents", format!("{} report", picture::count(nodes.len(), "node"))));
+    }
+    found
+}
+
+/// Budgets that allow no disruption although every pod is healthy: no drain of their nodes ever succeeds.
+pub(super) fn budgets(budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
+    let never: Vec<String> = budgets
+        .iter()
+        .filter(|budget| {
+            budget.status.as_ref().is_some_and(|status| {
+                let expected = status.expected_pods.unwrap_or_default();
+                expected > 0
+                    && status.disruptions_allowed.unwrap_or_default() == 0
+                    && status.current_healthy.unwrap_or_default() >= expected
+                    && status.desired_healthy.unwrap_or_default() >= expected
+            })
+        })
+        .map(|budget| format!("{}/{}", budget.namespace().unwrap_or_default(), budget.name_any()))
+        .collect();
+    if never.is_empty() {
+        return vec![Finding::good("budgets", "each allows a disruption when its pods are healthy")];
+    }
+    let advice = "Nodes with their pods wait with DisruptionBudget. Give the workload a replica more, or have its owner change the budget.";
+    vec![Finding::wrong("budgets", format!("can never allow a disruption: {}", never.join(", ")), advice)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixture;
+    use serde_json::json;
+
+    fn weights(found: &[Finding]) -> Vec<super::super::Weight> {
+        found.iter().map(|finding| finding.weight).collect()
+    }
+
+    fn policy(spec: serde_json::Value, status: serde_json::Value) -> api::UpdatePolicy {
+        let mut whole =
+            json!({"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"}});
+        whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        serde_json::from_value(json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers", "generation": 1},
+            "spec": whole, "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_window_that_nothing_fits_into_is_found() {
+        let window = json!({"maintenanceWindows": [{"schedule": "0 2 * * *", "duration": "10m"}]});
+        let slow = json!({"observedGeneration": 1, "counts": {"nodes": 3}, "timings": {"drainSeconds": 400, "bootSeconds": 300}});
+        let found = policies(&[policy(window.clone(), slow)], fixture::now());
+        assert!(found[0].what.contains("longest window is 10m") && found[0].what.contains("11m40s"), "{found:?}");
+        let quick = json!({"observedGeneration": 1, "counts": {"nodes": 3}, "timings": {"drainSeconds": 100, "bootSeconds": 100}});
+        assert_eq!(weights(&policies(&[policy(window, quick)], fixture::now())), [super::super::Weight::Good]);
+    }
+
+    #[test]
+    fn conditions_metadata_and_bad_fields_are_found() {
+        let status = json!({
+            "observedGeneration": 1, "counts": {"nodes": 3},
+            "repository": {"expiresAt": "2026-11-24T00:00:00Z", "verifiedAt": "2026-11-23T10:00:00Z", "error": "no route"},
+            "conditions": [{"type": "Halted", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+        });
+        let zone =
+            json!({"maintenanceWindows": [{"schedule": "0 2 * * *", "duration": "1h", "timeZone": "Europe/Berln"}]});
+        let found = policies(&[policy(zone, status)], fixture::now());
+        let all: Vec<_> = found.iter().map(|finding| finding.what.as_str()).collect();
+        for part in ["Halted is True", "expires at", "verified last", "Europe/Berln"] {
+            assert!(all.iter().any(|what| what.contains(part)), "{part} in {all:?}");
+        }
+    }
+
+    #[test]
+    fn a_budget_that_can_never_allow_anything_is_told_from_one_that_does_not_now() {
+        let budget = |name: &str, allowed: i32, healthy: i32, desired: i32, expected: i32| -> PodDisruptionBudget {
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "namespace": "shop"},
+                "status": {"disruptionsAllowed": allowed, "currentHealthy": healthy, "desiredHealthy": desired, "expectedPods": expected},
+            }))
+            .unwrap()
+        };
+        let fine = [budget("ok", 1, 3, 2, 3), budget("ill", 0, 2, 2, 3), budget("empty", 0, 0, 0, 0)];
+        assert_eq!(weights(&budgets(&fine)), [super::super::Weight::Good]);
+        let found = budgets(&[budget("never", 0, 1, 1, 1)]);
+        assert!(found[0].what.contains("shop/never"), "{found:?}");
+    }
+
+    #[test]
+    fn agents_and_the_leader_are_looked_at() {
+        let mut seen = fixture::seen();
+        assert_eq!(weights(&agents(&seen, &[])), [super::super::Weight::Good]);
+        seen.report.waits[2].reason = WaitReason::AgentNotReporting;
+        assert!(agents(&seen, &[])[0].what.starts_with("2 nodes do not report"));
+        seen.report.time_zones = bascule_planner::zones::TimeZones::default().version();
+        assert_eq!(weights(&leader(&seen, fixture::now())), [super::super::Weight::Good]);
+        seen.report.planned_at = fixture::ago(-40);
+        assert!(leader(&seen, fixture::now())[1].what.contains("40s ahead"));
+        seen.source = Source::Objects { why: "no operator leads".into(), written_at: None };
+        assert_eq!(weights(&leader(&seen, fixture::now())), [super::super::Weight::Wrong]);
+    }
+}

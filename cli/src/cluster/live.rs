@@ -1,0 +1,226 @@
+//! What is so now: the leader's live report, read through the API server with the reader's own rights, or else what the
+//! objects say, with how old that is and why there is nothing better.
+
+use super::{Connection, objects};
+use crate::{clock, output};
+use bascule_api as api;
+use bascule_api::{
+    LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveReport, NoReport, OPERATOR_LEASE, Time,
+};
+use http_body_util::{BodyExt as _, Limited};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client, client::Body};
+use serde::Serialize;
+use std::time::Duration;
+
+/// How long the leader is waited for before the objects are read instead.
+const LEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// After this time a person is told what is waited for.
+const PROGRESS: Duration = Duration::from_secs(2);
+/// The Role that lets people read the report.
+const ROLE: &str = "bascule-live-report";
+
+/// The report, and where it is from.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Seen {
+    pub(super) report: LiveReport,
+    pub(super) source: Source,
+}
+
+/// Where a report is from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "from")]
+pub(super) enum Source {
+    /// The leader, a moment ago.
+    #[serde(rename_all = "camelCase")]
+    Leader {
+        /// The replica.
+        name: String,
+    },
+    /// The objects.
+    #[serde(rename_all = "camelCase")]
+    Objects {
+        /// Why not the leader.
+        why: String,
+        /// When the operator wrote one of them last.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        written_at: Option<Time>,
+    },
+}
+
+/// Reads what is so now.
+///
+/// # Errors
+/// When the objects can't be read either.
+pub(super) async fn seen(client: &Client, connection: &Connection) -> anyhow::Result<Seen> {
+    let reading = async {
+        match from_leader(client, &connection.namespace).await {
+            Ok(report) => {
+                let source = Source::Leader { name: report.planned_by.clone() };
+                Ok(Seen { report, source })
+            }
+            Err(why) => {
+                let (report, written_at) = objects::read(client).await?;
+                Ok(Seen { report, source: Source::Objects { why, written_at } })
+            }
+        }
+    };
+    patiently(reading).await
+}
+
+/// Tells a person who waits what for.
+pub(super) async fn patiently<T>(work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = tokio::time::sleep(PROGRESS) => {}
+    }
+    output::say("waiting for the API server…");
+    work.await
+}
+
+async fn from_leader(client: &Client, namespace: &str) -> Result<LiveReport, String> {
+    let asking = async {
+        let lease = lease(client, namespace).await?;
+        let spec = lease.spec.unwrap_or_default();
+        let leader = spec.holder_identity.filter(|holder| !holder.is_empty());
+        let leader = leader.ok_or("no operator leads at the moment")?;
+        let answer = match ask(client, namespace, &leader).await {
+            // It was deposed between the two questions.
+            Err(Away::Follows(Some(other))) if other != leader => ask(client, namespace, &other).await,
+            answer => answer,
+        };
+        answer.map_err(|away| {
+            let renewed = spec.renew_time.map(|at| at.0.as_second());
+            let late = renewed.map_or(0, |at| clock::now().timestamp().saturating_sub(at));
+            let held = i64::from(spec.lease_duration_seconds.unwrap_or(15));
+            if late > held {
+                let late = super::picture::span(chrono::TimeDelta::seconds(late));
+                format!("no operator leads: {leader} renewed its Lease last {late} ago, and nothing is decided until one does")
+            } else {
+                away.sentence(namespace, &leader)
+            }
+        })
+    };
+    match tokio::time::timeout(LEADER_PATIENCE, asking).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("the leader did not answer within {} s", LEADER_PATIENCE.as_secs())),
+    }
+}
+
+async fn lease(client: &Client, namespace: &str) -> Result<Lease, String> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    match leases.get_opt(OPERATOR_LEASE).await {
+        Ok(Some(lease)) => Ok(lease),
+        Ok(None) => Err(format!(
+            "there is no Lease {OPERATOR_LEASE} in namespace {namespace}: no operator ever ran there (--namespace names another)"
+        )),
+        Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
+            "you may not get the Lease {OPERATOR_LEASE} in namespace {namespace}: have yourself bound to the Role {ROLE} there"
+        )),
+        Err(_) => Err("the operator's Lease can't be read".to_owned()),
+    }
+}
+
+/// Why a replica did not answer.
+#[derive(Debug, PartialEq, Eq)]
+enum Away {
+    Follows(Option<String>),
+    Forbidden,
+    NoPod,
+    Newer,
+    Says(String),
+}
+
+impl Away {
+    fn sentence(self, namespace: &str, leader: &str) -> String {
+        match self {
+            Self::Follows(_) => format!("{leader} does not lead any more: try again in a moment"),
+            Self::Forbidden => format!(
+                "you may not get pods/proxy in namespace {namespace}: have yourself bound to the Role {ROLE} there"
+            ),
+            Self::NoPod => format!("the leader, {leader}, is no pod of namespace {namespace}"),
+            Self::Newer => {
+                "the leader's report has a form that this `bascule` does not know: use the operator's version"
+                    .to_owned()
+            }
+            Self::Says(why) => format!("the leader, {leader}, can't be read: {why}"),
+        }
+    }
+}
+
+async fn ask(client: &Client, namespace: &str, pod: &str) -> Result<LiveReport, Away> {
+    // The name goes into a URL. A pod's name needs no escaping; another one is none of a pod.
+    if !pod.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.')) {
+        return Err(Away::NoPod);
+    }
+    // Without a port the API server takes the first that the pod's container names.
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy{LIVE_REPORT_PATH}");
+    let request = http::Request::get(path).header(http::header::ACCEPT, "application/json").body(Body::empty());
+    let request = request.map_err(|error| Away::Says(error.to_string()))?;
+    let response = client.send(request).await.map_err(|error| Away::Says(error.to_string()))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LIVE_REPORT_LIMIT).collect().await;
+    let body = body.map_err(|error| Away::Says(error.to_string()))?.to_bytes();
+    read(status.as_u16(), &body)
+}
+
+/// What an answer says.
+fn read(status: u16, body: &[u8]) -> Result<LiveReport, Away> {
+    #[derive(serde::Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        message: String,
+    }
+    match status {
+        200 => match serde_json::from_slice::<Format>(body) {
+            Ok(Format { format: LIVE_REPORT_FORMAT }) => {
+                serde_json::from_slice(body).map_err(|error| Away::Says(format!("its report can't be used: {error}")))
+            }
+            Ok(_) => Err(Away::Newer),
+            Err(_) => Err(Away::Says("it answers with something that is no report".to_owned())),
+        },
+        403 => Err(Away::Forbidden),
+        404 => Err(Away::NoPod),
+        _ => match (serde_json::from_slice::<NoReport>(body), serde_json::from_slice::<Refusal>(body)) {
+            (Ok(NoReport { leader: Some(leader), .. }), _) => Err(Away::Follows(Some(leader))),
+            (_, Ok(Refusal { message })) => Err(Away::Says(message.chars().take(300).collect())),
+            _ => Err(Away::Says(format!("the API server answers {status}"))),
+        },
+    }
+}
+
+impl Seen {
+    /// A policy by its name, with its index.
+    pub(super) fn policy(&self, name: &str) -> Option<(usize, &api::LivePolicy)> {
+        self.report.policies.iter().enumerate().find(|(_, policy)| policy.name == name)
+    }
+
+    /// The names of all policies.
+    pub(super) fn policy_names(&self) -> impl Iterator<Item = &str> + Clone {
+        self.report.policies.iter().map(|policy| policy.name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_is_understood() {
+        let report = LiveReport { format: LIVE_REPORT_FORMAT, ..LiveReport::default() };
+        assert_eq!(read(200, &serde_json::to_vec(&report).unwrap()), Ok(report));
+        assert_eq!(read(200, br#"{"format": 99}"#), Err(Away::Newer));
+        assert!(matches!(read(200, b"<html>"), Err(Away::Says(_))));
+        assert_eq!(read(403, b"{}"), Err(Away::Forbidden));
+        assert_eq!(
+            read(503, br#"{"message": "this replica does not lead", "leader": "b"}"#),
+            Err(Away::Follows(Some("b".into())))
+        );
+        let refused = read(503, br#"{"kind": "Status", "message": "error trying to reach service: no route"}"#);
+        assert_eq!(refused, Err(Away::Says("error trying to reach service: no route".into())));
+    }
+}

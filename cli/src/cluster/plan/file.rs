@@ -1,0 +1,132 @@
+//! A policy in a file, with everything that is wrong about it said at once and in the file's own words.
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_api as api;
+use serde_json::Value;
+use std::{io::Read as _, path::Path};
+
+/// The longest file that is read.
+const LONGEST: u64 = 1024 * 1024;
+
+/// Reads a policy; `-` is stdin.
+///
+/// # Errors
+/// With a sentence that says what is wrong with the file.
+pub(super) fn read(path: &Path) -> anyhow::Result<api::UpdatePolicy> {
+    let mut text = String::new();
+    let shown = path.display();
+    if path.as_os_str() == "-" {
+        std::io::stdin().lock().take(LONGEST).read_to_string(&mut text).context("can't read stdin")?;
+    } else {
+        let file = std::fs::File::open(path).with_context(|| format!("can't read {shown}"))?;
+        file.take(LONGEST).read_to_string(&mut text).with_context(|| format!("can't read {shown}"))?;
+    }
+    parse(&text).with_context(|| format!("{shown} can't be used"))
+}
+
+fn parse(text: &str) -> anyhow::Result<api::UpdatePolicy> {
+    let document: Value = serde_saphyr::from_str(text).context("it is no YAML of one document")?;
+    let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
+    ensure!(kind == "UpdatePolicy", "it is no UpdatePolicy (its kind is {kind:?})");
+    let version = document.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    ensure!(
+        version == "bascule.dev/v1alpha1",
+        "its apiVersion is {version:?}; this program knows bascule.dev/v1alpha1"
+    );
+    let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    ensure!(!name.is_empty(), "it has no metadata.name");
+    let mut unknown = Vec::new();
+    if let (Some(spec), Some(schema)) = (document.get("spec"), schema()) {
+        fields(spec, &schema, "spec", &mut unknown);
+    }
+    if !unknown.is_empty() {
+        bail!("there is no field {}", unknown.join(", "));
+    }
+    let policy: api::UpdatePolicy = serde_json::from_value(document).context("a field is not what it should be")?;
+    bascule_planner::validate(&policy.spec).context("the policy would not be accepted")?;
+    Ok(policy)
+}
+
+/// The schema of a policy's spec, as the API server has it.
+fn schema() -> Option<Value> {
+    let definitions = bascule_api::custom_resource_definitions();
+    let policy = definitions.into_iter().find(|definition| definition.spec.names.kind == "UpdatePolicy")?;
+    let schema = policy.spec.versions.into_iter().next()?.schema?.open_api_v3_schema?;
+    serde_json::to_value(schema).ok()?.pointer("/properties/spec").cloned()
+}
+
+/// Fields that the API server would drop without a word.
+fn fields(value: &Value, schema: &Value, path: &str, unknown: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+            for (key, value) in map {
+                let path = format!("{path}.{key}");
+                match properties.get(key) {
+                    Some(schema) => fields(value, schema, &path, unknown),
+                    None => {
+                        let hint = super::super::problem::nearest(key, properties.keys().map(String::as_str));
+                        let hint = hint.first().map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
+                        unknown.push(format!("{path}{hint}"));
+                    }
+                }
+            }
+        }
+        Value::Array(list) => {
+            let Some(items) = schema.get("items") else { return };
+            for (index, value) in list.iter().enumerate() {
+                fields(value, items, &format!("{path}[{index}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "apiVersion: bascule.dev/v1alpha1\nkind: UpdatePolicy\nmetadata: {name: workers}\nspec:\n  nodeSelector: {}\n  source: {repository: 'https://a.example/os', channel: stable}\n";
+
+    fn refused(text: &str) -> String {
+        format!("{:#}", parse(text).unwrap_err())
+    }
+
+    #[test]
+    fn a_policy_is_read() {
+        assert_eq!(parse(GOOD).unwrap().metadata.name.as_deref(), Some("workers"));
+    }
+
+    #[test]
+    fn every_policy_of_the_cookbook_can_be_used() {
+        let page = include_str!("../../../../docs/cookbook.md");
+        let blocks: Vec<&str> =
+            page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect();
+        assert!(blocks.len() >= 6);
+        for block in blocks {
+            parse(block).unwrap_or_else(|error| panic!("{error:#}\n{block}"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, part) in [
+            ("kind: [", "no YAML"),
+            ("kind: Deployment", "no UpdatePolicy"),
+            (&GOOD.replace("v1alpha1", "v9"), "knows bascule.dev/v1alpha1"),
+            (&GOOD.replace("{name: workers}", "{}"), "metadata.name"),
+            (&format!("{GOOD}  maintenanceWindow: []\n"), "spec.maintenanceWindow (did you mean maintenanceWindows?)"),
+            (&format!("{GOOD}  failureThreshold: many\n"), "invalid type"),
+            (
+                &format!(
+                    "{GOOD}  maintenanceWindows: [{{schedule: '0 2 * * *', duration: 1h, timeZone: Europe/Berln}}]\n"
+                ),
+                "Europe/Berln",
+            ),
+            (&format!("{GOOD}  minReleaseAge: soon\n"), "'soon' is not a duration"),
+        ] {
+            let said = refused(text);
+            assert!(said.contains(part), "{part:?} in {said:?}");
+        }
+    }
+}

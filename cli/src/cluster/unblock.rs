@@ -1,0 +1,117 @@
+//! `bascule unblock`: an admin looked into why a release failed and lets the policy take it again.
+
+use super::{
+    Connection, list, picture,
+    problem::{self, Role},
+};
+use crate::{exit::Exit, output};
+use bascule_api as api;
+use bascule_api::Version;
+use clap::Args;
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+
+/// Let a policy take a release again that failures or a Rollback blocked. Takes the rights of an admin.
+///
+/// The block stays on record. A node on which the release failed does not try it again, and as many further failures as the
+/// threshold block it anew.
+#[derive(Debug, Args)]
+pub(crate) struct Unblock {
+    /// The policy.
+    policy: String,
+    /// The release.
+    version: Version,
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Unblock {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let policies = list::<api::UpdatePolicy>(&client, "UpdatePolicies").await?;
+        let Some(policy) = policies.iter().find(|policy| policy.name_any() == self.policy) else {
+            let names: Vec<_> = policies.iter().map(|policy| policy.name_any()).collect();
+            let hint = problem::hint(&self.policy, names.iter().map(String::as_str));
+            anyhow::bail!("there is no UpdatePolicy {}{hint}", self.policy);
+        };
+        let Asked { allowed, sentence } = asked(policy, &self.version)?;
+        output::say(&sentence);
+        if !output::confirmed("Continue", self.yes)? {
+            output::print("Nothing was changed.\n")?;
+            return Ok(Exit::Failed);
+        }
+        // Refused if somebody changed the policy since it was read.
+        let version = policy.metadata.resource_version.clone();
+        let patch = serde_json::json!({"metadata": {"resourceVersion": version}, "spec": {"allowedVersions": allowed}});
+        let api: Api<api::UpdatePolicy> = Api::all(client);
+        let written = api.patch(&self.policy, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        written.map_err(|error| problem::told(error, "patch", "UpdatePolicies", Role::Admin))?;
+        output::print(&format!("{} may be taken by {} again.\n", self.version, self.policy))?;
+        Ok(Exit::Success)
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Asked {
+    allowed: Vec<Version>,
+    sentence: String,
+}
+
+fn asked(policy: &api::UpdatePolicy, version: &Version) -> anyhow::Result<Asked> {
+    let spec = &policy.spec;
+    if spec.blocked_versions.contains(version) {
+        anyhow::bail!(
+            "{version} is in spec.blockedVersions: an admin put it there by hand and takes it out the same way"
+        );
+    }
+    if spec.allowed_versions.contains(version) {
+        anyhow::bail!(
+            "{version} is allowed already (spec.allowedVersions); if it is blocked again it failed since, see `bascule explain`"
+        );
+    }
+    let status = policy.status.clone().unwrap_or_default();
+    let Some(block) = status.blocked.iter().find(|block| block.version == *version) else {
+        let blocked: Vec<_> = status.blocked.iter().map(|block| block.version.to_string()).collect();
+        let hint = problem::hint(version.as_str(), blocked.iter().map(String::as_str));
+        anyhow::bail!("{version} is not blocked for {}{hint}", policy.name_any());
+    };
+    let failed = status.failures.iter().filter(|failure| failure.version == *version).count();
+    let allowed = spec.allowed_versions.iter().chain([version]).cloned().collect();
+    let sentence = format!(
+        "{version} was blocked by {}: {}. It failed on {}; the others of {} will try it, {} more failing {} it again.",
+        block.by,
+        block.reason,
+        picture::count(failed, "node"),
+        policy.name_any(),
+        spec.failure_threshold,
+        if spec.failure_threshold == 1 { "blocks" } else { "block" },
+    );
+    Ok(Asked { allowed, sentence })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_a_block_in_force_is_lifted() {
+        let policy: api::UpdatePolicy = serde_json::from_value(json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers"},
+            "spec": {"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"},
+                "blockedVersions": ["0.9"], "allowedVersions": ["1.0"]},
+            "status": {"blocked": [{"version": "1.1", "at": "2026-01-01T00:00:00Z", "by": "FailureThreshold", "reason": "it failed on n1"}]},
+        }))
+        .unwrap();
+        let of = |version: &str| asked(&policy, &Version::parse(version).unwrap());
+        let fine = of("1.1").unwrap();
+        assert_eq!(fine.allowed.len(), 2);
+        assert!(fine.sentence.contains("it failed on n1"));
+        for (version, part) in [("0.9", "by hand"), ("1.0", "allowed already"), ("1.2", "is not blocked")] {
+            assert!(of(version).unwrap_err().to_string().contains(part), "{version}");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What the reading commands show alike: where their knowledge is from, what is frozen, and a node for programs.
+
+use super::{
+    live::{Seen, Source},
+    picture::{self, Look, Tone},
+};
+use bascule_api as api;
+use bascule_api::{LiveNode, LiveReport, LiveWait, Time};
+use chrono::{DateTime, TimeZone, Utc};
+use serde::Serialize;
+use std::fmt::Display;
+
+/// A report of the leader older than this is said to be old: it plans every minute at the latest.
+const FRESH: i64 = 90;
+
+/// Where and when a command writes for a person.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Page<'z, Z> {
+    pub(super) look: Look,
+    pub(super) now: DateTime<Utc>,
+    pub(super) zone: &'z Z,
+}
+
+impl<Z: TimeZone> Page<'_, Z>
+where
+    Z::Offset: Display,
+{
+    pub(super) fn moment(&self, at: Time) -> String {
+        picture::moment(at.get(), self.now, self.zone)
+    }
+
+    /// `01:12:00 (3m2s)`.
+    pub(super) fn since(&self, at: Time) -> String {
+        format!("{} ({})", self.moment(at), picture::span(self.now.signed_duration_since(at.get())))
+    }
+
+    /// What a reader must know of the source before anything else; nothing where it is the leader, just now.
+    pub(super) fn provenance(&self, seen: &Seen) -> String {
+        let planned = seen.report.planned_at;
+        let text = match &seen.source {
+            Source::Leader { name } => {
+                let age = self.now.signed_duration_since(planned.get());
+                if age.num_seconds() < FRESH {
+                    return String::new();
+                }
+                format!("{name} planned last {} ago, or its clock and this one differ", picture::span(age))
+            }
+            Source::Objects { why, written_at } => {
+                let age = written_at.map_or_else(
+                    || "which no operator has written yet".to_owned(),
+                    |at| format!("last written at {}", self.since(at)),
+                );
+                format!("not live: {why}. This is what the objects say, {age}")
+            }
+        };
+        self.look.paint(Tone::Warn, self.look.wrapped(&text, "").trim_end()) + "\n"
+    }
+
+    /// A line for each Freeze that holds, those apart that are for other policies than the one that is looked at.
+    pub(super) fn freezes(&self, report: &LiveReport, policy: Option<&str>) -> String {
+        let mut text = String::new();
+        let concerns = |spec: &api::FreezeSpec| {
+            policy.is_none_or(|policy| spec.policies.is_empty() || spec.policies.iter().any(|one| one == policy))
+        };
+        for freeze in report.freezes.iter().filter(|freeze| holds(freeze, self.now) && concerns(&freeze.spec)) {
+            let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+            let ends = self.moment(freeze.created_at.after(freeze.spec.duration));
+            let frozen = self.look.paint(Tone::Bad, &format!("FROZEN {} until {ends}", place(&freeze.spec)));
+            text.push_str(&format!("{frozen} ({}{by}): {}\n", freeze.name, freeze.spec.reason));
+        }
+        text
+    }
+}
+
+/// What a Freeze is for.
+pub(super) fn place(spec: &api::FreezeSpec) -> String {
+    let named = |kind: &str, names: &[String]| match names {
+        [one] => format!("{kind} {one}"),
+        [first, rest @ ..] => format!("{kind} {first} and {}", picture::count(rest.len(), "other")),
+        [] => String::new(),
+    };
+    match (spec.policies.is_empty(), spec.nodes.is_empty(), &spec.policy_selector) {
+        (false, _, _) => named("policy", &spec.policies),
+        (_, false, _) => named("node", &spec.nodes),
+        (_, _, Some(_)) => "policies by label".to_owned(),
+        _ => "everywhere".to_owned(),
+    }
+}
+
+/// Whether a Freeze holds. One that the operator has not seen yet counts: better one line too many than a wrong "all clear".
+pub(super) fn holds(freeze: &api::LiveOrder<api::FreezeSpec, api::FreezeStatus>, now: DateTime<Utc>) -> bool {
+    now < freeze.created_at.after(freeze.spec.duration).get()
+}
+
+/// Whether an object is a node itself, as its agent or its machine is to be looked at.
+pub(super) fn is_a_node(object: &api::ObjectRef) -> bool {
+    matches!(object.kind.as_str(), "Node" | "NodeUpdate")
+}
+
+/// A node for programs: what it waits for is written out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct NodeAnswer {
+    #[serde(flatten)]
+    pub(super) node: LiveNode,
+    #[serde(flatten)]
+    pub(super) wait: Option<LiveWait>,
+}
+
+impl NodeAnswer {
+    pub(super) fn of(report: &LiveReport, node: &LiveNode) -> Self {
+        Self { node: node.clone(), wait: report.wait(node).cloned() }
+    }
+}
+
+/// State and reason, never the same word twice: `waits: Freeze`, `is draining`.
+pub(super) fn headline(node: &LiveNode, wait: Option<&LiveWait>) -> String {
+    let does = picture::does(node.state);
+    let state = format!("{:?}", node.state);
+    match wait.map(|wait| wait.reason.as_str()).filter(|reason| *reason != state && *reason != "Transferring") {
+        Some(reason) => format!("{does}: {reason}"),
+        None => does.to_owned(),
+    }
+}

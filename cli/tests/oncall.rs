@@ -1,0 +1,264 @@
+//! `bascule` as somebody on call types it: the real program, a real API server with the manifests' rights, a real operator.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests and their helpers")]
+
+use bascule_operator::{clock::Clock, run::run, settings::Settings};
+use bascule_tests::bascule;
+use bascule_tests::control_plane::{ControlPlane, Credentials, Options, free_port};
+use clap::Parser as _;
+use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Somebody at a terminal that is none: what a script sees.
+struct Person {
+    kubeconfig: PathBuf,
+}
+
+/// What a command ended with.
+#[derive(Debug)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+    took: Duration,
+}
+
+impl Person {
+    fn new(folder: &Path, name: &str, credentials: &Credentials) -> Self {
+        let kubeconfig = folder.join(format!("{name}.kubeconfig"));
+        credentials.write_to(&kubeconfig).unwrap();
+        Self { kubeconfig }
+    }
+
+    async fn types(&self, line: &str) -> Said {
+        let mut words = Vec::new();
+        // Words in quotes are one.
+        for (index, part) in line.split('"').enumerate() {
+            if index % 2 == 1 {
+                words.push(part.to_owned())
+            } else {
+                words.extend(part.split_whitespace().map(str::to_owned))
+            }
+        }
+        let begun = Instant::now();
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_bascule"))
+            .args(words)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env_remove("BASCULE_NAMESPACE")
+            .env_remove("BASCULE_UNICODE")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .await
+            .unwrap();
+        let said = Said {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+            took: begun.elapsed(),
+        };
+        // Whatever happens: sentences, and no library's inner names.
+        for bad in ["Error {", "ErrorResponse", "Some(", "panicked", "stack backtrace", "\u{1b}["] {
+            assert!(!said.err.contains(bad) && !said.out.contains(bad), "{line}: {said:?}");
+        }
+        said
+    }
+
+    async fn sees(&self, line: &str, part: &str) -> Said {
+        let begun = Instant::now();
+        loop {
+            let said = self.types(line).await;
+            if said.out.contains(part) {
+                return said;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{line} never said {part:?}: {said:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+async fn create<K>(client: &Client, namespace: Option<&str>, object: Value)
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    let kind = kube::api::ApiResource::erase::<K>(&());
+    let mut object = object;
+    (object["apiVersion"], object["kind"]) = (json!(kind.api_version), json!(kind.kind));
+    let dynamic: kube::api::DynamicObject = serde_json::from_value(object).unwrap();
+    let api: Api<kube::api::DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &kind),
+        None => Api::all_with(client.clone(), &kind),
+    };
+    api.create(&PostParams::default(), &dynamic).await.unwrap();
+}
+
+async fn bind(client: &Client) {
+    use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding};
+    let subjects = json!([{"kind": "User", "name": "alice", "apiGroup": "rbac.authorization.k8s.io"}]);
+    let role = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
+    let all =
+        json!({"metadata": {"name": "alice"}, "subjects": subjects, "roleRef": role("ClusterRole", "bascule-on-call")});
+    create::<ClusterRoleBinding>(client, None, all).await;
+    let there =
+        json!({"metadata": {"name": "alice"}, "subjects": subjects, "roleRef": role("Role", "bascule-live-report")});
+    create::<RoleBinding>(client, Some("bascule-system"), there).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_left_alone_with_a_cluster_that_does_not_answer() {
+    bascule_tests::install_tls_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port().unwrap();
+    let kubeconfig = folder.path().join("nowhere");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("https://127.0.0.1:{port}")}}],
+        "users": [{"name": "c", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let nobody = Person { kubeconfig };
+    for line in ["status", "explain n1", "history", "doctor", "forecast"] {
+        let said = nobody.types(line).await;
+        assert_eq!(said.code, 4, "{line}: {said:?}");
+        assert!(said.err.contains("the API server does not answer"), "{line}: {said:?}");
+    }
+    let lost = Person { kubeconfig: folder.path().join("none") };
+    let said = lost.types("status").await;
+    assert!(said.code != 0 && said.err.starts_with("bascule: "), "{said:?}");
+    assert_eq!(lost.types("version --client").await.code, 0);
+    assert_eq!(lost.types("completion bash").await.code, 0);
+    assert_eq!(nobody.types("freeze --for soon --reason x").await.code, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_questions_and_everything_that_may_be_missing() {
+    bascule_tests::install_tls_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    let client = control_plane.client().await.unwrap();
+    let admin = Person::new(folder.path(), "admin", control_plane.admin());
+    let alice = Person::new(folder.path(), "alice", &control_plane.user("alice", &[]).unwrap());
+
+    // Nothing is installed, and a person without rights.
+    let said = admin.types("status").await;
+    assert!(said.code == 1 && said.err.contains("Bascule is not installed"), "{said:?}");
+    let said = admin.types("doctor").await;
+    assert!(said.code == 1 && said.out.contains("does not serve bascule.dev/v1alpha1"), "{said:?}");
+    bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+    bascule::install(&control_plane, &["rbac/people.yaml", "admission/on-call.yaml"]).await.unwrap();
+    let said = alice.types("status").await;
+    assert!(
+        said.code == 1 && said.err.contains("you may not list") && said.err.contains("bascule-on-call"),
+        "{said:?}"
+    );
+    bind(&client).await;
+
+    // No operator ever ran.
+    let said = alice.sees("status", "no operator ever ran there").await;
+    assert!(said.code == 0 && said.out.contains("There is no UpdatePolicy"), "{said:?}");
+
+    // Now one does, over three nodes whose agents do not report.
+    let (vendor, server) = bascule::repository().await;
+    bascule::trust(&client, &vendor).await;
+    for name in ["node-b1", "node-b2", "node-c1"] {
+        let node = json!({"metadata": {"name": name, "labels": {"role": "worker"}}});
+        create::<k8s_openapi::api::core::v1::Node>(&client, None, node).await;
+    }
+    let launch = bascule::launch(&control_plane, &server, folder.path(), "operator-0", None).await;
+    let arguments = ["bascule-operator", "--lease-seconds=3"].into_iter().map(str::to_owned).chain(launch.arguments);
+    let settings = Settings::parse_from(arguments);
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let operator = tokio::spawn(async move {
+        run(settings, Clock::system(), async { drop(stopped.await) }).await.unwrap();
+    });
+    // Its pod is not there: the objects are read, and why is said.
+    create::<bascule_api::UpdatePolicy>(
+        &client,
+        None,
+        json!({
+            "metadata": {"name": "workers"},
+            "spec": {"nodeSelector": {"matchLabels": {"role": "worker"}},
+                "source": {"repository": server.url(), "channel": "stable", "pollInterval": "10s"}},
+        }),
+    )
+    .await;
+    alice.sees("status", "operator-0, is no pod of namespace bascule-system").await;
+    bascule::operator_pod(&client, "operator-0", &launch.listen).await;
+
+    // What, and why. Live answers say so by saying nothing of it.
+    let said = alice.sees("status", "3 AgentNotReporting").await;
+    println!("status took {} ms", said.took.as_millis());
+    let said = alice.sees("status -o json", "\"leader\"").await;
+    let answer: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(answer["policies"][0]["nodes"].as_array().unwrap().len(), 3);
+    for (line, part) in [
+        ("explain node-b2", "! Agent"),
+        ("explain workers", "3 nodes: AgentNotReporting"),
+        ("status -o wide", "node-c1"),
+        ("status -o yaml", "policies:"),
+        ("history", "Nothing has happened yet"),
+        ("version", "operator    0.1.0"),
+        ("forecast --until 14d", "workers"),
+    ] {
+        let said = alice.types(line).await;
+        println!("{line} took {} ms", said.took.as_millis());
+        let shown = said.out.replace("!Agent", "! Agent");
+        assert!(said.code == 0 && shown.contains(part) && !said.out.contains("not live"), "{line}: {said:?}");
+    }
+    let said = alice.types("explain node-b22").await;
+    assert!(said.code == 1 && said.err.contains("did you mean node-b2"), "{said:?}");
+    let said = alice.types("status worker").await;
+    assert!(said.code == 1 && said.err.contains("did you mean workers?"), "{said:?}");
+    let said = alice.types("doctor").await;
+    assert!(said.out.contains("you may do what an engineer on call has to"), "{said:?}");
+    assert!(said.code == 1 && said.out.contains("do not report"), "{said:?}");
+
+    // Stop it, and let it go on.
+    let said = alice.types(r#"freeze --for 2h --reason "checkout incident""#).await;
+    assert!(said.code == 0 && said.out.contains("Frozen everywhere until"), "{said:?}");
+    alice.sees("status", "FROZEN everywhere until").await;
+    alice.sees("history", "checkout incident").await;
+    assert_eq!(alice.types("unfreeze --all").await.code, 0);
+    for (stop, what) in [
+        (r#"pause workers --reason "not now""#, "workers"),
+        (r#"hold node-b1 --for 1h --reason "not this one""#, "node-b1"),
+        (r#"abort workers --reason "not at all" --yes"#, "workers"),
+    ] {
+        let said = alice.types(stop).await;
+        assert!(said.code == 0 && said.out.contains(&format!("bascule resume {what}")), "{said:?}");
+        let said = alice.types(&format!("resume {what}")).await;
+        assert!(said.code == 0 && said.out.contains("may go on"), "{said:?}");
+    }
+    let said = alice.types(r#"abort workers --reason "asks""#).await;
+    assert!(said.code == 1 && said.err.contains("say --yes"), "{said:?}");
+    let said = alice.types("unblock workers 1.1 --yes").await;
+    assert!(said.code == 1 && said.err.contains("is not blocked"), "{said:?}");
+    let said = alice.types(r#"rollback workers --reason "back" --yes"#).await;
+    assert!(said.code == 1 && said.err.contains("anything to go back to"), "{said:?}");
+    let said = alice.types("wait workers --timeout 1s").await;
+    assert_eq!(said.code, 4, "{said:?}");
+
+    // A policy before it is written: everything wrong with it, and what it would do.
+    let file = folder.path().join("policy.yaml");
+    let policy = "apiVersion: bascule.dev/v1alpha1\nkind: UpdatePolicy\nmetadata: {name: all}\nspec:\n  nodeSelector: {}\n  source: {repository: 'https://a.example/os', channel: stable}\n";
+    std::fs::write(&file, policy).unwrap();
+    let said = alice.types(&format!("plan -f {}", file.display())).await;
+    assert!(said.code == 0 && said.out.contains("is selected by policy workers too"), "{said:?}");
+    std::fs::write(&file, format!("{policy}  maintenanceWindow: []\n")).unwrap();
+    let said = alice.types(&format!("plan -f {}", file.display())).await;
+    assert!(said.code == 1 && said.err.contains("did you mean maintenanceWindows?"), "{said:?}");
+
+    // Without the Role, and without an operator: the objects, and why.
+    let bindings: Api<k8s_openapi::api::rbac::v1::RoleBinding> = Api::namespaced(client.clone(), "bascule-system");
+    bindings.delete("alice", &DeleteParams::default()).await.unwrap();
+    alice.sees("status", "bascule-live-report there").await;
+    let _ = stop.send(());
+    operator.await.unwrap();
+    admin.sees("status", "no operator leads").await;
+}
