@@ -183,6 +183,7 @@ async fn the_report_of_5000_nodes_is_small_and_quick() {
             drains: &drains,
             ceiling: None,
             operator_node: None,
+            own_pod: None,
         },
     );
     let (_, said) = Planner::default().plan(&snapshot);
