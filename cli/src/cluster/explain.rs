@@ -279,7 +279,8 @@ mod tests {
         insta::assert_snapshot!("explain-node", shown);
         insta::assert_snapshot!("explain-node-plain", node_text(&seen, node, None, &fixture::page(Look::PLAIN)));
         let gates = Gates::of(&seen.report, node);
-        assert_eq!((gates.passed.len(), gates.holds), (19, Some("DisruptionBudget")));
+        assert_eq!(gates.holds, Some("DisruptionBudget"));
+        assert!(!gates.passed.contains(&"DisruptionBudget".to_owned()) && !gates.passed.is_empty());
     }
 
     #[test]

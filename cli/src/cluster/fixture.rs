@@ -70,7 +70,7 @@ pub(super) fn seen() -> Seen {
     let mut draining = node("node-b4", RolloutState::Draining, 0);
     draining.drain = Some(bascule_api::DrainProgress { pods: 14, gone: 12 });
     let mut held = node("node-b2", RolloutState::Waiting, 1);
-    held.gates_passed = Some(19);
+    held.gates_passed = Some(usize::from(bascule_planner::Gate::DisruptionBudget.index()));
     let digest = format!("sha256:{}", "3".repeat(64));
     let release = |version: &str| json!({"version": version, "digest": digest, "severity": "High", "publishedAt": "2026-11-20T00:00:00Z"});
     let policies = serde_json::from_value(json!([{
