@@ -239,6 +239,8 @@ impl World {
         self.tell(&format!("{name}: is deleted"));
         self.snapshot.nodes.retain(|node| &*node.name != name);
         self.machines.remove(name);
+        // Whoever gets its name is another node, and nobody has ordered it to be emptied.
+        self.workload.orders.retain(|order| order.node != name);
         self.held_by_people.retain(|held| held != name);
         if self.chance(50) {
             self.tell(&format!("{name}: joins again, on the oldest release"));
