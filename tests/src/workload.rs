@@ -8,7 +8,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
@@ -68,6 +68,8 @@ pub async fn until_ready(client: &Client, name: &str, replicas: i32, patience: D
 #[derive(Debug)]
 pub struct Guard {
     broken: Arc<AtomicBool>,
+    /// How often a budget was seen whose pods are all there.
+    whole: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -76,21 +78,29 @@ impl Guard {
     pub fn start(client: &Client) -> Self {
         let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), "default");
         let broken = Arc::<AtomicBool>::default();
-        let note = Arc::clone(&broken);
+        let whole = Arc::<AtomicUsize>::default();
+        let (note, count) = (Arc::clone(&broken), Arc::clone(&whole));
         let task = tokio::spawn(async move {
             let mut seen = pin!(watcher(budgets, watcher::Config::default()).default_backoff().applied_objects());
             while let Some(event) = seen.next().await {
                 let Some(status) = event.ok().and_then(|budget| budget.status) else { continue };
                 if status.current_healthy < status.desired_healthy {
                     note.store(true, Ordering::SeqCst);
+                } else if status.desired_healthy > 0 {
+                    count.fetch_add(1, Ordering::SeqCst);
                 }
             }
         });
-        Self { broken, task }
+        Self { broken, whole, task }
     }
 
     /// Whether a budget's healthy pods ever were fewer than it asks for.
+    ///
+    /// # Panics
+    /// When the guard was blind: it has not seen a budget that asks for pods and has them, or no longer watches.
     pub fn was_broken(&self) -> bool {
+        assert!(self.whole.load(Ordering::SeqCst) > 0, "the guard has seen no budget with its pods: it can't judge");
+        assert!(!self.task.is_finished(), "the guard no longer watches");
         self.broken.load(Ordering::SeqCst)
     }
 }

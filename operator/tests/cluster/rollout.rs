@@ -106,10 +106,19 @@ async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
     world.until_reason("n2", WaitReason::Freeze).await;
     freezes.delete("incident", &DeleteParams::default()).await.unwrap();
     // The other node goes; the cordoned one waits and stays as the admin left it.
+    world.until_current("n2", "1.1").await;
+    world.until_node("n2", "left as it was", |node| node.is_some_and(untouched)).await;
     world.until_reason("n1", WaitReason::Cordoned).await;
+    let kept = nodes.get("n1").await.unwrap();
+    assert_eq!(kept.spec.as_ref().and_then(|spec| spec.unschedulable), Some(true), "the admin's cordon was undone");
+    let marks = kept.metadata.annotations.unwrap_or_default();
+    assert!(!marks.contains_key(CORDONED_BY_ANNOTATION), "the admin's cordon was taken over: {marks:?}");
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let waits = updates.get("n1").await.unwrap();
+    assert!(waits.spec.disruption.is_none() && waits.spec.grant.is_none(), "a cordoned node was granted: {waits:?}");
     nodes.uncordon("n1").await.unwrap();
     world.until_current("n1", "1.1").await;
-    world.until_current("n2", "1.1").await;
+    world.until_node("n1", "left as it was", |node| node.is_some_and(untouched)).await;
     let left = nodes.get("n1").await.unwrap();
     assert!(untouched(&left), "{left:?}");
 }
