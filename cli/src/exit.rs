@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use bascule_repository::publish::PublishError;
+
 /// How a command ended. The help of `bascule` lists the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -14,6 +16,8 @@ pub(crate) enum Exit {
     Refused,
     /// 4: the network, a server or another process is in the way; trying again later may help.
     TryAgain,
+    /// 5: not done yet: it waits for signatures of people who hold other keys.
+    Waiting,
     /// 130: interrupted by Ctrl-C.
     Interrupted,
 }
@@ -26,6 +30,7 @@ impl From<Exit> for ExitCode {
             Exit::Failed => 1,
             Exit::Refused => 3,
             Exit::TryAgain => 4,
+            Exit::Waiting => 5,
             Exit::Interrupted => 130,
         })
     }
@@ -81,6 +86,13 @@ fn classify(error: &anyhow::Error) -> Exit {
         if let Some(error) = cause.downcast_ref::<bascule_repository::Error>() {
             return of_reading(error);
         }
+        if let Some(error) = cause.downcast_ref::<PublishError>() {
+            return match error {
+                PublishError::Busy { .. } => Exit::TryAgain,
+                PublishError::Verify(error) => of_reading(error),
+                _ => Exit::Failed,
+            };
+        }
         if let Some(error) = cause.downcast_ref::<kube::Error>() {
             return of_cluster(error);
         }
@@ -94,6 +106,8 @@ fn classify(error: &anyhow::Error) -> Exit {
 fn of_reading(error: &bascule_repository::Error) -> Exit {
     match error.fault() {
         error if error.is_transient() => Exit::TryAgain,
+        // Nothing is wrong with the repository: what was asked for is not in it.
+        bascule_repository::Error::Absent { .. } => Exit::Failed,
         bascule_repository::Error::Fetch(_) | bascule_repository::Error::Datastore { .. } => Exit::Failed,
         _ => Exit::Refused,
     }
@@ -130,5 +144,11 @@ mod tests {
         for code in [429, 503] {
             assert_eq!(classify(&Err::<(), _>(status(code, "")).context("x").unwrap_err()), Exit::TryAgain);
         }
+    }
+
+    #[test]
+    fn another_publisher_at_work_is_no_failure_for_good() {
+        let busy = PublishError::Busy { path: "repository".into() };
+        assert_eq!(classify(&anyhow::Error::new(busy)), Exit::TryAgain);
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, bail};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -80,6 +81,24 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A time as tables of `release` show it: UTC, whole seconds.
+pub(crate) fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// How long it is until then: days, below two days hours.
+pub(crate) fn left(until: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let left = until - now;
+    match left.num_hours() {
+        hours if left <= TimeDelta::zero() => format!("{} ago", count(-hours)),
+        hours => count(hours),
+    }
+}
+
+fn count(hours: i64) -> String {
+    if hours.abs() < 48 { format!("{hours} h") } else { format!("{} d", hours / 24) }
 }
 
 /// Bytes as people read them, with decimal units.

@@ -34,6 +34,11 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "cgpt", package: "cgpt" },
     Tool { program: "dbus-daemon", package: "dbus-daemon" },
     Tool { program: "prometheus", package: "prometheus" },
+    Tool { program: "rsync", package: "rsync" },
+    Tool { program: "softhsm2-util", package: "softhsm2" },
+    Tool { program: "systemd-analyze", package: "systemd" },
+    Tool { program: "openssl", package: "openssl" },
+    Tool { program: "sbverify", package: "sbsigntool" },
 ];
 
 /// Where a program is, if it is on the PATH or where Debian keeps programs for root.

@@ -16,7 +16,7 @@ use clap::Args;
 
 use super::build::folder::BuildFolder;
 use super::progress::Bar;
-use super::source::SourceArguments;
+use super::source::{self, SourceArguments};
 use crate::exit::Exit;
 use crate::output;
 
@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let repository = arguments.source.open().await?;
-    let channel = repository.channel(&arguments.channel).await?;
+    let channel = source::channel(&repository, &arguments.channel).await?;
     let release = match &arguments.version {
         Some(version) => channel.installable(version, arguments.architecture)?,
         None => match channel.newest(arguments.architecture) {

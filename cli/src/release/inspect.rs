@@ -1,4 +1,5 @@
-//! `bascule release inspect`: what a repository, a channel or a release holds. Verified first, like everything else.
+//! `bascule release inspect`: what a repository, a channel or a release holds. What is signed is
+//! verified; its expiry is shown and not judged.
 
 use std::fmt::Write as _;
 
@@ -6,15 +7,17 @@ use bascule_image::Channel;
 use bascule_image::release::channel::Release;
 use bascule_image::release::manifest::{Manifest, PackKind};
 use bascule_names::{Architecture, ChannelName, Version};
-use bascule_repository::{Repository, RoleExpiry};
-use chrono::{DateTime, SecondsFormat, Utc};
+use bascule_repository::publish::{RoleStanding, View, WaitingChange};
+use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
+use super::publish::described;
+use super::signing::missing_table;
 use super::source::SourceArguments;
 use crate::clock;
 use crate::exit::Exit;
-use crate::output::{self, Format};
+use crate::output::{self, Format, time};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -38,22 +41,22 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
-    let repository = arguments.source.open().await?;
+    let view = arguments.source.view().await?;
     let Some(name) = &arguments.channel else {
-        output::show(arguments.output, &overview(&repository).await, overview_table)?;
+        output::show(arguments.output, &Overview::of(&view)?, overview_table)?;
         return Ok(Exit::Success);
     };
-    let channel = repository.channel(name).await?;
+    let channel = view.channel(name)?;
     let Some(version) = &arguments.version else {
-        output::show(arguments.output, &*channel, channel_table)?;
+        output::show(arguments.output, &channel, channel_table)?;
         return Ok(Exit::Success);
     };
     let Some(release) = channel.release(version) else {
         let known: Vec<&str> = channel.releases.iter().map(|release| release.version.as_str()).collect();
         anyhow::bail!("channel {name} has no release {version}; it has: {}", known.join(", "));
     };
-    let verified = repository.manifest(&channel, release, arguments.architecture).await?;
-    let shown = ReleaseView { digest: verified.digest.to_string(), entry: release, manifest: &verified.manifest };
+    let (digest, manifest) = view.manifest(release, arguments.architecture).await?;
+    let shown = ReleaseView { digest: digest.to_string(), entry: release, manifest: &manifest };
     output::show(arguments.output, &shown, release_table)?;
     Ok(Exit::Success)
 }
@@ -63,11 +66,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 struct Overview {
     #[serde(skip_serializing_if = "Option::is_none")]
     signed_at: Option<DateTime<Utc>>,
-    roles: Vec<Role>,
+    roles: Vec<RoleStanding>,
     /// Delegated roles that can't be used. Each concerns its own channel alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     problems: Vec<Problem>,
     channels: Vec<String>,
+    waiting: Vec<WaitingChange>,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,38 +80,36 @@ struct Problem {
     reason: String,
 }
 
-#[derive(Debug, Serialize)]
-struct Role {
-    role: String,
-    version: u64,
-    expires: DateTime<Utc>,
-}
-
-async fn overview(repository: &Repository) -> Overview {
-    let metadata = repository.metadata();
-    let mut roles = metadata.roles.clone();
-    let mut problems = Vec::new();
-    for (role, outcome) in repository.check_delegated_roles().await {
-        match outcome {
-            Ok(good) => roles.push(good),
-            Err(error) => problems.push(Problem { role, reason: format!("{:#}", anyhow::Error::new(error)) }),
-        }
-    }
-    let line = |role: RoleExpiry| Role { role: role.role, version: role.version, expires: role.expires };
-    Overview {
-        signed_at: metadata.signed_at,
-        roles: roles.into_iter().map(line).collect(),
-        problems,
-        channels: repository.channel_names(),
+impl Overview {
+    fn of(view: &View) -> anyhow::Result<Self> {
+        Ok(Self {
+            signed_at: view.signed_at(),
+            roles: view.roles(),
+            problems: view
+                .problems()
+                .iter()
+                .map(|(role, reason)| Problem { role: role.clone(), reason: reason.clone() })
+                .collect(),
+            channels: view.channel_names().iter().map(ToString::to_string).collect(),
+            waiting: view.waiting(clock::now())?,
+        })
     }
 }
 
 fn overview_table(overview: &Overview) -> String {
     let now = clock::now();
-    let mut rows = vec![["ROLE", "VERSION", "EXPIRES", "IN"].map(str::to_owned).to_vec()];
+    let heading = ["ROLE", "VERSION", "EXPIRES", "IN", "NEEDS", "SIGNED BY"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for role in &overview.roles {
-        let left = format!("{} d", (role.expires - now).num_days());
-        rows.push(vec![role.role.clone(), role.version.to_string(), time(role.expires), left]);
+        let left = output::left(role.expires, now);
+        rows.push(vec![
+            role.role.clone(),
+            role.version.to_string(),
+            time(role.expires),
+            if role.is_expired(now) { format!("EXPIRED {left}") } else { left },
+            role.signers(),
+            role.signed_by.join(", "),
+        ]);
     }
     let mut text = output::columns(&rows);
     for problem in &overview.problems {
@@ -120,6 +122,9 @@ fn overview_table(overview: &Overview) -> String {
     );
     if let Some(signed_at) = overview.signed_at {
         let _ = writeln!(text, "signed at {}", time(signed_at));
+    }
+    for change in &overview.waiting {
+        let _ = write!(text, "\nwaits for signatures: {}{}", described(change), missing_table(&change.missing));
     }
     text
 }
@@ -197,8 +202,4 @@ fn release_table(view: &ReleaseView<'_>) -> String {
     text.push('\n');
     text.push_str(&output::columns(&packs));
     text
-}
-
-fn time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

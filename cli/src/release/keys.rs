@@ -18,6 +18,28 @@ pub(crate) struct KeygenArguments {
     /// Where to put each key: STEM.pem gets the private half, STEM.pub.json the public one.
     #[arg(value_name = "STEM", required = true)]
     stems: Vec<PathBuf>,
+
+    /// Kind of the keys.
+    #[arg(long, value_enum, default_value_t)]
+    algorithm: KeyAlgorithm,
+}
+
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum KeyAlgorithm {
+    /// Small, fast, and the same bytes for the same input.
+    #[default]
+    Ed25519,
+    /// For tokens and key services that have no Ed25519.
+    EcdsaP256,
+}
+
+impl From<KeyAlgorithm> for publish::Algorithm {
+    fn from(algorithm: KeyAlgorithm) -> Self {
+        match algorithm {
+            KeyAlgorithm::Ed25519 => Self::Ed25519,
+            KeyAlgorithm::EcdsaP256 => Self::EcdsaP256,
+        }
+    }
 }
 
 pub(crate) fn keygen(arguments: &KeygenArguments) -> anyhow::Result<Exit> {
@@ -26,7 +48,7 @@ pub(crate) fn keygen(arguments: &KeygenArguments) -> anyhow::Result<Exit> {
         if let Some(folder) = stem.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).with_context(|| format!("can't make {}", folder.display()))?;
         }
-        let key = publish::generate(stem)?;
+        let key = publish::generate_with(arguments.algorithm.into(), stem)?;
         rows.push(vec![key.id(), format!("{}.pem", stem.display()), format!("{}.pub.json", stem.display())]);
     }
     output::print(&output::columns(&rows))?;
@@ -81,7 +103,7 @@ pub(crate) fn init(arguments: &InitArguments) -> anyhow::Result<Exit> {
     let signing = Signing { keys: &keys, lifetimes: arguments.lifetimes.get(), now: clock::now() };
     let outcome = publish::init(&arguments.repository, &roles, signing)?;
     let root = arguments.repository.join("metadata").join("1.root.json");
-    report(&format!("made a repository; put {} into the OS image as the trust root", root.display()), &outcome)
+    report(&format!("made a repository; put {} into the OS image as the trust root", root.display()), &outcome, &keys)
 }
 
 #[derive(Debug, Args)]
@@ -94,9 +116,13 @@ pub(crate) struct RotateArguments {
     #[arg(long = "role", value_name = "ROLE=FILE", value_parser = assignment::<PathBuf>)]
     roles: Vec<(String, PathBuf)>,
 
-    /// How many keys must sign a role, e.g. --threshold root=2. Default: 1.
+    /// How many keys must sign a role, e.g. --threshold root=2. Default: as many as now.
     #[arg(long = "threshold", value_name = "ROLE=N", value_parser = assignment::<u64>)]
     thresholds: Vec<(String, u64)>,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
 
     #[command(flatten)]
     signing: SigningArguments,
@@ -108,17 +134,49 @@ pub(crate) fn rotate(arguments: &RotateArguments) -> anyhow::Result<Exit> {
     for (name, path) in &arguments.roles {
         files.entry(name.clone()).or_default().push(path.clone());
     }
-    let thresholds: BTreeMap<&String, u64> = arguments.thresholds.iter().map(|(name, count)| (name, *count)).collect();
-    if let Some(name) = thresholds.keys().find(|name| !files.contains_key(**name)) {
-        anyhow::bail!("--threshold {name}=… needs the keys of that role too (--role {name}=FILE)");
-    }
+    let mut publisher = Publisher::open(&arguments.repository)?;
     let mut changes = BTreeMap::new();
     for (name, files) in &files {
-        changes.insert(name.clone(), role(files, thresholds.get(name).copied().unwrap_or(1))?);
+        let now = publisher.role(name);
+        // An unknown role is refused by the library, with its name.
+        let threshold = now.as_ref().map_or(1, |role| role.threshold);
+        changes.insert(name.clone(), role(files, threshold)?);
     }
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    for (name, threshold) in &arguments.thresholds {
+        if !changes.contains_key(name) {
+            let Some(now) = publisher.role(name) else {
+                anyhow::bail!("there is no role {name}; there are: root, targets, snapshot, timestamp");
+            };
+            changes.insert(name.clone(), now);
+        }
+        if let Some(setup) = changes.get_mut(name) {
+            setup.threshold = *threshold;
+        }
+    }
+    for (name, setup) in &changes {
+        if !threshold_is_meant(name, publisher.role(name), setup, arguments.yes)? {
+            output::print("Nothing was changed.\n")?;
+            return Ok(Exit::Failed);
+        }
+    }
     let outcome = publisher.rotate(&changes, arguments.signing.signing(&keys))?;
-    report("the next root is published", &outcome)
+    report("the next root is published", &outcome, &keys)
+}
+
+/// A role that fewer people can sign for than before is asked about; one that its keys can't satisfy is explained.
+fn threshold_is_meant(name: &str, now: Option<RoleSetup>, next: &RoleSetup, yes: bool) -> anyhow::Result<bool> {
+    let Some(now) = now else { return Ok(true) };
+    let keys = next.keys.len() as u64;
+    anyhow::ensure!(
+        next.threshold <= keys,
+        "{name} needs signatures of {} keys and would have {keys}: name more keys, or say --threshold {name}={keys}",
+        next.threshold
+    );
+    if next.threshold >= now.threshold {
+        return Ok(true);
+    }
+    let (was, is) = (now.threshold, next.threshold);
+    output::confirmed(&format!("from now on {is} of {keys} keys can sign for {name} (now: {was}). Is that meant"), yes)
 }
 
 #[derive(Debug, Args)]
@@ -134,9 +192,13 @@ pub(crate) struct DelegateArguments {
     #[arg(long = "channel-key", value_name = "FILE", required = true)]
     keys: Vec<PathBuf>,
 
-    /// How many of them must sign.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threshold: u64,
+    /// How many of them must sign. Default: as many as now, else 1.
+    #[arg(long, value_name = "N")]
+    threshold: Option<u64>,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
 
     #[command(flatten)]
     signing: SigningArguments,
@@ -148,9 +210,15 @@ pub(crate) fn delegate(arguments: &DelegateArguments) -> anyhow::Result<Exit> {
         keys.push(SigningKey::read(path)?);
     }
     let mut publisher = Publisher::open(&arguments.repository)?;
-    let setup = role(&arguments.keys, arguments.threshold)?;
+    let now = publisher.role_of_channel(&arguments.channel);
+    let threshold = arguments.threshold.or(now.as_ref().map(|now| now.threshold)).unwrap_or(1);
+    let setup = role(&arguments.keys, threshold)?;
+    if !threshold_is_meant(&format!("channel {}", arguments.channel), now, &setup, arguments.yes)? {
+        output::print("Nothing was changed.\n")?;
+        return Ok(Exit::Failed);
+    }
     let outcome = publisher.delegate(&arguments.channel, &setup, arguments.signing.signing(&keys))?;
-    report(&format!("channel {} is signed by its own keys now", arguments.channel), &outcome)
+    report(&format!("channel {} is signed by its own keys now", arguments.channel), &outcome, &keys)
 }
 
 fn role(files: &[PathBuf], threshold: u64) -> anyhow::Result<RoleSetup> {

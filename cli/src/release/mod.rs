@@ -7,8 +7,10 @@ mod keys;
 mod progress;
 mod prune;
 mod publish;
+mod secure_boot;
 mod signing;
 mod source;
+mod status;
 mod verify;
 
 use clap::Subcommand;
@@ -26,6 +28,8 @@ pub(crate) enum Command {
     Build(Box<build::BuildArguments>),
     /// Add a delta pack to a build.
     Delta(build::DeltaArguments),
+    /// Sign a file that the firmware starts (the boot loader, a UKI) for Secure Boot.
+    SignEfi(secure_boot::SignEfiArguments),
     /// Add a built release to a channel.
     Publish(publish::PublishArguments),
     /// Offer a release of one channel in another, byte for byte.
@@ -46,7 +50,9 @@ pub(crate) enum Command {
     Verify(verify::Arguments),
     /// Get a release as a node does, into a folder.
     Fetch(fetch::Arguments),
-    /// Show what a repository, a channel or a release holds.
+    /// Say on one screen until when nodes can update from a repository, and what must be signed by whom.
+    Status(status::Arguments),
+    /// Show what a repository, a channel or a release holds, expired or not.
     Inspect(inspect::Arguments),
 }
 
@@ -56,6 +62,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Init(arguments) => blocking(move || keys::init(&arguments)).await,
         Command::Build(arguments) => blocking(move || build::build(&arguments)).await,
         Command::Delta(arguments) => blocking(move || build::delta(&arguments)).await,
+        Command::SignEfi(arguments) => blocking(move || secure_boot::sign_efi(&arguments)).await,
         Command::Publish(arguments) => blocking(move || publish::publish(&arguments)).await,
         Command::Promote(arguments) => blocking(move || publish::promote(&arguments)).await,
         Command::Withdraw(arguments) => blocking(move || publish::withdraw(&arguments)).await,
@@ -64,6 +71,7 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Sign(arguments) => blocking(move || publish::sign(&arguments)).await,
         Command::Rotate(arguments) => blocking(move || keys::rotate(&arguments)).await,
         Command::Delegate(arguments) => blocking(move || keys::delegate(&arguments)).await,
+        Command::Status(arguments) => status::run(arguments).await,
         Command::Verify(arguments) => verify::run(arguments).await,
         Command::Fetch(arguments) => fetch::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,

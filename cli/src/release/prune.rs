@@ -49,15 +49,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
             output::print(&format!("{channel}: nothing to leave out\n"))?;
         } else if arguments.yes {
             let outcome = publisher.leave_out(channel, &old, arguments.signing.signing(&keys))?;
-            report(&format!("left out of {channel}: {list}"), &outcome)?;
+            report(&format!("left out of {channel}: {list}"), &outcome, &keys)?;
             waiting |= matches!(outcome, Outcome::Waiting(_));
         } else {
             output::print(&format!("would be left out of {channel}: {list}\n"))?;
         }
-        if waiting {
-            // The next change would be refused as long as this one waits.
-            break;
-        }
+    }
+    if waiting {
+        // What a waiting change leaves out is still offered.
+        output::print("no file was removed: that is done when what waits is published\n")?;
+        return Ok(Exit::Waiting);
     }
     let unwanted = publisher.unwanted(clock::now(), arguments.grace)?;
     if arguments.yes {

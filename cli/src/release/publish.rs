@@ -1,13 +1,21 @@
 //! `bascule release publish`, `withdraw`, `promote`, `refresh` and `sign`: what nodes are offered.
 
-use std::path::PathBuf;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+use bascule_image::release::manifest::MAX_UKI_SIZE;
 use bascule_image::release::names::Severity;
-use bascule_names::{ChannelName, Version};
-use bascule_repository::publish::{Notes, Publisher};
+use bascule_names::{Architecture, ChannelName, Version};
+use bascule_repository::publish::{Notes, Publisher, Refreshed, WaitingChange};
 use clap::Args;
 
-use super::signing::{SigningArguments, report};
+use super::build::check::{self, CheckArguments, Finding, Subject};
+use super::build::folder::BuildFolder;
+use super::build::read_bounded;
+use super::signing::{SigningArguments, missing_table, report};
+use crate::clock;
 use crate::exit::Exit;
 use crate::output;
 
@@ -16,8 +24,9 @@ pub(crate) struct PublishArguments {
     /// Folder of the repository.
     repository: PathBuf,
 
-    /// Folder that `bascule release build` made.
-    build: PathBuf,
+    /// Folders that `bascule release build` made: one for each architecture of the release.
+    #[arg(required = true, value_name = "BUILD")]
+    builds: Vec<PathBuf>,
 
     /// Channel to offer it in; made if it is new.
     #[arg(long)]
@@ -39,9 +48,14 @@ pub(crate) struct PublishArguments {
     #[arg(long, value_name = "VERSION")]
     floor: Option<Version>,
 
-    /// Let nodes that run a newer version go back to this one.
+    /// Let nodes that run a newer version go back to this one. The channel offers it from then on, even if it is lower than
+    /// what was offered before.
     #[arg(long)]
     allow_downgrade: bool,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
 
     #[command(flatten)]
     signing: SigningArguments,
@@ -49,6 +63,11 @@ pub(crate) struct PublishArguments {
 
 pub(crate) fn publish(arguments: &PublishArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
+    let mut findings = Vec::new();
+    for build in &arguments.builds {
+        findings.extend(look_at(build)?);
+    }
+    CheckArguments::default().judge(&findings)?;
     let notes = Notes {
         severity: arguments.severity,
         fixes: arguments.fixes.clone(),
@@ -57,9 +76,62 @@ pub(crate) fn publish(arguments: &PublishArguments) -> anyhow::Result<Exit> {
         downgrade: arguments.allow_downgrade,
     };
     let mut publisher = Publisher::open(&arguments.repository)?;
+    let builds: Vec<&Path> = arguments.builds.iter().map(PathBuf::as_path).collect();
+    let version = publisher.version_of(&builds)?;
+    if !lower_is_meant(&publisher, &arguments.channel, &version, notes.downgrade, arguments.yes)? {
+        return nothing_changed();
+    }
     let signing = arguments.signing.signing(&keys);
-    let outcome = publisher.add_release(&arguments.channel, &arguments.build, &notes, signing)?;
-    report(&format!("published to {}", arguments.channel), &outcome)
+    let outcome = publisher.add_builds(&arguments.channel, &builds, &notes, signing)?;
+    report(&offered(&publisher, &version, &arguments.channel)?, &outcome, &keys)
+}
+
+/// What was built elsewhere, or changed since, is looked at once more.
+fn look_at(build: &Path) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for architecture in [Architecture::X86_64, Architecture::Arm64] {
+        // What is no build folder at all is refused by the publisher, which knows all the ways.
+        let Ok((folder, manifest)) = BuildFolder::open(build, architecture) else { continue };
+        let subject = Subject { product: &manifest.product, version: &manifest.version, architecture };
+        let path = folder.at(manifest.uki.path.as_str());
+        let uki = read_bounded(&path, MAX_UKI_SIZE)?;
+        let found = check::uki(&uki, &manifest.verity.root_hash, subject)
+            .with_context(|| format!("{} is not usable", path.display()))?;
+        // Warnings were told when it was built.
+        findings.extend(found.into_iter().filter(Finding::stops));
+    }
+    Ok(findings)
+}
+
+/// Nodes take the highest version that a channel offers; whoever publishes a lower one is asked whether he means that.
+fn lower_is_meant(
+    publisher: &Publisher,
+    channel: &ChannelName,
+    version: &Version,
+    downgrade: bool,
+    yes: bool,
+) -> anyhow::Result<bool> {
+    let Some(offered) = publisher.offers(channel)?.filter(|offered| offered > version) else { return Ok(true) };
+    let question = if downgrade {
+        format!("{channel} offers {offered}; with {version} every node that runs it goes back. Is that meant")
+    } else {
+        format!(
+            "{channel} offers {offered} and goes on with that: nodes take {version} only where a policy names it. Is that meant"
+        )
+    };
+    output::confirmed(&question, yes)
+}
+
+fn nothing_changed() -> anyhow::Result<Exit> {
+    output::print("Nothing was changed.\n")?;
+    Ok(Exit::Failed)
+}
+
+fn offered(publisher: &Publisher, version: &Version, channel: &ChannelName) -> anyhow::Result<String> {
+    Ok(match publisher.offers(channel)? {
+        Some(newest) if newest != *version => format!("{version} is in {channel}, which offers {newest}"),
+        _ => format!("{version} is what {channel} offers now"),
+    })
 }
 
 #[derive(Debug, Args)]
@@ -88,7 +160,12 @@ pub(crate) fn withdraw(arguments: &WithdrawArguments) -> anyhow::Result<Exit> {
     let mut publisher = Publisher::open(&arguments.repository)?;
     let signing = arguments.signing.signing(&keys);
     let outcome = publisher.withdraw(&arguments.channel, &arguments.version, &arguments.reason, signing)?;
-    report(&format!("{} is withdrawn from {}", arguments.version, arguments.channel), &outcome)
+    let (version, channel) = (&arguments.version, &arguments.channel);
+    let rest = match publisher.offers(channel)? {
+        Some(newest) => format!("which offers {newest} now"),
+        None => "which offers nothing now".to_owned(),
+    };
+    report(&format!("{version} is withdrawn from {channel}, {rest}"), &outcome, &keys)
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +185,10 @@ pub(crate) struct PromoteArguments {
     #[arg(long = "release", value_name = "VERSION")]
     version: Version,
 
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+
     #[command(flatten)]
     signing: SigningArguments,
 }
@@ -116,8 +197,13 @@ pub(crate) fn promote(arguments: &PromoteArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
     let mut publisher = Publisher::open(&arguments.repository)?;
     let signing = arguments.signing.signing(&keys);
+    let source = publisher.channel(&arguments.from)?;
+    let downgrade = source.release(&arguments.version).is_some_and(|release| release.downgrade);
+    if !lower_is_meant(&publisher, &arguments.to, &arguments.version, downgrade, arguments.yes)? {
+        return nothing_changed();
+    }
     let outcome = publisher.promote(&arguments.from, &arguments.to, &arguments.version, signing)?;
-    report(&format!("{} is offered in {} too", arguments.version, arguments.to), &outcome)
+    report(&offered(&publisher, &arguments.version, &arguments.to)?, &outcome, &keys)
 }
 
 #[derive(Debug, Args)]
@@ -132,8 +218,45 @@ pub(crate) struct RefreshArguments {
 pub(crate) fn refresh(arguments: &RefreshArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
     let mut publisher = Publisher::open(&arguments.repository)?;
-    let outcome = publisher.refresh(arguments.signing.signing(&keys))?;
-    report("signed afresh", &outcome)
+    let refreshed = publisher.refresh(arguments.signing.signing(&keys))?;
+    let renewed: Vec<&str> =
+        refreshed.roles.iter().filter(|role| role.renewed).map(|role| role.standing.role.as_str()).collect();
+    let exit = report(&format!("signed afresh: {}", renewed.join(", ")), &refreshed.outcome, &keys)?;
+    let (text, refused) = outlook(&refreshed);
+    output::print(&text)?;
+    Ok(if refused { Exit::Refused } else { exit })
+}
+
+/// What a refresh leaves: when each role expires and who must sign it; and whether readers refuse the repository all the same.
+fn outlook(refreshed: &Refreshed) -> (String, bool) {
+    let now = clock::now();
+    let mut rows = vec![["ROLE", "EXPIRES", "IN", "NOW", "SIGNED BY"].map(str::to_owned).to_vec()];
+    let mut notes = String::new();
+    let mut refused = false;
+    for role in &refreshed.roles {
+        let standing = &role.standing;
+        let expired = standing.is_expired(now);
+        let done = match (&role.kept_for, role.renewed) {
+            (_, true) => "signed".to_owned(),
+            (Some(id), false) => format!("left for {id}"),
+            (None, false) if expired => "EXPIRED".to_owned(),
+            (None, false) => "left as it is".to_owned(),
+        };
+        let row = [standing.role.clone(), output::time(standing.expires), output::left(standing.expires, now), done];
+        rows.push(row.into_iter().chain([standing.signers()]).collect());
+        if expired {
+            refused = true;
+            // Writing to a String can't fail.
+            let _ = writeln!(
+                notes,
+                "the {} has expired and readers refuse the repository: it must be signed by {}{}",
+                standing.role,
+                standing.signers(),
+                if standing.role == "root" { ", with `bascule release rotate`" } else { "" }
+            );
+        }
+    }
+    (output::columns(&rows) + &notes, refused)
 }
 
 #[derive(Debug, Args)]
@@ -141,9 +264,21 @@ pub(crate) struct SignArguments {
     /// Folder of the repository.
     repository: PathBuf,
 
-    /// Throw away what waits instead of signing it.
+    /// The waiting change. Default: the only one there is.
+    #[arg(long, value_name = "ID")]
+    change: Option<String>,
+
+    /// Only show what waits.
+    #[arg(long, conflicts_with = "discard")]
+    show: bool,
+
+    /// Throw the change away instead of signing it.
     #[arg(long)]
     discard: bool,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
 
     #[command(flatten)]
     signing: SigningArguments,
@@ -152,13 +287,55 @@ pub(crate) struct SignArguments {
 pub(crate) fn sign(arguments: &SignArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
     let mut publisher = Publisher::open(&arguments.repository)?;
+    let id = arguments.change.as_deref();
     if arguments.discard {
-        publisher.discard_pending()?;
-        output::print("nothing waits for signatures any more\n")?;
+        let what = publisher.discard_waiting(id)?;
+        output::print(&format!("thrown away: {what}\n"))?;
         return Ok(Exit::Success);
     }
-    let outcome = publisher.sign_pending(arguments.signing.signing(&keys))?;
-    report("enough signatures: it is published", &outcome)
+    let mut waiting = publisher.waiting(clock::now())?;
+    waiting.retain(|change| id.is_none_or(|id| change.id == id));
+    if arguments.show {
+        return show(&waiting);
+    }
+    if let [change] = waiting.as_slice() {
+        output::print(&described(change))?;
+        // Who gives a key in a script has read the difference before; who sits at a terminal reads it now.
+        if std::io::stdin().is_terminal() && !output::confirmed("Sign this", arguments.yes)? {
+            return nothing_changed();
+        }
+    }
+    let outcome = publisher.sign_waiting(id, arguments.signing.signing(&keys))?;
+    report("enough signatures: it is published", &outcome, &keys)
+}
+
+fn show(waiting: &[WaitingChange]) -> anyhow::Result<Exit> {
+    if waiting.is_empty() {
+        output::print("nothing waits for signatures\n")?;
+    }
+    for change in waiting {
+        output::print(&described(change))?;
+        output::print(&missing_table(&change.missing))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// A waiting change as its signer reads it.
+pub(crate) fn described(change: &WaitingChange) -> String {
+    let mut text =
+        format!("change {}: {} (asked for at {})\n", change.id, change.summary, output::time(change.made_at));
+    for line in &change.difference {
+        text.push_str("  ");
+        text.push_str(line);
+        text.push('\n');
+    }
+    if change.stale {
+        text.push_str(
+            "  the repository has moved on since, or the change would expire soon: it is made afresh with the next signature,\n  \
+             and earlier signatures are void\n",
+        );
+    }
+    text
 }
 
 fn severity(text: &str) -> Result<Severity, String> {

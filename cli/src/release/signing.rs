@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bascule_repository::publish::{Lifetimes, Outcome, PublishError, Signing, SigningKey};
+use bascule_repository::publish::{Lifetimes, Missing, Outcome, PublicKey, PublishError, Signing, SigningKey};
 use chrono::TimeDelta;
 use clap::Args;
 
@@ -17,6 +17,11 @@ pub(crate) struct SigningArguments {
     /// Private key of a role (PKCS#8 PEM). May be repeated; a key that is not needed is not used.
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
+
+    /// A program that signs for a key whose private half it keeps, e.g. `keys/kms.pub.json=sign-with-kms --key 7`. It is given
+    /// the bytes on its standard input and writes the signature to its standard output. May be repeated.
+    #[arg(long, value_name = "PUBLIC=PROGRAM", value_parser = program)]
+    signer: Vec<(PathBuf, String)>,
 
     #[command(flatten)]
     lifetimes: LifetimeArguments,
@@ -56,7 +61,11 @@ impl LifetimeArguments {
 impl SigningArguments {
     /// Reads the keys.
     pub(crate) fn keys(&self) -> Result<Vec<SigningKey>, PublishError> {
-        self.key.iter().map(|path| SigningKey::read(path)).collect()
+        let mut keys = self.key.iter().map(|path| SigningKey::read(path)).collect::<Result<Vec<_>, _>>()?;
+        for (public, command) in &self.signer {
+            keys.push(SigningKey::program(PublicKey::read(public)?, command)?);
+        }
+        Ok(keys)
     }
 
     /// What the library wants.
@@ -65,26 +74,47 @@ impl SigningArguments {
     }
 }
 
-/// Says how a signing command ended.
-pub(crate) fn report(what: &str, outcome: &Outcome) -> anyhow::Result<Exit> {
+/// Says how a signing command ended, and which of the given keys were of no use to it.
+pub(crate) fn report(what: &str, outcome: &Outcome, keys: &[SigningKey]) -> anyhow::Result<Exit> {
+    for key in keys.iter().filter(|key| !key.was_used()) {
+        let id = key.public().id();
+        let id = id.get(..8).unwrap_or(&id);
+        output::say(&format!("not used: {} ({id}) signs nothing of this", key.origin()));
+    }
     match outcome {
         Outcome::Published { timestamp, snapshot, targets, root } => {
             output::print(&format!(
                 "{what}\nsigned: timestamp {timestamp}, snapshot {snapshot}, targets {targets}, root {root}\n"
             ))?;
+            Ok(Exit::Success)
         }
-        Outcome::Waiting(missing) => {
-            let mut text = String::from("not published yet, it waits in pending/ for more signatures:\n");
-            let mut rows = vec![["ROLE", "HAS", "NEEDS"].map(str::to_owned).to_vec()];
-            rows.extend(
-                missing.iter().map(|role| vec![role.role.clone(), role.have.to_string(), role.need.to_string()]),
-            );
-            text.push_str(&output::columns(&rows));
-            text.push_str("add them with `bascule release sign`\n");
+        Outcome::Waiting(waiting) => {
+            let id = &waiting.id;
+            let mut text = format!("not published yet: change {id} waits in pending/ for more signatures\n");
+            text.push_str(&missing_table(&waiting.missing));
+            text.push_str(&format!(
+                "look at it and sign it with `bascule release sign REPOSITORY --change {id} --key FILE`\n"
+            ));
             output::print(&text)?;
+            Ok(Exit::Waiting)
         }
     }
-    Ok(Exit::Success)
+}
+
+/// Which signatures are missing, as a table.
+pub(crate) fn missing_table(missing: &[Missing]) -> String {
+    let mut rows = vec![["ROLE", "HAS", "NEEDS", "KEYS THAT CAN SIGN"].map(str::to_owned).to_vec()];
+    for role in missing {
+        rows.push(vec![role.role.clone(), role.have.to_string(), role.need.to_string(), role.keys.join(", ")]);
+    }
+    output::columns(&rows)
+}
+
+/// `PUBLIC=PROGRAM`
+fn program(text: &str) -> Result<(PathBuf, String), String> {
+    let parts = text.split_once('=').filter(|(public, command)| !public.is_empty() && !command.trim().is_empty());
+    let (public, command) = parts.ok_or_else(|| format!("{text} is not of the form PUBLIC=PROGRAM"))?;
+    Ok((PathBuf::from(public), command.to_owned()))
 }
 
 pub(crate) fn lifetime(text: &str) -> Result<TimeDelta, String> {

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use bascule_image::Channel;
+use bascule_names::ChannelName;
+use bascule_repository::publish::View;
 use bascule_repository::time::Now;
 use bascule_repository::{DatastoreLocation, Fetcher, HttpClient, HttpSettings, OpenOptions, ProxySetting, Repository};
 use clap::Args;
@@ -38,34 +41,73 @@ pub(crate) struct SourceArguments {
     proxy: Option<Url>,
 }
 
+/// Where a repository is.
+enum Place {
+    Address(Url),
+    Folder(PathBuf),
+}
+
 impl SourceArguments {
-    /// Opens and verifies.
+    fn place(&self) -> anyhow::Result<Place> {
+        if self.repository.contains("://") {
+            let url = self.repository.parse().with_context(|| format!("{} is no URL", self.repository))?;
+            return Ok(Place::Address(url));
+        }
+        let folder =
+            std::path::absolute(&self.repository).with_context(|| format!("{} is no folder", self.repository))?;
+        anyhow::ensure!(folder.is_dir(), "{} is no folder; write an https address or a folder", folder.display());
+        Ok(Place::Folder(folder))
+    }
+
+    fn trust_root(&self, place: &Place) -> anyhow::Result<Vec<u8>> {
+        let default = match place {
+            Place::Folder(folder) => Some(folder.join("metadata").join("1.root.json")),
+            Place::Address(_) => None,
+        };
+        match self.trust_root.clone().or(default) {
+            Some(path) => std::fs::read(&path).with_context(|| format!("can't read the trust root {}", path.display())),
+            None => anyhow::bail!(
+                "say with --trust-root which root.json you trust; it must not come from the server itself"
+            ),
+        }
+    }
+
+    /// Opens and verifies, as a node does.
     pub(crate) async fn open(&self) -> anyhow::Result<Repository> {
         let datastore = match &self.datastore {
             Some(path) => DatastoreLocation::Persistent(path.clone()),
             None => DatastoreLocation::Ephemeral,
         };
-        let (base, fetcher, default_root) = if self.repository.contains("://") {
-            let base: Url = self.repository.parse().with_context(|| format!("{} is no URL", self.repository))?;
-            (base, Fetcher::Http(self.client()?), None)
-        } else {
-            let folder =
-                std::path::absolute(&self.repository).with_context(|| format!("{} is no folder", self.repository))?;
-            anyhow::ensure!(folder.is_dir(), "{} is no folder; write an https address or a folder", folder.display());
-            let base = Url::from_directory_path(&folder)
-                .map_err(|()| anyhow::anyhow!("{} can't be written as a URL", folder.display()))?;
-            (base, Fetcher::Directory, Some(folder.join("metadata").join("1.root.json")))
-        };
-        let trust_root = match self.trust_root.clone().or(default_root) {
-            Some(path) => {
-                std::fs::read(&path).with_context(|| format!("can't read the trust root {}", path.display()))?
+        let place = self.place()?;
+        let trust_root = self.trust_root(&place)?;
+        let (base, fetcher) = match place {
+            Place::Address(base) => (base, Fetcher::Http(self.client()?)),
+            Place::Folder(folder) => {
+                let base = Url::from_directory_path(&folder)
+                    .map_err(|()| anyhow::anyhow!("{} can't be written as a URL", folder.display()))?;
+                (base, Fetcher::Directory)
             }
-            None => anyhow::bail!(
-                "say with --trust-root which root.json you trust; it must not come from the server itself"
-            ),
         };
         let options = OpenOptions { trust_root, base, datastore, fetcher, now: Now::at(clock::now()) };
         Ok(Repository::open(options).await?)
+    }
+
+    /// Looks at it as its keepers do: verified, whatever its age.
+    pub(crate) async fn view(&self) -> anyhow::Result<View> {
+        let place = self.place()?;
+        let trust_root = self.trust_root(&place)?;
+        if self.datastore.is_some() {
+            match self.open().await {
+                Ok(_) => {}
+                // Shown, and not judged.
+                Err(error) if matches!(error.downcast_ref(), Some(bascule_repository::Error::Expired { .. })) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(match place {
+            Place::Address(base) => View::of_address(self.client()?, &base, trust_root).await?,
+            Place::Folder(folder) => View::of_folder(&folder, Some(trust_root))?,
+        })
     }
 
     fn client(&self) -> anyhow::Result<HttpClient> {
@@ -78,4 +120,14 @@ impl SourceArguments {
         }
         Ok(HttpClient::new(settings).map_err(bascule_repository::Error::Fetch)?)
     }
+}
+
+/// Reads a channel; one that is not there is answered with those that are.
+pub(crate) async fn channel(repository: &Repository, name: &ChannelName) -> anyhow::Result<Channel> {
+    let known = repository.channel_names();
+    if !known.iter().any(|known| known == name.as_str()) {
+        let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+        anyhow::bail!("there is no channel {name}; there are: {known}");
+    }
+    Ok(repository.channel(name).await?)
 }

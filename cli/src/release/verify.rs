@@ -9,7 +9,7 @@ use bascule_repository::{ReadOptions, Repository, VerifiedChannel};
 use clap::Args;
 use serde::Serialize;
 
-use super::source::SourceArguments;
+use super::source::{self, SourceArguments};
 use crate::exit::Exit;
 use crate::output::{self, Format};
 
@@ -54,6 +54,9 @@ struct Report {
     channel: String,
     metadata: Vec<RoleLine>,
     decision: String,
+    /// The decision as a person says it.
+    #[serde(skip)]
+    sentence: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     release: Option<ReleaseLine>,
     missing_packs: Vec<String>,
@@ -80,7 +83,7 @@ struct ReleaseLine {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let repository = arguments.source.open().await?;
-    let channel = repository.channel(&arguments.channel).await?;
+    let channel = source::channel(&repository, &arguments.channel).await?;
     let booted = booted(&arguments, &repository, &channel).await?;
     let host = Host { product: channel.product.clone(), architecture: arguments.architecture, booted, other: None };
     let wanted = arguments.wanted.clone().map_or(Wanted::Newest, Wanted::Version);
@@ -90,6 +93,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         channel: channel.channel.to_string(),
         metadata: roles(&repository),
         decision: describe(&choice),
+        sentence: sentence(&choice, host.booted.as_ref()),
         release: None,
         missing_packs: Vec::new(),
     };
@@ -155,6 +159,25 @@ fn describe(choice: &Choice<'_>) -> String {
     }
 }
 
+/// What a node does, as a whole sentence.
+fn sentence(choice: &Choice<'_>, booted: Option<&Held>) -> String {
+    let node = booted.map_or("a new node".to_owned(), |held| format!("a node that runs {}", held.version));
+    match choice {
+        Choice::Booted(_) => format!("{node} has nothing to do: it runs what is wanted"),
+        Choice::InOtherSlot(release) => {
+            format!("{node} would boot {} from its other slot, without a download", release.version)
+        }
+        Choice::Install(release) => format!("{node} would install {}", release.version),
+        Choice::StepThrough { step, target } => {
+            format!("{node} would install {} first: {} accepts no older node", step.version, target.version)
+        }
+        Choice::Stay { newest: Some(release) } => {
+            format!("{node} would stay: the newest offered release {} is older", release.version)
+        }
+        Choice::Stay { newest: None } => format!("{node} would stay: the channel offers nothing for it"),
+    }
+}
+
 fn table(report: &Report) -> String {
     let mut text = format!("{} {}: the metadata is signed and current\n", report.product, report.channel);
     let mut rows = vec![["ROLE", "VERSION", "EXPIRES"].map(str::to_owned).to_vec()];
@@ -163,7 +186,7 @@ fn table(report: &Report) -> String {
     );
     text.push_str(&output::columns(&rows));
     // Writing to a String can't fail.
-    let _ = writeln!(text, "a node would {}", report.decision);
+    let _ = writeln!(text, "{}", report.sentence);
     for missing in &report.missing_packs {
         let _ = writeln!(text, "missing on the server: {missing}");
     }

@@ -54,7 +54,7 @@ impl Vendor {
         let copied = Command::new("cp").arg("-r").arg(home.join("repository")).arg(&repository).status()?;
         ensure!(copied.success(), "copying the empty repository failed");
         let signing = Signing { keys: &keys, lifetimes: Lifetimes::default(), now: clock::now() };
-        published(Publisher::open(&repository)?.refresh(signing)?)?;
+        published(Publisher::open(&repository)?.refresh(signing)?.outcome)?;
         let server = HttpsServer::start(&repository).await.context("serving the repository")?;
         Ok(Self { folder: repository, packed: packed.to_owned(), packing: tokio::sync::Mutex::default(), keys, server })
     }

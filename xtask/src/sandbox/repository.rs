@@ -128,8 +128,10 @@ impl Repository {
     pub(crate) fn let_expire(&self) -> anyhow::Result<()> {
         // Nothing is kept aside: readers remember the expired version, and only a newer one can take its place.
         let lifetimes = Lifetimes { timestamp: TimeDelta::days(1), ..Lifetimes::default() };
-        self.sign(clock::now() - TimeDelta::days(3), lifetimes, |publisher, signing| Ok(publisher.refresh(signing)?))
-            .context("cannot sign expired metadata")
+        self.sign(clock::now() - TimeDelta::days(3), lifetimes, |publisher, signing| {
+            Ok(publisher.refresh(signing)?.outcome)
+        })
+        .context("cannot sign expired metadata")
     }
 
     /// Undoes [`Self::tamper`] or [`Self::let_expire`] as its vendor would: by signing anew.
@@ -138,7 +140,7 @@ impl Repository {
         if self.kept().exists() {
             fs::rename(self.kept(), &path).with_context(|| format!("cannot restore {}", path.display()))?;
         }
-        self.sign(clock::now(), Lifetimes::default(), |publisher, signing| Ok(publisher.refresh(signing)?))
+        self.sign(clock::now(), Lifetimes::default(), |publisher, signing| Ok(publisher.refresh(signing)?.outcome))
             .context("cannot sign fresh metadata")
     }
 

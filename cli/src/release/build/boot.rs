@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::release::manifest::MAX_UKI_SIZE;
-use bascule_image::uki::{self, MAX_COMMAND_LINE, Parts, Uki};
-use bascule_names::RootHash;
+use bascule_image::uki::{self, MAX_COMMAND_LINE, Parts};
+use bascule_names::{Architecture, RootHash};
 use clap::Args;
 
+use super::check::{self, Finding};
 use super::read_bounded;
 
 /// Stands for the image's root hash in a command line.
@@ -61,6 +62,17 @@ impl BootArguments {
         Ok(())
     }
 
+    /// What can be said of kernel, stub and command line before an image is made; and the kernel's release, where it is
+    /// known.
+    pub(super) fn look(&self, architecture: Architecture) -> anyhow::Result<(Vec<Finding>, Option<String>)> {
+        let Some(kernel) = &self.kernel else { return Ok((Vec::new(), None)) };
+        let kernel = read_bounded(kernel, MAX_UKI_SIZE)?;
+        let mut findings = check::kernel(&kernel, architecture);
+        findings.extend(check::firmware_file("the stub", &read_bounded(&self.stub, MAX_UKI_SIZE)?, architecture));
+        findings.extend(check::command_line(&self.cmdline));
+        Ok((findings, self.kernel_release.clone().or_else(|| check::release_of_kernel(&kernel))))
+    }
+
     /// The UKI's bytes.
     pub(super) fn uki(&self, root_hash: &RootHash, os_release: &str) -> anyhow::Result<Vec<u8>> {
         let bytes = match (&self.uki, &self.kernel) {
@@ -84,13 +96,6 @@ impl BootArguments {
             }
             (None, None) => bail!("say what boots the image"),
         };
-        let parsed = Uki::open(&bytes).context("the UKI is not usable")?;
-        let named = parsed.root_hash().context("the UKI has no usable command line")?;
-        ensure!(
-            named.as_ref() == Some(root_hash),
-            "the UKI's command line does not carry the image's root hash {root_hash} as the one that counts, the last; it would boot \
-             another image or none"
-        );
         Ok(bytes)
     }
 }

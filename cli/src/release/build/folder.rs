@@ -1,9 +1,12 @@
 //! The folder that a build leaves: the files under the paths they will have in the repository, and the raw image, which
 //! the next release needs as the base of its delta. `release.json` is written last, so that a folder without it is
 //! unfinished.
+//!
+//! A build that failed or was killed leaves a folder that is marked as unfinished: the same command takes it over.
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -11,6 +14,8 @@ use bascule_image::Sha256;
 use bascule_image::release::manifest::{self, File as Described, Manifest};
 use bascule_names::{Architecture, Digest, Version};
 
+/// Stands in a folder from the beginning of a build to its end.
+const UNFINISHED: &str = ".unfinished";
 /// Name of the raw image in the folder.
 const IMAGE: &str = "image.raw";
 
@@ -21,11 +26,26 @@ pub(crate) struct BuildFolder {
 }
 
 impl BuildFolder {
-    /// A folder for a new build: it must be missing or empty.
+    /// A folder for a new build: it must be missing or empty, or hold a build that was never finished.
     pub(crate) fn create(root: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(root).with_context(|| format!("can't make {}", root.display()))?;
-        let mut entries = fs::read_dir(root).with_context(|| format!("can't read {}", root.display()))?;
-        ensure!(entries.next().is_none(), "{} is not empty; give a new folder for each build", root.display());
+        let mark = root.join(UNFINISHED);
+        let make = || {
+            if mark.is_file() {
+                for part in [root.join("releases"), root.join(IMAGE)] {
+                    match fs::symlink_metadata(&part) {
+                        Ok(found) if found.is_dir() => fs::remove_dir_all(&part)?,
+                        Ok(_) => fs::remove_file(&part)?,
+                        Err(_) => {}
+                    }
+                }
+            }
+            fs::create_dir_all(root)
+        };
+        make().with_context(|| format!("can't make {}", root.display()))?;
+        let entries = fs::read_dir(root).with_context(|| format!("can't read {}", root.display()))?;
+        let others = entries.flatten().filter(|entry| entry.file_name() != UNFINISHED).count();
+        ensure!(others == 0, "{} is not empty; give a new folder for each build", root.display());
+        fs::write(&mark, "").with_context(|| format!("can't write {}", mark.display()))?;
         Ok(Self { root: root.to_owned() })
     }
 
@@ -104,8 +124,14 @@ impl BuildFolder {
             fs::create_dir_all(parent)?;
             let mut file = tempfile::Builder::new().prefix(".release-").tempfile_in(parent)?;
             file.write_all(&bytes)?;
+            // Whoever publishes may be another user than whoever built, who is often root.
+            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
             file.as_file().sync_all()?;
-            file.persist(&path).map_err(|error| error.error)
+            file.persist(&path).map_err(|error| error.error)?;
+            match fs::remove_file(self.root.join(UNFINISHED)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
         };
         write().with_context(|| format!("can't write {}", path.display()))?;
         Ok(path)

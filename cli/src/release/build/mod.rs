@@ -1,6 +1,7 @@
 //! `bascule release build` and `delta`: from a root tree or an image to what `publish` takes.
 
 mod boot;
+pub(crate) mod check;
 pub(crate) mod folder;
 mod packages;
 mod packs;
@@ -18,12 +19,14 @@ use bascule_names::{Architecture, Product, RootHash, Version};
 use clap::Args;
 
 use self::boot::BootArguments;
+use self::check::{CheckArguments, Space, Subject};
 use self::folder::BuildFolder;
 use self::packs::{PackArguments, Release};
 use self::tree::Identity;
 use crate::exit::Exit;
 use crate::output;
 use crate::release::progress::Bar;
+use crate::release::secure_boot::SecureBootArguments;
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("content").required(true))]
@@ -68,7 +71,35 @@ pub(crate) struct BuildArguments {
     boot: BootArguments,
 
     #[command(flatten)]
+    secure_boot: SecureBootArguments,
+
+    #[command(flatten)]
     packs: PackArguments,
+
+    /// Size of a slot's data partition on the disks that it is for, e.g. `2GiB`: what does not fit is refused.
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Checks")]
+    slot_size: Option<u64>,
+
+    /// Size of a slot's verity partition.
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Checks")]
+    verity_size: Option<u64>,
+
+    /// Size of the boot partition.
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Checks")]
+    esp_size: Option<u64>,
+
+    #[command(flatten)]
+    checks: CheckArguments,
+}
+
+/// Bytes, or a number with KiB, MiB or GiB.
+fn size(text: &str) -> Result<u64, String> {
+    let refuse = || format!("{text} is no size; write bytes, or a number with KiB, MiB or GiB");
+    let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1_u64 << 30)];
+    let unit = units.into_iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
+    let (number, factor) = unit.unwrap_or((text, 1));
+    let number: u64 = number.trim().parse().map_err(|_| refuse())?;
+    number.checked_mul(factor).filter(|bytes| *bytes > 0).ok_or_else(refuse)
 }
 
 pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
@@ -77,8 +108,24 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     if !arguments.only_root_hash {
         arguments.boot.check()?;
     }
+    let subject =
+        Subject { product: &arguments.product, version: &arguments.version, architecture: arguments.architecture };
+    let secure_boot = arguments.secure_boot.read()?;
+    let mut findings = Vec::new();
+    let mut kernel_release = None;
+    if !arguments.only_root_hash {
+        (findings, kernel_release) = arguments.boot.look(arguments.architecture)?;
+    }
+    let os_release = os_release(arguments)?;
+    if let Some(root) = &arguments.root {
+        ensure!(root.is_dir(), "{} is no folder; --root takes the root tree of the OS", root.display());
+        findings.extend(check::tree(root, os_release.as_deref(), kernel_release.as_deref(), subject)?);
+    }
+    // Before an hour of packing.
+    arguments.checks.judge(&findings)?;
     let folder = BuildFolder::create(&arguments.out)?;
     make_image(arguments, &identity, &folder)?;
+    let mut findings = check::image(&folder.image_path())?;
     let image = folder.image()?;
     let size = image.size().context("can't measure the image")?;
     let parameters =
@@ -94,8 +141,18 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     }
 
     let path = |name: &str| BuildFolder::repository_path(&arguments.version, arguments.architecture, name);
-    let os_release = os_release(arguments)?;
-    let uki = arguments.boot.uki(&root_hash, &os_release)?;
+    let os_release = os_release.unwrap_or_else(|| minimal_os_release(&subject));
+    let mut uki = arguments.boot.uki(&root_hash, &os_release)?;
+    if let Some(secure_boot) = &secure_boot {
+        uki = secure_boot.sign(uki).context("can't sign the UKI for Secure Boot")?;
+    }
+    findings.extend(check::uki(&uki, &root_hash, subject).context("the UKI is not usable")?);
+    let layout = Space { slot: arguments.slot_size, verity: arguments.verity_size, esp: arguments.esp_size };
+    findings.extend(check::space(layout, size, tree.hash_size(), uki.len() as u64));
+    for base in &arguments.packs.base {
+        findings.extend(check::growth(BuildFolder::open(base, arguments.architecture)?.1.image.size, size));
+    }
+    arguments.checks.judge(&findings)?;
     let uki = folder.write(&path("uki.efi"), &uki)?;
     let packages = package_list(arguments, &identity, &folder)?;
     let release = Release {
@@ -180,22 +237,28 @@ fn make_image(arguments: &BuildArguments, identity: &Identity<'_>, folder: &Buil
     file.set_len(size.next_multiple_of(verity::BLOCK_SIZE as u64)).context("can't round up the image's size")
 }
 
-/// os-release of the root tree, or a minimal one: boot menus show name and version from it.
-fn os_release(arguments: &BuildArguments) -> anyhow::Result<String> {
-    if let Some(root) = &arguments.root {
-        for path in ["usr/lib/os-release", "etc/os-release"] {
-            let path = root.join(path);
-            // A symbolic link would lead out of the tree, to the build host's own file.
-            if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
-                return fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()));
-            }
+/// os-release of the root tree.
+fn os_release(arguments: &BuildArguments) -> anyhow::Result<Option<String>> {
+    let Some(root) = &arguments.root else { return Ok(None) };
+    for path in ["usr/lib/os-release", "etc/os-release"] {
+        let path = root.join(path);
+        // A symbolic link would lead out of the tree, to the build host's own file.
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            let bytes = read_bounded(&path, bascule_image::uki::MAX_OS_RELEASE as u64)?;
+            let text = String::from_utf8(bytes).with_context(|| format!("{} is no text", path.display()))?;
+            return Ok(Some(text));
         }
     }
-    let (product, version) = (&arguments.product, &arguments.version);
-    Ok(format!(
+    Ok(None)
+}
+
+/// Where there is no tree to take it from: boot menus show name and version from it.
+fn minimal_os_release(subject: &Subject<'_>) -> String {
+    let (product, version) = (subject.product, subject.version);
+    format!(
         "ID={product}\nNAME=\"{product}\"\nVERSION_ID={version}\nPRETTY_NAME=\"{product} {version}\"\nIMAGE_ID={product}\n\
          IMAGE_VERSION={version}\n"
-    ))
+    )
 }
 
 fn package_list(
@@ -229,7 +292,7 @@ fn package_list(
     Ok(Some(PackageList { format, file: folder.write(&path, &bytes)? }))
 }
 
-fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
     read.with_context(|| format!("can't read {}", path.display()))?;

@@ -46,19 +46,22 @@ impl<T: Role + Clone + DeserializeOwned> Document<T> {
     ) -> Result<Self, PublishError> {
         let message = role.canonical_form().map_err(|error| PublishError::broken(name, error))?;
         // By key id, so that the same set of keys gives the same bytes whatever the order they are given in.
+        let may_sign = |id| key_sets.iter().any(|set| set.keyids.contains(id));
+        let kept = existing.iter().filter(|signature| may_sign(&signature.keyid));
         let mut signatures: BTreeMap<Vec<u8>, Signature> =
-            existing.iter().map(|signature| (signature.keyid.to_vec(), signature.clone())).collect();
+            kept.map(|signature| (signature.keyid.to_vec(), signature.clone())).collect();
         for key in keys {
             let id = &key.public().id;
-            if key_sets.iter().any(|set| set.keyids.contains(id)) {
-                signatures.insert(id.to_vec(), key.sign(&message));
+            // One that has signed is not asked again: a person may have to touch a token for it.
+            if may_sign(id) && !signatures.contains_key(&id[..]) {
+                signatures.insert(id.to_vec(), key.sign(&message)?);
             }
         }
         let signatures: Vec<Signature> = signatures.into_values().collect();
         let tail = serde_json::to_vec(&SignaturesOnly { signatures: &signatures })
             .map_err(|error| PublishError::broken(name, error))?;
         let mut bytes = b"{\"signed\":".to_vec();
-        bytes.extend_from_slice(&message);
+        bytes.extend(as_json(&message));
         bytes.push(b',');
         bytes.extend_from_slice(tail.strip_prefix(b"{").unwrap_or(&tail));
         bytes.push(b'\n');
@@ -81,11 +84,28 @@ impl<T: Role + Clone + DeserializeOwned> Document<T> {
             _extra: HashMap::new(),
         }
     }
+}
 
-    /// How many of the keys of a set have signed.
-    pub(super) fn signatures_of(&self, set: &RoleKeys) -> usize {
-        self.signed.signatures.iter().filter(|signature| set.keyids.contains(&signature.keyid)).count()
+impl<T> Document<T> {
+    /// The keys of a set that have signed.
+    pub(super) fn signers(&self, set: &RoleKeys) -> Vec<&[u8]> {
+        let signatures = self.signed.signatures.iter();
+        signatures.map(|signature| &signature.keyid).filter(|id| set.keyids.contains(id)).map(|id| &id[..]).collect()
     }
+}
+
+/// The canonical form as JSON. What is signed leaves control characters in texts as they are (the key in PEM has ends of lines),
+/// which JSON does not allow; readers take the escapes away before they check the signature.
+fn as_json(canonical: &[u8]) -> Vec<u8> {
+    let mut json = Vec::with_capacity(canonical.len());
+    for byte in canonical {
+        match byte {
+            b'\n' => json.extend(b"\\n"),
+            control @ 0..0x20 => json.extend(format!("\\u{control:04x}").bytes()),
+            other => json.push(*other),
+        }
+    }
+    json
 }
 
 /// A time as tough's schema wants it (its time type is not named here, only built through its text form). TUF 1.0, 4.2:

@@ -33,18 +33,37 @@ pub enum PublishError {
     /// The channel or release is not there, or is there already.
     #[error("{what}: {reason}")]
     Channel { what: String, reason: String },
+    /// The repository has no such channel.
+    #[error("there is no channel {name}; {}", there_are(known))]
+    NoChannel { name: String, known: Vec<String> },
     /// A file that a release names is not what the release says.
     #[error("{path} is not what the manifest says: {reason}")]
     Content { path: String, reason: String },
     /// A signed file would not be accepted by its own reader.
     #[error("the {what} would be refused by a node")]
     Format { what: &'static str, source: bascule_image::release::ParseError },
-    /// What was waiting for signatures no longer fits.
-    #[error("what waits for signatures in {} was made for another state of the repository; remove it and publish again", path.display())]
-    Stale { path: PathBuf },
+    /// None of the given keys may sign what is still unsigned.
+    #[error("none of the given keys can sign what is asked for, and nothing was changed; it needs: {missing}")]
+    Useless { missing: String },
+    /// Nothing waits for signatures.
+    #[error("nothing waits for signatures in {}", path.display())]
+    NoneWaits { path: PathBuf },
+    /// It is not clear which of the waiting changes is meant.
+    #[error("{asked}; there are: {known}")]
+    WhichChange { asked: String, known: String },
+    /// More changes wait than anybody can have in mind.
+    #[error("{max} changes wait for signatures already; sign or discard them first")]
+    TooManyWait { max: usize },
+    /// A signing program or a token failed.
+    #[error("{signer} gave no signature: {reason}")]
+    Signer { signer: String, reason: String },
     /// Reading what was published failed.
     #[error("the published repository does not verify")]
     Verify(#[from] Error),
+}
+
+fn there_are(known: &[String]) -> String {
+    if known.is_empty() { "the repository has none yet".to_owned() } else { format!("there are: {}", known.join(", ")) }
 }
 
 impl PublishError {
@@ -61,12 +80,13 @@ impl PublishError {
         match self {
             Self::File { .. } => "file",
             Self::Busy { .. } => "busy",
-            Self::Key { .. } | Self::NotEnoughKeys { .. } | Self::Role { .. } => "keys",
+            Self::Key { .. } | Self::NotEnoughKeys { .. } | Self::Role { .. } | Self::Useless { .. } => "keys",
             Self::Broken { .. } => "broken-repository",
             Self::Folder { .. } => "folder",
-            Self::Channel { .. } => "channel",
+            Self::Channel { .. } | Self::NoChannel { .. } => "channel",
             Self::Content { .. } | Self::Format { .. } => "content",
-            Self::Stale { .. } => "stale",
+            Self::NoneWaits { .. } | Self::WhichChange { .. } | Self::TooManyWait { .. } => "waiting",
+            Self::Signer { .. } => "signer",
             Self::Verify(error) => error.category(),
         }
     }

@@ -25,7 +25,7 @@ const SERVED: u32 = 0o644;
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
     /// What was made visible, in that order, relative to the folder.
     written: RefCell<Vec<PathBuf>>,
 }
@@ -38,12 +38,22 @@ impl Folder {
             fs::create_dir_all(&part).map_err(PublishError::file("make", &part))?;
         }
         let lock_path = path.join(LOCK_FILE);
-        let lock = File::create(&lock_path).map_err(PublishError::file("lock", &lock_path))?;
+        // Whoever made the file may have been another user: it is locked by reading it as well.
+        let open = || match File::open(&lock_path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::create(&lock_path),
+            other => other,
+        };
+        let lock = open().map_err(PublishError::file("lock", &lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock, written: RefCell::default() }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(lock), written: RefCell::default() }),
             Err(TryLockError::WouldBlock) => Err(PublishError::Busy { path: path.to_owned() }),
             Err(TryLockError::Error(error)) => Err(PublishError::file("lock", &lock_path)(error)),
         }
+    }
+
+    /// A folder that is only looked at.
+    pub(super) fn look_at(path: &Path) -> Self {
+        Self { path: path.to_owned(), _lock: None, written: RefCell::default() }
     }
 
     /// The files made visible since the folder was opened, in that order.
@@ -81,42 +91,60 @@ impl Folder {
         Ok(())
     }
 
-    /// Files that wait for more signatures: name and bytes.
-    pub(super) fn read_pending(&self) -> Result<Vec<(String, Vec<u8>)>, PublishError> {
-        let folder = self.pending_path();
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(PublishError::file("read", &folder)(error)),
-        };
-        let mut pending = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(PublishError::file("read", &folder))?.path();
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            if !name.ends_with(".json") {
-                continue;
-            }
-            if let Some(bytes) = read_bounded(&path, MAX_TARGETS)? {
-                pending.push((name.to_owned(), bytes));
-            }
-        }
-        pending.sort();
-        Ok(pending)
+    /// The names of the changes that wait for signatures.
+    pub(super) fn pending_ids(&self) -> Result<Vec<String>, PublishError> {
+        let id = |name: &str| (name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(());
+        names_in(&self.pending_path(), |name| id(name).is_some())
     }
 
-    pub(super) fn write_pending(&self, name: &str, bytes: &[u8]) -> Result<(), PublishError> {
-        let folder = self.pending_path();
+    /// The names of the files of a waiting change.
+    pub(super) fn pending_files(&self, id: &str) -> Result<Vec<String>, PublishError> {
+        names_in(&self.pending_path().join(id), |name| name.ends_with(".json"))
+    }
+
+    /// A file of a waiting change.
+    pub(super) fn read_pending(&self, id: &str, name: &str, limit: u64) -> Result<Option<Vec<u8>>, PublishError> {
+        read_bounded(&self.pending_path().join(id).join(name), limit)
+    }
+
+    pub(super) fn write_pending(&self, id: &str, name: &str, bytes: &[u8]) -> Result<(), PublishError> {
+        let folder = self.pending_path().join(id);
         fs::create_dir_all(&folder).map_err(PublishError::file("make", &folder))?;
         let path = folder.join(name);
         replace_file(&path, SERVED, bytes).map_err(PublishError::file("write", &path))
     }
 
-    pub(super) fn clear_pending(&self) -> Result<(), PublishError> {
-        let folder = self.pending_path();
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PublishError::file("remove", &folder)(error)),
+    /// Removes a waiting change, its description first: what is left of a removal that was interrupted is no change.
+    pub(super) fn clear_pending(&self, id: &str) -> Result<(), PublishError> {
+        let folder = self.pending_path().join(id);
+        let gone = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        };
+        let remove = || {
+            gone(fs::remove_file(folder.join("change.json")))?;
+            gone(fs::remove_dir_all(&folder))
+        };
+        remove().map_err(PublishError::file("remove", &folder))?;
+        // Only an empty one goes.
+        let _ = fs::remove_dir(self.pending_path());
+        Ok(())
+    }
+
+    /// Reads a target, of which no more than `limit` bytes are accepted, and checks that it is what its name says.
+    pub(super) fn read_target(
+        &self,
+        target: &TargetPath,
+        digest: &Digest,
+        limit: u64,
+    ) -> Result<Vec<u8>, PublishError> {
+        let path = self.target_path(target, digest);
+        let missing = || PublishError::broken(target.to_string(), "its file is missing");
+        let bytes = read_bounded(&path, limit)?.ok_or_else(missing)?;
+        if Digest::from(bascule_image::Sha256::of(&bytes)) != *digest {
+            return Err(PublishError::broken(target.to_string(), "its content is not the signed one"));
         }
+        Ok(bytes)
     }
 
     /// Where a target with this digest lies (TUF 1.0, 6.2).
@@ -253,6 +281,22 @@ pub(super) struct MetadataFile {
 fn is_ours(name: &str) -> bool {
     let digest = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     name.starts_with(SCRATCH_PREFIX) || name.split_once('.').is_some_and(|(first, _)| digest(first))
+}
+
+/// Names of the entries of a folder that are wanted, sorted; none where there is no folder.
+fn names_in(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>, PublishError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(PublishError::file("read", folder)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(PublishError::file("read", folder))?;
+        names.extend(entry.file_name().to_str().filter(|name| wanted(name)).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn make_parent(path: &Path) -> Result<PathBuf, PublishError> {

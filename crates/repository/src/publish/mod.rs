@@ -5,23 +5,32 @@
 
 mod commit;
 mod content;
+mod difference;
 mod document;
 mod error;
 mod folder;
 mod keys;
+mod pending;
 mod prune;
+mod refresh;
 mod release;
 mod setup;
+mod standing;
 mod state;
+mod view;
 
 use std::path::{Path, PathBuf};
 
-pub use commit::{Lifetimes, Missing, Outcome, Signing};
+pub use commit::{Lifetimes, Missing, Outcome, Signing, Waiting};
 pub use error::PublishError;
-pub use keys::{PublicKey, SigningKey, generate};
+pub use keys::{Algorithm, PublicKey, SigningKey, generate, generate_with};
+pub use pending::WaitingChange;
 pub use prune::{Unnamed, Unwanted};
+pub use refresh::{Refreshed, Renewal};
 pub use release::Notes;
 pub use setup::{RoleSetup, Roles, init};
+pub use standing::RoleStanding;
+pub use view::View;
 
 use folder::Folder;
 use state::Current;

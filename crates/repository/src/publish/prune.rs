@@ -15,10 +15,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tough::schema::Targets;
 
 use super::Publisher;
-use super::commit::{Outcome, Signing};
+use super::commit::{Change, Outcome, Signing};
 use super::content::files_of;
 use super::document::Document;
 use super::error::PublishError;
+use super::pending::{self, Operation};
 use super::release::target_name;
 use super::setup::delegated_role_name;
 
@@ -60,7 +61,16 @@ impl Publisher {
         versions: &[Version],
         signing: Signing<'_>,
     ) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
+        self.perform(Operation::LeaveOut { channel: channel_name.clone(), versions: versions.to_vec() }, signing)
+    }
+
+    /// The documents of a channel that leaves releases out.
+    pub(super) fn left_out(
+        &self,
+        channel_name: &ChannelName,
+        versions: &[Version],
+        signing: Signing<'_>,
+    ) -> Result<Change, PublishError> {
         let mut channel = self.channel(channel_name)?;
         if let Some(unknown) = versions.iter().find(|version| channel.release(version).is_none()) {
             let reason = format!("it has no release {unknown}");
@@ -79,7 +89,7 @@ impl Publisher {
         for path in self.paths_of(&gone)?.iter().filter(|path| !wanted.contains(*path)) {
             targets.targets.remove(&target_name(path)?);
         }
-        self.publish_channel(channel_name, &channel, targets, signing)
+        self.change_of_channel(channel_name, &channel, targets, signing)
     }
 
     /// The channels whose files the same role signs: all without a role of their own, or the one with it alone.
@@ -120,10 +130,9 @@ impl Publisher {
         for document in [&current.targets].into_iter().chain(current.delegated.values()) {
             self.note_targets(&mut named, &document.signed.signed, None)?;
         }
-        for (name, bytes) in self.folder.read_pending()? {
-            if !name.ends_with(".root.json") {
-                let waiting: Document<Targets> = Document::parse(&name, bytes)?;
-                self.note_targets(&mut named, &waiting.signed.signed, None)?;
+        for waiting in pending::read(&self.folder)? {
+            for document in waiting.targets.iter().chain(waiting.delegated.values()) {
+                self.note_targets(&mut named, &document.signed.signed, None)?;
             }
         }
         let mut unwanted = Unwanted::default();

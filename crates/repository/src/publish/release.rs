@@ -1,7 +1,7 @@
 //! Releases of a channel: add one, take one back, offer one of another channel.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -18,6 +18,7 @@ use super::Publisher;
 use super::commit::{Change, Outcome, Signing, next_targets};
 use super::content::{Named, files_of, read_manifests};
 use super::error::PublishError;
+use super::pending::{NamedFile, Operation};
 use super::setup::delegated_role_name;
 use super::state::keys_of;
 
@@ -37,12 +38,10 @@ pub struct Notes {
 }
 
 impl Publisher {
-    /// Adds the release that lies in a build folder (`releases/<version>/<architecture>/release.json` and what the
-    /// manifests name) to a channel, which is made if it is new.
+    /// Adds the release that lies in one build folder to a channel.
     ///
     /// # Errors
-    /// [`PublishError::Content`] when a file is not what its manifest says, [`PublishError::Channel`] when the channel
-    /// has the version already.
+    /// As [`Self::add_builds`].
     pub fn add_release(
         &mut self,
         channel_name: &ChannelName,
@@ -50,33 +49,76 @@ impl Publisher {
         notes: &Notes,
         signing: Signing<'_>,
     ) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
-        let manifests = read_manifests(build)?;
-        let Some((_, first)) = manifests.first() else {
-            let reason =
-                "holds no releases/<version>/<architecture>/release.json; make one with `bascule release build`";
-            return Err(PublishError::Folder { path: build.to_owned(), reason });
+        self.add_builds(channel_name, &[build], notes, signing)
+    }
+
+    /// Adds the release that lies in build folders (`releases/<version>/<architecture>/release.json` and what the manifests
+    /// name; one folder for each architecture, or one for all) to a channel, which is made if it is new.
+    ///
+    /// The channel offers its highest version: a lower one is put below it, unless `notes` let nodes go back to it.
+    ///
+    /// # Errors
+    /// [`PublishError::Content`] when a file is not what its manifest says, [`PublishError::Channel`] when the channel
+    /// has the version already or holds another product.
+    pub fn add_builds(
+        &mut self,
+        channel_name: &ChannelName,
+        builds: &[&Path],
+        notes: &Notes,
+        signing: Signing<'_>,
+    ) -> Result<Outcome, PublishError> {
+        let mut manifests = Vec::new();
+        for build in builds {
+            let found = read_manifests(build)?;
+            if found.is_empty() {
+                let reason =
+                    "holds no releases/<version>/<architecture>/release.json; make one with `bascule release build`";
+                return Err(PublishError::Folder { path: build.to_path_buf(), reason });
+            }
+            manifests.extend(found.into_iter().map(|(path, manifest)| (*build, path, manifest)));
+        }
+        let Some((build, _, first)) = manifests.first() else {
+            return Err(PublishError::Channel { what: "release".to_owned(), reason: "no build is named".to_owned() });
         };
-        let (product, version) = (first.product.clone(), first.version.clone());
-        if manifests.iter().any(|(_, manifest)| manifest.product != product || manifest.version != version) {
-            let reason = "holds more than one product or version; publish one release at a time";
+        let (build, product, version) = (*build, first.product.clone(), first.version.clone());
+        if manifests.iter().any(|(_, _, manifest)| manifest.product != product || manifest.version != version) {
+            let reason = "there is more than one product or version; publish one release at a time";
             return Err(PublishError::Folder { path: build.to_owned(), reason });
         }
-        let mut channel = self.channel_or_new(channel_name, &product)?;
-        refuse_known(&channel, &version)?;
-        let mut targets = self.role_targets(channel_name);
+        // Refused before hundreds of megabytes are copied.
+        self.refuse_other_product(&product)?;
+        refuse_known(&self.channel_or_new(channel_name, &product)?, &version)?;
+        let mut files = BTreeMap::new();
         let mut described = BTreeMap::new();
-        for (path, manifest) in &manifests {
+        for (build, path, manifest) in &manifests {
             for file in files_of(manifest) {
-                let (digest, length) = self.take_file(build, &file, manifest)?;
-                name_target(&mut targets, &file.path, &digest, length)?;
+                let (digest, size) = self.take_file(build, &file, manifest)?;
+                files.insert(file.path, NamedFile { digest, size });
             }
             let (digest, size) = self.folder.copy_target(path, &build.join(path.as_str()))?;
-            name_target(&mut targets, path, &digest, size)?;
-            described.insert(manifest.architecture, Described { path: path.clone(), size, digest });
+            files.insert(path.clone(), NamedFile { digest: digest.clone(), size });
+            let file = Described { path: path.clone(), size, digest };
+            if described.insert(manifest.architecture, file).is_some() {
+                let reason = format!("two builds are for {}", manifest.architecture);
+                return Err(PublishError::Channel { what: format!("release {version}"), reason });
+            }
         }
-        channel.releases.push(entry(version, described, notes, signing.now));
-        self.publish_channel(channel_name, &channel, targets, signing)
+        let release = entry(version, described, notes, signing.now);
+        self.perform(Operation::Offer { channel: channel_name.clone(), product, release, files }, signing)
+    }
+
+    /// The version that lies in build folders.
+    ///
+    /// # Errors
+    /// [`PublishError::Folder`] when there is none.
+    pub fn version_of(&self, builds: &[&Path]) -> Result<Version, PublishError> {
+        for build in builds {
+            if let Some((_, manifest)) = read_manifests(build)?.into_iter().next() {
+                return Ok(manifest.version);
+            }
+        }
+        let reason = "holds no releases/<version>/<architecture>/release.json; make one with `bascule release build`";
+        Err(PublishError::Folder { path: builds.first().copied().unwrap_or(Path::new("")).to_owned(), reason })
     }
 
     /// Marks a release as withdrawn. Its files stay, for nodes that run it.
@@ -90,15 +132,9 @@ impl Publisher {
         reason: &str,
         signing: Signing<'_>,
     ) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
-        let mut channel = self.channel(channel_name)?;
-        let Some(release) = channel.releases.iter_mut().find(|release| &release.version == version) else {
-            let reason = format!("it has no release {version}");
-            return Err(PublishError::Channel { what: format!("channel {channel_name}"), reason });
-        };
-        release.withdrawn = Some(Withdrawal { at: whole_seconds(signing.now), reason: reason.to_owned() });
-        let targets = self.role_targets(channel_name);
-        self.publish_channel(channel_name, &channel, targets, signing)
+        let withdrawal = Withdrawal { at: whole_seconds(signing.now), reason: reason.to_owned() };
+        let (channel, version) = (channel_name.clone(), version.clone());
+        self.perform(Operation::Withdraw { channel, version, withdrawal }, signing)
     }
 
     /// Offers a release of one channel in another, byte for byte: what was tested is what is released.
@@ -112,66 +148,121 @@ impl Publisher {
         version: &Version,
         signing: Signing<'_>,
     ) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
         let source = self.channel(from)?;
-        let refuse = |reason: String| PublishError::Channel { what: format!("channel {from}"), reason };
-        let release = source.release(version).ok_or_else(|| refuse(format!("it has no release {version}")))?;
+        let release = release_in(&source, version)?;
         if let Some(withdrawn) = &release.withdrawn {
-            return Err(refuse(format!("its release {version} was withdrawn ({})", withdrawn.reason)));
+            let reason = format!("its release {version} was withdrawn ({})", withdrawn.reason);
+            return Err(PublishError::Channel { what: format!("channel {from}"), reason });
         }
-        let mut channel = self.channel_or_new(to, &source.product)?;
-        refuse_known(&channel, version)?;
-        let mut targets = self.role_targets(to);
+        refuse_known(&self.channel_or_new(to, &source.product)?, version)?;
+        let mut files = BTreeMap::new();
         for described in release.manifests.values() {
-            let path = self.folder.target_path(&described.path, &described.digest);
-            let bytes = fs::read(&path).map_err(PublishError::file("read", &path))?;
+            let bytes = self.folder.read_target(&described.path, &described.digest, manifest::MAX_LENGTH as u64)?;
             let manifest =
                 Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
-            name_target(&mut targets, &described.path, &described.digest, described.size)?;
+            let file = NamedFile { digest: described.digest.clone(), size: described.size };
+            files.insert(described.path.clone(), file);
             for file in files_of(&manifest) {
-                let (digest, length) = self.published(&file.path)?;
-                name_target(&mut targets, &file.path, &digest, length)?;
+                let (digest, size) = self.published(&file.path)?;
+                files.insert(file.path, NamedFile { digest, size });
             }
         }
-        channel.releases.push(Release { published_at: whole_seconds(signing.now), ..release.clone() });
-        self.publish_channel(to, &channel, targets, signing)
+        let release = Release { published_at: whole_seconds(signing.now), ..release.clone() };
+        self.perform(Operation::Offer { channel: to.clone(), product: source.product, release, files }, signing)
+    }
+
+    /// The documents of a release that is offered.
+    pub(super) fn offered(
+        &self,
+        channel_name: &ChannelName,
+        product: &Product,
+        release: &Release,
+        files: &BTreeMap<TargetPath, NamedFile>,
+        signing: Signing<'_>,
+    ) -> Result<Change, PublishError> {
+        self.refuse_other_product(product)?;
+        let mut channel = self.channel_or_new(channel_name, product)?;
+        refuse_known(&channel, &release.version)?;
+        let mut targets = self.role_targets(channel_name);
+        for (path, file) in files {
+            if !self.folder.has_target(path, &file.digest, file.size) {
+                let reason = "its file is gone; publish the release again from its build".to_owned();
+                return Err(PublishError::Content { path: path.to_string(), reason });
+            }
+            name_target(&mut targets, path, &file.digest, file.size)?;
+        }
+        insert(&mut channel, release.clone());
+        self.change_of_channel(channel_name, &channel, targets, signing)
+    }
+
+    /// The documents of a release that is withdrawn.
+    pub(super) fn withdrawn(
+        &self,
+        channel_name: &ChannelName,
+        version: &Version,
+        withdrawal: &Withdrawal,
+        signing: Signing<'_>,
+    ) -> Result<Change, PublishError> {
+        let mut channel = self.channel(channel_name)?;
+        release_in(&channel, version)?;
+        if let Some(release) = channel.releases.iter_mut().find(|release| &release.version == version) {
+            release.withdrawn = Some(withdrawal.clone());
+        }
+        self.change_of_channel(channel_name, &channel, self.role_targets(channel_name), signing)
+    }
+
+    /// The version that a channel offers now: the last one that is not withdrawn, whatever its architectures. None where there
+    /// is no such channel yet.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the channel can't be read.
+    pub fn offers(&self, name: &ChannelName) -> Result<Option<Version>, PublishError> {
+        match self.channel(name) {
+            Ok(channel) => Ok(newest(&channel).map(|release| release.version.clone())),
+            Err(PublishError::NoChannel { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The channels of the repository, sorted.
+    #[must_use]
+    pub fn channel_names(&self) -> Vec<ChannelName> {
+        self.current.channel_names()
+    }
+
+    /// Nodes accept one product for each trust root: a release of another one in the same repository would be refused by all.
+    fn refuse_other_product(&self, product: &Product) -> Result<(), PublishError> {
+        for name in self.channel_names() {
+            let channel = self.channel(&name)?;
+            if &channel.product != product {
+                let reason = format!(
+                    "the repository is for {} (channel {name}), the release for {product}; make a repository of its own for it",
+                    channel.product
+                );
+                return Err(PublishError::Channel { what: "product".to_owned(), reason });
+            }
+        }
+        Ok(())
     }
 
     /// A channel as it is published.
     ///
     /// # Errors
-    /// [`PublishError::Channel`] when there is none.
+    /// [`PublishError::NoChannel`] when there is none.
     pub fn channel(&self, name: &ChannelName) -> Result<Channel, PublishError> {
-        let path = channel_path(name)?;
-        let (digest, _) = self.published(&path).map_err(|_| PublishError::Channel {
-            what: format!("channel {name}"),
-            reason: "the repository does not have it".to_owned(),
-        })?;
-        let file = self.folder.target_path(&path, &digest);
-        let bytes = fs::read(&file).map_err(PublishError::file("read", &file))?;
-        if Digest::from(Sha256::of(&bytes)) != digest {
-            return Err(PublishError::broken(path.to_string(), "its content is not the signed one"));
-        }
-        Channel::parse(&bytes).map_err(|source| PublishError::Format { what: "channel file", source })
+        self.current.channel(&self.folder, name)
     }
 
     fn channel_or_new(&self, name: &ChannelName, product: &Product) -> Result<Channel, PublishError> {
-        let what = || format!("channel {name}");
-        let channel = match self.channel(name) {
-            Ok(channel) => channel,
-            Err(PublishError::Channel { .. }) => Channel {
+        match self.channel(name) {
+            Err(PublishError::NoChannel { .. }) => Ok(Channel {
                 format: channel::FORMAT,
                 product: product.clone(),
                 channel: name.clone(),
                 releases: Vec::new(),
-            },
-            Err(error) => return Err(error),
-        };
-        if &channel.product != product {
-            let reason = format!("it is for {}, the release for {product}", channel.product);
-            return Err(PublishError::Channel { what: what(), reason });
+            }),
+            other => other,
         }
-        Ok(channel)
     }
 
     /// The files of the role that signs a channel: a delegated one if there is, else the top-level one.
@@ -180,21 +271,20 @@ impl Publisher {
         document.signed.signed.clone()
     }
 
-    pub(super) fn publish_channel(
-        &mut self,
+    pub(super) fn change_of_channel(
+        &self,
         name: &ChannelName,
         channel: &Channel,
         mut targets: Targets,
         signing: Signing<'_>,
-    ) -> Result<Outcome, PublishError> {
+    ) -> Result<Change, PublishError> {
         let bytes = channel.to_bytes().map_err(|source| PublishError::Format { what: "channel file", source })?;
         let path = channel_path(name)?;
         let digest = Digest::from(Sha256::of(&bytes));
-        self.folder.write_target(&path, &digest, &bytes)?;
         name_target(&mut targets, &path, &digest, bytes.len() as u64)?;
         let version = targets.version.get();
         let role = delegated_role_name(name);
-        let mut change = Change::default();
+        let mut change = Change { files: vec![(path, digest, bytes)], ..Change::default() };
         match self.current.delegated_keys(&role) {
             Some(keys) => {
                 let own = next_targets(targets, version, &[&keys], &role, signing)?;
@@ -205,7 +295,7 @@ impl Publisher {
                 change.targets = Some(next_targets(targets, version, &[&keys], "targets", signing)?);
             }
         }
-        self.finish(change, signing)
+        Ok(change)
     }
 
     /// Copies a file of a build in place and compares it with what the manifest says.
@@ -234,21 +324,41 @@ impl Publisher {
 
     /// Digest and length of a published file.
     fn published(&self, path: &TargetPath) -> Result<(Digest, u64), PublishError> {
-        let name = target_name(path)?;
-        let current = &self.current;
-        let found = [&current.targets].into_iter().chain(current.delegated.values());
-        let target = found
-            .filter_map(|document| document.signed.signed.targets.get(&name))
-            .next()
-            .ok_or_else(|| PublishError::broken(path.to_string(), "no role names it"))?;
-        let digest = <[u8; 32]>::try_from(&target.hashes.sha256[..])
-            .map_err(|_| PublishError::broken(path.to_string(), "its digest is no SHA-256"))?;
-        let digest = Digest::from_sha256(&digest);
-        if !self.folder.has_target(path, &digest, target.length) {
+        let (digest, length) =
+            self.current.named(path)?.ok_or_else(|| PublishError::broken(path.to_string(), "no role names it"))?;
+        if !self.folder.has_target(path, &digest, length) {
             return Err(PublishError::broken(path.to_string(), "its file is missing or has another length"));
         }
-        Ok((digest, target.length))
+        Ok((digest, length))
     }
+}
+
+/// The release that a channel offers, whatever its architectures.
+pub(super) fn newest(channel: &Channel) -> Option<&Release> {
+    channel.releases.iter().rev().find(|release| release.withdrawn.is_none())
+}
+
+/// Readers take the last release of a channel that is not withdrawn. So the highest version stays last, whenever a lower one
+/// comes (a fix for those who stay on an older line), unless nodes are to go back to that.
+fn insert(channel: &mut Channel, release: Release) {
+    let highest = newest(channel).is_none_or(|newest| newest.version < release.version);
+    let mut at = channel.releases.len();
+    if !highest && !release.downgrade {
+        let above = |release_before: &Release| release_before.version > release.version;
+        while at.checked_sub(1).and_then(|before| channel.releases.get(before)).is_some_and(above) {
+            at -= 1;
+        }
+    }
+    channel.releases.insert(at, release);
+}
+
+fn release_in<'a>(channel: &'a Channel, version: &Version) -> Result<&'a Release, PublishError> {
+    channel.release(version).ok_or_else(|| {
+        let known: Vec<&str> = channel.releases.iter().map(|release| release.version.as_str()).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let reason = format!("it has no release {version}; it has: {known}");
+        PublishError::Channel { what: format!("channel {}", channel.channel), reason }
+    })
 }
 
 fn entry(
@@ -284,7 +394,7 @@ fn refuse_known(channel: &Channel, version: &Version) -> Result<(), PublishError
     Err(PublishError::Channel { what: format!("channel {}", channel.channel), reason })
 }
 
-fn channel_path(name: &ChannelName) -> Result<TargetPath, PublishError> {
+pub(super) fn channel_path(name: &ChannelName) -> Result<TargetPath, PublishError> {
     format!("{name}.json").parse().map_err(|error| PublishError::broken(name.to_string(), error))
 }
 

@@ -5,16 +5,19 @@ use std::num::NonZeroU64;
 use std::path::Path;
 
 use bascule_names::ChannelName;
+use tough::schema::decoded::{Decoded, Hex};
+use tough::schema::key::Key;
 use tough::schema::{
     DelegatedRole, Delegations, PathPattern, PathSet, RoleKeys, RoleType, Root, Snapshot, Targets, Timestamp,
 };
 
 use super::Publisher;
-use super::commit::{Change, Outcome, Signing, next_targets, next_version, publish};
+use super::commit::{Change, Outcome, Signing, next_targets, next_version};
 use super::document::{Document, SPEC_VERSION, timestamp};
 use super::error::PublishError;
 use super::folder::Folder;
-use super::keys::PublicKey;
+use super::keys::{PublicKey, names_in, note_names};
+use super::pending::{KeySet, NamedKey, Operation};
 use super::state::keys_of;
 use crate::repository::SIGNED_AT;
 
@@ -28,6 +31,30 @@ pub struct RoleSetup {
 }
 
 impl RoleSetup {
+    fn of<'a>(
+        keys: &RoleKeys,
+        key: impl Fn(&Decoded<Hex>) -> Option<&'a Key>,
+        names: &BTreeMap<String, String>,
+    ) -> Option<Self> {
+        let named = |id: &Decoded<Hex>| {
+            let named = NamedKey { name: names.get(&hex::encode(&id[..])).cloned(), key: key(id)?.clone() };
+            PublicKey::named(&named).ok()
+        };
+        Some(Self { keys: keys.keyids.iter().map(named).collect::<Option<_>>()?, threshold: keys.threshold.get() })
+    }
+
+    fn of_set(set: &KeySet) -> Result<Self, PublishError> {
+        let keys = set.keys.iter().map(PublicKey::named).collect::<Result<_, _>>()?;
+        Ok(Self { keys, threshold: set.threshold })
+    }
+
+    fn to_set(&self) -> KeySet {
+        let mut keys: Vec<&PublicKey> = self.keys.iter().collect();
+        keys.sort_by(|a, b| a.id.cmp(&b.id));
+        keys.dedup_by(|a, b| a.id == b.id);
+        KeySet { keys: keys.into_iter().map(PublicKey::to_named).collect(), threshold: self.threshold }
+    }
+
     fn checked(&self, role: &str) -> Result<RoleKeys, PublishError> {
         let refuse = |reason: String| PublishError::Role { role: role.to_owned(), reason };
         let mut keyids: Vec<_> = self.keys.iter().map(|key| key.id.clone()).collect();
@@ -91,6 +118,8 @@ pub fn init(path: &Path, roles: &Roles, signing: Signing<'_>) -> Result<Outcome,
         root.roles.insert(role, setup.checked(&role.to_string())?);
         root.keys.extend(setup.keys.iter().map(|key| (key.id.clone(), key.key.clone())));
     }
+    let used: Vec<_> = root.roles.values().flat_map(|keys| keys.keyids.clone()).collect();
+    note_names(&mut root._extra, roles.each().into_iter().flat_map(|(_, setup)| &setup.keys), &used);
     let enough = |role: RoleType, have: usize| {
         let needed = keys_of(&root, role)?.threshold.get();
         if (have as u64) < needed {
@@ -128,6 +157,23 @@ pub fn init(path: &Path, roles: &Roles, signing: Signing<'_>) -> Result<Outcome,
 }
 
 impl Publisher {
+    /// Who signs a role now: one of root, targets, snapshot, timestamp.
+    #[must_use]
+    pub fn role(&self, name: &str) -> Option<RoleSetup> {
+        let root = &self.current.root.signed.signed;
+        let keys = root.roles.get(&name.parse::<RoleType>().ok()?)?;
+        RoleSetup::of(keys, |id| root.keys.get(id), &names_in(&root._extra))
+    }
+
+    /// Who signs a channel now, where it has keys of its own.
+    #[must_use]
+    pub fn role_of_channel(&self, channel: &ChannelName) -> Option<RoleSetup> {
+        let targets = &self.current.targets.signed.signed;
+        let keys = self.current.delegated_keys(&delegated_role_name(channel))?;
+        let delegations = targets.delegations.as_ref()?;
+        RoleSetup::of(&keys, |id| delegations.keys.get(id), &names_in(&targets._extra))
+    }
+
     /// Publishes the next root: the given roles get other keys or thresholds (none: only a later expiry). Needs
     /// signatures by the old and the new root keys, and by the new keys of each role that changes.
     ///
@@ -138,29 +184,11 @@ impl Publisher {
         changes: &BTreeMap<String, RoleSetup>,
         signing: Signing<'_>,
     ) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
-        let mut root = self.current.root.signed.signed.clone();
-        root.version = next_version(root.version.get());
-        root.expires = timestamp(signing.now + signing.lifetimes.root)?;
         for (name, setup) in changes {
-            let role = name.parse::<RoleType>().ok().filter(|role| root.roles.contains_key(role)).ok_or_else(|| {
-                PublishError::Role {
-                    role: name.clone(),
-                    reason: "only root, targets, snapshot and timestamp have their keys in the root".to_owned(),
-                }
-            })?;
-            root.roles.insert(role, setup.checked(name)?);
-            root.keys.extend(setup.keys.iter().map(|key| (key.id.clone(), key.key.clone())));
+            setup.checked(name)?;
         }
-        // A key that no role uses any more is revoked.
-        let used: Vec<_> = root.roles.values().flat_map(|keys| keys.keyids.clone()).collect();
-        root.keys.retain(|id, _| used.contains(id));
-        let sets = [
-            keys_of(&self.current.root.signed.signed, RoleType::Root)?.clone(),
-            keys_of(&root, RoleType::Root)?.clone(),
-        ];
-        let root = Document::sign("root", root, &[&sets[0], &sets[1]], signing.keys)?;
-        self.finish(Change { root: Some(root), ..Change::default() }, signing)
+        let roles = changes.iter().map(|(name, setup)| (name.clone(), setup.to_set())).collect();
+        self.perform(Operation::Rotate { roles }, signing)
     }
 
     /// Lets other keys sign a channel and its releases (`<channel>.json`, `releases/*/*/*`) but nothing of any other
@@ -176,7 +204,55 @@ impl Publisher {
         setup: &RoleSetup,
         signing: Signing<'_>,
     ) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
+        setup.checked(&delegated_role_name(channel))?;
+        self.perform(Operation::Delegate { channel: channel.clone(), keys: setup.to_set() }, signing)
+    }
+
+    /// The documents of what somebody asked for, made on what is published now and signed with the keys at hand.
+    pub(super) fn documents(&self, operation: &Operation, signing: Signing<'_>) -> Result<Change, PublishError> {
+        match operation {
+            Operation::Offer { channel, product, release, files } => {
+                self.offered(channel, product, release, files, signing)
+            }
+            Operation::Withdraw { channel, version, withdrawal } => {
+                self.withdrawn(channel, version, withdrawal, signing)
+            }
+            Operation::LeaveOut { channel, versions } => self.left_out(channel, versions, signing),
+            Operation::Rotate { roles } => self.rotated(roles, signing),
+            Operation::Delegate { channel, keys } => self.delegated(channel, keys, signing),
+        }
+    }
+
+    fn rotated(&self, changes: &BTreeMap<String, KeySet>, signing: Signing<'_>) -> Result<Change, PublishError> {
+        let mut root = self.current.root.signed.signed.clone();
+        root.version = next_version(root.version.get());
+        root.expires = timestamp(signing.now + signing.lifetimes.root)?;
+        let mut named = Vec::new();
+        for (name, set) in changes {
+            let role = name.parse::<RoleType>().ok().filter(|role| root.roles.contains_key(role)).ok_or_else(|| {
+                PublishError::Role {
+                    role: name.clone(),
+                    reason: "only root, targets, snapshot and timestamp have their keys in the root".to_owned(),
+                }
+            })?;
+            let setup = RoleSetup::of_set(set)?;
+            root.roles.insert(role, setup.checked(name)?);
+            root.keys.extend(setup.keys.iter().map(|key| (key.id.clone(), key.key.clone())));
+            named.extend(setup.keys);
+        }
+        // A key that no role uses any more is revoked.
+        let used: Vec<_> = root.roles.values().flat_map(|keys| keys.keyids.clone()).collect();
+        root.keys.retain(|id, _| used.contains(id));
+        note_names(&mut root._extra, named.iter(), &used);
+        let sets = [
+            keys_of(&self.current.root.signed.signed, RoleType::Root)?.clone(),
+            keys_of(&root, RoleType::Root)?.clone(),
+        ];
+        let root = Document::sign("root", root, &[&sets[0], &sets[1]], signing.keys)?;
+        Ok(Change { root: Some(root), ..Change::default() })
+    }
+
+    fn delegated(&self, channel: &ChannelName, set: &KeySet, signing: Signing<'_>) -> Result<Change, PublishError> {
         let name = delegated_role_name(channel);
         let mut targets = self.current.targets.signed.signed.clone();
         let channel_file = format!("{channel}.json");
@@ -184,6 +260,7 @@ impl Publisher {
             let reason = "it has releases already; delegate a channel before its first release".to_owned();
             return Err(PublishError::Channel { what: format!("channel {channel}"), reason });
         }
+        let setup = RoleSetup::of_set(set)?;
         let keys = setup.checked(&name)?;
         let pattern = |text: String| PathPattern::new(text).map_err(|error| PublishError::broken(&name, error));
         let paths = PathSet::Paths(vec![pattern(channel_file)?, pattern("releases/*/*/*".to_owned())?]);
@@ -201,6 +278,7 @@ impl Publisher {
         delegations.roles.push(role);
         let used: Vec<_> = delegations.roles.iter().flat_map(|role| role.keyids.clone()).collect();
         delegations.keys.retain(|id, _| used.contains(id));
+        note_names(&mut targets._extra, setup.keys.iter(), &used);
 
         let before = self.current.delegated.get(&name);
         let own = match before {
@@ -212,119 +290,7 @@ impl Publisher {
         let set = keys_of(&self.current.root.signed.signed, RoleType::Targets)?.clone();
         let version = targets.version.get();
         let targets = next_targets(targets, version, &[&set], "targets", signing)?;
-        self.finish(
-            Change { targets: Some(targets), delegated: BTreeMap::from([(name, own)]), ..Change::default() },
-            signing,
-        )
-    }
-
-    /// Signs the timestamp afresh, and the snapshot and the targets too where the keys for them are given.
-    ///
-    /// # Errors
-    /// [`PublishError::NotEnoughKeys`] when not even the timestamp can be signed.
-    pub fn refresh(&mut self, signing: Signing<'_>) -> Result<Outcome, PublishError> {
-        self.refuse_pending()?;
-        let root = &self.current.root.signed.signed;
-        let given = |keys: &RoleKeys| signing.keys.iter().filter(|key| keys.keyids.contains(&key.public().id)).count();
-        let can = |keys: &RoleKeys| given(keys) as u64 >= keys.threshold.get();
-        let stamp_keys = keys_of(root, RoleType::Timestamp)?;
-        if !can(stamp_keys) {
-            let (needed, given) = (stamp_keys.threshold.get(), given(stamp_keys));
-            return Err(PublishError::NotEnoughKeys { role: "timestamp".to_owned(), needed, given });
-        }
-        let mut change = Change { new_snapshot: can(keys_of(root, RoleType::Snapshot)?), ..Change::default() };
-        if change.new_snapshot {
-            let set = keys_of(root, RoleType::Targets)?;
-            if can(set) {
-                let targets = self.current.targets.signed.signed.clone();
-                let version = targets.version.get();
-                change.targets = Some(next_targets(targets, version, &[set], "targets", signing)?);
-            }
-            for (name, document) in &self.current.delegated {
-                let Some(set) = self.current.delegated_keys(name) else { continue };
-                if can(&set) {
-                    let own = document.signed.signed.clone();
-                    let version = own.version.get();
-                    change.delegated.insert(name.clone(), next_targets(own, version, &[&set], name, signing)?);
-                }
-            }
-        }
-        self.finish(change, signing)
-    }
-
-    /// Adds the signatures of the given keys to what waits, and publishes it if it has enough.
-    ///
-    /// # Errors
-    /// [`PublishError::Stale`] when the repository has moved on meanwhile.
-    pub fn sign_pending(&mut self, signing: Signing<'_>) -> Result<Outcome, PublishError> {
-        let path = self.folder.pending_path();
-        let pending = self.folder.read_pending()?;
-        if pending.is_empty() {
-            return Err(PublishError::Folder { path, reason: "nothing waits for signatures here" });
-        }
-        let fits = |new: u64, old: u64| {
-            if new == old.saturating_add(1) { Ok(()) } else { Err(PublishError::Stale { path: path.clone() }) }
-        };
-        let mut change = Change::default();
-        let current = &self.current;
-        let old = &current.root.signed.signed;
-        for (name, bytes) in &pending {
-            if name.ends_with(".root.json") {
-                let waiting: Document<Root> = Document::parse(name, bytes.clone())?;
-                fits(waiting.signed.signed.version.get(), old.version.get())?;
-                let sets = [keys_of(old, RoleType::Root)?, keys_of(&waiting.signed.signed, RoleType::Root)?];
-                let (role, signatures) = (waiting.signed.signed.clone(), &waiting.signed.signatures);
-                change.root = Some(Document::with_signatures("root", role, signatures, &sets, signing.keys)?);
-            }
-        }
-        let new = change.root.as_ref().map_or(old, |root| &root.signed.signed).clone();
-        for (name, bytes) in &pending {
-            if name.ends_with(".targets.json") {
-                let waiting: Document<Targets> = Document::parse(name, bytes.clone())?;
-                fits(waiting.signed.signed.version.get(), current.targets.signed.signed.version.get())?;
-                let sets = [keys_of(old, RoleType::Targets)?, keys_of(&new, RoleType::Targets)?];
-                let (role, signatures) = (waiting.signed.signed.clone(), &waiting.signed.signatures);
-                change.targets = Some(Document::with_signatures("targets", role, signatures, &sets, signing.keys)?);
-            }
-        }
-        let targets = change.targets.as_ref().unwrap_or(&current.targets).signed.signed.clone();
-        let roles = targets.delegations.map(|delegations| delegations.roles).unwrap_or_default();
-        for (name, bytes) in &pending {
-            let Some(role) = roles.iter().find(|role| name.ends_with(&format!(".{}.json", role.name))) else {
-                continue;
-            };
-            let waiting: Document<Targets> = Document::parse(name, bytes.clone())?;
-            let before = current.delegated.get(&role.name).map_or(0, |known| known.signed.signed.version.get());
-            fits(waiting.signed.signed.version.get(), before)?;
-            let (own, signatures) = (waiting.signed.signed.clone(), &waiting.signed.signatures);
-            let document = Document::with_signatures(&role.name, own, signatures, &[&role.keys()], signing.keys)?;
-            change.delegated.insert(role.name.clone(), document);
-        }
-        self.finish(change, signing)
-    }
-
-    /// Throws away what waits for signatures.
-    ///
-    /// # Errors
-    /// [`PublishError::File`]
-    pub fn discard_pending(&mut self) -> Result<(), PublishError> {
-        self.folder.clear_pending()
-    }
-
-    pub(super) fn finish(&mut self, change: Change, signing: Signing<'_>) -> Result<Outcome, PublishError> {
-        let outcome = publish(&self.folder, &self.current, change, signing)?;
-        if matches!(outcome, Outcome::Published { .. }) {
-            self.current = super::state::Current::load(&self.folder)?;
-        }
-        Ok(outcome)
-    }
-
-    pub(super) fn refuse_pending(&self) -> Result<(), PublishError> {
-        if self.folder.read_pending()?.is_empty() {
-            return Ok(());
-        }
-        let reason = "something waits here for signatures; sign or discard it first";
-        Err(PublishError::Folder { path: self.folder.pending_path(), reason })
+        Ok(Change { targets: Some(targets), delegated: BTreeMap::from([(name, own)]), ..Change::default() })
     }
 }
 

@@ -109,7 +109,7 @@ async fn a_delegated_channel_speaks_for_itself_only() {
     let stable: ChannelName = CHANNEL.parse().unwrap();
     let outcome = vendor.publisher().promote(&edge, &stable, &version("2.0"), vendor.signing(&team)).unwrap();
     assert!(matches!(outcome, Outcome::Waiting(_)), "{outcome:?}");
-    vendor.publisher().discard_pending().unwrap();
+    vendor.publisher().discard_waiting(None).unwrap();
 
     // Nor does a name outside its paths count when it is signed into its own file.
     let metadata = vendor.repository().join("metadata");

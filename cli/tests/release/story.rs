@@ -1,117 +1,9 @@
-//! `bascule release` as a vendor uses it: the binary, real tools, real files. Needs mkfs.erofs (erofs-utils) and systemd's
-//! EFI stub (systemd-boot-efi).
+//! A vendor's story: from a tree to what a node fetches, and what is refused on the way.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
-use rand::{Rng as _, SeedableRng as _};
-use rand_chacha::ChaCha8Rng;
-use tempfile::TempDir;
-
-/// A vendor's working folder.
-struct Workshop(TempDir);
-
-impl Workshop {
-    fn new() -> Self {
-        let workshop = Self(tempfile::tempdir().unwrap());
-        fs::write(workshop.path("vmlinuz"), noise(1, 400_000)).unwrap();
-        fs::write(workshop.path("initrd"), noise(2, 100_001)).unwrap();
-        workshop
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bascule"));
-        command.current_dir(self.0.path()).arg("release").args(arguments.split_whitespace());
-        command.env_remove("SOURCE_DATE_EPOCH").env_remove("BASCULE_TRUST_ROOT").env_remove("BASCULE_LOG");
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    /// Runs a step that must succeed, and gives its output.
-    fn step(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments}: {error}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Runs a step that must fail, and gives its exit code and message.
-    fn refused(&self, arguments: &str) -> (i32, String) {
-        let output = self.run(arguments);
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
-    }
-
-    /// A root tree. `order` changes the order in which its files are made, and so that in which folders list them.
-    fn tree(&self, name: &str, version: &str, order: impl Fn(usize) -> usize) {
-        let tree = self.path(name);
-        for folder in ["etc", "usr/lib", "usr/bin", "var/lib/dpkg"] {
-            fs::create_dir_all(tree.join(folder)).unwrap();
-        }
-        for number in 0..200 {
-            let number = order(number);
-            fs::write(tree.join(format!("usr/bin/tool-{number}")), noise(number as u64, 20_000)).unwrap();
-        }
-        fs::write(tree.join("usr/lib/os-release"), format!("ID=acme\nVERSION_ID={version}\n")).unwrap();
-        std::os::unix::fs::symlink("../usr/lib/os-release", tree.join("etc/os-release")).unwrap();
-        let status = "Package: bash\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5.2-1\n";
-        fs::write(tree.join("var/lib/dpkg/status"), status).unwrap();
-    }
-
-    fn build(&self, out: &str, version: &str, tree: &str, more: &str) -> String {
-        self.step(&format!(
-            "build {out} --product acme-os --release {version} --root {tree} --kernel vmlinuz --initrd initrd \
-             --cmdline quiet --fast {more}"
-        ))
-    }
-
-    fn repository(&self) {
-        self.step("keygen keys/root keys/targets keys/snapshot keys/timestamp");
-        self.step(
-            "init repository --root keys/root.pem --targets keys/targets.pem --snapshot keys/snapshot.pem \
-             --timestamp keys/timestamp.pem",
-        );
-    }
-
-    fn publish(&self, build: &str) {
-        self.step(&format!("publish repository {build} --channel stable {ONLINE}"));
-    }
-}
-
-const ONLINE: &str = "--key keys/targets.pem --key keys/snapshot.pem --key keys/timestamp.pem";
-
-/// Bytes that depend on the seed only.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    ChaCha8Rng::seed_from_u64(seed).fill_bytes(&mut bytes);
-    bytes
-}
-
-fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(next) = folders.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
+use super::workshop::{ONLINE, Workshop, contents};
 
 #[test]
 fn the_same_tree_gives_the_same_bytes() {
@@ -231,7 +123,9 @@ fn what_a_node_refuses_is_exit_code_3() {
     // A key that may not sign publishes nothing; the change waits and is invisible.
     workshop.tree("next", "1.1", |number| number);
     workshop.build("build-next", "1.1", "next", "");
-    let waiting = workshop.step("publish repository build-next --channel stable --key keys/snapshot.pem");
+    let output = workshop.run("publish repository build-next --channel stable --key keys/snapshot.pem");
+    assert_eq!(output.status.code(), Some(5));
+    let waiting = String::from_utf8(output.stdout).unwrap();
     assert!(waiting.contains("targets") && waiting.contains("waits"), "{waiting}");
     assert!(!workshop.step("inspect repository --channel stable").contains("1.1"));
     workshop.step("sign repository --discard");
@@ -338,10 +232,12 @@ fn prune_says_what_it_would_do_and_does_it_when_told() {
     assert!(!channel.contains("1.0") && channel.contains("1.1") && channel.contains("1.2"), "{channel}");
     let (code, message) = workshop.refused("prune repository --channel stable --keep 0");
     assert_eq!(code, 2, "{message}");
-    // Without keys nothing is left out.
-    let waiting = workshop.step("prune repository --channel stable --keep 1 --yes");
-    assert!(waiting.contains("waits"), "{waiting}");
-    assert!(workshop.step("inspect repository --channel stable").contains("1.1"));
+    // Without keys nothing is left out, nothing goes away and nothing waits.
+    let before = contents(&workshop.path("repository"));
+    let (code, message) = workshop.refused("prune repository --channel stable --keep 1 --yes");
+    assert_eq!(code, 1, "{message}");
+    assert!(message.contains("targets") && message.contains("nothing was changed"), "{message}");
+    assert!(before == contents(&workshop.path("repository")), "{message}");
 }
 
 #[test]

@@ -1,0 +1,172 @@
+//! What a build would do to the nodes that get it, found before it reaches them. Errors stop; warnings have numbers, by which
+//! a vendor accepts those that he means.
+
+mod boot;
+mod image;
+mod space;
+mod tree;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use anyhow::bail;
+use bascule_names::{Architecture, Product, Version};
+
+pub(crate) use boot::{command_line, firmware_file, kernel, release_of_kernel, uki};
+pub(crate) use image::image;
+pub(crate) use space::{Space, growth, space};
+pub(crate) use tree::tree;
+
+/// What a build is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) product: &'a Product,
+    pub(crate) version: &'a Version,
+    pub(crate) architecture: Architecture,
+}
+
+/// A check that can fail. The number never changes its meaning: vendors write it in their scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub(crate) number: u16,
+    stops: bool,
+    /// What it means and how it is mended.
+    explanation: &'static str,
+}
+
+macro_rules! checks {
+    ($($name:ident = $number:literal $kind:ident $explanation:literal;)*) => {
+        $(pub(crate) const $name: Check =
+            Check { number: $number, stops: checks!(@$kind), explanation: $explanation };)*
+        /// Every check, by number.
+        #[cfg(test)]
+        const ALL: &[Check] = &[$($name),*];
+    };
+    (@error) => { true };
+    (@warning) => { false };
+}
+
+checks! {
+    EMPTY_TREE = 1 error "The root tree has nothing in it, so a node that boots it finds no system. Give the folder that holds etc, usr and so on.";
+    OTHER_PRODUCT = 2 error "IMAGE_ID in os-release is the product whose releases a node accepts. A release that calls itself something else than it is published as makes a node that refuses its own updates.";
+    OTHER_VERSION = 3 error "IMAGE_VERSION in os-release is what the node, the boot menu and the boot loader's order go by. If it is not the release's version, the node reports another release than it was given, and reverts.";
+    OTHER_MACHINE = 4 error "The file is for other processors: the firmware of a node refuses to start it, and every node reverts after its tries. Take kernel and stub of the release's architecture, or correct --architecture.";
+    NO_KERNEL = 5 error "The firmware can't start it: a kernel is a PE file (bzImage with EFI stub on x86-64, an uncompressed or zboot Image on arm64). Take vmlinuz as the distribution ships it.";
+    OWN_ROOT_HASH = 6 error "The build computes the root hash and puts it in. One written by hand names another image or none. Leave it out, or write {roothash} where it is to stand.";
+    OTHER_ROOT_HASH = 7 error "The command line names the root by its hash. A UKI that names another one boots another image, or none.";
+    COMPRESSED = 8 error "A delta finds nothing again in compressed data: each update would cost as much as a first installation. Packs are compressed on their way, so make the image without compression.";
+    OTHER_MODULES = 9 error "The tree has kernel modules, and none of the kernel that boots: nothing that is a module (network, storage, file systems) would load.";
+    SLOT_TOO_SMALL = 10 error "Image and hash tree don't fit the slot of the layout: no node could stage the release.";
+    ESP_TOO_SMALL = 11 error "The boot partition holds the UKI that runs, the one in the other slot, and for a moment the one that is being written.";
+    NO_IDENTITY = 21 warning "Without IMAGE_ID and IMAGE_VERSION in os-release a node does not know what it runs. Write them when the image is made.";
+    NO_INIT = 22 warning "The tree has no /usr/lib/systemd/systemd, /usr/sbin/init or /sbin/init, so nothing runs after the kernel.";
+    NO_PANIC_RESTART = 23 warning "A trial is only taken back if a machine that gets nowhere restarts. Without panic=SECONDS (1 is usual) a kernel that panics stands still until somebody comes.";
+    NO_OOPS_PANIC = 24 warning "Without oops=panic and softlockup_panic=1 a kernel that is damaged or loops goes on, and a trial that hangs is not taken back.";
+    SHELL = 25 warning "The command line opens a shell without a password, or starts something else than the system. That is for looking for faults, not for a fleet.";
+    NO_SBAT = 26 warning "Without an .sbat section a UKI can't be revoked by generation, and shim refuses to start it. systemd's stub brings one along.";
+    NO_MODULES = 27 warning "The tree has no kernel modules. That is right only for a kernel that has everything built in.";
+    NO_ROOT_DRIVERS = 28 warning "Neither the modules nor the list of built-in ones name what the root needs (erofs, dm-verity). A node that boots this finds no root, unless the initrd brings them.";
+    DEVICE_NODES = 29 warning "Device nodes in an image are never used: devtmpfs is mounted over /dev. They are often left by whatever made the tree.";
+    UNKNOWN_FORMAT = 30 warning "The image is neither EROFS nor anything else that is known here. Whether it is compressed, and whether the kernel can mount it, could not be looked at.";
+    GROWN = 31 warning "The image is more than a quarter larger than the base. That may be meant; a log, a cache or a second kernel is a frequent cause.";
+}
+
+/// Something that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) check: Check,
+    pub(crate) text: String,
+}
+
+impl Finding {
+    /// Whether it stops a release.
+    pub(crate) fn stops(&self) -> bool {
+        self.check.stops
+    }
+}
+
+impl Check {
+    pub(crate) fn found(self, text: impl Into<String>) -> Finding {
+        Finding { check: self, text: text.into() }
+    }
+}
+
+/// Which warnings are meant, and how much is said.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct CheckArguments {
+    /// Accept the warning with this number: it is meant. May be repeated.
+    #[arg(long, value_name = "NUMBER", help_heading = "Checks")]
+    accept: Vec<u16>,
+
+    /// Stop at warnings that are not accepted.
+    #[arg(long, help_heading = "Checks")]
+    strict: bool,
+
+    /// Say with each finding what it means and how it is mended.
+    #[arg(long, help_heading = "Checks")]
+    explain: bool,
+}
+
+impl CheckArguments {
+    /// Tells what was found; stops at errors.
+    pub(crate) fn judge(&self, findings: &[Finding]) -> anyhow::Result<()> {
+        let (text, stops) = self.tell(findings);
+        if !text.is_empty() {
+            crate::output::say(text.trim_end());
+        }
+        match stops {
+            0 => Ok(()),
+            1 => bail!("1 finding stops the release"),
+            count => bail!("{count} findings stop the release"),
+        }
+    }
+
+    fn tell(&self, findings: &[Finding]) -> (String, usize) {
+        let mut text = String::new();
+        let mut stops = 0;
+        let mut explained = BTreeSet::new();
+        for finding in findings {
+            let check = finding.check;
+            if !check.stops && self.accept.contains(&check.number) {
+                continue;
+            }
+            let word = if check.stops { "error" } else { "warning" };
+            stops += usize::from(check.stops || self.strict);
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "{word} {}: {}", check.number, finding.text);
+            if self.explain && explained.insert(check.number) {
+                let _ = writeln!(text, "  {}", check.explanation);
+                if !check.stops {
+                    let _ = writeln!(text, "  If it is meant: --accept {}", check.number);
+                }
+            }
+        }
+        (text, stops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_unique() {
+        let numbers: BTreeSet<u16> = ALL.iter().map(|check| check.number).collect();
+        assert_eq!(numbers.len(), ALL.len());
+    }
+
+    #[test]
+    fn errors_stop_and_warnings_are_accepted_by_number() {
+        let findings = [NO_SBAT.found("no .sbat"), GROWN.found("grown"), OTHER_PRODUCT.found("other")];
+        let arguments = CheckArguments { accept: vec![26, 2], strict: false, explain: true };
+        let (text, stops) = arguments.tell(&findings);
+        assert_eq!(stops, 1, "an error can't be accepted: {text}");
+        assert!(
+            !text.contains("no .sbat") && text.contains("warning 31: grown") && text.contains("--accept 31"),
+            "{text}"
+        );
+        let strict = CheckArguments { accept: vec![26], strict: true, explain: false };
+        assert_eq!(strict.tell(&findings[..2]).1, 1);
+        assert_eq!(strict.tell(&findings[..1]), (String::new(), 0));
+    }
+}

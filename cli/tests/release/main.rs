@@ -1,0 +1,11 @@
+//! `bascule release` as a vendor uses it: the binary, real tools, real files. Needs mkfs.erofs (erofs-utils) and systemd's
+//! EFI stub (systemd-boot-efi).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod fleet;
+mod guide;
+mod mistakes;
+mod secure_boot;
+mod story;
+mod workshop;
