@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use bascule_image::Channel;
 use bascule_names::ChannelName;
 use bascule_repository::publish::View;
 use bascule_repository::time::Now;
-use bascule_repository::{DatastoreLocation, Fetcher, HttpClient, HttpSettings, OpenOptions, ProxySetting, Repository};
+use bascule_repository::{
+    DatastoreLocation, Fetcher, HttpClient, HttpSettings, OpenOptions, ProxySetting, Repository, VerifiedChannel,
+};
 use clap::Args;
 use url::Url;
 
@@ -123,7 +124,7 @@ impl SourceArguments {
 }
 
 /// Reads a channel; one that is not there is answered with those that are.
-pub(crate) async fn channel(repository: &Repository, name: &ChannelName) -> anyhow::Result<Channel> {
+pub(crate) async fn channel(repository: &Repository, name: &ChannelName) -> anyhow::Result<VerifiedChannel> {
     let known = repository.channel_names();
     if !known.iter().any(|known| known == name.as_str()) {
         let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bascule_names::ChannelName;
-use bascule_repository::publish::{RoleStanding, View, WaitingChange};
+use bascule_repository::publish::{PublishError, RoleStanding, View, WaitingChange};
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use serde::Serialize;
@@ -44,6 +44,8 @@ struct Report {
     roles: Vec<RoleStanding>,
     /// What has expired, or will within the time that was asked for.
     due: Vec<RoleStanding>,
+    /// Channels whose own role can't be used, and why.
+    problems: Vec<String>,
     channels: Vec<ChannelLine>,
     waiting: Vec<WaitingChange>,
     #[serde(skip)]
@@ -74,7 +76,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     };
     report.due = report.roles.iter().filter(|role| role.is_expired(limit(role))).cloned().collect();
     output::show(arguments.output, &report, table)?;
-    Ok(if report.due.is_empty() { Exit::Success } else { Exit::Refused })
+    Ok(if report.due.is_empty() && report.problems.is_empty() { Exit::Success } else { Exit::Refused })
 }
 
 fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
@@ -89,6 +91,7 @@ fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
         safe_until: first.map(|role| role.expires),
         first_to_expire: first.map(|role| role.role.clone()),
         channels,
+        problems: view.problems().iter().map(|(role, reason)| format!("{role} can't be used: {reason}")).collect(),
         waiting: view.waiting(now)?,
         now,
         due: Vec::new(),
@@ -97,7 +100,15 @@ fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
 }
 
 fn line(view: &View, name: &ChannelName) -> anyhow::Result<ChannelLine> {
-    let channel = view.channel(name)?;
+    let channel = match view.channel(name) {
+        Ok(channel) => channel,
+        // It has keys of its own and no release yet, or its role can't be used.
+        Err(PublishError::NoChannel { .. }) => {
+            let (channel, product) = (name.to_string(), "-".to_owned());
+            return Ok(ChannelLine { channel, product, offers: None, releases: 0, withdrawn: 0 });
+        }
+        Err(error) => return Err(error.into()),
+    };
     let offered = channel.releases.iter().rev().find(|release| release.withdrawn.is_none());
     Ok(ChannelLine {
         channel: name.to_string(),
@@ -155,6 +166,9 @@ fn table(report: &Report) -> String {
                 "{name} has expired, nodes refuse channel {channel} and no other: {signers} must sign it (`{command}`)"
             ),
         };
+    }
+    for problem in &report.problems {
+        let _ = writeln!(text, "{problem}; nodes refuse that channel and no other");
     }
     let mut rows = vec![["CHANNEL", "PRODUCT", "OFFERS", "RELEASES", "WITHDRAWN"].map(str::to_owned).to_vec()];
     for channel in &report.channels {

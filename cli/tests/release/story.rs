@@ -131,7 +131,6 @@ fn what_a_node_refuses_is_exit_code_3() {
     workshop.step("sign repository --discard");
 }
 
-/// How many files there are; one that goes away meanwhile counts or not.
 #[test]
 fn a_broken_role_of_another_team_is_shown_and_stops_its_own_channel_only() {
     let workshop = Workshop::new();
@@ -155,6 +154,7 @@ fn a_broken_role_of_another_team_is_shown_and_stops_its_own_channel_only() {
     assert!(message.contains("channel-edge") && message.contains("edge.json"), "{message}");
 }
 
+/// How many files there are; one that goes away meanwhile counts or not.
 fn names(folder: &Path) -> usize {
     let Ok(entries) = fs::read_dir(folder) else { return 1 };
     entries.flatten().map(|entry| names(&entry.path())).sum()

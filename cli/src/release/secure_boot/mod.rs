@@ -82,7 +82,7 @@ impl std::fmt::Debug for SecureBoot {
 }
 
 enum Key {
-    File(RsaKeyPair),
+    File(Box<RsaKeyPair>),
     Program(String),
 }
 
@@ -91,7 +91,7 @@ impl SecureBootArguments {
     pub(crate) fn read(&self) -> anyhow::Result<Option<SecureBoot>> {
         let Some(path) = &self.secure_boot_cert else { return Ok(None) };
         let key = match (&self.secure_boot_key, &self.secure_boot_signer) {
-            (Some(path), _) => Key::File(read_key(path)?),
+            (Some(path), _) => Key::File(Box::new(read_key(path)?)),
             (None, Some(program)) => Key::Program(program.clone()),
             (None, None) => bail!("--secure-boot-cert needs the key too: --secure-boot-key or --secure-boot-signer"),
         };

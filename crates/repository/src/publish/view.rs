@@ -102,10 +102,16 @@ impl View {
         DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc())
     }
 
-    /// The channels, sorted.
+    /// The channels, sorted; also those with keys of their own that have no release yet.
     #[must_use]
     pub fn channel_names(&self) -> Vec<ChannelName> {
-        self.current.channel_names()
+        let delegations = self.current.targets.signed.signed.delegations.iter();
+        let roles = delegations.flat_map(|delegations| &delegations.roles);
+        let own = roles.filter_map(|role| ChannelName::parse(role.name.strip_prefix("channel-")?).ok());
+        let mut names: Vec<ChannelName> = self.current.channel_names().into_iter().chain(own).collect();
+        names.sort();
+        names.dedup();
+        names
     }
 
     /// A channel.

@@ -75,6 +75,7 @@ pub(crate) fn command_line(template: &str) -> Vec<Finding> {
 }
 
 /// The finished UKI, built here or elsewhere.
+#[allow(clippy::ptr_arg, reason = "the reader of UKIs takes a sized thing")]
 pub(crate) fn uki(file: &Vec<u8>, root_hash: &RootHash, subject: Subject<'_>) -> anyhow::Result<Vec<Finding>> {
     let mut findings = firmware_file("the UKI", file, subject.architecture);
     if machine(file).is_none() {
