@@ -86,7 +86,7 @@ impl Guard {
                 let Some(status) = event.ok().and_then(|budget| budget.status) else { continue };
                 if status.current_healthy < status.desired_healthy {
                     note.store(true, Ordering::SeqCst);
-                } else if status.desired_healthy > 0 {
+                } else if status.desired_healthy > Some(0) {
                     count.fetch_add(1, Ordering::SeqCst);
                 }
             }
