@@ -29,7 +29,7 @@ pub mod tuf;
 
 pub use datastore::{DatastoreLocation, remembered};
 pub use error::Error;
-pub use http::{FetchError, HttpClient, HttpSettings, ProxySetting};
+pub use http::{FetchError, HttpClient, HttpSettings, ProxySetting, client_with_authorities};
 pub use remote::{ReadOptions, RemoteFile, download_error};
 pub use repository::{
     Metadata, OpenOptions, OpenPack, Origin, Repository, RoleExpiry, SignedFile, VerifiedChannel, VerifiedManifest,

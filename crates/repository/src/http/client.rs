@@ -10,6 +10,7 @@ use reqwest::{Certificate, Proxy, StatusCode, redirect};
 use tokio::time::Instant;
 use url::Url;
 
+use super::authorities::client_with_authorities;
 use super::body::Body;
 use super::error::FetchError;
 use super::settings::{HttpSettings, ProxySetting};
@@ -21,6 +22,8 @@ const WINDOW: u32 = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
+    /// Whether any certificate authority is known.
+    trusts_somebody: bool,
     settings: Arc<HttpSettings>,
 }
 
@@ -50,8 +53,8 @@ impl HttpClient {
     /// (`rustls::crypto::ring::default_provider().install_default()`, the first line of each main).
     ///
     /// # Errors
-    /// [`FetchError::Settings`] when no provider is installed, a CA bundle holds no certificate, the proxy is unusable,
-    /// or no certificate authority at all is known.
+    /// [`FetchError::Settings`] when no provider is installed, a CA bundle holds no certificate, or the proxy is
+    /// unusable. Where no certificate authority is known at all, that is told when a server is asked.
     pub fn new(settings: HttpSettings) -> Result<Self, FetchError> {
         let refuse = |reason: String| FetchError::Settings { reason };
         if rustls::crypto::CryptoProvider::get_default().is_none() {
@@ -67,40 +70,47 @@ impl HttpClient {
             certificates.extend(found);
         }
         let limit = settings.redirects;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(&settings.user_agent)
-            .connect_timeout(settings.connect_timeout)
-            .https_only(true)
-            .referer(false)
-            .http1_max_headers(64)
-            .http2_max_header_list_size(16 * 1024)
-            // What may arrive before we read it, and so what a connection may hold in memory.
-            .http2_initial_stream_window_size(WINDOW)
-            .http2_initial_connection_window_size(WINDOW)
-            .pool_max_idle_per_host(4)
-            .redirect(redirect::Policy::custom(move |attempt| {
-                if attempt.url().scheme() != "https" {
-                    attempt.error(InsecureRedirect)
-                } else if attempt.previous().len() > limit {
-                    attempt.error(RedirectLimit)
-                } else {
-                    attempt.follow()
-                }
-            }));
-        builder = match &settings.proxy {
-            ProxySetting::FromEnvironment => builder,
-            ProxySetting::Direct => builder.no_proxy(),
-            ProxySetting::Url(url) => builder.proxy(
-                Proxy::all(url.clone()).map_err(|error| refuse(format!("the proxy URL is unusable ({error})")))?,
-            ),
+        let proxy = match &settings.proxy {
+            ProxySetting::FromEnvironment | ProxySetting::Direct => None,
+            ProxySetting::Url(url) => {
+                Some(Proxy::all(url.clone()).map_err(|error| refuse(format!("the proxy URL is unusable ({error})")))?)
+            }
         };
-        builder = if settings.only_extra_ca {
-            builder.tls_certs_only(certificates)
+        let builder = || {
+            let builder = reqwest::Client::builder()
+                .user_agent(&settings.user_agent)
+                .connect_timeout(settings.connect_timeout)
+                .https_only(true)
+                .referer(false)
+                .http1_max_headers(64)
+                .http2_max_header_list_size(16 * 1024)
+                // What may arrive before we read it, and so what a connection may hold in memory.
+                .http2_initial_stream_window_size(WINDOW)
+                .http2_initial_connection_window_size(WINDOW)
+                .pool_max_idle_per_host(4)
+                .redirect(redirect::Policy::custom(move |attempt| {
+                    if attempt.url().scheme() != "https" {
+                        attempt.error(InsecureRedirect)
+                    } else if attempt.previous().len() > limit {
+                        attempt.error(RedirectLimit)
+                    } else {
+                        attempt.follow()
+                    }
+                }));
+            match (&settings.proxy, &proxy) {
+                (_, Some(proxy)) => builder.proxy(proxy.clone()),
+                (ProxySetting::Direct, None) => builder.no_proxy(),
+                (_, None) => builder,
+            }
+        };
+        let made = if settings.only_extra_ca {
+            let knows_some = !certificates.is_empty();
+            builder().tls_certs_only(certificates).build().map(|client| (client, knows_some))
         } else {
-            builder.tls_certs_merge(certificates)
+            client_with_authorities(builder, &certificates)
         };
-        let client = builder.build().map_err(|error| refuse(chain(&error)))?;
-        Ok(Self { client, settings: Arc::new(settings) })
+        let (client, trusts_somebody) = made.map_err(|error| refuse(chain(&error)))?;
+        Ok(Self { client, trusts_somebody, settings: Arc::new(settings) })
     }
 
     /// The settings this client was made with.
@@ -170,6 +180,8 @@ impl HttpClient {
             FetchError::Insecure { url: format!("a redirect of {url}") }
         } else if has_cause::<RedirectLimit>(&error) {
             FetchError::TooManyRedirects { url, limit: self.settings.redirects }
+        } else if certificate_refused(&error) && !self.trusts_somebody {
+            FetchError::NoAuthorities { url }
         } else if certificate_refused(&error) {
             FetchError::Certificate { url, source: error.without_url().into() }
         } else if error.is_connect() || error.is_timeout() {

@@ -49,6 +49,12 @@ pub enum FetchError {
         "the certificate of the server of {url} is not trusted; if it is your own authority's, add that as an extra CA"
     )]
     Certificate { url: String, source: Arc<reqwest::Error> },
+    /// No certificate authority is known at all, so that no server can be trusted.
+    #[error(
+        "the certificate of the server of {url} can't be checked, since no certificate authorities are known here: give \
+         some as an extra CA, or mount a bundle at /etc/ssl/certs/ca-certificates.crt"
+    )]
+    NoAuthorities { url: String },
     /// Name look-up, TCP, TLS or proxy failed.
     #[error("can't connect to the server of {url}")]
     Connect { url: String, source: Arc<reqwest::Error> },
@@ -76,7 +82,7 @@ impl FetchError {
             Self::Changed { .. } => "changed-during-download",
             Self::Insecure { .. } => "insecure-url",
             Self::TooManyRedirects { .. } => "redirects",
-            Self::Certificate { .. } => "certificate",
+            Self::Certificate { .. } | Self::NoAuthorities { .. } => "certificate",
             Self::Connect { .. } | Self::Request { .. } => "connection",
             Self::Local { .. } => "local-file",
             Self::Settings { .. } => "settings",
