@@ -49,7 +49,7 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: kube::config::KubeconfigError,
+        source: bascule_kubeconfig::ConnectError,
     },
     /// The service account.
     #[error("this is no pod with a service account; name a kubeconfig in kubernetes.kubeconfig")]
@@ -68,8 +68,8 @@ impl Credentials {
         let mut config = match self {
             Self::Kubeconfig(path) => {
                 let failed = |source| ClientError::Kubeconfig { path: path.clone(), source };
-                let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?
+                let kubeconfig = Kubeconfig::read_from(path).map_err(|error| failed(Box::new(error).into()))?;
+                bascule_kubeconfig::from_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?
             }
             Self::InCluster => Config::incluster().map_err(ClientError::InCluster)?,
         };

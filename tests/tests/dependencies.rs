@@ -136,6 +136,7 @@ fn dependencies_point_inwards() {
     let members = members();
     for (package, allowed) in [
         ("bascule-names", &[][..]),
+        ("bascule-kubeconfig", &[]),
         ("bascule-api", &["bascule-names"]),
         ("bascule-planner", &["bascule-names", "bascule-api"]),
         ("bascule-image", &["bascule-names"]),
@@ -149,15 +150,33 @@ fn dependencies_point_inwards() {
                 "bascule-names",
                 "bascule-api",
                 "bascule-image",
+                "bascule-kubeconfig",
                 "bascule-repository",
                 "bascule-secure-boot",
             ],
         ),
         (
             "bascule-operator",
-            &["bascule-names", "bascule-api", "bascule-planner", "bascule-image", "bascule-repository"],
+            &[
+                "bascule-names",
+                "bascule-api",
+                "bascule-planner",
+                "bascule-image",
+                "bascule-kubeconfig",
+                "bascule-repository",
+            ],
         ),
-        ("bascule-cli", &["bascule-names", "bascule-api", "bascule-planner", "bascule-image", "bascule-repository"]),
+        (
+            "bascule-cli",
+            &[
+                "bascule-names",
+                "bascule-api",
+                "bascule-planner",
+                "bascule-image",
+                "bascule-kubeconfig",
+                "bascule-repository",
+            ],
+        ),
     ] {
         let below = members_below(&members, package);
         let outside: Vec<_> = below.iter().filter(|name| !allowed.contains(&name.as_str())).collect();

@@ -38,7 +38,7 @@ use bascule_api as api;
 use clap::Args;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::{
-    Api, Client, Config, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
@@ -77,10 +77,14 @@ impl Connection {
             Some(file) => {
                 let kubeconfig = Kubeconfig::read_from(file)
                     .with_context(|| format!("can't use the kubeconfig {}", file.display()))?;
-                Config::from_custom_kubeconfig(kubeconfig, &options).await?
+                bascule_kubeconfig::from_kubeconfig(kubeconfig, &options).await?
             }
-            None if self.context.is_some() => Config::from_kubeconfig(&options).await?,
-            None => Config::infer().await.context("no cluster is configured: give --kubeconfig or set KUBECONFIG")?,
+            None if self.context.is_some() => {
+                bascule_kubeconfig::from_kubeconfig(Kubeconfig::read()?, &options).await?
+            }
+            None => bascule_kubeconfig::infer()
+                .await
+                .context("no cluster is configured: give --kubeconfig or set KUBECONFIG")?,
         };
         config.connect_timeout = Some(Duration::from_secs(10));
         config.read_timeout = Some(Duration::from_secs(60));
