@@ -16,12 +16,15 @@ pub const OPERATOR: &str = "system:serviceaccount:bascule-system:bascule-operato
 
 /// The manifests that an operator needs.
 pub const MANIFESTS: &[&str] = &[
-    "namespace.yaml",
+    "operator/namespace.yaml",
     "crds/updatepolicies.yaml",
     "crds/nodeupdates.yaml",
     "crds/freezes.yaml",
     "crds/rollbacks.yaml",
-    "rbac/operator.yaml",
+    "operator/rbac.yaml",
+    "roles/agent.yaml",
+    "roles/hooks.yaml",
+    "admission/agent.yaml",
     "admission/operator.yaml",
 ];
 
@@ -135,6 +138,7 @@ pub async fn launch(
     let arguments = vec![
         format!("--kubeconfig={}", kubeconfig.display()),
         format!("--extra-ca={}", authority.display()),
+        "--namespace=bascule-system".to_owned(),
         format!("--identity={identity}"),
         format!("--listen=0.0.0.0:{port}"),
     ];

@@ -23,7 +23,7 @@ metadata: {name: n2}
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: agent-n1, namespace: bascule-system}
+metadata: {name: agent-n1, namespace: bascule-agents}
 spec:
   nodeName: n1
   serviceAccountName: bascule-agent
@@ -80,12 +80,22 @@ async fn everybody_writes_only_what_is_theirs() {
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
     let client = install(&control_plane).await;
 
-    let agent = control_plane.pod_token("bascule-system", "agent-n1").await.unwrap();
-    // A policy takes effect a moment after it was written; this one write tells when.
+    let agent = control_plane.pod_token("bascule-agents", "agent-n1").await.unwrap();
+    let operator = control_plane.service_account("bascule-system", "bascule-operator").await.unwrap();
+    // A policy takes effect a moment after it was written, each at a moment of its own; a write that it refuses tells when.
     let foreign = json!({ "agentVersion": "0.0.1" });
     let deadline = Instant::now() + Duration::from_secs(30);
-    while write_status(&agent, "n2", foreign.clone()).await.is_ok() {
-        assert!(Instant::now() < deadline, "the admission policy never took effect");
+    for whom in [&agent, &operator] {
+        while write_status(whom, "n2", foreign.clone()).await.is_ok() {
+            assert!(Instant::now() < deadline, "the admission policies never took effect");
+            // The same again would change nothing, and so be nothing to refuse.
+            let other = json!({ "agentVersion": null });
+            updates(&control_plane.admin().clone())
+                .await
+                .patch_status("n2", &PatchParams::default(), &Patch::Merge(json!({ "status": other })))
+                .await
+                .unwrap();
+        }
     }
 
     // An agent in a pod.
@@ -97,7 +107,7 @@ async fn everybody_writes_only_what_is_theirs() {
     assert_refused(write_spec(&agent, "n1", granted.clone()).await, "cannot patch resource");
 
     // A token that was not made for a pod says nothing about a node.
-    let unbound = control_plane.service_account("bascule-system", "bascule-agent").await.unwrap();
+    let unbound = control_plane.service_account("bascule-agents", "bascule-agent").await.unwrap();
     assert_refused(write_status(&unbound, "n1", foreign.clone()).await, "this token names no node");
 
     // An agent as a host service.
@@ -107,7 +117,6 @@ async fn everybody_writes_only_what_is_theirs() {
     assert_refused(write_spec(&host, "n2", granted.clone()).await, "cannot patch resource");
 
     // The operator.
-    let operator = control_plane.service_account("bascule-system", "bascule-operator").await.unwrap();
     write_spec(&operator, "n1", json!({ "policy": "others" })).await.unwrap();
     write_status(&operator, "n1", explained.clone()).await.unwrap();
     let lie = json!({ "bootID": "b9" });

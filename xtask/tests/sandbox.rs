@@ -116,7 +116,7 @@ async fn a_cluster_that_exists_is_left_as_it_was() {
 async fn nothing_is_left(cluster: &ControlPlane) {
     let client = cluster.client().await.unwrap();
     let namespaces = Api::<Namespace>::all(client.clone());
-    for name in ["shop", "bascule-system"] {
+    for name in ["shop", "bascule-system", "bascule-agents"] {
         await_condition(namespaces.clone(), name, is_gone).await.unwrap();
     }
     for name in

@@ -64,6 +64,7 @@ impl Cluster {
             ("BASCULE_LISTEN", format!("127.0.0.1:{}", free_port()?)),
             ("BASCULE_EXTRA_CA", authority.display().to_string()),
             ("BASCULE_STATE_DIR", folder.join("operator-state").display().to_string()),
+            ("BASCULE_NAMESPACE", "bascule-system".to_owned()),
             ("BASCULE_IDENTITY", "boot-tests".to_owned()),
             ("RUST_LOG", "info,bascule=debug".to_owned()),
         ]
@@ -243,9 +244,10 @@ impl Cluster {
 /// The objects of `manifests/` for hosts that carry the agent themselves, the trust root, and who is on call. The operator runs beside
 /// the cluster here, with the rights of its account, so its Deployment is left out.
 fn manifests(workspace: &Path, vendor: &Vendor) -> anyhow::Result<String> {
-    const FOLDERS: [&str; 3] = ["crds", "rbac", "admission"];
+    const FOLDERS: [&str; 3] = ["crds", "roles", "admission"];
+    const FILES: [&str; 3] = ["operator/namespace.yaml", "operator/rbac.yaml", "components/host-agent/rbac.yaml"];
     let top = workspace.join("manifests");
-    let mut paths = vec![top.join("namespace.yaml"), top.join("components/host-agent/rbac.yaml")];
+    let mut paths = FILES.map(|file| top.join(file)).to_vec();
     for folder in FOLDERS {
         let folder = top.join(folder);
         let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options as ControlPlaneOptions, Request, apply};
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::flowcontrol::v1::FlowSchema;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, PartialObjectMeta};
@@ -24,7 +25,7 @@ pub(crate) const NAMESPACE: &str = "shop";
 /// Who stops and rolls back in the story.
 pub(crate) const ON_CALL: &str = "alice";
 /// Every namespace the sandbox fills.
-const NAMESPACES: [&str; 2] = [NAMESPACE, "bascule-system"];
+const NAMESPACES: [&str; 3] = [NAMESPACE, "bascule-system", "bascule-agents"];
 /// Bascule's API definitions: where they are, Bascule is.
 const DEFINITIONS: [&str; 4] =
     ["updatepolicies.bascule.dev", "nodeupdates.bascule.dev", "freezes.bascule.dev", "rollbacks.bascule.dev"];
@@ -152,6 +153,7 @@ impl Cluster {
         remove_ours::<CustomResourceDefinition>(&client).await?;
         remove_ours::<ValidatingAdmissionPolicyBinding>(&client).await?;
         remove_ours::<ValidatingAdmissionPolicy>(&client).await?;
+        remove_ours::<FlowSchema>(&client).await?;
         remove_ours::<ClusterRoleBinding>(&client).await?;
         remove_ours::<ClusterRole>(&client).await
     }

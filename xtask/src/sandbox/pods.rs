@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bascule_tests::container::{ContainerError, arguments, environment};
 use bascule_tests::control_plane::{Credentials, free_port};
 use bascule_tests::kubelet::Runtime;
 use bascule_tests::supervise::Supervised;
@@ -97,22 +98,21 @@ impl Containers {
         credentials.write_to(&kubeconfig).map_err(|error| error.to_string())?;
         let port = free_port().map_err(|error| error.to_string())?;
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
-        let environment: Vec<(String, String)> = [
+        let state = self.folder.join(format!("state-{name}"));
+        let environment = environment_of(pod, &state).map_err(|error| error.to_string())?;
+        // Several replicas share one machine, its root and its network, and this repository's authority is its own.
+        let own = [
             ("KUBECONFIG", kubeconfig.display().to_string()),
-            ("BASCULE_NAMESPACE", pod.namespace().unwrap_or_default()),
-            ("BASCULE_IDENTITY", name.clone()),
-            ("BASCULE_NODE_NAME", node.clone()),
             ("BASCULE_LISTEN", format!("127.0.0.1:{port}")),
             ("BASCULE_EXTRA_CA", self.extra_ca.display().to_string()),
-            ("BASCULE_STATE_DIR", self.folder.join(format!("state-{name}")).display().to_string()),
             ("RUST_LOG", "info,bascule=debug".to_owned()),
-        ]
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect();
+        ];
+        let own = own.map(|(key, value)| (key.to_owned(), value));
+        let environment: Vec<(String, String)> = environment.into_iter().chain(own).collect();
+        let arguments = arguments(pod).map_err(|error| error.to_string())?;
         let log = self.folder.join(format!("{name}.log"));
         let program = self.operator.clone();
-        let start = move || Supervised::start(&program, std::iter::empty::<&str>(), &environment, &log);
+        let start = move || Supervised::start(&program, &arguments, &environment, &log);
         let process = Arc::new(Mutex::new(Some(start().map_err(|error| error.to_string())?)));
         let kept = Arc::clone(&process);
         let keeper = tokio::spawn(async move {
@@ -130,6 +130,20 @@ impl Containers {
         });
         Ok(Running { name, node, process, keeper })
     }
+}
+
+/// The environment as the pod's manifest has it. Where it names a place in an emptyDir, that is the folder `volumes`.
+fn environment_of(pod: &Pod, volumes: &Path) -> Result<Vec<(String, String)>, ContainerError> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let scratch = |name: &str| spec.volumes.iter().flatten().any(|one| one.name == name && one.empty_dir.is_some());
+    let mounts = spec.containers.first().and_then(|container| container.volume_mounts.clone()).unwrap_or_default();
+    let places: Vec<String> =
+        mounts.into_iter().filter(|mount| scratch(&mount.name)).map(|mount| mount.mount_path).collect();
+    let moved = |value: String| {
+        let inside = places.iter().find_map(|place| value.strip_prefix(place.as_str()));
+        inside.map(|rest| format!("{}{rest}", volumes.display())).unwrap_or(value)
+    };
+    Ok(environment(pod)?.into_iter().map(|(key, value)| (key, moved(value))).collect())
 }
 
 #[async_trait]

@@ -190,7 +190,7 @@ fn share(part: u64, whole: u64) -> String {
 pub(crate) fn component(user: &str) -> String {
     let known = [
         ("system:serviceaccount:bascule-system:bascule-operator", "operator"),
-        ("system:serviceaccount:bascule-system:bascule-agent", "agents"),
+        ("system:serviceaccount:bascule-agents:bascule-agent", "agents"),
         ("bascule-sandbox", "the sandbox's own watch"),
         ("alice", "on call (bascule CLI)"),
         ("system:kube-scheduler", "kube-scheduler"),

@@ -262,7 +262,7 @@ async fn install(cluster: &Cluster, run: &Path, repository: &Repository) -> anyh
         )
     };
     let text = format!(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [manifests]\npatches:\n{}{}labels:\n- {{pairs: {{{SANDBOX_LABEL}: \"true\"}}}}\nconfigMapGenerator:\n- name: bascule-trust-root\n  namespace: bascule-system\n  files: [root.json]\n  options: {{disableNameSuffixHash: true}}\n",
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [manifests]\ncomponents: [manifests/components/high-availability]\npatches:\n{}{}labels:\n- {{pairs: {{{SANDBOX_LABEL}: \"true\"}}}}\nconfigMapGenerator:\n- name: bascule-trust-root\n  namespace: bascule-system\n  files: [root.json]\n  options: {{disableNameSuffixHash: true}}\n",
         pin("Deployment", "bascule-operator"),
         pin("DaemonSet", "bascule-agent"),
     );

@@ -1,0 +1,298 @@
+//! What somebody gets who took over one part of Bascule: real tokens and certificates, raw requests to a real API server
+//! with `manifests/` installed. kubectl reads before it writes and would stop earlier than an attacker does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are not `#[test]` functions themselves"
+)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bascule_tests::control_plane::{ControlPlane, Credentials, Options};
+use http::{Method, Request};
+use kube::Client;
+use serde_json::{Value, json};
+
+const API: &str = "/apis/bascule.dev/v1alpha1";
+
+const CLUSTER: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: agent-n1, namespace: bascule-agents}
+spec:
+  nodeName: n1
+  serviceAccountName: bascule-agent
+  containers: [{name: agent, image: example.invalid/agent}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: operator-n2, namespace: bascule-system}
+spec:
+  nodeName: n2
+  serviceAccountName: bascule-operator
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: operator
+    image: example.invalid/operator
+    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+---
+apiVersion: bascule.dev/v1alpha1
+kind: NodeUpdate
+metadata: {name: n1}
+spec: {policy: workers, goal: Idle}
+---
+apiVersion: bascule.dev/v1alpha1
+kind: NodeUpdate
+metadata: {name: n2}
+spec: {policy: workers, goal: Idle}
+---
+apiVersion: bascule.dev/v1alpha1
+kind: UpdatePolicy
+metadata: {name: workers}
+spec:
+  nodeSelector: {matchLabels: {role: worker}}
+  source: {repository: "https://images.example.com/os", channel: stable}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: on-call}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-on-call}
+subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: alice}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: viewer}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: bob}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: policy-author}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-admin}
+subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: carol}]
+"#;
+
+/// Somebody with credentials.
+struct Attacker {
+    who: &'static str,
+    client: Client,
+}
+
+impl Attacker {
+    async fn new(who: &'static str, credentials: &Credentials) -> Self {
+        Self { who, client: credentials.client().await.unwrap() }
+    }
+
+    /// The API server's answer: the object, or code and sentence of the refusal.
+    async fn sends(&self, method: Method, path: &str, body: &Value) -> Result<Value, (u16, String)> {
+        let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        let request = Request::builder().method(method).uri(path).header("content-type", kind);
+        let request = request.body(serde_json::to_vec(body).unwrap()).unwrap();
+        match self.client.request::<Value>(request).await {
+            Ok(answer) => Ok(answer),
+            Err(kube::Error::Api(status)) => Err((status.code, status.message.clone())),
+            Err(error) => panic!("{}: neither accepted nor refused: {error}", self.who),
+        }
+    }
+
+    async fn is_refused(&self, method: Method, path: &str, body: Value, because: &str) {
+        match self.sends(method.clone(), path, &body).await {
+            Err((403 | 422, sentence)) if sentence.contains(because) => {}
+            other => panic!("{} {method} {path} {body}: {other:?}, not refused with '{because}'", self.who),
+        }
+    }
+}
+
+fn status(content: Value) -> Value {
+    json!({ "status": content })
+}
+
+async fn install(control_plane: &ControlPlane) {
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
+    control_plane.apply_kustomization(&manifests).await.unwrap();
+    let host_agent = std::fs::read_to_string(manifests.join("components/host-agent/rbac.yaml")).unwrap();
+    control_plane.apply(&host_agent).await.unwrap();
+    control_plane.apply(CLUSTER).await.unwrap();
+}
+
+/// A policy takes effect, and loses it, a moment after it was written.
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < deadline, "it never came to this: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What no part of Bascule and nobody who works with it may do.
+async fn reaches_nothing_else(attacker: &Attacker, may_read_pods: bool) {
+    const CANNOT: &str = "cannot";
+    let account = |namespace: &str, name: &str| format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+    let token = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
+        "spec": {"containers": [{"name": "x", "image": "x"}]}});
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}}});
+    let everything = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "x"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "mallory"}]});
+    for (method, path, body) in [
+        (Method::POST, account("bascule-system", "bascule-operator"), &token),
+        (Method::POST, account("bascule-agents", "bascule-agent"), &token),
+        (Method::POST, account("kube-system", "default"), &token),
+        (Method::GET, "/api/v1/secrets".to_owned(), &Value::Null),
+        (Method::POST, "/api/v1/namespaces/default/pods".to_owned(), &pod),
+        (Method::POST, "/apis/batch/v1/namespaces/default/jobs".to_owned(), &job),
+        (Method::POST, "/apis/batch/v1/namespaces/kube-system/jobs".to_owned(), &job),
+        (Method::DELETE, "/api/v1/nodes/n2".to_owned(), &Value::Null),
+        (Method::POST, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings".to_owned(), &everything),
+        (
+            Method::DELETE,
+            "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/bascule-agent".to_owned(),
+            &Value::Null,
+        ),
+        (
+            Method::DELETE,
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nodeupdates.bascule.dev".to_owned(),
+            &Value::Null,
+        ),
+    ] {
+        attacker.is_refused(method, &path, body.clone(), CANNOT).await;
+    }
+    if !may_read_pods {
+        attacker.is_refused(Method::GET, "/api/v1/pods", Value::Null, CANNOT).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_takes_over_a_part_gets_that_part() {
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    install(&control_plane).await;
+    let agent =
+        Attacker::new("agent of n1", &control_plane.pod_token("bascule-agents", "agent-n1").await.unwrap()).await;
+    let unbound = control_plane.service_account("bascule-agents", "bascule-agent").await.unwrap();
+    let unbound = Attacker::new("stolen agent token without a node", &unbound).await;
+    let host = Attacker::new("host agent of n2", &control_plane.kubelet("n2").unwrap()).await;
+    let operator = control_plane.pod_token("bascule-system", "operator-n2").await.unwrap();
+    let operator = Attacker::new("operator", &operator).await;
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| control_plane.user(name, &[]).unwrap());
+    let alice = Attacker::new("on call", &alice).await;
+    let bob = Attacker::new("viewer", &bob).await;
+    let carol = Attacker::new("policy author", &carol).await;
+    let update = |node: &str| format!("{API}/nodeupdates/{node}");
+    let reported = |node: &str| format!("{API}/nodeupdates/{node}/status");
+    let lie = status(json!({"agentVersion": "6.6.6", "bootID": "forged"}));
+    // Each takes effect at a moment of its own. What is written meanwhile differs each time, so that there is something to
+    // refuse.
+    let tries = std::sync::atomic::AtomicU32::new(0);
+    let another = || {
+        let number = tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        status(json!({"agentVersion": format!("6.6.{number}")}))
+    };
+    until("agents are held", async || agent.sends(Method::PATCH, &reported("n2"), &another()).await.is_err()).await;
+    until("the operator is held", async || operator.sends(Method::PATCH, &reported("n2"), &another()).await.is_err())
+        .await;
+    let endless = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"generateName": "f-"},
+        "spec": {"reason": "because", "duration": "999d"}});
+    until("on call is held", async || alice.sends(Method::POST, &format!("{API}/freezes"), &endless).await.is_err())
+        .await;
+
+    // An agent speaks for its own node and does nothing else.
+    agent.is_refused(Method::PATCH, &reported("n2"), lie.clone(), "the agent of node n1 may not write").await;
+    let explained = status(json!({"rollout": {"state": "Current", "reason": "Current"}}));
+    agent.is_refused(Method::PATCH, &reported("n1"), explained, "status.rollout is the operator's").await;
+    let granted = json!({"spec": {"goal": "Booted", "grant": {"bootID": "b1", "generation": 1}}});
+    agent.is_refused(Method::PATCH, &update("n1"), granted.clone(), "cannot patch").await;
+    // The status is all that a request to it can change.
+    let both = json!({"status": {"bootID": "b1"}, "spec": {"goal": "Booted"}, "metadata": {"ownerReferences": []}});
+    let after = agent.sends(Method::PATCH, &reported("n1"), &both).await.unwrap();
+    assert_eq!((&after["spec"]["goal"], &after["status"]["bootID"]), (&json!("Idle"), &json!("b1")));
+    agent.is_refused(Method::PUT, &reported("n1"), after.clone(), "cannot update").await;
+    let own = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n9"},
+        "spec": {"policy": "workers", "goal": "Idle"}});
+    agent.is_refused(Method::POST, &format!("{API}/nodeupdates"), own.clone(), "cannot create").await;
+    agent.is_refused(Method::DELETE, &update("n2"), Value::Null, "cannot delete").await;
+    agent
+        .is_refused(Method::PATCH, "/api/v1/nodes/n1", json!({"spec": {"unschedulable": false}}), "cannot patch")
+        .await;
+    agent.is_refused(Method::PATCH, "/api/v1/nodes/n1/status", status(json!({})), "cannot patch").await;
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "operator-n2"}});
+    let evict = "/api/v1/namespaces/bascule-system/pods/operator-n2/eviction";
+    agent.is_refused(Method::POST, evict, eviction, "cannot create").await;
+    let unpaused = json!({"spec": {"budget": {"maxUnavailable": "100%"}}});
+    agent.is_refused(Method::PATCH, &format!("{API}/updatepolicies/workers"), unpaused.clone(), "cannot patch").await;
+    reaches_nothing_else(&agent, false).await;
+    unbound.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "this token names no node").await;
+    reaches_nothing_else(&unbound, false).await;
+    host.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "the agent of node n2 may not write").await;
+    host.is_refused(Method::PATCH, &update("n2"), granted.clone(), "cannot patch").await;
+
+    // The operator gives orders and never speaks for an agent, not even for the node it runs on.
+    for node in ["n1", "n2"] {
+        operator.is_refused(Method::PATCH, &reported(node), lie.clone(), "the rest is the agent's").await;
+    }
+    operator
+        .is_refused(Method::PATCH, &format!("{API}/updatepolicies/workers"), unpaused.clone(), "cannot patch")
+        .await;
+    operator.is_refused(Method::DELETE, &update("n1"), Value::Null, "cannot delete").await;
+    reaches_nothing_else(&operator, true).await;
+
+    // People.
+    let freeze = |duration: &str| {
+        json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"generateName": "f-"},
+            "spec": {"reason": "because", "duration": duration}})
+    };
+    let freezes = format!("{API}/freezes");
+    for never in ["32d", "999d", "745h", "44641m", "2678401s", "30d25h"] {
+        alice.is_refused(Method::POST, &freezes, freeze(never), "no on-call decision").await;
+    }
+    let mine = alice.sends(Method::POST, &freezes, &freeze("31d")).await.unwrap();
+    let own = format!("{freezes}/{}", mine["metadata"]["name"].as_str().unwrap());
+    alice.is_refused(Method::PATCH, &own, json!({"spec": {"duration": "999d"}}), "cannot patch").await;
+    alice.is_refused(Method::PATCH, &format!("{API}/updatepolicies/workers"), unpaused, "cannot patch").await;
+    alice.is_refused(Method::DELETE, &update("n1"), Value::Null, "cannot delete").await;
+    alice.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
+    reaches_nothing_else(&alice, true).await;
+    bob.is_refused(Method::POST, &freezes, freeze("1h"), "cannot create").await;
+    bob.is_refused(Method::DELETE, &own, Value::Null, "cannot delete").await;
+    bob.sends(Method::GET, &update("n1"), &Value::Null).await.unwrap();
+    carol.is_refused(Method::PATCH, &update("n1"), granted, "cannot patch").await;
+    carol.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
+    carol.is_refused(Method::PATCH, "/api/v1/nodes/n1", json!({"spec": {"unschedulable": true}}), "cannot patch").await;
+    carol.sends(Method::POST, &freezes, &freeze("60d")).await.unwrap();
+    reaches_nothing_else(&carol, false).await;
+
+    // It is the admission policies that hold this: each is taken away, and what it refused is accepted.
+    let admin = control_plane.client().await.unwrap();
+    let without = async |name: &str| {
+        let path = format!("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/{name}");
+        let request = Request::builder().method(Method::DELETE).uri(path).body(Vec::new()).unwrap();
+        admin.request::<Value>(request).await.unwrap();
+    };
+    without("bascule-agent").await;
+    until("agents write for others without their policy", async || {
+        agent.sends(Method::PATCH, &reported("n2"), &lie).await.is_ok()
+    })
+    .await;
+    without("bascule-operator").await;
+    until("the operator speaks for agents without its policy", async || {
+        operator.sends(Method::PATCH, &reported("n1"), &lie).await.is_ok()
+    })
+    .await;
+    without("bascule-on-call").await;
+    until("freezes last for years without the policy", async || {
+        alice.sends(Method::POST, &freezes, &freeze("999d")).await.is_ok()
+    })
+    .await;
+}
