@@ -13,13 +13,18 @@ use crate::{
     live::{Live, Planned},
     metrics::Metrics,
     observe::Observer,
+    preflight,
     repository::{self, Channels},
+    rights::Rights,
     server::{self, Readiness, ServerError},
     settings::Settings,
     status::{Explained, StatusWriter},
     zones,
 };
-use bascule_planner::{Plan, Planner, Snapshot, snapshot::OfferState};
+use bascule_planner::{
+    Plan, Planner, Snapshot,
+    snapshot::{OfferState, PolicyFacts},
+};
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -61,9 +66,21 @@ pub enum RunError {
     /// A time zone that was given can't be used.
     #[error("a time zone in the folder of --time-zones can't be used")]
     Zone(#[source] bascule_planner::zones::ZoneError),
-    /// No kubeconfig and no service account.
+    /// Nothing can be written.
+    #[error(
+        "no folder can be made in {}: mount a volume and name it with --state-dir; the repositories' newest metadata \
+         is kept there",
+        path.display()
+    )]
+    NoFolder {
+        /// Where it was tried.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No kubeconfig and no service account, or settings of one that can't be used.
     #[error("there is no cluster to talk to: give --kubeconfig, or run in a pod with a service account")]
-    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    NoCluster(#[from] bascule_kubeconfig::ConnectError),
     /// A kubeconfig can't be used.
     #[error("the kubeconfig can't be used")]
     Kubeconfig(#[from] Box<kube::config::KubeconfigError>),
@@ -94,6 +111,7 @@ impl RunError {
         match self {
             Self::File { .. }
             | Self::Zone(_)
+            | Self::NoFolder { .. }
             | Self::NoCluster(_)
             | Self::Kubeconfig(_)
             | Self::Asker(_)
@@ -110,9 +128,10 @@ impl RunError {
 /// # Errors
 /// [`RunError`] when something needed can't be had.
 pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+    let mut stop = std::pin::pin!(stop);
     let metrics = Metrics::new();
     let (readiness, live) = (Readiness::default(), Live::default());
-    let listener = server::listen(settings.listen).await?;
+    let listener = server::listen(settings.listen)?;
     let mut served = JoinSet::new();
     served.spawn(server::serve(listener, metrics.clone(), readiness.clone(), live.clone()));
 
@@ -121,25 +140,33 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     metrics.time_zones(&zones);
     let extra_ca = read_all(&settings.extra_ca).await?;
     let config = cluster(&settings).await?;
+    // Of the pod, as its service account says, or of the kubeconfig's context.
+    let namespace = settings.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
     // A 429 of an eviction has a meaning, so this client does not repeat requests by itself.
     let mut plain = config;
     plain.default_retry = false;
     let plain = Client::try_from(plain).map_err(|error| RunError::Client(Box::new(error)))?;
     let identity = settings.identity.clone().unwrap_or_else(own_name);
+    tokio::select! {
+        () = &mut stop => return Ok(()),
+        () = preflight::passed(&client, &readiness) => {}
+        _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
+    }
 
     let changes = Arc::new(watch::Sender::new(0_u64));
     let world = World::new(Arc::clone(&changes));
     readiness.set(world.missing());
     let mut watches = world.watch(&client, &metrics);
-    let leader = Leader::start(client.clone(), &settings, &identity).await?;
+    let leader = Leader::start(client.clone(), &settings, &namespace, &identity).await?;
     let events = Events::start(client.clone(), &identity);
     let asker = Asker::new(ObjectAsker::new(client.clone()), &extra_ca)?;
     let scratch;
     let state_dir = match &settings.state_dir {
         Some(folder) => folder.clone(),
         None => {
-            scratch = tempfile::tempdir().map_err(|source| RunError::File { path: std::env::temp_dir(), source })?;
+            scratch =
+                tempfile::tempdir().map_err(|source| RunError::NoFolder { path: std::env::temp_dir(), source })?;
             scratch.path().to_owned()
         }
     };
@@ -150,7 +177,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     })?);
     let reading = repository::Tools {
         client: client.clone(),
-        namespace: settings.namespace.clone(),
+        namespace: namespace.clone(),
         fetcher,
         state_dir,
         clock: clock.clone(),
@@ -164,7 +191,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         permits: Arc::new(Semaphore::new(usize::from(settings.max_evictions))),
         clock: clock.clone(),
         // The manifests give a replica the name of its pod.
-        own_pod: Some((settings.namespace.clone(), identity.clone())),
+        own_pod: Some((namespace, identity.clone())),
     };
     let identity = Arc::from(identity);
     let parts = Parts {
@@ -184,7 +211,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     };
 
     let ended = tokio::select! {
-        () = stop => Ok(()),
+        () = &mut stop => Ok(()),
         () = parts.lead_and_follow(leader.watch()) => Err(RunError::Ended("the election")),
         _ = watches.join_next() => Err(RunError::Ended("a watch")),
         _ = served.join_next() => Err(RunError::Ended("the HTTP server")),
@@ -212,9 +239,9 @@ async fn cluster(settings: &Settings) -> Result<Config, RunError> {
     match &settings.kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).map_err(Box::new)?;
-            Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(Box::new)?)
+            Ok(bascule_kubeconfig::from_kubeconfig(file, &KubeConfigOptions::default()).await?)
         }
-        None => Config::infer().await.map_err(|error| RunError::NoCluster(Box::new(error))),
+        None => Ok(bascule_kubeconfig::infer().await?),
     }
 }
 
@@ -281,6 +308,7 @@ impl Parts {
                 Arc::clone(&self.changes),
             ),
             drains: Drains::new(self.draining.clone()),
+            rights: Rights::new(self.reading.client.clone(), &self.reading.namespace, Arc::clone(&self.changes)),
             break_glass: BreakGlass::default(),
             boots: Boots::default(),
             turn: Turn::default(),
@@ -328,6 +356,7 @@ struct Round<'a> {
     channels: Channels,
     gates: GateBoard,
     drains: Drains,
+    rights: Rights,
     break_glass: BreakGlass,
     boots: Boots,
     turn: Turn,
@@ -407,7 +436,7 @@ impl Round<'_> {
         let policies = parts.world.policies.all();
         self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
         let progress = self.drains.progress();
-        let snapshot = self.assembler.assemble(
+        let mut snapshot = self.assembler.assemble(
             &parts.world,
             Outside {
                 now: bascule_api::Time::new(parts.clock.now()),
@@ -420,6 +449,21 @@ impl Round<'_> {
                 own_pod: parts.draining.own_pod.clone(),
             },
         );
+        self.rights.set(policies.iter().map(|policy| &*policy.spec));
+        for facts in &mut snapshot.policies {
+            let policy = policies.iter().find(|policy| policy.name == facts.name && policy.valid.is_ok());
+            // A node that is under way goes on: what it lacks then shows where it is needed.
+            if let Some(error) = policy.and_then(|policy| self.rights.missing(&policy.spec))
+                && !parts
+                    .world
+                    .updates
+                    .all()
+                    .iter()
+                    .any(|one| one.facts.spec.disruption.is_some() && one.facts.spec.policy == facts.name)
+            {
+                *facts = Arc::new(PolicyFacts { spec: Err(error), ..PolicyFacts::clone(facts) });
+            }
+        }
         let begun = Instant::now();
         let (plan, report) = self.planner.plan(&snapshot);
         parts.metrics.planned(begun.elapsed());

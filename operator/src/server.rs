@@ -12,10 +12,10 @@ use axum::{
     routing::get,
 };
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
@@ -32,25 +32,73 @@ pub enum ServerError {
 
 /// What /readyz says: nothing missing means ready.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<Vec<&'static str>>>);
+pub struct Readiness(Arc<Mutex<Missing>>);
+
+#[derive(Debug, Default)]
+struct Missing {
+    /// Kinds that were not read yet.
+    unread: Vec<&'static str>,
+    /// Sentences about what is not installed as it must be.
+    blocking: Vec<String>,
+}
 
 impl Readiness {
-    /// Sets what is missing.
-    pub fn set(&self, missing: Vec<&'static str>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    /// Sets what was not read yet.
+    pub fn set(&self, unread: Vec<&'static str>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).unread = unread;
     }
 
-    fn get(&self) -> Vec<&'static str> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Sets what only a person can mend.
+    pub fn block(&self, sentences: &[String]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).blocking = sentences.to_vec();
+    }
+
+    /// `None` when nothing is missing.
+    fn missing(&self) -> Option<String> {
+        let missing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !missing.blocking.is_empty() {
+            return Some(format!("{}\n", missing.blocking.join("\n")));
+        }
+        (!missing.unread.is_empty()).then(|| format!("still reading: {}\n", missing.unread.join(", ")))
     }
 }
 
-/// Listens. The caller runs [`serve`] with what it gets.
+/// Connections that may wait to be taken.
+const BACKLOG: u32 = 128;
+
+/// Listens. The caller runs [`serve`] with what it gets. `[::]` takes connections of both families, whatever the host's
+/// `net.ipv6.bindv6only` says, and is `0.0.0.0` on a host that was started without IPv6.
 ///
 /// # Errors
 /// [`ServerError::Listen`].
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })
+pub fn listen(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    let listener = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4().and_then(|socket| bound(socket, address)),
+        SocketAddr::V6(v6) => match TcpSocket::new_v6() {
+            Ok(socket) => both_families(&socket, v6.ip().is_unspecified()).and_then(|()| bound(socket, address)),
+            Err(error) if v6.ip().is_unspecified() && without_ipv6(&error) => {
+                let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, v6.port()));
+                TcpSocket::new_v4().and_then(|socket| bound(socket, address))
+            }
+            Err(error) => Err(error),
+        },
+    };
+    listener.map_err(|source| ServerError::Listen { address, source })
+}
+
+fn both_families(socket: &TcpSocket, wanted: bool) -> std::io::Result<()> {
+    if wanted { Ok(rustix::net::sockopt::set_ipv6_v6only(socket, false)?) } else { Ok(()) }
+}
+
+/// `ipv6.disable=1` on the kernel's command line.
+fn without_ipv6(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
+fn bound(socket: TcpSocket, address: SocketAddr) -> std::io::Result<TcpListener> {
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until it is dropped.
@@ -77,10 +125,33 @@ async fn metrics_text(State(metrics): State<Metrics>) -> impl IntoResponse {
 }
 
 async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    let missing = readiness.get();
-    if missing.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("still reading: {}\n", missing.join(", ")))
+    match readiness.missing() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv6Addr;
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn the_default_address_takes_connections_of_both_families() {
+        let listener = listen("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        if listener.local_addr().unwrap().is_ipv6() {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await.unwrap();
+        }
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_named() {
+        let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = first.local_addr().unwrap();
+        let refused = listen(address).unwrap_err().to_string();
+        assert!(refused.contains(&address.to_string()) && refused.contains("--listen"), "{refused}");
     }
 }

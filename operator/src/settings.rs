@@ -8,15 +8,16 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 /// Coordinates OS updates of Kubernetes nodes: decides who may be disrupted and when, drains, watches health, commits
 /// or rolls back.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "bascule-operator", version)]
+#[command(name = "bascule-operator", version, args_override_self = true)]
 pub struct Settings {
     /// The kubeconfig to use. Without it: the service account of the pod, or else the user's own kubeconfig.
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// The namespace of the operator: its Lease and the ConfigMaps with trust roots.
-    #[arg(long, env = "BASCULE_NAMESPACE", default_value = "bascule-system", value_parser = label)]
-    pub namespace: String,
+    /// The namespace of the operator: its Lease and the ConfigMaps with trust roots. Without it: the namespace of the
+    /// pod, or of the kubeconfig's context.
+    #[arg(long, env = "BASCULE_NAMESPACE", value_parser = label)]
+    pub namespace: Option<String>,
 
     /// The name of this replica in the Lease. Without it: the host name and a random suffix.
     #[arg(long, env = "BASCULE_IDENTITY", value_parser = identity)]
@@ -26,8 +27,8 @@ pub struct Settings {
     #[arg(long, env = "BASCULE_NODE_NAME", value_name = "NODE")]
     pub node_name: Option<String>,
 
-    /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "BASCULE_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    /// Where /metrics, /healthz and /readyz are served. `[::]` is every address of the host, those of IPv4 too.
+    #[arg(long, env = "BASCULE_LISTEN", default_value = "[::]:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
     /// How many nodes of the whole cluster may be unavailable at once because of updates, over all policies: a number
@@ -40,7 +41,7 @@ pub struct Settings {
     pub extra_ca: Vec<PathBuf>,
 
     /// A folder that remembers the newest metadata of each repository, so that older metadata is refused after a
-    /// restart. Without it that memory lasts as long as the process.
+    /// restart. Without it that memory lasts as long as the process, in a folder below $TMPDIR or /tmp.
     #[arg(long, env = "BASCULE_STATE_DIR", value_name = "FOLDER")]
     pub state_dir: Option<PathBuf>,
 
@@ -130,6 +131,7 @@ mod tests {
     fn defaults_are_complete() {
         let settings = parse(&[]).unwrap();
         assert_eq!(settings.lease_duration(), Duration::from_secs(15));
+        assert_eq!(settings.listen.to_string(), "[::]:8080");
         assert_eq!((settings.lease_grace(), settings.max_evictions), (10, 32));
     }
 

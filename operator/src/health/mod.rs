@@ -88,14 +88,15 @@ impl Asker {
             }
             certificates.extend(found);
         }
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("bascule-operator/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(5))
-            .timeout(QUESTION_TIMEOUT)
-            .pool_max_idle_per_host(2)
-            .redirect(reqwest::redirect::Policy::limited(3))
-            .tls_certs_merge(certificates)
-            .build()?;
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("bascule-operator/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(Duration::from_secs(5))
+                .timeout(QUESTION_TIMEOUT)
+                .pool_max_idle_per_host(2)
+                .redirect(reqwest::redirect::Policy::limited(3))
+        };
+        let (http, _) = bascule_repository::client_with_authorities(builder, &certificates)?;
         Ok(Self { http, objects })
     }
 

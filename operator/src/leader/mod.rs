@@ -4,6 +4,11 @@
 //! API server would go on believing that it leads. The fence here watches the Lease itself and believes only what it
 //! has seen: it ends our leadership one lease duration after the last renewal that was seen, by the local monotonic
 //! clock, so that the clocks of the replicas need not agree.
+//!
+//! Bascule's objects belong to the whole cluster, so two installations of it would fight over them. The fence watches the
+//! Leases of that name in every namespace: the installation whose Lease is older leads, and the other waits and says so.
+
+mod neighbours;
 
 use crate::settings::Settings;
 use futures::StreamExt as _;
@@ -13,6 +18,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError, LeaseParams};
+use neighbours::{Neighbours, Precedence};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::watch,
@@ -60,28 +66,36 @@ impl Leader {
     ///
     /// # Errors
     /// [`LeaderError`] when there is no Lease to be had.
-    pub async fn start(client: Client, settings: &Settings, identity: &str) -> Result<Self, LeaderError> {
+    pub async fn start(
+        client: Client,
+        settings: &Settings,
+        namespace: &str,
+        identity: &str,
+    ) -> Result<Self, LeaderError> {
         let manager = LeaseManagerBuilder::new(client.clone(), &settings.lease_name)
-            .with_namespace(&settings.namespace)
+            .with_namespace(namespace)
             .with_parameters(LeaseParams::new(identity, settings.lease_seconds, settings.lease_grace()))
             .build()
             .await
             .map_err(|source| LeaderError::Lease {
-                namespace: settings.namespace.clone(),
+                namespace: namespace.to_owned(),
                 name: settings.lease_name.clone(),
                 source,
             })?;
         let (held, manager) = manager.watch().await;
         let (sender, state) = watch::channel(Leadership::default());
-        let leases: Api<Lease> = Api::namespaced(client, &settings.namespace);
+        let leases: Api<Lease> = Api::all(client);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", settings.lease_name));
         let fence = Fence {
             identity: identity.to_owned(),
+            namespace: namespace.to_owned(),
             duration: settings.lease_duration(),
             seen: None,
+            held_since: None,
             valid_until: None,
             seed: 0,
             holder: None,
+            neighbours: Neighbours::default(),
         };
         let fence = tokio::spawn(keep_fence(leases, config, fence, held.clone(), sender));
         Ok(Self { state, held: Some(held), manager, fence })
@@ -118,36 +132,73 @@ impl Drop for Leader {
 #[derive(Debug)]
 struct Fence {
     identity: String,
+    namespace: String,
     duration: Duration,
     /// The renewal that was seen last, so that a relist of an old state does not count as a new one.
     seen: Option<String>,
+    /// Since when this replica has held the Lease without a gap.
+    held_since: Option<Instant>,
     valid_until: Option<Instant>,
     seed: u64,
     holder: Option<Arc<str>>,
+    neighbours: Neighbours,
 }
 
 impl Fence {
     /// Takes in the Lease as it was seen at `now`.
     fn take(&mut self, lease: &Lease, now: Instant) {
+        if lease.metadata.namespace.as_deref() != Some(self.namespace.as_str()) {
+            return self.neighbours.take(lease, now);
+        }
+        self.neighbours.own(lease);
         if let Some(uid) = &lease.metadata.uid {
             self.seed = bascule_planner::snapshot::seed_of(uid);
         }
         let spec = lease.spec.clone().unwrap_or_default();
         self.holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty()).map(Arc::from);
         if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
-            self.valid_until = None;
-            self.seen = None;
+            self.lost();
             return;
         }
         let renewal = spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default();
         if self.seen.as_ref() != Some(&renewal) {
             self.seen = Some(renewal);
+            self.held_since = self.held_since.filter(|_| self.holds(now)).or(Some(now));
             self.valid_until = Some(now + self.duration);
         }
     }
 
+    /// A Lease was deleted.
+    fn forget(&mut self, lease: &Lease) {
+        if lease.metadata.namespace.as_deref() == Some(self.namespace.as_str()) {
+            self.lost();
+        } else {
+            self.neighbours.forget(lease);
+        }
+    }
+
+    fn lost(&mut self) {
+        (self.valid_until, self.held_since, self.seen) = (None, None, None);
+    }
+
     fn holds(&self, now: Instant) -> bool {
         self.valid_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether this replica may act, and which installation keeps it from that.
+    fn leads(&self, now: Instant) -> (bool, Option<String>) {
+        let (Some(since), true) = (self.held_since, self.holds(now)) else { return (false, None) };
+        match self.neighbours.precedence(since, now) {
+            Precedence::Ours => (true, None),
+            Precedence::Theirs(namespace) => (false, Some(namespace)),
+        }
+    }
+
+    /// When the answer of [`Self::leads`] may change though nothing is seen.
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let held = self.held_since.filter(|_| self.holds(now));
+        let neighbours = held.and_then(|since| self.neighbours.next(since, now));
+        self.valid_until.filter(|until| now < *until).into_iter().chain(neighbours).min()
     }
 }
 
@@ -159,8 +210,21 @@ async fn keep_fence(
     state: watch::Sender<Leadership>,
 ) {
     let mut events = pin!(watcher(leases, config).default_backoff());
+    let mut kept_by = None;
     loop {
-        let leads = *held.borrow_and_update() && fence.holds(Instant::now());
+        let now = Instant::now();
+        let (fenced, other) = fence.leads(now);
+        let leads = *held.borrow_and_update() && fenced;
+        if kept_by != other {
+            match &other {
+                Some(namespace) => tracing::error!(
+                    namespace,
+                    "another installation of Bascule leads in this cluster, so this one waits: take out one of the two"
+                ),
+                None => tracing::info!("no other installation of Bascule is in the way any more"),
+            }
+            kept_by = other;
+        }
         state.send_if_modified(|before| {
             let now = Leadership { leads, seed: fence.seed, holder: fence.holder.clone() };
             let changed = *before != now;
@@ -170,20 +234,22 @@ async fn keep_fence(
             *before = now;
             changed
         });
-        let end = fence.valid_until.unwrap_or_else(Instant::now);
+        let next = fence.next(now);
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(watcher::Event::Apply(lease) | watcher::Event::InitApply(lease))) => {
                     fence.take(&lease, Instant::now());
                 }
-                Some(Ok(watcher::Event::Delete(_))) => fence.valid_until = None,
+                Some(Ok(watcher::Event::Delete(lease))) => fence.forget(&lease),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => tracing::warn!(error = crate::one_line(&error), "the Lease can't be watched"),
                 None => return,
             },
             changed = held.changed() => if changed.is_err() { return },
-            () = sleep_until(end), if fence.holds(Instant::now()) => {
-                tracing::warn!(identity = fence.identity, "the Lease was not seen renewed in time: stepping down");
+            () = sleep_until(next.unwrap_or(now)), if next.is_some() => {
+                if fence.valid_until.is_some_and(|until| until <= Instant::now()) {
+                    tracing::warn!(identity = fence.identity, "the Lease was not seen renewed in time: stepping down");
+                }
             }
         }
     }
@@ -195,8 +261,19 @@ mod tests {
 
     fn lease(holder: &str, renewed: &str) -> Lease {
         serde_json::from_value(serde_json::json!({
-            "metadata": {"name": "l", "uid": "u"},
+            "metadata": {"name": "l", "namespace": "own", "uid": "u", "creationTimestamp": "2026-11-01T00:00:00Z"},
             "spec": {"holderIdentity": holder, "renewTime": renewed}
+        }))
+        .unwrap()
+    }
+
+    fn foreign(created: &str, holder: &str, second: u32) -> Lease {
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "l", "namespace": "other", "uid": "v", "creationTimestamp": created},
+            "spec": {
+                "holderIdentity": holder, "leaseDurationSeconds": 15,
+                "renewTime": format!("2026-11-21T10:00:{second:02}.000000Z"),
+            }
         }))
         .unwrap()
     }
@@ -204,10 +281,13 @@ mod tests {
     fn fence() -> Fence {
         Fence {
             identity: "me".into(),
+            namespace: "own".into(),
             duration: Duration::from_secs(15),
             seen: None,
+            held_since: None,
             valid_until: None,
             seed: 0,
+            neighbours: Neighbours::default(),
             holder: None,
         }
     }
@@ -234,5 +314,41 @@ mod tests {
         assert_eq!(fence.holder.as_deref(), Some("other"));
         assert_eq!(fence.seed, bascule_planner::snapshot::seed_of("u"));
         assert_ne!(bascule_planner::snapshot::seed_of("u"), bascule_planner::snapshot::seed_of("v"));
+    }
+
+    #[test]
+    fn an_older_installation_leads_until_it_is_silent() {
+        let (mut fence, start) = (fence(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start);
+        assert_eq!(fence.leads(start), (true, None));
+        fence.take(&foreign("2026-10-01T00:00:00Z", "they", 0), after(1));
+        assert_eq!(fence.leads(after(1)), (false, Some("other".to_owned())));
+        fence.take(&lease("me", "2026-11-21T10:00:10.000000Z"), after(10));
+        // The same renewal again is no sign of life.
+        fence.take(&foreign("2026-10-01T00:00:00Z", "they", 0), after(11));
+        assert_eq!(fence.next(after(11)), Some(after(16)));
+        assert_eq!(fence.leads(after(15)), (false, Some("other".to_owned())));
+        assert_eq!(fence.leads(after(16)), (true, None));
+        fence.take(&foreign("2026-10-01T00:00:00Z", "they", 17), after(17));
+        assert!(!fence.leads(after(17)).0);
+        // It gave its Lease back.
+        fence.take(&foreign("2026-10-01T00:00:00Z", "", 18), after(18));
+        assert!(fence.leads(after(18)).0);
+    }
+
+    #[test]
+    fn a_younger_installation_is_given_the_time_to_step_down() {
+        let (mut fence, start) = (fence(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        fence.take(&foreign("2026-11-20T00:00:00Z", "they", 0), start);
+        fence.take(&lease("me", "2026-11-21T10:00:02.000000Z"), after(2));
+        // It may lead since before it could see us.
+        fence.take(&foreign("2026-11-20T00:00:00Z", "they", 10), after(10));
+        fence.take(&lease("me", "2026-11-21T10:00:12.000000Z"), after(12));
+        assert_eq!(fence.leads(after(12)), (false, Some("other".to_owned())));
+        assert_eq!(fence.next(after(12)), Some(after(17)), "one duration of its Lease after we were to be seen");
+        fence.take(&foreign("2026-11-20T00:00:00Z", "they", 18), after(18));
+        assert_eq!(fence.leads(after(18)), (true, None), "whoever renews now has seen us");
     }
 }

@@ -61,6 +61,14 @@ async fn service() -> (String, Arc<AtomicU16>) {
     (url, status)
 }
 
+/// What an admin grants whose policies ask about a Node.
+const MAY_GET_NODES: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: gates-nodes, labels: {bascule.dev/aggregate-to-gates: "true"}}
+rules: [{apiGroups: [""], resources: [nodes], verbs: [get]}]
+"#;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answers() {
     let mut world = World::new().await;
@@ -100,6 +108,9 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
     }});
     status.store(200, Ordering::SeqCst);
     set(gates(json!([good, http, object]))).await;
+    // What nobody granted is not read, and that is said.
+    world.until_message("n1", WaitReason::HealthGate, "Node can't be read").await;
+    world.control_plane.apply(MAY_GET_NODES).await.unwrap();
     world.until_message("n1", WaitReason::HealthGate, "Node n1 does not fulfil").await;
 
     // Prometheus goes down: nothing moves, and the node says why.

@@ -2,11 +2,12 @@
 
 use crate::agent::Habit;
 use crate::world::World;
-use bascule_api::{NodeUpdate, WaitReason};
+use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
 use futures::StreamExt as _;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{ListParams, Patch, PatchParams};
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
@@ -81,5 +82,29 @@ async fn hooks_run_before_the_drain_and_after_the_commit_and_a_slow_one_gives_th
     assert!(node.spec.and_then(|spec| spec.unschedulable).is_none(), "was never cordoned, or not any more");
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());
     assert_eq!(updates.get("n2").await.unwrap().status.unwrap().booted.unwrap().version.as_str(), "1.0");
+    ends.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_in_a_namespace_whose_owner_did_not_allow_it_is_told_before_the_first_disruption() {
+    let mut world = World::new().await;
+    let bindings: Api<RoleBinding> = Api::namespaced(world.client.clone(), "default");
+    bindings.delete("bascule-hooks", &DeleteParams::default()).await.unwrap();
+    world.machine("n1", "a", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"hooks": {"afterCommit": hook("warm-cache", "2m", "well")}})).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let named = |policy: Option<&UpdatePolicy>| {
+        let text = serde_json::to_string(&policy.and_then(|policy| policy.status.as_ref())).unwrap();
+        text.contains("spec.hooks.afterCommit[0].namespace: the operator may not create Jobs in the namespace default")
+            && text.contains("--serviceaccount=bascule-system:bascule-operator")
+    };
+    world.until(policies, "workers", "told what it lacks", named).await;
+    let update: Option<NodeUpdate> = Api::all(world.client.clone()).get_opt("n1").await.unwrap();
+    assert!(update.is_none_or(|update| update.spec.disruption.is_none()));
+    // The owner agrees; the first node goes.
+    world.control_plane.apply(crate::world::HOOKS).await.unwrap();
+    let ends = end_hooks(&world);
+    world.until_current("n1", "1.1").await;
     ends.abort();
 }

@@ -27,6 +27,15 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// `DeletionTimeout`).
 const LOST_EVICTION: Duration = Duration::from_secs(120);
 
+/// What the owner of the namespace default does who lets hooks run there.
+pub const HOOKS: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: bascule-hooks, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-hooks}
+subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-system}]
+";
+
 pub struct World {
     pub control_plane: ControlPlane,
     pub client: Client,
@@ -70,8 +79,8 @@ impl World {
         bascule_tests::install_tls_provider();
         let control_plane = ControlPlane::start(Options::default()).await.unwrap();
         bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
-        let agents = ["rbac/agent.yaml", "components/host-agent/rbac.yaml", "admission/agent.yaml"];
-        bascule::install(&control_plane, &agents).await.unwrap();
+        bascule::install(&control_plane, &["components/host-agent/rbac.yaml"]).await.unwrap();
+        control_plane.apply(HOOKS).await.unwrap();
         let client = control_plane.client().await.unwrap();
         let (vendor, server) = bascule::repository().await;
         bascule::trust(&client, &vendor).await;

@@ -38,6 +38,7 @@ impl PolicyError {
             | PolicyErrorKind::Expression(_)
             | PolicyErrorKind::NoPrometheus => "gate",
             PolicyErrorKind::NoTemplate => "hook",
+            PolicyErrorKind::Right(_) => "right",
         }
     }
 }
@@ -138,4 +139,7 @@ pub enum PolicyErrorKind {
     /// A Job without its pods.
     #[error("a hook's job needs a template, as in batch/v1")]
     NoTemplate,
+    /// The operator lacks a right that the policy needs. Found by asking the API server, not by validation.
+    #[error("{0}")]
+    Right(String),
 }

@@ -1,0 +1,169 @@
+//! What has to be there before the operator may act: an API server that is new enough, Bascule's definitions in a version
+//! that this program knows, and the admission policies without which an agent could speak for another node. What is
+//! missing is told in the log and by `/readyz`, with what mends it, until it is there.
+
+use crate::{one_line, server::Readiness};
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::time::Duration;
+
+/// The oldest Kubernetes that is supported, `1.<minor>` (docs/install.md).
+pub const OLDEST_MINOR: u32 = 34;
+/// The admission policies of `manifests/admission` that decisions rest on.
+const ADMISSION: [&str; 2] = ["bascule-agent", "bascule-operator"];
+/// How often what is missing is looked for again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How many fields of a definition a message names.
+const NAMED: usize = 3;
+
+/// Returns when everything is there.
+pub(crate) async fn passed(client: &Client, readiness: &Readiness) {
+    let mut told = Vec::new();
+    loop {
+        let missing = missing(client).await;
+        for sentence in missing.iter().filter(|sentence| !told.contains(*sentence)) {
+            tracing::error!(missing = sentence, "the operator can't act yet");
+        }
+        readiness.block(&missing);
+        if missing.is_empty() {
+            return;
+        }
+        told = missing;
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn missing(client: &Client) -> Vec<String> {
+    let mut missing = Vec::new();
+    match client.apiserver_version().await {
+        Ok(version) => missing.extend(too_old(&version.major, &version.minor)),
+        Err(error) => return vec![format!("the API server does not tell its version: {}", one_line(&error))],
+    }
+    for wanted in bascule_api::custom_resource_definitions() {
+        let name = wanted.name_any();
+        match there::<CustomResourceDefinition>(client, &name).await {
+            Ok(None) => missing.push(format!(
+                "the definition {name} is not there: apply manifests/crds of this version ({})",
+                env!("CARGO_PKG_VERSION")
+            )),
+            Ok(Some(found)) => missing.extend(older(&name, &wanted, &found)),
+            Err(why) => missing.extend(why),
+        }
+    }
+    for name in ADMISSION {
+        let policy = there::<ValidatingAdmissionPolicy>(client, name).await;
+        let binding = there::<ValidatingAdmissionPolicyBinding>(client, name).await;
+        match (policy, binding) {
+            (Ok(Some(_)), Ok(Some(_))) => {}
+            (Err(why), _) | (_, Err(why)) => missing.extend(why),
+            _ => missing.push(format!(
+                "the ValidatingAdmissionPolicy {name} or its binding is not there, and without it a node could speak for \
+                 another: apply manifests/admission, and see that the API server serves admissionregistration.k8s.io/v1"
+            )),
+        }
+    }
+    missing
+}
+
+/// An object, `None` where there is none. Where an older Role does not let us look, nothing is said against it.
+async fn there<K>(client: &Client, name: &str) -> Result<Option<K>, Option<String>>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    match Api::<K>::all(client.clone()).get_opt(name).await {
+        Ok(found) => Ok(found),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            tracing::warn!(kind = %K::kind(&()), name, "it can't be looked at; apply the operator's Role of this version");
+            Err(None)
+        }
+        Err(error) => Err(Some(format!("{} {name} can't be read: {}", K::kind(&()), one_line(&error)))),
+    }
+}
+
+fn too_old(major: &str, minor: &str) -> Option<String> {
+    // Some providers write "34+".
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().ok();
+    match (number(major), number(minor)) {
+        (Some(1), Some(minor)) if minor < OLDEST_MINOR => Some(format!(
+            "this is Kubernetes 1.{minor}, and Bascule needs 1.{OLDEST_MINOR} or newer: update the control plane first"
+        )),
+        _ => None,
+    }
+}
+
+/// Whether a definition in the cluster lacks fields that this program writes or reads.
+fn older(name: &str, wanted: &CustomResourceDefinition, found: &CustomResourceDefinition) -> Option<String> {
+    let schema = |definition: &CustomResourceDefinition, version: &str| -> Option<Value> {
+        let version = definition.spec.versions.iter().find(|one| one.name == version && one.served)?;
+        serde_json::to_value(version.schema.as_ref()?.open_api_v3_schema.as_ref()?).ok()
+    };
+    let version = &wanted.spec.versions.first()?.name;
+    let Some(found) = schema(found, version) else {
+        return Some(format!("the definition {name} does not serve {version}: apply manifests/crds of this version"));
+    };
+    let mut lacking = Vec::new();
+    lacks(&schema(wanted, version)?, &found, "", &mut lacking);
+    if lacking.is_empty() {
+        return None;
+    }
+    let more = if lacking.len() > NAMED { format!(" and {} more", lacking.len() - NAMED) } else { String::new() };
+    let named = lacking.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "the definition {name} is older than this operator: it lacks {named}{more}; apply manifests/crds of this version"
+    ))
+}
+
+/// Paths of fields that a schema has and another has not.
+fn lacks(wanted: &Value, found: &Value, path: &str, lacking: &mut Vec<String>) {
+    if found.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true)) {
+        return;
+    }
+    for (name, wanted) in wanted.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        match found.get("properties").and_then(|properties| properties.get(name)) {
+            Some(found) => lacks(wanted, found, &path, lacking),
+            None => lacking.push(path),
+        }
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let (Some(wanted), Some(found)) = (wanted.get(inner), found.get(inner)) {
+            lacks(wanted, found, path, lacking);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_control_plane_is_told_from_a_new_one() {
+        assert!(too_old("1", "33").is_some_and(|said| said.contains("1.33") && said.contains("1.34 or newer")));
+        assert!(too_old("1", "29+").is_some());
+        for (major, minor) in [("1", "34"), ("1", "36+"), ("2", "0"), ("", "")] {
+            assert_eq!(too_old(major, minor), None, "{major}.{minor}");
+        }
+        let page = include_str!("../../docs/install.md");
+        assert!(page.contains(&format!("Kubernetes 1.{OLDEST_MINOR}")), "docs/install.md says another version");
+    }
+
+    #[test]
+    fn a_definition_that_lacks_a_field_is_older_and_one_with_more_is_not() {
+        for wanted in bascule_api::custom_resource_definitions() {
+            let name = wanted.name_any();
+            assert_eq!(older(&name, &wanted, &wanted), None);
+            let mut less = wanted.clone();
+            let schema = less.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
+            let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
+            let dropped = spec.properties.as_mut().unwrap().pop_first().unwrap().0;
+            let said = older(&name, &wanted, &less).unwrap();
+            assert!(said.contains(&format!("it lacks spec.{dropped}")), "{said}");
+            assert_eq!(older(&name, &less, &wanted), None, "the next version's definitions are applied first");
+            less.spec.versions[0].name = "v1".to_owned();
+            assert!(older(&name, &wanted, &less).unwrap().contains("does not serve v1alpha1"));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! An operator that is started where something it rests on is missing, old, or there twice.
+
+use crate::agent::Habit;
+use crate::world::World;
+use bascule_operator::{clock::Clock, run::run, settings::Settings};
+use bascule_tests::bascule;
+use bascule_tests::control_plane::{ControlPlane, Options};
+use clap::Parser as _;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+async fn readyz(listen: &str) -> String {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    match client.get(format!("http://{listen}/readyz")).send().await {
+        Ok(answer) => answer.text().await.unwrap(),
+        Err(_) => String::new(),
+    }
+}
+
+async fn until_readyz(listen: &str, parts: &[&str]) {
+    let deadline = Instant::now() + crate::world::PATIENCE;
+    loop {
+        let said = readyz(listen).await;
+        if parts.iter().all(|part| said.contains(part)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it never said {parts:?}, but {said}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_installed_is_named_and_waited_for() {
+    bascule_tests::install_tls_provider();
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    bascule::install(&control_plane, &["operator/namespace.yaml", "operator/rbac.yaml"]).await.unwrap();
+    let (_vendor, server) = bascule::repository().await;
+    let files = tempfile::tempdir().unwrap();
+    let launch = bascule::launch(&control_plane, &server, files.path(), "first", None).await;
+    let arguments = std::iter::once("bascule-operator".to_owned()).chain(launch.arguments.clone());
+    let task = tokio::spawn(run(Settings::parse_from(arguments), Clock::system(), std::future::pending()));
+
+    let missing = ["the definition updatepolicies.bascule.dev is not there", "ValidatingAdmissionPolicy bascule-agent"];
+    until_readyz(&launch.listen, &missing).await;
+    bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+    until_readyz(&launch.listen, &["ok"]).await;
+    assert!(!task.is_finished());
+    task.abort();
+    let _ = task.await;
+
+    // A definition of an older version.
+    let definitions: Api<CustomResourceDefinition> = Api::all(control_plane.client().await.unwrap());
+    let mut older = definitions.get("updatepolicies.bascule.dev").await.unwrap();
+    let schema = older.spec.versions[0].schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
+    let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
+    spec.properties.as_mut().unwrap().remove("paused").unwrap();
+    definitions.replace("updatepolicies.bascule.dev", &PostParams::default(), &older).await.unwrap();
+    let launch = bascule::launch(&control_plane, &server, files.path(), "second", None).await;
+    let arguments = std::iter::once("bascule-operator".to_owned()).chain(launch.arguments.clone());
+    let task = tokio::spawn(run(Settings::parse_from(arguments), Clock::system(), std::future::pending()));
+    until_readyz(&launch.listen, &["updatepolicies.bascule.dev is older than this operator: it lacks spec.paused"])
+        .await;
+    task.abort();
+}
+
+/// The rights of the operator of another namespace, as its manifests give them with other names.
+const SECOND: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: second}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: second}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-operator}
+subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-system}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: second, namespace: second}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-system}]
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_installations_only_the_older_acts() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(SECOND).await.unwrap();
+    let older = world.operator("older").await;
+    world.eventually("the older leads", async || leads(&older.listen).await).await;
+    let younger = world.operator_with("younger", None, &["--namespace=second"]).await;
+    // It takes its own Lease, and does not lead.
+    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(world.client.clone(), "second");
+    let held = |lease: Option<&k8s_openapi::api::coordination::v1::Lease>| {
+        lease.and_then(|lease| lease.spec.as_ref()?.holder_identity.as_deref()) == Some("younger")
+    };
+    world.until(leases, "bascule-operator", "held by the younger", held).await;
+    world.policy("workers", json!({})).await;
+    world.until_current("n1", "1.1").await;
+    assert!(leads(&older.listen).await && !leads(&younger.listen).await);
+    // Once the older is gone, the other may.
+    older.stop().await;
+    world.eventually("the younger leads", async || leads(&younger.listen).await).await;
+}
+
+async fn leads(listen: &str) -> bool {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    match client.get(format!("http://{listen}/metrics")).send().await {
+        Ok(answer) => answer.text().await.unwrap().lines().any(|line| line == "bascule_leader 1"),
+        Err(_) => false,
+    }
+}
