@@ -9,6 +9,8 @@
 )]
 pub mod bascule;
 pub mod clock;
+#[allow(clippy::indexing_slicing, reason = "a missing key of a JSON value reads as null")]
+pub mod container;
 pub mod control_plane;
 pub mod files;
 pub mod https;

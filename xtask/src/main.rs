@@ -6,11 +6,13 @@
 mod bench;
 mod boot;
 mod generate;
+mod images;
 mod prerequisites;
 mod sandbox;
 mod shipped;
 mod test;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -26,12 +28,20 @@ struct Arguments {
 enum Task {
     /// Build the node agent as it is shipped, one static file; prints where it lies.
     Agent,
+    /// Become the container that a file describes. Started by tests, in a mount namespace of its own.
+    #[command(hide = true)]
+    Container {
+        /// The description.
+        description: std::path::PathBuf,
+    },
     /// Measure what docs/benchmarks.md shows.
     Bench(bench::Options),
     /// Boot whole virtual machines, update them, break them, and take their power away.
     Boot(boot::Options),
-    /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md), or check that it is up to date.
+    /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md, docs/rights.md), or check that it is up to date.
     Generate(generate::Options),
+    /// Build the container images of operator and agent, with an SBOM and provenance; put them into a registry.
+    Images(images::Options),
     /// Build agent, operator and command line tool as they are shipped, one static file each; prints where they lie.
     Programs,
     /// Show a fleet that patches itself, from nothing.
@@ -43,9 +53,11 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Agent => shipped::run_agent(),
+        Task::Container { description } => container(&description),
         Task::Bench(options) => bench::run(&options),
         Task::Boot(options) => boot::run(&options),
         Task::Generate(options) => generate::run(&options),
+        Task::Images(options) => images::run(&options),
         Task::Programs => shipped::run_all(),
         Task::Sandbox(options) => return sandbox::run(options),
         Task::Test(options) => test::run(&options),
@@ -57,6 +69,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Returns only with the reason why it is not the container's program.
+fn container(description: &std::path::Path) -> anyhow::Result<()> {
+    let container: bascule_tests::container::Container = serde_json::from_slice(&std::fs::read(description)?)?;
+    let error = bascule_tests::container::enter(&container);
+    Err(error).with_context(|| format!("cannot become {}", container.program.display()))
 }
 
 /// The root of the checkout that is worked in: the one whose cargo runs this, or the one this stands in. Never the place where

@@ -39,7 +39,11 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "openssl", package: "openssl" },
     Tool { program: "sbverify", package: "sbsigntool" },
+    Tool { program: "docker-registry", package: "docker-registry" },
 ];
+
+/// What container images are made with.
+pub(crate) const IMAGE_TOOLS: &[Tool] = &[Tool { program: "objcopy", package: "binutils" }];
 
 /// Where a program is, if it is on the PATH or where Debian keeps programs for root.
 fn find(program: &str) -> Option<PathBuf> {

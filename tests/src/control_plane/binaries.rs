@@ -74,6 +74,19 @@ impl Binaries {
         })
     }
 
+    /// Builds Helm's renderer: `render CHART NAMESPACE [KEY=VALUE...]` prints what Helm would install. Same cache, same
+    /// conditions as [`Self::locate`].
+    ///
+    /// # Errors
+    /// When no usable Go toolchain is there or the build fails.
+    pub fn helm(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
+        let module = module_folder().join("helm");
+        let folder = build_once(&module, "helm", &["go.mod", "go.sum", "main.go"], progress, |to| {
+            go_build(&module, "-s -w", ".", &to.join("render"))
+        })?;
+        Ok(folder.join("render"))
+    }
+
     fn from_assets(folder: PathBuf) -> Result<Self, ControlPlaneError> {
         let missing: Vec<&str> = PARTS.into_iter().filter(|part| !folder.join(part).is_file()).collect();
         if missing.is_empty() {

@@ -1,8 +1,10 @@
 //! `cargo xtask generate`: everything in the tree that is made from code. A test fails when the tree differs.
 
 mod api;
+mod chart;
 mod crds;
 mod reasons;
+mod rights;
 
 use crate::workspace_root;
 use anyhow::{Context as _, bail};
@@ -27,6 +29,8 @@ fn all() -> anyhow::Result<Vec<Generated>> {
     let mut files = crds::files()?;
     files.push(reasons::file());
     files.push(api::file()?);
+    files.push(rights::file()?);
+    files.extend(chart::files()?);
     Ok(files)
 }
 

@@ -1,0 +1,143 @@
+//! `cargo xtask images`: container images from scratch with one static program each, without Docker and without root. An
+//! image is a tar file and a few JSON documents (OCI Image Format Specification 1.1); beside it lie what it is made of
+//! (CycloneDX) and from what it was built (SLSA provenance).
+
+mod dependencies;
+mod layout;
+mod provenance;
+mod push;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+
+use crate::{shipped, workspace_root};
+use dependencies::Dependencies;
+use layout::{File, Image};
+
+/// The user of both images. A pod of the agent asks for root; the image never gives it by itself.
+const USER: &str = "65532:65532";
+/// Where the programs look for certificate authorities (rustls-native-certs, by the places that OpenSSL knows).
+const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
+/// Where scanners find the dependencies of a Rust program (cargo-auditable, "PARSING.md").
+const SECTION: &str = ".dep-v0";
+
+/// What to build, and where to put it.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// The folder that gets an OCI layout for each image, its SBOM and its provenance.
+    #[arg(long, value_name = "FOLDER", default_value = "target/images")]
+    pub(crate) out: PathBuf,
+    /// Also put the images into this registry, below this path: `registry.example.com/platform`. User and password are
+    /// read from REGISTRY_USER and REGISTRY_PASSWORD.
+    #[arg(long, value_name = "REGISTRY")]
+    pub(crate) push: Option<String>,
+    /// The tag in the registry. Default: the version of this tree.
+    #[arg(long, value_name = "TAG")]
+    pub(crate) tag: Option<String>,
+    /// A PEM file with the authority of the registry's certificate, beside the system's.
+    #[arg(long, value_name = "FILE", requires = "push")]
+    pub(crate) ca: Option<PathBuf>,
+}
+
+/// What is an image: its package and program, and a sentence about it.
+const IMAGES: [(&str, &str); 2] = [
+    ("bascule-operator", "Coordinates OS updates of Kubernetes nodes"),
+    ("bascule-agent", "Keeps the system slots of one Kubernetes node"),
+];
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    crate::prerequisites::ensure(crate::prerequisites::IMAGE_TOOLS)?;
+    let workspace = workspace_root();
+    let out = workspace.join(&options.out);
+    fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
+    let tag = options.tag.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
+    let source = provenance::Source::of(&workspace)?;
+    for (name, about) in IMAGES {
+        let program = if name == "bascule-agent" { shipped::agent()? } else { shipped::operator()? };
+        let dependencies = Dependencies::of(&workspace, name)?;
+        let program = with_dependencies(&program, &dependencies, &out)?;
+        let labels = labels(name, about, &tag, &source);
+        let image = Image {
+            files: vec![
+                File { path: name.to_owned(), mode: 0o755, content: program },
+                File { path: AUTHORITIES.to_owned(), mode: 0o644, content: authorities().into_bytes() },
+            ],
+            entrypoint: format!("/{name}"),
+            user: USER,
+            labels,
+            created: source.date.clone(),
+        };
+        let layout = out.join(name);
+        let digest = image.write(&layout, &tag)?;
+        let beside = |kind: &str| out.join(format!("{name}.{kind}.json"));
+        write(&beside("cdx"), &dependencies.sbom()?)?;
+        write(&beside("provenance"), &provenance::statement(name, &digest, &source, &dependencies)?)?;
+        println!("{name} {digest} {}", layout.display());
+        if let Some(registry) = &options.push {
+            let pushed = push::push(&layout, &format!("{registry}/{name}:{tag}"), options.ca.as_deref())?;
+            println!("pushed {pushed}");
+        }
+    }
+    Ok(())
+}
+
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    fs::write(path, content).with_context(|| format!("writing {}", path.display()))
+}
+
+/// The program with the list of its dependencies inside, compressed, in the section where scanners look for it.
+fn with_dependencies(program: &Path, dependencies: &Dependencies, out: &Path) -> anyhow::Result<Vec<u8>> {
+    let folder = tempfile::tempdir_in(out).context("making a folder for the program")?;
+    let (list, built) = (folder.path().join("list"), folder.path().join("program"));
+    write(&list, &dependencies.auditable()?)?;
+    let added = Command::new("objcopy")
+        .arg(format!("--add-section={SECTION}={}", list.display()))
+        .arg(format!("--set-section-flags={SECTION}=noload,readonly"))
+        .args([program, &built])
+        .output()
+        .context("starting objcopy")?;
+    ensure!(added.status.success(), "objcopy refuses: {}", String::from_utf8_lossy(&added.stderr).trim());
+    fs::read(&built).with_context(|| format!("reading {}", built.display()))
+}
+
+/// Mozilla's certificate authorities, of the version that Cargo.lock names, as a bundle.
+fn authorities() -> String {
+    let pem = |der: &[u8]| {
+        let text = STANDARD.encode(der);
+        let lines: Vec<&str> =
+            (0..text.len()).step_by(64).filter_map(|at| text.get(at..(at + 64).min(text.len()))).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    };
+    webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|certificate| pem(certificate.as_ref())).collect()
+}
+
+fn labels(name: &str, about: &str, tag: &str, source: &provenance::Source) -> BTreeMap<String, String> {
+    let pairs = [
+        ("title", name),
+        ("description", about),
+        ("version", tag),
+        ("licenses", "Apache-2.0"),
+        ("revision", source.revision.as_deref().unwrap_or("unknown")),
+    ];
+    pairs.map(|(key, value)| (format!("org.opencontainers.image.{key}"), value.to_owned())).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authorities_are_a_bundle_that_tls_libraries_read() {
+        let bundle = authorities();
+        let count = bundle.matches("BEGIN CERTIFICATE").count();
+        assert!(count > 100, "{count}");
+        assert!(bundle.lines().all(|line| line.len() <= 64));
+    }
+}
