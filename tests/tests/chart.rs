@@ -1,0 +1,91 @@
+//! The Helm chart against `manifests/`: Helm and kustomize make the same objects of them.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are not `#[test]` functions themselves"
+)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use bascule_tests::control_plane::Binaries;
+use bascule_tests::files::copy_folder;
+use serde_json::Value;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// Kinds without a namespace, which kustomize gives one all the same.
+const CLUSTER_SCOPED: [&str; 3] = ["FlowSchema", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+
+type Objects = BTreeMap<String, Value>;
+
+fn objects(yaml: &[u8]) -> Objects {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(yaml).unwrap()).unwrap();
+    let named = documents.into_iter().filter(|document| !document.is_null()).map(|mut object| {
+        let kind = object["kind"].as_str().unwrap().to_owned();
+        if CLUSTER_SCOPED.contains(&kind.as_str()) {
+            object["metadata"].as_object_mut().unwrap().remove("namespace");
+        }
+        (format!("{kind} {}", object["metadata"]["name"]), object)
+    });
+    named.collect()
+}
+
+fn render(values: &[&str]) -> Output {
+    let helm = Binaries::helm(&|_| {}).unwrap();
+    Command::new(helm).arg(format!("{ROOT}/charts/bascule")).arg("bascule-system").args(values).output().unwrap()
+}
+
+fn helm(values: &[&str]) -> Objects {
+    let output = render(values);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    objects(&output.stdout)
+}
+
+fn kustomize(components: &[&str]) -> Objects {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&Path::new(ROOT).join("manifests"), &folder.path().join("manifests")).unwrap();
+    let components: Vec<String> = components.iter().map(|name| format!("manifests/components/{name}")).collect();
+    let text = format!("resources: [manifests]\ncomponents: [{}]\n", components.join(", "));
+    std::fs::write(folder.path().join("kustomization.yaml"), text).unwrap();
+    let kubectl = Binaries::locate(&|_| {}).unwrap().path("kubectl");
+    let output = Command::new(kubectl).arg("kustomize").arg(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut objects = objects(&output.stdout);
+    // Helm's own to make: `--create-namespace`.
+    objects.remove("Namespace \"bascule-system\"").unwrap();
+    objects
+}
+
+fn assert_same(helm: &Objects, kustomize: &Objects) {
+    let names = |objects: &Objects| objects.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(helm), names(kustomize));
+    for (name, object) in helm {
+        assert_eq!(object, &kustomize[name], "{name}");
+    }
+}
+
+#[test]
+fn helm_and_kustomize_install_the_same() {
+    let images = ["operator.image=bascule-operator", "agent.image=bascule-agent"];
+    let with = |more: &[&'static str]| images.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
+    assert_same(&helm(&with(&["operator.replicas=1"])), &kustomize(&[]));
+    let all = ["agent.as=HostService", "networkPolicy=true", "podMonitor=true"];
+    let mut kustomized = kustomize(&["host-agent", "high-availability", "network-policy", "prometheus"]);
+    kustomized.remove("Service \"bascule-operator\"").unwrap();
+    assert_same(&helm(&with(&all)), &kustomized);
+
+    let elsewhere = helm(&with(&["agent.namespace=hosts", "trustRoot=signed"]));
+    assert_eq!(elsewhere["DaemonSet \"bascule-agent\""]["metadata"]["namespace"], "hosts");
+    assert_eq!(elsewhere["ConfigMap \"bascule-trust-root\""]["data"]["root.json"], "signed");
+}
+
+#[test]
+fn a_chart_without_images_says_what_is_missing() {
+    let output = render(&[]);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("image is yours to set"), "{said}");
+}
