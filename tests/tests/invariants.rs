@@ -1,5 +1,5 @@
-//! docs/invariants.md names the tests that hold each invariant. A name that leads nowhere would be a promise that nobody
-//! keeps, so each must be a test of its package.
+//! docs/invariants.md names the tests that hold each invariant, docs/security.md those that hold each boundary. A name that
+//! leads nowhere would be a promise that nobody keeps, so each must be a test of its package.
 
 #![allow(
     clippy::expect_used,
@@ -68,7 +68,8 @@ fn folder(package: &str) -> &'static str {
         "bascule-cli" => "cli/",
         "bascule-operator" => "operator/",
         "bascule-tests" => "tests/",
-        other => panic!("docs/invariants.md names the package {other}, which this test does not know"),
+        "xtask" => "xtask/",
+        other => panic!("a page names the package {other}, which this test does not know"),
     }
 }
 
@@ -88,8 +89,11 @@ fn is_test(text: &str, function: &str) -> bool {
 
 #[test]
 fn every_test_that_is_named_exists() {
-    let page = std::fs::read_to_string(format!("{ROOT}/docs/invariants.md")).expect("docs/invariants.md");
-    let named = named(&page);
+    let read = |page: &str| std::fs::read_to_string(format!("{ROOT}/docs/{page}")).expect("a page");
+    let (mut found, security) = (named(&read("invariants.md")), named(&read("security.md")));
+    assert!(security.len() > 8, "only {} names were found: the page or this test changed", security.len());
+    found.extend(security);
+    let named = found;
     assert!(named.len() > 40, "only {} names were found: the page or this test changed", named.len());
     let mut all = Vec::new();
     sources(Path::new(ROOT), &mut all);
@@ -105,7 +109,7 @@ fn every_test_that_is_named_exists() {
             })
         })
         .collect();
-    assert!(missing.is_empty(), "docs/invariants.md names tests that do not exist: {missing:#?}");
+    assert!(missing.is_empty(), "the pages name tests that do not exist: {missing:#?}");
 }
 
 #[test]
