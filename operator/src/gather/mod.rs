@@ -31,7 +31,7 @@ use kube::{Api, Client, runtime::watcher};
 use std::{fmt::Debug, sync::Arc};
 use tokio::task::JoinSet;
 
-/// The label that all replicas of the operator carry (manifests/operator.yaml).
+/// The label that all replicas of the operator carry (manifests/operator/deployment.yaml).
 const APP_LABEL: &str = "app.kubernetes.io/name";
 
 /// The caches. Cheap to clone.
