@@ -151,7 +151,7 @@ async fn four_questions_and_everything_that_may_be_missing() {
     let said = admin.types("doctor").await;
     assert!(said.code == 1 && said.out.contains("does not serve bascule.dev/v1alpha1"), "{said:?}");
     bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
-    bascule::install(&control_plane, &["rbac/people.yaml", "admission/on-call.yaml"]).await.unwrap();
+    bascule::install(&control_plane, &["roles/people.yaml", "admission/on-call.yaml"]).await.unwrap();
     let said = alice.types("status").await;
     assert!(
         said.code == 1 && said.err.contains("you may not list") && said.err.contains("bascule-on-call"),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Somebody on call, with the two bindings that docs/install.md shows.
 async fn on_call(world: &World) -> Client {
-    bascule::install(&world.control_plane, &["rbac/people.yaml"]).await.unwrap();
+    bascule::install(&world.control_plane, &["roles/people.yaml"]).await.unwrap();
     let subjects = json!([{"kind": "User", "name": "alice", "apiGroup": "rbac.authorization.k8s.io"}]);
     let role = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
     let everywhere =
