@@ -162,6 +162,7 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
         .collect();
     let overlay = shown(&page, "overlay").replace(component, &format!("{component}{more}"));
     let overlay = overlay.replace("bascule-system", "updates");
+    std::fs::write(folder.join("on-call.yaml"), shown(&page, "on-call").replace("bascule-system", "updates")).unwrap();
     std::fs::write(folder.join("kustomization.yaml"), overlay).unwrap();
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
     let before = changes(&control_plane, folder);
