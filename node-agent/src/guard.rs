@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use bascule_api::RootHash;
 
+use crate::boot::{self, DigestCache};
+use crate::core::boot::{steps_back, unread};
 use crate::core::{Config, Entry, Facts, GuardReport, JOURNAL_FILE, Journal, MAX_JOURNAL, State};
 use crate::engine::{COMMIT_FILE, CommitNote, in_one_line};
 use crate::host::Host;
-use crate::observe::{self, Lens};
+use crate::observe::{self, LookSettings};
 
 /// How often the guard looks for the commit while a trial runs.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -24,7 +26,7 @@ const MAX_NOTE: u64 = 4 << 10;
 
 /// What the guard knows at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sight {
+pub enum TrialView {
     /// The running release is permanent, or there is nothing to go back to.
     NoTrial(&'static str),
     /// A trial runs.
@@ -61,24 +63,24 @@ pub enum Verdict {
 }
 
 /// Decides. Pure.
-pub fn decide(sight: &Sight, committed: bool, since_boot: Duration, deadline: Duration) -> Verdict {
+pub fn decide(view: &TrialView, committed: bool, since_boot: Duration, deadline: Duration) -> Verdict {
     if committed {
         return Verdict::End("the trial was committed");
     }
     let over = since_boot >= deadline;
     let wait = LOOK_EVERY.min(deadline.saturating_sub(since_boot)).max(Duration::from_millis(10));
     let late = || format!("no commit within {} s of the boot", deadline.as_secs());
-    match sight {
-        Sight::NoTrial(why) => Verdict::End(why),
-        Sight::Unproven if since_boot >= MOUNTS.min(deadline) => {
+    match view {
+        TrialView::NoTrial(why) => Verdict::End(why),
+        TrialView::Unproven if since_boot >= MOUNTS.min(deadline) => {
             Verdict::End("the running release has no trial on record")
         }
-        Sight::Unproven => Verdict::Wait(wait),
-        Sight::Trial { .. } if over => Verdict::Revert { reason: late() },
-        Sight::TrialUnseen(why) if over => Verdict::Reboot { reason: format!("{}; {why}", late()) },
+        TrialView::Unproven => Verdict::Wait(wait),
+        TrialView::Trial { .. } if over => Verdict::Revert { reason: late() },
+        TrialView::TrialUnseen(why) if over => Verdict::Reboot { reason: format!("{}; {why}", late()) },
         // A machine that is good must not be rebooted for ever because its disk can't be read.
-        Sight::Blind(_) if over => Verdict::End("whether this is a trial could not be seen until the deadline"),
-        Sight::Trial { .. } | Sight::TrialUnseen(_) | Sight::Blind(_) => Verdict::Wait(wait),
+        TrialView::Blind(_) if over => Verdict::End("whether this is a trial could not be seen until the deadline"),
+        TrialView::Trial { .. } | TrialView::TrialUnseen(_) | TrialView::Blind(_) => Verdict::Wait(wait),
     }
 }
 
@@ -101,21 +103,22 @@ pub trait Machinery {
 }
 
 /// Guards this boot. Returns when nothing is left to guard, or when the machine goes down.
-pub fn run(host: &Host, lens: &Lens, deadline: Duration, machinery: &dyn Machinery) -> Outcome {
+pub fn run(host: &Host, look_settings: &LookSettings, deadline: Duration, machinery: &dyn Machinery) -> Outcome {
     // Units are not the guard's business, and asking for them would need the bus.
-    let lens = Lens { units: Vec::new(), ..lens.clone() };
+    let look_settings = LookSettings { units: Vec::new(), ..look_settings.clone() };
+    let digests = DigestCache::default();
     let mut told = false;
     loop {
-        let sight = look(host, &lens);
-        if matches!(sight, Sight::Trial { .. } | Sight::TrialUnseen(_)) && !told {
+        let view = look(host, &look_settings, &digests);
+        if matches!(view, TrialView::Trial { .. } | TrialView::TrialUnseen(_)) && !told {
             tracing::warn!(deadline_s = deadline.as_secs(), "this boot is a trial");
             told = true;
         }
         let committed = is_committed(host);
-        match decide(&sight, committed, host.clock.since_boot(), deadline) {
+        match decide(&view, committed, host.clock.since_boot(), deadline) {
             Verdict::End(why) => {
-                match &sight {
-                    Sight::Blind(reason) => tracing::error!(reason, why, "the guard ends"),
+                match &view {
+                    TrialView::Blind(reason) => tracing::error!(reason, why, "the guard ends"),
                     _ => tracing::info!(why, "the guard ends"),
                 }
                 return Outcome::Ended(why);
@@ -123,7 +126,7 @@ pub fn run(host: &Host, lens: &Lens, deadline: Duration, machinery: &dyn Machine
             Verdict::Wait(time) => machinery.wait(time),
             Verdict::Revert { reason } => {
                 tracing::error!(reason, "the trial is reverted");
-                revert(host, &lens, &sight, &reason);
+                revert(host, &look_settings, &digests, &view, &reason);
                 return reboot(host, reason, machinery);
             }
             Verdict::Reboot { reason } => {
@@ -135,32 +138,43 @@ pub fn run(host: &Host, lens: &Lens, deadline: Duration, machinery: &dyn Machine
 }
 
 /// Looks at what runs.
-pub fn look(host: &Host, lens: &Lens) -> Sight {
-    let facts = match observe::observe(host, lens) {
+pub fn look(host: &Host, look_settings: &LookSettings, digests: &DigestCache) -> TrialView {
+    let facts = match observe::observe(host, look_settings, digests) {
         Ok(facts) => facts,
-        Err(error) => {
-            let why = in_one_line(&error);
-            let counted = host.firmware.variable("LoaderBootCountPath").ok().flatten();
-            let counted = counted.is_some_and(|path| path.iter().any(|byte| *byte != 0));
-            let seen = if counted || armed_by_record(host) { Sight::TrialUnseen } else { Sight::Blind };
-            return seen(why);
-        }
+        Err(error) => return unseen(host, in_one_line(&error)),
     };
-    judge(&facts, journal(host))
+    judge(host, facts, journal(host))
 }
 
-fn judge(facts: &Facts, journal: Option<Journal>) -> Sight {
+/// What is left to go by where too little was seen: the boot loader's own word, and the journal's.
+fn unseen(host: &Host, why: String) -> TrialView {
+    let counted = host.firmware.variable("LoaderBootCountPath").ok().flatten();
+    let counted = counted.is_some_and(|path| path.iter().any(|byte| *byte != 0));
+    if counted || armed_by_record(host) { TrialView::TrialUnseen(why) } else { TrialView::Blind(why) }
+}
+
+fn judge(host: &Host, mut facts: Facts, journal: Option<Journal>) -> TrialView {
     let known = journal.is_some();
-    let state = State { journal: Some(journal.unwrap_or_default()), ..State::new(Config::default()) };
-    if !state.is_trial(facts) {
+    let journal = journal.unwrap_or_default();
+    facts.judge(&journal, None);
+    let state = State { journal: Some(journal), ..State::new(Config::default()) };
+    // Nothing is final that rests on what nobody could read.
+    if facts.booted_slot().entry == Entry::Unseen {
+        return unseen(host, unread(&facts));
+    }
+    if !state.is_trial(&facts) {
         let good = facts.booted_slot().entry == Entry::Good && facts.inactive_slot().content.root_hash().is_some();
-        return if known || !good { Sight::NoTrial("the running release is not a trial") } else { Sight::Unproven };
+        let certain = known || !good;
+        return if certain { TrialView::NoTrial("the running release is not a trial") } else { TrialView::Unproven };
     }
     let other = facts.inactive_slot();
     if other.content.root_hash().is_none() || other.entry == Entry::None {
-        return Sight::NoTrial("the other slot holds nothing to go back to");
+        return TrialView::NoTrial("the other slot holds nothing to go back to");
     }
-    Sight::Trial { root_hash: facts.root_hash.clone() }
+    if other.entry == Entry::Unseen {
+        return TrialView::TrialUnseen(unread(&facts));
+    }
+    TrialView::Trial { root_hash: facts.root_hash.clone() }
 }
 
 /// The journal, if there is one that can be read: the guard goes by what it has.
@@ -189,11 +203,11 @@ fn is_committed(host: &Host) -> bool {
 
 /// Makes the boot loader go back. Each part that fails is logged and the next is tried: what the names of the boot
 /// entries don't do, the count of tries does over the next boots.
-fn revert(host: &Host, lens: &Lens, sight: &Sight, reason: &str) {
+fn revert(host: &Host, look_settings: &LookSettings, digests: &DigestCache, view: &TrialView, reason: &str) {
     let note = |what: &str, error: &dyn std::error::Error| {
         tracing::error!(what, error = in_one_line(error), "the guard goes on without it");
     };
-    if let (Sight::Trial { root_hash }, Ok(boot_id)) = (sight, host.system.boot_id()) {
+    if let (TrialView::Trial { root_hash }, Ok(boot_id)) = (view, host.system.boot_id()) {
         let report =
             GuardReport { boot_id, root_hash: root_hash.clone(), at: host.clock.now(), reason: reason.to_owned() };
         let written = serde_json::to_vec(&report)
@@ -203,20 +217,24 @@ fn revert(host: &Host, lens: &Lens, sight: &Sight, reason: &str) {
             note("writing the report", &error);
         }
     }
-    let (machine, ..) = match observe::machine(host, lens) {
+    let (slots, ..) = match observe::running_slots(host, look_settings) {
         Ok(found) => found,
         Err(error) => return note("looking at the slots", &error),
     };
-    let boot = match observe::backend_kind(host, lens, &machine) {
-        Ok(kind) => observe::backend(host, kind),
-        Err(error) => return note("finding the boot loader", &error),
+    let mut facts = match observe::observe(host, look_settings, digests) {
+        Ok(facts) => facts,
+        Err(error) => return note("looking at the boot entries", &error),
     };
-    // First the way back, then the way out: at no moment is there neither.
-    if let Err(error) = boot.bless(&machine, machine.booted.other()) {
-        note("restoring the other slot's boot entry", &error);
-    }
-    if let Err(error) = boot.mark_bad(&machine, machine.booted) {
-        note("marking the trial as failed", &error);
+    facts.judge(&journal(host).unwrap_or_default(), None);
+    for step in steps_back(&facts) {
+        match step {
+            Ok(step) => {
+                if let Err(error) = boot::apply(host, facts.boot.backend, &slots, &step.changes) {
+                    note(step.purpose.words(), &error);
+                }
+            }
+            Err(why) => tracing::error!(why, "the guard goes on without a step"),
+        }
     }
 }
 
@@ -243,8 +261,8 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(600);
 
-    fn trial() -> Sight {
-        Sight::Trial { root_hash: RootHash::from_bytes(&[7; 32]) }
+    fn trial() -> TrialView {
+        TrialView::Trial { root_hash: RootHash::from_bytes(&[7; 32]) }
     }
 
     #[test]
@@ -257,9 +275,9 @@ mod tests {
 
     #[test]
     fn blind_it_reboots_only_a_machine_that_counts_its_tries() {
-        let unseen = Sight::TrialUnseen("no disk".into());
+        let unseen = TrialView::TrialUnseen("no disk".into());
         assert!(matches!(decide(&unseen, false, DEADLINE, DEADLINE), Verdict::Reboot { .. }));
-        let blind = Sight::Blind("no disk".into());
+        let blind = TrialView::Blind("no disk".into());
         assert!(matches!(decide(&blind, false, Duration::ZERO, DEADLINE), Verdict::Wait(_)));
         assert!(matches!(decide(&blind, false, DEADLINE, DEADLINE), Verdict::End(_)));
     }

@@ -117,7 +117,7 @@ impl Pauses {
 
 /// A status for an object: one that was made anew has none of what was written before.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Word {
+pub struct StatusToWrite {
     /// The object's UID.
     pub uid: String,
     /// The status.
@@ -236,9 +236,9 @@ impl Link {
 
     /// Writes the newest status whenever it changes and the server takes it. Ends when the sender is gone, after one last
     /// try.
-    pub async fn publish(self, mut statuses: watch::Receiver<Option<Word>>) {
+    pub async fn publish(self, mut statuses: watch::Receiver<Option<StatusToWrite>>) {
         let mut client: Option<Client> = None;
-        let mut written: Option<Word> = None;
+        let mut written: Option<StatusToWrite> = None;
         let mut last_write: Option<Instant> = None;
         let (mut pauses, mut outage) = (Pauses::new(), Outage::default());
         let mut open = true;
@@ -298,7 +298,12 @@ impl Link {
     }
 
     /// How long a status that differs from the written one only in its progress has to wait.
-    fn throttle(&self, written: Option<&Word>, status: &Word, last: Option<Instant>) -> Option<Duration> {
+    fn throttle(
+        &self,
+        written: Option<&StatusToWrite>,
+        status: &StatusToWrite,
+        last: Option<Instant>,
+    ) -> Option<Duration> {
         let (written, last) = (written.filter(|written| written.uid == status.uid)?, last?);
         let without = |status: &NodeUpdateStatus| NodeUpdateStatus {
             // Whether there is a transfer, of what, and whether it rests is no progress.

@@ -6,8 +6,9 @@ use bascule_api::{Architecture, BootControlBackend, NameError, NodeError, Produc
 use bascule_image::command_line::CommandLine;
 use bascule_image::uki::OsRelease;
 
-use crate::boot::{BootBackend, BootError, GptPrio, Machine, SystemdBoot};
-use crate::core::{Facts, GuardReport, PerSlot, SlotFacts, TableHealth};
+use crate::boot::{self, BootError, DigestCache};
+use crate::core::boot::Attributes;
+use crate::core::{BootFacts, Entry, Facts, GuardReport, Partition, PerSlot, SlotContent, SlotFacts, TableHealth};
 use crate::gpt::{Table, TableError};
 use crate::host::{BusError, Host};
 use crate::slots::{self, SlotError, SlotLayout};
@@ -17,7 +18,7 @@ const MAX_GUARD: u64 = 16 << 10;
 
 /// How to look: what can't be seen from the machine itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lens {
+pub struct LookSettings {
     /// Where the slots are.
     pub slots: SlotLayout,
     /// Which boot loader; `None` to find out.
@@ -26,6 +27,30 @@ pub struct Lens {
     pub product: Option<Product>,
     /// Units whose state is reported.
     pub units: Vec<String>,
+}
+
+/// The running release and the two slots.
+#[derive(Debug, Clone)]
+pub struct RunningSlots {
+    /// The product whose boot entries are ours.
+    pub product: Product,
+    /// The running release.
+    pub version: Version,
+    /// Its root hash.
+    pub root_hash: RootHash,
+    /// The running slot.
+    pub booted: SlotName,
+    /// The slots' partitions: data and verity.
+    pub partitions: PerSlot<(Partition, Partition)>,
+    /// What they say they hold.
+    pub contents: PerSlot<SlotContent>,
+}
+
+impl RunningSlots {
+    /// The root hash that a slot's boot entry must name.
+    pub fn root_hash_of(&self, slot: SlotName) -> Option<&RootHash> {
+        if slot == self.booted { Some(&self.root_hash) } else { self.contents.get(slot).root_hash() }
+    }
 }
 
 /// Why the machine could not be looked at.
@@ -91,24 +116,19 @@ impl ObserveError {
     }
 }
 
-/// The backend of a kind over a host.
-pub fn backend(host: &Host, kind: BootControlBackend) -> Box<dyn BootBackend + '_> {
-    match kind {
-        BootControlBackend::SystemdBoot => Box::new(SystemdBoot { esp: &*host.esp, firmware: &*host.firmware }),
-        BootControlBackend::GptPrio => Box::new(GptPrio { disk: &*host.disk, esp: &*host.esp }),
-    }
-}
-
 /// The machine without its boot entries: what the effects need.
 ///
 /// # Errors
 /// [`ObserveError`]; nothing is changed.
-pub fn machine(host: &Host, lens: &Lens) -> Result<(Machine, TableHealth, Architecture), ObserveError> {
+pub fn running_slots(
+    host: &Host,
+    look_settings: &LookSettings,
+) -> Result<(RunningSlots, TableHealth, Architecture), ObserveError> {
     let read = |what| move |source| ObserveError::Read { what, source };
     let command_line = host.system.command_line().map_err(read("the kernel's command line"))?;
     let release = OsRelease::parse(&host.system.os_release().map_err(read("os-release"))?);
     let name = |field| move |source| ObserveError::Name { field, source };
-    let product = match &lens.product {
+    let product = match &look_settings.product {
         Some(product) => product.clone(),
         None => {
             let text = release.sort_key().ok_or(ObserveError::OsRelease("IMAGE_ID"))?;
@@ -117,63 +137,68 @@ pub fn machine(host: &Host, lens: &Lens) -> Result<(Machine, TableHealth, Archit
     };
     let version = release.first(&["IMAGE_VERSION", "VERSION_ID"]).ok_or(ObserveError::OsRelease("IMAGE_VERSION"))?;
     let version = Version::parse(version).map_err(name("IMAGE_VERSION"))?;
-    let root_hash = root_hash(&command_line, lens.slots)?;
+    let root_hash = root_hash(&command_line, look_settings.slots)?;
     let architecture = architecture()?;
     let table = Table::read(&*host.disk)?;
-    let partitions = slots::find(&table.partitions(), lens.slots, architecture)?;
+    let partitions = slots::find(&table.partitions(), look_settings.slots, architecture)?;
     let booted = slots::booted(&partitions, &root_hash)?;
     let content = |slot: SlotName| {
         let (data, verity) = partitions.get(slot);
         slots::content(data, verity)
     };
     let contents = PerSlot { a: content(SlotName::A), b: content(SlotName::B) };
-    let machine = Machine { product, version, root_hash, booted, contents, partitions };
-    Ok((machine, table.health(), architecture))
+    let slots = RunningSlots { product, version, root_hash, booted, contents, partitions };
+    Ok((slots, table.health(), architecture))
 }
 
 /// Which boot loader a machine has.
 ///
 /// # Errors
 /// [`ObserveError::Backend`] if that can't be told.
-pub fn backend_kind(host: &Host, lens: &Lens, machine: &Machine) -> Result<BootControlBackend, ObserveError> {
-    match lens.backend {
+pub fn backend(
+    host: &Host,
+    look_settings: &LookSettings,
+    slots: &RunningSlots,
+) -> Result<BootControlBackend, ObserveError> {
+    match look_settings.backend {
         Some(kind) => Ok(kind),
-        None => detect(host, machine),
+        None => detect(host, slots),
     }
 }
 
-/// Looks at the machine.
+/// Looks at the machine. Whose boot entry is whose is judged by whoever has the journal ([`Facts::judge`]).
 ///
 /// # Errors
 /// [`ObserveError`]; nothing is changed.
-pub fn observe(host: &Host, lens: &Lens) -> Result<Facts, ObserveError> {
+pub fn observe(host: &Host, look_settings: &LookSettings, digests: &DigestCache) -> Result<Facts, ObserveError> {
     let boot_id = host.system.boot_id().map_err(|source| ObserveError::Read { what: "the boot ID", source })?;
-    let (machine, table, architecture) = machine(host, lens)?;
-    let backend_kind = backend_kind(host, lens, &machine)?;
-    let seen = backend(host, backend_kind).observe(&machine)?;
+    let (running, table, architecture) = running_slots(host, look_settings)?;
+    let backend = backend(host, look_settings, &running)?;
+    let releases: Vec<_> = [SlotName::A, SlotName::B].iter().filter_map(|slot| running.root_hash_of(*slot)).collect();
+    let inventory = boot::read(host, backend, &releases, digests)?;
     let slot = |name: SlotName| {
-        let (data, verity) = machine.partitions.get(name);
+        let (data, verity) = running.partitions.get(name);
         SlotFacts {
             data: data.clone(),
             verity: verity.clone(),
-            content: machine.contents.get(name).clone(),
-            entry: *seen.entries.get(name),
-            entry_doubled: *seen.doubled.get(name),
+            content: running.contents.get(name).clone(),
+            entry: Entry::Unseen,
+            entry_doubled: false,
         }
     };
     let slots = PerSlot { a: slot(SlotName::A), b: slot(SlotName::B) };
     Ok(Facts {
         boot_id,
-        product: machine.product,
+        product: running.product,
         architecture,
-        version: machine.version,
-        root_hash: machine.root_hash,
-        booted: machine.booted,
+        version: running.version,
+        root_hash: running.root_hash,
+        booted: running.booted,
         slots,
-        boot: seen.facts,
+        boot: BootFacts::read(backend, inventory),
         table,
         guard: guard_report(host)?,
-        failing_units: failing_units(host, &lens.units),
+        failing_units: failing_units(host, &look_settings.units),
     })
 }
 
@@ -192,19 +217,17 @@ pub(crate) fn architecture() -> Result<Architecture, ObserveError> {
     }
 }
 
-/// Bits 48 to 56 of a GPT entry.
-const GPTPRIO_BITS: u64 = 0x1ff << 48;
-
 /// Finds out which boot loader started the machine.
-fn detect(host: &Host, machine: &Machine) -> Result<BootControlBackend, ObserveError> {
-    let name = "LoaderInfo";
-    let info = host.firmware.variable(name).map_err(|source| BootError::Variable { name, source })?;
-    let name = "LoaderFeatures";
-    let features = host.firmware.variable(name).map_err(|source| BootError::Variable { name, source })?;
-    if info.is_some() || features.is_some() {
+fn detect(host: &Host, slots: &RunningSlots) -> Result<BootControlBackend, ObserveError> {
+    let variable = |name: &'static str| {
+        host.firmware
+            .variable(name)
+            .map_err(|source| ObserveError::Read { what: "the boot loader's variables", source })
+    };
+    if variable("LoaderInfo")?.is_some() || variable("LoaderFeatures")?.is_some() {
         return Ok(BootControlBackend::SystemdBoot);
     }
-    let bits = |slot: SlotName| machine.partitions.get(slot).0.attributes & GPTPRIO_BITS;
+    let bits = |slot: SlotName| slots.partitions.get(slot).0.attributes & Attributes::ALL;
     if bits(SlotName::A) | bits(SlotName::B) != 0 {
         return Ok(BootControlBackend::GptPrio);
     }

@@ -11,7 +11,7 @@ use crate::alarm::Alarm;
 use crate::core::{Effect, Event, ManualCommand, Now, State, status, step};
 use crate::engine::{Engine, Stop};
 use crate::host::Host;
-use crate::kubernetes::{Credentials, Link, Word};
+use crate::kubernetes::{Credentials, Link, StatusToWrite};
 use crate::metrics::Metrics;
 use crate::server::{self, Answer, Command, ListenError, Request, Shown};
 use crate::settings::Settings;
@@ -51,7 +51,7 @@ struct Loop {
     stop: Stop,
     metrics: Arc<Metrics>,
     work: mpsc::Sender<Vec<Effect>>,
-    statuses: watch::Sender<Option<Word>>,
+    statuses: watch::Sender<Option<StatusToWrite>>,
     shown: watch::Sender<NodeUpdateStatus>,
     /// Who waits for the end of the break-glass command that runs.
     waiting: Option<oneshot::Sender<Answer>>,
@@ -77,7 +77,7 @@ pub async fn run(
     let bound = server::bind(&settings.listen).await?;
     let (event_sender, mut events) = mpsc::channel(EVENTS);
     let (command_sender, mut commands) = mpsc::channel(1);
-    let engine = Engine::new(host.clone(), settings.lens(), settings.stage.clone());
+    let engine = Engine::new(host.clone(), settings.look_settings(), settings.stage.clone());
     let stop = engine.stop_handle();
     let (work, finished) = start_worker(engine, event_sender.clone(), Arc::clone(&metrics))?;
     let (statuses, status_receiver) = watch::channel(None);
@@ -103,9 +103,14 @@ pub async fn run(
     let mut shutdown = std::pin::pin!(shutdown);
     own.handle(Event::Tick).await?;
     loop {
-        watchdog.feed();
+        // What hangs must not look alive: systemd starts the agent again, and if that hangs too, a person has to see it.
+        let hangs = own.state.hangs(own.now()).is_some();
+        if !hangs {
+            watchdog.feed();
+        }
         let rest = own.state.rest(own.now()).max(Duration::from_millis(50));
-        alarm.set(watchdog.due().map_or(rest, |due| rest.min(due))).map_err(RunError::Timer)?;
+        let due = watchdog.due().filter(|_| !hangs);
+        alarm.set(due.map_or(rest, |due| rest.min(due))).map_err(RunError::Timer)?;
         tokio::select! {
             biased;
             () = &mut shutdown => break,
@@ -172,7 +177,7 @@ fn start_worker(
         while let Some(effects) = receiver.blocking_recv() {
             engine.perform(&effects, &|event| {
                 match &event {
-                    Event::Failed(failure) => metrics.effect_failed(failure.effect, failure.category),
+                    Event::Failed(failure) => metrics.effect_failed(failure.effect.name(), failure.category),
                     Event::Done => effects.iter().for_each(|effect| metrics.effect_done(effect.name())),
                     // Progress that finds no place is told again a second later.
                     Event::Transfer(_) => return drop(events.try_send(event)),
@@ -203,7 +208,7 @@ impl Loop {
                 Effect::Publish(status) => {
                     self.metrics.follow(&status);
                     let uid = self.state.desired.as_ref().map(|desired| desired.uid.clone()).unwrap_or_default();
-                    self.statuses.send_replace(Some(Word { uid, status: *status }));
+                    self.statuses.send_replace(Some(StatusToWrite { uid, status: *status }));
                 }
                 Effect::Cancel => self.stop.stop(),
                 other => work.push(other),

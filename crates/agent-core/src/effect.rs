@@ -5,6 +5,7 @@
 
 use bascule_api::{Digest, NodeUpdateStatus, PackFallback, RootHash, SlotName, Version};
 
+use super::boot::{BootPartition, BootPurpose, BootStep};
 use super::{Journal, KnownRelease, ReleaseQuery};
 
 /// Which release goes into which slot.
@@ -70,17 +71,13 @@ pub enum Effect {
     /// Look at the machine.
     Observe,
     /// Write the journal durably.
-    Persist(Journal),
+    Persist(Box<Journal>),
     /// Read and verify the repository's word on a release; answers with [`super::Event::Resolved`].
     Resolve(ReleaseQuery),
     /// Bring both copies of the partition table to what the good one says.
     RepairTable,
-    /// Remove the boot entries of this product that boot neither slot.
-    RemoveStrays,
-    /// Bring a doubled boot entry back to one file.
-    TidyEntry(SlotName),
-    /// Take away the boot entry of a slot, durably: from here its content can't be booted by mistake.
-    RetireEntry(SlotName),
+    /// Change what boots, durably, step by step.
+    Boot(BootStep),
     /// Mark a slot as being written, durably.
     MarkWriting(ReleaseTarget),
     /// Mark a slot as holding nothing, durably.
@@ -96,7 +93,12 @@ pub enum Effect {
         from_running: bool,
     },
     /// Fetch the UKI and lay it where no boot loader looks, durably.
-    StageUki(ReleaseTarget),
+    StageUki {
+        /// Which.
+        target: ReleaseTarget,
+        /// On which partition.
+        partition: BootPartition,
+    },
     /// Read the running slot past the page cache and compare its root hash: dm-verity notices a change only where
     /// something is read.
     Inspect(ReleaseTarget),
@@ -108,45 +110,16 @@ pub enum Effect {
     Verify {
         /// What must be there.
         target: ReleaseTarget,
+        /// Where its boot image lies; `None` where the boot loader has another way to the kernel.
+        image: Option<(BootPartition, String)>,
         /// Skip reading the whole slot: it was read back a short time ago in this boot.
         quick: bool,
-    },
-    /// Install the boot entry with a counter, durably.
-    Arm {
-        /// What is armed.
-        target: ReleaseTarget,
-        /// How often the boot loader may try it.
-        tries: u32,
-        /// Set the running slot's entry aside, because it would be picked before the armed one.
-        set_aside_running: bool,
-    },
-    /// Give the entry of the running trial back the counter that it lost, durably.
-    Recount {
-        /// The running slot.
-        slot: SlotName,
-        /// How often it may still be tried after this boot.
-        left: u32,
-    },
-    /// Take an armed entry back that was never booted.
-    Disarm(ReleaseTarget),
-    /// Make the running slot's entry permanent, durably.
-    Bless {
-        /// The slot, with the root hash it must have.
-        slot: SlotName,
-        /// Its root hash.
-        root_hash: RootHash,
     },
     /// Tell the guard that the trial is over.
     TellGuard {
         /// This boot.
         boot_id: String,
     },
-    /// Make sure that a slot whose release failed is picked only if there is nothing else, durably.
-    MarkBad(SlotName),
-    /// Make the entry of a slot permanent again that was set aside or used up, durably.
-    Restore(SlotName),
-    /// Set a permanent entry aside: picked only if there is nothing else, durably.
-    SetAside(SlotName),
     /// Reboot through logind, unless somebody blocks it.
     Reboot(Why),
     /// Stop the work in progress.
@@ -155,36 +128,117 @@ pub enum Effect {
     Publish(Box<NodeUpdateStatus>),
 }
 
-impl Effect {
+/// Which kind of effect: what steers, is counted and is logged, without what it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EffectKind {
+    /// [`Effect::Observe`]
+    Observe,
+    /// [`Effect::Persist`]
+    Persist,
+    /// [`Effect::Resolve`]
+    Resolve,
+    /// [`Effect::RepairTable`]
+    RepairTable,
+    /// [`Effect::Boot`], by its purpose.
+    Boot(BootPurpose),
+    /// [`Effect::MarkWriting`]
+    MarkWriting,
+    /// [`Effect::MarkEmpty`]
+    MarkEmpty,
+    /// [`Effect::WriteSlot`]
+    WriteSlot,
+    /// [`Effect::StageUki`]
+    StageUki,
+    /// [`Effect::Inspect`]
+    Inspect,
+    /// [`Effect::ReadBack`]
+    ReadBack,
+    /// [`Effect::Seal`]
+    Seal,
+    /// [`Effect::Verify`]
+    Verify,
+    /// [`Effect::TellGuard`]
+    TellGuard,
+    /// [`Effect::Reboot`]
+    Reboot,
+    /// [`Effect::Cancel`]
+    Cancel,
+    /// [`Effect::Publish`]
+    Publish,
+}
+
+impl EffectKind {
     /// A stable name for logs, metrics and tests.
-    pub const fn name(&self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Observe => "observe",
-            Self::Persist(_) => "persist",
-            Self::Resolve(_) => "resolve",
+            Self::Persist => "persist",
+            Self::Resolve => "resolve",
             Self::RepairTable => "repair-table",
-            Self::RemoveStrays => "remove-strays",
-            Self::TidyEntry(_) => "tidy-entry",
-            Self::RetireEntry(_) => "retire-entry",
-            Self::MarkWriting(_) => "mark-writing",
-            Self::MarkEmpty(_) => "mark-empty",
-            Self::WriteSlot { .. } => "write-slot",
-            Self::StageUki(_) => "stage-uki",
-            Self::Inspect(_) => "inspect",
-            Self::ReadBack(_) => "read-back",
-            Self::Seal(_) => "seal",
-            Self::Verify { .. } => "verify",
-            Self::Arm { .. } => "arm",
-            Self::Recount { .. } => "recount",
-            Self::Disarm(_) => "disarm",
-            Self::Bless { .. } => "bless",
-            Self::TellGuard { .. } => "tell-guard",
-            Self::MarkBad(_) => "mark-bad",
-            Self::Restore(_) => "restore",
-            Self::SetAside(_) => "set-aside",
-            Self::Reboot(_) => "reboot",
+            Self::Boot(purpose) => purpose.name(),
+            Self::MarkWriting => "mark-writing",
+            Self::MarkEmpty => "mark-empty",
+            Self::WriteSlot => "write-slot",
+            Self::StageUki => "stage-uki",
+            Self::Inspect => "inspect",
+            Self::ReadBack => "read-back",
+            Self::Seal => "seal",
+            Self::Verify => "verify",
+            Self::TellGuard => "tell-guard",
+            Self::Reboot => "reboot",
             Self::Cancel => "cancel",
-            Self::Publish(_) => "publish",
+            Self::Publish => "publish",
         }
+    }
+
+    /// Whether it only mends what works as it is: it can wait, and nothing waits for it.
+    pub const fn is_repair(self) -> bool {
+        matches!(self, Self::RepairTable | Self::Boot(BootPurpose::ClearAway | BootPurpose::Untangle))
+    }
+
+    /// Whether it is part of making a trial permanent.
+    pub const fn is_commit(self) -> bool {
+        matches!(self, Self::Boot(BootPurpose::Commit) | Self::TellGuard | Self::Persist)
+    }
+}
+
+impl std::fmt::Display for EffectKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Effect {
+    /// Its kind.
+    pub const fn kind(&self) -> EffectKind {
+        match self {
+            Self::Observe => EffectKind::Observe,
+            Self::Persist(_) => EffectKind::Persist,
+            Self::Resolve(_) => EffectKind::Resolve,
+            Self::RepairTable => EffectKind::RepairTable,
+            Self::Boot(step) => EffectKind::Boot(step.purpose),
+            Self::MarkWriting(_) => EffectKind::MarkWriting,
+            Self::MarkEmpty(_) => EffectKind::MarkEmpty,
+            Self::WriteSlot { .. } => EffectKind::WriteSlot,
+            Self::StageUki { .. } => EffectKind::StageUki,
+            Self::Inspect(_) => EffectKind::Inspect,
+            Self::ReadBack(_) => EffectKind::ReadBack,
+            Self::Seal(_) => EffectKind::Seal,
+            Self::Verify { .. } => EffectKind::Verify,
+            Self::TellGuard { .. } => EffectKind::TellGuard,
+            Self::Reboot(_) => EffectKind::Reboot,
+            Self::Cancel => EffectKind::Cancel,
+            Self::Publish(_) => EffectKind::Publish,
+        }
+    }
+
+    /// A stable name for logs, metrics and tests.
+    pub const fn name(&self) -> &'static str {
+        self.kind().name()
+    }
+
+    /// Whether it changes boot entries for this purpose.
+    pub fn is_for(&self, purpose: BootPurpose) -> bool {
+        self.kind() == EffectKind::Boot(purpose)
     }
 }

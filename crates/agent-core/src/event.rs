@@ -6,7 +6,7 @@ use bascule_api::{
 use bascule_image::Manifest;
 use std::sync::Arc;
 
-use super::{Facts, Journal};
+use super::{EffectKind, Facts, Journal};
 
 /// The operator's word.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +45,8 @@ impl Desired {
 /// A failed effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// [`super::Effect::name`] of what failed.
-    pub effect: &'static str,
+    /// What failed.
+    pub effect: EffectKind,
     /// The kind.
     pub category: NodeError,
     /// The whole chain of errors in one line.
@@ -83,7 +83,7 @@ impl ManualCommand {
 #[derive(Debug, Clone)]
 pub enum Event {
     /// The journal was read; this comes with every look at the machine, since a break-glass command may have written it.
-    Loaded(Journal),
+    Loaded(Box<Journal>),
     /// The machine was looked at.
     Observed(Box<Facts>),
     /// What the agent's part of the status says on the server: where conditions go on from, and what need not be

@@ -5,7 +5,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Extent, Space};
+use super::boot::{BootInventory, BootView, Judge, Safeguard, way_back};
+use super::{Extent, Journal};
 
 /// One value for each slot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub enum Entry {
         /// How often it was tried. 0: it was set aside by the agent, not used up.
         done: Option<u32>,
     },
+    /// None was seen, and not everything could be read: it may be there.
+    Unseen,
 }
 
 impl Entry {
@@ -117,33 +120,56 @@ pub struct SlotFacts {
     pub verity: Partition,
     /// What they say they hold.
     pub content: SlotContent,
-    /// Its boot entry.
+    /// Its boot entry; [`Entry::Unseen`] until it was judged.
     pub entry: Entry,
     /// More than one file claims to be its boot entry: a rename that power loss cut in the middle.
     pub entry_doubled: bool,
 }
 
-/// What the boot loader says.
+/// What boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootFacts {
     /// The backend.
     pub backend: BootControlBackend,
+    /// What lies on the boot partitions, and what the boot loader says.
+    pub inventory: BootInventory,
+    /// What that means. Empty until it was judged ([`Facts::judge`]).
+    pub view: BootView,
     /// What can be said about its counting from this boot alone.
     pub counting: Counting,
     /// Why, in a sentence, if counting is not known to work.
     pub counting_message: Option<String>,
-    /// Boot entries of this product that no slot belongs to. The boot loader might pick one, and hang.
-    pub strays: Vec<String>,
-    /// Room where boot images lie.
-    pub space: Space,
-    /// Size of the boot image that lies ready under a name that no boot loader looks at, with the first 16 hex digits
-    /// of its digest.
-    pub waiting_uki: Option<(String, u64)>,
-    /// Bytes that the boot images of the inactive slot take, which go before a new one comes.
-    pub reclaimable: u64,
+    /// Why nothing may be armed, in a sentence: there would be no way back, or the boot loader would not take it.
+    pub obstacle: Option<String>,
     /// Of two entries without counters, the boot loader picks the running slot's first. Then the other slot can be
     /// armed only by setting the running one's entry aside.
     pub running_sorts_first: bool,
+}
+
+impl BootFacts {
+    /// As the driver hands it over: read, not judged.
+    pub fn read(backend: BootControlBackend, inventory: BootInventory) -> Self {
+        Self {
+            backend,
+            inventory,
+            view: BootView::default(),
+            counting: Counting::Unknown,
+            counting_message: None,
+            obstacle: None,
+            running_sorts_first: false,
+        }
+    }
+
+    /// Whether everything that matters could be read.
+    pub fn saw_everything(&self) -> bool {
+        self.view.unread.is_empty() && self.inventory.loader.unread.is_empty()
+    }
+
+    /// Where new boot images go.
+    pub fn home(&self) -> super::boot::BootPartition {
+        let first = self.inventory.partitions.first().map(|facts| facts.partition);
+        self.view.home.or(first).unwrap_or(super::boot::BootPartition::Esp)
+    }
 }
 
 /// How the two copies of the partition table are.
@@ -217,6 +243,65 @@ impl Facts {
     /// The slot that does not run.
     pub const fn inactive_slot(&self) -> &SlotFacts {
         self.slots.get(self.inactive())
+    }
+
+    /// The root hash that a slot's boot entry must name.
+    pub const fn root_hash_of(&self, slot: SlotName) -> Option<&RootHash> {
+        if matches!((slot, self.booted), (SlotName::A, SlotName::A) | (SlotName::B, SlotName::B)) {
+            Some(&self.root_hash)
+        } else {
+            self.slots.get(slot).content.root_hash()
+        }
+    }
+
+    /// Says what the boot inventory means, with what the journal has on record.
+    pub fn judge(&mut self, journal: &Journal, without: Option<Safeguard>) {
+        let release = |slot: SlotName| match &self.slots.get(slot).content {
+            _ if slot == self.booted => Some((&self.root_hash, &self.version)),
+            SlotContent::Release { version, root_hash } => Some((root_hash, version)),
+            _ => None,
+        };
+        let judge = Judge {
+            inventory: &self.boot.inventory,
+            records: &journal.placed,
+            product: &self.product,
+            booted: self.booted,
+            releases: PerSlot { a: release(SlotName::A), b: release(SlotName::B) },
+            without,
+        };
+        let view = judge.view();
+        let entries = [SlotName::A, SlotName::B].map(|slot| match self.boot.backend {
+            BootControlBackend::SystemdBoot => judge.entry(&view, slot),
+            BootControlBackend::GptPrio => self.entry_by_attributes(slot),
+        });
+        for (slot, entry) in [SlotName::A, SlotName::B].into_iter().zip(entries) {
+            let images = view.slots.get(slot);
+            let doubled = images.images.len() > 1 || !images.same_clusters.is_empty();
+            let facts = self.slots.get_mut(slot);
+            facts.entry = entry;
+            facts.entry_doubled = doubled && self.boot.backend == BootControlBackend::SystemdBoot;
+        }
+        self.boot.view = view;
+        self.boot.running_sorts_first = way_back::running_sorts_first(self);
+        (self.boot.counting, self.boot.counting_message) = way_back::counting(self);
+        self.boot.obstacle = match without {
+            Some(Safeguard::WayBackBeforeArming) => None,
+            _ => way_back::obstacle(self),
+        };
+    }
+
+    /// A slot that can be armed again has its image in place, and no entry that would show it.
+    fn entry_by_attributes(&self, slot: SlotName) -> Entry {
+        let facts = self.slots.get(slot);
+        let entry = super::boot::Attributes::of(facts.data.attributes).entry(slot == self.booted);
+        let name = super::boot::plan::slot_file(slot);
+        let in_place = self.boot.inventory.files.iter().any(|file| file.name.eq_ignore_ascii_case(name));
+        match entry {
+            Entry::None if in_place && matches!(facts.content, SlotContent::Release { .. }) => {
+                Entry::Bad { done: Some(0) }
+            }
+            entry => entry,
+        }
     }
 
     /// Whether the running release still counts its tries.

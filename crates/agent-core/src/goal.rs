@@ -1,17 +1,16 @@
 //! What follows from the operator's word.
 
-use bascule_api::{Counting, FailedRelease, Goal, NodeError, PackFallback, ReleaseRef};
+use bascule_api::{BootControlBackend, Counting, FailedRelease, Goal, NodeError, PackFallback, ReleaseRef};
 
-use super::housekeeping::{Plan, next_journal, short, target_of};
+use super::boot::plan::{self, BOOT_MARGIN};
+use super::boot::{BootPartition, BootPurpose};
+use super::housekeeping::{Plan, next_journal, planned, short, target_of};
 use super::state::{Work, uki_is_there};
-use super::step::refuse;
+use super::step::{no_plan, refuse};
 use super::{
     Armed, Committed, Desired, Effect, Entry, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery,
     ReleaseTarget, SlotContent, State, Why,
 };
-
-/// Room that is left free on the file system of the boot entries, in bytes: directories grow.
-const BOOT_MARGIN: u64 = 1 << 20;
 
 /// The release that somebody wants in the inactive slot.
 pub(super) fn wanted_release(state: &State) -> Option<&ReleaseRef> {
@@ -48,8 +47,11 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
     if state.manual.is_some() {
         return None;
     }
-    if let Some(plan) = disarm(state, facts) {
-        return Some(plan);
+    match disarm(state, facts, now) {
+        Some(plan) => return Some(plan),
+        // What has to be taken back could not be seen.
+        None if state.facts.is_none() => return None,
+        None => {}
     }
     let desired = state.desired.clone()?;
     let leaving = state.trial_record(facts).is_some_and(|armed| armed.given_up.is_some());
@@ -98,8 +100,8 @@ fn runs(state: &State, facts: &Facts, release: &ReleaseRef) -> bool {
 }
 
 /// What was armed in this boot and is not granted any more is taken back.
-fn disarm(state: &State, facts: &Facts) -> Plan {
-    let journal = state.journal.as_ref()?;
+fn disarm(state: &mut State, facts: &Facts, now: Now) -> Plan {
+    let journal = state.journal.clone()?;
     let armed = journal.armed.as_ref().filter(|armed| armed.boot_id == facts.boot_id && armed.given_up.is_none())?;
     // Generation 0 is a person's own doing. Before the operator was heard, silence means nothing.
     if armed.generation == 0 || !state.heard {
@@ -122,12 +124,12 @@ fn disarm(state: &State, facts: &Facts) -> Plan {
     }
     let mut effects = Vec::new();
     if matches!(facts.booted_slot().entry, Entry::Bad { .. }) {
-        effects.push(Effect::Restore(facts.booted));
+        effects.push(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Restore))?);
     }
-    effects.push(Effect::Disarm(target_of(armed, journal)));
-    let mut next = next_journal(journal);
+    effects.push(planned(state, now, plan::disarm(facts, &target_of(armed, &journal)))?);
+    let mut next = next_journal(&journal);
     next.armed = None;
-    effects.push(Effect::Persist(next));
+    effects.push(Effect::Persist(Box::new(next)));
     short(effects)
 }
 
@@ -139,7 +141,8 @@ fn staged(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release
         let target = ReleaseTarget::known(facts.inactive(), known);
         // The node is being drained: read the slot again now, so that arming need not wait for it.
         if desired.disruption_begun && !read_back_lately(state, &target, now) {
-            return Some((Work::Verify, vec![Effect::Verify { target, quick: false }]));
+            let image = image_of(facts, &target);
+            return Some((Work::Verify, vec![Effect::Verify { target, image, quick: false }]));
         }
         return None;
     }
@@ -189,25 +192,33 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
     next.remember(known.clone());
     let slot = target.slot;
     let damaged = state.damaged.as_ref().is_some_and(|(at, root)| *at == slot && *root == known.root_hash);
+    let partition = facts.boot.home();
     let mut effects = Vec::new();
     if facts.inactive_slot().content.root_hash() == Some(&known.root_hash) && !damaged {
         // The slot says that it is whole already: believe it after reading it.
         if !uki_is_there(facts, &known) {
-            effects.push(Effect::StageUki(target.clone()));
+            match plan::clear_downloads(facts, &known) {
+                Ok(step) => effects.extend(step.map(Effect::Boot)),
+                Err(why) => {
+                    no_plan(state, now, why);
+                    return None;
+                }
+            }
+            effects.push(Effect::StageUki { target: target.clone(), partition });
         }
         effects.push(Effect::ReadBack(target));
     } else {
+        effects.push(planned(state, now, plan::retire(facts, Some(&known)))?);
         effects.extend([
-            Effect::RetireEntry(slot),
             Effect::MarkWriting(target.clone()),
             Effect::WriteSlot { target: target.clone(), fallback, from_running: state.running_changed.is_none() },
-            Effect::StageUki(target.clone()),
+            Effect::StageUki { target: target.clone(), partition },
             Effect::ReadBack(target.clone()),
             Effect::Seal(target),
         ]);
         state.damaged = None;
     }
-    effects.push(Effect::Persist(next));
+    effects.push(Effect::Persist(Box::new(next)));
     Some((Work::Stage, effects))
 }
 
@@ -271,8 +282,7 @@ fn fits(
             return Err((NodeError::Space, message));
         }
     }
-    let boot = &facts.boot;
-    let room = boot.space.free.saturating_add(boot.reclaimable);
+    let room = room(facts);
     if !uki_is_there(facts, known) && known.uki_size.saturating_add(BOOT_MARGIN) > room {
         let message = format!(
             "the boot image of {} needs {} bytes and {BOOT_MARGIN} to spare; the boot partition has {room} free: remove \
@@ -282,6 +292,27 @@ fn fits(
         return Err((NodeError::Space, message));
     }
     Ok(())
+}
+
+/// Room for a boot image, counting what goes before it comes.
+fn room(facts: &Facts) -> u64 {
+    let home = facts.boot.home();
+    let view = &facts.boot.view;
+    let goes = view.slots.get(facts.inactive()).images.iter().chain(&view.waiting).chain(&view.unfinished);
+    let goes = goes.filter(|file| file.partition == home).map(|file| file.size);
+    let space = facts.boot.inventory.space(home);
+    goes.fold(space.free, u64::saturating_add).min(space.total)
+}
+
+/// Where the boot image of a target lies.
+fn image_of(facts: &Facts, target: &ReleaseTarget) -> Option<(BootPartition, String)> {
+    let entry = facts.boot.view.slots.get(target.slot).images.first();
+    let goes_first = entry.is_none() || facts.boot.backend == BootControlBackend::GptPrio;
+    let file = plan::waiting(facts, target).filter(|_| goes_first).or(entry).or_else(|| {
+        let name = plan::slot_file(target.slot);
+        facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(name))
+    });
+    file.map(|file| (file.partition, file.name.clone()))
 }
 
 fn read_back_lately(state: &State, target: &ReleaseTarget, now: Now) -> bool {
@@ -337,11 +368,12 @@ fn arm_granted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, ta
 /// Arms and reboots, continuing where a former try ended.
 pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTarget, generation: i64) -> Plan {
     let journal = state.journal.clone()?;
-    if state.counting(facts) == Counting::Broken {
-        let message = format!(
-            "the boot loader's counting does not work, so a trial would not revert by itself: {}",
-            facts.boot.counting_message.as_deref().unwrap_or("it was seen not to count")
-        );
+    if !facts.boot.saw_everything() {
+        no_plan(state, now, plan::NoPlan::Unseen(plan::unread(facts)));
+        return None;
+    }
+    if let (Counting::Broken, why) = state.counting_and_why(facts) {
+        let message = format!("a trial would not end by itself: {}", why.unwrap_or_default());
         refuse(state, now, NodeError::BootControl, message);
         return None;
     }
@@ -380,13 +412,21 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
         given_up: None,
         committing: false,
     });
+    let arming = match plan::arm(facts, &target, state.config.tries) {
+        Ok(arming) => arming,
+        Err(why) => {
+            no_plan(state, now, why);
+            return None;
+        }
+    };
+    if let Some(placed) = arming.placed {
+        next.placed.retain(|record| record.root_hash != placed.root_hash);
+        next.placed.push(placed);
+    }
     let quick = read_back_lately(state, &target, now);
     state.reboot_asked = None;
-    short(vec![
-        Effect::Verify { target: target.clone(), quick },
-        Effect::Persist(next),
-        Effect::Arm { target, tries: state.config.tries, set_aside_running: set_aside },
-    ])
+    let image = image_of(facts, &target);
+    short(vec![Effect::Verify { target, image, quick }, Effect::Persist(Box::new(next)), Effect::Boot(arming.step)])
 }
 
 fn committed(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef) -> Plan {
@@ -398,9 +438,25 @@ fn committed(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef) -
     commit(state, facts, now)
 }
 
+/// The commit of a trial that runs, if somebody asks for it: it goes before everything else.
+pub(super) fn commit_of_a_trial(state: &mut State, facts: &Facts, now: Now) -> Plan {
+    if !state.is_trial(facts) {
+        return None;
+    }
+    let asked = match (&state.manual, &state.desired) {
+        // A person's word is written down first.
+        (Some(_), _) | (None, None) => false,
+        (None, Some(desired)) => {
+            let release = desired.release.as_ref().filter(|_| desired.goal == Goal::Committed);
+            release.is_some_and(|release| runs(state, facts, release))
+        }
+    };
+    if asked { commit(state, facts, now) } else { None }
+}
+
 /// Makes the running trial permanent.
-pub(super) fn commit(state: &State, facts: &Facts, now: Now) -> Plan {
-    let journal = state.journal.as_ref()?;
+pub(super) fn commit(state: &mut State, facts: &Facts, now: Now) -> Plan {
+    let journal = &state.journal.clone()?;
     let recorded = journal.committed.as_ref().is_some_and(|committed| committed.root_hash == facts.root_hash);
     if !state.is_trial(facts) && recorded {
         return None;
@@ -414,17 +470,18 @@ pub(super) fn commit(state: &State, facts: &Facts, now: Now) -> Plan {
     if let Some(armed) = state.trial_record(facts).filter(|armed| !armed.committing) {
         // Before the counter goes: who finds an entry without one must be able to tell a commit from a loss.
         let begun = Some(Armed { committing: true, ..armed.clone() });
-        effects.push(Effect::Persist(Journal { armed: begun, ..next_journal(journal) }));
+        effects.push(Effect::Persist(Box::new(Journal { armed: begun, ..next_journal(journal) })));
         next.revision += 1;
     }
     if state.is_trial(facts) {
-        effects.push(Effect::Bless { slot: facts.booted, root_hash: facts.root_hash.clone() });
+        effects.push(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Commit))?);
         if !facts.boot.running_sorts_first && facts.inactive_slot().entry == Entry::Good {
-            effects.push(Effect::SetAside(facts.inactive()));
+            // What is not the agent's stays where it is; the boot loader's order then decides as ever.
+            effects.extend(plan::set_aside(facts, facts.inactive()).ok().map(Effect::Boot));
         }
         effects.push(Effect::TellGuard { boot_id: facts.boot_id.clone() });
     }
-    effects.push(Effect::Persist(next));
+    effects.push(Effect::Persist(Box::new(next)));
     short(effects)
 }
 
@@ -470,6 +527,10 @@ pub(super) fn way_back(state: &State, facts: &Facts) -> Result<ReleaseTarget, St
 pub(super) fn give_up(state: &mut State, facts: &Facts, now: Now, reason: String) -> Plan {
     let journal = state.journal.clone()?;
     let other = facts.inactive_slot();
+    if other.entry == Entry::Unseen {
+        no_plan(state, now, plan::NoPlan::Unseen(plan::unread(facts)));
+        return None;
+    }
     if other.content.root_hash().is_none() || other.entry == Entry::None {
         let message = format!("slot {} holds nothing that could be booted instead", facts.inactive());
         refuse(state, now, NodeError::BootControl, message);
@@ -504,11 +565,11 @@ pub(super) fn give_up(state: &mut State, facts: &Facts, now: Now, reason: String
             committing: false,
         })
     });
-    let mut effects = vec![Effect::Persist(next)];
+    let mut effects = vec![Effect::Persist(Box::new(next))];
     if other.entry != Entry::Good {
-        effects.push(Effect::Restore(facts.inactive()));
+        effects.push(planned(state, now, plan::permanent(facts, facts.inactive(), BootPurpose::Restore))?);
     }
-    effects.push(Effect::MarkBad(facts.booted));
+    effects.push(planned(state, now, plan::mark_bad(facts, facts.booted))?);
     state.reboot_asked = None;
     short(effects)
 }

@@ -1,9 +1,13 @@
-//! What the machine needs whatever the operator says: repair, and drawing conclusions from how it booted.
+//! What the machine needs whatever the operator says: drawing conclusions from how it booted, and repair.
 
 use bascule_api::{Digest, FailedRelease, NodeError};
 
+use super::boot::{BootPurpose, Safeguard, plan, way_back};
 use super::state::Work;
-use super::{Armed, Committed, Effect, Entry, Facts, Journal, Now, ReleaseTarget, SlotContent, State, TableHealth};
+use super::step::no_plan;
+use super::{
+    Armed, Committed, Effect, Entry, Facts, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State, TableHealth,
+};
 
 pub(super) type Plan = Option<(Work, Vec<Effect>)>;
 
@@ -11,62 +15,110 @@ pub(super) fn short(effects: Vec<Effect>) -> Plan {
     Some((Work::Short, effects))
 }
 
-/// The next thing to mend, if any.
-pub(super) fn next(state: &State, facts: &Facts, now: Now) -> Plan {
-    let journal = state.journal.as_ref()?;
-    if facts.table != TableHealth::Good {
-        return short(vec![Effect::RepairTable]);
-    }
-    let doubled = [facts.booted, facts.inactive()].into_iter().find(|slot| facts.slots.get(*slot).entry_doubled);
-    if let Some(slot) = doubled {
-        return short(vec![Effect::TidyEntry(slot)]);
-    }
-    if !facts.boot.strays.is_empty() {
-        return short(vec![Effect::RemoveStrays]);
+/// What follows from how the machine booted, if anything.
+pub(super) fn conclude(state: &mut State, facts: &Facts, now: Now) -> Plan {
+    let journal = state.journal.clone()?;
+    if let Some(plan) = remember(&journal, facts) {
+        return Some(plan);
     }
     if let Some(armed) = &journal.armed
         && armed.boot_id != facts.boot_id
     {
         if armed.root_hash == facts.root_hash {
-            return after_good_boot(state, journal, armed, facts, now);
+            return after_good_boot(state, &journal, armed, facts, now);
         }
-        return after_other_boot(journal, armed, facts, now);
+        return after_other_boot(state, &journal, armed, facts, now);
     }
-    stranded(state, journal, facts)
+    stranded(state, &journal, facts, now)
+}
+
+/// The next thing to mend, if any. A repair that failed waits, and nothing waits for it.
+pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
+    if state.repair_waits(now) {
+        return None;
+    }
+    if facts.table != TableHealth::Good {
+        return short(vec![Effect::RepairTable]);
+    }
+    let doubled = [facts.booted, facts.inactive()].into_iter().filter(|slot| facts.slots.get(*slot).entry_doubled);
+    let repairs = doubled.filter_map(|slot| plan::untangle(facts, slot)).next();
+    repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]))
+}
+
+/// What has to be on record: boot images that were taken over, and that a boot loader is set up anew.
+fn remember(journal: &Journal, facts: &Facts) -> Plan {
+    let mut next = next_journal(journal);
+    next.placed.clone_from(&facts.boot.view.records);
+    let setup = facts.boot.inventory.loader_setup();
+    let wrong = journal.counting_seen == Some(false) || journal.not_taken.is_some();
+    match &journal.loader_setup {
+        // It was judged under another set-up: what was wrong with that says nothing of this one.
+        Some(judged) if wrong && *judged != setup => {
+            next.counting_seen = None;
+            next.not_taken = None;
+            next.loader_setup = None;
+        }
+        None if wrong => next.loader_setup = Some(setup),
+        _ => {}
+    }
+    let news = (&next.placed, &next.loader_setup) != (&journal.placed, &journal.loader_setup);
+    news.then(|| (Work::Short, vec![Effect::Persist(Box::new(next))]))
 }
 
 /// The armed release runs. Nothing to conclude while it is on trial, but that counting works.
-fn after_good_boot(state: &State, journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
+fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
     match facts.booted_slot().entry {
         // The boot loader counts again from the next boot on; this one is the guard's.
         Entry::Good if state.lost_its_counter(facts) => {
-            short(vec![Effect::Recount { slot: facts.booted, left: armed.tries.saturating_sub(1) }])
+            let step = plan::recount(facts, armed.tries.saturating_sub(1));
+            planned(state, now, step).and_then(|effect| short(vec![effect]))
         }
         Entry::Good => {
             let mut next = next_journal(journal);
             next.armed = None;
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
-            short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(next)])
+            short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
         Entry::Trying { left, .. } => {
             let seen = Some(left < armed.tries);
-            (journal.counting_seen != seen).then(|| {
-                let next = Journal { counting_seen: seen, ..next_journal(journal) };
-                (Work::Short, vec![Effect::Persist(next)])
+            // It was taken: whatever once kept the boot loader from that is mended.
+            (journal.counting_seen != seen || journal.not_taken.is_some()).then(|| {
+                let next = Journal { counting_seen: seen, not_taken: None, ..next_journal(journal) };
+                (Work::Short, vec![Effect::Persist(Box::new(next))])
             })
         }
-        Entry::Bad { .. } | Entry::None => None,
+        Entry::Bad { .. } | Entry::None | Entry::Unseen => None,
+    }
+}
+
+/// An effect from a plan; without one, the reason is noted.
+pub(super) fn planned(
+    state: &mut State,
+    now: Now,
+    step: Result<super::boot::BootStep, plan::NoPlan>,
+) -> Option<Effect> {
+    match step {
+        Ok(step) => Some(Effect::Boot(step)),
+        Err(why) => {
+            no_plan(state, now, why);
+            None
+        }
     }
 }
 
 /// Something was armed, and the machine came up with something else.
-fn after_other_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
+fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
     let slot = facts.slots.get(armed.slot);
     let holds_it = slot.content.root_hash() == Some(&armed.root_hash);
+    if holds_it && slot.entry == Entry::Unseen || facts.booted_slot().entry == Entry::Unseen {
+        // Whether it was tried is written in its name, and that could not be seen.
+        no_plan(state, now, plan::NoPlan::Unseen(plan::unread(facts)));
+        return None;
+    }
     let was_tried = match slot.entry {
         Entry::Trying { left, done } => left < armed.tries || done.is_some_and(|done| done > 0),
         Entry::Bad { done } => done != Some(0),
-        Entry::Good | Entry::None => false,
+        Entry::Good | Entry::None | Entry::Unseen => false,
     };
     // A report of an earlier trial of the same release says nothing of this one.
     let guard = facts.guard.as_ref().filter(|report| report.root_hash == armed.root_hash && report.at >= armed.at);
@@ -75,15 +127,22 @@ fn after_other_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -
     next.armed = None;
     let mut effects = Vec::new();
     if matches!(facts.booted_slot().entry, Entry::Bad { .. }) {
-        effects.push(Effect::Restore(facts.booted));
+        effects.push(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Restore))?);
     }
     if !holds_it || (!was_tried && given_up.is_none()) {
         // Power was lost before the entry was installed, or the boot loader never took it up. The release is not to
         // blame; an entry that is still there is taken back, because its grant is spent.
         if holds_it && matches!(slot.entry, Entry::Trying { .. }) {
-            effects.push(Effect::Disarm(target_of(armed, journal)));
+            // Where arming was cut short, the boot loader was right.
+            let should_have = way_back::would_take_the_other(facts);
+            if should_have && state.config.without != Some(Safeguard::NotTakenIsRemembered) {
+                let times = journal.not_taken.as_ref().map_or(0, |before| before.times).saturating_add(1);
+                next.not_taken = Some(NotTaken { version: armed.version.clone(), at: now.wall, times });
+                next.loader_setup = Some(facts.boot.inventory.loader_setup());
+            }
+            effects.push(planned(state, now, plan::disarm(facts, &target_of(armed, journal)))?);
         }
-        effects.push(Effect::Persist(next));
+        effects.push(Effect::Persist(Box::new(next)));
         return short(effects);
     }
     let (category, message) = match given_up {
@@ -100,10 +159,10 @@ fn after_other_boot(journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -
     if matches!(slot.entry, Entry::Bad { done: Some(done) } if done >= armed.tries) {
         next.counting_seen = Some(true);
     }
-    if !matches!(slot.entry, Entry::Bad { .. }) {
-        effects.push(Effect::MarkBad(armed.slot));
+    if !matches!(slot.entry, Entry::Bad { .. } | Entry::None) {
+        effects.push(planned(state, now, plan::mark_bad(facts, armed.slot))?);
     }
-    effects.push(Effect::Persist(next));
+    effects.push(Effect::Persist(Box::new(next)));
     short(effects)
 }
 
@@ -113,12 +172,13 @@ fn unknown_digest(armed: &Armed) -> Digest {
 }
 
 /// Entries that no journal explains: it was lost, or somebody else was at work.
-fn stranded(state: &State, journal: &Journal, facts: &Facts) -> Plan {
+fn stranded(state: &mut State, journal: &Journal, facts: &Facts, now: Now) -> Plan {
     let inactive = facts.inactive_slot();
     let set_aside_by_us = journal.armed.is_some();
     if matches!(facts.booted_slot().entry, Entry::Bad { .. }) && !state.is_trial(facts) && !set_aside_by_us {
         // It runs although it was set aside, and nothing better is left: it is what the node has.
-        return short(vec![Effect::Restore(facts.booted)]);
+        let step = plan::permanent(facts, facts.booted, BootPurpose::Restore);
+        return planned(state, now, step).and_then(|effect| short(vec![effect]));
     }
     if matches!(inactive.entry, Entry::Trying { .. })
         && journal.armed.is_none()
@@ -136,7 +196,7 @@ fn stranded(state: &State, journal: &Journal, facts: &Facts) -> Plan {
             },
             |known| ReleaseTarget::known(facts.inactive(), known),
         );
-        return short(vec![Effect::Disarm(target)]);
+        return planned(state, now, plan::disarm(facts, &target)).and_then(|effect| short(vec![effect]));
     }
     None
 }

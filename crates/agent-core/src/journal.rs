@@ -6,12 +6,15 @@
 use bascule_api::{Digest, FailedRelease, ManualAction, RootHash, SlotName, Version};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::boot::PlacedImage;
 
 /// Name of the journal's file in the state folder.
 pub const JOURNAL_FILE: &str = "journal.json";
 /// Longest journal in bytes.
 pub const MAX_JOURNAL: u64 = 256 << 10;
-/// The format this version reads and writes.
+/// The format this version writes. What a reader has to understand is said by [`Journal::must`], not by this number.
 const FORMAT: u64 = 1;
 /// Most failed releases that are remembered (`status.failedReleases` holds no more).
 const MAX_FAILED: usize = 16;
@@ -100,6 +103,34 @@ pub struct Journal {
     /// Whether the boot loader was seen to count down a trial; `None` before the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counting_seen: Option<bool>,
+    /// An armed entry that the boot loader did not take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_taken: Option<NotTaken>,
+    /// How the boot loader was set up when something was found wrong with it. Another set-up is judged anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader_setup: Option<String>,
+    /// Boot images that the agent placed or took over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub placed: Vec<PlacedImage>,
+    /// Names of fields that a reader must know, or leave the journal alone. Everything else that it does not know, it may
+    /// pass over, and keeps when it writes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub must: Vec<String>,
+    /// What a newer agent wrote and this one does not know.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
+}
+
+/// An armed entry that the boot loader did not take: it came up with something else, all tries left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotTaken {
+    /// The release that was armed.
+    pub version: Version,
+    /// When that was seen last.
+    pub at: DateTime<Utc>,
+    /// How often.
+    pub times: u32,
 }
 
 /// Why a journal can't be used.
@@ -108,11 +139,11 @@ pub enum JournalError {
     /// Not what this agent writes.
     #[error("the journal is damaged")]
     Damaged(#[source] serde_json::Error),
-    /// Written by a newer agent.
-    #[error("the journal has format {found}, this agent reads {FORMAT}: a newer agent ran here")]
+    /// Written by a newer agent that means something by it which this one does not know.
+    #[error("a newer agent ran here: the journal's {field} has to be understood, and this agent does not know it")]
     Newer {
-        /// Its format.
-        found: u64,
+        /// The field.
+        field: String,
     },
 }
 
@@ -123,10 +154,10 @@ impl Journal {
     /// [`JournalError`]; the caller sets the file aside and begins a new one.
     pub fn parse(bytes: &[u8]) -> Result<Self, JournalError> {
         let journal: Self = serde_json::from_slice(bytes).map_err(JournalError::Damaged)?;
-        if journal.format > FORMAT {
-            return Err(JournalError::Newer { found: journal.format });
+        match journal.must.iter().find(|name| journal.unknown.contains_key(*name)) {
+            Some(field) => Err(JournalError::Newer { field: field.clone() }),
+            None => Ok(journal),
         }
-        Ok(journal)
     }
 
     /// The bytes to write.
@@ -178,13 +209,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn round_trips_and_refuses_a_newer_format() {
+    fn round_trips_and_refuses_what_has_to_be_understood() {
         let journal = Journal { last_grant: Some(3), ..Journal::default() };
         let read = Journal::parse(&journal.to_bytes().unwrap()).unwrap();
         assert_eq!((read.last_grant, read.format), (Some(3), FORMAT));
-        let newer = serde_json::to_vec(&Journal { format: 9, ..journal }).unwrap();
-        assert!(matches!(Journal::parse(&newer), Err(JournalError::Newer { found: 9 })));
         assert!(matches!(Journal::parse(b"{"), Err(JournalError::Damaged(_))));
+        let mut newer = serde_json::to_value(&journal).unwrap();
+        newer["sealed"] = serde_json::json!({ "by": "another rule" });
+        newer["must"] = serde_json::json!(["failed", "sealed"]);
+        let refused = Journal::parse(&serde_json::to_vec(&newer).unwrap());
+        assert!(matches!(refused, Err(JournalError::Newer { field }) if field == "sealed"));
+    }
+
+    #[test]
+    fn a_release_with_a_newer_agent_and_the_way_back_lose_nothing() {
+        // What the agent of the release before this one wrote; it knew neither of images nor of what must be understood.
+        let older = br#"{"format":1,"revision":7,"lastGrant":4,"armed":null,"committed":null,"known":[],"failed":[],
+            "manual":[],"countingSeen":true}"#;
+        let mut journal = Journal::parse(older).unwrap();
+        assert_eq!((journal.last_grant, journal.counting_seen, journal.placed.len()), (Some(4), Some(true), 0));
+        // A newer one adds a field of its own, and this agent writes in between.
+        journal.unknown.insert("leases".to_owned(), serde_json::json!([1, 2]));
+        let newer = Journal { format: 2, ..journal };
+        let back = Journal::parse(&serde_json::to_vec(&newer).unwrap()).unwrap();
+        let written = Journal { last_grant: Some(5), ..back }.to_bytes().unwrap();
+        let forward: Value = serde_json::from_slice(&written).unwrap();
+        assert_eq!((&forward["leases"], &forward["lastGrant"]), (&serde_json::json!([1, 2]), &serde_json::json!(5)));
     }
 
     #[test]

@@ -4,23 +4,24 @@
 //! the other. Facts read from the machine decide; the journal only remembers what the machine can't show: which grant
 //! was used, which releases failed, which manifest a root hash belongs to.
 
+pub mod boot;
 mod effect;
 mod event;
 mod facts;
 mod goal;
 mod housekeeping;
 mod journal;
-mod machine;
 mod manual;
+mod query;
 mod state;
 mod status;
 mod step;
 
-pub use effect::{Effect, ReleaseTarget, Why};
+pub use effect::{Effect, EffectKind, ReleaseTarget, Why};
 pub use event::{Desired, Event, Failure, ManualCommand};
 pub use facts::{BootFacts, Entry, Facts, GuardReport, Partition, PerSlot, SlotContent, SlotFacts, TableHealth};
-pub use journal::{Armed, Committed, JOURNAL_FILE, Journal, JournalError, KnownRelease, MAX_JOURNAL};
-pub use machine::{Extent, ReleaseQuery, Space};
-pub use state::{Config, Manual, Now, Problem, Resolved, State, Work};
+pub use journal::{Armed, Committed, JOURNAL_FILE, Journal, JournalError, KnownRelease, MAX_JOURNAL, NotTaken};
+pub use query::{Extent, ReleaseQuery, Space};
+pub use state::{Config, During, Manual, Now, Problem, Resolved, State, Work};
 pub use status::status;
 pub use step::step;

@@ -20,10 +20,12 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
             user: manual.user.map(|user| user.chars().take(64).collect()),
         });
         if let ManualCommand::Stage(release) = &manual.command {
-            // A person may try a release again that failed here.
+            // A person may try a release again that failed here, or that the boot loader did not take.
             next.failed.retain(|failed| failed.digest != release.digest);
+            next.not_taken = None;
+            next.counting_seen = next.counting_seen.filter(|works| *works);
         }
-        return short(vec![Effect::Persist(next)]);
+        return short(vec![Effect::Persist(Box::new(next))]);
     }
     let plan = match &manual.command {
         ManualCommand::Stage(release) => {

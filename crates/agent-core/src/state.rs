@@ -8,7 +8,8 @@ use bascule_image::Manifest;
 use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Armed, Desired, Entry, Facts, Journal, KnownRelease, ManualCommand, SlotContent};
+use super::boot::Safeguard;
+use super::{Armed, Desired, EffectKind, Entry, Facts, Journal, KnownRelease, ManualCommand, SlotContent};
 
 /// The time, as far as decisions need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Config {
     pub spread: u64,
     /// Bytes of memory that the agent may use, where there is a limit.
     pub memory_limit: Option<u64>,
+    /// A safeguard that is left out: for tests that show that it is missed.
+    pub without: Option<Safeguard>,
 }
 
 impl Config {
@@ -79,6 +82,7 @@ impl Default for Config {
             inspect_every: Duration::from_secs(6 * 3600),
             spread: 0,
             memory_limit: None,
+            without: None,
         }
     }
 }
@@ -98,6 +102,17 @@ pub enum Work {
     Inspect,
     /// Reading the staged slot again ahead of arming it: stopped when it is not wanted any more.
     Verify,
+}
+
+impl Work {
+    /// For how long it may be silent. Reading a whole slot at the lowest priority tells nothing before its end.
+    pub const fn patience(self) -> Duration {
+        match self {
+            Self::Look | Self::Short => Duration::from_secs(10 * 60),
+            Self::Resolve => Duration::from_secs(30 * 60),
+            Self::Stage | Self::Inspect | Self::Verify => Duration::from_secs(2 * 3600),
+        }
+    }
 }
 
 /// A release whose manifest was verified since the agent started.
@@ -120,11 +135,31 @@ pub struct Manual {
     pub at: DateTime<Utc>,
 }
 
+/// What was under way when a problem came up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum During {
+    /// The operator's word can't be followed.
+    Goal,
+    /// An effect failed.
+    Effect(EffectKind),
+    /// A look at the machine saw too little to decide.
+    Judging,
+    /// What carries effects out has not come back for too long.
+    Hanging,
+}
+
+impl During {
+    /// Whether nothing else waits for what failed.
+    pub const fn is_repair(self) -> bool {
+        matches!(self, Self::Effect(kind) if kind.is_repair())
+    }
+}
+
 /// What stands in the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The effect that failed, or `goal` where the operator's word can't be followed.
-    pub during: &'static str,
+    /// What was under way.
+    pub during: During,
     /// The kind.
     pub category: NodeError,
     /// In sentences, with what to do.
@@ -162,6 +197,8 @@ pub struct State {
     pub manual: Option<Manual>,
     /// What the engine is doing.
     pub work: Option<Work>,
+    /// When it last gave a sign of life, by time since boot.
+    pub last_sign: Duration,
     /// The release that is being staged.
     pub resolved: Option<Resolved>,
     /// The slot that was read back whole in this process: slot, root hash, when by time since boot.
@@ -202,13 +239,15 @@ impl State {
 
     /// Whether the running release is a trial.
     ///
-    /// The boot entry decides, and where it has no counter, whether anybody began to commit. An entry that was used up or set aside counts only with a record of having been armed, or
-    /// when the other slot has a permanent entry to go back to.
+    /// The boot entry decides, and where it has no counter, whether anybody began to commit. An entry that was used up or set
+    /// aside counts only with a record of having been armed, or when the other slot has a permanent entry to go back to. An
+    /// entry that nobody could read is whatever the record says.
     pub fn is_trial(&self, facts: &Facts) -> bool {
         match facts.booted_slot().entry {
             Entry::Trying { .. } => true,
             Entry::Bad { .. } => self.trial_record(facts).is_some() || facts.inactive_slot().entry == Entry::Good,
             Entry::Good => self.lost_its_counter(facts),
+            Entry::Unseen => self.trial_record(facts).is_some_and(|armed| !armed.committing),
             Entry::None => false,
         }
     }
@@ -227,32 +266,79 @@ impl State {
         (intact && known.verified_at.is_some() && uki_is_there(facts, known)).then_some(known)
     }
 
-    /// Whether the boot loader counts, from this boot and from what was seen before.
+    /// Whether a trial would end by itself: whether the boot loader counts, from this boot and from what was seen before, and
+    /// whether it would take what is armed and come back.
     pub fn counting(&self, facts: &Facts) -> Counting {
-        let seen = self.journal.as_ref().and_then(|journal| journal.counting_seen);
-        match (facts.boot.counting, seen) {
-            (Counting::Broken, _) | (_, Some(false)) => Counting::Broken,
-            (Counting::Unknown, Some(true)) => Counting::Works,
+        match self.counting_and_why(facts) {
+            (Counting::Unknown, why) if why.is_none() => Counting::Works,
             (counting, _) => counting,
         }
     }
 
-    /// Whether what failed last is waited for.
+    /// The same, with the reason where it is not known to be so.
+    pub fn counting_and_why(&self, facts: &Facts) -> (Counting, Option<String>) {
+        let journal = self.journal.as_ref();
+        if facts.boot.counting == Counting::Broken {
+            return (Counting::Broken, facts.boot.counting_message.clone());
+        }
+        if journal.is_some_and(|journal| journal.counting_seen == Some(false)) {
+            return (Counting::Broken, Some("the boot loader was seen not to count the tries of a trial".to_owned()));
+        }
+        if let Some(not_taken) = journal.and_then(|journal| journal.not_taken.as_ref()) {
+            let message = format!(
+                "{} was armed and the boot loader did not take it ({} times, last at {}): something else decides what is \
+                 booted; mend that (boot menu, loader.conf, firmware), then stage the release by hand or change the boot \
+                 loader's set-up",
+                not_taken.version, not_taken.times, not_taken.at
+            );
+            return (Counting::Broken, Some(message));
+        }
+        // During a trial the other slot is the way back, and is not to be armed.
+        if let Some(obstacle) = facts.boot.obstacle.as_ref().filter(|_| !self.is_trial(facts)) {
+            return (Counting::Broken, Some(obstacle.clone()));
+        }
+        match (facts.boot.counting, journal.and_then(|journal| journal.counting_seen)) {
+            (Counting::Unknown, Some(true)) => (Counting::Works, None),
+            (counting, _) => (counting, facts.boot.counting_message.clone()),
+        }
+    }
+
+    /// Whether what failed last is waited for. A repair is waited for by nobody.
     pub fn is_held_back(&self, now: Now) -> bool {
-        self.problem
-            .as_ref()
-            .is_some_and(|problem| problem.during != "goal" && problem.retry_at.is_some_and(|at| at > now.since_boot))
+        self.problem.as_ref().is_some_and(|problem| {
+            let waits_for_repairs = self.config.without == Some(Safeguard::CommitBeforeRepair);
+            let holds = problem.during != During::Goal && (!problem.during.is_repair() || waits_for_repairs);
+            holds && problem.retry_at.is_some_and(|at| at > now.since_boot)
+        })
+    }
+
+    /// For how long what is being done has been silent, if that is too long: a disk or a file system hangs, and only a new
+    /// start of the agent, or of the machine, can help.
+    pub fn hangs(&self, now: Now) -> Option<Duration> {
+        let silent = now.since_boot.saturating_sub(self.last_sign);
+        self.work.filter(|work| silent >= work.patience()).map(|_| silent)
+    }
+
+    /// Whether a repair failed a short time ago.
+    pub(super) fn repair_waits(&self, now: Now) -> bool {
+        let failed = self.problem.as_ref().filter(|problem| problem.during.is_repair());
+        failed.is_some_and(|problem| problem.retry_at.is_some_and(|at| at > now.since_boot))
     }
 
     /// How long nothing has to be looked at unless something happens, from `now`.
     pub fn rest(&self, now: Now) -> Duration {
-        if self.work.is_some() {
+        if let Some(work) = self.work {
             // Its end is an event.
-            return self.config.observe_every;
+            let patience = (self.last_sign + work.patience()).saturating_sub(now.since_boot);
+            return if patience.is_zero() {
+                self.config.observe_every
+            } else {
+                self.config.observe_every.min(patience)
+            };
         }
-        if let Some(at) = self.problem.as_ref().filter(|_| self.is_held_back(now)).and_then(|problem| problem.retry_at)
-        {
-            return at.saturating_sub(now.since_boot);
+        let waits = self.is_held_back(now) || self.repair_waits(now);
+        if let Some(at) = self.problem.as_ref().filter(|_| waits).and_then(|problem| problem.retry_at) {
+            return at.saturating_sub(now.since_boot).min(self.config.observe_every);
         }
         let look = self.observed_at + self.config.observe_every;
         let inspection = self.inspected_at + self.config.inspect_every;
@@ -261,11 +347,11 @@ impl State {
     }
 }
 
-/// Whether the UKI of the release in the inactive slot lies on the ESP: as its boot entry, or waiting to become one.
+/// Whether the UKI of the release in the inactive slot lies on the boot partition: as its boot entry, or waiting to become
+/// one.
 pub(super) fn uki_is_there(facts: &Facts, known: &KnownRelease) -> bool {
     let slot = facts.inactive_slot();
     let has_entry = slot.entry != Entry::None && matches!(slot.content, SlotContent::Release { .. });
-    let digest = known.uki_digest.as_str().trim_start_matches("sha256:");
-    let waiting = facts.boot.waiting_uki.as_ref();
-    has_entry || waiting.is_some_and(|(start, size)| *size == known.uki_size && digest.starts_with(start.as_str()))
+    let mut waiting = facts.boot.view.waiting.iter();
+    has_entry || waiting.any(|file| super::boot::plan::is_named_after(known, file))
 }

@@ -129,8 +129,10 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
             (SlotContent::Release { .. }, Entry::Trying { .. }) => SlotState::Armed,
             (SlotContent::Release { .. }, Entry::Bad { .. }) => SlotState::Bad,
             // Whole by its labels, but nobody here has read it: not to be trusted, and not to be called staged.
-            (SlotContent::Release { .. }, Entry::None) if state.ready(facts).is_none() => SlotState::Writing,
-            (SlotContent::Release { .. }, Entry::None) => SlotState::Staged,
+            (SlotContent::Release { .. }, Entry::None | Entry::Unseen) if state.ready(facts).is_none() => {
+                SlotState::Writing
+            }
+            (SlotContent::Release { .. }, Entry::None | Entry::Unseen) => SlotState::Staged,
         }
     };
     SlotStatus { state, version, root_hash }
@@ -170,14 +172,19 @@ fn conditions(
     let message = status.trial.as_ref().map(|trial| format!("{} is not committed", trial.version)).unwrap_or_default();
     set(conditions::TRIAL, status.trial.is_some(), reason::OBSERVED, &message);
     if let Some(facts) = state.facts.as_ref().or(state.last_facts.as_ref()) {
-        let counting = status.boot_control.as_ref().map(|control| control.counting);
+        let (counting, message) = state.counting_and_why(facts);
         let (holds, why) = match counting {
-            Some(Counting::Works) => (true, reason::OBSERVED),
-            Some(Counting::Broken) => (false, NodeError::BootControl.as_str()),
-            Some(Counting::Unknown) | None => (false, "NotSeenYet"),
+            Counting::Works => (true, reason::OBSERVED),
+            Counting::Broken => (false, NodeError::BootControl.as_str()),
+            Counting::Unknown => (false, "NotSeenYet"),
         };
-        let message = if holds { "" } else { facts.boot.counting_message.as_deref().unwrap_or_default() };
-        set(conditions::BOOT_CONTROL_HEALTHY, holds, why, message);
+        let left_alone = &facts.boot.view.foreign;
+        let message = match message.filter(|_| !holds) {
+            Some(message) => message,
+            None if left_alone.is_empty() => String::new(),
+            None => format!("boot images that are not this agent's and are left alone: {}", left_alone.join(", ")),
+        };
+        set(conditions::BOOT_CONTROL_HEALTHY, holds, why, &message);
         let drift = drift(state, facts);
         set(conditions::DRIFT, drift.is_some(), reason::OBSERVED, drift.as_deref().unwrap_or_default());
     }
@@ -206,8 +213,9 @@ fn drift(state: &State, facts: &Facts) -> Option<String> {
     if facts.table != TableHealth::Good {
         return Some("one copy of the partition table is broken".to_owned());
     }
-    if !facts.boot.strays.is_empty() {
-        return Some(format!("boot entries without a slot: {}", facts.boot.strays.join(", ")));
+    let strays: Vec<_> = facts.boot.view.strays.iter().map(|file| file.name.as_str()).collect();
+    if !strays.is_empty() {
+        return Some(format!("boot images that boot no slot: {}", strays.join(", ")));
     }
     let running = facts.booted_slot();
     if state.lost_its_counter(facts) {

@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use bascule_api::NodeError;
 
-use super::state::{Manual, Problem, Work};
-use super::{Desired, Effect, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish};
+use super::boot::Safeguard;
+use super::boot::plan::NoPlan;
+use super::state::{During, Manual, Problem, Work};
+use super::{
+    Desired, Effect, EffectKind, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish,
+};
 
 /// Takes an event in and decides. Pure: the same state, event and time give the same result.
 ///
@@ -23,10 +27,16 @@ pub fn step(mut state: State, event: Event, now: Now) -> (State, Vec<Effect>) {
 }
 
 fn take_in(state: &mut State, event: Event, now: Now) {
+    if !matches!(event, Event::Remembered(_) | Event::Desired(_) | Event::Manual { .. } | Event::Tick) {
+        // Everything else comes from what carries effects out.
+        state.last_sign = now.since_boot;
+        state.problem.take_if(|problem| problem.during == During::Hanging);
+    }
     match event {
-        Event::Loaded(journal) => state.journal = Some(journal),
-        Event::Observed(facts) => {
+        Event::Loaded(journal) => state.journal = Some(*journal),
+        Event::Observed(mut facts) => {
             state.observed_at = now.since_boot;
+            facts.judge(state.journal.as_ref().unwrap_or(&super::Journal::default()), state.config.without);
             if state.is_trial(&facts) && state.trial_until.is_none() {
                 let start = now.wall - chrono::TimeDelta::from_std(now.since_boot).unwrap_or_default();
                 let deadline = chrono::TimeDelta::from_std(state.config.trial_deadline).unwrap_or_default();
@@ -109,14 +119,14 @@ fn fail(state: &mut State, failure: Failure, now: Now) {
     if failure.cancelled {
         return;
     }
-    if failure.effect == "resolve" {
+    if failure.effect == EffectKind::Resolve {
         state.resolved = None;
     }
-    if failure.effect == "reboot" {
+    if failure.effect == EffectKind::Reboot {
         // It was not taken, so there is nothing to wait for.
         state.reboot_asked = None;
     }
-    if matches!(failure.effect, "read-back" | "verify")
+    if matches!(failure.effect, EffectKind::ReadBack | EffectKind::Verify)
         && failure.category == NodeError::Trust
         && let Some(facts) = &state.last_facts
         && let Some(root_hash) = facts.inactive_slot().content.root_hash()
@@ -124,19 +134,36 @@ fn fail(state: &mut State, failure: Failure, now: Now) {
         state.damaged = Some((facts.inactive(), root_hash.clone()));
         state.verified = None;
     }
-    let before = state.problem.take().filter(|problem| problem.during == failure.effect);
+    let (category, transient) = (failure.category, failure.transient);
+    again_later(state, now, During::Effect(failure.effect), category, failure.message, transient);
+}
+
+/// Notes what went wrong, and when it is tried again.
+fn again_later(state: &mut State, now: Now, during: During, category: NodeError, message: String, transient: bool) {
+    let before = state.problem.take().filter(|problem| problem.during == during);
     let attempts = before.map_or(1, |problem| problem.attempts.saturating_add(1)).min(1_000_000);
-    let wait = backoff(state, attempts, failure.transient);
+    let wait = backoff(state, attempts, transient);
     state.problem = Some(Problem {
-        during: failure.effect,
-        category: failure.category,
-        message: failure.message,
+        during,
+        category,
+        message,
         attempts,
         at: now.wall,
         retry_at: Some(now.since_boot + wait),
         next_try: Some(now.wall + chrono::TimeDelta::from_std(wait).unwrap_or_default()),
         generation: state.desired.as_ref().map(|desired| desired.generation),
     });
+}
+
+/// Why nothing can be planned: what was not seen is looked at again, what can't be is said.
+pub(super) fn no_plan(state: &mut State, now: Now, why: NoPlan) {
+    match why {
+        NoPlan::Refused(message) => refuse(state, now, NodeError::BootControl, message),
+        NoPlan::Unseen(message) => {
+            state.facts = None;
+            again_later(state, now, During::Judging, NodeError::Storage, message, true);
+        }
+    }
 }
 
 /// Doubles from the first wait to the longest; what does not pass by itself waits twelve times as long at first. Each
@@ -152,36 +179,60 @@ fn backoff(state: &State, attempts: u32, transient: bool) -> Duration {
 
 fn decide(state: &mut State, now: Now) -> Vec<Effect> {
     if let Some(work) = state.work {
+        if let Some(silent) = state.hangs(now) {
+            hanging(state, now, work, silent);
+        }
         return if goal::is_still_wanted(state, work) { Vec::new() } else { vec![Effect::Cancel] };
     }
-    let held_back = state
-        .problem
-        .as_ref()
-        .is_some_and(|problem| problem.during != "goal" && problem.retry_at.is_some_and(|at| at > now.since_boot));
+    let held_back = state.is_held_back(now);
     let Some(facts) = state.facts.clone().filter(|_| state.journal.is_some()) else {
-        let looking_failed = state.problem.as_ref().is_some_and(|problem| problem.during == "observe");
+        let looking_failed = state
+            .problem
+            .as_ref()
+            .is_some_and(|problem| matches!(problem.during, During::Effect(EffectKind::Observe) | During::Judging));
         if held_back && looking_failed {
             return Vec::new();
         }
-        return begin(state, Work::Look, Vec::new());
+        return begin(state, now, Work::Look, Vec::new());
     };
+    // A healthy trial is committed first: whatever else is wrong with the machine, it must not cost it that.
+    let commits_first = state.config.without != Some(Safeguard::CommitBeforeRepair);
+    let commit_failed = state.problem.as_ref().is_some_and(|problem| {
+        matches!(problem.during, During::Judging) || matches!(problem.during, During::Effect(kind) if kind.is_commit())
+    });
+    if commits_first
+        && !(held_back && commit_failed)
+        && let Some((work, effects)) = goal::commit_of_a_trial(state, &facts, now)
+    {
+        return begin(state, now, work, effects);
+    }
     if held_back {
         return Vec::new();
     }
     // What can't be followed is judged anew at each look; the same verdict keeps its time.
-    let refused = state.problem.take_if(|problem| problem.during == "goal");
-    let next = housekeeping::next(state, &facts, now)
-        .or_else(|| manual::next(state, &facts, now))
-        .or_else(|| goal::next(state, &facts, now))
-        .or_else(|| housekeeping::inspect(state, &facts, now));
+    let refused = state.problem.take_if(|problem| problem.during == During::Goal);
+    let next = if commits_first {
+        housekeeping::conclude(state, &facts, now).or_else(|| housekeeping::repair(state, &facts, now))
+    } else {
+        housekeeping::repair(state, &facts, now).or_else(|| housekeeping::conclude(state, &facts, now))
+    };
+    let next = next
+        .or_else(|| if state.facts.is_some() { manual::next(state, &facts, now) } else { None })
+        .or_else(|| if state.facts.is_some() { goal::next(state, &facts, now) } else { None })
+        .or_else(|| if state.facts.is_some() { housekeeping::inspect(state, &facts, now) } else { None });
     if let (Some(before), Some(after)) = (refused, &mut state.problem)
         && (before.category, &before.message) == (after.category, &after.message)
     {
         *after = before;
     }
     match next {
-        Some((work, effects)) => begin(state, work, effects),
+        Some((work, effects)) => begin(state, now, work, effects),
         None => {
+            let free = state.problem.as_ref().is_none_or(|problem| problem.during == During::Judging);
+            if free && !facts.boot.saw_everything() {
+                // Nothing hangs on it now. It is looked at again, and said.
+                no_plan(state, now, NoPlan::Unseen(super::boot::plan::unread(&facts)));
+            }
             come_to_rest(state, now);
             Vec::new()
         }
@@ -190,25 +241,54 @@ fn decide(state: &mut State, now: Now) -> Vec<Effect> {
 
 /// Nothing is to be done now: what failed before was for something that nobody wants any more, or has passed.
 fn come_to_rest(state: &mut State, now: Now) {
-    state.problem.take_if(|problem| problem.during != "goal");
+    // A repair that failed is still to be done, and what was not seen is still not seen.
+    state.problem.take_if(|problem| match problem.during {
+        During::Goal => false,
+        During::Judging => state.facts.is_some(),
+        During::Hanging => true,
+        during => !during.is_repair() || problem.retry_at.is_none_or(|at| at <= now.since_boot),
+    });
     let retry = state.config.reboot_retry;
     state.reboot_asked.take_if(|at| now.since_boot.saturating_sub(*at) >= retry);
 }
 
 /// Every chain of effects ends with a look at the machine: facts decide what comes after it.
-fn begin(state: &mut State, work: Work, mut effects: Vec<Effect>) -> Vec<Effect> {
+fn begin(state: &mut State, now: Now, work: Work, mut effects: Vec<Effect>) -> Vec<Effect> {
     state.work = Some(work);
+    state.last_sign = now.since_boot;
     state.facts = None;
     state.interrupted = false;
     effects.push(Effect::Observe);
     effects
 }
 
+/// Says that what is being done does not come back. The problem keeps the time at which it was seen first.
+fn hanging(state: &mut State, now: Now, work: Work, silent: Duration) {
+    if state.problem.as_ref().is_some_and(|problem| problem.during == During::Hanging) {
+        return;
+    }
+    let generation = state.desired.as_ref().map(|desired| desired.generation);
+    state.problem = Some(Problem {
+        during: During::Hanging,
+        category: NodeError::Storage,
+        message: format!(
+            "the agent's work ({work:?}) has been silent for {} minutes: a disk, a file system or the system bus hangs; see the \
+             kernel's log. The agent does not feed its watchdog any more",
+            silent.as_secs() / 60
+        ),
+        attempts: 1,
+        at: now.wall,
+        retry_at: None,
+        next_try: None,
+        generation,
+    });
+}
+
 /// A word of the operator that can't be followed. Nothing is tried again until the word or the machine changes.
 pub(super) fn refuse(state: &mut State, now: Now, category: NodeError, message: String) {
     let generation = state.desired.as_ref().map(|desired| desired.generation);
     state.problem = Some(Problem {
-        during: "goal",
+        during: During::Goal,
         category,
         message,
         attempts: 1,

@@ -1,13 +1,14 @@
-//! What can go wrong while boot entries are read or changed.
+//! What can go wrong while boot partitions are read or changed.
 
 use std::io;
 
-use bascule_api::{NodeError, RootHash, SlotName};
+use bascule_api::NodeError;
 
+use crate::core::boot::BootPartition;
 use crate::gpt::TableError;
 use crate::host::FetchError;
 
-/// Why boot entries can't be read or changed.
+/// Why boot partitions can't be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The file system of boot entries failed.
@@ -21,32 +22,23 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// A firmware variable can't be read.
-    #[error("the EFI variable {name} can't be read")]
-    Variable {
-        /// Its name.
-        name: &'static str,
-        /// Why.
-        #[source]
-        source: io::Error,
+    /// A folder holds more than anybody would look at.
+    #[error("{path} on the boot partition holds more than {limit} files: remove what does not belong there")]
+    TooMany {
+        /// The folder.
+        path: String,
+        /// The limit.
+        limit: usize,
     },
+    /// A partition that was there a moment ago is not.
+    #[error("the {0} is not there any more")]
+    NoPartition(BootPartition),
     /// The partition table.
     #[error(transparent)]
     Table(#[from] TableError),
     /// Fetching the boot image failed.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// A slot has no entry, or none for what it holds.
-    #[error("slot {slot} has no boot entry for root hash {root_hash}")]
-    NoEntry {
-        /// The slot.
-        slot: SlotName,
-        /// What it holds.
-        root_hash: RootHash,
-    },
-    /// A slot holds nothing that could be booted.
-    #[error("slot {0} holds no release")]
-    NoRelease(SlotName),
     /// A boot image is not the one the manifest names.
     #[error("the boot image {path} is not the one that was signed: {reason}")]
     Uki {
@@ -55,9 +47,17 @@ pub enum BootError {
         /// What differs.
         reason: String,
     },
-    /// An operation would touch the entry of the running release.
-    #[error("refused: {0} would take the boot entry of the running release away")]
-    Running(&'static str),
+    /// A release whose boot image nobody knows can't be fetched.
+    #[error("the boot image of this release is not known, so it can't be fetched")]
+    Unknown,
+    /// Something else was found than was seen a moment ago. Nothing was changed.
+    #[error("{path} is not what it was a moment ago ({reason}): nothing was changed, the machine is looked at again")]
+    Unexpected {
+        /// The file.
+        path: String,
+        /// What differs.
+        reason: String,
+    },
 }
 
 impl BootError {
@@ -65,12 +65,13 @@ impl BootError {
     pub fn category(&self) -> NodeError {
         match self {
             Self::Esp { source, .. } if source.kind() == io::ErrorKind::StorageFull => NodeError::Space,
-            Self::Esp { .. } => NodeError::Storage,
-            Self::Variable { .. } | Self::NoEntry { .. } => NodeError::BootControl,
+            Self::Esp { .. } | Self::TooMany { .. } | Self::NoPartition(_) | Self::Unexpected { .. } => {
+                NodeError::Storage
+            }
             Self::Table(error) => error.category(),
             Self::Fetch(error) => error.category,
             Self::Uki { .. } => NodeError::Trust,
-            Self::NoRelease(_) | Self::Running(_) => NodeError::Internal,
+            Self::Unknown => NodeError::Internal,
         }
     }
 
@@ -78,6 +79,7 @@ impl BootError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Fetch(error) => error.transient,
+            Self::Unexpected { .. } => true,
             _ => false,
         }
     }

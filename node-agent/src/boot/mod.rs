@@ -1,115 +1,70 @@
-//! Telling the boot loader what to boot: two backends with the same few operations.
-//!
-//! Each operation is durable when it returns, may be repeated, and leaves at every instant something that boots: the
-//! old release or the new one, whole.
+//! The boot partitions and the boot loader, read and written. Nothing is decided here: what is read goes to
+//! [`crate::core::boot`], and the changes that come back are carried out if what they expect is there.
 
+mod apply;
 mod error;
-mod gptprio;
-mod image_file;
-pub mod name;
-mod systemd_boot;
+mod files;
+mod inventory;
 
-use bascule_api::{BootControlBackend, Product, RootHash, SlotName, Version};
+use bascule_api::BootControlBackend;
 
+pub use apply::{apply, sync};
 pub use error::BootError;
-pub use gptprio::GptPrio;
-pub use systemd_boot::SystemdBoot;
+pub use files::{HoldShutdown, lay_down, open, verify};
+pub use inventory::{DigestCache, read};
 
-use crate::core::{BootFacts, Entry, Partition, PerSlot, ReleaseTarget, SlotContent};
+use crate::core::boot::BootPartition;
+use crate::host::{Esp, Host};
 
-/// What a backend needs to know of the machine.
-#[derive(Debug, Clone)]
-pub struct Machine {
-    /// The product whose boot entries are ours.
-    pub product: Product,
-    /// The running release.
-    pub version: Version,
-    /// Its root hash.
-    pub root_hash: RootHash,
-    /// The running slot.
-    pub booted: SlotName,
-    /// The slots' partitions.
-    pub partitions: PerSlot<(Partition, Partition)>,
-    /// What they say they hold.
-    pub contents: PerSlot<SlotContent>,
+/// Where the boot loader looks for unified kernel images (UAPI Boot Loader Specification, "Type #2").
+const ENTRIES: &str = "EFI/Linux";
+/// Where boot images lie for boot loaders that go by the partition table.
+const SLOT_IMAGES: &str = "EFI/bascule";
+
+/// The folder of boot images on one boot partition.
+#[derive(Clone, Copy)]
+pub struct BootFolder<'a> {
+    pub(crate) partition: BootPartition,
+    pub(crate) esp: &'a dyn Esp,
+    pub(crate) directory: &'static str,
 }
 
-impl Machine {
-    /// The root hash that a slot's boot entry must name.
-    pub fn root_hash_of(&self, slot: SlotName) -> Option<&RootHash> {
-        if slot == self.booted { Some(&self.root_hash) } else { self.contents.get(slot).root_hash() }
+impl std::fmt::Debug for BootFolder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BootFolder").field("partition", &self.partition).finish_non_exhaustive()
     }
 }
 
-/// What a backend sees.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// For the facts.
-    pub facts: BootFacts,
-    /// The slots' entries.
-    pub entries: PerSlot<Entry>,
-    /// Whether a slot has more than one entry.
-    pub doubled: PerSlot<bool>,
-}
+impl<'a> BootFolder<'a> {
+    /// The path of a file in it.
+    pub(crate) fn path(&self, file: &str) -> String {
+        format!("{}/{file}", self.directory)
+    }
 
-/// A way of telling a boot loader what to boot.
-pub trait BootBackend {
-    /// Which.
-    fn kind(&self) -> BootControlBackend;
+    /// Whether its files are entries, which the firmware starts and checks.
+    pub(crate) fn holds_entries(&self) -> bool {
+        self.directory == ENTRIES
+    }
 
-    /// Looks.
-    fn observe(&self, machine: &Machine) -> Result<Seen, BootError>;
+    /// All that a boot loader takes entries from.
+    pub(crate) fn all(host: &'a Host, backend: BootControlBackend) -> Vec<Self> {
+        let esp = |directory| Self { partition: BootPartition::Esp, esp: &*host.esp, directory };
+        match (backend, &host.xbootldr) {
+            (BootControlBackend::GptPrio, _) => vec![esp(SLOT_IMAGES)],
+            (BootControlBackend::SystemdBoot, None) => vec![esp(ENTRIES)],
+            (BootControlBackend::SystemdBoot, Some(more)) => {
+                let more = Self { partition: BootPartition::Xbootldr, esp: &**more, directory: ENTRIES };
+                vec![esp(ENTRIES), more]
+            }
+        }
+    }
 
-    /// Takes away the entry of a slot that does not run, and with it every boot image of ours that the running slot does
-    /// not need.
-    fn retire(&self, machine: &Machine, slot: SlotName) -> Result<(), BootError>;
-
-    /// Lays a boot image where no boot loader looks. `fetch` writes it to where it is told to; what it wrote is read
-    /// back and compared before it counts.
-    fn stage_uki(
-        &self,
-        machine: &Machine,
-        target: &ReleaseTarget,
-        fetch: &mut dyn FnMut(&mut dyn std::io::Write) -> Result<(), crate::host::FetchError>,
-    ) -> Result<(), BootError>;
-
-    /// The boot image that would be armed, to be looked at; `None` where the firmware does not start it itself.
-    fn open_uki(
-        &self,
-        machine: &Machine,
-        target: &ReleaseTarget,
-    ) -> Result<Option<Box<dyn bascule_image::io::ReadAt>>, BootError>;
-
-    /// Compares the boot image that would be armed with the manifest.
-    fn verify_uki(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError>;
-
-    /// Installs the entry with its counter.
-    fn arm(
-        &self,
-        machine: &Machine,
-        target: &ReleaseTarget,
-        tries: u32,
-        set_aside_running: bool,
-    ) -> Result<(), BootError>;
-
-    /// Gives the entry of a running trial back the counter that it lost, with `left` tries after this one.
-    fn recount(&self, machine: &Machine, slot: SlotName, left: u32) -> Result<(), BootError>;
-
-    /// Takes an armed entry back.
-    fn disarm(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError>;
-
-    /// Makes the entry of a slot permanent.
-    fn bless(&self, machine: &Machine, slot: SlotName) -> Result<(), BootError>;
-
-    /// Makes the entry of a slot that failed the last choice.
-    fn mark_bad(&self, machine: &Machine, slot: SlotName) -> Result<(), BootError>;
-
-    /// Makes a permanent entry the last choice without calling it failed.
-    fn set_aside(&self, machine: &Machine, slot: SlotName) -> Result<(), BootError>;
-
-    /// Brings the entry of a slot back to one file.
-    fn tidy(&self, machine: &Machine, slot: SlotName) -> Result<(), BootError>;
-
-    /// Removes entries of this product that boot neither slot.
-    fn remove_strays(&self, machine: &Machine) -> Result<(), BootError>;
+    /// The one on a partition.
+    ///
+    /// # Errors
+    /// That partition is not there (any more).
+    pub fn on(host: &'a Host, backend: BootControlBackend, partition: BootPartition) -> Result<Self, BootError> {
+        let found = Self::all(host, backend).into_iter().find(|folder| folder.partition == partition);
+        found.ok_or(BootError::NoPartition(partition))
+    }
 }

@@ -64,7 +64,7 @@ fn watch(settings: &Settings, runtime: &Handle) -> Exit {
             }
         }
     };
-    match guard::run(&host, &settings.lens(), settings.trial_deadline, &kernel) {
+    match guard::run(&host, &settings.look_settings(), settings.trial_deadline, &kernel) {
         Outcome::Ended(why) => {
             tracing::info!(why, "nothing is left to guard");
             Exit::Done

@@ -114,7 +114,7 @@ fn alone(settings: &Settings, runtime: &Handle, wish: Wish, user: Option<String>
             return Exit::Host;
         }
     };
-    let engine = Engine::new(host, settings.lens(), settings.stage.clone());
+    let engine = Engine::new(host, settings.look_settings(), settings.stage.clone());
     let mut agent = Agent::new(engine, settings.config(&node_name(settings)));
     let command = match wish {
         Wish::Stage(release) => ManualCommand::Stage(release),

@@ -13,7 +13,7 @@ pub(super) async fn run(settings: &Settings, runtime: &Handle) -> Exit {
     for (key, value, origin) in &settings.origins {
         tracing::debug!(key, value, %origin, "setting");
     }
-    let host = match linux::open(settings, runtime) {
+    let host = match linux::open_for_service(settings, runtime) {
         Ok(host) => host,
         Err(error) => {
             complain(&error);

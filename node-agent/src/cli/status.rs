@@ -62,7 +62,7 @@ async fn look(settings: Settings, runtime: Handle) -> Result<NodeUpdateStatus, E
             complain(&error);
             Exit::Host
         })?;
-        let engine = Engine::new(host, settings.lens(), settings.stage.clone());
+        let engine = Engine::new(host, settings.look_settings(), settings.stage.clone());
         let mut agent = Agent::new(engine, settings.config(&node_name(&settings)));
         // Only a look: what would follow from it is not carried out.
         let effects = agent.step(Event::Tick);

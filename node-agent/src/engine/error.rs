@@ -9,7 +9,7 @@ use bascule_image::pack::ReadIndexError;
 use bascule_image::verity::{CheckError, SuperblockError};
 
 use crate::boot::BootError;
-use crate::core::{Failure, JournalError};
+use crate::core::{EffectKind, Failure, JournalError};
 use crate::fitness::Unfit;
 use crate::gpt::TableError;
 use crate::host::{BusError, FetchError};
@@ -129,7 +129,7 @@ impl EffectError {
     }
 
     /// As the state machine takes it.
-    pub fn into_failure(self, effect: &'static str) -> Failure {
+    pub fn into_failure(self, effect: EffectKind) -> Failure {
         Failure {
             effect,
             category: self.category(),

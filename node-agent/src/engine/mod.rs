@@ -13,12 +13,13 @@ pub use error::{EffectError, in_one_line};
 pub use pace::{PressureLimits, Stop};
 pub use slot::StageLimits;
 
-use crate::boot::{BootBackend, Machine};
+use crate::boot::{self, BootFolder, DigestCache};
+use crate::core::boot::{BootPurpose, waiting_name};
 use crate::core::{Effect, Event, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
 use crate::fitness::{self, Wanted};
 use crate::gpt::{Change, Table};
-use crate::host::{Hold, Host, ResolvedRelease};
-use crate::observe::{self, Lens, ObserveError};
+use crate::host::{Host, Inhibition, ResolvedRelease};
+use crate::observe::{self, LookSettings, RunningSlots};
 use crate::slots;
 
 /// Name of the file by which the guard is told that the trial is over.
@@ -35,22 +36,23 @@ pub struct CommitNote {
 /// Carries effects out.
 pub struct Engine {
     host: Host,
-    lens: Lens,
+    look_settings: LookSettings,
     limits: StageLimits,
     stop: Stop,
     resolved: Option<(Digest, Arc<dyn ResolvedRelease>)>,
+    digests: DigestCache,
 }
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("lens", &self.lens).finish_non_exhaustive()
+        f.debug_struct("Engine").field("look_settings", &self.look_settings).finish_non_exhaustive()
     }
 }
 
 impl Engine {
     /// An engine on a host.
-    pub fn new(host: Host, lens: Lens, limits: StageLimits) -> Self {
-        Self { host, lens, limits, stop: Stop::default(), resolved: None }
+    pub fn new(host: Host, look_settings: LookSettings, limits: StageLimits) -> Self {
+        Self { host, look_settings, limits, stop: Stop::default(), resolved: None, digests: DigestCache::default() }
     }
 
     /// Stops work in progress from another thread.
@@ -68,13 +70,13 @@ impl Engine {
     pub fn perform(&mut self, effects: &[Effect], tell: &(dyn Fn(Event) + Sync)) {
         self.stop.clear();
         for effect in effects {
-            let name = effect.name();
-            tracing::debug!(effect = name, "begins");
+            let kind = effect.kind();
+            tracing::debug!(effect = kind.name(), "begins");
             if let Err(error) = self.carry_out(effect, tell) {
-                let failure = error.into_failure(name);
+                let failure = error.into_failure(kind);
                 if !failure.cancelled {
                     tracing::warn!(
-                        effect = name,
+                        effect = kind.name(),
                         category = failure.category.as_str(),
                         error = failure.message,
                         "failed"
@@ -92,12 +94,19 @@ impl Engine {
     fn tell_milestone(effect: &Effect) {
         match effect {
             Effect::Seal(target) => tracing::info!(version = %target.version, slot = %target.slot, "staged"),
-            Effect::Arm { target, tries, .. } => {
-                tracing::info!(version = %target.version, slot = %target.slot, tries, "armed");
+            Effect::Boot(step) => {
+                let (slot, release) = (step.slot, step.release.as_ref().map(ToString::to_string));
+                match step.purpose {
+                    BootPurpose::Arm => tracing::info!(%slot, release, "armed"),
+                    BootPurpose::Disarm => tracing::info!(%slot, release, "disarmed"),
+                    BootPurpose::Commit => tracing::info!(%slot, release, "committed"),
+                    BootPurpose::MarkBad => tracing::warn!(%slot, release, "the release in this slot failed"),
+                    BootPurpose::ClearAway | BootPurpose::Untangle => {
+                        tracing::warn!(%slot, changes = ?step.changes, "the boot partition was put in order");
+                    }
+                    _ => {}
+                }
             }
-            Effect::Disarm(target) => tracing::info!(version = %target.version, slot = %target.slot, "disarmed"),
-            Effect::Bless { slot, root_hash } => tracing::info!(%slot, %root_hash, "committed"),
-            Effect::MarkBad(slot) => tracing::warn!(%slot, "the release in this slot failed"),
             _ => {}
         }
     }
@@ -120,38 +129,53 @@ impl Engine {
                 tracing::warn!(health = ?table.health(), "the partition table is repaired from its other copy");
                 Ok(table.write(&*self.host.disk)?)
             }
-            Effect::RemoveStrays => {
-                self.with_boot("removing boot entries without a slot", |boot, machine| Ok(boot.remove_strays(machine)?))
+            Effect::Boot(step) => {
+                let slots = self.slots()?;
+                if let Some(release) = &step.release
+                    && slots.root_hash_of(step.slot) != Some(release)
+                {
+                    return Err(EffectError::Order(
+                        "the slot holds another release than its boot entry was planned for",
+                    ));
+                }
+                // A slot is overwritten after this: what an earlier try removed must be gone for good.
+                if step.changes.is_empty() && step.purpose != BootPurpose::Retire {
+                    return Ok(());
+                }
+                let backend = observe::backend(&self.host, &self.look_settings, &slots)?;
+                let _hold = self.hold(step.purpose.words());
+                let outcome = boot::apply(&self.host, backend, &slots, &step.changes);
+                self.digests.clear();
+                outcome?;
+                if step.purpose == BootPurpose::Retire { Ok(boot::sync(&self.host, backend)?) } else { Ok(()) }
             }
-            Effect::TidyEntry(slot) => {
-                self.with_boot("mending a boot entry", |boot, machine| Ok(boot.tidy(machine, *slot)?))
-            }
-            Effect::RetireEntry(slot) => self.with_boot("removing a boot entry", |boot, machine| {
-                Self::not_running(machine, *slot)?;
-                Ok(boot.retire(machine, *slot)?)
-            }),
             Effect::MarkWriting(target) => self.label(target.slot, &slots::writing(&target.version, &target.root_hash)),
             Effect::MarkEmpty(slot) => self.label(*slot, &slots::emptied()),
             Effect::Seal(target) => self.label(target.slot, &slots::sealed(&target.version, &target.root_hash)),
             Effect::WriteSlot { target, fallback, from_running } => {
-                let machine = self.machine()?;
-                Self::not_running(&machine, target.slot)?;
-                self.quietly(|| self.write_slot(&machine, target, *fallback, *from_running, tell))
+                let slots = self.slots()?;
+                Self::not_running(&slots, target.slot)?;
+                self.quietly(|| self.write_slot(&slots, target, *fallback, *from_running, tell))
             }
-            Effect::StageUki(target) => {
+            Effect::StageUki { target, partition } => {
                 let release = self.resolved_for(target)?;
                 let options = self.transfer_options();
-                self.quietly(|| {
-                    self.with_boot("writing a boot image", |boot, machine| {
-                        Self::not_running(machine, target.slot)?;
-                        Ok(boot.stage_uki(machine, target, &mut |out| release.copy_uki(out, &options))?)
-                    })
-                })?;
-                self.check_fitness(&self.machine()?, target)
+                let slots = self.slots()?;
+                Self::not_running(&slots, target.slot)?;
+                let backend = observe::backend(&self.host, &self.look_settings, &slots)?;
+                let folder = BootFolder::on(&self.host, backend, *partition)?;
+                let outcome = self.quietly(|| {
+                    let hold = || self.hold("writing a boot image");
+                    Ok(boot::lay_down(&folder, target, &hold, &mut |out| release.copy_uki(out, &options))?)
+                });
+                self.digests.clear();
+                outcome?;
+                let file = target.uki.as_ref().map(|(digest, _)| waiting_name(digest)).unwrap_or_default();
+                self.check_fitness(&folder, &file, &slots, target)
             }
             Effect::Inspect(target) => {
-                let machine = self.machine()?;
-                let changed = match self.quietly(|| self.read_back(&machine, target, &|_| {})) {
+                let slots = self.slots()?;
+                let changed = match self.quietly(|| self.read_back(&slots, target, &|_| {})) {
                     Ok(()) => None,
                     Err(error @ (EffectError::ReadBack(_) | EffectError::Superblock(_)))
                         if error.category() == bascule_api::NodeError::Trust && !error.is_cancelled() =>
@@ -166,46 +190,22 @@ impl Engine {
                 Ok(())
             }
             Effect::ReadBack(target) => {
-                let machine = self.machine()?;
-                self.quietly(|| self.read_back(&machine, target, tell))?;
+                let slots = self.slots()?;
+                self.quietly(|| self.read_back(&slots, target, tell))?;
                 // It is in its slot: an agent at rest keeps neither its metadata nor connections.
                 self.resolved = None;
                 Ok(())
             }
-            Effect::Verify { target, quick } => {
-                let machine = self.machine()?;
-                self.boot(&machine)?.verify_uki(&machine, target)?;
-                // Keys may have been revoked since it was staged.
-                self.check_fitness(&machine, target)?;
-                if *quick { Ok(()) } else { self.read_back(&machine, target, tell) }
-            }
-            Effect::Arm { target, tries, set_aside_running } => self.with_boot("arming a slot", |boot, machine| {
-                if machine.root_hash_of(target.slot) != Some(&target.root_hash) {
-                    return Err(EffectError::Order("the slot to arm holds another release than expected"));
+            Effect::Verify { target, image, quick } => {
+                let slots = self.slots()?;
+                if let Some((partition, file)) = image {
+                    let backend = observe::backend(&self.host, &self.look_settings, &slots)?;
+                    let folder = BootFolder::on(&self.host, backend, *partition)?;
+                    boot::verify(folder.esp, &folder.path(file), target)?;
+                    // Keys may have been revoked since it was staged.
+                    self.check_fitness(&folder, file, &slots, target)?;
                 }
-                Ok(boot.arm(machine, target, *tries, *set_aside_running)?)
-            }),
-            Effect::Recount { slot, left } => self
-                .with_boot("giving a boot entry its counter back", |boot, machine| {
-                    Ok(boot.recount(machine, *slot, *left)?)
-                }),
-            Effect::Disarm(target) => {
-                self.with_boot("disarming a slot", |boot, machine| Ok(boot.disarm(machine, target)?))
-            }
-            Effect::Bless { slot, root_hash } => self.with_boot("committing a release", |boot, machine| {
-                if *slot != machine.booted || *root_hash != machine.root_hash {
-                    return Err(EffectError::Order("only the running release can be committed"));
-                }
-                Ok(boot.bless(machine, *slot)?)
-            }),
-            Effect::MarkBad(slot) => {
-                self.with_boot("giving a release up", |boot, machine| Ok(boot.mark_bad(machine, *slot)?))
-            }
-            Effect::Restore(slot) => {
-                self.with_boot("restoring a boot entry", |boot, machine| Ok(boot.bless(machine, *slot)?))
-            }
-            Effect::SetAside(slot) => {
-                self.with_boot("setting a boot entry aside", |boot, machine| Ok(boot.set_aside(machine, *slot)?))
+                if *quick { Ok(()) } else { self.read_back(&slots, target, tell) }
             }
             Effect::TellGuard { boot_id } => {
                 let note = CommitNote { boot_id: boot_id.clone() };
@@ -227,8 +227,8 @@ impl Engine {
                 Err(error) => self.set_journal_aside(&bytes, &error)?,
             },
         };
-        tell(Event::Loaded(journal));
-        let facts = observe::observe(&self.host, &self.lens)?;
+        tell(Event::Loaded(Box::new(journal)));
+        let facts = observe::observe(&self.host, &self.look_settings, &self.digests)?;
         tell(Event::Observed(Box::new(facts)));
         Ok(())
     }
@@ -250,52 +250,44 @@ impl Engine {
         self.host.state.write(JOURNAL_FILE, &bytes).map_err(failed)
     }
 
-    fn machine(&self) -> Result<Machine, EffectError> {
-        Ok(observe::machine(&self.host, &self.lens)?.0)
+    fn slots(&self) -> Result<RunningSlots, EffectError> {
+        Ok(observe::running_slots(&self.host, &self.look_settings)?.0)
     }
 
-    fn boot(&self, machine: &Machine) -> Result<Box<dyn BootBackend + '_>, ObserveError> {
-        Ok(observe::backend(&self.host, observe::backend_kind(&self.host, &self.lens, machine)?))
-    }
-
-    /// Whether the firmware would start the boot image of a target, and whether it is what it should be.
-    fn check_fitness(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), EffectError> {
-        let Some(file) = self.boot(machine)?.open_uki(machine, target)? else { return Ok(()) };
+    /// Whether the firmware would start a boot image, and whether it is what it should be.
+    fn check_fitness(
+        &self,
+        folder: &BootFolder<'_>,
+        file: &str,
+        slots: &RunningSlots,
+        target: &ReleaseTarget,
+    ) -> Result<(), EffectError> {
+        // What the other boot loaders start is their own business: a kernel from the slot, or this file after a check of
+        // their own.
+        let Some(file) = boot::open(folder, file)? else { return Ok(()) };
         let wanted = Wanted {
             architecture: observe::architecture()?,
             // A product that the settings name is one that os-release does not.
-            product: self.lens.product.is_none().then_some(&machine.product),
+            product: self.look_settings.product.is_none().then_some(&slots.product),
             version: &target.version,
         };
         Ok(fitness::check(&*file, &wanted, &*self.host.firmware)?)
     }
 
-    /// Changes boot entries while shutdown is held back.
-    fn with_boot(
-        &self,
-        why: &str,
-        change: impl FnOnce(&dyn BootBackend, &Machine) -> Result<(), EffectError>,
-    ) -> Result<(), EffectError> {
-        let machine = self.machine()?;
-        let boot = self.boot(&machine)?;
-        let _hold = self.hold(why);
-        change(&*boot, &machine)
-    }
-
     /// Changes the table entries of a slot that does not run.
     fn label(&self, slot: bascule_api::SlotName, (data, verity): &(Change, Change)) -> Result<(), EffectError> {
-        let machine = self.machine()?;
-        Self::not_running(&machine, slot)?;
+        let slots = self.slots()?;
+        Self::not_running(&slots, slot)?;
         let _hold = self.hold("labelling a slot");
         let mut table = Table::read(&*self.host.disk)?;
-        let (data_part, verity_part) = machine.partitions.get(slot);
+        let (data_part, verity_part) = slots.partitions.get(slot);
         table.change(data_part.number, data)?;
         table.change(verity_part.number, verity)?;
         Ok(table.write(&*self.host.disk)?)
     }
 
     /// Keeps the machine from being shut down. Each write survives a power cut, so without a bus it is done all the same.
-    fn hold(&self, why: &str) -> Option<Box<dyn Hold>> {
+    fn hold(&self, why: &str) -> Option<Box<dyn Inhibition>> {
         match self.host.bus.inhibit_shutdown(why) {
             Ok(hold) => Some(hold),
             Err(error) => {

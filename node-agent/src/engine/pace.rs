@@ -14,6 +14,8 @@ use crate::host::{Clock, SystemInfo};
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a rest lasts before pressure is looked at again.
 const REST: Duration = Duration::from_secs(3);
+/// How long one transfer rests in all. A machine that is never at ease is updated all the same, at the lowest priority.
+const MOST_REST: Duration = Duration::from_secs(30 * 60);
 
 /// How much pressure makes a transfer rest, in percent (see [`crate::host::Pressure`]).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,6 +77,8 @@ pub(super) struct Pace<'a> {
     pub(super) stop: &'a Stop,
     pub(super) tell: &'a (dyn Fn(Event) + Sync),
     pub(super) last: Mutex<Option<Duration>>,
+    /// Time it has rested so far.
+    pub(super) rested: Mutex<Duration>,
 }
 
 impl Pace<'_> {
@@ -88,12 +92,18 @@ impl Pace<'_> {
             return;
         }
         *last = Some(now);
-        while let Some(reason) = self.pressure() {
+        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
+        while *rested < MOST_REST
+            && let Some(reason) = self.pressure()
+        {
             (self.tell)(Event::Transfer(self.transfer(progress, Some(reason))));
             if self.stop.flag.load(Ordering::SeqCst) {
                 return;
             }
+            let before = self.clock.since_boot();
             self.stop.rest(REST);
+            // Waking early counts as what it was, and a clock that stands still does not make a rest endless.
+            *rested += self.clock.since_boot().saturating_sub(before).max(REST / 3);
         }
         (self.tell)(Event::Transfer(self.transfer(progress, None)));
     }

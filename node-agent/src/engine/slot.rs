@@ -15,9 +15,9 @@ use bascule_image::work::Watch;
 
 use super::pace::Pace;
 use super::{EffectError, Engine, in_one_line};
-use crate::boot::Machine;
 use crate::core::{Event, Partition, ReleaseTarget};
 use crate::host::TransferOptions;
+use crate::observe::RunningSlots;
 
 /// Size of the buffer a superblock is read into: one block of the verity partition.
 const SUPERBLOCK: usize = 4096;
@@ -99,38 +99,38 @@ impl Engine {
     /// was, or can't be read, the full pack is applied without it; what was written until then is kept.
     pub(super) fn write_slot(
         &self,
-        machine: &Machine,
+        slots: &RunningSlots,
         target: &ReleaseTarget,
         fallback: PackFallback,
         from_running: bool,
         tell: &(dyn Fn(Event) + Sync),
     ) -> Result<(), EffectError> {
         if from_running {
-            let running = &machine.partitions.get(machine.booted).0;
+            let running = &slots.partitions.get(slots.booted).0;
             let opened = self.host.disk.partition_read(running.number, running.extent);
             let written = opened.map_err(partition("opening", running)).and_then(|image| {
-                let base = Base { root_hash: Sha256::from(&machine.root_hash), image: &*image };
-                self.write_slot_from(Some((base, &machine.root_hash)), machine, target, fallback, tell)
+                let base = Base { root_hash: Sha256::from(&slots.root_hash), image: &*image };
+                self.write_slot_from(Some((base, &slots.root_hash)), slots, target, fallback, tell)
             });
             match written {
                 Err(EffectError::Apply(error)) if error.blames_base() => {
                     let error = in_one_line(&error);
-                    tracing::error!(slot = %machine.booted, error, "the running slot is damaged: the full pack is taken");
+                    tracing::error!(slot = %slots.booted, error, "the running slot is damaged: the full pack is taken");
                 }
                 Err(EffectError::Partition { number, source, .. }) if number == running.number => {
-                    tracing::error!(slot = %machine.booted, %source, "the running slot can't be read: the full pack is taken");
+                    tracing::error!(slot = %slots.booted, %source, "the running slot can't be read: the full pack is taken");
                 }
                 written => return written,
             }
         }
         // The damage is this node's own: packs that are missing for the whole fleet are another matter.
-        self.write_slot_from(None, machine, target, PackFallback::Allow, tell)
+        self.write_slot_from(None, slots, target, PackFallback::Allow, tell)
     }
 
     fn write_slot_from(
         &self,
         base: Option<(Base<'_>, &RootHash)>,
-        machine: &Machine,
+        slots: &RunningSlots,
         target: &ReleaseTarget,
         fallback: PackFallback,
         tell: &(dyn Fn(Event) + Sync),
@@ -145,7 +145,7 @@ impl Engine {
         }
         let pack = &opened.report.pack;
         let index = PackIndex::read(&*opened.source, manifest, pack).map_err(EffectError::Index)?;
-        let (data, tree_part) = machine.partitions.get(target.slot);
+        let (data, tree_part) = slots.partitions.get(target.slot);
         // What lies there from an earlier attempt is judged by the medium, not by the page cache: after a failed flush, or
         // on a disk that lied, the cache still holds what was never written.
         let sink = Slot { writer: self.writable(data)?, medium: self.direct(data)? };
@@ -163,6 +163,7 @@ impl Engine {
             stop: &self.stop,
             tell,
             last: Mutex::new(None),
+            rested: Mutex::default(),
         };
         let parameters = manifest.verity.parameters();
         let advance = |progress| pace.advance(progress);
@@ -196,11 +197,11 @@ impl Engine {
     /// Reads a slot back past the page cache and compares its root hash.
     pub(super) fn read_back(
         &self,
-        machine: &Machine,
+        slots: &RunningSlots,
         target: &ReleaseTarget,
         tell: &dyn Fn(Event),
     ) -> Result<(), EffectError> {
-        let (data_part, tree_part) = machine.partitions.get(target.slot);
+        let (data_part, tree_part) = slots.partitions.get(target.slot);
         let data = self.direct(data_part)?;
         let tree = self.direct(tree_part)?;
         let (parameters, size) = match self.resolved_for(target) {
@@ -233,8 +234,8 @@ impl Engine {
     }
 
     /// Refuses what must never be written to.
-    pub(super) fn not_running(machine: &Machine, slot: SlotName) -> Result<(), EffectError> {
-        if slot == machine.booted {
+    pub(super) fn not_running(slots: &RunningSlots, slot: SlotName) -> Result<(), EffectError> {
+        if slot == slots.booted {
             return Err(EffectError::Order("the running slot is never written"));
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 
 use bascule_image::io::ReadAt;
+use uuid::Uuid;
 
 use super::Space;
 
@@ -48,4 +49,9 @@ pub trait Esp: Send + Sync {
 
     /// Room that is left.
     fn space(&self) -> io::Result<Space>;
+
+    /// The PARTUUID of the partition, `None` where that can't be told.
+    fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
+        Ok(None)
+    }
 }

@@ -14,7 +14,7 @@ pub use disk::{Disk, DiskGeometry};
 pub use esp::{Esp, EspFile};
 pub use releases::{FetchError, OpenPack, PackReport, Releases, ResolvedRelease, TransferOptions};
 pub use system::{
-    BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Hold, Inhibitor, Pressure, StateStore, SystemBus, SystemInfo,
+    BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, StateStore, SystemBus, SystemInfo,
     UnitState,
 };
 
@@ -25,8 +25,10 @@ use std::sync::Arc;
 pub struct Host {
     /// The disk with the two slots.
     pub disk: Arc<dyn Disk>,
-    /// The EFI system partition (or XBOOTLDR) that holds the boot entries.
+    /// The EFI system partition, or the only partition with boot entries that is known.
     pub esp: Arc<dyn Esp>,
+    /// The extended boot loader partition, where there is one beside the other.
+    pub xbootldr: Option<Arc<dyn Esp>>,
     /// The firmware's variables.
     pub firmware: Arc<dyn Firmware>,
     /// logind and systemd.

@@ -80,8 +80,8 @@ pub trait StateStore: Send + Sync {
 }
 
 /// Something that holds as long as it lives: an inhibitor.
-pub trait Hold: Send {}
-impl<T: Send> Hold for T {}
+pub trait Inhibition: Send {}
+impl<T: Send> Inhibition for T {}
 
 /// Somebody who wants the machine not to go down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ pub trait SystemBus: Send + Sync {
     fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError>;
 
     /// Blocks shutdown while partition table or ESP are being written; given up when the result is dropped.
-    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Hold>, BusError>;
+    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Inhibition>, BusError>;
 
     /// Asks logind to reboot. `message` goes to everybody who is logged in, and to the journal.
     fn reboot(&self, message: &str) -> Result<(), BusError>;

@@ -12,7 +12,7 @@ use zbus::Connection;
 use zbus_systemd::login1::ManagerProxy as Logind;
 use zbus_systemd::systemd1::ManagerProxy as Systemd;
 
-use crate::host::{BusError, Hold, Inhibitor, SystemBus, UnitState};
+use crate::host::{BusError, Inhibition, Inhibitor, SystemBus, UnitState};
 
 /// Most units of one question.
 const MAX_UNITS: usize = 64;
@@ -107,7 +107,7 @@ impl SystemBus for LinuxBus {
         Ok(found.into_iter().map(inhibitor).collect())
     }
 
-    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Hold>, BusError> {
+    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Inhibition>, BusError> {
         let why = why.to_owned();
         let descriptor = self.call("logind", async |bus| {
             let logind = Logind::new(&bus).await?;

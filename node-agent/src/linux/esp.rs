@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use bascule_image::io::ReadAt;
 use rustix::fs::{Advice, RenameFlags};
+use uuid::Uuid;
 
 use crate::host::{Esp, EspFile, Space};
 
@@ -133,6 +134,10 @@ impl Esp for MountedEsp {
         let found = rustix::fs::statvfs(&self.root)?;
         let unit = found.f_frsize;
         Ok(Space { free: found.f_bavail.saturating_mul(unit), total: found.f_blocks.saturating_mul(unit) })
+    }
+
+    fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
+        super::find::partition_uuid(&self.root)
     }
 }
 

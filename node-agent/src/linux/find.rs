@@ -59,6 +59,38 @@ pub fn find_esp(root: &Path) -> Result<PathBuf, FindError> {
     USUAL.iter().map(|place| root.join(place)).find(|path| path.join("EFI").is_dir()).ok_or(FindError::NoEsp)
 }
 
+/// Another boot partition beside `esp`: one of the usual places that is a mount of its own and has a folder for entries.
+pub fn find_xbootldr(root: &Path, esp: &Path) -> Option<PathBuf> {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.dev());
+    let known = [device(esp), device(root)];
+    USUAL.iter().map(|place| root.join(place)).find(|path| {
+        let found = device(path);
+        found.is_some() && !known.contains(&found) && path.join("EFI/Linux").is_dir()
+    })
+}
+
+/// The PARTUUID of the partition that the file system at `mounted` lies on, as udev names it.
+///
+/// # Errors
+/// The folder can't be read. That udev knows none is `None`.
+pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
+    let device = std::fs::metadata(mounted)?.dev();
+    let links = match std::fs::read_dir("/dev/disk/by-partuuid") {
+        Ok(links) => links,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for link in links {
+        let link = link?;
+        // A link whose device went away just now names nothing.
+        let Ok(target) = std::fs::metadata(link.path()) else { continue };
+        if target.rdev() == device {
+            return Ok(link.file_name().to_str().and_then(|name| name.parse().ok()));
+        }
+    }
+    Ok(None)
+}
+
 /// The whole disk below the file system that is mounted at `mounted`.
 ///
 /// # Errors

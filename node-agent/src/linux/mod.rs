@@ -6,6 +6,7 @@ mod disk;
 mod esp;
 mod find;
 mod firmware;
+mod later;
 mod memory;
 mod state;
 mod system;
@@ -14,13 +15,14 @@ pub use bus::LinuxBus;
 pub use clock::LinuxClock;
 pub use disk::BlockDisk;
 pub use esp::MountedEsp;
-pub use find::{FindError, find_disk, find_esp};
+pub use find::{FindError, find_disk, find_esp, find_xbootldr};
 use find::{other_disks, refuse_multipath, refuse_twins};
 pub use firmware::EfiVariables;
 pub use memory::memory_limit;
 pub use state::StateFolder;
 pub use system::LinuxSystem;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,10 +30,12 @@ use bascule_repository::{HttpSettings, ProxySetting};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use crate::engine::in_one_line;
 use crate::gpt::Table;
-use crate::host::{Clock, Host};
+use crate::host::{Clock, Esp, Host, Releases};
 use crate::releases::{RepositoryOptions, RepositoryReleases};
 use crate::settings::Settings;
+use later::{Later, Unusable};
 
 /// Why the host can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -101,21 +105,27 @@ pub fn repository_options(settings: &Settings) -> Result<RepositoryOptions, Open
     })
 }
 
-/// Opens the machine this runs on.
+/// Opens the machine this runs on, for a command that ends when something is missing.
 ///
 /// # Errors
 /// [`OpenError`]: something that must be there is not.
 pub fn open(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
     let repositories = repository_options(settings)?;
     let (host, disk) = open_with(settings, runtime, repositories)?;
+    refuse_disk(&disk)?;
+    Ok(host)
+}
+
+/// Refuses a disk that must not be written to: one path of several to it, or one of two that look alike.
+fn refuse_disk(disk: &Path) -> Result<(), OpenError> {
     let sys = Path::new("/sys/class/block");
-    refuse_multipath(sys, &disk)?;
+    refuse_multipath(sys, disk)?;
     // Of a disk in a file nothing can be found by PARTUUID.
     if disk.starts_with("/dev") {
-        let others = other_disks(sys, &disk).into_iter().filter_map(|other| Some((other.clone(), slots_of(&other)?)));
-        refuse_twins((&disk, &slots_of(&disk).unwrap_or_default()), &others.collect::<Vec<_>>())?;
+        let others = other_disks(sys, disk).into_iter().filter_map(|other| Some((other.clone(), slots_of(&other)?)));
+        refuse_twins((disk, &slots_of(disk).unwrap_or_default()), &others.collect::<Vec<_>>())?;
     }
-    Ok(host)
+    Ok(())
 }
 
 /// PARTUUIDs of a disk's partitions; `None` where no table can be read.
@@ -123,6 +133,60 @@ fn slots_of(disk: &Path) -> Option<Vec<Uuid>> {
     let disk = BlockDisk::open(disk).ok()?;
     let table = Table::read(&disk).ok()?;
     Some(table.partitions().into_iter().map(|(_, partition)| partition.uuid).collect())
+}
+
+/// Opens the machine for the agent as a service, which has somebody to tell what is missing: boot partition, disk and the
+/// settings of repositories are looked for when they are needed, and what can't be used is reported then.
+///
+/// # Errors
+/// [`OpenError::State`]: without its state folder the agent could not even take its lock.
+pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
+    let state = state(settings)?;
+    let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
+    let releases: Arc<dyn Releases> = match repository_options(settings) {
+        Ok(options) => {
+            let options = RepositoryOptions { not_before: system::build_time(&settings.host_root), ..options };
+            Arc::new(RepositoryReleases::new(options, Arc::clone(&clock), runtime.clone()))
+        }
+        Err(error) => {
+            let why = in_one_line(&error);
+            tracing::error!(error = why, "no release can be fetched with these settings");
+            Arc::new(Unusable { why })
+        }
+    };
+    let (named, root) = (settings.esp.clone(), settings.host_root.clone());
+    let find = move || match &named {
+        Some(path) => Ok(path.clone()),
+        None => find_esp(&root),
+    };
+    let xbootldr = find().ok().and_then(|esp| find_xbootldr(&settings.host_root, &esp));
+    let named = settings.disk.clone();
+    let below = find.clone();
+    let disk = Later::new(move || {
+        let path = match &named {
+            Some(path) => path.clone(),
+            None => below().and_then(|esp| find_disk(&esp)).map_err(|error| io::Error::other(in_one_line(&error)))?,
+        };
+        refuse_disk(&path.canonicalize().unwrap_or_else(|_| path.clone()))
+            .map_err(|error| io::Error::other(in_one_line(&error)))?;
+        BlockDisk::open(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    });
+    let esp = Later::new(move || find().map(MountedEsp::new).map_err(|error| io::Error::other(in_one_line(&error))));
+    Ok(Host {
+        disk: Arc::new(disk),
+        esp: Arc::new(esp),
+        xbootldr: xbootldr.map(|path| Arc::new(MountedEsp::new(path)) as Arc<dyn Esp>),
+        firmware: Arc::new(EfiVariables::default()),
+        bus: Arc::new(LinuxBus::new(runtime.clone(), settings.bus_timeout)),
+        clock,
+        system: Arc::new(LinuxSystem::new(settings.host_root.clone())),
+        state: Arc::new(state),
+        releases,
+    })
+}
+
+fn state(settings: &Settings) -> Result<StateFolder, OpenError> {
+    StateFolder::create(&settings.state).map_err(|source| OpenError::State { path: settings.state.clone(), source })
 }
 
 /// Opens the machine for the guard, which fetches nothing: what only concerns repositories must not keep it from its work.
@@ -150,17 +214,18 @@ fn open_with(
         Some(path) => path.clone(),
         None => find_esp(&settings.host_root)?,
     };
+    let xbootldr = find_xbootldr(&settings.host_root, &esp).map(|path| Arc::new(MountedEsp::new(path)) as Arc<dyn Esp>);
     let disk = match &settings.disk {
         Some(path) => path.clone(),
         None => find_disk(&esp)?,
     };
     let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
-    let state = StateFolder::create(&settings.state)
-        .map_err(|source| OpenError::State { path: settings.state.clone(), source })?;
+    let state = state(settings)?;
     let options = RepositoryOptions { not_before: system::build_time(&settings.host_root), ..repositories };
     let host = Host {
         disk: Arc::new(BlockDisk::open(&disk).map_err(|source| OpenError::Disk { path: disk.clone(), source })?),
         esp: Arc::new(MountedEsp::new(esp)),
+        xbootldr,
         firmware: Arc::new(EfiVariables::default()),
         bus: Arc::new(LinuxBus::new(runtime.clone(), settings.bus_timeout)),
         clock: Arc::clone(&clock),

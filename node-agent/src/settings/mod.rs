@@ -15,7 +15,7 @@ use bascule_api::{BootControlBackend, Product};
 
 use crate::core::PerSlot;
 use crate::engine::{PressureLimits, StageLimits};
-use crate::observe::Lens;
+use crate::observe::LookSettings;
 use crate::slots::{SlotKind, SlotLayout, SlotNumbers};
 
 /// Where the agent listens for metrics, health questions and break-glass commands.
@@ -214,8 +214,13 @@ impl Settings {
     }
 
     /// How to look at the machine.
-    pub fn lens(&self) -> Lens {
-        Lens { slots: self.slots, backend: self.backend, product: self.product.clone(), units: self.units.clone() }
+    pub fn look_settings(&self) -> LookSettings {
+        LookSettings {
+            slots: self.slots,
+            backend: self.backend,
+            product: self.product.clone(),
+            units: self.units.clone(),
+        }
     }
 
     /// What decisions need.

@@ -74,11 +74,17 @@ fn settings_that_can_not_be_used_end_a_command_with_3_and_name_file_and_line() {
 fn a_host_without_a_disk_ends_with_4() {
     let host = host();
     std::fs::remove_file(host.path().join("disk.img")).unwrap();
-    for command in ["run", "status", "commit"] {
+    // The service runs on: it has an API server to tell.
+    for command in ["status", "commit", "revert"] {
         let (code, said) = end(host.path(), &[command]);
         assert_eq!(code, Some(4), "{command}: {said}");
         assert!(said.contains("disk.img"), "{command}: {said}");
     }
+    std::fs::remove_dir_all(host.path().join("state")).unwrap();
+    std::fs::write(host.path().join("state"), "no folder").unwrap();
+    let (code, said) = end(host.path(), &["run"]);
+    assert_eq!(code, Some(4), "{said}");
+    assert!(said.contains("state folder"), "{said}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bascule_agent::core::{Entry, Event, ManualCommand};
+use bascule_agent::core::{During, EffectKind, Entry, Event, ManualCommand};
 use bascule_api::conditions;
 use bascule_api::{Counting, Goal, NodeError, NodeUpdateStatus, SlotState};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Operation};
@@ -281,7 +281,7 @@ fn trouble_that_passes_is_forgotten_and_the_agent_rests() {
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
     let trouble = agent.state().problem.clone().unwrap();
-    assert_eq!((trouble.category, trouble.during), (NodeError::Storage, "observe"));
+    assert_eq!((trouble.category, trouble.during), (NodeError::Storage, During::Effect(EffectKind::Observe)));
     let rest = agent.state().rest(agent.now());
     assert!(rest >= std::time::Duration::from_secs(1), "it waits before it looks again: {rest:?}");
     machine.hardware.disk.clear_faults();
@@ -403,7 +403,7 @@ fn units_that_must_run_and_do_not_are_reported_and_a_bus_that_is_gone_says_nothi
     use bascule_agent::core::Config;
     use bascule_agent::engine::{Engine, StageLimits};
     use bascule_agent::host::UnitState;
-    use bascule_agent::observe::Lens;
+    use bascule_agent::observe::LookSettings;
     use std::sync::atomic::Ordering;
     let old = release("1.0", &[]);
     let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
@@ -415,7 +415,8 @@ fn units_that_must_run_and_do_not_are_reported_and_a_bus_that_is_gone_says_nothi
     set("kubelet.service", "active");
     set("containerd.service", "failed");
     let units = ["kubelet.service", "containerd.service", "none.service"].map(String::from).to_vec();
-    let engine = Engine::new(machine.sim.host(), Lens { units, ..Lens::default() }, StageLimits::default());
+    let engine =
+        Engine::new(machine.sim.host(), LookSettings { units, ..LookSettings::default() }, StageLimits::default());
     let mut agent = Agent::new(engine, Config::default());
     agent.handle(Event::Tick).unwrap();
     agent.handle(machine.word(Goal::Idle, &old, None)).unwrap();

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bascule_agent::guard::{self, Machinery, Outcome};
-use bascule_agent::observe::Lens;
+use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, NodeError};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
 use bascule_sim::firmware::BootLoader;
@@ -46,7 +46,7 @@ pub(crate) fn on_trial(loader: BootLoader, from: &str, to: &str) -> Machine {
 
 fn guard(machine: &Machine) -> (Outcome, bool) {
     let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
-    let outcome = guard::run(&machine.sim.host(), &Lens::default(), DEADLINE, &waiting);
+    let outcome = guard::run(&machine.sim.host(), &LookSettings::default(), DEADLINE, &waiting);
     (outcome, waiting.hard.load(Ordering::SeqCst))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_agent::core::Event;
-use bascule_agent::kubernetes::{Credentials, Link, Word};
+use bascule_agent::kubernetes::{Credentials, Link, StatusToWrite};
 use bascule_agent::metrics::Metrics;
 use bascule_api::{Goal, NodeUpdateStatus, Transfer, Version};
 use serde_json::json;
@@ -84,7 +84,7 @@ async fn a_renamed_node_hears_its_new_object_only() {
     assert_eq!(next_word(&mut events).await.unwrap().uid, "uid-new-name");
     let (statuses, receiver) = watch::channel(None);
     let publishing = tokio::spawn(link(&server, folder.path(), "new-name").publish(receiver));
-    statuses.send_replace(Some(Word { uid: "uid-new-name".into(), status: NodeUpdateStatus::default() }));
+    statuses.send_replace(Some(StatusToWrite { uid: "uid-new-name".into(), status: NodeUpdateStatus::default() }));
     drop(statuses);
     tokio::time::timeout(PATIENCE, publishing).await.unwrap().unwrap();
     let held = server.held.lock().unwrap();
@@ -163,7 +163,7 @@ async fn progress_waits_and_everything_else_does_not() {
     server.put("n1", &idle());
     let (statuses, receiver) = watch::channel(None);
     let publishing = tokio::spawn(link(&server, folder.path(), "n1").publish(receiver));
-    let send = |status| statuses.send_replace(Some(Word { uid: "uid-n1".into(), status }));
+    let send = |status| statuses.send_replace(Some(StatusToWrite { uid: "uid-n1".into(), status }));
     let written = async |count: usize| {
         let mut look = tokio::time::interval(Duration::from_millis(10));
         let there = async {
@@ -201,7 +201,7 @@ async fn an_object_made_anew_gets_the_whole_status_again() {
     let (statuses, receiver) = watch::channel(None);
     let publishing = tokio::spawn(link(&server, folder.path(), "n1").publish(receiver));
     for uid in ["first", "second"] {
-        statuses.send_replace(Some(Word { uid: uid.into(), status: moving(3) }));
+        statuses.send_replace(Some(StatusToWrite { uid: uid.into(), status: moving(3) }));
         let mut look = tokio::time::interval(Duration::from_millis(10));
         let wanted = if uid == "first" { 1 } else { 2 };
         let there = async {

@@ -7,7 +7,7 @@ use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Event};
 use bascule_agent::engine::Engine;
 use bascule_agent::host::TransferOptions;
-use bascule_agent::observe::Lens;
+use bascule_agent::observe::LookSettings;
 use bascule_agent::settings::{Settings, Sources};
 use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
@@ -29,7 +29,7 @@ fn at_each_download<T: Send + 'static>(
     let notes = noted.clone();
     let releases = SimReleases::of([&new]).noting(move |options| notes.lock().unwrap().push(note(options)));
     let mut machine = Machine::offered(BootLoader::SystemdBoot, &old, releases);
-    let engine = Engine::new(machine.sim.host(), Lens::default(), settings.stage.clone());
+    let engine = Engine::new(machine.sim.host(), LookSettings::default(), settings.stage.clone());
     let mut agent = Agent::new(engine, Config::default());
     agent.handle(Event::Tick).unwrap();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();

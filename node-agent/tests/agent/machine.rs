@@ -7,7 +7,7 @@ use std::time::Duration;
 use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Desired, Entry, Event, State};
 use bascule_agent::engine::{Engine, StageLimits};
-use bascule_agent::observe::Lens;
+use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, Grant, NodeUpdateStatus, PackFallback, ReleaseRef};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
@@ -47,7 +47,12 @@ impl Machine {
 
     /// As [`Machine::new`], with a repository of the test's own.
     pub(crate) fn offered(boot: BootLoader, first: &TinyRelease, releases: SimReleases) -> Self {
-        let disk = Disk::in_memory(Sizes::tiny().disk());
+        Self::laid_out(boot, Sizes::tiny(), first, releases)
+    }
+
+    /// As [`Machine::offered`], with partitions of the test's own.
+    pub(crate) fn laid_out(boot: BootLoader, sizes: Sizes, first: &TinyRelease, releases: SimReleases) -> Self {
+        let disk = Disk::in_memory(sizes.disk());
         let installed = &mut Installed {
             version: &first.version,
             root_hash: first.root_hash,
@@ -56,7 +61,7 @@ impl Machine {
             uki: &first.uki,
             entry: &first.entry(),
         };
-        provision(&disk, Sizes::tiny(), boot, IDENTITY, installed).unwrap();
+        provision(&disk, sizes, boot, IDENTITY, installed).unwrap();
         let mut hardware = Hardware::new(disk, boot, IDENTITY);
         let releases = Arc::new(releases);
         let clock = Arc::new(SimClock::starting_at(DateTime::from_timestamp(1_790_000_000, 0).unwrap()));
@@ -76,9 +81,14 @@ impl Machine {
 
     /// An agent that was just started.
     pub(crate) fn agent(&self) -> Agent {
+        self.agent_with(Config::default())
+    }
+
+    /// The same, with settings of the test's own.
+    pub(crate) fn agent_with(&self, config: Config) -> Agent {
         let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
-        let engine = Engine::new(self.sim.host(), Lens::default(), limits);
-        let mut agent = Agent::new(engine, Config::default());
+        let engine = Engine::new(self.sim.host(), LookSettings::default(), limits);
+        let mut agent = Agent::new(engine, config);
         agent.handle(Event::Tick).unwrap();
         agent
     }

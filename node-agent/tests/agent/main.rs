@@ -21,3 +21,4 @@ mod kubernetes;
 mod limits;
 mod machine;
 mod run;
+mod way_back;

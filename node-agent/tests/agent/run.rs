@@ -86,6 +86,50 @@ async fn exchange(socket: &Path, request: hyper::Request<Full<bytes::Bytes>>) ->
     (response.status(), response.into_body().collect().await.unwrap().to_bytes())
 }
 
+/// No boot partition, no disk, authorities that can't be read: the agent runs, and says so where people look.
+#[tokio::test]
+async fn an_agent_without_boot_partition_and_disk_says_so_through_the_api() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    let new = release("1.1", &[]);
+    server.put("n1", &json!({"policy": "workers", "goal": "Staged", "release": named(&new)}));
+    let place = |name: &str| folder.path().join(name);
+    let settings = Settings {
+        state: place("state"),
+        disk: Some(place("no-such-disk")),
+        esp: Some(place("no-such-folder")),
+        extra_ca: vec![place("no-such-authorities")],
+        ..settings(folder.path())
+    };
+    let host = bascule_agent::linux::open_for_service(&settings, &tokio::runtime::Handle::current()).unwrap();
+    let credentials = Credentials::Kubeconfig(server.kubeconfig(folder.path()));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let shutdown = async move { stopped.await.unwrap_or_default() };
+    let running = run::run(&settings, "n1".to_owned(), host, credentials, shutdown);
+    let told = || {
+        let held = server.held.lock().unwrap();
+        held.patches
+            .iter()
+            .find(|(_, _, body)| body["status"]["lastError"].is_object())
+            .map(|(_, _, body)| body.clone())
+    };
+    let watching = async {
+        let said = loop {
+            match told() {
+                Some(said) => break said,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        drop(stop);
+        said
+    };
+    let (ended, said) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, watching) }).await.unwrap();
+    ended.unwrap();
+    let conditions = said["status"]["conditions"].as_array().unwrap();
+    let healthy = conditions.iter().find(|condition| condition["type"] == "AgentHealthy").unwrap();
+    assert_eq!(healthy["status"], "False", "{said}");
+}
+
 /// Staging needs no API server, and what happened without one is told when it is back.
 #[tokio::test]
 async fn an_outage_of_the_api_server_stops_no_staging_and_is_caught_up_with() {

@@ -27,6 +27,8 @@ pub struct Tries {
 /// One entry.
 #[derive(Clone, Debug)]
 pub struct Entry {
+    /// Number of the partition that it lies on.
+    pub partition: u32,
     /// File name in [`DIRECTORY`], counters included.
     pub file: String,
     /// The name without counters and what the counters say, if it has any.
@@ -69,8 +71,24 @@ impl Entry {
     }
 }
 
-/// All entries, in the order of the menu. Files that are no boot image are passed over.
+/// All entries of one partition, in the order of the menu. Files that are no boot image are passed over.
 pub fn load(esp: &Esp) -> io::Result<Vec<Entry>> {
+    let mut entries = found(esp)?;
+    entries.sort_by(compare);
+    Ok(entries)
+}
+
+/// All entries of several partitions, in the order of the menu.
+pub(super) fn load_all(partitions: &[Esp]) -> io::Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for partition in partitions {
+        entries.extend(found(partition)?);
+    }
+    entries.sort_by(compare);
+    Ok(entries)
+}
+
+fn found(esp: &Esp) -> io::Result<Vec<Entry>> {
     let files = match esp.list(DIRECTORY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         files => files?,
@@ -84,13 +102,13 @@ pub fn load(esp: &Esp) -> io::Result<Vec<Entry>> {
         let Ok(content) = esp.read(&format!("{DIRECTORY}/{}", file.name), MAX_IMAGE) else { continue };
         let Some(image) = BootImage::read(&content) else { continue };
         entries.push(Entry {
+            partition: esp.part().cache().0,
             tries: parse_tries(&file.name).map(|(_, tries)| tries),
             digest: Sha256::of(&content),
             file: file.name,
             image,
         });
     }
-    entries.sort_by(compare);
     Ok(entries)
 }
 
@@ -121,7 +139,13 @@ mod tests {
     fn entry(file: &str, sort_key: Option<&str>, version: &str) -> Entry {
         let image =
             BootImage { sort_key: sort_key.map(String::from), version: Some(version.into()), ..BootImage::default() };
-        Entry { file: file.into(), tries: parse_tries(file).map(|(_, tries)| tries), image, digest: Sha256::of(b"") }
+        Entry {
+            partition: 1,
+            file: file.into(),
+            tries: parse_tries(file).map(|(_, tries)| tries),
+            image,
+            digest: Sha256::of(b""),
+        }
     }
 
     fn order(entries: &[(&str, Option<&str>, &str)]) -> Vec<String> {

@@ -4,10 +4,11 @@ use std::io;
 
 use bascule_image::digest::Sha256;
 
-use super::entries::{DIRECTORY, Entry, load};
+use super::entries::{DIRECTORY, Entry, load_all};
 use super::{BootImage, Variables};
 use crate::disk::Disk;
-use crate::layout::{ESP_TYPE, Table};
+use crate::esp::Esp;
+use crate::layout::{ESP_TYPE, Table, XBOOTLDR_TYPE};
 
 /// LoaderFeatures of a systemd-boot that counts boots (bit 4), keeps LoaderEntryOneShot (bit 3) and
 /// LoaderEntryDefault (bit 2), and knows sort-key (bit 8).
@@ -40,7 +41,11 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
     variables.restart();
     let table = Table::read(disk)?;
     let esp = table.esp()?;
-    let entries = load(&esp)?;
+    let mut partitions = vec![esp.clone()];
+    if let Some(number) = table.of_type(XBOOTLDR_TYPE) {
+        partitions.push(Esp::new(table.part(number)?));
+    }
+    let entries = load_all(&partitions)?;
     let settings = esp.read("loader/loader.conf", 64 << 10).unwrap_or_default();
     let Some(entry) = select(&entries, variables, &String::from_utf8_lossy(&settings)) else {
         return Ok(None);
@@ -50,6 +55,7 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
     let mut file = entry.file.clone();
     if let Some(next) = entry.next_file().filter(|_| !defects.does_not_count) {
         disk.note(format!("firmware: count {file} down to {next}"));
+        let esp = partitions.iter().find(|esp| esp.part().cache().0 == entry.partition).unwrap_or(&esp);
         // A failure to count is logged by the real one and does not stop the boot.
         let renamed = if next == file {
             Ok(())

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use bascule_agent::host::{BusError, Firmware, Hold, Inhibitor, SystemBus, UnitState};
+use bascule_agent::host::{BusError, Firmware, Inhibition, Inhibitor, SystemBus, UnitState};
 
 use crate::firmware::Variables;
 use crate::machine::process::{Files, MACHINE_VARIABLE, read_json};
@@ -83,7 +83,7 @@ impl SystemBus for MachineBus {
         Ok(Vec::new())
     }
 
-    fn inhibit_shutdown(&self, _why: &str) -> Result<Box<dyn Hold>, BusError> {
+    fn inhibit_shutdown(&self, _why: &str) -> Result<Box<dyn Inhibition>, BusError> {
         // Nobody but the agent reboots a simulated machine in an orderly way, so there is nothing to hold back.
         Ok(Box::new(()))
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use bascule_agent::host::{Esp, EspFile, Space};
 use bascule_image::io::ReadAt;
+use uuid::Uuid;
 
 use super::SimBus;
 use crate::disk::Disk;
 use crate::esp::Esp as Fat;
-use crate::layout::Table;
+use crate::layout::{ESP_TYPE, Table, XBOOTLDR_TYPE};
 
 /// No file on an ESP is longer.
 const MAX_FILE: u64 = 1 << 30;
@@ -18,6 +19,7 @@ const MAX_FILE: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct SimEsp {
     fat: Fat,
+    uuid: Uuid,
     /// Told of writes, to see whether shutdown was held back meanwhile.
     bus: Option<Arc<SimBus>>,
 }
@@ -25,7 +27,16 @@ pub struct SimEsp {
 impl SimEsp {
     /// Mounts the ESP of a disk. Errors: there is none.
     pub fn mount(disk: &Disk, bus: Option<Arc<SimBus>>) -> io::Result<Self> {
-        Ok(Self { fat: Table::read(disk)?.esp()?, bus })
+        let table = Table::read(disk)?;
+        let uuid = table.of_type(ESP_TYPE).map(|number| table.unique(number)).unwrap_or_default();
+        Ok(Self { fat: table.esp()?, uuid, bus })
+    }
+
+    /// Mounts the XBOOTLDR of a disk, if there is one.
+    pub fn xbootldr(disk: &Disk, bus: Option<Arc<SimBus>>) -> io::Result<Option<Self>> {
+        let table = Table::read(disk)?;
+        let Some(number) = table.of_type(XBOOTLDR_TYPE) else { return Ok(None) };
+        Ok(Some(Self { fat: Fat::new(table.part(number)?), uuid: table.unique(number), bus }))
     }
 
     fn writes(&self) {
@@ -53,9 +64,9 @@ impl Esp for SimEsp {
     }
 
     fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()> {
-        self.writes();
         let mut bytes = Vec::new();
         let given = content.take(MAX_FILE).read_to_end(&mut bytes);
+        self.writes();
         if let Some((directory, _)) = path.rsplit_once('/') {
             self.fat.create_directory(directory)?;
         }
@@ -88,5 +99,9 @@ impl Esp for SimEsp {
 
     fn space(&self) -> io::Result<Space> {
         Ok(Space { free: self.fat.free()?, total: self.fat.size()? })
+    }
+
+    fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
+        Ok(Some(self.uuid))
     }
 }

@@ -8,6 +8,7 @@ mod esp;
 pub mod releases;
 pub mod services;
 mod system;
+mod unreadable;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ pub use disk::SimDisk;
 pub use esp::SimEsp;
 pub use releases::SimReleases;
 pub use system::{STATE_CACHE, SimBus, SimClock, SimFirmware, SimState, SimSystem};
+pub use unreadable::{Failing, Unreadable, UnreadableEsp};
 
 /// The host under an agent in this process: lives from one start of the machine to the next.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub struct SimHost {
     pub disk: Arc<SimDisk>,
     /// The ESP trait.
     pub esp: Arc<SimEsp>,
+    /// The XBOOTLDR, where the disk has one.
+    pub xbootldr: Option<Arc<SimEsp>>,
     /// EFI variables as the start left them.
     pub firmware: Arc<SimFirmware>,
     /// What was asked of logind and systemd.
@@ -59,6 +63,7 @@ impl SimHost {
         Ok(Self {
             disk: Arc::new(SimDisk::new(hardware.disk.clone(), Some(bus.clone()))),
             esp: Arc::new(SimEsp::mount(&hardware.disk, Some(bus.clone()))?),
+            xbootldr: SimEsp::xbootldr(&hardware.disk, Some(bus.clone()))?.map(Arc::new),
             firmware: Arc::new(SimFirmware(hardware.variables.clone())),
             clock,
             system: Arc::new(SimSystem::of(system)),
@@ -73,6 +78,7 @@ impl SimHost {
         Host {
             disk: self.disk.clone(),
             esp: self.esp.clone(),
+            xbootldr: self.xbootldr.clone().map(|esp| esp as Arc<dyn bascule_agent::host::Esp>),
             firmware: self.firmware.clone(),
             bus: self.bus.clone(),
             clock: self.clock.clone(),

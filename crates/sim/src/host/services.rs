@@ -46,7 +46,7 @@ pub fn guard() -> anyhow::Result<()> {
     let settings = settings(&around)?;
     let bus = MachineBus::new(around.files.socket());
     let host = host(&around, Arc::new(NoReleases))?;
-    let outcome = guard::run(&host, &settings.lens(), settings.trial_deadline, &Hardware { bus });
+    let outcome = guard::run(&host, &settings.look_settings(), settings.trial_deadline, &Hardware { bus });
     tracing::info!(?outcome, "the guard ends");
     Ok(())
 }
@@ -73,6 +73,7 @@ fn host(around: &Surroundings, releases: Arc<dyn Releases>) -> anyhow::Result<Ho
     let system = &around.system;
     Ok(Host {
         esp: Arc::new(SimEsp::mount(&disk, None).context("cannot mount the ESP")?),
+        xbootldr: None,
         disk: Arc::new(SimDisk::new(disk, None)),
         firmware: Arc::new(StartedVariables(around.variables.clone())),
         bus: Arc::new(MachineBus::new(around.files.socket())),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bascule_agent::host::{
-    BusError, Clock, Firmware, Hold, Inhibitor, Pressure, Space, StateStore, SystemBus, SystemInfo, UnitState,
+    BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, Space, StateStore, SystemBus, SystemInfo, UnitState,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -181,7 +181,7 @@ impl SystemBus for SimBus {
         Ok(locked(&self.others).clone())
     }
 
-    fn inhibit_shutdown(&self, _why: &str) -> Result<Box<dyn Hold>, BusError> {
+    fn inhibit_shutdown(&self, _why: &str) -> Result<Box<dyn Inhibition>, BusError> {
         self.reach()?;
         self.held.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(Held(self.held.clone())))

@@ -14,6 +14,8 @@ pub use provision::{Installed, Sizes, provision};
 
 /// Type of an EFI system partition (UEFI specification, section 5.3.3).
 pub const ESP_TYPE: Uuid = uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
+/// Type of an extended boot loader partition (Discoverable Partitions Specification).
+pub const XBOOTLDR_TYPE: Uuid = uuid!("bc13c2ff-59e6-4262-a352-b275fd6f7172");
 /// Type of a root partition on x86-64 (Discoverable Partitions Specification).
 pub const ROOT_TYPE: Uuid = uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709");
 /// Type of the verity partition of a root partition on x86-64 (Discoverable Partitions Specification).
@@ -28,6 +30,8 @@ pub const EMPTY_LABEL: &str = "_empty";
 pub const ESP: u32 = 1;
 /// Number of the state partition in the table.
 pub const STATE: u32 = 6;
+/// Number of the extended boot loader partition in the table, where there is one.
+pub const XBOOTLDR: u32 = 7;
 
 /// One of the two system slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,7 +6,10 @@ use bascule_image::digest::Sha256;
 use gptman::{GPT, GPTPartitionEntry};
 use uuid::Uuid;
 
-use super::{EMPTY_LABEL, ESP, ESP_TYPE, ROOT_TYPE, ROOT_VERITY_TYPE, STATE, STATE_TYPE, Slot, Table, uuid_of_half};
+use super::{
+    EMPTY_LABEL, ESP, ESP_TYPE, ROOT_TYPE, ROOT_VERITY_TYPE, STATE, STATE_TYPE, Slot, Table, XBOOTLDR, XBOOTLDR_TYPE,
+    uuid_of_half,
+};
 use crate::disk::{Cursor, Disk, Part, SECTOR};
 use crate::esp::Esp;
 use crate::firmware::{BootLoader, gptprio};
@@ -22,6 +25,8 @@ pub struct Sizes {
     pub verity: u64,
     /// The state partition.
     pub state: u64,
+    /// The extended boot loader partition, where the entries lie then; 0: there is none.
+    pub xbootldr: u64,
     /// Alignment of every partition.
     pub alignment: u64,
 }
@@ -30,7 +35,7 @@ impl Sizes {
     /// The smallest host on which everything still happens: for power cuts by the ten thousand. The agent wants a MiB to
     /// spare on the ESP.
     pub fn tiny() -> Self {
-        Self { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, alignment: 4096 }
+        Self { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, xbootldr: 0, alignment: 4096 }
     }
 
     /// For images of up to `image` bytes with boot images of up to `uki` bytes, as a real host would be cut.
@@ -42,6 +47,7 @@ impl Sizes {
             // One 32nd is more than the 0.8 % that the tree takes, plus the superblock.
             verity: mib(image / 32 + (1 << 20)),
             state: 64 << 20,
+            xbootldr: 0,
             alignment: 1 << 20,
         }
     }
@@ -51,7 +57,11 @@ impl Sizes {
         let round = |bytes: u64| bytes.next_multiple_of(self.alignment);
         // Protective MBR, primary table and backup table take less than 36 sectors each way.
         let tables = 2 * round(36 * SECTOR as u64);
-        tables + round(self.esp) + 2 * (round(self.data) + round(self.verity)) + round(self.state)
+        tables
+            + round(self.xbootldr)
+            + round(self.esp)
+            + 2 * (round(self.data) + round(self.verity))
+            + round(self.state)
     }
 }
 
@@ -93,8 +103,11 @@ pub fn provision(
     let mut table = Table::read(disk)?;
     let esp = Esp::format(table.part(ESP)?)?;
     esp.write("loader/loader.conf", b"timeout 0\nconsole-mode keep\n")?;
+    let more = if sizes.xbootldr > 0 { Some(Esp::format(table.part(XBOOTLDR)?)?) } else { None };
     if boot == BootLoader::SystemdBoot {
-        esp.write(&format!("EFI/Linux/{}", first.entry), first.uki)?;
+        let home = more.as_ref().unwrap_or(&esp);
+        home.write(&format!("EFI/Linux/{}", first.entry), first.uki)?;
+        home.sync()?;
     } else {
         let bits = gptprio::Attributes { priority: 2, tries: 0, successful: true };
         let number = Slot::A.data();
@@ -111,7 +124,7 @@ fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>)
     gpt.align = sizes.alignment / SECTOR as u64;
     let label = first.version;
     let own = |number: u128| Uuid::from_u128(identity.as_u128() ^ number);
-    let partitions = [
+    let mut partitions = vec![
         (ESP, ESP_TYPE, own(1), sizes.esp, "ESP"),
         (Slot::A.data(), ROOT_TYPE, uuid_of_half(first.root_hash.first_half()), sizes.data, label),
         (Slot::A.verity(), ROOT_VERITY_TYPE, uuid_of_half(first.root_hash.second_half()), sizes.verity, label),
@@ -119,6 +132,9 @@ fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>)
         (Slot::B.verity(), ROOT_VERITY_TYPE, own(5), sizes.verity, EMPTY_LABEL),
         (STATE, STATE_TYPE, own(6), sizes.state, "state"),
     ];
+    if sizes.xbootldr > 0 {
+        partitions.push((XBOOTLDR, XBOOTLDR_TYPE, own(7), sizes.xbootldr, "XBOOTLDR"));
+    }
     for (number, kind, unique, length, label) in partitions {
         let sectors = length.next_multiple_of(sizes.alignment) / SECTOR as u64;
         let start = gpt

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bascule_agent::guard::{self, Machinery, Outcome};
-use bascule_agent::observe::Lens;
+use bascule_agent::observe::LookSettings;
 use bascule_api::Goal;
 use bascule_sim::disk::Loss;
 use bascule_sim::firmware::BootLoader::{Gptprio, SystemdBoot};
@@ -39,7 +39,7 @@ fn a_trial_that_nobody_commits_is_taken_back_wherever_the_power_fails() {
         clock.restart();
         let host = SimHost::new(&world.hardware, &trial, clock.clone(), world.releases.clone()).unwrap();
         world.hardware.disk.start_recording();
-        let outcome = guard::run(&host.host(), &Lens::default(), DEADLINE, &Waits(clock));
+        let outcome = guard::run(&host.host(), &LookSettings::default(), DEADLINE, &Waits(clock));
         assert!(matches!(outcome, Outcome::Rebooting(_)), "{boot:?}: {outcome:?}");
         assert_eq!(host.bus.reboots().len(), 1, "{boot:?}");
         let recording = world.hardware.disk.take_recording().unwrap();

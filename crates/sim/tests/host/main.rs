@@ -12,6 +12,7 @@
 mod faults;
 mod firmware;
 mod guarding;
+mod inventory;
 mod machine_process;
 mod operator;
 mod power_cuts;

@@ -2,7 +2,7 @@
 //! no power cut touches it; and it gives a grant for the boot it sees, once.
 
 use bascule_agent::core::Desired;
-use bascule_api::{Goal, Grant, NodeUpdateStatus, PackFallback, ReleaseRef};
+use bascule_api::{Counting, Goal, Grant, NodeUpdateStatus, PackFallback, ReleaseRef};
 
 /// What the operator does with a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,23 @@ pub(crate) struct Operator {
     pub(crate) verdict: Verdict,
     pub(crate) goal: Goal,
     pub(crate) grant: Option<Grant>,
+    /// Whether it gives no grant where boot control is reported broken, as the planner does.
+    pub(crate) waits_for_boot_control: bool,
     generation: i64,
     grants: i64,
 }
 
 impl Operator {
     pub(crate) fn new(target: ReleaseRef, verdict: Verdict) -> Self {
-        Self { target, verdict, goal: Goal::Staged, grant: None, generation: 1, grants: 0 }
+        Self {
+            target,
+            verdict,
+            goal: Goal::Staged,
+            grant: None,
+            waits_for_boot_control: true,
+            generation: 1,
+            grants: 0,
+        }
     }
 
     /// The spec as the agent sees it.
@@ -50,6 +60,8 @@ impl Operator {
         let runs = booted.version == self.target.version;
         let failed = status.failed_releases.iter().any(|failed| failed.digest == self.target.digest);
         let staged = status.staged.as_ref().is_some_and(|staged| staged.digest == self.target.digest);
+        // As the planner's gate: no node is drained for a trial that would not end by itself.
+        let broken = status.boot_control.as_ref().is_some_and(|control| control.counting == Counting::Broken);
         let (goal, grant) = if failed {
             // Never again on this node.
             (Goal::Idle, None)
@@ -61,7 +73,7 @@ impl Operator {
             }
         } else if runs {
             (Goal::Committed, None)
-        } else if staged {
+        } else if staged && !(broken && self.waits_for_boot_control) {
             let given = self.grant.clone().filter(|grant| grant.boot_id == *boot_id);
             let grant = given.unwrap_or_else(|| {
                 self.grants = self.grants.max(status.last_grant.unwrap_or(0)) + 1;

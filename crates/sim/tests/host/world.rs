@@ -6,16 +6,18 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bascule_agent::boot::DigestCache;
+use bascule_agent::core::boot::BootPurpose;
 use bascule_agent::core::{Config, Effect, Event, Now, State, step};
 use bascule_agent::engine::{Engine, StageLimits};
-use bascule_agent::guard::{self, Sight};
-use bascule_agent::host::Clock;
-use bascule_agent::observe::Lens;
+use bascule_agent::guard::{self, TrialView};
+use bascule_agent::host::{Clock, Host};
+use bascule_agent::observe::LookSettings;
 use bascule_api::LastError;
 use bascule_image::digest::Sha256;
 use bascule_sim::disk::{Disk, FaultRule, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
-use bascule_sim::host::{SimClock, SimHost, SimReleases};
+use bascule_sim::host::{SimClock, SimHost, SimReleases, Unreadable, UnreadableEsp};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
 use chrono::{DateTime, Utc};
@@ -74,7 +76,11 @@ pub(crate) struct World {
     pub(crate) torn_names: bool,
     /// How often that happened.
     pub(crate) lost_counters: usize,
-    config: Config,
+    /// Files on the boot partition that can't be read.
+    pub(crate) unreadable: Unreadable,
+    /// Whether the guard is asked in each trial: it must not take it for none.
+    pub(crate) ask_guard: bool,
+    pub(crate) config: Config,
     hook: Option<Hook>,
     system: Option<System>,
     armed: bool,
@@ -104,6 +110,8 @@ impl World {
             clock: Arc::new(SimClock::starting_at(beginning())),
             torn_names: false,
             lost_counters: 0,
+            unreadable: Unreadable::default(),
+            ask_guard: false,
             config: Config::default(),
             hook: None,
             system: None,
@@ -196,17 +204,32 @@ impl World {
             self.lost_counters += 1;
             let host = SimHost::new(&self.hardware, &system, self.clock.clone(), self.releases.clone())
                 .map_err(|error| error.to_string())?;
-            let sight = guard::look(&host.host(), &Lens::default());
-            if !self.torn_names || !matches!(sight, Sight::Trial { .. }) {
+            let sight = guard::look(&host.host(), &LookSettings::default(), &DigestCache::default());
+            if !self.torn_names || !matches!(sight, TrialView::Trial { .. }) {
                 return Err(format!(
                     "{} runs uncounted, nobody committed it, the guard sees {sight:?}",
                     system.version
                 ));
             }
         }
+        if self.ask_guard && system.trial {
+            let host = SimHost::new(&self.hardware, &system, self.clock.clone(), self.releases.clone())
+                .map_err(|error| error.to_string())?;
+            let host = self.spoilt(host.host());
+            let view = guard::look(&host, &LookSettings::default(), &DigestCache::default());
+            if !matches!(view, TrialView::Trial { .. } | TrialView::TrialUnseen(_)) {
+                return Err(format!("{} runs as a trial, and the guard sees {view:?}", system.version));
+            }
+        }
         self.system = Some(system.clone());
         self.mark();
         Ok(system)
+    }
+
+    /// The host with the files that can't be read.
+    fn spoilt(&self, host: Host) -> Host {
+        let esp = UnreadableEsp { inner: host.esp.clone(), unreadable: self.unreadable.clone() };
+        Host { esp: Arc::new(esp), ..host }
     }
 
     /// The system that runs.
@@ -254,7 +277,7 @@ impl World {
             .map_err(|error| format!("the system does not come up: {error}"))?;
         // One worker: the same run writes in the same order.
         let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
-        let mut engine = Engine::new(host.host(), Lens::default(), limits);
+        let mut engine = Engine::new(self.spoilt(host.host()), LookSettings::default(), limits);
         let mut state = State::new(self.config.clone());
         let mut events = VecDeque::from([Event::Desired(Some(self.operator.desired()))]);
         let mut idle = 0;
@@ -300,6 +323,12 @@ impl World {
             match effect {
                 Effect::Publish(status) => {
                     self.last_error.clone_from(&status.last_error);
+                    let mut conditions = status.conditions.iter();
+                    if let Some(condition) =
+                        conditions.find(|found| found.type_ == "BootControlHealthy" && found.status != "True")
+                    {
+                        self.tell(format!("agent: boot control: {}", condition.message));
+                    }
                     if let Some(problem) = &status.last_error {
                         self.tell(format!("agent: {:?}: {}", problem.category, problem.message));
                     }
@@ -315,14 +344,14 @@ impl World {
                     if effect != Effect::Observe {
                         self.tell(format!("agent: {}", effect.name()));
                     }
-                    if matches!(effect, Effect::Arm { .. }) {
+                    if effect.is_for(BootPurpose::Arm) {
                         self.armed = true;
                         self.mark();
                     }
                     if let Some((_, hook)) = self.hook.take_if(|(name, _)| *name == effect.name()) {
                         hook();
                     }
-                    if matches!(effect, Effect::Bless { .. }) {
+                    if effect.is_for(BootPurpose::Commit) {
                         self.blessed = true;
                         self.mark();
                     }

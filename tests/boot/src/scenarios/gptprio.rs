@@ -3,17 +3,18 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_agent::boot::{BootBackend, GptPrio, Machine};
-use bascule_agent::core::{PerSlot, ReleaseTarget};
-use bascule_agent::gpt::Table;
-use bascule_agent::slots::{self, SlotLayout};
-use bascule_api::{Architecture, SlotName};
+use bascule_agent::boot;
+use bascule_agent::core::boot::{Attributes, BootChange};
+use bascule_agent::observe::{self, LookSettings};
+use bascule_api::{BootControlBackend, SlotName};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
-use bascule_sim::host::{SimDisk, SimEsp};
+use bascule_sim::host::{SimClock, SimHost, SimReleases};
 use bascule_sim::layout::{Installed, Sizes, Slot, provision};
+use bascule_sim::machine::Hardware;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
 
@@ -47,14 +48,24 @@ pub fn run() -> anyhow::Result<()> {
         Slot::B,
         StagedBytes { version: &new.version, root_hash: new.root_hash, data: &new.data, hashes: &new.verity },
     )?;
-    let (disk, esp) = (SimDisk::new(medium.clone(), None), SimEsp::mount(&medium, None)?);
-    let backend = GptPrio { disk: &disk, esp: &esp };
-    let target = ReleaseTarget {
-        slot: SlotName::B,
-        version: new.version.parse()?,
-        root_hash: new.root_hash.into(),
-        digest: None,
-        uki: None,
+    let identity = Uuid::from_u128(8);
+    let mut hardware = Hardware::new(medium, BootLoader::Gptprio, identity);
+    let system = hardware.power_on().system.context("nothing boots")?;
+    let clock = Arc::new(SimClock::starting_at(std::time::UNIX_EPOCH.into()));
+    let sim = SimHost::new(&hardware, &system, clock, Arc::new(SimReleases::of([&new])))?;
+    let host = sim.host();
+    // What the bits are now, and what the agent makes of them.
+    let bits = |slot: SlotName| -> anyhow::Result<Attributes> {
+        let (slots, ..) = observe::running_slots(&host, &LookSettings::default())?;
+        Ok(Attributes::of(slots.partitions.get(slot).0.attributes))
+    };
+    let set = |changes: Vec<(SlotName, Attributes)>| -> anyhow::Result<()> {
+        let (slots, ..) = observe::running_slots(&host, &LookSettings::default())?;
+        Ok(boot::apply(&host, BootControlBackend::GptPrio, &slots, &[BootChange::Attributes(changes)])?)
+    };
+    let arm = || -> anyhow::Result<()> {
+        let (kept, armed) = Attributes::armed_above(bits(SlotName::A)?, 3);
+        set(vec![(SlotName::A, kept), (SlotName::B, armed)])
     };
     let expect = |step: &str, a: Judged, b: Judged| -> anyhow::Result<()> {
         let seen = (cgpt(&path, Slot::A)?, cgpt(&path, Slot::B)?);
@@ -63,34 +74,20 @@ pub fn run() -> anyhow::Result<()> {
     };
 
     expect("installed", [2, 0, 1], [0, 0, 0])?;
-    backend.arm(&look(&disk, &old, SlotName::A)?, &target, 3, false)?;
+    arm()?;
     expect("armed", [2, 0, 1], [3, 3, 0])?;
-    backend.disarm(&look(&disk, &old, SlotName::A)?, &target)?;
+    set(vec![(SlotName::B, Attributes::default())])?;
     expect("disarmed", [2, 0, 1], [0, 0, 0])?;
-    backend.arm(&look(&disk, &old, SlotName::A)?, &target, 3, false)?;
+    arm()?;
     // What the boot loader does before it boots a slot, done by cgpt.
     tool(Command::new("cgpt").args(["add", "-i", "4", "-T", "2"]).arg(&path))?;
-    backend.bless(&look(&disk, &new, SlotName::B)?, SlotName::B)?;
+    set(vec![(SlotName::B, bits(SlotName::B)?.permanent())])?;
     expect("committed", [2, 0, 1], [3, 0, 1])?;
-    backend.mark_bad(&look(&disk, &new, SlotName::B)?, SlotName::B)?;
+    set(vec![(SlotName::B, Attributes::default())])?;
     expect("given up", [2, 0, 1], [0, 0, 0])?;
     let said = tool(Command::new("cgpt").args(["show", "-v"]).arg(&path))?;
     ensure!(!said.contains("INVALID"), "cgpt finds the table broken:\n{said}");
     Ok(())
-}
-
-/// The machine as the backend sees it while `running` runs from `booted`.
-fn look(disk: &SimDisk, running: &TinyRelease, booted: SlotName) -> anyhow::Result<Machine> {
-    let found = slots::find(&Table::read(disk)?.partitions(), SlotLayout::default(), Architecture::X86_64)?;
-    let content = |(data, verity): &(_, _)| slots::content(data, verity);
-    Ok(Machine {
-        product: running.product.parse()?,
-        version: running.version.parse()?,
-        root_hash: running.root_hash.into(),
-        booted,
-        contents: PerSlot { a: content(&found.a), b: content(&found.b) },
-        partitions: found,
-    })
 }
 
 fn cgpt(disk: &Path, slot: Slot) -> anyhow::Result<Judged> {

@@ -1,4 +1,4 @@
-//! Boot images as files on the boot partition: laid down, compared, put in place.
+//! Boot images as files on the boot partition: read, laid down, compared, put in place.
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -7,14 +7,18 @@ use bascule_api::{Digest, RootHash};
 use bascule_image::digest::Sha256Stream;
 use bascule_image::io::ReadAt;
 
-use super::BootError;
 use super::error::esp;
+use super::{BootError, BootFolder};
 use crate::core::ReleaseTarget;
-use crate::host::{Esp, FetchError};
+use crate::core::boot::name::EntryName;
+use crate::core::boot::{FileContent, ImageFacts, parse_waiting, unfinished_name, waiting_name};
+use crate::host::{Esp, FetchError, Inhibition};
 use crate::uki;
 
 /// How much is read at once.
 const CHUNK: usize = 256 << 10;
+/// How much of a boot image is written while shutdown is held back, before it is let go of again.
+const PIECE: usize = 1 << 20;
 
 /// Length of what is held back while a boot image gets its name: one sector, which a medium writes whole or not at all.
 const START: usize = 512;
@@ -36,11 +40,20 @@ fn read_start(esp_fs: &dyn Esp, path: &str) -> io::Result<[u8; START]> {
     Ok(start)
 }
 
-/// Whether a file lacks its start: power was lost, or the agent ended, while it was put in its place. It boots nothing, and
-/// only its publisher has the start.
-pub(super) fn lacks_its_start(esp_fs: &dyn Esp, path: &str) -> bool {
-    // What can't be read is found out by whoever needs it.
-    read_start(esp_fs, path).is_ok_and(|start| start == placeholder())
+/// What a file of the agent's concern says of itself. What is not finished is nothing yet, and is not read.
+pub(super) fn read_content(folder: &BootFolder<'_>, file: &str) -> Result<FileContent, BootError> {
+    if EntryName::parse(file).is_none() && parse_waiting(file).is_none() {
+        return Ok(FileContent::NotAnImage);
+    }
+    let path = folder.path(file);
+    if read_start(folder.esp, &path).map_err(esp("reading", &path))? == placeholder() {
+        return Ok(FileContent::Placeholder);
+    }
+    let opened = folder.esp.open(&path).map_err(esp("opening", &path))?;
+    let found = uki::read(&*opened).map_err(esp("reading", &path))?;
+    Ok(found.map_or(FileContent::NotAnImage, |facts| {
+        FileContent::Image(ImageFacts { sort_key: facts.sort_key, version: facts.version, root_hash: facts.root_hash })
+    }))
 }
 
 /// Renames a boot image that never ran here to a name with a counter, durably.
@@ -70,53 +83,6 @@ pub(super) fn put_in_place(esp_fs: &dyn Esp, from: &str, to: &str) -> Result<(),
     Err(BootError::Uki { path: to.to_owned(), reason })
 }
 
-/// Name under which a boot image waits. No boot loader looks at files that don't end in `.efi`.
-pub(super) fn waiting_name(digest: &Digest) -> String {
-    format!("bascule-{}.tmp", start_of(digest))
-}
-
-/// The first 16 hex digits of a digest.
-pub(super) fn start_of(digest: &Digest) -> String {
-    digest.as_str().trim_start_matches("sha256:").chars().take(16).collect()
-}
-
-/// Takes the name of a waiting boot image apart: the start of its digest.
-pub(super) fn parse_waiting(file: &str) -> Option<&str> {
-    let start = file.strip_prefix("bascule-")?.strip_suffix(".tmp")?;
-    (start.len() == 16 && start.bytes().all(|b| b.is_ascii_hexdigit())).then_some(start)
-}
-
-/// Files of ours that hold what an image in `images` (path and size) holds, too: power was lost within the rename that
-/// armed it, and both are on one chain of clusters.
-pub(super) fn twins(esp_fs: &dyn Esp, directory: &str, images: &[(String, u64)]) -> Result<Vec<String>, BootError> {
-    let mut found = Vec::new();
-    for file in esp_fs.list(directory).map_err(esp("listing", directory))? {
-        let ours = parse_waiting(&file.name).is_some() || is_unfinished(&file.name);
-        // Only a file of the same length is worth hashing.
-        let same_length: Vec<_> = images.iter().filter(|(_, size)| ours && *size == file.size).collect();
-        if same_length.is_empty() {
-            continue;
-        }
-        // A leftover that can't be read is no reason not to look at the machine.
-        let Ok(leftover) = digest(esp_fs, &format!("{directory}/{}", file.name)) else { continue };
-        for (path, _) in same_length {
-            if digest(esp_fs, path)? == leftover {
-                found.push(file.name.clone());
-                break;
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Whether a file is one that was never finished, or what power loss left of a waiting one: where a directory entry spans
-/// two sectors, its long name can go and the short one stay.
-pub(super) fn is_unfinished(file: &str) -> bool {
-    let short =
-        |ending| file.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bascul~")) && file.ends_with(ending);
-    (file.starts_with("bascule-") && file.ends_with(".part")) || short(".TMP") || short(".PAR")
-}
-
 /// The digest and length of a file.
 pub(super) fn digest(esp_fs: &dyn Esp, path: &str) -> Result<(Digest, u64), BootError> {
     let file = esp_fs.open(path).map_err(esp("opening", path))?;
@@ -135,7 +101,10 @@ pub(super) fn digest(esp_fs: &dyn Esp, path: &str) -> Result<(Digest, u64), Boot
 }
 
 /// Compares a file with what the target says of its boot image.
-pub(super) fn verify(esp_fs: &dyn Esp, path: &str, target: &ReleaseTarget) -> Result<(), BootError> {
+///
+/// # Errors
+/// It can't be read, or is another.
+pub fn verify(esp_fs: &dyn Esp, path: &str, target: &ReleaseTarget) -> Result<(), BootError> {
     let wrong = |reason: String| BootError::Uki { path: path.to_owned(), reason };
     match &target.uki {
         Some((expected, size)) => {
@@ -160,53 +129,107 @@ pub(super) fn names_root_hash(file: &dyn ReadAt, root_hash: &RootHash) -> io::Re
     Ok(uki::read(file)?.is_some_and(|facts| facts.root_hash.as_ref() == Some(root_hash)))
 }
 
+/// Opens a boot image that the firmware itself would start; `None` where a boot loader of another kind does that.
+///
+/// # Errors
+/// It can't be opened.
+pub fn open(folder: &BootFolder<'_>, file: &str) -> Result<Option<Box<dyn ReadAt>>, BootError> {
+    if !folder.holds_entries() {
+        return Ok(None);
+    }
+    let path = folder.path(file);
+    folder.esp.open(&path).map(Some).map_err(esp("opening", &path))
+}
+
 type Fetch<'a> = &'a mut dyn FnMut(&mut dyn Write) -> Result<(), FetchError>;
 
-/// Brings a boot image into `directory` under its waiting name: written under another one first, made durable, read
-/// back, renamed, made durable.
-pub(super) fn lay_down(
-    esp_fs: &dyn Esp,
-    directory: &str,
+/// Holds shutdown back for a moment.
+pub type HoldShutdown<'a> = &'a (dyn Fn() -> Option<Box<dyn Inhibition>> + Sync);
+
+/// Brings a boot image into a folder under its waiting name: written under another one first, made durable, read back,
+/// renamed, made durable. Shutdown is held back only while something is being written, not while it is fetched.
+///
+/// # Errors
+/// Fetching or the file system failed, or what came is not what was signed: nothing waits then.
+pub fn lay_down(
+    folder: &BootFolder<'_>,
     target: &ReleaseTarget,
+    hold: HoldShutdown<'_>,
     fetch: Fetch<'_>,
 ) -> Result<(), BootError> {
-    let Some((expected, _)) = &target.uki else { return Err(BootError::NoRelease(target.slot)) };
+    let Some((expected, _)) = &target.uki else { return Err(BootError::Unknown) };
+    let esp_fs = folder.esp;
     let waiting = waiting_name(expected);
-    let final_path = format!("{directory}/{waiting}");
-    let part = format!("{directory}/bascule-{}.part", start_of(expected));
-    let files = esp_fs.list(directory).map_err(esp("listing", directory))?;
-    let whole = !files.iter().any(|file| is_unfinished(&file.name));
-    for file in files {
-        if file.name == waiting && whole && verify(esp_fs, &final_path, target).is_ok() {
-            return Ok(());
-        }
-        // Beside an unfinished file also one that reads well goes: power may have been lost within the rename from one to
-        // the other, and then both are on one chain of clusters, which the removal of either frees.
-        if is_unfinished(&file.name) || parse_waiting(&file.name).is_some() {
-            let path = format!("{directory}/{}", file.name);
-            esp_fs.remove(&path).map_err(esp("removing", &path))?;
+    let (final_path, part) = (folder.path(&waiting), folder.path(&unfinished_name(expected)));
+    let files = esp_fs.list(folder.directory).map_err(esp("listing", folder.directory))?;
+    let stands = files.iter().any(|file| file.name == waiting);
+    if stands {
+        match verify(esp_fs, &final_path, target) {
+            Ok(()) => return Ok(()),
+            // What could not be read is not taken away for that.
+            Err(error @ BootError::Esp { .. }) => return Err(error),
+            Err(_) => {}
         }
     }
-    copy(esp_fs, &part, fetch)?;
+    copy(esp_fs, &part, hold, fetch)?;
+    let _held = hold();
     esp_fs.sync().map_err(esp("syncing", &part))?;
     verify(esp_fs, &part, target)?;
+    if stands {
+        // Its name says which image it is to be, and it is another.
+        esp_fs.remove(&final_path).map_err(esp("removing", &final_path))?;
+    }
     esp_fs.rename(&part, &final_path).map_err(esp("renaming", &part))?;
     esp_fs.sync().map_err(esp("syncing", &final_path))
 }
 
+/// Writes a copy of a file and reads it back.
+pub(super) fn copy_of(esp_fs: &dyn Esp, from: &str, to: &str) -> Result<(), BootError> {
+    let file = esp_fs.open(from).map_err(esp("opening", from))?;
+    let size = file.size().map_err(esp("measuring", from))?;
+    esp_fs.write(to, &mut Reader { file: &*file, at: 0, size }).map_err(esp("writing", to))?;
+    esp_fs.sync().map_err(esp("syncing", to))?;
+    if digest(esp_fs, to)? != digest(esp_fs, from)? {
+        let reason = "a copy of it read back as something else".to_owned();
+        return Err(BootError::Uki { path: from.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// Reads a file from front to end.
+struct Reader<'a> {
+    file: &'a dyn ReadAt,
+    at: u64,
+    size: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.size - self.at).unwrap_or(usize::MAX);
+        let count = buffer.len().min(left).min(CHUNK);
+        let Some(part) = buffer.get_mut(..count).filter(|part| !part.is_empty()) else { return Ok(0) };
+        self.file.read_at(part, self.at)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
 /// Connects a fetch that writes with a file system that reads, through a bounded channel.
-fn copy(esp_fs: &dyn Esp, path: &str, fetch: Fetch<'_>) -> Result<(), BootError> {
-    // One chunk waits while another is written.
+fn copy(esp_fs: &dyn Esp, path: &str, hold: HoldShutdown<'_>, fetch: Fetch<'_>) -> Result<(), BootError> {
+    // One piece waits while another is written.
     let (sender, receiver) = sync_channel(1);
     std::thread::scope(|scope| {
         let writing = std::thread::Builder::new()
             .name("uki-writer".to_owned())
-            .spawn_scoped(scope, || esp_fs.write(path, &mut Incoming { receiver, piece: Vec::new(), at: 0 }))
+            .spawn_scoped(scope, || {
+                let mut incoming = Incoming { receiver, piece: Vec::new(), at: 0, hold, held: None };
+                esp_fs.write(path, &mut incoming)
+            })
             .map_err(esp("writing", path))?;
-        let mut outgoing = Outgoing { sender: Some(sender) };
+        let mut outgoing = Outgoing { sender: Some(sender), piece: Vec::new() };
         let fetched = fetch(&mut outgoing);
         // Without the end mark the reader sees a broken stream, never a short file.
-        let ended = fetched.is_ok() && outgoing.send(Vec::new());
+        let ended = fetched.is_ok() && outgoing.end();
         drop(outgoing);
         let written = writing.join().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
         match (fetched, written) {
@@ -220,24 +243,33 @@ fn copy(esp_fs: &dyn Esp, path: &str, fetch: Fetch<'_>) -> Result<(), BootError>
     })
 }
 
+/// The fetching side: gathers what comes into pieces.
 struct Outgoing {
     sender: Option<SyncSender<Vec<u8>>>,
+    piece: Vec<u8>,
 }
 
 impl Outgoing {
-    fn send(&mut self, piece: Vec<u8>) -> bool {
+    fn send(&mut self) -> bool {
+        let piece = std::mem::take(&mut self.piece);
         self.sender.as_ref().is_some_and(|sender| sender.send(piece).is_ok())
+    }
+
+    /// Sends what is left, and the end mark: an empty piece.
+    fn end(&mut self) -> bool {
+        (self.piece.is_empty() || self.send()) && self.send()
     }
 }
 
 impl Write for Outgoing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let piece: Vec<u8> = bytes.iter().copied().take(CHUNK).collect();
-        let count = piece.len();
-        if count > 0 && !self.send(piece) {
+        let room = PIECE.saturating_sub(self.piece.len());
+        let taken = bytes.get(..bytes.len().min(room)).unwrap_or_default();
+        self.piece.extend_from_slice(taken);
+        if self.piece.len() >= PIECE && !self.send() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        Ok(count)
+        Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -245,17 +277,23 @@ impl Write for Outgoing {
     }
 }
 
-struct Incoming {
+/// The writing side. Shutdown is held back from when a piece is there until the next one is waited for.
+struct Incoming<'a> {
     receiver: Receiver<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
+    hold: HoldShutdown<'a>,
+    held: Option<Box<dyn Inhibition>>,
 }
 
-impl Read for Incoming {
+impl Read for Incoming<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.at == self.piece.len() {
+            drop(self.held.take());
+            let next = self.receiver.recv();
+            self.held = (self.hold)();
             // An empty piece is the end; a sender that is gone without one broke off.
-            self.piece = self.receiver.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            self.piece = next.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
             self.at = 0;
         }
         let left = self.piece.get(self.at..).unwrap_or_default();

@@ -1,0 +1,155 @@
+//! What lies on the boot partitions and what the boot loader says, as the driver read it. Nothing here is a conclusion:
+//! whose file is whose, and what the boot loader will do, is judged from this ([`super::view`], [`super::loader`]).
+//!
+//! Seen, not seen and not there are three things. A file whose content could not be read is [`FileContent::Unread`], and
+//! nothing is removed, blamed or concluded because of it.
+
+use bascule_api::{Digest, RootHash};
+use uuid::Uuid;
+
+use crate::Space;
+
+/// A partition that a boot loader takes entries from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub enum BootPartition {
+    /// The EFI system partition.
+    Esp,
+    /// The extended boot loader partition (Discoverable Partitions Specification).
+    Xbootldr,
+}
+
+impl std::fmt::Display for BootPartition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Esp => "ESP",
+            Self::Xbootldr => "XBOOTLDR",
+        })
+    }
+}
+
+/// What a unified kernel image says about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// IMAGE_ID, else ID, of its os-release: what the boot loader sorts by first.
+    pub sort_key: Option<String>,
+    /// IMAGE_VERSION, else VERSION, VERSION_ID, BUILD_ID: what it sorts by next.
+    pub version: Option<String>,
+    /// The root hash that its command line names: what it boots.
+    pub root_hash: Option<RootHash>,
+}
+
+/// What was found when a file was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileContent {
+    /// A unified kernel image.
+    Image(ImageFacts),
+    /// It was read, and a boot loader finds nothing in it that it would start.
+    NotAnImage,
+    /// It was read, and stands under the agent's placeholder: it was being put in its place when that broke off.
+    Placeholder,
+    /// It could not be read. Why.
+    Unread(String),
+}
+
+impl FileContent {
+    /// What it says of itself, if it is an image.
+    pub const fn image(&self) -> Option<&ImageFacts> {
+        match self {
+            Self::Image(facts) => Some(facts),
+            _ => None,
+        }
+    }
+
+    /// The root hash that it boots.
+    pub fn root_hash(&self) -> Option<&RootHash> {
+        self.image()?.root_hash.as_ref()
+    }
+}
+
+/// A file in the folder of boot images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootFile {
+    /// On which partition.
+    pub partition: BootPartition,
+    /// Its name, counters included.
+    pub name: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What was read of it.
+    pub content: FileContent,
+    /// Digest of all of it. Only known where two files have to be told apart.
+    pub digest: Option<Digest>,
+}
+
+/// One boot partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionFacts {
+    /// Which.
+    pub partition: BootPartition,
+    /// Its PARTUUID, where that can be told.
+    pub uuid: Option<Uuid>,
+    /// Room on it.
+    pub space: Space,
+}
+
+/// Who decides what is booted before the order of entries does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// Where it is set: a variable's name, or a key of `loader.conf`.
+    pub place: &'static str,
+    /// What it names: an entry, with `*` and `?`.
+    pub pattern: String,
+}
+
+/// What the boot loader says of itself and of this boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoaderFacts {
+    /// `LoaderInfo`: its name and version.
+    pub info: Option<String>,
+    /// `LoaderFeatures`.
+    pub features: Option<u64>,
+    /// Whether this boot was of an entry that counts (`LoaderBootCountPath`).
+    pub counted: bool,
+    /// The entry that was picked, as it was called then (`LoaderEntrySelected`).
+    pub selected: Option<String>,
+    /// What is picked whatever the order of entries says.
+    pub pins: Vec<Pin>,
+    /// PARTUUID of the partition that the boot loader came from (`LoaderDevicePartUUID`).
+    pub device: Option<Uuid>,
+    /// Whether Secure Boot is on (`SecureBoot`), where that can be told.
+    pub secure_boot: Option<bool>,
+    /// What of all this could not be read, with the reason.
+    pub unread: Vec<String>,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootInventory {
+    /// The partitions that were looked at.
+    pub partitions: Vec<PartitionFacts>,
+    /// Files in the folders of boot images, in the order of partitions and names.
+    pub files: Vec<BootFile>,
+    /// The boot loader.
+    pub loader: LoaderFacts,
+}
+
+impl BootInventory {
+    /// Room on a partition.
+    pub fn space(&self, partition: BootPartition) -> Space {
+        let found = self.partitions.iter().find(|facts| facts.partition == partition);
+        found.map_or(Space { free: 0, total: 0 }, |facts| facts.space)
+    }
+
+    /// What says of a boot loader that it is the same as before, set up in the same way.
+    pub fn loader_setup(&self) -> String {
+        let loader = &self.loader;
+        let pins: Vec<_> = loader.pins.iter().map(|pin| format!("{}={}", pin.place, pin.pattern)).collect();
+        let device = loader.device.map(|device| device.to_string()).unwrap_or_default();
+        let info = loader.info.as_deref().unwrap_or_default();
+        let text = format!("{info} {:x} {device} {}", loader.features.unwrap_or_default(), pins.join(" "));
+        text.chars().take(MAX_SETUP).collect()
+    }
+}
+
+/// Longest description of a boot loader's setup that is remembered.
+const MAX_SETUP: usize = 512;

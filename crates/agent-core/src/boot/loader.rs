@@ -1,0 +1,145 @@
+//! What systemd-boot will do with an inventory: which entry it puts first, and what is picked instead of the first
+//! (systemd, src/boot/boot.c: `boot_entry_compare`, `config_select_default_entry`; UAPI Boot Loader Specification,
+//! "Sorting").
+
+use std::cmp::Ordering;
+
+use bascule_api::compare_versions;
+
+use super::name::{Counters, EntryName};
+use super::{BootFile, FileContent, Pin};
+
+/// An entry as the loader sorts it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoaderEntry {
+    /// The whole file name in lower case.
+    pub(crate) id: String,
+    pub(crate) sort_key: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) counters: Option<Counters>,
+}
+
+impl LoaderEntry {
+    /// The entry of a file, if the loader shows it. A file that could not be read may be one: the caller has to know.
+    pub(crate) fn of(file: &BootFile) -> Option<Self> {
+        let FileContent::Image(image) = &file.content else { return None };
+        Self::named(&file.name, image.sort_key.clone(), image.version.clone())
+    }
+
+    /// An entry under a name.
+    pub(crate) fn named(name: &str, sort_key: Option<String>, version: Option<String>) -> Option<Self> {
+        let lower = name.to_ascii_lowercase();
+        // The loader passes over these.
+        if lower.starts_with('.') || lower.starts_with("auto-") {
+            return None;
+        }
+        let counters = EntryName::parse(name)?.counters;
+        Some(Self { id: lower, sort_key, version, counters })
+    }
+
+    fn is_bad(&self) -> bool {
+        self.counters.is_some_and(|counters| counters.left == 0)
+    }
+}
+
+/// Bad entries last; then by sort key, version descending, name descending, more tries left, fewer done.
+pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
+    let by_key = match (&a.sort_key, &b.sort_key) {
+        (Some(key), Some(other)) => key.cmp(other).then_with(|| {
+            let version = |entry: &LoaderEntry| entry.version.clone().unwrap_or_default();
+            compare_versions(&version(b), &version(a))
+        }),
+        _ => Ordering::Equal,
+    };
+    a.is_bad()
+        .cmp(&b.is_bad())
+        .then_with(|| a.sort_key.is_none().cmp(&b.sort_key.is_none()))
+        .then(by_key)
+        .then_with(|| compare_versions(&b.id, &a.id))
+        .then_with(|| match (a.counters, b.counters) {
+            (Some(a), Some(b)) => b.left.cmp(&a.left).then(a.done.unwrap_or(0).cmp(&b.done.unwrap_or(0))),
+            _ => Ordering::Equal,
+        })
+}
+
+/// The entry that the order alone picks.
+pub(crate) fn first(entries: &[LoaderEntry]) -> Option<&LoaderEntry> {
+    entries.iter().min_by(|a, b| compare(a, b))
+}
+
+/// The first pin that makes a difference between entries that all have to be picked in their turn.
+pub(crate) fn pin_in_the_way<'p>(pins: &'p [Pin], ids: &[String]) -> Option<&'p Pin> {
+    pins.iter().find(|pin| {
+        let pattern = pin.pattern.to_ascii_lowercase();
+        // `@saved` is what was booted last, and other words in `@` are the loader's own (loader.conf(5)).
+        let harmless = !pattern.starts_with('@')
+            && ids.iter().all(|id| glob(pattern.as_bytes(), id.to_ascii_lowercase().as_bytes()));
+        !harmless
+    })
+}
+
+/// `*` and `?`, as the loader's own fnmatch has them. Patterns are short: both sides are bounded by whoever read them.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut from) = (0, 0);
+    // Where to go on when a match fails: the last star, and how much it has taken.
+    let mut star: Option<(usize, usize)> = None;
+    while from < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, from));
+                at += 1;
+            }
+            Some(wanted) if *wanted == b'?' || Some(wanted) == text.get(from) => {
+                at += 1;
+                from += 1;
+            }
+            _ => match star {
+                Some((place, taken)) => {
+                    star = Some((place, taken + 1));
+                    at = place + 1;
+                    from = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern.iter().skip(at).all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, key: Option<&str>, version: &str) -> LoaderEntry {
+        LoaderEntry::named(name, key.map(str::to_owned), Some(version.to_owned())).unwrap()
+    }
+
+    #[test]
+    fn bad_entries_are_last_then_sort_key_then_version() {
+        let mut entries = vec![
+            entry("acme_1.9+0-3.efi", Some("acme"), "1.9"),
+            entry("acme_1.2.efi", Some("acme"), "1.2"),
+            entry("acme_1.10+3-0.efi", Some("acme"), "1.10"),
+            entry("old.efi", None, "9"),
+            entry("zeta.efi", Some("zeta"), "99"),
+        ];
+        entries.sort_by(compare);
+        let names: Vec<_> = entries.iter().map(|entry| entry.id.as_str()).collect();
+        assert_eq!(names, ["acme_1.10+3-0.efi", "acme_1.2.efi", "zeta.efi", "old.efi", "acme_1.9+0-3.efi"]);
+        assert_eq!(first(&entries).unwrap().id, "acme_1.10+3-0.efi");
+        assert_eq!(LoaderEntry::named("auto-x.efi", None, None), None);
+    }
+
+    #[test]
+    fn only_a_pin_that_fits_all_is_harmless() {
+        let ids = ["acme-os_1.0.efi".to_owned(), "acme-os_1.1+3-0.efi".to_owned()];
+        let verdict =
+            |pattern: &str| pin_in_the_way(&[Pin { place: "default", pattern: pattern.to_owned() }], &ids).is_none();
+        for harmless in ["*", "acme-os_*", "ACME-OS_1.?*.efi"] {
+            assert!(verdict(harmless), "{harmless}");
+        }
+        for pins in ["acme-os_1.0*", "acme-os_1.0.efi", "@saved", "auto-windows", "acme-os_1.1*", "", "other*"] {
+            assert!(!verdict(pins), "{pins}");
+        }
+    }
+}

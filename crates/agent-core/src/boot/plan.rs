@@ -1,0 +1,404 @@
+//! What has to change on the machine so that it boots what it should, for both boot loaders.
+//!
+//! systemd-boot sorts entries without tries left to the end, then by sort key, then by version, newest first. A newer
+//! release that is armed therefore goes first by itself. An older one would not, so the running entry is set aside
+//! (`+0-0`) after the older one is in place: at each instant one of them is picked, and both bad is again the running one,
+//! since that sorts first.
+//!
+//! With GPT attributes a change is one write of the partition table, so nothing lies between two states. The boot image of
+//! a slot lies at `EFI/bascule/slot-<a|b>.efi`, for boot loaders that start what the partition's slot has there.
+
+use bascule_api::{BootControlBackend, SlotName};
+
+use super::files::{start_of, waiting_name};
+use super::name::{EntryName, base_of};
+use super::{
+    Attributes, BootChange, BootFile, BootPartition, BootPurpose, BootStep, Expected, FileContent, PlacedImage, base,
+    entry_of,
+};
+use crate::{Entry, Facts, KnownRelease, ReleaseTarget};
+
+/// Room that is left free on a boot partition, in bytes: directories grow.
+pub(crate) const BOOT_MARGIN: u64 = 1 << 20;
+/// More copies or names of one image than this are not made.
+const MAX_NAMES: usize = 256;
+
+/// Why there is no plan: in a sentence that says what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoPlan {
+    /// Something could not be read, and the next look may see more.
+    Unseen(String),
+    /// It can't be done.
+    Refused(String),
+}
+
+type Planned = Result<BootStep, NoPlan>;
+
+/// Name of a slot's boot image where the boot loader goes by GPT attributes.
+pub(crate) const fn slot_file(slot: SlotName) -> &'static str {
+    match slot {
+        SlotName::A => "slot-a.efi",
+        SlotName::B => "slot-b.efi",
+    }
+}
+
+fn is_gptprio(facts: &Facts) -> bool {
+    facts.boot.backend == BootControlBackend::GptPrio
+}
+
+fn attributes(facts: &Facts, slot: SlotName) -> Attributes {
+    Attributes::of(facts.slots.get(slot).data.attributes)
+}
+
+fn set(slot: SlotName, attributes: Attributes) -> BootChange {
+    BootChange::Attributes(vec![(slot, attributes)])
+}
+
+fn step(facts: &Facts, purpose: BootPurpose, slot: SlotName, changes: Vec<BootChange>) -> BootStep {
+    BootStep { purpose, slot, release: facts.root_hash_of(slot).cloned(), changes }
+}
+
+fn no_entry(facts: &Facts, slot: SlotName) -> NoPlan {
+    if facts.slots.get(slot).entry == Entry::Unseen {
+        return NoPlan::Unseen(unread(facts));
+    }
+    let foreign = &facts.boot.view.slots.get(slot).foreign;
+    let names: Vec<_> = foreign.iter().map(|file| file.name.as_str()).collect();
+    NoPlan::Refused(match names.as_slice() {
+        [] => format!("slot {slot} has no boot image on the boot partitions that were looked at"),
+        _ => format!(
+            "slot {slot} is booted by {}, and none of these is on record as this agent's: leave the one that belongs there \
+             and remove the others, or put back the one that was removed",
+            names.join(", ")
+        ),
+    })
+}
+
+/// What could not be read, in a sentence.
+pub(crate) fn unread(facts: &Facts) -> String {
+    let boot = &facts.boot;
+    let lists = [&boot.view.unread, &boot.inventory.loader.unread, &boot.view.unread_leftovers];
+    let list: Vec<_> = lists.into_iter().flatten().map(String::as_str).collect();
+    let list = list.join("; ");
+    format!("not everything on the boot partition could be read, so nothing is concluded from it: {list}")
+}
+
+fn image(facts: &Facts, slot: SlotName) -> Result<&BootFile, NoPlan> {
+    facts.boot.view.slots.get(slot).images.first().ok_or_else(|| no_entry(facts, slot))
+}
+
+/// Files of the agent that may be removed. What could not be read stays, and so does what lies on the clusters of
+/// something that stays.
+fn removable<'f>(
+    facts: &'f Facts,
+    slot: Option<SlotName>,
+    keep: Option<&KnownRelease>,
+) -> impl Iterator<Item = &'f BootFile> {
+    let view = &facts.boot.view;
+    let of_slot = slot.map(|slot| view.slots.get(slot));
+    let entries = of_slot.into_iter().flat_map(|images| images.images.iter().chain(&images.same_clusters));
+    let kept = keep.map(|known| waiting_name(&known.uki_digest));
+    // Beside an unfinished file also one that reads well goes: power may have been lost within the rename from one to the
+    // other, and then both are on one chain of clusters, which the removal of either frees.
+    let whole = view.unfinished.is_empty();
+    let waiting = view.waiting.iter().filter(move |file| {
+        let kept = kept.as_ref().is_some_and(|kept| *kept == file.name);
+        !(kept && whole && matches!(file.content, FileContent::Image(_)))
+    });
+    let running = facts.boot.view.slots.get(facts.booted);
+    let needed = move |file: &BootFile| {
+        running.images.iter().chain(&running.same_clusters).any(|own| {
+            let same_file = (own.partition, &own.name) == (file.partition, &file.name);
+            let same_bytes = own.digest.is_some() && own.digest == file.digest;
+            same_file || same_bytes
+        }) || file.content.root_hash() == Some(&facts.root_hash) && entry_of(file) != Entry::None
+    };
+    entries
+        .chain(waiting)
+        .chain(&view.unfinished)
+        .chain(&view.strays)
+        .filter(|file| !matches!(file.content, FileContent::Unread(_)))
+        .filter(move |file| !needed(file))
+}
+
+/// Removes what the agent placed and what boots nothing any more; `None` if there is nothing.
+pub(crate) fn clear_away(facts: &Facts) -> Option<BootStep> {
+    let strays: Vec<_> = facts.boot.view.strays.iter().collect();
+    let changes: Vec<_> =
+        removable(facts, None, None).filter(|file| strays.contains(file)).map(BootChange::remove).collect();
+    let slot = facts.inactive();
+    (!changes.is_empty()).then_some(BootStep { purpose: BootPurpose::ClearAway, slot, release: None, changes })
+}
+
+/// Takes away the entry of the slot that does not run, and what is left of earlier downloads, but for the boot image of
+/// `keep` that waits already.
+pub(crate) fn retire(facts: &Facts, keep: Option<&KnownRelease>) -> Planned {
+    let slot = facts.inactive();
+    let mut changes = Vec::new();
+    if is_gptprio(facts) && attributes(facts, slot) != Attributes::default() {
+        changes.push(set(slot, Attributes::default()));
+    }
+    // A file that is ours and could not be read may be what must not stay: look again first.
+    let view = &facts.boot.view;
+    let own = view.slots.get(slot);
+    let mut own = own.images.iter().chain(&own.same_clusters);
+    if !view.unread_leftovers.is_empty()
+        || own.any(|file| matches!(file.content, FileContent::Unread(_)))
+        || facts.slots.get(slot).entry == Entry::Unseen
+    {
+        return Err(NoPlan::Unseen(unread(facts)));
+    }
+    changes.extend(removable(facts, Some(slot), keep).map(BootChange::remove));
+    if is_gptprio(facts) {
+        // This name is the slot's, whatever lies under it.
+        let named = facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)));
+        let change = named.map(BootChange::remove).filter(|change| !changes.contains(change));
+        changes.extend(change);
+    }
+    Ok(BootStep { purpose: BootPurpose::Retire, slot, release: None, changes })
+}
+
+/// Removes what earlier downloads left, but for the boot image of `keep`.
+pub(crate) fn clear_downloads(facts: &Facts, keep: &KnownRelease) -> Result<Option<BootStep>, NoPlan> {
+    let view = &facts.boot.view;
+    if !view.unread_leftovers.is_empty() {
+        return Err(NoPlan::Unseen(unread(facts)));
+    }
+    let changes: Vec<_> = removable(facts, None, Some(keep))
+        .filter(|file| view.waiting.contains(file) || view.unfinished.contains(file))
+        .map(BootChange::remove)
+        .collect();
+    let slot = facts.inactive();
+    Ok((!changes.is_empty()).then_some(BootStep { purpose: BootPurpose::ClearAway, slot, release: None, changes }))
+}
+
+/// An armed entry: the changes, and what is to be on record of it before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Arming {
+    pub(crate) step: BootStep,
+    pub(crate) placed: Option<PlacedImage>,
+}
+
+/// The boot image that waits for a target.
+pub(crate) fn waiting<'f>(facts: &'f Facts, target: &ReleaseTarget) -> Option<&'f BootFile> {
+    let (digest, size) = target.uki.as_ref()?;
+    let name = waiting_name(digest);
+    facts.boot.view.waiting.iter().find(|file| file.name == name && file.size == *size)
+}
+
+/// Installs the entry of the slot that does not run, with its counter.
+pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<Arming, NoPlan> {
+    let slot = target.slot;
+    if is_gptprio(facts) {
+        let mut changes = Vec::new();
+        let in_place = facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)));
+        if let Some(waits) = waiting(facts, target) {
+            changes.extend(in_place.map(BootChange::remove));
+            changes.extend(BootChange::rename(waits, slot_file(slot).to_owned()));
+        } else if target.uki.is_some() && in_place.is_none() {
+            return Err(no_entry(facts, slot));
+        }
+        let (kept, armed) = Attributes::armed_above(attributes(facts, facts.booted), tries);
+        changes.push(BootChange::Attributes(vec![(facts.booted, kept), (slot, armed)]));
+        return Ok(Arming { step: step(facts, BootPurpose::Arm, slot, changes), placed: None });
+    }
+    let (mut changes, placed): (Vec<BootChange>, Option<PlacedImage>) =
+        match facts.boot.view.slots.get(slot).images.first() {
+            Some(image) => {
+                let name = EntryName::counted(&base(image), tries, 0);
+                // One that failed here and can be fetched again is put in place like a new one; what once ran here is the way
+                // back, and is not put at risk.
+                let change = match entry_of(image) {
+                    Entry::Bad { done } if done != Some(0) && target.uki.is_some() => Some(BootChange::PutInPlace {
+                        partition: image.partition,
+                        from: image.name.clone(),
+                        to: name,
+                        expect: Expected::of(image),
+                    }),
+                    _ => BootChange::rename(image, name),
+                };
+                (change.into_iter().collect(), None)
+            }
+            None => {
+                let waits = waiting(facts, target).ok_or_else(|| no_entry(facts, slot))?;
+                let base = base_for(facts, target, waits.partition);
+                let change = BootChange::PutInPlace {
+                    partition: waits.partition,
+                    from: waits.name.clone(),
+                    to: EntryName::counted(&base, tries, 0),
+                    expect: Expected::of(waits),
+                };
+                let digest = target.uki.as_ref().map(|(digest, _)| digest.clone());
+                let record = PlacedImage { root_hash: target.root_hash.clone(), base, size: waits.size, digest };
+                (vec![change], Some(record))
+            }
+        };
+    if facts.boot.running_sorts_first {
+        changes.extend(aside(image(facts, facts.booted)?));
+    }
+    Ok(Arming { step: step(facts, BootPurpose::Arm, slot, changes), placed })
+}
+
+/// A base name for a new entry that no other file has.
+fn base_for(facts: &Facts, target: &ReleaseTarget, partition: BootPartition) -> String {
+    let plain = base_of(facts.product.as_str(), target.version.as_str());
+    let taken = facts.boot.inventory.files.iter().any(|file| {
+        file.partition == partition
+            && base(file).eq_ignore_ascii_case(&plain)
+            && file.content.root_hash() != Some(&target.root_hash)
+    });
+    if !taken {
+        return plain;
+    }
+    // The same version with another content: the root hash tells them apart.
+    let start: String = target.root_hash.as_str().chars().take(8).collect();
+    format!("{plain}_{start}")
+}
+
+/// `base`, or `base` with a number, so that no entry has it, with or without a counter.
+fn free_base(facts: &Facts, partition: BootPartition, base: &str) -> Result<String, NoPlan> {
+    let files = move || facts.boot.inventory.files.iter().filter(move |file| file.partition == partition);
+    let free = |wanted: &String| !files().any(|file| self::base(file).eq_ignore_ascii_case(wanted));
+    let numbered = (2..=MAX_NAMES).map(|number| format!("{base}_{number}"));
+    let found = std::iter::once(base.to_owned()).chain(numbered).find(free);
+    found.ok_or_else(|| NoPlan::Refused(format!("there are {MAX_NAMES} boot images called {base}: remove some")))
+}
+
+/// Gives the running trial's entry its counter back, with `left` tries after this boot.
+pub(crate) fn recount(facts: &Facts, left: u32) -> Planned {
+    let slot = facts.booted;
+    if is_gptprio(facts) {
+        let bits = Attributes { tries: u64::from(left), successful: false, ..attributes(facts, slot) };
+        return Ok(step(facts, BootPurpose::Recount, slot, vec![set(slot, bits)]));
+    }
+    let image = image(facts, slot)?;
+    // What is left of its name is only the short one; the long one is made anew.
+    let base = free_base(facts, image.partition, &base_of(facts.product.as_str(), facts.version.as_str()))?;
+    let change = BootChange::rename(image, EntryName::counted(&base, left, 1));
+    Ok(step(facts, BootPurpose::Recount, slot, change.into_iter().collect()))
+}
+
+/// Takes back what was armed and not booted. What is not there is taken back already.
+pub(crate) fn disarm(facts: &Facts, target: &ReleaseTarget) -> Planned {
+    let slot = target.slot;
+    if slot == facts.booted {
+        return Err(NoPlan::Refused("the running release can't be disarmed".to_owned()));
+    }
+    if is_gptprio(facts) {
+        return Ok(step(facts, BootPurpose::Disarm, slot, vec![set(slot, Attributes::default())]));
+    }
+    if facts.slots.get(slot).entry == Entry::Unseen {
+        return Err(NoPlan::Unseen(unread(facts)));
+    }
+    let found = facts.boot.view.slots.get(slot).images.first();
+    let changes = found.and_then(|image| {
+        let record = facts.boot.view.records.iter().find(|record| record.root_hash == target.root_hash);
+        let digest = target.uki.as_ref().map(|(digest, _)| digest).or_else(|| record?.digest.as_ref());
+        match digest {
+            Some(digest) => BootChange::rename(image, waiting_name(digest)),
+            // The installer's: nobody knows its digest, and it can't be fetched again. It stays, as the last choice.
+            None => aside(image),
+        }
+    });
+    Ok(step(facts, BootPurpose::Disarm, slot, changes.into_iter().collect()))
+}
+
+/// Makes a slot's entry permanent.
+pub(crate) fn permanent(facts: &Facts, slot: SlotName, purpose: BootPurpose) -> Planned {
+    if is_gptprio(facts) {
+        return Ok(step(facts, purpose, slot, vec![set(slot, attributes(facts, slot).permanent())]));
+    }
+    let image = image(facts, slot)?;
+    let change = BootChange::rename(image, EntryName::good(&base(image)));
+    Ok(step(facts, purpose, slot, change.into_iter().collect()))
+}
+
+/// Makes a slot that failed the last choice.
+pub(crate) fn mark_bad(facts: &Facts, slot: SlotName) -> Planned {
+    if is_gptprio(facts) {
+        return Ok(step(facts, BootPurpose::MarkBad, slot, vec![set(slot, Attributes::default())]));
+    }
+    image(facts, slot)?;
+    let mut changes: Vec<BootChange> = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    for file in &facts.boot.view.slots.get(slot).images {
+        let Some(name) = EntryName::parse(&file.name) else { continue };
+        // At least one try, so that it is not taken for an entry that was only set aside. Of a doubled one each has its own.
+        let done = name.counters.and_then(|counters| counters.done).unwrap_or(0).max(1);
+        let taken = |wanted: &String| {
+            let other = |found: &BootFile| found.name == *wanted && found.name != file.name;
+            names.contains(wanted) || facts.boot.inventory.files.iter().any(other)
+        };
+        let free = (done..).map(|done| EntryName::counted(&name.base, 0, done)).find(|name| !taken(name));
+        let Some(free) = free else { continue };
+        names.push(free.clone());
+        changes.extend(BootChange::rename(file, free));
+    }
+    Ok(step(facts, BootPurpose::MarkBad, slot, changes))
+}
+
+fn aside(image: &BootFile) -> Option<BootChange> {
+    match entry_of(image) {
+        Entry::Bad { .. } => None,
+        _ => BootChange::rename(image, EntryName::counted(&base(image), 0, 0)),
+    }
+}
+
+/// Sets a permanent entry aside: picked only if there is nothing else.
+pub(crate) fn set_aside(facts: &Facts, slot: SlotName) -> Planned {
+    if is_gptprio(facts) {
+        let bits = Attributes { priority: 1, ..attributes(facts, slot) };
+        return Ok(step(facts, BootPurpose::SetAside, slot, vec![set(slot, bits)]));
+    }
+    let change = aside(image(facts, slot)?);
+    Ok(step(facts, BootPurpose::SetAside, slot, change.into_iter().collect()))
+}
+
+/// Brings the entry of a slot back to one file. Power was lost within a rename: all names may share one chain of clusters,
+/// and removing any would free what the others need. So the content is copied, and is an entry, before all of them go.
+///
+/// Waits while there is no room for the copy.
+pub(crate) fn untangle(facts: &Facts, slot: SlotName) -> Option<BootStep> {
+    let found = facts.boot.view.slots.get(slot);
+    let keep = found.images.first()?;
+    let readable = |file: &BootFile| !matches!(file.content, FileContent::Unread(_));
+    // Without a record nobody would know the copy again, whose name is another.
+    let on_record = facts.boot.view.records.iter().any(|record| Some(&record.root_hash) == facts.root_hash_of(slot));
+    if !on_record || !facts.boot.view.unread_leftovers.is_empty() {
+        return None;
+    }
+    if !found.images.iter().chain(&found.same_clusters).all(readable) {
+        return None;
+    }
+    let space = facts.boot.inventory.space(keep.partition);
+    if space.free < keep.size.saturating_add(BOOT_MARGIN / 4) {
+        return None;
+    }
+    // Not a copy that an earlier try left: that one may be on the same chain.
+    let files = &facts.boot.inventory.files;
+    let free = |name: &String| !files.iter().any(|file| file.name.eq_ignore_ascii_case(name));
+    let copy = (1..=MAX_NAMES).map(|number| format!("bascule-copy{number}.part")).find(free)?;
+    let base = free_base(facts, keep.partition, &base(keep)).ok()?;
+    let installed = match EntryName::parse(&keep.name)?.counters {
+        None => EntryName::good(&base),
+        Some(counters) => EntryName::counted(&base, counters.left, counters.done.unwrap_or(0)),
+    };
+    let expect = Expected::of(keep);
+    // Under the name of what is not finished nobody reads it as an image; that it is a true copy was seen when it was made.
+    let unfinished = Expected { content: FileContent::NotAnImage, digest: None, ..expect.clone() };
+    let partition = keep.partition;
+    let mut changes = vec![
+        BootChange::Copy { partition, from: keep.name.clone(), to: copy.clone(), expect },
+        BootChange::Rename { partition, from: copy, to: installed, expect: unfinished },
+    ];
+    // The first last: at no moment is the slot without an entry.
+    let others = found.images.iter().skip(1).chain(&found.same_clusters);
+    changes.extend(others.chain([keep]).map(BootChange::remove));
+    Some(step(facts, BootPurpose::Untangle, slot, changes))
+}
+
+/// Whether the digest of a target's boot image begins like this.
+pub(crate) fn is_named_after(known: &KnownRelease, file: &BootFile) -> bool {
+    super::files::parse_waiting(&file.name).is_some_and(|start| start == start_of(&known.uki_digest))
+        && file.size == known.uki_size
+}

@@ -1,0 +1,311 @@
+//! Whose file is whose: what the agent placed, what boots which slot, and what is nobody's business here.
+//!
+//! A release is known by its root hash. A file is the agent's when the journal has it on record ([`PlacedImage`]), when it
+//! equals byte for byte what is on record, or when its name is one that the agent gives to what is not finished
+//! (`bascule-…`). The one image that boots a slot's release and that no record speaks of was placed by the installer, and
+//! is taken over. Everything else is reported and left alone, whatever it says of itself.
+
+use bascule_api::{Product, RootHash, SlotName, Version};
+
+use super::files::{is_unfinished, parse_waiting};
+use super::loader::LoaderEntry;
+use super::name::{Counters, EntryName, base_of};
+use super::{BootFile, BootInventory, BootPartition, FileContent, PlacedImage, Safeguard};
+use crate::{Entry, PerSlot};
+
+/// Most images that are remembered as placed: both slots' and some room.
+const MAX_PLACED: usize = 6;
+
+/// What is on the boot partitions for one slot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SlotImages {
+    /// The agent's images that boot it; the first is the entry.
+    pub images: Vec<BootFile>,
+    /// Files of the agent on the same clusters as the entry: power was lost within a rename.
+    pub same_clusters: Vec<BootFile>,
+    /// Images that boot it, too, and are not the agent's.
+    pub foreign: Vec<BootFile>,
+}
+
+/// What an inventory means.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BootView {
+    /// For each slot.
+    pub slots: PerSlot<SlotImages>,
+    /// What the agent placed and what boots nothing any more.
+    pub strays: Vec<BootFile>,
+    /// Boot images that wait under a name that no boot loader looks at.
+    pub waiting: Vec<BootFile>,
+    /// What the agent did not finish.
+    pub unfinished: Vec<BootFile>,
+    /// Entries of this product that boot neither slot and are not the agent's.
+    pub foreign: Vec<String>,
+    /// Files that might be an entry and could not be read, with the reason.
+    pub unread: Vec<String>,
+    /// What the agent laid down and could not read again, with the reason. It boots nothing, and is not removed.
+    pub unread_leftovers: Vec<String>,
+    /// Where new boot images go: to the entry that runs.
+    pub home: Option<BootPartition>,
+    /// The records as they should be.
+    pub records: Vec<PlacedImage>,
+}
+
+/// What the files are judged by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Judge<'a> {
+    pub(crate) inventory: &'a BootInventory,
+    pub(crate) records: &'a [PlacedImage],
+    pub(crate) product: &'a Product,
+    pub(crate) booted: SlotName,
+    /// What the slots hold.
+    pub(crate) releases: PerSlot<Option<(&'a RootHash, &'a Version)>>,
+    /// A safeguard that is left out, to see that the tests notice.
+    pub(crate) without: Option<Safeguard>,
+}
+
+/// What the name of an entry says.
+pub(crate) fn entry_of(file: &BootFile) -> Entry {
+    match EntryName::parse(&file.name).map(|name| name.counters) {
+        Some(None) => Entry::Good,
+        Some(Some(Counters { left: 0, done })) => Entry::Bad { done },
+        Some(Some(Counters { left, done })) => Entry::Trying { left, done },
+        None => Entry::None,
+    }
+}
+
+/// The base of an entry's name.
+pub(crate) fn base(file: &BootFile) -> String {
+    EntryName::parse(&file.name).map(|name| name.base).unwrap_or_default()
+}
+
+fn same_bytes(a: &BootFile, b: &BootFile) -> bool {
+    a.size == b.size && a.digest.is_some() && a.digest == b.digest
+}
+
+impl Judge<'_> {
+    fn holds(&self, safeguard: Safeguard) -> bool {
+        self.without != Some(safeguard)
+    }
+
+    /// The record that a file's name and length are those of.
+    fn record_of(&self, file: &BootFile) -> Option<&PlacedImage> {
+        let base = base(file);
+        self.records.iter().find(|record| record.size == file.size && record.base.eq_ignore_ascii_case(&base))
+    }
+
+    /// The root hash that a file boots: by its own word, or by the record where it could not be read.
+    fn claims(&self, file: &BootFile) -> Option<RootHash> {
+        match &file.content {
+            FileContent::Image(image) => image.root_hash.clone(),
+            FileContent::Unread(_) => self.record_of(file).map(|record| record.root_hash.clone()),
+            FileContent::NotAnImage | FileContent::Placeholder => None,
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &BootFile> {
+        self.inventory.files.iter().filter(|file| EntryName::parse(&file.name).is_some())
+    }
+
+    /// Entries that might boot anything, because nobody could read them and no record speaks of them.
+    fn unknown(&self) -> impl Iterator<Item = &BootFile> {
+        self.entries().filter(|file| {
+            matches!(file.content, FileContent::Unread(_))
+                && self.record_of(file).is_none()
+                && self.holds(Safeguard::UnreadIsNotAbsent)
+        })
+    }
+
+    /// The images of a release that are the agent's, the entry first, and the others.
+    fn images(&self, slot: SlotName, root_hash: &RootHash, version: &Version) -> (Vec<BootFile>, Vec<BootFile>) {
+        let candidates: Vec<&BootFile> =
+            self.entries().filter(|file| self.claims(file).as_ref() == Some(root_hash)).collect();
+        let record = self.records.iter().find(|record| &record.root_hash == root_hash);
+        let named = |wanted: &str| -> Vec<&BootFile> {
+            candidates.iter().copied().filter(|file| base(file).eq_ignore_ascii_case(wanted)).collect()
+        };
+        let mut ours: Vec<&BootFile> = record.map(|record| named(&record.base)).unwrap_or_default();
+        if ours.is_empty()
+            && let Some(record) = record
+        {
+            // A name that power loss tore: the short one is left, of the same file.
+            let other =
+                |file: &BootFile| file.digest.is_some() && record.digest.is_some() && file.digest != record.digest;
+            ours = candidates.iter().copied().filter(|file| file.size == record.size && !other(file)).collect();
+            let alike = ours.first().is_some_and(|first| ours.iter().skip(1).all(|other| same_bytes(first, other)));
+            if !alike {
+                ours.clear();
+            }
+        }
+        // With a record there is no guessing: what differs from it is somebody else's.
+        if ours.is_empty() && record.is_none() {
+            ours = match candidates.as_slice() {
+                [] => Vec::new(),
+                // The installer's.
+                [only] => vec![*only],
+                _ => named(&base_of(self.product.as_str(), version.as_str())),
+            };
+        }
+        if ours.is_empty() && record.is_none() && slot == self.booted {
+            ours = candidates.iter().copied().filter(|file| self.was_selected(file)).collect();
+        }
+        if !self.holds(Safeguard::ForeignIsLeftAlone) {
+            ours.clone_from(&candidates);
+        }
+        let mut owned: Vec<BootFile> = ours.iter().map(|file| (*file).clone()).collect();
+        let more = candidates.iter().filter(|file| !ours.contains(file));
+        let (equal, foreign): (Vec<&BootFile>, Vec<&BootFile>) =
+            more.copied().partition(|file| ours.iter().any(|own| same_bytes(own, file)));
+        owned.extend(equal.into_iter().cloned());
+        // The permanent one first: it is what the boot loader takes.
+        owned.sort_by_key(|file| entry_of(file) != Entry::Good);
+        (owned, foreign.into_iter().cloned().collect())
+    }
+
+    /// Whether the boot loader says that it picked this file: by its name without counters, since they change then.
+    fn was_selected(&self, file: &BootFile) -> bool {
+        let selected = self.inventory.loader.selected.as_deref().and_then(EntryName::parse);
+        selected.is_some_and(|selected| selected.base.eq_ignore_ascii_case(&base(file)))
+    }
+
+    fn is_product(&self, file: &BootFile) -> bool {
+        match &file.content {
+            FileContent::Image(image) => image.sort_key.as_deref() == Some(self.product.as_str()),
+            _ => base(file).starts_with(&base_of(self.product.as_str(), "")),
+        }
+    }
+
+    /// Judges.
+    pub(crate) fn view(&self) -> BootView {
+        let mut view = BootView::default();
+        let files = &self.inventory.files;
+        let running = self.releases.get(self.booted).map(|(root_hash, _)| root_hash);
+        for slot in [self.booted, self.booted.other()] {
+            let Some((root_hash, version)) = *self.releases.get(slot) else { continue };
+            // Two slots of the same content: what boots the running one is not the other's to lose.
+            if slot != self.booted && Some(root_hash) == running {
+                continue;
+            }
+            let (images, foreign) = self.images(slot, root_hash, version);
+            let same_clusters = files
+                .iter()
+                .filter(|file| parse_waiting(&file.name).is_some() || is_unfinished(&file.name))
+                .filter(|file| images.iter().any(|image| same_bytes(image, file)))
+                .cloned()
+                .collect();
+            *view.slots.get_mut(slot) = SlotImages { images, same_clusters, foreign };
+        }
+        view.home = view.slots.get(self.booted).images.first().map(|file| file.partition);
+        let taken = |file: &BootFile| {
+            [SlotName::A, SlotName::B].into_iter().map(|slot| view.slots.get(slot)).any(|slot| {
+                let lists = [&slot.images, &slot.same_clusters, &slot.foreign];
+                lists.into_iter().flatten().any(|other| (other.partition, &other.name) == (file.partition, &file.name))
+            })
+        };
+        let left: Vec<BootFile> = files.iter().filter(|file| !taken(file)).cloned().collect();
+        for file in left {
+            let waits = parse_waiting(&file.name).is_some();
+            let is_entry = EntryName::parse(&file.name).is_some();
+            match &file.content {
+                FileContent::Placeholder if waits || is_entry => view.strays.push(file),
+                _ if waits => view.waiting.push(file),
+                _ if is_unfinished(&file.name) => view.unfinished.push(file),
+                _ if !is_entry => {}
+                FileContent::Image(_) if self.is_ours_by_record(&file) => view.strays.push(file),
+                FileContent::Image(_) | FileContent::NotAnImage if self.is_product(&file) => {
+                    if self.holds(Safeguard::ForeignIsLeftAlone) {
+                        view.foreign.push(file.name);
+                    } else {
+                        view.strays.push(file);
+                    }
+                }
+                FileContent::Unread(_) if !self.holds(Safeguard::UnreadIsNotAbsent) && self.is_product(&file) => {
+                    view.strays.push(file);
+                }
+                _ => {}
+            }
+        }
+        view.unread = self.unread(|name| EntryName::parse(name).is_some());
+        view.unread_leftovers = self.unread(|name| parse_waiting(name).is_some() || is_unfinished(name));
+        view.records = self.records_for(&view);
+        view
+    }
+
+    /// What the agent placed for a release that no slot holds any more.
+    fn is_ours_by_record(&self, file: &BootFile) -> bool {
+        self.record_of(file).is_some_and(|record| Some(&record.root_hash) == file.content.root_hash())
+    }
+
+    fn unread(&self, matters: impl Fn(&str) -> bool) -> Vec<String> {
+        let files = self.inventory.files.iter().filter(|file| matters(&file.name));
+        let unread = files.filter_map(|file| match &file.content {
+            FileContent::Unread(why) => Some(format!("{} on the {}: {why}", file.name, file.partition)),
+            _ => None,
+        });
+        if self.holds(Safeguard::UnreadIsNotAbsent) { unread.collect() } else { Vec::new() }
+    }
+
+    /// The entry of a slot: what its image's name says, and if none is seen, whether one could be where nobody could look.
+    pub(crate) fn entry(&self, view: &BootView, slot: SlotName) -> Entry {
+        let images = view.slots.get(slot);
+        match images.images.first().or_else(|| images.foreign.first()) {
+            Some(file) => entry_of(file),
+            None if self.releases.get(slot).is_some() && self.unknown().next().is_some() => Entry::Unseen,
+            None => Entry::None,
+        }
+    }
+
+    /// Records of what is there, and of what the slots hold; what the installer placed is taken over.
+    fn records_for(&self, view: &BootView) -> Vec<PlacedImage> {
+        let held =
+            [SlotName::A, SlotName::B].map(|slot| (slot, self.releases.get(slot).map(|(root_hash, _)| root_hash)));
+        let mut records: Vec<PlacedImage> = self
+            .records
+            .iter()
+            .filter(|record| {
+                let of_a_slot = held.iter().any(|(_, root_hash)| *root_hash == Some(&record.root_hash));
+                of_a_slot || view.strays.iter().any(|file| self.record_of(file).is_some_and(|other| other == *record))
+            })
+            .cloned()
+            .collect();
+        for (slot, root_hash) in held {
+            let images = view.slots.get(slot);
+            let (Some(root_hash), Some(only)) = (root_hash, images.images.first()) else { continue };
+            let doubled = images.images.len() > 1 || !images.same_clusters.is_empty();
+            // While names are doubled there is no news of what is on record; what is not gets a record by its content, by
+            // which it is known again when one name is left.
+            if doubled && records.iter().any(|record| &record.root_hash == root_hash) {
+                continue;
+            }
+            // A file that nobody could read may be the real one.
+            if !matches!(only.content, FileContent::Image(_)) || self.unknown().next().is_some() {
+                continue;
+            }
+            let before = records.iter().position(|record| &record.root_hash == root_hash);
+            let known = before.and_then(|at| records.get(at)).filter(|record| record.size == only.size);
+            let digest = only.digest.clone().or_else(|| known.and_then(|record| record.digest.clone()));
+            let record = PlacedImage { root_hash: root_hash.clone(), base: base(only), size: only.size, digest };
+            match before.and_then(|at| records.get_mut(at)) {
+                // Only another name or length is news.
+                Some(place) if (&place.base, place.size) != (&record.base, record.size) => *place = record,
+                Some(_) => {}
+                None => records.push(record),
+            }
+        }
+        let surplus = records.len().saturating_sub(MAX_PLACED);
+        records.drain(..surplus);
+        records
+    }
+}
+
+impl BootView {
+    /// All entries that the boot loader shows, but for the agent's images of the slots.
+    pub(crate) fn others(&self, inventory: &BootInventory) -> Vec<LoaderEntry> {
+        let apart = |file: &BootFile| {
+            [SlotName::A, SlotName::B].into_iter().any(|slot| {
+                let own = &self.slots.get(slot).images;
+                own.iter().any(|own| (own.partition, &own.name) == (file.partition, &file.name))
+            })
+        };
+        inventory.files.iter().filter(|file| !apart(file)).filter_map(LoaderEntry::of).collect()
+    }
+}

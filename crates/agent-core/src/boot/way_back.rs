@@ -1,0 +1,175 @@
+//! No arming without a way back: before anything is armed, the boot loader's own rules are applied to what lies on the boot
+//! partitions. It must take the armed entry first, and the running release again once the tries are used up.
+
+use bascule_api::{BootControlBackend, Counting};
+
+use super::loader::{LoaderEntry, compare, first, pin_in_the_way};
+use super::name::{EntryName, base_of};
+use super::plan::unread;
+use super::{Attributes, BootFile, base};
+use crate::{Entry, Facts, SlotContent};
+
+/// LoaderFeatures: the boot loader counts boots (systemd, "The Boot Loader Interface", bit 4).
+const FEATURE_BOOT_COUNTING: u64 = 1 << 4;
+/// A version that sorts after all others, for a release that is not known yet.
+const SOME_NEWER: &str = "999999999";
+/// Tries of an entry that is imagined.
+const TRIES: u32 = 3;
+
+/// Whether the boot loader puts the running entry before the other slot's, counters apart.
+pub(crate) fn running_sorts_first(facts: &Facts) -> bool {
+    if facts.boot.backend == BootControlBackend::GptPrio {
+        return false;
+    }
+    let SlotContent::Release { version, .. } = &facts.inactive_slot().content else { return false };
+    let running = imagined(facts, facts.boot.view.slots.get(facts.booted).images.first(), facts.version.as_str(), None);
+    let other = imagined(facts, other_image(facts), version.as_str(), None);
+    running.zip(other).is_some_and(|(running, other)| compare(&running, &other).is_lt())
+}
+
+/// The other slot's image: its entry, or what waits to become it.
+fn other_image(facts: &Facts) -> Option<&BootFile> {
+    let root_hash = facts.inactive_slot().content.root_hash()?;
+    let view = &facts.boot.view;
+    let waits = || view.waiting.iter().find(|file| file.content.root_hash() == Some(root_hash));
+    view.slots.get(facts.inactive()).images.first().or_else(waits)
+}
+
+/// An entry as it would be called with these counters.
+fn imagined(
+    facts: &Facts,
+    file: Option<&BootFile>,
+    version: &str,
+    counters: Option<(u32, u32)>,
+) -> Option<LoaderEntry> {
+    let base = match file.map(base).filter(|base| !base.is_empty()) {
+        Some(base) => base,
+        None => base_of(facts.product.as_str(), version),
+    };
+    let name = match counters {
+        None => EntryName::good(&base),
+        Some((left, done)) => EntryName::counted(&base, left, done),
+    };
+    let image = file.and_then(|file| file.content.image());
+    let sort_key = image.map_or_else(|| Some(facts.product.to_string()), |image| image.sort_key.clone());
+    let version = image.map_or_else(|| Some(version.to_owned()), |image| image.version.clone());
+    LoaderEntry::named(&name, sort_key, version)
+}
+
+/// Why arming the other slot would leave no way back, or would not be taken up; `None` if all is well.
+///
+/// Without a release in the other slot, a newer one is imagined there.
+pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
+    if facts.boot.backend == BootControlBackend::GptPrio {
+        return None;
+    }
+    let inventory = &facts.boot.inventory;
+    let view = &facts.boot.view;
+    let pins = |ids: &[String]| {
+        let pin = pin_in_the_way(&inventory.loader.pins, ids)?;
+        Some(format!(
+            "{} pins {}, which wins over the order of entries and over their counters: remove it (bootctl set-default \"\", or \
+             the line in loader.conf)",
+            pin.place, pin.pattern
+        ))
+    };
+    if let Some(why) = inventory.loader.unread.first() {
+        return Some(format!("what decides about the next boot could not be read: {why}"));
+    }
+    let looked: Vec<_> = inventory.partitions.iter().filter_map(|facts| facts.uuid).collect();
+    if let Some(device) = inventory.loader.device
+        && looked.len() == inventory.partitions.len()
+        && !looked.contains(&device)
+    {
+        return Some(format!(
+            "the boot loader came from partition {device}, which is none of those that are mounted here: what is written \
+             there would not be booted; mount the right one, or name it in boot.partition"
+        ));
+    }
+    if !view.unread.is_empty() {
+        return Some(unread(facts));
+    }
+    let running_file = view.slots.get(facts.booted).images.first();
+    let Some(running_file) = running_file else {
+        let foreign: Vec<_> = view.slots.get(facts.booted).foreign.iter().map(|file| file.name.as_str()).collect();
+        return Some(match foreign.as_slice() {
+            [] => "no unified kernel image on the boot partitions boots what runs (it may be an entry of type #1, or lie on a \
+                   partition that is not mounted): there would be no way back"
+                .to_owned(),
+            _ => format!(
+                "what runs is booted by {}, and none of these is on record as this agent's: there would be no way back",
+                foreign.join(", ")
+            ),
+        });
+    };
+    let version = match &facts.inactive_slot().content {
+        SlotContent::Release { version, .. } => version.as_str(),
+        _ => SOME_NEWER,
+    };
+    let other = other_image(facts);
+    let armed = imagined(facts, other, version, Some((TRIES, 0)))?;
+    let used_up = imagined(facts, other, version, Some((0, TRIES)))?;
+    let kept = imagined(facts, Some(running_file), facts.version.as_str(), None)?;
+    let running = match compare(&kept, &imagined(facts, other, version, None)?).is_lt() {
+        true => imagined(facts, Some(running_file), facts.version.as_str(), Some((0, 0)))?,
+        false => kept.clone(),
+    };
+    if let Some(why) = pins(&[kept.id, running.id.clone(), armed.id.clone(), used_up.id.clone()]) {
+        return Some(why);
+    }
+    let mut entries = view.others(inventory);
+    entries.extend([running.clone(), armed.clone()]);
+    let would = |taken: Option<&LoaderEntry>, wanted: &LoaderEntry, when: &str| {
+        let taken = taken.filter(|taken| *taken != wanted)?;
+        Some(format!(
+            "{when}, the boot loader would take {}, which is not this agent's: remove it, or give it another sort key",
+            taken.id
+        ))
+    };
+    if let Some(why) = would(first(&entries), &armed, "with a release armed in the other slot") {
+        return Some(why);
+    }
+    entries.pop();
+    entries.push(used_up);
+    would(first(&entries), &running, "after the tries of an armed release")
+}
+
+/// Whether the boot loader, by its own order, would take the other slot's entry as everything lies there now.
+pub(crate) fn would_take_the_other(facts: &Facts) -> bool {
+    let other = facts.inactive();
+    if facts.boot.backend == BootControlBackend::GptPrio {
+        let attributes = |slot| Attributes::of(facts.slots.get(slot).data.attributes);
+        return attributes(other).tries > 0 && attributes(other).priority > attributes(facts.booted).priority;
+    }
+    let view = &facts.boot.view;
+    let mut entries = view.others(&facts.boot.inventory);
+    let own = [other, facts.booted].map(|slot| view.slots.get(slot).images.iter().filter_map(LoaderEntry::of));
+    entries.extend(own.into_iter().flatten());
+    let taken = first(&entries).map(|entry| entry.id.clone());
+    let wanted = view.slots.get(other).images.first().map(|image| image.name.to_ascii_lowercase());
+    taken.is_some() && taken == wanted
+}
+
+/// What this boot alone says of the boot loader's counting, and why if it is not known to work.
+pub(crate) fn counting(facts: &Facts) -> (Counting, Option<String>) {
+    let broken = |message: &str| (Counting::Broken, Some(message.to_owned()));
+    if facts.boot.backend == BootControlBackend::GptPrio {
+        return (Counting::Unknown, Some("the first trial shows whether the boot loader counts".to_owned()));
+    }
+    let loader = &facts.boot.inventory.loader;
+    if let Some(why) = loader.unread.first() {
+        return (Counting::Unknown, Some(format!("what the boot loader says of itself could not be read: {why}")));
+    }
+    let Some(features) = loader.features else {
+        return broken("the boot loader left no LoaderFeatures: this boot was not by systemd-boot");
+    };
+    if features & FEATURE_BOOT_COUNTING == 0 {
+        return broken("the boot loader says that it does not count boots (LoaderFeatures, bit 4)");
+    }
+    match facts.booted_slot().entry {
+        Entry::Trying { done: None | Some(0), .. } if !loader.counted => {
+            broken("the boot loader booted an entry with a counter and did not count it down")
+        }
+        _ => (Counting::Works, None),
+    }
+}

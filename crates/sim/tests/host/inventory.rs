@@ -1,0 +1,205 @@
+//! Boot partitions as they really are: with files of other people, files that can't be read, leftovers and doubles. Over all
+//! of them, nothing that the agent did not place is touched, the image that runs stays, the guard never takes a trial for
+//! none, and a trial that is good is committed. With any one safeguard left out, some of them go wrong.
+
+use bascule_agent::core::boot::Safeguard;
+use bascule_api::NodeError;
+use bascule_image::digest::Sha256;
+use bascule_sim::disk::Disk;
+use bascule_sim::esp::Esp;
+use bascule_sim::firmware::BootLoader::SystemdBoot;
+use bascule_sim::host::Failing;
+use bascule_sim::layout::Table;
+use bascule_sim::tiny::boot_image;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use crate::operator::Verdict;
+use crate::power_cuts::world;
+use crate::support::{installed, release};
+use crate::world::{World, Wrong};
+
+const WORLDS: u64 = 150;
+const EIO: i32 = 5;
+const ENOMEM: i32 = 12;
+
+fn esp(disk: &Disk) -> Esp {
+    Table::read(disk).unwrap().esp().unwrap()
+}
+
+/// An image of somebody else's.
+fn foreign(sort_key: &str, version: &str, command_line: &str) -> Vec<u8> {
+    let os_release = format!("ID={sort_key}\nIMAGE_ID={sort_key}\nIMAGE_VERSION={version}\nPRETTY_NAME=x\n");
+    boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", command_line.as_bytes()), (".linux", &[7; 900])])
+}
+
+/// A host on which 1.0 runs and 1.1 is wanted, with a boot partition that many hands were at.
+struct Node {
+    world: World,
+    /// What is none of the agent's business.
+    foreign: Vec<(String, Vec<u8>)>,
+    /// Something decides about the next boot that makes arming useless.
+    pinned: bool,
+}
+
+fn node(seed: u64, without: Option<Safeguard>) -> Node {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let old = release("1.0");
+    let mut world = world(SystemdBoot, installed(SystemdBoot, &old), "1.1", Verdict::Commit);
+    world.config.without = without;
+    world.ask_guard = true;
+    let esp = esp(&world.hardware.disk);
+    let mut others: Vec<(String, Vec<u8>)> = Vec::new();
+    let debug = foreign("acme-os", "1.0", &format!("roothash={} ro debug systemd.log_level=debug", old.root_hash));
+    let candidates = [
+        // Case 19: the same root hash with another command line, and a recovery image without any.
+        ("acme-os-1.0-debug.efi", debug),
+        ("acme-os_recovery.efi", foreign("acme-os", "0.1", "rescue")),
+        ("other.efi", foreign("other-os", "77", "quiet")),
+        ("acme-os_0.9.efi", foreign("acme-os", "0.9", &format!("roothash={}", Sha256::of(b"long gone")))),
+        ("acme-os_5.efi", b"MZ, and no image at all".repeat(40)),
+        ("memtest.efi", vec![0x4d; 700]),
+        ("notes.txt", b"do not touch".to_vec()),
+    ];
+    for (name, content) in candidates {
+        if random.random_bool(0.4) {
+            others.push((name.to_owned(), content));
+        }
+    }
+    for (name, content) in &others {
+        esp.write(&format!("EFI/Linux/{name}"), content).unwrap();
+    }
+    // What an agent leaves that power loss stopped.
+    for (name, content) in [
+        ("bascule-0123456789abcdef.tmp", vec![1; 3000]),
+        ("bascule-fedcba9876543210.part", vec![2; 800]),
+        ("acme-os-1.0_2.efi", old.uki.clone()),
+    ] {
+        if random.random_bool(0.2) {
+            esp.write(&format!("EFI/Linux/{name}"), &content).unwrap();
+        }
+    }
+    let pinned = random.random_bool(0.15);
+    if pinned {
+        let pin = *["default acme-os-1.0*", "default @saved", "preferred acme-os-1.0.efi"].choose(&mut random).unwrap();
+        esp.write("loader/loader.conf", format!("timeout 0\n{pin}\n").as_bytes()).unwrap();
+    }
+    esp.sync().unwrap();
+    // What can't be read, once or more often; files of others also for ever.
+    let mut names: Vec<&str> = vec!["acme-os-1.0.efi", "acme-os-1.0+", "acme-os_1.1", "bascule-", "loader.conf"];
+    names.extend(others.iter().map(|(name, _)| name.as_str()));
+    for name in names {
+        if random.random_bool(0.25) {
+            let is_other = others.iter().any(|(other, _)| other == name);
+            let times = if is_other && random.random_bool(0.3) { u64::MAX } else { random.random_range(1..5) };
+            let error = if random.random_bool(0.5) { EIO } else { ENOMEM };
+            let skip = random.random_range(0..12);
+            world.unreadable.fail(name, Failing { skip, times, error });
+        }
+    }
+    Node { world, foreign: others, pinned }
+}
+
+impl Node {
+    fn judge(&mut self) -> Result<(), Wrong> {
+        let mut system = self.world.settle()?;
+        // What passes may take longer than a world waits for what never does.
+        for _ in 0..4 {
+            if system.version == "1.1" {
+                break;
+            }
+            system = self.world.resume()?;
+        }
+        let boots = self.world.hardware.starts;
+        if self.pinned && boots > 1 {
+            return Err(format!(
+                "the node was rebooted {} times although the boot loader would not have followed",
+                boots - 1
+            ));
+        }
+        // Reading may fail for ever; then it is said, and nothing is armed.
+        let may_stay = self.pinned || self.world.unreadable.is_permanent();
+        if system.version != "1.1" && !may_stay {
+            let files = esp(&self.world.hardware.disk).list("EFI/Linux").map_err(|error| error.to_string())?;
+            return Err(format!("{} runs at the end: {:?}; {files:?}", system.version, self.world.last_error));
+        }
+        let next = self.world.next_start()?;
+        if (&next.version, next.trial) != (&system.version, false) {
+            return Err(format!("{} runs, {} boots next (trial: {})", system.version, next.version, next.trial));
+        }
+        let esp = esp(&self.world.hardware.disk);
+        for (name, content) in &self.foreign {
+            let found = esp.read(&format!("EFI/Linux/{name}"), 1 << 20);
+            if found.as_ref().ok() != Some(content) {
+                return Err(format!(
+                    "{name} is not the agent's, and was touched: {:?}",
+                    found.map(|bytes| bytes.len())
+                ));
+            }
+        }
+        let damage = esp.check().map_err(|error| error.to_string())?;
+        if damage.is_empty() { Ok(()) } else { Err(format!("the boot partition is damaged: {damage:?}")) }
+    }
+}
+
+#[test]
+fn whatever_lies_on_the_boot_partition_nothing_of_others_is_touched_and_the_node_stays_whole() {
+    let mut updated = 0;
+    for seed in 0..WORLDS {
+        let mut node = node(seed, None);
+        node.judge().unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}\n  {}", node.world.told()));
+        updated += u64::from(node.world.running().is_some_and(|system| system.version == "1.1"));
+    }
+    println!("{updated} of {WORLDS} nodes run the new release");
+    assert!(updated > WORLDS / 2, "only {updated} nodes were updated: this proves little");
+}
+
+#[test]
+fn each_safeguard_is_missed_when_it_is_left_out() {
+    for without in [Safeguard::UnreadIsNotAbsent, Safeguard::ForeignIsLeftAlone, Safeguard::WayBackBeforeArming] {
+        let found = (0..WORLDS).find(|seed| node(*seed, Some(without)).judge().is_err());
+        assert!(found.is_some(), "nothing noticed that {without:?} was left out");
+    }
+}
+
+/// Case 38: neither a partition table that can't be repaired nor a boot partition without room for a copy costs a good
+/// trial its commit.
+fn repairs_that_fail(without: Option<Safeguard>) -> Result<(), Wrong> {
+    use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
+    let mut world = world(SystemdBoot, installed(SystemdBoot, &release("1.0")), "1.1", Verdict::Silence);
+    let trial = world.settle()?;
+    assert!(trial.trial, "{}", world.told());
+    // The backup table breaks and can't be written, an entry is doubled, and the boot partition is full.
+    let disk = world.hardware.disk.clone();
+    Part::whole(&disk).write_all(disk.length() - 512, &[0xaa; 512]).unwrap();
+    let esp = esp(&disk);
+    let new = release("1.1");
+    esp.write("EFI/Linux/bascule-copy1.part", &new.uki).unwrap();
+    let free = usize::try_from(esp.free().unwrap()).unwrap();
+    esp.write("EFI/filler.bin", &vec![1; free.saturating_sub(1024)]).unwrap();
+    esp.sync().unwrap();
+    world.faults = vec![FaultRule::always(Access::Write, Some(Cache::WHOLE), Effect::Eio)];
+    world.config.without = without;
+    world.operator.verdict = Verdict::Commit;
+    let system = world.resume()?;
+    let entries = esp.list("EFI/Linux").unwrap();
+    let committed = entries.iter().any(|file| file.name == "acme-os_1.1.efi");
+    let wrong = || format!("{} runs, entries {entries:?}\n  {}", system.version, world.told());
+    if !committed {
+        return Err(wrong());
+    }
+    let said = world.last_error.as_ref().map(|error| error.category);
+    if said == Some(NodeError::Storage) {
+        Ok(())
+    } else {
+        Err(format!("the failed repair is not said: {said:?}; {}", wrong()))
+    }
+}
+
+#[test]
+fn a_good_trial_is_committed_before_anything_is_repaired() {
+    repairs_that_fail(None).unwrap();
+    let wrong = repairs_that_fail(Some(Safeguard::CommitBeforeRepair));
+    assert!(wrong.is_err(), "nothing noticed that repairs went first");
+}

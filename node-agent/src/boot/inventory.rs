@@ -1,0 +1,219 @@
+//! Reads what lies on the boot partitions and what the boot loader says, and concludes nothing from it.
+//!
+//! What fails as a whole (a folder that can't be listed) is an error: nothing was seen. What fails for one file is said of
+//! that file, and the rest is seen all the same.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use bascule_api::{BootControlBackend, Digest, RootHash};
+use uuid::Uuid;
+
+use super::error::esp;
+use super::files::{self, read_content};
+use super::{BootError, BootFolder};
+use crate::core::boot::name::EntryName;
+use crate::core::boot::{
+    BootFile, BootInventory, BootPartition, FileContent, LoaderFacts, PartitionFacts, Pin, is_unfinished, parse_waiting,
+};
+use crate::engine::in_one_line;
+use crate::host::{Firmware, Host};
+
+/// More files than this are not looked at, and then nothing is concluded.
+const MAX_FILES: usize = 256;
+/// The boot loader's settings (loader.conf(5)).
+const LOADER_CONF: &str = "loader/loader.conf";
+/// Longest settings of a boot loader in bytes.
+const MAX_CONF: u64 = 64 << 10;
+/// Longest text of a variable that is kept, in UTF-16 units.
+const MAX_TEXT: usize = 512;
+
+type Listing = Vec<(BootPartition, String, u64)>;
+
+/// Digests of boot images, for as long as nothing on the boot partitions changes its name or length: a look does not read
+/// hundreds of MB again and again. What hangs on a digest is read once more when it is done.
+#[derive(Debug, Default)]
+pub struct DigestCache(Mutex<Digests>);
+
+/// Digests of files, and the listing that they are of.
+type Digests = (Listing, BTreeMap<(BootPartition, String), Digest>);
+
+impl DigestCache {
+    /// Forgets everything: something was changed.
+    pub fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
+    }
+
+    fn of(&self, listing: &Listing, folder: &BootFolder<'_>, file: &str, size: u64) -> Result<Digest, BootError> {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.0 != *listing {
+            *cached = (listing.clone(), BTreeMap::new());
+        }
+        let key = (folder.partition, file.to_owned());
+        if let Some(digest) = cached.1.get(&key) {
+            return Ok(digest.clone());
+        }
+        let (digest, length) = files::digest(folder.esp, &folder.path(file))?;
+        if length != size {
+            let reason = format!("it is {length} bytes long, not {size}");
+            return Err(BootError::Unexpected { path: folder.path(file), reason });
+        }
+        cached.1.insert(key, digest.clone());
+        Ok(digest)
+    }
+}
+
+/// Whether a file is one that the agent reads: an entry, or something it laid down itself.
+fn concerns_us(name: &str) -> bool {
+    EntryName::parse(name).is_some() || parse_waiting(name).is_some() || is_unfinished(name)
+}
+
+/// Reads everything. `releases` are the root hashes of the slots.
+///
+/// # Errors
+/// A folder can't be listed: nothing was seen.
+pub fn read(
+    host: &Host,
+    backend: BootControlBackend,
+    releases: &[&RootHash],
+    digests: &DigestCache,
+) -> Result<BootInventory, BootError> {
+    let folders = BootFolder::all(host, backend);
+    let mut inventory = BootInventory { loader: loader(host, backend), ..BootInventory::default() };
+    for folder in &folders {
+        let space = folder.esp.space().map_err(esp("measuring", folder.directory))?;
+        let uuid = folder.esp.partition_uuid().unwrap_or_else(|error| {
+            inventory.loader.unread.push(format!("the PARTUUID of the {}: {error}", folder.partition));
+            None
+        });
+        inventory.partitions.push(PartitionFacts { partition: folder.partition, uuid, space });
+        let mut listed = folder.esp.list(folder.directory).map_err(esp("listing", folder.directory))?;
+        listed.retain(|file| concerns_us(&file.name));
+        if listed.len() > MAX_FILES {
+            return Err(BootError::TooMany { path: folder.directory.to_owned(), limit: MAX_FILES });
+        }
+        listed.sort();
+        for file in listed {
+            let content = match read_content(folder, &file.name) {
+                Ok(content) => content,
+                Err(error) => FileContent::Unread(in_one_line(&error)),
+            };
+            let (partition, name, size) = (folder.partition, file.name, file.size);
+            inventory.files.push(BootFile { partition, name, size, content, digest: None });
+        }
+    }
+    tell_apart(&mut inventory, &folders, releases, digests);
+    Ok(inventory)
+}
+
+/// Reads whole what may be one file under two names: images of one release, and what was laid down, of one length.
+fn tell_apart(
+    inventory: &mut BootInventory,
+    folders: &[BootFolder<'_>],
+    releases: &[&RootHash],
+    digests: &DigestCache,
+) {
+    let listing: Listing = inventory.files.iter().map(|file| (file.partition, file.name.clone(), file.size)).collect();
+    let is_image = |file: &BootFile| file.content.root_hash().is_some_and(|root_hash| releases.contains(&root_hash));
+    let is_entry = |file: &BootFile| EntryName::parse(&file.name).is_some();
+    let read = |file: &BootFile| !matches!(file.content, FileContent::Unread(_));
+    let alike = |a: &BootFile, b: &BootFile| {
+        let same_file = (a.partition, &a.name) == (b.partition, &b.name);
+        let same_release = a.content.root_hash() == b.content.root_hash();
+        // Of two entries only those of one release are of interest; what was laid down may be anything.
+        !same_file
+            && a.partition == b.partition
+            && a.size == b.size
+            && read(a)
+            && read(b)
+            && (is_entry(a) && is_image(a) || is_entry(b) && is_image(b))
+            && (same_release || !is_entry(a) || !is_entry(b))
+    };
+    let wanted: Vec<usize> = (0..inventory.files.len())
+        .filter(|at| {
+            let file = inventory.files.get(*at);
+            file.is_some_and(|file| inventory.files.iter().any(|other| alike(file, other)))
+        })
+        .collect();
+    for at in wanted {
+        let Some(file) = inventory.files.get_mut(at) else { continue };
+        let Some(folder) = folders.iter().find(|folder| folder.partition == file.partition) else { continue };
+        match digests.of(&listing, folder, &file.name, file.size) {
+            Ok(digest) => file.digest = Some(digest),
+            // It was read, and is shorter than its name says: power loss cut it off. It equals nothing that is whole.
+            Err(BootError::Unexpected { .. }) => {}
+            Err(error) => file.content = FileContent::Unread(in_one_line(&error)),
+        }
+    }
+}
+
+/// What the boot loader says, and what decides beside the order of entries.
+fn loader(host: &Host, backend: BootControlBackend) -> LoaderFacts {
+    let mut facts = LoaderFacts::default();
+    if backend == BootControlBackend::GptPrio {
+        return facts;
+    }
+    let unread = &mut facts.unread;
+    let mut bytes = |name: &str| variable(&*host.firmware, name, unread);
+    facts.features = bytes("LoaderFeatures")
+        .map(|bytes| bytes.iter().take(8).rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte)));
+    let mut text = |name: &str| bytes(name).as_deref().map(utf16).filter(|text| !text.is_empty());
+    facts.info = text("LoaderInfo");
+    facts.counted = text("LoaderBootCountPath").is_some();
+    facts.selected = text("LoaderEntrySelected");
+    facts.device = text("LoaderDevicePartUUID").and_then(|text| text.parse::<Uuid>().ok());
+    for place in ["LoaderEntryDefault", "LoaderEntryPreferred"] {
+        facts.pins.extend(text(place).map(|pattern| Pin { place, pattern }));
+    }
+    match host.esp.read(LOADER_CONF, MAX_CONF) {
+        Ok(bytes) => facts.pins.extend(configured(&String::from_utf8_lossy(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => facts.unread.push(format!("{LOADER_CONF}: {error}")),
+    }
+    facts
+}
+
+fn variable(firmware: &dyn Firmware, name: &str, unread: &mut Vec<String>) -> Option<Vec<u8>> {
+    firmware.variable(name).unwrap_or_else(|error| {
+        unread.push(format!("the EFI variable {name}: {error}"));
+        None
+    })
+}
+
+/// A text variable of the boot loader: UTF-16, little endian, with a NUL.
+fn utf16(bytes: &[u8]) -> String {
+    let units: Vec<u16> = bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair.first().copied().unwrap_or(0), pair.last().copied().unwrap_or(0)]))
+        .take_while(|unit| *unit != 0)
+        .take(MAX_TEXT)
+        .collect();
+    String::from_utf16_lossy(&units)
+}
+
+/// The lines of loader.conf that pick an entry.
+fn configured(text: &str) -> Vec<Pin> {
+    let pin = |line: &str| {
+        let (key, value) = line.trim().split_once([' ', '\t'])?;
+        let place = match key {
+            "default" => "default in loader.conf",
+            "preferred" => "preferred in loader.conf",
+            _ => return None,
+        };
+        Some(Pin { place, pattern: value.trim().chars().take(MAX_TEXT).collect() })
+    };
+    text.lines().filter_map(pin).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_read_from_loader_conf() {
+        let pins = configured("timeout 0\n# default x\ndefault\tacme_1.0*  \npreferred @saved\ndefaults no\n");
+        let shown: Vec<_> = pins.iter().map(|pin| (pin.place, pin.pattern.as_str())).collect();
+        assert_eq!(shown, [("default in loader.conf", "acme_1.0*"), ("preferred in loader.conf", "@saved")]);
+    }
+}

@@ -1,0 +1,156 @@
+//! No arming without a way back: found out before the node is drained, and never a cycle of drains and reboots.
+
+use std::sync::Arc;
+
+use bascule_agent::core::boot::Safeguard;
+use bascule_agent::core::{Config, Event, ManualCommand};
+use bascule_api::{Counting, Goal, NodeUpdateStatus, conditions};
+use bascule_sim::firmware::BootLoader::SystemdBoot;
+use bascule_sim::host::{SimFirmware, SimReleases};
+use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
+
+use crate::machine::{Machine, named, problem, release};
+
+fn machine() -> Machine {
+    Machine::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])])
+}
+
+fn with_xbootldr() -> Machine {
+    let sizes = Sizes { xbootldr: 1200 << 10, ..Sizes::tiny() };
+    let new = release("1.1", &[]);
+    Machine::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new]))
+}
+
+fn message(status: &NodeUpdateStatus) -> String {
+    let found = status.conditions.iter().find(|condition| condition.type_ == conditions::BOOT_CONTROL_HEALTHY);
+    found.map(|condition| condition.message.clone()).unwrap_or_default()
+}
+
+/// Stages, and expects that boot control is reported broken with these words before anything was granted, and that a grant
+/// then leads to nothing.
+fn is_refused(machine: &mut Machine, words: &str) {
+    let new = release("1.1", &[]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap().clone();
+    assert_eq!(status.boot_control.as_ref().unwrap().counting, Counting::Broken, "{words}");
+    assert!(!conditions::is_true(&status.conditions, conditions::BOOT_CONTROL_HEALTHY), "{words}");
+    assert!(message(&status).contains(words), "{words}: {}", message(&status));
+    let grant = machine.grant(50);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    assert_eq!(problem(agent.published().unwrap()), Some("BootControl"), "{words}");
+    assert!(machine.sim.bus.reboots().is_empty(), "{words}");
+}
+
+#[test]
+fn entries_on_the_xbootldr_are_found_and_updated_there() {
+    let mut machine = with_xbootldr();
+    machine.update(&release("1.1", &[]), 1);
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
+    let table = Table::read(&machine.hardware.disk).unwrap();
+    let list = |number| bascule_sim::esp::Esp::new(table.part(number).unwrap()).list("EFI/Linux").unwrap();
+    assert!(list(ESP).is_empty(), "nothing was put beside the entries that count");
+    let names: Vec<_> = list(XBOOTLDR).into_iter().map(|file| file.name).collect();
+    assert!(names.contains(&"acme-os_1.1.efi".to_owned()), "{names:?}");
+}
+
+#[test]
+fn an_xbootldr_that_is_not_mounted_is_no_way_back() {
+    let mut machine = with_xbootldr();
+    machine.sim.xbootldr = None;
+    is_refused(&mut machine, "no unified kernel image on the boot partitions boots what runs");
+}
+
+#[test]
+fn a_system_that_was_booted_by_another_kind_of_entry_is_not_armed() {
+    let mut machine = machine();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    esp.remove("EFI/Linux/acme-os-1.0.efi").unwrap();
+    esp.sync().unwrap();
+    is_refused(&mut machine, "it may be an entry of type #1");
+}
+
+#[test]
+fn a_default_in_loader_conf_is_found_before_the_drain() {
+    for line in ["default acme-os-1.0*", "default @saved", "preferred acme-os-1.0.efi"] {
+        let mut machine = machine();
+        let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+        esp.write("loader/loader.conf", format!("timeout 0\n{line}\n").as_bytes()).unwrap();
+        esp.sync().unwrap();
+        is_refused(&mut machine, "in loader.conf pins");
+    }
+    // One that fits all of the product's entries decides nothing.
+    let mut machine = machine();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    esp.write("loader/loader.conf", b"default acme-os*\n").unwrap();
+    esp.sync().unwrap();
+    machine.update(&release("1.1", &[]), 1);
+}
+
+#[test]
+fn a_boot_loader_from_another_partition_is_found_before_the_drain() {
+    let mut machine = machine();
+    machine.hardware.variables.set_string("LoaderDevicePartUUID", "11111111-2222-4333-8444-555555555555");
+    machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
+    is_refused(&mut machine, "the boot loader came from partition");
+}
+
+#[test]
+fn a_file_that_would_be_booted_instead_is_named() {
+    let mut machine = machine();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    let os_release = b"ID=aaa\nIMAGE_ID=aaa\nIMAGE_VERSION=1\nPRETTY_NAME=x\n";
+    let image = bascule_sim::tiny::boot_image(&[(".osrel", &os_release[..]), (".cmdline", b"quiet"), (".linux", b"k")]);
+    esp.write("EFI/Linux/aaa.efi", &image).unwrap();
+    esp.sync().unwrap();
+    is_refused(&mut machine, "aaa.efi");
+}
+
+/// Case 7: something decides that nobody here can see. It costs one drain, not one after the other.
+fn not_taken(config: &Config) -> (Machine, usize) {
+    let new = release("1.1", &[]);
+    let mut machine = machine();
+    let mut reboots = 0;
+    for generation in 1..4 {
+        let mut agent = machine.agent_with(config.clone());
+        agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+        let broken = agent.published().unwrap().boot_control.as_ref().unwrap().counting == Counting::Broken;
+        if broken {
+            break;
+        }
+        let grant = machine.grant(generation);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+        reboots += machine.sim.bus.reboots().len();
+        machine.hardware.variables.set_string("LoaderEntryOneShot", "acme-os-1.0.efi");
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0");
+    }
+    (machine, reboots)
+}
+
+#[test]
+fn an_armed_entry_that_was_not_taken_is_never_armed_again_by_itself() {
+    let (mut machine, reboots) = not_taken(&Config::default());
+    assert_eq!(reboots, 1);
+    is_refused(&mut machine, "was armed and the boot loader did not take it");
+    let (_, reboots) = not_taken(&Config { without: Some(Safeguard::NotTakenIsRemembered), ..Config::default() });
+    assert_eq!(reboots, 3, "without that memory it is a cycle");
+
+    // A person who has mended it stages the release by hand, and all is well again.
+    let new = release("1.1", &[]);
+    let mut agent = machine.agent();
+    agent.handle(Event::Manual { command: ManualCommand::Stage(named(&new)), user: None }).unwrap();
+    machine.update(&new, 9);
+}
+
+#[test]
+fn another_set_up_of_the_boot_loader_is_judged_anew() {
+    let (mut machine, _) = not_taken(&Config::default());
+    machine.hardware.variables.set_string("LoaderInfo", "systemd-boot 300");
+    machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
+    let new = release("1.1", &[]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    assert_eq!(agent.published().unwrap().boot_control.as_ref().unwrap().counting, Counting::Works);
+}
