@@ -21,9 +21,25 @@ const CLUSTER_SCOPED: [&str; 3] = ["FlowSchema", "ValidatingAdmissionPolicy", "V
 
 type Objects = BTreeMap<String, Value>;
 
+/// kustomize writes 100 where the definitions have 100.0, which is the same number.
+fn plain(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.values_mut().for_each(plain),
+        Value::Array(items) => items.iter_mut().for_each(plain),
+        Value::Number(number) => {
+            let written = number.to_string();
+            if let Some(Ok(whole)) = written.strip_suffix(".0").map(str::parse::<i64>) {
+                *value = Value::from(whole);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn objects(yaml: &[u8]) -> Objects {
     let documents: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(yaml).unwrap()).unwrap();
     let named = documents.into_iter().filter(|document| !document.is_null()).map(|mut object| {
+        plain(&mut object);
         let kind = object["kind"].as_str().unwrap().to_owned();
         if CLUSTER_SCOPED.contains(&kind.as_str()) {
             object["metadata"].as_object_mut().unwrap().remove("namespace");
