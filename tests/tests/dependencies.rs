@@ -6,6 +6,7 @@
 use cargo_metadata::{DependencyKind, MetadataCommand, camino::Utf8Path};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     process::Command,
 };
 
@@ -192,10 +193,16 @@ fn the_agents_state_machine_names_no_client_no_runtime_and_no_clock() {
     for forbidden in CLIENTS.iter().chain(RUNTIMES).chain(&["rand", "rand_chacha", "fastrand"]) {
         assert!(!below.contains(*forbidden), "bascule-agent-core is built from {forbidden}");
     }
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/agent-core/src");
+    let mut folders = vec![PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/agent-core/src"))];
+    let mut paths = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("the state machine's folder") {
+            let path = entry.expect("a file").path();
+            if path.is_dir() { folders.push(path) } else { paths.push(path) }
+        }
+    }
     let mut files = 0;
-    for entry in std::fs::read_dir(folder).expect("the state machine's folder") {
-        let path = entry.expect("a file").path();
+    for path in paths {
         let text = std::fs::read_to_string(&path).expect("a source file");
         let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
         for (number, line) in code.enumerate() {
