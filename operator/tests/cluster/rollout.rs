@@ -102,7 +102,8 @@ async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
     nodes.cordon("n1").await.unwrap();
 
     let _operator = world.operator("first").await;
-    world.policy("workers", json!({})).await;
+    // The cordoned node counts as unavailable.
+    world.policy("workers", json!({"budget": {"maxUnavailable": 2}})).await;
     world.until_reason("n2", WaitReason::Freeze).await;
     freezes.delete("incident", &DeleteParams::default()).await.unwrap();
     // The other node goes; the cordoned one waits and stays as the admin left it.
