@@ -96,7 +96,14 @@ pub async fn operator_pod(client: &Client, name: &str, listen: &str) {
             // No scheduler and no kubelet touches it.
             "schedulingGates": [{"name": "bascule.dev/runs-elsewhere"}],
             "serviceAccountName": "bascule-operator",
-            "containers": [{"name": "operator", "image": "bascule-operator", "ports": [{"name": "http", "containerPort": port}]}],
+            // Its namespace enforces `restricted`.
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{
+                "name": "operator",
+                "image": "bascule-operator",
+                "ports": [{"name": "http", "containerPort": port}],
+                "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+            }],
         },
     });
     let pod: Pod = serde_json::from_value(pod).unwrap();

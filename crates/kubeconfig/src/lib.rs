@@ -90,7 +90,8 @@ pub fn proxy(
     };
     let Some(text) = text else { return Ok(None) };
     let except = either("NO_PROXY", "no_proxy").unwrap_or_default();
-    let matcher = Matcher::builder().all(text.as_str()).no(except.as_str()).build();
+    // Asked only whether the server is excepted: with a proxy that is none the matcher would say that none is wanted.
+    let matcher = Matcher::builder().all("http://proxy.invalid:1").no(except.as_str()).build();
     if this_machine(server) || matcher.intercept(server).is_none() {
         return Ok(None);
     }
