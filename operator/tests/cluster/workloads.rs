@@ -178,7 +178,12 @@ spec:
   template:
     metadata: {labels: {app.kubernetes.io/name: bascule-operator}}
     spec:
-      containers: [{name: c, image: example.invalid/c}]
+      # Its namespace enforces `restricted`.
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+      containers:
+      - name: c
+        image: example.invalid/c
+        securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
