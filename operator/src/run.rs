@@ -8,7 +8,7 @@ use crate::{
     drain::{self, Drains, EvictionApi},
     events::Events,
     gather::{Assembler, Outside, World},
-    health::{Asker, AskerError, GateBoard, ObjectAsker},
+    health::{Asker, AskerError, GateBoard},
     leader::{Leader, LeaderError, Leadership},
     live::{Live, Planned},
     metrics::Metrics,
@@ -129,12 +129,12 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let identity = settings.identity.clone().unwrap_or_else(own_name);
 
     let changes = Arc::new(watch::Sender::new(0_u64));
-    let world = World::new(Arc::clone(&changes));
+    let world = World::new(Arc::clone(&changes), &clock);
     readiness.set(world.missing());
     let mut watches = world.watch(&client, &metrics);
     let leader = Leader::start(client.clone(), &settings, &identity).await?;
     let events = Events::start(client.clone(), &identity);
-    let asker = Asker::new(ObjectAsker::new(client.clone()), &extra_ca)?;
+    let asker = Asker::new(client.clone(), &settings.namespace, &extra_ca)?;
     let scratch;
     let state_dir = match &settings.state_dir {
         Some(folder) => folder.clone(),
@@ -433,6 +433,7 @@ impl Round<'_> {
             parts.metrics.called(called.action, called.stood);
         }
         let left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
+        crate::hooks::let_go(&parts.writer).await;
         let mut drains = parts.drain_orders(&plan);
         if self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some() {
             drains.retain(|order| self.drains.are_under_way(&order.node));

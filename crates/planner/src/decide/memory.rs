@@ -3,7 +3,8 @@
 
 use crate::plan::MemoryChange;
 use bascule_api::{
-    BlockedRelease, HistoryEntry, NodeError, Outcome, PolicyFailure, Time, Timings, UpdatePolicyStatus, Version,
+    BlockedRelease, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Time, Timings, UpdatePolicyStatus,
+    Version,
 };
 
 /// Most entries that are kept, as in the schema.
@@ -18,6 +19,8 @@ pub(super) struct Memory {
     pub(super) failures: Vec<PolicyFailure>,
     pub(super) timings: Timings,
     pub(super) history: Vec<HistoryEntry>,
+    pub(super) maintenance: Option<Maintenance>,
+    pub(super) maintenances: i64,
     pub(super) changes: Vec<MemoryChange>,
 }
 
@@ -28,6 +31,8 @@ impl Memory {
             failures: status.failures.clone(),
             timings: status.timings.clone(),
             history: status.history.clone(),
+            maintenance: status.maintenance.clone(),
+            maintenances: status.maintenances,
             changes: Vec::new(),
         }
     }
@@ -66,6 +71,15 @@ impl Memory {
             let what =
                 format!("it failed on {failed} node{}, last on {}: {}", plural(failed), failure.node, failure.message);
             self.block(&version, super::policy::BY_THRESHOLD, &what, now);
+        }
+    }
+
+    /// Blocks a release whose remembered failures reach the threshold: an admin may have lowered it since, and the nodes that
+    /// reported them may be gone.
+    pub(super) fn recount(&mut self, version: &Version, threshold: u32, now: Time) {
+        let last = self.failures.iter().rev().find(|failure| failure.version == *version);
+        if let Some(last) = last.cloned() {
+            self.fail(last, threshold, now);
         }
     }
 
