@@ -8,7 +8,10 @@
     reason = "a check says by a panic that it does not hold, as fuzzers expect"
 )]
 
+mod host;
 pub mod seeds;
+
+pub use host::{gpt, image_signature, journal, settings, signature_list};
 
 use bascule_image::digest::Sha256;
 use bascule_image::pack::{BlockRange, Codec, Frame, FrameDecoder, PackIndex};
@@ -28,12 +31,17 @@ pub struct Target {
 }
 
 /// All parsers of bytes from outside.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "index", check: index, seeds: seeds::index },
     Target { name: "manifest", check: manifest, seeds: seeds::manifest },
     Target { name: "frame", check: frame, seeds: seeds::frame },
     Target { name: "superblock", check: superblock, seeds: seeds::superblock },
     Target { name: "uki", check: uki, seeds: seeds::uki },
+    Target { name: "gpt", check: gpt, seeds: host::seeds::gpt },
+    Target { name: "journal", check: journal, seeds: host::seeds::journal },
+    Target { name: "settings", check: settings, seeds: host::seeds::settings },
+    Target { name: "signature_list", check: signature_list, seeds: host::seeds::signature_list },
+    Target { name: "image_signature", check: image_signature, seeds: host::seeds::image_signature },
 ];
 
 /// Whatever parses as an index prints as the same bytes, and its frames lie one behind the other.

@@ -57,6 +57,10 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], chance: &mut ChaCha8Rng) {
 }
 
 fn run(target: Target) {
+    run_rounds(target, ROUNDS);
+}
+
+fn run_rounds(target: Target, rounds: u32) {
     let seeds = (target.seeds)();
     for seed in &seeds {
         // A stub is no UKI yet; all other seeds are good.
@@ -65,7 +69,7 @@ fn run(target: Target) {
     let seed = target.name.bytes().fold(41, |sum, byte| sum * 31 + u64::from(byte));
     let mut chance = ChaCha8Rng::seed_from_u64(seed);
     let mut refused = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let mut bytes = seeds[below(&mut chance, seeds.len())].clone();
         for _ in 0..=below(&mut chance, 4) {
             change(&mut bytes, &seeds[below(&mut chance, seeds.len())], &mut chance);
@@ -73,7 +77,7 @@ fn run(target: Target) {
         refused += u32::from(!(target.check)(&bytes));
     }
     // A checker that accepts nearly everything, or nothing that differs from the seeds, would not be looking.
-    assert!(refused > ROUNDS / 20, "{}: only {refused} of {ROUNDS} were refused", target.name);
+    assert!(refused > rounds / 20, "{}: only {refused} of {rounds} were refused", target.name);
 }
 
 #[test]
@@ -99,4 +103,31 @@ fn superblock() {
 #[test]
 fn uki() {
     run(TARGETS[4]);
+}
+
+#[test]
+fn gpt() {
+    // Each is a whole disk.
+    run_rounds(TARGETS[5], 1_500);
+}
+
+#[test]
+fn journal() {
+    run(TARGETS[6]);
+}
+
+#[test]
+fn settings() {
+    // Each is a file.
+    run_rounds(TARGETS[7], 4_000);
+}
+
+#[test]
+fn signature_list() {
+    run_rounds(TARGETS[8], 4_000);
+}
+
+#[test]
+fn image_signature() {
+    run_rounds(TARGETS[9], 4_000);
 }
