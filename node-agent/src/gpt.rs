@@ -18,6 +18,9 @@ const ENTRY_SIZE: u32 = 128;
 /// More entries than this are not accepted; 128 is usual.
 const MAX_ENTRIES: u32 = 1024;
 
+/// Header and entries of one copy lie within so many bytes.
+const MAX_TABLE: usize = 1 << 20;
+
 /// Why the partition table can't be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
@@ -304,14 +307,15 @@ impl Write for Window {
             self.start = self.position;
         }
         if self.position < self.start {
-            let gap = usize::try_from(self.start - self.position).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let gap = usize::try_from(self.start - self.position).ok().filter(|gap| *gap <= MAX_TABLE);
+            let gap = gap.ok_or(io::ErrorKind::InvalidInput)?;
             self.bytes.splice(0..0, std::iter::repeat_n(0, gap));
             self.start = self.position;
         }
         let from = usize::try_from(self.position - self.start).map_err(|_| io::ErrorKind::InvalidInput)?;
         let end = from.checked_add(bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
         // A header and its entries lie next to each other; anything further apart is not a table of ours.
-        if end > 1 << 20 {
+        if end > MAX_TABLE {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         if self.bytes.len() < end {

@@ -13,6 +13,7 @@ pub mod agent;
 mod alarm;
 pub mod boot;
 pub mod engine;
+pub mod fitness;
 pub mod gpt;
 pub mod guard;
 pub mod host;

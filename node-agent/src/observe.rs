@@ -184,7 +184,7 @@ fn root_hash(command_line: &str, layout: SlotLayout) -> Result<RootHash, SlotErr
     named.ok().flatten().ok_or(SlotError::NoRootHash(option.name()))
 }
 
-fn architecture() -> Result<Architecture, ObserveError> {
+pub(crate) fn architecture() -> Result<Architecture, ObserveError> {
     match std::env::consts::ARCH {
         "x86_64" => Ok(Architecture::X86_64),
         "aarch64" => Ok(Architecture::Arm64),

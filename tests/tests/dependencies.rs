@@ -140,10 +140,18 @@ fn dependencies_point_inwards() {
         ("bascule-planner", &["bascule-names", "bascule-api"]),
         ("bascule-image", &["bascule-names"]),
         ("bascule-repository", &["bascule-names", "bascule-image"]),
+        ("bascule-secure-boot", &["bascule-names", "bascule-image"]),
         ("bascule-agent-core", &["bascule-names", "bascule-api", "bascule-image"]),
         (
             "bascule-agent",
-            &["bascule-agent-core", "bascule-names", "bascule-api", "bascule-image", "bascule-repository"],
+            &[
+                "bascule-agent-core",
+                "bascule-names",
+                "bascule-api",
+                "bascule-image",
+                "bascule-repository",
+                "bascule-secure-boot",
+            ],
         ),
         (
             "bascule-operator",

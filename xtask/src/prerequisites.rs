@@ -18,6 +18,11 @@ pub(crate) struct Tool {
 pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "veritysetup", package: "cryptsetup-bin" },
+    Tool { program: "strace", package: "strace" },
+    Tool { program: "partx", package: "util-linux" },
+    Tool { program: "losetup", package: "mount" },
+    Tool { program: "sbsign", package: "sbsigntool" },
+    Tool { program: "openssl", package: "openssl" },
     Tool { program: "objdump", package: "binutils" },
     // No program, but found the same way: an absolute path stays what it is.
     Tool { program: "/usr/lib/systemd/boot/efi/linuxx64.efi.stub", package: "systemd-boot-efi" },

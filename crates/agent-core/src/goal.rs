@@ -181,7 +181,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
         verified_at: Some(now.wall),
     };
     let target = ReleaseTarget::known(facts.inactive(), &known);
-    if let Err((category, message)) = fits(facts, &manifest, &known) {
+    if let Err((category, message)) = fits(state.config.memory_limit, facts, &manifest, &known) {
         refuse(state, now, category, message);
         return None;
     }
@@ -233,8 +233,32 @@ fn query(journal: &Journal, facts: &Facts, release: &ReleaseRef) -> ReleaseQuery
     }
 }
 
+/// Bytes of an image for each byte of its blocks' digests: 32 for 4096.
+const DIGESTS: u64 = 128;
+
 /// Room is checked before the first write.
-fn fits(facts: &Facts, manifest: &bascule_image::Manifest, known: &KnownRelease) -> Result<(), (NodeError, String)> {
+fn fits(
+    memory_limit: Option<u64>,
+    facts: &Facts,
+    manifest: &bascule_image::Manifest,
+    known: &KnownRelease,
+) -> Result<(), (NodeError, String)> {
+    // While a slot is written or read back, the digests of all its blocks are in memory, next to everything else.
+    let digests = manifest.image.size / DIGESTS;
+    if let Some(limit) = memory_limit.filter(|limit| digests > limit / 2) {
+        const MIB: u64 = 1 << 20;
+        let message = format!(
+            "the image of {} has {} MiB and needs {} MiB of memory for its digests; the agent may use {} MiB, which is enough \
+             for images of up to {} MiB: raise its limit (MemoryMax= of the unit, limits.memory of the pod) to {}M",
+            manifest.version,
+            manifest.image.size.div_ceil(MIB),
+            digests.div_ceil(MIB),
+            limit / MIB,
+            limit / 2 * DIGESTS / MIB,
+            (digests * 2).div_ceil(MIB)
+        );
+        return Err((NodeError::Unsuitable, message));
+    }
     let slot = facts.inactive_slot();
     let parts =
         [("image", manifest.image.size, &slot.data), ("verity tree", manifest.verity.hash_tree_size, &slot.verity)];

@@ -43,6 +43,8 @@ pub struct Config {
     pub inspect_every: Duration,
     /// Spreads the waits of many nodes: 0 to 1000, another for each node.
     pub spread: u64,
+    /// Bytes of memory that the agent may use, where there is a limit.
+    pub memory_limit: Option<u64>,
 }
 
 impl Config {
@@ -76,6 +78,7 @@ impl Default for Config {
             observe_every: Duration::from_secs(300),
             inspect_every: Duration::from_secs(6 * 3600),
             spread: 0,
+            memory_limit: None,
         }
     }
 }

@@ -172,6 +172,15 @@ impl BootBackend for GptPrio<'_> {
         image_file::lay_down(self.esp, DIRECTORY, target, fetch)
     }
 
+    fn open_uki(
+        &self,
+        _machine: &Machine,
+        _target: &ReleaseTarget,
+    ) -> Result<Option<Box<dyn bascule_image::io::ReadAt>>, BootError> {
+        // What these loaders start is their own business: a kernel from the slot, or this file after a check of their own.
+        Ok(None)
+    }
+
     fn verify_uki(&self, _machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError> {
         let in_place = file_of(target.slot);
         match &target.uki {

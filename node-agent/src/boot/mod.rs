@@ -73,6 +73,13 @@ pub trait BootBackend {
         fetch: &mut dyn FnMut(&mut dyn std::io::Write) -> Result<(), crate::host::FetchError>,
     ) -> Result<(), BootError>;
 
+    /// The boot image that would be armed, to be looked at; `None` where the firmware does not start it itself.
+    fn open_uki(
+        &self,
+        machine: &Machine,
+        target: &ReleaseTarget,
+    ) -> Result<Option<Box<dyn bascule_image::io::ReadAt>>, BootError>;
+
     /// Compares the boot image that would be armed with the manifest.
     fn verify_uki(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError>;
 

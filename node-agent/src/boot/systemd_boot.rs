@@ -203,6 +203,19 @@ impl SystemdBoot<'_> {
         found.ok_or_else(|| esp("naming", DIRECTORY)(std::io::ErrorKind::AlreadyExists.into()))
     }
 
+    /// Where the boot image lies that would be armed: the slot's entry, or what waits for a name.
+    fn path_to_arm(&self, machine: &Machine, target: &ReleaseTarget) -> Result<String, BootError> {
+        // A slot that is being written has no release yet, and no entry.
+        let holds = machine.root_hash_of(target.slot) == Some(&target.root_hash);
+        let image = if holds { self.of_slot(machine, target.slot)?.into_iter().next() } else { None };
+        if let Some(image) = image {
+            return Ok(image.path());
+        }
+        let no_entry = || BootError::NoEntry { slot: target.slot, root_hash: target.root_hash.clone() };
+        let (digest, _) = target.uki.as_ref().ok_or_else(no_entry)?;
+        Ok(path(&waiting_name(digest)))
+    }
+
     /// A base name for a new entry that no other file has.
     fn base_for(&self, machine: &Machine, target: &ReleaseTarget, images: &[Image]) -> String {
         let plain = base_of(machine.product.as_str(), target.version.as_str());
@@ -292,13 +305,17 @@ impl BootBackend for SystemdBoot<'_> {
         image_file::lay_down(self.esp, DIRECTORY, target, fetch)
     }
 
+    fn open_uki(
+        &self,
+        machine: &Machine,
+        target: &ReleaseTarget,
+    ) -> Result<Option<Box<dyn bascule_image::io::ReadAt>>, BootError> {
+        let path = self.path_to_arm(machine, target)?;
+        self.esp.open(&path).map(Some).map_err(esp("opening", &path))
+    }
+
     fn verify_uki(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), BootError> {
-        if let Some(image) = self.of_slot(machine, target.slot)?.first() {
-            return image_file::verify(self.esp, &image.path(), target);
-        }
-        let no_entry = || BootError::NoEntry { slot: target.slot, root_hash: target.root_hash.clone() };
-        let (digest, _) = target.uki.as_ref().ok_or_else(no_entry)?;
-        image_file::verify(self.esp, &path(&waiting_name(digest)), target)
+        image_file::verify(self.esp, &self.path_to_arm(machine, target)?, target)
     }
 
     fn arm(

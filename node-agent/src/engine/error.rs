@@ -10,6 +10,7 @@ use bascule_image::verity::{CheckError, SuperblockError};
 
 use crate::boot::BootError;
 use crate::core::{Failure, JournalError};
+use crate::fitness::Unfit;
 use crate::gpt::TableError;
 use crate::host::{BusError, FetchError};
 use crate::observe::ObserveError;
@@ -23,6 +24,9 @@ pub enum EffectError {
     /// The boot entries.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The boot image is none that this machine would start.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// The partition table.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -90,6 +94,7 @@ impl EffectError {
         match self {
             Self::Observe(error) => error.category(),
             Self::Boot(error) => error.category(),
+            Self::Unfit(error) => error.category(),
             Self::Table(error) => error.category(),
             Self::Journal(_) | Self::Order(_) => NodeError::Internal,
             Self::State { source, .. } | Self::Partition { source, .. } => of_io(source),

@@ -15,6 +15,7 @@ pub use slot::StageLimits;
 
 use crate::boot::{BootBackend, Machine};
 use crate::core::{Effect, Event, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
+use crate::fitness::{self, Wanted};
 use crate::gpt::{Change, Table};
 use crate::host::{Hold, Host, ResolvedRelease};
 use crate::observe::{self, Lens, ObserveError};
@@ -145,7 +146,8 @@ impl Engine {
                         Self::not_running(machine, target.slot)?;
                         Ok(boot.stage_uki(machine, target, &mut |out| release.copy_uki(out, &options))?)
                     })
-                })
+                })?;
+                self.check_fitness(&self.machine()?, target)
             }
             Effect::Inspect(target) => {
                 let machine = self.machine()?;
@@ -173,6 +175,8 @@ impl Engine {
             Effect::Verify { target, quick } => {
                 let machine = self.machine()?;
                 self.boot(&machine)?.verify_uki(&machine, target)?;
+                // Keys may have been revoked since it was staged.
+                self.check_fitness(&machine, target)?;
                 if *quick { Ok(()) } else { self.read_back(&machine, target, tell) }
             }
             Effect::Arm { target, tries, set_aside_running } => self.with_boot("arming a slot", |boot, machine| {
@@ -252,6 +256,18 @@ impl Engine {
 
     fn boot(&self, machine: &Machine) -> Result<Box<dyn BootBackend + '_>, ObserveError> {
         Ok(observe::backend(&self.host, observe::backend_kind(&self.host, &self.lens, machine)?))
+    }
+
+    /// Whether the firmware would start the boot image of a target, and whether it is what it should be.
+    fn check_fitness(&self, machine: &Machine, target: &ReleaseTarget) -> Result<(), EffectError> {
+        let Some(file) = self.boot(machine)?.open_uki(machine, target)? else { return Ok(()) };
+        let wanted = Wanted {
+            architecture: observe::architecture()?,
+            // A product that the settings name is one that os-release does not.
+            product: self.lens.product.is_none().then_some(&machine.product),
+            version: &target.version,
+        };
+        Ok(fitness::check(&*file, &wanted, &*self.host.firmware)?)
     }
 
     /// Changes boot entries while shutdown is held back.

@@ -13,9 +13,14 @@ pub const BOOT_LOADER_VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// EFI variables.
 pub trait Firmware: Send + Sync {
-    /// The value of a variable of [`BOOT_LOADER_VENDOR`] without its attributes, `None` if it is not set. A machine
+    /// The value of a variable of a vendor (a GUID in lower case) without its attributes, `None` if it is not set. A machine
     /// without EFI variables has none set.
-    fn variable(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
+    fn variable_of(&self, vendor: &str, name: &str) -> io::Result<Option<Vec<u8>>>;
+
+    /// The value of a variable of [`BOOT_LOADER_VENDOR`].
+    fn variable(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.variable_of(BOOT_LOADER_VENDOR, name)
+    }
 }
 
 /// Wall clock and time since boot.

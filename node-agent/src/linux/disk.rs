@@ -69,7 +69,18 @@ impl BlockDisk {
 
     fn part(&self, number: u32, extent: Extent, write: bool) -> io::Result<Part> {
         let (path, start) = self.node(number, extent)?;
-        let file = OpenOptions::new().read(true).write(write).open(path)?;
+        // Exclusive, for a device, means that nobody has it mounted or built another device on it, and that nobody can while
+        // it is written (open(2), O_EXCL).
+        let exclusive = if write && self.is_device { OFlags::EXCL.bits() } else { 0 };
+        let flags = i32::try_from(exclusive).unwrap_or_default();
+        let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(&path);
+        let file = opened.map_err(|error| match error.kind() {
+            io::ErrorKind::ResourceBusy => io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("{} is in use: unmount it, or stop what is built on it", path.display()),
+            ),
+            _ => error,
+        })?;
         Ok(Part { file, start, length: extent.length })
     }
 }

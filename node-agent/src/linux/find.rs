@@ -4,6 +4,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use uuid::Uuid;
+
 /// Where a boot partition is usually mounted (Boot Loader Specification, "Mount points").
 const USUAL: [&str; 3] = ["efi", "boot/efi", "boot"];
 
@@ -21,6 +23,30 @@ pub enum FindError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The disk is one of several paths to a device, or all of them together.
+    #[error(
+        "{} is part of the multipath device {multipath}: slots on dm-multipath are not supported, since a partition table \
+         that is written through one path is not seen on the others; boot from a disk of its own", disk.display()
+    )]
+    Multipath {
+        /// The disk.
+        disk: PathBuf,
+        /// Name of the device-mapper device.
+        multipath: String,
+    },
+    /// Another disk has the running release, too.
+    #[error(
+        "{} and {} both have a partition with PARTUUID {uuid}, which the running slot is found by: a copy of the disk is \
+         attached; detach it, or give one of them other PARTUUIDs", disk.display(), other.display()
+    )]
+    Twins {
+        /// The disk with the slots.
+        disk: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// What both have.
+        uuid: Uuid,
     },
 }
 
@@ -46,4 +72,118 @@ pub fn find_disk(mounted: &Path) -> Result<PathBuf, FindError> {
     let disk = node.parent().and_then(Path::file_name).filter(|_| on_partition);
     let disk = disk.ok_or_else(|| failed(io::Error::other("it is not on a partition of a disk")))?;
     Ok(Path::new("/dev").join(disk))
+}
+
+/// Refuses a disk below or above dm-multipath. `disk` is its device node; `sys` the folder `/sys/class/block`.
+///
+/// # Errors
+/// [`FindError::Multipath`]. What sysfs does not say is no multipath.
+pub(super) fn refuse_multipath(sys: &Path, disk: &Path) -> Result<(), FindError> {
+    let name = disk.file_name().unwrap_or_default();
+    let own = sys.join(name);
+    let holders = std::fs::read_dir(own.join("holders")).into_iter().flatten().flatten();
+    let holders = holders.map(|entry| sys.join(entry.file_name()));
+    for device in std::iter::once(own).chain(holders) {
+        let text = |file: &str| std::fs::read_to_string(device.join(file)).map(|text| text.trim().to_owned());
+        // multipath-tools gives its devices such UUIDs, kpartx their partitions.
+        let is_path = text("dm/uuid").is_ok_and(|uuid| uuid.starts_with("mpath-") || uuid.contains("-mpath-"));
+        if is_path {
+            let multipath = text("dm/name").unwrap_or_else(|_| "without a name".to_owned());
+            return Err(FindError::Multipath { disk: disk.to_owned(), multipath });
+        }
+    }
+    Ok(())
+}
+
+/// The other disks of the machine: whole disks that hold something, neither loop devices nor devices made of others.
+pub(super) fn other_disks(sys: &Path, disk: &Path) -> Vec<PathBuf> {
+    let whole = |path: &Path| path.join("device").exists() && !path.join("partition").exists();
+    let size = |path: &Path| std::fs::read_to_string(path.join("size")).ok()?.trim().parse::<u64>().ok();
+    let mut found: Vec<PathBuf> = std::fs::read_dir(sys)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| whole(path) && size(path).is_some_and(|size| size > 0))
+        .filter_map(|path| Some(Path::new("/dev").join(path.file_name()?)))
+        .filter(|other| other != disk)
+        .collect();
+    found.sort();
+    found
+}
+
+/// Refuses a disk of which another is a copy: the initrd looks for the slot by PARTUUID on all disks, so that the system may
+/// run from the one and be updated on the other.
+///
+/// # Errors
+/// [`FindError::Twins`]. A disk that can't be read or has no table is nobody's copy.
+pub(super) fn refuse_twins(disk: (&Path, &[Uuid]), others: &[(PathBuf, Vec<Uuid>)]) -> Result<(), FindError> {
+    let (disk, own) = disk;
+    for (other, theirs) in others {
+        if let Some(uuid) = theirs.iter().find(|uuid| !uuid.is_nil() && own.contains(uuid)) {
+            return Err(FindError::Twins { disk: disk.to_owned(), other: other.clone(), uuid: *uuid });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn multipath_is_refused_from_below_and_above() {
+        let sys = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = sys.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("sda/size", "100\n");
+        std::fs::create_dir_all(sys.path().join("sda/holders/dm-0")).unwrap();
+        write("dm-0/dm/uuid", "CRYPT-LUKS2-x\n");
+        write("sdb/size", "100\n");
+        std::fs::create_dir_all(sys.path().join("sdb/holders/dm-1")).unwrap();
+        write("dm-1/dm/uuid", "mpath-3600a0b80\n");
+        write("dm-1/dm/name", "mpatha\n");
+        write("dm-2/dm/uuid", "part1-mpath-3600a0b80\n");
+        let refused = |disk: &str| refuse_multipath(sys.path(), Path::new(disk)).map_err(|error| error.to_string());
+        assert_eq!(refused("/dev/sda"), Ok(()));
+        assert_eq!(refused("/dev/nvme0n1"), Ok(()));
+        for disk in ["/dev/sdb", "/dev/dm-1", "/dev/dm-2"] {
+            let message = refused(disk).unwrap_err();
+            assert!(message.contains(disk) && message.contains("multipath"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_the_disk_is_named() {
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let other = |uuids: &[Uuid]| vec![(PathBuf::from("/dev/sdb"), uuids.to_vec())];
+        assert!(refuse_twins((Path::new("/dev/sda"), &[a, Uuid::nil()]), &other(&[b, Uuid::nil()])).is_ok());
+        let message = refuse_twins((Path::new("/dev/sda"), &[a]), &other(&[b, a])).unwrap_err().to_string();
+        assert!(message.contains("/dev/sda and /dev/sdb"), "{message}");
+    }
+
+    #[test]
+    fn other_disks_are_whole_ones_that_hold_something() {
+        let sys = tempfile::tempdir().unwrap();
+        for (name, size, device, partition) in [
+            ("sda", "9", true, false),
+            ("nvme0n1", "9", true, false),
+            ("sda1", "9", false, true),
+            ("loop0", "9", false, false),
+            ("sr0", "0", true, false),
+        ] {
+            let folder = sys.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("size"), size).unwrap();
+            for (file, there) in [("device", device), ("partition", partition)] {
+                if there {
+                    std::fs::write(folder.join(file), "1").unwrap();
+                }
+            }
+        }
+        assert_eq!(other_disks(sys.path(), Path::new("/dev/sda")), [PathBuf::from("/dev/nvme0n1")]);
+    }
 }

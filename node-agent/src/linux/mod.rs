@@ -6,6 +6,7 @@ mod disk;
 mod esp;
 mod find;
 mod firmware;
+mod memory;
 mod state;
 mod system;
 
@@ -14,15 +15,20 @@ pub use clock::LinuxClock;
 pub use disk::BlockDisk;
 pub use esp::MountedEsp;
 pub use find::{FindError, find_disk, find_esp};
+use find::{other_disks, refuse_multipath, refuse_twins};
 pub use firmware::EfiVariables;
+pub use memory::memory_limit;
 pub use state::StateFolder;
 pub use system::LinuxSystem;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bascule_repository::{HttpSettings, ProxySetting};
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
+use crate::gpt::Table;
 use crate::host::{Clock, Host};
 use crate::releases::{RepositoryOptions, RepositoryReleases};
 use crate::settings::Settings;
@@ -101,7 +107,22 @@ pub fn repository_options(settings: &Settings) -> Result<RepositoryOptions, Open
 /// [`OpenError`]: something that must be there is not.
 pub fn open(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
     let repositories = repository_options(settings)?;
-    open_with(settings, runtime, repositories)
+    let (host, disk) = open_with(settings, runtime, repositories)?;
+    let sys = Path::new("/sys/class/block");
+    refuse_multipath(sys, &disk)?;
+    // Of a disk in a file nothing can be found by PARTUUID.
+    if disk.starts_with("/dev") {
+        let others = other_disks(sys, &disk).into_iter().filter_map(|other| Some((other.clone(), slots_of(&other)?)));
+        refuse_twins((&disk, &slots_of(&disk).unwrap_or_default()), &others.collect::<Vec<_>>())?;
+    }
+    Ok(host)
+}
+
+/// PARTUUIDs of a disk's partitions; `None` where no table can be read.
+fn slots_of(disk: &Path) -> Option<Vec<Uuid>> {
+    let disk = BlockDisk::open(disk).ok()?;
+    let table = Table::read(&disk).ok()?;
+    Some(table.partitions().into_iter().map(|(_, partition)| partition.uuid).collect())
 }
 
 /// Opens the machine for the guard, which fetches nothing: what only concerns repositories must not keep it from its work.
@@ -116,10 +137,15 @@ pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Result<Host, Ope
         allow_local: false,
         not_before: None,
     };
-    open_with(settings, runtime, repositories)
+    Ok(open_with(settings, runtime, repositories)?.0)
 }
 
-fn open_with(settings: &Settings, runtime: &Handle, repositories: RepositoryOptions) -> Result<Host, OpenError> {
+/// The host, and its disk's device node or file.
+fn open_with(
+    settings: &Settings,
+    runtime: &Handle,
+    repositories: RepositoryOptions,
+) -> Result<(Host, PathBuf), OpenError> {
     let esp = match &settings.esp {
         Some(path) => path.clone(),
         None => find_esp(&settings.host_root)?,
@@ -132,7 +158,7 @@ fn open_with(settings: &Settings, runtime: &Handle, repositories: RepositoryOpti
     let state = StateFolder::create(&settings.state)
         .map_err(|source| OpenError::State { path: settings.state.clone(), source })?;
     let options = RepositoryOptions { not_before: system::build_time(&settings.host_root), ..repositories };
-    Ok(Host {
+    let host = Host {
         disk: Arc::new(BlockDisk::open(&disk).map_err(|source| OpenError::Disk { path: disk.clone(), source })?),
         esp: Arc::new(MountedEsp::new(esp)),
         firmware: Arc::new(EfiVariables::default()),
@@ -141,5 +167,7 @@ fn open_with(settings: &Settings, runtime: &Handle, repositories: RepositoryOpti
         system: Arc::new(LinuxSystem::new(settings.host_root.clone())),
         state: Arc::new(state),
         releases: Arc::new(RepositoryReleases::new(options, clock, runtime.clone())),
-    })
+    };
+    // By-path links lead to the same node.
+    Ok((host, disk.canonicalize().unwrap_or(disk)))
 }

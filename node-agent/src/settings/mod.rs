@@ -232,6 +232,7 @@ impl Settings {
             observe_every: self.observe_every,
             inspect_every: self.inspect_every,
             spread,
+            memory_limit: crate::linux::memory_limit(),
             ..crate::core::Config::default()
         }
     }

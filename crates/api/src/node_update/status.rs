@@ -234,6 +234,8 @@ pub enum NodeError {
     Space,
     /// The boot loader or its variables do not work as they must.
     BootControl,
+    /// This machine's firmware would refuse the boot image: unsigned, signed by nobody it knows, or revoked.
+    SecureBoot,
     /// The system bus, logind or systemd failed.
     SystemBus,
     /// The API server refused or can't be reached.
@@ -261,6 +263,7 @@ impl NodeError {
             Self::Storage => "Storage",
             Self::Space => "Space",
             Self::BootControl => "BootControl",
+            Self::SecureBoot => "SecureBoot",
             Self::SystemBus => "SystemBus",
             Self::Kubernetes => "Kubernetes",
             Self::Grant => "Grant",

@@ -19,11 +19,14 @@ pub enum Effect {
     /// The call fails with EIO. A failed flush also loses the writes it was to make durable: Linux marks the pages
     /// clean and reports the error once, so that the next `fsync` succeeds although nothing reached the disk.
     Eio,
+    /// The call fails with ENOMEM: the kernel had no page for it.
+    NoMemory,
     /// The call fails with ENOSPC (a thin-provisioned disk or file system that is full).
     NoSpace,
     /// The call fails with EROFS.
     ReadOnly,
-    /// Only so many bytes are written (at least one), and the call says so.
+    /// Only so many bytes are written (at least one), and the call says so. Of a read: it ends early, and what is asked for
+    /// next is the end.
     Short(usize),
     /// Reported as written, readable through the cache, but one bit is wrong on the medium. The number picks the bit.
     FlipBit(u64),
@@ -78,6 +81,7 @@ impl Effect {
         // Numbers of Linux's errno.h; `std::io::ErrorKind` has no stable name for EIO.
         let code = match self {
             Effect::Eio => 5,
+            Effect::NoMemory => 12,
             Effect::NoSpace => 28,
             Effect::ReadOnly => 30,
             Effect::Short(_) | Effect::FlipBit(_) | Effect::Lose => return None,

@@ -280,9 +280,10 @@ impl State {
             return Err(io::Error::from_raw_os_error(22));
         }
         let effect = self.faults.iter_mut().find_map(|rule| rule.strikes(access, cache).then_some(rule.effect));
-        match effect.and_then(Effect::error) {
-            Some(error) => Err(error),
-            None => Ok(effect),
+        match (effect.and_then(Effect::error), effect, access) {
+            (Some(error), ..) => Err(error),
+            (None, Some(Effect::Short(_)), Access::Read) => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(effect),
         }
     }
 

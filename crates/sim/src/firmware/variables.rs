@@ -25,6 +25,16 @@ impl Variables {
         self.values.get(name).map(Vec::as_slice)
     }
 
+    /// Raw bytes of a variable of another vendor than the boot loader's.
+    pub fn bytes_of(&self, vendor: &str, name: &str) -> Option<&[u8]> {
+        if vendor == LOADER_GUID { self.bytes(name) } else { self.bytes(&format!("{name}-{vendor}")) }
+    }
+
+    /// Sets a variable of another vendor than the boot loader's; it survives a restart.
+    pub fn set_bytes_of(&mut self, vendor: &str, name: &str, value: Vec<u8>) {
+        self.set_bytes(&format!("{name}-{vendor}"), value);
+    }
+
     /// A string variable; `None` where it is unset or no UTF-16.
     pub fn string(&self, name: &str) -> Option<String> {
         let units: Vec<u16> = self
@@ -53,6 +63,6 @@ impl Variables {
 
     /// What a start leaves: the non-volatile ones.
     pub fn restart(&mut self) {
-        self.values.retain(|name, _| NON_VOLATILE.contains(&name.as_str()));
+        self.values.retain(|name, _| name.contains('-') || NON_VOLATILE.contains(&name.as_str()));
     }
 }

@@ -45,8 +45,8 @@ impl Surroundings {
 pub struct StartedVariables(pub Variables);
 
 impl Firmware for StartedVariables {
-    fn variable(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.0.bytes(name).map(<[u8]>::to_vec))
+    fn variable_of(&self, vendor: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.bytes_of(vendor, name).map(<[u8]>::to_vec))
     }
 }
 

@@ -27,8 +27,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct SimFirmware(pub Variables);
 
 impl Firmware for SimFirmware {
-    fn variable(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.0.bytes(name).map(<[u8]>::to_vec))
+    fn variable_of(&self, vendor: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.bytes_of(vendor, name).map(<[u8]>::to_vec))
     }
 }
 

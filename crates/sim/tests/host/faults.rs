@@ -12,6 +12,9 @@ use bascule_sim::host::{STATE_CACHE, SimReleases};
 use bascule_sim::layout::{ESP, Slot, Table};
 use bascule_sim::tiny::TinyRelease;
 
+use bascule_secure_boot::{GLOBAL, IMAGE_SECURITY, SignedImage};
+use uuid::Uuid;
+
 use crate::operator::{Operator, Verdict};
 use crate::power_cuts::{sound, world};
 use crate::support::{installed, release};
@@ -226,6 +229,48 @@ fn a_rotten_block_or_a_failing_sector_in_the_running_slot_heals_by_the_full_pack
         ends_with(&mut world, "1.1", &format!("{boot:?}: the running slot can't be read"));
         assert_eq!(downloads.load(Ordering::SeqCst), 3, "{}", world.told());
     }
+}
+
+#[test]
+fn an_image_whose_digests_need_too_much_memory_is_refused_before_anything_is_written() {
+    // 48 KiB of image have 384 bytes of digests, which may take half of the memory.
+    for (limit, ends) in [(767, "1.0"), (768, "1.1")] {
+        let mut world = updating(SystemdBoot);
+        world.limit_memory(limit);
+        let ended = world.settle().unwrap();
+        assert_eq!(ended.version, ends, "{limit}: {}", world.told());
+        if ends == "1.0" {
+            let error = world.last_error.clone().expect("it says why");
+            assert_eq!(error.category, NodeError::Unsuitable, "{}", error.message);
+            assert!(error.message.contains("MemoryMax="), "{}", error.message);
+            assert!(!world.story.iter().any(|line| line.contains("retire-entry")), "{}", world.told());
+        }
+    }
+}
+
+#[test]
+fn a_boot_image_that_the_firmware_would_refuse_is_never_armed() {
+    const LIST_HEADER: usize = 28;
+    let mut world = updating(SystemdBoot);
+    let variables = &mut world.hardware.variables;
+    variables.set_bytes_of(GLOBAL, "SecureBoot", vec![1]);
+    // No signature tool is needed to make an image that is accepted: its hash in db does.
+    let image = release("1.1").uki;
+    let digest = SignedImage::open(&image).unwrap().digest(&ring::digest::SHA256).unwrap();
+    let mut list = Uuid::parse_str("c1c41626-504c-4092-aca9-41f936934328").unwrap().to_bytes_le().to_vec();
+    for number in [LIST_HEADER + 48, 0, 48] {
+        list.extend(u32::try_from(number).unwrap().to_le_bytes());
+    }
+    list.extend([0; 16]);
+    list.extend(digest);
+    let ended = world.settle().unwrap();
+    assert_eq!(ended.version, "1.0", "{}", world.told());
+    let error = world.last_error.clone().expect("it says why");
+    assert_eq!(error.category, NodeError::SecureBoot, "{}", error.message);
+    assert!(error.message.contains("not signed"), "{}", error.message);
+    assert!(!world.story.iter().any(|line| line.contains("arm")), "{}", world.told());
+    world.hardware.variables.set_bytes_of(IMAGE_SECURITY, "db", list);
+    ends_with(&mut world, "1.1", "the hash is in db");
 }
 
 #[test]

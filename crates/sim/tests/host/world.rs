@@ -122,6 +122,11 @@ impl World {
         self.config.reverify_after = Duration::ZERO;
     }
 
+    /// The agent may use so much memory.
+    pub(crate) fn limit_memory(&mut self, bytes: u64) {
+        self.config.memory_limit = Some(bytes);
+    }
+
     /// The world at a moment of another one's recording, with this disk.
     pub(crate) fn back_at(&self, moment: &Moment, snapshot: Snapshot) -> Self {
         let mut hardware = Hardware::new(Disk::from_snapshot(snapshot), self.hardware.boot, IDENTITY);

@@ -1,0 +1,172 @@
+//! The real implementations, one system call after the other failing under strace.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bascule_agent::host::BOOT_LOADER_VENDOR;
+use bascule_agent::linux::{BlockDisk, EfiVariables, MountedEsp};
+
+use crate::walk::{self, FOLDER, NEW, OLD, PART, Steps, content};
+
+/// Tells the child what to do: what, and in which folder.
+const CHILD: &str = "BASCULE_CONTRACT_CHILD";
+/// Before each line of the child that counts.
+const MARK: &str = "contract-step";
+
+pub(crate) fn real_disk(folder: &Path) -> BlockDisk {
+    let path = folder.join("disk");
+    std::fs::write(&path, vec![0; 4 << 20]).unwrap();
+    BlockDisk::open(&path).unwrap()
+}
+
+pub(crate) fn real_esp(folder: &Path) -> MountedEsp {
+    let root = folder.join("esp");
+    std::fs::create_dir_all(root.join(FOLDER)).unwrap();
+    for file in std::fs::read_dir(root.join(FOLDER)).unwrap() {
+        std::fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    std::fs::write(root.join(OLD), content(1, 2000)).unwrap();
+    MountedEsp::new(root)
+}
+
+pub(crate) fn real_firmware(folder: &Path) -> EfiVariables {
+    let root = folder.join("efivars");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join(format!("LoaderInfo-{BOOT_LOADER_VENDOR}")), [6, 0, 0, 0, b'x']).unwrap();
+    std::fs::write(root.join(format!("SecureBoot-{}", bascule_secure_boot::GLOBAL)), [6, 0, 0, 0, 1]).unwrap();
+    EfiVariables::new(root)
+}
+
+/// Carries one walk out and prints its steps; does nothing unless it is started by [`under_strace`].
+#[test]
+fn child() {
+    let Ok(order) = std::env::var(CHILD) else { return };
+    let (what, folder) = order.split_once(':').unwrap();
+    let folder = Path::new(folder);
+    let steps = match what {
+        "esp" => walk::esp(&MountedEsp::new(folder.join("esp"))),
+        "disk" => match BlockDisk::open(&folder.join("disk")) {
+            Ok(disk) => walk::disk(&disk),
+            Err(error) => vec![("open".to_owned(), Err(error.kind()))],
+        },
+        _ => walk::firmware(&EfiVariables::new(folder.join("efivars"))),
+    };
+    for (name, answer) in steps {
+        match answer {
+            Ok(text) => println!("\n{MARK}\t{name}\tok\t{text}"),
+            Err(kind) => println!("\n{MARK}\t{name}\terror\t{kind:?}"),
+        }
+    }
+}
+
+const ERRORS: [(&str, i32); 3] = [("EIO", 5), ("ENOMEM", 12), ("EROFS", 30)];
+
+fn kinds() -> Vec<ErrorKind> {
+    ERRORS.iter().map(|(_, number)| std::io::Error::from_raw_os_error(*number).kind()).collect()
+}
+
+/// Runs the walk with one fault; the steps, and whether the fault struck.
+fn under_strace(what: &str, folder: &Path, paths: &[PathBuf], fault: &str) -> (Steps, bool) {
+    let log = folder.join("strace.log");
+    let mut command = Command::new("strace");
+    let (call, _) = fault.split_once(':').unwrap();
+    // Only the call that fails stops the child.
+    command.args(["-f", "-qq", "--seccomp-bpf", "-o"]).arg(&log);
+    command.arg("-e").arg(format!("trace={call}")).arg("-e").arg(format!("inject={fault}"));
+    for path in paths {
+        command.arg("-P").arg(path);
+    }
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", "child::child", "--nocapture", "--test-threads=1"]);
+    command.env(CHILD, format!("{what}:{}", folder.display())).env("RUST_BACKTRACE", "0");
+    let output = command.output().expect("install strace");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{fault}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let steps = text.lines().filter_map(|line| {
+        let mut fields = line.strip_prefix(MARK)?.split('\t').skip(1);
+        let (name, outcome, value) = (fields.next()?, fields.next()?, fields.next()?);
+        let kind = || {
+            kinds()
+                .into_iter()
+                .chain([ErrorKind::UnexpectedEof, ErrorKind::WriteZero])
+                .find(|kind| format!("{kind:?}") == value)
+        };
+        let answer = if outcome == "ok" { Ok(value.to_owned()) } else { Err(kind().unwrap_or(ErrorKind::NotFound)) };
+        Some((name.to_owned(), answer))
+    });
+    (steps.collect(), std::fs::read_to_string(log).unwrap().contains("(INJECTED)"))
+}
+
+/// Every one of these calls on these paths fails once, with every error.
+fn exhaust(what: &str, calls: &[&str], prepare: impl Fn(&Path) -> Vec<PathBuf>) -> usize {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let paths = prepare(&folder);
+    let (good, _) = under_strace(what, &folder, &paths, "gettid:error=EIO:when=9999");
+    assert!(good.len() > 2 && good.iter().all(|(_, answer)| answer.is_ok()), "{what}: {good:#?}");
+    let mut seen = 0;
+    for call in calls {
+        for (name, number) in ERRORS {
+            let expected = [std::io::Error::from_raw_os_error(number).kind()];
+            for when in 1.. {
+                prepare(&folder);
+                let fault = format!("{call}:error={name}:when={when}");
+                let (found, struck) = under_strace(what, &folder, &paths, &fault);
+                let failed = walk::hold(&fault, &good, &found, &expected);
+                assert_eq!(failed, struck, "{fault}: a fault is reported, and nothing else is\n{found:#?}");
+                if !struck {
+                    break;
+                }
+                seen += 1;
+            }
+        }
+    }
+    // A read that ends early: the file is shorter than it said, and nothing is made of the rest.
+    for call in calls.iter().filter(|call| **call == "pread64") {
+        for when in 1.. {
+            prepare(&folder);
+            let fault = format!("{call}:retval=0:when={when}");
+            let (found, struck) = under_strace(what, &folder, &paths, &fault);
+            let failed = walk::hold(&fault, &good, &found, &[ErrorKind::UnexpectedEof]);
+            assert_eq!(failed, struck, "{fault}: {found:#?}");
+            if !struck {
+                break;
+            }
+            seen += 1;
+        }
+    }
+    seen
+}
+
+#[test]
+fn the_real_boot_partition_reports_each_failing_call() {
+    let calls =
+        ["openat", "pread64", "read", "write", "pwrite64", "fsync", "syncfs", "renameat2", "unlink", "getdents64"];
+    let seen = exhaust("esp", &calls, |folder| {
+        real_esp(folder);
+        let root = folder.join("esp");
+        let inside = ["EFI", FOLDER, OLD, PART, NEW].map(|path| root.join(path));
+        std::iter::once(root).chain(inside).collect()
+    });
+    assert!(seen > 40, "{seen}");
+}
+
+#[test]
+fn the_real_disk_reports_each_failing_call() {
+    let calls = ["openat", "pread64", "pwrite64", "fsync", "fdatasync", "flock", "lseek"];
+    let seen = exhaust("disk", &calls, |folder| {
+        real_disk(folder);
+        vec![folder.join("disk")]
+    });
+    assert!(seen > 20, "{seen}");
+}
+
+#[test]
+fn the_real_firmware_variables_report_each_failing_call() {
+    let seen = exhaust("firmware", &["openat", "read"], |folder| {
+        real_firmware(folder);
+        let variables = std::fs::read_dir(folder.join("efivars")).unwrap();
+        variables.map(|entry| entry.unwrap().path()).collect()
+    });
+    assert!(seen > 8, "{seen}");
+}
