@@ -5,6 +5,7 @@ use bascule_api as api;
 use bascule_api::{Architecture, Time};
 use bascule_planner::{
     Snapshot,
+    drain::Room,
     snapshot::{
         Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness,
         Release, RollbackFacts, Taints, Truce, UpdateFacts,
@@ -109,6 +110,7 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
             status: update.status.clone().unwrap_or_default(),
         }),
         // There is always something to drain, and it takes as long as it took lately.
+        room: Room::default(),
         pods: NodePods { remaining: 1, ..NodePods::default() },
         daemon_sets: DaemonSets::default(),
     }

@@ -9,7 +9,9 @@ use bascule_api::{
     SlotStatus, Slots, Staged, Time, UpdatePolicySpec, UpdatePolicyStatus, Version,
 };
 use bascule_planner::{
-    Planner, Snapshot, forecast,
+    Planner, Snapshot,
+    drain::Room,
+    forecast,
     snapshot::{
         Cordon, DaemonSets, EtcdMember, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release, Taints,
         Truce, UpdateFacts,
@@ -104,6 +106,7 @@ fn node(index: usize, groups: usize) -> Node {
         cordon: Cordon::None,
         truce: Truce::None,
         leaving: None,
+        room: Room::default(),
         taints: Taints::default(),
         boot_id,
         architecture: Some(Architecture::X86_64),

@@ -55,12 +55,14 @@ pub enum Gate {
     ControlPlane,
     /// The operator's own node goes last.
     OperatorLast,
+    /// Another node could take each pod that has to go.
+    Place,
     /// The policy's health gates.
     Health,
 }
 
 /// Every gate, in the order in which they are asked.
-pub const GATES: [Gate; 27] = [
+pub const GATES: [Gate; 28] = [
     Gate::Agent,
     Gate::BootCounting,
     Gate::NotPaused,
@@ -87,6 +89,7 @@ pub const GATES: [Gate; 27] = [
     Gate::Ceiling,
     Gate::ControlPlane,
     Gate::OperatorLast,
+    Gate::Place,
     Gate::Health,
 ];
 
@@ -121,6 +124,7 @@ impl Gate {
             Self::Ceiling => "Ceiling",
             Self::ControlPlane => "ControlPlane",
             Self::OperatorLast => "OperatorLast",
+            Self::Place => "Place",
             Self::Health => "Health",
         }
     }

@@ -3,6 +3,7 @@
 mod budget;
 mod cache;
 mod daemon_sets;
+mod needs;
 mod node;
 mod objects;
 mod one_node;

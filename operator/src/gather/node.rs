@@ -1,6 +1,6 @@
 //! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
 
-use super::{cache::Fact, pod::moment};
+use super::{cache::Fact, needs::amounts, pod::moment};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, LEAVING_TAINTS, OLD_HOLD_TAINT,
     OUTDATED_TAINT, TRUCE_ANNOTATION, Time,
@@ -40,6 +40,8 @@ pub struct NodeFact {
     pub truce_note: Option<TruceNote>,
     /// What the node says to autoscalers.
     pub autoscaler_annotations: BTreeMap<String, String>,
+    /// What its pods may request in all.
+    pub allocatable: BTreeMap<String, u64>,
     /// All its taints.
     pub taints: Vec<Taint>,
     /// The boot the kubelet reports from.
@@ -133,6 +135,7 @@ impl Fact for NodeFact {
                 .iter()
                 .filter_map(|key| Some(((*key).to_owned(), annotation(key)?)))
                 .collect(),
+            allocatable: amounts(status.and_then(|status| status.allocatable.as_ref())),
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
             architecture: info.and_then(|info| architecture(&info.architecture)),

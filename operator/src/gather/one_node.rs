@@ -3,11 +3,12 @@
 use super::{
     AttachmentFact, BudgetFact, Cache, ClaimFact, DaemonSetFact, Key, NodeFact, Place, PodFact, PolicyFact, UpdateFact,
     World,
+    needs::{barriers, left},
 };
 use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
 use bascule_planner::{
-    drain::{Hour, node_pods, sort},
+    drain::{Hour, Room, node_pods, sort},
     snapshot::{BlockedPod, DaemonSets, EtcdMember, Node, NodePods},
 };
 use std::{
@@ -100,6 +101,8 @@ impl Facts {
     /// The node.
     pub(super) fn node(&self, ground: &Ground, claims: &Cache<ClaimFact>, now: Time) -> Node {
         let mut node = bare(&self.node, self.update.as_deref());
+        let there = self.pods.values().filter(|pod| !pod.finished).map(|pod| &*pod.needs);
+        node.room = Room { free: left(&self.node.allocatable, there), barriers: barriers(&self.node.taints) };
         if node.control_plane {
             node.etcd = etcd(&self.pods);
         }
@@ -241,6 +244,7 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         taints: fact.our_taints(),
         truce: fact.truce(),
         leaving: fact.leaving(),
+        room: Room::default(),
         boot_id: fact.boot_id.clone(),
         architecture: fact.architecture,
         control_plane: fact.control_plane(),

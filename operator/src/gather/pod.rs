@@ -4,7 +4,7 @@ use super::{cache::Fact, daemon_sets::tolerates};
 use bascule_planner::drain::{Controller, Pod as PodFact, Wish, opens_after_cordon};
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, Taint};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 /// The annotation of a pod that a kubelet runs from a file; the API object is only its mirror
 /// (Kubernetes, "Create static Pods").
@@ -61,6 +61,7 @@ impl Fact for PodFact {
             completes: spec.and_then(|spec| spec.restart_policy.as_deref()).is_some_and(|policy| policy != "Always"),
             ends_by: deadline.and_then(|deadline| started_at.checked_add_signed(deadline)),
             claims: claims(pod),
+            needs: Arc::new(super::needs::needs(spec)),
             wish: Wish::of(&labels, annotations, started_at),
             opens_after_cordon: opens_after_cordon(annotations),
             labels,

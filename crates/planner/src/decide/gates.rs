@@ -10,7 +10,12 @@ use super::{
     policy::PolicyView,
     waves::Waves,
 };
-use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
+use crate::{
+    Gate, GateSet, Wait,
+    drain::without_place,
+    plan::GateQuestion,
+    snapshot::{Cordon, Node},
+};
 use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, Time, WaitReason};
 use std::sync::Arc;
 
@@ -96,6 +101,7 @@ pub(super) fn shared<'a>(
     budget: &mut PolicyBudget<'a>,
     cluster: &mut ClusterBudget<'a>,
     answers: Answers<'a>,
+    nodes: &[Arc<Node>],
     questions: &mut Vec<GateQuestion>,
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
@@ -139,6 +145,21 @@ pub(super) fn shared<'a>(
     }
     if set.asks(Gate::OperatorLast) && view.traits.runs_operator && candidate.others_first {
         return Some(operator_last());
+    }
+    // A way back leaves a release that is worse than a pod without a place for some minutes.
+    if set.asks(Gate::Place)
+        && !candidate.choice.goes_back()
+        && let Some((pod, needs)) = without_place(view.node, nodes)
+    {
+        let message = format!(
+            "no other node could take pod {pod}, which needs {} (spec.drain.waitForPlaces: false does not wait for one)",
+            needs.in_words()
+        );
+        let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+        return held(
+            Gate::Place,
+            Some(Wait::new(WaitReason::PodFitsNowhere, message).of("Pod", Some(namespace), name)),
+        );
     }
     if set.asks(Gate::Health) && !candidate.choice.goes_back() {
         let asked = answers.ask(candidate.policy, candidate.view, candidate.now);

@@ -49,7 +49,9 @@ impl<'a> Round<'a> {
             let found = found.or_else(|| {
                 (trouble && self.set.asks(Gate::Ready)).then(|| (Gate::Ready, gates::not_ready(&candidate)))
             });
-            match found.or_else(|| gates::shared(&candidate, budget, &mut cluster, answers, &mut questions)) {
+            match found.or_else(|| {
+                gates::shared(&candidate, budget, &mut cluster, answers, &self.snapshot.nodes, &mut questions)
+            }) {
                 Some((gate, wait)) => {
                     let said = self.waiting(gate, wait);
                     self.draft.say(node, said);

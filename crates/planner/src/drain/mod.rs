@@ -3,11 +3,13 @@
 
 mod judge;
 mod ledger;
+mod place;
 mod pod;
 mod sort;
 
 pub use judge::{Hour, Refusal, STUCK_AFTER, Stay, Verdict, judge};
 pub use ledger::Ledger;
+pub use place::{Barrier, Needs, Room, Term, Toleration, without_place};
 pub use pod::{
     Controller, DO_NOT_DISRUPT, DRAIN_LABEL, OPENS_AFTER_CORDON, Pod, SAFE_TO_EVICT, Wish, opens_after_cordon,
 };

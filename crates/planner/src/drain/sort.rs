@@ -137,6 +137,14 @@ pub fn node_pods<'a>(
             *counts.entry(budget).or_default() += 1;
         }
     }
+    let asks = drain.wait_for_places && hour.begun.is_none();
+    for pod in sorted.go.iter().chain(&sorted.later).filter(|_| asks) {
+        let comes_back = pod.controller.is_some() && !pod.finished && pod.deletes_at.is_none();
+        // What tolerates the cordon has a place here.
+        if comes_back && !pod.tolerates_cordon && !facts.needs.iter().any(|(_, known)| *known == *pod.needs) {
+            facts.needs.push((pod.path(), (*pod.needs).clone()));
+        }
+    }
     facts.budgets = counts.into_iter().collect();
     facts.opening = opening.into_iter().collect();
     let named = sorted.refused.iter().take(NAMED).map(|(pod, refusal)| UndrainablePod {

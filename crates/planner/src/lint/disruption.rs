@@ -294,6 +294,9 @@ fn updates_only(
             crate::windows::Opening::Always => {}
         }
     }
+    if grant.installs.is_some() && crate::drain::without_place(grant.node, &snapshot.nodes).is_some() {
+        broken("a pod has no other place");
+    }
     let staged = grant.node.update.as_ref().and_then(|update| update.status.staged.as_ref());
     if staged.is_none_or(|staged| staged.version != *version) {
         broken("the release is not staged");

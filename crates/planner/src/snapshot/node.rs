@@ -1,5 +1,6 @@
 //! Facts about one node, its NodeUpdate and what runs on it.
 
+use crate::drain::{Needs, Room};
 use bascule_api::{Architecture, Duration, NodeUpdateSpec, NodeUpdateStatus, ObjectRef, Time};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,6 +37,8 @@ pub struct Node {
     pub etcd: EtcdMember,
     /// The node's NodeUpdate, if there is one.
     pub update: Option<UpdateFacts>,
+    /// What it has to give to pods that look for a place.
+    pub room: Room,
     /// The pods that a drain under the settings of the node's policy would have to evict.
     pub pods: NodePods,
     /// The DaemonSet pods that should run on it.
@@ -151,6 +154,9 @@ pub struct NodePods {
     pub opening: Vec<(String, Duration)>,
     /// What is waited for until it has completed, where there is something.
     pub completing: Option<Completing>,
+    /// What the pods that have to go, and that a controller brings back elsewhere, need of another node, each kind once; with
+    /// a pod that needs it, `namespace/name`. Empty where the policy does not ask.
+    pub needs: Vec<(String, Needs)>,
     /// Some of the pods that are left where they are because they would come back, `namespace/name`.
     pub coming_back: Vec<String>,
     /// Some of the volumes of pods that leave which are still attached to the node, while it is being emptied.

@@ -4,6 +4,7 @@ use bascule_api::{
     Architecture, Digest, FreezeSpec, RollbackSpec, RollbackStatus, Severity, Time, UpdatePolicySpec,
     UpdatePolicyStatus, Version,
 };
+use bascule_planner::drain::Room;
 use bascule_planner::snapshot::{
     Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release,
     RollbackFacts, Taints, Truce,
@@ -85,6 +86,7 @@ pub fn node(name: &str, zone: &str) -> Node {
         taints: Taints::default(),
         truce: Truce::None,
         leaving: None,
+        room: Room::default(),
         boot_id: format!("{name}-boot-1"),
         architecture: Some(Architecture::X86_64),
         control_plane: false,

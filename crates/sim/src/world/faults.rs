@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..27) {
+        match self.random.random_range(0..28) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -69,6 +69,10 @@ impl World {
                 self.tell(&format!("{name}: an autoscaler begins to remove it"));
                 let taint = bascule_api::LEAVING_TAINTS.first().map(|key| (*key).to_owned());
                 self.with_node(&name, |node| node.leaving.clone_from(&taint));
+            }
+            27 => {
+                self.tell(&format!("{name}: somebody ties a pod to it"));
+                self.workload.add(&name, Kind::Anchored, self.snapshot.now);
             }
             26 => {
                 self.tell(&format!("{name}: the autoscaler thinks better of it"));
@@ -314,6 +318,7 @@ impl World {
         self.workload.hooks_fail = false;
         self.workload.clear(None, &Kind::Stuck);
         self.workload.clear(None, &Kind::Bare);
+        self.workload.clear(None, &Kind::Anchored);
         for app in self.workload.apps.values_mut() {
             app.switches = false;
             app.desired = app.desired.min(app.wanted.saturating_sub(1));

@@ -90,7 +90,7 @@ impl World {
                     self.workload.attached.insert(order.node.clone(), detached);
                 }
                 Kind::Tolerant => self.workload.add(&order.node, Kind::Tolerant, now),
-                Kind::Loose | Kind::Job(_) | Kind::Stuck | Kind::Bare => {}
+                Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => {}
             }
         }
         self.workload.ledgers.insert(key, ledger);
