@@ -27,8 +27,8 @@ pub(crate) struct Options {
 }
 
 /// The test programs that start a control plane of their own and mostly wait for it.
-const WITH_A_CONTROL_PLANE: [&str; 8] =
-    ["admission", "attackers", "cluster", "control_plane", "install", "kubelet", "kwok", "sandbox"];
+const WITH_A_CONTROL_PLANE: [&str; 9] =
+    ["admission", "attackers", "cluster", "control_plane", "images", "install", "kubelet", "kwok", "sandbox"];
 /// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
 const NICE: i32 = 5;
 
