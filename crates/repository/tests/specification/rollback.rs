@@ -187,3 +187,18 @@ async fn versions_count_again_after_a_rotation() {
     served.repo().publish(&["timestamp"]);
     assert_eq!(category(client.refresh(&served).await), "rollback");
 }
+
+/// A stolen timestamp key names a snapshot far ahead that does not exist. Only the snapshot's keys are replaced: the timestamp's own
+/// signatures still hold, and no remembered snapshot fails, so the reset hangs on the remembered keys alone.
+#[tokio::test]
+async fn the_reset_does_not_need_a_remembered_snapshot() {
+    let served = Served::new();
+    let client = Client::of(&served);
+    served.repo().role("timestamp")["meta"]["snapshot.json"]["version"] = 1000.into();
+    served.repo().publish(&["timestamp"]);
+    assert_eq!(category(client.refresh(&served).await), "not-found");
+    served.repo().rotate("snapshot");
+    served.repo().publish(&["root", "snapshot", "timestamp"]);
+    client.refresh(&served).await.unwrap();
+    assert_eq!(client.version("snapshot"), Some(2));
+}
