@@ -1,6 +1,7 @@
 //! The planner's facts as far as an on-call engineer may read them: Nodes and Bascule's own objects. Pods and
 //! PodDisruptionBudgets are left out, and of a channel only what the policy's status remembers is known.
 
+use super::list;
 use bascule_api as api;
 use bascule_api::{Architecture, Time};
 use bascule_planner::{
@@ -27,6 +28,20 @@ pub(super) struct Objects {
     pub(super) policies: Vec<api::UpdatePolicy>,
     pub(super) freezes: Vec<api::Freeze>,
     pub(super) rollbacks: Vec<api::Rollback>,
+}
+
+impl Objects {
+    /// Reads all of them.
+    pub(super) async fn read(client: &kube::Client) -> anyhow::Result<Self> {
+        let (nodes, updates, policies, freezes, rollbacks) = tokio::try_join!(
+            list(client, "Nodes"),
+            list(client, "NodeUpdates"),
+            list(client, "UpdatePolicies"),
+            list(client, "Freezes"),
+            list(client, "Rollbacks"),
+        )?;
+        Ok(Self { nodes, updates, policies, freezes, rollbacks })
+    }
 }
 
 /// The snapshot that the planner is run forward from.

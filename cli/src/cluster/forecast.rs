@@ -4,7 +4,7 @@
 use super::{
     Connection,
     facts::{Objects, snapshot},
-    list, picture, problem,
+    picture, problem,
 };
 use crate::{clock, exit::Exit, output};
 use anyhow::Context as _;
@@ -19,7 +19,7 @@ use bascule_planner::{
 };
 use chrono::{DateTime, NaiveDate, TimeZone, Utc};
 use clap::Args;
-use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client};
 use serde::Serialize;
 use std::{fmt::Display, str::FromStr};
@@ -139,14 +139,7 @@ struct NodeAnswer {
 impl Forecast {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let (nodes, updates, policies, freezes, rollbacks) = tokio::try_join!(
-            list::<Node>(&client, "Nodes"),
-            list::<api::NodeUpdate>(&client, "NodeUpdates"),
-            list::<api::UpdatePolicy>(&client, "UpdatePolicies"),
-            list::<api::Freeze>(&client, "Freezes"),
-            list::<api::Rollback>(&client, "Rollbacks"),
-        )?;
-        let objects = Objects { nodes, updates, policies, freezes, rollbacks };
+        let objects = Objects::read(&client).await?;
         let facts = snapshot(&objects, seed(&client, &connection.namespace).await, Time::new(clock::now()));
         let horizon = self.until.map_or(Ok(self.horizon), |until| until.ahead(clock::now()))?;
         let options = Options { horizon, staging: self.staging, ..Options::default() };
@@ -283,6 +276,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Node;
     use serde_json::json;
 
     fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {

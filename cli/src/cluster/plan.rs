@@ -6,7 +6,7 @@ mod file;
 use super::{
     Connection,
     facts::{Objects, snapshot},
-    forecast, list, picture,
+    forecast, picture,
 };
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
@@ -14,7 +14,6 @@ use bascule_api::{Time, WaitReason};
 use bascule_planner::{Action, Snapshot, forecast::Options};
 use chrono::{DateTime, TimeZone, Utc};
 use clap::Args;
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
@@ -60,15 +59,8 @@ impl Plan {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let policy = file::read(&self.file)?;
         let client = connection.client().await?;
-        let (nodes, updates, policies, freezes, rollbacks) = tokio::try_join!(
-            list::<Node>(&client, "Nodes"),
-            list::<api::NodeUpdate>(&client, "NodeUpdates"),
-            list::<api::UpdatePolicy>(&client, "UpdatePolicies"),
-            list::<api::Freeze>(&client, "Freezes"),
-            list::<api::Rollback>(&client, "Rollbacks"),
-        )?;
+        let mut objects = Objects::read(&client).await?;
         let seed = forecast::seed(&client, &connection.namespace).await;
-        let mut objects = Objects { nodes, updates, policies, freezes, rollbacks };
         let (name, changes) = put(&mut objects, policy, Time::new(clock::now()));
         let facts = snapshot(&objects, seed, Time::new(clock::now()));
         let answer = tokio::task::spawn_blocking(move || answer(&facts, &name, changes)).await??;
@@ -194,6 +186,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use k8s_openapi::api::core::v1::Node;
     use serde_json::json;
 
     fn parse<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
