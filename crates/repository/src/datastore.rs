@@ -18,6 +18,7 @@ use tempfile::TempDir;
 
 use crate::error::Error;
 use crate::limits::MAX_STATE;
+use crate::lock::Lock;
 use crate::tuf::Memory;
 
 const STATE_FILE: &str = "trusted.json";
@@ -69,7 +70,7 @@ pub(crate) struct Datastore {
     /// Keeps an ephemeral directory alive.
     _temporary: Option<TempDir>,
     /// Holds the lock until dropped.
-    _lock: File,
+    _lock: Lock,
     memory: Memory,
     unknown: BTreeMap<String, Value>,
     /// A state file was there and could not be used.
@@ -99,11 +100,11 @@ impl Datastore {
         };
         fs::create_dir_all(&directory).map_err(fail("it can't be made"))?;
         let lock = File::create(directory.join(LOCK_FILE)).map_err(fail("it can't be locked"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        let lock = match Lock::take(lock) {
+            Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: directory }),
             Err(TryLockError::Error(source)) => return Err(fail("it can't be locked")(source)),
-        }
+        };
         remove_leftovers(&directory).map_err(fail("leftovers of a killed process can't be removed"))?;
         let read = read_state(&directory.join(STATE_FILE)).map_err(fail("its state can't be read"))?;
         let (memory, unknown, was_reset) = match read {

@@ -18,6 +18,7 @@ mod datastore;
 mod error;
 mod http;
 mod limits;
+mod lock;
 #[cfg(feature = "publish")]
 pub mod publish;
 mod remote;

@@ -79,11 +79,23 @@ impl StateStore for StateFolder {
             OpenOptions::new().write(true).create(true).truncate(false).mode(MODE).open(self.path.join("lock"))?;
         // The kernel lets go of it when the process ends, however it ends.
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Box::new(file))
+        Ok(Box::new(Held(file)))
     }
 
     fn path(&self) -> PathBuf {
         self.path.clone()
+    }
+}
+
+/// The lock of the folder. Given back by name: a program that another thread starts has the same open file description between fork(2)
+/// and exec(3), and would keep the lock for that long if it were only closed.
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::debug!(%error, "the lock of the state folder could not be given back by name");
+        }
     }
 }
 
@@ -107,5 +119,18 @@ mod tests {
         assert_eq!(state.lock().map(|_| ()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(held);
         state.lock().unwrap();
+    }
+
+    #[test]
+    fn a_child_that_was_just_forked_does_not_keep_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let file = File::create(&path).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let child = file.try_clone().unwrap();
+        drop(Held(file));
+        let other = File::open(&path).unwrap();
+        rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        drop(child);
     }
 }

@@ -16,6 +16,7 @@ use super::error::PublishError;
 use super::prune::Unnamed;
 use crate::datastore::{SCRATCH_PREFIX, replace_file};
 use crate::limits::MAX_TARGETS;
+use crate::lock::Lock;
 
 const LOCK_FILE: &str = ".publish.lock";
 /// What is served must be readable by the server's user.
@@ -25,7 +26,7 @@ const SERVED: u32 = 0o644;
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    _lock: Option<File>,
+    _lock: Option<Lock>,
     /// What was made visible, in that order, relative to the folder.
     written: RefCell<Vec<PathBuf>>,
 }
@@ -44,8 +45,8 @@ impl Folder {
             other => other,
         };
         let lock = open().map_err(PublishError::file("lock", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(lock), written: RefCell::default() }),
+        match Lock::take(lock) {
+            Ok(lock) => Ok(Self { path: path.to_owned(), _lock: Some(lock), written: RefCell::default() }),
             Err(TryLockError::WouldBlock) => Err(PublishError::Busy { path: path.to_owned() }),
             Err(TryLockError::Error(error)) => Err(PublishError::file("lock", &lock_path)(error)),
         }
