@@ -49,6 +49,10 @@ const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
 /// saying "not read yet" of every node and taking it back a second later would help nobody.
 const FIRST_READING: Duration = Duration::from_secs(10);
+/// How long the API server may be silent about a request; watches have a deadline of their own (kube-runtime).
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a new leader's reading of the newest state may take before it is begun again.
+const CATCHING_UP: Duration = Duration::from_secs(60);
 /// The longest time between two plans, against clocks that jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -142,9 +146,12 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let config = cluster(&settings).await?;
     // Of the pod, as its service account says, or of the kubeconfig's context.
     let namespace = settings.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
+    let watching = Client::try_from(config.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
+    let mut bounded = config;
+    (bounded.read_timeout, bounded.reset_reader_on_write) = (Some(ANSWER), true);
+    let client = Client::try_from(bounded.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
     // A 429 of an eviction has a meaning, so this client does not repeat requests by itself.
-    let mut plain = config;
+    let mut plain = bounded;
     plain.default_retry = false;
     let plain = Client::try_from(plain).map_err(|error| RunError::Client(Box::new(error)))?;
     let identity = settings.identity.clone().unwrap_or_else(own_name);
@@ -157,8 +164,8 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let changes = Arc::new(watch::Sender::new(0_u64));
     let world = World::new(Arc::clone(&changes));
     readiness.set(world.missing());
-    let mut watches = world.watch(&client, &metrics);
-    let leader = Leader::start(client.clone(), &settings, &namespace, &identity).await?;
+    let mut watches = world.watch(&watching, &metrics);
+    let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
     let events = Events::start(client.clone(), &identity);
     let asker = Asker::new(ObjectAsker::new(client.clone()), &extra_ca)?;
     let scratch;
@@ -290,6 +297,7 @@ impl Parts {
 
     /// Plans and acts until it is dropped.
     async fn lead(&self, seed: u64) {
+        self.catch_up().await;
         tracing::info!("this replica leads");
         self.live.leads();
         let _until_then = Leads(self);
@@ -320,6 +328,28 @@ impl Parts {
             explained,
         };
         tokio::join!(statuses.run(explanations), round.plan_again_and_again());
+    }
+}
+
+impl Parts {
+    /// Until what is known is at least as new as this leadership.
+    async fn catch_up(&self) {
+        let mut pause = PAUSE;
+        loop {
+            let reading = tokio::time::timeout(CATCHING_UP, self.world.catch_up(&self.reading.client)).await;
+            match reading {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        error = crate::one_line(&error),
+                        "a new leader can't read the newest state, and waits"
+                    );
+                }
+                Err(_) => tracing::warn!("a new leader's reading of the newest state takes too long and begins again"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+        }
     }
 }
 

@@ -87,12 +87,6 @@ impl Settings {
     pub const fn lease_duration(&self) -> Duration {
         Duration::from_secs(self.lease_seconds)
     }
-
-    /// How long before its end the Lease is renewed.
-    #[must_use]
-    pub fn lease_grace(&self) -> u64 {
-        (self.lease_seconds * 2 / 3).clamp(1, self.lease_seconds - 1)
-    }
 }
 
 fn label(text: &str) -> Result<String, String> {
@@ -132,7 +126,7 @@ mod tests {
         let settings = parse(&[]).unwrap();
         assert_eq!(settings.lease_duration(), Duration::from_secs(15));
         assert_eq!(settings.listen.to_string(), "[::]:8080");
-        assert_eq!((settings.lease_grace(), settings.max_evictions), (10, 32));
+        assert_eq!(settings.max_evictions, 32);
     }
 
     #[test]
@@ -153,6 +147,5 @@ mod tests {
             parse(&["--max-unavailable", "5%"]).unwrap().max_unavailable,
             Some(IntOrPercent::Percent("5%".into()))
         );
-        assert_eq!(parse(&["--lease-seconds", "2"]).unwrap().lease_grace(), 1);
     }
 }

@@ -22,21 +22,27 @@ use crate::{
     hooks,
     metrics::Metrics,
 };
+use bascule_api::UpdatePolicyStatus;
 use bascule_planner::{
     Action, Plan, Report, Step,
     plan::{HookOrder, Taint, initial_spec},
     snapshot::HookStage,
 };
-use k8s_openapi::api::batch::v1::Job;
-use kube::{Api, Client, api::PostParams};
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 /// How long one step may take. A step that was given up may have been done all the same: the next plan sees it.
 const SLOW: Duration = Duration::from_secs(30);
+/// How long a plan waits for what it remembers. A policy whose memory takes longer holds up its own nodes and nobody else's.
+const REMEMBERING: Duration = Duration::from_millis(250);
 
 /// Writes to the API server. Cheap to clone.
 #[derive(Clone)]
@@ -83,19 +89,39 @@ impl Writer {
     /// Remembers what a plan remembers, and begins the writes to as many nodes as may be written to at once. Says how many
     /// steps were not begun; when others end they have their turn, by a newer plan.
     pub async fn carry_out(&self, plan: &Plan, report: &Report, turn: &mut Turn, under_way: &mut UnderWay) -> usize {
+        let mut later = HashSet::new();
+        for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
+            let Some(policy) = self.remembers_for(&step.action) else { continue };
+            if under_way.remembers(&policy) {
+                later.insert(policy); // the next plan sees what becomes of the one before
+                continue;
+            }
+            let said = report.policies.iter().find(|said| said.policy == policy).map(|said| said.status.clone());
+            let (writer, step, due_since) = (self.clone(), step.clone(), turn.due_since(step));
+            under_way.remember(policy, async move {
+                let result = match tokio::time::timeout(SLOW, writer.remember(&step, said)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
+                };
+                writer.note(&step, &result, due_since)
+            });
+        }
+        // Persist, then act: what was not remembered must not be acted upon.
+        let mut unremembered = under_way.remembered_within(REMEMBERING).await;
+        unremembered.extend(later);
+        let held: HashSet<&str> = report
+            .nodes
+            .iter()
+            .filter(|node| {
+                let policy = node.policy.and_then(|index| report.policies.get(index));
+                policy.is_some_and(|policy| unremembered.contains(policy.policy.as_str()))
+            })
+            .map(|node| &*node.node)
+            .collect();
         let mut by_node: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
         for step in plan.steps.iter().filter(|step| !turn.stands_in_line(step)) {
-            match step.action.node() {
-                Some(node) => by_node.entry(node).or_default().push(step),
-                None => {
-                    // Persist, then act: what was not remembered must not be acted upon.
-                    let result = self.remember(step, report).await;
-                    let carried = self.note(step, &result, turn.due_since(step));
-                    under_way.also_ended(carried);
-                    if result.is_err() {
-                        return 0; // the next plan begins anew
-                    }
-                }
+            if let Some(node) = step.action.node().filter(|node| !held.contains(node)) {
+                by_node.entry(node).or_default().push(step);
             }
         }
         let (chosen, left) = under_way.choose(turn.order(by_node));
@@ -150,14 +176,27 @@ impl Writer {
         }
     }
 
-    async fn remember(&self, step: &Step, report: &Report) -> Result<(), ApplyError> {
+    /// The policy whose nodes wait until this is written.
+    fn remembers_for(&self, action: &Action) -> Option<String> {
+        match action {
+            Action::Remember { policy, .. } => Some(policy.clone()),
+            Action::AcceptRollback { rollback, .. } => Some(
+                self.world
+                    .rollbacks
+                    .get(&Key::cluster(rollback))
+                    .map_or_else(String::new, |known| known.0.spec.policy.clone()),
+            ),
+            _ => None,
+        }
+    }
+
+    async fn remember(&self, step: &Step, said: Option<UpdatePolicyStatus>) -> Result<(), ApplyError> {
         match &step.action {
             Action::Remember { policy, .. } => {
                 let known = self.world.policies.get(&Key::cluster(policy));
                 let known = known.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {policy}")))?;
-                let said = report.policies.iter().find(|said| said.policy == *policy);
                 let said = said.ok_or_else(|| ApplyError::Gone(format!("the report on UpdatePolicy {policy}")))?;
-                self.write_policy(&known, &said.status).await.map(|_| ())
+                self.write_policy(&known, &said).await.map(|_| ())
             }
             Action::AcceptRollback { rollback, status } => {
                 let known = self.world.rollbacks.get(&Key::cluster(rollback));
@@ -177,6 +216,9 @@ impl Writer {
         let now = node_now(&self.world, name).ok_or_else(gone)?;
         step.expect.check(&now)?;
         let node = self.world.nodes.get(&Key::cluster(name)).ok_or_else(gone)?;
+        if matches!(step.action, Action::Boot { .. } | Action::Revert { drained_at: Some(_), .. }) {
+            self.look_at_pods(name).await?;
+        }
         match &step.action {
             Action::CreateNodeUpdate { policy, .. } => self.create_update(&node, &initial_spec(policy)).await,
             Action::Taint { taint, .. } => self.put_taint(&node, *taint, true).await,
@@ -197,6 +239,23 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Reads a node's pods past every watch. A reboot can't be taken back, and a watch that is late may not have shown a pod that
+    /// came before the cordon: a node goes down only with pods that the plan knew of.
+    async fn look_at_pods(&self, node: &str) -> Result<(), ApplyError> {
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let found =
+            pods.list(&params).await.map_err(|error| ApplyError::of(format!("the pods of Node {node}"), error))?;
+        let before = self.world.pods.of_place(node);
+        for pod in &found.items {
+            self.world.pods.written(pod);
+        }
+        if before == self.world.pods.of_place(node) {
+            return Ok(());
+        }
+        Err(ApplyError::Conflict(format!("what runs on Node {node}")))
     }
 
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {

@@ -5,7 +5,7 @@ use crate::gather::{Key, NodeFact, UpdateFact};
 use bascule_api::{NodeUpdate, NodeUpdateSpec, OPERATOR_MANAGER, Rollout};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -14,9 +14,17 @@ impl Writer {
         Api::all(self.client.clone())
     }
 
-    /// Creates the NodeUpdate of a node, owned by it.
+    /// Creates the NodeUpdate of a node, owned by it. One that is there already, unseen, is not touched: it may hold a grant.
     pub(super) async fn create_update(&self, node: &NodeFact, spec: &NodeUpdateSpec) -> Result<(), ApplyError> {
-        self.apply_spec(node, None, spec).await
+        let object = || format!("NodeUpdate {}", node.name);
+        let new: NodeUpdate = serde_json::from_value(document(node, None, spec))
+            .map_err(|error| ApplyError::of(object(), kube::Error::SerdeError(error)))?;
+        let params = PostParams { field_manager: Some(OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
+        let written = self.updates().create(&params, &new).await;
+        let written = written.map_err(|error| ApplyError::of(object(), error))?;
+        self.metrics.wrote("NodeUpdate");
+        self.world.updates.written(&written);
+        Ok(())
     }
 
     /// Writes the whole spec, if it differs.
@@ -29,32 +37,10 @@ impl Writer {
         if update.facts.spec == *spec {
             return Ok(());
         }
-        self.apply_spec(node, Some(update), spec).await
-    }
-
-    async fn apply_spec(
-        &self,
-        node: &NodeFact,
-        before: Option<&UpdateFact>,
-        spec: &NodeUpdateSpec,
-    ) -> Result<(), ApplyError> {
         let object = || format!("NodeUpdate {}", node.name);
-        let mut document = json!({
-            "apiVersion": "bascule.dev/v1alpha1",
-            "kind": "NodeUpdate",
-            "metadata": {
-                "name": node.name,
-                "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}],
-            },
-            "spec": spec,
-        });
-        if let Some(before) = before
-            && let Some(metadata) = document.get_mut("metadata").and_then(serde_json::Value::as_object_mut)
-        {
-            // With these an object that was deleted or changed meanwhile is neither created anew nor overwritten.
-            metadata.insert("uid".to_owned(), json!(before.uid));
-            metadata.insert("resourceVersion".to_owned(), json!(before.resource_version));
-        }
+        // With these an object that was deleted or changed meanwhile is neither created anew nor overwritten.
+        let seen = json!({"uid": update.uid, "resourceVersion": update.resource_version});
+        let document = document(node, Some(seen), spec);
         let params = PatchParams::apply(OPERATOR_MANAGER).force();
         let written = self.updates().patch(&node.name, &params, &Patch::Apply(&document)).await;
         let written = written.map_err(|error| ApplyError::of(object(), error))?;
@@ -88,12 +74,28 @@ impl Writer {
             "status": {"rollout": rollout},
         });
         let params = PatchParams::apply(OPERATOR_MANAGER).force();
-        let written = self.updates().patch_status(node, &params, &Patch::Apply(&document)).await;
+        let updates = self.updates();
+        let patch = Patch::Apply(&document);
+        let written = updates.patch_status(node, &params, &patch);
+        let written = tokio::time::timeout(super::statuses::SLOW_STATUS, written).await;
+        let written = written.map_err(|_| ApplyError::TooSlow { action: "the status" })?;
         let written = written.map_err(|error| ApplyError::of(format!("the status of NodeUpdate {node}"), error))?;
         self.metrics.wrote("NodeUpdate/status");
         self.world.updates.written(&written);
         Ok(())
     }
+}
+
+/// A NodeUpdate as it is written, with what else its metadata say.
+fn document(node: &NodeFact, seen: Option<Value>, spec: &NodeUpdateSpec) -> Value {
+    let mut metadata = json!({
+        "name": node.name,
+        "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": node.name, "uid": node.uid}],
+    });
+    if let (Some(metadata), Some(Value::Object(seen))) = (metadata.as_object_mut(), seen) {
+        metadata.extend(seen);
+    }
+    json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": metadata, "spec": spec})
 }
 
 /// The merge patch (RFC 7396) that turns one object into another: what is too much becomes null.

@@ -9,6 +9,10 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
+use std::time::Duration;
+
+/// How long the write of one status may take.
+pub(super) const SLOW_STATUS: Duration = Duration::from_secs(10);
 
 impl Writer {
     /// Writes a policy's status, if it differs. The resourceVersion guards the policy's memory: a person may have taken
@@ -70,7 +74,9 @@ impl Writer {
         });
         let params = PatchParams::apply(OPERATOR_MANAGER).force();
         let objects: Api<K> = Api::all(self.client.clone());
-        let written = objects.patch_status(name, &params, &Patch::Apply(&document)).await;
+        let patch = Patch::Apply(&document);
+        let written = tokio::time::timeout(SLOW_STATUS, objects.patch_status(name, &params, &patch)).await;
+        let written = written.map_err(|_| ApplyError::TooSlow { action: "the status" })?;
         let written = written.map_err(|error| ApplyError::of(format!("the status of {kind} {name}"), error))?;
         self.metrics.wrote(&format!("{kind}/status"));
         Ok(written)

@@ -7,6 +7,7 @@ use bascule_planner::{Action, Step};
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
+    time::Duration,
 };
 use tokio::task::{Id, JoinError, JoinSet};
 
@@ -18,6 +19,9 @@ const AT_ONCE: usize = 32;
 pub struct UnderWay {
     tasks: JoinSet<Carried>,
     nodes: HashMap<Id, Node>,
+    /// What policies remember. Their nodes wait for it.
+    memories: JoinSet<Carried>,
+    remembering: HashMap<Id, String>,
     /// What ended since it was asked for.
     ended: Carried,
 }
@@ -61,7 +65,7 @@ impl UnderWay {
     /// Whether nothing is being written.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.nodes.is_empty()
+        self.nodes.is_empty() && self.remembering.is_empty()
     }
 
     fn grants(&self) -> bool {
@@ -80,11 +84,47 @@ impl UnderWay {
         self.nodes.insert(task.id(), Node { name: node.to_owned(), grants });
     }
 
-    /// Waits until the writes to a node end; for ever if none are under way.
+    /// Whether a policy's memory is being written.
+    pub(super) fn remembers(&self, policy: &str) -> bool {
+        self.remembering.values().any(|one| one == policy)
+    }
+
+    /// Begins to write what a policy remembers.
+    pub(super) fn remember(&mut self, policy: String, write: impl Future<Output = Carried> + Send + 'static) {
+        let task = self.memories.spawn(write);
+        self.remembering.insert(task.id(), policy);
+    }
+
+    /// Waits for what is being remembered, but not for long. The policies for which it is not written: their nodes must wait.
+    pub(super) async fn remembered_within(&mut self, patience: Duration) -> HashSet<String> {
+        let mut failed = HashSet::new();
+        let until = tokio::time::Instant::now() + patience;
+        while let Ok(Some(result)) = tokio::time::timeout_at(until, self.memories.join_next_with_id()).await {
+            failed.extend(self.note_memory(result));
+        }
+        failed.extend(self.remembering.values().cloned());
+        failed
+    }
+
+    /// The policy, if its memory was not written.
+    fn note_memory(&mut self, result: Result<(Id, Carried), JoinError>) -> Option<String> {
+        let (id, carried) = match result {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(error = crate::one_line(&error), "remembering broke off");
+                (error.id(), Carried { failed: 1, ..Carried::default() })
+            }
+        };
+        self.ended.add(carried);
+        self.remembering.remove(&id).filter(|_| carried.done == 0)
+    }
+
+    /// Waits until a write ends; for ever if none is under way.
     pub async fn one_ended(&mut self) {
-        match self.tasks.join_next_with_id().await {
-            Some(result) => self.take_note(result),
-            None => std::future::pending().await,
+        tokio::select! {
+            Some(result) = self.tasks.join_next_with_id() => self.take_note(result),
+            Some(result) = self.memories.join_next_with_id() => drop(self.note_memory(result)),
+            else => std::future::pending().await,
         }
     }
 
@@ -93,12 +133,10 @@ impl UnderWay {
         while let Some(result) = self.tasks.try_join_next_with_id() {
             self.take_note(result);
         }
+        while let Some(result) = self.memories.try_join_next_with_id() {
+            self.note_memory(result);
+        }
         std::mem::take(&mut self.ended)
-    }
-
-    /// Takes note of a write that was waited for.
-    pub(super) fn also_ended(&mut self, carried: Carried) {
-        self.ended.add(carried);
     }
 
     fn take_note(&mut self, result: Result<(Id, Carried), JoinError>) {
@@ -169,6 +207,19 @@ mod tests {
             under_way.begin(&format!("n{node}"), &[], never());
         }
         assert_eq!(chosen(&under_way, &steps), (vec![], 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_memory_that_hangs_holds_up_its_own_policy_and_no_other() {
+        let mut under_way = UnderWay::default();
+        under_way.remember("hangs".to_owned(), std::future::pending());
+        under_way.remember("good".to_owned(), async { Carried { done: 1, ..Carried::default() } });
+        under_way.remember("fails".to_owned(), async { Carried { failed: 1, ..Carried::default() } });
+        let held = under_way.remembered_within(Duration::from_millis(250)).await;
+        assert_eq!(held, HashSet::from(["hangs".to_owned(), "fails".to_owned()]));
+        assert!(under_way.remembers("hangs") && !under_way.remembers("good") && !under_way.remembers("fails"));
+        assert_eq!(under_way.take_ended(), Carried { done: 1, failed: 1, ..Carried::default() });
+        assert!(!under_way.is_idle());
     }
 
     #[tokio::test]

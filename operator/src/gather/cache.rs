@@ -65,6 +65,8 @@ struct State<T> {
     entries: BTreeMap<Arc<Key>, Entry<T>>,
     places: HashMap<String, Place<T>>,
     tombstones: BTreeMap<Key, u64>,
+    /// Everything that existed at this version is known: what is older and not here was gone by then.
+    complete_at: u64,
     /// During a list: what it or we have brought so far.
     listed: Option<BTreeSet<Key>>,
     synced: bool,
@@ -91,6 +93,7 @@ impl<T: Fact> Cache<T> {
             entries: BTreeMap::new(),
             places: HashMap::new(),
             tombstones: BTreeMap::new(),
+            complete_at: 0,
             listed: None,
             synced: false,
         };
@@ -165,7 +168,15 @@ impl<T: Fact> Cache<T> {
         }
     }
 
-    /// Takes in what the API server answered to a write of ours.
+    /// Takes in a consistent list: all that existed at `version`, of which `known` were taken in one by one. A watch that is late
+    /// changes nothing of that any more.
+    pub fn complete(&self, known: &BTreeSet<Key>, version: u64) {
+        if self.write().complete(known, version) {
+            self.tell();
+        }
+    }
+
+    /// Takes in what the API server answered to a write of ours, or when it was asked for an object.
     pub fn written(&self, raw: &T::Raw) {
         if self.write().put(raw) {
             self.tell();
@@ -200,6 +211,9 @@ impl<T: Fact> State<T> {
         let (key, version) = (Key::of(raw), version_of(raw));
         if let Some(listed) = &mut self.listed {
             listed.insert(key.clone());
+        }
+        if version <= self.complete_at {
+            return false;
         }
         if self.tombstones.get(&key).is_some_and(|deleted| version <= *deleted) {
             return false;
@@ -247,6 +261,23 @@ impl<T: Fact> State<T> {
             self.tombstones.remove(&oldest);
         }
         self.forget(&key)
+    }
+
+    fn complete(&mut self, known: &BTreeSet<Key>, version: u64) -> bool {
+        if let Some(listed) = &mut self.listed {
+            // A list that the watch began before this one must not take them out at its end.
+            listed.extend(known.iter().cloned());
+        }
+        let entries = self.entries.iter();
+        let gone: Vec<Arc<Key>> = entries
+            .filter(|(key, entry)| entry.version <= version && !known.contains(key.as_ref()))
+            .map(|(key, _)| Arc::clone(key))
+            .collect();
+        for key in &gone {
+            self.forget(key);
+        }
+        self.complete_at = self.complete_at.max(version);
+        !gone.is_empty()
     }
 
     fn finish_list(&mut self) -> bool {
@@ -338,6 +369,35 @@ mod tests {
         cache.written(&object("c", 3, "c"));
         cache.apply(&watcher::Event::InitDone);
         assert_eq!(values(&cache), ["b", "c"]);
+    }
+
+    #[test]
+    fn a_watch_that_is_late_undoes_nothing_of_a_consistent_list() {
+        let cache = cache();
+        for event in [
+            watcher::Event::Init,
+            watcher::Event::InitApply(object("kept", 1, "old")),
+            watcher::Event::InitApply(object("deleted", 2, "x")),
+            watcher::Event::InitDone,
+        ] {
+            cache.apply(&event);
+        }
+        // Since then "kept" was changed, "deleted" was deleted, "made" was made, "brief" came and went; "ours" was made after the list.
+        cache.written(&object("ours", 21, "ours"));
+        for listed in [object("kept", 9, "new"), object("made", 8, "made")] {
+            cache.written(&listed);
+        }
+        let known = ["kept", "made"].map(|name| Key { namespace: String::new(), name: name.to_owned() });
+        cache.complete(&BTreeSet::from(known), 20);
+        assert_eq!(values(&cache), ["new", "made", "ours"]);
+        // The watch tells of all that minutes later.
+        for late in [object("brief", 5, "brief"), object("kept", 6, "older"), object("deleted", 7, "x")] {
+            cache.apply(&watcher::Event::Apply(late));
+        }
+        assert_eq!(values(&cache), ["new", "made", "ours"]);
+        cache.apply(&watcher::Event::Apply(object("kept", 22, "newest")));
+        cache.apply(&watcher::Event::Delete(object("made", 23, "made")));
+        assert_eq!(values(&cache), ["newest", "ours"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod budget;
 mod cache;
+mod catch_up;
 mod daemon_sets;
 mod node;
 mod objects;

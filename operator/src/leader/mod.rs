@@ -1,27 +1,29 @@
 //! One of several replicas acts; the others watch along and are ready.
 //!
-//! kube-lease-manager takes and renews the Lease. It hides a failing renewal from its user, so a replica that lost the
-//! API server would go on believing that it leads. The fence here watches the Lease itself and believes only what it
-//! has seen: it ends our leadership one lease duration after the last renewal that was seen, by the local monotonic
-//! clock, so that the clocks of the replicas need not agree.
+//! The Lease is taken and renewed as in client-go, but for two things: what a holder may do ends a third of the Lease's duration
+//! before others may take over, and no two machines' clocks are compared (`election`, docs/decisions/0038). Beside it the fence
+//! watches the Lease and believes only what it has seen: a replica whose watch is late does not act.
 //!
 //! Bascule's objects belong to the whole cluster, so two installations of it would fight over them. The fence watches the
 //! Leases of that name in every namespace: the installation whose Lease is older leads, and the other waits and says so.
 
+mod campaign;
+mod election;
 mod neighbours;
 
-use crate::settings::Settings;
+use crate::{clock::Clock, settings::Settings};
+use campaign::Campaign;
+use election::{Candidate, Terms};
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     Api, Client,
     runtime::{WatchStreamExt as _, watcher},
 };
-use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError, LeaseParams};
 use neighbours::{Neighbours, Precedence};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -37,7 +39,7 @@ pub enum LeaderError {
         /// The Lease.
         name: String,
         /// Why.
-        source: LeaseManagerError,
+        source: Box<kube::Error>,
     },
 }
 
@@ -56,8 +58,8 @@ pub struct Leadership {
 #[derive(Debug)]
 pub struct Leader {
     state: watch::Receiver<Leadership>,
-    held: Option<watch::Receiver<bool>>,
-    manager: JoinHandle<Result<LeaseManager, LeaseManagerError>>,
+    stop: Option<oneshot::Sender<()>>,
+    campaign: JoinHandle<()>,
     fence: JoinHandle<()>,
 }
 
@@ -69,20 +71,26 @@ impl Leader {
     pub async fn start(
         client: Client,
         settings: &Settings,
+        clock: Clock,
         namespace: &str,
         identity: &str,
     ) -> Result<Self, LeaderError> {
-        let manager = LeaseManagerBuilder::new(client.clone(), &settings.lease_name)
-            .with_namespace(namespace)
-            .with_parameters(LeaseParams::new(identity, settings.lease_seconds, settings.lease_grace()))
-            .build()
-            .await
-            .map_err(|source| LeaderError::Lease {
-                namespace: namespace.to_owned(),
-                name: settings.lease_name.clone(),
-                source,
-            })?;
-        let (held, manager) = manager.watch().await;
+        let terms = Terms { identity: identity.to_owned(), duration: settings.lease_duration() };
+        let (acts_until, held) = watch::channel(None);
+        let mut campaign = Campaign {
+            leases: Api::namespaced(client.clone(), namespace),
+            name: settings.lease_name.clone(),
+            candidate: Candidate::new(terms),
+            clock,
+            acts_until,
+        };
+        campaign.first_look().await.map_err(|source| LeaderError::Lease {
+            namespace: namespace.to_owned(),
+            name: settings.lease_name.clone(),
+            source: Box::new(source),
+        })?;
+        let (stop, stopped) = oneshot::channel();
+        let campaign = tokio::spawn(campaign.run(stopped));
         let (sender, state) = watch::channel(Leadership::default());
         let leases: Api<Lease> = Api::all(client);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", settings.lease_name));
@@ -97,8 +105,8 @@ impl Leader {
             holder: None,
             neighbours: Neighbours::default(),
         };
-        let fence = tokio::spawn(keep_fence(leases, config, fence, held.clone(), sender));
-        Ok(Self { state, held: Some(held), manager, fence })
+        let fence = tokio::spawn(keep_fence(leases, config, fence, held, sender));
+        Ok(Self { state, stop: Some(stop), campaign, fence })
     }
 
     /// The state of the election, told whenever it changes.
@@ -110,13 +118,10 @@ impl Leader {
     /// Steps down and gives the Lease back, so that another replica need not wait for its end.
     pub async fn release(mut self) {
         self.fence.abort();
-        self.held = None;
-        // The manager releases the Lease once nobody listens to it any more.
         let _ = (&mut self.fence).await;
-        match tokio::time::timeout(Duration::from_secs(5), &mut self.manager).await {
-            Ok(Ok(Ok(_))) => tracing::info!("the Lease is given back"),
-            Ok(Ok(Err(error))) => tracing::warn!(error = crate::one_line(&error), "the Lease could not be given back"),
-            Ok(Err(_)) | Err(_) => tracing::warn!("the Lease could not be given back in time and will expire"),
+        let told = self.stop.take().map(|stop| stop.send(()));
+        if told.is_none_or(|told| told.is_err()) || (&mut self.campaign).await.is_err() {
+            tracing::warn!("the Lease could not be given back and will expire");
         }
     }
 }
@@ -125,7 +130,7 @@ impl Drop for Leader {
     /// Without this the election would go on in the background for a replica that is gone.
     fn drop(&mut self) {
         self.fence.abort();
-        self.manager.abort();
+        self.campaign.abort();
     }
 }
 
@@ -206,7 +211,7 @@ async fn keep_fence(
     leases: Api<Lease>,
     config: watcher::Config,
     mut fence: Fence,
-    mut held: watch::Receiver<bool>,
+    mut held: watch::Receiver<Option<Instant>>,
     state: watch::Sender<Leadership>,
 ) {
     let mut events = pin!(watcher(leases, config).default_backoff());
@@ -214,7 +219,8 @@ async fn keep_fence(
     loop {
         let now = Instant::now();
         let (fenced, other) = fence.leads(now);
-        let leads = *held.borrow_and_update() && fenced;
+        let acts_until = (*held.borrow_and_update()).filter(|until| now < *until);
+        let leads = acts_until.is_some() && fenced;
         if kept_by != other {
             match &other {
                 Some(namespace) => tracing::error!(
@@ -234,7 +240,7 @@ async fn keep_fence(
             *before = now;
             changed
         });
-        let next = fence.next(now);
+        let next = fence.next(now).into_iter().chain(acts_until).min();
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(watcher::Event::Apply(lease) | watcher::Event::InitApply(lease))) => {
@@ -248,7 +254,7 @@ async fn keep_fence(
             changed = held.changed() => if changed.is_err() { return },
             () = sleep_until(next.unwrap_or(now)), if next.is_some() => {
                 if fence.valid_until.is_some_and(|until| until <= Instant::now()) {
-                    tracing::warn!(identity = fence.identity, "the Lease was not seen renewed in time: stepping down");
+                    tracing::warn!(identity = fence.identity, "the watch did not show the Lease renewed in time: stepping down");
                 }
             }
         }

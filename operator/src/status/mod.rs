@@ -6,7 +6,7 @@ mod pace;
 mod transitions;
 
 use crate::{
-    apply::{OrdersFirst, Writer},
+    apply::{ApplyError, OrdersFirst, Writer},
     clock::Clock,
     gather::Key,
 };
@@ -32,6 +32,8 @@ const NEWS: Duration = Duration::from_millis(1_000);
 const DETAILS: Duration = Duration::from_secs(5);
 /// After a write failed.
 const AGAIN: Duration = Duration::from_secs(2);
+/// After a write was not answered.
+const AGAIN_AFTER_SILENCE: Duration = Duration::from_secs(60);
 /// How many more nodes than there are have a pace before those of nodes that are gone are dropped.
 const GONE: usize = 1_000;
 
@@ -101,42 +103,49 @@ impl StatusWriter {
         let mut next: Option<Instant> = None;
         let mut later = |at: Instant| next = Some(next.map_or(at, |before: Instant| before.min(at)));
 
+        // All at once: one whose write hangs holds up nobody else's.
+        let mut writes = Vec::new();
         for (policy, said) in snapshot.policies.iter().zip(&report.policies) {
             let Some(known) = self.writer.world.policies.get(&Key::cluster(&policy.name)) else { continue };
             if known.status != policy.status {
                 continue; // its memory was written since; the next report speaks of it
             }
-            let due = self.due(&policy.name, policy_worth(&known.status, &said.status), &mut later);
-            if due
-                && let Err(error) = self.writer.write_policy(&known, &said.status).await
-                && !error.is_stale()
-            {
-                tracing::warn!(policy = policy.name, error = crate::one_line(&error), "the status can't be written");
-                later(Instant::now() + AGAIN);
+            if self.due(&policy.name, policy_worth(&known.status, &said.status), &mut later) {
+                let (writer, status) = (self.writer.clone(), said.status.clone());
+                writes.push(
+                    async move { ended("UpdatePolicy", &known.name, writer.write_policy(&known, &status).await) }
+                        .boxed(),
+                );
             }
         }
         for (freeze, status) in snapshot.freezes.iter().zip(&report.freezes) {
             let known = self.writer.world.freezes.get(&Key::cluster(&freeze.name));
-            if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status)
-                && let Err(error) = self.writer.write_freeze(&freeze.name, &known.1, status).await
-                && !error.is_stale()
-            {
-                tracing::warn!(freeze = freeze.name, error = crate::one_line(&error), "the status can't be written");
-                later(Instant::now() + AGAIN);
+            if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status) {
+                let (writer, name, status) = (self.writer.clone(), freeze.name.clone(), status.clone());
+                writes.push(
+                    async move { ended("Freeze", &name, writer.write_freeze(&name, &known.1, &status).await) }.boxed(),
+                );
             }
         }
         for (rollback, status) in snapshot.rollbacks.iter().zip(&report.rollbacks) {
             let known = self.writer.world.rollbacks.get(&Key::cluster(&rollback.name));
-            if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status)
-                && let Err(error) = self.writer.write_rollback(&rollback.name, &known.1, status).await
-                && !error.is_stale()
-            {
-                tracing::warn!(
-                    rollback = rollback.name,
-                    error = crate::one_line(&error),
-                    "the status can't be written"
+            if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status) {
+                let (writer, name, status) = (self.writer.clone(), rollback.name.clone(), status.clone());
+                writes.push(
+                    async move { ended("Rollback", &name, writer.write_rollback(&name, &known.1, &status).await) }
+                        .boxed(),
                 );
-                later(Instant::now() + AGAIN);
+            }
+        }
+        let failures: Vec<_> =
+            stream::iter(writes).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
+        for Failure { kind, name, error } in failures {
+            tracing::warn!(kind, name, error = crate::one_line(&error), "the status can't be written");
+            let again = if matches!(error, ApplyError::TooSlow { .. }) { AGAIN_AFTER_SILENCE } else { AGAIN };
+            later(Instant::now() + again);
+            if kind == "UpdatePolicy" {
+                // It is due again then, and not with the next report: the others would wait for its silence each time.
+                self.policies.insert(name, Instant::now() + again);
             }
         }
 
@@ -177,7 +186,7 @@ impl StatusWriter {
         if self.nodes.len() > report.nodes.len().saturating_add(GONE) {
             let there: HashSet<&str> = report.nodes.iter().map(|node| &*node.node).collect();
             self.nodes.retain(|node, _| there.contains(&**node));
-            self.policies.retain(|_, at| at.elapsed() < DETAILS);
+            self.policies.retain(|_, at| *at + DETAILS > Instant::now());
         }
         next
     }
@@ -212,6 +221,18 @@ impl StatusWriter {
             }
         }
     }
+}
+
+/// A status that was not written, and not because a newer report is on its way.
+struct Failure {
+    kind: &'static str,
+    name: String,
+    error: ApplyError,
+}
+
+fn ended<T>(kind: &'static str, name: &str, result: Result<T, ApplyError>) -> Option<Failure> {
+    let error = result.err().filter(|error| !error.is_stale())?;
+    Some(Failure { kind, name: name.to_owned(), error })
 }
 
 fn policy_worth(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> Worth {

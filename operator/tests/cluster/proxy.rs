@@ -10,6 +10,7 @@ use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// What went wrong how often.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,6 +26,10 @@ struct Shared {
     client: reqwest::Client,
     server: String,
     broken: AtomicBool,
+    /// Kinds (in the plural, as in paths) whose watches bring nothing more.
+    late: watch::Sender<Vec<&'static str>>,
+    /// Writes to what contains one of these are never answered, and never done.
+    silent: Mutex<Vec<String>>,
     writes: AtomicU64,
     watches: AtomicU64,
     counts: Mutex<Counts>,
@@ -38,12 +43,33 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn start(control_plane: &ControlPlane) -> Self {
+        Self::that(control_plane, true).await
+    }
+
+    /// One that hands everything on until it is told otherwise.
+    pub async fn honest(control_plane: &ControlPlane) -> Self {
+        Self::that(control_plane, false).await
+    }
+
+    /// From now on watches of these kinds bring nothing more, though they stay open.
+    pub fn hold_back_watches_of(&self, kinds: Vec<&'static str>) {
+        self.shared.late.send_replace(kinds);
+    }
+
+    /// From now on writes to paths that contain this are never answered.
+    pub fn be_silent_about(&self, path: &str) {
+        self.shared.silent.lock().unwrap().push(path.to_owned());
+    }
+
+    async fn that(control_plane: &ControlPlane, broken: bool) -> Self {
         let authority = reqwest::Certificate::from_pem(control_plane.authority_certificate().as_bytes()).unwrap();
         let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
         let shared = Arc::new(Shared {
             client,
             server: control_plane.server().to_owned(),
-            broken: AtomicBool::new(true),
+            broken: AtomicBool::new(broken),
+            late: watch::Sender::new(Vec::new()),
+            silent: Mutex::default(),
             writes: AtomicU64::new(0),
             watches: AtomicU64::new(0),
             counts: Mutex::default(),
@@ -76,10 +102,13 @@ fn status(code: StatusCode, reason: &str, message: &str) -> Response {
 async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let query = parts.uri.path_and_query().map_or("/", |it| it.as_str()).to_owned();
-    let watch = query.contains("watch=true") || query.contains("watch=1");
+    let watching = query.contains("watch=true") || query.contains("watch=1");
     let writes = parts.method != Method::GET;
     let lease = query.contains("/leases") || query.contains("/events");
     let broken = shared.broken.load(Ordering::SeqCst) && !lease;
+    if writes && shared.silent.lock().unwrap().iter().any(|part| query.contains(part)) {
+        return std::future::pending().await;
+    }
     let note = |what: fn(&mut Counts) -> &mut u64| *what(&mut shared.counts.lock().unwrap()) += 1;
     let mut lose = false;
     if broken {
@@ -102,7 +131,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
             _ => {}
         }
     }
-    if broken && watch && shared.watches.fetch_add(1, Ordering::SeqCst) % 5 == 4 {
+    if broken && watching && shared.watches.fetch_add(1, Ordering::SeqCst) % 5 == 4 {
         note(|counts| &mut counts.gone);
         let gone = json!({"type": "ERROR", "object": {
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired",
@@ -130,10 +159,20 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let code = answer.status();
     let kind = answer.headers().get("content-type").cloned();
     let stream = answer.bytes_stream();
-    let body = if broken && watch {
+    let body = if broken && watching {
         // Every watch breaks off after two seconds.
         note(|counts| &mut counts.cut);
         Body::from_stream(stream.take_until(tokio::time::sleep(Duration::from_secs(2))))
+    } else if watching {
+        // While the kind is held back, what came waits here.
+        let late = shared.late.subscribe();
+        Body::from_stream(stream.then(move |chunk| {
+            let (mut late, path) = (late.clone(), query.clone());
+            async move {
+                let _ = late.wait_for(|kinds| !kinds.iter().any(|kind| path.contains(&format!("/{kind}?")))).await;
+                chunk
+            }
+        }))
     } else {
         Body::from_stream(stream)
     };

@@ -40,6 +40,26 @@ spec: {{minAvailable: 1, selector: {{matchLabels: {{app: {name}}}}}}}
 }
 
 impl World {
+    /// Starts a build that asks not to be disrupted; the name of its pod once it runs.
+    pub async fn a_build_runs(&self) -> String {
+        self.control_plane.apply(BUILD).await.unwrap();
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let labelled = ListParams::default().labels("app=build");
+        let runs = async || {
+            let all = pods.list(&labelled).await.unwrap().items;
+            all.iter().any(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"))
+        };
+        self.eventually("the build runs", runs).await;
+        pods.list(&labelled).await.unwrap().items.remove(0).metadata.name.unwrap()
+    }
+
+    /// Lets it end well.
+    pub async fn the_build_ends(&self, pod: &str) {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let succeeded = json!({"status": {"phase": "Succeeded"}});
+        pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&succeeded)).await.unwrap();
+    }
+
     async fn starts(&self, manifest: &str, app: &str) {
         self.control_plane.apply(manifest).await.unwrap();
         let patience = crate::world::PATIENCE;
@@ -145,23 +165,14 @@ spec:
 async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_completed() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
-    world.control_plane.apply(BUILD).await.unwrap();
-    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
-    let labelled = ListParams::default().labels("app=build");
-    let runs = async || {
-        let all = pods.list(&labelled).await.unwrap().items;
-        all.iter().any(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"))
-    };
-    world.eventually("the build runs", runs).await;
+    let build = world.a_build_runs().await;
     let operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
     world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
     assert!(cordoned(Some(&Api::<Node>::all(world.client.clone()).get("n1").await.unwrap())), "takes no new builds");
     let until = world.update("n1").await.status.unwrap().rollout.unwrap().until;
     assert!(until.is_some(), "by the end of the drain at the latest");
-    let build = pods.list(&labelled).await.unwrap().items.remove(0).metadata.name.unwrap();
-    let succeeded = json!({"status": {"phase": "Succeeded"}});
-    pods.patch_status(&build, &PatchParams::default(), &Patch::Merge(&succeeded)).await.unwrap();
+    world.the_build_ends(&build).await;
     world.until_current("n1", "1.1").await;
     assert!(world.evictions(&operator.listen).await <= 1, "at most the finished pod");
 }

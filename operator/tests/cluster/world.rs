@@ -149,7 +149,7 @@ impl World {
     pub async fn operator_with(&self, identity: &str, server: Option<&str>, more: &[&str]) -> Operator {
         let launch = bascule::launch(&self.control_plane, &self.server, self.files.path(), identity, server).await;
         let own =
-            ["bascule-operator", "--lease-seconds=3"].into_iter().chain(launch.arguments.iter().map(String::as_str));
+            ["bascule-operator", "--lease-seconds=5"].into_iter().chain(launch.arguments.iter().map(String::as_str));
         let settings = Settings::parse_from(own.chain(more.iter().copied()));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
