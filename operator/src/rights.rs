@@ -74,7 +74,13 @@ impl Rights {
 }
 
 fn hooks(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, &Hook)> {
-    let lists = [("beforeDrain", &policy.hooks.before_drain), ("afterCommit", &policy.hooks.after_commit)];
+    let of = &policy.hooks;
+    let lists = [
+        ("beforeDrain", &of.before_drain),
+        ("afterCommit", &of.after_commit),
+        ("beforeRollout", &of.before_rollout),
+        ("afterRollout", &of.after_rollout),
+    ];
     lists.into_iter().flat_map(|(list, hooks)| {
         hooks.iter().enumerate().map(move |(index, hook)| (format!("spec.hooks.{list}[{index}].namespace"), hook))
     })

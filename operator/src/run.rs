@@ -8,7 +8,7 @@ use crate::{
     drain::{self, Drains, EvictionApi},
     events::Events,
     gather::{Assembler, Outside, World},
-    health::{Asker, AskerError, GateBoard, ObjectAsker},
+    health::{Asker, AskerError, GateBoard},
     leader::{Leader, LeaderError, Leadership},
     live::{Live, Planned},
     metrics::Metrics,
@@ -162,12 +162,12 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     }
 
     let changes = Arc::new(watch::Sender::new(0_u64));
-    let world = World::new(Arc::clone(&changes));
+    let world = World::new(Arc::clone(&changes), &clock);
     readiness.set(world.missing());
     let mut watches = world.watch(&watching, &metrics);
     let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
     let events = Events::start(client.clone(), &identity);
-    let asker = Asker::new(ObjectAsker::new(client.clone()), &extra_ca)?;
+    let asker = Asker::new(client.clone(), &namespace, &extra_ca)?;
     let scratch;
     let state_dir = match &settings.state_dir {
         Some(folder) => folder.clone(),
@@ -484,6 +484,8 @@ impl Round<'_> {
             let policy = policies.iter().find(|policy| policy.name == facts.name && policy.valid.is_ok());
             // A node that is under way goes on: what it lacks then shows where it is needed.
             if let Some(error) = policy.and_then(|policy| self.rights.missing(&policy.spec))
+                // Nor does a right that is missing keep the hooks after a rollout from running.
+                && facts.status.maintenance.is_none()
                 && !parts
                     .world
                     .updates
@@ -507,6 +509,7 @@ impl Round<'_> {
             parts.metrics.called(called.action, called.stood);
         }
         let left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
+        crate::hooks::let_go(&parts.writer).await;
         let mut drains = parts.drain_orders(&plan);
         if self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some() {
             drains.retain(|order| self.drains.are_under_way(&order.node));

@@ -116,6 +116,19 @@ impl Vendor {
         assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
     }
 
+    /// The same with a manifest that says more.
+    pub fn publish_with(&self, version: &str, base: Option<&str>, change: impl FnOnce(&mut Manifest)) {
+        let build = self.build(version, base);
+        let path = build.join(format!("releases/{version}/x86-64/release.json"));
+        let mut manifest = Manifest::parse(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut manifest);
+        std::fs::write(&path, manifest.to_bytes().unwrap()).unwrap();
+        let keys = self.keys(&["targets", "snapshot", "timestamp"]);
+        let channel: ChannelName = CHANNEL.parse().unwrap();
+        let outcome = self.publisher().add_release(&channel, &build, &Notes::default(), self.signing(&keys)).unwrap();
+        assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
+    }
+
     /// A build folder, as `bascule release build` would leave it.
     pub fn build(&self, version: &str, base: Option<&str>) -> PathBuf {
         self.build_for("acme-os", version, base)
@@ -171,6 +184,7 @@ impl Vendor {
             },
             packs,
             packages: None,
+            kubernetes: None,
         };
         std::fs::write(root.join(path("release.json")), manifest.to_bytes().unwrap()).unwrap();
         root

@@ -18,6 +18,9 @@ use std::{
     sync::Arc,
 };
 
+/// The label of nodes with an etcd member.
+const ETCD: &str = "node-role.kubernetes.io/etcd";
+
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 /// What was read from the cluster.
@@ -109,13 +112,15 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
         truce: Truce::None,
         leaving: api::LEAVING_TAINTS.iter().find(|key| has_taint(key)).map(|key| (*key).to_owned()),
         boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
+        // A forecast looks once: a trial that it finds is taken to have begun with the reboot.
+        boot_seen: Time::default(),
         // Go's name for one machine, the Discoverable Partitions' name for the other.
         architecture: info.and_then(|info| match info.architecture.as_str() {
             "amd64" => "x86-64".parse().ok(),
             other => other.parse().ok(),
         }),
         control_plane: node.labels().contains_key(CONTROL_PLANE),
-        etcd: EtcdMember::None,
+        etcd: if node.labels().contains_key(ETCD) { EtcdMember::Healthy } else { EtcdMember::None },
         update: update.map(|update| UpdateFacts {
             generation: update.metadata.generation.unwrap_or_default(),
             owner_uid: update.owner_references().first().map(|owner| owner.uid.clone()),
@@ -123,6 +128,7 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
             spec: update.spec.clone(),
             status: update.status.clone().unwrap_or_default(),
         }),
+        earlier: None,
         // There is always something to drain, and it takes as long as it took lately.
         pods: NodePods { remaining: 1, ..NodePods::default() },
         daemon_sets: DaemonSets::default(),
@@ -138,6 +144,8 @@ fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts 
         published_at: info.published_at,
         floor: None,
         downgrade: false,
+        kubelet: None,
+        brings_api_server: false,
         withdrawn: None,
     };
     let known = [status.previous.as_ref(), status.target.as_ref()];

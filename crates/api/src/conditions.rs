@@ -16,6 +16,9 @@ pub const REPOSITORY_HEALTHY: &str = "RepositoryHealthy";
 /// UpdatePolicy, NodeUpdate: a node is selected by more than one policy.
 pub const POLICY_CONFLICT: &str = "PolicyConflict";
 
+/// UpdatePolicy: nodes are about to be disrupted, or are, with hooks before the first and after the last of them.
+pub const MAINTENANCE_PLANNED: &str = "MaintenancePlanned";
+
 /// NodeUpdate (agent): the inactive slot holds the asked release, verified.
 pub const STAGED: &str = "Staged";
 /// NodeUpdate (agent): the running release is a trial that is not committed.

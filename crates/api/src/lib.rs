@@ -22,25 +22,27 @@ mod rollback;
 mod selector;
 mod time;
 
-pub use bascule_names::{Architecture, ChannelName, Digest, NameError, Product, RootHash, Version, compare_versions};
+pub use bascule_names::{
+    Architecture, ChannelName, Digest, KubernetesVersion, NameError, Product, RootHash, Version, compare_versions,
+};
 pub use definitions::custom_resource_definitions;
 pub use drain::{Drain, DrainBehavior, DrainRule, OnTimeout};
 pub use duration::{Duration, DurationError};
 pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
 pub use node_update::{
-    BootControl, BootControlBackend, Booted, Cause, Counting, Disruption, DisruptionOutcome, DrainProgress,
-    FailedRelease, Goal, Grant, LastDisruption, LastError, ManualAction, NodeError, NodeUpdate, NodeUpdateSpec,
-    NodeUpdateStatus, PackFallback, ReleaseRef, Rollout, RolloutState, SlotName, SlotState, SlotStatus, Slots, Staged,
-    Transfer, Trial,
+    BootControl, BootControlBackend, Booted, Cause, Counting, DaemonSetBefore, Disruption, DisruptionOutcome,
+    DrainProgress, FailedRelease, Goal, Grant, LastDisruption, LastError, ManualAction, NodeError, NodeUpdate,
+    NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef, Rollout, RolloutState, SlotName, SlotState, SlotStatus,
+    Slots, Staged, Transfer, Trial,
 };
 pub use policy::{
-    Budget, ConfigMapKey, DomainBudget, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks, HttpGate,
-    MaintenanceWindow, NewNodes, ObjectGate, PromQlGate, Severity, Source, Staging, TrustRoot, UpdatePolicy,
+    Budget, ClusterGates, ConfigMapKey, DomainBudget, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks,
+    HttpGate, MaintenanceWindow, NewNodes, ObjectGate, PromQlGate, Severity, Source, Staging, TrustRoot, UpdatePolicy,
     UpdatePolicySpec, Wave,
 };
 pub use policy_status::{
-    BlockedRelease, Columns, Counts, HistoryEntry, Outcome, PolicyFailure, ReleaseInfo, RepositoryStatus, Timings,
-    UpdatePolicyStatus, WaitsFor, WaveStatus, WindowStatus,
+    BlockedRelease, Columns, Counts, HistoryEntry, Maintenance, Outcome, PolicyFailure, ReleaseInfo, RepositoryStatus,
+    Timings, UpdatePolicyStatus, WaitsFor, WaveStatus, WindowStatus,
 };
 pub use quantity::{IntOrPercent, QuantityError};
 pub use reasons::{ObjectRef, WaitReason};

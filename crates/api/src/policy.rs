@@ -320,6 +320,7 @@ pub enum EmergencyExemption {
 /// What healthy means, before a node is disrupted and after it booted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.prometheusSecret) || has(self.prometheus)").message("prometheusSecret is for the server in spec.health.prometheus: name that too"))]
 #[x_kube(crates(kube_core = "kube_core"))]
 pub struct Health {
     /// How long a node may take from the reboot until it is Ready and its DaemonSets are up. Default: 10m.
@@ -336,6 +337,17 @@ pub struct Health {
     #[schemars(length(min = 1, max = 512))]
     #[x_kube(validation = Rule::new(r"self.matches('^https?://[^?#\\s]+$')").message("write the http:// or https:// URL of a Prometheus server, like http://prometheus.monitoring:9090"))]
     pub prometheus: Option<String>,
+    /// A Secret in the operator's namespace with what that server wants to see: `token` (sent as a bearer token), or
+    /// `username` and `password`; `header.<name>` for further headers, e.g. `header.X-Scope-OrgID`; `ca.crt`, the only
+    /// authorities trusted for it; `tls.crt` and `tls.key`, the client's certificate. The operator must be allowed to read
+    /// it. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub prometheus_secret: Option<String>,
+    /// What becomes of a trial when, at the end of `nodeReadyTimeout`, all that is missing is a gate that speaks of the
+    /// cluster and not of the node, or that nobody can answer. Default: Hold.
+    #[serde(default)]
+    pub cluster_gates: ClusterGates,
     /// All of these must pass before a node is disrupted, and before it commits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -349,9 +361,22 @@ impl Default for Health {
             node_soak: Duration::ZERO,
             daemon_sets: true,
             prometheus: None,
+            prometheus_secret: None,
+            cluster_gates: ClusterGates::default(),
             gates: Vec::new(),
         }
     }
+}
+
+/// What becomes of a trial that waits for a gate that speaks of the cluster and not of its node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ClusterGates {
+    /// It is held, for as long as the guard on the node lets it be a trial. The release is blamed only if the same happens
+    /// on a second node.
+    #[default]
+    Hold,
+    /// It is taken back and counted as a failure of the release.
+    Revert,
 }
 
 fn default_node_ready_timeout() -> Duration {
@@ -403,7 +428,7 @@ pub struct PromQlGate {
     pub min: Option<f64>,
 }
 
-/// Objects of the cluster that must fulfil a CEL expression. No object at all does not pass.
+/// Objects of the cluster that must fulfil a CEL expression. No object at all does not pass, unless `optional` says so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectGate {
@@ -424,7 +449,11 @@ pub struct ObjectGate {
     /// The objects by label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
-    /// A CEL expression over `object` that must be true for each of them.
+    /// Whether it passes when there is no such object at all, as with builds that may or may not run. Default: false.
+    #[serde(default)]
+    pub optional: bool,
+    /// A CEL expression over `object` that must be true for each of them. With `node` in it, the node's name, the gate is
+    /// asked for each node. An object that lacks a field that the expression asks for does not pass yet.
     #[schemars(length(min = 1, max = 2048))]
     pub cel: String,
 }
@@ -455,7 +484,7 @@ fn default_http_timeout() -> Duration {
     Duration::from_secs(5)
 }
 
-/// Jobs that run around the disruption of each node.
+/// Jobs that run around the disruption of each node, and around those of several.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Hooks {
@@ -467,6 +496,14 @@ pub struct Hooks {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub after_commit: Vec<Hook>,
+    /// Run once before the first node of several is disrupted, in their order; nobody is before they succeeded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub before_rollout: Vec<Hook>,
+    /// Run once after the last of them, however it ended: the rollout is done, halted or paused, or its window is closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub after_rollout: Vec<Hook>,
 }
 
 /// A Job that must succeed.

@@ -48,6 +48,13 @@ pub struct UpdatePolicyStatus {
     /// What drains, boots and health checks took lately, in seconds; the planner fits nodes into windows with it.
     #[serde(default)]
     pub timings: Timings,
+    /// The maintenance that is planned or under way, of a policy with hooks for whole rollouts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<Maintenance>,
+    /// How many of them there were.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub maintenances: i64,
     /// Past rollouts, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -56,6 +63,35 @@ pub struct UpdatePolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
+/// A stretch of time in which nodes are disrupted, with hooks before the first and after the last of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Maintenance {
+    /// Counts them.
+    #[schemars(range(min = 1))]
+    pub number: i64,
+    /// The release that it began with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// When it was announced.
+    pub planned_at: Time,
+    /// When the hooks before it were done, so that nodes may be disrupted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_at: Option<Time>,
+    /// Whether the hooks after it run, so that none may be any more.
+    #[serde(default)]
+    pub ending: bool,
+    /// Hooks that succeeded, as `beforeRollout/<name>` and `afterRollout/<name>`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub hooks_done: Vec<String>,
 }
 
 /// A release as people know it.

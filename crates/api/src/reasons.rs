@@ -96,6 +96,8 @@ wait_reasons! {
     MinimumAge => "Wait, or lower spec.minReleaseAge.",
     /// The inactive slot still holds the way back from a release that is not proven yet.
     Retention => "Wait until the running release is proven (spec.provenAfter).",
+    /// The kubelet in the release is newer than an API server, or too many versions older (Kubernetes' version skew policy).
+    VersionSkew => "Update the API servers first, or publish a release with a kubelet that they are made for.",
     /// The release is being written to the inactive slot.
     Transferring => "Nothing: progress is in status.transfer.",
     /// Enough other nodes are staging at the moment (spec.staging.maxConcurrent).
@@ -118,16 +120,16 @@ wait_reasons! {
     ClusterCeiling => "Wait, or raise the operator's --max-unavailable.",
     /// A node of another failure domain is being updated or unavailable.
     DomainBusy => "Wait for the domain named in the message.",
-    /// Another control-plane node is moving or unavailable, or etcd would lose its quorum.
-    ControlPlane => "Wait; mend the control-plane node named in the message.",
+    /// Another node with a control plane or a member of etcd is moving or unavailable, or etcd would lose its quorum.
+    ControlPlane => "Wait; mend the node named in the message.",
     /// This node runs the operator itself and goes last.
     OperatorNode => "Nothing: the other nodes go first.",
     /// A PodDisruptionBudget does not allow the drain to succeed now.
     DisruptionBudget => "Get the budget's pods healthy or give the workload one more replica; other nodes go first meanwhile. Where it opens only after a cordon, say so with spec.drain.budgetsOpenAfterCordon.",
     /// A pod on the node can't be evicted under the policy's drain settings.
     UndrainablePod => "Read the message: delete the pod, or allow it in spec.drain, e.g. by a rule.",
-    /// A health gate does not pass.
-    HealthGate => "Read the gate named in the message.",
+    /// A health gate does not pass. A trial that waits for one that speaks of the cluster is held, and its release not blamed.
+    HealthGate => "Read the gate named in the message. A held trial goes on when the gate passes, and is taken back by the guard on the node when its time is over.",
     /// The node is not Ready, so it goes last.
     NodeNotReady => "Mend the node; its update is tried when it is Ready or everything else is done.",
     /// Somebody else cordoned the node.
@@ -139,7 +141,7 @@ wait_reasons! {
     /// A drain reached its timeout and the policy says to hold the node as it is.
     DrainHeld => "Resolve the pods named in the message, or delete them.",
     /// A hook has not finished or has failed.
-    Hook => "Look at the Job named in the object field.",
+    Hook => "Look at the Job named in the object field. One that failed after the commit is run again once it is deleted.",
     /// The node may be disrupted next, but others come first in this round.
     Queued => "Nothing: it is next in line.",
     /// The node's pods are being evicted.
@@ -151,7 +153,7 @@ wait_reasons! {
     /// The node waits until load balancers have noticed that it goes away.
     LoadBalancers => "Nothing: it goes on after spec.drain.loadBalancerDelay.",
     /// The agent is arming the release or the machine is rebooting.
-    Rebooting => "Nothing, for as long as spec.health.nodeReadyTimeout has not passed.",
+    Rebooting => "Nothing. After spec.health.nodeReadyTimeout it becomes NodeLost.",
     /// The node booted the release as a trial and has to become healthy.
     Trial => "Nothing: the checks that are still missing are in the message.",
     /// The node is healthy and has to stay so for its soak time.
@@ -163,7 +165,7 @@ wait_reasons! {
     /// The node was to boot the release and came back on its old one.
     Reverted => "Read status.failedReleases of the node and the console of its last boot.",
     /// The node has not come back after its reboot.
-    NodeLost => "Look at the machine's console; the slot of the budget stays taken while the node is unavailable.",
+    NodeLost => "Look at the machine's console. It goes on by itself when the machine comes back; until then it takes a place of the budget. The release is not blamed unless a second machine does not come back from it either.",
 }
 
 impl std::fmt::Display for WaitReason {

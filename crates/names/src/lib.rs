@@ -4,11 +4,13 @@
 //! `bascule-api` so that the release format (`bascule-image`) can share them without seeing Kubernetes.
 
 mod digest;
+mod kubernetes;
 mod label;
 mod version;
 mod version_order;
 
 pub use digest::{Digest, RootHash};
+pub use kubernetes::KubernetesVersion;
 pub use label::{Architecture, ChannelName, Product};
 pub use version::Version;
 pub use version_order::compare_versions;

@@ -11,8 +11,8 @@ use bascule_api::{
 use bascule_planner::{
     Planner, Snapshot, forecast,
     snapshot::{
-        Cordon, DaemonSets, EtcdMember, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release, Taints,
-        Truce, UpdateFacts,
+        Cordon, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness,
+        Release, Taints, Truce, UpdateFacts,
     },
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -111,7 +111,13 @@ fn node(index: usize, groups: usize) -> Node {
         etcd: EtcdMember::None,
         update: Some(update),
         pods: NodePods { remaining: 30, ..NodePods::default() },
-        daemon_sets: DaemonSets { wanted: 4, ready: 4, since: None, missing: Vec::new() },
+        daemon_sets: DaemonSets(
+            ["net/cni", "net/proxy", "logs/agent", "storage/csi"]
+                .map(|set| DaemonSetPod { set: set.into(), ready: true, since: None })
+                .into(),
+        ),
+        earlier: None,
+        boot_seen: Time::default(),
     }
 }
 
@@ -123,6 +129,8 @@ fn cluster(nodes: usize, groups: usize, fields: &serde_json::Value) -> Snapshot 
         published_at: at(-40_000),
         floor: None,
         downgrade: false,
+        kubelet: None,
+        brings_api_server: false,
         withdrawn: None,
     };
     let offer = Arc::new(Offer {

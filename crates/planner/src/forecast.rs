@@ -183,6 +183,7 @@ impl Run {
                         gate: question.gate,
                         node: question.node,
                         passes: true,
+                        known: true,
                         message: String::new(),
                         at: now,
                         since: now,
@@ -304,7 +305,10 @@ impl Run {
                 node.boot_id = format!("{}+", node.boot_id);
                 node.ready.ready = true;
                 node.ready.since = Some(now);
-                node.daemon_sets.ready = node.daemon_sets.wanted;
+                node.boot_seen = now;
+                for pod in &mut node.daemon_sets.0 {
+                    (pod.ready, pod.since) = (true, Some(now));
+                }
                 update.status.boot_id = Some(node.boot_id.clone());
                 let held = update.status.slots.as_ref().and_then(|slots| slots.get(slot).version.clone());
                 let version = held.or_else(|| update.status.staged.as_ref().map(|staged| staged.version.clone()));

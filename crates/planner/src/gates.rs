@@ -23,6 +23,8 @@ pub enum Gate {
     Age,
     /// The way back is not overwritten before the running release is proven.
     Retention,
+    /// The API servers take the kubelet that the release brings.
+    Skew,
     /// The release is staged.
     Staged,
     /// A maintenance window is open.
@@ -60,7 +62,7 @@ pub enum Gate {
 }
 
 /// Every gate, in the order in which they are asked.
-pub const GATES: [Gate; 27] = [
+pub const GATES: [Gate; 28] = [
     Gate::Agent,
     Gate::BootCounting,
     Gate::NotPaused,
@@ -71,6 +73,7 @@ pub const GATES: [Gate; 27] = [
     Gate::NotFailedHere,
     Gate::Age,
     Gate::Retention,
+    Gate::Skew,
     Gate::Staged,
     Gate::Window,
     Gate::Fits,
@@ -105,6 +108,7 @@ impl Gate {
             Self::NotFailedHere => "NotFailedHere",
             Self::Age => "Age",
             Self::Retention => "Retention",
+            Self::Skew => "Skew",
             Self::Staged => "Staged",
             Self::Window => "Window",
             Self::Fits => "Fits",
@@ -132,19 +136,61 @@ impl Gate {
     }
 }
 
-/// A set of gates that are asked. Everything but tests asks all of them; a test that switches one off proves that the
-/// invariants notice.
+/// What is kept to beside the gates, once a node moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Rule {
+    /// Health and soak count from what was seen in the boot on trial.
+    ThisBoot,
+    /// A machine that does not come back says nothing of the release, unless a second one does not either.
+    SlowIsNoVerdict,
+    /// A gate that speaks of the cluster says nothing of the release that one node tries.
+    ClusterIsNoVerdict,
+    /// A hook that succeeded for a grant is not run again.
+    HooksOnce,
+    /// Nobody is disrupted before the hooks of the whole rollout succeeded.
+    RolloutHooks,
+    /// A trial whose Node was deleted and came back is carried on with.
+    Adoption,
+}
+
+/// Every rule.
+pub const RULES: [Rule; 6] = [
+    Rule::ThisBoot,
+    Rule::SlowIsNoVerdict,
+    Rule::ClusterIsNoVerdict,
+    Rule::HooksOnce,
+    Rule::RolloutHooks,
+    Rule::Adoption,
+];
+
+/// The bit of the first rule.
+const RULES_FROM: u32 = 48;
+
+/// A set of gates that are asked and rules that are kept to. Everything but tests asks all of them; a test that switches
+/// one off proves that the invariants notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GateSet(u32);
+pub struct GateSet(u64);
 
 impl GateSet {
     /// All gates.
-    pub const ALL: Self = Self(u32::MAX);
+    pub const ALL: Self = Self(u64::MAX);
 
     /// All but one.
     #[must_use]
     pub const fn without(gate: Gate) -> Self {
-        Self(u32::MAX ^ (1 << gate as u32))
+        Self(u64::MAX ^ (1 << gate as u32))
+    }
+
+    /// All but one rule.
+    #[must_use]
+    pub const fn without_rule(rule: Rule) -> Self {
+        Self(u64::MAX ^ (1 << (rule as u32 + RULES_FROM)))
+    }
+
+    /// Whether a rule is kept to.
+    #[must_use]
+    pub const fn keeps(self, rule: Rule) -> bool {
+        self.0 & (1 << (rule as u32 + RULES_FROM)) != 0
     }
 
     /// Whether a gate is asked.

@@ -19,7 +19,7 @@ pub mod zones;
 
 pub use decide::{Planner, plan, plan_asking};
 pub use forecast::forecast;
-pub use gates::{GATES, Gate, GateSet};
+pub use gates::{GATES, Gate, GateSet, RULES, Rule};
 pub use lint::{Violation, lint};
 pub use plan::{Action, Expect, Mismatch, Plan, Step};
 pub use report::{NodeName, NodeReport, PolicyReport, Report, Wait};

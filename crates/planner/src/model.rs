@@ -5,7 +5,7 @@
 
 use crate::{
     Action, Mismatch, Report, Snapshot, Step,
-    plan::{Taint, initial_spec},
+    plan::{HookOrder, Taint},
     snapshot::{Cordon, HookRun, HookState, Node, Truce, UpdateFacts},
 };
 use bascule_api::NodeUpdateStatus;
@@ -38,6 +38,10 @@ pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
             Arc::make_mut(known).status = status.clone();
             return Done::Applied;
         }
+        Action::RunRolloutHook(order) => {
+            run(snapshot, order);
+            return Done::Applied;
+        }
         _ => {}
     }
     let Some(name) = step.action.node() else { return Done::Gone };
@@ -46,32 +50,40 @@ pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
         return Done::Refused(mismatch);
     }
     if let Action::RunHook(order) = &step.action {
-        let job = format!("hooks/{}-{}-{}", order.hook, order.node, order.grant);
-        if !snapshot.hooks.iter().any(|run| run.job == job && run.stage == order.stage) {
-            snapshot.hooks.push(HookRun {
-                node: order.node.clone(),
-                grant: order.grant,
-                stage: order.stage,
-                hook: order.hook.clone(),
-                job,
-                state: HookState::Running { since: snapshot.now },
-            });
-        }
+        run(snapshot, order);
         return Done::Applied;
     }
     on_node(Arc::make_mut(node), &step.action);
     Done::Applied
 }
 
+/// The Job of a hook, unless there is one already.
+fn run(snapshot: &mut Snapshot, order: &HookOrder) {
+    let of = if order.node.is_empty() { &order.policy } else { &order.node };
+    let job = format!("hooks/{}-{of}-{}", order.hook, order.grant);
+    if !snapshot.hooks.iter().any(|run| run.job == job && run.stage == order.stage) {
+        snapshot.hooks.push(HookRun {
+            policy: order.policy.clone(),
+            node: order.node.clone(),
+            grant: order.grant,
+            stage: order.stage,
+            hook: order.hook.clone(),
+            job,
+            state: HookState::Running { since: snapshot.now },
+        });
+    }
+}
+
 /// What an action does to a node and its NodeUpdate.
 fn on_node(node: &mut Node, action: &Action) {
     match action {
-        Action::CreateNodeUpdate { policy, .. } => {
+        Action::CreateNodeUpdate { spec, .. } => {
+            node.earlier = None;
             node.update.get_or_insert_with(|| UpdateFacts {
                 generation: 1,
                 owner_uid: Some(node.uid.clone()),
                 deleting: false,
-                spec: initial_spec(policy),
+                spec: (**spec).clone(),
                 status: NodeUpdateStatus::default(),
             });
         }

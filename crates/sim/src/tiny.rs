@@ -132,6 +132,7 @@ impl TinyRelease {
             uki: manifest::File { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
             packs: vec![built.to_manifest_entry(path("full.pack")?)],
             packages: None,
+            kubernetes: None,
         };
         let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {

@@ -242,6 +242,32 @@ fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
 }
 
 #[test]
+fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
+    let mut world = world(1, &json!({}));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let inhibit = |world: &mut World, holds| world.machines.values_mut().for_each(|machine| machine.inhibited = holds);
+    inhibit(&mut world, true);
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    let waited = |world: &World| {
+        let drained =
+            |node: &bascule_planner::snapshot::Node| node.update.as_ref()?.spec.disruption.as_ref()?.drained_at;
+        world.snapshot.nodes.iter().find_map(|node| drained(node)).map(|at| world.snapshot.now.seconds_since(at))
+    };
+    world.until(400, |world| waited(world).is_some_and(|seconds| seconds >= 590)).unwrap();
+    // The agent reboots the machine in the very moment in which the operator has waited long enough.
+    inhibit(&mut world, false);
+    world.pass(10);
+    let _ = world.take_story();
+    world.operate_for(None).unwrap();
+    assert!(world.story().contains("Retract"), "{}", world.story());
+    world.until(600, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
+    let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    assert_eq!(boots, [2, 2, 2], "one reboot there and one back for each\n{}", world.story());
+}
+
+#[test]
 fn an_old_view_does_no_harm() {
     // 410 Gone: the watch was lost, and the operator plans from what it saw a while ago.
     let mut world = world(2, &json!({}));
@@ -403,4 +429,201 @@ fn a_clock_that_is_ahead_does_not_prolong_a_soak() {
     world.machines.get_mut("a1").unwrap().install(&build::version("1.1"), build::at(36_000));
     world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
     assert!(world.snapshot.now < build::at(7_200), "hours before that clock's time has come");
+}
+
+#[test]
+fn a_reboot_that_nobody_noticed_does_not_count_for_the_soak() {
+    // Back before the node lifecycle controller has noticed, so that Ready never flips; and the kubelet takes its time to
+    // come to the DaemonSet pods, of which the API still shows what the old boot said.
+    let mut world = world(1, &json!({"health": {"nodeSoak": "1m"}}));
+    for machine in world.machines.values_mut() {
+        machine.boot_seconds = 20;
+        machine.daemon_seconds = 40;
+    }
+    let goal = |world: &World| {
+        world.snapshot.nodes.iter().find_map(|node| {
+            let update = node.update.as_ref()?;
+            (update.spec.goal == bascule_api::Goal::Committed && update.spec.disruption.is_some()).then(|| node.clone())
+        })
+    };
+    world.until(400, |world| goal(world).is_some()).unwrap();
+    let node = goal(&world).unwrap();
+    assert_eq!(node.ready.since, Some(build::at(-86_400)), "Ready never flipped");
+    let machine = &world.machines[&*node.name];
+    let healthy = machine.daemons_since.expect("the pods run").max(machine.up_since);
+    assert!(world.snapshot.now.seconds_since(healthy) >= 60, "{}\n{}", world.story(), world.shown());
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_slow_machine_is_an_alarm_and_no_verdict() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        // A minute beyond nodeReadyTimeout.
+        machine.boot_seconds = 660;
+    }
+    world.until(200, |world| world.shown().contains("NodeLost")).unwrap();
+    assert_eq!(granted(&world), 1, "its place is taken\n{}", world.shown());
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
+}
+
+#[test]
+fn a_second_machine_that_does_not_come_back_is_a_verdict() {
+    let mut world = world(1, &json!({"budget": {"maxUnavailable": 2}, "failureThreshold": 2}));
+    for machine in world.machines.values_mut() {
+        machine.dies = true;
+    }
+    world.until(400, |world| !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    let status = &world.snapshot.policies[0].status;
+    assert_eq!(status.failures.len(), 2, "{}", world.story());
+    // Who comes back after all goes back by itself.
+    for machine in world.machines.values_mut() {
+        machine.dies = false;
+    }
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn what_was_broken_before_is_no_fault_of_the_release() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        machine.daemons_broken = true;
+    }
+    for _ in 0..5 {
+        world.pass(30);
+    }
+    assert!(world.snapshot.nodes.iter().all(|node| node.daemon_sets.0.iter().all(|pod| !pod.ready)));
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+}
+
+fn alerts() -> Value {
+    json!({"health": {
+        "nodeReadyTimeout": "5m", "prometheus": "https://prometheus.example.com",
+        "gates": [{"name": "alerts", "promQL": {"query": "max(ALERTS)", "equals": 0}}]
+    }})
+}
+
+fn on_trial(world: &World) -> bool {
+    world.machines.values().any(bascule_sim::world::Machine::tries_a_release)
+}
+
+#[test]
+fn a_gate_about_the_cluster_holds_a_trial_and_blames_the_release_when_a_second_node_shows_it() {
+    let mut world = world(1, &alerts());
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(200, |world| world.shown().contains("is held as a trial, and not blamed")).unwrap();
+    assert_eq!(granted(&world), 1, "nobody else starts");
+    // It ends by itself: the trial goes on.
+    world.alert(false);
+    world.until(200, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    // It does not end: the guard takes the trial back, and nobody is blamed.
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(400, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.1"), 1, "{}", world.story());
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    // The alert ends, a second node tries, and it fires again.
+    world.alert(false);
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(400, |world| granted(world) == 0 && !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    assert_eq!(world.snapshot.policies[0].status.failures.len(), 1, "{}", world.story());
+}
+
+#[test]
+fn a_gate_about_the_cluster_is_a_verdict_where_the_policy_says_so() {
+    let mut fields = alerts();
+    fields["health"]["clusterGates"] = json!("Revert");
+    let mut world = world(1, &fields);
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(400, |world| granted(world) == 0 && !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    assert_eq!(on(&world, "1.0"), 3);
+}
+
+#[test]
+fn a_node_with_a_build_waits_and_the_others_go() {
+    let cel = "!has(object.spec.nodeName) || object.spec.nodeName != node";
+    let gate = json!([{"name": "ci", "object": {"apiVersion": "v1", "kind": "Pod", "namespace": "ci", "cel": cel}}]);
+    let mut world = world(20, &json!({"health": {"gates": gate}, "budget": {"maxUnavailable": 2}}));
+    world.occupy("a1");
+    let mut most = 0;
+    world
+        .until(4_000, |world| {
+            most = most.max(world.questions());
+            on(world, "1.1") == 59 && granted(world) == 0
+        })
+        .unwrap();
+    assert_eq!(world.running("a1").unwrap().as_str(), "1.0");
+    assert!(state("a1 ", &world).contains("gate ci"), "{}", world.shown());
+    assert!(most <= 34, "{most} questions at once");
+}
+
+#[test]
+fn a_kubelet_that_the_api_servers_are_not_made_for_waits_before_the_disruption() {
+    let mut world = world(1, &json!({}));
+    world.snapshot.api_server = Some(build::kubernetes(35));
+    let brings = |world: &mut World, minor, api_server| {
+        let mut offer = (*build::offer(&["1.0", "1.1"])).clone();
+        let release = offer.releases.last_mut().unwrap();
+        (release.kubelet, release.brings_api_server) = (Some(build::kubernetes(minor)), api_server);
+        world.policy("workers", |policy| policy.offer = Arc::new(offer.clone()));
+    };
+    for (minor, why) in [(36, "must not be newer"), (31, "3 minor versions older")] {
+        brings(&mut world, minor, false);
+        for _ in 0..20 {
+            world.operate_for(None).unwrap();
+            world.pass(30);
+        }
+        assert!(state("a1", &world).contains("VersionSkew") && state("a1", &world).contains(why), "{}", world.shown());
+        assert_eq!(granted(&world), 0);
+    }
+    // A control plane that brings its own API server goes first, and the others when no old API server is left.
+    brings(&mut world, 36, true);
+    Arc::make_mut(&mut world.snapshot.nodes[0]).control_plane = true;
+    world.until(200, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    world.operate_for(None).unwrap();
+    assert!(state("b1", &world).contains("VersionSkew"), "{}", world.shown());
+    world.snapshot.api_server = Some(build::kubernetes(36));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn hooks_around_a_rollout_run_before_the_first_node_and_after_the_last_and_when_a_window_closes() {
+    let hook = |name: &str| json!([{"name": name, "namespace": "ceph", "job": {"template": {}}}]);
+    let fields = json!({
+        "hooks": {"beforeRollout": hook("set-noout"), "afterRollout": hook("unset-noout")},
+        "maintenanceWindows": [{"schedule": "0 12 * * *", "duration": "14m"}]
+    });
+    let mut world = world(4, &fields);
+    let open = |world: &World| world.snapshot.policies[0].status.maintenance.clone();
+    let ran = |world: &World, stage| world.snapshot.hooks.iter().filter(|run| run.stage == stage).count();
+    use bascule_planner::snapshot::HookStage::{AfterRollout, BeforeRollout};
+    // Announced, and nobody is touched before the hook is done.
+    world.until(200, |world| open(world).is_some()).unwrap();
+    let planned = &world.snapshot.policies[0].status.conditions;
+    assert!(bascule_api::conditions::is_true(planned, bascule_api::conditions::MAINTENANCE_PLANNED));
+    world.until(200, |world| granted(world) > 0).unwrap();
+    assert!(open(&world).unwrap().begun_at.is_some());
+    assert_eq!((ran(&world, BeforeRollout), ran(&world, AfterRollout)), (1, 0));
+    // The window closes half way: the hook after it runs all the same.
+    world.until(400, |world| open(world).is_none()).unwrap();
+    assert!((1..12).contains(&on(&world, "1.1")), "{}", world.shown());
+    assert_eq!((ran(&world, BeforeRollout), ran(&world, AfterRollout)), (1, 1));
+    // The next days the rest goes, with hooks around it.
+    for _ in 0..5 {
+        if on(&world, "1.1") == 12 {
+            break;
+        }
+        world.pass(85_000);
+        world.until(400, |world| open(world).is_some()).unwrap();
+        world.until(400, |world| open(world).is_none()).unwrap();
+    }
+    assert_eq!((on(&world, "1.1"), granted(&world)), (12, 0), "{}", world.shown());
+    assert_eq!(ran(&world, BeforeRollout), ran(&world, AfterRollout));
 }

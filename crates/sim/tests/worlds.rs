@@ -5,7 +5,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
-use bascule_planner::{GATES, Gate, GateSet};
+use bascule_planner::{GATES, Gate, GateSet, RULES, Rule};
 use bascule_sim::world::{Broken, Failure, Grants, Options, run};
 use std::{
     ops::Range,
@@ -112,4 +112,16 @@ fn every_gate_is_missed_when_it_is_switched_off() {
         })
         .collect();
     assert!(unnoticed.is_empty(), "nobody noticed that these gates were off: {unnoticed:?}");
+}
+
+#[test]
+fn every_rule_is_missed_when_it_is_switched_off() {
+    let unnoticed: Vec<Rule> = RULES
+        .into_iter()
+        .filter(|rule| {
+            let options = Options { gates: GateSet::without_rule(*rule), ..Options::default() };
+            first_failure(MUTANT_WORLDS, options).is_none()
+        })
+        .collect();
+    assert!(unnoticed.is_empty(), "nobody noticed that these rules were off: {unnoticed:?}");
 }

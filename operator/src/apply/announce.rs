@@ -71,7 +71,8 @@ impl Writer {
                 MemoryChange::Ended(version, outcome) => {
                     ("RolloutEnded", false, format!("the rollout of {version} ended: {outcome:?}"), None)
                 }
-                MemoryChange::Timed => continue,
+                MemoryChange::Maintenance(reason, note) if !note.is_empty() => (*reason, false, note.clone(), None),
+                MemoryChange::Maintenance(..) | MemoryChange::Timed => continue,
             };
             self.events.tell(Notice { about: about.clone(), warning, reason, action: "Remember", note, related });
         }
@@ -82,6 +83,7 @@ const fn is_audited(action: &Action) -> bool {
     matches!(
         action,
         Action::Grant { .. }
+            | Action::Adopt { .. }
             | Action::Cordon { .. }
             | Action::Uncordon { .. }
             | Action::Boot { .. }
@@ -98,13 +100,15 @@ const fn reason(action: &Action) -> (&'static str, bool) {
     match action {
         Action::Remember { .. } | Action::AcceptRollback { .. } => ("Remembered", false),
         Action::CreateNodeUpdate { .. } => ("Enrolled", false),
+        Action::Adopt { .. } => ("Adopted", true),
         Action::SetPolicy { .. } => ("PolicyChanged", false),
         Action::Taint { .. } => ("Tainted", false),
         Action::Untaint { .. } => ("Untainted", false),
         Action::Stage { .. } => ("Staging", false),
         Action::Rest { .. } => ("AtRest", false),
         Action::Grant { .. } => ("Granted", false),
-        Action::RunHook(_) => ("HookStarted", false),
+        Action::RunHook(_) | Action::RunRolloutHook(_) => ("HookStarted", false),
+        Action::NoteHook { .. } => ("HookDone", false),
         Action::BeginDrain { .. } => ("DrainStarted", false),
         Action::Truce { .. } => ("TruceBegun", false),
         Action::EndTruce { .. } => ("TruceEnded", false),
@@ -119,6 +123,7 @@ const fn reason(action: &Action) -> (&'static str, bool) {
             DisruptionOutcome::Committed => ("Updated", false),
             DisruptionOutcome::RolledBack => ("RolledBack", false),
             DisruptionOutcome::Failed => ("Reverted", true),
+            DisruptionOutcome::Unproven => ("Unproven", true),
             DisruptionOutcome::DrainFailed => ("DrainFailed", true),
             DisruptionOutcome::NotRebooted => ("NotRebooted", true),
             DisruptionOutcome::Interrupted => ("Interrupted", true),

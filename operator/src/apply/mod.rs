@@ -25,10 +25,11 @@ use crate::{
 use bascule_api::UpdatePolicyStatus;
 use bascule_planner::{
     Action, Plan, Report, Step,
-    plan::{HookOrder, Taint, initial_spec},
+    plan::{HookOrder, Taint},
     snapshot::HookStage,
 };
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
@@ -206,6 +207,11 @@ impl Writer {
                 }
                 self.write_rollback(rollback, &known.1, status).await
             }
+            Action::RunRolloutHook(order) => {
+                let policy = self.world.policies.get(&Key::cluster(&order.policy));
+                let policy = policy.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {}", order.policy)))?;
+                self.run_hook(owner("bascule.dev/v1alpha1", "UpdatePolicy", &policy.name, &policy.uid), order).await
+            }
             _ => Ok(()),
         }
     }
@@ -220,7 +226,7 @@ impl Writer {
             self.look_at_pods(name).await?;
         }
         match &step.action {
-            Action::CreateNodeUpdate { policy, .. } => self.create_update(&node, &initial_spec(policy)).await,
+            Action::CreateNodeUpdate { spec, .. } => self.create_update(&node, spec).await,
             Action::Taint { taint, .. } => self.put_taint(&node, *taint, true).await,
             Action::Untaint { taint, .. } => self.put_taint(&node, *taint, false).await,
             Action::Cordon { mark, .. } => self.patch_node(&node, node::cordon(&node, mark)).await.map(|_| ()),
@@ -230,7 +236,7 @@ impl Writer {
             }
             Action::Truce { .. } => self.patch_node(&node, node::truce(&node)).await.map(|_| ()),
             Action::EndTruce { .. } => self.patch_node(&node, node::end_truce(&node)).await.map(|_| ()),
-            Action::RunHook(order) => self.run_hook(&node, order).await,
+            Action::RunHook(order) => self.run_hook(owner("v1", "Node", &node.name, &node.uid), order).await,
             action => {
                 let update = self.update(name)?;
                 match action.spec_after(&update.facts.spec) {
@@ -266,23 +272,18 @@ impl Writer {
         self.patch_node(node, node::taint(node, taint, wanted)).await.map(|_| ())
     }
 
-    async fn run_hook(&self, node: &NodeFact, order: &HookOrder) -> Result<(), ApplyError> {
+    async fn run_hook(&self, owner: OwnerReference, order: &HookOrder) -> Result<(), ApplyError> {
         let wrong = |reason: String| ApplyError::Hook { hook: order.hook.clone(), reason };
         let policy = self.world.policies.get(&Key::cluster(&order.policy));
         let policy = policy.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {}", order.policy)))?;
         let hooks = match order.stage {
             HookStage::BeforeDrain => &policy.spec.hooks.before_drain,
             HookStage::AfterCommit => &policy.spec.hooks.after_commit,
+            HookStage::BeforeRollout => &policy.spec.hooks.before_rollout,
+            HookStage::AfterRollout => &policy.spec.hooks.after_rollout,
         };
         let hook = hooks.iter().find(|hook| hook.name == order.hook);
         let hook = hook.ok_or_else(|| wrong("the policy has no such hook any more".to_owned()))?;
-        let owner = k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "Node".to_owned(),
-            name: node.name.clone(),
-            uid: node.uid.clone(),
-            ..Default::default()
-        };
         let job = hooks::job(order, hook, Some(owner)).map_err(wrong)?;
         let jobs: Api<Job> = Api::namespaced(self.client.clone(), &hook.namespace);
         let params =
@@ -296,5 +297,16 @@ impl Writer {
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
             Err(error) => Err(ApplyError::of(format!("Job of hook {}", order.hook), error)),
         }
+    }
+}
+
+/// What a Job goes away with.
+fn owner(api_version: &str, kind: &str, name: &str, uid: &str) -> OwnerReference {
+    OwnerReference {
+        api_version: api_version.to_owned(),
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+        ..OwnerReference::default()
     }
 }

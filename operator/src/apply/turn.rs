@@ -69,8 +69,10 @@ enum Urgency {
     Housekeeping,
 }
 
-const fn urgency(action: &Action) -> Urgency {
+fn urgency(action: &Action) -> Urgency {
     match action {
+        // The Node came back in the middle of its update.
+        Action::CreateNodeUpdate { spec, .. } if spec.disruption.is_some() => Urgency::OutOfService,
         Action::CreateNodeUpdate { .. }
         | Action::SetPolicy { .. }
         | Action::EndTruce { .. }
@@ -94,7 +96,7 @@ enum Line {
     Housekeeping,
 }
 
-const fn line(action: &Action) -> Option<Line> {
+fn line(action: &Action) -> Option<Line> {
     match (action, urgency(action)) {
         (Action::Grant { .. }, _) => Some(Line::Grants),
         (Action::Stage { .. }, _) => Some(Line::Stages),
@@ -342,6 +344,7 @@ mod tests {
                 at: bascule_api::Time::default(),
                 drain_begins: true,
                 budgets_open_within: None,
+                daemon_sets: Vec::new(),
             })
         };
         let all: Vec<_> = (0..40).map(grant).collect();

@@ -5,6 +5,7 @@
 //! API server's answer in here at once, and whatever the watch brings later counts only if it is newer. Objects are
 //! compared by `resourceVersion` as numbers, which Kubernetes guarantees since KEP-5504 and etcd always did.
 
+use crate::clock::Clock;
 use kube::{Resource, runtime::watcher};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,6 +20,17 @@ pub trait Fact: Send + Sync + 'static {
 
     /// Takes what is needed.
     fn of(raw: &Self::Raw) -> Self;
+
+    /// Takes over what an object does not show and was seen of it before; `before` is the object of this name as it was,
+    /// if it was known.
+    fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
+        let _ = (before, clock);
+    }
+
+    /// Whether the last that was known of an object counts on after its deletion.
+    fn outlives(&self) -> bool {
+        false
+    }
 
     /// What objects of this kind are looked up by beside their key, e.g. a pod's node; empty for none.
     fn place(&self) -> &str {
@@ -54,6 +66,9 @@ impl Key {
 /// How many deletions are remembered, against an answer of ours that arrives after its object's deletion.
 const TOMBSTONES: usize = 1024;
 
+/// How many objects that are gone are kept in mind at most.
+const LEFT: usize = 256;
+
 #[derive(Debug)]
 struct Entry<T> {
     version: u64,
@@ -67,6 +82,8 @@ struct State<T> {
     tombstones: BTreeMap<Key, u64>,
     /// Everything that existed at this version is known: what is older and not here was gone by then.
     complete_at: u64,
+    /// The last that was known of objects that are gone, where that counts on.
+    left: BTreeMap<Key, Arc<T>>,
     /// During a list: what it or we have brought so far.
     listed: Option<BTreeSet<Key>>,
     synced: bool,
@@ -77,27 +94,30 @@ struct State<T> {
 pub struct Cache<T> {
     state: Arc<RwLock<State<T>>>,
     changes: Arc<[Arc<watch::Sender<u64>>]>,
+    clock: Clock,
 }
 
 impl<T> Clone for Cache<T> {
     fn clone(&self) -> Self {
-        Self { state: Arc::clone(&self.state), changes: Arc::clone(&self.changes) }
+        Self { state: Arc::clone(&self.state), changes: Arc::clone(&self.changes), clock: self.clock.clone() }
     }
 }
 
 impl<T: Fact> Cache<T> {
-    /// An empty cache. `changes` are told whenever something changes; several caches may share them.
+    /// An empty cache. `changes` are told whenever something changes; several caches may share them. By `clock` it notes
+    /// when something was seen first.
     #[must_use]
-    pub fn new(changes: impl IntoIterator<Item = Arc<watch::Sender<u64>>>) -> Self {
+    pub fn new(changes: impl IntoIterator<Item = Arc<watch::Sender<u64>>>, clock: &Clock) -> Self {
         let state = State {
             entries: BTreeMap::new(),
             places: HashMap::new(),
             tombstones: BTreeMap::new(),
             complete_at: 0,
+            left: BTreeMap::new(),
             listed: None,
             synced: false,
         };
-        Self { state: Arc::new(RwLock::new(state)), changes: changes.into_iter().collect() }
+        Self { state: Arc::new(RwLock::new(state)), changes: changes.into_iter().collect(), clock: clock.clone() }
     }
 
     /// Whether the first list is complete.
@@ -110,6 +130,13 @@ impl<T: Fact> Cache<T> {
     #[must_use]
     pub fn get(&self, key: &Key) -> Option<Arc<T>> {
         self.read().entries.get(key).map(|entry| Arc::clone(&entry.fact))
+    }
+
+    /// The last that was known of an object that is gone, where that counts on ([`Fact::outlives`]) and no new object of
+    /// its name has come.
+    #[must_use]
+    pub fn left_by(&self, key: &Key) -> Option<Arc<T>> {
+        self.read().left.get(key).cloned()
     }
 
     /// Every object, in the order of their keys.
@@ -158,7 +185,7 @@ impl<T: Fact> Cache<T> {
                     state.listed = Some(BTreeSet::new());
                     false
                 }
-                watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw),
+                watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, &self.clock),
                 watcher::Event::Delete(raw) => state.remove(raw),
                 watcher::Event::InitDone => state.finish_list(),
             }
@@ -178,7 +205,7 @@ impl<T: Fact> Cache<T> {
 
     /// Takes in what the API server answered to a write of ours, or when it was asked for an object.
     pub fn written(&self, raw: &T::Raw) {
-        if self.write().put(raw) {
+        if self.write().put(raw, &self.clock) {
             self.tell();
         }
     }
@@ -207,7 +234,7 @@ impl<T: Fact> Cache<T> {
 }
 
 impl<T: Fact> State<T> {
-    fn put(&mut self, raw: &T::Raw) -> bool {
+    fn put(&mut self, raw: &T::Raw, clock: &Clock) -> bool {
         let (key, version) = (Key::of(raw), version_of(raw));
         if let Some(listed) = &mut self.listed {
             listed.insert(key.clone());
@@ -221,7 +248,10 @@ impl<T: Fact> State<T> {
         if self.entries.get(&key).is_some_and(|entry| version <= entry.version) {
             return false;
         }
-        let (key, fact) = (Arc::new(key), Arc::new(T::of(raw)));
+        let mut fact = T::of(raw);
+        fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), clock);
+        self.left.remove(&key);
+        let (key, fact) = (Arc::new(key), Arc::new(fact));
         let before = self.entries.insert(Arc::clone(&key), Entry { version, fact: Arc::clone(&fact) });
         if let Some(before) = before.filter(|before| before.fact.place() != fact.place()) {
             self.leave(&key, before.fact.place());
@@ -237,6 +267,12 @@ impl<T: Fact> State<T> {
     fn forget(&mut self, key: &Key) -> bool {
         let Some(entry) = self.entries.remove(key) else { return false };
         self.leave(key, entry.fact.place());
+        if entry.fact.outlives() {
+            if self.left.len() >= LEFT {
+                self.left.pop_first();
+            }
+            self.left.insert(key.clone(), entry.fact);
+        }
         true
     }
 
@@ -324,7 +360,7 @@ mod tests {
     }
 
     fn cache() -> Cache<Seen> {
-        Cache::new([Arc::new(watch::Sender::new(0))])
+        Cache::new([Arc::new(watch::Sender::new(0))], &Clock::system())
     }
 
     fn values(cache: &Cache<Seen>) -> Vec<String> {
@@ -424,7 +460,7 @@ mod tests {
     #[test]
     fn only_changes_are_told() {
         let changes = Arc::new(watch::Sender::new(0));
-        let cache: Cache<Seen> = Cache::new([Arc::clone(&changes)]);
+        let cache: Cache<Seen> = Cache::new([Arc::clone(&changes)], &Clock::system());
         cache.apply(&watcher::Event::Apply(object("a", 5, "x")));
         let told = *changes.borrow();
         cache.apply(&watcher::Event::Apply(object("a", 5, "x")));

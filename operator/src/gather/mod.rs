@@ -1,5 +1,6 @@
 //! Everything the operator knows of the cluster: one bounded cache for each kind it watches.
 
+mod api_servers;
 mod budget;
 mod cache;
 mod catch_up;
@@ -12,20 +13,21 @@ mod snapshot;
 mod volumes;
 mod watch;
 
+pub use api_servers::ApiServers;
 pub use bascule_planner::drain::{Controller, Pod as PodFact};
 pub use budget::BudgetFact;
 pub use cache::{Cache, Fact, Key, Place};
 pub use daemon_sets::DaemonSetFact;
 pub use node::{MAINTENANCE_CONDITIONS, NodeFact, TruceNote};
 pub use objects::{
-    FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, JobFact, PolicyFact, RollbackFact, UpdateFact,
-    stage_text,
+    FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, PolicyFact,
+    RollbackFact, UpdateFact, stage_text,
 };
 pub use one_node::node_now;
 pub use snapshot::{Assembler, Outside};
 pub use volumes::{AttachmentFact, ClaimFact};
 
-use crate::{drain::PodSource, metrics::Metrics};
+use crate::{clock::Clock, drain::PodSource, metrics::Metrics};
 use bascule_api::ObjectRef;
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::{Api, Client, runtime::watcher};
@@ -60,6 +62,8 @@ pub struct World {
     pub attachments: Cache<AttachmentFact>,
     /// PersistentVolumeClaims.
     pub claims: Cache<ClaimFact>,
+    /// The versions of the API servers.
+    pub api_servers: ApiServers,
     changes: Arc<tokio::sync::watch::Sender<u64>>,
     /// Told of pods and budgets alone: drains look at nothing else, and there are many of them.
     pod_changes: Arc<tokio::sync::watch::Sender<u64>>,
@@ -68,21 +72,22 @@ pub struct World {
 impl World {
     /// Empty caches that tell `changes`.
     #[must_use]
-    pub fn new(changes: Arc<tokio::sync::watch::Sender<u64>>) -> Self {
+    pub fn new(changes: Arc<tokio::sync::watch::Sender<u64>>, clock: &Clock) -> Self {
         let pod_changes = Arc::new(tokio::sync::watch::Sender::new(0));
         Self {
-            nodes: Cache::new([Arc::clone(&changes)]),
-            updates: Cache::new([Arc::clone(&changes)]),
-            policies: Cache::new([Arc::clone(&changes)]),
-            freezes: Cache::new([Arc::clone(&changes)]),
-            rollbacks: Cache::new([Arc::clone(&changes)]),
-            pods: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)]),
-            budgets: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)]),
-            daemon_sets: Cache::new([Arc::clone(&changes)]),
-            jobs: Cache::new([Arc::clone(&changes)]),
-            attachments: Cache::new([Arc::clone(&changes)]),
+            nodes: Cache::new([Arc::clone(&changes)], clock),
+            updates: Cache::new([Arc::clone(&changes)], clock),
+            policies: Cache::new([Arc::clone(&changes)], clock),
+            freezes: Cache::new([Arc::clone(&changes)], clock),
+            rollbacks: Cache::new([Arc::clone(&changes)], clock),
+            pods: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock),
+            budgets: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock),
+            daemon_sets: Cache::new([Arc::clone(&changes)], clock),
+            jobs: Cache::new([Arc::clone(&changes)], clock),
+            attachments: Cache::new([Arc::clone(&changes)], clock),
             // Looked up when something else changed.
-            claims: Cache::new([]),
+            claims: Cache::new([], clock),
+            api_servers: ApiServers::default(),
             changes,
             pod_changes,
         }
@@ -103,6 +108,7 @@ impl World {
         spawn(&mut tasks, client, &self.jobs, watcher::Config::default().labels(HOOK_LABEL), metrics);
         spawn(&mut tasks, client, &self.attachments, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.claims, watcher::Config::default(), metrics);
+        tasks.spawn(self.api_servers.clone().keep_asking(client.clone(), Arc::clone(&self.changes)));
         tasks
     }
 

@@ -1,6 +1,7 @@
 //! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
 
 use super::{cache::Fact, pod::moment};
+use crate::clock::Clock;
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, LEAVING_TAINTS, OLD_HOLD_TAINT,
     OUTDATED_TAINT, TRUCE_ANNOTATION, Time,
@@ -44,6 +45,8 @@ pub struct NodeFact {
     pub taints: Vec<Taint>,
     /// The boot the kubelet reports from.
     pub boot_id: String,
+    /// When this operator, leading or not, saw that boot first.
+    pub boot_seen: Time,
     /// Its architecture, where releases exist for such.
     pub architecture: Option<Architecture>,
     /// The conditions of KEP-5683 on it, type and status.
@@ -135,6 +138,7 @@ impl Fact for NodeFact {
                 .collect(),
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
+            boot_seen: Time::default(),
             architecture: info.and_then(|info| architecture(&info.architecture)),
             maintenance: conditions
                 .iter()
@@ -142,6 +146,11 @@ impl Fact for NodeFact {
                 .map(|condition| (condition.type_.clone(), condition.status == "True"))
                 .collect(),
         }
+    }
+
+    fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
+        let same = before.filter(|before| before.uid == self.uid && before.boot_id == self.boot_id);
+        self.boot_seen = same.map_or_else(|| Time::new(clock.now()), |before| before.boot_seen);
     }
 }
 
@@ -201,6 +210,27 @@ mod tests {
         let Cordon::Other { by, since } = theirs.cordon else { panic!("{:?}", theirs.cordon) };
         assert_eq!(by.as_deref(), Some("kubectl-cordon"));
         assert_eq!(since.unwrap().to_string(), "2026-11-18T01:12:00Z");
+    }
+
+    #[test]
+    fn a_boot_is_seen_once_and_another_one_later() {
+        let shows = |uid: &str, boot: &str, before: Option<&NodeFact>, second: i64| {
+            let mut fact = node(serde_json::json!({
+                "metadata": {"name": "n1", "uid": uid},
+                "status": {"nodeInfo": {"bootID": boot, "architecture": "amd64", "containerRuntimeVersion": "",
+                    "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
+                    "operatingSystem": "", "osImage": "", "systemUUID": ""}}
+            }));
+            fact.follow(before, &Clock::from_fn(move || DateTime::from_timestamp(second, 0).unwrap()));
+            fact
+        };
+        let seen = |fact: &NodeFact| fact.boot_seen.get().timestamp();
+        let first = shows("u", "b1", None, 10);
+        let later = shows("u", "b1", Some(&first), 20);
+        assert_eq!((seen(&first), seen(&later)), (10, 10));
+        let rebooted = shows("u", "b2", Some(&later), 30);
+        assert_eq!(seen(&rebooted), 30);
+        assert_eq!(seen(&shows("v", "b2", Some(&rebooted), 40)), 40, "a Node that was made anew");
     }
 
     #[test]

@@ -104,6 +104,12 @@ impl Fact for UpdateFact {
             rollout,
         }
     }
+
+    /// A NodeUpdate goes with its Node. One that goes in the middle of a disruption is carried on with when the Node comes
+    /// back, as one does whose Node object was deleted while the machine rebooted.
+    fn outlives(&self) -> bool {
+        self.facts.spec.disruption.is_some()
+    }
 }
 
 /// One Freeze.
@@ -148,10 +154,15 @@ impl Fact for RollbackFact {
 pub const HOOK_LABEL: &str = "bascule.dev/hook";
 /// The node a hook's Job runs for, as an annotation, since a node's name may be longer than a label's value.
 pub const HOOK_NODE: &str = "bascule.dev/node";
-/// The generation of the grant a hook's Job runs for.
+/// The policy whose hook it is.
+pub const HOOK_POLICY: &str = "bascule.dev/policy";
+/// The generation of the grant, or the number of the maintenance, that a hook's Job runs for.
 pub const HOOK_GRANT: &str = "bascule.dev/grant";
 /// When a hook's Job runs: `before-drain` or `after-commit`.
 pub const HOOK_STAGE: &str = "bascule.dev/stage";
+
+/// How long a hook's Job is kept once its grant is over, in seconds: what its template says.
+pub const HOOK_TTL: &str = "bascule.dev/ttl-seconds-after-finished";
 
 /// The text of a stage in labels and names.
 #[must_use]
@@ -159,6 +170,8 @@ pub const fn stage_text(stage: HookStage) -> &'static str {
     match stage {
         HookStage::BeforeDrain => "before-drain",
         HookStage::AfterCommit => "after-commit",
+        HookStage::BeforeRollout => "before-rollout",
+        HookStage::AfterRollout => "after-rollout",
     }
 }
 
@@ -167,13 +180,19 @@ pub const fn stage_text(stage: HookStage) -> &'static str {
 pub struct JobFact {
     /// What the planner sees; absent for a Job that only looks like one of ours.
     pub run: Option<HookRun>,
+    /// For how many seconds it is to be kept once it is not needed any more, while it is finished and nothing says so.
+    pub kept_for: Option<i32>,
 }
 
 impl Fact for JobFact {
     type Raw = Job;
 
     fn of(job: &Job) -> Self {
-        Self { run: run_of(job) }
+        let run = run_of(job);
+        let finished = run.as_ref().is_some_and(|run| !matches!(run.state, HookState::Running { .. }));
+        let lives_on = job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_none());
+        let ttl = job.metadata.annotations.as_ref().and_then(|all| all.get(HOOK_TTL)).and_then(|ttl| ttl.parse().ok());
+        Self { run, kept_for: ttl.filter(|_| finished && lives_on) }
     }
 }
 
@@ -183,6 +202,8 @@ fn run_of(job: &Job) -> Option<HookRun> {
     let stage = match labels.get(HOOK_STAGE)?.as_str() {
         "before-drain" => HookStage::BeforeDrain,
         "after-commit" => HookStage::AfterCommit,
+        "before-rollout" => HookStage::BeforeRollout,
+        "after-rollout" => HookStage::AfterRollout,
         _ => return None,
     };
     let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -198,6 +219,7 @@ fn run_of(job: &Job) -> Option<HookRun> {
         HookState::Running { since: meta.creation_timestamp.as_ref().map(Time::from_kubernetes)? }
     };
     Some(HookRun {
+        policy: annotations.get(HOOK_POLICY).cloned().unwrap_or_default(),
         node: annotations.get(HOOK_NODE)?.clone(),
         grant: annotations.get(HOOK_GRANT)?.parse().ok()?,
         stage,

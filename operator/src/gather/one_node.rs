@@ -8,7 +8,7 @@ use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
 use bascule_planner::{
     drain::{Hour, node_pods, sort},
-    snapshot::{BlockedPod, DaemonSets, EtcdMember, Node, NodePods},
+    snapshot::{BlockedPod, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods},
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,6 +17,9 @@ use std::{
 
 /// How many pods a fact names at most, and how many budgets that a drain waited for.
 pub(super) const NAMED: usize = 5;
+
+/// Marks nodes with an etcd member, as k3s, RKE2 and Rancher do.
+const ETCD_LABEL: &str = "node-role.kubernetes.io/etcd";
 
 /// What all nodes rest on, beside their own facts.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +78,8 @@ impl Ground {
 pub(super) struct Facts {
     pub(super) node: Arc<NodeFact>,
     pub(super) update: Option<Arc<UpdateFact>>,
+    /// The NodeUpdate that went in the middle of a disruption, until there is a new one.
+    pub(super) earlier: Option<Arc<UpdateFact>>,
     pub(super) pods: Place<PodFact>,
     pub(super) attachments: Place<AttachmentFact>,
     pub(super) drain: Option<Progress>,
@@ -83,12 +88,13 @@ pub(super) struct Facts {
 impl Facts {
     /// Whether these are the very same, and stay it whatever time it is.
     pub(super) fn hold(&self, other: &Self) -> bool {
-        let update = match (&self.update, &other.update) {
+        let same = |one: &Option<Arc<UpdateFact>>, two: &Option<Arc<UpdateFact>>| match (one, two) {
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
             (None, None) => true,
             _ => false,
         };
-        update
+        same(&self.update, &other.update)
+            && same(&self.earlier, &other.earlier)
             && Arc::ptr_eq(&self.node, &other.node)
             && Arc::ptr_eq(&self.pods, &other.pods)
             && (Arc::ptr_eq(&self.attachments, &other.attachments) || self.attachments == other.attachments)
@@ -100,9 +106,8 @@ impl Facts {
     /// The node.
     pub(super) fn node(&self, ground: &Ground, claims: &Cache<ClaimFact>, now: Time) -> Node {
         let mut node = bare(&self.node, self.update.as_deref());
-        if node.control_plane {
-            node.etcd = etcd(&self.pods);
-        }
+        node.earlier = self.earlier.as_ref().map(|earlier| Arc::new(earlier.facts.spec.clone()));
+        node.etcd = etcd(&self.node, &self.pods);
         if let Some(drain) = self.drain_settings(ground) {
             node.pods = self.pods_under(drain, ground, now);
             if self.drain_began().is_some() {
@@ -170,24 +175,19 @@ impl Facts {
     }
 
     fn daemon_sets(&self, ground: &Ground) -> DaemonSets {
-        let mut facts = DaemonSets::default();
-        for set in ground.daemon_sets.iter().filter(|set| set.belongs_on(&self.node)) {
-            facts.wanted += 1;
-            let ready = self.pods.values().find(|pod| {
-                pod.ready
-                    && pod.deletes_at.is_none()
-                    && pod.controller.as_ref().is_some_and(|owner| owner.uid == set.uid)
-            });
-            match ready {
-                Some(pod) => {
-                    facts.ready += 1;
-                    facts.since = facts.since.max(pod.ready_since.map(Time::new));
-                }
-                None if facts.missing.len() < NAMED => facts.missing.push(set.path()),
-                None => {}
+        let sets = ground.daemon_sets.iter().filter(|set| set.belongs_on(&self.node));
+        let pods = sets.map(|set| {
+            let of_set = |pod: &&Arc<PodFact>| pod.controller.as_ref().is_some_and(|owner| owner.uid == set.uid);
+            let is_ready = |pod: &&Arc<PodFact>| pod.ready && pod.deletes_at.is_none();
+            let ready = self.pods.values().filter(of_set).find(is_ready);
+            let shown = ready.or_else(|| self.pods.values().find(of_set));
+            DaemonSetPod {
+                set: set.path().into(),
+                ready: ready.is_some(),
+                since: shown.and_then(|pod| pod.ready_since).map(Time::new),
             }
-        }
-        facts
+        });
+        DaemonSets(pods.collect())
     }
 }
 
@@ -208,16 +208,19 @@ fn progress_of(progress: &Progress, pods: &mut NodePods) {
     pods.waited = waited.map(|(budget, waited)| (budget.clone(), Duration::from_secs(waited.as_secs()))).collect();
 }
 
-/// kubeadm's static pod of etcd carries these labels.
-fn etcd(pods: &Place<PodFact>) -> EtcdMember {
-    let member = pods.values().find(|pod| {
+/// The etcd member on a node: its pod, which kubeadm, RKE2 and others label so wherever it runs, or else what the label of
+/// the node's role says. A member that is no pod (k3s, Talos) is taken for as healthy as its node is Ready.
+fn etcd(node: &NodeFact, pods: &Place<PodFact>) -> EtcdMember {
+    let is_etcd = |pod: &&Arc<PodFact>| {
         pod.namespace == "kube-system" && pod.labels.get("component").is_some_and(|component| component == "etcd")
-    });
-    match member {
-        None => EtcdMember::None,
-        Some(pod) if pod.ready => EtcdMember::Healthy,
-        Some(_) => EtcdMember::Unhealthy,
-    }
+    };
+    let mut members = pods.values().filter(is_etcd).map(|pod| pod.ready).peekable();
+    let healthy = match members.peek() {
+        Some(_) => members.any(|ready| ready),
+        None if node.labels.get(ETCD_LABEL).is_some_and(|label| label != "false") => node.ready.ready,
+        None => return EtcdMember::None,
+    };
+    if healthy { EtcdMember::Healthy } else { EtcdMember::Unhealthy }
 }
 
 /// One node as the planner sees it, from what the caches hold this instant; what an action's expectations are compared
@@ -242,11 +245,53 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         truce: fact.truce(),
         leaving: fact.leaving(),
         boot_id: fact.boot_id.clone(),
+        boot_seen: fact.boot_seen,
         architecture: fact.architecture,
         control_plane: fact.control_plane(),
         etcd: EtcdMember::None,
         update: update.map(|update| update.facts.clone()),
+        earlier: None,
         pods: NodePods::default(),
         daemon_sets: DaemonSets::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gather::Fact as _;
+    use serde_json::json;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn an_etcd_member_is_known_by_its_pod_or_by_its_nodes_role() {
+        let node = |labels: serde_json::Value, ready: &str| {
+            let raw = json!({
+                "metadata": {"name": "n1", "labels": labels},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}
+            });
+            NodeFact::of(&serde_json::from_value(raw).unwrap())
+        };
+        let pod = |namespace: &str, ready: &str| {
+            let raw = json!({
+                "metadata": {"name": "etcd-n1", "namespace": namespace, "labels": {"component": "etcd"}},
+                "spec": {"nodeName": "n1", "containers": []},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}
+            });
+            let fact = PodFact::of(&serde_json::from_value(raw).unwrap());
+            let key = Key { namespace: namespace.to_owned(), name: "etcd-n1".to_owned() };
+            Place::new(BTreeMap::from([(Arc::new(key), Arc::new(fact))]))
+        };
+        let (none, role) = (json!({}), json!({"node-role.kubernetes.io/etcd": "true"}));
+        for (node, pods, wanted) in [
+            (node(none.clone(), "True"), Place::default(), EtcdMember::None),
+            (node(none.clone(), "True"), pod("kube-system", "True"), EtcdMember::Healthy),
+            (node(role.clone(), "True"), pod("kube-system", "False"), EtcdMember::Unhealthy),
+            (node(none, "True"), pod("shop", "True"), EtcdMember::None),
+            (node(role.clone(), "True"), Place::default(), EtcdMember::Healthy),
+            (node(role, "False"), Place::default(), EtcdMember::Unhealthy),
+        ] {
+            assert_eq!(etcd(&node, &pods), wanted);
+        }
     }
 }

@@ -66,8 +66,11 @@ impl Assembler {
         self.nodes.reserve(nodes.len());
         let nodes = nodes.into_iter().map(|node| {
             let before = known.remove(node.name.as_str());
+            let key = Key::cluster(&node.name);
+            let update = world.updates.get(&key);
             let facts = Facts {
-                update: world.updates.get(&Key::cluster(&node.name)),
+                earlier: if update.is_none() { world.updates.left_by(&key) } else { None },
+                update,
                 pods: world.pods.of_place(&node.name),
                 attachments: world.attachments.of_place(&node.name),
                 drain: outside.drains.get(&node.name).cloned(),
@@ -90,6 +93,7 @@ impl Assembler {
             gates: outside.gates,
             hooks: world.jobs.all().iter().filter_map(|job| job.run.clone()).collect(),
             ceiling: outside.ceiling,
+            api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
         }
     }
@@ -263,7 +267,7 @@ mod tests {
     }
 
     fn world() -> World {
-        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)));
+        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &crate::clock::Clock::system());
         let policy = json!({
             "metadata": {"name": "p"},
             "spec": {

@@ -1,6 +1,7 @@
 //! Gates that ask the world: Prometheus, objects of the cluster, HTTP. Each answer is a fact with a reason for the
 //! planner; a gate whose answer can't be had does not pass.
 
+mod access;
 mod board;
 mod http;
 mod object;
@@ -9,7 +10,8 @@ mod promql;
 pub use board::{Asked, GateBoard, GateKey};
 pub use object::{ObjectAsker, check as check_expression};
 
-use bascule_api::{Gate, Health};
+use bascule_api::{Gate, Health, PromQlGate};
+use reqwest::header::HeaderMap;
 use std::{path::PathBuf, time::Duration};
 
 /// How long any question may take.
@@ -71,15 +73,25 @@ pub enum AskerError {
 #[derive(Debug, Clone)]
 pub struct Asker {
     http: reqwest::Client,
+    accesses: access::Accesses,
     objects: ObjectAsker,
 }
 
+/// What all clients of gates have in common.
+fn client_builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .user_agent(concat!("bascule-operator/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(5))
+        .timeout(QUESTION_TIMEOUT)
+        .pool_max_idle_per_host(2)
+}
+
 impl Asker {
-    /// An asker that trusts `extra_ca` (PEM) beside the system's authorities.
+    /// An asker that trusts `extra_ca` (PEM) beside the system's authorities, and reads Secrets in its own namespace.
     ///
     /// # Errors
     /// [`AskerError`] when the authorities can't be used.
-    pub fn new(objects: ObjectAsker, extra_ca: &[(PathBuf, Vec<u8>)]) -> Result<Self, AskerError> {
+    pub fn new(client: kube::Client, namespace: &str, extra_ca: &[(PathBuf, Vec<u8>)]) -> Result<Self, AskerError> {
         let mut certificates = Vec::new();
         for (path, pem) in extra_ca {
             let found = reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default();
@@ -88,16 +100,13 @@ impl Asker {
             }
             certificates.extend(found);
         }
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("bascule-operator/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(Duration::from_secs(5))
-                .timeout(QUESTION_TIMEOUT)
-                .pool_max_idle_per_host(2)
-                .redirect(reqwest::redirect::Policy::limited(3))
-        };
-        let (http, _) = bascule_repository::client_with_authorities(builder, &certificates)?;
-        Ok(Self { http, objects })
+        let (http, _) = bascule_repository::client_with_authorities(
+            || client_builder().redirect(reqwest::redirect::Policy::limited(3)),
+            &certificates,
+        )?;
+        let accesses = access::Accesses::new(client.clone(), namespace, certificates);
+        let objects = ObjectAsker::new(client);
+        Ok(Self { http, accesses, objects })
     }
 
     /// Asks one gate. `node` stands for `$node` in a query.
@@ -105,7 +114,7 @@ impl Asker {
         let question = async {
             match (&gate.prom_ql, &gate.object, &gate.http) {
                 (Some(prom_ql), None, None) => match &health.prometheus {
-                    Some(server) => promql::ask(&self.http, server, prom_ql, node).await,
+                    Some(server) => self.prom_ql(health, server, prom_ql, node).await,
                     None => GateAnswer::Unknown("spec.health.prometheus is not set".to_owned()),
                 },
                 (None, Some(object), None) => self.objects.ask(object, node).await,
@@ -116,6 +125,25 @@ impl Asker {
         match tokio::time::timeout(QUESTION_TIMEOUT, question).await {
             Ok(answer) => answer,
             Err(_) => GateAnswer::Unknown(format!("no answer within {} s", QUESTION_TIMEOUT.as_secs())),
+        }
+    }
+}
+
+impl Asker {
+    async fn prom_ql(&self, health: &Health, server: &str, gate: &PromQlGate, node: Option<&str>) -> GateAnswer {
+        let Some(secret) = &health.prometheus_secret else {
+            return promql::ask(&self.http, server, gate, node, HeaderMap::new()).await;
+        };
+        let access = self.accesses.of(secret).await.and_then(|access| access.allows(server).map(|()| access));
+        match access {
+            Ok(access) => {
+                let answer = promql::ask(&access.client, server, gate, node, access.headers).await;
+                if matches!(answer, GateAnswer::Unknown(_)) {
+                    self.accesses.forget(secret);
+                }
+                answer
+            }
+            Err(why) => GateAnswer::Unknown(why),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::GateAnswer;
 use bascule_api::{ObjectGate, Selector};
-use cel::{Context, Program, Value};
+use cel::{Context, ExecutionError, Program, Value};
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, ListParams},
@@ -12,6 +12,7 @@ use kube::{
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 /// How many objects one gate may look at.
@@ -24,11 +25,41 @@ const SHOWN: usize = 3;
 /// What discovery said of a kind, by API version and kind.
 type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
 
+/// How long one reading serves: shorter than the time between two answers to one question.
+const SHARED: Duration = Duration::from_millis(2_500);
+/// How many readings are kept.
+const MOST_READINGS: usize = 256;
+
+/// An object that was read, as expressions see it.
+#[derive(Debug)]
+struct Seen {
+    name: String,
+    value: Value,
+}
+
+impl Seen {
+    fn of(object: &DynamicObject) -> Result<Self, String> {
+        let own = object.metadata.name.as_deref().unwrap_or_default();
+        let name = match &object.metadata.namespace {
+            Some(namespace) => format!("{namespace}/{own}"),
+            None => own.to_owned(),
+        };
+        let value = cel::to_value(object).map_err(|error| first_line(&error.to_string()))?;
+        Ok(Self { name, value })
+    }
+}
+
+/// What was read, and when.
+type Reading = Option<(Instant, Result<Arc<Vec<Seen>>, String>)>;
+/// Readings by what they read; each has a lock of its own, so that one that takes its time holds up no other.
+type Readings = HashMap<String, Arc<tokio::sync::Mutex<Reading>>>;
+
 /// Asks the API server.
 #[derive(Clone)]
 pub struct ObjectAsker {
     client: Client,
     kinds: Arc<Mutex<Kinds>>,
+    readings: Arc<Mutex<Readings>>,
 }
 
 impl std::fmt::Debug for ObjectAsker {
@@ -41,15 +72,41 @@ impl ObjectAsker {
     /// An asker with this client.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, kinds: Arc::default() }
+        Self { client, kinds: Arc::default(), readings: Arc::default() }
     }
 
     pub(super) async fn ask(&self, gate: &ObjectGate, node: Option<&str>) -> GateAnswer {
-        let objects = match self.objects(gate).await {
-            Ok(objects) => objects,
-            Err(reason) => return GateAnswer::Unknown(reason),
+        match self.reading(gate).await {
+            Ok(objects) if objects.is_empty() && gate.optional => GateAnswer::Passed,
+            Ok(objects) => judge(&gate.kind, &gate.cel, &objects, node),
+            Err(reason) => GateAnswer::Unknown(reason),
+        }
+    }
+
+    /// The objects of a gate as they were read a moment ago, by whomever: a gate that is asked for each node of a thousand
+    /// costs one reading for all of them.
+    async fn reading(&self, gate: &ObjectGate) -> Result<Arc<Vec<Seen>>, String> {
+        let key = format!("{:?}", (&gate.api_version, &gate.kind, &gate.namespace, &gate.name, &gate.selector));
+        let place = {
+            let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+            if readings.len() >= MOST_READINGS {
+                readings.clear();
+            }
+            Arc::clone(readings.entry(key).or_default())
         };
-        judge(&gate.kind, &gate.cel, &objects, node)
+        // Who comes while it is read waits for that reading.
+        let mut reading = place.lock().await;
+        if let Some((at, objects)) = reading.as_ref()
+            && at.elapsed() < SHARED
+        {
+            return objects.clone();
+        }
+        let objects = self.objects(gate).await.and_then(|objects| {
+            let seen = objects.iter().map(Seen::of).collect::<Result<Vec<_>, _>>()?;
+            Ok(Arc::new(seen))
+        });
+        *reading = Some((Instant::now(), objects.clone()));
+        objects
     }
 
     async fn objects(&self, gate: &ObjectGate) -> Result<Vec<DynamicObject>, String> {
@@ -131,7 +188,7 @@ fn first_line(text: &str) -> String {
         .collect()
 }
 
-fn judge(kind: &str, expression: &str, objects: &[DynamicObject], node: Option<&str>) -> GateAnswer {
+fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> GateAnswer {
     let program = match Program::compile(expression) {
         Ok(program) => program,
         Err(error) => {
@@ -141,16 +198,16 @@ fn judge(kind: &str, expression: &str, objects: &[DynamicObject], node: Option<&
     if objects.is_empty() {
         return GateAnswer::Unknown(format!("there is no such {kind}"));
     }
+    let mut context = Context::default();
+    context.add_variable_from_value("node", node.unwrap_or_default().to_owned());
     let (mut bad, mut unknown) = (Vec::new(), Vec::new());
     for object in objects {
-        let name = match &object.metadata.namespace {
-            Some(namespace) => format!("{namespace}/{}", object.metadata.name.as_deref().unwrap_or_default()),
-            None => object.metadata.name.clone().unwrap_or_default(),
-        };
-        match evaluate(&program, object, node) {
+        let mut own = context.new_inner_scope();
+        own.add_variable_from_value("object", object.value.clone());
+        match evaluate(&program, &own) {
             Ok(true) => {}
-            Ok(false) => bad.push(name),
-            Err(reason) => unknown.push(format!("{name} ({reason})")),
+            Ok(false) => bad.push(object.name.clone()),
+            Err(reason) => unknown.push(format!("{} ({reason})", object.name)),
         }
     }
     let list = |names: &[String]| {
@@ -166,14 +223,12 @@ fn judge(kind: &str, expression: &str, objects: &[DynamicObject], node: Option<&
     }
 }
 
-fn evaluate(program: &Program, object: &DynamicObject, node: Option<&str>) -> Result<bool, String> {
-    let mut context = Context::default();
-    let value = serde_json::to_value(object).map_err(|error| error.to_string())?;
-    context.add_variable("object", value).map_err(|error| first_line(&error.to_string()))?;
-    context.add_variable_from_value("node", node.unwrap_or_default().to_owned());
-    match program.execute(&context) {
+fn evaluate(program: &Program, context: &Context<'_>) -> Result<bool, String> {
+    match program.execute(context) {
         Ok(Value::Bool(holds)) => Ok(holds),
         Ok(_) => Err("it gives something other than true or false".to_owned()),
+        // Not yet: a pod that waits for its node, a status that nobody has written.
+        Err(ExecutionError::NoSuchKey(key)) => Err(format!("it has no {key} yet")),
         Err(error) => Err(first_line(&error.to_string())),
     }
 }
@@ -183,12 +238,12 @@ mod tests {
     use super::*;
     use bascule_api::{Operator, Requirement};
 
-    fn deployment(name: &str, available: i64) -> DynamicObject {
-        serde_json::from_value(serde_json::json!({
+    fn deployment(name: &str, available: i64) -> Seen {
+        let object = serde_json::from_value(serde_json::json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
             "spec": {"replicas": 3}, "status": {"availableReplicas": available}
-        }))
-        .unwrap()
+        }));
+        Seen::of(&object.unwrap()).unwrap()
     }
 
     const AVAILABLE: &str = "object.status.availableReplicas >= object.spec.replicas";
@@ -211,7 +266,11 @@ mod tests {
         for (expression, objects, part) in [
             (AVAILABLE, &[][..], "no such Deployment"),
             ("object.status.", &one[..], "expression is wrong"),
-            ("object.status.unknownField > 1", &one[..], "can't be evaluated"),
+            (
+                "object.status.unknownField > 1",
+                &one[..],
+                "can't be evaluated for Deployment shop/web (it has no unknownField yet)",
+            ),
             ("object.spec.replicas", &one[..], "other than true or false"),
         ] {
             let answer = judge("Deployment", expression, objects, None);

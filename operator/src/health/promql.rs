@@ -3,16 +3,23 @@
 
 use super::{GateAnswer, bounded};
 use bascule_api::PromQlGate;
+use reqwest::header::HeaderMap;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// How many samples a message shows.
 const SHOWN: usize = 3;
 
-pub(super) async fn ask(client: &reqwest::Client, server: &str, gate: &PromQlGate, node: Option<&str>) -> GateAnswer {
+pub(super) async fn ask(
+    client: &reqwest::Client,
+    server: &str,
+    gate: &PromQlGate,
+    node: Option<&str>,
+    headers: HeaderMap,
+) -> GateAnswer {
     let query = query_for(gate, node);
     let url = format!("{}/api/v1/query", server.trim_end_matches('/'));
-    let response = match client.get(&url).query(&[("query", &query)]).send().await {
+    let response = match client.get(&url).headers(headers).query(&[("query", &query)]).send().await {
         Ok(response) => response,
         Err(error) => return GateAnswer::Unknown(format!("Prometheus can't be asked: {}", crate::one_line(&error))),
     };
@@ -53,6 +60,10 @@ struct Series {
 }
 
 fn judge(gate: &PromQlGate, status: u16, body: &[u8]) -> GateAnswer {
+    if matches!(status, 401 | 403) {
+        let why = format!("Prometheus answers with status {status}: spec.health.prometheusSecret names what it wants");
+        return GateAnswer::Unknown(why);
+    }
     let answer: Answer = match serde_json::from_slice(body) {
         Ok(answer) => answer,
         Err(_) => {

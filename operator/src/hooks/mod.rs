@@ -1,16 +1,24 @@
 //! The Jobs that a policy runs around the disruption of a node.
 
-use crate::gather::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_STAGE, stage_text};
+use crate::{
+    apply::Writer,
+    gather::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, Key, World, stage_text},
+};
 use bascule_api::Hook;
 use bascule_planner::plan::HookOrder;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use std::collections::BTreeMap;
 
-/// How long a finished hook's Job is kept for people to look at, in seconds, unless its template says otherwise. The
-/// planner needs it only until the grant is freed.
+/// How long a finished hook's Job is kept for people to look at, in seconds, unless its template says otherwise.
 const KEEP_SECONDS: i32 = 3_600;
+/// How many Jobs are let go with one plan.
+const LET_GO: usize = 4;
 /// Longest name of a Job: its pods append a suffix and repeat it in a label (63).
 const NAME: usize = 57;
 
@@ -24,7 +32,9 @@ pub fn job(order: &HookOrder, hook: &Hook, owner: Option<OwnerReference>) -> Res
     let seconds = i64::try_from(hook.timeout.as_secs()).unwrap_or(i64::MAX);
     let limit = spec.active_deadline_seconds.map_or(seconds, |own| own.min(seconds));
     spec.active_deadline_seconds = Some(limit);
-    spec.ttl_seconds_after_finished.get_or_insert(KEEP_SECONDS);
+    // Until its grant is over nobody but a person may clear a Job away: what it came to would not be known, and a failed
+    // one would run again by itself.
+    let ttl = spec.ttl_seconds_after_finished.take().unwrap_or(KEEP_SECONDS);
     spec.backoff_limit.get_or_insert(2);
     let Some(pod) = spec.template.spec.as_mut() else { return Err("its job has no pod template".to_owned()) };
     if pod.restart_policy.is_none() {
@@ -42,8 +52,12 @@ pub fn job(order: &HookOrder, hook: &Hook, owner: Option<OwnerReference>) -> Res
         (HOOK_LABEL.to_owned(), order.hook.clone()),
         (HOOK_STAGE.to_owned(), stage_text(order.stage).to_owned()),
     ]);
-    let annotations =
-        BTreeMap::from([(HOOK_NODE.to_owned(), order.node.clone()), (HOOK_GRANT.to_owned(), order.grant.to_string())]);
+    let annotations = BTreeMap::from([
+        (HOOK_POLICY.to_owned(), order.policy.clone()),
+        (HOOK_NODE.to_owned(), order.node.clone()),
+        (HOOK_GRANT.to_owned(), order.grant.to_string()),
+        (HOOK_TTL.to_owned(), ttl.to_string()),
+    ]);
     Ok(Job {
         metadata: ObjectMeta {
             name: Some(name(order)),
@@ -67,12 +81,55 @@ fn add(container: &mut Container, variables: &[(&str, String)]) {
 }
 
 fn name(order: &HookOrder) -> String {
-    let what = format!("{}\n{}\n{}\n{}", order.node, order.grant, stage_text(order.stage), order.hook);
+    let of = if order.node.is_empty() { &order.policy } else { &order.node };
+    let what = format!("{of}\n{}\n{}\n{}", order.grant, stage_text(order.stage), order.hook);
     let digest = ring::digest::digest(&ring::digest::SHA256, what.as_bytes());
     let suffix: String = digest.as_ref().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    let node: String = order.node.chars().map(|c| if c == '.' { '-' } else { c }).collect();
+    let node: String = of.chars().map(|c| if c == '.' { '-' } else { c }).collect();
     let readable: String = format!("bascule-{}-{node}", order.hook).chars().take(NAME - suffix.len() - 1).collect();
     format!("{}-{suffix}", readable.trim_end_matches('-'))
+}
+
+/// Finished Jobs whose grant is over and that nothing clears away yet.
+fn over(world: &World) -> Vec<std::sync::Arc<JobFact>> {
+    let mut over = world.jobs.select(|job| job.kept_for.is_some());
+    over.retain(|job| {
+        let Some(run) = &job.run else { return false };
+        if run.node.is_empty() {
+            let policy = world.policies.get(&Key::cluster(&run.policy));
+            let open = policy.as_ref().and_then(|policy| policy.status.maintenance.as_ref());
+            return open.is_none_or(|open| open.number != run.grant);
+        }
+        let update = world.updates.get(&Key::cluster(&run.node));
+        let spec = update.as_ref().map(|update| &update.facts.spec);
+        let in_force = spec.filter(|spec| spec.disruption.is_some()).and_then(|spec| spec.grant.as_ref());
+        in_force.is_none_or(|grant| grant.generation != run.grant)
+    });
+    over.truncate(LET_GO);
+    over
+}
+
+/// Gives Jobs back the time to live that their templates asked for, once they are not needed any more.
+pub(crate) async fn let_go(writer: &Writer) {
+    for job in over(&writer.world) {
+        let (Some(run), Some(ttl)) = (&job.run, job.kept_for) else { continue };
+        let Some((namespace, name)) = run.job.split_once('/') else { continue };
+        let jobs: Api<Job> = Api::namespaced(writer.client.clone(), namespace);
+        let patch = serde_json::json!({"spec": {"ttlSecondsAfterFinished": ttl}});
+        let params =
+            PatchParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PatchParams::default() };
+        match jobs.patch(name, &params, &Patch::Merge(&patch)).await {
+            Ok(written) => {
+                writer.metrics.wrote("Job");
+                writer.world.jobs.written(&written);
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => {
+                tracing::warn!(job = run.job, error = crate::one_line(&error), "a hook's Job can't be let go");
+                return;
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -104,7 +161,8 @@ mod tests {
             {"name": "c", "image": "i", "env": [{"name": "BASCULE_NODE", "value": "forged"}]}]}}});
         let job = job(&order("n1"), &hook(template), None).unwrap();
         let spec = job.spec.unwrap();
-        assert_eq!((spec.active_deadline_seconds, spec.ttl_seconds_after_finished), (Some(90), Some(3600)));
+        assert_eq!((spec.active_deadline_seconds, spec.ttl_seconds_after_finished), (Some(90), None));
+        assert_eq!(job.metadata.annotations.unwrap()[HOOK_TTL], "3600");
         let pod = spec.template.spec.unwrap();
         assert_eq!(pod.restart_policy.as_deref(), Some("Never"));
         let environment: Vec<_> =

@@ -134,7 +134,7 @@ mod tests {
         Planned {
             snapshot: Arc::default(),
             report: Arc::default(),
-            world: World::new(changes),
+            world: World::new(changes, &crate::clock::Clock::system()),
             identity: Arc::from("first"),
         }
     }

@@ -34,6 +34,8 @@ fn releases_of(channel: &Channel) -> Vec<Release> {
             published_at: Time::new(release.published_at),
             floor: release.floor.clone(),
             downgrade: release.downgrade,
+            kubelet: release.kubernetes.map(|kubernetes| kubernetes.kubelet),
+            brings_api_server: release.kubernetes.is_some_and(|kubernetes| kubernetes.api_server),
             withdrawn: release.withdrawn.as_ref().map(|withdrawal| withdrawal.reason.clone()),
         })
         .collect()
@@ -115,6 +117,8 @@ mod tests {
             published_at: at(0),
             floor: None,
             downgrade: false,
+            kubelet: None,
+            brings_api_server: false,
             withdrawn: None,
         };
         let repository =

@@ -32,6 +32,9 @@ impl StatusWriter {
 fn warning(after: &Rollout) -> Option<&'static str> {
     match after.reason {
         WaitReason::NodeLost => Some("NodeLost"),
+        WaitReason::AgentNotReporting if after.state == RolloutState::Failed => Some("AgentNotReporting"),
+        WaitReason::HealthGate if after.state == RolloutState::Trial => Some("TrialHeld"),
+        WaitReason::Hook if after.state == RolloutState::Failed => Some("HookFailed"),
         WaitReason::DrainHeld => Some("DrainHeld"),
         WaitReason::StagingFailed => Some("StagingFailed"),
         WaitReason::BootCountingBroken => Some("BootCountingBroken"),

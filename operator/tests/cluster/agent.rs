@@ -20,6 +20,10 @@ pub enum Habit {
     Fails,
     /// It comes up, and no container of the new release does.
     PodsCrash,
+    /// It comes up, and the kubelet comes to its pods only some seconds after the node is Ready.
+    SlowPods,
+    /// It comes up, some seconds later.
+    SlowBoot,
     /// It comes up, on a machine whose clock is ten years ahead.
     ClockAhead,
 }
@@ -37,6 +41,9 @@ struct State {
     used_grant: i64,
     habit: Habit,
 }
+
+/// How long a slow machine takes to boot: long enough for somebody to do something meanwhile.
+const SLOW_BOOT: std::time::Duration = std::time::Duration::from_secs(3);
 
 const AHEAD: &str = "2036-11-21T12:00:00Z";
 
@@ -69,6 +76,9 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         if state.must_reboot(spec) {
             running.stop().await;
             state.reboot(spec);
+            if state.habit == Habit::SlowBoot {
+                tokio::time::sleep(SLOW_BOOT).await;
+            }
             running = start(&state);
         }
         state.follow(spec);
@@ -104,6 +114,9 @@ impl State {
     fn reboot(&mut self, spec: &NodeUpdateSpec) {
         self.used_grant = spec.grant.as_ref().map_or(self.used_grant, |grant| grant.generation);
         self.machine.boot_id = uuid::Uuid::new_v4().to_string();
+        if self.habit == Habit::SlowPods {
+            self.machine.pods_after = SLOW_BOOT;
+        }
         let release = spec.release.as_ref().unwrap();
         if spec.goal == Goal::Booted && self.habit == Habit::Fails {
             self.failed.push(json!({

@@ -6,9 +6,9 @@ use crate::world::World;
 use axum::http::StatusCode;
 use bascule_api::{UpdatePolicy, WaitReason};
 use bascule_tests::control_plane::free_port;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,10 @@ struct Prometheus {
 
 impl Prometheus {
     fn start(folder: &Path, port: u16) -> Self {
+        Self::start_with(folder, port, &[])
+    }
+
+    fn start_with(folder: &Path, port: u16, more: &[String]) -> Self {
         let config = folder.join("prometheus.yml");
         let text = format!(
             "global: {{scrape_interval: 1s}}\nscrape_configs:\n- {{job_name: own, static_configs: [{{targets: ['127.0.0.1:{port}']}}]}}\n"
@@ -31,6 +35,7 @@ impl Prometheus {
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .args(more)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -163,6 +168,18 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
 
     // On this machine no container of the new release comes up.
     world.machine("n2", "b", Habit::PodsCrash).await;
+    // What is not ready before the reboot is not asked of the release.
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let runs = async || {
+        let logs = pods.list(&ListParams::default().labels("app=logs")).await.unwrap();
+        logs.iter().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some("n2")).any(
+            |pod| {
+                let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+                conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+            },
+        )
+    };
+    world.eventually("the DaemonSet runs on n2", runs).await;
     world
         .policy(
             "others",
@@ -188,4 +205,117 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
             })
         })
         .await;
+}
+
+/// An authority, a certificate of it for localhost, and one for a client: as files that Prometheus reads, and the PEM of the
+/// authority, the client's certificate and its key.
+fn certificates(folder: &Path) -> [String; 3] {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let ca_key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&ca_key).unwrap();
+    let issuer = Issuer::new(params, ca_key);
+    let signed = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    };
+    let (server, client) = (signed("localhost"), signed("operator"));
+    for (file, text) in [("ca.crt", &ca.pem()), ("server.crt", &server.0), ("server.key", &server.1)] {
+        std::fs::write(folder.join(file), text).unwrap();
+    }
+    [ca.pem(), client.0, client.1]
+}
+
+/// A server that wants TLS with a client certificate of its own authority, and a user whose password is `test` (Prometheus,
+/// "Securing Prometheus API and UI endpoints using basic auth", has this hash of it).
+const WEB: &str = "\
+tls_server_config:
+  cert_file: server.crt
+  key_file: server.key
+  client_auth_type: RequireAndVerifyClientCert
+  client_ca_file: ca.crt
+basic_auth_users:
+  bascule: $2b$12$hNf2lSsxfm0.i4a.1kVpSOVyBCfIB51VRjgBUyv6kdnyTlgWj81Ay
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prometheus_that_does_not_answer_everybody_is_asked_with_what_a_secret_holds() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port().unwrap();
+    let [ca, certificate, key] = certificates(folder.path());
+    let web = folder.path().join("web.yml");
+    std::fs::write(&web, WEB).unwrap();
+    let _prometheus = Prometheus::start_with(folder.path(), port, &[format!("--web.config.file={}", web.display())]);
+    let _operator = world.operator("first").await;
+    // It can't scrape itself without a certificate, so that there is nothing but constants to ask for.
+    let gate = json!([{"name": "alerts", "promQL": {"query": "vector(1)", "equals": 1}}]);
+    let health = json!({"prometheus": format!("https://localhost:{port}"), "gates": gate});
+    world.policy("workers", json!({"health": health})).await;
+    world.until_message("n1", WaitReason::HealthGate, "Prometheus can't be asked").await;
+    world.change_policy("workers", json!({"health": {"prometheusSecret": "bascule-prometheus"}})).await;
+    world.until_message("n1", WaitReason::HealthGate, "is not there").await;
+
+    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), "bascule-system");
+    let secret = |data: Value| -> Secret {
+        serde_json::from_value(json!({"metadata": {"name": "bascule-prometheus"}, "stringData": data})).unwrap()
+    };
+    let apply = async |data: Value| {
+        let params = PatchParams::apply("admin").force();
+        secrets.patch("bascule-prometheus", &params, &Patch::Apply(&apply_kind(&secret(data)))).await.unwrap();
+    };
+    apply(json!({"username": "bascule", "password": "wrong", "ca.crt": ca, "tls.crt": certificate, "tls.key": key}))
+        .await;
+    world.until_message("n1", WaitReason::HealthGate, "status 401").await;
+    assert!(world.update("n1").await.spec.grant.is_none());
+    apply(json!({"username": "bascule", "password": "test", "ca.crt": ca, "tls.crt": certificate, "tls.key": key}))
+        .await;
+    world.until_current("n1", "1.1").await;
+}
+
+fn apply_kind(secret: &Secret) -> Value {
+    let mut value = serde_json::to_value(secret).unwrap();
+    value["apiVersion"] = json!("v1");
+    value["kind"] = json!("Secret");
+    value
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_that_names_the_node_is_asked_for_each_and_a_missing_field_is_not_yet() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let build = async |name: &str, node: Option<&str>| {
+        let scheduler = if node.is_some() { "default-scheduler" } else { "nobody" };
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"job": "build"}},
+            "spec": {"nodeName": node, "schedulerName": scheduler,
+                "containers": [{"name": "build", "image": "example.invalid/build"}]}
+        }))
+        .unwrap();
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+    };
+    build("running", Some("n1")).await;
+    let _operator = world.operator("first").await;
+    let gate = json!([{"name": "ci", "object": {
+        "apiVersion": "v1", "kind": "Pod", "namespace": "default", "selector": {"matchLabels": {"job": "build"}},
+        "cel": "object.spec.nodeName != node", "optional": true,
+    }}]);
+    world.policy("workers", json!({"health": {"gates": gate}, "drain": {"force": true}})).await;
+    world.until_current("n2", "1.1").await;
+    world.until_message("n1", WaitReason::HealthGate, "default/running does not fulfil").await;
+    // A build that waits for its place says of no node that it may go, and blames nobody.
+    build("pending", None).await;
+    let now = DeleteParams::default().grace_period(0);
+    pods.delete("running", &now).await.unwrap();
+    world.until_message("n1", WaitReason::HealthGate, "it has no nodeName yet").await;
+    assert!(world.update("n1").await.spec.grant.is_none());
+    pods.delete("pending", &now).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    assert!(policies.get("workers").await.unwrap().status.unwrap().failures.is_empty());
 }

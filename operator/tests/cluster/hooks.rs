@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::world::World;
-use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason};
+use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason, conditions};
 use futures::StreamExt as _;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -11,7 +11,9 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::pin::pin;
+use std::sync::{Arc, Mutex};
 
 fn hook(name: &str, timeout: &str, ends: &str) -> Value {
     json!([{"name": name, "namespace": "default", "timeout": timeout, "job": {"template": {
@@ -25,14 +27,23 @@ fn hook(name: &str, timeout: &str, ends: &str) -> Value {
 
 /// Containers end only by themselves, and the kubelet stand-in has none: the pods of hooks that shall end do so here.
 fn end_hooks(world: &World) -> tokio::task::JoinHandle<()> {
+    end_pods(world, "well", 0)
+}
+
+/// Ends the pods of hooks with a label, the first of them badly.
+fn end_pods(world: &World, label: &str, badly: usize) -> tokio::task::JoinHandle<()> {
+    let label = format!("ends={label}");
+    let mut ended: std::collections::BTreeMap<String, &str> = std::collections::BTreeMap::new();
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     tokio::spawn(async move {
-        let ending = watcher::Config::default().labels("ends=well");
+        let ending = watcher::Config::default().labels(&label);
         let mut seen = pin!(watcher(pods.clone(), ending).default_backoff().applied_objects());
         while let Some(event) = seen.next().await {
             let Ok(pod) = event else { continue };
             if pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running") {
-                let over = json!({"status": {"phase": "Succeeded"}});
+                let word = if ended.len() < badly { "Failed" } else { "Succeeded" };
+                let word = *ended.entry(pod.name_any()).or_insert(word);
+                let over = json!({"status": {"phase": word}});
                 let _ = pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(&over)).await;
             }
         }
@@ -107,4 +118,100 @@ async fn a_hook_in_a_namespace_whose_owner_did_not_allow_it_is_told_before_the_f
     let ends = end_hooks(&world);
     world.until_current("n1", "1.1").await;
     ends.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_that_succeeded_stays_done_and_a_failed_one_waits_for_a_person() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let seen = Arc::new(Mutex::new(BTreeSet::new()));
+    let (all, noted) = (jobs.clone(), Arc::clone(&seen));
+    let watching = tokio::spawn(async move {
+        let mut jobs = pin!(watcher(all, watcher::Config::default().labels("bascule.dev/hook")).applied_objects());
+        while let Some(event) = jobs.next().await {
+            let Ok(job) = event else { continue };
+            noted.lock().unwrap().insert((job.labels()["bascule.dev/hook"].clone(), job.uid()));
+        }
+    });
+    let ran = |name: &str| seen.lock().unwrap().iter().filter(|(hook, _)| hook == name).count();
+    let ends = [end_pods(&world, "well", 0), end_pods(&world, "badly", 1)];
+    let mut first = hook("first", "2m", "well");
+    first[0]["job"]["ttlSecondsAfterFinished"] = json!(0);
+    let mut before = first.as_array().unwrap().clone();
+    before.extend(hook("second", "2m", "later").as_array().unwrap().clone());
+    let mut after = hook("warm-cache", "2m", "badly");
+    after[0]["job"]["backoffLimit"] = json!(0);
+    after[0]["job"]["ttlSecondsAfterFinished"] = json!(0);
+    let _operator = world.operator("first").await;
+    world.policy("workers", only("n1", json!({"beforeDrain": before, "afterCommit": after}))).await;
+
+    // Somebody clears the first one's Job away while the second runs.
+    let done = |update: Option<&NodeUpdate>| {
+        let disruption = update.and_then(|update| update.spec.disruption.as_ref());
+        disruption.is_some_and(|disruption| disruption.hooks_done == ["beforeDrain/first"])
+    };
+    world.until_update("n1", "first done", done).await;
+    let job = async |name: &str| {
+        let labels = format!("bascule.dev/hook={name}");
+        jobs.list(&ListParams::default().labels(&labels)).await.unwrap().items.pop()
+    };
+    let name = job("first").await.expect("it is kept while its grant is in force").name_any();
+    jobs.delete(&name, &DeleteParams::background()).await.unwrap();
+    world.eventually("the second runs", async || job("second").await.is_some()).await;
+    let later = end_pods(&world, "later", 0);
+
+    // The other one fails, is told of, and is run again by a person.
+    let failed = |update: Option<&NodeUpdate>| {
+        let rollout = update.and_then(|update| update.status.as_ref()?.rollout.as_ref());
+        rollout.is_some_and(|one| one.state == RolloutState::Failed && one.reason == WaitReason::Hook)
+    };
+    world.until_update("n1", "failed after its commit", failed).await;
+    let node = Api::<Node>::all(world.client.clone()).get("n1").await.unwrap();
+    assert_eq!(node.spec.and_then(|spec| spec.unschedulable), Some(true), "it takes no work before the hook is done");
+    assert_eq!((ran("first"), ran("second"), ran("warm-cache")), (1, 1, 1));
+    let name = job("warm-cache").await.expect("a failed Job is kept").name_any();
+    jobs.delete(&name, &DeleteParams::background()).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    assert_eq!((ran("first"), ran("second"), ran("warm-cache")), (1, 1, 2));
+    // Its grant is over: the time to live of the template counts again.
+    world.eventually("the last Job is cleared away", async || job("warm-cache").await.is_none()).await;
+    watching.abort();
+    later.abort();
+    ends.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_around_a_rollout_are_announced_and_run_before_the_first_node_and_after_the_last() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    let around =
+        json!({"beforeRollout": hook("set-noout", "2m", "later"), "afterRollout": hook("unset-noout", "2m", "well")});
+    world.policy("workers", json!({"hooks": around})).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let planned = |policy: Option<&UpdatePolicy>, wanted: bool| {
+        let status = policy.and_then(|policy| policy.status.as_ref());
+        let condition = status.and_then(|status| conditions::get(&status.conditions, conditions::MAINTENANCE_PLANNED));
+        condition.is_some_and(|condition| (condition.status == "True") == wanted)
+    };
+    world.until(policies.clone(), "workers", "announced", |policy| planned(policy, true)).await;
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let count = async |name: &str| {
+        let labels = format!("bascule.dev/hook={name}");
+        jobs.list(&ListParams::default().labels(&labels)).await.unwrap().items.len()
+    };
+    world.eventually("the hook before it runs", async || count("set-noout").await == 1).await;
+    world.until_message("n1", WaitReason::Hook, "before a rollout").await;
+    for node in ["n1", "n2"] {
+        assert!(world.update(node).await.spec.grant.is_none(), "{node} was disrupted before the hook was done");
+    }
+    let ends = [end_pods(&world, "later", 0), end_pods(&world, "well", 0)];
+    for node in ["n1", "n2"] {
+        world.until_current(node, "1.1").await;
+    }
+    world.until(policies, "workers", "over", |policy| planned(policy, false)).await;
+    assert_eq!((count("set-noout").await, count("unset-noout").await), (1, 1), "once for both nodes");
+    ends.iter().for_each(tokio::task::JoinHandle::abort);
 }

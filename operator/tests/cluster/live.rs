@@ -127,7 +127,7 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
 
 /// Facts of so many nodes as the watches bring them.
 fn facts(count: usize) -> Facts {
-    let facts = Facts::new(Arc::new(tokio::sync::watch::Sender::new(0)));
+    let facts = Facts::new(Arc::new(tokio::sync::watch::Sender::new(0)), &bascule_operator::clock::Clock::system());
     let policy: UpdatePolicy = serde_json::from_value(json!({
         "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
         "metadata": {"name": "workers", "uid": "p", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},

@@ -14,6 +14,7 @@ mod kubectl;
 mod live;
 mod monitoring;
 mod proxy;
+mod reboots;
 mod repository;
 mod rights;
 mod rollout;

@@ -3,6 +3,7 @@
 use crate::agent::Habit;
 use crate::world::World;
 use bascule_api::{UpdatePolicy, WaitReason, conditions};
+use bascule_image::release::manifest::Kubernetes;
 use bascule_tests::https::Fault;
 use kube::Api;
 use serde_json::json;
@@ -41,4 +42,23 @@ async fn a_repository_that_is_down_tampered_with_or_expired_moves_nothing_and_is
 
     std::fs::write(&path, good).unwrap();
     world.until_current("n1", "1.1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_whose_kubelet_is_newer_than_the_api_server_waits_before_the_disruption() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let brings = |kubelet: &str| Kubernetes { kubelet: kubelet.parse().unwrap(), api_server: false };
+    world.vendor.publish_with("1.2", Some("1.1"), |manifest| manifest.kubernetes = Some(brings("v1.99.0")));
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world
+        .until_message("n1", WaitReason::VersionSkew, "1.2 brings kubelet 1.99, and the oldest API server is 1.")
+        .await;
+    assert!(world.update("n1").await.spec.grant.is_none());
+    // One that the API server is made for takes its place.
+    let server = world.client.apiserver_version().await.unwrap();
+    let fits = brings(&server.git_version);
+    world.vendor.publish_with("1.3", Some("1.1"), |manifest| manifest.kubernetes = Some(fits));
+    world.until_current("n1", "1.3").await;
 }

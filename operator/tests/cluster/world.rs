@@ -181,6 +181,20 @@ impl World {
         self.until_update(name, reason.as_str(), holds).await;
     }
 
+    /// Waits until the explanation of one of these nodes names a reason.
+    pub async fn until_reason_of_any(&self, names: &[&str], reason: WaitReason) {
+        let updates: Api<NodeUpdate> = Api::all(self.client.clone());
+        let named = async || {
+            let all = updates.list(&ListParams::default()).await.unwrap().items;
+            all.iter().any(|update| {
+                let rollout = update.status.as_ref().and_then(|status| status.rollout.as_ref());
+                let name = update.metadata.name.as_deref().unwrap_or_default();
+                names.contains(&name) && rollout.is_some_and(|one| one.reason == reason)
+            })
+        };
+        self.eventually(reason.as_str(), named).await;
+    }
+
     /// Waits until a node's explanation names a reason and contains a text.
     pub async fn until_message(&self, name: &str, reason: WaitReason, part: &str) {
         let holds = move |update: Option<&NodeUpdate>| {

@@ -234,6 +234,7 @@ fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Re
         uki: Described { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
         packs,
         packages: None,
+        kubernetes: None,
     };
     fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
     fs::rename(&partial, &folder)?;

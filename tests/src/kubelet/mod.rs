@@ -36,6 +36,8 @@ pub struct Machine {
     pub pod_capacity: u32,
     /// From the start of the kubelet to its first Ready.
     pub ready_after: Duration,
+    /// From the start of the kubelet until it comes to the pods; till then the API shows what the last boot said of them.
+    pub pods_after: Duration,
     /// From a pod being bound (or the machine having booted) to the pod being Ready.
     pub pod_start: Duration,
     /// The longest a deleted pod takes to end; its own grace period may be shorter.
@@ -62,6 +64,7 @@ impl Machine {
             kernel_version: "6.0.0".to_owned(),
             pod_capacity: 110,
             ready_after: Duration::from_millis(200),
+            pods_after: Duration::ZERO,
             pod_start: Duration::from_millis(500),
             pod_stop: Duration::from_millis(500),
             heartbeat: Duration::from_secs(4),

@@ -50,6 +50,7 @@ pub(super) async fn keep_running(
     health: watch::Receiver<Health>,
     runtime: Arc<dyn Runtime>,
 ) {
+    sleep(machine.pods_after).await;
     let pods: Api<Pod> = Api::all(client.clone());
     let mine = watcher::Config::default().fields(&format!("spec.nodeName={}", machine.node));
     let mut events = pin!(watcher(pods, mine).default_backoff());

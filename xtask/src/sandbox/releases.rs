@@ -179,6 +179,7 @@ fn build(
         uki: Described { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
         packs,
         packages: None,
+        kubernetes: None,
     };
     write(&partial.join(&place).join("release.json"), &manifest.to_bytes()?)?;
     write(&partial.join("done.json"), b"{}")?;

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::io::ReadAt as _;
-use bascule_image::release::manifest::{self, Manifest, PackKind, PackageList, PackageListFormat, Verity};
+use bascule_image::release::manifest::{self, Kubernetes, Manifest, PackKind, PackageList, PackageListFormat, Verity};
 use bascule_image::verity::{self, Parameters};
-use bascule_names::{Architecture, Product, RootHash, Version};
+use bascule_names::{Architecture, KubernetesVersion, Product, RootHash, Version};
 use clap::Args;
 
 use self::boot::BootArguments;
@@ -62,6 +62,10 @@ pub(crate) struct BuildArguments {
     /// Package list (CycloneDX or SPDX JSON). Default: made from dpkg's status in --root.
     #[arg(long, value_name = "FILE")]
     packages: Option<PathBuf>,
+
+    /// Version of the kubelet in the image. Default: that of the package kubelet, k3s or rke2 in the package list.
+    #[arg(long, value_name = "VERSION")]
+    kubelet: Option<KubernetesVersion>,
 
     /// Only print the image's root hash, to make a UKI with other tools.
     #[arg(long)]
@@ -154,7 +158,13 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     }
     arguments.checks.judge(&findings)?;
     let uki = folder.write(&path("uki.efi"), &uki)?;
-    let packages = package_list(arguments, &identity, &folder)?;
+    let (packages, listed) = package_list(arguments, &identity, &folder)?.unzip();
+    let kubernetes = match (arguments.kubelet, listed.flatten()) {
+        (Some(kubelet), listed) => {
+            Some(Kubernetes { kubelet, api_server: listed.is_some_and(|listed| listed.api_server) })
+        }
+        (None, listed) => listed,
+    };
     let release = Release {
         folder: &folder,
         version: &arguments.version,
@@ -182,6 +192,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         uki,
         packs,
         packages,
+        kubernetes,
     };
     let written = folder.finish(&manifest)?;
     output::print(&summary(&manifest, &written))?;
@@ -265,7 +276,7 @@ fn package_list(
     arguments: &BuildArguments,
     identity: &Identity<'_>,
     folder: &BuildFolder,
-) -> anyhow::Result<Option<PackageList>> {
+) -> anyhow::Result<Option<(PackageList, Option<Kubernetes>)>> {
     let (format, bytes) = match (&arguments.packages, &arguments.root) {
         (Some(path), _) => {
             let bytes = read_bounded(path, manifest::MAX_PACKAGE_LIST_SIZE)?;
@@ -289,7 +300,8 @@ fn package_list(
         PackageListFormat::Spdx => "packages.spdx.json",
     };
     let path = BuildFolder::repository_path(&arguments.version, arguments.architecture, name);
-    Ok(Some(PackageList { format, file: folder.write(&path, &bytes)? }))
+    let kubernetes = packages::kubernetes(&bytes)?;
+    Ok(Some((PackageList { format, file: folder.write(&path, &bytes)? }, kubernetes)))
 }
 
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {

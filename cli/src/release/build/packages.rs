@@ -7,6 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
+use bascule_image::release::manifest::Kubernetes;
+use bascule_names::KubernetesVersion;
 use serde_json::{Value, json};
 
 use super::tree::Identity;
@@ -95,6 +97,25 @@ fn encoded(text: &str) -> String {
     out
 }
 
+/// What of Kubernetes a package list (CycloneDX or SPDX) names: the kubelet, by itself or in a distribution's one program.
+pub(crate) fn kubernetes(list: &[u8]) -> anyhow::Result<Option<Kubernetes>> {
+    let list: Value = serde_json::from_slice(list).context("the package list is no JSON")?;
+    let packages = [("components", "version"), ("packages", "versionInfo")].into_iter().flat_map(|(key, version)| {
+        let listed = list.get(key).and_then(Value::as_array).into_iter().flatten();
+        listed.filter_map(move |one| Some((one.get("name")?.as_str()?, one.get(version)?.as_str()?)))
+    });
+    let known: BTreeMap<&str, &str> = packages.collect();
+    let whole = ["k3s", "rke2", "rke2-server"].into_iter().find_map(|name| known.get_key_value(name));
+    let kubelet = known.get_key_value("kubelet");
+    let Some((name, version)) = kubelet.or(whole) else { return Ok(None) };
+    // Debian's epochs are no part of the version.
+    let version = version.split_once(':').map_or(*version, |(_, version)| version);
+    let kubelet = KubernetesVersion::parse(version).with_context(|| {
+        format!("package {name} of the package list has a version that is none of Kubernetes; say --kubelet")
+    })?;
+    Ok(Some(Kubernetes { kubelet, api_server: whole.is_some() || known.contains_key("kube-apiserver") }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +133,21 @@ mod tests {
         let urls: Vec<&str> =
             list["components"].as_array().unwrap().iter().map(|one| one["purl"].as_str().unwrap()).collect();
         assert_eq!(urls, ["pkg:deb/debian/bash@5.2-1?arch=all", "pkg:deb/debian/zlib1g@1%3A1.3%2Bb1?arch=amd64"]);
+    }
+
+    #[test]
+    fn the_kubelet_is_found_in_a_package_list() {
+        let named = |list: Value| {
+            let found = kubernetes(&serde_json::to_vec(&list).unwrap()).unwrap();
+            found.map(|found| (found.kubelet.to_string(), found.api_server))
+        };
+        let cyclonedx = |name: &str, version: &str| json!({"components": [{"name": name, "version": version}]});
+        assert_eq!(named(cyclonedx("kubelet", "1.36.2-1.1")), Some(("1.36".to_owned(), false)));
+        assert_eq!(named(cyclonedx("k3s", "1:1.36.2+k3s1")), Some(("1.36".to_owned(), true)));
+        let spdx = json!({"packages": [{"name": "kubelet", "versionInfo": "v1.36.2"}, {"name": "kube-apiserver", "versionInfo": "1"}]});
+        assert_eq!(named(spdx), Some(("1.36".to_owned(), true)));
+        assert_eq!(named(cyclonedx("bash", "5.2")), None);
+        let odd = serde_json::to_vec(&cyclonedx("kubelet", "git")).unwrap();
+        assert!(kubernetes(&odd).unwrap_err().to_string().contains("--kubelet"));
     }
 }

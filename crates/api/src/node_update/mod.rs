@@ -9,8 +9,8 @@ mod status;
 
 pub use rollout::{DrainProgress, Rollout, RolloutState};
 pub use spec::{
-    Cause, Disruption, DisruptionOutcome, Goal, Grant, LastDisruption, NodeUpdate, NodeUpdateSpec, PackFallback,
-    ReleaseRef,
+    Cause, DaemonSetBefore, Disruption, DisruptionOutcome, Goal, Grant, LastDisruption, NodeUpdate, NodeUpdateSpec,
+    PackFallback, ReleaseRef,
 };
 pub use status::{
     BootControl, BootControlBackend, Booted, Counting, FailedRelease, LastError, ManualAction, NodeError,

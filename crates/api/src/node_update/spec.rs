@@ -151,6 +151,32 @@ pub struct Disruption {
     /// When the node was empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drained_at: Option<Time>,
+    /// Hooks that succeeded for this grant, as `beforeDrain/<name>` and `afterCommit/<name>`: they are not run again,
+    /// whatever becomes of their Jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub hooks_done: Vec<String>,
+    /// The DaemonSet pods of the node before its reboot, with the policy's `health.daemonSets`: what was not ready before
+    /// is not asked of the release, and what was has to become ready again in the new boot. Noted with the grant and once
+    /// more with the word to reboot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub daemon_sets: Vec<DaemonSetBefore>,
+}
+
+/// The pod of a DaemonSet on a node before its reboot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonSetBefore {
+    /// The DaemonSet, `namespace/name`.
+    #[schemars(length(max = 317))]
+    pub name: String,
+    /// Whether its pod was ready, at the grant or later.
+    pub ready: bool,
+    /// The last transition of the pod's Ready condition when it was seen ready last, by the node's own clock. A pod that
+    /// shows the very same after the reboot has not been looked at by the kubelet of the new boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 /// How a disruption ended.
@@ -183,6 +209,8 @@ pub enum DisruptionOutcome {
     RolledBack,
     /// The release failed on the node, which runs its old one again.
     Failed,
+    /// The trial was given up while a gate that speaks of the cluster did not pass. Nothing is said of the release.
+    Unproven,
     /// The drain or a hook did not succeed; the node was not rebooted.
     DrainFailed,
     /// The agent did not reboot the node in time; it was not rebooted.

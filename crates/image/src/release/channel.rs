@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use bascule_names::{Architecture, ChannelName, Product, Version};
 
-use super::manifest::File;
+use super::manifest::{File, Kubernetes};
 use super::names::Severity;
 use super::parse::{self, ParseError};
 pub use super::refusal::Refusal;
@@ -69,6 +69,9 @@ pub struct Release {
     /// Whether nodes that run a newer version may install this one.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub downgrade: bool,
+    /// What of Kubernetes its images bring.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// Set when the vendor took the release back: it is not installed any more. Nodes that run it keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<Withdrawal>,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use bascule_names::{Architecture, Digest, Product, RootHash, Version};
+use bascule_names::{Architecture, Digest, KubernetesVersion, Product, RootHash, Version};
 
 use super::names::TargetPath;
 use super::parse::{self, ParseError};
@@ -52,6 +52,21 @@ pub struct Manifest {
     /// Software bill of materials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packages: Option<PackageList>,
+    /// What of Kubernetes is in the image. The operator does not update a node to a kubelet that its API servers are not
+    /// made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
+}
+
+/// What of Kubernetes an image brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kubernetes {
+    /// The kubelet's version.
+    pub kubelet: KubernetesVersion,
+    /// Whether the image brings the API server too, as k3s and RKE2 do: then control planes go first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub api_server: bool,
 }
 
 /// The file system image that fills a data slot from its start.

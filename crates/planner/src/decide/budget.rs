@@ -211,6 +211,11 @@ fn may_be_unavailable(most: u32, of: &str, and: &str) -> String {
     }
 }
 
+/// Whether a node carries the control plane or a member of etcd.
+fn carries_the_cluster(view: &NodeView<'_>) -> bool {
+    view.traits.control_plane || view.traits.etcd != EtcdMember::None
+}
+
 /// A validated quantity; nothing is allowed where it could not be read.
 fn of(quantity: &IntOrPercent, total: u32) -> u32 {
     quantity.of(total).unwrap_or(0)
@@ -220,8 +225,9 @@ fn of(quantity: &IntOrPercent, total: u32) -> u32 {
 #[derive(Debug)]
 pub(super) struct ClusterBudget<'a> {
     ceiling: Option<Limit>,
-    /// All of them: of two that are down neither may be touched.
-    control_plane_busy: Vec<&'a Node>,
+    /// Nodes that carry the cluster itself, a control plane or a member of etcd, and are unavailable. All of them: of two
+    /// that are down neither may be touched.
+    carriers_busy: Vec<&'a Node>,
     etcd_members: usize,
     etcd_healthy: usize,
     /// What every PodDisruptionBudget still allows, less what nodes that are being emptied will take.
@@ -234,7 +240,7 @@ impl<'a> ClusterBudget<'a> {
         let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
         let allowed =
             snapshot.budgets.iter().map(|(key, budget)| (key.as_str(), (i64::from(budget.allowed), budget))).collect();
-        let mut out = Self { ceiling, control_plane_busy: Vec::new(), etcd_members: 0, etcd_healthy: 0, allowed };
+        let mut out = Self { ceiling, carriers_busy: Vec::new(), etcd_members: 0, etcd_healthy: 0, allowed };
         out.etcd_members = groups.etcd.len();
         for traits in groups.etcd.iter().filter_map(|node| nodes.get(*node)).map(|view| view.traits) {
             out.etcd_healthy += usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
@@ -244,8 +250,8 @@ impl<'a> ClusterBudget<'a> {
             if let Some(ceiling) = &mut out.ceiling {
                 ceiling.add(view);
             }
-            if traits.control_plane {
-                out.control_plane_busy.push(view.node);
+            if carries_the_cluster(view) {
+                out.carriers_busy.push(view.node);
             }
             if traits.granted {
                 out.reserve(view);
@@ -274,8 +280,8 @@ impl<'a> ClusterBudget<'a> {
             let healthy = view.traits.etcd == EtcdMember::Healthy;
             self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(healthy));
         }
-        if view.traits.control_plane {
-            self.control_plane_busy.push(view.node);
+        if carries_the_cluster(view) {
+            self.carriers_busy.push(view.node);
         }
         self.reserve(view);
     }
@@ -291,13 +297,14 @@ impl<'a> ClusterBudget<'a> {
         Some(wait)
     }
 
-    /// One control-plane node at a time; etcd keeps its quorum.
+    /// One node of those that carry the cluster at a time; etcd keeps its quorum.
     pub(super) fn control_plane(&self, view: &NodeView<'_>) -> Option<Wait> {
         let (node, traits) = (view.node, view.traits);
-        if traits.control_plane
-            && let Some(busy) = self.control_plane_busy.iter().rev().find(|busy| busy.name != node.name)
+        if carries_the_cluster(view)
+            && let Some(busy) = self.carriers_busy.iter().rev().find(|busy| busy.name != node.name)
         {
-            let message = format!("control-plane node {} is moving or unavailable", busy.name);
+            let what = if busy.control_plane { "control-plane node" } else { "etcd member" };
+            let message = format!("{what} {} is moving or unavailable", busy.name);
             return Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &busy.name));
         }
         if traits.etcd == EtcdMember::None {

@@ -3,13 +3,14 @@
 //! something is to be done.
 
 use super::{
-    choice::{Choice, Choices},
+    choice::{Choice, Choices, Install},
     deciding,
     facts::NodeView,
     known::Texts,
     policy::PolicyView,
     waves::{Member, Standing},
 };
+use crate::snapshot::UpdateFacts;
 use bascule_api::Time;
 use std::collections::BTreeMap;
 
@@ -88,7 +89,7 @@ impl<'c, 'a> Chooser<'c, 'a> {
         let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
         let outdated = rolling && traits.ready && installs.is_some();
         let holds = policy.is_some_and(|policy| policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold));
-        let held = holds && (!traits.booted || installs.is_some());
+        let held = holds && (!traits.booted || installs.is_some_and(|install| may_come_up(policy, view, install)));
         chosen.taints = traits.outdated != outdated || traits.held != held;
         (choice, chosen)
     }
@@ -101,20 +102,30 @@ impl<'c, 'a> Chooser<'c, 'a> {
     }
 }
 
+/// Whether a release has not failed on a node. A new node is not held for one that has: it would be held for ever.
+pub(super) fn may_come_up(policy: Option<&PolicyView<'_>>, view: &NodeView<'_>, install: &Install<'_>) -> bool {
+    let version = &install.release.version;
+    let remembered = policy.is_some_and(|policy| policy.memory.failed_on(version, &view.node.name));
+    !remembered && !view.reports_failed(version)
+}
+
 fn standing(policy: Option<&PolicyView<'_>>, choice: Option<&Choice<'_>>, view: &NodeView<'_>, now: Time) -> Standing {
     if view.traits.moves {
         return Standing::Moving;
     }
     match choice {
+        // A trial whose Node was made anew is carried on with.
+        Some(Choice::Here) if view.traits.on_trial && view.update().is_some_and(UpdateFacts::forgot_a_grant) => {
+            Standing::Moving
+        }
         Some(Choice::Here) if view.traits.on_trial => Standing::Unable,
         Some(Choice::Here) => Standing::Done(view.done_since(now)),
         Some(Choice::Install(install)) => {
-            let version = &install.release.version;
-            let failed = || {
-                view.reports_failed(version)
-                    || policy.is_some_and(|policy| policy.memory.failed_on(version, &view.node.name))
-            };
-            if view.able() && !failed() { Standing::Ahead } else { Standing::Unable }
+            if view.able() && may_come_up(policy, view, install) {
+                Standing::Ahead
+            } else {
+                Standing::Unable
+            }
         }
         Some(Choice::GoBack(_)) if view.able() => Standing::Ahead,
         Some(Choice::GoBack(_) | Choice::Nothing(_)) | None => Standing::Unable,

@@ -146,7 +146,8 @@ impl Traits {
             live: update.is_some(),
             moves: disruption.is_some(),
             granted: node.granted(),
-            unavailable: node.unavailable(),
+            // What came back in the middle of its disruption is disrupted still, whoever has noted it yet.
+            unavailable: node.unavailable() || came_back(node, update, selected),
             deleting: node.deleting,
             ready: node.ready.ready,
             cordoned_by_us: matches!(node.cordon, Cordon::Ours { .. } | Cordon::Lifted { .. }),
@@ -252,6 +253,16 @@ impl<'a> NodeView<'a> {
             && traits.agent_reports
             && !traits.counting_broken
     }
+}
+
+/// Whether a policy's node was made anew in the middle of a disruption that is carried on with.
+fn came_back(node: &Node, update: Option<&UpdateFacts>, policy: Option<usize>) -> bool {
+    let on_trial = |update: &UpdateFacts| update.status.trial.is_some() || booted_slot_is(update, SlotState::Trial);
+    policy.is_some()
+        && match update {
+            Some(update) => update.forgot_a_grant() && on_trial(update),
+            None => node.interrupted().is_some(),
+        }
 }
 
 fn booted_slot_is(update: &UpdateFacts, state: SlotState) -> bool {

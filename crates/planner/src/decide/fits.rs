@@ -4,10 +4,14 @@ use crate::{
     ValidPolicy, Wait,
     windows::{Opening, Span},
 };
-use bascule_api::{Duration, Time, Timings, WaitReason};
+use bascule_api::{Duration, Hook, Time, Timings, WaitReason};
 
 /// What a drain or a boot is thought to take before any was seen, unless the policy gives it less.
 const UNSEEN: Duration = Duration::from_secs(300);
+
+/// What passes from the opening of a window until its first node is granted: gates are asked, hooks are started and noticed.
+/// What fits a window only without it would be found too short a moment later, in every window.
+const UNTIL_FIRST: Duration = Duration::from_secs(120);
 
 /// How many of the next windows are asked for one that is long enough.
 const WINDOWS_AHEAD: usize = 16;
@@ -19,6 +23,8 @@ struct Needs {
     fixed: u64,
     /// What was seen on this policy's nodes, or else a guess.
     learned: u64,
+    /// The hooks before the first node of a rollout, which run in each window anew.
+    rollout: u64,
 }
 
 impl Needs {
@@ -26,7 +32,8 @@ impl Needs {
         let spec = &valid.spec;
         let seen =
             |seconds: Option<u32>, guess: Duration| seconds.map_or_else(|| guess.min(UNSEEN).as_secs(), u64::from);
-        let hooks = spec.hooks.before_drain.iter().map(|hook| hook.timeout.as_secs()).sum::<u64>();
+        let of = |hooks: &[Hook]| hooks.iter().map(|hook| hook.timeout.as_secs()).sum::<u64>();
+        let hooks = of(&spec.hooks.before_drain);
         let soak = spec.health.node_soak.as_secs();
         let health = timings.health_seconds.map_or(0, u64::from);
         Self {
@@ -34,11 +41,20 @@ impl Needs {
             learned: seen(timings.drain_seconds, spec.drain.timeout)
                 + seen(timings.boot_seconds, spec.health.node_ready_timeout)
                 + health.saturating_sub(soak),
+            rollout: match &spec.hooks.before_rollout[..] {
+                [] => 0,
+                hooks => of(hooks) + UNTIL_FIRST.as_secs(),
+            },
         }
     }
 
-    fn total(self) -> Duration {
-        Duration::from_secs(self.fixed + self.learned)
+    /// Before the first node, or after the hooks that come before it.
+    fn total(self, begun: bool) -> Duration {
+        Duration::from_secs(self.fixed + self.learned + self.before(begun))
+    }
+
+    const fn before(self, begun: bool) -> u64 {
+        if begun { 0 } else { self.rollout }
     }
 }
 
@@ -54,37 +70,39 @@ pub(super) enum Fit {
     TooShort(Wait),
 }
 
-/// Whether a node that is granted now would be done before the open window closes.
-pub(super) fn fit(valid: &ValidPolicy, timings: &Timings, opening: Opening, now: Time) -> Fit {
+/// Whether a node that is granted now, or once the hooks before a rollout are done that has not `begun`, would be done before
+/// the open window closes.
+pub(super) fn fit(valid: &ValidPolicy, timings: &Timings, begun: bool, opening: Opening, now: Time) -> Fit {
     let Opening::Open(Span { start, end: Some(end) }) = opening else { return Fit::Fits };
     let needs = Needs::of(valid, timings);
-    if now.after(needs.total()) <= end {
+    if now.after(needs.total(begun)) <= end {
         return Fit::Fits;
     }
-    if now.after(tried_within(needs, start, end)) <= end && !fits_some_window(valid, needs, start, end) {
+    if now.after(tried_within(needs, begun, start, end)) <= end && !fits_some_window(valid, needs, start, end) {
         return Fit::OneAtATime;
     }
     let next = match crate::windows::opening(&valid.windows, end) {
         Opening::Closed(next) => next.map(|span| span.start),
         Opening::Open(_) | Opening::Always => None,
     };
-    let total = needs.total();
+    let total = needs.total(begun);
     let message = format!("drain, reboot and health checks take about {total} and the window closes at {end}");
     Fit::TooShort(Wait::new(WaitReason::WindowTooShort, message).until(next))
 }
 
 /// What a way must be given at least before a window closes where the learned times fit none: half the window, or what the
 /// policy itself asks for.
-fn tried_within(needs: Needs, start: Time, end: Time) -> Duration {
+fn tried_within(needs: Needs, begun: bool, start: Time, end: Time) -> Duration {
     let half = u64::try_from((end.get() - start.get()).num_seconds() / 2).unwrap_or_default();
-    Duration::from_secs(half.max(needs.fixed))
+    Duration::from_secs(half.max(needs.fixed + needs.before(begun)))
 }
 
-/// Whether this window or one of the next is long enough from its start.
+/// Whether this window or one of the next is long enough from its start, the hooks before a rollout included.
 fn fits_some_window(valid: &ValidPolicy, needs: Needs, start: Time, end: Time) -> bool {
     let mut window = (start, end);
+    let needed = needs.total(false).max(Duration::from_secs(needs.total(true).as_secs() + UNTIL_FIRST.as_secs()));
     for _ in 0..WINDOWS_AHEAD {
-        if window.0.after(needs.total()) <= window.1 {
+        if window.0.after(needed) <= window.1 {
             return true;
         }
         window = match crate::windows::opening(&valid.windows, window.1) {

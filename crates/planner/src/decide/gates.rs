@@ -6,7 +6,7 @@ use super::{
     budget::{ClusterBudget, PolicyBudget},
     choice::{Choice, Install},
     facts::NodeView,
-    health::Answers,
+    health::{Answers, Room},
     policy::PolicyView,
     waves::Waves,
 };
@@ -42,7 +42,7 @@ type Answer = Option<Arc<Wait>>;
 type Ask = fn(&Candidate<'_, '_>) -> Answer;
 
 /// The gates that look at the node and its policy alone, in their order.
-const OWN: [(Gate, Ask); 20] = [
+const OWN: [(Gate, Ask); 21] = [
     (Gate::Agent, agent),
     (Gate::BootCounting, boot_counting),
     (Gate::NotPaused, not_paused),
@@ -53,6 +53,7 @@ const OWN: [(Gate, Ask); 20] = [
     (Gate::NotFailedHere, not_failed_here),
     (Gate::Age, age),
     (Gate::Retention, retention),
+    (Gate::Skew, skew),
     (Gate::Staged, staged),
     (Gate::Window, window),
     (Gate::Fits, fits),
@@ -96,6 +97,7 @@ pub(super) fn shared<'a>(
     budget: &mut PolicyBudget<'a>,
     cluster: &mut ClusterBudget<'a>,
     answers: Answers<'a>,
+    room: &mut Room,
     questions: &mut Vec<GateQuestion>,
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
@@ -141,7 +143,7 @@ pub(super) fn shared<'a>(
         return Some(operator_last());
     }
     if set.asks(Gate::Health) && !candidate.choice.goes_back() {
-        let asked = answers.ask(candidate.policy, candidate.view, candidate.now);
+        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, room);
         questions.extend(asked.questions);
         return held(Gate::Health, asked.failing);
     }
@@ -248,6 +250,33 @@ fn retention(candidate: &Candidate<'_, '_>) -> Answer {
     let message =
         format!("the other slot keeps {back}, the way back, until {running} has run for {}", valid.spec.proven_after);
     Some(Arc::new(Wait::new(WaitReason::Retention, message).until(Some(proven))))
+}
+
+/// How many minor versions a kubelet may be older than the API server (Kubernetes, "Version Skew Policy").
+const OLDER: u16 = 3;
+
+/// Kubernetes' version skew policy: a kubelet is no newer than any API server, and three minor versions older at most.
+fn skew(candidate: &Candidate<'_, '_>) -> Answer {
+    let offer = &candidate.policy.facts.offer;
+    let release = match candidate.choice {
+        Choice::Install(install) => install.release,
+        Choice::GoBack(back) => offer.release(&back.to)?,
+        Choice::Here | Choice::Nothing(_) => return None,
+    };
+    let kubelet = release.kubelet?;
+    let brings = format!("{} brings kubelet {kubelet}", release.version);
+    let message = match candidate.policy.api_server {
+        None => format!("{brings}, and no API server has said its version yet"),
+        // A control plane that brings its own API server is how the API servers get newer.
+        Some(server) if kubelet > server && !(release.brings_api_server && candidate.view.traits.control_plane) => {
+            format!("{brings}, and the oldest API server is {server}: a kubelet must not be newer")
+        }
+        Some(server) if kubelet.major != server.major || server.minor.saturating_sub(kubelet.minor) > OLDER => {
+            format!("{brings}, and the oldest API server is {server}: a kubelet may be {OLDER} minor versions older")
+        }
+        Some(_) => return None,
+    };
+    Some(Arc::new(Wait::new(WaitReason::VersionSkew, message)))
 }
 
 fn staged(candidate: &Candidate<'_, '_>) -> Answer {

@@ -5,8 +5,9 @@ use super::{
     budget::{ClusterBudget, PolicyBudget},
     choice::Choice,
     gates::{self, Candidate},
-    health::Answers,
+    health::{Answers, Room},
     known::{Ground, Verdicts},
+    maintenance,
 };
 use crate::{Action, Expect, Gate, Step, Wait, plan, snapshot::Cordon};
 use bascule_api::{Duration, Goal, RolloutState, WaitReason};
@@ -30,12 +31,17 @@ impl<'a> Round<'a> {
                 && !self.choices.get(*node).and_then(Option::as_ref).is_some_and(Choice::ignores_budgets)
         });
         let order = self.in_order(passing, &cluster).into_iter().chain(hopeless);
-        let mut out = Grants::default();
+        let mut out = Grants {
+            wanting: vec![None; self.policies.len()],
+            granted: vec![false; self.policies.len()],
+            ..Grants::default()
+        };
         // The policies that this plan grants a node for.
         let mut granting: Vec<usize> = Vec::new();
         let mut steps = Vec::new();
         let mut questions = Vec::new();
         let answers = Answers(&self.snapshot.gates);
+        let mut room = Room::default();
         for (policy_index, node) in order {
             let (Some(budget), Some(waves)) = (budgets.get_mut(policy_index), waves.get(policy_index)) else {
                 continue;
@@ -49,12 +55,23 @@ impl<'a> Round<'a> {
             let found = found.or_else(|| {
                 (trouble && self.set.asks(Gate::Ready)).then(|| (Gate::Ready, gates::not_ready(&candidate)))
             });
-            match found.or_else(|| gates::shared(&candidate, budget, &mut cluster, answers, &mut questions)) {
+            match found.or_else(|| gates::shared(&candidate, budget, &mut cluster, answers, &mut room, &mut questions))
+            {
                 Some((gate, wait)) => {
                     let said = self.waiting(gate, wait);
                     self.draft.say(node, said);
                 }
                 None => {
+                    if let Some(wait) = maintenance::holds(candidate.policy) {
+                        if let Some(wanting) = out.wanting.get_mut(policy_index) {
+                            *wanting = Some(maintenance::wants(candidate.choice));
+                        }
+                        self.draft.say(node, Said::shared(RolloutState::Waiting, wait));
+                        continue;
+                    }
+                    if let Some(granted) = out.granted.get_mut(policy_index) {
+                        *granted = true;
+                    }
                     granting.push(policy_index);
                     let opening =
                         candidate.policy.valid.and_then(|valid| cluster.opening(candidate.view, &valid.spec.drain));
@@ -238,6 +255,10 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, budgets_open_within: Opt
             at: candidate.now,
             drain_begins: !hooks,
             budgets_open_within,
+            daemon_sets: match candidate.policy.valid {
+                Some(valid) if valid.spec.health.daemon_sets => super::motion::note(node, &[]),
+                _ => Vec::new(),
+            },
         },
         expect: Expect {
             node_uid: Some(node.uid.clone()),

@@ -7,6 +7,11 @@ use bascule_api::{Duration, Time, WaitReason};
 /// How old an answer may be.
 pub(super) const FRESH: Duration = Duration::from_secs(120);
 
+/// How many nodes that wait for nothing but gates of their own are asked about for the first time in one plan.
+const NEW_NODES: usize = 32;
+/// About how many such nodes gates are asked at once.
+const MOST_NODES: usize = 1_024;
+
 /// All answers that are known.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Answers<'a>(pub(super) &'a [GateAnswer]);
@@ -16,33 +21,85 @@ pub(super) struct Answers<'a>(pub(super) &'a [GateAnswer]);
 pub(super) struct Asked {
     /// The first that does not pass.
     pub(super) failing: Option<Wait>,
+    /// Whether one that speaks of the node itself says no.
+    pub(super) node_fails: bool,
+    /// Whether one has not been asked yet, or too long ago.
+    pub(super) open: bool,
     /// Since when all pass.
     pub(super) since: Time,
     /// What has to be asked, again or for the first time.
     pub(super) questions: Vec<GateQuestion>,
 }
 
+/// How many more questions about single nodes a plan may have, so that a gate that is asked for each node of a thousand
+/// does not mean a thousand questions at once.
+#[derive(Debug)]
+pub(super) struct Room {
+    new: usize,
+    all: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { new: NEW_NODES, all: MOST_NODES }
+    }
+}
+
+impl Room {
+    /// For nodes that move, of which there are few.
+    pub(super) const fn unlimited() -> Self {
+        Self { new: usize::MAX, all: usize::MAX }
+    }
+
+    fn take(&mut self, new: bool) -> bool {
+        if self.all == 0 || (new && self.new == 0) {
+            return false;
+        }
+        self.all -= 1;
+        self.new -= usize::from(new);
+        true
+    }
+}
+
 impl Answers<'_> {
     /// What the gates of a policy say about a node.
-    pub(super) fn ask(self, policy: &PolicyView<'_>, view: &NodeView<'_>, now: Time) -> Asked {
-        let mut out = Asked { failing: None, since: Time::default(), questions: Vec::new() };
-        for gate in policy.valid.map_or(&[][..], |valid| &valid.gates) {
+    pub(super) fn ask(self, policy: &PolicyView<'_>, view: &NodeView<'_>, now: Time, room: &mut Room) -> Asked {
+        let mut out =
+            Asked { failing: None, node_fails: false, open: false, since: Time::default(), questions: Vec::new() };
+        let gates = policy.valid.map_or(&[][..], |valid| &valid.gates);
+        let of_policy = |answer: &&GateAnswer| answer.policy == policy.facts.name;
+        let about_node = |answer: &&GateAnswer| answer.node.as_deref() == Some(&*view.node.name);
+        let mut about = None;
+        for gate in gates {
             let node = gate.per_node.then(|| view.node.name.to_string());
-            let answer = self
-                .0
-                .iter()
-                .find(|answer| answer.gate == gate.name && answer.policy == policy.facts.name && answer.node == node);
-            out.questions.push(GateQuestion { policy: policy.facts.name.clone(), gate: gate.name.clone(), node });
-            let message = match answer {
-                None => format!("gate {} has not been asked yet", gate.name),
+            let mut answers = self.0.iter().filter(of_policy);
+            let answer = answers.find(|answer| answer.gate == gate.name && answer.node == node);
+            let may_ask = !gate.per_node
+                || *about.get_or_insert_with(|| {
+                    let known = self.0.iter().filter(of_policy).any(|answer| about_node(&answer));
+                    room.take(!known)
+                });
+            if may_ask {
+                let (policy, gate) = (policy.facts.name.clone(), gate.name.clone());
+                out.questions.push(GateQuestion { policy, gate, node });
+            }
+            let (message, open) = match answer {
+                None if !may_ask => (format!("gate {} is asked of other nodes first", gate.name), true),
+                None => (format!("gate {} has not been asked yet", gate.name), true),
                 // An answer from the future comes from a clock that was set back: it is not older than its age says.
-                Some(answer) if now > answer.at.after(FRESH) => format!("gate {} has no fresh answer", gate.name),
-                Some(answer) if !answer.passes => format!("gate {}: {}", gate.name, answer.message),
+                Some(answer) if now > answer.at.after(FRESH) => {
+                    (format!("gate {} has no fresh answer", gate.name), true)
+                }
+                Some(answer) if !answer.passes => {
+                    out.node_fails |= answer.known && gate.per_node;
+                    (format!("gate {}: {}", gate.name, answer.message), false)
+                }
                 Some(answer) => {
                     out.since = out.since.max(answer.since);
                     continue;
                 }
             };
+            out.open |= open;
             if out.failing.is_none() {
                 out.failing =
                     Some(Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, &policy.facts.name));

@@ -1,13 +1,21 @@
 //! Nodes without a grant: what has to be set right before anything is asked of them.
 
-use super::{Round, Said, facts::Selection};
+use super::{
+    Round, Said,
+    choice::Choice,
+    facts::{NodeView, Selection},
+};
 use crate::{
-    Action, Expect, Step, Wait,
+    Action, Expect, Rule, Step, Wait,
     plan::{self, Taint},
     snapshot::{Cordon, Truce},
 };
-use bascule_api::{Goal, RolloutState, WaitReason};
+use bascule_api::{Duration, Goal, NodeUpdateSpec, ReleaseRef, RolloutState, WaitReason};
 use std::sync::Arc;
+
+/// How long after its grant a disruption is carried on with when its Node comes back. Later the machine of that name is
+/// another one.
+const CARRIED_ON: Duration = Duration::from_secs(86_400);
 
 impl Round<'_> {
     /// Creates what is missing, clears away what was left behind, and says why nodes that no policy decides about
@@ -23,6 +31,7 @@ impl Round<'_> {
         let Some(view) = self.nodes.get(index).copied() else { return };
         let node = view.node;
         let expect = || Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
+        let carried_on = self.interrupted(&view).is_some() || self.adoption(&view).is_some();
         let mut act = |action: Action, expect: Expect, says: &str| {
             self.draft.steps.push(Step { action, expect, cause: None, says: says.to_owned() });
         };
@@ -33,6 +42,8 @@ impl Round<'_> {
         let truce_until = self.snapshot.now.after(super::TRUCE_AFTER);
         // Another operator died between freeing the grant and this, or the NodeUpdate was lost.
         let left = match &node.cordon {
+            // What came back in the middle of its disruption is carried on with.
+            _ if carried_on => None,
             Cordon::Ours { mark } => {
                 let says = "takes work again; the cordon was left behind";
                 Some((mark, plan::Cordon::Ours(mark.clone()), says))
@@ -52,7 +63,7 @@ impl Round<'_> {
         }
         let over = match node.truce {
             Truce::None => false,
-            Truce::Held => left_nothing,
+            Truce::Held => left_nothing && !carried_on,
             Truce::Until(until) => until <= self.snapshot.now,
         };
         if over {
@@ -99,6 +110,10 @@ impl Round<'_> {
                 says: says.to_owned(),
             });
         }
+        if let Some((release, generation)) = self.adoption(&view) {
+            self.adopt(index, release, generation, exact());
+            return;
+        }
         if view.traits.on_trial {
             let message =
                 "runs a trial that was not asked for; it reverts by itself unless it is committed on the node";
@@ -115,15 +130,92 @@ impl Round<'_> {
         }
     }
 
+    /// The disruption that an earlier Node of this name was in, and that is carried on with: its machine may run a trial.
+    fn interrupted(&self, view: &NodeView<'_>) -> Option<NodeUpdateSpec> {
+        self.deciding(view)?;
+        let spec = view.node.interrupted().filter(|_| self.set.keeps(Rule::Adoption) && !view.traits.live)?;
+        let disruption = spec.disruption.as_ref()?;
+        let recent = self.now() < disruption.granted_at.after(CARRIED_ON);
+        recent.then(|| spec.clone())
+    }
+
+    /// A trial that is to be carried on with though its NodeUpdate knows nothing of its grant, and that grant: the Node was
+    /// deleted and came back, and nobody remembers. What a person tries on the node uses no grant.
+    fn adoption(&self, view: &NodeView<'_>) -> Option<(ReleaseRef, i64)> {
+        let update = view.update().filter(|_| view.traits.on_trial && !view.traits.moves)?;
+        let used = update.status.last_grant.filter(|_| update.forgot_a_grant() && self.set.keeps(Rule::Adoption))?;
+        let policy = self.deciding(view).and_then(|policy| self.policies.get(policy))?;
+        Some((super::choice::reference(policy, view, view.running()?)?, used))
+    }
+
+    fn adopt(&mut self, index: usize, release: ReleaseRef, generation: i64, expect: Expect) {
+        let Some(view) = self.nodes.get(index).copied() else { return };
+        let Some(policy) = self.deciding(&view).and_then(|policy| self.policies.get(policy)) else { return };
+        let cause = Choice::Here.cause(&policy.facts.name);
+        let says = format!("carries on with the trial of {}: the Node was deleted and came back", release.version);
+        let name = view.node.name.to_string();
+        self.cordon(&view, generation);
+        self.draft.steps.push(Step {
+            action: Action::Adopt {
+                node: name,
+                release,
+                generation,
+                cause: cause.clone(),
+                was_cordoned: view.traits.cordoned_by_other,
+                at: self.snapshot.now,
+            },
+            expect,
+            cause: Some(cause),
+            says: says.clone(),
+        });
+        self.draft.say(index, Said::new(RolloutState::Trial, Wait::new(WaitReason::Trial, says)));
+    }
+
+    /// A Node that came back in the middle of its disruption is schedulable, and is to take no pods.
+    fn cordon(&mut self, view: &NodeView<'_>, generation: i64) {
+        if view.node.cordon != Cordon::None {
+            return;
+        }
+        let name = view.node.name.to_string();
+        let mark = plan::cordon_mark(&name, generation);
+        self.draft.steps.push(Step {
+            action: Action::Cordon { node: name, mark },
+            expect: Expect {
+                node_uid: Some(view.node.uid.clone()),
+                cordon: Some(plan::Cordon::None),
+                ..Expect::default()
+            },
+            cause: None,
+            says: "takes no new pods: it came back in the middle of its update".to_owned(),
+        });
+    }
+
     fn create(&mut self, index: usize) {
         let Some(view) = self.nodes.get(index).copied() else { return };
         let node = view.node;
         let Some(policy) = self.deciding(&view).and_then(|policy| self.policies.get(policy)) else { return };
+        let name = policy.facts.name.clone();
+        let interrupted = self.interrupted(&view);
+        if let Some(spec) = &interrupted {
+            self.cordon(&view, spec.grant.as_ref().map_or(0, |grant| grant.generation));
+        }
         if node.update.is_some() {
             let message = "the NodeUpdate of an earlier Node of this name is being removed";
             self.draft.say(index, Said::new(RolloutState::Unknown, Wait::new(WaitReason::NodeGone, message)));
             return;
         }
+        if let Some(spec) = interrupted {
+            let says = "carries on with the update that the Node was deleted in";
+            self.draft.steps.push(Step {
+                action: Action::CreateNodeUpdate { node: node.name.to_string(), spec: Box::new(spec) },
+                expect: Expect { node_uid: Some(node.uid.clone()), has_update: Some(false), ..Expect::default() },
+                cause: None,
+                says: says.to_owned(),
+            });
+            self.draft.say(index, Said::new(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, says)));
+            return;
+        }
+        let Some(policy) = self.deciding(&view).and_then(|policy| self.policies.get(policy)) else { return };
         let expect = || Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
         let joined = node.created_at > policy.facts.created_at && node.pods.remaining == 0;
         if joined && !node.taints.hold && policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold) {
@@ -135,7 +227,7 @@ impl Round<'_> {
             });
         }
         self.draft.steps.push(Step {
-            action: Action::CreateNodeUpdate { node: node.name.to_string(), policy: policy.facts.name.clone() },
+            action: Action::CreateNodeUpdate { node: node.name.to_string(), spec: Box::new(plan::initial_spec(&name)) },
             expect: Expect { has_update: Some(false), ..expect() },
             cause: None,
             says: String::new(),

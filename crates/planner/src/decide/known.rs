@@ -15,7 +15,9 @@ use crate::{
     Gate, Snapshot, ValidPolicy, Wait,
     snapshot::{Node, Offer},
 };
-use bascule_api::{Architecture, BlockedRelease, PolicyFailure, ReleaseInfo, Time, Version, WaitReason};
+use bascule_api::{
+    Architecture, BlockedRelease, KubernetesVersion, PolicyFailure, ReleaseInfo, Time, Version, WaitReason,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// How many texts are known beyond a few for each node before all is forgotten, so that releases and zones that come
@@ -198,6 +200,7 @@ pub(super) struct Ground {
     blocked: Vec<BlockedRelease>,
     failures: Vec<PolicyFailure>,
     releases: [Option<ReleaseInfo>; 2],
+    api_server: Option<KubernetesVersion>,
     waits: [Option<Arc<Wait>>; 6],
     orders: Orders,
 }
@@ -215,6 +218,7 @@ impl Ground {
             blocked: policy.memory.blocked.clone(),
             failures: policy.memory.failures.clone(),
             releases: [status.target.clone(), status.previous.clone()],
+            api_server: policy.api_server,
             orders: policy.orders.clone(),
             waits: [
                 policy.paused.clone(),

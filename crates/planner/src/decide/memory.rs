@@ -3,8 +3,10 @@
 
 use crate::plan::MemoryChange;
 use bascule_api::{
-    BlockedRelease, HistoryEntry, NodeError, Outcome, PolicyFailure, Time, Timings, UpdatePolicyStatus, Version,
+    BlockedRelease, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Time, Timings, UpdatePolicyStatus,
+    Version,
 };
+use std::collections::BTreeMap;
 
 /// Most entries that are kept, as in the schema.
 const MAX_FAILURES: usize = 64;
@@ -18,6 +20,8 @@ pub(super) struct Memory {
     pub(super) failures: Vec<PolicyFailure>,
     pub(super) timings: Timings,
     pub(super) history: Vec<HistoryEntry>,
+    pub(super) maintenance: Option<Maintenance>,
+    pub(super) maintenances: i64,
     pub(super) changes: Vec<MemoryChange>,
 }
 
@@ -28,6 +32,8 @@ impl Memory {
             failures: status.failures.clone(),
             timings: status.timings.clone(),
             history: status.history.clone(),
+            maintenance: status.maintenance.clone(),
+            maintenances: status.maintenances,
             changes: Vec::new(),
         }
     }
@@ -66,6 +72,21 @@ impl Memory {
             let what =
                 format!("it failed on {failed} node{}, last on {}: {}", plural(failed), failure.node, failure.message);
             self.block(&version, super::policy::BY_THRESHOLD, &what, now);
+        }
+    }
+
+    /// Blocks every release whose remembered failures reach the threshold: an admin may have lowered it since, the nodes that
+    /// reported them may be gone, and some nodes may be on their way to another release than the policy's target. While no
+    /// more can be remembered, what is blocked already stays so.
+    pub(super) fn recount(&mut self, threshold: u32, now: Time) {
+        let mut last: BTreeMap<Version, PolicyFailure> = BTreeMap::new();
+        for failure in self.failures.iter().filter(|failure| !self.is_blocked(&failure.version)) {
+            last.insert(failure.version.clone(), failure.clone());
+        }
+        for failure in last.into_values() {
+            if self.blocked.len() < MAX_BLOCKED {
+                self.fail(failure, threshold, now);
+            }
         }
     }
 

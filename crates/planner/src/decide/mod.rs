@@ -13,6 +13,7 @@ mod groups;
 mod health;
 mod idle;
 mod known;
+mod maintenance;
 mod memory;
 mod motion;
 mod policy;
@@ -23,18 +24,18 @@ mod taints;
 mod waves;
 
 use crate::{
-    Action, GateSet, NodeReport, Plan, Report, Snapshot, Step, Wait,
+    Action, GateSet, NodeReport, Plan, Report, Rule, Snapshot, Step, Wait,
     plan::{Expect, GateQuestion},
     report::NodeName,
 };
-use bascule_api::{DrainProgress, RolloutState, Time, WaitReason};
+use bascule_api::{DisruptionOutcome, DrainProgress, RolloutState, Time, Version, WaitReason};
 use choice::Choice;
 use chosen::{Chooser, Chosen};
 use facts::{NodeView, Selection};
 use health::Answers;
 use known::{Known, Verdicts};
 use policy::PolicyView;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 use waves::{Member, Standing, Waves};
 
 /// How long after the uncordon autoscalers still leave a node alone: as long as a cluster autoscaler waits before it takes
@@ -215,11 +216,23 @@ impl<'a> Round<'a> {
         let now = self.snapshot.now;
         for (index, policy) in self.policies.iter_mut().enumerate() {
             let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
+            policy.memory.recount(threshold, now);
             for _ in 0..=policy.facts.offer.releases.len() {
                 let Some(target) = policy.target(None).map(|release| release.version.clone()) else { break };
                 let failed = self.known.groups.failed.iter().filter_map(|node| self.nodes.get(*node));
                 for view in failed.filter(|view| view.traits.policy == Some(index)) {
                     let Some(update) = view.update() else { continue };
+                    // A trial that nobody looked after, because its Node was deleted, says nothing of its release.
+                    if update.forgot_a_grant() && self.set.keeps(Rule::Adoption) {
+                        continue;
+                    }
+                    // What ends now is judged with all that is known of it, and what ended because of the cluster was.
+                    let unproven = update.spec.last_disruption.as_ref().is_some_and(|last| {
+                        last.outcome == DisruptionOutcome::Unproven && last.version.as_ref() == Some(&target)
+                    });
+                    if view.traits.moves || unproven {
+                        continue;
+                    }
                     for failed in update.status.failed_releases.iter().filter(|failed| failed.version == target) {
                         let at = failed.at.min(now);
                         let failure = memory::failure(&target, &view.node.name, at, failed.category, &failed.message);
@@ -261,12 +274,31 @@ impl<'a> Round<'a> {
 
     /// Nodes with a grant go their way.
     fn move_on(&mut self, orders: &mut [Option<motion::Standing>]) {
+        let mut lost: BTreeMap<(usize, &Version), usize> = BTreeMap::new();
+        for view in self.known.groups.moving.iter().filter_map(|index| self.nodes.get(*index)) {
+            let policy = view.traits.policy.and_then(|index| Some((index, self.policies.get(index)?)));
+            if let Some((index, policy)) = policy
+                && let Some(version) = motion::lost(view, policy, self.now())
+            {
+                *lost.entry((index, version)).or_default() += 1;
+            }
+        }
+        let reporting = self.known.groups.failed.iter().filter_map(|index| self.nodes.get(*index));
+        let unproven: Vec<_> = reporting
+            .filter_map(|view| {
+                let last = view.update()?.spec.last_disruption.as_ref();
+                let last = last.filter(|last| last.outcome == DisruptionOutcome::Unproven)?;
+                Some((view.traits.policy?, last.version.as_ref()?, &*view.node.name))
+            })
+            .collect();
         let ctx = motion::Ctx {
             now: self.now(),
             hooks: &self.snapshot.hooks,
             budgets: &self.snapshot.budgets,
             answers: Answers(&self.snapshot.gates),
             set: self.set,
+            lost: &lost,
+            unproven: &unproven,
         };
         for index in self.known.groups.moving.iter().copied() {
             let Some(view) = self.nodes.get(index).copied() else { continue };
@@ -332,6 +364,8 @@ impl<'a> Round<'a> {
 
     fn finish(mut self, waves: &[PolicyWaves], grants: Grants) -> (Plan, Report) {
         let mut policies = Vec::with_capacity(self.policies.len());
+        let unfinished: Vec<bool> = waves.iter().map(|waves| !waves.unfinished.is_empty()).collect();
+        self.maintain(&grants, &unfinished);
         for (index, version) in &grants.started {
             if let Some(policy) = self.policies.get_mut(*index) {
                 policy.memory.start(version, self.snapshot.now);
@@ -413,4 +447,8 @@ struct Grants {
     started: Vec<(usize, bascule_api::Version)>,
     /// How many nodes of each policy are unavailable now, this round's grants included.
     used: Vec<u32>,
+    /// By policy: whether a node would be granted but for hooks of the whole rollout, and for which release.
+    wanting: Vec<Option<Option<Version>>>,
+    /// By policy: whether a node is granted.
+    granted: Vec<bool>,
 }

@@ -10,7 +10,9 @@ use crate::{
     snapshot::{FreezeFacts, OfferState, PolicyFacts, Release},
     windows::{self, Opening},
 };
-use bascule_api::{Architecture, BlockedRelease, EmergencyExemption, Time, Version, WaitReason, conditions::reason};
+use bascule_api::{
+    Architecture, BlockedRelease, EmergencyExemption, KubernetesVersion, Time, Version, WaitReason, conditions::reason,
+};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// `BlockedRelease::by` of a release that the failure threshold blocked.
@@ -29,6 +31,8 @@ pub(super) struct PolicyView<'a> {
     pub(super) memory: super::memory::Memory,
     pub(super) rollbacks: Vec<RollbackView<'a>>,
     pub(super) opening: Opening,
+    /// The oldest API server of the cluster.
+    pub(super) api_server: Option<KubernetesVersion>,
     pub(super) paused: Option<Arc<Wait>>,
     pub(super) frozen: Option<Arc<Wait>>,
     pub(super) orders: Orders,
@@ -56,6 +60,7 @@ impl<'a> PolicyView<'a> {
             memory: super::memory::Memory::new(&facts.status),
             rollbacks: Vec::new(),
             opening,
+            api_server: snapshot.api_server,
             paused: None,
             frozen: frozen(snapshot, facts),
             orders: Orders::new(snapshot, facts),
@@ -71,7 +76,9 @@ impl<'a> PolicyView<'a> {
                 let wait = Wait::new(WaitReason::Paused, format!("policy {} is paused", facts.name));
                 view.paused = Some(Arc::new(wait.of("UpdatePolicy", None, &facts.name)));
             }
-            match fits::fit(valid, &facts.status.timings, opening, snapshot.now) {
+            let maintenance = facts.status.maintenance.as_ref();
+            let begun = maintenance.is_some_and(|open| open.begun_at.is_some() && !open.ending);
+            match fits::fit(valid, &facts.status.timings, begun, opening, snapshot.now) {
                 Fit::Fits => {}
                 Fit::OneAtATime => view.one_at_a_time = true,
                 Fit::TooShort(wait) => view.too_short = Some(Arc::new(wait)),

@@ -1,6 +1,6 @@
 //! What a policy's status says: counts, columns, what it waits for, conditions, and its memory.
 
-use super::{PolicyWaves, Round, policy::PolicyView, waves::Standing};
+use super::{PolicyWaves, Round, maintenance, policy::PolicyView, waves::Standing};
 use crate::{Action, Expect, PolicyReport, Step, Wait, snapshot::OfferState, windows::Opening, zones::Zone};
 use bascule_api::{
     Columns, Counts, FreezeStatus, Outcome, ReleaseInfo, RollbackStatus, RolloutState, Time, UpdatePolicyStatus,
@@ -39,6 +39,8 @@ impl<'a> Round<'a> {
         status.failures.clone_from(&policy.memory.failures);
         status.timings.clone_from(&policy.memory.timings);
         status.history.clone_from(&policy.memory.history);
+        status.maintenance.clone_from(&policy.memory.maintenance);
+        status.maintenances = policy.memory.maintenances;
         status.repository = Some(policy.facts.offer.repository.clone());
         status.wave = waves?.waves.current.clone();
         status.window = window(policy.opening);
@@ -168,6 +170,10 @@ impl<'a> Round<'a> {
                 set(conditions::REPOSITORY_HEALTHY, false, why, &wait.message);
             }
             (_, None) => set(conditions::REPOSITORY_HEALTHY, true, reason::OBSERVED, ""),
+        }
+        let planned = policy.memory.maintenance.is_some();
+        if let Some((why, message)) = maintenance::condition(policy) {
+            set(conditions::MAINTENANCE_PLANNED, planned, why, &message);
         }
         let conflict = self.conflict_of(policy);
         match conflict {

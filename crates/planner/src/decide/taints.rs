@@ -1,6 +1,6 @@
 //! Taints that steer pods: away from nodes that will be emptied soon, and not yet onto nodes that are too new.
 
-use super::{Round, choice::Choice};
+use super::{Round, choice::Choice, chosen::may_come_up};
 use crate::{Action, Expect, Step, plan::Taint};
 
 impl Round<'_> {
@@ -23,7 +23,11 @@ impl Round<'_> {
             let holds = policy.is_some_and(|policy| policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold));
             // What a node runs is not known before its agent reports; until then it stays held.
             let unknown = !traits.booted && policy.is_some();
-            let hold = holds && (unknown || matches!(choice, Some(Choice::Install(_))));
+            let comes = |choice: &Choice<'_>| match choice {
+                Choice::Install(install) => may_come_up(policy, view, install),
+                Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => false,
+            };
+            let hold = holds && (unknown || choice.is_some_and(comes));
             let invalid = matches!(traits.selection, super::Selection::One(_)) && policy.is_none();
             for (taint, has, wanted) in [(Taint::Outdated, traits.outdated, outdated), (Taint::Hold, traits.held, hold)]
             {

@@ -198,6 +198,13 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
     {
         broken("another policy selects the node too");
     }
+    let open = policy.status.maintenance.as_ref();
+    for hook in &valid.spec.hooks.before_rollout {
+        let key = crate::snapshot::HookStage::BeforeRollout.key(&hook.name);
+        if !open.is_some_and(|open| open.begun_at.is_some() && !open.ending && open.hooks_done.contains(&key)) {
+            broken("a hook before the rollout has not succeeded");
+        }
+    }
     if snapshot.freezes.iter().any(|freeze| freeze.holds(policy, now) || freeze.holds_node(name, now)) {
         broken("a Freeze holds the policy or the node");
     }
@@ -210,6 +217,13 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
     let Some(update) = &grant.node.update else { return broken("there is no NodeUpdate") };
     if update.status.boot_control.as_ref().is_some_and(|control| control.counting == bascule_api::Counting::Broken) {
         found.push(violation(5, name, "a trial there could not revert by itself"));
+    }
+    let brought = grant.installs.and_then(|version| policy.offer.release(version));
+    if let Some((release, kubelet)) = brought.and_then(|release| Some((release, release.kubelet?))) {
+        let newer = snapshot.api_server.is_none_or(|server| kubelet > server);
+        if newer && !(release.brings_api_server && grant.node.control_plane) {
+            found.push(violation(0, name, format!("kubelet {kubelet} is newer than an API server")));
+        }
     }
     if !grant.node.pods.undrainable.is_empty() {
         found.push(violation(0, name, "its drain can't succeed: a pod can't be evicted"));
@@ -243,7 +257,13 @@ fn overruns(
     if snapshot.now.after(needs) <= end {
         return None;
     }
-    if window.start.after(needs) <= end {
+    // What the policy reserves beside what was seen, and two minutes until gates and hooks have answered: where it fits no
+    // window with that, it is tried all the same.
+    let Ok(valid) = &policy.spec else { return None };
+    let hooks = valid.spec.hooks.before_drain.iter().chain(&valid.spec.hooks.before_rollout);
+    let reserved =
+        hooks.map(|hook| hook.timeout.as_secs()).sum::<u64>() + valid.spec.drain.load_balancer_delay.as_secs() + 120;
+    if window.start.after(needs).after(bascule_api::Duration::from_secs(reserved)) <= end {
         return Some("what drains and boots took lately does not fit before the window closes");
     }
     let others = snapshot.nodes.iter().filter(|node| {
@@ -380,8 +400,9 @@ fn control_plane(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<V
             other.name != node.name
                 && (other.unavailable() || granted.iter().any(|grant| grant.node.name == other.name))
         };
-        if node.control_plane && snapshot.nodes.iter().any(|other| other.control_plane && taken(other)) {
-            found.push(violation(4, &node.name, "two control-plane nodes would be unavailable"));
+        let carries = |node: &Node| node.control_plane || node.etcd != EtcdMember::None;
+        if carries(node) && snapshot.nodes.iter().any(|other| carries(other) && taken(other)) {
+            found.push(violation(4, &node.name, "two nodes of control plane or etcd would be unavailable"));
         }
         if node.etcd != EtcdMember::None {
             let members = snapshot.nodes.iter().filter(|other| other.etcd != EtcdMember::None);

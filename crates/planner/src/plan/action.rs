@@ -2,7 +2,8 @@
 
 use crate::snapshot::HookStage;
 use bascule_api::{
-    Cause, DisruptionOutcome, Duration, Goal, PackFallback, PolicyFailure, ReleaseRef, RollbackStatus, Time, Version,
+    Cause, DaemonSetBefore, DisruptionOutcome, Duration, Goal, NodeUpdateSpec, PackFallback, PolicyFailure, ReleaseRef,
+    RollbackStatus, Time, Version,
 };
 
 /// Everything the operator does to the cluster, standing drain orders apart. Each is idempotent: doing it again on an
@@ -23,12 +24,28 @@ pub enum Action {
         /// Its status from now on.
         status: RollbackStatus,
     },
-    /// Create the node's NodeUpdate, owned by the Node, with [`super::initial_spec`].
+    /// Create the node's NodeUpdate, owned by the Node: with [`super::initial_spec`], or with the disruption of an earlier
+    /// Node of this name, which is carried on with.
     CreateNodeUpdate {
         /// The node.
         node: String,
-        /// The policy that cares for it.
-        policy: String,
+        /// Its spec.
+        spec: Box<NodeUpdateSpec>,
+    },
+    /// Carry on with a trial whose grant the NodeUpdate knows nothing of: its Node was deleted meanwhile and came back.
+    Adopt {
+        /// The node.
+        node: String,
+        /// The release on trial.
+        release: ReleaseRef,
+        /// The generation of the grant that the agent used for it.
+        generation: i64,
+        /// Why it was given, as far as that can be known.
+        cause: Cause,
+        /// Whether somebody else cordoned the node.
+        was_cordoned: bool,
+        /// When.
+        at: Time,
     },
     /// Hand the node over to another policy.
     SetPolicy {
@@ -85,9 +102,20 @@ pub enum Action {
         drain_begins: bool,
         /// Its budgets allow nothing and are given this time from the cordon on to open.
         budgets_open_within: Option<Duration>,
+        /// The node's DaemonSet pods as they are now.
+        daemon_sets: Vec<DaemonSetBefore>,
     },
     /// Create the Job of a hook for this node and grant, under a name that follows from them.
     RunHook(HookOrder),
+    /// Create the Job of a hook of a whole maintenance: its order names no node, and the maintenance's number for the grant.
+    RunRolloutHook(HookOrder),
+    /// Note that a hook succeeded for this grant.
+    NoteHook {
+        /// The node.
+        node: String,
+        /// The hook, see [`bascule_api::Disruption::hooks_done`].
+        hook: String,
+    },
     /// Note that the drain begins.
     BeginDrain {
         /// The node.
@@ -126,6 +154,8 @@ pub enum Action {
         node: String,
         /// When it was seen empty.
         drained_at: Time,
+        /// The node's DaemonSet pods as they were last seen before the reboot.
+        daemon_sets: Vec<DaemonSetBefore>,
     },
     /// Goal Staged (or Idle, where the node was to go back) again: the agent did not reboot, and is not to any more.
     /// The grant is freed once the agent has taken note.
@@ -150,6 +180,8 @@ pub enum Action {
         release: ReleaseRef,
         /// When the node was seen empty, where this begins the reboot (a committed release is left).
         drained_at: Option<Time>,
+        /// The node's DaemonSet pods as they were last seen, where this begins the reboot.
+        daemon_sets: Vec<DaemonSetBefore>,
     },
     /// Uncordon the Node that we cordoned, remove our annotation and the load balancer label; one patch.
     Uncordon {
@@ -243,6 +275,8 @@ pub enum MemoryChange {
     Started(Version),
     /// A rollout ended.
     Ended(Version, bascule_api::Outcome),
+    /// A maintenance was planned, began, ends or is over: the event's reason, and what is said.
+    Maintenance(&'static str, String),
     /// Drains, boots or health checks took other times than known.
     Timed,
 }
@@ -252,15 +286,17 @@ impl Action {
     #[must_use]
     pub fn node(&self) -> Option<&str> {
         match self {
-            Self::Remember { .. } | Self::AcceptRollback { .. } => None,
+            Self::Remember { .. } | Self::AcceptRollback { .. } | Self::RunRolloutHook(_) => None,
             Self::RunHook(order) => Some(&order.node),
             Self::CreateNodeUpdate { node, .. }
+            | Self::Adopt { node, .. }
             | Self::SetPolicy { node, .. }
             | Self::Taint { node, .. }
             | Self::Untaint { node, .. }
             | Self::Stage { node, .. }
             | Self::Rest { node }
             | Self::Grant { node, .. }
+            | Self::NoteHook { node, .. }
             | Self::BeginDrain { node, .. }
             | Self::Truce { node }
             | Self::EndTruce { node }
@@ -282,6 +318,7 @@ impl Action {
             Self::Remember { .. } => "Remember",
             Self::AcceptRollback { .. } => "AcceptRollback",
             Self::CreateNodeUpdate { .. } => "CreateNodeUpdate",
+            Self::Adopt { .. } => "Adopt",
             Self::SetPolicy { .. } => "SetPolicy",
             Self::Taint { .. } => "Taint",
             Self::Untaint { .. } => "Untaint",
@@ -289,6 +326,8 @@ impl Action {
             Self::Rest { .. } => "Rest",
             Self::Grant { .. } => "Grant",
             Self::RunHook(_) => "RunHook",
+            Self::RunRolloutHook(_) => "RunRolloutHook",
+            Self::NoteHook { .. } => "NoteHook",
             Self::BeginDrain { .. } => "BeginDrain",
             Self::Truce { .. } => "Truce",
             Self::EndTruce { .. } => "EndTruce",

@@ -4,6 +4,9 @@
 use super::Action;
 use bascule_api::{Disruption, DisruptionOutcome, Goal, Grant, LastDisruption, NodeUpdateSpec, PackFallback};
 
+/// Stands for the boot that a grant was given for, where that is not known any more: no machine boots so.
+pub const ADOPTED_BOOT: &str = "00000000-0000-0000-0000-000000000000";
+
 /// The spec of a NodeUpdate that is created.
 #[must_use]
 pub fn initial_spec(policy: &str) -> NodeUpdateSpec {
@@ -32,7 +35,33 @@ impl Action {
                 spec.pack_fallback = *pack_fallback;
             }
             Self::Rest { .. } => rest(&mut spec),
-            Self::Grant { boot_id, generation, cause, was_cordoned, at, drain_begins, budgets_open_within, .. } => {
+            Self::Adopt { release, generation, cause, was_cordoned, at, .. } => {
+                spec.goal = Goal::Booted;
+                spec.release = Some(release.clone());
+                spec.grant = Some(Grant { boot_id: ADOPTED_BOOT.to_owned(), generation: *generation });
+                spec.disruption = Some(Disruption {
+                    granted_at: *at,
+                    was_cordoned: *was_cordoned,
+                    cause: cause.clone(),
+                    drain_started_at: Some(*at),
+                    budgets_open_within: None,
+                    emptied_at: None,
+                    drained_at: Some(*at),
+                    hooks_done: Vec::new(),
+                    daemon_sets: Vec::new(),
+                });
+            }
+            Self::Grant {
+                boot_id,
+                generation,
+                cause,
+                was_cordoned,
+                at,
+                drain_begins,
+                budgets_open_within,
+                daemon_sets,
+                ..
+            } => {
                 spec.grant = Some(Grant { boot_id: boot_id.clone(), generation: *generation });
                 spec.disruption = Some(Disruption {
                     granted_at: *at,
@@ -42,7 +71,16 @@ impl Action {
                     budgets_open_within: *budgets_open_within,
                     emptied_at: None,
                     drained_at: None,
+                    hooks_done: Vec::new(),
+                    daemon_sets: daemon_sets.clone(),
                 });
+            }
+            Self::NoteHook { hook, .. } => {
+                if let Some(disruption) = &mut spec.disruption
+                    && !disruption.hooks_done.contains(hook)
+                {
+                    disruption.hooks_done.push(hook.clone());
+                }
             }
             Self::BeginDrain { at, .. } => {
                 if let Some(disruption) = &mut spec.disruption {
@@ -54,10 +92,11 @@ impl Action {
                     disruption.emptied_at.get_or_insert(*at);
                 }
             }
-            Self::Boot { drained_at, .. } => {
+            Self::Boot { drained_at, daemon_sets, .. } => {
                 spec.goal = Goal::Booted;
                 if let Some(disruption) = &mut spec.disruption {
                     disruption.drained_at.get_or_insert(*drained_at);
+                    disruption.daemon_sets.clone_from(daemon_sets);
                 }
             }
             Self::Retract { goal: Goal::Idle, .. } => rest(&mut spec),
@@ -68,11 +107,12 @@ impl Action {
                     spec.release = Some(release.clone());
                 }
             }
-            Self::Revert { release, drained_at, .. } => {
+            Self::Revert { release, drained_at, daemon_sets, .. } => {
                 spec.goal = Goal::Reverted;
                 spec.release = Some(release.clone());
                 if let (Some(disruption), Some(at)) = (&mut spec.disruption, drained_at) {
                     disruption.drained_at.get_or_insert(*at);
+                    disruption.daemon_sets.clone_from(daemon_sets);
                 }
             }
             Self::FreeGrant { outcome, version, at, goal, message, .. } => {
@@ -83,7 +123,10 @@ impl Action {
                     | DisruptionOutcome::Uncordoned
                     | DisruptionOutcome::Interrupted => before.saturating_add(1),
                     DisruptionOutcome::Withdrawn => before,
-                    DisruptionOutcome::Committed | DisruptionOutcome::RolledBack | DisruptionOutcome::Failed => 0,
+                    DisruptionOutcome::Committed
+                    | DisruptionOutcome::RolledBack
+                    | DisruptionOutcome::Failed
+                    | DisruptionOutcome::Unproven => 0,
                 };
                 spec.disruption = None;
                 spec.last_disruption = Some(LastDisruption {
@@ -103,6 +146,7 @@ impl Action {
             | Self::RunHook(_)
             | Self::Truce { .. }
             | Self::EndTruce { .. }
+            | Self::RunRolloutHook(_)
             | Self::Cordon { .. }
             | Self::Uncordon { .. } => return None,
         }

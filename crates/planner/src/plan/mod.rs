@@ -5,7 +5,7 @@ mod effect;
 mod expect;
 
 pub use action::{Action, HookOrder, MemoryChange, Taint};
-pub use effect::initial_spec;
+pub use effect::{ADOPTED_BOOT, initial_spec};
 pub use expect::{Cordon, Expect, Mismatch};
 
 use bascule_api::{Cause, Time};

@@ -8,13 +8,13 @@ mod offer;
 mod policy;
 
 pub use node::{
-    BlockedPod, Completing, Cordon, DaemonSets, DisruptionBudget, EtcdMember, HookRun, HookStage, HookState, Node,
-    NodePods, Readiness, Taints, Truce, UndrainablePod, UpdateFacts,
+    BlockedPod, Completing, Cordon, DaemonSetPod, DaemonSets, DisruptionBudget, EtcdMember, HookRun, HookStage,
+    HookState, Node, NodePods, Readiness, Taints, Truce, UndrainablePod, UpdateFacts,
 };
 pub use offer::{Offer, OfferState, Release};
 pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};
 
-use bascule_api::{IntOrPercent, Time};
+use bascule_api::{IntOrPercent, KubernetesVersion, Time};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Everything a decision rests on.
@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub hooks: Vec<HookRun>,
     /// How many nodes of the whole cluster may be unavailable at once, for all policies together.
     pub ceiling: Option<IntOrPercent>,
+    /// The oldest API server that answered lately; `None` before the first answer.
+    pub api_server: Option<KubernetesVersion>,
     /// The node the deciding operator runs on.
     pub operator_node: Option<String>,
 }

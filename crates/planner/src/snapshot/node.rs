@@ -4,7 +4,7 @@ use bascule_api::{Architecture, Duration, NodeUpdateSpec, NodeUpdateStatus, Obje
 use std::{collections::BTreeMap, sync::Arc};
 
 /// One node of the cluster.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Node {
     /// The node's name, which is its NodeUpdate's too. Shared with the report.
     pub name: Arc<str>,
@@ -28,6 +28,9 @@ pub struct Node {
     pub leaving: Option<String>,
     /// `status.nodeInfo.bootID`: the boot the kubelet reports from. Empty before its first report.
     pub boot_id: String,
+    /// When that boot was first seen, by the operator's own clock. An operator that looks for the first time sees every
+    /// boot now.
+    pub boot_seen: Time,
     /// `status.nodeInfo.architecture`, where it is one that releases exist for.
     pub architecture: Option<Architecture>,
     /// Whether it is a control-plane node (label `node-role.kubernetes.io/control-plane`).
@@ -36,6 +39,9 @@ pub struct Node {
     pub etcd: EtcdMember,
     /// The node's NodeUpdate, if there is one.
     pub update: Option<UpdateFacts>,
+    /// The operator's word of a NodeUpdate that went with an earlier Node of this name in the middle of its disruption, as
+    /// far as the operator remembers one.
+    pub earlier: Option<Arc<NodeUpdateSpec>>,
     /// The pods that a drain under the settings of the node's policy would have to evict.
     pub pods: NodePods,
     /// The DaemonSet pods that should run on it.
@@ -131,6 +137,16 @@ pub struct UpdateFacts {
     pub spec: NodeUpdateSpec,
     /// The agent's word. The operator's own part of it (`rollout`) is not needed here and may be left out.
     pub status: NodeUpdateStatus,
+}
+
+impl UpdateFacts {
+    /// Whether the agent used a grant that this object knows nothing of: it was made anew since, because its Node was
+    /// deleted and came back, or the cluster was restored from a backup.
+    #[must_use]
+    pub fn forgot_a_grant(&self) -> bool {
+        let known = self.spec.grant.as_ref().map_or(0, |grant| grant.generation);
+        self.status.last_grant.is_some_and(|used| used > known)
+    }
 }
 
 /// The pods on a node that a drain has to remove; see [`crate::drain::node_pods`]. Pods that already terminate are among
@@ -244,25 +260,20 @@ impl DisruptionBudget {
     }
 }
 
-/// The DaemonSet pods that should run on a node.
+/// The DaemonSet pods that should run on a node, each with its set.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct DaemonSets {
-    /// How many should.
-    pub wanted: u32,
-    /// How many do, ready.
-    pub ready: u32,
-    /// Since when all of them do (the newest Ready transition).
-    pub since: Option<Time>,
-    /// `namespace/name` of some that do not.
-    pub missing: Vec<String>,
-}
+pub struct DaemonSets(pub Vec<DaemonSetPod>);
 
-impl DaemonSets {
-    /// Whether every one is ready.
-    #[must_use]
-    pub const fn complete(&self) -> bool {
-        self.ready >= self.wanted
-    }
+/// The pod of a DaemonSet that should run on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonSetPod {
+    /// The DaemonSet, `namespace/name`.
+    pub set: Arc<str>,
+    /// Whether there is such a pod, ready and not being deleted. What the API server shows: after a reboot that may be
+    /// the word of the old boot.
+    pub ready: bool,
+    /// The last transition of its Ready condition, by the node's own clock.
+    pub since: Option<Time>,
 }
 
 /// When a hook runs.
@@ -272,14 +283,34 @@ pub enum HookStage {
     BeforeDrain,
     /// After the commit, before the uncordon.
     AfterCommit,
+    /// Before the first node of a maintenance is granted.
+    BeforeRollout,
+    /// After its last node.
+    AfterRollout,
+}
+
+impl HookStage {
+    /// How a hook of this stage stands in [`bascule_api::Disruption::hooks_done`].
+    #[must_use]
+    pub fn key(self, hook: &str) -> String {
+        let stage = match self {
+            Self::BeforeDrain => "beforeDrain",
+            Self::AfterCommit => "afterCommit",
+            Self::BeforeRollout => "beforeRollout",
+            Self::AfterRollout => "afterRollout",
+        };
+        format!("{stage}/{hook}")
+    }
 }
 
 /// A hook's Job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookRun {
-    /// The node it runs for.
+    /// The policy whose hook it is.
+    pub policy: String,
+    /// The node it runs for; empty for a hook of a whole maintenance.
     pub node: String,
-    /// The generation of the grant it runs for.
+    /// The generation of the grant it runs for, or the number of the maintenance.
     pub grant: i64,
     /// When it runs.
     pub stage: HookStage,
@@ -319,6 +350,14 @@ impl Node {
     #[must_use]
     pub fn granted(&self) -> bool {
         self.update.as_ref().is_some_and(|update| update.spec.disruption.is_some())
+    }
+
+    /// The disruption that an earlier Node of this name was in: as its NodeUpdate says that is being removed, or as is
+    /// remembered of it.
+    #[must_use]
+    pub fn interrupted(&self) -> Option<&NodeUpdateSpec> {
+        let leaving = self.update.as_ref().filter(|_| self.live_update().is_none()).map(|update| &update.spec);
+        leaving.or(self.earlier.as_deref()).filter(|spec| spec.disruption.is_some())
     }
 
     /// The NodeUpdate, unless it belongs to an earlier Node of this name or is being deleted.

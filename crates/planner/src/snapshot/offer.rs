@@ -1,6 +1,6 @@
 //! What a policy's channel offers, as the operator read and verified it.
 
-use bascule_api::{Architecture, Digest, RepositoryStatus, Severity, Time, Version};
+use bascule_api::{Architecture, Digest, KubernetesVersion, RepositoryStatus, Severity, Time, Version};
 use std::collections::BTreeMap;
 
 /// A channel's releases and the health of the repository that lists them.
@@ -53,6 +53,10 @@ pub struct Release {
     pub floor: Option<Version>,
     /// Whether nodes that run a newer version may install this one.
     pub downgrade: bool,
+    /// The kubelet that it brings, where its manifest says so.
+    pub kubelet: Option<KubernetesVersion>,
+    /// Whether it brings the API server too, so that control planes go first.
+    pub brings_api_server: bool,
     /// Why its publisher withdrew it, if so.
     pub withdrawn: Option<String>,
 }

@@ -90,6 +90,9 @@ pub struct GateAnswer {
     pub node: Option<String>,
     /// Whether it passes.
     pub passes: bool,
+    /// Whether this is an answer at all. A server that can't be asked gives none, nor does an object without the field
+    /// that is asked for; neither passes, and neither says anything against a release.
+    pub known: bool,
     /// What was found, e.g. `max(ALERTS…) is 2, wanted 0`.
     pub message: String,
     /// When it was asked.

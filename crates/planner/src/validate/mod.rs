@@ -216,7 +216,7 @@ fn gate(index: usize, gate: &Gate, has_prometheus: bool) -> Result<GateName, Pol
             if let Some(objects) = &object.selector {
                 selector(&field(".object.selector"), objects)?;
             }
-            ("object", false)
+            ("object", mentions(&object.cel, "node"))
         }
         (None, None, Some(http)) => {
             url(&field(".http.url"), &http.url, &["http", "https"])?;
@@ -229,9 +229,46 @@ fn gate(index: usize, gate: &Gate, has_prometheus: bool) -> Result<GateName, Pol
     Ok(GateName { name, per_node })
 }
 
+/// Whether a CEL expression names a variable: as a word of its own that is no field, outside of texts. What looks so and
+/// is not (a macro's own variable of that name) costs a few questions too many.
+fn mentions(expression: &str, variable: &str) -> bool {
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let (mut quote, mut before, mut escaped) = (None, Vec::new(), false);
+    let mut last = b' ';
+    for byte in expression.bytes().chain([b' ']) {
+        if let Some(open) = quote {
+            (quote, escaped) = (quote.filter(|_| escaped || byte != open), !escaped && byte == b'\\');
+            continue;
+        }
+        if word(byte) {
+            before.push(byte);
+            continue;
+        }
+        if before == variable.as_bytes() && last != b'.' {
+            return true;
+        }
+        if !before.is_empty() {
+            before.clear();
+            last = b' ';
+        }
+        if matches!(byte, b'\'' | b'"') {
+            quote = Some(byte);
+        }
+        if !byte.is_ascii_whitespace() {
+            last = byte;
+        }
+    }
+    false
+}
+
 fn hooks(spec: &UpdatePolicySpec) -> Result<(), PolicyError> {
     let hooks = &spec.hooks;
-    for (list, hooks) in [("beforeDrain", &hooks.before_drain), ("afterCommit", &hooks.after_commit)] {
+    for (list, hooks) in [
+        ("beforeDrain", &hooks.before_drain),
+        ("afterCommit", &hooks.after_commit),
+        ("beforeRollout", &hooks.before_rollout),
+        ("afterRollout", &hooks.after_rollout),
+    ] {
         for (index, hook) in hooks.iter().enumerate() {
             let field = format!("spec.hooks.{list}[{index}]");
             span(&format!("{field}.timeout"), hook.timeout, Duration::from_secs(1), MAX_STEP)?;

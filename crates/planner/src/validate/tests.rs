@@ -91,3 +91,20 @@ fn every_refusal_names_its_field() {
         assert!(error.to_string().starts_with(&format!("{field}: ")), "{error}");
     }
 }
+
+#[test]
+fn an_object_gate_that_names_the_node_is_asked_for_each_node() {
+    for (expression, named) in [
+        ("object.spec.nodeName != node", true),
+        ("node==object.spec.nodeName", true),
+        ("!(has(object.spec.nodeName) && object.spec.nodeName == node)", true),
+        ("object.spec.node == 'node'", false),
+        ("object.spec . node == 1", false),
+        ("object.nodes.all(n, n == \"a 'node\")", false),
+        ("object.a == 'it\\'s node' || node_name", false),
+        ("object.a == 'x' && node != ''", true),
+        ("'fit' in object.metadata.labels", false),
+    ] {
+        assert_eq!(super::mentions(expression, "node"), named, "{expression}");
+    }
+}

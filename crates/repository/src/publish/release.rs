@@ -103,7 +103,10 @@ impl Publisher {
                 return Err(PublishError::Channel { what: format!("release {version}"), reason });
             }
         }
-        let release = entry(version, described, notes, signing.now);
+        // One release, one Kubernetes; should its architectures differ, the newest is what API servers have to take.
+        let kubernetes =
+            manifests.iter().filter_map(|(_, _, manifest)| manifest.kubernetes).max_by_key(|one| one.kubelet);
+        let release = entry(version, described, kubernetes, notes, signing.now);
         self.perform(Operation::Offer { channel: channel_name.clone(), product, release, files }, signing)
     }
 
@@ -364,6 +367,7 @@ fn release_in<'a>(channel: &'a Channel, version: &Version) -> Result<&'a Release
 fn entry(
     version: Version,
     manifests: BTreeMap<Architecture, manifest::File>,
+    kubernetes: Option<manifest::Kubernetes>,
     notes: &Notes,
     now: DateTime<Utc>,
 ) -> Release {
@@ -376,6 +380,7 @@ fn entry(
         notes_url: notes.notes_url.clone(),
         floor: notes.floor.clone(),
         downgrade: notes.downgrade,
+        kubernetes,
         withdrawn: None,
     }
 }

@@ -1,12 +1,12 @@
 //! Facts for worlds, scenarios and benchmarks, with as little as has to be said.
 
 use bascule_api::{
-    Architecture, Digest, FreezeSpec, RollbackSpec, RollbackStatus, Severity, Time, UpdatePolicySpec,
-    UpdatePolicyStatus, Version,
+    Architecture, Digest, FreezeSpec, KubernetesVersion, RollbackSpec, RollbackStatus, Severity, Time,
+    UpdatePolicySpec, UpdatePolicyStatus, Version,
 };
 use bascule_planner::snapshot::{
-    Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness, Release,
-    RollbackFacts, Taints, Truce,
+    Cordon, DaemonSetPod, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts,
+    Readiness, Release, RollbackFacts, Taints, Truce,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -32,6 +32,12 @@ pub fn version(text: &str) -> Version {
     Version::parse(text).expect("a version")
 }
 
+/// A version of Kubernetes.
+#[must_use]
+pub const fn kubernetes(minor: u16) -> KubernetesVersion {
+    KubernetesVersion { major: 1, minor }
+}
+
 /// The digest that a version's manifest has in these worlds.
 #[must_use]
 pub fn digest(version: &str) -> Digest {
@@ -52,6 +58,8 @@ pub fn release(text: &str) -> Release {
         published_at: at(-86_400),
         floor: None,
         downgrade: false,
+        kubelet: None,
+        brings_api_server: false,
         withdrawn: None,
     }
 }
@@ -86,12 +94,18 @@ pub fn node(name: &str, zone: &str) -> Node {
         truce: Truce::None,
         leaving: None,
         boot_id: format!("{name}-boot-1"),
+        boot_seen: at(-86_400),
         architecture: Some(Architecture::X86_64),
         control_plane: false,
         etcd: EtcdMember::None,
         update: None,
+        earlier: None,
         pods: NodePods::default(),
-        daemon_sets: DaemonSets { wanted: 1, ready: 1, since: None, missing: Vec::new() },
+        daemon_sets: DaemonSets(vec![DaemonSetPod {
+            set: "kube-system/cni".into(),
+            ready: true,
+            since: Some(at(-86_400)),
+        }]),
     }
 }
 

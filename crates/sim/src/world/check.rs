@@ -7,6 +7,9 @@ use bascule_planner::{
     snapshot::{Cordon, Truce},
 };
 
+/// For how many rounds a trial may be without anybody who carries on with it: the operator dies now and then.
+const ORPHANED: u32 = 8;
+
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Broken {
@@ -28,6 +31,16 @@ impl std::fmt::Display for Broken {
 /// Right after a step was carried out on the newest facts.
 pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
     let mut broken = Vec::new();
+    if let Action::RunHook(order) | Action::RunRolloutHook(order) = action {
+        let key = (format!("{}/{}", order.policy, order.node), order.grant, order.stage.key(&order.hook));
+        if world.workload.succeeded.contains(&key) {
+            broken.push(Broken::World(9, format!("{} runs hook {} again, which succeeded", order.node, key.2)));
+        }
+    }
+    // A way back names what it makes permanent, and is made so as it is.
+    if let Action::Commit { node, release: None } = action {
+        broken.extend(committed(world, node));
+    }
     let Action::Grant { node, cause, .. } = action else { return broken };
     let ignores = world
         .snapshot
@@ -61,11 +74,42 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
             broken.push(Broken::World(4, format!("{all} nodes of the cluster are granted, {most} may be")));
         }
     }
-    let control = world.snapshot.nodes.iter().filter(|node| node.granted() && node.control_plane).count();
-    if control > 1 && granted.control_plane {
-        broken.push(Broken::World(4, format!("{control} control-plane nodes are granted")));
+    let carries = |node: &bascule_planner::snapshot::Node| {
+        node.control_plane || node.etcd != bascule_planner::snapshot::EtcdMember::None
+    };
+    let control = world.snapshot.nodes.iter().filter(|node| node.granted() && carries(node)).count();
+    if control > 1 && carries(granted) {
+        broken.push(Broken::World(4, format!("{control} nodes of control plane or etcd are granted")));
     }
     broken
+}
+
+/// A release is committed only after its own boot has run for as long as the policy says: what the machine itself knows of
+/// its boots is asked, not what the API showed.
+fn committed(world: &World, node: &str) -> Option<Broken> {
+    let known = world.snapshot.nodes.iter().find(|known| *known.name == *node)?;
+    let update = known.update.as_ref()?;
+    // A node that its policy let go, or that two select, finishes with default settings.
+    let mut selecting = world
+        .snapshot
+        .policies
+        .iter()
+        .filter(|policy| policy.spec.as_ref().is_ok_and(|valid| valid.spec.node_selector.matches(&known.labels)));
+    if !(selecting.next().is_some_and(|policy| policy.name == update.spec.policy) && selecting.next().is_none()) {
+        return None;
+    }
+    let policy = world.snapshot.policies.iter().find(|policy| policy.name == update.spec.policy)?;
+    let health = &policy.spec.as_ref().ok()?.spec.health;
+    // The word reaches nobody while the machine is down.
+    let machine = world.machines.get(node).filter(|machine| machine.is_up())?;
+    // A way back is made permanent as it is.
+    let updates = update.spec.disruption.as_ref()?.cause.object.kind == "UpdatePolicy";
+    let (now, soak) = (world.snapshot.now, i64::try_from(health.node_soak.as_secs()).unwrap_or(i64::MAX));
+    let since = machine.up_since;
+    (updates && now.seconds_since(since) < soak).then(|| {
+        let healthy = now.seconds_since(since);
+        Broken::World(0, format!("{node} commits {healthy} s after it booted, {soak} s are asked"))
+    })
 }
 
 fn limit(quantity: &IntOrPercent, of: usize) -> usize {
@@ -91,6 +135,11 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     if evictions.saturating_mul(100) > stood.saturating_mul(105) {
         broken.push(Broken::World(0, format!("{evictions} evictions for {stood} pods that had to move")));
     }
+    broken.extend(slow_machines(world));
+    broken.extend(cluster_gates(world));
+    for (name, rounds) in world.orphans.iter().filter(|(_, rounds)| **rounds > ORPHANED) {
+        broken.push(Broken::World(9, format!("nobody has carried on with the trial of {name} for {rounds} rounds")));
+    }
     for (name, machine) in &world.machines {
         // A way back may fail, too: what counts is what was booted since.
         for (failed, boots) in &machine.failed_ever {
@@ -104,10 +153,75 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     broken
 }
 
+/// Trials that nobody carries on with, though a policy could, and since how many rounds.
+pub(super) fn orphans(world: &World) -> std::collections::BTreeMap<String, u32> {
+    let orphaned = world.snapshot.nodes.iter().filter(|node| {
+        let policies = world.snapshot.policies.iter().filter_map(|policy| Some((policy, policy.spec.as_ref().ok()?)));
+        let selecting: Vec<_> = policies.filter(|(_, valid)| valid.spec.node_selector.matches(&node.labels)).collect();
+        let all_valid = world.snapshot.policies.iter().all(|policy| policy.spec.is_ok());
+        let [(policy, _)] = selecting[..] else { return false };
+        let Some(machine) = world.machines.get(&*node.name).filter(|machine| machine.tries_a_release()) else {
+            return false;
+        };
+        let offered = machine.running().is_some_and(|version| policy.offer.release(version).is_some());
+        let alone = node.live_update().is_none_or(|update| update.spec.disruption.is_none());
+        all_valid && offered && alone && !node.deleting
+    });
+    orphaned
+        .map(|node| (node.name.to_string(), world.orphans.get(&*node.name).map_or(1, |rounds| rounds + 1)))
+        .collect()
+}
+
+/// Trials that ended because of the cluster.
+pub(super) fn unproven(world: &World) -> Vec<(String, String)> {
+    let ended = world.snapshot.nodes.iter().filter_map(|node| {
+        let last = node.update.as_ref()?.spec.last_disruption.as_ref()?;
+        let unproven = last.outcome == bascule_api::DisruptionOutcome::Unproven;
+        Some((last.version.as_ref().filter(|_| unproven)?.to_string(), node.name.to_string()))
+    });
+    ended.collect()
+}
+
+/// What a gate says of the cluster is no verdict over a release, until it has happened on two nodes.
+fn cluster_gates(world: &World) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    for failure in world.snapshot.policies.iter().flat_map(|policy| &policy.status.failures) {
+        let by_gate = failure.message.starts_with("not healthy within") && failure.message.contains(": gate ");
+        let again = |(version, node): &(String, String)| *version == failure.version.as_str() && *node != failure.node;
+        if by_gate && !world.unproven.iter().any(again) {
+            let what = format!("{} is blamed on {} for what the cluster does", failure.version, failure.node);
+            broken.push(Broken::World(6, what));
+        }
+    }
+    broken
+}
+
+/// One machine that does not come back is no verdict over its release: somebody's agent says so, or a second machine.
+fn slow_machines(world: &World) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    for policy in &world.snapshot.policies {
+        // What the operator itself concluded, rather than an agent's report.
+        let unreported = |failure: &&bascule_api::PolicyFailure| {
+            ["the node has not come back", "the kubelet came back"].iter().any(|says| failure.message.starts_with(says))
+        };
+        let failures = &policy.status.failures;
+        for failure in failures.iter().filter(unreported) {
+            if failures.iter().filter(unreported).filter(|other| other.version == failure.version).count() == 1 {
+                let what = format!("{} is blamed for {}, which never said so", failure.version, failure.node);
+                broken.push(Broken::World(6, what));
+            }
+        }
+    }
+    broken
+}
+
 /// When everything has come to rest: nothing is left behind, and who does not run the policy's release has a reason
 /// that a person has to resolve.
 pub(super) fn end(world: &World, report: &Report) -> Vec<Broken> {
     let mut broken = Vec::new();
+    for policy in world.snapshot.policies.iter().filter(|policy| policy.status.maintenance.is_some()) {
+        broken.push(Broken::World(9, format!("the maintenance of {} never ends", policy.name)));
+    }
     for (node, said) in world.snapshot.nodes.iter().zip(&report.nodes) {
         // What ends later by itself is not left behind.
         let over = match node.truce {

@@ -25,6 +25,10 @@ impl World {
                 release.severity = Severity::Critical;
             }
             if random.random_range(0..6) == 0 {
+                release.kubelet = Some(build::kubernetes(random.random_range(34..37)));
+                release.brings_api_server = random.random_range(0..2) == 0;
+            }
+            if random.random_range(0..6) == 0 {
                 release.published_at = build::at(random.random_range(-4_000..2_000));
             }
         }
@@ -43,6 +47,7 @@ impl World {
             now: build::start(),
             seed,
             policies,
+            api_server: (random.random_range(0..8) > 0).then(|| build::kubernetes(35)),
             ceiling: (random.random_range(0..3) == 0).then_some(IntOrPercent::Int(random.random_range(1..4))),
             operator_node: (random.random_range(0..2) == 0).then(|| "n0".to_owned()),
             ..Snapshot::default()
@@ -80,12 +85,14 @@ impl World {
             node.labels.insert("canary".to_owned(), "yes".to_owned());
         }
         if self.chance(25) {
-            node.control_plane = true;
+            // Some clusters keep etcd on nodes of its own.
+            node.control_plane = self.chance(70);
             node.etcd = EtcdMember::Healthy;
         }
         let mut machine = Machine::new(name);
         machine.install(&build::version("1.0"), build::at(-86_400));
         machine.boot_seconds = self.random.random_range(20..120);
+        machine.daemon_seconds = self.random.random_range(0..90);
         machine.stage_seconds = self.random.random_range(10..200);
         machine.skew = if self.chance(10) { self.random.random_range(-7_200..7_200) } else { 0 };
         if self.chance(20) {
@@ -194,7 +201,16 @@ fn fields(random: &mut ChaCha8Rng, grouped: bool, group: &str) -> Value {
     if random.random_range(0..5) == 0 {
         let job = json!({"template": {}});
         let hook = |name: &str| json!([{"name": name, "namespace": "hooks", "timeout": "3m", "job": job}]);
-        set("hooks", json!({"beforeDrain": hook("before"), "afterCommit": hook("after")}));
+        let (before, after) = (hook("before"), hook("after"));
+        let node = random.random_range(0..2) == 0;
+        set(
+            "hooks",
+            if node {
+                json!({"beforeDrain": before, "afterCommit": after})
+            } else {
+                json!({"beforeRollout": before, "afterRollout": after})
+            },
+        );
     }
     if random.random_range(0..4) == 0 {
         set(

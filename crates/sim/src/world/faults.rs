@@ -2,7 +2,7 @@
 
 use super::{World, build, pods::Kind};
 use bascule_api::{Counting, Time};
-use bascule_planner::snapshot::{Cordon, EtcdMember, OfferState};
+use bascule_planner::snapshot::{Cordon, EtcdMember, OfferState, Truce};
 use rand::RngExt as _;
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..27) {
+        match self.random.random_range(0..29) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -51,6 +51,7 @@ impl World {
                 self.settle_on(&name, Kind::Stuck);
             }
             19 => self.odd(&name),
+            27 | 28 => self.register_again(&name),
             21 => {
                 self.tell(&format!("{name}: somebody starts a pod that no controller brings back"));
                 self.settle_on(&name, Kind::Bare);
@@ -241,6 +242,9 @@ impl World {
         self.machines.remove(name);
         // Whoever gets its name is another node, and nobody has ordered it to be emptied.
         self.workload.orders.retain(|order| order.node != name);
+        self.snapshot.hooks.retain(|run| run.node != name);
+        let of_node = format!("/{name}");
+        self.workload.succeeded.retain(|(of, ..)| !of.ends_with(&of_node));
         self.held_by_people.retain(|held| held != name);
         if self.chance(50) {
             self.tell(&format!("{name}: joins again, on the oldest release"));
@@ -253,6 +257,38 @@ impl World {
                 node.created_at = now;
             });
         }
+    }
+
+    /// Somebody deletes the Node object, and the kubelet makes it again. What the machine does goes on.
+    fn register_again(&mut self, name: &str) {
+        self.tell(&format!("{name}: its Node object is deleted, and registered again"));
+        self.held_by_people.retain(|held| held != name);
+        // It is another Node of the same name, which nobody has ordered to be emptied.
+        self.workload.orders.retain(|order| order.node != name);
+        // Jobs of hooks go with their Node.
+        self.snapshot.hooks.retain(|run| run.node != name);
+        let of_node = format!("/{name}");
+        self.workload.succeeded.retain(|(of, ..)| !of.ends_with(&of_node));
+        let (now, generation) = (self.snapshot.now, self.random.random_range(2..1_000_000_u32));
+        let remembered = self.chance(60);
+        // So do its pods: those of DaemonSets are made anew.
+        if let Some(machine) = self.machines.get_mut(name) {
+            machine.daemons_since = None;
+        }
+        self.with_node(name, |node| {
+            node.uid = format!("uid-{name}-{generation}");
+            node.created_at = now;
+            node.boot_seen = now;
+            for pod in &mut node.daemon_sets.0 {
+                (pod.ready, pod.since) = (false, Some(now));
+            }
+            node.cordon = Cordon::None;
+            node.truce = Truce::None;
+            node.taints = bascule_planner::snapshot::Taints::default();
+            let spec = node.update.take().map(|update| update.spec).filter(|spec| spec.disruption.is_some());
+            let earlier = spec.map(Arc::new).or_else(|| node.earlier.take());
+            node.earlier = earlier.filter(|_| remembered);
+        });
     }
 
     fn odd(&mut self, name: &str) {
@@ -319,6 +355,7 @@ impl World {
             app.desired = app.desired.min(app.wanted.saturating_sub(1));
         }
         self.change_offers(|offer| offer.state = OfferState::Valid);
+        self.snapshot.api_server = Some(build::kubernetes(36));
         let now = self.snapshot.now;
         self.snapshot.freezes.retain(|freeze| freeze.ends_at() <= now);
         for policy in &mut self.snapshot.policies {

@@ -58,6 +58,17 @@ pub struct Machine {
     pub dies: bool,
     /// Whether the kubelet is broken for now.
     pub unready: bool,
+    /// Seconds from a boot until the kubelet has started the DaemonSet pods again. Until then the API shows what the old
+    /// boot said of them.
+    pub daemon_seconds: i64,
+    /// Whether the DaemonSet pods never come up, whatever runs: their image can't be pulled.
+    pub daemons_broken: bool,
+    /// When the present boot began.
+    pub up_since: Time,
+    /// Since when the DaemonSet pods run in the present boot.
+    pub daemons_since: Option<Time>,
+    /// Since when the machine has been down; the node lifecycle controller notices only after its grace.
+    down_since: Option<Time>,
     /// Whether the agent ignores the word to reboot (an inhibitor holds it).
     pub inhibited: bool,
     /// The releases it booted, in order.
@@ -65,6 +76,10 @@ pub struct Machine {
 }
 
 const GUARD: i64 = 900;
+
+/// How long a node that says nothing more is shown as Ready still (kube-controller-manager, `--node-monitor-grace-period`,
+/// which was 40 s for long and is 50 s now).
+const MONITOR_GRACE: i64 = 40;
 
 impl Machine {
     /// A machine that runs nothing yet.
@@ -88,6 +103,11 @@ impl Machine {
             silent: false,
             dies: false,
             unready: false,
+            daemon_seconds: 0,
+            daemons_broken: false,
+            up_since: Time::default(),
+            daemons_since: Some(Time::default()),
+            down_since: None,
             inhibited: false,
             history: Vec::new(),
         }
@@ -110,6 +130,18 @@ impl Machine {
     #[must_use]
     pub fn is_calm(&self) -> bool {
         self.doing == Doing::Up && self.transfer.is_none() && self.trial_until.is_none()
+    }
+
+    /// Whether it runs a release on trial, and its agent says so.
+    #[must_use]
+    pub fn tries_a_release(&self) -> bool {
+        self.is_up() && self.trial_until.is_some() && !self.silent
+    }
+
+    /// Whether it runs, rather than being between two boots.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.doing == Doing::Up
     }
 
     /// The release that runs.
@@ -143,6 +175,8 @@ impl Machine {
     pub(super) fn reboot(&mut self, slot: SlotName, now: Time) {
         let until = now.after(bascule_api::Duration::from_secs(u64::try_from(self.boot_seconds).unwrap_or(60)));
         self.doing = Doing::Booting { until, slot };
+        self.down_since.get_or_insert(now);
+        self.daemons_since = None;
     }
 
     /// The power fails: what is armed or on trial is lost to the way back, as the boot loader would have it.
@@ -208,8 +242,11 @@ impl Machine {
     fn live(&mut self, node: &mut Node, now: Time, fate: &dyn Fn(Option<&Version>) -> Fate, lines: &mut Vec<String>) {
         let name = Arc::clone(&node.name);
         if let Doing::Booting { until, slot } = self.doing {
-            set_ready(node, false, now);
+            let silent = now.seconds_since(self.down_since.unwrap_or(now));
             if now < until || self.dies {
+                if silent > MONITOR_GRACE {
+                    set_ready(node, false, now);
+                }
                 return;
             }
             self.come_up(slot, now, fate, &name, lines);
@@ -217,19 +254,21 @@ impl Machine {
                 return;
             }
         }
-        node.boot_id = self.boot_id(&name);
+        if node.boot_id != self.boot_id(&name) {
+            node.boot_id = self.boot_id(&name);
+            node.boot_seen = now;
+        }
         let on_trial = self.trial_until.is_some();
         let broken = on_trial && fate(self.running()) == Fate::NeverReady;
         let healthy = !self.unready && !broken;
         set_ready(node, healthy, now);
-        node.daemon_sets.ready = if healthy { node.daemon_sets.wanted } else { 0 };
+        self.run_daemons(node, healthy, now);
         if let Some(until) = self.trial_until
             && now >= until
         {
             lines.push(format!("{name}: the guard takes the trial back"));
             let slot = self.give_up_trial(now, "the guard's time was over");
             self.reboot(slot, now);
-            set_ready(node, false, now);
             return;
         }
         if self.silent {
@@ -266,21 +305,47 @@ impl Machine {
             self.slot_mut(slot).state = SlotState::Good;
         }
         self.doing = Doing::Up;
+        self.up_since = now;
+        self.down_since = None;
         self.inhibited = false;
         lines.push(format!("{name}: boots {}{}", shown(version.as_ref()), if armed { " as a trial" } else { "" }));
     }
 
+    /// The DaemonSet pods, and what the API shows of them: of a kubelet that has not come to them yet the last boot's word.
+    fn run_daemons(&mut self, node: &mut Node, healthy: bool, now: Time) {
+        let spoken = now.seconds_since(self.up_since) >= self.daemon_seconds;
+        let runs = healthy && !self.daemons_broken && (spoken || self.daemons_since.is_some());
+        self.daemons_since = if runs { self.daemons_since.or(Some(now)) } else { None };
+        if !runs && !spoken {
+            return;
+        }
+        for pod in &mut node.daemon_sets.0 {
+            let since = self.daemons_since.filter(|since| *since != Time::default());
+            if pod.ready != runs || (runs && since.is_some()) {
+                pod.since = if runs { since } else { Some(now) };
+            }
+            pod.ready = runs;
+        }
+    }
+
     /// What the agent does with the operator's word.
     fn agent(&mut self, node: &Node, now: Time, lines: &mut Vec<String>) {
-        let Some(update) = node.live_update() else { return };
+        let Some(update) = node.live_update() else {
+            self.transfer = None;
+            return;
+        };
         let spec = &update.spec;
         let Some(release) = &spec.release else {
             self.transfer = None;
             return;
         };
         let other = self.booted.other();
+        // Without a disruption it is only the counter that is left of an earlier one.
         let grant = spec.grant.as_ref().filter(|grant| {
-            grant.boot_id == self.boot_id(&node.name) && grant.generation > self.last_grant && !self.inhibited
+            spec.disruption.is_some()
+                && grant.boot_id == self.boot_id(&node.name)
+                && grant.generation > self.last_grant
+                && !self.inhibited
         });
         match spec.goal {
             Goal::Idle => self.transfer = None,

@@ -74,6 +74,10 @@ pub struct World {
     peace: bool,
     twin: Option<twin::Twin>,
     overlap: Option<Grants>,
+    /// For how many rounds trials were carried on with by nobody, by node.
+    orphans: BTreeMap<String, u32>,
+    /// Trials that ended because of the cluster: release and node.
+    unproven: std::collections::BTreeSet<(String, String)>,
 }
 
 /// A broken promise, with the story that led to it.
@@ -132,6 +136,8 @@ impl World {
             peace: true,
             twin: None,
             overlap: None,
+            orphans: BTreeMap::new(),
+            unproven: std::collections::BTreeSet::new(),
             snapshot,
         };
         let names: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();
@@ -170,6 +176,8 @@ impl World {
             Some(grants) => self.operate_overlapping(grants)?,
             None => self.operate()?,
         }
+        self.orphans = check::orphans(self);
+        self.unproven.extend(check::unproven(self));
         self.fail_if(check::world(self))
     }
 
@@ -222,9 +230,20 @@ impl World {
         } else {
             self.tell("operator  is killed");
             self.workload.forget();
+            if self.chance(30) {
+                self.forget_boots();
+            }
         }
         self.workload.questions = plan.questions;
         self.fail_if(broken)
+    }
+
+    /// Nobody is left who saw the nodes boot: the next operator sees all boots now.
+    fn forget_boots(&mut self) {
+        self.tell("operator  and who stood by begin anew");
+        for node in &mut self.snapshot.nodes {
+            std::sync::Arc::make_mut(node).boot_seen = self.snapshot.now;
+        }
     }
 
     /// An older view of the nodes, with the operator's own objects as they are: it has seen its own writes, but not

@@ -4,7 +4,7 @@ use super::World;
 use bascule_api::Time;
 use bascule_planner::drain::{Controller, Ledger, Pod, Wish};
 use bascule_planner::plan::{DrainOrder, GateQuestion};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A pod with what it is in this world.
 #[derive(Debug, Clone)]
@@ -51,6 +51,10 @@ pub(super) struct Workload {
     pub(super) questions: Vec<GateQuestion>,
     /// Whether the health gates pass.
     pub(super) healthy: bool,
+    /// Nodes of which gates that are asked for each node say no.
+    pub(super) busy: BTreeSet<String>,
+    /// Hooks that succeeded, by policy and node, grant and hook.
+    pub(super) succeeded: BTreeSet<(String, i64, String)>,
     /// Whether hooks fail.
     pub(super) hooks_fail: bool,
     /// What the operator's drains remember, by the node's UID and the grant. It dies with the operator.

@@ -100,6 +100,22 @@ impl World {
         self.show_workload();
     }
 
+    /// An alert fires, or does not any more: what gates about the cluster look at.
+    pub fn alert(&mut self, fires: bool) {
+        self.workload.healthy = !fires;
+    }
+
+    /// A build runs on a node: what gates look at that are asked for each node.
+    pub fn occupy(&mut self, node: &str) {
+        self.workload.busy.insert(node.to_owned());
+    }
+
+    /// What the last plan wanted to know.
+    #[must_use]
+    pub fn questions(&self) -> usize {
+        self.workload.questions.len()
+    }
+
     /// Changes a policy's facts.
     pub fn policy(&mut self, name: &str, change: impl Fn(&mut PolicyFacts)) {
         if let Some(policy) = self.snapshot.policies.iter_mut().find(|policy| policy.name == name) {

@@ -218,6 +218,22 @@ impl World {
                     if fail { HookState::Failed { message: "exit code 1".to_owned() } } else { HookState::Succeeded };
             }
         }
+        for run in self.snapshot.hooks.iter().filter(|run| run.state == HookState::Succeeded) {
+            let of = format!("{}/{}", run.policy, run.node);
+            self.workload.succeeded.insert((of, run.grant, run.stage.key(&run.hook)));
+        }
+        if self.random.random_range(0..10) == 0 {
+            // Somebody's tool clears finished Jobs away.
+            let nodes = &self.snapshot.nodes;
+            self.snapshot.hooks.retain(|run| {
+                let node = nodes.iter().find(|node| *node.name == *run.node);
+                let spec = node.and_then(|node| node.update.as_ref()).map(|update| &update.spec);
+                let noted = spec
+                    .and_then(|spec| spec.disruption.as_ref())
+                    .is_none_or(|disruption| disruption.hooks_done.contains(&run.stage.key(&run.hook)));
+                run.state != HookState::Succeeded || !noted || run.node.is_empty()
+            });
+        }
         if !fail {
             // A person deletes failed Jobs once the cause is mended.
             self.snapshot.hooks.retain(|run| !matches!(run.state, HookState::Failed { .. }));
@@ -225,9 +241,13 @@ impl World {
     }
 
     pub(super) fn answer_gates(&mut self) {
-        let (now, passes) = (self.snapshot.now, self.workload.healthy);
+        let (now, healthy) = (self.snapshot.now, self.workload.healthy);
         let before = std::mem::take(&mut self.snapshot.gates);
         for question in &self.workload.questions {
+            let passes = match &question.node {
+                Some(node) => !self.workload.busy.contains(node),
+                None => healthy,
+            };
             let known = before.iter().find(|answer| {
                 answer.policy == question.policy && answer.gate == question.gate && answer.node == question.node
             });
@@ -237,6 +257,7 @@ impl World {
                 gate: question.gate.clone(),
                 node: question.node.clone(),
                 passes,
+                known: true,
                 message: if passes { String::new() } else { "1 alert fires".to_owned() },
                 at: now,
                 since,

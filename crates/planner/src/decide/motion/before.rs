@@ -90,13 +90,15 @@ fn before_drain(moving: &Moving<'_, '_>) -> Motion {
     }
     let policy_hooks = moving.hooks();
     match hooks::next(moving, HookStage::BeforeDrain, &policy_hooks.before_drain) {
-        hooks::Progress::Done => {
+        hooks::Progress::Done(notes) => {
             let wait = Wait::new(WaitReason::Draining, "the drain begins");
             let begin = Action::BeginDrain { node: moving.name(), at: moving.ctx.now };
-            Motion::waits(RolloutState::Draining, wait).with(moving.step(begin, ""))
+            let mut motion = Motion::waits(RolloutState::Draining, wait);
+            motion.steps = notes;
+            motion.with(moving.step(begin, ""))
         }
         hooks::Progress::Running(motion) => *motion,
-        hooks::Progress::Failed(_, why) => give_up(moving, DisruptionOutcome::DrainFailed, &why),
+        hooks::Progress::Failed(_, why, _) => give_up(moving, DisruptionOutcome::DrainFailed, &why),
     }
 }
 
@@ -299,11 +301,17 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
     let (action, what) = match moving.choice {
         Choice::GoBack(back) => {
             let GoBack { leaves, to, .. } = &**back;
-            let revert = Action::Revert { node: moving.name(), release: leaves.clone(), drained_at: Some(at) };
+            let revert = Action::Revert {
+                node: moving.name(),
+                release: leaves.clone(),
+                drained_at: Some(at),
+                daemon_sets: moving.daemon_sets(),
+            };
             (revert, format!("the node goes back to {to}"))
         }
         _ if moving.spec.goal == Goal::Staged && moving.view.traits.staged_as_asked => {
-            (Action::Boot { node: moving.name(), drained_at: at }, super::REBOOTING.to_owned())
+            let boot = Action::Boot { node: moving.name(), drained_at: at, daemon_sets: moving.daemon_sets() };
+            (boot, super::REBOOTING.to_owned())
         }
         _ => return give_up(moving, DisruptionOutcome::Withdrawn, "the release is not staged any more"),
     };

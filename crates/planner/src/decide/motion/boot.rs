@@ -1,10 +1,10 @@
 //! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
 
 use super::{Motion, Moving, before, trial};
-use crate::decide::{PolicyView, choice::reference};
-use crate::{Action, Wait};
+use crate::decide::{PolicyView, choice::reference, facts::NodeView, health::Asked};
+use crate::{Action, Rule, Wait};
 use bascule_api::{
-    Booted, Digest, DisruptionOutcome, Goal, NodeError, ReleaseRef, RolloutState, SlotState, SlotStatus, Time,
+    Booted, Digest, DisruptionOutcome, Goal, NodeError, ReleaseRef, RolloutState, SlotState, SlotStatus, Time, Version,
     WaitReason,
 };
 
@@ -12,6 +12,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     match moving.spec.goal {
         // The word was taken back.
         Goal::Idle | Goal::Staged if !moving.agent_is_back() => retracted(moving),
+        Goal::Idle if moving.agent_used_grant() && moving.view.traits.on_trial => retracted_too_late(moving),
         Goal::Idle | Goal::Staged | Goal::Booted | Goal::Committed if moving.agent_is_back() => {
             if moving.runs_asked() {
                 trial::next(moving, drained_at)
@@ -49,20 +50,38 @@ fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         let step = moving.step(Action::Retract { node: moving.name(), goal }, why.clone());
         return Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why)).with(step);
     }
-    let why = if moving.kubelet_is_back() {
-        format!("the kubelet came back, but the agent did not report within {timeout} of the reboot")
+    // A machine that is slow, or gone, says nothing of the release: the agent does, which reports where it came up, or a
+    // second machine. Until then it is unavailable, which its grant counts, and somebody has to look.
+    let (reason, what) = if moving.kubelet_is_back() {
+        (WaitReason::AgentNotReporting, "the kubelet came back, but the agent did not report")
     } else {
-        format!("the node has not come back within {timeout} of the reboot")
+        (WaitReason::NodeLost, "the node has not come back")
     };
-    let reason = if moving.kubelet_is_back() { WaitReason::AgentNotReporting } else { WaitReason::NodeLost };
+    let mut why = format!("{what} within {timeout} of the reboot");
+    let others = moving.lost_too();
+    let blamed = (moving.spec.goal, moving.release(), others > 0 || !moving.ctx.set.keeps(Rule::SlowIsNoVerdict));
+    let (Goal::Booted, Some(release), true) = blamed else {
+        let wait = Wait::new(reason, why).of("Node", None, &node.name);
+        return Motion::waits(RolloutState::Failed, wait);
+    };
+    why.push_str(&format!(", and neither have {others} more with {}", release.version));
     let mut motion = Motion::waits(RolloutState::Failed, Wait::new(reason, why.clone()).of("Node", None, &node.name));
-    if let (Goal::Booted, Some(release)) = (moving.spec.goal, moving.release()) {
-        // Should it come up after all, it is to go back by itself.
-        motion.failure = Some((NodeError::BootFailed, why.clone()));
-        let revert = Action::Revert { node: moving.name(), release: release.clone(), drained_at: None };
-        motion = motion.with(moving.step(revert, why));
-    }
-    motion
+    // Should it come up after all, it is to go back by itself.
+    motion.failure = Some((NodeError::BootFailed, why.clone()));
+    let revert =
+        Action::Revert { node: moving.name(), release: release.clone(), drained_at: None, daemon_sets: Vec::new() };
+    motion.with(moving.step(revert, why))
+}
+
+/// The release that a machine was told to boot and has not come back from in its time.
+pub(in crate::decide) fn lost<'a>(view: &NodeView<'a>, policy: &PolicyView<'a>, now: Time) -> Option<&'a Version> {
+    let spec = &view.update()?.spec;
+    let (drained_at, granted) = (spec.disruption.as_ref()?.drained_at?, spec.grant.as_ref()?);
+    let boot = view.update()?.status.boot_id.as_deref();
+    let away = boot.is_none_or(|boot| boot == granted.boot_id)
+        && !(view.node.ready.ready && view.node.boot_id == granted.boot_id)
+        && now >= drained_at.after(policy.valid?.spec.health.node_ready_timeout);
+    (away && spec.goal == Goal::Booted).then_some(&spec.release.as_ref()?.version)
 }
 
 /// The word to reboot was taken back: once the agent has taken note, the grant is freed.
@@ -80,6 +99,21 @@ fn retracted(moving: &Moving<'_, '_>) -> Motion {
     }
     let wait = Wait::new(WaitReason::AgentNotReporting, "the agent has to take note that the reboot is off");
     Motion::waits(RolloutState::Waiting, wait)
+}
+
+/// The way back was taken back too late: the agent had used the grant already, and what it armed is on trial. Usually that is
+/// the way back. A machine that was slow with the release that it was to leave tries that one, which is not wanted here.
+fn retracted_too_late(moving: &Moving<'_, '_>) -> Motion {
+    let Some((policy, booted)) = moving.policy.zip(moving.view.booted()) else { return came_back_old(moving) };
+    let unwanted = policy.memory.failed_on(&booted.version, &moving.view.node.name)
+        || policy.remembers_block(&booted.version)
+        || policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &booted.version));
+    let release = reference(policy, moving.view, &booted.version).or_else(|| by_root_hash(policy, booted));
+    let Some(release) = release.filter(|_| unwanted) else { return keep(moving) };
+    let says = format!("{} is not wanted here: the trial is taken back", release.version);
+    let motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, says.clone()));
+    let revert = Action::Revert { node: moving.name(), release, drained_at: None, daemon_sets: Vec::new() };
+    motion.with(moving.step(revert, says))
 }
 
 /// The node came back on another release than it was to boot.
@@ -102,6 +136,13 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
         let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why));
         return moving.end(motion, DisruptionOutcome::Interrupted, Goal::Staged, why, why.to_owned());
     }
+    // The guard gave up a trial that was held: what the gates say decides who answers for it.
+    if failed.is_some_and(|failed| failed.category == NodeError::TrialFailed)
+        && let Some(asked) = trial::gates(moving)
+        && (asked.open || (asked.failing.is_some() && !trial::blames(moving, &asked)))
+    {
+        return unproven(moving, release, running, asked);
+    }
     let (category, seen) = failed.map_or_else(
         || (NodeError::BootFailed, "the boot loader came back to the old release".to_owned()),
         |failed| (failed.category, failed.message.clone()),
@@ -113,12 +154,29 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
     moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, says)
 }
 
+/// The node came back from a trial that was given up while a gate about the cluster did not pass, or may not have.
+fn unproven(moving: &Moving<'_, '_>, release: &ReleaseRef, running: &str, asked: Asked) -> Motion {
+    let why = asked.failing.map_or_else(String::new, |wait| wait.message);
+    if asked.open {
+        let message = format!("back on {running}; the gates are asked before {} is judged", release.version);
+        let mut motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, message));
+        motion.questions = asked.questions;
+        return motion;
+    }
+    let why = format!("back on {running}, and {} is not blamed: {why}", release.version);
+    let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::Reverted, why.clone()));
+    moving.end(motion, DisruptionOutcome::Unproven, Goal::Idle, &why, why.clone())
+}
+
 /// The node left the release that goal Reverted named.
 fn went_back(moving: &Moving<'_, '_>) -> Motion {
     let running = moving.view.running().map_or("", |version| version.as_str());
     let Some(release) = moving.release() else {
         return before::give_up(moving, DisruptionOutcome::Withdrawn, "the release is not named any more");
     };
+    if moving.view.traits.on_trial {
+        return keep(moving);
+    }
     let remembered =
         moving.policy.is_some_and(|policy| policy.memory.failed_on(&release.version, &moving.view.node.name));
     let reported = moving
@@ -129,9 +187,6 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
         let why = format!("back on {running}: {} failed here", release.version);
         let motion = Motion::waits(RolloutState::Failed, Wait::new(WaitReason::Reverted, why.clone()));
         return moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, why.clone());
-    }
-    if moving.view.traits.on_trial {
-        return keep(moving);
     }
     let says = format!("back on {running}, as asked");
     let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));

@@ -6,18 +6,22 @@
 
 mod before;
 mod boot;
+mod daemons;
 mod hooks;
 mod trial;
 
+pub(super) use boot::lost;
+pub(super) use daemons::note;
+
 use super::{choice::Choice, facts::NodeView, health::Answers, policy::PolicyView};
 use crate::{
-    Action, Expect, GateSet, Step, ValidPolicy, Wait,
+    Action, Expect, GateSet, Rule, Step, ValidPolicy, Wait,
     plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
     snapshot::{Cordon, DisruptionBudget, HookRun},
 };
 use bascule_api::{
-    Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError, NodeUpdateSpec, ReleaseRef,
-    RolloutState, Time, WaitReason,
+    DaemonSetBefore, Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError,
+    NodeUpdateSpec, ReleaseRef, RolloutState, Time, Version, WaitReason,
 };
 use std::{
     collections::BTreeMap,
@@ -35,6 +39,10 @@ pub(super) struct Ctx<'a> {
     pub(super) budgets: &'a BTreeMap<String, DisruptionBudget>,
     pub(super) answers: Answers<'a>,
     pub(super) set: GateSet,
+    /// On how many nodes machines have not come back from the word to boot a release, by policy.
+    pub(super) lost: &'a BTreeMap<(usize, &'a Version), usize>,
+    /// Nodes whose trial of a release ended because of a gate that speaks of the cluster, by policy.
+    pub(super) unproven: &'a [(usize, &'a Version, &'a str)],
 }
 
 /// What happens to a node in motion.
@@ -205,14 +213,44 @@ impl<'a> Moving<'_, 'a> {
         boot.is_some_and(|boot| boot != self.granted_boot)
     }
 
+    /// The agent has armed something with this grant, whatever was asked of it since.
+    fn agent_used_grant(&self) -> bool {
+        self.view.update().is_some_and(|update| update.status.last_grant == Some(self.grant))
+    }
+
     /// The kubelet reports from a boot after the grant.
     fn kubelet_is_back(&self) -> bool {
         self.view.node.boot_id != self.granted_boot
     }
 
+    /// How many other machines of its policy have not come back from the same release.
+    fn lost_too(&self) -> usize {
+        let key = self.view.traits.policy.zip(self.release().map(|release| &release.version));
+        key.and_then(|key| self.ctx.lost.get(&key)).map_or(0, |lost| lost.saturating_sub(1))
+    }
+
+    /// Whether the trial of the same release ended because of the cluster on another node already.
+    fn unproven_elsewhere(&self) -> bool {
+        let version = self.release().map(|release| &release.version);
+        self.ctx.unproven.iter().any(|(policy, of, node)| {
+            self.view.traits.policy == Some(*policy) && version == Some(*of) && **node != *self.view.node.name
+        })
+    }
+
     /// The node runs the release that the spec names.
     fn runs_asked(&self) -> bool {
         self.release().is_some_and(|release| self.view.running() == Some(&release.version))
+    }
+
+    /// The node's DaemonSet pods before its reboot, where they are asked for afterwards.
+    fn daemon_sets(&self) -> Vec<DaemonSetBefore> {
+        if self.health().daemon_sets { note(self.view.node, &self.disruption.daemon_sets) } else { Vec::new() }
+    }
+
+    /// When the new boot was first seen: what was seen of the node before says nothing of it.
+    fn boot_seen(&self, drained_at: Time) -> Time {
+        let this_boot = self.ctx.set.keeps(Rule::ThisBoot);
+        if this_boot { self.view.node.boot_seen.max(drained_at) } else { drained_at }
     }
 
     /// Takes our cordon away, if it is there.

@@ -1,8 +1,13 @@
 //! The node runs the new release: healthy, soak, commit, hooks, done. Or not healthy in time: back.
 
 use super::{Motion, Moving, hooks};
-use crate::{Action, Gate, Wait, snapshot::HookStage};
-use bascule_api::{DisruptionOutcome, Goal, NodeError, RolloutState, Time, WaitReason};
+use crate::{
+    Action, Gate, Rule, Wait,
+    decide::health::{Asked, Room},
+    plan::GateQuestion,
+    snapshot::HookStage,
+};
+use bascule_api::{ClusterGates, DisruptionOutcome, Goal, NodeError, RolloutState, Time, WaitReason};
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.view.committed() {
@@ -24,17 +29,26 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         return revert(moving, why);
     }
     let health = moving.health();
-    let (missing, since, questions) = unhealthy(moving, drained_at);
-    let deadline = drained_at.after(health.node_ready_timeout);
+    let Health { missing, since, questions } = look(moving, drained_at);
+    // A node that was Ready in this boot and is away has as long to come back as from a reboot: its guard may have taken the
+    // trial back, and the agent will say so.
+    let ready = moving.view.node.ready;
+    let away = ready.since.filter(|_| !ready.ready).unwrap_or_default().min(moving.ctx.now);
+    let deadline = moving.boot_seen(drained_at).max(away).after(health.node_ready_timeout);
     let mut motion = match missing {
-        Some(missing) if moving.ctx.now >= deadline => {
-            let why = format!("not healthy within {}: {missing}", health.node_ready_timeout);
+        Some(missing) if moving.ctx.now >= deadline && missing.blames => {
+            let why = format!("not healthy within {}: {}", health.node_ready_timeout, missing.what);
             let mut motion = revert(moving, why.clone());
             motion.failure = Some((NodeError::TrialFailed, why));
             motion
         }
+        Some(missing) if moving.ctx.now >= deadline => {
+            let message = format!("{} is held as a trial, and not blamed: {}", release.version, missing.what);
+            let wait = Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, &moving.spec.policy);
+            Motion::waits(RolloutState::Trial, wait)
+        }
         Some(missing) => {
-            let message = format!("{} runs as a trial; {missing}", release.version);
+            let message = format!("{} runs as a trial; {}", release.version, missing.what);
             Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Trial, message).until(Some(deadline)))
         }
         None => {
@@ -51,68 +65,123 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     motion
 }
 
+/// What a trial shows.
+struct Health {
+    /// What is not healthy yet.
+    missing: Option<Missing>,
+    /// Since when everything is.
+    since: Time,
+    /// The gates that have to be asked.
+    questions: Vec<GateQuestion>,
+}
+
+/// What a trial lacks.
+struct Missing {
+    what: String,
+    /// Whether the release answers for it.
+    blames: bool,
+}
+
+/// What the gates of an update say of the node, where the policy has any that are asked.
+pub(super) fn gates(moving: &Moving<'_, '_>) -> Option<Asked> {
+    let goes_back = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
+    let policy = moving.policy.filter(|_| !goes_back && moving.ctx.set.asks(Gate::Health))?;
+    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, &mut Room::unlimited()))
+}
+
+/// Whether the release answers for gates that do not pass: for what one says of the node; for what they say of the cluster
+/// if the policy wants it so, or if it has happened on another node before.
+pub(super) fn blames(moving: &Moving<'_, '_>, asked: &Asked) -> bool {
+    asked.node_fails
+        || moving.health().cluster_gates == ClusterGates::Revert
+        || moving.unproven_elsewhere()
+        || !moving.ctx.set.keeps(Rule::ClusterIsNoVerdict)
+}
+
 fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let wait = Wait::new(WaitReason::Committing, "the agent commits the release");
     let mut motion = Motion::waits(RolloutState::Trial, wait);
-    let ready = moving.view.node.ready.since.unwrap_or(drained_at).max(drained_at).min(moving.ctx.now);
+    let seen = moving.boot_seen(drained_at);
+    let ready = moving.view.node.ready.since.map_or(seen, |since| since.max(seen)).min(moving.ctx.now);
     let drain = moving.disruption.drain_started_at.map(|started| drained_at.seconds_since(started));
-    motion.timing = Some([drain, Some(ready.seconds_since(drained_at)), Some(moving.ctx.now.seconds_since(ready))]);
-    motion.with(moving.step(Action::Commit { node: moving.name(), release: None }, "healthy; the release is committed"))
+    // Nobody knows when a trial that was adopted began.
+    let known = moving.granted_boot != crate::plan::ADOPTED_BOOT;
+    motion.timing =
+        known.then_some([drain, Some(ready.seconds_since(drained_at)), Some(moving.ctx.now.seconds_since(ready))]);
+    let commit = Action::Commit { node: moving.name(), release: None };
+    let mut step = moving.step(commit, "healthy; the release is committed");
+    // What was found healthy is this boot.
+    step.expect.boot_id = Some(moving.view.node.boot_id.clone());
+    motion.with(step)
 }
 
 fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
     let motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, why.clone()));
     match moving.release() {
         Some(release) => {
-            let action = Action::Revert { node: moving.name(), release: release.clone(), drained_at: None };
+            let action = Action::Revert {
+                node: moving.name(),
+                release: release.clone(),
+                drained_at: None,
+                daemon_sets: Vec::new(),
+            };
             motion.with(moving.step(action, why))
         }
         None => motion,
     }
 }
 
-/// What is not healthy yet, else since when everything is, and the gates that have to be asked.
-fn unhealthy(moving: &Moving<'_, '_>, drained_at: Time) -> (Option<String>, Time, Vec<crate::plan::GateQuestion>) {
+fn look(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
     let node = moving.view.node;
-    let health = moving.health();
     let agent_boot = moving.view.update().and_then(|update| update.status.boot_id.as_deref());
-    let mut since = drained_at;
+    // What was seen before this boot says nothing of it: where Ready never flipped it is older than the reboot.
+    let mut since = moving.boot_seen(drained_at);
+    let lacks = |what: String| Health {
+        missing: Some(Missing { what, blames: true }),
+        since: moving.ctx.now,
+        questions: Vec::new(),
+    };
     if !node.ready.ready || agent_boot != Some(node.boot_id.as_str()) {
-        return (Some("the node is not Ready after its reboot".to_owned()), since, Vec::new());
+        return lacks("the node is not Ready after its reboot".to_owned());
     }
-    since = since.max(node.ready.since.unwrap_or(drained_at));
-    if health.daemon_sets {
-        if !node.daemon_sets.complete() {
-            let sets = &node.daemon_sets;
-            let missing = sets.missing.join(", ");
-            let message = format!("{} of {} DaemonSet pods are ready, not {missing}", sets.ready, sets.wanted);
-            return (Some(message), since, Vec::new());
+    since = since.max(node.ready.since.unwrap_or(since));
+    if moving.health().daemon_sets {
+        let this_boot = moving.ctx.set.keeps(Rule::ThisBoot);
+        let before = if this_boot { &moving.disruption.daemon_sets[..] } else { &[] };
+        match super::daemons::ready_since(node, before) {
+            Ok(ready) => since = since.max(ready.unwrap_or(since)),
+            Err(missing) => return lacks(missing),
         }
-        since = since.max(node.daemon_sets.since.unwrap_or(drained_at));
     }
-    let goes_back = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
-    if let Some(policy) = moving.policy.filter(|_| !goes_back && moving.ctx.set.asks(Gate::Health)) {
-        let asked = moving.ctx.answers.ask(policy, moving.view, moving.ctx.now);
-        let missing = asked.failing.map(|wait| wait.message);
-        return (missing, since.max(asked.since).min(moving.ctx.now), asked.questions);
+    let Some(asked) = gates(moving) else {
+        return Health { missing: None, since: since.min(moving.ctx.now), questions: Vec::new() };
+    };
+    let blames = blames(moving, &asked);
+    Health {
+        missing: asked.failing.map(|wait| Missing { what: wait.message, blames }),
+        since: since.max(asked.since).min(moving.ctx.now),
+        questions: asked.questions,
     }
-    (None, since.min(moving.ctx.now), Vec::new())
 }
 
 /// The release is permanent: hooks, uncordon, done.
 fn committed(moving: &Moving<'_, '_>) -> Motion {
     let policy_hooks = moving.hooks();
-    match hooks::next(moving, HookStage::AfterCommit, &policy_hooks.after_commit) {
+    let notes = match hooks::next(moving, HookStage::AfterCommit, &policy_hooks.after_commit) {
         hooks::Progress::Running(motion) => return *motion,
-        hooks::Progress::Failed(job, why) => {
+        hooks::Progress::Failed(job, why, notes) => {
             let (namespace, name) = job.split_once('/').unwrap_or(("", &job));
-            let wait = Wait::new(WaitReason::Hook, format!("{why}; the node stays cordoned until the Job is deleted"));
-            return Motion::waits(RolloutState::Failed, wait.of("Job", Some(namespace), name));
+            let says = format!("{why}; the node stays cordoned: delete the Job to run the hook again");
+            let wait = Wait::new(WaitReason::Hook, says).of("Job", Some(namespace), name);
+            let mut motion = Motion::waits(RolloutState::Failed, wait);
+            motion.steps = notes;
+            return motion;
         }
-        hooks::Progress::Done => {}
-    }
+        hooks::Progress::Done(notes) => notes,
+    };
     let version = moving.release().map_or("", |release| release.version.as_str());
     let says = format!("runs {version}, committed");
-    let motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
+    let mut motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
+    motion.steps = notes;
     moving.end(motion, DisruptionOutcome::Committed, Goal::Committed, "", says)
 }

@@ -1,0 +1,245 @@
+//! Hooks for a whole rollout: before the first node of a stretch of disruptions, and after the last one, however it came to
+//! that. (Ceph's `noout` is set around a rollout, and must not stay for days because a window closed.) How far it is stands
+//! in the policy's status, so that any operator goes on, and is announced before the first drain.
+
+use super::{Grants, Round, policy::PolicyView};
+use crate::{
+    Action, Expect, Rule, Step, Wait,
+    plan::{HookOrder, MemoryChange},
+    snapshot::{HookRun, HookStage, HookState},
+};
+use bascule_api::{Duration, Hook, Maintenance, Time, Version, WaitReason};
+use std::sync::Arc;
+
+/// How long nobody has to be disrupted, while nodes are left to be, before the hooks after it run.
+const QUIET: Duration = Duration::from_secs(120);
+
+/// How far the hooks of a stage are.
+enum Progress {
+    Done,
+    /// This one has to be started.
+    Start(String),
+    /// It runs, until then at most.
+    Running(Time),
+    /// What went wrong, to be mended by a person.
+    Failed(String),
+}
+
+/// Why nobody of the policy may be disrupted yet, because hooks of a whole rollout come first.
+pub(super) fn holds(policy: &PolicyView<'_>) -> Option<Arc<Wait>> {
+    let hooks = &policy.valid?.spec.hooks;
+    let open = policy.memory.maintenance.as_ref();
+    if open.is_none() && hooks.before_rollout.is_empty() && hooks.after_rollout.is_empty() {
+        return None;
+    }
+    let message = match open {
+        Some(Maintenance { begun_at: Some(_), ending: false, .. }) => return None,
+        Some(Maintenance { ending: true, .. }) => "the hooks after the last rollout have not succeeded yet",
+        _ => "the hooks before a rollout have not succeeded yet",
+    };
+    Some(Arc::new(Wait::new(WaitReason::Hook, message).of("UpdatePolicy", None, &policy.facts.name)))
+}
+
+/// What the policy's condition says; `None` for a policy that never had a maintenance.
+pub(super) fn condition(policy: &PolicyView<'_>) -> Option<(&'static str, String)> {
+    let Some(open) = &policy.memory.maintenance else {
+        return (policy.memory.maintenances > 0).then(|| ("Over", String::new()));
+    };
+    let version = open.version.as_ref().map_or_else(String::new, |version| format!(" for {version}"));
+    Some(match open {
+        Maintenance { ending: true, .. } => ("Ending", "the hooks after the last node run".to_owned()),
+        Maintenance { begun_at: Some(_), .. } => ("UnderWay", format!("nodes are disrupted{version}")),
+        _ => ("Planned", format!("nodes are about to be disrupted{version}; hooks run first")),
+    })
+}
+
+impl Round<'_> {
+    /// Opens, goes on with and ends the maintenance of each policy.
+    pub(super) fn maintain(&mut self, grants: &Grants, unfinished: &[bool]) {
+        let now = self.snapshot.now;
+        for index in 0..self.policies.len() {
+            let wanted = grants.wanting.get(index).cloned().flatten();
+            let granted = grants.granted.get(index).copied().unwrap_or_default();
+            let left = unfinished.get(index).copied().unwrap_or_default();
+            let Some(policy) = self.policies.get(index) else { continue };
+            let Some(valid) = policy.valid else { continue };
+            let members = || policy.members.iter().filter_map(|node| self.nodes.get(*node));
+            let moves = granted || members().any(|view| view.traits.moves);
+            let ended = members()
+                .filter_map(|view| view.update()?.spec.last_disruption.as_ref())
+                .map(|last| last.ended_at)
+                .max();
+            let hooks = &valid.spec.hooks;
+            let mut open = policy.memory.maintenance.clone();
+            let mut change = None;
+            let mut step = None;
+            let mut wake = None;
+            match &mut open {
+                None => {
+                    if let (Some(version), true) = (&wanted, holds(policy).is_some()) {
+                        open = Some(Maintenance {
+                            number: policy.memory.maintenances.saturating_add(1),
+                            version: version.clone(),
+                            planned_at: now,
+                            begun_at: None,
+                            ending: false,
+                            hooks_done: Vec::new(),
+                        });
+                        change =
+                            Some(("MaintenancePlanned", "nodes are about to be disrupted; hooks run first".to_owned()));
+                    }
+                }
+                Some(open) if open.ending => {
+                    match self.progress(policy, open, HookStage::AfterRollout, &hooks.after_rollout) {
+                        Progress::Done => change = Some(("MaintenanceEnded", "the hooks after it are done".to_owned())),
+                        Progress::Start(hook) => step = Some((HookStage::AfterRollout, hook)),
+                        Progress::Running(until) => wake = Some(until),
+                        Progress::Failed(why) => self.complain(index, &why),
+                    }
+                    if change.is_some() {
+                        self.close(index, change.take());
+                        continue;
+                    }
+                }
+                Some(open) if open.begun_at.is_none() => {
+                    match self.progress(policy, open, HookStage::BeforeRollout, &hooks.before_rollout) {
+                        Progress::Done => {
+                            open.begun_at = Some(now);
+                            change = Some(("MaintenanceBegan", "nodes may be disrupted".to_owned()));
+                        }
+                        Progress::Start(hook) => step = Some((HookStage::BeforeRollout, hook)),
+                        Progress::Running(until) => wake = Some(until),
+                        Progress::Failed(_) if wanted.is_none() => {
+                            open.ending = true;
+                            change = Some(("MaintenanceEnding", "nobody waits for it any more".to_owned()));
+                        }
+                        Progress::Failed(why) => self.complain(index, &why),
+                    }
+                }
+                Some(open) => {
+                    let since = ended.max(open.begun_at).unwrap_or(now).min(now);
+                    let quiet = since.after(QUIET);
+                    if !moves && wanted.is_none() && (now >= quiet || !left) {
+                        open.ending = true;
+                        change = Some(("MaintenanceEnding", "the last node is done".to_owned()));
+                    } else if !moves {
+                        wake = Some(quiet);
+                    }
+                }
+            }
+            self.note_done(index, open.as_mut());
+            self.draft.wake(wake, now);
+            if let (Some((stage, hook)), Some(open)) = (step, &open) {
+                self.run_rollout_hook(index, open, stage, hook);
+            }
+            let Some(policy) = self.policies.get_mut(index) else { continue };
+            if policy.memory.maintenance != open {
+                policy.memory.maintenances = open.as_ref().map_or(policy.memory.maintenances, |open| open.number);
+                policy.memory.maintenance = open;
+                let (reason, note) = change.unwrap_or(("MaintenanceHookDone", String::new()));
+                policy.memory.changes.push(MemoryChange::Maintenance(reason, note));
+            }
+        }
+    }
+
+    fn close(&mut self, index: usize, change: Option<(&'static str, String)>) {
+        let Some(policy) = self.policies.get_mut(index) else { return };
+        policy.memory.maintenance = None;
+        let (reason, note) = change.unwrap_or_default();
+        policy.memory.changes.push(MemoryChange::Maintenance(reason, note));
+    }
+
+    fn runs<'r>(&'r self, policy: &'r str, open: &Maintenance) -> impl Iterator<Item = &'r HookRun> {
+        let number = open.number;
+        let of = move |run: &&HookRun| run.node.is_empty() && run.policy == policy && run.grant == number;
+        self.snapshot.hooks.iter().filter(of)
+    }
+
+    fn progress(&self, policy: &PolicyView<'_>, open: &Maintenance, stage: HookStage, hooks: &[Hook]) -> Progress {
+        for hook in hooks {
+            let noted = open.hooks_done.contains(&stage.key(&hook.name));
+            if noted || !self.set.keeps(Rule::RolloutHooks) {
+                continue;
+            }
+            let run = self.runs(&policy.facts.name, open).find(|run| run.stage == stage && run.hook == hook.name);
+            let Some(run) = run else { return Progress::Start(hook.name.clone()) };
+            match &run.state {
+                HookState::Succeeded => {}
+                HookState::Failed { message } => {
+                    return Progress::Failed(format!("hook {} failed ({}): {message}", hook.name, run.job));
+                }
+                HookState::Running { since } => {
+                    let until = since.after(hook.timeout);
+                    if self.snapshot.now < until {
+                        return Progress::Running(until);
+                    }
+                    return Progress::Failed(format!(
+                        "hook {} ({}) did not end within {}",
+                        hook.name, run.job, hook.timeout
+                    ));
+                }
+            }
+        }
+        Progress::Done
+    }
+
+    /// Notes hooks that succeeded, so that they are not run again, whatever becomes of their Jobs.
+    fn note_done(&self, index: usize, open: Option<&mut Maintenance>) {
+        let (Some(policy), Some(open)) = (self.policies.get(index), open) else { return };
+        let succeeded = self.runs(&policy.facts.name, open).filter(|run| run.state == HookState::Succeeded);
+        let new: Vec<String> = succeeded.map(|run| run.stage.key(&run.hook)).collect();
+        for key in new {
+            if !open.hooks_done.contains(&key) {
+                open.hooks_done.push(key);
+            }
+        }
+    }
+
+    fn run_rollout_hook(&mut self, index: usize, open: &Maintenance, stage: HookStage, hook: String) {
+        let Some(policy) = self.policies.get(index) else { return };
+        // What is not remembered yet must not be acted upon.
+        if policy.facts.status.maintenance.as_ref().map(|known| known.number) != Some(open.number) {
+            return;
+        }
+        let says = format!("hook {hook} runs");
+        let order = HookOrder {
+            node: String::new(),
+            policy: policy.facts.name.clone(),
+            grant: open.number,
+            stage,
+            hook,
+            version: open.version.clone(),
+        };
+        self.draft.steps.push(Step {
+            action: Action::RunRolloutHook(order),
+            expect: Expect::default(),
+            cause: None,
+            says,
+        });
+    }
+
+    /// Tells those who wait for a hook that failed.
+    fn complain(&mut self, index: usize, why: &str) {
+        let Some(policy) = self.policies.get(index) else { return };
+        let message = format!("{why}; delete the Job to run it again");
+        let wait = Arc::new(Wait::new(WaitReason::Hook, message).of("UpdatePolicy", None, &policy.facts.name));
+        let members: Vec<usize> = policy.members.to_vec();
+        for node in members {
+            if let Some(Some(said)) = self.draft.said.get_mut(node)
+                && said.wait.reason == WaitReason::Hook
+                && said.wait.object.as_ref().is_some_and(|object| object.kind == "UpdatePolicy")
+            {
+                said.wait = Arc::clone(&wait);
+            }
+        }
+    }
+}
+
+/// The release that a node which may be disrupted is to run.
+pub(super) fn wants(choice: &super::Choice<'_>) -> Option<Version> {
+    match choice {
+        super::Choice::Install(install) => Some(install.target.version.clone()),
+        super::Choice::GoBack(back) => Some(back.to.clone()),
+        super::Choice::Here | super::Choice::Nothing(_) => None,
+    }
+}
