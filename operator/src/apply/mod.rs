@@ -110,6 +110,22 @@ impl Writer {
         // Persist, then act: what was not remembered must not be acted upon.
         let mut unremembered = under_way.remembered_within(REMEMBERING).await;
         unremembered.extend(later);
+        for step in &plan.steps {
+            let Action::RunRolloutHook(order) = &step.action else { continue };
+            // No policy has such a name: nobody waits for a Job that can't be made but who waits for what it is to do.
+            let key = format!("{}/hooks", order.policy);
+            if unremembered.contains(&order.policy) || under_way.remembers(&key) {
+                continue;
+            }
+            let (writer, step, due_since) = (self.clone(), step.clone(), turn.due_since(step));
+            under_way.remember(key, async move {
+                let result = match tokio::time::timeout(SLOW, writer.remember(&step, None)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
+                };
+                writer.note(&step, &result, due_since)
+            });
+        }
         let held: HashSet<&str> = report
             .nodes
             .iter()
