@@ -120,6 +120,8 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
 
     // Prometheus goes down: nothing moves, and the node says why.
     drop(prometheus);
+    // Which of two gates holds is a detail, told in pauses that grow; whoever changes a policy is told at once.
+    world.change_policy("workers", json!({"drain": {"timeout": "50m"}})).await;
     world.until_message("n1", WaitReason::HealthGate, "Prometheus can't be asked").await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     let fit = json!({"metadata": {"labels": {"fit": "yes"}}});
