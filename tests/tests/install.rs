@@ -97,7 +97,10 @@ async fn the_page_installs_and_takes_out() {
     let ours = nodes.get("ours").await.unwrap();
     let spec = ours.spec.clone().unwrap_or_default();
     assert_eq!((spec.unschedulable.unwrap_or_default(), spec.taints.unwrap_or_default().len()), (false, 0));
-    assert_eq!(ours.annotations(), &[(AUTOSCALER_ANNOTATIONS[1].to_owned(), "true".to_owned())].into());
+    let mut left = ours.annotations().clone();
+    // The node controllers' own, of every Node (`pkg/controller/ttl`).
+    left.remove("node.alpha.kubernetes.io/ttl");
+    assert_eq!(left, [(AUTOSCALER_ANNOTATIONS[1].to_owned(), "true".to_owned())].into());
     assert!(ours.labels().is_empty(), "{ours:?}");
     let theirs = nodes.get("theirs").await.unwrap();
     assert_eq!(theirs.labels().len(), 1, "{theirs:?}");

@@ -66,6 +66,7 @@ fn folder(package: &str) -> &'static str {
         "bascule-secure-boot" => "crates/secure-boot/",
         "bascule-api" => "crates/api/",
         "bascule-cli" => "cli/",
+        "bascule-dashboard" => "crates/dashboard/",
         "bascule-operator" => "operator/",
         "bascule-tests" => "tests/",
         "xtask" => "xtask/",

@@ -80,8 +80,8 @@ struct State<T> {
     entries: BTreeMap<Arc<Key>, Entry<T>>,
     places: HashMap<String, Place<T>>,
     tombstones: BTreeMap<Key, u64>,
-    /// Everything that existed at this version is known: what is older and not here was gone by then.
-    complete_at: u64,
+    /// Everything that existed at this version is known, where a consistent list was taken in: what is older and not here was gone by then.
+    complete_at: Option<u64>,
     /// The last that was known of objects that are gone, where that counts on.
     left: BTreeMap<Key, Arc<T>>,
     /// During a list: what it or we have brought so far.
@@ -112,7 +112,7 @@ impl<T: Fact> Cache<T> {
             entries: BTreeMap::new(),
             places: HashMap::new(),
             tombstones: BTreeMap::new(),
-            complete_at: 0,
+            complete_at: None,
             left: BTreeMap::new(),
             listed: None,
             synced: false,
@@ -239,7 +239,7 @@ impl<T: Fact> State<T> {
         if let Some(listed) = &mut self.listed {
             listed.insert(key.clone());
         }
-        if version <= self.complete_at {
+        if self.complete_at.is_some_and(|complete| version <= complete) {
             return false;
         }
         if self.tombstones.get(&key).is_some_and(|deleted| version <= *deleted) {
@@ -312,7 +312,7 @@ impl<T: Fact> State<T> {
         for key in &gone {
             self.forget(key);
         }
-        self.complete_at = self.complete_at.max(version);
+        self.complete_at = self.complete_at.max(Some(version));
         !gone.is_empty()
     }
 
