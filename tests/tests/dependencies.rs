@@ -138,6 +138,7 @@ fn dependencies_point_inwards() {
     for (package, allowed) in [
         ("bascule-names", &[][..]),
         ("bascule-kubeconfig", &[]),
+        ("bascule-gpt", &[]),
         ("bascule-api", &["bascule-names"]),
         ("bascule-planner", &["bascule-names", "bascule-api"]),
         ("bascule-image", &["bascule-names"]),
@@ -148,6 +149,7 @@ fn dependencies_point_inwards() {
             "bascule-agent",
             &[
                 "bascule-agent-core",
+                "bascule-gpt",
                 "bascule-names",
                 "bascule-api",
                 "bascule-image",
