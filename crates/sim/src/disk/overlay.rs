@@ -30,8 +30,8 @@ impl Overlay {
 
     fn below(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match self.direct {
-            true => self.part.read_direct(offset, buffer),
-            false => self.part.read(offset, buffer),
+            true => whole(self.part.read_direct(offset, buffer)),
+            false => whole(self.part.read(offset, buffer)),
         }
     }
 
@@ -56,7 +56,7 @@ impl Overlay {
             return Ok(*bytes);
         }
         let mut bytes = [0; SECTOR];
-        self.part.read(sector * SECTOR as u64, &mut bytes)?;
+        whole(self.part.read(sector * SECTOR as u64, &mut bytes))?;
         Ok(bytes)
     }
 
@@ -68,6 +68,16 @@ impl Overlay {
 
     fn left(&self, wanted: usize) -> usize {
         self.part.length().saturating_sub(self.position).min(wanted as u64) as usize
+    }
+}
+
+/// A medium that ends too early is an error to a file system above it (EIO, as Linux's buffer cache has it), and never the end of
+/// something: the FAT driver would take it for the end of a directory, and files that are there for files that are not.
+fn whole(read: io::Result<()>) -> io::Result<()> {
+    const EIO: i32 = 5;
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::from_raw_os_error(EIO)),
+        outcome => outcome,
     }
 }
 
@@ -99,7 +109,7 @@ impl io::Read for Overlay {
         if within + count <= SECTOR && count < SECTOR {
             if self.last.is_none_or(|(held, _)| held != sector) {
                 let mut bytes = [0; SECTOR];
-                self.part.read(sector * SECTOR as u64, &mut bytes)?;
+                whole(self.part.read(sector * SECTOR as u64, &mut bytes))?;
                 self.last = Some((sector, bytes));
             }
             if let Some(source) = self.last.as_ref().and_then(|(_, bytes)| bytes.get(within..within + count)) {
