@@ -92,7 +92,9 @@ pub enum Effect {
         /// fail again.
         from_running: bool,
     },
-    /// Fetch the UKI and lay it where no boot loader looks, durably.
+    /// Look at the UKI where it lies on the server: whether this machine would start it.
+    PreviewUki(ReleaseTarget),
+    /// Fetch the UKI, lay it where no boot loader looks, durably, and look whether this machine would start it.
     StageUki {
         /// Which.
         target: ReleaseTarget,
@@ -147,6 +149,8 @@ pub enum EffectKind {
     MarkEmpty,
     /// [`Effect::WriteSlot`]
     WriteSlot,
+    /// [`Effect::PreviewUki`]
+    PreviewUki,
     /// [`Effect::StageUki`]
     StageUki,
     /// [`Effect::Inspect`]
@@ -179,6 +183,7 @@ impl EffectKind {
             Self::MarkWriting => "mark-writing",
             Self::MarkEmpty => "mark-empty",
             Self::WriteSlot => "write-slot",
+            Self::PreviewUki => "preview-uki",
             Self::StageUki => "stage-uki",
             Self::Inspect => "inspect",
             Self::ReadBack => "read-back",
@@ -220,6 +225,7 @@ impl Effect {
             Self::MarkWriting(_) => EffectKind::MarkWriting,
             Self::MarkEmpty(_) => EffectKind::MarkEmpty,
             Self::WriteSlot { .. } => EffectKind::WriteSlot,
+            Self::PreviewUki(_) => EffectKind::PreviewUki,
             Self::StageUki { .. } => EffectKind::StageUki,
             Self::Inspect(_) => EffectKind::Inspect,
             Self::ReadBack(_) => EffectKind::ReadBack,

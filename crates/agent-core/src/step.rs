@@ -5,7 +5,7 @@ use std::time::Duration;
 use bascule_api::NodeError;
 
 use super::boot::Safeguard;
-use super::boot::plan::NoPlan;
+use super::protocol::NoPlan;
 use super::state::{During, Manual, Problem, Work};
 use super::{
     Desired, Effect, EffectKind, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish,
