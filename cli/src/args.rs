@@ -41,6 +41,7 @@ pub(crate) enum Command {
     Rollback(crate::cluster::Rollback),
     Unblock(crate::cluster::Unblock),
     Wait(crate::cluster::Wait),
+    Dashboard(crate::cluster::Dashboard),
     Doctor(crate::cluster::Doctor),
     Version(crate::cluster::Version),
     Completion(crate::completion::Completion),

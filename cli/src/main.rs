@@ -8,6 +8,8 @@ mod args;
 mod clock;
 mod cluster;
 mod completion;
+#[cfg(test)]
+mod documented;
 mod exit;
 mod output;
 mod release;
@@ -61,6 +63,7 @@ async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
         args::Command::Abort(command) => command.run(connection).await,
         args::Command::Unblock(command) => command.run(connection).await,
         args::Command::Wait(command) => command.run(connection).await,
+        args::Command::Dashboard(command) => command.run(connection).await,
         args::Command::Doctor(command) => command.run(connection).await,
         args::Command::Version(command) => command.run(connection).await,
         args::Command::Completion(command) => command.run(),

@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,6 +70,21 @@ impl Person {
         said
     }
 
+    /// A command that goes on; it ends when it is dropped.
+    async fn starts(&self, line: &str) -> Started {
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_bascule"))
+            .args(line.split_whitespace())
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env_remove("BASCULE_NAMESPACE")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let out = tokio::io::BufReader::new(child.stdout.take().unwrap());
+        Started { _child: child, out }
+    }
+
     async fn sees(&self, line: &str, part: &str) -> Said {
         let begun = Instant::now();
         loop {
@@ -80,6 +96,32 @@ impl Person {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
+}
+
+struct Started {
+    _child: tokio::process::Child,
+    out: tokio::io::BufReader<tokio::process::ChildStdout>,
+}
+
+impl Started {
+    async fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        tokio::time::timeout(PATIENCE, self.out.read_line(&mut line)).await.unwrap().unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+/// What a server answers, up to this text.
+async fn get(host: &str, path: &str, end: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(host).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut said, mut buffer) = (String::new(), vec![0; 65_536]);
+    while !said.contains(end) {
+        let read = tokio::time::timeout(PATIENCE, stream.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(read > 0, "{path}: {said}");
+        said.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+    }
+    said
 }
 
 async fn create<K>(client: &Client, namespace: Option<&str>, object: Value)
@@ -128,6 +170,22 @@ async fn nobody_is_left_alone_with_a_cluster_that_does_not_answer() {
         assert_eq!(said.code, 4, "{line}: {said:?}");
         assert!(said.err.contains("the API server does not answer"), "{line}: {said:?}");
     }
+
+    // One that takes the connection and says nothing: what is waited for is told, and it has an end.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = config;
+    config["clusters"][0]["cluster"]["server"] = json!(format!("http://{}", silent.local_addr().unwrap()));
+    let kubeconfig = folder.path().join("silent");
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let waiting = Person { kubeconfig };
+    let said = waiting.types("--request-timeout 3s status").await;
+    assert_eq!(said.code, 4, "{said:?}");
+    for part in ["waiting for the API server", "the API server does not answer"] {
+        assert!(said.err.contains(part), "{said:?}");
+    }
+    assert!(said.took < Duration::from_secs(30), "{said:?}");
+    drop(silent);
+
     let lost = Person { kubeconfig: folder.path().join("none") };
     let said = lost.types("status").await;
     assert!(said.code != 0 && said.err.starts_with("bascule: "), "{said:?}");
@@ -219,6 +277,20 @@ async fn four_questions_and_everything_that_may_be_missing() {
     assert!(said.out.contains("you may do what an engineer on call has to"), "{said:?}");
     assert!(said.code == 1 && said.out.contains("do not report"), "{said:?}");
 
+    // The dashboard on this machine, for who knows its address.
+    let mut served = alice.starts("dashboard").await;
+    let address = served.first_line().await;
+    let (host, path) = address.trim_start_matches("http://").split_once('/').unwrap();
+    assert!(host.starts_with("127.0.0.1:") && path.len() > 30, "{address}");
+    let events = get(host, &format!("/{path}events"), "}\n\n").await;
+    assert!(
+        events.contains("event: whole") && events.contains("node-b2") && events.contains("AgentNotReporting"),
+        "{events}"
+    );
+    assert!(get(host, &format!("/{path}"), "</html>").await.contains("content-security-policy"));
+    assert!(get(host, "/events", "\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+    drop(served);
+
     // Stop it, and let it go on.
     let said = alice.types(r#"freeze --for 2h --reason "checkout incident""#).await;
     assert!(said.code == 0 && said.out.contains("Frozen everywhere until"), "{said:?}");
@@ -261,4 +333,21 @@ async fn four_questions_and_everything_that_may_be_missing() {
     let _ = stop.send(());
     operator.await.unwrap();
     admin.sees("status", "no operator leads").await;
+
+    // Another version of Bascule: its kinds are there, and not in the form that this program knows.
+    let crds = ["updatepolicies", "nodeupdates", "freezes", "rollbacks"].map(|kind| format!("{kind}.bascule.dev"));
+    let removed = control_plane.kubectl().args(["delete", "crd", "--wait=true"]).args(&crds).output().unwrap();
+    assert!(removed.status.success(), "{removed:?}");
+    for kind in ["updatepolicies", "nodeupdates", "freezes", "rollbacks"] {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../manifests/crds/{kind}.yaml"));
+        let older = std::fs::read_to_string(file).unwrap().replace("v1alpha1", "v1alpha0");
+        control_plane.apply(&older).await.unwrap();
+    }
+    for line in ["status", "explain node-b2", "history", "forecast"] {
+        let said = admin.types(line).await;
+        assert_eq!(said.code, 1, "{line}: {said:?}");
+        assert!(said.err.contains("not installed there, or in another version"), "{line}: {said:?}");
+    }
+    let said = admin.types("doctor").await;
+    assert!(said.code == 1 && said.out.contains("v1alpha1"), "{said:?}");
 }

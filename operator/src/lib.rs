@@ -23,6 +23,7 @@ pub mod hooks;
 pub mod leader;
 pub mod live;
 pub mod metrics;
+pub mod notify;
 mod observe;
 mod preflight;
 pub mod repository;
@@ -30,6 +31,7 @@ mod rights;
 pub mod run;
 pub mod server;
 pub mod settings;
+pub mod silences;
 pub mod status;
 pub mod zones;
 

@@ -12,22 +12,25 @@ use crate::{
     leader::{Leader, LeaderError, Leadership},
     live::{Live, Planned},
     metrics::Metrics,
+    notify::Notifier,
     observe::Observer,
     preflight,
     repository::{self, Channels},
     rights::Rights,
     server::{self, Readiness, ServerError},
     settings::Settings,
+    silences::{self, Silences},
     status::{Explained, StatusWriter},
     zones,
 };
+use bascule_dashboard::Dashboard;
 use bascule_planner::{
     Plan, Planner, Snapshot,
     snapshot::{OfferState, PolicyFacts},
 };
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
@@ -67,6 +70,9 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
+    /// A token would be sent in the open.
+    #[error("{0} would send its token unencrypted: give an https:// URL, or none of both")]
+    TokenInTheOpen(&'static str),
     /// A time zone that was given can't be used.
     #[error("a time zone in the folder of --time-zones can't be used")]
     Zone(#[source] bascule_planner::zones::ZoneError),
@@ -114,6 +120,7 @@ impl RunError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::File { .. }
+            | Self::TokenInTheOpen(_)
             | Self::Zone(_)
             | Self::NoFolder { .. }
             | Self::NoCluster(_)
@@ -133,11 +140,22 @@ impl RunError {
 /// [`RunError`] when something needed can't be had.
 pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()>) -> Result<(), RunError> {
     let mut stop = std::pin::pin!(stop);
+    if let Some(flag) = settings.token_in_the_open() {
+        return Err(RunError::TokenInTheOpen(flag));
+    }
     let metrics = Metrics::new();
     let (readiness, live) = (Readiness::default(), Live::default());
     let listener = server::listen(settings.listen)?;
     let mut served = JoinSet::new();
     served.spawn(server::serve(listener, metrics.clone(), readiness.clone(), live.clone()));
+    if let Some(address) = settings.dashboard {
+        let (listener, live) = (server::listen(address)?, live.clone());
+        served.spawn(async move {
+            let dashboard = Dashboard::new(live);
+            bascule_dashboard::serve(listener, dashboard.router("")).await;
+            Ok(())
+        });
+    }
 
     let zones = zones::install(settings.time_zones.as_deref())?.version();
     tracing::info!(version = zones, "time zone database");
@@ -190,7 +208,11 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         clock: clock.clone(),
         changes: Arc::clone(&changes),
     };
+    let notifier = settings.notify().map(|target| {
+        Notifier::start(target, asker.http(), format!("/bascule/{namespace}"), clock.clone(), metrics.clone())
+    });
     let writer = Writer::new(client, world.clone(), metrics.clone(), events.clone());
+    let writer = writer.telling(notifier.unwrap_or_default());
     let draining = drain::Tools {
         backend: Arc::new(EvictionApi::new(plain)),
         pods: Arc::new(world.clone()),
@@ -302,6 +324,13 @@ impl Parts {
         self.live.leads();
         let _until_then = Leads(self);
         let (explained, explanations) = watch::channel(Explained::default());
+        let (expected, expectations) = watch::channel(BTreeMap::new());
+        let silences = async {
+            match self.settings.silences() {
+                Some(target) => Silences::new(target, self.asker.http(), self.clock.clone()).run(expectations).await,
+                None => drop(expectations),
+            }
+        };
         let statuses = StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions);
         let mut round = Round {
             parts: self,
@@ -326,8 +355,9 @@ impl Parts {
             failures: 0,
             led_since: Instant::now(),
             explained,
+            expected,
         };
-        tokio::join!(statuses.run(explanations), round.plan_again_and_again());
+        tokio::join!(statuses.run(explanations), silences, round.plan_again_and_again());
     }
 }
 
@@ -398,6 +428,8 @@ struct Round<'a> {
     failures: u32,
     led_since: Instant,
     explained: watch::Sender<Explained>,
+    /// The nodes whose alerts are expected.
+    expected: watch::Sender<BTreeMap<String, String>>,
 }
 
 impl Round<'_> {
@@ -522,6 +554,14 @@ impl Round<'_> {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
         } else {
             let orders_left = left > 0 || self.turn.in_line() > 0;
+            if !self.expected.is_closed() {
+                let expected = silences::expected(&snapshot, &report);
+                self.expected.send_if_modified(|before| {
+                    let news = *before != expected;
+                    *before = expected;
+                    news
+                });
+            }
             let (snapshot, report) = (Arc::new(snapshot), Arc::new(report));
             parts.live.planned(Planned {
                 snapshot: Arc::clone(&snapshot),
@@ -579,10 +619,7 @@ fn unread(snapshot: &Snapshot) -> bool {
 }
 
 /// What the plan wants to know, with the gates it speaks of.
-fn questions(
-    plan: &Plan,
-    snapshot: &Snapshot,
-) -> std::collections::BTreeMap<crate::health::GateKey, crate::health::Asked> {
+fn questions(plan: &Plan, snapshot: &Snapshot) -> BTreeMap<crate::health::GateKey, crate::health::Asked> {
     let ask = |question: &bascule_planner::plan::GateQuestion| {
         let policy = snapshot.policies.iter().find(|policy| policy.name == question.policy)?;
         let valid = policy.spec.as_ref().ok()?;

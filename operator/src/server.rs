@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpSocket};
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The address is taken or not ours.
-    #[error("cannot listen on {address}: choose another with --listen")]
+    #[error("cannot listen on {address}: choose another with --listen or --dashboard")]
     Listen {
         /// The address.
         address: SocketAddr,

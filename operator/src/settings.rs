@@ -1,9 +1,11 @@
 //! What the operator is told when it starts: flags, each with an environment variable, parsed once into values that
 //! can't be wrong. Everything about *updates* is in UpdatePolicies; this is only about the process.
 
+use crate::{notify, silences};
 use bascule_api::IntOrPercent;
 use clap::{Parser, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use url::Url;
 
 /// Coordinates OS updates of Kubernetes nodes: decides who may be disrupted and when, drains, watches health, commits
 /// or rolls back.
@@ -30,6 +32,10 @@ pub struct Settings {
     /// Where /metrics, /healthz and /readyz are served. `[::]` is every address of the host, those of IPv4 too.
     #[arg(long, env = "BASCULE_LISTEN", default_value = "[::]:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
+
+    /// Where the dashboard is served: a page that only reads, to whoever reaches this address. Without it there is none.
+    #[arg(long, env = "BASCULE_DASHBOARD", value_name = "ADDRESS")]
+    pub dashboard: Option<SocketAddr>,
 
     /// How many nodes of the whole cluster may be unavailable at once because of updates, over all policies: a number
     /// or a percentage. Without it only the policies' own budgets count.
@@ -67,6 +73,26 @@ pub struct Settings {
     #[arg(long, env = "BASCULE_NODE_CONDITIONS")]
     pub node_conditions: bool,
 
+    /// A webhook that is told of rollouts that begin, halt, end or are blocked, as CloudEvents.
+    #[arg(long, env = "BASCULE_NOTIFY_URL", value_name = "URL", value_parser = web)]
+    pub notify_url: Option<Url>,
+
+    /// A file with the bearer token for the webhook, read for each event.
+    #[arg(long, env = "BASCULE_NOTIFY_TOKEN_FILE", value_name = "FILE", requires = "notify_url")]
+    pub notify_token_file: Option<PathBuf>,
+
+    /// An Alertmanager, at which alerts of nodes under way are silenced.
+    #[arg(long, env = "BASCULE_ALERTMANAGER_URL", value_name = "URL", value_parser = web)]
+    pub alertmanager_url: Option<Url>,
+
+    /// A file with the bearer token for Alertmanager, read for each request.
+    #[arg(long, env = "BASCULE_ALERTMANAGER_TOKEN_FILE", value_name = "FILE", requires = "alertmanager_url")]
+    pub alertmanager_token_file: Option<PathBuf>,
+
+    /// The label of alerts that holds a node's name.
+    #[arg(long, env = "BASCULE_SILENCE_LABEL", value_name = "LABEL", default_value = "node", value_parser = alert_label)]
+    pub silence_label: String,
+
     /// How log lines are written.
     #[arg(long, env = "BASCULE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
@@ -87,6 +113,56 @@ impl Settings {
     pub const fn lease_duration(&self) -> Duration {
         Duration::from_secs(self.lease_seconds)
     }
+
+    /// Where notifications go.
+    #[must_use]
+    pub fn notify(&self) -> Option<notify::Target> {
+        Some(notify::Target { url: self.notify_url.clone()?, token_file: self.notify_token_file.clone() })
+    }
+
+    /// Where silences go.
+    #[must_use]
+    pub fn silences(&self) -> Option<silences::Target> {
+        let (url, token_file) = (self.alertmanager_url.clone()?, self.alertmanager_token_file.clone());
+        Some(silences::Target { url, token_file, label: self.silence_label.clone() })
+    }
+
+    /// The flag whose token would be read by everybody on the way.
+    #[must_use]
+    pub fn token_in_the_open(&self) -> Option<&'static str> {
+        let open = |url: &Option<Url>, token: &Option<PathBuf>| {
+            let url = url.as_ref().filter(|url| token.is_some() && url.scheme() == "http");
+            url.is_some_and(|url| match url.host() {
+                Some(url::Host::Ipv4(address)) => !address.is_loopback(),
+                Some(url::Host::Ipv6(address)) => !address.is_loopback(),
+                Some(url::Host::Domain(name)) => name != "localhost",
+                None => true,
+            })
+        };
+        if open(&self.notify_url, &self.notify_token_file) {
+            Some("--notify-token-file")
+        } else if open(&self.alertmanager_url, &self.alertmanager_token_file) {
+            Some("--alertmanager-token-file")
+        } else {
+            None
+        }
+    }
+}
+
+fn web(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    match url.scheme() {
+        "http" | "https" if url.has_host() => Ok(url),
+        _ => Err("write a URL that begins with https:// or http://".to_owned()),
+    }
+}
+
+/// As Prometheus has it ("Data model", metric names and labels).
+fn alert_label(text: &str) -> Result<String, String> {
+    let fine = (1..=128).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && !text.starts_with(|first: char| first.is_ascii_digit());
+    if fine { Ok(text.to_owned()) } else { Err("write the name of a label: letters, digits and _".to_owned()) }
 }
 
 fn label(text: &str) -> Result<String, String> {
@@ -139,6 +215,10 @@ mod tests {
             (["--lease-seconds", "1"], "2..=600"),
             (["--listen", "everywhere"], "socket address"),
             (["--identity", "two words"], "without spaces"),
+            (["--notify-url", "ftp://a.example"], "https://"),
+            (["--alertmanager-url", "alertmanager"], "relative URL"),
+            (["--silence-label", "a-b"], "letters"),
+            (["--notify-token-file", "/token"], "--notify-url"),
         ] {
             let refused = parse(&arguments).unwrap_err().to_string();
             assert!(refused.contains(hint), "{arguments:?}: {refused}");
@@ -147,5 +227,18 @@ mod tests {
             parse(&["--max-unavailable", "5%"]).unwrap().max_unavailable,
             Some(IntOrPercent::Percent("5%".into()))
         );
+    }
+
+    #[test]
+    fn a_token_is_not_sent_in_the_open() {
+        let open = |url: &str| {
+            let settings = parse(&["--notify-url", url, "--notify-token-file", "/token"]).unwrap();
+            settings.token_in_the_open()
+        };
+        assert_eq!(open("http://hooks.example.com/a"), Some("--notify-token-file"));
+        for fine in ["https://hooks.example.com/a", "http://127.0.0.1:1/a", "http://[::1]:1/a", "http://localhost/a"] {
+            assert_eq!(open(fine), None, "{fine}");
+        }
+        assert_eq!(parse(&["--notify-url", "http://hooks.example.com/a"]).unwrap().token_in_the_open(), None);
     }
 }

@@ -141,7 +141,7 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     // Another namespace, as the page has it.
     page.lay_out(folder, &page::tree().join("manifests"), "{}");
     page::in_namespaces(folder, "updates", "bascule-agents");
-    page::add_components(folder, &["host-agent", "prometheus", "network-policy"]);
+    page::add_components(folder, &["host-agent", "prometheus", "network-policy", "dashboard"]);
     page.add_authority(folder, "pem");
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
     let before = changes(&control_plane, folder);
@@ -150,7 +150,7 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     let text = kubectl(&control_plane, &["kustomize", "."], folder);
     let kinds: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("kind: ")).collect();
     for (kind, count) in
-        [("Deployment", 1), ("DaemonSet", 0), ("Namespace", 1), ("ServiceAccount", 1), ("NetworkPolicy", 1)]
+        [("Deployment", 1), ("DaemonSet", 0), ("Namespace", 1), ("ServiceAccount", 1), ("NetworkPolicy", 2)]
     {
         assert_eq!(kinds.iter().filter(|one| **one == kind).count(), count, "{kind}: {kinds:?}");
     }

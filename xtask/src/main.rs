@@ -7,6 +7,7 @@ mod bench;
 mod boot;
 mod generate;
 mod images;
+mod krew;
 mod prerequisites;
 mod sandbox;
 mod shipped;
@@ -42,6 +43,8 @@ enum Task {
     Generate(generate::Options),
     /// Build the container images of operator and agent, with an SBOM and provenance; put them into a registry.
     Images(images::Options),
+    /// Pack the command line tool for `kubectl krew`, with its manifest.
+    Krew(krew::Options),
     /// Build agent, operator and command line tool as they are shipped, one static file each; prints where they lie.
     Programs,
     /// Show a fleet that patches itself, from nothing.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Boot(options) => boot::run(&options),
         Task::Generate(options) => generate::run(&options),
         Task::Images(options) => images::run(&options),
+        Task::Krew(options) => krew::run(&options),
         Task::Programs => shipped::run_all(),
         Task::Sandbox(options) => return sandbox::run(options),
         Task::Test(options) => test::run(&options),

@@ -34,6 +34,9 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "cgpt", package: "cgpt" },
     Tool { program: "dbus-daemon", package: "dbus-daemon" },
     Tool { program: "prometheus", package: "prometheus" },
+    Tool { program: "prometheus-alertmanager", package: "prometheus-alertmanager" },
+    // A hundred megabytes, the largest of them: it alone says what a person sees of the dashboard.
+    Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
     Tool { program: "rsync", package: "rsync" },
     Tool { program: "softhsm2-util", package: "softhsm2" },
     Tool { program: "systemd-analyze", package: "systemd" },

@@ -10,8 +10,10 @@ use std::path::PathBuf;
 const AGENT: (&str, &str) = ("bascule-agent", "bascule-agent");
 /// The same of the operator.
 const OPERATOR: (&str, &str) = ("bascule-operator", "bascule-operator");
+/// The same of the command line tool.
+const COMMAND_LINE: (&str, &str) = ("bascule-cli", "bascule");
 /// Every program that is shipped, by package.
-const ALL: [(&str, &str); 3] = [AGENT, OPERATOR, ("bascule-cli", "bascule")];
+const ALL: [(&str, &str); 3] = [AGENT, OPERATOR, COMMAND_LINE];
 
 /// Builds the agent and returns the file.
 pub(crate) fn agent() -> anyhow::Result<PathBuf> {
@@ -21,6 +23,11 @@ pub(crate) fn agent() -> anyhow::Result<PathBuf> {
 /// Builds the operator and returns the file.
 pub(crate) fn operator() -> anyhow::Result<PathBuf> {
     build(OPERATOR)
+}
+
+/// Builds the command line tool and returns the file.
+pub(crate) fn command_line() -> anyhow::Result<PathBuf> {
+    build(COMMAND_LINE)
 }
 
 fn build((package, program): (&str, &str)) -> anyhow::Result<PathBuf> {

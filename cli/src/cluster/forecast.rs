@@ -14,8 +14,6 @@ use bascule_planner::{
     Snapshot,
     forecast::Options,
     snapshot::{PolicyFacts, seed_of},
-    windows::{Opening, opening},
-    zones::Zone,
 };
 use chrono::{DateTime, NaiveDate, TimeZone, Utc};
 use clap::Args;
@@ -200,36 +198,11 @@ fn answer(facts: &Snapshot, options: &Options, calendar: bool) -> Answer {
 
 /// The windows of a policy up to the horizon, and how many nodes are done in each.
 fn windows(policy: &PolicyFacts, now: Time, horizon: api::Duration, nodes: &[NodeAnswer]) -> Vec<WindowAnswer> {
-    const MOST: usize = 200;
-    let Ok(valid) = &policy.spec else { return Vec::new() };
-    let end = now.after(horizon);
-    let mut found = Vec::new();
-    let mut at = now;
-    while found.len() < MOST {
-        let span = match opening(&valid.windows, at) {
-            Opening::Always | Opening::Closed(None) => break,
-            Opening::Open(span) | Opening::Closed(Some(span)) => span,
-        };
-        if span.start > end {
-            break;
-        }
-        let inside = |done: Time| done > now && done >= span.start && span.end.is_none_or(|end| done <= end);
-        let local = |at: Time| match valid.windows.first() {
-            Some(window) => window.zone().describe(at.get()),
-            None => Zone::UTC.describe(at.get()),
-        };
-        found.push(WindowAnswer {
-            start: span.start,
-            end: span.end,
-            in_its_zone: local(span.start),
-            nodes: nodes.iter().filter(|node| node.done_at.is_some_and(inside)).count(),
-        });
-        match span.end {
-            Some(end) => at = end,
-            None => break,
-        }
-    }
-    found
+    let done: Vec<Time> = nodes.iter().filter_map(|node| node.done_at).collect();
+    let coming = bascule_planner::calendar::calendar(policy, now, horizon, &done).into_iter();
+    coming
+        .map(|one| WindowAnswer { start: one.start, end: one.end, in_its_zone: one.in_its_zone, nodes: one.done })
+        .collect()
 }
 
 fn text<Z: TimeZone>(answer: &Answer, now: DateTime<Utc>, zone: &Z) -> String

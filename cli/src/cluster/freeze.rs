@@ -77,8 +77,12 @@ async fn create(client: &Client, prefix: &str, spec: FreezeSpec) -> anyhow::Resu
 fn said(place: &str, duration: api::Duration, moving: &str, undo: &str) -> anyhow::Result<Exit> {
     let now = clock::now();
     let end = picture::moment(now + duration.to_chrono(), now, &chrono::Local);
-    output::print(&format!("Frozen {place} until {end}. {moving}; nothing new starts. Undo: {undo}\n"))?;
+    output::print(&frozen(place, &end, moving, undo))?;
     Ok(Exit::Success)
+}
+
+fn frozen(place: &str, end: &str, moving: &str, undo: &str) -> String {
+    format!("Frozen {place} until {end}. {moving}; nothing new starts. Undo: {undo}\n")
 }
 
 fn finishing(moving: usize) -> String {
@@ -152,15 +156,8 @@ impl Resume {
         let (alone, others): (Vec<_>, Vec<_>) = active.partition(|freeze| is_for(&freeze.spec, &self.name));
         let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
         delete(&client, &names).await?;
-        let mut text = if names.is_empty() {
-            format!("No Freeze is for {} alone.\n", self.name)
-        } else {
-            format!("{} may go on ({} ended).\n", self.name, names.join(", "))
-        };
-        if !others.is_empty() {
-            let others: Vec<_> = others.iter().map(|freeze| freeze.name_any()).collect();
-            text.push_str(&format!("Other freezes hold: {}. End one with: bascule unfreeze NAME\n", others.join(", ")));
-        }
+        let others: Vec<String> = others.iter().map(|freeze| freeze.name_any()).collect();
+        let mut text = resumed(&self.name, &names, &others);
         let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
         if let Ok(Some(policy)) = policies.get_opt(&self.name).await
             && policy.spec.paused
@@ -173,6 +170,18 @@ impl Resume {
         output::print(&text)?;
         Ok(if names.is_empty() { Exit::Failed } else { Exit::Success })
     }
+}
+
+fn resumed(name: &str, ended: &[String], others: &[String]) -> String {
+    let mut text = if ended.is_empty() {
+        format!("No Freeze is for {name} alone.\n")
+    } else {
+        format!("{name} may go on ({} ended).\n", ended.join(", "))
+    };
+    if !others.is_empty() {
+        text.push_str(&format!("Other freezes hold: {}. End one with: bascule unfreeze NAME\n", others.join(", ")));
+    }
+    text
 }
 
 /// Whether a Freeze is for this policy or node and nothing else.
@@ -251,7 +260,7 @@ impl Abort {
             }
         };
         let does = consequences(&nodes);
-        output::say(&format!("{does}, and nothing new starts {place} for {}.", self.duration));
+        output::say(&announced(&does, &place, self.duration));
         if !output::confirmed("Continue", self.yes)? {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
@@ -259,6 +268,10 @@ impl Abort {
         create(&client, "abort", spec).await?;
         said(&place, self.duration, &does, &format!("bascule resume {}", self.name))
     }
+}
+
+fn announced(does: &str, place: &str, duration: api::Duration) -> String {
+    format!("{does}, and nothing new starts {place} for {duration}.")
 }
 
 /// What an abort does to nodes that move now.
@@ -328,6 +341,29 @@ mod tests {
         let nodes: Vec<_> = seen.report.nodes.iter().collect();
         assert_eq!(consequences(&nodes), "1 drain is undone, 1 node past their drain finishes");
         assert_eq!(consequences(&[]), "0 drains are undone");
+    }
+
+    /// What each of them says, as people read it.
+    #[test]
+    fn the_stop_switches_say_what_they_did_and_how_it_is_undone() {
+        let seen = fixture::seen();
+        let nodes: Vec<_> = seen.report.nodes.iter().collect();
+        let moving = nodes.iter().filter(|node| in_motion(node)).count();
+        let ended = ["pause-x7k2".to_owned()];
+        let others = ["freeze-b4f9".to_owned(), "freeze-c2c2".to_owned()];
+        let four_hours = api::Duration::from_minutes(240);
+        let says = [
+            ("freeze --for 2h", frozen("everywhere", "00:00", &finishing(moving), "bascule unfreeze freeze-x7k2")),
+            ("pause workers", frozen("for policy workers", "Mon 22:00", &finishing(1), "bascule resume workers")),
+            ("hold node-b4 --for 1h", frozen("for node node-b4", "23:00", &finishing(1), "bascule resume node-b4")),
+            ("abort workers, asking", announced(&consequences(&nodes), "for policy workers", four_hours) + "\n"),
+            ("abort workers", frozen("for policy workers", "02:00", &consequences(&nodes), "bascule resume workers")),
+            ("resume workers", resumed("workers", &ended, &[])),
+            ("resume workers, others hold", resumed("workers", &ended, &others)),
+            ("resume control", resumed("control", &[], &others)),
+        ];
+        let shown: String = says.iter().map(|(line, says)| format!("$ bascule {line}\n{says}")).collect();
+        insta::assert_snapshot!("stop-commands", shown);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The on-call engineer's commands. They read the leader's live report, or else the objects, and write Freezes and Rollbacks:
 //! the rights of the ClusterRole `bascule-on-call` and the Role `bascule-live-report` are enough.
 
+mod dashboard;
 mod doctor;
 mod explain;
 mod facts;
@@ -21,6 +22,7 @@ mod version;
 mod view;
 mod wait;
 
+pub(crate) use dashboard::Dashboard;
 pub(crate) use doctor::Doctor;
 pub(crate) use explain::Explain;
 pub(crate) use forecast::Forecast;
@@ -68,7 +70,13 @@ pub(crate) struct Connection {
         help_heading = "Cluster"
     )]
     namespace: String,
+    /// How long the API server is waited for, for each request.
+    #[arg(long, value_name = "DURATION", default_value = "60s", global = true, help_heading = "Cluster")]
+    request_timeout: api::Duration,
 }
+
+/// How long it may take to reach the API server, TLS included.
+const CONNECT: Duration = Duration::from_secs(10);
 
 impl Connection {
     async fn client(&self) -> anyhow::Result<Client> {
@@ -86,8 +94,9 @@ impl Connection {
                 .await
                 .context("no cluster is configured: give --kubeconfig or set KUBECONFIG")?,
         };
-        config.connect_timeout = Some(Duration::from_secs(10));
-        config.read_timeout = Some(Duration::from_secs(60));
+        let patience = self.request_timeout.to_std().max(Duration::from_secs(1));
+        config.connect_timeout = Some(CONNECT.min(patience));
+        config.read_timeout = Some(patience);
         // A follower's 503 says who leads, and a server's is told at once: whoever types decides whether to try again.
         config.default_retry = false;
         Client::try_from(config).context("can't set up the connection to the API server")

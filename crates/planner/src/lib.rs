@@ -4,6 +4,7 @@
 //! expects to find and a [`Report`] with the reason of every wait come out. Nothing here knows a client, a clock, a
 //! random source or a runtime. The operator gathers the facts and carries the actions out without a choice of its own.
 
+pub mod calendar;
 mod decide;
 pub mod drain;
 pub mod forecast;

@@ -5,8 +5,9 @@ use super::Writer;
 use crate::{
     events::{About, Notice, audit},
     gather::Key,
+    notify::{Kind, Notification},
 };
-use bascule_api::{DisruptionOutcome, ObjectRef};
+use bascule_api::{DisruptionOutcome, ObjectRef, Version};
 use bascule_planner::{Action, Step, plan::MemoryChange};
 
 impl Writer {
@@ -74,8 +75,22 @@ impl Writer {
                 MemoryChange::Maintenance(reason, note) if !note.is_empty() => (*reason, false, note.clone(), None),
                 MemoryChange::Maintenance(..) | MemoryChange::Timed => continue,
             };
+            if let Some((kind, release)) = notified(change) {
+                let (policy, release, message) = (known.name.clone(), Some(release.clone()), note.clone());
+                self.notifier.tell(Notification { kind, policy, release, message });
+            }
             self.events.tell(Notice { about: about.clone(), warning, reason, action: "Remember", note, related });
         }
+    }
+}
+
+/// What a webhook is told of, and about which release.
+fn notified(change: &MemoryChange) -> Option<(Kind, &Version)> {
+    match change {
+        MemoryChange::Started(version) => Some((Kind::Began, version)),
+        MemoryChange::Ended(version, outcome) => Some((Kind::from(*outcome), version)),
+        MemoryChange::Blocked { version, .. } => Some((Kind::Blocked, version)),
+        MemoryChange::Failed(_) | MemoryChange::Maintenance(..) | MemoryChange::Timed => None,
     }
 }
 

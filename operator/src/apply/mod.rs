@@ -21,6 +21,7 @@ use crate::{
     gather::{Key, NodeFact, UpdateFact, World, node_now},
     hooks,
     metrics::Metrics,
+    notify::Notifier,
 };
 use bascule_api::UpdatePolicyStatus;
 use bascule_planner::{
@@ -52,6 +53,7 @@ pub struct Writer {
     pub(crate) world: World,
     pub(crate) metrics: Metrics,
     pub(crate) events: Events,
+    pub(crate) notifier: Notifier,
 }
 
 impl std::fmt::Debug for Writer {
@@ -83,8 +85,14 @@ impl Carried {
 impl Writer {
     /// A writer.
     #[must_use]
-    pub const fn new(client: Client, world: World, metrics: Metrics, events: Events) -> Self {
-        Self { client, world, metrics, events }
+    pub fn new(client: Client, world: World, metrics: Metrics, events: Events) -> Self {
+        Self { client, world, metrics, events, notifier: Notifier::default() }
+    }
+
+    /// The same, and it tells somebody else too.
+    #[must_use]
+    pub fn telling(self, notifier: Notifier) -> Self {
+        Self { notifier, ..self }
     }
 
     /// Remembers what a plan remembers, and begins the writes to as many nodes as may be written to at once. Says how many

@@ -112,6 +112,12 @@ impl Asker {
         Ok(Self { http, accesses, objects })
     }
 
+    /// The client it asks with: patient for ten seconds, and of the same authorities.
+    #[must_use]
+    pub fn http(&self) -> reqwest::Client {
+        self.http.clone()
+    }
+
     /// Asks one gate. `node` stands for `$node` in a query.
     pub async fn ask(&self, health: &Health, gate: &Gate, node: Option<&str>) -> GateAnswer {
         let question = async {

@@ -4,6 +4,7 @@
 //! come through the API server's pod proxy with their own rights; the port itself asks for none, as that of the metrics
 //! (docs/decisions/0016-the-leader-serves-its-report.md).
 
+mod dashboard;
 mod make;
 
 use crate::gather::World;
@@ -16,7 +17,10 @@ use axum::{
 use bascule_api::NoReport;
 use bascule_planner::{Report, Snapshot};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -33,6 +37,7 @@ pub struct Live(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<Known>,
+    plans: AtomicU64,
     turns: Semaphore,
 }
 
@@ -43,7 +48,27 @@ enum Known {
     /// This replica leads and has not planned yet.
     Leads,
     /// This replica leads.
-    Planned(Box<Planned>),
+    Planned(Box<Stamped>),
+}
+
+/// A plan with its number.
+#[derive(Debug, Clone)]
+struct Stamped {
+    plan: Planned,
+    stamp: u64,
+}
+
+impl Known {
+    /// Why there is no report.
+    fn absence(&self) -> String {
+        match self {
+            Self::Follows { leader: Some(leader) } => format!("this replica does not lead: {leader} does"),
+            Self::Follows { leader: None } => "this replica does not lead, and does not know who does".to_owned(),
+            Self::Leads | Self::Planned(_) => {
+                "this replica has just begun to lead and has not planned yet: try again in a moment".to_owned()
+            }
+        }
+    }
 }
 
 /// The last plan.
@@ -62,7 +87,7 @@ pub struct Planned {
 impl Default for Live {
     fn default() -> Self {
         let state = Mutex::new(Known::Follows { leader: None });
-        Self(Arc::new(Inner { state, turns: Semaphore::new(AT_ONCE) }))
+        Self(Arc::new(Inner { state, plans: AtomicU64::new(0), turns: Semaphore::new(AT_ONCE) }))
     }
 }
 
@@ -79,7 +104,8 @@ impl Live {
 
     /// There is a new plan.
     pub fn planned(&self, plan: Planned) {
-        self.set(Known::Planned(Box::new(plan)));
+        let stamp = self.0.plans.fetch_add(1, Ordering::Relaxed);
+        self.set(Known::Planned(Box::new(Stamped { plan, stamp })));
     }
 
     fn set(&self, state: Known) {
@@ -96,20 +122,16 @@ pub(crate) async fn answer(State(live): State<Live>) -> Response {
     let Ok(Ok(_turn)) = tokio::time::timeout(PATIENCE, live.0.turns.acquire()).await else {
         return none("too many ask for the report at once: try again in a moment", None);
     };
-    match live.get() {
-        Known::Follows { leader: Some(leader) } => {
-            none(&format!("this replica does not lead: {leader} does"), Some(leader.to_string()))
-        }
-        Known::Follows { leader: None } => none("this replica does not lead, and does not know who does", None),
-        Known::Leads => {
-            none("this replica has just begun to lead and has not planned yet: try again in a moment", None)
-        }
+    let known = live.get();
+    match known {
         Known::Planned(plan) => {
-            match tokio::task::spawn_blocking(move || serde_json::to_vec(&make::report(&plan))).await {
+            match tokio::task::spawn_blocking(move || serde_json::to_vec(&make::report(&plan.plan))).await {
                 Ok(Ok(body)) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
                 _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             }
         }
+        Known::Follows { leader: Some(ref leader) } => none(&known.absence(), Some(leader.to_string())),
+        Known::Follows { leader: None } | Known::Leads => none(&known.absence(), None),
     }
 }
 
@@ -129,7 +151,7 @@ mod tests {
         (status, axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
     }
 
-    fn plan() -> Planned {
+    pub(super) fn plan() -> Planned {
         let changes = Arc::new(tokio::sync::watch::Sender::new(0));
         Planned {
             snapshot: Arc::default(),

@@ -46,6 +46,7 @@ struct Inner {
     line: Family<ActionLabel, Histogram>,
     actions: Family<ActionResult, Counter>,
     evictions: Family<ResultLabel, Counter>,
+    notifications: Family<ResultLabel, Counter>,
     gates: Family<ResultLabel, Counter>,
     writes: Family<Kind, Counter>,
     watch_failures: Family<Kind, Counter>,
@@ -144,6 +145,7 @@ impl Metrics {
             line: Family::new_with_constructor(|| Histogram::new(REACTION)),
             actions: Family::default(),
             evictions: Family::default(),
+            notifications: Family::default(),
             gates: Family::default(),
             writes: Family::default(),
             watch_failures: Family::default(),
@@ -203,6 +205,11 @@ impl Metrics {
     /// An eviction was answered.
     pub fn evicted(&self, result: &'static str) {
         self.0.evictions.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// The webhook was told of something, or could not be.
+    pub fn notified(&self, result: &'static str) {
+        self.0.notifications.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// A gate was asked.
@@ -297,6 +304,7 @@ impl Inner {
         );
         registry.register("actions", "Actions carried out, by result", self.actions.clone());
         registry.register("evictions", "Answers to evictions", self.evictions.clone());
+        registry.register("notifications", "Notifications for the webhook, by result", self.notifications.clone());
         registry.register("gate_answers", "Answers of health gates", self.gates.clone());
         registry.register("api_writes", "Writes to the API server, events and leases apart", self.writes.clone());
         registry.register("watch_failures", "Watches that failed and began anew", self.watch_failures.clone());

@@ -152,4 +152,58 @@ mod tests {
         assert_eq!(shown[0], ("1.19".to_owned(), 20));
         assert_eq!(shown[RELEASES], ("other".to_owned(), 1 + 2 + 3 + 4 + 5));
     }
+
+    /// A policy with a node, as a plan describes them.
+    fn described() -> (Snapshot, Report) {
+        let policy: bascule_api::UpdatePolicy = serde_json::from_value(serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
+            "metadata": {"name": "workers", "uid": "p", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"}},
+        }))
+        .unwrap();
+        let node: k8s_openapi::api::core::v1::Node = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "n1", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        }))
+        .unwrap();
+        let changes = std::sync::Arc::new(tokio::sync::watch::Sender::new(0));
+        let world = crate::gather::World::new(changes, &crate::clock::Clock::system());
+        world.policies.apply(&kube::runtime::watcher::Event::Apply(policy));
+        world.nodes.apply(&kube::runtime::watcher::Event::Apply(node));
+        let drains = Default::default();
+        let outside = crate::gather::Outside {
+            now: Time::default(),
+            seed: 1,
+            offer: &|_| std::sync::Arc::default(),
+            gates: Vec::new(),
+            drains: &drains,
+            ceiling: None,
+            operator_node: None,
+            own_pod: None,
+        };
+        let snapshot = crate::gather::Assembler::default().assemble(&world, outside);
+        let report = bascule_planner::Planner::default().plan(&snapshot).1;
+        (snapshot, report)
+    }
+
+    #[test]
+    fn a_scrape_never_meets_a_gauge_that_is_just_being_filled_and_a_deposed_leader_has_none() {
+        let metrics = Metrics::new();
+        let (snapshot, report) = described();
+        let none = BTreeMap::new();
+        metrics.describe(&snapshot, &report, &none);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2_000 {
+                    metrics.describe(&snapshot, &report, &none);
+                }
+            });
+            for _ in 0..2_000 {
+                let text = metrics.text().unwrap();
+                assert_eq!(text.lines().filter(|line| line.starts_with("bascule_nodes{")).count(), 1, "{text}");
+                assert!(text.contains("bascule_nodes_unavailable{policy=\"workers\"}"), "{text}");
+            }
+        });
+        metrics.forget();
+        assert!(!metrics.text().unwrap().contains("workers"), "a deposed leader says nothing of the fleet");
+    }
 }

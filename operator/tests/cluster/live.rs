@@ -1,20 +1,20 @@
 //! The live report, read as people read it: through the API server's pod proxy, with the rights that the manifests give them.
 
 use crate::agent::Habit;
+use crate::facts::facts;
 use crate::world::World;
-use bascule_api::{LiveReport, NoReport, NodeUpdate, UpdatePolicy, WaitReason};
-use bascule_operator::gather::{Assembler, Outside, World as Facts};
+use bascule_api::{LiveReport, NoReport, NodeUpdate, WaitReason};
+use bascule_operator::gather::{Assembler, Outside};
 use bascule_operator::live::{Live, Planned};
 use bascule_operator::metrics::Metrics;
 use bascule_operator::server::{Readiness, serve};
 use bascule_planner::{Planner, snapshot::Offer};
 use bascule_tests::bascule;
+use bascule_tests::control_plane::free_port;
 use http_body_util::BodyExt as _;
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding};
 use kube::api::{ListParams, PostParams};
 use kube::client::Body;
-use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::json;
 use std::sync::Arc;
@@ -62,7 +62,9 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
     }
     let alice = on_call(&world).await;
     // n3 is the operator's own: it would wait for the others, and does not while a Freeze holds all.
-    let first = world.operator_with("first", None, &["--node-name=n3"]).await;
+    let shown = [free_port().unwrap(), free_port().unwrap()].map(|port| format!("127.0.0.1:{port}"));
+    let dashboard = format!("--dashboard={}", shown[0]);
+    let first = world.operator_with("first", None, &["--node-name=n3", &dashboard]).await;
     bascule::operator_pod(&world.client, "first", &first.listen).await;
     let window = json!([{"schedule": "0 0 1 1 *", "duration": "1h"}]);
     world.policy("workers", json!({"maintenanceWindows": window})).await;
@@ -78,6 +80,12 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
         assert_eq!(gate, Some("Window"), "{node:?}");
     }
 
+    let mut page = Stream::open(&shown[0]).await;
+    let whole = page.until("whole").await;
+    assert!(whole.contains(r#""reason":"MaintenanceWindow""#) && whole.contains(r#""name":"n2""#), "{whole}");
+    let calendar = page.until("calendar").await;
+    assert!(calendar.contains(r#""name":"workers""#), "{calendar}");
+
     let freeze = json!({"metadata": {"name": "now"}, "spec": {"reason": "a test", "duration": "1h"}});
     let freeze: bascule_api::Freeze = serde_json::from_value(freeze).unwrap();
     let begun = Instant::now();
@@ -89,13 +97,14 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
         })
         .await;
     println!("the live report says Freeze after {} ms", begun.elapsed().as_millis());
+    assert!(page.until("change").await.contains(r#""reason":"Freeze""#));
     for node in ["n1", "n2", "n3"] {
         world.until_reason(node, WaitReason::Freeze).await;
     }
     assert!(begun.elapsed() < Duration::from_secs(60), "the objects say it after {:?}", begun.elapsed());
 
     // The follower says who leads; nobody reads from the namespace without the Role.
-    let second = world.operator("second").await;
+    let second = world.operator_with("second", None, &[&format!("--dashboard={}", shown[1])]).await;
     bascule::operator_pod(&world.client, "second", &second.listen).await;
     world
         .eventually("the second knows the first", async || {
@@ -104,6 +113,8 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
             status == 503 && told.is_some_and(|told| told.leader.as_deref() == Some("first"))
         })
         .await;
+    let away = Stream::open(&shown[1]).await.until("away").await;
+    assert!(away.contains("first does"), "{away}");
     let mallory = user(&world, "mallory").await;
     assert_eq!(ask(&mallory, "first").await.0, 403);
 
@@ -123,47 +134,34 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
             ask(&alice, "first").await.0 == 503 && gauges(&first.listen).await == 0
         })
         .await;
+    page.until("away").await;
 }
 
-/// Facts of so many nodes as the watches bring them.
-fn facts(count: usize) -> Facts {
-    let facts = Facts::new(Arc::new(tokio::sync::watch::Sender::new(0)), &bascule_operator::clock::Clock::system());
-    let policy: UpdatePolicy = serde_json::from_value(json!({
-        "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
-        "metadata": {"name": "workers", "uid": "p", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"},
-        "spec": {"nodeSelector": {}, "source": {"repository": "https://images.example.com/os", "channel": "stable"}},
-    }))
-    .unwrap();
-    facts.policies.apply(&watcher::Event::Apply(policy));
-    for index in 0..count {
-        let name =
-            format!("ip-10-{}-{}-{}.eu-central-1.compute.internal", index / 65_536, index / 256 % 256, index % 256);
-        let node: Node = serde_json::from_value(json!({
-            "metadata": {"name": name, "uid": format!("u{index}"), "creationTimestamp": "2026-01-01T00:00:00Z",
-                "labels": {"topology.kubernetes.io/zone": format!("eu-central-1{}", ["a", "b", "c"][index % 3])}},
-            "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"architecture": "amd64",
-                "bootID": format!("b{index}"), "containerRuntimeVersion": "", "kernelVersion": "", "kubeProxyVersion": "",
-                "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""}},
-        }))
-        .unwrap();
-        facts.nodes.apply(&watcher::Event::Apply(node));
-        // Some agents report, each with an error of its own: the longest reports are those of trouble.
-        let update: NodeUpdate = serde_json::from_value(json!({
-            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
-            "metadata": {"name": name, "uid": format!("n{index}"), "generation": 1},
-            "spec": {"policy": "workers"},
-            "status": {
-                "bootID": if index % 4 == 0 { "another".to_owned() } else { format!("b{index}") },
-                "booted": {"slot": "A", "version": "41.2.0", "rootHash": "a".repeat(64)},
-                "failedReleases": [{"version": "41.3.0", "digest": format!("sha256:{}", "3".repeat(64)),
-                    "at": "2026-11-01T00:00:00Z", "category": "TrialFailed", "message": format!("unit {index} did not start")}],
-                "bootControl": {"backend": "SystemdBoot", "counting": if index % 2 == 0 { "Works" } else { "Broken" }},
-            },
-        }))
-        .unwrap();
-        facts.updates.apply(&watcher::Event::Apply(update));
+/// What a browser that looks at the dashboard is sent.
+struct Stream {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl Stream {
+    async fn open(address: &str) -> Self {
+        Self { response: reqwest::get(format!("http://{address}/events")).await.unwrap(), text: String::new() }
     }
-    facts
+
+    /// The next event of this name.
+    async fn until(&mut self, name: &str) -> String {
+        loop {
+            while let Some((event, rest)) = self.text.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.text = rest;
+                if event.starts_with(&format!("event: {name}\n")) {
+                    return event;
+                }
+            }
+            let bytes = tokio::time::timeout(crate::world::PATIENCE, self.response.chunk()).await.unwrap().unwrap();
+            self.text.push_str(std::str::from_utf8(&bytes.expect("the stream goes on")).unwrap());
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

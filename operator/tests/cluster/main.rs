@@ -4,9 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, unreachable_pub)]
 
 mod agent;
+mod audience;
 mod bad_input;
 mod break_glass;
+mod docs;
 mod drain;
+mod facts;
 mod handover;
 mod health;
 mod hooks;

@@ -28,6 +28,12 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// What people wait for at 5,000 nodes: the live report, `bascule status`, the dashboard and what it costs. Needs Go, and some minutes.
+    People {
+        /// Passed on; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Releases: bytes to move and speed of applying, against other tools. Needs root, 15 GB and two hours of an idle machine.
     Release {
         /// Passed on; `--help` lists them.
@@ -56,6 +62,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             let program = program.to_str().context("the workspace's path is not UTF-8")?;
             let scale = ["run", "--quiet", "--package", "bascule-operator", "--example", "scale", "--"];
             cargo(&[&scale[..], &["--operator", program]].concat(), arguments, "its message says why")
+        }
+        What::People { arguments } => {
+            prerequisites::require("go", "the control plane is built with it")?;
+            let program = shipped::command_line()?;
+            let program = program.to_str().context("the workspace's path is not UTF-8")?;
+            let people = ["run", "--quiet", "--package", "bascule-operator", "--example", "people", "--"];
+            cargo(&[&people[..], &["--bascule", program]].concat(), arguments, "its message says why")
         }
         What::Release { arguments } => {
             prerequisites::ensure(TOOLS)?;

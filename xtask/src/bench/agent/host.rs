@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bascule_sim::disk::Disk;
-use bascule_sim::layout::{ESP, Table};
+use bascule_gpt::{FileMedium, Partition, Table};
+use bascule_sim::layout::ESP;
 use bascule_tests::control_plane::Credentials;
 use bascule_tests::supervise::Supervised;
 use uuid::Uuid;
@@ -187,9 +187,9 @@ impl Mounted {
     /// The disk's own ESP where the kernel can mount it, else ext4 with the same files: FAT is a module that not every
     /// kernel has, and what is measured is the agent.
     fn esp(disk: &Path, at: &Path) -> anyhow::Result<Self> {
-        let table = Table::read(&Disk::open_file(disk)?)?;
-        let entry = table.entry(ESP).context("the disk has no ESP")?;
-        let (start, length) = (entry.starting_lba * 512, (entry.ending_lba - entry.starting_lba + 1) * 512);
+        let file = fs::File::open(disk)?;
+        let table = Table::read(&FileMedium { file: &file, sector: 512 })?;
+        let Partition { start, length, .. } = table.partition(ESP).context("the disk has no ESP")?;
         let place = format!("loop,offset={start},sizelimit={length}");
         if let Ok(mounted) = Self::mount(&["-t", "vfat", "-o", &place], disk, at) {
             return Ok(mounted);
