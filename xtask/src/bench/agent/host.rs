@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use bascule_gpt::{FileMedium, Partition, Table};
-use bascule_sim::layout::ESP;
+use bascule_gpt::{FileMedium, Partition};
+use bascule_sim::disk::Disk;
+use bascule_sim::layout::{ESP, Table};
 use bascule_tests::control_plane::Credentials;
 use bascule_tests::supervise::Supervised;
 use uuid::Uuid;
@@ -188,7 +189,7 @@ impl Mounted {
     /// kernel has, and what is measured is the agent.
     fn esp(disk: &Path, at: &Path) -> anyhow::Result<Self> {
         let file = fs::File::open(disk)?;
-        let table = Table::read(&FileMedium { file: &file, sector: 512 })?;
+        let table = bascule_gpt::Table::read(&FileMedium { file: &file, sector: 512 })?;
         let Partition { start, length, .. } = table.partition(ESP).context("the disk has no ESP")?;
         let place = format!("loop,offset={start},sizelimit={length}");
         if let Ok(mounted) = Self::mount(&["-t", "vfat", "-o", &place], disk, at) {
@@ -203,7 +204,7 @@ impl Mounted {
         }
         let mounted = Self::mount(&["-t", "ext4", "-o", "loop"], &image, at)
             .context("neither FAT nor ext4 can be mounted: this needs loop devices")?;
-        let esp = table.esp()?;
+        let esp = Table::read(&Disk::open_file(disk)?)?.esp()?;
         fs::create_dir_all(at.join("EFI/Linux"))?;
         for file in esp.list("EFI/Linux")? {
             let content = esp.read(&format!("EFI/Linux/{}", file.name), file.size)?;
