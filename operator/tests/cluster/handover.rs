@@ -4,11 +4,13 @@ use crate::agent::Habit;
 use crate::proxy::Proxy;
 use crate::world::World;
 use bascule_api::{LiveReport, NodeUpdate, WaitReason};
+use futures::future::select_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::ListParams;
 use serde_json::json;
+use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_dies_in_the_middle_loses_nothing() {
@@ -21,17 +23,27 @@ async fn a_leader_that_dies_in_the_middle_loses_nothing() {
     let second = world.operator("second").await;
     world.policy("workers", json!({"health": {"nodeSoak": "1s"}})).await;
 
-    // Kill whoever leads while a node is granted, again and again.
+    // Kill whoever leads while a node is granted, once for each node.
     let granted = |update: Option<&NodeUpdate>| update.is_some_and(|update| update.spec.disruption.is_some());
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());
-    tokio::select! {
-        () = world.until_update("n1", "granted", granted) => {}
-        () = world.until_update("n2", "granted", granted) => {}
-        () = world.until_update("n3", "granted", granted) => {}
+    let mut running = vec![first, second];
+    let mut still = BTreeSet::from(["n1", "n2", "n3"]);
+    while !still.is_empty() {
+        let waiting = still.iter().map(|&node| {
+            let world = &world;
+            Box::pin(async move {
+                world.until_update(node, "granted", granted).await;
+                node
+            })
+        });
+        let (node, ..) = select_all(waiting).await;
+        for operator in running.drain(..) {
+            operator.kill().await;
+        }
+        still.remove(node);
+        running.push(world.operator(&format!("after-{node}")).await);
     }
-    first.kill().await;
-    second.kill().await;
-    let third = world.operator("third").await;
+    let last = running.remove(0);
     for node in ["n1", "n2", "n3"] {
         world.until_current(node, "1.1").await;
     }
@@ -41,7 +53,7 @@ async fn a_leader_that_dies_in_the_middle_loses_nothing() {
         assert_eq!(grant, Some(1), "{update:?}");
     }
     // A clean stop gives the Lease back, so that the next one need not wait for its end.
-    third.stop().await;
+    last.stop().await;
     let leases: Api<Lease> = Api::namespaced(world.client.clone(), "bascule-system");
     let lease = leases.get("bascule-operator").await.unwrap();
     let holder = lease.spec.unwrap().holder_identity.unwrap_or_default();
