@@ -43,7 +43,7 @@ pub(crate) struct Requests {
     /// The longest time between two answers, in milliseconds.
     pub(crate) longest_gap_ms: u64,
     #[serde(skip)]
-    last: Option<Instant>,
+    pub(super) last: Option<Instant>,
 }
 
 impl Requests {
