@@ -6,13 +6,18 @@ use super::{
     budget::{ClusterBudget, PolicyBudget},
     choice::{Choice, Install},
     facts::NodeView,
-    health::{Answers, Room},
+    health::{Allowance, Answers},
     policy::PolicyView,
     waves::Waves,
 };
-use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
+use crate::{
+    Gate, GateSet, Wait,
+    drain::without_place,
+    plan::GateQuestion,
+    snapshot::{Cordon, Node},
+};
 use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, Time, WaitReason};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// The first wait after a failed drain; it doubles with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(300);
@@ -85,10 +90,39 @@ pub(super) fn own(candidate: &Candidate<'_, '_>) -> Option<(Gate, Arc<Wait>)> {
     OWN.iter().filter(|(gate, _)| candidate.set.asks(*gate)).find_map(|(gate, ask)| Some((*gate, ask(candidate)?)))
 }
 
+/// Gates that may hold a node for days: somebody's decision, or the rollout's own order. A new node is not held meanwhile,
+/// since pods may have nowhere else to go.
+const MAY_TAKE_DAYS: [Gate; 11] = [
+    Gate::BootCounting,
+    Gate::NotPaused,
+    Gate::NotFrozen,
+    Gate::NotHalted,
+    Gate::Repository,
+    Gate::Release,
+    Gate::Age,
+    Gate::Retention,
+    Gate::Skew,
+    Gate::Wave,
+    Gate::Soak,
+];
+
+/// Whether a node waits for something that may take days.
+pub(super) fn may_take_days(candidate: &Candidate<'_, '_>) -> bool {
+    OWN.iter().filter(|(gate, _)| MAY_TAKE_DAYS.contains(gate)).any(|(_, ask)| ask(candidate).is_some())
+}
+
 /// The first gate that keeps the release from being staged.
 pub(super) fn before_staging(candidate: &Candidate<'_, '_>) -> Option<Arc<Wait>> {
     let asked = OWN.iter().filter(|(gate, _)| BEFORE_STAGING.contains(gate) && candidate.set.asks(*gate));
     asked.map(|(_, ask)| ask(candidate)).find_map(|wait| wait)
+}
+
+/// Where pods may go.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    pub(super) nodes: &'a [Arc<Node>],
+    /// Those that this plan grants: they will be emptied, too.
+    pub(super) granting: BTreeSet<&'a str>,
 }
 
 /// The gates that look at what other nodes do, this plan's grants included.
@@ -97,7 +131,8 @@ pub(super) fn shared<'a>(
     budget: &mut PolicyBudget<'a>,
     cluster: &mut ClusterBudget<'a>,
     answers: Answers<'a>,
-    room: &mut Room,
+    allowance: &mut Allowance,
+    places: &Places<'_>,
     questions: &mut Vec<GateQuestion>,
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
@@ -142,8 +177,23 @@ pub(super) fn shared<'a>(
     if set.asks(Gate::OperatorLast) && view.traits.runs_operator && candidate.others_first {
         return Some(operator_last());
     }
+    // A way back leaves a release that is worse than a pod without a place for some minutes.
+    if set.asks(Gate::Place)
+        && !candidate.choice.goes_back()
+        && let Some((pod, needs)) = without_place(view.node, places.nodes, |node| places.granting.contains(node))
+    {
+        let message = format!(
+            "no other node could take pod {pod}, which needs {} (spec.drain.waitForPlaces: false does not wait for one)",
+            needs.in_words()
+        );
+        let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+        return held(
+            Gate::Place,
+            Some(Wait::new(WaitReason::PodFitsNowhere, message).of("Pod", Some(namespace), name)),
+        );
+    }
     if set.asks(Gate::Health) && !candidate.choice.goes_back() {
-        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, room);
+        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, allowance);
         questions.extend(asked.questions);
         return held(Gate::Health, asked.failing);
     }
