@@ -6,6 +6,7 @@ use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Options};
 use clap::Parser as _;
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::PostParams;
@@ -64,6 +65,50 @@ async fn what_is_not_installed_is_named_and_waited_for() {
     until_readyz(&launch.listen, &["updatepolicies.bascule.dev is older than this operator: it lacks spec.paused"])
         .await;
     task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_operator_may_not_do_and_admission_that_holds_nobody_are_named_and_waited_for() {
+    bascule_tests::install_tls_provider();
+    let options = Options { disabled_admission: Some("ValidatingAdmissionPolicy".to_owned()), ..Options::default() };
+    let control_plane = ControlPlane::start(options).await.unwrap();
+    bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+    let (_vendor, server) = bascule::repository().await;
+    let files = tempfile::tempdir().unwrap();
+    let start = async |identity: &str, more: &[&str]| {
+        let launch = bascule::launch(&control_plane, &server, files.path(), identity, None).await;
+        let own = ["bascule-operator"].into_iter().chain(launch.arguments.iter().map(String::as_str));
+        let settings = Settings::parse_from(own.chain(more.iter().copied()));
+        (tokio::spawn(run(settings, Clock::system(), std::future::pending())), launch.listen)
+    };
+
+    // Another namespace than the one that was installed into.
+    let (elsewhere, listen) = start("elsewhere", &["--namespace=default"]).await;
+    until_readyz(&listen, &["may not create leases", "patch leases", "namespace in which the operator runs (default)"])
+        .await;
+    elsewhere.abort();
+
+    // Before there is a node to protect nothing can be tried; then it is.
+    let update = json!({
+        "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n1"},
+        "spec": {"policy": "workers", "goal": "Idle"},
+    });
+    control_plane.apply(&update.to_string()).await.unwrap();
+    let (unprotected, listen) = start("unprotected", &[]).await;
+    until_readyz(&listen, &["does not enforce the ValidatingAdmissionPolicy", "--disable-admission-plugins"]).await;
+    assert!(!unprotected.is_finished());
+    unprotected.abort();
+
+    // A right is missing.
+    let roles: Api<ClusterRole> = Api::all(control_plane.client().await.unwrap());
+    let mut role = roles.get("bascule-operator").await.unwrap();
+    let nodes = |rule: &PolicyRule| rule.resources.as_ref().is_some_and(|all| all.iter().any(|one| one == "nodes"));
+    role.rules.as_mut().unwrap().retain(|rule| !nodes(rule));
+    roles.replace("bascule-operator", &PostParams::default(), &role).await.unwrap();
+    let (unable, listen) = start("unable", &[]).await;
+    until_readyz(&listen, &["may not list nodes, patch nodes, watch nodes", "apply manifests/operator/rbac.yaml"])
+        .await;
+    unable.abort();
 }
 
 /// The rights of the operator of another namespace, as its manifests give them with other names.

@@ -37,11 +37,18 @@ pub struct Options {
     pub start_timeout: Duration,
     /// Keep one line for each request, to be read by [`ControlPlane::requests`]. Costs a little CPU at scale.
     pub audit: bool,
+    /// An admission plug-in that is switched off (`--disable-admission-plugins`), as some clusters have it.
+    pub disabled_admission: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_monitor_grace: Duration::from_secs(20), start_timeout: Duration::from_secs(90), audit: true }
+        Self {
+            node_monitor_grace: Duration::from_secs(20),
+            start_timeout: Duration::from_secs(90),
+            audit: true,
+            disabled_admission: None,
+        }
     }
 }
 

@@ -162,6 +162,9 @@ fn server_arguments(place: &Path, etcd_url: &str, port: u16, options: &Options) 
         "--allow-privileged=true".to_owned(),
         "--profiling=false".to_owned(),
     ];
+    if let Some(plugin) = &options.disabled_admission {
+        arguments.push(format!("--disable-admission-plugins={plugin}"));
+    }
     if options.audit {
         arguments.push(format!("--audit-policy-file={}", file("audit-policy.json")));
         arguments.push(format!("--audit-log-path={}", place.join("audit/audit.log").display()));

@@ -1,13 +1,18 @@
 //! What has to be there before the operator may act: an API server that is new enough, Bascule's definitions in a version
-//! that this program knows, and the admission policies without which an agent could speak for another node. What is
-//! missing is told in the log and by `/readyz`, with what mends it, until it is there.
+//! that this program knows, the rights that it needs, and the admission policies, enforced, without which an agent could speak
+//! for another node. What is missing is told in the log and by `/readyz`, with what mends it, until it is there.
+
+mod rights;
 
 use crate::{one_line, server::Readiness};
+use bascule_api::NodeUpdate;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt as _};
+use rights::Rights;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// The oldest Kubernetes that is supported, `1.<minor>` (docs/install.md).
@@ -20,10 +25,10 @@ const AGAIN: Duration = Duration::from_secs(5);
 const NAMED: usize = 3;
 
 /// Returns when everything is there.
-pub(crate) async fn passed(client: &Client, readiness: &Readiness) {
+pub(crate) async fn passed(client: &Client, namespace: &str, readiness: &Readiness) {
     let mut told = Vec::new();
     loop {
-        let missing = missing(client).await;
+        let missing = missing(client, namespace).await;
         for sentence in missing.iter().filter(|sentence| !told.contains(*sentence)) {
             tracing::error!(missing = sentence, "the operator can't act yet");
         }
@@ -36,7 +41,7 @@ pub(crate) async fn passed(client: &Client, readiness: &Readiness) {
     }
 }
 
-async fn missing(client: &Client) -> Vec<String> {
+async fn missing(client: &Client, namespace: &str) -> Vec<String> {
     let mut missing = Vec::new();
     match client.apiserver_version().await {
         Ok(version) => missing.extend(too_old(&version.major, &version.minor)),
@@ -65,7 +70,35 @@ async fn missing(client: &Client) -> Vec<String> {
             )),
         }
     }
+    let rights = match Rights::of(client, namespace).await {
+        Ok(rights) => rights,
+        Err(error) => {
+            missing.push(format!("the API server does not tell the operator's rights: {}", one_line(&error)));
+            return missing;
+        }
+    };
+    missing.extend(rights.missing(namespace));
+    // Who is above the admission policies learns nothing from trying.
+    if missing.is_empty() && !rights.above_admission() {
+        missing.extend(not_enforced(client).await);
+    }
     missing
+}
+
+/// Whether the API server lets the operator say what only an agent may say. It is asked without changing anything, and where
+/// there is a NodeUpdate to ask about: before the first one there is nothing to protect.
+async fn not_enforced(client: &Client) -> Option<String> {
+    let updates: Api<NodeUpdate> = Api::all(client.clone());
+    let first = updates.list(&ListParams::default().limit(1)).await.ok()?.items.into_iter().next()?;
+    let lie = Patch::Merge(json!({"status": {"agentVersion": "0.0.0-asked-by-the-operator"}}));
+    let only_asking = PatchParams { dry_run: true, ..PatchParams::default() };
+    let tried = updates.patch_status(&first.name_any(), &only_asking, &lie).await;
+    tried.is_ok().then(|| {
+        "the API server does not enforce the ValidatingAdmissionPolicy bascule-operator, and so perhaps none, and without them a \
+         node could speak for another: its --disable-admission-plugins must not name ValidatingAdmissionPolicy, and the \
+         binding's validationActions must be [Deny] as in manifests/admission"
+            .to_owned()
+    })
 }
 
 /// An object, `None` where there is none. Where an older Role does not let us look, nothing is said against it.
@@ -146,7 +179,7 @@ mod tests {
         for (major, minor) in [("1", "34"), ("1", "36+"), ("2", "0"), ("", "")] {
             assert_eq!(too_old(major, minor), None, "{major}.{minor}");
         }
-        let page = include_str!("../../docs/install.md");
+        let page = include_str!("../../../docs/install.md");
         assert!(page.contains(&format!("Kubernetes 1.{OLDEST_MINOR}")), "docs/install.md says another version");
     }
 
