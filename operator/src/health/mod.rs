@@ -19,6 +19,9 @@ const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
 
+/// Redirects that are followed.
+const MOST_REDIRECTS: usize = 3;
+
 /// What a gate answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GateAnswer {
@@ -101,7 +104,7 @@ impl Asker {
             certificates.extend(found);
         }
         let (http, _) = bascule_repository::client_with_authorities(
-            || client_builder().redirect(reqwest::redirect::Policy::limited(3)),
+            || client_builder().redirect(reqwest::redirect::Policy::custom(within_its_origin)),
             &certificates,
         )?;
         let accesses = access::Accesses::new(client.clone(), namespace, certificates);
@@ -145,6 +148,17 @@ impl Asker {
             }
             Err(why) => GateAnswer::Unknown(why),
         }
+    }
+}
+
+/// A policy names whom the operator asks, and whoever is asked does not send it on to others: where a redirect leads to another
+/// server, it is the answer.
+fn within_its_origin(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let asked = attempt.previous().first().map(url::Url::origin);
+    if asked == Some(attempt.url().origin()) && attempt.previous().len() <= MOST_REDIRECTS {
+        attempt.follow()
+    } else {
+        attempt.stop()
     }
 }
 

@@ -4,7 +4,8 @@
 use crate::agent::Habit;
 use crate::world::World;
 use axum::http::StatusCode;
-use bascule_api::{UpdatePolicy, WaitReason};
+use bascule_api::{Gate, UpdatePolicy, WaitReason};
+use bascule_operator::health::{Asker, GateAnswer};
 use bascule_tests::control_plane::free_port;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::Api;
@@ -12,8 +13,8 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Prometheus, which watches itself once a second.
 struct Prometheus {
@@ -64,6 +65,49 @@ async fn service() -> (String, Arc<AtomicU16>) {
     let router = axum::Router::new().fallback(answer);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     (url, status)
+}
+
+/// A service that notes what it is asked, and answers with a redirect.
+async fn redirecting(to: &str) -> (String, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (notes, to) = (Arc::clone(&asked), to.to_owned());
+    let answer = move |request: axum::extract::Request| {
+        notes.lock().unwrap().push(format!("{} {} {:?}", request.method(), request.uri(), request.headers()));
+        let to = to.clone();
+        async move { (StatusCode::FOUND, [("location", to), ("set-cookie", "a=b".to_owned())]) }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/ready", listener.local_addr().unwrap());
+    let router = axum::Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (url, asked)
+}
+
+#[tokio::test]
+async fn a_gate_asks_whom_it_names_without_credentials_and_nobody_else() {
+    bascule_tests::install_tls_provider();
+    let (other, asked_other) = redirecting("/").await;
+    let (service, asked) = redirecting(&other).await;
+    let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
+    let asker = Asker::new(kube::Client::try_from(config).unwrap(), "default", &[]).unwrap();
+    let gate = |gate: Value| serde_json::from_value::<Gate>(gate).unwrap();
+    let health: bascule_api::Health = serde_json::from_value(json!({"prometheus": service})).unwrap();
+
+    let http = asker.ask(&health, &gate(json!({"http": {"url": service}})), None).await;
+    assert!(matches!(&http, GateAnswer::Failed(said) if said.contains("answers with status 302")), "{http:?}");
+    let prom_ql = gate(json!({"promQL": {"query": "up", "min": 1}}));
+    let prom_ql = asker.ask(&health, &prom_ql, None).await;
+    assert!(matches!(&prom_ql, GateAnswer::Unknown(said) if said.contains("302 and no JSON")), "{prom_ql:?}");
+    assert_eq!(*asked_other.lock().unwrap(), [""; 0], "a redirect led to another server");
+    let asked = asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), 2);
+    for one in &asked {
+        assert!(one.starts_with("GET ") && !one.contains("authorization") && !one.contains("cookie"), "{one}");
+    }
+    // Within one server a redirect is followed, and not for ever.
+    let within = asker.ask(&health, &gate(json!({"http": {"url": other}})), None).await;
+    assert!(matches!(&within, GateAnswer::Failed(said) if said.contains("302")), "{within:?}");
+    assert_eq!(asked_other.lock().unwrap().len(), 4);
 }
 
 /// What an admin grants whose policies ask about a Node.
