@@ -40,6 +40,13 @@ pub async fn install(control_plane: &ControlPlane, manifests: &[&str]) -> Result
     Ok(())
 }
 
+/// Applies all of `manifests/`, for agents in pods and for those of hosts alike.
+pub async fn install_all(control_plane: &ControlPlane) {
+    let manifests = crate::page::tree().join("manifests");
+    control_plane.apply_kustomization(&manifests).await.unwrap();
+    install(control_plane, &["components/host-agent/rbac.yaml"]).await.unwrap();
+}
+
 /// A vendor whose releases 1.0 and 1.1 are signed today, and the server of its repository.
 pub async fn repository() -> (Vendor, HttpsServer) {
     let mut vendor = Vendor::empty();

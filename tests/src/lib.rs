@@ -16,6 +16,13 @@ pub mod files;
 pub mod https;
 pub mod kubelet;
 pub mod kwok;
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::missing_panics_doc,
+    reason = "helpers of tests: what goes wrong here is a failed test"
+)]
+pub mod page;
 pub mod supervise;
 #[allow(
     clippy::unwrap_used,

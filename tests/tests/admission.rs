@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bascule_api::{Freeze, NodeUpdate};
+use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -60,10 +60,7 @@ fn assert_refused(answer: Result<(), String>, because: &str) {
 
 async fn install(control_plane: &ControlPlane) -> Client {
     let client = control_plane.client().await.unwrap();
-    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    control_plane.apply_kustomization(&manifests).await.unwrap();
-    let host_agent = std::fs::read_to_string(manifests.join("components/host-agent/rbac.yaml")).unwrap();
-    control_plane.apply(&host_agent).await.unwrap();
+    bascule::install_all(control_plane).await;
     control_plane.apply(NODES_AND_PODS).await.unwrap();
     for node in ["n1", "n2"] {
         let object = json!({

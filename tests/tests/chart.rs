@@ -8,14 +8,13 @@
 )]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Command, Output};
 
 use bascule_tests::control_plane::Binaries;
 use bascule_tests::files::copy_folder;
+use bascule_tests::page::tree;
 use serde_json::Value;
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// Kinds without a namespace, which kustomize gives one all the same.
 const CLUSTER_SCOPED: [&str; 3] = ["FlowSchema", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
 
@@ -51,7 +50,7 @@ fn objects(yaml: &[u8]) -> Objects {
 
 fn render(values: &[&str]) -> Output {
     let helm = Binaries::helm(&|_| {}).unwrap();
-    Command::new(helm).arg(format!("{ROOT}/charts/bascule")).arg("bascule-system").args(values).output().unwrap()
+    Command::new(helm).arg(tree().join("charts/bascule")).arg("bascule-system").args(values).output().unwrap()
 }
 
 fn helm(values: &[&str]) -> Objects {
@@ -62,7 +61,7 @@ fn helm(values: &[&str]) -> Objects {
 
 fn kustomize(components: &[&str]) -> Objects {
     let folder = tempfile::tempdir().unwrap();
-    copy_folder(&Path::new(ROOT).join("manifests"), &folder.path().join("manifests")).unwrap();
+    copy_folder(&tree().join("manifests"), &folder.path().join("manifests")).unwrap();
     let components: Vec<String> = components.iter().map(|name| format!("manifests/components/{name}")).collect();
     let text = format!("resources: [manifests]\ncomponents: [{}]\n", components.join(", "));
     std::fs::write(folder.path().join("kustomization.yaml"), text).unwrap();

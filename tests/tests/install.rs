@@ -8,45 +8,27 @@
 )]
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
-use bascule_api::CORDONED_BY_ANNOTATION;
+use bascule_api::{
+    AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
+};
 use bascule_tests::control_plane::{ControlPlane, Options};
-use bascule_tests::files::copy_folder;
+use bascule_tests::page::{self, Page};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::Api;
+use kube::{Api, ResourceExt as _};
 use serde_json::Value;
-
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-
-/// The block between the marks of that name.
-fn shown(page: &str, name: &str) -> String {
-    let marked = page.split(&format!("<!-- {name}: begin")).nth(1).and_then(|rest| rest.split("```").nth(1));
-    let block = marked.and_then(|block| block.split_once('\n')).map(|(_, block)| block.to_owned());
-    block.unwrap_or_else(|| panic!("no {name} on the page"))
-}
 
 fn image(pod: Option<PodSpec>) -> Option<String> {
     pod?.containers.into_iter().next()?.image
 }
 
 /// The page, and a folder as it describes it.
-fn follow() -> (String, tempfile::TempDir) {
-    let page = std::fs::read_to_string(format!("{ROOT}/docs/install.md")).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    copy_folder(&Path::new(ROOT).join("manifests"), &folder.path().join("manifests")).unwrap();
-    for (name, content) in [
-        ("kustomization.yaml", shown(&page, "overlay")),
-        ("on-call.yaml", shown(&page, "on-call")),
-        ("workers.yaml", shown(&page, "first-policy")),
-        ("root.json", "{}".to_owned()),
-    ] {
-        std::fs::write(folder.path().join(name), content).unwrap();
-    }
+fn follow() -> (Page, tempfile::TempDir) {
+    let (page, folder) = (Page::read(), tempfile::tempdir().unwrap());
+    page.lay_out(folder.path(), &page::tree().join("manifests"), "{}");
     (page, folder)
 }
 
@@ -80,6 +62,10 @@ async fn the_page_installs_and_takes_out() {
         Api::<Deployment>::namespaced(client.clone(), "bascule-system").get("bascule-operator").await.unwrap();
     let spec = operator.spec.unwrap();
     assert_eq!(spec.replicas, Some(2), "high availability is what the page shows");
+    // In a cluster all of whose nodes are new, and held back, somebody has to update them.
+    let tolerated = spec.template.spec.clone().and_then(|spec| spec.tolerations).unwrap_or_default();
+    let held = [HOLD_TAINT, OLD_HOLD_TAINT];
+    assert!(held.iter().all(|key| tolerated.iter().any(|one| one.key.as_deref() == Some(*key))), "{tolerated:?}");
     let operator = image(spec.template.spec);
     assert_eq!(operator.as_deref(), Some("registry.example.com/platform/bascule-operator:0.1.0"));
     let agent = Api::<DaemonSet>::namespaced(client.clone(), "bascule-agents").get("bascule-agent").await.unwrap();
@@ -102,15 +88,20 @@ async fn the_page_installs_and_takes_out() {
     kubectl(&control_plane, &["delete", "-k", "."], folder);
     let left = kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
     assert_eq!(left, "", "something is left");
-    give_back(&control_plane, &shown(&page, "give-back"));
+    let script = page.block("give-back");
+    let marks = [CORDONED_BY_ANNOTATION, TRUCE_ANNOTATION, OUTDATED_TAINT, HOLD_TAINT];
+    assert!(marks.iter().chain(&AUTOSCALER_ANNOTATIONS).all(|mark| script.contains(*mark)), "{script}");
+    let output = page::shell(&control_plane, &script, folder, &[]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let nodes: Api<Node> = Api::all(client);
     let ours = nodes.get("ours").await.unwrap();
-    let spec = ours.spec.unwrap_or_default();
+    let spec = ours.spec.clone().unwrap_or_default();
     assert_eq!((spec.unschedulable.unwrap_or_default(), spec.taints.unwrap_or_default().len()), (false, 0));
-    assert!(!ours.metadata.annotations.unwrap_or_default().contains_key(CORDONED_BY_ANNOTATION));
-    assert!(ours.metadata.labels.unwrap_or_default().keys().all(|key| !key.contains("load-balancers")));
-    let theirs = nodes.get("theirs").await.unwrap().spec.unwrap();
-    assert_eq!(theirs.unschedulable, Some(true), "an admin's cordon is the admin's");
+    assert_eq!(ours.annotations(), &[(AUTOSCALER_ANNOTATIONS[1].to_owned(), "true".to_owned())].into());
+    assert!(ours.labels().is_empty(), "{ours:?}");
+    let theirs = nodes.get("theirs").await.unwrap();
+    assert_eq!(theirs.labels().len(), 1, "{theirs:?}");
+    assert_eq!(theirs.spec.unwrap().unschedulable, Some(true), "an admin's cordon is the admin's");
 }
 
 /// A node in the middle of a drain as the operator leaves it, and one that an admin cordoned.
@@ -119,51 +110,39 @@ apiVersion: v1
 kind: Node
 metadata:
   name: ours
-  annotations: {bascule.dev/cordoned-by: workers}
+  annotations:
+    bascule.dev/cordoned-by: ours/1
+    bascule.dev/autoscaler-truce: '{"until":null,"before":{"karpenter.sh/do-not-disrupt":"true"}}'
+    cluster-autoscaler.kubernetes.io/scale-down-disabled: "true"
+    karpenter.sh/do-not-disrupt: "true"
   labels: {node.kubernetes.io/exclude-from-external-load-balancers: bascule}
 spec:
   unschedulable: true
-  taints: [{key: bascule.dev/outdated, effect: PreferNoSchedule}]
+  taints:
+  - {key: bascule.dev/outdated, effect: PreferNoSchedule}
+  - {key: startup-taint.cluster-autoscaler.kubernetes.io/bascule-hold, effect: NoSchedule}
 ---
 apiVersion: v1
 kind: Node
-metadata: {name: theirs}
+metadata:
+  name: theirs
+  labels: {node.kubernetes.io/exclude-from-external-load-balancers: "true"}
 spec: {unschedulable: true}
 "#;
 
-/// The page's script, as it stands.
-fn give_back(control_plane: &ControlPlane, script: &str) {
-    assert!(script.contains(CORDONED_BY_ANNOTATION));
-    let kubectl = PathBuf::from(control_plane.kubectl().get_program());
-    let mut path = OsString::from(kubectl.parent().unwrap());
-    path.push(":");
-    path.push(std::env::var_os("PATH").unwrap_or_default());
-    let mut shell = Command::new("sh");
-    shell.args(["-eu", "-c", script]).env("PATH", path).env("KUBECONFIG", control_plane.admin_kubeconfig());
-    let output = shell.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
-    let (page, folder) = follow();
+    let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
+    let page = Page::read().with(&[("bascule-system", "updates")]);
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
     // The Prometheus operator's definition, as far as it matters here.
     control_plane.apply(POD_MONITORS).await.unwrap();
-    // Another namespace, as the page has it: one line of the copy, and the overlay's own mention.
-    let file = folder.join("manifests/operator/kustomization.yaml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(file, text.replace("namespace: bascule-system", "namespace: updates")).unwrap();
-    let component = "  - manifests/components/high-availability\n";
-    let more: String = ["host-agent", "prometheus", "network-policy"]
-        .iter()
-        .map(|name| format!("  - manifests/components/{name}\n"))
-        .collect();
-    let overlay = shown(&page, "overlay").replace(component, &format!("{component}{more}"));
-    let overlay = overlay.replace("bascule-system", "updates");
-    std::fs::write(folder.join("on-call.yaml"), shown(&page, "on-call").replace("bascule-system", "updates")).unwrap();
-    std::fs::write(folder.join("kustomization.yaml"), overlay).unwrap();
+    // Another namespace, as the page has it.
+    page.lay_out(folder, &page::tree().join("manifests"), "{}");
+    page::in_namespaces(folder, "updates", "bascule-agents");
+    page::add_components(folder, &["host-agent", "prometheus", "network-policy"]);
+    page.add_authority(folder, "pem");
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
     let before = changes(&control_plane, folder);
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);

@@ -14,7 +14,7 @@ enum When {
     If(&'static str),
 }
 
-const DAEMON_SET: When = When::If("eq .Values.agent.as \"DaemonSet\"");
+const DAEMON_SET: When = When::If("ne .Values.agent.as \"HostService\"");
 
 /// The files, in the order of installation.
 const FILES: [(&str, When); 21] = [
@@ -35,7 +35,7 @@ const FILES: [(&str, When); 21] = [
     ("agent/rbac.yaml", DAEMON_SET),
     ("agent/flow-schema.yaml", DAEMON_SET),
     ("agent/daemonset.yaml", DAEMON_SET),
-    ("components/host-agent/rbac.yaml", When::If("eq .Values.agent.as \"HostService\"")),
+    ("components/host-agent/rbac.yaml", When::If("ne .Values.agent.as \"DaemonSet\"")),
     ("components/high-availability/budget.yaml", When::If("gt (int .Values.operator.replicas) 1")),
     ("components/network-policy/operator.yaml", When::If(".Values.networkPolicy")),
     ("components/prometheus/pod-monitor.yaml", When::If(".Values.podMonitor")),
@@ -71,7 +71,7 @@ operator:
 agent:
   # Yours to set, for a DaemonSet.
   image: \"\"
-  # DaemonSet, or HostService where the OS image carries the agent.
+  # DaemonSet, HostService where the OS image carries the agent, or Both while nodes move from one to the other.
   as: DaemonSet
   # Of the DaemonSet. Not the release's own: its pods are privileged.
   namespace: bascule-agents
