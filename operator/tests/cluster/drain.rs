@@ -12,7 +12,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use std::collections::BTreeSet;
 
-fn cordoned(node: Option<&Node>) -> bool {
+pub fn cordoned(node: Option<&Node>) -> bool {
     node.and_then(|node| node.spec.as_ref()?.unschedulable).unwrap_or(false)
 }
 
@@ -127,7 +127,7 @@ spec:
       containers: [{name: c, image: example.invalid/c}]
 "#;
 
-async fn let_go(world: &World) {
+pub async fn let_go(world: &World) {
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     let free = json!({"metadata": {"finalizers": null}});
     pods.patch("stubborn-0", &PatchParams::default(), &Patch::Merge(&free)).await.unwrap();
@@ -155,7 +155,11 @@ async fn fluo_188_kured_63_a_failed_drain_means_no_reboot_and_no_cordon_left() {
 
 /// The drain of n1 hangs at a pod.
 async fn hanging() -> World {
-    let mut world = World::new().await;
+    hanging_in(World::new().await).await
+}
+
+/// The same in a cluster that is there.
+pub async fn hanging_in(mut world: World) -> World {
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(STUBBORN).await.unwrap();
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");

@@ -10,6 +10,7 @@ mod drain;
 mod handover;
 mod health;
 mod hooks;
+mod installation;
 mod kubectl;
 mod live;
 mod monitoring;

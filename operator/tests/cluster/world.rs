@@ -76,14 +76,22 @@ impl Operator {
 impl World {
     /// A cluster with the manifests, and a repository with releases 1.0 and 1.1 that is valid now.
     pub async fn new() -> Self {
+        Self::installed(async |control_plane, vendor| {
+            bascule::install(control_plane, bascule::MANIFESTS).await.unwrap();
+            bascule::trust(&control_plane.client().await.unwrap(), vendor).await;
+        })
+        .await
+    }
+
+    /// The same with manifests, and the root of trust among them, that somebody else applies.
+    pub async fn installed(install: impl AsyncFnOnce(&ControlPlane, &Vendor)) -> Self {
         bascule_tests::install_tls_provider();
         let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-        bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+        let (vendor, server) = bascule::repository().await;
+        install(&control_plane, &vendor).await;
         bascule::install(&control_plane, &["components/host-agent/rbac.yaml"]).await.unwrap();
         control_plane.apply(HOOKS).await.unwrap();
         let client = control_plane.client().await.unwrap();
-        let (vendor, server) = bascule::repository().await;
-        bascule::trust(&client, &vendor).await;
         let files = tempfile::tempdir().unwrap();
         Self { control_plane, client, vendor, server, files, machines: BTreeMap::new() }
     }
