@@ -8,9 +8,9 @@
     reason = "helpers of tests are not `#[test]` functions themselves"
 )]
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options};
 use http::{Method, Request};
 use kube::Client;
@@ -83,6 +83,23 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-
 subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: carol}]
 "#;
 
+/// A mistake that somebody could make: nodes that may write NodeUpdates.
+const TOO_MUCH: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: too-much}
+rules: [{apiGroups: [bascule.dev], resources: [nodeupdates], verbs: [create, patch, delete]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: too-much}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: too-much}
+subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:nodes"}]
+"#;
+
+/// What a node is told that tries more than to report.
+const NOTHING_ELSE: &str = "an agent writes the status of its NodeUpdate and nothing else";
+
 /// Somebody with credentials.
 struct Attacker {
     who: &'static str,
@@ -119,10 +136,7 @@ fn status(content: Value) -> Value {
 }
 
 async fn install(control_plane: &ControlPlane) {
-    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    control_plane.apply_kustomization(&manifests).await.unwrap();
-    let host_agent = std::fs::read_to_string(manifests.join("components/host-agent/rbac.yaml")).unwrap();
-    control_plane.apply(&host_agent).await.unwrap();
+    bascule::install_all(control_plane).await;
     control_plane.apply(CLUSTER).await.unwrap();
 }
 
@@ -236,7 +250,24 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     unbound.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "this token names no node").await;
     reaches_nothing_else(&unbound, false).await;
     host.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "the agent of node n2 may not write").await;
+    // What n2 said once, said again for it by another, who may read it, is a lie like any other.
+    host.sends(Method::PATCH, &reported("n2"), &status(json!({"bootID": "b1"}))).await.unwrap();
+    let recorded = agent.sends(Method::GET, &update("n2"), &Value::Null).await.unwrap();
+    host.sends(Method::PATCH, &reported("n2"), &status(json!({"bootID": "b2"}))).await.unwrap();
+    let replayed = status(recorded["status"].clone());
+    agent.is_refused(Method::PATCH, &reported("n2"), replayed.clone(), "the agent of node n1 may not write").await;
     host.is_refused(Method::PATCH, &update("n2"), granted.clone(), "cannot patch").await;
+    // Nor does a wrong Role let a node order itself, or make up a node that is not there: its certificate is held whatever it
+    // was given besides.
+    let (made_up, order) = (own.clone(), json!({"spec": {"policy": "others"}}));
+    control_plane.apply(TOO_MUCH).await.unwrap();
+    until("the wrong Role is known", async || {
+        let answer = host.sends(Method::POST, &format!("{API}/nodeupdates"), &made_up).await;
+        matches!(answer, Err((403, said)) if said.contains(NOTHING_ELSE))
+    })
+    .await;
+    host.is_refused(Method::PATCH, &update("n2"), order.clone(), NOTHING_ELSE).await;
+    host.is_refused(Method::DELETE, &update("n1"), Value::Null, NOTHING_ELSE).await;
 
     // The operator gives orders and never speaks for an agent, not even for the node it runs on.
     for node in ["n1", "n2"] {
@@ -285,6 +316,9 @@ async fn whoever_takes_over_a_part_gets_that_part() {
         agent.sends(Method::PATCH, &reported("n2"), &lie).await.is_ok()
     })
     .await;
+    agent.sends(Method::PATCH, &reported("n2"), &replayed).await.unwrap();
+    host.sends(Method::PATCH, &update("n2"), &order).await.unwrap();
+    host.sends(Method::POST, &format!("{API}/nodeupdates"), &made_up).await.unwrap();
     without("bascule-operator").await;
     until("the operator speaks for agents without its policy", async || {
         operator.sends(Method::PATCH, &reported("n1"), &lie).await.is_ok()
