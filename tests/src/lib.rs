@@ -23,6 +23,7 @@ pub mod kwok;
     reason = "helpers of tests: what goes wrong here is a failed test"
 )]
 pub mod page;
+pub mod registry;
 pub mod supervise;
 #[allow(
     clippy::unwrap_used,

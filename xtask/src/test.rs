@@ -18,7 +18,7 @@ use std::{
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text: format, lints, compile, worlds, cluster, boot.
+    /// Only the steps whose name contains this text: format, lints, compile, worlds, cluster, images, boot.
     #[arg(long)]
     only: Option<String>,
     /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
@@ -29,6 +29,8 @@ pub(crate) struct Options {
 /// The test programs that start a control plane of their own and mostly wait for it.
 const WITH_A_CONTROL_PLANE: [&str; 8] =
     ["admission", "attackers", "cluster", "control_plane", "install", "kubelet", "kwok", "sandbox"];
+/// What is made of the shipped programs, and so waits until they are built for the machines.
+const OF_SHIPPED_PROGRAMS: &str = "images";
 /// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
 const NICE: i32 = 5;
 
@@ -118,8 +120,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     prerequisites::writable(&workspace_root().join("target"))?;
     prerequisites::require("go", "install Go 1.26 or newer (the control plane of the tests is built from Go modules)")?;
     prerequisites::ensure(prerequisites::TEST_TOOLS)?;
-    let (cluster, rest): (BTreeSet<_>, BTreeSet<_>) =
+    let (cluster, mut rest): (BTreeSet<_>, BTreeSet<_>) =
         test_programs()?.into_iter().partition(|name| WITH_A_CONTROL_PLANE.contains(&name.as_str()));
+    let images = rest.take(OF_SHIPPED_PROGRAMS);
     let own = ["--lib", "--bins"].map(str::to_owned);
     let before = [
         Step::new("format", &["fmt", "--all", "--check"]),
@@ -131,6 +134,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Step::tests("worlds", own.into_iter().chain(named(rest)), &options.filter),
         // What the machines are made of is compiled before they start, so that nothing competes with them for the processors.
         Step::new("boot programs", &["xtask", "boot", "build"]),
+        Step::tests("images", named(images), &options.filter),
     ];
     let last = [Step::new("boot", &["xtask", "boot"])];
 

@@ -52,6 +52,8 @@ pub fn build_all(workspace: &Path) -> anyhow::Result<()> {
     of_the_image(workspace)?;
     say("building the initrd's program");
     shipped::build(workspace, &["bascule-init"])?;
+    say("building the operator as it is shipped, for its container image");
+    shipped::build(workspace, &["bascule-operator"])?;
     say("building operator and command line tool");
     of_the_cluster(workspace)?;
     Binaries::locate(&say)?;

@@ -1,5 +1,6 @@
 //! What a pod, as the API server holds it, says about its container: the environment by the downward API, volumes, user.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ pub struct Node {
     pub authority: String,
     /// The token of the pod's service account.
     pub token: String,
+    /// The ConfigMaps of the pod's namespace that it mounts, with their files.
+    pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl Container {
@@ -121,18 +124,35 @@ fn bound(pod: &Pod, volume: &Volume, mount: &VolumeMount, node: &Node) -> Result
         fs::metadata(&path).map_err(failed(&path))?;
         path
     } else if let Some(projected) = &volume.projected {
-        fs::create_dir_all(&folder).map_err(failed(&folder))?;
-        for source in projected.sources.iter().flatten() {
-            let (name, content) = projection(pod, source, node)?;
-            let path = folder.join(name);
-            fs::write(&path, content).map_err(failed(&path))?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(&path))?;
-        }
+        let files = projected.sources.iter().flatten().map(|source| projection(pod, source, node));
+        let files = files.collect::<Result<Vec<_>, _>>()?;
+        written(&folder, files.iter().map(|(name, content)| (name, content)))?;
+        folder
+    } else if let Some(map) = &volume.config_map {
+        let files = node.config_maps.get(&map.name);
+        let files =
+            files.ok_or_else(|| ContainerError::Pod(format!("the ConfigMap {}, which is not there", map.name)))?;
+        written(&folder, files)?;
         folder
     } else {
         return Err(ContainerError::Pod(format!("the volume {} of an unknown kind", volume.name)));
     };
     Ok(Mount { source, target: PathBuf::from(&mount.mount_path), read_only: mount.read_only == Some(true) })
+}
+
+/// Writes what a pod may read and not change.
+fn written<'a>(folder: &Path, files: impl IntoIterator<Item = (&'a String, &'a String)>) -> Result<(), ContainerError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ContainerError::File { path, source }
+    };
+    fs::create_dir_all(folder).map_err(failed(folder))?;
+    for (name, content) in files {
+        let path = folder.join(name);
+        fs::write(&path, content).map_err(failed(&path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(&path))?;
+    }
+    Ok(())
 }
 
 /// What the admission of service accounts mounts into every pod.

@@ -27,6 +27,10 @@ pub use ports::free_port;
 
 use crate::supervise::{ProcessError, Scratch, Supervised};
 
+/// The first address of the service network, by which pods reach the API server
+/// (kube-apiserver, `--service-cluster-ip-range`).
+pub const SERVICE_ADDRESS: &str = "10.96.0.1";
+
 /// What a control plane may differ in.
 #[derive(Debug, Clone)]
 pub struct Options {

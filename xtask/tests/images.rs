@@ -1,0 +1,337 @@
+//! What is shipped, started as it is installed: the images that `cargo xtask images` builds, with the mounts, users,
+//! environment and arguments of `manifests/`, as pods of a real API server that enforces Pod Security.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests are not `#[test]` functions themselves"
+)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bascule_api::{NodeUpdate, UpdatePolicy};
+use bascule_tests::bascule;
+use bascule_tests::container::{Container, Image, Node};
+use bascule_tests::control_plane::{ControlPlane, Options, free_port};
+use bascule_tests::files::copy_folder;
+use bascule_tests::kubelet::{Health, Kubelet, Machine, Runtime};
+use bascule_tests::page::{self, Page};
+use bascule_tests::registry::Registry;
+use bascule_tests::supervise::Supervised;
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
+use kube::api::{ListParams, PostParams};
+use kube::runtime::wait::await_condition;
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(90);
+const IMAGES: [&str; 2] = ["bascule-operator", "bascule-agent"];
+
+/// Builds the images into a folder, with more arguments; gives the digest of each.
+fn images(out: &Path, more: &[&OsStr]) -> Vec<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    let built = command.args(["images", "--out"]).arg(out).args(more).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let said = String::from_utf8(built.stdout).unwrap();
+    let digests: Vec<String> = said
+        .lines()
+        .filter(|line| !line.starts_with("pushed"))
+        .map(|line| line.split(' ').nth(1).unwrap().to_owned())
+        .collect();
+    assert_eq!(digests.len(), IMAGES.len(), "{said}");
+    digests
+}
+
+/// Whatever lies in a folder, by its path.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+/// Twice the same, whole folders, into a registry the second time. Gives the images, unpacked.
+async fn built_twice(folder: &Path) -> BTreeMap<&'static str, Image> {
+    let (out, again) = (folder.join("images"), folder.join("again"));
+    let digests = images(&out, &[]);
+    let registry = Registry::start(folder).await.unwrap();
+    let place = format!("{}/platform", registry.address());
+    let push: [&OsStr; 6] = [
+        "--push".as_ref(),
+        place.as_ref(),
+        "--ca".as_ref(),
+        registry.authority().as_os_str(),
+        "--tag".as_ref(),
+        "0.1.0".as_ref(),
+    ];
+    assert_eq!(images(&again, &push), digests);
+    let (first, second) = (contents(&out), contents(&again));
+    assert_eq!(first.keys().collect::<Vec<_>>(), second.keys().collect::<Vec<_>>());
+    for (path, content) in &first {
+        // Not shown when it differs: programs.
+        assert!(second.get(path) == Some(content), "{} is another one the second time", path.display());
+    }
+    for (name, digest) in IMAGES.iter().zip(&digests) {
+        let manifest = registry.get(&format!("platform/{name}/manifests/0.1.0")).await.unwrap();
+        assert_eq!(manifest.error_for_status().unwrap().headers()["docker-content-digest"], digest.as_str());
+        let document = |kind: &str| -> Value {
+            serde_json::from_slice(&fs::read(out.join(format!("{name}.{kind}.json"))).unwrap()).unwrap()
+        };
+        let bom = document("cdx");
+        let parts = bom["components"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap());
+        let parts: Vec<&str> = parts.collect();
+        assert!(parts.contains(&"rustls") && !parts.contains(&"clap_derive"), "{parts:?}");
+        let subject = document("provenance")["subject"][0]["digest"]["sha256"].as_str().unwrap().to_owned();
+        assert_eq!(format!("sha256:{subject}"), *digest);
+    }
+    let unpacked = IMAGES.map(|name| {
+        let image = Image::unpack(&out.join(name), &folder.join("roots").join(name)).unwrap();
+        assert_eq!((image.user.as_str(), image.entrypoint.len()), ("65532:65532", 1));
+        let seen = fs::read_dir(&image.root).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut seen: Vec<String> = seen.collect();
+        seen.sort();
+        assert_eq!(seen, [name, "etc"], "nothing else is in the image");
+        assert_audited(name, &image.root.join(name));
+        (name, image)
+    });
+    unpacked.into_iter().collect()
+}
+
+/// The program carries the list of what it was built from, where scanners look for it.
+fn assert_audited(name: &str, program: &Path) {
+    let list = program.with_extension("list");
+    let dump = format!("--dump-section=.dep-v0={}", list.display());
+    let dumped = Command::new("objcopy").arg(dump).arg(program).arg("/dev/null").status().unwrap();
+    assert!(dumped.success());
+    let mut text = String::new();
+    let packed = fs::read(&list).unwrap();
+    std::io::Read::read_to_string(&mut flate2::read::ZlibDecoder::new(packed.as_slice()), &mut text).unwrap();
+    fs::remove_file(list).unwrap();
+    let list: auditable_serde::VersionInfo = serde_json::from_str(&text).unwrap();
+    let root = list.packages.iter().find(|package| package.root).unwrap();
+    assert_eq!(root.name, name);
+    assert!(list.packages.iter().any(|package| package.name == "tokio" && package.version.major == 1));
+}
+
+/// The machine below the pods: containers from the images, mounts from a folder that plays the host's root.
+struct Machinery {
+    images: BTreeMap<&'static str, Image>,
+    host: PathBuf,
+    folder: PathBuf,
+    server: String,
+    authority: String,
+    /// Of the kubelet.
+    client: Client,
+    running: Mutex<BTreeMap<String, Started>>,
+}
+
+struct Started {
+    name: String,
+    log: PathBuf,
+    listen: String,
+    process: Supervised,
+}
+
+#[async_trait]
+impl Runtime for Machinery {
+    fn runs(&self, pod: &Pod) -> bool {
+        pod.name_any().starts_with("bascule-")
+    }
+
+    async fn start(&self, pod: &Pod, token: &str) -> Result<(), String> {
+        let name = pod.name_any();
+        let image = self.images.iter().find(|(image, _)| name.starts_with(**image)).ok_or("no such image")?.1;
+        // Each container has a root of its own.
+        let root = self.folder.join(&name);
+        copy_folder(&image.root, &root).map_err(|error| error.to_string())?;
+        let image = Image { root, ..image.clone() };
+        let node = Node {
+            root: self.host.clone(),
+            volumes: self.folder.join("volumes"),
+            server: self.server.clone(),
+            authority: self.authority.clone(),
+            token: token.to_owned(),
+            config_maps: self.config_maps(pod).await.map_err(|error| error.to_string())?,
+        };
+        let mut container = Container::of_pod(pod, &image, &node).map_err(|error| error.to_string())?;
+        // The machine's network is everybody's here, and the port of the manifest may be taken.
+        let listen = format!("[::1]:{}", free_port().map_err(|error| error.to_string())?);
+        container.environment.push(("BASCULE_LISTEN".to_owned(), listen.clone()));
+        let log = self.folder.join(format!("{name}.log"));
+        let runtime = [OsStr::new(env!("CARGO_BIN_EXE_xtask")), OsStr::new("container")];
+        let process = container.start(&runtime, &log).map_err(|error| error.to_string())?;
+        let started = Started { name, log, listen, process };
+        self.running.lock().unwrap().insert(pod.uid().unwrap_or_default(), started);
+        Ok(())
+    }
+
+    async fn stop(&self, pod: &Pod) {
+        self.running.lock().unwrap().remove(&pod.uid().unwrap_or_default());
+    }
+
+    async fn power_off(&self, _node: &str) {
+        self.running.lock().unwrap().clear();
+    }
+}
+
+impl Machinery {
+    /// What the pod mounts of its namespace, read with the kubelet's rights.
+    async fn config_maps(&self, pod: &Pod) -> kube::Result<BTreeMap<String, BTreeMap<String, String>>> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let mut found = BTreeMap::new();
+        for map in volumes.filter_map(|volume| volume.config_map.as_ref()) {
+            found.insert(map.name.clone(), maps.get(&map.name).await?.data.unwrap_or_default());
+        }
+        Ok(found)
+    }
+
+    fn logs(&self) -> String {
+        let running = self.running.lock().unwrap();
+        let logs = running.values().map(|one| format!("== {}\n{}", one.name, fs::read_to_string(&one.log).unwrap()));
+        logs.collect::<Vec<_>>().join("\n")
+    }
+
+    fn listens(&self, prefix: &str) -> Vec<String> {
+        let running = self.running.lock().unwrap();
+        running.values().filter(|one| one.name.starts_with(prefix)).map(|one| one.listen.clone()).collect()
+    }
+
+    /// Waits until both replicas are ready, over IPv6.
+    async fn until_ready(&self) {
+        let plain = reqwest::Client::builder().no_proxy().build().unwrap();
+        let both = async {
+            loop {
+                let mut ready = 0;
+                for listen in self.listens("bascule-operator") {
+                    let answer = plain.get(format!("http://{listen}/readyz")).send().await;
+                    ready += usize::from(answer.is_ok_and(|answer| answer.status().is_success()));
+                }
+                if ready == 2 {
+                    return;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        if timeout(PATIENCE, both).await.is_err() {
+            panic!("two replicas never were ready\n{}", self.logs());
+        }
+    }
+
+    async fn until<K>(&self, api: Api<K>, name: &str, holds: impl Fn(&K) -> bool + Send)
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+    {
+        let condition = |object: Option<&K>| object.is_some_and(&holds);
+        if timeout(PATIENCE, await_condition(api.clone(), name, condition)).await.is_err() {
+            panic!("{name} never was as expected: {:?}\n{}", api.get_opt(name).await, self.logs());
+        }
+    }
+}
+
+/// What the agent's manifest mounts of a host: an empty disk and a boot partition with nothing on it.
+fn host(folder: &Path) -> PathBuf {
+    let root = folder.join("host");
+    for place in
+        ["dev", "efi/EFI", "sys/firmware/efi/efivars", "usr/lib/bascule", "run/dbus", "run/systemd", "etc/bascule"]
+    {
+        fs::create_dir_all(root.join(place)).unwrap();
+    }
+    let text = "ID=acme-os\nIMAGE_ID=acme-os\nIMAGE_VERSION=1.0\nVERSION_ID=1.0\n";
+    fs::write(root.join("usr/lib/os-release"), text).unwrap();
+    fs::File::create(root.join("dev/disk.img")).unwrap().set_len(64 << 20).unwrap();
+    fs::write(root.join("etc/bascule/agent.toml"), "[slots]\ndisk = \"/dev/disk.img\"\n").unwrap();
+    root
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_shipped_starts_as_its_manifests_say() {
+    bascule_tests::install_tls_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // Containers of other users walk through it.
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let images = built_twice(folder).await;
+
+    // The page, in other namespaces than its own, with an authority for the repository.
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    let (vendor, server) = bascule::repository().await;
+    let overlay = folder.join("overlay");
+    let page = Page::read().with(&[("bascule-system", "updates")]);
+    let trust_root = String::from_utf8(vendor.trust_root()).unwrap();
+    page.lay_out(&overlay, &page::tree().join("manifests"), &trust_root);
+    page::in_namespaces(&overlay, "updates", "hosts");
+    page.add_authority(&overlay, server.ca_pem());
+    control_plane.apply_kustomization(&overlay).await.unwrap();
+
+    let client = control_plane.client().await.unwrap();
+    let kubelet = control_plane.kubelet("n1").unwrap().client().await.unwrap();
+    let machinery = Arc::new(Machinery {
+        images,
+        host: host(folder),
+        folder: folder.join("pods"),
+        server: control_plane.server().to_owned(),
+        authority: control_plane.authority_certificate().to_owned(),
+        client: kubelet.clone(),
+        running: Mutex::default(),
+    });
+    fs::create_dir_all(&machinery.folder).unwrap();
+    let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
+    let _kubelet = Kubelet::start(kubelet, Machine::named("n1", "a"), Health::Good, runtime);
+
+    // A policy: the operator reads the repository, by the authority beside those in its image, and enrols the node.
+    let policy: UpdatePolicy = serde_json::from_value(json!({
+        "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers"},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}},
+            "source": {"repository": server.url(), "channel": "stable"},
+        },
+    }))
+    .unwrap();
+    let policies: Api<UpdatePolicy> = Api::all(client.clone());
+    policies.create(&PostParams::default(), &policy).await.unwrap();
+    machinery
+        .until(policies, "workers", |policy| {
+            let target = policy.status.as_ref().and_then(|status| status.target.as_ref());
+            target.is_some_and(|target| target.version.as_str() == "1.1")
+        })
+        .await;
+    // The agent, with the token of its pod, about its own node: that this machine is none for it.
+    machinery
+        .until(Api::<NodeUpdate>::all(client.clone()), "n1", |update| {
+            let status = update.status.as_ref();
+            status.is_some_and(|status| status.agent_version.is_some() && status.last_error.is_some())
+        })
+        .await;
+    machinery.until_ready().await;
+
+    // Nothing was refused by Pod Security, and nobody died.
+    let events = Api::<Event>::all(client).list(&ListParams::default()).await.unwrap();
+    let said = |event: &&Event| event.message.as_deref().is_some_and(|said| said.contains("PodSecurity"));
+    let refused: Vec<_> = events.iter().filter(said).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    let mut running = machinery.running.lock().unwrap();
+    assert_eq!(running.len(), 3);
+    for one in running.values_mut() {
+        assert_eq!(one.process.ended().unwrap(), None, "{} ended: {}", one.name, one.process.log_tail(20));
+    }
+}
