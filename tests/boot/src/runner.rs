@@ -22,7 +22,7 @@ use crate::release::Release;
 use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
-use crate::scenarios::{Stage, faults, gptprio, integrity, kubelet, life, never_ready, outage};
+use crate::scenarios::{Stage, faults, gptprio, install, integrity, kubelet, life, never_ready, outage};
 use crate::vendor::Vendor;
 
 /// What to run.
@@ -56,7 +56,7 @@ impl Wanted {
     /// What the first machine boots.
     fn first(&self) -> Edition<'static> {
         match &self.only {
-            Some(text) if "kubelet".contains(text.as_str()) => Edition::CONTAINERS_OLD,
+            Some(_) if self.has("kubelet", true) || self.has("install", true) => Edition::CONTAINERS_OLD,
             _ => Edition::OLD,
         }
     }
@@ -179,7 +179,7 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     if wanted.has("gptprio", false) {
         results.note("gptprio", async { gptprio::run() }).await;
     }
-    if wanted.some_of("counting") || wanted.wants_cluster() {
+    if wanted.some_of("counting") || wanted.wants_cluster() || wanted.has("install", true) {
         on_machines(workspace, &wanted, &results).await?;
     }
     let (passed, failed) = (*results.passed.borrow(), *results.failed.borrow());
@@ -215,6 +215,11 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
             }));
         }
     }
+    if wanted.has("install", true) {
+        chains.push(Box::pin(async {
+            results.note("install", installation(&places, &releases)).await;
+        }));
+    }
     let mut needed = Vec::new();
     if let Some(surroundings) = &surroundings {
         let stage = Stage { lab: &lab, cluster: &surroundings.cluster, vendor: &surroundings.vendor };
@@ -232,6 +237,32 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
     };
     futures::join!(machines, making);
     Ok(())
+}
+
+/// A cluster of its own: what is installed there is no other scenario's business.
+async fn installation(places: &Places, releases: &Releases) -> anyhow::Result<()> {
+    let folder = places.folder().join("site");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let vendor = places.vendor_in(&folder).await?;
+    let (old, new) = (releases.containers_old.get().await?, releases.containers_new.get().await?);
+    install::run(&releases.containers_old.lab, &folder, &vendor, old, new).await
+}
+
+/// Builds what the wanted scenarios install, so that machines need not wait for it.
+///
+/// # Errors
+/// When something can't be built.
+pub async fn make_ahead(workspace: &Path, wanted: &Wanted) -> anyhow::Result<()> {
+    if wanted.first() != Edition::CONTAINERS_OLD {
+        return Ok(());
+    }
+    let places = Places::prepare(workspace)?;
+    let prepared = places.clone();
+    let lab = tokio::task::spawn_blocking(move || Lab::prepare(&prepared, Edition::CONTAINERS_OLD, say)).await??;
+    let releases = Releases::of(&Arc::new(lab));
+    let folder = places.folder().join("packing");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    releases.containers_new.make_ahead(&releases.containers_old, &places.vendor_in(&folder).await?).await
 }
 
 /// What all scenarios with a cluster share.
