@@ -173,9 +173,12 @@ impl Runtime for Machinery {
             config_maps: self.config_maps(pod).await.map_err(|error| error.to_string())?,
         };
         let mut container = Container::of_pod(pod, &image, &node).map_err(|error| error.to_string())?;
-        // The machine's network is everybody's here, and the port of the manifest may be taken.
+        // The machine's network is everybody's here, and the port of the operator's manifest may be taken. The agent has
+        // none, and refuses a setting that it does not know.
         let listen = format!("[::1]:{}", free_port().map_err(|error| error.to_string())?);
-        container.environment.push(("BASCULE_LISTEN".to_owned(), listen.clone()));
+        if name.starts_with("bascule-operator") {
+            container.environment.push(("BASCULE_LISTEN".to_owned(), listen.clone()));
+        }
         let log = self.folder.join(format!("{name}.log"));
         let runtime = [OsStr::new(env!("CARGO_BIN_EXE_xtask")), OsStr::new("container")];
         let process = container.start(&runtime, &log).map_err(|error| error.to_string())?;

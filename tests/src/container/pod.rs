@@ -10,6 +10,8 @@ use kube::ResourceExt as _;
 
 use super::{Container, ContainerError, Image, Mount};
 
+const HOSTS: &str = "/etc/hosts";
+
 /// The node that a container runs on.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -53,6 +55,7 @@ impl Container {
             let volume = volume.ok_or_else(|| ContainerError::Pod(format!("no volume {}", mount.name)))?;
             mounts.push(bound(pod, volume, mount, node)?);
         }
+        mounts.extend(names(pod, &mounts, node)?);
         let (host, port) = node.server.trim_start_matches("https://").rsplit_once(':').unwrap_or_default();
         let of_cluster = [("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port), ("HOME", "/")];
         let of_cluster = of_cluster.map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -102,6 +105,19 @@ pub fn environment(pod: &Pod) -> Result<Vec<(String, String)>, ContainerError> {
         }
     };
     first(pod)?.env.iter().flatten().map(|variable| Ok((variable.name.clone(), value(variable)?))).collect()
+}
+
+/// What an image can't know and a kubelet adds to every pod: who `localhost` is
+/// (`pkg/kubelet/kubelet_pods.go`, `managedHostsFileContent`). A pod that brings a file of its own keeps it.
+fn names(pod: &Pod, mounts: &[Mount], node: &Node) -> Result<Option<Mount>, ContainerError> {
+    let target = PathBuf::from(HOSTS);
+    if mounts.iter().any(|mount| target.starts_with(&mount.target)) {
+        return Ok(None);
+    }
+    let folder = node.volumes.join(pod.uid().unwrap_or_default()).join("etc");
+    let content = format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\t{}\n", pod.name_any());
+    written(&folder, [(&"hosts".to_owned(), &content)])?;
+    Ok(Some(Mount { source: folder.join("hosts"), target, read_only: false }))
 }
 
 /// Makes a volume, and says where the container sees it.
