@@ -107,7 +107,7 @@ impl ObserveError {
             Self::Read { .. } => NodeError::Storage,
             Self::OsRelease(_) | Self::Name { .. } => NodeError::Settings,
             Self::Architecture(_) => NodeError::Unsuitable,
-            Self::Table(error) => error.category(),
+            Self::Table(error) => crate::gpt::category(error),
             Self::Slots(error) => error.category(),
             Self::Boot(error) => error.category(),
             Self::Backend => NodeError::BootControl,

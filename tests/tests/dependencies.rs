@@ -138,6 +138,7 @@ fn dependencies_point_inwards() {
     for (package, allowed) in [
         ("bascule-names", &[][..]),
         ("bascule-kubeconfig", &[]),
+        ("bascule-gpt", &[]),
         ("bascule-api", &["bascule-names"]),
         ("bascule-planner", &["bascule-names", "bascule-api"]),
         ("bascule-dashboard", &["bascule-names", "bascule-api", "bascule-planner"]),
@@ -149,6 +150,7 @@ fn dependencies_point_inwards() {
             "bascule-agent",
             &[
                 "bascule-agent-core",
+                "bascule-gpt",
                 "bascule-names",
                 "bascule-api",
                 "bascule-image",

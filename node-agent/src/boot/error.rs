@@ -68,7 +68,7 @@ impl BootError {
             Self::Esp { .. } | Self::TooMany { .. } | Self::NoPartition(_) | Self::Unexpected { .. } => {
                 NodeError::Storage
             }
-            Self::Table(error) => error.category(),
+            Self::Table(error) => crate::gpt::category(error),
             Self::Fetch(error) => error.category,
             Self::Uki { .. } => NodeError::Trust,
             Self::Unknown => NodeError::Internal,

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
+use bascule_gpt::{Change, FileMedium};
 use bascule_image::Sha256;
 use bascule_sim::disk::Disk;
 use bascule_sim::layout::{ESP, Slot, Table, uuid_of_half};
-use gptman::GPT;
 
 use crate::release::Release;
 
@@ -76,22 +76,21 @@ pub struct StagedBytes<'a> {
 /// When the disk can't be written.
 pub fn write_bytes(disk: &Path, slot: Slot, staged: StagedBytes<'_>) -> anyhow::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(disk).context("opening the disk")?;
-    let mut gpt = GPT::find_from(&mut file).context("reading the partition table")?;
-    let sector = gpt.sector_size;
+    let image = file.try_clone().context("opening the disk again")?;
+    let medium = FileMedium { file: &image, sector: 512 };
+    let mut table = bascule_gpt::Table::read(&medium).context("reading the partition table")?;
     let halves = [
         (slot.data(), staged.root_hash.first_half(), staged.data),
         (slot.verity(), staged.root_hash.second_half(), staged.hashes),
     ];
     for (number, half, content) in halves {
-        let (_, entry) = gpt.iter_mut().find(|(at, _)| *at == number).context("no such partition")?;
-        entry.unique_partition_guid = uuid_of_half(half).to_bytes_le();
-        entry.partition_name = staged.version.into();
-        let start = entry.starting_lba * sector;
+        let label = Some(staged.version.to_owned());
+        table.change(number, &Change { label, uuid: Some(uuid_of_half(half)), ..Change::default() })?;
+        let start = table.partition(number).context("no such partition")?.start;
         file.seek(SeekFrom::Start(start))?;
         file.write_all(content)?;
     }
-    gpt.write_into(&mut file).context("writing the partition table")?;
-    Ok(())
+    table.write(&medium).context("writing the partition table")
 }
 
 /// What independent tools say about the disk: `sgdisk` about the table, `fsck.vfat` about the ESP, and `veritysetup`

@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use fault::{Access, Effect, FaultRule};
 pub(crate) use overlay::{Overlay, write_back};
 pub use pages::Pages;
+pub use part::Part;
 pub(crate) use part::seek;
-pub use part::{Cursor, Part};
 pub use record::{Files, Loss, Operation, Recording, Snapshot};
 
 /// Bytes in a sector: the unit that a disk writes whole or not at all.

@@ -88,53 +88,6 @@ impl Part {
     }
 }
 
-/// A position in a partition, for libraries that want `Read`, `Write` and `Seek`.
-#[derive(Clone, Debug)]
-pub struct Cursor {
-    part: Part,
-    position: u64,
-}
-
-impl From<Part> for Cursor {
-    fn from(part: Part) -> Self {
-        Self { part, position: 0 }
-    }
-}
-
-impl io::Read for Cursor {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.part.length.saturating_sub(self.position).min(buffer.len() as u64) as usize;
-        let Some(target) = buffer.get_mut(..left) else { return Ok(0) };
-        self.part.read(self.position, target)?;
-        self.position += left as u64;
-        Ok(left)
-    }
-}
-
-impl io::Write for Cursor {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let left = self.part.length.saturating_sub(self.position).min(data.len() as u64) as usize;
-        let taken = match data.get(..left) {
-            Some(source) if left > 0 => self.part.write(self.position, source)?,
-            _ => 0,
-        };
-        self.position += taken as u64;
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        // Durability is asked for by name (`Part::flush`), never by a library on its own.
-        Ok(())
-    }
-}
-
-impl io::Seek for Cursor {
-    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
-        self.position = seek(self.position, self.part.length, to)?;
-        Ok(self.position)
-    }
-}
-
 /// The position after a seek in something of `length` bytes.
 pub(crate) fn seek(position: u64, length: u64, to: io::SeekFrom) -> io::Result<u64> {
     let target = match to {

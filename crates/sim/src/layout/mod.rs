@@ -2,12 +2,12 @@
 
 mod provision;
 
-use std::io::{self, Seek};
+use std::io;
 
-use gptman::{GPT, GPTHeader, GPTPartitionEntry};
+use bascule_gpt::{Change, Geometry, Health, Medium};
 use uuid::{Uuid, uuid};
 
-use crate::disk::{Cache, Cursor, Disk, Overlay, Part, SECTOR, write_back};
+use crate::disk::{Cache, Disk, Part, SECTOR};
 use crate::esp::Esp;
 
 pub use provision::{Installed, Sizes, provision};
@@ -77,46 +77,64 @@ impl std::fmt::Display for Slot {
     }
 }
 
+/// The simulated disk as a medium of tables: through its own device node.
+struct Whole<'a>(&'a Disk);
+
+impl Medium for Whole<'_> {
+    fn geometry(&self) -> io::Result<Geometry> {
+        Ok(Geometry { length: self.0.length(), sector: SECTOR as u64 })
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        Part::whole(self.0).read(offset, buffer)
+    }
+
+    /// Sector by sector, and only what differs: a power cut leaves nothing unwritten that was not to be changed.
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let whole = Part::whole(self.0);
+        let mut before = vec![0; bytes.len()];
+        whole.read(offset, &mut before)?;
+        for ((index, new), old) in bytes.chunks(SECTOR).enumerate().zip(before.chunks(SECTOR)) {
+            if new != old {
+                whole.write_all(offset + (index * SECTOR) as u64, new)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Part::whole(self.0).flush()
+    }
+}
+
 /// The partition table of a disk, as firmware and kernel read it: the primary copy, or the backup where that is broken.
 #[derive(Clone, Debug)]
 pub struct Table {
     disk: Disk,
-    gpt: GPT,
+    gpt: bascule_gpt::Table,
 }
 
 impl Table {
     /// Reads the table. Errors: neither copy is valid, or the disk can't be read.
     pub fn read(disk: &Disk) -> io::Result<Self> {
-        let mut cursor = Cursor::from(Part::whole(disk));
-        let gpt = GPT::read_from(&mut cursor, SECTOR as u64).map_err(io::Error::other)?;
+        let gpt = bascule_gpt::Table::read(&Whole(disk)).map_err(io::Error::other)?;
         Ok(Self { disk: disk.clone(), gpt })
-    }
-
-    /// The entries that are used, with their numbers.
-    pub fn entries(&self) -> impl Iterator<Item = (u32, &GPTPartitionEntry)> {
-        self.gpt.iter().filter(|(_, entry)| entry.is_used())
-    }
-
-    /// One used entry.
-    pub fn entry(&self, number: u32) -> Option<&GPTPartitionEntry> {
-        self.entries().find(|(at, _)| *at == number).map(|(_, entry)| entry)
     }
 
     /// The first partition of a type.
     pub fn of_type(&self, kind: Uuid) -> Option<u32> {
-        self.entries().find(|(_, entry)| entry.partition_type_guid == kind.to_bytes_le()).map(|(number, _)| number)
+        self.gpt.partitions().into_iter().find(|found| found.kind == kind).map(|found| found.number)
     }
 
     /// The partition with this PARTUUID.
     pub fn with_uuid(&self, unique: Uuid) -> Option<u32> {
-        self.entries().find(|(_, entry)| entry.unique_partition_guid == unique.to_bytes_le()).map(|(number, _)| number)
+        self.gpt.partitions().into_iter().find(|found| found.uuid == unique).map(|found| found.number)
     }
 
     /// The bytes of a partition.
     pub fn part(&self, number: u32) -> io::Result<Part> {
-        let entry = self.entry(number).ok_or_else(|| missing(number))?;
-        let sectors = entry.size().map_err(io::Error::other)?;
-        Ok(Part::new(self.disk.clone(), Cache(number), entry.starting_lba * SECTOR as u64, sectors * SECTOR as u64))
+        let found = self.gpt.partition(number).ok_or_else(|| missing(number))?;
+        Ok(Part::new(self.disk.clone(), Cache(number), found.start, found.length))
     }
 
     /// The file system on the ESP.
@@ -127,56 +145,67 @@ impl Table {
 
     /// Label of a partition; empty where there is none.
     pub fn label(&self, number: u32) -> String {
-        self.entry(number).map(|entry| entry.partition_name.as_str().to_owned()).unwrap_or_default()
+        self.gpt.partition(number).map(|found| found.label).unwrap_or_default()
     }
 
     /// PARTUUID of a partition; nil where there is none.
     pub fn unique(&self, number: u32) -> Uuid {
-        self.entry(number).map(|entry| Uuid::from_bytes_le(entry.unique_partition_guid)).unwrap_or_default()
+        self.gpt.partition(number).map(|found| found.uuid).unwrap_or_default()
     }
 
     /// Attribute bits of a partition.
     pub fn attributes(&self, number: u32) -> u64 {
-        self.entry(number).map_or(0, |entry| entry.attribute_bits)
+        self.gpt.partition(number).map_or(0, |found| found.attributes)
     }
 
     /// Whether primary and backup copy are both valid and hold the same partitions (`sgdisk -v` complains otherwise).
     pub fn copies_agree(&self) -> bool {
-        let mut cursor = Cursor::from(Part::whole(&self.disk));
-        let copy = |cursor: &mut Cursor, sector: u64| {
-            cursor.seek(io::SeekFrom::Start(sector * SECTOR as u64))?;
-            let header = GPTHeader::read_from(cursor).map_err(io::Error::other)?;
-            let entries = header.read_partitions(cursor, SECTOR as u64).map_err(io::Error::other)?;
-            Ok::<_, io::Error>((header, entries))
-        };
-        let last = self.disk.length() / SECTOR as u64 - 1;
-        match (copy(&mut cursor, 1), copy(&mut cursor, last)) {
-            (Ok((primary, held)), Ok((backup, also))) => {
-                held == also
-                    && primary.disk_guid == backup.disk_guid
-                    && (primary.primary_lba, primary.backup_lba) == (1, last)
-                    && (backup.primary_lba, backup.backup_lba) == (last, 1)
-            }
-            _ => false,
-        }
+        bascule_gpt::Table::read(&Whole(&self.disk)).is_ok_and(|table| table.health() == Health::Good)
     }
 
     /// Sets the attribute bits of a partition durably, as a boot loader does: first in the primary copy, then in the backup.
     pub fn set_attributes(&mut self, number: u32, bits: u64) -> io::Result<()> {
-        match self.gpt.iter_mut().find(|(at, _)| *at == number) {
-            Some((_, entry)) => entry.attribute_bits = bits,
-            None => return Err(missing(number)),
+        let change = Change { set: bits, clear: u64::MAX, ..Change::default() };
+        self.gpt.change(number, &change).map_err(io::Error::other)?;
+        for copy in [bascule_gpt::Copy::Primary, bascule_gpt::Copy::Backup] {
+            self.gpt.write_copy(&Whole(&self.disk), copy).map_err(io::Error::other)?;
         }
-        let whole = Part::whole(&self.disk);
-        let mut overlay = Overlay::new(whole.clone());
-        self.gpt.write_into(&mut overlay).map_err(io::Error::other)?;
-        let middle = whole.length() / 2 / SECTOR as u64;
-        let (primary, backup): (Vec<_>, Vec<_>) =
-            overlay.changes()?.into_iter().partition(|(sector, _)| *sector < middle);
-        for copy in [primary, backup] {
-            write_back(&whole, &copy)?;
-            whole.flush()?;
-        }
+        Ok(())
+    }
+
+    /// Names a partition, in memory.
+    pub fn change(&mut self, number: u32, label: &str, unique: Uuid) -> io::Result<()> {
+        let change = Change { label: Some(label.to_owned()), uuid: Some(unique), ..Change::default() };
+        self.gpt.change(number, &change).map_err(io::Error::other)
+    }
+
+    /// Writes one copy of the table to this disk, and flushes it unless `flush` is left out: for those who make mistakes on
+    /// purpose.
+    pub fn write_copy(&self, copy: bascule_gpt::Copy, flush: bool) -> io::Result<()> {
+        let whole = Whole(&self.disk);
+        let written =
+            if flush { self.gpt.write_copy(&whole, copy) } else { self.gpt.write_copy(&Forgetful(whole), copy) };
+        written.map_err(io::Error::other)
+    }
+}
+
+/// A medium whose flushes are left out.
+struct Forgetful<'a>(Whole<'a>);
+
+impl Medium for Forgetful<'_> {
+    fn geometry(&self) -> io::Result<Geometry> {
+        self.0.geometry()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write(offset, bytes)
+    }
+
+    fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 }

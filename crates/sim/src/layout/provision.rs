@@ -2,15 +2,15 @@
 
 use std::io::{self, Read};
 
+use bascule_gpt::{Medium as _, NewPartition};
 use bascule_image::digest::Sha256;
-use gptman::{GPT, GPTPartitionEntry};
 use uuid::Uuid;
 
 use super::{
-    EMPTY_LABEL, ESP, ESP_TYPE, ROOT_TYPE, ROOT_VERITY_TYPE, STATE, STATE_TYPE, Slot, Table, XBOOTLDR, XBOOTLDR_TYPE,
-    uuid_of_half,
+    EMPTY_LABEL, ESP, ESP_TYPE, ROOT_TYPE, ROOT_VERITY_TYPE, STATE, STATE_TYPE, Slot, Table, Whole, XBOOTLDR,
+    XBOOTLDR_TYPE, uuid_of_half,
 };
-use crate::disk::{Cursor, Disk, Part, SECTOR};
+use crate::disk::{Disk, Part, SECTOR};
 use crate::esp::Esp;
 use crate::firmware::{BootLoader, gptprio};
 
@@ -119,9 +119,6 @@ pub fn provision(
 }
 
 fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>) -> io::Result<()> {
-    let mut cursor = Cursor::from(Part::whole(disk));
-    let mut gpt = GPT::new_from(&mut cursor, SECTOR as u64, identity.to_bytes_le()).map_err(io::Error::other)?;
-    gpt.align = sizes.alignment / SECTOR as u64;
     let label = first.version;
     let own = |number: u128| Uuid::from_u128(identity.as_u128() ^ number);
     let mut partitions = vec![
@@ -135,26 +132,13 @@ fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>)
     if sizes.xbootldr > 0 {
         partitions.push((XBOOTLDR, XBOOTLDR_TYPE, own(7), sizes.xbootldr, "XBOOTLDR"));
     }
-    for (number, kind, unique, length, label) in partitions {
-        let sectors = length.next_multiple_of(sizes.alignment) / SECTOR as u64;
-        let start = gpt
-            .find_first_place(sectors)
-            .ok_or_else(|| io::Error::other(format!("the disk is too short for partition {number} ({label})")))?;
-        let entry = GPTPartitionEntry {
-            partition_type_guid: kind.to_bytes_le(),
-            unique_partition_guid: unique.to_bytes_le(),
-            starting_lba: start,
-            ending_lba: start + sectors - 1,
-            attribute_bits: 0,
-            partition_name: label.into(),
-        };
-        if let Some((_, place)) = gpt.iter_mut().find(|(at, _)| *at == number) {
-            *place = entry;
-        }
-    }
-    GPT::write_protective_mbr_into(&mut cursor, SECTOR as u64).map_err(io::Error::other)?;
-    gpt.write_into(&mut cursor).map_err(io::Error::other)?;
-    Part::whole(disk).flush()
+    let partitions: Vec<_> = partitions
+        .into_iter()
+        .map(|(number, kind, uuid, length, label)| NewPartition { number, kind, uuid, length, label: label.to_owned() })
+        .collect();
+    let medium = Whole(disk);
+    let table = bascule_gpt::Table::create(medium.geometry()?, identity, sizes.alignment, &partitions);
+    table.and_then(|table| table.install(&medium)).map_err(io::Error::other)
 }
 
 /// Copies a stream to the start of a partition and flushes it.

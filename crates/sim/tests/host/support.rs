@@ -1,7 +1,8 @@
 //! A host with one release installed, and a reference writer that does to its disk what docs/release-format.md says
 //! under "Writing a slot" — or, on purpose, does it in a wrong order.
 
-use bascule_sim::disk::{Cursor, Disk, Part, Snapshot};
+use bascule_gpt::Copy;
+use bascule_sim::disk::{Disk, Part, Snapshot};
 use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::gptprio::Attributes;
@@ -110,34 +111,17 @@ impl Writer<'_> {
     }
 
     fn name(&self, slot: Slot, label: &str, data: Uuid, verity: Uuid) {
-        let mut cursor = Cursor::from(Part::whole(self.disk));
-        let mut gpt = gptman::GPT::read_from(&mut cursor, 512).unwrap();
+        let mut table = Table::read(self.disk).unwrap();
         for (number, unique) in [(slot.data(), data), (slot.verity(), verity)] {
-            gpt[number].partition_name = label.into();
-            gpt[number].unique_partition_guid = unique.to_bytes_le();
+            table.change(number, label, unique).unwrap();
         }
-        // Into memory first: the backup copy must be durable before the primary one is touched.
-        let length = self.disk.length();
-        let mut image = vec![0; length as usize];
-        self.disk.read(Part::whole(self.disk).cache(), 0, &mut image).unwrap();
-        let before = image.clone();
-        gpt.write_into(&mut std::io::Cursor::new(&mut image)).unwrap();
-        let whole = Part::whole(self.disk);
-        let half = length as usize / 2;
-        for range in [half..image.len(), 0..half] {
-            let start = range.start;
-            for (index, sector) in image[range.clone()].chunks(512).enumerate() {
-                let at = start + index * 512;
-                if sector != &before[at..at + 512] {
-                    whole.write_all(at as u64, sector).unwrap();
-                }
-            }
-            if !self.makes(Mistake::TableCopiesTogether) && !self.makes(Mistake::TableNotFlushed) {
-                whole.flush().unwrap();
-            }
+        // The backup copy must be durable before the primary one is touched.
+        let flush = !self.makes(Mistake::TableCopiesTogether) && !self.makes(Mistake::TableNotFlushed);
+        for copy in [Copy::Backup, Copy::Primary] {
+            table.write_copy(copy, flush).unwrap();
         }
         if !self.makes(Mistake::TableNotFlushed) {
-            whole.flush().unwrap();
+            Part::whole(self.disk).flush().unwrap();
         }
     }
 

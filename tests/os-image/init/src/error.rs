@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use bascule_image::verity::SuperblockError;
+use uuid::Uuid;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{step}: {source}")]
@@ -9,9 +12,9 @@ pub(crate) enum Error {
     #[error("the kernel's command line has no roothash= of 64 hexadecimal digits")]
     NoRootHash,
     #[error("no disk holds the partitions {data} and {hashes} that roothash= asks for")]
-    NoSlot { data: String, hashes: String },
+    NoSlot { data: Uuid, hashes: Uuid },
     #[error("{path} holds no dm-verity superblock that is understood: {why}")]
-    Superblock { path: PathBuf, why: &'static str },
+    Superblock { path: PathBuf, why: SuperblockError },
 }
 
 impl Error {

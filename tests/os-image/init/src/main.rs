@@ -14,7 +14,6 @@ mod system;
 
 use std::path::Path;
 
-use cmdline::CommandLine;
 use error::Error;
 use fault::Fault;
 use system::{Console, Watchdog};
@@ -44,9 +43,9 @@ fn start(console: &mut Console) -> Result<std::convert::Infallible, Error> {
         fault.happen();
     }
 
-    let command_line = CommandLine::parse(&system::read_text(Path::new("/proc/cmdline"))?)?;
-    let slot = slot::find(&command_line.root_hash)?;
-    let superblock = superblock::read(&slot.hashes)?;
+    let root_hash = cmdline::root_hash(&system::read_text(Path::new("/proc/cmdline"))?)?;
+    let slot = slot::find(&root_hash)?;
+    let verity = superblock::read(&slot.hashes)?;
     let on_corruption = if system::boots_as_trial() {
         // Nobody depends on a trial yet: a damaged block sends the machine back to the other slot.
         console.say("this boot is a trial: a damaged block restarts the machine");
@@ -54,8 +53,8 @@ fn start(console: &mut Console) -> Result<std::convert::Infallible, Error> {
     } else {
         None
     };
-    let table = superblock.table(&slot, &command_line.root_hash, on_corruption);
-    let root = device_mapper::create_read_only("root", &superblock.device_uuid("root"), superblock.sectors(), &table)?;
+    let table = verity.table(&slot, &root_hash, on_corruption);
+    let root = device_mapper::create_read_only("root", &verity.device_uuid("root"), verity.sectors(), &table)?;
     console.say(&format!("root is {} with dm-verity over {}", root.display(), slot.data.display()));
     system::switch_root(&root, Path::new("/root"))
 }

@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gptman::GPT;
+use bascule_gpt::{FileMedium, Table};
+use uuid::Uuid;
 
 use crate::Error;
 use crate::system::DeviceEvents;
@@ -21,28 +22,26 @@ pub(crate) struct Slot {
 }
 
 pub(crate) fn find(root_hash: &[u8; 32]) -> Result<Slot, Error> {
-    let (data, hashes) = root_hash.split_at(16);
-    let (data, hashes) = (on_disk(data), on_disk(hashes));
+    let (data, hashes) = halves(root_hash);
     let events = DeviceEvents::subscribe()?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         for disk in disks() {
-            if let (Some(data), Some(hashes)) = partitions(&disk, &data, &hashes) {
+            if let (Some(data), Some(hashes)) = partitions(&disk, data, hashes) {
                 return Ok(Slot { data, hashes });
             }
         }
         if !events.wait_until(deadline) {
-            return Err(Error::NoSlot { data: hex::encode(data), hashes: hex::encode(hashes) });
+            return Err(Error::NoSlot { data, hashes });
         }
     }
 }
 
-/// A UUID as GPT stores it: the first three fields little-endian (UEFI specification, appendix A).
-fn on_disk(uuid: &[u8]) -> Vec<u8> {
-    [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15]
-        .iter()
-        .filter_map(|index| uuid.get(*index).copied())
-        .collect()
+/// The PARTUUIDs that a root hash spells.
+fn halves(root_hash: &[u8; 32]) -> (Uuid, Uuid) {
+    let number = |bytes: &[u8]| bytes.iter().fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+    let (data, hashes) = root_hash.split_at(16);
+    (Uuid::from_u128(number(data)), Uuid::from_u128(number(hashes)))
 }
 
 fn disks() -> Vec<PathBuf> {
@@ -55,12 +54,14 @@ fn disks() -> Vec<PathBuf> {
     disks
 }
 
-fn partitions(disk: &Path, data: &[u8], hashes: &[u8]) -> (Option<PathBuf>, Option<PathBuf>) {
-    let Ok(mut file) = File::open(disk) else { return (None, None) };
-    let Ok(table) = GPT::find_from(&mut file) else { return (None, None) };
-    let find = |uuid: &[u8]| {
-        let (number, _) = table.iter().find(|(_, entry)| entry.is_used() && entry.unique_partition_guid == uuid)?;
-        Some(node(disk, number)).filter(|node| node.exists())
+fn partitions(disk: &Path, data: Uuid, hashes: Uuid) -> (Option<PathBuf>, Option<PathBuf>) {
+    let Ok(file) = File::open(disk) else { return (None, None) };
+    // The table itself tells what the sectors are: its header is in the second one.
+    let read = |sector| Table::read(&FileMedium { file: &file, sector }).ok();
+    let Some(table) = read(512).or_else(|| read(4096)) else { return (None, None) };
+    let find = |uuid: Uuid| {
+        let partition = table.partitions().into_iter().find(|partition| partition.uuid == uuid)?;
+        Some(node(disk, partition.number)).filter(|node| node.exists())
     };
     (find(data), find(hashes))
 }
@@ -77,9 +78,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uuids_are_stored_with_mixed_endianness() {
-        let uuid: Vec<u8> = (0..16).collect();
-        assert_eq!(on_disk(&uuid), [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15]);
+    fn a_root_hash_spells_two_partuuids() {
+        let mut hash = [0; 32];
+        hash.iter_mut().zip(0..).for_each(|(byte, at)| *byte = at);
+        let (data, hashes) = halves(&hash);
+        assert_eq!(data.to_string(), "00010203-0405-0607-0809-0a0b0c0d0e0f");
+        assert_eq!(hashes.to_string(), "10111213-1415-1617-1819-1a1b1c1d1e1f");
     }
 
     #[test]

@@ -188,8 +188,8 @@ impl Mounted {
     /// kernel has, and what is measured is the agent.
     fn esp(disk: &Path, at: &Path) -> anyhow::Result<Self> {
         let table = Table::read(&Disk::open_file(disk)?)?;
-        let entry = table.entry(ESP).context("the disk has no ESP")?;
-        let (start, length) = (entry.starting_lba * 512, (entry.ending_lba - entry.starting_lba + 1) * 512);
+        let part = table.part(ESP).context("the disk has no ESP")?;
+        let (start, length) = (part.offset(), part.length());
         let place = format!("loop,offset={start},sizelimit={length}");
         if let Ok(mounted) = Self::mount(&["-t", "vfat", "-o", &place], disk, at) {
             return Ok(mounted);
