@@ -14,7 +14,7 @@ mod tests;
 
 pub use build::{Parts, build};
 pub use os_release::OsRelease;
-pub use read::{Machine, ReadUkiError, Uki};
+pub use read::{Processor, ReadUkiError, Uki};
 
 /// Longest kernel command line in bytes: x86's COMMAND_LINE_SIZE, the smallest of the supported architectures.
 pub const MAX_COMMAND_LINE: usize = 2048;

@@ -53,7 +53,7 @@ impl ReadUkiError {
 
 /// The processor that a UKI is for, by its PE header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Machine {
+pub enum Processor {
     /// x86-64.
     X86_64,
     /// arm64.
@@ -73,7 +73,7 @@ struct Section {
 #[allow(missing_debug_implementations, reason = "it holds the caller's reader, which need not have it")]
 pub struct Uki<'a> {
     file: &'a dyn ReadAt,
-    machine: Machine,
+    processor: Processor,
     sections: Vec<Section>,
 }
 
@@ -110,17 +110,17 @@ impl<'a> Uki<'a> {
             }
             sections.push(Section { name: section.name, bytes: start..end });
         }
-        let machine = match nt_headers.file_header.machine.get(LE) {
-            pe::IMAGE_FILE_MACHINE_AMD64 => Machine::X86_64,
-            pe::IMAGE_FILE_MACHINE_ARM64 => Machine::Arm64,
-            other => Machine::Other(other.0),
+        let processor = match nt_headers.file_header.machine.get(LE) {
+            pe::IMAGE_FILE_MACHINE_AMD64 => Processor::X86_64,
+            pe::IMAGE_FILE_MACHINE_ARM64 => Processor::Arm64,
+            other => Processor::Other(other.0),
         };
-        Ok(Self { file, machine, sections })
+        Ok(Self { file, processor, sections })
     }
 
     /// The processor it is for.
-    pub const fn machine(&self) -> Machine {
-        self.machine
+    pub const fn processor(&self) -> Processor {
+        self.processor
     }
 
     /// Length in bytes of the section with this name (like `.linux`) that boots by default.

@@ -59,7 +59,7 @@ fn what_goes_in_comes_out() {
     let read = Uki::open(&uki).unwrap();
     assert_eq!(read.command_line().unwrap().as_str(), COMMAND_LINE);
     assert_eq!(read.os_release().unwrap().version(), Some("1.0"));
-    assert_eq!(read.machine(), Machine::X86_64);
+    assert_eq!(read.processor(), Processor::X86_64);
     assert_eq!(read.section(".linux", 100).unwrap(), b"the kernel");
     assert_eq!(read.section(".initrd", 3000).unwrap(), [7; 3000]);
     assert_eq!(read.section(".uname", 100).unwrap(), b"6.1.0-1");

@@ -6,6 +6,9 @@ use std::io;
 
 use super::{Part, SECTOR, seek};
 
+/// Number of Linux's errno.h; `std::io::ErrorKind` has no stable name for it.
+const EIO: i32 = 5;
+
 /// Sectors of a partition with changes on top.
 #[derive(Clone, Debug)]
 pub(crate) struct Overlay {
@@ -14,13 +17,15 @@ pub(crate) struct Overlay {
     position: u64,
     /// The sector that was read last, as the partition holds it: drivers read a table in steps of two bytes.
     last: Option<(u64, [u8; SECTOR])>,
+    /// Why the first access failed, by the error's number. From then on every access does.
+    failed: Option<i32>,
     /// Changed sectors by number, each with the place in the order of first changes.
     changed: BTreeMap<u64, (usize, [u8; SECTOR])>,
 }
 
 impl Overlay {
     pub(crate) fn new(part: Part) -> Self {
-        Self { part, direct: false, position: 0, last: None, changed: BTreeMap::new() }
+        Self { part, direct: false, position: 0, last: None, failed: None, changed: BTreeMap::new() }
     }
 
     /// Reads whole sectors past the page cache, what is smaller (a driver's tables) through it.
@@ -28,11 +33,17 @@ impl Overlay {
         Self { direct: true, ..Self::new(part) }
     }
 
-    fn below(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        match self.direct {
-            true => self.part.read_direct(offset, buffer),
-            false => self.part.read(offset, buffer),
-        }
+    /// Whether an access failed. A library above may pass over that (fatfs frees the rest of a chain that it could not read, for
+    /// ever); whoever called it must not.
+    pub(crate) fn sound(&self) -> io::Result<()> {
+        self.failed.map_or(Ok(()), |number| Err(io::Error::from_raw_os_error(number)))
+    }
+
+    /// Reads from the partition. What failed once fails from then on.
+    fn below(&mut self, direct: bool, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.sound()?;
+        let read = if direct { self.part.read_direct(offset, buffer) } else { self.part.read(offset, buffer) };
+        whole(read).inspect_err(|error| self.failed = Some(error.raw_os_error().unwrap_or(EIO)))
     }
 
     /// Sectors that differ from what the partition holds, in the order in which they were first changed. Also those that
@@ -51,12 +62,12 @@ impl Overlay {
     }
 
     /// One sector as it is now.
-    pub(crate) fn sector(&self, sector: u64) -> io::Result<[u8; SECTOR]> {
+    pub(crate) fn sector(&mut self, sector: u64) -> io::Result<[u8; SECTOR]> {
         if let Some((_, bytes)) = self.changed.get(&sector) {
             return Ok(*bytes);
         }
         let mut bytes = [0; SECTOR];
-        self.part.read(sector * SECTOR as u64, &mut bytes)?;
+        self.below(false, sector * SECTOR as u64, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -68,6 +79,15 @@ impl Overlay {
 
     fn left(&self, wanted: usize) -> usize {
         self.part.length().saturating_sub(self.position).min(wanted as u64) as usize
+    }
+}
+
+/// A medium that ends too early is an error to a file system above it (EIO, as Linux's buffer cache has it), and never the end of
+/// something: the FAT driver would take it for the end of a directory, and files that are there for files that are not.
+fn whole(read: io::Result<()>) -> io::Result<()> {
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(io::Error::from_raw_os_error(EIO)),
+        outcome => outcome,
     }
 }
 
@@ -99,14 +119,14 @@ impl io::Read for Overlay {
         if within + count <= SECTOR && count < SECTOR {
             if self.last.is_none_or(|(held, _)| held != sector) {
                 let mut bytes = [0; SECTOR];
-                self.part.read(sector * SECTOR as u64, &mut bytes)?;
+                self.below(false, sector * SECTOR as u64, &mut bytes)?;
                 self.last = Some((sector, bytes));
             }
             if let Some(source) = self.last.as_ref().and_then(|(_, bytes)| bytes.get(within..within + count)) {
                 target.copy_from_slice(source);
             }
         } else {
-            self.below(self.position, target)?;
+            self.below(self.direct, self.position, target)?;
         }
         let first = self.position / SECTOR as u64;
         for (sector, (_, bytes)) in self.changed.range(first..end.div_ceil(SECTOR as u64)) {
@@ -129,6 +149,7 @@ impl io::Write for Overlay {
         let within = (self.position % SECTOR as u64) as usize;
         let count = self.left(data.len()).min(SECTOR - within);
         let Some(source) = data.get(..count).filter(|source| !source.is_empty()) else { return Ok(0) };
+        self.sound()?;
         let sector = self.position / SECTOR as u64;
         let mut bytes = if count == SECTOR { [0; SECTOR] } else { self.sector(sector)? };
         if let Some(place) = bytes.get_mut(within..within + count) {

@@ -164,7 +164,10 @@ impl Esp {
     /// Removes a file. Not durable before [`Esp::sync`].
     pub fn remove(&self, path: &str) -> io::Result<()> {
         self.part.disk().note(format!("ESP: remove {path}"));
-        self.change(|fat| fat.root_dir().remove(path))
+        // Linux takes the name away before it frees clusters: an error leaves no name whose clusters are free.
+        let mut overlay = Overlay::new(self.part.clone());
+        with_fat(&mut overlay, |fat| fat.root_dir().remove(path))?;
+        write_back(&self.part, &overlay.changes()?)
     }
 
     /// `syncfs`: everything written so far is durable.
@@ -206,8 +209,10 @@ impl Esp {
 fn with_fat<T>(overlay: &mut Overlay, run: impl FnOnce(&Fat<'_>) -> io::Result<T>) -> io::Result<T> {
     let options = FsOptions::new().update_accessed_date(false).time_provider(&FIXED_TIME);
     overlay.rewind()?;
-    let fat = FileSystem::new(overlay, options)?;
-    run(&fat).map_err(|error| match error.kind() {
+    let outcome = FileSystem::new(&mut *overlay, options).and_then(|fat| run(&fat));
+    // The driver passes over some errors of the medium, where Linux' would not.
+    overlay.sound()?;
+    outcome.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => io::Error::from_raw_os_error(EEXIST),
         io::ErrorKind::Other if error.to_string().contains("No space left") => io::Error::from_raw_os_error(ENOSPC),
         _ => error,

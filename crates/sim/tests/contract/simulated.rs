@@ -1,15 +1,16 @@
 //! The simulated implementations: with a fault at each single access to the medium.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
-use bascule_agent::host::{Disk as _, Esp as _};
+use bascule_agent::host::{Disk as _, Esp as _, Firmware};
 use bascule_sim::disk::{Access, Cache, Disk, Effect, FaultRule, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
-use bascule_sim::host::{SimDisk, SimEsp, SimFirmware};
-use bascule_sim::layout::{Installed, Sizes, Table, provision};
+use bascule_sim::host::{Failing, SimDisk, SimEsp, SimFirmware, Unreadable, UnreadableFirmware};
+use bascule_sim::layout::{ESP, Installed, Sizes, Table, provision};
 use bascule_sim::tiny::TinyRelease;
 
-use crate::walk::{self, OLD, SLOT, Steps, content};
+use crate::walk::{self, ESP_STEPS, OLD, SLOT, Steps, content};
 
 /// What each fault may be reported as.
 const EFFECTS: [(Access, Effect, &[ErrorKind]); 8] = [
@@ -31,32 +32,34 @@ fn kinds(effect: Effect, kinds: &[ErrorKind]) -> Vec<ErrorKind> {
     }
 }
 
-/// Accesses of `run` fail, one at a time and in every way: each of a short sequence. Returns how many failures were seen.
-fn exhaust(start: &Snapshot, cache: Option<Cache>, good: &Steps, run: impl Fn(&Disk) -> Steps) -> usize {
-    let mut seen = 0;
-    for (access, effect, expected) in EFFECTS {
-        let mut skip = 0;
-        loop {
-            assert!(skip < 10_000, "no end of accesses");
-            let disk = Disk::from_snapshot(start.clone());
-            disk.inject(FaultRule::once(access, cache, skip, effect));
-            let found = run(&disk);
-            let struck = disk.suspend_faults().iter().all(|rule| rule.times == 0);
-            let what = format!("{effect:?} at {access:?} {skip}");
-            let failed = walk::hold(&what, good, &found, &kinds(effect, expected));
-            // The FAT driver below the simulated boot partition passes over reads of its own bookkeeping when it lets a file
-            // go; the answers are the same then. What is written or flushed is the agent's, and never passed over.
-            let passed_over = access == Access::Read && struck && !failed;
-            assert!(failed == struck || passed_over, "{what}: a fault is reported, and nothing else is\n{found:#?}");
-            if !struck {
-                break;
-            }
-            seen += usize::from(failed);
-            // The boot partition is read in thousands of sectors: the first ones all, then one of many.
-            skip += if skip < 60 { 1 } else { 97 };
-        }
+/// What a fault led to.
+enum Outcome {
+    /// There is no such access.
+    NoAccess,
+    /// It was reported.
+    Reported,
+    /// The answers are as without it.
+    PassedOver,
+}
+
+/// One access of `run` fails.
+fn with_fault(
+    disk: &Disk,
+    rule: FaultRule,
+    good: &Steps,
+    kinds: &[ErrorKind],
+    run: impl Fn(&Disk) -> Steps,
+) -> Outcome {
+    disk.inject(rule);
+    let found = run(disk);
+    let struck = disk.suspend_faults().iter().all(|rule| rule.times == 0);
+    let failed = walk::hold(&format!("{rule:?}"), good, &found, kinds);
+    assert!(struck || !failed, "{rule:?}: an error without a fault\n{found:#?}");
+    match (struck, failed) {
+        (false, _) => Outcome::NoAccess,
+        (true, true) => Outcome::Reported,
+        (true, false) => Outcome::PassedOver,
     }
-    seen
 }
 
 fn provisioned() -> Snapshot {
@@ -84,8 +87,82 @@ fn the_simulated_disk_reports_each_fault() {
     let run = |disk: &Disk| walk::disk(&SimDisk::new(disk.clone(), None));
     let good = run(&Disk::from_snapshot(start.clone()));
     assert!(good.iter().all(|(_, answer)| answer.is_ok()), "{good:#?}");
-    assert!(exhaust(&start, None, &good, run) > 10);
+    let mut reported = 0;
+    for (access, effect, expected) in EFFECTS {
+        for skip in 0.. {
+            let disk = Disk::from_snapshot(start.clone());
+            let rule = FaultRule::once(access, None, skip, effect);
+            match with_fault(&disk, rule, &good, &kinds(effect, expected), run) {
+                Outcome::NoAccess => break,
+                Outcome::Reported => reported += 1,
+                Outcome::PassedOver => panic!("{rule:?}: nobody was told"),
+            }
+        }
+    }
+    assert!(reported > 10, "{reported}");
     crate::devices::disk_rules(&SimDisk::new(Disk::from_snapshot(start), None));
+}
+
+/// Each step on its own, with a fault at every one of its accesses; what the step is not about stays what it was.
+#[test]
+fn the_simulated_boot_partition_reports_each_fault() {
+    let (mut disk, mut reported) = (Disk::from_snapshot(provisioned()), 0);
+    for (name, step) in ESP_STEPS {
+        let before = disk.snapshot().unwrap();
+        let run = |disk: &Disk| {
+            let answer = SimEsp::mount(disk, None).and_then(|esp| step(&esp));
+            vec![(name.to_owned(), answer.map_err(|error| error.kind()))]
+        };
+        let good = run(&disk);
+        assert!(good.iter().all(|(_, answer)| answer.is_ok()), "{good:#?}");
+        let old = |disk: &Disk| SimEsp::mount(disk, None).and_then(|esp| esp.read(OLD, 1 << 20)).ok();
+        let untouched = old(&Disk::from_snapshot(before.clone())).filter(|_| !name.contains("remove"));
+        for (access, effect, expected) in EFFECTS {
+            for skip in 0.. {
+                let disk = Disk::from_snapshot(before.clone());
+                let rule = FaultRule::once(access, Some(Cache(ESP)), skip, effect);
+                // To a file system, a medium that ends too early is broken.
+                let mut allowed = kinds(effect, expected);
+                allowed.extend(kinds(Effect::Eio, &[]));
+                match with_fault(&disk, rule, &good, &allowed, run) {
+                    Outcome::NoAccess => break,
+                    Outcome::Reported => reported += 1,
+                    Outcome::PassedOver => panic!("{name}: {rule:?}: nobody was told"),
+                }
+                disk.forget_cache();
+                assert_eq!(untouched.is_some().then(|| old(&disk)), untouched.clone().map(Some), "{name}: {rule:?}");
+            }
+        }
+        disk = Disk::from_snapshot(disk.snapshot().unwrap());
+    }
+    println!("{reported} faults reported");
+    assert!(reported > 200, "{reported}");
+}
+
+#[test]
+fn the_simulated_firmware_reports_each_fault() {
+    let mut variables = Variables::default();
+    variables.set_bytes("LoaderInfo", b"x".to_vec());
+    variables.set_bytes_of(bascule_secure_boot::GLOBAL, "SecureBoot", vec![1]);
+    let inner: Arc<dyn Firmware> = Arc::new(SimFirmware(variables));
+    let good = walk::firmware(&*inner);
+    let mut reported = 0;
+    for error in [5, 12] {
+        for name in ["LoaderInfo", "SecureBoot", "LoaderEntryDefault"] {
+            for skip in 0.. {
+                let unreadable = Unreadable::default();
+                unreadable.fail(name, Failing { skip, times: 1, error });
+                let firmware = UnreadableFirmware { inner: inner.clone(), unreadable };
+                let found = walk::firmware(&firmware);
+                let kinds = [std::io::Error::from_raw_os_error(error).kind()];
+                if !walk::hold(&format!("{name}: {error} after {skip}"), &good, &found, &kinds) {
+                    break;
+                }
+                reported += 1;
+            }
+        }
+    }
+    assert_eq!(reported, 8, "LoaderInfo is read twice, the others once");
 }
 
 #[test]

@@ -56,24 +56,37 @@ fn listed(esp: &dyn Esp) -> io::Result<String> {
     Ok(format!("{:?}", esp.list(FOLDER)?))
 }
 
-/// What staging, arming and tidying do to a boot partition. `OLD` is there.
+/// A step on a boot partition.
+pub(crate) type EspStep = (&'static str, fn(&dyn Esp) -> io::Result<String>);
+
+/// What staging, arming and clearing away do to a boot partition. `OLD` is there.
+pub(crate) const ESP_STEPS: [EspStep; 14] = [
+    ("list", listed),
+    ("open old", |esp| whole(esp, OLD)),
+    ("read old", |esp| esp.read(OLD, 1 << 20).map(|bytes| digest(&bytes))),
+    ("write", |esp| esp.write(PART, &mut content(7, 3000).as_slice()).map(|()| String::new())),
+    ("sync written", synced),
+    ("open written", |esp| whole(esp, PART)),
+    ("rename", |esp| esp.rename(PART, NEW).map(|()| String::new())),
+    ("sync renamed", synced),
+    ("write start", |esp| esp.write_start(NEW, b"another start").map(|()| String::new())),
+    ("sync start", synced),
+    ("open new", |esp| whole(esp, NEW)),
+    ("remove old", |esp| esp.remove(OLD).map(|()| String::new())),
+    ("sync removed", synced),
+    ("list at the end", listed),
+];
+
+fn synced(esp: &dyn Esp) -> io::Result<String> {
+    esp.sync().map(|()| String::new())
+}
+
+/// All of them, until one fails.
 pub(crate) fn esp(esp: &dyn Esp) -> Steps {
-    let new = content(7, 3000);
     let mut walk = Walk::new();
-    walk.step("list", || listed(esp))
-        .step("open old", || whole(esp, OLD))
-        .step("read old", || esp.read(OLD, 1 << 20).map(|bytes| digest(&bytes)))
-        .step("write", || esp.write(PART, &mut new.as_slice()).map(|()| String::new()))
-        .step("sync written", || esp.sync().map(|()| String::new()))
-        .step("open written", || whole(esp, PART))
-        .step("rename", || esp.rename(PART, NEW).map(|()| String::new()))
-        .step("sync renamed", || esp.sync().map(|()| String::new()))
-        .step("write start", || esp.write_start(NEW, b"another start").map(|()| String::new()))
-        .step("sync start", || esp.sync().map(|()| String::new()))
-        .step("open new", || whole(esp, NEW))
-        .step("remove old", || esp.remove(OLD).map(|()| String::new()))
-        .step("sync removed", || esp.sync().map(|()| String::new()))
-        .step("list at the end", || listed(esp));
+    for (name, run) in ESP_STEPS {
+        walk.step(name, || run(esp));
+    }
     walk.done()
 }
 
