@@ -3,7 +3,7 @@
 
 use bascule_api::{Architecture, NodeError, Product, Version};
 use bascule_image::io::ReadAt;
-use bascule_image::uki::{Machine, ReadUkiError, Uki};
+use bascule_image::uki::{Processor, ReadUkiError, Uki};
 use bascule_secure_boot::{Refusal, SecureBoot, StateError, judge};
 
 use crate::host::Firmware;
@@ -79,15 +79,15 @@ impl Unfit {
 /// [`Unfit`].
 pub fn check(file: &dyn ReadAt, wanted: &Wanted<'_>, firmware: &dyn Firmware) -> Result<(), Unfit> {
     let uki = Uki::open(file)?;
-    let fits = match (uki.machine(), wanted.architecture) {
-        (Machine::X86_64, Architecture::X86_64) | (Machine::Arm64, Architecture::Arm64) => true,
-        (Machine::X86_64 | Machine::Arm64 | Machine::Other(_), _) => false,
+    let fits = match (uki.processor(), wanted.architecture) {
+        (Processor::X86_64, Architecture::X86_64) | (Processor::Arm64, Architecture::Arm64) => true,
+        (Processor::X86_64 | Processor::Arm64 | Processor::Other(_), _) => false,
     };
     if !fits {
-        let found = match uki.machine() {
-            Machine::X86_64 => "x86-64".to_owned(),
-            Machine::Arm64 => "arm64".to_owned(),
-            Machine::Other(number) => format!("PE machine {number:#06x}"),
+        let found = match uki.processor() {
+            Processor::X86_64 => "x86-64".to_owned(),
+            Processor::Arm64 => "arm64".to_owned(),
+            Processor::Other(number) => format!("PE machine {number:#06x}"),
         };
         return Err(Unfit::Architecture { found, wanted: wanted.architecture });
     }

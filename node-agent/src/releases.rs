@@ -1,12 +1,14 @@
 //! The host's view of release repositories over `bascule-repository`: the same on a real machine and in the sandbox.
 
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bascule_api::{NodeError, PackFallback, RootHash};
 use bascule_image::Manifest;
+use bascule_image::io::{ReadAt, Source};
+use bascule_image::release::names::Severity;
 use bascule_repository::select::{self, Choice, Held, MissingPack, Wanted};
 use bascule_repository::time::Now;
 use bascule_repository::{
@@ -22,6 +24,8 @@ use crate::host::{Clock, FetchError, OpenPack, PackReport, ReleaseQuery, Release
 
 /// Largest trust root in bytes.
 const MAX_TRUST_ROOT: u64 = 64 << 10;
+/// How much of a remote file is asked for at once, at the least.
+const READ_AHEAD: u64 = 1 << 20;
 /// How soon a stopped transfer is noticed.
 const LOOK_FOR_STOP: Duration = Duration::from_millis(200);
 /// Longest time for metadata, channel and manifest together; each file has a deadline of its own.
@@ -97,7 +101,6 @@ impl RepositoryReleases {
 }
 
 fn read_limited(path: &std::path::Path, limit: u64) -> std::io::Result<Vec<u8>> {
-    use std::io::Read as _;
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(std::io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
@@ -109,7 +112,7 @@ impl Releases for RepositoryReleases {
         let options = self.open_options(query)?;
         let resolved =
             self.runtime.block_on(async { tokio::time::timeout(RESOLVE_DEADLINE, resolve(query, options)).await });
-        let (repository, release) = match resolved {
+        let (repository, release, severity) = match resolved {
             Ok(outcome) => outcome.map_err(|error| match error {
                 ResolveError::Repository(error) => failed(error),
                 ResolveError::Refused(message, category) => refusal(query, message, category),
@@ -119,7 +122,7 @@ impl Releases for RepositoryReleases {
                 return Err(FetchError { transient: true, ..refusal(query, message, NodeError::Network) });
             }
         };
-        Ok(Arc::new(Resolved { query: query.clone(), repository, release, runtime: self.runtime.clone() }))
+        Ok(Arc::new(Resolved { query: query.clone(), repository, release, severity, runtime: self.runtime.clone() }))
     }
 }
 
@@ -134,7 +137,10 @@ impl From<Error> for ResolveError {
     }
 }
 
-async fn resolve(query: &ReleaseQuery, options: OpenOptions) -> Result<(Repository, VerifiedManifest), ResolveError> {
+async fn resolve(
+    query: &ReleaseQuery,
+    options: OpenOptions,
+) -> Result<(Repository, VerifiedManifest, Severity), ResolveError> {
     let repository = Repository::open(options).await?;
     if repository.metadata().datastore_was_reset {
         tracing::warn!("what was remembered of the repository was damaged; rollback protection begins anew");
@@ -165,7 +171,8 @@ async fn resolve(query: &ReleaseQuery, options: OpenOptions) -> Result<(Reposito
         let message = format!("the repository's manifest is {}, asked was {}", verified.digest, query.digest);
         return Err(ResolveError::Refused(message, NodeError::Trust));
     }
-    Ok((repository, verified))
+    let severity = release.severity;
+    Ok((repository, verified, severity))
 }
 
 fn refusal(query: &ReleaseQuery, message: String, category: NodeError) -> FetchError {
@@ -195,6 +202,7 @@ struct Resolved {
     query: ReleaseQuery,
     repository: Repository,
     release: VerifiedManifest,
+    severity: Severity,
     runtime: Handle,
 }
 
@@ -224,6 +232,10 @@ impl ResolvedRelease for Resolved {
         &self.release.manifest
     }
 
+    fn severity(&self) -> Severity {
+        self.severity
+    }
+
     fn open_pack(
         &self,
         bases: &[RootHash],
@@ -248,6 +260,16 @@ impl ResolvedRelease for Resolved {
             source: Box::new(Watched { file: opened.file, _stop: stop }),
             transferred,
         })
+    }
+
+    fn open_uki(&self, options: &TransferOptions) -> Result<Box<dyn ReadAt>, FetchError> {
+        let read = self.options(options);
+        let stop = StopWatching(read.cancel.clone());
+        let uki = &self.release.manifest.uki;
+        let opened = self.runtime.block_on(self.repository.open_file(&self.release, uki, read));
+        let file = opened.map_err(|error| fetch_error(&self.query, error))?;
+        let length = file.length();
+        Ok(Box::new(Ahead { file: Watched { file, _stop: stop }, length, window: Mutex::default() }))
     }
 
     fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {
@@ -275,8 +297,39 @@ struct Watched {
     _stop: StopWatching,
 }
 
-impl bascule_image::io::Source for Watched {
-    fn read_range(&self, offset: u64, length: u64) -> std::io::Result<Box<dyn std::io::Read + Send + '_>> {
+/// A remote file that is read here and there: more is asked for at once than is wanted, since each request costs a way to the
+/// server and back.
+struct Ahead {
+    file: Watched,
+    length: u64,
+    /// The last piece that came, and where it begins.
+    window: Mutex<(u64, Vec<u8>)>,
+}
+
+impl ReadAt for Ahead {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.length);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset < window.0 || end > window.0 + window.1.len() as u64 {
+            let wanted = (buffer.len() as u64).max(READ_AHEAD).min(self.length - offset);
+            let mut piece = Vec::new();
+            self.file.read_range(offset, wanted)?.take(wanted).read_to_end(&mut piece)?;
+            *window = (offset, piece);
+        }
+        let start = usize::try_from(offset - window.0).unwrap_or(usize::MAX);
+        let found = window.1.get(start..).and_then(|rest| rest.get(..buffer.len()));
+        buffer.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.length)
+    }
+}
+
+impl Source for Watched {
+    fn read_range(&self, offset: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
         self.file.read_range(offset, length)
     }
 }

@@ -63,6 +63,7 @@ fn folder(package: &str) -> &'static str {
         "bascule-planner" => "crates/planner/",
         "bascule-repository" => "crates/repository/",
         "bascule-image" => "crates/image/",
+        "bascule-gpt" => "crates/gpt/",
         "bascule-secure-boot" => "crates/secure-boot/",
         "bascule-api" => "crates/api/",
         "bascule-cli" => "cli/",

@@ -92,7 +92,9 @@ pub enum Effect {
         /// fail again.
         from_running: bool,
     },
-    /// Fetch the UKI and lay it where no boot loader looks, durably.
+    /// Look at the UKI where it lies on the server: whether this machine would start it.
+    PreviewUki(ReleaseTarget),
+    /// Fetch the UKI, lay it where no boot loader looks, durably, and look whether this machine would start it.
     StageUki {
         /// Which.
         target: ReleaseTarget,
@@ -147,6 +149,8 @@ pub enum EffectKind {
     MarkEmpty,
     /// [`Effect::WriteSlot`]
     WriteSlot,
+    /// [`Effect::PreviewUki`]
+    PreviewUki,
     /// [`Effect::StageUki`]
     StageUki,
     /// [`Effect::Inspect`]
@@ -179,6 +183,7 @@ impl EffectKind {
             Self::MarkWriting => "mark-writing",
             Self::MarkEmpty => "mark-empty",
             Self::WriteSlot => "write-slot",
+            Self::PreviewUki => "preview-uki",
             Self::StageUki => "stage-uki",
             Self::Inspect => "inspect",
             Self::ReadBack => "read-back",
@@ -194,6 +199,17 @@ impl EffectKind {
     /// Whether it only mends what works as it is: it can wait, and nothing waits for it.
     pub const fn is_repair(self) -> bool {
         matches!(self, Self::RepairTable | Self::Boot(BootPurpose::ClearAway | BootPurpose::Untangle))
+    }
+
+    /// Whether it is part of bringing a release into a slot: what fails now here and now there has failed as often in a row.
+    pub const fn is_staging(self) -> bool {
+        match self {
+            Self::Boot(purpose) => matches!(purpose, BootPurpose::ClearDownloads | BootPurpose::Retire),
+            Self::MarkWriting | Self::WriteSlot | Self::PreviewUki | Self::StageUki | Self::ReadBack | Self::Seal => {
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Whether it is part of making a trial permanent.
@@ -220,6 +236,7 @@ impl Effect {
             Self::MarkWriting(_) => EffectKind::MarkWriting,
             Self::MarkEmpty(_) => EffectKind::MarkEmpty,
             Self::WriteSlot { .. } => EffectKind::WriteSlot,
+            Self::PreviewUki(_) => EffectKind::PreviewUki,
             Self::StageUki { .. } => EffectKind::StageUki,
             Self::Inspect(_) => EffectKind::Inspect,
             Self::ReadBack(_) => EffectKind::ReadBack,

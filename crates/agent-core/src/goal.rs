@@ -1,18 +1,17 @@
-//! What follows from the operator's word.
+//! What follows from the operator's word, in the words of the protocol ([`crate::protocol`]).
 
-use bascule_api::{BootControlBackend, Counting, FailedRelease, Goal, NodeError, PackFallback, ReleaseRef};
+use bascule_api::{Counting, FailedRelease, Goal, NodeError, PackFallback, ReleaseRef};
 
-use super::boot::plan::{self, BOOT_MARGIN};
-use super::boot::{BootPartition, BootPurpose};
 use super::housekeeping::{Plan, next_journal, planned, short, target_of};
-use super::state::{Work, uki_is_there};
+use super::protocol::{HostProtocol as _, NoPlan, host};
+use super::state::Work;
 use super::step::{no_plan, refuse};
 use super::{
-    Armed, Committed, Desired, Effect, Entry, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery,
-    ReleaseTarget, SlotContent, State, Why,
+    Armed, Committed, Desired, Effect, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery, ReleaseTarget,
+    State, Why,
 };
 
-/// The release that somebody wants in the inactive slot.
+/// The release that somebody wants beside the running one.
 pub(super) fn wanted_release(state: &State) -> Option<&ReleaseRef> {
     if let Some(manual) = &state.manual {
         return match &manual.command {
@@ -72,7 +71,7 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
         }
     }
     match desired.goal {
-        Goal::Idle => clean(facts),
+        Goal::Idle => clean(state, facts),
         Goal::Staged => staged(state, facts, now, &desired, &release),
         Goal::Booted => booted(state, facts, now, &desired, &release),
         Goal::Committed => committed(state, facts, now, &release),
@@ -87,10 +86,10 @@ fn failed_here(failed: &FailedRelease) -> String {
     )
 }
 
-/// A slot that nobody wants filled any more is nobody's half-written release.
-fn clean(facts: &Facts) -> Plan {
-    let half = matches!(facts.inactive_slot().content, SlotContent::Writing { .. });
-    half.then(|| (Work::Short, vec![Effect::MarkEmpty(facts.inactive())]))
+/// What nobody wants any more is not left half done.
+fn clean(state: &State, facts: &Facts) -> Plan {
+    let effects = host(state, facts).discard();
+    (!effects.is_empty()).then_some((Work::Short, effects))
 }
 
 /// Whether the running release is the one that is named.
@@ -122,11 +121,8 @@ fn disarm(state: &mut State, facts: &Facts, now: Now) -> Plan {
     if granted {
         return None;
     }
-    let mut effects = Vec::new();
-    if matches!(facts.booted_slot().entry, Entry::Bad { .. }) {
-        effects.push(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Restore))?);
-    }
-    effects.push(planned(state, now, plan::disarm(facts, &target_of(armed, &journal)))?);
+    let disarming = host(state, facts).disarm(&target_of(armed, &journal));
+    let mut effects = planned(state, now, disarming)?;
     let mut next = next_journal(&journal);
     next.armed = None;
     effects.push(Effect::Persist(Box::new(next)));
@@ -137,24 +133,24 @@ fn staged(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release
     if runs(state, facts, release) {
         return None;
     }
-    if let Some(known) = state.ready(facts).filter(|known| known.digest == release.digest) {
-        let target = ReleaseTarget::known(facts.inactive(), known);
-        // The node is being drained: read the slot again now, so that arming need not wait for it.
+    let host = host(state, facts);
+    if let Some(known) = host.staged().filter(|known| known.digest == release.digest) {
+        let target = host.target(known);
+        // The node is being drained: read what is staged again now, so that arming need not wait for it.
         if desired.disruption_begun && !read_back_lately(state, &target, now) {
-            let image = image_of(facts, &target);
-            return Some((Work::Verify, vec![Effect::Verify { target, image, quick: false }]));
+            return Some((Work::Verify, vec![host.check(&target, false)]));
         }
         return None;
     }
     bring(state, facts, now, release, desired.pack_fallback)
 }
 
-/// Brings a release into the inactive slot, if that may be.
+/// Brings a release beside the running one, if that may be.
 pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef, fallback: PackFallback) -> Plan {
     let journal = state.journal.clone()?;
     if state.is_trial(facts) {
         let message = format!(
-            "{} runs as a trial: the other slot is the way back and is not overwritten before a commit",
+            "{} runs as a trial: the other release is the way back and is not overwritten before a commit",
             facts.version
         );
         refuse(state, now, NodeError::Unsuitable, message);
@@ -162,7 +158,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
     }
     let Some(resolved) = state.resolved.clone().filter(|resolved| resolved.digest == release.digest) else {
         state.resolved = None;
-        return Some((Work::Resolve, vec![Effect::Resolve(query(&journal, facts, release))]));
+        return Some((Work::Resolve, vec![Effect::Resolve(query(state, facts, release))]));
     };
     let manifest = resolved.manifest;
     if manifest.version != release.version {
@@ -183,55 +179,23 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
         uki_size: manifest.uki.size,
         verified_at: Some(now.wall),
     };
-    let target = ReleaseTarget::known(facts.inactive(), &known);
-    if let Err((category, message)) = fits(state.config.memory_limit, facts, &manifest, &known) {
-        refuse(state, now, category, message);
-        return None;
-    }
-    let mut next = next_journal(&journal);
-    next.remember(known.clone());
-    let slot = target.slot;
-    let damaged = state.damaged.as_ref().is_some_and(|(at, root)| *at == slot && *root == known.root_hash);
-    let partition = facts.boot.home();
-    let mut effects = Vec::new();
-    if facts.inactive_slot().content.root_hash() == Some(&known.root_hash) && !damaged {
-        // The slot says that it is whole already: believe it after reading it.
-        if !uki_is_there(facts, &known) {
-            match plan::clear_downloads(facts, &known) {
-                Ok(step) => effects.extend(step.map(Effect::Boot)),
-                Err(why) => {
-                    no_plan(state, now, why);
-                    return None;
-                }
-            }
-            effects.push(Effect::StageUki { target: target.clone(), partition });
+    let staging = match host(state, facts).refuses(&manifest, &known) {
+        Some((category, message)) => {
+            refuse(state, now, category, message);
+            return None;
         }
-        effects.push(Effect::ReadBack(target));
-    } else {
-        effects.push(planned(state, now, plan::retire(facts, Some(&known)))?);
-        effects.extend([
-            Effect::MarkWriting(target.clone()),
-            Effect::WriteSlot { target: target.clone(), fallback, from_running: state.running_changed.is_none() },
-            Effect::StageUki { target: target.clone(), partition },
-            Effect::ReadBack(target.clone()),
-            Effect::Seal(target),
-        ]);
-        state.damaged = None;
-    }
+        None => host(state, facts).stage(&known, fallback),
+    };
+    let mut effects = planned(state, now, staging)?;
+    // Where it was damaged, it is written afresh.
+    state.damaged = None;
+    let mut next = next_journal(&journal);
+    next.remember(known);
     effects.push(Effect::Persist(Box::new(next)));
     Some((Work::Stage, effects))
 }
 
-fn query(journal: &Journal, facts: &Facts, release: &ReleaseRef) -> ReleaseQuery {
-    let other = match &facts.inactive_slot().content {
-        SlotContent::Release { version, root_hash } => {
-            let verified = journal.known(root_hash).is_some_and(|known| known.verified_at.is_some());
-            // A permanent entry means that it once ran and was committed here, or that an installer put it there.
-            let once_good = facts.inactive_slot().entry == Entry::Good;
-            (verified || once_good).then(|| (version.clone(), root_hash.clone()))
-        }
-        _ => None,
-    };
+fn query(state: &State, facts: &Facts, release: &ReleaseRef) -> ReleaseQuery {
     ReleaseQuery {
         repository: release.repository.clone(),
         channel: release.channel.clone(),
@@ -240,79 +204,8 @@ fn query(journal: &Journal, facts: &Facts, release: &ReleaseRef) -> ReleaseQuery
         product: facts.product.clone(),
         architecture: facts.architecture,
         booted: Some((facts.version.clone(), facts.root_hash.clone())),
-        other,
+        other: host(state, facts).held(),
     }
-}
-
-/// Bytes of an image for each byte of its blocks' digests: 32 for 4096.
-const DIGESTS: u64 = 128;
-
-/// Room is checked before the first write.
-fn fits(
-    memory_limit: Option<u64>,
-    facts: &Facts,
-    manifest: &bascule_image::Manifest,
-    known: &KnownRelease,
-) -> Result<(), (NodeError, String)> {
-    // While a slot is written or read back, the digests of all its blocks are in memory, next to everything else.
-    let digests = manifest.image.size / DIGESTS;
-    if let Some(limit) = memory_limit.filter(|limit| digests > limit / 2) {
-        const MIB: u64 = 1 << 20;
-        let message = format!(
-            "the image of {} has {} MiB and needs {} MiB of memory for its digests; the agent may use {} MiB, which is enough \
-             for images of up to {} MiB: raise its limit (MemoryMax= of the unit, limits.memory of the pod) to {}M",
-            manifest.version,
-            manifest.image.size.div_ceil(MIB),
-            digests.div_ceil(MIB),
-            limit / MIB,
-            limit / 2 * DIGESTS / MIB,
-            (digests * 2).div_ceil(MIB)
-        );
-        return Err((NodeError::Unsuitable, message));
-    }
-    let slot = facts.inactive_slot();
-    let parts =
-        [("image", manifest.image.size, &slot.data), ("verity tree", manifest.verity.hash_tree_size, &slot.verity)];
-    for (what, needed, partition) in parts {
-        if needed > partition.extent.length {
-            let message = format!(
-                "the {what} of {} needs {needed} bytes, partition {} has {}",
-                manifest.version, partition.number, partition.extent.length
-            );
-            return Err((NodeError::Space, message));
-        }
-    }
-    let room = room(facts);
-    if !uki_is_there(facts, known) && known.uki_size.saturating_add(BOOT_MARGIN) > room {
-        let message = format!(
-            "the boot image of {} needs {} bytes and {BOOT_MARGIN} to spare; the boot partition has {room} free: remove \
-             what does not belong there",
-            manifest.version, known.uki_size
-        );
-        return Err((NodeError::Space, message));
-    }
-    Ok(())
-}
-
-/// Room for a boot image, counting what goes before it comes.
-fn room(facts: &Facts) -> u64 {
-    let home = facts.boot.home();
-    let view = &facts.boot.view;
-    let goes = view.slots.get(facts.inactive()).images.iter().chain(&view.waiting).chain(&view.unfinished);
-    let goes = goes.filter(|file| file.partition == home).map(|file| file.size);
-    let space = facts.boot.inventory.space(home);
-    goes.fold(space.free, u64::saturating_add).min(space.total)
-}
-
-/// Where the boot image of a target lies.
-fn image_of(facts: &Facts, target: &ReleaseTarget) -> Option<(BootPartition, String)> {
-    let entry = facts.boot.view.slots.get(target.slot).images.first();
-    let goes_first = entry.is_none() || facts.boot.backend == BootControlBackend::GptPrio;
-    let file = plan::waiting(facts, target).filter(|_| goes_first).or(entry).or_else(|| {
-        let name = plan::slot_file(target.slot);
-        facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(name))
-    });
-    file.map(|file| (file.partition, file.name.clone()))
 }
 
 fn read_back_lately(state: &State, target: &ReleaseTarget, now: Now) -> bool {
@@ -327,10 +220,11 @@ fn booted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release
     if runs(state, facts, release) {
         return None;
     }
-    let Some(known) = state.ready(facts).filter(|known| known.digest == release.digest).cloned() else {
+    let staged = host(state, facts).staged().filter(|known| known.digest == release.digest).cloned();
+    let Some(known) = staged else {
         return bring(state, facts, now, release, desired.pack_fallback);
     };
-    let target = ReleaseTarget::known(facts.inactive(), &known);
+    let target = host(state, facts).target(&known);
     arm_granted(state, facts, now, desired, target)
 }
 
@@ -368,8 +262,9 @@ fn arm_granted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, ta
 /// Arms and reboots, continuing where a former try ended.
 pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTarget, generation: i64) -> Plan {
     let journal = state.journal.clone()?;
-    if !facts.boot.saw_everything() {
-        no_plan(state, now, plan::NoPlan::Unseen(plan::unread(facts)));
+    let unseen = host(state, facts).unseen();
+    if let Some(why) = unseen {
+        no_plan(state, now, NoPlan::Unseen(why));
         return None;
     }
     if let (Counting::Broken, why) = state.counting_and_why(facts) {
@@ -383,13 +278,10 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
         return None;
     }
     let reboot = Effect::Reboot(Why::Boot { from: facts.version.clone(), to: target.version.clone() });
-    let set_aside = facts.boot.running_sorts_first;
     let armed_already = journal.armed.as_ref().is_some_and(|armed| {
         armed.boot_id == facts.boot_id && armed.generation == generation && armed.root_hash == target.root_hash
     });
-    let entry_stands = matches!(facts.inactive_slot().entry, Entry::Trying { .. });
-    let running_is_aside = matches!(facts.booted_slot().entry, Entry::Bad { .. });
-    if armed_already && entry_stands && (!set_aside || running_is_aside) {
+    if armed_already && host(state, facts).is_armed() {
         if state.reboot_asked.is_some_and(|at| now.since_boot.saturating_sub(at) < state.config.reboot_retry) {
             return None;
         }
@@ -412,21 +304,17 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
         given_up: None,
         committing: false,
     });
-    let arming = match plan::arm(facts, &target, state.config.tries) {
-        Ok(arming) => arming,
-        Err(why) => {
-            no_plan(state, now, why);
-            return None;
-        }
-    };
+    let quick = read_back_lately(state, &target, now);
+    let arming = host(state, facts).arm(&target, state.config.tries, quick);
+    let arming = planned(state, now, arming)?;
     if let Some(placed) = arming.placed {
         next.placed.retain(|record| record.root_hash != placed.root_hash);
         next.placed.push(placed);
     }
-    let quick = read_back_lately(state, &target, now);
     state.reboot_asked = None;
-    let image = image_of(facts, &target);
-    short(vec![Effect::Verify { target, image, quick }, Effect::Persist(Box::new(next)), Effect::Boot(arming.step)])
+    let mut effects = vec![arming.check, Effect::Persist(Box::new(next))];
+    effects.extend(arming.effects);
+    short(effects)
 }
 
 fn committed(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef) -> Plan {
@@ -474,18 +362,15 @@ pub(super) fn commit(state: &mut State, facts: &Facts, now: Now) -> Plan {
         next.revision += 1;
     }
     if state.is_trial(facts) {
-        effects.push(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Commit))?);
-        if !facts.boot.running_sorts_first && facts.inactive_slot().entry == Entry::Good {
-            // What is not the agent's stays where it is; the boot loader's order then decides as ever.
-            effects.extend(plan::set_aside(facts, facts.inactive()).ok().map(Effect::Boot));
-        }
+        let committing = host(state, facts).commit();
+        effects.extend(planned(state, now, committing)?);
         effects.push(Effect::TellGuard { boot_id: facts.boot_id.clone() });
     }
     effects.push(Effect::Persist(Box::new(next)));
     short(effects)
 }
 
-/// Leaves `release` for what the other slot holds. Only the version counts: it may be known to nobody else any more.
+/// Leaves `release` for the other one. Only the version counts: it may be known to nobody else any more.
 fn reverted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, release: &ReleaseRef) -> Plan {
     if facts.version != release.version {
         return None;
@@ -493,7 +378,8 @@ fn reverted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, relea
     if state.is_trial(facts) {
         return give_up(state, facts, now, "the operator gave the trial up".to_owned());
     }
-    match way_back(state, facts) {
+    let other = host(state, facts).other();
+    match other {
         Ok(target) => arm_granted(state, facts, now, desired, target),
         Err(message) => {
             refuse(state, now, NodeError::Unsuitable, message);
@@ -502,44 +388,14 @@ fn reverted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, relea
     }
 }
 
-/// What the other slot holds, to be armed as it is.
-pub(super) fn way_back(state: &State, facts: &Facts) -> Result<ReleaseTarget, String> {
-    let slot = facts.inactive_slot();
-    let SlotContent::Release { version, root_hash } = &slot.content else {
-        return Err(format!("slot {} holds no whole release to go back to", facts.inactive()));
-    };
-    match state.journal.as_ref().and_then(|journal| journal.known(root_hash)) {
-        Some(known) => Ok(ReleaseTarget::known(facts.inactive(), known)),
-        None if slot.entry == Entry::None => {
-            Err(format!("slot {} holds {version}, but its boot image is gone", facts.inactive()))
-        }
-        None => Ok(ReleaseTarget {
-            slot: facts.inactive(),
-            version: version.clone(),
-            root_hash: root_hash.clone(),
-            digest: None,
-            uki: None,
-        }),
-    }
-}
-
-/// Leaves a trial: back to the other slot at once.
+/// Leaves a trial: back to the other release at once.
 pub(super) fn give_up(state: &mut State, facts: &Facts, now: Now, reason: String) -> Plan {
     let journal = state.journal.clone()?;
-    let other = facts.inactive_slot();
-    if other.entry == Entry::Unseen {
-        no_plan(state, now, plan::NoPlan::Unseen(plan::unread(facts)));
-        return None;
-    }
-    if other.content.root_hash().is_none() || other.entry == Entry::None {
-        let message = format!("slot {} holds nothing that could be booted instead", facts.inactive());
-        refuse(state, now, NodeError::BootControl, message);
-        return None;
-    }
+    let reverting = host(state, facts).revert();
+    let reverting = planned(state, now, reverting)?;
     let reboot = Effect::Reboot(Why::Revert { from: facts.version.clone(), reason: reason.clone() });
     let noted = journal.armed.as_ref().is_some_and(|armed| armed.given_up.is_some());
-    let marked = matches!(facts.booted_slot().entry, Entry::Bad { .. }) && other.entry == Entry::Good;
-    if noted && marked {
+    if noted && reverting.is_empty() {
         if state.reboot_asked.is_some_and(|at| now.since_boot.saturating_sub(at) < state.config.reboot_retry) {
             return None;
         }
@@ -566,10 +422,7 @@ pub(super) fn give_up(state: &mut State, facts: &Facts, now: Now, reason: String
         })
     });
     let mut effects = vec![Effect::Persist(Box::new(next))];
-    if other.entry != Entry::Good {
-        effects.push(planned(state, now, plan::permanent(facts, facts.inactive(), BootPurpose::Restore))?);
-    }
-    effects.push(planned(state, now, plan::mark_bad(facts, facts.booted))?);
+    effects.extend(reverting);
     state.reboot_asked = None;
     short(effects)
 }

@@ -3,6 +3,7 @@
 use bascule_api::{Digest, FailedRelease, NodeError};
 
 use super::boot::{BootPurpose, Safeguard, plan, way_back};
+use super::protocol::NoPlan;
 use super::state::Work;
 use super::step::no_plan;
 use super::{
@@ -71,7 +72,7 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
         // The boot loader counts again from the next boot on; this one is the guard's.
         Entry::Good if state.lost_its_counter(facts) => {
             let step = plan::recount(facts, armed.tries.saturating_sub(1));
-            planned(state, now, step).and_then(|effect| short(vec![effect]))
+            planned(state, now, step).and_then(|step| short(vec![Effect::Boot(step)]))
         }
         Entry::Good => {
             let mut next = next_journal(journal);
@@ -91,14 +92,10 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
     }
 }
 
-/// An effect from a plan; without one, the reason is noted.
-pub(super) fn planned(
-    state: &mut State,
-    now: Now,
-    step: Result<super::boot::BootStep, plan::NoPlan>,
-) -> Option<Effect> {
-    match step {
-        Ok(step) => Some(Effect::Boot(step)),
+/// What was planned; without a plan, the reason is noted.
+pub(super) fn planned<T>(state: &mut State, now: Now, plan: Result<T, NoPlan>) -> Option<T> {
+    match plan {
+        Ok(planned) => Some(planned),
         Err(why) => {
             no_plan(state, now, why);
             None
@@ -112,7 +109,7 @@ fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: 
     let holds_it = slot.content.root_hash() == Some(&armed.root_hash);
     if holds_it && slot.entry == Entry::Unseen || facts.booted_slot().entry == Entry::Unseen {
         // Whether it was tried is written in its name, and that could not be seen.
-        no_plan(state, now, plan::NoPlan::Unseen(plan::unread(facts)));
+        no_plan(state, now, NoPlan::Unseen(plan::unread(facts)));
         return None;
     }
     let was_tried = match slot.entry {
@@ -127,7 +124,7 @@ fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: 
     next.armed = None;
     let mut effects = Vec::new();
     if matches!(facts.booted_slot().entry, Entry::Bad { .. }) {
-        effects.push(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Restore))?);
+        effects.push(Effect::Boot(planned(state, now, plan::permanent(facts, facts.booted, BootPurpose::Restore))?));
     }
     if !holds_it || (!was_tried && given_up.is_none()) {
         // Power was lost before the entry was installed, or the boot loader never took it up. The release is not to
@@ -140,7 +137,7 @@ fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: 
                 next.not_taken = Some(NotTaken { version: armed.version.clone(), at: now.wall, times });
                 next.loader_setup = Some(facts.boot.inventory.loader_setup());
             }
-            effects.push(planned(state, now, plan::disarm(facts, &target_of(armed, journal)))?);
+            effects.push(Effect::Boot(planned(state, now, plan::disarm(facts, &target_of(armed, journal)))?));
         }
         effects.push(Effect::Persist(Box::new(next)));
         return short(effects);
@@ -160,7 +157,7 @@ fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: 
         next.counting_seen = Some(true);
     }
     if !matches!(slot.entry, Entry::Bad { .. } | Entry::None) {
-        effects.push(planned(state, now, plan::mark_bad(facts, armed.slot))?);
+        effects.push(Effect::Boot(planned(state, now, plan::mark_bad(facts, armed.slot))?));
     }
     effects.push(Effect::Persist(Box::new(next)));
     short(effects)
@@ -178,7 +175,7 @@ fn stranded(state: &mut State, journal: &Journal, facts: &Facts, now: Now) -> Pl
     if matches!(facts.booted_slot().entry, Entry::Bad { .. }) && !state.is_trial(facts) && !set_aside_by_us {
         // It runs although it was set aside, and nothing better is left: it is what the node has.
         let step = plan::permanent(facts, facts.booted, BootPurpose::Restore);
-        return planned(state, now, step).and_then(|effect| short(vec![effect]));
+        return planned(state, now, step).and_then(|step| short(vec![Effect::Boot(step)]));
     }
     if matches!(inactive.entry, Entry::Trying { .. })
         && journal.armed.is_none()
@@ -196,7 +193,7 @@ fn stranded(state: &mut State, journal: &Journal, facts: &Facts, now: Now) -> Pl
             },
             |known| ReleaseTarget::known(facts.inactive(), known),
         );
-        return planned(state, now, plan::disarm(facts, &target)).and_then(|effect| short(vec![effect]));
+        return planned(state, now, plan::disarm(facts, &target)).and_then(|step| short(vec![Effect::Boot(step)]));
     }
     None
 }

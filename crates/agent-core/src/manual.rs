@@ -3,6 +3,7 @@
 use bascule_api::{ManualAction, NodeError, PackFallback};
 
 use super::housekeeping::{Plan, next_journal, short};
+use super::protocol::{HostProtocol as _, host};
 use super::step::refuse;
 use super::{Effect, Facts, ManualCommand, Now, State, goal};
 
@@ -29,7 +30,7 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
     }
     let plan = match &manual.command {
         ManualCommand::Stage(release) => {
-            let there = state.ready(facts).is_some_and(|known| known.digest == release.digest);
+            let there = host(state, facts).staged().is_some_and(|known| known.digest == release.digest);
             if there { None } else { goal::bring(state, facts, now, &release.clone(), PackFallback::Allow) }
         }
         ManualCommand::Commit => goal::commit(state, facts, now),
@@ -45,7 +46,8 @@ fn revert(state: &mut State, facts: &Facts, now: Now) -> Plan {
     if state.is_trial(facts) {
         return goal::give_up(state, facts, now, "a person on the node gave the trial up".to_owned());
     }
-    match goal::way_back(state, facts) {
+    let other = host(state, facts).other();
+    match other {
         Ok(target) => goal::arm(state, facts, now, target, 0),
         Err(message) => {
             refuse(state, now, NodeError::Unsuitable, message);

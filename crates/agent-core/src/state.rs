@@ -9,7 +9,8 @@ use chrono::{DateTime, Utc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::boot::Safeguard;
-use super::{Armed, Desired, EffectKind, Entry, Facts, Journal, KnownRelease, ManualCommand, SlotContent};
+use super::protocol::{Guarantees, HostProtocol as _, host};
+use super::{Armed, Desired, EffectKind, Entry, Facts, Journal, KnownRelease, ManualCommand};
 
 /// The time, as far as decisions need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +154,12 @@ impl During {
     pub const fn is_repair(self) -> bool {
         matches!(self, Self::Effect(kind) if kind.is_repair())
     }
+
+    /// Whether what failed then and what failed now are one thing that fails again and again.
+    pub fn is_the_same_as(self, before: Self) -> bool {
+        let staging = |during| matches!(during, Self::Effect(kind) if kind.is_staging());
+        self == before || staging(self) && staging(before)
+    }
 }
 
 /// What stands in the way.
@@ -241,14 +248,14 @@ impl State {
     ///
     /// The boot entry decides, and where it has no counter, whether anybody began to commit. An entry that was used up or set
     /// aside counts only with a record of having been armed, or when the other slot has a permanent entry to go back to. An
-    /// entry that nobody could read is whatever the record says.
+    /// entry that nobody could read, or that lies where nobody could look, is whatever the record says.
     pub fn is_trial(&self, facts: &Facts) -> bool {
         match facts.booted_slot().entry {
             Entry::Trying { .. } => true,
             Entry::Bad { .. } => self.trial_record(facts).is_some() || facts.inactive_slot().entry == Entry::Good,
             Entry::Good => self.lost_its_counter(facts),
-            Entry::Unseen => self.trial_record(facts).is_some_and(|armed| !armed.committing),
-            Entry::None => false,
+            // What runs was booted by something: without an entry, that is on a partition that is not mounted (now).
+            Entry::Unseen | Entry::None => self.trial_record(facts).is_some_and(|armed| !armed.committing),
         }
     }
 
@@ -259,11 +266,12 @@ impl State {
 
     /// The release in the inactive slot, if it is whole, was read back, and its UKI is at hand.
     pub fn ready<'a>(&'a self, facts: &Facts) -> Option<&'a KnownRelease> {
-        let slot = facts.inactive_slot();
-        let root_hash = slot.content.root_hash()?;
-        let known = self.journal.as_ref()?.known(root_hash)?;
-        let intact = self.damaged.as_ref().is_none_or(|(at, hash)| *at != facts.inactive() || hash != root_hash);
-        (intact && known.verified_at.is_some() && uki_is_there(facts, known)).then_some(known)
+        super::slots::ready(self, facts)
+    }
+
+    /// What this host can be relied upon for.
+    pub fn guarantees(&self, facts: &Facts) -> Guarantees {
+        host(self, facts).guarantees()
     }
 
     /// Whether a trial would end by itself: whether the boot loader counts, from this boot and from what was seen before, and
@@ -277,6 +285,16 @@ impl State {
 
     /// The same, with the reason where it is not known to be so.
     pub fn counting_and_why(&self, facts: &Facts) -> (Counting, Option<String>) {
+        let counts = self.boot_loader_counts(facts);
+        // During a trial the other slot is the way back, and is not to be armed.
+        match facts.boot.obstacle.as_ref().filter(|_| counts.0 != Counting::Broken && !self.is_trial(facts)) {
+            Some(obstacle) => (Counting::Broken, Some(obstacle.clone())),
+            None => counts,
+        }
+    }
+
+    /// Whether the boot loader takes what is armed and counts its tries, from this boot and from what was seen before.
+    pub(super) fn boot_loader_counts(&self, facts: &Facts) -> (Counting, Option<String>) {
         let journal = self.journal.as_ref();
         if facts.boot.counting == Counting::Broken {
             return (Counting::Broken, facts.boot.counting_message.clone());
@@ -292,10 +310,6 @@ impl State {
                 not_taken.version, not_taken.times, not_taken.at
             );
             return (Counting::Broken, Some(message));
-        }
-        // During a trial the other slot is the way back, and is not to be armed.
-        if let Some(obstacle) = facts.boot.obstacle.as_ref().filter(|_| !self.is_trial(facts)) {
-            return (Counting::Broken, Some(obstacle.clone()));
         }
         match (facts.boot.counting, journal.and_then(|journal| journal.counting_seen)) {
             (Counting::Unknown, Some(true)) => (Counting::Works, None),
@@ -345,13 +359,4 @@ impl State {
         let reboot = self.reboot_asked.map_or(look, |at| at + self.config.reboot_retry);
         look.min(inspection).min(reboot).saturating_sub(now.since_boot)
     }
-}
-
-/// Whether the UKI of the release in the inactive slot lies on the boot partition: as its boot entry, or waiting to become
-/// one.
-pub(super) fn uki_is_there(facts: &Facts, known: &KnownRelease) -> bool {
-    let slot = facts.inactive_slot();
-    let has_entry = slot.entry != Entry::None && matches!(slot.content, SlotContent::Release { .. });
-    let mut waiting = facts.boot.view.waiting.iter();
-    has_entry || waiting.any(|file| super::boot::plan::is_named_after(known, file))
 }

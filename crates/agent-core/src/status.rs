@@ -6,7 +6,7 @@ use bascule_api::{
     Slots, Staged, Trial,
 };
 
-use super::{Entry, Facts, Now, SlotContent, State, TableHealth};
+use super::{Entry, Facts, Guarantee, Guarantees, Now, SlotContent, State, TableHealth};
 
 /// The status to write, if it is another than the last one handed out.
 pub(super) fn publish(state: &mut State, now: Now) -> Option<NodeUpdateStatus> {
@@ -185,6 +185,8 @@ fn conditions(
             None => format!("boot images that are not this agent's and are left alone: {}", left_alone.join(", ")),
         };
         set(conditions::BOOT_CONTROL_HEALTHY, holds, why, &message);
+        let (missing, message) = guarantees(&state.guarantees(facts));
+        set(conditions::HOST_GUARANTEES, missing.is_none(), missing.unwrap_or(reason::OBSERVED), &message);
         let drift = drift(state, facts);
         set(conditions::DRIFT, drift.is_some(), reason::OBSERVED, drift.as_deref().unwrap_or_default());
     }
@@ -200,6 +202,21 @@ fn conditions(
     let message = manual.map(|action| format!("{} at {}", action.action, action.at)).unwrap_or_default();
     set(conditions::MANUAL_ACTION, manual.is_some(), reason::OBSERVED, &message);
     list
+}
+
+/// The guarantees in words, and the reason of the first that is not given.
+fn guarantees(guarantees: &Guarantees) -> (Option<&'static str>, String) {
+    let mut first = None;
+    let words = guarantees.all().map(|(reason, name, guarantee)| {
+        let (why, said) = match guarantee {
+            Guarantee::Given => return format!("{name}: yes"),
+            Guarantee::NotSeenYet(why) => (why, "not seen yet"),
+            Guarantee::Missing(why) => (why, "no"),
+        };
+        first = first.or(Some(reason));
+        format!("{name}: {said} ({why})")
+    });
+    (first, words.join("; "))
 }
 
 /// What is not as the agent left it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bascule_api::NodeError;
 
 use super::boot::Safeguard;
-use super::boot::plan::NoPlan;
+use super::protocol::NoPlan;
 use super::state::{During, Manual, Problem, Work};
 use super::{
     Desired, Effect, EffectKind, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish,
@@ -140,7 +140,7 @@ fn fail(state: &mut State, failure: Failure, now: Now) {
 
 /// Notes what went wrong, and when it is tried again.
 fn again_later(state: &mut State, now: Now, during: During, category: NodeError, message: String, transient: bool) {
-    let before = state.problem.take().filter(|problem| problem.during == during);
+    let before = state.problem.take().filter(|problem| during.is_the_same_as(problem.during));
     let attempts = before.map_or(1, |problem| problem.attempts.saturating_add(1)).min(1_000_000);
     let wait = backoff(state, attempts, transient);
     state.problem = Some(Problem {

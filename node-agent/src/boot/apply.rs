@@ -34,7 +34,7 @@ pub fn apply(
             BootChange::PutInPlace { partition, from, to, expect } => {
                 let folder = BootFolder::on(host, backend, *partition)?;
                 find(&folder, from, expect, false)?;
-                files::put_in_place(folder.esp, &folder.path(from), &folder.path(to))?;
+                files::put_in_place(&*folder.esp, &folder.path(from), &folder.path(to))?;
                 moved(&folder, from, to, expect)?;
             }
             BootChange::Remove { .. } => {
@@ -49,7 +49,7 @@ pub fn apply(
             BootChange::Copy { partition, from, to, expect } => {
                 let folder = BootFolder::on(host, backend, *partition)?;
                 find(&folder, from, expect, true)?;
-                files::copy_of(folder.esp, &folder.path(from), &folder.path(to))?;
+                files::copy_of(&*folder.esp, &folder.path(from), &folder.path(to))?;
             }
             BootChange::Attributes(wanted) => set_attributes(host, slots, wanted)?,
         }
@@ -90,19 +90,19 @@ fn remove(host: &Host, backend: BootControlBackend, removals: &[Removal<'_>]) ->
 /// # Errors
 /// A file system failed.
 pub fn sync(host: &Host, backend: BootControlBackend) -> Result<(), BootError> {
-    for folder in BootFolder::all(host, backend) {
+    for folder in BootFolder::all(host, backend)? {
         folder.esp.sync().map_err(esp("syncing", folder.directory))?;
     }
     Ok(())
 }
 
-fn size_of(folder: &BootFolder<'_>, file: &str) -> Result<Option<u64>, BootError> {
+fn size_of(folder: &BootFolder, file: &str) -> Result<Option<u64>, BootError> {
     let files = folder.esp.list(folder.directory).map_err(esp("listing", folder.directory))?;
     Ok(files.into_iter().find(|found| found.name == file).map(|found| found.size))
 }
 
 /// Looks whether a file is what is expected.
-fn find(folder: &BootFolder<'_>, file: &str, expect: &Expected, whole: bool) -> Result<(), BootError> {
+fn find(folder: &BootFolder, file: &str, expect: &Expected, whole: bool) -> Result<(), BootError> {
     let path = folder.path(file);
     let unexpected = |reason: String| Err(BootError::Unexpected { path: path.clone(), reason });
     match size_of(folder, file)? {
@@ -115,7 +115,7 @@ fn find(folder: &BootFolder<'_>, file: &str, expect: &Expected, whole: bool) -> 
         return unexpected("its content changed".to_owned());
     }
     if let Some(digest) = expect.digest.as_ref().filter(|_| whole)
-        && files::digest(folder.esp, &path)?.0 != *digest
+        && files::digest(&*folder.esp, &path)?.0 != *digest
     {
         return unexpected("its content changed".to_owned());
     }
@@ -123,7 +123,7 @@ fn find(folder: &BootFolder<'_>, file: &str, expect: &Expected, whole: bool) -> 
 }
 
 /// Looks whether a file is where it was moved to.
-fn moved(folder: &BootFolder<'_>, from: &str, to: &str, expect: &Expected) -> Result<(), BootError> {
+fn moved(folder: &BootFolder, from: &str, to: &str, expect: &Expected) -> Result<(), BootError> {
     let arrived = size_of(folder, to)? == Some(expect.size);
     let left = from.eq_ignore_ascii_case(to) || size_of(folder, from)?.is_none();
     if arrived && left {

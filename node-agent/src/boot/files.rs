@@ -41,12 +41,12 @@ fn read_start(esp_fs: &dyn Esp, path: &str) -> io::Result<[u8; START]> {
 }
 
 /// What a file of the agent's concern says of itself. What is not finished is nothing yet, and is not read.
-pub(super) fn read_content(folder: &BootFolder<'_>, file: &str) -> Result<FileContent, BootError> {
+pub(super) fn read_content(folder: &BootFolder, file: &str) -> Result<FileContent, BootError> {
     if EntryName::parse(file).is_none() && parse_waiting(file).is_none() {
         return Ok(FileContent::NotAnImage);
     }
     let path = folder.path(file);
-    if read_start(folder.esp, &path).map_err(esp("reading", &path))? == placeholder() {
+    if read_start(&*folder.esp, &path).map_err(esp("reading", &path))? == placeholder() {
         return Ok(FileContent::Placeholder);
     }
     let opened = folder.esp.open(&path).map_err(esp("opening", &path))?;
@@ -133,7 +133,7 @@ pub(super) fn names_root_hash(file: &dyn ReadAt, root_hash: &RootHash) -> io::Re
 ///
 /// # Errors
 /// It can't be opened.
-pub fn open(folder: &BootFolder<'_>, file: &str) -> Result<Option<Box<dyn ReadAt>>, BootError> {
+pub fn open(folder: &BootFolder, file: &str) -> Result<Option<Box<dyn ReadAt>>, BootError> {
     if !folder.holds_entries() {
         return Ok(None);
     }
@@ -152,13 +152,13 @@ pub type HoldShutdown<'a> = &'a (dyn Fn() -> Option<Box<dyn Inhibition>> + Sync)
 /// # Errors
 /// Fetching or the file system failed, or what came is not what was signed: nothing waits then.
 pub fn lay_down(
-    folder: &BootFolder<'_>,
+    folder: &BootFolder,
     target: &ReleaseTarget,
     hold: HoldShutdown<'_>,
     fetch: Fetch<'_>,
 ) -> Result<(), BootError> {
     let Some((expected, _)) = &target.uki else { return Err(BootError::Unknown) };
-    let esp_fs = folder.esp;
+    let esp_fs = &*folder.esp;
     let waiting = waiting_name(expected);
     let (final_path, part) = (folder.path(&waiting), folder.path(&unfinished_name(expected)));
     let files = esp_fs.list(folder.directory).map_err(esp("listing", folder.directory))?;

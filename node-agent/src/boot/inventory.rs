@@ -45,7 +45,7 @@ impl DigestCache {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
     }
 
-    fn of(&self, listing: &Listing, folder: &BootFolder<'_>, file: &str, size: u64) -> Result<Digest, BootError> {
+    fn of(&self, listing: &Listing, folder: &BootFolder, file: &str, size: u64) -> Result<Digest, BootError> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if cached.0 != *listing {
             *cached = (listing.clone(), BTreeMap::new());
@@ -54,7 +54,7 @@ impl DigestCache {
         if let Some(digest) = cached.1.get(&key) {
             return Ok(digest.clone());
         }
-        let (digest, length) = files::digest(folder.esp, &folder.path(file))?;
+        let (digest, length) = files::digest(&*folder.esp, &folder.path(file))?;
         if length != size {
             let reason = format!("it is {length} bytes long, not {size}");
             return Err(BootError::Unexpected { path: folder.path(file), reason });
@@ -79,7 +79,7 @@ pub fn read(
     releases: &[&RootHash],
     digests: &DigestCache,
 ) -> Result<BootInventory, BootError> {
-    let folders = BootFolder::all(host, backend);
+    let folders = BootFolder::all(host, backend)?;
     let mut inventory = BootInventory { loader: loader(host, backend), ..BootInventory::default() };
     for folder in &folders {
         let space = folder.esp.space().map_err(esp("measuring", folder.directory))?;
@@ -108,12 +108,7 @@ pub fn read(
 }
 
 /// Reads whole what may be one file under two names: images of one release, and what was laid down, of one length.
-fn tell_apart(
-    inventory: &mut BootInventory,
-    folders: &[BootFolder<'_>],
-    releases: &[&RootHash],
-    digests: &DigestCache,
-) {
+fn tell_apart(inventory: &mut BootInventory, folders: &[BootFolder], releases: &[&RootHash], digests: &DigestCache) {
     let listing: Listing = inventory.files.iter().map(|file| (file.partition, file.name.clone(), file.size)).collect();
     let is_image = |file: &BootFile| file.content.root_hash().is_some_and(|root_hash| releases.contains(&root_hash));
     let is_entry = |file: &BootFile| EntryName::parse(&file.name).is_some();

@@ -6,6 +6,8 @@ mod error;
 mod files;
 mod inventory;
 
+use std::sync::Arc;
+
 use bascule_api::BootControlBackend;
 
 pub use apply::{apply, sync};
@@ -21,21 +23,26 @@ const ENTRIES: &str = "EFI/Linux";
 /// Where boot images lie for boot loaders that go by the partition table.
 const SLOT_IMAGES: &str = "EFI/bascule";
 
+/// Whether boot images are started by the firmware itself, and judged by its rules.
+pub const fn firmware_starts_images(backend: BootControlBackend) -> bool {
+    matches!(backend, BootControlBackend::SystemdBoot)
+}
+
 /// The folder of boot images on one boot partition.
-#[derive(Clone, Copy)]
-pub struct BootFolder<'a> {
+#[derive(Clone)]
+pub struct BootFolder {
     pub(crate) partition: BootPartition,
-    pub(crate) esp: &'a dyn Esp,
+    pub(crate) esp: Arc<dyn Esp>,
     pub(crate) directory: &'static str,
 }
 
-impl std::fmt::Debug for BootFolder<'_> {
+impl std::fmt::Debug for BootFolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BootFolder").field("partition", &self.partition).finish_non_exhaustive()
     }
 }
 
-impl<'a> BootFolder<'a> {
+impl BootFolder {
     /// The path of a file in it.
     pub(crate) fn path(&self, file: &str) -> String {
         format!("{}/{file}", self.directory)
@@ -47,24 +54,25 @@ impl<'a> BootFolder<'a> {
     }
 
     /// All that a boot loader takes entries from.
-    pub(crate) fn all(host: &'a Host, backend: BootControlBackend) -> Vec<Self> {
-        let esp = |directory| Self { partition: BootPartition::Esp, esp: &*host.esp, directory };
-        match (backend, &host.xbootldr) {
-            (BootControlBackend::GptPrio, _) => vec![esp(SLOT_IMAGES)],
-            (BootControlBackend::SystemdBoot, None) => vec![esp(ENTRIES)],
-            (BootControlBackend::SystemdBoot, Some(more)) => {
-                let more = Self { partition: BootPartition::Xbootldr, esp: &**more, directory: ENTRIES };
-                vec![esp(ENTRIES), more]
-            }
+    ///
+    /// # Errors
+    /// Whether there is a second partition can't be told: then nothing was seen.
+    pub(crate) fn all(host: &Host, backend: BootControlBackend) -> Result<Vec<Self>, BootError> {
+        let esp = |directory| Self { partition: BootPartition::Esp, esp: Arc::clone(&host.esp), directory };
+        if backend == BootControlBackend::GptPrio {
+            return Ok(vec![esp(SLOT_IMAGES)]);
         }
+        let more = (host.xbootldr)().map_err(error::esp("looking for", "the XBOOTLDR beside the ESP"))?;
+        let more = more.map(|esp| Self { partition: BootPartition::Xbootldr, esp, directory: ENTRIES });
+        Ok(std::iter::once(esp(ENTRIES)).chain(more).collect())
     }
 
     /// The one on a partition.
     ///
     /// # Errors
     /// That partition is not there (any more).
-    pub fn on(host: &'a Host, backend: BootControlBackend, partition: BootPartition) -> Result<Self, BootError> {
-        let found = Self::all(host, backend).into_iter().find(|folder| folder.partition == partition);
+    pub fn on(host: &Host, backend: BootControlBackend, partition: BootPartition) -> Result<Self, BootError> {
+        let found = Self::all(host, backend)?.into_iter().find(|folder| folder.partition == partition);
         found.ok_or(BootError::NoPartition(partition))
     }
 }

@@ -94,8 +94,8 @@ impl EffectError {
         match self {
             Self::Observe(error) => error.category(),
             Self::Boot(error) => error.category(),
-            Self::Unfit(error) => error.category(),
-            Self::Table(error) => error.category(),
+            Self::Unfit(error) => fetched(error).map_or_else(|| error.category(), |(category, _)| category),
+            Self::Table(error) => crate::gpt::category(error),
             Self::Journal(_) | Self::Order(_) => NodeError::Internal,
             Self::State { source, .. } | Self::Partition { source, .. } => of_io(source),
             Self::Fetch(error) => error.category,
@@ -113,6 +113,7 @@ impl EffectError {
             Self::Bus(_) | Self::Inhibited { .. } | Self::Observe(ObserveError::Bus(_)) => true,
             Self::Fetch(error) => error.transient,
             Self::Boot(error) => error.is_transient(),
+            Self::Unfit(error) => fetched(error).is_some_and(|(_, transient)| transient),
             Self::Index(error) => fetched(error).is_some_and(|(_, transient)| transient),
             Self::Apply(error) => fetched(error).is_some_and(|(_, transient)| transient),
             _ => false,
@@ -124,6 +125,7 @@ impl EffectError {
             Self::Fetch(error) | Self::Boot(BootError::Fetch(error)) => error.cancelled,
             Self::Apply(ApplyError::Cancelled(_)) | Self::ReadBack(CheckError::Cancelled(_)) => true,
             Self::Apply(error) => cause::<FetchError>(error).is_some_and(|error| error.cancelled),
+            Self::Unfit(error) => cause::<FetchError>(error).is_some_and(|error| error.cancelled),
             _ => false,
         }
     }

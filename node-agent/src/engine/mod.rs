@@ -157,6 +157,16 @@ impl Engine {
                 Self::not_running(&slots, target.slot)?;
                 self.quietly(|| self.write_slot(&slots, target, *fallback, *from_running, tell))
             }
+            Effect::PreviewUki(target) => {
+                let release = self.resolved_for(target)?;
+                let slots = self.slots()?;
+                let backend = observe::backend(&self.host, &self.look_settings, &slots)?;
+                if !boot::firmware_starts_images(backend) {
+                    return Ok(());
+                }
+                let options = self.transfer_options();
+                self.quietly(|| self.judge_fitness(&*release.open_uki(&options)?, &slots, target))
+            }
             Effect::StageUki { target, partition } => {
                 let release = self.resolved_for(target)?;
                 let options = self.transfer_options();
@@ -201,7 +211,7 @@ impl Engine {
                 if let Some((partition, file)) = image {
                     let backend = observe::backend(&self.host, &self.look_settings, &slots)?;
                     let folder = BootFolder::on(&self.host, backend, *partition)?;
-                    boot::verify(folder.esp, &folder.path(file), target)?;
+                    boot::verify(&*folder.esp, &folder.path(file), target)?;
                     // Keys may have been revoked since it was staged.
                     self.check_fitness(&folder, file, &slots, target)?;
                 }
@@ -219,6 +229,7 @@ impl Engine {
 
     /// Reads the journal and looks at the machine.
     fn look(&self, tell: &(dyn Fn(Event) + Sync)) -> Result<(), EffectError> {
+        self.look_settings.usable()?;
         let failed = |source| EffectError::State { doing: "reading", name: JOURNAL_FILE, source };
         let journal = match self.host.state.read(JOURNAL_FILE, MAX_JOURNAL).map_err(failed)? {
             None => Journal::default(),
@@ -257,7 +268,7 @@ impl Engine {
     /// Whether the firmware would start a boot image, and whether it is what it should be.
     fn check_fitness(
         &self,
-        folder: &BootFolder<'_>,
+        folder: &BootFolder,
         file: &str,
         slots: &RunningSlots,
         target: &ReleaseTarget,
@@ -265,13 +276,22 @@ impl Engine {
         // What the other boot loaders start is their own business: a kernel from the slot, or this file after a check of
         // their own.
         let Some(file) = boot::open(folder, file)? else { return Ok(()) };
+        self.judge_fitness(&*file, slots, target)
+    }
+
+    fn judge_fitness(
+        &self,
+        file: &dyn bascule_image::io::ReadAt,
+        slots: &RunningSlots,
+        target: &ReleaseTarget,
+    ) -> Result<(), EffectError> {
         let wanted = Wanted {
             architecture: observe::architecture()?,
             // A product that the settings name is one that os-release does not.
             product: self.look_settings.product.is_none().then_some(&slots.product),
             version: &target.version,
         };
-        Ok(fitness::check(&*file, &wanted, &*self.host.firmware)?)
+        Ok(fitness::check(file, &wanted, &*self.host.firmware)?)
     }
 
     /// Changes the table entries of a slot that does not run.

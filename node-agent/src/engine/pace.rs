@@ -5,19 +5,31 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use bascule_api::{RootHash, Transfer, Version};
+use bascule_image::release::names::Severity;
 use bascule_image::work::Progress;
 
 use crate::core::Event;
-use crate::host::{Clock, SystemInfo};
+use crate::host::{Clock, Pressure, Stall, SystemInfo};
 
 /// How often progress is told and pressure is looked at.
 const EVERY: Duration = Duration::from_secs(1);
 /// How long a rest lasts before pressure is looked at again.
 const REST: Duration = Duration::from_secs(3);
-/// How long one transfer rests in all. A machine that is never at ease is updated all the same, at the lowest priority.
-const MOST_REST: Duration = Duration::from_secs(30 * 60);
+/// How long the machine counts as at ease once that was measured while the transfer rested: what is seen while it goes on may be
+/// its own doing.
+const AT_EASE: Duration = Duration::from_secs(30);
 
-/// How much pressure makes a transfer rest, in percent (see [`crate::host::Pressure`]).
+/// How long one transfer rests in all. A machine that is never at ease is updated all the same, at the lowest priority, and the
+/// sooner the more the release matters (its severity, as the channel has signed it).
+const fn most_rest(severity: Severity) -> Duration {
+    match severity {
+        Severity::None | Severity::Low | Severity::Medium => Duration::from_secs(30 * 60),
+        Severity::High => Duration::from_secs(5 * 60),
+        Severity::Critical => Duration::ZERO,
+    }
+}
+
+/// How much pressure makes a transfer rest, in percent (see [`Pressure`]).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PressureLimits {
     /// For input and output.
@@ -56,7 +68,7 @@ impl Stop {
         Arc::clone(&self.flag)
     }
 
-    fn rest(&self, time: Duration) {
+    pub(super) fn rest(&self, time: Duration) {
         let guard = self.wake.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.flag.load(Ordering::SeqCst) {
             // Waking early is harmless: the caller looks again.
@@ -72,13 +84,24 @@ pub(super) struct Pace<'a> {
     pub(super) bytes_total: u64,
     pub(super) transferred: Arc<AtomicU64>,
     pub(super) limits: PressureLimits,
+    pub(super) severity: Severity,
     pub(super) clock: &'a dyn Clock,
     pub(super) system: &'a dyn SystemInfo,
     pub(super) stop: &'a Stop,
+    /// Waits for about this long; less where the transfer is stopped meanwhile.
+    pub(super) wait: &'a (dyn Fn(Duration) + Sync),
     pub(super) tell: &'a (dyn Fn(Event) + Sync),
     pub(super) last: Mutex<Option<Duration>>,
-    /// Time it has rested so far.
-    pub(super) rested: Mutex<Duration>,
+    pub(super) rests: Mutex<Rests>,
+}
+
+/// How a transfer rested so far.
+#[derive(Debug, Default)]
+pub(super) struct Rests {
+    /// In all.
+    total: Duration,
+    /// Until when, by time since boot, the machine counts as at ease.
+    at_ease_until: Duration,
 }
 
 impl Pace<'_> {
@@ -92,32 +115,55 @@ impl Pace<'_> {
             return;
         }
         *last = Some(now);
-        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
-        while *rested < MOST_REST
-            && let Some(reason) = self.pressure()
-        {
-            (self.tell)(Event::Transfer(self.transfer(progress, Some(reason))));
+        let mut rests = self.rests.lock().unwrap_or_else(PoisonError::into_inner);
+        if now >= rests.at_ease_until {
+            self.step_aside(progress, &mut rests);
+        }
+        if !self.stop.flag.load(Ordering::SeqCst) {
+            (self.tell)(Event::Transfer(self.transfer(progress, None)));
+        }
+    }
+
+    /// Rests for as long as others wait. Whether they do is measured while it rests: before that, the transfer's own waiting is
+    /// in the numbers, and it would give way to itself.
+    fn step_aside(&self, progress: Progress, rests: &mut Rests) {
+        let Some(mut before) = self.pressure() else { return };
+        let mut reason = self.reason(before.io.share, before.memory.share);
+        while let Some(why) = reason.filter(|_| rests.total < most_rest(self.severity)) {
+            (self.tell)(Event::Transfer(self.transfer(progress, Some(why))));
             if self.stop.flag.load(Ordering::SeqCst) {
                 return;
             }
-            let before = self.clock.since_boot();
-            self.stop.rest(REST);
+            let began = self.clock.since_boot();
+            (self.wait)(REST);
+            let rested = self.clock.since_boot().saturating_sub(began);
             // Waking early counts as what it was, and a clock that stands still does not make a rest endless.
-            *rested += self.clock.since_boot().saturating_sub(before).max(REST / 3);
+            rests.total += rested.max(REST / 3);
+            let Some(after) = self.pressure() else { return };
+            let share = |before: Stall, after: Stall| {
+                let waited = after.total.saturating_sub(before.total);
+                if rested.is_zero() { after.share } else { waited.as_secs_f64() / rested.as_secs_f64() * 100.0 }
+            };
+            reason = self.reason(share(before.io, after.io), share(before.memory, after.memory));
+            before = after;
+            if reason.is_none() {
+                rests.at_ease_until = self.clock.since_boot() + AT_EASE;
+            }
         }
-        (self.tell)(Event::Transfer(self.transfer(progress, None)));
     }
 
-    fn pressure(&self) -> Option<String> {
-        // A kernel that does not tell is not under pressure as far as we know.
-        let pressure = self.system.pressure().ok().flatten()?;
-        if pressure.io_some > self.limits.io {
-            return Some(format!("disk pressure {:.0} %, limit {:.0} %", pressure.io_some, self.limits.io));
+    /// A kernel that does not tell is not under pressure as far as we know.
+    fn pressure(&self) -> Option<Pressure> {
+        self.system.pressure().ok().flatten()
+    }
+
+    /// Why these shares in percent are too much.
+    fn reason(&self, io: f64, memory: f64) -> Option<String> {
+        if io > self.limits.io {
+            return Some(format!("disk pressure {io:.0} %, limit {:.0} %", self.limits.io));
         }
-        if pressure.memory_some > self.limits.memory {
-            return Some(format!("memory pressure {:.0} %, limit {:.0} %", pressure.memory_some, self.limits.memory));
-        }
-        None
+        (memory > self.limits.memory)
+            .then(|| format!("memory pressure {memory:.0} %, limit {:.0} %", self.limits.memory))
     }
 
     fn transfer(&self, progress: Progress, paused: Option<String>) -> Transfer {
@@ -132,5 +178,111 @@ impl Pace<'_> {
             percent: u32::try_from(percent.min(100)).unwrap_or(100),
             paused,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+
+    use chrono::{DateTime, Utc};
+
+    use super::*;
+
+    /// A machine of which others ask something for the first `busy` seconds, and a transfer that makes it wait all the time that
+    /// it does not rest.
+    struct Busy {
+        now: Mutex<Duration>,
+        stalled: Mutex<Duration>,
+        busy: Duration,
+    }
+
+    impl Busy {
+        fn pass(&self, time: Duration, by_us: bool) {
+            let mut now = self.now.lock().unwrap();
+            let others = self.busy.saturating_sub(*now).min(time);
+            *self.stalled.lock().unwrap() += if by_us { time } else { others };
+            *now += time;
+        }
+    }
+
+    impl Clock for Busy {
+        fn now(&self) -> DateTime<Utc> {
+            DateTime::UNIX_EPOCH
+        }
+
+        fn since_boot(&self) -> Duration {
+            *self.now.lock().unwrap()
+        }
+    }
+
+    impl SystemInfo for Busy {
+        fn boot_id(&self) -> io::Result<String> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn command_line(&self) -> io::Result<String> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn os_release(&self) -> io::Result<String> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn pressure(&self) -> io::Result<Option<Pressure>> {
+            let io = Stall { share: 95.0, total: *self.stalled.lock().unwrap() };
+            Ok(Some(Pressure { io, ..Pressure::default() }))
+        }
+    }
+
+    /// A transfer of `work` seconds. How long it rests.
+    fn rests(busy: Duration, work: u64, severity: Severity) -> Duration {
+        let machine = Busy { now: Mutex::default(), stalled: Mutex::default(), busy };
+        let stop = Stop::default();
+        let wait = |time: Duration| machine.pass(time, false);
+        let pace = Pace {
+            version: Version::parse("1.1").unwrap(),
+            base: None,
+            bytes_total: 1,
+            transferred: Arc::default(),
+            limits: PressureLimits::default(),
+            severity,
+            clock: &machine,
+            system: &machine,
+            stop: &stop,
+            wait: &wait,
+            tell: &|_| {},
+            last: Mutex::default(),
+            rests: Mutex::default(),
+        };
+        for done in 0..work {
+            machine.pass(Duration::from_secs(1), true);
+            pace.advance(Progress { done, total: work + 1 });
+        }
+        pace.rests.into_inner().unwrap().total
+    }
+
+    #[test]
+    fn it_gives_way_to_others_and_not_to_itself() {
+        let minute = Duration::from_secs(60);
+        // Alone on the machine: one look in half a minute, whatever the last ten seconds say.
+        let alone = rests(Duration::ZERO, 120, Severity::None);
+        assert!(alone <= REST * 4, "{alone:?}");
+        // Others first, for as long as they ask.
+        let busy = rests(10 * minute, 120, Severity::None);
+        assert!(busy >= 9 * minute && busy <= 11 * minute, "{busy:?}");
+    }
+
+    #[test]
+    fn what_matters_more_rests_less_and_nothing_rests_for_ever() {
+        let day = Duration::from_secs(24 * 3600);
+        let longest = Cell::new(Duration::MAX);
+        for severity in [Severity::None, Severity::Low, Severity::Medium, Severity::High, Severity::Critical] {
+            let rested = rests(day, 60, severity);
+            assert!(rested <= longest.get() && rested < most_rest(severity) + REST, "{severity:?}: {rested:?}");
+            longest.set(rested);
+        }
+        assert_eq!(rests(day, 60, Severity::Critical), Duration::ZERO);
     }
 }

@@ -158,12 +158,14 @@ impl Engine {
             bytes_total: pack.transfer_bytes,
             transferred: opened.transferred.clone(),
             limits: self.limits.pressure,
+            severity: release.severity(),
             clock: &*self.host.clock,
             system: &*self.host.system,
             stop: &self.stop,
+            wait: &|time| self.stop.rest(time),
             tell,
             last: Mutex::new(None),
-            rested: Mutex::default(),
+            rests: Mutex::default(),
         };
         let parameters = manifest.verity.parameters();
         let advance = |progress| pace.advance(progress);

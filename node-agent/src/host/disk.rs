@@ -6,14 +6,7 @@ use bascule_image::io::{ReadAt, Sink};
 
 use super::Extent;
 
-/// Size and sector size of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DiskGeometry {
-    /// Length in bytes.
-    pub length: u64,
-    /// Logical sector size in bytes, 512 or 4096: the unit in which a partition table counts.
-    pub sector: u64,
-}
+pub use bascule_gpt::Geometry as DiskGeometry;
 
 /// A disk with a GUID partition table.
 ///

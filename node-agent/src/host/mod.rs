@@ -14,11 +14,15 @@ pub use disk::{Disk, DiskGeometry};
 pub use esp::{Esp, EspFile};
 pub use releases::{FetchError, OpenPack, PackReport, Releases, ResolvedRelease, TransferOptions};
 pub use system::{
-    BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, StateStore, SystemBus, SystemInfo,
-    UnitState,
+    BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, Stall, StateStore, SystemBus,
+    SystemInfo, UnitState,
 };
 
+use std::io;
 use std::sync::Arc;
+
+/// Looks for a partition that may be mounted later, or not any more: asked at each look. `None`: there is none now.
+pub type FindPartition = Arc<dyn Fn() -> io::Result<Option<Arc<dyn Esp>>> + Send + Sync>;
 
 /// All of a machine that the agent touches.
 #[derive(Clone)]
@@ -28,7 +32,7 @@ pub struct Host {
     /// The EFI system partition, or the only partition with boot entries that is known.
     pub esp: Arc<dyn Esp>,
     /// The extended boot loader partition, where there is one beside the other.
-    pub xbootldr: Option<Arc<dyn Esp>>,
+    pub xbootldr: FindPartition,
     /// The firmware's variables.
     pub firmware: Arc<dyn Firmware>,
     /// logind and systemd.

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use bascule_api::{NodeError, PackFallback, RootHash, Version};
 use bascule_image::Manifest;
-use bascule_image::io::Source;
+use bascule_image::io::{ReadAt, Source};
 use bascule_image::release::manifest::Pack;
+use bascule_image::release::names::Severity;
 
 use crate::core::ReleaseQuery;
 
@@ -78,6 +79,9 @@ pub trait ResolvedRelease: Send + Sync {
     /// The manifest.
     fn manifest(&self) -> &Manifest;
 
+    /// How much it matters, as the channel has signed it.
+    fn severity(&self) -> Severity;
+
     /// Opens the cheapest pack that is there and that decodes from nothing or from one of `bases`.
     fn open_pack(
         &self,
@@ -85,6 +89,10 @@ pub trait ResolvedRelease: Send + Sync {
         fallback: PackFallback,
         options: &TransferOptions,
     ) -> Result<OpenPack, FetchError>;
+
+    /// Opens the UKI where it lies, to look at parts of it. Nothing vouches for what is read: it may only be a reason not to
+    /// begin. Who uses the file takes it from [`ResolvedRelease::copy_uki`].
+    fn open_uki(&self, options: &TransferOptions) -> Result<Box<dyn ReadAt>, FetchError>;
 
     /// Copies the UKI to `out`. What was written must not be used unless this returns `Ok`: the digest is known only at
     /// the end.

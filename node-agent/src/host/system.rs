@@ -32,14 +32,22 @@ pub trait Clock: Send + Sync {
     fn since_boot(&self) -> std::time::Duration;
 }
 
-/// Pressure stall information: the share of time, in percent over the last ten seconds, in which some task waited
-/// (kernel, Documentation/accounting/psi.rst).
+/// Pressure stall information of the whole machine: how long some task waited (kernel, Documentation/accounting/psi.rst).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Pressure {
     /// For input and output.
-    pub io_some: f64,
+    pub io: Stall,
     /// For memory.
-    pub memory_some: f64,
+    pub memory: Stall,
+}
+
+/// How long some task waited for one thing.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Stall {
+    /// The share of time in percent, over the last ten seconds (`avg10`).
+    pub share: f64,
+    /// In all since the machine started (`total`).
+    pub total: std::time::Duration,
 }
 
 /// What the running system says of itself.

@@ -2,10 +2,11 @@
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::host::{Pressure, SystemInfo};
+use crate::host::{Pressure, Stall, SystemInfo};
 use bascule_image::uki::OsRelease;
 
 /// Longest file that is read here, in bytes.
@@ -45,10 +46,12 @@ pub(super) fn build_time(root: &Path) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(release.first(&["IMAGE_BUILD_TIME"])?.parse().ok()?, 0)
 }
 
-/// The share of `some` over ten seconds (kernel, Documentation/accounting/psi.rst).
-fn some(text: &str) -> Option<f64> {
+/// The line `some` (kernel, Documentation/accounting/psi.rst); its total is in microseconds.
+fn some(text: &str) -> Option<Stall> {
     let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
-    line.split_ascii_whitespace().find_map(|field| field.strip_prefix("avg10="))?.parse().ok()
+    let field = |name: &str| line.split_ascii_whitespace().find_map(|field| field.strip_prefix(name));
+    let total = Duration::from_micros(field("total=")?.parse().ok()?);
+    Some(Stall { share: field("avg10=")?.parse().ok()?, total })
 }
 
 impl SystemInfo for LinuxSystem {
@@ -72,8 +75,8 @@ impl SystemInfo for LinuxSystem {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
             Err(error) => Err(error),
         };
-        let (io_some, memory_some) = (share("io")?, share("memory")?);
-        Ok(io_some.zip(memory_some).map(|(io_some, memory_some)| Pressure { io_some, memory_some }))
+        let (io, memory) = (share("io")?, share("memory")?);
+        Ok(io.zip(memory).map(|(io, memory)| Pressure { io, memory }))
     }
 }
 
@@ -82,9 +85,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pressure_is_the_share_over_ten_seconds() {
-        let text = "some avg10=12.50 avg60=3.00 avg300=1.00 total=1\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
-        assert_eq!(some(text), Some(12.5));
+    fn pressure_is_the_share_over_ten_seconds_and_the_total() {
+        let text = "some avg10=12.50 avg60=3.00 avg300=1.00 total=70\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(some(text), Some(Stall { share: 12.5, total: Duration::from_micros(70) }));
         assert_eq!(some("full avg10=1.00"), None);
     }
 }

@@ -95,6 +95,8 @@ impl BootChange {
 pub enum BootPurpose {
     /// Take away what the agent placed and what boots nothing any more.
     ClearAway,
+    /// Take away what earlier downloads left, before a boot image is laid down.
+    ClearDownloads,
     /// Bring an entry that power loss left under several names back to one file.
     Untangle,
     /// Take away the entry of a slot that is to be overwritten.
@@ -120,6 +122,7 @@ impl BootPurpose {
     pub const fn name(self) -> &'static str {
         match self {
             Self::ClearAway => "clear-away",
+            Self::ClearDownloads => "clear-downloads",
             Self::Untangle => "untangle",
             Self::Retire => "retire-entry",
             Self::Arm => "arm",
@@ -136,6 +139,7 @@ impl BootPurpose {
     pub const fn words(self) -> &'static str {
         match self {
             Self::ClearAway => "removing boot images that boot nothing",
+            Self::ClearDownloads => "removing what earlier downloads left",
             Self::Untangle => "mending a boot entry",
             Self::Retire => "removing a boot entry",
             Self::Arm => "arming a slot",

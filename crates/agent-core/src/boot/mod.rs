@@ -23,6 +23,7 @@ use bascule_api::{Digest, RootHash};
 use serde::{Deserialize, Serialize};
 
 use crate::Facts;
+use crate::protocol::NoPlan;
 
 /// Rules that keep a node whole. Each can be left out, so that tests show that they notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +38,8 @@ pub enum Safeguard {
     NotTakenIsRemembered,
     /// A trial is committed before anything is repaired.
     CommitBeforeRepair,
+    /// A boot image is looked at before anything of the other slot is given up for it.
+    ImageBeforeSlot,
 }
 
 /// A boot image that the agent placed, or took over from the installer.
@@ -57,8 +60,8 @@ pub struct PlacedImage {
 /// What takes the machine back from the running release, without an agent: first the way back, then the way out, so that
 /// at no moment there is neither. A step that can't be taken says why.
 pub fn steps_back(facts: &Facts) -> [Result<BootStep, String>; 2] {
-    let why = |no_plan: plan::NoPlan| match no_plan {
-        plan::NoPlan::Unseen(why) | plan::NoPlan::Refused(why) => why,
+    let why = |no_plan: NoPlan| match no_plan {
+        NoPlan::Unseen(why) | NoPlan::Refused(why) => why,
     };
     [
         plan::permanent(facts, facts.inactive(), BootPurpose::Restore).map_err(why),

@@ -16,21 +16,13 @@ use super::{
     Attributes, BootChange, BootFile, BootPartition, BootPurpose, BootStep, Expected, FileContent, PlacedImage, base,
     entry_of,
 };
+use crate::protocol::NoPlan;
 use crate::{Entry, Facts, KnownRelease, ReleaseTarget};
 
 /// Room that is left free on a boot partition, in bytes: directories grow.
 pub(crate) const BOOT_MARGIN: u64 = 1 << 20;
 /// More copies or names of one image than this are not made.
 const MAX_NAMES: usize = 256;
-
-/// Why there is no plan: in a sentence that says what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NoPlan {
-    /// Something could not be read, and the next look may see more.
-    Unseen(String),
-    /// It can't be done.
-    Refused(String),
-}
 
 type Planned = Result<BootStep, NoPlan>;
 
@@ -130,9 +122,9 @@ pub(crate) fn clear_away(facts: &Facts) -> Option<BootStep> {
     (!changes.is_empty()).then_some(BootStep { purpose: BootPurpose::ClearAway, slot, release: None, changes })
 }
 
-/// Takes away the entry of the slot that does not run, and what is left of earlier downloads, but for the boot image of
-/// `keep` that waits already.
-pub(crate) fn retire(facts: &Facts, keep: Option<&KnownRelease>) -> Planned {
+/// Takes away the entry of the slot that does not run. What is left of earlier downloads is another step's
+/// ([`clear_downloads`]).
+pub(crate) fn retire(facts: &Facts) -> Planned {
     let slot = facts.inactive();
     let mut changes = Vec::new();
     if is_gptprio(facts) && attributes(facts, slot) != Attributes::default() {
@@ -148,7 +140,9 @@ pub(crate) fn retire(facts: &Facts, keep: Option<&KnownRelease>) -> Planned {
     {
         return Err(NoPlan::Unseen(unread(facts)));
     }
-    changes.extend(removable(facts, Some(slot), keep).map(BootChange::remove));
+    let is_download = |file: &&BootFile| view.waiting.contains(file) || view.unfinished.contains(file);
+    let entries = removable(facts, Some(slot), None).filter(|file| !is_download(file));
+    changes.extend(entries.map(BootChange::remove));
     if is_gptprio(facts) {
         // This name is the slot's, whatever lies under it.
         let named = facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)));
@@ -158,18 +152,19 @@ pub(crate) fn retire(facts: &Facts, keep: Option<&KnownRelease>) -> Planned {
     Ok(BootStep { purpose: BootPurpose::Retire, slot, release: None, changes })
 }
 
-/// Removes what earlier downloads left, but for the boot image of `keep`.
+/// Removes what earlier downloads left, but for the boot image of `keep`, and what is left of a removal that broke off: its
+/// clusters may be free, and must not become those of what is laid down next.
 pub(crate) fn clear_downloads(facts: &Facts, keep: &KnownRelease) -> Result<Option<BootStep>, NoPlan> {
     let view = &facts.boot.view;
     if !view.unread_leftovers.is_empty() {
         return Err(NoPlan::Unseen(unread(facts)));
     }
     let changes: Vec<_> = removable(facts, None, Some(keep))
-        .filter(|file| view.waiting.contains(file) || view.unfinished.contains(file))
+        .filter(|file| [&view.waiting, &view.unfinished, &view.strays].into_iter().any(|left| left.contains(file)))
         .map(BootChange::remove)
         .collect();
     let slot = facts.inactive();
-    Ok((!changes.is_empty()).then_some(BootStep { purpose: BootPurpose::ClearAway, slot, release: None, changes }))
+    Ok((!changes.is_empty()).then_some(BootStep { purpose: BootPurpose::ClearDownloads, slot, release: None, changes }))
 }
 
 /// An armed entry: the changes, and what is to be on record of it before.

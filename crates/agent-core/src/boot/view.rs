@@ -211,6 +211,7 @@ impl Judge<'_> {
                 _ if is_unfinished(&file.name) => view.unfinished.push(file),
                 _ if !is_entry => {}
                 FileContent::Image(_) if self.is_ours_by_record(&file) => view.strays.push(file),
+                FileContent::NotAnImage if self.is_broken_by_record(&file) => view.strays.push(file),
                 FileContent::Image(_) | FileContent::NotAnImage if self.is_product(&file) => {
                     if self.holds(Safeguard::ForeignIsLeftAlone) {
                         view.foreign.push(file.name);
@@ -233,6 +234,13 @@ impl Judge<'_> {
     /// What the agent placed for a release that no slot holds any more.
     fn is_ours_by_record(&self, file: &BootFile) -> bool {
         self.record_of(file).is_some_and(|record| Some(&record.root_hash) == file.content.root_hash())
+    }
+
+    /// What the agent placed for another release than the running one, and what was read is no image any more: power was lost
+    /// while it was removed, after its clusters were freed and before its name was.
+    fn is_broken_by_record(&self, file: &BootFile) -> bool {
+        let running = self.releases.get(self.booted).map(|(root_hash, _)| root_hash);
+        self.record_of(file).is_some_and(|record| Some(&record.root_hash) != running)
     }
 
     fn unread(&self, matters: impl Fn(&str) -> bool) -> Vec<String> {

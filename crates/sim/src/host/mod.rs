@@ -12,7 +12,7 @@ mod unreadable;
 
 use std::sync::Arc;
 
-use bascule_agent::host::{Host, Releases};
+use bascule_agent::host::{Esp, Host, Releases};
 
 use crate::machine::{Hardware, System};
 
@@ -20,7 +20,7 @@ pub use disk::SimDisk;
 pub use esp::SimEsp;
 pub use releases::SimReleases;
 pub use system::{STATE_CACHE, SimBus, SimClock, SimFirmware, SimState, SimSystem};
-pub use unreadable::{Failing, Unreadable, UnreadableEsp};
+pub use unreadable::{Failing, Unreadable, UnreadableEsp, UnreadableFirmware};
 
 /// The host under an agent in this process: lives from one start of the machine to the next.
 #[derive(Clone)]
@@ -75,10 +75,11 @@ impl SimHost {
 
     /// What the agent gets.
     pub fn host(&self) -> Host {
+        let xbootldr = self.xbootldr.clone();
         Host {
             disk: self.disk.clone(),
             esp: self.esp.clone(),
-            xbootldr: self.xbootldr.clone().map(|esp| esp as Arc<dyn bascule_agent::host::Esp>),
+            xbootldr: Arc::new(move || Ok(xbootldr.clone().map(|esp| esp as Arc<dyn Esp>))),
             firmware: self.firmware.clone(),
             bus: self.bus.clone(),
             clock: self.clock.clone(),

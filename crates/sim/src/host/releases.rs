@@ -9,6 +9,8 @@ use bascule_agent::host::{FetchError, OpenPack, PackReport, ReleaseQuery, Releas
 use bascule_api::{ChannelName, NodeError, PackFallback, ReleaseRef};
 use bascule_image::Manifest;
 use bascule_image::digest::Sha256;
+use bascule_image::io::ReadAt;
+use bascule_image::release::names::Severity;
 use bascule_names::{Digest, NameError, RootHash};
 
 use crate::tiny::TinyRelease;
@@ -101,6 +103,10 @@ impl ResolvedRelease for Offered {
         &self.published.manifest
     }
 
+    fn severity(&self) -> Severity {
+        Severity::None
+    }
+
     fn open_pack(
         &self,
         bases: &[RootHash],
@@ -120,6 +126,10 @@ impl ResolvedRelease for Offered {
             source: Box::new(bytes.clone()),
             transferred: Arc::new(AtomicU64::new(0)),
         })
+    }
+
+    fn open_uki(&self, _: &TransferOptions) -> Result<Box<dyn ReadAt>, FetchError> {
+        Ok(Box::new(self.published.release.uki.clone()))
     }
 
     fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {

@@ -73,7 +73,7 @@ fn host(around: &Surroundings, releases: Arc<dyn Releases>) -> anyhow::Result<Ho
     let system = &around.system;
     Ok(Host {
         esp: Arc::new(SimEsp::mount(&disk, None).context("cannot mount the ESP")?),
-        xbootldr: None,
+        xbootldr: Arc::new(|| Ok(None)),
         disk: Arc::new(SimDisk::new(disk, None)),
         firmware: Arc::new(StartedVariables(around.variables.clone())),
         bus: Arc::new(MachineBus::new(around.files.socket())),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bascule_agent::host::{Esp, EspFile, Space};
+use bascule_agent::host::{Esp, EspFile, Firmware, Space};
 use bascule_image::io::ReadAt;
 use uuid::Uuid;
 
@@ -70,6 +70,28 @@ pub struct UnreadableEsp {
 impl std::fmt::Debug for UnreadableEsp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UnreadableEsp").field("unreadable", &self.unreadable).finish_non_exhaustive()
+    }
+}
+
+/// Firmware of which some variables can't be read.
+#[derive(Clone)]
+pub struct UnreadableFirmware {
+    /// The one below.
+    pub inner: Arc<dyn Firmware>,
+    /// What fails, by the names of variables.
+    pub unreadable: Unreadable,
+}
+
+impl std::fmt::Debug for UnreadableFirmware {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UnreadableFirmware").field("unreadable", &self.unreadable).finish_non_exhaustive()
+    }
+}
+
+impl Firmware for UnreadableFirmware {
+    fn variable_of(&self, vendor: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.unreadable.strike(name)?;
+        self.inner.variable_of(vendor, name)
     }
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bascule_agent::core::boot::Safeguard;
 use bascule_api::NodeError;
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
 use bascule_sim::firmware::BootLoader::{self, Gptprio, SystemdBoot};
@@ -248,28 +249,77 @@ fn an_image_whose_digests_need_too_much_memory_is_refused_before_anything_is_wri
     }
 }
 
-#[test]
-fn a_boot_image_that_the_firmware_would_refuse_is_never_armed() {
+/// A signature list with the hash of an image: no signature tool is needed to make one that is accepted.
+fn db_with(image: &[u8]) -> Vec<u8> {
     const LIST_HEADER: usize = 28;
-    let mut world = updating(SystemdBoot);
-    let variables = &mut world.hardware.variables;
-    variables.set_bytes_of(GLOBAL, "SecureBoot", vec![1]);
-    // No signature tool is needed to make an image that is accepted: its hash in db does.
-    let image = release("1.1").uki;
-    let digest = SignedImage::open(&image).unwrap().digest(&ring::digest::SHA256).unwrap();
+    let digest = SignedImage::open(&image.to_vec()).unwrap().digest(&ring::digest::SHA256).unwrap();
     let mut list = Uuid::parse_str("c1c41626-504c-4092-aca9-41f936934328").unwrap().to_bytes_le().to_vec();
     for number in [LIST_HEADER + 48, 0, 48] {
         list.extend(u32::try_from(number).unwrap().to_le_bytes());
     }
     list.extend([0; 16]);
     list.extend(digest);
+    list
+}
+
+#[test]
+fn a_boot_image_that_is_refused_costs_the_other_slot_nothing() {
+    for room in [true, false] {
+        assert_eq!(refused_image(room, None), None, "room for a third image: {room}");
+        let given_up = refused_image(room, Some(Safeguard::ImageBeforeSlot));
+        assert!(given_up.is_some(), "room for a third image: {room}: nothing noticed that it was looked at too late");
+    }
+}
+
+/// What a host with 1.1 gives up of its 1.0 for a 1.2 whose boot image is refused. If that is nothing, the image is enrolled,
+/// and the update has to end well.
+fn refused_image(room: bool, without: Option<Safeguard>) -> Option<String> {
+    let mut world = updating(SystemdBoot);
+    ends_with(&mut world, "1.1", "the first update");
+    world.config.without = without;
+    let (new, disk) = (release("1.2"), world.hardware.disk.clone());
+    let esp = Table::read(&disk).unwrap().esp().unwrap();
+    let of_other = || esp.list("EFI/Linux").unwrap().into_iter().find(|file| file.name.starts_with("acme-os-1.0"));
+    let other = of_other().unwrap();
+    if !room {
+        // There is room for the new boot image only where the other slot's is now.
+        let needed = (1 << 20) + new.uki.len() as u64;
+        let filler = esp.free().unwrap() + other.size / 2 - needed;
+        esp.write("EFI/filler.bin", &vec![1; usize::try_from(filler).unwrap()]).unwrap();
+        esp.sync().unwrap();
+        assert!(esp.free().unwrap() < needed && esp.free().unwrap() + other.size > needed);
+    }
+    world.hardware.variables.set_bytes_of(GLOBAL, "SecureBoot", vec![1]);
+    world.operator = Operator::new(reference(&new).unwrap(), Verdict::Commit);
+    let before = world.story.len();
+    assert_eq!(world.settle().unwrap().version, "1.1", "{}", world.told());
+    let error = world.last_error.clone().unwrap();
+    assert_eq!(error.category, NodeError::SecureBoot, "{}", error.message);
+    let story = &world.story[before..];
+    let given_up = |line: &&String| ["retire-entry", "mark-writing", "write-slot"].iter().any(|it| line.contains(it));
+    if let Some(line) = story.iter().find(given_up) {
+        return Some(line.clone());
+    }
+    let looked_by = if room { "stage-uki failed" } else { "preview-uki failed" };
+    assert!(story.iter().any(|line| line.contains(looked_by)), "{}", world.told());
+    assert_eq!(of_other(), Some(other), "the way back is what it was");
+    assert_eq!(Table::read(&disk).unwrap().label(Slot::A.data()), "1.0");
+    world.hardware.variables.set_bytes_of(IMAGE_SECURITY, "db", db_with(&new.uki));
+    ends_with(&mut world, "1.2", "the hash is in db");
+    None
+}
+
+#[test]
+fn a_boot_image_that_the_firmware_would_refuse_is_never_armed() {
+    let mut world = updating(SystemdBoot);
+    world.hardware.variables.set_bytes_of(GLOBAL, "SecureBoot", vec![1]);
     let ended = world.settle().unwrap();
     assert_eq!(ended.version, "1.0", "{}", world.told());
     let error = world.last_error.clone().expect("it says why");
     assert_eq!(error.category, NodeError::SecureBoot, "{}", error.message);
     assert!(error.message.contains("not signed"), "{}", error.message);
     assert!(!world.story.iter().any(|line| line.contains("arm")), "{}", world.told());
-    world.hardware.variables.set_bytes_of(IMAGE_SECURITY, "db", list);
+    world.hardware.variables.set_bytes_of(IMAGE_SECURITY, "db", db_with(&release("1.1").uki));
     ends_with(&mut world, "1.1", "the hash is in db");
 }
 

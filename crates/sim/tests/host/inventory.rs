@@ -2,20 +2,24 @@
 //! of them, nothing that the agent did not place is touched, the image that runs stays, the guard never takes a trial for
 //! none, and a trial that is good is committed. With any one safeguard left out, some of them go wrong.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bascule_agent::core::boot::Safeguard;
 use bascule_api::NodeError;
 use bascule_image::digest::Sha256;
 use bascule_sim::disk::Disk;
 use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader::SystemdBoot;
-use bascule_sim::host::Failing;
+use bascule_sim::host::releases::reference;
+use bascule_sim::host::{Failing, SimReleases};
 use bascule_sim::layout::Table;
 use bascule_sim::tiny::boot_image;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-use crate::operator::Verdict;
+use crate::operator::{Operator, Verdict};
 use crate::power_cuts::world;
 use crate::support::{installed, release};
 use crate::world::{World, Wrong};
@@ -46,7 +50,15 @@ struct Node {
 fn node(seed: u64, without: Option<Safeguard>) -> Node {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let old = release("1.0");
-    let mut world = world(SystemdBoot, installed(SystemdBoot, &old), "1.1", Verdict::Commit);
+    let known = Arc::new(vec![old.clone(), release("1.1")]);
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let counter = fetched.clone();
+    let releases = SimReleases::of(known.iter()).noting(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+    });
+    let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
+    let mut world = World::new(SystemdBoot, installed(SystemdBoot, &old), operator, known, Arc::new(releases));
+    world.fetched = fetched;
     world.config.without = without;
     world.ask_guard = true;
     let esp = esp(&world.hardware.disk);
@@ -88,6 +100,7 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
     esp.sync().unwrap();
     // What can't be read, once or more often; files of others also for ever.
     let mut names: Vec<&str> = vec!["acme-os-1.0.efi", "acme-os-1.0+", "acme-os_1.1", "bascule-", "loader.conf"];
+    names.extend(["LoaderFeatures", "LoaderBootCountPath", "LoaderEntrySelected", "LoaderDevicePartUUID"]);
     names.extend(others.iter().map(|(name, _)| name.as_str()));
     for name in names {
         if random.random_bool(0.25) {
@@ -137,6 +150,11 @@ impl Node {
                     found.map(|bytes| bytes.len())
                 ));
             }
+        }
+        // What was read back once is not fetched again because a file can't be read for a moment.
+        let fetched = self.world.fetched.load(Ordering::SeqCst);
+        if self.world.fetched_when_staged.is_some_and(|before| before != fetched) {
+            return Err(format!("{fetched} downloads, {:?} when it was staged", self.world.fetched_when_staged));
         }
         let damage = esp.check().map_err(|error| error.to_string())?;
         if damage.is_empty() { Ok(()) } else { Err(format!("the boot partition is damaged: {damage:?}")) }

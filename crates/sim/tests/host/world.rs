@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use bascule_api::LastError;
 use bascule_image::digest::Sha256;
 use bascule_sim::disk::{Disk, FaultRule, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
-use bascule_sim::host::{SimClock, SimHost, SimReleases, Unreadable, UnreadableEsp};
+use bascule_sim::host::{SimClock, SimHost, SimReleases, Unreadable, UnreadableEsp, UnreadableFirmware};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
 use chrono::{DateTime, Utc};
@@ -69,6 +70,9 @@ pub(crate) struct World {
     pub(crate) story: Vec<String>,
     /// Rules that begin with the first system that runs; firmware and kernel are spared.
     pub(crate) faults: Vec<FaultRule>,
+    /// How often a pack or a boot image was fetched, and how often it had been when a release was first reported as staged.
+    pub(crate) fetched: Arc<AtomicUsize>,
+    pub(crate) fetched_when_staged: Option<usize>,
     /// What the agent complained of last.
     pub(crate) last_error: Option<LastError>,
     pub(crate) clock: Arc<SimClock>,
@@ -106,6 +110,8 @@ impl World {
             moments: Vec::new(),
             story: Vec::new(),
             faults: Vec::new(),
+            fetched: Arc::default(),
+            fetched_when_staged: None,
             last_error: None,
             clock: Arc::new(SimClock::starting_at(beginning())),
             torn_names: false,
@@ -204,12 +210,9 @@ impl World {
             self.lost_counters += 1;
             let host = SimHost::new(&self.hardware, &system, self.clock.clone(), self.releases.clone())
                 .map_err(|error| error.to_string())?;
-            let sight = guard::look(&host.host(), &LookSettings::default(), &DigestCache::default());
-            if !self.torn_names || !matches!(sight, TrialView::Trial { .. }) {
-                return Err(format!(
-                    "{} runs uncounted, nobody committed it, the guard sees {sight:?}",
-                    system.version
-                ));
+            let view = guard::look(&host.host(), &LookSettings::default(), &DigestCache::default());
+            if !self.torn_names || !matches!(view, TrialView::Trial { .. }) {
+                return Err(format!("{} runs uncounted, nobody committed it, the guard sees {view:?}", system.version));
             }
         }
         if self.ask_guard && system.trial {
@@ -226,10 +229,11 @@ impl World {
         Ok(system)
     }
 
-    /// The host with the files that can't be read.
+    /// The host with the files and variables that can't be read.
     fn spoilt(&self, host: Host) -> Host {
         let esp = UnreadableEsp { inner: host.esp.clone(), unreadable: self.unreadable.clone() };
-        Host { esp: Arc::new(esp), ..host }
+        let firmware = UnreadableFirmware { inner: host.firmware.clone(), unreadable: self.unreadable.clone() };
+        Host { esp: Arc::new(esp), firmware: Arc::new(firmware), ..host }
     }
 
     /// The system that runs.
@@ -323,6 +327,9 @@ impl World {
             match effect {
                 Effect::Publish(status) => {
                     self.last_error.clone_from(&status.last_error);
+                    if status.staged.is_some() && self.fetched_when_staged.is_none() {
+                        self.fetched_when_staged = Some(self.fetched.load(Ordering::SeqCst));
+                    }
                     let mut conditions = status.conditions.iter();
                     if let Some(condition) =
                         conditions.find(|found| found.type_ == "BootControlHealthy" && found.status != "True")
