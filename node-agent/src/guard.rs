@@ -34,7 +34,8 @@ pub enum TrialView {
         /// Its root hash.
         root_hash: RootHash,
     },
-    /// The entry has no counter, and there is no journal that could tell whether it lost one. State may be mounted late.
+    /// The entry has no counter, and there is no journal that could tell whether it lost one; or there is no entry. State and
+    /// boot partitions may be mounted late.
     Unproven,
     /// The boot loader says that it booted an entry that counts, or the journal that this release was armed; more can't be
     /// seen (the boot partition or the disk does not answer).
@@ -161,6 +162,14 @@ fn judge(host: &Host, mut facts: Facts, journal: Option<Journal>) -> TrialView {
     // Nothing is final that rests on what nobody could read.
     if facts.booted_slot().entry == Entry::Unseen {
         return unseen(host, unread(&facts));
+    }
+    // What runs was booted by something. Where that is not on the partitions that are mounted, it may be on one that will be.
+    if facts.booted_slot().entry == Entry::None {
+        let why = "what runs is booted by no image on the boot partitions that are mounted".to_owned();
+        return match unseen(host, why) {
+            TrialView::Blind(_) => TrialView::Unproven,
+            trial => trial,
+        };
     }
     if !state.is_trial(&facts) {
         let good = facts.booted_slot().entry == Entry::Good && facts.inactive_slot().content.root_hash().is_some();

@@ -27,6 +27,18 @@ pub struct LookSettings {
     pub product: Option<Product>,
     /// Units whose state is reported.
     pub units: Vec<String>,
+    /// Why the machine must not even be looked at: what these settings say is not what somebody meant.
+    pub impediment: Option<String>,
+}
+
+impl LookSettings {
+    /// Refuses what must not be done with them.
+    ///
+    /// # Errors
+    /// [`ObserveError::Impediment`].
+    pub fn usable(&self) -> Result<(), ObserveError> {
+        self.impediment.clone().map_or(Ok(()), |why| Err(ObserveError::Impediment(why)))
+    }
 }
 
 /// The running release and the two slots.
@@ -56,6 +68,9 @@ impl RunningSlots {
 /// Why the machine could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
+    /// The settings can't be used.
+    #[error("{0}; until that is mended, this node is neither looked at nor changed")]
+    Impediment(String),
     /// A fact of the running system can't be read.
     #[error("{what} can't be read")]
     Read {
@@ -105,7 +120,7 @@ impl ObserveError {
     pub fn category(&self) -> NodeError {
         match self {
             Self::Read { .. } => NodeError::Storage,
-            Self::OsRelease(_) | Self::Name { .. } => NodeError::Settings,
+            Self::Impediment(_) | Self::OsRelease(_) | Self::Name { .. } => NodeError::Settings,
             Self::Architecture(_) => NodeError::Unsuitable,
             Self::Table(error) => crate::gpt::category(error),
             Self::Slots(error) => error.category(),
@@ -124,6 +139,7 @@ pub fn running_slots(
     host: &Host,
     look_settings: &LookSettings,
 ) -> Result<(RunningSlots, TableHealth, Architecture), ObserveError> {
+    look_settings.usable()?;
     let read = |what| move |source| ObserveError::Read { what, source };
     let command_line = host.system.command_line().map_err(read("the kernel's command line"))?;
     let release = OsRelease::parse(&host.system.os_release().map_err(read("os-release"))?);

@@ -103,13 +103,8 @@ pub async fn run(
     let mut shutdown = std::pin::pin!(shutdown);
     own.handle(Event::Tick).await?;
     loop {
-        // What hangs must not look alive: systemd starts the agent again, and if that hangs too, a person has to see it.
-        let hangs = own.state.hangs(own.now()).is_some();
-        if !hangs {
-            watchdog.feed();
-        }
+        let due = watchdog.attend(own.state.hangs(own.now()).is_some());
         let rest = own.state.rest(own.now()).max(Duration::from_millis(50));
-        let due = watchdog.due().filter(|_| !hangs);
         alarm.set(due.map_or(rest, |due| rest.min(due))).map_err(RunError::Timer)?;
         tokio::select! {
             biased;
@@ -146,6 +141,16 @@ struct Watchdog {
 impl Watchdog {
     fn new() -> Self {
         Self { patience: sd_notify::watchdog_enabled(), fed: None }
+    }
+
+    /// Feeds it where it is time, but not an agent whose work hangs: that must not look alive. systemd starts it again, and if
+    /// that hangs too, a person has to see it. When it has to be fed next.
+    fn attend(&mut self, hangs: bool) -> Option<Duration> {
+        if hangs {
+            return None;
+        }
+        self.feed();
+        self.due()
     }
 
     /// Feeds it, unless it was fed in the last quarter of its patience.
@@ -291,5 +296,18 @@ mod tests {
         tokio::time::advance(minutes(5)).await;
         assert_eq!(watchdog.due(), Some(Duration::ZERO));
         assert_eq!(Watchdog { patience: None, fed: None }.due(), None, "nobody watches");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_whose_work_hangs_does_not_feed_the_watchdog() {
+        let patience = Duration::from_secs(480);
+        let mut watchdog = Watchdog { patience: Some(patience), fed: None };
+        assert_eq!(watchdog.attend(false), Some(patience / 2));
+        let fed = watchdog.fed;
+        tokio::time::advance(patience / 2).await;
+        assert_eq!((watchdog.attend(true), watchdog.fed), (None, fed), "nor does it wake up to feed it");
+        tokio::time::advance(patience / 4).await;
+        assert_eq!(watchdog.attend(false), Some(patience / 2), "what came back is fed again");
+        assert_ne!(watchdog.fed, fed);
     }
 }

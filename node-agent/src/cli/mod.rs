@@ -90,9 +90,11 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     let sources = Sources::usual(arguments.settings, std::env::vars_os().collect());
     // What takes a release back must run also where the settings, or the log, are what that release broke.
     let is_guard = matches!(arguments.command, Command::Guard);
-    let loaded = match is_guard {
-        true => Settings::load_what_can_be_used(&sources),
-        false => Settings::load(&sources).map(|settings| (settings, None)),
+    let loaded = match arguments.command {
+        Command::Guard => Settings::load_what_can_be_used(&sources),
+        // It has an API server to tell.
+        Command::Run => Settings::load_to_report(&sources).map(|settings| (settings, None)),
+        _ => Settings::load(&sources).map(|settings| (settings, None)),
     };
     let settings = match loaded {
         Ok((settings, passed_over)) => {
@@ -108,7 +110,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     };
     match logging::start(&settings, audience) {
         Ok(()) => {}
-        Err(error) if is_guard => complain(&*error),
+        Err(error) if is_guard || settings.impediment.is_some() => complain(&*error),
         Err(error) => return fail(Exit::Settings, &*error),
     }
     let runtime = match tokio::runtime::Builder::new_current_thread()
@@ -123,7 +125,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     let handle = runtime.handle().clone();
     let exit = runtime.block_on(async {
         match arguments.command {
-            Command::Run => service::run(&settings, &handle).await,
+            Command::Run => service::run(settings, &sources, &handle).await,
             Command::Guard => guard::run(&settings, &handle).await,
             Command::Status { origins: true, .. } => status::settings(&settings),
             Command::Status { json, .. } => status::show(&settings, &handle, json).await,

@@ -60,13 +60,24 @@ pub fn find_esp(root: &Path) -> Result<PathBuf, FindError> {
 }
 
 /// Another boot partition beside `esp`: one of the usual places that is a mount of its own and has a folder for entries.
-pub fn find_xbootldr(root: &Path, esp: &Path) -> Option<PathBuf> {
-    let device = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.dev());
-    let known = [device(esp), device(root)];
-    USUAL.iter().map(|place| root.join(place)).find(|path| {
-        let found = device(path);
-        found.is_some() && !known.contains(&found) && path.join("EFI/Linux").is_dir()
-    })
+///
+/// # Errors
+/// One of the places can't be looked at: it may be there.
+pub fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<Option<PathBuf>> {
+    // Folders in it: an automount point has another device until somebody looks below it.
+    let device = |path: PathBuf| match std::fs::metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.dev())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let known = [device(esp.join("EFI"))?, device(root.to_owned())?];
+    for place in USUAL.iter().map(|place| root.join(place)) {
+        let found = device(place.join("EFI/Linux"))?;
+        if found.is_some() && !known.contains(&found) {
+            return Ok(Some(place));
+        }
+    }
+    Ok(None)
 }
 
 /// The PARTUUID of the partition that the file system at `mounted` lies on, as udev names it.

@@ -3,15 +3,21 @@
 //! first, nobody would hear why.
 
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bascule_api::NodeError;
 use bascule_image::io::{ReadAt, Sink};
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use crate::engine::in_one_line;
 use crate::host::{
-    Disk, DiskGeometry, Esp, EspFile, Extent, FetchError, ReleaseQuery, Releases, ResolvedRelease, Space,
+    Clock, Disk, DiskGeometry, Esp, EspFile, Extent, FetchError, ReleaseQuery, Releases, ResolvedRelease, Space,
+    StateStore,
 };
+use crate::releases::RepositoryReleases;
+use crate::settings::Settings;
 
 /// Something that is opened when it is needed.
 pub(super) struct Later<T> {
@@ -107,22 +113,64 @@ impl<T: Disk> Disk for Later<T> {
     }
 }
 
-/// Repositories that can't be read because the settings for them can't be used.
-pub(super) struct Unusable {
-    pub(super) why: String,
+/// Repositories whose settings are looked at when something is to be fetched: a file of authorities that is missing today may
+/// be there tomorrow.
+pub(super) struct LateReleases {
+    pub(super) settings: Settings,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) runtime: Handle,
 }
 
-impl Releases for Unusable {
+impl Releases for LateReleases {
     fn resolve(&self, query: &ReleaseQuery) -> Result<Arc<dyn ResolvedRelease>, FetchError> {
-        Err(FetchError {
+        let options = super::repository_options(&self.settings).map_err(|error| FetchError {
             version: query.version.clone(),
             repository: query.repository.clone(),
-            message: self.why.clone(),
+            message: in_one_line(&error),
             category: NodeError::Settings,
             transient: false,
             cancelled: false,
             source: None,
-        })
+        })?;
+        RepositoryReleases::new(options, Arc::clone(&self.clock), self.runtime.clone()).resolve(query)
+    }
+}
+
+/// A state folder that is not there.
+pub(super) struct NoState {
+    pub(super) why: String,
+}
+
+impl NoState {
+    fn refuse<T>(&self) -> io::Result<T> {
+        Err(io::Error::other(self.why.clone()))
+    }
+}
+
+impl StateStore for NoState {
+    fn read(&self, _: &str, _: u64) -> io::Result<Option<Vec<u8>>> {
+        self.refuse()
+    }
+
+    fn write(&self, _: &str, _: &[u8]) -> io::Result<()> {
+        self.refuse()
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        self.refuse()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.refuse()
+    }
+
+    /// Nothing is done that two agents could do at once.
+    fn lock(&self) -> io::Result<Box<dyn Send>> {
+        Ok(Box::new(()))
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::new()
     }
 }
 

@@ -32,10 +32,10 @@ use uuid::Uuid;
 
 use crate::engine::in_one_line;
 use crate::gpt::Table;
-use crate::host::{Clock, Esp, Host, Releases};
+use crate::host::{Clock, Esp, FindPartition, Host, StateStore};
 use crate::releases::{RepositoryOptions, RepositoryReleases};
 use crate::settings::Settings;
-use later::{Later, Unusable};
+use later::{LateReleases, Later, NoState};
 
 /// Why the host can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +101,7 @@ pub fn repository_options(settings: &Settings) -> Result<RepositoryOptions, Open
             ..HttpSettings::default()
         },
         allow_local: settings.allow_local,
-        not_before: None,
+        not_before: system::build_time(&settings.host_root),
     })
 }
 
@@ -141,25 +141,19 @@ fn slots_of(disk: &Path) -> Option<Vec<Uuid>> {
 /// # Errors
 /// [`OpenError::State`]: without its state folder the agent could not even take its lock.
 pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
-    let state = state(settings)?;
-    let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
-    let releases: Arc<dyn Releases> = match repository_options(settings) {
-        Ok(options) => {
-            let options = RepositoryOptions { not_before: system::build_time(&settings.host_root), ..options };
-            Arc::new(RepositoryReleases::new(options, Arc::clone(&clock), runtime.clone()))
-        }
-        Err(error) => {
-            let why = in_one_line(&error);
-            tracing::error!(error = why, "no release can be fetched with these settings");
-            Arc::new(Unusable { why })
-        }
+    let state: Arc<dyn StateStore> = match state(settings) {
+        Ok(state) => Arc::new(state),
+        // Where only reports are made, nothing is remembered, and where to is not known for sure.
+        Err(error) if settings.impediment.is_some() => Arc::new(NoState { why: in_one_line(&error) }),
+        Err(error) => return Err(error),
     };
+    let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
+    let releases = LateReleases { settings: settings.clone(), clock: Arc::clone(&clock), runtime: runtime.clone() };
     let (named, root) = (settings.esp.clone(), settings.host_root.clone());
     let find = move || match &named {
         Some(path) => Ok(path.clone()),
         None => find_esp(&root),
     };
-    let xbootldr = find().ok().and_then(|esp| find_xbootldr(&settings.host_root, &esp));
     let named = settings.disk.clone();
     let below = find.clone();
     let disk = Later::new(move || {
@@ -171,17 +165,26 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
             .map_err(|error| io::Error::other(in_one_line(&error)))?;
         BlockDisk::open(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     });
-    let esp = Later::new(move || find().map(MountedEsp::new).map_err(|error| io::Error::other(in_one_line(&error))));
+    let seek = find.clone();
+    let esp = Later::new(move || seek().map(MountedEsp::new).map_err(|error| io::Error::other(in_one_line(&error))));
     Ok(Host {
         disk: Arc::new(disk),
         esp: Arc::new(esp),
-        xbootldr: xbootldr.map(|path| Arc::new(MountedEsp::new(path)) as Arc<dyn Esp>),
+        xbootldr: xbootldr(settings.host_root.clone(), find),
         firmware: Arc::new(EfiVariables::default()),
         bus: Arc::new(LinuxBus::new(runtime.clone(), settings.bus_timeout)),
         clock,
         system: Arc::new(LinuxSystem::new(settings.host_root.clone())),
-        state: Arc::new(state),
-        releases,
+        state,
+        releases: Arc::new(releases),
+    })
+}
+
+/// Looks for the XBOOTLDR each time: it may be mounted after the ESP, which the guard is often started before.
+fn xbootldr(root: PathBuf, esp: impl Fn() -> Result<PathBuf, FindError> + Send + Sync + 'static) -> FindPartition {
+    Arc::new(move || {
+        let esp = esp().map_err(|error| io::Error::other(in_one_line(&error)))?;
+        Ok(find_xbootldr(&root, &esp)?.map(|path| Arc::new(MountedEsp::new(path)) as Arc<dyn Esp>))
     })
 }
 
@@ -214,24 +217,22 @@ fn open_with(
         Some(path) => path.clone(),
         None => find_esp(&settings.host_root)?,
     };
-    let xbootldr = find_xbootldr(&settings.host_root, &esp).map(|path| Arc::new(MountedEsp::new(path)) as Arc<dyn Esp>);
     let disk = match &settings.disk {
         Some(path) => path.clone(),
         None => find_disk(&esp)?,
     };
     let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
     let state = state(settings)?;
-    let options = RepositoryOptions { not_before: system::build_time(&settings.host_root), ..repositories };
     let host = Host {
         disk: Arc::new(BlockDisk::open(&disk).map_err(|source| OpenError::Disk { path: disk.clone(), source })?),
-        esp: Arc::new(MountedEsp::new(esp)),
-        xbootldr,
+        esp: Arc::new(MountedEsp::new(esp.clone())),
+        xbootldr: xbootldr(settings.host_root.clone(), move || Ok(esp.clone())),
         firmware: Arc::new(EfiVariables::default()),
         bus: Arc::new(LinuxBus::new(runtime.clone(), settings.bus_timeout)),
         clock: Arc::clone(&clock),
         system: Arc::new(LinuxSystem::new(settings.host_root.clone())),
         state: Arc::new(state),
-        releases: Arc::new(RepositoryReleases::new(options, clock, runtime.clone())),
+        releases: Arc::new(RepositoryReleases::new(repositories, clock, runtime.clone())),
     };
     // By-path links lead to the same node.
     Ok((host, disk.canonicalize().unwrap_or(disk)))

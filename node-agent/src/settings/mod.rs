@@ -18,6 +18,18 @@ use crate::engine::{PressureLimits, StageLimits};
 use crate::observe::LookSettings;
 use crate::slots::{SlotKind, SlotLayout, SlotNumbers};
 
+/// What an agent goes by that only reports.
+const TO_REPORT: &[&str] = &[
+    "node.name",
+    "host.root",
+    "state.directory",
+    "kubernetes.kubeconfig",
+    "kubernetes.progress-every",
+    "server.listen",
+    "log.format",
+    "log.filter",
+];
+
 /// Where the agent listens for metrics, health questions and break-glass commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
@@ -103,6 +115,8 @@ pub struct Settings {
     pub log_filter: String,
     /// Every key with its value and origin, for `status --origins` and the log.
     pub origins: Vec<(&'static str, String, Origin)>,
+    /// Why nothing may be done with them but to report: they are what is left of settings that can't be used.
+    pub impediment: Option<String>,
 }
 
 impl Settings {
@@ -111,8 +125,11 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`] names the file and line, or the variable.
     pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
-        let found = read::read(sources)?;
-        let values = values::Values::new(&found);
+        Self::of(&read::read(sources)?)
+    }
+
+    fn of(found: &read::Found) -> Result<Self, SettingsError> {
+        let values = values::Values::new(found);
         let number = |key| values.whole(key);
         let slots = match (number("slots.a-data")?, number("slots.a-verity")?) {
             (Some(data), Some(verity)) => Some(PerSlot {
@@ -187,6 +204,7 @@ impl Settings {
             },
             log_filter: values.text("log.filter")?.unwrap_or_default(),
             origins: values.origins(),
+            impediment: None,
         })
     }
 
@@ -213,6 +231,29 @@ impl Settings {
         }
     }
 
+    /// What the agent reports by where its settings can't be used: all that can be used of them, with the reason as
+    /// [`Settings::impediment`]. They say where the API server is and which node this is; nothing else is done with them.
+    ///
+    /// # Errors
+    /// Not even the defaults can be used, which no release of the agent has.
+    pub fn load_to_report(sources: &Sources) -> Result<Self, SettingsError> {
+        let error = match Self::load(sources) {
+            Ok(settings) => return Ok(settings),
+            Err(error) => error,
+        };
+        let mut found = read::read_what_can_be_used(sources);
+        found.retain(|key, _| TO_REPORT.contains(key));
+        let settings = loop {
+            match Self::of(&found) {
+                Err(SettingsError::Value { key, .. }) if found.remove(key).is_some() => {}
+                Err(_) => break Self::load(&Sources::default())?,
+                Ok(settings) => break settings,
+            }
+        };
+        let why = format!("the settings can't be used: {}", crate::engine::in_one_line(&error));
+        Ok(Self { impediment: Some(why), ..settings })
+    }
+
     /// How to look at the machine.
     pub fn look_settings(&self) -> LookSettings {
         LookSettings {
@@ -220,6 +261,7 @@ impl Settings {
             backend: self.backend,
             product: self.product.clone(),
             units: self.units.clone(),
+            impediment: self.impediment.clone(),
         }
     }
 

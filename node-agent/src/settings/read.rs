@@ -135,30 +135,54 @@ pub(super) fn read(sources: &Sources) -> Result<Found, SettingsError> {
         }
     }
     for (name, value) in &sources.environment {
-        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
-        // Kubernetes puts variables for a Service of ours into every pod of its namespace.
-        let from_service = ["_SERVICE_", "_PORT"].iter().any(|part| name.contains(part));
-        if NOT_SETTINGS.contains(&name) || from_service {
-            continue;
-        }
-        let origin = Origin::Environment(name.to_owned());
-        let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
-            let hint = nearest(name, KEYS.iter().map(Key::variable));
-            return Err(SettingsError::Unknown { origin, key: name.to_owned(), hint });
-        };
-        let Some(text) = value.to_str() else {
-            let message = "is not UTF-8".to_owned();
-            return Err(SettingsError::Value { origin, key: key.name, message });
-        };
-        let value = match key.kind {
-            super::Kind::List => {
-                Value::List(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect())
-            }
-            _ => Value::Text(text.to_owned()),
-        };
-        found.insert(key.name, (value, origin));
+        read_variable(name, value, &mut found)?;
     }
     Ok(found)
+}
+
+/// The same without what is wrong: a file that can't be read or parsed, a key that does not exist, a variable that means
+/// nothing. Whether the values can be used is another question.
+pub(super) fn read_what_can_be_used(sources: &Sources) -> Found {
+    let mut found = Found::new();
+    for path in sources.files.iter().chain(&sources.required) {
+        for path in std::iter::once(path.clone()).chain(drop_ins(path).unwrap_or_default()) {
+            let Ok(Some(text)) = text_of(&path, false) else { continue };
+            for (key, entry) in entries(&path, &text).unwrap_or_default().into_iter().flatten() {
+                found.insert(key, entry);
+            }
+        }
+    }
+    for (name, value) in &sources.environment {
+        // What is wrong with it was said.
+        let _ = read_variable(name, value, &mut found);
+    }
+    found
+}
+
+fn read_variable(name: &OsString, value: &OsString, found: &mut Found) -> Result<(), SettingsError> {
+    let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return Ok(()) };
+    // Kubernetes puts variables for a Service of ours into every pod of its namespace.
+    let from_service = ["_SERVICE_", "_PORT"].iter().any(|part| name.contains(part));
+    if NOT_SETTINGS.contains(&name) || from_service {
+        return Ok(());
+    }
+    let origin = Origin::Environment(name.to_owned());
+    let Some(key) = KEYS.iter().find(|key| key.variable() == name) else {
+        let hint = nearest(name, KEYS.iter().map(Key::variable));
+        return Err(SettingsError::Unknown { origin, key: name.to_owned(), hint });
+    };
+    let Some(text) = value.to_str() else {
+        let message = "is not UTF-8".to_owned();
+        return Err(SettingsError::Value { origin, key: key.name, message });
+    };
+    let value = match key.kind {
+        super::Kind::List => {
+            Value::List(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect())
+        }
+        _ => Value::Text(text.to_owned()),
+    };
+    found.insert(key.name, (value, origin));
+    Ok(())
 }
 
 fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, SettingsError> {
@@ -183,11 +207,19 @@ fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, SettingsError> {
 }
 
 fn read_file(path: &Path, required: bool, found: &mut Found) -> Result<(), SettingsError> {
+    match text_of(path, required)? {
+        Some(text) => parse(path, &text, found),
+        None => Ok(()),
+    }
+}
+
+/// The text of a settings file; `None` where one that need not be there is not.
+fn text_of(path: &Path, required: bool) -> Result<Option<String>, SettingsError> {
     use io::Read as _;
     let failed = |source| SettingsError::Read { path: path.to_owned(), source };
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !required => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     let mut text = String::new();
@@ -195,38 +227,54 @@ fn read_file(path: &Path, required: bool, found: &mut Found) -> Result<(), Setti
     if text.len() as u64 > MAX_FILE {
         return Err(failed(io::ErrorKind::FileTooLarge.into()));
     }
-    parse(path, &text, found)
+    Ok(Some(text))
 }
 
 pub(super) fn parse(path: &Path, text: &str, found: &mut Found) -> Result<(), SettingsError> {
+    for entry in entries(path, text)? {
+        let (key, entry) = entry?;
+        found.insert(key, entry);
+    }
+    Ok(())
+}
+
+type Entry = (&'static str, (super::Value, Origin));
+
+/// Key by key; an error of its own for each that can't be used, and one for all where the text is no TOML.
+fn entries(path: &Path, text: &str) -> Result<Vec<Result<Entry, SettingsError>>, SettingsError> {
     let line_of = |offset: usize| text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1;
     let table = DeTable::parse(text).map_err(|error| SettingsError::Syntax {
         path: path.to_owned(),
         line: line_of(error.span().map_or(0, |span| span.start)),
         message: error.message().to_owned(),
     })?;
+    let mut found = Vec::new();
     for (section, content) in table.get_ref() {
         let DeValue::Table(keys) = content.get_ref() else {
             let origin = Origin::File(path.to_owned(), line_of(section.span().start));
             let key = section.get_ref().to_string();
-            return Err(SettingsError::Unknown { origin, key, hint: ": settings stand in sections".to_owned() });
+            let hint = ": settings stand in sections".to_owned();
+            found.push(Err(SettingsError::Unknown { origin, key, hint }));
+            continue;
         };
         for (name, value) in keys {
             let origin = Origin::File(path.to_owned(), line_of(name.span().start));
             let full = format!("{}.{}", section.get_ref(), name.get_ref());
             let Some(key) = KEYS.iter().find(|key| key.name == full) else {
                 let hint = nearest(&full, KEYS.iter().map(|key| key.name.to_owned()));
-                return Err(SettingsError::Unknown { origin, key: full, hint });
+                found.push(Err(SettingsError::Unknown { origin, key: full, hint }));
+                continue;
             };
-            let value = value_of(value.get_ref()).ok_or_else(|| SettingsError::Value {
-                origin: origin.clone(),
-                key: key.name,
-                message: format!("can't be a {}", value.get_ref().type_str()),
-            })?;
-            found.insert(key.name, (value, origin));
+            found.push(match value_of(value.get_ref()) {
+                Some(value) => Ok((key.name, (value, origin))),
+                None => {
+                    let message = format!("can't be a {}", value.get_ref().type_str());
+                    Err(SettingsError::Value { origin, key: key.name, message })
+                }
+            });
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 fn value_of(value: &DeValue<'_>) -> Option<Value> {

@@ -46,6 +46,39 @@ fn later_sources_win_and_each_value_names_its_own() {
 }
 
 #[test]
+fn of_settings_that_can_not_be_used_what_says_where_to_report_is_left() {
+    let report = |files: &[(&str, &str)], environment: &[(&str, &str)]| {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let files = ["image.toml", "node.toml"].map(|name| folder.path().join(name)).to_vec();
+        Settings::load_to_report(&Sources { files, required: Vec::new(), environment }).unwrap()
+    };
+    let image = ("image.toml", "[kubernetes]\nkubeconfig = \"/k\"\n[boot]\ntries = 5\n");
+    let good = report(&[image], &[("BASCULE_NODE_NAME", "n1")]);
+    assert_eq!((good.impediment, good.tries), (None, 5));
+    for (broken, says) in [
+        ("[boot]\ncolour = 1\n", "node.toml:2: there is no setting 'boot.colour'"),
+        ("[boot]\ntries = 0\n", "boot.tries is '0'"),
+        ("[slots]\na-data = 2\n", "slots.a-verity must be set"),
+        ("no toml at all", "node.toml:1:"),
+        ("[server]\nlisten = \"nowhere\"\n", "server.listen is 'nowhere'"),
+    ] {
+        let left = report(&[image, ("node.toml", broken)], &[("BASCULE_NODE_NAME", "n1")]);
+        let why = left.impediment.clone().expect(broken);
+        assert!(why.contains(says), "{why}");
+        assert_eq!(left.look_settings().impediment, Some(why), "nothing but a report is made of them");
+        assert_eq!((left.node_name.as_deref(), left.kubeconfig), (Some("n1"), Some("/k".into())), "{broken}");
+        assert_eq!(left.tries, 3, "what nobody may act on is not kept");
+    }
+    let left = report(&[image], &[("BASCULE_NO_SUCH", "1"), ("BASCULE_NODE_NAME", "n1")]);
+    assert!(left.impediment.is_some_and(|why| why.contains("$BASCULE_NO_SUCH: there is no setting")));
+    assert_eq!((left.node_name.as_deref(), left.kubeconfig), (Some("n1"), Some("/k".into())));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     for (text, expected) in [
         ("[boot]\ntrys = 3\n", "/image.toml:2: there is no setting 'boot.trys'; did you mean 'boot.tries'?"),

@@ -210,11 +210,14 @@ fn an_inhibitor_is_waited_for() {
 fn staging_rests_under_pressure_and_goes_on_where_it_was() {
     use bascule_agent::core::{Config, State, step};
     use bascule_agent::engine::{Engine, StageLimits};
-    use bascule_agent::host::Pressure;
+    use bascule_agent::host::{Pressure, Stall};
     use std::sync::Mutex;
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
     let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
-    machine.sim.system.set_pressure(Some(Pressure { io_some: 95.0, memory_some: 0.0 }));
+    machine
+        .sim
+        .system
+        .set_pressure(Some(Pressure { io: Stall { share: 95.0, ..Stall::default() }, ..Pressure::default() }));
     let mut engine = Engine::new(machine.sim.host(), Default::default(), StageLimits::default());
     let stop = engine.stop_handle();
     let now = machine.agent().now();
@@ -354,6 +357,97 @@ fn an_entry_that_lost_its_counter_gets_it_back_and_is_committed_only_when_asked(
     machine.reboot();
     assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
     assert_eq!(entries(machine.agent().state()).0, Entry::Good);
+}
+
+/// The agent comes and goes with the release. What an older one wrote is taken up, what a newer one added is handed on by the older
+/// one that comes back, and neither loses what a trial or its failure hangs on.
+#[test]
+fn journals_of_two_formats_survive_a_trial_and_the_way_back() {
+    use bascule_agent::core::{JOURNAL_FILE, MAX_JOURNAL};
+    use bascule_agent::host::StateStore as _;
+    use serde_json::{Value, json};
+    for loader in LOADERS {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut machine = Machine::new(loader, &old, &[&new]);
+        let read = |machine: &Machine| -> Value {
+            serde_json::from_slice(&machine.sim.state.read(JOURNAL_FILE, MAX_JOURNAL).unwrap().unwrap()).unwrap()
+        };
+        let write = |machine: &Machine, journal: &Value| {
+            machine.sim.state.write(JOURNAL_FILE, journal.to_string().as_bytes()).unwrap();
+        };
+        // Format 1 as it was before boot images were on record.
+        let first = json!({"format": 1, "revision": 3, "lastGrant": 4, "armed": null, "committed": null, "known": [],
+            "failed": [], "manual": []});
+        write(&machine, &first);
+        let mut agent = machine.agent();
+        let spent = machine.grant(4);
+        agent.handle(machine.word(Goal::Booted, &new, Some(spent))).unwrap();
+        assert_eq!(problem(agent.published().unwrap()), Some("Grant"), "the grants that were used are remembered");
+        let grant = machine.grant(5);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+        machine.reboot();
+        assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", true));
+        // The newer agent takes it up in a format of its own.
+        let mut second = read(&machine);
+        assert_eq!(second["armed"]["version"], "1.1");
+        second["format"] = json!(2);
+        second["leases"] = json!({"held": [1, 2]});
+        second["armed"]["reason"] = json!("a field that only the newer one knows");
+        write(&machine, &second);
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Reverted, &new, Some(grant))).unwrap();
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0", "{loader:?}");
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!(status.failed_releases[0].category, NodeError::TrialFailed, "{loader:?}");
+        assert_eq!((problem(status), status.last_grant), (Some("TrialFailed"), Some(5)), "it is not tried again");
+        let third = read(&machine);
+        assert_eq!((&third["leases"], &third["lastGrant"]), (&json!({"held": [1, 2]}), &json!(5)), "nothing is lost");
+        // What has to be understood is not passed over: then this memory is set aside whole, and kept.
+        let mut insists = third.clone();
+        insists["must"] = json!(["leases"]);
+        write(&machine, &insists);
+        machine.agent();
+        let kept: Value =
+            serde_json::from_slice(&machine.sim.state.read("journal.damaged", MAX_JOURNAL).unwrap().unwrap()).unwrap();
+        assert_eq!(kept, insists);
+    }
+}
+
+/// Every chain of effects has a deadline. What carries it out may hang in the kernel; then that is said, and the loop, which asks
+/// [`State::hangs`], does not feed the watchdog.
+#[test]
+fn work_that_does_not_come_back_is_reported_until_it_does() {
+    use bascule_agent::core::Work;
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    let mut agent = machine.agent();
+    // A disk that never answers: nothing comes back of what is carried out.
+    let effects = agent.step(machine.word(Goal::Staged, &new, None));
+    assert!(!effects.is_empty());
+    let work = agent.state().work.expect("it is at work");
+    machine.clock.pass(work.patience() - Duration::from_secs(1));
+    assert_eq!(agent.step(Event::Tick), [], "nothing else is begun meanwhile");
+    assert!(agent.state().hangs(agent.now()).is_none() && agent.published().unwrap().last_error.is_none());
+    assert!(agent.state().rest(agent.now()) <= Duration::from_secs(1), "it wakes up to say so");
+    machine.clock.pass(Duration::from_secs(2));
+    agent.step(Event::Tick);
+    assert!(agent.state().hangs(agent.now()).is_some());
+    let status = agent.published().unwrap();
+    assert!(status.last_error.as_ref().unwrap().message.contains("silent for 10 minutes"), "{status:?}");
+    assert!(!conditions::is_true(&status.conditions, conditions::AGENT_HEALTHY));
+    // The disk answers after all.
+    for event in agent.perform(&effects) {
+        agent.handle(event).unwrap();
+    }
+    assert!(agent.state().hangs(agent.now()).is_none());
+    assert_eq!(agent.published().unwrap().last_error, None);
+    assert_eq!(agent.published().unwrap().staged.as_ref().unwrap().version.as_str(), "1.1");
+    for work in [Work::Look, Work::Short, Work::Resolve, Work::Stage, Work::Inspect, Work::Verify] {
+        assert!(work.patience() <= Duration::from_secs(2 * 3600), "{work:?} has a deadline");
+    }
 }
 
 #[test]

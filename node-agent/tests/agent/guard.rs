@@ -13,6 +13,7 @@ use bascule_sim::host::SimClock;
 use bascule_sim::layout::ESP;
 
 use crate::machine::{Machine, release};
+use crate::way_back::with_xbootldr;
 
 const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -35,10 +36,13 @@ impl Machinery for Waiting {
 /// A machine on which `to` runs as a trial.
 pub(crate) fn on_trial(loader: BootLoader, from: &str, to: &str) -> Machine {
     let (old, new) = (release(from, &[]), release(to, &[]));
-    let mut machine = Machine::new(loader, &old, &[&new]);
+    boot_trial(Machine::new(loader, &old, &[&new]), to)
+}
+
+fn boot_trial(mut machine: Machine, to: &str) -> Machine {
     let mut agent = machine.agent();
     let grant = machine.grant(1);
-    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    agent.handle(machine.word(Goal::Booted, &release(to, &[]), Some(grant))).unwrap();
     machine.reboot();
     assert_eq!(machine.system.version, to, "{:?}", agent.state().problem);
     machine
@@ -72,6 +76,44 @@ fn a_trial_without_a_commit_is_reverted_by_the_guard_alone() {
             assert_eq!(machine.system.version, from);
         }
     }
+}
+
+/// The guard is started before all boot partitions are mounted, or one goes away: that is no reason to end.
+#[test]
+fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {
+    use bascule_agent::boot::DigestCache;
+    use bascule_agent::guard::TrialView;
+    use bascule_agent::host::Host;
+    use std::sync::atomic::AtomicUsize;
+    let mut machine = boot_trial(with_xbootldr(), "1.1");
+    let whole = machine.sim.host();
+    let missing = Host { xbootldr: Arc::new(|| Ok(None)), ..whole.clone() };
+    let failing = Host { xbootldr: Arc::new(|| Err(std::io::Error::from_raw_os_error(5))), ..whole.clone() };
+    for host in [&missing, &failing] {
+        let view = guard::look(host, &LookSettings::default(), &DigestCache::default());
+        assert!(matches!(view, TrialView::TrialUnseen(_)), "{view:?}");
+    }
+    // An agent that can't see the entry calls the trial none, neither.
+    let new = release("1.1", &[]);
+    let found = machine.sim.xbootldr.take();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.trial.is_some() && status.booted.as_ref().unwrap().committed_at.is_none(), "{status:?}");
+    assert_eq!(status.last_error.as_ref().map(|error| error.category), Some(NodeError::BootControl));
+    machine.sim.xbootldr = found;
+    // It comes after some looks.
+    let (looks, find) = (AtomicUsize::new(0), whole.xbootldr.clone());
+    let late = move || if looks.fetch_add(1, Ordering::SeqCst) < 5 { Ok(None) } else { find() };
+    let host = Host { xbootldr: Arc::new(late), ..whole };
+    let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
+    let outcome = guard::run(&host, &LookSettings::default(), DEADLINE, &waiting);
+    assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.0");
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
 }
 
 #[test]

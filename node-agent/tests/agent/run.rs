@@ -130,6 +130,48 @@ async fn an_agent_without_boot_partition_and_disk_says_so_through_the_api() {
     assert_eq!(healthy["status"], "False", "{said}");
 }
 
+/// The program itself, with settings that it does not understand: it goes on, and says so where people look.
+#[tokio::test]
+async fn an_agent_whose_settings_can_not_be_used_says_so_through_the_api() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    server.put("n1", &json!({"policy": "workers", "goal": "Staged", "release": named(&release("1.1", &[]))}));
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let file = folder.path().join("agent.toml");
+    let text = format!(
+        "[node]\nname = \"n1\"\n[kubernetes]\nkubeconfig = \"{}\"\n[state]\ndirectory = \"{}\"\n\
+         [server]\nlisten = \"off\"\n[boot]\ncolour = \"blue\"\n",
+        server.kubeconfig(folder.path()).display(),
+        place("state"),
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_bascule-agent"));
+    command.args(["--settings", &place("agent.toml"), "run"]).env_clear().kill_on_drop(true);
+    let mut agent = command.spawn().unwrap();
+    let told = || {
+        let held = server.held.lock().unwrap();
+        held.patches.iter().map(|(_, _, body)| body["status"]["lastError"].clone()).find(Value::is_object)
+    };
+    let watching = async {
+        let mut look = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            match told() {
+                Some(said) => break said,
+                None => _ = look.tick().await,
+            }
+        }
+    };
+    let said = tokio::time::timeout(PATIENCE, watching).await.unwrap();
+    assert_eq!(said["category"], "Settings");
+    let message = said["message"].as_str().unwrap();
+    assert!(message.contains(&format!("{}:10", file.display())) && message.contains("boot.colour"), "{message}");
+    assert_eq!(agent.try_wait().unwrap(), None, "it goes on");
+    let process = rustix::process::Pid::from_raw(i32::try_from(agent.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(agent.wait().await.unwrap().code(), Some(0));
+    assert!(!folder.path().join("state/journal.json").exists(), "nothing was done but to report");
+}
+
 /// Staging needs no API server, and what happened without one is told when it is back.
 #[tokio::test]
 async fn an_outage_of_the_api_server_stops_no_staging_and_is_caught_up_with() {

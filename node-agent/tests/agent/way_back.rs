@@ -15,7 +15,8 @@ fn machine() -> Machine {
     Machine::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])])
 }
 
-fn with_xbootldr() -> Machine {
+/// A machine whose entries lie on an XBOOTLDR.
+pub(crate) fn with_xbootldr() -> Machine {
     let sizes = Sizes { xbootldr: 1200 << 10, ..Sizes::tiny() };
     let new = release("1.1", &[]);
     Machine::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new]))
