@@ -5,6 +5,7 @@
 
 mod bench;
 mod boot;
+mod deny;
 mod generate;
 mod images;
 mod krew;
@@ -39,6 +40,8 @@ enum Task {
     Bench(bench::Options),
     /// Boot whole virtual machines, update them, break them, and take their power away.
     Boot(boot::Options),
+    /// Hold deny.toml against Cargo.lock: licenses, versions that are there twice, registries.
+    Deny,
     /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md, docs/rights.md), or check that it is up to date.
     Generate(generate::Options),
     /// Build the container images of operator and agent, with an SBOM and provenance; put them into a registry.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Container { description } => container(&description),
         Task::Bench(options) => bench::run(&options),
         Task::Boot(options) => boot::run(&options),
+        Task::Deny => deny::run(),
         Task::Generate(options) => generate::run(&options),
         Task::Images(options) => images::run(&options),
         Task::Krew(options) => krew::run(&options),

@@ -23,6 +23,7 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "losetup", package: "mount" },
     Tool { program: "sbsign", package: "sbsigntool" },
     Tool { program: "openssl", package: "openssl" },
+    Tool { program: "sign-efi-sig-list", package: "efitools" },
     Tool { program: "objdump", package: "binutils" },
     // No program, but found the same way: an absolute path stays what it is.
     Tool { program: "/usr/lib/systemd/boot/efi/linuxx64.efi.stub", package: "systemd-boot-efi" },
@@ -49,7 +50,7 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
 pub(crate) const IMAGE_TOOLS: &[Tool] = &[Tool { program: "objcopy", package: "binutils" }];
 
 /// Where a program is, if it is on the PATH or where Debian keeps programs for root.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

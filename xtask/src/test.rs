@@ -18,7 +18,7 @@ use std::{
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text: format, lints, compile, worlds, cluster, images, boot.
+    /// Only the steps whose name contains this text: format, dependencies, lints, compile, worlds, cluster, images, boot.
     #[arg(long)]
     only: Option<String>,
     /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
@@ -126,6 +126,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let own = ["--lib", "--bins"].map(str::to_owned);
     let before = [
         Step::new("format", &["fmt", "--all", "--check"]),
+        Step::new("dependencies", &["xtask", "deny"]),
         Step::new("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
         Step::new("compile", &["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"]),
     ];
