@@ -8,7 +8,11 @@
     reason = "a check says by a panic that it does not hold, as fuzzers expect"
 )]
 
+pub mod corpus;
+mod host;
 pub mod seeds;
+
+pub use host::{gpt, image_signature, journal, memory, settings, signature_list};
 
 use bascule_image::digest::Sha256;
 use bascule_image::pack::{BlockRange, Codec, Frame, FrameDecoder, PackIndex};
@@ -31,13 +35,19 @@ pub struct Target {
 }
 
 /// All parsers of bytes from outside.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "index", check: index, seeds: seeds::index },
     Target { name: "manifest", check: manifest, seeds: seeds::manifest },
     Target { name: "frame", check: frame, seeds: seeds::frame },
     Target { name: "superblock", check: superblock, seeds: seeds::superblock },
     Target { name: "uki", check: uki, seeds: seeds::uki },
     Target { name: "metadata", check: metadata, seeds: seeds::metadata },
+    Target { name: "memory", check: memory, seeds: host::seeds::memory },
+    Target { name: "gpt", check: gpt, seeds: host::seeds::gpt },
+    Target { name: "journal", check: journal, seeds: host::seeds::journal },
+    Target { name: "settings", check: settings, seeds: host::seeds::settings },
+    Target { name: "signature_list", check: signature_list, seeds: host::seeds::signature_list },
+    Target { name: "image_signature", check: image_signature, seeds: host::seeds::image_signature },
 ];
 
 /// Whatever parses as an index prints as the same bytes, and its frames lie one behind the other.
@@ -111,6 +121,8 @@ pub fn uki(bytes: &[u8]) -> bool {
     if let Ok(uki) = &parsed {
         let _ = (uki.command_line(), uki.os_release(), uki.root_hash(), uki.section(".linux", 1 << 20));
     }
+    // As the node reads it: bytes in memory can always be read, so there is an answer.
+    assert!(bascule_agent::uki::read(&file).is_ok(), "a file that was read counts as one that could not be");
     let parts = Parts {
         stub: bytes,
         kernel: bytes,

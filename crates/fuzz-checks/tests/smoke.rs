@@ -9,12 +9,16 @@
     reason = "helpers of tests are not `#[test]` functions themselves"
 )]
 
-use bascule_fuzz_checks::{TARGETS, Target};
+use std::path::Path;
+
+use bascule_fuzz_checks::{TARGETS, Target, corpus};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
-/// Changed inputs for each target.
+/// Changed inputs for a target.
 const ROUNDS: u32 = 20_000;
+/// For one whose inputs are large, or files.
+const FEW: u32 = 3_000;
 
 /// A place among so many, or 0 where there is none.
 fn below(chance: &mut ChaCha8Rng, limit: usize) -> usize {
@@ -56,16 +60,22 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], chance: &mut ChaCha8Rng) {
     }
 }
 
-fn run(target: Target) {
+fn target(name: &str) -> Target {
+    TARGETS.into_iter().find(|target| target.name == name).unwrap()
+}
+
+/// `refused_of`: at least one of so many must be refused.
+fn run(name: &str, rounds: u32, refused_of: u32) {
+    let target = target(name);
     let seeds = (target.seeds)();
     for seed in &seeds {
         // A stub is no UKI yet; all other seeds are good.
         assert!((target.check)(seed) || target.name == "uki", "{}: a seed is refused", target.name);
     }
-    let seed = target.name.bytes().fold(41, |sum, byte| sum * 31 + u64::from(byte));
+    let seed = target.name.bytes().fold(41_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
     let mut chance = ChaCha8Rng::seed_from_u64(seed);
     let mut refused = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let mut bytes = seeds[below(&mut chance, seeds.len())].clone();
         for _ in 0..=below(&mut chance, 4) {
             change(&mut bytes, &seeds[below(&mut chance, seeds.len())], &mut chance);
@@ -73,35 +83,93 @@ fn run(target: Target) {
         refused += u32::from(!(target.check)(&bytes));
     }
     // A checker that accepts nearly everything, or nothing that differs from the seeds, would not be looking.
-    assert!(refused > ROUNDS / 20, "{}: only {refused} of {ROUNDS} were refused", target.name);
+    assert!(refused > rounds / refused_of, "{}: only {refused} of {rounds} were refused", target.name);
 }
 
 #[test]
 fn index() {
-    run(TARGETS[0]);
+    run("index", ROUNDS, 20);
 }
 
 #[test]
 fn manifest() {
-    run(TARGETS[1]);
+    run("manifest", ROUNDS, 20);
 }
 
 #[test]
 fn frame() {
-    run(TARGETS[2]);
+    run("frame", ROUNDS, 20);
 }
 
 #[test]
 fn superblock() {
-    run(TARGETS[3]);
+    run("superblock", ROUNDS, 20);
 }
 
 #[test]
 fn uki() {
-    run(TARGETS[4]);
+    run("uki", ROUNDS, 20);
 }
 
 #[test]
 fn metadata() {
-    run(TARGETS[5]);
+    run("metadata", ROUNDS, 20);
+}
+
+#[test]
+fn memory() {
+    run("memory", FEW, 20);
+}
+
+#[test]
+fn gpt() {
+    // Most of a disk is no table, and of two copies one is enough.
+    run("gpt", FEW, 200);
+}
+
+#[test]
+fn journal() {
+    run("journal", ROUNDS, 20);
+}
+
+#[test]
+fn settings() {
+    run("settings", FEW, 20);
+}
+
+#[test]
+fn signature_list() {
+    run("signature_list", FEW, 20);
+}
+
+#[test]
+fn image_signature() {
+    run("image_signature", FEW, 20);
+}
+
+/// What libFuzzer found, again: the inputs that reach the most code, and each that once failed.
+#[test]
+fn what_fuzzing_kept_still_holds() {
+    let mut inputs = 0;
+    for target in TARGETS {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name).with_extension("zst");
+        let Ok(packed) = std::fs::read(&path) else { continue };
+        for input in corpus::unpack(&packed).unwrap() {
+            (target.check)(&input);
+            inputs += 1;
+        }
+    }
+    assert!(inputs > 500, "only {inputs} inputs are kept");
+}
+
+/// A check that libFuzzer can't be told to run is run by nobody for long.
+#[test]
+fn each_check_is_a_target_of_the_fuzzer() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    for Target { name, .. } in TARGETS {
+        let source = std::fs::read_to_string(folder.join(format!("fuzz_targets/{name}.rs"))).unwrap();
+        assert!(source.contains(&format!("bascule_fuzz_checks::{name}(bytes)")), "{name}: {source}");
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml has no {name}");
+    }
 }

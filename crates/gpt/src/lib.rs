@@ -55,6 +55,19 @@ pub enum TableError {
         /// Why.
         reason: String,
     },
+    /// A copy would lie where none can be.
+    #[error(
+        "the {which} would lie in sectors {first} to {last}, which are in use or not on the disk: nothing is written; repair the \
+         table with gdisk"
+    )]
+    Place {
+        /// Which copy.
+        which: &'static str,
+        /// Its first sector.
+        first: u64,
+        /// Its last.
+        last: u64,
+    },
     /// There is no partition with this number.
     #[error("there is no partition {0}")]
     Missing(u32),
@@ -251,19 +264,48 @@ impl Table {
         Ok(())
     }
 
-    /// Writes one copy, and flushes it.
-    ///
-    /// # Errors
-    /// The disk fails.
-    pub fn write_copy(&self, disk: &(impl Medium + ?Sized), which: Copy) -> Result<(), TableError> {
-        let sector = self.geometry.sector;
+    /// The header of a copy, and how many sectors its entries take.
+    fn header_of(&self, which: Copy) -> (GPTHeader, u64) {
         let mut header = self.header.clone();
-        let array_sectors =
-            (u64::from(header.number_of_partition_entries) * u64::from(ENTRY_SIZE)).div_ceil(sector.max(1));
+        let bytes = u64::from(header.number_of_partition_entries) * u64::from(ENTRY_SIZE);
+        let array_sectors = bytes.div_ceil(self.geometry.sector.max(1));
         if which == Copy::Backup {
             std::mem::swap(&mut header.primary_lba, &mut header.backup_lba);
             header.partition_entry_lba = header.primary_lba.saturating_sub(array_sectors);
         }
+        (header, array_sectors)
+    }
+
+    /// A header says itself where its copies lie, and a right checksum does not make that sane: nothing is written past the end of
+    /// the disk, over a partition, or over the other copy.
+    fn check_places(&self) -> Result<(), TableError> {
+        let sectors = self.geometry.length / self.geometry.sector.max(1);
+        // The protective MBR first.
+        let mut taken: Vec<(u64, u64)> = vec![(0, 0)];
+        let used = self.entries.iter().filter(|entry| entry.is_used());
+        taken.extend(used.map(|entry| (entry.starting_lba, entry.ending_lba)));
+        for which in [Copy::Primary, Copy::Backup] {
+            let (header, array_sectors) = self.header_of(which);
+            for (first, count) in [(header.partition_entry_lba, array_sectors), (header.primary_lba, 1)] {
+                let last = first.saturating_add(count.saturating_sub(1));
+                let free = last < sectors && taken.iter().all(|(from, to)| last < *from || *to < first);
+                if !free {
+                    return Err(TableError::Place { which: which.name(), first, last });
+                }
+                taken.push((first, last));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one copy, and flushes it.
+    ///
+    /// # Errors
+    /// A copy would lie where none can be: nothing is written then. The disk fails.
+    pub fn write_copy(&self, disk: &(impl Medium + ?Sized), which: Copy) -> Result<(), TableError> {
+        self.check_places()?;
+        let sector = self.geometry.sector;
+        let (mut header, array_sectors) = self.header_of(which);
         let name = which.name();
         let encode = |reason: String| TableError::Encode { which: name, reason };
         let mut window = Window::default();
