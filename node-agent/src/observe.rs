@@ -110,6 +110,12 @@ pub enum ObserveError {
          settings"
     )]
     Backend,
+    /// The boot loader goes by the bits of partitions that are no slots.
+    #[error(
+        "the boot loader goes by the attributes of partition {0}, and the data partitions of the slots have none: a disk like \
+         Bottlerocket's, with priorities on partitions of their own, can't be updated by slots"
+    )]
+    BitsElsewhere(u32),
     /// The system bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -121,7 +127,7 @@ impl ObserveError {
         match self {
             Self::Read { .. } => NodeError::Storage,
             Self::Impediment(_) | Self::OsRelease(_) | Self::Name { .. } => NodeError::Settings,
-            Self::Architecture(_) => NodeError::Unsuitable,
+            Self::Architecture(_) | Self::BitsElsewhere(_) => NodeError::Unsuitable,
             Self::Table(error) => crate::gpt::category(error),
             Self::Slots(error) => error.category(),
             Self::Boot(error) => error.category(),
@@ -177,6 +183,10 @@ pub fn backend(
     slots: &RunningSlots,
 ) -> Result<BootControlBackend, ObserveError> {
     match look_settings.backend {
+        Some(BootControlBackend::GptPrio) => {
+            refuse_bits_elsewhere(host, slots)?;
+            Ok(BootControlBackend::GptPrio)
+        }
         Some(kind) => Ok(kind),
         None => detect(host, slots),
     }
@@ -248,6 +258,22 @@ fn detect(host: &Host, slots: &RunningSlots) -> Result<BootControlBackend, Obser
         return Ok(BootControlBackend::GptPrio);
     }
     Err(ObserveError::Backend)
+}
+
+/// Bits that this agent would set on data partitions mean nothing to a boot loader that goes by those of others: the node would
+/// be drained and rebooted for a release that nobody starts.
+fn refuse_bits_elsewhere(host: &Host, slots: &RunningSlots) -> Result<(), ObserveError> {
+    let marked = |attributes: u64| attributes & Attributes::ALL != 0;
+    let data = [SlotName::A, SlotName::B].map(|slot| &slots.partitions.get(slot).0);
+    if data.iter().any(|partition| marked(partition.attributes)) {
+        return Ok(());
+    }
+    let partitions = Table::read(&*host.disk)?.partitions();
+    match partitions.iter().find(|(_, partition)| marked(partition.attributes)) {
+        Some((_, partition)) => Err(ObserveError::BitsElsewhere(partition.number)),
+        // What runs was given up, and its bits with it.
+        None => Ok(()),
+    }
 }
 
 fn guard_report(host: &Host) -> Result<Option<GuardReport>, ObserveError> {

@@ -96,6 +96,12 @@ pub enum SlotError {
     /// The settings name a partition that is not there.
     #[error("the settings name partition {0} for a slot, and there is none")]
     Missing(u32),
+    /// The settings name a partition twice.
+    #[error(
+        "the settings name partition {0} more than once: each slot needs a data and a verity partition of its own (a hash tree \
+         behind the data, on the same partition, can't be used)"
+    )]
+    Shared(u32),
     /// Neither slot is the one that runs.
     #[error("no slot holds the running root hash {0}: this system was not booted from one of the two slots")]
     NotBooted(RootHash),
@@ -110,7 +116,7 @@ impl SlotError {
     /// The kind, for status and metrics.
     pub const fn category(&self) -> NodeError {
         match self {
-            Self::Number { .. } | Self::Missing(_) => NodeError::Settings,
+            Self::Number { .. } | Self::Missing(_) | Self::Shared(_) => NodeError::Settings,
             Self::NotBooted(_) | Self::NoRootHash(_) => NodeError::Unsuitable,
         }
     }
@@ -126,6 +132,11 @@ pub fn find(
     architecture: Architecture,
 ) -> Result<PerSlot<(Partition, Partition)>, SlotError> {
     if let Some(numbers) = layout.numbers {
+        let mut all = [numbers.a.data, numbers.a.verity, numbers.b.data, numbers.b.verity];
+        all.sort_unstable();
+        if let Some([twice, _]) = all.array_windows().find(|[one, next]| one == next) {
+            return Err(SlotError::Shared(*twice));
+        }
         let by_number = |number: u32| {
             let found = partitions.iter().find(|(_, partition)| partition.number == number);
             found.map(|(_, partition)| partition.clone()).ok_or(SlotError::Missing(number))
@@ -212,4 +223,30 @@ pub fn sealed(version: &Version, root_hash: &RootHash) -> (Change, Change) {
 pub fn emptied() -> (Change, Change) {
     let change = || Change { label: Some(EMPTY_LABEL.to_owned()), uuid: None, set: NO_AUTO, clear: READ_ONLY };
     (change(), change())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Extent;
+
+    #[test]
+    fn no_partition_is_data_and_tree_at_once() {
+        let partition = |number: u32| {
+            let extent = Extent { start: u64::from(number) << 20, length: 1 << 20 };
+            (Uuid::nil(), Partition { number, label: String::new(), uuid: Uuid::nil(), attributes: 0, extent })
+        };
+        let partitions = [3, 4, 10, 11].map(partition);
+        let find = |a: (u32, u32), b: (u32, u32)| {
+            let slot = |(data, verity)| SlotNumbers { data, verity };
+            let layout = SlotLayout { kind: SlotKind::Usr, numbers: Some(PerSlot { a: slot(a), b: slot(b) }) };
+            find(&partitions, layout, Architecture::X86_64).map(|_| ())
+        };
+        assert_eq!(find((3, 10), (4, 11)), Ok(()));
+        for (a, b, twice) in [((3, 3), (4, 4), 3), ((3, 10), (4, 10), 10), ((3, 10), (3, 11), 3)] {
+            let refused = find(a, b).unwrap_err();
+            assert_eq!((refused.clone(), refused.category()), (SlotError::Shared(twice), NodeError::Settings));
+        }
+        assert_eq!(find((3, 10), (4, 12)), Err(SlotError::Missing(12)));
+    }
 }
