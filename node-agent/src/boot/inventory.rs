@@ -87,7 +87,8 @@ pub fn read(
             inventory.loader.unread.push(format!("the PARTUUID of the {}: {error}", folder.partition));
             None
         });
-        inventory.partitions.push(PartitionFacts { partition: folder.partition, uuid, space });
+        let read_only = folder.esp.is_read_only().map_err(esp("measuring", folder.directory))?;
+        inventory.partitions.push(PartitionFacts { partition: folder.partition, uuid, space, read_only });
         let mut listed = folder.esp.list(folder.directory).map_err(esp("listing", folder.directory))?;
         listed.retain(|file| concerns_us(&file.name));
         if listed.len() > MAX_FILES {

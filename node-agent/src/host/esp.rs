@@ -50,6 +50,9 @@ pub trait Esp: Send + Sync {
     /// Room that is left.
     fn space(&self) -> io::Result<Space>;
 
+    /// Whether nothing can be written now: it was mounted so, or the kernel made it so when it found the file system damaged.
+    fn is_read_only(&self) -> io::Result<bool>;
+
     /// The PARTUUID of the partition, `None` where that can't be told.
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
         Ok(None)

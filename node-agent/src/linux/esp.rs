@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use bascule_image::io::ReadAt;
-use rustix::fs::{Advice, RenameFlags};
+use rustix::fs::{Advice, RenameFlags, StatVfsMountFlags};
 use uuid::Uuid;
 
 use crate::host::{Esp, EspFile, Space};
@@ -134,6 +134,10 @@ impl Esp for MountedEsp {
         let found = rustix::fs::statvfs(&self.root)?;
         let unit = found.f_frsize;
         Ok(Space { free: found.f_bavail.saturating_mul(unit), total: found.f_blocks.saturating_mul(unit) })
+    }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        Ok(rustix::fs::statvfs(&self.root)?.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {

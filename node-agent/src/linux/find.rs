@@ -50,6 +50,12 @@ pub enum FindError {
     },
 }
 
+/// What a folder is. stat(2) of an automount point speaks of the automount and does not mount (since Linux 4.14), so the look is
+/// at what lies in it.
+fn inside(mounted: &Path) -> io::Result<std::fs::Metadata> {
+    std::fs::metadata(mounted.join("."))
+}
+
 /// The first of the usual places that holds an `EFI` directory.
 ///
 /// # Errors
@@ -85,7 +91,7 @@ pub fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<Option<PathBuf>> {
 /// # Errors
 /// The folder can't be read. That udev knows none is `None`.
 pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
-    let device = std::fs::metadata(mounted)?.dev();
+    let device = inside(mounted)?.dev();
     let links = match std::fs::read_dir("/dev/disk/by-partuuid") {
         Ok(links) => links,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -108,7 +114,7 @@ pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
 /// It is not on a partition of a disk.
 pub fn find_disk(mounted: &Path) -> Result<PathBuf, FindError> {
     let failed = |source| FindError::Disk { path: mounted.to_owned(), source };
-    let device = std::fs::metadata(mounted).map_err(failed)?.dev();
+    let device = inside(mounted).map_err(failed)?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let node = Path::new("/sys/dev/block").join(format!("{major}:{minor}")).canonicalize().map_err(failed)?;
     let on_partition = node.join("partition").exists();

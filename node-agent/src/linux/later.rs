@@ -78,6 +78,10 @@ impl<T: Esp> Esp for Later<T> {
         self.get()?.space()
     }
 
+    fn is_read_only(&self) -> io::Result<bool> {
+        self.get()?.is_read_only()
+    }
+
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
         self.get()?.partition_uuid()
     }

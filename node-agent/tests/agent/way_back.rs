@@ -97,6 +97,29 @@ fn a_boot_loader_from_another_partition_is_found_before_the_drain() {
     is_refused(&mut machine, "the boot loader came from partition");
 }
 
+/// FAT does that by itself when it finds damage (`errors=remount-ro`): everything can be read, and nothing renamed.
+#[test]
+fn a_boot_partition_that_became_read_only_is_found_before_the_drain() {
+    let mut machine = machine();
+    let new = release("1.1", &[]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    machine.sim.esp.remount(true);
+    is_refused(&mut machine, "the ESP is mounted read-only");
+    machine.sim.esp.remount(false);
+    machine.update(&new, 60);
+
+    // Of two, the one that the entries are on decides.
+    let mut machine = with_xbootldr();
+    machine.sim.esp.remount(true);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap().clone();
+    assert!(conditions::is_true(&status.conditions, conditions::BOOT_CONTROL_HEALTHY), "{}", message(&status));
+    machine.sim.xbootldr.as_ref().unwrap().remount(true);
+    is_refused(&mut machine, "the XBOOTLDR is mounted read-only");
+}
+
 #[test]
 fn a_file_that_would_be_booted_instead_is_named() {
     let mut machine = machine();

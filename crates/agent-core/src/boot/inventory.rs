@@ -90,6 +90,8 @@ pub struct PartitionFacts {
     pub uuid: Option<Uuid>,
     /// Room on it.
     pub space: Space,
+    /// Nothing can be written to it as it is mounted now.
+    pub read_only: bool,
 }
 
 /// Who decides what is booted before the order of entries does.

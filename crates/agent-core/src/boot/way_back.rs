@@ -89,6 +89,14 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
     if !view.unread.is_empty() {
         return Some(unread(facts));
     }
+    let is_home = |partition| view.home.is_none_or(|home| home == partition);
+    if let Some(found) = inventory.partitions.iter().find(|found| found.read_only && is_home(found.partition)) {
+        return Some(format!(
+            "the {} is mounted read-only, so that nothing can be armed or committed there: if the kernel made it so, its file \
+             system is damaged (dmesg says why): check it with fsck.vfat, and mount it writable",
+            found.partition
+        ));
+    }
     let running_file = view.slots.get(facts.booted).images.first();
     let Some(running_file) = running_file else {
         let foreign: Vec<_> = view.slots.get(facts.booted).foreign.iter().map(|file| file.name.as_str()).collect();

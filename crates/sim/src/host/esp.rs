@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bascule_agent::host::{Esp, EspFile, Space};
 use bascule_image::io::ReadAt;
@@ -22,6 +23,7 @@ pub struct SimEsp {
     uuid: Uuid,
     /// Told of writes, to see whether shutdown was held back meanwhile.
     bus: Option<Arc<SimBus>>,
+    read_only: AtomicBool,
 }
 
 impl SimEsp {
@@ -29,20 +31,30 @@ impl SimEsp {
     pub fn mount(disk: &Disk, bus: Option<Arc<SimBus>>) -> io::Result<Self> {
         let table = Table::read(disk)?;
         let uuid = table.of_type(ESP_TYPE).map(|number| table.unique(number)).unwrap_or_default();
-        Ok(Self { fat: table.esp()?, uuid, bus })
+        Ok(Self { fat: table.esp()?, uuid, bus, read_only: AtomicBool::new(false) })
     }
 
     /// Mounts the XBOOTLDR of a disk, if there is one.
     pub fn xbootldr(disk: &Disk, bus: Option<Arc<SimBus>>) -> io::Result<Option<Self>> {
         let table = Table::read(disk)?;
         let Some(number) = table.of_type(XBOOTLDR_TYPE) else { return Ok(None) };
-        Ok(Some(Self { fat: Fat::new(table.part(number)?), uuid: table.unique(number), bus }))
+        let (fat, uuid) = (Fat::new(table.part(number)?), table.unique(number));
+        Ok(Some(Self { fat, uuid, bus, read_only: AtomicBool::new(false) }))
     }
 
-    fn writes(&self) {
+    /// Mounts it read-only from now on, or writable again.
+    pub fn remount(&self, read_only: bool) {
+        self.read_only.store(read_only, Ordering::Relaxed);
+    }
+
+    fn writes(&self) -> io::Result<()> {
+        if self.read_only.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         if let Some(bus) = &self.bus {
             bus.saw_write("the ESP");
         }
+        Ok(())
     }
 }
 
@@ -66,7 +78,7 @@ impl Esp for SimEsp {
     fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()> {
         let mut bytes = Vec::new();
         let given = content.take(MAX_FILE).read_to_end(&mut bytes);
-        self.writes();
+        self.writes()?;
         if let Some((directory, _)) = path.rsplit_once('/') {
             self.fat.create_directory(directory)?;
         }
@@ -76,17 +88,17 @@ impl Esp for SimEsp {
     }
 
     fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
-        self.writes();
+        self.writes()?;
         self.fat.write_start(path, bytes)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.writes();
+        self.writes()?;
         self.fat.rename(from, to)
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        self.writes();
+        self.writes()?;
         match self.fat.remove(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             outcome => outcome,
@@ -99,6 +111,10 @@ impl Esp for SimEsp {
 
     fn space(&self) -> io::Result<Space> {
         Ok(Space { free: self.fat.free()?, total: self.fat.size()? })
+    }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        Ok(self.read_only.load(Ordering::Relaxed))
     }
 
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {

@@ -151,6 +151,10 @@ impl Esp for UnreadableEsp {
         self.inner.space()
     }
 
+    fn is_read_only(&self) -> io::Result<bool> {
+        self.inner.is_read_only()
+    }
+
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
         self.inner.partition_uuid()
     }

@@ -193,8 +193,10 @@ fn a_mounted_partition_keeps_the_rules_also_read_only_and_full() {
     esp.sync().unwrap();
     let before = esp.read(NEW, 1 << 20).unwrap();
     assert!(esp.space().unwrap().free > 1 << 20);
+    assert!(!esp.is_read_only().unwrap());
     // Read-only in the middle of everything.
     run("mount", &["-o", "remount,ro", place.to_str().unwrap()]).unwrap();
+    assert!(esp.is_read_only().unwrap());
     let read_only = Err(ErrorKind::ReadOnlyFilesystem);
     let kind = |outcome: std::io::Result<()>| outcome.map_err(|error| error.kind());
     assert_eq!(kind(esp.write(PART, &mut &b"x"[..])), read_only);
