@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::layout::{self, Installed, STATE, Sizes, Table};
+use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
 
 use crate::release::Release;
@@ -30,15 +31,27 @@ pub struct StateFile {
     pub mode: u32,
 }
 
+/// How the boot partitions of a host differ from the usual ones.
+#[derive(Debug, Clone, Default)]
+pub struct Boot {
+    /// The entries lie on an extended boot loader partition.
+    pub xbootldr: bool,
+    /// Files put onto the ESP, by path; they replace what is there.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
 /// Writes the disk of a new host to the sparse file `disk`.
 ///
 /// # Errors
 /// When the disk can't be written.
-pub fn install(release: &Release, state: &[StateFile], disk: &Path) -> anyhow::Result<()> {
+pub fn install(release: &Release, state: &[StateFile], boot: &Boot, disk: &Path) -> anyhow::Result<()> {
     let uki = read(&release.uki)?;
     let image = fs::metadata(&release.data).with_context(|| format!("looking at {}", release.data.display()))?.len();
     let mut sizes = Sizes::for_image(image + GROWTH, uki.len() as u64);
     sizes.state = STATE_SIZE;
+    if boot.xbootldr {
+        sizes.xbootldr = sizes.esp;
+    }
     let medium = Disk::create_file(disk, sizes.disk()).with_context(|| format!("making {}", disk.display()))?;
     let mut first = Installed {
         version: &release.version,
@@ -55,9 +68,38 @@ pub fn install(release: &Release, state: &[StateFile], disk: &Path) -> anyhow::R
     esp.create_directory(REMOVABLE_MEDIA_FOLDER).context("making the boot loader's folder")?;
     esp.write(&format!("{REMOVABLE_MEDIA_FOLDER}/BOOTX64.EFI"), &read(&release.boot_loader)?)
         .context("writing the boot loader")?;
+    for (path, content) in &boot.files {
+        // One level after the other, as for each folder.
+        for (end, _) in path.match_indices('/') {
+            let folder = path.get(..end).unwrap_or_default();
+            esp.create_directory(folder).with_context(|| format!("making {folder}"))?;
+        }
+        esp.write(path, content).with_context(|| format!("writing {path}"))?;
+    }
     esp.sync().context("writing the boot loader")?;
     let part = table.part(STATE).context("finding the state partition")?;
     make_state(state, disk, part.offset(), part.length())
+}
+
+/// Writes the disk of another host of the same product to the sparse file `disk`: partitions of the same types with the same
+/// labels, an ESP with a boot loader's folders, and a release of its own that is a few kilobytes long.
+///
+/// # Errors
+/// When the disk can't be written.
+pub fn foreign(product: &str, version: &str, disk: &Path) -> anyhow::Result<()> {
+    let other = TinyRelease::new(product, version, 40_960, &[])?;
+    let sizes = Sizes::for_image(1 << 20, 1 << 20);
+    let medium = Disk::create_file(disk, sizes.disk()).with_context(|| format!("making {}", disk.display()))?;
+    let mut first = Installed {
+        version: &other.version,
+        root_hash: other.root_hash,
+        data: &mut other.data.as_slice(),
+        verity: &mut other.verity.as_slice(),
+        uki: &other.uki,
+        entry: &format!("{product}_{version}.efi"),
+    };
+    layout::provision(&medium, sizes, BootLoader::SystemdBoot, Uuid::new_v4(), &mut first)
+        .with_context(|| format!("installing {version} on {}", disk.display()))
 }
 
 /// Makes the file system of the state partition in place.

@@ -7,9 +7,9 @@ use anyhow::{Context as _, bail};
 use bascule_os_image::{Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
-use crate::install::{self, StateFile};
+use crate::install::{self, Boot, StateFile};
 use crate::machine::{MEMORY_MIB, Machine, Parts};
-use crate::reference::{self, Edition, Programs};
+use crate::reference::{self, Edition, PRODUCT, Programs};
 use crate::release::Release;
 use crate::vendor::{self, Vendor};
 
@@ -107,27 +107,57 @@ impl Lab {
     /// # Errors
     /// When its disk can't be written.
     pub fn host(&self, name: &str, release: &Release, state: &[StateFile], ports: &[u16]) -> anyhow::Result<Machine> {
-        self.host_of(name, release, state, ports, MEMORY_MIB)
+        self.host_of(name, release, state, ports, &Setup::default())
     }
 
-    /// As [`Self::host`], with so much memory.
+    /// As [`Self::host`], set up in another way.
     ///
     /// # Errors
-    /// When its disk can't be written.
+    /// When a disk can't be written.
     pub fn host_of(
         &self,
         name: &str,
         release: &Release,
         state: &[StateFile],
         ports: &[u16],
-        memory_mib: u32,
+        setup: &Setup,
     ) -> anyhow::Result<Machine> {
         let number = self.machines.fetch_add(1, Ordering::Relaxed);
         let folder = self.places.folder.join(format!("{number:02}-{name}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.img");
-        install::install(release, state, &disk)?;
+        install::install(release, state, &setup.boot, &disk)?;
+        let second_disk = setup.neighbour.then(|| folder.join("second.img"));
+        if let Some(second) = &second_disk {
+            install::foreign(PRODUCT, &release.version, second)?;
+        }
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
-        Machine::new(Parts { name, disk, memory_mib, ports, folder, relay })
+        let Setup { memory_mib, secure_boot, .. } = *setup;
+        Machine::new(Parts { name, disk, second_disk, secure_boot, memory_mib, ports, folder, relay })
+    }
+
+    /// Where logs and disks of this run lie.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.places.folder()
+    }
+}
+
+/// How a host differs from the usual one.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Its memory, in MiB.
+    pub memory_mib: u32,
+    /// Its boot partitions.
+    pub boot: Boot,
+    /// A second disk is attached: that of another host, with the same labels and an ESP of its own.
+    pub neighbour: bool,
+    /// Its firmware can check signatures.
+    pub secure_boot: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { memory_mib: MEMORY_MIB, boot: Boot::default(), neighbour: false, secure_boot: false }
     }
 }

@@ -16,7 +16,9 @@ use crate::relay;
 pub(crate) const NETWORK: &str = "net0";
 /// Firmware code, shared by all machines and never written.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-/// The firmware's variables before the first boot.
+/// The same with Secure Boot, which keeps its variables in system management mode.
+const SECURE_FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
+/// The firmware's variables before the first boot. No keys are enrolled: it is in setup mode.
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// Their copy for one machine.
 const VARIABLES_FILE: &str = "variables.fd";
@@ -36,6 +38,10 @@ pub struct Parts {
     pub name: String,
     /// The disk's medium. It is the machine's own from now on.
     pub disk: PathBuf,
+    /// The medium of a second disk, whose content nobody cares about afterwards.
+    pub second_disk: Option<PathBuf>,
+    /// Whether its firmware can check signatures; it does once keys are enrolled.
+    pub secure_boot: bool,
     /// Its memory, in MiB.
     pub memory_mib: u32,
     /// Ports of the host's loopback that the machine reaches at the same port of the relay's address.
@@ -176,7 +182,7 @@ impl Machine {
     /// Throws away the disk of a machine whose scenario has passed; its logs stay.
     pub fn discard(self) {
         let Self { parts, .. } = self;
-        for file in [parts.disk, parts.folder.join(VARIABLES_FILE)] {
+        for file in [parts.disk, parts.folder.join(VARIABLES_FILE)].into_iter().chain(parts.second_disk) {
             // It takes room and no more: the next run empties the folder.
             let _ = std::fs::remove_file(file);
         }
@@ -249,15 +255,25 @@ impl Machine {
             network.push_str(&format!(",guestfwd=tcp:{}:{port}-cmd:{relay} relay {port}", relay::ADDRESS));
         }
         // Emulated SHA instructions make dm-verity cheap; nested virtualisation would only load modules.
-        let machine = ["-machine", "q35", "-accel", "tcg", "-cpu", "max,svm=off,vmx=off", "-smp", "1"];
+        let (kind, firmware) = if self.parts.secure_boot { ("q35,smm=on", SECURE_FIRMWARE) } else { ("q35", FIRMWARE) };
+        let machine = ["-machine", kind, "-accel", "tcg", "-cpu", "max,svm=off,vmx=off", "-smp", "1"];
         let quiet = ["-nodefaults", "-display", "none", "-vga", "none", "-no-user-config"];
         let mut arguments: Vec<String> = machine.iter().chain(&quiet).map(|argument| (*argument).to_owned()).collect();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
         add("-m", self.parts.memory_mib.to_string());
-        add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={FIRMWARE}"));
+        if self.parts.secure_boot {
+            // Only the firmware itself may write its variables (OVMF README, "SMM_REQUIRE").
+            add("-global", "driver=cfi.pflash01,property=secure,value=on".to_owned());
+            add("-global", "ICH9-LPC.disable_s3=1".to_owned());
+        }
+        add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={firmware}"));
         add("-drive", format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
         add("-blockdev", format!("driver=nbd,node-name=disk0,server.type=unix,server.path={}", socket("disk")));
         add("-device", "virtio-blk-pci,drive=disk0,bootindex=0,write-cache=on".to_owned());
+        if let Some(second) = &self.parts.second_disk {
+            add("-blockdev", format!("driver=file,node-name=disk1,filename={}", second.display()));
+            add("-device", "virtio-blk-pci,drive=disk1".to_owned());
+        }
         add("-netdev", network);
         // No option ROM: the machine never boots from the network.
         add("-device", format!("virtio-net-pci,id={NETWORK},netdev=user0,romfile="));

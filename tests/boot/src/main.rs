@@ -16,9 +16,9 @@ struct Arguments {
     /// Everything, also what takes long.
     #[arg(long)]
     all: bool,
-    /// Only the scenarios whose name contains this text.
+    /// Only the scenarios whose name contains this text. May be given more than once.
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    only: Vec<String>,
     /// How many power cuts, four on each node.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=1000))]
     cuts: u32,

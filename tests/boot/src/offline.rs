@@ -10,7 +10,8 @@ use anyhow::{Context as _, bail, ensure};
 use bascule_gpt::{Change, FileMedium};
 use bascule_image::Sha256;
 use bascule_sim::disk::Disk;
-use bascule_sim::layout::{ESP, Slot, Table, uuid_of_half};
+use bascule_sim::esp::Esp;
+use bascule_sim::layout::{ESP, Slot, Table, XBOOTLDR, XBOOTLDR_TYPE, uuid_of_half};
 
 use crate::release::Release;
 
@@ -44,6 +45,18 @@ pub fn write_entry(disk: &Path, name: &str, release: &Release) -> anyhow::Result
     let esp = table(disk)?.esp()?;
     esp.write(&format!("{ENTRIES}/{name}"), &content)?;
     Ok(esp.sync()?)
+}
+
+/// Writes files to a boot partition.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_files(disk: &Path, partition: u32, files: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
+    let file_system = Esp::new(table(disk)?.part(partition)?);
+    for (path, content) in files {
+        file_system.write(path, content).with_context(|| format!("writing {path}"))?;
+    }
+    Ok(file_system.sync()?)
 }
 
 /// Writes a whole release into a slot, as the agent would leave it.
@@ -112,6 +125,9 @@ pub fn judge(disk: &Path, held: &[(Slot, &Release)]) -> anyhow::Result<()> {
         Ok(path)
     };
     tool(Command::new("fsck.vfat").args(["-n", "-v"]).arg(extract(ESP, "esp")?))?;
+    if table.of_type(XBOOTLDR_TYPE) == Some(XBOOTLDR) {
+        tool(Command::new("fsck.vfat").args(["-n", "-v"]).arg(extract(XBOOTLDR, "xbootldr")?))?;
+    }
     for (slot, release) in held {
         let (data, hashes) = (extract(slot.data(), "data")?, extract(slot.verity(), "verity")?);
         tool(Command::new("veritysetup").arg("verify").arg(data).arg(hashes).arg(release.root_hash.to_string()))

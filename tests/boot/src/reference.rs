@@ -7,6 +7,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use bascule_os_image::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe};
 
+use bascule_sim::layout::{ESP, STATE, XBOOTLDR};
+
 use crate::container_os;
 
 /// The product's name: `IMAGE_ID` in os-release, and the product that the agent accepts releases of.
@@ -91,12 +93,44 @@ pub struct Edition<'a> {
     pub deadline: Deadline,
     /// Whether it has containerd and a real kubelet.
     pub containers: bool,
+    /// How its file systems are mounted.
+    pub mounts: Mounts,
+}
+
+/// How the file systems of a host are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mounts {
+    /// As `os/etc/fstab` says: one boot partition, mounted at boot.
+    Usual,
+    /// ESP and XBOOTLDR, each mounted when somebody looks there and not longer than it is needed. By device, since another
+    /// disk may have partitions with the same labels.
+    Automatic,
+}
+
+impl Mounts {
+    /// The file `etc/fstab` where it is another one.
+    fn fstab(self) -> Option<String> {
+        let boot = "vfat nofail,nosuid,nodev,noexec,umask=0077,utf8,shortname=mixed,x-systemd.automount,\
+                    x-systemd.idle-timeout=5s,x-systemd.device-timeout=infinity 0 2";
+        (self == Self::Automatic).then(|| {
+            format!(
+                "/dev/vda{STATE} /var ext4 nosuid,nodev,noatime,x-systemd.device-timeout=infinity 0 0\n\
+                 /dev/vda{ESP} /efi {boot}\n/dev/vda{XBOOTLDR} /boot {boot}\n"
+            )
+        })
+    }
 }
 
 impl Edition<'static> {
     /// The first release: Debian's last point release.
-    pub const OLD: Self =
-        Self { version: "1.0", archive: Archive::Release, fault: None, deadline: Deadline::Patient, containers: false };
+    pub const OLD: Self = Self {
+        version: "1.0",
+        archive: Archive::Release,
+        fault: None,
+        deadline: Deadline::Patient,
+        containers: false,
+        mounts: Mounts::Usual,
+    };
     /// The second: everything that was published since.
     pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
     // The others have the packages of the first: what is tested is the fault, and a delta without a difference is soon packed
@@ -116,6 +150,18 @@ impl Edition<'static> {
     pub const CONTAINERS_OLD: Self = Self { version: "2.0", containers: true, ..Self::OLD };
     /// The same with everything that was published since.
     pub const CONTAINERS_NEW: Self = Self { version: "2.1", containers: true, ..Self::NEW };
+    /// For a host with two boot partitions that are mounted when they are needed.
+    pub const TWO_PARTITIONS_OLD: Self = Self { version: "3.0", mounts: Mounts::Automatic, ..Self::OLD };
+    /// The next release of it.
+    pub const TWO_PARTITIONS_NEW: Self = Self { version: "3.1", mounts: Mounts::Automatic, ..Self::OLD };
+    /// Signed for Secure Boot, as the three after it are or should be.
+    pub const SIGNED_OLD: Self = Self { version: "4.0", ..Self::OLD };
+    /// Never signed.
+    pub const UNSIGNED: Self = Self { version: "4.1", ..Self::OLD };
+    /// Signed, and revoked.
+    pub const REVOKED: Self = Self { version: "4.2", ..Self::OLD };
+    /// Signed.
+    pub const SIGNED_NEW: Self = Self { version: "4.3", ..Self::OLD };
 }
 
 /// When the guard takes a trial back. A product's deadline is three quarters of an hour; nobody waits that long for a test.
@@ -148,6 +194,10 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> an
     let units = folder(&here.join("../../node-agent/units"), "usr/lib/systemd/system/")?;
     files.extend(units.into_iter().filter(|file| file.path.ends_with(".service")));
     files.push(ImageFile::text("usr/lib/bascule/agent.toml.d/60-deadline.toml", edition.deadline.setting()));
+    if let Some(text) = edition.mounts.fstab() {
+        files.retain(|file| file.path != "etc/fstab");
+        files.push(ImageFile::text("etc/fstab", text));
+    }
     files.push(ImageFile::folder("efi"));
     files.push(ImageFile::text("usr/lib/bascule/root.json", trust_root));
     // The image is the same on every node; what a node knows about itself is on its state partition.

@@ -22,7 +22,9 @@ use crate::release::Release;
 use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
-use crate::scenarios::{Stage, faults, gptprio, integrity, kubelet, life, never_ready, outage};
+use crate::scenarios::{
+    Stage, faults, gptprio, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
+};
 use crate::vendor::Vendor;
 
 /// What to run.
@@ -30,8 +32,8 @@ use crate::vendor::Vendor;
 pub struct Wanted {
     /// Also what takes long.
     pub all: bool,
-    /// Only names that contain this.
-    pub only: Option<String>,
+    /// Only names that contain one of these; all, if there is none.
+    pub only: Vec<String>,
     /// Numbers of the power cuts.
     pub cuts: Range<u32>,
     /// Of the power cuts.
@@ -42,27 +44,30 @@ pub struct Wanted {
 
 impl Wanted {
     fn has(&self, name: &str, long: bool) -> bool {
-        match &self.only {
-            Some(text) => name.contains(text.as_str()),
-            None => self.all || !long,
+        match self.only.as_slice() {
+            [] => self.all || !long,
+            only => only.iter().any(|text| name.contains(text.as_str())),
         }
     }
 
     /// Whether something may be wanted whose name begins so.
     fn some_of(&self, beginning: &str) -> bool {
-        self.only.as_ref().is_none_or(|text| beginning.contains(text.as_str()) || text.starts_with(beginning))
+        let fits = |text: &String| beginning.contains(text.as_str()) || text.starts_with(beginning);
+        self.only.is_empty() || self.only.iter().any(fits)
     }
 
     /// What the first machine boots.
     fn first(&self) -> Edition<'static> {
-        match &self.only {
-            Some(text) if "kubelet".contains(text.as_str()) => Edition::CONTAINERS_OLD,
+        match self.only.as_slice() {
+            [text] if "kubelet".contains(text.as_str()) => Edition::CONTAINERS_OLD,
             _ => Edition::OLD,
         }
     }
 
     fn wants_cluster(&self) -> bool {
-        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet"].iter().any(|name| self.some_of(name))
+        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet", "layout", "secure-boot"]
+            .iter()
+            .any(|name| self.some_of(name))
     }
 
     /// The nodes whose power fails: their names, and their cuts in order.
@@ -147,6 +152,12 @@ struct Releases {
     cut_off: Prepared,
     containers_old: Prepared,
     containers_new: Prepared,
+    two_partitions_old: Prepared,
+    two_partitions_new: Prepared,
+    signed_old: Prepared,
+    unsigned: Prepared,
+    revoked: Prepared,
+    signed_new: Prepared,
 }
 
 impl Releases {
@@ -162,6 +173,12 @@ impl Releases {
             cut_off: release(Edition::CUT_OFF),
             containers_old: release(Edition::CONTAINERS_OLD),
             containers_new: release(Edition::CONTAINERS_NEW),
+            two_partitions_old: release(Edition::TWO_PARTITIONS_OLD),
+            two_partitions_new: release(Edition::TWO_PARTITIONS_NEW),
+            signed_old: release(Edition::SIGNED_OLD),
+            unsigned: release(Edition::UNSIGNED),
+            revoked: release(Edition::REVOKED),
+            signed_new: release(Edition::SIGNED_NEW),
         }
     }
 }
@@ -179,7 +196,7 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     if wanted.has("gptprio", false) {
         results.note("gptprio", async { gptprio::run() }).await;
     }
-    if wanted.some_of("counting") || wanted.wants_cluster() {
+    if wanted.some_of("counting") || wanted.some_of("order") || wanted.wants_cluster() {
         on_machines(workspace, &wanted, &results).await?;
     }
     let (passed, failed) = (*results.passed.borrow(), *results.failed.borrow());
@@ -214,6 +231,12 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
                 results.note(name, counting::run(lab, broken)).await;
             }));
         }
+    }
+    if wanted.has("order", true) {
+        let lab = &lab;
+        chains.push(Box::pin(async move {
+            results.note("order", order::run(lab)).await;
+        }));
     }
     let mut needed = Vec::new();
     if let Some(surroundings) = &surroundings {
@@ -330,6 +353,17 @@ fn cluster_chains<'a>(
         let run = async move { kubelet::run(stage, old.get().await?, new.get()).await };
         scenarios.add("kubelet", None, Box::pin(run));
     }
+    if wanted.has("layout", true) {
+        scenarios.chains.push(Box::pin(layouts(stage, releases, results)));
+    }
+    if wanted.has("secure-boot", true) {
+        let run = async move {
+            let (old, unsigned) = (releases.signed_old.get().await?, releases.unsigned.get().await?);
+            let (revoked, new) = (releases.revoked.get().await?, releases.signed_new.get().await?);
+            secure_boot::run(stage, secure_boot::Releases { old, unsigned, revoked, new }).await
+        };
+        scenarios.add("secure-boot", None, Box::pin(run));
+    }
     if wanted.has("integrity", true) {
         scenarios.add(
             "integrity",
@@ -362,6 +396,36 @@ async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
     }
     let judged = async { life::judge(&mut machine, old.get().await?, new.get().await?).await };
     if results.note("life-judged", judged).await {
+        machine.discard();
+    }
+}
+
+/// One machine with two boot partitions and a neighbour's disk; a failed step ends it, and the steps after it have failed too.
+async fn layouts(stage: Stage<'_>, releases: &Releases, results: &Results) {
+    let machine = RefCell::new(None);
+    let (old, new) = (&releases.two_partitions_old, &releases.two_partitions_new);
+    let installed = results.note("layout-first-report", async {
+        *machine.borrow_mut() = Some(layout::install(stage, old.get().await?).await?);
+        Ok(())
+    });
+    if !installed.await {
+        return;
+    }
+    let Some(mut machine) = machine.into_inner() else { return };
+    let obstacles = async { layout::obstacles(stage, &machine, old.get().await?, new.get().await?).await };
+    if !results.note("layout-obstacles", obstacles).await {
+        return;
+    }
+    let update = async { layout::update(stage, &machine, new.get().await?).await };
+    if !results.note("layout-update", update).await {
+        return;
+    }
+    let back = async { layout::back(stage, &machine, old.get().await?).await };
+    if !results.note("layout-back", back).await {
+        return;
+    }
+    let judged = async { layout::judge(&mut machine, old.get().await?, new.get().await?).await };
+    if results.note("layout-judged", judged).await {
         machine.discard();
     }
 }

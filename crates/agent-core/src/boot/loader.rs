@@ -62,6 +62,13 @@ pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
         })
 }
 
+/// The entries that the loader shows, in its order, by their file names in lower case. Of equal ones, those on the ESP first.
+pub fn loader_order(files: &[BootFile]) -> Vec<String> {
+    let mut entries: Vec<_> = files.iter().filter_map(LoaderEntry::of).collect();
+    entries.sort_by(compare);
+    entries.into_iter().map(|entry| entry.id).collect()
+}
+
 /// The entry that the order alone picks.
 pub(crate) fn first(entries: &[LoaderEntry]) -> Option<&LoaderEntry> {
     entries.iter().min_by(|a, b| compare(a, b))

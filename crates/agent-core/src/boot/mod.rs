@@ -16,6 +16,7 @@ pub use files::{is_unfinished, parse_waiting, unfinished_name, waiting_name};
 pub use inventory::{
     BootFile, BootInventory, BootPartition, FileContent, ImageFacts, LoaderFacts, PartitionFacts, Pin,
 };
+pub use loader::loader_order;
 pub use view::{BootView, SlotImages};
 pub(crate) use view::{Judge, base, entry_of};
 

@@ -24,6 +24,7 @@ use super::pods::{self, Pods, Running};
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
 use crate::disk::Loss;
 use crate::install::StateFile;
+use crate::lab::Setup;
 use crate::machine::Machine;
 use crate::offline;
 use crate::release::Release;
@@ -170,7 +171,8 @@ fn host(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<Machi
     let mut state = stage.cluster.state_of(name)?;
     let path = "lib/bascule-test/kubelet.env".to_owned();
     state.push(StateFile { path, content: format!("NODE={name}\n"), mode: 0o644 });
-    let mut machine = stage.lab.host_of(name, release, &state, stage.cluster.ports(), MEMORY_MIB)?;
+    let setup = Setup { memory_mib: MEMORY_MIB, ..Setup::default() };
+    let mut machine = stage.lab.host_of(name, release, &state, stage.cluster.ports(), &setup)?;
     machine.power_on()?;
     Ok(machine)
 }

@@ -6,17 +6,20 @@ pub mod faults;
 pub mod gptprio;
 pub mod integrity;
 pub mod kubelet;
+pub mod layout;
 pub mod life;
 pub mod never_ready;
+pub mod order;
 pub mod outage;
 pub mod pods;
+pub mod secure_boot;
 
 use std::time::{Duration, Instant};
 
 use bascule_api::{NodeUpdateStatus, SlotState};
 
 use crate::cluster::Cluster;
-use crate::lab::Lab;
+use crate::lab::{Lab, Setup};
 use crate::machine::Machine;
 use crate::release::Release;
 use crate::vendor::Vendor;
@@ -49,8 +52,22 @@ impl Stage<'_> {
     /// # Errors
     /// When it does not come up.
     pub async fn node(&self, name: &str, release: &Release, channel: &str) -> anyhow::Result<(Machine, Duration)> {
+        self.node_of(name, release, channel, &Setup::default()).await
+    }
+
+    /// As [`Self::node`], set up in another way.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn node_of(
+        &self,
+        name: &str,
+        release: &Release,
+        channel: &str,
+        setup: &Setup,
+    ) -> anyhow::Result<(Machine, Duration)> {
         let state = self.cluster.state_of(name)?;
-        let mut machine = self.lab.host(name, release, &state, self.cluster.ports())?;
+        let mut machine = self.lab.host_of(name, release, &state, self.cluster.ports(), setup)?;
         self.cluster.keep_patched(name, &self.vendor.url_for(name)?, channel).await?;
         let switched_on = Instant::now();
         machine.power_on()?;

@@ -1,0 +1,187 @@
+//! The order of entries: what a real systemd-boot makes of two boot partitions full of images, and what our reading of its rules
+//! makes of them. No machine is updated safely by an agent that thinks that the boot loader would take another entry than it
+//! takes.
+//!
+//! systemd-boot lists what it found in the variable `LoaderEntries`, in its own order (systemd, "The Boot Loader Interface").
+//! So one boot judges all of them.
+
+use anyhow::{Context as _, ensure};
+use bascule_agent::core::boot::{BootFile, BootPartition, FileContent, ImageFacts, loader_order};
+use bascule_agent::uki;
+use bascule_sim::layout::XBOOTLDR;
+use bascule_sim::tiny::boot_image;
+
+use super::BOOT;
+use crate::install::Boot;
+use crate::lab::{Lab, Setup};
+use crate::offline;
+use crate::reference::Edition;
+
+/// The entries in systemd-boot's order.
+const LISTED: &str = "/sys/firmware/efi/efivars/LoaderEntries-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// Versions whose order is not that of their letters (Version Format Specification of the UAPI group).
+const VERSIONS: [&str; 26] = [
+    "1.0",
+    "1.0-rc1",
+    "1.0~rc1",
+    "1.0~rc.2",
+    "1.0^1",
+    "1.0^20261101",
+    "1.0-1",
+    "1.0-10",
+    "1.0-9",
+    "1.0.0",
+    "01.0",
+    "1.0a",
+    "1.0.a",
+    "1.0_2",
+    "1.1~",
+    "1.1",
+    "1.1^",
+    "1.1-rc.2",
+    "1.10",
+    "1.9",
+    "2024.10",
+    "2026.01.15",
+    "2026.1.2",
+    "20261129",
+    "a",
+    "v1.0",
+];
+
+/// A file of the test, as it lies on a boot partition.
+#[derive(Debug)]
+struct Fake {
+    partition: BootPartition,
+    name: String,
+    bytes: Vec<u8>,
+}
+
+fn image(os_release: &str) -> Vec<u8> {
+    boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", b"quiet"), (".linux", b"no kernel")])
+}
+
+/// All files, half of them on each partition.
+fn fakes() -> Vec<Fake> {
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    let mut add = |name: String, os_release: &str| files.push((name, image(os_release)));
+    for (number, version) in VERSIONS.iter().enumerate() {
+        // The version decides; the names are in another order.
+        let text = format!("ID=acme\nPRETTY_NAME=\"Acme {version}\"\nIMAGE_VERSION={version}\n");
+        add(format!("acme_{:02}.efi", number * 7 % 26), &text);
+        // Without a sort key the name decides.
+        add(format!("plain_{version}.efi"), "NAME=Plain\n");
+    }
+    for (name, os_release) in [
+        ("key-upper.efi", "IMAGE_ID=Zulu\nNAME=x\nIMAGE_VERSION=1\n"),
+        ("key-lower.efi", "IMAGE_ID=zulu\nNAME=x\nIMAGE_VERSION=1\n"),
+        ("key-early.efi", "IMAGE_ID=aaa\nNAME=x\n"),
+        ("key-longer.efi", "IMAGE_ID=acme-os\nNAME=x\nIMAGE_VERSION=9\n"),
+        ("key-image.efi", "ID=acme\nIMAGE_ID=acme\nNAME=x\nIMAGE_VERSION=3\nVERSION_ID=1\n"),
+        ("field-version.efi", "ID=fields\nNAME=x\nVERSION=\"12 (bookworm)\"\nVERSION_ID=99\nBUILD_ID=99\n"),
+        ("field-id.efi", "ID=fields\nNAME=x\nVERSION_ID=13\nBUILD_ID=1\n"),
+        ("field-build.efi", "ID=fields\nNAME=x\nBUILD_ID=11\n"),
+        ("field-none.efi", "ID=fields\nNAME=x\n"),
+        ("untitled.efi", "VERSION_ID=7\n"),
+        ("QUOTED_Name.EFI", "ID='quoted'\nNAME=\"x\"\nVERSION_ID=\"1.0\"\n"),
+        ("counted_1+3.efi", "ID=counted\nNAME=x\nVERSION_ID=1\n"),
+        ("counted_1+3-0.efi", "ID=counted\nNAME=x\nVERSION_ID=1\n"),
+        ("counted_1+2-1.efi", "ID=counted\nNAME=x\nVERSION_ID=1\n"),
+        ("counted_1.efi", "ID=counted\nNAME=x\nVERSION_ID=1\n"),
+        ("counted_2+1-2.efi", "ID=counted\nNAME=x\nVERSION_ID=2\n"),
+        ("counted_3+0-3.efi", "ID=counted\nNAME=x\nVERSION_ID=3\n"),
+        ("counted_4+0.efi", "ID=counted\nNAME=x\nVERSION_ID=4\n"),
+        ("counted_5+x.efi", "ID=counted\nNAME=x\nVERSION_ID=5\n"),
+        ("aaa_9+0-1.efi", "ID=aaa\nNAME=x\nVERSION_ID=9\n"),
+        // Not shown by the boot loader.
+        (".hidden.efi", "ID=aaa\nNAME=x\nVERSION_ID=9\n"),
+        ("auto-own.efi", "ID=aaa\nNAME=x\nVERSION_ID=9\n"),
+        ("bascule-0123.tmp", "ID=aaa\nNAME=x\nVERSION_ID=9\n"),
+    ] {
+        add(name.to_owned(), os_release);
+    }
+    files.push(("text.efi".to_owned(), b"no program".to_vec()));
+    files.push(("nothing.efi".to_owned(), Vec::new()));
+    files.push(("headless.efi".to_owned(), boot_image(&[(".linux", b"no kernel")])));
+    let mut fakes: Vec<Fake> = files
+        .into_iter()
+        .enumerate()
+        .map(|(number, (name, bytes))| {
+            let partition = if number % 2 == 0 { BootPartition::Esp } else { BootPartition::Xbootldr };
+            Fake { partition, name, bytes }
+        })
+        .collect();
+    // One name on both.
+    for partition in [BootPartition::Esp, BootPartition::Xbootldr] {
+        let bytes = image("ID=twice\nNAME=x\nVERSION_ID=1\n");
+        fakes.push(Fake { partition, name: "twice_1.efi".to_owned(), bytes });
+    }
+    fakes
+}
+
+/// A file as the agent sees it.
+fn seen(fake: &Fake) -> anyhow::Result<BootFile> {
+    let content = match uki::read(&fake.bytes).with_context(|| format!("reading {}", fake.name))? {
+        Some(facts) => {
+            let uki::UkiFacts { sort_key, version, root_hash } = facts;
+            FileContent::Image(ImageFacts { sort_key, version, root_hash })
+        }
+        None => FileContent::NotAnImage,
+    };
+    let (name, size) = (fake.name.clone(), fake.bytes.len() as u64);
+    Ok(BootFile { partition: fake.partition, name, size, content, digest: None })
+}
+
+/// Boots a machine with all these files on two partitions, and compares the orders.
+///
+/// # Errors
+/// They differ, or the machine does not boot what `loader.conf` pins.
+pub async fn run(lab: &Lab) -> anyhow::Result<()> {
+    let old = lab.release(Edition::OLD)?;
+    let mut fakes = fakes();
+    let on = |fakes: &[Fake], wanted: BootPartition| -> Vec<(String, Vec<u8>)> {
+        let files = fakes.iter().filter(|fake| fake.partition == wanted);
+        files.map(|fake| (format!("{}/{}", offline::ENTRIES, fake.name), fake.bytes.clone())).collect()
+    };
+    let mut files = on(&fakes, BootPartition::Esp);
+    // Only one of them is a system.
+    files.push(("loader/loader.conf".to_owned(), format!("timeout 0\ndefault {}\n", old.entry()).into_bytes()));
+    let setup = Setup { boot: Boot { xbootldr: true, files }, ..Setup::default() };
+    let mut machine = lab.host_of("order", &old, &[], &[], &setup)?;
+    offline::write_files(machine.disk().path(), XBOOTLDR, &on(&fakes, BootPartition::Xbootldr))?;
+    machine.power_on()?;
+    machine.wait_until_up(0, BOOT).await?;
+    let command_line = machine.run("cat /proc/cmdline", BOOT).await?;
+    ensure!(command_line.contains(&old.root_hash.to_string()), "another system runs: {command_line}");
+    let dump = machine.run(&format!("od -An -v -tx1 {LISTED}"), BOOT).await?;
+    let theirs = entries(&dump)?;
+
+    let bytes = std::fs::read(&old.uki).with_context(|| format!("reading {}", old.uki.display()))?;
+    fakes.push(Fake { partition: BootPartition::Xbootldr, name: old.entry(), bytes });
+    let mut files = fakes.iter().map(seen).collect::<anyhow::Result<Vec<_>>>()?;
+    files.sort_by(|one, other| (one.partition, &one.name).cmp(&(other.partition, &other.name)));
+    let ours = loader_order(&files);
+    crate::say(&format!("order: systemd-boot lists {} entries", theirs.len()));
+    ensure!(theirs.len() > 60, "systemd-boot lists only {theirs:?}");
+    let difference = theirs.iter().zip(&ours).position(|(their, own)| their != own);
+    ensure!(
+        ours == theirs,
+        "the orders differ at place {difference:?}\nsystemd-boot: {}\nours:         {}",
+        theirs.join(" "),
+        ours.join(" ")
+    );
+    machine.shut_down(BOOT).await?;
+    machine.discard();
+    Ok(())
+}
+
+/// The names in a dump of the variable: its attributes in four bytes, then UTF-16 with a NUL behind each name.
+fn entries(dump: &str) -> anyhow::Result<Vec<String>> {
+    let bytes = dump.split_whitespace().map(|byte| u8::from_str_radix(byte, 16));
+    let bytes = bytes.collect::<Result<Vec<u8>, _>>().with_context(|| format!("od said {dump}"))?;
+    let (units, _) = bytes.get(4..).context("an empty variable")?.as_chunks::<2>();
+    let units: Vec<u16> = units.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
+    let names = units.split(|unit| *unit == 0).map(String::from_utf16_lossy);
+    // The boot loader adds entries of its own, such as the firmware's set-up.
+    Ok(names.filter(|name| !name.is_empty() && !name.starts_with("auto-")).collect())
+}

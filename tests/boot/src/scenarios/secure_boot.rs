@@ -1,0 +1,135 @@
+//! Secure Boot: a machine whose firmware starts only what the vendor signed. The vendor's keys are enrolled by systemd-boot in the
+//! first boot, as on new hardware; from then on a release that the firmware would refuse must be refused by the agent, before
+//! anybody is disturbed, and a signed one must pass.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, bail, ensure};
+use bascule_api::{NodeError, NodeUpdateStatus};
+use bascule_sim::layout::Slot;
+
+use super::{BOOT, STAGE, Stage, TRIAL, committed};
+use crate::install::Boot;
+use crate::lab::Setup;
+use crate::offline;
+use crate::release::Release;
+
+/// The name of the node, of its policy and of its channel.
+const NODE: &str = "secure-boot";
+/// Owner of the enrolled keys, which the firmware shows to people.
+const OWNER: &str = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+/// Whether the firmware checks (UEFI specification, 3.3).
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// The releases of this scenario. Versions ascend in this order.
+#[derive(Debug, Clone, Copy)]
+pub struct Releases<'a> {
+    /// Installed.
+    pub old: &'a Release,
+    /// Never signed.
+    pub unsigned: &'a Release,
+    /// Signed, then revoked.
+    pub revoked: &'a Release,
+    /// Signed.
+    pub new: &'a Release,
+}
+
+/// Boots the node with keys enrolled, offers it what it must refuse, then what it must take.
+///
+/// # Errors
+/// When something else is refused or taken, or the node is disturbed for what it refuses.
+pub async fn run(stage: Stage<'_>, releases: Releases<'_>) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir().context("making a folder for keys")?;
+    let folder = folder.path();
+    make_key(folder)?;
+    let old = signed(releases.old, folder)?;
+    let revoked = signed(releases.revoked, folder)?;
+    let new = signed(releases.new, folder)?;
+    let mut files = enrolment(folder, &revoked.uki)?;
+    files.push(("loader/loader.conf".to_owned(), b"timeout 0\nsecure-boot-enroll force\n".to_vec()));
+    let setup = Setup { boot: Boot { files, ..Boot::default() }, secure_boot: true, ..Setup::default() };
+    let (mut machine, _) = stage.node_of(NODE, &old, NODE, &setup).await?;
+    let state = machine.run(&format!("od -An -tu1 {SECURE_BOOT}"), BOOT).await?;
+    ensure!(state.trim().ends_with('1'), "Secure Boot is off, its variable is {state}");
+
+    let from = machine.console().now();
+    for (release, words) in [(releases.unsigned, "no signature"), (&revoked, "revoked")] {
+        stage.vendor.publish(NODE, release, &[&old]).await?;
+        let refused = |status: &NodeUpdateStatus| {
+            let error = status.last_error.as_ref();
+            error.is_some_and(|error| {
+                error.category == NodeError::SecureBoot && error.message.contains(&release.version)
+            })
+        };
+        let what = format!("{} is refused", release.version);
+        let status = stage.until(&machine, &what, STAGE, refused).await?;
+        let message = status.last_error.as_ref().map(|error| error.message.clone()).unwrap_or_default();
+        crate::say(&format!("{NODE}: {message}"));
+        ensure!(message.contains(words), "{} is refused for another reason: {message}", release.version);
+        ensure!(status.staged.is_none(), "it is staged all the same: {status:?}");
+        let closed = stage.cluster.kubectl(&["get", "node", NODE, "-o", "jsonpath={.spec.unschedulable}"]).await?;
+        ensure!(closed.is_empty(), "the node was cordoned for {}", release.version);
+    }
+    let boots = machine.boots(from);
+    ensure!(boots == 0, "the node was restarted {boots} times for releases that its firmware would refuse");
+
+    stage.vendor.publish(NODE, &new, &[&old]).await?;
+    stage.until(&machine, "the signed release is committed", STAGE + TRIAL, |status| committed(status, &new)).await?;
+    machine.shut_down(BOOT).await?;
+    offline::judge(machine.disk().path(), &[(Slot::A, &old), (Slot::B, &new)])?;
+    machine.discard();
+    Ok(())
+}
+
+/// One key for everything: it owns the platform, may change the databases, and signs images.
+fn make_key(folder: &Path) -> anyhow::Result<()> {
+    tool("openssl", folder, |command| {
+        command.args(["req", "-new", "-x509", "-newkey", "rsa:2048", "-nodes", "-sha256", "-days", "3650"]);
+        command.args(["-subj", "/O=Bascule boot tests/CN=Secure Boot", "-keyout", "key.pem", "-out", "cert.pem"]);
+    })
+}
+
+/// A release whose boot image and boot loader are signed.
+fn signed(release: &Release, folder: &Path) -> anyhow::Result<Release> {
+    let sign = |from: &Path, name: &str| {
+        let to = folder.join(format!("{}-{name}", release.version));
+        tool("sbsign", folder, |command| {
+            command.args(["--key", "key.pem", "--cert", "cert.pem", "--output"]).arg(&to).arg(from);
+        })?;
+        anyhow::Ok(to)
+    };
+    let (uki, boot_loader) = (sign(&release.uki, "release.efi")?, sign(&release.boot_loader, "boot.efi")?);
+    Ok(Release { uki, boot_loader, ..release.clone() })
+}
+
+/// What systemd-boot enrols from (systemd-boot(7), "Secure Boot keys"): the certificate for everything, and the hash of the
+/// revoked image in `dbx`.
+fn enrolment(folder: &Path, revoked: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    tool("cert-to-efi-sig-list", folder, |command| {
+        command.args(["-g", OWNER, "cert.pem", "cert.esl"]);
+    })?;
+    tool("hash-to-efi-sig-list", folder, |command| {
+        command.arg(revoked).arg("dbx.esl");
+    })?;
+    let mut files = Vec::new();
+    for (variable, list) in [("PK", "cert.esl"), ("KEK", "cert.esl"), ("db", "cert.esl"), ("dbx", "dbx.esl")] {
+        let signed = format!("{variable}.auth");
+        tool("sign-efi-sig-list", folder, |command| {
+            command.args(["-g", OWNER, "-k", "key.pem", "-c", "cert.pem", variable, list, &signed]);
+        })?;
+        let bytes = std::fs::read(folder.join(&signed)).with_context(|| format!("reading {signed}"))?;
+        files.push((format!("loader/keys/auto/{signed}"), bytes));
+    }
+    Ok(files)
+}
+
+fn tool(name: &str, folder: &Path, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<()> {
+    let mut command = Command::new(name);
+    arguments(command.current_dir(folder));
+    let output = command.output().with_context(|| format!("starting {name}"))?;
+    if !output.status.success() {
+        bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
