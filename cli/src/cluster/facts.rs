@@ -1,20 +1,22 @@
-//! The planner's facts as far as an on-call engineer may read them: Nodes and Bascule's own objects. Pods and
-//! PodDisruptionBudgets are left out, and of a channel only what the policy's status remembers is known.
+//! The planner's facts as far as an on-call engineer may read them: Nodes, Bascule's own objects, and pods that end by
+//! themselves, since drains may wait for them. Other pods and PodDisruptionBudgets are left out, and of a channel only what
+//! the policy's status remembers is known.
 
-use super::list;
+use super::{list, list_where};
 use bascule_api as api;
 use bascule_api::{Architecture, Time};
 use bascule_planner::{
     Snapshot,
+    drain::{self, Hour, Space, deadline_of, node_pods},
     snapshot::{
-        Cordon, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness,
-        Release, RollbackFacts, Taints, Truce, UpdateFacts,
+        Completing, Cordon, DaemonSets, EtcdMember, Excluded, FreezeFacts, Node, NodePods, Offer, OfferState,
+        PolicyFacts, Readiness, Release, RollbackFacts, Taints, Truce, UpdateFacts,
     },
 };
-use k8s_openapi::api::core::v1;
-use kube::ResourceExt as _;
+use k8s_openapi::api::{batch::v1::Job, core::v1};
+use kube::{ResourceExt as _, api::ListParams};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -31,7 +33,14 @@ pub(super) struct Objects {
     pub(super) policies: Vec<api::UpdatePolicy>,
     pub(super) freezes: Vec<api::Freeze>,
     pub(super) rollbacks: Vec<api::Rollback>,
+    /// Pods that end by themselves.
+    pub(super) ending: Vec<v1::Pod>,
+    /// Their Jobs.
+    pub(super) jobs: Vec<Job>,
 }
+
+/// Pods that end by themselves some day and have not yet. Of the others a forecast needs nothing, and there are many.
+const ENDING: &str = "spec.restartPolicy!=Always,status.phase!=Succeeded,status.phase!=Failed";
 
 impl Objects {
     /// Reads all of them.
@@ -43,8 +52,40 @@ impl Objects {
             list(client, "Freezes"),
             list(client, "Rollbacks"),
         )?;
-        Ok(Self { nodes, updates, policies, freezes, rollbacks })
+        let (ending, jobs) = ending(client).await.unwrap_or_else(|error| {
+            tracing::warn!("Jobs that drains wait for are not counted: {error:#}");
+            (Vec::new(), Vec::new())
+        });
+        Ok(Self { nodes, updates, policies, freezes, rollbacks, ending, jobs })
     }
+}
+
+async fn ending(client: &kube::Client) -> anyhow::Result<(Vec<v1::Pod>, Vec<Job>)> {
+    let pods: Vec<v1::Pod> = list_where(client, "Pods", ListParams::default().fields(ENDING)).await?;
+    let of_jobs = pods.iter().flat_map(|pod| pod.owner_references()).any(|owner| owner.kind == "Job");
+    let jobs = if of_jobs { list(client, "Jobs").await? } else { Vec::new() };
+    Ok((pods, jobs))
+}
+
+/// What a drain of the node would wait for until it has completed, under the settings of its policy.
+fn completing(objects: &Objects, node: &Node, policies: &[Arc<PolicyFacts>], now: Time) -> Option<Completing> {
+    let disrupted = node.update.as_ref().and_then(|update| update.spec.disruption.as_ref());
+    let valid = policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
+    let drain =
+        valid.filter(|valid| valid.spec.node_selector.matches(&node.labels)).map(|valid| &valid.spec.drain).next()?;
+    let here = |pod: &&v1::Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(&*node.name);
+    let pods: Vec<drain::Pod> = objects.ending.iter().filter(here).map(drain::Pod::from_kubernetes).collect();
+    let hour = Hour {
+        now: now.get(),
+        begun: disrupted.and_then(|disruption| disruption.drain_started_at).map(Time::get),
+        given_up: &BTreeSet::new(),
+        own: None,
+    };
+    let job_ends_by = |pod: &drain::Pod| {
+        let owner = pod.job()?;
+        objects.jobs.iter().find(|job| job.uid().as_deref() == Some(&*owner.uid)).and_then(deadline_of)
+    };
+    node_pods(&pods, drain, &hour, |_| Vec::new(), job_ends_by).completing
 }
 
 /// The snapshot that the planner is run forward from.
@@ -57,6 +98,11 @@ pub(super) fn snapshot(objects: &Objects, seed: u64, now: Time) -> Snapshot {
     let machines: Vec<Architecture> = nodes.iter().filter_map(|node| node.architecture).collect();
     let mut policies: Vec<_> = objects.policies.iter().map(|facts| Arc::new(policy(facts, &machines))).collect();
     policies.sort_by(|a, b| a.name.cmp(&b.name));
+    for node in &mut nodes {
+        if let Some(completing) = completing(objects, node, &policies, now) {
+            Arc::make_mut(node).pods.completing = Some(completing);
+        }
+    }
     let freezes = objects.freezes.iter().map(|freeze| {
         Arc::new(FreezeFacts {
             name: freeze.name_any(),
@@ -130,6 +176,8 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
         }),
         earlier: None,
         // There is always something to drain, and it takes as long as it took lately.
+        excluded: Excluded::default(),
+        space: Space::default(),
         pods: NodePods { remaining: 1, ..NodePods::default() },
         daemon_sets: DaemonSets::default(),
     }

@@ -131,8 +131,16 @@ async fn list<K>(client: &Client, what: &str) -> anyhow::Result<Vec<K>>
 where
     K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
+    list_where(client, what, ListParams::default()).await
+}
+
+/// The same of those that `parameters` select.
+async fn list_where<K>(client: &Client, what: &str, parameters: ListParams) -> anyhow::Result<Vec<K>>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
     let api: Api<K> = Api::all(client.clone());
-    let mut parameters = ListParams::default().limit(PAGE);
+    let mut parameters = parameters.limit(PAGE);
     let mut all = Vec::new();
     loop {
         let page = api.list(&parameters).await.map_err(|error| problem::told(error, "list", what, Role::OnCall))?;

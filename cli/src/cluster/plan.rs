@@ -23,7 +23,8 @@ const NAMED: usize = 8;
 
 /// Show what a new or changed policy would do. Nothing is written.
 ///
-/// Pods and PodDisruptionBudgets are not looked at, and drains and boots are taken to last as long as they lately did.
+/// Of pods only those are looked at that end by themselves, since drains may wait for them; PodDisruptionBudgets are not.
+/// Drains and boots are taken to last as long as they lately did.
 #[derive(Debug, Args)]
 pub(crate) struct Plan {
     /// The file with the UpdatePolicy, YAML or JSON; `-` for stdin.
@@ -49,10 +50,24 @@ struct Answer {
     stages: Vec<String>,
     disrupts: Vec<String>,
     waits: BTreeMap<WaitReason, usize>,
+    /// Pods that a drain would wait for, as they are now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    completing: Vec<Waited>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_window: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     done_at: Option<Time>,
+}
+
+/// What a node's drain would wait for.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Waited {
+    node: String,
+    what: String,
+    /// When that has ended at the latest, where it or its Job says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<Time>,
 }
 
 impl Plan {
@@ -126,6 +141,11 @@ fn answer(facts: &Snapshot, name: &str, changes: bool) -> anyhow::Result<Answer>
     for said in &mine {
         *waits.entry(said.wait.reason).or_default() += 1;
     }
+    let waited = facts.nodes.iter().filter(|node| selects(node));
+    let waited = waited.filter_map(|node| {
+        let completing = node.pods.completing.as_ref()?;
+        Some(Waited { node: node.name.to_string(), what: completing.to_string(), until: completing.by })
+    });
     let status = report.policies.get(index).map(|said| &said.status);
     let forecast = bascule_planner::forecast(facts, &Options::default());
     Ok(Answer {
@@ -137,6 +157,7 @@ fn answer(facts: &Snapshot, name: &str, changes: bool) -> anyhow::Result<Answer>
         stages,
         disrupts,
         waits,
+        completing: waited.collect(),
         next_window: status.map(|status| status.columns.next_window.clone()).filter(|window| window != "-"),
         done_at: forecast.policies.get(index).copied().flatten().filter(|_| !mine.is_empty()),
     })
@@ -171,6 +192,16 @@ where
     let waits: Vec<_> = answer.waits.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
     if !waits.is_empty() {
         text.push_str(&format!("  nodes     {}\n", waits.join(", ")));
+    }
+    for waited in answer.completing.iter().take(NAMED) {
+        let until = waited.until.map_or_else(
+            || "and says nothing of when it ends".to_owned(),
+            |until| format!("which ends at the latest {}", picture::moment(until.get(), now, zone)),
+        );
+        text.push_str(&format!("  waits     {} for {}, {until}\n", waited.node, waited.what));
+    }
+    if answer.completing.len() > NAMED {
+        text.push_str(&format!("  waits     and {} more nodes\n", answer.completing.len() - NAMED));
     }
     if let Some(window) = &answer.next_window {
         text.push_str(&format!("  window    {window}\n"));
@@ -243,6 +274,40 @@ mod tests {
         let mut changed = policy("workers", &json!({"matchLabels": {"role": "worker"}}), json!({}));
         changed.spec.paused = true;
         insta::assert_snapshot!("plan-changed", planned(changed));
+    }
+
+    #[test]
+    fn a_build_that_a_rule_waits_for_is_named_with_its_jobs_deadline_and_the_forecast_counts_with_it() {
+        let rules = json!([{"name": "builds", "namespaces": ["ci"], "behavior": "WaitCompleted"}]);
+        let mut waits = policy("workers", &json!({"matchLabels": {"role": "worker"}}), json!({}));
+        waits.spec.drain = parse(json!({"timeout": "4h", "rules": rules}));
+        let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
+        let ask = |deadline: serde_json::Value| {
+            let mut objects = objects();
+            let owner =
+                json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "build", "uid": "j", "controller": true}]);
+            objects.ending = vec![parse(json!({
+                "metadata": {"name": "build-1", "namespace": "ci", "uid": "p", "ownerReferences": owner,
+                    "creationTimestamp": "2026-11-23T11:00:00Z"},
+                "spec": {"nodeName": "a1", "restartPolicy": "Never", "containers": []},
+                "status": {"phase": "Running", "startTime": "2026-11-23T11:00:00Z"}
+            }))];
+            objects.jobs = vec![parse(json!({
+                "metadata": {"name": "build", "namespace": "ci", "uid": "j"},
+                "spec": {"activeDeadlineSeconds": deadline, "template": {}},
+                "status": {"startTime": "2026-11-23T11:00:00Z"}
+            }))];
+            let (name, changes) = put(&mut objects, waits.clone(), Time::new(now));
+            let facts = snapshot(&objects, 7, Time::new(now));
+            let answer = answer(&facts, &name, changes).unwrap();
+            (text(&answer, now, &Utc), answer.done_at.unwrap())
+        };
+        let (with, late) = ask(json!(3 * 3_600));
+        assert!(with.contains("waits     a1 for Pod ci/build-1, which ends at the latest 14:00"), "{with}");
+        assert!(late.get() > Utc.with_ymd_and_hms(2026, 11, 23, 14, 0, 0).unwrap(), "{late}");
+        let (without, soon) = ask(json!(null));
+        assert!(without.contains("a1 for Pod ci/build-1, and says nothing of when it ends"), "{without}");
+        assert!(soon < late, "{soon} {late}");
     }
 
     #[test]

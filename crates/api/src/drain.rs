@@ -41,6 +41,11 @@ pub struct Drain {
     /// `cluster-autoscaler.kubernetes.io/safe-to-evict: "false"`. Default: true.
     #[serde(default = "default_true")]
     pub honor_pod_annotations: bool,
+    /// Before a node is cordoned: wait while a pod that has to go, and that a controller would bring back, could be taken by
+    /// no other node (its requests, node selector, required node affinity, and the nodes' taints). Not asked where no other
+    /// node is for pods at all, nor for rollbacks. Default: true.
+    #[serde(default = "default_true")]
+    pub wait_for_places: bool,
     /// How long after its last pod left the node volumes of its pods may be attached before it reboots all the same.
     /// Default: 5m; 0s does not wait.
     #[serde(default = "default_volume_detach_timeout")]
@@ -65,6 +70,7 @@ impl Default for Drain {
             load_balancer_delay: Duration::ZERO,
             rules: Vec::new(),
             honor_pod_annotations: true,
+            wait_for_places: true,
             volume_detach_timeout: default_volume_detach_timeout(),
             budgets_open_after_cordon: None,
         }

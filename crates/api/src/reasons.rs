@@ -128,6 +128,8 @@ wait_reasons! {
     DisruptionBudget => "Get the budget's pods healthy or give the workload one more replica; other nodes go first meanwhile. Where it opens only after a cordon, say so with spec.drain.budgetsOpenAfterCordon.",
     /// A pod on the node can't be evicted under the policy's drain settings.
     UndrainablePod => "Read the message: delete the pod, or allow it in spec.drain, e.g. by a rule.",
+    /// A pod would have to leave the node, and no other node could take it.
+    PodFitsNowhere => "Make room for the pod named in the object field, or let it wait for its node with spec.drain.waitForPlaces: false.",
     /// A health gate does not pass. A trial that waits for one that speaks of the cluster is held, and its release not blamed.
     HealthGate => "Read the gate named in the message. A held trial goes on when the gate passes, and is taken back by the guard on the node when its time is over.",
     /// The node is not Ready, so it goes last.

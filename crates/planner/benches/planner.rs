@@ -9,10 +9,12 @@ use bascule_api::{
     SlotStatus, Slots, Staged, Time, UpdatePolicySpec, UpdatePolicyStatus, Version,
 };
 use bascule_planner::{
-    Planner, Snapshot, forecast,
+    Planner, Snapshot,
+    drain::Space,
+    forecast,
     snapshot::{
-        Cordon, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods, Offer, OfferState, PolicyFacts, Readiness,
-        Release, Taints, Truce, UpdateFacts,
+        Cordon, DaemonSetPod, DaemonSets, EtcdMember, Excluded, Node, NodePods, Offer, OfferState, PolicyFacts,
+        Readiness, Release, Taints, Truce, UpdateFacts,
     },
 };
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -104,6 +106,8 @@ fn node(index: usize, groups: usize) -> Node {
         cordon: Cordon::None,
         truce: Truce::None,
         leaving: None,
+        excluded: Excluded::default(),
+        space: Space::default(),
         taints: Taints::default(),
         boot_id,
         architecture: Some(Architecture::X86_64),

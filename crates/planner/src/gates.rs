@@ -57,12 +57,14 @@ pub enum Gate {
     ControlPlane,
     /// The operator's own node goes last.
     OperatorLast,
+    /// Another node could take each pod that has to go.
+    Place,
     /// The policy's health gates.
     Health,
 }
 
 /// Every gate, in the order in which they are asked.
-pub const GATES: [Gate; 28] = [
+pub const GATES: [Gate; 29] = [
     Gate::Agent,
     Gate::BootCounting,
     Gate::NotPaused,
@@ -90,6 +92,7 @@ pub const GATES: [Gate; 28] = [
     Gate::Ceiling,
     Gate::ControlPlane,
     Gate::OperatorLast,
+    Gate::Place,
     Gate::Health,
 ];
 
@@ -125,6 +128,7 @@ impl Gate {
             Self::Ceiling => "Ceiling",
             Self::ControlPlane => "ControlPlane",
             Self::OperatorLast => "OperatorLast",
+            Self::Place => "Place",
             Self::Health => "Health",
         }
     }
@@ -151,16 +155,28 @@ pub enum Rule {
     RolloutHooks,
     /// A trial whose Node was deleted and came back is carried on with.
     Adoption,
+    /// A new node is not held while it waits for what may take days.
+    HeldForMinutes,
+    /// A node is taken out of external load balancers before it is emptied, whoever has cordoned it.
+    OutOfLoadBalancers,
+    /// A node reboots when the volumes of the pods that have left it are detached, or their time has passed.
+    VolumesFirst,
+    /// A person's uncordon in the middle of a drain ends it.
+    PersonsUncordon,
 }
 
 /// Every rule.
-pub const RULES: [Rule; 6] = [
+pub const RULES: [Rule; 10] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
     Rule::HooksOnce,
     Rule::RolloutHooks,
     Rule::Adoption,
+    Rule::HeldForMinutes,
+    Rule::OutOfLoadBalancers,
+    Rule::VolumesFirst,
+    Rule::PersonsUncordon,
 ];
 
 /// The bit of the first rule.

@@ -6,7 +6,7 @@
 use crate::{
     Action, Mismatch, Report, Snapshot, Step,
     plan::{HookOrder, Taint},
-    snapshot::{Cordon, HookRun, HookState, Node, Truce, UpdateFacts},
+    snapshot::{Cordon, Excluded, HookRun, HookState, Node, Truce, UpdateFacts},
 };
 use bascule_api::NodeUpdateStatus;
 use std::sync::Arc;
@@ -92,11 +92,21 @@ fn on_node(node: &mut Node, action: &Action) {
         Action::Cordon { mark, .. } => {
             node.cordon = Cordon::Ours { mark: mark.clone() };
             node.truce = Truce::Held;
+            exclude(node);
         }
-        Action::Truce { .. } => node.truce = Truce::Held,
-        Action::EndTruce { .. } => node.truce = Truce::None,
+        Action::Truce { exclude: too, .. } => {
+            node.truce = Truce::Held;
+            if *too {
+                exclude(node);
+            }
+        }
+        Action::EndTruce { .. } => {
+            node.truce = Truce::None;
+            include(node);
+        }
         Action::Uncordon { remove_outdated, truce_until, .. } => {
             node.cordon = Cordon::None;
+            include(node);
             if node.truce != Truce::None {
                 node.truce = Truce::Until(*truce_until);
             }
@@ -113,6 +123,18 @@ fn on_node(node: &mut Node, action: &Action) {
                 update.generation += 1;
             }
         }
+    }
+}
+
+fn exclude(node: &mut Node) {
+    if node.excluded == Excluded::No {
+        node.excluded = Excluded::ByUs;
+    }
+}
+
+fn include(node: &mut Node) {
+    if node.excluded == Excluded::ByUs {
+        node.excluded = Excluded::No;
     }
 }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 use bascule_api::{DisruptionOutcome, LastDisruption};
-use bascule_planner::snapshot::{Cordon, Node};
+use bascule_planner::snapshot::{Cordon, Excluded, Node};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -136,6 +136,7 @@ fn a_rollback_that_names_a_node_takes_it_though_a_person_cordoned_it_and_leaves_
         world.pass(30);
     }
     assert!(matches!(node(&world, "a1").cordon, Cordon::Other { .. }), "{}", world.story());
+    assert_eq!(node(&world, "a1").excluded, Excluded::No, "it is back in load balancers");
 }
 
 #[test]
@@ -204,4 +205,44 @@ fn an_admins_uncordon_in_the_middle_of_a_drain_ends_it() {
     }
     let left = &node(&world, &name).cordon;
     assert_eq!(*left, Cordon::None, "nothing of ours is left behind");
+}
+
+#[test]
+fn a_pod_that_fits_nowhere_keeps_its_node_from_being_emptied_until_somebody_says_otherwise() {
+    let mut world = world(&json!({}));
+    world.with_anchored("a1");
+    world.until(400, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    for _ in 0..30 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+        assert!(!node(&world, "a1").cordon.is_cordoned(), "{}", world.story());
+    }
+    let shown = world.shown();
+    assert!(shown.contains("PodFitsNowhere: no other node could take pod shop/anchored-"), "{shown}");
+    assert!(shown.contains("kubernetes.io/hostname=a1"), "{shown}");
+    world.policy("workers", |policy| {
+        let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+        spec.drain.wait_for_places = false;
+        policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+    });
+    world.until(400, done).unwrap();
+}
+
+#[test]
+fn a_new_node_is_not_held_while_it_is_not_its_turn() {
+    let waves = json!([{"name": "canary", "count": 1, "soak": "2h"}, {"name": "rest"}]);
+    let mut world = world(&json!({"waves": waves, "newNodes": {"hold": true}}));
+    world.until(400, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    let now = world.snapshot.now;
+    let name = world.machines.keys().find(|name| world.running(name).is_some_and(|running| running.as_str() == "1.0"));
+    let name = name.unwrap().clone();
+    let joined = world.snapshot.nodes.iter_mut().find(|node| *node.name == *name).map(Arc::make_mut).unwrap();
+    (joined.uid, joined.created_at, joined.update) = ("uid-new".to_owned(), now, None);
+    world.take_story();
+    world.until(60, |world| node(world, &name).update.is_some() && !node(world, &name).taints.hold).unwrap();
+    let story = world.take_story();
+    assert!(story.contains(&format!("Taint {name}")) && story.contains(&format!("Untaint {name}")), "{story}");
+    assert_eq!(world.running(&name).unwrap().as_str(), "1.0", "it takes work before its turn");
+    world.until(60, |world| world.shown().contains("Soak")).unwrap();
+    world.until(2_000, done).unwrap();
 }

@@ -61,7 +61,9 @@ fn a_budget_of_three_takes_three_rounds() {
 
 #[test]
 fn what_drains_and_boots_took_lately_counts_and_not_a_guess() {
-    let mut world = world(&json!({"budget": {"maxUnavailable": 9}, "staging": {"maxConcurrent": "100%"}}));
+    let mut world = world(&json!({
+        "budget": {"maxUnavailable": 9}, "staging": {"maxConcurrent": "100%"}, "drain": {"waitForPlaces": false}
+    }));
     world.policy("workers", |policy| {
         policy.status.timings.drain_seconds = Some(600);
         policy.status.timings.boot_seconds = Some(300);
@@ -73,7 +75,7 @@ fn what_drains_and_boots_took_lately_counts_and_not_a_guess() {
 fn nothing_is_done_before_the_window_opens_or_the_freeze_ends() {
     // The world began on Monday at noon.
     let fields = json!({
-        "budget": {"maxUnavailable": 9}, "staging": {"maxConcurrent": "100%"},
+        "budget": {"maxUnavailable": 9}, "staging": {"maxConcurrent": "100%"}, "drain": {"waitForPlaces": false},
         "maintenanceWindows": [{"schedule": "0 22 * * *", "duration": "1h"}]
     });
     let mut world = world(&fields);

@@ -11,7 +11,6 @@ mod turn;
 mod under_way;
 
 pub use error::ApplyError;
-pub use node::EXCLUDE_LABEL;
 pub use orders_first::OrdersFirst;
 pub use turn::{Called, Turn};
 pub use under_way::UnderWay;
@@ -258,7 +257,7 @@ impl Writer {
                 let patch = node::uncordon(&node, *remove_outdated, *truce_until);
                 self.patch_node(&node, patch).await.map(|_| ())
             }
-            Action::Truce { .. } => self.patch_node(&node, node::truce(&node)).await.map(|_| ()),
+            Action::Truce { exclude, .. } => self.patch_node(&node, node::truce(&node, *exclude)).await.map(|_| ()),
             Action::EndTruce { .. } => self.patch_node(&node, node::end_truce(&node)).await.map(|_| ()),
             Action::RunHook(order) => self.run_hook(owner("v1", "Node", &node.name, &node.uid), order).await,
             action => {

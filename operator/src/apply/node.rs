@@ -5,12 +5,12 @@
 //! taints' keys, so that only that is undone.
 
 use super::{ApplyError, Writer};
-use crate::gather::{NodeFact, TruceNote};
+use crate::gather::{EXCLUDE_LABEL, EXCLUDED_BY_US, NodeFact, TruceNote};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OPERATOR_MANAGER, OUTDATED_TAINT,
     TRUCE_ANNOTATION, Time,
 };
-use bascule_planner::plan::Taint;
+use bascule_planner::{plan::Taint, snapshot::Excluded};
 use k8s_openapi::api::core::v1::{Node, Taint as NodeTaint};
 use kube::{
     Api,
@@ -19,10 +19,6 @@ use kube::{
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Takes a node out of external load balancers (Kubernetes, "Well-known labels").
-pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
-/// The label's value when we put it there; its presence alone counts for load balancers.
-const EXCLUDED_BY_US: &str = "bascule";
 /// What [`AUTOSCALER_ANNOTATIONS`] say.
 const LEAVE_ALONE: &str = "true";
 
@@ -61,24 +57,39 @@ fn truce_annotations(node: &NodeFact) -> serde_json::Map<String, Value> {
     annotations
 }
 
-/// The patch that asks autoscalers to leave a node alone; `None` where it shows that already.
-pub(super) fn truce(node: &NodeFact) -> Option<Value> {
+/// The patch that asks autoscalers to leave a node alone, and load balancers where that is wanted; `None` where it shows
+/// that already.
+pub(super) fn truce(node: &NodeFact, exclude: bool) -> Option<Value> {
+    let mut metadata = serde_json::Map::new();
     let annotations = truce_annotations(node);
-    (!annotations.is_empty()).then(|| json!({"metadata": {"annotations": annotations}}))
+    if !annotations.is_empty() {
+        metadata.insert("annotations".to_owned(), Value::Object(annotations));
+    }
+    if exclude && node.excluded() == Excluded::No {
+        metadata.insert("labels".to_owned(), json!({EXCLUDE_LABEL: EXCLUDED_BY_US}));
+    }
+    (!metadata.is_empty()).then(|| json!({"metadata": metadata}))
 }
 
-/// The patch that puts back what others had said to autoscalers; `None` where nothing of ours is left. What somebody wrote
-/// since is left as it is.
+/// The patch that puts back what others had said to autoscalers, and into load balancers what we took out; `None` where
+/// nothing of ours is left. What somebody wrote since is left as it is.
 pub(super) fn end_truce(node: &NodeFact) -> Option<Value> {
-    let note = node.truce_note.as_ref()?;
-    let mut annotations = serde_json::Map::from_iter([(TRUCE_ANNOTATION.to_owned(), Value::Null)]);
-    for key in AUTOSCALER_ANNOTATIONS {
-        let before = note.before.get(key);
-        if node.autoscaler_annotations.get(key).is_some_and(|now| now == LEAVE_ALONE && before != Some(now)) {
-            annotations.insert(key.to_owned(), json!(before));
+    let mut metadata = serde_json::Map::new();
+    if let Some(note) = &node.truce_note {
+        let mut annotations = serde_json::Map::from_iter([(TRUCE_ANNOTATION.to_owned(), Value::Null)]);
+        for key in AUTOSCALER_ANNOTATIONS {
+            let before = note.before.get(key);
+            if node.autoscaler_annotations.get(key).is_some_and(|now| now == LEAVE_ALONE && before != Some(now)) {
+                annotations.insert(key.to_owned(), json!(before));
+            }
         }
+        metadata.insert("annotations".to_owned(), Value::Object(annotations));
     }
-    Some(json!({"metadata": {"annotations": annotations}}))
+    // Under a cordon of ours it goes with that.
+    if node.cordon_mark.is_none() && node.excluded() == Excluded::ByUs {
+        metadata.insert("labels".to_owned(), json!({EXCLUDE_LABEL: null}));
+    }
+    (!metadata.is_empty()).then(|| json!({"metadata": metadata}))
 }
 
 /// The patch that undoes our cordon; `None` where nothing of ours is left. Autoscalers leave the node alone until the time
@@ -97,7 +108,7 @@ pub(super) fn uncordon(node: &NodeFact, remove_outdated: bool, truce_until: Time
             spec.insert("unschedulable".to_owned(), Value::Null);
         }
     }
-    if node.labels.get(EXCLUDE_LABEL).is_some_and(|value| value == EXCLUDED_BY_US) {
+    if node.excluded() == Excluded::ByUs {
         metadata.insert("labels".to_owned(), json!({EXCLUDE_LABEL: null}));
     }
     if remove_outdated && node.our_taints().outdated {
@@ -229,13 +240,15 @@ mod tests {
         assert!(patch["spec"].get("unschedulable").is_none());
     }
 
-    /// What a merge patch makes of a node's annotations.
+    /// What a merge patch makes of a node's annotations and labels.
     fn patched(node: &Value, patch: &Value) -> Value {
         let mut node = node.clone();
-        for (key, value) in patch["metadata"]["annotations"].as_object().unwrap() {
-            match value {
-                Value::Null => drop(node["metadata"]["annotations"].as_object_mut().unwrap().remove(key)),
-                value => node["metadata"]["annotations"][key] = value.clone(),
+        for map in ["annotations", "labels"] {
+            for (key, value) in patch["metadata"][map].as_object().into_iter().flatten() {
+                match value {
+                    Value::Null => drop(node["metadata"][map].as_object_mut().unwrap().remove(key)),
+                    value => node["metadata"][map][key] = value.clone(),
+                }
             }
         }
         node
@@ -256,7 +269,7 @@ mod tests {
                 assert_eq!(held["metadata"]["annotations"][key], "true");
             }
             assert_eq!(node(held.clone()).truce(), bascule_planner::snapshot::Truce::Held);
-            assert!(truce(&node(held.clone())).is_none(), "said once");
+            assert!(truce(&node(held.clone()), true).is_none(), "said once");
             if let Some(later) = later {
                 held["metadata"]["annotations"][disrupt] = json!(later);
             }
@@ -265,7 +278,7 @@ mod tests {
             assert_eq!(node(freed.clone()).truce(), bascule_planner::snapshot::Truce::Until(until));
             // Taken again before that: what was there first is still known.
             if later.is_none() {
-                let again = patched(&freed, &truce(&node(freed.clone())).unwrap());
+                let again = patched(&freed, &truce(&node(freed.clone()), false).unwrap());
                 assert_eq!(
                     patched(&again, &end_truce(&node(again.clone())).unwrap())["metadata"]["annotations"][scale_down],
                     left[scale_down]
@@ -275,6 +288,19 @@ mod tests {
             assert_eq!(ended["metadata"]["annotations"], left);
             assert!(end_truce(&node(ended)).is_none());
         }
+    }
+
+    #[test]
+    fn a_node_that_somebody_else_cordoned_leaves_load_balancers_and_comes_back_to_them() {
+        let theirs = |labels: Value| {
+            node(json!({"metadata": {"name": "n1", "labels": labels}, "spec": {"unschedulable": true}}))
+        };
+        assert_eq!(truce(&theirs(json!({})), true).unwrap()["metadata"]["labels"], json!({EXCLUDE_LABEL: "bascule"}));
+        assert!(truce(&theirs(json!({})), false).unwrap()["metadata"].get("labels").is_none());
+        assert!(truce(&theirs(json!({EXCLUDE_LABEL: "true"})), true).unwrap()["metadata"].get("labels").is_none());
+        let end = end_truce(&theirs(json!({EXCLUDE_LABEL: "bascule"}))).unwrap();
+        assert_eq!(end, json!({"metadata": {"labels": {EXCLUDE_LABEL: null}}}), "the cordon stays");
+        assert!(end_truce(&theirs(json!({EXCLUDE_LABEL: "true"}))).is_none());
     }
 
     #[test]

@@ -1,12 +1,8 @@
 //! Which DaemonSets should have a pod on a node: the DaemonSet controller's own question, answered from what is cached.
 
 use super::{NodeFact, cache::Fact};
-use bascule_api::Selector;
-use k8s_openapi::api::{
-    apps::v1::DaemonSet,
-    core::v1::{NodeSelectorTerm, Taint, Toleration},
-};
-use std::collections::BTreeMap;
+use bascule_planner::drain::{Barrier, Needs};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Taint};
 
 /// The taints that the DaemonSet controller lets every pod of its tolerate
 /// (Kubernetes, "DaemonSet", "Taints and tolerations").
@@ -28,9 +24,7 @@ pub struct DaemonSetFact {
     pub name: String,
     /// The UID, by which its pods name it.
     pub uid: String,
-    node_selector: BTreeMap<String, String>,
-    terms: Option<Vec<NodeSelectorTerm>>,
-    tolerations: Vec<Toleration>,
+    needs: Needs,
     node_name: Option<String>,
 }
 
@@ -45,70 +39,14 @@ impl DaemonSetFact {
     #[must_use]
     pub fn belongs_on(&self, node: &NodeFact) -> bool {
         self.node_name.as_ref().is_none_or(|name| *name == node.name)
-            && self.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
-            && self.terms.as_ref().is_none_or(|terms| terms.iter().any(|term| fits(term, node)))
+            && self.needs.select(&node.name, &node.labels)
             && node.taints.iter().all(|taint| self.tolerates(taint))
     }
 
     fn tolerates(&self, taint: &Taint) -> bool {
         taint.effect == "PreferNoSchedule"
             || ALWAYS_TOLERATED.contains(&taint.key.as_str())
-            || tolerates(&self.tolerations, taint)
-    }
-}
-
-/// Whether some toleration matches a taint.
-pub(super) fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|toleration| matches(toleration, taint))
-}
-
-/// Kubernetes, "Taints and Tolerations": an empty key with Exists matches all, an empty effect matches every effect.
-fn matches(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    let key = toleration.key.as_deref().unwrap_or_default();
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => key.is_empty() || key == taint.key,
-        _ => {
-            key == taint.key
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
-    }
-}
-
-fn fits(term: &NodeSelectorTerm, node: &NodeFact) -> bool {
-    let labels = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if labels.is_empty() && fields.is_empty() {
-        return false; // an empty term matches nothing
-    }
-    let name = BTreeMap::from([("metadata.name".to_owned(), node.name.clone())]);
-    labels.iter().all(|requirement| holds(requirement, &node.labels))
-        && fields.iter().all(|requirement| holds(requirement, &name))
-}
-
-fn holds(requirement: &k8s_openapi::api::core::v1::NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let number = |text: &String| text.parse::<i64>().ok();
-    let compare = |holds: fn(i64, i64) -> bool| {
-        let found = labels.get(&requirement.key).and_then(number);
-        let wanted = values.first().and_then(number);
-        found.zip(wanted).is_some_and(|(found, wanted)| holds(found, wanted))
-    };
-    let selector = |operator| {
-        let requirement = bascule_api::Requirement { key: requirement.key.clone(), operator, values: values.to_vec() };
-        Selector { match_expressions: vec![requirement], ..Selector::default() }.matches(labels)
-    };
-    match requirement.operator.as_str() {
-        "In" => selector(bascule_api::Operator::In),
-        "NotIn" => selector(bascule_api::Operator::NotIn),
-        "Exists" => selector(bascule_api::Operator::Exists),
-        "DoesNotExist" => selector(bascule_api::Operator::DoesNotExist),
-        "Gt" => compare(|found, wanted| found > wanted),
-        "Lt" => compare(|found, wanted| found < wanted),
-        _ => false,
+            || self.needs.tolerate(&Barrier::from_kubernetes(taint))
     }
 }
 
@@ -117,16 +55,11 @@ impl Fact for DaemonSetFact {
 
     fn of(set: &DaemonSet) -> Self {
         let pod = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-        let affinity = pod
-            .and_then(|pod| pod.affinity.as_ref()?.node_affinity.as_ref())
-            .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
         Self {
             namespace: set.metadata.namespace.clone().unwrap_or_default(),
             name: set.metadata.name.clone().unwrap_or_default(),
             uid: set.metadata.uid.clone().unwrap_or_default(),
-            node_selector: pod.and_then(|pod| pod.node_selector.clone()).unwrap_or_default(),
-            terms: affinity.map(|affinity| affinity.node_selector_terms.clone()),
-            tolerations: pod.and_then(|pod| pod.tolerations.clone()).unwrap_or_default(),
+            needs: Needs::from_kubernetes(pod),
             node_name: pod.and_then(|pod| pod.node_name.clone()),
         }
     }

@@ -5,6 +5,8 @@ mod budget;
 mod cache;
 mod catch_up;
 mod daemon_sets;
+mod deadlines;
+mod needs;
 mod node;
 mod objects;
 mod one_node;
@@ -18,7 +20,10 @@ pub use bascule_planner::drain::{Controller, Pod as PodFact};
 pub use budget::BudgetFact;
 pub use cache::{Cache, Fact, Key, Place};
 pub use daemon_sets::DaemonSetFact;
-pub use node::{MAINTENANCE_CONDITIONS, NodeFact, TruceNote};
+pub use deadlines::DeadlineFact;
+pub use needs::space;
+pub(crate) use node::EXCLUDED_BY_US;
+pub use node::{EXCLUDE_LABEL, MAINTENANCE_CONDITIONS, NodeFact, TruceNote};
 pub use objects::{
     FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, PolicyFact,
     RollbackFact, UpdateFact, stage_text,
@@ -58,6 +63,8 @@ pub struct World {
     pub daemon_sets: Cache<DaemonSetFact>,
     /// The Jobs of hooks.
     pub jobs: Cache<JobFact>,
+    /// The deadlines of all other Jobs.
+    pub deadlines: Cache<DeadlineFact>,
     /// VolumeAttachments.
     pub attachments: Cache<AttachmentFact>,
     /// PersistentVolumeClaims.
@@ -87,6 +94,7 @@ impl World {
             attachments: Cache::new([Arc::clone(&changes)], clock),
             // Looked up when something else changed.
             claims: Cache::new([], clock),
+            deadlines: Cache::new([], clock),
             api_servers: ApiServers::default(),
             changes,
             pod_changes,
@@ -106,6 +114,8 @@ impl World {
         spawn(&mut tasks, client, &self.budgets, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.daemon_sets, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.jobs, watcher::Config::default().labels(HOOK_LABEL), metrics);
+        let others = format!("!{HOOK_LABEL}");
+        spawn(&mut tasks, client, &self.deadlines, watcher::Config::default().labels(&others), metrics);
         spawn(&mut tasks, client, &self.attachments, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.claims, watcher::Config::default(), metrics);
         tasks.spawn(self.api_servers.clone().keep_asking(client.clone(), Arc::clone(&self.changes)));
@@ -130,7 +140,7 @@ impl World {
             ("Pod", self.pods.is_synced()),
             ("PodDisruptionBudget", self.budgets.is_synced()),
             ("DaemonSet", self.daemon_sets.is_synced()),
-            ("Job", self.jobs.is_synced()),
+            ("Job", self.jobs.is_synced() && self.deadlines.is_synced()),
             ("VolumeAttachment", self.attachments.is_synced()),
             ("PersistentVolumeClaim", self.claims.is_synced()),
         ]

@@ -6,7 +6,8 @@ use bascule_api::{
     AUTOSCALER_ANNOTATIONS, Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, LEAVING_TAINTS, OLD_HOLD_TAINT,
     OUTDATED_TAINT, TRUCE_ANNOTATION, Time,
 };
-use bascule_planner::snapshot::{Cordon, Readiness, Taints, Truce};
+use bascule_planner::drain::amounts;
+use bascule_planner::snapshot::{Cordon, Excluded, Readiness, Taints, Truce};
 use chrono::{DateTime, Utc};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
@@ -15,6 +16,11 @@ use std::collections::BTreeMap;
 
 /// Marks control-plane nodes (Kubernetes, "Well-known labels").
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
+
+/// Takes a node out of external load balancers (Kubernetes, "Well-known labels").
+pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The label's value when we put it there; its presence alone counts for load balancers.
+pub(crate) const EXCLUDED_BY_US: &str = "bascule";
 
 /// One Node.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +47,8 @@ pub struct NodeFact {
     pub truce_note: Option<TruceNote>,
     /// What the node says to autoscalers.
     pub autoscaler_annotations: BTreeMap<String, String>,
+    /// What its pods may request in all.
+    pub allocatable: BTreeMap<String, u64>,
     /// All its taints.
     pub taints: Vec<Taint>,
     /// The boot the kubelet reports from.
@@ -74,6 +82,16 @@ impl NodeFact {
             None => Truce::None,
             Some(TruceNote { until: None, .. }) => Truce::Held,
             Some(TruceNote { until: Some(until), .. }) => Truce::Until(*until),
+        }
+    }
+
+    /// Whether it is taken out of external load balancers.
+    #[must_use]
+    pub fn excluded(&self) -> Excluded {
+        match self.labels.get(EXCLUDE_LABEL).map(String::as_str) {
+            None => Excluded::No,
+            Some(EXCLUDED_BY_US) => Excluded::ByUs,
+            Some(_) => Excluded::ByOthers,
         }
     }
 
@@ -136,6 +154,7 @@ impl Fact for NodeFact {
                 .iter()
                 .filter_map(|key| Some(((*key).to_owned(), annotation(key)?)))
                 .collect(),
+            allocatable: amounts(status.and_then(|status| status.allocatable.as_ref())),
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
             boot_seen: Time::default(),
@@ -231,6 +250,31 @@ mod tests {
         let rebooted = shows("u", "b2", Some(&later), 30);
         assert_eq!(seen(&rebooted), 30);
         assert_eq!(seen(&shows("v", "b2", Some(&rebooted), 40)), 40, "a Node that was made anew");
+    }
+
+    #[test]
+    fn what_autoscalers_publish_is_understood() {
+        // Cluster autoscaler (its FAQ, "What are the key best practices…", "How can I prevent…"; `utils/taints`) and Karpenter
+        // ("NodePools", "Disruption").
+        for (taint, leaves) in [
+            ("ToBeDeletedByClusterAutoscaler", true),
+            ("karpenter.sh/disrupted", true),
+            ("karpenter.sh/disruption", true),
+            // A candidate is not removed yet, and a start-up taint is a node that comes.
+            ("DeletionCandidateOfClusterAutoscaler", false),
+            (HOLD_TAINT, false),
+            ("karpenter.sh/unregistered", false),
+        ] {
+            let fact = node(serde_json::json!({
+                "metadata": {"name": "n1"}, "spec": {"taints": [{"key": taint, "effect": "NoSchedule"}]}
+            }));
+            assert_eq!(fact.leaving().is_some(), leaves, "{taint}");
+        }
+        assert!(HOLD_TAINT.starts_with("startup-taint.cluster-autoscaler.kubernetes.io/"));
+        assert_eq!(
+            AUTOSCALER_ANNOTATIONS,
+            ["cluster-autoscaler.kubernetes.io/scale-down-disabled", "karpenter.sh/do-not-disrupt"]
+        );
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! One node as the planner sees it, and on what that rests, so that it is made anew only where that changed.
 
 use super::{
-    AttachmentFact, BudgetFact, Cache, ClaimFact, DaemonSetFact, Key, NodeFact, Place, PodFact, PolicyFact, UpdateFact,
-    World,
+    AttachmentFact, BudgetFact, Cache, ClaimFact, DaemonSetFact, DeadlineFact, Key, NodeFact, Place, PodFact,
+    PolicyFact, UpdateFact, World, needs::space,
 };
 use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
 use bascule_planner::{
-    drain::{Hour, node_pods, sort},
+    drain::{Hour, Needed, Space, node_pods, sort},
     snapshot::{BlockedPod, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods},
 };
 use std::{
@@ -104,14 +104,15 @@ impl Facts {
     }
 
     /// The node.
-    pub(super) fn node(&self, ground: &Ground, claims: &Cache<ClaimFact>, now: Time) -> Node {
+    pub(super) fn node(&self, ground: &Ground, world: &World, now: Time) -> Node {
         let mut node = bare(&self.node, self.update.as_deref());
         node.earlier = self.earlier.as_ref().map(|earlier| Arc::new(earlier.facts.spec.clone()));
         node.etcd = etcd(&self.node, &self.pods);
+        node.space = space(&self.node, self.pods.values().map(|pod| &**pod));
         if let Some(drain) = self.drain_settings(ground) {
-            node.pods = self.pods_under(drain, ground, now);
+            node.pods = self.pods_under(drain, ground, &world.deadlines, now);
             if self.drain_began().is_some() {
-                node.pods.attached = self.attached(drain, claims, ground, now);
+                node.pods.attached = self.attached(drain, &world.claims, ground, now);
             }
             if let Some(progress) = &self.drain {
                 progress_of(progress, &mut node.pods);
@@ -159,14 +160,20 @@ impl Facts {
         }
     }
 
-    fn pods_under(&self, drain: &Drain, ground: &Ground, now: Time) -> NodePods {
+    fn pods_under(&self, drain: &Drain, ground: &Ground, deadlines: &Cache<DeadlineFact>, now: Time) -> NodePods {
         let none = BTreeSet::new();
         let hour = self.hour(ground, &none, now);
-        node_pods(self.pods.values().map(|pod| &**pod), drain, &hour, |pod| {
+        let needs = |pod: &PodFact| -> Vec<Needed> {
             let budgets = ground.budgets.get(&pod.namespace).map(Vec::as_slice).unwrap_or_default();
             let needed = budgets.iter().filter(|budget| budget.covers(pod) && budget.is_needed_for(pod));
             needed.map(|budget| (budget.path(), budget.opens_after_cordon)).collect()
-        })
+        };
+        let job_ends_by = |pod: &PodFact| {
+            let job = pod.job()?;
+            let known = deadlines.get(&Key { namespace: pod.namespace.clone(), name: job.name.clone() });
+            known.filter(|known| known.uid == job.uid)?.ends_by
+        };
+        node_pods(self.pods.values().map(|pod| &**pod), drain, &hour, needs, job_ends_by)
     }
 
     fn drain_began(&self) -> Option<chrono::DateTime<chrono::Utc>> {
@@ -244,6 +251,8 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         taints: fact.our_taints(),
         truce: fact.truce(),
         leaving: fact.leaving(),
+        excluded: fact.excluded(),
+        space: Space::default(),
         boot_id: fact.boot_id.clone(),
         boot_seen: fact.boot_seen,
         architecture: fact.architecture,

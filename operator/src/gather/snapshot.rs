@@ -2,7 +2,7 @@
 //! recognises them.
 
 use super::{
-    BudgetFact, Cache, ClaimFact, Key, PodFact, PolicyFact, World,
+    BudgetFact, Key, PodFact, PolicyFact, World,
     one_node::{Facts, Ground, NAMED},
 };
 use crate::drain::{PodSource as _, Progress};
@@ -76,7 +76,7 @@ impl Assembler {
                 drain: outside.drains.get(&node.name).cloned(),
                 node,
             };
-            self.node(before, facts, stands, &world.claims, outside.now)
+            self.node(before, facts, stands, world, outside.now)
         });
         let nodes = nodes.collect();
         for (_, gone) in known.into_values() {
@@ -104,13 +104,13 @@ impl Assembler {
         before: Option<(Facts, Arc<Node>)>,
         facts: Facts,
         stands: bool,
-        claims: &Cache<ClaimFact>,
+        world: &World,
         now: Time,
     ) -> Arc<Node> {
         let node = match before {
             Some((known, node)) if stands && known.hold(&facts) && steady(&node.pods) => node,
             before => {
-                let (node, before) = (facts.node(&self.ground, claims, now), before.map(|(_, node)| node));
+                let (node, before) = (facts.node(&self.ground, world, now), before.map(|(_, node)| node));
                 match before {
                     Some(before) if *before == node => before,
                     before => {

@@ -17,6 +17,7 @@ mod installation;
 mod kubectl;
 mod live;
 mod monitoring;
+mod places;
 mod proxy;
 mod reboots;
 mod repository;

@@ -4,11 +4,13 @@
 use crate::agent::Habit;
 use crate::world::World;
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
+use bascule_operator::gather::EXCLUDE_LABEL;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 fn cordoned(node: Option<&Node>) -> bool {
@@ -16,7 +18,7 @@ fn cordoned(node: Option<&Node>) -> bool {
 }
 
 /// A Deployment of one pod with more lines of its pod's spec.
-fn one_pod(name: &str, more: &str) -> String {
+pub fn one_pod(name: &str, more: &str) -> String {
     format!(
         r#"
 apiVersion: apps/v1
@@ -60,7 +62,7 @@ impl World {
         pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(&succeeded)).await.unwrap();
     }
 
-    async fn starts(&self, manifest: &str, app: &str) {
+    pub async fn starts(&self, manifest: &str, app: &str) {
         self.control_plane.apply(manifest).await.unwrap();
         let patience = crate::world::PATIENCE;
         assert!(bascule_tests::workload::until_ready(&self.client, app, 1, patience).await, "{app} never was ready");
@@ -153,6 +155,7 @@ apiVersion: batch/v1
 kind: Job
 metadata: {name: build, namespace: default}
 spec:
+  activeDeadlineSeconds: 600
   template:
     metadata: {labels: {app: build}, annotations: {karpenter.sh/do-not-disrupt: "true"}}
     spec:
@@ -170,8 +173,11 @@ async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_comple
     world.policy("workers", json!({})).await;
     world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
     assert!(cordoned(Some(&Api::<Node>::all(world.client.clone()).get("n1").await.unwrap())), "takes no new builds");
+    // The Job says when it ends, which is before the drain would.
+    let job = Api::<Job>::namespaced(world.client.clone(), "default").get("build").await.unwrap();
+    let started_at = bascule_api::Time::from_kubernetes(&job.status.unwrap().start_time.unwrap());
     let until = world.update("n1").await.status.unwrap().rollout.unwrap().until;
-    assert!(until.is_some(), "by the end of the drain at the latest");
+    assert_eq!(until, Some(started_at.after(bascule_api::Duration::from_secs(600))));
     world.the_build_ends(&build).await;
     world.until_current("n1", "1.1").await;
     assert!(world.evictions(&operator.listen).await <= 1, "at most the finished pod");
@@ -222,6 +228,36 @@ async fn a_cluster_of_one_node_is_updated_with_the_operator_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_two_nodes_is_updated_with_a_replica_of_the_operator_on_each() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::Good).await;
+    let spread = "topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, \
+                  labelSelector: {matchLabels: {app.kubernetes.io/name: bascule-operator}}}]\n      containers:";
+    let two = OPERATOR.replace("replicas: 1", "replicas: 2").replacen("containers:", spread, 1);
+    world.control_plane.apply(&two).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "bascule-system");
+    let ready = |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+    };
+    let mut operators = Vec::new();
+    for name in ["op-0", "op-1"] {
+        world.until(pods.clone(), name, "ready", ready).await;
+        let node = pods.get(name).await.unwrap().spec.unwrap().node_name.unwrap();
+        operators.push(world.operator_with(name, None, &[&format!("--node-name={node}")]).await);
+    }
+    world.policy("workers", json!({})).await;
+    for node in ["n1", "n2"] {
+        world.until_current(node, "1.1").await;
+        world.until_node(node, "uncordoned", |node| !cordoned(node)).await;
+    }
+    for name in ["op-0", "op-1"] {
+        world.until(pods.clone(), name, "ready after all", ready).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_uncordon_by_a_person_ends_the_drain_and_is_told() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
@@ -247,10 +283,11 @@ async fn a_rollback_that_names_a_cordoned_node_takes_it_and_leaves_it_cordoned()
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let _operator = world.operator("first").await;
-    world.policy("workers", json!({})).await;
+    world.policy("workers", json!({"drain": {"loadBalancerDelay": "3s"}})).await;
     world.until_current("n1", "1.1").await;
     let nodes: Api<Node> = Api::all(world.client.clone());
-    world.until_node("n1", "uncordoned", |node| !cordoned(node)).await;
+    let excluded = |node: Option<&Node>| node.is_some_and(|node| node.labels().contains_key(EXCLUDE_LABEL));
+    world.until_node("n1", "uncordoned", |node| !cordoned(node) && !excluded(node)).await;
     nodes.cordon("n1").await.unwrap();
     let rollback: Rollback = serde_json::from_value(json!({
         "metadata": {"name": "back"}, "spec": {"reason": "bad disk", "policy": "workers", "nodes": ["n1"]}
@@ -262,7 +299,9 @@ async fn a_rollback_that_names_a_cordoned_node_takes_it_and_leaves_it_cordoned()
         booted.is_some_and(|booted| booted.version.as_str() == "1.0")
             && update.is_some_and(|update| update.spec.disruption.is_none())
     };
+    world.until_node("n1", "out of load balancers", excluded).await;
     world.until_update("n1", "back on 1.0", back).await;
+    world.until_node("n1", "as the person left it", |node| !excluded(node)).await;
     assert!(cordoned(Some(&nodes.get("n1").await.unwrap())));
 }
 

@@ -88,9 +88,8 @@ impl<'c, 'a> Chooser<'c, 'a> {
         }
         let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
         let outdated = rolling && traits.ready && installs.is_some();
-        let holds = policy.is_some_and(|policy| policy.valid.is_some_and(|valid| valid.spec.new_nodes.hold));
-        let held = holds && (!traits.booted || installs.is_some_and(|install| may_come_up(policy, view, install)));
-        chosen.taints = traits.outdated != outdated || traits.held != held;
+        // Whether a held node is let go is looked at anew each time: its wave, or a person, may hold it back.
+        chosen.taints = traits.outdated != outdated || traits.held;
         (choice, chosen)
     }
 

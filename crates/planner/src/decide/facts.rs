@@ -7,7 +7,7 @@
 use super::known::{Kind, Texts};
 use crate::{
     Snapshot,
-    snapshot::{Cordon, EtcdMember, Node, PolicyFacts, Truce, UpdateFacts},
+    snapshot::{Cordon, EtcdMember, Excluded, Node, PolicyFacts, Truce, UpdateFacts},
 };
 use bascule_api::{Booted, Counting, Disruption, DisruptionOutcome, Goal, SlotState, SlotStatus, Time, Version};
 use std::sync::Arc;
@@ -152,7 +152,7 @@ impl Traits {
             ready: node.ready.ready,
             cordoned_by_us: matches!(node.cordon, Cordon::Ours { .. } | Cordon::Lifted { .. }),
             cordoned_by_other: matches!(node.cordon, Cordon::Other { .. }),
-            truce: node.truce != Truce::None,
+            truce: node.truce != Truce::None || node.excluded == Excluded::ByUs,
             control_plane: node.control_plane,
             outdated: node.taints.outdated,
             held: node.taints.hold,

@@ -6,13 +6,18 @@ use super::{
     budget::{ClusterBudget, PolicyBudget},
     choice::{Choice, Install},
     facts::NodeView,
-    health::{Answers, Room},
+    health::{Allowance, Answers},
     policy::PolicyView,
     waves::Waves,
 };
-use crate::{Gate, GateSet, Wait, plan::GateQuestion, snapshot::Cordon};
+use crate::{
+    Gate, GateSet, Wait,
+    drain::{last_place_of, without_place},
+    plan::GateQuestion,
+    snapshot::{Cordon, Node},
+};
 use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, Time, WaitReason};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// The first wait after a failed drain; it doubles with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(300);
@@ -85,10 +90,72 @@ pub(super) fn own(candidate: &Candidate<'_, '_>) -> Option<(Gate, Arc<Wait>)> {
     OWN.iter().filter(|(gate, _)| candidate.set.asks(*gate)).find_map(|(gate, ask)| Some((*gate, ask(candidate)?)))
 }
 
+/// Gates that may hold a node for days: somebody's decision, or the rollout's own order. A new node is not held meanwhile,
+/// since pods may have nowhere else to go.
+const MAY_TAKE_DAYS: [Gate; 11] = [
+    Gate::BootCounting,
+    Gate::NotPaused,
+    Gate::NoFreeze,
+    Gate::NotHalted,
+    Gate::Repository,
+    Gate::Release,
+    Gate::Age,
+    Gate::Retention,
+    Gate::Skew,
+    Gate::Wave,
+    Gate::Soak,
+];
+
+/// Whether a node waits for something that may take days.
+pub(super) fn may_take_days(candidate: &Candidate<'_, '_>) -> bool {
+    OWN.iter().filter(|(gate, _)| MAY_TAKE_DAYS.contains(gate)).any(|(_, ask)| ask(candidate).is_some())
+}
+
 /// The first gate that keeps the release from being staged.
 pub(super) fn before_staging(candidate: &Candidate<'_, '_>) -> Option<Arc<Wait>> {
     let asked = OWN.iter().filter(|(gate, _)| BEFORE_STAGING.contains(gate) && candidate.set.asks(*gate));
     asked.map(|(_, ask)| ask(candidate)).find_map(|wait| wait)
+}
+
+/// Where pods may go.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    pub(super) nodes: &'a [Arc<Node>],
+    /// Those that this plan grants: they will be emptied, too.
+    granting: BTreeSet<&'a str>,
+    /// Those whose pods look for a place now: granted by this plan or by an earlier one.
+    emptied: Vec<&'a Node>,
+}
+
+impl<'a> Places<'a> {
+    pub(super) fn new(nodes: &'a [Arc<Node>]) -> Self {
+        let emptied = nodes.iter().map(|node| &**node).filter(|node| node.granted() && !node.pods.needs.is_empty());
+        Self { nodes, granting: BTreeSet::new(), emptied: emptied.collect() }
+    }
+
+    /// A node is granted.
+    pub(super) fn take(&mut self, node: &'a Node) {
+        self.granting.insert(&*node.name);
+        if !node.pods.needs.is_empty() {
+            self.emptied.push(node);
+        }
+    }
+
+    /// Why a node can't be emptied now.
+    fn refuse(&self, node: &Node) -> Option<Wait> {
+        const WAY_OUT: &str = "spec.drain.waitForPlaces: false does not wait for one";
+        let closed = |name: &str| self.granting.contains(name);
+        let of = |pod: &str, message: String| {
+            let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+            Wait::new(WaitReason::PodFitsNowhere, message).of("Pod", Some(namespace), name)
+        };
+        if let Some((pod, needs)) = without_place(node, self.nodes, closed) {
+            let needs = needs.in_words();
+            return Some(of(pod, format!("no other node could take pod {pod}, which needs {needs} ({WAY_OUT})")));
+        }
+        let (pod, _) = last_place_of(node, &self.emptied, self.nodes, closed)?;
+        Some(of(pod, format!("only this node could take pod {pod}, whose own node is being emptied ({WAY_OUT})")))
+    }
 }
 
 /// The gates that look at what other nodes do, this plan's grants included.
@@ -97,7 +164,8 @@ pub(super) fn shared<'a>(
     budget: &mut PolicyBudget<'a>,
     cluster: &mut ClusterBudget<'a>,
     answers: Answers<'a>,
-    room: &mut Room,
+    allowance: &mut Allowance,
+    places: &Places<'_>,
     questions: &mut Vec<GateQuestion>,
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
@@ -142,8 +210,15 @@ pub(super) fn shared<'a>(
     if set.asks(Gate::OperatorLast) && view.traits.runs_operator && candidate.others_first {
         return Some(operator_last());
     }
+    // A way back leaves a release that is worse than a pod without a place for some minutes.
+    if set.asks(Gate::Place)
+        && !candidate.choice.goes_back()
+        && let Some(wait) = places.refuse(view.node)
+    {
+        return held(Gate::Place, Some(wait));
+    }
     if set.asks(Gate::Health) && !candidate.choice.goes_back() {
-        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, room);
+        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, allowance);
         questions.extend(asked.questions);
         return held(Gate::Health, asked.failing);
     }

@@ -4,8 +4,8 @@ use super::{
     Grants, PolicyWaves, Round, Said,
     budget::{ClusterBudget, PolicyBudget},
     choice::Choice,
-    gates::{self, Candidate},
-    health::{Answers, Room},
+    gates::{self, Candidate, Places},
+    health::{Allowance, Answers},
     known::{Ground, Verdicts},
     maintenance,
 };
@@ -41,7 +41,8 @@ impl<'a> Round<'a> {
         let mut steps = Vec::new();
         let mut questions = Vec::new();
         let answers = Answers(&self.snapshot.gates);
-        let mut room = Room::default();
+        let mut allowance = Allowance::default();
+        let mut places = Places::new(&self.snapshot.nodes);
         for (policy_index, node) in order {
             let (Some(budget), Some(waves)) = (budgets.get_mut(policy_index), waves.get(policy_index)) else {
                 continue;
@@ -55,8 +56,9 @@ impl<'a> Round<'a> {
             let found = found.or_else(|| {
                 (trouble && self.set.asks(Gate::Ready)).then(|| (Gate::Ready, gates::not_ready(&candidate)))
             });
-            match found.or_else(|| gates::shared(&candidate, budget, &mut cluster, answers, &mut room, &mut questions))
-            {
+            match found.or_else(|| {
+                gates::shared(&candidate, budget, &mut cluster, answers, &mut allowance, &places, &mut questions)
+            }) {
                 Some((gate, wait)) => {
                     let said = self.waiting(gate, wait);
                     self.draft.say(node, said);
@@ -80,6 +82,7 @@ impl<'a> Round<'a> {
                         budget.take(candidate.view);
                     }
                     cluster.take(candidate.view);
+                    places.take(candidate.view.node);
                     if let Choice::Install(install) = candidate.choice
                         && install.rollback.is_none()
                     {
@@ -99,7 +102,12 @@ impl<'a> Round<'a> {
         out
     }
 
-    fn candidate<'c>(&'c self, policy: usize, node: usize, waves: &'c PolicyWaves) -> Option<Candidate<'c, 'a>> {
+    pub(super) fn candidate<'c>(
+        &'c self,
+        policy: usize,
+        node: usize,
+        waves: &'c PolicyWaves,
+    ) -> Option<Candidate<'c, 'a>> {
         let view = self.nodes.get(node)?;
         let choice = self.choices.get(node)?.as_ref()?;
         // A way back does not wait for nodes that wait to go forward.

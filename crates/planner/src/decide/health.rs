@@ -34,18 +34,18 @@ pub(super) struct Asked {
 /// How many more questions about single nodes a plan may have, so that a gate that is asked for each node of a thousand
 /// does not mean a thousand questions at once.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Allowance {
     new: usize,
     all: usize,
 }
 
-impl Default for Room {
+impl Default for Allowance {
     fn default() -> Self {
         Self { new: NEW_NODES, all: MOST_NODES }
     }
 }
 
-impl Room {
+impl Allowance {
     /// For nodes that move, of which there are few.
     pub(super) const fn unlimited() -> Self {
         Self { new: usize::MAX, all: usize::MAX }
@@ -63,7 +63,13 @@ impl Room {
 
 impl Answers<'_> {
     /// What the gates of a policy say about a node.
-    pub(super) fn ask(self, policy: &PolicyView<'_>, view: &NodeView<'_>, now: Time, room: &mut Room) -> Asked {
+    pub(super) fn ask(
+        self,
+        policy: &PolicyView<'_>,
+        view: &NodeView<'_>,
+        now: Time,
+        allowance: &mut Allowance,
+    ) -> Asked {
         let mut out =
             Asked { failing: None, node_fails: false, open: false, since: Time::default(), questions: Vec::new() };
         let gates = policy.valid.map_or(&[][..], |valid| &valid.gates);
@@ -77,7 +83,7 @@ impl Answers<'_> {
             let may_ask = !gate.per_node
                 || *about.get_or_insert_with(|| {
                     let known = self.0.iter().filter(of_policy).any(|answer| about_node(&answer));
-                    room.take(!known)
+                    allowance.take(!known)
                 });
             if may_ask {
                 let (policy, gate) = (policy.facts.name.clone(), gate.name.clone());

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Action, Expect, Rule, Step, Wait,
     plan::{self, Taint},
-    snapshot::{Cordon, Truce},
+    snapshot::{Cordon, Excluded, Truce},
 };
 use bascule_api::{Duration, Goal, NodeUpdateSpec, ReleaseRef, RolloutState, WaitReason};
 use std::sync::Arc;
@@ -62,7 +62,7 @@ impl Round<'_> {
             act(action, Expect { cordon: Some(cordon), ..expect() }, says);
         }
         let over = match node.truce {
-            Truce::None => false,
+            Truce::None => node.excluded == Excluded::ByUs && left_nothing && !carried_on,
             Truce::Held => left_nothing && !carried_on,
             Truce::Until(until) => until <= self.snapshot.now,
         };

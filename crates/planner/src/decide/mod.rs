@@ -171,7 +171,7 @@ fn decide(
     let waves = round.waves();
     round.stage(&waves);
     let grants = round.grant(&waves, verdicts);
-    round.taint();
+    round.taint(&waves);
     round.finish(&waves, grants)
 }
 

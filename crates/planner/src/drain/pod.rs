@@ -1,8 +1,9 @@
 //! What drain and gates need to know of a pod, and nothing more: a cluster has many pods and each is kept in memory.
 
+use super::Needs;
 use bascule_api::{Duration, ObjectRef};
 use chrono::{DateTime, Utc};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,10 +47,20 @@ pub struct Pod {
     pub ends_by: Option<DateTime<Utc>>,
     /// The PersistentVolumeClaims it uses.
     pub claims: Vec<String>,
+    /// What it needs of the node that takes it.
+    pub needs: Arc<Needs>,
     /// What it asks of drains.
     pub wish: Wish,
     /// For how long its budget may take to open once the node is cordoned, where it says so.
     pub opens_after_cordon: Option<Duration>,
+}
+
+impl Pod {
+    /// The Job that it is of.
+    #[must_use]
+    pub fn job(&self) -> Option<&Controller> {
+        self.controller.as_ref().filter(|owner| owner.kind == "Job" && owner.api_version.starts_with("batch/"))
+    }
 }
 
 /// A pod's controller.

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::snapshot::{Completing, NodePods, UndrainablePod};
 use bascule_api::{Drain, Duration, Time};
-use std::collections::BTreeMap;
+use chrono::{DateTime, Utc};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// How many pods a fact or message names before it says "and N more".
 pub(crate) const NAMED: usize = 5;
@@ -114,12 +115,14 @@ pub fn sort<'a>(pods: impl IntoIterator<Item = &'a Pod>, drain: &Drain, hour: &H
 /// is said of it.
 pub type Needed = (String, Option<Duration>);
 
-/// What the planner has to know of a node's pods. `needs` gives the budgets whose permission a pod's eviction needs.
+/// What the planner has to know of a node's pods. `needs` gives the budgets whose permission a pod's eviction needs,
+/// `job_ends_by` when the Job of a pod has ended at the latest.
 pub fn node_pods<'a>(
     pods: impl IntoIterator<Item = &'a Pod>,
     drain: &Drain,
     hour: &Hour<'_>,
     mut needs: impl FnMut(&Pod) -> Vec<Needed>,
+    job_ends_by: impl Fn(&Pod) -> Option<DateTime<Utc>>,
 ) -> NodePods {
     let sorted = sort(pods, drain, hour);
     let mut facts = NodePods::default();
@@ -137,6 +140,14 @@ pub fn node_pods<'a>(
             *counts.entry(budget).or_default() += 1;
         }
     }
+    let asks = drain.wait_for_places && hour.begun.is_none();
+    for pod in sorted.go.iter().chain(&sorted.later).filter(|_| asks) {
+        let comes_back = pod.controller.is_some() && !pod.finished && pod.deletes_at.is_none();
+        // What tolerates the cordon has a place here.
+        if comes_back && !pod.tolerates_cordon && !facts.needs.iter().any(|(_, known)| *known == pod.needs) {
+            facts.needs.push((pod.path(), Arc::clone(&pod.needs)));
+        }
+    }
     facts.budgets = counts.into_iter().collect();
     facts.opening = opening.into_iter().collect();
     let named = sorted.refused.iter().take(NAMED).map(|(pod, refusal)| UndrainablePod {
@@ -150,7 +161,7 @@ pub fn node_pods<'a>(
     let more = sorted.completing.len().saturating_sub(1);
     // The one that is waited for longest, as far as is known.
     let last = sorted.completing.iter().map(|(pod, until)| {
-        let by = [*until, pod.ends_by.map(Time::new)].into_iter().flatten().min();
+        let by = [*until, pod.ends_by.map(Time::new), job_ends_by(pod).map(Time::new)].into_iter().flatten().min();
         (by.is_none(), by, *pod)
     });
     facts.completing = last
@@ -163,7 +174,7 @@ pub fn node_pods<'a>(
 mod tests {
     use super::*;
     use bascule_api::{DrainBehavior, DrainRule, Selector};
-    use chrono::{DateTime, TimeDelta, Utc};
+    use chrono::TimeDelta;
     use std::collections::BTreeSet;
 
     fn now() -> DateTime<Utc> {
@@ -246,7 +257,7 @@ mod tests {
         let hour = Hour { now: now(), begun: None, given_up: &BTreeSet::new(), own: None };
         let mut web = pod("w", "web", true);
         web.opens_after_cordon = Some(Duration::from_secs(30));
-        let facts = node_pods([&build, &web], &drain, &hour, |_| vec![("shop/all".to_owned(), None)]);
+        let facts = node_pods([&build, &web], &drain, &hour, |_| vec![("shop/all".to_owned(), None)], |_| None);
         assert_eq!((facts.remaining, facts.budgets), (2, vec![("shop/all".to_owned(), 1)]));
         assert_eq!(facts.opening, [("shop/all".to_owned(), Duration::from_secs(30))]);
         let completing = facts.completing.unwrap();

@@ -4,7 +4,7 @@ use super::{Violation, violation};
 use crate::{
     Action, Plan, Snapshot, ValidPolicy,
     plan::HookOrder,
-    snapshot::{Cordon, EtcdMember, Node, OfferState, PolicyFacts},
+    snapshot::{Cordon, EtcdMember, Excluded, Node, OfferState, PolicyFacts},
 };
 use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, OnTimeout, Severity, Version};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,11 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
         emptied(snapshot, node, &step.action, found);
         remembered_failure(snapshot, node, &step.action, found);
     }
+    for order in &plan.drains {
+        if nodes.get(order.node.as_str()).is_some_and(|node| node.excluded == Excluded::No) {
+            found.push(violation(0, &order.node, "is emptied while external load balancers send to it"));
+        }
+    }
     for grant in &granted {
         promises(snapshot, grant, found);
         failed_releases(grant, found);
@@ -44,6 +49,31 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
     control_plane(snapshot, &granted, found);
     disruption_budgets(snapshot, &granted, found);
     operator_last(snapshot, &granted, found);
+    places(snapshot, &granted, found);
+}
+
+/// A node is not emptied of a pod that would find no other node, nodes that the same plan empties included.
+fn places(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violation>) {
+    let open = |node: &&Node, but: &Node| {
+        node.name != but.name
+            && node.ready.ready
+            && node.cordon == Cordon::None
+            && node.update.as_ref().is_none_or(|update| update.spec.disruption.is_none())
+            && !(node.deleting || node.taints.hold || node.leaving.is_some())
+    };
+    for grant in granted.iter().filter(|grant| grant.installs.is_some() && grant.cause.object.kind != "Rollback") {
+        let others = || snapshot.nodes.iter().map(|node| &**node).filter(|node| open(node, grant.node));
+        // Where nobody will take any pod there is no better time.
+        let stays = |node: &Node| node.name != grant.node.name && !node.deleting && node.leaving.is_none();
+        if !snapshot.nodes.iter().any(|node| stays(node) && node.space.barriers.is_empty()) {
+            continue;
+        }
+        let left = || others().filter(|node| !granted.iter().any(|other| other.node.name == node.name));
+        let lost = grant.node.pods.needs.iter().find(|(_, needs)| !left().any(|node| needs.fit(node)));
+        if let Some((pod, _)) = lost {
+            found.push(violation(0, &grant.node.name, format!("no other node could take {pod}")));
+        }
+    }
 }
 
 fn grant<'a>(snapshot: &'a Snapshot, node: &'a Node, cause: &'a Cause) -> Option<Granted<'a>> {

@@ -35,7 +35,7 @@ impl std::fmt::Display for Violation {
 pub fn lint(snapshot: &Snapshot, plan: &Plan, report: &Report) -> Vec<Violation> {
     let mut found = Vec::new();
     disruption::check(snapshot, plan, &mut found);
-    rollout::check(snapshot, plan, &mut found);
+    rollout::check(snapshot, plan, report, &mut found);
     explained::check(snapshot, plan, report, &mut found);
     found.sort_unstable();
     found.dedup();

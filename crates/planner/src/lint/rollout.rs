@@ -3,13 +3,18 @@
 
 use super::{Violation, violation};
 use crate::{
-    Action, Plan, Snapshot,
+    Action, Plan, Report, Snapshot,
     snapshot::{Node, PolicyFacts},
 };
-use bascule_api::{BlockedRelease, DisruptionOutcome, EmergencyExemption, Goal, Severity, SlotState, Time, Version};
+use bascule_api::{
+    BlockedRelease, DisruptionOutcome, EmergencyExemption, Goal, Severity, SlotState, Time, Version, WaitReason,
+};
 use std::collections::BTreeSet;
 
-pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>) {
+pub(super) fn check(snapshot: &Snapshot, plan: &Plan, report: &Report, found: &mut Vec<Violation>) {
+    for (node, said) in snapshot.nodes.iter().zip(&report.nodes) {
+        held_for_days(node, said.wait.reason, plan, found);
+    }
     for step in &plan.steps {
         if let Action::Stage { node, policy, release, .. } = &step.action
             && step.cause.as_ref().is_none_or(|cause| cause.object.kind != "Rollback")
@@ -42,6 +47,27 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
         waves(snapshot, policy, node, version, &updates, found);
         halted(snapshot, policy, node, found);
         in_trouble(snapshot, policy, node, &granted, found);
+    }
+}
+
+/// A new node that is held takes no pods, so it must not wait for what may take days: they may have nowhere else to go.
+fn held_for_days(node: &Node, reason: WaitReason, plan: &Plan, found: &mut Vec<Violation>) {
+    let for_days = matches!(
+        reason,
+        WaitReason::BootCountingBroken
+            | WaitReason::Paused
+            | WaitReason::Freeze
+            | WaitReason::Halted
+            | WaitReason::RepositoryUnavailable
+            | WaitReason::MinimumAge
+            | WaitReason::Retention
+            | WaitReason::VersionSkew
+            | WaitReason::Wave
+            | WaitReason::Soak
+    );
+    let is_let_go = |step: &crate::Step| matches!(&step.action, Action::Untaint { node: name, taint: crate::plan::Taint::Hold } if **name == *node.name);
+    if node.taints.hold && for_days && !node.deleting && !plan.steps.iter().any(is_let_go) {
+        found.push(violation(0, &node.name, format!("is held while it waits with {reason}")));
     }
 }
 

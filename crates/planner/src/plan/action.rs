@@ -127,8 +127,10 @@ pub enum Action {
     Truce {
         /// The node.
         node: String,
+        /// Take it out of external load balancers as well: somebody else has cordoned it, so that we do not.
+        exclude: bool,
     },
-    /// Put back what others had said to autoscalers about the Node.
+    /// Put back what others had said to autoscalers about the Node, and into load balancers what we took out.
     EndTruce {
         /// The node.
         node: String,
@@ -298,7 +300,7 @@ impl Action {
             | Self::Grant { node, .. }
             | Self::NoteHook { node, .. }
             | Self::BeginDrain { node, .. }
-            | Self::Truce { node }
+            | Self::Truce { node, .. }
             | Self::EndTruce { node }
             | Self::Emptied { node, .. }
             | Self::Cordon { node, .. }

@@ -8,8 +8,8 @@ mod offer;
 mod policy;
 
 pub use node::{
-    BlockedPod, Completing, Cordon, DaemonSetPod, DaemonSets, DisruptionBudget, EtcdMember, HookRun, HookStage,
-    HookState, Node, NodePods, Readiness, Taints, Truce, UndrainablePod, UpdateFacts,
+    BlockedPod, Completing, Cordon, DaemonSetPod, DaemonSets, DisruptionBudget, EtcdMember, Excluded, HookRun,
+    HookStage, HookState, Node, NodePods, Readiness, Taints, Truce, UndrainablePod, UpdateFacts,
 };
 pub use offer::{Offer, OfferState, Release};
 pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};

@@ -1,5 +1,6 @@
 //! Facts about one node, its NodeUpdate and what runs on it.
 
+use crate::drain::{Needs, Space};
 use bascule_api::{Architecture, Duration, NodeUpdateSpec, NodeUpdateStatus, ObjectRef, Time};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -42,6 +43,10 @@ pub struct Node {
     /// The operator's word of a NodeUpdate that went with an earlier Node of this name in the middle of its disruption, as
     /// far as the operator remembers one.
     pub earlier: Option<Arc<NodeUpdateSpec>>,
+    /// Whether it is taken out of external load balancers.
+    pub excluded: Excluded,
+    /// What it has to give to pods that look for a place.
+    pub space: Space,
     /// The pods that a drain under the settings of the node's policy would have to evict.
     pub pods: NodePods,
     /// The DaemonSet pods that should run on it.
@@ -100,6 +105,18 @@ pub enum Truce {
     Held,
     /// They are until then.
     Until(Time),
+}
+
+/// Whether a node is taken out of external load balancers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Excluded {
+    /// It is not.
+    #[default]
+    No,
+    /// We did it.
+    ByUs,
+    /// Somebody else did.
+    ByOthers,
 }
 
 /// The taints of ours on a node.
@@ -167,6 +184,9 @@ pub struct NodePods {
     pub opening: Vec<(String, Duration)>,
     /// What is waited for until it has completed, where there is something.
     pub completing: Option<Completing>,
+    /// What the pods that have to go, and that a controller brings back elsewhere, need of another node, each kind once; with
+    /// a pod that needs it, `namespace/name`. Empty where the policy does not ask.
+    pub needs: Vec<(String, Arc<Needs>)>,
     /// Some of the pods that are left where they are because they would come back, `namespace/name`.
     pub coming_back: Vec<String>,
     /// Some of the volumes of pods that leave which are still attached to the node, while it is being emptied.

@@ -4,9 +4,10 @@ use bascule_api::{
     Architecture, Digest, FreezeSpec, KubernetesVersion, RollbackSpec, RollbackStatus, Severity, Time,
     UpdatePolicySpec, UpdatePolicyStatus, Version,
 };
+use bascule_planner::drain::Space;
 use bascule_planner::snapshot::{
-    Cordon, DaemonSetPod, DaemonSets, EtcdMember, FreezeFacts, Node, NodePods, Offer, OfferState, PolicyFacts,
-    Readiness, Release, RollbackFacts, Taints, Truce,
+    Cordon, DaemonSetPod, DaemonSets, EtcdMember, Excluded, FreezeFacts, Node, NodePods, Offer, OfferState,
+    PolicyFacts, Readiness, Release, RollbackFacts, Taints, Truce,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -93,6 +94,8 @@ pub fn node(name: &str, zone: &str) -> Node {
         taints: Taints::default(),
         truce: Truce::None,
         leaving: None,
+        excluded: Excluded::default(),
+        space: Space::default(),
         boot_id: format!("{name}-boot-1"),
         boot_seen: at(-86_400),
         architecture: Some(Architecture::X86_64),

@@ -4,7 +4,7 @@ use super::World;
 use bascule_api::{IntOrPercent, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
-    snapshot::{Cordon, Truce},
+    snapshot::{Cordon, Excluded, Truce},
 };
 
 /// For how many rounds a trial may be without anybody who carries on with it: the operator dies now and then.
@@ -231,6 +231,9 @@ pub(super) fn end(world: &World, report: &Report) -> Vec<Broken> {
         };
         if over {
             broken.push(Broken::World(9, format!("{} is left with what we said to autoscalers", node.name)));
+        }
+        if node.excluded == Excluded::ByUs {
+            broken.push(Broken::World(9, format!("{} is left out of load balancers", node.name)));
         }
         if node.cordon != Cordon::None {
             broken.push(Broken::World(9, format!("{} is left cordoned", node.name)));

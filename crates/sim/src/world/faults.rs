@@ -2,7 +2,7 @@
 
 use super::{World, build, pods::Kind};
 use bascule_api::{Counting, Time};
-use bascule_planner::snapshot::{Cordon, EtcdMember, OfferState, Truce};
+use bascule_planner::snapshot::{Cordon, EtcdMember, Excluded, OfferState, Truce};
 use rand::RngExt as _;
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..29) {
+        match self.random.random_range(0..30) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -78,6 +78,10 @@ impl World {
             24 => {
                 self.tell(&format!("{name}: somebody pins a pod that tolerates everything there"));
                 self.settle_on(&name, Kind::Tolerant);
+            }
+            29 => {
+                self.tell(&format!("{name}: somebody ties a pod to it"));
+                self.settle_on(&name, Kind::Anchored);
             }
             _ => {
                 self.workload.hooks_fail = !self.workload.hooks_fail;
@@ -150,6 +154,12 @@ impl World {
         rollback.spec.ignore_budgets = self.chance(15);
         if self.chance(30) {
             rollback.spec.nodes = self.any_node().into_iter().collect();
+            // Who means one node has often cordoned it already.
+            if let Some(named) = rollback.spec.nodes.first().cloned()
+                && self.chance(40)
+            {
+                self.person_cordons(&named);
+            }
         }
         if self.chance(20) {
             rollback.spec.version = Some(build::version("1.0"));
@@ -284,6 +294,7 @@ impl World {
             }
             node.cordon = Cordon::None;
             node.truce = Truce::None;
+            node.excluded = Excluded::No;
             node.taints = bascule_planner::snapshot::Taints::default();
             let spec = node.update.take().map(|update| update.spec).filter(|spec| spec.disruption.is_some());
             let earlier = spec.map(Arc::new).or_else(|| node.earlier.take());
@@ -350,6 +361,7 @@ impl World {
         self.workload.hooks_fail = false;
         self.workload.clear(None, &Kind::Stuck);
         self.workload.clear(None, &Kind::Bare);
+        self.workload.clear(None, &Kind::Anchored);
         for app in self.workload.apps.values_mut() {
             app.switches = false;
             app.desired = app.desired.min(app.wanted.saturating_sub(1));

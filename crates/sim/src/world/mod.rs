@@ -271,6 +271,7 @@ impl World {
             }
             node.cordon = now.cordon.clone();
             node.taints = now.taints;
+            node.excluded = now.excluded;
         }
         for node in &self.snapshot.nodes {
             if !old.nodes.iter().any(|known| known.name == node.name) {

@@ -2,9 +2,12 @@
 
 use super::World;
 use bascule_api::Time;
-use bascule_planner::drain::{Controller, Ledger, Pod, Wish};
+use bascule_planner::drain::{Controller, Ledger, Needs, Pod, Wish};
 use bascule_planner::plan::{DrainOrder, GateQuestion};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// A pod with what it is in this world.
 #[derive(Debug, Clone)]
@@ -22,6 +25,8 @@ pub(super) enum Kind {
     Loose,
     /// It tolerates the cordon and is brought back to the very same node.
     Tolerant,
+    /// Its node selector lets it run on this node only.
+    Anchored,
     /// It ends by itself.
     Job(Time),
     /// It does not go away by eviction.
@@ -83,6 +88,7 @@ impl Workload {
             Kind::App(key) => (Some(key.clone()), "app"),
             Kind::Loose => (Some("shop/loose".to_owned()), "loose"),
             Kind::Tolerant => (Some(format!("shop/pinned-{node}")), "pinned"),
+            Kind::Anchored => (Some(format!("shop/anchored-{node}")), "anchored"),
             Kind::Job(_) => (Some(format!("ci/job-{}", self.made)), "job"),
             Kind::Stuck => (Some("shop/stuck".to_owned()), "stuck"),
             Kind::Bare => (None, "debug"),
@@ -108,6 +114,13 @@ impl Workload {
             controller,
             ready: true,
             tolerates_cordon: kind == Kind::Tolerant && !self.blind,
+            needs: Arc::new(Needs {
+                selector: (kind == Kind::Anchored)
+                    .then(|| ("kubernetes.io/hostname".to_owned(), node.to_owned()))
+                    .into_iter()
+                    .collect(),
+                ..Needs::default()
+            }),
             completes: job.is_some(),
             ends_by: job.map(Time::get),
             // Every other build also asks by its own annotation.

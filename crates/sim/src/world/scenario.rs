@@ -63,6 +63,12 @@ impl World {
         self.show_workload();
     }
 
+    /// A pod whose node selector names its node.
+    pub fn with_anchored(&mut self, node: &str) {
+        self.workload.add(node, Kind::Anchored, build::at(-86_400));
+        self.show_workload();
+    }
+
     /// A build that ends so many seconds from now.
     pub fn with_build(&mut self, node: &str, seconds: i64) {
         let ends_at = bascule_api::Time::new(self.snapshot.now.get() + chrono::TimeDelta::seconds(seconds));

@@ -7,7 +7,7 @@ use super::{
 };
 use bascule_api::Drain;
 use bascule_planner::{
-    drain::{Hour, node_pods, sort},
+    drain::{Hour, Needed, Pod, node_pods, sort},
     plan::{DrainMode, DrainOrder},
     snapshot::{DisruptionBudget, GateAnswer, HookState, Node},
 };
@@ -90,7 +90,7 @@ impl World {
                     self.workload.attached.insert(order.node.clone(), detached);
                 }
                 Kind::Tolerant => self.workload.add(&order.node, Kind::Tolerant, now),
-                Kind::Loose | Kind::Job(_) | Kind::Stuck | Kind::Bare => {}
+                Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => {}
             }
         }
         self.workload.ledgers.insert(key, ledger);
@@ -182,10 +182,11 @@ impl World {
                 let present = self.workload.pods.iter().filter(|one| one.pod.node == *node.name);
                 let apps = &self.workload.apps;
                 let attached = self.workload.attached.get(&*node.name).filter(|until| **until > self.snapshot.now);
-                let mut facts = node_pods(present.map(|one| &one.pod), &drain, &hour, |pod| {
+                let needs = |pod: &Pod| -> Vec<Needed> {
                     let key = pod.controller.as_ref().map(|controller| controller.uid.clone());
                     key.filter(|key| apps.contains_key(key)).map(|key| (key, None)).into_iter().collect()
-                });
+                };
+                let mut facts = node_pods(present.map(|one| &one.pod), &drain, &hour, needs, |_| None);
                 facts.attached =
                     attached.filter(|_| begun.is_some()).map(|_| format!("pv-{}", node.name)).into_iter().collect();
                 facts

@@ -2,10 +2,10 @@
 
 use super::{Motion, Moving, Standing, hooks};
 use crate::{
-    Action, Wait,
+    Action, Rule, Wait,
     decide::choice::{Choice, GoBack},
     plan::{DrainMode, DrainOrder},
-    snapshot::{BlockedPod, Cordon, HookStage, Truce},
+    snapshot::{BlockedPod, Cordon, Excluded, HookStage, Truce},
 };
 use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
 use std::sync::Arc;
@@ -76,16 +76,22 @@ fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
     !moving.view.traits.staged_as_asked
 }
 
-/// Asks autoscalers to leave the node alone, where the cordon does not do so in the same write.
-fn truce(moving: &Moving<'_, '_>) -> Option<Motion> {
-    (moving.view.node.truce != Truce::Held).then(|| {
-        let wait = Wait::new(WaitReason::Draining, "autoscalers are asked to leave the node alone");
-        Motion::waits(RolloutState::Draining, wait).with(moving.step(Action::Truce { node: moving.name() }, ""))
+/// Asks autoscalers to leave the node alone, and with the drain load balancers, where our cordon does not do so in the same
+/// write.
+fn truce(moving: &Moving<'_, '_>, drains: bool) -> Option<Motion> {
+    let node = moving.view.node;
+    let theirs = drains && matches!(node.cordon, Cordon::Other { .. });
+    let exclude = theirs && node.excluded == Excluded::No && moving.ctx.set.keeps(Rule::OutOfLoadBalancers);
+    (node.truce != Truce::Held || exclude).then(|| {
+        let what = if exclude { "autoscalers and load balancers are" } else { "autoscalers are" };
+        let wait = Wait::new(WaitReason::Draining, format!("{what} asked to leave the node alone"));
+        let action = Action::Truce { node: moving.name(), exclude };
+        Motion::waits(RolloutState::Draining, wait).with(moving.step(action, ""))
     })
 }
 
 fn before_drain(moving: &Moving<'_, '_>) -> Motion {
-    if let Some(motion) = truce(moving) {
+    if let Some(motion) = truce(moving, false) {
         return motion;
     }
     let policy_hooks = moving.hooks();
@@ -105,7 +111,8 @@ fn before_drain(moving: &Moving<'_, '_>) -> Motion {
 fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     let settings = moving.drain();
     let node = moving.view.node;
-    if node.cordon == (Cordon::Lifted { mark: moving.mark() }) {
+    let lifted = node.cordon == (Cordon::Lifted { mark: moving.mark() });
+    if lifted && moving.ctx.set.keeps(Rule::PersonsUncordon) {
         // Whoever uncordons a node in the middle of its drain wants it to work on.
         let why = "somebody uncordoned the node while it was being drained (a Freeze or spec.paused holds it longer)";
         return give_up(moving, DisruptionOutcome::Uncordoned, why);
@@ -116,7 +123,7 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
         step.expect.cordon = Some(crate::plan::Cordon::None);
         return Motion::waits(RolloutState::Draining, wait).with(step);
     }
-    if let Some(motion) = truce(moving) {
+    if let Some(motion) = truce(moving, true) {
         return motion;
     }
     let begins = started.after(settings.load_balancer_delay);
@@ -263,7 +270,7 @@ fn detaching(moving: &Moving<'_, '_>) -> Option<Motion> {
     let names = attached.join(", ");
     let emptied = moving.disruption.emptied_at;
     let until = emptied.unwrap_or(moving.ctx.now).after(within);
-    if moving.ctx.now >= until {
+    if moving.ctx.now >= until || !moving.ctx.set.keeps(Rule::VolumesFirst) {
         return None;
     }
     let message = format!("volumes of pods that have left are still attached: {names}");

@@ -3,7 +3,7 @@
 use super::{Motion, Moving, hooks};
 use crate::{
     Action, Gate, Rule, Wait,
-    decide::health::{Asked, Room},
+    decide::health::{Allowance, Asked},
     plan::GateQuestion,
     snapshot::HookStage,
 };
@@ -86,7 +86,7 @@ struct Missing {
 pub(super) fn gates(moving: &Moving<'_, '_>) -> Option<Asked> {
     let goes_back = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
     let policy = moving.policy.filter(|_| !goes_back && moving.ctx.set.asks(Gate::Health))?;
-    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, &mut Room::unlimited()))
+    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, &mut Allowance::unlimited()))
 }
 
 /// Whether the release answers for gates that do not pass: for what one says of the node; for what they say of the cluster
