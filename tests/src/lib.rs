@@ -1,6 +1,7 @@
 //! Fixtures for tests of the whole system, the benchmarks and the sandbox: a real Kubernetes control plane, kubelets
 //! that stand in for machines, and processes that never outlive the test that started them.
 
+pub mod address;
 #[allow(
     clippy::unwrap_used,
     clippy::missing_panics_doc,

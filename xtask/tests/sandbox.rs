@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use bascule_tests::control_plane::{ControlPlane, Options as ControlPlaneOptions};
 use k8s_openapi::api::core::v1::{Namespace, Node};
@@ -46,6 +47,12 @@ fn bad_input_is_one_sentence() {
     let unknown = refused(with(&["--colour"]), "unexpected argument '--colour'");
     assert_eq!(unknown.status.code(), Some(2));
     refused(with(&["--nodes", "2"]), "3..=60");
+    for number in ["0", "2", "4", "x"] {
+        refused(with(&["--control-planes", number]), "give 3 or 5");
+    }
+    refused(with(&["--control-planes", "1"]), "there is no API while it reboots");
+    refused(with(&["--control-planes", "3", "--nodes", "5"]), "cannot be used with");
+    refused(with(&["--control-planes", "3", "--until", "4"]), "this story has 3 acts");
     refused(with(&["--kubeconfig", "/does/not/exist"]), "cannot read the kubeconfig /does/not/exist");
 
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -154,6 +161,54 @@ fn a_second_sandbox_is_refused_and_ctrl_c_leaves_nothing() {
     assert!(!folder.path().join("run").exists(), "the sandbox left its disks behind");
     let left = processes_of(folder.path());
     assert!(left.is_empty(), "still running: {left:?}");
+}
+
+#[tokio::test]
+async fn ctrl_c_leaves_nothing_of_machines_that_carry_the_control_plane() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = sandbox(folder.path());
+    // What the control planes keep is told apart from that of other tests.
+    command.args(["--control-planes", "3"]).env("TMPDIR", folder.path()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("waiting for etcd and the API servers")), "no machine was switched on");
+    // Nobody tells when a process appears.
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !processes_of(folder.path()).iter().any(|command| command.contains("kube-apiserver")) {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no API server was started");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    nothing_runs_in(folder.path());
+}
+
+/// Nothing of control planes that machines carried, with `folder` as their temporary folder.
+fn nothing_runs_in(folder: &Path) {
+    assert_eq!(processes_of(folder), Vec::<String>::new());
+    let left = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("control-plane")).collect();
+    assert!(left.is_empty() && !folder.join("run").exists(), "left behind: {left:?}");
+}
+
+/// The machines carry the cluster that they are nodes of, and all of them reboot.
+#[test]
+fn the_api_stays_while_every_machine_that_carries_it_reboots() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = sandbox(folder.path());
+    command.args(["--control-planes", "3", "--until", "2"]).env("TMPDIR", folder.path());
+    let output = command.output().unwrap();
+    let story = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{story}\n{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("report.json")).unwrap()).unwrap();
+    let seen = &report["controlPlane"];
+    // One at a time went, and really went: members of etcd and API servers say so themselves.
+    assert_eq!((seen["fewestMembers"].as_u64(), seen["fewestServers"].as_u64()), (Some(2), Some(2)), "{seen}");
+    assert!(seen["reads"]["sent"].as_u64().unwrap() > 50, "{seen}");
+    let reboots: Vec<u64> =
+        report["reboots"].as_object().unwrap().values().map(|times| times.as_u64().unwrap()).collect();
+    assert_eq!(reboots, [1, 1, 1]);
+    nothing_runs_in(folder.path());
 }
 
 fn interrupt(child: &Child) {

@@ -9,7 +9,7 @@ use kube::discovery::{Scope, pinned_kind};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, ResourceExt};
 
-use super::{ControlPlane, ControlPlaneError};
+use super::{ControlPlaneError, Foundation};
 
 /// One object that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Applied {
     pub name: String,
 }
 
-impl ControlPlane {
+impl Foundation {
     /// Applies every document of a YAML text in its order, as the admin. A CustomResourceDefinition is waited for, so
     /// that later documents may use it.
     ///
@@ -49,7 +49,7 @@ impl ControlPlane {
     }
 }
 
-/// See [`ControlPlane::apply`]; for a cluster that was not started by this fixture.
+/// See [`Foundation::apply`]; for a cluster that was not started by this fixture.
 ///
 /// # Errors
 /// When a document is no Kubernetes object, or the API server refuses one.

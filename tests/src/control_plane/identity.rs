@@ -6,12 +6,12 @@ use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::PostParams;
 use kube::{Api, Client, ResourceExt};
 
-use super::{ControlPlane, ControlPlaneError, Credentials};
+use super::{ControlPlaneError, Credentials, Foundation};
 
 /// Long enough for any test; the API server gives what is asked.
 const TOKEN_SECONDS: i64 = 24 * 3600;
 
-impl ControlPlane {
+impl Foundation {
     /// Any user, by a client certificate.
     ///
     /// # Errors

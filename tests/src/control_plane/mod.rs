@@ -4,28 +4,38 @@
 //!
 //! Each one has its own ports, authority and data folder: as many as wanted run side by side. All of it ends with the
 //! process that started it, however that ends.
+//!
+//! [`ControlPlane`] is one of each, for tests. [`ControlPlanes`] is one of each on every machine, behind a balancer, for
+//! the story of machines that carry the cluster themselves.
 
 mod apply;
+mod arguments;
 mod audit;
+mod balancer;
 mod binaries;
 mod credentials;
+mod foundation;
 mod identity;
 mod pki;
+mod planes;
 mod ports;
 mod start;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ops::Deref;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use apply::{Applied, apply};
 pub use audit::{Request, RequestCounts};
+pub use balancer::{Balancer, ServersUp};
 pub use binaries::Binaries;
 pub use credentials::Credentials;
+pub use foundation::Foundation;
 pub use identity::request_pod_token;
+pub use planes::{ControlPlanes, Plane};
 pub use ports::free_port;
 
-use crate::supervise::{ProcessError, Scratch, Supervised};
+use crate::supervise::{ProcessError, Supervised};
 
 /// The first address of the service network, by which pods reach the API server
 /// (kube-apiserver, `--service-cluster-ip-range`).
@@ -64,11 +74,7 @@ pub struct ControlPlane {
     controller_manager: Supervised,
     api_server: Supervised,
     etcd: Supervised,
-    binaries: Binaries,
-    authority: pki::Authority,
-    server: String,
-    admin: Credentials,
-    folder: Scratch,
+    foundation: Foundation,
 }
 
 /// Why there is no control plane, or why it refused what the fixture asked of it.
@@ -142,6 +148,15 @@ pub enum ControlPlaneError {
     /// The API server refused a request of the fixture.
     #[error("the API server refused a request")]
     Api(#[from] Box<kube::Error>),
+    /// The balancer can't listen.
+    #[error("the balancer in front of the API servers can't listen on 127.0.0.1:{port}")]
+    Listen {
+        /// The port that it was to have; 0 for any.
+        port: u16,
+        /// Why the system refused.
+        #[source]
+        source: std::io::Error,
+    },
     /// An HTTP client could not be made.
     #[error("cannot make an HTTP client")]
     Http(#[from] reqwest::Error),
@@ -164,53 +179,15 @@ impl From<kube::Error> for ControlPlaneError {
     }
 }
 
+impl Deref for ControlPlane {
+    type Target = Foundation;
+
+    fn deref(&self) -> &Foundation {
+        &self.foundation
+    }
+}
+
 impl ControlPlane {
-    /// Where the API server listens.
-    #[must_use]
-    pub fn server(&self) -> &str {
-        &self.server
-    }
-
-    /// The authority's certificate in PEM, for clients that are configured by hand.
-    #[must_use]
-    pub fn authority_certificate(&self) -> &str {
-        self.authority.certificate()
-    }
-
-    /// A member of `system:masters`.
-    #[must_use]
-    pub fn admin(&self) -> &Credentials {
-        &self.admin
-    }
-
-    /// A client of the admin.
-    ///
-    /// # Errors
-    /// When the client library refuses the kubeconfig.
-    pub async fn client(&self) -> Result<kube::Client, ControlPlaneError> {
-        self.admin.client().await
-    }
-
-    /// The folder of this control plane: logs, keys, the admin's kubeconfig. Goes with it.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// The admin's kubeconfig as a file.
-    #[must_use]
-    pub fn admin_kubeconfig(&self) -> PathBuf {
-        self.folder().join("admin.kubeconfig")
-    }
-
-    /// `kubectl` as the admin.
-    #[must_use]
-    pub fn kubectl(&self) -> Command {
-        let mut command = Command::new(self.binaries.path("kubectl"));
-        command.env("KUBECONFIG", self.admin_kubeconfig());
-        command
-    }
-
     /// Every request answered so far, oldest first. Empty without [`Options::audit`].
     ///
     /// # Errors

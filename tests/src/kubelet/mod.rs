@@ -8,6 +8,7 @@
 mod node;
 mod pods;
 mod runtime;
+mod static_pods;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 pub use runtime::{NoContainers, Runtime};
+pub use static_pods::StaticPod;
 
 /// What a kubelet tells about its machine, and how fast it is.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Machine {
     pub pod_stop: Duration,
     /// Between two renewals of the lease and two reports of the status (Kubernetes: 10 s and up to 5 min).
     pub heartbeat: Duration,
+    /// Pods that the machine runs by itself, from its own disk: what kubeadm makes a control plane of.
+    pub static_pods: Vec<StaticPod>,
 }
 
 impl Machine {
@@ -68,6 +72,7 @@ impl Machine {
             pod_start: Duration::from_millis(500),
             pod_stop: Duration::from_millis(500),
             heartbeat: Duration::from_secs(4),
+            static_pods: Vec::new(),
         }
     }
 }
@@ -110,6 +115,7 @@ impl Kubelet {
             node::register(&client, &machine).await;
             tokio::join!(
                 node::keep_reporting(client.clone(), Arc::clone(&machine), receiver.clone()),
+                static_pods::keep_showing(client.clone(), Arc::clone(&machine)),
                 pods::keep_running(client, machine, receiver, containers),
             );
         });

@@ -16,6 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use super::node::RETRY;
+use super::static_pods::MIRROR;
 use super::{Health, Machine, Runtime};
 use crate::clock;
 use crate::control_plane::request_pod_token;
@@ -60,6 +61,9 @@ pub(super) async fn keep_running(
     while let Some(event) = events.next().await {
         while tasks.try_join_next().is_some() {}
         match event {
+            // The machine runs these by itself.
+            Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) | watcher::Event::Delete(pod))
+                if pod.annotations().contains_key(MIRROR) => {}
             Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => {
                 let uid = pod.uid().unwrap_or_default();
                 let before = known.get(&uid);
@@ -152,7 +156,13 @@ impl Hands {
     async fn report(&self, pod: &Pod, containers: Containers) {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         // The uid in the body makes the server refuse a change meant for an earlier pod of the same name.
-        let change = json!({ "metadata": { "uid": pod.uid() }, "status": status(pod, containers) });
+        let mut change = json!({ "metadata": { "uid": pod.uid() }, "status": status(pod, containers) });
+        if let Some(address) = self.runtime.address(pod)
+            && let Some(status) = change.get_mut("status").and_then(Value::as_object_mut)
+        {
+            status.insert("podIP".to_owned(), json!(address));
+            status.insert("podIPs".to_owned(), json!([{ "ip": address }]));
+        }
         loop {
             let change = Patch::Strategic(&change);
             match pods.patch_status(&pod.name_any(), &PatchParams::default(), &change).await {

@@ -1,6 +1,8 @@
 //! What "running a pod" means on a simulated machine: nothing for most pods, a process for those that a test cares
 //! about.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -16,6 +18,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// # Errors
     /// A sentence that ends up in the container's status; the kubelet tries again.
     async fn start(&self, pod: &Pod, token: &str) -> Result<(), String>;
+
+    /// Where the pod is reached, once it was started; shown in its status. Always the same for one pod.
+    fn address(&self, _pod: &Pod) -> Option<IpAddr> {
+        None
+    }
 
     /// Ends the pod's containers within its grace period.
     async fn stop(&self, pod: &Pod);

@@ -2,11 +2,16 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bascule_tests::control_plane::{ControlPlane, Credentials, Options as ControlPlaneOptions, Request, apply};
+use bascule_api::{OPERATOR_LEASE, OPERATOR_NAMESPACE};
+use bascule_tests::control_plane::{
+    ControlPlane, ControlPlanes, Credentials, Foundation, Options as ControlPlaneOptions, Plane, Request, apply,
+};
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::flowcontrol::v1::FlowSchema;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -19,6 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::observe::SANDBOX_LABEL;
+use super::probes;
 
 /// Where the pods of the story live.
 pub(crate) const NAMESPACE: &str = "shop";
@@ -35,11 +41,44 @@ const REMOVAL_PATIENCE: Duration = Duration::from_secs(180);
 /// Who watches and writes policies in the story.
 const ADMIN: &str = "bascule-sandbox";
 
+/// How long several control planes may take to come up together: each start of an API server takes a processor for seconds.
+const START_PATIENCE: Duration = Duration::from_secs(300);
+
 /// A cluster and the right to be anybody in it.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    own: Option<ControlPlane>,
+    own: Own,
     admin: Credentials,
+}
+
+/// The operator that leads.
+#[derive(Debug, Clone)]
+pub(crate) struct Leader {
+    /// Its pod.
+    pub(crate) pod: String,
+    /// The node that the pod runs on.
+    pub(crate) node: String,
+}
+
+/// What of the cluster is ours.
+#[derive(Debug)]
+enum Own {
+    /// Nothing: it exists without us.
+    Nothing,
+    /// A control plane beside the machines.
+    Beside(Box<ControlPlane>),
+    /// Control planes that the machines carry.
+    Carried(Box<ControlPlanes>),
+}
+
+impl Own {
+    fn foundation(&self) -> Option<&Foundation> {
+        match self {
+            Self::Nothing => None,
+            Self::Beside(one) => Some(one),
+            Self::Carried(several) => Some(several),
+        }
+    }
 }
 
 impl Cluster {
@@ -50,7 +89,31 @@ impl Cluster {
     pub(crate) async fn start(say: impl Fn(&str) + Send + 'static) -> anyhow::Result<Self> {
         let own = ControlPlane::start_telling(ControlPlaneOptions::default(), say).await?;
         let admin = own.user(ADMIN, &["system:masters"])?;
-        Ok(Self { own: Some(own), admin })
+        Ok(Self { own: Own::Beside(Box::new(own)), admin })
+    }
+
+    /// Prepares a cluster whose control planes are carried by machines of these names: nothing answers before they run.
+    ///
+    /// # Errors
+    /// Programs, keys or ports can't be had.
+    pub(crate) async fn prepare(machines: &[String], say: impl Fn(&str) + Send + 'static) -> anyhow::Result<Self> {
+        let options = ControlPlaneOptions { start_timeout: START_PATIENCE, ..ControlPlaneOptions::default() };
+        let own = ControlPlanes::prepare(machines, options, say).await?;
+        let admin = own.user(ADMIN, &["system:masters"])?;
+        Ok(Self { own: Own::Carried(Box::new(own)), admin })
+    }
+
+    /// The control planes that machines carry.
+    pub(crate) fn control_planes(&self) -> Option<&ControlPlanes> {
+        match &self.own {
+            Own::Carried(several) => Some(several),
+            _ => None,
+        }
+    }
+
+    /// What a machine carries of the cluster.
+    pub(crate) fn plane(&self, machine: &str) -> Option<Arc<Plane>> {
+        self.control_planes()?.of(machine).cloned()
     }
 
     /// Uses a cluster that exists, for nodes with these names. What a killed sandbox left in it is taken out first.
@@ -68,7 +131,7 @@ impl Cluster {
             .await
             .with_context(|| format!("the cluster of {} does not answer", kubeconfig.display()))?;
         make_sure_that_nothing_is_in_the_way(&client, nodes).await?;
-        let cluster = Self { own: None, admin };
+        let cluster = Self { own: Own::Nothing, admin };
         cluster.leave().await.context("cannot take out what an earlier sandbox left in the cluster")?;
         Ok(cluster)
     }
@@ -90,13 +153,48 @@ impl Cluster {
 
     /// Any user.
     pub(crate) fn user(&self, user: &str, groups: &[&str]) -> anyhow::Result<Credentials> {
-        Ok(match &self.own {
+        Ok(match self.own.foundation() {
             Some(own) => own.user(user, groups)?,
             None => {
                 let all: Vec<&str> = groups.iter().copied().chain(["system:authenticated"]).collect();
                 self.admin.acting_as(user, &all)?
             }
         })
+    }
+
+    /// Who measures whether the API is there.
+    pub(crate) fn prober(&self) -> anyhow::Result<Credentials> {
+        self.user(probes::USER, &["system:masters"])
+    }
+
+    /// The operator that leads, by its Lease.
+    ///
+    /// # Errors
+    /// Nobody leads, or the API server does not answer.
+    pub(crate) async fn leader(&self) -> anyhow::Result<Leader> {
+        let client = self.client().await?;
+        let lease = Api::<Lease>::namespaced(client.clone(), OPERATOR_NAMESPACE).get(OPERATOR_LEASE).await?;
+        let pod = lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty());
+        let pod = pod.context("no operator leads")?;
+        let object = Api::<Pod>::namespaced(client, OPERATOR_NAMESPACE).get(&pod).await?;
+        Ok(Leader { pod, node: object.spec.and_then(|spec| spec.node_name).unwrap_or_default() })
+    }
+
+    /// Waits until a pod is Ready, or is not.
+    ///
+    /// # Errors
+    /// It does not come to that in time.
+    pub(crate) async fn pod_is_ready(&self, namespace: &str, name: &str, wanted: bool) -> anyhow::Result<()> {
+        let is = move |pod: Option<&Pod>| {
+            let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+            conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && (one.status == "True") == wanted)
+        };
+        let pods = Api::<Pod>::namespaced(self.client().await?, namespace);
+        let Ok(seen) = timeout(REMOVAL_PATIENCE, await_condition(pods, name, is)).await else {
+            bail!("pod {namespace}/{name} did not become {}", if wanted { "Ready" } else { "other than Ready" });
+        };
+        seen.with_context(|| format!("cannot watch pod {namespace}/{name}"))?;
+        Ok(())
     }
 
     /// Applies manifests.
@@ -107,7 +205,7 @@ impl Cluster {
 
     /// Applies a kustomization, built by the kubectl that comes with the control plane (or the one in PATH).
     pub(crate) async fn apply_kustomization(&self, folder: &Path) -> anyhow::Result<()> {
-        let mut kubectl = self.own.as_ref().map_or_else(|| Command::new("kubectl"), ControlPlane::kubectl);
+        let mut kubectl = self.own.foundation().map_or_else(|| Command::new("kubectl"), Foundation::kubectl);
         kubectl.arg("kustomize").arg(folder);
         let output = tokio::task::spawn_blocking(move || kubectl.output()).await?.context("cannot start kubectl")?;
         if !output.status.success() {
@@ -123,12 +221,16 @@ impl Cluster {
 
     /// The admin's kubeconfig of a control plane that we started.
     pub(crate) fn kubeconfig(&self) -> Option<std::path::PathBuf> {
-        self.own.as_ref().map(ControlPlane::admin_kubeconfig)
+        self.own.foundation().map(Foundation::admin_kubeconfig)
     }
 
     /// Every request the API server answered, where it is ours to ask.
     pub(crate) fn requests(&self) -> anyhow::Result<Option<Vec<Request>>> {
-        Ok(self.own.as_ref().map(ControlPlane::requests).transpose()?)
+        Ok(match &self.own {
+            Own::Nothing => None,
+            Own::Beside(one) => Some(one.requests()?),
+            Own::Carried(several) => Some(several.requests()?),
+        })
     }
 
     /// Takes out of a cluster that exists what the sandbox put in, by its label: nodes, pods, roles, policies, and the
@@ -137,7 +239,7 @@ impl Cluster {
     /// # Errors
     /// The cluster refuses.
     pub(crate) async fn leave(&self) -> anyhow::Result<()> {
-        if self.own.is_some() {
+        if !matches!(self.own, Own::Nothing) {
             return Ok(());
         }
         let client = self.client().await?;

@@ -34,6 +34,8 @@ pub(crate) struct Given<'a> {
     pub(crate) trust_root: &'a str,
     /// The authority of the repository's https server.
     pub(crate) extra_ca: &'a Path,
+    /// How long a trial may take before the guard on the machine takes it back, in seconds.
+    pub(crate) trial_seconds: u32,
 }
 
 /// Writes the disk and the files beside it.
@@ -116,7 +118,7 @@ pause-at-io-pressure = 100
 pause-at-memory-pressure = 100
 
 [trial]
-deadline = "90s"
+deadline = "{}s"
 
 [kubernetes]
 kubeconfig = "{}"
@@ -136,6 +138,7 @@ retry-after = "10s"
 listen = "unix:{}"
 "#,
         state.display(),
+        given.trial_seconds,
         given.kubeconfig.display(),
         given.directory.join("agent.sock").display(),
     )

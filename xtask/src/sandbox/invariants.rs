@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::acts::Tale;
+use super::probes::{Probes, Requests as Probed, Seen};
 use super::report::{Availability, Invariant, Report, Requests, component};
 use super::snapshot::{Extremes, Snapshot};
 use super::story::Story;
@@ -9,6 +11,10 @@ use super::workload::{BUDGET, REPLICAS};
 
 /// Nodes that the policy lets be unavailable at once (`maxUnavailable: 2`, and one zone with one node).
 const MOST_UNAVAILABLE: u32 = 1;
+
+/// The longest that etcd or the API may not answer while a machine that carries them reboots: etcd elects another leader, and
+/// clients of the API server that went find another one.
+const LONGEST_GAP_MS: u64 = 10_000;
 
 /// Everything that was measured. `broken` is why the story ended before its end.
 ///
@@ -24,6 +30,13 @@ pub(crate) async fn report(story: &mut Story, broken: Option<String>) -> anyhow:
         seen: broken.unwrap_or_else(|| format!("{} acts", story.acts.len())),
     }];
     invariants.extend(judge(&seen, &worst));
+    if story.tale() == Tale::Fleet && story.acts.len() >= 4 {
+        invariants.push(judge_end(&seen));
+    }
+    let control_plane = story.probes.as_mut().map(Probes::all);
+    if let Some(probed) = &control_plane {
+        invariants.extend(judge_control_plane(probed, story.hosts.len()));
+    }
     Ok(Report {
         machine: machine(),
         kubernetes: story.cluster.version().await?,
@@ -40,6 +53,7 @@ pub(crate) async fn report(story: &mut Story, broken: Option<String>) -> anyhow:
             most_nodes_unavailable: worst.most_unavailable,
             most_zones_unavailable: worst.most_zones,
         },
+        control_plane,
         reboots: seen.starts().into_iter().map(|(node, starts)| (node, starts.saturating_sub(1))).collect(),
         api_requests: story.cluster.requests()?.map(|requests| {
             let mut components: BTreeMap<String, Requests> = BTreeMap::new();
@@ -104,6 +118,67 @@ fn judge(seen: &Snapshot, worst: &Extremes) -> Vec<Invariant> {
     ]
 }
 
+/// The story from act 4 on has one end, whoever was killed on the way: 1.1 where it was, beside it 1.3 that was taken back, and
+/// nothing that still holds a node.
+fn judge_end(seen: &Snapshot) -> Invariant {
+    let mut other = Vec::new();
+    for (name, node) in &seen.nodes {
+        let machine = node.machine.as_ref();
+        let slots: Vec<&str> =
+            machine.map(|machine| machine.slots.iter().map(|slot| slot.label.as_str()).collect()).unwrap_or_default();
+        let runs = machine.and_then(|machine| machine.system.as_ref()).map_or("-", |system| system.slot.as_str());
+        if slots != ["1.3", "1.1"] || runs != "B" {
+            other.push(format!("{name} has {} and runs {runs}", slots.join(" and ")));
+        }
+        if node.unavailable() || node.granted() {
+            other.push(format!("{name} is not free"));
+        }
+    }
+    let status = seen.policy.as_ref().and_then(|policy| policy.status.as_ref());
+    let mut blocked: Vec<&str> =
+        status.map(|status| status.blocked.iter().map(|one| one.version.as_str()).collect()).unwrap_or_default();
+    blocked.sort_unstable();
+    if blocked != ["1.2", "1.3"] {
+        other.push(format!("blocked are {}", blocked.join(", ")));
+    }
+    Invariant {
+        what: "the end is the only one that the story has".to_owned(),
+        held: other.is_empty() && !seen.nodes.is_empty(),
+        seen: if other.is_empty() {
+            "1.1 runs from slot B everywhere, 1.3 is in slot A, 1.2 and 1.3 are blocked, no grant is left".to_owned()
+        } else {
+            other.join("; ")
+        },
+    }
+}
+
+fn judge_control_plane(probed: &Seen, members: usize) -> Vec<Invariant> {
+    let quorum = members / 2 + 1;
+    let answers = |requests: &Probed| requests.sent > requests.failed && requests.longest_gap_ms <= LONGEST_GAP_MS;
+    let gap = |requests: &Probed| format!("{:.1} s", requests.longest_gap_ms as f64 / 1e3);
+    vec![
+        Invariant {
+            what: "etcd kept its quorum".to_owned(),
+            held: probed.fewest_members.is_some_and(|fewest| fewest >= quorum) && answers(&probed.quorum),
+            seen: format!(
+                "never fewer than {} of {members} members; longest without an answer of the quorum {}",
+                probed.fewest_members.unwrap_or(0),
+                gap(&probed.quorum)
+            ),
+        },
+        Invariant {
+            what: format!("the API answered, reading and writing, within {} s at the worst", LONGEST_GAP_MS / 1_000),
+            held: answers(&probed.reads) && answers(&probed.writes),
+            seen: format!("longest without a read {}, without a write {}", gap(&probed.reads), gap(&probed.writes)),
+        },
+        Invariant {
+            what: "a watch went on through every reboot, and never saw anything older than before".to_owned(),
+            held: answers(&probed.watch) && probed.went_back == 0,
+            seen: format!("longest silence {}, {} older", gap(&probed.watch), probed.went_back),
+        },
+    ]
+}
+
 /// Processors, memory, operating system: numbers mean nothing without them.
 fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
@@ -118,6 +193,79 @@ fn machine() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::snapshot::NodeSeen;
+    use crate::sandbox::workload::control_plane_policy;
+    use bascule_api::{UpdatePolicy, UpdatePolicyStatus};
+    use serde_json::json;
+
+    #[test]
+    fn another_end_is_found() {
+        let machine = |slots: [&str; 2], runs: &str| {
+            let slot =
+                |(name, label): (&str, &str)| json!({"name": name, "label": label, "dataUuid": "", "verityUuid": ""});
+            let slots: Vec<_> = ["A", "B"].into_iter().zip(slots).map(slot).collect();
+            serde_json::from_value(json!({
+                "name": "n1", "power": "up", "starts": 4, "slots": slots, "agent": 1, "bootLog": [],
+                "system": {
+                    "bootId": "b", "version": "1.1", "rootHash": "", "slot": runs, "entry": "", "trial": false,
+                    "kubeletStarts": true, "becomesReady": true,
+                },
+            }))
+            .unwrap()
+        };
+        let node = |slots, runs| NodeSeen { ready: true, machine: Some(machine(slots, runs)), ..NodeSeen::default() };
+        let policy = |blocked: &[&str]| {
+            let mut policy: UpdatePolicy =
+                serde_saphyr::from_str(&control_plane_policy("https://localhost:1/")).unwrap();
+            let blocked: Vec<_> = blocked
+                .iter()
+                .map(|version| json!({"version": version, "by": "Rollback", "reason": "r", "at": "2026-11-29T00:00:00Z"}))
+                .collect();
+            let blocked = serde_json::from_value(json!(blocked)).unwrap();
+            policy.status = Some(UpdatePolicyStatus { blocked, ..UpdatePolicyStatus::default() });
+            policy
+        };
+        let end = |node: NodeSeen, blocked: &[&str]| {
+            let nodes = [("n1".to_owned(), node)].into();
+            judge_end(&Snapshot { nodes, policy: Some(policy(blocked)), ..Snapshot::default() })
+        };
+        let good = node(["1.3", "1.1"], "B");
+        assert!(end(good.clone(), &["1.3", "1.2"]).held);
+        assert!(!end(good.clone(), &["1.2"]).held);
+        assert!(!end(node(["1.0", "1.1"], "B"), &["1.2", "1.3"]).held);
+        assert!(!end(node(["1.1", "1.3"], "A"), &["1.2", "1.3"]).held);
+        assert!(!end(NodeSeen { cordoned: true, ..good }, &["1.2", "1.3"]).held);
+        assert!(!judge_end(&Snapshot::default()).held);
+    }
+
+    #[test]
+    fn each_gap_of_the_control_plane_is_found() {
+        let requests = |longest_gap_ms| Probed { sent: 9, failed: 1, longest_gap_ms, ..Probed::default() };
+        let good = Seen {
+            reads: requests(400),
+            writes: requests(1_000),
+            watch: requests(1_200),
+            quorum: requests(LONGEST_GAP_MS),
+            fewest_members: Some(2),
+            ..Seen::default()
+        };
+        let broken = |seen: &Seen| judge_control_plane(seen, 3).iter().filter(|invariant| !invariant.held).count();
+        assert_eq!(broken(&good), 0);
+        let silent = requests(LONGEST_GAP_MS + 1);
+        for bad in [
+            Seen { reads: silent.clone(), ..good.clone() },
+            Seen { writes: silent.clone(), ..good.clone() },
+            Seen { watch: silent.clone(), ..good.clone() },
+            Seen { quorum: silent, ..good.clone() },
+            Seen { reads: Probed { sent: 9, failed: 9, ..Probed::default() }, ..good.clone() },
+            Seen { fewest_members: Some(1), ..good.clone() },
+            Seen { fewest_members: None, ..good.clone() },
+            Seen { went_back: 1, ..good.clone() },
+        ] {
+            assert_eq!(broken(&bad), 1, "{bad:?}");
+        }
+        assert_eq!(broken(&Seen::default()), 3, "whoever measured nothing has seen nothing");
+    }
 
     #[test]
     fn each_broken_promise_is_found() {

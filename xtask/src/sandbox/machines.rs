@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bascule_sim::machine::{Command, MachineConfig, MachineView, Power};
-use bascule_tests::control_plane::Credentials;
+use bascule_tests::control_plane::{Credentials, Plane};
 use bascule_tests::kubelet::{Health, Kubelet, Machine, Runtime};
 use bascule_tests::supervise::Supervised;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -76,6 +76,7 @@ impl Host {
         seat: &Seat,
         config: &MachineConfig,
         kubelet: Credentials,
+        plane: Option<Arc<Plane>>,
         around: &Surroundings,
     ) -> anyhow::Result<Self> {
         let file = config.directory.join("given.json");
@@ -87,7 +88,8 @@ impl Host {
         let socket = connect(&config.directory.join("machine.sock"), &mut process).await?;
         let (reader, writer) = socket.into_split();
         let (switches, commands) = mpsc::channel(8);
-        let life = Life { seat: seat.clone(), client: kubelet.client().await?, around: around.clone(), kubelet: None };
+        let client = kubelet.client().await?;
+        let life = Life { seat: seat.clone(), client, plane, around: around.clone(), kubelet: None };
         let task = tokio::spawn(life.live(BufReader::new(reader).lines(), writer, commands));
         Ok(Self { switches, task, _process: process })
     }
@@ -125,6 +127,8 @@ async fn connect(socket: &Path, process: &mut Supervised) -> anyhow::Result<Unix
 struct Life {
     seat: Seat,
     client: kube::Client,
+    /// What the machine carries of the cluster itself.
+    plane: Option<Arc<Plane>>,
     around: Surroundings,
     kubelet: Option<(String, Kubelet)>,
 }
@@ -172,6 +176,9 @@ impl Life {
         if !same {
             if let Some((_, kubelet)) = self.kubelet.take() {
                 kubelet.stop().await;
+                if let Some(plane) = &self.plane {
+                    plane.shut_down().await;
+                }
             }
             if let Some(system) = wanted {
                 let health = if system.becomes_ready { Health::Good } else { Health::NeverReady };
@@ -180,6 +187,10 @@ impl Life {
                 machine.os_image = format!("Bascule reference OS {}", system.version);
                 machine.labels.insert(SANDBOX_LABEL.to_owned(), "true".to_owned());
                 machine.labels.insert("node.bascule.dev/pool".to_owned(), "workers".to_owned());
+                if let Some(plane) = &self.plane {
+                    plane.start();
+                    machine.static_pods = plane.static_pods();
+                }
                 let runtime = Arc::clone(&self.around.runtime);
                 let kubelet = Kubelet::start(self.client.clone(), machine, health, runtime);
                 self.kubelet = Some((system.boot_id.clone(), kubelet));

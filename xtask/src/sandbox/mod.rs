@@ -11,6 +11,7 @@ mod oncall;
 mod options;
 mod place;
 mod pods;
+mod probes;
 mod programs;
 mod releases;
 mod report;
@@ -84,8 +85,11 @@ async fn play(options: Options) -> anyhow::Result<End> {
         () = stop.asked() => Ok(End::Interrupted),
     };
     if keep && !matches!(end, Ok(End::Interrupted)) {
+        println!("everything is still running. In another terminal, as on call:");
+        println!("  {}", story.on_call.shell());
+        println!("  bascule status");
         if let Some(kubeconfig) = story.cluster.kubeconfig() {
-            println!("everything is still running:\n  export KUBECONFIG={}", kubeconfig.display());
+            println!("as the cluster's admin:\n  export KUBECONFIG={}", kubeconfig.display());
         }
         println!("end it with Ctrl-C");
         stop.asked().await;
@@ -124,7 +128,8 @@ async fn tell(story: &mut Story) -> anyhow::Result<End> {
     let report = invariants::report(story, broken).await?;
     let text = report.text();
     let json = serde_json::to_string_pretty(&report).context("cannot print the report")?;
-    for (name, content) in [("report.txt", &text), ("report.json", &json)] {
+    let typed = story.on_call.transcript();
+    for (name, content) in [("report.txt", &text), ("report.json", &json), ("transcript.txt", &typed)] {
         let path = story.place.file(name);
         std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }

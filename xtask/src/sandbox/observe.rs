@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -24,14 +25,20 @@ pub(crate) const SANDBOX_LABEL: &str = "bascule.dev/sandbox";
 #[derive(Debug)]
 pub(crate) struct Observer {
     sender: watch::Sender<Snapshot>,
-    _tasks: JoinSet<()>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Observer {
-    /// Starts watching with a client of its own, so that its requests are counted apart.
-    pub(crate) fn start(client: &Client, namespace: &str) -> Self {
-        let sender = watch::Sender::new(Snapshot::default());
-        let mut tasks = JoinSet::new();
+    /// Sees machines and nothing else before [`Self::watch`].
+    pub(crate) fn new() -> Self {
+        Self { sender: watch::Sender::new(Snapshot::default()), tasks: Mutex::default() }
+    }
+
+    /// Starts watching the cluster, with a client of its own so that its requests are counted apart. Everything that is
+    /// watched has to be installed by then.
+    pub(crate) fn watch(&self, client: &Client, namespace: &str) {
+        let sender = &self.sender;
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         let ours = watcher::Config::default().labels(SANDBOX_LABEL);
         tasks.spawn(follow(Api::<Node>::all(client.clone()), ours, sender.clone(), see_node));
         let all = watcher::Config::default();
@@ -39,7 +46,6 @@ impl Observer {
         tasks.spawn(follow(Api::<UpdatePolicy>::all(client.clone()), all, sender.clone(), see_policy));
         let shop = watcher::Config::default().labels("app=shop");
         tasks.spawn(follow(Api::<Pod>::namespaced(client.clone(), namespace), shop, sender.clone(), see_pod));
-        Self { sender, _tasks: tasks }
     }
 
     /// The present.

@@ -10,6 +10,10 @@ use anyhow::{Context as _, anyhow, bail};
 const SHARED_MIB: u64 = 1536;
 /// A machine's disk when every block of it was written, and its logs.
 const MACHINE_MIB: u64 = 512;
+/// What a member of etcd and the logs of a control plane take on top of a machine.
+const CONTROL_PLANE_MIB: u64 = 512;
+/// The memory of a control plane: an API server above all.
+const CONTROL_PLANE_MEMORY_MIB: u64 = 768;
 
 /// A folder that is ours until this is dropped.
 #[derive(Debug)]
@@ -19,11 +23,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Takes the folder, making it if needed, for this many machines.
+    /// Takes the folder, making it if needed, for this many machines, so many of which carry a control plane.
     ///
     /// # Errors
     /// Another sandbox uses it, it can't be made, or there is no room.
-    pub(crate) fn take(folder: &Path, machines: u16) -> anyhow::Result<Self> {
+    pub(crate) fn take(folder: &Path, machines: u16, control_planes: u16) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let folder = folder.canonicalize().with_context(|| format!("cannot use the folder {}", folder.display()))?;
         let lock = File::create(folder.join("lock"))
@@ -37,10 +41,11 @@ impl Place {
                 return Err(error).with_context(|| format!("cannot lock the folder {}", folder.display()));
             }
         }
-        check_room(&folder, machines)?;
+        check_room(&folder, machines, control_planes)?;
+        enough_memory(control_planes, memory_available())?;
         let place = Self { folder, _lock: lock };
         // What an earlier run left when even its cleaning up was killed.
-        for name in ["run", "report.json", "report.txt"] {
+        for name in ["run", "report.json", "report.txt", "transcript.txt"] {
             place.remove(name)?;
         }
         fs::create_dir(place.run()).with_context(|| format!("cannot make {}", place.run().display()))?;
@@ -87,13 +92,31 @@ impl Drop for Place {
     }
 }
 
-fn check_room(folder: &Path, machines: u16) -> anyhow::Result<()> {
+fn check_room(folder: &Path, machines: u16, control_planes: u16) -> anyhow::Result<()> {
     let system = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
-    enough_room(folder, machines, system.f_bavail.saturating_mul(system.f_frsize) >> 20)
+    enough_room(folder, machines, control_planes, system.f_bavail.saturating_mul(system.f_frsize) >> 20)
 }
 
-fn enough_room(folder: &Path, machines: u16, free: u64) -> anyhow::Result<()> {
-    let needed = SHARED_MIB + u64::from(machines) * MACHINE_MIB;
+/// `MemAvailable` of proc_meminfo(5) in MiB, where it can be read.
+fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? >> 10)
+}
+
+fn enough_memory(control_planes: u16, available: Option<u64>) -> anyhow::Result<()> {
+    let needed = u64::from(control_planes) * CONTROL_PLANE_MEMORY_MIB;
+    match available {
+        Some(available) if available < needed => bail!(
+            "{control_planes} control planes need {needed} MiB of memory, {available} MiB are available: end other \
+             programs, or leave --control-planes out"
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn enough_room(folder: &Path, machines: u16, control_planes: u16, free: u64) -> anyhow::Result<()> {
+    let needed = SHARED_MIB + u64::from(machines) * MACHINE_MIB + u64::from(control_planes) * CONTROL_PLANE_MIB;
     if free < needed {
         bail!(
             "the sandbox needs {needed} MiB of room in {}, {free} MiB are free: free some, or give another --folder",
@@ -110,23 +133,33 @@ mod tests {
     #[test]
     fn a_second_sandbox_in_the_same_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let first = Place::take(folder.path(), 5).unwrap();
+        let first = Place::take(folder.path(), 5, 0).unwrap();
         fs::write(first.run().join("disk"), "x").unwrap();
-        let refused = Place::take(folder.path(), 5).unwrap_err().to_string();
+        let refused = Place::take(folder.path(), 5, 0).unwrap_err().to_string();
         assert!(refused.contains("another sandbox runs in"), "{refused}");
         drop(first);
         assert!(!folder.path().join("run").exists());
-        Place::take(folder.path(), 5).unwrap();
+        Place::take(folder.path(), 5, 0).unwrap();
     }
 
     #[test]
     fn a_full_disk_is_told_before_anything_is_written() {
-        enough_room(Path::new("/srv"), 5, 4096).unwrap();
-        let refused = enough_room(Path::new("/srv"), 5, 4095).unwrap_err().to_string();
+        enough_room(Path::new("/srv"), 5, 0, 4096).unwrap();
+        let refused = enough_room(Path::new("/srv"), 5, 0, 4095).unwrap_err().to_string();
         assert_eq!(
             refused,
             "the sandbox needs 4096 MiB of room in /srv, 4095 MiB are free: free some, or give another --folder"
         );
-        enough_room(Path::new("/srv"), 6, 4096).unwrap_err();
+        enough_room(Path::new("/srv"), 6, 0, 4096).unwrap_err();
+        enough_room(Path::new("/srv"), 5, 3, 4096).unwrap_err();
+    }
+
+    #[test]
+    fn control_planes_need_memory() {
+        enough_memory(3, Some(2304)).unwrap();
+        enough_memory(3, None).unwrap();
+        enough_memory(0, Some(0)).unwrap();
+        let refused = enough_memory(3, Some(2303)).unwrap_err().to_string();
+        assert!(refused.starts_with("3 control planes need 2304 MiB of memory, 2303 MiB are available"), "{refused}");
     }
 }

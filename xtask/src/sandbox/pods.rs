@@ -2,11 +2,13 @@
 //! their pod, and the token of an agent's pod is brought to its machine, which runs the agent.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bascule_tests::address::Address;
 use bascule_tests::container::{ContainerError, arguments, environment};
 use bascule_tests::control_plane::{Credentials, free_port};
 use bascule_tests::kubelet::Runtime;
@@ -34,6 +36,8 @@ pub(crate) struct Containers {
     pub(crate) identify: Identify,
     /// Running pods by uid.
     running: Mutex<BTreeMap<String, Running>>,
+    /// Where pods are reached, by uid; they keep it as long as the sandbox runs, over reboots of their machines too.
+    addresses: Mutex<BTreeMap<String, Address>>,
 }
 
 impl std::fmt::Debug for Containers {
@@ -71,7 +75,7 @@ pub(crate) fn agent_kubeconfig(folder: &Path, node: &str) -> PathBuf {
 impl Containers {
     /// No pod runs yet.
     pub(crate) fn new(operator: PathBuf, folder: PathBuf, extra_ca: PathBuf, identify: Identify) -> Self {
-        Self { operator, folder, extra_ca, identify, running: Mutex::default() }
+        Self { operator, folder, extra_ca, identify, running: Mutex::default(), addresses: Mutex::default() }
     }
 
     /// Names of the operator's replicas that run at this moment, in order.
@@ -92,18 +96,38 @@ impl Containers {
         }
     }
 
+    /// Where the pod listens: at an address of its own, on the port that its manifest names, so that the API server's pod proxy
+    /// reaches it; where this machine gives none, on any port of the loopback interface.
+    fn listen(&self, pod: &Pod) -> Result<SocketAddr, String> {
+        let mut addresses = lock(&self.addresses);
+        let uid = pod.uid().unwrap_or_default();
+        let own = addresses.get(&uid).map(Address::get).or_else(|| {
+            let address = Address::take()?;
+            let own = address.get();
+            addresses.insert(uid, address);
+            Some(own)
+        });
+        let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
+        let port = containers.first().and_then(|container| container.ports.as_ref()?.first());
+        let port = port.and_then(|port| u16::try_from(port.container_port).ok());
+        match (own, port) {
+            (Some(own), Some(port)) => Ok((own, port).into()),
+            _ => Ok((Ipv4Addr::LOCALHOST, free_port().map_err(|error| error.to_string())?).into()),
+        }
+    }
+
     fn start_operator(&self, pod: &Pod, credentials: &Credentials) -> Result<Running, String> {
         let name = pod.name_any();
         let kubeconfig = self.folder.join(format!("{name}.kubeconfig"));
         credentials.write_to(&kubeconfig).map_err(|error| error.to_string())?;
-        let port = free_port().map_err(|error| error.to_string())?;
+        let listen = self.listen(pod)?;
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default();
         let state = self.folder.join(format!("state-{name}"));
         let environment = environment_of(pod, &state).map_err(|error| error.to_string())?;
         // Several replicas share one machine, its root and its network, and this repository's authority is its own.
         let own = [
             ("KUBECONFIG", kubeconfig.display().to_string()),
-            ("BASCULE_LISTEN", format!("127.0.0.1:{port}")),
+            ("BASCULE_LISTEN", listen.to_string()),
             ("BASCULE_EXTRA_CA", self.extra_ca.display().to_string()),
             ("RUST_LOG", "info,bascule=debug".to_owned()),
         ];
@@ -169,6 +193,10 @@ impl Runtime for Containers {
             }
             _ => Ok(()),
         }
+    }
+
+    fn address(&self, pod: &Pod) -> Option<IpAddr> {
+        lock(&self.addresses).get(&pod.uid().unwrap_or_default()).map(|address| address.get().into())
     }
 
     async fn stop(&self, pod: &Pod) {

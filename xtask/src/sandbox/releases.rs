@@ -58,24 +58,26 @@ impl Built {
     }
 }
 
-/// Builds 1.0 to 1.3, or finds them. Blocks, for minutes the first time.
-///
-/// # Errors
-/// A tool is missing, packages can't be fetched, the disk is full.
-pub(crate) fn build_all(say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
-    build_first(usize::MAX, say)
-}
-
 /// Builds the first releases of the story, or finds them; two of them are a release and an update of it.
 ///
 /// # Errors
-/// As [`build_all`].
+/// As [`build_these`].
 pub(crate) fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
+    const ALL: [&str; 4] = ["1.0", "1.1", "1.2", "1.3"];
+    build_these(ALL.get(..count).unwrap_or(&ALL), say)
+}
+
+/// Builds those of the releases 1.0 to 1.3 that are wanted, or finds them. Blocks, for minutes the first time. A release is
+/// wanted together with the one that its delta is made from.
+///
+/// # Errors
+/// A tool is missing, packages can't be fetched, the disk is full.
+pub(crate) fn build_these(wanted: &[&str], say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     let store = Store::new(&crate::workspace_root());
     let cache = store.folder().with_file_name("sandbox-releases");
     let _only_builder = only_builder(&cache)?;
     let mut built: Vec<Built> = Vec::new();
-    for recipe in sandbox().into_iter().take(count) {
+    for recipe in sandbox().into_iter().filter(|recipe| wanted.contains(&recipe.version.as_str())) {
         let image = store.build(&recipe, say)?;
         // 1.2 and 1.3 are both made for nodes that run 1.1.
         let base = match recipe.version.as_str() {

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::probes::Seen;
+
 /// The whole report; `target/sandbox/report.json`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -28,6 +30,9 @@ pub(crate) struct Report {
     pub(crate) acts: Vec<Act>,
     /// The workload against its budget, by the sandbox's own watch.
     pub(crate) availability: Availability,
+    /// The cluster's own control plane, by the sandbox's own probes; absent where machines carry none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) control_plane: Option<Seen>,
     /// How often each machine started after the first time.
     pub(crate) reboots: BTreeMap<String, u64>,
     /// Requests to the API server by component; absent in a cluster that is not ours.
@@ -144,6 +149,11 @@ impl Report {
             "\navailability  lowest {} of {} replicas (budget: at least {}); at most {} nodes unavailable, in {} zone(s)",
             shop.lowest, shop.replicas, shop.budget, shop.most_nodes_unavailable, shop.most_zones_unavailable
         )?;
+        if let Some(seen) = &self.control_plane {
+            for (index, line) in seen.lines(self.nodes).iter().enumerate() {
+                writeln!(to, "{:<13} {line}", if index == 0 { "control plane" } else { "" })?;
+            }
+        }
         let reboots: Vec<String> = self.reboots.iter().map(|(node, count)| format!("{node} {count}")).collect();
         writeln!(to, "reboots       {}", reboots.join(", "))?;
         match &self.api_requests {
@@ -192,6 +202,7 @@ pub(crate) fn component(user: &str) -> String {
         ("system:serviceaccount:bascule-system:bascule-operator", "operator"),
         ("system:serviceaccount:bascule-agents:bascule-agent", "agents"),
         ("bascule-sandbox", "the sandbox's own watch"),
+        (super::probes::USER, "the sandbox's own probes"),
         ("alice", "on call (bascule CLI)"),
         ("system:kube-scheduler", "kube-scheduler"),
         ("bascule-admin", "start of the control plane"),
@@ -241,6 +252,7 @@ mod tests {
                 most_zones_unavailable: 1,
             },
             reboots: BTreeMap::new(),
+            control_plane: None,
             api_requests: None,
             invariants: vec![invariant(true)],
         };

@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bascule_api::{NodeUpdate, UpdatePolicy, WaitReason, conditions};
+use bascule_api::{NodeUpdate, Rollout, UpdatePolicy, WaitReason, conditions};
 use bascule_sim::machine::{MachineView, Power};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 /// One node from all sides.
 #[derive(Debug, Clone, Default)]
@@ -32,10 +33,19 @@ impl NodeSeen {
         self.machine.as_ref()?.system.as_ref().map(|system| system.version.as_str())
     }
 
+    /// What the operator says of the node.
+    pub(crate) fn rollout(&self) -> Option<&Rollout> {
+        self.update.as_ref()?.status.as_ref()?.rollout.as_ref()
+    }
+
+    /// The operator has given the node leave to be disrupted, and not taken it back.
+    pub(crate) fn granted(&self) -> bool {
+        self.update.as_ref().is_some_and(|update| update.spec.disruption.is_some())
+    }
+
     /// The operator says that the node waits for this.
     pub(crate) fn waits_for(&self, reason: WaitReason) -> bool {
-        let rollout = self.update.as_ref().and_then(|update| update.status.as_ref()?.rollout.as_ref());
-        rollout.is_some_and(|rollout| rollout.reason == reason)
+        self.rollout().is_some_and(|rollout| rollout.reason == reason)
     }
 
     /// The release runs and was made permanent: the machine knows what runs, the agent of that very boot knows whether
@@ -133,9 +143,17 @@ impl Snapshot {
         if let Some((node, _)) = self.nodes.iter().find(dead) {
             return Some(format!("{node} has nothing left to boot"));
         }
-        let status = self.policy.as_ref()?.status.as_ref()?;
-        let accepted = conditions::get(&status.conditions, conditions::ACCEPTED)?;
+        let accepted = self.acceptance()?;
         (accepted.status == "False").then(|| format!("the policy is not accepted: {}", accepted.message))
+    }
+
+    /// Whether the operator took the policy in.
+    pub(crate) fn policy_accepted(&self) -> bool {
+        self.acceptance().is_some_and(|accepted| accepted.status == "True")
+    }
+
+    fn acceptance(&self) -> Option<&Condition> {
+        conditions::get(&self.policy.as_ref()?.status.as_ref()?.conditions, conditions::ACCEPTED)
     }
 
     /// From now on the worst is remembered.

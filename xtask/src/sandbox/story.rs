@@ -1,7 +1,7 @@
 //! Everything the acts play with, and its preparation.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use bascule_tests::kubelet::Runtime as _;
 
 use crate::prerequisites::{self, Tool};
 
+use super::acts::Tale;
 use super::cluster::{Cluster, NAMESPACE, ON_CALL};
 use super::disks;
 use super::killing::Killer;
@@ -20,6 +21,7 @@ use super::oncall::OnCall;
 use super::options::Options;
 use super::place::Place;
 use super::pods::{Containers, agent_kubeconfig};
+use super::probes::Probes;
 use super::programs::Programs;
 use super::releases;
 use super::report::{Act, Step};
@@ -30,6 +32,11 @@ use super::view::View;
 const IMAGE_TOOLS: &[Tool] =
     &[Tool { program: "mkfs.erofs", package: "erofs-utils" }, Tool { program: "mmdebstrap", package: "mmdebstrap" }];
 
+/// How long a trial may take before the machine takes it back by itself, in seconds.
+const TRIAL_SECONDS: u32 = 90;
+/// The same for a machine that carries a control plane, which on a busy computer takes its time to come up.
+const CONTROL_PLANE_TRIAL_SECONDS: u32 = 300;
+
 /// The stage, the players, and what was noted so far.
 #[derive(Debug)]
 pub(crate) struct Story {
@@ -37,6 +44,7 @@ pub(crate) struct Story {
     pub(crate) hosts: Hosts,
     pub(crate) containers: Arc<Containers>,
     killer: Option<Killer>,
+    pub(crate) probes: Option<Probes>,
     pub(crate) on_call: OnCall,
     pub(crate) observer: Arc<Observer>,
     pub(crate) repository: Repository,
@@ -56,10 +64,12 @@ pub(crate) struct Story {
 /// end without cleaning up.
 #[derive(Debug)]
 pub(crate) struct Stage {
+    hosts: Hosts,
+    containers: Arc<Containers>,
+    observer: Arc<Observer>,
     cluster: Cluster,
     version: String,
     repository: Repository,
-    extra_ca: PathBuf,
     programs: Programs,
     options: Options,
     view: View,
@@ -75,15 +85,19 @@ impl Stage {
     /// One sentence about what is missing or does not come up.
     pub(crate) async fn prepare(options: Options, view: View) -> anyhow::Result<Self> {
         let began = Instant::now();
-        let place = Place::take(&options.folder, options.nodes)?;
+        let control_planes = options.control_planes.unwrap_or(0);
+        let place = Place::take(&options.folder, options.machines(), control_planes)?;
         check_input(&options)?;
         place.keep_log()?;
         let mut preparation = Vec::new();
 
         let since = Instant::now();
         let teller = view.teller();
-        let built = tokio::task::spawn_blocking(move || releases::build_all(&|line: &str| teller.say(line))).await??;
-        preparation.push(Step::since("releases 1.0 to 1.3 built", since));
+        let wanted = options.tale().releases(options.last_act().map_err(anyhow::Error::msg)?);
+        let what = format!("releases {} built", wanted.join(", "));
+        let building = move || releases::build_these(&wanted, &|line: &str| teller.say(line));
+        let built = tokio::task::spawn_blocking(building).await??;
+        preparation.push(Step::since(&what, since));
 
         let since = Instant::now();
         view.say("building operator, agent and command line tool");
@@ -92,16 +106,18 @@ impl Stage {
 
         let since = Instant::now();
         let teller = view.teller();
-        let cluster = match &options.kubeconfig {
-            Some(kubeconfig) => {
-                let nodes: Vec<String> = Seat::plan(options.nodes).into_iter().map(|seat| seat.node).collect();
-                Cluster::join(kubeconfig, &nodes).await?
-            }
-            None => Cluster::start(move |line| teller.say(line)).await?,
+        let nodes: Vec<String> = Seat::plan(options.machines()).into_iter().map(|seat| seat.node).collect();
+        let cluster = match (&options.kubeconfig, options.tale()) {
+            (Some(kubeconfig), _) => Cluster::join(kubeconfig, &nodes).await?,
+            (None, Tale::Fleet) => Cluster::start(move |line| teller.say(line)).await?,
+            (None, Tale::ControlPlanes) => Cluster::prepare(&nodes, move |line| teller.say(line)).await?,
         };
-        let version = cluster.version().await?;
-        preparation.push(Step::since("control plane ready", since));
-        view.say(&format!("kubernetes {version} is ready"));
+        let mut version = String::new();
+        if cluster.control_planes().is_none() {
+            version = cluster.version().await?;
+            preparation.push(Step::since("control plane ready", since));
+            view.say(&format!("kubernetes {version} is ready"));
+        }
 
         let since = Instant::now();
         let repository = Repository::open(&place.run(), options.port, built).await?;
@@ -109,7 +125,100 @@ impl Stage {
         let extra_ca = place.run().join("repository-ca.pem");
         std::fs::write(&extra_ca, repository.ca_pem()).context("cannot write the repository's authority")?;
         preparation.push(Step::since("repository signed and served", since));
-        Ok(Self { cluster, version, repository, extra_ca, programs, options, view, place, began, preparation })
+
+        let admin = cluster.admin().clone();
+        let identify = Box::new(move |namespace: &str, account: &str, token: &str| {
+            let user = format!("system:serviceaccount:{namespace}:{account}");
+            admin.with_other_token(&user, token).unwrap_or_else(|_| admin.clone())
+        });
+        let containers = Arc::new(Containers::new(programs.operator.clone(), place.run(), extra_ca, identify));
+        let observer = Arc::new(Observer::new());
+        let hosts = Hosts::new();
+        let mut stage = Self {
+            hosts,
+            containers,
+            observer,
+            cluster,
+            version,
+            repository,
+            programs,
+            options,
+            view,
+            place,
+            began,
+            preparation,
+        };
+        stage.start_carried_control_planes().await?;
+        Ok(stage)
+    }
+
+    /// Where machines carry the cluster, there is none before they run.
+    async fn start_carried_control_planes(&mut self) -> anyhow::Result<()> {
+        let Some(control_planes) = self.cluster.control_planes() else { return Ok(()) };
+        let since = Instant::now();
+        self.view.say("switching on the machines that carry the control planes");
+        self.hosts = self.crew().switch_on().await?;
+        self.view.say("waiting for etcd and the API servers on them");
+        control_planes.wait_until_ready().await?;
+        self.version = self.cluster.version().await?;
+        self.preparation.push(Step::since("machines up, and the control planes on them ready", since));
+        self.view.say(&format!("kubernetes {} is ready", self.version));
+        Ok(())
+    }
+
+    fn crew(&self) -> Crew<'_> {
+        Crew {
+            cluster: &self.cluster,
+            repository: &self.repository,
+            programs: &self.programs,
+            observer: &self.observer,
+            containers: &self.containers,
+            options: &self.options,
+            place: &self.place,
+        }
+    }
+}
+
+/// Those who install machines and switch them on.
+struct Crew<'a> {
+    cluster: &'a Cluster,
+    repository: &'a Repository,
+    programs: &'a Programs,
+    observer: &'a Arc<Observer>,
+    containers: &'a Arc<Containers>,
+    options: &'a Options,
+    place: &'a Place,
+}
+
+impl Crew<'_> {
+    /// Installs a disk for each seat with release 1.0 and switches the machines on.
+    ///
+    /// # Errors
+    /// A disk can't be written or a machine's process does not start.
+    async fn switch_on(&self) -> anyhow::Result<Hosts> {
+        let around = Surroundings {
+            program: self.programs.machine.clone(),
+            observer: Arc::clone(self.observer),
+            runtime: Arc::clone(self.containers) as _,
+        };
+        let root = self.repository.trust_root()?;
+        let mut hosts = Hosts::new();
+        for seat in Seat::plan(self.options.machines()) {
+            let directory = self.place.run().join(&seat.node);
+            let plane = self.cluster.plane(&seat.node);
+            let given = disks::Given {
+                seat: &seat,
+                directory: &directory,
+                kubeconfig: &agent_kubeconfig(&self.place.run(), &seat.node),
+                trust_root: &root,
+                extra_ca: &self.place.run().join("repository-ca.pem"),
+                trial_seconds: if plane.is_some() { CONTROL_PLANE_TRIAL_SECONDS } else { TRIAL_SECONDS },
+            };
+            let config: MachineConfig = disks::install(&given, self.repository.built("1.0")?).await?;
+            let kubelet = self.cluster.kubelet(&seat.node)?;
+            hosts.insert(seat.node.clone(), Host::switch_on(&seat, &config, kubelet, plane, &around).await?);
+        }
+        Ok(hosts)
     }
 }
 
@@ -125,27 +234,23 @@ impl Story {
             stage.cluster.leave().await?;
             return Err(error);
         }
-        let admin = stage.cluster.admin().clone();
-        let identify = Box::new(move |namespace: &str, account: &str, token: &str| {
-            let user = format!("system:serviceaccount:{namespace}:{account}");
-            admin.with_other_token(&user, token).unwrap_or_else(|_| admin.clone())
-        });
-        let containers = Containers::new(stage.programs.operator.clone(), stage.place.run(), stage.extra_ca, identify);
-        let observer = Arc::new(Observer::start(&stage.cluster.client().await?, NAMESPACE));
+        stage.observer.watch(&stage.cluster.client().await?, NAMESPACE);
         let on_call = OnCall::new(&stage.programs.cli, &stage.place.run(), &stage.cluster.user(ON_CALL, &[])?)?;
         stage.preparation.push(Step::since("bascule installed", since));
 
         stage.view.heading(format!(
             "bascule sandbox · kubernetes {} · {} nodes, 3 zones",
-            stage.version, stage.options.nodes
+            stage.version,
+            stage.options.machines()
         ));
-        stage.view.follow(observer.subscribe());
+        stage.view.follow(stage.observer.subscribe());
         Ok(Self {
-            hosts: Hosts::new(),
-            containers: Arc::new(containers),
+            hosts: stage.hosts,
+            containers: stage.containers,
             killer: None,
+            probes: None,
             on_call,
-            observer,
+            observer: stage.observer,
             repository: stage.repository,
             cluster: stage.cluster,
             programs: stage.programs,
@@ -160,37 +265,45 @@ impl Story {
         })
     }
 
-    /// The last act to play.
-    pub(crate) fn until(&self) -> u8 {
-        self.options.until
+    /// Which story this is.
+    pub(crate) fn tale(&self) -> Tale {
+        self.options.tale()
     }
 
-    /// Installs a disk for each seat with release 1.0 and switches the machines on; gives how many.
+    /// The last act to play.
+    pub(crate) fn until(&self) -> u8 {
+        self.options.last_act().unwrap_or(u8::MAX)
+    }
+
+    /// Installs the machines and switches them on; gives how many.
     ///
     /// # Errors
     /// A disk can't be written or a machine's process does not start.
     pub(crate) async fn install_machines(&mut self) -> anyhow::Result<usize> {
-        let around = Surroundings {
-            program: self.programs.machine.clone(),
-            observer: Arc::clone(&self.observer),
-            runtime: Arc::clone(&self.containers) as _,
+        let crew = Crew {
+            cluster: &self.cluster,
+            repository: &self.repository,
+            programs: &self.programs,
+            observer: &self.observer,
+            containers: &self.containers,
+            options: &self.options,
+            place: &self.place,
         };
-        let root = self.repository.trust_root()?;
-        for seat in Seat::plan(self.options.nodes) {
-            let directory = self.place.run().join(&seat.node);
-            let given = disks::Given {
-                seat: &seat,
-                directory: &directory,
-                kubeconfig: &agent_kubeconfig(&self.place.run(), &seat.node),
-                trust_root: &root,
-                extra_ca: &self.place.run().join("repository-ca.pem"),
-            };
-            let config: MachineConfig = disks::install(&given, self.repository.built("1.0")?).await?;
-            let kubelet = self.cluster.kubelet(&seat.node)?;
-            let host = Host::switch_on(&seat, &config, kubelet, &around).await?;
-            self.hosts.insert(seat.node.clone(), host);
-        }
+        self.hosts = crew.switch_on().await?;
         Ok(self.hosts.len())
+    }
+
+    /// Forgets what the probes saw so far.
+    pub(crate) fn begin_to_measure(&mut self) {
+        if let Some(probes) = &mut self.probes {
+            probes.take();
+        }
+    }
+
+    /// What the probes saw since [`Self::begin_to_measure`], for people.
+    pub(crate) fn measured(&mut self) -> Vec<String> {
+        let members = self.hosts.len();
+        self.probes.as_mut().map(|probes| probes.take().lines(members)).unwrap_or_default()
     }
 
     /// The seed of `--kill`.
@@ -235,6 +348,7 @@ impl Story {
 
 /// What can be told before minutes are spent on building.
 fn check_input(options: &Options) -> anyhow::Result<()> {
+    options.last_act().map_err(anyhow::Error::msg)?;
     if let Some(kubeconfig) = &options.kubeconfig {
         std::fs::File::open(kubeconfig)
             .with_context(|| format!("cannot read the kubeconfig {}", kubeconfig.display()))?;

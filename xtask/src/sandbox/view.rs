@@ -57,9 +57,9 @@ impl View {
     }
 
     /// An act begins.
-    pub(crate) fn act(&self, number: u8, title: &str) {
-        lock(&self.state).act = format!("act {number}/5  {title}");
-        self.say(&format!("act {number}/5  {title}"));
+    pub(crate) fn act(&self, number: u8, of: u8, title: &str) {
+        lock(&self.state).act = format!("act {number}/{of}  {title}");
+        self.say(&format!("act {number}/{of}  {title}"));
     }
 
     /// From now on shows the cluster.

@@ -1,6 +1,7 @@
 //! What runs on the nodes of the story, and the policy that keeps them patched. One place, so that what a reader sees
 //! in docs/sandbox.md is what runs.
 
+use bascule_api::OPERATOR_NAMESPACE;
 use chrono::{DateTime, Datelike, Timelike, Utc};
 
 use super::cluster::{NAMESPACE, ON_CALL};
@@ -61,6 +62,12 @@ kind: ClusterRoleBinding
 metadata: {{name: bascule-sandbox-on-call, labels: {{{SANDBOX_LABEL}: "true"}}}}
 roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-on-call}}
 subjects: [{{kind: User, apiGroup: rbac.authorization.k8s.io, name: {ON_CALL}}}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: bascule-sandbox-on-call, namespace: {OPERATOR_NAMESPACE}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: bascule-live-report}}
+subjects: [{{kind: User, apiGroup: rbac.authorization.k8s.io, name: {ON_CALL}}}]
 "#
     )
 }
@@ -94,6 +101,47 @@ spec:
     )
 }
 
+/// Tells the nodes of these machines apart as control planes, as kubeadm does. They take pods, as in small clusters.
+pub(crate) fn control_plane_nodes(names: &[String]) -> String {
+    let node = |name: &String| {
+        format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: {name}, labels: {{node-role.kubernetes.io/control-plane: \"\"}}}}\n"
+        )
+    };
+    names.iter().map(node).collect::<Vec<_>>().join("---\n")
+}
+
+/// The policy of machines that carry the cluster. That they go one at a time, and only if etcd keeps its quorum, needs no
+/// word in it; the gate asks that every part of every control plane is ready, before a node is disrupted and before it
+/// commits.
+pub(crate) fn control_plane_policy(repository: &str) -> String {
+    format!(
+        r#"
+apiVersion: bascule.dev/v1alpha1
+kind: UpdatePolicy
+metadata: {{name: {POLICY}, labels: {{{SANDBOX_LABEL}: "true"}}}}
+spec:
+  nodeSelector: {{matchLabels: {{node-role.kubernetes.io/control-plane: ""}}}}
+  source: {{repository: "{repository}", channel: stable, pollInterval: 10s}}
+  budget: {{maxUnavailable: 1}}
+  provenAfter: 1s
+  drain: {{timeout: 60s}}
+  health:
+    nodeReadyTimeout: 3m
+    nodeSoak: 1s
+    gates:
+    - name: control-planes
+      object:
+        apiVersion: v1
+        kind: Pod
+        namespace: kube-system
+        selector: {{matchLabels: {{tier: control-plane}}}}
+        cel: 'object.status.conditions.exists(c, c.type == "Ready" && c.status == "True")'
+  failureThreshold: 1
+"#
+    )
+}
+
 /// The next full minute that is at least `lead` seconds away: windows open at full minutes.
 pub(crate) fn next_window(now: DateTime<Utc>, lead: i64) -> DateTime<Utc> {
     let earliest = now + chrono::TimeDelta::seconds(lead);
@@ -121,5 +169,8 @@ mod tests {
             serde_saphyr::from_str(&policy("https://localhost:1/", window)).unwrap();
         assert_eq!(policy.spec.maintenance_windows[0].schedule, "5 10 1 3 *");
         assert_eq!(policy.spec.waves.len(), 2);
+        let policy: bascule_api::UpdatePolicy =
+            serde_saphyr::from_str(&control_plane_policy("https://localhost:1/")).unwrap();
+        assert_eq!(policy.spec.health.gates.len(), 1);
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use bascule_api::WaitReason;
 use tokio::time::sleep;
 
 use super::{PATIENCE, starts_between};
 use crate::sandbox::report::size;
-use crate::sandbox::snapshot::Snapshot;
+use crate::sandbox::snapshot::{NodeSeen, Snapshot};
 use crate::sandbox::story::Story;
 use crate::sandbox::workload::POLICY;
 
@@ -20,11 +20,16 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     story.repository.publish("1.3").await?;
     let mut seen = freeze(story, nodes).await?;
     seen.extend(roll_back(story, nodes).await?);
+    let node = story.hosts.keys().next().context("there is no machine")?.clone();
+    let reading: [&[&str]; 6] =
+        [&["status"], &["explain", &node], &["explain", POLICY], &["history", POLICY], &["forecast"], &["doctor"]];
+    seen.push(format!("bascule against the idle cluster, {}", story.on_call.times(&reading).await?));
     Ok(seen)
 }
 
 async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> {
     story.observer.until("the canary runs 1.3", PATIENCE, |seen| seen.committed_on("1.3") >= 1).await?;
+    live(&story.on_call.types(&["status"]).await?)?;
     let said = story.on_call.types(&["freeze", "--for", "10m", "--reason", "checkout incident INC-4711"]).await?;
     story.view.say(&format!("  $ bascule freeze …: {}", said.lines().next().unwrap_or_default()));
     let resting = |seen: &Snapshot| seen.calm() && seen.nodes.values().any(|node| node.waits_for(WaitReason::Freeze));
@@ -32,6 +37,10 @@ async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> 
         story.observer.until("what moved is finished, the rest waits for the freeze", PATIENCE, resting).await?;
     let done = frozen.committed_on("1.3");
     ensure!(done < nodes, "the freeze came too late: all {nodes} nodes run 1.3");
+    live(&story.on_call.types(&["status"]).await?)?;
+    let held = frozen.nodes.iter().find(|(_, node)| node.waits_for(WaitReason::Freeze));
+    let (held, _) = held.context("no node waits for the freeze")?;
+    live(&story.on_call.types(&["explain", held]).await?)?;
     // Not a wait for something to happen: this is how long nothing may happen.
     sleep(FROZEN).await;
     let still = story.observer.now();
@@ -52,6 +61,15 @@ async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> 
     )])
 }
 
+/// What she reads comes from the operator that leads, wherever pods can be reached.
+fn live(said: &str) -> anyhow::Result<()> {
+    ensure!(
+        !said.contains("not live:") || !rustix::process::geteuid().is_root(),
+        "the leader's live report could not be read: {said}"
+    );
+    Ok(())
+}
+
 async fn roll_back(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> {
     let before = story.observer.now();
     let sent = story.repository.packs_sent();
@@ -60,10 +78,13 @@ async fn roll_back(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String
     story.view.say(&format!("  $ bascule rollback …: {}", said.lines().next().unwrap_or_default()));
     let after = story
         .observer
-        .until("every node runs 1.1 again", PATIENCE, |seen| seen.committed_on("1.1") == nodes && seen.calm())
+        .until("every node runs 1.1 again, and no grant is left", PATIENCE, |seen| {
+            seen.committed_on("1.1") == nodes && seen.calm() && !seen.nodes.values().any(NodeSeen::granted)
+        })
         .await?;
     let moved = story.repository.packs_sent() - sent;
     ensure!(moved == 0, "the rollback moved {}; the other slots hold 1.1", size(moved));
+    live(&story.on_call.types(&["status"]).await?)?;
     let started = starts_between(&before, &after);
     ensure!(story.kills_anything() || started.values().all(|count| *count == 1), "not one restart each: {started:?}");
     Ok(vec![format!("rolled back to 1.1 on {nodes} nodes without a download, one reboot each")])

@@ -1,6 +1,8 @@
-//! The five acts. Each waits for what must happen, looks at what must not have happened, and says what it saw.
+//! The acts of both stories. Each waits for what must happen, looks at what must not have happened, and says what it saw.
 
 mod bad_release;
+mod broken_member;
+mod control_planes;
 mod first_release;
 mod freeze_and_rollback;
 mod refused;
@@ -18,43 +20,87 @@ use super::story::Story;
 /// The longest that any one wait of the story may take, on a busy machine. Everything usual is far below.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
+/// A story that the sandbox can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tale {
+    /// A fleet of workers beside a control plane.
+    Fleet,
+    /// Machines that carry the control plane.
+    ControlPlanes,
+}
+
+impl Tale {
+    /// How many acts it has.
+    pub(crate) fn acts(self) -> u8 {
+        match self {
+            Self::Fleet => 5,
+            Self::ControlPlanes => 3,
+        }
+    }
+
+    fn title(self, number: u8) -> &'static str {
+        match (self, number) {
+            (Self::Fleet, 1) => "machines are installed with 1.0 and join the cluster",
+            (Self::Fleet, 2) => "1.1 is published: staged everywhere, rolled out node by node",
+            (Self::Fleet, 3) => "1.2 is published: its kubelet never comes up",
+            (Self::Fleet, 4) => "1.3 is published: frozen half way, finished, and rolled back to 1.1",
+            (Self::Fleet, _) => "a tampered and an expired repository are offered",
+            (Self::ControlPlanes, 1) => "machines with 1.0 carry the cluster that they are nodes of",
+            (Self::ControlPlanes, 2) => "1.1 is published: every machine reboots, the API stays",
+            (Self::ControlPlanes, _) => {
+                "1.3 is published while a member of etcd is broken: nothing moves until it is back"
+            }
+        }
+    }
+
+    /// The releases that it needs up to an act: the one that machines are installed with, and those that are published.
+    pub(crate) fn releases(self, until: u8) -> Vec<&'static str> {
+        std::iter::once("1.0").chain((1..=until).filter_map(|act| self.release(act))).collect()
+    }
+
+    /// The release that an act publishes.
+    fn release(self, number: u8) -> Option<&'static str> {
+        match (self, number) {
+            (_, 2) => Some("1.1"),
+            (Self::Fleet, 3) => Some("1.2"),
+            (Self::Fleet, 4) | (Self::ControlPlanes, 3) => Some("1.3"),
+            _ => None,
+        }
+    }
+}
+
 /// Plays the acts in order, up to the last one that is wanted.
 pub(super) async fn play(story: &mut Story) -> anyhow::Result<()> {
+    let tale = story.tale();
     for number in 1..=story.until() {
-        let stage = Stage::enter(story, number);
-        let seen = match number {
-            1 => first_release::play(story).await,
-            2 => rollout::play(story).await,
-            3 => bad_release::play(story).await,
-            4 => freeze_and_rollback::play(story).await,
-            _ => refused::play(story).await,
+        let stage = Stage::enter(story, tale, number);
+        let seen = match (tale, number) {
+            (Tale::Fleet, 1) => first_release::play(story).await,
+            (Tale::Fleet, 2) => rollout::play(story).await,
+            (Tale::Fleet, 3) => bad_release::play(story).await,
+            (Tale::Fleet, 4) => freeze_and_rollback::play(story).await,
+            (Tale::Fleet, _) => refused::play(story).await,
+            (Tale::ControlPlanes, 1) => control_planes::carry(story).await,
+            (Tale::ControlPlanes, 2) => control_planes::update(story).await,
+            (Tale::ControlPlanes, _) => broken_member::play(story).await,
         };
-        let seen = seen.with_context(|| format!("act {number} ({})", title(number)))?;
+        let seen = seen.with_context(|| format!("act {number} ({})", tale.title(number)))?;
         stage.leave(story, seen);
     }
     Ok(())
 }
 
-fn title(number: u8) -> &'static str {
-    match number {
-        1 => "machines are installed with 1.0 and join the cluster",
-        2 => "1.1 is published: staged everywhere, rolled out node by node",
-        3 => "1.2 is published: its kubelet never comes up",
-        4 => "1.3 is published: frozen half way, finished, and rolled back to 1.1",
-        _ => "a tampered and an expired repository are offered",
-    }
-}
-
 struct Stage {
+    tale: Tale,
     number: u8,
     started: Instant,
     sent: u64,
 }
 
 impl Stage {
-    fn enter(story: &Story, number: u8) -> Self {
-        story.view.act(number, title(number));
-        Self { number, started: Instant::now(), sent: story.repository.bytes_sent() }
+    fn enter(story: &Story, tale: Tale, number: u8) -> Self {
+        story.view.act(number, tale.acts(), tale.title(number));
+        Self { tale, number, started: Instant::now(), sent: story.repository.bytes_sent() }
     }
 
     fn leave(self, story: &mut Story, seen: Vec<String>) {
@@ -62,15 +108,10 @@ impl Stage {
             story.view.say(&format!("  {line}"));
         }
         let moved = story.repository.bytes_sent() - self.sent;
-        let whole = match self.number {
-            2 => story.repository.whole("1.1"),
-            3 => story.repository.whole("1.2"),
-            4 => story.repository.whole("1.3"),
-            _ => 0,
-        };
+        let whole = self.tale.release(self.number).map_or(0, |version| story.repository.whole(version));
         story.acts.push(Act {
             number: self.number,
-            title: title(self.number).to_owned(),
+            title: self.tale.title(self.number).to_owned(),
             seconds: self.started.elapsed().as_secs_f64(),
             bytes_moved: moved,
             bytes_whole: whole * story.hosts.len() as u64,

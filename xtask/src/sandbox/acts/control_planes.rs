@@ -1,0 +1,80 @@
+//! Acts 1 and 2 of the other story: machines that carry the cluster itself, and how all of them are updated under it.
+
+use anyhow::{Context as _, ensure};
+
+use super::{PATIENCE, each_started_at_most, starts_between};
+use crate::sandbox::cluster::Leader;
+use crate::sandbox::probes::Probes;
+use crate::sandbox::report::size;
+use crate::sandbox::story::Story;
+use crate::sandbox::workload::{self, REPLICAS};
+
+/// The machines run already, and with them the cluster. They are told apart as control planes, as kubeadm does once a node
+/// has joined; the shop opens; the probes begin.
+pub(super) async fn carry(story: &mut Story) -> anyhow::Result<Vec<String>> {
+    let nodes = story.hosts.len();
+    story
+        .observer
+        .until("every machine is a node", PATIENCE, |seen| {
+            seen.nodes.len() == nodes && seen.nodes.values().all(|node| !node.zone.is_empty())
+        })
+        .await?;
+    let names: Vec<String> = story.hosts.keys().cloned().collect();
+    story.cluster.apply(&workload::control_plane_nodes(&names)).await?;
+    story.cluster.apply(&workload::shop()).await?;
+    story
+        .observer
+        .until("every node runs 1.0 and is Ready, the shop is complete", PATIENCE, |seen| {
+            seen.calm() && seen.replicas() == REPLICAS && seen.nodes.values().all(|node| node.runs() == Some("1.0"))
+        })
+        .await?;
+    story.observer.remember_the_worst();
+    let control_planes = story.cluster.control_planes().context("this cluster is not carried by machines")?;
+    story.probes = Some(Probes::start(control_planes, &story.cluster.prober()?).await?);
+    Ok(vec![
+        format!("{nodes} machines run 1.0, each with a member of etcd, an API server, controllers and a scheduler"),
+        format!("everybody talks to {}, the balancer; {REPLICAS} replicas are ready", control_planes.server()),
+    ])
+}
+
+/// Every machine reboots once, and with it a third of the control plane; the operator is drained like everybody else.
+pub(super) async fn update(story: &mut Story) -> anyhow::Result<Vec<String>> {
+    let before = story.observer.now();
+    let nodes = before.nodes.len();
+    story.cluster.apply(&workload::control_plane_policy(&story.repository.url())).await?;
+    story.observer.until("the policy is accepted", PATIENCE, |seen| seen.policy_accepted()).await?;
+    let leader = story.cluster.leader().await?;
+    story.begin_to_measure();
+    story.repository.publish("1.1").await?;
+    let after = story
+        .observer
+        .until("every node runs 1.1, committed, and takes pods", PATIENCE, |seen| {
+            seen.committed_on("1.1") == nodes && seen.calm()
+        })
+        .await?;
+    let started = starts_between(&before, &after);
+    each_started_at_most(&started, 1)?;
+    let (delta, whole) = (story.repository.sent("1.1"), story.repository.whole("1.1") * nodes as u64);
+    let mut seen = vec![
+        format!("staged on {nodes} nodes with {} instead of {}", size(delta), size(whole)),
+        format!("{nodes} machines rebooted once each into 1.1, one at a time, and are whole control planes again"),
+        drained(story, &leader).await?,
+    ];
+    seen.extend(story.measured());
+    Ok(seen)
+}
+
+/// The operator that led went off its own node like any pod, evicted, and another one led after it.
+async fn drained(story: &Story, before: &Leader) -> anyhow::Result<String> {
+    let after = story.cluster.leader().await?;
+    let requests = story.cluster.requests()?.unwrap_or_default();
+    let evicted = requests.iter().any(|request| {
+        request.resource == "pods/eviction" && request.name == before.pod && (200..300).contains(&request.code)
+    });
+    ensure!(evicted, "{}, the operator that led, was never evicted from {}", before.pod, before.node);
+    ensure!(after.pod != before.pod, "{} still leads, though it was evicted", before.pod);
+    Ok(format!(
+        "the operator that led from {} was evicted like any pod ({}); {} on {} went on",
+        before.node, before.pod, after.pod, after.node
+    ))
+}
