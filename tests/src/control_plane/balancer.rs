@@ -1,6 +1,7 @@
 //! The balancer in front of several API servers, as HAProxy or kube-vip stand there in production: TCP, one address, the
-//! connections in turn to the servers whose `/readyz` agrees. One that does not any more loses its connections at once
-//! (HAProxy's `on-marked-down shutdown-sessions`), so that clients with one long connection notice.
+//! connections in turn to the servers whose `/readyz` agrees. One that does not any more gets no new ones. Those that it has are
+//! its own to end, as an API server does that goes in order; what it has not ended a little later is cut (HAProxy's
+//! `shutdown-sessions`), so that clients with one long connection notice a server that is gone without a word.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -21,11 +22,13 @@ const CHECK: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So many looks in a row have to fail before a server is left out; one that succeeds takes it in again.
 const FALL: u32 = 2;
+/// How long a server that is left out keeps the connections it has: longer than an orderly end takes
+/// ([`super::arguments::ORDERLY_END`]).
+const DRAIN: Duration = Duration::from_secs(8);
 
 /// A balancer that listens until it is dropped.
 #[derive(Debug)]
 pub struct Balancer {
-    address: SocketAddr,
     servers: Arc<Vec<Server>>,
     _tasks: JoinSet<()>,
 }
@@ -39,13 +42,13 @@ struct Server {
 }
 
 impl Balancer {
-    /// Binds `port` of 127.0.0.1 (0 takes a free one). It forwards nothing before [`Self::serve`].
+    /// Binds a free port of 127.0.0.1. It forwards nothing before [`Self::serve`].
     ///
     /// # Errors
-    /// When the port can't be had.
-    pub(super) async fn listen(port: u16) -> Result<(TcpListener, SocketAddr), ControlPlaneError> {
-        let failed = |source| ControlPlaneError::Listen { port, source };
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(failed)?;
+    /// When no port can be had.
+    pub(super) async fn listen() -> Result<(TcpListener, SocketAddr), ControlPlaneError> {
+        let failed = |source| ControlPlaneError::Listen { source };
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok((listener, address))
     }
@@ -54,11 +57,7 @@ impl Balancer {
     ///
     /// # Errors
     /// When no HTTP client can be made of the authority.
-    pub(super) fn serve(
-        (listener, address): (TcpListener, SocketAddr),
-        ports: &[u16],
-        authority: &str,
-    ) -> Result<Self, ControlPlaneError> {
+    pub(super) fn serve(listener: TcpListener, ports: &[u16], authority: &str) -> Result<Self, ControlPlaneError> {
         let certificate = reqwest::Certificate::from_pem(authority.as_bytes())?;
         let of = |port: &u16| Server { address: (Ipv4Addr::LOCALHOST, *port).into(), up: watch::Sender::new(false) };
         let servers: Arc<Vec<Server>> = Arc::new(ports.iter().map(of).collect());
@@ -74,31 +73,13 @@ impl Balancer {
             tasks.spawn(keep_looking(client, Arc::clone(&servers), number));
         }
         tasks.spawn(accept(listener, Arc::clone(&servers)));
-        Ok(Self { address, servers, _tasks: tasks })
+        Ok(Self { servers, _tasks: tasks })
     }
 
-    /// Where it listens.
+    /// How many servers get connections now.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The servers, to be counted.
-    #[must_use]
-    pub fn servers(&self) -> ServersUp {
-        ServersUp(Arc::clone(&self.servers))
-    }
-}
-
-/// Counts the servers of a balancer that get connections.
-#[derive(Debug, Clone)]
-pub struct ServersUp(Arc<Vec<Server>>);
-
-impl ServersUp {
-    /// How many get connections now.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.iter().filter(|server| *server.up.borrow()).count()
+    pub fn servers(&self) -> usize {
+        self.servers.iter().filter(|server| *server.up.borrow()).count()
     }
 }
 
@@ -151,8 +132,17 @@ async fn forward(mut client: TcpStream, servers: Arc<Vec<Server>>, turn: Arc<Ato
         tokio::select! {
             // A side that breaks off has told the other one so.
             _ = copy_bidirectional(&mut client, &mut connected) => {}
-            () = async { drop(up.wait_for(|up| !up).await) } => {}
+            () = drained(&mut up) => {}
         }
         return;
+    }
+}
+
+/// Returns once a server was left out for [`DRAIN`] without a break.
+async fn drained(up: &mut watch::Receiver<bool>) {
+    loop {
+        if up.wait_for(|up| !up).await.is_err() || timeout(DRAIN, up.wait_for(|up| *up)).await.is_err() {
+            return;
+        }
     }
 }

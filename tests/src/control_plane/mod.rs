@@ -27,7 +27,7 @@ use std::time::Duration;
 
 pub use apply::{Applied, apply};
 pub use audit::{Request, RequestCounts};
-pub use balancer::{Balancer, ServersUp};
+pub use balancer::Balancer;
 pub use binaries::Binaries;
 pub use credentials::Credentials;
 pub use foundation::Foundation;
@@ -148,11 +148,9 @@ pub enum ControlPlaneError {
     /// The API server refused a request of the fixture.
     #[error("the API server refused a request")]
     Api(#[from] Box<kube::Error>),
-    /// The balancer can't listen.
-    #[error("the balancer in front of the API servers can't listen on 127.0.0.1:{port}")]
+    /// There is no port for a server or the balancer.
+    #[error("no free port on 127.0.0.1 for a control plane or the balancer before it")]
     Listen {
-        /// The port that it was to have; 0 for any.
-        port: u16,
         /// Why the system refused.
         #[source]
         source: std::io::Error,

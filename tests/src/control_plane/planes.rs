@@ -26,8 +26,9 @@ const LOOK: Duration = Duration::from_millis(300);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// How long a part may take to answer whether it is ready.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long parts are given to end when the machine goes down, before they are killed. etcd hands over its leadership.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long the API server with its clients, and after them etcd, are given to end when the machine goes down, before they are
+/// killed. (kubeadm's static pods have Kubernetes' default, 30 s.)
+const GRACE: Duration = Duration::from_secs(15);
 /// The parts in the order of their pods' names.
 const PARTS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
@@ -69,9 +70,9 @@ impl ControlPlanes {
     ) -> Result<Self, ControlPlaneError> {
         crate::install_tls_provider();
         let binaries = tokio::task::spawn_blocking(move || Binaries::locate(&progress)).await??;
-        let listening = Balancer::listen(0).await?;
-        let foundation = Arc::new(Foundation::lay(binaries, &format!("https://{}", listening.1))?);
-        let port = || lasting_port().map_err(|source| ControlPlaneError::Listen { port: 0, source });
+        let (listener, address) = Balancer::listen().await?;
+        let foundation = Arc::new(Foundation::lay(binaries, &format!("https://{address}"))?);
+        let port = || lasting_port().map_err(|source| ControlPlaneError::Listen { source });
         let mut cluster = Vec::new();
         for machine in machines {
             cluster.push((machine.clone(), format!("http://127.0.0.1:{}", port()?)));
@@ -84,9 +85,11 @@ impl ControlPlanes {
             let (etcd_url, server) =
                 (format!("http://127.0.0.1:{etcd_port}"), format!("https://127.0.0.1:{server_port}"));
             foundation.equip(&place, &server)?;
+            let mut api_server = arguments::api_server(foundation.folder(), &place, &etcd_url, server_port, &options);
+            api_server.extend(arguments::ORDERLY_END.map(str::to_owned));
             let told = [
                 arguments::etcd(&place.join("etcd"), machine, &etcd_url, &cluster),
-                arguments::api_server(foundation.folder(), &place, &etcd_url, server_port, &options),
+                api_server,
                 arguments::controller_manager(foundation.folder(), &place, &options, Election::Lease),
                 arguments::scheduler(&place, Election::Lease),
             ];
@@ -103,7 +106,7 @@ impl ControlPlanes {
             planes.insert(machine.clone(), Arc::new(plane));
             ports.push(server_port);
         }
-        let balancer = Balancer::serve(listening, &ports, foundation.authority_certificate())?;
+        let balancer = Balancer::serve(listener, &ports, foundation.authority_certificate())?;
         Ok(Self { planes, balancer, options, foundation })
     }
 
@@ -118,12 +121,6 @@ impl ControlPlanes {
         self.planes.values()
     }
 
-    /// The balancer.
-    #[must_use]
-    pub fn balancer(&self) -> &Balancer {
-        &self.balancer
-    }
-
     /// Waits until every API server is ready, and the controllers have made the default service account, without which no
     /// pod is admitted.
     ///
@@ -136,7 +133,7 @@ impl ControlPlanes {
         loop {
             let late = self.planes.values().find_map(|plane| plane.not_ready());
             let made = late.is_none() && matches!(accounts.get_opt("default").await, Ok(Some(_)));
-            if made && self.balancer.servers().count() == self.planes.len() {
+            if made && self.balancer.servers() == self.planes.len() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -226,23 +223,44 @@ impl Plane {
         }
     }
 
-    /// The machine goes down in order: its parts are asked to end, and killed after a while.
+    /// The machine goes down in order: its parts are asked to end, and killed after a while. etcd is asked last. It hands over its
+    /// leadership, but only once its clients are gone: it waits for their streams (`embed.Etcd.Close`), and where it is killed
+    /// meanwhile the other members notice by an election, during which no API server reads or writes. Machines arrange the
+    /// order with a preStop hook of etcd's pod, or run etcd as a service of the host that ends after all pods (Talos).
     pub async fn shut_down(&self) {
         let Some(mut running) = self.running().take() else { return };
         running.keeper.abort();
         // The only error is the cancellation just asked for.
         let _ = (&mut running.keeper).await;
-        for part in running.parts.iter().flatten() {
+        let (etcd, clients) = running.parts.split_at_mut(1);
+        self.end(clients).await;
+        self.end(etcd).await;
+        self.nothing_is_ready();
+    }
+
+    async fn end(&self, parts: &mut [Option<Supervised>]) {
+        for part in parts.iter().flatten() {
             if let Err(error) = part.terminate() {
                 tracing::warn!(machine = self.machine, %error, "a part of a control plane could not be asked to end");
             }
         }
-        let deadline = Instant::now() + GRACE;
-        let mut left = || running.parts.iter_mut().flatten().any(|part| matches!(part.ended(), Ok(None)));
-        while left() && Instant::now() < deadline {
+        let asked = Instant::now();
+        while let Some(part) =
+            parts.iter_mut().flatten().find_map(|part| part.ended().is_ok_and(|end| end.is_none()).then_some(part))
+        {
+            if asked.elapsed() >= GRACE {
+                tracing::warn!(
+                    machine = self.machine,
+                    part = part.program(),
+                    "a part of a control plane had to be killed"
+                );
+                break;
+            }
             sleep(Duration::from_millis(20)).await;
         }
-        self.nothing_is_ready();
+        for part in parts {
+            *part = None;
+        }
     }
 
     /// The machine's power is gone: whatever ran is gone at once.

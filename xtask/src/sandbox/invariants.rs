@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::acts::Tale;
-use super::probes::{Probes, Requests as Probed, Seen};
+use super::probes::{DEADLINE, Probes, Requests as Probed, Seen};
 use super::report::{Availability, Invariant, Report, Requests, component};
 use super::snapshot::{Extremes, Snapshot};
 use super::story::Story;
@@ -12,9 +12,9 @@ use super::workload::{BUDGET, REPLICAS};
 /// Nodes that the policy lets be unavailable at once (`maxUnavailable: 2`, and one zone with one node).
 const MOST_UNAVAILABLE: u32 = 1;
 
-/// The longest that etcd or the API may not answer while a machine that carries them reboots: etcd elects another leader, and
-/// clients of the API server that went find another one.
-const LONGEST_GAP_MS: u64 = 10_000;
+/// The longest that etcd or the API may not answer while a machine that carries them reboots. An orderly end leaves hardly a gap
+/// (docs/sandbox.md has what was measured); this is the most that Kubernetes' own leaders would bear.
+const LONGEST_GAP_MS: u64 = DEADLINE.as_secs() * 1_000;
 
 /// Everything that was measured. `broken` is why the story ended before its end.
 ///
@@ -153,18 +153,23 @@ fn judge_end(seen: &Snapshot) -> Invariant {
 }
 
 fn judge_control_plane(probed: &Seen, members: usize) -> Vec<Invariant> {
-    let quorum = members / 2 + 1;
+    let one_away = |fewest: Option<usize>| fewest.is_some_and(|fewest| fewest + 1 >= members);
     let answers = |requests: &Probed| requests.sent > requests.failed && requests.longest_gap_ms <= LONGEST_GAP_MS;
     let gap = |requests: &Probed| format!("{:.1} s", requests.longest_gap_ms as f64 / 1e3);
     vec![
         Invariant {
-            what: "etcd kept its quorum".to_owned(),
-            held: probed.fewest_members.is_some_and(|fewest| fewest >= quorum) && answers(&probed.quorum),
+            what: "etcd kept its quorum, with no more than one member away".to_owned(),
+            held: one_away(probed.fewest_members) && answers(&probed.quorum),
             seen: format!(
                 "never fewer than {} of {members} members; longest without an answer of the quorum {}",
                 probed.fewest_members.unwrap_or(0),
                 gap(&probed.quorum)
             ),
+        },
+        Invariant {
+            what: "no more than one API server was away".to_owned(),
+            held: one_away(probed.fewest_servers),
+            seen: format!("never fewer than {} of {members} answered", probed.fewest_servers.unwrap_or(0)),
         },
         Invariant {
             what: format!("the API answered, reading and writing, within {} s at the worst", LONGEST_GAP_MS / 1_000),
@@ -247,6 +252,7 @@ mod tests {
             watch: requests(1_200),
             quorum: requests(LONGEST_GAP_MS),
             fewest_members: Some(2),
+            fewest_servers: Some(2),
             ..Seen::default()
         };
         let broken = |seen: &Seen| judge_control_plane(seen, 3).iter().filter(|invariant| !invariant.held).count();
@@ -260,11 +266,13 @@ mod tests {
             Seen { reads: Probed { sent: 9, failed: 9, ..Probed::default() }, ..good.clone() },
             Seen { fewest_members: Some(1), ..good.clone() },
             Seen { fewest_members: None, ..good.clone() },
+            Seen { fewest_servers: Some(1), ..good.clone() },
+            Seen { fewest_servers: None, ..good.clone() },
             Seen { went_back: 1, ..good.clone() },
         ] {
             assert_eq!(broken(&bad), 1, "{bad:?}");
         }
-        assert_eq!(broken(&Seen::default()), 3, "whoever measured nothing has seen nothing");
+        assert_eq!(broken(&Seen::default()), 4, "whoever measured nothing has seen nothing");
     }
 
     #[test]

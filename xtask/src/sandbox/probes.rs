@@ -1,12 +1,12 @@
 //! Whether the cluster's own control plane is there, measured from outside: an ordinary client that reads and writes
-//! through the balancer, a watch on what it writes, and each member of etcd asked directly. Nothing here knows what the
-//! machines' power switches do.
+//! through the balancer, a watch on what it writes, and each API server and each member of etcd asked directly. Nothing here
+//! knows what the machines' power switches do, or what the balancer thinks.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bascule_tests::control_plane::{ControlPlanes, Credentials, Plane, ServersUp};
+use bascule_tests::control_plane::{ControlPlanes, Credentials, Plane};
 use futures::StreamExt as _;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -23,14 +23,17 @@ pub(crate) const USER: &str = "bascule-sandbox-probe";
 /// What is written and read.
 const OBJECT: &str = "bascule-sandbox-beat";
 const NAMESPACE: &str = "default";
-/// Between two reads, two writes, two questions to etcd.
+/// Between two reads, two writes, two rounds of questions to each server and member.
 const READ_EVERY: Duration = Duration::from_millis(100);
 const WRITE_EVERY: Duration = Duration::from_millis(250);
-const ETCD_EVERY: Duration = Duration::from_millis(250);
+const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Between a watch that broke off and its next try.
 const AGAIN: Duration = Duration::from_millis(100);
-/// After this long without an answer a request has failed.
+/// After this long without an answer a request through the balancer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// After this long without an answer nobody is there. It is what Kubernetes' own leaders allow before they give up (the renew
+/// deadline of controllers and schedulers), and long enough for a server that only waits for its turn on a busy processor.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Requests of one kind, each sent once: nothing is tried again behind our back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -95,7 +98,7 @@ pub(crate) struct Seen {
     pub(crate) fewest_members: Option<usize>,
     /// Questions to etcd that need its quorum.
     pub(crate) quorum: Requests,
-    /// API servers that the balancer gave connections to, at the fewest.
+    /// API servers that read the object when they were asked themselves, at the fewest.
     pub(crate) fewest_servers: Option<usize>,
 }
 
@@ -151,10 +154,11 @@ impl Seen {
                 self.went_back
             ),
             format!(
-                "etcd: never fewer than {} of {members} members, longest without a quorum {}; API servers: never fewer than {} of {members}",
+                "each asked: never fewer than {} of {members} members of etcd and {} of {members} API servers answered; longest without \
+                 etcd's quorum {}",
                 number(self.fewest_members),
-                seconds(&self.quorum),
-                number(self.fewest_servers)
+                number(self.fewest_servers),
+                seconds(&self.quorum)
             ),
         ]
     }
@@ -179,17 +183,22 @@ impl Probes {
     /// The API server refuses, or no client can be made.
     pub(crate) async fn start(control_planes: &ControlPlanes, who: &Credentials) -> anyhow::Result<Self> {
         // Reader, writer and watch are three clients: each has a connection of its own, to a server of its own.
-        let (reader, writer, watching) =
-            (client(who, true).await?, client(who, true).await?, client(who, false).await?);
+        let balancer = control_planes.server();
+        let (reader, writer) =
+            (client(who, balancer, Some(PATIENCE)).await?, client(who, balancer, Some(PATIENCE)).await?);
+        let watching = client(who, balancer, None).await?;
         beat(&objects(&writer), 0).await.context("cannot write what the probes read")?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_reading(objects(&reader), Arc::clone(&seen)));
         tasks.spawn(keep_writing(objects(&writer), Arc::clone(&seen)));
         tasks.spawn(keep_watching(objects(&watching), Arc::clone(&seen)));
-        let planes: Vec<Arc<Plane>> = control_planes.planes().cloned().collect();
-        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).pool_max_idle_per_host(0).build()?;
-        tasks.spawn(keep_asking_etcd(http, planes, control_planes.balancer().servers(), Arc::clone(&seen)));
+        let mut each = Vec::new();
+        for plane in control_planes.planes() {
+            each.push((Arc::clone(plane), objects(&client(who, plane.server(), Some(DEADLINE)).await?)));
+        }
+        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).pool_max_idle_per_host(0).build()?;
+        tasks.spawn(keep_asking_each(http, each, Arc::clone(&seen)));
         Ok(Self { seen, earlier: Seen::default(), _tasks: tasks })
     }
 
@@ -211,10 +220,11 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn client(who: &Credentials, bounded: bool) -> anyhow::Result<Client> {
+async fn client(who: &Credentials, server: &str, patience: Option<Duration>) -> anyhow::Result<Client> {
     let mut config: Config = who.config().await?;
-    config.connect_timeout = Some(PATIENCE);
-    config.read_timeout = bounded.then_some(PATIENCE);
+    config.cluster_url = server.parse().with_context(|| format!("{server} is no address of an API server"))?;
+    config.connect_timeout = Some(patience.unwrap_or(PATIENCE));
+    config.read_timeout = patience;
     Ok(Client::try_from(config)?)
 }
 
@@ -230,15 +240,15 @@ async fn beat(objects: &Api<ConfigMap>, number: u64) -> kube::Result<ConfigMap> 
     objects.patch(OBJECT, &PatchParams::apply(USER).force(), &Patch::Apply(object)).await
 }
 
-async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> bool {
-    matches!(tokio::time::timeout(PATIENCE, request).await, Ok(Ok(_)))
+async fn in_time<T>(patience: Duration, request: impl Future<Output = kube::Result<T>>) -> bool {
+    matches!(tokio::time::timeout(patience, request).await, Ok(Ok(_)))
 }
 
 async fn keep_reading(objects: Api<ConfigMap>, seen: Arc<Mutex<Seen>>) {
     let mut beat = every(READ_EVERY);
     loop {
         beat.tick().await;
-        let good = in_time(objects.get(OBJECT)).await;
+        let good = in_time(PATIENCE, objects.get(OBJECT)).await;
         lock(&seen).reads.note(good, Instant::now());
     }
 }
@@ -247,7 +257,7 @@ async fn keep_writing(objects: Api<ConfigMap>, seen: Arc<Mutex<Seen>>) {
     let mut tick = every(WRITE_EVERY);
     for number in 1.. {
         tick.tick().await;
-        let good = in_time(beat(&objects, number)).await;
+        let good = in_time(PATIENCE, beat(&objects, number)).await;
         lock(&seen).writes.note(good, Instant::now());
     }
 }
@@ -278,26 +288,23 @@ async fn keep_watching(objects: Api<ConfigMap>, seen: Arc<Mutex<Seen>>) {
     }
 }
 
-async fn keep_asking_etcd(
-    client: reqwest::Client,
-    planes: Vec<Arc<Plane>>,
-    servers: ServersUp,
-    seen: Arc<Mutex<Seen>>,
-) {
-    let mut beat = every(ETCD_EVERY);
+/// Everybody is asked at the same moments, so that what is counted is who was there together.
+async fn keep_asking_each(client: reqwest::Client, each: Vec<(Arc<Plane>, Api<ConfigMap>)>, seen: Arc<Mutex<Seen>>) {
+    let mut beat = every(ASK_EVERY);
     loop {
         beat.tick().await;
-        let ask = |url: String| {
-            let request = client.get(url).send();
+        let ask = |plane: &Plane, what: &str| {
+            let request = client.get(format!("{}{what}", plane.etcd_url())).send();
             async move { request.await.is_ok_and(|answer| answer.status().is_success()) }
         };
-        let alone = join_all(planes.iter().map(|plane| ask(format!("{}/health?serializable=true", plane.etcd_url()))));
-        let together = join_all(planes.iter().map(|plane| ask(format!("{}/health", plane.etcd_url()))));
-        let (alone, together) = tokio::join!(alone, together);
-        let (members, up) = (alone.into_iter().filter(|alive| *alive).count(), servers.count());
+        let alone = join_all(each.iter().map(|(plane, _)| ask(plane, "/health?serializable=true")));
+        let together = join_all(each.iter().map(|(plane, _)| ask(plane, "/health")));
+        let servers = join_all(each.iter().map(|(_, objects)| in_time(DEADLINE, objects.get(OBJECT))));
+        let (alone, together, servers) = tokio::join!(alone, together, servers);
+        let count = |answers: &[bool]| answers.iter().filter(|answered| **answered).count();
         let mut seen = lock(&seen);
-        seen.fewest_members = fewest(seen.fewest_members, Some(members));
-        seen.fewest_servers = fewest(seen.fewest_servers, Some(up));
+        seen.fewest_members = fewest(seen.fewest_members, Some(count(&alone)));
+        seen.fewest_servers = fewest(seen.fewest_servers, Some(count(&servers)));
         seen.quorum.note(together.into_iter().any(|agreed| agreed), Instant::now());
     }
 }

@@ -170,7 +170,11 @@ mod tests {
         assert_eq!(policy.spec.maintenance_windows[0].schedule, "5 10 1 3 *");
         assert_eq!(policy.spec.waves.len(), 2);
         let policy: bascule_api::UpdatePolicy =
-            serde_saphyr::from_str(&control_plane_policy("https://localhost:1/")).unwrap();
+            serde_saphyr::from_str(&control_plane_policy("https://releases.example.com/bascule/")).unwrap();
         assert_eq!(policy.spec.health.gates.len(), 1);
+        let page = include_str!("../../../docs/sandbox.md");
+        let shown = page.split("```yaml\n").skip(1).find_map(|rest| rest.split("\n```").next());
+        let shown: bascule_api::UpdatePolicy = serde_saphyr::from_str(shown.unwrap()).unwrap();
+        assert_eq!(shown.spec, policy.spec, "docs/sandbox.md shows the policy of the story");
     }
 }
