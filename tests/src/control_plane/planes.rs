@@ -284,6 +284,12 @@ impl Plane {
         moved.map_err(|source| ControlPlaneError::Folder { path: member, source })
     }
 
+    /// Whether it was broken by [`Self::break_etcd`] and not mended.
+    #[must_use]
+    pub fn etcd_is_broken(&self) -> bool {
+        self.place.join("member-aside").exists()
+    }
+
     /// Gives the member of etcd its data back.
     ///
     /// # Errors

@@ -59,7 +59,9 @@ impl Place {
     pub(crate) fn keep_log(&self) -> anyhow::Result<()> {
         let path = self.file("sandbox.log");
         let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        let traces = tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::INFO);
+        // Clients log each refused connection as an error, and API servers are asked four times a second while they are down.
+        let wanted = tracing_subscriber::EnvFilter::new("info,kube_client::client::builder=off");
+        let traces = tracing_subscriber::fmt().with_ansi(false).with_env_filter(wanted);
         traces.with_writer(Mutex::new(file)).try_init().map_err(|error| anyhow!("cannot keep a log: {error}"))
     }
 

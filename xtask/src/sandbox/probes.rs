@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use bascule_tests::control_plane::{ControlPlanes, Credentials, Plane};
 use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
@@ -193,12 +194,15 @@ impl Probes {
         tasks.spawn(keep_reading(objects(&reader), Arc::clone(&seen)));
         tasks.spawn(keep_writing(objects(&writer), Arc::clone(&seen)));
         tasks.spawn(keep_watching(objects(&watching), Arc::clone(&seen)));
+        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).pool_max_idle_per_host(0).build()?;
         let mut each = Vec::new();
         for plane in control_planes.planes() {
-            each.push((Arc::clone(plane), objects(&client(who, plane.server(), Some(DEADLINE)).await?)));
+            let objects = objects(&client(who, plane.server(), Some(DEADLINE)).await?);
+            each.push(Pair { plane: Arc::clone(plane), objects, http: http.clone() });
         }
-        let http = reqwest::Client::builder().no_proxy().timeout(DEADLINE).pool_max_idle_per_host(0).build()?;
-        tasks.spawn(keep_asking_each(http, each, Arc::clone(&seen)));
+        let each: Arc<[Pair]> = each.into();
+        tasks.spawn(keep_asking_each(Arc::clone(&each), Arc::clone(&seen)));
+        tasks.spawn(keep_asking_the_quorum(each, Arc::clone(&seen)));
         Ok(Self { seen, earlier: Seen::default(), _tasks: tasks })
     }
 
@@ -288,24 +292,55 @@ async fn keep_watching(objects: Api<ConfigMap>, seen: Arc<Mutex<Seen>>) {
     }
 }
 
-/// Everybody is asked at the same moments, so that what is counted is who was there together.
-async fn keep_asking_each(client: reqwest::Client, each: Vec<(Arc<Plane>, Api<ConfigMap>)>, seen: Arc<Mutex<Seen>>) {
+/// One API server and the member of etcd beside it.
+#[derive(Debug)]
+struct Pair {
+    plane: Arc<Plane>,
+    objects: Api<ConfigMap>,
+    http: reqwest::Client,
+}
+
+impl Pair {
+    async fn server_reads(&self) -> bool {
+        in_time(DEADLINE, self.objects.get(OBJECT)).await
+    }
+
+    /// Whether etcd is well, by itself (`/health?serializable=true`) or with the others (`/health`).
+    async fn etcd_is_well(&self, path: &str) -> bool {
+        let answer = self.http.get(format!("{}{path}", self.plane.etcd_url())).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+}
+
+/// All are asked at the same moment, so that what is counted is who was there together. One who lets us wait, as somebody may
+/// who goes down just then, does not keep the next round from its moment.
+async fn keep_asking_each(each: Arc<[Pair]>, seen: Arc<Mutex<Seen>>) {
+    let mut beat = every(ASK_EVERY);
+    let mut rounds = JoinSet::new();
+    loop {
+        beat.tick().await;
+        while rounds.try_join_next().is_some() {}
+        let (each, seen) = (Arc::clone(&each), Arc::clone(&seen));
+        rounds.spawn(async move {
+            let members = join_all(each.iter().map(|pair| pair.etcd_is_well("/health?serializable=true")));
+            let servers = join_all(each.iter().map(Pair::server_reads));
+            let (members, servers) = tokio::join!(members, servers);
+            let count = |answers: Vec<bool>| answers.into_iter().filter(|answered| *answered).count();
+            let mut seen = lock(&seen);
+            seen.fewest_members = fewest(seen.fewest_members, Some(count(members)));
+            seen.fewest_servers = fewest(seen.fewest_servers, Some(count(servers)));
+        });
+    }
+}
+
+/// The first member that says so is enough.
+async fn keep_asking_the_quorum(each: Arc<[Pair]>, seen: Arc<Mutex<Seen>>) {
     let mut beat = every(ASK_EVERY);
     loop {
         beat.tick().await;
-        let ask = |plane: &Plane, what: &str| {
-            let request = client.get(format!("{}{what}", plane.etcd_url())).send();
-            async move { request.await.is_ok_and(|answer| answer.status().is_success()) }
-        };
-        let alone = join_all(each.iter().map(|(plane, _)| ask(plane, "/health?serializable=true")));
-        let together = join_all(each.iter().map(|(plane, _)| ask(plane, "/health")));
-        let servers = join_all(each.iter().map(|(_, objects)| in_time(DEADLINE, objects.get(OBJECT))));
-        let (alone, together, servers) = tokio::join!(alone, together, servers);
-        let count = |answers: &[bool]| answers.iter().filter(|answered| **answered).count();
-        let mut seen = lock(&seen);
-        seen.fewest_members = fewest(seen.fewest_members, Some(count(&alone)));
-        seen.fewest_servers = fewest(seen.fewest_servers, Some(count(&servers)));
-        seen.quorum.note(together.into_iter().any(|agreed| agreed), Instant::now());
+        let answers: FuturesUnordered<_> = each.iter().map(|pair| pair.etcd_is_well("/health")).collect();
+        let agreed = answers.any(std::future::ready).await;
+        lock(&seen).quorum.note(agreed, Instant::now());
     }
 }
 

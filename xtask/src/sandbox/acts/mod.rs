@@ -46,10 +46,8 @@ impl Tale {
             (Self::Fleet, 4) => "1.3 is published: frozen half way, finished, and rolled back to 1.1",
             (Self::Fleet, _) => "a tampered and an expired repository are offered",
             (Self::ControlPlanes, 1) => "machines with 1.0 carry the cluster that they are nodes of",
-            (Self::ControlPlanes, 2) => "1.1 is published: every machine reboots, the API stays",
-            (Self::ControlPlanes, _) => {
-                "1.3 is published while a member of etcd is broken: nothing moves until it is back"
-            }
+            (Self::ControlPlanes, 2) => "1.1 is published while a member of etcd is broken: nothing moves",
+            (Self::ControlPlanes, _) => "the member is mended: every machine reboots into 1.1, the API stays",
         }
     }
 
@@ -63,7 +61,7 @@ impl Tale {
         match (self, number) {
             (_, 2) => Some("1.1"),
             (Self::Fleet, 3) => Some("1.2"),
-            (Self::Fleet, 4) | (Self::ControlPlanes, 3) => Some("1.3"),
+            (Self::Fleet, 4) => Some("1.3"),
             _ => None,
         }
     }
@@ -81,8 +79,8 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<()> {
             (Tale::Fleet, 4) => freeze_and_rollback::play(story).await,
             (Tale::Fleet, _) => refused::play(story).await,
             (Tale::ControlPlanes, 1) => control_planes::carry(story).await,
-            (Tale::ControlPlanes, 2) => control_planes::update(story).await,
-            (Tale::ControlPlanes, _) => broken_member::play(story).await,
+            (Tale::ControlPlanes, 2) => broken_member::play(story).await,
+            (Tale::ControlPlanes, _) => control_planes::update(story).await,
         };
         let seen = seen.with_context(|| format!("act {number} ({})", tale.title(number)))?;
         stage.leave(story, seen);
