@@ -64,7 +64,7 @@ pub(super) fn api_server(keys: &Path, place: &Path, etcd_url: &str, port: u16, o
 /// What an API server with others beside it is told on top. On SIGTERM `/readyz` fails at once while everything is still answered,
 /// so that a balancer moves on first; then watches are ended one after the other, and their clients begin again elsewhere.
 pub(super) const ORDERLY_END: [&str; 2] =
-    ["--shutdown-delay-duration=3s", "--shutdown-watch-termination-grace-period=2s"];
+    ["--shutdown-delay-duration=2s", "--shutdown-watch-termination-grace-period=1s"];
 
 /// Controllers hold themselves back to 20 requests a second, the scheduler to 50: too few for thousands of pods.
 const BUSY: [&str; 2] = ["--kube-api-qps=200", "--kube-api-burst=400"];

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FALL: u32 = 2;
 /// How long a server that is left out keeps the connections it has: longer than an orderly end takes
 /// ([`super::arguments::ORDERLY_END`]).
-const DRAIN: Duration = Duration::from_secs(8);
+const DRAIN: Duration = Duration::from_secs(4);
 
 /// A balancer that listens until it is dropped.
 #[derive(Debug)]
