@@ -196,7 +196,8 @@ fn see_pod(seen: &mut Snapshot, pod: Seen<Pod>) {
             let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
             let ready = conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True");
             let healthy = ready && pod.metadata.deletion_timestamp.is_none();
-            seen.shop.insert(pod.uid().unwrap_or_default(), PodSeen { healthy });
+            let uid = pod.uid().unwrap_or_default();
+            seen.shop.insert(uid, PodSeen { healthy, node: pod.spec.and_then(|spec| spec.node_name) });
         }
     }
 }

@@ -23,9 +23,15 @@ pub(crate) struct NodeSeen {
 }
 
 impl NodeSeen {
-    /// Not Ready, cordoned, or granted: what budgets count.
+    /// Not Ready, cordoned, or without a running operating system. The API says Ready of a machine that is gone until its
+    /// heartbeats are missed; the machine's own power switch knows at once.
     pub(crate) fn unavailable(&self) -> bool {
-        !self.ready || self.cordoned
+        !self.ready || self.cordoned || !self.up()
+    }
+
+    /// An operating system runs on the machine. One that was never seen runs none.
+    fn up(&self) -> bool {
+        self.machine.as_ref().is_some_and(|machine| machine.power == Power::Up)
     }
 
     /// The release that runs on the machine, whatever anybody reports.
@@ -59,10 +65,12 @@ impl NodeSeen {
 }
 
 /// Pods of the workload.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PodSeen {
     /// Ready and not being deleted: what a PodDisruptionBudget counts.
     pub(crate) healthy: bool,
+    /// Where it was scheduled to.
+    pub(crate) node: Option<String>,
 }
 
 /// The worst ever seen since [`Snapshot::watch_from_here`].
@@ -96,9 +104,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Healthy replicas now.
+    /// Replicas that serve now: healthy by the API's word, on a machine that runs. (A pod whose machine is gone stays Ready in the API
+    /// as long as its node does.)
     pub(crate) fn replicas(&self) -> u32 {
-        count(self.shop.values().filter(|pod| pod.healthy))
+        let runs = |pod: &PodSeen| pod.node.as_ref().and_then(|node| self.nodes.get(node)).is_some_and(NodeSeen::up);
+        count(self.shop.values().filter(|pod| pod.healthy && runs(pod)))
     }
 
     /// Nodes whose machine runs `version`, committed.
@@ -190,9 +200,28 @@ fn count<T>(items: impl Iterator<Item = T>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    fn machine(power: &str) -> Option<MachineView> {
+        let view = json!({"name": "n", "power": power, "starts": 1, "slots": [], "agent": null, "bootLog": []});
+        Some(serde_json::from_value(view).unwrap())
+    }
 
     fn node(zone: &str, ready: bool, cordoned: bool) -> NodeSeen {
-        NodeSeen { zone: zone.to_owned(), ready, cordoned, ..NodeSeen::default() }
+        NodeSeen { zone: zone.to_owned(), ready, cordoned, machine: machine("up"), ..NodeSeen::default() }
+    }
+
+    fn worst(replicas: u32, unavailable: u32, zones: u32) -> Extremes {
+        Extremes {
+            fewest_replicas: Some(replicas),
+            most_unavailable: unavailable,
+            most_zones: zones,
+            ..Extremes::default()
+        }
+    }
+
+    fn pod(node: &str) -> PodSeen {
+        PodSeen { healthy: true, node: Some(node.to_owned()) }
     }
 
     #[test]
@@ -203,14 +232,8 @@ mod tests {
         assert_eq!(seen.extremes, None);
         seen.nodes.insert("n1".into(), node("a", true, false));
         seen.nodes.insert("n2".into(), node("b", true, false));
-        seen.shop.insert("p1".into(), PodSeen { healthy: true });
+        seen.shop.insert("p1".into(), pod("n1"));
         seen.watch_from_here();
-        let worst = |replicas, unavailable, zones| Extremes {
-            fewest_replicas: Some(replicas),
-            most_unavailable: unavailable,
-            most_zones: zones,
-            ..Extremes::default()
-        };
         assert_eq!(seen.extremes, Some(worst(1, 0, 0)));
         seen.nodes.insert("n1".into(), node("a", true, true));
         seen.nodes.insert("n2".into(), node("b", false, true));
@@ -219,5 +242,26 @@ mod tests {
         seen.nodes.insert("n2".into(), node("b", true, false));
         seen.note();
         assert_eq!(seen.extremes, Some(worst(0, 2, 2)));
+    }
+
+    #[test]
+    fn pods_go_with_their_machine_whatever_the_api_still_says() {
+        let mut seen = Snapshot::default();
+        for (name, zone) in [("n1", "a"), ("n2", "b")] {
+            seen.nodes.insert(name.into(), node(zone, true, false));
+            seen.shop.insert(format!("p-{name}"), pod(name));
+        }
+        seen.watch_from_here();
+        assert_eq!(seen.extremes, Some(worst(2, 0, 0)));
+        for power in ["off", "firmware", "starting", "dead"] {
+            let mut seen = seen.clone();
+            seen.nodes.get_mut("n2").unwrap().machine = machine(power);
+            seen.extremes = Some(Extremes::default());
+            seen.note();
+            let Extremes { fewest_replicas, most_unavailable, .. } = seen.extremes.unwrap();
+            assert_eq!((fewest_replicas, most_unavailable), (Some(1), 1), "{power}");
+        }
+        seen.shop.insert("nowhere".into(), PodSeen { healthy: true, node: None });
+        assert_eq!(seen.replicas(), 2);
     }
 }
