@@ -12,6 +12,7 @@ use bascule_agent::linux::StateFolder;
 use bascule_agent::releases::{RepositoryOptions, RepositoryReleases};
 use bascule_agent::settings::{Listen, Settings, Sources};
 use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::child::{MachineBus, StartedVariables, Surroundings};
 use super::clock::RealClock;
@@ -31,11 +32,11 @@ pub async fn agent() -> anyhow::Result<()> {
     };
     let releases = RepositoryReleases::new(options, Arc::new(clock(&around)), Handle::current());
     let host = host(&around, Arc::new(releases))?;
-    let interrupted = async {
-        // Without a handler there is nothing to wait for; the machine ends the agent by force anyway.
-        let _ = tokio::signal::ctrl_c().await;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let told = async {
+        terminate.recv().await;
     };
-    bascule_agent::run::run(&settings, node, host, Credentials::Kubeconfig(kubeconfig), interrupted).await?;
+    bascule_agent::run::run(&settings, node, host, Credentials::Kubeconfig(kubeconfig), told).await?;
     Ok(())
 }
 

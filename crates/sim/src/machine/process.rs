@@ -10,10 +10,11 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ use crate::layout::{Slot, Table};
 pub const MACHINE_VARIABLE: &str = "BASCULE_SIM_MACHINE";
 /// A service that ends is started again after this (systemd's RestartSec).
 const RESTART_AFTER: Duration = Duration::from_millis(500);
+/// How long a service may take to end when the machine goes down in order (`TimeoutStopSec=` of the agent's unit).
+const STOP: Duration = Duration::from_secs(30);
 /// A release that loops lives this long after its services started.
 const CRASH_AFTER: Duration = Duration::from_millis(1500);
 /// The hardware's watchdog: a system that hangs is reset after this.
@@ -275,9 +278,29 @@ impl Machine {
                 }
                 command = self.commands.recv() => match command {
                     Some(Command::KillAgent) => agent.kill(),
-                    Some(Command::Reboot | Command::PowerCut) => return Ok(End::Restart),
+                    Some(Command::Reboot) => return Ok(self.shut_down([&mut agent, &mut guard]).await),
+                    Some(Command::PowerCut) => return Ok(End::Restart),
                     Some(Command::PowerOff) | None => return Ok(End::Off),
                     Some(Command::PowerOn) => {}
+                },
+            }
+        }
+    }
+
+    /// Ends the services in order, unless the power goes meanwhile.
+    async fn shut_down(&mut self, services: [&mut Service; 2]) -> End {
+        let ended = async {
+            let [agent, guard] = services;
+            tokio::join!(agent.stop(), guard.stop());
+        };
+        let mut ended = std::pin::pin!(ended);
+        loop {
+            tokio::select! {
+                () = &mut ended => return End::Restart,
+                command = self.commands.recv() => match command {
+                    Some(Command::PowerCut) => return End::Restart,
+                    Some(Command::PowerOff) | None => return End::Off,
+                    Some(Command::KillAgent | Command::PowerOn | Command::Reboot) => {}
                 },
             }
         }
@@ -387,6 +410,23 @@ impl Service {
             // It may have ended by itself just now, which is as good.
             let _ = child.start_kill();
         }
+    }
+
+    /// Ends the service as systemd does: SIGTERM, and after a while SIGKILL.
+    async fn stop(&mut self) {
+        self.enabled = false;
+        let Some((mut child, stdin)) = self.running.take() else { return };
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // It may have ended by itself just now, which is as good.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        match timeout(STOP, child.wait()).await {
+            Ok(status) => info!(service = self.name, ?status, "ended with the system"),
+            Err(_) => warn!(service = self.name, "does not end with the system and is killed"),
+        }
+        // Until now: it ends at once when its standard input does.
+        drop(stdin);
     }
 
     /// Starts the service, or waits until it ends. Cancel safe.

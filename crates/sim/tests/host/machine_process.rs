@@ -126,6 +126,27 @@ async fn a_machine_starts_tells_and_obeys_its_switches() {
 }
 
 #[tokio::test]
+async fn services_are_told_when_the_machine_goes_down_in_order_and_not_when_its_power_goes() {
+    let mut machine = turn_on(|_| {}).await;
+    let ends = |files: &Files| std::fs::read_to_string(files.log("agent")).unwrap().matches("the agent ends").count();
+    let runs = |files: &Files| std::fs::read_to_string(files.log("agent")).unwrap().matches("the agent runs").count();
+    for (switch, starts, told) in [(Command::Reboot, 2, 1), (Command::PowerCut, 3, 1), (Command::Reboot, 4, 2)] {
+        machine.client.wait_for(PATIENCE, |view| up(view) && view.agent.is_some()).await.unwrap();
+        // Before that it has no handler for the signal, as in the second after any start.
+        let before = usize::try_from(starts - 1).unwrap();
+        let running = async {
+            while runs(&machine.files) < before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, running).await.unwrap();
+        machine.client.send(switch).await.unwrap();
+        machine.client.wait_for(PATIENCE, |view| up(view) && view.starts == starts).await.unwrap();
+        assert_eq!(ends(&machine.files), told, "{switch:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_release_that_crashes_each_time_is_left_by_itself() {
     let broken = TinyRelease::new("acme-os", "1.1", 48 << 10, &[Fault::CrashLoop]).unwrap();
     let mut machine = turn_on(|disk| arm(disk, &broken)).await;
