@@ -21,7 +21,7 @@ use kube::runtime::conditions::is_deleted;
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::observe::SANDBOX_LABEL;
 use super::probes;
@@ -38,6 +38,8 @@ const DEFINITIONS: [&str; 4] =
 /// How long a namespace may take to empty itself. A pod that slips in at the last moment is taken by the garbage
 /// collector for pods of vanished nodes, which looks every 20 s and waits 40 s.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(180);
+/// Between two tries of a watch that broke off.
+const AGAIN: Duration = Duration::from_millis(200);
 /// Who watches and writes policies in the story.
 const ADMIN: &str = "bascule-sandbox";
 
@@ -190,10 +192,16 @@ impl Cluster {
             conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && (one.status == "True") == wanted)
         };
         let pods = Api::<Pod>::namespaced(self.client().await?, namespace);
-        let Ok(seen) = timeout(REMOVAL_PATIENCE, await_condition(pods, name, is)).await else {
-            bail!("pod {namespace}/{name} did not become {}", if wanted { "Ready" } else { "other than Ready" });
+        // What tells of a pod of the control plane may go with it: then another server is asked.
+        let seen = async {
+            while let Err(error) = await_condition(pods.clone(), name, is).await {
+                tracing::info!(%error, pod = name, "a watch of the sandbox broke off and starts again");
+                sleep(AGAIN).await;
+            }
         };
-        seen.with_context(|| format!("cannot watch pod {namespace}/{name}"))?;
+        if timeout(REMOVAL_PATIENCE, seen).await.is_err() {
+            bail!("pod {namespace}/{name} did not become {}", if wanted { "Ready" } else { "other than Ready" });
+        }
         Ok(())
     }
 
