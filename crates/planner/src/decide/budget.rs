@@ -230,6 +230,8 @@ pub(super) struct ClusterBudget<'a> {
     carriers_busy: Vec<&'a Node>,
     etcd_members: usize,
     etcd_healthy: usize,
+    /// Members that are not healthy though nothing is being done to their nodes.
+    etcd_broken: Vec<&'a Node>,
     /// What every PodDisruptionBudget still allows, less what nodes that are being emptied will take.
     allowed: BTreeMap<&'a str, (i64, &'a DisruptionBudget)>,
 }
@@ -240,10 +242,20 @@ impl<'a> ClusterBudget<'a> {
         let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
         let allowed =
             snapshot.budgets.iter().map(|(key, budget)| (key.as_str(), (i64::from(budget.allowed), budget))).collect();
-        let mut out = Self { ceiling, carriers_busy: Vec::new(), etcd_members: 0, etcd_healthy: 0, allowed };
-        out.etcd_members = groups.etcd.len();
-        for traits in groups.etcd.iter().filter_map(|node| nodes.get(*node)).map(|view| view.traits) {
-            out.etcd_healthy += usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
+        let mut out = Self {
+            ceiling,
+            carriers_busy: Vec::new(),
+            etcd_members: groups.etcd.len(),
+            etcd_healthy: 0,
+            etcd_broken: Vec::new(),
+            allowed,
+        };
+        for view in groups.etcd.iter().filter_map(|node| nodes.get(*node)).filter(|view| !view.traits.unavailable) {
+            match view.traits.etcd {
+                EtcdMember::Healthy => out.etcd_healthy += 1,
+                EtcdMember::Unhealthy => out.etcd_broken.push(view.node),
+                EtcdMember::None => {}
+            }
         }
         for view in groups.unavailable.iter().filter_map(|node| nodes.get(*node)) {
             let traits = view.traits;
@@ -319,7 +331,15 @@ impl<'a> ClusterBudget<'a> {
             return None;
         }
         let message = format!("etcd would have {others} healthy of {} members and needs {quorum}", self.etcd_members);
-        Some(Wait::new(WaitReason::ControlPlane, message))
+        let broken = self.etcd_broken.iter().filter(|broken| broken.name != node.name);
+        let names: Vec<&str> = broken.map(|broken| broken.name.as_ref()).collect();
+        Some(match names.first() {
+            None => Wait::new(WaitReason::ControlPlane, message),
+            Some(first) => {
+                let message = format!("{message}: that on {} is not healthy", names.join(", "));
+                Wait::new(WaitReason::ControlPlane, message).of("Node", None, first)
+            }
+        })
     }
 
     /// Whether a PodDisruptionBudget lets none of the node's pods go now.
