@@ -14,7 +14,8 @@ use crate::supervise::Supervised;
 
 /// The label of the nodes that KWOK plays; it leaves others alone.
 pub const LABEL: &str = "bascule.dev/played-by";
-const PLAYED_BY_KWOK: &str = "kwok";
+/// Its value there.
+pub const PLAYED_BY_KWOK: &str = "kwok";
 
 /// How fast pods are.
 #[derive(Debug, Clone)]
@@ -23,7 +24,10 @@ pub struct Pace {
     pub pod_start: Duration,
     /// From a pod's deletion to its end.
     pub pod_stop: Duration,
-    /// How long a node's Lease lasts, in whole seconds; it is renewed four times as often. A kubelet's lasts 40 s.
+    /// From a Job's pod running to its end.
+    pub job: Duration,
+    /// How long a node's Lease lasts, in whole seconds; it is renewed four times as often. A kubelet's lasts 40 s. Zero:
+    /// whoever holds a node's Lease, KWOK plays the node.
     pub lease: Duration,
 }
 
@@ -32,6 +36,7 @@ impl Default for Pace {
         Self {
             pod_start: Duration::from_millis(500),
             pod_stop: Duration::from_millis(500),
+            job: Duration::from_secs(60),
             lease: Duration::from_secs(40),
         }
     }
@@ -97,9 +102,9 @@ pub async fn add_node(client: &Client, name: &str, zone: &str) -> Result<(), Con
 }
 
 /// What happens to nodes and pods, in KWOK's own format (kwok.x-k8s.io/v1alpha1 Stage): a node that is not Ready gets
-/// room and conditions, a bound pod becomes Ready, a deleted one goes.
+/// room and conditions, a bound pod becomes Ready, a Job's completes after its time, a deleted one goes.
 fn stages(pace: &Pace) -> String {
-    let (start, stop) = (pace.pod_start.as_millis(), pace.pod_stop.as_millis());
+    let (start, stop, job) = (pace.pod_start.as_millis(), pace.pod_stop.as_millis(), pace.job.as_millis());
     format!(
         r#"apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage
@@ -151,6 +156,24 @@ spec:
       - {{type: Initialized, status: "True", lastTransitionTime: {{{{ Now | Quote }}}}}}
       - {{type: ContainersReady, status: "True", lastTransitionTime: {{{{ Now | Quote }}}}}}
       - {{type: Ready, status: "True", lastTransitionTime: {{{{ Now | Quote }}}}}}
+---
+apiVersion: kwok.x-k8s.io/v1alpha1
+kind: Stage
+metadata: {{name: job-completes}}
+spec:
+  resourceRef: {{apiGroup: v1, kind: Pod}}
+  selector:
+    matchExpressions:
+    - {{key: .metadata.deletionTimestamp, operator: DoesNotExist}}
+    - {{key: '.metadata.ownerReferences.[].kind', operator: In, values: [Job]}}
+    - {{key: .status.phase, operator: In, values: [Running]}}
+  delay: {{durationMilliseconds: {job}}}
+  next:
+    statusTemplate: |
+      phase: Succeeded
+      conditions:
+      - {{type: ContainersReady, status: "False", reason: PodCompleted, lastTransitionTime: {{{{ Now | Quote }}}}}}
+      - {{type: Ready, status: "False", reason: PodCompleted, lastTransitionTime: {{{{ Now | Quote }}}}}}
 ---
 apiVersion: kwok.x-k8s.io/v1alpha1
 kind: Stage

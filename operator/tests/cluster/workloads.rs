@@ -5,6 +5,7 @@ use crate::agent::Habit;
 use crate::world::World;
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
 use bascule_operator::gather::EXCLUDE_LABEL;
+use bascule_tests::kwok::{self, Kwok, Pace};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
@@ -12,6 +13,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
+use std::time::{Duration, Instant};
 
 fn cordoned(node: Option<&Node>) -> bool {
     node.and_then(|node| node.spec.as_ref()?.unschedulable).unwrap_or(false)
@@ -180,6 +182,33 @@ async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_comple
     assert_eq!(until, Some(started_at.after(bascule_api::Duration::from_secs(600))));
     world.the_build_ends(&build).await;
     world.until_current("n1", "1.1").await;
+    assert!(world.evictions(&operator.listen).await <= 1, "at most the finished pod");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_completes_late_is_evicted_by_nobody() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let build = world.a_build_runs().await;
+    let operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
+    // From here on KWOK has the node's pods, too, and this build takes its time.
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let played = json!({"metadata": {"labels": {kwok::LABEL: kwok::PLAYED_BY_KWOK}}});
+    nodes.patch("n1", &PatchParams::default(), &Patch::Merge(&played)).await.unwrap();
+    let late = Duration::from_secs(10);
+    let begin = Instant::now();
+    // The node's Lease stays its kubelet's.
+    let pace = Pace { job: late, lease: Duration::ZERO, ..Pace::default() };
+    let kwok = Kwok::start(&world.control_plane, &pace).await.unwrap();
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let done = |job: Option<&Job>| job.and_then(|job| job.status.as_ref()?.succeeded) == Some(1);
+    world.until(jobs.clone(), "build", &format!("done; KWOK said: {}", kwok.log_tail()), done).await;
+    assert!(begin.elapsed() >= late, "the drain was told to wait for it");
+    world.until_current("n1", "1.1").await;
+    let status = jobs.get("build").await.unwrap().status.unwrap();
+    assert_eq!((status.succeeded, status.failed.unwrap_or_default()), (Some(1), 0), "it ran once: {build}");
     assert!(world.evictions(&operator.listen).await <= 1, "at most the finished pod");
 }
 
