@@ -175,9 +175,9 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
             status: update.status.clone().unwrap_or_default(),
         }),
         earlier: None,
-        // There is always something to drain, and it takes as long as it took lately.
         excluded: Excluded::default(),
         space: Space::default(),
+        // There is always something to drain, and it takes as long as it took lately.
         pods: NodePods { remaining: 1, ..NodePods::default() },
         daemon_sets: DaemonSets::default(),
     }

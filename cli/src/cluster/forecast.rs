@@ -25,7 +25,8 @@ use std::{fmt::Display, str::FromStr};
 /// Show when each node will probably be done, as things are now.
 ///
 /// Drains and boots are taken to last as long as they lately did on the policy's nodes, and longer where a drain waits for a
-/// pod that ends later, by its own deadline or its Job's. Failures, later releases, PodDisruptionBudgets and the operator's cluster-wide ceiling are not foreseen.
+/// pod that ends later, by its own deadline or its Job's. Failures, later releases, PodDisruptionBudgets, pods that fit
+/// nowhere and the operator's cluster-wide ceiling are not foreseen.
 #[derive(Debug, Args)]
 pub(crate) struct Forecast {
     /// Only the nodes of this policy.

@@ -229,6 +229,24 @@ fn a_pod_that_fits_nowhere_keeps_its_node_from_being_emptied_until_somebody_says
 }
 
 #[test]
+fn the_last_place_of_pods_that_are_on_their_way_is_not_emptied_too() {
+    let staging = json!({"maxConcurrent": "100%"});
+    let mut world = world(&json!({"budget": {"maxUnavailable": 3}, "staging": staging, "drain": {"timeout": "10m"}}));
+    // It does not go for as long as the drain lasts; the other two nodes are empty.
+    world.stick("a1");
+    world.until(60, |world| node(world, "a1").granted()).unwrap();
+    for _ in 0..30 {
+        world.operate_for(None).unwrap();
+        world.pass(10);
+        let others = ["b1", "c1"].map(|name| node(&world, name)).map(|node| node.granted() || !node.ready.ready);
+        let drains = node(&world, "a1").granted();
+        assert!(!(drains && others == [true, true]), "{}\n{}", world.story(), world.shown());
+    }
+    let story = world.take_story();
+    assert!(story.contains("Cordon a1"), "{story}");
+}
+
+#[test]
 fn a_new_node_is_not_held_while_it_is_not_its_turn() {
     let waves = json!([{"name": "canary", "count": 1, "soak": "2h"}, {"name": "rest"}]);
     let mut world = world(&json!({"waves": waves, "newNodes": {"hold": true}}));

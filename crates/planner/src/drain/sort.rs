@@ -140,8 +140,8 @@ pub fn node_pods<'a>(
             *counts.entry(budget).or_default() += 1;
         }
     }
-    let asks = drain.wait_for_places && hour.begun.is_none();
-    for pod in sorted.go.iter().chain(&sorted.later).filter(|_| asks) {
+    // While it is being emptied too: another node must not go that is the last place of what is still to come.
+    for pod in sorted.go.iter().chain(&sorted.later).filter(|_| drain.wait_for_places) {
         let comes_back = pod.controller.is_some() && !pod.finished && pod.deletes_at.is_none();
         // What tolerates the cordon has a place here.
         if comes_back && !pod.tolerates_cordon && !facts.needs.iter().any(|(_, known)| *known == pod.needs) {
