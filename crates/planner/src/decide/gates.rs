@@ -129,8 +129,9 @@ pub(super) struct Places<'a> {
 
 impl<'a> Places<'a> {
     pub(super) fn new(nodes: &'a [Arc<Node>]) -> Self {
-        let emptied = nodes.iter().map(|node| &**node).filter(|node| node.granted() && !node.pods.needs.is_empty());
-        Self { nodes, granting: BTreeSet::new(), emptied: emptied.collect() }
+        let emptied = |node: &&Node| node.is_being_emptied() && !node.pods.needs.is_empty();
+        let emptied = nodes.iter().map(|node| &**node).filter(emptied).collect();
+        Self { nodes, granting: BTreeSet::new(), emptied }
     }
 
     /// A node is granted.

@@ -74,6 +74,21 @@ fn places(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violatio
             found.push(violation(0, &grant.node.name, format!("no other node could take {pod}")));
         }
     }
+    // Nor of one that would find no other node for a pod on its way. (Ways back ask for no places.)
+    let forward = |grant: &Granted<'_>| grant.installs.is_some() && grant.cause.object.kind != "Rollback";
+    if !granted.iter().all(forward) {
+        return;
+    }
+    for from in snapshot.nodes.iter().filter(|node| node.is_being_emptied()) {
+        let places = || snapshot.nodes.iter().map(|node| &**node).filter(|node| open(node, from));
+        let taken = |node: &Node| granted.iter().any(|grant| grant.node.name == node.name);
+        for (pod, needs) in &from.pods.needs {
+            let had = places().any(|node| needs.fit(node));
+            if had && !places().any(|node| needs.fit(node) && !taken(node)) {
+                found.push(violation(0, &from.name, format!("the last place of {pod} is emptied")));
+            }
+        }
+    }
 }
 
 fn grant<'a>(snapshot: &'a Snapshot, node: &'a Node, cause: &'a Cause) -> Option<Granted<'a>> {

@@ -1,7 +1,7 @@
 //! Facts about one node, its NodeUpdate and what runs on it.
 
 use crate::drain::{Needs, Space};
-use bascule_api::{Architecture, Duration, NodeUpdateSpec, NodeUpdateStatus, ObjectRef, Time};
+use bascule_api::{Architecture, Duration, Goal, NodeUpdateSpec, NodeUpdateStatus, ObjectRef, Time};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// One node of the cluster.
@@ -370,6 +370,13 @@ impl Node {
     #[must_use]
     pub fn granted(&self) -> bool {
         self.update.as_ref().is_some_and(|update| update.spec.disruption.is_some())
+    }
+
+    /// Whether it may be disrupted, and has not been told to reboot yet: its pods are on their way.
+    #[must_use]
+    pub fn is_being_emptied(&self) -> bool {
+        let before_boot = |spec: &NodeUpdateSpec| matches!(spec.goal, Goal::Idle | Goal::Staged);
+        self.update.as_ref().is_some_and(|update| update.spec.disruption.is_some() && before_boot(&update.spec))
     }
 
     /// The disruption that an earlier Node of this name was in: as its NodeUpdate says that is being removed, or as is
