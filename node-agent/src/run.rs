@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bascule_api::NodeUpdateStatus;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::alarm::Alarm;
@@ -89,10 +90,12 @@ pub async fn run(
         silence: Link::SILENCE,
         metrics: Arc::clone(&metrics),
     };
-    tokio::spawn(link.clone().watch(event_sender));
-    let publishing = tokio::spawn(link.publish(status_receiver));
+    // They end with this function, which is called again in the same process when settings are mended.
+    let mut beside = JoinSet::new();
+    beside.spawn(link.clone().watch(event_sender));
+    let mut publishing = tokio::spawn(link.publish(status_receiver));
     let shows = Shown { metrics: Arc::clone(&metrics), status: shown_receiver, commands: command_sender };
-    tokio::spawn(server::serve(bound, shows));
+    beside.spawn(server::serve(bound, shows));
     let state = State::new(settings.config(&node));
     let mut own = Loop { state, host, stop, metrics, work, statuses, shown, waiting: None };
     tracing::info!(node, version = own.state.config.agent_version, "the agent runs");
@@ -125,7 +128,11 @@ pub async fn run(
     own.farewell(finished, &mut events).await;
     drop(own);
     // One last word, if the server listens.
-    let _ = tokio::time::timeout(Duration::from_secs(2), publishing).await;
+    if tokio::time::timeout(Duration::from_secs(2), &mut publishing).await.is_err() {
+        publishing.abort();
+    }
+    // The address is free when this returns.
+    beside.shutdown().await;
     Ok(())
 }
 

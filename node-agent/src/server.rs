@@ -131,7 +131,7 @@ pub async fn bind(listen: &Listen) -> Result<Bound, ListenError> {
     }
 }
 
-/// Serves until the process ends.
+/// Serves until it is dropped.
 pub async fn serve(bound: Bound, shown: Shown) {
     let readable =
         Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).route("/status", get(status));

@@ -296,6 +296,42 @@ async fn a_refused_command_says_why() {
     assert!(answer.problem.unwrap().message.contains("holds no whole release to go back to"));
 }
 
+/// Settings that are mended are taken up by the same process: what the first run held has to be free for the second.
+#[tokio::test]
+async fn an_agent_runs_again_in_the_same_process_with_the_address_that_it_had() {
+    let old = release("1.0", &[]);
+    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file = folder.path().join("agent.toml");
+    std::fs::write(&file, format!("[server]\nlisten = \"tcp:{free}\"\n")).unwrap();
+    let settings = Settings::load(&Sources::usual(Some(file), Vec::new())).unwrap();
+    for time in ["first", "second"] {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let nowhere = Credentials::Kubeconfig(folder.path().join("kubeconfig"));
+        let shutdown = async move { stopped.await.unwrap_or_default() };
+        let running = run::run(&settings, "n1".to_owned(), machine.sim.host(), nowhere, shutdown);
+        let asking = async {
+            let mut stream = loop {
+                match TcpStream::connect(free).await {
+                    Ok(stream) => break stream,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            };
+            let request = "GET /healthz HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n";
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            drop(stop);
+            answer
+        };
+        let both = async { tokio::join!(running, asking) };
+        let (ended, answer) = tokio::time::timeout(PATIENCE, both).await.unwrap();
+        ended.unwrap_or_else(|error| panic!("the {time} time: {error}"));
+        assert!(answer.starts_with("HTTP/1.1 200"), "the {time} time: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_second_agent_on_the_same_state_does_nothing_and_says_so() {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
