@@ -107,11 +107,12 @@ pub(super) fn planned<T>(state: &mut State, now: Now, plan: Result<T, NoPlan>) -
 fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &Facts, now: Now) -> Plan {
     let slot = facts.slots.get(armed.slot);
     let holds_it = slot.content.root_hash() == Some(&armed.root_hash);
-    if holds_it && slot.entry == Entry::Unseen || facts.booted_slot().entry == Entry::Unseen {
-        // Whether it was tried is written in its name, and that could not be seen.
+    // Whether it was tried is written in its name, and that could not be seen, or lies where nobody could look.
+    if holds_it && slot.entry == Entry::Unseen {
         no_plan(state, now, NoPlan::Unseen(plan::unread(facts)));
         return None;
     }
+    planned(state, now, plan::running_is_seen(facts))?;
     let was_tried = match slot.entry {
         Entry::Trying { left, done } => left < armed.tries || done.is_some_and(|done| done > 0),
         Entry::Bad { done } => done != Some(0),

@@ -116,6 +116,54 @@ fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {
     assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
 }
 
+/// The way back is there before the partition that says why: the release that failed is not taken for one that was never tried,
+/// and the slot that its entry boots is not written meanwhile.
+#[test]
+fn a_release_that_failed_is_remembered_though_its_entry_is_mounted_late() {
+    let mut machine = boot_trial(with_xbootldr(), "1.1");
+    while machine.system.version == "1.1" {
+        machine.reboot();
+    }
+    assert_eq!(machine.system.version, "1.0");
+    let (failed, newer) = (release("1.1", &[]), release("1.2", &[]));
+    let found = machine.sim.xbootldr.take();
+    for wanted in [&failed, &newer] {
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Staged, wanted, None)).unwrap();
+        let status = agent.published().unwrap();
+        assert!(status.failed_releases.is_empty(), "nothing is known yet: {status:?}");
+        let error = status.last_error.as_ref().unwrap();
+        assert!(error.message.contains("on none of the boot partitions that are mounted"), "{}", error.message);
+        assert_eq!(status.slots.as_ref().unwrap().b.version.as_ref().map(ToString::to_string), Some("1.1".to_owned()));
+    }
+    machine.sim.xbootldr = found;
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &failed, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!(status.failed_releases.len(), 1, "{status:?}");
+    assert_eq!(status.failed_releases[0].version.to_string(), "1.1");
+}
+
+/// Where the running release's image went, the other slot's may be: it would boot a slot that holds something else by then.
+#[test]
+fn a_slot_is_not_written_while_the_partition_of_the_running_image_is_not_mounted() {
+    let mut machine = with_xbootldr();
+    let new = release("1.1", &[]);
+    machine.agent().handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    let found = machine.sim.xbootldr.take();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap();
+    let error = status.last_error.as_ref().unwrap();
+    assert!(error.message.contains("on none of the boot partitions that are mounted"), "{}", error.message);
+    assert!(status.slots.as_ref().unwrap().b.version.is_none(), "nothing is staged: {status:?}");
+    machine.sim.xbootldr = found;
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.slots.as_ref().unwrap().b.version.is_some(), "{status:?}");
+}
+
 #[test]
 fn without_a_system_bus_the_kernel_is_told_to_reboot() {
     let mut machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");

@@ -75,6 +75,23 @@ pub(crate) fn unread(facts: &Facts) -> String {
     format!("not everything on the boot partition could be read, so nothing is concluded from it: {list}")
 }
 
+/// What runs was booted by something. Without an entry that is seen, it lies on a partition that is not mounted (now), and so
+/// may whatever else is looked for.
+///
+/// # Errors
+/// The running slot has no entry, or none that could be read.
+pub(crate) fn running_is_seen(facts: &Facts) -> Result<(), NoPlan> {
+    match facts.booted_slot().entry {
+        Entry::Unseen => Err(NoPlan::Unseen(unread(facts))),
+        Entry::None => Err(NoPlan::Unseen(format!(
+            "slot {} runs, and its boot image is on none of the boot partitions that are mounted: one may be missing, so \
+             nothing is concluded from the others; mount it",
+            facts.booted
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn image(facts: &Facts, slot: SlotName) -> Result<&BootFile, NoPlan> {
     facts.boot.view.slots.get(slot).images.first().ok_or_else(|| no_entry(facts, slot))
 }
@@ -127,6 +144,11 @@ pub(crate) fn clear_away(facts: &Facts) -> Option<BootStep> {
 pub(crate) fn retire(facts: &Facts) -> Planned {
     let slot = facts.inactive();
     let mut changes = Vec::new();
+    // Where the running release's image went, the other one's may be, and boot a slot that does not hold it any more.
+    let on_record = facts.boot.view.records.iter().any(|record| record.root_hash == facts.root_hash);
+    if on_record && facts.booted_slot().entry == Entry::None {
+        running_is_seen(facts)?;
+    }
     if is_gptprio(facts) && attributes(facts, slot) != Attributes::default() {
         changes.push(set(slot, Attributes::default()));
     }
