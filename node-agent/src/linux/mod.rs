@@ -24,7 +24,7 @@ pub use system::LinuxSystem;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bascule_repository::{HttpSettings, ProxySetting};
 use tokio::runtime::Handle;
@@ -149,11 +149,7 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
     };
     let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
     let releases = LateReleases { settings: settings.clone(), clock: Arc::clone(&clock), runtime: runtime.clone() };
-    let (named, root) = (settings.esp.clone(), settings.host_root.clone());
-    let find = move || match &named {
-        Some(path) => Ok(path.clone()),
-        None => find_esp(&root),
-    };
+    let find = find_once(settings.esp.clone(), settings.host_root.clone());
     let named = settings.disk.clone();
     let below = find.clone();
     let disk = Later::new(move || {
@@ -178,6 +174,19 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
         state,
         releases: Arc::new(releases),
     })
+}
+
+/// The boot partition that is named, or the first one that is found: whoever asks is given the same one from then on. Were each
+/// to look for itself, what is mounted in between would make one partition the ESP to one and the XBOOTLDR to another.
+fn find_once(
+    named: Option<PathBuf>,
+    root: PathBuf,
+) -> impl Fn() -> Result<PathBuf, FindError> + Clone + Send + Sync + 'static {
+    let found = Arc::new(OnceLock::new());
+    move || match (&named, found.get()) {
+        (Some(path), _) | (None, Some(path)) => Ok(path.clone()),
+        (None, None) => find_esp(&root).map(|path| found.get_or_init(|| path).clone()),
+    }
 }
 
 /// Looks for the XBOOTLDR each time: it may be mounted after the ESP, which the guard is often started before.
@@ -236,4 +245,22 @@ fn open_with(
     };
     // By-path links lead to the same node.
     Ok((host, disk.canonicalize().unwrap_or(disk)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_looks_for_the_boot_partition_is_given_the_same_one_whatever_is_mounted_since() {
+        let root = tempfile::tempdir().unwrap();
+        let find = find_once(None, root.path().to_owned());
+        assert!(find().is_err());
+        std::fs::create_dir_all(root.path().join("boot/EFI")).unwrap();
+        assert_eq!(find.clone()().unwrap(), root.path().join("boot"));
+        std::fs::create_dir_all(root.path().join("efi/EFI")).unwrap();
+        assert_eq!(find().unwrap(), root.path().join("boot"));
+        let named = find_once(Some("/esp".into()), root.path().to_owned());
+        assert_eq!(named().unwrap(), Path::new("/esp"));
+    }
 }
