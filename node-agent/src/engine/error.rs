@@ -124,8 +124,8 @@ impl EffectError {
         match self {
             Self::Fetch(error) | Self::Boot(BootError::Fetch(error)) => error.cancelled,
             Self::Apply(ApplyError::Cancelled(_)) | Self::ReadBack(CheckError::Cancelled(_)) => true,
-            Self::Apply(error) => cause::<FetchError>(error).is_some_and(|error| error.cancelled),
-            Self::Unfit(error) => cause::<FetchError>(error).is_some_and(|error| error.cancelled),
+            Self::Apply(error) => was_cancelled(error),
+            Self::Unfit(error) => was_cancelled(error),
             _ => false,
         }
     }
@@ -140,6 +140,12 @@ impl EffectError {
             cancelled: self.is_cancelled(),
         }
     }
+}
+
+/// Whether reading from a repository ended because it was told to: as the host says it, or as its stream does.
+fn was_cancelled(error: &(dyn std::error::Error + 'static)) -> bool {
+    cause::<FetchError>(error).is_some_and(|error| error.cancelled)
+        || matches!(bascule_repository::download_error(error), Some(bascule_repository::Error::Cancelled))
 }
 
 fn of_io(error: &io::Error) -> NodeError {
@@ -218,4 +224,21 @@ pub fn in_one_line(error: &dyn Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bascule_image::uki::ReadUkiError;
+    use bascule_repository::Error as Broken;
+
+    #[test]
+    fn reading_that_was_told_to_end_is_no_failure_whoever_passes_it_on() {
+        let is_cancelled = |error: Broken| {
+            let unreadable = ReadUkiError::Unreadable { offset: 0, length: 1, source: io::Error::other(error) };
+            EffectError::Unfit(Unfit::Uki(unreadable)).is_cancelled()
+        };
+        assert!(is_cancelled(Broken::Cancelled));
+        assert!(!is_cancelled(Broken::Limit { what: "a range".to_owned(), reason: "too long".to_owned() }));
+    }
 }
