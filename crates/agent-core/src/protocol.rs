@@ -27,7 +27,8 @@ pub enum Guarantee {
 /// What a host's way to update can be relied upon for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guarantees {
-    /// All that runs is checked against a hash that was signed.
+    /// The running file system is read through dm-verity, by the root hash that was booted, and no change of it was noticed.
+    /// Who signed the boot image that names the hash is the firmware's to ask (Secure Boot).
     pub verified: Guarantee,
     /// A trial that is never committed ends by itself.
     pub counted: Guarantee,
@@ -41,7 +42,7 @@ impl Guarantees {
     /// All of them, with the words for conditions: reason and name.
     pub const fn all(&self) -> [(&'static str, &'static str, &Guarantee); 4] {
         [
-            ("NotVerified", "what runs is verified", &self.verified),
+            ("NotVerified", "the running file system is verified", &self.verified),
             ("NotCounted", "trials end by themselves", &self.counted),
             ("NotAtomic", "arming is atomic", &self.atomic),
             ("NoWayBack", "there is a way back", &self.way_back),

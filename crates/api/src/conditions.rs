@@ -25,8 +25,8 @@ pub const STAGED: &str = "Staged";
 pub const TRIAL: &str = "Trial";
 /// NodeUpdate (agent): the boot loader's counting was seen to work, so that trials revert by themselves.
 pub const BOOT_CONTROL_HEALTHY: &str = "BootControlHealthy";
-/// NodeUpdate (agent): what runs is verified, trials end by themselves, arming is atomic and there is a way back; `False` has the
-/// first that is missing as reason.
+/// NodeUpdate (agent): the running file system is verified, trials end by themselves, arming is atomic and there is a way
+/// back; `False` has the first that is missing as reason.
 pub const HOST_GUARANTEES: &str = "HostGuarantees";
 /// NodeUpdate (agent): the agent can do its work; `False` carries the error's category as reason.
 pub const AGENT_HEALTHY: &str = "AgentHealthy";

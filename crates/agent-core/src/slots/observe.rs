@@ -78,6 +78,9 @@ pub(super) fn guarantees(state: &State, facts: &Facts) -> Guarantees {
         (_, true) if other.content.root_hash().is_none() || other.entry == Entry::None => {
             Guarantee::Missing(format!("slot {} holds nothing to go back to", facts.inactive()))
         }
+        (_, true) if other.entry == Entry::Unseen => {
+            Guarantee::NotSeenYet(format!("the boot image of slot {} could not be read", facts.inactive()))
+        }
         (Some(obstacle), false) => Guarantee::Missing(obstacle.clone()),
         _ => Guarantee::Given,
     };
