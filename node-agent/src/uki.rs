@@ -17,26 +17,30 @@ pub struct UkiFacts {
     pub root_hash: Option<RootHash>,
 }
 
-/// Reads them. `None` if the bytes were read and are no such image.
+/// Reads them. `None` if the bytes were read and are no image that a boot loader shows: none at all, or one whose os-release has no
+/// name, which systemd-boot passes over.
 ///
 /// # Errors
 /// Reading failed: nothing is known about the file.
 pub fn read(file: &dyn ReadAt) -> io::Result<Option<UkiFacts>> {
     match facts(file) {
-        Ok(facts) => Ok(Some(facts)),
+        Ok(facts) => Ok(facts),
         Err(ReadUkiError::NotUki(_)) => Ok(None),
         Err(ReadUkiError::Unreadable { source, .. }) => Err(source),
     }
 }
 
-fn facts(file: &dyn ReadAt) -> Result<UkiFacts, ReadUkiError> {
+fn facts(file: &dyn ReadAt) -> Result<Option<UkiFacts>, ReadUkiError> {
     let uki = Uki::open(file)?;
     let release = uki.os_release()?;
-    Ok(UkiFacts {
+    if release.title().is_none() {
+        return Ok(None);
+    }
+    Ok(Some(UkiFacts {
         sort_key: release.sort_key().map(str::to_owned),
         version: release.version().map(str::to_owned),
         root_hash: uki.root_hash()?,
-    })
+    }))
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use super::{BootFile, FileContent, Pin};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoaderEntry {
     /// The whole file name in lower case.
+    pub(crate) file: String,
+    /// What the loader knows it by, in its variables and in pins: the same without counters.
     pub(crate) id: String,
     pub(crate) sort_key: Option<String>,
     pub(crate) version: Option<String>,
@@ -33,8 +35,8 @@ impl LoaderEntry {
         if lower.starts_with('.') || lower.starts_with("auto-") {
             return None;
         }
-        let counters = EntryName::parse(name)?.counters;
-        Some(Self { id: lower, sort_key, version, counters })
+        let EntryName { base, counters } = EntryName::parse(&lower)?;
+        Some(Self { id: EntryName::good(&base), file: lower, sort_key, version, counters })
     }
 
     fn is_bad(&self) -> bool {
@@ -62,7 +64,8 @@ pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
         })
 }
 
-/// The entries that the loader shows, in its order, by their file names in lower case. Of equal ones, those on the ESP first.
+/// The entries that the loader shows, in its order, by the names it knows them by. Equal ones stay in the order of `files`: the loader
+/// reads the ESP first, and each folder in its own order.
 pub fn loader_order(files: &[BootFile]) -> Vec<String> {
     let mut entries: Vec<_> = files.iter().filter_map(LoaderEntry::of).collect();
     entries.sort_by(compare);
@@ -131,9 +134,13 @@ mod tests {
             entry("zeta.efi", Some("zeta"), "99"),
         ];
         entries.sort_by(compare);
-        let names: Vec<_> = entries.iter().map(|entry| entry.id.as_str()).collect();
+        let names: Vec<_> = entries.iter().map(|entry| entry.file.as_str()).collect();
         assert_eq!(names, ["acme_1.10+3-0.efi", "acme_1.2.efi", "zeta.efi", "old.efi", "acme_1.9+0-3.efi"]);
-        assert_eq!(first(&entries).unwrap().id, "acme_1.10+3-0.efi");
+        assert_eq!(first(&entries).unwrap().id, "acme_1.10.efi");
+        // Of one version, the name decides without its counter, which would put the other one first.
+        let [plain, rebuilt] = ["acme_1.0+3-0.efi", "acme_1.0_2.efi"].map(|name| entry(name, Some("acme"), "1.0"));
+        let without = entry("acme_1.0.efi", Some("acme"), "1.0");
+        assert_eq!(compare(&plain, &rebuilt), compare(&without, &rebuilt));
         assert_eq!(LoaderEntry::named("auto-x.efi", None, None), None);
     }
 

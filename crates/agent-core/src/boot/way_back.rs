@@ -131,7 +131,7 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
         let taken = taken.filter(|taken| *taken != wanted)?;
         Some(format!(
             "{when}, the boot loader would take {}, which is not this agent's: remove it, or give it another sort key",
-            taken.id
+            taken.file
         ))
     };
     if let Some(why) = would(first(&entries), &armed, "with a release armed in the other slot") {
@@ -153,7 +153,7 @@ pub(crate) fn would_take_the_other(facts: &Facts) -> bool {
     let mut entries = view.others(&facts.boot.inventory);
     let own = [other, facts.booted].map(|slot| view.slots.get(slot).images.iter().filter_map(LoaderEntry::of));
     entries.extend(own.into_iter().flatten());
-    let taken = first(&entries).map(|entry| entry.id.clone());
+    let taken = first(&entries).map(|entry| entry.file.clone());
     let wanted = view.slots.get(other).images.first().map(|image| image.name.to_ascii_lowercase());
     taken.is_some() && taken == wanted
 }

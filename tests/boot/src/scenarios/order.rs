@@ -157,9 +157,10 @@ pub async fn run(lab: &Lab) -> anyhow::Result<()> {
     let theirs = entries(&dump)?;
 
     let bytes = std::fs::read(&old.uki).with_context(|| format!("reading {}", old.uki.display()))?;
-    fakes.push(Fake { partition: BootPartition::Xbootldr, name: old.entry(), bytes });
+    // It was installed first. Equal entries are in the order in which the loader read them.
+    fakes.insert(0, Fake { partition: BootPartition::Xbootldr, name: old.entry(), bytes });
     let mut files = fakes.iter().map(seen).collect::<anyhow::Result<Vec<_>>>()?;
-    files.sort_by(|one, other| (one.partition, &one.name).cmp(&(other.partition, &other.name)));
+    files.sort_by_key(|file| file.partition);
     let ours = loader_order(&files);
     crate::say(&format!("order: systemd-boot lists {} entries", theirs.len()));
     ensure!(theirs.len() > 60, "systemd-boot lists only {theirs:?}");
