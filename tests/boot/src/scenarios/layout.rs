@@ -7,7 +7,7 @@ use bascule_api::{Counting, NodeUpdateStatus, conditions};
 use bascule_sim::layout::Slot;
 
 use super::counting::counted;
-use super::life::{COUNTED_ENTRY, staged};
+use super::life::COUNTED_ENTRY;
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
 use crate::install::Boot;
 use crate::lab::Setup;
@@ -53,7 +53,6 @@ pub async fn obstacles(stage: Stage<'_>, machine: &Machine, old: &Release, new: 
     machine.run(&pin, BOOT).await?;
     is_said(stage, machine, "in loader.conf pins").await?;
     stage.vendor.publish(NODE, new, &[old]).await?;
-    stage.until(machine, "the release is staged", STAGE, |status| staged(status, new)).await?;
     untouched(stage, machine, from).await?;
 
     // The wrong one is there before the pin goes, so that at no moment all is well.
