@@ -127,7 +127,7 @@ pub async fn judge(machine: &mut Machine, old: &Release, new: &Release) -> anyho
     offline::judge(machine.disk().path(), &[(Slot::A, old), (Slot::B, new)])
 }
 
-/// Waits until the node says why nothing may be armed, and until the operator says that it waits because of that.
+/// Waits until the node says why nothing may be armed.
 async fn is_said(stage: Stage<'_>, machine: &Machine, words: &str) -> anyhow::Result<()> {
     let said = |status: &NodeUpdateStatus| {
         let mut conditions = status.conditions.iter();
