@@ -44,6 +44,9 @@ fn pack(target: Target, folder: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
+    if inputs.is_empty() {
+        return Err(io::Error::other(format!("{} is empty: what is kept would be lost", folder.display())));
+    }
     if let Some(parent) = kept(target).parent() {
         fs::create_dir_all(parent)?;
     }

@@ -151,13 +151,16 @@ fn image_signature() {
     run("image_signature", FEW, 20);
 }
 
+/// Targets whose corpus nobody has kept yet.
+const WITHOUT_CORPUS: [&str; 3] = ["index", "manifest", "frame"];
+
 /// What libFuzzer found, again: the inputs that reach the most code, and each that once failed.
 #[test]
 fn what_fuzzing_kept_still_holds() {
     let mut inputs = 0;
-    for target in TARGETS {
+    for target in TARGETS.iter().filter(|target| !WITHOUT_CORPUS.contains(&target.name)) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name).with_extension("zst");
-        let Ok(packed) = std::fs::read(&path) else { continue };
+        let packed = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         for input in corpus::unpack(&packed).unwrap() {
             (target.check)(&input);
             inputs += 1;

@@ -14,7 +14,8 @@ use bascule_agent_core::Journal;
 use bascule_image::io::{ReadAt, Sink};
 use bascule_repository::tuf::Refresh;
 use bascule_repository::{DatastoreLocation, remembered};
-use bascule_secure_boot::{Databases, SignatureList, judge, parse_lists};
+use bascule_secure_boot::{Databases, SignatureList, SignedImage, judge, parse_lists};
+use ring::digest::SHA256;
 
 const SECTOR: usize = 512;
 /// Sectors of the disk in [`gpt`]: two tables and a little between them.
@@ -177,7 +178,16 @@ pub fn signature_list(bytes: &[u8]) -> bool {
     true
 }
 
-/// No boot image makes the judge panic, and none is accepted that nobody signed.
+/// The digests that somebody signed.
+static SIGNED: LazyLock<Vec<Vec<u8>>> =
+    LazyLock::new(|| seeds::image_signature().iter().filter_map(|file| digest(file)).collect());
+
+fn digest(file: &[u8]) -> Option<Vec<u8>> {
+    SignedImage::open(&file.to_vec()).ok()?.digest(&SHA256).ok()
+}
+
+/// No boot image makes the judge panic, and none is accepted that nobody signed: whatever is accepted has the digest of one
+/// that was.
 pub fn image_signature(bytes: &[u8]) -> bool {
     let databases = Databases {
         allowed: SignatureList { certificates: vec![seeds::CERTIFICATE.to_vec()], ..SignatureList::default() },
@@ -185,7 +195,9 @@ pub fn image_signature(bytes: &[u8]) -> bool {
     };
     let file = bytes.to_vec();
     assert!(judge(&file, &Databases::default()).is_err(), "accepted by nobody");
-    judge(&file, &databases).is_ok()
+    let accepted = judge(&file, &databases).is_ok();
+    assert!(!accepted || digest(&file).is_some_and(|digest| SIGNED.contains(&digest)), "accepted with another content");
+    accepted
 }
 
 #[cfg(test)]
