@@ -1,63 +1,44 @@
-//! The operator's life: start everything, then plan whenever a fact changes or the last plan said when to look again.
+//! The operator's life: start everything, lead whenever this replica is the one to lead, and end in order.
+
+mod round;
 
 use crate::{
-    apply::{Carried, OrdersFirst, Turn, UnderWay, Writer},
-    boots::Boots,
-    break_glass::BreakGlass,
+    apply::Writer,
     clock::Clock,
-    drain::{self, Drains, EvictionApi},
+    drain::{self, EvictionApi},
     events::Events,
-    gather::{Assembler, Outside, World},
-    health::{Asker, AskerError, GateBoard},
+    gather::World,
+    health::{Asker, AskerError},
     leader::{Leader, LeaderError, Leadership},
-    live::{Live, Planned},
+    live::Live,
     metrics::Metrics,
     notify::Notifier,
     observe::Observer,
-    preflight,
-    repository::{self, Channels},
-    rights::Rights,
+    preflight, repository,
     server::{self, Readiness, ServerError},
     settings::Settings,
-    silences::{self, Silences},
+    silences::Silences,
     status::{Explained, StatusWriter},
     zones,
 };
 use bascule_dashboard::Dashboard;
-use bascule_planner::{
-    Plan, Planner, Snapshot,
-    snapshot::{OfferState, PolicyFacts},
-};
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
+use round::Round;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::Instant,
 };
 
-/// Changes come in bursts; one plan serves those that follow the first within so many times what the last plan took, so that
-/// planning takes a sixth of the time at most.
-const BURST: u32 = 5;
-/// The bounds of that time.
-const SHORTEST_BURST: Duration = Duration::from_millis(25);
-const LONGEST_BURST: Duration = Duration::from_millis(200);
 /// The pause after steps that failed, doubling up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause after steps that failed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// After steps that met another world than expected, should the watch not bring the news before.
-const STALE_PAUSE: Duration = Duration::from_secs(1);
-/// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
-/// saying "not read yet" of every node and taking it back a second later would help nobody.
-const FIRST_READING: Duration = Duration::from_secs(10);
 /// How long the API server may be silent about a request; watches have a deadline of their own (kube-runtime).
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long a new leader's reading of the newest state may take before it is begun again.
 const CATCHING_UP: Duration = Duration::from_secs(60);
-/// The longest time between two plans, against clocks that jump.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
 /// Why the operator ended.
 #[derive(Debug, thiserror::Error)]
@@ -332,31 +313,7 @@ impl Parts {
             }
         };
         let statuses = StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions);
-        let mut round = Round {
-            parts: self,
-            seed,
-            assembler: Assembler::default(),
-            planner: Planner::default(),
-            channels: Channels::new(self.reading.clone()),
-            gates: GateBoard::new(
-                self.asker.clone(),
-                self.clock.clone(),
-                self.metrics.clone(),
-                Arc::clone(&self.changes),
-            ),
-            drains: Drains::new(self.draining.clone()),
-            rights: Rights::new(self.reading.client.clone(), &self.reading.namespace, Arc::clone(&self.changes)),
-            break_glass: BreakGlass::default(),
-            boots: Boots::default(),
-            turn: Turn::default(),
-            under_way: UnderWay::default(),
-            ended: Carried::default(),
-            drains_yield: OrdersFirst::default(),
-            failures: 0,
-            led_since: Instant::now(),
-            explained,
-            expected,
-        };
+        let mut round = Round::new(self, seed, explained, expected);
         tokio::join!(statuses.run(explanations), silences, round.plan_again_and_again());
     }
 }
@@ -392,242 +349,6 @@ impl Drop for Leads<'_> {
         self.0.live.follows(None);
         self.0.metrics.forget();
     }
-}
-
-/// When the next plan is due.
-#[derive(Debug, Clone, Copy)]
-struct Next {
-    /// At this time, though nothing changes.
-    wake: Instant,
-    /// How many steps were not begun: as soon as other writes end.
-    left: usize,
-}
-
-/// Nobody tells of changes any more.
-#[derive(Debug)]
-struct Over;
-
-/// What one leadership works with. Dropping it stops its drains, polls and questions.
-struct Round<'a> {
-    parts: &'a Parts,
-    seed: u64,
-    assembler: Assembler,
-    planner: Planner,
-    channels: Channels,
-    gates: GateBoard,
-    drains: Drains,
-    rights: Rights,
-    break_glass: BreakGlass,
-    boots: Boots,
-    turn: Turn,
-    under_way: UnderWay,
-    /// How writes went that ended since the last plan.
-    ended: Carried,
-    /// New drains begin when a wave's nodes are cordoned, or pods would go from one to the next.
-    drains_yield: OrdersFirst,
-    failures: u32,
-    led_since: Instant,
-    explained: watch::Sender<Explained>,
-    /// The nodes whose alerts are expected.
-    expected: watch::Sender<BTreeMap<String, String>>,
-}
-
-impl Round<'_> {
-    async fn plan_again_and_again(&mut self) {
-        let mut changed = self.parts.world.changes();
-        let mut since = Instant::now();
-        loop {
-            changed.mark_unchanged();
-            let begun = Instant::now();
-            let (next, first_change) = noticing(&mut changed, self.plan(since)).await;
-            let burst = (begun.elapsed() * BURST).clamp(SHORTEST_BURST, LONGEST_BURST);
-            let at = match first_change {
-                Some(at) => Some(at),
-                None => match self.until_a_plan_is_due(&mut changed, next).await {
-                    Ok(at) => at,
-                    Err(Over) => return,
-                },
-            };
-            since = at.unwrap_or_else(Instant::now);
-            if let Some(at) = at {
-                tokio::time::sleep_until(at + burst).await;
-            }
-        }
-    }
-
-    /// Waits for a change, which it tells the time of, or for the time of the next plan.
-    async fn until_a_plan_is_due(
-        &mut self,
-        changed: &mut watch::Receiver<u64>,
-        next: Next,
-    ) -> Result<Option<Instant>, Over> {
-        let mut wake = next.wake;
-        loop {
-            tokio::select! {
-                told = changed.changed() => return told.map(|()| Some(Instant::now())).map_err(|_| Over),
-                () = tokio::time::sleep_until(wake) => return Ok(None),
-                () = self.under_way.one_ended() => {
-                    // What succeeded shows as a change.
-                    self.ended.add(self.under_way.take_ended());
-                    wake = wake.min(Instant::now() + self.retry(next.left));
-                }
-            }
-        }
-    }
-
-    /// After what time a new plan is due because of how the last one's writes went, `left` of its steps having room now.
-    fn retry(&self, left: usize) -> Duration {
-        match (self.ended.failed, self.ended.stale) {
-            (0, _) if left > 0 => Duration::ZERO,
-            (0, 0) => LONGEST_SLEEP,
-            (0, _) => STALE_PAUSE,
-            _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
-        }
-    }
-
-    /// Makes one plan and begins to carry it out; says when to look again though nothing changes.
-    async fn plan(&mut self, since: Instant) -> Next {
-        let parts = self.parts;
-        self.ended.add(self.under_way.take_ended());
-        self.failures = match std::mem::take(&mut self.ended) {
-            Carried { failed: 1.., .. } => self.failures.saturating_add(1),
-            Carried { done: 1.., .. } => 0,
-            _ => self.failures,
-        };
-        self.break_glass.tell(&parts.world, &parts.events, bascule_api::Time::new(parts.clock.now()));
-        let policies = parts.world.policies.all();
-        self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
-        let progress = self.drains.progress();
-        let mut snapshot = self.assembler.assemble(
-            &parts.world,
-            Outside {
-                now: bascule_api::Time::new(parts.clock.now()),
-                seed: self.seed,
-                offer: &|source| self.channels.offer(source),
-                gates: self.gates.answers(),
-                drains: &progress,
-                ceiling: parts.settings.max_unavailable.clone(),
-                operator_node: parts.settings.node_name.clone(),
-                own_pod: parts.draining.own_pod.clone(),
-            },
-        );
-        self.rights.set(policies.iter().map(|policy| &*policy.spec));
-        for facts in &mut snapshot.policies {
-            let policy = policies.iter().find(|policy| policy.name == facts.name && policy.valid.is_ok());
-            // A node that is under way goes on: what it lacks then shows where it is needed.
-            if let Some(error) = policy.and_then(|policy| self.rights.missing(&policy.spec))
-                // Nor does a right that is missing keep the hooks after a rollout from running.
-                && facts.status.maintenance.is_none()
-                && !parts
-                    .world
-                    .updates
-                    .all()
-                    .iter()
-                    .any(|one| one.facts.spec.disruption.is_some() && one.facts.spec.policy == facts.name)
-            {
-                *facts = Arc::new(PolicyFacts { spec: Err(error), ..PolicyFacts::clone(facts) });
-            }
-        }
-        let begun = Instant::now();
-        let (plan, report) = self.planner.plan(&snapshot);
-        parts.metrics.planned(begun.elapsed());
-        let verified = policies
-            .iter()
-            .filter_map(|policy| Some((policy.name.clone(), self.channels.verified_at(&policy.spec.source)?)));
-        parts.metrics.describe(&snapshot, &report, &verified.collect());
-
-        self.boots.tell(&parts.world, &snapshot, &report, &parts.events, &parts.metrics);
-        for called in self.turn.planned(&plan, since.into_std()) {
-            parts.metrics.called(called.action, called.stood);
-        }
-        let left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
-        crate::hooks::let_go(&parts.writer).await;
-        let mut drains = parts.drain_orders(&plan);
-        if self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some() {
-            drains.retain(|order| self.drains.are_under_way(&order.node));
-        }
-        self.drains.set(drains);
-        self.gates.set(questions(&plan, &snapshot));
-        let mut wake = plan.wake_at.map(|at| parts.until(at));
-        let reading_ends = self.led_since + FIRST_READING;
-        if unread(&snapshot) && Instant::now() < reading_ends {
-            wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
-        } else {
-            let orders_left = left > 0 || self.turn.in_line() > 0;
-            if !self.expected.is_closed() {
-                let expected = silences::expected(&snapshot, &report);
-                self.expected.send_if_modified(|before| {
-                    let news = *before != expected;
-                    *before = expected;
-                    news
-                });
-            }
-            let (snapshot, report) = (Arc::new(snapshot), Arc::new(report));
-            parts.live.planned(Planned {
-                snapshot: Arc::clone(&snapshot),
-                report: Arc::clone(&report),
-                world: parts.world.clone(),
-                identity: Arc::clone(&parts.identity),
-            });
-            self.explained.send_replace(Explained { snapshot, report, orders_left, under_way: self.under_way.nodes() });
-        }
-
-        // Remembering may have failed; the writes under way tell later.
-        self.ended.add(self.under_way.take_ended());
-        let latest = Instant::now() + self.retry(if self.under_way.is_idle() { left } else { 0 });
-        Next { wake: wake.map_or(latest, |wake| wake.min(latest)), left }
-    }
-}
-
-impl Parts {
-    fn until(&self, at: bascule_api::Time) -> Instant {
-        let pause = (at.get() - self.clock.now()).to_std().unwrap_or_default();
-        Instant::now() + pause.min(LONGEST_SLEEP) + Duration::from_millis(5)
-    }
-
-    fn drain_orders(&self, plan: &Plan) -> Vec<drain::Order> {
-        let orders = plan.drains.iter().map(|order| {
-            let policy = self.world.policies.get(&crate::gather::Key::cluster(&order.policy));
-            drain::Order {
-                node: order.node.clone(),
-                settings: policy.map(|policy| policy.spec.drain.clone()).unwrap_or_default(),
-                begun: order.begun.get(),
-                mode: match order.mode {
-                    bascule_planner::plan::DrainMode::Evict => drain::Mode::Evict,
-                    bascule_planner::plan::DrainMode::DeleteRest => drain::Mode::Delete,
-                },
-            }
-        });
-        orders.collect()
-    }
-}
-
-/// What comes of some work, and when something changed first while it was done.
-async fn noticing<T>(changed: &mut watch::Receiver<u64>, work: impl Future<Output = T>) -> (T, Option<Instant>) {
-    let mut work = std::pin::pin!(work);
-    tokio::select! {
-        done = &mut work => return (done, None),
-        _ = changed.changed() => {}
-    }
-    let at = Instant::now();
-    (work.await, Some(at))
-}
-
-/// Whether a repository that a policy names was not even tried yet.
-fn unread(snapshot: &Snapshot) -> bool {
-    snapshot.policies.iter().any(|policy| policy.spec.is_ok() && policy.offer.state == OfferState::Unread)
-}
-
-/// What the plan wants to know, with the gates it speaks of.
-fn questions(plan: &Plan, snapshot: &Snapshot) -> BTreeMap<crate::health::GateKey, crate::health::Asked> {
-    let ask = |question: &bascule_planner::plan::GateQuestion| {
-        let policy = snapshot.policies.iter().find(|policy| policy.name == question.policy)?;
-        let valid = policy.spec.as_ref().ok()?;
-        let index = valid.gates.iter().position(|gate| gate.name == question.gate)?;
-        let gate = valid.spec.health.gates.get(index)?.clone();
-        Some((question.clone(), crate::health::Asked { health: valid.spec.health.clone(), gate }))
-    };
-    plan.questions.iter().filter_map(ask).collect()
 }
 
 #[cfg(test)]
