@@ -203,8 +203,10 @@ fn the_api_stays_while_every_machine_that_carries_it_reboots() {
     assert!(output.status.success(), "{story}\n{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("report.json")).unwrap()).unwrap();
     let seen = &report["controlPlane"];
-    // One at a time went, and really went: members of etcd and API servers say so themselves.
+    // One at a time went, and each really went: members of etcd and API servers say so themselves.
     assert_eq!((seen["fewestMembers"].as_u64(), seen["fewestServers"].as_u64()), (Some(2), Some(2)), "{seen}");
+    let all = serde_json::json!(["n1", "n2", "n3"]);
+    assert_eq!((&seen["membersAway"], &seen["serversAway"]), (&all, &all), "{seen}");
     assert!(seen["reads"]["sent"].as_u64().unwrap() > 50, "{seen}");
     let reboots: Vec<u64> =
         report["reboots"].as_object().unwrap().values().map(|times| times.as_u64().unwrap()).collect();

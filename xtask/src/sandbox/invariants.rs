@@ -44,7 +44,7 @@ pub(crate) async fn report(story: &mut Story, broken: Option<String>) -> anyhow:
     }
     Ok(Report {
         machine: machine(),
-        kubernetes: story.cluster.version().await?,
+        kubernetes: story.version().to_owned(),
         nodes: story.hosts.len(),
         kill_seed: story.kill_seed(),
         kills: std::mem::take(&mut story.kills),

@@ -47,12 +47,15 @@ impl OnCall {
     pub(crate) async fn types(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let (output, _) = self.run(arguments).await?;
         let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        let read =
+            if output.status.success() { said.clone() } else { format!("{said}\n{complaint}\n{}", output.status) };
+        let mut transcript = self.transcript.lock().unwrap_or_else(PoisonError::into_inner);
+        transcript.push_str(&format!("$ bascule {}\n{}\n\n", as_typed(arguments), read.trim()));
+        drop(transcript);
         if !output.status.success() {
-            let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             bail!("`bascule {}` failed: {said} {complaint}", arguments.join(" "));
         }
-        let mut transcript = self.transcript.lock().unwrap_or_else(PoisonError::into_inner);
-        transcript.push_str(&format!("$ bascule {}\n{said}\n\n", as_typed(arguments)));
         Ok(said)
     }
 

@@ -96,6 +96,11 @@ impl Containers {
         }
     }
 
+    /// Whether the API server's pod proxy reaches the pods: they have addresses of their own.
+    pub(crate) fn are_reachable(&self) -> bool {
+        !lock(&self.addresses).is_empty()
+    }
+
     /// Where the pod listens: at an address of its own, on the port that its manifest names, so that the API server's pod proxy
     /// reaches it; where this machine gives none, on any port of the loopback interface.
     fn listen(&self, pod: &Pod) -> Result<SocketAddr, String> {

@@ -2,6 +2,7 @@
 //! through the balancer, a watch on what it writes, and each API server and each member of etcd asked directly. Nothing here
 //! knows what the machines' power switches do, or what the balancer thinks.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,10 @@ pub(crate) struct Seen {
     pub(crate) quorum: Requests,
     /// API servers that read the object when they were asked themselves, at the fewest.
     pub(crate) fewest_servers: Option<usize>,
+    /// The machines whose member of etcd did not answer once at the least.
+    pub(crate) members_away: BTreeSet<String>,
+    /// The machines whose API server did not.
+    pub(crate) servers_away: BTreeSet<String>,
 }
 
 impl Seen {
@@ -133,6 +138,14 @@ impl Seen {
         self.went_back += other.went_back;
         self.fewest_members = fewest(self.fewest_members, other.fewest_members);
         self.fewest_servers = fewest(self.fewest_servers, other.fewest_servers);
+        self.members_away.extend(other.members_away.iter().cloned());
+        self.servers_away.extend(other.servers_away.iter().cloned());
+    }
+
+    /// Whether every kind of question was answered, so that from here on silence is noticed.
+    fn has_begun(&self) -> bool {
+        let answered = [&self.reads, &self.writes, &self.watch, &self.quorum].iter().all(|one| one.last.is_some());
+        answered && self.fewest_members.is_some() && self.fewest_servers.is_some()
     }
 
     /// For people.
@@ -178,12 +191,12 @@ pub(crate) struct Probes {
 }
 
 impl Probes {
-    /// Makes the object that is written and read, and begins to measure.
+    /// Makes the object that is written and read, and begins to measure: each kind of question was answered when this returns.
     ///
     /// # Errors
-    /// The API server refuses, or no client can be made.
+    /// The API server refuses, no client can be made, or something is never answered.
     pub(crate) async fn start(control_planes: &ControlPlanes, who: &Credentials) -> anyhow::Result<Self> {
-        // Reader, writer and watch are three clients: each has a connection of its own, to a server of its own.
+        // Reader, writer and watch are three clients with connections of their own, which the balancer spreads.
         let balancer = control_planes.server();
         let (reader, writer) =
             (client(who, balancer, Some(PATIENCE)).await?, client(who, balancer, Some(PATIENCE)).await?);
@@ -203,6 +216,14 @@ impl Probes {
         let each: Arc<[Pair]> = each.into();
         tasks.spawn(keep_asking_each(Arc::clone(&each), Arc::clone(&seen)));
         tasks.spawn(keep_asking_the_quorum(each, Arc::clone(&seen)));
+        let begun = async {
+            let mut look = every(READ_EVERY);
+            while !lock(&seen).has_begun() {
+                look.tick().await;
+            }
+        };
+        let begun = tokio::time::timeout(DEADLINE * 3, begun).await;
+        begun.context("the control plane does not answer every question that the probes ask")?;
         Ok(Self { seen, earlier: Seen::default(), _tasks: tasks })
     }
 
@@ -229,6 +250,8 @@ async fn client(who: &Credentials, server: &str, patience: Option<Duration>) -> 
     config.cluster_url = server.parse().with_context(|| format!("{server} is no address of an API server"))?;
     config.connect_timeout = Some(patience.unwrap_or(PATIENCE));
     config.read_timeout = patience;
+    // What is refused is a failure here, and not tried again until it works.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 
@@ -325,10 +348,16 @@ async fn keep_asking_each(each: Arc<[Pair]>, seen: Arc<Mutex<Seen>>) {
             let members = join_all(each.iter().map(|pair| pair.etcd_is_well("/health?serializable=true")));
             let servers = join_all(each.iter().map(Pair::server_reads));
             let (members, servers) = tokio::join!(members, servers);
-            let count = |answers: Vec<bool>| answers.into_iter().filter(|answered| *answered).count();
+            let away = |answers: Vec<bool>| -> Vec<String> {
+                let silent = each.iter().zip(answers).filter(|(_, answered)| !answered);
+                silent.map(|(pair, _)| pair.plane.machine().to_owned()).collect()
+            };
+            let (members, servers) = (away(members), away(servers));
             let mut seen = lock(&seen);
-            seen.fewest_members = fewest(seen.fewest_members, Some(count(members)));
-            seen.fewest_servers = fewest(seen.fewest_servers, Some(count(servers)));
+            seen.fewest_members = fewest(seen.fewest_members, Some(each.len() - members.len()));
+            seen.fewest_servers = fewest(seen.fewest_servers, Some(each.len() - servers.len()));
+            seen.members_away.extend(members);
+            seen.servers_away.extend(servers);
         });
     }
 }
@@ -373,12 +402,17 @@ mod tests {
 
     #[test]
     fn the_fewest_of_two_stretches_is_kept() {
-        let stretch = |members| Seen { fewest_members: Some(members), ..Seen::default() };
+        let stretch = |members: usize| Seen {
+            fewest_members: Some(members),
+            members_away: (members..3).map(|machine| format!("n{machine}")).collect(),
+            ..Seen::default()
+        };
         let mut all = Seen::default();
         all.add(&stretch(3));
         all.add(&stretch(2));
         all.add(&stretch(3));
         assert_eq!(all.fewest_members, Some(2));
+        assert_eq!(all.members_away, ["n2".to_owned()].into(), "who was away once is remembered");
         assert!(all.lines(3)[2].contains("never fewer than 2 of 3 members"));
     }
 }

@@ -21,7 +21,7 @@ use super::oncall::OnCall;
 use super::options::Options;
 use super::place::Place;
 use super::pods::{Containers, agent_kubeconfig};
-use super::probes::Probes;
+use super::probes::{Probes, Seen};
 use super::programs::Programs;
 use super::releases;
 use super::report::{Act, Step};
@@ -49,6 +49,7 @@ pub(crate) struct Story {
     pub(crate) observer: Arc<Observer>,
     pub(crate) repository: Repository,
     pub(crate) cluster: Cluster,
+    version: String,
     programs: Programs,
     options: Options,
     pub(crate) view: View,
@@ -253,6 +254,7 @@ impl Story {
             observer: stage.observer,
             repository: stage.repository,
             cluster: stage.cluster,
+            version: stage.version,
             programs: stage.programs,
             options: stage.options,
             view: stage.view,
@@ -263,6 +265,11 @@ impl Story {
             kills: Vec::new(),
             kill_rounds: 0,
         })
+    }
+
+    /// The cluster's version, as it was when the story began.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// Which story this is.
@@ -303,7 +310,12 @@ impl Story {
     /// What the probes saw since [`Self::begin_to_measure`], for people.
     pub(crate) fn measured(&mut self) -> Vec<String> {
         let members = self.hosts.len();
-        self.probes.as_mut().map(|probes| probes.take().lines(members)).unwrap_or_default()
+        self.taken().map(|seen| seen.lines(members)).unwrap_or_default()
+    }
+
+    /// The same as it is; none in a story without probes.
+    pub(crate) fn taken(&mut self) -> Option<Seen> {
+        self.probes.as_mut().map(Probes::take)
     }
 
     /// The seed of `--kill`.

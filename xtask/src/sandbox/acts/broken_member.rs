@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::{PATIENCE, starts_between};
 use crate::sandbox::report::size;
-use crate::sandbox::snapshot::Snapshot;
+use crate::sandbox::snapshot::{NodeSeen, Snapshot};
 use crate::sandbox::story::Story;
 use crate::sandbox::workload;
 
@@ -47,6 +47,12 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let started = starts_between(&before, &still);
     ensure!(started.values().all(|count| *count == 0), "a machine restarted without a quorum to spare: {started:?}");
     ensure!(still.calm() && still.committed_on("1.0") == nodes, "a node moved without a quorum to spare");
+    // Nor was one of them taken and given back in between: the worst since the first act is remembered.
+    let away = still.extremes.as_ref().map_or(0, |worst| worst.most_unavailable);
+    let granted = still.nodes.values().any(NodeSeen::granted);
+    let evicted = story.cluster.requests()?.unwrap_or_default();
+    let evicted = evicted.iter().any(|one| one.resource == "pods/eviction" && (200..300).contains(&one.code));
+    ensure!(away == 0 && !granted && !evicted, "a node was taken without a quorum to spare");
     seen.push(format!("etcd on {broken} is broken: nothing moved for {} s", STILL.as_secs()));
     for node in [&healthy, &broken] {
         let rollout = waiting.nodes.get(node).and_then(|node| node.rollout()).context("a reason went away")?;

@@ -1,5 +1,6 @@
 //! Acts 1 and 3 of the other story: machines that carry the cluster itself, and how all of them are updated under it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
@@ -49,6 +50,10 @@ pub(super) async fn update(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let plane = Arc::clone(broken.context("no member of etcd is broken")?);
     plane.mend_etcd()?;
     story.view.say(&format!("  etcd on {} has its data back", plane.machine()));
+    // From here on nobody is away who was not switched off with its machine.
+    for part in ["etcd", "kube-apiserver"] {
+        story.cluster.pod_is_ready("kube-system", &format!("{part}-{}", plane.machine()), true).await?;
+    }
     story.begin_to_measure();
     let after = story
         .observer
@@ -57,12 +62,21 @@ pub(super) async fn update(story: &mut Story) -> anyhow::Result<Vec<String>> {
         })
         .await?;
     each_started_at_most(&starts_between(&before, &after), 1)?;
+    story.cluster.control_planes().context("this cluster is not carried by machines")?.wait_until_ready().await?;
+    let probed = story.taken().context("nobody asked the control plane")?;
+    let all: BTreeSet<String> = before.nodes.keys().cloned().collect();
+    for (part, away) in [("member of etcd", &probed.members_away), ("API server", &probed.servers_away)] {
+        ensure!(
+            *away == all,
+            "a {part} went down with its machine on {away:?} only: the others were never asked to end"
+        );
+    }
     let mut seen = vec![
         format!("{} caught up, and nobody had to say a word", plane.machine()),
         format!("{nodes} machines rebooted once each into 1.1, one at a time, and are whole control planes again"),
         drained(story, &leader).await?,
     ];
-    seen.extend(story.measured());
+    seen.extend(probed.lines(nodes));
     Ok(seen)
 }
 
