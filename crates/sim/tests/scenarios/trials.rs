@@ -1,0 +1,120 @@
+//! After the reboot: when a release counts as healthy, when as failed, and when nobody can tell yet.
+
+use crate::{granted, on, world};
+use bascule_sim::world::{World, build};
+use serde_json::{Value, json};
+
+#[test]
+fn a_reboot_that_nobody_noticed_does_not_count_for_the_soak() {
+    // Back before the node lifecycle controller has noticed, so that Ready never flips; and the kubelet takes its time to
+    // come to the DaemonSet pods, of which the API still shows what the old boot said.
+    let mut world = world(1, &json!({"health": {"nodeSoak": "1m"}}));
+    for machine in world.machines.values_mut() {
+        machine.boot_seconds = 20;
+        machine.daemon_seconds = 40;
+    }
+    let goal = |world: &World| {
+        world.snapshot.nodes.iter().find_map(|node| {
+            let update = node.update.as_ref()?;
+            (update.spec.goal == bascule_api::Goal::Committed && update.spec.disruption.is_some()).then(|| node.clone())
+        })
+    };
+    world.until(400, |world| goal(world).is_some()).unwrap();
+    let node = goal(&world).unwrap();
+    assert_eq!(node.ready.since, Some(build::at(-86_400)), "Ready never flipped");
+    let machine = &world.machines[&*node.name];
+    let healthy = machine.daemons_since.expect("the pods run").max(machine.up_since);
+    assert!(world.snapshot.now.seconds_since(healthy) >= 60, "{}\n{}", world.story(), world.shown());
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_slow_machine_is_an_alarm_and_no_verdict() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        // A minute beyond nodeReadyTimeout.
+        machine.boot_seconds = 660;
+    }
+    world.until(200, |world| world.shown().contains("NodeLost")).unwrap();
+    assert_eq!(granted(&world), 1, "its place is taken\n{}", world.shown());
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
+}
+
+#[test]
+fn a_second_machine_that_does_not_come_back_is_a_verdict() {
+    let mut world = world(1, &json!({"budget": {"maxUnavailable": 2}, "failureThreshold": 2}));
+    for machine in world.machines.values_mut() {
+        machine.dies = true;
+    }
+    world.until(400, |world| !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    let status = &world.snapshot.policies[0].status;
+    assert_eq!(status.failures.len(), 2, "{}", world.story());
+    // Who comes back after all goes back by itself.
+    for machine in world.machines.values_mut() {
+        machine.dies = false;
+    }
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn what_was_broken_before_is_no_fault_of_the_release() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        machine.daemons_broken = true;
+    }
+    for _ in 0..5 {
+        world.pass(30);
+    }
+    assert!(world.snapshot.nodes.iter().all(|node| node.daemon_sets.0.iter().all(|pod| !pod.ready)));
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+}
+
+fn alerts() -> Value {
+    json!({"health": {
+        "nodeReadyTimeout": "5m", "prometheus": "https://prometheus.example.com",
+        "gates": [{"name": "alerts", "promQL": {"query": "max(ALERTS)", "equals": 0}}]
+    }})
+}
+
+fn on_trial(world: &World) -> bool {
+    world.machines.values().any(bascule_sim::world::Machine::tries_a_release)
+}
+
+#[test]
+fn a_gate_about_the_cluster_holds_a_trial_and_blames_the_release_when_a_second_node_shows_it() {
+    let mut world = world(1, &alerts());
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(200, |world| world.shown().contains("is held as a trial, and not blamed")).unwrap();
+    assert_eq!(granted(&world), 1, "nobody else starts");
+    // It ends by itself: the trial goes on.
+    world.alert(false);
+    world.until(200, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    // It does not end: the guard takes the trial back, and nobody is blamed.
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(400, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.1"), 1, "{}", world.story());
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    // The alert ends, a second node tries, and it fires again.
+    world.alert(false);
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(400, |world| granted(world) == 0 && !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    assert_eq!(world.snapshot.policies[0].status.failures.len(), 1, "{}", world.story());
+}
+
+#[test]
+fn a_gate_about_the_cluster_is_a_verdict_where_the_policy_says_so() {
+    let mut fields = alerts();
+    fields["health"]["clusterGates"] = json!("Revert");
+    let mut world = world(1, &fields);
+    world.until(200, on_trial).unwrap();
+    world.alert(true);
+    world.until(400, |world| granted(world) == 0 && !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    assert_eq!(on(&world, "1.0"), 3);
+}
