@@ -48,6 +48,15 @@ fn boot_trial(mut machine: Machine, to: &str) -> Machine {
     machine
 }
 
+/// The machine comes back to the old release, and its agent says that the trial of 1.1 failed.
+fn is_back_and_says_so(mut machine: Machine) {
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.0");
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Idle, &release("1.1", &[]), None)).unwrap();
+    assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
+}
+
 fn guard(machine: &Machine) -> (Outcome, bool) {
     let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
     let outcome = guard::run(&machine.sim.host(), &LookSettings::default(), DEADLINE, &waiting);
@@ -109,11 +118,7 @@ fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {
     let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
     let outcome = guard::run(&host, &LookSettings::default(), DEADLINE, &waiting);
     assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
-    machine.reboot();
-    assert_eq!(machine.system.version, "1.0");
-    let mut agent = machine.agent();
-    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
-    assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
+    is_back_and_says_so(machine);
 }
 
 /// The way back is there before the partition that says why: the release that failed is not taken for one that was never tried,
@@ -261,11 +266,7 @@ fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
     assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false), "the firmware counts nothing");
     let (outcome, _) = guard(&machine);
     assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
-    machine.reboot();
-    assert_eq!(machine.system.version, "1.0");
-    let mut agent = machine.agent();
-    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
-    assert_eq!(agent.published().unwrap().failed_releases[0].category, NodeError::TrialFailed);
+    is_back_and_says_so(machine);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! cordon, builds that end late, an operator that has nowhere else to go, and people who uncordon.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::world::{Operator, World};
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
 use bascule_operator::gather::EXCLUDE_LABEL;
 use bascule_tests::kwok::{self, Kwok, Pace};
@@ -166,14 +166,20 @@ spec:
       containers: [{name: c, image: example.invalid/c}]
 "#;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_completed() {
+/// One node, and on it a build; the world, its operator, and the build's pod.
+async fn a_drain_waits_for_a_build() -> (World, Operator, String) {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let build = world.a_build_runs().await;
     let operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
     world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
+    (world, operator, build)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_completed() {
+    let (world, operator, build) = a_drain_waits_for_a_build().await;
     assert!(cordoned(Some(&Api::<Node>::all(world.client.clone()).get("n1").await.unwrap())), "takes no new builds");
     // The Job says when it ends, which is before the drain would.
     let job = Api::<Job>::namespaced(world.client.clone(), "default").get("build").await.unwrap();
@@ -187,12 +193,7 @@ async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_comple
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_completes_late_is_evicted_by_nobody() {
-    let mut world = World::new().await;
-    world.machine("n1", "a", Habit::Good).await;
-    let build = world.a_build_runs().await;
-    let operator = world.operator("first").await;
-    world.policy("workers", json!({})).await;
-    world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
+    let (world, operator, build) = a_drain_waits_for_a_build().await;
     // From here on KWOK has the node's pods, too, and this build takes its time.
     let nodes: Api<Node> = Api::all(world.client.clone());
     let played = json!({"metadata": {"labels": {kwok::LABEL: kwok::PLAYED_BY_KWOK}}});

@@ -80,26 +80,22 @@ pub(super) fn controller_manager(keys: &Path, place: &Path, options: &Options, e
         "--use-service-account-credentials=true".to_owned(),
         format!("--node-monitor-grace-period={}s", options.node_monitor_grace.as_secs()),
         "--node-monitor-period=2s".to_owned(),
-        BUSY[0].to_owned(),
-        BUSY[1].to_owned(),
-        "--secure-port=0".to_owned(),
-        "--profiling=false".to_owned(),
     ];
-    arguments.extend(election.arguments());
+    arguments.extend(behind_the_api(election));
     arguments
 }
 
 /// The scheduler, with the kubeconfig in `place`.
 pub(super) fn scheduler(place: &Path, election: Election) -> Vec<String> {
-    let mut arguments = vec![
-        format!("--kubeconfig={}", place.join("scheduler.kubeconfig").display()),
-        BUSY[0].to_owned(),
-        BUSY[1].to_owned(),
-        "--secure-port=0".to_owned(),
-        "--profiling=false".to_owned(),
-    ];
-    arguments.extend(election.arguments());
+    let mut arguments = vec![format!("--kubeconfig={}", place.join("scheduler.kubeconfig").display())];
+    arguments.extend(behind_the_api(election));
     arguments
+}
+
+/// What all have that are only clients of the API.
+fn behind_the_api(election: Election) -> impl Iterator<Item = String> {
+    let all = [BUSY[0], BUSY[1], "--secure-port=0", "--profiling=false"].map(str::to_owned);
+    all.into_iter().chain(election.arguments())
 }
 
 /// Whether controllers and schedulers of several machines take turns.

@@ -37,6 +37,20 @@ pub fn run() -> anyhow::Result<()> {
     disks_of_others()
 }
 
+/// Installs a release on a disk as its vendor would.
+fn install(release: &TinyRelease, disk: &Disk, identity: Uuid) -> anyhow::Result<()> {
+    let mut first = Installed {
+        version: &release.version,
+        root_hash: release.root_hash,
+        data: &mut release.data.as_slice(),
+        verity: &mut release.verity.as_slice(),
+        uki: &release.uki,
+        entry: &release.entry(),
+    };
+    provision(disk, Sizes::tiny(), BootLoader::Gptprio, identity, &mut first)?;
+    Ok(())
+}
+
 /// Lets the agent's backend arm, commit and give up a slot of a disk file, and asks `cgpt` after each step.
 ///
 /// # Errors
@@ -46,23 +60,15 @@ fn own_disk() -> anyhow::Result<()> {
     let path = folder.path().join("gptprio.img");
     let old = TinyRelease::new("bascule-reference", "1.0", 40_960, &[])?;
     let new = TinyRelease::new("bascule-reference", "1.1", 40_960, &[])?;
-    let sizes = Sizes::tiny();
-    let medium = Disk::create_file(&path, sizes.disk()).with_context(|| format!("making {}", path.display()))?;
-    let mut first = Installed {
-        version: &old.version,
-        root_hash: old.root_hash,
-        data: &mut old.data.as_slice(),
-        verity: &mut old.verity.as_slice(),
-        uki: &old.uki,
-        entry: &old.entry(),
-    };
-    provision(&medium, sizes, BootLoader::Gptprio, Uuid::from_u128(8), &mut first)?;
+    let medium =
+        Disk::create_file(&path, Sizes::tiny().disk()).with_context(|| format!("making {}", path.display()))?;
+    let identity = Uuid::from_u128(8);
+    install(&old, &medium, identity)?;
     offline::write_bytes(
         &path,
         Slot::B,
         StagedBytes { version: &new.version, root_hash: new.root_hash, data: &new.data, hashes: &new.verity },
     )?;
-    let identity = Uuid::from_u128(8);
     let mut hardware = Hardware::new(medium, BootLoader::Gptprio, identity);
     let system = hardware.power_on().system.context("nothing boots")?;
     let clock = Arc::new(SimClock::starting_at(std::time::UNIX_EPOCH.into()));
@@ -135,16 +141,8 @@ impl Elsewhere {
     fn new(old: &TinyRelease, partitions: &[Made<'_>]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("making a folder")?;
         let own = Disk::in_memory(Sizes::tiny().disk());
-        let mut first = Installed {
-            version: &old.version,
-            root_hash: old.root_hash,
-            data: &mut old.data.as_slice(),
-            verity: &mut old.verity.as_slice(),
-            uki: &old.uki,
-            entry: &old.entry(),
-        };
         let identity = Uuid::from_u128(9);
-        provision(&own, Sizes::tiny(), BootLoader::Gptprio, identity, &mut first)?;
+        install(old, &own, identity)?;
         let mut hardware = Hardware::new(own, BootLoader::Gptprio, identity);
         let system = hardware.power_on().system.context("nothing boots")?;
         let clock = Arc::new(SimClock::starting_at(std::time::UNIX_EPOCH.into()));
