@@ -95,8 +95,14 @@ impl Drop for Place {
 }
 
 fn check_room(folder: &Path, machines: u16, control_planes: u16) -> anyhow::Result<()> {
-    let system = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
-    enough_room(folder, machines, control_planes, system.f_bavail.saturating_mul(system.f_frsize) >> 20)
+    let free = |place: &Path| -> anyhow::Result<u64> {
+        let system = rustix::fs::statvfs(place).with_context(|| format!("cannot look at {}", place.display()))?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize) >> 20)
+    };
+    enough_room(folder, machines, control_planes, free(folder)?)?;
+    // What etcd and the API servers keep lies there, which may be another file system.
+    let temporary = std::env::temp_dir();
+    enough_for_control_planes(&temporary, control_planes, free(&temporary)?)
 }
 
 /// `MemAvailable` of proc_meminfo(5) in MiB, where it can be read.
@@ -122,6 +128,18 @@ fn enough_room(folder: &Path, machines: u16, control_planes: u16, free: u64) -> 
     if free < needed {
         bail!(
             "the sandbox needs {needed} MiB of room in {}, {free} MiB are free: free some, or give another --folder",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+fn enough_for_control_planes(folder: &Path, control_planes: u16, free: u64) -> anyhow::Result<()> {
+    let needed = u64::from(control_planes) * CONTROL_PLANE_MIB;
+    if free < needed {
+        bail!(
+            "{control_planes} control planes need {needed} MiB of room in {}, {free} MiB are free: free some, or name \
+             another folder in TMPDIR",
             folder.display()
         );
     }
@@ -154,6 +172,9 @@ mod tests {
         );
         enough_room(Path::new("/srv"), 6, 0, 4096).unwrap_err();
         enough_room(Path::new("/srv"), 5, 3, 4096).unwrap_err();
+        enough_for_control_planes(Path::new("/tmp"), 3, 1536).unwrap();
+        let refused = enough_for_control_planes(Path::new("/tmp"), 3, 1535).unwrap_err().to_string();
+        assert!(refused.contains("in /tmp, 1535 MiB are free") && refused.contains("TMPDIR"), "{refused}");
     }
 
     #[test]
