@@ -54,7 +54,7 @@ pub async fn run(stage: Stage<'_>, releases: Releases<'_>) -> anyhow::Result<()>
     ensure!(state.trim().ends_with('1'), "Secure Boot is off, its variable is {state}");
 
     let from = machine.console().now();
-    for (release, words) in [(releases.unsigned, "no signature"), (&revoked, "revoked")] {
+    for (release, words) in [(releases.unsigned, "it is not signed"), (&revoked, "dbx revokes its hash")] {
         stage.vendor.publish(NODE, release, &[&old]).await?;
         let refused = |status: &NodeUpdateStatus| {
             let error = status.last_error.as_ref();
