@@ -15,6 +15,7 @@ pub mod container;
 pub mod control_plane;
 pub mod files;
 pub mod https;
+pub mod karpenter;
 pub mod kubelet;
 pub mod kwok;
 #[allow(

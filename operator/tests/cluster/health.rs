@@ -9,7 +9,7 @@ use bascule_operator::health::{Asker, GateAnswer};
 use bascule_tests::control_plane::free_port;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -215,17 +215,7 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
     // On this machine no container of the new release comes up.
     world.machine("n2", "b", Habit::PodsCrash).await;
     // What is not ready before the reboot is not asked of the release.
-    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
-    let runs = async || {
-        let logs = pods.list(&ListParams::default().labels("app=logs")).await.unwrap();
-        logs.iter().filter(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some("n2")).any(
-            |pod| {
-                let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-                conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
-            },
-        )
-    };
-    world.eventually("the DaemonSet runs on n2", runs).await;
+    world.until_ready_on("logs", "n2").await;
     world
         .policy(
             "others",

@@ -10,7 +10,7 @@ use bascule_tests::kubelet::Machine;
 use bascule_tests::vendor::Vendor;
 use bascule_tests::workload;
 use clap::Parser as _;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
@@ -96,7 +96,8 @@ impl World {
         Self { control_plane, client, vendor, server, files, machines: BTreeMap::new() }
     }
 
-    /// Adds a machine that runs 1.0, and waits until pods are placed on it.
+    /// Adds a machine that runs 1.0, and waits until pods are placed on it. Where its Node is there already, it is left with
+    /// the labels that it has.
     pub async fn machine(&mut self, node: &str, zone: &str, habit: Habit) {
         let mut machine = Machine::named(node, zone);
         machine.labels.insert("role".to_owned(), "worker".to_owned());
@@ -148,6 +149,18 @@ impl World {
         assert!(workload::until_ready(&self.client, "shop", count, PATIENCE).await, "the shop never was ready");
     }
 
+    /// Waits until a pod of an app is ready on a node.
+    pub async fn until_ready_on(&self, app: &str, node: &str) {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let there = ListParams::default().labels(&format!("app={app}")).fields(&format!("spec.nodeName={node}"));
+        let ready = |pod: &Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+            conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+        };
+        let runs = async || pods.list(&there).await.unwrap().iter().any(ready);
+        self.eventually(&format!("{app} is ready on {node}"), runs).await;
+    }
+
     /// Starts an operator with the rights that the manifests give it.
     pub async fn operator(&self, identity: &str) -> Operator {
         self.operator_with(identity, None, &[]).await
@@ -155,6 +168,16 @@ impl World {
 
     /// The same with more arguments, and with another way to the API server.
     pub async fn operator_with(&self, identity: &str, server: Option<&str>, more: &[&str]) -> Operator {
+        self.operator_by(Clock::system(), identity, server, more).await
+    }
+
+    /// An operator that comes so much later.
+    pub async fn operator_later(&self, identity: &str, by: chrono::TimeDelta) -> Operator {
+        let now = Clock::system();
+        self.operator_by(Clock::from_fn(move || now.now() + by), identity, None, &[]).await
+    }
+
+    async fn operator_by(&self, clock: Clock, identity: &str, server: Option<&str>, more: &[&str]) -> Operator {
         let launch = bascule::launch(&self.control_plane, &self.server, self.files.path(), identity, server).await;
         let own =
             ["bascule-operator", "--lease-seconds=5"].into_iter().chain(launch.arguments.iter().map(String::as_str));
@@ -164,7 +187,7 @@ impl World {
             let stopped = async {
                 let _ = stopped.await;
             };
-            run(settings, Clock::system(), stopped).await.unwrap();
+            run(settings, clock, stopped).await.unwrap();
         });
         Operator { task, stop: Some(stop), listen: launch.listen }
     }

@@ -59,6 +59,23 @@ impl Binaries {
         Ok(folder.join("kwok"))
     }
 
+    /// Builds Karpenter with its KWOK provider, the judge of the truce with autoscalers. Returns the folder with `karpenter`
+    /// and, in `crds`, the definitions that belong to this release of it. Same cache, same conditions as [`Self::locate`].
+    ///
+    /// # Errors
+    /// When no usable Go toolchain is there, the build fails, or the module lacks its definitions.
+    pub fn karpenter(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
+        let module = module_folder().join("karpenter");
+        build_once(&module, "karpenter", &["go.mod", "go.sum"], progress, |to| {
+            go_build(&module, "-s -w", "sigs.k8s.io/karpenter/kwok", &to.join("karpenter"))?;
+            let source = module_source(&module, "sigs.k8s.io/karpenter")?;
+            let crds = to.join("crds");
+            fs::create_dir(&crds).map_err(|source| ControlPlaneError::Folder { path: crds.clone(), source })?;
+            copy_files(&source.join("kwok/charts/crds"), &crds)?;
+            copy_files(&source.join("kwok/apis/crds"), &crds)
+        })
+    }
+
     /// Builds a kubelet of the same release, and the one program that the containers of the boot tests hold. Returns the
     /// folder with `kubelet` and `container`, both static. Same cache, same conditions as [`Self::locate`].
     ///
@@ -150,21 +167,38 @@ fn build_once(
     Ok(folder)
 }
 
+fn copy_files(from: &Path, to: &Path) -> Result<(), ControlPlaneError> {
+    let failed = |source| ControlPlaneError::Folder { path: from.to_owned(), source };
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        fs::copy(entry.path(), to.join(entry.file_name())).map_err(failed)?;
+    }
+    Ok(())
+}
+
 fn go_build(module: &Path, linker_flags: &str, package: &str, output: &Path) -> Result<(), ControlPlaneError> {
+    let mut build = Command::new("go");
+    build.args(["build", "-trimpath", "-ldflags", linker_flags, "-o"]).arg(output).arg(package);
+    go(module, build).map(drop)
+}
+
+/// Where the module cache keeps the source of a dependency.
+fn module_source(module: &Path, of: &str) -> Result<PathBuf, ControlPlaneError> {
+    let mut list = Command::new("go");
+    list.args(["list", "-m", "-f", "{{.Dir}}", of]);
+    go(module, list).map(|output| PathBuf::from(output.trim()))
+}
+
+/// Runs `go` in a module and returns what it printed.
+fn go(module: &Path, mut command: Command) -> Result<String, ControlPlaneError> {
     let wanted = go_directive(module)?;
-    let result = Command::new("go")
-        .args(["build", "-trimpath", "-ldflags", linker_flags, "-o"])
-        .arg(output)
-        .arg(package)
-        .env("CGO_ENABLED", "0")
-        .current_dir(module)
-        .output();
+    let result = command.env("CGO_ENABLED", "0").current_dir(module).output();
     let result = match result {
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(ControlPlaneError::GoMissing { wanted }),
         other => other.map_err(|source| ControlPlaneError::Folder { path: module.to_owned(), source })?,
     };
     if result.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&result.stdout).into_owned());
     }
     let output = String::from_utf8_lossy(&result.stderr);
     let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with("go: downloading")).collect();
