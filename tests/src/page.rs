@@ -91,6 +91,14 @@ pub fn add_components(folder: &Path, names: &[&str]) {
     insert(folder, "components:\n", &more);
 }
 
+/// One more resource in a folder that was laid out.
+pub fn add_resource(folder: &Path, path: &str) {
+    let file = folder.join("kustomization.yaml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (before, after) = text.split_once("resources: [").unwrap();
+    std::fs::write(file, format!("{before}resources: [{path}, {after}")).unwrap();
+}
+
 fn insert(folder: &Path, after: &str, lines: &str) {
     let file = folder.join("kustomization.yaml");
     let text = std::fs::read_to_string(&file).unwrap();

@@ -21,6 +21,7 @@ pub mod relay;
 pub mod release;
 pub mod runner;
 pub mod scenarios;
+pub mod site;
 pub mod vendor;
 
 use std::sync::OnceLock;
