@@ -1,8 +1,9 @@
 //! Which partitions are the slots, and what their labels and PARTUUIDs say they hold.
 
 use bascule_api::{Architecture, NodeError, RootHash, SlotName, Version};
+use bascule_gpt::kind;
 use bascule_image::command_line::VerityOption;
-use uuid::{Uuid, uuid};
+use uuid::Uuid;
 
 use crate::core::{Partition, PerSlot, SlotContent};
 use crate::gpt::Change;
@@ -36,18 +37,10 @@ impl SlotKind {
     /// Types of data and verity partition (Discoverable Partitions Specification, "Defined Partition Type UUIDs").
     const fn types(self, architecture: Architecture) -> (Uuid, Uuid) {
         match (self, architecture) {
-            (Self::Root, Architecture::X86_64) => {
-                (uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"), uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5"))
-            }
-            (Self::Root, Architecture::Arm64) => {
-                (uuid!("b921b045-1df0-41c3-af44-4c6f280d3fae"), uuid!("df3300ce-d69f-4c92-978c-9bfb0f38d820"))
-            }
-            (Self::Usr, Architecture::X86_64) => {
-                (uuid!("8484680c-9521-48c6-9c11-b0720656f69e"), uuid!("77ff5f63-e7b6-4633-acf4-1565b864c0e6"))
-            }
-            (Self::Usr, Architecture::Arm64) => {
-                (uuid!("b0e01050-ee5f-4390-949a-9101b17104e9"), uuid!("6e11a4e7-fbca-4ded-b9e9-e1a512bb664e"))
-            }
+            (Self::Root, Architecture::X86_64) => (kind::ROOT_X86_64, kind::ROOT_X86_64_VERITY),
+            (Self::Root, Architecture::Arm64) => (kind::ROOT_ARM64, kind::ROOT_ARM64_VERITY),
+            (Self::Usr, Architecture::X86_64) => (kind::USR_X86_64, kind::USR_X86_64_VERITY),
+            (Self::Usr, Architecture::Arm64) => (kind::USR_ARM64, kind::USR_ARM64_VERITY),
         }
     }
 

@@ -4,12 +4,14 @@
 //! `bascule-api` so that the release format (`bascule-image`) can share them without seeing Kubernetes.
 
 mod digest;
+mod entry;
 mod kubernetes;
 mod label;
 mod version;
 mod version_order;
 
 pub use digest::{Digest, RootHash};
+pub use entry::entry_base;
 pub use kubernetes::KubernetesVersion;
 pub use label::{Architecture, ChannelName, Product};
 pub use version::Version;

@@ -59,12 +59,6 @@ impl EntryName {
     }
 }
 
-/// A base name that a file on FAT can have and that no counter can be confused with: no version has a `+`. Whoever sorts by
-/// file names sorts as releases do.
-pub fn base_of(product: &str, version: &str) -> String {
-    format!("{product}_{version}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,7 +78,7 @@ mod tests {
             let name = EntryName::parse(file).unwrap();
             assert_eq!((name.base.as_str(), name.counters), (base, expected), "{file}");
         }
-        assert_eq!(base_of("acme-os", "1.0~rc.1"), "acme-os_1.0~rc.1");
+        assert_eq!(bascule_names::entry_base("acme-os", "1.0~rc.1"), "acme-os_1.0~rc.1");
         assert_eq!(EntryName::parse("acme.conf"), None);
         assert_eq!(EntryName::parse(".efi"), None);
         assert_eq!(EntryName::parse(&EntryName::counted("a", 2, 1)).unwrap().counters, counters(2, Some(1)));

@@ -9,9 +9,10 @@
 //! a slot lies at `EFI/bascule/slot-<a|b>.efi`, for boot loaders that start what the partition's slot has there.
 
 use bascule_api::{BootControlBackend, SlotName};
+use bascule_names::entry_base;
 
 use super::files::{start_of, waiting_name};
-use super::name::{EntryName, base_of};
+use super::name::EntryName;
 use super::{
     Attributes, BootChange, BootFile, BootPartition, BootPurpose, BootStep, Expected, FileContent, PlacedImage, base,
     entry_of,
@@ -258,7 +259,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
 
 /// A base name for a new entry that no other file has.
 fn base_for(facts: &Facts, target: &ReleaseTarget, partition: BootPartition) -> String {
-    let plain = base_of(facts.product.as_str(), target.version.as_str());
+    let plain = entry_base(facts.product.as_str(), target.version.as_str());
     let taken = facts.boot.inventory.files.iter().any(|file| {
         file.partition == partition
             && base(file).eq_ignore_ascii_case(&plain)
@@ -290,7 +291,7 @@ pub(crate) fn recount(facts: &Facts, left: u32) -> Planned {
     }
     let image = image(facts, slot)?;
     // What is left of its name is only the short one; the long one is made anew.
-    let base = free_base(facts, image.partition, &base_of(facts.product.as_str(), facts.version.as_str()))?;
+    let base = free_base(facts, image.partition, &entry_base(facts.product.as_str(), facts.version.as_str()))?;
     let change = BootChange::rename(image, EntryName::counted(&base, left, 1));
     Ok(step(facts, BootPurpose::Recount, slot, change.into_iter().collect()))
 }

@@ -6,10 +6,11 @@
 //! is taken over. Everything else is reported and left alone, whatever it says of itself.
 
 use bascule_api::{Product, RootHash, SlotName, Version};
+use bascule_names::entry_base;
 
 use super::files::{is_unfinished, parse_waiting};
 use super::loader::LoaderEntry;
-use super::name::{Counters, EntryName, base_of};
+use super::name::{Counters, EntryName};
 use super::{BootFile, BootInventory, BootPartition, FileContent, PlacedImage, Safeguard};
 use crate::{Entry, PerSlot};
 
@@ -142,7 +143,7 @@ impl Judge<'_> {
                 [] => Vec::new(),
                 // The installer's.
                 [only] => vec![*only],
-                _ => named(&base_of(self.product.as_str(), version.as_str())),
+                _ => named(&entry_base(self.product.as_str(), version.as_str())),
             };
         }
         if ours.is_empty() && record.is_none() && slot == self.booted {
@@ -170,7 +171,7 @@ impl Judge<'_> {
     fn is_product(&self, file: &BootFile) -> bool {
         match &file.content {
             FileContent::Image(image) => image.sort_key.as_deref() == Some(self.product.as_str()),
-            _ => base(file).starts_with(&base_of(self.product.as_str(), "")),
+            _ => base(file).starts_with(&entry_base(self.product.as_str(), "")),
         }
     }
 

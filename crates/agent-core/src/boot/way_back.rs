@@ -2,9 +2,10 @@
 //! partitions. It must take the armed entry first, and the running release again once the tries are used up.
 
 use bascule_api::{BootControlBackend, Counting};
+use bascule_names::entry_base;
 
 use super::loader::{LoaderEntry, compare, first, pin_in_the_way};
-use super::name::{EntryName, base_of};
+use super::name::EntryName;
 use super::plan::unread;
 use super::{Attributes, BootFile, base};
 use crate::{Entry, Facts, SlotContent};
@@ -44,7 +45,7 @@ fn imagined(
 ) -> Option<LoaderEntry> {
     let base = match file.map(base).filter(|base| !base.is_empty()) {
         Some(base) => base,
-        None => base_of(facts.product.as_str(), version),
+        None => entry_base(facts.product.as_str(), version),
     };
     let name = match counters {
         None => EntryName::good(&base),
