@@ -45,6 +45,7 @@ pub(crate) enum Command {
     Doctor(crate::cluster::Doctor),
     Version(crate::cluster::Version),
     Completion(crate::completion::Completion),
+    Disk(Box<crate::disk::Disk>),
     /// Build, sign, publish and check releases.
     #[command(subcommand)]
     Release(crate::release::Command),

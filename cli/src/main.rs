@@ -8,6 +8,7 @@ mod args;
 mod clock;
 mod cluster;
 mod completion;
+mod disk;
 #[cfg(test)]
 mod documented;
 mod exit;
@@ -67,6 +68,7 @@ async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
         args::Command::Doctor(command) => command.run(connection).await,
         args::Command::Version(command) => command.run(connection).await,
         args::Command::Completion(command) => command.run(),
+        args::Command::Disk(command) => command.run().await,
         args::Command::Release(command) => release::run(command).await,
     }
 }

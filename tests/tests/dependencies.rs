@@ -145,6 +145,7 @@ fn dependencies_point_inwards() {
         ("bascule-image", &["bascule-names"]),
         ("bascule-repository", &["bascule-names", "bascule-image"]),
         ("bascule-secure-boot", &["bascule-names", "bascule-image"]),
+        ("bascule-disk", &["bascule-names", "bascule-gpt", "bascule-image"]),
         ("bascule-agent-core", &["bascule-names", "bascule-api", "bascule-image"]),
         (
             "bascule-agent",
@@ -178,9 +179,12 @@ fn dependencies_point_inwards() {
                 "bascule-api",
                 "bascule-planner",
                 "bascule-dashboard",
+                "bascule-disk",
+                "bascule-gpt",
                 "bascule-image",
                 "bascule-kubeconfig",
                 "bascule-repository",
+                "bascule-secure-boot",
             ],
         ),
     ] {

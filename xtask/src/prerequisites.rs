@@ -31,6 +31,8 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "mmdebstrap", package: "mmdebstrap" },
     Tool { program: "sgdisk", package: "gdisk" },
     Tool { program: "mke2fs", package: "e2fsprogs" },
+    Tool { program: "systemd-repart", package: "systemd" },
+    Tool { program: "qemu-img", package: "qemu-utils" },
     Tool { program: "fsck.vfat", package: "dosfstools" },
     Tool { program: "cgpt", package: "cgpt" },
     Tool { program: "dbus-daemon", package: "dbus-daemon" },

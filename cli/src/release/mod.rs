@@ -1,13 +1,13 @@
 //! `bascule release …`: an OS vendor's way from a root tree to a published release, and a node's view of it.
 
-mod build;
+pub(crate) mod build;
 mod fetch;
 mod inspect;
 mod keys;
-mod progress;
+pub(crate) mod progress;
 mod prune;
 mod publish;
-mod secure_boot;
+pub(crate) mod secure_boot;
 mod signing;
 mod source;
 mod status;
@@ -79,6 +79,6 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<Exit> {
 }
 
 /// Long work on files and processors, on a thread of its own, so that Ctrl-C is heard.
-async fn blocking(work: impl FnOnce() -> anyhow::Result<Exit> + Send + 'static) -> anyhow::Result<Exit> {
+pub(crate) async fn blocking(work: impl FnOnce() -> anyhow::Result<Exit> + Send + 'static) -> anyhow::Result<Exit> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(anyhow::Error::new(error)))
 }

@@ -49,6 +49,21 @@ impl BuildFolder {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// The architectures that a folder holds finished releases for, in the order of their names.
+    pub(crate) fn architectures(root: &Path) -> anyhow::Result<Vec<Architecture>> {
+        let releases = root.join("releases");
+        let failed = || format!("{} is no build folder: it has no releases in it", root.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&releases).with_context(failed)? {
+            let version = entry.with_context(|| format!("can't read {}", releases.display()))?.path();
+            let all = [Architecture::Arm64, Architecture::X86_64];
+            found.extend(all.into_iter().filter(|one| version.join(one.as_str()).join("release.json").is_file()));
+        }
+        found.sort_unstable_by_key(Architecture::as_str);
+        found.dedup();
+        Ok(found)
+    }
+
     /// A finished build and its manifest.
     pub(crate) fn open(root: &Path, architecture: Architecture) -> anyhow::Result<(Self, Manifest)> {
         let folder = Self { root: root.to_owned() };

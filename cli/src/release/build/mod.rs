@@ -97,7 +97,7 @@ pub(crate) struct BuildArguments {
 }
 
 /// Bytes, or a number with KiB, MiB or GiB.
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let refuse = || format!("{text} is no size; write bytes, or a number with KiB, MiB or GiB");
     let units = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1_u64 << 30)];
     let unit = units.into_iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
@@ -154,7 +154,8 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     let layout = Space { slot: arguments.slot_size, verity: arguments.verity_size, esp: arguments.esp_size };
     findings.extend(check::space(layout, size, tree.hash_size(), uki.len() as u64));
     for base in &arguments.packs.base {
-        findings.extend(check::growth(BuildFolder::open(base, arguments.architecture)?.1.image.size, size));
+        let (_, base) = BuildFolder::open(base, arguments.architecture)?;
+        findings.extend(check::growth(&base.version, base.image.size, size));
     }
     arguments.checks.judge(&findings)?;
     let uki = folder.write(&path("uki.efi"), &uki)?;

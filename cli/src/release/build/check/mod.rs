@@ -3,6 +3,7 @@
 
 mod boot;
 mod image;
+mod signed;
 mod space;
 mod tree;
 
@@ -14,6 +15,7 @@ use bascule_names::{Architecture, Product, Version};
 
 pub(crate) use boot::{command_line, firmware_file, kernel, release_of_kernel, uki};
 pub(crate) use image::image;
+pub(crate) use signed::{is_signed, vouched};
 pub(crate) use space::{Space, growth, space};
 pub(crate) use tree::tree;
 
@@ -58,6 +60,7 @@ checks! {
     OTHER_MODULES = 9 error "The tree has kernel modules, and none of the kernel that boots: nothing that is a module (network, storage, file systems) would load.";
     SLOT_TOO_SMALL = 10 error "Image and hash tree don't fit the slot of the layout: no node could stage the release.";
     ESP_TOO_SMALL = 11 error "The boot partition holds the UKI that runs, the one in the other slot, and for a moment the one that is being written.";
+    NOT_SIGNED = 12 error "Firmware with Secure Boot on starts only what a certificate in its db vouches for: every node would refuse the release before it is drained, and stay where it is. Sign the boot image with --secure-boot-key where the release is built.";
     NO_IDENTITY = 21 warning "Without IMAGE_ID and IMAGE_VERSION in os-release a node does not know what it runs. Write them when the image is made.";
     NO_INIT = 22 warning "The tree has no /usr/lib/systemd/systemd, /usr/sbin/init or /sbin/init, so nothing runs after the kernel.";
     NO_PANIC_RESTART = 23 warning "A trial is only taken back if a machine that gets nowhere restarts. Without panic=SECONDS (1 is usual) a kernel that panics stands still until somebody comes.";
@@ -69,6 +72,7 @@ checks! {
     DEVICE_NODES = 29 warning "Device nodes in an image are never used: devtmpfs is mounted over /dev. They are often left by whatever made the tree.";
     UNKNOWN_FORMAT = 30 warning "The image is neither EROFS nor anything else that is known here. Whether it is compressed, and whether the kernel can mount it, could not be looked at.";
     GROWN = 31 warning "The image is more than a quarter larger than the base. That may be meant; a log, a cache or a second kernel is a frequent cause.";
+    ONE_SIGNED = 32 warning "Firmware with Secure Boot on starts neither a boot loader nor a boot image that is not signed. Sign the one with --secure-boot-key where the disk is made, the other where the release is built.";
 }
 
 /// Something that was found.

@@ -1,5 +1,8 @@
 //! Whether a release fits the disks that it is for, and how it has grown.
 
+use bascule_disk::least_for_entries;
+use bascule_names::Version;
+
 use super::{ESP_TOO_SMALL, Finding, GROWN, SLOT_TOO_SMALL};
 
 /// Sizes of the layout that a release is for, in bytes, where they are said.
@@ -10,12 +13,6 @@ pub(crate) struct Space {
     pub(crate) esp: Option<u64>,
 }
 
-/// What a FAT file system and the boot loader take of a boot partition, in bytes: 32 MiB are enough for both copies of
-/// systemd-boot, fonts and keys.
-const ESP_OVERHEAD: u64 = 32 << 20;
-/// The running UKI, the other slot's, and the one that is being written.
-const UKIS: u64 = 3;
-
 pub(crate) fn space(layout: Space, image: u64, hash_tree: u64, uki: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -25,21 +22,26 @@ pub(crate) fn space(layout: Space, image: u64, hash_tree: u64, uki: u64) -> Vec<
             findings.push(SLOT_TOO_SMALL.found(text));
         }
     }
-    let need = uki.saturating_mul(UKIS).saturating_add(ESP_OVERHEAD);
+    let need = least_for_entries(uki);
     if let Some(have) = layout.esp.filter(|have| *have < need) {
-        let text = format!("{UKIS} UKIs of {} MiB need {} MiB, the ESP has {} MiB", mib(uki), mib(need), have >> 20);
+        let text = format!(
+            "3 UKIs of {} MiB and the boot loader need {} MiB, the ESP has {} MiB",
+            mib(uki),
+            mib(need),
+            have >> 20
+        );
         findings.push(ESP_TOO_SMALL.found(text));
     }
     findings
 }
 
 /// How much larger an image is than the one before it.
-pub(crate) fn growth(before: u64, now: u64) -> Vec<Finding> {
+pub(crate) fn growth(base: &Version, before: u64, now: u64) -> Vec<Finding> {
     if now <= before.saturating_add(before / 4) {
         return Vec::new();
     }
     let share = 100_u64.saturating_mul(now.saturating_sub(before)) / before.max(1);
-    vec![GROWN.found(format!("the image is {share} % larger than that of the base"))]
+    vec![GROWN.found(format!("the image is {share} % larger than that of {base}"))]
 }
 
 #[cfg(test)]
@@ -60,8 +62,9 @@ mod tests {
 
     #[test]
     fn growth_of_a_quarter_is_usual() {
-        assert_eq!(growth(100, 125), []);
-        assert_eq!(growth(100, 126).len(), 1);
-        assert_eq!(growth(0, u64::MAX).len(), 1);
+        let base = "1.0".parse().unwrap();
+        assert_eq!(growth(&base, 100, 125), []);
+        assert_eq!(growth(&base, 100, 126).len(), 1);
+        assert_eq!(growth(&base, 0, u64::MAX).len(), 1);
     }
 }

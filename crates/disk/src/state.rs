@@ -1,0 +1,165 @@
+//! The state partition: an ext4 file system that can grow with the disk, and what a machine is to know about itself before its
+//! first boot.
+//!
+//! e2fsprogs makes it: there is no well-kept library that does. Times, identifiers and owners are fixed, so that the same files
+//! give the same bytes, whoever makes them.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use uuid::Uuid;
+
+/// systemd-repart's definition (repart.d(5)) that makes the state partition as large as the disk allows, in each boot. It goes into
+/// the OS image as `/usr/lib/repart.d/60-state.conf`; `x-systemd.growfs` in fstab does the same for the file system.
+pub const GROWING: &str = "\
+# The state partition is the last one, and takes what the disk has. Partitions without a definition stay as they are.
+[Partition]
+Type=var
+Label=state
+";
+/// Folders within folders that are followed.
+const MAX_DEPTH: usize = 32;
+/// All inodes have this time, in seconds since 1970. Not 0, which stands for "not set".
+const TIME: &str = "1";
+
+/// Why the state partition can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A tool is missing.
+    #[error("{0} is not there: install e2fsprogs (apt install e2fsprogs)")]
+    Missing(&'static str),
+    /// A tool failed.
+    #[error("{tool} failed: {said}")]
+    Failed {
+        /// Which.
+        tool: &'static str,
+        /// Its own words.
+        said: String,
+    },
+    /// A tool could not be run, or a file not be read.
+    #[error("can't {doing}")]
+    Io {
+        /// What was being done.
+        doing: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that is no file, folder or link, or has a name that can't be written.
+    #[error(
+        "{0} can't go onto the state partition: only files, folders and links, whose names have no quotes or control characters"
+    )]
+    Kind(PathBuf),
+    /// Folders within folders without end.
+    #[error("{0} lies more than {MAX_DEPTH} folders deep")]
+    Deep(PathBuf),
+}
+
+/// Makes the file system in a disk that was just made, `length` bytes from `offset`, with the files of `tree`. Everything belongs
+/// to root; permission bits are kept.
+pub(crate) fn make(
+    disk: &Path,
+    offset: u64,
+    length: u64,
+    identity: Uuid,
+    tree: Option<&Path>,
+) -> Result<(), StateError> {
+    // Blocks and inodes as on a large disk, which it is to grow to. What is not written yet reads as zeros.
+    let mut command = Command::new("mke2fs");
+    command.args(["-q", "-F", "-t", "ext4", "-L", "state", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384", "-U"]);
+    command.arg(identity.to_string()).arg("-E").arg(format!(
+        "offset={offset},lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0,hash_seed={identity}"
+    ));
+    command.arg(disk).arg(format!("{}k", length / 1024));
+    let output = run("mke2fs", command, &[])?;
+    if !output.status.success() {
+        return Err(StateError::Failed { tool: "mke2fs", said: said(&output) });
+    }
+    let Some(tree) = tree else { return Ok(()) };
+    let mut words = String::new();
+    describe(tree, "", 0, &mut words)?;
+    let mut place = disk.as_os_str().to_owned();
+    place.push(format!("?offset={offset}"));
+    let mut command = Command::new("debugfs");
+    command.args(["-w", "-f", "-"]).arg(place);
+    let output = run("debugfs", command, words.as_bytes())?;
+    // It ends well whatever it was told; what went wrong stands behind the line with its version.
+    let said = said(&output);
+    let trouble: Vec<&str> = said.lines().filter(|line| !line.starts_with("debugfs ")).collect();
+    if !output.status.success() || !trouble.is_empty() {
+        return Err(StateError::Failed { tool: "debugfs", said: trouble.join("; ") });
+    }
+    Ok(())
+}
+
+fn run(tool: &'static str, mut command: Command, words: &[u8]) -> Result<Output, StateError> {
+    // Debian keeps them where only root looks.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    command.env("PATH", std::env::join_paths(folders).unwrap_or(path));
+    command.env("E2FSPROGS_FAKE_TIME", TIME).env("LC_ALL", "C").env_remove("DEBUGFS_PAGER");
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => StateError::Missing(tool),
+        _ => StateError::Io { doing: format!("run {tool}"), source },
+    };
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(words));
+    let output = child.wait_with_output().map_err(failed)?;
+    match written {
+        // A tool that ended early says why itself.
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+            Err(StateError::Io { doing: format!("tell {tool} what to write"), source })
+        }
+        _ => Ok(output),
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+/// debugfs' commands for everything in a folder, in the order of names.
+fn describe(folder: &Path, inside: &str, depth: usize, words: &mut String) -> Result<(), StateError> {
+    use std::fmt::Write as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    if depth > MAX_DEPTH {
+        return Err(StateError::Deep(folder.to_owned()));
+    }
+    let failed = |source| StateError::Io { doing: format!("read {}", folder.display()), source };
+    let mut entries = fs::read_dir(folder).map_err(failed)?.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        let refuse = || StateError::Kind(path.clone());
+        let name = entry.file_name().into_string().ok().filter(|name| is_plain(name)).ok_or_else(refuse)?;
+        let failed = |source| StateError::Io { doing: format!("read {}", path.display()), source };
+        let found = fs::symlink_metadata(&path).map_err(failed)?;
+        let bits = found.permissions().mode() & 0o7777;
+        let place = format!("{inside}/{name}");
+        // Writing to a String can't fail. debugfs makes files where it stands.
+        let _ = writeln!(words, "cd \"{inside}/\"");
+        if found.is_dir() {
+            let _ = writeln!(words, "mkdir \"{name}\"\nsif \"{place}\" mode 04{bits:04o}");
+            describe(&path, &place, depth + 1, words)?;
+        } else if found.is_symlink() {
+            let target = fs::read_link(&path).map_err(failed)?;
+            let target = target.to_str().filter(|target| is_plain(target)).ok_or_else(refuse)?;
+            let _ = writeln!(words, "symlink \"{name}\" \"{target}\"");
+        } else if found.is_file() {
+            let source = std::path::absolute(&path).map_err(failed)?;
+            let source = source.to_str().filter(|source| is_plain(source)).ok_or_else(refuse)?;
+            let _ = writeln!(words, "write \"{source}\" \"{name}\"\nsif \"{place}\" mode 010{bits:04o}");
+        } else {
+            return Err(refuse());
+        }
+    }
+    Ok(())
+}
+
+/// Whether debugfs takes it between quotes as it is.
+fn is_plain(name: &str) -> bool {
+    !name.contains(|letter: char| letter == '"' || letter.is_control())
+}
