@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bascule_image::release::manifest::MAX_UKI_SIZE;
+use bascule_image::release::manifest::{MAX_UKI_SIZE, Manifest};
 use bascule_image::release::names::Severity;
 use bascule_names::{Architecture, ChannelName, Version};
 use bascule_repository::publish::{Notes, Publisher, Refreshed, WaitingChange};
@@ -14,6 +14,7 @@ use clap::Args;
 use super::build::check::{self, CheckArguments, Finding, Subject};
 use super::build::folder::BuildFolder;
 use super::build::read_bounded;
+use super::secure_boot::read_certificate;
 use super::signing::{SigningArguments, missing_table, report};
 use crate::clock;
 use crate::exit::Exit;
@@ -53,6 +54,14 @@ pub(crate) struct PublishArguments {
     #[arg(long)]
     allow_downgrade: bool,
 
+    /// Certificate (PEM) in the db of the nodes' firmware: a boot image for which none of these vouches is refused. May be
+    /// repeated.
+    #[arg(long, value_name = "FILE", help_heading = "Checks")]
+    secure_boot_cert: Vec<PathBuf>,
+
+    #[command(flatten)]
+    checks: CheckArguments,
+
     /// Do not ask.
     #[arg(long, short)]
     yes: bool,
@@ -63,11 +72,18 @@ pub(crate) struct PublishArguments {
 
 pub(crate) fn publish(arguments: &PublishArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
+    let certificates = arguments.secure_boot_cert.iter().map(|path| read_certificate(path));
+    let certificates = certificates.collect::<anyhow::Result<Vec<Vec<u8>>>>()?;
+    let mut publisher = Publisher::open(&arguments.repository)?;
+    let before = publisher.offered_manifests(&arguments.channel)?;
     let mut findings = Vec::new();
+    let mut unsigned = false;
     for build in &arguments.builds {
-        findings.extend(look_at(build)?);
+        let looked = look_at(build, &certificates, &before)?;
+        findings.extend(looked.findings);
+        unsigned |= looked.signature_lost;
     }
-    CheckArguments::default().judge(&findings)?;
+    arguments.checks.judge(&findings)?;
     let notes = Notes {
         severity: arguments.severity,
         fixes: arguments.fixes.clone(),
@@ -75,10 +91,17 @@ pub(crate) fn publish(arguments: &PublishArguments) -> anyhow::Result<Exit> {
         floor: arguments.floor.clone(),
         downgrade: arguments.allow_downgrade,
     };
-    let mut publisher = Publisher::open(&arguments.repository)?;
     let builds: Vec<&Path> = arguments.builds.iter().map(PathBuf::as_path).collect();
     let version = publisher.version_of(&builds)?;
     if !lower_is_meant(&publisher, &arguments.channel, &version, notes.downgrade, arguments.yes)? {
+        return nothing_changed();
+    }
+    let question = format!(
+        "what {} offers is signed for Secure Boot, and {version} is not: nodes whose firmware enforces it refuse {version}. Is \
+         that meant",
+        arguments.channel
+    );
+    if unsigned && !output::confirmed(&question, arguments.yes)? {
         return nothing_changed();
     }
     let signing = arguments.signing.signing(&keys);
@@ -86,9 +109,17 @@ pub(crate) fn publish(arguments: &PublishArguments) -> anyhow::Result<Exit> {
     report(&offered(&publisher, &version, &arguments.channel)?, &outcome, &keys)
 }
 
-/// What was built elsewhere, or changed since, is looked at once more.
-fn look_at(build: &Path) -> anyhow::Result<Vec<Finding>> {
-    let mut findings = Vec::new();
+/// What was found in a build.
+#[derive(Debug, Default)]
+struct Looked {
+    findings: Vec<Finding>,
+    /// It is not signed for Secure Boot, and what is offered now is.
+    signature_lost: bool,
+}
+
+/// What was built elsewhere, or changed since, is looked at once more, and compared with what is offered now.
+fn look_at(build: &Path, certificates: &[Vec<u8>], before: &[(Manifest, PathBuf)]) -> anyhow::Result<Looked> {
+    let mut looked = Looked::default();
     for architecture in [Architecture::X86_64, Architecture::Arm64] {
         // What is no build folder at all is refused by the publisher, which knows all the ways.
         let Ok((folder, manifest)) = BuildFolder::open(build, architecture) else { continue };
@@ -98,9 +129,17 @@ fn look_at(build: &Path) -> anyhow::Result<Vec<Finding>> {
         let found = check::uki(&uki, &manifest.verity.root_hash, subject)
             .with_context(|| format!("{} is not usable", path.display()))?;
         // Warnings were told when it was built.
-        findings.extend(found.into_iter().filter(Finding::stops));
+        looked.findings.extend(found.into_iter().filter(Finding::stops));
+        looked.findings.extend(check::vouched(&path.display().to_string(), &uki, certificates));
+        let Some((before, boot_image)) = before.iter().find(|(before, _)| before.architecture == architecture) else {
+            continue;
+        };
+        looked.findings.extend(check::growth(&before.version, before.image.size, manifest.image.size));
+        // An old file that can't be read says nothing against the new one.
+        let was_signed = read_bounded(boot_image, MAX_UKI_SIZE).and_then(|file| check::is_signed(&file));
+        looked.signature_lost |= was_signed.unwrap_or(false) && !check::is_signed(&uki)?;
     }
-    Ok(findings)
+    Ok(looked)
 }
 
 /// Nodes take the highest version that a channel offers; whoever publishes a lower one is asked whether he means that.

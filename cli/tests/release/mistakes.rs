@@ -101,3 +101,19 @@ fn what_was_built_elsewhere_is_looked_at_before_it_is_published() {
         assert!(message.contains("the repository is for acme-os") && message.contains("other-os"), "{message}");
     }
 }
+
+#[test]
+fn what_has_grown_since_the_last_release_is_said_before_it_is_published() {
+    let workshop = Workshop::new();
+    workshop.repository();
+    workshop.tree("tree", "1.0", |number| number);
+    workshop.build("before", "1.0", "tree", "");
+    workshop.publish("before");
+    fs::write(workshop.path("tree/usr/log"), noise(9, 3_000_000)).unwrap();
+    workshop.build("grown", "1.1", "tree", "");
+    let publish = format!("publish repository grown --channel stable {ONLINE}");
+    let (code, message) = workshop.refused(&format!("{publish} --strict"));
+    assert_eq!(code, 1);
+    assert!(message.contains("warning 31: the image is") && message.contains("larger than that of 1.0"), "{message}");
+    workshop.step(&format!("{publish} --strict --accept 31"));
+}

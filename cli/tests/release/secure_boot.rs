@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use super::workshop::Workshop;
+use super::workshop::{ONLINE, Workshop};
 
 fn openssl(workshop: &Workshop, arguments: &str) {
     let output = Command::new("openssl")
@@ -92,4 +92,45 @@ fn keys_and_certificates_that_are_of_no_use_are_refused_before_the_build() {
     let (_, message) =
         workshop.refused("sign-efi vmlinuz out.efi --secure-boot-key vendor.key --secure-boot-cert vendor.crt");
     assert!(message.contains("can't sign vmlinuz"), "{message}");
+}
+
+#[test]
+fn what_the_nodes_firmware_would_not_start_is_not_published() {
+    let workshop = Workshop::new();
+    workshop.repository();
+    workshop.tree("tree", "1.0", |number| number);
+    key(&workshop, "vendor");
+    key(&workshop, "other");
+    let signed = "--secure-boot-key vendor.key --secure-boot-cert vendor.crt";
+    workshop.build("signed", "1.0", "tree", signed);
+    workshop.build("unsigned", "1.1", "tree", "");
+    let publish = |build: &str, more: &str| format!("publish repository {build} --channel stable {ONLINE} {more}");
+    for (build, certificate, part) in [
+        ("unsigned", "vendor.crt", "is not signed for Secure Boot"),
+        ("signed", "other.crt", "is signed by 'CN=vendor', for whom no given certificate vouches"),
+    ] {
+        let (code, message) = workshop.refused(&publish(build, &format!("--secure-boot-cert {certificate}")));
+        assert_eq!(code, 1, "{message}");
+        assert!(message.contains("error 12: ") && message.contains(part), "{message}");
+    }
+    workshop.step(&publish("signed", "--secure-boot-cert other.crt --secure-boot-cert vendor.crt"));
+    // Without a word about certificates, too: what is offered now is signed.
+    let (code, message) = workshop.refused(&publish("unsigned", ""));
+    assert_eq!(code, 1);
+    assert!(message.contains("what stable offers is signed for Secure Boot, and 1.1 is not"), "{message}");
+    workshop.step(&publish("unsigned", "--yes"));
+}
+
+#[test]
+fn a_disk_with_one_of_the_two_signed_is_warned_about() {
+    let workshop = Workshop::new();
+    workshop.tree("tree", "1.0", |number| number);
+    key(&workshop, "vendor");
+    let signed = "--secure-boot-key vendor.key --secure-boot-cert vendor.crt";
+    workshop.build("build", "1.0", "tree", signed);
+    let half = workshop.bascule("disk build half.raw --strict");
+    let message = String::from_utf8(half.stderr).unwrap();
+    assert!(!half.status.success() && message.contains("warning 32: the boot image is signed"), "{message}");
+    let whole = workshop.bascule(&format!("disk build whole.raw --strict {signed}"));
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
 }

@@ -99,6 +99,14 @@ impl SecureBootArguments {
     }
 }
 
+/// A certificate's DER, from a file in PEM.
+pub(crate) fn read_certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let pem = read_bounded(path, MAX_PEM)?;
+    let der = CertificateDer::from_pem_slice(&pem)
+        .map_err(|_| anyhow::anyhow!("{} is no certificate in PEM", path.display()))?;
+    Ok(der.to_vec())
+}
+
 fn read_key(path: &Path) -> anyhow::Result<RsaKeyPair> {
     let pem = read_bounded(path, MAX_PEM)?;
     let der = PrivatePkcs8KeyDer::from_pem_slice(&pem)
@@ -109,9 +117,7 @@ fn read_key(path: &Path) -> anyhow::Result<RsaKeyPair> {
 
 impl SecureBoot {
     fn new(path: &Path, key: Key, now: DateTime<Utc>) -> anyhow::Result<Self> {
-        let pem = read_bounded(path, MAX_PEM)?;
-        let der = CertificateDer::from_pem_slice(&pem)
-            .map_err(|_| anyhow::anyhow!("{} is no certificate in PEM", path.display()))?;
+        let der = read_certificate(path)?;
         let (_, certificate) =
             X509Certificate::from_der(&der).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
         let end = certificate.validity().not_after.timestamp();
@@ -132,7 +138,7 @@ impl SecureBoot {
         Ok(Self {
             issuer: certificate.issuer().as_raw().to_vec(),
             serial: certificate.raw_serial().to_vec(),
-            certificate: der.to_vec(),
+            certificate: der.clone(),
             public,
             key,
         })

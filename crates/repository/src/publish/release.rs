@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bascule_image::Sha256;
 use bascule_image::release::channel::{self, Channel, Release, Withdrawal};
@@ -225,6 +225,28 @@ impl Publisher {
             Err(PublishError::NoChannel { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The manifests of the release that a channel offers now, each with the path of its boot image. Nothing where the channel is
+    /// new or offers nothing.
+    ///
+    /// # Errors
+    /// [`PublishError`] when the channel or a manifest can't be read.
+    pub fn offered_manifests(&self, name: &ChannelName) -> Result<Vec<(Manifest, PathBuf)>, PublishError> {
+        let channel = match self.channel(name) {
+            Ok(channel) => channel,
+            Err(PublishError::NoChannel { .. }) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let Some(release) = newest(&channel) else { return Ok(Vec::new()) };
+        let read = |file: &Described| {
+            let bytes = self.folder.read_target(&file.path, &file.digest, manifest::MAX_LENGTH as u64)?;
+            let manifest =
+                Manifest::parse(&bytes).map_err(|source| PublishError::Format { what: "manifest", source })?;
+            let boot_image = self.folder.target_path(&manifest.uki.path, &manifest.uki.digest);
+            Ok((manifest, boot_image))
+        };
+        release.manifests.values().map(read).collect()
     }
 
     /// The channels of the repository, sorted.
