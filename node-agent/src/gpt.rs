@@ -35,6 +35,7 @@ impl Medium for Whole<'_> {
 pub const fn category(error: &TableError) -> NodeError {
     match error {
         TableError::Label(_) | TableError::Encode { .. } => NodeError::Internal,
+        TableError::Taken { .. } => NodeError::Unsuitable,
         _ => NodeError::Storage,
     }
 }
@@ -57,6 +58,7 @@ impl Table {
         match self.0.health() {
             Health::Good => TableHealth::Good,
             Health::PrimaryBroken => TableHealth::PrimaryBroken,
+            Health::PrimaryUnread => TableHealth::PrimaryUnread,
             Health::BackupBroken => TableHealth::BackupBroken,
         }
     }

@@ -95,6 +95,19 @@ pub enum SlotError {
          behind the data, on the same partition, can't be used)"
     )]
     Shared(u32),
+    /// What a slot is found by is another partition's, too.
+    #[error(
+        "partitions {slot} and {other} both have PARTUUID {uuid}, by which the slot is found at boot, so that either may be what \
+         runs: give the one that is not in use another (sgdisk --partition-guid={other}:R, after a look at lsblk)"
+    )]
+    Same {
+        /// A partition of a slot.
+        slot: u32,
+        /// Another partition.
+        other: u32,
+        /// What both have.
+        uuid: Uuid,
+    },
     /// Neither slot is the one that runs.
     #[error("no slot holds the running root hash {0}: this system was not booted from one of the two slots")]
     NotBooted(RootHash),
@@ -110,7 +123,7 @@ impl SlotError {
     pub const fn category(&self) -> NodeError {
         match self {
             Self::Number { .. } | Self::Missing(_) | Self::Shared(_) => NodeError::Settings,
-            Self::NotBooted(_) | Self::NoRootHash(_) => NodeError::Unsuitable,
+            Self::Same { .. } | Self::NotBooted(_) | Self::NoRootHash(_) => NodeError::Unsuitable,
         }
     }
 }
@@ -118,8 +131,24 @@ impl SlotError {
 /// Data and verity partition of each slot.
 ///
 /// # Errors
-/// [`SlotError`] when there are not exactly two pairs.
+/// [`SlotError`] when there are not exactly two pairs, or another partition has the PARTUUID of one of theirs.
 pub fn find(
+    partitions: &[(Uuid, Partition)],
+    layout: SlotLayout,
+    architecture: Architecture,
+) -> Result<PerSlot<(Partition, Partition)>, SlotError> {
+    let found = pairs(partitions, layout, architecture)?;
+    for slot in [&found.a, &found.b].into_iter().flat_map(|(data, verity)| [data, verity]) {
+        let same = |other: &&Partition| other.number != slot.number && other.uuid == slot.uuid;
+        if let Some(other) = partitions.iter().map(|(_, partition)| partition).find(same) {
+            return Err(SlotError::Same { slot: slot.number, other: other.number, uuid: slot.uuid });
+        }
+    }
+    Ok(found)
+}
+
+/// The pairs by their types, or by the numbers that the settings name.
+fn pairs(
     partitions: &[(Uuid, Partition)],
     layout: SlotLayout,
     architecture: Architecture,
@@ -227,7 +256,8 @@ mod tests {
     fn no_partition_is_data_and_tree_at_once() {
         let partition = |number: u32| {
             let extent = Extent { start: u64::from(number) << 20, length: 1 << 20 };
-            (Uuid::nil(), Partition { number, label: String::new(), uuid: Uuid::nil(), attributes: 0, extent })
+            let uuid = Uuid::from_u128(number.into());
+            (Uuid::nil(), Partition { number, label: String::new(), uuid, attributes: 0, extent })
         };
         let partitions = [3, 4, 10, 11].map(partition);
         let find = |a: (u32, u32), b: (u32, u32)| {
@@ -241,5 +271,37 @@ mod tests {
             assert_eq!((refused.clone(), refused.category()), (SlotError::Shared(twice), NodeError::Settings));
         }
         assert_eq!(find((3, 10), (4, 12)), Err(SlotError::Missing(12)));
+    }
+
+    /// A copy of a slot (by dd, or by an installer that filled both): whichever the initrd finds first is what runs.
+    #[test]
+    fn a_partuuid_that_two_partitions_have_is_no_way_to_find_a_slot() {
+        let (data, verity) = SlotKind::Root.types(Architecture::X86_64);
+        let partition = |number: u32, kind: Uuid, uuid: u128| {
+            let extent = Extent { start: u64::from(number) << 20, length: 1 << 20 };
+            let uuid = Uuid::from_u128(uuid);
+            (kind, Partition { number, label: String::new(), uuid, attributes: 0, extent })
+        };
+        let disk = |uuids: [u128; 6]| {
+            let kinds = [Uuid::nil(), data, verity, data, verity, Uuid::nil()];
+            let numbered = (1..).zip(kinds).zip(uuids);
+            numbered.map(|((number, kind), uuid)| partition(number, kind, uuid)).collect::<Vec<_>>()
+        };
+        let find = |uuids| find(&disk(uuids), SlotLayout::default(), Architecture::X86_64).map(|_| ());
+        assert_eq!(find([1, 2, 3, 4, 5, 6]), Ok(()));
+        // Those of others are theirs.
+        assert_eq!(find([1, 2, 3, 4, 5, 1]), Ok(()));
+        for (uuids, slot, other) in [
+            ([1, 2, 3, 2, 3, 6], 2, 4),
+            ([1, 2, 3, 4, 3, 6], 3, 5),
+            ([1, 2, 3, 4, 5, 4], 4, 6),
+            ([2, 2, 3, 4, 5, 6], 2, 1),
+        ] {
+            let refused = find(uuids).unwrap_err();
+            assert_eq!(refused.category(), NodeError::Unsuitable);
+            let told = refused.to_string();
+            assert!(told.contains(&format!("partitions {slot} and {other} both have PARTUUID")), "{told}");
+            assert!(told.contains(&format!("--partition-guid={other}:R")), "{told}");
+        }
     }
 }

@@ -179,6 +179,8 @@ pub enum TableHealth {
     Good,
     /// The primary copy is broken; the backup was read.
     PrimaryBroken,
+    /// The primary copy could not be read; the backup was. It may be whole, and say something newer.
+    PrimaryUnread,
     /// The backup copy is broken or says something else.
     BackupBroken,
 }

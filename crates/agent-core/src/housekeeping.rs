@@ -38,7 +38,7 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
     if state.repair_waits(now) {
         return None;
     }
-    if facts.table != TableHealth::Good {
+    if matches!(facts.table, TableHealth::PrimaryBroken | TableHealth::BackupBroken) {
         return short(vec![Effect::RepairTable]);
     }
     let doubled = [facts.booted, facts.inactive()].into_iter().filter(|slot| facts.slots.get(*slot).entry_doubled);

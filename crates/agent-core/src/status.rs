@@ -227,8 +227,16 @@ fn drift(state: &State, facts: &Facts) -> Option<String> {
     if let Some((slot, root_hash)) = &state.damaged {
         return Some(format!("slot {slot} does not hold {root_hash} any more"));
     }
-    if facts.table != TableHealth::Good {
-        return Some("one copy of the partition table is broken".to_owned());
+    match facts.table {
+        TableHealth::Good => {}
+        TableHealth::PrimaryUnread => {
+            return Some(
+                "the primary partition table can't be read: until it can, nothing is written to it".to_owned(),
+            );
+        }
+        TableHealth::PrimaryBroken | TableHealth::BackupBroken => {
+            return Some("one copy of the partition table is broken".to_owned());
+        }
     }
     let strays: Vec<_> = facts.boot.view.strays.iter().map(|file| file.name.as_str()).collect();
     if !strays.is_empty() {

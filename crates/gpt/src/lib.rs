@@ -69,9 +69,30 @@ pub enum TableError {
         /// Its last.
         last: u64,
     },
+    /// A copy could not be read, so it is not known what writing would put an end to.
+    #[error(
+        "the {which} can't be read: the disk or the way to it fails (dmesg says how). It is not written over for that; replace the \
+         disk, or repair the table with gdisk"
+    )]
+    Unread {
+        /// Which copy.
+        which: &'static str,
+    },
     /// There is no partition with this number.
     #[error("there is no partition {0}")]
     Missing(u32),
+    /// Another partition has the PARTUUID.
+    #[error(
+        "partition {number} can't have PARTUUID {uuid}: partition {other} has it, and whoever looks for it would find either"
+    )]
+    Taken {
+        /// The partition that was to get it.
+        number: u32,
+        /// The one that has it.
+        other: u32,
+        /// The PARTUUID.
+        uuid: Uuid,
+    },
     /// A label does not fit.
     #[error("the label '{0}' has more than 36 characters")]
     Label(String),
@@ -108,6 +129,8 @@ pub enum Health {
     Good,
     /// The primary copy is broken; the backup was read.
     PrimaryBroken,
+    /// The primary copy can't be read; the backup was. What the primary says may be newer: nothing is written.
+    PrimaryUnread,
     /// The backup copy is broken or says something else.
     BackupBroken,
 }
@@ -158,7 +181,7 @@ impl Table {
     /// Reads both copies. The primary decides where both are valid and differ, as firmware and kernel see it.
     ///
     /// # Errors
-    /// The disk can't be read, or neither copy is valid.
+    /// The disk can't be read, or neither copy is valid. A copy that can't be read is none that is broken.
     pub fn read(disk: &(impl Medium + ?Sized)) -> Result<Self, TableError> {
         let failed = |source| TableError::Disk { doing: "measuring", which: "disk", source };
         let geometry = disk.geometry().map_err(failed)?;
@@ -173,14 +196,20 @@ impl Table {
                 (header, entries, if same { Health::Good } else { Health::BackupBroken })
             }
             (Ok((header, entries)), Err(_)) => (header, entries, Health::BackupBroken),
-            (Err(_), Ok((header, entries))) => {
+            (Err(error), Ok((header, entries))) => {
+                let unread = matches!(error, TableError::Disk { .. });
+                let health = if unread { Health::PrimaryUnread } else { Health::PrimaryBroken };
                 let primary = GPTHeader {
                     primary_lba: header.backup_lba,
                     backup_lba: header.primary_lba,
                     partition_entry_lba: 2,
                     ..header
                 };
-                (primary, entries, Health::PrimaryBroken)
+                (primary, entries, health)
+            }
+            // Of two copies of which one can't be read, nobody knows that neither is valid.
+            (Err(unread @ TableError::Disk { .. }), Err(_)) | (Err(_), Err(unread @ TableError::Disk { .. })) => {
+                return Err(unread);
             }
             (Err(primary), Err(backup)) => {
                 return Err(TableError::Invalid { primary: primary.to_string(), backup: backup.to_string() });
@@ -223,9 +252,14 @@ impl Table {
     /// Changes an entry in memory.
     ///
     /// # Errors
-    /// There is no such partition, or the label is too long.
+    /// There is no such partition, the label is too long, or another partition has the PARTUUID.
     pub fn change(&mut self, number: u32, change: &Change) -> Result<(), TableError> {
         let index = usize::try_from(number).unwrap_or(usize::MAX).checked_sub(1);
+        if let Some(uuid) = change.uuid
+            && let Some(other) = self.partitions().iter().find(|other| other.number != number && other.uuid == uuid)
+        {
+            return Err(TableError::Taken { number, other: other.number, uuid });
+        }
         let entry = index
             .and_then(|index| self.entries.get_mut(index))
             .filter(|entry| entry.is_used())
@@ -246,17 +280,21 @@ impl Table {
     /// Writes both copies, the backup first, each flushed, then reads both back.
     ///
     /// # Errors
-    /// The disk fails, or does not give back what was written.
+    /// The disk fails, or does not give back what was written; or a copy could not be read before.
     pub fn write(&mut self, disk: &(impl Medium + ?Sized)) -> Result<(), TableError> {
         // A primary that is broken holds nothing to lose; one that is valid must stay so until the backup is.
         let order = match self.health {
             Health::Good | Health::BackupBroken => [Copy::Backup, Copy::Primary],
             Health::PrimaryBroken => [Copy::Primary, Copy::Backup],
+            Health::PrimaryUnread => return Err(TableError::Unread { which: Copy::Primary.name() }),
         };
         for which in order {
             self.write_copy(disk, which)?;
         }
         let written = Self::read(disk)?;
+        if written.health == Health::PrimaryUnread {
+            return Err(TableError::Unread { which: Copy::Primary.name() });
+        }
         let which = if written.entries == self.entries { Copy::Backup } else { Copy::Primary };
         if written.entries != self.entries || written.health != Health::Good {
             return Err(TableError::ReadBack { which: which.name() });
