@@ -269,7 +269,8 @@ impl ResolvedRelease for Resolved {
         let opened = self.runtime.block_on(self.repository.open_file(&self.release, uki, read));
         let file = opened.map_err(|error| fetch_error(&self.query, error))?;
         let length = file.length();
-        Ok(Box::new(Ahead { file: Watched { file, _stop: stop }, length, window: Mutex::default() }))
+        let (source, query) = (Watched { file, _stop: stop }, self.query.clone());
+        Ok(Box::new(Ahead { source, length, query, window: Mutex::default() }))
     }
 
     fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {
@@ -299,14 +300,24 @@ struct Watched {
 
 /// A remote file that is read here and there: more is asked for at once than is wanted, since each request costs a way to the
 /// server and back.
-struct Ahead {
-    file: Watched,
+struct Ahead<S> {
+    source: S,
     length: u64,
+    query: ReleaseQuery,
     /// The last piece that came, and where it begins.
     window: Mutex<(u64, Vec<u8>)>,
 }
 
-impl ReadAt for Ahead {
+impl<S: Source> Ahead<S> {
+    /// What came ended before what was asked for did. The file has the length that was signed, so nothing is known of the rest:
+    /// that is the way to the server, not this machine's storage.
+    fn ended_early(&self, offset: u64, wanted: u64, came: usize) -> io::Error {
+        let message = format!("the range of {wanted} bytes at offset {offset} of the boot image ended after {came}");
+        io::Error::other(FetchError { transient: true, ..refusal(&self.query, message, NodeError::Network) })
+    }
+}
+
+impl<S: Source> ReadAt for Ahead<S> {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.length);
         let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -314,7 +325,10 @@ impl ReadAt for Ahead {
         if offset < window.0 || end > window.0 + window.1.len() as u64 {
             let wanted = (buffer.len() as u64).max(READ_AHEAD).min(self.length - offset);
             let mut piece = Vec::new();
-            self.file.read_range(offset, wanted)?.take(wanted).read_to_end(&mut piece)?;
+            self.source.read_range(offset, wanted)?.take(wanted).read_to_end(&mut piece)?;
+            if (piece.len() as u64) < wanted {
+                return Err(self.ended_early(offset, wanted, piece.len()));
+            }
             *window = (offset, piece);
         }
         let start = usize::try_from(offset - window.0).unwrap_or(usize::MAX);
@@ -331,5 +345,88 @@ impl ReadAt for Ahead {
 impl Source for Watched {
     fn read_range(&self, offset: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
         self.file.read_range(offset, length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bascule_api::{Architecture, ChannelName, Digest, Product, Version};
+
+    use super::*;
+    use crate::engine::EffectError;
+    use crate::fitness::Unfit;
+
+    /// A server that counts what it is asked for, and breaks off where it is told to.
+    struct Server {
+        file: Vec<u8>,
+        ends: usize,
+        asked: AtomicUsize,
+    }
+
+    impl Source for &Server {
+        fn read_range(&self, offset: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let bytes = self.file.get(..self.ends).unwrap();
+            let start = usize::try_from(offset).unwrap().min(bytes.len());
+            let end = start.saturating_add(usize::try_from(length).unwrap()).min(bytes.len());
+            Ok(Box::new(&bytes[start..end]))
+        }
+    }
+
+    fn query() -> ReleaseQuery {
+        ReleaseQuery {
+            repository: "https://releases.invalid/".to_owned(),
+            channel: ChannelName::parse("stable").unwrap(),
+            version: Version::parse("1.1").unwrap(),
+            digest: Digest::parse(&format!("sha256:{}", "1".repeat(64))).unwrap(),
+            product: Product::parse("acme-os").unwrap(),
+            architecture: Architecture::X86_64,
+            booted: None,
+            other: None,
+        }
+    }
+
+    fn served(length: usize, ends: usize) -> Server {
+        let file = (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect();
+        Server { file, ends, asked: AtomicUsize::new(0) }
+    }
+
+    fn ahead(server: &Server) -> Ahead<&Server> {
+        Ahead { source: server, length: server.file.len() as u64, query: query(), window: Mutex::default() }
+    }
+
+    #[test]
+    fn what_is_read_here_and_there_is_asked_for_by_the_mebibyte() {
+        let server = served(3 << 20, 3 << 20);
+        let file = ahead(&server);
+        let last = (3 << 20) - 100;
+        // In order, back, over the end of what was asked for, more than that at once, and the last bytes.
+        for (offset, length, asked) in
+            [(0, 64, 1), (4096, 5000, 1), (1, 1, 1), ((1 << 20) - 8, 16, 2), (0, 2 << 20, 3), (last, 100, 4), (0, 9, 5)]
+        {
+            let mut found = vec![0; length];
+            file.read_at(&mut found, offset).unwrap();
+            let from = usize::try_from(offset).unwrap();
+            assert_eq!(found, server.file[from..from + length], "{offset} {length}");
+            assert_eq!(server.asked.load(Ordering::SeqCst), asked, "{offset} {length}");
+        }
+        assert_eq!(file.read_at(&mut [0; 2], (3 << 20) - 1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(file.read_at(&mut [0; 2], u64::MAX).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(server.asked.load(Ordering::SeqCst), 5, "what lies outside of the file is not asked for");
+    }
+
+    #[test]
+    fn a_range_that_ends_early_is_the_networks_and_passes() {
+        let server = served(1 << 20, 5000);
+        let image = ahead(&server);
+        let error = bascule_image::uki::Uki::open(&image).map(|_| ()).unwrap_err();
+        let error = EffectError::Unfit(Unfit::Uki(error));
+        assert_eq!((error.category(), error.is_transient(), error.is_cancelled()), (NodeError::Network, true, false));
+        let told = in_one_line(&error);
+        assert!(told.contains("ended after 5000"), "{told}");
+        // What came before is no answer to the next question either.
+        assert!(image.read_at(&mut [0; 8], 0).is_err());
     }
 }

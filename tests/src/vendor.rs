@@ -109,10 +109,15 @@ impl Vendor {
 
     /// Builds and publishes a release, with a delta from `base`.
     pub fn publish(&self, version: &str, base: Option<&str>) {
+        self.publish_noted(version, base, &Notes::default());
+    }
+
+    /// The same with what the channel says of it.
+    pub fn publish_noted(&self, version: &str, base: Option<&str>, notes: &Notes) {
         let build = self.build(version, base);
         let keys = self.keys(&["targets", "snapshot", "timestamp"]);
         let channel: ChannelName = CHANNEL.parse().unwrap();
-        let outcome = self.publisher().add_release(&channel, &build, &Notes::default(), self.signing(&keys)).unwrap();
+        let outcome = self.publisher().add_release(&channel, &build, notes, self.signing(&keys)).unwrap();
         assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
     }
 

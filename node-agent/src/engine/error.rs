@@ -99,6 +99,7 @@ impl EffectError {
             Self::Journal(_) | Self::Order(_) => NodeError::Internal,
             Self::State { source, .. } | Self::Partition { source, .. } => of_io(source),
             Self::Fetch(error) => error.category,
+            Self::Index(ReadIndexError::Truncated { .. }) => NodeError::Network,
             Self::Index(error) => fetched(error).map_or(NodeError::Trust, |(category, _)| category),
             Self::Apply(error) => of_apply(error),
             Self::ReadBack(CheckError::Read { .. }) => NodeError::Storage,
@@ -114,13 +115,15 @@ impl EffectError {
             Self::Fetch(error) => error.transient,
             Self::Boot(error) => error.is_transient(),
             Self::Unfit(error) => fetched(error).is_some_and(|(_, transient)| transient),
+            // A pack has the length that was signed: what ended early broke off on its way.
+            Self::Index(ReadIndexError::Truncated { .. }) | Self::Apply(ApplyError::Truncated { .. }) => true,
             Self::Index(error) => fetched(error).is_some_and(|(_, transient)| transient),
             Self::Apply(error) => fetched(error).is_some_and(|(_, transient)| transient),
             _ => false,
         }
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         match self {
             Self::Fetch(error) | Self::Boot(BootError::Fetch(error)) => error.cancelled,
             Self::Apply(ApplyError::Cancelled(_)) | Self::ReadBack(CheckError::Cancelled(_)) => true,
@@ -240,5 +243,14 @@ mod tests {
         };
         assert!(is_cancelled(Broken::Cancelled));
         assert!(!is_cancelled(Broken::Limit { what: "a range".to_owned(), reason: "too long".to_owned() }));
+    }
+
+    #[test]
+    fn a_pack_that_ends_early_is_the_networks_and_passes() {
+        let index = ReadIndexError::Truncated { path: "full.pack".to_owned(), expected: 9, found: 8 };
+        let frames = ApplyError::Truncated { offset: 0, length: 9, found: 8 };
+        for error in [EffectError::Index(index), EffectError::Apply(frames)] {
+            assert_eq!((error.category(), error.is_transient()), (NodeError::Network, true), "{error}");
+        }
     }
 }

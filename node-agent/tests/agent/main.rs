@@ -20,5 +20,6 @@ mod guard;
 mod kubernetes;
 mod limits;
 mod machine;
+mod releases;
 mod run;
 mod way_back;
