@@ -29,6 +29,11 @@ const MAX_CONF: u64 = 64 << 10;
 /// Longest text of a variable that is kept, in UTF-16 units.
 const MAX_TEXT: usize = 512;
 
+/// Variables that pick an entry whatever the order says, and whether one whose tries are used up is passed over then (systemd, "The
+/// Boot Loader Interface"). The first is of the next boot only: the one that a drain would be for.
+const PINS: [(&str, bool); 3] =
+    [("LoaderEntryOneShot", false), ("LoaderEntryDefault", false), ("LoaderEntryPreferred", true)];
+
 type Listing = Vec<(BootPartition, String, u64)>;
 
 /// Digests of boot images, for as long as nothing on the boot partitions changes its name or length: a look does not read
@@ -158,9 +163,13 @@ fn loader(host: &Host, backend: BootControlBackend) -> LoaderFacts {
     facts.info = text("LoaderInfo");
     facts.counted = text("LoaderBootCountPath").is_some();
     facts.selected = text("LoaderEntrySelected");
-    facts.device = text("LoaderDevicePartUUID").and_then(|text| text.parse::<Uuid>().ok());
-    for place in ["LoaderEntryDefault", "LoaderEntryPreferred"] {
-        facts.pins.extend(text(place).map(|pattern| Pin { place, pattern }));
+    let device = text("LoaderDevicePartUUID");
+    for (place, minds_tries) in PINS {
+        facts.pins.extend(text(place).map(|pattern| Pin { place, pattern, minds_tries }));
+    }
+    match device.as_deref().map(str::parse::<Uuid>).transpose() {
+        Ok(device) => facts.device = device,
+        Err(error) => facts.unread.push(format!("the EFI variable LoaderDevicePartUUID is no PARTUUID: {error}")),
     }
     match host.esp.read(LOADER_CONF, MAX_CONF) {
         Ok(bytes) => facts.pins.extend(configured(&String::from_utf8_lossy(&bytes))),
@@ -192,12 +201,12 @@ fn utf16(bytes: &[u8]) -> String {
 fn configured(text: &str) -> Vec<Pin> {
     let pin = |line: &str| {
         let (key, value) = line.trim().split_once([' ', '\t'])?;
-        let place = match key {
-            "default" => "default in loader.conf",
-            "preferred" => "preferred in loader.conf",
+        let (place, minds_tries) = match key {
+            "default" => ("default in loader.conf", false),
+            "preferred" => ("preferred in loader.conf", true),
             _ => return None,
         };
-        Some(Pin { place, pattern: value.trim().chars().take(MAX_TEXT).collect() })
+        Some(Pin { place, pattern: value.trim().chars().take(MAX_TEXT).collect(), minds_tries })
     };
     text.lines().filter_map(pin).collect()
 }
@@ -209,7 +218,10 @@ mod tests {
     #[test]
     fn pins_are_read_from_loader_conf() {
         let pins = configured("timeout 0\n# default x\ndefault\tacme_1.0*  \npreferred @saved\ndefaults no\n");
-        let shown: Vec<_> = pins.iter().map(|pin| (pin.place, pin.pattern.as_str())).collect();
-        assert_eq!(shown, [("default in loader.conf", "acme_1.0*"), ("preferred in loader.conf", "@saved")]);
+        let shown: Vec<_> = pins.iter().map(|pin| (pin.place, pin.pattern.as_str(), pin.minds_tries)).collect();
+        assert_eq!(
+            shown,
+            [("default in loader.conf", "acme_1.0*", false), ("preferred in loader.conf", "@saved", true)]
+        );
     }
 }

@@ -6,6 +6,7 @@ use bascule_agent::core::boot::Safeguard;
 use bascule_agent::core::{Config, Event, ManualCommand};
 use bascule_api::{Counting, Goal, NodeUpdateStatus, conditions};
 use bascule_sim::firmware::BootLoader::SystemdBoot;
+use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::{SimFirmware, SimReleases};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
 
@@ -89,11 +90,82 @@ fn a_default_in_loader_conf_is_found_before_the_drain() {
     machine.update(&release("1.1", &[]), 1);
 }
 
+/// What the variables say of the next boot is seen by an agent that runs.
+fn set(machine: &mut Machine, variable: &str, value: &str) {
+    machine.hardware.variables.set_string(variable, value);
+    machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
+}
+
+#[test]
+fn an_entry_that_is_pinned_in_the_firmware_is_found_before_the_drain() {
+    for (variable, undo) in [
+        ("LoaderEntryDefault", "set-default"),
+        ("LoaderEntryPreferred", "set-preferred"),
+        ("LoaderEntryOneShot", "set-oneshot"),
+    ] {
+        let mut machine = machine();
+        set(&mut machine, variable, "acme-os-1.0.efi");
+        is_refused(&mut machine, &format!("{variable} pins"));
+        is_refused(&mut machine, undo);
+        // What stands for one boot only is over with it, whatever was booted.
+        machine.hardware.variables.unset(variable);
+        machine.reboot();
+        machine.update(&release("1.1", &[]), 60);
+    }
+}
+
+/// Decision 39: `preferred` is read, and does not replace the order of entries.
+#[test]
+fn a_preferred_entry_is_left_by_the_boot_loader_when_its_tries_are_used_up() {
+    // As somebody prefers the release that comes: it is taken, and is for good.
+    let good = release("1.1", &[]);
+    let mut machine = machine();
+    set(&mut machine, "LoaderEntryPreferred", "acme-os_1.1.efi");
+    machine.update(&good, 1);
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.1");
+
+    // One that never comes up is left after its tries, though it is preferred.
+    let bad = release("1.1", &[Fault::Panic]);
+    let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&bad]);
+    machine.hardware.faults.insert(bad.root_hash, vec![Fault::Panic]);
+    set(&mut machine, "LoaderEntryPreferred", "acme-os_1.1.efi");
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &bad, Some(grant))).unwrap();
+    assert_eq!(machine.sim.bus.reboots().len(), 1);
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.0");
+
+    // As a default it would be booted for ever: nothing is armed.
+    let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&bad]);
+    set(&mut machine, "LoaderEntryDefault", "acme-os_1.1.efi");
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &bad, None)).unwrap();
+    assert!(message(agent.published().unwrap()).contains("LoaderEntryDefault pins"));
+}
+
+#[test]
+fn a_device_of_the_boot_loader_that_can_not_be_told_is_no_device_that_fits() {
+    let mut machine = machine();
+    set(&mut machine, "LoaderDevicePartUUID", "no uuid");
+    let new = release("1.1", &[]);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap().clone();
+    assert!(!conditions::is_true(&status.conditions, conditions::BOOT_CONTROL_HEALTHY));
+    assert!(message(&status).contains("is no PARTUUID"), "{}", message(&status));
+    // What was not seen is looked at again; nothing is armed meanwhile.
+    let grant = machine.grant(50);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    assert_eq!(problem(agent.published().unwrap()), Some("Storage"));
+    assert!(machine.sim.bus.reboots().is_empty());
+}
+
 #[test]
 fn a_boot_loader_from_another_partition_is_found_before_the_drain() {
     let mut machine = machine();
-    machine.hardware.variables.set_string("LoaderDevicePartUUID", "11111111-2222-4333-8444-555555555555");
-    machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
+    set(&mut machine, "LoaderDevicePartUUID", "11111111-2222-4333-8444-555555555555");
     is_refused(&mut machine, "the boot loader came from partition");
 }
 
@@ -171,8 +243,7 @@ fn an_armed_entry_that_was_not_taken_is_never_armed_again_by_itself() {
 #[test]
 fn another_set_up_of_the_boot_loader_is_judged_anew() {
     let (mut machine, _) = not_taken(&Config::default());
-    machine.hardware.variables.set_string("LoaderInfo", "systemd-boot 300");
-    machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
+    set(&mut machine, "LoaderInfo", "systemd-boot 300");
     let new = release("1.1", &[]);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();

@@ -101,6 +101,8 @@ pub struct Pin {
     pub place: &'static str,
     /// What it names: an entry, with `*` and `?`.
     pub pattern: String,
+    /// It passes over an entry whose tries are used up (`LoaderEntryPreferred`, `preferred`; systemd 260).
+    pub minds_tries: bool,
 }
 
 /// What the boot loader says of itself and of this boot.

@@ -77,14 +77,20 @@ pub(crate) fn first(entries: &[LoaderEntry]) -> Option<&LoaderEntry> {
     entries.iter().min_by(|a, b| compare(a, b))
 }
 
-/// The first pin that makes a difference between entries that all have to be picked in their turn.
-pub(crate) fn pin_in_the_way<'p>(pins: &'p [Pin], ids: &[String]) -> Option<&'p Pin> {
+/// The first pin that keeps the loader from taking an armed entry first, and the running one again once the tries are used up.
+/// `ids` are all that have to be picked in their turn, `armed` the one that is to be picked first.
+///
+/// It may fit entries that nobody sees here (of type #1, on a partition that is not mounted). So a pin does no harm only where it
+/// fits all of ours, which leaves it to the order; or where it is one that minds tries and names exactly the armed entry, which it
+/// gives up with the last of them.
+pub(crate) fn pin_in_the_way<'p>(pins: &'p [Pin], ids: &[String], armed: &str) -> Option<&'p Pin> {
     pins.iter().find(|pin| {
         let pattern = pin.pattern.to_ascii_lowercase();
         // `@saved` is what was booted last, and other words in `@` are the loader's own (loader.conf(5)).
-        let harmless = !pattern.starts_with('@')
+        let fits_all = !pattern.starts_with('@')
             && ids.iter().all(|id| glob(pattern.as_bytes(), id.to_ascii_lowercase().as_bytes()));
-        !harmless
+        let gives_up = pin.minds_tries && pattern == armed.to_ascii_lowercase();
+        !(fits_all || gives_up)
     })
 }
 
@@ -144,16 +150,27 @@ mod tests {
         assert_eq!(LoaderEntry::named("auto-x.efi", None, None), None);
     }
 
+    fn does_no_harm(pattern: &str, minds_tries: bool) -> bool {
+        let ids = ["acme-os_1.0.efi".to_owned(), "acme-os_1.1.efi".to_owned()];
+        let pin = Pin { place: "default", pattern: pattern.to_owned(), minds_tries };
+        pin_in_the_way(&[pin], &ids, "acme-os_1.1.efi").is_none()
+    }
+
     #[test]
     fn only_a_pin_that_fits_all_is_harmless() {
-        let ids = ["acme-os_1.0.efi".to_owned(), "acme-os_1.1+3-0.efi".to_owned()];
-        let verdict =
-            |pattern: &str| pin_in_the_way(&[Pin { place: "default", pattern: pattern.to_owned() }], &ids).is_none();
         for harmless in ["*", "acme-os_*", "ACME-OS_1.?*.efi"] {
-            assert!(verdict(harmless), "{harmless}");
+            assert!(does_no_harm(harmless, false) && does_no_harm(harmless, true), "{harmless}");
         }
         for pins in ["acme-os_1.0*", "acme-os_1.0.efi", "@saved", "auto-windows", "acme-os_1.1*", "", "other*"] {
-            assert!(!verdict(pins), "{pins}");
+            assert!(!does_no_harm(pins, false) && !does_no_harm(pins, true), "{pins}");
+        }
+    }
+
+    /// With the tries used up, `default` boots the bad entry for ever, and `preferred` what the order says.
+    #[test]
+    fn a_preferred_entry_that_is_the_armed_one_is_given_up_with_its_last_try() {
+        for armed in ["acme-os_1.1.efi", "Acme-OS_1.1.efi"] {
+            assert!(does_no_harm(armed, true) && !does_no_harm(armed, false), "{armed}");
         }
     }
 }

@@ -7,7 +7,7 @@ use bascule_names::entry_base;
 use super::loader::{LoaderEntry, compare, first, pin_in_the_way};
 use super::name::EntryName;
 use super::plan::unread;
-use super::{Attributes, BootFile, base};
+use super::{Attributes, BootFile, Pin, base};
 use crate::{Entry, Facts, SlotContent};
 
 /// LoaderFeatures: the boot loader counts boots (systemd, "The Boot Loader Interface", bit 4).
@@ -57,6 +57,16 @@ fn imagined(
     LoaderEntry::named(&name, sort_key, version)
 }
 
+/// What takes a pin away.
+fn undo(pin: &Pin) -> &'static str {
+    match pin.place {
+        "LoaderEntryOneShot" => "bootctl set-oneshot \"\", or restart the node once",
+        "LoaderEntryDefault" => "bootctl set-default \"\"",
+        "LoaderEntryPreferred" => "bootctl set-preferred \"\"",
+        _ => "the line in loader.conf",
+    }
+}
+
 /// Why arming the other slot would leave no way back, or would not be taken up; `None` if all is well.
 ///
 /// Without a release in the other slot, a newer one is imagined there.
@@ -66,12 +76,14 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
     }
     let inventory = &facts.boot.inventory;
     let view = &facts.boot.view;
-    let pins = |ids: &[String]| {
-        let pin = pin_in_the_way(&inventory.loader.pins, ids)?;
+    let pins = |ids: &[String], armed: &str| {
+        let pin = pin_in_the_way(&inventory.loader.pins, ids, armed)?;
+        let over = if pin.minds_tries { "" } else { " and over their counters" };
         Some(format!(
-            "{} pins {}, which wins over the order of entries and over their counters: remove it (bootctl set-default \"\", or \
-             the line in loader.conf)",
-            pin.place, pin.pattern
+            "{} pins {}, which wins over the order of entries{over}: remove it ({})",
+            pin.place,
+            pin.pattern,
+            undo(pin)
         ))
     };
     if let Some(why) = inventory.loader.unread.first() {
@@ -123,7 +135,7 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
         true => imagined(facts, Some(running_file), facts.version.as_str(), Some((0, 0)))?,
         false => kept.clone(),
     };
-    if let Some(why) = pins(&[kept.id, running.id.clone(), armed.id.clone(), used_up.id.clone()]) {
+    if let Some(why) = pins(&[kept.id, running.id.clone(), armed.id.clone(), used_up.id.clone()], &armed.id) {
         return Some(why);
     }
     let mut entries = view.others(inventory);

@@ -58,9 +58,10 @@ fn strip_efi(file: &str) -> Option<&str> {
 }
 
 impl Entry {
-    /// The loader's id: the file name in lower case, counters included.
+    /// The loader's id: the file name in lower case, without counters.
     pub fn id(&self) -> String {
-        self.file.to_ascii_lowercase()
+        let plain = parse_tries(&self.file).map(|(name, _)| format!("{name}.efi"));
+        plain.unwrap_or_else(|| self.file.clone()).to_ascii_lowercase()
     }
 
     /// The name that the file gets when it is picked: one try less left, one more done. `None` without counters.

@@ -11,8 +11,8 @@ use crate::esp::Esp;
 use crate::layout::{ESP_TYPE, Table, XBOOTLDR_TYPE};
 
 /// LoaderFeatures of a systemd-boot that counts boots (bit 4), keeps LoaderEntryOneShot (bit 3) and
-/// LoaderEntryDefault (bit 2), and knows sort-key (bit 8).
-const FEATURES: u64 = 1 << 4 | 1 << 3 | 1 << 2 | 1 << 8;
+/// LoaderEntryDefault (bit 2), and knows sort-key (bit 8) and LoaderEntryPreferred (bit 19).
+const FEATURES: u64 = 1 << 4 | 1 << 3 | 1 << 2 | 1 << 8 | 1 << 19;
 
 /// What the loader hands the machine to.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
     }
     disk.note(format!("firmware: boot {file}"));
     if !defects.tells_nothing {
-        variables.set_string("LoaderInfo", "systemd-boot 257 (simulated)");
+        variables.set_string("LoaderInfo", "systemd-boot 260 (simulated)");
         variables.set_bytes("LoaderFeatures", FEATURES.to_le_bytes().to_vec());
         variables.set_string("LoaderEntrySelected", &entry.id());
         let esp_uuid = table.of_type(ESP_TYPE).map(|number| table.unique(number)).unwrap_or_default();
@@ -82,18 +82,29 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
     Ok(Some(Picked { counted: entry.tries.is_some(), file, image: entry.image.clone(), digest: entry.digest }))
 }
 
-/// One shot, then the default that was set in the firmware, then the default of loader.conf, then the first in order —
-/// which may be a bad one, if there is no other.
+/// One shot; then what is preferred, set in the firmware or in loader.conf, unless its tries are used up; then the default, likewise,
+/// whatever its tries; then the first in order — which may be a bad one, if there is no other.
 fn select<'a>(entries: &'a [Entry], variables: &Variables, settings: &str) -> Option<&'a Entry> {
-    let configured = settings.lines().find_map(|line| {
-        let (key, value) = line.trim().split_once([' ', '\t'])?;
-        (key == "default").then(|| value.trim().to_owned())
-    });
-    let wishes = [variables.string("LoaderEntryOneShot"), variables.string("LoaderEntryDefault"), configured];
+    let configured = |wanted: &str| {
+        settings.lines().find_map(|line| {
+            let (key, value) = line.trim().split_once([' ', '\t'])?;
+            (key == wanted).then(|| value.trim().to_owned())
+        })
+    };
+    let wishes = [
+        (variables.string("LoaderEntryOneShot"), false),
+        (variables.string("LoaderEntryPreferred"), true),
+        (configured("preferred"), true),
+        (variables.string("LoaderEntryDefault"), false),
+        (configured("default"), false),
+    ];
     wishes
         .into_iter()
-        .flatten()
-        .find_map(|wish| entries.iter().find(|entry| glob(wish.to_ascii_lowercase().as_bytes(), entry.id().as_bytes())))
+        .filter_map(|(wish, minds_tries)| Some((wish?.to_ascii_lowercase(), minds_tries)))
+        .find_map(|(wish, minds_tries)| {
+            let mut fit = entries.iter().filter(|entry| glob(wish.as_bytes(), entry.id().as_bytes()));
+            fit.find(|entry| !minds_tries || entry.tries.is_none_or(|tries| tries.left > 0))
+        })
         .or_else(|| entries.first())
 }
 

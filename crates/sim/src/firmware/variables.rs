@@ -9,8 +9,13 @@ use serde::{Deserialize, Serialize};
 pub const LOADER_GUID: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
 /// Variables that survive a restart; all others are gone when the firmware starts.
-const NON_VOLATILE: [&str; 4] =
-    ["LoaderEntryDefault", "LoaderEntryOneShot", "LoaderEntryLastBooted", "LoaderConfigTimeout"];
+const NON_VOLATILE: [&str; 5] = [
+    "LoaderEntryDefault",
+    "LoaderEntryPreferred",
+    "LoaderEntryOneShot",
+    "LoaderEntryLastBooted",
+    "LoaderConfigTimeout",
+];
 
 /// All variables of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

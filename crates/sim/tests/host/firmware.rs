@@ -39,7 +39,8 @@ fn each_start_has_its_own_boot_id_and_tells_what_it_booted() {
     assert_eq!((first.entry.as_str(), first.trial), ("acme-os-1.1+2-1.efi", true));
     let variables = &hardware.variables;
     assert_eq!(variables.string("LoaderBootCountPath").unwrap(), "\\EFI\\Linux\\acme-os-1.1+2-1.efi");
-    assert_eq!(variables.string("LoaderEntrySelected").unwrap(), "acme-os-1.1+3-0.efi");
+    // As systemd-boot has known entries since it takes counters out of their names (src/boot/boot.c, boot_entry_parse_tries).
+    assert_eq!(variables.string("LoaderEntrySelected").unwrap(), "acme-os-1.1.efi");
     assert_eq!(variables.bytes("LoaderFeatures").unwrap()[0] & 1 << 4, 1 << 4);
     assert_ne!(hardware.power_on().system.unwrap().boot_id, first.boot_id);
     versions(&mut hardware, 2);
