@@ -4,9 +4,11 @@
 //!
 //! Time is counted from the start of the boot by a clock that nobody can set.
 
+use std::io;
 use std::time::Duration;
 
 use bascule_api::RootHash;
+use bascule_image::command_line::CommandLine;
 
 use crate::boot::{self, DigestCache};
 use crate::core::boot::{steps_back, unread};
@@ -154,7 +156,11 @@ fn unseen(host: &Host, why: String) -> TrialView {
     if counted || armed_by_record(host) { TrialView::TrialUnseen(why) } else { TrialView::Blind(why) }
 }
 
-fn judge(host: &Host, mut facts: Facts, journal: Option<Journal>) -> TrialView {
+fn judge(host: &Host, mut facts: Facts, journal: io::Result<Option<Journal>>) -> TrialView {
+    let (journal, lost) = match journal {
+        Ok(journal) => (journal, None),
+        Err(error) => (None, Some(format!("the journal can't be read: {error}"))),
+    };
     let known = journal.is_some();
     let journal = journal.unwrap_or_default();
     facts.judge(&journal, None);
@@ -173,6 +179,10 @@ fn judge(host: &Host, mut facts: Facts, journal: Option<Journal>) -> TrialView {
     }
     if !state.is_trial(&facts) {
         let good = facts.booted_slot().entry == Entry::Good && facts.inactive_slot().content.root_hash().is_some();
+        // Whether the entry lost its counter is on record, and nobody could look.
+        if let Some(why) = lost.filter(|_| good) {
+            return TrialView::Blind(why);
+        }
         let certain = known || !good;
         return if certain { TrialView::NoTrial("the running release is not a trial") } else { TrialView::Unproven };
     }
@@ -186,21 +196,19 @@ fn judge(host: &Host, mut facts: Facts, journal: Option<Journal>) -> TrialView {
     TrialView::Trial { root_hash: facts.root_hash.clone() }
 }
 
-/// The journal, if there is one that can be read: the guard goes by what it has.
-fn journal(host: &Host) -> Option<Journal> {
-    let bytes = host.state.read(JOURNAL_FILE, MAX_JOURNAL).ok().flatten()?;
-    Journal::parse(&bytes).ok()
+/// The journal, if there is one that can be used: the guard goes by what it has.
+fn journal(host: &Host) -> io::Result<Option<Journal>> {
+    let bytes = host.state.read(JOURNAL_FILE, MAX_JOURNAL)?;
+    Ok(bytes.and_then(|bytes| Journal::parse(&bytes).ok()))
 }
 
 /// Whether the journal says that what runs was armed in an earlier boot and that nobody began to commit it. Needs neither
 /// disk nor boot partition.
 fn armed_by_record(host: &Host) -> bool {
-    let Some(armed) = journal(host).and_then(|journal| journal.armed) else { return false };
+    let Some(armed) = journal(host).ok().flatten().and_then(|journal| journal.armed) else { return false };
     let (Ok(boot_id), Ok(line)) = (host.system.boot_id(), host.system.command_line()) else { return false };
-    let root_hash = armed.root_hash.as_str();
-    let runs =
-        line.split_ascii_whitespace().any(|word| word.split_once('=').is_some_and(|(_, value)| value == root_hash));
-    runs && armed.boot_id != boot_id && !armed.committing
+    let runs = CommandLine::from(line).verity_hash().ok().flatten();
+    runs.as_ref() == Some(&armed.root_hash) && armed.boot_id != boot_id && !armed.committing
 }
 
 fn is_committed(host: &Host) -> bool {
@@ -234,7 +242,7 @@ fn revert(host: &Host, look_settings: &LookSettings, digests: &DigestCache, view
         Ok(facts) => facts,
         Err(error) => return note("looking at the boot entries", &error),
     };
-    facts.judge(&journal(host).unwrap_or_default(), None);
+    facts.judge(&journal(host).ok().flatten().unwrap_or_default(), None);
     for step in steps_back(&facts) {
         match step {
             Ok(step) => {

@@ -57,7 +57,7 @@ fn watch(settings: &Settings, runtime: &Handle) -> Exit {
             }
             Err(error) => {
                 complain(&error);
-                if booted_with_counter() {
+                if booted_with_counter().unwrap_or(false) {
                     kernel.reboot_hard();
                 }
                 return Exit::Host;
@@ -73,21 +73,25 @@ fn watch(settings: &Settings, runtime: &Handle) -> Exit {
     }
 }
 
-fn booted_with_counter() -> bool {
-    let path = EfiVariables::default().variable("LoaderBootCountPath").ok().flatten();
-    path.is_some_and(|path| path.iter().any(|byte| *byte != 0))
+fn booted_with_counter() -> std::io::Result<bool> {
+    let path = EfiVariables::default().variable("LoaderBootCountPath")?;
+    Ok(path.is_some_and(|path| path.iter().any(|byte| *byte != 0)))
 }
 
 /// A thread that touches neither disk nor bus: when the guard itself hangs in one of them past its time, and the boot
 /// loader said that this boot counts, the machine goes down all the same.
 fn last_resort(deadline: Duration) -> std::io::Result<()> {
-    if !booted_with_counter() {
+    // What could not be read now is looked at again when it counts.
+    if booted_with_counter().is_ok_and(|counted| !counted) {
         return Ok(());
     }
     let over = deadline + POLITE + LAST_RESORT;
     let wait = move || {
         while LinuxClock.since_boot() < over {
             std::thread::park_timeout(over.saturating_sub(LinuxClock.since_boot()));
+        }
+        if !booted_with_counter().unwrap_or(false) {
+            return;
         }
         tracing::error!("the guard hangs past its deadline: the kernel is told to reboot without it");
         // No sync here: it may be what hangs.

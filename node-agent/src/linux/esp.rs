@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::host::{Esp, EspFile, Space};
 
-/// More files of a directory are not looked at.
+/// A directory with more in it is not listed at all: what was left out would be taken for absent.
 const MAX_FILES: usize = 1024;
 /// How much is copied at once.
 const CHUNK: usize = 256 << 10;
@@ -46,10 +46,17 @@ impl Esp for MountedEsp {
             Err(error) => return Err(error),
         };
         let mut files = Vec::new();
-        for entry in entries.take(MAX_FILES) {
+        for (count, entry) in entries.enumerate() {
+            if count >= MAX_FILES {
+                return Err(io::Error::other(format!(
+                    "there are more than {MAX_FILES}: remove what does not belong there"
+                )));
+            }
             let entry = entry?;
             let metadata = entry.metadata()?;
-            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+            if metadata.is_file() {
+                // A name that is no UTF-8 is none of ours. It is a file that can't be opened by it, and not one that is not there.
+                let name = entry.file_name().to_string_lossy().into_owned();
                 files.push(EspFile { name, size: metadata.len() });
             }
         }
@@ -101,7 +108,7 @@ impl Esp for MountedEsp {
         let here = rustix::fs::CWD;
         match rustix::fs::renameat_with(here, &from, here, &to, RenameFlags::NOREPLACE) {
             // File systems that don't know the flag; nobody else writes here while the agent's lock is held.
-            Err(rustix::io::Errno::INVAL) if !to.exists() => std::fs::rename(&from, &to)?,
+            Err(rustix::io::Errno::INVAL) if !to.try_exists()? => std::fs::rename(&from, &to)?,
             outcome => outcome?,
         }
         // FAT gives the new name no content until the file itself is written back (linux, fs/fat/namei_vfat.c,
@@ -184,5 +191,26 @@ mod tests {
         for path in ["../x", "/etc/passwd", "", "EFI/../../x"] {
             assert_eq!(esp.read(path, 9).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{path}");
         }
+    }
+
+    #[test]
+    fn a_directory_is_listed_whole_or_not_at_all() {
+        use std::os::unix::ffi::OsStrExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let linux = folder.path().join("EFI/Linux");
+        std::fs::create_dir_all(&linux).unwrap();
+        let esp = MountedEsp::new(folder.path().to_owned());
+        // As a mount with another `iocharset=` shows it. The boot loader sees an entry.
+        std::fs::write(linux.join(std::ffi::OsStr::from_bytes(b"caf\xe9.efi")), b"x").unwrap();
+        let listed = esp.list("EFI/Linux").unwrap();
+        assert_eq!(listed.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["caf\u{fffd}.efi"]);
+        assert!(esp.open("EFI/Linux/caf\u{fffd}.efi").is_err());
+        for number in 1..MAX_FILES {
+            std::fs::write(linux.join(format!("{number}.conf")), b"").unwrap();
+        }
+        assert_eq!(esp.list("EFI/Linux").unwrap().len(), MAX_FILES);
+        std::fs::write(linux.join("one-more.efi"), b"").unwrap();
+        let error = esp.list("EFI/Linux").unwrap_err().to_string();
+        assert!(error.contains("more than 1024"), "{error}");
     }
 }

@@ -15,6 +15,24 @@ pub enum FindError {
     /// No boot partition.
     #[error("no boot partition is mounted at /efi, /boot/efi or /boot: mount it, or name it in boot.partition")]
     NoEsp,
+    /// One of the usual places can't be looked at: a boot partition may be there.
+    #[error("whether a boot partition is mounted at {} can't be told", path.display())]
+    Look {
+        /// The place.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What is built on the disk, or which others there are, can't be told.
+    #[error("whether {} may be written to can't be told", disk.display())]
+    Unknown {
+        /// The disk.
+        disk: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The disk below it can't be told.
     #[error("the disk with the boot partition at {} can't be told: name it in slots.disk", path.display())]
     Disk {
@@ -40,7 +58,7 @@ pub enum FindError {
         "{} and {} both have a partition with PARTUUID {uuid}, which the running slot is found by: a copy of the disk is \
          attached; detach it, or give one of them other PARTUUIDs", disk.display(), other.display()
     )]
-    Twins {
+    SameDisk {
         /// The disk with the slots.
         disk: PathBuf,
         /// The other one.
@@ -56,13 +74,26 @@ fn inside(mounted: &Path) -> io::Result<std::fs::Metadata> {
     std::fs::metadata(mounted.join("."))
 }
 
+/// Whether an error says that something is not there. Any other says that it may be.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// The first of the usual places that holds an `EFI` directory.
 ///
 /// # Errors
-/// None does.
+/// None does, or one can't be looked at: were the next one taken for it, one partition would be taken for the other.
 pub fn find_esp(root: &Path) -> Result<PathBuf, FindError> {
-    // Looking also makes an automount do its work.
-    USUAL.iter().map(|place| root.join(place)).find(|path| path.join("EFI").is_dir()).ok_or(FindError::NoEsp)
+    for path in USUAL.iter().map(|place| root.join(place)) {
+        // Looking also makes an automount do its work.
+        match std::fs::metadata(path.join("EFI")) {
+            Ok(found) if found.is_dir() => return Ok(path),
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => {}
+            Err(source) => return Err(FindError::Look { path, source }),
+        }
+    }
+    Err(FindError::NoEsp)
 }
 
 /// Another boot partition beside `esp`: one of the usual places that is a mount of its own and has a folder for entries.
@@ -73,7 +104,7 @@ pub fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<Option<PathBuf>> {
     // Folders in it: an automount point has another device until somebody looks below it.
     let device = |path: PathBuf| match std::fs::metadata(path) {
         Ok(metadata) => Ok(Some(metadata.dev())),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(error) if is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     };
     let known = [device(esp.join("EFI"))?, device(root.to_owned())?];
@@ -126,51 +157,74 @@ pub fn find_disk(mounted: &Path) -> Result<PathBuf, FindError> {
 /// Refuses a disk below or above dm-multipath. `disk` is its device node; `sys` the folder `/sys/class/block`.
 ///
 /// # Errors
-/// [`FindError::Multipath`]. What sysfs does not say is no multipath.
+/// [`FindError::Multipath`]. What sysfs does not have is no multipath; what can't be read of it may be one.
 pub(super) fn refuse_multipath(sys: &Path, disk: &Path) -> Result<(), FindError> {
+    let unknown = |source| FindError::Unknown { disk: disk.to_owned(), source };
     let name = disk.file_name().unwrap_or_default();
     let own = sys.join(name);
-    let holders = std::fs::read_dir(own.join("holders")).into_iter().flatten().flatten();
-    let holders = holders.map(|entry| sys.join(entry.file_name()));
+    let holders = names(&own.join("holders")).map_err(unknown)?;
+    let holders = holders.into_iter().map(|name| sys.join(name));
     for device in std::iter::once(own).chain(holders) {
-        let text = |file: &str| std::fs::read_to_string(device.join(file)).map(|text| text.trim().to_owned());
+        let text = |file: &str| attribute(&device.join(file)).map_err(unknown);
         // multipath-tools gives its devices such UUIDs, kpartx their partitions.
-        let is_path = text("dm/uuid").is_ok_and(|uuid| uuid.starts_with("mpath-") || uuid.contains("-mpath-"));
+        let is_path = text("dm/uuid")?.is_some_and(|uuid| uuid.starts_with("mpath-") || uuid.contains("-mpath-"));
         if is_path {
-            let multipath = text("dm/name").unwrap_or_else(|_| "without a name".to_owned());
+            let multipath = text("dm/name")?.unwrap_or_else(|| "without a name".to_owned());
             return Err(FindError::Multipath { disk: disk.to_owned(), multipath });
         }
     }
     Ok(())
 }
 
+/// Names in a folder of sysfs; none where the folder is not there.
+fn names(folder: &Path) -> io::Result<Vec<std::ffi::OsString>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect(),
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file of sysfs, if it is there.
+fn attribute(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The other disks of the machine: whole disks that hold something, neither loop devices nor devices made of others.
-pub(super) fn other_disks(sys: &Path, disk: &Path) -> Vec<PathBuf> {
-    let whole = |path: &Path| path.join("device").exists() && !path.join("partition").exists();
-    let size = |path: &Path| std::fs::read_to_string(path.join("size")).ok()?.trim().parse::<u64>().ok();
-    let mut found: Vec<PathBuf> = std::fs::read_dir(sys)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| whole(path) && size(path).is_some_and(|size| size > 0))
-        .filter_map(|path| Some(Path::new("/dev").join(path.file_name()?)))
-        .filter(|other| other != disk)
-        .collect();
+///
+/// # Errors
+/// What sysfs has can't be read.
+pub(super) fn other_disks(sys: &Path, disk: &Path) -> Result<Vec<PathBuf>, FindError> {
+    let unknown = |source| FindError::Unknown { disk: disk.to_owned(), source };
+    let mut found = Vec::new();
+    for name in names(sys).map_err(unknown)? {
+        let path = sys.join(&name);
+        let whole = path.join("device").try_exists().map_err(unknown)?
+            && !path.join("partition").try_exists().map_err(unknown)?;
+        let size = attribute(&path.join("size")).map_err(unknown)?.and_then(|size| size.parse::<u64>().ok());
+        let other = Path::new("/dev").join(name);
+        if whole && size.is_some_and(|size| size > 0) && other != disk {
+            found.push(other);
+        }
+    }
     found.sort();
-    found
+    Ok(found)
 }
 
 /// Refuses a disk of which another is a copy: the initrd looks for the slot by PARTUUID on all disks, so that the system may
 /// run from the one and be updated on the other.
 ///
 /// # Errors
-/// [`FindError::Twins`]. A disk that can't be read or has no table is nobody's copy.
-pub(super) fn refuse_twins(disk: (&Path, &[Uuid]), others: &[(PathBuf, Vec<Uuid>)]) -> Result<(), FindError> {
+/// [`FindError::SameDisk`]. A disk that can't be read or has no table is nobody's copy.
+pub(super) fn refuse_copies(disk: (&Path, &[Uuid]), others: &[(PathBuf, Vec<Uuid>)]) -> Result<(), FindError> {
     let (disk, own) = disk;
     for (other, theirs) in others {
         if let Some(uuid) = theirs.iter().find(|uuid| !uuid.is_nil() && own.contains(uuid)) {
-            return Err(FindError::Twins { disk: disk.to_owned(), other: other.clone(), uuid: *uuid });
+            return Err(FindError::SameDisk { disk: disk.to_owned(), other: other.clone(), uuid: *uuid });
         }
     }
     Ok(())
@@ -209,8 +263,8 @@ mod tests {
     fn a_copy_of_the_disk_is_named() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let other = |uuids: &[Uuid]| vec![(PathBuf::from("/dev/sdb"), uuids.to_vec())];
-        assert!(refuse_twins((Path::new("/dev/sda"), &[a, Uuid::nil()]), &other(&[b, Uuid::nil()])).is_ok());
-        let message = refuse_twins((Path::new("/dev/sda"), &[a]), &other(&[b, a])).unwrap_err().to_string();
+        assert!(refuse_copies((Path::new("/dev/sda"), &[a, Uuid::nil()]), &other(&[b, Uuid::nil()])).is_ok());
+        let message = refuse_copies((Path::new("/dev/sda"), &[a]), &other(&[b, a])).unwrap_err().to_string();
         assert!(message.contains("/dev/sda and /dev/sdb"), "{message}");
     }
 
@@ -233,6 +287,37 @@ mod tests {
                 }
             }
         }
-        assert_eq!(other_disks(sys.path(), Path::new("/dev/sda")), [PathBuf::from("/dev/nvme0n1")]);
+        let found = other_disks(sys.path(), Path::new("/dev/sda")).unwrap();
+        assert_eq!(found, [PathBuf::from("/dev/nvme0n1")]);
+    }
+
+    /// A link that leads to itself: something is there, and nobody can look at it.
+    fn unreadable(path: &Path) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(path, path).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_can_not_be_looked_at_is_no_place_without_a_boot_partition() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("boot/EFI/Linux")).unwrap();
+        assert_eq!(find_esp(root.path()).unwrap(), root.path().join("boot"));
+        unreadable(&root.path().join("efi/EFI"));
+        let error = find_esp(root.path()).unwrap_err();
+        assert!(matches!(&error, FindError::Look { path, .. } if *path == root.path().join("efi")), "{error}");
+    }
+
+    #[test]
+    fn what_sysfs_does_not_give_is_no_leave_to_write() {
+        let sys = tempfile::tempdir().unwrap();
+        let disk = Path::new("/dev/sda");
+        assert!(refuse_multipath(sys.path(), disk).is_ok(), "what is not there is nothing that is built on it");
+        unreadable(&sys.path().join("dm-0/dm/uuid"));
+        std::fs::create_dir_all(sys.path().join("sda/holders/dm-0")).unwrap();
+        let error = refuse_multipath(sys.path(), disk).unwrap_err();
+        assert!(matches!(error, FindError::Unknown { .. }), "{error}");
+        unreadable(&sys.path().join("sdb/size"));
+        let error = other_disks(sys.path(), disk).unwrap_err();
+        assert!(matches!(error, FindError::Unknown { .. }), "{error}");
     }
 }

@@ -16,7 +16,7 @@ pub use clock::LinuxClock;
 pub use disk::BlockDisk;
 pub use esp::MountedEsp;
 pub use find::{FindError, find_disk, find_esp, find_xbootldr};
-use find::{other_disks, refuse_multipath, refuse_twins};
+use find::{other_disks, refuse_copies, refuse_multipath};
 pub use firmware::EfiVariables;
 pub use memory::memory_limit;
 pub use state::StateFolder;
@@ -31,7 +31,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::engine::in_one_line;
-use crate::gpt::Table;
+use crate::gpt::{Table, TableError};
 use crate::host::{Clock, Esp, FindPartition, Host, StateStore};
 use crate::releases::{RepositoryOptions, RepositoryReleases};
 use crate::settings::Settings;
@@ -122,17 +122,33 @@ fn refuse_disk(disk: &Path) -> Result<(), OpenError> {
     refuse_multipath(sys, disk)?;
     // Of a disk in a file nothing can be found by PARTUUID.
     if disk.starts_with("/dev") {
-        let others = other_disks(sys, disk).into_iter().filter_map(|other| Some((other.clone(), slots_of(&other)?)));
-        refuse_twins((disk, &slots_of(disk).unwrap_or_default()), &others.collect::<Vec<_>>())?;
+        let own = partuuids(disk).map_err(|source| OpenError::Disk { path: disk.to_owned(), source })?;
+        let mut others = Vec::new();
+        for other in other_disks(sys, disk)? {
+            match partuuids(&other) {
+                Ok(uuids) => others.push((other, uuids)),
+                // It has to do with this machine, and will pass.
+                Err(source) if source.kind() == io::ErrorKind::OutOfMemory => {
+                    return Err(OpenError::Disk { path: other, source });
+                }
+                // A drive that is dead, or has no medium: whoever looks for a PARTUUID does not find one there either.
+                Err(error) => {
+                    tracing::warn!(disk = %other.display(), %error, "a disk that can't be read is no copy of this one")
+                }
+            }
+        }
+        refuse_copies((disk, &own), &others)?;
     }
     Ok(())
 }
 
-/// PARTUUIDs of a disk's partitions; `None` where no table can be read.
-fn slots_of(disk: &Path) -> Option<Vec<Uuid>> {
-    let disk = BlockDisk::open(disk).ok()?;
-    let table = Table::read(&disk).ok()?;
-    Some(table.partitions().into_iter().map(|(_, partition)| partition.uuid).collect())
+/// PARTUUIDs of a disk's partitions; none where it has no table.
+fn partuuids(disk: &Path) -> io::Result<Vec<Uuid>> {
+    match Table::read(&BlockDisk::open(disk)?) {
+        Ok(table) => Ok(table.partitions().into_iter().map(|(_, partition)| partition.uuid).collect()),
+        Err(TableError::Disk { source, .. }) => Err(source),
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 /// Opens the machine for the agent as a service, which has somebody to tell what is missing: boot partition, disk and the

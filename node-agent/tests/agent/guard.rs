@@ -1,10 +1,13 @@
 //! The guard on a simulated machine: it reverts in time, whatever else is broken.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bascule_agent::core::JOURNAL_FILE;
 use bascule_agent::guard::{self, Machinery, Outcome};
+use bascule_agent::host::{Clock as _, Host, Space, StateStore};
 use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, NodeError};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
@@ -92,7 +95,6 @@ fn a_trial_without_a_commit_is_reverted_by_the_guard_alone() {
 fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {
     use bascule_agent::boot::DigestCache;
     use bascule_agent::guard::TrialView;
-    use bascule_agent::host::Host;
     use std::sync::atomic::AtomicUsize;
     let mut machine = boot_trial(with_xbootldr(), "1.1");
     let whole = machine.sim.host();
@@ -267,6 +269,74 @@ fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
     let (outcome, _) = guard(&machine);
     assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
     is_back_and_says_so(machine);
+}
+
+/// A state folder whose journal can't be read for a while.
+struct Unreadable {
+    state: Arc<dyn StateStore>,
+    clock: Arc<SimClock>,
+    until: Duration,
+}
+
+impl StateStore for Unreadable {
+    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        if name == JOURNAL_FILE && self.clock.since_boot() < self.until {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        self.state.read(name, limit)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.state.write(name, content)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.state.remove(name)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.state.space()
+    }
+
+    fn lock(&self) -> io::Result<Box<dyn Send>> {
+        self.state.lock()
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.state.path()
+    }
+}
+
+/// A journal that can't be read is not one that is not there: it may say that this entry lost its counter.
+#[test]
+fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
+    for (torn, until) in [(true, 300), (false, 300), (false, 6000)] {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+        if torn {
+            let grant = machine.grant(1);
+            machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+            machine.tear_armed_name();
+        } else {
+            machine.update(&new, 1);
+        }
+        machine.reboot();
+        assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
+        let whole = machine.sim.host();
+        let (clock, until) = (machine.clock.clone(), Duration::from_secs(until));
+        let host = Host { state: Arc::new(Unreadable { state: whole.state.clone(), clock, until }), ..whole };
+        let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
+        let outcome = guard::run(&host, &LookSettings::default(), DEADLINE, &waiting);
+        let waited = machine.clock.since_boot();
+        if torn {
+            assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
+            is_back_and_says_so(machine);
+        } else {
+            assert!(matches!(outcome, Outcome::Ended(_)), "{outcome:?}");
+            assert!(machine.sim.bus.reboots().is_empty(), "a good machine is not rebooted for that");
+            assert!(waited >= until.min(DEADLINE), "{waited:?}");
+        }
+    }
 }
 
 #[test]
