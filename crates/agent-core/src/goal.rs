@@ -179,6 +179,17 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
         uki_size: manifest.uki.size,
         verified_at: Some(now.wall),
     };
+    if known.root_hash == facts.root_hash {
+        return published_anew(state, facts, now, known);
+    }
+    let same = journal.known(&known.root_hash).filter(|before| before.uki_digest == known.uki_digest);
+    let failed = same.and_then(|before| journal.failed(&before.digest)).filter(|_| state.manual.is_none());
+    if let Some(failed) = failed {
+        // The same image and boot image, under another manifest.
+        let message = failed_here(failed);
+        refuse(state, now, NodeError::TrialFailed, message);
+        return None;
+    }
     let staging = match host(state, facts).refuses(&manifest, &known) {
         Some((category, message)) => {
             refuse(state, now, category, message);
@@ -193,6 +204,30 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
     next.remember(known);
     effects.push(Effect::Persist(Box::new(next)));
     Some((Work::Stage, effects))
+}
+
+/// What runs, under another manifest. A release is known by its root hash: there is nothing to bring, and a second slot with it would
+/// have the running one's PARTUUIDs.
+fn published_anew(state: &mut State, facts: &Facts, now: Now, known: KnownRelease) -> Plan {
+    let journal = state.journal.clone()?;
+    let before = journal.known(&known.root_hash).cloned();
+    let differs = if known.version != facts.version {
+        Some("version")
+    } else {
+        before.as_ref().filter(|before| before.uki_digest != known.uki_digest).map(|_| "boot image")
+    };
+    if let Some(what) = differs {
+        let message = format!(
+            "the manifest {} names the root hash that runs as {}, and another {what}: publish that as a release with an image \
+             of its own",
+            known.digest, facts.version
+        );
+        refuse(state, now, NodeError::Unsuitable, message);
+        return None;
+    }
+    let mut next = next_journal(&journal);
+    next.remember(KnownRelease { verified_at: before.and_then(|before| before.verified_at), ..known });
+    short(vec![Effect::Persist(Box::new(next))])
 }
 
 fn query(state: &State, facts: &Facts, release: &ReleaseRef) -> ReleaseQuery {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bascule_agent::core::{During, EffectKind, Entry, Event, ManualCommand};
 use bascule_api::conditions;
 use bascule_api::{Counting, Goal, NodeError, NodeUpdateStatus, SlotState};
+use bascule_image::digest::Sha256;
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Operation};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
@@ -37,6 +38,80 @@ fn a_release_is_staged_booted_and_committed() {
         machine.reboot();
         assert_eq!(machine.system.version, "1.1", "a commit is for good");
         assert!(machine.sim.bus.unguarded().is_empty());
+    }
+}
+
+/// With another pack beside it a release has another manifest, and the same fault.
+#[test]
+fn a_release_that_failed_is_not_tried_again_under_another_manifest() {
+    let (old, bad) = (release("1.0", &[]), release("1.1", &[Fault::Panic]));
+    let mut anew = bad.clone();
+    anew.manifest_bytes.push(b'\n');
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&bad, &anew]);
+    machine.hardware.faults.insert(bad.root_hash, vec![Fault::Panic]);
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &bad, Some(grant))).unwrap();
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.0");
+    let mut agent = machine.agent();
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Booted, &anew, Some(grant))).unwrap();
+    assert_eq!(problem(agent.published().unwrap()), Some("TrialFailed"));
+    assert!(machine.sim.bus.reboots().is_empty());
+    // A person knows why it may be tried once more.
+    agent.handle(Event::Manual { command: ManualCommand::Stage(named(&anew)), user: None }).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!(status.staged.as_ref().map(|staged| staged.version.as_str()), Some("1.1"), "{status:?}");
+}
+
+/// A release is known by its root hash. A second slot with the one that runs would cost the way back, and have its PARTUUIDs.
+#[test]
+fn a_release_that_is_published_anew_is_the_one_that_runs() {
+    for loader in LOADERS {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut anew = new.clone();
+        anew.manifest_bytes.push(b'\n');
+        let mut other_image = anew.clone();
+        other_image.manifest.uki.digest = Sha256::of(b"another").into();
+        other_image.manifest_bytes.push(b'\n');
+        let mut renamed = other_image.clone();
+        renamed.manifest.version = "1.2".parse().unwrap();
+        renamed.manifest_bytes.push(b'\n');
+        let mut machine = Machine::new(loader, &old, &[&new, &anew, &other_image, &renamed]);
+        machine.update(&new, 1);
+        machine.reboot();
+        for (wanted, refused) in [(&anew, None), (&other_image, Some("boot image")), (&renamed, Some("version"))] {
+            let mut agent = machine.agent();
+            for goal in [Goal::Staged, Goal::Booted] {
+                let grant = machine.grant(9);
+                agent.handle(machine.word(goal, wanted, (goal == Goal::Booted).then_some(grant))).unwrap();
+                let status = agent.published().unwrap();
+                let slots = status.slots.as_ref().unwrap();
+                assert_eq!(slots.a.version.as_ref().unwrap().as_str(), "1.0", "the way back stays: {status:?}");
+                let error = status.last_error.as_ref().map(|error| (error.category, error.message.clone()));
+                match refused {
+                    None => {
+                        assert_eq!(error, None);
+                        let known = &agent.state().journal.as_ref().unwrap().known;
+                        assert!(known.iter().any(|known| known.digest == named(&anew).digest), "{known:?}");
+                    }
+                    Some(what) => {
+                        let (category, message) = error.unwrap();
+                        assert_eq!(category, NodeError::Unsuitable);
+                        assert!(message.contains(&format!("another {what}")), "{message}");
+                    }
+                }
+            }
+            assert!(machine.sim.bus.reboots().is_empty());
+        }
+        // And back, with the boot image that lies there.
+        let mut agent = machine.agent();
+        let grant = machine.grant(20);
+        agent.handle(machine.word(Goal::Reverted, &anew, Some(grant))).unwrap();
+        assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0");
     }
 }
 
