@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use std::{
     env,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -42,9 +43,6 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
     Tool { program: "rsync", package: "rsync" },
     Tool { program: "softhsm2-util", package: "softhsm2" },
-    Tool { program: "systemd-analyze", package: "systemd" },
-    Tool { program: "openssl", package: "openssl" },
-    Tool { program: "sbverify", package: "sbsigntool" },
     Tool { program: "docker-registry", package: "docker-registry" },
 ];
 
@@ -123,4 +121,84 @@ pub(crate) fn require(program: &str, advice: &str) -> anyhow::Result<PathBuf> {
 /// Whether a file can be written where the build output goes.
 pub(crate) fn writable(folder: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))
+}
+
+/// Whether a folder that will hold `whole_mib` in the end can grow to it; what it holds already is not needed again.
+///
+/// A disk that fills up in the middle shows as a crash of the compiler, an hour later and with no word of why.
+///
+/// # Errors
+/// There is too little room (with what to do), or the folder can't be looked at.
+pub(crate) fn room(folder: &Path, whole_mib: u64) -> anyhow::Result<()> {
+    let system = rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize) >> 20;
+    let held = bytes_below(folder).with_context(|| format!("looking through {}", folder.display()))? >> 20;
+    enough_room(folder, whole_mib, held, free)
+}
+
+fn enough_room(folder: &Path, whole_mib: u64, held_mib: u64, free_mib: u64) -> anyhow::Result<()> {
+    // A folder that is full of old builds still needs a little for the next one.
+    let needed = whole_mib.saturating_sub(held_mib).max(whole_mib / 8);
+    if free_mib < needed {
+        bail!(
+            "the build and the tests need {needed} MiB more in {}, {free_mib} MiB are free: free some, or remove \
+             old builds with `cargo clean`",
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// What the files below a folder take on the disk. Links are not followed; what goes away meanwhile counts nothing.
+fn bytes_below(folder: &Path) -> std::io::Result<u64> {
+    let mut sum: u64 = 0;
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(about) if about.is_dir() => open.push(entry.path()),
+                // Sparse disks take less than they are long (stat(2), st_blocks: units of 512 bytes).
+                Ok(about) => sum = sum.saturating_add(about.blocks().saturating_mul(512)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_would_fill_up_is_told_before_the_first_step() {
+        let target = Path::new("/srv/target");
+        enough_room(target, 16_000, 0, 16_000).unwrap();
+        enough_room(target, 16_000, 12_000, 4000).unwrap();
+        let refused = enough_room(target, 16_000, 12_000, 3999).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "the build and the tests need 4000 MiB more in /srv/target, 3999 MiB are free: free some, or remove \
+             old builds with `cargo clean`"
+        );
+        enough_room(target, 16_000, 40_000, 1999).unwrap_err();
+    }
+
+    #[test]
+    fn what_a_folder_holds_is_counted_once_and_without_what_it_points_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::write(inner.join("file"), vec![1; 1 << 20]).unwrap();
+        std::fs::File::create(inner.join("sparse")).unwrap().set_len(1 << 30).unwrap();
+        std::os::unix::fs::symlink("/", inner.join("everything")).unwrap();
+        let bytes = bytes_below(folder.path()).unwrap();
+        assert!((1 << 20..2 << 20).contains(&bytes), "{bytes}");
+    }
 }

@@ -31,6 +31,8 @@ const WITH_A_CONTROL_PLANE: [&str; 8] =
     ["admission", "attackers", "cluster", "control_plane", "install", "kubelet", "kwok", "sandbox"];
 /// What is made of the shipped programs, and so waits until they are built for the machines.
 const OF_SHIPPED_PROGRAMS: &str = "images";
+/// What `target/` holds after a whole run on a fresh clone, with a tenth more (measured; docs in CONTRIBUTING.md).
+const ROOM_MIB: u64 = 16 << 10;
 /// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
 const NICE: i32 = 5;
 
@@ -117,7 +119,9 @@ fn named(programs: impl IntoIterator<Item = String>) -> impl Iterator<Item = Str
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    prerequisites::writable(&workspace_root().join("target"))?;
+    let target = workspace_root().join("target");
+    prerequisites::writable(&target)?;
+    prerequisites::room(&target, ROOM_MIB)?;
     prerequisites::require("go", "install Go 1.26 or newer (the control plane of the tests is built from Go modules)")?;
     prerequisites::ensure(prerequisites::TEST_TOOLS)?;
     let (cluster, mut rest): (BTreeSet<_>, BTreeSet<_>) =
