@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 
 /// Keeps immutable Kubernetes hosts patched while the cluster stays available.
 ///
-/// Exit codes: 0 done; 1 failed; 2 wrong command line; 3 refused (a signature, an expiry, a floor); 4 try again later (network,
+/// Exit codes: 0 done; 1 failed; 2 wrong command line; 3 refused (a signature, an expiry, a minimum source version); 4 try again later (network,
 /// server, or another process in the way); 5 not done yet, it waits for signatures of others; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "bascule", version, max_term_width = 120, arg_required_else_help = true)]

@@ -12,7 +12,7 @@ pub(crate) enum Exit {
     Success,
     /// 1: it failed; the message says why.
     Failed,
-    /// 3: what was looked at is refused (a signature, an expiry, a floor): the answer to the question is no.
+    /// 3: what was looked at is refused (a signature, an expiry, a minimum source version): the answer to the question is no.
     Refused,
     /// 4: the network, a server or another process is in the way; trying again later may help.
     TryAgain,

@@ -72,7 +72,7 @@ impl Metrics {
         let trial = Gauge::default();
         registry.register("trial", "1 while the running release is not committed", trial.clone());
         let problem = Gauge::default();
-        registry.register("problem", "1 while something stands in the agent's way", problem.clone());
+        registry.register("problem", "1 while something keeps the agent from its work", problem.clone());
         let booted = Family::default();
         registry.register("booted_release", "1 for the running release and slot", booted.clone());
         Self {

@@ -65,7 +65,7 @@ pub(super) fn seen() -> Seen {
         ),
         wait(WaitReason::Wave, "wave rest waits for wave early", None),
         wait(WaitReason::Reverted, "41.3.0 failed here: kubelet was not Ready within 10m", Some(("NodeUpdate", "n3"))),
-        LiveWait { until: Some(ago(-300)), ..wait(WaitReason::Soaking, "healthy, soaking", None) },
+        LiveWait { until: Some(ago(-300)), ..wait(WaitReason::NodeSoak, "healthy, soaking", None) },
     ];
     let mut draining = node("node-b4", RolloutState::Draining, 0);
     draining.drain = Some(bascule_api::DrainProgress { pods: 14, gone: 12 });
@@ -78,7 +78,7 @@ pub(super) fn seen() -> Seen {
         "maxUnavailable": 4,
         "status": {
             "target": release("41.3.0"), "previous": release("41.2.0"),
-            "counts": {"nodes": 40, "updated": 12, "unavailable": 2, "moving": 2, "failed": 1},
+            "counts": {"nodes": 40, "updated": 12, "unavailable": 2, "inProgress": 2, "failed": 1},
             "columns": {"updated": "12/40", "nextWindow": "open until Tue 2026-11-24 03:00 CET", "waitsFor": "Wave"},
             "wave": {"name": "early", "index": 2, "of": 3, "done": 4, "nodes": 8},
             "window": {"open": true, "start": "2026-11-23T21:00:00Z", "end": "2026-11-24T02:00:00Z"},

@@ -87,9 +87,9 @@ fn frozen(place: &str, end: &str, moving: &str, undo: &str) -> String {
 
 fn finishing(moving: usize) -> String {
     if moving == 1 {
-        "1 node in motion finishes".to_owned()
+        "1 node in progress finishes".to_owned()
     } else {
-        format!("{} in motion finish", picture::count(moving, "node"))
+        format!("{} in progress finish", picture::count(moving, "node"))
     }
 }
 
@@ -286,7 +286,7 @@ fn consequences(nodes: &[&LiveNode]) -> String {
     if moving == 0 {
         undone
     } else {
-        format!("{undone}, {}", finishing(moving).replace("in motion", "past their drain"))
+        format!("{undone}, {}", finishing(moving).replace("in progress", "past their drain"))
     }
 }
 

@@ -155,7 +155,7 @@ where
     }
     line.push('\n');
     if policy.paused {
-        line.push_str(&format!("  {}  by its spec: nothing new starts\n", look.paint(Tone::Warn, "paused")));
+        line.push_str(&format!("  {}       by its spec: nothing new starts\n", look.paint(Tone::Warn, "paused")));
     }
     if let Some(window) = &status.window {
         let column = status.columns.next_window.as_str();
@@ -165,20 +165,20 @@ where
             (true, None) => column.to_owned(),
             (false, _) => format!("{column} (in {})", distance(window.start)),
         };
-        line.push_str(&format!("  window   {shown}\n"));
+        line.push_str(&format!("  window       {shown}\n"));
     }
     if let Some(until) = status.wave.as_ref().and_then(|wave| wave.soak_until) {
-        line.push_str(&format!("  soak     until {}\n", page.moment(until)));
+        line.push_str(&format!("  soak         until {}\n", page.moment(until)));
     }
     if let Some(error) = status.repository.as_ref().and_then(|repository| repository.error.as_deref()) {
-        line.push_str(&format!("  {} {error}\n", look.paint(Tone::Bad, "repository")));
+        line.push_str(&format!("  {}   {error}\n", look.paint(Tone::Bad, "repository")));
     }
     for condition in unwell(&status.conditions) {
         let name = look.paint(Tone::Bad, &condition.type_);
         line.push_str(&format!("  {name} is {}, {}: {}\n", condition.status, condition.reason, condition.message));
     }
     for blocked in &status.blocked {
-        line.push_str(&format!("  blocked  {} by {}: {}\n", blocked.version, blocked.by, blocked.reason));
+        line.push_str(&format!("  blocked      {} by {}: {}\n", blocked.version, blocked.by, blocked.reason));
     }
     line.push_str(&moving(report, nodes, page));
     line.push_str(&waiting(report, nodes, look));
@@ -221,16 +221,16 @@ where
         .iter()
         .map(|(state, count)| format!("{count} {}", picture::does(*state).trim_start_matches("is ")))
         .collect();
-    let mut text = format!("  moving   {}\n", all.join(page.look.sign(" · ", ", ")));
+    let mut text = format!("  in progress  {}\n", all.join(page.look.sign(" · ", ", ")));
     // Staging is harmless and goes last; of the others those that took longest come first.
     moving
         .sort_by_key(|node| (node.state == RolloutState::Staging, node.since.is_none(), node.since, node.name.clone()));
     let rows: Vec<Vec<String>> = moving.iter().take(NAMED).map(|node| moving_row(report, node, page)).collect();
     for line in output::columns(&rows).lines() {
-        text.push_str(&format!("           {line}\n"));
+        text.push_str(&format!("               {line}\n"));
     }
     if moving.len() > NAMED {
-        text.push_str(&format!("           and {} more: bascule status -o wide\n", moving.len() - NAMED));
+        text.push_str(&format!("               and {} more: bascule status -o wide\n", moving.len() - NAMED));
     }
     text
 }
@@ -284,7 +284,7 @@ fn waiting(report: &LiveReport, nodes: &[&LiveNode], look: Look) -> String {
     if counts.len() > NAMED {
         parts.push(format!("and {} more reasons", counts.len() - NAMED));
     }
-    format!("  waiting  {}\n", parts.join(look.sign(" · ", ", ")))
+    format!("  waiting      {}\n", parts.join(look.sign(" · ", ", ")))
 }
 
 fn failed(report: &LiveReport, nodes: &[&LiveNode], look: Look) -> String {
@@ -292,10 +292,10 @@ fn failed(report: &LiveReport, nodes: &[&LiveNode], look: Look) -> String {
     let mut text = String::new();
     for node in failed.iter().take(NAMED) {
         let message = report.wait(node).map(|wait| wait.message.as_str()).unwrap_or_default();
-        text.push_str(&format!("  {}   {}: {message}\n", look.paint(Tone::Bad, "failed"), node.name));
+        text.push_str(&format!("  {}       {}: {message}\n", look.paint(Tone::Bad, "failed"), node.name));
     }
     if failed.len() > NAMED {
-        text.push_str(&format!("           and {} more: bascule status -o wide\n", failed.len() - NAMED));
+        text.push_str(&format!("               and {} more: bascule status -o wide\n", failed.len() - NAMED));
     }
     text
 }

@@ -53,7 +53,7 @@ fn stands(policy: &api::UpdatePolicy, what: What) -> Stands {
     }
     let so = match what {
         What::UpToDate => conditions::is_true(&status.conditions, conditions::UP_TO_DATE),
-        What::Calm => status.counts.moving == 0,
+        What::Calm => status.counts.in_progress == 0,
     };
     if so {
         return Stands::So;
@@ -65,7 +65,7 @@ fn stands(policy: &api::UpdatePolicy, what: What) -> Stands {
     }
     let waits = if status.columns.waits_for.is_empty() { "-" } else { status.columns.waits_for.as_str() };
     let counts = &status.counts;
-    Stands::NotYet(format!("{}/{} updated, {} moving, waits for {waits}", counts.updated, counts.nodes, counts.moving))
+    Stands::NotYet(format!("{}/{} updated, {} in progress, waits for {waits}", counts.updated, counts.nodes, counts.in_progress))
 }
 
 impl Wait {
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_halt_ends_the_wait() {
         let halted = policy(
-            json!({"observedGeneration": 2, "counts": {"moving": 0}, "conditions": [condition("Halted", "True")]}),
+            json!({"observedGeneration": 2, "counts": {"inProgress": 0}, "conditions": [condition("Halted", "True")]}),
         );
         assert_eq!(stands(&halted, What::UpToDate), Stands::Halted("why".into()));
         assert_eq!(stands(&halted, What::Calm), Stands::So);

@@ -130,7 +130,7 @@ fn overview_table(overview: &Overview) -> String {
 }
 
 fn channel_table(channel: &Channel) -> String {
-    let heading = ["RELEASE", "PUBLISHED", "SEVERITY", "FIXES", "FLOOR", "ARCHITECTURES", "NOTE"];
+    let heading = ["RELEASE", "PUBLISHED", "SEVERITY", "FIXES", "MIN SOURCE", "ARCHITECTURES", "NOTE"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for release in &channel.releases {
         let note = match &release.withdrawn {
@@ -181,7 +181,7 @@ fn release_table(view: &ReleaseView<'_>) -> String {
         rows.push(pair("notes", url.clone()));
     }
     if let Some(floor) = &view.entry.floor {
-        rows.push(pair("floor", floor.to_string()));
+        rows.push(pair("minimum source", floor.to_string()));
     }
     if let Some(list) = &manifest.packages {
         rows.push(pair("package list", format!("{} ({})", list.file.path, output::bytes(list.file.size))));

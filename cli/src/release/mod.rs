@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Withdraw(publish::WithdrawArguments),
     /// Leave old releases out of channels and remove files that no reader can want any more.
     Prune(prune::Arguments),
-    /// Sign timestamp (and, with their keys, snapshot and targets) afresh before they expire.
+    /// Renew the timestamp (and, with their keys, snapshot and targets) before they expire.
     Refresh(publish::RefreshArguments),
     /// Add signatures to what waits for more of them.
     Sign(publish::SignArguments),

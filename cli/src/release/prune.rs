@@ -49,10 +49,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
             output::print(&format!("{channel}: nothing to leave out\n"))?;
         } else if arguments.yes {
             let outcome = publisher.leave_out(channel, &old, arguments.signing.signing(&keys))?;
-            report(&format!("left out of {channel}: {list}"), &outcome, &keys)?;
+            report(&format!("removed from {channel}: {list}"), &outcome, &keys)?;
             waiting |= matches!(outcome, Outcome::Waiting(_));
         } else {
-            output::print(&format!("would be left out of {channel}: {list}\n"))?;
+            output::print(&format!("would be removed from {channel}: {list}\n"))?;
         }
     }
     if waiting {

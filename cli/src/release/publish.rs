@@ -46,7 +46,7 @@ pub(crate) struct PublishArguments {
     notes_url: Option<String>,
 
     /// Lowest version that may go straight to this release; older nodes step through that version first.
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long = "minimum-source", alias = "floor", value_name = "VERSION")]
     floor: Option<Version>,
 
     /// Let nodes that run a newer version go back to this one. The channel offers it from then on, even if it is lower than
@@ -260,7 +260,7 @@ pub(crate) fn refresh(arguments: &RefreshArguments) -> anyhow::Result<Exit> {
     let refreshed = publisher.refresh(arguments.signing.signing(&keys))?;
     let renewed: Vec<&str> =
         refreshed.roles.iter().filter(|role| role.renewed).map(|role| role.standing.role.as_str()).collect();
-    let exit = report(&format!("signed afresh: {}", renewed.join(", ")), &refreshed.outcome, &keys)?;
+    let exit = report(&format!("renewed: {}", renewed.join(", ")), &refreshed.outcome, &keys)?;
     let (text, refused) = outlook(&refreshed);
     output::print(&text)?;
     Ok(if refused { Exit::Refused } else { exit })
@@ -370,7 +370,7 @@ pub(crate) fn described(change: &WaitingChange) -> String {
     }
     if change.stale {
         text.push_str(
-            "  the repository has moved on since, or the change would expire soon: it is made afresh with the next signature,\n  \
+            "  the repository has moved on since, or the change would expire soon: it is made anew with the next signature,\n  \
              and earlier signatures are void\n",
         );
     }

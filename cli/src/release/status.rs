@@ -119,7 +119,7 @@ fn line(view: &View, name: &ChannelName) -> anyhow::Result<ChannelLine> {
     })
 }
 
-/// How a role is signed afresh.
+/// How a role is renewed.
 fn renewal(role: &str) -> &'static str {
     if role == "root" { "bascule release rotate" } else { "bascule release refresh" }
 }

@@ -224,10 +224,10 @@ fn prune_says_what_it_would_do_and_does_it_when_told() {
     }
     let before = contents(&workshop.path("repository"));
     let said = workshop.step("prune repository --channel stable --keep 2");
-    assert!(said.contains("would be left out of stable: 1.0") && said.contains("--yes"), "{said}");
+    assert!(said.contains("would be removed from stable: 1.0") && said.contains("--yes"), "{said}");
     assert!(before == contents(&workshop.path("repository")), "a dry run changed something");
     let done = workshop.step(&format!("prune repository --channel stable --keep 2 --yes {ONLINE}"));
-    assert!(done.contains("left out of stable: 1.0") && done.contains("readers may still be on their way"), "{done}");
+    assert!(done.contains("removed from stable: 1.0") && done.contains("readers may still be on their way"), "{done}");
     let channel = workshop.step("inspect repository --channel stable");
     assert!(!channel.contains("1.0") && channel.contains("1.1") && channel.contains("1.2"), "{channel}");
     let (code, message) = workshop.refused("prune repository --channel stable --keep 0");

@@ -305,7 +305,7 @@ impl State {
         if let Some(not_taken) = journal.and_then(|journal| journal.not_taken.as_ref()) {
             let message = format!(
                 "{} was armed and the boot loader did not take it ({} times, last at {}): something else decides what is \
-                 booted; mend that (boot menu, loader.conf, firmware), then stage the release by hand or change the boot \
+                 booted; correct that (boot menu, loader.conf, firmware), then stage the release by hand or change the boot \
                  loader's set-up",
                 not_taken.version, not_taken.times, not_taken.at
             );

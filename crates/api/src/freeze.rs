@@ -67,10 +67,10 @@ pub struct FreezeStatus {
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_at: Option<Time>,
-    /// How many nodes were in motion when it began and were finished.
+    /// How many nodes were in progress when it began and were finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100_000))]
-    pub in_motion: Option<u32>,
+    pub in_progress: Option<u32>,
     /// Conditions: `Active`, `Accepted`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

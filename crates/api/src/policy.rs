@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
     doc = "Keeps a group of nodes on the newest release of a channel: when, how many at once, and what healthy means.",
     printcolumn(name = "Release", type_ = "string", json_path = ".status.target.version"),
     printcolumn(name = "Updated", type_ = "string", json_path = ".status.columns.updated"),
-    printcolumn(name = "Moving", type_ = "integer", json_path = ".status.counts.moving"),
+    printcolumn(name = "In Progress", type_ = "integer", json_path = ".status.counts.inProgress"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".status.counts.failed"),
     printcolumn(name = "Next window", type_ = "string", json_path = ".status.columns.nextWindow"),
     printcolumn(name = "Waits for", type_ = "string", json_path = ".status.columns.waitsFor"),

@@ -123,7 +123,7 @@ pub struct Counts {
     pub staged: u32,
     /// Nodes with a grant.
     #[serde(default)]
-    pub moving: u32,
+    pub in_progress: u32,
     /// Nodes that wait.
     #[serde(default)]
     pub waiting: u32,

@@ -29,11 +29,11 @@ impl std::fmt::Display for ObjectRef {
 }
 
 macro_rules! wait_reasons {
-    ($($(#[doc = $meaning:literal])+ $name:ident => $remedy:literal,)+) => {
+    ($($(#[doc = $meaning:literal])+ $name:ident $(was $old:literal)? => $remedy:literal,)+) => {
         /// Why a node or a policy does not move, or what it is waiting for while it moves.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
         pub enum WaitReason {
-            $($(#[doc = $meaning])+ $name,)+
+            $($(#[doc = $meaning])+ $(#[serde(alias = $old)])? $name,)+
         }
 
         impl WaitReason {
@@ -69,11 +69,11 @@ wait_reasons! {
     /// More than one policy selects the node, so none of them touches it.
     PolicyConflict => "Narrow the nodeSelector of one of the policies named in the message.",
     /// The policy has a field that can't be used; the message names it.
-    InvalidPolicy => "Mend the field that the policy's Accepted condition names.",
+    InvalidPolicy => "Fix the field that the policy's Accepted condition names.",
     /// The agent on the node has not reported, or not for longer than expected.
     AgentNotReporting => "Look at the agent's pod or unit on the node.",
     /// The agent found that boot counting does not work on this machine, so no trial could revert by itself.
-    BootCountingBroken => "Read the node's BootControlHealthy condition; mend the firmware or boot loader setup.",
+    BootCountingBroken => "Read the node's BootControlHealthy condition; fix the firmware or boot loader setup.",
     /// The Node object is gone or being deleted.
     NodeGone => "Nothing: the node's grant is freed.",
     /// The policy is paused.
@@ -90,12 +90,12 @@ wait_reasons! {
     ReleaseWithdrawn => "Nothing: the next release of the channel takes its place.",
     /// The release failed on this very node and is not tried there again.
     FailedHere => "Read the node's status.failedReleases; publish a release that comes up there.",
-    /// The node must first step through an older release (the floor of the wanted one).
-    Floor => "Nothing: the node steps through the floor by itself. It waits if the floor is not published.",
+    /// The node must first step through an older release (the minimum source version of the wanted one).
+    MinimumSourceVersion was "Floor" => "Nothing: the node steps through it by itself. It waits if that release is not published.",
     /// The release is younger than spec.minReleaseAge.
     MinimumAge => "Wait, or lower spec.minReleaseAge.",
     /// The inactive slot still holds the way back from a release that is not proven yet.
-    Retention => "Wait until the running release is proven (spec.provenAfter).",
+    RollbackRetention was "Retention" => "Wait until the running release is proven (spec.provenAfter).",
     /// The kubelet in the release is newer than an API server, or too many versions older (Kubernetes' version skew policy).
     VersionSkew => "Update the API servers first, or publish a release with a kubelet that they are made for.",
     /// The release is being written to the inactive slot.
@@ -111,17 +111,17 @@ wait_reasons! {
     /// The node's wave has not begun, because an earlier wave is not done.
     Wave => "Wait for the wave named in the message.",
     /// The last wave is done and its soak time runs.
-    Soak => "Wait until the soak ends.",
+    WaveSoak was "Soak" => "Wait until the soak ends.",
     /// The policy halted after failures.
     Halted => "Read status.failures of the policy; a newer release or a Rollback ends the halt.",
     /// As many nodes of the policy as its budget allows are unavailable.
-    Budget => "Wait, mend the unavailable nodes named in the message, or raise spec.budget.maxUnavailable.",
-    /// As many nodes of the cluster as the ceiling allows are unavailable.
-    ClusterCeiling => "Wait, or raise the operator's --max-unavailable.",
+    Budget => "Wait, fix the unavailable nodes named in the message, or raise spec.budget.maxUnavailable.",
+    /// As many nodes of the cluster as the operator's --max-unavailable allows are unavailable.
+    ClusterMaxUnavailable was "ClusterCeiling" => "Wait, or raise the operator's --max-unavailable.",
     /// A node of another failure domain is being updated or unavailable.
     DomainBusy => "Wait for the domain named in the message.",
-    /// Another node with a control plane or a member of etcd is moving or unavailable, or etcd would lose its quorum.
-    ControlPlane => "Wait; mend the node named in the message.",
+    /// Another node with a control plane or a member of etcd is being updated or unavailable, or etcd would lose its quorum.
+    ControlPlane => "Wait; fix the node named in the message.",
     /// This node runs the operator itself and goes last.
     OperatorNode => "Nothing: the other nodes go first.",
     /// A PodDisruptionBudget does not allow the drain to succeed now.
@@ -133,7 +133,7 @@ wait_reasons! {
     /// A health gate does not pass. A trial that waits for one that speaks of the cluster is held, and its release not blamed.
     HealthGate => "Read the gate named in the message. A held trial goes on when the gate passes, and is taken back by the guard on the node when its time is over.",
     /// The node is not Ready, so it goes last.
-    NodeNotReady => "Mend the node; its update is tried when it is Ready or everything else is done.",
+    NodeNotReady => "Fix the node; its update is tried when it is Ready or everything else is done.",
     /// Somebody else cordoned the node.
     Cordoned => "Uncordon the node when it may be updated.",
     /// An autoscaler is removing the node.
@@ -145,7 +145,7 @@ wait_reasons! {
     /// A hook has not finished or has failed.
     Hook => "Look at the Job named in the object field. One that failed after the commit is run again once it is deleted.",
     /// The node may be disrupted next, but others come first in this round.
-    Queued => "Nothing: it is next in line.",
+    Queued => "Nothing: it is next in the queue.",
     /// The node's pods are being evicted.
     Draining => "Nothing: progress is in status.rollout.drain.",
     /// The node is cordoned and a pod on it is waited for until it has completed (spec.drain.rules, or what the pod asks).
@@ -159,7 +159,7 @@ wait_reasons! {
     /// The node booted the release as a trial and has to become healthy.
     Trial => "Nothing: the checks that are still missing are in the message.",
     /// The node is healthy and has to stay so for its soak time.
-    Soaking => "Nothing: it commits at the time in the until field.",
+    NodeSoak was "Soaking" => "Nothing: it commits at the time in the until field.",
     /// The agent is making the trial permanent.
     Committing => "Nothing.",
     /// The node is going back to the release in its other slot.

@@ -22,7 +22,7 @@ pub enum Gate {
     /// The release is old enough.
     Age,
     /// The way back is not overwritten before the running release is proven.
-    Retention,
+    RollbackRetention,
     /// The API servers take the kubelet that the release brings.
     Skew,
     /// The release is staged.
@@ -34,7 +34,7 @@ pub enum Gate {
     /// The node's wave has begun.
     Wave,
     /// The wave before has soaked.
-    Soak,
+    WaveSoak,
     /// Nobody else cordoned the node.
     NotCordoned,
     /// No autoscaler is removing the node.
@@ -52,7 +52,7 @@ pub enum Gate {
     /// The failure domains' budget.
     Domain,
     /// The cluster-wide ceiling.
-    Ceiling,
+    ClusterMaxUnavailable,
     /// Control-plane nodes one at a time, etcd's quorum kept.
     ControlPlane,
     /// The operator's own node goes last.
@@ -74,13 +74,13 @@ pub const GATES: [Gate; 29] = [
     Gate::Release,
     Gate::NotFailedHere,
     Gate::Age,
-    Gate::Retention,
+    Gate::RollbackRetention,
     Gate::Skew,
     Gate::Staged,
     Gate::Window,
     Gate::Fits,
     Gate::Wave,
-    Gate::Soak,
+    Gate::WaveSoak,
     Gate::NotCordoned,
     Gate::NotLeaving,
     Gate::Ready,
@@ -89,7 +89,7 @@ pub const GATES: [Gate; 29] = [
     Gate::DisruptionBudget,
     Gate::Budget,
     Gate::Domain,
-    Gate::Ceiling,
+    Gate::ClusterMaxUnavailable,
     Gate::ControlPlane,
     Gate::OperatorLast,
     Gate::Place,
@@ -110,13 +110,13 @@ impl Gate {
             Self::Release => "Release",
             Self::NotFailedHere => "NotFailedHere",
             Self::Age => "Age",
-            Self::Retention => "Retention",
+            Self::RollbackRetention => "RollbackRetention",
             Self::Skew => "Skew",
             Self::Staged => "Staged",
             Self::Window => "Window",
             Self::Fits => "Fits",
             Self::Wave => "Wave",
-            Self::Soak => "Soak",
+            Self::WaveSoak => "WaveSoak",
             Self::NotCordoned => "NotCordoned",
             Self::NotLeaving => "NotLeaving",
             Self::Ready => "Ready",
@@ -125,7 +125,7 @@ impl Gate {
             Self::DisruptionBudget => "DisruptionBudget",
             Self::Budget => "Budget",
             Self::Domain => "Domain",
-            Self::Ceiling => "Ceiling",
+            Self::ClusterMaxUnavailable => "ClusterMaxUnavailable",
             Self::ControlPlane => "ControlPlane",
             Self::OperatorLast => "OperatorLast",
             Self::Place => "Place",

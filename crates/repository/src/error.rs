@@ -24,7 +24,7 @@ pub enum Error {
     #[error("{what} is not the one that the signed metadata names: {reason}")]
     Mismatch { what: String, reason: String },
     /// Metadata is past its expiry.
-    #[error("the {role} metadata expired at {expired} (judged at {now}); the vendor must sign it afresh")]
+    #[error("the {role} metadata expired at {expired} (judged at {now}); the vendor must renew it")]
     Expired { role: String, expired: DateTime<Utc>, now: DateTime<Utc> },
     /// The node's clock can't be trusted.
     #[error(transparent)]

@@ -261,6 +261,6 @@ fn a_new_node_is_not_held_while_it_is_not_its_turn() {
     let story = world.take_story();
     assert!(story.contains(&format!("Taint {name}")) && story.contains(&format!("Untaint {name}")), "{story}");
     assert_eq!(world.running(&name).unwrap().as_str(), "1.0", "it takes work before its turn");
-    world.until(60, |world| world.shown().contains("Soak")).unwrap();
+    world.until(60, |world| world.shown().contains("WaveSoak")).unwrap();
     world.until(2_000, done).unwrap();
 }

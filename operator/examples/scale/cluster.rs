@@ -111,7 +111,7 @@ pub(crate) async fn until_all_run(
         policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
             status.target.as_ref().is_some_and(|target| target.version.as_str() == version)
                 && usize::try_from(status.counts.updated).is_ok_and(|updated| updated == nodes)
-                && status.counts.moving == 0
+                && status.counts.in_progress == 0
         })
     };
     let waited = await_condition(policies.clone(), name, done);

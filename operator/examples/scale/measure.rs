@@ -70,7 +70,7 @@ fn at<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
 
 /// Which explanations followed which, of those that cost more than a few writes.
 pub(crate) fn explanations(changes: &BTreeMap<String, u32>) {
-    println!("explanations of nodes, the most frequent:");
+    println!("status updates of nodes, the most frequent:");
     let mut sorted: Vec<_> = changes.iter().collect();
     sorted.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     for (change, count) in sorted.iter().take(16) {
@@ -116,8 +116,8 @@ pub(crate) fn reaction(metrics: &str) {
     for (action, buckets) in actions {
         println!("    {action}: {}", spread(&buckets));
     }
-    println!("how long what one fact asks of many nodes stood in line before that:");
-    for (action, buckets) in histograms(metrics, "bascule_line_seconds_bucket") {
+    println!("how long what one fact asks of many nodes waited in the queue before that:");
+    for (action, buckets) in histograms(metrics, "bascule_queue_wait_seconds_bucket") {
         println!("    {action}: {}", spread(&buckets));
     }
     for plan in histograms(metrics, "bascule_plan_seconds_bucket").values() {

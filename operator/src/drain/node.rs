@@ -312,7 +312,7 @@ fn take(order: &Order, tools: &Tools, uid: &str, state: &mut PodState, answer: A
             again(state, None);
         }
         Answer::Forbidden { message } => {
-            let message = format!("the operator may not evict pods, mend its ClusterRole: {message}");
+            let message = format!("the operator may not evict pods, correct its ClusterRole: {message}");
             block(state, message, None, true);
             again(state, None);
         }

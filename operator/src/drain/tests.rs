@@ -341,7 +341,7 @@ async fn every_kind_of_no_is_kept_with_its_reason_and_asked_again() {
         (Answer::SeveralBudgets { message: "more than one".to_owned() }, "more than one", true),
         (Answer::NamespaceTerminating, "namespace is being deleted", false),
         (Answer::Denied { message: "admission webhook says no".to_owned() }, "webhook says no", false),
-        (Answer::Forbidden { message: "cannot create".to_owned() }, "mend its ClusterRole", true),
+        (Answer::Forbidden { message: "cannot create".to_owned() }, "correct its ClusterRole", true),
         (Answer::Failed { message: "connection refused".to_owned(), retry_after: None }, "connection refused", false),
     ];
     for (answer, part, permanent) in cases {

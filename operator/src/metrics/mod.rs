@@ -292,12 +292,12 @@ impl Inner {
         registry.register_with_unit("plan", "How long a plan takes", Unit::Seconds, self.planning.clone());
         registry.register_with_unit(
             "reaction",
-            "From a change of a fact (or the action's turn, see line_seconds) until an action that it caused is written",
+            "From a change of a fact (or the action's turn, see queue_wait_seconds) until an action that it caused is written",
             Unit::Seconds,
             self.reaction.clone(),
         );
         registry.register_with_unit(
-            "line",
+            "queue_wait",
             "How long actions that one fact asks of many nodes at once waited for their turn",
             Unit::Seconds,
             self.line.clone(),

@@ -267,7 +267,7 @@ mod tests {
     fn a_policys_counts_are_details_and_what_was_observed_is_news() {
         let status = UpdatePolicyStatus::default();
         assert_eq!(policy_worth(&status, &status), Worth::Nothing);
-        let counted = UpdatePolicyStatus { counts: Counts { moving: 1, ..Counts::default() }, ..status.clone() };
+        let counted = UpdatePolicyStatus { counts: Counts { in_progress: 1, ..Counts::default() }, ..status.clone() };
         assert_eq!(policy_worth(&status, &counted), Worth::Details);
         let observed = UpdatePolicyStatus { observed_generation: Some(2), ..status.clone() };
         assert_eq!(policy_worth(&status, &observed), Worth::News);

@@ -202,7 +202,7 @@ const fn takes_turns(reason: WaitReason) -> bool {
         WaitReason::Queued
             | WaitReason::Budget
             | WaitReason::DomainBusy
-            | WaitReason::ClusterCeiling
+            | WaitReason::ClusterMaxUnavailable
             | WaitReason::ControlPlane
             | WaitReason::OperatorNode
             | WaitReason::DisruptionBudget
@@ -217,7 +217,7 @@ const fn goes_well(reason: WaitReason) -> bool {
             | WaitReason::LoadBalancers
             | WaitReason::Rebooting
             | WaitReason::Trial
-            | WaitReason::Soaking
+            | WaitReason::NodeSoak
             | WaitReason::Committing
             | WaitReason::Reverting
     )

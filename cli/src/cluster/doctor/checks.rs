@@ -100,7 +100,7 @@ pub(super) fn policies(policies: &[api::UpdatePolicy], now: DateTime<Utc>) -> Ve
             found.push(warns("the operator has not looked at its last change".to_owned(), "Is there a leader?"));
         }
         for (type_, bad, advice) in [
-            (conditions::ACCEPTED, "False", "An admin mends the field that is named."),
+            (conditions::ACCEPTED, "False", "An admin fixes the field that is named."),
             (conditions::POLICY_CONFLICT, "True", "An admin narrows one of the two selectors."),
             (conditions::HALTED, "True", "See docs/runbooks/BasculeReleaseBlocked.md."),
             (conditions::REPOSITORY_HEALTHY, "False", "See docs/runbooks/BasculeMetadataStale.md."),
@@ -122,7 +122,7 @@ pub(super) fn policies(policies: &[api::UpdatePolicy], now: DateTime<Utc>) -> Ve
                     found.push(wrong(what, "An admin makes a window longer, or the drain's timeout shorter."));
                 }
             }
-            Err(error) => found.push(wrong(error.to_string(), "An admin mends the field that is named.")),
+            Err(error) => found.push(wrong(error.to_string(), "An admin fixes the field that is named.")),
         }
         if found.len() == before {
             found.push(Finding::good("policy", format!("{name}: {} nodes", status.counts.nodes)));
@@ -135,7 +135,7 @@ fn metadata(repository: &api::RepositoryStatus, now: DateTime<Utc>, mut tell: im
     if let Some(expires) = repository.expires_at.filter(|expires| expires.get() - now < EXPIRES_SOON) {
         tell(
             format!("its repository's metadata expires at {expires}"),
-            "The publisher signs it anew: bascule release refresh.",
+            "The publisher renews it: bascule release refresh.",
         );
     }
     if let Some(verified) = repository.verified_at.filter(|verified| now - verified.get() > STALE)

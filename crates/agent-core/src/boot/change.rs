@@ -140,7 +140,7 @@ impl BootPurpose {
         match self {
             Self::ClearAway => "removing boot images that boot nothing",
             Self::ClearDownloads => "removing what earlier downloads left",
-            Self::Untangle => "mending a boot entry",
+            Self::Untangle => "repairing a boot entry",
             Self::Retire => "removing a boot entry",
             Self::Arm => "arming a slot",
             Self::Recount => "giving a boot entry its counter back",

@@ -1,4 +1,4 @@
-//! The operator's explanation of a node, for people.
+//! The operator's part of a node's status, for people.
 
 use crate::{ObjectRef, Time, WaitReason};
 use schemars::JsonSchema;

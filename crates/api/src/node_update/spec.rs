@@ -35,7 +35,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("!has(self.grant) || !has(oldSelf.grant) || self.grant.generation >= oldSelf.grant.generation").message("grant generations never go down"))]
 #[x_kube(crates(kube_core = "kube_core"))]
 pub struct NodeUpdateSpec {
-    /// The policy that cares for this node.
+    /// The policy that selects this node.
     #[schemars(length(max = 63))]
     pub policy: String,
     /// What the agent shall reach.

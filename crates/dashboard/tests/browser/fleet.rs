@@ -97,7 +97,7 @@ pub fn fleet(count: usize) -> LiveReport {
             None,
         ),
         wait(WaitReason::Draining, "12 of 14 pods are gone", None, None),
-        wait(WaitReason::Soaking, "healthy, soaking", None, Some(300)),
+        wait(WaitReason::NodeSoak, "healthy, soaking", None, Some(300)),
         wait(
             WaitReason::Reverted,
             "41.3.0 failed here: kubelet was not Ready within 10m",

@@ -105,7 +105,7 @@ async fn a_person_reads_it_without_a_mouse_in_light_and_dark() {
     // What is heard: headings, tables with heads, names for everything that is asked for.
     let heard = page.heard().await;
     let all = |role: &str| heard.iter().filter(|one| one.0 == role).map(|one| one.1.as_str()).collect::<Vec<_>>();
-    for heading in ["Bascule", "Policies", "Under way", "Waiting, and why", "History", "Nodes"] {
+    for heading in ["Bascule", "Policies", "In progress", "Waiting, and why", "History", "Nodes"] {
         assert!(all("heading").contains(&heading), "{heading}: {heard:?}");
     }
     assert!(all("columnheader").len() > 20 && all("rowheader").len() > 40, "{heard:?}");

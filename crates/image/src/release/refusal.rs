@@ -63,7 +63,7 @@ pub enum Refusal {
     },
     /// Floors point at each other, or at something that is not below.
     #[error(
-        "the floors of channel {channel} lead from {running} nowhere near {version}; the vendor must mend release {at}"
+        "the minimum source versions of channel {channel} lead from {running} nowhere near {version}; the vendor must correct release {at}"
     )]
     NoWay {
         /// The channel.

@@ -303,7 +303,7 @@ impl<'a> ClusterBudget<'a> {
         if ceiling.fits(view.traits.unavailable) {
             return None;
         }
-        let text = || Arc::new(Wait::new(WaitReason::ClusterCeiling, ceiling.sentence("the cluster")));
+        let text = || Arc::new(Wait::new(WaitReason::ClusterMaxUnavailable, ceiling.sentence("the cluster")));
         let wait = ceiling.full.clone().unwrap_or_else(text);
         ceiling.full = Some(Arc::clone(&wait));
         Some(wait)
@@ -316,7 +316,7 @@ impl<'a> ClusterBudget<'a> {
             && let Some(busy) = self.carriers_busy.iter().rev().find(|busy| busy.name != node.name)
         {
             let what = if busy.control_plane { "control-plane node" } else { "etcd member" };
-            let message = format!("{what} {} is moving or unavailable", busy.name);
+            let message = format!("{what} {} is being updated or unavailable", busy.name);
             return Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &busy.name));
         }
         if traits.etcd == EtcdMember::None {

@@ -152,7 +152,7 @@ fn by_policy<'a>(
                 "{} accepts nodes from {floor} on, this one runs {running}, and {floor} is not offered",
                 step.version
             );
-            return nothing(Wait::new(WaitReason::Floor, message));
+            return nothing(Wait::new(WaitReason::MinimumSourceVersion, message));
         };
         step = next;
     }

@@ -57,13 +57,13 @@ const OWN: [(Gate, Ask); 21] = [
     (Gate::Release, release),
     (Gate::NotFailedHere, not_failed_here),
     (Gate::Age, age),
-    (Gate::Retention, retention),
+    (Gate::RollbackRetention, retention),
     (Gate::Skew, skew),
     (Gate::Staged, staged),
     (Gate::Window, window),
     (Gate::Fits, fits),
     (Gate::Wave, |candidate| wave(candidate, WaitReason::Wave)),
-    (Gate::Soak, |candidate| wave(candidate, WaitReason::Soak)),
+    (Gate::WaveSoak, |candidate| wave(candidate, WaitReason::WaveSoak)),
     (Gate::NotCordoned, not_cordoned),
     (Gate::NotLeaving, not_leaving),
     (Gate::Ready, ready),
@@ -82,7 +82,7 @@ const BEFORE_STAGING: [Gate; 9] = [
     Gate::Release,
     Gate::NotFailedHere,
     Gate::Age,
-    Gate::Retention,
+    Gate::RollbackRetention,
 ];
 
 /// The first of a node's own gates that does not hold.
@@ -100,10 +100,10 @@ const MAY_TAKE_DAYS: [Gate; 11] = [
     Gate::Repository,
     Gate::Release,
     Gate::Age,
-    Gate::Retention,
+    Gate::RollbackRetention,
     Gate::Skew,
     Gate::Wave,
-    Gate::Soak,
+    Gate::WaveSoak,
 ];
 
 /// Whether a node waits for something that may take days.
@@ -197,10 +197,10 @@ pub(super) fn shared<'a>(
         {
             return Some((Gate::Domain, wait));
         }
-        if set.asks(Gate::Ceiling)
+        if set.asks(Gate::ClusterMaxUnavailable)
             && let Some(wait) = cluster.ceiling(view)
         {
-            return Some((Gate::Ceiling, wait));
+            return Some((Gate::ClusterMaxUnavailable, wait));
         }
     }
     if set.asks(Gate::ControlPlane)
@@ -326,7 +326,7 @@ fn retention(candidate: &Candidate<'_, '_>) -> Answer {
     let back = other.version.as_ref().map_or("", |version| version.as_str());
     let message =
         format!("the other slot keeps {back}, the way back, until {running} has run for {}", valid.spec.proven_after);
-    Some(Arc::new(Wait::new(WaitReason::Retention, message).until(Some(proven))))
+    Some(Arc::new(Wait::new(WaitReason::RollbackRetention, message).until(Some(proven))))
 }
 
 /// How many minor versions a kubelet may be older than the API server (Kubernetes, "Version Skew Policy").

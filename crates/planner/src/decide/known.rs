@@ -292,7 +292,7 @@ impl Verdicts {
         }
         Some(match (&verdict.found, holds) {
             // How far the wave before is changes with every node of it.
-            (Some((gate @ (Gate::Wave | Gate::Soak), _)), Some(wait)) => Some((*gate, Arc::clone(wait))),
+            (Some((gate @ (Gate::Wave | Gate::WaveSoak), _)), Some(wait)) => Some((*gate, Arc::clone(wait))),
             (found, _) => found.clone(),
         })
     }
@@ -307,7 +307,7 @@ impl Verdicts {
     ) {
         let (Some(ground), Some(slot)) = (footing.0, self.nodes.get_mut(node)) else { return };
         let until = match found {
-            Some((Gate::Wave | Gate::Soak, _)) | None => None,
+            Some((Gate::Wave | Gate::WaveSoak, _)) | None => None,
             Some((_, wait)) => wait.until,
         };
         let held = holds.map(|wait| wait.reason);

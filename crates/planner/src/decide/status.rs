@@ -67,7 +67,7 @@ impl<'a> Round<'a> {
             nodes: number(waves.standings.len()),
             updated: standing(|standing| matches!(standing, Standing::Done(_))),
             staged,
-            moving: standing(|standing| matches!(standing, Standing::Moving)),
+            in_progress: standing(|standing| matches!(standing, Standing::Moving)),
             unavailable: used.unwrap_or(0),
             ..Counts::default()
         };
@@ -143,10 +143,10 @@ impl<'a> Round<'a> {
             Some(wait) => set(conditions::ACCEPTED, false, reason::INVALID, &wait.message),
             None => set(conditions::ACCEPTED, true, reason::VALID, ""),
         }
-        let moving = counts.moving > 0;
+        let moving = counts.in_progress > 0;
         let back = !policy.rollbacks.is_empty();
         let why = if back { reason::ROLLING_BACK } else { reason::ROLLING_OUT };
-        let many = if counts.moving == 1 { "1 node is".to_owned() } else { format!("{} nodes are", counts.moving) };
+        let many = if counts.in_progress == 1 { "1 node is".to_owned() } else { format!("{} nodes are", counts.in_progress) };
         let progress = format!("{many} being disrupted");
         set(conditions::PROGRESSING, moving, if moving { why } else { reason::OBSERVED }, &progress);
         let done = counts.nodes == counts.updated && counts.nodes > 0;
@@ -201,7 +201,7 @@ impl<'a> Round<'a> {
             let mut status = freeze.status.clone();
             status.observed_generation = Some(freeze.generation);
             status.ends_at = Some(freeze.ends_at());
-            if status.in_motion.is_none() {
+            if status.in_progress.is_none() {
                 let held = self.policies.iter().filter(|policy| freeze.holds(policy.facts, now));
                 let by_policy = held.flat_map(|policy| policy.members).copied();
                 let named =
@@ -209,7 +209,7 @@ impl<'a> Round<'a> {
                 let by_name = (0..self.nodes.len()).filter(|_| !freeze.spec.nodes.is_empty()).filter(named);
                 let moving =
                     by_policy.chain(by_name).filter(|node| self.nodes.get(*node).is_some_and(|view| view.traits.moves));
-                status.in_motion = Some(u32::try_from(moving.count()).unwrap_or(u32::MAX));
+                status.in_progress = Some(u32::try_from(moving.count()).unwrap_or(u32::MAX));
             }
             let active = now < freeze.ends_at();
             let why = if active { reason::OBSERVED } else { reason::ENDED };

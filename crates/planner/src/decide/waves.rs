@@ -169,7 +169,7 @@ fn hold<'n>(
     }
     status.soak_until = Some(until);
     let message = format!("wave {name} is done and soaks for {soak}");
-    Held::by(Wait::new(WaitReason::Soak, message).until(Some(until)))
+    Held::by(Wait::new(WaitReason::WaveSoak, message).until(Some(until)))
 }
 
 /// Waves are filled in order. Where a wave takes some of many nodes, those that already run the release or are on
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(said(&first), ["", "wave a of 1 node comes first", "wave b of 1 node comes first"]);
         let soaking = waves(&THREE, &[done, Standing::Ahead, Standing::Ahead]);
         assert_eq!(said(&soaking)[2], said(&first)[2], "the soak is the affair of the next wave alone");
-        assert_eq!(soaking.holds(1).map(|wait| wait.reason), Some(WaitReason::Soak));
+        assert_eq!(soaking.holds(1).map(|wait| wait.reason), Some(WaitReason::WaveSoak));
     }
 
     #[test]

@@ -63,6 +63,6 @@ fn needs_object(reason: WaitReason) -> bool {
 fn needs_end(reason: WaitReason) -> bool {
     matches!(
         reason,
-        WaitReason::Freeze | WaitReason::MinimumAge | WaitReason::Retention | WaitReason::Soak | WaitReason::Soaking
+        WaitReason::Freeze | WaitReason::MinimumAge | WaitReason::RollbackRetention | WaitReason::WaveSoak | WaitReason::NodeSoak
     )
 }

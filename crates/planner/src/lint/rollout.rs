@@ -60,10 +60,10 @@ fn held_for_days(node: &Node, reason: WaitReason, plan: &Plan, found: &mut Vec<V
             | WaitReason::Halted
             | WaitReason::RepositoryUnavailable
             | WaitReason::MinimumAge
-            | WaitReason::Retention
+            | WaitReason::RollbackRetention
             | WaitReason::VersionSkew
             | WaitReason::Wave
-            | WaitReason::Soak
+            | WaitReason::WaveSoak
     );
     let is_let_go = |step: &crate::Step| matches!(&step.action, Action::Untaint { node: name, taint: crate::plan::Taint::Hold } if **name == *node.name);
     if node.taints.hold && for_days && !node.deleting && !plan.steps.iter().any(is_let_go) {

@@ -206,7 +206,7 @@ fn described(release: &Release) -> String {
         text.push_str(&format!(", severity {}, fixes {}", release.severity, release.fixes.len()));
     }
     if let Some(floor) = &release.floor {
-        text.push_str(&format!(", floor {floor}"));
+        text.push_str(&format!(", minimum source version {floor}"));
     }
     if release.downgrade {
         text.push_str(", NODES MAY GO DOWN TO IT");

@@ -41,7 +41,7 @@ pub(super) enum Operation {
     Offer { channel: ChannelName, product: Product, release: Release, files: BTreeMap<TargetPath, NamedFile> },
     /// A release is taken back.
     Withdraw { channel: ChannelName, version: Version, withdrawal: Withdrawal },
-    /// Releases are left out of a channel.
+    /// Releases are removed from a channel.
     LeaveOut { channel: ChannelName, versions: Vec<Version> },
     /// Roles get other keys or thresholds; none: only a later expiry.
     Rotate { roles: BTreeMap<String, KeySet> },
@@ -93,7 +93,7 @@ impl Operation {
             Self::Withdraw { channel, version, .. } => format!("withdraw {version} from {channel}"),
             Self::LeaveOut { channel, versions } => {
                 let list: Vec<&str> = versions.iter().map(Version::as_str).collect();
-                format!("leave {} out of {channel}", list.join(", "))
+                format!("remove {} from {channel}", list.join(", "))
             }
             Self::Rotate { roles } if roles.is_empty() => "a root that expires later".to_owned(),
             Self::Rotate { roles } => {

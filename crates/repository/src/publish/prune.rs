@@ -1,6 +1,6 @@
 //! Taking away what is no longer wanted: releases that a channel need not offer, and files that no reader can ask for.
 //!
-//! Two steps, because readers are in between: first a release is left out of its channel (signed, `timestamp.json` last, as
+//! Two steps, because readers are in between: first a release is removed from its channel (signed, `timestamp.json` last, as
 //! every change); its files go only when every copy of the metadata that names them has been replaced for longer than a
 //! reader may still hold on to it. Killed anywhere, what is left is found again by the next run.
 

@@ -1,4 +1,4 @@
-//! Signing afresh what would expire, and saying what will expire all the same.
+//! Renewing what would expire, and saying what will expire all the same.
 
 use tough::schema::{RoleKeys, RoleType};
 
@@ -23,7 +23,7 @@ pub struct Refreshed {
 pub struct Renewal {
     /// How the role stands now.
     pub standing: RoleStanding,
-    /// Whether it was signed afresh.
+    /// Whether it was renewed.
     pub renewed: bool,
     /// The waiting change for whose sake it was left as it is.
     pub kept_for: Option<String>,
@@ -36,7 +36,7 @@ impl Publisher {
         standing::of_all(&self.current)
     }
 
-    /// Signs the timestamp afresh, and the snapshot, the targets and delegated roles too where enough keys for them are given.
+    /// Renews the timestamp, and the snapshot, the targets and delegated roles too where enough keys for them are given.
     /// What waits for signatures keeps waiting: a role that a waiting change has begun to sign is left as it is until half
     /// of its lifetime is over, since a new version of it would void those signatures.
     ///

@@ -30,7 +30,7 @@ pub(super) struct Current {
 }
 
 impl Current {
-    /// Reads and verifies. Expiry is not judged: signing afresh is what mends it.
+    /// Reads and verifies. Expiry is not judged: renewing is what helps.
     ///
     /// # Errors
     /// [`PublishError::Folder`] when there is no repository, [`PublishError::Broken`] for anything that does not verify.

@@ -246,7 +246,7 @@ pub(super) fn end(world: &World, report: &Report) -> Vec<Broken> {
                 | WaitReason::ReleaseBlocked
                 | WaitReason::ReleaseWithdrawn
                 | WaitReason::NoRelease
-                | WaitReason::Floor
+                | WaitReason::MinimumSourceVersion
                 | WaitReason::FailedHere
                 | WaitReason::Halted
                 | WaitReason::Reverted

@@ -47,7 +47,7 @@ impl Tale {
             (Self::Fleet, _) => "a tampered and an expired repository are offered",
             (Self::ControlPlanes, 1) => "machines with 1.0 carry the cluster that they are nodes of",
             (Self::ControlPlanes, 2) => "1.1 is published while a member of etcd is broken: nothing moves",
-            (Self::ControlPlanes, _) => "the member is mended: every machine reboots into 1.1, the API stays",
+            (Self::ControlPlanes, _) => "the member is repaired: every machine reboots into 1.1, the API stays",
         }
     }
 

@@ -32,7 +32,7 @@ pub(crate) struct Subject<'a> {
 pub(crate) struct Check {
     pub(crate) number: u16,
     stops: bool,
-    /// What it means and how it is mended.
+    /// What it means and how to fix it.
     explanation: &'static str,
 }
 
@@ -106,7 +106,7 @@ pub(crate) struct CheckArguments {
     #[arg(long, help_heading = "Checks")]
     strict: bool,
 
-    /// Say with each finding what it means and how it is mended.
+    /// Say with each finding what it means and how to fix it.
     #[arg(long, help_heading = "Checks")]
     explain: bool,
 }

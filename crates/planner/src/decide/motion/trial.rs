@@ -55,7 +55,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
             let until = since.after(health.node_soak);
             if moving.ctx.now < until {
                 let message = format!("{} is healthy and soaks for {}", release.version, health.node_soak);
-                Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Soaking, message).until(Some(until)))
+                Motion::waits(RolloutState::Trial, Wait::new(WaitReason::NodeSoak, message).until(Some(until)))
             } else {
                 commit(moving, drained_at)
             }
