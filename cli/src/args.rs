@@ -40,6 +40,7 @@ pub(crate) enum Command {
     Abort(crate::cluster::Abort),
     Rollback(crate::cluster::Rollback),
     Unblock(crate::cluster::Unblock),
+    Retry(crate::cluster::Retry),
     Wait(crate::cluster::Wait),
     Dashboard(crate::cluster::Dashboard),
     Doctor(crate::cluster::Doctor),

@@ -63,6 +63,7 @@ async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
         args::Command::Hold(command) => command.run(connection).await,
         args::Command::Abort(command) => command.run(connection).await,
         args::Command::Unblock(command) => command.run(connection).await,
+        args::Command::Retry(command) => command.run(connection).await,
         args::Command::Wait(command) => command.run(connection).await,
         args::Command::Dashboard(command) => command.run(connection).await,
         args::Command::Doctor(command) => command.run(connection).await,

@@ -15,7 +15,7 @@ use kube::{
 
 /// Let a policy take a release again that failures or a Rollback blocked. Takes the rights of an admin.
 ///
-/// The block stays on record. A node on which the release failed does not try it again, and as many further failures as the
+/// The block stays on record. A node on which the release failed does not try it again before `bascule retry`, and as many further failures as the
 /// threshold block it anew.
 #[derive(Debug, Args)]
 pub(crate) struct Unblock {

@@ -65,7 +65,10 @@ fn stands(policy: &api::UpdatePolicy, what: What) -> Stands {
     }
     let waits = if status.columns.waits_for.is_empty() { "-" } else { status.columns.waits_for.as_str() };
     let counts = &status.counts;
-    Stands::NotYet(format!("{}/{} updated, {} in progress, waits for {waits}", counts.updated, counts.nodes, counts.in_progress))
+    Stands::NotYet(format!(
+        "{}/{} updated, {} in progress, waits for {waits}",
+        counts.updated, counts.nodes, counts.in_progress
+    ))
 }
 
 impl Wait {

@@ -1,7 +1,8 @@
 //! What happens to the agent.
 
 use bascule_api::{
-    Goal, Grant, NodeError, NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef, RootHash, SlotName, Transfer,
+    Goal, Grant, NodeError, NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef, RootHash, SlotName, Time,
+    Transfer,
 };
 use bascule_image::Manifest;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub struct Desired {
     pub disruption_begun: bool,
     /// What to do about a missing pack.
     pub pack_fallback: PackFallback,
+    /// A person's word that what failed here is tried again; another time is another word.
+    pub retry: Option<Time>,
 }
 
 impl Desired {
@@ -38,6 +41,7 @@ impl Desired {
             grant: spec.grant.clone(),
             disruption_begun: spec.disruption.is_some(),
             pack_fallback: spec.pack_fallback,
+            retry: spec.retry,
         }
     }
 }

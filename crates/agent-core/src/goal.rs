@@ -53,6 +53,16 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
         None => {}
     }
     let desired = state.desired.clone()?;
+    if let Some(asked) = desired.retry
+        && let Some(journal) = state.journal.as_ref().filter(|journal| journal.retried != Some(asked))
+    {
+        let mut next = next_journal(journal);
+        next.try_again(|_| true);
+        next.retried = Some(asked);
+        // What waits to be tried again waits no longer; a repair is nothing that a person asked for.
+        state.problem = state.problem.take().filter(|problem| problem.during.is_repair());
+        return short(vec![Effect::Persist(Box::new(next))]);
+    }
     let leaving = state.trial_record(facts).is_some_and(|armed| armed.given_up.is_some());
     if leaving && desired.goal != Goal::Committed {
         return give_up(state, facts, now, "the trial was given up".to_owned());

@@ -3,7 +3,7 @@
 //! Losing the journal costs time (a slot is verified again), and the memory of failed releases. It can't make the agent
 //! use a grant twice: a grant also names the boot it was given for, and a reboot ends that boot.
 
-use bascule_api::{Digest, FailedRelease, ManualAction, RootHash, SlotName, Version};
+use bascule_api::{Digest, FailedRelease, ManualAction, RootHash, SlotName, Time, Version};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -109,6 +109,9 @@ pub struct Journal {
     /// How the boot loader was set up when something was found wrong with it. Another set-up is judged anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loader_setup: Option<String>,
+    /// The last word of a person, by way of the operator, to try again what failed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retried: Option<Time>,
     /// Boot images that the agent placed or took over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub placed: Vec<PlacedImage>,
@@ -194,6 +197,13 @@ impl Journal {
             let surplus = self.failed.len().saturating_sub(MAX_FAILED);
             self.failed.drain(..surplus);
         }
+    }
+
+    /// A person may try again what failed here, or what the boot loader did not take.
+    pub fn try_again(&mut self, what: impl Fn(&FailedRelease) -> bool) {
+        self.failed.retain(|failed| !what(failed));
+        self.not_taken = None;
+        self.counting_seen = self.counting_seen.filter(|works| *works);
     }
 
     /// Remembers a break-glass command.

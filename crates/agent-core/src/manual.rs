@@ -21,10 +21,7 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
             user: manual.user.map(|user| user.chars().take(64).collect()),
         });
         if let ManualCommand::Stage(release) = &manual.command {
-            // A person may try a release again that failed here, or that the boot loader did not take.
-            next.failed.retain(|failed| failed.digest != release.digest);
-            next.not_taken = None;
-            next.counting_seen = next.counting_seen.filter(|works| *works);
+            next.try_again(|failed| failed.digest == release.digest);
         }
         return short(vec![Effect::Persist(Box::new(next))]);
     }

@@ -55,6 +55,7 @@ pub fn status(state: &State, now: Now) -> NodeUpdateStatus {
     };
     if let Some(journal) = &state.journal {
         status.last_grant = journal.last_grant;
+        status.retried = journal.retried;
         status.failed_releases.clone_from(&journal.failed);
         status.manual_actions.clone_from(&journal.manual);
     }

@@ -42,7 +42,7 @@ pub use policy::{
 };
 pub use policy_status::{
     BlockedRelease, Columns, Counts, HistoryEntry, Maintenance, Outcome, PolicyFailure, ReleaseInfo, RepositoryStatus,
-    Timings, UpdatePolicyStatus, WaitsFor, WaveStatus, WindowStatus,
+    Retry, Timings, UpdatePolicyStatus, WaitsFor, WaveStatus, WindowStatus,
 };
 pub use quantity::{IntOrPercent, QuantityError};
 pub use reasons::{ObjectRef, WaitReason};

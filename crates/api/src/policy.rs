@@ -1,6 +1,6 @@
 //! `UpdatePolicy`: what an admin wants for a group of nodes.
 
-use crate::{ChannelName, Drain, Duration, IntOrPercent, Selector, UpdatePolicyStatus, Version};
+use crate::{ChannelName, Drain, Duration, IntOrPercent, Retry, Selector, UpdatePolicyStatus, Version};
 use kube_derive::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,12 @@ pub struct UpdatePolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub allowed_versions: Vec<Version>,
+    /// Nodes that try again what went wrong on them, once for each entry: the agent forgets which releases failed there, as
+    /// does the policy, and a drain that was given up is not waited after any longer. A release that is blocked stays
+    /// blocked. `bascule retry` writes this; what was done stands in `status.retried`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub retries: Vec<Retry>,
     /// Start nothing new. What moves is finished.
     #[serde(default)]
     pub paused: bool,

@@ -45,6 +45,10 @@ pub struct UpdatePolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub failures: Vec<PolicyFailure>,
+    /// The entries of `spec.retries` that were done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub retried: Vec<Retry>,
     /// What drains, boots and health checks took lately, in seconds; the planner fits nodes into windows with it.
     #[serde(default)]
     pub timings: Timings,
@@ -68,6 +72,21 @@ pub struct UpdatePolicyStatus {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
 const fn is_zero(number: &i64) -> bool {
     *number == 0
+}
+
+/// A person's word that a node tries again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// The node.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
+    /// When it was said. Another time is another word; nothing is compared with it.
+    pub at: Time,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub reason: Option<String>,
 }
 
 /// A stretch of time in which nodes are disrupted, with hooks before the first and after the last of them.

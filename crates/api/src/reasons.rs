@@ -89,7 +89,7 @@ wait_reasons! {
     /// The release was withdrawn by its publisher.
     ReleaseWithdrawn => "Nothing: the next release of the channel takes its place.",
     /// The release failed on this very node and is not tried there again.
-    FailedHere => "Read the node's status.failedReleases; publish a release that comes up there.",
+    FailedHere => "Read the node's status.failedReleases; publish a release that comes up there, or let the node try again with `bascule retry`.",
     /// The node must first step through an older release (the minimum source version of the wanted one).
     MinimumSourceVersion was "Floor" => "Nothing: the node steps through it by itself. It waits if that release is not published.",
     /// The release is younger than spec.minReleaseAge.
@@ -139,7 +139,7 @@ wait_reasons! {
     /// An autoscaler is removing the node.
     NodeLeaving => "Nothing: the node goes away, or is updated when the taint named in the message goes.",
     /// A drain failed, or the node rebooted too early, and it waits before it is tried again.
-    DrainBackoff => "Read the last drain's message; it is tried again at the time in the until field.",
+    DrainBackoff => "Read the last drain's message; it is tried again at the time in the until field, or at once with `bascule retry`.",
     /// A drain reached its timeout and the policy says to hold the node as it is.
     DrainHeld => "Resolve the pods named in the message, or delete them.",
     /// A hook has not finished or has failed.

@@ -79,6 +79,7 @@ fn node(index: usize, groups: usize) -> Node {
             disruption: None,
             last_disruption: None,
             pack_fallback: bascule_api::PackFallback::default(),
+            retry: None,
         },
         status: NodeUpdateStatus {
             observed_generation: Some(3),

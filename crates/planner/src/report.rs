@@ -70,7 +70,7 @@ pub struct Report {
 pub struct NodeReport {
     /// The node.
     pub node: NodeName,
-    /// The policy that cares for it, as an index into [`Report::policies`].
+    /// The policy that selects it, as an index into [`Report::policies`].
     pub policy: Option<usize>,
     /// What it does.
     pub state: RolloutState,

@@ -104,6 +104,7 @@ impl Machine {
             disruption_begun: grant.is_some(),
             grant,
             pack_fallback: PackFallback::Allow,
+            retry: None,
         }))
     }
 

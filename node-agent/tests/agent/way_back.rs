@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use bascule_agent::agent::Agent;
 use bascule_agent::core::boot::Safeguard;
-use bascule_agent::core::{Config, Event, ManualCommand};
+use bascule_agent::core::{Config, Desired, Event, ManualCommand};
 use bascule_api::{Counting, Goal, NodeUpdateStatus, conditions};
 use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::firmware::boot_image::Fault;
@@ -238,6 +239,37 @@ fn an_armed_entry_that_was_not_taken_is_never_armed_again_by_itself() {
     let mut agent = machine.agent();
     agent.handle(Event::Manual { command: ManualCommand::Stage(named(&new)), user: None }).unwrap();
     machine.update(&new, 9);
+}
+
+/// The same by way of the operator (`bascule retry`): once for each word, and it survives a restart of the agent.
+#[test]
+fn what_was_not_taken_is_tried_again_when_a_person_says_so_and_once() {
+    let (mut machine, _) = not_taken(&Config::default());
+    let new = release("1.1", &[]);
+    let said = |machine: &mut Machine, at: i64| {
+        let Event::Desired(Some(desired)) = machine.word(Goal::Staged, &new, None) else { unreachable!() };
+        let at = chrono::DateTime::from_timestamp(at, 0).unwrap().into();
+        Event::Desired(Some(Desired { retry: Some(at), ..desired }))
+    };
+    let counting = |agent: &Agent| agent.published().unwrap().boot_control.as_ref().unwrap().counting;
+    let mut agent = machine.agent();
+    agent.handle(said(&mut machine, 1)).unwrap();
+    assert_eq!(counting(&agent), Counting::Works);
+    let answered = agent.published().unwrap().retried.map(|at| at.get().timestamp());
+    assert_eq!(answered, Some(1));
+
+    // It is not taken once more: the same word does not help again, not even a new agent.
+    let grant = machine.grant(8);
+    let Event::Desired(Some(desired)) = machine.word(Goal::Booted, &new, Some(grant)) else { unreachable!() };
+    let retry = Some(chrono::DateTime::from_timestamp(1, 0).unwrap().into());
+    agent.handle(Event::Desired(Some(Desired { retry, ..desired }))).unwrap();
+    machine.hardware.variables.set_string("LoaderEntryOneShot", "acme-os-1.0.efi");
+    machine.reboot();
+    let mut agent = machine.agent();
+    agent.handle(said(&mut machine, 1)).unwrap();
+    assert_eq!(counting(&agent), Counting::Broken);
+    agent.handle(said(&mut machine, 2)).unwrap();
+    assert_eq!(counting(&agent), Counting::Works);
 }
 
 #[test]

@@ -68,6 +68,16 @@ impl Writer {
                     let note = format!("{version} is never installed again by this policy ({by}): {reason}");
                     ("ReleaseBlocked", true, note, None)
                 }
+                MemoryChange::Retried(retry) => {
+                    let node = ObjectRef { kind: "Node".to_owned(), namespace: None, name: retry.node.clone() };
+                    let why = retry.reason.as_deref().map_or(String::new(), |reason| format!(": {reason}"));
+                    (
+                        "Retried",
+                        false,
+                        format!("what failed on {} is forgotten, as was asked{why}", retry.node),
+                        Some(node),
+                    )
+                }
                 MemoryChange::Started(version) => ("RolloutStarted", false, format!("{version} is rolled out"), None),
                 MemoryChange::Ended(version, outcome) => {
                     ("RolloutEnded", false, format!("the rollout of {version} ended: {outcome:?}"), None)
@@ -90,7 +100,9 @@ fn notified(change: &MemoryChange) -> Option<(Kind, &Version)> {
         MemoryChange::Started(version) => Some((Kind::Began, version)),
         MemoryChange::Ended(version, outcome) => Some((Kind::from(*outcome), version)),
         MemoryChange::Blocked { version, .. } => Some((Kind::Blocked, version)),
-        MemoryChange::Failed(_) | MemoryChange::Maintenance(..) | MemoryChange::Timed => None,
+        MemoryChange::Failed(_) | MemoryChange::Retried(_) | MemoryChange::Maintenance(..) | MemoryChange::Timed => {
+            None
+        }
     }
 }
 
@@ -107,6 +119,7 @@ const fn is_audited(action: &Action) -> bool {
             | Action::Revert { .. }
             | Action::RunHook(_)
             | Action::FreeGrant { .. }
+            | Action::Retry { .. }
     )
 }
 
@@ -117,6 +130,7 @@ const fn reason(action: &Action) -> (&'static str, bool) {
         Action::CreateNodeUpdate { .. } => ("Enrolled", false),
         Action::Adopt { .. } => ("Adopted", true),
         Action::SetPolicy { .. } => ("PolicyChanged", false),
+        Action::Retry { .. } => ("Retrying", false),
         Action::Taint { .. } => ("Tainted", false),
         Action::Untaint { .. } => ("Untainted", false),
         Action::Stage { .. } => ("Staging", false),

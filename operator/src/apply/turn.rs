@@ -78,7 +78,7 @@ fn urgency(action: &Action) -> Urgency {
         | Action::EndTruce { .. }
         | Action::Taint { taint: Taint::Outdated, .. }
         | Action::Untaint { taint: Taint::Outdated, .. } => Urgency::Housekeeping,
-        Action::Stage { .. } | Action::Rest { .. } => Urgency::Preparation,
+        Action::Stage { .. } | Action::Rest { .. } | Action::Retry { .. } => Urgency::Preparation,
         Action::Grant { .. }
         | Action::RunHook(_)
         | Action::BeginDrain { .. }

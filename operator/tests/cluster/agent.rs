@@ -38,6 +38,7 @@ struct State {
     trial: Option<String>,
     committed_at: String,
     failed: Vec<serde_json::Value>,
+    retried: Option<bascule_api::Time>,
     used_grant: i64,
     habit: Habit,
 }
@@ -58,6 +59,7 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         trial: None,
         committed_at: if habit == Habit::ClockAhead { AHEAD } else { "2026-01-01T00:00:00Z" }.to_owned(),
         failed: Vec::new(),
+        retried: None,
         used_grant: 0,
         habit,
     };
@@ -80,6 +82,10 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
                 tokio::time::sleep(SLOW_BOOT).await;
             }
             running = start(&state);
+        }
+        if spec.retry.is_some() && spec.retry != state.retried {
+            state.retried = spec.retry;
+            state.failed.clear();
         }
         state.follow(spec);
         let status = state.status(update.metadata.generation);
@@ -186,6 +192,9 @@ impl State {
         }
         if !self.failed.is_empty() {
             status["failedReleases"] = json!(self.failed);
+        }
+        if let Some(at) = &self.retried {
+            status["retried"] = json!(at);
         }
         status
     }

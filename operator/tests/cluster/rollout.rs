@@ -168,3 +168,34 @@ async fn a_release_that_fails_is_blocked_and_no_node_is_drained_for_it_again() {
     world.until(policies, "workers", "halted again", again).await;
     assert_eq!(grants().await, 2, "each node tried it once");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_tries_again_once_for_each_word_of_a_person() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Fails).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"failureThreshold": 5})).await;
+    world.until_reason("n1", WaitReason::FailedHere).await;
+    let grants = |update: &NodeUpdate| update.spec.grant.as_ref().map_or(0, |grant| grant.generation);
+
+    for (word, at) in ["2026-11-21T12:00:00Z", "2026-11-21T13:00:00Z"].into_iter().enumerate() {
+        let tried = 2 + i64::try_from(word).unwrap();
+        world.change_policy("workers", json!({"retries": [{"node": "n1", "at": at, "reason": "disk replaced"}]})).await;
+        world
+            .until_update("n1", "tried again, in vain", |update| {
+                update.is_some_and(|update| {
+                    let status = update.status.as_ref();
+                    let failed = status.is_some_and(|status| status.failed_releases.len() == 1);
+                    grants(update) == tried && update.spec.disruption.is_none() && failed
+                })
+            })
+            .await;
+        world.until_reason("n1", WaitReason::FailedHere).await;
+    }
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let status = policies.get("workers").await.unwrap().status.unwrap();
+    assert_eq!(status.failures.len(), 1, "what failed before was forgotten: {status:?}");
+    assert_eq!(status.retried.iter().map(|retry| retry.node.as_str()).collect::<Vec<_>>(), ["n1"]);
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    assert_eq!(grants(&updates.get("n1").await.unwrap()), 3, "once for each word");
+}

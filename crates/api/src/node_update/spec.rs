@@ -58,6 +58,10 @@ pub struct NodeUpdateSpec {
     /// Whether a missing pack may be replaced by the next cheapest.
     #[serde(default)]
     pub pack_fallback: PackFallback,
+    /// A person's word that what failed here is tried again (`at` of the entry in the policy's `spec.retries`). The agent
+    /// forgets its failures once for each, and answers in `status.retried`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Time>,
 }
 
 /// What the agent shall reach.

@@ -46,6 +46,9 @@ pub struct NodeUpdateStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub failed_releases: Vec<FailedRelease>,
+    /// The last word to try again (`spec.retry`) that was followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retried: Option<Time>,
     /// How the boot loader is told what to boot, and whether its counting works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_control: Option<BootControl>,

@@ -283,8 +283,10 @@ fn release(candidate: &Candidate<'_, '_>) -> Answer {
 fn not_failed_here(candidate: &Candidate<'_, '_>) -> Answer {
     let Choice::Install(install) = candidate.choice else { return None };
     let version = &install.release.version;
+    // What is forgotten now (spec.retries) counts until that is written.
+    let written = &candidate.policy.facts.status.failures;
     let (reports, failures) = (candidate.view.traits.has_failed, &candidate.policy.memory.failures);
-    if !reports && failures.is_empty() {
+    if !reports && failures.is_empty() && written.is_empty() {
         return None;
     }
     let update = candidate.view.update()?;
@@ -294,6 +296,7 @@ fn not_failed_here(candidate: &Candidate<'_, '_>) -> Answer {
         None => {
             let known = failures
                 .iter()
+                .chain(written)
                 .find(|failure| failure.version == *version && *failure.node == *candidate.view.node.name)?;
             format!("{version} failed here at {}: {}", known.at, known.message)
         }

@@ -3,8 +3,8 @@
 
 use crate::plan::MemoryChange;
 use bascule_api::{
-    BlockedRelease, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Time, Timings, UpdatePolicyStatus,
-    Version,
+    BlockedRelease, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Retry, Time, Timings,
+    UpdatePolicyStatus, Version,
 };
 use std::collections::BTreeMap;
 
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 const MAX_FAILURES: usize = 64;
 const MAX_BLOCKED: usize = 64;
 const MAX_HISTORY: usize = 16;
+const MAX_RETRIED: usize = 64;
 
 /// The memory as this plan leaves it.
 #[derive(Debug, Clone)]
@@ -20,6 +21,7 @@ pub(super) struct Memory {
     pub(super) failures: Vec<PolicyFailure>,
     pub(super) timings: Timings,
     pub(super) history: Vec<HistoryEntry>,
+    pub(super) retried: Vec<Retry>,
     pub(super) maintenance: Option<Maintenance>,
     pub(super) maintenances: i64,
     pub(super) changes: Vec<MemoryChange>,
@@ -32,6 +34,7 @@ impl Memory {
             failures: status.failures.clone(),
             timings: status.timings.clone(),
             history: status.history.clone(),
+            retried: status.retried.clone(),
             maintenance: status.maintenance.clone(),
             maintenances: status.maintenances,
             changes: Vec::new(),
@@ -73,6 +76,20 @@ impl Memory {
                 format!("it failed on {failed} node{}, last on {}: {}", plural(failed), failure.node, failure.message);
             self.block(&version, super::policy::BY_THRESHOLD, &what, now);
         }
+    }
+
+    /// Forgets what failed on a node, once for each word of a person. Only a failure that comes after it counts again.
+    pub(super) fn retry(&mut self, retry: &Retry) {
+        if self.retried.iter().any(|done| done.node == retry.node && done.at == retry.at) {
+            return;
+        }
+        self.failures.retain(|failure| failure.node != retry.node);
+        self.retried.retain(|done| done.node != retry.node);
+        self.retried.push(retry.clone());
+        if self.retried.len() > MAX_RETRIED {
+            self.retried.remove(0);
+        }
+        self.changes.push(MemoryChange::Retried(retry.clone()));
     }
 
     /// Blocks every release whose remembered failures reach the threshold: an admin may have lowered it since, the nodes that

@@ -216,6 +216,15 @@ impl<'a> Round<'a> {
         let now = self.snapshot.now;
         for (index, policy) in self.policies.iter_mut().enumerate() {
             let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
+            for retry in policy.valid.map_or(&[][..], |valid| &valid.spec.retries) {
+                let followed = policy.members.iter().filter_map(|index| self.nodes.get(*index)).any(|view| {
+                    *view.node.name == *retry.node
+                        && view.update().is_some_and(|update| update.status.retried == Some(retry.at))
+                });
+                if followed {
+                    policy.memory.retry(retry);
+                }
+            }
             policy.memory.recount(threshold, now);
             for _ in 0..=policy.facts.offer.releases.len() {
                 let Some(target) = policy.target(None).map(|release| release.version.clone()) else { break };
@@ -302,7 +311,7 @@ impl<'a> Round<'a> {
         };
         for index in self.known.groups.moving.iter().copied() {
             let Some(view) = self.nodes.get(index).copied() else { continue };
-            let gone = || Choice::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy cares for the node")));
+            let gone = || Choice::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node")));
             let choice = self.choices.get(index).cloned().flatten().unwrap_or_else(gone);
             let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
             let asked = view.update().map_or("", |update| update.spec.policy.as_str());

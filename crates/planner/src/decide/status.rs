@@ -39,6 +39,7 @@ impl<'a> Round<'a> {
         status.failures.clone_from(&policy.memory.failures);
         status.timings.clone_from(&policy.memory.timings);
         status.history.clone_from(&policy.memory.history);
+        status.retried.clone_from(&policy.memory.retried);
         status.maintenance.clone_from(&policy.memory.maintenance);
         status.maintenances = policy.memory.maintenances;
         status.repository = Some(policy.facts.offer.repository.clone());
@@ -146,7 +147,8 @@ impl<'a> Round<'a> {
         let moving = counts.in_progress > 0;
         let back = !policy.rollbacks.is_empty();
         let why = if back { reason::ROLLING_BACK } else { reason::ROLLING_OUT };
-        let many = if counts.in_progress == 1 { "1 node is".to_owned() } else { format!("{} nodes are", counts.in_progress) };
+        let many =
+            if counts.in_progress == 1 { "1 node is".to_owned() } else { format!("{} nodes are", counts.in_progress) };
         let progress = format!("{many} being disrupted");
         set(conditions::PROGRESSING, moving, if moving { why } else { reason::OBSERVED }, &progress);
         let done = counts.nodes == counts.updated && counts.nodes > 0;

@@ -63,6 +63,10 @@ fn needs_object(reason: WaitReason) -> bool {
 fn needs_end(reason: WaitReason) -> bool {
     matches!(
         reason,
-        WaitReason::Freeze | WaitReason::MinimumAge | WaitReason::RollbackRetention | WaitReason::WaveSoak | WaitReason::NodeSoak
+        WaitReason::Freeze
+            | WaitReason::MinimumAge
+            | WaitReason::RollbackRetention
+            | WaitReason::WaveSoak
+            | WaitReason::NodeSoak
     )
 }

@@ -3,7 +3,7 @@
 use crate::snapshot::HookStage;
 use bascule_api::{
     Cause, DaemonSetBefore, DisruptionOutcome, Duration, Goal, NodeUpdateSpec, PackFallback, PolicyFailure, ReleaseRef,
-    RollbackStatus, Time, Version,
+    Retry, RollbackStatus, Time, Version,
 };
 
 /// Everything the operator does to the cluster, standing drain orders apart. Each is idempotent: doing it again on an
@@ -51,8 +51,15 @@ pub enum Action {
     SetPolicy {
         /// The node.
         node: String,
-        /// The policy that cares for it from now on.
+        /// The policy that selects it from now on.
         policy: String,
+    },
+    /// Hand on a person's word that the node tries again what went wrong on it.
+    Retry {
+        /// The node.
+        node: String,
+        /// When it was said.
+        at: Time,
     },
     /// Put one of our taints on the Node.
     Taint {
@@ -273,6 +280,8 @@ pub enum MemoryChange {
         /// Why.
         reason: String,
     },
+    /// What failed on a node is forgotten, as a person asked.
+    Retried(Retry),
     /// A rollout began.
     Started(Version),
     /// A rollout ended.
@@ -293,6 +302,7 @@ impl Action {
             Self::CreateNodeUpdate { node, .. }
             | Self::Adopt { node, .. }
             | Self::SetPolicy { node, .. }
+            | Self::Retry { node, .. }
             | Self::Taint { node, .. }
             | Self::Untaint { node, .. }
             | Self::Stage { node, .. }
@@ -322,6 +332,7 @@ impl Action {
             Self::CreateNodeUpdate { .. } => "CreateNodeUpdate",
             Self::Adopt { .. } => "Adopt",
             Self::SetPolicy { .. } => "SetPolicy",
+            Self::Retry { .. } => "Retry",
             Self::Taint { .. } => "Taint",
             Self::Untaint { .. } => "Untaint",
             Self::Stage { .. } => "Stage",

@@ -18,6 +18,7 @@ pub fn initial_spec(policy: &str) -> NodeUpdateSpec {
         disruption: None,
         last_disruption: None,
         pack_fallback: PackFallback::default(),
+        retry: None,
     }
 }
 
@@ -33,6 +34,12 @@ impl Action {
                 spec.goal = Goal::Staged;
                 spec.release = Some(release.clone());
                 spec.pack_fallback = *pack_fallback;
+            }
+            Self::Retry { at, .. } => {
+                spec.retry = Some(*at);
+                if let Some(last) = &mut spec.last_disruption {
+                    last.given_up = 0;
+                }
             }
             Self::Rest { .. } => rest(&mut spec),
             Self::Adopt { release, generation, cause, was_cordoned, at, .. } => {

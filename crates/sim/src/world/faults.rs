@@ -1,10 +1,10 @@
 //! What people and bad luck do to a world.
 
 use super::{World, build, pods::Kind};
-use bascule_api::{Counting, Time};
+use bascule_api::{Counting, PolicyFailure, Retry, Time};
 use bascule_planner::snapshot::{Cordon, EtcdMember, Excluded, OfferState, Truce};
 use rand::RngExt as _;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 impl World {
     fn any_node(&mut self) -> Option<String> {
@@ -225,7 +225,15 @@ impl World {
             }
             5 => {
                 spec.allowed_versions = policy.status.blocked.iter().map(|block| block.version.clone()).collect();
-                format!("{} lets blocked releases go on", policy.name)
+                let at = self.snapshot.now;
+                let again = |failure: &PolicyFailure| Retry { node: failure.node.clone(), at, reason: None };
+                let nodes: BTreeMap<_, _> =
+                    policy.status.failures.iter().map(|failure| (failure.node.clone(), again(failure))).collect();
+                // Now and then also where they failed.
+                if at.get().timestamp() % 2 == 0 {
+                    spec.retries = nodes.into_values().collect();
+                }
+                format!("{} lets blocked releases go on, and {} nodes try again", policy.name, spec.retries.len())
             }
             4 => {
                 spec.node_selector.match_labels.remove("group");

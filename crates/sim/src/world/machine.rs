@@ -44,6 +44,8 @@ pub struct Machine {
     last_grant: i64,
     transfer: Option<(Version, Time)>,
     failed: Vec<FailedRelease>,
+    /// The last word of a person to try again that the agent followed.
+    retried: Option<Time>,
     /// Every release that failed here, whatever the agent reports, and how many boots there had been by then.
     pub failed_ever: Vec<(Version, usize)>,
     /// Seconds a boot takes.
@@ -96,6 +98,7 @@ impl Machine {
             last_grant: 0,
             transfer: None,
             failed: Vec::new(),
+            retried: None,
             failed_ever: Vec::new(),
             boot_seconds: 60,
             stage_seconds: 60,
@@ -335,6 +338,12 @@ impl Machine {
             return;
         };
         let spec = &update.spec;
+        if spec.retry.is_some() && spec.retry != self.retried {
+            self.retried = spec.retry;
+            self.failed.clear();
+            // What a person asked for breaks no promise.
+            self.failed_ever.clear();
+        }
         let Some(release) = &spec.release else {
             self.transfer = None;
             return;
@@ -455,6 +464,7 @@ impl Machine {
             .trial_until
             .and_then(|until| Some(Trial { version: self.running()?.clone(), tries_left: 0, deadline: Some(until) }));
         status.failed_releases.clone_from(&self.failed);
+        status.retried = self.retried;
         status.last_grant = Some(self.last_grant).filter(|last| *last > 0);
         status
             .boot_control

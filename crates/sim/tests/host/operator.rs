@@ -51,6 +51,7 @@ impl Operator {
             grant: self.grant.clone(),
             disruption_begun: self.grant.is_some(),
             pack_fallback: PackFallback::Allow,
+            retry: None,
         }
     }
 

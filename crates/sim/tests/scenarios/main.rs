@@ -420,6 +420,50 @@ fn a_block_that_an_admin_lifts_is_in_force_again_after_further_failures() {
     assert_eq!(on(&world, "1.0"), 6);
 }
 
+/// Invariant 6 holds until a person says otherwise, for one node and once.
+#[test]
+fn a_node_tries_a_failed_release_again_when_a_person_says_so_and_once() {
+    let mut world = world(2, &json!({"health": {"nodeReadyTimeout": "5m"}, "failureThreshold": 9}));
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    world
+        .until(600, |world| {
+            world.machines.values().all(|machine| !machine.failed_ever.is_empty()) && granted(world) == 0
+        })
+        .unwrap();
+    let boots =
+        |world: &World| -> Vec<usize> { world.machines.values().map(|machine| machine.history.len()).collect() };
+    let before = boots(&world);
+    let retry = |world: &mut World| {
+        let at = world.snapshot.now;
+        world.policy("workers", |policy| {
+            let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+            spec.retries = vec![bascule_api::Retry { node: "a1".to_owned(), at, reason: None }];
+            policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+        });
+    };
+    retry(&mut world);
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    let after = boots(&world);
+    assert!(after[0] > before[0], "a1 tried it again\n{}", world.story());
+    assert_eq!(after[1..], before[1..], "nobody else did");
+    let once = after[0] - before[0];
+    let status = &world.snapshot.policies[0].status;
+    assert!(status.failures.iter().any(|failure| failure.node == "a1"), "it failed again: {:?}", status.failures);
+    assert_eq!(status.retried.len(), 1);
+
+    // The machine was repaired, and the next word is followed to the end.
+    world.fates.remove("1.1");
+    retry(&mut world);
+    world
+        .until(400, |world| world.running("a1").is_some_and(|version| version.as_str() == "1.1") && granted(world) == 0)
+        .unwrap();
+    assert!(boots(&world)[0] > before[0] + once);
+    assert_eq!(on(&world, "1.0"), boots(&world).len() - 1);
+}
+
 #[test]
 fn a_clock_that_is_ahead_does_not_prolong_a_soak() {
     let fields = json!({"waves": [
