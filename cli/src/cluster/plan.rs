@@ -303,10 +303,13 @@ mod tests {
             (text(&answer, now, &Utc), answer.done_at.unwrap())
         };
         let (with, late) = ask(json!(3 * 3_600));
-        assert!(with.contains("waits     a1 for Pod ci/build-1, which ends at the latest 14:00"), "{with}");
+        assert!(
+            with.contains("waits     a1 for Pod ci/build-1 (rule builds), which ends at the latest 14:00"),
+            "{with}"
+        );
         assert!(late.get() > Utc.with_ymd_and_hms(2026, 11, 23, 14, 0, 0).unwrap(), "{late}");
         let (without, soon) = ask(json!(null));
-        assert!(without.contains("a1 for Pod ci/build-1, and says nothing of when it ends"), "{without}");
+        assert!(without.contains("a1 for Pod ci/build-1 (rule builds), and says nothing of when it ends"), "{without}");
         assert!(soon < late, "{soon} {late}");
     }
 

@@ -54,6 +54,7 @@ fn a_build_is_waited_for_as_the_rule_says_and_no_longer() {
     world.with_build("a1", 100_000);
     world.with_build("b1", 300);
     world.until(400, |world| world.shown().contains("PodsCompleting")).unwrap();
+    assert!(world.shown().contains("(rule builds) may complete"), "{}", world.shown());
     world.until(400, done).unwrap();
     assert_eq!(world.evictions(), 1, "only the one that never ended: {}", world.story());
     let drains = world.take_story();

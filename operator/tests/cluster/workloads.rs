@@ -6,6 +6,7 @@ use crate::world::{Operator, World};
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
 use bascule_operator::gather::EXCLUDE_LABEL;
 use bascule_tests::kwok::{self, Kwok, Pace};
+use bascule_tests::workload;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
@@ -13,6 +14,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 fn cordoned(node: Option<&Node>) -> bool {
@@ -174,6 +176,7 @@ async fn a_drain_waits_for_a_build() -> (World, Operator, String) {
     let operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
     world.until_message("n1", WaitReason::PodsCompleting, "Pod default/build-").await;
+    world.until_message("n1", WaitReason::PodsCompleting, "(its annotation karpenter.sh/do-not-disrupt)").await;
     (world, operator, build)
 }
 
@@ -189,6 +192,56 @@ async fn a_build_that_asks_not_to_be_disrupted_is_waited_for_until_it_has_comple
     world.the_build_ends(&build).await;
     world.until_current("n1", "1.1").await;
     assert!(world.evictions(&operator.listen).await <= 1, "at most the finished pod");
+}
+
+/// Somebody looks around on a node.
+const DEBUG: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: debug, namespace: default, labels: {app: debug}}
+spec: {containers: [{name: c, image: example.invalid/c}]}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_say_who_is_waited_for_who_stays_and_who_goes_last() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    for (app, manifest) in [
+        ("web", workload::deployment("web", 1)),
+        ("storage", workload::deployment("storage", 1)),
+        ("debug", DEBUG.to_owned()),
+    ] {
+        world.control_plane.apply(&manifest).await.unwrap();
+        world.until_ready_on(app, "n1").await;
+    }
+    let build = world.a_build_runs().await;
+    world.machine("n2", "b", Habit::Good).await;
+    let operator = world.operator("first").await;
+    let of = |app: &str| json!({"matchLabels": {"app": app}});
+    let rules = json!([
+        {"name": "builds", "selector": of("build"), "behavior": "WaitCompleted", "order": -1},
+        {"name": "disks", "selector": of("storage"), "behavior": "Drain", "order": 10},
+        {"name": "looks", "selector": of("debug"), "behavior": "Skip"},
+    ]);
+    let first = json!({"matchLabels": {"kubernetes.io/hostname": "n1"}});
+    world.policy("workers", json!({"nodeSelector": first, "drain": {"rules": rules}})).await;
+    world.until_message("n1", WaitReason::PodsCompleting, &format!("Pod default/{build} (rule builds)")).await;
+    assert_eq!(world.evictions(&operator.listen).await, 0, "builds come first");
+    world.the_build_ends(&build).await;
+    world.until_current("n1", "1.1").await;
+    let left = async || {
+        let named = "left for the reboot: default/debug (rule looks)";
+        world.notes("Drained").await.iter().any(|note| note.contains(named))
+    };
+    world.eventually("who was left is named", left).await;
+    let events: Api<Event> = Api::all(world.client.clone());
+    let evicted = events.list(&ListParams::default()).await.unwrap().items.into_iter().filter_map(|event| {
+        let pod = event.regarding.as_ref()?.name.clone()?;
+        (event.reason.as_deref() == Some("Evicted")).then_some((event.event_time?.0, pod))
+    });
+    let evicted: Vec<String> = evicted.collect::<BTreeSet<_>>().into_iter().map(|(_, pod)| pod).collect();
+    let at = |app: &str| evicted.iter().position(|pod| pod.starts_with(app));
+    assert!(at("web").is_some() && at("web") < at("storage") && at("debug").is_none(), "{evicted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

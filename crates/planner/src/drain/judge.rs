@@ -1,7 +1,7 @@
 //! What happens to one pod: `kubectl drain`'s filters in its order, where the first "no" decides, and what policies and
 //! pods say beyond them.
 
-use super::{Pod, Wish};
+use super::{DRAIN_LABEL, Pod, Wish};
 use bascule_api::{Drain, DrainBehavior, DrainRule, OnTimeout, Time};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::BTreeSet;
@@ -111,6 +111,15 @@ pub(super) fn rule_for<'a>(pod: &Pod, drain: &'a Drain) -> Option<&'a DrainRule>
         (rule.namespaces.is_empty() || rule.namespaces.contains(&pod.namespace))
             && rule.selector.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
     })
+}
+
+/// Whose word it is that a pod is waited for or left, as reasons name it.
+pub(super) fn asked_by(pod: &Pod, drain: &Drain) -> String {
+    match (rule_for(pod, drain), pod.wish) {
+        (Some(rule), _) => format!("rule {}", rule.name),
+        (None, Wish::Undisturbed { annotation, .. }) => format!("its annotation {annotation}"),
+        (None, _) => format!("its label {DRAIN_LABEL}"),
+    }
 }
 
 /// What happens to one pod.

@@ -2,7 +2,7 @@
 
 use super::{
     Hour, Pod, Refusal, Stay, Verdict, judge,
-    judge::{bound_of, rule_for},
+    judge::{asked_by, bound_of, rule_for},
 };
 use crate::snapshot::{Completing, NodePods, UndrainablePod};
 use bascule_api::{Drain, Duration, Time};
@@ -23,6 +23,8 @@ pub struct Sorted<'a> {
     pub completing: Vec<(&'a Pod, Option<Time>)>,
     /// They stay although their owner was told, because they come back.
     pub coming_back: Vec<&'a Pod>,
+    /// They stay because a rule or they themselves say so.
+    pub skipped: Vec<&'a Pod>,
     /// They may not be evicted.
     pub refused: Vec<(&'a Pod, Refusal)>,
 }
@@ -100,6 +102,7 @@ pub fn sort<'a>(pods: impl IntoIterator<Item = &'a Pod>, drain: &Drain, hour: &H
             Verdict::Wait { until } => sorted.completing.push((pod, until)),
             Verdict::Refuse(refusal) => sorted.refused.push((pod, refusal)),
             Verdict::Stay(Stay::Tolerates | Stay::ComesBack) => sorted.coming_back.push(pod),
+            Verdict::Stay(Stay::Skipped) => sorted.skipped.push(pod),
             Verdict::Stay(_) => {}
         }
     }
@@ -158,15 +161,21 @@ pub fn node_pods<'a>(
     facts.undrainable = named.collect();
     let back = sorted.coming_back.iter().take(NAMED).map(|pod| pod.path());
     facts.coming_back = back.collect();
+    let skipped = sorted.skipped.iter().take(NAMED);
+    facts.skipped = skipped.map(|pod| format!("{} ({})", pod.path(), asked_by(pod, drain))).collect();
     let more = sorted.completing.len().saturating_sub(1);
     // The one that is waited for longest, as far as is known.
     let last = sorted.completing.iter().map(|(pod, until)| {
         let by = [*until, pod.ends_by.map(Time::new), job_ends_by(pod).map(Time::new)].into_iter().flatten().min();
         (by.is_none(), by, *pod)
     });
-    facts.completing = last
-        .max_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)))
-        .map(|(_, by, pod)| Completing { pod: pod.reference(), by, more: u32::try_from(more).unwrap_or(u32::MAX) });
+    facts.completing =
+        last.max_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1))).map(|(_, by, pod)| Completing {
+            pod: pod.reference(),
+            by,
+            asked_by: asked_by(pod, drain),
+            more: u32::try_from(more).unwrap_or(u32::MAX),
+        });
     facts
 }
 
@@ -262,5 +271,24 @@ mod tests {
         assert_eq!(facts.opening, [("shop/all".to_owned(), Duration::from_secs(30))]);
         let completing = facts.completing.unwrap();
         assert_eq!((completing.by, completing.more), (Some(Time::new(now() + TimeDelta::seconds(900))), 0));
+    }
+
+    #[test]
+    fn whoever_asks_for_a_wait_or_to_leave_a_pod_is_named() {
+        use super::super::{DO_NOT_DISRUPT, DRAIN_LABEL, Wish};
+        let rules =
+            vec![rule("build", DrainBehavior::WaitCompleted, 0, None), rule("debug", DrainBehavior::Skip, 0, None)];
+        let drain = Drain { rules, ..Drain::default() };
+        let hour = Hour { now: now(), begun: None, given_up: &BTreeSet::new(), own: None };
+        let facts = |pods: &[Pod]| node_pods(pods, &drain, &hour, |_| Vec::new(), |_| None);
+        let waited = |pods: &[Pod]| facts(pods).completing.unwrap().to_string();
+        assert_eq!(waited(&[pod("b", "build", true)]), "Pod shop/b (rule build)");
+        assert_eq!(waited(&[pod("b", "build", true), pod("b", "build", true)]), "Pod shop/b (rule build) and 1 more");
+        let says = |wish| Pod { wish, completes: true, ..pod("w", "web", true) };
+        assert_eq!(waited(&[says(Wish::WaitCompleted)]), format!("Pod shop/w (its label {DRAIN_LABEL})"));
+        let undisturbed = Wish::Undisturbed { annotation: DO_NOT_DISRUPT, until: None };
+        assert_eq!(waited(&[says(undisturbed)]), format!("Pod shop/w (its annotation {DO_NOT_DISRUPT})"));
+        let left = facts(&[pod("d", "debug", true), says(Wish::Skip)]).skipped;
+        assert_eq!(left, ["shop/d (rule debug)".to_owned(), format!("shop/w (its label {DRAIN_LABEL})")]);
     }
 }

@@ -191,6 +191,8 @@ pub struct NodePods {
     pub needs: Vec<(String, Arc<Needs>)>,
     /// Some of the pods that are left where they are because they would come back, `namespace/name`.
     pub coming_back: Vec<String>,
+    /// Some of the pods that a rule or they themselves ask to leave for the reboot: `namespace/name`, and who asks.
+    pub skipped: Vec<String>,
     /// Some of the volumes of pods that leave which are still attached to the node, while it is being emptied.
     pub attached: Vec<String>,
     /// A pod that the running drain has asked to go in vain so far, where there is one.
@@ -206,13 +208,15 @@ pub struct Completing {
     pub pod: ObjectRef,
     /// When it has completed or is not waited for any more, where that is known.
     pub by: Option<Time>,
+    /// Who asks for the wait: `rule builds`, or what the pod says of itself.
+    pub asked_by: String,
     /// How many more pods are waited for.
     pub more: u32,
 }
 
 impl std::fmt::Display for Completing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.pod)?;
+        write!(f, "{} ({})", self.pod, self.asked_by)?;
         if self.more > 0 { write!(f, " and {} more", self.more) } else { Ok(()) }
     }
 }
