@@ -163,10 +163,18 @@ pub enum Rule {
     VolumesFirst,
     /// A person's uncordon in the middle of a drain ends it.
     PersonsUncordon,
+    /// Autoscalers are asked to leave a node alone before anything happens to it, whoever has cordoned it.
+    Truce,
+    /// What was said to autoscalers is taken back when its time is over.
+    TruceEnds,
+    /// What was not ready before the reboot is not asked of the release.
+    BrokenBefore,
+    /// The hooks after a rollout run, however it came to its end.
+    HooksAfterRollout,
 }
 
 /// Every rule.
-pub const RULES: [Rule; 10] = [
+pub const RULES: [Rule; 14] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -177,6 +185,10 @@ pub const RULES: [Rule; 10] = [
     Rule::OutOfLoadBalancers,
     Rule::VolumesFirst,
     Rule::PersonsUncordon,
+    Rule::Truce,
+    Rule::TruceEnds,
+    Rule::BrokenBefore,
+    Rule::HooksAfterRollout,
 ];
 
 /// The bit of the first rule.

@@ -68,6 +68,14 @@ fn an_operator_that_does_not_see_what_tolerates_a_cordon_is_noticed() {
 }
 
 #[test]
+fn an_operator_that_passes_over_drain_rules_is_noticed() {
+    let options = Options { hasty: true, ..Options::default() };
+    let failure = first_failure(MUTANT_WORLDS, options).expect("a build was evicted, and nobody noticed");
+    let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("was evicted from"));
+    assert!(failure.broken.iter().any(told), "{failure}");
+}
+
+#[test]
 fn planning_on_from_the_last_plan_gives_what_planning_anew_gives() {
     let options = Options { compare: true, ..Options::default() };
     if let Some(failure) = first_failure(COMPARED_WORLDS, options) {

@@ -66,7 +66,7 @@ impl Round<'_> {
             Truce::Held => left_nothing && !carried_on,
             Truce::Until(until) => until <= self.snapshot.now,
         };
-        if over {
+        if over && self.set.keeps(Rule::TruceEnds) {
             act(Action::EndTruce { node: node.name.to_string() }, expect(), "");
         }
         if let Truce::Until(until) = node.truce {

@@ -158,7 +158,11 @@ impl Round<'_> {
     fn progress(&self, policy: &PolicyView<'_>, open: &Maintenance, stage: HookStage, hooks: &[Hook]) -> Progress {
         for hook in hooks {
             let noted = open.hooks_done.contains(&stage.key(&hook.name));
-            if noted || !self.set.keeps(Rule::RolloutHooks) {
+            let rule = match stage {
+                HookStage::AfterRollout => Rule::HooksAfterRollout,
+                _ => Rule::RolloutHooks,
+            };
+            if noted || !self.set.keeps(rule) {
                 continue;
             }
             let run = self.runs(&policy.facts.name, open).find(|run| run.stage == stage && run.hook == hook.name);

@@ -4,7 +4,7 @@ use super::World;
 use bascule_api::{IntOrPercent, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
-    snapshot::{Cordon, Excluded, Truce},
+    snapshot::{Cordon, Excluded, HookStage, Truce},
 };
 
 /// For how many rounds a trial may be without anybody who carries on with it: the operator dies now and then.
@@ -31,6 +31,13 @@ impl std::fmt::Display for Broken {
 /// Right after a step was carried out on the newest facts.
 pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
     let mut broken = Vec::new();
+    if let Action::RunHook(order) = action
+        && let Some(node) = world.snapshot.nodes.iter().find(|node| *node.name == *order.node)
+        && order.stage == HookStage::BeforeDrain
+        && node.truce != Truce::Held
+    {
+        broken.push(Broken::World(0, format!("{} waits for a hook, and an autoscaler may take it away", node.name)));
+    }
     if let Action::RunHook(order) | Action::RunRolloutHook(order) = action {
         let key = (format!("{}/{}", order.policy, order.node), order.grant, order.stage.key(&order.hook));
         if world.workload.succeeded.contains(&key) {
@@ -130,6 +137,13 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
             broken.push(Broken::World(0, format!("{} is cordoned and an autoscaler may take it away", node.name)));
         }
     }
+    for order in &world.workload.orders {
+        let node = world.snapshot.nodes.iter().find(|node| *node.name == *order.node);
+        if node.is_some_and(|node| node.truce != Truce::Held) {
+            broken.push(Broken::World(0, format!("{} is emptied, and an autoscaler may take it away", order.node)));
+        }
+    }
+    broken.extend(world.workload.hurried.iter().map(|what| Broken::World(0, what.clone())));
     // One eviction for each pod that had to move, and nothing to speak of beyond.
     let (evictions, stood) = (world.workload.evictions, world.workload.stood.values().sum::<u32>());
     if evictions.saturating_mul(100) > stood.saturating_mul(105) {
@@ -137,6 +151,8 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     }
     broken.extend(slow_machines(world));
     broken.extend(cluster_gates(world));
+    broken.extend(broken_before(world));
+    broken.extend(rollouts_left_open(world));
     for (name, rounds) in world.orphans.iter().filter(|(_, rounds)| **rounds > ORPHANED) {
         broken.push(Broken::World(9, format!("nobody has carried on with the trial of {name} for {rounds} rounds")));
     }
@@ -191,6 +207,40 @@ fn cluster_gates(world: &World) -> Vec<Broken> {
         if by_gate && !world.unproven.iter().any(again) {
             let what = format!("{} is blamed on {} for what the cluster does", failure.version, failure.node);
             broken.push(Broken::World(6, what));
+        }
+    }
+    broken
+}
+
+/// A DaemonSet pod that was never ready on a machine is no fault of a release.
+fn broken_before(world: &World) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    for failure in world.snapshot.policies.iter().flat_map(|policy| &policy.status.failures) {
+        let machine = world.machines.get(&*failure.node);
+        if failure.message.contains("DaemonSet pods are ready") && machine.is_some_and(|machine| machine.never_ready) {
+            let what = format!("{} is blamed on {} for what was broken before", failure.version, failure.node);
+            broken.push(Broken::World(6, what));
+        }
+    }
+    broken
+}
+
+/// What the hooks before a rollout did is undone by those after it, before anybody says that the rollout is over.
+fn rollouts_left_open(world: &World) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    for (of, number, key) in &world.workload.succeeded {
+        let Some(policy) = world.snapshot.policies.iter().find(|policy| format!("{}/", policy.name) == *of) else {
+            continue;
+        };
+        let open = policy.status.maintenance.as_ref().is_some_and(|open| open.number == *number);
+        let after = policy.spec.iter().flat_map(|valid| &valid.spec.hooks.after_rollout);
+        let undone = after
+            .map(|hook| HookStage::AfterRollout.key(&hook.name))
+            .find(|after| !world.workload.succeeded.contains(&(of.clone(), *number, after.clone())));
+        if let (false, Some(hook)) = (open, undone)
+            && key.starts_with(HookStage::BeforeRollout.key("").as_str())
+        {
+            broken.push(Broken::World(9, format!("rollout {number} of {} is over without hook {hook}", policy.name)));
         }
     }
     broken

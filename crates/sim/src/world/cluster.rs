@@ -93,6 +93,12 @@ impl World {
         machine.install(&build::version("1.0"), build::at(-86_400));
         machine.boot_seconds = self.random.random_range(20..120);
         machine.daemon_seconds = self.random.random_range(0..90);
+        if self.chance(5) {
+            (machine.daemons_broken, machine.never_ready, machine.daemons_since) = (true, true, None);
+            for pod in &mut node.daemon_sets.0 {
+                pod.ready = false;
+            }
+        }
         machine.stage_seconds = self.random.random_range(10..200);
         machine.skew = if self.chance(10) { self.random.random_range(-7_200..7_200) } else { 0 };
         if self.chance(20) {

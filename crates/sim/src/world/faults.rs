@@ -278,7 +278,7 @@ impl World {
     }
 
     /// Somebody deletes the Node object, and the kubelet makes it again. What the machine does goes on.
-    fn register_again(&mut self, name: &str) {
+    pub(super) fn register_again(&mut self, name: &str) {
         self.tell(&format!("{name}: its Node object is deleted, and registered again"));
         self.held_by_people.retain(|held| held != name);
         // It is another Node of the same name, which nobody has ordered to be emptied.

@@ -65,6 +65,8 @@ pub struct Machine {
     pub daemon_seconds: i64,
     /// Whether the DaemonSet pods never come up, whatever runs: their image can't be pulled.
     pub daemons_broken: bool,
+    /// Whether they have been broken for as long as there is the machine.
+    pub never_ready: bool,
     /// When the present boot began.
     pub up_since: Time,
     /// Since when the DaemonSet pods run in the present boot.
@@ -108,6 +110,7 @@ impl Machine {
             unready: false,
             daemon_seconds: 0,
             daemons_broken: false,
+            never_ready: false,
             up_since: Time::default(),
             daemons_since: Some(Time::default()),
             down_since: None,

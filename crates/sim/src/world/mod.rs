@@ -37,13 +37,16 @@ pub struct Options {
     pub compare: bool,
     /// Whether the operator sees which pods tolerate a cordon; it does, unless a test proves that it has to.
     pub blind: bool,
+    /// Whether the operator passes over the policy's drain rules and the wishes of pods; it does not, unless a test proves
+    /// that it must not.
+    pub hasty: bool,
     /// Whether a plan may be made while writes of the last one are under way, and what grants do then.
     pub overlap: Option<Grants>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 40, gates: GateSet::ALL, compare: false, blind: false, overlap: None }
+        Self { rounds: 40, gates: GateSet::ALL, compare: false, blind: false, hasty: false, overlap: None }
     }
 }
 
@@ -110,6 +113,7 @@ impl std::error::Error for Failure {}
 /// [`Failure`], when a promise was broken.
 pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     let mut world = World::random(seed, options.gates, options.blind);
+    world.workload.hasty = options.hasty;
     world.twin = options.compare.then(twin::Twin::default);
     world.overlap = options.overlap;
     for _ in 0..options.rounds {
@@ -272,6 +276,7 @@ impl World {
             node.cordon = now.cordon.clone();
             node.taints = now.taints;
             node.excluded = now.excluded;
+            node.truce = now.truce;
         }
         for node in &self.snapshot.nodes {
             if !old.nodes.iter().any(|known| known.name == node.name) {

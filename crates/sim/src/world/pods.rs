@@ -70,8 +70,12 @@ pub(super) struct Workload {
     pub(super) evictions: u32,
     /// Until when the volumes of pods that have left are still attached, by node.
     pub(super) attached: BTreeMap<String, Time>,
+    /// Pods that were evicted though they had to be waited for or left, with what said so.
+    pub(super) hurried: Vec<String>,
     /// The mutant: nobody knows which pods tolerate a cordon.
     pub(super) blind: bool,
+    /// The mutant: nobody asks what rules and pods themselves say.
+    pub(super) hasty: bool,
     made: u64,
 }
 

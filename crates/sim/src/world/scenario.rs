@@ -95,6 +95,14 @@ impl World {
         self.show_workload();
     }
 
+    /// The Node object is deleted and registered again, and the operator remembers nothing of the first.
+    pub fn delete_and_forget(&mut self, node: &str) {
+        self.register_again(node);
+        if let Some(known) = self.snapshot.nodes.iter_mut().find(|known| *known.name == *node) {
+            Arc::make_mut(known).earlier = None;
+        }
+    }
+
     /// The power of a node fails; it boots again.
     pub fn cut_power(&mut self, node: &str) {
         self.crash(node);

@@ -5,9 +5,9 @@ use super::{
     World,
     pods::{App, Kind},
 };
-use bascule_api::Drain;
+use bascule_api::{Drain, DrainBehavior, DrainRule, Time};
 use bascule_planner::{
-    drain::{Hour, Needed, Pod, node_pods, sort},
+    drain::{Hour, Needed, Pod, Wish, node_pods, sort},
     plan::{DrainMode, DrainOrder},
     snapshot::{DisruptionBudget, GateAnswer, HookState, Node},
 };
@@ -47,8 +47,13 @@ impl World {
 
     /// One round of the drain of a node.
     fn empty(&mut self, order: &DrainOrder) {
-        let Some(drain) = self.drain_of_policy(&order.policy) else { return };
+        let Some(said) = self.drain_of_policy(&order.policy) else { return };
         let (now, key) = (self.snapshot.now, self.drain_key(order));
+        let drain = if self.workload.hasty {
+            Drain { rules: Vec::new(), honor_pod_annotations: false, ..said.clone() }
+        } else {
+            said.clone()
+        };
         let mut ledger = self.workload.ledgers.remove(&key).unwrap_or_default();
         let asked: Vec<(String, Kind)> = {
             let present: Vec<_> = self.workload.pods.iter().filter(|one| one.pod.node == order.node).collect();
@@ -80,6 +85,11 @@ impl World {
             let one = self.workload.pods.remove(index);
             self.workload.evictions += 1;
             ledger.asked(&one.pod);
+            if order.mode == DrainMode::Evict
+                && let Some(why) = left_alone(&one.pod, &said, order.begun, now)
+            {
+                self.workload.hurried.push(format!("{} was evicted from {}, though {why}", one.pod.name, order.node));
+            }
             match &one.kind {
                 Kind::App(key) => {
                     if let Some(app) = self.workload.apps.get_mut(key) {
@@ -264,5 +274,22 @@ impl World {
                 since,
             });
         }
+    }
+}
+
+/// Why a pod is not to be evicted now, by the words of docs/drain.md: written apart from what decides it.
+fn left_alone(pod: &Pod, drain: &Drain, begun: Time, now: Time) -> Option<String> {
+    let selects = |rule: &&DrainRule| rule.selector.as_ref().is_none_or(|selector| selector.matches(&pod.labels));
+    match drain.rules.iter().find(selects) {
+        Some(rule) => match rule.behavior {
+            DrainBehavior::Drain => None,
+            DrainBehavior::Skip => Some(format!("rule {} says to leave it", rule.name)),
+            DrainBehavior::WaitCompleted => rule
+                .timeout
+                .is_none_or(|timeout| now < begun.after(timeout))
+                .then(|| format!("rule {} says to wait for it", rule.name)),
+        },
+        None => matches!(pod.wish, Wish::Undisturbed { until: None, .. })
+            .then(|| "it asks by its annotation not to be disrupted".to_owned()),
     }
 }

@@ -481,7 +481,7 @@ fn a_clock_that_is_ahead_does_not_prolong_a_soak() {
 fn a_node_with_a_build_waits_and_the_others_go() {
     let cel = "!has(object.spec.nodeName) || object.spec.nodeName != node";
     let gate = json!([{"name": "ci", "object": {"apiVersion": "v1", "kind": "Pod", "namespace": "ci", "cel": cel}}]);
-    let mut world = world(20, &json!({"health": {"gates": gate}, "budget": {"maxUnavailable": 2}}));
+    let mut world = self::world(20, &json!({"health": {"gates": gate}, "budget": {"maxUnavailable": 2}}));
     world.occupy("a1");
     let mut most = 0;
     world
@@ -493,6 +493,17 @@ fn a_node_with_a_build_waits_and_the_others_go() {
     assert_eq!(world.running("a1").unwrap().as_str(), "1.0");
     assert!(state("a1 ", &world).contains("gate ci"), "{}", world.shown());
     assert!(most <= 34, "{most} questions at once");
+
+    // Of nodes that wait for something else anyway nobody is asked.
+    let windows = json!([{"schedule": "0 20 * * *", "duration": "1h"}]);
+    let mut closed = self::world(1, &json!({"health": {"gates": gate}, "maintenanceWindows": windows}));
+    for _ in 0..40 {
+        closed.operate_for(None).unwrap();
+        closed.pass(30);
+        assert_eq!(closed.questions(), 0, "{}", closed.shown());
+    }
+    assert!(state("a1", &closed).contains("MaintenanceWindow"), "{}", closed.shown());
+    closed.until(4_000, |world| world.questions() > 0).unwrap();
 }
 
 #[test]

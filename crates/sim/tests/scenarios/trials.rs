@@ -72,6 +72,29 @@ fn what_was_broken_before_is_no_fault_of_the_release() {
     assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
 }
 
+#[test]
+fn what_may_have_been_broken_before_is_no_fault_where_nobody_remembers() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        machine.daemons_broken = true;
+    }
+    for _ in 0..5 {
+        world.pass(30);
+    }
+    world.until(400, on_trial).unwrap();
+    let trying = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
+    let name = trying.map(|(name, _)| name.clone()).unwrap();
+    world.delete_and_forget(&name);
+    world.until(200, |world| world.shown().contains("whether that was so before nobody remembers)")).unwrap();
+    world.until(400, |world| world.shown().contains("is held as a trial, and not blamed")).unwrap();
+    // The guard on the node ends it, and the other nodes, of which it is known, go on.
+    world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    let node = world.snapshot.nodes.iter().find(|node| *node.name == *name).unwrap();
+    let last = node.update.as_ref().unwrap().spec.last_disruption.as_ref().unwrap();
+    assert_eq!(last.outcome, bascule_api::DisruptionOutcome::Unproven, "{}", world.story());
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+}
+
 fn alerts() -> Value {
     json!({"health": {
         "nodeReadyTimeout": "5m", "prometheus": "https://prometheus.example.com",

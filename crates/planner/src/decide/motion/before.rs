@@ -82,7 +82,8 @@ fn truce(moving: &Moving<'_, '_>, drains: bool) -> Option<Motion> {
     let node = moving.view.node;
     let theirs = drains && matches!(node.cordon, Cordon::Other { .. });
     let exclude = theirs && node.excluded == Excluded::No && moving.ctx.set.keeps(Rule::OutOfLoadBalancers);
-    (node.truce != Truce::Held || exclude).then(|| {
+    let asks = node.truce != Truce::Held && moving.ctx.set.keeps(Rule::Truce);
+    (asks || exclude).then(|| {
         let what = if exclude { "autoscalers and load balancers are" } else { "autoscalers are" };
         let wait = Wait::new(WaitReason::Draining, format!("{what} asked to leave the node alone"));
         let action = Action::Truce { node: moving.name(), exclude };
@@ -304,6 +305,9 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
     if !pods.coming_back.is_empty() {
         let names = pods.coming_back.join(", ");
         says.push_str(&format!("; left there, since they come back whenever they are evicted: {names}"));
+    }
+    if !pods.skipped.is_empty() {
+        says.push_str(&format!("; left for the reboot: {}", pods.skipped.join(", ")));
     }
     let (action, what) = match moving.choice {
         Choice::GoBack(back) => {

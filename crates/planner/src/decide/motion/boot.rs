@@ -1,7 +1,7 @@
 //! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
 
 use super::{Motion, Moving, before, trial};
-use crate::decide::{PolicyView, choice::reference, facts::NodeView, health::Asked};
+use crate::decide::{PolicyView, choice::reference, facts::NodeView};
 use crate::{Action, Rule, Wait};
 use bascule_api::{
     Booted, Digest, DisruptionOutcome, Goal, NodeError, ReleaseRef, RolloutState, SlotState, SlotStatus, Time, Version,
@@ -138,12 +138,22 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
         let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::DrainBackoff, why));
         return moving.end(motion, DisruptionOutcome::Interrupted, Goal::Staged, why, why.to_owned());
     }
+    let given_up = failed.is_some_and(|failed| failed.category == NodeError::TrialFailed);
+    if given_up && moving.before_is_forgotten() {
+        return unproven(moving, release, running, "what was not ready before its Node was deleted nobody remembers");
+    }
     // The guard gave up a trial that was held: what the gates say decides who answers for it.
-    if failed.is_some_and(|failed| failed.category == NodeError::TrialFailed)
+    if given_up
         && let Some(asked) = trial::gates(moving)
         && (asked.open || (asked.failing.is_some() && !trial::blames(moving, &asked)))
     {
-        return unproven(moving, release, running, asked);
+        if asked.open {
+            let message = format!("back on {running}; the gates are asked before {} is judged", release.version);
+            let mut motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, message));
+            motion.questions = asked.questions;
+            return motion;
+        }
+        return unproven(moving, release, running, &asked.failing.map_or_else(String::new, |wait| wait.message));
     }
     let (category, seen) = failed.map_or_else(
         || (NodeError::BootFailed, "the boot loader came back to the old release".to_owned()),
@@ -156,15 +166,8 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
     moving.end(motion, DisruptionOutcome::Failed, Goal::Idle, &why, says)
 }
 
-/// The node came back from a trial that was given up while a gate about the cluster did not pass, or may not have.
-fn unproven(moving: &Moving<'_, '_>, release: &ReleaseRef, running: &str, asked: Asked) -> Motion {
-    let why = asked.failing.map_or_else(String::new, |wait| wait.message);
-    if asked.open {
-        let message = format!("back on {running}; the gates are asked before {} is judged", release.version);
-        let mut motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, message));
-        motion.questions = asked.questions;
-        return motion;
-    }
+/// The node came back from a trial that was given up for what the release does not answer for, or may not.
+fn unproven(moving: &Moving<'_, '_>, release: &ReleaseRef, running: &str, why: &str) -> Motion {
     let why = format!("back on {running}, and {} is not blamed: {why}", release.version);
     let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::Reverted, why.clone()));
     moving.end(motion, DisruptionOutcome::Unproven, Goal::Idle, &why, why.clone())

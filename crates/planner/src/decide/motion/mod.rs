@@ -247,6 +247,14 @@ impl<'a> Moving<'_, 'a> {
         if self.health().daemon_sets { note(self.view.node, &self.disruption.daemon_sets) } else { Vec::new() }
     }
 
+    /// Whether nobody remembers what was ready on the node before its reboot: its Node was deleted meanwhile, and what is known
+    /// of the grant is what the agent reports.
+    fn before_is_forgotten(&self) -> bool {
+        self.granted_boot == crate::plan::ADOPTED_BOOT
+            && self.disruption.daemon_sets.is_empty()
+            && self.ctx.set.keeps(Rule::BrokenBefore)
+    }
+
     /// When the new boot was first seen: what was seen of the node before says nothing of it.
     fn boot_seen(&self, drained_at: Time) -> Time {
         let this_boot = self.ctx.set.keeps(Rule::ThisBoot);

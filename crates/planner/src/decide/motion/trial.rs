@@ -44,7 +44,11 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         }
         Some(missing) if moving.ctx.now >= deadline => {
             let message = format!("{} is held as a trial, and not blamed: {}", release.version, missing.what);
-            let wait = Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, &moving.spec.policy);
+            let wait = if missing.gate {
+                Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, &moving.spec.policy)
+            } else {
+                Wait::new(WaitReason::Trial, message)
+            };
             Motion::waits(RolloutState::Trial, wait)
         }
         Some(missing) => {
@@ -80,6 +84,8 @@ struct Missing {
     what: String,
     /// Whether the release answers for it.
     blames: bool,
+    /// Whether a gate says so.
+    gate: bool,
 }
 
 /// What the gates of an update say of the node, where the policy has any that are asked.
@@ -136,21 +142,26 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
     let agent_boot = moving.view.update().and_then(|update| update.status.boot_id.as_deref());
     // What was seen before this boot says nothing of it: where Ready never flipped it is older than the reboot.
     let mut since = moving.boot_seen(drained_at);
-    let lacks = |what: String| Health {
-        missing: Some(Missing { what, blames: true }),
+    let lacks = |what: String, blames: bool| Health {
+        missing: Some(Missing { what, blames, gate: false }),
         since: moving.ctx.now,
         questions: Vec::new(),
     };
     if !node.ready.ready || agent_boot != Some(node.boot_id.as_str()) {
-        return lacks("the node is not Ready after its reboot".to_owned());
+        return lacks("the node is not Ready after its reboot".to_owned(), true);
     }
     since = since.max(node.ready.since.unwrap_or(since));
     if moving.health().daemon_sets {
-        let this_boot = moving.ctx.set.keeps(Rule::ThisBoot);
-        let before = if this_boot { &moving.disruption.daemon_sets[..] } else { &[] };
+        let set = moving.ctx.set;
+        let compared = set.keeps(Rule::ThisBoot) && set.keeps(Rule::BrokenBefore);
+        let before = if compared { &moving.disruption.daemon_sets[..] } else { &[] };
         match super::daemons::ready_since(node, before) {
             Ok(ready) => since = since.max(ready.unwrap_or(since)),
-            Err(missing) => return lacks(missing),
+            Err(missing) if moving.before_is_forgotten() => {
+                let more = "the Node was deleted meanwhile, and whether that was so before nobody remembers";
+                return lacks(format!("{missing} ({more})"), false);
+            }
+            Err(missing) => return lacks(missing, true),
         }
     }
     let Some(asked) = gates(moving) else {
@@ -158,7 +169,7 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
     };
     let blames = blames(moving, &asked);
     Health {
-        missing: asked.failing.map(|wait| Missing { what: wait.message, blames }),
+        missing: asked.failing.map(|wait| Missing { what: wait.message, blames, gate: true }),
         since: since.max(asked.since).min(moving.ctx.now),
         questions: asked.questions,
     }
