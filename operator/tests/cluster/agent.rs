@@ -24,6 +24,8 @@ pub enum Habit {
     SlowPods,
     /// It comes up, some seconds later.
     SlowBoot,
+    /// It comes up, after a power-on self test of [`SELF_TEST`].
+    SlowSelfTest,
     /// It comes up, on a machine whose clock is ten years ahead.
     ClockAhead,
 }
@@ -45,6 +47,9 @@ struct State {
 
 /// How long a slow machine takes to boot: long enough for somebody to do something meanwhile.
 const SLOW_BOOT: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// How long the self test of a very slow machine takes.
+const SELF_TEST: std::time::Duration = std::time::Duration::from_secs(13);
 
 const AHEAD: &str = "2036-11-21T12:00:00Z";
 
@@ -78,8 +83,10 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         if state.must_reboot(spec) {
             running.stop().await;
             state.reboot(spec);
-            if state.habit == Habit::SlowBoot {
-                tokio::time::sleep(SLOW_BOOT).await;
+            match state.habit {
+                Habit::SlowBoot => tokio::time::sleep(SLOW_BOOT).await,
+                Habit::SlowSelfTest => tokio::time::sleep(SELF_TEST).await,
+                _ => {}
             }
             running = start(&state);
         }

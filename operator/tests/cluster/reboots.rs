@@ -31,7 +31,7 @@ fn told_to_boot(update: Option<&NodeUpdate>) -> bool {
     update.is_some_and(|update| update.spec.goal == Goal::Booted)
 }
 
-const LOGS: &str = r#"
+pub const LOGS: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: logs, namespace: default}
@@ -81,6 +81,21 @@ async fn a_daemon_set_that_was_broken_before_is_not_blamed_on_the_release() {
     world.policy("workers", json!({"health": {"nodeReadyTimeout": "15s"}})).await;
     world.until_current("n1", "1.1").await;
     blames_nobody(&world, "workers").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_is_slow_to_come_back_is_an_alarm_and_blames_nobody() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::SlowSelfTest).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"health": {"nodeReadyTimeout": "10s"}})).await;
+    world.until_message("n1", WaitReason::NodeLost, "has not come back within 10s").await;
+    assert!(world.update("n1").await.spec.disruption.is_some(), "it takes its place of the budget");
+    // The self test ends, and it goes on.
+    world.until_current("n1", "1.1").await;
+    blames_nobody(&world, "workers").await;
+    let generation = world.update("n1").await.spec.grant.map(|grant| grant.generation);
+    assert_eq!(generation, Some(1), "one reboot");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

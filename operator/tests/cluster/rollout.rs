@@ -1,6 +1,7 @@
 //! A policy brings every node to the channel's release while the workload stays available.
 
 use crate::agent::Habit;
+use crate::reboots::LOGS;
 use crate::world::World;
 use bascule_api::{CORDONED_BY_ANNOTATION, Freeze, NodeUpdate, Rollback, UpdatePolicy, WaitReason};
 use bascule_tests::bascule::OPERATOR;
@@ -198,4 +199,42 @@ async fn a_node_tries_again_once_for_each_word_of_a_person() {
     assert_eq!(status.retried.iter().map(|retry| retry.node.as_str()).collect::<Vec<_>>(), ["n1"]);
     let updates: Api<NodeUpdate> = Api::all(world.client.clone());
     assert_eq!(grants(&updates.get("n1").await.unwrap()), 3, "once for each word");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_policy_starts_no_rollback_of_its_own() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.machine("n2", "b", Habit::PodsCrash).await;
+    world.control_plane.apply(LOGS).await.unwrap();
+    for node in ["n1", "n2"] {
+        world.until_ready_on("logs", node).await;
+    }
+    let _operator = world.operator("first").await;
+    let first = json!({"name": "first", "selector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}});
+    let waves = json!([first, {"name": "rest"}]);
+    let health = json!({"nodeReadyTimeout": "15s"});
+    world.policy("workers", json!({"automaticRollback": true, "waves": waves, "health": health})).await;
+    world.until_current("n1", "1.1").await;
+    // What moves is finished: the trial on the other node fails, and with it the release.
+    world.until_reason("n2", WaitReason::Trial).await;
+    world.change_policy("workers", json!({"paused": true})).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let blocked = |policy: Option<&UpdatePolicy>| {
+        policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| !status.blocked.is_empty())
+    };
+    world.until(policies, "workers", "blocked", blocked).await;
+    let rests = |update: Option<&NodeUpdate>, version: &str| {
+        update.is_some_and(|update| {
+            let booted = update.status.as_ref().and_then(|status| status.booted.as_ref());
+            update.spec.disruption.is_none() && booted.is_some_and(|booted| booted.version.as_str() == version)
+        })
+    };
+    world.until_update("n2", "back on 1.0", |update| rests(update, "1.0")).await;
+    world.until_reason("n1", WaitReason::Paused).await;
+    let update = world.update("n1").await;
+    assert!(rests(Some(&update), "1.1"), "{update:?}");
+    assert_eq!(update.spec.grant.map(|grant| grant.generation), Some(1), "it was disrupted for its update alone");
+    world.change_policy("workers", json!({"paused": false})).await;
+    world.until_update("n1", "back on 1.0", |update| rests(update, "1.0")).await;
 }
