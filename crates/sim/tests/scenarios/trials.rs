@@ -74,7 +74,7 @@ fn what_was_broken_before_is_no_fault_of_the_release() {
 
 #[test]
 fn what_may_have_been_broken_before_is_no_fault_where_nobody_remembers() {
-    let mut world = world(1, &json!({}));
+    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m"}}));
     for machine in world.machines.values_mut() {
         machine.daemons_broken = true;
     }

@@ -251,6 +251,7 @@ impl<'a> Moving<'_, 'a> {
     /// of the grant is what the agent reports.
     fn before_is_forgotten(&self) -> bool {
         self.granted_boot == crate::plan::ADOPTED_BOOT
+            && self.health().daemon_sets
             && self.disruption.daemon_sets.is_empty()
             && self.ctx.set.keeps(Rule::BrokenBefore)
     }
