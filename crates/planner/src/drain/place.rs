@@ -181,14 +181,14 @@ pub fn without_place<'a>(
     nodes: &[Arc<Node>],
     closed: impl Fn(&str) -> bool,
 ) -> Option<&'a (String, Arc<Needs>)> {
-    if from.pods.needs.is_empty() {
-        return None;
-    }
     let others = || nodes.iter().filter(|node| node.name != from.name && is_open(node) && !closed(&node.name));
-    if !nodes.iter().any(|node| node.name != from.name && is_for_everybody(node)) {
-        return None;
-    }
-    from.pods.needs.iter().find(|(_, needs)| !others().any(|node| needs.fit(node)))
+    waiting_for_places(from, nodes).iter().find(|(_, needs)| !others().any(|node| needs.fit(node)))
+}
+
+/// What the pods of a node need of another one, where there is one for pods that ask for nothing.
+fn waiting_for_places<'a>(from: &'a Node, nodes: &[Arc<Node>]) -> &'a [(String, Arc<Needs>)] {
+    let worth_it = || nodes.iter().any(|node| node.name != from.name && is_for_everybody(node));
+    if !from.pods.needs.is_empty() && worth_it() { &from.pods.needs } else { &[] }
 }
 
 /// The first pod of the nodes that are being emptied for which `candidate` is the last place left.
@@ -199,9 +199,14 @@ pub fn last_place_of<'a>(
     nodes: &[Arc<Node>],
     closed: impl Fn(&str) -> bool,
 ) -> Option<&'a (String, Arc<Needs>)> {
-    let too = |name: &str| closed(name) || name == &*candidate.name;
-    let lost =
-        |node: &&'a Node| without_place(node, nodes, too).filter(|_| without_place(node, nodes, &closed).is_none());
+    // Pod by pod: one that has no place at all says nothing of the others.
+    let lost = |from: &&'a Node| {
+        let open = |node: &&Arc<Node>| node.name != from.name && is_open(node) && !closed(&node.name);
+        let has = |needs: &Needs| nodes.iter().filter(open).any(|node| needs.fit(node));
+        let keeps =
+            |needs: &Needs| nodes.iter().filter(open).any(|node| node.name != candidate.name && needs.fit(node));
+        waiting_for_places(from, nodes).iter().find(|(_, needs)| has(needs) && !keeps(needs))
+    };
     emptied.iter().filter(|node| node.name != candidate.name).find_map(lost)
 }
 
@@ -263,6 +268,10 @@ mod tests {
         let lost = from(Needs { requests: [("cpu".to_owned(), 1)].into(), ..Needs::default() });
         let blamed = last_place_of(&nodes[0], &[&lost], &nodes, |_| false);
         assert!(blamed.is_none(), "it has none, with or without the candidate");
+        let mut both = lost.clone();
+        both.pods.needs.extend(leaving.pods.needs.clone());
+        let blamed = last_place_of(&nodes[0], &[&both], &nodes, |_| false);
+        assert!(blamed.is_some(), "what has no place at all says nothing of the other pod");
         assert!(last_place_of(&nodes[0], &[], &nodes, |_| false).is_none());
     }
 
