@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_second_word_takes_the_place_of_the_first_and_what_is_done_makes_room() {
-        let error = json!({"lastError": {"category": "Network", "message": "the server is away", "at": "2026-01-01T00:00:00Z"}});
+        let error = json!({"lastError": {"category": "Network", "message": "the server is away", "attempts": 1, "at": "2026-01-01T00:00:00Z"}});
         let twice = policy(json!({"retries": [again(1)]}), json!({}));
         assert_eq!(asked(&twice, &update(json!({}), error.clone()), again(2)).unwrap().retries, [again(2)]);
 
