@@ -122,18 +122,11 @@ impl Round<'_> {
         }
         if let Selection::One(policy) = view.traits.selection
             && let Some(policy) = self.policies.get(policy)
-            && let Some(valid) = policy.valid
+            && policy.valid.is_some()
+            && policy.facts.name != update.spec.policy
         {
-            if policy.facts.name != update.spec.policy {
-                let action = Action::SetPolicy { node: name(), policy: policy.facts.name.clone() };
-                self.draft.steps.push(Step { action, expect: exact(), cause: None, says: String::new() });
-            } else if let Some(retry) = valid.spec.retries.iter().find(|retry| *retry.node == *node.name)
-                && update.spec.retry != Some(retry.at)
-            {
-                let action = Action::Retry { node: name(), at: retry.at };
-                let says = retry.reason.clone().unwrap_or_else(|| "a person asked for it".to_owned());
-                self.draft.steps.push(Step { action, expect: exact(), cause: None, says });
-            }
+            let action = Action::SetPolicy { node: name(), policy: policy.facts.name.clone() };
+            self.draft.steps.push(Step { action, expect: exact(), cause: None, says: String::new() });
         }
     }
 

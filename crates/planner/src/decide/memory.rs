@@ -78,9 +78,14 @@ impl Memory {
         }
     }
 
+    /// Whether a word of a person was followed already.
+    pub(super) fn has_retried(&self, retry: &Retry) -> bool {
+        self.retried.iter().any(|done| done.node == retry.node && done.at == retry.at)
+    }
+
     /// Forgets what failed on a node, once for each word of a person. Only a failure that comes after it counts again.
     pub(super) fn retry(&mut self, retry: &Retry) {
-        if self.retried.iter().any(|done| done.node == retry.node && done.at == retry.at) {
+        if self.has_retried(retry) {
             return;
         }
         self.failures.retain(|failure| failure.node != retry.node);

@@ -17,6 +17,7 @@ mod maintenance;
 mod memory;
 mod motion;
 mod policy;
+mod retries;
 mod rollback;
 mod staging;
 mod status;
@@ -213,18 +214,10 @@ impl<'a> Round<'a> {
     /// Takes over failures that agents report of the release that is rolled out. A release that is blocked by them
     /// gives way to another, of which failures may be known too; hence the loop, which ends with the releases.
     fn absorb_failures(&mut self) {
+        self.follow_retries();
         let now = self.snapshot.now;
         for (index, policy) in self.policies.iter_mut().enumerate() {
             let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
-            for retry in policy.valid.map_or(&[][..], |valid| &valid.spec.retries) {
-                let followed = policy.members.iter().filter_map(|index| self.nodes.get(*index)).any(|view| {
-                    *view.node.name == *retry.node
-                        && view.update().is_some_and(|update| update.status.retried == Some(retry.at))
-                });
-                if followed {
-                    policy.memory.retry(retry);
-                }
-            }
             policy.memory.recount(threshold, now);
             for _ in 0..=policy.facts.offer.releases.len() {
                 let Some(target) = policy.target(None).map(|release| release.version.clone()) else { break };
