@@ -49,6 +49,18 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
 /// What container images are made with.
 pub(crate) const IMAGE_TOOLS: &[Tool] = &[Tool { program: "objcopy", package: "binutils" }];
 
+/// The same on a machine of another architecture.
+pub(crate) const ARM64_TOOLS: &[Tool] = &[
+    Tool { program: "aarch64-linux-gnu-gcc", package: "gcc-aarch64-linux-gnu" },
+    Tool { program: "/usr/aarch64-linux-gnu/lib/libc.a", package: "libc6-dev-arm64-cross" },
+];
+
+/// The same on a machine of another architecture.
+pub(crate) const X86_64_TOOLS: &[Tool] = &[
+    Tool { program: "x86_64-linux-gnu-gcc", package: "gcc-x86-64-linux-gnu" },
+    Tool { program: "/usr/x86_64-linux-gnu/lib/libc.a", package: "libc6-dev-amd64-cross" },
+];
+
 /// Where a program is, if it is on the PATH or where Debian keeps programs for root.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

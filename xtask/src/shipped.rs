@@ -3,7 +3,7 @@
 
 use crate::workspace_root;
 use anyhow::Context as _;
-use bascule_os_image::shipped;
+use bascule_os_image::shipped::{self, Architecture};
 use std::path::PathBuf;
 
 /// The package of the node agent and its program.
@@ -16,23 +16,29 @@ const COMMAND_LINE: (&str, &str) = ("bascule-cli", "bascule");
 const ALL: [(&str, &str); 3] = [AGENT, OPERATOR, COMMAND_LINE];
 
 /// Builds the agent and returns the file.
-pub(crate) fn agent() -> anyhow::Result<PathBuf> {
-    build(AGENT)
+pub(crate) fn agent(architecture: Architecture) -> anyhow::Result<PathBuf> {
+    build(AGENT, architecture)
 }
 
 /// Builds the operator and returns the file.
-pub(crate) fn operator() -> anyhow::Result<PathBuf> {
-    build(OPERATOR)
+pub(crate) fn operator(architecture: Architecture) -> anyhow::Result<PathBuf> {
+    build(OPERATOR, architecture)
 }
 
 /// Builds the command line tool and returns the file.
 pub(crate) fn command_line() -> anyhow::Result<PathBuf> {
-    build(COMMAND_LINE)
+    build(COMMAND_LINE, own_architecture()?)
 }
 
-fn build((package, program): (&str, &str)) -> anyhow::Result<PathBuf> {
-    eprintln!("building {package} for {} (some minutes the first time)", shipped::target());
-    Ok(shipped::build(&workspace_root(), &[package])?.join(program))
+/// This machine's.
+pub(crate) fn own_architecture() -> anyhow::Result<Architecture> {
+    let arch = std::env::consts::ARCH;
+    Architecture::own().with_context(|| format!("programs are built on x86-64 and arm64, and this is {arch}"))
+}
+
+fn build((package, program): (&str, &str), architecture: Architecture) -> anyhow::Result<PathBuf> {
+    eprintln!("building {package} for {} (some minutes the first time)", architecture.target());
+    Ok(shipped::build_for(&workspace_root(), &[package], architecture)?.join(program))
 }
 
 /// `cargo xtask agent`.
@@ -48,7 +54,7 @@ pub(crate) fn run_all() -> anyhow::Result<()> {
 fn run(wanted: &[(&str, &str)]) -> anyhow::Result<()> {
     // One by one: each has its own profile.
     for (package, program) in wanted.iter().copied() {
-        let file = build((package, program))?;
+        let file = build((package, program), own_architecture()?)?;
         let size = std::fs::metadata(&file).with_context(|| format!("reading {}", file.display()))?.len();
         eprintln!("{program}: {size} bytes, static, without symbols");
         println!("{}", file.display());

@@ -13,9 +13,12 @@ use super::{
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use clap::Args;
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::Client;
+use k8s_openapi::api::{core::v1::Pod, policy::v1::PodDisruptionBudget};
+use kube::{Api, Client, api::ListParams};
 use serde::Serialize;
+
+/// Pods of the operator (manifests/operator/deployment.yaml).
+const OPERATORS: &str = "app.kubernetes.io/name=bascule-operator";
 
 /// Look for everything that keeps nodes from being updated.
 ///
@@ -85,6 +88,14 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
     findings.extend(rights::granted(client, &connection.namespace).await?);
     let seen = live::seen(client, connection).await?;
     findings.extend(checks::leader(&seen, clock::now()));
+    if matches!(seen.source, live::Source::Objects { .. }) {
+        // Its own log may hold nothing: an image for another machine never began.
+        let pods = Api::<Pod>::namespaced(client.clone(), &connection.namespace);
+        match pods.list(&ListParams::default().labels(OPERATORS)).await {
+            Ok(pods) => findings.extend(checks::operators(&pods.items, &connection.namespace)),
+            Err(error) => findings.push(Finding::warning("operators", "their pods were not looked at", error.to_string())),
+        }
+    }
     let policies = list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
     let nodes = list::<api::NodeUpdate>(client, "NodeUpdates").await?;
     findings.extend(checks::policies(&policies, clock::now()));

@@ -180,6 +180,8 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
         // There is always something to drain, and it takes as long as it took lately.
         pods: NodePods { remaining: 1, ..NodePods::default() },
         daemon_sets: DaemonSets::default(),
+        // Said by the operator, in the NodeUpdate.
+        agent_trouble: None,
     }
 }
 

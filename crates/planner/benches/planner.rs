@@ -121,6 +121,7 @@ fn node(index: usize, groups: usize) -> Node {
                 .into(),
         ),
         earlier: None,
+        agent_trouble: None,
         boot_seen: Time::default(),
     }
 }

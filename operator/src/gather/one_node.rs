@@ -8,7 +8,7 @@ use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
 use bascule_planner::{
     drain::{Hour, Needed, Space, node_pods, sort},
-    snapshot::{BlockedPod, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods},
+    snapshot::{BlockedPod, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods, agent_pod_trouble},
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -109,6 +109,7 @@ impl Facts {
         node.earlier = self.earlier.as_ref().map(|earlier| Arc::new(earlier.facts.spec.clone()));
         node.etcd = etcd(&self.node, &self.pods);
         node.space = space(&self.node, self.pods.values().map(|pod| &**pod));
+        node.agent_trouble = agent_pod_trouble(self.pods.values().map(|pod| &**pod), node.architecture);
         if let Some(drain) = self.drain_settings(ground) {
             node.pods = self.pods_under(drain, ground, &world.deadlines, now);
             if self.drain_began().is_some() {
@@ -262,6 +263,7 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         earlier: None,
         pods: NodePods::default(),
         daemon_sets: DaemonSets::default(),
+        agent_trouble: None,
     }
 }
 

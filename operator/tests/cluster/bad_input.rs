@@ -3,6 +3,7 @@
 use crate::agent::Habit;
 use crate::world::World;
 use bascule_api::{Goal, NodeUpdate, UpdatePolicy, WaitReason, conditions};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -196,4 +197,41 @@ async fn bad_objects_are_refused_or_explained_and_edits_by_hand_are_set_right() 
     let open = json!({"spec": {"health": {"gates": null}}});
     policies.patch("workers", &PatchParams::default(), &Patch::Merge(&open)).await.unwrap();
     world.until_current("n1", "1.1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agents_image_for_another_machine_is_named_where_its_report_is_missing() {
+    let world = World::new().await;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {"role": "worker"}}});
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "bascule-agent-1", "namespace": "default", "labels": {"app.kubernetes.io/name": "bascule-agent"}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "agent", "image": "bascule-agent"}]},
+    });
+    world.control_plane.apply(&format!("{node}\n---\n{pod}\n")).await.unwrap();
+    let nodes: Api<Node> = Api::all(world.client.clone());
+    let machine = json!({"status": {"nodeInfo": {
+        "machineID": "", "systemUUID": "", "bootID": "b", "kernelVersion": "", "osImage": "", "kubeletVersion": "",
+        "kubeProxyVersion": "", "containerRuntimeVersion": "", "operatingSystem": "linux", "architecture": "arm64",
+    }}});
+    nodes.patch_status("n1", &PatchParams::default(), &Patch::Merge(&machine)).await.unwrap();
+    // As a kubelet tells it, with the manifest's `terminationMessagePolicy`.
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let status = json!({"status": {"containerStatuses": [{
+        "name": "agent", "image": "bascule-agent", "imageID": "", "ready": false, "restartCount": 4,
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+        "lastState": {"terminated": {"exitCode": 255, "message": "exec /bascule-agent: exec format error"}},
+    }]}});
+    pods.patch_status("bascule-agent-1", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({})).await;
+    let named = "exec format error. Its image is for another architecture than its node, which is arm64: build one with";
+    world.until_message("n1", WaitReason::AgentNotReporting, named).await;
+
+    // The right one is there, and begins.
+    let begins = json!({"status": {"containerStatuses": [{
+        "name": "agent", "image": "bascule-agent", "imageID": "", "ready": false, "restartCount": 5, "state": {"running": {}},
+    }]}});
+    pods.patch_status("bascule-agent-1", &PatchParams::default(), &Patch::Merge(&begins)).await.unwrap();
+    world.until_message("n1", WaitReason::AgentNotReporting, "the agent has not reported").await;
 }

@@ -18,7 +18,7 @@ use crate::install::StateFile;
 use crate::vendor::{CA_FILE, Vendor};
 
 /// Where a node of the reference OS keeps its own settings, below `/var`.
-const SETTINGS: &str = "etc/bascule";
+pub(crate) const SETTINGS: &str = "etc/bascule";
 /// From a node's word that a release failed to the operator's that it is blocked.
 const BLOCKED: Duration = Duration::from_secs(300);
 /// Who stops and rolls back.
@@ -274,7 +274,7 @@ fn manifests(workspace: &Path, vendor: &Vendor) -> anyhow::Result<String> {
     Ok(all.join("\n---\n"))
 }
 
-fn port_of(url: &str) -> anyhow::Result<u16> {
+pub(crate) fn port_of(url: &str) -> anyhow::Result<u16> {
     let port = url.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
     port.with_context(|| format!("{url} has no port"))
 }

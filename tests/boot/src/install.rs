@@ -18,7 +18,8 @@ use crate::release::Release;
 const REMOVABLE_MEDIA_FOLDER: &str = "EFI/BOOT";
 /// Room for later releases to grow, beside the size of the first.
 const GROWTH: u64 = 24 << 20;
-const STATE_SIZE: u64 = 192 << 20;
+/// Container images that are pulled among it, with the room below which a kubelet throws pods out. The disk is sparse.
+const STATE_SIZE: u64 = 512 << 20;
 
 /// A file on the state partition.
 #[derive(Debug, Clone)]

@@ -45,7 +45,15 @@ impl Places {
     /// # Errors
     /// When it can't be written or served.
     pub async fn vendor(&self) -> anyhow::Result<Vendor> {
-        Vendor::open(&self.vendor_home, &self.folder, &self.store.folder().with_file_name("boot-tests-packs")).await
+        self.vendor_in(&self.folder).await
+    }
+
+    /// The same with a repository of its own below another folder.
+    ///
+    /// # Errors
+    /// When it can't be written or served.
+    pub async fn vendor_in(&self, folder: &Path) -> anyhow::Result<Vendor> {
+        Vendor::open(&self.vendor_home, folder, &self.store.folder().with_file_name("boot-tests-packs")).await
     }
 
     /// Where logs and disks of this run lie.

@@ -14,6 +14,7 @@ pub mod lab;
 pub mod machine;
 pub mod oci;
 pub mod offline;
+pub mod older;
 pub mod programs;
 pub mod qmp;
 pub mod reference;
@@ -21,6 +22,7 @@ pub mod relay;
 pub mod release;
 pub mod runner;
 pub mod scenarios;
+pub mod site;
 pub mod vendor;
 
 use std::sync::OnceLock;

@@ -37,7 +37,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Inner {
-    /// Build the programs that the tests put into images or start, and end.
+    /// Build the programs that the tests put into images or start, and with `--only kubelet` or `--only install` the images
+    /// with containers too, and end.
     Build,
     /// Started by QEMU for each connection out of a machine.
     #[command(hide = true)]
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
     let done = match arguments.inner {
-        Some(Inner::Build) => programs::build_all(workspace).map(|()| true),
+        Some(Inner::Build) => build(workspace, arguments).map(|()| true),
         Some(Inner::Relay { port }) => relay::run(port).map(|()| true).map_err(Into::into),
         None => run(workspace, arguments),
     };
@@ -67,13 +68,24 @@ fn main() -> ExitCode {
 
 /// Returns whether all scenarios passed.
 fn run(workspace: &Path, arguments: Arguments) -> anyhow::Result<bool> {
-    let wanted = Wanted {
+    runtime()?.block_on(runner::run(workspace, wanted(arguments)))
+}
+
+fn build(workspace: &Path, arguments: Arguments) -> anyhow::Result<()> {
+    programs::build_all(workspace)?;
+    runtime()?.block_on(runner::make_ahead(workspace, &wanted(arguments)))
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+fn wanted(arguments: Arguments) -> Wanted {
+    Wanted {
         all: arguments.all,
         only: arguments.only,
         cuts: arguments.first_cut..arguments.first_cut + arguments.cuts,
         seed: arguments.seed,
         machines: arguments.machines.into(),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(runner::run(workspace, wanted))
+    }
 }

@@ -81,7 +81,7 @@ pub struct Programs {
 }
 
 /// What differs between the releases of the tests.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Edition<'a> {
     /// Version of the release.
     pub version: &'a str,

@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
 use crate::lab::{Lab, Places};
+use crate::older::Older;
 use crate::programs;
 use crate::reference::Edition;
 use crate::release::Release;
@@ -23,7 +24,7 @@ use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
-    Stage, faults, gptprio, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
+    Stage, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
 };
 use crate::vendor::Vendor;
 
@@ -59,7 +60,7 @@ impl Wanted {
     /// What the first machine boots.
     fn first(&self) -> Edition<'static> {
         match self.only.as_slice() {
-            [text] if "kubelet".contains(text.as_str()) => Edition::CONTAINERS_OLD,
+            [_] if ["kubelet", "install", "upgrade"].iter().any(|name| self.has(name, true)) => Edition::CONTAINERS_OLD,
             _ => Edition::OLD,
         }
     }
@@ -196,7 +197,8 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     if wanted.has("gptprio", false) {
         results.note("gptprio", async { gptprio::run() }).await;
     }
-    if wanted.some_of("counting") || wanted.some_of("order") || wanted.wants_cluster() {
+    let apart = ["counting", "order", "install", "upgrade"].iter().any(|name| wanted.some_of(name));
+    if apart || wanted.wants_cluster() {
         on_machines(workspace, &wanted, &results).await?;
     }
     let (passed, failed) = (*results.passed.borrow(), *results.failed.borrow());
@@ -238,6 +240,14 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
             results.note("order", order::run(lab)).await;
         }));
     }
+    for name in ["install", "upgrade"] {
+        if wanted.has(name, true) {
+            let (places, releases) = (&places, &releases);
+            chains.push(Box::pin(async move {
+                results.note(name, installation(workspace, places, releases, name)).await;
+            }));
+        }
+    }
     let mut needed = Vec::new();
     if let Some(surroundings) = &surroundings {
         let stage = Stage { lab: &lab, cluster: &surroundings.cluster, vendor: &surroundings.vendor };
@@ -255,6 +265,45 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
     };
     futures::join!(machines, making);
     Ok(())
+}
+
+/// A cluster of its own: what is installed there is no other scenario's business.
+async fn installation(workspace: &Path, places: &Places, releases: &Releases, name: &str) -> anyhow::Result<()> {
+    let folder = places.folder().join(format!("site-{name}"));
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let vendor = places.vendor_in(&folder).await?;
+    let (old, new) = (releases.containers_old.get().await?, releases.containers_new.get().await?);
+    let scene = install::Scene { lab: &releases.containers_old.lab, folder: &folder, vendor: &vendor, old, new };
+    match name {
+        "upgrade" => {
+            let workspace = workspace.to_owned();
+            let older = tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
+            say(&format!("the version before is of {}", older.commit()));
+            install::upgrade(scene, &older).await
+        }
+        _ => install::run(scene).await,
+    }
+}
+
+/// Builds what the wanted scenarios install, so that machines need not wait for it.
+///
+/// # Errors
+/// When something can't be built.
+pub async fn make_ahead(workspace: &Path, wanted: &Wanted) -> anyhow::Result<()> {
+    if wanted.first() != Edition::CONTAINERS_OLD {
+        return Ok(());
+    }
+    if wanted.has("upgrade", true) {
+        let workspace = workspace.to_owned();
+        tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
+    }
+    let places = Places::prepare(workspace)?;
+    let prepared = places.clone();
+    let lab = tokio::task::spawn_blocking(move || Lab::prepare(&prepared, Edition::CONTAINERS_OLD, say)).await??;
+    let releases = Releases::of(&Arc::new(lab));
+    let folder = places.folder().join("packing");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    releases.containers_new.make_ahead(&releases.containers_old, &places.vendor_in(&folder).await?).await
 }
 
 /// What all scenarios with a cluster share.

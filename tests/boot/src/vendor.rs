@@ -31,12 +31,14 @@ const FORMAT: u32 = 2;
 /// Releases whose packs are kept.
 const KEPT: usize = 8;
 
+/// One at a time, whichever repository it is for: they share the folder in which packs are kept.
+static PACKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Keys, repository and server of one scenario.
 #[derive(Debug)]
 pub struct Vendor {
     folder: PathBuf,
     packed: PathBuf,
-    packing: tokio::sync::Mutex<()>,
     keys: Vec<SigningKey>,
     server: HttpsServer,
 }
@@ -56,7 +58,7 @@ impl Vendor {
         let signing = Signing { keys: &keys, lifetimes: Lifetimes::default(), now: clock::now() };
         published(Publisher::open(&repository)?.refresh(signing)?.outcome)?;
         let server = HttpsServer::start(&repository).await.context("serving the repository")?;
-        Ok(Self { folder: repository, packed: packed.to_owned(), packing: tokio::sync::Mutex::default(), keys, server })
+        Ok(Self { folder: repository, packed: packed.to_owned(), keys, server })
     }
 
     /// Where nodes and operator fetch from.
@@ -106,7 +108,7 @@ impl Vendor {
     /// # Errors
     /// When it can't be packed or signed.
     pub async fn publish(&self, channel: &str, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
-        let _one_at_a_time = self.packing.lock().await;
+        let _one_at_a_time = PACKING.lock().await;
         let built = self.pack(release, bases).await?;
         let mut publisher = Publisher::open(&self.folder)?;
         let signing = Signing { keys: &self.keys, lifetimes: Lifetimes::default(), now: clock::now() };
@@ -118,7 +120,7 @@ impl Vendor {
     /// # Errors
     /// When it can't be packed.
     pub async fn pack_ahead(&self, release: &Release, bases: &[&Release]) -> anyhow::Result<()> {
-        let _one_at_a_time = self.packing.lock().await;
+        let _one_at_a_time = PACKING.lock().await;
         self.pack(release, bases).await.map(drop)
     }
 

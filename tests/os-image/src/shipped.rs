@@ -12,13 +12,45 @@ use crate::{Error, cargo::cargo, tool};
 /// `/dev/urandom`, which an empty root has not: it is told to call the function that is linked in.
 const STATIC: &str = "-C target-feature=+crt-static --cfg=getrandom_backend=\"linux_getrandom\"";
 
-/// The target that programs are shipped for: this machine's own architecture.
-///
-/// Named even though it is the host's: cargo then keeps the flags away from build scripts and procedural macros, which
-/// can't be linked statically.
-#[must_use]
-pub fn target() -> String {
-    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+/// What programs are shipped for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// `amd64` in images.
+    X86_64,
+    /// `arm64` in images.
+    Arm64,
+}
+
+impl Architecture {
+    /// Of this machine, if programs are shipped for it.
+    #[must_use]
+    pub fn own() -> Option<Self> {
+        match std::env::consts::ARCH {
+            "x86_64" => Some(Self::X86_64),
+            "aarch64" => Some(Self::Arm64),
+            _ => None,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "aarch64",
+        }
+    }
+
+    /// The target that cargo is told, also where it is this machine's own: cargo then keeps the flags away from build scripts
+    /// and procedural macros, which can't be linked statically.
+    #[must_use]
+    pub fn target(self) -> String {
+        format!("{}-unknown-linux-gnu", self.name())
+    }
+
+    /// What the names of GNU's tools for it begin with, where it is not this machine's own (Debian, `gcc-aarch64-linux-gnu`).
+    #[must_use]
+    pub fn tools(self) -> String {
+        if Self::own() == Some(self) { String::new() } else { format!("{}-linux-gnu-", self.name()) }
+    }
 }
 
 /// The profile that a program is shipped with; cargo names the folder after it. The agent has one of its own, where it is
@@ -36,10 +68,28 @@ fn profile(packages: &[&str]) -> &'static str {
 /// # Errors
 /// When cargo is not there or fails; the error holds the last lines it wrote.
 pub fn build(workspace: &Path, packages: &[&str]) -> Result<PathBuf, Error> {
+    // Where it is none of the two, cargo says what is missing.
+    build_for(workspace, packages, Architecture::own().unwrap_or(Architecture::X86_64))
+}
+
+/// The same for an architecture, which may be another than this machine's: its compiler for C and its part of Rust's library
+/// have to be there.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_for(workspace: &Path, packages: &[&str], architecture: Architecture) -> Result<PathBuf, Error> {
     // A folder of its own: the flags differ from those of every other build here.
     let folder = workspace.join("target/shipped");
-    let (target, profile) = (target(), profile(packages));
+    let (target, profile) = (architecture.target(), profile(packages));
     let mut command = cargo();
+    let tools = architecture.tools();
+    if !tools.is_empty() {
+        let variable = target.replace('-', "_");
+        command.env(format!("CARGO_TARGET_{}_LINKER", variable.to_uppercase()), format!("{tools}gcc"));
+        command
+            .env(format!("CC_{variable}"), format!("{tools}gcc"))
+            .env(format!("AR_{variable}"), format!("{tools}ar"));
+    }
     command.current_dir(workspace).env("RUSTFLAGS", STATIC).env("CARGO_TARGET_DIR", &folder).args([
         "build",
         "--quiet",

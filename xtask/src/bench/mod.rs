@@ -58,7 +58,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         What::Agent(options) => agent::run(options),
         What::Operator { arguments } => {
             prerequisites::require("go", "the control plane and KWOK are built with it")?;
-            let program = shipped::operator()?;
+            let program = shipped::operator(shipped::own_architecture()?)?;
             let program = program.to_str().context("the workspace's path is not UTF-8")?;
             let scale = ["run", "--quiet", "--package", "bascule-operator", "--example", "scale", "--"];
             cargo(&[&scale[..], &["--operator", program]].concat(), arguments, "its message says why")

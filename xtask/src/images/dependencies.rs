@@ -33,15 +33,14 @@ struct Package {
 }
 
 impl Dependencies {
-    /// Of a package of the workspace, for the architecture that is shipped.
+    /// Of a package of the workspace, for a target of cargo's.
     ///
     /// # Errors
     /// When cargo fails, or the package is not there.
-    pub(crate) fn of(workspace: &Path, package: &str) -> anyhow::Result<Self> {
-        let target = bascule_os_image::shipped::target();
+    pub(crate) fn of(workspace: &Path, package: &str, target: &str) -> anyhow::Result<Self> {
         let metadata = MetadataCommand::new()
             .manifest_path(workspace.join("Cargo.toml"))
-            .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), target])
+            .other_options(["--locked".to_owned(), "--filter-platform".to_owned(), target.to_owned()])
             .exec()
             .context("asking cargo for the dependencies")?;
         Self::read(&metadata, package)

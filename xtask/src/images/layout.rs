@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use bascule_image::Sha256;
+use bascule_os_image::shipped::Architecture;
 use oci_spec::image::{
     ANNOTATION_REF_NAME, Arch, ConfigBuilder, Descriptor, ImageConfigurationBuilder, ImageIndexBuilder,
     ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, PlatformBuilder, RootFsBuilder, SCHEMA_VERSION,
@@ -30,6 +31,8 @@ pub(crate) struct File {
 pub(crate) struct Image {
     /// Its files, in their order.
     pub(crate) files: Vec<File>,
+    /// What its program runs on.
+    pub(crate) architecture: Architecture,
     /// The program.
     pub(crate) entrypoint: String,
     /// `<uid>:<gid>`.
@@ -44,7 +47,7 @@ impl Image {
     /// Writes the layout into a folder that is emptied first, and returns the digest of the image's manifest.
     ///
     /// # Errors
-    /// When a file can't be written, or this machine's architecture has no name there.
+    /// When a file can't be written.
     pub(crate) fn write(&self, folder: &Path, tag: &str) -> anyhow::Result<String> {
         if folder.exists() {
             fs::remove_dir_all(folder).with_context(|| format!("emptying {}", folder.display()))?;
@@ -57,10 +60,9 @@ impl Image {
             let digest: Sha256Digest = hash.parse().context("a digest")?;
             Ok(Descriptor::new(media_type, content.len() as u64, digest))
         };
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => Arch::Amd64,
-            "aarch64" => Arch::ARM64,
-            other => anyhow::bail!("images are built on x86-64 and arm64, and this is {other}"),
+        let architecture = match self.architecture {
+            Architecture::X86_64 => Arch::Amd64,
+            Architecture::Arm64 => Arch::ARM64,
         };
 
         let layer = keep(MediaType::ImageLayer, &self.layer()?)?;
@@ -162,6 +164,7 @@ mod tests {
                 File { path: "program".to_owned(), mode: 0o755, content: content.to_vec() },
                 File { path: "etc/ssl/bundle".to_owned(), mode: 0o644, content: b"x".to_vec() },
             ],
+            architecture: Architecture::X86_64,
             entrypoint: "/program".to_owned(),
             user: "65532:65532",
             labels: labels.collect(),

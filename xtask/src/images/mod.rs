@@ -18,6 +18,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 
 use crate::{shipped, workspace_root};
+use bascule_os_image::shipped::Architecture;
 use dependencies::Dependencies;
 use layout::{File, Image};
 
@@ -41,6 +42,10 @@ pub(crate) struct Options {
     /// The tag in the registry. Default: the version of this tree.
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
+    /// What the programs are for; default: this machine's. Another one needs `rustup target add` and Debian's compiler for it,
+    /// which is installed where that is allowed.
+    #[arg(long, value_name = "x86-64|arm64", value_parser = architecture)]
+    pub(crate) architecture: Option<Architecture>,
     /// A PEM file with the authority of the registry's certificate, beside the system's.
     #[arg(long, value_name = "FILE", requires = "push")]
     pub(crate) ca: Option<PathBuf>,
@@ -52,23 +57,42 @@ const IMAGES: [(&str, &str); 2] = [
     ("bascule-agent", "Keeps the system slots of one Kubernetes node"),
 ];
 
+fn architecture(name: &str) -> Result<Architecture, String> {
+    match name {
+        "x86-64" => Ok(Architecture::X86_64),
+        "arm64" => Ok(Architecture::Arm64),
+        other => Err(format!("images are built for x86-64 and arm64, not for {other}")),
+    }
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    crate::prerequisites::ensure(crate::prerequisites::IMAGE_TOOLS)?;
+    let architecture = options.architecture.map_or_else(shipped::own_architecture, Ok)?;
+    let target = architecture.target();
+    crate::prerequisites::ensure(match (architecture, architecture.tools().is_empty()) {
+        (_, true) => crate::prerequisites::IMAGE_TOOLS,
+        (Architecture::Arm64, false) => crate::prerequisites::ARM64_TOOLS,
+        (Architecture::X86_64, false) => crate::prerequisites::X86_64_TOOLS,
+    })?;
     let workspace = workspace_root();
     let out = workspace.join(&options.out);
     fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     let tag = options.tag.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let source = provenance::Source::of(&workspace)?;
     for (name, about) in IMAGES {
-        let program = if name == "bascule-agent" { shipped::agent()? } else { shipped::operator()? };
-        let dependencies = Dependencies::of(&workspace, name)?;
-        let program = with_dependencies(&program, &dependencies, &out)?;
+        let program = match name {
+            "bascule-agent" => shipped::agent(architecture)?,
+            _ => shipped::operator(architecture)?,
+        };
+        let dependencies = Dependencies::of(&workspace, name, &target)?;
+        let objcopy = format!("{}objcopy", architecture.tools());
+        let program = with_dependencies(&program, &dependencies, &out, &objcopy)?;
         let labels = labels(name, about, &tag, &source);
         let image = Image {
             files: vec![
                 File { path: name.to_owned(), mode: 0o755, content: program },
                 File { path: AUTHORITIES.to_owned(), mode: 0o644, content: authorities().into_bytes() },
             ],
+            architecture,
             entrypoint: format!("/{name}"),
             user: USER,
             labels,
@@ -78,7 +102,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let digest = image.write(&layout, &tag)?;
         let beside = |kind: &str| out.join(format!("{name}.{kind}.json"));
         write(&beside("cdx"), &dependencies.sbom()?)?;
-        write(&beside("provenance"), &provenance::statement(name, &digest, &source, &dependencies)?)?;
+        write(
+            &beside("provenance"),
+            &provenance::statement((name, target.as_str()), &digest, &source, &dependencies)?,
+        )?;
         println!("{name} {digest} {}", layout.display());
         if let Some(registry) = &options.push {
             let pushed = push::push(&layout, &format!("{registry}/{name}:{tag}"), options.ca.as_deref())?;
@@ -93,16 +120,21 @@ fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 }
 
 /// The program with the list of its dependencies inside, compressed, in the section where scanners look for it.
-fn with_dependencies(program: &Path, dependencies: &Dependencies, out: &Path) -> anyhow::Result<Vec<u8>> {
+fn with_dependencies(
+    program: &Path,
+    dependencies: &Dependencies,
+    out: &Path,
+    objcopy: &str,
+) -> anyhow::Result<Vec<u8>> {
     let folder = tempfile::tempdir_in(out).context("making a folder for the program")?;
     let (list, built) = (folder.path().join("list"), folder.path().join("program"));
     write(&list, &dependencies.auditable()?)?;
-    let added = Command::new("objcopy")
+    let added = Command::new(objcopy)
         .arg(format!("--add-section={SECTION}={}", list.display()))
         .arg(format!("--set-section-flags={SECTION}=noload,readonly"))
         .args([program, &built])
         .output()
-        .context("starting objcopy")?;
+        .with_context(|| format!("starting {objcopy}"))?;
     ensure!(added.status.success(), "objcopy refuses: {}", String::from_utf8_lossy(&added.stderr).trim());
     fs::read(&built).with_context(|| format!("reading {}", built.display()))
 }

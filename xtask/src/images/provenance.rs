@@ -50,7 +50,7 @@ impl Source {
 /// # Errors
 /// Never in practice; JSON is written.
 pub(crate) fn statement(
-    image: &str,
+    (image, target): (&str, &str),
     digest: &str,
     source: &Source,
     dependencies: &Dependencies,
@@ -66,7 +66,7 @@ pub(crate) fn statement(
         "predicate": {
             "buildDefinition": {
                 "buildType": "https://bascule.dev/build/xtask-images/v1",
-                "externalParameters": { "image": image, "target": bascule_os_image::shipped::target() },
+                "externalParameters": { "image": image, "target": target },
                 "internalParameters": { "compiler": source.compiler },
                 "resolvedDependencies": materials,
             },

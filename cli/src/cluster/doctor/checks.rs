@@ -7,9 +7,13 @@ use crate::cluster::{
 };
 use bascule_api as api;
 use bascule_api::{Time, WaitReason, conditions};
-use bascule_planner::windows::{Opening, opening};
+use bascule_planner::{
+    drain::Pod,
+    snapshot::pod_trouble,
+    windows::{Opening, opening},
+};
 use chrono::{DateTime, TimeDelta, Utc};
-use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::{core::v1, policy::v1::PodDisruptionBudget};
 use kube::ResourceExt as _;
 use std::collections::BTreeMap;
 
@@ -63,6 +67,21 @@ pub(super) fn leader(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// The operator's pods, where none of them leads: why they do not run, as far as the kubelet says it.
+pub(super) fn operators(pods: &[v1::Pod], namespace: &str) -> Vec<Finding> {
+    if pods.is_empty() {
+        let advice = "Install it (docs/install.md), or name the namespace that it is in (--namespace).";
+        return vec![Finding::wrong("operators", format!("there is no pod of the operator in {namespace}"), advice)];
+    }
+    let facts = pods.iter().map(Pod::from_kubernetes);
+    let troubles = facts.filter_map(|pod| Some((pod_trouble(&pod, None)?, pod)));
+    let told = troubles.map(|(trouble, pod)| {
+        let advice = format!("kubectl -n {namespace} describe pod {}", pod.name);
+        Finding::wrong("operators", trouble, advice)
+    });
+    told.collect()
 }
 
 /// What the policies themselves say, and whether their windows are ever long enough.
@@ -270,6 +289,21 @@ mod tests {
         assert_eq!(weights(&budgets(&fine)), [super::super::Weight::Good]);
         let found = budgets(&[budget("never", 0, 1, 1, 1)]);
         assert!(found[0].what.contains("shop/never"), "{found:?}");
+    }
+
+    #[test]
+    fn an_operator_that_never_began_is_told_by_its_pod() {
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": "bascule-operator-1", "namespace": "bascule-system"},
+            "status": {"containerStatuses": [{"name": "operator", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 255, "message": "exec /bascule-operator: exec format error"}}}]},
+        }))
+        .unwrap();
+        let found = operators(&[pod], "bascule-system");
+        assert!(found[0].what.contains("for another architecture") && found[0].advice.contains("describe pod"), "{found:?}");
+        assert!(operators(&[v1::Pod::default()], "bascule-system").is_empty(), "it begins");
+        assert!(operators(&[], "elsewhere")[0].what.contains("no pod of the operator in elsewhere"));
     }
 
     #[test]

@@ -85,6 +85,11 @@ impl<'a> Choices<'a> {
         {
             return by_rollback(policy, rollback, node, running, self.texts);
         }
+        if node.running().is_none()
+            && let Some(trouble) = &node.node.agent_trouble
+        {
+            return Choice::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, trouble.as_ref())));
+        }
         let kind = node.traits.kind.index();
         let known = match self.known.get(kind) {
             Some(Some(known)) => known.clone(),

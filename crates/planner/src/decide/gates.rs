@@ -241,6 +241,7 @@ fn agent(candidate: &Candidate<'_, '_>) -> Answer {
         Some(status) if status.booted.is_none() => "the agent has not reported yet",
         Some(_) => "the node rebooted and its agent has not reported from this boot",
     };
+    let message = candidate.view.node.silence_of_agent(message);
     Some(Arc::new(Wait::new(WaitReason::AgentNotReporting, message).of("Node", None, &candidate.view.node.name)))
 }
 

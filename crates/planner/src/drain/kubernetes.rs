@@ -19,6 +19,9 @@ type Amounts = BTreeMap<String, u64>;
 /// (Kubernetes, "Create static Pods").
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
+/// How much of a container's last line is kept.
+const LAST_WORDS: usize = 256;
+
 /// The taint that the node lifecycle controller puts on cordoned nodes (Kubernetes, "Well-Known Labels, Annotations and
 /// Taints").
 static CORDON_TAINT: LazyLock<Barrier> = LazyLock::new(|| Barrier {
@@ -44,6 +47,8 @@ impl Pod {
         let none = std::collections::BTreeMap::new();
         let annotations = meta.annotations.as_ref().unwrap_or(&none);
         let needs = Arc::new(Needs::from_kubernetes(spec));
+        let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+        let idle = containers.iter().find_map(|container| Some((idle(container)?, container)));
         Self {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
@@ -64,7 +69,8 @@ impl Pod {
             pending: phase == "Pending",
             ready: ready.is_some_and(|condition| condition.status == "True"),
             ready_since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(moment),
-            waiting: status.and_then(|status| waiting(status.container_statuses.as_deref().unwrap_or_default())),
+            waiting: idle.map(|(why, _)| why.chars().take(64).collect()),
+            last_words: idle.and_then(|(_, container)| last_words(container)),
             deletes_at: meta.deletion_timestamp.as_ref().map(moment),
             tolerates_cordon: needs.tolerate(&CORDON_TAINT),
             completes: spec.and_then(|spec| spec.restart_policy.as_deref()).is_some_and(|policy| policy != "Always"),
@@ -122,12 +128,21 @@ fn claims(pod: &v1::Pod) -> Vec<String> {
     claim.collect()
 }
 
-fn waiting(containers: &[ContainerStatus]) -> Option<String> {
-    containers
-        .iter()
-        .filter_map(|container| container.state.as_ref()?.waiting.as_ref()?.reason.clone())
-        .map(|reason| reason.chars().take(64).collect())
-        .next()
+/// Why a container does not run.
+fn idle(container: &ContainerStatus) -> Option<&str> {
+    let state = container.state.as_ref()?;
+    let waits = state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref());
+    waits.or_else(|| state.terminated.as_ref()?.reason.as_deref())
+}
+
+/// The last line of what a container said before it ended, or why it could not be started (Kubernetes, "Determine the Reason
+/// for Pod Failure").
+fn last_words(container: &ContainerStatus) -> Option<String> {
+    let states = [container.state.as_ref(), container.last_state.as_ref()];
+    let ended = states.into_iter().flatten().find_map(|state| state.terminated.as_ref()?.message.as_deref());
+    let waits = container.state.as_ref().and_then(|state| state.waiting.as_ref()?.message.as_deref());
+    let line = ended.or(waits)?.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(line.chars().take(LAST_WORDS).collect())
 }
 
 fn moment(time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> DateTime<Utc> {
@@ -332,7 +347,8 @@ mod tests {
                 "phase": "Running", "startTime": "2026-11-21T10:00:10Z",
                 "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-11-21T01:12:00Z"}],
                 "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 9,
-                    "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}},
+                    "lastState": {"terminated": {"exitCode": 255, "message": "one\nexec /web: exec format error\n"}}}]
             }
         }))
         .unwrap();
@@ -340,6 +356,7 @@ mod tests {
         assert_eq!(fact.path(), "shop/web-1");
         assert!(fact.of_daemon_set() && fact.mirror && fact.empty_dir && !fact.finished && !fact.ready);
         assert_eq!(fact.waiting.as_deref(), Some("CrashLoopBackOff"));
+        assert_eq!(fact.last_words.as_deref(), Some("exec /web: exec format error"));
         assert_eq!(fact.deletes_at.unwrap().timestamp(), 1_795_255_230);
         assert!(fact.tolerates_cordon && fact.completes);
         assert_eq!(fact.claims, ["web-1-e", "data"]);

@@ -37,6 +37,8 @@ pub struct Pod {
     pub ready_since: Option<DateTime<Utc>>,
     /// Why a container does not run, e.g. `CrashLoopBackOff`.
     pub waiting: Option<String>,
+    /// What such a container said last: the end of its log, or the runtime's word why it could not be started. One line.
+    pub last_words: Option<String>,
     /// When its grace period ends, once it is being deleted.
     pub deletes_at: Option<DateTime<Utc>>,
     /// Whether it tolerates the taint of cordoned nodes, so that the scheduler puts pods like it there all the same.

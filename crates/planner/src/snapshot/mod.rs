@@ -5,6 +5,7 @@
 
 mod node;
 mod offer;
+mod own_pods;
 mod policy;
 
 pub use node::{
@@ -12,6 +13,7 @@ pub use node::{
     HookStage, HookState, Node, NodePods, Readiness, Taints, Truce, UndrainablePod, UpdateFacts,
 };
 pub use offer::{Offer, OfferState, Release};
+pub use own_pods::{agent_pod_trouble, pod_trouble};
 pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};
 
 use bascule_api::{IntOrPercent, KubernetesVersion, Time};

@@ -51,6 +51,8 @@ pub struct Node {
     pub pods: NodePods,
     /// The DaemonSet pods that should run on it.
     pub daemon_sets: DaemonSets,
+    /// Why the agent's pod on it does not run, see [`super::agent_pod_trouble`].
+    pub agent_trouble: Option<Arc<str>>,
 }
 
 /// The kubelet's Ready condition.
@@ -360,6 +362,12 @@ pub enum HookState {
 }
 
 impl Node {
+    /// What is said of an agent that does not report: why its pod does not run, where that is known.
+    #[must_use]
+    pub fn silence_of_agent(&self, otherwise: &str) -> String {
+        self.agent_trouble.as_deref().unwrap_or(otherwise).to_owned()
+    }
+
     /// Whether the node may not be counted on: not Ready, cordoned by anybody, or granted.
     #[must_use]
     pub fn unavailable(&self) -> bool {

@@ -109,6 +109,7 @@ pub fn node(name: &str, zone: &str) -> Node {
             ready: true,
             since: Some(at(-86_400)),
         }]),
+        agent_trouble: None,
     }
 }
 

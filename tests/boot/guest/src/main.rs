@@ -1,12 +1,14 @@
 //! What stands in for a kubelet inside a machine of the boot tests, and the one thing that a test's network needs:
 //! the host's loopback ports at the same place as on the host, so that every address means the same on both sides.
 //!
-//! In an image with a real kubelet only the ports are left to it.
+//! In an image with a real kubelet only the ports are left to it, and pods reach them too: at the first address of the
+//! service network, which the image gives to the machine.
 //!
 //! The machine's own facts are real: its boot id, its running release, its kernel. The fault that the running release
 //! carries is its fault.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,6 +28,8 @@ const FOLDER: &str = "/var/lib/bascule-test";
 const RELAY: &str = "10.0.2.100";
 /// Where an image has a kubelet of its own, which needs nobody to stand in for it.
 const KUBELET: &str = "/usr/bin/kubelet";
+/// Where the service `kubernetes` is reached.
+const HTTPS: u16 = 443;
 /// A kubelet under emulation beats slower than a bare one; the control plane's grace is 20 s.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -36,6 +40,9 @@ struct Settings {
     node: String,
     zone: String,
     ports: Vec<u16>,
+    /// The port that pods reach as the service `kubernetes`.
+    #[serde(default)]
+    api_server: Option<u16>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -53,11 +60,15 @@ async fn main() -> ExitCode {
 async fn run() -> anyhow::Result<()> {
     bascule_tests::install_tls_provider();
     let settings: Settings = serde_json::from_str(&read("settings.json")?).context("reading settings.json")?;
-    for port in settings.ports {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.with_context(|| format!("listening on {port}"))?;
-        tokio::spawn(forward(listener, port));
+    let has_pods = Path::new(KUBELET).exists();
+    // Pods have a loopback interface of their own.
+    let near = if has_pods { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+    let same = settings.ports.into_iter().map(|port| (port, port));
+    for (port, far) in same.chain(settings.api_server.map(|port| (HTTPS, port))) {
+        let listener = TcpListener::bind((near, port)).await.with_context(|| format!("listening on {port}"))?;
+        tokio::spawn(forward(listener, far));
     }
-    if Path::new(KUBELET).exists() {
+    if has_pods {
         return std::future::pending().await;
     }
     let release = fs::read_to_string("/etc/os-release").context("reading os-release")?;

@@ -13,9 +13,9 @@ use bascule_tests::workload;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::wait::await_condition;
+use kube::{Api, Client};
 use serde_json::json;
 
 use super::counting::counted;
@@ -37,7 +37,7 @@ const ELSEWHERE: &str = "k2";
 /// The channel that the policy follows.
 const CHANNEL: &str = "kubelet";
 /// containerd, a kubelet and a few containers, with room.
-const MEMORY_MIB: u32 = 1536;
+pub(super) const MEMORY_MIB: u32 = 1536;
 /// From power-on to a kubelet that is Ready: programs of 85 and 45 MB are read and translated first.
 const READY: Duration = Duration::from_secs(900);
 /// From a pod being bound, or told to end, to the kubelet's word that it is so.
@@ -75,10 +75,10 @@ async fn play<'a>(
     old: &Release,
     new: impl Future<Output = anyhow::Result<&'a Release>>,
 ) -> anyhow::Result<&'a Release> {
-    let (first_boot, _) = tokio::try_join!(ready(stage, node, 0), ready(stage, elsewhere, 0))?;
+    let client = stage.cluster.client();
+    let (first_boot, _) = tokio::try_join!(ready(client, node, 0), ready(client, elsewhere, 0))?;
     show(stage, "both kubelets are Ready", &["get", "nodes", "-o", "wide"]).await?;
 
-    let client = stage.cluster.client();
     apply(client.clone(), &shop()).await.context("writing the shop")?;
     let mut pods = Pods::watch(client, pods::SHOP_LABELS);
     let spread = pods.until("one pod is Ready on each node", POD, |running| {
@@ -129,7 +129,7 @@ async fn play<'a>(
     let entry = counted(&new.entry(), "+2-1")?;
     ensure!(trial.contains(&entry), "the boot loader did not boot {entry}:\n{trial}");
     say(&format!("{NODE}: rebooted into {entry} with roothash={}", new.root_hash));
-    let boot = ready(stage, node, before).await?;
+    let boot = ready(client, node, before).await?;
     ensure!(boot != first_boot, "the node is Ready under the boot id that it had before");
     show(stage, "its kubelet is back", &["get", "nodes", "-o", "wide"]).await?;
 
@@ -179,11 +179,11 @@ fn host(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<Machi
 
 /// Waits until the system that started after `from` is up and its kubelet says so, under the boot id that the kernel itself
 /// gives. Returns that boot id.
-async fn ready(stage: Stage<'_>, machine: &Machine, from: usize) -> anyhow::Result<String> {
+pub(super) async fn ready(client: &Client, machine: &Machine, from: usize) -> anyhow::Result<String> {
     let began = Instant::now();
     machine.wait_until_up(from, BOOT).await?;
     let boot = machine.run("cat /proc/sys/kernel/random/boot_id", BOOT).await?.trim().to_owned();
-    let nodes: Api<Node> = Api::all(stage.cluster.client().clone());
+    let nodes: Api<Node> = Api::all(client.clone());
     let wanted = |node: Option<&Node>| {
         let status = node.and_then(|node| node.status.as_ref());
         status.is_some_and(|status| {
@@ -232,7 +232,7 @@ async fn show(stage: Stage<'_>, what: &str, arguments: &[&str]) -> anyhow::Resul
 }
 
 /// What somebody would look at first.
-async fn symptoms(machines: &[&Machine]) -> String {
+pub(super) async fn symptoms(machines: &[&Machine]) -> String {
     const LOOK: &str = "ctr --namespace k8s.io task ls; journalctl --boot --no-pager --lines 60 --output short-monotonic \
                         --unit kubelet --unit containerd --unit bascule-test-images";
     let mut all = String::new();

@@ -4,6 +4,7 @@ pub mod counting;
 pub mod cuts;
 pub mod faults;
 pub mod gptprio;
+pub mod install;
 pub mod integrity;
 pub mod kubelet;
 pub mod layout;

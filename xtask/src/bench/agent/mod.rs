@@ -70,7 +70,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         Some(file) => file.clone(),
         None => {
             eprintln!("building the agent as it is shipped");
-            crate::shipped::agent()?
+            crate::shipped::agent(crate::shipped::own_architecture()?)?
         }
     };
     let size = fs::metadata(&agent).with_context(|| format!("reading {}", agent.display()))?.len();

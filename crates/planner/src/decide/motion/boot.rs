@@ -53,9 +53,11 @@ fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     // A machine that is slow, or gone, says nothing of the release: the agent does, which reports where it came up, or a
     // second machine. Until then it is unavailable, which its grant counts, and somebody has to look.
     let (reason, what) = if moving.kubelet_is_back() {
-        (WaitReason::AgentNotReporting, "the kubelet came back, but the agent did not report")
+        let silent = "the kubelet came back, but the agent did not report";
+        let what = node.agent_trouble.as_deref().map_or(silent.to_owned(), |trouble| format!("{silent} ({trouble})"));
+        (WaitReason::AgentNotReporting, what)
     } else {
-        (WaitReason::NodeLost, "the node has not come back")
+        (WaitReason::NodeLost, "the node has not come back".to_owned())
     };
     let mut why = format!("{what} within {timeout} of the reboot");
     let others = moving.lost_too();

@@ -1,0 +1,209 @@
+//! Bascule as an admin installs it, on two machines with containerd and a real kubelet: images from a registry, what
+//! docs/install.md shows typed word for word, operators as pods on these machines, the agent once as a pod and once as a
+//! service of the host. Then an update goes through both, the operators' own nodes among them. Catches whatever is tested in
+//! another way than it is installed.
+//!
+//! `upgrade` is the same with what the previous commit had, its images included; in the middle of the update today's come.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use bascule_api::{NodeUpdate, WaitReason};
+use bascule_sim::layout::Slot;
+use futures::future::{select_ok, try_join_all};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::runtime::wait::await_condition;
+
+use super::kubelet::{MEMORY_MIB, ready, symptoms};
+use super::{BOOT, STAGE, TRIAL, committed};
+use crate::lab::{Lab, Setup};
+use crate::machine::Machine;
+use crate::offline;
+use crate::older::Older;
+use crate::release::Release;
+use crate::say;
+use crate::site::{AgentIs, Site, Version};
+use crate::vendor::Vendor;
+
+/// The channel of the page's first policy.
+const CHANNEL: &str = "stable";
+/// From the first policy to the agents' first word: an image is pulled, and a service has waited for its Role.
+const ENROLLED: Duration = Duration::from_secs(600);
+/// The tag of what is installed before an upgrade.
+const BEFORE: &str = "0.0.9";
+
+/// What both scenarios need.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// Images and folders.
+    pub lab: &'a Lab,
+    /// Where everything of the cluster is kept.
+    pub folder: &'a Path,
+    /// The repository.
+    pub vendor: &'a Vendor,
+    /// What the machines run.
+    pub old: &'a Release,
+    /// What they are to run.
+    pub new: &'a Release,
+}
+
+/// Runs it with what this tree has.
+///
+/// # Errors
+/// When something is not as it should be, with what both machines say.
+pub async fn run(scene: Scene<'_>) -> anyhow::Result<()> {
+    on_machines(scene, Version::today(), ["i1", "i2"], async |_, _| Ok(())).await
+}
+
+/// Runs it with what an earlier commit had, until the first node is disrupted.
+///
+/// # Errors
+/// As [`run`].
+pub async fn upgrade(scene: Scene<'_>, older: &Older) -> anyhow::Result<()> {
+    let before = Version { tree: older.tree(), tag: BEFORE };
+    on_machines(scene, before, ["u1", "u2"], async |site, names| {
+        let granted = names.map(|name| {
+            let disrupted = |update: &NodeUpdate| update.spec.disruption.is_some();
+            Box::pin(until(site, name, "it is disrupted, and a newer version comes", STAGE, disrupted))
+        });
+        select_ok(granted).await?;
+        site.has(Version::today()).await?;
+        site.follows("apply").await?;
+        site.types("kubectl -n bascule-agents rollout status daemonset/bascule-agent").await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn on_machines<'a>(
+    scene: Scene<'a>,
+    version: Version<'a>,
+    names: [&'static str; 2],
+    meanwhile: impl AsyncFnOnce(&Site, [&'static str; 2]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Scene { lab, folder, vendor, old, new } = scene;
+    vendor.publish(CHANNEL, new, &[old]).await?;
+    let site = Site::start(folder, vendor, version).await?;
+    let mut machines = Vec::new();
+    for (name, agent) in names.into_iter().zip([AgentIs::Pod, AgentIs::Service]) {
+        let setup = Setup { memory_mib: MEMORY_MIB, ..Setup::default() };
+        let mut machine = lab.host_of(name, old, &site.state_of(name, agent)?, site.ports(), &setup)?;
+        machine.power_on()?;
+        machines.push(machine);
+    }
+    if let Err(error) = play(&site, &machines, names, new, meanwhile(&site, names)).await {
+        let cluster = site.types(SYMPTOMS).await.unwrap_or_else(|error| format!("{error:#}"));
+        let machines = symptoms(&machines.iter().collect::<Vec<_>>()).await;
+        return Err(error.context(format!("{machines}\n{cluster}")));
+    }
+    for mut machine in machines {
+        machine.shut_down(BOOT).await?;
+        offline::judge(machine.disk().path(), &[(Slot::A, old), (Slot::B, new)])?;
+        machine.discard();
+    }
+    Ok(())
+}
+
+/// What somebody would look at first.
+const SYMPTOMS: &str = "kubectl get nodes,nodeupdates,updatepolicies,pods -A -o wide; kubectl get events -A; \
+                        kubectl describe pods -A";
+
+async fn play(
+    site: &Site,
+    machines: &[Machine],
+    names: [&'static str; 2],
+    new: &Release,
+    meanwhile: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let boots = try_join_all(machines.iter().map(|machine| ready(site.client(), machine, 0))).await?;
+    site.types("kubectl get nodes -o wide").await?;
+    let [_, serves] = names;
+    site.types(&format!("kubectl label node {serves} bascule.dev/agent=service")).await?;
+
+    let first_command = Instant::now();
+    site.follows("apply").await?;
+    site.follows("look").await?;
+    for name in names {
+        let paused = |update: &NodeUpdate| {
+            let status = update.status.as_ref();
+            let reason = status.and_then(|status| status.rollout.as_ref()).map(|rollout| rollout.reason);
+            status.is_some_and(|status| status.boot_id.is_some()) && reason == Some(WaitReason::Paused)
+        };
+        until(site, name, "its agent has reported, and it is on hold", ENROLLED, paused).await?;
+    }
+    site.types("kubectl -n bascule-system get pods -o wide; kubectl -n bascule-agents get pods -o wide").await?;
+    site.types("bascule status").await?;
+
+    let before: Vec<usize> = machines.iter().map(Machine::now).collect();
+    site.follows("go").await?;
+    let updated = async |name: &str| -> anyhow::Result<u64> {
+        let for_good = |update: &NodeUpdate| update.status.as_ref().is_some_and(|status| committed(status, new));
+        until(site, name, "the new release is committed", STAGE + TRIAL * 2, for_good).await?;
+        Ok(first_command.elapsed().as_secs())
+    };
+    let (seconds, ()) = futures::future::try_join(try_join_all(names.map(updated)), meanwhile).await?;
+    let first = seconds.iter().min().context("no node")?;
+    say(&format!("from the first command to the first updated node: {first} s; to both: {seconds:?}"));
+
+    for ((machine, boot), from) in machines.iter().zip(&boots).zip(before) {
+        let now = ready(site.client(), machine, from).await?;
+        ensure!(now != *boot, "{} has not restarted", machine.name());
+        is_open(site, machine.name()).await?;
+    }
+    site.types("kubectl -n bascule-system rollout status deployment/bascule-operator").await?;
+    site.types("kubectl get nodes -o wide; kubectl get nodeupdates; kubectl get pods -A -o wide").await?;
+    site.types("bascule status").await?;
+    for machine in machines {
+        logs_hold_no_error(machine).await?;
+    }
+    Ok(())
+}
+
+/// Waits until pods are taken again, and looks whether one disruption was enough.
+async fn is_open(site: &Site, name: &str) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(site.client().clone());
+    let open = |node: Option<&Node>| {
+        node.is_some_and(|node| !node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false))
+    };
+    let opened = tokio::time::timeout(TRIAL, await_condition(nodes, name, open)).await;
+    opened.with_context(|| format!("{name} is committed and still cordoned"))??;
+    let update = Api::<NodeUpdate>::all(site.client().clone()).get(name).await?;
+    let grant = update.spec.grant.map(|grant| grant.generation);
+    ensure!(grant == Some(1), "{name} was to be disrupted once, and its last grant is {grant:?}");
+    Ok(())
+}
+
+/// Reads what the pods of Bascule said on a machine, those of the boot before included.
+async fn logs_hold_no_error(machine: &Machine) -> anyhow::Result<()> {
+    const READ: &str = "cat /var/log/pods/bascule-*/*/*.log";
+    let said = machine.run(READ, BOOT).await?;
+    ensure!(said.lines().count() > 1, "the pods on {} said nothing", machine.name());
+    let bad = |line: &&str| line.contains("ERROR") || line.contains("panicked");
+    let errors: Vec<&str> = said.lines().filter(bad).collect();
+    ensure!(errors.is_empty(), "{}: {READ}\n{}", machine.name(), errors.join("\n"));
+    say(&format!("{}: no error in {} lines of the pods' logs", machine.name(), said.lines().count()));
+    Ok(())
+}
+
+/// Waits for a node's NodeUpdate.
+async fn until(
+    site: &Site,
+    node: &str,
+    what: &str,
+    patience: Duration,
+    wanted: impl Fn(&NodeUpdate) -> bool,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let updates: Api<NodeUpdate> = Api::all(site.client().clone());
+    let holds = |update: Option<&NodeUpdate>| update.is_some_and(&wanted);
+    let waited = tokio::time::timeout(patience, await_condition(updates.clone(), node, holds)).await;
+    if !matches!(waited, Ok(Ok(_))) {
+        let last = serde_json::to_string(&updates.get_opt(node).await?)?;
+        anyhow::bail!("{node}: {what} was not so within {} s; it says {last}", patience.as_secs());
+    }
+    say(&format!("{node}: {what}, after {} s", began.elapsed().as_secs()));
+    Ok(())
+}
