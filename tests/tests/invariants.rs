@@ -115,6 +115,26 @@ fn every_test_that_is_named_exists() {
     assert!(missing.is_empty(), "the pages name tests that do not exist: {missing:#?}");
 }
 
+/// Pages that are for whoever judges or changes Bascule. All others are for those who use it.
+const OF_TESTS: [&str; 4] = ["invariants.md", "security.md", "boot-tests.md", "fuzzing.md"];
+
+#[test]
+fn pages_for_users_name_no_tests() {
+    let mut all = Vec::new();
+    sources(Path::new(ROOT), &mut all);
+    for entry in std::fs::read_dir(format!("{ROOT}/docs")).expect("the pages") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+        if path.is_dir() || OF_TESTS.contains(&name.as_str()) {
+            continue;
+        }
+        let named = named(&std::fs::read_to_string(&path).expect("a page"));
+        let tests: Vec<&Named> =
+            named.iter().filter(|named| all.iter().any(|(_, text)| is_test(text, &named.function))).collect();
+        assert!(tests.is_empty(), "docs/{name} names tests, which belong into docs/invariants.md: {tests:#?}");
+    }
+}
+
 #[test]
 fn a_name_that_leads_nowhere_is_noticed() {
     let page = "`bascule-agent flow::a_b`, `worlds::c`, `status.trial`, and\n`bascule-sim\nfaults::d`";
