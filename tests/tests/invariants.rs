@@ -119,16 +119,21 @@ fn every_test_that_is_named_exists() {
 const OF_TESTS: [&str; 4] = ["invariants.md", "security.md", "boot-tests.md", "fuzzing.md"];
 
 #[test]
-fn pages_for_users_name_no_tests() {
+fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
     let mut all = Vec::new();
     sources(Path::new(ROOT), &mut all);
     for entry in std::fs::read_dir(format!("{ROOT}/docs")).expect("the pages") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        if path.is_dir() || OF_TESTS.contains(&name.as_str()) {
+        if path.is_dir() {
             continue;
         }
-        let named = named(&std::fs::read_to_string(&path).expect("a page"));
+        let page = std::fs::read_to_string(&path).expect("a page");
+        assert!(name == "glossary.md" || page.contains("(glossary.md"), "docs/{name} does not lead to the glossary");
+        if OF_TESTS.contains(&name.as_str()) {
+            continue;
+        }
+        let named = named(&page);
         let tests: Vec<&Named> =
             named.iter().filter(|named| all.iter().any(|(_, text)| is_test(text, &named.function))).collect();
         assert!(tests.is_empty(), "docs/{name} names tests, which belong into docs/invariants.md: {tests:#?}");
