@@ -74,7 +74,8 @@ fn git(arguments: &[&str]) -> std::io::Result<std::process::Output> {
 pub fn previous_commit() -> Option<String> {
     let commits = git(&["log", "--max-count=20", "--format=%H", "--", "manifests"]).map(|output| output.stdout);
     let commits = String::from_utf8_lossy(&commits.unwrap_or_default()).into_owned();
-    let differs = |commit: &&str| git(&["diff", "--quiet", commit, "--", "manifests"]).unwrap().status.code() == Some(1);
+    let differs =
+        |commit: &&str| git(&["diff", "--quiet", commit, "--", "manifests"]).unwrap().status.code() == Some(1);
     commits.lines().find(differs).map(str::to_owned)
 }
 

@@ -10,6 +10,8 @@ use serde_json::json;
 use crate::control_plane::{SERVICE_ADDRESS, free_port};
 use crate::supervise::Supervised;
 
+/// An image, or an index of several (OCI Image Format Specification 1.1, "Media Types").
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json";
 /// Far longer than it takes to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Its port can only be polled.
@@ -88,6 +90,6 @@ impl Registry {
         let authority = reqwest::Certificate::from_pem(&std::fs::read(&self.authority)?)?;
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([authority]).build()?;
         let request = client.get(format!("https://{}/v2/{path}", self.address()));
-        Ok(request.header("accept", "application/vnd.oci.image.manifest.v1+json").send().await?)
+        Ok(request.header("accept", MANIFESTS).send().await?)
     }
 }

@@ -93,7 +93,9 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
         let pods = Api::<Pod>::namespaced(client.clone(), &connection.namespace);
         match pods.list(&ListParams::default().labels(OPERATORS)).await {
             Ok(pods) => findings.extend(checks::operators(&pods.items, &connection.namespace)),
-            Err(error) => findings.push(Finding::warning("operators", "their pods were not looked at", error.to_string())),
+            Err(error) => {
+                findings.push(Finding::warning("operators", "their pods were not looked at", error.to_string()))
+            }
         }
     }
     let policies = list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;

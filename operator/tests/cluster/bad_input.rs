@@ -225,7 +225,8 @@ async fn an_agents_image_for_another_machine_is_named_where_its_report_is_missin
     pods.patch_status("bascule-agent-1", &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
     let _operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
-    let named = "exec format error. Its image is for another architecture than its node, which is arm64: build one with";
+    let named =
+        "exec format error. Its image is for another architecture than its node, which is arm64: build one with";
     world.until_message("n1", WaitReason::AgentNotReporting, named).await;
 
     // The right one is there, and begins.

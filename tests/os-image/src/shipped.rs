@@ -13,7 +13,7 @@ use crate::{Error, cargo::cargo, tool};
 const STATIC: &str = "-C target-feature=+crt-static --cfg=getrandom_backend=\"linux_getrandom\"";
 
 /// What programs are shipped for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Architecture {
     /// `amd64` in images.
     X86_64,
@@ -32,7 +32,9 @@ impl Architecture {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Its name, as Rust and GNU have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Arm64 => "aarch64",

@@ -43,23 +43,58 @@ pub(crate) struct Image {
     pub(crate) created: Option<String>,
 }
 
+/// The digests of what was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// What the tag names: the manifest of the only image, or the index of several.
+    pub(crate) tagged: String,
+    /// The manifest of each image.
+    pub(crate) manifests: Vec<String>,
+}
+
+/// Writes a layout into a folder that is emptied first: one image, or the same for several architectures under one tag, of
+/// which each node takes its own.
+///
+/// # Errors
+/// When a file can't be written.
+pub(crate) fn write(images: &[Image], folder: &Path, tag: &str) -> anyhow::Result<Written> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("emptying {}", folder.display()))?;
+    }
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).with_context(|| format!("making {}", blobs.display()))?;
+    let keep = |media_type: MediaType, content: &[u8]| -> anyhow::Result<Descriptor> {
+        let hash = Sha256::of(content).to_string();
+        fs::write(blobs.join(&hash), content).with_context(|| format!("writing into {}", blobs.display()))?;
+        let digest: Sha256Digest = hash.parse().context("a digest")?;
+        Ok(Descriptor::new(media_type, content.len() as u64, digest))
+    };
+    let each = images.iter().map(|image| image.keep(&keep)).collect::<anyhow::Result<Vec<Descriptor>>>()?;
+    let manifests: Vec<String> = each.iter().map(|manifest| manifest.digest().to_string()).collect();
+    let mut tagged = match <[Descriptor; 1]>::try_from(each) {
+        Ok([only]) => only,
+        Err(several) => keep(MediaType::ImageIndex, &index_of(several)?)?,
+    };
+    let digest = tagged.digest().to_string();
+    tagged.set_annotations(Some(HashMap::from([(ANNOTATION_REF_NAME.to_owned(), tag.to_owned())])));
+    fs::write(folder.join("index.json"), index_of(vec![tagged])?)?;
+    let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
+    fs::write(folder.join("oci-layout"), canonical(&layout)?)?;
+    Ok(Written { tagged: digest, manifests })
+}
+
+fn index_of(manifests: Vec<Descriptor>) -> anyhow::Result<Vec<u8>> {
+    let index = ImageIndexBuilder::default()
+        .schema_version(SCHEMA_VERSION)
+        .media_type(MediaType::ImageIndex)
+        .manifests(manifests)
+        .build()?;
+    canonical(&index)
+}
+
 impl Image {
-    /// Writes the layout into a folder that is emptied first, and returns the digest of the image's manifest.
-    ///
-    /// # Errors
-    /// When a file can't be written.
-    pub(crate) fn write(&self, folder: &Path, tag: &str) -> anyhow::Result<String> {
-        if folder.exists() {
-            fs::remove_dir_all(folder).with_context(|| format!("emptying {}", folder.display()))?;
-        }
-        let blobs = folder.join("blobs/sha256");
-        fs::create_dir_all(&blobs).with_context(|| format!("making {}", blobs.display()))?;
-        let keep = |media_type: MediaType, content: &[u8]| -> anyhow::Result<Descriptor> {
-            let hash = Sha256::of(content).to_string();
-            fs::write(blobs.join(&hash), content).with_context(|| format!("writing into {}", blobs.display()))?;
-            let digest: Sha256Digest = hash.parse().context("a digest")?;
-            Ok(Descriptor::new(media_type, content.len() as u64, digest))
-        };
+    /// Keeps its layer, configuration and manifest, and describes the manifest.
+    fn keep(&self, keep: &dyn Fn(MediaType, &[u8]) -> anyhow::Result<Descriptor>) -> anyhow::Result<Descriptor> {
         let architecture = match self.architecture {
             Architecture::X86_64 => Arch::Amd64,
             Architecture::Arm64 => Arch::ARM64,
@@ -88,18 +123,8 @@ impl Image {
             .layers(vec![layer])
             .build()?;
         let mut manifest = keep(MediaType::ImageManifest, &canonical(&manifest)?)?;
-        let digest = manifest.digest().to_string();
         manifest.set_platform(Some(PlatformBuilder::default().architecture(architecture).os(Os::Linux).build()?));
-        manifest.set_annotations(Some(HashMap::from([(ANNOTATION_REF_NAME.to_owned(), tag.to_owned())])));
-        let index = ImageIndexBuilder::default()
-            .schema_version(SCHEMA_VERSION)
-            .media_type(MediaType::ImageIndex)
-            .manifests(vec![manifest])
-            .build()?;
-        fs::write(folder.join("index.json"), canonical(&index)?)?;
-        let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
-        fs::write(folder.join("oci-layout"), canonical(&layout)?)?;
-        Ok(digest)
+        Ok(manifest)
     }
 
     /// The layer as a tar file: folders before what is in them, everything root's, no times.
@@ -154,10 +179,10 @@ pub(crate) fn canonical(document: &impl Serialize) -> anyhow::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn image(content: &[u8]) -> Image {
+    pub(crate) fn image(content: &[u8]) -> Image {
         let labels = (0..20).map(|number| (format!("label-{number}"), "x".to_owned()));
         Image {
             files: vec![
@@ -178,13 +203,31 @@ mod tests {
         let digests: Vec<String> = [&b"a"[..], b"a", b"b"]
             .into_iter()
             .zip(["one", "two", "three"])
-            .map(|(content, name)| image(content).write(&folder.path().join(name), "1").unwrap())
+            .map(|(content, name)| write(&[image(content)], &folder.path().join(name), "1").unwrap().tagged)
             .collect();
         assert_eq!(digests[0], digests[1]);
         assert_ne!(digests[0], digests[2]);
         // Writing again leaves nothing of what was there.
-        image(b"b").write(&folder.path().join("one"), "1").unwrap();
+        write(&[image(b"b")], &folder.path().join("one"), "1").unwrap();
         assert_eq!(fs::read_dir(folder.path().join("one/blobs/sha256")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn several_architectures_are_one_tag_with_an_index() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = [image(b"a"), Image { architecture: Architecture::Arm64, ..image(b"b") }];
+        let written = write(&images, folder.path(), "1").unwrap();
+        let read =
+            |path: &str| -> Value { serde_json::from_slice(&fs::read(folder.path().join(path)).unwrap()).unwrap() };
+        let named = read("index.json")["manifests"][0].clone();
+        assert_eq!(named["mediaType"].as_str(), Some(MediaType::ImageIndex.to_string().as_str()));
+        assert_eq!(named["digest"].as_str(), Some(written.tagged.as_str()));
+        let index = read(&format!("blobs/{}", written.tagged.replace(':', "/")));
+        let each = index["manifests"].as_array().unwrap().iter();
+        let each: Vec<_> = each
+            .map(|one| (one["platform"]["architecture"].as_str().unwrap(), one["digest"].as_str().unwrap()))
+            .collect();
+        assert_eq!(each, [("amd64", written.manifests[0].as_str()), ("arm64", written.manifests[1].as_str())]);
     }
 
     #[test]

@@ -42,10 +42,11 @@ pub(crate) struct Options {
     /// The tag in the registry. Default: the version of this tree.
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
-    /// What the programs are for; default: this machine's. Another one needs `rustup target add` and Debian's compiler for it,
-    /// which is installed where that is allowed.
-    #[arg(long, value_name = "x86-64|arm64", value_parser = architecture)]
-    pub(crate) architecture: Option<Architecture>,
+    /// What the programs are for; default: this machine's. Several, with commas between, are one tag of which each node takes
+    /// its own. Another than this machine's needs `rustup target add` and Debian's compiler for it, which is installed where
+    /// that is allowed.
+    #[arg(long, value_name = "x86-64|arm64", value_parser = architecture, value_delimiter = ',')]
+    pub(crate) architecture: Vec<Architecture>,
     /// A PEM file with the authority of the registry's certificate, beside the system's.
     #[arg(long, value_name = "FILE", requires = "push")]
     pub(crate) ca: Option<PathBuf>,
@@ -66,47 +67,60 @@ fn architecture(name: &str) -> Result<Architecture, String> {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let architecture = options.architecture.map_or_else(shipped::own_architecture, Ok)?;
-    let target = architecture.target();
-    crate::prerequisites::ensure(match (architecture, architecture.tools().is_empty()) {
-        (_, true) => crate::prerequisites::IMAGE_TOOLS,
-        (Architecture::Arm64, false) => crate::prerequisites::ARM64_TOOLS,
-        (Architecture::X86_64, false) => crate::prerequisites::X86_64_TOOLS,
-    })?;
+    let mut architectures = options.architecture.clone();
+    if architectures.is_empty() {
+        architectures.push(shipped::own_architecture()?);
+    }
+    architectures.sort_unstable();
+    architectures.dedup();
+    for architecture in &architectures {
+        crate::prerequisites::ensure(match (architecture, architecture.tools().is_empty()) {
+            (_, true) => crate::prerequisites::IMAGE_TOOLS,
+            (Architecture::Arm64, false) => crate::prerequisites::ARM64_TOOLS,
+            (Architecture::X86_64, false) => crate::prerequisites::X86_64_TOOLS,
+        })?;
+    }
     let workspace = workspace_root();
     let out = workspace.join(&options.out);
     fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
     let tag = options.tag.clone().unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned());
     let source = provenance::Source::of(&workspace)?;
     for (name, about) in IMAGES {
-        let program = match name {
-            "bascule-agent" => shipped::agent(architecture)?,
-            _ => shipped::operator(architecture)?,
-        };
-        let dependencies = Dependencies::of(&workspace, name, &target)?;
-        let objcopy = format!("{}objcopy", architecture.tools());
-        let program = with_dependencies(&program, &dependencies, &out, &objcopy)?;
         let labels = labels(name, about, &tag, &source);
-        let image = Image {
-            files: vec![
-                File { path: name.to_owned(), mode: 0o755, content: program },
-                File { path: AUTHORITIES.to_owned(), mode: 0o644, content: authorities().into_bytes() },
-            ],
-            architecture,
-            entrypoint: format!("/{name}"),
-            user: USER,
-            labels,
-            created: source.date.clone(),
-        };
+        let mut images = Vec::new();
+        let mut lists = Vec::new();
+        for architecture in &architectures {
+            let program = match name {
+                "bascule-agent" => shipped::agent(*architecture)?,
+                _ => shipped::operator(*architecture)?,
+            };
+            let dependencies = Dependencies::of(&workspace, name, &architecture.target())?;
+            let objcopy = format!("{}objcopy", architecture.tools());
+            let program = with_dependencies(&program, &dependencies, &out, &objcopy)?;
+            images.push(Image {
+                files: vec![
+                    File { path: name.to_owned(), mode: 0o755, content: program },
+                    File { path: AUTHORITIES.to_owned(), mode: 0o644, content: authorities().into_bytes() },
+                ],
+                architecture: *architecture,
+                entrypoint: format!("/{name}"),
+                user: USER,
+                labels: labels.clone(),
+                created: source.date.clone(),
+            });
+            lists.push((*architecture, dependencies));
+        }
         let layout = out.join(name);
-        let digest = image.write(&layout, &tag)?;
-        let beside = |kind: &str| out.join(format!("{name}.{kind}.json"));
-        write(&beside("cdx"), &dependencies.sbom()?)?;
-        write(
-            &beside("provenance"),
-            &provenance::statement((name, target.as_str()), &digest, &source, &dependencies)?,
-        )?;
-        println!("{name} {digest} {}", layout.display());
+        let written = layout::write(&images, &layout, &tag)?;
+        for ((architecture, dependencies), digest) in lists.iter().zip(&written.manifests) {
+            let whose = if lists.len() == 1 { name.to_owned() } else { format!("{name}.{}", architecture.name()) };
+            let beside = |kind: &str| out.join(format!("{whose}.{kind}.json"));
+            write(&beside("cdx"), &dependencies.sbom()?)?;
+            let target = architecture.target();
+            let statement = provenance::statement((name, target.as_str()), digest, &source, dependencies)?;
+            write(&beside("provenance"), &statement)?;
+        }
+        println!("{name} {} {}", written.tagged, layout.display());
         if let Some(registry) = &options.push {
             let pushed = push::push(&layout, &format!("{registry}/{name}:{tag}"), options.ca.as_deref())?;
             println!("pushed {pushed}");

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
-use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest, MediaType};
 
 /// Pushes the image of a layout under a name, and returns the name by digest.
 ///
@@ -40,19 +40,45 @@ async fn push_to(layout: &Path, name: &str, ca: Option<&Path>) -> anyhow::Result
     client.auth(&reference, &auth, RegistryOperation::Push).await.context("signing in at the registry")?;
 
     let index: ImageIndex = read(&layout.join("index.json"))?;
-    let manifest = index.manifests().first().context("the layout holds no image")?;
-    let bytes = blob(layout, manifest)?;
-    let parts: ImageManifest = serde_json::from_slice(&bytes).context("reading the image's manifest")?;
+    let tagged = index.manifests().first().context("the layout holds no image")?;
+    if *tagged.media_type() == MediaType::ImageIndex {
+        let several: ImageIndex =
+            serde_json::from_slice(&blob(layout, tagged)?).context("reading the index of the images")?;
+        for one in several.manifests() {
+            push_image(&client, layout, one, &reference.clone_with_digest(one.digest().to_string())).await?;
+        }
+        push_manifest(&client, layout, tagged, &reference).await?;
+    } else {
+        push_image(&client, layout, tagged, &reference).await?;
+    }
+    Ok(format!("{}/{}@{}", reference.registry(), reference.repository(), tagged.digest()))
+}
+
+/// The parts of an image, and then what names them.
+async fn push_image(
+    client: &Client,
+    layout: &Path,
+    manifest: &Descriptor,
+    reference: &Reference,
+) -> anyhow::Result<()> {
+    let parts: ImageManifest =
+        serde_json::from_slice(&blob(layout, manifest)?).context("reading the image's manifest")?;
     for part in parts.layers().iter().chain([parts.config()]) {
         let digest = part.digest().to_string();
-        client
-            .push_blob(&reference, blob(layout, part)?, &digest)
-            .await
-            .with_context(|| format!("pushing {digest}"))?;
+        client.push_blob(reference, blob(layout, part)?, &digest).await.with_context(|| format!("pushing {digest}"))?;
     }
+    push_manifest(client, layout, manifest, reference).await
+}
+
+async fn push_manifest(
+    client: &Client,
+    layout: &Path,
+    manifest: &Descriptor,
+    reference: &Reference,
+) -> anyhow::Result<()> {
     let kind = manifest.media_type().to_string().parse().context("the manifest's media type")?;
-    client.push_manifest_raw(&reference, bytes, kind).await.with_context(|| format!("pushing {name}"))?;
-    Ok(format!("{}/{}@{}", reference.registry(), reference.repository(), manifest.digest()))
+    let pushed = client.push_manifest_raw(reference, blob(layout, manifest)?, kind).await;
+    pushed.map(drop).with_context(|| format!("pushing {reference}"))
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
@@ -63,4 +89,31 @@ fn read<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 fn blob(layout: &Path, descriptor: &Descriptor) -> anyhow::Result<Vec<u8>> {
     let path = layout.join("blobs/sha256").join(descriptor.digest().digest());
     fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::layout::{self, Image, tests::image};
+    use bascule_os_image::shipped::Architecture;
+    use bascule_tests::registry::Registry;
+    use serde_json::Value;
+
+    #[tokio::test]
+    async fn a_registry_takes_several_architectures_under_one_tag() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = Registry::start(folder.path()).await.unwrap();
+        let images = [image(b"a"), Image { architecture: Architecture::Arm64, ..image(b"b") }];
+        let written = layout::write(&images, &folder.path().join("layout"), "1").unwrap();
+        let name = format!("{}/platform/program:1", registry.address());
+        let pushed = push_to(&folder.path().join("layout"), &name, Some(registry.authority())).await.unwrap();
+        assert!(pushed.ends_with(&written.tagged), "{pushed}");
+        let index = registry.get("platform/program/manifests/1").await.unwrap().error_for_status().unwrap();
+        let index: Value = serde_json::from_str(&index.text().await.unwrap()).unwrap();
+        for (one, digest) in index["manifests"].as_array().unwrap().iter().zip(&written.manifests) {
+            assert_eq!(one["digest"].as_str(), Some(digest.as_str()));
+            let manifest = registry.get(&format!("platform/program/manifests/{digest}")).await.unwrap();
+            manifest.error_for_status().unwrap();
+        }
+    }
 }

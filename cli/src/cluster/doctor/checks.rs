@@ -301,7 +301,10 @@ mod tests {
         }))
         .unwrap();
         let found = operators(&[pod], "bascule-system");
-        assert!(found[0].what.contains("for another architecture") && found[0].advice.contains("describe pod"), "{found:?}");
+        assert!(
+            found[0].what.contains("for another architecture") && found[0].advice.contains("describe pod"),
+            "{found:?}"
+        );
         assert!(operators(&[v1::Pod::default()], "bascule-system").is_empty(), "it begins");
         assert!(operators(&[], "elsewhere")[0].what.contains("no pod of the operator in elsewhere"));
     }
