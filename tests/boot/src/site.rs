@@ -154,6 +154,7 @@ impl Site {
     pub fn state_of(&self, node: &str, agent: AgentIs) -> anyhow::Result<Vec<StateFile>> {
         let kubelet = self.control_plane.kubelet(node)?.kubeconfig().to_owned();
         let file = |path: &str, content: String| StateFile { path: path.to_owned(), content, mode: 0o600 };
+        let no_program = StateFile { mode: 0o755, ..file("lib/bascule-test/no-program", "\x7fno program".to_owned()) };
         let mut settings = format!("[repository]\nextra-ca = [\"{AUTHORITY}\"]\nonly-extra-ca = true\n");
         let mut files = Vec::new();
         match agent {
@@ -174,6 +175,7 @@ impl Site {
         let api_server = port_of(self.control_plane.server())?;
         let guest = json!({ "node": node, "zone": "a", "ports": self.ports, "apiServer": api_server });
         files.extend([
+            no_program,
             file(&format!("{SETTINGS}/agent.toml"), settings),
             file(&format!("{SETTINGS}/ca.pem"), self.authority.clone()),
             file("etc/containerd/registry-ca.pem", authority),

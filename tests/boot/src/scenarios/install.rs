@@ -13,12 +13,16 @@ use anyhow::{Context as _, ensure};
 use bascule_api::{NodeUpdate, WaitReason};
 use bascule_sim::layout::Slot;
 use futures::future::{select_ok, try_join_all};
-use k8s_openapi::api::core::v1::Node;
+use bascule_planner::snapshot::agent_pod_trouble;
+use bascule_tests::control_plane::apply;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::wait::await_condition;
+use serde_json::json;
 
 use super::kubelet::{MEMORY_MIB, ready, symptoms};
 use super::{BOOT, STAGE, TRIAL, committed};
+use crate::container_os;
 use crate::lab::{Lab, Setup};
 use crate::machine::Machine;
 use crate::offline;
@@ -120,8 +124,10 @@ async fn play(
 ) -> anyhow::Result<()> {
     let boots = try_join_all(machines.iter().map(|machine| ready(site.client(), machine, 0))).await?;
     site.types("kubectl get nodes -o wide").await?;
-    let [_, serves] = names;
+    let [first, serves] = names;
     site.types(&format!("kubectl label node {serves} bascule.dev/agent=service")).await?;
+
+    words_of_a_program_for_another_machine(site, first).await?;
 
     let first_command = Instant::now();
     site.follows("apply").await?;
@@ -173,6 +179,38 @@ async fn is_open(site: &Site, name: &str) -> anyhow::Result<()> {
     let update = Api::<NodeUpdate>::all(site.client().clone()).get(name).await?;
     let grant = update.spec.grant.map(|grant| grant.generation);
     ensure!(grant == Some(1), "{name} was to be disrupted once, and its last grant is {grant:?}");
+    Ok(())
+}
+
+/// What is no program for this machine's processor ends with the same error as a program for another one (`ENOEXEC`). Checks that
+/// a kubelet tells it in the words that the operator looks for, with the `terminationMessagePolicy` of the manifests.
+async fn words_of_a_program_for_another_machine(site: &Site, node: &str) -> anyhow::Result<()> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "elsewhere", "namespace": "default", "labels": {"app.kubernetes.io/name": "bascule-agent"}},
+        "spec": {
+            "nodeName": node, "automountServiceAccountToken": false, "dnsPolicy": "Default",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{
+                "name": "agent", "image": container_os::SHOP, "imagePullPolicy": "Never", "command": ["/host/no-program"],
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [{"name": "host", "mountPath": "/host"}],
+            }],
+            "volumes": [{"name": "host", "hostPath": {"path": "/var/lib/bascule-test"}}],
+        },
+    });
+    apply(site.client().clone(), &pod.to_string()).await.context("writing a pod")?;
+    let pods: Api<Pod> = Api::namespaced(site.client().clone(), "default");
+    let said = |pod: Option<&Pod>| {
+        let facts = pod.map(bascule_planner::drain::Pod::from_kubernetes);
+        agent_pod_trouble(&facts, None).filter(|said| said.contains("another architecture"))
+    };
+    let named = |pod: Option<&Pod>| said(pod).is_some();
+    let waited = tokio::time::timeout(ENROLLED, await_condition(pods.clone(), "elsewhere", named)).await;
+    let last = pods.get("elsewhere").await?;
+    ensure!(waited.is_ok(), "the kubelet tells it otherwise: {}", serde_json::to_string(&last.status)?);
+    say(&format!("{node}: {}", said(Some(&last)).unwrap_or_default()));
+    site.types("kubectl delete pod elsewhere").await?;
     Ok(())
 }
 
