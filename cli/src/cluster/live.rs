@@ -183,6 +183,11 @@ fn read(status: u16, body: &[u8]) -> Result<LiveReport, Away> {
             Ok(_) => Err(Away::Newer),
             Err(_) => Err(Away::Says("it answers with something that is no report".to_owned())),
         },
+        // The API server itself answers with an object; what stands between it and the pod with whatever it likes.
+        403 if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_err() => {
+            let said: String = String::from_utf8_lossy(body).trim().chars().take(300).collect();
+            Err(Away::Says(format!("on the way from the API server to its pod something refuses: {said}")))
+        }
         403 => Err(Away::Forbidden),
         404 => Err(Away::NoPod),
         _ => match (serde_json::from_slice::<NoReport>(body), serde_json::from_slice::<Refusal>(body)) {
@@ -216,6 +221,8 @@ mod tests {
         assert_eq!(read(200, br#"{"format": 99}"#), Err(Away::Newer));
         assert!(matches!(read(200, b"<html>"), Err(Away::Says(_))));
         assert_eq!(read(403, b"{}"), Err(Away::Forbidden));
+        let Err(Away::Says(said)) = read(403, b"denied destination\n") else { panic!("no right is missing") };
+        assert!(said.ends_with("something refuses: denied destination"), "{said}");
         assert_eq!(
             read(503, br#"{"message": "this replica does not lead", "leader": "b"}"#),
             Err(Away::Follows(Some("b".into())))
