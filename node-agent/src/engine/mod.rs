@@ -117,6 +117,9 @@ impl Engine {
             Effect::Observe => self.look(tell),
             Effect::Persist(journal) => self.persist(journal),
             Effect::Resolve(query) => {
+                // Where logind can't be asked nothing that is staged is ever booted. That is said now, and not when the node
+                // has been drained for it.
+                self.host.bus.inhibitors()?;
                 let release = self.host.releases.resolve(query)?;
                 let manifest = Arc::new(release.manifest().clone());
                 self.resolved = Some((query.digest.clone(), release));

@@ -14,6 +14,11 @@ use zbus_systemd::systemd1::ManagerProxy as Systemd;
 
 use crate::host::{BusError, Inhibition, Inhibitor, SystemBus, UnitState};
 
+/// Where systemd's own programs find the system bus (sd_bus_open_system(3)). The D-Bus specification, and zbus with it, says
+/// `/var/run`, which in a container image without a file system of its own is no link to `/run`.
+const SYSTEM_BUS: &str = "unix:path=/run/dbus/system_bus_socket";
+/// Says another place (D-Bus Specification, "Well-known Message Bus Instances").
+const SYSTEM_BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
 /// Most units of one question.
 const MAX_UNITS: usize = 64;
 /// The name we show to others.
@@ -77,7 +82,8 @@ impl LinuxBus {
     async fn connect(&self) -> zbus::Result<Connection> {
         match &self.address {
             Some(address) => zbus::connection::Builder::address(address.as_str()).build().await,
-            None => Connection::system().await,
+            None if std::env::var_os(SYSTEM_BUS_VARIABLE).is_some() => Connection::system().await,
+            None => zbus::connection::Builder::address(SYSTEM_BUS).build().await,
         }
     }
 }
@@ -137,5 +143,21 @@ impl SystemBus for LinuxBus {
             (name, UnitState { load, active })
         };
         Ok(found.into_iter().map(state).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bus_is_looked_for_where_the_daemon_set_mounts_it() {
+        let manifest = include_str!("../../../manifests/agent/daemonset.yaml");
+        let folder = SYSTEM_BUS.strip_prefix("unix:path=").and_then(|path| path.rsplit_once('/')).unwrap().0;
+        for line in
+            [format!("{{name: dbus, mountPath: {folder}}}"), format!("{{name: dbus, hostPath: {{path: {folder}}}}}")]
+        {
+            assert!(manifest.contains(&line), "the DaemonSet has no `{line}`");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Nothing is armed without a grant for this very boot, used once.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bascule_agent::core::{Desired, Event};
@@ -35,6 +36,22 @@ fn a_grant_without_a_disruption_is_only_a_counter() {
     agent.handle(Event::Desired(Some(Desired { disruption_begun: false, ..desired }))).unwrap();
     assert_eq!(problem(agent.published().unwrap()), Some("Grant"));
     assert!(machine.sim.bus.reboots().is_empty());
+}
+
+#[test]
+fn a_node_that_nobody_could_reboot_says_so_before_it_is_drained() {
+    let (mut machine, _, new) = staged();
+    machine.sim.bus.gone.store(true, Ordering::SeqCst);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!((problem(status), status.staged.as_ref()), (Some("SystemBus"), None));
+    machine.sim.bus.gone.store(false, Ordering::SeqCst);
+    machine.clock.pass(Duration::from_secs(3_600));
+    agent.handle(Event::Tick).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!(problem(status), None);
+    assert!(status.staged.is_some(), "{status:?}");
 }
 
 #[test]

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bascule_api::{NodeUpdate, WaitReason};
-use bascule_sim::layout::Slot;
-use futures::future::{select_ok, try_join_all};
 use bascule_planner::snapshot::agent_pod_trouble;
+use bascule_sim::layout::Slot;
 use bascule_tests::control_plane::apply;
+use futures::future::{select_ok, try_join_all};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::wait::await_condition;
