@@ -2,7 +2,7 @@
 
 use crate::agent::Habit;
 use crate::world::{PATIENCE, World};
-use bascule_api::{HOLD_TAINT, WaitReason};
+use bascule_api::{HOLD_TAINT, UpdatePolicy, WaitReason};
 use bascule_tests::karpenter::{Karpenter, POOL, POOL_LABEL, removes};
 use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
 use bascule_tests::workload;
@@ -88,6 +88,12 @@ async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come_and_no_secon
     let _operator = world.operator("first").await;
     let nodes = json!({"matchLabels": {POOL_LABEL: POOL}});
     world.policy("elastic", json!({"nodeSelector": nodes, "newNodes": {"hold": true}})).await;
+    // A node is not held for a release that nobody knows yet (docs/policies.md, newNodes.hold).
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let knows = |policy: Option<&UpdatePolicy>| {
+        policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| status.target.is_some())
+    };
+    world.until(policies, "elastic", "target known", knows).await;
     // A pod without a place makes it add a node.
     world.control_plane.apply(&workload::deployment("shop", 1)).await.unwrap();
     let added = async || karpenter.claims().await.unwrap().into_iter().find_map(|(claim, node)| Some((claim, node?)));
