@@ -255,6 +255,8 @@ async fn four_questions_and_everything_that_may_be_missing() {
     let said = alice.sees("status -o json", "\"leader\"").await;
     let answer: Value = serde_json::from_str(&said.out).unwrap();
     assert_eq!(answer["policies"][0]["nodes"].as_array().unwrap().len(), 3);
+    // Until the NodeUpdates are created, that is what there is to say of a node, and no gate is asked.
+    alice.sees("explain node-b2", "gates").await;
     for (line, part) in [
         ("explain node-b2", "! Agent"),
         ("explain workers", "3 nodes: AgentNotReporting"),
