@@ -21,7 +21,7 @@ impl Round<'_> {
                     continue;
                 };
                 if update.status.retried == Some(retry.at) {
-                    policy.memory.retry(retry);
+                    policy.memory.retry(retry, &valid.spec.retries);
                     continue;
                 }
                 let rests = update.spec.disruption.is_none()
