@@ -31,7 +31,8 @@ const WITH_A_CONTROL_PLANE: [&str; 8] =
     ["admission", "attackers", "cluster", "control_plane", "install", "kubelet", "kwok", "sandbox"];
 /// What is made of the shipped programs, and so waits until they are built for the machines.
 const OF_SHIPPED_PROGRAMS: &str = "images";
-/// What `target/` holds after a whole run on a fresh clone, with a tenth more (measured; docs in CONTRIBUTING.md).
+/// What is asked for before a run on a fresh clone: `target/` holds 11 GiB after it (measured), and the caches of cargo and Go, which
+/// mostly lie on the same disk, may be empty.
 const ROOM_MIB: u64 = 16 << 10;
 /// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
 const NICE: i32 = 5;
