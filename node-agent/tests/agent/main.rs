@@ -22,4 +22,5 @@ mod limits;
 mod machine;
 mod releases;
 mod run;
+mod service;
 mod way_back;
