@@ -96,7 +96,7 @@ impl Round<'_> {
             }
             return;
         };
-        let exact = || Expect { has_update: Some(true), goal: Some(update.spec.goal), grant: Some(None), ..expect() };
+        let exact = || Expect::without_grant(node, update.spec.goal);
         let name = || node.name.to_string();
         let unasked = matches!(update.spec.goal, Goal::Booted | Goal::Reverted);
         let orphaned = view.traits.selection == Selection::None && update.spec.goal == Goal::Staged;

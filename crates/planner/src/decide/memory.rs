@@ -84,7 +84,8 @@ impl Memory {
     }
 
     /// Forgets what failed on a node, once for each word of a person. Only a failure that comes after it counts again.
-    pub(super) fn retry(&mut self, retry: &Retry) {
+    /// `asked` are the words that the spec names: whoever is in it must not be followed twice.
+    pub(super) fn retry(&mut self, retry: &Retry, asked: &[Retry]) {
         if self.has_retried(retry) {
             return;
         }
@@ -92,7 +93,8 @@ impl Memory {
         self.retried.retain(|done| done.node != retry.node);
         self.retried.push(retry.clone());
         if self.retried.len() > MAX_RETRIED {
-            self.retried.remove(0);
+            let over = self.retried.iter().position(|done| asked.iter().all(|asked| asked.node != done.node));
+            self.retried.remove(over.unwrap_or(0));
         }
         self.changes.push(MemoryChange::Retried(retry.clone()));
     }
@@ -199,5 +201,28 @@ pub(super) fn failure(version: &Version, node: &str, at: Time, category: NodeErr
         at,
         category,
         message: message.chars().take(512).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_the_spec_names_is_never_followed_twice() {
+        let word = |number: i64| Retry {
+            node: format!("n{number}"),
+            at: chrono::DateTime::from_timestamp(number, 0).unwrap().into(),
+            reason: None,
+        };
+        let asked: Vec<_> = (0..64).map(word).collect();
+        let mut memory = Memory::new(&UpdatePolicyStatus::default());
+        // The oldest is of the spec still; those after it are not.
+        memory.retried = std::iter::once(word(0)).chain((100..163).map(word)).collect();
+        for retry in &asked {
+            memory.retry(retry, &asked);
+        }
+        assert!(asked.iter().all(|retry| memory.has_retried(retry)) && memory.retried.len() == MAX_RETRIED);
+        assert_eq!(memory.changes.len(), 63, "the first was followed before");
     }
 }

@@ -21,7 +21,7 @@ impl Round<'_> {
                     continue;
                 };
                 if update.status.retried == Some(retry.at) {
-                    policy.memory.retry(retry);
+                    policy.memory.retry(retry, &valid.spec.retries);
                     continue;
                 }
                 let rests = update.spec.disruption.is_none()
@@ -29,13 +29,7 @@ impl Round<'_> {
                 if rests && !view.traits.on_trial && update.spec.retry != Some(retry.at) {
                     self.draft.steps.push(Step {
                         action: Action::Retry { node: retry.node.clone(), at: retry.at },
-                        expect: Expect {
-                            node_uid: Some(view.node.uid.clone()),
-                            has_update: Some(true),
-                            goal: Some(update.spec.goal),
-                            grant: Some(None),
-                            ..Expect::default()
-                        },
+                        expect: Expect::without_grant(view.node, update.spec.goal),
                         cause: None,
                         says: retry.reason.clone().unwrap_or_else(|| "a person asked for it".to_owned()),
                     });

@@ -32,12 +32,8 @@ impl<'a> Round<'a> {
                 steps.push(Step {
                     action: Action::Rest { node: view.node.name.to_string() },
                     expect: Expect {
-                        node_uid: Some(view.node.uid.clone()),
-                        has_update: Some(true),
-                        goal: Some(Goal::Staged),
                         release: Some(asked.version.clone()),
-                        grant: Some(None),
-                        ..Expect::default()
+                        ..Expect::without_grant(view.node, Goal::Staged)
                     },
                     cause: None,
                     says: format!("{} is not wanted here any more", asked.version),
@@ -108,13 +104,7 @@ impl<'a> Round<'a> {
                     release,
                     pack_fallback: valid.spec.source.pack_fallback,
                 },
-                expect: Expect {
-                    node_uid: Some(view.node.uid.clone()),
-                    has_update: Some(true),
-                    goal: Some(update.spec.goal),
-                    grant: Some(None),
-                    ..Expect::default()
-                },
+                expect: Expect::without_grant(view.node, update.spec.goal),
                 cause: Some(choice.cause(&policy.facts.name)),
                 says: String::new(),
             });

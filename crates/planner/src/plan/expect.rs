@@ -86,6 +86,17 @@ impl Mismatch {
 }
 
 impl Expect {
+    /// This very node, with this goal in its NodeUpdate and no grant in force.
+    pub(crate) fn without_grant(node: &Node, goal: Goal) -> Self {
+        Self {
+            node_uid: Some(node.uid.clone()),
+            has_update: Some(true),
+            goal: Some(goal),
+            grant: Some(None),
+            ..Self::default()
+        }
+    }
+
     /// Compares with the newest known facts of the node.
     ///
     /// # Errors
