@@ -43,7 +43,7 @@ use clap::Args;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{ListParams, PostParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use problem::Role;
@@ -127,6 +127,27 @@ impl Cluster {
         nodes.sort_by_key(|node| node.name_any());
         nodes
     }
+}
+
+/// The object of a kind with this name.
+///
+/// # Errors
+/// There is none; names that are near are said.
+fn named<'a, K: kube::ResourceExt>(all: &'a [K], kind: &str, name: &str) -> anyhow::Result<&'a K> {
+    all.iter().find(|object| object.name_any() == name).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(K::name_any).collect();
+        anyhow::anyhow!("there is no {kind} {name}{}", problem::hint(name, names.iter().map(String::as_str)))
+    })
+}
+
+/// Changes fields of a policy's spec, for commands of admins. Refused if somebody changed the policy since it was read.
+async fn change_spec(client: Client, policy: &api::UpdatePolicy, spec: &serde_json::Value) -> anyhow::Result<()> {
+    let version = policy.metadata.resource_version.clone();
+    let patch = serde_json::json!({"metadata": {"resourceVersion": version}, "spec": spec});
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    let written =
+        Api::<api::UpdatePolicy>::all(client).patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+    written.map(drop).map_err(|error| problem::told(error, "patch", "UpdatePolicies", Role::Admin))
 }
 
 async fn list<K>(client: &Client, what: &str) -> anyhow::Result<Vec<K>>

@@ -1,16 +1,10 @@
 //! `bascule retry`: somebody looked at a node and lets it try again what went wrong on it.
 
-use super::{
-    Connection, list, picture,
-    problem::{self, Role},
-};
+use super::{Connection, change_spec, list, named, picture};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use clap::Args;
-use kube::{
-    Api, ResourceExt as _,
-    api::{Patch, PatchParams},
-};
+use kube::ResourceExt as _;
 
 /// Most entries of `spec.retries`, as in the schema.
 const MOST: usize = 64;
@@ -35,11 +29,7 @@ impl Retry {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
         let updates = list::<api::NodeUpdate>(&client, "NodeUpdates").await?;
-        let Some(update) = updates.iter().find(|update| update.name_any() == self.node) else {
-            let names: Vec<_> = updates.iter().map(|update| update.name_any()).collect();
-            let hint = problem::hint(&self.node, names.iter().map(String::as_str));
-            anyhow::bail!("there is no NodeUpdate {}{hint}", self.node);
-        };
+        let update = named(&updates, "NodeUpdate", &self.node)?;
         let policies = list::<api::UpdatePolicy>(&client, "UpdatePolicies").await?;
         let policy = policies.iter().find(|policy| policy.name_any() == update.spec.policy).ok_or_else(|| {
             anyhow::anyhow!("the policy {} of {} is gone: no policy asks anything of it", update.spec.policy, self.node)
@@ -51,12 +41,7 @@ impl Retry {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
         }
-        // Refused if somebody changed the policy since it was read.
-        let version = policy.metadata.resource_version.clone();
-        let patch = serde_json::json!({"metadata": {"resourceVersion": version}, "spec": {"retries": retries}});
-        let api: Api<api::UpdatePolicy> = Api::all(client);
-        let written = api.patch(&policy.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await;
-        written.map_err(|error| problem::told(error, "patch", "UpdatePolicies", Role::Admin))?;
+        change_spec(client, policy, &serde_json::json!({"retries": retries})).await?;
         output::print(&format!("{} tries again; see bascule explain {}.\n", self.node, self.node))?;
         Ok(Exit::Success)
     }

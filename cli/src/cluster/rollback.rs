@@ -104,14 +104,7 @@ impl Rollback {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
         let cluster = Cluster::read(&client).await?;
-        let Some(policy) = cluster.policies.iter().find(|policy| policy.name_any() == self.policy) else {
-            let names: Vec<_> = cluster.policies.iter().map(|policy| policy.name_any()).collect();
-            bail!(
-                "there is no UpdatePolicy {}{}",
-                self.policy,
-                problem::hint(&self.policy, names.iter().map(String::as_str))
-            );
-        };
+        let policy = super::named(&cluster.policies, "UpdatePolicy", &self.policy)?;
         let mut nodes = cluster.nodes_of(&self.policy);
         if let Some(unknown) = self.nodes.iter().find(|name| !nodes.iter().any(|node| node.name_any() == name.as_str()))
         {

@@ -1,17 +1,11 @@
 //! `bascule unblock`: an admin looked into why a release failed and lets the policy take it again.
 
-use super::{
-    Connection, list, picture,
-    problem::{self, Role},
-};
+use super::{Connection, change_spec, list, named, picture, problem};
 use crate::{exit::Exit, output};
 use bascule_api as api;
 use bascule_api::Version;
 use clap::Args;
-use kube::{
-    Api, ResourceExt as _,
-    api::{Patch, PatchParams},
-};
+use kube::ResourceExt as _;
 
 /// Let a policy take a release again that failures or a Rollback blocked. Takes the rights of an admin.
 ///
@@ -32,23 +26,14 @@ impl Unblock {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
         let policies = list::<api::UpdatePolicy>(&client, "UpdatePolicies").await?;
-        let Some(policy) = policies.iter().find(|policy| policy.name_any() == self.policy) else {
-            let names: Vec<_> = policies.iter().map(|policy| policy.name_any()).collect();
-            let hint = problem::hint(&self.policy, names.iter().map(String::as_str));
-            anyhow::bail!("there is no UpdatePolicy {}{hint}", self.policy);
-        };
+        let policy = named(&policies, "UpdatePolicy", &self.policy)?;
         let Asked { allowed, sentence } = asked(policy, &self.version)?;
         output::say(&sentence);
         if !output::confirmed("Continue", self.yes)? {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
         }
-        // Refused if somebody changed the policy since it was read.
-        let version = policy.metadata.resource_version.clone();
-        let patch = serde_json::json!({"metadata": {"resourceVersion": version}, "spec": {"allowedVersions": allowed}});
-        let api: Api<api::UpdatePolicy> = Api::all(client);
-        let written = api.patch(&self.policy, &PatchParams::default(), &Patch::Merge(&patch)).await;
-        written.map_err(|error| problem::told(error, "patch", "UpdatePolicies", Role::Admin))?;
+        change_spec(client, policy, &serde_json::json!({"allowedVersions": allowed})).await?;
         output::print(&format!("{} may be taken by {} again.\n", self.version, self.policy))?;
         Ok(Exit::Success)
     }
