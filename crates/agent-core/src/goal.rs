@@ -59,8 +59,6 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
         let mut next = next_journal(journal);
         next.try_again(|_| true);
         next.retried = Some(asked);
-        // What waits to be tried again waits no longer; a repair is nothing that a person asked for.
-        state.problem = state.problem.take().filter(|problem| problem.during.is_repair());
         return short(vec![Effect::Persist(Box::new(next))]);
     }
     let leaving = state.trial_record(facts).is_some_and(|armed| armed.given_up.is_some());

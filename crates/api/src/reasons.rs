@@ -181,6 +181,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_an_older_operator_wrote_is_understood() {
+        for (old, now) in [
+            ("Retention", WaitReason::RollbackRetention),
+            ("Soak", WaitReason::WaveSoak),
+            ("Soaking", WaitReason::NodeSoak),
+            ("ClusterCeiling", WaitReason::ClusterMaxUnavailable),
+            ("Floor", WaitReason::MinimumSourceVersion),
+        ] {
+            assert_eq!(serde_json::from_value::<WaitReason>(old.into()).unwrap(), now);
+        }
+    }
+
+    #[test]
     fn every_reason_explains_itself() {
         let mut names: Vec<_> = WaitReason::ALL.iter().map(|reason| reason.as_str()).collect();
         names.sort_unstable();
