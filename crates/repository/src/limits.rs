@@ -16,11 +16,21 @@ pub(crate) const MAX_SNAPSHOT: u64 = 128 << 10;
 pub(crate) const MAX_TARGETS: u64 = 2 << 20;
 /// New root versions that one update follows (Y of TUF 1.0, 5.3.3).
 pub(crate) const MAX_ROOT_UPDATES: u64 = 256;
-/// All roots after the trust root together: more than a thousand.
+/// All remembered roots together: more than a thousand.
 pub(crate) const MAX_ROOT_CHAIN: usize = 8 << 20;
 /// The datastore's one file: the root chain, the newest timestamp, snapshot and targets, each twice as long at most when
 /// its quotes are escaped.
 pub(crate) const MAX_STATE: u64 = 24 << 20;
+/// Signatures of one file. Each costs a verification, so this bounds the time too.
+pub(crate) const MAX_SIGNATURES: usize = 256;
+/// Keys that may sign one role.
+pub(crate) const MAX_ROLE_KEYS: usize = 256;
+/// Keys of all roles that one file names.
+pub(crate) const MAX_KEYS: usize = 4096;
+/// Roles that one role delegates to.
+pub(crate) const MAX_DELEGATIONS: usize = 1024;
+/// Bytes of a delegated role's name. It becomes a file name, percent-encoded, with a version before it and `.json` after it.
+pub(crate) const MAX_ROLE_NAME: usize = 128;
 /// Verified delegated roles that an open repository keeps for the next search.
 pub(crate) const MAX_KEPT_ROLES: usize = 4 << 20;
 

@@ -79,14 +79,15 @@ fn element(tag: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 /// [`Error::Signature`] when they are fewer than the threshold, or a key id occurs twice among the signatures (4.2.1).
 pub(super) fn verify<T>(role: &str, signed: &Signed<T>, signers: Signers<'_>) -> Result<(), Error> {
     let refuse = |detail: String| Error::Signature { role: role.to_owned(), detail };
+    let own: BTreeSet<&str> = signers.keyids.iter().map(|keyid| &**keyid).collect();
     let mut seen = BTreeSet::new();
     let mut counted = BTreeSet::new();
-    for signature in &signed.signatures {
+    for signature in signed.signatures.iter() {
         if !seen.insert(&*signature.keyid) {
             let keyid: String = signature.keyid.chars().take(64).collect();
             return Err(refuse(format!(" (the key {keyid} occurs twice among the signatures)")));
         }
-        if !signers.keyids.contains(&signature.keyid) {
+        if !own.contains(&*signature.keyid) {
             continue;
         }
         let Some(material) = signers.keys.get(&signature.keyid).and_then(Material::of) else { continue };
@@ -112,7 +113,7 @@ pub(super) fn fingerprint(roles: &[Signers<'_>]) -> String {
         number(signers.threshold.get());
         let known = signers.keyids.iter().map(|keyid| match signers.keys.get(keyid) {
             Some(key) => [&*key.keytype, &*key.scheme, key.public()],
-            None => ["", "", keyid],
+            None => ["", "", &**keyid],
         });
         let keys: BTreeSet<[&str; 3]> = known.collect();
         number(keys.len() as u64);

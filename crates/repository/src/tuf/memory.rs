@@ -12,7 +12,8 @@ use chrono::{DateTime, Utc};
 pub struct Memory {
     /// The latest time at which metadata was verified as not expired.
     pub verified_at: Option<DateTime<Utc>>,
-    /// `N.root.json` by version, from the trust root's next to the newest.
+    /// `N.root.json` by version: the trust roots of the OS images that ran here, and all that followed up to the newest. One line
+    /// of descent (`lineage`), with a gap where an image's trust root was more than one version ahead.
     pub roots: BTreeMap<u64, String>,
     /// The newest verified `timestamp.json`.
     pub timestamp: Option<String>,

@@ -8,6 +8,7 @@
 mod budget;
 mod canonical;
 mod keys;
+mod lineage;
 mod memory;
 mod packed;
 mod paths;
@@ -21,6 +22,6 @@ pub use memory::Memory;
 pub(crate) use refresh::refuse_expired;
 pub use refresh::{Refresh, Request, Trusted};
 pub use schema::{
-    Delegation, Hashes, Role, Root, Signature, Signed, Signers, Snapshot, Target, Targets, Timestamp, parse,
+    Delegation, Hashes, Role, RoleName, Root, Signature, Signed, Signers, Snapshot, Target, Targets, Timestamp, parse,
 };
 pub use search::{Reached, Search, Step, quote};

@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 
 use super::budget::{Budget, Limits};
 use super::keys::{fingerprint, verify};
+use super::lineage::{self, next_root};
 use super::memory::Memory;
 use super::schema::{MetaFile, Role, Root, Signed, Snapshot, Targets, Timestamp, TopLevel, parse};
 use crate::error::Error;
@@ -63,6 +64,9 @@ pub struct Refresh {
     now: DateTime<Utc>,
     budget: Budget,
     phase: Phase,
+    /// Version of the caller's trust root.
+    trust_root: u64,
+    /// New roots that came in this update.
     roots: u64,
     memory: Memory,
     changed: bool,
@@ -85,25 +89,28 @@ impl Refresh {
         verify("root", &root, root.role.signers(TopLevel::Root)).map_err(|error| refuse(&error))?;
         let text = std::str::from_utf8(trust_root).map_err(|error| Error::TrustRoot { reason: error.to_string() })?;
         let mut root_bytes = text.to_owned();
-        let mut kept = std::mem::take(&mut memory.roots).split_off(&root.role.version().saturating_add(1));
-        while let Some(text) = kept.remove(&root.role.version().saturating_add(1)) {
+        let trust_root = root.role.version();
+        let mut changed = lineage::begin(&mut memory.roots, &root, text);
+        while let Some(text) = memory.roots.get(&root.role.version().saturating_add(1)) {
             match next_root(&root, text.as_bytes()) {
                 Ok(next) => root = next,
                 Err(error) => {
                     tracing::warn!(%error, "a remembered root does not follow from the one before it and is left out");
+                    drop(memory.roots.split_off(&root.role.version().saturating_add(1)));
+                    changed = true;
                     break;
                 }
             }
-            memory.roots.insert(root.role.version(), text.clone());
-            root_bytes = text;
+            root_bytes.clone_from(text);
         }
         Ok(Self {
             now,
             budget: Budget::new(limits),
             phase: Phase::Root,
+            trust_root,
             roots: 0,
             memory,
-            changed: false,
+            changed,
             root,
             root_bytes,
             timestamp: None,
@@ -203,13 +210,8 @@ impl Refresh {
     fn came_root(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let next = next_root(&self.root, bytes)?;
         let text = text("root", bytes)?;
-        let chain: usize = self.memory.roots.values().map(String::len).sum();
-        if chain.saturating_add(text.len()) > limits::MAX_ROOT_CHAIN {
-            let reason = "there are too many roots after the trust root; ship a newer trust root (the OS image's)";
-            return Err(Error::Limit { what: "the chain of roots".to_owned(), reason: reason.to_owned() });
-        }
+        lineage::admit(&mut self.memory.roots, self.trust_root, &next, text.clone())?;
         self.root = next;
-        self.memory.roots.insert(self.root.role.version(), text.clone());
         self.root_bytes = text;
         self.roots += 1;
         self.changed = true;
@@ -218,6 +220,7 @@ impl Refresh {
 
     /// 5.3.10 to 5.3.12, and loading what is remembered of the rest.
     fn roots_are_complete(&mut self) -> Result<(), Error> {
+        lineage::reached(&self.memory.roots, &self.root)?;
         self.refuse_expired("root", &self.root.role)?;
         let root = &self.root.role;
         let keys = fingerprint(&[root.signers(TopLevel::Timestamp), root.signers(TopLevel::Snapshot)]);
@@ -341,20 +344,6 @@ impl Refresh {
     fn refuse_expired(&self, role: &str, metadata: &impl Role) -> Result<(), Error> {
         refuse_expired(role, metadata, self.now)
     }
-}
-
-/// 5.3.4 and 5.3.5: the root that follows another.
-fn next_root(trusted: &Signed<Root>, bytes: &[u8]) -> Result<Signed<Root>, Error> {
-    let next: Signed<Root> = parse("root", bytes)?;
-    verify("root", &next, trusted.role.signers(TopLevel::Root))?;
-    verify("root", &next, next.role.signers(TopLevel::Root))?;
-    let (have, came) = (trusted.role.version(), next.role.version());
-    if Some(came) != have.checked_add(1) {
-        return Err(Error::Rollback {
-            reason: format!("root version {came} came where {have} has to be followed by one more"),
-        });
-    }
-    Ok(next)
 }
 
 /// 5.6.2 to 5.6.5, for the top-level role and for delegated ones.

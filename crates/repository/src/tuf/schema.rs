@@ -10,11 +10,17 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::canonical::canonical_signed;
-use super::packed::{Sorted, Texts};
+use super::packed::{AtMost, Sorted, Texts};
 use crate::error::Error;
+use crate::limits;
 
 /// The four names that no delegated role may have.
 pub(super) const TOP_LEVEL: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
+
+type Signatures = AtMost<Signature, { limits::MAX_SIGNATURES }>;
+/// The keys of all roles that a file names.
+pub type Keys = Sorted<Key, { limits::MAX_KEYS }>;
+type KeyIds = AtMost<Box<str>, { limits::MAX_ROLE_KEYS }>;
 
 /// A role's content, in the form that its signatures are over.
 pub trait Role: DeserializeOwned {
@@ -39,7 +45,7 @@ pub struct Signed<T> {
     /// What is signed.
     pub role: T,
     /// The signatures as they were received.
-    pub signatures: Vec<Signature>,
+    pub signatures: Signatures,
     /// What the signatures are over.
     pub message: Vec<u8>,
 }
@@ -56,7 +62,7 @@ pub struct Signature {
 #[derive(Deserialize)]
 struct Envelope<T> {
     signed: T,
-    signatures: Vec<Signature>,
+    signatures: Signatures,
 }
 
 #[derive(Deserialize)]
@@ -132,7 +138,7 @@ pub struct Root {
     #[serde(default)]
     pub consistent_snapshot: bool,
     /// Keys by their names.
-    pub keys: Sorted<Key>,
+    pub keys: Keys,
     roles: RootRoles,
 }
 
@@ -177,16 +183,16 @@ pub enum TopLevel {
 #[derive(Debug, Clone, Copy)]
 pub struct Signers<'a> {
     /// All keys of the delegating role.
-    pub keys: &'a Sorted<Key>,
+    pub keys: &'a Keys,
     /// Which of them are this role's.
-    pub keyids: &'a Texts,
+    pub keyids: &'a [Box<str>],
     /// How many of them must sign.
     pub threshold: NonZeroU64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 struct RoleKeys {
-    keyids: Texts,
+    keyids: KeyIds,
     threshold: NonZeroU64,
 }
 
@@ -384,7 +390,7 @@ role!(
     fn check(&self) -> Result<(), String> {
         let mut names = BTreeSet::new();
         for role in self.delegations() {
-            if !names.insert(&*role.name) {
+            if !names.insert(&role.name) {
                 return Err(format!("it delegates to {:?} twice", role.name));
             }
             if role.paths.is_some() && role.path_hash_prefixes.is_some() {
@@ -398,12 +404,12 @@ role!(
 impl Targets {
     /// Roles that it delegates to, in order of priority.
     pub fn delegations(&self) -> &[Delegation] {
-        self.delegations.as_ref().map(|delegations| delegations.roles.as_slice()).unwrap_or_default()
+        self.delegations.as_ref().map(|delegations| &*delegations.roles).unwrap_or_default()
     }
 
     /// Who signs a role that it delegates to.
     pub fn signers<'a>(&'a self, delegation: &'a Delegation) -> Signers<'a> {
-        static NONE: Sorted<Key> = Sorted::new();
+        static NONE: Keys = Sorted::new();
         let keys = self.delegations.as_ref().map_or(&NONE, |delegations| &delegations.keys);
         Signers { keys, keyids: &delegation.keyids, threshold: delegation.threshold }
     }
@@ -421,17 +427,52 @@ pub struct Target {
 #[derive(Debug, Clone, Deserialize)]
 struct Delegations {
     #[serde(default)]
-    keys: Sorted<Key>,
+    keys: Keys,
     #[serde(default)]
-    roles: Vec<Delegation>,
+    roles: AtMost<Delegation, { limits::MAX_DELEGATIONS }>,
+}
+
+/// A delegated role's name: at most 128 bytes, because it is repeated along the ways of a search and becomes a file name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RoleName(Box<str>);
+
+impl std::ops::Deref for RoleName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl<'de> Deserialize<'de> for RoleName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Box::<str>::deserialize(deserializer)?;
+        if name.len() > limits::MAX_ROLE_NAME {
+            let most = limits::MAX_ROLE_NAME;
+            return Err(D::Error::custom(format!("a role's name is longer than {most} bytes")));
+        }
+        Ok(Self(name))
+    }
 }
 
 /// A role that another one delegates to.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Delegation {
     /// The role's name.
-    pub name: Box<str>,
-    keyids: Texts,
+    pub name: RoleName,
+    keyids: KeyIds,
     threshold: NonZeroU64,
     /// Whether nothing after it is asked for what it covers.
     #[serde(default)]
@@ -467,5 +508,45 @@ mod tests {
         assert!(!of(&format!(r#"{{"sha256":"{short}","sha512":"{}"}}"#, "0".repeat(128))).match_bytes(b"x"));
         assert!(!of(r#"{"unknown":"1"}"#).match_bytes(b"x"));
         assert!(serde_json::from_str::<Hashes>(r#"{"sha256":"00"}"#).is_err());
+    }
+
+    /// A lifetime of polls can be spent with comparing 240,000 key ids with 70,000 signatures.
+    #[test]
+    fn keys_signatures_delegations_and_names_are_bounded() {
+        let targets = |keyids: usize, signatures: usize, roles: usize, keys: usize, name: usize| {
+            let keyids: Vec<String> = (0..keyids).map(|number| number.to_string()).collect();
+            let signatures: Vec<_> =
+                (0..signatures).map(|number| serde_json::json!({"keyid": number.to_string(), "sig": ""})).collect();
+            let keys: serde_json::Map<_, _> = (0..keys)
+                .map(|number| {
+                    let key = serde_json::json!({"keytype": "", "scheme": "", "keyval": {}});
+                    (number.to_string(), key)
+                })
+                .collect();
+            let roles: Vec<_> = (0..roles)
+                .map(|number| {
+                    let name = format!("{number:0>name$}");
+                    let keyids = if number == 0 { keyids.as_slice() } else { &[] };
+                    serde_json::json!({"name": name, "keyids": keyids, "threshold": 1})
+                })
+                .collect();
+            let file = serde_json::json!({
+                "signed": {
+                    "_type": "targets", "spec_version": "1.0.0", "version": 1, "expires": "2030-01-01T00:00:00Z",
+                    "targets": {}, "delegations": {"keys": keys, "roles": roles},
+                },
+                "signatures": signatures,
+            });
+            parse::<Targets>("x", file.to_string().as_bytes())
+        };
+        let parsed = targets(256, 256, 1024, 4096, 128).unwrap();
+        assert_eq!((parsed.role.delegations().len(), parsed.signatures.len()), (1024, 256));
+        for (keyids, signatures, roles, keys, name) in
+            [(257, 1, 1, 1, 1), (1, 257, 1, 1, 1), (1, 1, 1025, 1, 1), (1, 1, 1, 4097, 1), (1, 1, 1, 1, 129)]
+        {
+            let refused = targets(keyids, signatures, roles, keys, name).unwrap_err();
+            let reason = crate::error::in_one_line(&refused);
+            assert!(reason.contains("more than") || reason.contains("longer than"), "{reason}");
+        }
     }
 }

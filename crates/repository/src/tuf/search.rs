@@ -1,5 +1,8 @@
 //! The search for a file through the delegations (TUF 1.0, 5.6.7), as a state machine: roles are asked for on the way, each is
 //! verified under the delegation by which it was reached, and only roles on the way can stop it.
+//!
+//! What is still to be asked is a place in the list of delegations of each role on the way, never a list of roles: so a role that
+//! delegates to very many costs nothing until one of them is asked.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,7 +10,7 @@ use std::time::Duration;
 
 use super::budget::Budget;
 use super::refresh::{Request, Trusted, accept_targets, refuse_expired};
-use super::schema::{TOP_LEVEL, Target, Targets};
+use super::schema::{RoleName, TOP_LEVEL, Target, Targets};
 use crate::error::Error;
 use crate::limits;
 
@@ -44,10 +47,20 @@ pub enum Step {
     Absent,
 }
 
+/// A delegation that is followed.
 #[derive(Debug)]
 struct Visit {
-    parents: Vec<Reached>,
+    /// The roles above it, outermost first; shared, because all that lies below has it in common.
+    parents: Arc<[Reached]>,
     delegation: usize,
+}
+
+/// A role whose delegations are gone through.
+#[derive(Debug)]
+struct Place {
+    way: Arc<[Reached]>,
+    /// The first of its delegations that was not looked at yet.
+    next: usize,
 }
 
 /// A search under way.
@@ -58,10 +71,13 @@ pub struct Search<'a> {
     /// Above its end only this chain of roles is followed.
     branch: &'a [String],
     budget: Budget,
-    visited: BTreeSet<String>,
-    stack: Vec<Visit>,
+    visited: BTreeSet<RoleName>,
+    /// The roles on the way, innermost last: at most one more than the depth allows.
+    stack: Vec<Place>,
+    /// The one delegation that [`Self::at`] begins and ends with.
+    only: Option<Visit>,
     waiting: Option<Visit>,
-    found: Option<(Target, Vec<Reached>)>,
+    found: Option<(Target, Arc<[Reached]>)>,
 }
 
 impl<'a> Search<'a> {
@@ -73,12 +89,13 @@ impl<'a> Search<'a> {
             path,
             branch,
             budget,
-            visited: BTreeSet::from(["targets".to_owned()]),
+            visited: BTreeSet::new(),
             stack: Vec::new(),
+            only: None,
             waiting: None,
             found: None,
         };
-        search.enter(vec![top]);
+        search.enter(Arc::from([top]));
         search
     }
 
@@ -89,8 +106,9 @@ impl<'a> Search<'a> {
             path,
             branch: &[],
             budget,
-            visited: BTreeSet::from(["targets".to_owned()]),
-            stack: vec![Visit { parents: vec![top], delegation }],
+            visited: BTreeSet::new(),
+            stack: Vec::new(),
+            only: Some(Visit { parents: Arc::from([top]), delegation }),
             waiting: None,
             found: None,
         }
@@ -102,35 +120,67 @@ impl<'a> Search<'a> {
     /// [`Error::Role`] with [`Error::Limit`] when it would visit too many roles or too deep.
     pub fn step(&mut self) -> Result<Step, Error> {
         if let Some((target, way)) = self.found.take() {
-            return Ok(Step::Found(target, way));
+            return Ok(Step::Found(target, way.to_vec()));
         }
-        while let Some(visit) = self.stack.pop() {
-            let (Some(parent), Some(name)) = (visit.parents.last(), visit.name()) else { continue };
-            let (mut chain, name) = (parent.chain.clone(), name.to_owned());
-            // 5.6.7.1: a role that was visited is skipped, so cycles end.
-            if !self.visited.insert(name.clone()) {
-                continue;
-            }
-            let limits = self.budget.limits();
-            let what = format!("the {name} metadata");
-            let fault = if TOP_LEVEL.contains(&name.as_str()) {
-                let reason = "a delegated role must not have the name of a top-level one".to_owned();
-                Some(Error::Invalid { what, reason })
-            } else if self.visited.len() > limits.roles + 1 {
-                Some(Error::Limit { what, reason: format!("the search asked {} roles already", limits.roles) })
-            } else if chain.len() >= limits.depth {
-                Some(Error::Limit { what, reason: format!("it is more than {} delegations deep", limits.depth) })
-            } else {
-                None
-            };
-            if let Some(fault) = fault {
-                return Err(self.trouble(&name, fault));
-            }
-            chain.push(name);
-            self.waiting = Some(visit);
-            return Ok(Step::Role(chain));
+        let Some(visit) = self.next_visit() else { return Ok(Step::Absent) };
+        let (Some(parent), Some(name)) = (visit.parents.last(), visit.name()) else { return Ok(Step::Absent) };
+        let limits = self.budget.limits();
+        let what = || format!("the {name} metadata");
+        let fault = if TOP_LEVEL.contains(&&**name) {
+            let reason = "a delegated role must not have the name of a top-level one".to_owned();
+            Some(Error::Invalid { what: what(), reason })
+        } else if self.visited.len() > limits.roles {
+            Some(Error::Limit { what: what(), reason: format!("the search asked {} roles already", limits.roles) })
+        } else if parent.chain.len() >= limits.depth {
+            Some(Error::Limit { what: what(), reason: format!("it is more than {} delegations deep", limits.depth) })
+        } else {
+            None
+        };
+        if let Some(fault) = fault {
+            return Err(self.trouble(name, fault));
         }
-        Ok(Step::Absent)
+        let chain = parent.chain.iter().cloned().chain([name.to_string()]).collect();
+        self.waiting = Some(visit);
+        Ok(Step::Role(chain))
+    }
+
+    /// The next delegation in pre-order that covers the path and leads to a role that was not visited.
+    fn next_visit(&mut self) -> Option<Visit> {
+        if let Some(only) = self.only.take() {
+            self.visited.insert(only.name()?.clone());
+            return Some(only);
+        }
+        while let Some(mut place) = self.stack.pop() {
+            let Some(role) = place.way.last() else { continue };
+            let delegations = role.targets.delegations();
+            let branch = self.branch.get(role.chain.len());
+            while let Some(delegation) = delegations.get(place.next) {
+                let number = place.next;
+                place.next += 1;
+                let on_the_way = branch.is_none_or(|only| **only == *delegation.name);
+                if !on_the_way || !delegation.covers(self.path) {
+                    continue;
+                }
+                // 5.6.7.1: a role that was visited is skipped, so cycles end. The top-level one was the first.
+                let new = *delegation.name != *"targets" && !self.visited.contains(&delegation.name);
+                if delegation.terminating {
+                    // Neither its later siblings nor those of the roles above it are asked.
+                    self.stack.clear();
+                    if !new {
+                        return None;
+                    }
+                } else if !new {
+                    continue;
+                }
+                self.visited.insert(delegation.name.clone());
+                let visit = Visit { parents: Arc::clone(&place.way), delegation: number };
+                if !delegation.terminating {
+                    self.stack.push(place);
+                }
+                return Some(visit);
+            }
+        }
+        None
     }
 
     /// Goes on with a role that this chain of names led to before.
@@ -141,9 +191,7 @@ impl<'a> Search<'a> {
         let Some(visit) = self.waiting.take() else { return Ok(()) };
         let checked = refuse_expired(role.name(), &*role.targets, self.trusted.now);
         checked.map_err(|error| self.trouble(role.name(), error))?;
-        let mut way = visit.parents;
-        way.push(role);
-        self.enter(way);
+        self.enter(below(&visit.parents, role));
         Ok(())
     }
 
@@ -152,7 +200,7 @@ impl<'a> Search<'a> {
     /// # Errors
     /// [`Error::Role`] when the snapshot does not name it or the budget does not allow it; nothing may be fetched then.
     pub fn fetch(&mut self, elapsed: Duration) -> Result<Option<Request>, Error> {
-        let Some(name) = self.waiting.as_ref().and_then(Visit::name).map(str::to_owned) else { return Ok(None) };
+        let Some(name) = self.waiting.as_ref().and_then(Visit::name).cloned() else { return Ok(None) };
         let admitted = match self.trusted.snapshot.meta.get(&format!("{name}.json")) {
             None => {
                 Err(Error::Absent { what: format!("{name} metadata"), hint: "; the snapshot does not name it".into() })
@@ -185,9 +233,7 @@ impl<'a> Search<'a> {
             .map_err(|error| self.trouble(&name, error))?;
         let chain = parent.chain.iter().cloned().chain([name]).collect();
         let role = Reached { chain, targets: Arc::new(targets), length: bytes.len() };
-        let mut way = visit.parents;
-        way.push(role.clone());
-        self.enter(way);
+        self.enter(below(&visit.parents, role.clone()));
         Ok(Some(role))
     }
 
@@ -198,39 +244,28 @@ impl<'a> Search<'a> {
 
     /// The name of the role that is wanted.
     pub fn wanted(&self) -> String {
-        self.waiting.as_ref().and_then(Visit::name).unwrap_or_default().to_owned()
+        self.waiting.as_ref().and_then(Visit::name).map(ToString::to_string).unwrap_or_default()
     }
 
     /// 5.6.7.1 and 5.6.7.2 for a role that was reached: its own word, else its delegations in their order.
-    fn enter(&mut self, way: Vec<Reached>) {
-        let Some(role) = way.last() else { return };
-        if let Some(target) = role.targets.targets.get(self.path) {
-            self.found = Some((target.clone(), way));
-            return;
+    fn enter(&mut self, way: Arc<[Reached]>) {
+        match way.last().and_then(|role| role.targets.targets.get(self.path)) {
+            Some(target) => self.found = Some((target.clone(), way)),
+            None => self.stack.push(Place { way, next: 0 }),
         }
-        let only = self.branch.get(role.chain.len());
-        let mut next = Vec::new();
-        for (number, delegation) in role.targets.delegations().iter().enumerate() {
-            let on_the_way = only.is_none_or(|only| **only == *delegation.name);
-            if !on_the_way || !delegation.covers(self.path) {
-                continue;
-            }
-            next.push(Visit { parents: way.clone(), delegation: number });
-            if delegation.terminating {
-                // Neither its later siblings nor those of the roles above it are asked.
-                self.stack.clear();
-                break;
-            }
-        }
-        self.stack.extend(next.into_iter().rev());
     }
 }
 
 impl Visit {
-    fn name(&self) -> Option<&str> {
+    fn name(&self) -> Option<&RoleName> {
         let delegation = self.parents.last()?.targets.delegations().get(self.delegation)?;
         Some(&delegation.name)
     }
+}
+
+/// The way to a role below others.
+fn below(parents: &[Reached], role: Reached) -> Arc<[Reached]> {
+    parents.iter().cloned().chain([role]).collect()
 }
 
 /// A role's name as it stands in a file name and a URL: everything but unreserved characters (RFC 3986, 2.3) is

@@ -130,14 +130,69 @@ fn lying_indexes() {
     assert_bounded("index that lies about its numbers", before);
 }
 
-/// Seventy channels of other teams, each with a role of 1.5 MiB, all of which may sign release files. A reader that loads what it
-/// doesn't need took 246 MB for them.
-fn delegate_to_seventy_long_roles(vendor: &Vendor) {
-    const LONG: usize = 3 << 19;
+fn delegate_edge(vendor: &Vendor) {
     vendor.new_key("edge");
     let keys = vendor.keys(&["targets", "snapshot", "timestamp", "edge"]);
     let edge = "edge".parse().unwrap();
     vendor.publisher().delegate(&edge, &vendor.role(&["edge"], 1), vendor.signing(&keys)).unwrap();
+}
+
+/// One team's role delegates further, this deep, and each of those roles to so many others of names as long as this, all of which may sign
+/// everything. A reader that wrote down the way to each of them took 312 MiB for (8, 32,000, 240) and 2.8 GiB for longer names.
+fn delegate_ever_further(vendor: &Vendor, depth: usize, many: usize, name: usize) {
+    let metadata = vendor.repository().join("metadata");
+    let path = |name: &str| metadata.join(name);
+    let names: Vec<String> = (0..depth).map(|level| format!("{level}{}", "n".repeat(name.saturating_sub(1)))).collect();
+    let roles: Vec<&str> = std::iter::once("channel-edge").chain(names.iter().map(String::as_str)).collect();
+    let newest = |role: &str| (1..90_u64).rev().find(|version| path(&format!("{version}.{role}.json")).exists());
+    let original = format!("{}.channel-edge.json", newest("channel-edge").unwrap());
+    let edge: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path(&format!("{}.targets.json", newest("targets").unwrap()))).unwrap())
+            .unwrap();
+    let (keys, keyids) = {
+        let delegations = &edge["signed"]["delegations"];
+        (delegations["keys"].clone(), delegations["roles"][0]["keyids"].clone())
+    };
+    let version = newest("snapshot").unwrap() + 40;
+    for (level, role) in roles.iter().enumerate() {
+        let file = format!("{version}.{role}.json");
+        std::fs::copy(path(&original), path(&file)).unwrap();
+        let below = roles.get(level + 1);
+        vendor.forge(&file, &["edge"], |signed| {
+            signed["version"] = version.into();
+            signed["targets"] = serde_json::json!({});
+            let others = (0..many).map(|number| format!("{number:0>6}{level}"));
+            let roles: Vec<_> = below
+                .map(ToString::to_string)
+                .into_iter()
+                .chain(others)
+                .take(many)
+                .map(|name| serde_json::json!({"name": name, "keyids": keyids, "threshold": 1, "paths": ["*"]}))
+                .collect();
+            signed["delegations"] = serde_json::json!({"keys": keys, "roles": roles});
+        });
+        assert!(std::fs::metadata(path(&file)).unwrap().len() < 5 << 20);
+    }
+    let snapshot = format!("{version}.snapshot.json");
+    std::fs::copy(path(&format!("{}.snapshot.json", version - 40)), path(&snapshot)).unwrap();
+    vendor.forge(&snapshot, &["snapshot"], |signed| {
+        signed["version"] = version.into();
+        for role in &roles {
+            signed["meta"][format!("{role}.json")] = serde_json::json!({"version": version});
+        }
+    });
+    let snapshot = describe(&path(&snapshot), version);
+    vendor.forge("timestamp.json", &["timestamp"], |signed| {
+        signed["version"] = version.into();
+        signed["meta"]["snapshot.json"] = snapshot;
+    });
+}
+
+/// Seventy channels of other teams, each with a role of 1.5 MiB, all of which may sign release files. A reader that loads what it
+/// doesn't need took 246 MB for them.
+fn delegate_to_seventy_long_roles(vendor: &Vendor) {
+    const LONG: usize = 3 << 19;
+    delegate_edge(vendor);
     let metadata = vendor.repository().join("metadata");
     let path = |name: &str| metadata.join(name);
     let newest =
@@ -223,6 +278,27 @@ async fn no_attack_takes_memory() {
     }
     decompression_bombs();
     lying_indexes();
+
+    // Within all bounds; then with too many, with names that are too long, and with both.
+    for (depth, many, name, fault) in [
+        (9, 1024, 128, "limit"),
+        (9, 9_000, 100, "format"),
+        (9, 18_000, 2, "format"),
+        (4, 100, 15_000, "format"),
+        (3, 4, 1 << 19, "format"),
+    ] {
+        let vendor = Vendor::with_two_releases();
+        delegate_edge(&vendor);
+        delegate_ever_further(&vendor, depth, many, name);
+        let server = HttpsServer::start(vendor.repository()).await.unwrap();
+        let before = begin();
+        let repository = Node::of(&vendor).open(&server).await.unwrap();
+        let failure = repository.channel(&"edge".parse().unwrap()).await.unwrap_err();
+        assert_eq!(failure.category(), fault, "{many} names of {name} bytes, {depth} deep: {failure}");
+        assert_bounded(&format!("{many} delegations to names of {name} bytes, {depth} deep"), before);
+        Node::of(&vendor).update(&server).await.unwrap();
+        assert_bounded(&format!("an update beside {many} delegations"), before);
+    }
 
     delegate_to_seventy_long_roles(&vendor);
     let before = begin();

@@ -12,6 +12,7 @@ mod datastore;
 mod delegations;
 mod download;
 mod expiration;
+mod images;
 mod key_rotations;
 mod keys;
 mod model;

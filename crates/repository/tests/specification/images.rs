@@ -1,0 +1,265 @@
+//! OS images with trust roots of their own, forward and back: what was trusted under one holds under each other of the same vendor, so
+//! that keys which were revoked in between stay revoked. A vendor who begins anew is not held up by what was.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bascule_repository::time::Now;
+use bascule_repository::{DatastoreLocation, Error, Fetcher, OpenOptions, Repository, Transport};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::client::category;
+use crate::datastore::Watched;
+use crate::keys::TestKey;
+use crate::simulator::{Served, sign, start};
+
+const FINE: &str = "nothing went wrong";
+
+/// A node with two slots: one memory, whichever image runs.
+struct TwoSlots {
+    folder: TempDir,
+}
+
+impl TwoSlots {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn state(&self) -> std::path::PathBuf {
+        self.folder.path().join("trusted.json")
+    }
+
+    fn put(&self, state: &[u8]) {
+        std::fs::write(self.state(), state).unwrap();
+    }
+
+    /// An update of the image with this trust root.
+    async fn run(&self, trust_root: &[u8], served: &Served) -> Result<Repository, Error> {
+        open(trust_root, Fetcher::Custom(Arc::new(served.clone())), self.folder.path()).await
+    }
+
+    /// The same; each state that the disk is in on the way, the last one too.
+    async fn run_and_watch(&self, trust_root: &[u8], served: &Served) -> (Result<Repository, Error>, Vec<Vec<u8>>) {
+        let watched = Arc::new(Watched { served: served.clone(), state: self.state(), seen: Mutex::default() });
+        let transport = Arc::clone(&watched) as Arc<dyn Transport>;
+        let outcome = open(trust_root, Fetcher::Custom(transport), self.folder.path()).await;
+        let mut states: Vec<Vec<u8>> = watched.seen.lock().unwrap().drain(..).flatten().collect();
+        states.push(std::fs::read(self.state()).unwrap());
+        (outcome, states)
+    }
+
+    /// Versions of timestamp and snapshot that are remembered.
+    fn versions(&self) -> [Option<u64>; 2] {
+        let state: Value = serde_json::from_slice(&std::fs::read(self.state()).unwrap()).unwrap();
+        ["timestamp", "snapshot"].map(|name| {
+            let file: Value = serde_json::from_str(state[name].as_str()?).unwrap();
+            file["signed"]["version"].as_u64()
+        })
+    }
+
+    fn roots(&self) -> Vec<String> {
+        let state: Value = serde_json::from_slice(&std::fs::read(self.state()).unwrap()).unwrap();
+        state["roots"].as_object().unwrap().keys().cloned().collect()
+    }
+}
+
+async fn open(trust_root: &[u8], fetcher: Fetcher, folder: &Path) -> Result<Repository, Error> {
+    Repository::open(OpenOptions {
+        trust_root: trust_root.to_vec(),
+        base: "memory://repository/".parse().unwrap(),
+        datastore: DatastoreLocation::Persistent(folder.to_owned()),
+        fetcher,
+        now: Now::at(start()),
+    })
+    .await
+}
+
+/// A vendor who published `before` times, then revoked the keys of timestamp and snapshot with each of `roots` new roots, and published again.
+fn vendor(before: usize, roots: usize) -> Served {
+    let served = Served::new();
+    {
+        let mut repo = served.repo();
+        for _ in 0..before {
+            repo.publish(&["targets", "snapshot", "timestamp"]);
+        }
+        for _ in 0..roots {
+            repo.rotate("timestamp");
+            repo.rotate("snapshot");
+            repo.publish(&["root", "targets", "snapshot", "timestamp"]);
+        }
+    }
+    served
+}
+
+fn root(served: &Served, version: usize) -> Vec<u8> {
+    served.repo().published["root"][version - 1].clone()
+}
+
+#[tokio::test]
+async fn going_back_to_an_older_image_does_not_bring_revoked_keys_back() {
+    let (old, new) = (vendor(3, 0), vendor(5, 1));
+    let (first, second) = (root(&new, 1), root(&new, 2));
+    let node = TwoSlots::new();
+    node.run(&first, &new).await.unwrap();
+    assert_eq!(node.versions(), [Some(7), Some(7)]);
+    assert_eq!(category(node.run(&first, &old).await), "signature");
+    // The next image, and back to the other slot.
+    node.run(&second, &new).await.unwrap();
+    assert_eq!(category(node.run(&first, &old).await), "signature");
+    assert_eq!(node.versions(), [Some(7), Some(7)]);
+    node.run(&first, &new).await.unwrap();
+    assert_eq!(node.roots(), ["1", "2"]);
+}
+
+#[tokio::test]
+async fn images_go_forward_and_back_with_a_kill_at_each_write() {
+    let (old, new) = (vendor(3, 0), vendor(5, 3));
+    let images: Vec<Vec<u8>> = (1..=4).map(|version| root(&new, version)).collect();
+    let node = TwoSlots::new();
+    node.run(&images[0], &old).await.unwrap();
+    let mut states = Vec::new();
+    for image in [0, 3, 0, 3, 1, 2, 0] {
+        let (outcome, seen) = node.run_and_watch(&images[image], &new).await;
+        outcome.unwrap();
+        states.extend(seen);
+    }
+    let last = node.versions();
+    assert_eq!(last, [Some(9), Some(9)]);
+    let revoked = |state: &[u8]| {
+        let state: Value = serde_json::from_slice(state).unwrap();
+        state["roots"].as_object().unwrap().keys().any(|version| version != "1")
+    };
+    let mut seen: Vec<&Vec<u8>> = states.iter().collect();
+    seen.sort();
+    seen.dedup();
+    assert!(seen.len() > 6, "{} states", seen.len());
+    for state in seen {
+        for image in &images {
+            // Powered off here; then the network is the attacker's, then the vendor's.
+            node.put(state);
+            let replayed = node.run(image, &old).await;
+            if revoked(state) || image != &images[0] {
+                assert!(matches!(category(replayed), "signature" | "rollback"));
+                let kept = node.versions();
+                assert!(kept[0].is_none_or(|version| version >= 4), "{kept:?}");
+            }
+            node.run(image, &new).await.unwrap();
+            assert_eq!(node.versions(), last);
+        }
+    }
+}
+
+/// The image brings a root that is several versions ahead of all that the node has seen.
+#[tokio::test]
+async fn an_image_far_ahead_is_what_an_older_image_has_to_reach() {
+    let (old, new) = (vendor(3, 0), vendor(5, 4));
+    let (first, last) = (root(&new, 1), root(&new, 5));
+    let node = TwoSlots::new();
+    node.run(&first, &old).await.unwrap();
+    node.run(&last, &new).await.unwrap();
+    assert_eq!(node.roots(), ["1", "5"]);
+    let refused = node.run(&first, &old).await.unwrap_err();
+    assert_eq!(refused.category(), "rollback", "{refused}");
+    assert!(refused.to_string().contains("root version 5") && refused.to_string().contains("version 1"), "{refused}");
+    // Also where the server gives some of them.
+    let part = vendor(5, 4);
+    part.repo().published.get_mut("root").unwrap().truncate(3);
+    assert_eq!(category(node.run(&first, &part).await), "rollback");
+    assert_eq!(node.versions(), [Some(10), Some(10)]);
+    node.run(&first, &new).await.unwrap();
+    assert_eq!(node.roots(), ["1", "2", "3", "4", "5"]);
+    // An image that is older than all that ran here, of the same root keys.
+    let node = TwoSlots::new();
+    node.run(&last, &new).await.unwrap();
+    assert_eq!(category(node.run(&root(&new, 3), &old).await), "rollback");
+    node.run(&root(&new, 3), &new).await.unwrap();
+}
+
+/// Who holds the root keys of before makes other roots than those that the vendor made.
+#[tokio::test]
+async fn revoked_root_keys_can_not_lead_an_older_image_past_the_root_that_revokes_them() {
+    let make = |honest: bool| {
+        let served = Served::new();
+        let mut repo = served.repo();
+        let key = repo.signers["root"].clone();
+        // Root 2 is of another root key, signed by both.
+        let new: Vec<TestKey> = if honest { vec![TestKey::ed25519(7001)] } else { vec![TestKey::ed25519(7002)] };
+        repo.role("root")["roles"]["root"]["keyids"] = json!([]);
+        repo.signers.remove("root");
+        for key in new.iter().chain(if honest { &[][..] } else { &key[..] }) {
+            repo.add_this_key("root", key);
+        }
+        repo.role("root")["version"] = 2.into();
+        let mut signers = key.clone();
+        signers.extend(new);
+        let bytes = sign(&repo.roles["root"].clone(), &signers);
+        repo.published.get_mut("root").unwrap().push(bytes);
+        if honest {
+            repo.publish(&["targets", "snapshot", "timestamp"]);
+        } else {
+            repo.publish(&["root"]);
+        }
+        drop(repo);
+        served
+    };
+    let (honest, thief) = (make(true), make(false));
+    let node = TwoSlots::new();
+    node.run(&root(&honest, 1), &honest).await.unwrap();
+    node.run(&root(&honest, 2), &honest).await.unwrap();
+    let refused = node.run(&root(&honest, 1), &thief).await;
+    assert_ne!(category(refused), FINE);
+    // Nor where the node knows the vendor's root 2 only from an image.
+    let node = TwoSlots::new();
+    let old = Served::new();
+    node.run(&root(&honest, 1), &old).await.unwrap();
+    node.run(&root(&honest, 2), &honest).await.unwrap();
+    assert_ne!(category(node.run(&root(&honest, 1), &thief).await), FINE);
+    node.run(&root(&honest, 1), &honest).await.unwrap();
+}
+
+/// The root keys are lost, and the next image brings the root of a repository that was made anew: neither holds up the other, whatever the versions are.
+#[tokio::test]
+async fn a_vendor_who_begins_anew_is_not_held_up_by_what_was() {
+    let one = vendor(5, 3);
+    let other = {
+        let served = Served::new();
+        let mut repo = served.repo();
+        for role in ["root", "timestamp", "snapshot", "targets"] {
+            repo.role("root")["roles"][role]["keyids"] = json!([]);
+            repo.signers.remove(role);
+            repo.published.remove(role);
+            repo.role(role)["version"] = 1.into();
+            let key = TestKey::ed25519(9000 + u32::try_from(role.len()).unwrap());
+            repo.add_this_key(role, &key);
+        }
+        repo.publish(&["root", "targets", "snapshot", "timestamp"]);
+        repo.publish(&["root"]);
+        repo.publish(&["root"]);
+        drop(repo);
+        served
+    };
+    for (mine, theirs) in [(1, 1), (4, 1), (4, 3), (1, 3), (2, 3)] {
+        let node = TwoSlots::new();
+        for _ in 0..2 {
+            node.run(&root(&one, mine), &one).await.unwrap();
+            node.run(&root(&other, theirs), &other).await.unwrap();
+        }
+    }
+}
+
+/// What the version before this one wrote: the roots after the trust root, without it.
+#[tokio::test]
+async fn a_memory_without_the_trust_root_is_taken_over() {
+    let (old, new) = (vendor(3, 0), vendor(5, 1));
+    let node = TwoSlots::new();
+    node.run(&root(&new, 1), &new).await.unwrap();
+    let mut state: Value = serde_json::from_slice(&std::fs::read(node.state()).unwrap()).unwrap();
+    state["roots"].as_object_mut().unwrap().remove("1").unwrap();
+    for image in [1, 2] {
+        node.put(state.to_string().as_bytes());
+        node.run(&root(&new, image), &new).await.unwrap();
+        assert_eq!(category(node.run(&root(&new, 1), &old).await), "signature");
+        assert_eq!(node.versions(), [Some(7), Some(7)]);
+    }
+}
