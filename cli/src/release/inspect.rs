@@ -7,7 +7,7 @@ use bascule_image::Channel;
 use bascule_image::release::channel::Release;
 use bascule_image::release::manifest::{Manifest, PackKind};
 use bascule_names::{Architecture, ChannelName, Version};
-use bascule_repository::publish::{RoleStanding, View, WaitingChange};
+use bascule_repository::publish::{RoleProblem, RoleStanding, View, WaitingChange};
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
@@ -69,15 +69,9 @@ struct Overview {
     roles: Vec<RoleStanding>,
     /// Delegated roles that can't be used. Each concerns its own channel alone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    problems: Vec<Problem>,
+    problems: Vec<RoleProblem>,
     channels: Vec<String>,
     waiting: Vec<WaitingChange>,
-}
-
-#[derive(Debug, Serialize)]
-struct Problem {
-    role: String,
-    reason: String,
 }
 
 impl Overview {
@@ -85,11 +79,7 @@ impl Overview {
         Ok(Self {
             signed_at: view.signed_at(),
             roles: view.roles(),
-            problems: view
-                .problems()
-                .iter()
-                .map(|(role, reason)| Problem { role: role.clone(), reason: reason.clone() })
-                .collect(),
+            problems: view.problems().to_vec(),
             channels: view.channel_names().iter().map(ToString::to_string).collect(),
             waiting: view.waiting(clock::now())?,
         })
@@ -113,7 +103,7 @@ fn overview_table(overview: &Overview) -> String {
     }
     let mut text = output::columns(&rows);
     for problem in &overview.problems {
-        let _ = writeln!(text, "\nthe role {} can't be used: {}", problem.role, problem.reason);
+        let _ = writeln!(text, "\nthe role {problem}");
     }
     let _ = writeln!(
         text,

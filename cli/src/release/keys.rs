@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bascule_names::ChannelName;
-use bascule_repository::publish::{self, PublicKey, Publisher, RoleSetup, Roles, Signing, SigningKey};
+use bascule_repository::publish::{self, PublicKey, RoleSetup, Roles, Signing, SigningKey};
 use clap::Args;
 
 use super::signing::{LifetimeArguments, SigningArguments, report};
@@ -134,7 +134,7 @@ pub(crate) fn rotate(arguments: &RotateArguments) -> anyhow::Result<Exit> {
     for (name, path) in &arguments.roles {
         files.entry(name.clone()).or_default().push(path.clone());
     }
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let mut changes = BTreeMap::new();
     for (name, files) in &files {
         let now = publisher.role(name);
@@ -209,7 +209,7 @@ pub(crate) fn delegate(arguments: &DelegateArguments) -> anyhow::Result<Exit> {
     for path in arguments.keys.iter().filter(|path| path.extension().is_some_and(|end| end == "pem")) {
         keys.push(SigningKey::read(path)?);
     }
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let now = publisher.role_of_channel(&arguments.channel);
     let threshold = arguments.threshold.or(now.as_ref().map(|now| now.threshold)).unwrap_or(1);
     let setup = role(&arguments.keys, threshold)?;

@@ -13,9 +13,13 @@ mod source;
 mod status;
 mod verify;
 
+use std::path::Path;
+
+use bascule_repository::publish::Publisher;
 use clap::Subcommand;
 
 use crate::exit::Exit;
+use crate::output;
 
 /// The steps of a release.
 #[derive(Debug, Subcommand)]
@@ -76,6 +80,15 @@ pub(crate) async fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Fetch(arguments) => fetch::run(arguments).await,
         Command::Inspect(arguments) => inspect::run(arguments).await,
     }
+}
+
+/// Opens a repository folder to publish in it, and tells which other teams' roles can't be used: that stops nobody else.
+fn open(repository: &Path) -> anyhow::Result<Publisher> {
+    let publisher = Publisher::open(repository)?;
+    for problem in publisher.problems() {
+        output::say(&format!("warning: the role {problem}"));
+    }
+    Ok(publisher)
 }
 
 /// Long work on files and processors, on a thread of its own, so that Ctrl-C is heard.

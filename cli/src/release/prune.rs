@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bascule_names::ChannelName;
-use bascule_repository::publish::{Outcome, Publisher, Unwanted};
+use bascule_repository::publish::{Outcome, Unwanted};
 use chrono::TimeDelta;
 use clap::Args;
 
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let mut waiting = false;
     for channel in &arguments.channel {
         let old = publisher.superfluous(channel, arguments.keep.map_or(usize::MAX, usize::from))?;

@@ -74,7 +74,7 @@ pub(crate) fn publish(arguments: &PublishArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
     let certificates = arguments.secure_boot_cert.iter().map(|path| read_certificate(path));
     let certificates = certificates.collect::<anyhow::Result<Vec<Vec<u8>>>>()?;
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let before = publisher.offered_manifests(&arguments.channel)?;
     let mut findings = Vec::new();
     let mut unsigned = false;
@@ -196,7 +196,7 @@ pub(crate) struct WithdrawArguments {
 
 pub(crate) fn withdraw(arguments: &WithdrawArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let signing = arguments.signing.signing(&keys);
     let outcome = publisher.withdraw(&arguments.channel, &arguments.version, &arguments.reason, signing)?;
     let (version, channel) = (&arguments.version, &arguments.channel);
@@ -234,7 +234,7 @@ pub(crate) struct PromoteArguments {
 
 pub(crate) fn promote(arguments: &PromoteArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let signing = arguments.signing.signing(&keys);
     let source = publisher.channel(&arguments.from)?;
     let downgrade = source.release(&arguments.version).is_some_and(|release| release.downgrade);
@@ -256,7 +256,7 @@ pub(crate) struct RefreshArguments {
 
 pub(crate) fn refresh(arguments: &RefreshArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let refreshed = publisher.refresh(arguments.signing.signing(&keys))?;
     let renewed: Vec<&str> =
         refreshed.roles.iter().filter(|role| role.renewed).map(|role| role.standing.role.as_str()).collect();
@@ -325,7 +325,7 @@ pub(crate) struct SignArguments {
 
 pub(crate) fn sign(arguments: &SignArguments) -> anyhow::Result<Exit> {
     let keys = arguments.signing.keys()?;
-    let mut publisher = Publisher::open(&arguments.repository)?;
+    let mut publisher = super::open(&arguments.repository)?;
     let id = arguments.change.as_deref();
     if arguments.discard {
         let what = publisher.discard_waiting(id)?;

@@ -91,7 +91,7 @@ fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
         safe_until: first.map(|role| role.expires),
         first_to_expire: first.map(|role| role.role.clone()),
         channels,
-        problems: view.problems().iter().map(|(role, reason)| format!("{role} can't be used: {reason}")).collect(),
+        problems: view.problems().iter().map(ToString::to_string).collect(),
         waiting: view.waiting(now)?,
         now,
         due: Vec::new(),
@@ -103,7 +103,7 @@ fn line(view: &View, name: &ChannelName) -> anyhow::Result<ChannelLine> {
     let channel = match view.channel(name) {
         Ok(channel) => channel,
         // It has keys of its own and no release yet, or its role can't be used.
-        Err(PublishError::NoChannel { .. }) => {
+        Err(error) if matches!(error, PublishError::NoChannel { .. }) || view.has_own_role(name) => {
             let (channel, product) = (name.to_string(), "-".to_owned());
             return Ok(ChannelLine { channel, product, offers: None, releases: 0, withdrawn: 0 });
         }
@@ -168,7 +168,7 @@ fn table(report: &Report) -> String {
         };
     }
     for problem in &report.problems {
-        let _ = writeln!(text, "{problem}; nodes refuse that channel and no other");
+        let _ = writeln!(text, "{problem}");
     }
     let mut rows = vec![["CHANNEL", "PRODUCT", "OFFERS", "RELEASES", "WITHDRAWN"].map(str::to_owned).to_vec()];
     for channel in &report.channels {

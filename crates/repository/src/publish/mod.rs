@@ -30,6 +30,7 @@ pub use refresh::{Refreshed, Renewal};
 pub use release::Notes;
 pub use setup::{RoleSetup, Roles, init};
 pub use standing::RoleStanding;
+pub use state::RoleProblem;
 pub use view::View;
 
 use folder::Folder;
@@ -55,6 +56,12 @@ impl Publisher {
         let folder = Folder::open(path)?;
         let current = Current::load(&folder)?;
         Ok(Self { folder, current })
+    }
+
+    /// Delegated roles that can't be used or signed, each the affair of its own channel: to be told to whoever publishes.
+    #[must_use]
+    pub fn problems(&self) -> &[RoleProblem] {
+        &self.current.problems
     }
 
     /// The files made visible since the folder was opened, relative to it and in that order: what has to be copied to a

@@ -150,13 +150,14 @@ impl Pending {
     }
 
     fn root_fits(&self, current: &Current, now: DateTime<Utc>) -> bool {
-        self.root.as_ref().is_none_or(|root| follows(root, Some(&current.root), now))
+        let published = current.root.signed.signed.version.get();
+        self.root.as_ref().is_none_or(|root| follows(root, published, now))
     }
 
     fn targets_fit(&self, current: &Current, now: DateTime<Utc>) -> bool {
-        let own = |(name, document): (&String, _)| follows(document, current.delegated.get(name), now);
-        self.targets.as_ref().is_none_or(|targets| follows(targets, Some(&current.targets), now))
-            && self.delegated.iter().all(own)
+        let own = |(name, document): (&String, _)| follows(document, current.version_of(name), now);
+        let published = current.targets.signed.signed.version.get();
+        self.targets.as_ref().is_none_or(|targets| follows(targets, published, now)) && self.delegated.iter().all(own)
     }
 
     /// The documents with the signatures that they have, to which the given keys add theirs.
@@ -194,9 +195,8 @@ impl Pending {
     }
 }
 
-fn follows<T: Role>(document: &Document<T>, published: Option<&Document<T>>, now: DateTime<Utc>) -> bool {
-    let before = published.map_or(0, |published| published.signed.signed.version().get());
-    document.signed.signed.version().get() == before.saturating_add(1)
+fn follows<T: Role>(document: &Document<T>, published: u64, now: DateTime<Utc>) -> bool {
+    document.signed.signed.version().get() == published.saturating_add(1)
         && expires(&document.signed.signed) > now + SHORTEST_LIFE
 }
 

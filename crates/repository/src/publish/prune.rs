@@ -79,7 +79,7 @@ impl Publisher {
         let (gone, kept) =
             std::mem::take(&mut channel.releases).into_iter().partition(|release| versions.contains(&release.version));
         channel.releases = kept;
-        let mut targets = self.role_targets(channel_name);
+        let mut targets = self.role_targets(channel_name)?;
         let mut wanted = BTreeSet::from_iter(self.paths_of(&channel.releases)?);
         for name in self.channels_signed_with(channel_name, &targets) {
             if &name != channel_name {
@@ -94,12 +94,12 @@ impl Publisher {
 
     /// The channels whose files the same role signs: all without a role of their own, or the one with it alone.
     fn channels_signed_with(&self, channel: &ChannelName, targets: &Targets) -> Vec<ChannelName> {
-        if self.current.delegated.contains_key(&delegated_role_name(channel)) {
+        let delegated = |name: &ChannelName| self.current.delegated_keys(&delegated_role_name(name)).is_some();
+        if delegated(channel) {
             return vec![channel.clone()];
         }
         let name = |target: &tough::TargetName| ChannelName::parse(target.raw().strip_suffix(".json")?).ok();
-        let own = |name: &ChannelName| !self.current.delegated.contains_key(&delegated_role_name(name));
-        targets.targets.keys().filter_map(name).filter(own).collect()
+        targets.targets.keys().filter_map(name).filter(|name| !delegated(name)).collect()
     }
 
     /// Every file that releases consist of.
@@ -127,6 +127,10 @@ impl Publisher {
     pub fn unwanted(&self, now: DateTime<Utc>, grace: TimeDelta) -> Result<Unwanted, PublishError> {
         let mut named = BTreeMap::new();
         let current = &self.current;
+        // What such a role names is not known, so nobody can say which files are not named.
+        if let Some(problem) = current.problems.first() {
+            current.usable(&problem.role)?;
+        }
         for document in [&current.targets].into_iter().chain(current.delegated.values()) {
             self.note_targets(&mut named, &document.signed.signed, None)?;
         }

@@ -86,7 +86,7 @@ impl Publisher {
             return Err(PublishError::Folder { path: build.to_owned(), reason });
         }
         // Refused before hundreds of megabytes are copied.
-        self.refuse_other_product(&product)?;
+        self.refuse_other_product(channel_name, &product)?;
         refuse_known(&self.channel_or_new(channel_name, &product)?, &version)?;
         let mut files = BTreeMap::new();
         let mut described = BTreeMap::new();
@@ -166,7 +166,7 @@ impl Publisher {
             let file = NamedFile { digest: described.digest.clone(), size: described.size };
             files.insert(described.path.clone(), file);
             for file in files_of(&manifest) {
-                let (digest, size) = self.published(&file.path)?;
+                let (digest, size) = self.published(from, &file.path)?;
                 files.insert(file.path, NamedFile { digest, size });
             }
         }
@@ -183,10 +183,10 @@ impl Publisher {
         files: &BTreeMap<TargetPath, NamedFile>,
         signing: Signing<'_>,
     ) -> Result<Change, PublishError> {
-        self.refuse_other_product(product)?;
+        self.refuse_other_product(channel_name, product)?;
         let mut channel = self.channel_or_new(channel_name, product)?;
         refuse_known(&channel, &release.version)?;
-        let mut targets = self.role_targets(channel_name);
+        let mut targets = self.role_targets(channel_name)?;
         for (path, file) in files {
             if !self.folder.has_target(path, &file.digest, file.size) {
                 let reason = "its file is gone; publish the release again from its build".to_owned();
@@ -211,7 +211,7 @@ impl Publisher {
         if let Some(release) = channel.releases.iter_mut().find(|release| &release.version == version) {
             release.withdrawn = Some(withdrawal.clone());
         }
-        self.change_of_channel(channel_name, &channel, self.role_targets(channel_name), signing)
+        self.change_of_channel(channel_name, &channel, self.role_targets(channel_name)?, signing)
     }
 
     /// The version that a channel offers now: the last one that is not withdrawn, whatever its architectures. None where there
@@ -256,8 +256,13 @@ impl Publisher {
     }
 
     /// Nodes accept one product for each trust root: a release of another one in the same repository would be refused by all.
-    fn refuse_other_product(&self, product: &Product) -> Result<(), PublishError> {
+    /// What the teams of other channels have published is their own affair: it must not keep this one from publishing.
+    fn refuse_other_product(&self, own: &ChannelName, product: &Product) -> Result<(), PublishError> {
+        let role = self.current.role_of(own);
         for name in self.channel_names() {
+            if self.current.role_of(&name).is_some_and(|other| Some(other) != role) {
+                continue;
+            }
             let channel = self.channel(&name)?;
             if &channel.product != product {
                 let reason = format!(
@@ -291,9 +296,16 @@ impl Publisher {
     }
 
     /// The files of the role that signs a channel: a delegated one if there is, else the top-level one.
-    pub(super) fn role_targets(&self, channel: &ChannelName) -> Targets {
-        let document = self.current.delegated.get(&delegated_role_name(channel)).unwrap_or(&self.current.targets);
-        document.signed.signed.clone()
+    ///
+    /// # Errors
+    /// [`PublishError::Broken`] when that role can't be used.
+    pub(super) fn role_targets(&self, channel: &ChannelName) -> Result<Targets, PublishError> {
+        let role = delegated_role_name(channel);
+        let document = match self.current.delegated_keys(&role) {
+            Some(_) => self.current.usable(&role)?,
+            None => &self.current.targets,
+        };
+        Ok(document.signed.signed.clone())
     }
 
     pub(super) fn change_of_channel(
@@ -347,10 +359,12 @@ impl Publisher {
         Ok((digest, length))
     }
 
-    /// Digest and length of a published file.
-    fn published(&self, path: &TargetPath) -> Result<(Digest, u64), PublishError> {
-        let (digest, length) =
-            self.current.named(path)?.ok_or_else(|| PublishError::broken(path.to_string(), "no role names it"))?;
+    /// Digest and length of a published file of a channel.
+    fn published(&self, channel: &ChannelName, path: &TargetPath) -> Result<(Digest, u64), PublishError> {
+        let (digest, length) = self
+            .current
+            .named(channel, path)?
+            .ok_or_else(|| PublishError::broken(path.to_string(), "no role names it"))?;
         if !self.folder.has_target(path, &digest, length) {
             return Err(PublishError::broken(path.to_string(), "its file is missing or has another length"));
         }

@@ -285,7 +285,8 @@ impl Publisher {
             Some(document) => document.signed.signed.clone(),
             None => Targets::new(SPEC_VERSION.to_owned(), NonZeroU64::MIN, timestamp(signing.now)?),
         };
-        let version = before.map_or(0, |document| document.signed.signed.version.get());
+        // Also where the role can't be used any more and begins anew: its version must not go back.
+        let version = self.current.version_of(&name);
         let own = next_targets(own, version, &[&keys], &name, signing)?;
         let set = keys_of(&self.current.root.signed.signed, RoleType::Targets)?.clone();
         let version = targets.version.get();

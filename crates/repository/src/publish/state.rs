@@ -1,4 +1,7 @@
 //! The repository as it is published now, verified before anything is signed on top of it.
+//!
+//! Delegated roles belong to other teams. One that is missing, broken or not to be read by this tool is told of and passed over, as nodes do
+//! (`tuf::search`): the timestamp of all channels must not expire over one of them. Nothing is signed on top of such a role.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +9,7 @@ use bascule_image::release::channel::{self, Channel};
 use bascule_image::release::names::TargetPath;
 use bascule_names::{ChannelName, Digest};
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use tough::TargetName;
 use tough::schema::{Role, RoleKeys, RoleType, Root, Signed, Snapshot, Target, Targets, Timestamp};
 
@@ -15,6 +19,30 @@ use super::folder::Folder;
 use super::release::{channel_path, target_name};
 use crate::error::in_one_line;
 use crate::limits::MAX_ROOT_UPDATES;
+use crate::tuf;
+
+/// What keeps a delegated role, or its channel, from being used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoleProblem {
+    /// The role.
+    pub role: String,
+    /// Why.
+    pub reason: String,
+    /// Whether nodes refuse it too. Not where only this tool can't write again what another one wrote.
+    pub nodes_refuse: bool,
+}
+
+impl std::fmt::Display for RoleProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { role, reason, nodes_refuse } = self;
+        if *nodes_refuse {
+            write!(f, "{role} can't be used: {reason}; nodes refuse that channel and no other")
+        } else {
+            write!(f, "{role} is as nodes want it, but this tool can't sign on top of it: {reason}")
+        }
+    }
+}
 
 /// All roles as published.
 #[derive(Debug, Clone)]
@@ -25,29 +53,32 @@ pub(super) struct Current {
     pub(super) targets: Document<Targets>,
     /// Delegated roles by name. Their `targets.signed.delegations` entries say who may sign them.
     pub(super) delegated: BTreeMap<String, Document<Targets>>,
-    /// Delegated roles that can't be used, and why. A publisher refuses them, whoever only looks is told.
-    pub(super) problems: Vec<(String, String)>,
+    /// Delegated roles that are not in `delegated`, and why.
+    pub(super) problems: Vec<RoleProblem>,
+    /// The top-level role as readers see it: it says which role speaks for which path.
+    seen: tuf::Targets,
 }
 
 impl Current {
     /// Reads and verifies. Expiry is not judged: renewing is what helps.
     ///
     /// # Errors
-    /// [`PublishError::Folder`] when there is no repository, [`PublishError::Broken`] for anything that does not verify.
+    /// [`PublishError::Folder`] when there is no repository, [`PublishError::Broken`] for anything of the top-level roles that does
+    /// not verify.
     pub(super) fn load(folder: &Folder) -> Result<Self, PublishError> {
         let Some(first) = folder.read_metadata("1.root.json")? else {
             let reason = "holds no repository; make one with `bascule release init`";
             return Err(PublishError::Folder { path: folder.path().to_owned(), reason });
         };
-        let current = Self::load_from(folder, first)?;
-        match current.problems.first() {
-            None => Ok(current),
-            Some((role, reason)) => Err(PublishError::broken(role, reason)),
-        }
+        Self::load_from(folder, first, &BTreeMap::new())
     }
 
-    /// The same, trusting the given root to begin with, and going on without delegated roles that can't be used.
-    pub(super) fn load_from(folder: &Folder, trust_root: Vec<u8>) -> Result<Self, PublishError> {
+    /// The same, trusting the given root to begin with. `unfetched`: delegated roles that are not in the folder, and why.
+    pub(super) fn load_from(
+        folder: &Folder,
+        trust_root: Vec<u8>,
+        unfetched: &BTreeMap<String, String>,
+    ) -> Result<Self, PublishError> {
         let (root, before) = load_root(folder, trust_root)?;
         // A publisher that was killed while it replaced keys may have left files that only the root before verifies.
         let roots: Vec<&Signed<Root>> = [Some(&root.signed), before.as_ref()].into_iter().flatten().collect();
@@ -67,50 +98,101 @@ impl Current {
         refuse_unless(signed_by(&|root| root.signed.verify_role(&snapshot.signed).is_ok()), &name)?;
         refuse_unless(described == Some(&snapshot.metafile()), &name)?;
 
-        let load_targets = |role: &str| -> Result<Document<Targets>, PublishError> {
-            let described = snapshot.signed.signed.meta.get(&format!("{role}.json"));
-            let version = described.map(|meta| meta.version.get()).unwrap_or_default();
-            let name = format!("{version}.{role}.json");
-            let document: Document<Targets> = Document::parse(&name, read(&name)?)?;
-            refuse_unless(described == Some(&document.metafile()), &name)?;
-            Ok(document)
-        };
-        let targets = load_targets("targets")?;
+        let described = snapshot.signed.signed.meta.get("targets.json");
+        let name = format!("{}.targets.json", described.map(|meta| meta.version.get()).unwrap_or_default());
+        let targets: Document<Targets> = Document::parse(&name, read(&name)?)?;
+        refuse_unless(described == Some(&targets.metafile()), &name)?;
         refuse_unless(signed_by(&|root| root.signed.verify_role(&targets.signed).is_ok()), "targets.json")?;
+        let broken = |error: crate::Error| PublishError::broken("metadata", in_one_line(&error));
+        let seen = tuf::parse::<tuf::Targets>("targets", &targets.bytes).map_err(broken)?.role;
+        let pins = tuf::parse::<tuf::Snapshot>("snapshot", &snapshot.bytes).map_err(broken)?.role;
         let (mut delegated, mut problems) = (BTreeMap::new(), Vec::new());
-        if let Some(delegations) = &targets.signed.signed.delegations {
-            for role in &delegations.roles {
-                let load = || {
-                    let document = load_targets(&role.name)?;
-                    refuse_unless(delegations.verify_role(&document.signed, &role.name).is_ok(), &role.name)?;
-                    Ok::<_, PublishError>(document)
-                };
-                match load() {
-                    Ok(document) => drop(delegated.insert(role.name.clone(), document)),
-                    Err(PublishError::Broken { reason, .. }) => problems.push((role.name.clone(), reason)),
-                    Err(error) => return Err(error),
+        let delegations = targets.signed.signed.delegations.clone().unwrap_or_default();
+        for delegation in seen.delegations() {
+            let name = delegation.name.to_string();
+            let problem = |reason: String, nodes_refuse| RoleProblem { role: name.clone(), reason, nodes_refuse };
+            let load = || {
+                if let Some(reason) = unfetched.get(&name) {
+                    return Err(problem(reason.clone(), true));
                 }
+                let pin = pins.meta.get(&format!("{name}.json"));
+                let pin = pin.ok_or_else(|| problem("the snapshot does not name it".to_owned(), true))?;
+                let file = format!("{}.{}.json", pin.version, tuf::quote(&name));
+                let bytes = folder.read_metadata(&file).map_err(|error| problem(in_one_line(&error), true))?;
+                let bytes = bytes.ok_or_else(|| problem(format!("the file {file} is missing"), true))?;
+                tuf::accept_targets(&name, pin, &bytes, seen.signers(delegation), DateTime::<Utc>::MIN_UTC)
+                    .map_err(|error| problem(in_one_line(&error), true))?;
+                // From here on nodes take it. What is read in the other schema must still be what was signed, or signing on top of
+                // it would lose what that schema does not know.
+                let document: Document<Targets> =
+                    Document::parse(&file, bytes).map_err(|error| problem(in_one_line(&error), false))?;
+                delegations.verify_role(&document.signed, &name).map_err(|_| {
+                    problem("it holds members that would be lost, or keys of other kinds".to_owned(), false)
+                })?;
+                Ok(document)
+            };
+            match load() {
+                Ok(document) => drop(delegated.insert(name.clone(), document)),
+                Err(problem) => problems.push(problem),
             }
         }
-        Ok(Self { root, timestamp, snapshot, targets, delegated, problems })
+        Ok(Self { root, timestamp, snapshot, targets, delegated, problems, seen })
     }
 
-    /// The channels, sorted.
+    /// A delegated role to sign on top of, or to read from.
+    ///
+    /// # Errors
+    /// [`PublishError::Broken`] with what is wrong with it.
+    pub(super) fn usable(&self, role: &str) -> Result<&Document<Targets>, PublishError> {
+        self.delegated.get(role).ok_or_else(|| {
+            let problem = self.problems.iter().find(|problem| problem.role == role);
+            let reason = problem.map_or("nobody delegates to it", |problem| &problem.reason);
+            PublishError::broken(role, format!("{reason}; `bascule release delegate` makes it anew, without releases"))
+        })
+    }
+
+    /// The delegated role that speaks for a channel, as readers look for it; `None`: the top-level one does.
+    pub(super) fn role_of(&self, channel: &ChannelName) -> Option<&str> {
+        let path = format!("{channel}.json");
+        if self.seen.targets.get(&path).is_some() {
+            return None;
+        }
+        let role = self.seen.delegations().iter().find(|delegation| delegation.covers(&path))?;
+        Some(&role.name)
+    }
+
+    /// The version under which the snapshot names a delegated role, 0 where it does not.
+    pub(super) fn version_of(&self, role: &str) -> u64 {
+        self.snapshot.signed.signed.meta.get(&format!("{role}.json")).map_or(0, |meta| meta.version.get())
+    }
+
+    /// The channels, sorted: those that a role names which speaks for them.
     pub(super) fn channel_names(&self) -> Vec<ChannelName> {
-        let documents = [&self.targets].into_iter().chain(self.delegated.values());
-        let names = documents.flat_map(|document| document.signed.signed.targets.keys());
-        let channel = |name: &TargetName| ChannelName::parse(name.raw().strip_suffix(".json")?).ok();
-        let mut channels: Vec<ChannelName> = names.filter_map(channel).collect();
+        let named = |document: &Document<Targets>, role: Option<&str>| -> Vec<ChannelName> {
+            let channel = |name: &TargetName| ChannelName::parse(name.raw().strip_suffix(".json")?).ok();
+            let channels = document.signed.signed.targets.keys().filter_map(channel);
+            channels.filter(|channel| self.role_of(channel) == role).collect()
+        };
+        let mut channels = named(&self.targets, None);
+        channels.extend(self.delegated.iter().flat_map(|(role, document)| named(document, Some(role))));
         channels.sort();
         channels.dedup();
         channels
     }
 
-    /// Digest and length of a file that a role names.
-    pub(super) fn named(&self, path: &TargetPath) -> Result<Option<(Digest, u64)>, PublishError> {
+    /// Digest and length of a file of a channel. Roles of other channels are not asked, whatever they name.
+    ///
+    /// # Errors
+    /// [`PublishError::Broken`] when the channel's own role can't be used.
+    pub(super) fn named(
+        &self,
+        channel: &ChannelName,
+        path: &TargetPath,
+    ) -> Result<Option<(Digest, u64)>, PublishError> {
         let name = target_name(path)?;
-        let found = [&self.targets].into_iter().chain(self.delegated.values());
-        let Some(target) = found.filter_map(|document| document.signed.signed.targets.get(&name)).next() else {
+        let own = self.role_of(channel).map(|role| self.usable(role)).transpose()?;
+        let mut documents = [&self.targets].into_iter().chain(own);
+        let Some(target) = documents.find_map(|document| document.signed.signed.targets.get(&name)) else {
             return Ok(None);
         };
         Ok(Some((digest_of(path.as_str(), target)?, target.length)))
@@ -119,7 +201,7 @@ impl Current {
     /// A channel as it is published.
     pub(super) fn channel(&self, folder: &Folder, name: &ChannelName) -> Result<Channel, PublishError> {
         let path = channel_path(name)?;
-        let Some((digest, _)) = self.named(&path)? else {
+        let Some((digest, _)) = self.named(name, &path)? else {
             let known = self.channel_names().iter().map(ToString::to_string).collect();
             return Err(PublishError::NoChannel { name: name.to_string(), known });
         };

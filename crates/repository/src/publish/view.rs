@@ -1,6 +1,7 @@
 //! A repository as its keepers look at it: all that is signed, with keys and thresholds, and what waits. Signatures are verified;
 //! expiry is shown and not judged, since an expired repository is the one that somebody has to look at.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,17 +18,17 @@ use super::error::PublishError;
 use super::folder::Folder;
 use super::pending::{self, WaitingChange};
 use super::standing::{self, RoleStanding};
-use super::state::Current;
+use super::state::{Current, RoleProblem};
+use crate::error::in_one_line;
 use crate::http::HttpClient;
 use crate::limits;
 use crate::repository::SIGNED_AT;
+use crate::tuf;
 
 /// How long one small file may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Most roles that are looked at.
-const MAX_ROLES: usize = 64;
-/// Longest name of a role that is asked for.
-const MAX_ROLE_NAME: usize = 128;
+/// Most delegated roles that are fetched from a server, in the order in which nodes ask them.
+const MAX_ROLES: usize = 256;
 
 /// A verified repository, whatever its age.
 #[derive(Debug)]
@@ -53,10 +54,12 @@ impl View {
     pub fn of_folder(path: &Path, trust_root: Option<Vec<u8>>) -> Result<Self, PublishError> {
         let folder = Folder::look_at(path);
         let current = match trust_root {
-            Some(root) => Current::load_from(&folder, root)?,
+            Some(root) => Current::load_from(&folder, root, &BTreeMap::new())?,
             None => Current::load(&folder)?,
         };
-        Ok(Self { current, folder, remote: None })
+        let mut view = Self { current, folder, remote: None };
+        view.note_unreadable_channels();
+        Ok(view)
     }
 
     /// Looks at a server's repository.
@@ -70,17 +73,38 @@ impl View {
             base.set_path(&format!("{}/", base.path()));
         }
         let remote = Remote { client, base, copy };
-        remote.fetch_metadata(&trust_root).await?;
+        let unfetched = remote.fetch_metadata(&trust_root).await?;
         let folder = Folder::look_at(remote.copy.path());
-        let current = Current::load_from(&folder, trust_root)?;
-        let view = Self { current, folder, remote: Some(remote) };
+        let current = Current::load_from(&folder, trust_root, &unfetched)?;
+        let mut view = Self { current, folder, remote: Some(remote) };
         for name in view.current.channel_names() {
-            let path = super::release::channel_path(&name)?;
-            if let Some((digest, _)) = view.current.named(&path)? {
-                view.fetch(&path, &digest, channel::MAX_LENGTH as u64).await?;
+            let fetched = view.fetch_channel(&name).await;
+            // What a team's channel lacks is told of when the channels are read.
+            if let (Err(error), None) = (fetched, view.current.role_of(&name)) {
+                return Err(error);
             }
         }
+        view.note_unreadable_channels();
         Ok(view)
+    }
+
+    async fn fetch_channel(&self, name: &ChannelName) -> Result<(), PublishError> {
+        let path = super::release::channel_path(name)?;
+        match self.current.named(name, &path)? {
+            Some((digest, _)) => self.fetch(&path, &digest, channel::MAX_LENGTH as u64).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A role that verifies may name a channel file that is missing, or is none.
+    fn note_unreadable_channels(&mut self) {
+        for name in self.current.channel_names() {
+            let Some(role) = self.current.role_of(&name).map(str::to_owned) else { continue };
+            if let Err(error) = self.current.channel(&self.folder, &name) {
+                let reason = format!("channel {name} can't be read: {}", in_one_line(&error));
+                self.current.problems.push(RoleProblem { role, reason, nodes_refuse: true });
+            }
+        }
     }
 
     /// How every role stands.
@@ -91,8 +115,14 @@ impl View {
 
     /// Delegated roles that can't be used, and why. Each concerns its own channel alone.
     #[must_use]
-    pub fn problems(&self) -> &[(String, String)] {
+    pub fn problems(&self) -> &[RoleProblem] {
         &self.current.problems
+    }
+
+    /// Whether a channel is signed by a team of its own, so that its trouble is nobody else's.
+    #[must_use]
+    pub fn has_own_role(&self, channel: &ChannelName) -> bool {
+        self.current.role_of(channel).is_some()
     }
 
     /// When the timestamp was signed, where the publisher wrote it (Bascule does).
@@ -170,8 +200,9 @@ impl Remote {
         Ok(bytes.to_vec())
     }
 
-    /// All metadata files that the newest timestamp leads to. Only their names are taken from what is not verified yet.
-    async fn fetch_metadata(&self, trust_root: &[u8]) -> Result<(), PublishError> {
+    /// All metadata files that the newest timestamp leads to. Only their names are taken from what is not verified yet. Gives
+    /// the delegated roles that could not be fetched, and why.
+    async fn fetch_metadata(&self, trust_root: &[u8]) -> Result<BTreeMap<String, String>, PublishError> {
         let first = version_in(parse("the trust root", trust_root)?.get("signed").unwrap_or(&Value::Null));
         for version in first.saturating_add(1)..=first.saturating_add(limits::MAX_ROOT_UPDATES) {
             match self.fetch(&format!("metadata/{version}.root.json"), limits::MAX_ROOT).await {
@@ -185,19 +216,26 @@ impl Remote {
         let name = format!("metadata/{version}.snapshot.json");
         let snapshot = parse(&name, &self.fetch(&name, limits::MAX_SNAPSHOT).await?)?;
         let roles = snapshot.pointer("/signed/meta").and_then(Value::as_object).cloned().unwrap_or_default();
-        for (role, meta) in roles.iter().take(MAX_ROLES) {
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-            if role.len() > MAX_ROLE_NAME || role.starts_with('.') || !role.bytes().all(plain) {
-                return Err(PublishError::broken("snapshot", "it names a role that is not accepted"));
+        let version_of = |role: &str| roles.get(&format!("{role}.json")).map(version_in);
+        let name = format!("metadata/{}.targets.json", version_of("targets").unwrap_or_default());
+        let targets = parse(&name, &self.fetch(&name, limits::MAX_TARGETS).await?)?;
+        let delegated = targets.pointer("/signed/delegations/roles").and_then(Value::as_array);
+        let names = delegated.into_iter().flatten().filter_map(|role| role.get("name")?.as_str());
+        let mut unfetched = BTreeMap::new();
+        for (number, role) in names.enumerate() {
+            if number >= MAX_ROLES {
+                let reason = format!("only the first {MAX_ROLES} roles are looked at");
+                unfetched.insert(role.to_owned(), reason);
+                continue;
             }
-            match self.fetch(&format!("metadata/{}.{role}", version_in(meta)), limits::MAX_TARGETS).await {
-                Ok(_) => {}
-                // What is missing is told of when the copy is read.
-                Err(PublishError::Verify(crate::Error::Fetch(error))) if error.is_not_found() => {}
-                Err(error) => return Err(error),
+            // One that the snapshot does not name is told of when the copy is read.
+            let Some(version) = version_of(role) else { continue };
+            let file = format!("metadata/{version}.{}.json", tuf::quote(role));
+            if let Err(error) = self.fetch(&file, limits::MAX_TARGETS).await {
+                unfetched.insert(role.to_owned(), in_one_line(&error));
             }
         }
-        Ok(())
+        Ok(unfetched)
     }
 }
 

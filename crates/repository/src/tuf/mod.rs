@@ -19,6 +19,8 @@ mod search;
 pub use budget::{Budget, Limits};
 pub use canonical::{canonical, canonical_signed};
 pub use memory::Memory;
+#[cfg(feature = "publish")]
+pub(crate) use refresh::accept_targets;
 pub(crate) use refresh::refuse_expired;
 pub use refresh::{Refresh, Request, Trusted};
 pub use schema::{

@@ -347,7 +347,7 @@ impl Refresh {
 }
 
 /// 5.6.2 to 5.6.5, for the top-level role and for delegated ones.
-pub(super) fn accept_targets(
+pub(crate) fn accept_targets(
     role: &str,
     pin: &MetaFile,
     bytes: &[u8],
