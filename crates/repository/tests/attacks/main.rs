@@ -13,4 +13,5 @@ mod network;
 mod node;
 mod prune;
 mod publisher;
+mod teams;
 mod time;

@@ -71,7 +71,7 @@ impl Node {
         self.state.path().join("slot")
     }
 
-    fn client(&self, ca_pem: &str) -> HttpClient {
+    pub fn client(&self, ca_pem: &str) -> HttpClient {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut settings = HttpSettings {
             connect_timeout: Duration::from_secs(20),
