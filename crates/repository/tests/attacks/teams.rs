@@ -133,7 +133,7 @@ const WAYS: [Way; 11] = [
         "of other teams' names",
         |vendor| {
             sign(vendor, |signed| {
-                for name in ["stable.json", "other.json", "releases/1.1/x86-64/release.json", "odd\nname.json"] {
+                for name in ["stable.json", "other.json", "releases/1.1/x86-64/release.json", "odd name.json"] {
                     signed["targets"][name] = json!({"length": 1, "hashes": {"sha256": "00".repeat(32)}});
                 }
             });
