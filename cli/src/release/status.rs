@@ -46,6 +46,9 @@ struct Report {
     due: Vec<RoleStanding>,
     /// Channels whose own role can't be used, and why.
     problems: Vec<String>,
+    /// Whether nodes refuse one of them.
+    #[serde(skip)]
+    refused: bool,
     channels: Vec<ChannelLine>,
     waiting: Vec<WaitingChange>,
     #[serde(skip)]
@@ -76,7 +79,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     };
     report.due = report.roles.iter().filter(|role| role.is_expired(limit(role))).cloned().collect();
     output::show(arguments.output, &report, table)?;
-    Ok(if report.due.is_empty() && report.problems.is_empty() { Exit::Success } else { Exit::Refused })
+    Ok(if report.due.is_empty() && !report.refused { Exit::Success } else { Exit::Refused })
 }
 
 fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
@@ -92,6 +95,7 @@ fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
         first_to_expire: first.map(|role| role.role.clone()),
         channels,
         problems: view.problems().iter().map(ToString::to_string).collect(),
+        refused: view.problems().iter().any(|problem| problem.nodes_refuse),
         waiting: view.waiting(now)?,
         now,
         due: Vec::new(),

@@ -155,7 +155,7 @@ impl Pending {
     }
 
     fn targets_fit(&self, current: &Current, now: DateTime<Utc>) -> bool {
-        let own = |(name, document): (&String, _)| follows(document, current.version_of(name), now);
+        let own = |(name, document): (&String, &Document<Targets>)| follows(document, current.version_of(name), now);
         let published = current.targets.signed.signed.version.get();
         self.targets.as_ref().is_none_or(|targets| follows(targets, published, now)) && self.delegated.iter().all(own)
     }

@@ -174,7 +174,7 @@ impl Current {
             channels.filter(|channel| self.role_of(channel) == role).collect()
         };
         let mut channels = named(&self.targets, None);
-        channels.extend(self.delegated.iter().flat_map(|(role, document)| named(document, Some(role))));
+        channels.extend(self.delegated.iter().flat_map(|(role, document)| named(document, Some(role.as_str()))));
         channels.sort();
         channels.dedup();
         channels
