@@ -2,11 +2,12 @@
 //! nobody else, it is said which role it is and why, and delegating again mends it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bascule_names::ChannelName;
 use bascule_repository::publish::{Notes, PublishError, View};
-use bascule_repository::{DatastoreLocation, Fetcher, OpenOptions, Repository};
-use bascule_tests::https::HttpsServer;
+use bascule_repository::{DatastoreLocation, Error, Fetcher, OpenOptions, Repository};
+use bascule_tests::https::{Fault, HttpsServer};
 use bascule_tests::vendor::{CHANNEL, Vendor, copy_folder, describe, start, version};
 use chrono::TimeDelta;
 use serde_json::{Value, json};
@@ -273,4 +274,30 @@ async fn many_teams_are_all_looked_at() {
     let told: Vec<&str> = view.problems().iter().map(|problem| problem.role.as_str()).collect();
     assert_eq!(told, [odd]);
     assert_eq!(view.roles().len(), 4 + 1 + 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_fails_for_one_teams_role_fails_for_its_channel_alone() {
+    let (vendor, _) = vendor();
+    let server = HttpsServer::start(vendor.repository()).await.unwrap();
+    for (fault, expected) in [
+        (Fault::Status(503), "http-status"),
+        (Fault::Stall, "slow-retrieval"),
+        (Fault::Trickle { bytes: 1, every: Duration::from_millis(20) }, "slow-retrieval"),
+        (Fault::Endless, "endless-data"),
+    ] {
+        server.misbehave("channel-edge.json", fault.clone());
+        let mut node = Node::of(&vendor);
+        node.change_settings = |settings| {
+            settings.rate_window = Duration::from_millis(200);
+            settings.minimum_bytes_per_second = 20_000;
+        };
+        let opened = node.open(&server).await.unwrap();
+        let refused = opened.channel(&"edge".parse().unwrap()).await.unwrap_err();
+        assert_eq!(refused.category(), expected, "{fault:?}: {refused}");
+        assert!(matches!(&refused, Error::Role { role, .. } if role == ROLE), "{fault:?}: {refused:?}");
+        opened.channel(&CHANNEL.parse().unwrap()).await.unwrap();
+        node.update(&server).await.unwrap();
+        server.behave();
+    }
 }

@@ -2,9 +2,10 @@
 //! releases, although all of them may sign `releases/*/*/*`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bascule_names::{Architecture, ChannelName};
-use bascule_repository::{Error, Repository};
+use bascule_repository::{Error, FetchError, Repository};
 use chrono::TimeDelta;
 use ring::digest::{SHA256, digest};
 use serde_json::json;
@@ -235,6 +236,49 @@ async fn a_broken_channel_fails_alone_and_says_which_role_and_why() {
         assert!(states["channel-beta"].is_ok() && states["channel-gamma"].is_ok(), "{way}");
         if !fault.contains("limit") {
             assert_eq!(states["channel-alpha"].as_ref().unwrap_err().category(), fault, "{way}");
+        }
+    }
+}
+
+type Failure = fn(String) -> FetchError;
+
+/// How a server fails for one file, and what is reported.
+const FAILURES: [(&str, Failure); 4] = [
+    ("http-status", |url| FetchError::Status { url, status: 503 }),
+    ("slow-retrieval", |url| FetchError::TooSlow { url, minimum: 1 }),
+    ("slow-retrieval", |url| FetchError::Deadline { url, limit: Duration::from_secs(1) }),
+    ("truncated", |url| FetchError::Truncated { url, got: 1, expected: 2 }),
+];
+
+/// Each team's role, and each two at once: one that is broken in any way beside one that the server does not give.
+#[tokio::test]
+async fn several_broken_channels_fail_each_for_itself() {
+    for (fault, failure) in FAILURES {
+        for broken in [&TEAMS[..1], &TEAMS[1..2], &TEAMS[2..], &TEAMS[..2], &TEAMS[1..], &TEAMS[..]] {
+            let served = repository();
+            for team in broken {
+                served.repo().failing.insert(format!("channel-{team}"), failure);
+            }
+            let opened = Client::of(&served).refresh(&served).await.unwrap();
+            for channel in TEAMS.iter().chain(&["stable"]) {
+                let outcome = read(&opened, channel).await;
+                let expected = if broken.contains(channel) { fault } else { "nothing went wrong" };
+                assert_eq!(category(outcome), expected, "{broken:?}: {channel}");
+            }
+        }
+    }
+    for (way, (fault, break_it)) in ways() {
+        let served = repository();
+        break_it(&mut served.repo());
+        served.repo().failing.insert("channel-beta".to_owned(), FAILURES[0].1);
+        let opened = Client::of(&served).refresh(&served).await.unwrap();
+        for (channel, expected) in [
+            ("alpha", fault),
+            ("beta", FAILURES[0].0),
+            ("gamma", "nothing went wrong"),
+            ("stable", "nothing went wrong"),
+        ] {
+            assert_eq!(category(read(&opened, channel).await), expected, "{way}: {channel}");
         }
     }
 }

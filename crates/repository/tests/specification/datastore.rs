@@ -8,11 +8,12 @@ use async_trait::async_trait;
 use bascule_repository::time::Now;
 use bascule_repository::{DatastoreLocation, FetchError, Fetcher, OpenOptions, Repository, Transport};
 use bytes::Bytes;
+use chrono::TimeDelta;
 use serde_json::Value;
 use url::Url;
 
 use crate::client::{Client, category};
-use crate::simulator::{Served, start};
+use crate::simulator::{Served, Simulator, date, start};
 
 /// Keeps the datastore's file as it is at each request.
 #[derive(Debug)]
@@ -107,6 +108,78 @@ async fn what_was_accepted_is_on_the_disk_before_anything_else_is_asked_for() {
         let replayed = open(&client, Fetcher::Custom(Arc::new(old.clone())), folder.path()).await;
         let expected = if number < 2 { "nothing went wrong" } else { "signature" };
         assert_eq!(category(replayed), expected, "after write {number}");
+    }
+}
+
+type Change = fn(&mut Simulator);
+
+/// What a repository says next, and how an update to it ends.
+const NEXT: [(&str, &str, Change); 9] = [
+    ("the same", "nothing went wrong", |_| {}),
+    ("an equal timestamp", "nothing went wrong", |repo| {
+        repo.role("timestamp")["other"] = 1.into();
+        repo.publish_as_it_is("timestamp");
+    }),
+    ("an expired timestamp", "expired", |repo| {
+        expire(repo, "timestamp");
+        repo.publish(&["targets", "snapshot", "timestamp"]);
+    }),
+    ("an expired snapshot", "expired", |repo| {
+        expire(repo, "snapshot");
+        repo.publish(&["targets", "snapshot", "timestamp"]);
+    }),
+    ("expired targets", "expired", |repo| {
+        expire(repo, "targets");
+        repo.publish(&["targets", "snapshot", "timestamp"]);
+    }),
+    ("an expired root that replaces a key", "expired", |repo| {
+        expire(repo, "root");
+        repo.rotate("timestamp");
+        repo.publish(&["root", "timestamp"]);
+    }),
+    ("an older timestamp", "rollback", |repo| {
+        repo.role("timestamp")["version"] = 1.into();
+        repo.publish_as_it_is("timestamp");
+    }),
+    ("an older snapshot", "rollback", |repo| {
+        repo.role("snapshot")["version"] = 1.into();
+        repo.publish_as_it_is("snapshot");
+        repo.publish(&["timestamp"]);
+    }),
+    ("older targets", "rollback", |repo| {
+        repo.role("snapshot")["meta"]["targets.json"]["version"] = 1.into();
+        repo.publish(&["snapshot", "timestamp"]);
+    }),
+];
+
+fn expire(repo: &mut Simulator, role: &str) {
+    repo.role(role)["expires"] = date(start() - TimeDelta::days(1));
+}
+
+/// However an update ends: killed at any write and begun again, it ends the same, and remembers the same.
+#[tokio::test]
+async fn an_update_that_is_refused_is_refused_the_same_after_a_kill_at_each_write() {
+    for (what, expected, change) in NEXT {
+        let served = Served::new();
+        served.repo().publish(&["targets", "snapshot", "timestamp"]);
+        let client = Client::of(&served);
+        let folder = tempfile::tempdir().unwrap();
+        open(&client, Fetcher::Custom(Arc::new(served.clone())), folder.path()).await.unwrap();
+        change(&mut served.repo());
+        let state = folder.path().join("trusted.json");
+        let watched = Arc::new(Watched { served: served.clone(), state: state.clone(), seen: Mutex::default() });
+        let transport = Arc::clone(&watched) as Arc<dyn Transport>;
+        let outcome = open(&client, Fetcher::Custom(transport), folder.path()).await;
+        assert_eq!(category(outcome), expected, "{what}");
+        let last = versions(&std::fs::read(&state).unwrap());
+        let seen: Vec<Vec<u8>> = watched.seen.lock().unwrap().drain(..).flatten().collect();
+        assert!(seen.len() > 1, "{what}");
+        for (number, interrupted) in seen.iter().enumerate() {
+            std::fs::write(&state, interrupted).unwrap();
+            let outcome = open(&client, Fetcher::Custom(Arc::new(served.clone())), folder.path()).await;
+            assert_eq!(category(outcome), expected, "{what}, after write {number}");
+            assert_eq!(versions(&std::fs::read(&state).unwrap()), last, "{what}, after write {number}");
+        }
     }
 }
 

@@ -19,6 +19,8 @@ use crate::simulator::{Simulator, date, sign, start};
 const LIMITS: Limits = Limits { requests: 100, bytes: 10 << 20, roles: 8, depth: 8, time: Duration::from_secs(1) };
 const ROLES: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
 
+/// Stands for an answer that is neither the file nor "not there": to the model it is no metadata.
+const FAILURE: &[u8] = b"503";
 /// What a server answers, by file name.
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -191,6 +193,7 @@ fn read(trust_root: &[u8], memory: &mut Memory, files: &Files, now: DateTime<Utc
         }
         let Some(request) = next.map_err(|error| error.to_string())? else { break };
         let came = match files.get(&request.name) {
+            Some(bytes) if bytes == FAILURE => return Err("the server failed".to_owned()),
             Some(bytes) => refresh.came(Some(bytes)),
             None if request.may_be_absent => refresh.came(None),
             None => return Err("not found".to_owned()),
@@ -204,7 +207,7 @@ fn read(trust_root: &[u8], memory: &mut Memory, files: &Files, now: DateTime<Utc
     Ok(())
 }
 
-/// A vendor with two of three keys for each role, and all that was ever public.
+/// A vendor with three keys for each role and a threshold of one to three, and all that was ever public.
 struct Story {
     random: ChaCha8Rng,
     repo: Simulator,
@@ -213,7 +216,7 @@ struct Story {
     /// What the vendor publishes now, and what it ever published.
     files: Files,
     ever: Vec<(String, Vec<u8>)>,
-    /// One key of each role, and all of those roles that the attacker has altogether.
+    /// Of each role one key less than its threshold, of each set of keys that it ever had.
     stolen: BTreeMap<String, Vec<TestKey>>,
 }
 
@@ -223,7 +226,7 @@ impl Story {
         let mut repo = Simulator::new();
         repo.pin_hashes = random.random_bool(0.5);
         for role in ROLES {
-            repo.role("root")["roles"][role]["threshold"] = 2.into();
+            repo.role("root")["roles"][role]["threshold"] = random.random_range(1..4).into();
             repo.add_key(role);
             repo.add_key(role);
         }
@@ -269,9 +272,16 @@ impl Story {
             2 => self.publish(&["targets", "snapshot", "timestamp"]),
             3 => self.publish(&["root"]),
             4 => {
-                let role = *ROLES[1..].choose(&mut self.random).unwrap();
+                let role = *ROLES.choose(&mut self.random).unwrap();
+                let old = self.repo.signers[role].clone();
                 self.repo.rotate(role);
+                let new = self.repo.signers[role].clone();
+                if role == "root" {
+                    // 5.3.4: signed by the keys of both.
+                    self.repo.signers.insert(role.to_owned(), [old, new.clone()].concat());
+                }
                 self.publish(&["root"]);
+                self.repo.signers.insert(role.to_owned(), new);
                 if self.random.random_bool(0.8) {
                     self.publish(&["targets", "snapshot", "timestamp"]);
                 }
@@ -279,8 +289,10 @@ impl Story {
             _ => self.now += TimeDelta::days(self.random.random_range(1..9)),
         }
         for role in ROLES {
-            let first = self.repo.signers[role][0].clone();
-            self.stolen.entry(role.to_owned()).or_default().push(first);
+            let threshold = self.repo.roles["root"]["roles"][role]["threshold"].as_u64().unwrap();
+            let few = usize::try_from(threshold).unwrap() - 1;
+            let keys = self.repo.signers[role][..few].to_vec();
+            self.stolen.entry(role.to_owned()).or_default().extend(keys);
         }
     }
 
@@ -290,8 +302,13 @@ impl Story {
         for _ in 0..self.random.random_range(0..4) {
             let names: Vec<String> = files.keys().cloned().collect();
             let name = names.choose(&mut self.random).unwrap().clone();
-            match self.random.random_range(0..6) {
+            match self.random.random_range(0..7) {
                 0 => drop(files.remove(&name)),
+                4 => {
+                    let next = self.repo.roles["root"]["version"].as_u64().unwrap() + 1;
+                    let name = if self.random.random_bool(0.2) { format!("{next}.root.json") } else { name };
+                    files.insert(name, FAILURE.to_vec());
+                }
                 1 => drop(files.insert(name, b"{\"signed\": {}, \"signatures\": []}".to_vec())),
                 2 => {
                     // Replay, also under another name.

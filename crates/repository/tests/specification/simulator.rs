@@ -46,6 +46,8 @@ pub struct Simulator {
     pub asked: Vec<(String, Option<u64>)>,
     /// Requests for files.
     pub fetched: Vec<String>,
+    /// Roles whose files the server does not give, and how it fails.
+    pub failing: BTreeMap<String, fn(String) -> FetchError>,
     next_key: u32,
 }
 
@@ -71,6 +73,7 @@ impl Simulator {
             pin_hashes: false,
             asked: Vec::new(),
             fetched: Vec::new(),
+            failing: BTreeMap::new(),
             next_key: 0,
         };
         for role in TOP {
@@ -254,6 +257,11 @@ impl Served {
 #[async_trait]
 impl Transport for Served {
     async fn get(&self, url: &Url, limit: u64, _: Duration) -> Result<Bytes, FetchError> {
+        let failing = |(role, _): &(&String, _)| url.path().ends_with(&format!(".{}.json", quote(role)));
+        let failure = self.repo().failing.iter().find(failing).map(|(_, failure)| *failure);
+        if let Some(failure) = failure {
+            return Err(failure(url.to_string()));
+        }
         let found = self.repo().serve(url.path());
         let bytes = found.ok_or_else(|| FetchError::NotFound { url: url.to_string(), status: 404 })?;
         if bytes.len() as u64 > limit {
