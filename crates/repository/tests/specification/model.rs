@@ -20,7 +20,7 @@ const LIMITS: Limits = Limits { requests: 100, bytes: 10 << 20, roles: 8, depth:
 const ROLES: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
 
 /// Stands for an answer that is neither the file nor "not there": to the model it is no metadata.
-const FAILURE: &[u8] = b"503";
+const FAILURE: &[u8] = br#"{"failure":503}"#;
 /// What a server answers, by file name.
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -226,7 +226,7 @@ impl Story {
         let mut repo = Simulator::new();
         repo.pin_hashes = random.random_bool(0.5);
         for role in ROLES {
-            repo.role("root")["roles"][role]["threshold"] = random.random_range(1..4).into();
+            repo.role("root")["roles"][role]["threshold"] = json!(random.random_range(1..4_u64));
             repo.add_key(role);
             repo.add_key(role);
         }
