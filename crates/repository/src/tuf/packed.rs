@@ -10,31 +10,16 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 /// A list of texts, one behind the other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Texts {
+pub(super) struct Texts {
     joined: String,
     ends: Vec<u32>,
 }
 
 impl Texts {
     /// The texts in their order.
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
         let begins = std::iter::once(0).chain(self.ends.iter().copied());
         begins.zip(&self.ends).filter_map(|(begin, end)| self.joined.get(begin as usize..*end as usize))
-    }
-
-    /// Whether one of them is this text.
-    pub fn contains(&self, text: &str) -> bool {
-        self.iter().any(|own| own == text)
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
     }
 }
 
@@ -173,7 +158,6 @@ mod tests {
     fn texts_come_out_as_they_went_in() {
         let texts: Texts = serde_json::from_str(r#"["a", "", "bc\n"]"#).unwrap();
         assert_eq!(texts.iter().collect::<Vec<_>>(), ["a", "", "bc\n"]);
-        assert!(texts.contains("") && !texts.contains("b") && texts.len() == 3 && !texts.is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) const TOP_LEVEL: [&str; 4] = ["root", "timestamp", "snapshot", "targe
 
 type Signatures = AtMost<Signature, { limits::MAX_SIGNATURES }>;
 /// The keys of all roles that a file names.
-pub type Keys = Sorted<Key, { limits::MAX_KEYS }>;
+type Keys = Sorted<Key, { limits::MAX_KEYS }>;
 type KeyIds = AtMost<Box<str>, { limits::MAX_ROLE_KEYS }>;
 
 /// A role's content, in the form that its signatures are over.
