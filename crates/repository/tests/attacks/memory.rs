@@ -149,7 +149,7 @@ fn delegate_ever_further(vendor: &Vendor, depth: usize, many: usize, name: usize
     let mut delegations = read(&format!("{}.targets.json", newest("targets")))["signed"]["delegations"].clone();
     let keyids = delegations["roles"][0]["keyids"].clone();
     let version = 30;
-    let names = |level: usize| (0..many).map(move |number| format!("{level}{number:0>width$}", width = name - 1));
+    let names = |level: usize| (0..many).map(move |number| format!("{level}{number:0>5}{}", "n".repeat(name - 6)));
     let mut roles = vec!["channel-edge".to_owned()];
     roles.extend((0..depth).map(|level| names(level).next().unwrap()));
     for (level, role) in roles.iter().enumerate() {

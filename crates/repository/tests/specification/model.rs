@@ -414,7 +414,7 @@ fn attackers_below_the_thresholds_get_nothing_in() {
 fn with_stolen_roles_the_reader_does_what_the_specification_says() {
     let (mut good, mut refused) = (0, BTreeMap::new());
     for whole in [&["timestamp"][..], &["timestamp", "snapshot"], &["timestamp", "snapshot", "targets"], &["root"]] {
-        let (more, others) = play(1000..1030, whole);
+        let (more, others) = play(1000..1080, whole);
         good += more;
         others.into_iter().for_each(|(section, count)| *refused.entry(section).or_insert(0) += count);
     }
