@@ -302,7 +302,7 @@ impl Story {
         for _ in 0..self.random.random_range(0..4) {
             let names: Vec<String> = files.keys().cloned().collect();
             let name = names.choose(&mut self.random).unwrap().clone();
-            match self.random.random_range(0..7) {
+            match self.random.random_range(0..8) {
                 0 => drop(files.remove(&name)),
                 4 => {
                     let next = self.repo.roles["root"]["version"].as_u64().unwrap() + 1;
