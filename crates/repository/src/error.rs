@@ -98,14 +98,6 @@ impl Error {
         }
     }
 
-    /// As [`Self::fault`], for whoever names the role otherwise.
-    pub(crate) fn into_fault(self) -> Self {
-        match self {
-            Self::Role { source, .. } => source.into_fault(),
-            other => other,
-        }
-    }
-
     /// What is wrong, without the role in which it is wrong: never [`Self::Role`].
     pub fn fault(&self) -> &Self {
         match self {

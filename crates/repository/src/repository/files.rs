@@ -126,23 +126,6 @@ impl Repository {
         kept.iter().filter_map(|role| Some(super::open::expiry_of(role.chain.last()?, &*role.targets))).collect()
     }
 
-    /// Looks at each role that the top-level one delegates to, one by one: version and expiry, or why it can't be used.
-    pub async fn check_delegated_roles(&self) -> Vec<(String, Result<RoleExpiry, Error>)> {
-        let mut checked = Vec::new();
-        for (number, delegation) in self.trusted.targets.delegations().iter().enumerate() {
-            let name = delegation.name.to_string();
-            let begun = Instant::now();
-            let mut search = Search::at(&self.trusted, self.top.clone(), number, &name, Budget::new(limits::SEARCH));
-            let outcome = match search.step() {
-                Ok(_) => self.reach(&mut search, std::slice::from_ref(&name), begun).await,
-                Err(error) => Err(error),
-            };
-            let outcome = outcome.map(|role| super::open::expiry_of(&name, &*role.targets));
-            checked.push((name, outcome.map_err(Error::into_fault)));
-        }
-        checked
-    }
-
     pub(super) async fn find_from(&self, path: &str, origin: &Origin) -> Result<SignedFile, Error> {
         let begun = Instant::now();
         let budget = Budget::new(limits::SEARCH);

@@ -183,7 +183,7 @@ impl Repository {
     }
 
     /// The channels of the repository, sorted: those that the top-level role names or delegates. Whether the role of a delegated
-    /// one can be used is seen by [`Self::channel`] and [`Self::check_delegated_roles`].
+    /// one can be used is seen by [`Self::channel`].
     pub fn channel_names(&self) -> Vec<String> {
         let targets = &self.trusted.targets;
         let own = targets.targets.iter().map(|(path, _)| path);

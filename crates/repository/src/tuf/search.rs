@@ -74,8 +74,6 @@ pub struct Search<'a> {
     visited: BTreeSet<RoleName>,
     /// The roles on the way, innermost last: at most one more than the depth allows.
     stack: Vec<Place>,
-    /// The one delegation that [`Self::at`] begins and ends with.
-    only: Option<Visit>,
     waiting: Option<Visit>,
     found: Option<(Target, Arc<[Reached]>)>,
 }
@@ -91,27 +89,11 @@ impl<'a> Search<'a> {
             budget,
             visited: BTreeSet::new(),
             stack: Vec::new(),
-            only: None,
             waiting: None,
             found: None,
         };
         search.enter(Arc::from([top]));
         search
-    }
-
-    /// Begins and ends at one delegation of the top-level role, for looking at the role itself; `path` names it in errors.
-    pub fn at(trusted: &'a Trusted, top: Reached, delegation: usize, path: &'a str, budget: Budget) -> Self {
-        Self {
-            trusted,
-            path,
-            branch: &[],
-            budget,
-            visited: BTreeSet::new(),
-            stack: Vec::new(),
-            only: Some(Visit { parents: Arc::from([top]), delegation }),
-            waiting: None,
-            found: None,
-        }
     }
 
     /// The next step. After [`Step::Role`] comes [`Self::known`] or [`Self::fetch`] and [`Self::came`].
@@ -146,10 +128,6 @@ impl<'a> Search<'a> {
 
     /// The next delegation in pre-order that covers the path and leads to a role that was not visited.
     fn next_visit(&mut self) -> Option<Visit> {
-        if let Some(only) = self.only.take() {
-            self.visited.insert(only.name()?.clone());
-            return Some(only);
-        }
         while let Some(mut place) = self.stack.pop() {
             let Some(role) = place.way.last() else { continue };
             let delegations = role.targets.delegations();
