@@ -1,5 +1,6 @@
 //! `bascule release prune`: what old releases leave behind, listed, and with `--yes` taken away.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use bascule_names::ChannelName;
@@ -85,6 +86,14 @@ fn describe(unwanted: &Unwanted, removed: bool) -> String {
         text.push_str(&format!(
             "named by nothing new, but readers may still be on their way: {count} files, {total}, until {}\n",
             last.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+        ));
+    }
+    let roles: BTreeSet<&str> = unwanted.unknown.iter().map(|(_, role)| role.as_str()).collect();
+    for role in roles {
+        let own = || unwanted.unknown.iter().filter(|(_, own)| own == role).map(|(file, _)| file.bytes);
+        let (count, total) = (own().count(), size(&mut own()));
+        text.push_str(&format!(
+            "kept, because nobody can say whether the role {role} names them: {count} files, {total}\n"
         ));
     }
     if text.is_empty() {

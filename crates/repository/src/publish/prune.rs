@@ -5,23 +5,24 @@
 //! reader may still hold on to it. Killed anywhere, what is left is found again by the next run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bascule_image::release::channel::{Channel, Release};
 use bascule_image::release::manifest::Manifest;
 use bascule_image::release::names::TargetPath;
-use bascule_names::{ChannelName, Digest, Version};
+use bascule_names::{ChannelName, Version};
 use chrono::{DateTime, TimeDelta, Utc};
 use tough::schema::Targets;
 
 use super::Publisher;
 use super::commit::{Change, Outcome, Signing};
 use super::content::files_of;
-use super::document::Document;
 use super::error::PublishError;
 use super::pending::{self, Operation};
 use super::release::target_name;
 use super::setup::delegated_role_name;
+use crate::error::in_one_line;
+use crate::tuf::{self, Delegation, Role as _};
 
 /// A file of the repository folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +40,8 @@ pub struct Unwanted {
     pub now: Vec<Unnamed>,
     /// Replaced not long ago: a reader may still be on its way. Each with the time from which nobody is.
     pub later: Vec<(Unnamed, DateTime<Utc>)>,
+    /// Nothing names these that can be read, but this role may, of which it is not known. They stay.
+    pub unknown: Vec<(Unnamed, String)>,
 }
 
 impl Publisher {
@@ -120,44 +123,48 @@ impl Publisher {
     /// hands: the lifetime of a timestamp and the longest download.
     ///
     /// Never listed: any root (nodes walk the whole chain), what waits for signatures and what it names, and files whose name
-    /// is not of a kind that publishing makes.
+    /// is not of a kind that publishing makes. What a delegated role names that can't be read is not known: files that it may speak for
+    /// stay, and everything else is judged as if it were not there.
     ///
     /// # Errors
-    /// [`PublishError::File`], [`PublishError::Broken`] when metadata can't be read.
+    /// [`PublishError::File`], [`PublishError::Broken`] when metadata of the top-level role can't be read.
     pub fn unwanted(&self, now: DateTime<Utc>, grace: TimeDelta) -> Result<Unwanted, PublishError> {
-        let mut named = BTreeMap::new();
         let current = &self.current;
-        // What such a role names is not known, so nobody can say which files are not named.
-        if let Some(problem) = current.problems.first() {
-            current.usable(&problem.role)?;
-        }
-        for document in [&current.targets].into_iter().chain(current.delegated.values()) {
-            self.note_targets(&mut named, &document.signed.signed, None)?;
+        let mut wanted = Wanted::default();
+        wanted.note(&current.seen, None);
+        for delegation in current.seen.delegations() {
+            wanted.note_role(delegation, current.readable.get(&*delegation.name), None);
         }
         for waiting in pending::read(&self.folder)? {
             for document in waiting.targets.iter().chain(waiting.delegated.values()) {
-                self.note_targets(&mut named, &document.signed.signed, None)?;
+                wanted.note(&read(&waiting.id, &document.bytes)?, None);
             }
         }
         let mut unwanted = Unwanted::default();
         for (file, until) in self.replaced_metadata(grace)? {
-            if until > now {
-                if !file.is_snapshot {
-                    let bytes = self.folder.read_metadata(&file.name)?.unwrap_or_default();
-                    let document: Document<Targets> = Document::parse(&file.name, bytes)?;
-                    self.note_targets(&mut named, &document.signed.signed, Some(until))?;
-                }
-                unwanted.later.push((file.unnamed, until));
-            } else {
+            if until <= now {
                 unwanted.now.push(file.unnamed);
+                continue;
             }
+            let bytes = self.folder.read_metadata(&file.name).map(Option::unwrap_or_default);
+            let targets = bytes.and_then(|bytes| read(&file.name, &bytes));
+            let delegations = current.seen.delegations().iter().filter(|delegation| *delegation.name == *file.role);
+            match file.role.as_str() {
+                "snapshot" => {}
+                "targets" => wanted.note(&targets?, Some(until)),
+                _ => {
+                    delegations.for_each(|delegation| wanted.note_role(delegation, targets.as_ref().ok(), Some(until)))
+                }
+            }
+            unwanted.later.push((file.unnamed, until));
         }
         unwanted.now.extend(self.folder.unfinished_metadata()?);
         for file in self.folder.published_files()? {
-            match named.get(&file.path) {
-                Some(None) => {}
-                Some(Some(until)) => unwanted.later.push((file, *until)),
-                None => unwanted.now.push(file),
+            match wanted.wish(&file.path) {
+                Wish::Named => {}
+                Wish::Unknown(role) => unwanted.unknown.push((file, role)),
+                Wish::Until(until) => unwanted.later.push((file, until)),
+                Wish::None => unwanted.now.push(file),
             }
         }
         Ok(unwanted)
@@ -171,25 +178,6 @@ impl Publisher {
         self.folder.remove(files.iter().map(|file| file.path.as_path()))
     }
 
-    /// Notes the files that a role names, and until when they are wanted (for ever: `None`).
-    fn note_targets(
-        &self,
-        named: &mut BTreeMap<PathBuf, Option<DateTime<Utc>>>,
-        targets: &Targets,
-        until: Option<DateTime<Utc>>,
-    ) -> Result<(), PublishError> {
-        for (name, target) in &targets.targets {
-            let refuse = |reason: &str| PublishError::broken(name.raw(), reason);
-            let path: TargetPath = name.raw().parse().map_err(|_| refuse("its name is not accepted"))?;
-            let digest =
-                <[u8; 32]>::try_from(&target.hashes.sha256[..]).map_err(|_| refuse("its digest is no SHA-256"))?;
-            let path = self.folder.relative_target_path(&path, &Digest::from_sha256(&digest));
-            let known = named.entry(path).or_insert(until);
-            *known = known.zip(until).map(|(known, until)| known.max(until));
-        }
-        Ok(())
-    }
-
     /// Snapshots and targets that were replaced, and until when a reader may still hold on to each.
     fn replaced_metadata(&self, grace: TimeDelta) -> Result<Vec<(Replaced, DateTime<Utc>)>, PublishError> {
         let current = &self.current;
@@ -197,7 +185,8 @@ impl Publisher {
             ("snapshot", current.snapshot.signed.signed.version.get()),
             ("targets", current.targets.signed.signed.version.get()),
         ]);
-        roles.extend(current.delegated.iter().map(|(name, own)| (name.as_str(), own.signed.signed.version.get())));
+        // Of a role that can't be read the older files are the only word on what it named.
+        roles.extend(current.readable.iter().map(|(name, own)| (name.as_str(), own.version())));
         let mut files = Vec::new();
         for file in self.folder.metadata_files()? {
             let Some((version, role)) = file.name.strip_suffix(".json").and_then(|name| name.split_once('.')) else {
@@ -216,8 +205,8 @@ impl Publisher {
             let [((role, _), file), ((next, _), successor)] = pair else { continue };
             if role == next {
                 let unnamed = Unnamed { path: file.path.clone(), bytes: file.bytes };
-                let is_snapshot = *role == "snapshot";
-                replaced.push((Replaced { unnamed, name: file.name.clone(), is_snapshot }, successor.modified + grace));
+                let (name, role) = (file.name.clone(), (*role).to_owned());
+                replaced.push((Replaced { unnamed, name, role }, successor.modified + grace));
             }
         }
         Ok(replaced)
@@ -228,7 +217,86 @@ impl Publisher {
 struct Replaced {
     unnamed: Unnamed,
     name: String,
-    is_snapshot: bool,
+    role: String,
+}
+
+/// What the roles want, each for ever or until a time.
+#[derive(Default)]
+struct Wanted<'a> {
+    /// Files that are named, relative to the folder.
+    named: BTreeMap<PathBuf, Option<DateTime<Utc>>>,
+    /// Delegations through which files may be named that nobody here can know of.
+    unknown: Vec<(&'a Delegation, Option<DateTime<Utc>>)>,
+}
+
+/// What the roles want of one file.
+enum Wish {
+    Named,
+    /// This role may name it.
+    Unknown(String),
+    Until(DateTime<Utc>),
+    None,
+}
+
+impl<'a> Wanted<'a> {
+    /// Notes the files that a role names. Whatever their names are: a role of another team may hold odd ones.
+    fn note(&mut self, targets: &tuf::Targets, until: Option<DateTime<Utc>>) {
+        for (name, target) in targets.targets.iter() {
+            // Files under a digest of another kind are none that publishing makes.
+            let Some(digest) = &target.hashes.sha256 else { continue };
+            let (folder, name) = name.rsplit_once('/').unwrap_or(("", name));
+            let file = format!("{}.{name}", hex::encode(digest.as_slice()));
+            let known = self.named.entry(Path::new("targets").join(folder).join(file)).or_insert(until);
+            *known = later(*known, until);
+        }
+    }
+
+    /// Notes a delegated role; `None`: it can't be read.
+    fn note_role(&mut self, delegation: &'a Delegation, targets: Option<&tuf::Targets>, until: Option<DateTime<Utc>>) {
+        if let Some(targets) = targets {
+            self.note(targets, until);
+        }
+        // The roles that it delegates to in its turn are not looked at here.
+        if targets.is_none_or(|targets| !targets.delegations().is_empty()) {
+            self.unknown.push((delegation, until));
+        }
+    }
+
+    fn wish(&self, path: &Path) -> Wish {
+        let mut until = match self.named.get(path) {
+            Some(None) => return Wish::Named,
+            Some(Some(until)) => Some(*until),
+            None => None,
+        };
+        if let Some(name) = target_of(path) {
+            for (delegation, own) in self.unknown.iter().filter(|(delegation, _)| delegation.covers(&name)) {
+                match own {
+                    None => return Wish::Unknown(delegation.name.to_string()),
+                    Some(own) => until = Some(until.map_or(*own, |until| until.max(*own))),
+                }
+            }
+        }
+        until.map_or(Wish::None, Wish::Until)
+    }
+}
+
+/// The later of two times; `None` is never.
+fn later(one: Option<DateTime<Utc>>, other: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
+    one.zip(other).map(|(one, other)| one.max(other))
+}
+
+/// The name under which roles speak of a published file: its path below `targets/` without the digest.
+fn target_of(path: &Path) -> Option<String> {
+    let text = path.strip_prefix("targets").ok()?.to_str()?;
+    let (folder, file) = text.rsplit_once('/').unwrap_or(("", text));
+    let (digest, name) = file.split_once('.')?;
+    let slash = if folder.is_empty() { "" } else { "/" };
+    (!digest.is_empty()).then(|| format!("{folder}{slash}{name}"))
+}
+
+fn read(name: &str, bytes: &[u8]) -> Result<tuf::Targets, PublishError> {
+    let parsed = tuf::parse::<tuf::Targets>(name, bytes);
+    parsed.map(|signed| signed.role).map_err(|error| PublishError::broken(name, in_one_line(&error)))
 }
 
 fn superfluous(channel: &Channel, keep: usize) -> Vec<Version> {

@@ -56,7 +56,9 @@ pub(super) struct Current {
     /// Delegated roles that are not in `delegated`, and why.
     pub(super) problems: Vec<RoleProblem>,
     /// The top-level role as readers see it: it says which role speaks for which path.
-    seen: tuf::Targets,
+    pub(super) seen: tuf::Targets,
+    /// Delegated roles by name as readers see them; those that nodes refuse are not there.
+    pub(super) readable: BTreeMap<String, tuf::Targets>,
 }
 
 impl Current {
@@ -106,12 +108,12 @@ impl Current {
         let broken = |error: crate::Error| PublishError::broken("metadata", in_one_line(&error));
         let seen = tuf::parse::<tuf::Targets>("targets", &targets.bytes).map_err(broken)?.role;
         let pins = tuf::parse::<tuf::Snapshot>("snapshot", &snapshot.bytes).map_err(broken)?.role;
-        let (mut delegated, mut problems) = (BTreeMap::new(), Vec::new());
+        let (mut delegated, mut readable, mut problems) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         let delegations = targets.signed.signed.delegations.clone().unwrap_or_default();
         for delegation in seen.delegations() {
             let name = delegation.name.to_string();
             let problem = |reason: String, nodes_refuse| RoleProblem { role: name.clone(), reason, nodes_refuse };
-            let load = || {
+            let mut load = || {
                 if let Some(reason) = unfetched.get(&name) {
                     return Err(problem(reason.clone(), true));
                 }
@@ -120,8 +122,9 @@ impl Current {
                 let file = format!("{}.{}.json", pin.version, tuf::quote(&name));
                 let bytes = folder.read_metadata(&file).map_err(|error| problem(in_one_line(&error), true))?;
                 let bytes = bytes.ok_or_else(|| problem(format!("the file {file} is missing"), true))?;
-                tuf::accept_targets(&name, pin, &bytes, seen.signers(delegation), DateTime::<Utc>::MIN_UTC)
+                let own = tuf::accept_targets(&name, pin, &bytes, seen.signers(delegation), DateTime::<Utc>::MIN_UTC)
                     .map_err(|error| problem(in_one_line(&error), true))?;
+                readable.insert(name.clone(), own);
                 // From here on nodes take it. What is read in the other schema must still be what was signed, or signing on top of
                 // it would lose what that schema does not know.
                 let document: Document<Targets> =
@@ -136,7 +139,7 @@ impl Current {
                 Err(problem) => problems.push(problem),
             }
         }
-        Ok(Self { root, timestamp, snapshot, targets, delegated, problems, seen })
+        Ok(Self { root, timestamp, snapshot, targets, delegated, problems, seen, readable })
     }
 
     /// A delegated role to sign on top of, or to read from.

@@ -12,7 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::publisher::{ONLINE, content, newest};
 
 /// When the newest metadata was written, by the files' own time stamps.
-fn written(repository: &Path) -> DateTime<Utc> {
+pub fn written(repository: &Path) -> DateTime<Utc> {
     let modified: SystemTime =
         std::fs::metadata(repository.join("metadata/timestamp.json")).unwrap().modified().unwrap();
     modified.into()

@@ -1,11 +1,12 @@
 //! Teams that sign channels of their own, as those see it who publish beside them: whatever one team does to its role stops
 //! nobody else, it is said which role it is and why, and delegating again mends it.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bascule_names::ChannelName;
-use bascule_repository::publish::{Notes, PublishError, View};
+use bascule_repository::publish::{Notes, Outcome, PublishError, Publisher, Unnamed, View};
 use bascule_repository::{DatastoreLocation, Error, Fetcher, OpenOptions, Repository};
 use bascule_tests::https::{Fault, HttpsServer};
 use bascule_tests::vendor::{CHANNEL, Vendor, copy_folder, describe, start, version};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::node::Node;
+use crate::prune::written;
 use crate::publisher::{ONLINE, newest};
 
 const ROLE: &str = "channel-edge";
@@ -53,7 +55,10 @@ fn resnapshot(vendor: &Vendor, change: impl FnOnce(&mut Value)) {
 /// A way to break the role, what is said of it, and whether nodes refuse it too.
 type Way = (&'static str, fn(&Vendor), &'static str, bool);
 
-const WAYS: [Way; 11] = [
+/// Ways that are nobody's trouble who only publishes: they say nothing of the role's form.
+const WELL_FORMED: [&str; 2] = ["of other teams' names", "expired"];
+const WAYS: [Way; 12] = [
+    ("expired", |vendor| sign(vendor, |signed| signed["expires"] = "2026-02-01T00:00:00Z".into()), "", true),
     ("missing", |vendor| std::fs::remove_file(metadata(vendor, &file_of(vendor, ROLE).0)).unwrap(), "is missing", true),
     ("junk", |vendor| std::fs::write(metadata(vendor, &file_of(vendor, ROLE).0), "junk").unwrap(), "bytes came", true),
     (
@@ -159,11 +164,18 @@ fn vendor() -> (Vendor, [PathBuf; 2]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_team_does_to_its_role_the_others_publish() {
     let (vendor, builds) = vendor();
+    let relative = |path: PathBuf| path.strip_prefix(vendor.repository()).unwrap().to_owned();
+    let packs =
+        ["1.1", "1.2"].map(|version| relative(vendor.published(&format!("releases/{version}/x86-64/full.pack"))));
+    // What publishers that were killed have left: nothing names it.
+    let left = format!("targets/releases/1.2/x86-64/{}.full.pack", "0".repeat(64));
+    std::fs::write(vendor.repository().join(&left), "x").unwrap();
+    std::fs::write(vendor.repository().join("targets/.scratch-ab"), "x").unwrap();
     let pristine = tempfile::tempdir().unwrap();
     copy_folder(&vendor.repository(), pristine.path());
     let (stable, edge): (ChannelName, ChannelName) = (CHANNEL.parse().unwrap(), "edge".parse().unwrap());
-    let (online, stamp, all) =
-        (vendor.keys(&ONLINE), vendor.keys(&["timestamp"]), vendor.keys(&["targets", "snapshot", "timestamp", "edge"]));
+    let (online, stamp, release) = (vendor.keys(&ONLINE), vendor.keys(&["timestamp"]), vendor.keys(&["targets"]));
+    let all = vendor.keys(&["targets", "snapshot", "timestamp", "edge"]);
     for (way, break_it, reason, nodes_refuse) in WAYS {
         std::fs::remove_dir_all(vendor.repository()).unwrap();
         copy_folder(pristine.path(), &vendor.repository());
@@ -183,7 +195,7 @@ async fn whatever_a_team_does_to_its_role_the_others_publish() {
             let view = view.unwrap_or_else(|error| panic!("{way}, {number}: {error}"));
             assert!(view.channel(&stable).is_ok(), "{way}");
             let told: Vec<String> = view.problems().iter().map(ToString::to_string).collect();
-            let expected = usize::from(way != "of other teams' names");
+            let expected = usize::from(!WELL_FORMED.contains(&way));
             assert_eq!(told.len(), expected, "{way}: {told:?}");
             for problem in view.problems() {
                 assert_eq!((problem.role.as_str(), problem.nodes_refuse), (ROLE, nodes_refuse), "{way}: {told:?}");
@@ -196,8 +208,13 @@ async fn whatever_a_team_does_to_its_role_the_others_publish() {
         let mut publisher = vendor.publisher();
         publisher.refresh(vendor.signing(&stamp)).unwrap_or_else(|error| panic!("{way}: {error}"));
         publisher.refresh(vendor.signing(&online)).unwrap_or_else(|error| panic!("{way}: {error}"));
+        // The release waits for the signatures of others meanwhile.
+        let outcome = publisher.add_release(&stable, &builds[1], &Notes::default(), vendor.signing(&release));
+        let outcome = outcome.unwrap_or_else(|error| panic!("{way}: {error}"));
+        assert!(matches!(outcome, Outcome::Waiting(_)), "{way}: {outcome:?}");
+        publisher.sign_pending(vendor.signing(&online)).unwrap_or_else(|error| panic!("{way}: {error}"));
         publisher
-            .add_release(&stable, &builds[1], &Notes::default(), vendor.signing(&online))
+            .promote(&stable, &"test".parse().unwrap(), &version("1.3"), vendor.signing(&online))
             .unwrap_or_else(|error| panic!("{way}: {error}"));
         publisher
             .withdraw(&stable, &version("1.1"), "test", vendor.signing(&online))
@@ -205,15 +222,39 @@ async fn whatever_a_team_does_to_its_role_the_others_publish() {
         let state = tempfile::tempdir().unwrap();
         let seen = newest(&vendor.repository(), &vendor.trust_root(), state.path()).await;
         assert_eq!(seen.unwrap_or_else(|error| panic!("{way}: {error}")), "1.3", "{way}");
+        // Who prunes: metadata goes in any case, a release file only where it is known that no role names it.
+        let unwanted = |publisher: &Publisher, after: TimeDelta| {
+            let unwanted = publisher.unwanted(written(&vendor.repository()) + after, TimeDelta::days(10));
+            let unwanted = unwanted.unwrap_or_else(|error| panic!("{way}: {error}"));
+            let paths = |files: &mut dyn Iterator<Item = &Unnamed>| files.map(|file| file.path.clone()).collect();
+            let kept: BTreeSet<&str> = unwanted.unknown.iter().map(|(_, role)| role.as_str()).collect();
+            assert!(kept.iter().all(|role| *role == ROLE), "{way}: {kept:?}");
+            let sets: [BTreeSet<PathBuf>; 3] = [
+                paths(&mut unwanted.now.iter()),
+                paths(&mut unwanted.later.iter().map(|(file, _)| file)),
+                paths(&mut unwanted.unknown.iter().map(|(file, _)| file)),
+            ];
+            sets
+        };
+        let [now, later, unknown] = unwanted(&publisher, TimeDelta::days(30));
+        let readable = publisher.problems().iter().all(|problem| !problem.nodes_refuse);
+        assert!(now.contains(Path::new("targets/.scratch-ab")), "{way}: {now:?}");
+        let old =
+            |path: &PathBuf| path.starts_with("metadata") && path.display().to_string().ends_with("snapshot.json");
+        assert!(now.iter().any(old), "{way}: {now:?}");
+        assert_eq!(now.contains(Path::new(&left)), readable, "{way}: {now:?}");
+        assert_eq!(unknown.contains(Path::new(&left)), !readable, "{way}: {unknown:?}");
+        for pack in &packs {
+            assert!(!now.contains(pack) && !later.contains(pack), "{way}: {pack:?}");
+        }
         if publisher.problems().is_empty() {
             continue;
         }
 
-        // Nothing is signed on top of the broken role, nor removed that it may name.
+        // Nothing is signed on top of the broken role.
         for refused in [
             publisher.withdraw(&edge, &version("1.2"), "test", vendor.signing(&all)).unwrap_err(),
             publisher.add_release(&edge, &builds[1], &Notes::default(), vendor.signing(&all)).unwrap_err(),
-            publisher.unwanted(start() + TimeDelta::days(90), TimeDelta::days(10)).unwrap_err(),
         ] {
             assert!(matches!(&refused, PublishError::Broken { what, .. } if what == ROLE), "{way}: {refused}");
         }
@@ -223,6 +264,11 @@ async fn whatever_a_team_does_to_its_role_the_others_publish() {
         publisher.delegate(&edge, &vendor.role(&["edge"], 1), vendor.signing(&all)).unwrap();
         publisher.add_release(&edge, &builds[1], &Notes::default(), vendor.signing(&all)).unwrap();
         assert!(publisher.problems().is_empty(), "{way}");
+        // Also while the broken one may still be in a reader's hands.
+        let [_, _, unknown] = unwanted(&publisher, TimeDelta::hours(1));
+        assert!(unknown.is_empty(), "{way}: {unknown:?}");
+        let [now, ..] = unwanted(&publisher, TimeDelta::days(30));
+        assert!(now.contains(Path::new(&left)), "{way}: {now:?}");
         if way != "not in the snapshot" {
             assert!(file_of(&vendor, ROLE).1 > before, "{way}");
         }
