@@ -284,11 +284,15 @@ fn outlook(refreshed: &Refreshed) -> (String, bool) {
         let row = [standing.role.clone(), output::time(standing.expires), output::left(standing.expires, now), done];
         rows.push(row.into_iter().chain([standing.signers()]).collect());
         if expired {
-            refused = true;
+            refused |= standing.channel().is_none();
+            let whom = match standing.channel() {
+                Some(channel) => format!("nodes refuse channel {channel} and no other"),
+                None => "readers refuse the repository".to_owned(),
+            };
             // Writing to a String can't fail.
             let _ = writeln!(
                 notes,
-                "the {} has expired and readers refuse the repository: it must be signed by {}{}",
+                "the {} has expired and {whom}: it must be signed by {}{}",
                 standing.role,
                 standing.signers(),
                 if standing.role == "root" { ", with `bascule release rotate`" } else { "" }

@@ -66,9 +66,6 @@ struct ChannelLine {
     withdrawn: usize,
 }
 
-/// The prefix of roles that sign one channel alone: when one expires, the others go on.
-const OF_A_CHANNEL: &str = "channel-";
-
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
     let view = arguments.source.view().await?;
     let mut report = report(&view, clock::now())?;
@@ -84,7 +81,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<Exit> {
 
 fn report(view: &View, now: DateTime<Utc>) -> anyhow::Result<Report> {
     let roles = view.roles();
-    let first = roles.iter().filter(|role| !role.role.starts_with(OF_A_CHANNEL)).min_by_key(|role| role.expires);
+    let first = roles.iter().filter(|role| role.channel().is_none()).min_by_key(|role| role.expires);
     let mut channels = Vec::new();
     for name in view.channel_names() {
         channels.push(line(view, &name)?);
@@ -162,7 +159,7 @@ fn table(report: &Report) -> String {
     for role in &report.due {
         let (name, signers, command) = (&role.role, role.signers(), renewal(&role.role));
         let when = output::left(role.expires, now);
-        let _ = match (role.is_expired(now), role.role.strip_prefix(OF_A_CHANNEL)) {
+        let _ = match (role.is_expired(now), role.channel()) {
             (false, _) => writeln!(text, "the {name} expires in {when}: {signers} must sign it (`{command}`)"),
             (true, None) => writeln!(text, "the {name} has expired: {signers} must sign it (`{command}`)"),
             (true, Some(channel)) => writeln!(

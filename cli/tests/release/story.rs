@@ -152,6 +152,49 @@ fn a_broken_role_of_another_team_is_shown_and_stops_its_own_channel_only() {
     let (code, message) = workshop.refused("verify repository --channel edge");
     assert_eq!(code, 3, "{message}");
     assert!(message.contains("channel-edge") && message.contains("edge.json"), "{message}");
+
+    // Monitoring hears of it; whoever publishes beside it is told and goes on.
+    let status = workshop.run("status repository");
+    let said = String::from_utf8_lossy(&status.stdout);
+    assert_eq!(status.status.code(), Some(3), "{said}");
+    assert!(said.contains("channel-edge can't be used") && said.contains("no other"), "{said}");
+    let goes_on = |arguments: &str| {
+        let output = workshop.run(arguments);
+        let warning = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments}: {warning}");
+        assert!(warning.contains("warning: the role channel-edge can't be used"), "{arguments}: {warning}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    workshop.build("build-1.1", "1.1", "tree", "");
+    goes_on("refresh repository --key keys/timestamp.pem");
+    goes_on(&format!("refresh repository {ONLINE}"));
+    goes_on(&format!("publish repository build-1.1 --channel stable {ONLINE}"));
+    goes_on(&format!("withdraw repository --channel stable --release 1.0 --reason broken {ONLINE}"));
+    fs::write(workshop.path(&format!("repository/targets/{}.edge.json", "0".repeat(64))), "x").unwrap();
+    let pruned = goes_on("prune repository --yes");
+    assert!(
+        pruned.contains("kept") && pruned.contains("the role channel-edge") && pruned.contains("1 files"),
+        "{pruned}"
+    );
+
+    let anew = "delegate repository --channel edge --channel-key keys/edge.pem";
+    goes_on(&format!("{anew} {ONLINE}"));
+    workshop.step("status repository");
+    workshop.step(&format!("publish repository build-1.1 --channel edge --yes --key keys/edge.pem {ONLINE}"));
+    workshop.step("verify repository --channel edge");
+    let pruned = workshop.step("prune repository --yes");
+    assert!(!pruned.contains("kept, because"), "{pruned}");
+
+    // Nor does one that expires let the nightly refresh of the others fail.
+    let publish = "publish repository build --channel edge --yes --targets-lifetime 1d";
+    workshop.step(&format!("{publish} --key keys/edge.pem --key keys/snapshot.pem --key keys/timestamp.pem"));
+    let later = (bascule_tests::clock::now() + chrono::TimeDelta::days(2)).to_rfc3339();
+    let refreshed = workshop.bascule(&format!("--at {later} release refresh repository --key keys/timestamp.pem"));
+    let said = String::from_utf8_lossy(&refreshed.stdout);
+    assert_eq!(refreshed.status.code(), Some(0), "{said}");
+    assert!(said.contains("the channel-edge has expired and nodes refuse channel edge and no other"), "{said}");
+    let status = workshop.bascule(&format!("--at {later} release status repository"));
+    assert_eq!(status.status.code(), Some(3), "{}", String::from_utf8_lossy(&status.stdout));
 }
 
 /// How many files there are; one that goes away meanwhile counts or not.

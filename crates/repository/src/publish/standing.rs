@@ -9,6 +9,7 @@ use tough::schema::{Role, RoleKeys, RoleType};
 use super::document::Document;
 use super::keys::{names_in, shown};
 use super::state::{Current, expires};
+use crate::tuf::TOP_LEVEL;
 
 /// A role as it is published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -33,6 +34,13 @@ impl RoleStanding {
     #[must_use]
     pub fn is_expired(&self, now: DateTime<Utc>) -> bool {
         self.expires <= now
+    }
+
+    /// The channel that a delegated role signs; when such a role expires, nodes refuse this channel and no other.
+    #[must_use]
+    pub fn channel(&self) -> Option<&str> {
+        let own = !TOP_LEVEL.contains(&self.role.as_str());
+        own.then(|| self.role.strip_prefix("channel-").unwrap_or(&self.role))
     }
 
     /// Who must sign it: `2 of root-1 (0a1b2c3d), root-2 (4e5f6a7b)`.

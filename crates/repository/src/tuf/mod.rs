@@ -23,6 +23,8 @@ pub use memory::Memory;
 pub(crate) use refresh::accept_targets;
 pub(crate) use refresh::refuse_expired;
 pub use refresh::{Refresh, Request, Trusted};
+#[cfg(feature = "publish")]
+pub(crate) use schema::TOP_LEVEL;
 pub use schema::{
     Delegation, Hashes, Role, RoleName, Root, Signature, Signed, Signers, Snapshot, Target, Targets, Timestamp, parse,
 };

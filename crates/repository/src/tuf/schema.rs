@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::limits;
 
 /// The four names that no delegated role may have.
-pub(super) const TOP_LEVEL: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
+pub(crate) const TOP_LEVEL: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
 
 type Signatures = AtMost<Signature, { limits::MAX_SIGNATURES }>;
 /// The keys of all roles that a file names.
