@@ -94,21 +94,30 @@ async fn a_delegated_channel_speaks_for_itself_only() {
     vendor.new_key("edge");
     let keys = vendor.keys(&["targets", "snapshot", "timestamp", "edge"]);
     vendor.publisher().delegate(&edge, &vendor.role(&["edge"], 1), vendor.signing(&keys)).unwrap();
-    // The team has its own key and the online ones, but not that of targets.
-    let team = vendor.keys(&["edge", "snapshot", "timestamp"]);
+    // The team has its own key and no other: what it signs waits for whoever holds the online keys.
+    let (team, online) = (vendor.keys(&["edge"]), vendor.keys(&["snapshot", "timestamp"]));
     let build = vendor.build("2.0", Some("1.1"));
     let outcome = vendor.publisher().add_release(&edge, &build, &Notes::default(), vendor.signing(&team)).unwrap();
-    assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
+    let Outcome::Waiting(waiting) = outcome else { panic!("{outcome:?}") };
+    let missing: Vec<&str> = waiting.missing.iter().map(|missing| missing.role.as_str()).collect();
+    assert_eq!(missing, ["snapshot", "timestamp"]);
     let node = Node::of(&vendor);
+    let refused = node.open(&server).await.unwrap().channel(&edge).await.unwrap_err();
+    assert_eq!(refused.category(), "absent", "{refused}");
+    let outcome = vendor.publisher().sign_pending(vendor.signing(&online)).unwrap();
+    assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
     let repository = node.open(&server).await.unwrap();
     assert_eq!(repository.channel_names(), ["edge", "stable"]);
     let channel = repository.channel(&edge).await.unwrap();
     repository.manifest(&channel, &channel.releases[0], Architecture::X86_64).await.unwrap();
 
-    // It can't publish to another channel.
+    // It can't publish to another channel, also not with the online keys.
     let stable: ChannelName = CHANNEL.parse().unwrap();
-    let outcome = vendor.publisher().promote(&edge, &stable, &version("2.0"), vendor.signing(&team)).unwrap();
-    assert!(matches!(outcome, Outcome::Waiting(_)), "{outcome:?}");
+    assert!(vendor.publisher().promote(&edge, &stable, &version("2.0"), vendor.signing(&team)).is_err());
+    let both = vendor.keys(&["edge", "snapshot", "timestamp"]);
+    let outcome = vendor.publisher().promote(&edge, &stable, &version("2.0"), vendor.signing(&both)).unwrap();
+    let Outcome::Waiting(waiting) = outcome else { panic!("{outcome:?}") };
+    assert!(waiting.missing.iter().any(|missing| missing.role == "targets"), "{waiting:?}");
     vendor.publisher().discard_waiting(None).unwrap();
 
     // Nor does a name outside its paths count when it is signed into its own file.
