@@ -274,6 +274,9 @@ impl Story {
             4 => {
                 let role = *ROLES.choose(&mut self.random).unwrap();
                 let old = self.repo.signers[role].clone();
+                if self.random.random_bool(0.3) {
+                    self.repo.role("root")["roles"][role]["threshold"] = json!(self.random.random_range(1..4_u64));
+                }
                 self.repo.rotate(role);
                 let new = self.repo.signers[role].clone();
                 if role == "root" {
