@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use bascule_agent::guard::{self, Machinery, Outcome, POLITE};
-use bascule_agent::host::{Clock as _, Firmware as _};
-use bascule_agent::linux::{self, EfiVariables, LinuxClock};
+use bascule_agent::guard::{self, Machinery, Outcome};
+use bascule_agent::host::Clock as _;
+use bascule_agent::linux::{self, LinuxClock};
 use bascule_agent::settings::Settings;
 use tokio::runtime::Handle;
 
+use super::last_resort::booted_with_counter;
 use super::{Exit, complain};
 
-/// How much longer than everything else the last resort waits.
-const LAST_RESORT: Duration = Duration::from_secs(60);
 /// How often the host is tried again while it can't be opened.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -32,9 +31,6 @@ impl Machinery for Kernel {
 }
 
 pub(super) async fn run(settings: &Settings, runtime: &Handle) -> Exit {
-    if let Err(error) = last_resort(settings.trial_deadline) {
-        tracing::error!(%error, "the guard runs without its last resort");
-    }
     let (settings, runtime) = (settings.clone(), runtime.clone());
     match tokio::task::spawn_blocking(move || watch(&settings, &runtime)).await {
         Ok(exit) => exit,
@@ -71,33 +67,4 @@ fn watch(settings: &Settings, runtime: &Handle) -> Exit {
         }
         Outcome::Rebooting(_) => Exit::Done,
     }
-}
-
-fn booted_with_counter() -> std::io::Result<bool> {
-    let path = EfiVariables::default().variable("LoaderBootCountPath")?;
-    Ok(path.is_some_and(|path| path.iter().any(|byte| *byte != 0)))
-}
-
-/// A thread that touches neither disk nor bus: when the guard itself hangs in one of them past its time, and the boot
-/// loader said that this boot counts, the machine goes down all the same.
-fn last_resort(deadline: Duration) -> std::io::Result<()> {
-    // What could not be read now is looked at again when it counts.
-    if booted_with_counter().is_ok_and(|counted| !counted) {
-        return Ok(());
-    }
-    let over = deadline + POLITE + LAST_RESORT;
-    let wait = move || {
-        while LinuxClock.since_boot() < over {
-            std::thread::park_timeout(over.saturating_sub(LinuxClock.since_boot()));
-        }
-        if !booted_with_counter().unwrap_or(false) {
-            return;
-        }
-        tracing::error!("the guard hangs past its deadline: the kernel is told to reboot without it");
-        // No sync here: it may be what hangs.
-        let outcome = rustix::system::reboot(rustix::system::RebootCommand::Restart);
-        tracing::error!(?outcome, "reboot(2) came back");
-    };
-    std::thread::Builder::new().name("last-resort".to_owned()).spawn(wait)?;
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Arguments, exit codes, and the way from one to the other.
 
 mod guard;
+mod last_resort;
 mod logging;
 mod manual;
 mod service;
@@ -14,6 +15,7 @@ use bascule_agent::engine::in_one_line;
 use bascule_agent::settings::{Settings, Sources};
 use bascule_api::{ChannelName, Digest, ReleaseRef, Version};
 use clap::{Parser, Subcommand};
+use last_resort::LastResort;
 
 /// How a command ended. The numbers are documented in docs/agent.md and stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,11 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     let sources = Sources::usual(arguments.settings, std::env::vars_os().collect());
     // What takes a release back must run also where the settings, or the log, are what that release broke.
     let is_guard = matches!(arguments.command, Command::Guard);
+    let last_resort = if is_guard { LastResort::begin().map(Some) } else { Ok(None) };
+    let last_resort = last_resort.unwrap_or_else(|error| {
+        complain(&error);
+        None
+    });
     let loaded = match arguments.command {
         Command::Guard => Settings::load_what_can_be_used(&sources),
         // It has an API server to tell.
@@ -103,6 +110,9 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
         }
         Err(error) => return fail(Exit::Settings, &error),
     };
+    if let Some(last_resort) = &last_resort {
+        last_resort.go_by(settings.trial_deadline);
+    }
     let audience = match arguments.command {
         Command::Run | Command::Guard => logging::Audience::Journal,
         Command::Status { .. } => logging::Audience::Person,

@@ -7,7 +7,7 @@ use bascule_agent::host::StateStore as _;
 use bascule_agent::linux::StateFolder;
 
 /// A folder with what the program needs to begin: boot partition, disk and settings.
-fn host() -> tempfile::TempDir {
+pub(crate) fn host() -> tempfile::TempDir {
     let host = tempfile::tempdir().unwrap();
     let root = host.path();
     std::fs::create_dir_all(root.join("efi/EFI/Linux")).unwrap();

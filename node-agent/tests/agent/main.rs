@@ -7,6 +7,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stdout,
+    clippy::print_stderr,
     reason = "helpers outside of #[test] functions are tests all the same"
 )]
 
@@ -18,6 +19,7 @@ mod flow;
 mod grants;
 mod guard;
 mod kubernetes;
+mod last_resort;
 mod limits;
 mod machine;
 mod releases;
