@@ -117,6 +117,40 @@ fn every_dependency_is_used() {
     }
 }
 
+/// What several programs read is read by one: agent, publisher, simulator, boot tests and the reference OS's first program can't
+/// disagree about it.
+#[test]
+fn tables_superblocks_and_command_lines_have_one_reader_each() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
+    let folders: BTreeSet<&Utf8Path> =
+        metadata.packages.iter().filter_map(|package| package.manifest_path.parent()).collect();
+    let mut readers: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for package in &metadata.packages {
+        let name = package.name.as_str();
+        if package.dependencies.iter().any(|dependency| dependency.name == "gptman") {
+            readers.entry("partition table").or_default().insert(name);
+        }
+        let mut sources = String::new();
+        read_sources(package.manifest_path.parent().expect("a manifest lies in a folder"), &folders, &mut sources);
+        for (what, sign) in [
+            // Of a dm-verity superblock (cryptsetup, lib/verity/verity.c).
+            ("verity superblock", concat!("\"verity\\0", "\\0")),
+            ("root hash of a command line", concat!("strip_prefix(\"root", "hash")),
+        ] {
+            if sources.contains(sign) {
+                readers.entry(what).or_default().insert(name);
+            }
+        }
+    }
+    let one = |name| BTreeSet::from([name]);
+    let wanted = BTreeMap::from([("partition table", one("bascule-gpt")), ("verity superblock", one("bascule-image"))]);
+    assert_eq!(readers, wanted, "everybody else asks these");
+}
+
 /// All Rust sources below a folder, without those of other members and of build output.
 fn read_sources(folder: &Utf8Path, members: &BTreeSet<&Utf8Path>, to: &mut String) {
     for entry in folder.read_dir_utf8().expect("a folder of sources") {

@@ -76,13 +76,17 @@ impl CommandLine {
         })
     }
 
-    /// The last value of an option, in words of the form `name=value`.
-    pub fn value(&self, name: &str) -> Option<String> {
-        let value = |word: String| {
+    /// Every value of an option, in words of the form `name=value`. What counts is the last.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = String> {
+        self.words().filter_map(move |word| {
             let word = word.strip_prefix("rd.").unwrap_or(&word);
             word.strip_prefix(name)?.strip_prefix('=').map(str::to_owned)
-        };
-        self.words().filter_map(value).last()
+        })
+    }
+
+    /// The last value of an option.
+    pub fn value(&self, name: &str) -> Option<String> {
+        self.values(name).last()
     }
 
     /// The root hash that an option names, `None` where it is not given.

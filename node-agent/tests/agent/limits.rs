@@ -1,7 +1,7 @@
 //! What the settings of a transfer say reaches every download of a stage. That a download then keeps to its bytes a second
 //! is tested where it is made (`bascule-repository`, `remote`).
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Event};
@@ -11,7 +11,7 @@ use bascule_agent::observe::LookSettings;
 use bascule_agent::settings::{Settings, Sources};
 use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
-use bascule_sim::host::SimReleases;
+use bascule_sim::host::{SimBus, SimReleases};
 
 use crate::machine::{Machine, release};
 
@@ -57,4 +57,21 @@ fn pack_and_boot_image_are_brought_at_the_lowest_priority_unless_that_is_switche
         assert_eq!(at_each_download(setting, move |_| nice()), [expected; DOWNLOADS], "{setting}");
     }
     assert_eq!(nice(), usual, "only the threads that stage are slowed down");
+}
+
+/// Whoever shuts the machine down need not wait for the network.
+#[test]
+fn shutdown_is_held_back_while_something_is_written_and_not_while_it_is_fetched() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let bus = Arc::new(OnceLock::<Arc<SimBus>>::new());
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let (asked, noted) = (bus.clone(), held.clone());
+    let note = move |_: &TransferOptions| noted.lock().unwrap().push(asked.get().unwrap().held());
+    let mut machine = Machine::offered(BootLoader::SystemdBoot, &old, SimReleases::of([&new]).noting(note));
+    bus.set(machine.sim.bus.clone()).unwrap();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    assert!(agent.published().unwrap().staged.is_some());
+    assert_eq!(*held.lock().unwrap(), [0; DOWNLOADS]);
+    assert_eq!(machine.sim.bus.unguarded(), [""; 0], "what boots was written without");
 }

@@ -1,10 +1,17 @@
 //! The agent beside its releases: what it says of itself and of its node, when it rests, and when it wakes.
 
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bascule_agent::boot::DigestCache;
 use bascule_agent::core::{During, EffectKind, Event};
+use bascule_agent::host::{Esp, EspFile, Host, Space};
+use bascule_agent::observe::{LookSettings, observe};
 use bascule_api::conditions;
 use bascule_api::{Goal, NodeError, NodeUpdateStatus, SlotState};
+use bascule_image::io::ReadAt;
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::layout::ESP;
@@ -236,4 +243,103 @@ fn units_that_must_run_and_do_not_are_reported_and_a_bus_that_is_gone_says_nothi
     bus.gone.store(true, Ordering::SeqCst);
     assert_eq!(look(&mut agent), "True");
     assert!(agent.state().problem.is_none(), "{:?}", agent.state().problem);
+}
+
+/// A boot partition that counts the bytes that are read of its files.
+struct Counting {
+    esp: Arc<dyn Esp>,
+    bytes: Arc<AtomicU64>,
+}
+
+/// A file on it.
+struct CountingFile {
+    file: Box<dyn ReadAt>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl ReadAt for CountingFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.file.read_at(buffer, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+}
+
+impl Esp for Counting {
+    fn list(&self, directory: &str) -> io::Result<Vec<EspFile>> {
+        self.esp.list(directory)
+    }
+
+    fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+        self.esp.read(path, limit)
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn ReadAt>> {
+        let file = self.esp.open(path)?;
+        Ok(Box::new(CountingFile { file, bytes: self.bytes.clone() }))
+    }
+
+    fn write(&self, path: &str, content: &mut dyn io::Read) -> io::Result<()> {
+        self.esp.write(path, content)
+    }
+
+    fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        self.esp.write_start(path, bytes)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.esp.rename(from, to)
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.esp.remove(path)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.esp.sync()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.esp.space()
+    }
+
+    fn is_read_only(&self) -> io::Result<bool> {
+        self.esp.is_read_only()
+    }
+}
+
+/// A boot image has a hundred MB, and a look comes every five minutes. Whole files are read only to tell whether two are the same,
+/// and once: a debug image beside the running one stays for ever.
+#[test]
+fn looks_do_not_read_boot_images_whole_again_and_again() {
+    const SIZE: u64 = 300 << 10;
+    let old = release("1.0", &[]);
+    let machine = Machine::new(BootLoader::SystemdBoot, &old, &[]);
+    let whole = machine.sim.host();
+    let mut image = old.uki.clone();
+    image.resize(usize::try_from(SIZE).unwrap(), 0);
+    whole.esp.write(&format!("EFI/Linux/{}", old.entry()), &mut image.as_slice()).unwrap();
+    let bytes = Arc::new(AtomicU64::new(0));
+    let host = Host { esp: Arc::new(Counting { esp: whole.esp.clone(), bytes: bytes.clone() }), ..whole };
+    let digests = DigestCache::default();
+    let look = || {
+        let before = bytes.load(Ordering::Relaxed);
+        observe(&host, &LookSettings::default(), &digests).unwrap();
+        bytes.load(Ordering::Relaxed) - before
+    };
+    let alone = look();
+    assert!(alone < SIZE / 4, "an image alone is no two of anything, and {alone} bytes were read of it");
+    *image.last_mut().unwrap() = 1;
+    host.esp.write("EFI/Linux/acme-os_1.0-debug.efi", &mut image.as_slice()).unwrap();
+    let first = look();
+    assert!(
+        first >= 2 * SIZE,
+        "whether two images of one release and one length are one is not known of {first} bytes"
+    );
+    for again in [look(), look()] {
+        assert!(again < SIZE / 2, "{again} bytes were read once more");
+    }
 }

@@ -1,11 +1,11 @@
 //! Good bytes of what a node reads.
 
-use std::io::Cursor;
 use std::sync::LazyLock;
 
 use bascule_agent_core::{Journal, KnownRelease};
+use bascule_gpt::{Change, FileMedium, Medium as _, NewPartition, Table};
 use bascule_names::{Digest, RootHash, Version};
-use gptman::{GPT, GPTPartitionEntry};
+use uuid::Uuid;
 
 use super::{SECTOR, SECTORS};
 use crate::seeds;
@@ -16,20 +16,26 @@ const SIGNATURE: &[u8] = include_bytes!("../../data/signature.p7");
 
 /// A disk with two partitions.
 pub(crate) fn gpt() -> Vec<Vec<u8>> {
-    let mut disk = Cursor::new(vec![0; SECTORS * SECTOR]);
-    let mut table = GPT::new_from(&mut disk, SECTOR as u64, [7; 16]).expect("a disk in memory takes a table");
-    for (number, first) in [(1, 40), (2, 60)] {
-        table[number] = GPTPartitionEntry {
-            partition_type_guid: [number as u8; 16],
-            unique_partition_guid: [0x10 + number as u8; 16],
-            starting_lba: first,
-            ending_lba: first + 9,
-            attribute_bits: 1 << 60,
-            partition_name: "1.0".into(),
-        };
+    let uuid = |number: u32| Uuid::from_bytes([number as u8; 16]);
+    let partitions = [1, 2].map(|number| NewPartition {
+        number,
+        kind: uuid(number),
+        uuid: uuid(0x10 + number),
+        length: 10 * SECTOR as u64,
+        label: "1.0".to_owned(),
+    });
+    let file = tempfile::tempfile().expect("there is a place for temporary files");
+    file.set_len((SECTORS * SECTOR) as u64).expect("there is room for a small file");
+    let disk = FileMedium { file: &file, sector: SECTOR as u64 };
+    let geometry = disk.geometry().expect("it has a length");
+    let mut table = Table::create(geometry, uuid(7), SECTOR as u64, &partitions).expect("there is room for them");
+    for number in [1, 2] {
+        table.change(number, &Change { set: 1 << 60, ..Change::default() }).expect("it is there");
     }
-    table.write_into(&mut disk).expect("a disk in memory takes a table");
-    vec![disk.into_inner()]
+    table.install(&disk).expect("a file takes a table");
+    let mut bytes = vec![0; SECTORS * SECTOR];
+    disk.read(0, &mut bytes).expect("what was written can be read");
+    vec![bytes]
 }
 
 /// A journal that remembers a release, and a new one.

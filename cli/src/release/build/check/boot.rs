@@ -1,6 +1,6 @@
 //! What the firmware starts, and what the kernel is told.
 
-use bascule_image::command_line::CommandLine;
+use bascule_image::command_line::{CommandLine, VerityOption};
 use bascule_image::uki::{OsRelease, ReadUkiError, Uki, UkiError};
 use bascule_names::{Architecture, RootHash};
 
@@ -66,12 +66,15 @@ pub(crate) fn release_of_kernel(file: &[u8]) -> Option<String> {
 
 /// What `--cmdline` says before the root hash is put in.
 pub(crate) fn command_line(template: &str) -> Vec<Finding> {
-    let hand = |option: &&str| {
-        let value = option.strip_prefix("roothash=").or_else(|| option.strip_prefix("usrhash="));
-        value.is_some_and(|value| value != "{roothash}")
-    };
-    let written = template.split_ascii_whitespace().find(hand);
-    written.map(|option| OWN_ROOT_HASH.found(format!("--cmdline has {option}"))).into_iter().collect()
+    let named = root_hashes(&CommandLine::from(template));
+    let written = named.into_iter().find(|(_, value)| value != "{roothash}");
+    written.map(|(name, value)| OWN_ROOT_HASH.found(format!("--cmdline has {name}={value}"))).into_iter().collect()
+}
+
+/// All that a line says of a root hash: of several the last one counts, and whoever gives another one means something else.
+fn root_hashes(line: &CommandLine) -> Vec<(&'static str, String)> {
+    let options = [VerityOption::Root, VerityOption::Usr].map(VerityOption::name);
+    options.into_iter().flat_map(|name| line.values(name).map(move |value| (name, value))).collect()
 }
 
 /// The finished UKI, built here or elsewhere.
@@ -94,15 +97,9 @@ pub(crate) fn uki(file: &Vec<u8>, root_hash: &RootHash, subject: Subject<'_>) ->
 /// What the kernel is told.
 fn options(line: &CommandLine, root_hash: &RootHash) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let words: Vec<String> = line.words().collect();
-    // What is for the initrd only counts there, and that is where the root is set up.
-    let all: Vec<&str> = words.iter().map(|word| word.strip_prefix("rd.").unwrap_or(word)).collect();
-    let hashes: Vec<&str> = all
-        .iter()
-        .filter_map(|option| option.strip_prefix("roothash=").or_else(|| option.strip_prefix("usrhash=")))
-        .collect();
-    match hashes.iter().find(|hash| !hash.eq_ignore_ascii_case(root_hash.as_str())) {
-        Some(other) => findings
+    let hashes = root_hashes(line);
+    match hashes.iter().find(|(_, hash)| !hash.eq_ignore_ascii_case(root_hash.as_str())) {
+        Some((_, other)) => findings
             .push(OTHER_ROOT_HASH.found(format!(
                 "the UKI's command line does not carry the image's root hash {root_hash}, but {other}"
             ))),
@@ -111,17 +108,15 @@ fn options(line: &CommandLine, root_hash: &RootHash) -> Vec<Finding> {
         ))),
         None => {}
     }
-    // The last one counts, as for the kernel.
-    let value = |name: &str| all.iter().rev().find_map(|option| option.strip_prefix(name)?.strip_prefix('='));
-    match value("panic") {
+    match line.value("panic").as_deref() {
         Some("0") | None => findings.push(NO_PANIC_RESTART.found("the command line has no panic=SECONDS")),
         Some(_) => {}
     }
     let mut missing = Vec::new();
-    if value("oops") != Some("panic") {
+    if line.value("oops").as_deref() != Some("panic") {
         missing.push("oops=panic");
     }
-    if !matches!(value("softlockup_panic"), Some(text) if text != "0") {
+    if line.value("softlockup_panic").is_none_or(|text| text == "0") {
         missing.push("softlockup_panic=1");
     }
     if !missing.is_empty() {
@@ -136,6 +131,9 @@ fn options(line: &CommandLine, root_hash: &RootHash) -> Vec<Finding> {
             || option.starts_with("systemd.unit=rescue")
             || option.starts_with("systemd.unit=emergency")
     };
+    let words: Vec<String> = line.words().collect();
+    // What is for the initrd only counts there, and that is where the root is set up.
+    let all: Vec<&str> = words.iter().map(|word| word.strip_prefix("rd.").unwrap_or(word)).collect();
     if let Some(option) = all.iter().find(shell) {
         findings.push(SHELL.found(format!("the command line has {option}")));
     }
@@ -181,6 +179,9 @@ mod tests {
         }
         assert_eq!(numbers(&command_line("quiet roothash=deadbeef")), [6]);
         assert_eq!(numbers(&command_line("quiet usrhash={roothash}")), [] as [u16; 0]);
+        // As whoever reads it at boot parts it into words.
+        assert_eq!(numbers(&command_line("quiet \"roothash=deadbeef\"")), [6]);
+        assert_eq!(numbers(&command_line("rd.roothash=deadbeef")), [6]);
     }
 
     #[test]
