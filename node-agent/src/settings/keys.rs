@@ -48,7 +48,7 @@ pub const KEYS: &[Key] = &[
     key("node.name", Kind::Text, "", "Name of the Node and of its NodeUpdate. Not set: the host's name."),
     key("node.product", Kind::Text, "", "The product. Not set: IMAGE_ID, else ID, of os-release."),
     key("host.root", Kind::Text, "/", "Where the host's root file system is seen; in a pod, where it is mounted."),
-    key("boot.backend", Kind::Text, "auto", "`auto`, `systemd-boot` or `gptprio`."),
+    key("boot.backend", Kind::Text, "auto", "`auto`, `systemd-boot` or `gptprio` (experimental)."),
     key("boot.tries", Kind::Whole(1, 9), "3", "How often the boot loader may try an armed release."),
     key(
         "boot.partition",

@@ -1,6 +1,6 @@
-//! Boot selection by GPT attribute bits, as ChromeOS, CoreOS, Flatcar and Bottlerocket do it: priority in bits 48 to 51,
-//! tries in 52 to 55, success in 56 of the data partition. The loader takes the highest priority that has tries left or
-//! was successful, and takes one try off before it boots. Priority 0 never boots.
+//! Boot selection by GPT attribute bits, as ChromeOS defined them (experimental: docs/decisions/0031-gptprio-stays-experimental.md).
+//! Priority in bits 48 to 51, tries in 52 to 55, success in 56 of the data partition. The loader takes the highest priority that has
+//! tries left or was successful, and takes one try off before it boots. Priority 0 never boots.
 
 use crate::Entry;
 

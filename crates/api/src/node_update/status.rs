@@ -329,7 +329,7 @@ pub struct BootControl {
 pub enum BootControlBackend {
     /// Boot Loader Specification entries with counters, as systemd-boot does.
     SystemdBoot,
-    /// GPT attribute bits, as ChromeOS, CoreOS, Flatcar and Bottlerocket do.
+    /// GPT attribute bits of the data partitions, as ChromeOS defined them. Experimental.
     GptPrio,
 }
 
