@@ -5,6 +5,7 @@
 
 mod agent;
 mod audience;
+mod audit_log;
 mod autoscalers;
 mod bad_input;
 mod break_glass;

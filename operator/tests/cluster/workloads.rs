@@ -2,6 +2,7 @@
 //! cordon, builds that end late, an operator that has nowhere else to go, and people who uncordon.
 
 use crate::agent::Habit;
+use crate::audit_log;
 use crate::world::{Operator, World};
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
 use bascule_operator::gather::EXCLUDE_LABEL;
@@ -112,18 +113,42 @@ async fn a_pod_that_tolerates_the_cordon_is_evicted_once_and_lets_its_node_go() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_replica_under_a_budget_is_deleted_after_the_timeout_where_the_policy_says_so() {
+    audit_log::keep();
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
-    world.starts(&one_pod("single", ""), "single").await;
+    let apps = ["single", "lone"];
+    for app in apps {
+        world.starts(&one_pod(app, ""), app).await;
+    }
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let before: Vec<String> = pods
+        .list(&ListParams::default())
+        .await
+        .unwrap()
+        .iter()
+        .map(|pod| format!("Pod default/{}", pod.name_any()))
+        .collect();
+    assert_eq!(before.len(), apps.len());
     world.machine("n2", "b", Habit::Good).await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"drain": {"timeout": "4s", "onTimeout": "Delete"}})).await;
     world.until_current("n2", "1.1").await;
     world.until_current("n1", "1.1").await;
-    let told = async || world.notes("Deleted").await.iter().any(|note| note.contains("without its budget's leave"));
+    let told = async || {
+        let notes = world.notes("Deleted").await;
+        notes.iter().filter(|note| note.contains("without its budget's leave")).count() >= before.len()
+    };
     world.eventually("each deletion is an event on the pod", told).await;
-    let told = async || world.notes("PodDeleted").await.iter().any(|note| note.contains("Pod default/single-"));
-    world.eventually("and on the node", told).await;
+    for pod in &before {
+        let told = async || world.notes("PodDeleted").await.iter().any(|note| note.contains(pod));
+        world.eventually("and on the node", told).await;
+        let lines = audit_log::about(pod);
+        let deleted: Vec<_> = lines.iter().filter(|line| line.contains("action=\"DeletePod\"")).collect();
+        let [line] = deleted[..] else { panic!("one line for {pod}: {lines:?}") };
+        for part in ["node=\"n1\"", "by=\"UpdatePolicy workers\"", "without its budget's leave", "onTimeout: Delete"] {
+            assert!(line.contains(part), "{part} is missing in {line}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
