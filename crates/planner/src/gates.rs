@@ -157,6 +157,10 @@ pub enum Rule {
     Adoption,
     /// A new node is not held while it waits for what may take days.
     HeldForMinutes,
+    /// What is not known yet does not let a new node go.
+    HeldUntilKnown,
+    /// A new node is let go when its time is over, whatever it waits for.
+    HoldEnds,
     /// A node is taken out of external load balancers before it is emptied, whoever has cordoned it.
     OutOfLoadBalancers,
     /// A node reboots when the volumes of the pods that have left it are detached, or their time has passed.
@@ -174,7 +178,7 @@ pub enum Rule {
 }
 
 /// Every rule.
-pub const RULES: [Rule; 14] = [
+pub const RULES: [Rule; 16] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -182,6 +186,8 @@ pub const RULES: [Rule; 14] = [
     Rule::RolloutHooks,
     Rule::Adoption,
     Rule::HeldForMinutes,
+    Rule::HeldUntilKnown,
+    Rule::HoldEnds,
     Rule::OutOfLoadBalancers,
     Rule::VolumesFirst,
     Rule::PersonsUncordon,

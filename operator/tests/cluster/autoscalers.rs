@@ -2,8 +2,8 @@
 
 use crate::agent::Habit;
 use crate::world::{PATIENCE, World};
-use bascule_api::WaitReason;
-use bascule_tests::karpenter::{Karpenter, removes};
+use bascule_api::{HOLD_TAINT, WaitReason};
+use bascule_tests::karpenter::{Karpenter, POOL, POOL_LABEL, removes};
 use bascule_tests::kubelet::{Health, Kubelet, Machine, NoContainers};
 use bascule_tests::workload;
 use chrono::TimeDelta;
@@ -78,4 +78,26 @@ async fn karpenter_leaves_an_empty_node_alone_while_it_is_under_way_and_removes_
     operator.stop().await;
     let _operator = world.operator_later("second", AFTER_THE_TRUCE).await;
     world.until_karpenter(&karpenter, &ours, "chose", removes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come_and_no_second_one_is_added() {
+    let mut world = World::new().await;
+    // As docs/drain.md says.
+    let karpenter = Karpenter::start(&world.control_plane, Some(HOLD_TAINT)).await.unwrap();
+    let _operator = world.operator("first").await;
+    let nodes = json!({"matchLabels": {POOL_LABEL: POOL}});
+    world.policy("elastic", json!({"nodeSelector": nodes, "newNodes": {"hold": true}})).await;
+    // A pod without a place makes it add a node, whether the repository has been read by then or not.
+    world.control_plane.apply(&workload::deployment("shop", 1)).await.unwrap();
+    let added = async || karpenter.claims().await.unwrap().into_iter().find_map(|(claim, node)| Some((claim, node?)));
+    world.eventually("Karpenter adds a node", async || added().await.is_some()).await;
+    let (claim, node) = added().await.unwrap();
+    world.machine(&node, "test-zone-a", Habit::Good).await;
+    world.until_ready_on("shop", &node).await;
+    let booted = world.update(&node).await.status.and_then(|status| status.booted);
+    assert_eq!(booted.unwrap().version.as_str(), "1.1", "the pod came before the update\n{}", world.story().await);
+    karpenter.until_initialized(&claim).await.unwrap();
+    let claims = karpenter.claims().await.unwrap();
+    assert_eq!(claims.keys().collect::<Vec<_>>(), [&claim], "Karpenter said: {}", karpenter.log_tail());
 }

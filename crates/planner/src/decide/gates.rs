@@ -92,13 +92,12 @@ pub(super) fn own(candidate: &Candidate<'_, '_>) -> Option<(Gate, Arc<Wait>)> {
 
 /// Gates that may hold a node for days: somebody's decision, or the rollout's own order. A new node is not held meanwhile,
 /// since pods may have nowhere else to go.
-const MAY_TAKE_DAYS: [Gate; 11] = [
+const MAY_TAKE_DAYS: [Gate; 10] = [
     Gate::BootCounting,
     Gate::NotPaused,
     Gate::NoFreeze,
     Gate::NotHalted,
     Gate::Repository,
-    Gate::Release,
     Gate::Age,
     Gate::RollbackRetention,
     Gate::Skew,
@@ -106,9 +105,11 @@ const MAY_TAKE_DAYS: [Gate; 11] = [
     Gate::WaveSoak,
 ];
 
-/// Whether a node waits for something that may take days.
-pub(super) fn may_take_days(candidate: &Candidate<'_, '_>) -> bool {
-    OWN.iter().filter(|(gate, _)| MAY_TAKE_DAYS.contains(gate)).any(|(_, ask)| ask(candidate).is_some())
+/// Whether a node waits for something that may take days. A gate that does not hold because something is `unknown` yet says
+/// nothing of that.
+pub(super) fn may_take_days(candidate: &Candidate<'_, '_>, unknown: impl Fn(Gate) -> bool) -> bool {
+    let asked = OWN.iter().filter(|(gate, _)| MAY_TAKE_DAYS.contains(gate) && !unknown(*gate));
+    asked.map(|(_, ask)| ask).any(|ask| ask(candidate).is_some())
 }
 
 /// The first gate that keeps the release from being staged.

@@ -11,6 +11,7 @@ mod gates;
 mod grants;
 mod groups;
 mod health;
+mod hold;
 mod idle;
 mod known;
 mod maintenance;

@@ -4,16 +4,17 @@
 use super::{Violation, violation};
 use crate::{
     Action, Plan, Report, Snapshot,
-    snapshot::{Node, PolicyFacts},
+    snapshot::{Node, Offer, OfferState, PolicyFacts},
 };
 use bascule_api::{
-    BlockedRelease, DisruptionOutcome, EmergencyExemption, Goal, Severity, SlotState, Time, Version, WaitReason,
+    BlockedRelease, Counting, DisruptionOutcome, Duration, EmergencyExemption, Goal, Severity, SlotState, Time,
+    Version, WaitReason,
 };
 use std::collections::BTreeSet;
 
 pub(super) fn check(snapshot: &Snapshot, plan: &Plan, report: &Report, found: &mut Vec<Violation>) {
     for (node, said) in snapshot.nodes.iter().zip(&report.nodes) {
-        held_for_days(node, said.wait.reason, plan, found);
+        held(snapshot, node, said.wait.reason, (plan, report), found);
     }
     for step in &plan.steps {
         if let Action::Stage { node, policy, release, .. } = &step.action
@@ -50,25 +51,80 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, report: &Report, found: &m
     }
 }
 
-/// A new node that is held takes no pods, so it must not wait for what may take days: they may have nowhere else to go.
-fn held_for_days(node: &Node, reason: WaitReason, plan: &Plan, found: &mut Vec<Violation>) {
-    let for_days = matches!(
-        reason,
+/// A new node that is held takes no pods, so it must not wait for what may take days: they may have nowhere else to go. Nor
+/// is it let go for what is not known yet: its pods would be moved by its update minutes later.
+fn held(
+    snapshot: &Snapshot,
+    node: &Node,
+    reason: WaitReason,
+    (plan, report): (&Plan, &Report),
+    found: &mut Vec<Violation>,
+) {
+    if !node.taints.hold || node.deleting {
+        return;
+    }
+    let mut selecting =
+        snapshot.policies.iter().filter(|policy| members(snapshot, policy).any(|one| one.uid == node.uid));
+    let policy = selecting.next();
+    let for_days = match reason {
         WaitReason::BootCountingBroken
-            | WaitReason::Paused
-            | WaitReason::Freeze
-            | WaitReason::Halted
-            | WaitReason::RepositoryUnavailable
-            | WaitReason::MinimumAge
-            | WaitReason::RollbackRetention
-            | WaitReason::VersionSkew
-            | WaitReason::Wave
-            | WaitReason::WaveSoak
-    );
+        | WaitReason::Paused
+        | WaitReason::Freeze
+        | WaitReason::Halted
+        | WaitReason::MinimumAge
+        | WaitReason::RollbackRetention
+        | WaitReason::Wave
+        | WaitReason::WaveSoak => true,
+        WaitReason::RepositoryUnavailable => policy.is_some_and(|policy| !is_awaited(&policy.offer)),
+        WaitReason::VersionSkew => snapshot.api_server.is_some(),
+        _ => false,
+    };
     let is_let_go = |step: &crate::Step| matches!(&step.action, Action::Untaint { node: name, taint: crate::plan::Taint::Hold } if **name == *node.name);
-    if node.taints.hold && for_days && !node.deleting && !plan.steps.iter().any(is_let_go) {
+    let let_go = plan.steps.iter().any(is_let_go);
+    if for_days && !let_go {
         found.push(violation(0, &node.name, format!("is held while it waits with {reason}")));
     }
+    let young = snapshot.now < node.created_at.after(HELD_AT_MOST);
+    let halts = |policy: &PolicyFacts| {
+        let mut said = report.policies.iter().filter(|said| said.policy == policy.name);
+        said.any(|said| !said.status.blocked.is_empty())
+    };
+    if let_go && young && policy.is_some_and(|policy| is_held_for(snapshot, policy, node) && !halts(policy)) {
+        found.push(violation(0, &node.name, "is let go before anybody knows what it should run"));
+    }
+    if !let_go && !young && !node.granted() && snapshot.policies.iter().all(|policy| policy.spec.is_ok()) {
+        found.push(violation(0, &node.name, format!("is held for longer than {HELD_AT_MOST}")));
+    }
+}
+
+/// How long a new node is held at most.
+const HELD_AT_MOST: Duration = Duration::from_minutes(15);
+
+/// Whether there is nothing that a node waits for but what comes to be known by itself. Says no where it would have to
+/// follow the planner.
+fn is_held_for(snapshot: &Snapshot, policy: &PolicyFacts, node: &Node) -> bool {
+    let Ok(valid) = &policy.spec else { return false };
+    let update = node.live_update();
+    let status = update.map(|update| &update.status);
+    let silent = status.is_none_or(|status| status.booted.is_none());
+    let counts = status
+        .and_then(|status| status.boot_control.as_ref())
+        .is_none_or(|control| control.counting != Counting::Broken);
+    let expired = policy.offer.repository.expires_at.is_some_and(|expires| expires <= snapshot.now);
+    let awaited = is_awaited(&policy.offer);
+    let read = matches!(policy.offer.state, OfferState::Valid | OfferState::Stale { .. }) && !expired;
+    let stopped = valid.spec.paused
+        || !valid.spec.waves.is_empty()
+        || !snapshot.rollbacks.is_empty()
+        || !snapshot.freezes.is_empty();
+    valid.spec.new_nodes.hold && counts && !stopped && (awaited || (silent && read))
+}
+
+/// Whether a repository comes to be read by itself.
+fn is_awaited(offer: &Offer) -> bool {
+    let unreachable = |reason: &str| reason == bascule_api::conditions::reason::UNREACHABLE;
+    matches!(&offer.state, OfferState::Unread)
+        || matches!(&offer.state, OfferState::Unusable { reason, .. } if unreachable(reason))
 }
 
 /// Overwriting the other slot destroys the way back, so the running release must be proven.

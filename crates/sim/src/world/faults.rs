@@ -270,10 +270,16 @@ impl World {
             self.add_node(name, two);
             let now = self.snapshot.now;
             let generation = self.random.random_range(2..1_000_000_u32);
+            // As an autoscaler adds it, and with an agent that takes its time.
+            let (by_autoscaler, silent) = (self.chance(50), self.chance(50));
             self.with_node(name, |node| {
                 node.uid = format!("uid-{name}-{generation}");
                 node.created_at = now;
+                node.taints.hold = by_autoscaler;
             });
+            if let Some(machine) = self.machines.get_mut(name).filter(|_| silent) {
+                machine.silent = true;
+            }
         }
     }
 
@@ -359,6 +365,7 @@ impl World {
         self.tell("peace: everything is mended");
         self.peace = true;
         self.old_view = None;
+        self.begins = false;
         for machine in self.machines.values_mut() {
             machine.silent = false;
             machine.dies = false;

@@ -72,6 +72,8 @@ pub struct World {
     seed: u64,
     gates: GateSet,
     story: String,
+    /// Whether the operator has only just begun, and has read nothing outside of the cluster.
+    begins: bool,
     /// What the operator saw of the nodes some rounds ago.
     old_view: Option<Snapshot>,
     peace: bool,
@@ -136,6 +138,7 @@ impl World {
             seed: snapshot.seed,
             gates: GateSet::ALL,
             story: String::new(),
+            begins: false,
             old_view: None,
             peace: true,
             twin: None,
@@ -198,7 +201,13 @@ impl World {
     /// The operator plans and carries out a part of the plan; it may be killed between any two actions.
     fn operate(&mut self) -> Result<(), Box<Failure>> {
         let stale = !self.peace && self.chance(15);
-        let seen = if stale { self.old_view() } else { self.snapshot.clone() };
+        let mut seen = if stale { self.old_view() } else { self.snapshot.clone() };
+        if std::mem::take(&mut self.begins) {
+            self.tell("operator  begins, and has read no repository yet");
+            for policy in &mut seen.policies {
+                std::sync::Arc::make_mut(policy).offer = std::sync::Arc::default();
+            }
+        }
         let (plan, report) = plan_asking(&seen, self.gates);
         let mut broken: Vec<Broken> = lint(&seen, &plan, &report).into_iter().map(Broken::Lint).collect();
         if let Some(twin) = &mut self.twin {
@@ -234,6 +243,7 @@ impl World {
         } else {
             self.tell("operator  is killed");
             self.workload.forget();
+            self.begins = self.chance(30);
             if self.chance(30) {
                 self.forget_boots();
             }

@@ -103,6 +103,29 @@ impl World {
         }
     }
 
+    /// A node joins, on release 1.0; an autoscaler gives it the hold taint from its first moment, or does not.
+    pub fn join(&mut self, name: &str, held: bool) {
+        self.tell(&format!("{name}: joins"));
+        let mut node = build::node(name, "a");
+        node.created_at = self.snapshot.now;
+        node.taints.hold = held;
+        self.snapshot.nodes.push(Arc::new(node));
+        let mut machine = Machine::new(name);
+        machine.install(&build::version("1.0"), build::at(-86_400));
+        self.machines.insert(name.to_owned(), machine);
+    }
+
+    /// Gives a node a label, or takes it away.
+    pub fn label(&mut self, name: &str, key: &str, value: Option<&str>) {
+        if let Some(node) = self.snapshot.nodes.iter_mut().find(|node| *node.name == *name) {
+            let labels = &mut Arc::make_mut(node).labels;
+            match value {
+                Some(value) => labels.insert(key.to_owned(), value.to_owned()),
+                None => labels.remove(key),
+            };
+        }
+    }
+
     /// The power of a node fails; it boots again.
     pub fn cut_power(&mut self, node: &str) {
         self.crash(node);

@@ -2,10 +2,11 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
+mod newcomers;
 mod trials;
 
 use bascule_api::{DisruptionOutcome, WaitReason};
-use bascule_planner::{Action, plan};
+use bascule_planner::{Action, plan, snapshot::Node};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -16,6 +17,10 @@ fn world(per_zone: usize, fields: &Value) -> World {
 
 fn on(world: &World, version: &str) -> usize {
     world.machines.keys().filter(|name| world.running(name).is_some_and(|running| running.as_str() == version)).count()
+}
+
+fn node<'a>(world: &'a World, name: &str) -> &'a Node {
+    world.snapshot.nodes.iter().find(|node| &*node.name == name).unwrap()
 }
 
 fn granted(world: &World) -> usize {
