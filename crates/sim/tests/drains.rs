@@ -118,6 +118,24 @@ fn deleting_after_the_timeout_reaches_a_budget_that_was_at_zero_from_the_start()
 }
 
 #[test]
+fn a_drain_that_the_policy_holds_keeps_its_node_as_it_is_until_somebody_resolves_it() {
+    let mut world = world(&json!({"drain": {"timeout": "5m", "onTimeout": "Hold"}}));
+    world.stick("a1");
+    world.until(200, |world| world.shown().contains("DrainHeld")).unwrap();
+    let evictions = world.evictions();
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(120);
+        let held = node(&world, "a1");
+        assert!(held.granted() && matches!(held.cordon, Cordon::Ours { .. }), "{}\n{}", world.story(), world.shown());
+    }
+    assert!(world.shown().contains("the policy holds: 1 pods are left"), "{}", world.shown());
+    assert_eq!(world.evictions(), evictions, "nobody is asked any more");
+    world.unstick("a1");
+    world.until(400, done).unwrap();
+}
+
+#[test]
 fn a_rollback_that_names_a_node_takes_it_though_a_person_cordoned_it_and_leaves_it_so() {
     let mut world = world(&json!({}));
     world.until(400, done).unwrap();

@@ -167,6 +167,8 @@ async fn a_hook_that_succeeded_stays_done_and_a_failed_one_waits_for_a_person() 
         rollout.is_some_and(|one| one.state == RolloutState::Failed && one.reason == WaitReason::Hook)
     };
     world.until_update("n1", "failed after its commit", failed).await;
+    let told = async || world.notes("HookFailed").await.iter().any(|note| note.contains("warm-cache"));
+    world.eventually("it is an event that names the hook", told).await;
     let node = Api::<Node>::all(world.client.clone()).get("n1").await.unwrap();
     assert_eq!(node.spec.and_then(|spec| spec.unschedulable), Some(true), "it takes no work before the hook is done");
     assert_eq!((ran("first"), ran("second"), ran("warm-cache")), (1, 1, 1));

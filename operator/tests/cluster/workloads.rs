@@ -86,7 +86,7 @@ impl World {
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()).sum()
     }
 
-    async fn notes(&self, reason: &str) -> Vec<String> {
+    pub async fn notes(&self, reason: &str) -> Vec<String> {
         let events: Api<Event> = Api::all(self.client.clone());
         let all = events.list(&ListParams::default()).await.unwrap().items;
         let those = all.into_iter().filter(|event| event.reason.as_deref() == Some(reason));

@@ -137,6 +137,12 @@ impl World {
         self.show_workload();
     }
 
+    /// Somebody resolves what kept these pods.
+    pub fn unstick(&mut self, node: &str) {
+        self.workload.clear(Some(node), &Kind::Stuck);
+        self.show_workload();
+    }
+
     /// An alert fires, or does not any more: what gates about the cluster look at.
     pub fn alert(&mut self, fires: bool) {
         self.workload.healthy = !fires;
