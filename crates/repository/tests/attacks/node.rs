@@ -50,9 +50,14 @@ pub struct Updated {
 impl Node {
     /// A node that runs release 1.0 and whose OS image holds the vendor's first root.
     pub fn of(vendor: &Vendor) -> Self {
+        Self::trusting(vendor.trust_root())
+    }
+
+    /// The same, with this root.
+    pub fn trusting(trust_root: Vec<u8>) -> Self {
         Self {
             state: tempfile::tempdir().unwrap(),
-            trust_root: vendor.trust_root(),
+            trust_root,
             clock: start(),
             running: Some("1.0".to_owned()),
             missing_pack: MissingPack::FallBack,
@@ -95,11 +100,15 @@ impl Node {
         server: &HttpsServer,
         trusted: &HttpsServer,
     ) -> Result<Repository, bascule_repository::Error> {
+        self.open_at(&server.url(), trusted.ca_pem()).await
+    }
+
+    pub async fn open_at(&self, url: &str, ca_pem: &str) -> Result<Repository, bascule_repository::Error> {
         let options = OpenOptions {
             trust_root: self.trust_root.clone(),
-            base: server.url().parse().unwrap(),
+            base: url.parse().unwrap(),
             datastore: DatastoreLocation::Persistent(self.datastore()),
-            fetcher: Fetcher::Http(self.client(trusted.ca_pem())),
+            fetcher: Fetcher::Http(self.client(ca_pem)),
             now: Now::at(self.clock),
         };
         Repository::open(options).await
@@ -107,7 +116,11 @@ impl Node {
 
     /// Goes the whole way to what is wanted.
     pub async fn update_to(&self, server: &HttpsServer, wanted: Wanted) -> Result<Updated, Failure> {
-        let repository = self.open(server).await?;
+        self.update_from(self.open(server).await?, wanted).await
+    }
+
+    /// The same, from an opened repository on.
+    pub async fn update_from(&self, repository: Repository, wanted: Wanted) -> Result<Updated, Failure> {
         let channel = repository.channel(&CHANNEL.parse().unwrap()).await?;
         let held = |version: &String| Held { version: version.parse().unwrap(), root_hash: root_hash(version) };
         let host = Host {
