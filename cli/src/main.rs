@@ -24,6 +24,11 @@ use exit::Exit;
 fn main() -> ExitCode {
     // tough brings a second provider along, so none is chosen by itself. Fails only if one is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    match completion::answered() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => return exit::report(&error),
+    }
     let arguments = args::Arguments::parse();
     start_logging(arguments.verbose);
     if let Some(time) = arguments.at {

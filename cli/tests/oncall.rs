@@ -188,7 +188,7 @@ async fn nobody_is_left_alone_with_a_cluster_that_does_not_answer() {
 
     let lost = Person { kubeconfig: folder.path().join("none") };
     let said = lost.types("status").await;
-    assert!(said.code != 0 && said.err.starts_with("bascule: "), "{said:?}");
+    assert!(said.code == 1 && said.err.starts_with("bascule: no cluster is configured: give --kubeconfig"), "{said:?}");
     assert_eq!(lost.types("version --client").await.code, 0);
     assert_eq!(lost.types("completion bash").await.code, 0);
     assert_eq!(nobody.types("freeze --for soon --reason x").await.code, 2);
@@ -298,7 +298,7 @@ async fn four_questions_and_everything_that_may_be_missing() {
     assert!(said.code == 0 && said.out.contains("Frozen everywhere until"), "{said:?}");
     alice.sees("status", "FROZEN everywhere until").await;
     alice.sees("history", "checkout incident").await;
-    assert_eq!(alice.types("unfreeze --all").await.code, 0);
+    assert_eq!(alice.types("unfreeze --all --yes").await.code, 0);
     for (stop, what) in [
         (r#"pause workers --reason "not now""#, "workers"),
         (r#"hold node-b1 --for 1h --reason "not this one""#, "node-b1"),

@@ -102,6 +102,7 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
     let nodes = list::<api::NodeUpdate>(client, "NodeUpdates").await?;
     findings.extend(checks::policies(&policies, clock::now()));
     findings.extend(checks::agents(&seen, &nodes));
+    findings.extend(checks::gates(&seen));
     match list::<PodDisruptionBudget>(client, "PodDisruptionBudgets").await {
         Ok(budgets) => findings.extend(checks::budgets(&budgets)),
         Err(error) => findings.push(Finding::warning("budgets", "were not looked at", error.to_string())),

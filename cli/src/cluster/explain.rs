@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
-use bascule_api::{LiveNode, LivePolicy, LiveReport, LiveWait, WaitReason};
+use bascule_api::{LiveNode, LivePolicy, LiveReport, LiveWait, Time, WaitReason};
 use chrono::TimeZone;
 use clap::Args;
 use kube::Api;
@@ -24,7 +24,7 @@ const NAMED: usize = 5;
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
     /// The node or the policy.
-    #[arg(value_name = "NODE|POLICY")]
+    #[arg(value_name = "NODE|POLICY", add = clap_complete::ArgValueCandidates::new(crate::completion::nodes_and_policies))]
     name: String,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
@@ -40,6 +40,33 @@ struct NodeExplanation<'a> {
     gates: Gates<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_update: Option<&'a api::NodeUpdate>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PolicyExplanation<'a> {
+    source: &'a Source,
+    planned_at: Time,
+    #[serde(flatten)]
+    policy: &'a LivePolicy,
+    /// What its nodes wait for, the most frequent first.
+    waits: Vec<WaitExplanation<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WaitExplanation<'a> {
+    #[serde(flatten)]
+    wait: &'a LiveWait,
+    nodes: Vec<&'a str>,
+    /// What would change it.
+    remedy: String,
+}
+
+impl<'a> WaitExplanation<'a> {
+    fn of((wait, nodes): (&'a LiveWait, Vec<&'a LiveNode>)) -> Self {
+        Self { wait, nodes: nodes.iter().map(|node| node.name.as_str()).collect(), remedy: advice(wait) }
+    }
 }
 
 /// The gates in their order: those that hold, the one that does not, and those that were not asked.
@@ -96,7 +123,13 @@ impl Explain {
             };
             output::show(self.output, &explanation, |_| node_text(&seen, node, update, &page))?;
         } else if let Some((index, policy)) = seen.policy(&self.name) {
-            output::show(self.output, policy, |_| policy_text(&seen, index, policy, &page))?;
+            let explanation = PolicyExplanation {
+                source: &seen.source,
+                planned_at: seen.report.planned_at,
+                policy,
+                waits: groups(&seen.report, index).into_iter().map(WaitExplanation::of).collect(),
+            };
+            output::show(self.output, &explanation, |_| policy_text(&seen, index, policy, &page))?;
         } else {
             let names = seen.report.nodes.iter().map(|node| node.name.as_str()).chain(seen.policy_names());
             anyhow::bail!("there is no node and no UpdatePolicy {}{}", self.name, problem::hint(&self.name, names));
@@ -317,6 +350,22 @@ mod tests {
         let seen = fixture::seen();
         let policy = &seen.report.policies[0];
         insta::assert_snapshot!("explain-policy", policy_text(&seen, 0, policy, &fixture::page(fixture::TERMINAL)));
+    }
+
+    #[test]
+    fn programs_read_what_a_policys_nodes_wait_for() {
+        let seen = fixture::seen();
+        let explanation = PolicyExplanation {
+            source: &seen.source,
+            planned_at: seen.report.planned_at,
+            policy: &seen.report.policies[0],
+            waits: groups(&seen.report, 0).into_iter().map(WaitExplanation::of).collect(),
+        };
+        let read = serde_json::to_value(&explanation).unwrap();
+        assert_eq!((&read["source"]["from"], &read["name"]), (&"leader".into(), &"workers".into()));
+        let wave = &read["waits"][0];
+        assert_eq!((&wave["reason"], &wave["nodes"]), (&"Wave".into(), &serde_json::json!(["node-c1", "node-c2"])));
+        assert!(wave["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{wave}");
     }
 
     #[test]

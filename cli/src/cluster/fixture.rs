@@ -76,6 +76,7 @@ pub(super) fn seen() -> Seen {
     let policies = serde_json::from_value(json!([{
         "name": "workers",
         "maxUnavailable": 4,
+        "forecast": {"inWindow": 14, "doneAt": "2026-11-28T10:20:00Z"},
         "status": {
             "target": release("41.3.0"), "previous": release("41.2.0"),
             "counts": {"nodes": 40, "updated": 12, "unavailable": 2, "inProgress": 2, "failed": 1},

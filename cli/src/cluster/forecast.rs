@@ -30,6 +30,7 @@ use std::{fmt::Display, str::FromStr};
 #[derive(Debug, Args)]
 pub(crate) struct Forecast {
     /// Only the nodes of this policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: Option<String>,
     /// How far ahead to look.
     #[arg(long, value_name = "DURATION", default_value = "60d")]
@@ -88,14 +89,14 @@ impl When {
 /// A window that opens before the end of the forecast.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct WindowAnswer {
-    start: Time,
+pub(super) struct WindowAnswer {
+    pub(super) start: Time,
     #[serde(skip_serializing_if = "Option::is_none")]
-    end: Option<Time>,
+    pub(super) end: Option<Time>,
     /// The start as the policy's people write it.
     in_its_zone: String,
     /// Nodes that will probably be done in it.
-    nodes: usize,
+    pub(super) nodes: usize,
 }
 
 /// The answer, for people and for programs.
@@ -186,11 +187,12 @@ fn answer(facts: &Snapshot, options: &Options, calendar: bool) -> Answer {
             })
             .collect();
         nodes.sort_by(|a, b| (a.done_at.is_none(), a.done_at, &a.name).cmp(&(b.done_at.is_none(), b.done_at, &b.name)));
+        let done: Vec<Time> = nodes.iter().filter_map(|node| node.done_at).collect();
         PolicyAnswer {
             name: policy.name.clone(),
             release: policy.status.target.as_ref().map(|target| target.version.clone()),
             done_at: done_at.filter(|_| !nodes.is_empty()),
-            windows: if calendar { windows(policy, facts.now, options.horizon, &nodes) } else { Vec::new() },
+            windows: if calendar { windows(policy, facts.now, options.horizon, &done) } else { Vec::new() },
             nodes,
         }
     });
@@ -198,9 +200,8 @@ fn answer(facts: &Snapshot, options: &Options, calendar: bool) -> Answer {
 }
 
 /// The windows of a policy up to the horizon, and how many nodes are done in each.
-fn windows(policy: &PolicyFacts, now: Time, horizon: api::Duration, nodes: &[NodeAnswer]) -> Vec<WindowAnswer> {
-    let done: Vec<Time> = nodes.iter().filter_map(|node| node.done_at).collect();
-    let coming = bascule_planner::calendar::calendar(policy, now, horizon, &done).into_iter();
+pub(super) fn windows(policy: &PolicyFacts, now: Time, horizon: api::Duration, done: &[Time]) -> Vec<WindowAnswer> {
+    let coming = bascule_planner::calendar::calendar(policy, now, horizon, done).into_iter();
     coming
         .map(|one| WindowAnswer { start: one.start, end: one.end, in_its_zone: one.in_its_zone, nodes: one.done })
         .collect()

@@ -46,12 +46,28 @@ impl Freeze {
         let policy_selector = (!self.policy_labels.is_empty())
             .then(|| Selector { match_labels: self.policy_labels.into_iter().collect(), ..Selector::default() });
         let place = if policy_selector.is_none() { "everywhere" } else { "for the policies with these labels" };
-        let spec = FreezeSpec { policy_selector, ..spec(self.reason, self.duration) };
+        let spec = FreezeSpec { policy_selector: policy_selector.clone(), ..spec(self.reason, self.duration) };
         let name = create(&client, "freeze", spec).await?;
-        let seen = live::seen(&client, connection).await?;
-        let moving = seen.report.nodes.iter().filter(|node| in_motion(node)).count();
-        said(place, self.duration, &finishing(moving), &format!("bascule unfreeze {name}"))
+        // It is written: whatever can't be read now, the stop holds and is to be told with its name.
+        let finish = match moving(&client, connection, policy_selector.as_ref()).await {
+            Ok(moving) => finishing(moving),
+            Err(error) => {
+                output::say(&format!("how many nodes are in progress can't be read: {error:#}"));
+                "Nodes in progress finish".to_owned()
+            }
+        };
+        said(place, self.duration, &finish, &format!("bascule unfreeze {name}"))
     }
+}
+
+/// How many nodes are in progress, of all policies or of those that are selected.
+async fn moving(client: &Client, connection: &Connection, selector: Option<&Selector>) -> anyhow::Result<usize> {
+    let seen = live::seen(client, connection).await?;
+    let Some(selector) = selector else { return Ok(seen.report.nodes.iter().filter(|node| in_motion(node)).count()) };
+    let policies = super::list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
+    let selected = policies.iter().filter(|policy| selector.matches(policy.labels()));
+    let indexes = selected.filter_map(|policy| Some(seen.policy(&policy.name_any())?.0));
+    Ok(indexes.map(|index| seen.report.nodes_of(index).filter(|node| in_motion(node)).count()).sum())
 }
 
 fn spec(reason: String, duration: api::Duration) -> FreezeSpec {
@@ -105,6 +121,7 @@ fn in_motion(node: &LiveNode) -> bool {
 #[derive(Debug, Args)]
 pub(crate) struct Pause {
     /// The policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: String,
     /// Why. Everybody who waits will read it.
     #[arg(long)]
@@ -140,7 +157,7 @@ fn policy_index(seen: &Seen, name: &str) -> anyhow::Result<usize> {
 #[derive(Debug, Args)]
 pub(crate) struct Resume {
     /// The policy or the node.
-    #[arg(value_name = "POLICY|NODE")]
+    #[arg(value_name = "POLICY|NODE", add = clap_complete::ArgValueCandidates::new(crate::completion::nodes_and_policies))]
     name: String,
 }
 
@@ -157,6 +174,11 @@ impl Resume {
         let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
         delete(&client, &names).await?;
         let others: Vec<String> = others.iter().map(|freeze| freeze.name_any()).collect();
+        if names.is_empty()
+            && let Ok(seen) = live::seen(&client, connection).await
+        {
+            named(&seen, &self.name)?;
+        }
         let mut text = resumed(&self.name, &names, &others);
         let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
         if let Ok(Some(policy)) = policies.get_opt(&self.name).await
@@ -170,6 +192,15 @@ impl Resume {
         output::print(&text)?;
         Ok(if names.is_empty() { Exit::Failed } else { Exit::Success })
     }
+}
+
+/// A name that is neither a policy's nor a node's is a slip of the pen.
+fn named(seen: &Seen, name: &str) -> anyhow::Result<()> {
+    let names = seen.report.nodes.iter().map(|node| node.name.as_str()).chain(seen.policy_names());
+    if names.clone().all(|known| known != name) {
+        anyhow::bail!("there is no UpdatePolicy and no node {name}{}", problem::hint(name, names));
+    }
+    Ok(())
 }
 
 fn resumed(name: &str, ended: &[String], others: &[String]) -> String {
@@ -194,6 +225,7 @@ fn is_for(spec: &FreezeSpec, name: &str) -> bool {
 #[derive(Debug, Args)]
 pub(crate) struct Hold {
     /// The node.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::nodes))]
     node: String,
     /// How long, e.g. 90m or 2h.
     #[arg(long = "for", value_name = "DURATION")]
@@ -226,7 +258,7 @@ impl Hold {
 #[derive(Debug, Args)]
 pub(crate) struct Abort {
     /// The policy or the node.
-    #[arg(value_name = "POLICY|NODE")]
+    #[arg(value_name = "POLICY|NODE", add = clap_complete::ArgValueCandidates::new(crate::completion::nodes_and_policies))]
     name: String,
     /// Why. Everybody who waits will read it.
     #[arg(long)]
@@ -255,8 +287,8 @@ impl Abort {
                 (spec, vec![node], format!("for node {}", self.name))
             }
             (None, None) => {
-                let names = seen.report.nodes.iter().map(|node| node.name.as_str()).chain(seen.policy_names());
-                anyhow::bail!("there is no UpdatePolicy and no node {}{}", self.name, problem::hint(&self.name, names));
+                named(&seen, &self.name)?;
+                anyhow::bail!("there is no UpdatePolicy and no node {}", self.name);
             }
         };
         let does = consequences(&nodes);
@@ -294,18 +326,28 @@ fn consequences(nodes: &[&LiveNode]) -> String {
 #[derive(Debug, Args)]
 pub(crate) struct Unfreeze {
     /// The names of the freezes, as `bascule status` shows them.
-    #[arg(required_unless_present = "all")]
+    #[arg(required_unless_present = "all", add = clap_complete::ArgValueCandidates::new(crate::completion::freezes))]
     names: Vec<String>,
-    /// End all of them.
+    /// End all of them, those of others too.
     #[arg(long, conflicts_with = "names")]
     all: bool,
+    /// Do not ask before all of them are ended.
+    #[arg(long, short)]
+    yes: bool,
 }
 
 impl Unfreeze {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client: Client = connection.client().await?;
-        let there = super::list::<api::Freeze>(&client, "Freezes").await?;
-        let there: Vec<String> = there.iter().map(|freeze| freeze.name_any()).collect();
+        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
+        let there: Vec<String> = freezes.iter().map(|freeze| freeze.name_any()).collect();
+        if self.all && !freezes.is_empty() {
+            output::say(&ending(&freezes));
+            if !output::confirmed("Continue", self.yes)? {
+                output::print("Nothing was changed.\n")?;
+                return Ok(Exit::Failed);
+            }
+        }
         let names = if self.all { there.clone() } else { self.names };
         if let Some(unknown) = names.iter().find(|name| !there.contains(name)) {
             let hint = problem::hint(unknown, there.iter().map(String::as_str));
@@ -315,6 +357,18 @@ impl Unfreeze {
         output::print(&format!("{} ended\n", picture::count(names.len(), "freeze")))?;
         Ok(Exit::Success)
     }
+}
+
+/// Whose freezes end, and why they were written: some of them are other people's.
+fn ending(freezes: &[api::Freeze]) -> String {
+    let mut text =
+        format!("{} end now, and what they held may start at once:", picture::count(freezes.len(), "freeze"));
+    for freeze in freezes {
+        let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+        let place = super::view::place(&freeze.spec);
+        text.push_str(&format!("\n  {} ({place}{by}): {}", freeze.name_any(), freeze.spec.reason));
+    }
+    text
 }
 
 async fn delete(client: &Client, names: &[String]) -> anyhow::Result<()> {
@@ -364,6 +418,22 @@ mod tests {
         ];
         let shown: String = says.iter().map(|(line, says)| format!("$ bascule {line}\n{says}")).collect();
         insta::assert_snapshot!("stop-commands", shown);
+    }
+
+    #[test]
+    fn a_name_that_nobody_has_is_told_from_one_that_nothing_holds() {
+        let seen = fixture::seen();
+        assert!(named(&seen, "workers").is_ok() && named(&seen, "node-a1").is_ok());
+        let said = named(&seen, "wrokers").unwrap_err().to_string();
+        assert!(said.contains("no UpdatePolicy and no node wrokers; did you mean workers?"), "{said}");
+    }
+
+    #[test]
+    fn whoever_ends_all_freezes_reads_whose_they_are() {
+        let mut freeze = api::Freeze::new("freeze-x7k2", spec("INC-4711".to_owned(), api::Duration::from_minutes(120)));
+        freeze.spec.requested_by = Some("alice".to_owned());
+        let said = ending(&[freeze]);
+        assert!(said.contains("freeze-x7k2 (everywhere by alice): INC-4711"), "{said}");
     }
 
     #[test]

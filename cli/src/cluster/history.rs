@@ -2,10 +2,10 @@
 
 use super::{
     Connection,
-    live::{self, Seen},
+    live::{self, Seen, Source},
     picture::{self, Look},
     problem,
-    view::{Page, place},
+    view::{Page, concerns, place},
 };
 use crate::{clock, exit::Exit, output};
 use bascule_api::{ObjectRef, Outcome, Time};
@@ -18,6 +18,7 @@ use std::fmt::Display;
 #[derive(Debug, Args)]
 pub(crate) struct History {
     /// Only this policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: Option<String>,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t)]
@@ -43,6 +44,14 @@ struct Entry {
     object: Option<ObjectRef>,
 }
 
+/// The answer for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    source: &'a Source,
+    entries: Vec<Entry>,
+}
+
 impl History {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let seen = live::seen(&connection.client().await?, connection).await?;
@@ -53,7 +62,8 @@ impl History {
         }
         let page = Page { look: Look::of_stdout(), now: clock::now(), zone: &chrono::Local };
         let entries = entries(&seen, self.policy.as_deref(), &page);
-        output::show(self.output, &entries, |entries| page.provenance(&seen) + &text(entries, &page))?;
+        let answer = Answer { source: &seen.source, entries };
+        output::show(self.output, &answer, |answer| page.provenance(&seen) + &text(&answer.entries, &page))?;
         Ok(Exit::Success)
     }
 }
@@ -110,7 +120,7 @@ fn entries<Z>(seen: &Seen, only: Option<&str>, page: &Page<'_, Z>) -> Vec<Entry>
     }
     for freeze in &seen.report.freezes {
         let spec = &freeze.spec;
-        if only.is_some_and(|name| !spec.policies.is_empty() && !spec.policies.iter().any(|policy| policy == name)) {
+        if only.is_some_and(|name| !concerns(&seen.report, spec, name)) {
             continue;
         }
         let end = freeze.created_at.after(spec.duration);

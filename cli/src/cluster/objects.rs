@@ -79,6 +79,7 @@ fn written_at(object: &impl Resource) -> Option<Time> {
 fn policy(policy: &api::UpdatePolicy) -> LivePolicy {
     let status = policy.status.clone().unwrap_or_default();
     LivePolicy {
+        forecast: None,
         name: policy.name_any(),
         paused: policy.spec.paused,
         max_unavailable: policy.spec.budget.max_unavailable.of(status.counts.nodes).ok(),

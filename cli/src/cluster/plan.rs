@@ -6,7 +6,8 @@ mod file;
 use super::{
     Connection,
     facts::{Objects, snapshot},
-    forecast, picture,
+    forecast::{self, WindowAnswer},
+    picture,
 };
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
@@ -20,6 +21,8 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
 
 /// How many nodes are named in a line.
 const NAMED: usize = 8;
+/// How many windows that lie ahead are shown.
+const WINDOWS: usize = 4;
 
 /// Show what a new or changed policy would do. Nothing is written.
 ///
@@ -55,6 +58,9 @@ struct Answer {
     completing: Vec<Waited>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_window: Option<String>,
+    /// The windows that lie ahead, the open one included, with what is done in them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    windows: Vec<WindowAnswer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     done_at: Option<Time>,
 }
@@ -147,7 +153,11 @@ fn answer(facts: &Snapshot, name: &str, changes: bool) -> anyhow::Result<Answer>
         Some(Waited { node: node.name.to_string(), what: completing.to_string(), until: completing.by })
     });
     let status = report.policies.get(index).map(|said| &said.status);
-    let forecast = bascule_planner::forecast(facts, &Options::default());
+    let options = Options::default();
+    let forecast = bascule_planner::forecast(facts, &options);
+    let done = report.nodes.iter().zip(&forecast.nodes).filter(|(said, _)| said.policy == Some(index));
+    let done: Vec<Time> = done.filter_map(|(_, done)| *done).collect();
+    let windows = forecast::windows(policy, facts.now, options.horizon, &done);
     Ok(Answer {
         policy: name.to_owned(),
         changes,
@@ -158,6 +168,7 @@ fn answer(facts: &Snapshot, name: &str, changes: bool) -> anyhow::Result<Answer>
         disrupts,
         waits,
         completing: waited.collect(),
+        windows: windows.into_iter().take(WINDOWS).collect(),
         next_window: status.map(|status| status.columns.next_window.clone()).filter(|window| window != "-"),
         done_at: forecast.policies.get(index).copied().flatten().filter(|_| !mine.is_empty()),
     })
@@ -205,6 +216,12 @@ where
     }
     if let Some(window) = &answer.next_window {
         text.push_str(&format!("  window    {window}\n"));
+    }
+    for window in &answer.windows {
+        let moment = |at: Time| picture::moment(at.get(), now, zone);
+        let end = window.end.map_or_else(|| "no end".to_owned(), moment);
+        let done = picture::count(window.nodes, "node");
+        text.push_str(&format!("            {} to {end}: {done} done in it\n", moment(window.start)));
     }
     let done = answer.done_at.map_or_else(
         || "not foreseen: it waits for a person, or lies more than 60 days ahead".to_owned(),

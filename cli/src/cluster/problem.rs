@@ -25,6 +25,9 @@ pub(super) fn told(error: kube::Error, verb: &str, what: &str, role: Role) -> Er
     let sentence = match &error {
         kube::Error::Api(status) => match status.code {
             401 => "the API server does not know you: log in again, or give another --context".to_owned(),
+            403 if !lacks_a_right(status) => format!(
+                "a rule of the cluster does not take it; can't {verb} {what}. What it says is below; no role changes that"
+            ),
             403 => format!(
                 "you may not {verb} {what}: ask an admin of the cluster to bind you to the ClusterRole {} (docs/install.md)",
                 role.name()
@@ -44,6 +47,12 @@ pub(super) fn told(error: kube::Error, verb: &str, what: &str, role: Role) -> Er
         ),
     };
     Error::new(error).context(sentence)
+}
+
+/// Refused by the authorizer, which says what the person "cannot" do, or by an admission policy or webhook, which says that it
+/// "denied" the request (apiserver/pkg/endpoints/handlers/responsewriters, admission/plugin/policy/validating).
+fn lacks_a_right(status: &kube::core::Status) -> bool {
+    !["denied request", "denied the request"].iter().any(|words| status.message.contains(words))
 }
 
 /// A name that was not found is answered with the object's kind; a kind that is not served with nothing, or a plain text.
@@ -103,6 +112,21 @@ mod tests {
             let said = told(refused(code), "list", "Freezes", Role::OnCall).to_string();
             assert!(said.contains(part), "{code}: {said}");
         }
+    }
+
+    #[test]
+    fn a_rule_that_refuses_is_no_missing_role() {
+        let refused = |message: &str| {
+            let status = serde_json::json!({"code": 403, "message": message, "reason": "Forbidden"});
+            kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+        };
+        let rule = "freezes.bascule.dev \"freeze-1\" is forbidden: ValidatingAdmissionPolicy 'bascule-on-call' with binding \
+                    'bascule-on-call' denied request: a Freeze of more than 31d is no on-call decision";
+        let said = told(refused(rule), "create", "Freezes", Role::OnCall).to_string();
+        assert!(said.contains("a rule of the cluster") && !said.contains("ClusterRole"), "{said}");
+        let right = "freezes.bascule.dev is forbidden: User \"eve\" cannot create resource \"freezes\" in API group \
+                     \"bascule.dev\" at the cluster scope";
+        assert!(told(refused(right), "create", "Freezes", Role::OnCall).to_string().contains("bascule-on-call"));
     }
 
     #[test]

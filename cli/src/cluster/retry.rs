@@ -16,6 +16,7 @@ const MOST: usize = 64;
 #[derive(Debug, Args)]
 pub(crate) struct Retry {
     /// The node.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::nodes))]
     node: String,
     /// Why; it goes into the record of the node.
     #[arg(long)]

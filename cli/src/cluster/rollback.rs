@@ -5,7 +5,7 @@ use super::{
     problem::{self, Role},
     whoami,
 };
-use crate::{exit::Exit, output};
+use crate::{clock, exit::Exit, output};
 use anyhow::bail;
 use bascule_api as api;
 use bascule_api::{SlotState, Version};
@@ -22,12 +22,18 @@ use std::{collections::BTreeSet, time::Duration};
 #[derive(Debug, Args)]
 pub(crate) struct Rollback {
     /// The policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: String,
     /// Why. It goes into the record of every node.
     #[arg(long)]
     reason: String,
     /// Only these nodes (comma-separated or repeated).
-    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "NODE",
+        value_delimiter = ',',
+        add = clap_complete::ArgValueCandidates::new(crate::completion::nodes)
+    )]
     nodes: Vec<String>,
     /// The release to go back to. Default: what each node's other slot holds.
     #[arg(long, value_name = "VERSION")]
@@ -119,7 +125,17 @@ impl Rollback {
         if seen.without_download + seen.with_download == 0 {
             bail!("no node of {} has anything to go back to", self.policy);
         }
-        output::print(&self.sentence(policy, &seen))?;
+        let mut text = self.sentence(policy, &seen);
+        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
+        let nodes: Vec<String> = nodes.iter().map(|node| node.name_any()).collect();
+        for freeze in freezes.iter().filter(|freeze| holds(freeze, policy, &nodes)) {
+            let name = freeze.name_any();
+            text.push_str(&format!(
+                "Freeze {name} holds it meanwhile ({}): bascule unfreeze {name}\n",
+                freeze.spec.reason
+            ));
+        }
+        output::print(&text)?;
         if !output::confirmed("Continue", self.yes)? {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
@@ -166,13 +182,31 @@ impl Rollback {
             api::IntOrPercent::Percent(share) => format!("At most {share} at once"),
         };
         let windows = if self.respect_windows { "in maintenance windows" } else { "windows ignored" };
-        text.push_str(&format!("{budget}, {windows}."));
+        let domains = policy.spec.budget.per_domain.as_ref().filter(|_| !self.ignore_budgets).map(|domain| {
+            let key = domain.topology_key.rsplit('/').next().unwrap_or_default();
+            format!(", in {} at a time", picture::count(domain.max_domains as usize, key))
+        });
+        text.push_str(&format!("{budget}{}, {windows}.", domains.unwrap_or_default()));
         if !self.no_block && !seen.from.is_empty() {
             text.push_str(&format!(" {} will be blocked for this policy.", versions(&seen.from)));
         }
         text.push('\n');
         text
     }
+}
+
+/// Whether a Freeze that has not ended holds nodes of a policy: a rollback waits for its end too.
+fn holds(freeze: &api::Freeze, policy: &api::UpdatePolicy, nodes: &[String]) -> bool {
+    let spec = &freeze.spec;
+    let created = freeze.metadata.creation_timestamp.as_ref().map(api::Time::from_kubernetes);
+    let active = created.is_some_and(|created| clock::now() < created.after(spec.duration).get());
+    let concerns = match (&spec.policies[..], &spec.nodes[..], &spec.policy_selector) {
+        ([], [], None) => true,
+        ([], [], Some(selector)) => selector.matches(policy.labels()),
+        ([], frozen, _) => frozen.iter().any(|node| nodes.contains(node)),
+        (policies, _, _) => policies.contains(&policy.name_any()),
+    };
+    active && concerns
 }
 
 async fn wait(api: &Api<api::Rollback>, name: &str, limit: Duration) -> anyhow::Result<Exit> {
@@ -230,6 +264,66 @@ mod tests {
             ..NodeUpdateStatus::default()
         });
         node
+    }
+
+    fn policy(budget: serde_json::Value) -> api::UpdatePolicy {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
+            "metadata": {"name": "workers", "labels": {"tier": "web"}},
+            "spec": {"nodeSelector": {}, "budget": budget,
+                "source": {"repository": "https://a.example/os", "channel": "stable"}},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_a_rollback_will_do_is_said_before_it_is_asked_for() {
+        use clap::Parser as _;
+        let says = |line: &str, budget: serde_json::Value| {
+            let words = ["bascule", "rollback", "workers", "--reason", "41.3.0 breaks the network"];
+            let parsed = crate::args::Arguments::parse_from(words.into_iter().chain(line.split_whitespace()));
+            let crate::args::Command::Rollback(rollback) = parsed.command else { panic!("another command") };
+            let nodes = [node("a", "1.3", Some("1.1")), node("b", "1.3", None)];
+            let seen = forecast(&nodes.iter().collect::<Vec<_>>(), Some(&Version::parse("1.1").unwrap()));
+            rollback.sentence(&policy(budget), &seen)
+        };
+        let zones = serde_json::json!({"maxUnavailable": 4, "perDomain": {"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1}});
+        let shown = [
+            ("", says("", zones.clone())),
+            (" --ignore-budgets --no-block", says("--ignore-budgets --no-block", zones)),
+            (" --respect-windows", says("--respect-windows", serde_json::json!({"maxUnavailable": "10%"}))),
+        ];
+        let shown: String =
+            shown.iter().map(|(line, says)| format!("$ bascule rollback workers{line}\n{says}")).collect();
+        insta::assert_snapshot!("rollback", shown);
+    }
+
+    #[test]
+    fn a_freeze_that_will_hold_it_is_found() {
+        let nodes = ["a".to_owned(), "b".to_owned()];
+        let freeze = |age: u64, spec: serde_json::Value| -> api::Freeze {
+            let mut whole = serde_json::json!({"reason": "incident", "duration": "2h"});
+            whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            let created = api::Time::new(clock::now() - chrono::TimeDelta::minutes(age as i64));
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "spec": whole,
+                "metadata": {"name": "f", "creationTimestamp": created},
+            }))
+            .unwrap()
+        };
+        let policy = policy(serde_json::json!({}));
+        let held = |age, spec| holds(&freeze(age, spec), &policy, &nodes);
+        assert!(held(5, serde_json::json!({})) && !held(121, serde_json::json!({})));
+        for (spec, expected) in [
+            (serde_json::json!({"policies": ["workers"]}), true),
+            (serde_json::json!({"policies": ["control"]}), false),
+            (serde_json::json!({"nodes": ["b"]}), true),
+            (serde_json::json!({"nodes": ["c"]}), false),
+            (serde_json::json!({"policySelector": {"matchLabels": {"tier": "web"}}}), true),
+            (serde_json::json!({"policySelector": {"matchLabels": {"tier": "db"}}}), false),
+        ] {
+            assert_eq!(held(5, spec.clone()), expected, "{spec}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
-use bascule_api::{LiveNode, LivePolicy, LiveReport, RolloutState, Time, WaitReason};
+use bascule_api::{LiveForecast, LiveNode, LivePolicy, LiveReport, RolloutState, Time, WaitReason};
 use chrono::TimeZone;
 use clap::Args;
 use serde::Serialize;
@@ -28,6 +28,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug, Args)]
 pub(crate) struct Status {
     /// Only this policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: Option<String>,
     /// Look again every two seconds, until Ctrl-C.
     #[arg(short, long)]
@@ -167,6 +168,12 @@ where
         };
         line.push_str(&format!("  window       {shown}\n"));
     }
+    if let Some(ahead) = &policy.forecast
+        && counts.updated < counts.nodes
+    {
+        let open = status.window.as_ref().is_some_and(|window| window.open);
+        line.push_str(&format!("  forecast     {}\n", forecast(ahead, open, page)));
+    }
     if let Some(until) = status.wave.as_ref().and_then(|wave| wave.soak_until) {
         line.push_str(&format!("  soak         until {}\n", page.moment(until)));
     }
@@ -184,6 +191,20 @@ where
     line.push_str(&waiting(report, nodes, look));
     line.push_str(&failed(report, nodes, look));
     line
+}
+
+/// `14 more nodes in this window, done Sat 11:20`.
+fn forecast<Z: TimeZone>(ahead: &LiveForecast, open: bool, page: &Page<'_, Z>) -> String
+where
+    Z::Offset: Display,
+{
+    let done =
+        ahead.done_at.map_or_else(|| "not done within two weeks".to_owned(), |at| format!("done {}", page.moment(at)));
+    let fits = ahead.in_window.map(|nodes| match open {
+        true => format!("{} in this window, ", picture::count(nodes, "more node")),
+        false => format!("{} in the next window, ", picture::count(nodes, "node")),
+    });
+    fits.unwrap_or_default() + &done
 }
 
 /// The conditions of a policy that are not as they should be, what the lines below tell anyway apart.
@@ -317,7 +338,7 @@ where
             or_dash(node.booted.as_ref().map(ToString::to_string)),
             or_dash(node.staged.as_ref().map(ToString::to_string)),
             format!("{:?}", node.state),
-            or_dash(wait.map(|wait| wait.reason.to_string())),
+            or_dash(wait.filter(|wait| view::adds(node.state, wait)).map(|wait| wait.reason.to_string())),
             or_dash(wait.and_then(|wait| wait.until).map(|until| page.moment(until))),
             or_dash(wait.and_then(|wait| wait.object.as_ref()).map(ToString::to_string)),
         ]

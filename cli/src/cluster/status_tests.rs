@@ -22,6 +22,7 @@ fn what_is_not_live_says_so_and_why() {
     let mut seen = fixture::seen();
     seen.source =
         Source::Objects { why: "no operator leads at the moment".into(), written_at: Some(fixture::ago(242)) };
+    seen.report.policies[0].forecast = None;
     insta::assert_snapshot!(
         "status-from-objects",
         text(&seen, Some("workers"), false, &fixture::page(fixture::TERMINAL))

@@ -14,6 +14,7 @@ use kube::ResourceExt as _;
 #[derive(Debug, Args)]
 pub(crate) struct Unblock {
     /// The policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: String,
     /// The release.
     version: Version,

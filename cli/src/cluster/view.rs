@@ -5,7 +5,7 @@ use super::{
     picture::{self, Look, Tone},
 };
 use bascule_api as api;
-use bascule_api::{LiveNode, LiveReport, LiveWait, Time};
+use bascule_api::{LiveNode, LiveReport, LiveWait, RolloutState, Time, WaitReason};
 use chrono::{DateTime, TimeZone, Utc};
 use serde::Serialize;
 use std::fmt::Display;
@@ -59,9 +59,7 @@ where
     /// A line for each Freeze that holds, those apart that are for other policies than the one that is looked at.
     pub(super) fn freezes(&self, report: &LiveReport, policy: Option<&str>) -> String {
         let mut text = String::new();
-        let concerns = |spec: &api::FreezeSpec| {
-            policy.is_none_or(|policy| spec.policies.is_empty() || spec.policies.iter().any(|one| one == policy))
-        };
+        let concerns = |spec: &api::FreezeSpec| policy.is_none_or(|policy| concerns(report, spec, policy));
         for freeze in report.freezes.iter().filter(|freeze| holds(freeze, self.now) && concerns(&freeze.spec)) {
             let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
             let ends = self.moment(freeze.created_at.after(freeze.spec.duration));
@@ -69,6 +67,17 @@ where
             text.push_str(&format!("{frozen} ({}{by}): {}\n", freeze.name, freeze.spec.reason));
         }
         text
+    }
+}
+
+/// Whether a Freeze holds something of a policy. One that goes by labels does as far as this program knows: the report has none.
+pub(super) fn concerns(report: &LiveReport, spec: &api::FreezeSpec, policy: &str) -> bool {
+    let index = report.policies.iter().position(|one| one.name == policy);
+    let of_it = |name: &String| report.nodes.iter().any(|node| node.name == *name && node.policy == index);
+    match (&spec.policies[..], &spec.nodes[..]) {
+        ([], []) => true,
+        ([], nodes) => nodes.iter().any(of_it),
+        (policies, _) => policies.iter().any(|one| one == policy),
     }
 }
 
@@ -113,12 +122,16 @@ impl NodeAnswer {
     }
 }
 
+/// Whether the reason says more than the state, and is no second time the same word.
+pub(super) fn adds(state: RolloutState, wait: &LiveWait) -> bool {
+    wait.reason.as_str() != format!("{state:?}")
+}
+
 /// State and reason, never the same word twice: `waits: Freeze`, `is draining`.
 pub(super) fn headline(node: &LiveNode, wait: Option<&LiveWait>) -> String {
     let does = picture::does(node.state);
-    let state = format!("{:?}", node.state);
-    match wait.map(|wait| wait.reason.as_str()).filter(|reason| *reason != state && *reason != "Transferring") {
-        Some(reason) => format!("{does}: {reason}"),
+    match wait.filter(|wait| adds(node.state, wait) && wait.reason != WaitReason::Transferring) {
+        Some(wait) => format!("{does}: {}", wait.reason),
         None => does.to_owned(),
     }
 }

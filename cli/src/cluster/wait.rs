@@ -18,6 +18,7 @@ use kube::{
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
     /// The policy.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::policies))]
     policy: String,
     /// What for.
     #[arg(long = "for", value_enum, default_value_t)]

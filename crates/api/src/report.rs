@@ -87,6 +87,22 @@ pub struct LivePolicy {
     pub max_unavailable: Option<u32>,
     /// Its whole status.
     pub status: UpdatePolicyStatus,
+    /// What lies ahead. Absent where nothing was foreseen: a fleet too large for the operator to do that, an older operator,
+    /// or what the objects alone say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<LiveForecast>,
+}
+
+/// What the planner, run forward over the facts of a plan, foresees for a policy. Failures and later releases are in no forecast.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveForecast {
+    /// How many more nodes are done in the window that is open, or in the next one; absent where a policy has no windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_window: Option<usize>,
+    /// When the last node is done; absent where that is further ahead than was looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub done_at: Option<Time>,
 }
 
 /// A node as the last plan sees it.

@@ -210,10 +210,13 @@ function drawMap(list) {
   });
 }
 
+// The reason, where it is another word than the state.
+const because = node => wait(node).reason === node.state ? "" : wait(node).reason;
+
 function drawMoving(nodes, now) {
   const list = moving(nodes), place = section("moving", list.length > 0);
   const far = node => node.drain && node.state === "Draining" ? `${node.drain.gone} of ${node.drain.pods} pods gone`
-    : node.state === "Staging" ? `${node.percent} %` : wait(node).reason;
+    : node.state === "Staging" ? `${node.percent} %` : because(node);
   rows(place.querySelector("tbody"), list.slice(0, MOVING), node => node.name, ["name", "name", "name", "name", "name", ""], node => {
     const why = wait(node);
     return [node.name, does(node.state), far(node), node.since ? at(node.since, ` (${span(node.since, now)})`) : "", at(why.until), object(why)];
@@ -262,7 +265,7 @@ function drawNodes(nodes) {
   place.querySelector(".wide").hidden = found.length === 0;
   rows(place.querySelector("tbody"), found.slice(0, view.shown), node => node.name, ["name", "name", "name", "name", "name", "name", "name", "name", "says"], node => {
     const why = wait(node);
-    return [node.name, node.zone ?? "", node.policy ?? "none", node.booted ?? "", node.staged ?? "", does(node.state), why.reason, at(why.until), why.message ?? ""];
+    return [node.name, node.zone ?? "", node.policy ?? "none", node.booted ?? "", node.staged ?? "", does(node.state), because(node), at(why.until), why.message ?? ""];
   });
   const limits = [view.reason && `that wait for ${view.reason}`, view.policy && `of ${view.policy}`].filter(Boolean).join(" ");
   const shown = Math.min(found.length, view.shown);

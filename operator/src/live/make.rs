@@ -58,6 +58,7 @@ fn order<Spec: Clone, Status: Clone>(
 fn policy(facts: &PolicyFacts, status: &UpdatePolicyStatus) -> LivePolicy {
     let spec = facts.spec.as_ref().ok().map(|valid| &valid.spec);
     LivePolicy {
+        forecast: None,
         name: facts.name.clone(),
         paused: spec.is_some_and(|spec| spec.paused),
         max_unavailable: spec.and_then(|spec| spec.budget.max_unavailable.of(status.counts.nodes).ok()),

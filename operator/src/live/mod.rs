@@ -1,10 +1,11 @@
 //! The live report: whoever leads serves what its last plan says, so that people need not wait for the objects.
 //!
-//! Nothing is kept but pointers to the last plan's own facts and report; the answer is made when it is asked for. Readers
+//! Nothing is kept but pointers to the last plan's own facts and report, and a forecast; the answer is made when it is asked for. Readers
 //! come through the API server's pod proxy with their own rights; the port itself asks for none, as that of the metrics
 //! (docs/decisions/0016-the-leader-serves-its-report.md).
 
 mod dashboard;
+mod foreseen;
 mod make;
 
 use crate::gather::World;
@@ -39,6 +40,7 @@ struct Inner {
     state: Mutex<Known>,
     plans: AtomicU64,
     turns: Semaphore,
+    foreseen: foreseen::Foreseen,
 }
 
 #[derive(Debug, Clone)]
@@ -87,13 +89,19 @@ pub struct Planned {
 impl Default for Live {
     fn default() -> Self {
         let state = Mutex::new(Known::Follows { leader: None });
-        Self(Arc::new(Inner { state, plans: AtomicU64::new(0), turns: Semaphore::new(AT_ONCE) }))
+        Self(Arc::new(Inner {
+            state,
+            plans: AtomicU64::new(0),
+            turns: Semaphore::new(AT_ONCE),
+            foreseen: Default::default(),
+        }))
     }
 }
 
 impl Live {
     /// This replica does not lead; what it knew is forgotten.
     pub fn follows(&self, leader: Option<Arc<str>>) {
+        self.0.foreseen.forget();
         self.set(Known::Follows { leader });
     }
 
@@ -125,7 +133,15 @@ pub(crate) async fn answer(State(live): State<Live>) -> Response {
     let known = live.get();
     match known {
         Known::Planned(plan) => {
-            match tokio::task::spawn_blocking(move || serde_json::to_vec(&make::report(&plan.plan))).await {
+            let ahead = live.0.foreseen.of(&plan.plan).await;
+            let made = move || {
+                let mut report = make::report(&plan.plan);
+                if let Some(ahead) = ahead {
+                    foreseen::put(&mut report, &ahead);
+                }
+                serde_json::to_vec(&report)
+            };
+            match tokio::task::spawn_blocking(made).await {
                 Ok(Ok(body)) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
                 _ => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             }

@@ -201,7 +201,7 @@ impl StatusWriter {
     async fn explain(&self, node: String, rollout: Rollout) -> bool {
         match self.writer.write_rollout(&node, &rollout).await {
             Err(error) if !error.is_stale() => {
-                tracing::warn!(node, error = crate::one_line(&error), "the explanation can't be written");
+                tracing::warn!(node, error = crate::one_line(&error), "the node's status can't be written");
                 true
             }
             _ => false,

@@ -124,6 +124,13 @@ pub(super) fn policies(policies: &[api::UpdatePolicy], now: DateTime<Utc>) -> Ve
             }
             Err(error) => found.push(wrong(error.to_string(), "An admin fixes the field that is named.")),
         }
+        let allowed = policy.spec.budget.max_unavailable.of(status.counts.nodes);
+        if status.counts.nodes > 0 && allowed.is_ok_and(|allowed| allowed == 0) {
+            found.push(warns(
+                "its budget lets no node be unavailable".to_owned(),
+                "An admin raises budget.maxUnavailable.",
+            ));
+        }
         if found.len() == before {
             found.push(Finding::good("policy", format!("{name}: {} nodes", status.counts.nodes)));
         }
@@ -148,10 +155,9 @@ fn metadata(repository: &api::RepositoryStatus, now: DateTime<Utc>, mut tell: im
     }
 }
 
-/// Whether what nodes take lately fits into no window of the coming time.
+/// Whether what a node takes fits into no window of the coming time.
 fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now: DateTime<Utc>) -> Option<String> {
-    let takes = [timings.drain_seconds, timings.boot_seconds, timings.health_seconds];
-    let takes = TimeDelta::seconds(takes.into_iter().flatten().map(i64::from).sum());
+    let takes = bascule_planner::first_node_takes(valid, timings).to_chrono();
     let mut at = Time::new(now);
     let mut longest = TimeDelta::zero();
     for _ in 0..WINDOWS {
@@ -165,7 +171,7 @@ fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now:
     }
     (takes > longest).then(|| {
         format!(
-            "a node lately took {} from the drain to the commit, and its longest window is {}",
+            "a node takes {} from the drain to the commit, soak and hooks included, and its longest window is {}",
             picture::span(takes),
             picture::span(longest)
         )
@@ -201,10 +207,46 @@ pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
         let what = format!("are of several versions: {}", versions.join(", "));
         found.push(Finding::warning("agents", what, "Fine while they are being replaced; else finish that."));
     }
+    let operator = &seen.report.operator_version;
+    if let (Some((only, _)), true) = (versions.first_key_value(), versions.len() == 1)
+        && matches!(seen.source, Source::Leader { .. })
+        && only != operator
+    {
+        let what = format!("are all {only}, and the operator is {operator}");
+        found.push(Finding::warning(
+            "agents",
+            what,
+            "Bring the newer of the two everywhere (docs/install.md, Upgrade).",
+        ));
+    }
     if found.is_empty() {
         found.push(Finding::good("agents", format!("{} report", picture::count(nodes.len(), "node"))));
     }
     found
+}
+
+/// Gates that can't be read or do not hold: nothing starts until they do.
+pub(super) fn gates(seen: &Seen) -> Vec<Finding> {
+    let mut waiting: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for node in seen.report.nodes.iter().filter(|node| node.policy.is_some()) {
+        let policy = node.policy.and_then(|index| seen.report.policies.get(index));
+        if let (Some(policy), Some(wait)) = (policy, seen.report.wait(node))
+            && wait.reason == WaitReason::HealthGate
+        {
+            *waiting.entry((&policy.name, &wait.message)).or_default() += 1;
+        }
+    }
+    if waiting.is_empty() {
+        return vec![Finding::good("gates", "no node waits for one")];
+    }
+    let told = waiting.into_iter().map(|((policy, message), nodes)| {
+        let what = format!(
+            "{policy}: {} for one: {message}",
+            if nodes == 1 { "1 node waits".to_owned() } else { format!("{nodes} nodes wait") }
+        );
+        Finding::warning("gates", what, WaitReason::HealthGate.remedy())
+    });
+    told.collect()
 }
 
 /// Budgets that allow no disruption although every pod is healthy: no drain of their nodes ever succeeds.
@@ -255,9 +297,36 @@ mod tests {
         let window = json!({"maintenanceWindows": [{"schedule": "0 2 * * *", "duration": "10m"}]});
         let slow = json!({"observedGeneration": 1, "counts": {"nodes": 3}, "timings": {"drainSeconds": 400, "bootSeconds": 300}});
         let found = policies(&[policy(window.clone(), slow)], fixture::now());
-        assert!(found[0].what.contains("longest window is 10m") && found[0].what.contains("11m40s"), "{found:?}");
+        assert!(found[0].what.contains("longest window is 10m") && found[0].what.contains("takes "), "{found:?}");
         let quick = json!({"observedGeneration": 1, "counts": {"nodes": 3}, "timings": {"drainSeconds": 100, "bootSeconds": 100}});
-        assert_eq!(weights(&policies(&[policy(window, quick)], fixture::now())), [super::super::Weight::Good]);
+        let short = json!({"health": {"nodeSoak": "1m"}});
+        let both = |more: &serde_json::Value| {
+            let mut spec = window.clone();
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            spec
+        };
+        let found = policies(&[policy(both(&short), quick.clone())], fixture::now());
+        assert_eq!(weights(&found), [super::super::Weight::Good], "{found:?}");
+        // The nodes of such a policy wait with WindowTooShort, whatever was learned.
+        let found = policies(&[policy(both(&json!({"health": {"nodeSoak": "15m"}})), quick)], fixture::now());
+        assert!(found[0].what.contains("soak"), "{found:?}");
+    }
+
+    #[test]
+    fn a_budget_of_the_policy_that_allows_nothing_is_told() {
+        let status = json!({"observedGeneration": 1, "counts": {"nodes": 3}});
+        let found = policies(&[policy(json!({"budget": {"maxUnavailable": 0}}), status)], fixture::now());
+        assert!(found.iter().any(|finding| finding.what.contains("lets no node be unavailable")), "{found:?}");
+    }
+
+    #[test]
+    fn gates_that_nodes_wait_for_are_told_with_what_they_say() {
+        let mut seen = fixture::seen();
+        assert_eq!(weights(&gates(&seen)), [super::super::Weight::Good]);
+        seen.report.waits[2] = fixture::wait(WaitReason::HealthGate, "gate ceph can't be read: 403", None);
+        let found = gates(&seen);
+        assert_eq!(weights(&found), [super::super::Weight::Warning]);
+        assert!(found[0].what.contains("workers: 2 nodes wait for one: gate ceph can't be read: 403"), "{found:?}");
     }
 
     #[test]

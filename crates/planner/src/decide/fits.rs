@@ -58,6 +58,13 @@ impl Needs {
     }
 }
 
+/// How long the way of a policy's first node takes from the grant to the commit, the hooks before a rollout included: what was
+/// seen lately, and a guess for what was not.
+#[must_use]
+pub fn first_node_takes(valid: &ValidPolicy, timings: &Timings) -> Duration {
+    Needs::of(valid, timings).total(false)
+}
+
 /// Whether a node's way fits into what is left of the window.
 #[derive(Debug)]
 pub(super) enum Fit {

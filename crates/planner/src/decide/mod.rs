@@ -40,6 +40,8 @@ use policy::PolicyView;
 use std::{collections::BTreeMap, sync::Arc};
 use waves::{Member, Standing, Waves};
 
+pub use fits::first_node_takes;
+
 /// How long after the uncordon autoscalers still leave a node alone: as long as a cluster autoscaler waits before it takes
 /// away a node that it finds unneeded, so that pods have come back by then.
 const TRUCE_AFTER: bascule_api::Duration = bascule_api::Duration::from_minutes(10);

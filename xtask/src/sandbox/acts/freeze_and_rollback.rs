@@ -21,8 +21,15 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let mut seen = freeze(story, nodes).await?;
     seen.extend(roll_back(story, nodes).await?);
     let node = story.hosts.keys().next().context("there is no machine")?.clone();
-    let reading: [&[&str]; 6] =
-        [&["status"], &["explain", &node], &["explain", POLICY], &["history", POLICY], &["forecast"], &["doctor"]];
+    let reading: [&[&str]; 7] = [
+        &["status"],
+        &["explain", &node],
+        &["explain", POLICY],
+        &["history", POLICY],
+        &["forecast"],
+        &["doctor"],
+        &["version"],
+    ];
     seen.push(format!("bascule against the idle cluster, {}", story.on_call.times(&reading).await?));
     Ok(seen)
 }
@@ -48,7 +55,7 @@ async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> 
     ensure!(started.values().all(|count| *count == 0), "a machine restarted during the freeze: {started:?}");
     ensure!(still.committed_on("1.3") == done, "a node went on during the freeze");
 
-    story.on_call.types(&["unfreeze", "--all"]).await?;
+    story.on_call.types(&["unfreeze", "--all", "--yes"]).await?;
     story.start_killing();
     story
         .observer

@@ -28,7 +28,7 @@ pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
 /// Why the node is not to be disrupted any more.
 fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
     let Some(policy) = moving.policy else {
-        return Some(format!("policy {} does not care for this node any more", moving.spec.policy));
+        return Some(format!("policy {} does not select this node any more", moving.spec.policy));
     };
     if let Some(why) = policy.orders.undone(&moving.view.node.name) {
         return Some(why.to_owned());

@@ -1,0 +1,143 @@
+//! What lies ahead, for people who ask for the report: made when somebody reads, and kept for a while.
+//!
+//! A forecast costs as much as many plans, and plans come several times a second while much happens: so nobody waits long
+//! for one, only one is made at a time, and the last one stands in for it.
+
+use super::Planned;
+use bascule_api::{LiveForecast, LiveReport, Time};
+use bascule_dashboard::{Calendar, FORESEEN_NODES, PolicyCalendar, calendar};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::Semaphore;
+
+/// How old a forecast may be before another one is made, in seconds.
+const FRESH: i64 = 30;
+/// How old one may be that is still told, in seconds.
+const TOLD: i64 = 600;
+/// How long a reader waits for a new one: less than a person notices.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// The last forecast. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Foreseen(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    last: Mutex<Option<Arc<Calendar>>>,
+    turn: Arc<Semaphore>,
+}
+
+impl Default for Foreseen {
+    fn default() -> Self {
+        Self(Arc::new(Inner { last: Mutex::default(), turn: Arc::new(Semaphore::new(1)) }))
+    }
+}
+
+impl Foreseen {
+    /// What was foreseen is of somebody who led before.
+    pub(super) fn forget(&self) {
+        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn last(&self, now: Time, oldest: i64) -> Option<Arc<Calendar>> {
+        let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        last.filter(|made| now.seconds_since(made.made_at) < oldest)
+    }
+
+    /// The forecast for a plan: a new one if it is made soon, else the last one that is not too old.
+    pub(super) async fn of(&self, plan: &Planned) -> Option<Arc<Calendar>> {
+        let now = plan.snapshot.now;
+        if let Some(fresh) = self.last(now, FRESH) {
+            return Some(fresh);
+        }
+        if let Ok(turn) = Arc::clone(&self.0.turn).try_acquire_owned() {
+            let (inner, snapshot) = (Arc::clone(&self.0), Arc::clone(&plan.snapshot));
+            let made = tokio::task::spawn_blocking(move || {
+                let made = Arc::new(calendar(&snapshot, FORESEEN_NODES));
+                *inner.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&made));
+                drop(turn);
+                made
+            });
+            // Where it takes longer, it is made for the next reader.
+            if let Ok(Ok(made)) = tokio::time::timeout(PATIENCE, made).await {
+                return Some(made);
+            }
+        }
+        self.last(now, TOLD)
+    }
+}
+
+/// Puts into the report what lies ahead of its policies.
+pub(super) fn put(report: &mut LiveReport, calendar: &Calendar) {
+    for policy in &mut report.policies {
+        let ahead = calendar.policies.iter().find(|one| one.name == policy.name && one.foreseen);
+        policy.forecast = ahead.map(forecast);
+    }
+}
+
+fn forecast(ahead: &PolicyCalendar) -> LiveForecast {
+    LiveForecast { in_window: ahead.windows.first().map(|window| window.nodes), done_at: ahead.done_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::tests::plan;
+    use bascule_dashboard::Window;
+
+    fn at(second: i64) -> Time {
+        Time::new(chrono::DateTime::from_timestamp(second, 0).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_forecast_is_made_once_for_a_while_and_never_outlives_the_leader() {
+        let of = |second| {
+            let mut plan = plan();
+            plan.snapshot = Arc::new(bascule_planner::Snapshot { now: at(second), ..Default::default() });
+            plan
+        };
+        let foreseen = Foreseen::default();
+        let first = until_made(&foreseen, &of(1_000)).await;
+        assert_eq!(first.made_at, at(1_000));
+        assert_eq!(foreseen.of(&of(1_029)).await.unwrap().made_at, at(1_000), "fresh enough");
+        // Nobody is let wait while another makes one.
+        let held = Arc::clone(&foreseen.0.turn).try_acquire_owned().unwrap();
+        assert_eq!(foreseen.of(&of(1_100)).await.unwrap().made_at, at(1_000));
+        assert!(foreseen.of(&of(1_000 + 600)).await.is_none(), "too old to be told");
+        drop(held);
+        assert_eq!(until_made(&foreseen, &of(1_601)).await.made_at, at(1_601));
+        foreseen.forget();
+        let _held = Arc::clone(&foreseen.0.turn).try_acquire_owned().unwrap();
+        assert!(foreseen.of(&of(1_602)).await.is_none());
+    }
+
+    async fn until_made(foreseen: &Foreseen, plan: &Planned) -> Arc<Calendar> {
+        loop {
+            match foreseen.of(plan).await {
+                Some(made) if made.made_at == plan.snapshot.now => return made,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_foreseen_is_not_told() {
+        let window = Window { start: at(0), end: None, in_its_zone: String::new(), nodes: 3 };
+        let ahead = |name: &str, foreseen: bool| PolicyCalendar {
+            name: name.to_owned(),
+            always: false,
+            foreseen,
+            done_at: Some(at(60)),
+            windows: vec![window.clone()],
+        };
+        let calendar = Calendar { made_at: at(0), policies: vec![ahead("a", true), ahead("b", false)], note: None };
+        let policies = ["a", "b", "new"]
+            .map(|name| serde_json::from_value(serde_json::json!({"name": name, "status": {}})).unwrap());
+        let mut report = LiveReport { policies: policies.into(), ..LiveReport::default() };
+        put(&mut report, &calendar);
+        let told: Vec<_> = report.policies.iter().map(|policy| policy.forecast).collect();
+        assert_eq!(told, [Some(LiveForecast { in_window: Some(3), done_at: Some(at(60)) }), None, None]);
+    }
+}
