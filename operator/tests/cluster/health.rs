@@ -7,7 +7,8 @@ use axum::http::StatusCode;
 use bascule_api::{Gate, UpdatePolicy, WaitReason};
 use bascule_operator::health::{Asker, GateAnswer};
 use bascule_tests::control_plane::free_port;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Node, Pod, Secret, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
@@ -310,6 +311,41 @@ async fn a_prometheus_that_does_not_answer_everybody_is_asked_with_what_a_secret
     apply(json!({"username": "bascule", "password": "test", "ca.crt": ca, "tls.crt": certificate, "tls.key": key}))
         .await;
     world.until_current("n1", "1.1").await;
+}
+
+/// As Mimir, Thanos or a mesh before Prometheus want it. Who wants a token and knows a wrong one is at hand: the API server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_and_a_tenants_header_are_sent_as_the_secret_says() {
+    let world = World::new().await;
+    let asker = Asker::new(world.client.clone(), "bascule-system", &[]).unwrap();
+    let gate: Gate = serde_json::from_value(json!({"promQL": {"query": "up", "min": 1}})).unwrap();
+    let secrets: Api<Secret> = Api::namespaced(world.client.clone(), "bascule-system");
+    let ask = async |name: &str, server: &str, data: Value| {
+        let secret = serde_json::from_value(json!({"metadata": {"name": name}, "stringData": data})).unwrap();
+        secrets.create(&PostParams::default(), &secret).await.unwrap();
+        let health = serde_json::from_value(json!({"prometheus": server, "prometheusSecret": name})).unwrap();
+        let answer = asker.ask(&health, &gate, None).await;
+        let GateAnswer::Unknown(said) = answer else { panic!("{answer:?}") };
+        said
+    };
+    let (plain, asked) = redirecting("/").await;
+    ask("tenant", &plain, json!({"header.X-Scope-OrgID": "team-a"})).await;
+    let heard = asked.lock().unwrap().clone();
+    assert!(heard.len() == 1 && heard[0].contains(r#""x-scope-orgid": "team-a""#), "{heard:?}");
+
+    let accounts: Api<ServiceAccount> = Api::namespaced(world.client.clone(), "bascule-system");
+    let request = TokenRequest { spec: Some(Default::default()), ..TokenRequest::default() };
+    let token = accounts.create_token_request("default", &PostParams::default(), &request).await.unwrap();
+    let token = token.status.unwrap().token;
+    let said = ask("in-the-clear", &plain, json!({"token": token})).await;
+    assert!(said.contains("token") && asked.lock().unwrap().len() == 1, "a token went in the clear: {said}");
+
+    let (server, ca) = (world.control_plane.server(), world.control_plane.authority_certificate());
+    let said = ask("wrong", server, json!({"token": "wrong", "ca.crt": ca})).await;
+    assert!(said.contains("status 401"), "{said}");
+    // It knows who asks, and that is not its business.
+    let said = ask("right", server, json!({"token": token, "ca.crt": ca})).await;
+    assert!(said.contains("status 403"), "{said}");
 }
 
 fn apply_kind(secret: &Secret) -> Value {
