@@ -27,8 +27,8 @@ use crate::tuf;
 
 /// How long one small file may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Most delegated roles that are fetched from a server, in the order in which nodes ask them.
-const MAX_ROLES: usize = 256;
+/// Most bytes of delegated roles, all together, that are fetched from a server.
+const MAX_ROLES: u64 = 256 << 20;
 
 /// A verified repository, whatever its age.
 #[derive(Debug)]
@@ -222,17 +222,18 @@ impl Remote {
         let delegated = targets.pointer("/signed/delegations/roles").and_then(Value::as_array);
         let names = delegated.into_iter().flatten().filter_map(|role| role.get("name")?.as_str());
         let mut unfetched = BTreeMap::new();
-        for (number, role) in names.enumerate() {
-            if number >= MAX_ROLES {
-                let reason = format!("only the first {MAX_ROLES} roles are looked at");
-                unfetched.insert(role.to_owned(), reason);
-                continue;
-            }
+        let mut left = MAX_ROLES;
+        // A top-level role that delegates to more is refused when the copy is read.
+        for role in names.take(limits::MAX_DELEGATIONS) {
             // One that the snapshot does not name is told of when the copy is read.
             let Some(version) = version_of(role) else { continue };
+            if left < limits::MAX_TARGETS {
+                return Err(PublishError::broken("metadata", format!("its roles have more than {MAX_ROLES} bytes")));
+            }
             let file = format!("metadata/{version}.{}.json", tuf::quote(role));
-            if let Err(error) = self.fetch(&file, limits::MAX_TARGETS).await {
-                unfetched.insert(role.to_owned(), in_one_line(&error));
+            match self.fetch(&file, limits::MAX_TARGETS).await {
+                Ok(bytes) => left = left.saturating_sub(bytes.len() as u64),
+                Err(error) => drop(unfetched.insert(role.to_owned(), in_one_line(&error))),
             }
         }
         Ok(unfetched)

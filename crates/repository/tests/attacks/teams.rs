@@ -285,13 +285,13 @@ async fn whatever_a_team_does_to_its_role_the_others_publish() {
     }
 }
 
-/// A hundred teams: those behind the first 64 and the top-level role itself are looked at too.
+/// Three hundred teams: those far behind and the top-level role itself are looked at too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_teams_are_all_looked_at() {
     let (vendor, _) = vendor();
     let (targets, number) = file_of(&vendor, "targets");
     let (role, at) = file_of(&vendor, ROLE);
-    let names: Vec<String> = (0..100).map(|number| format!("channel-a{number:02}")).collect();
+    let names: Vec<String> = (0..300).map(|number| format!("channel-a{number:03}")).collect();
     for name in &names {
         std::fs::copy(metadata(&vendor, &role), metadata(&vendor, &format!("{at}.{name}.json"))).unwrap();
     }
@@ -319,7 +319,7 @@ async fn many_teams_are_all_looked_at() {
     let view = View::of_address(client, &server.url().parse().unwrap(), vendor.trust_root()).await.unwrap();
     let told: Vec<&str> = view.problems().iter().map(|problem| problem.role.as_str()).collect();
     assert_eq!(told, [odd]);
-    assert_eq!(view.roles().len(), 4 + 1 + 100);
+    assert_eq!(view.roles().len(), 4 + 1 + 300);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
