@@ -359,6 +359,8 @@ impl Story {
             if whole { self.repo.signers[role].clone() } else { self.stolen.get(role).cloned().unwrap_or_default() };
         let mut seen = BTreeSet::new();
         let keys: Vec<TestKey> = keys.into_iter().filter(|key| seen.insert(key.id().to_owned())).collect();
+        // Any subset of those that he holds.
+        let keys: Vec<TestKey> = keys.into_iter().filter(|_| whole || self.random.random_bool(0.9)).collect();
         let name = if role == "timestamp" { "timestamp.json".to_owned() } else { format!("{version}.{role}.json") };
         files.insert(name, sign(&signed, &keys));
     }
