@@ -1,9 +1,11 @@
-//! The roots that are remembered, as one line of descent: each is signed by the root keys of the one before it. A node goes from OS
+//! The roots that are remembered, as one line of descent: signatures lead from the older ones to the newest. A node goes from OS
 //! image to OS image and back, and each image brings a trust root of its own; what was trusted under a later root must hold under an
 //! earlier image too, or keys that were revoked in between could be used again by withholding the roots that revoke them.
 //!
 //! So the trust root of an image takes its place in the line, wherever that is, and the newest root of the line is the least that an
-//! update has to reach. A trust root that is not of the line begins a new one: the image decides whom a node trusts, and
+//! update has to reach. On the way there roots are remembered only when they have led there: whoever holds keys that a later root
+//! revoked can still sign roots below it, and those must neither get in the way of the honest ones nor look like another line.
+//! A trust root that is not of the line begins a new one: the image decides whom a node trusts, and
 //! a vendor who had to begin anew must not be refused for what another repository's root once said.
 
 use std::collections::BTreeMap;
@@ -19,16 +21,11 @@ pub(super) type Roots = BTreeMap<u64, String>;
 /// Puts the verified trust root into its place. Gives whether anything had to change.
 pub(super) fn begin(known: &mut Roots, trust_root: &Signed<Root>, text: &str) -> bool {
     let version = trust_root.role.version();
+    let dropped = drop_what_is_no_root(known);
     if known.get(&version).is_some_and(|known| known == text) {
-        return false;
+        return dropped;
     }
-    let same = known.get(&version).map(|text| read(version, text));
-    let before = known.range(..version).next_back().map(|(version, text)| read(*version, text));
-    let after = known.range(version.saturating_add(1)..).next().map(|(version, text)| read(*version, text));
-    let one_line = same.is_none_or(|same| same.is_some_and(|same| same.message == trust_root.message))
-        && before.is_none_or(|before| before.is_some_and(|before| vouches(&before, trust_root)))
-        && after.is_none_or(|after| after.is_some_and(|after| vouches(trust_root, &after)));
-    if !one_line {
+    if !known.is_empty() && !belongs(known, trust_root) {
         tracing::warn!(version, "the trust root does not belong to the roots that are remembered; they are forgotten");
         known.clear();
     }
@@ -36,32 +33,75 @@ pub(super) fn begin(known: &mut Roots, trust_root: &Signed<Root>, text: &str) ->
     true
 }
 
-/// Takes a root that follows the one before it (5.3.4 and 5.3.5 hold) into the line.
+/// Drops what nobody wrote who had verified it: a newest root that can't be read, or that the keys of none of the others have signed.
+fn drop_what_is_no_root(known: &mut Roots) -> bool {
+    let before = known.len();
+    while let Some((version, text)) = known.last_key_value() {
+        let mut older = known.range(..*version).rev().filter_map(|(version, text)| read(*version, text)).peekable();
+        let holds = |root: Signed<Root>| older.peek().is_none() || older.any(|older| vouches(&older, &root));
+        if read(*version, text).is_some_and(holds) {
+            break;
+        }
+        tracing::warn!(version, "what is remembered as the newest root does not hold and is left out");
+        known.pop_last();
+    }
+    known.len() < before
+}
+
+/// Whether a trust root is of the line: it is known, or its keys have signed a newer one of the line. Or those of an older one have signed
+/// it, and the line knows no other root of its version.
+fn belongs(known: &Roots, trust_root: &Signed<Root>) -> bool {
+    let version = trust_root.role.version();
+    let same = known.get(&version).and_then(|text| read(version, text));
+    if same.as_ref().is_some_and(|same| same.message == trust_root.message) {
+        return true;
+    }
+    let others = || known.iter().filter_map(|(version, text)| read(*version, text));
+    others().filter(|other| other.role.version() > version).any(|newer| vouches(trust_root, &newer))
+        || same.is_none()
+            && others().filter(|other| other.role.version() < version).any(|older| vouches(&older, trust_root))
+}
+
+/// The newest root of the line, where what is remembered leads to it from the trust root step by step.
+pub(super) fn newest<'a>(known: &'a Roots, trust_root: &Signed<Root>) -> Option<(Signed<Root>, &'a str)> {
+    let mut last = None;
+    let mut expected = trust_root.role.version();
+    for (version, text) in known.range(expected.saturating_add(1)..) {
+        expected = expected.saturating_add(1);
+        if *version != expected {
+            return None;
+        }
+        let before = last.as_ref().map_or(trust_root, |(root, _)| root);
+        last = Some((next_root(before, text.as_bytes()).ok()?, text.as_str()));
+    }
+    last
+}
+
+/// Takes a root that follows the one before it (5.3.4 and 5.3.5 hold). One that is older than the newest of the line is put `apart`,
+/// until the newest follows from it. Gives whether there is anything to remember.
 ///
 /// # Errors
-/// [`Error::Rollback`] when the line knows another root of this version, or one after it that does not follow from it: whoever holds
+/// [`Error::Rollback`] when this is another root than the newest of the line: whoever holds
 /// keys of an earlier root must not be able to lead an earlier image past the root that revokes them. [`Error::Limit`] when
 /// the roots from the trust root on are too many.
-pub(super) fn admit(known: &mut Roots, trust_root: u64, root: &Signed<Root>, text: String) -> Result<(), Error> {
+pub(super) fn admit(
+    known: &mut Roots,
+    apart: &mut Roots,
+    trust_root: u64,
+    root: &Signed<Root>,
+    text: String,
+) -> Result<bool, Error> {
     let version = root.role.version();
-    let refuse = |reason: String| Err(Error::Rollback { reason });
-    if let Some(other) = known.get(&version).and_then(|text| read(version, text)) {
-        if other.message != root.message {
-            return refuse(format!("another root of version {version} was trusted here before"));
-        }
-        return Ok(());
+    let newest = known.last_key_value().map_or(0, |(newest, _)| *newest);
+    let mine = known.get(&version).filter(|_| version == newest).and_then(|text| read(version, text));
+    if mine.as_ref().is_some_and(|mine| mine.message != root.message) {
+        let reason = format!("another root of version {version} was trusted here before");
+        return Err(Error::Rollback { reason });
     }
-    let next = version.saturating_add(1);
-    if let Some(after) = known.get(&next).filter(|after| next_root(root, after.as_bytes()).is_err()) {
-        // One that can't be read any more is no witness.
-        if read(next, after).is_some() {
-            return refuse(format!(
-                "the root of version {version} is not the one that root version {next}, trusted here before, follows"
-            ));
-        }
-        known.remove(&next);
-    }
-    let mut length = known.values().map(String::len).sum::<usize>().saturating_add(text.len());
+    apart.insert(version, text);
+    let replaced = |version: &u64| apart.contains_key(version);
+    let kept: usize = known.iter().filter(|(version, _)| !replaced(version)).map(|(_, text)| text.len()).sum();
+    let mut length = kept.saturating_add(apart.values().map(String::len).sum());
     while length > limits::MAX_ROOT_CHAIN {
         // What only an older image would need goes first.
         let Some(oldest) = known.first_entry().filter(|oldest| *oldest.key() < trust_root) else {
@@ -70,8 +110,15 @@ pub(super) fn admit(known: &mut Roots, trust_root: u64, root: &Signed<Root>, tex
         };
         length = length.saturating_sub(oldest.remove().len());
     }
-    known.insert(version, text);
-    Ok(())
+    if version < newest {
+        return Ok(false);
+    }
+    if mine.is_some() {
+        // Ours stays: the one that came may have lost signatures by which the roots of images are known.
+        apart.remove(&version);
+    }
+    known.append(apart);
+    Ok(true)
 }
 
 /// The newest root of the line must have been reached when there are no more roots to be had.

@@ -68,6 +68,8 @@ pub struct Refresh {
     trust_root: u64,
     /// New roots that came in this update.
     roots: u64,
+    /// Those of them that are older than the newest that is remembered, until it follows from them.
+    apart: lineage::Roots,
     memory: Memory,
     changed: bool,
     root: Signed<Root>,
@@ -78,8 +80,8 @@ pub struct Refresh {
 }
 
 impl Refresh {
-    /// 5.1 and 5.2: fixes the time and loads the trusted root, which is the last one of the remembered chain that holds from the
-    /// caller's trust root on.
+    /// 5.1 and 5.2: fixes the time and loads the trusted root: the newest that is remembered, where what is remembered leads to it from
+    /// the caller's trust root, else that one.
     ///
     /// # Errors
     /// [`Error::TrustRoot`]
@@ -90,18 +92,10 @@ impl Refresh {
         let text = std::str::from_utf8(trust_root).map_err(|error| Error::TrustRoot { reason: error.to_string() })?;
         let mut root_bytes = text.to_owned();
         let trust_root = root.role.version();
-        let mut changed = lineage::begin(&mut memory.roots, &root, text);
-        while let Some(text) = memory.roots.get(&root.role.version().saturating_add(1)) {
-            match next_root(&root, text.as_bytes()) {
-                Ok(next) => root = next,
-                Err(error) => {
-                    tracing::warn!(%error, "a remembered root does not follow from the one before it and is left out");
-                    drop(memory.roots.split_off(&root.role.version().saturating_add(1)));
-                    changed = true;
-                    break;
-                }
-            }
-            root_bytes.clone_from(text);
+        let changed = lineage::begin(&mut memory.roots, &root, text);
+        if let Some((newest, text)) = lineage::newest(&memory.roots, &root) {
+            root = newest;
+            text.clone_into(&mut root_bytes);
         }
         Ok(Self {
             now,
@@ -109,6 +103,7 @@ impl Refresh {
             phase: Phase::Root,
             trust_root,
             roots: 0,
+            apart: lineage::Roots::new(),
             memory,
             changed,
             root,
@@ -210,11 +205,10 @@ impl Refresh {
     fn came_root(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let next = next_root(&self.root, bytes)?;
         let text = text("root", bytes)?;
-        lineage::admit(&mut self.memory.roots, self.trust_root, &next, text.clone())?;
+        self.changed |= lineage::admit(&mut self.memory.roots, &mut self.apart, self.trust_root, &next, text.clone())?;
         self.root = next;
         self.root_bytes = text;
         self.roots += 1;
-        self.changed = true;
         Ok(())
     }
 

@@ -9,10 +9,11 @@ use bascule_repository::time::Now;
 use bascule_repository::{DatastoreLocation, FetchError, Fetcher, OpenOptions, Repository, Transport};
 use bytes::Bytes;
 use chrono::TimeDelta;
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 
 use crate::client::{Client, category};
+use crate::keys::TestKey;
 use crate::simulator::{Served, Simulator, date, start};
 
 /// Keeps the datastore's file as it is at each request.
@@ -203,11 +204,22 @@ async fn what_is_remembered_adds_no_trust() {
         let after: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(after[name], good[name], "{name}");
     }
-    let mut forged = good.clone();
-    forged["roots"]["2"] = good["timestamp"].clone();
-    std::fs::write(&path, forged.to_string()).unwrap();
-    open(&client, fetcher(), folder.path()).await.unwrap();
-    let after: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    assert_eq!(after["roots"], good["roots"]);
+    let foreign = {
+        let other = Served::new();
+        let mut repo = other.repo();
+        repo.role("root")["roles"]["root"]["keyids"] = json!([]);
+        repo.signers.remove("root");
+        repo.add_this_key("root", &TestKey::ed25519(9100));
+        repo.publish(&["root"]);
+        Value::from(String::from_utf8(repo.published["root"][1].clone()).unwrap())
+    };
+    for root in [&good["timestamp"], &foreign] {
+        let mut forged = good.clone();
+        forged["roots"]["2"] = root.clone();
+        std::fs::write(&path, forged.to_string()).unwrap();
+        open(&client, fetcher(), folder.path()).await.unwrap();
+        let after: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(after["roots"], good["roots"]);
+    }
     assert_eq!(good["roots"].as_object().unwrap().keys().collect::<Vec<_>>(), ["1"]);
 }

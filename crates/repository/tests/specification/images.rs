@@ -174,7 +174,6 @@ async fn an_image_far_ahead_is_what_an_older_image_has_to_reach() {
 #[tokio::test]
 async fn revoked_root_keys_can_not_lead_an_older_image_past_the_root_that_revokes_them() {
     const VENDOR: u32 = 7001;
-    const THIEF: u32 = 7002;
     // Four roots: who may sign the third and the fourth, and whether the third says something else than the vendor's.
     let make = |third: Option<u32>, fourth: u32, other: bool| {
         let served = Served::new();
@@ -207,6 +206,109 @@ async fn revoked_root_keys_can_not_lead_an_older_image_past_the_root_that_revoke
         assert_eq!(refused.category(), "rollback", "{refused}");
         node.run(&first, &honest).await.unwrap();
         node.run(&root(&honest, 4), &honest).await.unwrap();
+    }
+}
+
+const THIEF: u32 = 7002;
+/// Signs the third root beside the key that the fourth revokes.
+const SECOND: u32 = 7003;
+
+/// A vendor whose fourth root revokes the first one's root key and the timestamp's and snapshot's keys. `published`: so far.
+fn vendor_who_revokes_root_keys(published: usize) -> Served {
+    let served = Served::new();
+    let mut repo = served.repo();
+    let stolen = repo.signers["root"][0].clone();
+    for number in 2..=published {
+        match number {
+            3 => {
+                repo.add_this_key("root", &TestKey::ed25519(SECOND));
+                repo.role("root")["roles"]["root"]["threshold"] = 2.into();
+            }
+            4 => {
+                repo.rotate("timestamp");
+                repo.rotate("snapshot");
+                repo.role("root")["roles"]["root"] = json!({"keyids": [], "threshold": 1});
+                repo.signers.insert("root".to_owned(), vec![stolen.clone(), TestKey::ed25519(SECOND)]);
+                repo.add_this_key("root", &TestKey::ed25519(7001));
+            }
+            _ => {}
+        }
+        repo.publish(&["root", "targets", "snapshot", "timestamp"]);
+    }
+    drop(repo);
+    served
+}
+
+/// Roots after the first by who stole its key: `number` of them, the last one signed by `last` beside the stolen key, and nothing new otherwise.
+fn roots_of_a_thief(number: usize, last: Option<u32>) -> Served {
+    let served = vendor_who_revokes_root_keys(1);
+    let mut repo = served.repo();
+    repo.role("root")["forged"] = true.into();
+    for made in 1..=number {
+        if let Some(key) = last.filter(|_| made == number) {
+            repo.role("root")["roles"]["root"]["keyids"] = json!([]);
+            repo.add_this_key("root", &TestKey::ed25519(key));
+        }
+        repo.publish(&["root"]);
+    }
+    drop(repo);
+    served
+}
+
+/// Whoever holds a root key that the newest root revoked, and the network, ends without a trace: each image goes on with the vendor, and none
+/// takes what the revoked keys sign.
+#[tokio::test]
+async fn roots_below_the_newest_leave_nothing_behind_that_stands_in_the_way_of_the_honest_ones() {
+    let honest = vendor_who_revokes_root_keys(4);
+    let replays: Vec<Served> = (1..=3).map(vendor_who_revokes_root_keys).collect();
+    let images: Vec<Vec<u8>> = (1..=4).map(|version| root(&honest, version)).collect();
+    // One that leads nowhere, one of the stolen key alone, and one that leads to the vendor's fourth, without a signature that it has no need of.
+    let closed = roots_of_a_thief(2, None);
+    {
+        let mut stripped: Value = serde_json::from_slice(&images[3]).unwrap();
+        let signatures = stripped["signatures"].as_array_mut().unwrap();
+        signatures.retain(|signature| signature["keyid"] != TestKey::ed25519(SECOND).id());
+        assert_eq!(signatures.len(), 2);
+        let mut repo = closed.repo();
+        repo.published.get_mut("root").unwrap().push(serde_json::to_vec(&stripped).unwrap());
+        for role in ["timestamp", "snapshot", "targets"] {
+            let files = honest.repo().published[role].clone();
+            repo.published.insert(role.to_owned(), files);
+        }
+    }
+    let thieves = [
+        (roots_of_a_thief(1, Some(THIEF)), "rollback", vec!["1", "4"]),
+        (roots_of_a_thief(3, None), "rollback", vec!["1", "4"]),
+        (closed, "nothing went wrong", vec!["1", "2", "3", "4"]),
+    ];
+    for (number, (thief, expected, left)) in thieves.into_iter().enumerate() {
+        let node = TwoSlots::new();
+        node.run(&images[3], &honest).await.unwrap();
+        assert_eq!(category(node.run(&images[0], &thief).await), expected, "thief {number}");
+        assert_eq!(node.roots(), left, "thief {number}");
+        let mut states = vec![std::fs::read(node.state()).unwrap()];
+        // What the version before this one left behind.
+        let mut left: Value = serde_json::from_slice(&states[0]).unwrap();
+        left["roots"]["2"] = String::from_utf8(root(&thief, 2)).unwrap().into();
+        states.push(left.to_string().into_bytes());
+        let last = node.versions();
+        for state in states {
+            for (version, image) in (1..).zip(&images) {
+                let shown = format!("thief {number}, image {version}");
+                node.put(&state);
+                for replay in &replays {
+                    let replayed = category(node.run(image, replay).await);
+                    assert!(matches!(replayed, "rollback" | "signature"), "{shown}: {replayed}");
+                    assert_eq!(node.versions(), last, "{shown}");
+                }
+                for next in [image, &images[0], &images[2], &images[1], &images[3]] {
+                    node.run(next, &honest).await.unwrap_or_else(|error| panic!("{shown}: {error}"));
+                    assert_eq!(node.versions(), last, "{shown}");
+                    let replayed = category(node.run(next, &replays[2]).await);
+                    assert!(matches!(replayed, "rollback" | "signature"), "{shown}: {replayed}");
+                }
+            }
+        }
     }
 }
 

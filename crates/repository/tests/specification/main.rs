@@ -13,6 +13,7 @@ mod delegations;
 mod download;
 mod expiration;
 mod images;
+mod images_model;
 mod key_rotations;
 mod keys;
 mod model;

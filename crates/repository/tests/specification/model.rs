@@ -22,7 +22,7 @@ const ROLES: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
 /// Stands for an answer that is neither the file nor "not there": to the model it is no metadata.
 const FAILURE: &[u8] = br#"{"failure":503}"#;
 /// What a server answers, by file name.
-type Files = BTreeMap<String, Vec<u8>>;
+pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// Section 5 as it stands there, over JSON values. It knows the private keys, and checks a signature by making it again.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -184,7 +184,7 @@ impl Model {
 }
 
 /// The reader, with the caller's part of persisting.
-fn read(trust_root: &[u8], memory: &mut Memory, files: &Files, now: DateTime<Utc>) -> Result<(), String> {
+pub fn read(trust_root: &[u8], memory: &mut Memory, files: &Files, now: DateTime<Utc>) -> Result<(), String> {
     let mut refresh = Refresh::begin(trust_root, memory.clone(), now, LIMITS).map_err(|error| error.to_string())?;
     loop {
         let next = refresh.step(Duration::ZERO);
