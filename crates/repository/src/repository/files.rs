@@ -211,11 +211,16 @@ impl Repository {
         }
     }
 
-    /// Finds a file that a signed object describes, where the TUF metadata must name the same length and digest.
+    /// Finds a file that a signed object describes, where the TUF metadata must name the same length and digest. Where it names a
+    /// SHA-512 alone, there is nothing to compare yet: the bytes have to be compared with the digest of the description, as in any case.
     pub(super) async fn find_described(&self, origin: &Origin, file: &File) -> Result<SignedFile, Error> {
         let found = self.find_from(file.path.as_str(), origin).await?;
         let digest = file.digest.to_bytes();
-        let same = found.target.hashes.sha256.as_ref().is_some_and(|signed| signed[..] == digest[..]);
+        let hashes = &found.target.hashes;
+        let same = match &hashes.sha256 {
+            Some(signed) => signed[..] == digest[..],
+            None => hashes.sha512.is_some(),
+        };
         if !same || found.target.length != file.size {
             let reason = format!(
                 "the TUF metadata names {}, the release names {} bytes with {}",

@@ -8,6 +8,7 @@ mod open;
 use std::ops::Deref;
 use std::sync::Mutex;
 
+use bascule_image::Sha256;
 use bascule_image::release;
 use bascule_image::release::channel::{Channel, Release};
 use bascule_image::release::manifest::{File, Manifest, Pack, PackKind};
@@ -214,6 +215,11 @@ impl Repository {
         };
         let found = self.find_described(&channel.origin, file).await?;
         let bytes = self.fetch(&found, release::manifest::MAX_LENGTH as u64).await?;
+        let digest = Digest::from(Sha256::of(&bytes));
+        if digest != file.digest {
+            let reason = format!("the channel names {}, what came has {digest}", file.digest);
+            return Err(Error::Mismatch { what, reason });
+        }
         let manifest = Manifest::parse(&bytes).map_err(|source| format_error(&what, source))?;
         let agrees = manifest.product == channel.product
             && manifest.version == release.version
@@ -222,7 +228,7 @@ impl Repository {
             let reason = format!("it is for {} {} on {}", manifest.product, manifest.version, manifest.architecture);
             return Err(Error::Mismatch { what, reason });
         }
-        Ok(VerifiedManifest { manifest, digest: file.digest.clone(), origin: channel.origin.clone() })
+        Ok(VerifiedManifest { manifest, digest, origin: channel.origin.clone() })
     }
 
     /// Opens the cheapest pack that is there. A pack that is missing on the server (404) is passed over if the policy
@@ -266,7 +272,8 @@ impl Repository {
     }
 
     /// Opens a file that a manifest names (the UKI, the package list) for blocking reads. The TUF metadata must name the
-    /// same length and digest. The file itself is not asked for yet.
+    /// same length and, unless it names a SHA-512 alone, the same digest. The file itself is not asked for yet:
+    /// its bytes are for the reader to compare ([`RemoteFile::copy_verified`]).
     ///
     /// # Errors
     /// [`Error::Absent`], [`Error::Role`], [`Error::Mismatch`], or a local file's error.

@@ -11,7 +11,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::json;
 
 use crate::client::{Client, category};
-use crate::simulator::{Served, Simulator, date, sign, start};
+use crate::simulator::{Served, Simulator, date, sha512, sign, start};
 
 /// The first one is delegated first: a search for any release file comes to it first.
 const TEAMS: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -308,6 +308,32 @@ async fn a_team_can_not_speak_for_another_channel_nor_stand_in_its_way() {
         read(&opened, channel).await.unwrap_or_else(|error| panic!("{channel}: {error}"));
     }
     assert_eq!(category(opened.channel(&"other".parse().unwrap()).await), "absent");
+}
+
+/// Another tool may name files by SHA-512 alone. Then their bytes are judged by it, and by what channel and manifest say.
+#[tokio::test]
+async fn a_channel_whose_files_have_sha512_alone_is_read() {
+    const MANIFEST: &str = "releases/1.0-alpha/x86-64/release.json";
+    let served = repository();
+    let with_sha512_alone = |repo: &mut Simulator| {
+        let artifacts = repo.artifacts.clone();
+        for (path, target) in repo.role("channel-alpha")["targets"].as_object_mut().unwrap() {
+            target["hashes"] = json!({"sha512": sha512(&artifacts[path])});
+        }
+        repo.publish_all();
+    };
+    with_sha512_alone(&mut served.repo());
+    let opened = Client::of(&served).refresh(&served).await.unwrap();
+    read(&opened, "alpha").await.unwrap();
+    // Another manifest of the same length, which the role names and the channel does not.
+    {
+        let mut repo = served.repo();
+        let manifest = String::from_utf8(repo.artifacts[MANIFEST].clone()).unwrap().replace("00ff", "00fe");
+        repo.artifacts.insert(MANIFEST.to_owned(), manifest.into_bytes());
+        with_sha512_alone(&mut repo);
+    }
+    let opened = Client::of(&served).refresh(&served).await.unwrap();
+    assert_eq!(category(read(&opened, "alpha").await), "mismatch");
 }
 
 #[tokio::test]
