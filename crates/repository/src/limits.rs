@@ -31,8 +31,9 @@ pub(crate) const MAX_KEYS: usize = 4096;
 pub(crate) const MAX_DELEGATIONS: usize = 1024;
 /// Bytes of a delegated role's name. It becomes a file name, percent-encoded, with a version before it and `.json` after it.
 pub(crate) const MAX_ROLE_NAME: usize = 128;
-/// Verified delegated roles that an open repository keeps for the next search.
-pub(crate) const MAX_KEPT_ROLES: usize = 4 << 20;
+/// Bytes of verified delegated roles that an open repository keeps for the next search; the last one stays whatever it has. They are held
+/// while the next role is read, and a role takes more room as values than as text.
+pub(crate) const MAX_KEPT_ROLES: usize = 1 << 20;
 
 /// One update of the top-level roles.
 pub(crate) const UPDATE: Limits = Limits {

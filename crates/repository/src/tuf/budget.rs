@@ -9,7 +9,7 @@ use crate::error::Error;
 pub struct Limits {
     /// Requests.
     pub requests: u32,
-    /// Bytes of metadata, all files together.
+    /// Bytes of metadata, all files together; of a search also those of roles that are kept from an earlier one.
     pub bytes: u64,
     /// Delegated roles that a search visits (5.6.7.1).
     pub roles: usize,
@@ -56,10 +56,24 @@ impl Budget {
             return refuse(format!("it is signed with {signed} bytes, accepted are at most {most}"));
         }
         if signed.unwrap_or(1) > left {
-            return refuse(format!("{} bytes of metadata were fetched already", self.bytes));
+            return refuse(format!("{} bytes of metadata came already", self.bytes));
         }
         self.requests += 1;
         Ok(signed.unwrap_or(most).min(left))
+    }
+
+    /// Counts what is there already like what is fetched: it takes the same memory, and what a search may cost does not depend on what
+    /// others have fetched before it.
+    ///
+    /// # Errors
+    /// [`Error::Limit`]
+    pub fn reuse(&mut self, what: &str, bytes: usize) -> Result<(), Error> {
+        if bytes as u64 > self.limits.bytes.saturating_sub(self.bytes) {
+            let reason = format!("{} bytes of metadata came already", self.bytes);
+            return Err(Error::Limit { what: what.to_owned(), reason });
+        }
+        self.spend(bytes);
+        Ok(())
     }
 
     /// Counts what came.
@@ -85,7 +99,8 @@ mod tests {
         assert_eq!(budget.admit("x", Some(40), 60, soon).unwrap(), 40);
         assert_eq!(budget.admit("x", None, 60, soon).unwrap(), 40, "what is left");
         assert!(budget.admit("x", None, 60, soon).is_err(), "no requests");
-        budget.spend(40);
+        assert!(budget.reuse("x", 41).is_err(), "more than is left");
+        budget.reuse("x", 40).unwrap();
         assert!(Budget { requests: 0, ..budget }.admit("x", None, 60, soon).is_err(), "no bytes");
     }
 }

@@ -164,10 +164,11 @@ impl<'a> Search<'a> {
     /// Goes on with a role that this chain of names led to before.
     ///
     /// # Errors
-    /// [`Error::Role`] with [`Error::Expired`].
+    /// [`Error::Role`] with [`Error::Expired`] or [`Error::Limit`].
     pub fn known(&mut self, role: Reached) -> Result<(), Error> {
         let Some(visit) = self.waiting.take() else { return Ok(()) };
-        let checked = refuse_expired(role.name(), &*role.targets, self.trusted.now);
+        let checked = refuse_expired(role.name(), &*role.targets, self.trusted.now)
+            .and_then(|()| self.budget.reuse(&format!("the {} metadata", role.name()), role.length));
         checked.map_err(|error| self.trouble(role.name(), error))?;
         self.enter(below(&visit.parents, role));
         Ok(())

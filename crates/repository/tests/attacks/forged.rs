@@ -97,6 +97,26 @@ pub fn full_of_small_parts(vendor: &Vendor) -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// Below one team's role two lines of roles, `depth` each, as long as they may be: one for `releases/a/*/*`, one for `releases/b/*/*`.
+pub fn nest_long_roles(vendor: &Vendor, depth: usize) {
+    let (keys, keyids) = edge_keys(vendor);
+    let below = |level: usize, lines: &[&str]| -> Value {
+        let role = |line: &&str| {
+            let paths = [format!("releases/{line}/*/*")];
+            json!({"name": format!("{line}-{level}"), "keyids": keyids, "threshold": 1, "paths": paths})
+        };
+        let roles: Vec<Value> = if level < depth { lines.iter().map(role).collect() } else { Vec::new() };
+        json!({"keys": keys, "roles": roles})
+    };
+    let file = |number: u32| (format!("{number:x}"), json!({"length": 1, "hashes": {}}));
+    let files: serde_json::Map<String, Value> = (0..50_000).map(file).collect();
+    let mut roles = vec![("channel-edge".to_owned(), json!({"delegations": below(0, &["a", "b"])}))];
+    for (line, level) in ["a", "b"].into_iter().flat_map(|line| (0..depth).map(move |level| (line, level))) {
+        roles.push((format!("{line}-{level}"), json!({"targets": files, "delegations": below(level + 1, &[line])})));
+    }
+    forge_roles(vendor, roles);
+}
+
 /// Seventy channels of other teams, each with a role of 1.5 MiB, all of which may sign release files. A reader that loads what it
 /// doesn't need took 246 MB for them.
 pub fn delegate_to_seventy_long_roles(vendor: &Vendor) {

@@ -22,7 +22,10 @@ use bascule_tests::https::{Fault, HttpsServer};
 use bascule_tests::vendor::{Vendor, image, root_hash};
 use serde::{Deserialize, Serialize};
 
-use forged::{delegate_edge, delegate_ever_further, delegate_to_seventy_long_roles, forge_roles, full_of_small_parts};
+use forged::{
+    delegate_edge, delegate_ever_further, delegate_to_seventy_long_roles, forge_roles, full_of_small_parts,
+    nest_long_roles,
+};
 use node::{Failure, Node, category};
 
 /// More than this is too much for any attack, in KiB: twice what an honest update takes, and a role of 2 MiB as it came and as it is held.
@@ -335,6 +338,16 @@ async fn no_attack_takes_memory() {
         let place = Place::of(&vendor, &server);
         lab.bound(place, &format!("a role full of {what}"), &edge, &[GOOD, "absent"]).await;
     }
+
+    // No search comes further down than the one before it, by what that has fetched.
+    let nested = Vendor::with_two_releases();
+    delegate_edge(&nested);
+    nest_long_roles(&nested, 4);
+    let nested_server = HttpsServer::start(nested.repository()).await.unwrap();
+    let find = |line| Step::Find(format!("releases/{line}/x86-64/full.pack"));
+    let steps = [Step::Open, find("a"), find("a"), find("b"), find("b"), find("a")];
+    let expected = [GOOD, "endless-data", "endless-data", "endless-data", "endless-data", "endless-data"];
+    lab.bound(Place::of(&nested, &nested_server), "two lines of nested long roles", &steps, &expected).await;
 
     delegate_to_seventy_long_roles(&vendor);
     lab.bound(place.clone(), "seventy long roles of other channels", &update, &[GOOD]).await;
