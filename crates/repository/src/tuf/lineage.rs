@@ -77,26 +77,34 @@ pub(super) fn newest<'a>(known: &'a Roots, trust_root: &Signed<Root>) -> Option<
     last
 }
 
-/// Takes a root that follows the one before it (5.3.4 and 5.3.5 hold). One that is older than the newest of the line is put `apart`,
+/// Takes a root that follows the one `before` it (5.3.4 and 5.3.5 hold). One that is older than the newest of the line is put `apart`,
 /// until the newest follows from it. Gives whether there is anything to remember.
 ///
 /// # Errors
-/// [`Error::Rollback`] when this is another root than the newest of the line: whoever holds
-/// keys of an earlier root must not be able to lead an earlier image past the root that revokes them. [`Error::Limit`] when
-/// the roots from the trust root on are too many.
+/// [`Error::Rollback`] when this is another root than the newest of the line, or that one does not follow as it is remembered: whoever holds
+/// keys of an earlier root must not be able to lead an earlier image past the root that revokes them, and can add his signature to
+/// that root. [`Error::Limit`] when the roots from the trust root on are too many.
 pub(super) fn admit(
     known: &mut Roots,
     apart: &mut Roots,
     trust_root: u64,
+    before: &Signed<Root>,
     root: &Signed<Root>,
     text: String,
 ) -> Result<bool, Error> {
     let version = root.role.version();
     let newest = known.last_key_value().map_or(0, |(newest, _)| *newest);
     let mine = known.get(&version).filter(|_| version == newest).and_then(|text| read(version, text));
-    if mine.as_ref().is_some_and(|mine| mine.message != root.message) {
-        let reason = format!("another root of version {version} was trusted here before");
-        return Err(Error::Rollback { reason });
+    if let Some(mine) = &mine {
+        let refuse = |reason: String| Err(Error::Rollback { reason });
+        if mine.message != root.message {
+            return refuse(format!("another root of version {version} was trusted here before"));
+        }
+        if !vouches(before, mine) {
+            return refuse(format!(
+                "the root of version {version} that was trusted here before does not follow from these"
+            ));
+        }
     }
     apart.insert(version, text);
     let replaced = |version: &u64| apart.contains_key(version);
@@ -114,7 +122,7 @@ pub(super) fn admit(
         return Ok(false);
     }
     if mine.is_some() {
-        // Ours stays: the one that came may have lost signatures by which the roots of images are known.
+        // Ours stays: the one that came may have lost signatures by which the roots of images are known, or have others.
         apart.remove(&version);
     }
     known.append(apart);

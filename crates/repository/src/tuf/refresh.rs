@@ -205,7 +205,8 @@ impl Refresh {
     fn came_root(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let next = next_root(&self.root, bytes)?;
         let text = text("root", bytes)?;
-        self.changed |= lineage::admit(&mut self.memory.roots, &mut self.apart, self.trust_root, &next, text.clone())?;
+        let Self { memory, apart, trust_root, root, .. } = self;
+        self.changed |= lineage::admit(&mut memory.roots, apart, *trust_root, root, &next, text.clone())?;
         self.root = next;
         self.root_bytes = text;
         self.roots += 1;

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::client::category;
 use crate::datastore::Watched;
 use crate::keys::TestKey;
-use crate::simulator::{Served, start};
+use crate::simulator::{Served, sign, start};
 
 /// A node with two slots: one memory, whichever image runs.
 struct TwoSlots {
@@ -309,6 +309,58 @@ async fn roots_below_the_newest_leave_nothing_behind_that_stands_in_the_way_of_t
                 }
             }
         }
+    }
+}
+
+/// The newest root does not bear the stolen key's signature until the thief adds it.
+#[tokio::test]
+async fn a_signature_that_a_thief_adds_to_the_newest_root_does_not_lead_to_it() {
+    // The second root replaces the first one's key, the fourth the second one's.
+    let vendor = |published: usize| {
+        let served = Served::new();
+        let mut repo = served.repo();
+        for number in 2..=published {
+            if number % 2 == 0 {
+                let old = repo.signers["root"].last().unwrap().clone();
+                repo.rotate("timestamp");
+                repo.rotate("snapshot");
+                repo.role("root")["roles"]["root"]["keyids"] = json!([]);
+                repo.signers.insert("root".to_owned(), vec![old]);
+                repo.add_this_key("root", &TestKey::ed25519(7100 + u32::try_from(number).unwrap()));
+            } else {
+                let newest = repo.signers["root"].last().unwrap().clone();
+                repo.signers.insert("root".to_owned(), vec![newest]);
+            }
+            repo.publish(&["root", "targets", "snapshot", "timestamp"]);
+        }
+        drop(repo);
+        served
+    };
+    let honest = vendor(4);
+    let thief = roots_of_a_thief(2, None);
+    {
+        let mut repo = thief.repo();
+        let mut fourth: Value = serde_json::from_slice(&root(&honest, 4)).unwrap();
+        let added: Value = serde_json::from_slice(&sign(&fourth["signed"], &repo.signers["root"])).unwrap();
+        fourth["signatures"].as_array_mut().unwrap().push(added["signatures"][0].clone());
+        repo.published.get_mut("root").unwrap().push(serde_json::to_vec(&fourth).unwrap());
+        for role in ["timestamp", "snapshot", "targets"] {
+            let files = honest.repo().published[role].clone();
+            repo.published.insert(role.to_owned(), files);
+        }
+    }
+    let node = TwoSlots::new();
+    node.run(&root(&honest, 1), &vendor(2)).await.unwrap();
+    node.run(&root(&honest, 4), &honest).await.unwrap();
+    assert_eq!(node.roots(), ["1", "2", "4"]);
+    assert_eq!(category(node.run(&root(&honest, 1), &thief).await), "rollback");
+    assert_eq!(node.roots(), ["1", "2", "4"]);
+    let state = std::fs::read(node.state()).unwrap();
+    for version in [1, 2, 3, 4] {
+        node.put(&state);
+        let replayed = category(node.run(&root(&honest, version), &vendor(3)).await);
+        assert!(matches!(replayed, "rollback" | "signature"), "image {version}: {replayed}");
+        node.run(&root(&honest, version), &honest).await.unwrap();
     }
 }
 
