@@ -4,7 +4,8 @@
 //!
 //! So the trust root of an image takes its place in the line, wherever that is, and the newest root of the line is the least that an
 //! update has to reach. On the way there roots are remembered only when they have led there: whoever holds keys that a later root
-//! revoked can still sign roots below it, and those must neither get in the way of the honest ones nor look like another line.
+//! revoked can still sign roots below it, and those must neither get in the way of the honest ones nor look like another line. For the
+//! same reason none that is known is replaced but by an image's.
 //! A trust root that is not of the line begins a new one: the image decides whom a node trusts, and
 //! a vendor who had to begin anew must not be refused for what another repository's root once said.
 
@@ -94,8 +95,8 @@ pub(super) fn admit(
 ) -> Result<bool, Error> {
     let version = root.role.version();
     let newest = known.last_key_value().map_or(0, |(newest, _)| *newest);
-    let mine = known.get(&version).filter(|_| version == newest).and_then(|text| read(version, text));
-    if let Some(mine) = &mine {
+    let mine = known.get(&version).and_then(|text| read(version, text));
+    if let Some(mine) = mine.as_ref().filter(|_| version == newest) {
         let refuse = |reason: String| Err(Error::Rollback { reason });
         if mine.message != root.message {
             return refuse(format!("another root of version {version} was trusted here before"));
@@ -106,10 +107,11 @@ pub(super) fn admit(
             ));
         }
     }
-    apart.insert(version, text);
-    let replaced = |version: &u64| apart.contains_key(version);
-    let kept: usize = known.iter().filter(|(version, _)| !replaced(version)).map(|(_, text)| text.len()).sum();
-    let mut length = kept.saturating_add(apart.values().map(String::len).sum());
+    // What is known stays: the one that came may be a thief's, or have lost signatures by which the roots of images are known.
+    if mine.is_none() {
+        apart.insert(version, text);
+    }
+    let mut length = known.values().chain(apart.values()).map(String::len).sum::<usize>();
     while length > limits::MAX_ROOT_CHAIN {
         // What only an older image would need goes first.
         let Some(oldest) = known.first_entry().filter(|oldest| *oldest.key() < trust_root) else {
@@ -120,10 +122,6 @@ pub(super) fn admit(
     }
     if version < newest {
         return Ok(false);
-    }
-    if mine.is_some() {
-        // Ours stays: the one that came may have lost signatures by which the roots of images are known, or have others.
-        apart.remove(&version);
     }
     known.append(apart);
     Ok(true)

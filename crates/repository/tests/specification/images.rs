@@ -355,9 +355,28 @@ async fn a_signature_that_a_thief_adds_to_the_newest_root_does_not_lead_to_it() 
     assert_eq!(node.roots(), ["1", "2", "4"]);
     assert_eq!(category(node.run(&root(&honest, 1), &thief).await), "rollback");
     assert_eq!(node.roots(), ["1", "2", "4"]);
-    let state = std::fs::read(node.state()).unwrap();
-    for version in [1, 2, 3, 4] {
-        node.put(&state);
+    let mut states = vec![std::fs::read(node.state()).unwrap()];
+    // Nor where the node has the newest root from him, with his signature: then it follows from roots of his.
+    let honest = vendor(5);
+    let signed_by_thief = |number: usize| {
+        let mut fifth: Value = serde_json::from_slice(&root(&honest, number)).unwrap();
+        let added: Value = serde_json::from_slice(&sign(&fifth["signed"], &thief.repo().signers["root"])).unwrap();
+        fifth["signatures"].as_array_mut().unwrap().push(added["signatures"][0].clone());
+        serde_json::to_vec(&fifth).unwrap()
+    };
+    let (signs, leads) = (vendor(5), roots_of_a_thief(3, None));
+    signs.repo().published.get_mut("root").unwrap()[4] = signed_by_thief(5);
+    leads.repo().published.get_mut("root").unwrap().push(signed_by_thief(5));
+    for role in ["timestamp", "snapshot", "targets"] {
+        let files = honest.repo().published[role].clone();
+        leads.repo().published.insert(role.to_owned(), files);
+    }
+    node.run(&root(&honest, 4), &signs).await.unwrap();
+    node.run(&root(&honest, 1), &leads).await.unwrap();
+    assert_eq!(node.roots(), ["1", "2", "3", "4", "5"]);
+    states.push(std::fs::read(node.state()).unwrap());
+    for (state, version) in states.iter().flat_map(|state| (1..=4).map(move |version| (state, version))) {
+        node.put(state);
         let replayed = category(node.run(&root(&honest, version), &vendor(3)).await);
         assert!(matches!(replayed, "rollback" | "signature"), "image {version}: {replayed}");
         node.run(&root(&honest, version), &honest).await.unwrap();
