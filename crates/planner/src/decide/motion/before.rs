@@ -132,12 +132,11 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
         let wait = Wait::new(WaitReason::LoadBalancers, "load balancers take the node out").until(Some(begins));
         return Motion::waits(RolloutState::Draining, wait);
     }
-    let deadline = begins.after(settings.timeout);
     // A pod that may not be evicted came meanwhile: the node is not empty.
     if node.pods.remaining == 0 && node.pods.undrainable.is_empty() {
-        let stands = empty(moving, deadline);
-        return detaching(moving, &stands).unwrap_or_else(|| drained(moving, &stands));
+        return detaching(moving).unwrap_or_else(|| drained(moving));
     }
+    let deadline = begins.after(settings.timeout);
     if moving.ctx.now < deadline {
         return match closed_budget(moving, begins) {
             Some((until, budget)) if moving.ctx.now >= until => {
@@ -208,24 +207,20 @@ fn progress(moving: &Moving<'_, '_>) -> Option<DrainProgress> {
     Some(DrainProgress { pods: all, gone: all - pods.remaining })
 }
 
-/// The drain's order: that of the last plan, where it is the same.
-fn standing(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Standing {
-    if let Some(stood) = moving.stood.filter(|stood| stood.holds(moving, until, mode)) {
-        return stood.clone();
-    }
-    Standing::new(DrainOrder {
+fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
+    let pods = &moving.view.node.pods;
+    let order = || DrainOrder {
         node: moving.name(),
         grant: moving.grant,
         policy: moving.spec.policy.clone(),
         begun: moving.disruption.drain_started_at.unwrap_or(moving.disruption.granted_at),
         until,
         mode,
-    })
-}
-
-fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
-    let pods = &moving.view.node.pods;
-    let stands = standing(moving, until, mode);
+    };
+    let stands = match moving.stood.filter(|stood| stood.holds(moving, until, mode)) {
+        Some(stood) => stood.clone(),
+        None => Standing::new(order()),
+    };
     let hindered = match (pods.undrainable.first(), &pods.blocked, mode) {
         (Some(pod), _, DrainMode::Evict) => {
             Some(Wait::new(WaitReason::UndrainablePod, format!("{} can't be evicted: {}", pod.pod, pod.why)))
@@ -268,20 +263,8 @@ fn blocked_wait(moving: &Moving<'_, '_>, blocked: &BlockedPod) -> Wait {
     Wait::new(reason, blocked.to_string()).of(&pod.kind, pod.namespace.as_deref(), &pod.name)
 }
 
-/// The order of a drain that has emptied its node. It stands until the word to reboot is written: one that began anew would not
-/// know whom it gave up, nor what it waited for.
-fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
-    let settings = moving.drain();
-    match settings.on_timeout {
-        OnTimeout::Delete if moving.ctx.now >= deadline => {
-            standing(moving, deadline.after(settings.timeout), DrainMode::DeleteRest)
-        }
-        _ => standing(moving, deadline, DrainMode::Evict),
-    }
-}
-
 /// Pods are gone, and volumes of theirs are still attached: whoever gets them next would wait for this node's reboot.
-fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
+fn detaching(moving: &Moving<'_, '_>) -> Option<Motion> {
     let attached = &moving.view.node.pods.attached;
     let first = attached.first()?;
     let within = moving.drain().volume_detach_timeout;
@@ -293,10 +276,7 @@ fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
     }
     let message = format!("volumes of pods that have left are still attached: {names}");
     let wait = Wait::new(WaitReason::VolumesDetaching, message).of("PersistentVolume", None, first).until(Some(until));
-    let mut motion = Motion::waits(RolloutState::Draining, wait);
-    motion.progress = progress(moving);
-    motion.drain = Some(Arc::clone(&stands.order));
-    motion.stands = Some(stands.clone());
+    let motion = Motion::waits(RolloutState::Draining, wait);
     Some(match emptied {
         Some(_) => motion,
         None => motion.with(moving.step(Action::Emptied { node: moving.name(), at: moving.ctx.now }, "")),
@@ -304,7 +284,7 @@ fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
 }
 
 /// The node is empty: the word to reboot.
-fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
+fn drained(moving: &Moving<'_, '_>) -> Motion {
     let at = moving.ctx.now;
     let took = at.seconds_since(moving.disruption.drain_started_at.unwrap_or(at));
     let pods = &moving.view.node.pods;
@@ -349,10 +329,7 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
     let mut step = moving.step(action, says);
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
     let until = at.after(moving.health().node_ready_timeout);
-    let mut motion = Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until)));
-    motion.drain = Some(Arc::clone(&stands.order));
-    motion.stands = Some(stands.clone());
-    motion.with(step)
+    Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until))).with(step)
 }
 
 /// Undoes what was done: the node takes work again on its old release.
