@@ -9,18 +9,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
 };
-use bascule_tests::control_plane::{Binaries, ControlPlane, Options};
+use bascule_tests::control_plane::{ControlPlane, Options};
 use bascule_tests::page::{self, Page};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 
@@ -124,7 +122,6 @@ async fn the_page_installs_and_takes_out() {
     let theirs = nodes.get("theirs").await.unwrap();
     assert_eq!(theirs.labels().len(), 1, "{theirs:?}");
     assert_eq!(theirs.spec.unwrap().unschedulable, Some(true), "an admin's cordon is the admin's");
-    the_chart_installs_too(&control_plane, folder).await;
 }
 
 /// Verbs by resource and object's name, which is empty for all.
@@ -203,38 +200,6 @@ async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, f
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }
-}
-
-/// What Helm makes of the chart is taken by the API server, twice without a change, in a namespace that holds it to `restricted`.
-async fn the_chart_installs_too(control_plane: &ControlPlane, folder: &Path) {
-    let helm = Binaries::helm(&|_| {}).unwrap();
-    let values =
-        ["operator.image=o:1", "agent.image=a:1", "networkPolicy=true", "trustRoot=signed", "operator.extraCA=pem"];
-    let chart = page::tree().join("charts/bascule");
-    let output = Command::new(helm).arg(chart).arg("bascule-system").args(values).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // As Helm installs: namespaces before what lies in them (helm, "InstallOrder").
-    let text = String::from_utf8(output.stdout).unwrap();
-    let (first, rest): (Vec<_>, Vec<_>) = text.split("\n---").partition(|one| one.contains("\nkind: Namespace\n"));
-    std::fs::write(folder.join("chart.yaml"), [first, rest].concat().join("\n---")).unwrap();
-    kubectl(control_plane, &["apply", "--server-side", "-f", "manifests/operator/namespace.yaml"], folder);
-    let apply = ["apply", "--server-side", "-f", "chart.yaml"];
-    kubectl(control_plane, &apply, folder);
-    let versions = || {
-        kubectl(control_plane, &["get", "-f", "chart.yaml", "-o", "jsonpath={.items[*].metadata.generation}"], folder)
-    };
-    let before = versions();
-    kubectl(control_plane, &apply, folder);
-    assert_eq!(versions(), before);
-    // The operator's pods are made: nothing in them is against what the namespace is held to.
-    let pods: Api<Pod> = Api::namespaced(control_plane.client().await.unwrap(), "bascule-system");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while pods.list(&ListParams::default()).await.unwrap().items.len() < 2 {
-        let events = kubectl(control_plane, &["-n", "bascule-system", "get", "events"], folder);
-        assert!(Instant::now() < deadline, "no pod of the operator was made: {events}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    kubectl(control_plane, &["delete", "-f", "chart.yaml"], folder);
 }
 
 /// A node in the middle of a drain as the operator leaves it, and one that an admin cordoned.
