@@ -213,7 +213,10 @@ async fn the_chart_installs_too(control_plane: &ControlPlane, folder: &Path) {
     let chart = page::tree().join("charts/bascule");
     let output = Command::new(helm).arg(chart).arg("bascule-system").args(values).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::write(folder.join("chart.yaml"), output.stdout).unwrap();
+    // As Helm installs: namespaces before what lies in them (helm, "InstallOrder").
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (first, rest): (Vec<_>, Vec<_>) = text.split("\n---").partition(|one| one.contains("\nkind: Namespace\n"));
+    std::fs::write(folder.join("chart.yaml"), [first, rest].concat().join("\n---")).unwrap();
     kubectl(control_plane, &["apply", "--server-side", "-f", "manifests/operator/namespace.yaml"], folder);
     let apply = ["apply", "--server-side", "-f", "chart.yaml"];
     kubectl(control_plane, &apply, folder);

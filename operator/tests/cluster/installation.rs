@@ -64,6 +64,7 @@ async fn a_newer_version_in_the_middle_of_a_rollout_loses_nothing() {
     // The Deployment's new pods come, and the old ones end.
     let _after = world.operator("after").await;
     before.stop().await;
+    world.until_no_eviction_is_lost().await;
 
     for node in ["n1", "n2", "n3"] {
         world.until_current(node, "1.1").await;

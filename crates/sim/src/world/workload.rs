@@ -121,9 +121,11 @@ impl World {
         may
     }
 
+    /// The settings that a drain goes by. Of a policy that can't be used for another field the operator knows what it says of
+    /// drains; here that is gone, and nobody is evicted until the plan gives the node back.
     fn drain_of_policy(&self, name: &str) -> Option<Drain> {
         let policy = self.snapshot.policies.iter().find(|policy| policy.name == name);
-        policy.map(|policy| policy.spec.as_ref().map(|valid| valid.spec.drain.clone()).unwrap_or_default())
+        Some(policy?.spec.as_ref().ok()?.spec.drain.clone())
     }
 
     fn place(&mut self) {

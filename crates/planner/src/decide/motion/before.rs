@@ -135,7 +135,8 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     let deadline = begins.after(settings.timeout);
     // A pod that may not be evicted came meanwhile: the node is not empty.
     if node.pods.remaining == 0 && node.pods.undrainable.is_empty() {
-        return detaching(moving, deadline).unwrap_or_else(|| drained(moving));
+        let stands = empty(moving, deadline);
+        return detaching(moving, &stands).unwrap_or_else(|| drained(moving, &stands));
     }
     if moving.ctx.now < deadline {
         return match closed_budget(moving, begins) {
@@ -267,9 +268,20 @@ fn blocked_wait(moving: &Moving<'_, '_>, blocked: &BlockedPod) -> Wait {
     Wait::new(reason, blocked.to_string()).of(&pod.kind, pod.namespace.as_deref(), &pod.name)
 }
 
-/// Pods are gone, and volumes of theirs are still attached: whoever gets them next would wait for this node's reboot. The drain
-/// stands meanwhile: one that began anew would not know whom it gave up, nor what it waited for.
-fn detaching(moving: &Moving<'_, '_>, deadline: Time) -> Option<Motion> {
+/// The order of a drain that has emptied its node. It stands until the word to reboot is written: one that began anew would not
+/// know whom it gave up, nor what it waited for.
+fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
+    let settings = moving.drain();
+    match settings.on_timeout {
+        OnTimeout::Delete if moving.ctx.now >= deadline => {
+            standing(moving, deadline.after(settings.timeout), DrainMode::DeleteRest)
+        }
+        _ => standing(moving, deadline, DrainMode::Evict),
+    }
+}
+
+/// Pods are gone, and volumes of theirs are still attached: whoever gets them next would wait for this node's reboot.
+fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
     let attached = &moving.view.node.pods.attached;
     let first = attached.first()?;
     let within = moving.drain().volume_detach_timeout;
@@ -281,16 +293,10 @@ fn detaching(moving: &Moving<'_, '_>, deadline: Time) -> Option<Motion> {
     }
     let message = format!("volumes of pods that have left are still attached: {names}");
     let wait = Wait::new(WaitReason::VolumesDetaching, message).of("PersistentVolume", None, first).until(Some(until));
-    let settings = moving.drain();
-    let (ends, mode) = match settings.on_timeout {
-        OnTimeout::Delete if moving.ctx.now >= deadline => (deadline.after(settings.timeout), DrainMode::DeleteRest),
-        _ => (deadline, DrainMode::Evict),
-    };
-    let stands = standing(moving, ends, mode);
     let mut motion = Motion::waits(RolloutState::Draining, wait);
     motion.progress = progress(moving);
     motion.drain = Some(Arc::clone(&stands.order));
-    motion.stands = Some(stands);
+    motion.stands = Some(stands.clone());
     Some(match emptied {
         Some(_) => motion,
         None => motion.with(moving.step(Action::Emptied { node: moving.name(), at: moving.ctx.now }, "")),
@@ -298,7 +304,7 @@ fn detaching(moving: &Moving<'_, '_>, deadline: Time) -> Option<Motion> {
 }
 
 /// The node is empty: the word to reboot.
-fn drained(moving: &Moving<'_, '_>) -> Motion {
+fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
     let at = moving.ctx.now;
     let took = at.seconds_since(moving.disruption.drain_started_at.unwrap_or(at));
     let pods = &moving.view.node.pods;
@@ -343,7 +349,10 @@ fn drained(moving: &Moving<'_, '_>) -> Motion {
     let mut step = moving.step(action, says);
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
     let until = at.after(moving.health().node_ready_timeout);
-    Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until))).with(step)
+    let mut motion = Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until)));
+    motion.drain = Some(Arc::clone(&stands.order));
+    motion.stands = Some(stands.clone());
+    motion.with(step)
 }
 
 /// Undoes what was done: the node takes work again on its old release.
