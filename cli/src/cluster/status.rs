@@ -211,10 +211,12 @@ where
 pub(super) fn unwell(
     conditions: &[k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition],
 ) -> impl Iterator<Item = &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
-    use api::conditions::{ACCEPTED, HALTED, POLICY_CONFLICT};
+    use api::conditions::{ACCEPTED, HALTED, MAINTENANCE_PLANNED, POLICY_CONFLICT};
     conditions.iter().filter(|condition| match condition.type_.as_str() {
         ACCEPTED => condition.status == "False",
         HALTED | POLICY_CONFLICT => condition.status == "True",
+        // What waits for a person, though no node does.
+        MAINTENANCE_PLANNED => condition.reason == "HookFailed",
         _ => false,
     })
 }

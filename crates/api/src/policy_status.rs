@@ -111,6 +111,10 @@ pub struct Maintenance {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub hooks_done: Vec<String>,
+    /// Why a hook of it failed, until that is run again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub failed: Option<String>,
 }
 
 /// A release as people know it.

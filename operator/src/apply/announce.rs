@@ -82,7 +82,9 @@ impl Writer {
                 MemoryChange::Ended(version, outcome) => {
                     ("RolloutEnded", false, format!("the rollout of {version} ended: {outcome:?}"), None)
                 }
-                MemoryChange::Maintenance(reason, note) if !note.is_empty() => (*reason, false, note.clone(), None),
+                MemoryChange::Maintenance(reason, note) if !note.is_empty() => {
+                    (*reason, *reason == "MaintenanceHookFailed", note.clone(), None)
+                }
                 MemoryChange::Maintenance(..) | MemoryChange::Timed => continue,
             };
             if let Some((kind, release)) = notified(change) {

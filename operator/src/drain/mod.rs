@@ -9,7 +9,10 @@ mod tests;
 pub use evict::{Answer, EvictionApi, EvictionBackend, Target};
 pub use node::{Blocked, DrainObserver, Mode, Order, PodSource, Progress, Tools};
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 use tokio::{sync::watch, task::AbortHandle};
 
 /// The drains under way. Dropping it stops them all, which leaves the nodes as they are.
@@ -21,6 +24,7 @@ pub struct Drains {
 struct Running {
     order: Order,
     progress: Arc<watch::Sender<Progress>>,
+    memory: Arc<Mutex<node::Memory>>,
     task: AbortHandle,
 }
 
@@ -53,12 +57,14 @@ impl Drains {
             if before.is_some_and(|running| running.order == order) {
                 continue;
             }
-            let progress = match before {
-                Some(running) => Arc::clone(&running.progress),
-                None => Arc::new(watch::Sender::new(Progress::default())),
+            // Another beginning is another drain, which knows nothing of the one before.
+            let (progress, memory) = match before.filter(|running| running.order.begun == order.begun) {
+                Some(running) => (Arc::clone(&running.progress), Arc::clone(&running.memory)),
+                None => (Arc::new(watch::Sender::new(Progress::default())), Arc::default()),
             };
-            let task = tokio::spawn(node::run(order.clone(), self.tools.clone(), Arc::clone(&progress)));
-            self.running.insert(order.node.clone(), Running { order, progress, task: task.abort_handle() });
+            let drain = node::run(order.clone(), self.tools.clone(), Arc::clone(&progress), Arc::clone(&memory));
+            let task = tokio::spawn(drain).abort_handle();
+            self.running.insert(order.node.clone(), Running { order, progress, memory, task });
         }
     }
 

@@ -11,7 +11,7 @@ use bascule_planner::drain::{Hour, Ledger, Sorted, sort};
 use chrono::{DateTime, Utc};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -153,79 +153,23 @@ struct PodState {
     blocked: Option<(Blocked, Instant)>,
 }
 
+/// What a drain remembers, also where its order changes in the middle: by other settings, or to harder means.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// The UIDs of all pods that had to go.
+    ever: BTreeSet<String>,
+    waited: BTreeMap<ObjectRef, Duration>,
+    ledger: Ledger,
+}
+
 /// Runs until it is dropped. `progress` holds what it has reached.
-pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progress>>) {
+pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progress>>, memory: Arc<Mutex<Memory>>) {
     let mut changes = tools.pods.changes();
     let mut states: BTreeMap<String, PodState> = BTreeMap::new();
-    let mut ever: BTreeSet<String> = BTreeSet::new();
-    let mut waited: BTreeMap<ObjectRef, Duration> = BTreeMap::new();
-    let mut ledger = Ledger::default();
     let mut asked: JoinSet<(String, Answer)> = JoinSet::new();
     loop {
         changes.mark_unchanged();
-        let present = tools.pods.on_node(&order.node);
-        let mut sorted = tools.sort(&present, &order, &ledger);
-        if ledger.meet(sorted.leaving()) {
-            sorted = tools.sort(&present, &order, &ledger);
-        }
-        let leaving = sorted.leaving().count();
-        let uids: BTreeSet<&str> = sorted.leaving().map(|pod| pod.uid.as_str()).collect();
-        ever.extend(uids.iter().map(|uid| (*uid).to_owned()));
-        let (remaining, refused) = match sorted.asked() {
-            Ok(pods) => (pods, None),
-            Err(refused) => (&[][..], Some(refused.to_string())),
-        };
-        if refused.is_none() {
-            states.retain(|uid, state| {
-                let stays = uids.contains(uid.as_str());
-                if !stays {
-                    forgive(state, &mut waited);
-                }
-                stays
-            });
-        }
-        for pod in remaining {
-            let state = states.entry(pod.uid.clone()).or_default();
-            state.pod = present.iter().find(|known| known.uid == pod.uid).cloned();
-            if pod.deletes_at.is_some() {
-                forgive(state, &mut waited);
-                state.next = None;
-            } else if leaving > 1 && tools.is_own(pod) {
-                continue; // the others leave first, which is a change of pods
-            } else if !state.asking && due(state, tools.pods.as_ref()).is_none_or(|at| at <= Instant::now()) {
-                ledger.asked(pod);
-                state.asking = true;
-                state.last_asked = Some(Instant::now());
-                let (tools, mode, target) = (tools.clone(), order.mode, target(pod, &order.settings));
-                asked.spawn(async move {
-                    let answer = match tools.permits.acquire().await {
-                        Ok(_permit) if mode == Mode::Evict => tools.backend.evict(&target).await,
-                        Ok(_permit) => tools.backend.delete(&target).await,
-                        Err(_) => Answer::Failed { message: "the operator stops".to_owned(), retry_after: None },
-                    };
-                    (target.uid, answer)
-                });
-            }
-        }
-        report(
-            &order.node,
-            &tools,
-            &progress,
-            Progress {
-                pods: ever.len(),
-                gone: ever.iter().filter(|uid| !present.iter().any(|pod| pod.uid == **uid)).count(),
-                blocked: states
-                    .values()
-                    .filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone()))
-                    .collect(),
-                given_up: ledger.given_up().clone(),
-                refused,
-                waited_for: waited.clone(),
-            },
-        );
-        let look_again = !sorted.completing.is_empty() || !sorted.later.is_empty();
-        let source = tools.pods.as_ref();
-        let wake = states.values().filter(|state| !state.asking).filter_map(|state| due(state, source)).min();
+        let (look_again, wake) = look(&order, &tools, &progress, &memory, &mut states, &mut asked);
         tokio::select! {
             Some(done) = asked.join_next(), if !asked.is_empty() => {
                 if let Ok((uid, answer)) = done && let Some(state) = states.get_mut(&uid) {
@@ -242,6 +186,84 @@ pub async fn run(order: Order, tools: Tools, progress: Arc<watch::Sender<Progres
             () = tokio::time::sleep(LOOK_AGAIN), if look_again => {}
         }
     }
+}
+
+/// Looks at the node's pods once, asks those to go that are due, and reports. Whether time alone may change what is done, and
+/// when somebody is to be asked next.
+fn look(
+    order: &Order,
+    tools: &Tools,
+    progress: &watch::Sender<Progress>,
+    memory: &Mutex<Memory>,
+    states: &mut BTreeMap<String, PodState>,
+    asked: &mut JoinSet<(String, Answer)>,
+) -> (bool, Option<Instant>) {
+    let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+    let Memory { ever, waited, ledger } = &mut *memory;
+    let present = tools.pods.on_node(&order.node);
+    let mut sorted = tools.sort(&present, order, ledger);
+    if ledger.meet(sorted.leaving()) {
+        sorted = tools.sort(&present, order, ledger);
+    }
+    let leaving = sorted.leaving().count();
+    let uids: BTreeSet<&str> = sorted.leaving().map(|pod| pod.uid.as_str()).collect();
+    ever.extend(uids.iter().map(|uid| (*uid).to_owned()));
+    let (remaining, refused) = match sorted.asked() {
+        Ok(pods) => (pods, None),
+        Err(refused) => (&[][..], Some(refused.to_string())),
+    };
+    if refused.is_none() {
+        states.retain(|uid, state| {
+            let stays = uids.contains(uid.as_str());
+            if !stays {
+                forgive(state, waited);
+            }
+            stays
+        });
+    }
+    for pod in remaining {
+        let state = states.entry(pod.uid.clone()).or_default();
+        state.pod = present.iter().find(|known| known.uid == pod.uid).cloned();
+        if pod.deletes_at.is_some() {
+            forgive(state, waited);
+            state.next = None;
+        } else if leaving > 1 && tools.is_own(pod) {
+            continue; // the others leave first, which is a change of pods
+        } else if !state.asking && due(state, tools.pods.as_ref()).is_none_or(|at| at <= Instant::now()) {
+            ledger.asked(pod);
+            state.asking = true;
+            state.last_asked = Some(Instant::now());
+            let (tools, mode, target) = (tools.clone(), order.mode, target(pod, &order.settings));
+            asked.spawn(async move {
+                let answer = match tools.permits.acquire().await {
+                    Ok(_permit) if mode == Mode::Evict => tools.backend.evict(&target).await,
+                    Ok(_permit) => tools.backend.delete(&target).await,
+                    Err(_) => Answer::Failed { message: "the operator stops".to_owned(), retry_after: None },
+                };
+                (target.uid, answer)
+            });
+        }
+    }
+    report(
+        &order.node,
+        tools,
+        progress,
+        Progress {
+            pods: ever.len(),
+            gone: ever.iter().filter(|uid| !present.iter().any(|pod| pod.uid == **uid)).count(),
+            blocked: states
+                .values()
+                .filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone()))
+                .collect(),
+            given_up: ledger.given_up().clone(),
+            refused,
+            waited_for: waited.clone(),
+        },
+    );
+    let look_again = !sorted.completing.is_empty() || !sorted.later.is_empty();
+    let source = tools.pods.as_ref();
+    let wake = states.values().filter(|state| !state.asking).filter_map(|state| due(state, source)).min();
+    (look_again, wake)
 }
 
 /// When a pod is to be asked next; at once where that is not set. A budget that has room again is asked soon, not only

@@ -324,6 +324,30 @@ async fn a_drain_that_is_not_wanted_any_more_asks_nobody_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_whose_order_changes_knows_whom_it_gave_up_and_another_drain_does_not() {
+    let cluster = Cluster::new(1, |_, _| Answer::Accepted);
+    *Cluster::lock(&cluster.returns) = Some(again);
+    let mut drains = cluster.drains(4);
+    drains.set(vec![order(Mode::Evict)]);
+    after(60).await;
+    let given_up = drains.progress_of("n1").unwrap().given_up;
+    assert_eq!(given_up.len(), 1, "its owner brings it back");
+    let asked = Cluster::lock(&cluster.asked).len();
+    // Other settings, and harder means: the same drain.
+    let mut edited = order(Mode::Evict);
+    edited.settings.grace_period_seconds = Some(7);
+    drains.set(vec![edited]);
+    after(60).await;
+    assert_eq!((Cluster::lock(&cluster.asked).len(), drains.progress_of("n1").unwrap().given_up), (asked, given_up));
+    // The next grant is another one.
+    let mut later = order(Mode::Evict);
+    later.begun += chrono::TimeDelta::hours(1);
+    drains.set(vec![later]);
+    after(60).await;
+    assert!(Cluster::lock(&cluster.asked).len() > asked);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_left_at_the_timeout_is_deleted_where_the_policy_says_so() {
     let cluster = Cluster::new(2, |target, _| if target.name == "p0" { budget() } else { Answer::Accepted });
     let mut drains = cluster.drains(4);

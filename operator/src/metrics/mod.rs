@@ -35,6 +35,7 @@ struct Inner {
     releases: Family<PolicyRelease, Gauge>,
     exposed: Family<PolicySeverity, Gauge>,
     unavailable: Family<Policy, Gauge>,
+    hook_failed: Family<Policy, Gauge>,
     patch_age: Family<Policy, Float>,
     metadata_age: Family<Policy, Float>,
     metadata_expiry: Family<Policy, Float>,
@@ -134,6 +135,7 @@ impl Metrics {
             releases: Family::default(),
             exposed: Family::default(),
             unavailable: Family::default(),
+            hook_failed: Family::default(),
             patch_age: Family::default(),
             metadata_age: Family::default(),
             metadata_expiry: Family::default(),
@@ -258,6 +260,11 @@ impl Inner {
             self.exposed.clone(),
         );
         registry.register("nodes_unavailable", "Nodes of a policy that are unavailable", self.unavailable.clone());
+        registry.register(
+            "rollout_hook_failed",
+            "Whether a hook around a policy's rollout has failed and waits for a person",
+            self.hook_failed.clone(),
+        );
         registry.register_with_unit(
             "patch_age",
             "How long the target release has been published while nodes of the policy do not run it",

@@ -63,6 +63,7 @@ impl Metrics {
         inner.releases.clear();
         inner.exposed.clear();
         inner.unavailable.clear();
+        inner.hook_failed.clear();
         for family in [&inner.patch_age, &inner.metadata_age, &inner.metadata_expiry] {
             family.clear();
         }
@@ -81,12 +82,15 @@ impl Metrics {
         }
         inner.exposed.clear();
         inner.unavailable.clear();
+        inner.hook_failed.clear();
         #[allow(clippy::cast_precision_loss, reason = "seconds of centuries fit a double exactly")]
         let seconds = |seconds: i64| seconds as f64;
         for policy in &report.policies {
             let label = Policy { policy: policy.policy.clone() };
             let status = &policy.status;
             inner.unavailable.get_or_create(&label).set(i64::from(status.counts.unavailable));
+            let failed = status.maintenance.as_ref().is_some_and(|open| open.failed.is_some());
+            inner.hook_failed.get_or_create(&label).set(i64::from(failed));
             let behind = outdated.get(policy.policy.as_str()).copied().unwrap_or_default();
             if let Some(target) = &status.target {
                 let age = if behind > 0 { snapshot.now.seconds_since(target.published_at).max(0) } else { 0 };

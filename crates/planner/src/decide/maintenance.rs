@@ -46,12 +46,23 @@ pub(super) fn condition(policy: &PolicyView<'_>) -> Option<(&'static str, String
         return (policy.memory.maintenances > 0).then(|| ("Over", String::new()));
     };
     let version = open.version.as_ref().map_or_else(String::new, |version| format!(" for {version}"));
+    if let Some(why) = &open.failed {
+        return Some(("HookFailed", run_again(why)));
+    }
     Some(match open {
         Maintenance { ending: true, .. } => ("Ending", "the hooks after the last node run".to_owned()),
         Maintenance { begun_at: Some(_), .. } => ("UnderWay", format!("nodes are disrupted{version}")),
         _ => ("Planned", format!("nodes are about to be disrupted{version}; hooks run first")),
     })
 }
+
+/// What a person does about a hook that failed.
+fn run_again(why: &str) -> String {
+    format!("{why}; delete the Job to run it again")
+}
+
+/// How much of why a hook failed is remembered, in characters.
+const REMEMBERED: usize = 400;
 
 impl Round<'_> {
     /// Opens, goes on with and ends the maintenance of each policy.
@@ -74,6 +85,7 @@ impl Round<'_> {
             let mut change = None;
             let mut step = None;
             let mut wake = None;
+            let mut failed = None;
             match &mut open {
                 None => {
                     if let (Some(version), true) = (&wanted, holds(policy).is_some()) {
@@ -84,6 +96,7 @@ impl Round<'_> {
                             begun_at: None,
                             ending: false,
                             hooks_done: Vec::new(),
+                            failed: None,
                         });
                         change =
                             Some(("MaintenancePlanned", "nodes are about to be disrupted; hooks run first".to_owned()));
@@ -94,7 +107,7 @@ impl Round<'_> {
                         Progress::Done => change = Some(("MaintenanceEnded", "the hooks after it are done".to_owned())),
                         Progress::Start(hook) => step = Some((HookStage::AfterRollout, hook)),
                         Progress::Running(until) => wake = Some(until),
-                        Progress::Failed(why) => self.complain(index, &why),
+                        Progress::Failed(why) => failed = Some(why),
                     }
                     if change.is_some() {
                         self.close(index, change.take());
@@ -113,7 +126,7 @@ impl Round<'_> {
                             open.ending = true;
                             change = Some(("MaintenanceEnding", "nobody waits for it any more".to_owned()));
                         }
-                        Progress::Failed(why) => self.complain(index, &why),
+                        Progress::Failed(why) => failed = Some(why),
                     }
                 }
                 Some(open) => {
@@ -126,6 +139,17 @@ impl Round<'_> {
                         wake = Some(quiet);
                     }
                 }
+            }
+            if let Some(why) = &failed {
+                self.complain(index, why);
+            }
+            if let Some(open) = &mut open {
+                let failed: Option<String> = failed.map(|why| why.chars().take(REMEMBERED).collect());
+                if failed.is_some() && open.failed != failed {
+                    // Nobody may wait for it: after the last node there is none left that could say so.
+                    change = failed.as_deref().map(|why| ("MaintenanceHookFailed", run_again(why)));
+                }
+                open.failed = failed;
             }
             self.note_done(index, open.as_mut());
             self.draft.wake(wake, now);
@@ -225,7 +249,7 @@ impl Round<'_> {
     /// Tells those who wait for a hook that failed.
     fn complain(&mut self, index: usize, why: &str) {
         let Some(policy) = self.policies.get(index) else { return };
-        let message = format!("{why}; delete the Job to run it again");
+        let message = run_again(why);
         let wait = Arc::new(Wait::new(WaitReason::Hook, message).of("UpdatePolicy", None, &policy.facts.name));
         let members: Vec<usize> = policy.members.to_vec();
         for node in members {

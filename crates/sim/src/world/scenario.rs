@@ -137,6 +137,11 @@ impl World {
         self.show_workload();
     }
 
+    /// From now on Jobs of hooks fail, or no more, whereupon a person deletes those that failed.
+    pub fn fail_hooks(&mut self, fail: bool) {
+        self.workload.hooks_fail = fail;
+    }
+
     /// Somebody resolves what kept these pods.
     pub fn unstick(&mut self, node: &str) {
         self.workload.clear(Some(node), &Kind::Stuck);

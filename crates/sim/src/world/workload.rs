@@ -38,7 +38,11 @@ impl World {
                 app.pending += 1;
             }
         }
-        for order in self.workload.orders.clone() {
+        let orders = self.workload.orders.clone();
+        // As the operator: a drain that is not ordered any more is forgotten, with whom it gave up.
+        let ordered: BTreeSet<_> = orders.iter().map(|order| self.drain_key(order)).collect();
+        self.workload.ledgers.retain(|drain, _| ordered.contains(drain));
+        for order in orders {
             self.empty(&order);
         }
         self.place();
