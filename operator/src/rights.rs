@@ -1,7 +1,8 @@
-//! Rights that a policy needs beside those that every installation gives: to create Jobs in the namespaces of its hooks.
-//! Whoever owns such a namespace gives them (docs/security.md). They are asked for before the first node is disrupted, and
-//! not found missing in the middle of an update.
+//! Rights that a policy needs beside those that every installation gives: to create Jobs in the namespaces of its hooks, which
+//! their owners give, and to read what its object gates look at, which an admin gives (docs/security.md). They are asked for
+//! before the first node is disrupted, and not found missing in the middle of an update.
 
+use crate::health::{ObjectAsker, Wanted};
 use bascule_api::{Hook, UpdatePolicySpec};
 use bascule_planner::{PolicyError, PolicyErrorKind};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
@@ -18,13 +19,23 @@ const AGAIN: Duration = Duration::from_secs(15);
 /// The ClusterRole that an owner binds in a namespace.
 const ROLE: &str = "bascule-hooks";
 
-type Known = Arc<Mutex<BTreeMap<String, Result<bool, String>>>>;
+/// A right that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Right {
+    /// To create Jobs in this namespace.
+    Jobs(String),
+    /// To read this, as gates do.
+    Reading(Wanted),
+}
+
+/// What is missing, as a sentence that says what gives it, or why that is not known.
+type Answer = Result<Option<String>, String>;
+type Known = Arc<Mutex<BTreeMap<Right, Answer>>>;
 
 /// Asks again and again, for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Rights {
-    own: String,
-    asked: watch::Sender<BTreeSet<String>>,
+    asked: watch::Sender<BTreeSet<Right>>,
     known: Known,
     task: JoinHandle<()>,
 }
@@ -35,21 +46,30 @@ impl Drop for Rights {
     }
 }
 
+/// Whom rights are asked of.
+struct Tools {
+    client: Client,
+    gates: ObjectAsker,
+    /// The operator's namespace.
+    own: String,
+}
+
 impl Rights {
     /// Nothing is asked yet. `own` is the operator's namespace; `changes` is told of each new answer.
-    pub(crate) fn new(client: Client, own: &str, changes: Arc<watch::Sender<u64>>) -> Self {
+    pub(crate) fn new(client: Client, gates: ObjectAsker, own: &str, changes: Arc<watch::Sender<u64>>) -> Self {
         let (asked, receiver) = watch::channel(BTreeSet::new());
         let known = Known::default();
-        let task = tokio::spawn(ask(client, receiver, Arc::clone(&known), changes));
-        Self { own: own.to_owned(), asked, known, task }
+        let tools = Tools { client, gates, own: own.to_owned() };
+        let task = tokio::spawn(ask(tools, receiver, Arc::clone(&known), changes));
+        Self { asked, known, task }
     }
 
     /// Asks for what these policies need from now on.
     pub(crate) fn set<'a>(&self, policies: impl IntoIterator<Item = &'a UpdatePolicySpec>) {
-        let namespaces = policies.into_iter().flat_map(hooks).map(|(_, hook)| hook.namespace.clone()).collect();
+        let rights = policies.into_iter().flat_map(needed).map(|(_, right)| right).collect();
         self.asked.send_if_modified(|before| {
-            let changed = *before != namespaces;
-            *before = namespaces;
+            let changed = *before != rights;
+            *before = rights;
             changed
         });
     }
@@ -57,20 +77,35 @@ impl Rights {
     /// The first right that a policy lacks, as far as is known.
     pub(crate) fn missing(&self, policy: &UpdatePolicySpec) -> Option<PolicyError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        hooks(policy).find_map(|(field, hook)| {
-            let (namespace, own) = (&hook.namespace, &self.own);
-            let what = match known.get(namespace) {
-                Some(Ok(true)) => return None,
-                Some(Ok(false)) => format!(
-                    "the operator may not create Jobs in the namespace {namespace}; its owner allows that with `kubectl -n \
-                     {namespace} create rolebinding {ROLE} --clusterrole={ROLE} --serviceaccount={own}:bascule-operator`"
-                ),
-                Some(Err(why)) => format!("whether the operator may create Jobs in {namespace} is not known: {why}"),
-                None => format!("whether the operator may create Jobs in {namespace} is being asked"),
+        needed(policy).find_map(|(field, right)| {
+            let what = match known.get(&right) {
+                Some(Ok(None)) => return None,
+                Some(Ok(Some(missing))) => missing.clone(),
+                Some(Err(why)) => format!("whether {right} is not known: {why}"),
+                None => format!("whether {right} is being asked"),
             };
             Some(PolicyError::new(field, PolicyErrorKind::Right(what)))
         })
     }
+}
+
+impl std::fmt::Display for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Jobs(namespace) => write!(f, "the operator may create Jobs in {namespace}"),
+            Self::Reading(wanted) => write!(f, "object gates may read {wanted}"),
+        }
+    }
+}
+
+fn needed(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, Right)> {
+    let jobs = hooks(policy).map(|(field, hook)| (field, Right::Jobs(hook.namespace.clone())));
+    let gates = policy.health.gates.iter().enumerate();
+    let readings = gates.filter_map(|(index, gate)| {
+        let object = gate.object.as_ref()?;
+        Some((format!("spec.health.gates[{index}].object"), Right::Reading(object.into())))
+    });
+    jobs.chain(readings)
 }
 
 fn hooks(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, &Hook)> {
@@ -87,23 +122,23 @@ fn hooks(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, &Hook)> {
 }
 
 async fn ask(
-    client: Client,
-    mut asked: watch::Receiver<BTreeSet<String>>,
+    tools: Tools,
+    mut asked: watch::Receiver<BTreeSet<Right>>,
     known: Known,
     changes: Arc<watch::Sender<u64>>,
 ) {
     loop {
-        let namespaces = asked.borrow_and_update().clone();
+        let rights = asked.borrow_and_update().clone();
         let mut answers = BTreeMap::new();
-        for namespace in &namespaces {
-            let answer = may_create_jobs(&client, namespace).await.map_err(|error| crate::one_line(&error));
-            let before = known.lock().unwrap_or_else(PoisonError::into_inner).get(namespace).cloned();
+        for right in &rights {
+            let answer = tools.lacks(right).await.map_err(|error| crate::one_line(&error));
+            let before = known.lock().unwrap_or_else(PoisonError::into_inner).get(right).cloned();
             // Where nobody answers, the last answer stands.
             let answer = match (answer, before) {
                 (Err(_), Some(before @ Ok(_))) => before,
                 (answer, _) => answer,
             };
-            answers.insert(namespace.clone(), answer);
+            answers.insert(right.clone(), answer);
         }
         let news = {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,7 +149,7 @@ async fn ask(
         if news {
             changes.send_modify(|count| *count = count.wrapping_add(1));
         }
-        let again = if namespaces.is_empty() { None } else { Some(AGAIN) };
+        let again = if rights.is_empty() { None } else { Some(AGAIN) };
         let told = match again {
             Some(pause) => timeout(pause, asked.changed()).await.unwrap_or(Ok(())),
             None => asked.changed().await,
@@ -125,20 +160,38 @@ async fn ask(
     }
 }
 
-async fn may_create_jobs(client: &Client, namespace: &str) -> kube::Result<bool> {
-    let review = SelfSubjectAccessReview {
-        spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(ResourceAttributes {
-                namespace: Some(namespace.to_owned()),
-                verb: Some("create".to_owned()),
-                group: Some("batch".to_owned()),
-                resource: Some("jobs".to_owned()),
-                ..ResourceAttributes::default()
-            }),
-            ..SelfSubjectAccessReviewSpec::default()
-        },
-        ..SelfSubjectAccessReview::default()
-    };
+impl Tools {
+    /// The sentence about what is missing, if anything is.
+    async fn lacks(&self, right: &Right) -> kube::Result<Option<String>> {
+        let namespace = match right {
+            Right::Reading(wanted) => return self.gates.lacks(wanted).await,
+            Right::Jobs(namespace) => namespace,
+        };
+        let create = ResourceAttributes {
+            namespace: Some(namespace.clone()),
+            verb: Some("create".to_owned()),
+            group: Some("batch".to_owned()),
+            resource: Some("jobs".to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let own = &self.own;
+        Ok((!may(&self.client, create).await?).then(|| {
+            format!(
+                "the operator may not create Jobs in the namespace {namespace}; its owner allows that with `kubectl -n \
+                 {namespace} create rolebinding {ROLE} --clusterrole={ROLE} --serviceaccount={own}:bascule-operator`"
+            )
+        }))
+    }
+}
+
+/// Whether whoever this client is may do this.
+///
+/// # Errors
+/// When the API server does not say.
+pub(crate) async fn may(client: &Client, what: ResourceAttributes) -> kube::Result<bool> {
+    let spec =
+        SelfSubjectAccessReviewSpec { resource_attributes: Some(what), ..SelfSubjectAccessReviewSpec::default() };
+    let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
     let answer = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }

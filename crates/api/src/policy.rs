@@ -345,8 +345,9 @@ pub struct Health {
     pub prometheus: Option<String>,
     /// A Secret in the operator's namespace with what that server wants to see: `token` (sent as a bearer token), or
     /// `username` and `password`; `header.<name>` for further headers, e.g. `header.X-Scope-OrgID`; `ca.crt`, the only
-    /// authorities trusted for it; `tls.crt` and `tls.key`, the client's certificate. The operator must be allowed to read
-    /// it. Default: none.
+    /// authorities trusted for it; `tls.crt` and `tls.key`, the client's certificate. Its key `server` names the URLs, one a
+    /// line, that may be asked with it; `prometheus` has to be one of them. The operator must be allowed to read it. Default:
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub prometheus_secret: Option<String>,
@@ -435,8 +436,10 @@ pub struct PromQlGate {
 }
 
 /// Objects of the cluster that must fulfil a CEL expression. No object at all does not pass, unless `optional` says so.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.kind != 'Secret' || self.apiVersion != 'v1'").message("no object gate reads a Secret: what it holds must not show in a status"))]
+#[x_kube(crates(kube_core = "kube_core"))]
 pub struct ObjectGate {
     /// The API version, e.g. `apps/v1`.
     #[schemars(length(min = 2, max = 317))]
@@ -462,6 +465,21 @@ pub struct ObjectGate {
     /// asked for each node. An object that lacks a field that the expression asks for does not pass yet.
     #[schemars(length(min = 1, max = 2048))]
     pub cel: String,
+}
+
+impl ObjectGate {
+    /// Whether objects of this kind are credentials by themselves: nobody's right to read them is a reason to show what
+    /// they hold, not even bit by bit, to whoever reads a policy's status.
+    #[must_use]
+    pub fn is_confidential(&self) -> bool {
+        let group = self.api_version.split_once('/').map_or("", |(group, _)| group);
+        match group {
+            "" => self.kind == "Secret",
+            // The name of such an object is what a client shows (OpenShift, "OAuthAccessToken").
+            "oauth.openshift.io" => self.kind.contains("Token"),
+            _ => false,
+        }
+    }
 }
 
 /// An HTTP GET that must answer with a status.

@@ -1,15 +1,19 @@
 //! How a Prometheus server that does not answer everybody is asked: with what a Secret of the operator's own namespace
 //! holds, under fixed keys. A Secret is read anew after a while, so that a token may be changed at any time.
+//!
+//! Whoever writes a policy names a server and a Secret, and is not who wrote the Secret. So a Secret says itself which
+//! servers may be shown what it holds, and nothing of it goes anywhere else.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Api, Client};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use url::Url;
 
 /// How long what a Secret held is used.
 const FRESH: Duration = Duration::from_secs(30);
@@ -17,26 +21,50 @@ const FRESH: Duration = Duration::from_secs(30);
 const MOST: usize = 64;
 /// A header under its name, e.g. `header.X-Scope-OrgID`.
 const HEADER: &str = "header.";
+/// The servers that a Secret is for, one URL a line.
+const SERVER: &str = "server";
 
 /// A client with what it has to show.
 #[derive(Debug, Clone)]
 pub(super) struct Access {
     pub(super) client: reqwest::Client,
     pub(super) headers: HeaderMap,
+    /// Who may be shown it, as whoever wrote the Secret says.
+    servers: Vec<Url>,
     /// What must not be sent in the clear: the key it stands under.
-    secret: Option<&'static str>,
+    secret: Option<String>,
 }
 
 impl Access {
-    /// That the server may be shown it.
+    /// That this server may be shown it. The whole URL counts: behind one host name, paths may lead to several servers.
     pub(super) fn allows(&self, server: &str) -> Result<(), String> {
-        match self.secret {
-            Some(key) if !server.starts_with("https://") => {
+        let asked = base(server).map_err(|why| format!("spec.health.prometheus {why}"))?;
+        if !self.servers.contains(&asked) {
+            return Err(format!(
+                "it is not for {asked}: whoever may write it adds that URL to its key {SERVER}, one a line, if that server may \
+                 see what it holds"
+            ));
+        }
+        match &self.secret {
+            Some(key) if asked.scheme() != "https" => {
                 Err(format!("{key} is not sent over plain http: spec.health.prometheus has to be an https:// URL"))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// A server's URL in the one form that is compared: nothing beside scheme, host, port and path.
+fn base(text: &str) -> Result<Url, String> {
+    let mut url = Url::parse(text.trim()).map_err(|error| format!("is no URL ({error})"))?;
+    let plain =
+        url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+    if !plain || !matches!(url.scheme(), "http" | "https") {
+        return Err("has to be an http:// or https:// URL without user, password, query and fragment".to_owned());
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
+    Ok(url)
 }
 
 type Known = HashMap<String, (Instant, Access)>;
@@ -62,13 +90,23 @@ impl Accesses {
         Self { secrets, namespace: namespace.to_owned(), extra_ca, known: Arc::default() }
     }
 
-    /// What a Secret gives, or what is wrong with it.
-    pub(super) async fn of(&self, name: &str) -> Result<Access, String> {
+    /// What a Secret gives for a server, or what is wrong with it.
+    pub(super) async fn of(&self, name: &str, server: &str) -> Result<Access, String> {
+        let access = self.read(name).await?;
+        access.allows(server).map_err(|why| format!("{}: {why}", self.place(name)))?;
+        Ok(access)
+    }
+
+    fn place(&self, name: &str) -> String {
+        format!("Secret {}/{name}", self.namespace)
+    }
+
+    async fn read(&self, name: &str) -> Result<Access, String> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         if let Some((_, access)) = known.filter(|(at, _)| at.elapsed() < FRESH) {
             return Ok(access);
         }
-        let place = format!("Secret {}/{name}", self.namespace);
+        let place = self.place(name);
         let access = match self.secrets.get_opt(name).await {
             Ok(Some(secret)) => {
                 access(&secret.data.unwrap_or_default(), &self.extra_ca).map_err(|why| format!("{place}: {why}"))
@@ -105,11 +143,11 @@ fn access(data: &BTreeMap<String, ByteString>, extra_ca: &[reqwest::Certificate]
     match (text("token")?, text("username")?, text("password")?) {
         (None, None, None) => {}
         (Some(token), None, None) => {
-            secret = Some("token");
+            secret = Some("token".to_owned());
             headers.insert(AUTHORIZATION, sensitive("token", &format!("Bearer {token}"))?);
         }
         (None, Some(user), Some(password)) => {
-            secret = Some("password");
+            secret = Some("password".to_owned());
             headers.insert(AUTHORIZATION, sensitive("password", &basic(user, password)?)?);
         }
         (Some(_), _, _) => return Err("it holds a token and a username or password: keep one of the two".to_owned()),
@@ -119,6 +157,9 @@ fn access(data: &BTreeMap<String, ByteString>, extra_ca: &[reqwest::Certificate]
         let name = key.strip_prefix(HEADER).unwrap_or_default();
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{key} names no HTTP header"))?;
         let value = text(key)?.unwrap_or_default();
+        if [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].contains(&name) {
+            secret = Some(key.clone());
+        }
         headers.insert(name, sensitive(key, value)?);
     }
     let mut client = super::client_builder().redirect(reqwest::redirect::Policy::none());
@@ -147,7 +188,9 @@ fn access(data: &BTreeMap<String, ByteString>, extra_ca: &[reqwest::Certificate]
         return Err(format!("it holds nothing of what may stand there: {keys}"));
     }
     let client = client.build().map_err(|error| crate::one_line(&error))?;
-    Ok(Access { client, headers, secret })
+    let servers = text(SERVER)?.unwrap_or_default().lines().filter(|line| !line.trim().is_empty());
+    let servers = servers.map(|line| base(line).map_err(|why| format!("in its key {SERVER}, '{}' {why}", line.trim())));
+    Ok(Access { client, headers, servers: servers.collect::<Result<_, _>>()?, secret })
 }
 
 fn sensitive(key: &str, text: &str) -> Result<HeaderValue, String> {
@@ -180,7 +223,8 @@ mod tests {
     fn keys_become_headers_and_what_is_secret_is_not_sent_in_the_clear() {
         install();
         let shown = |entries: &[(&str, &str)]| {
-            let access = access(&secret(entries), &[]).unwrap();
+            let own = [("server", "https://p\nhttp://p\n")];
+            let access = access(&secret(&[entries, &own].concat()), &[]).unwrap();
             let text = access.headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
             (text, access)
         };
@@ -194,6 +238,44 @@ mod tests {
         assert!(access.allows("http://p").is_err());
         let (_, tenant) = shown(&[("header.X-Scope-OrgID", "team-a")]);
         assert!(tenant.allows("http://p").is_ok());
+        let (_, own) = shown(&[("header.authorization", "Token x")]);
+        assert!(own.allows("http://p").unwrap_err().contains("header.authorization"));
+    }
+
+    #[test]
+    fn a_secret_is_shown_to_the_servers_that_it_names_and_to_nobody_else() {
+        install();
+        let of = |server: &str| access(&secret(&[("token", "abc"), ("server", server)]), &[]).unwrap();
+        let named = of("https://prometheus.example:9090/team-a/\n\nhttps://other.example");
+        for same in [
+            "https://prometheus.example:9090/team-a",
+            "https://prometheus.example:9090/team-a/",
+            "https://PROMETHEUS.example:9090/./team-a",
+            "https://other.example:443",
+            "https://other.example/",
+        ] {
+            assert_eq!(named.allows(same), Ok(()), "{same}");
+        }
+        for other in [
+            "https://evil.example",
+            "https://prometheus.example",
+            "http://prometheus.example:9090/team-a",
+            "https://prometheus.example:9091/team-a",
+            "https://prometheus.example:9090",
+            "https://prometheus.example:9090/team-b",
+            "https://prometheus.example:9090/team-a/../team-b",
+            "https://prometheus.example:9090/team-a/%2e%2e/team-b",
+            "https://prometheus.example:9090/team-a@evil.example",
+            "https://prometheus.example:9090\\@evil.example/team-a",
+            "https://other.example.evil.example",
+            "https://other.example:443@evil.example",
+        ] {
+            let why = named.allows(other).unwrap_err();
+            assert!(why.contains("it is not for") || why.contains("without user"), "{other}: {why}");
+        }
+        // One that names nobody is for nobody.
+        let nobody = access(&secret(&[("token", "abc")]), &[]).unwrap();
+        assert!(nobody.allows("https://other.example").unwrap_err().contains("its key server"));
     }
 
     #[test]
@@ -210,6 +292,8 @@ mod tests {
             (&[("token", "a\u{7}b")], "no HTTP header can"),
             (&[("header.", "x")], "names no HTTP header"),
             (&[("username", "a:b"), ("password", "c")], "colon"),
+            (&[("token", "x"), ("server", "prometheus:9090")], "in its key server"),
+            (&[("token", "x"), ("server", "https://u:p@prometheus")], "without user"),
         ] {
             let why = access(&secret(entries), &[]).unwrap_err();
             assert!(why.contains(part), "{entries:?}: {why}");

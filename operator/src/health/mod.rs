@@ -8,6 +8,7 @@ mod object;
 mod promql;
 
 pub use board::{Asked, GateBoard, GateKey};
+pub(crate) use object::Wanted;
 pub use object::{ObjectAsker, check as check_expression};
 
 use bascule_api::{Gate, Health, PromQlGate};
@@ -90,11 +91,17 @@ fn client_builder() -> reqwest::ClientBuilder {
 }
 
 impl Asker {
-    /// An asker that trusts `extra_ca` (PEM) beside the system's authorities, and reads Secrets in its own namespace.
+    /// An asker that trusts `extra_ca` (PEM) beside the system's authorities, and reads Secrets in its own namespace. Objects
+    /// are read with `gates`, which has the rights that admins gave to gates and not those of the operator.
     ///
     /// # Errors
     /// [`AskerError`] when the authorities can't be used.
-    pub fn new(client: kube::Client, namespace: &str, extra_ca: &[(PathBuf, Vec<u8>)]) -> Result<Self, AskerError> {
+    pub fn new(
+        client: kube::Client,
+        gates: kube::Client,
+        namespace: &str,
+        extra_ca: &[(PathBuf, Vec<u8>)],
+    ) -> Result<Self, AskerError> {
         let mut certificates = Vec::new();
         for (path, pem) in extra_ca {
             let found = reqwest::Certificate::from_pem_bundle(pem).unwrap_or_default();
@@ -107,8 +114,8 @@ impl Asker {
             || client_builder().redirect(reqwest::redirect::Policy::custom(within_its_origin)),
             &certificates,
         )?;
-        let accesses = access::Accesses::new(client.clone(), namespace, certificates);
-        let objects = ObjectAsker::new(client);
+        let accesses = access::Accesses::new(client, namespace, certificates);
+        let objects = ObjectAsker::new(gates);
         Ok(Self { http, accesses, objects })
     }
 
@@ -116,6 +123,11 @@ impl Asker {
     #[must_use]
     pub fn http(&self) -> reqwest::Client {
         self.http.clone()
+    }
+
+    /// Who reads objects for gates.
+    pub(crate) fn objects(&self) -> ObjectAsker {
+        self.objects.clone()
     }
 
     /// Asks one gate. `node` stands for `$node` in a query.
@@ -143,8 +155,7 @@ impl Asker {
         let Some(secret) = &health.prometheus_secret else {
             return promql::ask(&self.http, server, gate, node, HeaderMap::new()).await;
         };
-        let access = self.accesses.of(secret).await.and_then(|access| access.allows(server).map(|()| access));
-        match access {
+        match self.accesses.of(secret, server).await {
             Ok(access) => {
                 let answer = promql::ask(&access.client, server, gate, node, access.headers).await;
                 if matches!(answer, GateAnswer::Unknown(_)) {

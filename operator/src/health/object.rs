@@ -1,8 +1,12 @@
 //! The object gate: objects of the cluster that must fulfil a CEL expression.
+//!
+//! They are read as an account that has nothing but what admins granted to gates (docs/security.md), and an answer holds names
+//! of objects and what stands in the expression: never what an object holds.
 
 use super::GateAnswer;
 use bascule_api::{ObjectGate, Selector};
 use cel::{Context, ExecutionError, Program, Value};
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, ListParams},
@@ -44,7 +48,7 @@ impl Seen {
             Some(namespace) => format!("{namespace}/{own}"),
             None => own.to_owned(),
         };
-        let value = cel::to_value(object).map_err(|error| first_line(&error.to_string()))?;
+        let value = cel::to_value(object).map_err(|_| format!("{name} holds what CEL has no type for"))?;
         Ok(Self { name, value })
     }
 }
@@ -53,6 +57,34 @@ impl Seen {
 type Reading = Option<(Instant, Result<Arc<Vec<Seen>>, String>)>;
 /// Readings by what they read; each has a lock of its own, so that one that takes its time holds up no other.
 type Readings = HashMap<String, Arc<tokio::sync::Mutex<Reading>>>;
+
+/// What a gate reads.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Wanted {
+    api_version: String,
+    kind: String,
+    namespace: Option<String>,
+    /// One object; else those of a list.
+    name: Option<String>,
+}
+
+impl From<&ObjectGate> for Wanted {
+    fn from(gate: &ObjectGate) -> Self {
+        Self {
+            api_version: gate.api_version.clone(),
+            kind: gate.kind.clone(),
+            namespace: gate.namespace.clone(),
+            name: gate.name.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = self.namespace.as_ref().map(|namespace| format!(" of {namespace}")).unwrap_or_default();
+        write!(f, "{} {}{place}", self.api_version, self.kind)
+    }
+}
 
 /// Asks the API server.
 #[derive(Clone)]
@@ -138,6 +170,39 @@ impl ObjectAsker {
         }
     }
 
+    /// What the account of gates lacks to read this, as a sentence that says what gives it; `None` if nothing, or where there
+    /// is no such kind, which the gate itself says.
+    ///
+    /// # Errors
+    /// When the API server does not say.
+    pub(crate) async fn lacks(&self, wanted: &Wanted) -> kube::Result<Option<String>> {
+        let Ok((resource, scope)) = self.kind(&wanted.api_version, &wanted.kind).await else { return Ok(None) };
+        let namespace = wanted.namespace.clone().filter(|_| scope == Scope::Namespaced);
+        let verb = if wanted.name.is_some() { "get" } else { "list" };
+        let allowed = crate::rights::may(
+            &self.client,
+            ResourceAttributes {
+                namespace: namespace.clone(),
+                name: wanted.name.clone(),
+                verb: Some(verb.to_owned()),
+                group: Some(resource.group.clone()),
+                resource: Some(resource.plural.clone()),
+                ..ResourceAttributes::default()
+            },
+        );
+        if allowed.await? {
+            return Ok(None);
+        }
+        let plural = &resource.plural;
+        let full = if resource.group.is_empty() { plural.clone() } else { format!("{plural}.{}", resource.group) };
+        let place = namespace.map(|namespace| format!(" in the namespace {namespace}")).unwrap_or_default();
+        Ok(Some(format!(
+            "object gates may not {verb} {full}{place}; an admin allows that with `kubectl create clusterrole bascule-gates-{plural} \
+             --verb=get,list --resource={full}` and `kubectl label clusterrole bascule-gates-{plural} \
+             bascule.dev/aggregate-to-gates=true`"
+        )))
+    }
+
     async fn kind(&self, api_version: &str, kind: &str) -> Result<(ApiResource, Scope), String> {
         let key = (api_version.to_owned(), kind.to_owned());
         if let Some(known) = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
@@ -204,7 +269,7 @@ fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> 
     for object in objects {
         let mut own = context.new_inner_scope();
         own.add_variable_from_value("object", object.value.clone());
-        match evaluate(&program, &own) {
+        match evaluate(expression, &program, &own) {
             Ok(true) => {}
             Ok(false) => bad.push(object.name.clone()),
             Err(reason) => unknown.push(format!("{} ({reason})", object.name)),
@@ -223,14 +288,43 @@ fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> 
     }
 }
 
-fn evaluate(program: &Program, context: &Context<'_>) -> Result<bool, String> {
+fn evaluate(expression: &str, program: &Program, context: &Context<'_>) -> Result<bool, String> {
     match program.execute(context) {
         Ok(Value::Bool(holds)) => Ok(holds),
         Ok(_) => Err("it gives something other than true or false".to_owned()),
-        // Not yet: a pod that waits for its node, a status that nobody has written.
-        Err(ExecutionError::NoSuchKey(key)) => Err(format!("it has no {key} yet")),
-        Err(error) => Err(first_line(&error.to_string())),
+        Err(error) => Err(without_values(expression, &error)),
     }
+}
+
+/// What went wrong, in words that stand in the expression or here. An error of the library holds the values it was about, and
+/// a key may be one: `{'a': true}[object.spec.secret]`.
+fn without_values(expression: &str, error: &ExecutionError) -> String {
+    match error {
+        // Not yet: a pod that waits for its node, a status that nobody has written.
+        ExecutionError::NoSuchKey(key) if names(expression, key) => format!("it has no {key} yet"),
+        ExecutionError::NoSuchKey(_) => "it lacks a key that the expression makes of a value".to_owned(),
+        ExecutionError::UndeclaredReference(name) if names(expression, name) => {
+            format!("nothing is called {name}: there are `object` and `node`, and CEL's functions")
+        }
+        ExecutionError::InvalidArgumentCount { expected, actual } => {
+            format!("a function takes {expected} arguments and is given {actual}")
+        }
+        ExecutionError::IndexOutOfBounds(_) => "a list has fewer entries than the index asks for".to_owned(),
+        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "it divides by zero".to_owned(),
+        ExecutionError::Overflow(..) => "a number becomes too large".to_owned(),
+        ExecutionError::FunctionError { function, .. } if names(expression, function) => {
+            format!("{function} can't take what it is given")
+        }
+        _ => "a value is of another type than the expression takes it for".to_owned(),
+    }
+}
+
+/// Whether a word stands in an expression.
+fn names(expression: &str, word: &str) -> bool {
+    let mut words = expression.split(|c: char| !c.is_alphanumeric() && c != '_');
+    // A label's key is no single word.
+    words.any(|one| one == word)
+        || ['\'', '"'].iter().any(|quote| expression.contains(&format!("{quote}{word}{quote}")))
 }
 
 #[cfg(test)]
@@ -277,6 +371,48 @@ mod tests {
             assert!(matches!(&answer, GateAnswer::Unknown(m) if m.contains(part)), "{expression}: {answer:?}");
         }
         assert!(check("object.a ==").is_err() && check(AVAILABLE).is_ok());
+    }
+
+    #[test]
+    fn an_answer_never_holds_what_an_object_holds() {
+        const HELD: &str = "s3cr3t";
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"env": [{"name": "TOKEN", "value": HELD}], "map": {HELD: 1}, "size": 4_711, "none": 0}
+        });
+        let pod = [Seen::of(&serde_json::from_value(object).unwrap()).unwrap()];
+        for expression in [
+            "{'a': true}[VALUE]",
+            "object.spec[VALUE]",
+            "VALUE > 1",
+            "VALUE.nothing()",
+            "VALUE.nothing",
+            "VALUE + 1 == 2",
+            "-VALUE == 1",
+            "!VALUE",
+            "[1][VALUE]",
+            "[1][object.spec.size] == 1",
+            "{VALUE: 1}[object.spec]",
+            "{object.spec: true}[1]",
+            "int(VALUE) == 1",
+            "double(VALUE) == 1.0",
+            "timestamp(VALUE) == timestamp('2026-01-01T00:00:00Z')",
+            "duration(VALUE) == duration('1s')",
+            "'a'.matches(VALUE + '(')",
+            "object.spec.size / object.spec.none == 1",
+            "object.spec.size % object.spec.none == 1",
+            "object.spec.size * 9223372036854775807 == 1",
+            "object.spec.map == 1 && object.spec.map < object.spec",
+            "size(object.spec.size) == 1",
+            "object.spec.map.all(key, {'a': true}[key])",
+            "VALUE",
+        ] {
+            let expression = expression.replace("VALUE", "object.spec.env[0].value");
+            let answer = judge("Pod", &expression, &pod, None);
+            let said = answer.message();
+            assert!(!said.contains(HELD) && !said.contains("4711") && !said.contains("4_711"), "{expression}: {said}");
+            assert!(!answer.passed(), "{expression}");
+        }
     }
 
     #[test]

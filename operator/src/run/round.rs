@@ -93,7 +93,12 @@ impl<'a> Round<'a> {
                 Arc::clone(&parts.changes),
             ),
             drains: Drains::new(parts.draining.clone()),
-            rights: Rights::new(parts.reading.client.clone(), &parts.reading.namespace, Arc::clone(&parts.changes)),
+            rights: Rights::new(
+                parts.reading.client.clone(),
+                parts.asker.objects(),
+                &parts.reading.namespace,
+                Arc::clone(&parts.changes),
+            ),
             break_glass: BreakGlass::default(),
             boots: Boots::default(),
             turn: Turn::default(),

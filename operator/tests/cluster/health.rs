@@ -90,7 +90,8 @@ async fn a_gate_asks_whom_it_names_without_credentials_and_nobody_else() {
     let (other, asked_other) = redirecting("/").await;
     let (service, asked) = redirecting(&other).await;
     let config = kube::Config::new("http://127.0.0.1:9".parse().unwrap());
-    let asker = Asker::new(kube::Client::try_from(config).unwrap(), "default", &[]).unwrap();
+    let client = kube::Client::try_from(config).unwrap();
+    let asker = Asker::new(client.clone(), client, "default", &[]).unwrap();
     let gate = |gate: Value| serde_json::from_value::<Gate>(gate).unwrap();
     let health: bascule_api::Health = serde_json::from_value(json!({"prometheus": service})).unwrap();
 
@@ -109,6 +110,16 @@ async fn a_gate_asks_whom_it_names_without_credentials_and_nobody_else() {
     let within = asker.ask(&health, &gate(json!({"http": {"url": other}})), None).await;
     assert!(matches!(&within, GateAnswer::Failed(said) if said.contains("302")), "{within:?}");
     assert_eq!(asked_other.lock().unwrap().len(), 4);
+}
+
+/// Waits until a policy's status says this.
+async fn until_told(world: &World, policy: &str, part: &str) {
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let says = |policy: Option<&UpdatePolicy>| {
+        let status = policy.and_then(|policy| policy.status.as_ref());
+        status.is_some_and(|status| status.conditions.iter().any(|one| one.message.contains(part)))
+    };
+    world.until(policies, policy, part, says).await;
 }
 
 /// What an admin grants whose policies ask about a Node.
@@ -158,8 +169,10 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
     }});
     status.store(200, Ordering::SeqCst);
     set(gates(json!([good, http, object]))).await;
-    // What nobody granted is not read, and that is said.
-    world.until_message("n1", WaitReason::HealthGate, "Node can't be read").await;
+    // What nobody granted to gates is not read, though the operator itself may list nodes; and that is said, with what
+    // grants it.
+    until_told(&world, "workers", "spec.health.gates[2].object: object gates may not get nodes; an admin allows that")
+        .await;
     world.control_plane.apply(MAY_GET_NODES).await.unwrap();
     world.until_message("n1", WaitReason::HealthGate, "Node n1 does not fulfil").await;
 
@@ -304,12 +317,20 @@ async fn a_prometheus_that_does_not_answer_everybody_is_asked_with_what_a_secret
         let params = PatchParams::apply("admin").force();
         secrets.patch("bascule-prometheus", &params, &Patch::Apply(&apply_kind(&secret(data)))).await.unwrap();
     };
-    apply(json!({"username": "bascule", "password": "wrong", "ca.crt": ca, "tls.crt": certificate, "tls.key": key}))
-        .await;
+    let server = format!("https://localhost:{port}/");
+    let shown = |password: &str, server: &str| {
+        json!({
+            "username": "bascule", "password": password, "server": server,
+            "ca.crt": ca, "tls.crt": certificate, "tls.key": key,
+        })
+    };
+    // Whoever writes the policy says where to, and whoever wrote the Secret has the last word on it.
+    apply(shown("test", "https://prometheus.example")).await;
+    world.until_message("n1", WaitReason::HealthGate, &format!("it is not for https://localhost:{port}")).await;
+    apply(shown("wrong", &server)).await;
     world.until_message("n1", WaitReason::HealthGate, "status 401").await;
     assert!(world.update("n1").await.spec.grant.is_none());
-    apply(json!({"username": "bascule", "password": "test", "ca.crt": ca, "tls.crt": certificate, "tls.key": key}))
-        .await;
+    apply(shown("test", &server)).await;
     world.until_current("n1", "1.1").await;
 }
 
@@ -355,6 +376,82 @@ fn apply_kind(secret: &Secret) -> Value {
     value
 }
 
+/// What the owner of a namespace grants to gates.
+const PODS_OF_DEFAULT: &str = r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: gates-pods, namespace: default}
+rules: [{apiGroups: [""], resources: [pods], verbs: [list]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: gates-pods, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: gates-pods}
+subjects: [{kind: ServiceAccount, name: bascule-gates, namespace: bascule-system}]
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_writes_a_policy_gets_nothing_out_through_the_operator() {
+    const HELD: &str = "s3cr3t-0f-an-0ther";
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(PODS_OF_DEFAULT).await.unwrap();
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bascule-prometheus", "namespace": "bascule-system"},
+        "stringData": {"token": HELD, "header.X-Key": HELD, "server": "https://prometheus.example"},
+    });
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "own", "namespace": "bascule-system"}, "data": {"a": HELD},
+    });
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"schedulerName": "nobody",
+            "containers": [{"name": "web", "image": "web", "env": [{"name": "KEY", "value": HELD}]}]},
+    });
+    for object in [secret, map, pod] {
+        world.control_plane.apply(&object.to_string()).await.unwrap();
+    }
+    let (evil, asked) = redirecting("/").await;
+    let _operator = world.operator("first").await;
+    let policy = world.policy("workers", json!({"paused": true})).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    let object = |kind: &str, namespace: &str, name: Option<&str>, cel: &str| {
+        json!([{"name": "out", "object": {
+            "apiVersion": "v1", "kind": kind, "namespace": namespace, "name": name, "cel": cel,
+        }}])
+    };
+
+    // The API server itself refuses a gate about a Secret.
+    let gates = object("Secret", "bascule-system", Some("bascule-prometheus"), "{'a': true}[object.data.token]");
+    let change = json!({"spec": {"health": {"gates": gates}}});
+    let refused = policies.patch("workers", &PatchParams::default(), &Patch::Merge(&change)).await.unwrap_err();
+    assert!(refused.to_string().contains("no object gate reads a Secret"), "{refused}");
+    // What the operator may read for itself is not for gates.
+    let own = object("ConfigMap", "bascule-system", Some("own"), "{'a': true}[object.data.a]");
+    world.change_policy("workers", json!({"paused": false, "health": {"gates": own}})).await;
+    until_told(&world, "workers", "object gates may not get configmaps in the namespace bascule-system").await;
+    // What was granted is judged, and not shown.
+    let granted = object("Pod", "default", Some("web"), "{'a': true}[object.spec.containers[0].env[0].value]");
+    world.change_policy("workers", json!({"health": {"gates": granted}})).await;
+    until_told(&world, "workers", "object gates may not get pods").await;
+    let granted = object("Pod", "default", None, "{'a': true}[object.spec.containers[0].env[0].value]");
+    world.change_policy("workers", json!({"health": {"gates": granted}})).await;
+    world.until_message("n1", WaitReason::HealthGate, "it lacks a key that the expression makes of a value").await;
+    // A Secret goes to the server that it names.
+    let gate = json!([{"name": "out", "promQL": {"query": "up", "min": 1}}]);
+    let health = json!({"gates": gate, "prometheus": evil, "prometheusSecret": "bascule-prometheus"});
+    world.change_policy("workers", json!({"health": health})).await;
+    world.until_message("n1", WaitReason::HealthGate, &format!("it is not for {evil}")).await;
+    assert_eq!(*asked.lock().unwrap(), [""; 0], "the operator called on a server that no Secret names");
+
+    let events: Api<k8s_openapi::api::events::v1::Event> = Api::all(world.client.clone());
+    let told = format!("{:?} {}", events.list(&Default::default()).await.unwrap().items, world.story().await);
+    assert!(!told.contains(HELD), "{told}");
+    let status = policies.get(&policy.metadata.name.unwrap()).await.unwrap();
+    assert!(status.status.is_some_and(|status| status.conditions.iter().any(|one| one.type_ == "Accepted")));
+    assert!(world.update("n1").await.spec.grant.is_none());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gate_that_names_the_node_is_asked_for_each_and_a_missing_field_is_not_yet() {
     let mut world = World::new().await;
@@ -372,6 +469,8 @@ async fn a_gate_that_names_the_node_is_asked_for_each_and_a_missing_field_is_not
         pods.create(&PostParams::default(), &pod).await.unwrap();
     };
     build("running", Some("n1")).await;
+    // The owner of one namespace grants what is in it, and nothing elsewhere.
+    world.control_plane.apply(PODS_OF_DEFAULT).await.unwrap();
     let _operator = world.operator("first").await;
     let gate = json!([{"name": "ci", "object": {
         "apiVersion": "v1", "kind": "Pod", "namespace": "default", "selector": {"matchLabels": {"job": "build"}},

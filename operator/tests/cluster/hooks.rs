@@ -217,3 +217,60 @@ async fn hooks_around_a_rollout_are_announced_and_run_before_the_first_node_and_
     assert_eq!((count("set-noout").await, count("unset-noout").await), (1, 1), "once for both nodes");
     ends.iter().for_each(tokio::task::JoinHandle::abort);
 }
+
+/// A namespace whose owner lets hooks run there, and holds it to the strictest level of Pod Security.
+const RESTRICTED: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: hooks, labels: {pod-security.kubernetes.io/enforce: restricted}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: bascule-hooks, namespace: hooks}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-hooks}
+subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-system}]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_whose_template_reaches_for_the_node_gets_no_pod_and_no_node_is_touched() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(RESTRICTED).await.unwrap();
+    let _operator = world.operator("first").await;
+    let hook = json!([{"name": "root", "namespace": "hooks", "timeout": "6s", "job": {
+        // What a Job's own object would say is not a template's to say.
+        "metadata": {"namespace": "kube-system", "ownerReferences": [{"kind": "Node", "name": "n1", "uid": "u"}]},
+        "template": {
+            "metadata": {"namespace": "kube-system", "labels": {"hook": "root"}},
+            "spec": {
+                "nodeName": "n1",
+                "hostPID": true,
+                "serviceAccountName": "bascule-operator",
+                "containers": [{
+                    "name": "root", "image": "example.invalid/root", "securityContext": {"privileged": true},
+                    "volumeMounts": [{"name": "host", "mountPath": "/host"}],
+                }],
+                "volumes": [{"name": "host", "hostPath": {"path": "/"}}],
+            },
+        },
+    }}]);
+    world.policy("workers", json!({"hooks": {"beforeDrain": hook}})).await;
+    let given_up = |update: Option<&NodeUpdate>| {
+        update
+            .and_then(|update| update.spec.last_disruption.as_ref())
+            .is_some_and(|last| last.given_up >= 1 && last.message.contains("hook root"))
+    };
+    world.until_update("n1", "given up", given_up).await;
+    let node = Api::<Node>::all(world.client.clone()).get("n1").await.unwrap();
+    assert!(node.spec.and_then(|spec| spec.unschedulable).is_none(), "was never cordoned, or not any more");
+    let jobs: Api<Job> = Api::all(world.client.clone());
+    let made = jobs.list(&ListParams::default()).await.unwrap().items;
+    assert!(!made.is_empty());
+    for job in &made {
+        assert_eq!(job.namespace().as_deref(), Some("hooks"), "{job:?}");
+        assert!(job.owner_references().iter().all(|owner| owner.name != "n1" || owner.uid != "u"), "{job:?}");
+    }
+    let pods: Api<Pod> = Api::all(world.client.clone());
+    let reached = pods.list(&ListParams::default().labels("hook=root")).await.unwrap().items;
+    assert!(reached.is_empty(), "{reached:?}");
+}

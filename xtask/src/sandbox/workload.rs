@@ -142,6 +142,20 @@ spec:
     )
 }
 
+/// What an admin grants whose policy looks at pods.
+pub(crate) fn control_plane_gate() -> String {
+    format!(
+        r#"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: bascule-gates-pods
+  labels: {{bascule.dev/aggregate-to-gates: "true", {SANDBOX_LABEL}: "true"}}
+rules: [{{apiGroups: [""], resources: [pods], verbs: [get, list]}}]
+"#
+    )
+}
+
 /// The next full minute that is at least `lead` seconds away: windows open at full minutes.
 pub(crate) fn next_window(now: DateTime<Utc>, lead: i64) -> DateTime<Utc> {
     let earliest = now + chrono::TimeDelta::seconds(lead);

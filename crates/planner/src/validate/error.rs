@@ -33,6 +33,7 @@ impl PolicyError {
             PolicyErrorKind::WaveTwice | PolicyErrorKind::WaveOfAllNotLast => "waves",
             PolicyErrorKind::TooMany { .. } | PolicyErrorKind::Empty | PolicyErrorKind::NameTwice(_) => "list",
             PolicyErrorKind::GateKind
+            | PolicyErrorKind::Confidential(_)
             | PolicyErrorKind::NoComparison
             | PolicyErrorKind::NotFinite
             | PolicyErrorKind::Expression(_)
@@ -124,6 +125,11 @@ pub enum PolicyErrorKind {
     /// A gate of no kind or of several.
     #[error("a gate is one of promQL, object or http")]
     GateKind,
+    /// An object gate of a kind that no gate reads.
+    #[error(
+        "no object gate reads a {0}: what it holds must not show in a status. Ask for an object that says what you wait for"
+    )]
+    Confidential(String),
     /// A PromQL gate that accepts everything.
     #[error("say what the samples must be: equals, max or min")]
     NoComparison,

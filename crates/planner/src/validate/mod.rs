@@ -213,6 +213,12 @@ fn gate(index: usize, gate: &Gate, has_prometheus: bool) -> Result<GateName, Pol
             ("promQL", prom.query.contains("$node"))
         }
         (None, Some(object), None) => {
+            if object.is_confidential() {
+                return Err(PolicyError::new(
+                    field(".object.kind"),
+                    PolicyErrorKind::Confidential(object.kind.clone()),
+                ));
+            }
             if let Some(objects) = &object.selector {
                 selector(&field(".object.selector"), objects)?;
             }

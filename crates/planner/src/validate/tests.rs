@@ -78,6 +78,16 @@ fn every_refusal_names_its_field() {
         (json!({"failureThreshold": 0}), "spec.failureThreshold", "quantity"),
         (gate(json!({})), "spec.health.gates[0]", "gate"),
         (gate(json!({"promQL": {"query": "up"}})), "spec.health.gates[0].promQL", "gate"),
+        (
+            gate(json!({"object": {"apiVersion": "v1", "kind": "Secret", "cel": "true"}})),
+            "spec.health.gates[0].object.kind",
+            "gate",
+        ),
+        (
+            gate(json!({"object": {"apiVersion": "oauth.openshift.io/v1", "kind": "OAuthAccessToken", "cel": "true"}})),
+            "spec.health.gates[0].object.kind",
+            "gate",
+        ),
         (gate(json!({"http": {"url": "ftp://example.com"}})), "spec.health.gates[0].http.url", "url"),
         (json!({"health": {"gates": [{"promQL": {"query": "up", "min": 1}}]}}), "spec.health.prometheus", "gate"),
         (

@@ -19,6 +19,7 @@ const STILL: Duration = Duration::from_secs(10);
 pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let before = story.observer.now();
     let nodes = before.nodes.len();
+    story.cluster.apply(&workload::control_plane_gate()).await?;
     story.cluster.apply(&workload::control_plane_policy(&story.repository.url())).await?;
     story.observer.until("the policy is accepted", PATIENCE, |seen| seen.policy_accepted()).await?;
 
