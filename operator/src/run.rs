@@ -37,6 +37,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long the API server may be silent about a request; watches have a deadline of their own (kube-runtime).
 const ANSWER: Duration = Duration::from_secs(30);
+/// The service account in the operator's namespace whose rights object gates have.
+const GATES: &str = "bascule-gates";
 /// How long a new leader's reading of the newest state may take before it is begun again.
 const CATCHING_UP: Duration = Duration::from_secs(60);
 
@@ -149,6 +151,11 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let mut bounded = config;
     (bounded.read_timeout, bounded.reset_reader_on_write) = (Some(ANSWER), true);
     let client = Client::try_from(bounded.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
+    // Object gates are policies' questions: they are asked as an account of their own, which has what admins gave to gates.
+    let mut gates = bounded.clone();
+    gates.auth_info.impersonate = Some(format!("system:serviceaccount:{namespace}:{GATES}"));
+    gates.auth_info.impersonate_groups = None;
+    let gates = Client::try_from(gates).map_err(|error| RunError::Client(Box::new(error)))?;
     // A 429 of an eviction has a meaning, so this client does not repeat requests by itself.
     let mut plain = bounded;
     plain.default_retry = false;
@@ -166,7 +173,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let mut watches = world.watch(&watching, &metrics);
     let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
     let events = Events::start(client.clone(), &identity);
-    let asker = Asker::new(client.clone(), &namespace, &extra_ca)?;
+    let asker = Asker::new(client.clone(), gates, &namespace, &extra_ca)?;
     let scratch;
     let state_dir = match &settings.state_dir {
         Some(folder) => folder.clone(),
@@ -301,6 +308,20 @@ impl Parts {
     /// Plans and acts until it is dropped.
     async fn lead(&self, seed: u64) {
         self.catch_up().await;
+        let (client, namespace) = (&self.reading.client, &self.reading.namespace);
+        loop {
+            self.metrics.leads(false);
+            preflight::enforced(client, namespace, &self.readiness).await;
+            self.metrics.leads(true);
+            tokio::select! {
+                () = self.act(seed) => return,
+                () = preflight::no_longer_enforced(client, namespace) => {}
+            }
+        }
+    }
+
+    /// The same, while what it rests on holds.
+    async fn act(&self, seed: u64) {
         tracing::info!("this replica leads");
         self.live.leads();
         let _until_then = Leads(self);

@@ -61,7 +61,7 @@ pub struct Settings {
     pub lease_name: String,
 
     /// After how many seconds without a renewal another replica takes over.
-    #[arg(long, env = "BASCULE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(2..=600))]
+    #[arg(long, env = "BASCULE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(2..=LONGEST_LEASE))]
     pub lease_seconds: u64,
 
     /// How many evictions may be under way at once, over all nodes.
@@ -97,6 +97,9 @@ pub struct Settings {
     #[arg(long, env = "BASCULE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
 }
+
+/// The most that `--lease-seconds` takes.
+pub(crate) const LONGEST_LEASE: u64 = 600;
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

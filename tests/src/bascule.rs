@@ -26,6 +26,8 @@ pub const MANIFESTS: &[&str] = &[
     "roles/hooks.yaml",
     "admission/agent.yaml",
     "admission/operator.yaml",
+    "admission/on-call.yaml",
+    "admission/lease.yaml",
 ];
 
 /// Applies manifests of the tree, given by their paths in `manifests/`.
@@ -44,7 +46,8 @@ pub async fn install(control_plane: &ControlPlane, manifests: &[&str]) -> Result
 pub async fn install_all(control_plane: &ControlPlane) {
     let manifests = crate::page::tree().join("manifests");
     control_plane.apply_kustomization(&manifests).await.unwrap();
-    install(control_plane, &["components/host-agent/rbac.yaml"]).await.unwrap();
+    let hosts = ["components/host-agent/rbac.yaml", "components/host-agent/flow-schema.yaml"];
+    install(control_plane, &hosts).await.unwrap();
 }
 
 /// A vendor whose releases 1.0 and 1.1 are signed today, and the server of its repository.

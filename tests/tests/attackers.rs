@@ -81,6 +81,17 @@ kind: ClusterRoleBinding
 metadata: {name: policy-author}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-admin}
 subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: carol}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: owner, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
+subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: dave}]
+---
+apiVersion: coordination.k8s.io/v1
+kind: Lease
+metadata: {name: bascule-operator, namespace: default}
+spec: {holderIdentity: nobody, leaseDurationSeconds: 15}
 "#;
 
 /// A mistake that somebody could make: nodes that may write NodeUpdates.
@@ -166,6 +177,7 @@ async fn reaches_nothing_else(attacker: &Attacker, may_read_pods: bool) {
         (Method::POST, account("bascule-agents", "bascule-agent"), &token),
         (Method::POST, account("kube-system", "default"), &token),
         (Method::GET, "/api/v1/secrets".to_owned(), &Value::Null),
+        (Method::GET, "/api/v1/namespaces/kube-system/secrets/bascule-prometheus".to_owned(), &Value::Null),
         (Method::POST, "/api/v1/namespaces/default/pods".to_owned(), &pod),
         (Method::POST, "/apis/batch/v1/namespaces/default/jobs".to_owned(), &job),
         (Method::POST, "/apis/batch/v1/namespaces/kube-system/jobs".to_owned(), &job),
@@ -189,6 +201,20 @@ async fn reaches_nothing_else(attacker: &Attacker, may_read_pods: bool) {
     }
 }
 
+/// What the owner of one namespace, who may do much in it, may not do outside of it.
+async fn reaches_nothing_else_in_the_cluster(attacker: &Attacker) {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
+        "spec": {"containers": [{"name": "x", "image": "x"}]}});
+    for (method, path, body) in [
+        (Method::GET, "/api/v1/namespaces/bascule-system/secrets/bascule-prometheus".to_owned(), &Value::Null),
+        (Method::POST, "/api/v1/namespaces/bascule-agents/pods".to_owned(), &pod),
+        (Method::GET, format!("{API}/updatepolicies"), &Value::Null),
+        (Method::GET, "/api/v1/nodes".to_owned(), &Value::Null),
+    ] {
+        attacker.is_refused(method, &path, body.clone(), "cannot").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_takes_over_a_part_gets_that_part() {
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
@@ -200,10 +226,12 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     let host = Attacker::new("host agent of n2", &control_plane.kubelet("n2").unwrap()).await;
     let operator = control_plane.pod_token("bascule-system", "operator-n2").await.unwrap();
     let operator = Attacker::new("operator", &operator).await;
-    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| control_plane.user(name, &[]).unwrap());
+    let [alice, bob, carol, dave] =
+        ["alice", "bob", "carol", "dave"].map(|name| control_plane.user(name, &[]).unwrap());
     let alice = Attacker::new("on call", &alice).await;
     let bob = Attacker::new("viewer", &bob).await;
     let carol = Attacker::new("policy author", &carol).await;
+    let dave = Attacker::new("owner of a namespace", &dave).await;
     let update = |node: &str| format!("{API}/nodeupdates/{node}");
     let reported = |node: &str| format!("{API}/nodeupdates/{node}/status");
     let lie = status(json!({"agentVersion": "6.6.6", "bootID": "forged"}));
@@ -304,6 +332,38 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     carol.sends(Method::POST, &freezes, &freeze("60d")).await.unwrap();
     reaches_nothing_else(&carol, false).await;
 
+    // Who owns a namespace, any namespace, is not an installation of Bascule, and stops none: not with a Lease that is older than
+    // the operator's, nor with a new one.
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let lease = |name: &str| {
+        json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name},
+            "spec": {"holderIdentity": "mallory", "leaseDurationSeconds": i32::MAX}})
+    };
+    let (theirs, renewed) = (format!("{leases}/bascule-operator"), json!({"spec": {"holderIdentity": "mallory"}}));
+    dave.sends(Method::POST, leases, &lease("a-name-of-its-own")).await.unwrap();
+    until("Leases are held", async || {
+        dave.sends(
+            Method::PATCH,
+            &theirs,
+            &json!({"spec": {"leaseTransitions":
+        tries.fetch_add(1, std::sync::atomic::Ordering::Relaxed)}}),
+        )
+        .await
+        .is_err()
+    })
+    .await;
+    dave.is_refused(Method::PATCH, &theirs, renewed.clone(), "only its operator says so").await;
+    dave.sends(Method::DELETE, &theirs, &Value::Null).await.unwrap();
+    dave.is_refused(Method::POST, leases, lease("bascule-operator"), "only its operator says so").await;
+    operator.is_refused(Method::POST, leases, lease("bascule-operator"), "cannot create").await;
+    let own = "/apis/coordination.k8s.io/v1/namespaces/bascule-system/leases";
+    operator.sends(Method::POST, own, &lease("bascule-operator")).await.unwrap();
+    reaches_nothing_else_in_the_cluster(&dave).await;
+    let signed_by_another = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze",
+        "metadata": {"generateName": "f-"}, "spec": {"reason": "because", "duration": "1h", "requestedBy": "carol"}});
+    alice.is_refused(Method::POST, &freezes, signed_by_another.clone(), "must be your own name").await;
+    let explained = status(json!({"rollout": {"state": "Current", "reason": "Current"}}));
+
     // It is the admission policies that hold this: each is taken away, and what it refused is accepted.
     let admin = control_plane.client().await.unwrap();
     let without = async |name: &str| {
@@ -319,14 +379,26 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     agent.sends(Method::PATCH, &reported("n2"), &replayed).await.unwrap();
     host.sends(Method::PATCH, &update("n2"), &order).await.unwrap();
     host.sends(Method::POST, &format!("{API}/nodeupdates"), &made_up).await.unwrap();
+    host.sends(Method::DELETE, &update("n9"), &Value::Null).await.unwrap();
+    agent.sends(Method::PATCH, &reported("n1"), &explained).await.unwrap();
+    unbound.sends(Method::PATCH, &reported("n1"), &another()).await.unwrap();
+    without("bascule-lease").await;
+    until("anybody is an installation without the policy", async || {
+        dave.sends(Method::POST, leases, &lease("bascule-operator")).await.is_ok()
+    })
+    .await;
+    dave.sends(Method::PATCH, &theirs, &renewed).await.unwrap();
     without("bascule-operator").await;
     until("the operator speaks for agents without its policy", async || {
         operator.sends(Method::PATCH, &reported("n1"), &lie).await.is_ok()
     })
     .await;
+    // The wrong Role had made it an operator too, to which this policy holds.
+    host.sends(Method::PATCH, &reported("n1"), &another()).await.unwrap();
     without("bascule-on-call").await;
     until("freezes last for years without the policy", async || {
         alice.sends(Method::POST, &freezes, &freeze("999d")).await.is_ok()
     })
     .await;
+    alice.sends(Method::POST, &freezes, &signed_by_another).await.unwrap();
 }

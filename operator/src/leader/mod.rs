@@ -344,6 +344,26 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_says_it_holds_for_years_holds_as_long_as_an_operator_could_mean() {
+        let (mut fence, start) = (fence(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let forged = |created: &str| {
+            let mut lease = foreign(created, "nobody", 0);
+            lease.spec.as_mut().unwrap().lease_duration_seconds = Some(i32::MAX);
+            lease
+        };
+        for created in ["2026-10-01T00:00:00Z", "2026-11-20T00:00:00Z"] {
+            fence.take(&lease("me", "2026-11-21T10:00:00.000000Z"), start);
+            fence.take(&forged(created), start);
+            assert!(!fence.leads(start).0);
+            fence.take(&lease("me", "2026-11-21T10:09:59.000000Z"), after(599));
+            fence.take(&forged(created), after(599));
+            assert_eq!(fence.leads(after(600)), (true, None), "{created}");
+            fence.lost();
+        }
+    }
+
+    #[test]
     fn a_younger_installation_is_given_the_time_to_step_down() {
         let (mut fence, start) = (fence(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);

@@ -3,6 +3,9 @@
 //! Who sees its own Lease renewed by that watch has seen every Lease that was written before, since the watch tells of all
 //! in one order. So a younger installation knows of an older one at the latest when it renews for the first time after the
 //! older came, and an older one that waits for one duration of the younger's Lease can't meet it.
+//!
+//! Who may write such a Lease at all is up to an admission policy (manifests/admission/lease.yaml). One that was there before
+//! that policy, or says that it holds for years, holds for as long as an operator could mean.
 
 use k8s_openapi::api::coordination::v1::Lease;
 use std::{collections::BTreeMap, time::Duration};
@@ -10,6 +13,8 @@ use tokio::time::Instant;
 
 /// How long a Lease holds that does not say.
 const DEFAULT_DURATION: Duration = Duration::from_secs(15);
+/// The longest that a Lease holds for us, whatever it says: no operator can be told more (`--lease-seconds`).
+const LONGEST_DURATION: Duration = Duration::from_secs(crate::settings::LONGEST_LEASE);
 
 /// Whose installation leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,7 +67,7 @@ impl Neighbours {
             return;
         }
         let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let duration = seconds.map_or(DEFAULT_DURATION, Duration::from_secs);
+        let duration = seconds.map_or(DEFAULT_DURATION, Duration::from_secs).min(LONGEST_DURATION);
         self.others.insert(namespace, Neighbour { age: age(lease), renewal, duration, alive_until: now + duration });
     }
 

@@ -2,23 +2,20 @@
 //! that this program knows, the rights that it needs, and the admission policies, enforced, without which an agent could speak
 //! for another node. What is missing is told in the log and by `/readyz`, with what mends it, until it is there.
 
+mod admission;
 mod rights;
 
 use crate::{one_line, server::Readiness};
-use bascule_api::NodeUpdate;
-use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+pub(crate) use admission::{enforced, no_longer_enforced};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use rights::Rights;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::Duration;
 
 /// The oldest Kubernetes that is supported, `1.<minor>` (docs/install.md).
 pub const OLDEST_MINOR: u32 = 34;
-/// The admission policies of `manifests/admission` that decisions rest on.
-const ADMISSION: [&str; 2] = ["bascule-agent", "bascule-operator"];
 /// How often what is missing is looked for again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// How many fields of a definition a message names.
@@ -58,18 +55,7 @@ async fn missing(client: &Client, namespace: &str) -> Vec<String> {
             Err(why) => missing.extend(why),
         }
     }
-    for name in ADMISSION {
-        let policy = there::<ValidatingAdmissionPolicy>(client, name).await;
-        let binding = there::<ValidatingAdmissionPolicyBinding>(client, name).await;
-        match (policy, binding) {
-            (Ok(Some(_)), Ok(Some(_))) => {}
-            (Err(why), _) | (_, Err(why)) => missing.extend(why),
-            _ => missing.push(format!(
-                "the ValidatingAdmissionPolicy {name} or its binding is not there, and without it a node could speak for \
-                 another: apply manifests/admission, and see that the API server serves admissionregistration.k8s.io/v1"
-            )),
-        }
-    }
+    missing.extend(admission::differing(client).await);
     let rights = match Rights::of(client, namespace).await {
         Ok(rights) => rights,
         Err(error) => {
@@ -78,27 +64,10 @@ async fn missing(client: &Client, namespace: &str) -> Vec<String> {
         }
     };
     missing.extend(rights.missing(namespace));
-    // Who is above the admission policies learns nothing from trying.
-    if missing.is_empty() && !rights.above_admission() {
-        missing.extend(not_enforced(client).await);
+    if missing.is_empty() {
+        missing.extend(admission::not_enforced(client, &rights).await.err());
     }
     missing
-}
-
-/// Whether the API server lets the operator say what only an agent may say. It is asked without changing anything, and where
-/// there is a NodeUpdate to ask about: before the first one there is nothing to protect.
-async fn not_enforced(client: &Client) -> Option<String> {
-    let updates: Api<NodeUpdate> = Api::all(client.clone());
-    let first = updates.list(&ListParams::default().limit(1)).await.ok()?.items.into_iter().next()?;
-    let lie = Patch::Merge(json!({"status": {"agentVersion": "0.0.0-asked-by-the-operator"}}));
-    let only_asking = PatchParams { dry_run: true, ..PatchParams::default() };
-    let tried = updates.patch_status(&first.name_any(), &only_asking, &lie).await;
-    tried.is_ok().then(|| {
-        "the API server does not enforce the ValidatingAdmissionPolicy bascule-operator, and so perhaps none, and without them a \
-         node could speak for another: its --disable-admission-plugins must not name ValidatingAdmissionPolicy, and the \
-         binding's validationActions must be [Deny] as in manifests/admission"
-            .to_owned()
-    })
 }
 
 /// An object, `None` where there is none. Where an older Role does not let us look, nothing is said against it.

@@ -12,8 +12,15 @@ const MANIFEST: &str = include_str!("../../../manifests/operator/rbac.yaml");
 /// The name of the Role and the ClusterRole.
 const ROLE: &str = "bascule-operator";
 /// Used by options of policies or of the operator, or to tell people: without them the rest works.
-const OPTIONAL: [&str; 6] =
-    ["delete pods", "patch nodes/status", "create events", "patch events", "get configmaps", "get secrets"];
+const OPTIONAL: [&str; 7] = [
+    "delete pods",
+    "patch nodes/status",
+    "create events",
+    "patch events",
+    "get configmaps",
+    "get secrets",
+    "impersonate serviceaccounts",
+];
 /// How many rights a message names.
 const NAMED: usize = 5;
 

@@ -6,10 +6,11 @@ use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Options};
 use clap::Parser as _;
+use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -88,12 +89,7 @@ async fn what_the_operator_may_not_do_and_admission_that_holds_nobody_are_named_
         .await;
     elsewhere.abort();
 
-    // Before there is a node to protect nothing can be tried; then it is.
-    let update = json!({
-        "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n1"},
-        "spec": {"policy": "workers", "goal": "Idle"},
-    });
-    control_plane.apply(&update.to_string()).await.unwrap();
+    // Before there is any node to protect.
     let (unprotected, listen) = start("unprotected", &[]).await;
     until_readyz(&listen, &["does not enforce the ValidatingAdmissionPolicy", "--disable-admission-plugins"]).await;
     assert!(!unprotected.is_finished());
@@ -109,6 +105,32 @@ async fn what_the_operator_may_not_do_and_admission_that_holds_nobody_are_named_
     until_readyz(&listen, &["may not list nodes, patch nodes, watch nodes", "apply manifests/operator/rbac.yaml"])
         .await;
     unable.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_no_longer_holds_everybody_stops_whoever_comes_to_lead() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let first = world.operator("first").await;
+    world.eventually("the first leads", async || leads(&first.listen).await).await;
+    let second = world.operator("second").await;
+    until_readyz(&second.listen, &["ok"]).await;
+    // Somebody has a look at who would be refused, and forgets it.
+    let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(world.client.clone());
+    let actions = |actions: &[&str]| Patch::Merge(json!({"spec": {"validationActions": actions}}));
+    bindings.patch("bascule-agent", &PatchParams::default(), &actions(&["Audit"])).await.unwrap();
+    first.stop().await;
+    until_readyz(&second.listen, &["bascule-agent does not hold everybody", "do not name Deny"]).await;
+    world.policy("workers", json!({})).await;
+    // Who starts now does not even take part.
+    let third = world.operator("third").await;
+    until_readyz(&third.listen, &["bascule-agent does not hold everybody"]).await;
+    let updates: Api<bascule_api::NodeUpdate> = Api::all(world.client.clone());
+    assert!(updates.get_opt("n1").await.unwrap().is_none(), "nobody acts");
+
+    bindings.patch("bascule-agent", &PatchParams::default(), &actions(&["Deny"])).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    until_readyz(&second.listen, &["ok"]).await;
 }
 
 /// The rights of the operator of another namespace, as its manifests give them with other names.

@@ -30,10 +30,16 @@ pub(super) const POLICY: &str = r#"{
 pub struct Request {
     /// The user as authenticated.
     pub user: String,
+    /// The account as which it asked, where it is not its own.
+    pub impersonated: Option<String>,
     /// The Kubernetes verb: get, list, watch, create, update, patch, delete, …
     pub verb: String,
     /// `resource` or `resource/subresource`; the path for requests that name no resource.
     pub resource: String,
+    /// The resource's group; empty for the core group, and where no resource is named.
+    pub group: String,
+    /// The namespace; empty where the request is for none or for all.
+    pub namespace: String,
     /// The object's name where the request names one.
     pub name: String,
     /// The HTTP status code.
@@ -82,6 +88,7 @@ struct Event {
     #[serde(rename = "requestURI")]
     request_uri: String,
     user: User,
+    impersonated_user: Option<User>,
     object_ref: Option<ObjectRef>,
     response_status: Option<Status>,
     stage_timestamp: Option<DateTime<Utc>>,
@@ -93,7 +100,8 @@ struct User {
     username: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ObjectRef {
     #[serde(default)]
     resource: String,
@@ -101,6 +109,10 @@ struct ObjectRef {
     subresource: String,
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    api_group: String,
 }
 
 #[derive(Deserialize)]
@@ -121,14 +133,16 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Request>, ControlPlaneError> {
             if !seen.insert(event.audit_id) {
                 continue;
             }
-            let (resource, name) = match event.object_ref {
-                Some(object) if object.subresource.is_empty() => (object.resource, object.name),
-                Some(object) => (format!("{}/{}", object.resource, object.subresource), object.name),
-                None => (event.request_uri.split('?').next().unwrap_or_default().to_owned(), String::new()),
-            };
+            let object = event.object_ref.unwrap_or_else(|| ObjectRef {
+                resource: event.request_uri.split('?').next().unwrap_or_default().to_owned(),
+                ..ObjectRef::default()
+            });
+            let ObjectRef { resource, subresource, name, namespace, api_group: group } = object;
+            let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
             let code = event.response_status.map_or(0, |status| status.code);
             let (user, at) = (event.user.username, event.stage_timestamp);
-            requests.push(Request { user, verb: event.verb, resource, name, code, at });
+            let impersonated = event.impersonated_user.map(|user| user.username);
+            requests.push(Request { user, impersonated, verb: event.verb, resource, group, namespace, name, code, at });
         }
     }
     Ok(requests)

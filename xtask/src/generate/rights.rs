@@ -60,7 +60,10 @@ fn section(page: &mut String, file: &str, role: &Role) {
         let groups = rule.api_groups.clone().unwrap_or_default();
         let resources = rule.resources.iter().flatten().map(|resource| match groups.first().map(String::as_str) {
             None | Some("") => format!("`{resource}`"),
-            Some(group) => format!("`{resource}.{group}`"),
+            Some(group) => match resource.split_once('/') {
+                Some((kind, part)) => format!("`{kind}.{group}/{part}`"),
+                None => format!("`{resource}.{group}`"),
+            },
         });
         let names: Vec<String> = rule.resource_names.iter().flatten().map(|name| format!("`{name}`")).collect();
         let names = if names.is_empty() { "all".to_owned() } else { names.join(", ") };
