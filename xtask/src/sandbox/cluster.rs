@@ -13,7 +13,7 @@ use bascule_tests::control_plane::{
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use k8s_openapi::api::flowcontrol::v1::FlowSchema;
+use k8s_openapi::api::flowcontrol::v1::{FlowSchema, PriorityLevelConfiguration};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, PartialObjectMeta};
@@ -264,6 +264,7 @@ impl Cluster {
         remove_ours::<ValidatingAdmissionPolicyBinding>(&client).await?;
         remove_ours::<ValidatingAdmissionPolicy>(&client).await?;
         remove_ours::<FlowSchema>(&client).await?;
+        remove_ours::<PriorityLevelConfiguration>(&client).await?;
         remove_ours::<ClusterRoleBinding>(&client).await?;
         remove_ours::<ClusterRole>(&client).await
     }
