@@ -16,7 +16,8 @@ use bascule_tests::page::tree;
 use serde_json::Value;
 
 /// Kinds without a namespace, which kustomize gives one all the same.
-const CLUSTER_SCOPED: [&str; 3] = ["FlowSchema", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
+const CLUSTER_SCOPED: [&str; 4] =
+    ["FlowSchema", "PriorityLevelConfiguration", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
 
 type Objects = BTreeMap<String, Value>;
 
@@ -87,10 +88,32 @@ fn helm_and_kustomize_install_the_same() {
     let images = ["operator.image=bascule-operator", "agent.image=bascule-agent"];
     let with = |more: &[&'static str]| images.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
     assert_same(&helm(&with(&["operator.replicas=1"])), &kustomize(&[]));
-    let all = ["agent.as=HostService", "networkPolicy=true", "podMonitor=true", "dashboard=true"];
-    let mut kustomized = kustomize(&["host-agent", "high-availability", "network-policy", "prometheus", "dashboard"]);
+    let all = ["agent.as=HostService", "networkPolicy=true", "podMonitor=true", "alerts=true", "dashboard=true"];
+    let mut kustomized =
+        kustomize(&["host-agent", "high-availability", "network-policy", "prometheus", "alerts", "dashboard"]);
     kustomized.remove("Service \"bascule-operator\"").unwrap();
     assert_same(&helm(&with(&all)), &kustomized);
+
+    // An authority of one's own: the chart also brings the ConfigMap, which with kustomize is the overlay's.
+    let mut extra = helm(&with(&["operator.replicas=1", "operator.extraCA=pem"]));
+    assert_eq!(extra.remove("ConfigMap \"bascule-extra-ca\"").unwrap()["data"]["ca.pem"], "pem");
+    assert_same(&extra, &kustomize(&["extra-ca"]));
+
+    let own = helm(&with(&[
+        "operator.resources.limits.memory=1Gi",
+        "operator.env[0].name=HTTPS_PROXY",
+        "operator.env[0].value=http://proxy.example:3128",
+        "agent.bootPartition=/boot/efi",
+        "agent.resources.requests.cpu=20m",
+    ]));
+    let pod = |name: &str| own[name]["spec"]["template"]["spec"].clone();
+    let operator = &pod("Deployment \"bascule-operator\"")["containers"][0];
+    assert_eq!(operator["resources"]["limits"]["memory"], "1Gi");
+    assert_eq!(operator["env"].as_array().unwrap().last().unwrap()["value"], "http://proxy.example:3128");
+    let agent = pod("DaemonSet \"bascule-agent\"");
+    assert_eq!(agent["containers"][0]["resources"]["requests"]["cpu"], "20m");
+    let boot = agent["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "efi").unwrap();
+    assert_eq!(boot["hostPath"]["path"], "/boot/efi");
 
     let elsewhere = helm(&with(&["agent.namespace=hosts", "trustRoot=signed"]));
     assert_eq!(elsewhere["DaemonSet \"bascule-agent\""]["metadata"]["namespace"], "hosts");

@@ -7,17 +7,20 @@
     reason = "helpers of tests are not `#[test]` functions themselves"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
 };
-use bascule_tests::control_plane::{ControlPlane, Options};
+use bascule_tests::control_plane::{Binaries, ControlPlane, Options};
 use bascule_tests::page::{self, Page};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PodSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 
@@ -54,6 +57,9 @@ fn changes(control_plane: &ControlPlane, folder: &Path) -> BTreeMap<String, Valu
 async fn the_page_installs_and_takes_out() {
     let (page, folder) = follow();
     let folder = folder.path();
+    // What is an admin's own to change.
+    let overlay = std::fs::read_to_string(folder.join("kustomization.yaml")).unwrap();
+    std::fs::write(folder.join("kustomization.yaml"), format!("{overlay}{}", page.block("patches"))).unwrap();
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
 
@@ -66,16 +72,26 @@ async fn the_page_installs_and_takes_out() {
     let tolerated = spec.template.spec.clone().and_then(|spec| spec.tolerations).unwrap_or_default();
     let held = [HOLD_TAINT, OLD_HOLD_TAINT];
     assert!(held.iter().all(|key| tolerated.iter().any(|one| one.key.as_deref() == Some(*key))), "{tolerated:?}");
+    let container = &spec.template.spec.as_ref().unwrap().containers[0];
+    assert_eq!(container.resources.as_ref().unwrap().limits.as_ref().unwrap()["memory"].0, "1Gi");
+    let more = container.env.iter().flatten().filter(|one| one.value_from.is_none()).map(|one| one.name.as_str());
+    assert_eq!(more.collect::<Vec<_>>(), ["BASCULE_STATE_DIR", "HTTPS_PROXY", "BASCULE_MAX_UNAVAILABLE"]);
     let operator = image(spec.template.spec);
     assert_eq!(operator.as_deref(), Some("registry.example.com/platform/bascule-operator:0.1.0"));
     let agent = Api::<DaemonSet>::namespaced(client.clone(), "bascule-agents").get("bascule-agent").await.unwrap();
-    let agent = image(agent.spec.and_then(|spec| spec.template.spec));
+    let pod = agent.spec.and_then(|spec| spec.template.spec);
+    let boot = pod
+        .as_ref()
+        .and_then(|pod| pod.volumes.as_ref()?.iter().find(|volume| volume.name == "efi")?.host_path.clone());
+    assert_eq!(boot.map(|path| path.path).as_deref(), Some("/boot/efi"));
+    let agent = image(pod);
     assert_eq!(agent.as_deref(), Some("registry.example.com/platform/bascule-agent:0.1.0"));
     let roots = Api::<ConfigMap>::namespaced(client.clone(), "bascule-system").get("bascule-trust-root").await.unwrap();
     assert_eq!(roots.data.unwrap().get("root.json").map(String::as_str), Some("{}"));
     let on_call = Api::<ClusterRoleBinding>::all(client.clone()).get("bascule-on-call").await.unwrap();
     assert_eq!(on_call.role_ref.name, "bascule-on-call");
     kubectl(&control_plane, &["apply", "-f", "workers.yaml"], folder);
+    the_page_of_rights_is_what_kubectl_says(&control_plane, folder).await;
 
     // Again: nothing changes.
     let before = changes(&control_plane, folder);
@@ -108,6 +124,114 @@ async fn the_page_installs_and_takes_out() {
     let theirs = nodes.get("theirs").await.unwrap();
     assert_eq!(theirs.labels().len(), 1, "{theirs:?}");
     assert_eq!(theirs.spec.unwrap().unschedulable, Some(true), "an admin's cordon is the admin's");
+    the_chart_installs_too(&control_plane, folder).await;
+}
+
+/// Verbs by resource and object's name, which is empty for all.
+type Rights = BTreeMap<(String, String), BTreeSet<String>>;
+
+fn add(rights: &mut Rights, resource: &str, names: &[String], verbs: &[String]) {
+    let all = [String::new()];
+    for name in if names.is_empty() { &all } else { names } {
+        rights.entry((resource.to_owned(), name.clone())).or_default().extend(verbs.iter().cloned());
+    }
+}
+
+/// The roles of docs/rights.md, with whether they are of the operator's namespace only.
+fn rights_page() -> BTreeMap<String, (bool, Rights)> {
+    let page = std::fs::read_to_string(page::tree().join("docs/rights.md")).unwrap();
+    let words = |cell: &str| -> Vec<String> {
+        cell.split(['`', ' ', ',']).filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
+    };
+    let mut roles = BTreeMap::new();
+    for section in page.split("\n## ").skip(1) {
+        let head = section.lines().next().unwrap();
+        let name = format!("{} {}", head.split(' ').next().unwrap(), head.split('`').nth(1).unwrap());
+        let mut rights = Rights::new();
+        for row in section.lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let names = if cells[1] == "all" { Vec::new() } else { words(cells[1]) };
+            for resource in words(cells[0]) {
+                add(&mut rights, &resource, &names, &words(cells[2]));
+            }
+        }
+        roles.insert(name, (head.starts_with("Role "), rights));
+    }
+    roles
+}
+
+/// What somebody may do in the operator's namespace, as `kubectl auth can-i --list` prints it.
+fn can_i(control_plane: &ControlPlane, user: &str, folder: &Path) -> Rights {
+    let told = kubectl(control_plane, &["auth", "can-i", "--list", "-n", "bascule-system", "--as", user], folder);
+    let mut rights = Rights::new();
+    // What begins with a space is about URLs and not resources.
+    for line in told.lines().skip(1).filter(|line| !line.starts_with(' ')) {
+        let resource = line.split_whitespace().next().unwrap();
+        let list = |number: usize| -> Vec<String> {
+            let inner = line.split('[').nth(number).and_then(|rest| rest.split(']').next()).unwrap();
+            inner.split_whitespace().map(ToOwned::to_owned).collect()
+        };
+        add(&mut rights, resource, &list(2), &list(3));
+    }
+    rights
+}
+
+async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, folder: &Path) {
+    let everybody = can_i(control_plane, "nobody", folder);
+    let roles = rights_page();
+    assert!(roles.len() >= 7, "{roles:?}");
+    for (number, (role, (namespaced, written))) in roles.iter().enumerate() {
+        let (kind, name) = role.split_once(' ').unwrap();
+        let user = format!("someone-{number}");
+        let binding = serde_json::json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": if *namespaced { "RoleBinding" } else { "ClusterRoleBinding" },
+            "metadata": {"name": user, "namespace": namespaced.then_some("bascule-system")},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+        });
+        control_plane.apply(&binding.to_string()).await.unwrap();
+        // The authorizer learns of a binding by a watch.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let mut told = can_i(control_plane, &user, folder);
+            told.retain(|right, _| !everybody.contains_key(right));
+            if told == *written {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{role}: docs/rights.md has {written:#?}, kubectl {told:#?}");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+/// What Helm makes of the chart is taken by the API server, twice without a change, in a namespace that holds it to `restricted`.
+async fn the_chart_installs_too(control_plane: &ControlPlane, folder: &Path) {
+    let helm = Binaries::helm(&|_| {}).unwrap();
+    let values =
+        ["operator.image=o:1", "agent.image=a:1", "networkPolicy=true", "trustRoot=signed", "operator.extraCA=pem"];
+    let chart = page::tree().join("charts/bascule");
+    let output = Command::new(helm).arg(chart).arg("bascule-system").args(values).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::write(folder.join("chart.yaml"), output.stdout).unwrap();
+    kubectl(control_plane, &["apply", "--server-side", "-f", "manifests/operator/namespace.yaml"], folder);
+    let apply = ["apply", "--server-side", "-f", "chart.yaml"];
+    kubectl(control_plane, &apply, folder);
+    let versions = || {
+        kubectl(control_plane, &["get", "-f", "chart.yaml", "-o", "jsonpath={.items[*].metadata.generation}"], folder)
+    };
+    let before = versions();
+    kubectl(control_plane, &apply, folder);
+    assert_eq!(versions(), before);
+    // The operator's pods are made: nothing in them is against what the namespace is held to.
+    let pods: Api<Pod> = Api::namespaced(control_plane.client().await.unwrap(), "bascule-system");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while pods.list(&ListParams::default()).await.unwrap().items.len() < 2 {
+        let events = kubectl(control_plane, &["-n", "bascule-system", "get", "events"], folder);
+        assert!(Instant::now() < deadline, "no pod of the operator was made: {events}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    kubectl(control_plane, &["delete", "-f", "chart.yaml"], folder);
 }
 
 /// A node in the middle of a drain as the operator leaves it, and one that an admin cordoned.
@@ -156,7 +280,7 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     let text = kubectl(&control_plane, &["kustomize", "."], folder);
     let kinds: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("kind: ")).collect();
     for (kind, count) in
-        [("Deployment", 1), ("DaemonSet", 0), ("Namespace", 1), ("ServiceAccount", 1), ("NetworkPolicy", 2)]
+        [("Deployment", 1), ("DaemonSet", 0), ("Namespace", 1), ("ServiceAccount", 2), ("NetworkPolicy", 2)]
     {
         assert_eq!(kinds.iter().filter(|one| **one == kind).count(), count, "{kind}: {kinds:?}");
     }

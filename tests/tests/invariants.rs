@@ -122,6 +122,15 @@ const OF_TESTS: [&str; 4] = ["invariants.md", "security.md", "boot-tests.md", "f
 fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
     let mut all = Vec::new();
     sources(Path::new(ROOT), &mut all);
+    for page in ["CONTRIBUTING.md", "SECURITY.md", "README.md"] {
+        let text = std::fs::read_to_string(format!("{ROOT}/{page}")).expect("a page");
+        assert!(text.contains("(docs/glossary.md"), "{page} does not lead to the glossary");
+    }
+    for entry in std::fs::read_dir(format!("{ROOT}/docs/runbooks")).expect("the runbooks") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("a page");
+        assert!(text.contains("(../glossary.md"), "{} does not lead to the glossary", path.display());
+    }
     for entry in std::fs::read_dir(format!("{ROOT}/docs")).expect("the pages") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();

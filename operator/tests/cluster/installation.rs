@@ -119,3 +119,38 @@ async fn everything_taken_out_in_the_middle_of_a_drain_leaves_no_node_cordoned()
     world.until(pods, "stubborn-0", "back on n1", back).await;
     let_go(&world).await;
 }
+
+const ROLLED_OUT: &str = "kubectl -n bascule-system rollout status deployment/bascule-operator --timeout=100s";
+const RESTARTED: &str = "kubectl -n bascule-system rollout restart deployment/bascule-operator";
+
+/// The Deployment, the budget and the affinity as they are shipped, with two replicas where one node takes pods, and where two do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shipped_deployment_is_rolled_out_in_the_middle_of_an_update_on_one_node_and_on_two() {
+    for nodes in [&[("n1", "a")][..], &[("n1", "a"), ("n2", "b")]] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let mut world = installed(&page::tree().join("manifests"), folder).await;
+        for (node, zone) in nodes {
+            world.machine(node, zone, Habit::Good).await;
+        }
+        types(&world.control_plane, ROLLED_OUT, folder).await;
+        let _operator = world.operator("first").await;
+        world.policy("workers", json!({"health": {"nodeSoak": "3s"}})).await;
+        let granted = async || {
+            let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+            updates.list(&ListParams::default()).await.unwrap().iter().any(|update| update.spec.disruption.is_some())
+        };
+        world.eventually("a node is granted", granted).await;
+        types(&world.control_plane, RESTARTED, folder).await;
+        types(&world.control_plane, ROLLED_OUT, folder).await;
+        for (node, _) in nodes {
+            world.until_current(node, "1.1").await;
+            world.until_node(node, "open", |node| !cordoned(node)).await;
+        }
+        types(&world.control_plane, ROLLED_OUT, folder).await;
+        let pods: Api<Pod> = Api::namespaced(world.client.clone(), "bascule-system");
+        let there = pods.list(&ListParams::default()).await.unwrap().items;
+        let stay = there.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        assert_eq!(stay.count(), 2, "{there:?}");
+    }
+}
