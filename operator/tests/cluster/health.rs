@@ -338,10 +338,11 @@ async fn a_prometheus_that_does_not_answer_everybody_is_asked_with_what_a_secret
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_and_a_tenants_header_are_sent_as_the_secret_says() {
     let world = World::new().await;
-    let asker = Asker::new(world.client.clone(), "bascule-system", &[]).unwrap();
+    let asker = Asker::new(world.client.clone(), world.client.clone(), "bascule-system", &[]).unwrap();
     let gate: Gate = serde_json::from_value(json!({"promQL": {"query": "up", "min": 1}})).unwrap();
     let secrets: Api<Secret> = Api::namespaced(world.client.clone(), "bascule-system");
-    let ask = async |name: &str, server: &str, data: Value| {
+    let ask = async |name: &str, server: &str, mut data: Value| {
+        data["server"] = json!(server);
         let secret = serde_json::from_value(json!({"metadata": {"name": name}, "stringData": data})).unwrap();
         secrets.create(&PostParams::default(), &secret).await.unwrap();
         let health = serde_json::from_value(json!({"prometheus": server, "prometheusSecret": name})).unwrap();
