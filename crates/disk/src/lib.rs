@@ -1,7 +1,8 @@
 //! The disk that a host first runs from: partition table, boot partition, the first release in slot A, an empty slot B,
 //! and a state partition that grows.
 //!
-//! The order of work is
+//! The one implementation for the command line, the boot tests, the sandbox and the simulated machines: what an admin gets is
+//! what the tests run on. The order of work is
 //!
 //! 1. [`Wishes::sizes`]: how large the parts are, or why they can't be ([`SizeError`]). Pure.
 //! 2. [`BootFiles`]: what lies on the boot partition, with the first entry under the name that the agent would give it. Pure.

@@ -4,7 +4,7 @@
 //! sectors of each copy, and only single sectors are written whole, so: the backup first, flushed, then the primary,
 //! flushed. At every instant one copy is valid, and it says the old or the new.
 //!
-//! The one reader and writer of tables for the agent, the maker of disks, the simulated machines, the boot tests and the reference OS's first
+//! The one reader and writer of tables for the agent, the maker of disks, the simulated machines and the reference OS's first
 //! program; below it is `gptman`, whose numbers are not trusted before they were checked here.
 
 mod create;

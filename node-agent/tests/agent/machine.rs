@@ -14,7 +14,7 @@ use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
 use bascule_sim::host::{SimClock, SimHost, SimReleases};
-use bascule_sim::layout::{Installed, Sizes, Table, provision};
+use bascule_sim::layout::{Installed, Sizes, Table, provision, tiny};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
 use chrono::DateTime;
@@ -47,7 +47,7 @@ impl Machine {
 
     /// As [`Machine::new`], with a repository of the test's own.
     pub(crate) fn offered(boot: BootLoader, first: &TinyRelease, releases: SimReleases) -> Self {
-        Self::laid_out(boot, Sizes::tiny(), first, releases)
+        Self::laid_out(boot, tiny(), first, releases)
     }
 
     /// As [`Machine::offered`], with partitions of the test's own.

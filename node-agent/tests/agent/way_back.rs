@@ -9,7 +9,7 @@ use bascule_api::{Counting, Goal, NodeUpdateStatus, conditions};
 use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::{SimFirmware, SimReleases};
-use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
+use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR, tiny};
 
 use crate::machine::{Machine, named, problem, release};
 
@@ -19,7 +19,7 @@ fn machine() -> Machine {
 
 /// A machine whose entries lie on an XBOOTLDR.
 pub(crate) fn with_xbootldr() -> Machine {
-    let sizes = Sizes { xbootldr: 1200 << 10, ..Sizes::tiny() };
+    let sizes = Sizes { xbootldr: 1200 << 10, ..tiny() };
     let new = release("1.1", &[]);
     Machine::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new]))
 }

@@ -217,6 +217,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// The command line tool, for what a vendor types.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.cli
+    }
+
     /// Types a command of `bascule` with the rights of somebody on call.
     ///
     /// # Errors

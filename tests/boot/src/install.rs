@@ -1,23 +1,24 @@
-//! Installs a host: the first release in slot A, systemd-boot on the ESP, and a state partition with what the node is to
-//! know about itself. From then on only the agent writes there.
+//! Installs a host as `bascule disk` does: the first release in slot A, systemd-boot on the ESP, and a state partition with what
+//! the node is to know about itself. From then on only the agent writes there.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use bascule_sim::disk::Disk;
-use bascule_sim::firmware::BootLoader;
-use bascule_sim::layout::{self, Installed, STATE, Sizes, Table};
+use bascule_disk::{BootFiles, BootLoader, Installed, Needs, Plan, Wishes, least_for_entries};
+use bascule_names::Architecture;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
 
 use crate::release::Release;
 
-/// Where UEFI looks on a disk that no boot variable names (UEFI specification, 3.5.1.1).
-const REMOVABLE_MEDIA_FOLDER: &str = "EFI/BOOT";
-/// Room for later releases to grow, beside the size of the first.
+const ARCHITECTURE: Architecture = Architecture::X86_64;
+/// Room for later releases to grow, beside the size of the first: less than a vendor takes, since what is not on a disk need
+/// not be read back.
 const GROWTH: u64 = 24 << 20;
+/// Smallest boot partition.
+const LEAST_ESP: u64 = 64 << 20;
 /// Container images that are pulled among it, with the room below which a kubelet throws pods out. The disk is sparse.
 const STATE_SIZE: u64 = 512 << 20;
 
@@ -48,38 +49,35 @@ pub struct Boot {
 pub fn install(release: &Release, state: &[StateFile], boot: &Boot, disk: &Path) -> anyhow::Result<()> {
     let uki = read(&release.uki)?;
     let image = fs::metadata(&release.data).with_context(|| format!("looking at {}", release.data.display()))?.len();
-    let mut sizes = Sizes::for_image(image + GROWTH, uki.len() as u64);
-    sizes.state = STATE_SIZE;
-    if boot.xbootldr {
-        sizes.xbootldr = sizes.esp;
+    let loader = read(&release.boot_loader)?;
+    let loader = BootLoader::parse(&loader, ARCHITECTURE).context("looking at the boot loader")?;
+    let (mut esp, mut xbootldr) = (BootFiles::of_esp(Some(loader)), BootFiles::default());
+    for (path, content) in &boot.files {
+        esp.add(path, content.clone()).with_context(|| format!("putting {path} onto the ESP"))?;
     }
-    let medium = Disk::create_file(disk, sizes.disk()).with_context(|| format!("making {}", disk.display()))?;
+    let needs = Needs { image, boot_image: uki.len() as u64, files: esp.size() };
+    let entries = (least_for_entries(needs.boot_image) + needs.files).max(LEAST_ESP);
+    let wishes = Wishes {
+        disk: None,
+        esp: Some(entries),
+        xbootldr: boot.xbootldr.then_some(entries),
+        slot: Some(image + GROWTH),
+        state: Some(STATE_SIZE),
+    };
+    let home = if boot.xbootldr { &mut xbootldr } else { &mut esp };
+    home.add_entry(&release.entry(), uki).context("naming the boot entry")?;
+    let plan = Plan { sizes: wishes.sizes(needs)?, identity: Uuid::new_v4(), esp: &esp, xbootldr: &xbootldr };
     let mut first = Installed {
         version: &release.version,
+        architecture: ARCHITECTURE,
         root_hash: release.root_hash,
         data: &mut open(&release.data)?,
         verity: &mut open(&release.hashes)?,
-        uki: &uki,
-        entry: &release.entry(),
     };
-    layout::provision(&medium, sizes, BootLoader::SystemdBoot, Uuid::new_v4(), &mut first)
+    let tree = state_tree(state)?;
+    bascule_disk::make(disk, plan, &mut first, Some(tree.path()))
         .with_context(|| format!("installing {} on {}", release.version, disk.display()))?;
-    let table = Table::read(&medium).context("reading back the partition table")?;
-    let esp = table.esp().context("reading back the ESP")?;
-    esp.create_directory(REMOVABLE_MEDIA_FOLDER).context("making the boot loader's folder")?;
-    esp.write(&format!("{REMOVABLE_MEDIA_FOLDER}/BOOTX64.EFI"), &read(&release.boot_loader)?)
-        .context("writing the boot loader")?;
-    for (path, content) in &boot.files {
-        // One level after the other, as for each folder.
-        for (end, _) in path.match_indices('/') {
-            let folder = path.get(..end).unwrap_or_default();
-            esp.create_directory(folder).with_context(|| format!("making {folder}"))?;
-        }
-        esp.write(path, content).with_context(|| format!("writing {path}"))?;
-    }
-    esp.sync().context("writing the boot loader")?;
-    let part = table.part(STATE).context("finding the state partition")?;
-    make_state(state, disk, part.offset(), part.length())
+    Ok(())
 }
 
 /// Writes the disk of another host of the same product to the sparse file `disk`: partitions of the same types with the same
@@ -89,22 +87,26 @@ pub fn install(release: &Release, state: &[StateFile], boot: &Boot, disk: &Path)
 /// When the disk can't be written.
 pub fn foreign(product: &str, version: &str, disk: &Path) -> anyhow::Result<()> {
     let other = TinyRelease::new(product, version, 40_960, &[])?;
-    let sizes = Sizes::for_image(1 << 20, 1 << 20);
-    let medium = Disk::create_file(disk, sizes.disk()).with_context(|| format!("making {}", disk.display()))?;
+    let mut esp = BootFiles::of_esp(None);
+    esp.add_entry(&bascule_disk::entry_file(product, version), other.uki).context("naming the boot entry")?;
+    let needs = Needs { image: other.data.len() as u64, boot_image: 1 << 20, files: 0 };
+    let wishes = Wishes { esp: Some(LEAST_ESP), state: Some(LEAST_ESP), ..Wishes::default() };
+    let xbootldr = BootFiles::default();
+    let plan = Plan { sizes: wishes.sizes(needs)?, identity: Uuid::new_v4(), esp: &esp, xbootldr: &xbootldr };
     let mut first = Installed {
         version: &other.version,
+        architecture: ARCHITECTURE,
         root_hash: other.root_hash,
         data: &mut other.data.as_slice(),
         verity: &mut other.verity.as_slice(),
-        uki: &other.uki,
-        entry: &format!("{product}_{version}.efi"),
     };
-    layout::provision(&medium, sizes, BootLoader::SystemdBoot, Uuid::new_v4(), &mut first)
-        .with_context(|| format!("installing {version} on {}", disk.display()))
+    bascule_disk::make(disk, plan, &mut first, None)
+        .with_context(|| format!("installing {version} on {}", disk.display()))?;
+    Ok(())
 }
 
-/// Makes the file system of the state partition in place.
-fn make_state(files: &[StateFile], disk: &Path, offset: u64, length: u64) -> anyhow::Result<()> {
+/// A folder with what the state partition is to hold.
+fn state_tree(files: &[StateFile]) -> anyhow::Result<tempfile::TempDir> {
     let tree = tempfile::tempdir().context("making a folder for the state")?;
     for file in files {
         let path = tree.path().join(&file.path);
@@ -114,19 +116,7 @@ fn make_state(files: &[StateFile], disk: &Path, offset: u64, length: u64) -> any
         let mode = std::os::unix::fs::PermissionsExt::from_mode(file.mode);
         fs::set_permissions(&path, mode).with_context(|| format!("writing {}", path.display()))?;
     }
-    let output = Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-L", "state", "-m", "0", "-E"])
-        .arg(format!("offset={offset},lazy_itable_init=1,nodiscard,root_owner=0:0"))
-        .arg("-d")
-        .arg(tree.path())
-        .arg(disk)
-        .arg(format!("{}k", length / 1024))
-        .output()
-        .context("starting mke2fs (package e2fsprogs)")?;
-    if !output.status.success() {
-        bail!("mke2fs failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
+    Ok(tree)
 }
 
 /// Copies an installed disk, keeping its holes.

@@ -6,9 +6,9 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::Context as _;
-use bascule_sim::disk::Disk;
+use bascule_disk::{BootFiles, Installed, Needs, Plan, Wishes, least_for_entries};
+use bascule_names::Architecture;
 use bascule_sim::firmware::BootLoader;
-use bascule_sim::layout::{Installed, Sizes, provision};
 use bascule_sim::machine::MachineConfig;
 use uuid::Uuid;
 
@@ -17,6 +17,10 @@ use super::releases::Built;
 
 /// Later releases may be larger than the first.
 const GROWTH: u64 = 32 << 20;
+/// Smallest boot partition.
+const LEAST_ESP: u64 = 64 << 20;
+/// A simulated machine keeps its state beside its disk.
+const STATE: u64 = 64 << 20;
 /// From power-on to a running kernel, in milliseconds: a fast machine.
 const FIRMWARE_MS: u64 = 700;
 /// From the kernel to running services, in milliseconds.
@@ -76,21 +80,28 @@ pub(crate) fn write_disk(path: &Path, release: &Built) -> anyhow::Result<()> {
     let open = |path: &Path| File::open(path).with_context(|| format!("cannot open {}", path.display()));
     let (mut data, mut verity) = (open(&release.root)?, open(&release.verity)?);
     let uki = fs::read(&release.uki).with_context(|| format!("cannot read {}", release.uki.display()))?;
-    let sizes = Sizes::for_image(data.metadata()?.len() + GROWTH, uki.len() as u64);
-    let written = || -> std::io::Result<()> {
-        let disk = Disk::create_file(path, sizes.disk())?;
-        let mut first = Installed {
-            version: &release.version,
-            root_hash: release.root_hash,
-            data: &mut data,
-            verity: &mut verity,
-            uki: &uki,
-            entry: &format!("{}-{}.efi", release.product, release.version),
-        };
-        provision(&disk, sizes, BootLoader::SystemdBoot, Uuid::new_v4(), &mut first)
+    let needs = Needs { image: data.metadata()?.len(), boot_image: uki.len() as u64, files: 0 };
+    let wishes = Wishes {
+        esp: Some(least_for_entries(needs.boot_image).max(LEAST_ESP)),
+        slot: Some(needs.image + GROWTH),
+        state: Some(STATE),
+        ..Wishes::default()
     };
-    let mut written = written;
-    written().with_context(|| format!("cannot write the disk {}", path.display()))
+    // The simulated firmware has its boot loader built in.
+    let mut esp = BootFiles::of_esp(None);
+    esp.add_entry(&bascule_disk::entry_file(&release.product, &release.version), uki)?;
+    let xbootldr = BootFiles::default();
+    let plan = Plan { sizes: wishes.sizes(needs)?, identity: Uuid::new_v4(), esp: &esp, xbootldr: &xbootldr };
+    let mut first = Installed {
+        version: &release.version,
+        architecture: Architecture::X86_64,
+        root_hash: release.root_hash,
+        data: &mut data,
+        verity: &mut verity,
+    };
+    bascule_disk::make(path, plan, &mut first, None)
+        .map(drop)
+        .with_context(|| format!("cannot write the disk {}", path.display()))
 }
 
 /// What a vendor puts into its image and an admin into `/etc`; times are those of a story of minutes.

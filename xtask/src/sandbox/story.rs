@@ -29,8 +29,11 @@ use super::repository::Repository;
 use super::view::View;
 
 /// What the OS images are made with.
-const IMAGE_TOOLS: &[Tool] =
-    &[Tool { program: "mkfs.erofs", package: "erofs-utils" }, Tool { program: "mmdebstrap", package: "mmdebstrap" }];
+const IMAGE_TOOLS: &[Tool] = &[
+    Tool { program: "mkfs.erofs", package: "erofs-utils" },
+    Tool { program: "mmdebstrap", package: "mmdebstrap" },
+    Tool { program: "mke2fs", package: "e2fsprogs" },
+];
 
 /// How long a trial may take before the machine takes it back by itself, in seconds.
 const TRIAL_SECONDS: u32 = 90;

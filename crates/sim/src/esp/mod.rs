@@ -9,7 +9,7 @@ mod rename;
 
 use std::io::{self, Read, Seek, Write};
 
-use fatfs::{Date, DateTime, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
+use fatfs::{Date, DateTime, FileSystem, FsOptions, Time, TimeProvider};
 
 use crate::disk::{Overlay, Part, write_back};
 
@@ -62,22 +62,6 @@ impl Esp {
     /// are still looked up in what the kernel remembers. (A last sector that is not full is read through the cache.)
     pub fn past_cache(&self) -> Self {
         Self { part: self.part.clone(), direct: true }
-    }
-
-    /// Makes an empty file system with `EFI/Linux` and `loader` and makes it durable.
-    pub fn format(part: Part) -> io::Result<Self> {
-        let esp = Self::new(part);
-        let mut overlay = Overlay::new(esp.part.clone());
-        // Small clusters on a small partition keep the tests' disks small; from 64 MiB on, FAT32 with 4 KiB clusters.
-        let cluster = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
-        let options = FormatVolumeOptions::new().bytes_per_cluster(cluster).volume_label(*b"ESP        ");
-        fatfs::format_volume(&mut overlay, options)?;
-        write_back(&esp.part, &overlay.changes()?)?;
-        for directory in ["EFI", "EFI/Linux", "loader"] {
-            esp.create_directory(directory)?;
-        }
-        esp.sync()?;
-        Ok(esp)
     }
 
     /// The partition below.

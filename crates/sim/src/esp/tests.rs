@@ -11,7 +11,11 @@ fn esp_on(disk: &Disk) -> Esp {
 
 fn fresh() -> (Disk, Esp) {
     let disk = Disk::in_memory(LENGTH);
-    let esp = Esp::format(Part::new(disk.clone(), Cache(1), 0, LENGTH)).unwrap();
+    let part = Part::new(disk.clone(), Cache(1), 0, LENGTH);
+    let write = |offset, bytes: &[u8]| part.write_all(offset, bytes);
+    bascule_disk::write_boot_partition(LENGTH, "ESP", 1, &bascule_disk::BootFiles::default(), write).unwrap();
+    part.flush().unwrap();
+    let esp = Esp::new(part);
     (disk, esp)
 }
 

@@ -5,33 +5,14 @@ mod provision;
 use std::io;
 
 use bascule_gpt::{Change, Geometry, Health, Medium};
-use uuid::{Uuid, uuid};
+use uuid::Uuid;
 
 use crate::disk::{Cache, Disk, Part, SECTOR};
 use crate::esp::Esp;
 
-pub use provision::{Installed, Sizes, provision};
-
-/// Type of an EFI system partition (UEFI specification, section 5.3.3).
-pub const ESP_TYPE: Uuid = uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
-/// Type of an extended boot loader partition (Discoverable Partitions Specification).
-pub const XBOOTLDR_TYPE: Uuid = uuid!("bc13c2ff-59e6-4262-a352-b275fd6f7172");
-/// Type of a root partition on x86-64 (Discoverable Partitions Specification).
-pub const ROOT_TYPE: Uuid = uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709");
-/// Type of the verity partition of a root partition on x86-64 (Discoverable Partitions Specification).
-pub const ROOT_VERITY_TYPE: Uuid = uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5");
-/// Type of a partition for variable data, where the state lives (Discoverable Partitions Specification, `/var`).
-pub const STATE_TYPE: Uuid = uuid!("4d21b016-b534-45c2-a9fb-5c16e091fd2d");
-
-/// Label of a slot without a release (systemd-sysupdate's convention).
-pub const EMPTY_LABEL: &str = "_empty";
-
-/// Number of the ESP in the table.
-pub const ESP: u32 = 1;
-/// Number of the state partition in the table.
-pub const STATE: u32 = 6;
-/// Number of the extended boot loader partition in the table, where there is one.
-pub const XBOOTLDR: u32 = 7;
+pub use bascule_disk::{EMPTY_LABEL, ESP, STATE, Sizes, SlotNumbers, XBOOTLDR, uuid_of_half};
+pub use bascule_gpt::kind::{ESP as ESP_TYPE, XBOOTLDR as XBOOTLDR_TYPE};
+pub use provision::{Installed, provision, tiny};
 
 /// One of the two system slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,15 +37,19 @@ impl Slot {
 
     /// Number of the data partition in the table.
     pub fn data(self) -> u32 {
-        match self {
-            Slot::A => 2,
-            Slot::B => 4,
-        }
+        self.numbers().data
     }
 
     /// Number of the verity partition in the table.
     pub fn verity(self) -> u32 {
-        self.data() + 1
+        self.numbers().verity
+    }
+
+    fn numbers(self) -> SlotNumbers {
+        match self {
+            Slot::A => SlotNumbers::A,
+            Slot::B => SlotNumbers::B,
+        }
     }
 }
 
@@ -212,9 +197,4 @@ impl Medium for Forgetful<'_> {
 
 fn missing(number: u32) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("the table has no partition {number}"))
-}
-
-/// A GPT GUID from the 16 bytes of a root hash half, as systemd's `roothash=` look-up reads them (big-endian text form).
-pub fn uuid_of_half(half: [u8; 16]) -> Uuid {
-    Uuid::from_bytes(half)
 }

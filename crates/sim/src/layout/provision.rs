@@ -1,68 +1,22 @@
-//! Makes the disk of a new host: table, ESP, and one release installed in slot A, as an installer would.
+//! The disk of a new simulated host, as whoever makes real ones makes it (`bascule-disk`); and what a boot loader that goes by
+//! attribute bits wants of it.
 
 use std::io::{self, Read};
 
-use bascule_gpt::{Medium as _, NewPartition};
+use bascule_disk::{BootFiles, Plan, Sizes};
+use bascule_gpt::{Geometry, Medium};
 use bascule_image::digest::Sha256;
+use bascule_names::Architecture;
 use uuid::Uuid;
 
-use super::{
-    EMPTY_LABEL, ESP, ESP_TYPE, ROOT_TYPE, ROOT_VERITY_TYPE, STATE, STATE_TYPE, Slot, Table, Whole, XBOOTLDR,
-    XBOOTLDR_TYPE, uuid_of_half,
-};
+use super::{Slot, Table};
 use crate::disk::{Disk, Part, SECTOR};
-use crate::esp::Esp;
 use crate::firmware::{BootLoader, gptprio};
 
-/// Lengths of the partitions in bytes; each is rounded up to whole alignments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// The EFI system partition.
-    pub esp: u64,
-    /// Each data partition.
-    pub data: u64,
-    /// Each verity partition.
-    pub verity: u64,
-    /// The state partition.
-    pub state: u64,
-    /// The extended boot loader partition, where the entries lie then; 0: there is none.
-    pub xbootldr: u64,
-    /// Alignment of every partition.
-    pub alignment: u64,
-}
-
-impl Sizes {
-    /// The smallest host on which everything still happens: for power cuts by the ten thousand. The agent wants a MiB to
-    /// spare on the ESP.
-    pub fn tiny() -> Self {
-        Self { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, xbootldr: 0, alignment: 4096 }
-    }
-
-    /// For images of up to `image` bytes with boot images of up to `uki` bytes, as a real host would be cut.
-    pub fn for_image(image: u64, uki: u64) -> Self {
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20) << 20;
-        Self {
-            esp: mib(uki * 3).max(64 << 20),
-            data: mib(image),
-            // One 32nd is more than the 0.8 % that the tree takes, plus the superblock.
-            verity: mib(image / 32 + (1 << 20)),
-            state: 64 << 20,
-            xbootldr: 0,
-            alignment: 1 << 20,
-        }
-    }
-
-    /// Length that the disk must have.
-    pub fn disk(&self) -> u64 {
-        let round = |bytes: u64| bytes.next_multiple_of(self.alignment);
-        // Protective MBR, primary table and backup table take less than 36 sectors each way.
-        let tables = 2 * round(36 * SECTOR as u64);
-        tables
-            + round(self.xbootldr)
-            + round(self.esp)
-            + 2 * (round(self.data) + round(self.verity))
-            + round(self.state)
-    }
+/// The smallest host on which everything still happens: for power cuts by the ten thousand. The agent wants a MiB to spare on
+/// the ESP.
+pub fn tiny() -> Sizes {
+    Sizes { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, xbootldr: 0, alignment: 4096 }
 }
 
 /// The release that the host is installed with.
@@ -91,7 +45,8 @@ impl std::fmt::Debug for Installed<'_> {
     }
 }
 
-/// Writes table, file systems and the first release, and flushes all. The disk must be at least [`Sizes::disk`] long.
+/// Writes table, file systems and the first release, and flushes all. The disk must be at least [`Sizes::disk`] long. There is no
+/// boot loader on it: the simulated firmware has one built in.
 pub fn provision(
     disk: &Disk,
     sizes: Sizes,
@@ -99,58 +54,46 @@ pub fn provision(
     identity: Uuid,
     first: &mut Installed<'_>,
 ) -> io::Result<()> {
-    write_table(disk, sizes, identity, first)?;
-    let mut table = Table::read(disk)?;
-    let esp = Esp::format(table.part(ESP)?)?;
-    esp.write("loader/loader.conf", b"timeout 0\nconsole-mode keep\n")?;
-    let more = if sizes.xbootldr > 0 { Some(Esp::format(table.part(XBOOTLDR)?)?) } else { None };
+    let (mut esp, mut xbootldr) = (BootFiles::of_esp(None), BootFiles::default());
     if boot == BootLoader::SystemdBoot {
-        let home = more.as_ref().unwrap_or(&esp);
-        home.write(&format!("EFI/Linux/{}", first.entry), first.uki)?;
-        home.sync()?;
-    } else {
+        let home = if sizes.xbootldr > 0 { &mut xbootldr } else { &mut esp };
+        home.add_entry(first.entry, first.uki.to_vec()).map_err(io::Error::other)?;
+    }
+    let plan = Plan { sizes, identity, esp: &esp, xbootldr: &xbootldr };
+    let mut installed = bascule_disk::Installed {
+        version: first.version,
+        architecture: Architecture::X86_64,
+        root_hash: first.root_hash,
+        data: &mut *first.data,
+        verity: &mut *first.verity,
+    };
+    bascule_disk::provision(&Plain(disk), plan, &mut installed).map_err(io::Error::other)?;
+    if boot == BootLoader::Gptprio {
+        let mut table = Table::read(disk)?;
         let bits = gptprio::Attributes { priority: 2, tries: 0, successful: true };
         let number = Slot::A.data();
         table.set_attributes(number, bits.merged_into(table.attributes(number)))?;
     }
-    esp.sync()?;
-    copy(first.data, &table.part(Slot::A.data())?)?;
-    copy(first.verity, &table.part(Slot::A.verity())?)
+    Ok(())
 }
 
-fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>) -> io::Result<()> {
-    let label = first.version;
-    let own = |number: u128| Uuid::from_u128(identity.as_u128() ^ number);
-    let mut partitions = vec![
-        (ESP, ESP_TYPE, own(1), sizes.esp, "ESP"),
-        (Slot::A.data(), ROOT_TYPE, uuid_of_half(first.root_hash.first_half()), sizes.data, label),
-        (Slot::A.verity(), ROOT_VERITY_TYPE, uuid_of_half(first.root_hash.second_half()), sizes.verity, label),
-        (Slot::B.data(), ROOT_TYPE, own(4), sizes.data, EMPTY_LABEL),
-        (Slot::B.verity(), ROOT_VERITY_TYPE, own(5), sizes.verity, EMPTY_LABEL),
-        (STATE, STATE_TYPE, own(6), sizes.state, "state"),
-    ];
-    if sizes.xbootldr > 0 {
-        partitions.push((XBOOTLDR, XBOOTLDR_TYPE, own(7), sizes.xbootldr, "XBOOTLDR"));
+/// A disk to which everything is written as it is told: nobody cuts the power of an installer.
+struct Plain<'a>(&'a Disk);
+
+impl Medium for Plain<'_> {
+    fn geometry(&self) -> io::Result<Geometry> {
+        Ok(Geometry { length: self.0.length(), sector: SECTOR as u64 })
     }
-    let partitions: Vec<_> = partitions
-        .into_iter()
-        .map(|(number, kind, uuid, length, label)| NewPartition { number, kind, uuid, length, label: label.to_owned() })
-        .collect();
-    let medium = Whole(disk);
-    let table = bascule_gpt::Table::create(medium.geometry()?, identity, sizes.alignment, &partitions);
-    table.and_then(|table| table.install(&medium)).map_err(io::Error::other)
-}
 
-/// Copies a stream to the start of a partition and flushes it.
-fn copy(from: &mut dyn Read, to: &Part) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 20];
-    let mut offset = 0u64;
-    loop {
-        let read = from.read(&mut buffer)?;
-        match buffer.get(..read) {
-            Some(bytes) if read > 0 => to.write_all(offset, bytes)?,
-            _ => return to.flush(),
-        }
-        offset += read as u64;
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        Part::whole(self.0).read(offset, buffer)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        Part::whole(self.0).write_all(offset, bytes)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Part::whole(self.0).flush()
     }
 }

@@ -7,7 +7,7 @@ use bascule_agent::host::{Disk as _, Esp as _, Firmware};
 use bascule_sim::disk::{Access, Cache, Disk, Effect, FaultRule, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
 use bascule_sim::host::{Failing, SimDisk, SimEsp, SimFirmware, Unreadable, UnreadableFirmware};
-use bascule_sim::layout::{ESP, Installed, Sizes, Table, provision};
+use bascule_sim::layout::{ESP, Installed, Table, provision, tiny};
 use bascule_sim::tiny::TinyRelease;
 
 use crate::walk::{self, ESP_STEPS, OLD, SLOT, Steps, content};
@@ -63,7 +63,7 @@ fn with_fault(
 }
 
 fn provisioned() -> Snapshot {
-    let disk = Disk::in_memory(Sizes::tiny().disk());
+    let disk = Disk::in_memory(tiny().disk());
     let release = TinyRelease::new("acme-os", "1.0", 48 << 10, &[]).unwrap();
     let mut installed = Installed {
         version: &release.version,
@@ -73,7 +73,7 @@ fn provisioned() -> Snapshot {
         uki: &release.uki,
         entry: &release.entry(),
     };
-    provision(&disk, Sizes::tiny(), BootLoader::SystemdBoot, uuid::Uuid::from_u128(7), &mut installed).unwrap();
+    provision(&disk, tiny(), BootLoader::SystemdBoot, uuid::Uuid::from_u128(7), &mut installed).unwrap();
     let esp = Table::read(&disk).unwrap().esp().unwrap();
     esp.remove(&format!("EFI/Linux/{}", release.entry())).unwrap();
     esp.write(OLD, &content(1, 2000)).unwrap();

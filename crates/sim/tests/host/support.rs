@@ -6,7 +6,7 @@ use bascule_sim::disk::{Disk, Part, Snapshot};
 use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::gptprio::Attributes;
-use bascule_sim::layout::{Installed, Sizes, Slot, Table, provision};
+use bascule_sim::layout::{Installed, Slot, Table, provision, tiny};
 use bascule_sim::machine::Hardware;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ pub(crate) fn release(version: &str) -> TinyRelease {
 
 /// The disk of a host on which `first` runs from slot A and slot B is empty.
 pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Snapshot {
-    let disk = Disk::in_memory(Sizes::tiny().disk());
+    let disk = Disk::in_memory(tiny().disk());
     let mut installed = Installed {
         version: &first.version,
         root_hash: first.root_hash,
@@ -32,7 +32,7 @@ pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Snapshot {
         uki: &first.uki,
         entry: &first.entry(),
     };
-    provision(&disk, Sizes::tiny(), boot, IDENTITY, &mut installed).unwrap();
+    provision(&disk, tiny(), boot, IDENTITY, &mut installed).unwrap();
     disk.snapshot().unwrap()
 }
 

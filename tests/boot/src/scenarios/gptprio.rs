@@ -18,7 +18,7 @@ use bascule_api::{BootControlBackend, SlotName};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::{SimClock, SimDisk, SimHost, SimReleases};
-use bascule_sim::layout::{Installed, Sizes, Slot, provision, uuid_of_half};
+use bascule_sim::layout::{Installed, Slot, provision, tiny, uuid_of_half};
 use bascule_sim::machine::Hardware;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
@@ -47,7 +47,7 @@ fn install(release: &TinyRelease, disk: &Disk, identity: Uuid) -> anyhow::Result
         uki: &release.uki,
         entry: &release.entry(),
     };
-    provision(disk, Sizes::tiny(), BootLoader::Gptprio, identity, &mut first)?;
+    provision(disk, tiny(), BootLoader::Gptprio, identity, &mut first)?;
     Ok(())
 }
 
@@ -60,8 +60,7 @@ fn own_disk() -> anyhow::Result<()> {
     let path = folder.path().join("gptprio.img");
     let old = TinyRelease::new("bascule-reference", "1.0", 40_960, &[])?;
     let new = TinyRelease::new("bascule-reference", "1.1", 40_960, &[])?;
-    let medium =
-        Disk::create_file(&path, Sizes::tiny().disk()).with_context(|| format!("making {}", path.display()))?;
+    let medium = Disk::create_file(&path, tiny().disk()).with_context(|| format!("making {}", path.display()))?;
     let identity = Uuid::from_u128(8);
     install(&old, &medium, identity)?;
     offline::write_bytes(
@@ -140,7 +139,7 @@ struct Elsewhere {
 impl Elsewhere {
     fn new(old: &TinyRelease, partitions: &[Made<'_>]) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("making a folder")?;
-        let own = Disk::in_memory(Sizes::tiny().disk());
+        let own = Disk::in_memory(tiny().disk());
         let identity = Uuid::from_u128(9);
         install(old, &own, identity)?;
         let mut hardware = Hardware::new(own, BootLoader::Gptprio, identity);

@@ -43,9 +43,8 @@ pub async fn run(stage: Stage<'_>, releases: Releases<'_>) -> anyhow::Result<()>
     let folder = tempfile::tempdir().context("making a folder for keys")?;
     let folder = folder.path();
     make_key(folder)?;
-    let old = signed(releases.old, folder)?;
-    let revoked = signed(releases.revoked, folder)?;
-    let new = signed(releases.new, folder)?;
+    let sign = |release| signed(release, folder, stage.cluster.program());
+    let (old, revoked, new) = (sign(releases.old)?, sign(releases.revoked)?, sign(releases.new)?);
     let mut files = enrolment(folder, &revoked.uki)?;
     files.push(("loader/loader.conf".to_owned(), b"timeout 0\nsecure-boot-enroll force\n".to_vec()));
     let setup = Setup { boot: Boot { files, ..Boot::default() }, secure_boot: true, ..Setup::default() };
@@ -90,12 +89,13 @@ fn make_key(folder: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// A release whose boot image and boot loader are signed.
-fn signed(release: &Release, folder: &Path) -> anyhow::Result<Release> {
+/// A release whose boot image and boot loader are signed, as a vendor signs them.
+fn signed(release: &Release, folder: &Path, bascule: &Path) -> anyhow::Result<Release> {
     let sign = |from: &Path, name: &str| {
         let to = folder.join(format!("{}-{name}", release.version));
-        tool("sbsign", folder, |command| {
-            command.args(["--key", "key.pem", "--cert", "cert.pem", "--output"]).arg(&to).arg(from);
+        tool(bascule, folder, |command| {
+            command.args(["release", "sign-efi", "--secure-boot-key", "key.pem", "--secure-boot-cert", "cert.pem"]);
+            command.arg(from).arg(&to);
         })?;
         anyhow::Ok(to)
     };
@@ -124,12 +124,13 @@ fn enrolment(folder: &Path, revoked: &Path) -> anyhow::Result<Vec<(String, Vec<u
     Ok(files)
 }
 
-fn tool(name: &str, folder: &Path, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<()> {
+fn tool(name: impl AsRef<Path>, folder: &Path, arguments: impl FnOnce(&mut Command)) -> anyhow::Result<()> {
+    let name = name.as_ref();
     let mut command = Command::new(name);
     arguments(command.current_dir(folder));
-    let output = command.output().with_context(|| format!("starting {name}"))?;
+    let output = command.output().with_context(|| format!("starting {}", name.display()))?;
     if !output.status.success() {
-        bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{}: {}", name.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }
