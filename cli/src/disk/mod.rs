@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_disk::{BootFiles, GROWING, Installed, Needs, Plan, Wishes, entry_file, identity_of, make};
+use bascule_disk::{BootFiles, GROWING, Installed, Needs, Plan, SectorSize, Wishes, entry_file, identity_of, make};
 use bascule_names::Architecture;
 use clap::Args;
 use uuid::Uuid;
@@ -87,6 +87,11 @@ pub(crate) struct Disk {
     #[arg(long, value_name = "UUID", help_heading = "Content")]
     identity: Option<Uuid>,
 
+    /// Bytes of the drive's logical sectors: 512, or 4096 for drives that are "4K native" or formatted so, which boot from no other
+    /// disk.
+    #[arg(long, value_name = "BYTES", default_value = "512", value_parser = sector_size, help_heading = "Sizes")]
+    sector_size: SectorSize,
+
     #[command(flatten)]
     secure_boot: SecureBootArguments,
 
@@ -131,6 +136,7 @@ impl Disk {
             xbootldr: self.xbootldr_size,
             slot: self.slot_size,
             state: self.state_size,
+            sector: self.sector_size,
         };
         let sizes = wishes.sizes(needs)?;
         let mut xbootldr = BootFiles::default();
@@ -164,6 +170,11 @@ impl Disk {
         output::print(&summary(&release, &parts, &entry, sizes.disk()))?;
         Ok(Exit::Success)
     }
+}
+
+fn sector_size(text: &str) -> Result<SectorSize, String> {
+    let known = [SectorSize::B512, SectorSize::B4096].into_iter().find(|known| known.bytes().to_string() == text);
+    known.ok_or_else(|| "drives have sectors of 512 or of 4096 bytes (`lsblk -o NAME,LOG-SEC` says which)".to_owned())
 }
 
 /// Writes systemd-repart's definition into a root tree.

@@ -6,6 +6,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use fatfs::{Date, DateTime, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
 use crate::boot::BootFiles;
+use crate::size::SectorSize;
 
 /// Bytes that are kept together.
 const PIECE: u64 = 64 << 10;
@@ -106,28 +107,31 @@ impl Seek for Pieces {
     }
 }
 
-/// Makes a FAT file system of `length` bytes with these files, labelled `label` (11 characters at most), and gives it to `write`:
+/// Makes a FAT file system of `length` bytes for a drive with such sectors, with these files, labelled `label` (11 characters at most), and gives it to `write`:
 /// offset and bytes, ascending. What is not given is never read.
 ///
 /// # Errors
 /// There is not enough room, a name can't be written, or `write` fails.
 pub fn write_boot_partition(
     length: u64,
+    sector: SectorSize,
     label: &str,
     serial: u32,
     files: &BootFiles,
     mut write: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let pieces = file_system(length, label, serial, files)?;
+    let pieces = file_system(length, sector, label, serial, files)?;
     pieces.written().try_for_each(|(offset, bytes)| write(offset, bytes))
 }
 
-fn file_system(length: u64, label: &str, serial: u32, files: &BootFiles) -> io::Result<Pieces> {
+fn file_system(length: u64, sector: SectorSize, label: &str, serial: u32, files: &BootFiles) -> io::Result<Pieces> {
     let mut pieces = Pieces { length, position: 0, written: BTreeMap::new() };
     let mut name = [b' '; 11];
     name.iter_mut().zip(label.bytes()).for_each(|(to, from)| *to = from);
-    let cluster = if length < LARGE { 512 } else { 4096 };
-    let options = FormatVolumeOptions::new().bytes_per_cluster(cluster).volume_label(name).volume_id(serial);
+    let bytes = sector.bytes();
+    let cluster = if length < LARGE { u32::from(bytes) } else { 4096 };
+    let options = FormatVolumeOptions::new().bytes_per_sector(bytes).bytes_per_cluster(cluster);
+    let options = options.volume_label(name).volume_id(serial);
     fatfs::format_volume(&mut pieces, options)?;
     let fat = mount(&mut pieces)?;
     for folder in files.folders() {

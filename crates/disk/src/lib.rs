@@ -22,5 +22,5 @@ pub use boot::{BootFileError, BootFiles, BootLoader, BootLoaderError, entry_file
 pub use fat::write_boot_partition;
 pub use make::{DiskError, Installed, Plan, make, provision};
 pub use partitions::{EMPTY_LABEL, ESP, STATE, SlotNumbers, XBOOTLDR, identity_of, uuid_of_half};
-pub use size::{Needs, SizeError, Sizes, Wishes, least_for_entries};
+pub use size::{Needs, SectorSize, SizeError, Sizes, Wishes, least_for_entries};
 pub use state::{GROWING, StateError};

@@ -112,7 +112,7 @@ pub fn make(
     let failed = |source| DiskError::Io { doing: format!("write {}", path.display()), source };
     let file = File::options().read(true).write(true).create_new(true).open(path).map_err(failed)?;
     file.set_len(plan.sizes.disk()).map_err(failed)?;
-    let medium = NewFile::new(&file);
+    let medium = NewFile::new(&file, plan.sizes.sector);
     let found = provision(&medium, plan, first)?;
     let part = find(&found, STATE)?;
     state::make(path, part.start, part.length, part.uuid, state)?;
@@ -145,7 +145,7 @@ pub fn provision(
         // The last four bytes: what differs between the partitions of a disk, too.
         let serial = own(plan.identity, number).as_u128() as u32;
         let write = |offset: u64, bytes: &[u8]| medium.write(part.start + offset, bytes);
-        write_boot_partition(part.length, label, serial, files, write).map_err(boot)?;
+        write_boot_partition(part.length, plan.sizes.sector, label, serial, files, write).map_err(boot)?;
     }
     copy(first.data, medium, find(&found, SlotNumbers::A.data)?, "image")?;
     copy(first.verity, medium, find(&found, SlotNumbers::A.verity)?, "hash tree")?;

@@ -5,7 +5,7 @@ use std::io;
 
 use bascule_gpt::{FileMedium, Geometry, Medium};
 
-use crate::size::SECTOR;
+use crate::size::SectorSize;
 
 /// What is left out at once: a file system's usual block.
 const BLOCK: usize = 4096;
@@ -15,8 +15,8 @@ const BLOCK: usize = 4096;
 pub(crate) struct NewFile<'a>(FileMedium<'a>);
 
 impl<'a> NewFile<'a> {
-    pub(crate) fn new(file: &'a File) -> Self {
-        Self(FileMedium { file, sector: SECTOR })
+    pub(crate) fn new(file: &'a File, sector: SectorSize) -> Self {
+        Self(FileMedium { file, sector: sector.bytes().into() })
     }
 }
 

@@ -17,9 +17,6 @@ pub const STATE: u32 = 6;
 /// Number of the extended boot loader partition in the table, where there is one.
 pub const XBOOTLDR: u32 = 7;
 
-/// Sectors of the protective MBR and a table of 128 entries, rounded up; the backup takes one less.
-pub(crate) const TABLE_SECTORS: u64 = 36;
-
 /// Numbers of a slot's partitions in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotNumbers {

@@ -5,13 +5,11 @@
 
 use bascule_image::verity::Geometry;
 
-use crate::partitions::TABLE_SECTORS;
-
 const MIB: u64 = 1 << 20;
 /// Usual alignment of partitions: a multiple of every block size that a disk has.
 const ALIGNMENT: u64 = MIB;
-/// Bytes of a sector, the unit of the partition table.
-pub(crate) const SECTOR: u64 = 512;
+/// Bytes of a table's 128 entries (UEFI specification, 5.3.1).
+const TABLE_ENTRIES: u64 = 128 * 128;
 /// Boot images that the partition of the entries holds at once: the running one, the other slot's, and the one that is being
 /// written (docs/os-image.md).
 const BOOT_IMAGES: u64 = 3;
@@ -24,6 +22,27 @@ const USUAL_BOOT: u64 = 512 * MIB;
 const USUAL_STATE: u64 = 1024 * MIB;
 /// Smallest state partition: ext4 with a journal, and room for the agent's own state.
 const LEAST_STATE: u64 = 64 * MIB;
+
+/// Bytes of a logical sector: the unit in which a partition table counts, and in which a boot partition is read. A disk that is made for
+/// the one is none to a drive with the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SectorSize {
+    /// 512 bytes: nearly all disks of clouds and virtual machines, and drives that emulate it.
+    #[default]
+    B512,
+    /// 4096 bytes: "4K native" drives, NVMe formatted so.
+    B4096,
+}
+
+impl SectorSize {
+    /// In bytes.
+    pub const fn bytes(self) -> u16 {
+        match self {
+            Self::B512 => 512,
+            Self::B4096 => 4096,
+        }
+    }
+}
 
 /// What the first release takes, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +68,8 @@ pub struct Wishes {
     pub slot: Option<u64>,
     /// The state partition.
     pub state: Option<u64>,
+    /// What the drive has that the disk is for.
+    pub sector: SectorSize,
 }
 
 /// Lengths of the partitions in bytes; each is rounded up to whole alignments.
@@ -66,6 +87,8 @@ pub struct Sizes {
     pub xbootldr: u64,
     /// Alignment of every partition.
     pub alignment: u64,
+    /// The drive's sectors.
+    pub sector: SectorSize,
 }
 
 /// Why a disk can't be cut like this.
@@ -180,7 +203,7 @@ impl Wishes {
             return Err(SizeError::State { has: least });
         }
         let state = round(self.state.unwrap_or(USUAL_STATE))?;
-        let mut sizes = Sizes { esp, data, verity, state, xbootldr, alignment: ALIGNMENT };
+        let mut sizes = Sizes { esp, data, verity, state, xbootldr, alignment: ALIGNMENT, sector: self.sector };
         let whole = sizes.checked_disk().ok_or(SizeError::Absurd)?;
         if let Some(has) = self.disk {
             let others = whole - sizes.state;
@@ -204,7 +227,9 @@ impl Sizes {
 
     fn checked_disk(&self) -> Option<u64> {
         let round = |bytes: u64| bytes.checked_next_multiple_of(self.alignment.max(1));
-        let mut whole = round(TABLE_SECTORS * SECTOR)?.checked_mul(2)?;
+        // Protective MBR, header and entries; the backup has no MBR.
+        let table = 2 * u64::from(self.sector.bytes()) + TABLE_ENTRIES;
+        let mut whole = round(table)?.checked_mul(2)?;
         for part in [self.xbootldr, self.esp, self.data, self.verity, self.data, self.verity, self.state] {
             whole = whole.checked_add(round(part)?)?;
         }
@@ -275,7 +300,8 @@ mod tests {
             shift in 0u32..50,
         ) {
             let small = |bytes: Option<u64>| bytes.map(|bytes| bytes >> shift);
-            let wishes = Wishes { disk: small(disk), esp: small(esp), xbootldr: small(xbootldr), slot: small(slot), state: small(state) };
+            let (disk, esp, xbootldr, slot, state) = (small(disk), small(esp), small(xbootldr), small(slot), small(state));
+            let wishes = Wishes { disk, esp, xbootldr, slot, state, sector: SectorSize::B4096 };
             let needs = Needs { image: image >> shift, boot_image: boot_image >> shift, files: files >> shift };
             if let Ok(sizes) = wishes.sizes(needs) {
                 prop_assert!(sizes.data >= needs.image);

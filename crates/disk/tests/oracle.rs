@@ -1,6 +1,6 @@
 //! Disks as the tools of others see them: sgdisk, fsck.vfat, e2fsck and debugfs, veritysetup, systemd-repart.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stderr)]
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -11,8 +11,8 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use bascule_disk::{
-    BootFiles, DiskError, GROWING, Installed, Needs, Plan, STATE, SlotNumbers, StateError, Wishes, XBOOTLDR,
-    entry_file, identity_of, make, uuid_of_half,
+    BootFiles, DiskError, GROWING, Installed, Needs, Plan, STATE, SectorSize, SlotNumbers, StateError, Wishes,
+    XBOOTLDR, entry_file, identity_of, make, uuid_of_half,
 };
 use bascule_gpt::{FileMedium, Health, Partition, Table, kind};
 use bascule_image::verity::{self, Parameters, Tree};
@@ -217,6 +217,36 @@ fn entries_on_a_partition_of_their_own_lie_before_what_grows() {
     assert_eq!(fat_file(&more, "EFI/Linux/acme-os_1.0.efi"), bench.boot_image);
     run("fsck.vfat", &["-n", text(&esp)]);
     assert_eq!(fat_file(&esp, "loader/keys/auto/db.auth"), b"keys");
+}
+
+/// A drive with sectors of 4 KiB reads its table and its boot partition in them.
+#[test]
+fn a_disk_for_sectors_of_4_kib_is_whole_on_such_a_drive() {
+    let bench = Bench::new();
+    let parts = bench.make("disk", Wishes { sector: SectorSize::B4096, ..Wishes::default() }, None).unwrap();
+    let disk = bench.path("disk");
+    let file = File::open(&disk).unwrap();
+    let table = |sector| Table::read(&FileMedium { file: &file, sector });
+    assert_eq!(table(4096).unwrap().health(), Health::Good);
+    assert!(table(512).is_err(), "another drive boots nothing of it");
+    let esp = bench.cut_out("disk", find(&parts, 1));
+    let checked = run("fsck.vfat", &["-n", "-v", text(&esp)]);
+    assert!(checked.contains("4096 bytes per logical sector"), "{checked}");
+    assert_eq!(fat_file(&esp, "EFI/Linux/acme-os_1.0.efi"), bench.boot_image);
+    run("e2fsck", &["-f", "-n", text(&bench.cut_out("disk", find(&parts, STATE)))]);
+    // What has such sectors here: a loop device, where one can be had.
+    let Ok(device) = Command::new("losetup").args(["--find", "--show", "-b", "4096", text(&disk)]).output() else {
+        return;
+    };
+    if !device.status.success() {
+        eprintln!("SKIPPED: no loop device with sectors of 4096 bytes can be had here");
+        return;
+    }
+    let device = String::from_utf8(device.stdout).unwrap();
+    let said = Command::new("sgdisk").args(["-v", device.trim()]).output();
+    run("losetup", &["--detach", device.trim()]);
+    let said = String::from_utf8(said.unwrap().stdout).unwrap();
+    assert!(said.contains("No problems found"), "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
-use bascule_disk::{BootFiles, BootLoader, Installed, Needs, Plan, Wishes, least_for_entries};
+use bascule_disk::{BootFiles, BootLoader, Installed, Needs, Plan, SectorSize, Wishes, least_for_entries};
 use bascule_names::Architecture;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
@@ -33,9 +33,30 @@ pub struct StateFile {
     pub mode: u32,
 }
 
-/// How the boot partitions of a host differ from the usual ones.
+/// What the disk of a machine is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Drive {
+    /// virtio, with sectors of 512 bytes.
+    #[default]
+    Virtio,
+    /// NVMe, with sectors of 4096 bytes.
+    Nvme,
+}
+
+impl Drive {
+    const fn sector(self) -> SectorSize {
+        match self {
+            Self::Virtio => SectorSize::B512,
+            Self::Nvme => SectorSize::B4096,
+        }
+    }
+}
+
+/// How the disk of a host differs from the usual one.
 #[derive(Debug, Clone, Default)]
 pub struct Boot {
+    /// What the disk is.
+    pub drive: Drive,
     /// The entries lie on an extended boot loader partition.
     pub xbootldr: bool,
     /// Files put onto the ESP, by path; they replace what is there.
@@ -63,6 +84,7 @@ pub fn install(release: &Release, state: &[StateFile], boot: &Boot, disk: &Path)
         xbootldr: boot.xbootldr.then_some(entries),
         slot: Some(image + GROWTH),
         state: Some(STATE_SIZE),
+        sector: boot.drive.sector(),
     };
     let home = if boot.xbootldr { &mut xbootldr } else { &mut esp };
     home.add_entry(&release.entry(), uki).context("naming the boot entry")?;

@@ -141,7 +141,17 @@ impl Lab {
         }
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
         let Setup { memory_mib, secure_boot, .. } = *setup;
-        Machine::new(Parts { name, disk, second_disk, secure_boot, memory_mib, ports, folder, relay })
+        Machine::new(Parts {
+            name,
+            disk,
+            drive: setup.boot.drive,
+            second_disk,
+            secure_boot,
+            memory_mib,
+            ports,
+            folder,
+            relay,
+        })
     }
 
     /// Where logs and disks of this run lie.
@@ -156,7 +166,7 @@ impl Lab {
 pub struct Setup {
     /// Its memory, in MiB.
     pub memory_mib: u32,
-    /// Its boot partitions.
+    /// Its disk.
     pub boot: Boot,
     /// A second disk is attached: that of another host, with the same labels and an ESP of its own.
     pub neighbour: bool,

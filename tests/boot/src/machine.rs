@@ -9,6 +9,7 @@ use bascule_tests::supervise::{Scratch, Supervised};
 
 use crate::console::{Console, Line};
 use crate::disk::{Disk, Loss, Server};
+use crate::install::Drive;
 use crate::qmp::Qmp;
 use crate::relay;
 
@@ -38,6 +39,8 @@ pub struct Parts {
     pub name: String,
     /// The disk's medium. It is the machine's own from now on.
     pub disk: PathBuf,
+    /// What the disk is to the machine.
+    pub drive: Drive,
     /// The medium of a second disk, whose content nobody cares about afterwards.
     pub second_disk: Option<PathBuf>,
     /// Whether its firmware can check signatures; it does once keys are enrolled.
@@ -269,7 +272,12 @@ impl Machine {
         add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={firmware}"));
         add("-drive", format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
         add("-blockdev", format!("driver=nbd,node-name=disk0,server.type=unix,server.path={}", socket("disk")));
-        add("-device", "virtio-blk-pci,drive=disk0,bootindex=0,write-cache=on".to_owned());
+        let drive = match self.parts.drive {
+            Drive::Virtio => "virtio-blk-pci,write-cache=on",
+            // Its cache can't be switched off (QEMU, docs/system/devices/nvme.rst).
+            Drive::Nvme => "nvme,serial=disk0,logical_block_size=4096,physical_block_size=4096",
+        };
+        add("-device", format!("{drive},drive=disk0,bootindex=0"));
         if let Some(second) = &self.parts.second_disk {
             add("-blockdev", format!("driver=file,node-name=disk1,filename={}", second.display()));
             add("-device", "virtio-blk-pci,drive=disk1".to_owned());

@@ -112,9 +112,16 @@ pub fn write_bytes(disk: &Path, slot: Slot, staged: StagedBytes<'_>) -> anyhow::
 /// # Errors
 /// With the tool's words when one of them objects.
 pub fn judge(disk: &Path, held: &[(Slot, &Release)]) -> anyhow::Result<()> {
-    let said = tool(Command::new("sgdisk").arg("-v").arg(disk))?;
-    ensure!(said.contains("No problems found"), "sgdisk -v: {said}");
     let table = table(disk)?;
+    // sgdisk takes a file for a drive with sectors of 512 bytes.
+    let said = match table.sector() {
+        512 => tool(Command::new("sgdisk").arg("-v").arg(disk))?,
+        sector => {
+            let attached = Attached::new(disk, sector)?;
+            tool(Command::new("sgdisk").arg("-v").arg(&attached.device))?
+        }
+    };
+    ensure!(said.contains("No problems found"), "sgdisk -v: {said}");
     let folder = tempfile::tempdir().context("making a folder")?;
     let extract = |number: u32, name: &str| -> anyhow::Result<_> {
         let part = table.part(number)?;
@@ -138,7 +145,29 @@ pub fn judge(disk: &Path, held: &[(Slot, &Release)]) -> anyhow::Result<()> {
 
 fn table(disk: &Path) -> anyhow::Result<Table> {
     let medium = Disk::open_file(disk).with_context(|| format!("opening {}", disk.display()))?;
-    Table::read(&medium).context("reading the partition table")
+    // The table itself tells what the sectors are: its header is in the second one.
+    let found = Table::read(&medium).or_else(|_| Table::read_in_sectors(&medium, 4096));
+    found.context("reading the partition table")
+}
+
+/// A disk as a loop device.
+struct Attached {
+    device: String,
+}
+
+impl Attached {
+    fn new(disk: &Path, sector: u64) -> anyhow::Result<Self> {
+        let said =
+            tool(Command::new("losetup").args(["--find", "--show", "--sector-size", &sector.to_string()]).arg(disk))?;
+        Ok(Self { device: said.trim().to_owned() })
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // What stays attached is a device number, and no harm.
+        let _ = tool(Command::new("losetup").args(["--detach", &self.device]));
+    }
 }
 
 fn tool(command: &mut Command) -> anyhow::Result<String> {

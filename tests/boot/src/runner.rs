@@ -15,7 +15,8 @@ use futures::StreamExt as _;
 use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
-use crate::lab::{Lab, Places};
+use crate::install::{Boot, Drive};
+use crate::lab::{Lab, Places, Setup};
 use crate::programs;
 use crate::reference::Edition;
 use crate::release::Release;
@@ -65,7 +66,7 @@ impl Wanted {
     }
 
     fn wants_cluster(&self) -> bool {
-        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet", "layout", "secure-boot"]
+        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet", "layout", "nvme", "secure-boot"]
             .iter()
             .any(|name| self.some_of(name))
     }
@@ -373,7 +374,12 @@ fn cluster_chains<'a>(
     }
     if wanted.has("life", false) {
         scenarios.releases.push(&releases.new);
-        scenarios.chains.push(Box::pin(lives(stage, releases, results)));
+        scenarios.chains.push(Box::pin(lives(stage, "life", Setup::default(), releases, results)));
+    }
+    if wanted.has("nvme", true) {
+        scenarios.releases.push(&releases.new);
+        let setup = Setup { boot: Boot { drive: Drive::Nvme, ..Boot::default() }, ..Setup::default() };
+        scenarios.chains.push(Box::pin(lives(stage, "nvme", setup, releases, results)));
     }
     for (name, broken) in [("fault-panic", &releases.panics), ("fault-decay", &releases.decays)] {
         if wanted.has(name, false) {
@@ -406,11 +412,13 @@ fn cluster_chains<'a>(
     scenarios
 }
 
-/// Tests 1 and 5 on one machine; a failed step ends it, and the steps after it have failed too.
-async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
+/// Tests 1 and 5 on one machine, of one drive or the other; a failed step ends it, and the steps after it have failed too.
+async fn lives(stage: Stage<'_>, name: &str, setup: Setup, releases: &Releases, results: &Results) {
+    let [reported, updated, back, judged] =
+        ["first-report", "update", "rollback", "judged"].map(|step| format!("{name}-{step}"));
     let machine = RefCell::new(None);
-    let installed = results.note("life-first-report", async {
-        *machine.borrow_mut() = Some(life::install(stage, releases.old.get().await?).await?);
+    let installed = results.note(&reported, async {
+        *machine.borrow_mut() = Some(life::install(stage, name, &setup, releases.old.get().await?).await?);
         Ok(())
     });
     if !installed.await {
@@ -419,15 +427,15 @@ async fn lives(stage: Stage<'_>, releases: &Releases, results: &Results) {
     let Some(mut machine) = machine.into_inner() else { return };
     let (old, new) = (&releases.old, &releases.new);
     let update = async { life::update(stage, &machine, old.get().await?, new.get().await?).await };
-    if !results.note("life-update", update).await {
+    if !results.note(&updated, update).await {
         return;
     }
     let rollback = async { life::rollback(stage, &machine, old.get().await?).await };
-    if !results.note("life-rollback", rollback).await {
+    if !results.note(&back, rollback).await {
         return;
     }
-    let judged = async { life::judge(&mut machine, old.get().await?, new.get().await?).await };
-    if results.note("life-judged", judged).await {
+    let judging = async { life::judge(&mut machine, old.get().await?, new.get().await?).await };
+    if results.note(&judged, judging).await {
         machine.discard();
     }
 }

@@ -13,7 +13,8 @@ fn fresh() -> (Disk, Esp) {
     let disk = Disk::in_memory(LENGTH);
     let part = Part::new(disk.clone(), Cache(1), 0, LENGTH);
     let write = |offset, bytes: &[u8]| part.write_all(offset, bytes);
-    bascule_disk::write_boot_partition(LENGTH, "ESP", 1, &bascule_disk::BootFiles::default(), write).unwrap();
+    let (sector, files) = (bascule_disk::SectorSize::B512, bascule_disk::BootFiles::default());
+    bascule_disk::write_boot_partition(LENGTH, sector, "ESP", 1, &files, write).unwrap();
     part.flush().unwrap();
     let esp = Esp::new(part);
     (disk, esp)

@@ -3,7 +3,7 @@
 
 use std::io::{self, Read};
 
-use bascule_disk::{BootFiles, Plan, Sizes};
+use bascule_disk::{BootFiles, Plan, SectorSize, Sizes};
 use bascule_gpt::{Geometry, Medium};
 use bascule_image::digest::Sha256;
 use bascule_names::Architecture;
@@ -16,7 +16,8 @@ use crate::firmware::{BootLoader, gptprio};
 /// The smallest host on which everything still happens: for power cuts by the ten thousand. The agent wants a MiB to spare on
 /// the ESP.
 pub fn tiny() -> Sizes {
-    Sizes { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, xbootldr: 0, alignment: 4096 }
+    let (esp, data, verity, state) = (1200 << 10, 64 << 10, 16 << 10, 8 << 10);
+    Sizes { esp, data, verity, state, xbootldr: 0, alignment: 4096, sector: SectorSize::B512 }
 }
 
 /// The release that the host is installed with.

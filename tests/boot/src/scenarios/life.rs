@@ -8,23 +8,21 @@ use serde::Deserialize;
 
 use super::counting::counted;
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
+use crate::lab::Setup;
 use crate::machine::Machine;
 use crate::offline;
 use crate::release::Release;
 
-/// The name of the node and of its policy.
-pub const NODE: &str = "life";
-/// The channel that its policy follows.
-pub const CHANNEL: &str = "life";
 /// The entry with a counter that was booted (systemd, "The Boot Loader Interface").
 pub(super) const COUNTED_ENTRY: &str =
     "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-/// Installs the node and boots it.
+
+/// Installs the node and boots it. Its policy and the channel that this follows have its name.
 ///
 /// # Errors
 /// When it does not come up.
-pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine> {
-    Ok(stage.node(NODE, old, CHANNEL).await?.0)
+pub async fn install(stage: Stage<'_>, name: &str, setup: &Setup, old: &Release) -> anyhow::Result<Machine> {
+    Ok(stage.node_of(name, old, name, setup).await?.0)
 }
 
 /// Test 1: by delta, staged, drained, rebooted, a counted trial, committed. Catches an agent that writes another slot or
@@ -33,10 +31,11 @@ pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine>
 /// # Errors
 /// When any of it is otherwise.
 pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Release) -> anyhow::Result<()> {
-    let before = stage.vendor.packs_sent_to(NODE);
-    stage.vendor.publish(CHANNEL, new, &[old]).await?;
+    let node = machine.name();
+    let before = stage.vendor.packs_sent_to(node);
+    stage.vendor.publish(node, new, &[old]).await?;
     stage.until(machine, "the release is staged", STAGE, |status| staged(status, new)).await?;
-    let moved = stage.vendor.packs_sent_to(NODE) - before;
+    let moved = stage.vendor.packs_sent_to(node) - before;
     let whole = std::fs::metadata(&new.data).context("looking at the image")?.len();
     ensure!(moved > 0, "the release is staged, and no pack was sent to this node");
     ensure!(moved < whole / 3, "{moved} bytes were moved for an image of {whole}: that was no delta");
@@ -53,7 +52,7 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Re
     stage.until(machine, "the new release is committed", TRIAL, |status| committed(status, new)).await?;
     let listed = machine.run("ls -1 /efi/EFI/Linux; SYSTEMD_COLORS=0 bootctl list --no-pager", BOOT).await?;
     ensure!(listed.lines().any(|line| line.trim() == new.entry()), "no entry without a counter:\n{listed}");
-    crate::say(&format!("{NODE}: 1.1 by a delta of {} kB for {} MB", moved / 1000, whole / 1_000_000));
+    crate::say(&format!("{node}: 1.1 by a delta of {} kB for {} MB", moved / 1000, whole / 1_000_000));
     Ok(())
 }
 
@@ -62,10 +61,11 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Re
 /// # Errors
 /// When bytes were moved, or the node does not go back.
 pub async fn rollback(stage: Stage<'_>, machine: &Machine, old: &Release) -> anyhow::Result<()> {
-    let before = stage.vendor.packs_sent_to(NODE);
-    stage.cluster.on_call(&["rollback", NODE, "--reason", "boot test", "--yes"]).await?;
+    let node = machine.name();
+    let before = stage.vendor.packs_sent_to(node);
+    stage.cluster.on_call(&["rollback", node, "--reason", "boot test", "--yes"]).await?;
     stage.until(machine, "the old release runs for good", TRIAL * 2, |status| committed(status, old)).await?;
-    let moved = stage.vendor.packs_sent_to(NODE) - before;
+    let moved = stage.vendor.packs_sent_to(node) - before;
     ensure!(moved == 0, "{moved} bytes were moved for a release that the other slot holds");
     Ok(())
 }

@@ -146,7 +146,7 @@ pub async fn run(lab: &Lab) -> anyhow::Result<()> {
     let mut files = on(&fakes, BootPartition::Esp);
     // Only one of them is a system.
     files.push(("loader/loader.conf".to_owned(), format!("timeout 0\ndefault {}\n", old.entry()).into_bytes()));
-    let setup = Setup { boot: Boot { xbootldr: true, files }, ..Setup::default() };
+    let setup = Setup { boot: Boot { xbootldr: true, files, ..Boot::default() }, ..Setup::default() };
     let mut machine = lab.host_of("order", &old, &[], &[], &setup)?;
     offline::write_files(machine.disk().path(), XBOOTLDR, &on(&fakes, BootPartition::Xbootldr))?;
     machine.power_on()?;
