@@ -1,5 +1,6 @@
 //! Keeps asking the gates that the plan has questions about, and remembers the answers. Prometheus and HTTP can't be
-//! watched, so this is the one place that polls; it does so only while somebody waits for the answer.
+//! watched, and objects of any kind are not (docs/decisions/0043-gates-read-objects-and-watch-none.md), so this is the one place
+//! that polls; it does so only while somebody waits for the answer.
 
 use super::{Asker, GateAnswer as Answer};
 use crate::{clock::Clock, metrics::Metrics};
