@@ -149,13 +149,27 @@ impl Judge<'_> {
         if ours.is_empty() && record.is_none() && slot == self.booted {
             ours = candidates.iter().copied().filter(|file| self.was_selected(file)).collect();
         }
+        // What power loss doubled lies in one folder, and is what was placed. A file of the same name on the other partition, or
+        // with other bytes, was put there by somebody: a mirrored ESP, or an image that a person debugs with.
+        let as_placed = |file: &&BootFile| {
+            record.is_some_and(|record| {
+                let same = record.digest.is_some() && file.digest == record.digest;
+                same || (file.size == record.size && (file.digest.is_none() || record.digest.is_none()))
+            })
+        };
+        if ours.iter().any(|file| as_placed(file)) {
+            ours.retain(|file| as_placed(file));
+        }
+        let home = ours.first().map(|file| file.partition);
+        ours.retain(|file| Some(file.partition) == home);
         if !self.holds(Safeguard::ForeignIsLeftAlone) {
             ours.clone_from(&candidates);
         }
         let mut owned: Vec<BootFile> = ours.iter().map(|file| (*file).clone()).collect();
         let more = candidates.iter().filter(|file| !ours.contains(file));
-        let (equal, foreign): (Vec<&BootFile>, Vec<&BootFile>) =
-            more.copied().partition(|file| ours.iter().any(|own| same_bytes(own, file)));
+        let (equal, foreign): (Vec<&BootFile>, Vec<&BootFile>) = more
+            .copied()
+            .partition(|file| ours.iter().any(|own| own.partition == file.partition && same_bytes(own, file)));
         owned.extend(equal.into_iter().cloned());
         // The permanent one first: it is what the boot loader takes.
         owned.sort_by_key(|file| entry_of(file) != Entry::Good);
@@ -190,7 +204,7 @@ impl Judge<'_> {
             let same_clusters = files
                 .iter()
                 .filter(|file| parse_waiting(&file.name).is_some() || is_unfinished(&file.name))
-                .filter(|file| images.iter().any(|image| same_bytes(image, file)))
+                .filter(|file| images.iter().any(|image| image.partition == file.partition && same_bytes(image, file)))
                 .cloned()
                 .collect();
             *view.slots.get_mut(slot) = SlotImages { images, same_clusters, foreign };
@@ -316,5 +330,75 @@ impl BootView {
             })
         };
         inventory.files.iter().filter(|file| !apart(file)).filter_map(LoaderEntry::of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ImageFacts;
+    use super::*;
+    use bascule_api::Digest;
+
+    const NAME: &str = "acme-os_1.1.efi";
+
+    fn root_hash() -> RootHash {
+        RootHash::from_bytes(&[7; 32])
+    }
+
+    fn file(partition: BootPartition, name: &str, size: u64, digest: Option<u8>) -> BootFile {
+        let image = ImageFacts { root_hash: Some(root_hash()), ..ImageFacts::default() };
+        let digest = digest.map(|byte| Digest::from_sha256(&[byte; 32]));
+        BootFile { partition, name: name.to_owned(), size, content: FileContent::Image(image), digest }
+    }
+
+    /// The names of the agent's and of others' images of the running release, with `P` for the partition.
+    fn judged(files: Vec<BootFile>, digest: Option<u8>) -> (Vec<String>, Vec<String>) {
+        let inventory = BootInventory { files, ..BootInventory::default() };
+        let digest = digest.map(|byte| Digest::from_sha256(&[byte; 32]));
+        let records = [PlacedImage { root_hash: root_hash(), base: "acme-os_1.1".to_owned(), size: 100, digest }];
+        let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
+        let root_hash = root_hash();
+        let releases = PerSlot { a: Some((&root_hash, &version)), b: None };
+        let judge = Judge {
+            inventory: &inventory,
+            records: &records,
+            product: &product,
+            booted: SlotName::A,
+            releases,
+            without: None,
+        };
+        let view = judge.view();
+        let told = |files: &[BootFile]| files.iter().map(|file| format!("{} {}", file.partition, file.name)).collect();
+        assert!(view.strays.is_empty() && view.slots.a.same_clusters.is_empty(), "{view:?}");
+        (told(&view.slots.a.images), told(&view.slots.a.foreign))
+    }
+
+    #[test]
+    fn an_image_of_the_same_name_on_the_other_partition_is_somebody_elses() {
+        use BootPartition::{Esp, Xbootldr};
+        let own = || vec![format!("ESP {NAME}")];
+        let other = || vec![format!("XBOOTLDR {NAME}")];
+        // A mirror: the same bytes, known or not. A debug image: another length, or other bytes.
+        for digests in [[None, None], [Some(1), Some(1)]] {
+            let mirrored = vec![file(Esp, NAME, 100, digests[0]), file(Xbootldr, NAME, 100, digests[1])];
+            assert_eq!(judged(mirrored, digests[0]), (own(), other()), "{digests:?}");
+        }
+        for debugs in [file(Xbootldr, NAME, 250, None), file(Xbootldr, NAME, 100, Some(2))] {
+            let beside = vec![file(Esp, NAME, 100, Some(1)), debugs];
+            assert_eq!(judged(beside, Some(1)), (own(), other()));
+        }
+        // The agent's own lies on the partition that is looked at last.
+        let first_is_foreign = vec![file(Esp, NAME, 250, None), file(Xbootldr, NAME, 100, None)];
+        assert_eq!(judged(first_is_foreign, None), (other(), own()));
+    }
+
+    #[test]
+    fn a_name_that_power_loss_doubled_is_one_entry_and_a_file_with_other_bytes_is_not() {
+        use BootPartition::Esp;
+        let counted = "acme-os_1.1+2-1.efi";
+        let doubled = vec![file(Esp, NAME, 100, Some(1)), file(Esp, counted, 100, Some(1))];
+        assert_eq!(judged(doubled, Some(1)), (vec![format!("ESP {NAME}"), format!("ESP {counted}")], Vec::new()));
+        let debugs = vec![file(Esp, NAME, 100, Some(1)), file(Esp, counted, 100, Some(2))];
+        assert_eq!(judged(debugs, Some(1)), (vec![format!("ESP {NAME}")], vec![format!("ESP {counted}")]));
     }
 }
