@@ -1,0 +1,67 @@
+//! Hooks around a whole rollout, whatever its end.
+
+use crate::{granted, on, world};
+use bascule_sim::world::World;
+use serde_json::json;
+
+#[test]
+fn hooks_around_a_rollout_run_before_the_first_node_and_after_the_last_and_when_a_window_closes() {
+    let hook = |name: &str| json!([{"name": name, "namespace": "ceph", "job": {"template": {}}}]);
+    let fields = json!({
+        "hooks": {"beforeRollout": hook("set-noout"), "afterRollout": hook("unset-noout")},
+        "maintenanceWindows": [{"schedule": "0 12 * * *", "duration": "14m"}]
+    });
+    let mut world = world(4, &fields);
+    let open = |world: &World| world.snapshot.policies[0].status.maintenance.clone();
+    let ran = |world: &World, stage| world.snapshot.hooks.iter().filter(|run| run.stage == stage).count();
+    use bascule_planner::snapshot::HookStage::{AfterRollout, BeforeRollout};
+    // Announced, and nobody is touched before the hook is done.
+    world.until(200, |world| open(world).is_some()).unwrap();
+    let planned = &world.snapshot.policies[0].status.conditions;
+    assert!(bascule_api::conditions::is_true(planned, bascule_api::conditions::MAINTENANCE_PLANNED));
+    world.until(200, |world| granted(world) > 0).unwrap();
+    assert!(open(&world).unwrap().begun_at.is_some());
+    assert_eq!((ran(&world, BeforeRollout), ran(&world, AfterRollout)), (1, 0));
+    // The window closes half way: the hook after it runs all the same.
+    world.until(400, |world| open(world).is_none()).unwrap();
+    assert!((1..12).contains(&on(&world, "1.1")), "{}", world.shown());
+    assert_eq!((ran(&world, BeforeRollout), ran(&world, AfterRollout)), (1, 1));
+    // The next days the rest goes, with hooks around it.
+    for _ in 0..5 {
+        if on(&world, "1.1") == 12 {
+            break;
+        }
+        world.pass(85_000);
+        world.until(400, |world| open(world).is_some()).unwrap();
+        world.until(400, |world| open(world).is_none()).unwrap();
+    }
+    assert_eq!((on(&world, "1.1"), granted(&world)), (12, 0), "{}", world.shown());
+    assert_eq!(ran(&world, BeforeRollout), ran(&world, AfterRollout));
+}
+
+#[test]
+fn a_hook_after_the_last_node_that_fails_is_told_although_nobody_waits_for_it() {
+    let hook = |name: &str| json!([{"name": name, "namespace": "ceph", "job": {"template": {}}}]);
+    let mut world = world(1, &json!({"hooks": {"afterRollout": hook("unset-noout")}}));
+    let open = |world: &World| world.snapshot.policies[0].status.maintenance.clone();
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    world.fail_hooks(true);
+    world.until(100, |world| open(world).is_some_and(|open| open.failed.is_some())).unwrap();
+    let condition = |world: &World| {
+        let status = &world.snapshot.policies[0].status;
+        bascule_api::conditions::get(&status.conditions, bascule_api::conditions::MAINTENANCE_PLANNED).cloned().unwrap()
+    };
+    let told = condition(&world);
+    assert_eq!((told.status.as_str(), told.reason.as_str()), ("True", "HookFailed"));
+    assert!(told.message.contains("unset-noout failed") && told.message.contains("delete the Job"), "{}", told.message);
+    // It stays so, and costs nothing: what was told is not told anew.
+    for _ in 0..20 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+    }
+    assert_eq!(condition(&world), told);
+    // A person repairs it and deletes the Job: it runs once more, and the maintenance is over.
+    world.fail_hooks(false);
+    world.until(100, |world| open(world).is_none()).unwrap();
+    assert_eq!(condition(&world).status, "False");
+}

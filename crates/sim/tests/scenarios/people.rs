@@ -1,0 +1,220 @@
+//! What people say in the middle of it: stop, undo, go back, hold this node, try again.
+
+use crate::{granted, on, state, world};
+use bascule_api::WaitReason;
+use bascule_sim::world::{Fate, World, build};
+use serde_json::json;
+use std::sync::Arc;
+
+#[test]
+fn a_freeze_in_a_drain_lets_the_node_finish() {
+    let mut world = world(1, &json!({}));
+    world.with_pods(3);
+    world.until(200, |world| world.snapshot.nodes.iter().any(|node| node.cordon.is_cordoned())).unwrap();
+    let freeze = build::freeze("incident", world.snapshot.now, 3_600);
+    world.snapshot.freezes.push(Arc::new(freeze));
+    let end = world.snapshot.freezes[0].ends_at();
+    world.until(100, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.1"), 1, "what moved is finished");
+    insta::assert_snapshot!("freeze_in_a_drain", world.shown());
+    world.until(500, |world| world.snapshot.now >= end && granted(world) > 0).unwrap();
+    world.until(300, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn an_abort_gives_a_draining_node_back_and_lets_nothing_start() {
+    let mut world = world(1, &json!({}));
+    world.with_pods(3);
+    world.until(200, |world| world.snapshot.nodes.iter().any(|node| node.cordon.is_cordoned())).unwrap();
+    let mut abort = build::freeze("incident", world.snapshot.now, 3_600);
+    (abort.spec.policies, abort.spec.undo_drains) = (vec!["workers".to_owned()], true);
+    world.snapshot.freezes.push(Arc::new(abort));
+    world.until(100, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.0"), 3, "the node runs what it ran");
+    assert!(world.snapshot.nodes.iter().all(|node| !node.cordon.is_cordoned()), "it takes work again");
+    let end = world.snapshot.freezes[0].ends_at();
+    world.until(500, |world| world.snapshot.now >= end).unwrap();
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn an_abort_does_not_stop_a_reboot_in_its_middle() {
+    let mut world = world(1, &json!({}));
+    let boots = |world: &World| {
+        let goals = world.snapshot.nodes.iter().filter_map(|node| node.update.as_ref());
+        goals.filter(|update| update.spec.goal == bascule_api::Goal::Booted).count()
+    };
+    world.until(200, |world| boots(world) == 1).unwrap();
+    let mut abort = build::freeze("incident", world.snapshot.now, 3_600);
+    abort.spec.undo_drains = true;
+    world.snapshot.freezes.push(Arc::new(abort));
+    world.until(200, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.1"), 1, "what reboots is finished");
+}
+
+#[test]
+fn a_node_that_is_held_waits_and_the_others_go() {
+    let mut world = world(1, &json!({}));
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    let held = world.snapshot.nodes[0].name.to_string();
+    hold.spec.nodes = vec![held.clone()];
+    world.snapshot.freezes.push(Arc::new(hold));
+    world.until(400, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    let (_, report) = bascule_planner::plan(&world.snapshot);
+    let said = report.nodes.iter().find(|node| *node.node == *held).unwrap();
+    assert_eq!((said.wait.reason, said.wait.object.as_ref().unwrap().name.as_str()), (WaitReason::Freeze, "hold"));
+    world.snapshot.freezes.clear();
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_rollback_during_a_rollout() {
+    let mut world = world(2, &json!({"budget": {"maxUnavailable": 2}}));
+    world.until(400, |world| on(world, "1.1") == 3).unwrap();
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    let _ = world.take_story();
+    world.until(600, |world| on(world, "1.0") == 6 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.rollbacks[0].status.completed_at.is_some(), "{:?}", world.snapshot.rollbacks[0].status);
+    insta::assert_snapshot!("rollback_in_a_rollout", format!("{}{}", world.take_story(), world.shown()));
+    let before = world.snapshot.policies[0].status.clone();
+    assert!(before.blocked.iter().any(|block| block.version.as_str() == "1.1"));
+    world.pass(600);
+    world.operate_for(None).unwrap();
+    for _ in 0..50 {
+        assert_eq!(world.operate_for(None).unwrap(), 0, "it stays there");
+        world.pass(600);
+    }
+}
+
+#[test]
+fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
+    // 1.0 came with the installer: the operator never saw a manifest of it, and has no digest to name it by.
+    let mut world = World::scripted(1, vec![build::policy("workers", &json!({}), &build::offer(&["1.1"]))]);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
+    // Long after the guard would have led them forward again.
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    assert_eq!(on(&world, "1.0"), 3, "{}", world.story());
+    let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    assert_eq!(boots, [2, 2, 2], "one reboot there and one back for each");
+}
+
+#[test]
+fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
+    let mut world = world(1, &json!({}));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let inhibit = |world: &mut World, holds| world.machines.values_mut().for_each(|machine| machine.inhibited = holds);
+    inhibit(&mut world, true);
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    let waited = |world: &World| {
+        let drained =
+            |node: &bascule_planner::snapshot::Node| node.update.as_ref()?.spec.disruption.as_ref()?.drained_at;
+        world.snapshot.nodes.iter().find_map(|node| drained(node)).map(|at| world.snapshot.now.seconds_since(at))
+    };
+    world.until(400, |world| waited(world).is_some_and(|seconds| seconds >= 590)).unwrap();
+    // The agent reboots the machine in the very moment in which the operator has waited long enough.
+    inhibit(&mut world, false);
+    world.pass(10);
+    let _ = world.take_story();
+    world.operate_for(None).unwrap();
+    assert!(world.story().contains("Retract"), "{}", world.story());
+    world.until(600, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
+    let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    assert_eq!(boots, [2, 2, 2], "one reboot there and one back for each\n{}", world.story());
+}
+
+#[test]
+fn a_person_who_cordons_first_keeps_the_node() {
+    let mut world = world(1, &json!({}));
+    let held = |world: &mut World, cordon| {
+        let node = world.snapshot.nodes.iter_mut().find(|node| &*node.name == "a1").unwrap();
+        Arc::make_mut(node).cordon = cordon;
+    };
+    use bascule_planner::snapshot::Cordon;
+    held(&mut world, Cordon::Other { by: Some("alice".to_owned()), since: None });
+    for _ in 0..200 {
+        world.operate_for(None).unwrap();
+        world.pass(30);
+    }
+    // The cordoned node takes the only place of the budget.
+    assert_eq!(on(&world, "1.1"), 0);
+    assert!(state("a1", &world).contains("Cordoned"), "{}", world.shown());
+    assert!(state("b1", &world).contains("Budget"), "{}", world.shown());
+    held(&mut world, Cordon::None);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_block_that_an_admin_lifts_is_in_force_again_after_further_failures() {
+    let mut world = world(2, &json!({"health": {"nodeReadyTimeout": "5m"}}));
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    let tried = |world: &World| world.machines.values().filter(|machine| !machine.history.is_empty()).count();
+    world.until(300, |world| !world.snapshot.policies[0].status.blocked.is_empty() && granted(world) == 0).unwrap();
+    assert_eq!(tried(&world), 1);
+    world.policy("workers", |policy| {
+        let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+        spec.allowed_versions = vec![build::version("1.1")];
+        policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+    });
+    world.until(300, |world| tried(world) == 2 && granted(world) == 0).unwrap();
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    assert_eq!(tried(&world), 2, "one more node tried it, and it failed there too\n{}", world.story());
+    assert_eq!(on(&world, "1.0"), 6);
+}
+
+/// Invariant 6 holds until a person says otherwise, for one node and once.
+
+#[test]
+fn a_node_tries_a_failed_release_again_when_a_person_says_so_and_once() {
+    let mut world = world(2, &json!({"health": {"nodeReadyTimeout": "5m"}, "failureThreshold": 9}));
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    world
+        .until(600, |world| {
+            world.machines.values().all(|machine| !machine.failed_ever.is_empty()) && granted(world) == 0
+        })
+        .unwrap();
+    let boots =
+        |world: &World| -> Vec<usize> { world.machines.values().map(|machine| machine.history.len()).collect() };
+    let before = boots(&world);
+    let retry = |world: &mut World| {
+        let at = world.snapshot.now;
+        world.policy("workers", |policy| {
+            let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+            spec.retries = vec![bascule_api::Retry { node: "a1".to_owned(), at, reason: None }];
+            policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+        });
+    };
+    retry(&mut world);
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    let after = boots(&world);
+    assert!(after[0] > before[0], "a1 tried it again\n{}", world.story());
+    assert_eq!(after[1..], before[1..], "nobody else did");
+    let once = after[0] - before[0];
+    let status = &world.snapshot.policies[0].status;
+    assert!(status.failures.iter().any(|failure| failure.node == "a1"), "it failed again: {:?}", status.failures);
+    assert_eq!(status.retried.len(), 1);
+
+    // The machine was repaired, and the next word is followed to the end.
+    world.fates.remove("1.1");
+    retry(&mut world);
+    world
+        .until(400, |world| world.running("a1").is_some_and(|version| version.as_str() == "1.1") && granted(world) == 0)
+        .unwrap();
+    assert!(boots(&world)[0] > before[0] + once);
+    assert_eq!(on(&world, "1.0"), boots(&world).len() - 1);
+}
