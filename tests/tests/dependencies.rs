@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
 
-use cargo_metadata::{DependencyKind, MetadataCommand, camino::Utf8Path};
+use cargo_metadata::{DependencyKind, MetadataCommand, Package, camino::Utf8Path};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -97,17 +97,7 @@ fn readers_have_one_crypto_library() {
 /// A dependency that nobody names any more still costs build time and trust.
 #[test]
 fn every_dependency_is_used() {
-    let metadata = MetadataCommand::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .no_deps()
-        .exec()
-        .expect("cargo metadata");
-    let folders: BTreeSet<&Utf8Path> =
-        metadata.packages.iter().filter_map(|package| package.manifest_path.parent()).collect();
-    for package in &metadata.packages {
-        let folder = package.manifest_path.parent().expect("a manifest lies in a folder");
-        let mut sources = String::new();
-        read_sources(folder, &folders, &mut sources);
+    for (package, sources) in packages_with_sources() {
         let names: BTreeSet<&str> =
             sources.split(|character: char| !character.is_alphanumeric() && character != '_').collect();
         for dependency in &package.dependencies {
@@ -121,6 +111,34 @@ fn every_dependency_is_used() {
 /// disagree about it.
 #[test]
 fn tables_superblocks_and_command_lines_have_one_reader_each() {
+    let mut readers: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for (package, sources) in packages_with_sources() {
+        let name = package.name.to_string();
+        if package.dependencies.iter().any(|dependency| dependency.name == "gptman") {
+            readers.entry("partition table").or_default().insert(name.clone());
+        }
+        for (what, sign) in [
+            // Of a dm-verity superblock (cryptsetup, lib/verity/verity.c).
+            ("verity superblock", concat!("\"verity\\0", "\\0")),
+            // Whoever reads root hashes reads those of /usr too (systemd-veritysetup-generator(8)).
+            ("root hash of a command line", concat!("\"usr", "hash\"")),
+        ] {
+            if sources.contains(sign) {
+                readers.entry(what).or_default().insert(name.clone());
+            }
+        }
+    }
+    let one = |name: &str| BTreeSet::from([name.to_owned()]);
+    let wanted = BTreeMap::from([
+        ("partition table", one("bascule-gpt")),
+        ("verity superblock", one("bascule-image")),
+        ("root hash of a command line", one("bascule-image")),
+    ]);
+    assert_eq!(readers, wanted, "everybody else asks these");
+}
+
+/// Every package of the workspace, with all its Rust sources.
+fn packages_with_sources() -> Vec<(Package, String)> {
     let metadata = MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
         .no_deps()
@@ -128,27 +146,12 @@ fn tables_superblocks_and_command_lines_have_one_reader_each() {
         .expect("cargo metadata");
     let folders: BTreeSet<&Utf8Path> =
         metadata.packages.iter().filter_map(|package| package.manifest_path.parent()).collect();
-    let mut readers: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for package in &metadata.packages {
-        let name = package.name.as_str();
-        if package.dependencies.iter().any(|dependency| dependency.name == "gptman") {
-            readers.entry("partition table").or_default().insert(name);
-        }
+    let with = |package: &Package| {
         let mut sources = String::new();
         read_sources(package.manifest_path.parent().expect("a manifest lies in a folder"), &folders, &mut sources);
-        for (what, sign) in [
-            // Of a dm-verity superblock (cryptsetup, lib/verity/verity.c).
-            ("verity superblock", concat!("\"verity\\0", "\\0")),
-            ("root hash of a command line", concat!("strip_prefix(\"root", "hash")),
-        ] {
-            if sources.contains(sign) {
-                readers.entry(what).or_default().insert(name);
-            }
-        }
-    }
-    let one = |name| BTreeSet::from([name]);
-    let wanted = BTreeMap::from([("partition table", one("bascule-gpt")), ("verity superblock", one("bascule-image"))]);
-    assert_eq!(readers, wanted, "everybody else asks these");
+        (package.clone(), sources)
+    };
+    metadata.packages.iter().map(with).collect()
 }
 
 /// All Rust sources below a folder, without those of other members and of build output.
