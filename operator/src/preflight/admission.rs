@@ -2,7 +2,7 @@
 //! whom it is for; and that the API server enforces them at all, which is tried (docs/decisions/0033). Asked when the operator
 //! starts, whenever it comes to lead, and while it leads.
 
-use super::{AGAIN, rights::Rights, there};
+use super::{AGAIN, Told, rights::Rights, there};
 use crate::{one_line, server::Readiness};
 use bascule_api::NodeUpdate;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
@@ -23,17 +23,8 @@ const AGAIN_WHILE_LEADING: Duration = Duration::from_secs(300);
 
 /// Returns when nothing is known to keep the policies from holding whom they are for; tells what does meanwhile.
 pub(crate) async fn enforced(client: &Client, namespace: &str, readiness: &Readiness) {
-    let mut told = Vec::new();
-    loop {
-        let broken = broken(client, namespace).await;
-        for sentence in broken.iter().filter(|sentence| !told.contains(*sentence)) {
-            tracing::error!(missing = sentence, "the operator stops acting");
-        }
-        readiness.block(&broken);
-        if broken.is_empty() {
-            return;
-        }
-        told = broken;
+    let mut told = Told::default();
+    while !told.nothing(readiness, "the operator stops acting", broken(client, namespace).await) {
         tokio::time::sleep(AGAIN).await;
     }
 }

@@ -23,18 +23,25 @@ const NAMED: usize = 3;
 
 /// Returns when everything is there.
 pub(crate) async fn passed(client: &Client, namespace: &str, readiness: &Readiness) {
-    let mut told = Vec::new();
-    loop {
-        let missing = missing(client, namespace).await;
-        for sentence in missing.iter().filter(|sentence| !told.contains(*sentence)) {
-            tracing::error!(missing = sentence, "the operator can't act yet");
-        }
-        readiness.block(&missing);
-        if missing.is_empty() {
-            return;
-        }
-        told = missing;
+    let mut told = Told::default();
+    while !told.nothing(readiness, "the operator can't act yet", missing(client, namespace).await) {
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// What was found last time.
+#[derive(Debug, Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    /// Whether nothing is found. What is makes the operator not ready, and is logged once as long as it stays.
+    fn nothing(&mut self, readiness: &Readiness, so: &str, found: Vec<String>) -> bool {
+        for sentence in found.iter().filter(|sentence| !self.0.contains(*sentence)) {
+            tracing::error!(missing = sentence, "{so}");
+        }
+        readiness.block(&found);
+        self.0 = found;
+        self.0.is_empty()
     }
 }
 
