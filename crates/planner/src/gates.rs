@@ -159,7 +159,7 @@ pub enum Rule {
     HeldForMinutes,
     /// What is not known yet does not let a new node go.
     HeldUntilKnown,
-    /// A new node is let go when its time is over, whatever it waits for.
+    /// A new node is let go when its time is over, whatever it waits for, unless its update is under way.
     HoldEnds,
     /// A node is taken out of external load balancers before it is emptied, whoever has cordoned it.
     OutOfLoadBalancers,

@@ -2,8 +2,8 @@
 //! minutes.
 //!
 //! What is not known yet holds it on: its agent's word, the repository, the API servers' version, its labels. A decision of a
-//! person and the rollout's own order let it go, since they may take days. Whatever it waits for, its time ends: pods may
-//! have nowhere else to go.
+//! person and the rollout's own order let it go, since they may take days. Whatever it waits for, its time ends, unless its
+//! update is under way: pods may have nowhere else to go.
 
 use super::{
     PolicyWaves, Round, Selection,

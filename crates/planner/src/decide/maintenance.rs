@@ -160,7 +160,8 @@ impl Round<'_> {
             if policy.memory.maintenance != open {
                 policy.memory.maintenances = open.as_ref().map_or(policy.memory.maintenances, |open| open.number);
                 policy.memory.maintenance = open;
-                let (reason, note) = change.unwrap_or(("MaintenanceHookDone", String::new()));
+                // What changes without a word (a hook is done, a failed one's Job was deleted) is remembered and no event.
+                let (reason, note) = change.unwrap_or_default();
                 policy.memory.changes.push(MemoryChange::Maintenance(reason, note));
             }
         }
