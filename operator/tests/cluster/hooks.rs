@@ -209,10 +209,27 @@ async fn hooks_around_a_rollout_are_announced_and_run_before_the_first_node_and_
     for node in ["n1", "n2"] {
         assert!(world.update(node).await.spec.grant.is_none(), "{node} was disrupted before the hook was done");
     }
-    let ends = [end_pods(&world, "later", 0), end_pods(&world, "well", 0)];
+    let ends = [end_pods(&world, "later", 0), end_pods(&world, "well", 1)];
     for node in ["n1", "n2"] {
         world.until_current(node, "1.1").await;
     }
+
+    // The hook after them fails. No node waits for it, and all the same it is told, once, and is run again by a person.
+    let failed = |policy: Option<&UpdatePolicy>| {
+        let status = policy.and_then(|policy| policy.status.as_ref());
+        let condition = status.and_then(|status| conditions::get(&status.conditions, conditions::MAINTENANCE_PLANNED));
+        condition.is_some_and(|condition| condition.status == "True" && condition.reason == "HookFailed")
+    };
+    world.until(policies.clone(), "workers", "told of", failed).await;
+    world.eventually("it is an event", async || !world.notes("MaintenanceHookFailed").await.is_empty()).await;
+    let notes = world.notes("MaintenanceHookFailed").await;
+    assert!(
+        matches!(&notes[..], [note] if note.contains("unset-noout") && note.contains("delete the Job")),
+        "{notes:?}"
+    );
+    let of_hook = ListParams::default().labels("bascule.dev/hook=unset-noout");
+    let name = jobs.list(&of_hook).await.unwrap().items[0].name_any();
+    jobs.delete(&name, &DeleteParams::background()).await.unwrap();
     world.until(policies, "workers", "over", |policy| planned(policy, false)).await;
     assert_eq!((count("set-noout").await, count("unset-noout").await), (1, 1), "once for both nodes");
     ends.iter().for_each(tokio::task::JoinHandle::abort);
