@@ -42,7 +42,12 @@ impl LastResort {
             return Ok(Self { told, thread: None });
         }
         let (begun, heard) = (LinuxClock.since_boot(), Arc::clone(&told));
-        let thread = std::thread::Builder::new().name("last-resort".to_owned()).spawn(move || wait(begun, &heard))?;
+        let thread = std::thread::Builder::new().name("last-resort".to_owned()).spawn(move || wait(begun, &heard));
+        let thread = thread.map_err(|error| {
+            let what =
+                format!("the guard runs without its last resort, a thread that reboots a machine that hangs: {error}");
+            std::io::Error::new(error.kind(), what)
+        })?;
         Ok(Self { told, thread: Some(thread.thread().clone()) })
     }
 
