@@ -78,11 +78,11 @@ impl View {
         let current = Current::load_from(&folder, trust_root, &unfetched)?;
         let mut view = Self { current, folder, remote: Some(remote) };
         for name in view.current.channel_names() {
-            let fetched = view.fetch_channel(&name).await;
-            // What a team's channel lacks is told of when the channels are read.
-            if let (Err(error), None) = (fetched, view.current.role_of(&name)) {
-                return Err(error);
-            }
+            let Err(error) = view.fetch_channel(&name).await else { continue };
+            // A team's channel is its own trouble.
+            let Some(role) = view.current.role_of(&name).map(str::to_owned) else { return Err(error) };
+            let reason = format!("channel {name} can't be fetched: {}", in_one_line(&error));
+            view.note(role, reason);
         }
         view.note_unreadable_channels();
         Ok(view)
@@ -102,8 +102,16 @@ impl View {
             let Some(role) = self.current.role_of(&name).map(str::to_owned) else { continue };
             if let Err(error) = self.current.channel(&self.folder, &name) {
                 let reason = format!("channel {name} can't be read: {}", in_one_line(&error));
-                self.current.problems.push(RoleProblem { role, reason, nodes_refuse: true });
+                self.note(role, reason);
             }
+        }
+    }
+
+    /// What keeps nodes from a role's channel; the first thing that was found is the cause of what is found after it.
+    fn note(&mut self, role: String, reason: String) {
+        let problems = &mut self.current.problems;
+        if !problems.iter().any(|known| known.role == role) {
+            problems.push(RoleProblem { role, reason, nodes_refuse: true });
         }
     }
 

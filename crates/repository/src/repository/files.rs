@@ -120,7 +120,8 @@ impl Repository {
         Ok(bytes)
     }
 
-    /// The delegated roles that were used, the last one last, each with version and expiry.
+    /// The delegated roles that were used lately, the last one last, each with version and expiry. Of large ones only the last is
+    /// kept, and told of here.
     pub fn delegated_roles(&self) -> Vec<RoleExpiry> {
         let kept = self.kept();
         kept.iter().filter_map(|role| Some(super::open::expiry_of(role.chain.last()?, &*role.targets))).collect()

@@ -115,8 +115,7 @@ pub(super) fn admit(
     while length > limits::MAX_ROOT_CHAIN {
         // What only an older image would need goes first.
         let Some(oldest) = known.first_entry().filter(|oldest| *oldest.key() < trust_root) else {
-            let reason = "there are too many roots after the trust root; ship a newer trust root (the OS image's)";
-            return Err(Error::Limit { what: "the chain of roots".to_owned(), reason: reason.to_owned() });
+            return Err(too_many());
         };
         length = length.saturating_sub(oldest.remove().len());
     }
@@ -125,6 +124,22 @@ pub(super) fn admit(
     }
     known.append(apart);
     Ok(true)
+}
+
+fn too_many() -> Error {
+    let reason = "there are too many roots after the trust root; ship a newer trust root (the OS image's)";
+    Error::Limit { what: "the chain of roots".to_owned(), reason: reason.to_owned() }
+}
+
+/// The newest root of the line must have been reached by as many roots as one update reads.
+///
+/// # Errors
+/// [`Error::Limit`]
+pub(super) fn within_reach(known: &Roots, root: &Signed<Root>) -> Result<(), Error> {
+    match known.last_key_value() {
+        Some((newest, _)) if *newest > root.role.version() => Err(too_many()),
+        _ => Ok(()),
+    }
 }
 
 /// The newest root of the line must have been reached when there are no more roots to be had.

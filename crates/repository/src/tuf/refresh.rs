@@ -129,6 +129,8 @@ impl Refresh {
             let consistent = self.root.role.consistent_snapshot;
             let (file, pin, limit) = match self.phase {
                 Phase::Root if self.roots >= limits::MAX_ROOT_UPDATES => {
+                    // Not the repository's end: what is remembered lies further on than one update reads, and every one would end here.
+                    lineage::within_reach(&self.memory.roots, &self.root)?;
                     self.roots_are_complete()?;
                     continue;
                 }

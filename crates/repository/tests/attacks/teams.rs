@@ -347,3 +347,17 @@ async fn a_server_that_fails_for_one_teams_role_fails_for_its_channel_alone() {
         server.behave();
     }
 }
+
+/// A server that fails is not a file that is lost, for whoever looks at the repository.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_looks_at_a_server_that_fails_for_a_teams_channel_is_told_that_it_fails() {
+    let (vendor, _) = vendor();
+    let server = HttpsServer::start(vendor.repository()).await.unwrap();
+    server.misbehave("edge.json", Fault::Status(503));
+    let client = Node::of(&vendor).client(server.ca_pem());
+    let view = View::of_address(client, &server.url().parse().unwrap(), vendor.trust_root()).await.unwrap();
+    assert!(view.channel(&CHANNEL.parse().unwrap()).is_ok());
+    let [told] = view.problems() else { panic!("{:?}", view.problems()) };
+    assert_eq!(told.role, ROLE);
+    assert!(told.reason.contains("503") && !told.reason.contains("missing"), "{}", told.reason);
+}

@@ -428,3 +428,22 @@ async fn a_memory_without_the_trust_root_is_taken_over() {
         assert_eq!(node.versions(), [Some(7), Some(7)]);
     }
 }
+
+/// 5.3.3: what one update reads does not reach the newest root that is known. That is no fault of the repository's.
+#[tokio::test]
+async fn an_image_that_is_too_many_roots_behind_is_told_so() {
+    let served = Served::new();
+    for _ in 0..299 {
+        served.repo().publish(&["root"]);
+    }
+    let (first, last) = {
+        let roots = &served.repo().published["root"];
+        (roots[0].clone(), roots[299].clone())
+    };
+    let slots = TwoSlots::new();
+    slots.run(&last, &served).await.unwrap();
+    let refused = slots.run(&first, &served).await.unwrap_err();
+    assert!(matches!(refused, Error::Limit { .. }), "{refused}");
+    assert!(refused.to_string().contains("ship a newer trust root"), "{refused}");
+    slots.run(&last, &served).await.unwrap();
+}
