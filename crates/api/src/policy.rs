@@ -160,7 +160,7 @@ pub struct TrustRoot {
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapKey {
     /// The ConfigMap's name.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// The key. Default: `root.json`.
     #[serde(default = "default_root_key")]
@@ -349,7 +349,7 @@ pub struct Health {
     /// line, that may be asked with it; `prometheus` has to be one of them. The operator must be allowed to read it. Default:
     /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"))]
     pub prometheus_secret: Option<String>,
     /// What becomes of a trial when, at the end of `nodeReadyTimeout`, all that is missing is a gate that speaks of the
     /// cluster and not of the node, or that nobody can answer. Default: Hold.
@@ -442,18 +442,18 @@ pub struct PromQlGate {
 #[x_kube(crates(kube_core = "kube_core"))]
 pub struct ObjectGate {
     /// The API version, e.g. `apps/v1`.
-    #[schemars(length(min = 2, max = 317))]
+    #[schemars(length(min = 2, max = 317), regex(pattern = "^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[a-z0-9]+$"))]
     pub api_version: String,
     /// The kind, e.g. `Deployment`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[A-Za-z][A-Za-z0-9]*$"))]
     pub kind: String,
     /// The namespace. Default: all, or none for cluster-scoped objects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: Option<String>,
     /// The object's name. Default: every object that `selector` selects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[^/?#%]+$"))]
     pub name: Option<String>,
     /// The objects by label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -538,7 +538,7 @@ pub struct Hook {
     #[schemars(length(min = 1, max = 32), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// The namespace of the Job.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: String,
     /// How long the Job may take. Default: 5m.
     #[serde(default = "default_hook_timeout")]

@@ -190,7 +190,8 @@ impl<'a> Round<'a> {
                 own_pod: parts.draining.own_pod.clone(),
             },
         );
-        self.rights.set(policies.iter().map(|policy| &*policy.spec));
+        // Nobody is asked about names that a policy should not hold.
+        self.rights.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &*policy.spec));
         for facts in &mut snapshot.policies {
             let policy = policies.iter().find(|policy| policy.name == facts.name && policy.valid.is_ok());
             // A node that is under way goes on: what it lacks then shows where it is needed.

@@ -31,6 +31,7 @@ impl PolicyError {
             PolicyErrorKind::Url { .. } => "url",
             PolicyErrorKind::PinnedIsBlocked(_) | PolicyErrorKind::AllowedIsBlocked(_) => "version",
             PolicyErrorKind::WaveTwice | PolicyErrorKind::WaveOfAllNotLast => "waves",
+            PolicyErrorKind::Segment(_) => "name",
             PolicyErrorKind::TooMany { .. } | PolicyErrorKind::Empty | PolicyErrorKind::NameTwice(_) => "list",
             PolicyErrorKind::GateKind
             | PolicyErrorKind::Confidential(_)
@@ -79,6 +80,9 @@ pub enum PolicyErrorKind {
     /// No label key.
     #[error("'{0}' is no label key: write one like topology.kubernetes.io/zone")]
     LabelKey(String),
+    /// No name that can stand in the path of a request.
+    #[error("'{0}' is no name of an object or a namespace: write it without '/', '?', '#', '%' and spaces")]
+    Segment(String),
     /// Neither a number nor a percentage.
     #[error("{0}")]
     Quantity(QuantityError),

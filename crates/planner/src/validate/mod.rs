@@ -182,6 +182,9 @@ fn emergency(emergency: Option<&Emergency>) -> Result<(), PolicyError> {
 fn health(spec: &UpdatePolicySpec) -> Result<Vec<GateName>, PolicyError> {
     let health = &spec.health;
     span("spec.health.nodeReadyTimeout", health.node_ready_timeout, Duration::from_secs(1), MAX_STEP)?;
+    if let Some(secret) = &health.prometheus_secret {
+        segment("spec.health.prometheusSecret", secret)?;
+    }
     if let Some(prometheus) = &health.prometheus {
         url("spec.health.prometheus", prometheus, &["http", "https"])?;
     }
@@ -218,6 +221,13 @@ fn gate(index: usize, gate: &Gate, has_prometheus: bool) -> Result<GateName, Pol
                     field(".object.kind"),
                     PolicyErrorKind::Confidential(object.kind.clone()),
                 ));
+            }
+            let version = object.api_version.split('/').map(|part| (".object.apiVersion", part));
+            let more = [(".object.kind", &object.kind)].into_iter();
+            let more = more.chain(object.namespace.as_ref().map(|namespace| (".object.namespace", namespace)));
+            let more = more.chain(object.name.as_ref().map(|name| (".object.name", name)));
+            for (part, name) in version.chain(more.map(|(part, name)| (part, name.as_str()))) {
+                segment(&field(part), name)?;
             }
             if let Some(objects) = &object.selector {
                 selector(&field(".object.selector"), objects)?;
@@ -267,6 +277,16 @@ fn mentions(expression: &str, variable: &str) -> bool {
     false
 }
 
+/// A name that becomes a part of a request's path must not become more of it: another resource, or a query (Kubernetes, "Object
+/// Names and IDs", path segment names).
+fn segment(field: &str, name: &str) -> Result<(), PolicyError> {
+    let plain = |letter: char| letter.is_ascii_graphic() && !matches!(letter, '/' | '?' | '#' | '%' | '\\');
+    if matches!(name, "" | "." | "..") || !name.chars().all(plain) {
+        return Err(PolicyError::new(field, PolicyErrorKind::Segment(name.chars().take(80).collect())));
+    }
+    Ok(())
+}
+
 fn hooks(spec: &UpdatePolicySpec) -> Result<(), PolicyError> {
     let hooks = &spec.hooks;
     for (list, hooks) in [
@@ -278,6 +298,7 @@ fn hooks(spec: &UpdatePolicySpec) -> Result<(), PolicyError> {
         for (index, hook) in hooks.iter().enumerate() {
             let field = format!("spec.hooks.{list}[{index}]");
             span(&format!("{field}.timeout"), hook.timeout, Duration::from_secs(1), MAX_STEP)?;
+            segment(&format!("{field}.namespace"), &hook.namespace)?;
             if hooks.iter().take(index).any(|earlier| earlier.name == hook.name) {
                 return Err(PolicyError::new(format!("{field}.name"), PolicyErrorKind::NameTwice(hook.name.clone())));
             }

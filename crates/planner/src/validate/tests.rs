@@ -88,6 +88,30 @@ fn every_refusal_names_its_field() {
             "spec.health.gates[0].object.kind",
             "gate",
         ),
+        // What would make another request of it than the one that is asked for.
+        (
+            gate(json!({"object": {"apiVersion": "v1", "kind": "Pod", "namespace": "shop/secrets?a=", "cel": "true"}})),
+            "spec.health.gates[0].object.namespace",
+            "name",
+        ),
+        (
+            gate(
+                json!({"object": {"apiVersion": "v1", "kind": "Pod", "namespace": "shop", "name": "..", "cel": "true"}}),
+            ),
+            "spec.health.gates[0].object.name",
+            "name",
+        ),
+        (
+            gate(json!({"object": {"apiVersion": "apps/v1/namespaces?", "kind": "Pod", "cel": "true"}})),
+            "spec.health.gates[0].object.apiVersion",
+            "name",
+        ),
+        (json!({"health": {"prometheusSecret": "a%2fb"}}), "spec.health.prometheusSecret", "name"),
+        (
+            json!({"hooks": {"beforeDrain": [{"name": "h", "namespace": "ops/pods#", "job": {"template": {}}}]}}),
+            "spec.hooks.beforeDrain[0].namespace",
+            "name",
+        ),
         (gate(json!({"http": {"url": "ftp://example.com"}})), "spec.health.gates[0].http.url", "url"),
         (json!({"health": {"gates": [{"promQL": {"query": "up", "min": 1}}]}}), "spec.health.prometheus", "gate"),
         (
