@@ -142,7 +142,15 @@ impl ObjectAsker {
     }
 
     async fn objects(&self, gate: &ObjectGate) -> Result<Vec<DynamicObject>, String> {
-        let (resource, scope) = self.kind(&gate.api_version, &gate.kind).await?;
+        let (resource, scope) = self.kind(&gate.api_version, &gate.kind).await.map_err(|error| match error {
+            kube::Error::Discovery(_) => format!("the cluster has no {} {}", gate.api_version, gate.kind),
+            error => format!(
+                "whether the cluster has {} {} is not known: {}",
+                gate.api_version,
+                gate.kind,
+                crate::one_line(&error)
+            ),
+        })?;
         let api: Api<DynamicObject> = match (&scope, &gate.namespace) {
             (Scope::Namespaced, Some(namespace)) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             (Scope::Namespaced, None) if gate.name.is_some() => {
@@ -176,7 +184,12 @@ impl ObjectAsker {
     /// # Errors
     /// When the API server does not say.
     pub(crate) async fn lacks(&self, wanted: &Wanted) -> kube::Result<Option<String>> {
-        let Ok((resource, scope)) = self.kind(&wanted.api_version, &wanted.kind).await else { return Ok(None) };
+        let (resource, scope) = match self.kind(&wanted.api_version, &wanted.kind).await {
+            Ok(found) => found,
+            Err(kube::Error::Discovery(_)) => return Ok(None),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let namespace = wanted.namespace.clone().filter(|_| scope == Scope::Namespaced);
         let verb = if wanted.name.is_some() { "get" } else { "list" };
         let allowed = crate::rights::may(
@@ -203,16 +216,14 @@ impl ObjectAsker {
         )))
     }
 
-    async fn kind(&self, api_version: &str, kind: &str) -> Result<(ApiResource, Scope), String> {
+    async fn kind(&self, api_version: &str, kind: &str) -> kube::Result<(ApiResource, Scope)> {
         let key = (api_version.to_owned(), kind.to_owned());
         if let Some(known) = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(known.clone());
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let wanted = GroupVersionKind::gvk(group, version, kind);
-        let (resource, capabilities) = discovery::pinned_kind(&self.client, &wanted)
-            .await
-            .map_err(|error| format!("the cluster has no {api_version} {kind}: {}", crate::one_line(&error)))?;
+        let (resource, capabilities) = discovery::pinned_kind(&self.client, &wanted).await?;
         let found = (resource, capabilities.scope);
         self.kinds.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
         Ok(found)
