@@ -62,14 +62,16 @@ pub(crate) fn answered() -> anyhow::Result<bool> {
         return Ok(true);
     }
     let asked = CompleteEnv::with_factory(Arguments::command).var(VARIABLE).completer("bascule");
-    asked.try_complete(std::env::args_os(), None).map_err(|error| anyhow::anyhow!("{error}"))
+    let folder = std::env::current_dir().ok();
+    asked.try_complete(std::env::args_os(), folder.as_deref()).map_err(|error| anyhow::anyhow!("{error}"))
 }
 
-/// A line for each word, with its meaning behind a tab, and `:4`: no names of files instead (cobra, ShellCompDirectiveNoFileComp).
+/// A line for each word, with its meaning behind a tab, and `:4`: those of files are among them (cobra, ShellCompDirectiveNoFileComp).
 fn for_kubectl(words: Vec<OsString>) -> anyhow::Result<String> {
     let line: Vec<OsString> = std::iter::once("bascule".into()).chain(words).collect();
     let last = line.len().saturating_sub(1).max(1);
-    let found = clap_complete::engine::complete(&mut Arguments::command(), line, last, None)?;
+    let folder = std::env::current_dir().ok();
+    let found = clap_complete::engine::complete(&mut Arguments::command(), line, last, folder.as_deref())?;
     let mut text = String::new();
     for candidate in found.iter().filter(|candidate| !candidate.is_hide_set()) {
         text.push_str(&candidate.get_value().to_string_lossy());
@@ -118,7 +120,7 @@ where
 /// What the cluster says that the words so far name. Whoever completes wants words, not errors: without an answer there are none.
 fn of_cluster(ask: impl AsyncFnOnce(Client) -> Vec<String>) -> Vec<CompletionCandidate> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
-    let connection = Connection::of_words(std::env::args());
+    let connection = Connection::of_words(std::env::args_os().map(|word| word.to_string_lossy().into_owned()));
     let found = runtime.block_on(async {
         let asked = async { Some(ask(connection.client().await.ok()?).await) };
         tokio::time::timeout(PATIENCE, asked).await.ok().flatten().unwrap_or_default()
@@ -152,6 +154,8 @@ mod tests {
         assert_eq!(asked(&["expl"]).lines().next().unwrap().split('\t').next(), Some("explain"));
         let options = asked(&["freeze", "--re"]);
         assert!(options.contains("--reason\tWhy. Everybody"), "{options}");
+        // Files of the folder that it is asked in; a test's is its package's.
+        assert!(asked(&["plan", "-f", "Car"]).contains("Cargo.toml"), "{}", asked(&["plan", "-f", "Car"]));
         assert!(asked(&["status", "-o", ""]).contains("json\n") || asked(&["status", "-o", ""]).contains("json\t"));
     }
 }
