@@ -33,7 +33,10 @@ pub(crate) async fn enforced(client: &Client, namespace: &str, readiness: &Readi
 pub(crate) async fn no_longer_enforced(client: &Client, namespace: &str) {
     loop {
         tokio::time::sleep(AGAIN_WHILE_LEADING).await;
-        if !broken(client, namespace).await.is_empty() {
+        let broken = broken(client, namespace).await;
+        if !broken.is_empty() {
+            // Told here, too: it may hold again when it is looked at anew.
+            tracing::error!(missing = broken.join("; "), "the operator stops acting");
             return;
         }
     }
