@@ -1,13 +1,13 @@
 //! What lies ahead, for people who ask for the report: made when somebody reads, and kept for a while.
 //!
-//! A forecast costs as much as many plans, and plans come several times a second while much happens: so nobody waits long
-//! for one, only one is made at a time, and the last one stands in for it.
+//! A forecast costs as much as many plans, and plans come several times a second while much happens: so no reader waits long
+//! for one, only one is made for readers at a time, and the last one stands in for it. The dashboard makes its own, now and then.
 
 use super::Planned;
 use bascule_api::{LiveForecast, LiveReport, Time};
 use bascule_dashboard::{Calendar, FORESEEN_NODES, PolicyCalendar, calendar};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -19,13 +19,20 @@ const TOLD: i64 = 600;
 /// How long a reader waits for a new one: less than a person notices.
 const PATIENCE: Duration = Duration::from_millis(150);
 
+#[derive(Debug, Default)]
+struct Last {
+    made: Option<Arc<Calendar>>,
+    /// How often what was foreseen has been forgotten: what began before that is not kept.
+    forgotten: u64,
+}
+
 /// The last forecast. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Foreseen(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    last: Mutex<Option<Arc<Calendar>>>,
+    last: Mutex<Last>,
     turn: Arc<Semaphore>,
 }
 
@@ -38,12 +45,24 @@ impl Default for Foreseen {
 impl Foreseen {
     /// What was foreseen is of somebody who led before.
     pub(super) fn forget(&self) {
-        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut last = self.lock();
+        *last = Last { made: None, forgotten: last.forgotten.wrapping_add(1) };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Last> {
+        self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn last(&self, now: Time, oldest: i64) -> Option<Arc<Calendar>> {
-        let last = self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = self.lock().made.clone();
         last.filter(|made| now.seconds_since(made.made_at) < oldest)
+    }
+
+    fn keep(&self, made: &Arc<Calendar>, forgotten: u64) {
+        let mut last = self.lock();
+        if last.forgotten == forgotten {
+            last.made = Some(Arc::clone(made));
+        }
     }
 
     /// The forecast for a plan: a new one if it is made soon, else the last one that is not too old.
@@ -53,10 +72,10 @@ impl Foreseen {
             return Some(fresh);
         }
         if let Ok(turn) = Arc::clone(&self.0.turn).try_acquire_owned() {
-            let (inner, snapshot) = (Arc::clone(&self.0), Arc::clone(&plan.snapshot));
+            let (foreseen, snapshot, forgotten) = (self.clone(), Arc::clone(&plan.snapshot), self.lock().forgotten);
             let made = tokio::task::spawn_blocking(move || {
                 let made = Arc::new(calendar(&snapshot, FORESEEN_NODES));
-                *inner.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&made));
+                foreseen.keep(&made, forgotten);
                 drop(turn);
                 made
             });
@@ -108,9 +127,13 @@ mod tests {
         assert!(foreseen.of(&of(1_000 + 600)).await.is_none(), "too old to be told");
         drop(held);
         assert_eq!(until_made(&foreseen, &of(1_601)).await.made_at, at(1_601));
+        // One that was begun before is not told by whoever leads next.
+        let begun = foreseen.lock().forgotten;
+        let made = until_made(&foreseen, &of(2_300)).await;
         foreseen.forget();
+        foreseen.keep(&made, begun);
         let _held = Arc::clone(&foreseen.0.turn).try_acquire_owned().unwrap();
-        assert!(foreseen.of(&of(1_602)).await.is_none());
+        assert!(foreseen.of(&of(2_301)).await.is_none());
     }
 
     async fn until_made(foreseen: &Foreseen, plan: &Planned) -> Arc<Calendar> {
