@@ -39,8 +39,8 @@ async fn requests_of_operator_and_agents_wait_in_queues_of_their_own() {
     let mut seen = Vec::new();
     for (who, client, path, schema, level) in [
         ("operator", client(&operator).await, "/api/v1/pods", "bascule-operator", "workload-high"),
-        ("agent in a pod", client(&pod).await, updates, "bascule-agent", "bascule-agents"),
-        ("agent of a host", client(&host).await, updates, "bascule-host-agent", "bascule-agents"),
+        ("agent in a pod", client(&pod).await, updates, "bascule-agent", "bascule-agent"),
+        ("agent of a host", client(&host).await, updates, "bascule-host-agent", "bascule-agent"),
         // What the same node's kubelet asks for stays where Kubernetes puts it.
         ("kubelet", client(&host).await, "/api/v1/services", "system-nodes", "system"),
     ] {
