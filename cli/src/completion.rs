@@ -104,9 +104,14 @@ pub(crate) fn nodes_and_policies() -> Vec<CompletionCandidate> {
     })
 }
 
-/// Names of freezes.
+/// Names of freezes that hold.
 pub(crate) fn freezes() -> Vec<CompletionCandidate> {
-    of_cluster(async |client| names::<api::Freeze>(&client).await)
+    of_cluster(async |client| {
+        let listed = Api::<api::Freeze>::all(client).list(&ListParams::default().limit(NAMES)).await;
+        let now = api::Time::new(crate::clock::now());
+        let holding = listed.into_iter().flat_map(|all| all.items).filter(|freeze| freeze.is_active(now));
+        holding.map(|freeze| freeze.name_any()).collect()
+    })
 }
 
 async fn names<K>(client: &Client) -> Vec<String>

@@ -294,11 +294,26 @@ async fn four_questions_and_everything_that_may_be_missing() {
     drop(served);
 
     // Stop it, and let it go on.
+    let freezes: Api<bascule_api::Freeze> = Api::all(client.clone());
     let said = alice.types(r#"freeze --for 2h --reason "checkout incident""#).await;
     assert!(said.code == 0 && said.out.contains("Frozen everywhere until"), "{said:?}");
     alice.sees("status", "FROZEN everywhere until").await;
     alice.sees("history", "checkout incident").await;
-    assert_eq!(alice.types("unfreeze --all --yes").await.code, 0);
+    // Two end it at once, and a third comes later: it was ended once, by the first, and stays on record.
+    let listed = freezes.list(&kube::api::ListParams::default()).await.unwrap();
+    let name = listed.items[0].metadata.name.clone().unwrap();
+    assert_eq!(alice.types("unfreeze --all --yes").await.out, "1 freeze ended\n");
+    let said = admin.types(&format!("unfreeze {name}")).await;
+    assert!(said.code == 0 && said.out == format!("{name} was ended by alice already\n"), "{said:?}");
+    assert_eq!(alice.types("unfreeze --all --yes").await.out, "0 freezes ended\n");
+    alice.sees("history", "ended by alice").await;
+    assert!(!alice.types("status").await.out.contains("FROZEN"));
+    let ended = freezes.get(&name).await.unwrap();
+    assert_eq!(ended.spec.ended_by.as_deref(), Some("alice"));
+    let said = alice.sees("history -o json", "endedAt").await;
+    let answer: Value = serde_json::from_str(&said.out).unwrap();
+    let entry = answer["entries"].as_array().unwrap().iter().find(|entry| entry["object"]["name"] == name).unwrap();
+    assert!(entry["endedAt"].is_string() && entry["by"] == "alice", "{entry}");
     for (stop, what) in [
         (r#"pause workers --reason "not now""#, "workers"),
         (r#"hold node-b1 --for 1h --reason "not this one""#, "node-b1"),

@@ -318,7 +318,7 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     }
     let mine = alice.sends(Method::POST, &freezes, &freeze("31d")).await.unwrap();
     let own = format!("{freezes}/{}", mine["metadata"]["name"].as_str().unwrap());
-    alice.is_refused(Method::PATCH, &own, json!({"spec": {"duration": "999d"}}), "cannot patch").await;
+    alice.is_refused(Method::PATCH, &own, json!({"spec": {"duration": "999d"}}), "a Freeze is not changed").await;
     alice.is_refused(Method::PATCH, &format!("{API}/updatepolicies/workers"), unpaused, "cannot patch").await;
     alice.is_refused(Method::DELETE, &update("n1"), Value::Null, "cannot delete").await;
     alice.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
@@ -329,8 +329,44 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     carol.is_refused(Method::PATCH, &update("n1"), granted, "cannot patch").await;
     carol.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
     carol.is_refused(Method::PATCH, "/api/v1/nodes/n1", json!({"spec": {"unschedulable": true}}), "cannot patch").await;
-    carol.sends(Method::POST, &freezes, &freeze("60d")).await.unwrap();
+    let long = carol.sends(Method::POST, &freezes, &freeze("60d")).await.unwrap();
     reaches_nothing_else(&carol, false).await;
+
+    // A Freeze changes once, by its end, under the name of whoever ends it; on call ends those of others, however long.
+    let ended = |by: Option<&str>| json!({"spec": {"endedBy": by}});
+    bob.is_refused(Method::PATCH, &own, ended(Some("bob")), "cannot patch").await;
+    alice.is_refused(Method::PUT, &own, mine.clone(), "cannot update").await;
+    for who in [&alice, &carol] {
+        who.is_refused(Method::PATCH, &own, ended(Some("bob")), "endedBy must be your own name").await;
+        for (field, other) in [
+            ("duration", json!("30d")),
+            ("reason", json!("another")),
+            ("requestedBy", json!(who.who)),
+            ("nodes", json!(["n1"])),
+            ("policies", json!(["workers"])),
+            ("policySelector", json!({"matchLabels": {"a": "b"}})),
+            ("undoDrains", json!(true)),
+        ] {
+            let mut patch = ended(Some(who.who));
+            patch["spec"][field] = other;
+            who.is_refused(Method::PATCH, &own, patch, "a Freeze is not changed, it is only ended").await;
+        }
+    }
+    // None is born so that nobody else can end it.
+    let mut odd = freeze("1h");
+    odd["spec"]["endedBy"] = Value::Null;
+    let odd = alice.sends(Method::POST, &freezes, &odd).await.unwrap();
+    let odd = format!("{freezes}/{}", odd["metadata"]["name"].as_str().unwrap());
+    carol.sends(Method::PATCH, &odd, &ended(Some("carol"))).await.unwrap();
+    let long = format!("{freezes}/{}", long["metadata"]["name"].as_str().unwrap());
+    for freeze in [&own, &long] {
+        alice.sends(Method::PATCH, freeze, &ended(Some("alice"))).await.unwrap();
+        alice.sends(Method::PATCH, freeze, &ended(Some("alice"))).await.unwrap();
+        for by in [None, Some("alicia")] {
+            alice.is_refused(Method::PATCH, freeze, ended(by), "was ended already").await;
+        }
+        carol.is_refused(Method::PATCH, freeze, ended(Some("carol")), "was ended already").await;
+    }
 
     // Who owns a namespace, any namespace, is not an installation of Bascule, and stops none: not with a Lease that is older than
     // the operator's, nor with a new one.
@@ -400,5 +436,7 @@ async fn whoever_takes_over_a_part_gets_that_part() {
         alice.sends(Method::POST, &freezes, &freeze("999d")).await.is_ok()
     })
     .await;
-    alice.sends(Method::POST, &freezes, &signed_by_another).await.unwrap();
+    let signed = alice.sends(Method::POST, &freezes, &signed_by_another).await.unwrap();
+    let signed = format!("{freezes}/{}", signed["metadata"]["name"].as_str().unwrap());
+    alice.sends(Method::PATCH, &signed, &ended(Some("carol"))).await.unwrap();
 }

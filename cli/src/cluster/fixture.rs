@@ -99,6 +99,8 @@ pub(super) fn seen() -> Seen {
             "spec": {"reason": "checkout incident INC-4711", "duration": "2h", "requestedBy": "alice", "policies": ["control"]}},
         {"name": "freeze-old", "createdAt": "2026-11-01T21:30:00Z", "status": {},
             "spec": {"reason": "over", "duration": "2h"}},
+        {"name": "freeze-b1c2", "createdAt": "2026-11-10T08:00:00Z", "status": {"endedAt": "2026-11-10T08:12:00Z"},
+            "spec": {"reason": "payments are slow", "duration": "2h", "requestedBy": "alice", "endedBy": "bob"}},
     ]))
     .unwrap();
     let report = LiveReport {

@@ -1,5 +1,5 @@
 //! The stop switches, which all write a Freeze: `freeze` for everything or by label, `pause` for a policy, `hold` for a
-//! node, `abort` to undo drains too; `unfreeze` and `resume` take them back.
+//! node, `abort` to undo drains too. How they end: `unfreeze`.
 
 use super::{
     Connection, generated_name,
@@ -12,10 +12,7 @@ use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{FreezeSpec, LiveNode, RolloutState, Selector};
 use clap::Args;
-use kube::{
-    Api, Client, ResourceExt as _,
-    api::{DeleteParams, PostParams},
-};
+use kube::{Api, Client, ResourceExt as _, api::PostParams};
 
 /// Stop new disruptions, everywhere or for some policies, until the time is over.
 ///
@@ -79,6 +76,7 @@ fn spec(reason: String, duration: api::Duration) -> FreezeSpec {
         nodes: Vec::new(),
         undo_drains: false,
         requested_by: None,
+        ended_by: None,
     }
 }
 
@@ -151,74 +149,13 @@ fn policy_index(seen: &Seen, name: &str) -> anyhow::Result<usize> {
     }
 }
 
-/// Let a paused policy or a held node go on.
-///
-/// Ends every Freeze that is for this policy or node alone.
-#[derive(Debug, Args)]
-pub(crate) struct Resume {
-    /// The policy or the node.
-    #[arg(value_name = "POLICY|NODE", add = clap_complete::ArgValueCandidates::new(crate::completion::nodes_and_policies))]
-    name: String,
-}
-
-impl Resume {
-    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let client = connection.client().await?;
-        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
-        let now = clock::now();
-        let active = freezes.iter().filter(|freeze| {
-            let created = freeze.metadata.creation_timestamp.as_ref().map(api::Time::from_kubernetes);
-            created.is_some_and(|created| now < created.after(freeze.spec.duration).get())
-        });
-        let (alone, others): (Vec<_>, Vec<_>) = active.partition(|freeze| is_for(&freeze.spec, &self.name));
-        let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
-        delete(&client, &names).await?;
-        let others: Vec<String> = others.iter().map(|freeze| freeze.name_any()).collect();
-        if names.is_empty()
-            && let Ok(seen) = live::seen(&client, connection).await
-        {
-            named(&seen, &self.name)?;
-        }
-        let mut text = resumed(&self.name, &names, &others);
-        let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
-        if let Ok(Some(policy)) = policies.get_opt(&self.name).await
-            && policy.spec.paused
-        {
-            text.push_str(&format!(
-                "An admin paused the policy itself; an admin lets it go on: kubectl patch updatepolicy {} --type=merge -p '{{\"spec\":{{\"paused\":false}}}}'\n",
-                self.name
-            ));
-        }
-        output::print(&text)?;
-        Ok(if names.is_empty() { Exit::Failed } else { Exit::Success })
-    }
-}
-
 /// A name that is neither a policy's nor a node's is a slip of the pen.
-fn named(seen: &Seen, name: &str) -> anyhow::Result<()> {
+pub(super) fn named(seen: &Seen, name: &str) -> anyhow::Result<()> {
     let names = seen.report.nodes.iter().map(|node| node.name.as_str()).chain(seen.policy_names());
     if names.clone().all(|known| known != name) {
         anyhow::bail!("there is no UpdatePolicy and no node {name}{}", problem::hint(name, names));
     }
     Ok(())
-}
-
-fn resumed(name: &str, ended: &[String], others: &[String]) -> String {
-    let mut text = if ended.is_empty() {
-        format!("No Freeze is for {name} alone.\n")
-    } else {
-        format!("{name} may go on ({} ended).\n", ended.join(", "))
-    };
-    if !others.is_empty() {
-        text.push_str(&format!("Other freezes hold: {}. End one with: bascule unfreeze NAME\n", others.join(", ")));
-    }
-    text
-}
-
-/// Whether a Freeze is for this policy or node and nothing else.
-fn is_for(spec: &FreezeSpec, name: &str) -> bool {
-    let only = |names: &[String]| matches!(names, [one] if one == name);
-    only(&spec.policies) || only(&spec.nodes)
 }
 
 /// Hold a node as it is: it is not disrupted until the time is over.
@@ -322,68 +259,6 @@ fn consequences(nodes: &[&LiveNode]) -> String {
     }
 }
 
-/// End freezes before their time.
-#[derive(Debug, Args)]
-pub(crate) struct Unfreeze {
-    /// The names of the freezes, as `bascule status` shows them.
-    #[arg(required_unless_present = "all", add = clap_complete::ArgValueCandidates::new(crate::completion::freezes))]
-    names: Vec<String>,
-    /// End all of them, those of others too.
-    #[arg(long, conflicts_with = "names")]
-    all: bool,
-    /// Do not ask before all of them are ended.
-    #[arg(long, short)]
-    yes: bool,
-}
-
-impl Unfreeze {
-    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let client: Client = connection.client().await?;
-        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
-        let there: Vec<String> = freezes.iter().map(|freeze| freeze.name_any()).collect();
-        if self.all && !freezes.is_empty() {
-            output::say(&ending(&freezes));
-            if !output::confirmed("Continue", self.yes)? {
-                output::print("Nothing was changed.\n")?;
-                return Ok(Exit::Failed);
-            }
-        }
-        let names = if self.all { there.clone() } else { self.names };
-        if let Some(unknown) = names.iter().find(|name| !there.contains(name)) {
-            let hint = problem::hint(unknown, there.iter().map(String::as_str));
-            anyhow::bail!("there is no Freeze {unknown}{hint}");
-        }
-        delete(&client, &names).await?;
-        output::print(&format!("{} ended\n", picture::count(names.len(), "freeze")))?;
-        Ok(Exit::Success)
-    }
-}
-
-/// Whose freezes end, and why they were written: some of them are other people's.
-fn ending(freezes: &[api::Freeze]) -> String {
-    let mut text =
-        format!("{} end now, and what they held may start at once:", picture::count(freezes.len(), "freeze"));
-    for freeze in freezes {
-        let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
-        let place = super::view::place(&freeze.spec);
-        text.push_str(&format!("\n  {} ({place}{by}): {}", freeze.name_any(), freeze.spec.reason));
-    }
-    text
-}
-
-async fn delete(client: &Client, names: &[String]) -> anyhow::Result<()> {
-    let api: Api<api::Freeze> = Api::all(client.clone());
-    for name in names {
-        match api.delete(name, &DeleteParams::default()).await {
-            Ok(_) => {}
-            // It ended in between.
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(problem::told(error, "delete", "Freezes", Role::OnCall)),
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -403,8 +278,6 @@ mod tests {
         let seen = fixture::seen();
         let nodes: Vec<_> = seen.report.nodes.iter().collect();
         let moving = nodes.iter().filter(|node| in_motion(node)).count();
-        let ended = ["pause-x7k2".to_owned()];
-        let others = ["freeze-b4f9".to_owned(), "freeze-c2c2".to_owned()];
         let four_hours = api::Duration::from_minutes(240);
         let says = [
             ("freeze --for 2h", frozen("everywhere", "00:00", &finishing(moving), "bascule unfreeze freeze-x7k2")),
@@ -412,9 +285,6 @@ mod tests {
             ("hold node-b4 --for 1h", frozen("for node node-b4", "23:00", &finishing(1), "bascule resume node-b4")),
             ("abort workers, asking", announced(&consequences(&nodes), "for policy workers", four_hours) + "\n"),
             ("abort workers", frozen("for policy workers", "02:00", &consequences(&nodes), "bascule resume workers")),
-            ("resume workers", resumed("workers", &ended, &[])),
-            ("resume workers, others hold", resumed("workers", &ended, &others)),
-            ("resume control", resumed("control", &[], &others)),
         ];
         let shown: String = says.iter().map(|(line, says)| format!("$ bascule {line}\n{says}")).collect();
         insta::assert_snapshot!("stop-commands", shown);
@@ -426,25 +296,5 @@ mod tests {
         assert!(named(&seen, "workers").is_ok() && named(&seen, "node-a1").is_ok());
         let said = named(&seen, "wrokers").unwrap_err().to_string();
         assert!(said.contains("no UpdatePolicy and no node wrokers; did you mean workers?"), "{said}");
-    }
-
-    #[test]
-    fn whoever_ends_all_freezes_reads_whose_they_are() {
-        let mut freeze = api::Freeze::new("freeze-x7k2", spec("INC-4711".to_owned(), api::Duration::from_minutes(120)));
-        freeze.spec.requested_by = Some("alice".to_owned());
-        let said = ending(&[freeze]);
-        assert!(said.contains("freeze-x7k2 (everywhere by alice): INC-4711"), "{said}");
-    }
-
-    #[test]
-    fn resuming_ends_what_is_for_this_name_alone() {
-        let hour = api::Duration::from_minutes(60);
-        let of = |policies: &[&str], nodes: &[&str]| FreezeSpec {
-            policies: policies.iter().map(ToString::to_string).collect(),
-            nodes: nodes.iter().map(ToString::to_string).collect(),
-            ..spec("why".to_owned(), hour)
-        };
-        assert!(is_for(&of(&["workers"], &[]), "workers") && is_for(&of(&[], &["n1"]), "n1"));
-        assert!(!is_for(&of(&[], &[]), "workers") && !is_for(&of(&["workers", "control"], &[]), "workers"));
     }
 }

@@ -123,14 +123,20 @@ fn entries<Z>(seen: &Seen, only: Option<&str>, page: &Page<'_, Z>) -> Vec<Entry>
         if only.is_some_and(|name| !concerns(&seen.report, spec, name)) {
             continue;
         }
-        let end = freeze.created_at.after(spec.duration);
+        let end = spec.ends_at(freeze.created_at);
+        let over = (spec.ended_by.is_none() && end.get() <= page.now).then_some(end);
         let what = if spec.undo_drains { "abort" } else { "freeze" };
+        let result = match (&spec.ended_by, over) {
+            (Some(by), _) => format!("ended by {by}"),
+            (None, Some(_)) => "over".to_owned(),
+            (None, None) => "holds".to_owned(),
+        };
         entries.push(Entry {
             at: freeze.created_at,
-            ended_at: (end.get() <= page.now).then_some(end),
+            ended_at: over.or(freeze.status.ended_at),
             policy: None,
             what: format!("{what} {}", place(spec)),
-            result: if end.get() <= page.now { "over" } else { "holds" }.to_owned(),
+            result,
             by: spec.requested_by.clone(),
             reason: spec.reason.clone(),
             object: object("Freeze", &freeze.name),

@@ -51,7 +51,7 @@ pub(super) fn told(error: kube::Error, verb: &str, what: &str, role: Role) -> Er
 
 /// Refused by the authorizer, which says what the person "cannot" do, or by an admission policy or webhook, which says that it
 /// "denied" the request (apiserver/pkg/endpoints/handlers/responsewriters, admission/plugin/policy/validating).
-fn lacks_a_right(status: &kube::core::Status) -> bool {
+pub(super) fn lacks_a_right(status: &kube::core::Status) -> bool {
     !["denied request", "denied the request"].iter().any(|words| status.message.contains(words))
 }
 

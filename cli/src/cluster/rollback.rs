@@ -128,7 +128,8 @@ impl Rollback {
         let mut text = self.sentence(policy, &seen);
         let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
         let nodes: Vec<String> = nodes.iter().map(|node| node.name_any()).collect();
-        for freeze in freezes.iter().filter(|freeze| holds(freeze, policy, &nodes)) {
+        let now = api::Time::new(clock::now());
+        for freeze in freezes.iter().filter(|freeze| holds(freeze, policy, &nodes, now)) {
             let name = freeze.name_any();
             text.push_str(&format!(
                 "Freeze {name} holds it meanwhile ({}): bascule unfreeze {name}\n",
@@ -195,18 +196,11 @@ impl Rollback {
     }
 }
 
-/// Whether a Freeze that has not ended holds nodes of a policy: a rollback waits for its end too.
-fn holds(freeze: &api::Freeze, policy: &api::UpdatePolicy, nodes: &[String]) -> bool {
-    let spec = &freeze.spec;
-    let created = freeze.metadata.creation_timestamp.as_ref().map(api::Time::from_kubernetes);
-    let active = created.is_some_and(|created| clock::now() < created.after(spec.duration).get());
-    let concerns = match (&spec.policies[..], &spec.nodes[..], &spec.policy_selector) {
-        ([], [], None) => true,
-        ([], [], Some(selector)) => selector.matches(policy.labels()),
-        ([], frozen, _) => frozen.iter().any(|node| nodes.contains(node)),
-        (policies, _, _) => policies.contains(&policy.name_any()),
-    };
-    active && concerns
+/// Whether a Freeze holds nodes of a policy now: a rollback waits for its end too.
+fn holds(freeze: &api::Freeze, policy: &api::UpdatePolicy, nodes: &[String], now: api::Time) -> bool {
+    freeze.is_active(now)
+        && (freeze.spec.is_for_policy(&policy.name_any(), policy.labels())
+            || nodes.iter().any(|node| freeze.spec.is_for_node(node)))
 }
 
 async fn wait(api: &Api<api::Rollback>, name: &str, limit: Duration) -> anyhow::Result<Exit> {
@@ -301,28 +295,32 @@ mod tests {
     #[test]
     fn a_freeze_that_will_hold_it_is_found() {
         let nodes = ["a".to_owned(), "b".to_owned()];
-        let freeze = |age: u64, spec: serde_json::Value| -> api::Freeze {
+        let now = api::Time::new(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap());
+        let policy = policy(serde_json::json!({}));
+        let held = |spec: serde_json::Value, minutes: u64| {
             let mut whole = serde_json::json!({"reason": "incident", "duration": "2h"});
             whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-            let created = api::Time::new(clock::now() - chrono::TimeDelta::minutes(age as i64));
-            serde_json::from_value(serde_json::json!({
+            let freeze: api::Freeze = serde_json::from_value(serde_json::json!({
                 "apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "spec": whole,
-                "metadata": {"name": "f", "creationTimestamp": created},
+                "metadata": {"name": "f", "creationTimestamp": now},
             }))
-            .unwrap()
+            .unwrap();
+            holds(&freeze, &policy, &nodes, now.after(api::Duration::from_minutes(minutes)))
         };
-        let policy = policy(serde_json::json!({}));
-        let held = |age, spec| holds(&freeze(age, spec), &policy, &nodes);
-        assert!(held(5, serde_json::json!({})) && !held(121, serde_json::json!({})));
-        for (spec, expected) in [
-            (serde_json::json!({"policies": ["workers"]}), true),
-            (serde_json::json!({"policies": ["control"]}), false),
-            (serde_json::json!({"nodes": ["b"]}), true),
-            (serde_json::json!({"nodes": ["c"]}), false),
-            (serde_json::json!({"policySelector": {"matchLabels": {"tier": "web"}}}), true),
-            (serde_json::json!({"policySelector": {"matchLabels": {"tier": "db"}}}), false),
+        for spec in [
+            serde_json::json!({}),
+            serde_json::json!({"policies": ["workers"]}),
+            serde_json::json!({"nodes": ["b"]}),
+            serde_json::json!({"policySelector": {"matchLabels": {"tier": "web"}}}),
         ] {
-            assert_eq!(held(5, spec.clone()), expected, "{spec}");
+            assert!(held(spec.clone(), 5) && !held(spec.clone(), 121), "{spec}");
+        }
+        for spec in [
+            serde_json::json!({"policies": ["control"]}),
+            serde_json::json!({"nodes": ["c"]}),
+            serde_json::json!({"endedBy": "bob"}),
+        ] {
+            assert!(!held(spec.clone(), 5), "{spec}");
         }
     }
 

@@ -62,7 +62,7 @@ where
         let concerns = |spec: &api::FreezeSpec| policy.is_none_or(|policy| concerns(report, spec, policy));
         for freeze in report.freezes.iter().filter(|freeze| holds(freeze, self.now) && concerns(&freeze.spec)) {
             let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
-            let ends = self.moment(freeze.created_at.after(freeze.spec.duration));
+            let ends = self.moment(freeze.spec.ends_at(freeze.created_at));
             let frozen = self.look.paint(Tone::Bad, &format!("FROZEN {} until {ends}", place(&freeze.spec)));
             text.push_str(&format!("{frozen} ({}{by}): {}\n", freeze.name, freeze.spec.reason));
         }
@@ -98,7 +98,7 @@ pub(super) fn place(spec: &api::FreezeSpec) -> String {
 
 /// Whether a Freeze holds. One that the operator has not seen yet counts: better one line too many than a wrong "all clear".
 pub(super) fn holds(freeze: &api::LiveOrder<api::FreezeSpec, api::FreezeStatus>, now: DateTime<Utc>) -> bool {
-    now < freeze.created_at.after(freeze.spec.duration).get()
+    freeze.spec.is_active(freeze.created_at, Time::new(now))
 }
 
 /// Whether an object is a node itself, as its agent or its machine is to be looked at.

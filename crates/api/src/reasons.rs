@@ -79,7 +79,7 @@ wait_reasons! {
     /// The policy is paused.
     Paused => "Set spec.paused of the policy to false.",
     /// A Freeze holds every new disruption back.
-    Freeze => "Wait until it ends, or delete the Freeze named in the object field.",
+    Freeze => "Wait until it ends, or end the Freeze named in the object field.",
     /// The repository can't be reached, or its metadata is not valid or has expired.
     RepositoryUnavailable => "Read the policy's RepositoryHealthy condition; publish fresh, valid metadata.",
     /// The channel offers no release that this node could take.

@@ -92,7 +92,7 @@ export function notices(now) {
   const list = [];
   if (fleet.head.note) list.push({ bad: false, text: fleet.head.note });
   for (const freeze of freezes()) {
-    if (freeze.endsAt <= now) continue;
+    if (!freeze.active(now)) continue;
     const by = freeze.spec.requestedBy ? ` by ${freeze.spec.requestedBy}` : "";
     list.push({ bad: false, text: `Frozen ${freeze.place} (${freeze.name}${by}): ${freeze.spec.reason}`, until: freeze.endsAt });
   }
@@ -123,7 +123,8 @@ function freezes() {
     const named = (kind, names) => names.length === 1 ? `${kind} ${names[0]}` : `${kind} ${names[0]} and ${names.length - 1} more`;
     const place = spec.policies?.length ? named("policy", spec.policies) : spec.nodes?.length ? named("node", spec.nodes)
       : spec.policySelector ? "policies by label" : "everywhere";
-    return { ...freeze, place, endsAt: new Date(Date.parse(freeze.createdAt) + 1000 * seconds(spec.duration)).toISOString() };
+    const endsAt = new Date(Date.parse(freeze.createdAt) + 1000 * seconds(spec.duration)).toISOString();
+    return { ...freeze, place, endsAt, active: now => !spec.endedBy && endsAt > now };
   });
 }
 
@@ -147,7 +148,8 @@ export function history(now) {
   }
   for (const one of freezes()) {
     const what = `${one.spec.undoDrains ? "abort" : "freeze"} ${one.place}`;
-    list.push({ at: one.createdAt, policy: "", what, result: one.endsAt <= now ? "over" : "holds", by: one.spec.requestedBy ?? "", reason: one.spec.reason });
+    const result = one.spec.endedBy ? `ended by ${one.spec.endedBy}` : one.active(now) ? "holds" : "over";
+    list.push({ at: one.createdAt, policy: "", what, result, by: one.spec.requestedBy ?? "", reason: one.spec.reason });
   }
   return list.sort((a, b) => a.at < b.at ? 1 : a.at > b.at ? -1 : a.what < b.what ? -1 : 1);
 }

@@ -47,7 +47,7 @@ const RIGHTS: [Right; 9] = [
     right("bascule.dev", "updatepolicies", "list", "status"),
     right("bascule.dev", "nodeupdates", "list", "explain"),
     right("bascule.dev", "freezes", "create", "freeze, pause, hold and abort"),
-    right("bascule.dev", "freezes", "delete", "unfreeze and resume"),
+    right("bascule.dev", "freezes", "patch", "unfreeze and resume"),
     right("bascule.dev", "rollbacks", "create", "rollback"),
     right("", "nodes", "list", "forecast and plan"),
     right("policy", "poddisruptionbudgets", "list", "the budgets in doctor"),

@@ -155,7 +155,9 @@ pub fn fleet(count: usize) -> LiveReport {
     let control = count.div_ceil(20);
     let policies = json!([policy("control", control, control), policy("workers", count - control, count * 3 / 10)]);
     let freezes = json!([{"name": "freeze-x7k2", "createdAt": ago(1_800), "status": {},
-        "spec": {"reason": "checkout incident INC-4711", "duration": "2h", "requestedBy": "alice", "policies": ["control"]}}]);
+        "spec": {"reason": "checkout incident INC-4711", "duration": "2h", "requestedBy": "alice", "policies": ["control"]}},
+        {"name": "freeze-b1c2", "createdAt": ago(9_000), "status": {"endedAt": ago(8_280)},
+        "spec": {"reason": "payments are slow", "duration": "4h", "requestedBy": "alice", "endedBy": "bob"}}]);
     LiveReport {
         format: LIVE_REPORT_FORMAT,
         planned_at: ago(1),

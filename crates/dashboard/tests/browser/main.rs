@@ -95,11 +95,13 @@ async fn a_person_reads_it_without_a_mouse_in_light_and_dark() {
         ("#calendar", "22:00 Europe/Berlin"),
         ("#calendar", "Without windows, always open: control."),
         ("#history", "rollout of 41.2.0"),
+        ("#history", "ended by bob"),
         ("#nodes", "node-0039.eu-central-1.compute.internal"),
     ] {
         let shown = page.ask(&format!("document.querySelector('{place}').textContent")).await;
         assert!(shown.as_str().unwrap().contains(part), "{place} lacks {part}: {shown}");
     }
+    assert_eq!(page.ask("document.querySelector('#notices').textContent.includes('freeze-b1c2')").await, json!(false));
     assert_eq!(page.ask("window.hurt ?? 'unhurt'").await, json!("unhurt"));
 
     // What is heard: headings, tables with heads, names for everything that is asked for.

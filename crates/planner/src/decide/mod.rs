@@ -394,7 +394,7 @@ impl<'a> Round<'a> {
         let freezes = self.freeze_statuses();
         remembered.append(&mut self.draft.steps);
         let now = self.snapshot.now;
-        for freeze in &self.snapshot.freezes {
+        for freeze in self.snapshot.freezes.iter().filter(|freeze| freeze.is_active(now)) {
             self.draft.wake(Some(freeze.ends_at()), now);
         }
         for policy in &self.policies {

@@ -234,7 +234,7 @@ pub(super) struct Orders {
 impl Orders {
     fn new(snapshot: &Snapshot, facts: &PolicyFacts) -> Self {
         let now = snapshot.now;
-        let active = || snapshot.freezes.iter().map(|freeze| &**freeze).filter(move |freeze| now < freeze.ends_at());
+        let active = || snapshot.freezes.iter().map(|freeze| &**freeze).filter(move |freeze| freeze.is_active(now));
         let mut orders = Self::default();
         for node in active().flat_map(|freeze| &freeze.spec.nodes) {
             if !orders.held.contains_key(node)

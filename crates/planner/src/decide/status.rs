@@ -213,7 +213,13 @@ impl<'a> Round<'a> {
                     by_policy.chain(by_name).filter(|node| self.nodes.get(*node).is_some_and(|view| view.traits.moves));
                 status.in_progress = Some(u32::try_from(moving.count()).unwrap_or(u32::MAX));
             }
-            let active = now < freeze.ends_at();
+            let active = freeze.is_active(now);
+            status.ended_at = match status.ended_at {
+                _ if active => None,
+                Some(before) => Some(before),
+                // It is seen as soon as it is so; after a time without an operator it was over then, and no later.
+                None => Some(now.min(freeze.ends_at())),
+            };
             let why = if active { reason::OBSERVED } else { reason::ENDED };
             let generation = Some(freeze.generation);
             for (type_, holds, why) in [(conditions::ACCEPTED, true, reason::VALID), (conditions::ACTIVE, active, why)]

@@ -42,25 +42,28 @@ pub struct FreezeFacts {
 }
 
 impl FreezeFacts {
-    /// When it ends.
+    /// When it ends by itself.
     #[must_use]
     pub fn ends_at(&self) -> Time {
-        self.created_at.after(self.spec.duration)
+        self.spec.ends_at(self.created_at)
+    }
+
+    /// Whether it holds anything at a time.
+    #[must_use]
+    pub fn is_active(&self, now: Time) -> bool {
+        self.spec.is_active(self.created_at, now)
     }
 
     /// Whether it holds a policy as a whole at a time.
     #[must_use]
     pub fn holds(&self, policy: &PolicyFacts, now: Time) -> bool {
-        now < self.ends_at()
-            && self.spec.nodes.is_empty()
-            && (self.spec.policies.is_empty() || self.spec.policies.contains(&policy.name))
-            && self.spec.policy_selector.as_ref().is_none_or(|selector| selector.matches(&policy.labels))
+        self.is_active(now) && self.spec.is_for_policy(&policy.name, &policy.labels)
     }
 
     /// Whether it holds a node by its name at a time.
     #[must_use]
     pub fn holds_node(&self, node: &str, now: Time) -> bool {
-        now < self.ends_at() && self.spec.nodes.iter().any(|held| held == node)
+        self.is_active(now) && self.spec.is_for_node(node)
     }
 }
 

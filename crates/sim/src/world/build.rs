@@ -163,9 +163,19 @@ pub fn freeze(name: &str, created_at: Time, seconds: u64) -> FreezeFacts {
             nodes: Vec::new(),
             undo_drains: false,
             requested_by: Some("alice".to_owned()),
+            ended_by: None,
         },
         status: bascule_api::FreezeStatus::default(),
     }
+}
+
+/// The same, ended by somebody before its time.
+#[must_use]
+pub fn ended(freeze: &FreezeFacts, by: &str) -> FreezeFacts {
+    let mut freeze = freeze.clone();
+    freeze.spec.ended_by = Some(by.to_owned());
+    freeze.generation += 1;
+    freeze
 }
 
 /// A Rollback of a whole policy to what the other slots hold.

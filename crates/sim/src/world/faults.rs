@@ -133,11 +133,34 @@ impl World {
         }
     }
 
+    /// Somebody stops everything, or lets it go on: most end what stands, some delete it.
     fn freeze(&mut self) {
+        let now = self.snapshot.now;
+        if let Some(index) = self.snapshot.freezes.iter().rposition(|freeze| freeze.is_active(now)) {
+            if self.chance(25) {
+                self.tell("bob deletes a freeze");
+                self.snapshot.freezes.remove(index);
+                return;
+            }
+            if self.chance(50) {
+                self.tell("bob ends a freeze");
+                self.end_freezes(|at| at == index);
+                return;
+            }
+        }
         let seconds = self.random.random_range(60..1_200);
-        let name = format!("freeze-{}", self.snapshot.freezes.len());
+        let name = format!("freeze-{}", now.get().timestamp());
         self.tell(&format!("alice freezes everything for {seconds} s"));
-        self.snapshot.freezes.push(Arc::new(build::freeze(&name, self.snapshot.now, seconds)));
+        self.snapshot.freezes.push(Arc::new(build::freeze(&name, now, seconds)));
+    }
+
+    fn end_freezes(&mut self, which: impl Fn(usize) -> bool) {
+        let now = self.snapshot.now;
+        for (index, freeze) in self.snapshot.freezes.iter_mut().enumerate() {
+            if which(index) && freeze.is_active(now) {
+                *freeze = Arc::new(build::ended(freeze, "bob"));
+            }
+        }
     }
 
     fn roll_back(&mut self) {
@@ -383,8 +406,7 @@ impl World {
         }
         self.change_offers(|offer| offer.state = OfferState::Valid);
         self.snapshot.api_server = Some(build::kubernetes(36));
-        let now = self.snapshot.now;
-        self.snapshot.freezes.retain(|freeze| freeze.ends_at() <= now);
+        self.end_freezes(|_| true);
         for policy in &mut self.snapshot.policies {
             let policy = Arc::make_mut(policy);
             let spec = match &policy.spec {

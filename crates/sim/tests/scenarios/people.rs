@@ -22,6 +22,29 @@ fn a_freeze_in_a_drain_lets_the_node_finish() {
 }
 
 #[test]
+fn a_freeze_that_somebody_ends_holds_nobody_and_stays_on_record() {
+    let mut world = world(1, &json!({}));
+    let freeze = build::freeze("incident", world.snapshot.now, 86_400);
+    let short = build::freeze("short", world.snapshot.now, 60);
+    world.snapshot.freezes.extend([Arc::new(freeze), Arc::new(short)]);
+    let begun = world.snapshot.now;
+    world.until(100, |world| world.snapshot.now > begun.after(bascule_api::Duration::from_secs(120))).unwrap();
+    let ended_at = |world: &World, index: usize| world.snapshot.freezes[index].status.ended_at;
+    assert_eq!((on(&world, "1.1"), granted(&world), ended_at(&world, 0)), (0, 0, None));
+    assert_eq!(ended_at(&world, 1), Some(world.snapshot.freezes[1].ends_at()), "its time was over");
+
+    let ended = build::ended(&world.snapshot.freezes[0], "bob");
+    world.snapshot.freezes[0] = Arc::new(ended);
+    let end = world.snapshot.now;
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let seen = ended_at(&world, 0).unwrap();
+    assert!(end <= seen && seen <= end.after(bascule_api::Duration::from_secs(60)), "{seen}");
+    let status = &world.snapshot.freezes[0].status;
+    assert!(!bascule_api::conditions::is_true(&status.conditions, bascule_api::conditions::ACTIVE), "{status:?}");
+    assert!(world.snapshot.now < world.snapshot.freezes[0].ends_at(), "long before its time");
+}
+
+#[test]
 fn an_abort_gives_a_draining_node_back_and_lets_nothing_start() {
     let mut world = world(1, &json!({}));
     world.with_pods(3);

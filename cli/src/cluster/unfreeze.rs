@@ -1,0 +1,236 @@
+//! How a stop ends: `unfreeze` by the name of a Freeze, `resume` by that of a policy or node. The Freeze stays, with who ended
+//! it; `bascule history` shows it.
+
+use super::{
+    Connection,
+    freeze::named,
+    live, picture, problem,
+    problem::Role,
+    whoami,
+};
+use crate::{clock, exit::Exit, output};
+use bascule_api as api;
+use bascule_api::{FreezeSpec, Time};
+use clap::Args;
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::json;
+
+/// Let a paused policy or a held node go on.
+///
+/// Ends every Freeze that is for this policy or node alone.
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The policy or the node.
+    #[arg(value_name = "POLICY|NODE", add = clap_complete::ArgValueCandidates::new(crate::completion::nodes_and_policies))]
+    name: String,
+}
+
+impl Resume {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client = connection.client().await?;
+        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
+        let now = Time::new(clock::now());
+        let active = freezes.iter().filter(|freeze| freeze.is_active(now));
+        let (alone, others): (Vec<_>, Vec<_>) = active.partition(|freeze| is_for(&freeze.spec, &self.name));
+        end(&client, &alone).await?;
+        let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
+        let others: Vec<String> = others.iter().map(|freeze| freeze.name_any()).collect();
+        if names.is_empty()
+            && let Ok(seen) = live::seen(&client, connection).await
+        {
+            named(&seen, &self.name)?;
+        }
+        let mut text = resumed(&self.name, &names, &others);
+        let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
+        if let Ok(Some(policy)) = policies.get_opt(&self.name).await
+            && policy.spec.paused
+        {
+            text.push_str(&format!(
+                "An admin paused the policy itself; an admin lets it go on: kubectl patch updatepolicy {} --type=merge -p '{{\"spec\":{{\"paused\":false}}}}'\n",
+                self.name
+            ));
+        }
+        output::print(&text)?;
+        Ok(if names.is_empty() { Exit::Failed } else { Exit::Success })
+    }
+}
+
+fn resumed(name: &str, ended: &[String], others: &[String]) -> String {
+    let mut text = if ended.is_empty() {
+        format!("No Freeze is for {name} alone.\n")
+    } else {
+        format!("{name} may go on ({} ended).\n", ended.join(", "))
+    };
+    if !others.is_empty() {
+        text.push_str(&format!("Other freezes hold: {}. End one with: bascule unfreeze NAME\n", others.join(", ")));
+    }
+    text
+}
+
+/// Whether a Freeze is for this policy or node and nothing else.
+fn is_for(spec: &FreezeSpec, name: &str) -> bool {
+    let only = |names: &[String]| matches!(names, [one] if one == name);
+    only(&spec.policies) || only(&spec.nodes)
+}
+
+/// End freezes before their time.
+#[derive(Debug, Args)]
+pub(crate) struct Unfreeze {
+    /// The names of the freezes, as `bascule status` shows them.
+    #[arg(required_unless_present = "all", add = clap_complete::ArgValueCandidates::new(crate::completion::freezes))]
+    names: Vec<String>,
+    /// End all of them, those of others too.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Do not ask before all of them are ended.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl Unfreeze {
+    pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
+        let client: Client = connection.client().await?;
+        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
+        let now = Time::new(clock::now());
+        let active: Vec<&api::Freeze> = freezes.iter().filter(|freeze| freeze.is_active(now)).collect();
+        let mut text = String::new();
+        let ended = if self.all {
+            if !active.is_empty() {
+                output::say(&ending(&active));
+                if !output::confirmed("Continue", self.yes)? {
+                    output::print("Nothing was changed.\n")?;
+                    return Ok(Exit::Failed);
+                }
+            }
+            active
+        } else {
+            let mut chosen = Vec::new();
+            for name in &self.names {
+                let Some(freeze) = freezes.iter().find(|freeze| freeze.name_any() == *name) else {
+                    let known: Vec<String> = active.iter().map(|freeze| freeze.name_any()).collect();
+                    anyhow::bail!("there is no Freeze {name}{}", problem::hint(name, known.iter().map(String::as_str)));
+                };
+                if freeze.is_active(now) {
+                    chosen.push(freeze);
+                } else {
+                    text.push_str(&over(name, freeze.spec.ended_by.as_deref()));
+                }
+            }
+            chosen
+        };
+        let before_us = end(&client, &ended).await?;
+        text.extend(before_us.iter().map(|(name, by)| over(name, Some(by))));
+        let count = ended.len() - before_us.len();
+        if count > 0 || text.is_empty() {
+            text.push_str(&format!("{} ended\n", picture::count(count, "freeze")));
+        }
+        output::print(&text)?;
+        Ok(Exit::Success)
+    }
+}
+
+/// What is said of a Freeze that holds nothing any more.
+fn over(name: &str, by: Option<&str>) -> String {
+    match by {
+        Some(by) => format!("{name} was ended by {by} already\n"),
+        None => format!("{name} was over already\n"),
+    }
+}
+
+/// Whose freezes end, and why they were written: some of them are other people's.
+fn ending(freezes: &[&api::Freeze]) -> String {
+    let mut text =
+        format!("{} end now, and what they held may start at once:", picture::count(freezes.len(), "freeze"));
+    for freeze in freezes {
+        let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+        let place = super::view::place(&freeze.spec);
+        text.push_str(&format!("\n  {} ({place}{by}): {}", freeze.name_any(), freeze.spec.reason));
+    }
+    text
+}
+
+/// Ends freezes. Returns those that somebody else ended in between, with who.
+async fn end(client: &Client, freezes: &[&api::Freeze]) -> anyhow::Result<Vec<(String, String)>> {
+    if freezes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let me = whoami(client).await?;
+    let api: Api<api::Freeze> = Api::all(client.clone());
+    let mut before_us = Vec::new();
+    for freeze in freezes {
+        let (name, uid) = (freeze.name_any(), freeze.metadata.uid.clone());
+        // Without a resourceVersion, which each write of the operator changes: the definition itself takes one end and no second.
+        let patch = json!({"metadata": {"uid": uid}, "spec": {"endedBy": me}});
+        let why_not = match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(written) if written.spec.ended_by.is_some() => continue,
+            Ok(_) => "the definition of Freezes in this cluster is older than this program",
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(kube::Error::Api(status)) if status.code == 403 && problem::lacks_a_right(&status) => {
+                "you may not patch Freezes, which the ClusterRole bascule-on-call of this version allows"
+            }
+            Err(error) => {
+                let there = api.get_opt(&name).await.ok().flatten();
+                if let Some(by) = there.and_then(|there| there.spec.ended_by) {
+                    before_us.push((name, by));
+                    continue;
+                }
+                return Err(problem::told(error, "patch", "Freezes", Role::OnCall));
+            }
+        };
+        // What was asked for is that nodes go on; as it was done before there was a record of it.
+        output::say(&format!("{name} is deleted, and who ended it is not on record: {why_not}"));
+        let it = DeleteParams {
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        match api.delete(&name, &it).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(problem::told(error, "delete", "Freezes", Role::OnCall)),
+        }
+    }
+    Ok(before_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(fields: serde_json::Value) -> FreezeSpec {
+        let mut whole = json!({"reason": "INC-4711", "duration": "2h"});
+        whole.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(whole).unwrap()
+    }
+
+    #[test]
+    fn whoever_ends_all_freezes_reads_whose_they_are() {
+        let freeze = api::Freeze::new("freeze-x7k2", spec(json!({"requestedBy": "alice"})));
+        let said = ending(&[&freeze]);
+        assert!(said.contains("freeze-x7k2 (everywhere by alice): INC-4711"), "{said}");
+    }
+
+    #[test]
+    fn resuming_ends_what_is_for_this_name_alone() {
+        let is_for = |fields, name: &str| is_for(&spec(fields), name);
+        assert!(is_for(json!({"policies": ["workers"]}), "workers") && is_for(json!({"nodes": ["n1"]}), "n1"));
+        assert!(!is_for(json!({}), "workers") && !is_for(json!({"policies": ["workers", "control"]}), "workers"));
+    }
+
+    #[test]
+    fn the_ends_say_what_they_did() {
+        let ended = ["pause-x7k2".to_owned()];
+        let others = ["freeze-b4f9".to_owned(), "freeze-c2c2".to_owned()];
+        let says = [
+            ("resume workers", resumed("workers", &ended, &[])),
+            ("resume workers, others hold", resumed("workers", &ended, &others)),
+            ("resume control", resumed("control", &[], &others)),
+            ("unfreeze freeze-x7k2, after bob", over("freeze-x7k2", Some("bob"))),
+            ("unfreeze freeze-x7k2, too late", over("freeze-x7k2", None)),
+        ];
+        let shown: String = says.iter().map(|(line, says)| format!("$ bascule {line}\n{says}")).collect();
+        insta::assert_snapshot!("end-commands", shown);
+    }
+}
