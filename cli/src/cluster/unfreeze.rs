@@ -1,13 +1,7 @@
 //! How a stop ends: `unfreeze` by the name of a Freeze, `resume` by that of a policy or node. The Freeze stays, with who ended
 //! it; `bascule history` shows it.
 
-use super::{
-    Connection,
-    freeze::named,
-    live, picture, problem,
-    problem::Role,
-    whoami,
-};
+use super::{Connection, freeze::named, live, picture, problem, problem::Role, whoami};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{FreezeSpec, Time};

@@ -124,7 +124,7 @@ impl NodeAnswer {
 
 /// Whether the reason says more than the state, and is no second time the same word.
 pub(super) fn adds(state: RolloutState, wait: &LiveWait) -> bool {
-    wait.reason.as_str() != format!("{state:?}")
+    !state.says(wait.reason)
 }
 
 /// State and reason, never the same word twice: `waits: Freeze`, `is draining`.

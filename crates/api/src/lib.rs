@@ -32,8 +32,8 @@ pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
 pub use node_update::{
     BootControl, BootControlBackend, Booted, Cause, Counting, DaemonSetBefore, Disruption, DisruptionOutcome,
     DrainProgress, FailedRelease, Goal, Grant, LastDisruption, LastError, ManualAction, NodeError, NodeUpdate,
-    NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef, Rollout, RolloutState, SlotName, SlotState, SlotStatus,
-    Slots, Staged, Transfer, Trial,
+    NodeUpdateSpec, NodeUpdateStatus, PackFallback, ReleaseRef, Rollout, RolloutColumns, RolloutState, SlotName,
+    SlotState, SlotStatus, Slots, Staged, Transfer, Trial,
 };
 pub use policy::{
     Budget, ClusterGates, ConfigMapKey, DomainBudget, Emergency, EmergencyExemption, Gate, Health, Hook, Hooks,

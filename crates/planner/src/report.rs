@@ -3,7 +3,8 @@
 //! Nodes that wait for the same thing share one [`Wait`], so that a report of 10,000 nodes costs a few sentences.
 
 use bascule_api::{
-    DrainProgress, FreezeStatus, ObjectRef, RollbackStatus, Rollout, RolloutState, Time, UpdatePolicyStatus, WaitReason,
+    DrainProgress, FreezeStatus, ObjectRef, RollbackStatus, Rollout, RolloutColumns, RolloutState, Time,
+    UpdatePolicyStatus, WaitReason,
 };
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -149,6 +150,7 @@ impl NodeReport {
             since: Some(since),
             passed_gates: gates.iter().map(|gate| gate.name().to_owned()).collect(),
             drain: self.drain.clone(),
+            columns: RolloutColumns::of(self.state, self.wait.reason),
         }
     }
 }

@@ -135,6 +135,12 @@ impl Pace {
                 let lasts = self.lasts(after);
                 (self.since + lasts).min(stale + lasts * RESTLESS)
             }
+            // An operator from before did not write them: no hurry, and not all nodes at once after an upgrade.
+            Change::Details
+                if before.is_some_and(|before| before.reason == after.reason && before.columns != after.columns) =>
+            {
+                stale + self.right_after
+            }
             Change::Details => self.written.map_or(stale, |written| written + pause(after, self.repeats)),
         };
         let due = self.wrong_since.map_or(due, |wrong_since| due.min(wrong_since + self.right_after));
@@ -226,6 +232,7 @@ const fn goes_well(reason: WaitReason) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bascule_api::RolloutColumns;
 
     fn rollout(state: RolloutState, reason: WaitReason, message: &str) -> Rollout {
         Rollout {
@@ -237,6 +244,7 @@ mod tests {
             since: Some(Time::default()),
             passed_gates: Vec::new(),
             drain: None,
+            columns: RolloutColumns::of(state, reason),
         }
     }
 

@@ -3,13 +3,14 @@
 use crate::agent::Habit;
 use crate::reboots::LOGS;
 use crate::world::World;
+use bascule_api::conditions::{ACTIVE, is_true};
 use bascule_api::{CORDONED_BY_ANNOTATION, Freeze, NodeUpdate, Rollback, UpdatePolicy, WaitReason};
 use bascule_tests::bascule::OPERATOR;
 use bascule_tests::control_plane::{Request, RequestCounts};
 use bascule_tests::workload::Guard;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 fn untouched(node: &Node) -> bool {
@@ -87,6 +88,16 @@ async fn every_node_is_updated_and_the_workload_stays_available() {
     operator.stop().await;
 }
 
+/// The columns of `kubectl get`, from STATE on, without the age.
+fn state_and_reason(world: &World, node: &str) -> String {
+    let output = world.control_plane.kubectl().args(["get", "nodeupdates", node]).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let mut lines = said.lines();
+    let (head, row) = (lines.next().unwrap(), lines.next().unwrap());
+    let (state, until) = (head.find("STATE").unwrap(), head.find("UNTIL").unwrap());
+    row[state..until].split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
     let mut world = World::new().await;
@@ -106,10 +117,27 @@ async fn kured_1409_suc_341_a_freeze_holds_and_an_admins_cordon_is_kept() {
     // The cordoned node counts as unavailable.
     world.policy("workers", json!({"budget": {"maxUnavailable": 2}})).await;
     world.until_reason("n2", WaitReason::Freeze).await;
-    freezes.delete("incident", &DeleteParams::default()).await.unwrap();
+    assert_eq!(state_and_reason(&world, "n2"), "Waiting Freeze");
+    let end = json!({"spec": {"endedBy": "bascule-admin"}});
+    freezes.patch("incident", &PatchParams::default(), &Patch::Merge(&end)).await.unwrap();
     // The other node goes; the cordoned one waits and stays as the admin left it.
     world.until_current("n2", "1.1").await;
+    assert_eq!(state_and_reason(&world, "n2"), "Current", "the same word is not said twice");
+    let noted = |freeze: Option<&Freeze>| {
+        let status = freeze.and_then(|freeze| freeze.status.as_ref());
+        status.is_some_and(|status| status.ended_at.is_some() && !is_true(&status.conditions, ACTIVE))
+    };
+    world.until(freezes.clone(), "incident", "on record as ended", noted).await;
     world.until_node("n2", "left as it was", |node| node.is_some_and(untouched)).await;
+    world.until_reason("n1", WaitReason::Cordoned).await;
+    // One that is deleted has ended too.
+    let hold: Freeze = serde_json::from_value(json!({
+        "metadata": {"name": "hold"}, "spec": {"reason": "not this one", "duration": "1h", "nodes": ["n1"]}
+    }))
+    .unwrap();
+    freezes.create(&PostParams::default(), &hold).await.unwrap();
+    world.until_reason("n1", WaitReason::Freeze).await;
+    freezes.delete("hold", &DeleteParams::default()).await.unwrap();
     world.until_reason("n1", WaitReason::Cordoned).await;
     let kept = nodes.get("n1").await.unwrap();
     assert_eq!(kept.spec.as_ref().and_then(|spec| spec.unschedulable), Some(true), "the admin's cordon was undone");

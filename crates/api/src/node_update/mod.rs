@@ -7,7 +7,7 @@ mod rollout;
 mod spec;
 mod status;
 
-pub use rollout::{DrainProgress, Rollout, RolloutState};
+pub use rollout::{DrainProgress, Rollout, RolloutColumns, RolloutState};
 pub use spec::{
     Cause, DaemonSetBefore, Disruption, DisruptionOutcome, Goal, Grant, LastDisruption, NodeUpdate, NodeUpdateSpec,
     PackFallback, ReleaseRef,

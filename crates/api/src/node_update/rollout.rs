@@ -32,6 +32,32 @@ pub struct Rollout {
     /// How far the drain is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<DrainProgress>,
+    /// Texts for `kubectl get`.
+    #[serde(default, skip_serializing_if = "RolloutColumns::is_empty")]
+    pub columns: RolloutColumns,
+}
+
+/// Texts for `kubectl get`. They follow from the rest, so that they never cost a write of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutColumns {
+    /// The reason, where it says more than the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<WaitReason>,
+}
+
+impl RolloutColumns {
+    /// What the columns say of a node.
+    #[must_use]
+    pub const fn of(state: RolloutState, reason: WaitReason) -> Self {
+        Self { reason: if state.says(reason) { None } else { Some(reason) } }
+    }
+
+    /// Whether there is nothing in them.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.reason.is_none()
+    }
 }
 
 /// What a node does, as one word.
@@ -57,6 +83,21 @@ pub enum RolloutState {
     Unknown,
 }
 
+impl RolloutState {
+    /// Whether the reason is the same word again.
+    #[must_use]
+    pub const fn says(self, reason: WaitReason) -> bool {
+        matches!(
+            (self, reason),
+            (Self::Current, WaitReason::Current)
+                | (Self::Draining, WaitReason::Draining)
+                | (Self::Rebooting, WaitReason::Rebooting)
+                | (Self::Trial, WaitReason::Trial)
+                | (Self::Reverting, WaitReason::Reverting)
+        )
+    }
+}
+
 /// How far a drain is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -67,4 +108,32 @@ pub struct DrainProgress {
     /// Pods that are gone.
     #[schemars(range(min = 0, max = 100_000))]
     pub gone: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_columns_never_say_the_same_word_twice() {
+        let column = |state, reason| RolloutColumns::of(state, reason).reason;
+        for state in [
+            RolloutState::Current,
+            RolloutState::Staging,
+            RolloutState::Waiting,
+            RolloutState::Draining,
+            RolloutState::Rebooting,
+            RolloutState::Trial,
+            RolloutState::Reverting,
+            RolloutState::Failed,
+            RolloutState::Unknown,
+        ] {
+            for reason in WaitReason::ALL {
+                let same = reason.as_str() == format!("{state:?}");
+                assert_eq!(column(state, *reason).is_none(), same, "{state:?} {reason}");
+            }
+        }
+        assert_eq!(column(RolloutState::Waiting, WaitReason::Budget), Some(WaitReason::Budget));
+        assert_eq!(column(RolloutState::Draining, WaitReason::DisruptionBudget), Some(WaitReason::DisruptionBudget));
+    }
 }

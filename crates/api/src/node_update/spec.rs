@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Booted", type_ = "string", json_path = ".status.booted.version"),
     printcolumn(name = "Staged", type_ = "string", json_path = ".status.staged.version"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.rollout.state"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.rollout.reason"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.rollout.columns.reason"),
     printcolumn(name = "Until", type_ = "string", json_path = ".status.rollout.until"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.rollout.message", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
