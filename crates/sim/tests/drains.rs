@@ -5,7 +5,7 @@
 
 use bascule_api::{DisruptionOutcome, LastDisruption};
 use bascule_planner::snapshot::{Cordon, Excluded, Node};
-use bascule_sim::world::{Fate, World, build};
+use bascule_sim::world::{Broken, Fate, Meanwhile, World, build};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -224,6 +224,35 @@ fn an_admins_uncordon_in_the_middle_of_a_drain_ends_it() {
     }
     let left = &node(&world, &name).cordon;
     assert_eq!(*left, Cordon::None, "nothing of ours is left behind");
+}
+
+#[test]
+fn a_drain_does_not_begin_anew_beside_the_writes_that_end_it() {
+    for meanwhile in [Meanwhile::Waits, Meanwhile::Drains] {
+        let mut world = world(&json!({"drain": {"timeout": "5m", "onTimeout": "Abort"}}));
+        world.stick("a1");
+        let stuck = "pods are being evicted";
+        world.until(200, |world| node(world, "a1").granted() && world.shown().contains(stuck)).unwrap();
+        let ends = (0..100).any(|_| {
+            world.pass(5);
+            world.shown().contains("the drain's time is over")
+        });
+        assert!(ends, "{}", world.shown());
+        // While it is given back, and that is not seen yet, its last pod goes, and the next plan would have it rebooted.
+        let ended = world.operate_late(meanwhile, |world| {
+            world.pass(2);
+            world.unstick("a1");
+        });
+        assert_eq!(node(&world, "a1").cordon, Cordon::None, "{}", world.story());
+        let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("a1 is emptied, and an"));
+        match ended {
+            Ok(()) => assert_eq!(meanwhile, Meanwhile::Waits),
+            Err(failure) => {
+                assert_eq!(meanwhile, Meanwhile::Drains, "{failure}");
+                assert!(failure.broken.iter().any(told), "{failure}");
+            }
+        }
+    }
 }
 
 #[test]

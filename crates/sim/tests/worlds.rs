@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 use bascule_planner::{GATES, Gate, GateSet, RULES, Rule};
-use bascule_sim::world::{Broken, Failure, Grants, Options, run};
+use bascule_sim::world::{Broken, Failure, Meanwhile, Options, run};
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
@@ -85,7 +85,7 @@ fn planning_on_from_the_last_plan_gives_what_planning_anew_gives() {
 
 #[test]
 fn plans_that_are_made_while_the_last_one_is_written_break_no_promise() {
-    let options = Options { overlap: Some(Grants::Wait), ..Options::default() };
+    let options = Options { overlap: Some(Meanwhile::Waits), ..Options::default() };
     if let Some(failure) = first_failure(OVERLAPPING_WORLDS, options) {
         panic!("{failure}");
     }
@@ -93,7 +93,7 @@ fn plans_that_are_made_while_the_last_one_is_written_break_no_promise() {
 
 #[test]
 fn grants_that_do_not_wait_for_those_of_an_earlier_plan_are_noticed() {
-    let options = Options { overlap: Some(Grants::Overlap), ..Options::default() };
+    let options = Options { overlap: Some(Meanwhile::Grants), ..Options::default() };
     let failure = first_failure(OVERLAPPING_WORLDS, options).expect("too many nodes were granted, and nobody noticed");
     assert!(failure.broken.iter().any(|broken| matches!(broken, Broken::World(4, _))), "{failure}");
 }

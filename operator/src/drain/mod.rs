@@ -48,13 +48,18 @@ impl Drains {
     }
 
     /// Makes the drains under way those that are wanted: starts what is missing, stops what is not wanted any more,
-    /// and goes on where the order changed.
-    pub fn set(&mut self, wanted: Vec<Order>) {
+    /// and goes on where the order changed. What is missing waits where it `may_begin` not yet; the nodes of which that is so.
+    pub fn set(&mut self, wanted: Vec<Order>, may_begin: impl Fn(&str) -> bool) -> Vec<String> {
         let names: std::collections::BTreeSet<_> = wanted.iter().map(|order| order.node.clone()).collect();
         self.running.retain(|node, _| names.contains(node));
+        let mut waiting = Vec::new();
         for order in wanted {
             let before = self.running.get(&order.node);
             if before.is_some_and(|running| running.order == order) {
+                continue;
+            }
+            if before.is_none() && !may_begin(&order.node) {
+                waiting.push(order.node);
                 continue;
             }
             // Another beginning is another drain, which knows nothing of the one before.
@@ -66,12 +71,7 @@ impl Drains {
             let task = tokio::spawn(drain).abort_handle();
             self.running.insert(order.node.clone(), Running { order, progress, memory, task });
         }
-    }
-
-    /// Whether a node is being emptied.
-    #[must_use]
-    pub fn are_under_way(&self, node: &str) -> bool {
-        self.running.contains_key(node)
+        waiting
     }
 
     /// How far each drain is.

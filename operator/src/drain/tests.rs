@@ -170,7 +170,7 @@ async fn the_operators_own_pod_goes_when_all_others_are_gone() {
     let cluster = Cluster::new(2, |_, _| Answer::Accepted);
     Cluster::lock(&cluster.pods).insert(0, Arc::new(pod("own", true)));
     let mut drains = cluster.drains(8);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(5).await;
     let asked: Vec<_> = Cluster::lock(&cluster.asked).iter().map(|(name, _)| name.clone()).collect();
     assert_eq!(asked.len(), 3, "{asked:?}");
@@ -184,7 +184,7 @@ async fn a_drain_ends_although_its_pods_come_back() {
     Cluster::lock(&cluster.pods).push(Arc::new(PodFact { tolerates_cordon: true, ..pod("web", true) }));
     *Cluster::lock(&cluster.returns) = Some(again);
     let mut drains = cluster.drains(8);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(60).await;
     assert_eq!(Cluster::lock(&cluster.asked).len(), 1);
     let progress = drains.progress_of("n1").unwrap();
@@ -193,7 +193,7 @@ async fn a_drain_ends_although_its_pods_come_back() {
     let cluster = Cluster::new(1, |_, _| Answer::Accepted);
     *Cluster::lock(&cluster.returns) = Some(again);
     let mut drains = cluster.drains(8);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(60).await;
     let asked = Cluster::lock(&cluster.asked).len();
     assert_eq!(asked, 3, "the one that stood there, and two that came back");
@@ -206,7 +206,7 @@ async fn the_operators_own_pod_stays_where_it_has_nowhere_to_go() {
     Cluster::lock(&cluster.pods).insert(0, Arc::new(pod("own", true)));
     *Cluster::lock(&cluster.stays) = true;
     let mut drains = cluster.drains(8);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(30).await;
     assert_eq!((cluster.asked("own"), cluster.asked("p0"), cluster.asked("p1")), (0, 1, 1));
 }
@@ -234,7 +234,7 @@ async fn pods_go_in_their_order_and_what_completes_is_waited_for() {
         rule("skipped", DrainBehavior::Skip, 0),
     ];
     let mut drains = cluster.drains(8);
-    drains.set(vec![order.clone()]);
+    drains.set(vec![order.clone()], |_| true);
     after(30).await;
     let asked = || -> Vec<String> { Cluster::lock(&cluster.asked).iter().map(|(name, _)| name.clone()).collect() };
     assert_eq!(asked(), ["p0"], "the build runs, and storage goes last");
@@ -243,7 +243,7 @@ async fn pods_go_in_their_order_and_what_completes_is_waited_for() {
     assert_eq!(asked(), ["p0", "s"]);
     // What the policy deletes after the timeout is everything that was to leave.
     Cluster::lock(&cluster.pods).push(Arc::new(pod("b", true)));
-    drains.set(vec![Order { mode: Mode::Delete, ..order }]);
+    drains.set(vec![Order { mode: Mode::Delete, ..order }], |_| true);
     after(5).await;
     let left: Vec<String> = Cluster::lock(&cluster.pods).iter().map(|pod| pod.name.clone()).collect();
     assert_eq!(left, ["left"]);
@@ -253,7 +253,7 @@ async fn pods_go_in_their_order_and_what_completes_is_waited_for() {
 async fn all_pods_go_at_once_within_the_bound() {
     let cluster = Cluster::new(20, |_, _| Answer::Accepted);
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(1).await;
     let progress = drains.progress_of("n1").unwrap();
     assert_eq!((progress.pods, progress.gone), (20, 20));
@@ -264,7 +264,7 @@ async fn all_pods_go_at_once_within_the_bound() {
 async fn a_budgets_no_is_asked_again_with_backoff_and_never_in_a_hot_loop() {
     let cluster = Cluster::new(1, |_, _| budget());
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(120).await;
     let asked = cluster.asked("p0");
     assert!((8..=20).contains(&asked), "{asked} times in two minutes");
@@ -283,7 +283,7 @@ async fn a_budgets_no_is_asked_again_with_backoff_and_never_in_a_hot_loop() {
 async fn a_budget_that_has_room_again_is_asked_at_once() {
     let cluster = Cluster::new(1, |_, turn| if turn < 6 { budget() } else { Answer::Accepted });
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     while cluster.asked("p0") < 6 {
         after(1).await;
     }
@@ -303,7 +303,7 @@ async fn one_pod_that_may_not_go_means_that_none_is_asked() {
     let cluster = Cluster::new(3, |_, _| Answer::Accepted);
     Cluster::lock(&cluster.pods).push(Arc::new(pod("bare", false)));
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(30).await;
     assert!(Cluster::lock(&cluster.asked).is_empty());
     let refused = drains.progress_of("n1").unwrap().refused.unwrap();
@@ -314,9 +314,9 @@ async fn one_pod_that_may_not_go_means_that_none_is_asked() {
 async fn a_drain_that_is_not_wanted_any_more_asks_nobody_any_more() {
     let cluster = Cluster::new(1, |_, _| budget());
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(5).await;
-    drains.set(Vec::new());
+    drains.set(Vec::new(), |_| true);
     let asked = cluster.asked("p0");
     after(120).await;
     assert_eq!(cluster.asked("p0"), asked);
@@ -324,11 +324,28 @@ async fn a_drain_that_is_not_wanted_any_more_asks_nobody_any_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_that_may_not_begin_yet_waits_and_one_under_way_goes_on() {
+    let cluster = Cluster::new(2, |_, _| budget());
+    let mut drains = cluster.drains(8);
+    assert_eq!(drains.set(vec![order(Mode::Evict)], |_| false), ["n1"]);
+    after(5).await;
+    assert_eq!(cluster.asked("p0"), 0);
+    assert!(drains.set(vec![order(Mode::Evict)], |node| node == "n1").is_empty());
+    after(5).await;
+    let asked = cluster.asked("p0");
+    assert!(asked > 0);
+    // To harder means as well: it is the same drain.
+    assert!(drains.set(vec![order(Mode::Delete)], |_| false).is_empty());
+    after(1).await;
+    assert!(cluster.pods.lock().unwrap().is_empty(), "it was asked {asked} times before");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_whose_order_changes_knows_whom_it_gave_up_and_another_drain_does_not() {
     let cluster = Cluster::new(1, |_, _| Answer::Accepted);
     *Cluster::lock(&cluster.returns) = Some(again);
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(60).await;
     let given_up = drains.progress_of("n1").unwrap().given_up;
     assert_eq!(given_up.len(), 1, "its owner brings it back");
@@ -336,13 +353,13 @@ async fn a_drain_whose_order_changes_knows_whom_it_gave_up_and_another_drain_doe
     // Other settings, and harder means: the same drain.
     let mut edited = order(Mode::Evict);
     edited.settings.grace_period_seconds = Some(7);
-    drains.set(vec![edited]);
+    drains.set(vec![edited], |_| true);
     after(60).await;
     assert_eq!((Cluster::lock(&cluster.asked).len(), drains.progress_of("n1").unwrap().given_up), (asked, given_up));
     // The next grant is another one.
     let mut later = order(Mode::Evict);
     later.begun += chrono::TimeDelta::hours(1);
-    drains.set(vec![later]);
+    drains.set(vec![later], |_| true);
     after(60).await;
     assert!(Cluster::lock(&cluster.asked).len() > asked);
 }
@@ -351,10 +368,10 @@ async fn a_drain_whose_order_changes_knows_whom_it_gave_up_and_another_drain_doe
 async fn what_is_left_at_the_timeout_is_deleted_where_the_policy_says_so() {
     let cluster = Cluster::new(2, |target, _| if target.name == "p0" { budget() } else { Answer::Accepted });
     let mut drains = cluster.drains(4);
-    drains.set(vec![order(Mode::Evict)]);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     after(5).await;
     assert_eq!(drains.progress_of("n1").unwrap().gone, 1);
-    drains.set(vec![order(Mode::Delete)]);
+    drains.set(vec![order(Mode::Delete)], |_| true);
     after(1).await;
     assert!(Cluster::lock(&cluster.pods).is_empty());
 }
@@ -372,7 +389,7 @@ async fn every_kind_of_no_is_kept_with_its_reason_and_asked_again() {
         let first = answer.clone();
         let cluster = Cluster::new(1, move |_, turn| if turn < 2 { first.clone() } else { Answer::Accepted });
         let mut drains = cluster.drains(4);
-        drains.set(vec![order(Mode::Evict)]);
+        drains.set(vec![order(Mode::Evict)], |_| true);
         tokio::time::sleep(Duration::from_millis(100)).await;
         let blocked = drains.progress_of("n1").unwrap().blocked;
         assert!(blocked[0].message.contains(part), "{answer:?}: {blocked:?}");

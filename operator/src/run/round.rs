@@ -168,6 +168,8 @@ impl<'a> Round<'a> {
     async fn plan(&mut self, since: Instant) -> Next {
         let parts = self.parts;
         self.ended.add(self.under_way.take_ended());
+        // What this plan does not see yet.
+        let being_written = self.under_way.nodes();
         self.failures = match std::mem::take(&mut self.ended) {
             Carried { failed: 1.., .. } => self.failures.saturating_add(1),
             Carried { done: 1.., .. } => 0,
@@ -220,13 +222,13 @@ impl<'a> Round<'a> {
         for called in self.turn.planned(&plan, since.into_std()) {
             parts.metrics.called(called.action, called.stood);
         }
-        let left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
+        let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
         crate::hooks::let_go(&parts.writer).await;
-        let mut drains = parts.drain_orders(&plan);
-        if self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some() {
-            drains.retain(|order| self.drains.are_under_way(&order.node));
-        }
-        self.drains.set(drains);
+        let yields = self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some();
+        // It may be the end of a drain, its uncordon for one, which a drain that began anew would go on beside.
+        let may_begin = |node: &str| !yields && !being_written.contains(node);
+        let waiting = self.drains.set(parts.drain_orders(&plan), may_begin);
+        left += waiting.iter().filter(|node| being_written.contains(*node)).count();
         self.gates.set(questions(&plan, &snapshot));
         let mut wake = plan.wake_at.map(|at| parts.until(at));
         let reading_ends = self.led_since + FIRST_READING;

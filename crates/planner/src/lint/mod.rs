@@ -8,8 +8,9 @@ mod disruption;
 mod explained;
 mod rollout;
 
-use crate::{Plan, Report, Snapshot, snapshot::PolicyFacts};
+use crate::{Action, Plan, Report, Snapshot, plan::MemoryChange, snapshot::PolicyFacts};
 use bascule_api::Version;
+use std::{borrow::Cow, sync::Arc};
 
 /// A promise that a plan would break.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,12 +35,30 @@ impl std::fmt::Display for Violation {
 #[must_use]
 pub fn lint(snapshot: &Snapshot, plan: &Plan, report: &Report) -> Vec<Violation> {
     let mut found = Vec::new();
+    let snapshot = &*forgetting(snapshot, plan);
     disruption::check(snapshot, plan, &mut found);
     rollout::check(snapshot, plan, report, &mut found);
     explained::check(snapshot, plan, report, &mut found);
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// The facts without the failures that the plan forgets, since a node tries again by a person's word: that is written before
+/// anything rests on it.
+fn forgetting<'a>(snapshot: &'a Snapshot, plan: &Plan) -> Cow<'a, Snapshot> {
+    let mut known = Cow::Borrowed(snapshot);
+    for step in &plan.steps {
+        let Action::Remember { policy, changes } = &step.action else { continue };
+        for change in changes {
+            let MemoryChange::Retried(retry) = change else { continue };
+            let facts = known.to_mut().policies.iter_mut().find(|facts| facts.name == *policy);
+            if let Some(facts) = facts {
+                Arc::make_mut(facts).status.failures.retain(|failure| failure.node != retry.node);
+            }
+        }
+    }
+    known
 }
 
 fn violation(invariant: u8, subject: &str, what: impl Into<String>) -> Violation {

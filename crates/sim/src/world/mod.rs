@@ -24,7 +24,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 pub use check::Broken;
 pub use machine::{Fate, Machine};
-pub use overlap::Grants;
+pub use overlap::Meanwhile;
 
 /// How a world is run.
 #[derive(Debug, Clone, Copy)]
@@ -40,8 +40,8 @@ pub struct Options {
     /// Whether the operator passes over the policy's drain rules and the wishes of pods; it does not, unless a test proves
     /// that it must not.
     pub hasty: bool,
-    /// Whether a plan may be made while writes of the last one are under way, and what grants do then.
-    pub overlap: Option<Grants>,
+    /// Whether a plan may be made while writes of the last one are under way, and what of it waits then.
+    pub overlap: Option<Meanwhile>,
 }
 
 impl Default for Options {
@@ -78,7 +78,7 @@ pub struct World {
     old_view: Option<Snapshot>,
     peace: bool,
     twin: Option<twin::Twin>,
-    overlap: Option<Grants>,
+    overlap: Option<Meanwhile>,
     /// For how many rounds trials were carried on with by nobody, by node.
     orphans: BTreeMap<String, u32>,
     /// Trials that ended because of the cluster: release and node.
@@ -180,7 +180,7 @@ impl World {
             self.misfortune();
         }
         match self.overlap {
-            Some(grants) => self.operate_overlapping(grants)?,
+            Some(meanwhile) => self.operate_overlapping(meanwhile)?,
             None => self.operate()?,
         }
         self.orphans = check::orphans(self);

@@ -1,21 +1,24 @@
 //! An operator whose writes take their time: the next plan is made while those of the last one are under way, and they
-//! land in any order. A node has one writer at a time, and grants wait for those of an earlier plan, as in the operator.
+//! land in any order. A node has one writer at a time, grants wait for those of an earlier plan, and so does the drain of a
+//! node that is being written to, as in the operator.
 
 use super::{Broken, Failure, World, check, shown};
-use bascule_planner::{Action, Plan, Report, Step, lint, model, plan_asking};
+use bascule_planner::{Action, Plan, Report, Step, lint, model, plan::DrainOrder, plan_asking};
 use rand::RngExt as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is told of the second plan of a round.
 pub(super) const PLANS_AGAIN: &str = "operator  plans while it is writing";
 
-/// What becomes of grants while those of an earlier plan are under way.
+/// What of a plan waits while writes of an earlier one are under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Grants {
-    /// They wait.
-    Wait,
-    /// They are begun: the mutant.
-    Overlap,
+pub enum Meanwhile {
+    /// All that has to.
+    Waits,
+    /// Grants are begun beside those of an earlier plan: a mutant.
+    Grants,
+    /// Drains are begun on nodes that are being written to: a mutant.
+    Drains,
 }
 
 /// The steps of one node that are begun together.
@@ -39,24 +42,54 @@ fn grants(writes: &Writes) -> bool {
     writes.iter().any(|step| matches!(step.action, Action::Grant { .. }))
 }
 
+fn orders(plan: &Plan) -> Vec<DrainOrder> {
+    plan.drains.iter().map(|order| (**order).clone()).collect()
+}
+
 impl World {
     /// Two plans, the second made some seconds later while writes of the first are still under way.
-    pub(super) fn operate_overlapping(&mut self, grants_meanwhile: Grants) -> Result<(), Box<Failure>> {
+    pub(super) fn operate_overlapping(&mut self, meanwhile: Meanwhile) -> Result<(), Box<Failure>> {
+        let broken = self.overlapped(meanwhile, 50, |world| {
+            let seconds = world.random.random_range(1..10);
+            world.pass(seconds);
+        });
+        self.fail_if(broken)
+    }
+
+    /// The same in a script: all writes of the first plan are late, and this happens meanwhile.
+    ///
+    /// # Errors
+    /// [`Failure`], when a promise was broken.
+    pub fn operate_late(&mut self, meanwhile: Meanwhile, happens: impl FnOnce(&mut Self)) -> Result<(), Box<Failure>> {
+        let mut broken = self.overlapped(meanwhile, 100, happens);
+        broken.extend(check::world(self));
+        self.fail_if(broken)
+    }
+
+    /// Two plans, and what happens between them while `late` percent of the first one's writes are under way.
+    fn overlapped(&mut self, meanwhile: Meanwhile, late: u32, happens: impl FnOnce(&mut Self)) -> Vec<Broken> {
         let mut broken = Vec::new();
         let (first, report) = self.planned(&mut broken);
         let mut under_way: Vec<Writes> = Vec::new();
         for writes in by_node(&first) {
-            if self.chance(50) {
+            if self.chance(late) {
                 under_way.push(writes);
             } else {
                 self.write(&writes, &report, &mut broken);
             }
         }
-        let seconds = self.random.random_range(1..10);
-        self.pass(seconds);
+        self.workload.orders = orders(&first);
+        happens(self);
         self.tell(PLANS_AGAIN);
         let (second, report) = self.planned(&mut broken);
-        let granting = under_way.iter().any(grants) && grants_meanwhile == Grants::Wait;
+        let granting = under_way.iter().any(grants) && meanwhile != Meanwhile::Grants;
+        // What is being written may be the end of a drain that this plan, which has not seen it, would begin anew.
+        let written: BTreeSet<&str> = under_way.iter().filter_map(node_of).collect();
+        let mut drains = orders(&second);
+        drains.retain(|order| {
+            let goes_on = self.workload.orders.iter().any(|other| other.node == order.node);
+            goes_on || !written.contains(&*order.node) || meanwhile == Meanwhile::Drains
+        });
         let begun: Vec<Writes> = by_node(&second)
             .into_iter()
             .filter(|writes| !under_way.iter().any(|other| node_of(other) == node_of(writes)))
@@ -69,9 +102,9 @@ impl World {
             self.write(&writes, &report, &mut broken);
         }
         model::write_statuses(&mut self.snapshot, &report);
-        self.workload.orders = second.drains.iter().map(|order| (**order).clone()).collect();
+        self.workload.orders = drains;
         self.workload.questions = second.questions;
-        self.fail_if(broken)
+        broken
     }
 
     /// A plan, of which is remembered what is to be remembered before anything is done.

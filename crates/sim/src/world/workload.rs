@@ -38,7 +38,11 @@ impl World {
                 app.pending += 1;
             }
         }
-        for order in self.workload.orders.clone() {
+        let orders = self.workload.orders.clone();
+        // As the operator: a drain that is not ordered any more is forgotten, with whom it gave up.
+        let ordered: BTreeSet<_> = orders.iter().map(|order| self.drain_key(order)).collect();
+        self.workload.ledgers.retain(|drain, _| ordered.contains(drain));
+        for order in orders {
             self.empty(&order);
         }
         self.place();
@@ -117,9 +121,11 @@ impl World {
         may
     }
 
+    /// The settings that a drain goes by. Of a policy that can't be used for another field the operator knows what it says of
+    /// drains; here that is gone, and nobody is evicted until the plan gives the node back.
     fn drain_of_policy(&self, name: &str) -> Option<Drain> {
         let policy = self.snapshot.policies.iter().find(|policy| policy.name == name);
-        policy.map(|policy| policy.spec.as_ref().map(|valid| valid.spec.drain.clone()).unwrap_or_default())
+        Some(policy?.spec.as_ref().ok()?.spec.drain.clone())
     }
 
     fn place(&mut self) {
