@@ -189,8 +189,10 @@ async fn hooks_around_a_rollout_are_announced_and_run_before_the_first_node_and_
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
     let _operator = world.operator("first").await;
-    let around =
-        json!({"beforeRollout": hook("set-noout", "2m", "later"), "afterRollout": hook("unset-noout", "2m", "well")});
+    let mut after = hook("unset-noout", "2m", "well");
+    // One pod that fails is a Job that fails.
+    after[0]["job"]["backoffLimit"] = json!(0);
+    let around = json!({"beforeRollout": hook("set-noout", "2m", "later"), "afterRollout": after});
     world.policy("workers", json!({"hooks": around})).await;
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let planned = |policy: Option<&UpdatePolicy>, wanted: bool| {
