@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 
 /// The operator's user, as the API server's audit log names it.
@@ -52,6 +52,11 @@ pub async fn install_all(control_plane: &ControlPlane) {
 
 /// A vendor whose releases 1.0 and 1.1 are signed today, and the server of its repository.
 pub async fn repository() -> (Vendor, HttpsServer) {
+    repository_at((Ipv4Addr::LOCALHOST, 0).into()).await
+}
+
+/// As [`repository`], served at a loopback address of either family.
+pub async fn repository_at(address: SocketAddr) -> (Vendor, HttpsServer) {
     let mut vendor = Vendor::empty();
     // The vendor's story begins on a fixed day; a cluster lives now, so everything is signed afresh.
     vendor.now = crate::clock::now();
@@ -59,7 +64,7 @@ pub async fn repository() -> (Vendor, HttpsServer) {
     vendor.publisher().rotate(&BTreeMap::new(), vendor.signing(&keys)).unwrap();
     vendor.publish("1.0", None);
     vendor.publish("1.1", Some("1.0"));
-    let server = HttpsServer::start(vendor.repository()).await.unwrap();
+    let server = HttpsServer::start_on(vendor.repository(), address).await.unwrap();
     (vendor, server)
 }
 

@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,8 +101,7 @@ async fn built_twice(folder: &Path) -> BTreeMap<&'static str, Image> {
         let parts = bom["components"].as_array().unwrap().iter().map(|part| part["name"].as_str().unwrap());
         let parts: Vec<&str> = parts.collect();
         assert!(parts.contains(&"rustls") && !parts.contains(&"clap_derive"), "{parts:?}");
-        let subject = document("provenance")["subject"][0]["digest"]["sha256"].as_str().unwrap().to_owned();
-        assert_eq!(format!("sha256:{subject}"), *digest);
+        assert_provenance(&document("provenance"), name, digest);
     }
     let unpacked = IMAGES.map(|name| {
         let image = Image::unpack(&out.join(name), &folder.join("roots").join(name)).unwrap();
@@ -110,10 +110,57 @@ async fn built_twice(folder: &Path) -> BTreeMap<&'static str, Image> {
         let mut seen: Vec<String> = seen.collect();
         seen.sort();
         assert_eq!(seen, [name, "etc"], "nothing else is in the image");
+        let authorities = fs::read_to_string(image.root.join("etc/ssl/certs/ca-certificates.crt")).unwrap();
+        let authorities = reqwest::Certificate::from_pem_bundle(authorities.as_bytes()).unwrap();
+        assert!(authorities.len() > 50, "{} certificate authorities", authorities.len());
+        let label = |key: &str| image.labels.get(&format!("org.opencontainers.image.{key}")).map(String::as_str);
+        assert_eq!(
+            (label("title"), label("version"), label("licenses")),
+            (Some(name), Some("0.1.0"), Some("Apache-2.0"))
+        );
+        assert_eq!(label("revision").map(str::to_owned), revision());
+        let program = fs::read(image.root.join(name)).unwrap();
+        for place in [page::tree().to_str().unwrap(), "/.cargo/registry"] {
+            let found = program.windows(place.len()).any(|part| part == place.as_bytes());
+            assert!(!found, "{name} holds {place}, so a build in another place makes another image");
+        }
         assert_audited(name, &image.root.join(name));
         (name, image)
     });
     unpacked.into_iter().collect()
+}
+
+/// The commit of this tree, as images name it.
+fn revision() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").arg("-C").arg(page::tree()).args(arguments).output().unwrap();
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "HEAD"]) else { return Some("unknown".to_owned()) };
+    let clean = git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| changes.is_empty());
+    Some(if clean { commit } else { format!("{commit}-dirty") })
+}
+
+/// What a verifier asks (slsa.dev/spec/v1.0/verifying-artifacts): which image, built by what, from which commit and
+/// dependencies.
+fn assert_provenance(statement: &Value, name: &str, digest: &str) {
+    let subject = &statement["subject"][0];
+    assert_eq!(subject["name"], name);
+    assert_eq!(format!("sha256:{}", subject["digest"]["sha256"].as_str().unwrap()), digest);
+    assert_eq!(statement["predicateType"], "https://slsa.dev/provenance/v1");
+    let built = &statement["predicate"]["buildDefinition"];
+    assert!(built["internalParameters"]["compiler"].as_str().unwrap().starts_with("rustc "), "{built}");
+    let from = built["resolvedDependencies"].as_array().unwrap();
+    let locked = page::tree().join("Cargo.lock");
+    let locked = bascule_image::Sha256::of(&fs::read(locked).unwrap()).to_string();
+    assert!(from.iter().any(|one| one["uri"] == "Cargo.lock" && one["digest"]["sha256"] == locked.as_str()));
+    if let Some(commit) = revision().filter(|commit| commit != "unknown") {
+        assert!(
+            from.iter().any(|one| one["digest"]["gitCommit"] == commit.as_str()),
+            "{commit} is in none of {from:?}"
+        );
+    }
+    assert!(from.iter().any(|one| one["uri"].as_str().unwrap().starts_with("pkg:cargo/rustls@")));
 }
 
 /// The program carries the list of what it was built from, where scanners look for it.
@@ -275,9 +322,10 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let images = built_twice(folder).await;
 
-    // The page, in other namespaces than its own, with an authority for the repository.
-    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-    let (vendor, server) = bascule::repository().await;
+    // The page, in other namespaces than its own, with an authority for the repository, in a cluster of IPv6 alone.
+    let there = Ipv6Addr::LOCALHOST;
+    let control_plane = ControlPlane::start(Options { address: there.into(), ..Options::default() }).await.unwrap();
+    let (vendor, server) = bascule::repository_at((there, 0).into()).await;
     let overlay = folder.join("overlay");
     let page = Page::read().with(&[("bascule-system", "updates")]);
     let trust_root = String::from_utf8(vendor.trust_root()).unwrap();

@@ -2,6 +2,7 @@
 //! of the root it runs in. `cargo xtask agent`, the images and the boot tests all come here, so that what is measured and
 //! tested is what a vendor would put into an image.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, cargo::cargo, tool};
@@ -10,7 +11,7 @@ use crate::{Error, cargo::cargo, tool};
 ///
 /// The crate getrandom looks for getrandom(2) by dlsym, which finds nothing in a static program, and then reads
 /// `/dev/urandom`, which an empty root has not: it is told to call the function that is linked in.
-const STATIC: &str = "-C target-feature=+crt-static --cfg=getrandom_backend=\"linux_getrandom\"";
+const STATIC: [&str; 3] = ["-C", "target-feature=+crt-static", "--cfg=getrandom_backend=\"linux_getrandom\""];
 
 /// What programs are shipped for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,17 +93,30 @@ pub fn build_for(workspace: &Path, packages: &[&str], architecture: Architecture
             .env(format!("CC_{variable}"), format!("{tools}gcc"))
             .env(format!("AR_{variable}"), format!("{tools}ar"));
     }
-    command.current_dir(workspace).env("RUSTFLAGS", STATIC).env("CARGO_TARGET_DIR", &folder).args([
-        "build",
-        "--quiet",
-        "--profile",
-        profile,
-        "--target",
-        &target,
-    ]);
+    command
+        .current_dir(workspace)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace))
+        .env("CARGO_TARGET_DIR", &folder)
+        .args(["build", "--quiet", "--profile", profile, "--target", &target]);
     for package in packages {
         command.args(["--package", package]);
     }
     tool::run(&format!("building {}", packages.join(", ")), &mut command)?;
     Ok(folder.join(target).join(profile))
+}
+
+/// What the compiler is told. Messages of a panic name source files: without the places of this machine in them another
+/// checkout of the same commit, in another folder, by another user, is the same program to the byte.
+fn flags(workspace: &Path) -> OsString {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    // Of several that fit the compiler takes the last one (rustc book, "Remap source paths").
+    let places = cargo_home.into_iter().map(|home| (home, "=/cargo")).chain([(workspace.to_owned(), "=/bascule")]);
+    let mut flags = OsString::from(STATIC.join("\u{1f}"));
+    for (place, name) in places {
+        flags.push("\u{1f}--remap-path-prefix=");
+        flags.push(place);
+        flags.push(name);
+    }
+    flags
 }

@@ -57,6 +57,7 @@ impl Container {
         }
         mounts.extend(names(pod, &mounts, node)?);
         let (host, port) = node.server.trim_start_matches("https://").rsplit_once(':').unwrap_or_default();
+        let host = host.trim_start_matches('[').trim_end_matches(']');
         let of_cluster = [("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port), ("HOME", "/")];
         let of_cluster = of_cluster.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let environment = image.environment.iter().cloned().chain(of_cluster).chain(environment(pod)?).collect();
@@ -115,7 +116,12 @@ fn names(pod: &Pod, mounts: &[Mount], node: &Node) -> Result<Option<Mount>, Cont
         return Ok(None);
     }
     let folder = node.volumes.join(pod.uid().unwrap_or_default()).join("etc");
-    let content = format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\t{}\n", pod.name_any());
+    // A cluster of IPv6 alone gives its pods no address of the other kind.
+    let known = match node.server.contains('[') {
+        true => "::1\tlocalhost\n::1",
+        false => "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1",
+    };
+    let content = format!("{known}\t{}\n", pod.name_any());
     written(&folder, [(&"hosts".to_owned(), &content)])?;
     Ok(Some(Mount { source: folder.join("hosts"), target, read_only: false }))
 }

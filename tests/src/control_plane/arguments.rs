@@ -33,8 +33,8 @@ pub(super) fn etcd(data: &Path, name: &str, client_url: &str, cluster: &[(String
 pub(super) fn api_server(keys: &Path, place: &Path, etcd_url: &str, port: u16, options: &Options) -> Vec<String> {
     let file = |name: &str| keys.join(name).display().to_string();
     let mut arguments = vec![
-        "--bind-address=127.0.0.1".to_owned(),
-        "--advertise-address=127.0.0.1".to_owned(),
+        format!("--bind-address={}", options.address),
+        format!("--advertise-address={}", options.address),
         // There is no service network to publish the server in, and loopback addresses are refused there.
         "--endpoint-reconciler-type=none".to_owned(),
         format!("--secure-port={port}"),
@@ -45,7 +45,10 @@ pub(super) fn api_server(keys: &Path, place: &Path, etcd_url: &str, port: u16, o
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-account-signing-key-file={}", file("service-accounts.key")),
         format!("--service-account-key-file={}", file("service-accounts.pub")),
-        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+        format!(
+            "--service-cluster-ip-range={}",
+            if options.address.is_ipv6() { "fd00:10:96::/112" } else { "10.96.0.0/16" }
+        ),
         "--authorization-mode=Node,RBAC".to_owned(),
         "--enable-admission-plugins=NodeRestriction".to_owned(),
         "--allow-privileged=true".to_owned(),

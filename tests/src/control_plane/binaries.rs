@@ -91,17 +91,16 @@ impl Binaries {
         })
     }
 
-    /// Builds Helm's renderer: `render CHART NAMESPACE [KEY=VALUE...]` prints what Helm would install. Same cache, same
-    /// conditions as [`Self::locate`].
+    /// Builds Helm. Same cache, same conditions as [`Self::locate`].
     ///
     /// # Errors
     /// When no usable Go toolchain is there or the build fails.
     pub fn helm(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
         let module = module_folder().join("helm");
-        let folder = build_once(&module, "helm", &["go.mod", "go.sum", "main.go"], progress, |to| {
-            go_build(&module, "-s -w", ".", &to.join("render"))
+        let folder = build_once(&module, "helm", &["go.mod", "go.sum"], progress, |to| {
+            go_build(&module, "-s -w", "helm.sh/helm/v3/cmd/helm", &to.join("helm"))
         })?;
-        Ok(folder.join("render"))
+        Ok(folder.join("helm"))
     }
 
     fn from_assets(folder: PathBuf) -> Result<Self, ControlPlaneError> {

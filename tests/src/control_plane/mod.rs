@@ -21,6 +21,7 @@ mod planes;
 mod ports;
 mod start;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct Options {
     pub audit: bool,
     /// An admission plug-in that is switched off (`--disable-admission-plugins`), as some clusters have it.
     pub disabled_admission: Option<String>,
+    /// Where the API server listens. `::1` makes a cluster of IPv6 alone, its Services included.
+    pub address: IpAddr,
 }
 
 impl Default for Options {
@@ -62,6 +65,7 @@ impl Default for Options {
             start_timeout: Duration::from_secs(90),
             audit: true,
             disabled_admission: None,
+            address: Ipv4Addr::LOCALHOST.into(),
         }
     }
 }

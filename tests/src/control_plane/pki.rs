@@ -50,7 +50,7 @@ impl Authority {
 
     /// For the API server, under the names it is reached by from this machine and from pods.
     pub(super) fn server(&self) -> Result<Pair, ControlPlaneError> {
-        let names = ["127.0.0.1", super::SERVICE_ADDRESS, "localhost", "kubernetes", "kubernetes.default.svc"];
+        let names = ["127.0.0.1", "::1", super::SERVICE_ADDRESS, "localhost", "kubernetes", "kubernetes.default.svc"];
         let mut params = CertificateParams::new(names.map(str::to_owned).to_vec())?;
         params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)

@@ -1,5 +1,6 @@
 //! Starting the parts in their order and waiting until each can be used.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ServiceAccount;
@@ -55,7 +56,7 @@ impl ControlPlane {
         let deadline = Instant::now() + options.start_timeout;
         let port = || free_port().map_err(|source| ControlPlaneError::Folder { path: "127.0.0.1".into(), source });
         let (etcd_port, etcd_peer_port, server_port) = (port()?, port()?, port()?);
-        let server = format!("https://127.0.0.1:{server_port}");
+        let server = format!("https://{}", SocketAddr::from((options.address, server_port)));
         let etcd_url = format!("http://127.0.0.1:{etcd_port}");
         let foundation = Foundation::lay(binaries.clone(), &server)?;
         let place = foundation.folder();

@@ -73,7 +73,7 @@ impl HttpsServer {
         Self::start_on(folder, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    /// Serves a folder on a given loopback address.
+    /// Serves a folder on a given loopback address, of either family.
     ///
     /// # Errors
     /// [`HttpsError`]
@@ -153,7 +153,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A fresh authority of a name, and a certificate of it for `localhost`, 127.0.0.1, and the address at which machines of the
+/// A fresh authority of a name, and a certificate of it for `localhost`, 127.0.0.1, ::1, and the address at which machines of the
 /// boot tests give it to their pods.
 pub(crate) fn tls(authority: &str) -> Result<(TlsAcceptor, String), HttpsError> {
     let ca_key = KeyPair::generate()?;
@@ -163,7 +163,7 @@ pub(crate) fn tls(authority: &str) -> Result<(TlsAcceptor, String), HttpsError> 
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca_params, ca_key);
     let key = KeyPair::generate()?;
-    let names = ["localhost", "127.0.0.1", crate::control_plane::SERVICE_ADDRESS].map(str::to_owned).to_vec();
+    let names = ["localhost", "127.0.0.1", "::1", crate::control_plane::SERVICE_ADDRESS].map(str::to_owned).to_vec();
     let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
     let chain = vec![CertificateDer::from(certificate.der().to_vec())];
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
