@@ -26,6 +26,7 @@ pub mod kwok;
 )]
 pub mod page;
 pub mod registry;
+pub mod rights;
 pub mod supervise;
 #[allow(
     clippy::unwrap_used,

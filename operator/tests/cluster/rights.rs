@@ -4,20 +4,11 @@
 use crate::agent::Habit;
 use crate::world::World;
 use bascule_tests::bascule::OPERATOR;
-use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, Role};
+use bascule_tests::rights::{Granted, OPERATOR_ELSEWHERE};
 use kube::Api;
 use kube::api::PostParams;
 use serde_json::json;
 use std::collections::BTreeSet;
-
-/// Granted and not used here, with what uses it.
-const ELSEWHERE: &[(&str, &str)] = &[
-    ("delete pods", "spec.drain.onTimeout: Delete"),
-    ("patch nodes/status", "--node-conditions"),
-    ("patch rollbacks/status.bascule.dev", "a Rollback"),
-    ("patch events.events.k8s.io", "an event that comes again becomes a series"),
-    ("get secrets", "spec.health.prometheusSecret"),
-];
 
 const MAY_LIST_BUDGETS: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
@@ -25,26 +16,6 @@ kind: ClusterRole
 metadata: {name: gates-budgets, labels: {bascule.dev/aggregate-to-gates: "true"}}
 rules: [{apiGroups: [policy], resources: [poddisruptionbudgets], verbs: [list]}]
 "#;
-
-fn granted(rules: Option<Vec<PolicyRule>>) -> BTreeSet<String> {
-    let mut all = BTreeSet::new();
-    for rule in rules.into_iter().flatten() {
-        for verb in &rule.verbs {
-            for group in rule.api_groups.iter().flatten() {
-                all.extend(rule.resources.iter().flatten().map(|resource| right(verb, resource, group)));
-            }
-        }
-    }
-    all
-}
-
-fn right(verb: &str, resource: &str, group: &str) -> String {
-    let dot = if group.is_empty() { "" } else { "." };
-    format!("{verb} {resource}{dot}{group}")
-}
-
-/// The operator's own namespace.
-const OWN: &str = "bascule-system";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operator_has_the_rights_that_it_uses() {
@@ -83,21 +54,8 @@ async fn the_operator_has_the_rights_that_it_uses() {
     assert!(refused.is_empty(), "it asks for what it may not: {refused:?}");
     let others: BTreeSet<&str> = own().filter_map(|request| request.impersonated.as_deref()).collect();
     assert_eq!(others, BTreeSet::from(["system:serviceaccount:bascule-system:bascule-gates"]));
-    let explained: BTreeSet<String> = ELSEWHERE.iter().map(|(right, _)| (*right).to_owned()).collect();
-    // A right for the whole cluster that is used in its own namespace only is too wide.
-    let cluster: Api<ClusterRole> = Api::all(world.client.clone());
-    let roles: Api<Role> = Api::namespaced(world.client.clone(), OWN);
-    let everywhere = granted(cluster.get("bascule-operator").await.unwrap().rules);
-    let at_home = granted(roles.get("bascule-operator").await.unwrap().rules);
-    let itself = || own().filter(|request| request.impersonated.is_none());
-    let used = |at_home: bool| -> BTreeSet<String> {
-        let there = itself().filter(|request| (request.namespace == OWN) == at_home);
-        there.map(|request| right(&request.verb, &request.resource, &request.group)).collect()
-    };
-    let (mut used_at_home, used_elsewhere) = (used(true), used(false));
-    used_at_home.insert("impersonate serviceaccounts".to_owned());
-    for (rights, used) in [(everywhere, used_elsewhere), (at_home, used_at_home)] {
-        let unused: Vec<_> = rights.difference(&used).filter(|right| !explained.contains(*right)).collect();
-        assert!(unused.is_empty(), "nothing uses these rights, so an attacker would be the first: {unused:?}");
-    }
+    let granted = Granted::of(&world.client, "bascule-operator").await.unwrap();
+    assert!(granted.everywhere.len() > 20 && granted.at_home.len() > 3, "{granted:?}");
+    let unused = granted.unused(requests.iter(), OPERATOR, OPERATOR_ELSEWHERE);
+    assert!(unused.is_empty(), "nothing uses these rights, so an attacker would be the first: {unused:?}");
 }

@@ -2,6 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
+use bascule_tests::bascule::OPERATOR;
+use bascule_tests::control_plane::Request;
+use bascule_tests::rights::{Granted, OPERATOR_ELSEWHERE};
+use kube::Client;
+
 use super::acts::Tale;
 use super::probes::{DEADLINE, Probes, Requests as Probed, Seen};
 use super::report::{Availability, Invariant, Report, Requests, component};
@@ -21,6 +27,9 @@ const LONGEST_GAP_MS: u64 = DEADLINE.as_secs() * 1_000;
 /// server that has lost its etcd.
 const LONGEST_SILENCE_MS: u64 = 45_000;
 
+/// The account of the agents' pods.
+const AGENT: &str = "system:serviceaccount:bascule-agents:bascule-agent";
+
 /// Everything that was measured. `broken` is why the story ended before its end.
 ///
 /// # Errors
@@ -37,6 +46,9 @@ pub(crate) async fn report(story: &mut Story, broken: Option<String>) -> anyhow:
     invariants.extend(judge(&seen, &worst));
     if story.tale() == Tale::Fleet && story.acts.len() >= 4 {
         invariants.push(judge_end(&seen));
+        if let Some(requests) = story.cluster.requests()? {
+            invariants.push(judge_rights(&story.cluster.client().await?, &requests).await?);
+        }
     }
     let control_plane = story.probes.as_mut().map(Probes::all);
     if let Some(probed) = &control_plane {
@@ -155,6 +167,27 @@ fn judge_end(seen: &Snapshot) -> Invariant {
             other.join("; ")
         },
     }
+}
+
+/// What Bascule's own accounts were granted, against what they asked for in a whole story.
+async fn judge_rights(client: &Client, requests: &[Request]) -> anyhow::Result<Invariant> {
+    let accounts = [("bascule-operator", OPERATOR, OPERATOR_ELSEWHERE), ("bascule-agent", AGENT, &[])];
+    let mut wrong = Vec::new();
+    for (role, user, elsewhere) in accounts {
+        let granted = Granted::of(client, role).await.with_context(|| format!("cannot read the role {role}"))?;
+        let unused = granted.unused(requests.iter(), user, elsewhere);
+        wrong.extend(unused.into_iter().map(|right| format!("{role} never used {right}")));
+    }
+    let refused =
+        requests.iter().filter(|one| one.code == 403 && accounts.iter().any(|(_, user, _)| one.user == *user));
+    wrong.extend(refused.map(|one| format!("{} was refused {} {}", component(&one.user), one.verb, one.resource)));
+    wrong.sort();
+    wrong.dedup();
+    Ok(Invariant {
+        what: "operator and agents used every right that they have, and were refused nothing".to_owned(),
+        held: wrong.is_empty(),
+        seen: if wrong.is_empty() { "by the audit log".to_owned() } else { wrong.join("; ") },
+    })
 }
 
 fn judge_control_plane(probed: &Seen, members: usize) -> Vec<Invariant> {
