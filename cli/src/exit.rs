@@ -39,7 +39,7 @@ impl From<Exit> for ExitCode {
 /// Prints an error with its causes on one line each, and gives the exit code for it.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     // Nobody can be told when stderr is gone.
-    let _ = std::io::stderr().lock().write_all(text(error).as_bytes());
+    let _ = std::io::stderr().lock().write_all(crate::plain::shown(&text(error)).as_bytes());
     classify(error).into()
 }
 
@@ -117,6 +117,8 @@ fn of_cluster(error: &kube::Error) -> Exit {
     match error {
         // 429 and what a server says while it starts, stops or is behind a proxy that can't reach it.
         kube::Error::Api(status) if matches!(status.code, 429 | 500 | 502 | 503 | 504) => Exit::TryAgain,
+        // Somebody else changed the object in between.
+        kube::Error::Api(status) if status.code == 409 && status.reason == "Conflict" => Exit::TryAgain,
         kube::Error::HyperError(_) | kube::Error::Service(_) => Exit::TryAgain,
         _ => Exit::Failed,
     }
@@ -141,6 +143,12 @@ mod tests {
             .unwrap_err();
         assert_eq!(text(&error), "bascule: can't list Nodes\n  because nodes is forbidden: User \"a\" can't list it\n");
         assert_eq!(classify(&error), Exit::Failed);
+        let mut conflict = status(409, "the object has been modified");
+        if let kube::Error::Api(status) = &mut conflict {
+            status.reason = "Conflict".to_owned();
+        }
+        assert_eq!(of_cluster(&conflict), Exit::TryAgain);
+        assert_eq!(of_cluster(&status(409, "already exists")), Exit::Failed);
         for code in [429, 503] {
             assert_eq!(classify(&Err::<(), _>(status(code, "")).context("x").unwrap_err()), Exit::TryAgain);
         }

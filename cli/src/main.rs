@@ -13,6 +13,7 @@ mod disk;
 mod documented;
 mod exit;
 mod output;
+mod plain;
 mod release;
 
 use std::io::IsTerminal as _;

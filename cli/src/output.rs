@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
+use crate::plain;
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use clap::ValueEnum;
@@ -21,8 +22,13 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Writes text to stdout. A reader that went away (`| head`) is no error.
+/// Writes text for people to stdout. A reader that went away (`| head`) is no error.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    write(&plain::shown(text))
+}
+
+/// Writes a document as it is.
+fn write(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -33,7 +39,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 /// Says something to the person at the terminal, apart from the output.
 pub(crate) fn say(text: &str) {
     // Nobody can be told when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", plain::shown(text));
 }
 
 /// Asks on the terminal. Without one there is nobody to ask: then it takes `--yes`.
@@ -51,27 +57,29 @@ pub(crate) fn confirmed(question: &str, yes: bool) -> anyhow::Result<bool> {
 }
 
 fn say_without_end(text: &str) {
-    let _ = write!(io::stderr().lock(), "{text}");
+    let _ = write!(io::stderr().lock(), "{}", plain::shown(text));
 }
 
 /// Prints `value` as asked, where `table` makes the form for people.
 pub(crate) fn show<T: Serialize>(format: Format, value: &T, table: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
     match format {
         Format::Table | Format::Wide => print(&table(value)),
-        Format::Json => print(&(serde_json::to_string_pretty(value).context("can't make JSON of it")? + "\n")),
-        Format::Yaml => print(&serde_saphyr::to_string(value).context("can't make YAML of it")?),
+        Format::Json => write(&(serde_json::to_string_pretty(value).context("can't make JSON of it")? + "\n")),
+        Format::Yaml => write(&serde_saphyr::to_string(value).context("can't make YAML of it")?),
     }
 }
 
-/// Lines up columns with two spaces between them. The first row is the heading.
+/// Lines up columns with two spaces between them. The first row is the heading. A cell is one line, whatever it holds.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let one_line = |cell: &String| cell.replace(['\n', '\r', '\t'], " ");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(one_line).collect()).collect();
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| console::measure_text_width(cell)).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..count).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(&console::pad_str(cell, *width, console::Alignment::Left, None));

@@ -2,7 +2,8 @@
 //! objects say, with how old that is and why there is nothing better.
 
 use super::{Connection, objects};
-use crate::{clock, output};
+use crate::{clock, output, plain};
+use anyhow::Context as _;
 use bascule_api as api;
 use bascule_api::{
     LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveReport, NoReport, OPERATOR_LEASE, Time,
@@ -57,15 +58,27 @@ pub(super) async fn seen(client: &Client, connection: &Connection) -> anyhow::Re
         match from_leader(client, &connection.namespace).await {
             Ok(report) => {
                 let source = Source::Leader { name: report.planned_by.clone() };
-                Ok(Seen { report, source })
+                Ok(Seen { report: in_lines(report)?, source })
             }
             Err(why) => {
                 let (report, written_at) = objects::read(client).await?;
-                Ok(Seen { report, source: Source::Objects { why, written_at } })
+                Ok(Seen { report: in_lines(report)?, source: Source::Objects { why, written_at } })
             }
         }
     };
     patiently(reading).await
+}
+
+/// A reason that somebody wrote in several lines would look like several things.
+fn in_lines(report: LiveReport) -> anyhow::Result<LiveReport> {
+    let unlikely = "the report can't be written down";
+    let text = serde_json::to_string(&report).context(unlikely)?;
+    if !["\\n", "\\r", "\\t"].iter().any(|escape| text.contains(escape)) {
+        return Ok(report);
+    }
+    let mut document = serde_json::to_value(&report).context(unlikely)?;
+    plain::in_one_line(&mut document);
+    serde_json::from_value(document).context(unlikely)
 }
 
 /// Tells a person who waits what for.
@@ -91,12 +104,17 @@ async fn from_leader(client: &Client, namespace: &str) -> Result<LiveReport, Str
             answer => answer,
         };
         answer.map_err(|away| {
+            if matches!(away, Away::Forbidden | Away::Newer) {
+                return away.sentence(namespace, &leader);
+            }
             let renewed = spec.renew_time.map(|at| at.0.as_second());
             let late = renewed.map_or(0, |at| clock::now().timestamp().saturating_sub(at));
             let held = i64::from(spec.lease_duration_seconds.unwrap_or(15));
             if late > held {
                 let late = super::picture::span(chrono::TimeDelta::seconds(late));
-                format!("no operator leads: {leader} renewed its Lease last {late} ago, and nothing is decided until one does")
+                format!(
+                    "no operator leads: by this machine's clock {leader} renewed its Lease last {late} ago, and nothing is decided until one does"
+                )
             } else {
                 away.sentence(namespace, &leader)
             }

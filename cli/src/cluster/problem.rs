@@ -35,6 +35,9 @@ pub(super) fn told(error: kube::Error, verb: &str, what: &str, role: Role) -> Er
             404 if is_unknown_kind(status) => format!(
                 "this cluster has no {what}: Bascule is not installed there, or in another version (see `bascule doctor`)"
             ),
+            409 if status.reason == "Conflict" => {
+                format!("somebody changed it in between; can't {verb} {what}: look again, and try again")
+            }
             422 => format!("the API server does not take it; can't {verb} {what}"),
             429 | 500..=599 => format!("the API server can't {verb} {what} now: try again in a moment"),
             _ => format!("can't {verb} {what}"),
