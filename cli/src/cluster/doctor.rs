@@ -1,5 +1,5 @@
 //! `bascule doctor`: looks for what keeps updates from happening before anybody notices: rights, versions, agents, clocks,
-//! metadata, windows that nothing fits into, budgets that never allow a drain.
+//! metadata, windows that nothing fits into, budgets that never allow a drain, and what people ordered.
 
 mod checks;
 mod rights;
@@ -86,7 +86,14 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
         return Ok(findings);
     }
     findings.extend(rights::granted(client, &connection.namespace).await?);
-    let seen = live::seen(client, connection).await?;
+    // Who may not read a thing still learns what was found without it, the missing right among it.
+    let seen = match live::seen(client, connection).await {
+        Ok(seen) => seen,
+        Err(error) => {
+            findings.push(unread("status", &error));
+            return Ok(findings);
+        }
+    };
     findings.extend(checks::leader(&seen, clock::now()));
     if matches!(seen.source, live::Source::Objects { .. }) {
         // Its own log may hold nothing: an image for another machine never began.
@@ -98,16 +105,26 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
             }
         }
     }
-    let policies = list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
-    let nodes = list::<api::NodeUpdate>(client, "NodeUpdates").await?;
-    findings.extend(checks::policies(&policies, clock::now()));
-    findings.extend(checks::agents(&seen, &nodes));
+    match list::<api::UpdatePolicy>(client, "UpdatePolicies").await {
+        Ok(policies) => findings.extend(checks::policies(&policies, clock::now())),
+        Err(error) => findings.push(unread("policies", &error)),
+    }
+    match list::<api::NodeUpdate>(client, "NodeUpdates").await {
+        Ok(nodes) => findings.extend(checks::agents(&seen, &nodes)),
+        Err(error) => findings.push(unread("agents", &error)),
+    }
     findings.extend(checks::gates(&seen));
+    findings.extend(checks::orders(&seen, clock::now()));
     match list::<PodDisruptionBudget>(client, "PodDisruptionBudgets").await {
         Ok(budgets) => findings.extend(checks::budgets(&budgets)),
         Err(error) => findings.push(Finding::warning("budgets", "were not looked at", error.to_string())),
     }
     Ok(findings)
+}
+
+/// Something that could not be looked at.
+fn unread(about: &'static str, error: &anyhow::Error) -> Finding {
+    Finding::wrong(about, "were not looked at".to_owned(), error.to_string())
 }
 
 fn text(findings: &[Finding], look: Look) -> String {
@@ -125,7 +142,7 @@ fn text(findings: &[Finding], look: Look) -> String {
     }
     let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
     text.push_str(&match (count(Weight::Wrong), count(Weight::Warning)) {
-        (0, 0) => "Nothing keeps nodes from being updated.\n".to_owned(),
+        (0, 0) => "Found nothing that keeps nodes from being updated.\n".to_owned(),
         (wrong, warnings) => format!("{wrong} wrong, {warnings} to look at.\n"),
     });
     text
@@ -143,6 +160,6 @@ mod tests {
             Finding::wrong("policy workers", "no window is long enough", "Make a window longer."),
         ];
         insta::assert_snapshot!("doctor", text(&findings, Look::PLAIN));
-        assert!(text(&findings[..1], Look::PLAIN).ends_with("Nothing keeps nodes from being updated.\n"));
+        assert!(text(&findings[..1], Look::PLAIN).ends_with("Found nothing that keeps nodes from being updated.\n"));
     }
 }

@@ -113,7 +113,12 @@ impl Explain {
         let seen = seen?;
         let page = Page { look: Look::of_stdout(), now: clock::now(), zone: &chrono::Local };
         if let Some(node) = seen.report.nodes.iter().find(|node| node.name == self.name) {
-            let update = update.map_err(|error| problem::told(error, "get", "NodeUpdates", Role::OnCall))?;
+            // What the leader says of the node is there without it; only what its agent says in detail is in the object alone.
+            let update = update.unwrap_or_else(|error| {
+                let why = problem::told(error, "get", "NodeUpdates", Role::OnCall);
+                crate::output::say(&format!("what the node's agent says can't be shown: {why}"));
+                None
+            });
             let update = update.as_ref();
             let explanation = NodeExplanation {
                 source: &seen.source,

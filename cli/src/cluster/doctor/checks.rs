@@ -3,7 +3,7 @@
 use super::Finding;
 use crate::cluster::{
     live::{Seen, Source},
-    picture,
+    picture, view,
 };
 use bascule_api as api;
 use bascule_api::{Time, WaitReason, conditions};
@@ -32,7 +32,8 @@ const WINDOWS: usize = 64;
 pub(super) fn leader(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
     let name = match &seen.source {
         Source::Objects { why, .. } => {
-            let advice = "What the commands show comes from the objects until then, late by up to a minute.";
+            let advice = "What the commands show comes from the objects until then: late by up to a minute while an operator leads, \
+                          else as old as the first line of `bascule status` says.";
             return vec![Finding::wrong("leader", format!("its live report can't be read: {why}"), advice)];
         }
         Source::Leader { name } => name,
@@ -178,12 +179,89 @@ fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now:
     })
 }
 
+/// What nodes wait for until a person does something.
+const FOR_A_PERSON: [WaitReason; 16] = [
+    WaitReason::PolicyConflict,
+    WaitReason::InvalidPolicy,
+    WaitReason::RepositoryUnavailable,
+    WaitReason::ReleaseBlocked,
+    WaitReason::FailedHere,
+    WaitReason::VersionSkew,
+    WaitReason::StagingFailed,
+    WaitReason::WindowTooShort,
+    WaitReason::Halted,
+    WaitReason::UndrainablePod,
+    WaitReason::PodFitsNowhere,
+    WaitReason::Cordoned,
+    WaitReason::DrainHeld,
+    WaitReason::Hook,
+    WaitReason::Reverted,
+    WaitReason::NodeLost,
+];
+
+/// What holds nodes although nothing is broken: what people ordered, and what waits for them.
+pub(super) fn orders(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
+    let report = &seen.report;
+    let by = |user: &Option<String>| user.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+    let mut found = Vec::new();
+    for freeze in report.freezes.iter().filter(|freeze| view::holds(freeze, now)) {
+        let (spec, ends) = (&freeze.spec, freeze.created_at.after(freeze.spec.duration));
+        let what = format!(
+            "{} holds {} until {ends}{}: {}",
+            freeze.name,
+            view::place(spec),
+            by(&spec.requested_by),
+            spec.reason
+        );
+        found.push(Finding::warning("freezes", what, format!("bascule unfreeze {}", freeze.name)));
+    }
+    for policy in report.policies.iter().filter(|policy| policy.paused) {
+        let what = format!("{} is paused by its spec: nothing new starts, nothing is staged", policy.name);
+        found.push(Finding::warning("policy", what, "An admin sets spec.paused to false."));
+    }
+    for rollback in report.rollbacks.iter().filter(|rollback| rollback.status.completed_at.is_none()) {
+        let (spec, progress) =
+            (&rollback.spec, rollback.status.progress.clone().unwrap_or_else(|| "not begun".to_owned()));
+        let what = format!(
+            "{} takes {} back{}, {progress}: {}",
+            rollback.name,
+            spec.policy,
+            by(&spec.requested_by),
+            spec.reason
+        );
+        found.push(Finding::warning("rollbacks", what, "Nothing: it goes on by itself."));
+    }
+    for reason in FOR_A_PERSON {
+        let those: Vec<&str> = report
+            .nodes
+            .iter()
+            .filter(|node| node.policy.is_some() && report.wait(node).is_some_and(|wait| wait.reason == reason))
+            .map(|node| node.name.as_str())
+            .collect();
+        if !those.is_empty() {
+            found.push(Finding::warning("nodes", format!("{} with {reason}", waiting(&those)), reason.remedy()));
+        }
+    }
+    found
+}
+
+/// `3 nodes wait (node-a and 2 others)`.
+fn waiting(names: &[&str]) -> String {
+    match names {
+        [one] => format!("1 node waits ({one})"),
+        [first, rest @ ..] => {
+            format!("{} nodes wait ({first} and {})", names.len(), picture::count(rest.len(), "other"))
+        }
+        [] => String::new(),
+    }
+}
+
 /// Agents that are missing, that can't count boots, or that are of several versions.
 pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
     let mut found = Vec::new();
     for (reason, what) in [
-        (WaitReason::AgentNotReporting, "do not report from their present boot"),
-        (WaitReason::BootCountingBroken, "can't count boots, so that no trial would revert by itself"),
+        (WaitReason::AgentNotReporting, "without a report from their present boot"),
+        (WaitReason::BootCountingBroken, "that can't count boots, so that no trial would revert by itself"),
     ] {
         let those: Vec<&str> = seen
             .report
@@ -193,10 +271,14 @@ pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
             .filter(|node| seen.report.wait(node).is_some_and(|wait| wait.reason == reason))
             .map(|node| node.name.as_str())
             .collect();
-        if let Some(first) = those.first() {
-            let count = picture::count(those.len(), "node");
-            found.push(Finding::wrong("agents", format!("{count} {what}: {first}, …"), reason.remedy()));
-        }
+        let what = match those[..] {
+            [] => continue,
+            [one] => format!("1 node {what}: {one}"),
+            [first, ref rest @ ..] => {
+                format!("{} nodes {what}: {first} and {}", those.len(), picture::count(rest.len(), "other"))
+            }
+        };
+        found.push(Finding::wrong("agents", what, reason.remedy()));
     }
     let mut versions: BTreeMap<String, usize> = BTreeMap::new();
     for version in nodes.iter().filter_map(|node| node.status.as_ref()?.agent_version.clone()) {
@@ -220,7 +302,10 @@ pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
         ));
     }
     if found.is_empty() {
-        found.push(Finding::good("agents", format!("{} report", picture::count(nodes.len(), "node"))));
+        let reported = versions.values().sum();
+        let missing = nodes.len().saturating_sub(reported);
+        let yet = if missing == 0 { String::new() } else { format!(", {missing} not yet") };
+        found.push(Finding::good("agents", format!("{} reported{yet}", picture::count(reported, "node"))));
     }
     found
 }
@@ -383,12 +468,37 @@ mod tests {
         let mut seen = fixture::seen();
         assert_eq!(weights(&agents(&seen, &[])), [super::super::Weight::Good]);
         seen.report.waits[2].reason = WaitReason::AgentNotReporting;
-        assert!(agents(&seen, &[])[0].what.starts_with("2 nodes do not report"));
+        assert!(agents(&seen, &[])[0].what.starts_with("2 nodes without a report from their present boot: "));
         seen.report.time_zones = bascule_planner::zones::TimeZones::default().version();
         assert_eq!(weights(&leader(&seen, fixture::now())), [super::super::Weight::Good]);
         seen.report.planned_at = fixture::ago(-40);
         assert!(leader(&seen, fixture::now())[1].what.contains("40s ahead"));
         seen.source = Source::Objects { why: "no operator leads".into(), written_at: None };
         assert_eq!(weights(&leader(&seen, fixture::now())), [super::super::Weight::Wrong]);
+    }
+
+    /// "Nothing told you and nothing moves": whoever asks the doctor then must read of the freeze.
+    #[test]
+    fn what_people_ordered_is_told_and_what_waits_for_them() {
+        let mut seen = fixture::seen();
+        let told = |seen: &Seen| -> Vec<String> {
+            orders(seen, fixture::now())
+                .into_iter()
+                .map(|finding| format!("{}: {}", finding.about, finding.what))
+                .collect()
+        };
+        let before = told(&seen);
+        assert!(
+            before.iter().any(|one| one.starts_with("freezes: freeze-x7k2 holds ") && one.contains("by alice")),
+            "{before:?}"
+        );
+        assert!(!before.iter().any(|one| one.contains("Cordoned") || one.contains("paused")), "{before:?}");
+        seen.report.waits[2] = fixture::wait(WaitReason::Cordoned, "alice cordoned it", None);
+        seen.report.policies[0].paused = true;
+        let after = told(&seen);
+        assert!(after.iter().any(|one| one.contains("nodes wait (") && one.ends_with("with Cordoned")), "{after:?}");
+        assert!(after.iter().any(|one| one.contains("is paused by its spec")), "{after:?}");
+        seen.report.freezes.clear();
+        assert!(!told(&seen).iter().any(|one| one.starts_with("freezes")));
     }
 }
