@@ -36,6 +36,7 @@ struct Inner {
     exposed: Family<PolicySeverity, Gauge>,
     unavailable: Family<Policy, Gauge>,
     hook_failed: Family<Policy, Gauge>,
+    drains_failing: Family<Policy, Gauge>,
     patch_age: Family<Policy, Float>,
     metadata_age: Family<Policy, Float>,
     metadata_expiry: Family<Policy, Float>,
@@ -136,6 +137,7 @@ impl Metrics {
             exposed: Family::default(),
             unavailable: Family::default(),
             hook_failed: Family::default(),
+            drains_failing: Family::default(),
             patch_age: Family::default(),
             metadata_age: Family::default(),
             metadata_expiry: Family::default(),
@@ -154,6 +156,10 @@ impl Metrics {
             leader: Gauge::default(),
             time_zones: Family::default(),
         };
+        // A counter that appears with its first event has not increased, as Prometheus sees it.
+        for category in bascule_api::NodeError::ALL {
+            drop(inner.failures.get_or_create(&Category { category: category.as_str() }));
+        }
         inner.register();
         Self(Arc::new(inner))
     }
@@ -265,6 +271,11 @@ impl Inner {
             "Whether a hook around a policy's rollout has failed and waits for a person",
             self.hook_failed.clone(),
         );
+        registry.register(
+            "nodes_drain_failing",
+            "Nodes of a policy that are being drained, or wait for the next try, after two or more drains in a row that were given up",
+            self.drains_failing.clone(),
+        );
         registry.register_with_unit(
             "patch_age",
             "How long the target release has been published while nodes of the policy do not run it",
@@ -334,5 +345,20 @@ mod tests {
         assert!(text.contains("bascule_actions_total{action=\"Grant\",result=\"done\"} 1"), "{text}");
         assert!(text.contains("# HELP bascule_plan_seconds How long a plan takes"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_first_failure_of_each_kind_is_an_increase() {
+        let metrics = Metrics::new();
+        let count = |category: &str| {
+            let text = metrics.text().unwrap();
+            let start = format!("bascule_node_failures_total{{category=\"{category}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&start).map(str::to_owned))
+        };
+        for category in bascule_api::NodeError::ALL {
+            assert_eq!(count(category.as_str()).as_deref(), Some("0"), "{category:?}");
+        }
+        metrics.failed("TrialFailed");
+        assert_eq!(count("TrialFailed").as_deref(), Some("1"));
     }
 }

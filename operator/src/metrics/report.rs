@@ -1,7 +1,7 @@
 //! Gauges that follow from a plan's report.
 
 use super::{Metrics, Policy, PolicyReason, PolicyRelease, PolicySeverity, PolicyState};
-use bascule_api::{RolloutState, Severity, Time};
+use bascule_api::{RolloutState, Severity, Time, WaitReason};
 use bascule_planner::{Report, Snapshot};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,11 +23,17 @@ impl Metrics {
         let mut reasons: HashMap<(&str, &'static str), i64> = HashMap::new();
         let mut releases: BTreeMap<&str, BTreeMap<String, i64>> = BTreeMap::new();
         let mut outdated: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut failing: BTreeMap<&str, i64> = BTreeMap::new();
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(policy) = node.policy.and_then(|index| report.policies.get(index)) else { continue };
             let name = policy.policy.as_str();
             *states.entry((name, state_name(node.state))).or_default() += 1;
             *reasons.entry((name, node.wait.reason.as_str())).or_default() += 1;
+            let given_up = facts.update.as_ref().and_then(|update| update.spec.last_disruption.as_ref());
+            let given_up = given_up.is_some_and(|last| last.given_up >= 2);
+            if given_up && (node.state == RolloutState::Draining || node.wait.reason == WaitReason::DrainBackoff) {
+                *failing.entry(name).or_default() += 1;
+            }
             let booted = facts.update.as_ref().and_then(|update| update.status.booted.as_ref());
             let version = booted.map_or_else(|| "unknown".to_owned(), |booted| booted.version.to_string());
             *releases.entry(name).or_default().entry(version).or_default() += 1;
@@ -50,6 +56,11 @@ impl Metrics {
                 inner.releases.get_or_create(&PolicyRelease { policy: policy.to_owned(), release }).set(count);
             }
         }
+        inner.drains_failing.clear();
+        for policy in &report.policies {
+            let count = failing.get(policy.policy.as_str()).copied().unwrap_or_default();
+            inner.drains_failing.get_or_create(&Policy { policy: policy.policy.clone() }).set(count);
+        }
         self.describe_policies(snapshot, report, &outdated, verified);
     }
 
@@ -64,6 +75,7 @@ impl Metrics {
         inner.exposed.clear();
         inner.unavailable.clear();
         inner.hook_failed.clear();
+        inner.drains_failing.clear();
         for family in [&inner.patch_age, &inner.metadata_age, &inner.metadata_expiry] {
             family.clear();
         }

@@ -256,6 +256,24 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Every category.
+    pub const ALL: [Self; 14] = [
+        Self::Network,
+        Self::Trust,
+        Self::Unsuitable,
+        Self::Storage,
+        Self::Space,
+        Self::BootControl,
+        Self::SecureBoot,
+        Self::SystemBus,
+        Self::Kubernetes,
+        Self::Grant,
+        Self::Settings,
+        Self::TrialFailed,
+        Self::BootFailed,
+        Self::Internal,
+    ];
+
     /// The category as it stands in objects and metric labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
