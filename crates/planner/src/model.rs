@@ -60,7 +60,12 @@ pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
 /// The Job of a hook, unless there is one already.
 fn run(snapshot: &mut Snapshot, order: &HookOrder) {
     let of = if order.node.is_empty() { &order.policy } else { &order.node };
-    let job = format!("hooks/{}-{of}-{}", order.hook, order.grant);
+    let policy = snapshot.policies.iter().find(|policy| policy.name == order.policy);
+    let valid = policy.and_then(|policy| policy.spec.as_ref().ok());
+    let hook = valid.and_then(|valid| order.stage.hooks(&valid.spec.hooks).iter().find(|hook| hook.name == order.hook));
+    // The policy has no such hook any more: nothing runs.
+    let Some(hook) = hook else { return };
+    let job = format!("{}/{}-{of}-{}", hook.namespace, order.hook, order.grant);
     if !snapshot.hooks.iter().any(|run| run.job == job && run.stage == order.stage) {
         snapshot.hooks.push(HookRun {
             policy: order.policy.clone(),

@@ -218,12 +218,20 @@ fn run_of(job: &Job) -> Option<HookRun> {
     } else {
         HookState::Running { since: meta.creation_timestamp.as_ref().map(Time::from_kubernetes)? }
     };
+    let policy = annotations.get(HOOK_POLICY).cloned().unwrap_or_default();
+    let (node, hook) = (annotations.get(HOOK_NODE)?.clone(), labels.get(HOOK_LABEL)?.clone());
+    let grant = annotations.get(HOOK_GRANT)?.parse().ok()?;
+    // Labels are anybody's who may create a Job somewhere. The operator's own has the name that it gives; in whose namespace it
+    // lies, the planner compares.
+    if meta.name.as_deref()? != crate::hooks::name_of((&policy, &node), grant, stage, &hook) {
+        return None;
+    }
     Some(HookRun {
-        policy: annotations.get(HOOK_POLICY).cloned().unwrap_or_default(),
-        node: annotations.get(HOOK_NODE)?.clone(),
-        grant: annotations.get(HOOK_GRANT)?.parse().ok()?,
+        policy,
+        node,
+        grant,
         stage,
-        hook: labels.get(HOOK_LABEL)?.clone(),
+        hook,
         job: format!("{}/{}", meta.namespace.as_deref()?, meta.name.as_deref()?),
         state,
     })
@@ -245,11 +253,19 @@ fn created(object: &impl Resource) -> Time {
 mod tests {
     use super::*;
 
+    fn name() -> String {
+        crate::hooks::name_of(("", "n1"), 7, HookStage::BeforeDrain, "drain-vm")
+    }
+
     fn job(conditions: serde_json::Value) -> Option<HookRun> {
+        named(&name(), conditions)
+    }
+
+    fn named(name: &str, conditions: serde_json::Value) -> Option<HookRun> {
         run_of(
             &serde_json::from_value(serde_json::json!({
                 "metadata": {
-                    "name": "j", "namespace": "ops", "creationTimestamp": "2026-11-21T10:00:00Z",
+                    "name": name, "namespace": "ops", "creationTimestamp": "2026-11-21T10:00:00Z",
                     "labels": {HOOK_LABEL: "drain-vm", HOOK_STAGE: "before-drain"},
                     "annotations": {HOOK_NODE: "n1", HOOK_GRANT: "7"}
                 },
@@ -263,7 +279,10 @@ mod tests {
     fn a_hooks_state_comes_from_its_jobs_conditions() {
         let running = job(serde_json::json!([])).unwrap();
         assert!(matches!(running.state, HookState::Running { .. }));
-        assert_eq!((running.node.as_str(), running.grant, running.job.as_str()), ("n1", 7, "ops/j"));
+        assert_eq!(
+            (running.node.as_str(), running.grant, running.job.as_str()),
+            ("n1", 7, format!("ops/{}", name()).as_str())
+        );
         let done = job(serde_json::json!([{"type": "Complete", "status": "True"}])).unwrap();
         assert_eq!(done.state, HookState::Succeeded);
         let failed = job(
@@ -271,5 +290,14 @@ mod tests {
         );
         assert_eq!(failed.unwrap().state, HookState::Failed { message: "DeadlineExceeded: m".into() });
         assert!(run_of(&Job::default()).is_none());
+    }
+
+    /// Whoever may create a Job somewhere may give it our labels.
+    #[test]
+    fn a_job_that_only_looks_like_one_of_ours_is_none() {
+        let done = || serde_json::json!([{"type": "Complete", "status": "True"}]);
+        assert!(named("bascule-drain-vm-n1", done()).is_none());
+        let other = crate::hooks::name_of(("", "n1"), 8, HookStage::BeforeDrain, "drain-vm");
+        assert!(named(&other, done()).is_none());
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     gather::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, Key, World, stage_text},
 };
 use bascule_api::Hook;
-use bascule_planner::plan::HookOrder;
+use bascule_planner::{plan::HookOrder, snapshot::HookStage};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -81,12 +81,17 @@ fn add(container: &mut Container, variables: &[(&str, String)]) {
 }
 
 fn name(order: &HookOrder) -> String {
-    let of = if order.node.is_empty() { &order.policy } else { &order.node };
-    let what = format!("{of}\n{}\n{}\n{}", order.grant, stage_text(order.stage), order.hook);
+    name_of((&order.policy, &order.node), order.grant, order.stage, &order.hook)
+}
+
+/// The name of the Job that runs a hook for a node, or for a whole policy where that is empty.
+pub(crate) fn name_of((policy, node): (&str, &str), grant: i64, stage: HookStage, hook: &str) -> String {
+    let of = if node.is_empty() { policy } else { node };
+    let what = format!("{of}\n{grant}\n{}\n{hook}", stage_text(stage));
     let digest = ring::digest::digest(&ring::digest::SHA256, what.as_bytes());
     let suffix: String = digest.as_ref().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
     let node: String = of.chars().map(|c| if c == '.' { '-' } else { c }).collect();
-    let readable: String = format!("bascule-{}-{node}", order.hook).chars().take(NAME - suffix.len() - 1).collect();
+    let readable: String = format!("bascule-{hook}-{node}").chars().take(NAME - suffix.len() - 1).collect();
     format!("{}-{suffix}", readable.trim_end_matches('-'))
 }
 
@@ -104,6 +109,14 @@ fn over(world: &World) -> Vec<std::sync::Arc<JobFact>> {
         let spec = update.as_ref().map(|update| &update.facts.spec);
         let in_force = spec.filter(|spec| spec.disruption.is_some()).and_then(|spec| spec.grant.as_ref());
         in_force.is_none_or(|grant| grant.generation != run.grant)
+    });
+    // A Job of our name in a namespace that no policy means may be anybody's, and may be refused to us: it comes last.
+    over.sort_by_cached_key(|job| {
+        let run = job.run.as_ref();
+        let policy = run.and_then(|run| world.policies.get(&Key::cluster(&run.policy)));
+        !policy
+            .zip(run)
+            .is_some_and(|(policy, run)| run.stage.hooks(&policy.spec.hooks).iter().any(|hook| run.is_of(hook)))
     });
     over.truncate(LET_GO);
     over
@@ -124,9 +137,9 @@ pub(crate) async fn let_go(writer: &Writer) {
                 writer.world.jobs.written(&written);
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {}
+            // One that can't be must not keep the others.
             Err(error) => {
                 tracing::warn!(job = run.job, error = crate::one_line(&error), "a hook's Job can't be let go");
-                return;
             }
         }
     }
@@ -135,7 +148,6 @@ pub(crate) async fn let_go(writer: &Writer) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_planner::snapshot::HookStage;
 
     fn order(node: &str) -> HookOrder {
         HookOrder {

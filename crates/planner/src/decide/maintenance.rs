@@ -190,7 +190,7 @@ impl Round<'_> {
             if noted || !self.set.keeps(rule) {
                 continue;
             }
-            let run = self.runs(&policy.facts.name, open).find(|run| run.stage == stage && run.hook == hook.name);
+            let run = self.runs(&policy.facts.name, open).find(|run| run.stage == stage && run.is_of(hook));
             let Some(run) = run else { return Progress::Start(hook.name.clone()) };
             match &run.state {
                 HookState::Succeeded => {}
@@ -215,7 +215,10 @@ impl Round<'_> {
     /// Notes hooks that succeeded, so that they are not run again, whatever becomes of their Jobs.
     fn note_done(&self, index: usize, open: Option<&mut Maintenance>) {
         let (Some(policy), Some(open)) = (self.policies.get(index), open) else { return };
-        let succeeded = self.runs(&policy.facts.name, open).filter(|run| run.state == HookState::Succeeded);
+        let Some(valid) = policy.valid else { return };
+        let succeeded = self.runs(&policy.facts.name, open).filter(|run| {
+            run.state == HookState::Succeeded && run.stage.hooks(&valid.spec.hooks).iter().any(|hook| run.is_of(hook))
+        });
         let new: Vec<String> = succeeded.map(|run| run.stage.key(&run.hook)).collect();
         for key in new {
             if !open.hooks_done.contains(&key) {

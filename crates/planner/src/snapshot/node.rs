@@ -316,6 +316,17 @@ pub enum HookStage {
 }
 
 impl HookStage {
+    /// The hooks of a policy that run then.
+    #[must_use]
+    pub fn hooks(self, hooks: &bascule_api::Hooks) -> &[bascule_api::Hook] {
+        match self {
+            Self::BeforeDrain => &hooks.before_drain,
+            Self::AfterCommit => &hooks.after_commit,
+            Self::BeforeRollout => &hooks.before_rollout,
+            Self::AfterRollout => &hooks.after_rollout,
+        }
+    }
+
     /// How a hook of this stage stands in [`bascule_api::Disruption::hooks_done`].
     #[must_use]
     pub fn key(self, hook: &str) -> String {
@@ -346,6 +357,14 @@ pub struct HookRun {
     pub job: String,
     /// How far it is.
     pub state: HookState,
+}
+
+impl HookRun {
+    /// Whether it is a run of this hook. A Job of the same name in another namespace is somebody else's word.
+    #[must_use]
+    pub fn is_of(&self, hook: &bascule_api::Hook) -> bool {
+        self.hook == hook.name && self.job.split_once('/').is_some_and(|(namespace, _)| namespace == hook.namespace)
+    }
 }
 
 /// How far a hook's Job is.

@@ -30,10 +30,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, stage: HookStage, hooks: &[Hook]) ->
             continue;
         }
         let run = moving.ctx.hooks.iter().find(|run| {
-            *run.node == *moving.view.node.name
-                && run.grant == moving.grant
-                && run.stage == stage
-                && run.hook == hook.name
+            *run.node == *moving.view.node.name && run.grant == moving.grant && run.stage == stage && run.is_of(hook)
         });
         let Some(run) = run else {
             let order = HookOrder {
