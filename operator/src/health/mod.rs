@@ -3,13 +3,15 @@
 
 mod access;
 mod board;
+mod expression;
 mod http;
 mod object;
 mod promql;
 
 pub use board::{Asked, GateBoard, GateKey};
+pub use expression::check as check_expression;
+pub use object::ObjectAsker;
 pub(crate) use object::Wanted;
-pub use object::{ObjectAsker, check as check_expression};
 
 use bascule_api::{Gate, Health, PromQlGate};
 use reqwest::header::HeaderMap;

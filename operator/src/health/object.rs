@@ -3,9 +3,11 @@
 //! They are read as an account that has nothing but what admins granted to gates (docs/security.md), and an answer holds names
 //! of objects and what stands in the expression: never what an object holds.
 
-use super::GateAnswer;
+use super::{
+    GateAnswer,
+    expression::{self, Seen},
+};
 use bascule_api::{ObjectGate, Selector};
-use cel::{Context, ExecutionError, Program, Value};
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use kube::{
     Api, Client,
@@ -23,8 +25,6 @@ use std::{
 const MOST_OBJECTS: usize = 5_000;
 /// How many are read at once.
 const PAGE: u32 = 250;
-/// How many objects a message names.
-const SHOWN: usize = 3;
 
 /// What discovery said of a kind, by API version and kind.
 type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
@@ -33,25 +33,6 @@ type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
 const SHARED: Duration = Duration::from_millis(2_500);
 /// How many readings are kept.
 const MOST_READINGS: usize = 256;
-
-/// An object that was read, as expressions see it.
-#[derive(Debug)]
-struct Seen {
-    name: String,
-    value: Value,
-}
-
-impl Seen {
-    fn of(object: &DynamicObject) -> Result<Self, String> {
-        let own = object.metadata.name.as_deref().unwrap_or_default();
-        let name = match &object.metadata.namespace {
-            Some(namespace) => format!("{namespace}/{own}"),
-            None => own.to_owned(),
-        };
-        let value = cel::to_value(object).map_err(|_| format!("{name} holds what CEL has no type for"))?;
-        Ok(Self { name, value })
-    }
-}
 
 /// What was read, and when.
 type Reading = Option<(Instant, Result<Arc<Vec<Seen>>, String>)>;
@@ -92,6 +73,7 @@ pub struct ObjectAsker {
     client: Client,
     kinds: Arc<Mutex<Kinds>>,
     readings: Arc<Mutex<Readings>>,
+    expressions: expression::Judges,
 }
 
 impl std::fmt::Debug for ObjectAsker {
@@ -104,13 +86,13 @@ impl ObjectAsker {
     /// An asker with this client.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, kinds: Arc::default(), readings: Arc::default() }
+        Self { client, kinds: Arc::default(), readings: Arc::default(), expressions: expression::Judges::default() }
     }
 
     pub(super) async fn ask(&self, gate: &ObjectGate, node: Option<&str>) -> GateAnswer {
         match self.reading(gate).await {
             Ok(objects) if objects.is_empty() && gate.optional => GateAnswer::Passed,
-            Ok(objects) => judge(&gate.kind, &gate.cel, &objects, node),
+            Ok(objects) => self.expressions.judge(gate, objects, node).await,
             Err(reason) => GateAnswer::Unknown(reason),
         }
     }
@@ -246,190 +228,10 @@ fn label_query(selector: &Selector) -> String {
     equal.chain(others).collect::<Vec<_>>().join(",")
 }
 
-/// Whether an expression can be parsed; for the validation of policies.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check(expression: &str) -> Result<(), String> {
-    Program::compile(expression).map(|_| ()).map_err(|error| first_line(&error.to_string()))
-}
-
-fn first_line(text: &str) -> String {
-    text.lines()
-        .map(str::trim)
-        .find(|line| !line.is_empty())
-        .unwrap_or("it can't be parsed")
-        .chars()
-        .take(200)
-        .collect()
-}
-
-fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> GateAnswer {
-    let program = match Program::compile(expression) {
-        Ok(program) => program,
-        Err(error) => {
-            return GateAnswer::Unknown(format!("the CEL expression is wrong: {}", first_line(&error.to_string())));
-        }
-    };
-    if objects.is_empty() {
-        return GateAnswer::Unknown(format!("there is no such {kind}"));
-    }
-    let mut context = Context::default();
-    context.add_variable_from_value("node", node.unwrap_or_default().to_owned());
-    let (mut bad, mut unknown) = (Vec::new(), Vec::new());
-    for object in objects {
-        let mut own = context.new_inner_scope();
-        own.add_variable_from_value("object", object.value.clone());
-        match evaluate(expression, &program, &own) {
-            Ok(true) => {}
-            Ok(false) => bad.push(object.name.clone()),
-            Err(reason) => unknown.push(format!("{} ({reason})", object.name)),
-        }
-    }
-    let list = |names: &[String]| {
-        let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
-        format!("{}{more}", names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
-    };
-    if !bad.is_empty() {
-        GateAnswer::Failed(format!("{kind} {} does not fulfil: {expression}", list(&bad)))
-    } else if !unknown.is_empty() {
-        GateAnswer::Unknown(format!("the expression can't be evaluated for {kind} {}", list(&unknown)))
-    } else {
-        GateAnswer::Passed
-    }
-}
-
-fn evaluate(expression: &str, program: &Program, context: &Context<'_>) -> Result<bool, String> {
-    match program.execute(context) {
-        Ok(Value::Bool(holds)) => Ok(holds),
-        Ok(_) => Err("it gives something other than true or false".to_owned()),
-        Err(error) => Err(without_values(expression, &error)),
-    }
-}
-
-/// What went wrong, in words that stand in the expression or here. An error of the library holds the values it was about, and
-/// a key may be one: `{'a': true}[object.spec.secret]`.
-fn without_values(expression: &str, error: &ExecutionError) -> String {
-    match error {
-        // Not yet: a pod that waits for its node, a status that nobody has written.
-        ExecutionError::NoSuchKey(key) if names(expression, key) => format!("it has no {key} yet"),
-        ExecutionError::NoSuchKey(_) => "it lacks a key that the expression makes of a value".to_owned(),
-        ExecutionError::UndeclaredReference(name) if names(expression, name) => {
-            format!("nothing is called {name}: there are `object` and `node`, and CEL's functions")
-        }
-        ExecutionError::InvalidArgumentCount { expected, actual } => {
-            format!("a function takes {expected} arguments and is given {actual}")
-        }
-        ExecutionError::IndexOutOfBounds(_) => "a list has fewer entries than the index asks for".to_owned(),
-        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "it divides by zero".to_owned(),
-        ExecutionError::Overflow(..) => "a number becomes too large".to_owned(),
-        ExecutionError::FunctionError { function, .. } if names(expression, function) => {
-            format!("{function} can't take what it is given")
-        }
-        _ => "a value is of another type than the expression takes it for".to_owned(),
-    }
-}
-
-/// Whether a word stands in an expression.
-fn names(expression: &str, word: &str) -> bool {
-    let mut words = expression.split(|c: char| !c.is_alphanumeric() && c != '_');
-    // A label's key is no single word.
-    words.any(|one| one == word)
-        || ['\'', '"'].iter().any(|quote| expression.contains(&format!("{quote}{word}{quote}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bascule_api::{Operator, Requirement};
-
-    fn deployment(name: &str, available: i64) -> Seen {
-        let object = serde_json::from_value(serde_json::json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
-            "spec": {"replicas": 3}, "status": {"availableReplicas": available}
-        }));
-        Seen::of(&object.unwrap()).unwrap()
-    }
-
-    const AVAILABLE: &str = "object.status.availableReplicas >= object.spec.replicas";
-
-    #[test]
-    fn every_object_must_fulfil_it() {
-        let good = [deployment("web", 3), deployment("cart", 4)];
-        assert_eq!(judge("Deployment", AVAILABLE, &good, None), GateAnswer::Passed);
-        let mixed = [deployment("web", 3), deployment("cart", 2)];
-        let answer = judge("Deployment", AVAILABLE, &mixed, None);
-        assert!(
-            matches!(&answer, GateAnswer::Failed(m) if m.starts_with("Deployment shop/cart does not fulfil")),
-            "{answer:?}"
-        );
-    }
-
-    #[test]
-    fn what_can_not_be_known_does_not_pass() {
-        let one = [deployment("web", 3)];
-        for (expression, objects, part) in [
-            (AVAILABLE, &[][..], "no such Deployment"),
-            ("object.status.", &one[..], "expression is wrong"),
-            (
-                "object.status.unknownField > 1",
-                &one[..],
-                "can't be evaluated for Deployment shop/web (it has no unknownField yet)",
-            ),
-            ("object.spec.replicas", &one[..], "other than true or false"),
-        ] {
-            let answer = judge("Deployment", expression, objects, None);
-            assert!(matches!(&answer, GateAnswer::Unknown(m) if m.contains(part)), "{expression}: {answer:?}");
-        }
-        assert!(check("object.a ==").is_err() && check(AVAILABLE).is_ok());
-    }
-
-    #[test]
-    fn an_answer_never_holds_what_an_object_holds() {
-        const HELD: &str = "s3cr3t";
-        let object = serde_json::json!({
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
-            "spec": {"env": [{"name": "TOKEN", "value": HELD}], "map": {HELD: 1}, "size": 4_711, "none": 0}
-        });
-        let pod = [Seen::of(&serde_json::from_value(object).unwrap()).unwrap()];
-        for expression in [
-            "{'a': true}[VALUE]",
-            "object.spec[VALUE]",
-            "VALUE > 1",
-            "VALUE.nothing()",
-            "VALUE.nothing",
-            "VALUE + 1 == 2",
-            "-VALUE == 1",
-            "!VALUE",
-            "[1][VALUE]",
-            "[1][object.spec.size] == 1",
-            "{VALUE: 1}[object.spec]",
-            "{object.spec: true}[1]",
-            "int(VALUE) == 1",
-            "double(VALUE) == 1.0",
-            "timestamp(VALUE) == timestamp('2026-01-01T00:00:00Z')",
-            "duration(VALUE) == duration('1s')",
-            "'a'.matches(VALUE + '(')",
-            "object.spec.size / object.spec.none == 1",
-            "object.spec.size % object.spec.none == 1",
-            "object.spec.size * 9223372036854775807 == 1",
-            "object.spec.map == 1 && object.spec.map < object.spec",
-            "size(object.spec.size) == 1",
-            "object.spec.map.all(key, {'a': true}[key])",
-            "VALUE",
-        ] {
-            let expression = expression.replace("VALUE", "object.spec.env[0].value");
-            let answer = judge("Pod", &expression, &pod, None);
-            let said = answer.message();
-            assert!(!said.contains(HELD) && !said.contains("4711") && !said.contains("4_711"), "{expression}: {said}");
-            assert!(!answer.passed(), "{expression}");
-        }
-    }
-
-    #[test]
-    fn the_node_is_a_variable() {
-        assert_eq!(judge("Deployment", "node == 'n1'", &[deployment("web", 3)], Some("n1")), GateAnswer::Passed);
-    }
 
     #[test]
     fn selectors_become_queries() {

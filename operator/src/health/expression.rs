@@ -1,0 +1,441 @@
+//! CEL expressions of object gates, which whoever writes a policy chooses: parsed and evaluated within bounds of depth and
+//! time, on threads of their own, so that one that never ends or nests without end holds up its own gate and nobody else.
+//!
+//! The language itself bounds nothing: each loop within a loop multiplies by the length of a list, and lists are as long as
+//! the objects of the cluster are large.
+
+use super::GateAnswer;
+use bascule_api::ObjectGate;
+use cel::{
+    Context, ExecutionError, Program, Value,
+    common::ast::{EntryExpr, Expr, IdedEntryExpr},
+    context::VariableResolver,
+};
+use kube::api::DynamicObject;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How many objects a message names.
+const SHOWN: usize = 3;
+/// How many loops may lie within each other: enough for every container of a pod and all that a container lists.
+const MOST_LOOPS: usize = 2;
+/// How deep an expression may be; each level is a few frames of the stack of whoever evaluates it.
+const DEEPEST: usize = 256;
+/// The stack for that, measured: docs/decisions/0045-a-gates-expression-has-bounds.md.
+const STACK: usize = 32 << 20;
+/// How long one evaluation over all objects may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How many expressions are told apart.
+const MOST_EXPRESSIONS: usize = 256;
+
+/// An object that was read, as expressions see it.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    name: String,
+    value: Value,
+}
+
+impl Seen {
+    pub(super) fn of(object: &DynamicObject) -> Result<Self, String> {
+        let own = object.metadata.name.as_deref().unwrap_or_default();
+        let name = match &object.metadata.namespace {
+            Some(namespace) => format!("{namespace}/{own}"),
+            None => own.to_owned(),
+        };
+        let value = cel::to_value(object).map_err(|_| format!("{name} holds what CEL has no type for"))?;
+        Ok(Self { name, value })
+    }
+}
+
+/// Ends an evaluation whose time is over: asked for each variable that is not of a loop, it knows only that nothing is known
+/// any more, and every loop above ends with an error.
+struct Clock {
+    until: Instant,
+    over: AtomicBool,
+}
+
+impl VariableResolver for Clock {
+    fn resolve(&self, _: &str) -> Option<Value> {
+        if self.over.load(Ordering::Relaxed) || Instant::now() >= self.until {
+            self.over.store(true, Ordering::Relaxed);
+            return Some(Value::Null);
+        }
+        None
+    }
+}
+
+fn too_long() -> GateAnswer {
+    GateAnswer::Unknown(format!("its expression takes longer than {} s for these objects", PATIENCE.as_secs()))
+}
+
+/// Evaluates expressions, each on one thread at a time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Judges {
+    busy: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Judges {
+    /// What a gate's expression says of objects.
+    pub(super) async fn judge(&self, gate: &ObjectGate, objects: Arc<Vec<Seen>>, node: Option<&str>) -> GateAnswer {
+        let (kind, expression, node) = (gate.kind.clone(), gate.cel.clone(), node.map(str::to_owned));
+        self.run(&gate.cel, move || judge(&kind, &expression, &objects, node.as_deref())).await
+    }
+
+    async fn run(&self, expression: &str, work: impl FnOnce() -> GateAnswer + Send + 'static) -> GateAnswer {
+        let place = {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            if busy.len() >= MOST_EXPRESSIONS {
+                busy.clear();
+            }
+            Arc::clone(busy.entry(expression.to_owned()).or_default())
+        };
+        // One that does not end keeps its place, and costs one thread and no second one.
+        let Ok(place) = tokio::time::timeout(2 * PATIENCE, place.lock_owned()).await else { return too_long() };
+        let (told, answer) = tokio::sync::oneshot::channel();
+        let work = move || {
+            let _place = place;
+            // Whoever asked may be gone.
+            let _ = told.send(work());
+        };
+        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn(work);
+        if let Err(error) = thread {
+            return GateAnswer::Unknown(format!("there is no thread to evaluate its expression: {error}"));
+        }
+        match tokio::time::timeout(2 * PATIENCE, answer).await {
+            Ok(Ok(answer)) => answer,
+            // Its time is over, or the library gave up in a way that is not its own.
+            Ok(Err(_)) => GateAnswer::Unknown("its expression can't be evaluated".to_owned()),
+            Err(_) => too_long(),
+        }
+    }
+}
+
+/// Whether an expression can be used; for the validation of policies.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(expression: &str) -> Result<(), String> {
+    std::thread::scope(|scope| {
+        let work = || compiled(expression).map(|_| ());
+        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| format!("there is no thread to parse it: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("it can't be parsed".to_owned()))
+    })
+}
+
+fn compiled(expression: &str) -> Result<Program, String> {
+    let program = Program::compile(expression).map_err(|error| first_line(&error.to_string()))?;
+    let (loops, depth) = nesting(&program.expression().expr);
+    if loops > MOST_LOOPS {
+        return Err(format!(
+            "{loops} of .all(), .exists(), .exists_one(), .filter() and .map() lie within each other, {MOST_LOOPS} may"
+        ));
+    }
+    if depth > DEEPEST {
+        return Err(format!("it is nested {depth} deep, {DEEPEST} may be"));
+    }
+    Ok(program)
+}
+
+/// How many loops lie within each other, and how deep the expression is.
+fn nesting(expression: &Expr) -> (usize, usize) {
+    let mut inner: Vec<&Expr> = Vec::new();
+    let mut own = 0;
+    match expression {
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
+        Expr::Call(call) => {
+            inner.extend(call.target.iter().map(|target| &target.expr));
+            inner.extend(call.args.iter().map(|argument| &argument.expr));
+        }
+        Expr::List(list) => inner.extend(list.elements.iter().map(|element| &element.expr)),
+        Expr::Map(map) => inner = entries(&map.entries),
+        Expr::Struct(made) => inner = entries(&made.entries),
+        Expr::Select(select) => inner.push(&select.operand.expr),
+        Expr::Comprehension(made) => {
+            own = 1;
+            inner.extend([&made.accu_init.expr, &made.loop_cond.expr, &made.loop_step.expr, &made.result.expr]);
+            // The range is gone through before the loop: one behind the other and not one in the other.
+            let (range, deep) = nesting(&made.iter_range.expr);
+            let (loops, depth) = deepest(&inner);
+            return (range.max(loops + own), deep.max(depth) + 1);
+        }
+    }
+    let (loops, depth) = deepest(&inner);
+    (loops + own, depth + 1)
+}
+
+/// The expressions of a map's or a struct's entries.
+fn entries(entries: &[IdedEntryExpr]) -> Vec<&Expr> {
+    let parts = entries.iter().flat_map(|entry| match &entry.expr {
+        EntryExpr::StructField(field) => vec![&field.value.expr],
+        EntryExpr::MapEntry(entry) => vec![&entry.key.expr, &entry.value.expr],
+    });
+    parts.collect()
+}
+
+fn deepest(parts: &[&Expr]) -> (usize, usize) {
+    parts.iter().map(|part| nesting(part)).fold((0, 0), |most, one| (most.0.max(one.0), most.1.max(one.1)))
+}
+
+fn first_line(text: &str) -> String {
+    text.lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("it can't be parsed")
+        .chars()
+        .take(200)
+        .collect()
+}
+
+fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> GateAnswer {
+    let program = match compiled(expression) {
+        Ok(program) => program,
+        Err(error) => return GateAnswer::Unknown(format!("the CEL expression is wrong: {error}")),
+    };
+    if objects.is_empty() {
+        return GateAnswer::Unknown(format!("there is no such {kind}"));
+    }
+    let mut context = Context::default();
+    context.add_variable_from_value("node", node.unwrap_or_default().to_owned());
+    let clock = Clock { until: Instant::now() + PATIENCE, over: AtomicBool::new(false) };
+    let (mut bad, mut unknown) = (Vec::new(), Vec::new());
+    for object in objects {
+        let mut own = context.new_inner_scope();
+        own.add_variable_from_value("object", object.value.clone());
+        own.set_variable_resolver(&clock);
+        match evaluate(expression, &program, &own) {
+            Ok(true) => {}
+            Ok(false) => bad.push(object.name.clone()),
+            Err(reason) => unknown.push(format!("{} ({reason})", object.name)),
+        }
+        if clock.resolve("").is_some() {
+            return too_long();
+        }
+    }
+    let list = |names: &[String]| {
+        let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+        format!("{}{more}", names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", "))
+    };
+    if !bad.is_empty() {
+        GateAnswer::Failed(format!("{kind} {} does not fulfil: {expression}", list(&bad)))
+    } else if !unknown.is_empty() {
+        GateAnswer::Unknown(format!("the expression can't be evaluated for {kind} {}", list(&unknown)))
+    } else {
+        GateAnswer::Passed
+    }
+}
+
+fn evaluate(expression: &str, program: &Program, context: &Context<'_>) -> Result<bool, String> {
+    match program.execute(context) {
+        Ok(Value::Bool(holds)) => Ok(holds),
+        Ok(_) => Err("it gives something other than true or false".to_owned()),
+        Err(error) => Err(without_values(expression, &error)),
+    }
+}
+
+/// What went wrong, in words that stand in the expression or here. An error of the library holds the values it was about, and
+/// a key may be one: `{'a': true}[object.spec.secret]`.
+fn without_values(expression: &str, error: &ExecutionError) -> String {
+    match error {
+        // Not yet: a pod that waits for its node, a status that nobody has written.
+        ExecutionError::NoSuchKey(key) if names(expression, key) => format!("it has no {key} yet"),
+        ExecutionError::NoSuchKey(_) => "it lacks a key that the expression makes of a value".to_owned(),
+        ExecutionError::UndeclaredReference(name) if names(expression, name) => {
+            format!("nothing is called {name}: there are `object` and `node`, and CEL's functions")
+        }
+        ExecutionError::InvalidArgumentCount { expected, actual } => {
+            format!("a function takes {expected} arguments and is given {actual}")
+        }
+        ExecutionError::IndexOutOfBounds(_) => "a list has fewer entries than the index asks for".to_owned(),
+        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "it divides by zero".to_owned(),
+        ExecutionError::Overflow(..) => "a number becomes too large".to_owned(),
+        ExecutionError::FunctionError { function, .. } if names(expression, function) => {
+            format!("{function} can't take what it is given")
+        }
+        _ => "a value is of another type than the expression takes it for".to_owned(),
+    }
+}
+
+/// Whether a word stands in an expression.
+fn names(expression: &str, word: &str) -> bool {
+    let mut words = expression.split(|c: char| !c.is_alphanumeric() && c != '_');
+    // A label's key is no single word.
+    words.any(|one| one == word)
+        || ['\'', '"'].iter().any(|quote| expression.contains(&format!("{quote}{word}{quote}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(name: &str, available: i64) -> Seen {
+        let object = serde_json::from_value(serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"replicas": 3}, "status": {"availableReplicas": available}
+        }));
+        Seen::of(&object.unwrap()).unwrap()
+    }
+
+    const AVAILABLE: &str = "object.status.availableReplicas >= object.spec.replicas";
+
+    #[test]
+    fn every_object_must_fulfil_it() {
+        let good = [deployment("web", 3), deployment("cart", 4)];
+        assert_eq!(judge("Deployment", AVAILABLE, &good, None), GateAnswer::Passed);
+        let mixed = [deployment("web", 3), deployment("cart", 2)];
+        let answer = judge("Deployment", AVAILABLE, &mixed, None);
+        assert!(
+            matches!(&answer, GateAnswer::Failed(m) if m.starts_with("Deployment shop/cart does not fulfil")),
+            "{answer:?}"
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_known_does_not_pass() {
+        let one = [deployment("web", 3)];
+        for (expression, objects, part) in [
+            (AVAILABLE, &[][..], "no such Deployment"),
+            ("object.status.", &one[..], "expression is wrong"),
+            (
+                "object.status.unknownField > 1",
+                &one[..],
+                "can't be evaluated for Deployment shop/web (it has no unknownField yet)",
+            ),
+            ("object.spec.replicas", &one[..], "other than true or false"),
+        ] {
+            let answer = judge("Deployment", expression, objects, None);
+            assert!(matches!(&answer, GateAnswer::Unknown(m) if m.contains(part)), "{expression}: {answer:?}");
+        }
+        assert!(check("object.a ==").is_err() && check(AVAILABLE).is_ok());
+    }
+
+    #[test]
+    fn an_answer_never_holds_what_an_object_holds() {
+        const HELD: &str = "s3cr3t";
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"env": [{"name": "TOKEN", "value": HELD}], "map": {HELD: 1}, "size": 4_711, "none": 0}
+        });
+        let pod = [Seen::of(&serde_json::from_value(object).unwrap()).unwrap()];
+        for expression in [
+            "{'a': true}[VALUE]",
+            "object.spec[VALUE]",
+            "VALUE > 1",
+            "VALUE.nothing()",
+            "VALUE.nothing",
+            "VALUE + 1 == 2",
+            "-VALUE == 1",
+            "!VALUE",
+            "[1][VALUE]",
+            "[1][object.spec.size] == 1",
+            "{VALUE: 1}[object.spec]",
+            "{object.spec: true}[1]",
+            "int(VALUE) == 1",
+            "double(VALUE) == 1.0",
+            "timestamp(VALUE) == timestamp('2026-01-01T00:00:00Z')",
+            "duration(VALUE) == duration('1s')",
+            "'a'.matches(VALUE + '(')",
+            "object.spec.size / object.spec.none == 1",
+            "object.spec.size % object.spec.none == 1",
+            "object.spec.size * 9223372036854775807 == 1",
+            "object.spec.map == 1 && object.spec.map < object.spec",
+            "size(object.spec.size) == 1",
+            "object.spec.map.all(key, {'a': true}[key])",
+            "VALUE",
+        ] {
+            let expression = expression.replace("VALUE", "object.spec.env[0].value");
+            let answer = judge("Pod", &expression, &pod, None);
+            let said = answer.message();
+            assert!(!said.contains(HELD) && !said.contains("4711") && !said.contains("4_711"), "{expression}: {said}");
+            assert!(!answer.passed(), "{expression}");
+        }
+    }
+
+    #[test]
+    fn the_node_is_a_variable() {
+        assert_eq!(judge("Deployment", "node == 'n1'", &[deployment("web", 3)], Some("n1")), GateAnswer::Passed);
+    }
+
+    /// As much as a policy may hold, of everything that nests.
+    #[test]
+    fn no_expression_ends_the_operator() {
+        let long = |start: &str, part: &str, end: &str| {
+            let times = (2_048 - start.len() - end.len()) / part.len();
+            format!("{start}{}{end}", part.repeat(times))
+        };
+        let one = [deployment("web", 3)];
+        for expression in [
+            long("object", ".a", ""),
+            long("true", "&&true", ""),
+            long("1", "+1", " > 0"),
+            long("object", "[0]", ""),
+            long("", "(", ""),
+            long("", "!", "true"),
+            long("", "-", "1 == 1"),
+            long("", "[", ""),
+            long("", "{1:", ""),
+            long("true", "?true:true", ""),
+            long("", "size(", ""),
+            format!("{}1{}", "(".repeat(1_000), ")".repeat(1_000)),
+            format!("{}1{}", "[".repeat(1_000), "]".repeat(1_000)),
+            format!("{}true", "true ? ".repeat(80)),
+        ] {
+            let since = Instant::now();
+            let known = check(&expression);
+            let answer = std::thread::Builder::new().stack_size(STACK).spawn({
+                let (expression, one) = (expression.clone(), one.clone());
+                move || judge("Deployment", &expression, &one, None)
+            });
+            let answer = answer.unwrap().join().unwrap();
+            assert!(known.is_ok() || !answer.passed(), "{expression:.40}: {known:?} {answer:?}");
+            assert!(since.elapsed() < 10 * PATIENCE, "{expression:.40} took {:?}", since.elapsed());
+        }
+        assert!(check(&long("object", ".a", "")).unwrap_err().contains("deep"));
+    }
+
+    #[test]
+    fn loops_within_loops_are_counted() {
+        let env = "object.spec.containers.all(c, c.env.all(e, e.name != 'A'))";
+        check(env).unwrap();
+        check(&format!("{env} && {env}")).unwrap();
+        check("object.spec.containers.map(c, c.env).filter(e, size(e) > 1).all(e, e.exists(v, v.name == 'A'))")
+            .unwrap();
+        let third = "object.a.all(a, object.a.exists(b, object.a.exists_one(c, c == b)))";
+        assert!(check(third).unwrap_err().contains("3 of .all()"), "{:?}", check(third));
+        assert!(check("object.a.all(a, [1].map(b, {1: a.filter(c, true)}) == [])").is_err());
+    }
+
+    #[test]
+    fn one_that_takes_long_ends() {
+        let list: Vec<i64> = (0..20_000).collect();
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "List", "metadata": {"name": "long"}, "spec": {"list": list}
+        });
+        let long = [Seen::of(&serde_json::from_value(object).unwrap()).unwrap()];
+        let since = Instant::now();
+        let answer = judge("List", "object.spec.list.all(a, object.spec.list.all(b, a + b >= 0))", &long, None);
+        assert!(matches!(&answer, GateAnswer::Unknown(why) if why.contains("takes longer than 2 s")), "{answer:?}");
+        assert!(since.elapsed() < 5 * PATIENCE, "{:?}", since.elapsed());
+    }
+
+    /// Even what no clock reaches holds up nobody but its own gate.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_never_ends_keeps_its_own_place_only() {
+        let judges = Judges::default();
+        let (end, wait) = std::sync::mpsc::channel::<()>();
+        let hangs = move || {
+            let _ = wait.recv();
+            GateAnswer::Passed
+        };
+        assert_eq!(judges.run("hangs", hangs).await, too_long());
+        assert_eq!(judges.run("hangs", || GateAnswer::Passed).await, too_long());
+        assert_eq!(judges.run("other", || GateAnswer::Passed).await, GateAnswer::Passed);
+        end.send(()).unwrap();
+    }
+}
