@@ -56,10 +56,6 @@ pub struct Settings {
     #[arg(long, env = "BASCULE_TIME_ZONES", value_name = "FOLDER")]
     pub time_zones: Option<PathBuf>,
 
-    /// The name of the Lease that the replicas share.
-    #[arg(long, env = "BASCULE_LEASE_NAME", default_value = "bascule-operator", value_parser = label)]
-    pub lease_name: String,
-
     /// After how many seconds without a renewal another replica takes over.
     #[arg(long, env = "BASCULE_LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(2..=LONGEST_LEASE))]
     pub lease_seconds: u64,

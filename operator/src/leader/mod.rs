@@ -12,6 +12,7 @@ mod election;
 mod neighbours;
 
 use crate::{clock::Clock, settings::Settings};
+use bascule_api::OPERATOR_LEASE;
 use campaign::Campaign;
 use election::{Candidate, Terms};
 use futures::StreamExt as _;
@@ -79,21 +80,21 @@ impl Leader {
         let (acts_until, held) = watch::channel(None);
         let mut campaign = Campaign {
             leases: Api::namespaced(client.clone(), namespace),
-            name: settings.lease_name.clone(),
+            name: OPERATOR_LEASE.to_owned(),
             candidate: Candidate::new(terms),
             clock,
             acts_until,
         };
         campaign.first_look().await.map_err(|source| LeaderError::Lease {
             namespace: namespace.to_owned(),
-            name: settings.lease_name.clone(),
+            name: OPERATOR_LEASE.to_owned(),
             source: Box::new(source),
         })?;
         let (stop, stopped) = oneshot::channel();
         let campaign = tokio::spawn(campaign.run(stopped));
         let (sender, state) = watch::channel(Leadership::default());
         let leases: Api<Lease> = Api::all(client);
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", settings.lease_name));
+        let config = watcher::Config::default().fields(&format!("metadata.name={OPERATOR_LEASE}"));
         let fence = Fence {
             identity: identity.to_owned(),
             namespace: namespace.to_owned(),
