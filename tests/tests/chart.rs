@@ -50,8 +50,9 @@ fn objects(yaml: &[u8]) -> Objects {
 }
 
 fn render(values: &[&str]) -> Output {
-    let helm = Binaries::helm(&|_| {}).unwrap();
-    Command::new(helm).arg(tree().join("charts/bascule")).arg("bascule-system").args(values).output().unwrap()
+    let mut helm = Command::new(Binaries::helm(&|_| {}).unwrap());
+    helm.args(["template", "bascule", "--namespace", "bascule-system"]).arg(tree().join("charts/bascule"));
+    helm.args(values.iter().flat_map(|value| ["--set", value])).output().unwrap()
 }
 
 fn helm(values: &[&str]) -> Objects {
@@ -105,11 +106,19 @@ fn helm_and_kustomize_install_the_same() {
         "operator.env[0].value=http://proxy.example:3128",
         "agent.bootPartition=/boot/efi",
         "agent.resources.requests.cpu=20m",
+        "imagePullSecrets[0].name=registry",
+        "operator.nodeSelector.pool=control",
     ]));
     let pod = |name: &str| own[name]["spec"]["template"]["spec"].clone();
     let operator = &pod("Deployment \"bascule-operator\"")["containers"][0];
     assert_eq!(operator["resources"]["limits"]["memory"], "1Gi");
     assert_eq!(operator["env"].as_array().unwrap().last().unwrap()["value"], "http://proxy.example:3128");
+    let spec = pod("Deployment \"bascule-operator\"");
+    assert_eq!(
+        (&spec["imagePullSecrets"][0]["name"], &spec["nodeSelector"]["pool"]),
+        (&"registry".into(), &"control".into())
+    );
+    assert_eq!(pod("DaemonSet \"bascule-agent\"")["imagePullSecrets"][0]["name"], "registry");
     let agent = pod("DaemonSet \"bascule-agent\"");
     assert_eq!(agent["containers"][0]["resources"]["requests"]["cpu"], "20m");
     let boot = agent["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "efi").unwrap();

@@ -14,11 +14,13 @@ use std::time::{Duration, Instant};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
 };
-use bascule_tests::control_plane::{ControlPlane, Options};
+use bascule_tests::control_plane::{Binaries, ControlPlane, Options};
+use bascule_tests::files::copy_folder;
 use bascule_tests::page::{self, Page};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PodSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::api::ListParams;
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 
@@ -73,11 +75,14 @@ async fn the_page_installs_and_takes_out() {
     let container = &spec.template.spec.as_ref().unwrap().containers[0];
     assert_eq!(container.resources.as_ref().unwrap().limits.as_ref().unwrap()["memory"].0, "1Gi");
     let more = container.env.iter().flatten().filter(|one| one.value_from.is_none()).map(|one| one.name.as_str());
-    assert_eq!(more.collect::<Vec<_>>(), ["BASCULE_STATE_DIR", "HTTPS_PROXY", "BASCULE_MAX_UNAVAILABLE"]);
+    assert_eq!(more.collect::<Vec<_>>(), ["BASCULE_STATE_DIR", "HTTPS_PROXY", "NO_PROXY", "BASCULE_MAX_UNAVAILABLE"]);
     let operator = image(spec.template.spec);
     assert_eq!(operator.as_deref(), Some("registry.example.com/platform/bascule-operator:0.1.0"));
     let agent = Api::<DaemonSet>::namespaced(client.clone(), "bascule-agents").get("bascule-agent").await.unwrap();
     let pod = agent.spec.and_then(|spec| spec.template.spec);
+    let pulls =
+        |pod: &Option<PodSpec>| pod.as_ref()?.image_pull_secrets.as_ref()?.first().map(|secret| secret.name.clone());
+    assert_eq!(pulls(&pod).as_deref(), Some("registry"));
     let boot = pod
         .as_ref()
         .and_then(|pod| pod.volumes.as_ref()?.iter().find(|volume| volume.name == "efi")?.host_path.clone());
@@ -227,6 +232,53 @@ metadata:
   labels: {node.kubernetes.io/exclude-from-external-load-balancers: "true"}
 spec: {unschedulable: true}
 "#;
+
+/// The page's block for Helm, typed with the real Helm: installed in a namespace that is held to `restricted`, upgraded without
+/// a change, and taken out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_chart_installs_upgrades_and_takes_out() {
+    let (page, folder) = follow();
+    let folder = folder.path();
+    copy_folder(&page::tree().join("charts"), &folder.join("charts")).unwrap();
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    let helm = Binaries::helm(&|_| {}).unwrap().parent().unwrap().to_owned();
+    // What Helm keeps on this machine is nobody's.
+    let home = folder.join("home");
+    let typed = |script: &str| {
+        let mut shell = page::shell(&control_plane, script, folder, std::slice::from_ref(&helm));
+        let output = shell.env("HOME", &home).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let install = page.block("helm");
+    let said = typed(&install);
+    assert!(said.contains("STATUS: deployed"), "{said}");
+
+    // Nothing in the operator's pods is against what their namespace is held to: they are made.
+    let client = control_plane.client().await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(client, "bascule-system");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while pods.list(&ListParams::default()).await.unwrap().items.len() < 2 {
+        let events = kubectl(&control_plane, &["-n", "bascule-system", "get", "events"], folder);
+        assert!(Instant::now() < deadline, "no pod of the operator was made: {events}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let before = changes(&control_plane, folder);
+    assert!(before.len() > 30, "{before:?}");
+    let said = typed(&install);
+    assert!(said.contains("REVISION: 2"), "{said}");
+    assert_eq!(changes(&control_plane, folder), before, "the same chart again changes nothing");
+
+    typed("helm uninstall bascule --namespace bascule-system");
+    let left = kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
+    let left: BTreeSet<&str> = left.lines().collect();
+    let own = [
+        "clusterrolebinding.rbac.authorization.k8s.io/bascule-on-call",
+        "namespace/bascule-system",
+        "rolebinding.rbac.authorization.k8s.io/bascule-live-report",
+    ];
+    assert_eq!(left, own.into(), "the namespace and on-call.yaml were not Helm's to make");
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {

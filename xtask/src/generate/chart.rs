@@ -50,11 +50,20 @@ const FILES: [(&str, When); 27] = [
 ];
 
 /// What a value of the chart stands for in the manifests.
-const VALUES: [(&str, &str); 11] = [
+const VALUES: [(&str, &str); 13] = [
     ("bascule-system", "{{ .Release.Namespace }}"),
     ("bascule-agents", "{{ .Values.agent.namespace }}"),
     ("image: bascule-operator", "image: {{ required \"operator.image is yours to set\" .Values.operator.image }}"),
     ("image: bascule-agent", "image: {{ required \"agent.image is yours to set\" .Values.agent.image }}"),
+    (
+        "      serviceAccountName: bascule-operator\n",
+        "      serviceAccountName: bascule-operator\n{{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n{{- end }}\n\
+         {{- with .Values.operator.nodeSelector }}\n      nodeSelector: {{ toJson . }}\n{{- end }}\n",
+    ),
+    (
+        "      serviceAccountName: bascule-agent\n",
+        "      serviceAccountName: bascule-agent\n{{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n{{- end }}\n",
+    ),
     ("replicas: 1", "replicas: {{ .Values.operator.replicas }}"),
     // What components/extra-ca and components/dashboard add to the Deployment, and what is the admin's own.
     (
@@ -112,6 +121,8 @@ operator:
   env: []
   # PEM of an authority of your own, for repositories, Prometheus and gates.
   extraCA: \"\"
+  # Which nodes may carry it, e.g. {node-role.kubernetes.io/control-plane: \"\"}: whoever has root on one has its rights.
+  nodeSelector: {}
 agent:
   # Yours to set, for a DaemonSet.
   image: \"\"
@@ -124,6 +135,8 @@ agent:
     limits: {memory: 128Mi}
   # Where the hosts mount the boot partition: /efi or /boot/efi.
   bootPartition: /efi
+# Of a registry that wants a user, in both namespaces, e.g. [{name: registry}].
+imagePullSecrets: []
 # The repository's root.json, for policies that name no other.
 trustRoot: \"\"
 # Who reaches the operator, and whom it reaches.
