@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options};
 use http::{Method, Request};
-use kube::Client;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 const API: &str = "/apis/bascule.dev/v1alpha1";
@@ -296,6 +297,21 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     .await;
     host.is_refused(Method::PATCH, &update("n2"), order.clone(), NOTHING_ELSE).await;
     host.is_refused(Method::DELETE, &update("n1"), Value::Null, NOTHING_ELSE).await;
+
+    // Root on a node is its kubelet: it gets the tokens of its own pods, so that of an operator there (docs/security.md), and of
+    // nobody else's.
+    let pods: Api<Pod> = Api::namespaced(control_plane.client().await.unwrap(), "bascule-system");
+    let uid = pods.get("operator-n2").await.unwrap().uid();
+    let for_pod = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "operator-n2", "uid": uid}}});
+    let tokens = "/api/v1/namespaces/bascule-system/serviceaccounts/bascule-operator/token";
+    host.sends(Method::POST, tokens, &for_pod).await.unwrap();
+    let other = Attacker::new("host agent of n1", &control_plane.kubelet("n1").unwrap()).await;
+    other
+        .is_refused(Method::POST, tokens, for_pod, "node requested token bound to a pod scheduled on a different node")
+        .await;
+    let secret = "/api/v1/namespaces/bascule-system/secrets/bascule-prometheus";
+    other.is_refused(Method::GET, secret, Value::Null, "no relationship found").await;
 
     // The operator gives orders and never speaks for an agent, not even for the node it runs on.
     for node in ["n1", "n2"] {

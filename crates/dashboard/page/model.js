@@ -7,6 +7,10 @@ export const STATES = {
 };
 const MOVES = new Set(["Draining", "Rebooting", "Trial", "Reverting"]);
 const HOLDS_ALL = new Set(["Halted", "PolicyConflict"]);
+const ill = ({ type, status, reason }) =>
+  type === "Accepted" ? status === "False"
+  : type === "MaintenancePlanned" ? reason === "HookFailed"
+  : HOLDS_ALL.has(type) && status === "True";
 const VERSIONS = 8;
 
 export const fleet = { ready: false, head: null, plannedAt: null, nodes: new Map(), waits: new Map(), calendar: null };
@@ -100,8 +104,7 @@ export function notices(now) {
     const status = policy.status;
     if (policy.paused) list.push({ bad: false, text: `${policy.name} is paused by its spec: nothing new starts` });
     for (const condition of status.conditions ?? []) {
-      const ill = condition.type === "Accepted" ? condition.status === "False" : HOLDS_ALL.has(condition.type) && condition.status === "True";
-      if (ill) list.push({ bad: true, text: `${policy.name}: ${condition.type} is ${condition.status}, ${condition.reason}: ${condition.message}` });
+      if (ill(condition)) list.push({ bad: true, text: `${policy.name}: ${condition.type} is ${condition.status}, ${condition.reason}: ${condition.message}` });
     }
     if (status.repository?.error) list.push({ bad: true, text: `${policy.name}: its repository can't be read: ${status.repository.error}` });
     for (const blocked of status.blocked ?? []) list.push({ bad: false, text: `${policy.name}: ${blocked.version} is blocked by ${blocked.by}: ${blocked.reason}` });
