@@ -65,23 +65,33 @@ impl Page {
     }
 }
 
-/// `manifests/` as they were before they were changed last, unpacked below `folder`. Where there is no history (a shallow clone,
-/// an archive), those of today.
+fn git(arguments: &[&str]) -> std::io::Result<std::process::Output> {
+    Command::new("git").current_dir(tree()).args(arguments).output()
+}
+
+/// The last commit with other `manifests/` than those of today. `None` where there is no history (a shallow clone, an archive).
+#[must_use]
+pub fn previous_commit() -> Option<String> {
+    let commits = git(&["log", "--max-count=20", "--format=%H", "--", "manifests"]).map(|output| output.stdout);
+    let commits = String::from_utf8_lossy(&commits.unwrap_or_default()).into_owned();
+    let differs =
+        |commit: &&str| git(&["diff", "--quiet", commit, "--", "manifests"]).unwrap().status.code() == Some(1);
+    commits.lines().find(differs).map(str::to_owned)
+}
+
+/// `manifests/` of [`previous_commit`], unpacked below `folder`; where there is none, those of today.
 #[must_use]
 pub fn previous_manifests(folder: &Path) -> PathBuf {
-    let git = |arguments: &[&str]| Command::new("git").current_dir(tree()).args(arguments).output();
-    let commits = git(&["log", "--max-count=20", "--format=%H", "--", "manifests"]).map(|output| output.stdout);
-    for commit in String::from_utf8_lossy(&commits.unwrap_or_default()).lines() {
-        let differs = git(&["diff", "--quiet", commit, "--", "manifests"]).unwrap().status.code() == Some(1);
-        let archive = folder.join("manifests.tar");
-        let archive = archive.to_str().unwrap();
-        if differs && git(&["archive", "--output", archive, commit, "manifests"]).unwrap().status.success() {
+    let archive = folder.join("manifests.tar");
+    let archive = archive.to_str().unwrap();
+    match previous_commit() {
+        Some(commit) if git(&["archive", "--output", archive, &commit, "manifests"]).unwrap().status.success() => {
             let unpacked = Command::new("tar").args(["-xf", archive, "-C"]).arg(folder).status().unwrap();
             assert!(unpacked.success());
-            return folder.join("manifests");
+            folder.join("manifests")
         }
+        _ => tree().join("manifests"),
     }
-    tree().join("manifests")
 }
 
 /// More components in a folder that was laid out.

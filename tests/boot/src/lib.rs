@@ -14,6 +14,7 @@ pub mod lab;
 pub mod machine;
 pub mod oci;
 pub mod offline;
+pub mod older;
 pub mod programs;
 pub mod qmp;
 pub mod reference;

@@ -16,6 +16,7 @@ use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
 use crate::lab::{Lab, Places};
+use crate::older::Older;
 use crate::programs;
 use crate::reference::Edition;
 use crate::release::Release;
@@ -59,7 +60,7 @@ impl Wanted {
     /// What the first machine boots.
     fn first(&self) -> Edition<'static> {
         match self.only.as_slice() {
-            [_] if ["kubelet", "install"].iter().any(|name| self.has(name, true)) => Edition::CONTAINERS_OLD,
+            [_] if ["kubelet", "install", "upgrade"].iter().any(|name| self.has(name, true)) => Edition::CONTAINERS_OLD,
             _ => Edition::OLD,
         }
     }
@@ -196,7 +197,7 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     if wanted.has("gptprio", false) {
         results.note("gptprio", async { gptprio::run() }).await;
     }
-    let apart = ["counting", "order", "install"].iter().any(|name| wanted.some_of(name));
+    let apart = ["counting", "order", "install", "upgrade"].iter().any(|name| wanted.some_of(name));
     if apart || wanted.wants_cluster() {
         on_machines(workspace, &wanted, &results).await?;
     }
@@ -239,10 +240,13 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
             results.note("order", order::run(lab)).await;
         }));
     }
-    if wanted.has("install", true) {
-        chains.push(Box::pin(async {
-            results.note("install", installation(&places, &releases)).await;
-        }));
+    for name in ["install", "upgrade"] {
+        if wanted.has(name, true) {
+            let (places, releases) = (&places, &releases);
+            chains.push(Box::pin(async move {
+                results.note(name, installation(workspace, places, releases, name)).await;
+            }));
+        }
     }
     let mut needed = Vec::new();
     if let Some(surroundings) = &surroundings {
@@ -264,12 +268,21 @@ async fn on_machines(workspace: &Path, wanted: &Wanted, results: &Results) -> an
 }
 
 /// A cluster of its own: what is installed there is no other scenario's business.
-async fn installation(places: &Places, releases: &Releases) -> anyhow::Result<()> {
-    let folder = places.folder().join("site");
+async fn installation(workspace: &Path, places: &Places, releases: &Releases, name: &str) -> anyhow::Result<()> {
+    let folder = places.folder().join(format!("site-{name}"));
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let vendor = places.vendor_in(&folder).await?;
     let (old, new) = (releases.containers_old.get().await?, releases.containers_new.get().await?);
-    install::run(&releases.containers_old.lab, &folder, &vendor, old, new).await
+    let scene = install::Scene { lab: &releases.containers_old.lab, folder: &folder, vendor: &vendor, old, new };
+    match name {
+        "upgrade" => {
+            let workspace = workspace.to_owned();
+            let older = tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
+            say(&format!("the version before is of {}", older.commit()));
+            install::upgrade(scene, &older).await
+        }
+        _ => install::run(scene).await,
+    }
 }
 
 /// Builds what the wanted scenarios install, so that machines need not wait for it.
@@ -279,6 +292,10 @@ async fn installation(places: &Places, releases: &Releases) -> anyhow::Result<()
 pub async fn make_ahead(workspace: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     if wanted.first() != Edition::CONTAINERS_OLD {
         return Ok(());
+    }
+    if wanted.has("upgrade", true) {
+        let workspace = workspace.to_owned();
+        tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
     }
     let places = Places::prepare(workspace)?;
     let prepared = places.clone();

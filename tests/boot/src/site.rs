@@ -30,8 +30,28 @@ pub enum AgentIs {
     Service,
 }
 
+/// A version of Bascule.
+#[derive(Debug, Clone, Copy)]
+pub struct Version<'a> {
+    /// The root of its source.
+    pub tree: &'a Path,
+    /// The tag of its images.
+    pub tag: &'a str,
+}
+
 /// What is added to the page's first policy: an emulated machine that shares its processor takes longer than any real one.
 const SLOW_MACHINES: &str = "  health: {nodeReadyTimeout: 18m}\n";
+/// The tag that the page shows.
+const TAG: &str = "0.1.0";
+
+impl Version<'static> {
+    /// Of this tree, with the tag that the page shows.
+    #[must_use]
+    pub fn today() -> Self {
+        Self { tree: page::tree(), tag: TAG }
+    }
+}
+
 /// The cluster, and the folder that the admin works in.
 pub struct Site {
     control_plane: ControlPlane,
@@ -57,7 +77,7 @@ impl Site {
     ///
     /// # Errors
     /// When a part does not come up, or the images can't be built.
-    pub async fn start(folder: &Path, vendor: &Vendor) -> anyhow::Result<Self> {
+    pub async fn start(folder: &Path, vendor: &Vendor, version: Version<'_>) -> anyhow::Result<Self> {
         // A machine under emulation that shares its processor is slow to beat, and that is not what is tested.
         let options = Options { node_monitor_grace: Duration::from_secs(40), ..Options::default() };
         let control_plane = ControlPlane::start(options).await?;
@@ -86,23 +106,33 @@ impl Site {
             authority,
             ports,
         };
-        site.is_prepared().await?;
+        site.has(version).await?;
         Ok(site)
     }
 
-    /// Puts the images into the registry, and lays out the admin's folder as the page describes it.
-    async fn is_prepared(&self) -> anyhow::Result<()> {
-        say("building the container images, and putting them into the registry");
+    /// Puts the images of a version into the registry, and lays out the admin's folder as the page describes it, with that
+    /// version's manifests.
+    ///
+    /// # Errors
+    /// When the images can't be built, or a file can't be written.
+    pub async fn has(&self, version: Version<'_>) -> anyhow::Result<()> {
+        let Version { tree, tag } = version;
+        say(&format!("building the container images {tag}, and putting them into the registry"));
         let mut images = tokio::process::Command::new(self.programs.join("xtask"));
-        images.current_dir(page::tree()).args(["images", "--push"]);
+        // The tree that it is started in is what it builds, unless cargo names another.
+        images.current_dir(tree).env_remove("CARGO_MANIFEST_DIR").args(["images", "--tag", tag, "--push"]);
         images.arg(format!("{}/platform", self.registry.address())).arg("--ca").arg(self.registry.authority());
-        images.arg("--out").arg(&self.images);
+        images.arg("--out").arg(self.images.join(tag));
         let built = images.kill_on_drop(true).output().await.context("starting `cargo xtask images`")?;
         ensure!(built.status.success(), "no images: {}", String::from_utf8_lossy(&built.stderr));
         say(&format!("cargo xtask images --push\n{}", String::from_utf8_lossy(&built.stdout).trim_end()));
 
-        self.page.lay_out(&self.folder, &page::tree().join("manifests"), &self.trust_root);
-        self.page.add_authority(&self.folder, &self.authority);
+        if self.folder.exists() {
+            std::fs::remove_dir_all(&self.folder).with_context(|| format!("emptying {}", self.folder.display()))?;
+        }
+        let page = self.page.with(&[(&format!("newTag: {TAG}"), &format!("newTag: {tag}"))]);
+        page.lay_out(&self.folder, &tree.join("manifests"), &self.trust_root);
+        page.add_authority(&self.folder, &self.authority);
         page::add_resource(&self.folder, "manifests/components/host-agent/rbac.yaml");
         let policy = self.folder.join("workers.yaml");
         let text = std::fs::read_to_string(&policy).with_context(|| format!("reading {}", policy.display()))?;

@@ -2,7 +2,10 @@
 //! docs/install.md shows typed word for word, operators as pods on these machines, the agent once as a pod and once as a
 //! service of the host. Then an update goes through both, the operators' own nodes among them. Catches whatever is tested in
 //! another way than it is installed.
+//!
+//! `upgrade` is the same with what the previous commit had, its images included; in the middle of the update today's come.
 
+use std::future::Future;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,7 +14,7 @@ use bascule_api::{NodeUpdate, WaitReason};
 use bascule_planner::snapshot::agent_pod_trouble;
 use bascule_sim::layout::Slot;
 use bascule_tests::control_plane::apply;
-use futures::future::try_join_all;
+use futures::future::{select_ok, try_join_all};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::wait::await_condition;
@@ -23,33 +26,79 @@ use crate::container_os;
 use crate::lab::{Lab, Setup};
 use crate::machine::Machine;
 use crate::offline;
+use crate::older::Older;
 use crate::release::Release;
 use crate::say;
-use crate::site::{AgentIs, Site};
+use crate::site::{AgentIs, Site, Version};
 use crate::vendor::Vendor;
 
 /// The channel of the page's first policy.
 const CHANNEL: &str = "stable";
 /// From the first policy to the agents' first word: an image is pulled, and a service has waited for its Role.
 const ENROLLED: Duration = Duration::from_secs(600);
-/// The node whose agent is a pod, and the one where it is a service of the host.
-const NODES: [&str; 2] = ["i1", "i2"];
+/// The tag of what is installed before an upgrade.
+const BEFORE: &str = "0.0.9";
 
-/// Runs it.
+/// What both scenarios need.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// Images and folders.
+    pub lab: &'a Lab,
+    /// Where everything of the cluster is kept.
+    pub folder: &'a Path,
+    /// The repository.
+    pub vendor: &'a Vendor,
+    /// What the machines run.
+    pub old: &'a Release,
+    /// What they are to run.
+    pub new: &'a Release,
+}
+
+/// Runs it with what this tree has.
 ///
 /// # Errors
 /// When something is not as it should be, with what both machines say.
-pub async fn run(lab: &Lab, folder: &Path, vendor: &Vendor, old: &Release, new: &Release) -> anyhow::Result<()> {
+pub async fn run(scene: Scene<'_>) -> anyhow::Result<()> {
+    on_machines(scene, Version::today(), ["i1", "i2"], async |_, _| Ok(())).await
+}
+
+/// Runs it with what an earlier commit had, until the first node is disrupted.
+///
+/// # Errors
+/// As [`run`].
+pub async fn upgrade(scene: Scene<'_>, older: &Older) -> anyhow::Result<()> {
+    let before = Version { tree: older.tree(), tag: BEFORE };
+    on_machines(scene, before, ["u1", "u2"], async |site, names| {
+        let granted = names.map(|name| {
+            let disrupted = |update: &NodeUpdate| update.spec.disruption.is_some();
+            Box::pin(until(site, name, "it is disrupted, and a newer version comes", STAGE, disrupted))
+        });
+        select_ok(granted).await?;
+        site.has(Version::today()).await?;
+        site.follows("apply").await?;
+        site.types("kubectl -n bascule-agents rollout status daemonset/bascule-agent").await?;
+        Ok(())
+    })
+    .await
+}
+
+async fn on_machines<'a>(
+    scene: Scene<'a>,
+    version: Version<'a>,
+    names: [&'static str; 2],
+    meanwhile: impl AsyncFnOnce(&Site, [&'static str; 2]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let Scene { lab, folder, vendor, old, new } = scene;
     vendor.publish(CHANNEL, new, &[old]).await?;
-    let site = Site::start(folder, vendor).await?;
+    let site = Site::start(folder, vendor, version).await?;
     let mut machines = Vec::new();
-    for (name, agent) in NODES.into_iter().zip([AgentIs::Pod, AgentIs::Service]) {
+    for (name, agent) in names.into_iter().zip([AgentIs::Pod, AgentIs::Service]) {
         let setup = Setup { memory_mib: MEMORY_MIB, ..Setup::default() };
         let mut machine = lab.host_of(name, old, &site.state_of(name, agent)?, site.ports(), &setup)?;
         machine.power_on()?;
         machines.push(machine);
     }
-    if let Err(error) = play(&site, &machines, new).await {
+    if let Err(error) = play(&site, &machines, names, new, meanwhile(&site, names)).await {
         let cluster = site.types(SYMPTOMS).await.unwrap_or_else(|error| format!("{error:#}"));
         let machines = symptoms(&machines.iter().collect::<Vec<_>>()).await;
         return Err(error.context(format!("{machines}\n{cluster}")));
@@ -66,10 +115,16 @@ pub async fn run(lab: &Lab, folder: &Path, vendor: &Vendor, old: &Release, new: 
 const SYMPTOMS: &str = "kubectl get nodes,nodeupdates,updatepolicies,pods -A -o wide; kubectl get events -A; \
                         kubectl describe pods -A";
 
-async fn play(site: &Site, machines: &[Machine], new: &Release) -> anyhow::Result<()> {
+async fn play(
+    site: &Site,
+    machines: &[Machine],
+    names: [&'static str; 2],
+    new: &Release,
+    meanwhile: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
     let boots = try_join_all(machines.iter().map(|machine| ready(site.client(), machine, 0))).await?;
     site.types("kubectl get nodes -o wide").await?;
-    let [first, serves] = NODES;
+    let [first, serves] = names;
     site.types(&format!("kubectl label node {serves} bascule.dev/agent=service")).await?;
 
     words_of_a_program_for_another_machine(site, first).await?;
@@ -77,7 +132,7 @@ async fn play(site: &Site, machines: &[Machine], new: &Release) -> anyhow::Resul
     let first_command = Instant::now();
     site.follows("apply").await?;
     site.follows("look").await?;
-    for name in NODES {
+    for name in names {
         let paused = |update: &NodeUpdate| {
             let status = update.status.as_ref();
             let reason = status.and_then(|status| status.rollout.as_ref()).map(|rollout| rollout.reason);
@@ -102,7 +157,7 @@ async fn play(site: &Site, machines: &[Machine], new: &Release) -> anyhow::Resul
         site.types("kubectl get nodeupdates; kubectl -n bascule-system get pods -o wide").await?;
         Ok(seconds)
     };
-    let seconds = try_join_all(NODES.map(updated)).await?;
+    let (seconds, ()) = futures::future::try_join(try_join_all(names.map(updated)), meanwhile).await?;
     let first = seconds.iter().min().context("no node")?;
     say(&format!("from the first command to the first updated node: {first} s; to both: {seconds:?}"));
 

@@ -234,7 +234,8 @@ async fn show(stage: Stage<'_>, what: &str, arguments: &[&str]) -> anyhow::Resul
 /// What somebody would look at first.
 pub(super) async fn symptoms(machines: &[&Machine]) -> String {
     const LOOK: &str = "ctr --namespace k8s.io task ls; journalctl --boot --no-pager --lines 60 --output short-monotonic \
-                        --unit kubelet --unit containerd --unit bascule-test-images";
+                        --unit kubelet --unit containerd --unit bascule-test-images; \
+                        for log in /var/log/pods/bascule-*/*/*.log; do [ ! -e \"$log\" ] || { echo \"== $log\"; tail -n 40 \"$log\"; }; done";
     let mut all = String::new();
     for machine in machines {
         let runtime = machine.run(LOOK, BOOT).await.unwrap_or_else(|error| format!("{error:#}"));
