@@ -85,6 +85,27 @@ fn wait(reason: WaitReason, message: &str, object: Option<(&str, &str)>, until: 
 /// Markup in what others write: it is to be read, not to be carried out.
 pub const MARKUP: &str = "<img src=x onerror=\"window.hurt=1\"> & <script>window.hurt=1</script>";
 
+/// The same with what people and agents write in a fleet that is nobody's test.
+pub fn without_markup(mut report: LiveReport) -> LiveReport {
+    for wait in report.waits.iter_mut().filter(|wait| wait.message == MARKUP) {
+        wait.message = "somebody cordoned the node".to_owned();
+        wait.object = Some(ObjectRef {
+            kind: "Node".to_owned(),
+            namespace: None,
+            name: "node-0017.eu-central-1.compute.internal".to_owned(),
+        });
+    }
+    report
+}
+
+/// A node has been drained and reboots.
+pub fn reboots(report: &mut LiveReport, node: usize) {
+    let why = wait(WaitReason::Rebooting, "the agent arms the release and the machine reboots", None, None);
+    report.waits.push(why);
+    let node = &mut report.nodes[node];
+    (node.state, node.wait, node.drain) = (RolloutState::Rebooting, report.waits.len() - 1, None);
+}
+
 /// So many nodes in three zones, in the middle of a rollout: two are drained, one is on trial, one has failed.
 pub fn fleet(count: usize) -> LiveReport {
     let waits = vec![
@@ -140,10 +161,16 @@ pub fn fleet(count: usize) -> LiveReport {
             "name": name, "maxUnavailable": 4,
             "status": {
                 "target": release("41.3.0"), "previous": release("41.2.0"),
-                "counts": {"nodes": nodes, "updated": updated, "unavailable": 3, "moving": 3, "failed": 1},
+                "counts": {"nodes": nodes, "updated": updated, "unavailable": 3, "inProgress": 3, "failed": 1},
+                "columns": {"updated": format!("{updated}/{nodes}"), "nextWindow": "-", "waitsFor": "Wave"},
+                "conditions": [{
+                    "type": "MaintenancePlanned", "status": if name == "control" { "True" } else { "False" },
+                    "reason": if name == "control" { "HookFailed" } else { "None" },
+                    "message": "hook unset-noout failed (ceph/bascule-unset-noout-control): BackoffLimitExceeded",
+                    "lastTransitionTime": ago(600),
+                }],
                 "wave": {"name": "early", "index": 2, "of": 3, "done": 4, "nodes": 8},
                 "window": {"open": true, "start": ago(3_600), "end": ago(-14_000)},
-                "waitsFor": {"reason": "Wave", "message": "wave rest waits for wave early"},
                 "history": [
                     {"version": "41.2.0", "startedAt": ago(40 * 86_400), "endedAt": ago(39 * 86_400), "outcome": "Done", "nodes": nodes},
                     {"version": "41.3.0", "startedAt": ago(7_200), "outcome": "Running"},

@@ -18,7 +18,7 @@ mod fleet;
 use bascule_api::RolloutState;
 use bascule_dashboard::Dashboard;
 use chromium::Page;
-use fleet::{MARKUP, Stage, fleet};
+use fleet::{MARKUP, Stage, fleet, reboots, without_markup};
 use serde_json::json;
 use std::path::PathBuf;
 use tokio::net::TcpListener;
@@ -85,6 +85,7 @@ async fn a_person_reads_it_without_a_mouse_in_light_and_dark() {
         ("#source", "Live from bascule-operator-5d9f"),
         ("#notices", "Frozen policy control (freeze-x7k2 by alice): checkout incident INC-4711"),
         ("#notices", "41.3.0 failed here"),
+        ("#notices", "hook unset-noout failed"),
         ("#policies", "2 of 3, early (4 of 8)"),
         ("#policies", "without 41.3.0 (severity High), published 3d"),
         ("#fleet", "eu-central-1b"),
@@ -140,14 +141,16 @@ async fn a_person_reads_it_without_a_mouse_in_light_and_dark() {
     // Whoever reads is not thrown out by what changes meanwhile.
     page.ask("document.querySelector('[data-reason=Wave]').focus()").await;
     let mut next = first;
-    next.nodes[5].state = RolloutState::Rebooting;
-    served.stage.show(next);
+    reboots(&mut next, 5);
+    served.stage.show(next.clone());
     page.until("document.querySelector('#moving').textContent.includes('rebooting')").await;
     assert_eq!(page.ask("document.activeElement.dataset.reason").await, json!("Wave"));
     page.ask("document.querySelector('#filter').reset()").await;
     page.ask("document.activeElement.blur()").await;
 
-    // In both schemes texts can be read.
+    // In both schemes texts can be read. Pictures are of a fleet that could be somebody's.
+    served.stage.show(without_markup(next));
+    page.until("!document.querySelector('#waiting').textContent.includes('<script>')").await;
     page.ask("window.scrollTo(0, 0)").await;
     for scheme in ["light", "dark"] {
         page.scheme(scheme).await;
@@ -196,7 +199,9 @@ async fn five_thousand_nodes_are_there_at_once_and_then_only_changes_travel() {
     let whole = sent(&page, "whole");
     assert!(whole.len() == 1 && whole[0] < 2_000_000, "{whole:?}");
     if let Some(folder) = pictures() {
+        served.stage.show(without_markup(first.clone()));
         page.until("document.querySelectorAll('#calendar tbody tr').length > 0").await;
+        page.until("!document.querySelector('#waiting').textContent.includes('<script>')").await;
         page.picture(&folder, "dashboard-5000").await;
     }
 
