@@ -215,6 +215,10 @@ async fn four_questions_and_everything_that_may_be_missing() {
         said.code == 1 && said.err.contains("you may not list") && said.err.contains("bascule-on-call"),
         "{said:?}"
     );
+    // What is missing is told by the doctor too, all of it, though it may not look at much.
+    let said = alice.types("doctor").await;
+    assert!(said.code == 1 && said.out.contains("you may not list updatepolicies"), "{said:?}");
+    assert!(said.out.contains("you may not create freezes"), "{said:?}");
     bind(&client).await;
 
     // No operator ever ran.
@@ -277,7 +281,8 @@ async fn four_questions_and_everything_that_may_be_missing() {
     assert!(said.code == 1 && said.err.contains("did you mean workers?"), "{said:?}");
     let said = alice.types("doctor").await;
     assert!(said.out.contains("you may do what an engineer on call has to"), "{said:?}");
-    assert!(said.code == 1 && said.out.contains("do not report"), "{said:?}");
+    assert!(said.code == 1 && said.out.contains("without a report from their present boot"), "{said:?}");
+    assert!(said.out.contains("is served, with every field"), "{said:?}");
 
     // The dashboard on this machine, for who knows its address.
     let mut served = alice.starts("dashboard").await;

@@ -3,8 +3,11 @@
 
 use super::Finding;
 use crate::cluster::problem::{self, Role};
+use anyhow::Context as _;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, api::PostParams};
+use serde_json::Value;
 
 /// Whether the API server serves every kind, in the version that this program speaks.
 pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
@@ -22,11 +25,75 @@ pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
         .map(|definition| definition.spec.names.plural.clone())
         .filter(|plural| !served.resources.iter().any(|one| one.name == *plural))
         .collect();
-    Ok(vec![if missing.is_empty() {
-        Finding::good("installation", "every kind of bascule.dev/v1alpha1 is served")
-    } else {
-        Finding::wrong("installation", format!("not served: {}", missing.join(", ")), advice)
+    if !missing.is_empty() {
+        return Ok(vec![Finding::wrong("installation", format!("not served: {}", missing.join(", ")), advice)]);
+    }
+    let unknown = match served_schemas(client).await {
+        Ok(schemas) => unknown_fields(&wanted, &schemas),
+        Err(error) => {
+            let what = "the fields that the kinds have here were not looked at";
+            return Ok(vec![Finding::warning("installation", what, error.to_string())]);
+        }
+    };
+    Ok(vec![match &unknown[..] {
+        [] => Finding::good("installation", "every kind of bascule.dev/v1alpha1 is served, with every field"),
+        // Still the same kinds: what follows can be looked at.
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            let what = format!("the definitions are older than this program: they lack {first}{more}");
+            Finding::warning("installation", what, advice)
+        }
     }])
+}
+
+/// What the API server knows of the kinds' fields, which everybody may ask it.
+async fn served_schemas(client: &Client) -> anyhow::Result<Value> {
+    let path = "/openapi/v3/apis/bascule.dev/v1alpha1";
+    let request = http::Request::get(path).body(Vec::new()).context("this is no request")?;
+    let document: Value = client.request(request).await?;
+    Ok(document)
+}
+
+/// Fields that this program knows and the cluster's definitions lack, `Kind spec.field`.
+fn unknown_fields(wanted: &[CustomResourceDefinition], document: &Value) -> Vec<String> {
+    let empty = serde_json::Map::new();
+    let schemas = document.pointer("/components/schemas").and_then(Value::as_object).unwrap_or(&empty);
+    let mut lacking = Vec::new();
+    for definition in wanted {
+        let kind = &definition.spec.names.kind;
+        let of_kind = |schema: &&Value| {
+            let kinds = schema.get("x-kubernetes-group-version-kind").and_then(Value::as_array);
+            let is = |one: &Value, key: &str, what: &str| one.get(key).is_some_and(|value| value == what);
+            kinds.into_iter().flatten().any(|one| is(one, "kind", kind) && is(one, "group", "bascule.dev"))
+        };
+        let Some(theirs) = schemas.values().find(of_kind) else { continue };
+        let ours = definition.spec.versions.first().and_then(|version| version.schema.as_ref());
+        let ours = ours.and_then(|schema| serde_json::to_value(&schema.open_api_v3_schema).ok()).unwrap_or_default();
+        for part in ["spec", "status"] {
+            let path = format!("/properties/{part}");
+            if let (Some(ours), Some(theirs)) = (ours.pointer(&path), theirs.pointer(&path)) {
+                compare(&format!("{kind} {part}"), ours, theirs, &mut lacking);
+            }
+        }
+    }
+    lacking
+}
+
+fn compare(place: &str, ours: &Value, theirs: &Value, lacking: &mut Vec<String>) {
+    let known = theirs.get("properties");
+    for (name, field) in ours.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let place = format!("{place}.{name}");
+        match known.and_then(|known| known.get(name)) {
+            Some(known) => compare(&place, field, known, lacking),
+            None => lacking.push(place),
+        }
+    }
+    // Of a list, or a map.
+    for inner in ["items", "additionalProperties"] {
+        if let (Some(ours), Some(theirs)) = (ours.get(inner), theirs.get(inner)) {
+            compare(&format!("{place}[]"), ours, theirs, lacking);
+        }
+    }
 }
 
 /// A right, the role that gives it, and what can't be done without it.
@@ -97,4 +164,35 @@ async fn may(client: &Client, right: &Right, namespace: &str) -> kube::Result<bo
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
     let answer = api.create(&PostParams::default(), &review).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_definition_that_lacks_a_field_is_found() {
+        let wanted = bascule_api::custom_resource_definitions();
+        // As the API server answers: every kind with its own schema.
+        let served: serde_json::Map<String, Value> = wanted
+            .iter()
+            .map(|definition| {
+                let schema = definition.spec.versions[0].schema.as_ref().unwrap();
+                let mut schema = serde_json::to_value(&schema.open_api_v3_schema).unwrap();
+                let kind = &definition.spec.names.kind;
+                schema["x-kubernetes-group-version-kind"] =
+                    json!([{"group": "bascule.dev", "version": "v1alpha1", "kind": kind}]);
+                (format!("dev.bascule.v1alpha1.{kind}"), schema)
+            })
+            .collect();
+        let mut document = json!({"components": {"schemas": served}});
+        assert_eq!(unknown_fields(&wanted, &document), Vec::<String>::new());
+        let policy = &mut document["components"]["schemas"]["dev.bascule.v1alpha1.UpdatePolicy"];
+        policy["properties"]["spec"]["properties"].as_object_mut().unwrap().remove("retries").unwrap();
+        let hooks = &mut policy["properties"]["spec"]["properties"]["hooks"]["properties"]["beforeDrain"]["items"];
+        hooks["properties"].as_object_mut().unwrap().remove("timeout").unwrap();
+        let lacking = unknown_fields(&wanted, &document);
+        assert_eq!(lacking, ["UpdatePolicy spec.hooks.beforeDrain[].timeout", "UpdatePolicy spec.retries"]);
+    }
 }
