@@ -1,6 +1,6 @@
 //! The cluster under the benchmark: nodes, pods with budgets, policies, and the operator's process.
 
-use bascule_api::UpdatePolicy;
+use bascule_api::{Freeze, UpdatePolicy};
 use bascule_tests::control_plane::ControlPlane;
 use bascule_tests::https::HttpsServer;
 use bascule_tests::supervise::Supervised;
@@ -61,6 +61,10 @@ impl Operator {
         self.process.pid()
     }
 
+    pub(crate) fn listen(&self) -> &str {
+        &self.listen
+    }
+
     pub(crate) async fn metrics(&self) -> String {
         reqwest::get(format!("http://{}/metrics", self.listen)).await.unwrap().text().await.unwrap()
     }
@@ -97,6 +101,34 @@ pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str,
 pub(crate) async fn release(policies: &Api<UpdatePolicy>, name: &str) {
     let newest = Patch::Merge(json!({"spec": {"version": null}}));
     policies.patch(name, &PatchParams::default(), &newest).await.unwrap();
+}
+
+/// Freezes everything for a time.
+pub(crate) async fn freeze(client: &Client, seconds: u64) {
+    let freeze: Freeze = serde_json::from_value(json!({
+        "apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"name": "bench"},
+        "spec": {"reason": "how late do objects say so", "duration": format!("{seconds}s")},
+    }))
+    .unwrap();
+    Api::<Freeze>::all(client.clone()).create(&PostParams::default(), &freeze).await.unwrap();
+}
+
+/// Until so many nodes of a policy run a version.
+pub(crate) async fn until_run(
+    version: &str,
+    policies: &Api<UpdatePolicy>,
+    name: &str,
+    nodes: usize,
+    patience: Duration,
+) {
+    let version = version.to_owned();
+    let done = move |policy: Option<&UpdatePolicy>| {
+        policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
+            status.target.as_ref().is_some_and(|target| target.version.as_str() == version)
+                && usize::try_from(status.counts.updated).is_ok_and(|updated| updated >= nodes)
+        })
+    };
+    tokio::time::timeout(patience, await_condition(policies.clone(), name, done)).await.unwrap().unwrap();
 }
 
 pub(crate) async fn until_all_run(

@@ -15,6 +15,7 @@
 
 mod agents;
 mod cluster;
+mod lateness;
 mod measure;
 
 use bascule_api::UpdatePolicy;
@@ -38,6 +39,9 @@ struct Arguments {
     /// Seconds of quiet that are watched after the rollout.
     #[arg(long, default_value_t = 3_600)]
     quiet: u64,
+    /// Seconds of a freeze of everything, when a fifth of the nodes are done. Whoever waits then waits for another reason.
+    #[arg(long, default_value_t = 0)]
+    freeze: u64,
     /// Seconds after which a phase that does not end is given up.
     #[arg(long, default_value_t = 3_600)]
     patience: u64,
@@ -81,6 +85,7 @@ async fn main() {
     let operator = cluster::start_operator(&arguments.operator, &control_plane, &server).await;
     let agents = agents::Agents::start(client.clone());
     let policies: Api<UpdatePolicy> = Api::all(client.clone());
+    let lateness = lateness::Lateness::start(client.clone(), operator.listen());
 
     // One node without pods, alone: what the operator itself adds to its way.
     let before = control_plane.requests().unwrap().len();
@@ -105,6 +110,13 @@ async fn main() {
 
     let (begun, processor, released) = (Instant::now(), measure::Processor::now(), chrono::Utc::now());
     cluster::release(&policies, "workers").await;
+    if arguments.freeze > 0 {
+        cluster::until_run("1.1", &policies, "workers", arguments.nodes / 5, patience).await;
+        lateness.tell("the first fifth of the rollout");
+        cluster::freeze(&client, arguments.freeze).await;
+        tokio::time::sleep(Duration::from_secs(arguments.freeze)).await;
+        lateness.tell("under a freeze");
+    }
     cluster::until_all_run("1.1", &policies, "workers", arguments.nodes, patience).await;
     let took = begun.elapsed();
     println!("rollout over {} nodes in ten waves, a tenth at once: {:.0} s", arguments.nodes, took.as_secs_f64());
@@ -118,6 +130,7 @@ async fn main() {
     measure::writes("its whole update", &requests[enrolled..]);
     measure::first_writes(released, &requests[enrolled..]);
     measure::explanations(&agents.explanations());
+    lateness.tell("the rollout");
     measure::overheads("each node of the rollout, drain apart", &agents.overheads());
     measure::memory(operator.pid());
     measure::reaction(&operator.metrics().await);

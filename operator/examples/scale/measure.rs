@@ -64,7 +64,7 @@ pub(crate) fn first_writes(begun: DateTime<Utc>, requests: &[Request]) {
     }
 }
 
-fn at<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
+pub(crate) fn at<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
     sorted.get((sorted.len().saturating_sub(1)) * percent / 100).copied().unwrap_or_default()
 }
 
