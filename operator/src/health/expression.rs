@@ -392,8 +392,10 @@ mod tests {
                 let (expression, one) = (expression.clone(), one.clone());
                 move || judge("Deployment", &expression, &one, None)
             });
-            let answer = answer.unwrap().join().unwrap();
-            assert!(known.is_ok() || !answer.passed(), "{expression:.40}: {known:?} {answer:?}");
+            // The library itself may give up (its arithmetic is checked in tests), and never for one that is accepted.
+            let answer = answer.unwrap().join();
+            let passed = answer.as_ref().is_ok_and(GateAnswer::passed);
+            assert!(known.is_ok() && answer.is_ok() || !passed && known.is_err(), "{expression:.40}: {known:?}");
             assert!(since.elapsed() < 10 * PATIENCE, "{expression:.40} took {:?}", since.elapsed());
         }
         assert!(check(&long("object", ".a", "")).unwrap_err().contains("deep"));
@@ -425,17 +427,26 @@ mod tests {
     }
 
     /// Even what no clock reaches holds up nobody but its own gate.
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn one_that_never_ends_keeps_its_own_place_only() {
         let judges = Judges::default();
+        let (begun, begins) = tokio::sync::oneshot::channel::<()>();
         let (end, wait) = std::sync::mpsc::channel::<()>();
         let hangs = move || {
+            let _ = begun.send(());
             let _ = wait.recv();
             GateAnswer::Passed
         };
-        assert_eq!(judges.run("hangs", hangs).await, too_long());
-        assert_eq!(judges.run("hangs", || GateAnswer::Passed).await, too_long());
+        let first = tokio::spawn({
+            let judges = judges.clone();
+            async move { judges.run("hangs", hangs).await }
+        });
+        begins.await.unwrap();
         assert_eq!(judges.run("other", || GateAnswer::Passed).await, GateAnswer::Passed);
+        let again = judges.run("hangs", || GateAnswer::Passed);
+        assert!(tokio::time::timeout(Duration::from_millis(50), again).await.is_err(), "no second thread for the same");
         end.send(()).unwrap();
+        let _ = first.await.unwrap();
+        assert_eq!(judges.run("hangs", || GateAnswer::Passed).await, GateAnswer::Passed);
     }
 }
