@@ -270,7 +270,13 @@ async fn the_chart_installs_upgrades_and_takes_out() {
     assert_eq!(changes(&control_plane, folder), before, "the same chart again changes nothing");
 
     typed("helm uninstall bascule --namespace bascule-system");
-    let left = kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
+    let left = || kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
+    // The agents' namespace goes when all that is in it has gone.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while left().contains("namespace/bascule-agents") && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let left = left();
     let left: BTreeSet<&str> = left.lines().collect();
     let own = [
         "clusterrolebinding.rbac.authorization.k8s.io/bascule-on-call",

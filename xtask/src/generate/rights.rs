@@ -58,13 +58,13 @@ fn section(page: &mut String, file: &str, role: &Role) {
     page.push_str("| resources | names | verbs |\n|---|---|---|\n");
     for rule in &role.rules {
         let groups = rule.api_groups.clone().unwrap_or_default();
-        let resources = rule.resources.iter().flatten().map(|resource| match groups.first().map(String::as_str) {
-            None | Some("") => format!("`{resource}`"),
-            Some(group) => match resource.split_once('/') {
-                Some((kind, part)) => format!("`{kind}.{group}/{part}`"),
-                None => format!("`{resource}.{group}`"),
-            },
-        });
+        let named = |resource: &String, group: &String| match (group.as_str(), resource.split_once('/')) {
+            ("", _) => format!("`{resource}`"),
+            (group, Some((kind, part))) => format!("`{kind}.{group}/{part}`"),
+            (group, None) => format!("`{resource}.{group}`"),
+        };
+        let resources = rule.resources.iter().flatten();
+        let resources = resources.flat_map(|resource| groups.iter().map(move |group| named(resource, group)));
         let names: Vec<String> = rule.resource_names.iter().flatten().map(|name| format!("`{name}`")).collect();
         let names = if names.is_empty() { "all".to_owned() } else { names.join(", ") };
         page.push_str(&format!(

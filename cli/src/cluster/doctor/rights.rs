@@ -3,7 +3,6 @@
 
 use super::Finding;
 use crate::cluster::problem::{self, Role};
-use anyhow::Context as _;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, api::PostParams};
@@ -29,8 +28,11 @@ pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
         return Ok(vec![Finding::wrong("installation", format!("not served: {}", missing.join(", ")), advice)]);
     }
     let unknown = match served_schemas(client).await {
-        Ok(schemas) => unknown_fields(&wanted, &schemas),
+        Ok(Some(schemas)) => unknown_fields(&wanted, &schemas),
+        // Definitions that were applied a moment ago are not in there yet.
+        Ok(None) => return Ok(vec![Finding::good("installation", "every kind of bascule.dev/v1alpha1 is served")]),
         Err(error) => {
+            let error = problem::told(error, "get", "the API server's schemas", Role::OnCall);
             let what = "the fields that the kinds have here were not looked at";
             return Ok(vec![Finding::warning("installation", what, error.to_string())]);
         }
@@ -47,11 +49,13 @@ pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
 }
 
 /// What the API server knows of the kinds' fields, which everybody may ask it.
-async fn served_schemas(client: &Client) -> anyhow::Result<Value> {
-    let path = "/openapi/v3/apis/bascule.dev/v1alpha1";
-    let request = http::Request::get(path).body(Vec::new()).context("this is no request")?;
-    let document: Value = client.request(request).await?;
-    Ok(document)
+async fn served_schemas(client: &Client) -> kube::Result<Option<Value>> {
+    let request = http::Request::get("/openapi/v3/apis/bascule.dev/v1alpha1").body(Vec::new());
+    match client.request(request.map_err(kube::Error::HttpError)?).await {
+        Ok(document) => Ok(Some(document)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Fields that this program knows and the cluster's definitions lack, `Kind spec.field`.
