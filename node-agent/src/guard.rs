@@ -4,7 +4,6 @@
 //!
 //! Time is counted from the start of the boot by a clock that nobody can set.
 
-use std::io;
 use std::time::Duration;
 
 use bascule_api::RootHash;
@@ -12,7 +11,7 @@ use bascule_image::command_line::CommandLine;
 
 use crate::boot::{self, DigestCache};
 use crate::core::boot::{steps_back, unread};
-use crate::core::{Config, Entry, Facts, GuardReport, JOURNAL_FILE, Journal, MAX_JOURNAL, State};
+use crate::core::{Config, Entry, Facts, GuardReport, JOURNAL_FILE, Journal, JournalError, MAX_JOURNAL, State};
 use crate::engine::{COMMIT_FILE, CommitNote, in_one_line};
 use crate::host::Host;
 use crate::observe::{self, LookSettings};
@@ -156,11 +155,8 @@ fn unseen(host: &Host, why: String) -> TrialView {
     if counted || armed_by_record(host) { TrialView::TrialUnseen(why) } else { TrialView::Blind(why) }
 }
 
-fn judge(host: &Host, mut facts: Facts, journal: io::Result<Option<Journal>>) -> TrialView {
-    let (journal, lost) = match journal {
-        Ok(journal) => (journal, None),
-        Err(error) => (None, Some(format!("the journal can't be read: {error}"))),
-    };
+fn judge(host: &Host, mut facts: Facts, journal: Recorded) -> TrialView {
+    let Recorded { journal, unseen: lost } = journal;
     let known = journal.is_some();
     let journal = journal.unwrap_or_default();
     facts.judge(&journal, None);
@@ -196,16 +192,39 @@ fn judge(host: &Host, mut facts: Facts, journal: io::Result<Option<Journal>>) ->
     TrialView::Trial { root_hash: facts.root_hash.clone() }
 }
 
-/// The journal, if there is one that can be used: the guard goes by what it has.
-fn journal(host: &Host) -> io::Result<Option<Journal>> {
-    let bytes = host.state.read(JOURNAL_FILE, MAX_JOURNAL)?;
-    Ok(bytes.and_then(|bytes| Journal::parse(&bytes).ok()))
+/// What is on record. One that can't be read, or not be understood, is not one that is not there.
+#[derive(Default)]
+struct Recorded {
+    /// What there is to go by. Of a newer agent's journal that is what this one knows: it says that this is a trial, and can't say
+    /// that it is none.
+    journal: Option<Journal>,
+    /// Why that may not be all.
+    unseen: Option<String>,
+}
+
+fn journal(host: &Host) -> Recorded {
+    let unseen = |why: String| Recorded { unseen: Some(why), ..Recorded::default() };
+    let bytes = match host.state.read(JOURNAL_FILE, MAX_JOURNAL) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Recorded::default(),
+        Err(error) => return unseen(format!("the journal can't be read: {error}")),
+    };
+    match Journal::parse(&bytes) {
+        Ok(journal) => Recorded { journal: Some(journal), unseen: None },
+        Err(error) => {
+            let why = unseen(in_one_line(&error));
+            match error {
+                JournalError::Newer { rest, .. } => Recorded { journal: Some(*rest), ..why },
+                JournalError::Damaged(_) => why,
+            }
+        }
+    }
 }
 
 /// Whether the journal says that what runs was armed in an earlier boot and that nobody began to commit it. Needs neither
 /// disk nor boot partition.
 fn armed_by_record(host: &Host) -> bool {
-    let Some(armed) = journal(host).ok().flatten().and_then(|journal| journal.armed) else { return false };
+    let Some(armed) = journal(host).journal.and_then(|journal| journal.armed) else { return false };
     let (Ok(boot_id), Ok(line)) = (host.system.boot_id(), host.system.command_line()) else { return false };
     let runs = CommandLine::from(line).verity_hash().ok().flatten();
     runs.as_ref() == Some(&armed.root_hash) && armed.boot_id != boot_id && !armed.committing
@@ -242,7 +261,7 @@ fn revert(host: &Host, look_settings: &LookSettings, digests: &DigestCache, view
         Ok(facts) => facts,
         Err(error) => return note("looking at the boot entries", &error),
     };
-    facts.judge(&journal(host).ok().flatten().unwrap_or_default(), None);
+    facts.judge(&journal(host).journal.unwrap_or_default(), None);
     for step in steps_back(&facts) {
         match step {
             Ok(step) => {

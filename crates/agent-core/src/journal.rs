@@ -147,6 +147,8 @@ pub enum JournalError {
     Newer {
         /// The field.
         field: String,
+        /// What this agent knows of the rest, for whoever has to go by less than all.
+        rest: Box<Journal>,
     },
 }
 
@@ -157,8 +159,8 @@ impl Journal {
     /// [`JournalError`]; the caller sets the file aside and begins a new one.
     pub fn parse(bytes: &[u8]) -> Result<Self, JournalError> {
         let journal: Self = serde_json::from_slice(bytes).map_err(JournalError::Damaged)?;
-        match journal.must.iter().find(|name| journal.unknown.contains_key(*name)) {
-            Some(field) => Err(JournalError::Newer { field: field.clone() }),
+        match journal.must.iter().find(|name| journal.unknown.contains_key(*name)).cloned() {
+            Some(field) => Err(JournalError::Newer { field, rest: Box::new(journal) }),
             None => Ok(journal),
         }
     }
@@ -228,7 +230,9 @@ mod tests {
         newer["sealed"] = serde_json::json!({ "by": "another rule" });
         newer["must"] = serde_json::json!(["failed", "sealed"]);
         let refused = Journal::parse(&serde_json::to_vec(&newer).unwrap());
-        assert!(matches!(refused, Err(JournalError::Newer { field }) if field == "sealed"));
+        assert!(
+            matches!(refused, Err(JournalError::Newer { field, rest }) if field == "sealed" && rest.last_grant == Some(3))
+        );
     }
 
     #[test]

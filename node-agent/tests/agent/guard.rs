@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bascule_agent::core::JOURNAL_FILE;
 use bascule_agent::guard::{self, Machinery, Outcome};
-use bascule_agent::host::{Clock as _, Host, Space, StateStore};
+use bascule_agent::host::{Clock as _, Host, Space, StateStore, Xbootldr};
 use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, NodeError};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
@@ -98,7 +98,7 @@ fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {
     use std::sync::atomic::AtomicUsize;
     let mut machine = boot_trial(with_xbootldr(), "1.1");
     let whole = machine.sim.host();
-    let missing = Host { xbootldr: Arc::new(|| Ok(None)), ..whole.clone() };
+    let missing = Host { xbootldr: Arc::new(|| Ok(Xbootldr::None)), ..whole.clone() };
     let failing = Host { xbootldr: Arc::new(|| Err(std::io::Error::from_raw_os_error(5))), ..whole.clone() };
     for host in [&missing, &failing] {
         let view = guard::look(host, &LookSettings::default(), &DigestCache::default());
@@ -115,7 +115,7 @@ fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {
     machine.sim.xbootldr = found;
     // It comes after some looks.
     let (looks, find) = (AtomicUsize::new(0), whole.xbootldr.clone());
-    let late = move || if looks.fetch_add(1, Ordering::SeqCst) < 5 { Ok(None) } else { find() };
+    let late = move || if looks.fetch_add(1, Ordering::SeqCst) < 5 { Ok(Xbootldr::None) } else { find() };
     let host = Host { xbootldr: Arc::new(late), ..whole };
     let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
     let outcome = guard::run(&host, &LookSettings::default(), DEADLINE, &waiting);
@@ -335,6 +335,50 @@ fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
             assert!(matches!(outcome, Outcome::Ended(_)), "{outcome:?}");
             assert!(machine.sim.bus.reboots().is_empty(), "a good machine is not rebooted for that");
             assert!(waited >= until.min(DEADLINE), "{waited:?}");
+        }
+    }
+}
+
+/// Nor is one that can't be understood. What is known of a newer agent's still says that this is a trial; that it is none, it can't say.
+#[test]
+fn a_journal_that_is_damaged_or_a_newer_agents_is_not_one_that_is_not_there() {
+    for (torn, newer) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+        if torn {
+            let grant = machine.grant(1);
+            machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+            machine.tear_armed_name();
+        } else {
+            machine.update(&new, 1);
+        }
+        machine.reboot();
+        let state = machine.sim.host().state;
+        let bytes = state.read(JOURNAL_FILE, 1 << 20).unwrap().unwrap();
+        let bytes = match newer {
+            true => {
+                let mut journal: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+                journal["sealed"] = serde_json::json!({ "by": "another rule" });
+                journal["must"] = serde_json::json!(["sealed"]);
+                serde_json::to_vec(&journal).unwrap()
+            }
+            false => bytes[..bytes.len() / 2].to_vec(),
+        };
+        state.write(JOURNAL_FILE, &bytes).unwrap();
+        let (outcome, hard) = guard(&machine);
+        let case = format!("torn: {torn}, newer: {newer}: {outcome:?}");
+        if torn && newer {
+            assert!(matches!(outcome, Outcome::Rebooting(_)), "{case}");
+            machine.reboot();
+            assert_eq!(machine.system.version, "1.0", "{case}");
+        } else {
+            assert_eq!(
+                outcome,
+                Outcome::Ended("whether this is a trial could not be seen until the deadline"),
+                "{case}"
+            );
+            assert!(!hard && machine.sim.bus.reboots().is_empty(), "a good machine is not rebooted for that: {case}");
+            assert!(machine.clock.since_boot() >= DEADLINE, "{case}");
         }
     }
 }
