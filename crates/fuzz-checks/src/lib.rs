@@ -12,7 +12,7 @@ pub mod corpus;
 mod host;
 pub mod seeds;
 
-pub use host::{gpt, image_signature, journal, memory, settings, signature_list};
+pub use host::{gpt, image_signature, journal, memory, settings, signature_list, text_entry};
 
 use bascule_image::digest::Sha256;
 use bascule_image::pack::{BlockRange, Codec, Frame, FrameDecoder, PackIndex};
@@ -35,7 +35,7 @@ pub struct Target {
 }
 
 /// All parsers of bytes from outside.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "index", check: index, seeds: seeds::index },
     Target { name: "manifest", check: manifest, seeds: seeds::manifest },
     Target { name: "frame", check: frame, seeds: seeds::frame },
@@ -46,6 +46,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "gpt", check: gpt, seeds: host::seeds::gpt },
     Target { name: "journal", check: journal, seeds: host::seeds::journal },
     Target { name: "settings", check: settings, seeds: host::seeds::settings },
+    Target { name: "text_entry", check: text_entry, seeds: host::seeds::text_entry },
     Target { name: "signature_list", check: signature_list, seeds: host::seeds::signature_list },
     Target { name: "image_signature", check: image_signature, seeds: host::seeds::image_signature },
 ];

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use bascule_agent::boot::{Program, parse_text_entry};
 use bascule_agent::gpt::{Change, Table};
 use bascule_agent::host::{Disk, DiskGeometry, Extent};
 use bascule_agent::settings::{Settings, Sources};
@@ -198,6 +199,24 @@ pub fn image_signature(bytes: &[u8]) -> bool {
     let accepted = judge(&file, &databases).is_ok();
     assert!(!accepted || digest(&file).is_some_and(|digest| SIGNED.contains(&digest)), "accepted with another content");
     accepted
+}
+
+/// An entry of type #1 is not shown, or is sorted by values of bounded length and names programs below the root of its partition.
+/// What is not shown as an entry for this machine is not shown as one for another because of what it says of the processor.
+pub fn text_entry(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    let Some((facts, programs)) = parse_text_entry(&text, Some("x64")) else { return false };
+    for value in [&facts.sort_key, &facts.machine_id, &facts.version].into_iter().flatten() {
+        assert!(value.chars().count() <= 512 && !value.contains(['\n', '\r']), "{value:?}");
+    }
+    for program in &programs {
+        let Program::File(path) = program else { continue };
+        let plain = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+        assert!(plain && !path.contains(['\\', '\n', '\r']), "{path:?}");
+    }
+    let anywhere = parse_text_entry(&text, None).expect("it is shown on this machine");
+    assert_eq!(anywhere, (facts, programs));
+    true
 }
 
 #[cfg(test)]

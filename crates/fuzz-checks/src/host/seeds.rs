@@ -115,3 +115,13 @@ pub(super) fn signed() -> Vec<u8> {
 pub(crate) fn image_signature() -> Vec<Vec<u8>> {
     vec![signed()]
 }
+
+/// Entries of type #1.
+pub(crate) fn text_entry() -> Vec<Vec<u8>> {
+    let entries: [&[u8]; 3] = [
+        b"title Acme\nsort-key acme-os\nversion 1.0\nmachine-id 2f\narchitecture x64\nlinux /EFI/acme/linux\noptions roothash=1\n",
+        b"# of a person\n sort-key\t\"a b\" \r\nuki \\EFI\\Linux\\x.efi\n",
+        b"version 2\nuki-url https://example.org/x.efi\nefi /a\n",
+    ];
+    entries.map(<[u8]>::to_vec).to_vec()
+}
