@@ -102,6 +102,9 @@ fn helm_and_kustomize_install_the_same() {
     assert_eq!(extra.remove("ConfigMap \"bascule-extra-ca\"").unwrap()["data"]["ca.pem"], "pem");
     assert_same(&extra, &kustomize(&["extra-ca"]));
 
+    let boot = helm(&with(&["operator.replicas=1", "agent.xbootldr=/boot"]));
+    assert_same(&boot, &kustomize(&["xbootldr"]));
+
     let own = helm(&with(&[
         "operator.resources.limits.memory=1Gi",
         "operator.env[0].name=HTTPS_PROXY",

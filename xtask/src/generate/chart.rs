@@ -50,7 +50,7 @@ const FILES: [(&str, When); 27] = [
 ];
 
 /// What a value of the chart stands for in the manifests.
-const VALUES: [(&str, &str); 13] = [
+const VALUES: [(&str, &str); 15] = [
     ("bascule-system", "{{ .Release.Namespace }}"),
     ("bascule-agents", "{{ .Values.agent.namespace }}"),
     ("image: bascule-operator", "image: {{ required \"operator.image is yours to set\" .Values.operator.image }}"),
@@ -86,6 +86,19 @@ const VALUES: [(&str, &str); 13] = [
     (
         "          resources:\n            requests:\n              cpu: 10m\n              memory: 16Mi\n            limits:\n              memory: 128Mi\n",
         "          resources:\n{{ toYaml .Values.agent.resources | indent 12 }}\n",
+    ),
+    // What components/xbootldr adds to the DaemonSet.
+    (
+        "            - {name: settings, mountPath: /etc/bascule, readOnly: true}\n            - {name: state, mountPath: \
+         /var/lib/bascule}\n",
+        "            - {name: settings, mountPath: /etc/bascule, readOnly: true}\n            - {name: state, mountPath: \
+         /var/lib/bascule}\n{{- with .Values.agent.xbootldr }}\n            - {name: boot, mountPath: /host/boot, \
+         mountPropagation: HostToContainer}\n{{- end }}\n",
+    ),
+    (
+        "        - {name: state, hostPath: {path: /var/lib/bascule, type: DirectoryOrCreate}}\n",
+        "        - {name: state, hostPath: {path: /var/lib/bascule, type: DirectoryOrCreate}}\n{{- with \
+         .Values.agent.xbootldr }}\n        - {name: boot, hostPath: {path: {{ . | quote }}}}\n{{- end }}\n",
     ),
     ("hostPath: {path: /efi}", "hostPath: {path: {{ .Values.agent.bootPartition | quote }}}"),
     (
@@ -135,6 +148,8 @@ agent:
     limits: {memory: 128Mi}
   # Where the hosts mount the boot partition: /efi or /boot/efi.
   bootPartition: /efi
+  # Where they mount an XBOOTLDR beside it, where they have one: /boot.
+  xbootldr: \"\"
 # Of a registry that wants a user, in both namespaces, e.g. [{name: registry}].
 imagePullSecrets: []
 # The repository's root.json, for policies that name no other.
