@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::esp;
 use super::files::{self, read_content};
+use super::text_entries::text_entries;
 use super::{BootError, BootFolder};
 use crate::core::boot::name::EntryName;
 use crate::core::boot::{
@@ -84,8 +85,8 @@ pub fn read(
     releases: &[&RootHash],
     digests: &DigestCache,
 ) -> Result<BootInventory, BootError> {
-    let folders = BootFolder::all(host, backend)?;
-    let mut inventory = BootInventory { loader: loader(host, backend), ..BootInventory::default() };
+    let (folders, unmounted) = BootFolder::look(host, backend)?;
+    let mut inventory = BootInventory { loader: loader(host, backend), unmounted, ..BootInventory::default() };
     for folder in &folders {
         let space = folder.esp.space().map_err(esp("measuring", folder.directory))?;
         let uuid = folder.esp.partition_uuid().unwrap_or_else(|error| {
@@ -107,6 +108,9 @@ pub fn read(
             };
             let (partition, name, size) = (folder.partition, file.name, file.size);
             inventory.files.push(BootFile { partition, name, size, content, digest: None });
+        }
+        if folder.holds_entries() {
+            inventory.texts.extend(text_entries(&*folder.esp, folder.partition)?);
         }
     }
     tell_apart(&mut inventory, &folders, releases, digests);

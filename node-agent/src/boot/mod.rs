@@ -5,6 +5,7 @@ mod apply;
 mod error;
 mod files;
 mod inventory;
+mod text_entries;
 
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ pub use apply::{apply, sync};
 pub use error::BootError;
 pub use files::{HoldShutdown, lay_down, open, verify};
 pub use inventory::{DigestCache, read};
+pub use text_entries::{Program, parse_text_entry, text_entries};
 
 use crate::core::boot::BootPartition;
-use crate::host::{Esp, Host};
+use crate::host::{Esp, Host, Xbootldr};
 
 /// Where the boot loader looks for unified kernel images (UAPI Boot Loader Specification, "Type #2").
 const ENTRIES: &str = "EFI/Linux";
@@ -58,13 +60,27 @@ impl BootFolder {
     /// # Errors
     /// Whether there is a second partition can't be told: then nothing was seen.
     pub(crate) fn all(host: &Host, backend: BootControlBackend) -> Result<Vec<Self>, BootError> {
+        Ok(Self::look(host, backend)?.0)
+    }
+
+    /// The same, and the one that is there and not mounted, in words.
+    ///
+    /// # Errors
+    /// As above.
+    pub(crate) fn look(host: &Host, backend: BootControlBackend) -> Result<(Vec<Self>, Option<String>), BootError> {
         let esp = |directory| Self { partition: BootPartition::Esp, esp: Arc::clone(&host.esp), directory };
         if backend == BootControlBackend::GptPrio {
-            return Ok(vec![esp(SLOT_IMAGES)]);
+            return Ok((vec![esp(SLOT_IMAGES)], None));
         }
         let more = (host.xbootldr)().map_err(error::esp("looking for", "the XBOOTLDR beside the ESP"))?;
-        let more = more.map(|esp| Self { partition: BootPartition::Xbootldr, esp, directory: ENTRIES });
-        Ok(std::iter::once(esp(ENTRIES)).chain(more).collect())
+        Ok(match more {
+            Xbootldr::None => (vec![esp(ENTRIES)], None),
+            Xbootldr::NotMounted(words) => (vec![esp(ENTRIES)], Some(words)),
+            Xbootldr::Mounted(mounted) => {
+                let more = Self { partition: BootPartition::Xbootldr, esp: mounted, directory: ENTRIES };
+                (vec![esp(ENTRIES), more], None)
+            }
+        })
     }
 
     /// The one on a partition.

@@ -21,18 +21,42 @@ pub use system::{
 use std::io;
 use std::sync::Arc;
 
-/// Looks for a partition that may be mounted later, or not any more: asked at each look. `None`: there is none now.
-pub type FindPartition = Arc<dyn Fn() -> io::Result<Option<Arc<dyn Esp>>> + Send + Sync>;
+/// The extended boot loader partition, as it is now.
+#[derive(Clone)]
+pub enum Xbootldr {
+    /// There is none.
+    None,
+    /// It is mounted.
+    Mounted(Arc<dyn Esp>),
+    /// The disk has one, and nobody here can look at it: where it is, in words.
+    NotMounted(String),
+}
+
+impl std::fmt::Debug for Xbootldr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Mounted(_) => "Mounted",
+            Self::NotMounted(_) => "NotMounted",
+        })
+    }
+}
+
+/// Looks for the XBOOTLDR, which may be mounted later, or not any more: asked at each look.
+///
+/// # Errors
+/// Whether there is one can't be told.
+pub type FindXbootldr = Arc<dyn Fn() -> io::Result<Xbootldr> + Send + Sync>;
 
 /// All of a machine that the agent touches.
 #[derive(Clone)]
 pub struct Host {
     /// The disk with the two slots.
     pub disk: Arc<dyn Disk>,
-    /// The EFI system partition, or the only partition with boot entries that is known.
+    /// The EFI system partition.
     pub esp: Arc<dyn Esp>,
-    /// The extended boot loader partition, where there is one beside the other.
-    pub xbootldr: FindPartition,
+    /// The extended boot loader partition, where its disk has one.
+    pub xbootldr: FindXbootldr,
     /// The firmware's variables.
     pub firmware: Arc<dyn Firmware>,
     /// logind and systemd.

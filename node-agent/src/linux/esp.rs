@@ -20,12 +20,20 @@ const CHUNK: usize = 256 << 10;
 #[derive(Debug)]
 pub struct MountedEsp {
     root: PathBuf,
+    /// Whoever opened it saw that a boot partition is mounted there: an empty one is empty.
+    known: bool,
 }
 
 impl MountedEsp {
     /// The partition mounted at `root`.
     pub const fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, known: false }
+    }
+
+    /// The same where a partition was seen to be mounted, so that a folder that is missing in it is not that of a partition
+    /// that is missing.
+    pub const fn known(root: PathBuf) -> Self {
+        Self { root, known: true }
     }
 
     /// A path below the root; nothing that leads out of it.
@@ -40,7 +48,7 @@ impl Esp for MountedEsp {
         let entries = match std::fs::read_dir(self.path(directory)?) {
             Ok(entries) => entries,
             // An unmounted partition looks like one without entries; the root tells them apart.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.root.join("EFI").is_dir() => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && (self.known || self.root.join("EFI").is_dir()) => {
                 return Ok(Vec::new());
             }
             Err(error) => return Err(error),

@@ -4,7 +4,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use bascule_gpt::kind;
 use uuid::Uuid;
+
+use super::BlockDisk;
+use crate::gpt::{Table, TableError};
 
 /// Where a boot partition is usually mounted (Boot Loader Specification, "Mount points").
 const USUAL: [&str; 3] = ["efi", "boot/efi", "boot"];
@@ -15,6 +19,15 @@ pub enum FindError {
     /// No boot partition.
     #[error("no boot partition is mounted at /efi, /boot/efi or /boot: mount it, or name it in boot.partition")]
     NoEsp,
+    /// The settings name the other boot partition, and the ESP is not mounted.
+    #[error(
+        "boot.partition names {}, which is an XBOOTLDR, and the ESP of its disk is mounted at none of /efi, /boot/efi and /boot: \
+         mount it and name that; the XBOOTLDR is found without being named", path.display()
+    )]
+    NotEsp {
+        /// What is named.
+        path: PathBuf,
+    },
     /// One of the usual places can't be looked at: a boot partition may be there.
     #[error("whether a boot partition is mounted at {} can't be told", path.display())]
     Look {
@@ -79,42 +92,144 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// The first of the usual places that holds an `EFI` directory.
+/// The partition of a disk that a file system lies on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Below {
+    disk: PathBuf,
+    number: u32,
+}
+
+/// The types of a disk's partitions, in the order of the table.
+type Types = Vec<(u32, Uuid)>;
+
+/// Where links to block devices by their numbers are.
+const BLOCKS: &str = "/sys/dev/block";
+
+/// The partition below what is mounted at `mounted`. `None` where that is no mount of its own, or no partition of a disk.
+fn below(mounted: &Path) -> io::Result<Option<Below>> {
+    let device = |path: PathBuf| match std::fs::metadata(path) {
+        Ok(found) => Ok(Some(found.dev())),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let Some(own) = device(mounted.join("."))? else { return Ok(None) };
+    if device(mounted.join(".."))? == Some(own) {
+        return Ok(None);
+    }
+    below_device(Path::new(BLOCKS), own)
+}
+
+fn below_device(blocks: &Path, device: u64) -> io::Result<Option<Below>> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let node = match blocks.join(format!("{major}:{minor}")).canonicalize() {
+        Ok(node) => node,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let Some(number) = attribute(&node.join("partition"))? else { return Ok(None) };
+    let number = number.parse().map_err(io::Error::other)?;
+    let disk = node.parent().and_then(Path::file_name).map(|name| Path::new("/dev").join(name));
+    Ok(disk.map(|disk| Below { disk, number }))
+}
+
+/// What the partitions of a disk are. One that was read and has no table has none, for the boot loader as well.
+fn types(disk: &Path) -> io::Result<Types> {
+    match Table::read(&BlockDisk::open(disk)?) {
+        Ok(table) => Ok(table.partitions().into_iter().map(|(kind, partition)| (partition.number, kind)).collect()),
+        Err(TableError::Disk { source, .. }) => Err(source),
+        Err(TableError::Invalid { .. }) => Ok(Vec::new()),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+/// The type of the partition below what is mounted at `mounted`, where that can be told.
+fn kind_of(mounted: &Path) -> io::Result<Option<(Below, Uuid)>> {
+    let Some(below) = below(mounted)? else { return Ok(None) };
+    let found = types(&below.disk)?.into_iter().find(|(number, _)| *number == below.number);
+    Ok(found.map(|(_, kind)| (below, kind)))
+}
+
+/// What is named as boot partition; where that is an XBOOTLDR, the ESP of the same disk, which has the boot loader's settings.
+///
+/// # Errors
+/// [`FindError::NotEsp`]: that one is not mounted.
+pub(super) fn named_esp(root: &Path, named: &Path) -> Result<PathBuf, FindError> {
+    let kind = |path: &Path| kind_of(path).map_err(|source| FindError::Look { path: path.to_owned(), source });
+    let Some((own, kind::XBOOTLDR)) = kind(named)? else { return Ok(named.to_owned()) };
+    for path in USUAL.iter().map(|place| root.join(place)) {
+        if kind(&path)?.is_some_and(|(below, kind)| kind == kind::ESP && below.disk == own.disk) {
+            return Ok(path);
+        }
+    }
+    Err(FindError::NotEsp { path: named.to_owned() })
+}
+
+/// The first of the usual places that holds an `EFI` directory and is no XBOOTLDR.
 ///
 /// # Errors
 /// None does, or one can't be looked at: were the next one taken for it, one partition would be taken for the other.
 pub fn find_esp(root: &Path) -> Result<PathBuf, FindError> {
     for path in USUAL.iter().map(|place| root.join(place)) {
         // Looking also makes an automount do its work.
-        match std::fs::metadata(path.join("EFI")) {
-            Ok(found) if found.is_dir() => return Ok(path),
-            Ok(_) => {}
-            Err(error) if is_absent(&error) => {}
+        let found = match std::fs::metadata(path.join("EFI")) {
+            Ok(found) => found.is_dir(),
+            Err(error) if is_absent(&error) => false,
+            Err(source) => return Err(FindError::Look { path, source }),
+        };
+        if !found {
+            continue;
+        }
+        match kind_of(&path) {
+            Ok(Some((_, kind::XBOOTLDR))) => {}
+            Ok(_) => return Ok(path),
             Err(source) => return Err(FindError::Look { path, source }),
         }
     }
     Err(FindError::NoEsp)
 }
 
-/// Another boot partition beside `esp`: one of the usual places that is a mount of its own and has a folder for entries.
+/// The XBOOTLDR of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum FoundXbootldr {
+    /// There is none.
+    None,
+    /// It is mounted here.
+    At(PathBuf),
+    /// It is mounted at none of the usual places: which it is, in words.
+    NotMounted(String),
+}
+
+/// The XBOOTLDR beside `esp`: the first partition of that type on the same disk, as the boot loader looks for it (Boot Loader
+/// Specification, "The partitions"; systemd, src/boot/part-discovery.c), where one of the usual places has it.
 ///
 /// # Errors
-/// One of the places can't be looked at: it may be there.
-pub fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<Option<PathBuf>> {
-    // Folders in it: an automount point has another device until somebody looks below it.
-    let device = |path: PathBuf| match std::fs::metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.dev())),
-        Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(error),
-    };
-    let known = [device(esp.join("EFI"))?, device(root.to_owned())?];
+/// One of the places or the disk can't be looked at: it may be there.
+pub(super) fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<FoundXbootldr> {
+    // What is no partition of a disk has none beside it.
+    let Some(esp) = below(esp)? else { return Ok(FoundXbootldr::None) };
+    let types = types(&esp.disk)?;
+    let mut mounted = Vec::new();
     for place in USUAL.iter().map(|place| root.join(place)) {
-        let found = device(place.join("EFI/Linux"))?;
-        if found.is_some() && !known.contains(&found) {
-            return Ok(Some(place));
+        if let Some(below) = below(&place)? {
+            mounted.push((place, below));
         }
     }
-    Ok(None)
+    Ok(xbootldr_beside(&esp, &types, mounted))
+}
+
+fn xbootldr_beside(esp: &Below, types: &[(u32, Uuid)], mounted: Vec<(PathBuf, Below)>) -> FoundXbootldr {
+    let Some((number, _)) = types.iter().find(|(_, found)| *found == kind::XBOOTLDR) else {
+        return FoundXbootldr::None;
+    };
+    let wanted = Below { disk: esp.disk.clone(), number: *number };
+    match mounted.into_iter().find(|(_, below)| *below == wanted) {
+        Some((place, _)) => FoundXbootldr::At(place),
+        None => FoundXbootldr::NotMounted(format!(
+            "partition {number} of {} is an XBOOTLDR, which the boot loader takes entries from, and is mounted at none of /efi, \
+             /boot/efi and /boot: mount it at /boot, and for an agent in a pod add the component xbootldr",
+            esp.disk.display()
+        )),
+    }
 }
 
 /// The PARTUUID of the partition that the file system at `mounted` lies on, as udev names it.
@@ -289,6 +404,46 @@ mod tests {
         }
         let found = other_disks(sys.path(), Path::new("/dev/sda")).unwrap();
         assert_eq!(found, [PathBuf::from("/dev/nvme0n1")]);
+    }
+
+    #[test]
+    fn an_xbootldr_is_one_by_its_type_and_lies_on_the_disk_of_the_esp() {
+        let on = |disk: &str, number| Below { disk: PathBuf::from(disk), number };
+        let esp = on("/dev/sda", 1);
+        let types = [(1, kind::ESP), (2, kind::ROOT_X86_64), (7, kind::XBOOTLDR), (8, kind::XBOOTLDR)];
+        let look = |types: &[(u32, Uuid)], mounted: &[(&str, Below)]| {
+            let mounted = mounted.iter().map(|(place, below)| (PathBuf::from(place), below.clone())).collect();
+            xbootldr_beside(&esp, types, mounted)
+        };
+        let at_efi = ("/efi", esp.clone());
+        assert_eq!(look(&types, &[at_efi.clone(), ("/boot", on("/dev/sda", 7))]), FoundXbootldr::At("/boot".into()));
+        // An ESP of another disk, a file system that is just called so, the second of two, one of another disk.
+        for other in [on("/dev/sdb", 1), on("/dev/sda", 2), on("/dev/sda", 8), on("/dev/sdb", 7)] {
+            let found = look(&types, &[at_efi.clone(), ("/boot", other.clone())]);
+            assert!(
+                matches!(&found, FoundXbootldr::NotMounted(why) if why.contains("partition 7 of /dev/sda")),
+                "{found:?}"
+            );
+            let none = look(&types[..2], &[at_efi.clone(), ("/boot", other)]);
+            assert_eq!(none, FoundXbootldr::None);
+        }
+    }
+
+    #[test]
+    fn the_partition_below_a_device_is_told_by_sysfs_or_not_at_all() {
+        let sys = tempfile::tempdir().unwrap();
+        let (blocks, disk) = (sys.path().join("block"), sys.path().join("devices/nvme0n1"));
+        std::fs::create_dir_all(disk.join("nvme0n1p3")).unwrap();
+        std::fs::create_dir_all(&blocks).unwrap();
+        std::fs::write(disk.join("nvme0n1p3/partition"), "3\n").unwrap();
+        std::os::unix::fs::symlink(disk.join("nvme0n1p3"), blocks.join("259:3")).unwrap();
+        std::os::unix::fs::symlink(&disk, blocks.join("259:0")).unwrap();
+        unreadable(&blocks.join("259:9"));
+        let below = |minor| below_device(&blocks, rustix::fs::makedev(259, minor));
+        let expected = Below { disk: "/dev/nvme0n1".into(), number: 3 };
+        assert_eq!(below(3).unwrap(), Some(expected));
+        assert_eq!((below(0).unwrap(), below(1).unwrap()), (None, None), "a whole disk, and no block device");
+        assert!(below(9).is_err(), "what can't be looked at may be one");
     }
 
     /// A link that leads to itself: something is there, and nobody can look at it.

@@ -15,8 +15,8 @@ pub use bus::LinuxBus;
 pub use clock::LinuxClock;
 pub use disk::BlockDisk;
 pub use esp::MountedEsp;
-pub use find::{FindError, find_disk, find_esp, find_xbootldr};
-use find::{other_disks, refuse_copies, refuse_multipath};
+pub use find::{FindError, find_disk, find_esp};
+use find::{FoundXbootldr, named_esp, other_disks, refuse_copies, refuse_multipath};
 pub use firmware::EfiVariables;
 pub use memory::memory_limit;
 pub use state::StateFolder;
@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 use crate::engine::in_one_line;
 use crate::gpt::{Table, TableError};
-use crate::host::{Clock, Esp, FindPartition, Host, StateStore};
+use crate::host::{Clock, FindXbootldr, Host, Releases, StateStore, Xbootldr};
 use crate::releases::{RepositoryOptions, RepositoryReleases};
 use crate::settings::Settings;
 use later::{LateReleases, Later, NoState};
@@ -165,6 +165,17 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
     };
     let clock: Arc<dyn Clock> = Arc::new(LinuxClock);
     let releases = LateReleases { settings: settings.clone(), clock: Arc::clone(&clock), runtime: runtime.clone() };
+    Ok(open_later(settings, runtime, state, Arc::new(releases), refuse_disk))
+}
+
+/// The host, of which boot partition and disk are looked for when they are needed. `refuse` says which disks must not be used.
+fn open_later(
+    settings: &Settings,
+    runtime: &Handle,
+    state: Arc<dyn StateStore>,
+    releases: Arc<dyn Releases>,
+    refuse: fn(&Path) -> Result<(), OpenError>,
+) -> Host {
     let find = find_once(settings.esp.clone(), settings.host_root.clone());
     let named = settings.disk.clone();
     let below = find.clone();
@@ -173,23 +184,23 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
             Some(path) => path.clone(),
             None => below().and_then(|esp| find_disk(&esp)).map_err(|error| io::Error::other(in_one_line(&error)))?,
         };
-        refuse_disk(&path.canonicalize().unwrap_or_else(|_| path.clone()))
+        refuse(&path.canonicalize().unwrap_or_else(|_| path.clone()))
             .map_err(|error| io::Error::other(in_one_line(&error)))?;
         BlockDisk::open(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     });
     let seek = find.clone();
     let esp = Later::new(move || seek().map(MountedEsp::new).map_err(|error| io::Error::other(in_one_line(&error))));
-    Ok(Host {
+    Host {
         disk: Arc::new(disk),
         esp: Arc::new(esp),
         xbootldr: xbootldr(settings.host_root.clone(), find),
         firmware: Arc::new(EfiVariables::default()),
         bus: Arc::new(LinuxBus::new(runtime.clone(), settings.bus_timeout)),
-        clock,
+        clock: Arc::new(LinuxClock),
         system: Arc::new(LinuxSystem::new(settings.host_root.clone())),
         state,
-        releases: Arc::new(releases),
-    })
+        releases,
+    }
 }
 
 /// The boot partition that is named, or the first one that is found: whoever asks is given the same one from then on. Were each
@@ -198,18 +209,41 @@ fn find_once(
     named: Option<PathBuf>,
     root: PathBuf,
 ) -> impl Fn() -> Result<PathBuf, FindError> + Clone + Send + Sync + 'static {
-    let found = Arc::new(OnceLock::new());
-    move || match (&named, found.get()) {
-        (Some(path), _) | (None, Some(path)) => Ok(path.clone()),
-        (None, None) => find_esp(&root).map(|path| found.get_or_init(|| path).clone()),
+    let found = Arc::new(OnceLock::<PathBuf>::new());
+    move || {
+        if let Some(path) = found.get() {
+            return Ok(path.clone());
+        }
+        let path = esp_of(named.as_deref(), &root)?;
+        Ok(found.get_or_init(|| path).clone())
+    }
+}
+
+/// Where the ESP is mounted.
+fn esp_of(named: Option<&Path>, root: &Path) -> Result<PathBuf, FindError> {
+    match named {
+        Some(path) => named_esp(root, path),
+        None => find_esp(root),
     }
 }
 
 /// Looks for the XBOOTLDR each time: it may be mounted after the ESP, which the guard is often started before.
-fn xbootldr(root: PathBuf, esp: impl Fn() -> Result<PathBuf, FindError> + Send + Sync + 'static) -> FindPartition {
+fn xbootldr(root: PathBuf, esp: impl Fn() -> Result<PathBuf, FindError> + Send + Sync + 'static) -> FindXbootldr {
     Arc::new(move || {
         let esp = esp().map_err(|error| io::Error::other(in_one_line(&error)))?;
-        Ok(find_xbootldr(&root, &esp)?.map(|path| Arc::new(MountedEsp::new(path)) as Arc<dyn Esp>))
+        find_xbootldr(&root, &esp)
+    })
+}
+
+/// The XBOOTLDR of the disk that the ESP lies on, which is what the boot loader takes entries from beside it.
+///
+/// # Errors
+/// Whether there is one can't be told.
+pub fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<Xbootldr> {
+    Ok(match find::find_xbootldr(root, esp)? {
+        FoundXbootldr::None => Xbootldr::None,
+        FoundXbootldr::At(path) => Xbootldr::Mounted(Arc::new(MountedEsp::known(path))),
+        FoundXbootldr::NotMounted(words) => Xbootldr::NotMounted(words),
     })
 }
 
@@ -217,10 +251,11 @@ fn state(settings: &Settings) -> Result<StateFolder, OpenError> {
     StateFolder::create(&settings.state).map_err(|source| OpenError::State { path: settings.state.clone(), source })
 }
 
-/// Opens the machine for the guard, which fetches nothing: what only concerns repositories must not keep it from its work.
+/// Opens the machine for the guard, which fetches nothing: what only concerns repositories must not keep it from its work, and what
+/// is not there yet is looked for at each of its looks.
 ///
 /// # Errors
-/// [`OpenError`]: boot partition, disk or state folder are not there.
+/// [`OpenError::State`]: the state folder is not there.
 pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
     let repositories = RepositoryOptions {
         trust_root: settings.trust_root.clone(),
@@ -229,7 +264,9 @@ pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Result<Host, Ope
         allow_local: false,
         not_before: None,
     };
-    Ok(open_with(settings, runtime, repositories)?.0)
+    let releases = RepositoryReleases::new(repositories, Arc::new(LinuxClock), runtime.clone());
+    // Whichever disk it is, it is the one that this boot is to be taken back from.
+    Ok(open_later(settings, runtime, Arc::new(state(settings)?), Arc::new(releases), |_| Ok(())))
 }
 
 /// The host, and its disk's device node or file.
@@ -238,10 +275,7 @@ fn open_with(
     runtime: &Handle,
     repositories: RepositoryOptions,
 ) -> Result<(Host, PathBuf), OpenError> {
-    let esp = match &settings.esp {
-        Some(path) => path.clone(),
-        None => find_esp(&settings.host_root)?,
-    };
+    let esp = esp_of(settings.esp.as_deref(), &settings.host_root)?;
     let disk = match &settings.disk {
         Some(path) => path.clone(),
         None => find_disk(&esp)?,

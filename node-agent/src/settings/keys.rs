@@ -54,7 +54,7 @@ pub const KEYS: &[Key] = &[
         "boot.partition",
         Kind::Text,
         "",
-        "Where the boot partition (ESP or XBOOTLDR) is mounted. Not set: the first of /efi, /boot/efi, /boot that is one.",
+        "Where the ESP is mounted. Not set: the first of /efi, /boot/efi, /boot that has one. An XBOOTLDR is found by its type.",
     ),
     key(
         "boot.reverify-after",

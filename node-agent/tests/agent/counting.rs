@@ -8,7 +8,7 @@ use bascule_sim::firmware::BootLoader::{self, Gptprio, SystemdBoot};
 use bascule_sim::firmware::Variables;
 use bascule_sim::firmware::gptprio::Attributes;
 use bascule_sim::firmware::systemd_boot::Defects;
-use bascule_sim::host::SimFirmware;
+use bascule_sim::host::{Failing, SimFirmware};
 use bascule_sim::layout::Table;
 
 use crate::machine::{Machine, entries, problem, release};
@@ -76,4 +76,60 @@ fn a_trial_that_was_not_counted_is_noticed_and_no_other_is_begun() {
         machine.reboot();
         is_not_trusted(&mut machine, "1.2", 3, &format!("{boot:?}, a boot later"));
     }
+}
+
+/// What was found wrong with a boot loader is said of that one. Another version, and nobody has to do anything.
+#[test]
+fn a_boot_loader_that_did_not_count_is_judged_anew_when_it_is_another() {
+    let mut machine = booted_without_counting(SystemdBoot);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &release("1.1", &[]), None)).unwrap();
+    machine.reboot();
+    is_not_trusted(&mut machine, "1.2", 2, "the same one");
+    machine.hardware.defects = Defects::default();
+    machine.reboot();
+    is_not_trusted(&mut machine, "1.2", 3, "it counts now, and nothing shows it");
+    machine.hardware.variables.set_string("LoaderInfo", "systemd-boot 300");
+    machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &release("1.2", &[]), None)).unwrap();
+    assert_eq!(agent.published().unwrap().boot_control.as_ref().unwrap().counting, Counting::Works);
+    machine.update(&release("1.2", &[]), 4);
+    // That it counts was seen with the trial, and the verdict is gone for good.
+    machine.reboot();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &release("1.2", &[]), None)).unwrap();
+    assert_eq!(agent.state().journal.as_ref().unwrap().counting_seen, Some(true));
+}
+
+/// By GPT attributes the boot image of a slot has one name. What lies there is the agent's by its record or content, as elsewhere.
+#[test]
+fn a_slots_image_that_is_somebody_elses_or_can_not_be_read_is_left_alone() {
+    const IMAGE: &str = "EFI/bascule/slot-b.efi";
+    let (old, new, next) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let mut machine = Machine::new(Gptprio, &old, &[&new, &next, &old]);
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    esp.create_directory("EFI/bascule").unwrap();
+    esp.write(IMAGE, b"a rescue system of somebody's").unwrap();
+    esp.sync().unwrap();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let error = agent.published().unwrap().last_error.clone().unwrap();
+    assert!(error.message.contains("slot-b.efi") && error.message.contains("move it away"), "{error:?}");
+    assert_eq!(esp.read(IMAGE, 1 << 20).unwrap(), b"a rescue system of somebody's");
+    esp.remove(IMAGE).unwrap();
+    esp.sync().unwrap();
+    machine.update(&new, 1);
+    machine.update(&next, 2);
+
+    // The agent's own, which can't be read for a while, in the slot that is to be written next.
+    machine.unreadable.fail("slot-b", Failing { skip: 0, times: u64::MAX, error: 5 });
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &old, None)).unwrap();
+    assert_eq!(problem(agent.published().unwrap()), Some("Storage"), "{:?}", agent.published());
+    assert!(esp.exists(IMAGE).unwrap(), "removed unread");
+    let held = agent.published().unwrap().slots.as_ref().unwrap().b.version.as_ref().map(ToString::to_string);
+    assert_eq!(held.as_deref(), Some("1.1"), "its slot was overwritten");
+    machine.unreadable.clear();
+    machine.update(&old, 3);
 }

@@ -7,13 +7,14 @@ use std::time::Duration;
 use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Desired, Entry, Event, State};
 use bascule_agent::engine::{Engine, StageLimits};
+use bascule_agent::host::Host;
 use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, Grant, NodeUpdateStatus, PackFallback, ReleaseRef};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
-use bascule_sim::host::{SimClock, SimHost, SimReleases};
+use bascule_sim::host::{SimClock, SimHost, SimReleases, Unreadable, UnreadableEsp};
 use bascule_sim::layout::{Installed, Sizes, Table, provision};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
@@ -36,6 +37,8 @@ pub(crate) struct Machine {
     pub(crate) sim: SimHost,
     pub(crate) system: System,
     releases: Arc<SimReleases>,
+    /// Files of the ESP that can't be read.
+    pub(crate) unreadable: Unreadable,
     generation: i64,
 }
 
@@ -68,7 +71,7 @@ impl Machine {
         let system = hardware.power_on().system.unwrap();
         clock.pass(STARTUP);
         let sim = SimHost::new(&hardware, &system, clock.clone(), releases.clone()).unwrap();
-        Self { hardware, clock, sim, system, releases, generation: 0 }
+        Self { hardware, clock, sim, system, releases, unreadable: Unreadable::default(), generation: 0 }
     }
 
     /// The machine starts again.
@@ -87,7 +90,10 @@ impl Machine {
     /// The same, with settings of the test's own.
     pub(crate) fn agent_with(&self, config: Config) -> Agent {
         let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
-        let engine = Engine::new(self.sim.host(), LookSettings::default(), limits);
+        let host = self.sim.host();
+        let esp = UnreadableEsp { inner: host.esp.clone(), unreadable: self.unreadable.clone() };
+        let host = Host { esp: Arc::new(esp), ..host };
+        let engine = Engine::new(host, LookSettings::default(), limits);
         let mut agent = Agent::new(engine, config);
         agent.handle(Event::Tick).unwrap();
         agent

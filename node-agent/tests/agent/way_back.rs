@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use bascule_agent::agent::Agent;
-use bascule_agent::core::boot::Safeguard;
+use bascule_agent::boot::DigestCache;
+use bascule_agent::core::boot::{BootInventory, FileContent, Safeguard};
 use bascule_agent::core::{Config, Desired, Event, ManualCommand};
-use bascule_api::{Counting, Goal, NodeUpdateStatus, conditions};
+use bascule_agent::host::Host;
+use bascule_agent::linux::MountedEsp;
+use bascule_api::{BootControlBackend, Counting, Goal, NodeUpdateStatus, conditions};
 use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::firmware::boot_image::Fault;
-use bascule_sim::host::{SimFirmware, SimReleases};
+use bascule_sim::host::{Failing, SimFirmware, SimReleases};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
 
 use crate::machine::{Machine, named, problem, release};
@@ -202,6 +205,128 @@ fn a_file_that_would_be_booted_instead_is_named() {
     esp.write("EFI/Linux/aaa.efi", &image).unwrap();
     esp.sync().unwrap();
     is_refused(&mut machine, "aaa.efi");
+}
+
+/// The disk says that there is one, and nobody here can look at it: for an agent in a pod, where it was not mounted into it. Which
+/// entries the boot loader finds there is not known, and what boots the other slot may be among them.
+#[test]
+fn an_xbootldr_that_nobody_can_look_at_is_said_before_the_drain() {
+    let new = release("1.1", &[]);
+    let mut machine = with_xbootldr();
+    machine.sim.xbootldr = None;
+    machine.sim.unmounted = Some("partition 7 of /dev/sda is an XBOOTLDR".to_owned());
+    is_refused(&mut machine, "partition 7 of /dev/sda is an XBOOTLDR");
+    // Also where what runs is on the ESP.
+    let mut machine = Machine::new(SystemdBoot, &release("1.0", &[]), &[&new]);
+    machine.sim.unmounted = Some("partition 7 of /dev/sda is an XBOOTLDR".to_owned());
+    is_refused(&mut machine, "partition 7 of /dev/sda is an XBOOTLDR");
+    machine.sim.unmounted = None;
+    machine.update(&new, 60);
+}
+
+/// An entry of type #1 that starts a system: an image outside of the folder of type #2.
+fn text_entry(machine: &Machine, name: &str, sorted_by: &str) {
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    for folder in ["EFI/rescue", "loader/entries"] {
+        esp.create_directory(folder).unwrap();
+    }
+    esp.write("EFI/rescue/old.efi", &release("1.0", &[]).uki).unwrap();
+    let text = format!("title Rescue\n{sorted_by}uki \\EFI\\rescue\\old.efi\n");
+    esp.write(&format!("loader/entries/{name}"), text.as_bytes()).unwrap();
+    esp.sync().unwrap();
+}
+
+#[test]
+fn an_entry_of_type_1_that_would_be_booted_instead_is_named() {
+    let sorted_by = "sort-key acme-os\nversion 1.5\n";
+    let mut machine = machine();
+    text_entry(&machine, "rescue.conf", sorted_by);
+    is_refused(&mut machine, "the boot loader would take rescue.conf");
+    // So it is: with the release armed all the same, that is what runs.
+    let mut agent = machine.agent_with(Config { without: Some(Safeguard::WayBackBeforeArming), ..Config::default() });
+    let grant = machine.grant(70);
+    agent.handle(machine.word(Goal::Booted, &release("1.1", &[]), Some(grant))).unwrap();
+    assert_eq!(machine.sim.bus.reboots().len(), 1);
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.entry.as_str()), ("1.0", "rescue.conf"));
+
+    // Behind both, for another processor, or used up, it is in nobody's way.
+    for (name, sorted_by) in [
+        ("rescue.conf", "sort-key acme-os\nversion 0.1\n"),
+        ("rescue.conf", "sort-key acme-os\nversion 1.5\nmachine-id 2f\n"),
+        ("rescue.conf", "sort-key acme-os\nversion 1.5\narchitecture zz80\n"),
+        ("rescue+0-1.conf", sorted_by),
+    ] {
+        let mut machine = self::machine();
+        text_entry(&machine, name, sorted_by);
+        machine.update(&release("1.1", &[]), 1);
+    }
+}
+
+#[test]
+fn an_entry_of_type_1_between_the_two_releases_is_in_the_way_of_the_way_back() {
+    let old = release("1.0", &[]);
+    let mut machine = Machine::new(SystemdBoot, &old, &[&old, &release("1.1", &[])]);
+    machine.update(&release("1.1", &[]), 1);
+    // What runs goes first, and so does a newer release; an older one would not.
+    text_entry(&machine, "rescue.conf", "sort-key acme-os\nversion 1.0.5\n");
+    let mut agent = machine.agent();
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Reverted, &release("1.1", &[]), Some(grant))).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!(problem(status), Some("BootControl"));
+    assert!(message(status).contains("would take rescue.conf"), "{}", message(status));
+    assert!(machine.sim.bus.reboots().is_empty());
+}
+
+#[test]
+fn an_entry_of_type_1_that_can_not_be_read_is_not_absent() {
+    for failing in ["rescue.conf", "loader.conf"] {
+        let mut machine = machine();
+        text_entry(&machine, "rescue.conf", "sort-key acme-os\nversion 0.1\n");
+        machine.unreadable.fail(failing, Failing { skip: 0, times: u64::MAX, error: 5 });
+        let new = release("1.1", &[]);
+        let mut agent = machine.agent();
+        let grant = machine.grant(1);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!(problem(status), Some("Storage"), "{failing}: {status:?}");
+        assert!(message(status).contains(failing), "{}", message(status));
+        assert!(machine.sim.bus.reboots().is_empty(), "{failing}");
+        machine.unreadable.clear();
+        machine.update(&new, 2);
+    }
+}
+
+/// A name that is no UTF-8 (a mount with another `iocharset=`) is one of a file that the boot loader may take.
+#[test]
+fn an_entry_whose_name_can_not_be_told_is_not_absent() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let machine = machine();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    let linux = folder.path().join("EFI/Linux");
+    std::fs::create_dir_all(&linux).unwrap();
+    for file in esp.list("EFI/Linux").unwrap() {
+        let content = esp.read(&format!("EFI/Linux/{}", file.name), 1 << 20).unwrap();
+        std::fs::write(linux.join(&file.name), content).unwrap();
+    }
+    let inventory = || {
+        let host = Host { esp: Arc::new(MountedEsp::new(folder.path().to_owned())), ..machine.sim.host() };
+        bascule_agent::boot::read(&host, BootControlBackend::SystemdBoot, &[], &DigestCache::default()).unwrap()
+    };
+    let unread = |inventory: &BootInventory| {
+        let files = inventory.files.iter().filter(|file| matches!(file.content, FileContent::Unread(_)));
+        let texts = inventory.texts.iter().filter(|text| text.unread().is_some()).map(|text| text.name.clone());
+        files.map(|file| file.name.clone()).chain(texts).collect::<Vec<_>>()
+    };
+    assert_eq!(unread(&inventory()), Vec::<String>::new());
+    let odd = |name: &[u8]| std::ffi::OsStr::from_bytes(name).to_owned();
+    std::fs::write(linux.join(odd(b"caf\xe9.efi")), "x").unwrap();
+    let texts = folder.path().join("loader/entries");
+    std::fs::create_dir_all(&texts).unwrap();
+    std::fs::write(texts.join(odd(b"th\xe9.conf")), "linux /x\n").unwrap();
+    assert_eq!(unread(&inventory()), ["caf\u{fffd}.efi", "th\u{fffd}.conf"]);
 }
 
 /// Case 7: something decides that nobody here can see. It costs one drain, not one after the other.

@@ -54,6 +54,11 @@ pub fn write_entry(disk: &Path, name: &str, release: &Release) -> anyhow::Result
 pub fn write_files(disk: &Path, partition: u32, files: &[(String, Vec<u8>)]) -> anyhow::Result<()> {
     let file_system = Esp::new(table(disk)?.part(partition)?);
     for (path, content) in files {
+        for (end, _) in path.match_indices('/') {
+            file_system
+                .create_directory(path.get(..end).unwrap_or_default())
+                .with_context(|| format!("writing {path}"))?;
+        }
         file_system.write(path, content).with_context(|| format!("writing {path}"))?;
     }
     Ok(file_system.sync()?)

@@ -81,6 +81,50 @@ pub struct BootFile {
     pub digest: Option<Digest>,
 }
 
+/// An entry of type #1: a text file in `loader/entries` that names a program and how it is sorted (UAPI Boot Loader
+/// Specification, "Type #1"). The agent places none and touches none; the boot loader may take one before what is armed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextEntry {
+    /// On which partition.
+    pub partition: BootPartition,
+    /// Its name, counters included.
+    pub name: String,
+    /// What was read of it.
+    pub content: TextContent,
+}
+
+/// What was found when an entry of type #1 was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextContent {
+    /// The boot loader shows it.
+    Shown(TextFacts),
+    /// It was read, and the boot loader passes over it: it names nothing that is there, or is for another processor.
+    NotShown,
+    /// It, or what it names, could not be read. Why.
+    Unread(String),
+}
+
+/// What a boot loader sorts an entry of type #1 by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextFacts {
+    /// `sort-key`.
+    pub sort_key: Option<String>,
+    /// `machine-id`.
+    pub machine_id: Option<String>,
+    /// `version`.
+    pub version: Option<String>,
+}
+
+impl TextEntry {
+    /// Why it could not be read, if so, in words.
+    pub fn unread(&self) -> Option<String> {
+        match &self.content {
+            TextContent::Unread(why) => Some(format!("{} on the {}: {why}", self.name, self.partition)),
+            _ => None,
+        }
+    }
+}
+
 /// One boot partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionFacts {
@@ -131,8 +175,12 @@ pub struct LoaderFacts {
 pub struct BootInventory {
     /// The partitions that were looked at.
     pub partitions: Vec<PartitionFacts>,
+    /// A partition that the boot loader takes entries from and that is not mounted, in words.
+    pub unmounted: Option<String>,
     /// Files in the folders of boot images, in the order of partitions and names.
     pub files: Vec<BootFile>,
+    /// Entries of type #1, in the same order.
+    pub texts: Vec<TextEntry>,
     /// The boot loader.
     pub loader: LoaderFacts,
 }

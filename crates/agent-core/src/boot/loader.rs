@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use bascule_api::compare_versions;
 
 use super::name::{Counters, EntryName};
-use super::{BootFile, FileContent, Pin};
+use super::{BootFile, FileContent, Pin, TextContent, TextEntry};
 
 /// An entry as the loader sorts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub(crate) struct LoaderEntry {
     /// What the loader knows it by, in its variables and in pins: the same without counters.
     pub(crate) id: String,
     pub(crate) sort_key: Option<String>,
+    /// Only entries of type #1 have one.
+    pub(crate) machine_id: Option<String>,
     pub(crate) version: Option<String>,
     pub(crate) counters: Option<Counters>,
 }
@@ -31,12 +33,23 @@ impl LoaderEntry {
     /// An entry under a name.
     pub(crate) fn named(name: &str, sort_key: Option<String>, version: Option<String>) -> Option<Self> {
         let lower = name.to_ascii_lowercase();
-        // The loader passes over these.
-        if lower.starts_with('.') || lower.starts_with("auto-") {
+        if is_passed_over(&lower) {
             return None;
         }
         let EntryName { base, counters } = EntryName::parse(&lower)?;
-        Some(Self { id: EntryName::good(&base), file: lower, sort_key, version, counters })
+        Some(Self { id: EntryName::good(&base), file: lower, sort_key, machine_id: None, version, counters })
+    }
+
+    /// An entry of type #1, if the loader shows it. One that could not be read may be shown: the caller has to know.
+    pub(crate) fn of_text(text: &TextEntry) -> Option<Self> {
+        let TextContent::Shown(facts) = &text.content else { return None };
+        let lower = text.name.to_ascii_lowercase();
+        if is_passed_over(&lower) {
+            return None;
+        }
+        let EntryName { base, counters } = EntryName::parse_text(&lower)?;
+        let (sort_key, machine_id, version) = (facts.sort_key.clone(), facts.machine_id.clone(), facts.version.clone());
+        Some(Self { id: format!("{base}.conf"), file: lower, sort_key, machine_id, version, counters })
     }
 
     fn is_bad(&self) -> bool {
@@ -44,10 +57,15 @@ impl LoaderEntry {
     }
 }
 
-/// Bad entries last; then by sort key, version descending, name descending, more tries left, fewer done.
+/// Names, in lower case, that the loader passes over.
+fn is_passed_over(lower: &str) -> bool {
+    lower.starts_with('.') || lower.starts_with("auto-")
+}
+
+/// Bad entries last; then by sort key, machine ID (none first), version descending, name descending, more tries left, fewer done.
 pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
     let by_key = match (&a.sort_key, &b.sort_key) {
-        (Some(key), Some(other)) => key.cmp(other).then_with(|| {
+        (Some(key), Some(other)) => key.cmp(other).then_with(|| a.machine_id.cmp(&b.machine_id)).then_with(|| {
             let version = |entry: &LoaderEntry| entry.version.clone().unwrap_or_default();
             compare_versions(&version(b), &version(a))
         }),
@@ -66,8 +84,9 @@ pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
 
 /// The entries that the loader shows, in its order, by the names it knows them by. Equal ones stay in the order of `files`: the loader
 /// reads the ESP first, and each folder in its own order.
-pub fn loader_order(files: &[BootFile]) -> Vec<String> {
-    let mut entries: Vec<_> = files.iter().filter_map(LoaderEntry::of).collect();
+pub fn loader_order(files: &[BootFile], texts: &[TextEntry]) -> Vec<String> {
+    let texts = texts.iter().filter_map(LoaderEntry::of_text);
+    let mut entries: Vec<_> = texts.chain(files.iter().filter_map(LoaderEntry::of)).collect();
     entries.sort_by(compare);
     entries.into_iter().map(|entry| entry.id).collect()
 }
@@ -148,6 +167,32 @@ mod tests {
         let without = entry("acme_1.0.efi", Some("acme"), "1.0");
         assert_eq!(compare(&plain, &rebuilt), compare(&without, &rebuilt));
         assert_eq!(LoaderEntry::named("auto-x.efi", None, None), None);
+    }
+
+    #[test]
+    fn an_entry_of_type_1_is_sorted_among_the_images() {
+        use super::super::{BootPartition, TextFacts};
+        let text = |name: &str, key: &str, id: Option<&str>, version: &str| {
+            let facts = TextFacts {
+                sort_key: Some(key.to_owned()),
+                machine_id: id.map(str::to_owned),
+                version: Some(version.to_owned()),
+            };
+            let (partition, content) = (BootPartition::Esp, TextContent::Shown(facts));
+            LoaderEntry::of_text(&TextEntry { partition, name: name.to_owned(), content })
+        };
+        let mut entries = [
+            text("used.up+0-3.conf", "acme", None, "9").unwrap(),
+            text("of.a.machine.conf", "acme", Some("2f"), "8").unwrap(),
+            entry("acme_1.1+3-0.efi", Some("acme"), "1.1"),
+            text("Rescue+2.CONF", "acme", None, "1.2").unwrap(),
+        ];
+        entries.sort_by(compare);
+        let ids: Vec<_> = entries.iter().map(|entry| entry.id.as_str()).collect();
+        assert_eq!(ids, ["rescue.conf", "acme_1.1.efi", "of.a.machine.conf", "used.up.conf"]);
+        for name in ["auto-x.conf", ".hidden.conf", "entry.efi", "entry"] {
+            assert_eq!(text(name, "acme", None, "1"), None, "{name}");
+        }
     }
 
     fn does_no_harm(pattern: &str, minds_tries: bool) -> bool {

@@ -14,7 +14,8 @@ pub use attributes::Attributes;
 pub use change::{BootChange, BootPurpose, BootStep, Expected};
 pub use files::{is_unfinished, parse_waiting, unfinished_name, waiting_name};
 pub use inventory::{
-    BootFile, BootInventory, BootPartition, FileContent, ImageFacts, LoaderFacts, PartitionFacts, Pin,
+    BootFile, BootInventory, BootPartition, FileContent, ImageFacts, LoaderFacts, PartitionFacts, Pin, TextContent,
+    TextEntry, TextFacts,
 };
 pub use loader::loader_order;
 pub use view::{BootView, SlotImages};
@@ -49,6 +50,9 @@ pub enum Safeguard {
 pub struct PlacedImage {
     /// The root hash that it boots.
     pub root_hash: RootHash,
+    /// On which partition. A journal from before that was on record does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<BootPartition>,
     /// Its name without counters and ending.
     pub base: String,
     /// Its length in bytes.
@@ -56,6 +60,13 @@ pub struct PlacedImage {
     /// Digest of all of it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+}
+
+impl PlacedImage {
+    /// Whether it may be on this partition.
+    pub(crate) fn is_on(&self, partition: BootPartition) -> bool {
+        self.partition.is_none_or(|home| home == partition)
+    }
 }
 
 /// What takes the machine back from the running release, without an agent: first the way back, then the way out, so that

@@ -23,8 +23,17 @@ impl EntryName {
     ///
     /// A `+` that no counter follows belongs to the base.
     pub fn parse(file: &str) -> Option<Self> {
+        Self::with_ending(file, "efi")
+    }
+
+    /// The same for an entry of type #1, whose name ends in `.conf`.
+    pub fn parse_text(file: &str) -> Option<Self> {
+        Self::with_ending(file, "conf")
+    }
+
+    fn with_ending(file: &str, wanted: &str) -> Option<Self> {
         let (stem, ending) = file.rsplit_once('.')?;
-        if !ending.eq_ignore_ascii_case("efi") || stem.is_empty() {
+        if !ending.eq_ignore_ascii_case(wanted) || stem.is_empty() {
             return None;
         }
         let counted = stem.rsplit_once('+').and_then(|(base, tail)| {

@@ -39,6 +39,29 @@ fn is_gptprio(facts: &Facts) -> bool {
     facts.boot.backend == BootControlBackend::GptPrio
 }
 
+/// What lies under the name of a slot's boot image where the boot loader goes by GPT attributes, if it is the agent's.
+///
+/// # Errors
+/// It could not be read, or is somebody else's.
+fn own_slot_file(facts: &Facts, slot: SlotName) -> Result<Option<&BootFile>, NoPlan> {
+    let view = &facts.boot.view;
+    let named = facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)));
+    let Some(file) = named else { return Ok(None) };
+    if matches!(file.content, FileContent::Unread(_)) {
+        return Err(NoPlan::Unseen(unread(facts)));
+    }
+    // Two slots of one release have the same image, which is on record for the running one.
+    let slots = [&view.slots.a, &view.slots.b].into_iter();
+    let mut own = slots.flat_map(|slot| slot.images.iter().chain(&slot.same_clusters)).chain(&view.strays);
+    if own.any(|own| (own.partition, &own.name) == (file.partition, &file.name)) {
+        return Ok(Some(file));
+    }
+    Err(NoPlan::Refused(format!(
+        "{} on the boot partition has the name of slot {slot}'s boot image, and is not this agent's: move it away",
+        file.name
+    )))
+}
+
 fn attributes(facts: &Facts, slot: SlotName) -> Attributes {
     Attributes::of(facts.slots.get(slot).data.attributes)
 }
@@ -70,8 +93,9 @@ fn no_entry(facts: &Facts, slot: SlotName) -> NoPlan {
 /// What could not be read, in a sentence.
 pub(crate) fn unread(facts: &Facts) -> String {
     let boot = &facts.boot;
-    let lists = [&boot.view.unread, &boot.inventory.loader.unread, &boot.view.unread_leftovers];
-    let list: Vec<_> = lists.into_iter().flatten().map(String::as_str).collect();
+    let view = &boot.view;
+    let lists = [&view.unread, &boot.inventory.loader.unread, &view.unread_leftovers, &view.away];
+    let list: Vec<_> = lists.into_iter().flatten().chain(&boot.inventory.unmounted).map(String::as_str).collect();
     let list = list.join("; ");
     format!("not everything on the boot partition could be read, so nothing is concluded from it: {list}")
 }
@@ -85,9 +109,10 @@ pub(crate) fn running_is_seen(facts: &Facts) -> Result<(), NoPlan> {
     match facts.booted_slot().entry {
         Entry::Unseen => Err(NoPlan::Unseen(unread(facts))),
         Entry::None => Err(NoPlan::Unseen(format!(
-            "slot {} runs, and its boot image is on none of the boot partitions that are mounted: one may be missing, so \
-             nothing is concluded from the others; mount it",
-            facts.booted
+            "slot {} runs, and its boot image is on none of the boot partitions that are mounted: {}, so nothing is concluded \
+             from the others; mount it",
+            facts.booted,
+            facts.boot.inventory.unmounted.as_deref().unwrap_or("one may be missing")
         ))),
         _ => Ok(()),
     }
@@ -167,9 +192,7 @@ pub(crate) fn retire(facts: &Facts) -> Planned {
     let entries = removable(facts, Some(slot), None).filter(|file| !is_download(file));
     changes.extend(entries.map(BootChange::remove));
     if is_gptprio(facts) {
-        // This name is the slot's, whatever lies under it.
-        let named = facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)));
-        let change = named.map(BootChange::remove).filter(|change| !changes.contains(change));
+        let change = own_slot_file(facts, slot)?.map(BootChange::remove).filter(|change| !changes.contains(change));
         changes.extend(change);
     }
     Ok(BootStep { purpose: BootPurpose::Retire, slot, release: None, changes })
@@ -209,7 +232,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
     let slot = target.slot;
     if is_gptprio(facts) {
         let mut changes = Vec::new();
-        let in_place = facts.boot.inventory.files.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)));
+        let in_place = own_slot_file(facts, slot)?;
         if let Some(waits) = waiting(facts, target) {
             changes.extend(in_place.map(BootChange::remove));
             changes.extend(BootChange::rename(waits, slot_file(slot).to_owned()));
@@ -247,7 +270,8 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
                     expect: Expected::of(waits),
                 };
                 let digest = target.uki.as_ref().map(|(digest, _)| digest.clone());
-                let record = PlacedImage { root_hash: target.root_hash.clone(), base, size: waits.size, digest };
+                let (root_hash, partition) = (target.root_hash.clone(), Some(waits.partition));
+                let record = PlacedImage { root_hash, partition, base, size: waits.size, digest };
                 (vec![change], Some(record))
             }
         };

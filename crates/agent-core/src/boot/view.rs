@@ -11,7 +11,7 @@ use bascule_names::entry_base;
 use super::files::{is_unfinished, parse_waiting};
 use super::loader::LoaderEntry;
 use super::name::{Counters, EntryName};
-use super::{BootFile, BootInventory, BootPartition, FileContent, PlacedImage, Safeguard};
+use super::{BootFile, BootInventory, BootPartition, FileContent, PlacedImage, Safeguard, TextEntry};
 use crate::{Entry, PerSlot};
 
 /// Most images that are remembered as placed: both slots' and some room.
@@ -45,6 +45,8 @@ pub struct BootView {
     pub unread: Vec<String>,
     /// What the agent laid down and could not read again, with the reason. It boots nothing, and is not removed.
     pub unread_leftovers: Vec<String>,
+    /// What was placed on a partition that is not there to be looked at, in words.
+    pub away: Vec<String>,
     /// Where new boot images go: to the entry that runs.
     pub home: Option<BootPartition>,
     /// The records as they should be.
@@ -79,6 +81,11 @@ pub(crate) fn base(file: &BootFile) -> String {
     EntryName::parse(&file.name).map(|name| name.base).unwrap_or_default()
 }
 
+fn away_in_words(record: &PlacedImage) -> Option<String> {
+    let home = record.partition?;
+    Some(format!("{} was placed on the {home}, and is on none of the boot partitions that are mounted", record.base))
+}
+
 fn same_bytes(a: &BootFile, b: &BootFile) -> bool {
     a.size == b.size && a.digest.is_some() && a.digest == b.digest
 }
@@ -91,7 +98,10 @@ impl Judge<'_> {
     /// The record that a file's name and length are those of.
     fn record_of(&self, file: &BootFile) -> Option<&PlacedImage> {
         let base = base(file);
-        self.records.iter().find(|record| record.size == file.size && record.base.eq_ignore_ascii_case(&base))
+        let is_it = |record: &&PlacedImage| {
+            record.size == file.size && record.is_on(file.partition) && record.base.eq_ignore_ascii_case(&base)
+        };
+        self.records.iter().find(is_it)
     }
 
     /// The root hash that a file boots: by its own word, or by the record where it could not be read.
@@ -101,6 +111,12 @@ impl Judge<'_> {
             FileContent::Unread(_) => self.record_of(file).map(|record| record.root_hash.clone()),
             FileContent::NotAnImage | FileContent::Placeholder => None,
         }
+    }
+
+    fn releases_held(&self) -> impl Iterator<Item = &RootHash> {
+        [SlotName::A, SlotName::B]
+            .into_iter()
+            .filter_map(|slot| self.releases.get(slot).map(|(root_hash, _)| root_hash))
     }
 
     fn entries(&self) -> impl Iterator<Item = &BootFile> {
@@ -120,9 +136,14 @@ impl Judge<'_> {
     fn images(&self, slot: SlotName, root_hash: &RootHash, version: &Version) -> (Vec<BootFile>, Vec<BootFile>) {
         let candidates: Vec<&BootFile> =
             self.entries().filter(|file| self.claims(file).as_ref() == Some(root_hash)).collect();
-        let record = self.records.iter().find(|record| &record.root_hash == root_hash);
+        let record = self.record_for(root_hash);
+        // What an agent placed lies where it placed it. Only where that partition was looked at, and has nothing of the release,
+        // may somebody have moved it.
+        let at_home = |file: &&BootFile| record.is_none_or(|record| record.is_on(file.partition));
+        let moved = !candidates.iter().any(at_home) && !self.is_away(root_hash);
+        let possible: Vec<&BootFile> = candidates.iter().copied().filter(|file| moved || at_home(file)).collect();
         let named = |wanted: &str| -> Vec<&BootFile> {
-            candidates.iter().copied().filter(|file| base(file).eq_ignore_ascii_case(wanted)).collect()
+            possible.iter().copied().filter(|file| base(file).eq_ignore_ascii_case(wanted)).collect()
         };
         let mut ours: Vec<&BootFile> = record.map(|record| named(&record.base)).unwrap_or_default();
         if ours.is_empty()
@@ -131,35 +152,62 @@ impl Judge<'_> {
             // A name that power loss tore: the short one is left, of the same file.
             let other =
                 |file: &BootFile| file.digest.is_some() && record.digest.is_some() && file.digest != record.digest;
-            ours = candidates.iter().copied().filter(|file| file.size == record.size && !other(file)).collect();
+            ours = possible.iter().copied().filter(|file| file.size == record.size && !other(file)).collect();
             let alike = ours.first().is_some_and(|first| ours.iter().skip(1).all(|other| same_bytes(first, other)));
             if !alike {
                 ours.clear();
             }
         }
         // With a record there is no guessing: what differs from it is somebody else's.
-        if ours.is_empty() && record.is_none() {
-            ours = match candidates.as_slice() {
+        // Nor is there while something could not be read, or lies where nobody could look: that may be the one, and what is seen
+        // somebody else's.
+        let guess = record.is_none() && self.unknown().next().is_none() && self.inventory.unmounted.is_none();
+        if ours.is_empty() && guess {
+            ours = match possible.as_slice() {
                 [] => Vec::new(),
                 // The installer's.
                 [only] => vec![*only],
                 _ => named(&entry_base(self.product.as_str(), version.as_str())),
             };
         }
-        if ours.is_empty() && record.is_none() && slot == self.booted {
-            ours = candidates.iter().copied().filter(|file| self.was_selected(file)).collect();
+        if ours.is_empty() && guess && slot == self.booted {
+            ours = possible.iter().copied().filter(|file| self.was_selected(file)).collect();
         }
+        // What power loss doubled lies in one folder, and is what was placed. A file of the same name on the other partition, or
+        // with other bytes, was put there by somebody: a mirrored ESP, or an image that a person debugs with.
+        let as_placed = |file: &&BootFile| {
+            record.is_some_and(|record| {
+                let same = record.digest.is_some() && file.digest == record.digest;
+                same || (file.size == record.size && (file.digest.is_none() || record.digest.is_none()))
+            })
+        };
+        if ours.iter().any(as_placed) {
+            ours.retain(|file| as_placed(file));
+        }
+        let home = ours.first().map(|file| file.partition);
+        ours.retain(|file| Some(file.partition) == home);
         if !self.holds(Safeguard::ForeignIsLeftAlone) {
             ours.clone_from(&candidates);
         }
         let mut owned: Vec<BootFile> = ours.iter().map(|file| (*file).clone()).collect();
         let more = candidates.iter().filter(|file| !ours.contains(file));
-        let (equal, foreign): (Vec<&BootFile>, Vec<&BootFile>) =
-            more.copied().partition(|file| ours.iter().any(|own| same_bytes(own, file)));
+        let (equal, foreign): (Vec<&BootFile>, Vec<&BootFile>) = more
+            .copied()
+            .partition(|file| ours.iter().any(|own| own.partition == file.partition && same_bytes(own, file)));
         owned.extend(equal.into_iter().cloned());
         // The permanent one first: it is what the boot loader takes.
         owned.sort_by_key(|file| entry_of(file) != Entry::Good);
         (owned, foreign.into_iter().cloned().collect())
+    }
+
+    fn record_for(&self, root_hash: &RootHash) -> Option<&PlacedImage> {
+        self.records.iter().find(|record| &record.root_hash == root_hash)
+    }
+
+    /// Whether a release's image was placed on a partition that nobody could look at.
+    fn is_away(&self, root_hash: &RootHash) -> bool {
+        let home = self.record_for(root_hash).and_then(|record| record.partition);
+        home.is_some_and(|home| !self.inventory.partitions.iter().any(|facts| facts.partition == home))
     }
 
     /// Whether the boot loader says that it picked this file: by its name without counters, since they change then.
@@ -190,7 +238,7 @@ impl Judge<'_> {
             let same_clusters = files
                 .iter()
                 .filter(|file| parse_waiting(&file.name).is_some() || is_unfinished(&file.name))
-                .filter(|file| images.iter().any(|image| same_bytes(image, file)))
+                .filter(|file| images.iter().any(|image| image.partition == file.partition && same_bytes(image, file)))
                 .cloned()
                 .collect();
             *view.slots.get_mut(slot) = SlotImages { images, same_clusters, foreign };
@@ -227,6 +275,11 @@ impl Judge<'_> {
             }
         }
         view.unread = self.unread(|name| EntryName::parse(name).is_some());
+        if self.holds(Safeguard::UnreadIsNotAbsent) {
+            view.unread.extend(self.inventory.texts.iter().filter_map(TextEntry::unread));
+        }
+        let away = self.releases_held().filter(|root_hash| self.is_away(root_hash));
+        view.away = away.filter_map(|root_hash| self.record_for(root_hash)).filter_map(away_in_words).collect();
         view.unread_leftovers = self.unread(|name| parse_waiting(name).is_some() || is_unfinished(name));
         view.records = self.records_for(&view);
         view
@@ -256,10 +309,15 @@ impl Judge<'_> {
     /// The entry of a slot: what its image's name says, and if none is seen, whether one could be where nobody could look.
     pub(crate) fn entry(&self, view: &BootView, slot: SlotName) -> Entry {
         let images = view.slots.get(slot);
-        match images.images.first().or_else(|| images.foreign.first()) {
-            Some(file) => entry_of(file),
-            None if self.releases.get(slot).is_some() && self.unknown().next().is_some() => Entry::Unseen,
-            None => Entry::None,
+        let release = self.releases.get(slot).map(|(root_hash, _)| root_hash);
+        match (images.images.first(), release) {
+            (Some(file), _) => entry_of(file),
+            (None, Some(_)) if self.unknown().next().is_some() => Entry::Unseen,
+            (None, Some(root_hash)) if self.is_away(root_hash) || self.inventory.unmounted.is_some() => {
+                // What runs was booted by something that is not here; of the other slot nobody knows whether there is anything.
+                if slot == self.booted { Entry::None } else { Entry::Unseen }
+            }
+            (None, _) => images.foreign.first().map_or(Entry::None, entry_of),
         }
     }
 
@@ -292,10 +350,15 @@ impl Judge<'_> {
             let before = records.iter().position(|record| &record.root_hash == root_hash);
             let known = before.and_then(|at| records.get(at)).filter(|record| record.size == only.size);
             let digest = only.digest.clone().or_else(|| known.and_then(|record| record.digest.clone()));
-            let record = PlacedImage { root_hash: root_hash.clone(), base: base(only), size: only.size, digest };
+            let (base, partition) = (base(only), Some(only.partition));
+            let record = PlacedImage { root_hash: root_hash.clone(), partition, base, size: only.size, digest };
             match before.and_then(|at| records.get_mut(at)) {
-                // Only another name or length is news.
-                Some(place) if (&place.base, place.size) != (&record.base, record.size) => *place = record,
+                // Only another name, length or place is news.
+                Some(place)
+                    if (&place.base, place.size, place.partition) != (&record.base, record.size, record.partition) =>
+                {
+                    *place = record;
+                }
                 Some(_) => {}
                 None => records.push(record),
             }
@@ -315,6 +378,102 @@ impl BootView {
                 own.iter().any(|own| (own.partition, &own.name) == (file.partition, &file.name))
             })
         };
-        inventory.files.iter().filter(|file| !apart(file)).filter_map(LoaderEntry::of).collect()
+        let files = inventory.files.iter().filter(|file| !apart(file)).filter_map(LoaderEntry::of);
+        files.chain(inventory.texts.iter().filter_map(LoaderEntry::of_text)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ImageFacts, PartitionFacts};
+    use super::*;
+    use bascule_api::Digest;
+
+    const NAME: &str = "acme-os_1.1.efi";
+
+    fn root_hash() -> RootHash {
+        RootHash::from_bytes(&[7; 32])
+    }
+
+    fn file(partition: BootPartition, name: &str, size: u64, digest: Option<u8>) -> BootFile {
+        let image = ImageFacts { root_hash: Some(root_hash()), ..ImageFacts::default() };
+        let digest = digest.map(|byte| Digest::from_sha256(&[byte; 32]));
+        BootFile { partition, name: name.to_owned(), size, content: FileContent::Image(image), digest }
+    }
+
+    /// The names of the agent's and of others' images of the running release, with `P` for the partition.
+    fn judged(files: Vec<BootFile>, digest: Option<u8>) -> (Vec<String>, Vec<String>) {
+        judged_at(None, files, digest)
+    }
+
+    /// The same with a record that says where it was placed; both partitions were looked at.
+    fn judged_at(home: Option<BootPartition>, files: Vec<BootFile>, digest: Option<u8>) -> (Vec<String>, Vec<String>) {
+        let looked = |partition| PartitionFacts {
+            partition,
+            uuid: None,
+            space: crate::Space { free: 0, total: 0 },
+            read_only: false,
+        };
+        let partitions = vec![looked(BootPartition::Esp), looked(BootPartition::Xbootldr)];
+        let inventory = BootInventory { partitions, files, ..BootInventory::default() };
+        let digest = digest.map(|byte| Digest::from_sha256(&[byte; 32]));
+        let base = "acme-os_1.1".to_owned();
+        let records = [PlacedImage { root_hash: root_hash(), partition: home, base, size: 100, digest }];
+        let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
+        let root_hash = root_hash();
+        let releases = PerSlot { a: Some((&root_hash, &version)), b: None };
+        let judge = Judge {
+            inventory: &inventory,
+            records: &records,
+            product: &product,
+            booted: SlotName::A,
+            releases,
+            without: None,
+        };
+        let view = judge.view();
+        let told = |files: &[BootFile]| files.iter().map(|file| format!("{} {}", file.partition, file.name)).collect();
+        assert!(view.strays.is_empty() && view.slots.a.same_clusters.is_empty(), "{view:?}");
+        (told(&view.slots.a.images), told(&view.slots.a.foreign))
+    }
+
+    #[test]
+    fn an_image_of_the_same_name_on_the_other_partition_is_somebody_elses() {
+        use BootPartition::{Esp, Xbootldr};
+        let own = || vec![format!("ESP {NAME}")];
+        let other = || vec![format!("XBOOTLDR {NAME}")];
+        // A mirror: the same bytes, known or not. A debug image: another length, or other bytes.
+        for digests in [[None, None], [Some(1), Some(1)]] {
+            let mirrored = vec![file(Esp, NAME, 100, digests[0]), file(Xbootldr, NAME, 100, digests[1])];
+            assert_eq!(judged(mirrored, digests[0]), (own(), other()), "{digests:?}");
+        }
+        for debugs in [file(Xbootldr, NAME, 250, None), file(Xbootldr, NAME, 100, Some(2))] {
+            let beside = vec![file(Esp, NAME, 100, Some(1)), debugs];
+            assert_eq!(judged(beside, Some(1)), (own(), other()));
+        }
+        // The agent's own lies on the partition that is looked at last.
+        let first_is_foreign = vec![file(Esp, NAME, 250, None), file(Xbootldr, NAME, 100, None)];
+        assert_eq!(judged(first_is_foreign, None), (other(), own()));
+    }
+
+    /// Of the agent's own only the short name is left, and the mirror on the other partition has the name of the record.
+    #[test]
+    fn what_was_placed_lies_where_it_was_placed_whatever_its_name_became() {
+        use BootPartition::{Esp, Xbootldr};
+        let torn = || file(Esp, "ACME-O~1.EFI", 100, None);
+        let mirror = || file(Xbootldr, NAME, 100, None);
+        let (ours, others) = (vec!["ESP ACME-O~1.EFI".to_owned()], vec![format!("XBOOTLDR {NAME}")]);
+        assert_eq!(judged_at(Some(Esp), vec![torn(), mirror()], None), (ours, others.clone()));
+        // Where it was placed is nothing of it any more: somebody moved it.
+        assert_eq!(judged_at(Some(Esp), vec![mirror()], None), (others, Vec::new()));
+    }
+
+    #[test]
+    fn a_name_that_power_loss_doubled_is_one_entry_and_a_file_with_other_bytes_is_not() {
+        use BootPartition::Esp;
+        let counted = "acme-os_1.1+2-1.efi";
+        let doubled = vec![file(Esp, NAME, 100, Some(1)), file(Esp, counted, 100, Some(1))];
+        assert_eq!(judged(doubled, Some(1)), (vec![format!("ESP {NAME}"), format!("ESP {counted}")], Vec::new()));
+        let debugs = vec![file(Esp, NAME, 100, Some(1)), file(Esp, counted, 100, Some(2))];
+        assert_eq!(judged(debugs, Some(1)), (vec![format!("ESP {NAME}")], vec![format!("ESP {counted}")]));
     }
 }

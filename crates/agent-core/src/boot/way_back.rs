@@ -99,6 +99,9 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
              there would not be booted; mount the right one, or name it in boot.partition"
         ));
     }
+    if let Some(unmounted) = &inventory.unmounted {
+        return Some(format!("{unmounted}: nobody here sees which entries the boot loader finds there"));
+    }
     if !view.unread.is_empty() {
         return Some(unread(facts));
     }

@@ -1,5 +1,6 @@
-//! Boot Loader Specification Type #2 entries as systemd-boot finds, names and sorts them (src/boot/boot.c:
-//! `config_load_type2_entries`, `boot_entry_parse_tries`, `boot_entry_compare`).
+//! Boot Loader Specification entries as systemd-boot finds, names and sorts them (src/boot/boot.c: `config_load_type1_entries`,
+//! `config_load_type2_entries`, `boot_entry_parse_tries`, `boot_entry_compare`). Of type #1 only those that name a unified kernel
+//! image can be started here; they are what the tests need.
 
 use std::cmp::Ordering;
 use std::io;
@@ -12,6 +13,10 @@ use crate::esp::Esp;
 
 /// Where Type #2 entries lie.
 pub const DIRECTORY: &str = "EFI/Linux";
+/// Where Type #1 entries lie.
+pub const TEXTS: &str = "loader/entries";
+/// No Type #1 entry is longer.
+const MAX_TEXT: u64 = 64 << 10;
 /// No boot image is longer.
 const MAX_IMAGE: u64 = 512 << 20;
 
@@ -29,8 +34,12 @@ pub struct Tries {
 pub struct Entry {
     /// Number of the partition that it lies on.
     pub partition: u32,
-    /// File name in [`DIRECTORY`], counters included.
+    /// [`DIRECTORY`] or [`TEXTS`].
+    pub directory: &'static str,
+    /// File name in it, counters included.
     pub file: String,
+    /// What it is sorted by: key, machine ID (of type #1), version.
+    pub sorted_by: (Option<String>, Option<String>, Option<String>),
     /// The name without counters and what the counters say, if it has any.
     pub tries: Option<Tries>,
     /// What the image says about itself.
@@ -41,7 +50,15 @@ pub struct Entry {
 
 /// Splits `name+LEFT[-DONE].efi`. A name whose last `+` is not followed by exactly that has no counters.
 pub fn parse_tries(file: &str) -> Option<(&str, Tries)> {
-    let stem = strip_efi(file)?;
+    tries_in(strip(file, ".efi")?)
+}
+
+/// The same for either type of entry.
+fn tries_of(file: &str) -> Option<(&str, Tries)> {
+    tries_in(strip(file, ".efi").or_else(|| strip(file, ".conf"))?)
+}
+
+fn tries_in(stem: &str) -> Option<(&str, Tries)> {
     let (name, counters) = stem.rsplit_once('+')?;
     let (left, done) = counters.split_once('-').unwrap_or((counters, "0"));
     let number = |text: &str| {
@@ -51,23 +68,28 @@ pub fn parse_tries(file: &str) -> Option<(&str, Tries)> {
     Some((name, Tries { left: number(left)?, done: number(done)? }))
 }
 
-fn strip_efi(file: &str) -> Option<&str> {
-    let at = file.len().checked_sub(4)?;
+fn strip<'f>(file: &'f str, wanted: &str) -> Option<&'f str> {
+    let at = file.len().checked_sub(wanted.len())?;
     let (stem, suffix) = (file.get(..at)?, file.get(at..)?);
-    suffix.eq_ignore_ascii_case(".efi").then_some(stem)
+    suffix.eq_ignore_ascii_case(wanted).then_some(stem)
+}
+
+/// `.efi` or `.conf`, as it is written.
+fn ending(file: &str) -> Option<&str> {
+    file.rfind('.').and_then(|at| file.get(at..))
 }
 
 impl Entry {
     /// The loader's id: the file name in lower case, without counters.
     pub fn id(&self) -> String {
-        let plain = parse_tries(&self.file).map(|(name, _)| format!("{name}.efi"));
+        let plain = tries_of(&self.file).and_then(|(name, _)| Some(format!("{name}{}", ending(&self.file)?)));
         plain.unwrap_or_else(|| self.file.clone()).to_ascii_lowercase()
     }
 
     /// The name that the file gets when it is picked: one try less left, one more done. `None` without counters.
     pub fn next_file(&self) -> Option<String> {
-        let (name, tries) = parse_tries(&self.file)?;
-        let suffix = self.file.get(self.file.len().checked_sub(4)?..)?;
+        let (name, tries) = tries_of(&self.file)?;
+        let suffix = ending(&self.file)?;
         Some(format!("{name}+{}-{}{suffix}", tries.left.saturating_sub(1), tries.done.saturating_add(1)))
     }
 }
@@ -94,16 +116,17 @@ fn found(esp: &Esp) -> io::Result<Vec<Entry>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         files => files?,
     };
-    let mut entries = Vec::new();
+    let mut entries = texts(esp)?;
     for file in files {
-        let hidden = file.name.starts_with('.') || file.name.to_ascii_lowercase().starts_with("auto-");
-        if hidden || strip_efi(&file.name).is_none() {
+        if is_hidden(&file.name) || strip(&file.name, ".efi").is_none() {
             continue;
         }
         let Ok(content) = esp.read(&format!("{DIRECTORY}/{}", file.name), MAX_IMAGE) else { continue };
         let Some(image) = BootImage::read(&content) else { continue };
         entries.push(Entry {
             partition: esp.part().cache().0,
+            directory: DIRECTORY,
+            sorted_by: (image.sort_key.clone(), None, image.version.clone()),
             tries: parse_tries(&file.name).map(|(_, tries)| tries),
             digest: Sha256::of(&content),
             file: file.name,
@@ -113,17 +136,58 @@ fn found(esp: &Esp) -> io::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Bad entries last; then by sort-key, version descending, id descending, more tries left, fewer done.
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') || name.to_ascii_lowercase().starts_with("auto-")
+}
+
+/// Entries of type #1 that start a unified kernel image on the same partition.
+fn texts(esp: &Esp) -> io::Result<Vec<Entry>> {
+    let files = match esp.list(TEXTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        files => files?,
+    };
+    let mut entries = Vec::new();
+    for file in files {
+        if is_hidden(&file.name) || strip(&file.name, ".conf").is_none() {
+            continue;
+        }
+        let Ok(bytes) = esp.read(&format!("{TEXTS}/{}", file.name), MAX_TEXT) else { continue };
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let value = |key: &str| {
+            let mut lines = text.lines().filter_map(|line| line.trim().split_once([' ', '\t']));
+            lines.rfind(|(found, _)| *found == key).map(|(_, value)| value.trim().to_owned())
+        };
+        // As of systemd 258. No machine here is of a processor that a test would name.
+        let other = ["linux", "efi", "architecture"].into_iter().any(|key| value(key).is_some());
+        let Some(program) = value("uki").filter(|_| !other) else { continue };
+        let path = program.replace('\\', "/");
+        let Ok(content) = esp.read(path.trim_start_matches('/'), MAX_IMAGE) else { continue };
+        let Some(image) = BootImage::read(&content) else { continue };
+        entries.push(Entry {
+            partition: esp.part().cache().0,
+            directory: TEXTS,
+            sorted_by: (value("sort-key"), value("machine-id"), value("version")),
+            tries: tries_of(&file.name).map(|(_, tries)| tries),
+            digest: Sha256::of(&content),
+            file: file.name,
+            image,
+        });
+    }
+    Ok(entries)
+}
+
+/// Bad entries last; then by sort-key, machine-id, version descending, id descending, more tries left, fewer done.
 fn compare(a: &Entry, b: &Entry) -> Ordering {
     let bad = |entry: &Entry| entry.tries.is_some_and(|tries| tries.left == 0);
     bad(a)
         .cmp(&bad(b))
-        .then_with(|| a.image.sort_key.is_none().cmp(&b.image.sort_key.is_none()))
-        .then_with(|| match (&a.image.sort_key, &b.image.sort_key) {
-            (Some(key_a), Some(key_b)) => key_a.cmp(key_b).then_with(|| {
-                let version = |entry: &Entry| entry.image.version.clone().unwrap_or_default();
-                compare_versions(&version(b), &version(a))
-            }),
+        .then_with(|| a.sorted_by.0.is_none().cmp(&b.sorted_by.0.is_none()))
+        .then_with(|| match (&a.sorted_by, &b.sorted_by) {
+            ((Some(key_a), id_a, version_a), (Some(key_b), id_b, version_b)) => {
+                let version = |version: &Option<String>| version.clone().unwrap_or_default();
+                let by_version = || compare_versions(&version(version_b), &version(version_a));
+                key_a.cmp(key_b).then_with(|| id_a.cmp(id_b)).then_with(by_version)
+            }
             _ => Ordering::Equal,
         })
         .then_with(|| compare_versions(&b.id(), &a.id()))
@@ -142,6 +206,8 @@ mod tests {
             BootImage { sort_key: sort_key.map(String::from), version: Some(version.into()), ..BootImage::default() };
         Entry {
             partition: 1,
+            directory: DIRECTORY,
+            sorted_by: (image.sort_key.clone(), None, image.version.clone()),
             file: file.into(),
             tries: parse_tries(file).map(|(_, tries)| tries),
             image,

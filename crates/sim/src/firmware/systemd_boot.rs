@@ -4,7 +4,7 @@ use std::io;
 
 use bascule_image::digest::Sha256;
 
-use super::entries::{DIRECTORY, Entry, load_all};
+use super::entries::{Entry, load_all};
 use super::{BootImage, Variables};
 use crate::disk::Disk;
 use crate::esp::Esp;
@@ -60,12 +60,13 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
         let renamed = if next == file {
             Ok(())
         } else {
-            esp.rename(&format!("{DIRECTORY}/{file}"), &format!("{DIRECTORY}/{next}"))
+            esp.rename(&format!("{}/{file}", entry.directory), &format!("{}/{next}", entry.directory))
         };
         if renamed.and_then(|()| esp.sync()).is_ok() {
             file = next;
             if !defects.tells_nothing {
-                variables.set_string("LoaderBootCountPath", &format!("\\EFI\\Linux\\{file}"));
+                variables
+                    .set_string("LoaderBootCountPath", &format!("\\{}\\{file}", entry.directory.replace('/', "\\")));
             }
         }
     }

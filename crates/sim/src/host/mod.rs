@@ -12,7 +12,7 @@ mod unreadable;
 
 use std::sync::Arc;
 
-use bascule_agent::host::{Esp, Host, Releases};
+use bascule_agent::host::{Host, Releases, Xbootldr};
 
 use crate::machine::{Hardware, System};
 
@@ -29,8 +29,10 @@ pub struct SimHost {
     pub disk: Arc<SimDisk>,
     /// The ESP trait.
     pub esp: Arc<SimEsp>,
-    /// The XBOOTLDR, where the disk has one.
+    /// The XBOOTLDR, where the disk has one that is mounted.
     pub xbootldr: Option<Arc<SimEsp>>,
+    /// The disk has one, and it is mounted where the agent does not see it: its words.
+    pub unmounted: Option<String>,
     /// EFI variables as the start left them.
     pub firmware: Arc<SimFirmware>,
     /// What was asked of logind and systemd.
@@ -64,6 +66,7 @@ impl SimHost {
             disk: Arc::new(SimDisk::new(hardware.disk.clone(), Some(bus.clone()))),
             esp: Arc::new(SimEsp::mount(&hardware.disk, Some(bus.clone()))?),
             xbootldr: SimEsp::xbootldr(&hardware.disk, Some(bus.clone()))?.map(Arc::new),
+            unmounted: None,
             firmware: Arc::new(SimFirmware(hardware.variables.clone())),
             clock,
             system: Arc::new(SimSystem::of(system)),
@@ -75,11 +78,15 @@ impl SimHost {
 
     /// What the agent gets.
     pub fn host(&self) -> Host {
-        let xbootldr = self.xbootldr.clone();
+        let xbootldr = match (&self.xbootldr, &self.unmounted) {
+            (Some(esp), _) => Xbootldr::Mounted(esp.clone()),
+            (None, Some(words)) => Xbootldr::NotMounted(words.clone()),
+            (None, None) => Xbootldr::None,
+        };
         Host {
             disk: self.disk.clone(),
             esp: self.esp.clone(),
-            xbootldr: Arc::new(move || Ok(xbootldr.clone().map(|esp| esp as Arc<dyn Esp>))),
+            xbootldr: Arc::new(move || Ok(xbootldr.clone())),
             firmware: self.firmware.clone(),
             bus: self.bus.clone(),
             clock: self.clock.clone(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bascule_agent::guard::{self, Machinery};
-use bascule_agent::host::{Host, Releases, SystemBus};
+use bascule_agent::host::{Host, Releases, SystemBus, Xbootldr};
 use bascule_agent::kubernetes::Credentials;
 use bascule_agent::linux::StateFolder;
 use bascule_agent::releases::{RepositoryOptions, RepositoryReleases};
@@ -74,7 +74,7 @@ fn host(around: &Surroundings, releases: Arc<dyn Releases>) -> anyhow::Result<Ho
     let system = &around.system;
     Ok(Host {
         esp: Arc::new(SimEsp::mount(&disk, None).context("cannot mount the ESP")?),
-        xbootldr: Arc::new(|| Ok(None)),
+        xbootldr: Arc::new(|| Ok(Xbootldr::None)),
         disk: Arc::new(SimDisk::new(disk, None)),
         firmware: Arc::new(StartedVariables(around.variables.clone())),
         bus: Arc::new(MachineBus::new(around.files.socket())),

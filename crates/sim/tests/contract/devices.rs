@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bascule_agent::gpt::Table;
-use bascule_agent::host::{Disk, DiskGeometry, Esp, Extent};
-use bascule_agent::linux::{BlockDisk, MountedEsp};
+use bascule_agent::host::{Disk, DiskGeometry, Esp, Extent, Xbootldr};
+use bascule_agent::linux::{BlockDisk, MountedEsp, find_esp, find_xbootldr};
 
 use crate::walk::{self, FOLDER, NEW, OLD, PART, SLOT, content};
 
@@ -57,7 +57,7 @@ fn run(program: &str, arguments: &[&str]) -> Option<String> {
 /// A disk image on a loop device with a table, its partitions known to the kernel.
 struct Loop {
     device: String,
-    mounted: Option<PathBuf>,
+    mounted: Vec<PathBuf>,
     folder: tempfile::TempDir,
 }
 
@@ -74,10 +74,11 @@ impl Loop {
             eprintln!("SKIPPED: no loop device with sectors of {sector} bytes can be had here");
             return None;
         };
-        let made = Self { device, mounted: None, folder };
+        let made = Self { device, mounted: Vec::new(), folder };
         let table =
-            ["-o", "-n", "1:0:+40M", "-t", "1:ef00", "-n", "2:0:+8M", "-t", "2:8304", "-n", "3:0:+2M", "-t", "3:8305"];
-        let table: Vec<&str> = table.into_iter().chain([made.device.as_str()]).collect();
+            ["1:0:+40M", "1:ef00", "2:0:+8M", "2:8304", "3:0:+2M", "3:8305", "4:0:+8M", "4:ea00", "5:0:+8M", "5:8300"];
+        let table = table.chunks_exact(2).flat_map(|pair| ["-n", pair[0], "-t", pair[1]]);
+        let table: Vec<&str> = ["-o"].into_iter().chain(table).chain([made.device.as_str()]).collect();
         run("sgdisk", &table).expect("install gdisk");
         // The kernel may have looked by itself already.
         let _ = run("partx", &["--update", &made.device]);
@@ -97,7 +98,15 @@ impl Loop {
 
     /// Mounts the first partition: as FAT, or where this kernel has none as ext4, which is said.
     fn mount(&mut self) -> Option<PathBuf> {
-        let (node, place) = (self.partition(1), self.folder.path().join("mount"));
+        let place = self.mount_at(1, "mount")?;
+        std::fs::create_dir_all(place.join(FOLDER)).unwrap();
+        std::fs::write(place.join(OLD), content(1, 2000)).unwrap();
+        Some(place)
+    }
+
+    /// Mounts an empty file system on a partition.
+    fn mount_at(&mut self, number: u32, place: &str) -> Option<PathBuf> {
+        let (node, place) = (self.partition(number), self.folder.path().join(place));
         std::fs::create_dir_all(&place).unwrap();
         let target = place.to_str().unwrap().to_owned();
         run("mkfs.vfat", &[&node]).expect("install dosfstools");
@@ -109,16 +118,14 @@ impl Loop {
                 return None;
             }
         }
-        self.mounted = Some(place.clone());
-        std::fs::create_dir_all(place.join(FOLDER)).unwrap();
-        std::fs::write(place.join(OLD), content(1, 2000)).unwrap();
+        self.mounted.push(place.clone());
         Some(place)
     }
 }
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        if let Some(place) = &self.mounted {
+        for place in &self.mounted {
             let _ = run("umount", &[place.to_str().unwrap_or_default()]);
         }
         let _ = run("partx", &["--delete", &self.device]);
@@ -135,7 +142,7 @@ fn partitions_of_a_loop_device_with_both_sizes_of_sectors() {
         let table = Table::read(&disk).unwrap();
         let parts = table.partitions();
         let data = &parts[1].1;
-        assert_eq!((parts.len(), data.number, data.extent.length), (3, 2, 8 << 20));
+        assert_eq!((parts.len(), data.number, data.extent.length), (5, 2, 8 << 20));
         let sink = disk.partition(data.number, data.extent).unwrap();
         let written = content(5, 128 << 10);
         sink.write_at(&written, 4096).unwrap();
@@ -204,4 +211,43 @@ fn a_mounted_partition_keeps_the_rules_also_read_only_and_full() {
     assert_eq!(kind(esp.remove(NEW)), read_only);
     assert_eq!(kind(esp.write_start(NEW, b"x")), read_only);
     assert_eq!(esp.read(NEW, 1 << 20).unwrap(), before);
+}
+
+/// Which of what is mounted the boot loader takes entries from is told by the type of the partition and its disk.
+#[test]
+fn the_xbootldr_is_the_partition_of_that_type_on_the_disk_of_the_esp() {
+    let (Some(mut device), Some(mut other)) = (Loop::new(512), Loop::new(512)) else { return };
+    let Some(esp) = device.mount_at(1, "efi") else { return };
+    std::fs::create_dir(esp.join("EFI")).unwrap();
+    let root = device.folder.path().to_owned();
+    let found = || find_xbootldr(&root, &esp).unwrap();
+    let place = root.join("boot");
+    let not_mounted = |found: Xbootldr| match found {
+        Xbootldr::NotMounted(why) => assert!(why.contains(&format!("partition 4 of {}", device_name(&root))), "{why}"),
+        other => panic!("{other:?}"),
+    };
+    fn device_name(root: &Path) -> String {
+        let source = run("findmnt", &["-n", "-o", "SOURCE", root.join("efi").to_str().unwrap()]).unwrap();
+        source.trim_end_matches("p1").to_owned()
+    }
+    not_mounted(found());
+    // Another file system there, with all that an XBOOTLDR has; then one of another disk.
+    device.mount_at(5, "boot").unwrap();
+    std::fs::create_dir_all(place.join("EFI/Linux")).unwrap();
+    not_mounted(found());
+    run("umount", &[place.to_str().unwrap()]).unwrap();
+    other.mount_at(4, "boot").unwrap();
+    run("mount", &["--bind", other.folder.path().join("boot").to_str().unwrap(), place.to_str().unwrap()]).unwrap();
+    not_mounted(found());
+    run("umount", &[place.to_str().unwrap()]).unwrap();
+    // It, and nothing is on it yet.
+    device.mount_at(4, "boot").unwrap();
+    let Xbootldr::Mounted(mounted) = found() else { panic!("{:?}", found()) };
+    assert_eq!((mounted.list("EFI/Linux").unwrap(), mounted.list("loader/entries").unwrap()), (Vec::new(), Vec::new()));
+    // It is no ESP, whatever is on it and whatever is not mounted.
+    std::fs::create_dir(place.join("EFI")).unwrap();
+    assert_eq!(find_esp(&root).unwrap(), esp);
+    run("umount", &[esp.to_str().unwrap()]).unwrap();
+    std::fs::remove_dir(&esp).unwrap();
+    assert!(find_esp(&root).is_err(), "{:?}", find_esp(&root));
 }

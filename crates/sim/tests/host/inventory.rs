@@ -13,23 +13,27 @@ use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::host::releases::reference;
 use bascule_sim::host::{Failing, SimReleases};
-use bascule_sim::layout::Table;
-use bascule_sim::tiny::boot_image;
+use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
+use bascule_sim::tiny::{TinyRelease, boot_image};
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use crate::operator::{Operator, Verdict};
 use crate::power_cuts::world;
-use crate::support::{installed, release};
+use crate::support::{installed, installed_on, release};
 use crate::world::{World, Wrong};
 
-const WORLDS: u64 = 150;
+const WORLDS: u64 = 250;
 const EIO: i32 = 5;
 const ENOMEM: i32 = 12;
 
 fn esp(disk: &Disk) -> Esp {
-    Table::read(disk).unwrap().esp().unwrap()
+    boot_partition(disk, ESP)
+}
+
+fn boot_partition(disk: &Disk, number: u32) -> Esp {
+    Esp::new(Table::read(disk).unwrap().part(number).unwrap())
 }
 
 /// An image of somebody else's.
@@ -38,13 +42,33 @@ fn foreign(sort_key: &str, version: &str, command_line: &str) -> Vec<u8> {
     boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", command_line.as_bytes()), (".linux", &[7; 900])])
 }
 
-/// A host on which 1.0 runs and 1.1 is wanted, with a boot partition that many hands were at.
+/// A host on which 1.0 runs and 1.1 is wanted, with boot partitions that many hands were at.
 struct Node {
     world: World,
-    /// What is none of the agent's business.
-    foreign: Vec<(String, Vec<u8>)>,
+    /// What is none of the agent's business: the partition, path and content.
+    foreign: Vec<(u32, String, Vec<u8>)>,
     /// Something decides about the next boot that makes arming useless.
     pinned: bool,
+}
+
+/// Files that others put there, by their paths.
+fn of_others(old: &TinyRelease) -> Vec<(&'static str, Vec<u8>)> {
+    let debug = foreign("acme-os", "1.0", &format!("roothash={} ro debug systemd.log_level=debug", old.root_hash));
+    let rescue = b"sort-key acme-os\nversion 0.1\nuki /EFI/Linux/acme-os_recovery.efi\n".to_vec();
+    vec![
+        // Case 19: the same root hash with another command line, and a recovery image without any.
+        ("EFI/Linux/acme-os-1.0-debug.efi", debug),
+        ("EFI/Linux/acme-os_recovery.efi", foreign("acme-os", "0.1", "rescue")),
+        ("EFI/Linux/other.efi", foreign("other-os", "77", "quiet")),
+        ("EFI/Linux/acme-os_0.9.efi", foreign("acme-os", "0.9", &format!("roothash={}", Sha256::of(b"long gone")))),
+        ("EFI/Linux/acme-os_5.efi", b"MZ, and no image at all".repeat(40)),
+        ("EFI/Linux/memtest.efi", vec![0x4d; 700]),
+        ("EFI/Linux/caf\u{fffd}.efi", foreign("zulu", "1", "quiet")),
+        ("EFI/Linux/notes.txt", b"do not touch".to_vec()),
+        // Of type #1, behind what runs.
+        ("loader/entries/rescue.conf", rescue),
+        ("loader/entries/no-program.conf", b"sort-key aaa\nlinux /EFI/none\n".to_vec()),
+    ]
 }
 
 fn node(seed: u64, without: Option<Safeguard>) -> Node {
@@ -56,31 +80,40 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
     let releases = SimReleases::of(known.iter()).noting(move |_| {
         counter.fetch_add(1, Ordering::SeqCst);
     });
+    // Half of them have their entries on an XBOOTLDR.
+    let two = random.random_bool(0.5);
+    let sizes = Sizes { xbootldr: if two { 1200 << 10 } else { 0 }, ..Sizes::tiny() };
     let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
-    let mut world = World::new(SystemdBoot, installed(SystemdBoot, &old), operator, known, Arc::new(releases));
+    let disk = installed_on(sizes, SystemdBoot, &old);
+    let mut world = World::new(SystemdBoot, disk, operator, known, Arc::new(releases));
     world.fetched = fetched;
     world.config.without = without;
     world.ask_guard = true;
-    let esp = esp(&world.hardware.disk);
-    let mut others: Vec<(String, Vec<u8>)> = Vec::new();
-    let debug = foreign("acme-os", "1.0", &format!("roothash={} ro debug systemd.log_level=debug", old.root_hash));
-    let candidates = [
-        // Case 19: the same root hash with another command line, and a recovery image without any.
-        ("acme-os-1.0-debug.efi", debug),
-        ("acme-os_recovery.efi", foreign("acme-os", "0.1", "rescue")),
-        ("other.efi", foreign("other-os", "77", "quiet")),
-        ("acme-os_0.9.efi", foreign("acme-os", "0.9", &format!("roothash={}", Sha256::of(b"long gone")))),
-        ("acme-os_5.efi", b"MZ, and no image at all".repeat(40)),
-        ("memtest.efi", vec![0x4d; 700]),
-        ("notes.txt", b"do not touch".to_vec()),
-    ];
-    for (name, content) in candidates {
+    let mut home = if two { XBOOTLDR } else { ESP };
+    let partitions: &[u32] = if two { &[ESP, XBOOTLDR] } else { &[ESP] };
+    let on = |number: u32| boot_partition(&world.hardware.disk, number);
+    for number in partitions {
+        on(*number).create_directory("loader/entries").unwrap();
+    }
+    let mut others: Vec<(u32, String, Vec<u8>)> = Vec::new();
+    for (path, content) in of_others(&old) {
         if random.random_bool(0.4) {
-            others.push((name.to_owned(), content));
+            others.push((*partitions.choose(&mut random).unwrap(), path.to_owned(), content));
         }
     }
-    for (name, content) in &others {
-        esp.write(&format!("EFI/Linux/{name}"), content).unwrap();
+    for (number, path, content) in &others {
+        on(*number).write(path, content).unwrap();
+    }
+    let own = "EFI/Linux/acme-os-1.0.efi";
+    let mirrored = two && random.random_bool(0.3);
+    if mirrored {
+        // Of two that are equal the boot loader takes the ESP's, and what was installed is the mirror.
+        home = ESP;
+        on(ESP).write(own, &old.uki).unwrap();
+        others.push((XBOOTLDR, own.to_owned(), old.uki.clone()));
+    } else if random.random_bool(0.1) && !others.iter().any(|(_, path, _)| path.contains("-debug")) {
+        // Power loss tore the long name. (Of the same version, the name decides: the debug image would be booted.)
+        on(home).rename(own, "EFI/Linux/ACME-O~7.EFI").unwrap();
     }
     // What an agent leaves that power loss stopped.
     for (name, content) in [
@@ -89,22 +122,26 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
         ("acme-os-1.0_2.efi", old.uki.clone()),
     ] {
         if random.random_bool(0.2) {
-            esp.write(&format!("EFI/Linux/{name}"), &content).unwrap();
+            on(home).write(&format!("EFI/Linux/{name}"), &content).unwrap();
         }
     }
     let pinned = random.random_bool(0.15);
     if pinned {
         let pin = *["default acme-os-1.0*", "default @saved", "preferred acme-os-1.0.efi"].choose(&mut random).unwrap();
-        esp.write("loader/loader.conf", format!("timeout 0\n{pin}\n").as_bytes()).unwrap();
+        on(ESP).write("loader/loader.conf", format!("timeout 0\n{pin}\n").as_bytes()).unwrap();
     }
-    esp.sync().unwrap();
+    for number in partitions {
+        on(*number).sync().unwrap();
+    }
     // What can't be read, once or more often; files of others also for ever.
     let mut names: Vec<&str> = vec!["acme-os-1.0.efi", "acme-os-1.0+", "acme-os_1.1", "bascule-", "loader.conf"];
     names.extend(["LoaderFeatures", "LoaderBootCountPath", "LoaderEntrySelected", "LoaderDevicePartUUID"]);
-    names.extend(others.iter().map(|(name, _)| name.as_str()));
+    let name_of = |path: &'static str| path.rsplit('/').next().unwrap_or(path);
+    let foreign_names: Vec<&str> = of_others(&old).into_iter().map(|(path, _)| name_of(path)).collect();
+    names.extend(&foreign_names);
     for name in names {
         if random.random_bool(0.25) {
-            let is_other = others.iter().any(|(other, _)| other == name);
+            let is_other = foreign_names.contains(&name);
             let times = if is_other && random.random_bool(0.3) { u64::MAX } else { random.random_range(1..5) };
             let error = if random.random_bool(0.5) { EIO } else { ENOMEM };
             let skip = random.random_range(0..12);
@@ -141,12 +178,11 @@ impl Node {
         if (&next.version, next.trial) != (&system.version, false) {
             return Err(format!("{} runs, {} boots next (trial: {})", system.version, next.version, next.trial));
         }
-        let esp = esp(&self.world.hardware.disk);
-        for (name, content) in &self.foreign {
-            let found = esp.read(&format!("EFI/Linux/{name}"), 1 << 20);
+        for (number, name, content) in &self.foreign {
+            let found = boot_partition(&self.world.hardware.disk, *number).read(name, 1 << 20);
             if found.as_ref().ok() != Some(content) {
                 return Err(format!(
-                    "{name} is not the agent's, and was touched: {:?}",
+                    "{name} on partition {number} is not the agent's, and was touched: {:?}",
                     found.map(|bytes| bytes.len())
                 ));
             }
@@ -156,8 +192,19 @@ impl Node {
         if self.world.fetched_when_staged.is_some_and(|before| before != fetched) {
             return Err(format!("{fetched} downloads, {:?} when it was staged", self.world.fetched_when_staged));
         }
-        let damage = esp.check().map_err(|error| error.to_string())?;
-        if damage.is_empty() { Ok(()) } else { Err(format!("the boot partition is damaged: {damage:?}")) }
+        for number in self.partitions() {
+            let damage =
+                boot_partition(&self.world.hardware.disk, number).check().map_err(|error| error.to_string())?;
+            if !damage.is_empty() {
+                return Err(format!("boot partition {number} is damaged: {damage:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn partitions(&self) -> Vec<u32> {
+        let table = Table::read(&self.world.hardware.disk).unwrap();
+        [ESP, XBOOTLDR].into_iter().filter(|number| table.part(*number).is_ok()).collect()
     }
 }
 

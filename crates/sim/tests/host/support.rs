@@ -23,7 +23,12 @@ pub(crate) fn release(version: &str) -> TinyRelease {
 
 /// The disk of a host on which `first` runs from slot A and slot B is empty.
 pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Snapshot {
-    let disk = Disk::in_memory(Sizes::tiny().disk());
+    installed_on(Sizes::tiny(), boot, first)
+}
+
+/// The same on a disk with these partitions.
+pub(crate) fn installed_on(sizes: Sizes, boot: BootLoader, first: &TinyRelease) -> Snapshot {
+    let disk = Disk::in_memory(sizes.disk());
     let mut installed = Installed {
         version: &first.version,
         root_hash: first.root_hash,
@@ -32,7 +37,7 @@ pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Snapshot {
         uki: &first.uki,
         entry: &first.entry(),
     };
-    provision(&disk, Sizes::tiny(), boot, IDENTITY, &mut installed).unwrap();
+    provision(&disk, sizes, boot, IDENTITY, &mut installed).unwrap();
     disk.snapshot().unwrap()
 }
 

@@ -12,7 +12,7 @@ use bascule_agent::core::boot::BootPurpose;
 use bascule_agent::core::{Config, Effect, Event, Now, State, step};
 use bascule_agent::engine::{Engine, StageLimits};
 use bascule_agent::guard::{self, TrialView};
-use bascule_agent::host::{Clock, Host};
+use bascule_agent::host::{Clock, Host, Xbootldr};
 use bascule_agent::observe::LookSettings;
 use bascule_api::LastError;
 use bascule_image::digest::Sha256;
@@ -231,9 +231,19 @@ impl World {
 
     /// The host with the files and variables that can't be read.
     fn spoilt(&self, host: Host) -> Host {
-        let esp = UnreadableEsp { inner: host.esp.clone(), unreadable: self.unreadable.clone() };
-        let firmware = UnreadableFirmware { inner: host.firmware.clone(), unreadable: self.unreadable.clone() };
-        Host { esp: Arc::new(esp), firmware: Arc::new(firmware), ..host }
+        let unreadable = self.unreadable.clone();
+        let esp = UnreadableEsp { inner: host.esp.clone(), unreadable: unreadable.clone() };
+        let firmware = UnreadableFirmware { inner: host.firmware.clone(), unreadable: unreadable.clone() };
+        let find = host.xbootldr.clone();
+        let xbootldr = move || {
+            Ok(match find()? {
+                Xbootldr::Mounted(inner) => {
+                    Xbootldr::Mounted(Arc::new(UnreadableEsp { inner, unreadable: unreadable.clone() }))
+                }
+                other => other,
+            })
+        };
+        Host { esp: Arc::new(esp), firmware: Arc::new(firmware), xbootldr: Arc::new(xbootldr), ..host }
     }
 
     /// The system that runs.

@@ -6,7 +6,9 @@
 //! So one boot judges all of them.
 
 use anyhow::{Context as _, ensure};
-use bascule_agent::core::boot::{BootFile, BootPartition, FileContent, ImageFacts, loader_order};
+use bascule_agent::boot::text_entries;
+use bascule_agent::core::boot::{BootFile, BootPartition, FileContent, ImageFacts, TextEntry, loader_order};
+use bascule_agent::linux::MountedEsp;
 use bascule_agent::uki;
 use bascule_sim::layout::XBOOTLDR;
 use bascule_sim::tiny::boot_image;
@@ -119,6 +121,56 @@ fn fakes() -> Vec<Fake> {
     fakes
 }
 
+/// What entries of type #1 name, on both partitions.
+const PROGRAM: &str = "EFI/acme/linux";
+
+/// Entries of type #1: their names and what is in them.
+const TEXTS: [(&str, &str); 20] = [
+    ("text-a.conf", "sort-key acme\nversion 1.0\nlinux /EFI/acme/linux\n"),
+    ("text-b.conf", "sort-key acme\nversion 1.05\nefi /EFI/acme/linux\n"),
+    ("text-backslash.conf", "sort-key acme\nversion 2.1\nlinux \\EFI\\acme\\linux\n"),
+    ("machine-b.conf", "sort-key acme\nmachine-id bbbb\nversion 9\nlinux /EFI/acme/linux\n"),
+    ("machine-a.conf", "sort-key acme\nmachine-id aaaa\nversion 3\nlinux /EFI/acme/linux\n"),
+    ("text-no-key.conf", "version 99\nlinux /EFI/acme/linux\n"),
+    ("text-nothing-but.conf", "linux /EFI/acme/linux\n"),
+    ("Text-Upper.CONF", "sort-key Upper\nlinux /efi/ACME/linux\n"),
+    ("text-quoted.conf", "  sort-key \t\"quoted\"  \nversion \"1.5\"\r\nlinux /EFI/acme/linux\n"),
+    ("text-last-wins.conf", "sort-key a\nsort-key lastly\nversion 1\nversion 2\nlinux /none\nlinux /EFI/acme/linux\n"),
+    ("text-comment.conf", "#sort-key aaa\n # sort-key aaa\nsort-key comment\nlinux /EFI/acme/linux"),
+    ("text_1+3-0.conf", "sort-key texts\nversion 1\nlinux /EFI/acme/linux\n"),
+    ("text_2+0-3.conf", "sort-key aaa\nversion 2\nlinux /EFI/acme/linux\n"),
+    ("text_3+2.conf", "sort-key texts\nversion 1\nlinux /EFI/acme/linux\n"),
+    // Passed over from systemd 258 on, which also knows `uki`: the boot loader of the reference OS is older.
+    ("text-two.conf", "sort-key aaa\nlinux /EFI/acme/linux\nefi /EFI/acme/linux\n"),
+    // Not shown by the boot loader.
+    ("text-gone.conf", "sort-key aaa\nlinux /EFI/acme/none\n"),
+    ("text-empty.conf", "sort-key aaa\ntitle Empty\n"),
+    ("text-other.conf", "sort-key aaa\narchitecture aa64\nlinux /EFI/acme/linux\n"),
+    ("auto-text.conf", "sort-key aaa\nlinux /EFI/acme/linux\n"),
+    ("text.cfg", "sort-key aaa\nlinux /EFI/acme/linux\n"),
+];
+
+/// The files that entries of type #1 need, on one of the partitions: each second entry is there.
+fn text_files(partition: BootPartition) -> Vec<(String, Vec<u8>)> {
+    let own = |number: usize| number.is_multiple_of(2) == (partition == BootPartition::Esp);
+    let texts = TEXTS.iter().enumerate().filter(|(number, _)| own(*number));
+    let texts = texts.map(|(_, (name, text))| (format!("loader/entries/{name}"), text.as_bytes().to_vec()));
+    std::iter::once((PROGRAM.to_owned(), b"no kernel".to_vec())).chain(texts).collect()
+}
+
+/// What the agent reads of them, from a folder that stands for the mounted partition. FAT knows no case.
+fn texts_seen(partition: BootPartition) -> anyhow::Result<Vec<TextEntry>> {
+    let folder = tempfile::tempdir()?;
+    for (path, bytes) in text_files(partition) {
+        let path = folder.path().join(path);
+        std::fs::create_dir_all(path.parent().context("a path with a folder")?)?;
+        std::fs::write(path, bytes)?;
+    }
+    std::fs::create_dir_all(folder.path().join("efi/ACME"))?;
+    std::fs::write(folder.path().join("efi/ACME/linux"), b"no kernel")?;
+    Ok(text_entries(&MountedEsp::known(folder.path().to_owned()), partition)?)
+}
+
 /// A file as the agent sees it.
 fn seen(fake: &Fake) -> anyhow::Result<BootFile> {
     let content = match uki::read(&fake.bytes).with_context(|| format!("reading {}", fake.name))? {
@@ -141,7 +193,8 @@ pub async fn run(lab: &Lab) -> anyhow::Result<()> {
     let mut fakes = fakes();
     let on = |fakes: &[Fake], wanted: BootPartition| -> Vec<(String, Vec<u8>)> {
         let files = fakes.iter().filter(|fake| fake.partition == wanted);
-        files.map(|fake| (format!("{}/{}", offline::ENTRIES, fake.name), fake.bytes.clone())).collect()
+        let files = files.map(|fake| (format!("{}/{}", offline::ENTRIES, fake.name), fake.bytes.clone()));
+        files.chain(text_files(wanted)).collect()
     };
     let mut files = on(&fakes, BootPartition::Esp);
     // Only one of them is a system.
@@ -161,9 +214,11 @@ pub async fn run(lab: &Lab) -> anyhow::Result<()> {
     fakes.insert(0, Fake { partition: BootPartition::Xbootldr, name: old.entry(), bytes });
     let mut files = fakes.iter().map(seen).collect::<anyhow::Result<Vec<_>>>()?;
     files.sort_by_key(|file| file.partition);
-    let ours = loader_order(&files);
+    let mut texts = texts_seen(BootPartition::Esp)?;
+    texts.extend(texts_seen(BootPartition::Xbootldr)?);
+    let ours = loader_order(&files, &texts);
     crate::say(&format!("order: systemd-boot lists {} entries", theirs.len()));
-    ensure!(theirs.len() > 60, "systemd-boot lists only {theirs:?}");
+    ensure!(theirs.len() > 75, "systemd-boot lists only {theirs:?}");
     let difference = theirs.iter().zip(&ours).position(|(their, own)| their != own);
     ensure!(
         ours == theirs,

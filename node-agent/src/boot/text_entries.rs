@@ -1,0 +1,160 @@
+//! Entries of type #1 (`loader/entries/*.conf`), read as systemd-boot reads them (systemd, src/boot/boot.c): whether it shows one, and
+//! what it sorts it by. The agent places none and touches none, but the boot loader may take one before what is armed.
+//!
+//! What only some versions show counts as shown: `uki` and `uki-url` are not known before 258, and an entry that names programs of
+//! two kinds is passed over since then.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::BootError;
+use super::error::esp;
+use crate::core::boot::name::EntryName;
+use crate::core::boot::{BootPartition, TextContent, TextEntry, TextFacts};
+use crate::host::Esp;
+
+/// Where they lie.
+const TEXTS: &str = "loader/entries";
+/// More are not looked at, and then nothing is concluded.
+const MAX_FILES: usize = 256;
+/// Longest entry in bytes.
+const MAX_ENTRY: u64 = 64 << 10;
+/// Longest value that is kept, in characters.
+const MAX_VALUE: usize = 512;
+
+/// Reads those of one partition.
+///
+/// # Errors
+/// The folder can't be listed: nothing was seen.
+pub fn text_entries(esp_fs: &dyn Esp, partition: BootPartition) -> Result<Vec<TextEntry>, BootError> {
+    let mut listed = esp_fs.list(TEXTS).map_err(esp("listing", TEXTS))?;
+    listed.retain(|file| EntryName::parse_text(&file.name).is_some());
+    if listed.len() > MAX_FILES {
+        return Err(BootError::TooMany { path: TEXTS.to_owned(), limit: MAX_FILES });
+    }
+    listed.sort();
+    let read = |name: String| {
+        let content = content(esp_fs, &name);
+        TextEntry { partition, name, content }
+    };
+    Ok(listed.into_iter().map(|file| read(file.name)).collect())
+}
+
+fn content(esp_fs: &dyn Esp, name: &str) -> TextContent {
+    let bytes = match esp_fs.read(&format!("{TEXTS}/{name}"), MAX_ENTRY) {
+        Ok(bytes) => bytes,
+        Err(error) => return TextContent::Unread(error.to_string()),
+    };
+    let Some((facts, programs)) = parse_text_entry(&String::from_utf8_lossy(&bytes), machine_type()) else {
+        return TextContent::NotShown;
+    };
+    for program in programs {
+        let Program::File(path) = program else { return TextContent::Shown(facts) };
+        match esp_fs.open(&path) {
+            Ok(_) => return TextContent::Shown(facts),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return TextContent::Unread(format!("{path}, which it names: {error}")),
+        }
+    }
+    TextContent::NotShown
+}
+
+/// What an entry starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    /// A file on the same partition, by its path below the root.
+    File(String),
+    /// Something that nobody looks for here.
+    Elsewhere,
+}
+
+/// What UEFI calls this machine's processor in file names; `None` where no entry says that it is for another.
+fn machine_type() -> Option<&'static str> {
+    match std::env::consts::ARCH {
+        "x86_64" => Some("x64"),
+        "aarch64" => Some("aa64"),
+        _ => None,
+    }
+}
+
+/// What an entry is sorted by, and what it may start: of each kind the last that it names. `None`: the boot loader does not show it,
+/// as it names nothing, or another processor than `machine`.
+pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Option<(TextFacts, Vec<Program>)> {
+    let mut facts = TextFacts::default();
+    let mut programs: BTreeMap<&str, Program> = BTreeMap::new();
+    for (key, value) in text.split(['\n', '\r']).filter_map(key_and_value) {
+        let kept = || Some(value.chars().take(MAX_VALUE).collect());
+        match key {
+            "sort-key" => facts.sort_key = kept(),
+            "machine-id" => facts.machine_id = kept(),
+            "version" => facts.version = kept(),
+            "linux" | "efi" | "uki" => {
+                programs.insert(key, path_of(value).map_or(Program::Elsewhere, Program::File));
+            }
+            "uki-url" => {
+                programs.insert(key, Program::Elsewhere);
+            }
+            "architecture" if machine.is_some_and(|own| !own.eq_ignore_ascii_case(value)) => return None,
+            _ => {}
+        }
+    }
+    (!programs.is_empty()).then(|| (facts, programs.into_values().collect()))
+}
+
+/// A line taken apart: blanks around it, comments, and quotes around the value are not part of it.
+fn key_and_value(line: &str) -> Option<(&str, &str)> {
+    let blank = [' ', '\t'];
+    let line = line.trim_matches(blank);
+    if line.starts_with('#') {
+        return None;
+    }
+    let (key, value) = line.split_once(blank)?;
+    let value = value.trim_start_matches(blank);
+    let quoted = value.strip_prefix('"').and_then(|inner| inner.strip_suffix('"'));
+    Some((key, quoted.unwrap_or(value)))
+}
+
+/// A path below the root of the partition. `None` for one that leads anywhere else: nobody looks there, and the entry counts as shown.
+fn path_of(value: &str) -> Option<String> {
+    let parts: Vec<&str> = value.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
+    let plain = !parts.is_empty() && !parts.iter().any(|part| matches!(*part, "." | ".."));
+    plain.then(|| parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Parsed = Option<(Option<String>, Option<String>, Option<String>, Vec<Program>)>;
+
+    fn parsed(text: &str) -> Parsed {
+        parse_text_entry(text, Some("x64"))
+            .map(|(facts, programs)| (facts.sort_key, facts.machine_id, facts.version, programs))
+    }
+
+    fn file(path: &str) -> Program {
+        Program::File(path.to_owned())
+    }
+
+    #[test]
+    fn an_entry_is_read_as_the_boot_loader_reads_it() {
+        let some = |text: &str| Some(text.to_owned());
+        let whole = "# comment\ntitle Acme\r\n  sort-key\tacme-os  \nversion \"1.0\"\nmachine-id 2f\narchitecture X64\n\
+                     linux \\EFI\\acme//linux\noptions roothash=1\n#version 2\n";
+        assert_eq!(parsed(whole), Some((some("acme-os"), some("2f"), some("1.0"), vec![file("EFI/acme/linux")])));
+        // The last one wins, of two kinds either may.
+        let again = "efi /a\nversion 1\nversion 2\nefi /b\nlinux /c\n";
+        assert_eq!(parsed(again), Some((None, None, some("2"), vec![file("b"), file("c")])));
+        // From the network, or by a path that leads elsewhere.
+        for elsewhere in ["uki-url https://example/x.efi", "linux /../x"] {
+            assert_eq!(parsed(elsewhere), Some((None, None, None, vec![Program::Elsewhere])), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_program_or_is_for_another_machine_is_not_shown() {
+        for text in ["", "title x\nsort-key y\n", "linux\n", "linux /a\narchitecture aa64\n"] {
+            assert_eq!(parsed(text), None, "{text}");
+        }
+    }
+}
