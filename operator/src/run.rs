@@ -315,7 +315,7 @@ impl Parts {
             self.metrics.leads(true);
             tokio::select! {
                 () = self.act(seed) => return,
-                () = preflight::no_longer_enforced(client, namespace) => {}
+                () = preflight::no_longer_enforced(client, namespace, preflight::AGAIN_WHILE_LEADING) => {}
             }
         }
     }

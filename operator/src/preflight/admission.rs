@@ -12,14 +12,14 @@ use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// What this version's manifests say; the one list there is.
-const MANIFESTS: [(&str, &str); 4] = [
+pub(super) const MANIFESTS: [(&str, &str); 4] = [
     ("bascule-agent", include_str!("../../../manifests/admission/agent.yaml")),
     ("bascule-operator", include_str!("../../../manifests/admission/operator.yaml")),
     ("bascule-on-call", include_str!("../../../manifests/admission/on-call.yaml")),
     ("bascule-lease", include_str!("../../../manifests/admission/lease.yaml")),
 ];
-/// How often a leader asks again: nine small requests.
-const AGAIN_WHILE_LEADING: Duration = Duration::from_secs(300);
+/// How often a leader asks again: ten small requests.
+pub(crate) const AGAIN_WHILE_LEADING: Duration = Duration::from_secs(300);
 
 /// Returns when nothing is known to keep the policies from holding whom they are for; tells what does meanwhile.
 pub(crate) async fn enforced(client: &Client, namespace: &str, readiness: &Readiness) {
@@ -29,10 +29,10 @@ pub(crate) async fn enforced(client: &Client, namespace: &str, readiness: &Readi
     }
 }
 
-/// Returns when something keeps them from that.
-pub(crate) async fn no_longer_enforced(client: &Client, namespace: &str) {
+/// Returns when something keeps them from that; looks that often.
+pub(crate) async fn no_longer_enforced(client: &Client, namespace: &str, every: Duration) {
     loop {
-        tokio::time::sleep(AGAIN_WHILE_LEADING).await;
+        tokio::time::sleep(every).await;
         let broken = broken(client, namespace).await;
         if !broken.is_empty() {
             // Told here, too: it may hold again when it is looked at anew.

@@ -3,10 +3,12 @@
 //! for another node. What is missing is told in the log and by `/readyz`, with what mends it, until it is there.
 
 mod admission;
+#[cfg(test)]
+mod leading_tests;
 mod rights;
 
 use crate::{one_line, server::Readiness};
-pub(crate) use admission::{enforced, no_longer_enforced};
+pub(crate) use admission::{AGAIN_WHILE_LEADING, enforced, no_longer_enforced};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use rights::Rights;
