@@ -313,12 +313,28 @@ mod tests {
         let seen = fixture::seen();
         let node = &seen.report.nodes[2];
         let shown = node_text(&seen, node, None, &fixture::page(fixture::TERMINAL));
-        assert!(fixture::ON_CALL.contains(&shown), "docs/on-call.md shows something else than:\n{shown}");
+        assert!(fixture::PAGE.contains(&shown), "docs/cli.md shows something else than:\n{shown}");
         insta::assert_snapshot!("explain-node", shown);
         insta::assert_snapshot!("explain-node-plain", node_text(&seen, node, None, &fixture::page(Look::PLAIN)));
         let gates = Gates::of(&seen.report, node);
         assert_eq!(gates.holds, Some("DisruptionBudget"));
         assert!(!gates.passed.contains(&"DisruptionBudget".to_owned()) && !gates.passed.is_empty());
+    }
+
+    #[test]
+    fn the_sandboxs_transcript_is_what_is_said_today() {
+        let (look, read) = (fixture::SANDBOX, format!("{}\n", fixture::sandbox_read("explain")));
+        let reason = read.lines().find_map(|line| line.strip_prefix("waits: ")).unwrap();
+        let reason = WaitReason::ALL.iter().find(|known| known.as_str() == reason).unwrap();
+        let passed = read.matches('✓').count();
+        let node = LiveNode { gates_passed: Some(passed), ..fixture::node("n", api::RolloutState::Waiting, 0) };
+        let gates = Gates::of(&fixture::seen().report, &node).text(look).unwrap();
+        let advice = advice(&fixture::wait(*reason, "", None));
+        for (word, text) in [("gates", gates.as_str()), ("means", reason.meaning()), ("do", &advice)] {
+            let today = paragraph(look, word, text);
+            assert!(read.contains(&today), "docs/on-call.md has something else than:\n{today}in:\n{read}");
+        }
+        assert!(read.contains(", has ") && read.contains(" staged   policy workers\n"), "{read}");
     }
 
     #[test]

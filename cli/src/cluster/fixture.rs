@@ -12,7 +12,25 @@ use chrono::{DateTime, TimeZone as _, Utc};
 use serde_json::json;
 
 /// The page that shows this fleet.
-pub(super) const ON_CALL: &str = include_str!("../../../docs/on-call.md");
+pub(super) const PAGE: &str = include_str!("../../../docs/cli.md");
+
+/// What a run of the sandbox put into docs/on-call.md: the lines that were typed, each with what was read.
+pub(super) fn sandbox_typed() -> Vec<(&'static str, &'static str)> {
+    let page = include_str!("../../../docs/on-call.md");
+    let made = page.split_once("<!-- sandbox: begin").unwrap().1.split_once("<!-- sandbox: end -->").unwrap().0;
+    let block =
+        made.split("```").nth(1).expect("a run of the sandbox is in docs/on-call.md (docs/sandbox.md tells how)");
+    let typed = block.split("$ bascule ").skip(1).map(|one| one.split_once('\n').unwrap());
+    typed.map(|(line, read)| (line, read.trim_end())).collect()
+}
+
+/// The answer to one of these lines.
+pub(super) fn sandbox_read(command: &str) -> &'static str {
+    sandbox_typed().into_iter().find(|(line, _)| line.starts_with(command)).unwrap().1
+}
+
+/// How she looks at it.
+pub(super) const SANDBOX: Look = Look { unicode: true, ..Look::PLAIN };
 
 pub(super) fn now() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2026, 11, 23, 22, 0, 0).unwrap()

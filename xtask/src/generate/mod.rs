@@ -3,13 +3,17 @@
 mod api;
 mod chart;
 mod crds;
+mod on_call;
 mod reasons;
 mod rights;
 
 use crate::workspace_root;
 use anyhow::{Context as _, bail};
 use clap::Args;
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// What to do with the generated files.
 #[derive(Debug, Args)]
@@ -17,6 +21,9 @@ pub(crate) struct Options {
     /// Change nothing; fail if a file is not as it would be written.
     #[arg(long)]
     check: bool,
+    /// Put what the sandbox wrote (on-call.md in its folder) into docs/on-call.md, and do nothing else.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    on_call: Option<PathBuf>,
 }
 
 /// A generated file, relative to the root of the checkout.
@@ -36,6 +43,9 @@ fn all() -> anyhow::Result<Vec<Generated>> {
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let root = workspace_root();
+    if let Some(made) = &options.on_call {
+        return on_call::put(made, &root);
+    }
     let mut stale = Vec::new();
     for file in all()? {
         let path = root.join(&file.path);
@@ -65,6 +75,6 @@ fn write(path: &Path, content: &str) -> anyhow::Result<()> {
 mod tests {
     #[test]
     fn the_tree_holds_what_the_code_says() {
-        super::run(&super::Options { check: true }).unwrap();
+        super::run(&super::Options { check: true, on_call: None }).unwrap();
     }
 }

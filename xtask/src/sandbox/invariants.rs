@@ -223,6 +223,12 @@ fn judge_control_plane(probed: &Seen, members: usize) -> Vec<Invariant> {
     ]
 }
 
+/// Where the story was played, as docs/on-call.md says it.
+pub(super) fn setting(story: &Story) -> String {
+    let (nodes, version) = (story.observer.now().nodes.len(), story.version());
+    format!("A run of the [sandbox](sandbox.md): {nodes} nodes, Kubernetes {version}, on {}.", machine())
+}
+
 /// Processors, memory, operating system: numbers mean nothing without them.
 fn machine() -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);

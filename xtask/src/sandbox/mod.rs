@@ -133,6 +133,10 @@ async fn tell(story: &mut Story) -> anyhow::Result<End> {
         let path = story.place.file(name);
         std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    if let Some(page) = story.on_call.page(&invariants::setting(story)) {
+        let path = story.place.file("on-call.md");
+        std::fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
+    }
     println!("\n{text}");
     println!("the report is in {}", story.place.file("report.json").display());
     Ok(if report.good() { End::Good } else { End::Bad })

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -17,8 +17,17 @@ const TIMES: usize = 5;
 pub(crate) struct OnCall {
     program: PathBuf,
     kubeconfig: PathBuf,
-    /// Everything typed so far, with its answers.
-    transcript: Mutex<String>,
+    typed: Mutex<Typed>,
+}
+
+/// What she typed and read.
+#[derive(Debug, Default)]
+struct Typed {
+    /// Everything so far.
+    all: String,
+    /// What docs/on-call.md shows of it, and how long she waits for what she reads.
+    shown: String,
+    waits: String,
 }
 
 impl OnCall {
@@ -26,7 +35,7 @@ impl OnCall {
     pub(crate) fn new(program: &Path, folder: &Path, credentials: &Credentials) -> anyhow::Result<Self> {
         let kubeconfig = folder.join("on-call.kubeconfig");
         credentials.write_to(&kubeconfig)?;
-        Ok(Self { program: program.to_owned(), kubeconfig, transcript: Mutex::default() })
+        Ok(Self { program: program.to_owned(), kubeconfig, typed: Mutex::default() })
     }
 
     /// What a shell needs to be hers.
@@ -37,7 +46,29 @@ impl OnCall {
 
     /// Everything she typed and read.
     pub(crate) fn transcript(&self) -> String {
-        self.transcript.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.typed().all.clone()
+    }
+
+    /// The part of docs/on-call.md that is made here (`cargo xtask generate --on-call`), where all of it was typed: `place` says
+    /// where.
+    pub(crate) fn page(&self, place: &str) -> Option<String> {
+        let typed = self.typed();
+        let whole = !typed.shown.is_empty() && !typed.waits.is_empty();
+        whole.then(|| format!("{place}\n\n```\n{}\n```\n\n{}\n", typed.shown.trim(), typed.waits))
+    }
+
+    fn typed(&self) -> MutexGuard<'_, Typed> {
+        self.typed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same as [`Self::types`], for the docs too.
+    ///
+    /// # Errors
+    /// See there.
+    pub(crate) async fn shows(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let said = self.types(arguments).await?;
+        self.typed().shown.push_str(&format!("$ bascule {}\n{said}\n\n", as_typed(arguments)));
+        Ok(said)
     }
 
     /// Types a command; gives what it printed.
@@ -50,9 +81,7 @@ impl OnCall {
         let complaint = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         let read =
             if output.status.success() { said.clone() } else { format!("{said}\n{complaint}\n{}", output.status) };
-        let mut transcript = self.transcript.lock().unwrap_or_else(PoisonError::into_inner);
-        transcript.push_str(&format!("$ bascule {}\n{}\n\n", as_typed(arguments), read.trim()));
-        drop(transcript);
+        self.typed().all.push_str(&format!("$ bascule {}\n{}\n\n", as_typed(arguments), read.trim()));
         if !output.status.success() {
             bail!("`bascule {}` failed: {said} {complaint}", arguments.join(" "));
         }
@@ -80,7 +109,14 @@ impl OnCall {
             let at = |place: usize| took.get(place).copied().unwrap_or_default().as_millis();
             lines.push(format!("{typed} {} ({})", at(TIMES / 2), at(TIMES - 1)));
         }
-        Ok(format!("milliseconds, median of {TIMES} (longest): {}", lines.join(", ")))
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().map_or_else(String::new, |load| format!(" under a load of {load}"));
+        let waits = format!(
+            "`bascule` against the idle cluster{load}, milliseconds, median of {TIMES} (longest): {}",
+            lines.join(", ")
+        );
+        self.typed().waits.clone_from(&waits);
+        Ok(waits)
     }
 
     async fn run(&self, arguments: &[&str]) -> anyhow::Result<(Output, Duration)> {
@@ -89,6 +125,8 @@ impl OnCall {
             .args(arguments)
             .env("KUBECONFIG", &self.kubeconfig)
             .env("NO_COLOR", "1")
+            // As on a terminal.
+            .env("BASCULE_UNICODE", "1")
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true)
             .output()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use bascule_api::WaitReason;
+use bascule_api::{RolloutState, WaitReason};
 use tokio::time::sleep;
 
 use super::{PATIENCE, starts_between};
@@ -30,14 +30,18 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
         &["doctor"],
         &["version"],
     ];
-    seen.push(format!("bascule against the idle cluster, {}", story.on_call.times(&reading).await?));
+    seen.push(story.on_call.times(&reading).await?);
     Ok(seen)
 }
 
 async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> {
     story.observer.until("the canary runs 1.3", PATIENCE, |seen| seen.committed_on("1.3") >= 1).await?;
-    live(story, &story.on_call.types(&["status"]).await?)?;
-    let said = story.on_call.types(&["freeze", "--for", "10m", "--reason", "checkout incident INC-4711"]).await?;
+    let under_way = |seen: &Snapshot| in_its_middle(seen).is_some() || seen.committed_on("1.3") > 2;
+    let moving = story.observer.until("a node moves and another waits", PATIENCE, under_way).await?;
+    let waiting = in_its_middle(&moving).context("the rollout was over before anybody looked")?;
+    live(story, &story.on_call.shows(&["status"]).await?)?;
+    live(story, &story.on_call.shows(&["explain", &waiting]).await?)?;
+    let said = story.on_call.shows(&["freeze", "--for", "10m", "--reason", "checkout incident INC-4711"]).await?;
     story.view.say(&format!("  $ bascule freeze …: {}", said.lines().next().unwrap_or_default()));
     let resting = |seen: &Snapshot| seen.calm() && seen.nodes.values().any(|node| node.waits_for(WaitReason::Freeze));
     let frozen =
@@ -68,6 +72,18 @@ async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> 
     )])
 }
 
+/// A node that waits for others while one of them moves.
+fn in_its_middle(seen: &Snapshot) -> Option<String> {
+    let moves = seen.nodes.values().any(|node| {
+        let moving = [RolloutState::Draining, RolloutState::Rebooting, RolloutState::Trial];
+        node.granted() && node.rollout().is_some_and(|rollout| moving.contains(&rollout.state))
+    });
+    let waits = |node: &NodeSeen| {
+        !node.granted() && node.rollout().is_some_and(|rollout| rollout.state == RolloutState::Waiting)
+    };
+    seen.nodes.iter().find(|(_, node)| moves && waits(node)).map(|(name, _)| name.clone())
+}
+
 /// What she reads comes from the operator that leads, wherever its API server reaches the pods: with addresses of their own, on
 /// this machine.
 fn live(story: &Story, said: &str) -> anyhow::Result<()> {
@@ -80,7 +96,7 @@ async fn roll_back(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String
     let before = story.observer.now();
     let sent = story.repository.packs_sent();
     let reason = ["--reason", "1.3 breaks NIC offload"];
-    let said = story.on_call.types(&["rollback", POLICY, reason[0], reason[1], "--yes"]).await?;
+    let said = story.on_call.shows(&["rollback", POLICY, reason[0], reason[1], "--yes"]).await?;
     story.view.say(&format!("  $ bascule rollback …: {}", said.lines().next().unwrap_or_default()));
     let after = story
         .observer
