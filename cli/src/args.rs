@@ -1,7 +1,7 @@
 //! The command line. Each group of subcommands defines its own arguments in its own folder.
 
 use chrono::{DateTime, Utc};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Keeps immutable Kubernetes hosts patched while the cluster stays available.
 ///
@@ -23,6 +23,36 @@ pub(crate) struct Arguments {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Command {
+    /// Whether it acts on the cluster, now, whatever time it is told.
+    pub(crate) const fn acts(&self) -> bool {
+        matches!(
+            self,
+            Self::Freeze(_)
+                | Self::Unfreeze(_)
+                | Self::Pause(_)
+                | Self::Resume(_)
+                | Self::Hold(_)
+                | Self::Abort(_)
+                | Self::Rollback(_)
+                | Self::Unblock(_)
+                | Self::Retry(_)
+                | Self::Wait(_)
+        )
+    }
+}
+
+impl Arguments {
+    /// Refuses what no command line can mean.
+    pub(crate) fn checked(self) -> Result<Self, clap::Error> {
+        if self.at.is_some() && self.command.acts() {
+            let why = "--at is to rehearse; this command acts on the cluster, at the time that it is\n";
+            return Err(Self::command().error(clap::error::ErrorKind::ArgumentConflict, why));
+        }
+        Ok(self)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +89,29 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         super::Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn nobody_acts_at_another_time_than_now() {
+        use clap::Parser as _;
+        let checked = |line: &str| super::Arguments::try_parse_from(line.split(' ')).unwrap().checked();
+        for line in [
+            "bascule --at 2027-03-01T12:00:00Z freeze --for 2h --reason incident",
+            "bascule unfreeze --all --at 2027-03-01T12:00:00Z",
+            "bascule --at 2027-03-01T12:00:00Z pause workers --reason incident",
+            "bascule --at 2027-03-01T12:00:00Z resume workers",
+            "bascule --at 2027-03-01T12:00:00Z hold n1 --for 2h --reason incident",
+            "bascule --at 2027-03-01T12:00:00Z abort workers --reason incident",
+            "bascule --at 2027-03-01T12:00:00Z rollback workers --reason incident",
+            "bascule --at 2027-03-01T12:00:00Z unblock workers 1.1",
+            "bascule --at 2027-03-01T12:00:00Z retry n1",
+            "bascule --at 2027-03-01T12:00:00Z wait workers",
+        ] {
+            assert!(checked(line).unwrap_err().to_string().contains("--at is to rehearse"), "{line}");
+            let now: Vec<&str> = line.split(" --at 2027-03-01T12:00:00Z").collect();
+            assert!(checked(&now.join("")).is_ok(), "{line}");
+        }
+        assert!(checked("bascule --at 2027-03-01T12:00:00Z forecast").is_ok());
     }
 
     #[test]

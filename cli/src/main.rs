@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Ok(true) => return ExitCode::SUCCESS,
         Err(error) => return exit::report(&error),
     }
-    let arguments = args::Arguments::parse();
+    let arguments = args::Arguments::parse().checked().unwrap_or_else(|error| error.exit());
     start_logging(arguments.verbose);
     if let Some(time) = arguments.at {
         clock::live_at(time);

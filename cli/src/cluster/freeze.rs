@@ -6,13 +6,17 @@ use super::{
     live::{self, Seen},
     picture, problem,
     problem::Role,
-    whoami,
+    view, whoami,
 };
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{FreezeSpec, LiveNode, RolloutState, Selector};
 use clap::Args;
 use kube::{Api, Client, ResourceExt as _, api::PostParams};
+use std::collections::BTreeSet;
+
+/// How many labels are named to somebody who gave one that no policy has.
+const LABELS: usize = 12;
 
 /// Stop new disruptions, everywhere or for some policies, until the time is over.
 ///
@@ -20,7 +24,7 @@ use kube::{Api, Client, ResourceExt as _, api::PostParams};
 #[derive(Debug, Args)]
 pub(crate) struct Freeze {
     /// How long, e.g. 90m or 2h.
-    #[arg(long = "for", value_name = "DURATION")]
+    #[arg(long = "for", value_name = "DURATION", value_parser = long_enough)]
     duration: api::Duration,
     /// Why. Everybody who waits will read it.
     #[arg(long)]
@@ -28,6 +32,18 @@ pub(crate) struct Freeze {
     /// Only policies with this label (repeat for several, all must match).
     #[arg(long = "policy-label", value_name = "KEY=VALUE", value_parser = label)]
     policy_labels: Vec<(String, String)>,
+    /// Freeze though no policy has these labels yet: one that gets them is frozen too.
+    #[arg(long, short, requires = "policy_labels")]
+    yes: bool,
+}
+
+/// A stop that is over before anybody has looked was meant to be another.
+fn long_enough(text: &str) -> Result<api::Duration, String> {
+    let duration: api::Duration = text.parse().map_err(|error| format!("{error}"))?;
+    if duration < api::Duration::from_minutes(1) {
+        return Err("that is over at once: write 1m or more".to_owned());
+    }
+    Ok(duration)
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -42,7 +58,16 @@ impl Freeze {
         let client = connection.client().await?;
         let policy_selector = (!self.policy_labels.is_empty())
             .then(|| Selector { match_labels: self.policy_labels.into_iter().collect(), ..Selector::default() });
-        let place = if policy_selector.is_none() { "everywhere" } else { "for the policies with these labels" };
+        let place = match &policy_selector {
+            None => "everywhere".to_owned(),
+            Some(selector) => match super::list::<api::UpdatePolicy>(&client, "UpdatePolicies").await {
+                Ok(policies) => labelled(selector, &policies, self.yes)?,
+                Err(error) => {
+                    output::say(&format!("which policies have these labels can't be read: {error:#}"));
+                    "for the policies with these labels".to_owned()
+                }
+            },
+        };
         let spec = FreezeSpec { policy_selector: policy_selector.clone(), ..spec(self.reason, self.duration) };
         let name = create(&client, "freeze", spec).await?;
         // It is written: whatever can't be read now, the stop holds and is to be told with its name.
@@ -53,13 +78,34 @@ impl Freeze {
                 "Nodes in progress finish".to_owned()
             }
         };
-        said(place, self.duration, &finish, &format!("bascule unfreeze {name}"))
+        said(&place, self.duration, &finish, &format!("bascule unfreeze {name}"))
     }
+}
+
+/// The policies that a Freeze by label is for, in words. With a label that no policy has nobody would be stopped, and told so.
+fn labelled(selector: &Selector, policies: &[api::UpdatePolicy], later: bool) -> anyhow::Result<String> {
+    let held: Vec<String> =
+        policies.iter().filter(|policy| selector.matches(policy.labels())).map(|policy| policy.name_any()).collect();
+    if held.is_empty() && !later {
+        let known: BTreeSet<String> = policies
+            .iter()
+            .flat_map(|policy| policy.labels().iter().map(|(key, value)| format!("{key}={value}")))
+            .collect();
+        let known: Vec<String> = known.into_iter().take(LABELS).collect();
+        let known =
+            if known.is_empty() { "they have none".to_owned() } else { format!("theirs are {}", known.join(", ")) };
+        anyhow::bail!(
+            "no UpdatePolicy has these labels, and nothing is frozen; {known}. For policies that get them later: --yes"
+        );
+    }
+    let names = if held.is_empty() { "none yet".to_owned() } else { held.join(", ") };
+    Ok(format!("for the policies with these labels ({names})"))
 }
 
 /// How many nodes are in progress, of all policies or of those that are selected.
 async fn moving(client: &Client, connection: &Connection, selector: Option<&Selector>) -> anyhow::Result<usize> {
     let seen = live::seen(client, connection).await?;
+    view::warn_if_not_live(&seen);
     let Some(selector) = selector else { return Ok(seen.report.nodes.iter().filter(|node| in_motion(node)).count()) };
     let policies = super::list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
     let selected = policies.iter().filter(|policy| selector.matches(policy.labels()));
@@ -81,7 +127,7 @@ fn spec(reason: String, duration: api::Duration) -> FreezeSpec {
 }
 
 async fn create(client: &Client, prefix: &str, spec: FreezeSpec) -> anyhow::Result<String> {
-    let spec = FreezeSpec { requested_by: whoami(client).await?, ..spec };
+    let spec = FreezeSpec { requested_by: whoami(client).await, ..spec };
     let freeze = api::Freeze { metadata: generated_name(prefix), spec, status: None };
     let api: Api<api::Freeze> = Api::all(client.clone());
     let freeze = api.create(&PostParams::default(), &freeze).await;
@@ -125,7 +171,7 @@ pub(crate) struct Pause {
     #[arg(long)]
     reason: String,
     /// The longest it lasts, if nobody resumes it.
-    #[arg(long = "for", value_name = "DURATION", default_value = "7d")]
+    #[arg(long = "for", value_name = "DURATION", default_value = "7d", value_parser = long_enough)]
     duration: api::Duration,
 }
 
@@ -134,6 +180,7 @@ impl Pause {
         let client = connection.client().await?;
         let seen = live::seen(&client, connection).await?;
         let index = policy_index(&seen, &self.policy)?;
+        view::warn_if_not_live(&seen);
         let moving = seen.report.nodes_of(index).filter(|node| in_motion(node)).count();
         let spec = FreezeSpec { policies: vec![self.policy.clone()], ..spec(self.reason, self.duration) };
         create(&client, "pause", spec).await?;
@@ -165,7 +212,7 @@ pub(crate) struct Hold {
     #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::nodes))]
     node: String,
     /// How long, e.g. 90m or 2h.
-    #[arg(long = "for", value_name = "DURATION")]
+    #[arg(long = "for", value_name = "DURATION", value_parser = long_enough)]
     duration: api::Duration,
     /// Why. Everybody who waits will read it.
     #[arg(long)]
@@ -181,6 +228,7 @@ impl Hold {
             anyhow::bail!("there is no node {}{}", self.node, problem::hint(&self.node, names));
         };
         let moves = usize::from(in_motion(node));
+        view::warn_if_not_live(&seen);
         let spec = FreezeSpec { nodes: vec![self.node.clone()], ..spec(self.reason, self.duration) };
         create(&client, "hold", spec).await?;
         let place = format!("for node {}", self.node);
@@ -201,7 +249,7 @@ pub(crate) struct Abort {
     #[arg(long)]
     reason: String,
     /// How long nothing new starts.
-    #[arg(long = "for", value_name = "DURATION", default_value = "4h")]
+    #[arg(long = "for", value_name = "DURATION", default_value = "4h", value_parser = long_enough)]
     duration: api::Duration,
     /// Do not ask.
     #[arg(long, short)]
@@ -228,6 +276,7 @@ impl Abort {
                 anyhow::bail!("there is no UpdatePolicy and no node {}", self.name);
             }
         };
+        view::warn_if_not_live(&seen);
         let does = consequences(&nodes);
         output::say(&announced(&does, &place, self.duration));
         if !output::confirmed("Continue", self.yes)? {
@@ -288,6 +337,46 @@ mod tests {
         ];
         let shown: String = says.iter().map(|(line, says)| format!("$ bascule {line}\n{says}")).collect();
         insta::assert_snapshot!("stop-commands", shown);
+    }
+
+    #[test]
+    fn the_sandboxs_transcript_is_what_is_said_today() {
+        let read = fixture::sandbox_read("freeze");
+        let (end, rest) = read.split_once(" until ").unwrap().1.split_once(". ").unwrap();
+        let moving = rest.split(' ').next().unwrap().parse().unwrap();
+        let undo = read.split_once("Undo: ").unwrap().1;
+        assert!(undo.starts_with("bascule unfreeze freeze-"), "{undo}");
+        assert_eq!(read, frozen("everywhere", end, &finishing(moving), undo).trim_end());
+    }
+
+    #[test]
+    fn a_label_that_no_policy_has_stops_nobody_and_is_told() {
+        let policy = |name: &str, labels: serde_json::Value| -> api::UpdatePolicy {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": name, "labels": labels},
+                "spec": {"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"}},
+            }))
+            .unwrap()
+        };
+        let policies = [
+            policy("workers", serde_json::json!({"tier": "web"})),
+            policy("edge", serde_json::json!({"tier": "web", "site": "edge"})),
+            policy("control", serde_json::json!({})),
+        ];
+        let tier = |value: &str| Selector {
+            match_labels: [("tier".to_owned(), value.to_owned())].into(),
+            ..Selector::default()
+        };
+        let held = labelled(&tier("web"), &policies, false).unwrap();
+        assert_eq!(held, "for the policies with these labels (workers, edge)");
+        let nobody = labelled(&tier("wbe"), &policies, false).unwrap_err().to_string();
+        assert!(nobody.contains("nothing is frozen; theirs are site=edge, tier=web."), "{nobody}");
+        assert_eq!(labelled(&tier("wbe"), &policies, true).unwrap(), "for the policies with these labels (none yet)");
+        assert!(labelled(&tier("wbe"), &policies[2..], false).unwrap_err().to_string().contains("they have none"));
+        for (text, fine) in [("1m", true), ("2h", true), ("0s", false), ("59s", false), ("0m", false), ("soon", false)]
+        {
+            assert_eq!(long_enough(text).is_ok(), fine, "{text}");
+        }
     }
 
     #[test]

@@ -1,22 +1,22 @@
 //! `bascule rollback`: the way back, with a look at what it will cost before it starts.
 
 use super::{
-    Cluster, Connection, generated_name, picture,
+    Connection,
+    facts::{Objects, snapshot},
+    generated_name, live, picture,
     problem::{self, Role},
-    whoami,
+    view, watched, whoami,
 };
 use crate::{clock, exit::Exit, output};
 use anyhow::bail;
 use bascule_api as api;
-use bascule_api::{SlotState, Version};
+use bascule_api::{Version, conditions};
 use clap::Args;
-use futures::StreamExt as _;
 use kube::{
     Api, ResourceExt as _,
-    api::PostParams,
-    runtime::{WatchStreamExt as _, watcher},
+    api::{ObjectMeta, PostParams},
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 /// Bring a policy or some of its nodes back to the previous or a named release.
 #[derive(Debug, Args)]
@@ -55,81 +55,85 @@ pub(crate) struct Rollback {
     wait: Option<api::Duration>,
 }
 
-/// What a rollback will do, as far as it can be seen now.
+/// What a rollback will do, as the operator's own planner says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Forecast {
-    to: BTreeSet<Version>,
-    from: BTreeSet<Version>,
+struct Preview {
+    /// Where most of its nodes go.
+    to: Version,
+    /// The releases that are left, those that nodes are on their way to included.
+    from: Vec<Version>,
     without_download: usize,
     with_download: usize,
-    already_there: usize,
+    /// Nodes that it speaks of, and that run nothing of what is left.
+    stay: usize,
+    /// Nodes that have not said what they run.
+    silent: usize,
 }
 
-/// Looks at what every node runs and holds.
-fn forecast(nodes: &[&api::NodeUpdate], to: Option<&Version>) -> Forecast {
-    let mut seen = Forecast {
-        to: BTreeSet::new(),
-        from: BTreeSet::new(),
-        without_download: 0,
-        with_download: 0,
-        already_there: 0,
+/// Puts the Rollback among the objects and asks what becomes of it. `None` where there is nothing to leave, or nowhere to go.
+fn preview(objects: &mut Objects, spec: &api::RollbackSpec, now: api::Time) -> Option<Preview> {
+    let metadata = ObjectMeta {
+        name: Some("preview".to_owned()),
+        creation_timestamp: Some(now.to_kubernetes()),
+        ..ObjectMeta::default()
     };
-    for node in nodes {
-        let Some((status, booted)) = node.status.as_ref().and_then(|status| Some((status, status.booted.as_ref()?)))
-        else {
-            continue;
-        };
-        let other = status.slots.as_ref().map(|slots| slots.get(booted.slot.other()));
-        let held = other
-            .filter(|slot| matches!(slot.state, SlotState::Good | SlotState::Staged))
-            .and_then(|slot| slot.version.as_ref());
-        let wanted = to.or_else(|| held.filter(|held| **held < booted.version));
-        match wanted {
-            Some(version) if *version == booted.version => seen.already_there += 1,
-            Some(version) => {
-                seen.to.insert(version.clone());
-                seen.from.insert(booted.version.clone());
-                if held == Some(version) {
-                    seen.without_download += 1;
-                } else {
-                    seen.with_download += 1;
-                }
-            }
-            // Runs nothing newer than what its other slot holds: there is no way back that this rollback means.
-            None => seen.already_there += 1,
-        }
-    }
-    seen
+    objects.rollbacks.push(api::Rollback { metadata, spec: spec.clone(), status: None });
+    let spoken_of = objects.updates.iter().filter(|update| {
+        update.spec.policy == spec.policy && (spec.nodes.is_empty() || spec.nodes.contains(&update.name_any()))
+    });
+    let booted = |update: &api::NodeUpdate| update.status.as_ref().is_some_and(|status| status.booted.is_some());
+    let (heard, silent): (Vec<_>, Vec<_>) = spoken_of.partition(|update| booted(update));
+    let (_, report) = bascule_planner::plan(&snapshot(objects, 0, now));
+    let said = report.rollbacks.last().filter(|said| !said.from.is_empty())?;
+    let count = |nodes: u32| usize::try_from(nodes).unwrap_or(usize::MAX);
+    let (without_download, with_download) = (count(said.without_download), count(said.with_download));
+    Some(Preview {
+        to: said.to.clone()?,
+        from: said.from.clone(),
+        without_download,
+        with_download,
+        stay: heard.len().saturating_sub(without_download + with_download),
+        silent: silent.len(),
+    })
 }
 
-fn versions(set: &BTreeSet<Version>) -> String {
-    set.iter().map(Version::to_string).collect::<Vec<_>>().join(", ")
+fn versions(all: &[Version]) -> String {
+    all.iter().map(Version::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Rollback {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let cluster = Cluster::read(&client).await?;
-        let policy = super::named(&cluster.policies, "UpdatePolicy", &self.policy)?;
-        let mut nodes = cluster.nodes_of(&self.policy);
-        if let Some(unknown) = self.nodes.iter().find(|name| !nodes.iter().any(|node| node.name_any() == name.as_str()))
-        {
-            let names: Vec<_> = nodes.iter().map(|node| node.name_any()).collect();
-            let hint = problem::hint(unknown, names.iter().map(String::as_str));
+        let mut objects = Objects::read(&client).await?;
+        let policy = super::named(&objects.policies, "UpdatePolicy", &self.policy)?.clone();
+        let members = objects.updates.iter().filter(|update| update.spec.policy == self.policy);
+        let mut nodes: Vec<String> = members.map(|update| update.name_any()).collect();
+        if let Some(unknown) = self.nodes.iter().find(|name| !nodes.contains(name)) {
+            let hint = problem::hint(unknown, nodes.iter().map(String::as_str));
             bail!("node {unknown} does not belong to policy {}{hint}", self.policy);
         }
         if !self.nodes.is_empty() {
-            nodes.retain(|node| self.nodes.contains(&node.name_any()));
+            nodes.retain(|node| self.nodes.contains(node));
         }
-        let seen = forecast(&nodes, self.to.as_ref());
-        if seen.without_download + seen.with_download == 0 {
-            bail!("no node of {} has anything to go back to", self.policy);
-        }
-        let mut text = self.sentence(policy, &seen);
-        let freezes = super::list::<api::Freeze>(&client, "Freezes").await?;
-        let nodes: Vec<String> = nodes.iter().map(|node| node.name_any()).collect();
+        let spec = api::RollbackSpec {
+            reason: self.reason.clone(),
+            policy: self.policy.clone(),
+            nodes: self.nodes.clone(),
+            version: self.to.clone(),
+            block: !self.no_block,
+            respect_windows: self.respect_windows,
+            ignore_budgets: self.ignore_budgets,
+            requested_by: whoami(&client).await,
+        };
         let now = api::Time::new(clock::now());
-        for freeze in freezes.iter().filter(|freeze| holds(freeze, policy, &nodes, now)) {
+        if let Ok(seen) = live::seen(&client, connection).await {
+            view::warn_if_not_live(&seen);
+        }
+        let Some(seen) = preview(&mut objects, &spec, now) else {
+            bail!("no node of {} has anything to go back to", self.policy);
+        };
+        let mut text = self.sentence(&policy, &seen);
+        for freeze in objects.freezes.iter().filter(|freeze| holds(freeze, &policy, &nodes, now)) {
             let name = freeze.name_any();
             text.push_str(&format!(
                 "Freeze {name} holds it meanwhile ({}): bascule unfreeze {name}\n",
@@ -141,16 +145,6 @@ impl Rollback {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
         }
-        let spec = api::RollbackSpec {
-            reason: self.reason.clone(),
-            policy: self.policy.clone(),
-            nodes: self.nodes.clone(),
-            version: self.to.clone(),
-            block: !self.no_block,
-            respect_windows: self.respect_windows,
-            ignore_budgets: self.ignore_budgets,
-            requested_by: whoami(&client).await?,
-        };
         let rollback = api::Rollback { metadata: generated_name("rollback"), spec, status: None };
         let api: Api<api::Rollback> = Api::all(client);
         let rollback = api
@@ -158,18 +152,18 @@ impl Rollback {
             .await
             .map_err(|error| problem::told(error, "create", "Rollbacks", Role::OnCall))?;
         let name = rollback.name_any();
-        output::print(&format!("Rollback {name} is written; follow it with: kubectl get rollback {name} --watch\n"))?;
+        output::print(&written(&name))?;
         match self.wait {
             Some(limit) => wait(&api, &name, limit.to_std()).await,
             None => Ok(Exit::Success),
         }
     }
 
-    fn sentence(&self, policy: &api::UpdatePolicy, seen: &Forecast) -> String {
-        let to = versions(&seen.to);
+    fn sentence(&self, policy: &api::UpdatePolicy, seen: &Preview) -> String {
         let mut text = format!(
-            "{} goes back to {to}: {} in the other slot (no download), {} must fetch it.\n",
+            "{} goes back to {}: {} in the other slot (no download), {} must fetch it.",
             self.policy,
+            seen.to,
             if seen.without_download == 1 {
                 "1 node holds it".to_owned()
             } else {
@@ -177,6 +171,15 @@ impl Rollback {
             },
             seen.with_download,
         );
+        let left = versions(&seen.from);
+        if seen.stay > 0 {
+            text.push_str(&format!(" {} without {left}: not touched.", picture::count(seen.stay, "node")));
+        }
+        if seen.silent > 0 {
+            let silent = picture::count(seen.silent, "node");
+            text.push_str(&format!(" {silent} not heard of yet: back too where it runs {left}."));
+        }
+        text.push('\n');
         let budget = match &policy.spec.budget.max_unavailable {
             _ if self.ignore_budgets => "All at once (budgets ignored)".to_owned(),
             api::IntOrPercent::Int(count) => format!("At most {count} at once"),
@@ -189,11 +192,15 @@ impl Rollback {
         });
         text.push_str(&format!("{budget}{}, {windows}.", domains.unwrap_or_default()));
         if !self.no_block && !seen.from.is_empty() {
-            text.push_str(&format!(" {} will be blocked for this policy.", versions(&seen.from)));
+            text.push_str(&format!(" {left} will be blocked for this policy."));
         }
         text.push('\n');
         text
     }
+}
+
+fn written(name: &str) -> String {
+    format!("Rollback {name} is written; follow it with: kubectl get rollback {name} --watch\n")
 }
 
 /// Whether a Freeze holds nodes of a policy now: a rollback waits for its end too.
@@ -204,27 +211,20 @@ fn holds(freeze: &api::Freeze, policy: &api::UpdatePolicy, nodes: &[String], now
 }
 
 async fn wait(api: &Api<api::Rollback>, name: &str, limit: Duration) -> anyhow::Result<Exit> {
-    let watch = watcher(api.clone(), watcher::Config::default().fields(&format!("metadata.name={name}")))
-        .default_backoff()
-        .applied_objects();
-    let finished = async {
-        let mut watch = std::pin::pin!(watch);
-        let mut shown = String::new();
-        while let Some(event) = watch.next().await {
-            // A dropped watch is taken up again by the watcher; the limit bounds how long.
-            let Ok(rollback) = event else { continue };
-            let status = rollback.status.unwrap_or_default();
-            let progress = status.progress.unwrap_or_default();
-            if progress != shown {
-                output::print(&format!("{progress} nodes are back\n"))?;
-                shown = progress;
-            }
-            if api::conditions::is_true(&status.conditions, api::conditions::COMPLETE) {
-                return anyhow::Ok(());
-            }
+    let mut shown = String::new();
+    let finished = watched::until(api.clone(), "Rollback", name, |rollback: &api::Rollback| {
+        let status = rollback.status.clone().unwrap_or_default();
+        let accepted = conditions::get(&status.conditions, conditions::ACCEPTED);
+        if let Some(refused) = accepted.filter(|one| one.status == "False") {
+            bail!("Rollback {name} is not accepted: {}", refused.message);
         }
-        bail!("the watch on Rollback {name} ended")
-    };
+        let progress = status.progress.unwrap_or_default();
+        if progress != shown {
+            output::print(&format!("{progress} nodes are back\n"))?;
+            shown = progress;
+        }
+        Ok(conditions::is_true(&status.conditions, conditions::COMPLETE).then_some(()))
+    });
     match tokio::time::timeout(limit, finished).await {
         Ok(done) => done.map(|()| Exit::Success),
         Err(_) => {
@@ -240,28 +240,54 @@ async fn wait(api: &Api<api::Rollback>, name: &str, limit: Duration) -> anyhow::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bascule_api::{Booted, NodeUpdate, NodeUpdateSpec, NodeUpdateStatus, RootHash, SlotName, SlotStatus, Slots};
+    use serde_json::json;
 
-    fn node(name: &str, booted: &str, other: Option<&str>) -> NodeUpdate {
-        let version = |text: &str| Version::parse(text).unwrap();
-        let hash = RootHash::from_bytes(&[7; 32]);
-        let spec: NodeUpdateSpec = serde_json::from_value(serde_json::json!({"policy": "workers"})).unwrap();
-        let mut node = NodeUpdate::new(name, spec);
-        let b = SlotStatus {
-            state: if other.is_some() { SlotState::Good } else { SlotState::Empty },
-            version: other.map(version),
-            root_hash: None,
-        };
-        node.status = Some(NodeUpdateStatus {
-            booted: Some(Booted { slot: SlotName::A, version: version(booted), root_hash: hash, committed_at: None }),
-            slots: Some(Slots { a: SlotStatus::default(), b }),
-            ..NodeUpdateStatus::default()
-        });
-        node
+    fn version(text: &str) -> Version {
+        Version::parse(text).unwrap()
+    }
+
+    /// Nodes of the policy with what they run and what their other slot holds.
+    fn fleet(nodes: &[(&str, &str, &str)]) -> Objects {
+        let digest = format!("sha256:{}", "3".repeat(64));
+        let release = |version: &str| json!({"version": version, "digest": digest, "severity": "Low", "publishedAt": "2026-01-01T00:00:00Z"});
+        let mut workers = policy(json!({}));
+        workers.status = serde_json::from_value(json!({"target": release("1.3"), "previous": release("1.2")})).unwrap();
+        let mut objects = Objects { policies: vec![workers], ..Objects::default() };
+        for (name, booted, other) in nodes {
+            let other =
+                if other.is_empty() { json!({"state": "Empty"}) } else { json!({"state": "Good", "version": other}) };
+            let booted =
+                (!booted.is_empty()).then(|| json!({"slot": "A", "version": booted, "rootHash": "a".repeat(64)}));
+            let slots = json!({"a": {"state": "Good", "version": booted.as_ref().map(|one| one["version"].clone())}, "b": other});
+            objects.nodes.push(serde_json::from_value(json!({"metadata": {"name": name, "uid": name}})).unwrap());
+            objects.updates.push(
+                serde_json::from_value(json!({
+                    "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": name},
+                    "spec": {"policy": "workers"}, "status": {"bootID": name, "booted": booted, "slots": slots},
+                }))
+                .unwrap(),
+            );
+        }
+        objects
+    }
+
+    fn asked(line: &str) -> Rollback {
+        use clap::Parser as _;
+        let words = ["bascule", "rollback", "workers", "--reason", "1.3 breaks the network"];
+        let parsed = crate::args::Arguments::parse_from(words.into_iter().chain(line.split_whitespace()));
+        let crate::args::Command::Rollback(rollback) = parsed.command else { panic!("another command") };
+        rollback
+    }
+
+    fn seen(line: &str, mut objects: Objects) -> Option<Preview> {
+        let asked = asked(line);
+        let spec = json!({"policy": "workers", "reason": asked.reason, "nodes": asked.nodes, "version": asked.to});
+        let now = api::Time::new(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap());
+        preview(&mut objects, &serde_json::from_value(spec).unwrap(), now)
     }
 
     fn policy(budget: serde_json::Value) -> api::UpdatePolicy {
-        serde_json::from_value(serde_json::json!({
+        serde_json::from_value(json!({
             "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
             "metadata": {"name": "workers", "labels": {"tier": "web"}},
             "spec": {"nodeSelector": {}, "budget": budget,
@@ -272,20 +298,16 @@ mod tests {
 
     #[test]
     fn what_a_rollback_will_do_is_said_before_it_is_asked_for() {
-        use clap::Parser as _;
         let says = |line: &str, budget: serde_json::Value| {
-            let words = ["bascule", "rollback", "workers", "--reason", "41.3.0 breaks the network"];
-            let parsed = crate::args::Arguments::parse_from(words.into_iter().chain(line.split_whitespace()));
-            let crate::args::Command::Rollback(rollback) = parsed.command else { panic!("another command") };
-            let nodes = [node("a", "1.3", Some("1.1")), node("b", "1.3", None)];
-            let seen = forecast(&nodes.iter().collect::<Vec<_>>(), Some(&Version::parse("1.1").unwrap()));
-            rollback.sentence(&policy(budget), &seen)
+            let fleet = fleet(&[("a", "1.3", "1.1"), ("b", "1.3", ""), ("c", "1.2", "1.1"), ("d", "", "")]);
+            asked(line).sentence(&policy(budget), &seen(line, fleet).unwrap())
         };
-        let zones = serde_json::json!({"maxUnavailable": 4, "perDomain": {"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1}});
+        let zones =
+            json!({"maxUnavailable": 4, "perDomain": {"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1}});
         let shown = [
             ("", says("", zones.clone())),
             (" --ignore-budgets --no-block", says("--ignore-budgets --no-block", zones)),
-            (" --respect-windows", says("--respect-windows", serde_json::json!({"maxUnavailable": "10%"}))),
+            (" --respect-windows --to 1.1", says("--respect-windows --to 1.1", json!({"maxUnavailable": "10%"}))),
         ];
         let shown: String =
             shown.iter().map(|(line, says)| format!("$ bascule rollback workers{line}\n{says}")).collect();
@@ -293,14 +315,73 @@ mod tests {
     }
 
     #[test]
+    fn in_the_middle_of_a_rollout_only_those_go_back_that_have_it() {
+        let middle = || {
+            fleet(&[
+                ("a", "1.3", "1.2"),
+                ("b", "1.3", "1.2"),
+                ("c", "1.2", "1.1"),
+                ("d", "1.2", "1.1"),
+                ("e", "1.1", ""),
+            ])
+        };
+        let left = |preview: &Preview| preview.from.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let previous = seen("", middle()).unwrap();
+        assert_eq!((previous.to.clone(), left(&previous)), (version("1.2"), vec!["1.3".to_owned()]));
+        assert_eq!((previous.without_download, previous.with_download, previous.stay), (2, 0, 3));
+        // To a named one, those that run something older stay too.
+        let named = seen("--to 1.2", middle()).unwrap();
+        assert_eq!((left(&named), named.without_download, named.stay), (vec!["1.3".to_owned()], 2, 3));
+        let some = seen("--nodes b,c", middle()).unwrap();
+        assert_eq!((some.without_download, some.stay), (1, 1));
+        // Who holds nothing older fetches what the policy had before.
+        let fetches = seen("", fleet(&[("a", "1.3", "")])).unwrap();
+        assert_eq!((fetches.to, fetches.without_download, fetches.with_download), (version("1.2"), 0, 1));
+        // What a node is on its way to is left too, before anybody runs it.
+        let mut on_the_way = fleet(&[("a", "1.2", "1.3"), ("b", "1.2", "1.1")]);
+        let spec = &mut on_the_way.updates[0].spec;
+        spec.goal = api::Goal::Booted;
+        spec.release = serde_json::from_value(json!({"version": "1.3", "digest": format!("sha256:{}", "3".repeat(64)),
+            "repository": "https://a.example/os", "channel": "stable"}))
+        .unwrap();
+        spec.disruption = serde_json::from_value(json!({"grantedAt": "2026-01-01T00:00:00Z", "wasCordoned": false,
+            "cause": {"object": {"kind": "UpdatePolicy", "name": "workers"}}}))
+        .unwrap();
+        let stopped = seen("", on_the_way).unwrap();
+        assert_eq!((left(&stopped), stopped.without_download + stopped.with_download), (vec!["1.3".to_owned()], 0));
+        assert_eq!(seen("", fleet(&[("a", "", "")])), None);
+    }
+
+    #[test]
+    fn the_sandboxs_transcript_is_what_is_said_today() {
+        let read = crate::cluster::fixture::sandbox_read("rollback");
+        let between = |from: &str, to: &str| read.split_once(from).unwrap().1.split_once(to).unwrap().0;
+        let seen = Preview {
+            to: version(between("goes back to ", ": ")),
+            from: vec![version(between("ignored. ", " will be"))],
+            without_download: between(": ", " node").parse().unwrap(),
+            with_download: between("(no download), ", " must").parse().unwrap(),
+            stay: 0,
+            silent: 0,
+        };
+        // As the sandbox's policy has it.
+        let zones = json!({"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1});
+        let budget = json!({"maxUnavailable": 2, "perDomain": zones});
+        let said = asked("").sentence(&policy(budget), &seen);
+        let name = read.rsplit_once(' ').unwrap().0.rsplit_once(' ').unwrap().1;
+        assert!(name.starts_with("rollback-"), "{name}");
+        assert_eq!(read, format!("{said}{}", written(name)).trim_end());
+    }
+
+    #[test]
     fn a_freeze_that_will_hold_it_is_found() {
         let nodes = ["a".to_owned(), "b".to_owned()];
         let now = api::Time::new(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap());
-        let policy = policy(serde_json::json!({}));
+        let policy = policy(json!({}));
         let held = |spec: serde_json::Value, minutes: u64| {
-            let mut whole = serde_json::json!({"reason": "incident", "duration": "2h"});
+            let mut whole = json!({"reason": "incident", "duration": "2h"});
             whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-            let freeze: api::Freeze = serde_json::from_value(serde_json::json!({
+            let freeze: api::Freeze = serde_json::from_value(json!({
                 "apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "spec": whole,
                 "metadata": {"name": "f", "creationTimestamp": now},
             }))
@@ -308,30 +389,15 @@ mod tests {
             holds(&freeze, &policy, &nodes, now.after(api::Duration::from_minutes(minutes)))
         };
         for spec in [
-            serde_json::json!({}),
-            serde_json::json!({"policies": ["workers"]}),
-            serde_json::json!({"nodes": ["b"]}),
-            serde_json::json!({"policySelector": {"matchLabels": {"tier": "web"}}}),
+            json!({}),
+            json!({"policies": ["workers"]}),
+            json!({"nodes": ["b"]}),
+            json!({"policySelector": {"matchLabels": {"tier": "web"}}}),
         ] {
             assert!(held(spec.clone(), 5) && !held(spec.clone(), 121), "{spec}");
         }
-        for spec in [
-            serde_json::json!({"policies": ["control"]}),
-            serde_json::json!({"nodes": ["c"]}),
-            serde_json::json!({"endedBy": "bob"}),
-        ] {
+        for spec in [json!({"policies": ["control"]}), json!({"nodes": ["c"]}), json!({"endedBy": "bob"})] {
             assert!(!held(spec.clone(), 5), "{spec}");
         }
-    }
-
-    #[test]
-    fn sees_who_needs_a_download() {
-        let nodes = [node("a", "1.3", Some("1.1")), node("b", "1.3", None), node("c", "1.1", Some("1.3"))];
-        let nodes: Vec<_> = nodes.iter().collect();
-        let previous = forecast(&nodes, None);
-        assert_eq!((previous.without_download, previous.with_download, previous.already_there), (1, 0, 2));
-        let named = forecast(&nodes, Some(&Version::parse("1.1").unwrap()));
-        assert_eq!((named.without_download, named.with_download, named.already_there), (1, 1, 1));
-        assert_eq!(versions(&named.from), "1.3");
     }
 }

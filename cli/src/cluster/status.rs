@@ -46,6 +46,7 @@ struct Answer<'a> {
     planned_at: Time,
     policies: Vec<PolicyAnswer<'a>>,
     freezes: Vec<&'a api::LiveOrder<api::FreezeSpec, api::FreezeStatus>>,
+    rollbacks: Vec<&'a api::LiveOrder<api::RollbackSpec, api::RollbackStatus>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +111,7 @@ fn answer<'a, Z>(seen: &'a Seen, only: Option<&'a str>, page: &Page<'_, Z>) -> A
         planned_at: report.planned_at,
         policies: policies.collect(),
         freezes: report.freezes.iter().filter(|freeze| view::holds(freeze, page.now)).collect(),
+        rollbacks: view::rollbacks_under_way(report, only),
     }
 }
 
@@ -119,6 +121,7 @@ where
 {
     let mut text = page.provenance(seen);
     text.push_str(&page.freezes(&seen.report, only));
+    text.push_str(&page.rollbacks(&seen.report, only));
     if seen.report.policies.is_empty() {
         text.push_str("There is no UpdatePolicy: no node is looked after. See docs/policies.md for a first one.\n");
     }

@@ -5,9 +5,67 @@ use crate::cluster::fixture;
 fn one_screen_answers_what_and_why() {
     let seen = fixture::seen();
     let shown = text(&seen, None, false, &fixture::page(fixture::TERMINAL));
-    assert!(fixture::ON_CALL.contains(&shown), "docs/on-call.md shows something else than:\n{shown}");
+    assert!(fixture::PAGE.contains(&shown), "docs/cli.md shows something else than:\n{shown}");
     insta::assert_snapshot!("status", shown);
     insta::assert_snapshot!("status-plain-wide", text(&seen, None, true, &fixture::page(Look::PLAIN)));
+}
+
+/// The words at the beginning of the lines of a status.
+fn labels(shown: &str) -> BTreeSet<&str> {
+    let lines = shown.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    lines.map(|line| line.trim_start().split("  ").next().unwrap()).collect()
+}
+
+/// The page that people learn from was made by a program that said the same words.
+#[test]
+fn the_sandboxs_transcript_is_what_is_said_today() {
+    let typed: Vec<&str> = fixture::sandbox_typed().iter().map(|(line, _)| line.split(' ').next().unwrap()).collect();
+    assert_eq!(typed, ["status", "explain", "freeze", "rollback"]);
+    let read = fixture::sandbox_read("status");
+    let mut seen = fixture::seen();
+    seen.report.freezes.clear();
+    seen.report.policies[0].status.wave.as_mut().unwrap().soak_until = Some(fixture::ago(-30));
+    seen.report.policies[0].status.blocked = serde_json::from_value(serde_json::json!([
+        {"version": "41.2.9", "at": "2026-11-20T00:00:00Z", "by": "FailureThreshold", "reason": "it failed on 1 node"}
+    ]))
+    .unwrap();
+    let today = text(&seen, None, false, &fixture::page(fixture::SANDBOX));
+    let (before, now) = (labels(read), labels(&today));
+    assert!(before.is_subset(&now), "docs/on-call.md has {before:?}, which are {now:?} today");
+    assert!(before.contains("in progress") && before.contains("waiting"), "no rollout is under way: {read}");
+    let waiting = read.lines().find_map(|line| line.strip_prefix("  waiting      ")).unwrap();
+    for part in waiting.split(" · ") {
+        let reason = part.split(' ').nth(1).unwrap();
+        assert!(WaitReason::ALL.iter().any(|known| known.as_str() == reason), "{reason} is no reason today");
+    }
+    let head = read.lines().next().unwrap();
+    for part in ["workers  ", " → ", "█", "░", "   wave ", "   budget "] {
+        assert!(head.contains(part) && today.contains(part), "{part} is missing: {head}");
+    }
+}
+
+#[test]
+fn a_rollback_under_way_is_seen_and_one_that_is_done_or_refused_is_not() {
+    let mut seen = fixture::seen();
+    let refused = serde_json::json!({"type": "Accepted", "status": "False", "reason": "Invalid", "message": "",
+        "lastTransitionTime": "2026-11-20T00:00:00Z"});
+    let rollback = |name: &str, status: serde_json::Value| {
+        serde_json::json!({"name": name, "createdAt": "2026-11-23T21:30:00Z", "status": status,
+            "spec": {"policy": "workers", "reason": "breaks NIC offload", "requestedBy": "alice"}})
+    };
+    seen.report.rollbacks = serde_json::from_value(serde_json::json!([
+        rollback("rollback-a", serde_json::json!({"to": "41.2.0", "progress": "7/12"})),
+        rollback("rollback-b", serde_json::json!({"completedAt": "2026-11-23T21:40:00Z"})),
+        rollback("rollback-c", serde_json::json!({"conditions": [refused]})),
+    ]))
+    .unwrap();
+    let page = fixture::page(Look::PLAIN);
+    let shown = text(&seen, None, false, &page);
+    let lines: Vec<&str> = shown.lines().filter(|line| line.contains("ROLLING BACK")).collect();
+    assert_eq!(lines, ["ROLLING BACK workers to 41.2.0  7/12 (rollback-a by alice): breaks NIC offload"]);
+    assert!(!text(&seen, Some("control"), false, &page).contains("ROLLING BACK"));
+    let read = serde_json::to_value(answer(&seen, None, &page)).unwrap();
+    assert_eq!((read["rollbacks"].as_array().unwrap().len(), &read["rollbacks"][0]["name"]), (1, &"rollback-a".into()));
 }
 
 #[test]

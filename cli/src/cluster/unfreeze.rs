@@ -1,7 +1,7 @@
 //! How a stop ends: `unfreeze` by the name of a Freeze, `resume` by that of a policy or node. The Freeze stays, with who ended
 //! it; `bascule history` shows it.
 
-use super::{Connection, freeze::named, live, picture, problem, problem::Role, whoami};
+use super::{Connection, freeze::named, live, picture, problem, problem::Role, view, whoami};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{FreezeSpec, Time};
@@ -31,17 +31,22 @@ impl Resume {
         let (alone, others): (Vec<_>, Vec<_>) = active.partition(|freeze| is_for(&freeze.spec, &self.name));
         end(&client, &alone).await?;
         let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
-        let others: Vec<String> = others.iter().map(|freeze| freeze.name_any()).collect();
         if names.is_empty()
             && let Ok(seen) = live::seen(&client, connection).await
         {
             named(&seen, &self.name)?;
         }
-        let mut text = resumed(&self.name, &names, &others);
         let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
-        if let Ok(Some(policy)) = policies.get_opt(&self.name).await
-            && policy.spec.paused
-        {
+        let policy = policies.get_opt(&self.name).await.ok().flatten();
+        let its_policy = match &policy {
+            Some(_) => policy.clone(),
+            None => of_node(&client, &self.name).await,
+        };
+        let holds = |freeze: &&&api::Freeze| still_holds(&freeze.spec, &self.name, its_policy.as_ref());
+        let others: Vec<String> = others.iter().filter(holds).map(|freeze| described(freeze)).collect();
+        let ended: Vec<String> = alone.iter().map(|freeze| described(freeze)).collect();
+        let mut text = resumed(&self.name, &ended, &others);
+        if policy.is_some_and(|policy| policy.spec.paused) {
             text.push_str(&format!(
                 "An admin paused the policy itself; an admin lets it go on: kubectl patch updatepolicy {} --type=merge -p '{{\"spec\":{{\"paused\":false}}}}'\n",
                 self.name
@@ -52,16 +57,37 @@ impl Resume {
     }
 }
 
+/// What is said of what ended, and of what holds the same policy or node beside it.
 fn resumed(name: &str, ended: &[String], others: &[String]) -> String {
-    let mut text = if ended.is_empty() {
-        format!("No Freeze is for {name} alone.\n")
-    } else {
-        format!("{name} may go on ({} ended).\n", ended.join(", "))
+    let list = |all: &[String]| all.iter().map(|one| format!("  {one}\n")).collect::<String>();
+    let mut text = match (ended.is_empty(), others.is_empty()) {
+        (true, _) => format!("No Freeze is for {name} alone.\n"),
+        (false, true) => format!("{name} may go on; ended:\n{}", list(ended)),
+        (false, false) => format!("Ended:\n{}", list(ended)),
     };
     if !others.is_empty() {
-        text.push_str(&format!("Other freezes hold: {}. End one with: bascule unfreeze NAME\n", others.join(", ")));
+        text.push_str(&format!("{name} is still held. End one with: bascule unfreeze NAME\n{}", list(others)));
     }
     text
+}
+
+/// A Freeze in a line: whose it is, what for and why.
+fn described(freeze: &api::Freeze) -> String {
+    let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+    format!("{} ({}{by}): {}", freeze.name_any(), view::place(&freeze.spec), freeze.spec.reason)
+}
+
+/// Whether a Freeze that is not for this name alone holds it all the same.
+fn still_holds(spec: &FreezeSpec, name: &str, policy: Option<&api::UpdatePolicy>) -> bool {
+    spec.is_for_node(name) || policy.is_some_and(|policy| spec.is_for_policy(&policy.name_any(), policy.labels()))
+}
+
+/// The policy of a node, where the name is a node's and both can be read.
+async fn of_node(client: &Client, node: &str) -> Option<api::UpdatePolicy> {
+    let updates: Api<api::NodeUpdate> = Api::all(client.clone());
+    let update = updates.get_opt(node).await.ok().flatten()?;
+    let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
+    policies.get_opt(&update.spec.policy).await.ok().flatten()
 }
 
 /// Whether a Freeze is for this policy or node and nothing else.
@@ -139,9 +165,7 @@ fn ending(freezes: &[&api::Freeze]) -> String {
     let mut text =
         format!("{} end now, and what they held may start at once:", picture::count(freezes.len(), "freeze"));
     for freeze in freezes {
-        let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
-        let place = super::view::place(&freeze.spec);
-        text.push_str(&format!("\n  {} ({place}{by}): {}", freeze.name_any(), freeze.spec.reason));
+        text.push_str(&format!("\n  {}", described(freeze)));
     }
     text
 }
@@ -151,27 +175,31 @@ async fn end(client: &Client, freezes: &[&api::Freeze]) -> anyhow::Result<Vec<(S
     if freezes.is_empty() {
         return Ok(Vec::new());
     }
-    let me = whoami(client).await?;
+    let me = whoami(client).await;
     let api: Api<api::Freeze> = Api::all(client.clone());
     let mut before_us = Vec::new();
     for freeze in freezes {
         let (name, uid) = (freeze.name_any(), freeze.metadata.uid.clone());
         // Without a resourceVersion, which each write of the operator changes: the definition itself takes one end and no second.
         let patch = json!({"metadata": {"uid": uid}, "spec": {"endedBy": me}});
-        let why_not = match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-            Ok(written) if written.spec.ended_by.is_some() => continue,
-            Ok(_) => "the definition of Freezes in this cluster is older than this program",
-            Err(kube::Error::Api(status)) if status.code == 404 => continue,
-            Err(kube::Error::Api(status)) if status.code == 403 && problem::lacks_a_right(&status) => {
-                "you may not patch Freezes, which the ClusterRole bascule-on-call of this version allows"
-            }
-            Err(error) => {
-                let there = api.get_opt(&name).await.ok().flatten();
-                if let Some(by) = there.and_then(|there| there.spec.ended_by) {
-                    before_us.push((name, by));
-                    continue;
+        let why_not = if me.is_none() {
+            "the API server does not say who you are"
+        } else {
+            match api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+                Ok(written) if written.spec.ended_by.is_some() => continue,
+                Ok(_) => "the definition of Freezes in this cluster is older than this program",
+                Err(kube::Error::Api(status)) if status.code == 404 => continue,
+                Err(kube::Error::Api(status)) if status.code == 403 && problem::lacks_a_right(&status) => {
+                    "you may not patch Freezes, which the ClusterRole bascule-on-call of this version allows"
                 }
-                return Err(problem::told(error, "patch", "Freezes", Role::OnCall));
+                Err(error) => {
+                    let there = api.get_opt(&name).await.ok().flatten();
+                    if let Some(by) = there.and_then(|there| there.spec.ended_by) {
+                        before_us.push((name, by));
+                        continue;
+                    }
+                    return Err(problem::told(error, "patch", "Freezes", Role::OnCall));
+                }
             }
         };
         // What was asked for is that nodes go on; as it was done before there was a record of it.
@@ -214,9 +242,32 @@ mod tests {
     }
 
     #[test]
+    fn what_holds_somebody_else_is_not_offered() {
+        let workers: api::UpdatePolicy = serde_json::from_value(json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
+            "metadata": {"name": "workers", "labels": {"tier": "web"}},
+            "spec": {"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"}},
+        }))
+        .unwrap();
+        for (fields, policy, node) in [
+            (json!({}), true, true),
+            (json!({"policies": ["workers", "control"]}), true, true),
+            (json!({"policies": ["control"]}), false, false),
+            (json!({"policySelector": {"matchLabels": {"tier": "web"}}}), true, true),
+            (json!({"policySelector": {"matchLabels": {"tier": "db"}}}), false, false),
+            (json!({"nodes": ["n1", "n2"]}), false, true),
+            (json!({"nodes": ["n2"]}), false, false),
+        ] {
+            let spec = spec(fields.clone());
+            let held = (still_holds(&spec, "workers", Some(&workers)), still_holds(&spec, "n1", Some(&workers)));
+            assert_eq!(held, (policy, node), "{fields}");
+        }
+    }
+
+    #[test]
     fn the_ends_say_what_they_did() {
-        let ended = ["pause-x7k2".to_owned()];
-        let others = ["freeze-b4f9".to_owned(), "freeze-c2c2".to_owned()];
+        let ended = ["pause-x7k2 (policy workers by alice): not tonight".to_owned()];
+        let others = ["freeze-b4f9 (everywhere by bob): INC-4711".to_owned()];
         let says = [
             ("resume workers", resumed("workers", &ended, &[])),
             ("resume workers, others hold", resumed("workers", &ended, &others)),

@@ -4,6 +4,7 @@ use super::{
     live::{Seen, Source},
     picture::{self, Look, Tone},
 };
+use crate::{clock, output};
 use bascule_api as api;
 use bascule_api::{LiveNode, LiveReport, LiveWait, RolloutState, Time, WaitReason};
 use chrono::{DateTime, TimeZone, Utc};
@@ -68,6 +69,41 @@ where
         }
         text
     }
+
+    /// A line for each Rollback that is not done.
+    pub(super) fn rollbacks(&self, report: &LiveReport, policy: Option<&str>) -> String {
+        let line = |one: &&api::LiveOrder<api::RollbackSpec, api::RollbackStatus>| {
+            let by = one.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
+            let to = one.status.to.as_ref().map(|version| format!(" to {version}")).unwrap_or_default();
+            let progress = one.status.progress.as_deref().map(|done| format!("  {done}")).unwrap_or_default();
+            let going = format!("ROLLING BACK {}{to}{progress}", one.spec.policy);
+            format!("{} ({}{by}): {}\n", self.look.paint(Tone::Warn, &going), one.name, one.spec.reason)
+        };
+        rollbacks_under_way(report, policy).iter().map(line).collect()
+    }
+}
+
+/// Tells who acts on what they read how old that is, or that nobody leads who would act on it.
+pub(super) fn warn_if_not_live(seen: &Seen) {
+    let page = Page { look: Look::PLAIN, now: clock::now(), zone: &chrono::Local };
+    let said = page.provenance(seen);
+    if !said.trim().is_empty() {
+        output::say(said.trim_end());
+    }
+}
+
+/// The Rollbacks that are not done, newest first.
+pub(super) fn rollbacks_under_way<'a>(
+    report: &'a LiveReport,
+    policy: Option<&str>,
+) -> Vec<&'a api::LiveOrder<api::RollbackSpec, api::RollbackStatus>> {
+    let refused = |status: &api::RollbackStatus| {
+        api::conditions::get(&status.conditions, api::conditions::ACCEPTED).is_some_and(|one| one.status == "False")
+    };
+    let all = report.rollbacks.iter().filter(|one| policy.is_none_or(|name| one.spec.policy == name));
+    let mut under_way: Vec<_> = all.filter(|one| one.status.completed_at.is_none() && !refused(&one.status)).collect();
+    under_way.sort_by(|a, b| (b.created_at, &b.name).cmp(&(a.created_at, &a.name)));
+    under_way
 }
 
 /// Whether a Freeze holds something of a policy. One that goes by labels does as far as this program knows: the report has none.

@@ -1,16 +1,12 @@
 //! `bascule wait`: for scripts and for people who want to go to bed.
 
-use super::{Connection, list, problem};
+use super::{Connection, list, live, problem, view, watched};
 use crate::{exit::Exit, output};
 use anyhow::bail;
 use bascule_api as api;
 use bascule_api::conditions;
 use clap::{Args, ValueEnum};
-use futures::StreamExt as _;
-use kube::{
-    Api, ResourceExt as _,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::{Api, ResourceExt as _};
 
 /// Wait until a policy is up to date, or until nothing of it moves.
 ///
@@ -81,27 +77,22 @@ impl Wait {
             let hint = problem::hint(&self.policy, names.iter().map(String::as_str));
             bail!("there is no UpdatePolicy {}{hint}", self.policy);
         }
-        let api: Api<api::UpdatePolicy> = Api::all(client);
-        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.policy));
-        let watch = watcher(api, only).default_backoff().applied_objects();
-        let waiting = async {
-            let mut watch = std::pin::pin!(watch);
-            let mut shown = String::new();
-            while let Some(event) = watch.next().await {
-                // A dropped watch is taken up again; the time bounds how long.
-                let Ok(policy) = event else { continue };
-                match stands(&policy, self.what) {
-                    Stands::So => return Ok(Exit::Success),
-                    Stands::Halted(why) => bail!("{} has halted: {why}", self.policy),
-                    Stands::NotYet(how) if how != shown => {
-                        output::say(&how);
-                        shown = how;
-                    }
-                    Stands::NotYet(_) => {}
+        if let Ok(seen) = live::seen(&client, connection).await {
+            view::warn_if_not_live(&seen);
+        }
+        let mut shown = String::new();
+        let waiting = watched::until(Api::all(client), "UpdatePolicy", &self.policy, |policy: &api::UpdatePolicy| {
+            match stands(policy, self.what) {
+                Stands::So => return Ok(Some(Exit::Success)),
+                Stands::Halted(why) => bail!("{} has halted: {why}", self.policy),
+                Stands::NotYet(how) if how != shown => {
+                    output::say(&how);
+                    shown = how;
                 }
+                Stands::NotYet(_) => {}
             }
-            bail!("the watch on UpdatePolicy {} ended", self.policy)
-        };
+            Ok(None)
+        });
         match tokio::time::timeout(self.timeout.to_std(), waiting).await {
             Ok(done) => done,
             Err(_) => {

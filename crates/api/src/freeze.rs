@@ -38,6 +38,7 @@ pub struct FreezeSpec {
     #[schemars(length(min = 3, max = 512))]
     pub reason: String,
     /// How long, counted from the object's creation.
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("a Freeze of no time holds nothing: write a duration like 2h"))]
     pub duration: Duration,
     /// The policies it holds, by their labels. Default: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
