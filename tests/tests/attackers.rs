@@ -281,9 +281,10 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     host.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "the agent of node n2 may not write").await;
     // What n2 said once, said again for it by another, who may read it, is a lie like any other.
     host.sends(Method::PATCH, &reported("n2"), &status(json!({"bootID": "b1"}))).await.unwrap();
-    let recorded = agent.sends(Method::GET, &update("n2"), &Value::Null).await.unwrap();
+    let of_n2 = format!("{API}/nodeupdates?fieldSelector=metadata.name=n2");
+    let recorded = agent.sends(Method::GET, &of_n2, &Value::Null).await.unwrap();
     host.sends(Method::PATCH, &reported("n2"), &status(json!({"bootID": "b2"}))).await.unwrap();
-    let replayed = status(recorded["status"].clone());
+    let replayed = status(recorded["items"][0]["status"].clone());
     agent.is_refused(Method::PATCH, &reported("n2"), replayed.clone(), "the agent of node n1 may not write").await;
     host.is_refused(Method::PATCH, &update("n2"), granted.clone(), "cannot patch").await;
     // Nor does a wrong Role let a node order itself, or make up a node that is not there: its certificate is held whatever it
