@@ -4,8 +4,9 @@
 //! for one, only one is made for readers at a time, and the last one stands in for it. The dashboard makes its own, now and then.
 
 use super::Planned;
-use bascule_api::{LiveForecast, LiveReport, Time};
+use bascule_api::{LiveForecast, LiveReport, Time, Version};
 use bascule_dashboard::{Calendar, FORESEEN_NODES, PolicyCalendar, calendar};
+use bascule_planner::Snapshot;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,9 +20,36 @@ const TOLD: i64 = 600;
 /// How long a reader waits for a new one: less than a person notices.
 const PATIENCE: Duration = Duration::from_millis(150);
 
+/// What a forecast rests on. With another target, policy, freeze or rollback it is one of something else, however young.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Basis {
+    /// Generation, target and what is blocked, by policy.
+    policies: Vec<(String, i64, Option<Version>, usize)>,
+    /// The freezes that hold somebody.
+    freezes: Vec<String>,
+    /// The rollbacks under way.
+    rollbacks: Vec<String>,
+}
+
+impl Basis {
+    fn of(snapshot: &Snapshot) -> Self {
+        let policies = snapshot.policies.iter().map(|policy| {
+            let target = policy.status.target.as_ref().map(|target| target.version.clone());
+            (policy.name.clone(), policy.generation, target, policy.status.blocked.len())
+        });
+        let freezes = snapshot.freezes.iter().filter(|freeze| freeze.is_active(snapshot.now));
+        let rollbacks = snapshot.rollbacks.iter().filter(|rollback| rollback.status.completed_at.is_none());
+        Self {
+            policies: policies.collect(),
+            freezes: freezes.map(|freeze| freeze.name.clone()).collect(),
+            rollbacks: rollbacks.map(|rollback| rollback.name.clone()).collect(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Last {
-    made: Option<Arc<Calendar>>,
+    made: Option<(Basis, Arc<Calendar>)>,
     /// How often what was foreseen has been forgotten: what began before that is not kept.
     forgotten: u64,
 }
@@ -53,29 +81,31 @@ impl Foreseen {
         self.0.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn last(&self, now: Time, oldest: i64) -> Option<Arc<Calendar>> {
+    fn last(&self, basis: &Basis, now: Time, oldest: i64) -> Option<Arc<Calendar>> {
         let last = self.lock().made.clone();
-        last.filter(|made| now.seconds_since(made.made_at) < oldest)
+        let fits = last.filter(|(of, made)| of == basis && now.seconds_since(made.made_at) < oldest);
+        fits.map(|(_, made)| made)
     }
 
-    fn keep(&self, made: &Arc<Calendar>, forgotten: u64) {
+    fn keep(&self, basis: Basis, made: &Arc<Calendar>, forgotten: u64) {
         let mut last = self.lock();
         if last.forgotten == forgotten {
-            last.made = Some(Arc::clone(made));
+            last.made = Some((basis, Arc::clone(made)));
         }
     }
 
     /// The forecast for a plan: a new one if it is made soon, else the last one that is not too old.
     pub(super) async fn of(&self, plan: &Planned) -> Option<Arc<Calendar>> {
-        let now = plan.snapshot.now;
-        if let Some(fresh) = self.last(now, FRESH) {
+        let (now, basis) = (plan.snapshot.now, Basis::of(&plan.snapshot));
+        if let Some(fresh) = self.last(&basis, now, FRESH) {
             return Some(fresh);
         }
         if let Ok(turn) = Arc::clone(&self.0.turn).try_acquire_owned() {
             let (foreseen, snapshot, forgotten) = (self.clone(), Arc::clone(&plan.snapshot), self.lock().forgotten);
+            let of = basis.clone();
             let made = tokio::task::spawn_blocking(move || {
                 let made = Arc::new(calendar(&snapshot, FORESEEN_NODES));
-                foreseen.keep(&made, forgotten);
+                foreseen.keep(of, &made, forgotten);
                 drop(turn);
                 made
             });
@@ -84,7 +114,7 @@ impl Foreseen {
                 return Some(made);
             }
         }
-        self.last(now, TOLD)
+        self.last(&basis, now, TOLD)
     }
 }
 
@@ -131,9 +161,35 @@ mod tests {
         let begun = foreseen.lock().forgotten;
         let made = until_made(&foreseen, &of(2_300)).await;
         foreseen.forget();
-        foreseen.keep(&made, begun);
+        foreseen.keep(Basis::of(&of(2_300).snapshot), &made, begun);
         let _held = Arc::clone(&foreseen.0.turn).try_acquire_owned().unwrap();
         assert!(foreseen.of(&of(2_301)).await.is_none());
+    }
+
+    /// A release, a freeze or a changed policy makes what was foreseen a moment ago untrue.
+    #[tokio::test]
+    async fn a_forecast_of_something_else_is_not_told() {
+        let with = |second, change: &dyn Fn(&mut bascule_planner::Snapshot)| {
+            let mut plan = plan();
+            let mut snapshot = (*plan.snapshot).clone();
+            snapshot.now = at(second);
+            change(&mut snapshot);
+            plan.snapshot = Arc::new(snapshot);
+            plan
+        };
+        let foreseen = Foreseen::default();
+        until_made(&foreseen, &with(1_000, &|_| {})).await;
+        let _held = Arc::clone(&foreseen.0.turn).try_acquire_owned().unwrap();
+        assert!(foreseen.of(&with(1_001, &|_| {})).await.is_some());
+        let freeze = bascule_planner::snapshot::FreezeFacts {
+            name: "stop".to_owned(),
+            generation: 1,
+            created_at: at(1_000),
+            spec: serde_json::from_value(serde_json::json!({"reason": "incident", "duration": "1h"})).unwrap(),
+            status: bascule_api::FreezeStatus::default(),
+        };
+        let frozen = with(1_001, &|snapshot| snapshot.freezes.push(Arc::new(freeze.clone())));
+        assert!(foreseen.of(&frozen).await.is_none());
     }
 
     async fn until_made(foreseen: &Foreseen, plan: &Planned) -> Arc<Calendar> {
