@@ -103,6 +103,12 @@ pub(super) fn snapshot(objects: &Objects, seed: u64, now: Time) -> Snapshot {
             Arc::make_mut(node).pods.completing = Some(completing);
         }
     }
+    // The pods of etcd are not read here: the operator has seen where one is.
+    let members = policies.iter().flat_map(|policy| &policy.status.cluster_members).filter(|member| member.etcd);
+    let members: BTreeSet<&str> = members.map(|member| member.node.as_str()).collect();
+    for node in nodes.iter_mut().filter(|node| members.contains(&*node.name)) {
+        Arc::make_mut(node).etcd = EtcdMember::Healthy;
+    }
     let freezes = objects.freezes.iter().map(|freeze| {
         Arc::new(FreezeFacts {
             name: freeze.name_any(),

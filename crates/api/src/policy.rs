@@ -103,6 +103,13 @@ pub struct UpdatePolicySpec {
     /// What happens to nodes that join on an old release.
     #[serde(default)]
     pub new_nodes: NewNodes,
+    /// Nodes with a control plane or a member of etcd that were taken out of the cluster for good: their Nodes are deleted,
+    /// and etcd's list of members (`etcdctl member list`) has none of theirs any more. Until it is named here, a member whose
+    /// Node is gone counts as one that is away. Said of any policy it holds for all; it has to be taken out of the list before
+    /// a node of that name joins again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub removed_cluster_members: Vec<String>,
 }
 
 fn default_proven_after() -> Duration {

@@ -59,6 +59,11 @@ pub struct UpdatePolicyStatus {
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0))]
     pub maintenances: i64,
+    /// The nodes of the whole cluster that were seen with a control plane or a member of etcd, until a person says in
+    /// `spec.removedClusterMembers` that they were taken out for good.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
+    pub cluster_members: Vec<ClusterMember>,
     /// Past rollouts, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -72,6 +77,18 @@ pub struct UpdatePolicyStatus {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
 const fn is_zero(number: &i64) -> bool {
     *number == 0
+}
+
+/// A node that carries the cluster itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterMember {
+    /// The node.
+    #[schemars(length(min = 1, max = 253))]
+    pub node: String,
+    /// Whether a member of etcd was seen on it; else a control plane was.
+    #[serde(default)]
+    pub etcd: bool,
 }
 
 /// A person's word that a node tries again.

@@ -85,7 +85,7 @@ impl Writer {
                 MemoryChange::Maintenance(reason, note) if !note.is_empty() => {
                     (*reason, *reason == "MaintenanceHookFailed", note.clone(), None)
                 }
-                MemoryChange::Maintenance(..) | MemoryChange::Timed => continue,
+                MemoryChange::Maintenance(..) | MemoryChange::Timed | MemoryChange::Members => continue,
             };
             if let Some((kind, release)) = notified(change) {
                 let (policy, release, message) = (known.name.clone(), Some(release.clone()), note.clone());
@@ -102,9 +102,11 @@ fn notified(change: &MemoryChange) -> Option<(Kind, &Version)> {
         MemoryChange::Started(version) => Some((Kind::Began, version)),
         MemoryChange::Ended(version, outcome) => Some((Kind::from(*outcome), version)),
         MemoryChange::Blocked { version, .. } => Some((Kind::Blocked, version)),
-        MemoryChange::Failed(_) | MemoryChange::Retried(_) | MemoryChange::Maintenance(..) | MemoryChange::Timed => {
-            None
-        }
+        MemoryChange::Failed(_)
+        | MemoryChange::Retried(_)
+        | MemoryChange::Maintenance(..)
+        | MemoryChange::Timed
+        | MemoryChange::Members => None,
     }
 }
 

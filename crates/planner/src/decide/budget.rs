@@ -7,6 +7,7 @@ use super::{
     facts::NodeView,
     groups::Groups,
     known::{Known, Texts},
+    members::{self, Members},
     policy::PolicyView,
 };
 use crate::{
@@ -211,11 +212,6 @@ fn may_be_unavailable(most: u32, of: &str, and: &str) -> String {
     }
 }
 
-/// Whether a node carries the control plane or a member of etcd.
-fn carries_the_cluster(view: &NodeView<'_>) -> bool {
-    view.traits.control_plane || view.traits.etcd != EtcdMember::None
-}
-
 /// A validated quantity; nothing is allowed where it could not be read.
 fn of(quantity: &IntOrPercent, total: u32) -> u32 {
     quantity.of(total).unwrap_or(0)
@@ -228,6 +224,8 @@ pub(super) struct ClusterBudget<'a> {
     /// Nodes that carry the cluster itself, a control plane or a member of etcd, and are unavailable. All of them: of two
     /// that are down neither may be touched.
     carriers_busy: Vec<&'a Node>,
+    /// Those of them that are remembered.
+    members: Arc<Members>,
     etcd_members: usize,
     etcd_healthy: usize,
     /// Members that are not healthy though nothing is being done to their nodes.
@@ -237,7 +235,12 @@ pub(super) struct ClusterBudget<'a> {
 }
 
 impl<'a> ClusterBudget<'a> {
-    pub(super) fn new(snapshot: &'a crate::Snapshot, nodes: &[NodeView<'a>], groups: &Groups) -> Self {
+    pub(super) fn new(
+        snapshot: &'a crate::Snapshot,
+        nodes: &[NodeView<'a>],
+        groups: &Groups,
+        members: Arc<Members>,
+    ) -> Self {
         let total = u32::try_from(snapshot.nodes.len()).unwrap_or(u32::MAX);
         let ceiling = snapshot.ceiling.as_ref().map(|ceiling| Limit { max: of(ceiling, total), ..Limit::default() });
         let allowed =
@@ -245,12 +248,13 @@ impl<'a> ClusterBudget<'a> {
         let mut out = Self {
             ceiling,
             carriers_busy: Vec::new(),
-            etcd_members: groups.etcd.len(),
+            etcd_members: members.known.iter().filter(|member| member.etcd).count(),
+            members,
             etcd_healthy: 0,
             etcd_broken: Vec::new(),
             allowed,
         };
-        for view in groups.etcd.iter().filter_map(|node| nodes.get(*node)).filter(|view| !view.traits.unavailable) {
+        for view in groups.carriers.iter().filter_map(|node| nodes.get(*node)).filter(|view| !view.traits.unavailable) {
             match view.traits.etcd {
                 EtcdMember::Healthy => out.etcd_healthy += 1,
                 EtcdMember::Unhealthy => out.etcd_broken.push(view.node),
@@ -262,7 +266,7 @@ impl<'a> ClusterBudget<'a> {
             if let Some(ceiling) = &mut out.ceiling {
                 ceiling.add(view);
             }
-            if carries_the_cluster(view) {
+            if members::carries(view.node) {
                 out.carriers_busy.push(view.node);
             }
             if traits.granted {
@@ -292,7 +296,7 @@ impl<'a> ClusterBudget<'a> {
             let healthy = view.traits.etcd == EtcdMember::Healthy;
             self.etcd_healthy = self.etcd_healthy.saturating_sub(usize::from(healthy));
         }
-        if carries_the_cluster(view) {
+        if members::carries(view.node) {
             self.carriers_busy.push(view.node);
         }
         self.reserve(view);
@@ -312,14 +316,20 @@ impl<'a> ClusterBudget<'a> {
     /// One node of those that carry the cluster at a time; etcd keeps its quorum.
     pub(super) fn control_plane(&self, view: &NodeView<'_>) -> Option<Wait> {
         let (node, traits) = (view.node, view.traits);
-        if carries_the_cluster(view)
+        if members::carries(node)
+            && let found @ Some(_) = self.unaccounted()
+        {
+            return found;
+        }
+        if members::carries(node)
             && let Some(busy) = self.carriers_busy.iter().rev().find(|busy| busy.name != node.name)
         {
             let what = if busy.control_plane { "control-plane node" } else { "etcd member" };
             let message = format!("{what} {} is being updated or unavailable", busy.name);
             return Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &busy.name));
         }
-        if traits.etcd == EtcdMember::None {
+        let is_silent = |name: &str| self.members.silent.iter().any(|silent| *silent == *name);
+        if traits.etcd == EtcdMember::None && !is_silent(&node.name) {
             return None;
         }
         let own = usize::from(traits.etcd == EtcdMember::Healthy && !traits.unavailable);
@@ -332,7 +342,8 @@ impl<'a> ClusterBudget<'a> {
         }
         let message = format!("etcd would have {others} healthy of {} members and needs {quorum}", self.etcd_members);
         let broken = self.etcd_broken.iter().filter(|broken| broken.name != node.name);
-        let names: Vec<&str> = broken.map(|broken| broken.name.as_ref()).collect();
+        let silent = self.members.silent.iter().map(String::as_str).filter(|silent| **silent != *node.name);
+        let names: Vec<&str> = broken.map(|broken| broken.name.as_ref()).chain(silent).collect();
         Some(match names.first() {
             None => Wait::new(WaitReason::ControlPlane, message),
             Some(first) => {
@@ -340,6 +351,28 @@ impl<'a> ClusterBudget<'a> {
                 Wait::new(WaitReason::ControlPlane, message).of("Node", None, first)
             }
         })
+    }
+
+    /// Why no node that carries the cluster may go, where not every one that does can be seen. One whose Node is gone is as one that
+    /// is unavailable: its machine may be down, and etcd counts its member.
+    fn unaccounted(&self) -> Option<Wait> {
+        if let Some((policy, node)) = &self.members.contradicted {
+            let message = format!(
+                "spec.removedClusterMembers of policy {policy} names {node}, which is there and carries the cluster: take it out \
+                 of the list, or its loss would not be noticed"
+            );
+            return Some(Wait::new(WaitReason::ControlPlane, message).of("UpdatePolicy", None, policy));
+        }
+        let first = self.members.gone.first()?;
+        let what = if first.etcd { "a member of etcd" } else { "a control plane" };
+        let others = self.members.gone.len().saturating_sub(1);
+        let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
+        let message = format!(
+            "the Node of {}, with {what}, is gone{more}, and its machine may be down or etcd still count it: once it was taken \
+             out of the cluster for good, name it in spec.removedClusterMembers",
+            first.node
+        );
+        Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &first.node))
     }
 
     /// Whether a PodDisruptionBudget lets none of the node's pods go now.

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, sync::Arc};
 impl<'a> Round<'a> {
     /// Gives grants, and says of every other node which gate it waits for.
     pub(super) fn grant(&mut self, waves: &[PolicyWaves], verdicts: &mut Verdicts) -> Grants {
-        let mut cluster = ClusterBudget::new(self.snapshot, &self.nodes, &self.known.groups);
+        let mut cluster = ClusterBudget::new(self.snapshot, &self.nodes, &self.known.groups, Arc::clone(&self.members));
         let policies = self.policies.iter().enumerate();
         let mut budgets: Vec<_> =
             policies.map(|(index, policy)| PolicyBudget::new(policy, index, &self.nodes, self.known)).collect();

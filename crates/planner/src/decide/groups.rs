@@ -15,7 +15,7 @@ pub(super) struct Sides {
     unsettled: bool,
     failed: bool,
     unavailable: bool,
-    etcd: bool,
+    carries: bool,
 }
 
 impl Sides {
@@ -39,7 +39,7 @@ impl Sides {
             unsettled: !traits.moves && !settled,
             failed: traits.has_failed,
             unavailable: traits.unavailable,
-            etcd: traits.etcd != EtcdMember::None,
+            carries: traits.control_plane || traits.etcd != EtcdMember::None,
         }
     }
 }
@@ -70,8 +70,8 @@ pub(super) struct Groups {
     pub(super) failed: Vec<usize>,
     /// Nodes that are not Ready, cordoned by anybody, or granted.
     pub(super) unavailable: Vec<usize>,
-    /// Nodes with a member of etcd.
-    pub(super) etcd: Vec<usize>,
+    /// Nodes with a control plane or a member of etcd.
+    pub(super) carriers: Vec<usize>,
 }
 
 impl Groups {
@@ -96,7 +96,7 @@ impl Groups {
                 (sides.unsettled, &mut out.unsettled),
                 (sides.failed, &mut out.failed),
                 (sides.unavailable, &mut out.unavailable),
-                (sides.etcd, &mut out.etcd),
+                (sides.carries, &mut out.carriers),
             ] {
                 if stands {
                     list.push(index);

@@ -3,7 +3,7 @@
 
 use crate::plan::MemoryChange;
 use bascule_api::{
-    BlockedRelease, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Retry, Time, Timings,
+    BlockedRelease, ClusterMember, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Retry, Time, Timings,
     UpdatePolicyStatus, Version,
 };
 use std::collections::BTreeMap;
@@ -24,6 +24,7 @@ pub(super) struct Memory {
     pub(super) retried: Vec<Retry>,
     pub(super) maintenance: Option<Maintenance>,
     pub(super) maintenances: i64,
+    pub(super) members: Vec<ClusterMember>,
     pub(super) changes: Vec<MemoryChange>,
 }
 
@@ -37,6 +38,7 @@ impl Memory {
             retried: status.retried.clone(),
             maintenance: status.maintenance.clone(),
             maintenances: status.maintenances,
+            members: status.cluster_members.clone(),
             changes: Vec::new(),
         }
     }
@@ -151,6 +153,14 @@ impl Memory {
         }
         if self.timings != before {
             self.changes.push(MemoryChange::Timed);
+        }
+    }
+
+    /// Notes which nodes carry the cluster itself.
+    pub(super) fn know(&mut self, members: &[ClusterMember]) {
+        if self.members != members {
+            self.members = members.to_vec();
+            self.changes.push(MemoryChange::Members);
         }
     }
 

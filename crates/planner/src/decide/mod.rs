@@ -15,6 +15,7 @@ mod hold;
 mod idle;
 mod known;
 mod maintenance;
+mod members;
 mod memory;
 mod motion;
 mod policy;
@@ -141,6 +142,7 @@ struct Round<'a> {
     /// What follows from that for each node.
     chosen: Vec<Chosen>,
     draft: Draft,
+    members: Arc<members::Members>,
 }
 
 fn decide(
@@ -155,6 +157,8 @@ fn decide(
     let policies = snapshot.policies.iter().enumerate();
     let policies =
         policies.map(|(index, facts)| PolicyView::new(snapshot, facts, known.groups.members.get(index))).collect();
+    let carriers = known.groups.carriers.iter().filter_map(|node| snapshot.nodes.get(*node));
+    let members = members::Members::of(snapshot, carriers.map(|node| &**node));
     let draft = Draft { said: vec![None; nodes.len()], ..Draft::default() };
     let mut round = Round {
         snapshot,
@@ -165,7 +169,11 @@ fn decide(
         nodes,
         policies,
         draft,
+        members: Arc::new(members),
     };
+    for policy in &mut round.policies {
+        policy.memory.know(&round.members.known);
+    }
     round.accept_rollbacks();
     round.absorb_failures();
     round.choose(true);

@@ -42,6 +42,7 @@ impl<'a> Round<'a> {
         status.retried.clone_from(&policy.memory.retried);
         status.maintenance.clone_from(&policy.memory.maintenance);
         status.maintenances = policy.memory.maintenances;
+        status.cluster_members.clone_from(&policy.memory.members);
         status.repository = Some(policy.facts.offer.repository.clone());
         status.wave = waves?.waves.current.clone();
         status.window = window(policy.opening);

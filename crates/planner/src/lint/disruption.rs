@@ -446,6 +446,11 @@ fn control_plane(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<V
                 && (other.unavailable() || granted.iter().any(|grant| grant.node.name == other.name))
         };
         let carries = |node: &Node| node.control_plane || node.etcd != EtcdMember::None;
+        if carries(node)
+            && let Some(gone) = gone_member(snapshot)
+        {
+            found.push(violation(4, &node.name, format!("{gone} carries the cluster too, and its Node is gone")));
+        }
         if carries(node) && snapshot.nodes.iter().any(|other| carries(other) && taken(other)) {
             found.push(violation(4, &node.name, "two nodes of control plane or etcd would be unavailable"));
         }
@@ -461,6 +466,15 @@ fn control_plane(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<V
             }
         }
     }
+}
+
+/// A node that is remembered to carry the cluster, whose Node object is not there and that nobody said was taken out.
+fn gone_member(snapshot: &Snapshot) -> Option<&str> {
+    let is_there = |name: &str| snapshot.nodes.iter().any(|node| *node.name == *name);
+    let specs = || snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok()).map(|valid| &valid.spec);
+    let taken_out = |name: &str| specs().any(|spec| spec.removed_cluster_members.iter().any(|removed| removed == name));
+    let members = snapshot.policies.iter().flat_map(|policy| &policy.status.cluster_members);
+    members.map(|member| member.node.as_str()).find(|name| !is_there(name) && !taken_out(name))
 }
 
 /// A drain that can't succeed now is not begun, unless somebody said what else is to happen.

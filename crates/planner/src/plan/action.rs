@@ -290,6 +290,8 @@ pub enum MemoryChange {
     Maintenance(&'static str, String),
     /// Drains, boots or health checks took other times than known.
     Timed,
+    /// Nodes with a control plane or a member of etcd were seen for the first time, or taken out for good.
+    Members,
 }
 
 impl Action {

@@ -1,6 +1,6 @@
 //! The invariants, checked on the world itself.
 
-use super::World;
+use super::{World, faults::carries};
 use bascule_api::{IntOrPercent, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
@@ -44,6 +44,13 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
             broken.push(Broken::World(9, format!("{} runs hook {} again, which succeeded", order.node, key.2)));
         }
     }
+    if let Action::Cordon { node, .. } = action
+        && let Some(node) = world.snapshot.nodes.iter().find(|known| *known.name == **node)
+        && let Some(disruption) = node.update.as_ref().and_then(|update| update.spec.disruption.as_ref())
+        && disruption.was_cordoned
+    {
+        broken.push(Broken::World(7, format!("{} is cordoned again, which a person uncordoned", node.name)));
+    }
     // A way back names what it makes permanent, and is made so as it is.
     if let Action::Commit { node, release: None } = action {
         broken.extend(committed(world, node));
@@ -81,12 +88,15 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
             broken.push(Broken::World(4, format!("{all} nodes of the cluster are granted, {most} may be")));
         }
     }
-    let carries = |node: &bascule_planner::snapshot::Node| {
-        node.control_plane || node.etcd != bascule_planner::snapshot::EtcdMember::None
-    };
     let control = world.snapshot.nodes.iter().filter(|node| node.granted() && carries(node)).count();
     if control > 1 && carries(granted) {
         broken.push(Broken::World(4, format!("{control} nodes of control plane or etcd are granted")));
+    }
+    // By the machines: what was seen with a member has it still, whatever became of its Node.
+    let unseen = world.lost.iter().filter(|node| carries(node) && world.is_remembered(&node.name));
+    let unseen = unseen.map(|node| &*node.name).chain(world.dead.iter().map(String::as_str)).next();
+    if let Some(unseen) = unseen.filter(|_| carries(granted)) {
+        broken.push(Broken::World(4, format!("{node} is granted, and etcd counts the member of {unseen}")));
     }
     broken
 }

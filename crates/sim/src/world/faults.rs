@@ -2,9 +2,17 @@
 
 use super::{World, build, pods::Kind};
 use bascule_api::{Counting, PolicyFailure, Retry, Time};
-use bascule_planner::snapshot::{Cordon, EtcdMember, Excluded, OfferState, Truce};
+use bascule_planner::snapshot::{Cordon, EtcdMember, Excluded, Node, OfferState, Truce};
 use rand::RngExt as _;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// Whether a node carries the control plane or a member of etcd.
+pub(super) fn carries(node: &Node) -> bool {
+    node.control_plane || node.etcd != EtcdMember::None
+}
 
 impl World {
     fn any_node(&mut self) -> Option<String> {
@@ -51,7 +59,9 @@ impl World {
                 self.settle_on(&name, Kind::Stuck);
             }
             19 => self.odd(&name),
-            27 | 28 => self.register_again(&name),
+            27 => self.register_again(&name),
+            28 if self.lost.is_empty() => self.lose_node(&name),
+            28 => self.find_lost(),
             21 => {
                 self.tell(&format!("{name}: somebody starts a pod that no controller brings back"));
                 self.settle_on(&name, Kind::Bare);
@@ -278,17 +288,13 @@ impl World {
         if self.snapshot.nodes.len() < 3 {
             return;
         }
-        self.tell(&format!("{name}: is deleted"));
-        self.snapshot.nodes.retain(|node| &*node.name != name);
-        self.machines.remove(name);
-        // Whoever gets its name is another node, and nobody has ordered it to be emptied.
-        self.workload.orders.retain(|order| order.node != name);
-        self.snapshot.hooks.retain(|run| run.node != name);
-        let of_node = format!("/{name}");
-        self.workload.succeeded.retain(|(of, ..)| !of.ends_with(&of_node));
-        self.held_by_people.retain(|held| held != name);
+        self.remove_node(name);
+        if self.chance(50) {
+            self.take_out_members();
+        }
         if self.chance(50) {
             self.tell(&format!("{name}: joins again, on the oldest release"));
+            self.dead.retain(|dead| dead != name);
             let two = self.snapshot.policies.len() > 1;
             self.add_node(name, two);
             let now = self.snapshot.now;
@@ -304,6 +310,71 @@ impl World {
                 machine.silent = true;
             }
         }
+    }
+
+    /// A node is gone for good, its machine and its Node. Its member of etcd counts until somebody takes it out.
+    pub fn remove_node(&mut self, name: &str) {
+        self.tell(&format!("{name}: is deleted"));
+        let Some(gone) = self.take_node(name) else { return };
+        self.machines.remove(name);
+        if carries(&gone) && self.is_remembered(name) {
+            self.dead.push(name.to_owned());
+        }
+    }
+
+    /// Somebody deletes the Node object, and nobody makes it again until [`Self::find_lost`]. The machine and its member of etcd live
+    /// on.
+    pub fn lose_node(&mut self, name: &str) {
+        self.tell(&format!("{name}: its Node object is deleted"));
+        let lost = self.take_node(name);
+        self.lost.extend(lost);
+    }
+
+    /// The kubelets of Nodes that were deleted make them again.
+    pub fn find_lost(&mut self) {
+        for node in std::mem::take(&mut self.lost) {
+            let name = node.name.to_string();
+            self.snapshot.nodes.push(node);
+            self.register_again(&name);
+        }
+    }
+
+    /// Takes a Node out of the API server, and what goes with it.
+    fn take_node(&mut self, name: &str) -> Option<Arc<Node>> {
+        let index = self.snapshot.nodes.iter().position(|node| *node.name == *name)?;
+        let gone = self.snapshot.nodes.remove(index);
+        // Whoever gets its name is another node, and nobody has ordered it to be emptied.
+        self.workload.orders.retain(|order| order.node != name);
+        self.snapshot.hooks.retain(|run| run.node != name);
+        let of_node = format!("/{name}");
+        self.workload.succeeded.retain(|(of, ..)| !of.ends_with(&of_node));
+        self.held_by_people.retain(|held| held != name);
+        Some(gone)
+    }
+
+    /// Whether the operator has noted that a node carries the cluster.
+    pub(super) fn is_remembered(&self, name: &str) -> bool {
+        let mut known = self.snapshot.policies.iter().flat_map(|policy| &policy.status.cluster_members);
+        known.any(|member| member.node == name)
+    }
+
+    /// A person takes members whose machines are gone out of etcd, and says so.
+    fn take_out_members(&mut self) {
+        self.dead.clear();
+        let nodes = self.snapshot.nodes.iter().chain(&self.lost).filter(|node| carries(node));
+        let there: BTreeSet<&str> = nodes.map(|node| &*node.name).collect();
+        let known = self.snapshot.policies.iter().flat_map(|policy| &policy.status.cluster_members);
+        let gone = known.map(|member| &member.node).filter(|name| !there.contains(name.as_str()));
+        let gone: BTreeSet<String> = gone.cloned().collect();
+        for policy in &mut self.snapshot.policies {
+            let policy = Arc::make_mut(policy);
+            if let Ok(valid) = &policy.spec {
+                let mut spec = valid.spec.clone();
+                spec.removed_cluster_members = gone.iter().cloned().collect();
+                policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+            }
+        }
+        self.tell(&format!("{gone:?} were taken out of the cluster for good"));
     }
 
     /// Somebody deletes the Node object, and the kubelet makes it again. What the machine does goes on.
@@ -387,6 +458,7 @@ impl World {
     pub(super) fn make_peace(&mut self) {
         self.tell("peace: everything is mended");
         self.peace = true;
+        self.find_lost();
         self.old_view = None;
         self.begins = false;
         for machine in self.machines.values_mut() {
@@ -419,6 +491,7 @@ impl World {
             spec.new_nodes.hold = false;
             policy.spec = bascule_planner::validate(&spec).map(Arc::new);
         }
+        self.take_out_members();
         let held = std::mem::take(&mut self.held_by_people);
         for node in &mut self.snapshot.nodes {
             let node = Arc::make_mut(node);

@@ -67,6 +67,10 @@ pub struct World {
     pub fates: BTreeMap<String, Fate>,
     /// Nodes that a person cordoned, and nobody uncordoned since.
     pub held_by_people: Vec<String>,
+    /// Nodes whose objects are deleted, as they were: their machines live on, and what runs there.
+    lost: Vec<std::sync::Arc<bascule_planner::snapshot::Node>>,
+    /// Nodes that carried the cluster and are gone for good, until a person says so.
+    dead: Vec<String>,
     workload: pods::Workload,
     random: ChaCha8Rng,
     seed: u64,
@@ -133,6 +137,8 @@ impl World {
             machines: BTreeMap::new(),
             fates: BTreeMap::new(),
             held_by_people: Vec::new(),
+            lost: Vec::new(),
+            dead: Vec::new(),
             workload: pods::Workload::default(),
             random: ChaCha8Rng::seed_from_u64(snapshot.seed),
             seed: snapshot.seed,

@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 mod maintenances;
+mod members;
 mod newcomers;
 mod people;
 mod trials;
