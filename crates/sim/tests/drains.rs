@@ -159,6 +159,30 @@ fn a_rollback_that_names_a_node_takes_it_though_a_person_cordoned_it_and_leaves_
 }
 
 #[test]
+fn an_uncordon_ends_the_drain_of_a_node_too_that_a_person_had_cordoned() {
+    let mut world = world(&json!({}));
+    world.until(400, done).unwrap();
+    world.person("a1", true);
+    world.stick("a1");
+    let mut rollback = build::rollback("bad-node", "workers", world.snapshot.now);
+    rollback.spec.nodes = vec!["a1".to_owned()];
+    rollback.spec.block = false;
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    world.until(400, |world| world.shown().contains("pods are being evicted")).unwrap();
+    // There is no mark of ours on it by which that could be told.
+    world.person("a1", false);
+    world.operate_for(None).unwrap();
+    let ended = last(&world, "a1").unwrap();
+    assert_eq!((ended.outcome, ended.given_up), (DisruptionOutcome::Uncordoned, 1), "{}", ended.message);
+    for _ in 0..12 {
+        world.operate_for(None).unwrap();
+        assert_eq!(node(&world, "a1").cordon, Cordon::None, "{}", world.story());
+        world.pass(20);
+    }
+    assert_eq!(node(&world, "a1").excluded, Excluded::No, "it is back in load balancers");
+}
+
+#[test]
 fn a_rollback_of_all_nodes_leaves_alone_what_a_person_cordoned() {
     let mut world = world(&json!({"budget": {"maxUnavailable": 2}}));
     world.until(400, done).unwrap();

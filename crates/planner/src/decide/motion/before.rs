@@ -112,7 +112,9 @@ fn before_drain(moving: &Moving<'_, '_>) -> Motion {
 fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     let settings = moving.drain();
     let node = moving.view.node;
-    let lifted = node.cordon == (Cordon::Lifted { mark: moving.mark() });
+    // Where a person's own cordon was there at the grant nothing carries our mark.
+    let theirs = moving.disruption.was_cordoned && node.cordon == Cordon::None;
+    let lifted = theirs || node.cordon == (Cordon::Lifted { mark: moving.mark() });
     if lifted && moving.ctx.set.keeps(Rule::PersonsUncordon) {
         // Whoever uncordons a node in the middle of its drain wants it to work on.
         let why = "somebody uncordoned the node while it was being drained (a Freeze or spec.paused holds it longer)";
