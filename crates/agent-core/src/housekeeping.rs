@@ -194,7 +194,9 @@ fn stranded(state: &mut State, journal: &Journal, facts: &Facts, now: Now) -> Pl
             },
             |known| ReleaseTarget::known(facts.inactive(), known),
         );
-        return planned(state, now, plan::disarm(facts, &target)).and_then(|step| short(vec![Effect::Boot(step)]));
+        // Where it is somebody else's there is nothing to be taken back.
+        let step = planned(state, now, plan::disarm(facts, &target)).filter(|step| !step.changes.is_empty());
+        return step.and_then(|step| short(vec![Effect::Boot(step)]));
     }
     None
 }

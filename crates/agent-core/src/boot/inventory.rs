@@ -177,6 +177,8 @@ pub struct BootInventory {
     pub partitions: Vec<PartitionFacts>,
     /// A partition that the boot loader takes entries from and that is not mounted, in words.
     pub unmounted: Option<String>,
+    /// Partitions that the boot loader takes, or may take, entries from and that could not be looked at, with the reason.
+    pub unseen: Vec<String>,
     /// Files in the folders of boot images, in the order of partitions and names.
     pub files: Vec<BootFile>,
     /// Entries of type #1, in the same order.
@@ -186,6 +188,11 @@ pub struct BootInventory {
 }
 
 impl BootInventory {
+    /// Whether there is, or may be, a partition with entries that was not looked at.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.unmounted.is_some() || !self.unseen.is_empty()
+    }
+
     /// Room on a partition.
     pub fn space(&self, partition: BootPartition) -> Space {
         let found = self.partitions.iter().find(|facts| facts.partition == partition);

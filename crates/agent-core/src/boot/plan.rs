@@ -82,12 +82,26 @@ fn no_entry(facts: &Facts, slot: SlotName) -> NoPlan {
     let names: Vec<_> = foreign.iter().map(|file| file.name.as_str()).collect();
     NoPlan::Refused(match names.as_slice() {
         [] => format!("slot {slot} has no boot image on the boot partitions that were looked at"),
-        _ => format!(
-            "slot {slot} is booted by {}, and none of these is on record as this agent's: leave the one that belongs there \
-             and remove the others, or put back the one that was removed",
-            names.join(", ")
-        ),
+        _ => match on_record(facts, slot) {
+            Some(wanted) => format!(
+                "slot {slot} is booted by {}, and this agent placed {wanted}: put that back, or remove what boots the slot",
+                names.join(", ")
+            ),
+            None => format!(
+                "slot {slot} is booted by {}, and none of these is on record as this agent's: leave the one that belongs \
+                 there and remove the others, or put back the one that was removed",
+                names.join(", ")
+            ),
+        },
     })
+}
+
+/// What is on record as a slot's boot image, in words.
+fn on_record(facts: &Facts, slot: SlotName) -> Option<String> {
+    let root_hash = facts.root_hash_of(slot)?;
+    let record = facts.boot.view.records.iter().find(|record| record.root_hash == *root_hash)?;
+    let home = record.partition.map(|home| format!(" on the {home}")).unwrap_or_default();
+    Some(format!("{}.efi of {} bytes{home}", record.base, record.size))
 }
 
 /// What could not be read, in a sentence.
@@ -112,7 +126,13 @@ pub(crate) fn running_is_seen(facts: &Facts) -> Result<(), NoPlan> {
             "slot {} runs, and its boot image is on none of the boot partitions that are mounted: {}, so nothing is concluded \
              from the others; mount it",
             facts.booted,
-            facts.boot.inventory.unmounted.as_deref().unwrap_or("one may be missing")
+            facts
+                .boot
+                .inventory
+                .unmounted
+                .as_ref()
+                .or(facts.boot.inventory.unseen.first())
+                .map_or("one may be missing", String::as_str)
         ))),
         _ => Ok(()),
     }
@@ -178,7 +198,11 @@ pub(crate) fn retire(facts: &Facts) -> Planned {
     if is_gptprio(facts) && attributes(facts, slot) != Attributes::default() {
         changes.push(set(slot, Attributes::default()));
     }
-    // A file that is ours and could not be read may be what must not stay: look again first.
+    // Where nobody could look may be what boots the slot: look again first.
+    if !facts.boot.inventory.unseen.is_empty() {
+        return Err(NoPlan::Unseen(unread(facts)));
+    }
+    // A file that is ours and could not be read may be what must not stay, too.
     let view = &facts.boot.view;
     let own = view.slots.get(slot);
     let mut own = own.images.iter().chain(&own.same_clusters);
@@ -262,7 +286,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
             }
             None => {
                 let waits = waiting(facts, target).ok_or_else(|| no_entry(facts, slot))?;
-                let base = base_for(facts, target, waits.partition);
+                let base = base_for(facts, target, waits.partition)?;
                 let change = BootChange::PutInPlace {
                     partition: waits.partition,
                     from: waits.name.clone(),
@@ -282,19 +306,20 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
 }
 
 /// A base name for a new entry that no other file has.
-fn base_for(facts: &Facts, target: &ReleaseTarget, partition: BootPartition) -> String {
+fn base_for(facts: &Facts, target: &ReleaseTarget, partition: BootPartition) -> Result<String, NoPlan> {
     let plain = entry_base(facts.product.as_str(), target.version.as_str());
-    let taken = facts.boot.inventory.files.iter().any(|file| {
-        file.partition == partition
-            && base(file).eq_ignore_ascii_case(&plain)
-            && file.content.root_hash() != Some(&target.root_hash)
-    });
+    let taken = facts
+        .boot
+        .inventory
+        .files
+        .iter()
+        .any(|file| file.partition == partition && base(file).eq_ignore_ascii_case(&plain));
     if !taken {
-        return plain;
+        return Ok(plain);
     }
     // The same version with another content: the root hash tells them apart.
     let start: String = target.root_hash.as_str().chars().take(8).collect();
-    format!("{plain}_{start}")
+    free_base(facts, partition, &format!("{plain}_{start}"))
 }
 
 /// `base`, or `base` with a number, so that no entry has it, with or without a counter.

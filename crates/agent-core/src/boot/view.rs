@@ -137,11 +137,11 @@ impl Judge<'_> {
         let candidates: Vec<&BootFile> =
             self.entries().filter(|file| self.claims(file).as_ref() == Some(root_hash)).collect();
         let record = self.record_for(root_hash);
-        // What an agent placed lies where it placed it. Only where that partition was looked at, and has nothing of the release,
-        // may somebody have moved it.
-        let at_home = |file: &&BootFile| record.is_none_or(|record| record.is_on(file.partition));
-        let moved = !candidates.iter().any(at_home) && !self.is_away(root_hash);
-        let possible: Vec<&BootFile> = candidates.iter().copied().filter(|file| moved || at_home(file)).collect();
+        // While something could not be read, or lies where nobody could look, that may be the one, and what is seen somebody
+        // else's.
+        let doubt = self.unknown().next().is_some() || self.inventory.is_partial();
+        let possible: Vec<&BootFile> =
+            candidates.iter().copied().filter(|file| self.is_at_home(file, slot, root_hash, doubt)).collect();
         let named = |wanted: &str| -> Vec<&BootFile> {
             possible.iter().copied().filter(|file| base(file).eq_ignore_ascii_case(wanted)).collect()
         };
@@ -159,9 +159,7 @@ impl Judge<'_> {
             }
         }
         // With a record there is no guessing: what differs from it is somebody else's.
-        // Nor is there while something could not be read, or lies where nobody could look: that may be the one, and what is seen
-        // somebody else's.
-        let guess = record.is_none() && self.unknown().next().is_none() && self.inventory.unmounted.is_none();
+        let guess = record.is_none() && !doubt;
         if ours.is_empty() && guess {
             ours = match possible.as_slice() {
                 [] => Vec::new(),
@@ -175,15 +173,12 @@ impl Judge<'_> {
         }
         // What power loss doubled lies in one folder, and is what was placed. A file of the same name on the other partition, or
         // with other bytes, was put there by somebody: a mirrored ESP, or an image that a person debugs with.
-        let as_placed = |file: &&BootFile| {
-            record.is_some_and(|record| {
+        ours.retain(|file| {
+            record.is_none_or(|record| {
                 let same = record.digest.is_some() && file.digest == record.digest;
                 same || (file.size == record.size && (file.digest.is_none() || record.digest.is_none()))
             })
-        };
-        if ours.iter().any(as_placed) {
-            ours.retain(|file| as_placed(file));
-        }
+        });
         let home = ours.first().map(|file| file.partition);
         ours.retain(|file| Some(file.partition) == home);
         if !self.holds(Safeguard::ForeignIsLeftAlone) {
@@ -198,6 +193,26 @@ impl Judge<'_> {
         // The permanent one first: it is what the boot loader takes.
         owned.sort_by_key(|file| entry_of(file) != Entry::Good);
         (owned, foreign.into_iter().cloned().collect())
+    }
+
+    /// Whether an image of a release lies where the agent's own can be. What was placed lies where it was placed: under its name
+    /// on the other partition is somebody else's, also while the agent's own is gone (taken away for an update, waiting to
+    /// be armed again, torn and not to be read).
+    fn is_at_home(&self, file: &BootFile, slot: SlotName, root_hash: &RootHash, doubt: bool) -> bool {
+        match self.record_for(root_hash) {
+            Some(PlacedImage { partition: Some(home), .. }) => *home == file.partition,
+            // A record of an agent that did not say where: what runs was booted, of the other nothing is taken away in doubt.
+            Some(_) => slot == self.booted || !doubt,
+            // What an agent laid down becomes an entry where it waits.
+            None => {
+                let mut waits = self.inventory.files.iter().filter(|file| {
+                    slot != self.booted
+                        && parse_waiting(&file.name).is_some()
+                        && file.content.root_hash() == Some(root_hash)
+                });
+                waits.all(|waits| waits.partition == file.partition)
+            }
+        }
     }
 
     fn record_for(&self, root_hash: &RootHash) -> Option<&PlacedImage> {
@@ -277,6 +292,7 @@ impl Judge<'_> {
         view.unread = self.unread(|name| EntryName::parse(name).is_some());
         if self.holds(Safeguard::UnreadIsNotAbsent) {
             view.unread.extend(self.inventory.texts.iter().filter_map(TextEntry::unread));
+            view.unread.extend(self.inventory.unseen.iter().cloned());
         }
         let away = self.releases_held().filter(|root_hash| self.is_away(root_hash));
         view.away = away.filter_map(|root_hash| self.record_for(root_hash)).filter_map(away_in_words).collect();
@@ -287,14 +303,22 @@ impl Judge<'_> {
 
     /// What the agent placed for a release that no slot holds any more.
     fn is_ours_by_record(&self, file: &BootFile) -> bool {
-        self.record_of(file).is_some_and(|record| Some(&record.root_hash) == file.content.root_hash())
+        self.only_record_of(file).is_some_and(|record| Some(&record.root_hash) == file.content.root_hash())
     }
 
     /// What the agent placed for another release than the running one, and what was read is no image any more: power was lost
     /// while it was removed, after its clusters were freed and before its name was.
     fn is_broken_by_record(&self, file: &BootFile) -> bool {
         let running = self.releases.get(self.booted).map(|(root_hash, _)| root_hash);
-        self.record_of(file).is_some_and(|record| Some(&record.root_hash) != running)
+        self.only_record_of(file).is_some_and(|record| Some(&record.root_hash) != running)
+    }
+
+    /// The record of a file, unless it does not say where, and fits files on both partitions: one of them is somebody else's.
+    fn only_record_of(&self, file: &BootFile) -> Option<&PlacedImage> {
+        self.record_of(file).filter(|record| {
+            let mut files = self.inventory.files.iter();
+            !files.any(|other| other.partition != file.partition && self.record_of(other) == Some(record))
+        })
     }
 
     fn unread(&self, matters: impl Fn(&str) -> bool) -> Vec<String> {
@@ -313,7 +337,7 @@ impl Judge<'_> {
         match (images.images.first(), release) {
             (Some(file), _) => entry_of(file),
             (None, Some(_)) if self.unknown().next().is_some() => Entry::Unseen,
-            (None, Some(root_hash)) if self.is_away(root_hash) || self.inventory.unmounted.is_some() => {
+            (None, Some(root_hash)) if self.is_away(root_hash) || self.inventory.is_partial() => {
                 // What runs was booted by something that is not here; of the other slot nobody knows whether there is anything.
                 if slot == self.booted { Entry::None } else { Entry::Unseen }
             }
@@ -348,6 +372,10 @@ impl Judge<'_> {
                 continue;
             }
             let before = records.iter().position(|record| &record.root_hash == root_hash);
+            let has_home = before.and_then(|at| records.get(at)).is_some_and(|record| record.partition.is_some());
+            if self.inventory.is_partial() && !has_home {
+                continue;
+            }
             let known = before.and_then(|at| records.get(at)).filter(|record| record.size == only.size);
             let digest = only.digest.clone().or_else(|| known.and_then(|record| record.digest.clone()));
             let (base, partition) = (base(only), Some(only.partition));
@@ -463,8 +491,58 @@ mod tests {
         let mirror = || file(Xbootldr, NAME, 100, None);
         let (ours, others) = (vec!["ESP ACME-O~1.EFI".to_owned()], vec![format!("XBOOTLDR {NAME}")]);
         assert_eq!(judged_at(Some(Esp), vec![torn(), mirror()], None), (ours, others.clone()));
-        // Where it was placed is nothing of it any more: somebody moved it.
-        assert_eq!(judged_at(Some(Esp), vec![mirror()], None), (others, Vec::new()));
+        // Nothing of it is left where it was placed: that is no reason to take what somebody else placed.
+        assert_eq!(judged_at(Some(Esp), vec![mirror()], None), (Vec::new(), others.clone()));
+        let unread = BootFile { content: FileContent::Unread("EIO".to_owned()), ..torn() };
+        assert_eq!(judged_at(Some(Esp), vec![unread, mirror()], None), (Vec::new(), others));
+    }
+
+    #[test]
+    fn under_the_name_of_the_record_with_another_length_is_somebody_elses() {
+        use BootPartition::Esp;
+        let debug = || file(Esp, NAME, 250, None);
+        let others = || vec![format!("ESP {NAME}")];
+        assert_eq!(judged_at(Some(Esp), vec![debug()], None), (Vec::new(), others()));
+        assert_eq!(judged_at(None, vec![debug()], Some(1)), (Vec::new(), others()));
+        let torn = vec![file(Esp, "ACME-O~1.EFI", 100, None), debug()];
+        assert_eq!(judged_at(Some(Esp), torn, None), (vec!["ESP ACME-O~1.EFI".to_owned()], others()));
+    }
+
+    /// The other slot's images, its entry and the records, for records as given.
+    fn other_slot(files: Vec<BootFile>, records: &[PlacedImage]) -> (Vec<String>, Entry, Vec<PlacedImage>) {
+        let inventory = BootInventory { files, ..BootInventory::default() };
+        let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
+        let (running, other) = (RootHash::from_bytes(&[1; 32]), root_hash());
+        let releases = PerSlot { a: Some((&running, &version)), b: Some((&other, &version)) };
+        let (inventory, product, booted) = (&inventory, &product, SlotName::A);
+        let judge = Judge { inventory, records, product, booted, releases, without: None };
+        let view = judge.view();
+        let names = view.slots.b.images.iter().map(|file| format!("{} {}", file.partition, file.name)).collect();
+        (names, judge.entry(&view, SlotName::B), view.records)
+    }
+
+    /// Its own image waits to be armed (again), with a record or without.
+    #[test]
+    fn while_the_agents_own_waits_a_mirror_is_not_its_entry() {
+        use BootPartition::{Esp, Xbootldr};
+        let waits = || file(Esp, "bascule-0123456789abcdef.tmp", 100, None);
+        let mirror = || file(Xbootldr, NAME, 100, None);
+        let record = |partition| {
+            let (root_hash, base) = (root_hash(), "acme-os_1.1".to_owned());
+            PlacedImage { root_hash, partition, base, size: 100, digest: None }
+        };
+        for records in [vec![record(Some(Esp))], Vec::new()] {
+            let (images, _, after) = other_slot(vec![waits(), mirror()], &records);
+            assert_eq!((images, after), (Vec::new(), records));
+        }
+        // Alone, and without a record, it is the installer's.
+        assert_eq!(other_slot(vec![mirror()], &[]).0, [format!("XBOOTLDR {NAME}")]);
+        // An older agent's record does not say where. While something can't be read, that may be the agent's.
+        let unread =
+            BootFile { content: FileContent::Unread("EIO".to_owned()), ..file(Esp, "ACME-O~1.EFI", 100, None) };
+        let (images, entry, after) = other_slot(vec![unread, mirror()], &[record(None)]);
+        assert_eq!((images, entry, after), (Vec::new(), Entry::Unseen, vec![record(None)]));
+        assert_eq!(other_slot(vec![mirror()], &[record(None)]).2, [record(Some(Xbootldr))]);
     }
 
     #[test]

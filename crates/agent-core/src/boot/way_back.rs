@@ -89,6 +89,9 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
     if let Some(why) = inventory.loader.unread.first() {
         return Some(format!("what decides about the next boot could not be read: {why}"));
     }
+    if !inventory.unseen.is_empty() {
+        return Some(unread(facts));
+    }
     let looked: Vec<_> = inventory.partitions.iter().filter_map(|facts| facts.uuid).collect();
     if let Some(device) = inventory.loader.device
         && looked.len() == inventory.partitions.len()

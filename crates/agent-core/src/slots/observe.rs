@@ -1,6 +1,6 @@
 //! What the slots hold, in the words of the protocol.
 
-use bascule_api::{Counting, RootHash, Version};
+use bascule_api::{BootControlBackend, Counting, RootHash, Version};
 
 use crate::boot::plan;
 use crate::protocol::{Guarantee, Guarantees};
@@ -18,7 +18,14 @@ pub(crate) fn ready<'a>(state: &'a State, facts: &Facts) -> Option<&'a KnownRele
 /// one.
 pub(crate) fn uki_is_there(facts: &Facts, known: &KnownRelease) -> bool {
     let slot = facts.inactive_slot();
-    let has_entry = slot.entry != Entry::None && matches!(slot.content, SlotContent::Release { .. });
+    // Somebody else's image that boots the slot is none that could be armed.
+    let is_own = match facts.boot.backend {
+        BootControlBackend::GptPrio => slot.entry != Entry::None,
+        BootControlBackend::SystemdBoot => {
+            slot.entry == Entry::Unseen || !facts.boot.view.slots.get(facts.inactive()).images.is_empty()
+        }
+    };
+    let has_entry = is_own && matches!(slot.content, SlotContent::Release { .. });
     has_entry || facts.boot.view.waiting.iter().any(|file| plan::is_named_after(known, file))
 }
 
