@@ -13,7 +13,7 @@ pub struct UkiFacts {
     pub sort_key: Option<String>,
     /// What it sorts by next.
     pub version: Option<String>,
-    /// The root hash on its command line.
+    /// The root hash on its command line; none where that names none of ours, or is none that could be read as text.
     pub root_hash: Option<RootHash>,
 }
 
@@ -36,10 +36,16 @@ fn facts(file: &dyn ReadAt) -> Result<Option<UkiFacts>, ReadUkiError> {
     if release.title().is_none() {
         return Ok(None);
     }
+    // The boot loader shows it whatever its command line says (systemd, src/boot/boot.c: `.osrel` decides).
+    let root_hash = match uki.root_hash() {
+        Ok(root_hash) => root_hash,
+        Err(ReadUkiError::NotUki(_)) => None,
+        Err(error) => return Err(error),
+    };
     Ok(Some(UkiFacts {
         sort_key: release.sort_key().map(str::to_owned),
         version: release.version().map(str::to_owned),
-        root_hash: uki.root_hash()?,
+        root_hash,
     }))
 }
 

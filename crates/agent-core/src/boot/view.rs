@@ -11,7 +11,7 @@ use bascule_names::entry_base;
 use super::files::{is_unfinished, parse_waiting};
 use super::loader::LoaderEntry;
 use super::name::{Counters, EntryName};
-use super::{BootFile, BootInventory, BootPartition, FileContent, PlacedImage, Safeguard, TextEntry};
+use super::{BootFile, BootInventory, BootPartition, FileContent, ImageFacts, PlacedImage, Safeguard, TextEntry};
 use crate::{Entry, PerSlot};
 
 /// Most images that are remembered as placed: both slots' and some room.
@@ -275,7 +275,11 @@ impl Judge<'_> {
                 _ if is_unfinished(&file.name) => view.unfinished.push(file),
                 _ if !is_entry => {}
                 FileContent::Image(_) if self.is_ours_by_record(&file) => view.strays.push(file),
-                FileContent::NotAnImage if self.is_broken_by_record(&file) => view.strays.push(file),
+                FileContent::NotAnImage | FileContent::Image(ImageFacts { root_hash: None, .. })
+                    if self.is_broken_by_record(&file) =>
+                {
+                    view.strays.push(file);
+                }
                 FileContent::Image(_) | FileContent::NotAnImage if self.is_product(&file) => {
                     if self.holds(Safeguard::ForeignIsLeftAlone) {
                         view.foreign.push(file.name);
@@ -413,7 +417,7 @@ impl BootView {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ImageFacts, PartitionFacts};
+    use super::super::PartitionFacts;
     use super::*;
     use bascule_api::Digest;
 
