@@ -22,6 +22,8 @@ pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub const POLITE: Duration = Duration::from_secs(60);
 /// How long after the start of the boot the state folder may come to be mounted: systemd gives up on a device after 90 s.
 const MOUNTS: Duration = Duration::from_secs(120);
+/// How long after the deadline it goes on looking where the last look saw nothing: what failed once may be seen the next time.
+const LAST_LOOKS: Duration = Duration::from_secs(10);
 /// Longest commit note in bytes.
 const MAX_NOTE: u64 = 4 << 10;
 
@@ -86,6 +88,24 @@ pub fn decide(view: &TrialView, committed: bool, since_boot: Duration, deadline:
     }
 }
 
+/// What was seen in this boot: a look that fails takes nothing of it away.
+#[derive(Debug, Default)]
+struct Seen(Option<TrialView>);
+
+impl Seen {
+    /// What to go by after a look, and whether that look saw it itself.
+    fn take_in(&mut self, view: TrialView) -> (TrialView, bool) {
+        if matches!((&view, &self.0), (TrialView::Trial { .. }, _) | (TrialView::TrialUnseen(_), None)) {
+            self.0 = Some(view.clone());
+        }
+        match (&view, &self.0) {
+            (TrialView::Blind(_) | TrialView::Unproven, Some(before)) => (before.clone(), false),
+            (TrialView::Blind(_), None) => (view, false),
+            _ => (view, true),
+        }
+    }
+}
+
 /// How the guard's work ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -110,14 +130,16 @@ pub fn run(host: &Host, look_settings: &LookSettings, deadline: Duration, machin
     let look_settings = LookSettings { units: Vec::new(), ..look_settings.clone() };
     let digests = DigestCache::default();
     let mut told = false;
+    let mut seen = Seen::default();
     loop {
-        let view = look(host, &look_settings, &digests);
+        let (view, saw_it) = seen.take_in(look(host, &look_settings, &digests));
         if matches!(view, TrialView::Trial { .. } | TrialView::TrialUnseen(_)) && !told {
             tracing::warn!(deadline_s = deadline.as_secs(), "this boot is a trial");
             told = true;
         }
         let committed = is_committed(host);
-        match decide(&view, committed, host.clock.since_boot(), deadline) {
+        let until = if saw_it { deadline } else { deadline + LAST_LOOKS };
+        match decide(&view, committed, host.clock.since_boot(), until) {
             Verdict::End(why) => {
                 match &view {
                     TrialView::Blind(reason) => tracing::error!(reason, why, "the guard ends"),
@@ -148,11 +170,30 @@ pub fn look(host: &Host, look_settings: &LookSettings, digests: &DigestCache) ->
     judge(host, facts, journal(host))
 }
 
-/// What is left to go by where too little was seen: the boot loader's own word, and the journal's.
+/// What is left to go by where too little was seen.
 fn unseen(host: &Host, why: String) -> TrialView {
-    let counted = host.firmware.variable("LoaderBootCountPath").ok().flatten();
-    let counted = counted.is_some_and(|path| path.iter().any(|byte| *byte != 0));
-    if counted || armed_by_record(host) { TrialView::TrialUnseen(why) } else { TrialView::Blind(why) }
+    match is_said(host) {
+        Ok(true) => TrialView::TrialUnseen(why),
+        Ok(false) => TrialView::Blind(why),
+        Err(more) => TrialView::Blind(format!("{why}; {more}")),
+    }
+}
+
+/// Whether the boot loader's own word or the journal's is that this is a trial.
+///
+/// # Errors
+/// None says so, and not both could be heard: why.
+fn is_said(host: &Host) -> Result<bool, String> {
+    let counted = host.firmware.variable("LoaderBootCountPath");
+    let counted = counted.map(|path| path.is_some_and(|path| path.iter().any(|byte| *byte != 0)));
+    match counted {
+        Ok(true) => Ok(true),
+        Ok(false) => armed_by_record(host),
+        Err(error) => match armed_by_record(host) {
+            Ok(true) => Ok(true),
+            _ => Err(format!("the EFI variable LoaderBootCountPath can't be read: {error}")),
+        },
+    }
 }
 
 fn judge(host: &Host, mut facts: Facts, journal: Recorded) -> TrialView {
@@ -168,9 +209,12 @@ fn judge(host: &Host, mut facts: Facts, journal: Recorded) -> TrialView {
     // What runs was booted by something. Where that is not on the partitions that are mounted, it may be on one that will be.
     if facts.booted_slot().entry == Entry::None {
         let why = "what runs is booted by no image on the boot partitions that are mounted".to_owned();
-        return match unseen(host, why) {
-            TrialView::Blind(_) => TrialView::Unproven,
-            trial => trial,
+        return match is_said(host) {
+            Ok(true) => TrialView::TrialUnseen(why),
+            // Everything was heard that there is to be heard now.
+            Ok(false) if facts.boot.saw_everything() => TrialView::Unproven,
+            Ok(false) => TrialView::Blind(unread(&facts)),
+            Err(more) => TrialView::Blind(format!("{why}; {more}")),
         };
     }
     if !state.is_trial(&facts) {
@@ -223,11 +267,21 @@ fn journal(host: &Host) -> Recorded {
 
 /// Whether the journal says that what runs was armed in an earlier boot and that nobody began to commit it. Needs neither
 /// disk nor boot partition.
-fn armed_by_record(host: &Host) -> bool {
-    let Some(armed) = journal(host).journal.and_then(|journal| journal.armed) else { return false };
-    let (Ok(boot_id), Ok(line)) = (host.system.boot_id(), host.system.command_line()) else { return false };
-    let runs = CommandLine::from(line).verity_hash().ok().flatten();
-    runs.as_ref() == Some(&armed.root_hash) && armed.boot_id != boot_id && !armed.committing
+///
+/// # Errors
+/// It does not say so, and could not be read or understood whole: why.
+fn armed_by_record(host: &Host) -> Result<bool, String> {
+    let Recorded { journal, unseen } = journal(host);
+    if let Some(armed) = journal.and_then(|journal| journal.armed) {
+        let boot_id = host.system.boot_id().map_err(|error| format!("the boot ID can't be read: {error}"))?;
+        let line = host.system.command_line();
+        let line = line.map_err(|error| format!("the kernel's command line can't be read: {error}"))?;
+        let runs = CommandLine::from(line).verity_hash().ok().flatten();
+        if runs.as_ref() == Some(&armed.root_hash) && armed.boot_id != boot_id && !armed.committing {
+            return Ok(true);
+        }
+    }
+    unseen.map_or(Ok(false), Err)
 }
 
 fn is_committed(host: &Host) -> bool {
@@ -261,6 +315,11 @@ fn revert(host: &Host, look_settings: &LookSettings, digests: &DigestCache, view
         Ok(facts) => facts,
         Err(error) => return note("looking at the boot entries", &error),
     };
+    // Where the looks before saw nothing, it may have been committed meanwhile.
+    if let TrialView::NoTrial(why) = judge(host, facts.clone(), journal(host)) {
+        tracing::error!(why, "nothing is taken back");
+        return;
+    }
     facts.judge(&journal(host).journal.unwrap_or_default(), None);
     for step in steps_back(&facts) {
         match step {
@@ -316,6 +375,26 @@ mod tests {
         let blind = TrialView::Blind("no disk".into());
         assert!(matches!(decide(&blind, false, Duration::ZERO, DEADLINE), Verdict::Wait(_)));
         assert!(matches!(decide(&blind, false, DEADLINE, DEADLINE), Verdict::End(_)));
+    }
+
+    #[test]
+    fn a_look_that_fails_takes_nothing_away_of_what_was_seen() {
+        let (blind, unseen) = (|| TrialView::Blind("EIO".into()), || TrialView::TrialUnseen("EIO".into()));
+        let mut seen = Seen::default();
+        for (look, go_by, saw_it) in [
+            (blind(), blind(), false),
+            (TrialView::Unproven, TrialView::Unproven, true),
+            (unseen(), unseen(), true),
+            (TrialView::Unproven, unseen(), false),
+            (trial(), trial(), true),
+            (blind(), trial(), false),
+            // Now less than that is seen, and not nothing.
+            (unseen(), unseen(), true),
+            (blind(), trial(), false),
+            (TrialView::NoTrial("committed"), TrialView::NoTrial("committed"), true),
+        ] {
+            assert_eq!(seen.take_in(look.clone()), (go_by, saw_it), "{look:?}");
+        }
     }
 
     #[test]

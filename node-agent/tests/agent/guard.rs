@@ -12,7 +12,7 @@ use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, NodeError};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
 use bascule_sim::firmware::BootLoader;
-use bascule_sim::host::SimClock;
+use bascule_sim::host::{Failing, SimClock, UnreadableFirmware};
 use bascule_sim::layout::ESP;
 
 use crate::machine::{Machine, release};
@@ -271,16 +271,22 @@ fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
     is_back_and_says_so(machine);
 }
 
-/// A state folder whose journal can't be read for a while.
+/// A state folder whose journal can't be read for a while, or is not there because the folder is not mounted.
 struct Unreadable {
     state: Arc<dyn StateStore>,
     clock: Arc<SimClock>,
+    from: Duration,
     until: Duration,
+    absent: bool,
 }
 
 impl StateStore for Unreadable {
     fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        if name == JOURNAL_FILE && self.clock.since_boot() < self.until {
+        let now = self.clock.since_boot();
+        if name == JOURNAL_FILE && self.absent {
+            return Ok(None);
+        }
+        if name == JOURNAL_FILE && self.from <= now && now < self.until {
             return Err(io::Error::from_raw_os_error(5));
         }
         self.state.read(name, limit)
@@ -324,7 +330,8 @@ fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
         assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
         let whole = machine.sim.host();
         let (clock, until) = (machine.clock.clone(), Duration::from_secs(until));
-        let host = Host { state: Arc::new(Unreadable { state: whole.state.clone(), clock, until }), ..whole };
+        let (state, from) = (whole.state.clone(), Duration::ZERO);
+        let host = Host { state: Arc::new(Unreadable { state, clock, from, until, absent: false }), ..whole };
         let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
         let outcome = guard::run(&host, &LookSettings::default(), DEADLINE, &waiting);
         let waited = machine.clock.since_boot();
@@ -337,6 +344,68 @@ fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
             assert!(waited >= until.min(DEADLINE), "{waited:?}");
         }
     }
+}
+
+/// A short deadline, so that a read can fail in each look of a boot.
+const SOON: Duration = Duration::from_secs(60);
+
+fn guard_soon(machine: &Machine, host: &Host) -> Outcome {
+    let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
+    guard::run(host, &LookSettings::default(), SOON, &waiting)
+}
+
+/// Only the journal speaks of this trial, and one read of it fails, at whichever look: also at the one that decides.
+#[test]
+fn a_journal_that_fails_at_one_look_does_not_end_the_guard_of_an_entry_that_lost_its_counter() {
+    for failing in (40..64).step_by(2) {
+        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+        let grant = machine.grant(1);
+        machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+        machine.tear_armed_name();
+        machine.reboot();
+        let whole = machine.sim.host();
+        let (state, clock, from) = (whole.state.clone(), machine.clock.clone(), Duration::from_secs(failing));
+        let until = from + Duration::from_secs(2);
+        let host = Host { state: Arc::new(Unreadable { state, clock, from, until, absent: false }), ..whole };
+        let outcome = guard_soon(&machine, &host);
+        assert!(matches!(outcome, Outcome::Rebooting(_)), "at {failing} s: {outcome:?}");
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.0", "at {failing} s");
+    }
+}
+
+/// A broken trial has mounted nothing: only the boot loader speaks of it, and one read of what it says fails.
+#[test]
+fn a_variable_that_fails_at_one_look_does_not_end_the_guard_of_a_machine_without_its_mounts() {
+    for skip in 0..24 {
+        let machine = boot_trial(with_xbootldr(), "1.1");
+        let whole = machine.sim.host();
+        let unreadable = bascule_sim::host::Unreadable::default();
+        unreadable.fail("LoaderBootCountPath", Failing { skip, times: 1, error: 5 });
+        let (state, clock) = (whole.state.clone(), machine.clock.clone());
+        let (from, until) = (Duration::ZERO, Duration::ZERO);
+        let host = Host {
+            firmware: Arc::new(UnreadableFirmware { inner: whole.firmware.clone(), unreadable }),
+            state: Arc::new(Unreadable { state, clock, from, until, absent: true }),
+            xbootldr: Arc::new(|| Ok(Xbootldr::None)),
+            ..whole
+        };
+        let outcome = guard_soon(&machine, &host);
+        assert!(matches!(outcome, Outcome::Rebooting(_)), "after {skip} reads: {outcome:?}");
+    }
+}
+
+/// What can't be looked at beside the partition of the trial's entry does not hide the trial.
+#[test]
+fn a_second_partition_that_can_not_be_looked_at_does_not_hide_the_trial() {
+    use bascule_agent::boot::DigestCache;
+    use bascule_agent::guard::TrialView;
+    let machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");
+    let failing = || Err(io::Error::from_raw_os_error(19));
+    let host = Host { xbootldr: Arc::new(failing), ..machine.sim.host() };
+    let view = guard::look(&host, &LookSettings::default(), &DigestCache::default());
+    assert!(matches!(view, TrialView::Trial { .. }), "{view:?}");
 }
 
 /// Nor is one that can't be understood. What is known of a newer agent's still says that this is a trial; that it is none, it can't say.
