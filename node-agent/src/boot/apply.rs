@@ -90,7 +90,7 @@ fn remove(host: &Host, backend: BootControlBackend, removals: &[Removal<'_>]) ->
 /// # Errors
 /// A file system failed.
 pub fn sync(host: &Host, backend: BootControlBackend) -> Result<(), BootError> {
-    for folder in BootFolder::all(host, backend)? {
+    for folder in BootFolder::all(host, backend) {
         folder.esp.sync().map_err(esp("syncing", folder.directory))?;
     }
     Ok(())

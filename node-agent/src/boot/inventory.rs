@@ -1,7 +1,7 @@
 //! Reads what lies on the boot partitions and what the boot loader says, and concludes nothing from it.
 //!
-//! What fails as a whole (a folder that can't be listed) is an error: nothing was seen. What fails for one file is said of
-//! that file, and the rest is seen all the same.
+//! What fails for one file or one partition is said of that, and the rest is seen all the same: a trial whose own entry is seen is
+//! committed whatever is wrong elsewhere. Where no partition could be looked at, nothing was seen, and that is an error.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,11 +12,12 @@ use uuid::Uuid;
 
 use super::error::esp;
 use super::files::{self, read_content};
-use super::text_entries::text_entries;
-use super::{BootError, BootFolder};
+use super::text_entries::{key_and_value, text_entries};
+use super::{BootError, BootFolder, Missing};
 use crate::core::boot::name::EntryName;
 use crate::core::boot::{
-    BootFile, BootInventory, BootPartition, FileContent, LoaderFacts, PartitionFacts, Pin, is_unfinished, parse_waiting,
+    BootFile, BootInventory, BootPartition, FileContent, LoaderFacts, PartitionFacts, Pin, TextEntry, is_unfinished,
+    parse_waiting,
 };
 use crate::engine::in_one_line;
 use crate::host::{Firmware, Host};
@@ -78,43 +79,69 @@ fn concerns_us(name: &str) -> bool {
 /// Reads everything. `releases` are the root hashes of the slots.
 ///
 /// # Errors
-/// A folder can't be listed: nothing was seen.
+/// No boot partition could be looked at: nothing was seen.
 pub fn read(
     host: &Host,
     backend: BootControlBackend,
     releases: &[&RootHash],
     digests: &DigestCache,
 ) -> Result<BootInventory, BootError> {
-    let (folders, unmounted) = BootFolder::look(host, backend)?;
-    let mut inventory = BootInventory { loader: loader(host, backend), unmounted, ..BootInventory::default() };
+    let (folders, missing) = BootFolder::look(host, backend);
+    let mut inventory = BootInventory { loader: loader(host, backend), ..BootInventory::default() };
+    match missing {
+        Some(Missing::NotMounted(words)) => inventory.unmounted = Some(words),
+        Some(Missing::Unseen(words)) => inventory.unseen.push(words),
+        None => {}
+    }
+    let mut failed = None;
     for folder in &folders {
-        let space = folder.esp.space().map_err(esp("measuring", folder.directory))?;
-        let uuid = folder.esp.partition_uuid().unwrap_or_else(|error| {
-            inventory.loader.unread.push(format!("the PARTUUID of the {}: {error}", folder.partition));
-            None
-        });
-        let read_only = folder.esp.is_read_only().map_err(esp("measuring", folder.directory))?;
-        inventory.partitions.push(PartitionFacts { partition: folder.partition, uuid, space, read_only });
-        let mut listed = folder.esp.list(folder.directory).map_err(esp("listing", folder.directory))?;
-        listed.retain(|file| concerns_us(&file.name));
-        if listed.len() > MAX_FILES {
-            return Err(BootError::TooMany { path: folder.directory.to_owned(), limit: MAX_FILES });
+        match read_partition(folder, &mut inventory.loader.unread) {
+            Ok(Seen { facts, files, texts }) => {
+                inventory.partitions.push(facts);
+                inventory.files.extend(files);
+                inventory.texts.extend(texts);
+            }
+            Err(error) => {
+                inventory.unseen.push(format!("the {}: {}", folder.partition, in_one_line(&error)));
+                failed.get_or_insert(error);
+            }
         }
-        listed.sort();
-        for file in listed {
-            let content = match read_content(folder, &file.name) {
-                Ok(content) => content,
-                Err(error) => FileContent::Unread(in_one_line(&error)),
-            };
-            let (partition, name, size) = (folder.partition, file.name, file.size);
-            inventory.files.push(BootFile { partition, name, size, content, digest: None });
-        }
-        if folder.holds_entries() {
-            inventory.texts.extend(text_entries(&*folder.esp, folder.partition)?);
-        }
+    }
+    if let Some(error) = failed.filter(|_| inventory.partitions.is_empty()) {
+        return Err(error);
     }
     tell_apart(&mut inventory, &folders, releases, digests);
     Ok(inventory)
+}
+
+/// What was read of one partition.
+struct Seen {
+    facts: PartitionFacts,
+    files: Vec<BootFile>,
+    texts: Vec<TextEntry>,
+}
+
+fn read_partition(folder: &BootFolder, unread: &mut Vec<String>) -> Result<Seen, BootError> {
+    let partition = folder.partition;
+    let space = folder.esp.space().map_err(esp("measuring", folder.directory))?;
+    let read_only = folder.esp.is_read_only().map_err(esp("measuring", folder.directory))?;
+    let mut listed = folder.esp.list(folder.directory).map_err(esp("listing", folder.directory))?;
+    listed.retain(|file| concerns_us(&file.name));
+    if listed.len() > MAX_FILES {
+        return Err(BootError::TooMany { path: folder.directory.to_owned(), limit: MAX_FILES });
+    }
+    listed.sort();
+    let uuid = folder.esp.partition_uuid().unwrap_or_else(|error| {
+        unread.push(format!("the PARTUUID of the {partition}: {error}"));
+        None
+    });
+    let file = |name: String, size| {
+        let content = read_content(folder, &name).unwrap_or_else(|error| FileContent::Unread(in_one_line(&error)));
+        BootFile { partition, name, size, content, digest: None }
+    };
+    let files = listed.into_iter().map(|found| file(found.name, found.size)).collect();
+    let texts = if folder.holds_entries() { text_entries(&*folder.esp, partition) } else { Vec::new() };
+    Ok(Seen { facts: PartitionFacts { partition, uuid, space, read_only }, files, texts })
 }
 
 /// Reads whole what may be one file under two names: images of one release, and what was laid down, of one length.
@@ -204,15 +231,15 @@ fn utf16(bytes: &[u8]) -> String {
 /// The lines of loader.conf that pick an entry.
 fn configured(text: &str) -> Vec<Pin> {
     let pin = |line: &str| {
-        let (key, value) = line.trim().split_once([' ', '\t'])?;
+        let (key, value) = key_and_value(line)?;
         let (place, minds_tries) = match key {
             "default" => ("default in loader.conf", false),
             "preferred" => ("preferred in loader.conf", true),
             _ => return None,
         };
-        Some(Pin { place, pattern: value.trim().chars().take(MAX_TEXT).collect(), minds_tries })
+        Some(Pin { place, pattern: value.chars().take(MAX_TEXT).collect(), minds_tries })
     };
-    text.lines().filter_map(pin).collect()
+    text.split(['\n', '\r']).filter_map(pin).collect()
 }
 
 #[cfg(test)]
@@ -221,11 +248,17 @@ mod tests {
 
     #[test]
     fn pins_are_read_from_loader_conf() {
-        let pins = configured("timeout 0\n# default x\ndefault\tacme_1.0*  \npreferred @saved\ndefaults no\n");
+        let conf =
+            "timeout 0\n# default x\ndefault\tacme_1.0*  \npreferred @saved\r\ndefaults no\ndefault \"acme_*\"\n";
+        let pins = configured(conf);
         let shown: Vec<_> = pins.iter().map(|pin| (pin.place, pin.pattern.as_str(), pin.minds_tries)).collect();
         assert_eq!(
             shown,
-            [("default in loader.conf", "acme_1.0*", false), ("preferred in loader.conf", "@saved", true)]
+            [
+                ("default in loader.conf", "acme_1.0*", false),
+                ("preferred in loader.conf", "@saved", true),
+                ("default in loader.conf", "acme_*", false),
+            ]
         );
     }
 }

@@ -18,6 +18,7 @@ pub use inventory::{DigestCache, read};
 pub use text_entries::{Program, parse_text_entry, text_entries};
 
 use crate::core::boot::BootPartition;
+use crate::engine::in_one_line;
 use crate::host::{Esp, Host, Xbootldr};
 
 /// Where the boot loader looks for unified kernel images (UAPI Boot Loader Specification, "Type #2").
@@ -28,6 +29,15 @@ const SLOT_IMAGES: &str = "EFI/bascule";
 /// Whether boot images are started by the firmware itself, and judged by its rules.
 pub const fn firmware_starts_images(backend: BootControlBackend) -> bool {
     matches!(backend, BootControlBackend::SystemdBoot)
+}
+
+/// A boot partition that is, or may be, there and was not looked at, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is not mounted.
+    NotMounted(String),
+    /// Looking for it failed.
+    Unseen(String),
 }
 
 /// The folder of boot images on one boot partition.
@@ -55,32 +65,30 @@ impl BootFolder {
         self.directory == ENTRIES
     }
 
-    /// All that a boot loader takes entries from.
-    ///
-    /// # Errors
-    /// Whether there is a second partition can't be told: then nothing was seen.
-    pub(crate) fn all(host: &Host, backend: BootControlBackend) -> Result<Vec<Self>, BootError> {
-        Ok(Self::look(host, backend)?.0)
+    /// All that a boot loader takes entries from, as far as they can be looked at.
+    pub(crate) fn all(host: &Host, backend: BootControlBackend) -> Vec<Self> {
+        Self::look(host, backend).0
     }
 
-    /// The same, and the one that is there and not mounted, in words.
-    ///
-    /// # Errors
-    /// As above.
-    pub(crate) fn look(host: &Host, backend: BootControlBackend) -> Result<(Vec<Self>, Option<String>), BootError> {
+    /// The same, and the one that may be there, too.
+    pub(crate) fn look(host: &Host, backend: BootControlBackend) -> (Vec<Self>, Option<Missing>) {
         let esp = |directory| Self { partition: BootPartition::Esp, esp: Arc::clone(&host.esp), directory };
         if backend == BootControlBackend::GptPrio {
-            return Ok((vec![esp(SLOT_IMAGES)], None));
+            return (vec![esp(SLOT_IMAGES)], None);
         }
-        let more = (host.xbootldr)().map_err(error::esp("looking for", "the XBOOTLDR beside the ESP"))?;
-        Ok(match more {
-            Xbootldr::None => (vec![esp(ENTRIES)], None),
-            Xbootldr::NotMounted(words) => (vec![esp(ENTRIES)], Some(words)),
-            Xbootldr::Mounted(mounted) => {
+        match (host.xbootldr)() {
+            Ok(Xbootldr::None) => (vec![esp(ENTRIES)], None),
+            Ok(Xbootldr::NotMounted(words)) => (vec![esp(ENTRIES)], Some(Missing::NotMounted(words))),
+            Ok(Xbootldr::Mounted(mounted)) => {
                 let more = Self { partition: BootPartition::Xbootldr, esp: mounted, directory: ENTRIES };
                 (vec![esp(ENTRIES), more], None)
             }
-        })
+            Err(error) => {
+                let words =
+                    format!("whether the disk of the ESP has an XBOOTLDR can't be told: {}", in_one_line(&error));
+                (vec![esp(ENTRIES)], Some(Missing::Unseen(words)))
+            }
+        }
     }
 
     /// The one on a partition.
@@ -88,7 +96,7 @@ impl BootFolder {
     /// # Errors
     /// That partition is not there (any more).
     pub fn on(host: &Host, backend: BootControlBackend, partition: BootPartition) -> Result<Self, BootError> {
-        let found = Self::all(host, backend)?.into_iter().find(|folder| folder.partition == partition);
+        let found = Self::all(host, backend).into_iter().find(|folder| folder.partition == partition);
         found.ok_or(BootError::NoPartition(partition))
     }
 }

@@ -11,6 +11,7 @@ use super::BootError;
 use super::error::esp;
 use crate::core::boot::name::EntryName;
 use crate::core::boot::{BootPartition, TextContent, TextEntry, TextFacts};
+use crate::engine::in_one_line;
 use crate::host::Esp;
 
 /// Where they lie.
@@ -22,11 +23,16 @@ const MAX_ENTRY: u64 = 64 << 10;
 /// Longest value that is kept, in characters.
 const MAX_VALUE: usize = 512;
 
-/// Reads those of one partition.
-///
-/// # Errors
-/// The folder can't be listed: nothing was seen.
-pub fn text_entries(esp_fs: &dyn Esp, partition: BootPartition) -> Result<Vec<TextEntry>, BootError> {
+/// Reads those of one partition. A folder that can't be listed is one entry that could not be read, for whatever lies in it: the
+/// agent's own entries lie elsewhere, and are seen all the same.
+pub fn text_entries(esp_fs: &dyn Esp, partition: BootPartition) -> Vec<TextEntry> {
+    read(esp_fs, partition).unwrap_or_else(|error| {
+        let content = TextContent::Unread(in_one_line(&error));
+        vec![TextEntry { partition, name: TEXTS.to_owned(), content }]
+    })
+}
+
+fn read(esp_fs: &dyn Esp, partition: BootPartition) -> Result<Vec<TextEntry>, BootError> {
     let mut listed = esp_fs.list(TEXTS).map_err(esp("listing", TEXTS))?;
     listed.retain(|file| EntryName::parse_text(&file.name).is_some());
     if listed.len() > MAX_FILES {
@@ -102,7 +108,7 @@ pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Option<(TextFacts,
 }
 
 /// A line taken apart: blanks around it, comments, and quotes around the value are not part of it.
-fn key_and_value(line: &str) -> Option<(&str, &str)> {
+pub(super) fn key_and_value(line: &str) -> Option<(&str, &str)> {
     let blank = [' ', '\t'];
     let line = line.trim_matches(blank);
     if line.starts_with('#') {
@@ -114,10 +120,12 @@ fn key_and_value(line: &str) -> Option<(&str, &str)> {
     Some((key, quoted.unwrap_or(value)))
 }
 
-/// A path below the root of the partition. `None` for one that leads anywhere else: nobody looks there, and the entry counts as shown.
+/// A path below the root of the partition. `None` for one that leads anywhere else, or is no plain ASCII, which Linux and the boot
+/// loader spell in different ways (`iocharset=`): nobody looks there, and the entry counts as shown.
 fn path_of(value: &str) -> Option<String> {
     let parts: Vec<&str> = value.split(['/', '\\']).filter(|part| !part.is_empty()).collect();
-    let plain = !parts.is_empty() && !parts.iter().any(|part| matches!(*part, "." | ".."));
+    let printable = value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
+    let plain = printable && !parts.is_empty() && !parts.iter().any(|part| matches!(*part, "." | ".."));
     plain.then(|| parts.join("/"))
 }
 
@@ -146,7 +154,10 @@ mod tests {
         let again = "efi /a\nversion 1\nversion 2\nefi /b\nlinux /c\n";
         assert_eq!(parsed(again), Some((None, None, some("2"), vec![file("b"), file("c")])));
         // From the network, or by a path that leads elsewhere.
-        for elsewhere in ["uki-url https://example/x.efi", "linux /../x"] {
+        // Or by one that Linux may not find and the boot loader does.
+        for elsewhere in
+            ["uki-url https://example/x.efi", "linux /../x", "linux /caf\u{e9}/vmlinuz", "efi /caf\u{fffd}.efi"]
+        {
             assert_eq!(parsed(elsewhere), Some((None, None, None, vec![Program::Elsewhere])), "{elsewhere}");
         }
     }

@@ -61,12 +61,9 @@ impl Esp for MountedEsp {
                 )));
             }
             let entry = entry?;
-            let metadata = entry.metadata()?;
-            if metadata.is_file() {
-                // A name that is no UTF-8 is none of ours. It is a file that can't be opened by it, and not one that is not there.
-                let name = entry.file_name().to_string_lossy().into_owned();
-                files.push(EspFile { name, size: metadata.len() });
-            }
+            // A name that is no UTF-8 is none of ours. It is a file that can't be opened by it, and not one that is not there.
+            let name = entry.file_name().to_string_lossy().into_owned();
+            files.extend(listed(name, entry.metadata().map(|metadata| metadata.is_file().then_some(metadata.len())))?);
         }
         files.sort();
         Ok(files)
@@ -160,6 +157,16 @@ impl Esp for MountedEsp {
     }
 }
 
+/// What a name in a directory is, by the length that its file has. One whose file is not found was removed just now, or is
+/// one that Linux can't look up (a mount with another `iocharset=`): the boot loader may see it, and the rest is listed all the same.
+fn listed(name: String, length: io::Result<Option<u64>>) -> io::Result<Option<EspFile>> {
+    match length {
+        Ok(length) => Ok(length.map(|size| EspFile { name, size })),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(EspFile { name, size: 0 })),
+        Err(error) => Err(error),
+    }
+}
+
 struct OpenFile(File);
 
 impl ReadAt for OpenFile {
@@ -199,6 +206,16 @@ mod tests {
         for path in ["../x", "/etc/passwd", "", "EFI/../../x"] {
             assert_eq!(esp.read(path, 9).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{path}");
         }
+    }
+
+    #[test]
+    fn a_name_whose_file_is_not_found_costs_no_other_its_place_in_the_list() {
+        let name = || "caf?.efi".to_owned();
+        let error = |number| Err(io::Error::from_raw_os_error(number));
+        assert_eq!(listed(name(), Ok(Some(7))).unwrap(), Some(EspFile { name: name(), size: 7 }));
+        assert_eq!(listed(name(), Ok(None)).unwrap(), None, "a directory");
+        assert_eq!(listed(name(), error(2)).unwrap(), Some(EspFile { name: name(), size: 0 }));
+        assert!(listed(name(), error(5)).is_err());
     }
 
     #[test]

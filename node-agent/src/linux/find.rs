@@ -203,40 +203,63 @@ pub(super) enum FoundXbootldr {
 /// Specification, "The partitions"; systemd, src/boot/part-discovery.c), where one of the usual places has it.
 ///
 /// # Errors
-/// One of the places or the disk can't be looked at: it may be there.
+/// The disk can't be looked at: it may have one.
 pub(super) fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<FoundXbootldr> {
     // What is no partition of a disk has none beside it.
     let Some(esp) = below(esp)? else { return Ok(FoundXbootldr::None) };
     let types = types(&esp.disk)?;
-    let mut mounted = Vec::new();
-    for place in USUAL.iter().map(|place| root.join(place)) {
-        if let Some(below) = below(&place)? {
-            mounted.push((place, below));
-        }
-    }
-    Ok(xbootldr_beside(&esp, &types, mounted))
+    let places = USUAL.iter().map(|place| root.join(place)).map(|place| (below(&place), place));
+    Ok(xbootldr_beside(&esp, &types, places))
 }
 
-fn xbootldr_beside(esp: &Below, types: &[(u32, Uuid)], mounted: Vec<(PathBuf, Below)>) -> FoundXbootldr {
+/// Looks at the places one by one, and at none where there is nothing to be found: an automount or a network file system that does not
+/// answer is no part of what boots.
+fn xbootldr_beside(
+    esp: &Below,
+    types: &[(u32, Uuid)],
+    places: impl Iterator<Item = (io::Result<Option<Below>>, PathBuf)>,
+) -> FoundXbootldr {
     let Some((number, _)) = types.iter().find(|(_, found)| *found == kind::XBOOTLDR) else {
         return FoundXbootldr::None;
     };
     let wanted = Below { disk: esp.disk.clone(), number: *number };
-    match mounted.into_iter().find(|(_, below)| *below == wanted) {
-        Some((place, _)) => FoundXbootldr::At(place),
-        None => FoundXbootldr::NotMounted(format!(
-            "partition {number} of {} is an XBOOTLDR, which the boot loader takes entries from, and is mounted at none of /efi, \
-             /boot/efi and /boot: mount it at /boot, and for an agent in a pod add the component xbootldr",
-            esp.disk.display()
-        )),
+    let mut failed = Vec::new();
+    for (below, place) in places {
+        match below {
+            Ok(Some(below)) if below == wanted => return FoundXbootldr::At(place),
+            Ok(_) => {}
+            Err(error) => failed.push(format!("; {} can't be looked at: {error}", place.display())),
+        }
+    }
+    FoundXbootldr::NotMounted(format!(
+        "partition {number} of {} is an XBOOTLDR, which the boot loader takes entries from, and is mounted at none of /efi, \
+         /boot/efi and /boot: mount it at /boot, and for an agent in a pod add the component xbootldr{}",
+        esp.disk.display(),
+        failed.concat()
+    ))
+}
+
+/// The PARTUUID of the partition that the file system at `mounted` lies on, as udev names it, else as the partition table does.
+///
+/// # Errors
+/// The folder or the table can't be read. What lies on no partition of a disk has none.
+pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
+    if let Some(uuid) = uuid_by_udev(mounted)? {
+        return Ok(Some(uuid));
+    }
+    match below(mounted)? {
+        Some(below) => uuid_by_table(&BlockDisk::open(&below.disk)?, below.number),
+        None => Ok(None),
     }
 }
 
-/// The PARTUUID of the partition that the file system at `mounted` lies on, as udev names it.
-///
-/// # Errors
-/// The folder can't be read. That udev knows none is `None`.
-pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
+fn uuid_by_table(disk: &BlockDisk, number: u32) -> io::Result<Option<Uuid>> {
+    let table = Table::read(disk).map_err(io::Error::other)?;
+    let found = table.partitions().into_iter().find(|(_, partition)| partition.number == number);
+    Ok(found.map(|(_, partition)| partition.uuid))
+}
+
+fn uuid_by_udev(mounted: &Path) -> io::Result<Option<Uuid>> {
     let device = inside(mounted)?.dev();
     let links = match std::fs::read_dir("/dev/disk/by-partuuid") {
         Ok(links) => links,
@@ -412,8 +435,8 @@ mod tests {
         let esp = on("/dev/sda", 1);
         let types = [(1, kind::ESP), (2, kind::ROOT_X86_64), (7, kind::XBOOTLDR), (8, kind::XBOOTLDR)];
         let look = |types: &[(u32, Uuid)], mounted: &[(&str, Below)]| {
-            let mounted = mounted.iter().map(|(place, below)| (PathBuf::from(place), below.clone())).collect();
-            xbootldr_beside(&esp, types, mounted)
+            let places = mounted.iter().map(|(place, below)| (Ok(Some(below.clone())), PathBuf::from(place)));
+            xbootldr_beside(&esp, types, places)
         };
         let at_efi = ("/efi", esp.clone());
         assert_eq!(look(&types, &[at_efi.clone(), ("/boot", on("/dev/sda", 7))]), FoundXbootldr::At("/boot".into()));
@@ -427,6 +450,22 @@ mod tests {
             let none = look(&types[..2], &[at_efi.clone(), ("/boot", other)]);
             assert_eq!(none, FoundXbootldr::None);
         }
+    }
+
+    #[test]
+    fn a_place_that_does_not_answer_hides_no_xbootldr_and_invents_none() {
+        let on = |number| Below { disk: PathBuf::from("/dev/sda"), number };
+        let dead = |place: &str| (Err(io::Error::from_raw_os_error(19)), PathBuf::from(place));
+        let types = [(1, kind::ESP), (7, kind::XBOOTLDR)];
+        let look = |types: &[(u32, Uuid)], places: Vec<_>| xbootldr_beside(&on(1), types, places.into_iter());
+        assert_eq!(look(&types[..1], vec![dead("/efi"), dead("/boot")]), FoundXbootldr::None);
+        let mounted = (Ok(Some(on(7))), PathBuf::from("/boot"));
+        assert_eq!(look(&types, vec![dead("/efi"), mounted]), FoundXbootldr::At("/boot".into()));
+        let found = look(&types, vec![(Ok(Some(on(1))), "/efi".into()), dead("/boot")]);
+        assert!(
+            matches!(&found, FoundXbootldr::NotMounted(why) if why.contains("/boot can't be looked at: No such device")),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -198,13 +198,19 @@ fn a_boot_partition_that_became_read_only_is_found_before_the_drain() {
 
 #[test]
 fn a_file_that_would_be_booted_instead_is_named() {
-    let mut machine = machine();
-    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
     let os_release = b"ID=aaa\nIMAGE_ID=aaa\nIMAGE_VERSION=1\nPRETTY_NAME=x\n";
-    let image = bascule_sim::tiny::boot_image(&[(".osrel", &os_release[..]), (".cmdline", b"quiet"), (".linux", b"k")]);
-    esp.write("EFI/Linux/aaa.efi", &image).unwrap();
-    esp.sync().unwrap();
-    is_refused(&mut machine, "aaa.efi");
+    // The boot loader does not look at the command line: also at one that names no root hash of ours, or that is no text.
+    let other_hash = format!("roothash={}", "ab".repeat(64));
+    let long = "x".repeat(3000);
+    let lines = [&b"quiet"[..], other_hash.as_bytes(), b"roothash=deadbeef", long.as_bytes(), b"a\tb\nc", b"caf\xe9"];
+    for line in lines {
+        let mut machine = machine();
+        let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+        let image = bascule_sim::tiny::boot_image(&[(".osrel", &os_release[..]), (".cmdline", line), (".linux", b"k")]);
+        esp.write("EFI/Linux/aaa.efi", &image).unwrap();
+        esp.sync().unwrap();
+        is_refused(&mut machine, "aaa.efi");
+    }
 }
 
 /// The disk says that there is one, and nobody here can look at it: for an agent in a pod, where it was not mounted into it. Which
@@ -296,6 +302,88 @@ fn an_entry_of_type_1_that_can_not_be_read_is_not_absent() {
         machine.unreadable.clear();
         machine.update(&new, 2);
     }
+}
+
+/// A folder that can't be listed, of the partition that the trial's entry is not on or of entries of another kind, stops what would
+/// be armed, and costs no trial its commit.
+#[test]
+fn a_folder_that_can_not_be_listed_stops_arming_and_no_commit() {
+    // On the XBOOTLDR lie the entries, and what fails is the ESP's.
+    for (folder, two) in [("Linux", true), ("entries", true), ("entries", false)] {
+        let what = format!("{folder}, two partitions: {two}");
+        let (new, newer) = (release("1.1", &[]), release("1.2", &[]));
+        let sizes = Sizes { xbootldr: if two { 1200 << 10 } else { 0 }, ..Sizes::tiny() };
+        let mut machine = Machine::laid_out(SystemdBoot, sizes, &release("1.0", &[]), SimReleases::of([&new, &newer]));
+        let mut agent = machine.agent();
+        let grant = machine.grant(1);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+        machine.reboot();
+        assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", true), "{what}");
+        machine.unreadable.fail(folder, Failing { skip: 0, times: u64::MAX, error: 5 });
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert!(status.trial.is_none() && status.booted.as_ref().unwrap().committed_at.is_some(), "{what}: {status:?}");
+        assert_eq!(problem(status), Some("Storage"), "{what}");
+        assert!(message(status).contains(folder), "{what}: {}", message(status));
+        let grant = machine.grant(2);
+        agent.handle(machine.word(Goal::Booted, &newer, Some(grant))).unwrap();
+        assert!(machine.sim.bus.reboots().is_empty(), "{what}");
+        machine.unreadable.clear();
+        machine.update(&newer, 3);
+    }
+}
+
+/// The same image on the other partition is somebody's mirror, whatever becomes of the agent's own: taken away for an update that
+/// breaks off there, or replaced.
+#[test]
+fn a_mirror_is_left_alone_while_an_update_has_taken_the_agents_own_away() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let broken = Arc::new(AtomicBool::new(false));
+    let is_broken = broken.clone();
+    let releases = SimReleases::of([&new, &newer]).failing(move || is_broken.load(Ordering::SeqCst));
+    let sizes = Sizes { xbootldr: 1200 << 10, ..Sizes::tiny() };
+    let mut machine = Machine::laid_out(SystemdBoot, sizes, &old, releases);
+    let on = |machine: &Machine, number| {
+        bascule_sim::esp::Esp::new(Table::read(&machine.hardware.disk).unwrap().part(number).unwrap())
+    };
+    let write = |machine: &Machine, number, path: &str, bytes: &[u8]| {
+        on(machine, number).write(path, bytes).unwrap();
+        on(machine, number).sync().unwrap();
+    };
+    // Of two that are equal the boot loader takes the ESP's, and what was installed on the XBOOTLDR is the mirror.
+    write(&machine, ESP, "EFI/Linux/acme-os-1.0.efi", &old.uki);
+    let mut mirrors = vec![("EFI/Linux/acme-os-1.0.efi", old.uki.clone())];
+    machine.update(&new, 1);
+    machine.reboot();
+    write(&machine, XBOOTLDR, "EFI/Linux/acme-os_1.1.efi", &new.uki);
+    mirrors.push(("EFI/Linux/acme-os_1.1.efi", new.uki.clone()));
+    let untouched = |machine: &Machine| {
+        for (path, bytes) in &mirrors {
+            let found = on(machine, XBOOTLDR).read(path, 1 << 20);
+            assert_eq!(found.ok().as_ref(), Some(bytes), "{path} is a mirror, and was touched");
+        }
+    };
+    // Room for a third image only once the other slot's is gone: half of that is missing.
+    let margin = (1 << 20) + newer.uki.len() as u64 - old.uki.len() as u64 / 2;
+    let filler = on(&machine, ESP).free().unwrap().saturating_sub(margin);
+    write(&machine, ESP, "EFI/filler.bin", &vec![1; usize::try_from(filler).unwrap()]);
+    broken.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        let mut agent = machine.agent();
+        agent.handle(machine.word(Goal::Staged, &newer, None)).unwrap();
+        assert!(agent.published().unwrap().last_error.is_some());
+        untouched(&machine);
+    }
+    let names = on(&machine, ESP).list("EFI/Linux").unwrap();
+    assert!(names.iter().all(|file| file.name != "acme-os-1.0.efi"), "its own was taken away: {names:?}");
+    broken.store(false, Ordering::SeqCst);
+    machine.update(&newer, 2);
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.2", false));
+    machine.agent().handle(machine.word(Goal::Idle, &newer, None)).unwrap();
+    untouched(&machine);
 }
 
 /// A name that is no UTF-8 (a mount with another `iocharset=`) is one of a file that the boot loader may take.

@@ -21,11 +21,15 @@ pub const REPOSITORY: &str = "https://releases.invalid/acme-os";
 /// Called at each download, in the thread that makes it.
 type OnDownload = Arc<dyn Fn(&TransferOptions) + Send + Sync>;
 
+/// Whether a download breaks off.
+type Fails = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The releases by the digest of their manifest.
 #[derive(Default)]
 pub struct SimReleases {
     known: BTreeMap<Digest, Arc<Published>>,
     on_download: Option<OnDownload>,
+    fails: Option<Fails>,
 }
 
 impl std::fmt::Debug for SimReleases {
@@ -45,6 +49,7 @@ struct Published {
 struct Offered {
     published: Arc<Published>,
     on_download: Option<OnDownload>,
+    fails: Option<Fails>,
 }
 
 impl SimReleases {
@@ -54,7 +59,13 @@ impl SimReleases {
             let published = Published { manifest: release.manifest.clone(), release: release.clone() };
             (digest_of(release), Arc::new(published))
         });
-        Self { known: known.collect(), on_download: None }
+        Self { known: known.collect(), on_download: None, fails: None }
+    }
+
+    /// Boot images can't be downloaded while `fails` says so.
+    #[must_use]
+    pub fn failing(self, fails: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { fails: Some(Arc::new(fails)), ..self }
     }
 
     /// Calls `note` at each download, in the thread that makes it.
@@ -83,7 +94,8 @@ impl Releases for SimReleases {
     fn resolve(&self, query: &ReleaseQuery) -> Result<Arc<dyn ResolvedRelease>, FetchError> {
         match self.known.get(&query.digest) {
             Some(published) => {
-                Ok(Arc::new(Offered { published: published.clone(), on_download: self.on_download.clone() }))
+                let (on_download, fails) = (self.on_download.clone(), self.fails.clone());
+                Ok(Arc::new(Offered { published: published.clone(), on_download, fails }))
             }
             None => Err(FetchError {
                 version: query.version.clone(),
@@ -134,6 +146,13 @@ impl ResolvedRelease for Offered {
 
     fn copy_uki(&self, out: &mut dyn Write, options: &TransferOptions) -> Result<(), FetchError> {
         self.note(options);
+        if self.fails.as_ref().is_some_and(|fails| fails()) {
+            return Err(FetchError {
+                category: NodeError::Network,
+                transient: true,
+                ..self.broken("the connection broke off")
+            });
+        }
         out.write_all(&self.published.release.uki).map_err(|source| FetchError {
             source: Some(Box::new(source)),
             category: NodeError::Storage,

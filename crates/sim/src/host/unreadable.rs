@@ -24,7 +24,7 @@ pub struct Failing {
 }
 
 impl Unreadable {
-    /// Reading the file whose name begins like this fails from now on.
+    /// Reading the file whose name begins like this fails from now on, and listing the folder.
     pub fn fail(&self, name: &str, failing: Failing) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_ascii_lowercase(), failing);
     }
@@ -114,6 +114,7 @@ impl ReadAt for Opened {
 
 impl Esp for UnreadableEsp {
     fn list(&self, directory: &str) -> io::Result<Vec<EspFile>> {
+        self.unreadable.strike(directory)?;
         self.inner.list(directory)
     }
 

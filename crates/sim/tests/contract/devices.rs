@@ -244,6 +244,10 @@ fn the_xbootldr_is_the_partition_of_that_type_on_the_disk_of_the_esp() {
     device.mount_at(4, "boot").unwrap();
     let Xbootldr::Mounted(mounted) = found() else { panic!("{:?}", found()) };
     assert_eq!((mounted.list("EFI/Linux").unwrap(), mounted.list("loader/entries").unwrap()), (Vec::new(), Vec::new()));
+    // Its PARTUUID is that of the table, also where udev names none.
+    let table = Table::read(&BlockDisk::open(Path::new(&device_name(&root))).unwrap()).unwrap();
+    let named = table.partitions().into_iter().find(|(_, partition)| partition.number == 4);
+    assert_eq!(mounted.partition_uuid().unwrap(), named.map(|(_, partition)| partition.uuid));
     // It is no ESP, whatever is on it and whatever is not mounted.
     std::fs::create_dir(place.join("EFI")).unwrap();
     assert_eq!(find_esp(&root).unwrap(), esp);
