@@ -140,19 +140,24 @@ impl Judge<'_> {
         // While something could not be read, or lies where nobody could look, that may be the one, and what is seen somebody
         // else's.
         let doubt = self.unknown().next().is_some() || self.inventory.is_partial();
+        // What power loss doubled is what was placed. A file of the same name with other bytes was put there by somebody: an image that
+        // a person debugs with.
+        let as_placed = |file: &BootFile| {
+            record.is_none_or(|record| {
+                let same = record.digest.is_some() && file.digest == record.digest;
+                same || (file.size == record.size && (file.digest.is_none() || record.digest.is_none()))
+            })
+        };
+        let possible = candidates.iter().copied();
         let possible: Vec<&BootFile> =
-            candidates.iter().copied().filter(|file| self.is_at_home(file, slot, root_hash, doubt)).collect();
+            possible.filter(|file| self.is_at_home(file, slot, root_hash, doubt) && as_placed(file)).collect();
         let named = |wanted: &str| -> Vec<&BootFile> {
             possible.iter().copied().filter(|file| base(file).eq_ignore_ascii_case(wanted)).collect()
         };
         let mut ours: Vec<&BootFile> = record.map(|record| named(&record.base)).unwrap_or_default();
-        if ours.is_empty()
-            && let Some(record) = record
-        {
+        if ours.is_empty() && record.is_some() {
             // A name that power loss tore: the short one is left, of the same file.
-            let other =
-                |file: &BootFile| file.digest.is_some() && record.digest.is_some() && file.digest != record.digest;
-            ours = possible.iter().copied().filter(|file| file.size == record.size && !other(file)).collect();
+            ours.clone_from(&possible);
             let alike = ours.first().is_some_and(|first| ours.iter().skip(1).all(|other| same_bytes(first, other)));
             if !alike {
                 ours.clear();
@@ -171,14 +176,7 @@ impl Judge<'_> {
         if ours.is_empty() && guess && slot == self.booted {
             ours = possible.iter().copied().filter(|file| self.was_selected(file)).collect();
         }
-        // What power loss doubled lies in one folder, and is what was placed. A file of the same name on the other partition, or
-        // with other bytes, was put there by somebody: a mirrored ESP, or an image that a person debugs with.
-        ours.retain(|file| {
-            record.is_none_or(|record| {
-                let same = record.digest.is_some() && file.digest == record.digest;
-                same || (file.size == record.size && (file.digest.is_none() || record.digest.is_none()))
-            })
-        });
+        // What power loss doubled lies in one folder. On the other partition is a mirror.
         let home = ours.first().map(|file| file.partition);
         ours.retain(|file| Some(file.partition) == home);
         if !self.holds(Safeguard::ForeignIsLeftAlone) {
