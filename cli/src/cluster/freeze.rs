@@ -127,7 +127,7 @@ fn spec(reason: String, duration: api::Duration) -> FreezeSpec {
 }
 
 async fn create(client: &Client, prefix: &str, spec: FreezeSpec) -> anyhow::Result<String> {
-    let spec = FreezeSpec { requested_by: whoami(client).await, ..spec };
+    let spec = FreezeSpec { requested_by: whoami(client).await?, ..spec };
     let freeze = api::Freeze { metadata: generated_name(prefix), spec, status: None };
     let api: Api<api::Freeze> = Api::all(client.clone());
     let freeze = api.create(&PostParams::default(), &freeze).await;

@@ -174,18 +174,24 @@ where
     }
 }
 
-/// The name the API server knows us by. Objects carry it as `requestedBy`, and the admission policy checks it. Without one a stop
-/// is a stop all the same.
-async fn whoami(client: &Client) -> Option<String> {
+/// The name the API server knows us by. Objects carry it as `requestedBy`, and the admission policy checks it. Where the API server
+/// refuses to say, a stop is a stop all the same.
+///
+/// # Errors
+/// When it does not answer at all.
+async fn whoami(client: &Client) -> anyhow::Result<Option<String>> {
     let api: Api<SelfSubjectReview> = Api::all(client.clone());
     match api.create(&PostParams::default(), &SelfSubjectReview::default()).await {
-        Ok(review) => review.status.and_then(|status| status.user_info).and_then(|user| user.username),
+        Ok(review) => Ok(review.status.and_then(|status| status.user_info).and_then(|user| user.username)),
+        Err(error) if !matches!(error, kube::Error::Api(_)) => {
+            Err(problem::told(error, "create", "SelfSubjectReviews", Role::OnCall))
+        }
         Err(error) => {
             let why = problem::told(error, "create", "SelfSubjectReviews", Role::OnCall);
             output::say(&format!(
                 "who asks for it is not on record, as the API server does not say who you are: {why:#}"
             ));
-            None
+            Ok(None)
         }
     }
 }

@@ -123,7 +123,7 @@ impl Rollback {
             block: !self.no_block,
             respect_windows: self.respect_windows,
             ignore_budgets: self.ignore_budgets,
-            requested_by: whoami(&client).await,
+            requested_by: whoami(&client).await?,
         };
         let now = api::Time::new(clock::now());
         if let Ok(seen) = live::seen(&client, connection).await {

@@ -175,7 +175,7 @@ async fn end(client: &Client, freezes: &[&api::Freeze]) -> anyhow::Result<Vec<(S
     if freezes.is_empty() {
         return Ok(Vec::new());
     }
-    let me = whoami(client).await;
+    let me = whoami(client).await?;
     let api: Api<api::Freeze> = Api::all(client.clone());
     let mut before_us = Vec::new();
     for freeze in freezes {

@@ -219,17 +219,13 @@ fn the_xbootldr_is_the_partition_of_that_type_on_the_disk_of_the_esp() {
     let (Some(mut device), Some(mut other)) = (Loop::new(512), Loop::new(512)) else { return };
     let Some(esp) = device.mount_at(1, "efi") else { return };
     std::fs::create_dir(esp.join("EFI")).unwrap();
-    let root = device.folder.path().to_owned();
+    let (root, disk) = (device.folder.path().to_owned(), device.device.clone());
     let found = || find_xbootldr(&root, &esp).unwrap();
     let place = root.join("boot");
     let not_mounted = |found: Xbootldr| match found {
-        Xbootldr::NotMounted(why) => assert!(why.contains(&format!("partition 4 of {}", device_name(&root))), "{why}"),
+        Xbootldr::NotMounted(why) => assert!(why.contains(&format!("partition 4 of {disk}")), "{why}"),
         other => panic!("{other:?}"),
     };
-    fn device_name(root: &Path) -> String {
-        let source = run("findmnt", &["-n", "-o", "SOURCE", root.join("efi").to_str().unwrap()]).unwrap();
-        source.trim_end_matches("p1").to_owned()
-    }
     not_mounted(found());
     // Another file system there, with all that an XBOOTLDR has; then one of another disk.
     device.mount_at(5, "boot").unwrap();
@@ -245,7 +241,7 @@ fn the_xbootldr_is_the_partition_of_that_type_on_the_disk_of_the_esp() {
     let Xbootldr::Mounted(mounted) = found() else { panic!("{:?}", found()) };
     assert_eq!((mounted.list("EFI/Linux").unwrap(), mounted.list("loader/entries").unwrap()), (Vec::new(), Vec::new()));
     // Its PARTUUID is that of the table, also where udev names none.
-    let table = Table::read(&BlockDisk::open(Path::new(&device_name(&root))).unwrap()).unwrap();
+    let table = Table::read(&BlockDisk::open(Path::new(&disk)).unwrap()).unwrap();
     let named = table.partitions().into_iter().find(|(_, partition)| partition.number == 4);
     assert_eq!(mounted.partition_uuid().unwrap(), named.map(|(_, partition)| partition.uuid));
     // It is no ESP, whatever is on it and whatever is not mounted.
