@@ -36,7 +36,7 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
 
 async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> {
     story.observer.until("the canary runs 1.3", PATIENCE, |seen| seen.committed_on("1.3") >= 1).await?;
-    let under_way = |seen: &Snapshot| in_its_middle(seen).is_some() || seen.committed_on("1.3") > 2;
+    let under_way = |seen: &Snapshot| in_its_middle(seen).is_some() || seen.committed_on("1.3") == nodes;
     let moving = story.observer.until("a node moves and another waits", PATIENCE, under_way).await?;
     let waiting = in_its_middle(&moving).context("the rollout was over before anybody looked")?;
     live(story, &story.on_call.shows(&["status"]).await?)?;
@@ -74,10 +74,8 @@ async fn freeze(story: &mut Story, nodes: usize) -> anyhow::Result<Vec<String>> 
 
 /// A node that waits for others while one of them moves.
 fn in_its_middle(seen: &Snapshot) -> Option<String> {
-    let moves = seen.nodes.values().any(|node| {
-        let moving = [RolloutState::Draining, RolloutState::Rebooting, RolloutState::Trial];
-        node.granted() && node.rollout().is_some_and(|rollout| moving.contains(&rollout.state))
-    });
+    // By its grant: what is over within seconds is not written into its status (docs/operator.md, "What it writes").
+    let moves = seen.nodes.values().any(NodeSeen::granted);
     let waits = |node: &NodeSeen| {
         !node.granted() && node.rollout().is_some_and(|rollout| rollout.state == RolloutState::Waiting)
     };
