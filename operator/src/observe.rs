@@ -34,19 +34,19 @@ impl DrainObserver for Observer {
         let disruption = update.as_ref().and_then(|update| update.facts.spec.disruption.as_ref());
         let cause = disruption.map(|disruption| &disruption.cause);
         let (action, result) = match mode {
-            Mode::Evict => ("Evict", "accepted"),
+            Mode::Evict | Mode::Keep => ("Evict", "accepted"),
             Mode::Delete => ("DeletePod", "deleted"),
         };
         // Whoever asks later why a pod went without its budget's leave finds it in both.
         let says = match mode {
-            Mode::Evict => "",
+            Mode::Evict | Mode::Keep => "",
             Mode::Delete => "deleted without its budget's leave: the drain's time was over (onTimeout: Delete)",
         };
         audit(action, node, &pod.to_string(), cause, says);
         self.metrics.evicted(result);
         let by = cause.map_or_else(String::new, |cause| format!(", asked for by {}", cause.object));
         let (reason, how) = match mode {
-            Mode::Evict => ("Evicted", String::new()),
+            Mode::Evict | Mode::Keep => ("Evicted", String::new()),
             Mode::Delete => ("Deleted", format!("; {says}")),
         };
         self.events.tell(Notice {

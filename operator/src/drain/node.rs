@@ -36,6 +36,8 @@ pub enum Mode {
     Evict,
     /// By deletion, whatever the budgets say: the policy's word for a drain whose time is over.
     Delete,
+    /// Nobody is asked: only what was learned is kept.
+    Keep,
 }
 
 /// What is asked of a drain.
@@ -209,6 +211,7 @@ fn look(
     let uids: BTreeSet<&str> = sorted.leaving().map(|pod| pod.uid.as_str()).collect();
     ever.extend(uids.iter().map(|uid| (*uid).to_owned()));
     let (remaining, refused) = match sorted.asked() {
+        Ok(_) if order.mode == Mode::Keep => (&[][..], None),
         Ok(pods) => (pods, None),
         Err(refused) => (&[][..], Some(refused.to_string())),
     };
@@ -236,8 +239,8 @@ fn look(
             let (tools, mode, target) = (tools.clone(), order.mode, target(pod, &order.settings));
             asked.spawn(async move {
                 let answer = match tools.permits.acquire().await {
-                    Ok(_permit) if mode == Mode::Evict => tools.backend.evict(&target).await,
-                    Ok(_permit) => tools.backend.delete(&target).await,
+                    Ok(_permit) if mode == Mode::Delete => tools.backend.delete(&target).await,
+                    Ok(_permit) => tools.backend.evict(&target).await,
                     Err(_) => Answer::Failed { message: "the operator stops".to_owned(), retry_after: None },
                 };
                 (target.uid, answer)

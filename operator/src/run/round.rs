@@ -277,6 +277,7 @@ impl Parts {
                 mode: match order.mode {
                     bascule_planner::plan::DrainMode::Evict => drain::Mode::Evict,
                     bascule_planner::plan::DrainMode::DeleteRest => drain::Mode::Delete,
+                    bascule_planner::plan::DrainMode::Keep => drain::Mode::Keep,
                 },
             }
         });

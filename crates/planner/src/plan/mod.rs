@@ -72,6 +72,9 @@ pub enum DrainMode {
     Evict,
     /// What is left is deleted with its grace period (`spec.drain.onTimeout: Delete`, after the timeout).
     DeleteRest,
+    /// Nobody is asked to go: a person is waited for (`spec.drain.onTimeout: Hold`, after the timeout). What the drain has learned is
+    /// kept, such as whom it gave up.
+    Keep,
 }
 
 /// A health gate whose answer is needed.

@@ -73,7 +73,7 @@ impl World {
             if order.mode == DrainMode::DeleteRest {
                 sorted = sorted.all_at_once();
             }
-            let Ok(go) = sorted.asked() else {
+            let Some(go) = sorted.asked().ok().filter(|_| order.mode != DrainMode::Keep) else {
                 self.workload.ledgers.insert(key, ledger);
                 return;
             };

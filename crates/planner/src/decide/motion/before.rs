@@ -167,6 +167,10 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
             let wait = Wait::new(WaitReason::DrainHeld, left(moving, "the drain's time is over and the policy holds"));
             let mut motion = Motion::waits(RolloutState::Draining, wait);
             motion.progress = progress(moving);
+            // A drain without an order is forgotten, with whom it gave up: that pod would be waited for again, for ever.
+            let stands = standing(moving, deadline, DrainMode::Keep);
+            motion.drain = Some(Arc::clone(&stands.order));
+            motion.stands = Some(stands);
             motion
         }
     }
@@ -278,6 +282,7 @@ fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
         OnTimeout::Delete if moving.ctx.now >= deadline => {
             standing(moving, deadline.after(settings.timeout), DrainMode::DeleteRest)
         }
+        OnTimeout::Hold if moving.ctx.now >= deadline => standing(moving, deadline, DrainMode::Keep),
         _ => standing(moving, deadline, DrainMode::Evict),
     }
 }
