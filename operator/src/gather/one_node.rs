@@ -113,7 +113,8 @@ impl Facts {
         if let Some(drain) = self.drain_settings(ground) {
             node.pods = self.pods_under(drain, ground, &world.deadlines, now);
             if self.drain_began().is_some() {
-                node.pods.attached = self.attached(drain, &world.claims, ground, now);
+                let (attached, stuck) = self.attached(drain, &world.claims, ground, now);
+                (node.pods.attached, node.pods.stuck) = (attached, stuck);
             }
             if let Some(progress) = &self.drain {
                 progress_of(progress, &mut node.pods);
@@ -133,10 +134,17 @@ impl Facts {
         by_name.or_else(|| ground.policies.iter().find(selects)).map(|settings| &settings.drain)
     }
 
-    /// Some of the volumes that are attached to the node and that no pod which stays there uses.
-    fn attached(&self, drain: &Drain, claims: &Cache<ClaimFact>, ground: &Ground, now: Time) -> Vec<String> {
+    /// Some of the volumes that are attached to the node and that no pod which stays there uses, and some of those of which
+    /// the same was so before the drain.
+    fn attached(
+        &self,
+        drain: &Drain,
+        claims: &Cache<ClaimFact>,
+        ground: &Ground,
+        now: Time,
+    ) -> (Vec<String>, Vec<String>) {
         if self.attachments.is_empty() {
-            return Vec::new();
+            return Default::default();
         }
         let none = BTreeSet::new();
         let hour = self.hour(ground, &none, now);
@@ -148,8 +156,14 @@ impl Facts {
             pod.claims.iter().filter_map(move |claim| claims.get(&key(claim))).map(|claim| claim.volume.clone())
         });
         let used: BTreeSet<String> = used.collect();
-        let volumes: BTreeSet<&String> = self.attachments.values().map(|attachment| &attachment.volume).collect();
-        volumes.into_iter().filter(|volume| !used.contains(*volume)).take(NAMED).cloned().collect()
+        let begun = self.drain_began().map(Time::new);
+        let (mut attached, mut stuck) = (BTreeSet::new(), BTreeSet::new());
+        for attachment in self.attachments.values().filter(|attachment| !used.contains(&attachment.volume)) {
+            let before = begun.is_some_and(|begun| attachment.was_stuck_before(begun, drain.volume_detach_timeout));
+            if before { &mut stuck } else { &mut attached }.insert(attachment.volume.clone());
+        }
+        let some = |volumes: BTreeSet<String>| volumes.into_iter().take(NAMED).collect();
+        (some(attached), some(stuck))
     }
 
     fn hour<'a>(&'a self, ground: &'a Ground, none: &'a BTreeSet<String>, now: Time) -> Hour<'a> {

@@ -7,6 +7,7 @@ use bascule_operator::clock::Clock;
 use bascule_operator::gather::{BudgetFact, Fact as _, PodFact};
 use bascule_planner::drain::{Hour, sort};
 use bascule_tests::control_plane::ControlPlane;
+use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
@@ -28,13 +29,18 @@ fn chance(random: &mut ChaCha8Rng, percent: u32) -> bool {
     random.random_range(0..100) < percent
 }
 
-/// A random pod, its phase, whether it is ready, and whether it is being deleted.
-fn pod(random: &mut ChaCha8Rng, index: usize, owner: &Value) -> (Value, &'static str, bool, bool) {
+/// A random pod of one of the owners or none, its phase, whether it is ready, and whether it is being deleted.
+fn pod(random: &mut ChaCha8Rng, index: usize, owners: &[Value; 2]) -> (Value, &'static str, bool, bool) {
     let app = ["web", "db", "none"][random.random_range(0..3)];
     let deleting = chance(random, 10);
     let mut metadata = json!({"name": format!("p{index}"), "labels": {"app": app}});
-    if chance(random, 75) {
-        metadata["ownerReferences"] = json!([owner]);
+    if chance(random, 80) {
+        let [controller, daemons] = owners;
+        let of_daemons = chance(random, 25);
+        metadata["ownerReferences"] = json!([if of_daemons { daemons } else { controller }]);
+        if of_daemons {
+            metadata["labels"]["daemons"] = json!("kept");
+        }
     }
     if deleting {
         metadata["finalizers"] = json!(["example.com/hold"]);
@@ -54,6 +60,29 @@ fn pod(random: &mut ChaCha8Rng, index: usize, owner: &Value) -> (Value, &'static
     (json!({"metadata": metadata, "spec": spec}), phase, phase == "Running" && chance(random, 80), deleting)
 }
 
+/// A DaemonSet that is there for `kubectl` to find, as an owner. Its controller lets the pods of one that is being deleted be, and
+/// a finalizer keeps it there (Kubernetes, `pkg/controller/daemon`, `syncDaemonSet`).
+async fn daemon_set(world: &World, namespace: &str) -> Value {
+    let sets: Api<DaemonSet> = Api::namespaced(world.client.clone(), namespace);
+    let labels = json!({"daemons": "kept"});
+    let set = serde_json::from_value(json!({
+        "metadata": {"name": "daemons", "finalizers": ["example.com/hold"]},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "nodeSelector": {"nowhere": "yes"}, "containers": [{"name": "c", "image": "example.invalid/c"}]
+                }
+            }
+        }
+    }))
+    .unwrap();
+    let set = sets.create(&PostParams::default(), &set).await.unwrap();
+    sets.delete("daemons", &DeleteParams::background()).await.unwrap();
+    json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "daemons", "uid": set.metadata.uid, "controller": true})
+}
+
 async fn populate(world: &World, namespace: &str, random: &mut ChaCha8Rng) {
     world
         .control_plane
@@ -67,9 +96,10 @@ async fn populate(world: &World, namespace: &str, random: &mut ChaCha8Rng) {
     let owner = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": map.metadata.uid, "controller": true
     });
+    let daemons = daemon_set(world, namespace).await;
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), namespace);
     for index in 0..14 {
-        let (raw, phase, ready, deleting) = pod(random, index, &owner);
+        let (raw, phase, ready, deleting) = pod(random, index, &[owner.clone(), daemons.clone()]);
         let made: Pod = serde_json::from_value(raw).unwrap();
         let name = pods.create(&PostParams::default(), &made).await.unwrap().metadata.name.unwrap();
         let ready = if ready { "True" } else { "False" };
@@ -177,11 +207,14 @@ async fn the_same_pods_go_stay_or_stop_the_drain_as_with_kubectl() {
     let node = serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"unschedulable": true}})).unwrap();
     nodes.create(&PostParams::default(), &node).await.unwrap();
     let mut random = ChaCha8Rng::seed_from_u64(15);
-    let (mut went, mut held, mut stopped) = (0, 0, 0);
+    let (mut went, mut held, mut stopped, mut daemons) = (0, 0, 0, 0);
     for round in 0..4 {
         let namespace = format!("round-{round}");
         populate(&world, &namespace, &mut random).await;
         counted(&world, &namespace).await;
+        let there =
+            Api::<Pod>::namespaced(world.client.clone(), &namespace).list(&ListParams::default()).await.unwrap();
+        daemons += there.iter().map(PodFact::of).filter(|pod| pod.of_daemon_set() && !pod.finished).count();
         for (force, data, app) in [
             (true, true, None),
             (true, true, Some("web")),
@@ -215,6 +248,9 @@ async fn the_same_pods_go_stay_or_stop_the_drain_as_with_kubectl() {
             let _ = pods.delete(&name, &at_once).await;
         }
     }
-    println!("{went} pods go, {held} of them are held by budgets, {stopped} stop a drain");
-    assert!(went > 20 && held > 3 && stopped > 5, "{went} {held} {stopped} within {PATIENCE:?}");
+    println!(
+        "{went} pods go, {held} of them are held by budgets, {stopped} stop a drain, {daemons} are of a DaemonSet"
+    );
+    let all = [went > 20, held > 3, stopped > 5, daemons > 3];
+    assert!(all == [true; 4], "{went} {held} {stopped} {daemons} within {PATIENCE:?}");
 }

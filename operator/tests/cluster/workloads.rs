@@ -12,6 +12,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
@@ -415,7 +416,6 @@ async fn a_rollback_that_names_a_cordoned_node_takes_it_and_leaves_it_cordoned()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reboot_waits_for_volumes_to_be_detached_and_autoscalers_leave_the_node_alone_meanwhile() {
-    use k8s_openapi::api::storage::v1::VolumeAttachment;
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     let attachment = "
@@ -444,6 +444,107 @@ spec: {attacher: csi.example.com, nodeName: n1, source: {persistentVolumeName: p
     let note = nodes.get("n1").await.unwrap().metadata.annotations.unwrap()[bascule_api::TRUCE_ANNOTATION].clone();
     let note: serde_json::Value = serde_json::from_str(&note).unwrap();
     assert!(note["until"].is_string() && note["before"]["karpenter.sh/do-not-disrupt"] == "false", "{note}");
+}
+
+/// A Deployment of one pod with a volume of its own, which is attached to n1 as an attacher does it: a finalizer keeps the
+/// VolumeAttachment until the volume is detached (Kubernetes CSI, "external-attacher").
+fn with_a_volume(app: &str) -> String {
+    format!(
+        r#"
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: pv-of-{app}}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteOnce]
+  storageClassName: ""
+  claimRef: {{namespace: default, name: {app}}}
+  csi: {{driver: csi.example.com, volumeHandle: {app}}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: {app}, namespace: default}}
+spec:
+  storageClassName: ""
+  volumeName: pv-of-{app}
+  accessModes: [ReadWriteOnce]
+  resources: {{requests: {{storage: 1Gi}}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {app}, namespace: default}}
+spec:
+  replicas: 1
+  selector: {{matchLabels: {{app: {app}}}}}
+  template:
+    metadata: {{labels: {{app: {app}}}}}
+    spec:
+      containers: [{{name: c, image: example.invalid/c}}]
+      volumes: [{{name: data, persistentVolumeClaim: {{claimName: {app}}}}}]
+---
+{}"#,
+        attached(app, "n1")
+    )
+}
+
+fn attached(app: &str, node: &str) -> String {
+    format!(
+        r#"
+apiVersion: storage.k8s.io/v1
+kind: VolumeAttachment
+metadata: {{name: csi-{app}, finalizers: [external-attacher/csi-example-com]}}
+spec: {{attacher: csi.example.com, nodeName: {node}, source: {{persistentVolumeName: pv-of-{app}}}}}
+"#
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_the_drain_lets_go_of_is_waited_for_until_it_is_detached() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    for app in ["db", "cache"] {
+        world.control_plane.apply(&with_a_volume(app)).await.unwrap();
+        world.until_ready_on(app, "n1").await;
+    }
+    // It has been asked to be detached for longer than a drain gives it, and never was.
+    world.machine("n2", "b", Habit::Good).await;
+    world.control_plane.apply(&attached("lost", "n2")).await.unwrap();
+    let attachments: Api<VolumeAttachment> = Api::all(world.client.clone());
+    attachments.delete("csi-lost", &DeleteParams::default()).await.unwrap();
+    let asked = attachments.get("csi-lost").await.unwrap().metadata.deletion_timestamp.unwrap();
+    let within = bascule_api::Duration::from_secs(3);
+    let began = bascule_api::Time::from_kubernetes(&asked).after(within);
+    let over = async || bascule_operator::clock::Clock::system().now() > began.get();
+    world.eventually("it had its time", over).await;
+
+    let _operator = world.operator("first").await;
+    let on = |node: &str| json!({"matchLabels": {"kubernetes.io/hostname": node}});
+    world.policy("second", json!({"nodeSelector": on("n2"), "drain": {"volumeDetachTimeout": "3s"}})).await;
+    world.until_current("n2", "1.1").await;
+    let told = async || {
+        let notes = world.notes("Drained").await;
+        assert!(!notes.iter().any(|note| note.contains("still attached")), "{notes:?}");
+        notes.iter().any(|note| note.contains("was not detached before the drain either: pv-of-lost"))
+    };
+    world.eventually("what was broken before is named", told).await;
+
+    let cache = json!({"matchLabels": {"app": "cache"}});
+    let rules = json!([{"name": "caches", "selector": cache, "behavior": "Skip"}]);
+    world.policy("first", json!({"nodeSelector": on("n1"), "drain": {"rules": rules, "waitForPlaces": false}})).await;
+    world.until_message("n1", WaitReason::VolumesDetaching, "pv-of-db").await;
+    let rollout = world.update("n1").await.status.unwrap().rollout.unwrap();
+    assert!(rollout.until.is_some() && !rollout.message.contains("cache"), "{rollout:?}");
+    assert_eq!(rollout.object.unwrap().name, "pv-of-db");
+    // That it is to be detached does not mean that it is.
+    attachments.delete("csi-db", &DeleteParams::default()).await.unwrap();
+    let detaching = |one: Option<&VolumeAttachment>| one.is_some_and(|one| one.metadata.deletion_timestamp.is_some());
+    world.until(attachments.clone(), "csi-db", "being detached", detaching).await;
+    world.until_reason("n1", WaitReason::VolumesDetaching).await;
+    assert_eq!(world.update("n1").await.spec.disruption.unwrap().drained_at, None, "it is still there");
+    let detached = json!({"metadata": {"finalizers": null}});
+    attachments.patch("csi-db", &PatchParams::default(), &Patch::Merge(&detached)).await.unwrap();
+    world.until_current("n1", "1.1").await;
+    assert!(attachments.get("csi-cache").await.is_ok(), "its pod stayed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -195,6 +195,8 @@ pub struct NodePods {
     pub skipped: Vec<String>,
     /// Some of the volumes of pods that leave which are still attached to the node, while it is being emptied.
     pub attached: Vec<String>,
+    /// Some of those that should have been detached long before the drain began: nobody waits for them.
+    pub stuck: Vec<String>,
     /// A pod that the running drain has asked to go in vain so far, where there is one.
     pub blocked: Option<BlockedPod>,
     /// The PodDisruptionBudgets that made pods of the running drain wait, and for how long, where that is over.

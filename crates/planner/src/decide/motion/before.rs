@@ -322,6 +322,9 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
             pods.attached.join(", ")
         ));
     }
+    if !pods.stuck.is_empty() {
+        says.push_str(&format!("; was not detached before the drain either: {}", pods.stuck.join(", ")));
+    }
     if !pods.coming_back.is_empty() {
         let names = pods.coming_back.join(", ");
         says.push_str(&format!("; left there, since they come back whenever they are evicted: {names}"));
