@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..30) {
+        match self.random.random_range(0..31) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -78,6 +78,10 @@ impl World {
             24 => {
                 self.tell(&format!("{name}: somebody pins a pod that tolerates everything there"));
                 self.settle_on(&name, Kind::Tolerant);
+            }
+            30 => {
+                self.tell(&format!("{name}: somebody binds a pod to it, again and again"));
+                self.settle_on(&name, Kind::Returning);
             }
             29 => {
                 self.tell(&format!("{name}: somebody ties a pod to it"));
