@@ -114,7 +114,7 @@ async fn populate(world: &World, namespace: &str, random: &mut ChaCha8Rng) {
         let policy = if chance(random, 50) { "AlwaysAllow" } else { "IfHealthyBudget" };
         let budget = serde_json::from_value(json!({
             "metadata": {"name": app},
-            "spec": {"minAvailable": random.random_range(0..4), "unhealthyPodEvictionPolicy": policy,
+            "spec": {"minAvailable": random.random_range(1..5), "unhealthyPodEvictionPolicy": policy,
                 "selector": {"matchLabels": {"app": app}}}
         }))
         .unwrap();
@@ -208,7 +208,7 @@ async fn the_same_pods_go_stay_or_stop_the_drain_as_with_kubectl() {
     nodes.create(&PostParams::default(), &node).await.unwrap();
     let mut random = ChaCha8Rng::seed_from_u64(15);
     let (mut went, mut held, mut stopped, mut daemons) = (0, 0, 0, 0);
-    for round in 0..4 {
+    for round in 0..5 {
         let namespace = format!("round-{round}");
         populate(&world, &namespace, &mut random).await;
         counted(&world, &namespace).await;

@@ -25,7 +25,7 @@ impl World {
             return;
         }
         let Some(name) = self.any_node() else { return };
-        match self.random.random_range(0..31) {
+        match self.random.random_range(0..30) {
             0 | 1 => self.crash(&name),
             2 => self.with_machine(&name, "loses its kubelet", |machine| machine.unready = true),
             3 | 4 => self.with_machine(&name, "gets its kubelet back", |machine| machine.unready = false),
@@ -75,13 +75,13 @@ impl World {
                 self.tell(&format!("{name}: the autoscaler thinks better of it"));
                 self.with_node(&name, |node| node.leaving = None);
             }
+            24 if self.snapshot.now.get().timestamp() % 2 == 0 => {
+                self.tell(&format!("{name}: somebody binds a pod to it, again and again"));
+                self.settle_on(&name, Kind::Returning);
+            }
             24 => {
                 self.tell(&format!("{name}: somebody pins a pod that tolerates everything there"));
                 self.settle_on(&name, Kind::Tolerant);
-            }
-            30 => {
-                self.tell(&format!("{name}: somebody binds a pod to it, again and again"));
-                self.settle_on(&name, Kind::Returning);
             }
             29 => {
                 self.tell(&format!("{name}: somebody ties a pod to it"));

@@ -182,8 +182,10 @@ impl Workload {
         self.orders.clear();
         self.ledgers.clear();
         for cost in self.costs.values_mut() {
-            // One that is there now stands there for the next.
-            cost.returning = (cost.returning.0, 0);
+            let (stood, evicted) = cost.returning;
+            // Those that were given up stand there for the next, and have to move once more.
+            cost.stood += stood.min(evicted.saturating_sub(RETURNS));
+            cost.returning = (stood, 0);
         }
     }
 
