@@ -313,20 +313,26 @@ impl StateStore for Unreadable {
     }
 }
 
+/// A machine that runs 1.1 by an entry without a counter: a trial whose name was torn, or one that was committed.
+fn on_an_entry_without_a_counter(torn: bool) -> Machine {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    if torn {
+        let grant = machine.grant(1);
+        machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+        machine.tear_armed_name();
+    } else {
+        machine.update(&new, 1);
+    }
+    machine.reboot();
+    machine
+}
+
 /// A journal that can't be read is not one that is not there: it may say that this entry lost its counter.
 #[test]
 fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
     for (torn, until) in [(true, 300), (false, 300), (false, 6000)] {
-        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
-        if torn {
-            let grant = machine.grant(1);
-            machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
-            machine.tear_armed_name();
-        } else {
-            machine.update(&new, 1);
-        }
-        machine.reboot();
+        let machine = on_an_entry_without_a_counter(torn);
         assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
         let whole = machine.sim.host();
         let (clock, until) = (machine.clock.clone(), Duration::from_secs(until));
@@ -412,16 +418,7 @@ fn a_second_partition_that_can_not_be_looked_at_does_not_hide_the_trial() {
 #[test]
 fn a_journal_that_is_damaged_or_a_newer_agents_is_not_one_that_is_not_there() {
     for (torn, newer) in [(true, true), (true, false), (false, true), (false, false)] {
-        let (old, new) = (release("1.0", &[]), release("1.1", &[]));
-        let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
-        if torn {
-            let grant = machine.grant(1);
-            machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
-            machine.tear_armed_name();
-        } else {
-            machine.update(&new, 1);
-        }
-        machine.reboot();
+        let mut machine = on_an_entry_without_a_counter(torn);
         let state = machine.sim.host().state;
         let bytes = state.read(JOURNAL_FILE, 1 << 20).unwrap().unwrap();
         let bytes = match newer {

@@ -113,24 +113,7 @@ pub(crate) async fn freeze(client: &Client, seconds: u64) {
     Api::<Freeze>::all(client.clone()).create(&PostParams::default(), &freeze).await.unwrap();
 }
 
-/// Until so many nodes of a policy run a version.
-pub(crate) async fn until_run(
-    version: &str,
-    policies: &Api<UpdatePolicy>,
-    name: &str,
-    nodes: usize,
-    patience: Duration,
-) {
-    let version = version.to_owned();
-    let done = move |policy: Option<&UpdatePolicy>| {
-        policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
-            status.target.as_ref().is_some_and(|target| target.version.as_str() == version)
-                && usize::try_from(status.counts.updated).is_ok_and(|updated| updated >= nodes)
-        })
-    };
-    tokio::time::timeout(patience, await_condition(policies.clone(), name, done)).await.unwrap().unwrap();
-}
-
+/// Until all nodes of a policy run a version and none is under way.
 pub(crate) async fn until_all_run(
     version: &str,
     policies: &Api<UpdatePolicy>,
@@ -138,12 +121,24 @@ pub(crate) async fn until_all_run(
     nodes: usize,
     patience: Duration,
 ) {
+    until_run(version, policies, name, (nodes, true), patience).await;
+}
+
+/// Until at least so many nodes of a policy run a version; where that is `all` of them, until none is under way either.
+pub(crate) async fn until_run(
+    version: &str,
+    policies: &Api<UpdatePolicy>,
+    name: &str,
+    (nodes, all): (usize, bool),
+    patience: Duration,
+) {
     let version = version.to_owned();
     let done = move |policy: Option<&UpdatePolicy>| {
         policy.and_then(|policy| policy.status.as_ref()).is_some_and(|status| {
             status.target.as_ref().is_some_and(|target| target.version.as_str() == version)
-                && usize::try_from(status.counts.updated).is_ok_and(|updated| updated == nodes)
-                && status.counts.in_progress == 0
+                && usize::try_from(status.counts.updated).is_ok_and(|updated| {
+                    if all { updated == nodes && status.counts.in_progress == 0 } else { updated >= nodes }
+                })
         })
     };
     let waited = await_condition(policies.clone(), name, done);

@@ -111,7 +111,7 @@ async fn main() {
     let (begun, processor, released) = (Instant::now(), measure::Processor::now(), chrono::Utc::now());
     cluster::release(&policies, "workers").await;
     if arguments.freeze > 0 {
-        cluster::until_run("1.1", &policies, "workers", arguments.nodes / 5, patience).await;
+        cluster::until_run("1.1", &policies, "workers", (arguments.nodes / 5, false), patience).await;
         lateness.tell("the first fifth of the rollout");
         cluster::freeze(&client, arguments.freeze).await;
         tokio::time::sleep(Duration::from_secs(arguments.freeze)).await;
