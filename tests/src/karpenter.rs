@@ -25,10 +25,11 @@ pub const POOL_LABEL: &str = "karpenter.sh/nodepool";
 /// The NodePool's name.
 pub const POOL: &str = "default";
 
-/// A NodePool that removes every empty Node as soon as it may, all of them at once. Its Nodes come with a start-up taint,
-/// where one is named.
-fn pool(startup_taint: Option<&str>) -> String {
-    let taint = startup_taint.map(|key| format!("{{key: {key}, effect: NoSchedule}}")).unwrap_or_default();
+/// A NodePool that removes every empty Node as soon as it may, all of them at once. Its Nodes come with
+/// these start-up taints.
+fn pool(startup_taints: &[&str]) -> String {
+    let taints: Vec<String> = startup_taints.iter().map(|key| format!("{{key: {key}, effect: NoSchedule}}")).collect();
+    let taints = taints.join(", ");
     format!(
         r#"
 apiVersion: karpenter.kwok.sh/v1alpha1
@@ -43,7 +44,7 @@ spec:
   template:
     spec:
       expireAfter: Never
-      startupTaints: [{taint}]
+      startupTaints: [{taints}]
       nodeClassRef: {{group: karpenter.kwok.sh, kind: KWOKNodeClass, name: default}}
       requirements: [{{key: kubernetes.io/arch, operator: In, values: [amd64]}}]
 "#
@@ -68,11 +69,11 @@ impl Karpenter {
     ///
     /// # Errors
     /// It can't be built or started, or the API server refuses what belongs to it.
-    pub async fn start(control_plane: &ControlPlane, startup_taint: Option<&str>) -> Result<Self, ControlPlaneError> {
+    pub async fn start(control_plane: &ControlPlane, startup_taints: &[&str]) -> Result<Self, ControlPlaneError> {
         let say = |sentence: &str| tracing::info!("{sentence}");
         let folder = tokio::task::spawn_blocking(move || Binaries::karpenter(&say)).await??;
         control_plane.apply(&definitions(&folder.join("crds"))?).await?;
-        control_plane.apply(&pool(startup_taint)).await?;
+        control_plane.apply(&pool(startup_taints)).await?;
         let credentials = control_plane.user("karpenter", &["system:masters"])?;
         let kubeconfig = control_plane.folder().join("karpenter.kubeconfig");
         credentials.write_to(&kubeconfig)?;

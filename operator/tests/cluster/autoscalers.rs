@@ -38,10 +38,13 @@ impl World {
     }
 }
 
+/// What the node lifecycle controller gives a Node that is cordoned.
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn karpenter_leaves_an_empty_node_alone_while_it_is_under_way_and_removes_it_after_the_truce() {
     let mut world = World::new().await;
-    let karpenter = Karpenter::start(&world.control_plane, None).await.unwrap();
+    let karpenter = Karpenter::start(&world.control_plane, &[]).await.unwrap();
     let ours = karpenter.node("ours", (LABEL, "ours")).await.unwrap();
     world.machine(&ours, "test-zone-a", Habit::Good).await;
     world.control_plane.apply(&workload::deployment("shop", 1)).await.unwrap();
@@ -81,10 +84,10 @@ async fn karpenter_leaves_an_empty_node_alone_while_it_is_under_way_and_removes_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come() {
+async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come_and_no_second_one_is_added() {
     let mut world = World::new().await;
     // As docs/drain.md says.
-    let karpenter = Karpenter::start(&world.control_plane, Some(HOLD_TAINT)).await.unwrap();
+    let karpenter = Karpenter::start(&world.control_plane, &[HOLD_TAINT, UNSCHEDULABLE]).await.unwrap();
     let _operator = world.operator("first").await;
     let nodes = json!({"matchLabels": {POOL_LABEL: POOL}});
     world.policy("elastic", json!({"nodeSelector": nodes, "newNodes": {"hold": true}})).await;
@@ -97,6 +100,7 @@ async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come() {
     world.until_ready_on("shop", &node).await;
     let booted = world.update(&node).await.status.and_then(|status| status.booted);
     assert_eq!(booted.unwrap().version.as_str(), "1.1", "the pod came before the update\n{}", world.story().await);
-    // Whether it adds another one meanwhile depends on when it looks: docs/drain.md.
     karpenter.until_initialized(&claim).await.unwrap();
+    let claims = karpenter.claims().await.unwrap();
+    assert_eq!(claims.keys().collect::<Vec<_>>(), [&claim], "Karpenter said: {}", karpenter.log_tail());
 }
