@@ -1,6 +1,7 @@
 //! The truce with autoscalers, judged by the real Karpenter: what it does with a node of ours is its own decision.
 
 use crate::agent::Habit;
+use crate::drain::cordoned;
 use crate::world::{PATIENCE, World};
 use bascule_api::{HOLD_TAINT, WaitReason};
 use bascule_tests::karpenter::{Karpenter, POOL, POOL_LABEL, removes};
@@ -90,13 +91,17 @@ async fn a_node_that_karpenter_adds_is_updated_before_its_pods_come_and_no_secon
     let karpenter = Karpenter::start(&world.control_plane, &[HOLD_TAINT, UNSCHEDULABLE]).await.unwrap();
     let _operator = world.operator("first").await;
     let nodes = json!({"matchLabels": {POOL_LABEL: POOL}});
-    world.policy("elastic", json!({"nodeSelector": nodes, "newNodes": {"hold": true}})).await;
+    // Cordoned for long enough that Karpenter, which gathers pods for ten seconds at most, looks meanwhile.
+    let drain = json!({"loadBalancerDelay": "15s"});
+    world.policy("elastic", json!({"nodeSelector": nodes, "newNodes": {"hold": true}, "drain": drain})).await;
     // A pod without a place makes it add a node, whether the repository has been read by then or not.
     world.control_plane.apply(&workload::deployment("shop", 1)).await.unwrap();
     let added = async || karpenter.claims().await.unwrap().into_iter().find_map(|(claim, node)| Some((claim, node?)));
     world.eventually("Karpenter adds a node", async || added().await.is_some()).await;
     let (claim, node) = added().await.unwrap();
     world.machine(&node, "test-zone-a", Habit::Good).await;
+    world.until_node(&node, "cordoned for its update", cordoned).await;
+    world.control_plane.apply(&workload::deployment("shop", 2)).await.unwrap();
     world.until_ready_on("shop", &node).await;
     let booted = world.update(&node).await.status.and_then(|status| status.booted);
     assert_eq!(booted.unwrap().version.as_str(), "1.1", "the pod came before the update\n{}", world.story().await);
