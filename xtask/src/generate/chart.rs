@@ -202,7 +202,8 @@ data:
 {{- end }}
 ";
 
-pub(super) fn files() -> anyhow::Result<Vec<Generated>> {
+/// The chart's files. Those of `manifests/` that are generated too are in `made`, as they are about to be written.
+pub(super) fn files(made: &[Generated]) -> anyhow::Result<Vec<Generated>> {
     let at = |name: &str, content: String| Generated { path: format!("charts/bascule/{name}"), content };
     let mut files = vec![
         at("Chart.yaml", format!("{HEAD}{}", CHART.replace("VERSION", env!("CARGO_PKG_VERSION")))),
@@ -212,6 +213,10 @@ pub(super) fn files() -> anyhow::Result<Vec<Generated>> {
         at("templates/dashboard-config.yaml", format!("{HEAD}{DASHBOARD}")),
     ];
     let read = |file: &str| {
+        let path = format!("manifests/{file}");
+        if let Some(new) = made.iter().find(|one| one.path == path) {
+            return Ok(new.content.clone());
+        }
         let path = workspace_root().join("manifests").join(file);
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
