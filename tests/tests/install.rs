@@ -270,20 +270,23 @@ async fn the_chart_installs_upgrades_and_takes_out() {
     assert_eq!(changes(&control_plane, folder), before, "the same chart again changes nothing");
 
     typed("helm uninstall bascule --namespace bascule-system");
-    let left = || kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
-    // The agents' namespace goes when all that is in it has gone.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while left().contains("namespace/bascule-agents") && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    let left = left();
-    let left: BTreeSet<&str> = left.lines().collect();
-    let own = [
+    let own: BTreeSet<String> = [
         "clusterrolebinding.rbac.authorization.k8s.io/bascule-on-call",
         "namespace/bascule-system",
         "rolebinding.rbac.authorization.k8s.io/bascule-live-report",
-    ];
-    assert_eq!(left, own.into(), "the namespace and on-call.yaml were not Helm's to make");
+    ]
+    .map(str::to_owned)
+    .into();
+    let left = || -> BTreeSet<String> {
+        let names = kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
+        names.lines().map(str::to_owned).collect()
+    };
+    // Helm does not wait: definitions, and the agents' namespace, go when all that is in them has gone.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while left() != own && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(left(), own, "the namespace and on-call.yaml were not Helm's to make");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
