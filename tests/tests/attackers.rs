@@ -154,7 +154,7 @@ async fn install(control_plane: &ControlPlane) {
 
 /// A policy takes effect, and loses it, a moment after it was written.
 async fn until(what: &str, holds: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !holds().await {
         assert!(Instant::now() < deadline, "it never came to this: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;

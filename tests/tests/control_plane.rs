@@ -146,7 +146,7 @@ async fn a_part_that_dies_says_so_with_its_log() {
     // One thing only is wrong: no time.
     let options = Options { start_timeout: Duration::ZERO, ..Options::default() };
     let error = ControlPlane::start(options).await.unwrap_err();
-    assert!(matches!(&error, ControlPlaneError::NotReady { program, .. } if program == "etcd"), "{error}");
+    assert!(matches!(&error, ControlPlaneError::NotReady { .. }), "{error}");
 }
 
 /// Whether a process exists that is no zombie.
@@ -156,9 +156,9 @@ fn alive(process: u32) -> bool {
 }
 
 fn wait_until(mut done: impl FnMut() -> bool, complaint: impl Fn() -> String) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "{}", complaint());
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(50));
     }
 }

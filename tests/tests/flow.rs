@@ -47,7 +47,7 @@ async fn requests_of_operator_and_agents_wait_in_queues_of_their_own() {
         let wanted =
             [schemas.get(schema).await.unwrap().uid().unwrap(), levels.get(level).await.unwrap().uid().unwrap()];
         // A new schema takes effect a moment after it was written.
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while matched(&client, path).await != wanted {
             assert!(Instant::now() < deadline, "{who}: a request for {path} does not fall under {schema}");
             tokio::time::sleep(Duration::from_millis(100)).await;

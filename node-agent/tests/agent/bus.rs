@@ -12,8 +12,10 @@ use zbus::{OwnedFd, OwnedObjectPath};
 
 const LOGIND: &str = "org.freedesktop.login1";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
-/// Everything of the test's own answers at once; only what never answers takes this long.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Everything of the test's own answers at once, but for what a busy machine takes.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// What never answers takes this long.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// A bus of the test's own.
 struct Daemon {
@@ -180,9 +182,10 @@ fn a_logind_that_never_answers_is_an_error_in_time() {
     let (runtime, daemon) = (runtime(), Daemon::start());
     let _service = serve(&runtime, &daemon, Logind { hangs: true, ..Logind::default() });
     let begun = Instant::now();
-    let error = bus(&runtime, &daemon).inhibitors().unwrap_err();
+    let bus = LinuxBus::at(daemon.address.clone(), runtime.handle().clone(), SHORT);
+    let error = bus.inhibitors().unwrap_err();
     assert!(matches!(error, BusError::Slow { seconds: 2, .. }), "{error:?}");
-    assert!(begun.elapsed() < TIMEOUT * 5);
+    assert!(begun.elapsed() < TIMEOUT);
 }
 
 #[test]

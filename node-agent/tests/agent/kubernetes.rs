@@ -141,7 +141,7 @@ async fn a_server_that_falls_silent_is_asked_anew() {
     let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
     server.put("n1", &idle());
     let (sender, mut events) = mpsc::channel(16);
-    let link = Link { silence: Duration::from_millis(50), ..link(&server, folder.path(), "n1") };
+    let link = Link { silence: Duration::from_millis(500), ..link(&server, folder.path(), "n1") };
     let metrics = Arc::clone(&link.metrics);
     tokio::spawn(link.watch(sender));
     for _ in 0..2 {

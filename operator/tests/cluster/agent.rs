@@ -46,10 +46,10 @@ struct State {
 }
 
 /// How long a slow machine takes to boot: long enough for somebody to do something meanwhile.
-const SLOW_BOOT: std::time::Duration = std::time::Duration::from_secs(3);
+const SLOW_BOOT: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// How long the self test of a very slow machine takes: longer than the node lifecycle controller needs to notice (20 s here).
-const SELF_TEST: std::time::Duration = std::time::Duration::from_secs(34);
+const SELF_TEST: std::time::Duration = std::time::Duration::from_secs(65);
 
 const AHEAD: &str = "2036-11-21T12:00:00Z";
 

@@ -340,6 +340,8 @@ async fn a_webhook_that_denies_evictions_and_one_that_can_not_be_reached_hold_th
     assert_eq!(object.kind, "Pod");
     // Nobody answers any more: that is no permission either.
     drop(webhook);
+    // A drain's detail is written anew after minutes only, and at once where the policy was changed.
+    world.change_policy("workers", json!({"drain": {"timeout": "50m"}})).await;
     world.until_message("n1", WaitReason::Draining, "failed calling webhook").await;
     still_on_the_old_release(&world).await;
     // Once nobody stands in the way, the node is updated without anybody's doing.

@@ -42,6 +42,8 @@ async fn a_leader_that_dies_in_the_middle_loses_nothing() {
         }
         still.remove(node);
         running.push(world.operator(&format!("after-{node}")).await);
+        // Killed in the middle of an eviction, it may have left one that the budget counts for two minutes.
+        println!("{}", world.until_no_eviction_is_lost().await);
     }
     let last = running.remove(0);
     for node in ["n1", "n2", "n3"] {

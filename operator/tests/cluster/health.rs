@@ -235,11 +235,10 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
             "others",
             json!({
                 "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n2"}},
-                "health": {"nodeReadyTimeout": "20s"},
+                "health": {"nodeReadyTimeout": "45s"},
             }),
         )
         .await;
-    world.until_message("n2", WaitReason::Trial, "not default/logs").await;
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let blocked = |policy: Option<&UpdatePolicy>| {
         policy

@@ -79,11 +79,11 @@ async fn hooks_run_before_the_drain_and_after_the_commit_and_a_slow_one_gives_th
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.machine("n2", "b", Habit::Good).await;
-    let ends = end_hooks(&world);
     let _operator = world.operator("first").await;
     let both = json!({"beforeDrain": hook("move-vms", "2m", "well"), "afterCommit": hook("warm-cache", "2m", "well")});
     world.policy("good", only("n1", both)).await;
     world.until_reason("n1", WaitReason::Hook).await;
+    let ends = end_hooks(&world);
     world.until_current("n1", "1.1").await;
     let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
     let ran = jobs.list(&ListParams::default().labels("bascule.dev/hook")).await.unwrap().items;

@@ -91,8 +91,13 @@ async fn everything_taken_out_in_the_middle_of_a_drain_leaves_no_node_cordoned()
     types(&world.control_plane, "kubectl delete -k .", folder.path()).await;
     let left = types(&world.control_plane, "kubectl get -k . --ignore-not-found -o name", folder.path()).await;
     assert_eq!(left, "", "something is left");
-    let kinds = types(&world.control_plane, "kubectl api-resources --api-group=bascule.dev -o name", folder.path());
-    assert_eq!(kinds.await, "", "a definition is left");
+    // Discovery follows the definitions a moment later.
+    let listed = "kubectl api-resources --api-group=bascule.dev -o name";
+    world
+        .eventually("no definition is left", async || {
+            types(&world.control_plane, listed, folder.path()).await.is_empty()
+        })
+        .await;
     let nodes: Api<Node> = Api::all(world.client.clone());
     let node = nodes.get("n1").await.unwrap();
     assert!(cordoned(Some(&node)) && node.annotations().contains_key(CORDONED_BY_ANNOTATION), "{node:?}");

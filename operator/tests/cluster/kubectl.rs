@@ -165,7 +165,7 @@ async fn ours(world: &World, namespace: &str, settings: &Drain) -> Outcome {
 /// What `kubectl drain` says: nothing is evicted, budgets are asked.
 fn kubectls(control_plane: &ControlPlane, namespace: &str, settings: &Drain) -> Outcome {
     let mut kubectl = control_plane.kubectl();
-    kubectl.args(["drain", "n1", "--ignore-daemonsets", "--dry-run=server", "--timeout=1s"]);
+    kubectl.args(["drain", "n1", "--ignore-daemonsets", "--dry-run=server", "--timeout=4s"]);
     kubectl.arg(format!("--force={}", settings.force));
     kubectl.arg(format!("--delete-emptydir-data={}", settings.delete_empty_dir_data));
     if let Some(selector) = &settings.pod_selector {

@@ -168,7 +168,8 @@ async fn of_two_installations_only_the_older_acts() {
     world.until(leases, "bascule-operator", "held by the younger", held).await;
     world.policy("workers", json!({})).await;
     world.until_current("n1", "1.1").await;
-    assert!(leads(&older.listen).await && !leads(&younger.listen).await);
+    world.eventually("the older leads still", async || leads(&older.listen).await).await;
+    assert!(!leads(&younger.listen).await);
     // Once the older is gone, the other may.
     older.stop().await;
     world.eventually("the younger leads", async || leads(&younger.listen).await).await;

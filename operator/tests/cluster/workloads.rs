@@ -6,6 +6,7 @@ use crate::audit_log;
 use crate::world::{Operator, World};
 use bascule_api::{DisruptionOutcome, NodeUpdate, Rollback, WaitReason};
 use bascule_operator::gather::EXCLUDE_LABEL;
+use bascule_tests::control_plane::Binaries;
 use bascule_tests::kwok::{self, Kwok, Pace};
 use bascule_tests::workload;
 use k8s_openapi::api::batch::v1::Job;
@@ -272,6 +273,8 @@ async fn rules_say_who_is_waited_for_who_stays_and_who_goes_last() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_completes_late_is_evicted_by_nobody() {
+    // Built before the Job's ten minutes begin: on a machine that has none yet it takes minutes.
+    tokio::task::spawn_blocking(|| Binaries::kwok(&|_| {})).await.unwrap().unwrap();
     let (world, operator, build) = a_drain_waits_for_a_build().await;
     // From here on KWOK has the node's pods, too, and this build takes its time.
     let nodes: Api<Node> = Api::all(world.client.clone());
@@ -370,7 +373,7 @@ async fn a_cluster_of_two_nodes_is_updated_with_a_replica_of_the_operator_on_eac
 async fn an_uncordon_by_a_person_ends_the_drain_and_is_told() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
-    world.control_plane.apply(BUILD).await.unwrap();
+    world.a_build_runs().await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({})).await;
     world.until_reason("n1", WaitReason::PodsCompleting).await;

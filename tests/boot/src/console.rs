@@ -160,9 +160,9 @@ mod tests {
         let _line = console.listen(&socket, &folder.path().join("log")).unwrap();
         let mut machine = UnixStream::connect(&socket).await.unwrap();
         machine.write_all(b"one\r\ntw").await.unwrap();
-        let place = console.wait_for(0, "one\n", Duration::from_secs(5)).await.unwrap();
+        let place = console.wait_for(0, "one\n", Duration::from_secs(60)).await.unwrap();
         machine.write_all(b"o\r\n").await.unwrap();
-        let (which, _) = console.wait_for_any(place, &["three", "two"], Duration::from_secs(5)).await.unwrap();
+        let (which, _) = console.wait_for_any(place, &["three", "two"], Duration::from_secs(60)).await.unwrap();
         assert_eq!(which, 1);
         assert_eq!(console.count(0, "o"), 2);
         console.type_in("hello").await.unwrap();

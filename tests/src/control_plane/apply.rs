@@ -1,6 +1,7 @@
 //! Installing manifests the way `kubectl apply --server-side` does, waiting until new kinds can be used.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DynamicObject, Patch, PatchParams};
@@ -10,6 +11,11 @@ use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, Client, ResourceExt};
 
 use super::{ControlPlaneError, Foundation};
+
+/// Far longer than discovery takes.
+const DISCOVERY: Duration = Duration::from_secs(60);
+/// Discovery can only be polled.
+const POLL: Duration = Duration::from_millis(100);
 
 /// One object that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +92,25 @@ async fn apply_one(client: &Client, object: DynamicObject) -> Result<Applied, Co
         await_condition(definitions, &name, conditions::is_crd_established()).await.map_err(|error| {
             ControlPlaneError::Manifest { name: name.clone(), problem: format!("never established: {error}") }
         })?;
+        until_discovered(client, &object).await?;
     }
     Ok(Applied { kind: kind.kind, namespace, name })
+}
+
+/// Discovery learns of a definition a moment after it was established.
+async fn until_discovered(client: &Client, definition: &DynamicObject) -> Result<(), ControlPlaneError> {
+    let text = |pointer: &str| definition.data.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let versions = definition.data.pointer("/spec/versions").and_then(serde_json::Value::as_array);
+    for version in versions.into_iter().flatten().filter(|version| version["served"] == true) {
+        let version = version["name"].as_str().unwrap_or_default();
+        let kind = GroupVersionKind::gvk(text("/spec/group"), version, text("/spec/names/kind"));
+        let begun = Instant::now();
+        while let Err(error) = pinned_kind(client, &kind).await {
+            if begun.elapsed() > DISCOVERY {
+                return Err(error.into());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+    Ok(())
 }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::observe::{Observer, SANDBOX_LABEL};
 
 /// How long a machine's process may take to open its socket.
-const SOCKET_PATIENCE: Duration = Duration::from_secs(20);
+const SOCKET_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where a machine stands in the cluster.
 #[derive(Debug, Clone)]

@@ -95,7 +95,7 @@ spec:
   - {{schedule: "{minute} {hour} {day} {month} *", duration: 6h}}
   provenAfter: 1s
   drain: {{timeout: 60s}}
-  health: {{nodeReadyTimeout: 20s, nodeSoak: 1s}}
+  health: {{nodeReadyTimeout: 45s, nodeSoak: 1s}}
   failureThreshold: 1
 "#
     )

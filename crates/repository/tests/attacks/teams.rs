@@ -335,7 +335,8 @@ async fn a_server_that_fails_for_one_teams_role_fails_for_its_channel_alone() {
         server.misbehave("channel-edge.json", fault.clone());
         let mut node = Node::of(&vendor);
         node.change_settings = |settings| {
-            settings.rate_window = Duration::from_millis(200);
+            // Honest files have to keep to it, too, on a machine that does other things beside.
+            settings.rate_window = Duration::from_secs(2);
             settings.minimum_bytes_per_second = 20_000;
         };
         let opened = node.open(&server).await.unwrap();

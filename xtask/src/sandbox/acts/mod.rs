@@ -18,7 +18,7 @@ use super::snapshot::Snapshot;
 use super::story::Story;
 
 /// The longest that any one wait of the story may take, on a busy machine. Everything usual is far below.
-pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A story that the sandbox can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
