@@ -159,6 +159,6 @@ fn wait_until(mut done: impl FnMut() -> bool, complaint: impl Fn() -> String) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "{}", complaint());
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::park_timeout(Duration::from_millis(50));
     }
 }
