@@ -198,7 +198,8 @@ pub(super) struct Ground {
     /// Which releases are too young; why follows from the release and the policy's spec.
     young: Vec<bool>,
     blocked: Vec<BlockedRelease>,
-    failures: Vec<PolicyFailure>,
+    /// As they are remembered, and as they were written: what a person has forgotten counts until that is written.
+    failures: [Vec<PolicyFailure>; 2],
     releases: [Option<ReleaseInfo>; 2],
     api_server: Option<KubernetesVersion>,
     waits: [Option<Arc<Wait>>; 6],
@@ -216,7 +217,7 @@ impl Ground {
             young: offer.releases.iter().map(|release| policy.too_young(release, now).is_some()).collect(),
             offer,
             blocked: policy.memory.blocked.clone(),
-            failures: policy.memory.failures.clone(),
+            failures: [policy.memory.failures.clone(), status.failures.clone()],
             releases: [status.target.clone(), status.previous.clone()],
             api_server: policy.api_server,
             orders: policy.orders.clone(),

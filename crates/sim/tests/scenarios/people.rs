@@ -2,6 +2,7 @@
 
 use crate::{granted, on, state, world};
 use bascule_api::WaitReason;
+use bascule_planner::Planner;
 use bascule_sim::world::{Fate, World, build};
 use serde_json::json;
 use std::sync::Arc;
@@ -240,4 +241,35 @@ fn a_node_tries_a_failed_release_again_when_a_person_says_so_and_once() {
         .unwrap();
     assert!(boots(&world)[0] > before[0] + once);
     assert_eq!(on(&world, "1.0"), boots(&world).len() - 1);
+}
+
+/// A planner that plans on says the same as one that knows nothing, also when what it remembers has just been written.
+fn agrees(planner: &mut Planner, world: &World) {
+    let mut seen = world.snapshot.clone();
+    let (given, report) = planner.plan(&seen);
+    for step in given.steps.iter().filter(|step| step.action.node().is_none()) {
+        let _ = bascule_planner::model::apply(&mut seen, step, &report);
+    }
+    assert_eq!(planner.plan(&seen), bascule_planner::plan(&seen), "{}", world.story());
+}
+
+#[test]
+fn a_node_that_tries_again_does_not_wait_for_what_a_planner_saw_before_that() {
+    let mut world = world(2, &json!({"health": {"nodeReadyTimeout": "5m"}, "failureThreshold": 9}));
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    let all_failed = |world: &World| world.machines.values().all(|machine| !machine.failed_ever.is_empty());
+    world.until(600, |world| all_failed(world) && granted(world) == 0).unwrap();
+    let at = world.snapshot.now;
+    world.policy("workers", |policy| {
+        let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+        spec.retries = vec![bascule_api::Retry { node: "a1".to_owned(), at, reason: None }];
+        policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+    });
+    let mut planner = Planner::default();
+    for _ in 0..20 {
+        agrees(&mut planner, &world);
+        world.operate_for(None).unwrap();
+        world.pass(10);
+    }
+    assert_eq!(world.snapshot.policies[0].status.retried.len(), 1, "{}", world.story());
 }
