@@ -95,7 +95,7 @@ metadata: {name: bascule-operator, namespace: default}
 spec: {holderIdentity: nobody, leaseDurationSeconds: 15}
 "#;
 
-/// A mistake that somebody could make: nodes that may write NodeUpdates.
+/// Mistakes that somebody could make: nodes that may write NodeUpdates, and agents in pods that may create and delete them.
 const TOO_MUCH: &str = r#"
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -107,6 +107,17 @@ kind: ClusterRoleBinding
 metadata: {name: too-much}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: too-much}
 subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:nodes"}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: too-much-for-pods}
+rules: [{apiGroups: [bascule.dev], resources: [nodeupdates], verbs: [create, delete]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: too-much-for-pods}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: too-much-for-pods}
+subjects: [{kind: ServiceAccount, namespace: bascule-agents, name: bascule-agent}]
 "#;
 
 /// What a node is told that tries more than to report.
@@ -287,6 +298,27 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     let replayed = status(recorded["items"][0]["status"].clone());
     agent.is_refused(Method::PATCH, &reported("n2"), replayed.clone(), "the agent of node n1 may not write").await;
     host.is_refused(Method::PATCH, &update("n2"), granted.clone(), "cannot patch").await;
+    // What it said itself it can say again, about its own node. That moves nothing but what it says: neither its order nor
+    // anybody else's, and what the operator had said beside it does not come back.
+    let explain = |state: &str, reason: &str| status(json!({"rollout": {"state": state, "reason": reason}}));
+    let seen = async |node: &str| {
+        let listed = format!("{API}/nodeupdates?fieldSelector=metadata.name={node}");
+        agent.sends(Method::GET, &listed, &Value::Null).await.unwrap()["items"][0].clone()
+    };
+    operator.sends(Method::PATCH, &reported("n1"), &explain("Current", "Current")).await.unwrap();
+    let whole = status(seen("n1").await["status"].clone());
+    operator.sends(Method::PATCH, &reported("n1"), &explain("Waiting", "Paused")).await.unwrap();
+    agent.sends(Method::PATCH, &reported("n1"), &status(json!({"bootID": "b3"}))).await.unwrap();
+    let (mut own_node, other_node) = (seen("n1").await, seen("n2").await);
+    agent.is_refused(Method::PATCH, &reported("n1"), whole.clone(), "status.rollout is the operator's").await;
+    let mut own_words = whole.clone();
+    own_words["status"].as_object_mut().unwrap().remove("rollout");
+    agent.sends(Method::PATCH, &reported("n1"), &own_words).await.unwrap();
+    let after = seen("n1").await;
+    assert_eq!(after["status"]["bootID"], "b1");
+    own_node["status"]["bootID"] = json!("b1");
+    assert_eq!((&after["spec"], &after["status"]), (&own_node["spec"], &own_node["status"]));
+    assert_eq!(seen("n2").await, other_node);
     // Nor does a wrong Role let a node order itself, or make up a node that is not there: its certificate is held whatever it
     // was given besides.
     let (made_up, order) = (own.clone(), json!({"spec": {"policy": "others"}}));
@@ -296,6 +328,12 @@ async fn whoever_takes_over_a_part_gets_that_part() {
         matches!(answer, Err((403, said)) if said.contains(NOTHING_ELSE))
     })
     .await;
+    until("the wrong Role for pods is known", async || {
+        let answer = agent.sends(Method::POST, &format!("{API}/nodeupdates"), &made_up).await;
+        matches!(answer, Err((403, said)) if said.contains(NOTHING_ELSE))
+    })
+    .await;
+    agent.is_refused(Method::DELETE, &update("n2"), Value::Null, NOTHING_ELSE).await;
     host.is_refused(Method::PATCH, &update("n2"), order.clone(), NOTHING_ELSE).await;
     host.is_refused(Method::DELETE, &update("n1"), Value::Null, NOTHING_ELSE).await;
 
@@ -413,7 +451,7 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     let signed_by_another = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze",
         "metadata": {"generateName": "f-"}, "spec": {"reason": "because", "duration": "1h", "requestedBy": "carol"}});
     alice.is_refused(Method::POST, &freezes, signed_by_another.clone(), "must be your own name").await;
-    let explained = status(json!({"rollout": {"state": "Current", "reason": "Current"}}));
+    let explained = explain("Waiting", "Paused");
 
     // It is the admission policies that hold this: each is taken away, and what it refused is accepted.
     let admin = control_plane.client().await.unwrap();
@@ -431,6 +469,10 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     host.sends(Method::PATCH, &update("n2"), &order).await.unwrap();
     host.sends(Method::POST, &format!("{API}/nodeupdates"), &made_up).await.unwrap();
     host.sends(Method::DELETE, &update("n9"), &Value::Null).await.unwrap();
+    agent.sends(Method::POST, &format!("{API}/nodeupdates"), &made_up).await.unwrap();
+    agent.sends(Method::DELETE, &update("n9"), &Value::Null).await.unwrap();
+    let replayed = agent.sends(Method::PATCH, &reported("n1"), &whole).await.unwrap();
+    assert_eq!(replayed["status"]["rollout"]["state"], "Current", "what the operator says now is gone");
     agent.sends(Method::PATCH, &reported("n1"), &explained).await.unwrap();
     unbound.sends(Method::PATCH, &reported("n1"), &another()).await.unwrap();
     without("bascule-lease").await;
