@@ -11,8 +11,9 @@ use serde::Deserialize;
 const MANIFEST: &str = include_str!("../../../manifests/operator/rbac.yaml");
 /// The name of the Role and the ClusterRole.
 const ROLE: &str = "bascule-operator";
-/// Used by options of policies or of the operator, or to tell people: without them the rest works.
-const OPTIONAL: [&str; 7] = [
+/// Used by options of policies or of the operator, to tell people, or to clear away: without them the rest works.
+const OPTIONAL: [&str; 8] = [
+    "delete freezes",
     "delete pods",
     "patch nodes/status",
     "create events",
