@@ -385,7 +385,7 @@ fn cluster_chains<'a>(
         let flip = name == "fault-decay";
         Box::pin(async move { faults::run(stage, name, old.get().await?, broken.get().await?, flip).await })
     };
-    if wanted.has("fault-hang", false) {
+    if wanted.has("fault-hang", true) {
         scenarios.add("fault-hang", Some(&releases.hangs), fault("fault-hang", &releases.hangs));
     }
     if wanted.has("life", false) {
@@ -393,7 +393,7 @@ fn cluster_chains<'a>(
         scenarios.chains.push(Box::pin(lives(stage, releases, results)));
     }
     for (name, broken) in [("fault-panic", &releases.panics), ("fault-decay", &releases.decays)] {
-        if wanted.has(name, false) {
+        if wanted.has(name, true) {
             scenarios.add(name, Some(broken), fault(name, broken));
         }
     }
