@@ -312,7 +312,7 @@ async fn four_questions_and_everything_that_may_be_missing() {
     assert!(said.code == 0 && said.out == format!("{name} was ended by alice already\n"), "{said:?}");
     assert_eq!(alice.types("unfreeze --all --yes").await.out, "0 freezes ended\n");
     alice.sees("history", "ended by alice").await;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while alice.types("status").await.out.contains("FROZEN") {
         assert!(begun.elapsed() < PATIENCE, "the plan still has the freeze");
         tokio::time::sleep(Duration::from_millis(200)).await;

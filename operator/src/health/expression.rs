@@ -396,7 +396,7 @@ mod tests {
             let answer = answer.unwrap().join();
             let passed = answer.as_ref().is_ok_and(GateAnswer::passed);
             assert!(known.is_ok() && answer.is_ok() || !passed && known.is_err(), "{expression:.40}: {known:?}");
-            assert!(since.elapsed() < 30 * PATIENCE, "{expression:.40} took {:?}", since.elapsed());
+            assert!(since.elapsed() < 10 * PATIENCE, "{expression:.40} took {:?}", since.elapsed());
         }
         assert!(check(&long("object", ".a", "")).unwrap_err().contains("deep"));
     }
@@ -423,7 +423,7 @@ mod tests {
         let since = Instant::now();
         let answer = judge("List", "object.spec.list.all(a, object.spec.list.all(b, a + b >= 0))", &long, None);
         assert!(matches!(&answer, GateAnswer::Unknown(why) if why.contains("takes longer than 2 s")), "{answer:?}");
-        assert!(since.elapsed() < 30 * PATIENCE, "{:?}", since.elapsed());
+        assert!(since.elapsed() < 5 * PATIENCE, "{:?}", since.elapsed());
     }
 
     /// Even what no clock reaches holds up nobody but its own gate.

@@ -239,6 +239,7 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
             }),
         )
         .await;
+    world.until_message("n2", WaitReason::Trial, "not default/logs").await;
     let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
     let blocked = |policy: Option<&UpdatePolicy>| {
         policy

@@ -16,9 +16,8 @@ pub(crate) struct Programs {
     pub(crate) machine: PathBuf,
 }
 
-/// (package, program)
-const WANTED: [(&str, &str); 3] =
-    [("bascule-operator", "bascule-operator"), ("bascule-cli", "bascule"), ("bascule-sim", "bascule-sim-node")];
+/// By their names.
+const WANTED: [&str; 3] = ["bascule-operator", "bascule", "bascule-sim-node"];
 
 impl Programs {
     /// Builds what is not built. Blocks.
@@ -27,11 +26,11 @@ impl Programs {
     /// The compiler refuses, and says why on standard error.
     pub(crate) fn build() -> anyhow::Result<Self> {
         let mut cargo = bascule_os_image::cargo();
-        // This program is named too: cargo unites the features of what is built together, and another set of packages
-        // would compile half of them anew.
-        cargo.args(["build", "--package", "xtask"]).current_dir(crate::workspace_root());
-        for (package, program) in WANTED {
-            cargo.args(["--package", package, "--bin", program]);
+        // No package is named: cargo unites the features of what is selected, which is then the whole workspace as for this
+        // program and for tests. Another set would compile half of it anew.
+        cargo.arg("build").current_dir(crate::workspace_root());
+        for program in WANTED {
+            cargo.args(["--bin", program]);
         }
         // cargo says itself how far it is; the table is not drawn yet.
         let status = cargo.stdin(Stdio::null()).status().context("cannot start cargo")?;
