@@ -1,6 +1,7 @@
 //! What is kept of Bascule's own objects and of the Jobs of hooks.
 
 use super::cache::Fact;
+use crate::clock::Clock;
 use bascule_api::{
     Freeze, NodeUpdate, NodeUpdateStatus, Rollback, Rollout, Time, UpdatePolicy, UpdatePolicySpec, UpdatePolicyStatus,
 };
@@ -80,6 +81,8 @@ pub struct UpdateFact {
     pub facts: UpdateFacts,
     /// The explanation as last written.
     pub rollout: Option<Rollout>,
+    /// When this operator, leading or not, saw the boot first that the agent reports from.
+    pub boot_seen: Time,
 }
 
 impl Fact for UpdateFact {
@@ -102,7 +105,14 @@ impl Fact for UpdateFact {
                 status: NodeUpdateStatus { rollout: None, ..status },
             },
             rollout,
+            boot_seen: Time::default(),
         }
+    }
+
+    fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
+        let boot = |fact: &Self| (fact.uid.clone(), fact.facts.status.boot_id.clone());
+        let same = before.filter(|before| boot(before) == boot(self));
+        self.boot_seen = same.map_or_else(|| Time::new(clock.now()), |before| before.boot_seen);
     }
 
     /// A NodeUpdate goes with its Node. One that goes in the middle of a disruption is carried on with when the Node comes
@@ -252,6 +262,27 @@ fn created(object: &impl Resource) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_boot_that_an_agent_reports_from_is_seen_once_and_another_one_later() {
+        let shows = |uid: &str, boot: &str, before: Option<&UpdateFact>, second: i64| {
+            let mut fact = UpdateFact::of(
+                &serde_json::from_value(serde_json::json!({
+                    "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n1", "uid": uid},
+                    "spec": {"policy": "workers"}, "status": {"bootID": boot}
+                }))
+                .unwrap(),
+            );
+            fact.follow(before, &Clock::from_fn(move || chrono::DateTime::from_timestamp(second, 0).unwrap()));
+            fact
+        };
+        let seen = |fact: &UpdateFact| fact.boot_seen.get().timestamp();
+        let first = shows("u", "b1", None, 10);
+        let later = shows("u", "b1", Some(&first), 20);
+        let rebooted = shows("u", "b2", Some(&later), 30);
+        let made_anew = shows("v", "b2", Some(&rebooted), 40);
+        assert_eq!([&first, &later, &rebooted, &made_anew].map(seen), [10, 10, 30, 40]);
+    }
 
     fn name() -> String {
         crate::hooks::name_of(("", "n1"), 7, HookStage::BeforeDrain, "drain-vm")

@@ -269,7 +269,9 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         excluded: fact.excluded(),
         space: Space::default(),
         boot_id: fact.boot_id.clone(),
-        boot_seen: fact.boot_seen,
+        // The agent may speak before the kubelet does. Whoever is later: until then the machine may have been away, however
+        // long, and what has its time from the boot on begins when nobody is known to be in another one.
+        boot_seen: fact.boot_seen.max(update.map_or_else(Time::default, |update| update.boot_seen)),
         architecture: fact.architecture,
         control_plane: fact.control_plane(),
         etcd: EtcdMember::None,
