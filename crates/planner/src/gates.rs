@@ -175,10 +175,12 @@ pub enum Rule {
     BrokenBefore,
     /// The hooks after a rollout run, however it came to its end.
     HooksAfterRollout,
+    /// A drain stands, with what it knows, until the word to reboot is written.
+    DrainStands,
 }
 
 /// Every rule.
-pub const RULES: [Rule; 16] = [
+pub const RULES: [Rule; 17] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -195,10 +197,11 @@ pub const RULES: [Rule; 16] = [
     Rule::TruceEnds,
     Rule::BrokenBefore,
     Rule::HooksAfterRollout,
+    Rule::DrainStands,
 ];
 
 /// The bit of the first rule.
-const RULES_FROM: u32 = 48;
+const RULES_FROM: u32 = 32;
 
 /// A set of gates that are asked and rules that are kept to. Everything but tests asks all of them; a test that switches
 /// one off proves that the invariants notice.
@@ -243,6 +246,11 @@ mod tests {
         for (index, gate) in GATES.iter().enumerate() {
             assert_eq!(usize::from(gate.index()), index);
             assert!(GateSet::ALL.asks(*gate) && !GateSet::without(*gate).asks(*gate));
+        }
+        for (index, rule) in RULES.iter().enumerate() {
+            assert_eq!(*rule as usize, index);
+            let without = GateSet::without_rule(*rule);
+            assert!(!without.keeps(*rule) && GATES.iter().all(|gate| without.asks(*gate)), "a bit for each");
         }
     }
 }

@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
 use bascule_planner::{GATES, Gate, GateSet, RULES, Rule};
-use bascule_sim::world::{Broken, Failure, Meanwhile, Options, run};
+use bascule_sim::world::{Broken, Drains, Failure, Meanwhile, Options, run};
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
@@ -61,7 +61,7 @@ fn invariants_hold_in_every_world() {
 
 #[test]
 fn an_operator_that_does_not_see_what_tolerates_a_cordon_is_noticed() {
-    let options = Options { blind: true, ..Options::default() };
+    let options = Options { drains: Drains::Blind, ..Options::default() };
     let failure = first_failure(MUTANT_WORLDS, options).expect("pods were evicted again and again, and nobody noticed");
     let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("evictions for"));
     assert!(failure.broken.iter().any(told), "{failure}");
@@ -69,9 +69,25 @@ fn an_operator_that_does_not_see_what_tolerates_a_cordon_is_noticed() {
 
 #[test]
 fn an_operator_that_passes_over_drain_rules_is_noticed() {
-    let options = Options { hasty: true, ..Options::default() };
+    let options = Options { drains: Drains::Hasty, ..Options::default() };
     let failure = first_failure(MUTANT_WORLDS, options).expect("a build was evicted, and nobody noticed");
     let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("was evicted from"));
+    assert!(failure.broken.iter().any(told), "{failure}");
+}
+
+#[test]
+fn an_operator_that_passes_over_the_order_of_rules_is_noticed() {
+    let options = Options { drains: Drains::Unordered, ..Options::default() };
+    let failure = first_failure(MUTANT_WORLDS, options).expect("a pod went before its turn, and nobody noticed");
+    let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("whose turn comes first"));
+    assert!(failure.broken.iter().any(told), "{failure}");
+}
+
+#[test]
+fn an_operator_that_tells_again_whoever_comes_back_is_noticed() {
+    let options = Options { drains: Drains::Stubborn, ..Options::default() };
+    let failure = first_failure(MUTANT_WORLDS, options).expect("a pod was evicted again and again, and nobody noticed");
+    let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("that come back"));
     assert!(failure.broken.iter().any(told), "{failure}");
 }
 

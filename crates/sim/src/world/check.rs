@@ -1,11 +1,12 @@
 //! The invariants, checked on the world itself.
 
-use super::{World, faults::carries};
+use super::{World, faults::carries, pods::RETURNS};
 use bascule_api::{IntOrPercent, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
     snapshot::{Cordon, Excluded, HookStage, Truce},
 };
+use std::collections::BTreeMap;
 
 /// For how many rounds a trial may be without anybody who carries on with it: the operator dies now and then.
 const ORPHANED: u32 = 8;
@@ -154,11 +155,7 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
         }
     }
     broken.extend(world.workload.hurried.iter().map(|what| Broken::World(0, what.clone())));
-    // One eviction for each pod that had to move, and nothing to speak of beyond.
-    let (evictions, stood) = (world.workload.evictions, world.workload.stood.values().sum::<u32>());
-    if evictions.saturating_mul(100) > stood.saturating_mul(105) {
-        broken.push(Broken::World(0, format!("{evictions} evictions for {stood} pods that had to move")));
-    }
+    broken.extend(evictions(world));
     broken.extend(slow_machines(world));
     broken.extend(cluster_gates(world));
     broken.extend(broken_before(world));
@@ -174,6 +171,31 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
                 let what = format!("{name} booted {failed} {tried} times more, and it failed there");
                 broken.push(Broken::World(6, what));
             }
+        }
+    }
+    broken
+}
+
+/// Over a rollout there is one eviction for each pod that had to move, and nothing to speak of beyond; and in a drain no owner
+/// is told again and again.
+fn evictions(world: &World) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    let mut rollouts: BTreeMap<&(String, String), (u32, u32)> = BTreeMap::new();
+    for ((uid, grant), cost) in &world.workload.costs {
+        let (evictions, stood) = rollouts.entry(&cost.rollout).or_default();
+        *evictions += cost.evictions;
+        *stood += cost.stood;
+        let (pods, told) = cost.returning;
+        if told > pods + RETURNS {
+            let what =
+                format!("drain {grant} of {uid} told pods {told} times that come back, of which {pods} stood there");
+            broken.push(Broken::World(0, what));
+        }
+    }
+    for ((policy, release), (evictions, stood)) in rollouts {
+        if evictions.saturating_mul(100) > stood.saturating_mul(105) {
+            let what = format!("{evictions} evictions for {stood} pods that had to move for {release} of {policy}");
+            broken.push(Broken::World(0, what));
         }
     }
     broken

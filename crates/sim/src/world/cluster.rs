@@ -2,7 +2,7 @@
 
 use super::{
     Fate, Machine, World, build,
-    pods::{App, Kind},
+    pods::{App, Drains, Kind},
 };
 use bascule_api::{IntOrPercent, Severity};
 use bascule_planner::{GateSet, Snapshot, snapshot::EtcdMember};
@@ -15,7 +15,7 @@ const ZONES: [&str; 3] = ["a", "b", "c"];
 
 impl World {
     /// The world of a seed at its beginning.
-    pub(super) fn random(seed: u64, gates: GateSet, blind: bool) -> Self {
+    pub(super) fn random(seed: u64, gates: GateSet, drains: Drains) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let count = random.random_range(2..9_usize);
         let versions = pick(&mut random, &[&["1.0", "1.1"][..], &["1.0", "1.1", "1.2"]]);
@@ -58,7 +58,7 @@ impl World {
         world.gates = gates;
         world.peace = false;
         world.workload.healthy = true;
-        world.workload.blind = blind;
+        world.workload.drains = drains;
         for version in ["1.1", "1.2", "1.3", "1.4"] {
             let fate = match world.random.random_range(0..8) {
                 0 => Fate::NeverReady,

@@ -85,6 +85,10 @@ impl World {
                 self.tell(&format!("{name}: the autoscaler thinks better of it"));
                 self.with_node(&name, |node| node.leaving = None);
             }
+            24 if self.snapshot.now.get().timestamp() % 2 == 0 => {
+                self.tell(&format!("{name}: somebody binds a pod to it, again and again"));
+                self.settle_on(&name, Kind::Returning);
+            }
             24 => {
                 self.tell(&format!("{name}: somebody pins a pod that tolerates everything there"));
                 self.settle_on(&name, Kind::Tolerant);

@@ -25,6 +25,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 pub use check::Broken;
 pub use machine::{Fate, Machine};
 pub use overlap::Meanwhile;
+pub use pods::Drains;
 
 /// How a world is run.
 #[derive(Debug, Clone, Copy)]
@@ -35,18 +36,15 @@ pub struct Options {
     pub gates: GateSet,
     /// Whether a planner that plans on from plan to plan is compared with one that knows nothing.
     pub compare: bool,
-    /// Whether the operator sees which pods tolerate a cordon; it does, unless a test proves that it has to.
-    pub blind: bool,
-    /// Whether the operator passes over the policy's drain rules and the wishes of pods; it does not, unless a test proves
-    /// that it must not.
-    pub hasty: bool,
+    /// How nodes are emptied.
+    pub drains: Drains,
     /// Whether a plan may be made while writes of the last one are under way, and what of it waits then.
     pub overlap: Option<Meanwhile>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 40, gates: GateSet::ALL, compare: false, blind: false, hasty: false, overlap: None }
+        Self { rounds: 40, gates: GateSet::ALL, compare: false, drains: Drains::Right, overlap: None }
     }
 }
 
@@ -118,8 +116,7 @@ impl std::error::Error for Failure {}
 /// # Errors
 /// [`Failure`], when a promise was broken.
 pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
-    let mut world = World::random(seed, options.gates, options.blind);
-    world.workload.hasty = options.hasty;
+    let mut world = World::random(seed, options.gates, options.drains);
     world.twin = options.compare.then(twin::Twin::default);
     world.overlap = options.overlap;
     for _ in 0..options.rounds {

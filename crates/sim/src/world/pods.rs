@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Loose,
     /// It tolerates the cordon and is brought back to the very same node.
     Tolerant,
+    /// It does not tolerate the cordon, and whoever brings it back binds it to the very same node in spite of that.
+    Returning,
     /// Its node selector lets it run on this node only.
     Anchored,
     /// It ends by itself.
@@ -33,6 +35,29 @@ pub(super) enum Kind {
     Stuck,
     /// No controller brings it back, so that no policy here allows to evict it.
     Bare,
+}
+
+/// How nodes are emptied: the right way, or as a mutant that tests prove to be noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Drains {
+    /// As the operator does.
+    #[default]
+    Right,
+    /// Nobody sees which pods tolerate a cordon.
+    Blind,
+    /// Nobody asks what rules and pods themselves say.
+    Hasty,
+    /// Rules say who is waited for, and whose turn comes first is passed over.
+    Unordered,
+    /// Whoever comes back is told to go again.
+    Stubborn,
+}
+
+impl Drains {
+    /// Whom a drain leaves, since their owner brings them back.
+    pub(super) fn given_up<'a>(self, ledger: &'a Ledger, nobody: &'a BTreeSet<String>) -> &'a BTreeSet<String> {
+        if self == Self::Stubborn { nobody } else { ledger.given_up() }
+    }
 }
 
 /// An app under a PodDisruptionBudget.
@@ -45,6 +70,23 @@ pub(super) struct App {
     /// Its budget allows nothing before one of its nodes is cordoned: then its controller moves the workload away.
     pub(super) switches: bool,
 }
+
+/// What a drain cost.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cost {
+    /// The policy and the release that is left or installed: all of its drains together are a rollout.
+    pub(super) rollout: (String, String),
+    /// How many pods had to move: they stood there, or were bound to the node before the scheduler had seen the cordon, or
+    /// came back once or twice.
+    pub(super) stood: u32,
+    pub(super) evictions: u32,
+    /// Pods that are brought back: how many stood there, and how often one was evicted. An operator that takes over counts
+    /// anew.
+    pub(super) returning: (u32, u32),
+}
+
+/// How many evictions an owner costs beyond its pods that stood there (docs/drain.md, "A drain has an end").
+pub(super) const RETURNS: u32 = 2;
 
 /// What runs on the nodes beside the system.
 #[derive(Debug, Clone, Default)]
@@ -64,18 +106,14 @@ pub(super) struct Workload {
     pub(super) hooks_fail: bool,
     /// What the operator's drains remember, by the node's UID and the grant. It dies with the operator.
     pub(super) ledgers: BTreeMap<(String, i64), Ledger>,
-    /// How many pods had to move for each drain: they stood there, or were bound to the node before the scheduler had seen
-    /// the cordon.
-    pub(super) stood: BTreeMap<(String, i64), u32>,
+    /// What each drain cost, by the node's UID and the grant.
+    pub(super) costs: BTreeMap<(String, i64), Cost>,
     pub(super) evictions: u32,
     /// Until when the volumes of pods that have left are still attached, by node.
     pub(super) attached: BTreeMap<String, Time>,
     /// Pods that were evicted though they had to be waited for or left, with what said so.
     pub(super) hurried: Vec<String>,
-    /// The mutant: nobody knows which pods tolerate a cordon.
-    pub(super) blind: bool,
-    /// The mutant: nobody asks what rules and pods themselves say.
-    pub(super) hasty: bool,
+    pub(super) drains: Drains,
     made: u64,
 }
 
@@ -92,6 +130,7 @@ impl Workload {
             Kind::App(key) => (Some(key.clone()), "app"),
             Kind::Loose => (Some("shop/loose".to_owned()), "loose"),
             Kind::Tolerant => (Some(format!("shop/pinned-{node}")), "pinned"),
+            Kind::Returning => (Some(format!("shop/returning-{node}")), "returning"),
             Kind::Anchored => (Some(format!("shop/anchored-{node}")), "anchored"),
             Kind::Job(_) => (Some(format!("ci/job-{}", self.made)), "job"),
             Kind::Stuck => (Some("shop/stuck".to_owned()), "stuck"),
@@ -117,7 +156,7 @@ impl Workload {
             labels: [("kind".to_owned(), tag.to_owned())].into(),
             controller,
             ready: true,
-            tolerates_cordon: kind == Kind::Tolerant && !self.blind,
+            tolerates_cordon: kind == Kind::Tolerant && self.drains != Drains::Blind,
             needs: Arc::new(Needs {
                 selector: (kind == Kind::Anchored)
                     .then(|| ("kubernetes.io/hostname".to_owned(), node.to_owned()))
@@ -142,6 +181,12 @@ impl Workload {
     pub(super) fn forget(&mut self) {
         self.orders.clear();
         self.ledgers.clear();
+        for cost in self.costs.values_mut() {
+            let (stood, evicted) = cost.returning;
+            // Those that were given up stand there for the next, and have to move once more.
+            cost.stood += stood.min(evicted.saturating_sub(RETURNS));
+            cost.returning = (stood, 0);
+        }
     }
 
     /// How many pods of a kind a node has.

@@ -3,11 +3,11 @@
 
 use super::{
     World,
-    pods::{App, Kind},
+    pods::{App, Cost, Drains, Kind, RETURNS},
 };
 use bascule_api::{Drain, DrainBehavior, DrainRule, Time};
 use bascule_planner::{
-    drain::{Hour, Needed, Pod, Wish, node_pods, sort},
+    drain::{Hour, Ledger, Needed, Pod, Wish, node_pods, sort},
     plan::{DrainMode, DrainOrder},
     snapshot::{DisruptionBudget, GateAnswer, HookState, Node},
 };
@@ -53,22 +53,30 @@ impl World {
     fn empty(&mut self, order: &DrainOrder) {
         let Some(said) = self.drain_of_policy(&order.policy) else { return };
         let (now, key) = (self.snapshot.now, self.drain_key(order));
-        let drain = if self.workload.hasty {
-            Drain { rules: Vec::new(), honor_pod_annotations: false, ..said.clone() }
-        } else {
-            said.clone()
+        let mutant = self.workload.drains;
+        let drain = match mutant {
+            Drains::Hasty => Drain { rules: Vec::new(), honor_pod_annotations: false, ..said.clone() },
+            Drains::Unordered => {
+                let rules = said.rules.iter().map(|rule| DrainRule { order: 0, ..rule.clone() });
+                Drain { rules: rules.collect(), ..said.clone() }
+            }
+            Drains::Right | Drains::Blind | Drains::Stubborn => said.clone(),
         };
+        let rollout = self.rollout_of(order);
+        let none = BTreeSet::new();
         let mut ledger = self.workload.ledgers.remove(&key).unwrap_or_default();
         let asked: Vec<(String, Kind)> = {
             let present: Vec<_> = self.workload.pods.iter().filter(|one| one.pod.node == order.node).collect();
             let pods = || present.iter().map(|one| &one.pod);
             let hour = |given_up| Hour { now: now.get(), begun: Some(order.begun.get()), given_up, own: None };
             let before = ledger.clone();
-            let mut sorted = sort(pods(), &drain, &hour(before.given_up()));
+            let mut sorted = sort(pods(), &drain, &hour(mutant.given_up(&before, &none)));
             let leaving = u32::try_from(sorted.leaving().count()).unwrap_or(u32::MAX);
-            self.workload.stood.entry(key.clone()).or_insert(leaving);
+            let returning = self.workload.count(&order.node, &Kind::Returning);
+            let cost = || Cost { rollout, stood: leaving, evictions: 0, returning: (returning, 0) };
+            self.workload.costs.entry(key.clone()).or_insert_with(cost);
             if ledger.meet(sorted.leaving()) {
-                sorted = sort(pods(), &drain, &hour(ledger.given_up()));
+                sorted = sort(pods(), &drain, &hour(mutant.given_up(&ledger, &none)));
             }
             if order.mode == DrainMode::DeleteRest {
                 sorted = sorted.all_at_once();
@@ -86,8 +94,13 @@ impl World {
                 continue;
             }
             let Some(index) = self.workload.pods.iter().position(|one| one.pod.uid == uid) else { continue };
+            let early =
+                (order.mode == DrainMode::Evict).then(|| self.out_of_turn(index, &said, order, &ledger)).flatten();
+            self.workload.hurried.extend(early);
             let one = self.workload.pods.remove(index);
             self.workload.evictions += 1;
+            let cost = self.workload.costs.entry(key.clone()).or_default();
+            cost.evictions += 1;
             ledger.asked(&one.pod);
             if order.mode == DrainMode::Evict
                 && let Some(why) = left_alone(&one.pod, &said, order.begun, now)
@@ -104,10 +117,44 @@ impl World {
                     self.workload.attached.insert(order.node.clone(), detached);
                 }
                 Kind::Tolerant => self.workload.add(&order.node, Kind::Tolerant, now),
+                Kind::Returning => {
+                    cost.returning.1 += 1;
+                    let (stood, evicted) = cost.returning;
+                    // The first that come back have to move as well.
+                    cost.stood += u32::from(evicted < stood + RETURNS);
+                    self.workload.add(&order.node, Kind::Returning, now);
+                }
                 Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => {}
             }
         }
         self.workload.ledgers.insert(key, ledger);
+    }
+
+    /// The policy of a drain and the release that it is for.
+    fn rollout_of(&self, order: &DrainOrder) -> (String, String) {
+        let node = self.snapshot.nodes.iter().find(|node| *node.name == *order.node);
+        let release =
+            node.and_then(|node| node.live_update()?.spec.release.as_ref().map(|one| one.version.to_string()));
+        (order.policy.clone(), release.unwrap_or_default())
+    }
+
+    /// What is wrong with the eviction of a pod now, where a rule's order says that another one goes, or ends, before it.
+    fn out_of_turn(&self, index: usize, drain: &Drain, order: &DrainOrder, ledger: &Ledger) -> Option<String> {
+        let pod = &self.workload.pods.get(index)?.pod;
+        let rule = |pod: &Pod| drain.rules.iter().find(|rule| selects(rule, pod));
+        let turn = |pod: &Pod| rule(pod).map_or(0, |rule| rule.order);
+        let now = self.snapshot.now;
+        let waited_for = |other: &&Pod| {
+            let over = |rule: &DrainRule| rule.timeout.is_some_and(|timeout| now >= order.begun.after(timeout));
+            let stays = |rule: &DrainRule| rule.behavior == DrainBehavior::Skip || over(rule);
+            let comes_back = other.tolerates_cordon && other.created_at > order.begun.get();
+            other.node == order.node
+                && turn(other) < turn(pod)
+                && !(comes_back || ledger.given_up().contains(&other.uid))
+                && !rule(other).is_some_and(stays)
+        };
+        let first = self.workload.pods.iter().map(|one| &one.pod).find(waited_for)?;
+        Some(format!("{} was evicted from {} before {}, whose turn comes first", pod.name, order.node, first.name))
     }
 
     /// Whether the eviction API would let a pod go.
@@ -153,13 +200,14 @@ impl World {
 
     /// A pod comes to a node; one that is being emptied has one more to move, unless that one tolerates the cordon.
     pub(super) fn settle_on(&mut self, node: &str, kind: Kind) {
-        let moves = u32::from(kind != Kind::Tolerant);
+        let (moves, returns) = (u32::from(kind != Kind::Tolerant), kind == Kind::Returning);
         self.workload.add(node, kind, self.snapshot.now);
         let emptied = self.snapshot.nodes.iter().find(|known| *known.name == *node && known.granted());
         let grant =
             emptied.and_then(|node| Some((node.uid.clone(), node.live_update()?.spec.grant.as_ref()?.generation)));
-        if let Some(stood) = grant.and_then(|key| self.workload.stood.get_mut(&key)) {
-            *stood += moves;
+        if let Some(cost) = grant.and_then(|key| self.workload.costs.get_mut(&key)) {
+            cost.stood += moves;
+            cost.returning.0 += u32::from(returns);
         }
     }
 
@@ -283,10 +331,13 @@ impl World {
     }
 }
 
+fn selects(rule: &DrainRule, pod: &Pod) -> bool {
+    rule.selector.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
+}
+
 /// Why a pod is not to be evicted now, by the words of docs/drain.md: written apart from what decides it.
 fn left_alone(pod: &Pod, drain: &Drain, begun: Time, now: Time) -> Option<String> {
-    let selects = |rule: &&DrainRule| rule.selector.as_ref().is_none_or(|selector| selector.matches(&pod.labels));
-    match drain.rules.iter().find(selects) {
+    match drain.rules.iter().find(|rule| selects(rule, pod)) {
         Some(rule) => match rule.behavior {
             DrainBehavior::Drain => None,
             DrainBehavior::Skip => Some(format!("rule {} says to leave it", rule.name)),

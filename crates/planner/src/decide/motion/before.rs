@@ -282,6 +282,13 @@ fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
     }
 }
 
+fn stand(moving: &Moving<'_, '_>, motion: &mut Motion, stands: &Standing) {
+    if moving.ctx.set.keeps(Rule::DrainStands) {
+        motion.drain = Some(Arc::clone(&stands.order));
+        motion.stands = Some(stands.clone());
+    }
+}
+
 /// Pods are gone, and volumes of theirs are still attached: whoever gets them next would wait for this node's reboot.
 fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
     let attached = &moving.view.node.pods.attached;
@@ -297,8 +304,7 @@ fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
     let wait = Wait::new(WaitReason::VolumesDetaching, message).of("PersistentVolume", None, first).until(Some(until));
     let mut motion = Motion::waits(RolloutState::Draining, wait);
     motion.progress = progress(moving);
-    motion.drain = Some(Arc::clone(&stands.order));
-    motion.stands = Some(stands.clone());
+    stand(moving, &mut motion, stands);
     Some(match emptied {
         Some(_) => motion,
         None => motion.with(moving.step(Action::Emptied { node: moving.name(), at: moving.ctx.now }, "")),
@@ -355,8 +361,7 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
     let until = at.after(moving.health().node_ready_timeout);
     let mut motion = Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until)));
-    motion.drain = Some(Arc::clone(&stands.order));
-    motion.stands = Some(stands.clone());
+    stand(moving, &mut motion, stands);
     motion.with(step)
 }
 
