@@ -121,6 +121,8 @@ fn deleting_after_the_timeout_reaches_a_budget_that_was_at_zero_from_the_start()
 fn a_drain_that_the_policy_holds_keeps_its_node_as_it_is_until_somebody_resolves_it() {
     let mut world = world(&json!({"drain": {"timeout": "5m", "onTimeout": "Hold"}}));
     world.stick("a1");
+    // It was given up before, and nobody waits for it afterwards.
+    world.with_returning("a1");
     world.until(200, |world| world.shown().contains("DrainHeld")).unwrap();
     let evictions = world.evictions();
     for _ in 0..60 {

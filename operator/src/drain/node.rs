@@ -49,6 +49,8 @@ pub struct Order {
     pub begun: DateTime<Utc>,
     /// How hard.
     pub mode: Mode,
+    /// Whether nobody is asked, and only what the drain knows is kept.
+    pub keeps: bool,
 }
 
 /// A pod that does not go, and why.
@@ -227,7 +229,7 @@ fn look(
         if pod.deletes_at.is_some() {
             forgive(state, waited);
             state.next = None;
-        } else if leaving > 1 && tools.is_own(pod) {
+        } else if order.keeps || (leaving > 1 && tools.is_own(pod)) {
             continue; // the others leave first, which is a change of pods
         } else if !state.asking && due(state, tools.pods.as_ref()).is_none_or(|at| at <= Instant::now()) {
             ledger.asked(pod);

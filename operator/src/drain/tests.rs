@@ -142,7 +142,7 @@ impl DrainObserver for Silent {
 
 fn order(mode: Mode) -> Order {
     let begun = chrono::DateTime::from_timestamp(1_794_999_990, 0).unwrap();
-    Order { node: "n1".to_owned(), settings: Drain::default(), begun, mode }
+    Order { node: "n1".to_owned(), settings: Drain::default(), begun, mode, keeps: false }
 }
 
 fn budget() -> Answer {
@@ -334,6 +334,10 @@ async fn a_drain_that_may_not_begin_yet_waits_and_one_under_way_goes_on() {
     after(5).await;
     let asked = cluster.asked("p0");
     assert!(asked > 0);
+    // A policy that holds asks nobody any more.
+    drains.set(vec![Order { keeps: true, ..order(Mode::Evict) }], |_| false);
+    after(60).await;
+    assert_eq!(cluster.asked("p0"), asked);
     // To harder means as well: it is the same drain.
     assert!(drains.set(vec![order(Mode::Delete)], |_| false).is_empty());
     after(1).await;

@@ -16,6 +16,7 @@ use crate::{
 };
 use bascule_planner::{
     Plan, Planner, Snapshot,
+    plan::DrainMode,
     snapshot::{OfferState, PolicyFacts},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -275,9 +276,10 @@ impl Parts {
                 settings: policy.map(|policy| policy.spec.drain.clone()).unwrap_or_default(),
                 begun: order.begun.get(),
                 mode: match order.mode {
-                    bascule_planner::plan::DrainMode::Evict => drain::Mode::Evict,
-                    bascule_planner::plan::DrainMode::DeleteRest => drain::Mode::Delete,
+                    DrainMode::Evict | DrainMode::Keep => drain::Mode::Evict,
+                    DrainMode::DeleteRest => drain::Mode::Delete,
                 },
+                keeps: order.mode == DrainMode::Keep,
             }
         });
         orders.collect()

@@ -72,6 +72,8 @@ pub enum DrainMode {
     Evict,
     /// What is left is deleted with its grace period (`spec.drain.onTimeout: Delete`, after the timeout).
     DeleteRest,
+    /// Not at all: whom the drain gave up is kept in mind while the policy holds (`spec.drain.onTimeout: Hold`, after the timeout).
+    Keep,
 }
 
 /// A health gate whose answer is needed.

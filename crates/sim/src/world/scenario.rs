@@ -63,6 +63,12 @@ impl World {
         self.show_workload();
     }
 
+    /// A pod that does not tolerate the cordon, and is bound to its node again whenever it goes.
+    pub fn with_returning(&mut self, node: &str) {
+        self.workload.add(node, Kind::Returning, build::at(-86_400));
+        self.show_workload();
+    }
+
     /// A pod whose node selector names its node.
     pub fn with_anchored(&mut self, node: &str) {
         self.workload.add(node, Kind::Anchored, build::at(-86_400));

@@ -78,6 +78,10 @@ impl World {
             if ledger.meet(sorted.leaving()) {
                 sorted = sort(pods(), &drain, &hour(mutant.given_up(&ledger, &none)));
             }
+            if order.mode == DrainMode::Keep {
+                self.workload.ledgers.insert(key, ledger);
+                return;
+            }
             if order.mode == DrainMode::DeleteRest {
                 sorted = sorted.all_at_once();
             }

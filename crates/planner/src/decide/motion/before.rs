@@ -167,6 +167,8 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
             let wait = Wait::new(WaitReason::DrainHeld, left(moving, "the drain's time is over and the policy holds"));
             let mut motion = Motion::waits(RolloutState::Draining, wait);
             motion.progress = progress(moving);
+            // Or whoever comes back and was given up would be left there for ever.
+            stand(moving, &mut motion, &standing(moving, deadline, DrainMode::Keep));
             motion
         }
     }

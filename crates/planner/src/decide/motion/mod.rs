@@ -124,6 +124,7 @@ impl Standing {
         let message = match order.mode {
             DrainMode::Evict => "pods are being evicted",
             DrainMode::DeleteRest => "pods that could not be evicted are deleted",
+            DrainMode::Keep => "nobody is evicted any more",
         };
         let wait = Arc::new(Wait::new(WaitReason::Draining, message).until(Some(order.until)));
         Self { order: Arc::new(order), wait }
