@@ -58,7 +58,9 @@ impl Drains {
             if before.is_some_and(|running| running.order == order) {
                 continue;
             }
-            if before.is_none() && !may_begin(&order.node) {
+            // One that only kept what it knew begins when it asks.
+            let begins = before.is_none_or(|running| running.order.keeps && !order.keeps);
+            if begins && !may_begin(&order.node) {
                 waiting.push(order.node);
                 continue;
             }

@@ -338,6 +338,10 @@ async fn a_drain_that_may_not_begin_yet_waits_and_one_under_way_goes_on() {
     drains.set(vec![Order { keeps: true, ..order(Mode::Evict) }], |_| false);
     after(60).await;
     assert_eq!(cluster.asked("p0"), asked);
+    assert_eq!(drains.set(vec![order(Mode::Evict)], |_| false), ["n1"], "it would begin to ask again");
+    after(5).await;
+    assert_eq!(cluster.asked("p0"), asked);
+    drains.set(vec![order(Mode::Evict)], |_| true);
     // To harder means as well: it is the same drain.
     assert!(drains.set(vec![order(Mode::Delete)], |_| false).is_empty());
     after(1).await;

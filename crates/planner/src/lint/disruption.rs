@@ -3,7 +3,7 @@
 use super::{Violation, violation};
 use crate::{
     Action, Plan, Snapshot, ValidPolicy,
-    plan::HookOrder,
+    plan::{DrainMode, HookOrder},
     snapshot::{Cordon, EtcdMember, Excluded, Node, OfferState, PolicyFacts},
 };
 use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, OnTimeout, Severity, Version};
@@ -36,7 +36,7 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
         emptied(snapshot, node, &step.action, found);
         remembered_failure(snapshot, node, &step.action, found);
     }
-    for order in &plan.drains {
+    for order in plan.drains.iter().filter(|order| order.mode != DrainMode::Keep) {
         if nodes.get(order.node.as_str()).is_some_and(|node| node.excluded == Excluded::No) {
             found.push(violation(0, &order.node, "is emptied while external load balancers send to it"));
         }

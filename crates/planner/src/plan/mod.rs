@@ -72,7 +72,8 @@ pub enum DrainMode {
     Evict,
     /// What is left is deleted with its grace period (`spec.drain.onTimeout: Delete`, after the timeout).
     DeleteRest,
-    /// Not at all: whom the drain gave up is kept in mind while the policy holds (`spec.drain.onTimeout: Hold`, after the timeout).
+    /// Not at all for now, and what the drain knows is kept: before it asks anybody, while a cordon that a person lifted is put
+    /// back, or while the policy holds (`spec.drain.onTimeout: Hold`, after the timeout).
     Keep,
 }
 

@@ -4,6 +4,7 @@ use super::{World, faults::carries, pods::RETURNS};
 use bascule_api::{IntOrPercent, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
+    plan::DrainMode,
     snapshot::{Cordon, Excluded, HookStage, Truce},
 };
 use std::collections::BTreeMap;
@@ -148,7 +149,7 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
             broken.push(Broken::World(0, format!("{} is cordoned and an autoscaler may take it away", node.name)));
         }
     }
-    for order in &world.workload.orders {
+    for order in world.workload.orders.iter().filter(|order| order.mode != DrainMode::Keep) {
         let node = world.snapshot.nodes.iter().find(|node| *node.name == *order.node);
         if node.is_some_and(|node| node.truce != Truce::Held) {
             broken.push(Broken::World(0, format!("{} is emptied, and an autoscaler may take it away", order.node)));

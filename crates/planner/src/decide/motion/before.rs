@@ -120,21 +120,21 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
         let why = "somebody uncordoned the node while it was being drained (a Freeze or spec.paused holds it longer)";
         return give_up(moving, DisruptionOutcome::Uncordoned, why);
     }
+    let begins = started.after(settings.load_balancer_delay);
+    let deadline = begins.after(settings.timeout);
     if !node.cordon.is_cordoned() {
         let wait = Wait::new(WaitReason::Draining, "the node is cordoned and taken out of load balancers");
         let mut step = moving.step(Action::Cordon { node: moving.name(), mark: moving.mark() }, "takes no new pods");
         step.expect.cordon = Some(crate::plan::Cordon::None);
-        return Motion::waits(RolloutState::Draining, wait).with(step);
+        return keeping(moving, Motion::waits(RolloutState::Draining, wait).with(step), deadline);
     }
     if let Some(motion) = truce(moving, true) {
-        return motion;
+        return keeping(moving, motion, deadline);
     }
-    let begins = started.after(settings.load_balancer_delay);
     if moving.ctx.now < begins {
         let wait = Wait::new(WaitReason::LoadBalancers, "load balancers take the node out").until(Some(begins));
-        return Motion::waits(RolloutState::Draining, wait);
+        return keeping(moving, Motion::waits(RolloutState::Draining, wait), deadline);
     }
-    let deadline = begins.after(settings.timeout);
     // A pod that may not be evicted came meanwhile: the node is not empty.
     if node.pods.remaining == 0 && node.pods.undrainable.is_empty() {
         let stands = empty(moving, deadline);
@@ -167,9 +167,8 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
             let wait = Wait::new(WaitReason::DrainHeld, left(moving, "the drain's time is over and the policy holds"));
             let mut motion = Motion::waits(RolloutState::Draining, wait);
             motion.progress = progress(moving);
-            // Or whoever comes back and was given up would be left there for ever.
-            stand(moving, &mut motion, &standing(moving, deadline, DrainMode::Keep));
-            motion
+            // Or the node would never be empty, whatever a person resolves, where one came back and was given up.
+            keeping(moving, motion, deadline)
         }
     }
 }
@@ -282,6 +281,12 @@ fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
         }
         _ => standing(moving, deadline, DrainMode::Evict),
     }
+}
+
+/// A drain that asks nobody for now keeps what it knows: a person may have lifted a cordon or a truce in its middle.
+fn keeping(moving: &Moving<'_, '_>, mut motion: Motion, deadline: Time) -> Motion {
+    stand(moving, &mut motion, &standing(moving, deadline, DrainMode::Keep));
+    motion
 }
 
 fn stand(moving: &Moving<'_, '_>, motion: &mut Motion, stands: &Standing) {
