@@ -138,6 +138,24 @@ fn a_drain_that_the_policy_holds_keeps_its_node_as_it_is_until_somebody_resolves
 }
 
 #[test]
+fn a_drain_that_is_held_forgets_nobody_whom_it_gave_up() {
+    let mut world = world(&json!({"drain": {"timeout": "5m", "onTimeout": "Hold"}}));
+    for name in ["a1", "b1", "c1"] {
+        world.with_tolerant(name);
+    }
+    world.stick("a1");
+    world.until(400, |world| world.shown().contains("DrainHeld")).unwrap();
+    for _ in 0..10 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    // Somebody looks after the one that did not go; the other one was asked once and is left for the reboot.
+    world.unstick("a1");
+    world.until(400, done).unwrap();
+    assert_eq!(world.evictions(), 3, "{}", world.story());
+}
+
+#[test]
 fn a_rollback_that_names_a_node_takes_it_though_a_person_cordoned_it_and_leaves_it_so() {
     let mut world = world(&json!({}));
     world.until(400, done).unwrap();

@@ -201,6 +201,21 @@ async fn a_drain_ends_although_its_pods_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_held_drain_asks_nobody_and_forgets_nothing() {
+    let cluster = Cluster::new(1, |_, _| Answer::Accepted);
+    *Cluster::lock(&cluster.returns) = Some(again);
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order(Mode::Evict)], |_| true);
+    after(60).await;
+    drains.set(vec![Order { keeps: true, ..order(Mode::Evict) }], |_| true);
+    Cluster::lock(&cluster.pods).push(Arc::new(pod("late", true)));
+    cluster.changes.send_modify(|count| *count += 1);
+    after(60).await;
+    assert_eq!((Cluster::lock(&cluster.asked).len(), cluster.asked("late")), (3, 0));
+    assert_eq!(drains.progress_of("n1").unwrap().given_up, BTreeSet::from(["uid-p0xxx".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_operators_own_pod_stays_where_it_has_nowhere_to_go() {
     let cluster = Cluster::new(2, |_, _| Answer::Accepted);
     Cluster::lock(&cluster.pods).insert(0, Arc::new(pod("own", true)));
