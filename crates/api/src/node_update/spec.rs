@@ -198,6 +198,12 @@ pub struct LastDisruption {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub given_up: u32,
+    /// The gate that said no, of a trial that was given up for what a gate says of the cluster (`Unproven`). The release is blamed
+    /// when the same gate says no on a second node that was told to reboot after that. None where nothing said no: nobody could
+    /// be asked, or the trial ended for another reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub gate: Option<String>,
     /// In a sentence, what stopped it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 512))]

@@ -23,6 +23,8 @@ pub(super) struct Asked {
     pub(super) failing: Option<Wait>,
     /// Whether one that speaks of the node itself says no.
     pub(super) node_fails: bool,
+    /// Those that speak of the cluster and say no.
+    pub(super) cluster_fails: Vec<String>,
     /// Whether one has not been asked yet, or too long ago.
     pub(super) open: bool,
     /// Since when all pass.
@@ -70,8 +72,14 @@ impl Answers<'_> {
         now: Time,
         allowance: &mut Allowance,
     ) -> Asked {
-        let mut out =
-            Asked { failing: None, node_fails: false, open: false, since: Time::default(), questions: Vec::new() };
+        let mut out = Asked {
+            failing: None,
+            node_fails: false,
+            cluster_fails: Vec::new(),
+            open: false,
+            since: Time::default(),
+            questions: Vec::new(),
+        };
         let gates = policy.valid.map_or(&[][..], |valid| &valid.gates);
         let of_policy = |answer: &&GateAnswer| answer.policy == policy.facts.name;
         let about_node = |answer: &&GateAnswer| answer.node.as_deref() == Some(&*view.node.name);
@@ -98,6 +106,9 @@ impl Answers<'_> {
                 }
                 Some(answer) if !answer.passes => {
                     out.node_fails |= answer.known && gate.per_node;
+                    if answer.known && !gate.per_node {
+                        out.cluster_fails.push(gate.name.clone());
+                    }
                     (format!("gate {}: {}", gate.name, answer.message), false)
                 }
                 Some(answer) => {

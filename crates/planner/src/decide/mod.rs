@@ -301,7 +301,13 @@ impl<'a> Round<'a> {
             .filter_map(|view| {
                 let last = view.update()?.spec.last_disruption.as_ref();
                 let last = last.filter(|last| last.outcome == DisruptionOutcome::Unproven)?;
-                Some((view.traits.policy?, last.version.as_ref()?, &*view.node.name))
+                Some(motion::Unproven {
+                    policy: view.traits.policy?,
+                    version: last.version.as_ref()?,
+                    node: &view.node.name,
+                    gate: last.gate.as_deref()?,
+                    ended_at: last.ended_at,
+                })
             })
             .collect();
         let ctx = motion::Ctx {

@@ -217,6 +217,8 @@ pub enum Action {
         goal: Goal,
         /// In a sentence, what stopped it; empty for a success.
         message: String,
+        /// The gate that said no, of a trial that was given up for what a gate says of the cluster.
+        gate: Option<String>,
     },
 }
 

@@ -122,7 +122,7 @@ impl Action {
                     disruption.daemon_sets.clone_from(daemon_sets);
                 }
             }
-            Self::FreeGrant { outcome, version, at, goal, message, .. } => {
+            Self::FreeGrant { outcome, version, at, goal, gate, message, .. } => {
                 let before = spec.last_disruption.as_ref().map_or(0, |last| last.given_up);
                 let given_up = match outcome {
                     DisruptionOutcome::DrainFailed
@@ -141,6 +141,7 @@ impl Action {
                     outcome: *outcome,
                     version: version.clone(),
                     given_up,
+                    gate: gate.clone(),
                     message: message.chars().take(512).collect(),
                 });
                 if *goal == Goal::Idle { rest(&mut spec) } else { spec.goal = *goal }

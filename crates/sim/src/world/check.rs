@@ -225,7 +225,8 @@ pub(super) fn orphans(world: &World) -> std::collections::BTreeMap<String, u32> 
 pub(super) fn unproven(world: &World) -> Vec<(String, String)> {
     let ended = world.snapshot.nodes.iter().filter_map(|node| {
         let last = node.update.as_ref()?.spec.last_disruption.as_ref()?;
-        let unproven = last.outcome == bascule_api::DisruptionOutcome::Unproven;
+        // What nobody could be asked, or ended for another reason, shows nothing.
+        let unproven = last.outcome == bascule_api::DisruptionOutcome::Unproven && last.gate.is_some();
         Some((last.version.as_ref().filter(|_| unproven)?.to_string(), node.name.to_string()))
     });
     ended.collect()

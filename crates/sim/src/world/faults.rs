@@ -49,6 +49,11 @@ impl World {
             14 => self.withdraw(),
             15 => self.edit_policy(),
             16 => self.delete_node(&name),
+            17 if self.workload.deaf || self.chance(30) => {
+                self.workload.deaf = !self.workload.deaf;
+                let deaf = self.workload.deaf;
+                self.tell(if deaf { "Prometheus answers nobody" } else { "Prometheus answers again" });
+            }
             17 => {
                 self.workload.healthy = !self.workload.healthy;
                 let healthy = self.workload.healthy;
@@ -472,6 +477,7 @@ impl World {
             machine.inhibited = false;
         }
         self.workload.healthy = true;
+        self.workload.deaf = false;
         self.workload.hooks_fail = false;
         self.workload.clear(None, &Kind::Stuck);
         self.workload.clear(None, &Kind::Bare);

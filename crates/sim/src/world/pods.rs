@@ -98,6 +98,8 @@ pub(super) struct Workload {
     pub(super) questions: Vec<GateQuestion>,
     /// Whether the health gates pass.
     pub(super) healthy: bool,
+    /// Whether whoever gates ask answers nobody.
+    pub(super) deaf: bool,
     /// Nodes of which gates that are asked for each node say no.
     pub(super) busy: BTreeSet<String>,
     /// Hooks that succeeded, by policy and node, grant and hook.

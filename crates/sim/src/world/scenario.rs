@@ -143,6 +143,11 @@ impl World {
         self.show_workload();
     }
 
+    /// Whoever gates ask answers nobody any more, or does again.
+    pub fn prometheus_dies(&mut self, dies: bool) {
+        self.workload.deaf = dies;
+    }
+
     /// From now on Jobs of hooks fail, or no more, whereupon a person deletes those that failed.
     pub fn fail_hooks(&mut self, fail: bool) {
         self.workload.hooks_fail = fail;

@@ -313,7 +313,7 @@ impl World {
         let (now, healthy) = (self.snapshot.now, self.workload.healthy);
         let before = std::mem::take(&mut self.snapshot.gates);
         for question in &self.workload.questions {
-            let passes = match &question.node {
+            let passes = !self.workload.deaf && match &question.node {
                 Some(node) => !self.workload.busy.contains(node),
                 None => healthy,
             };
@@ -326,7 +326,7 @@ impl World {
                 gate: question.gate.clone(),
                 node: question.node.clone(),
                 passes,
-                known: true,
+                known: !self.workload.deaf,
                 message: if passes { String::new() } else { "1 alert fires".to_owned() },
                 at: now,
                 since,

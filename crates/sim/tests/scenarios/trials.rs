@@ -132,6 +132,50 @@ fn a_gate_about_the_cluster_holds_a_trial_and_blames_the_release_when_a_second_n
 }
 
 #[test]
+fn a_prometheus_that_dies_while_several_nodes_try_a_release_blames_nobody() {
+    let mut fields = alerts();
+    fields["budget"] = json!({"maxUnavailable": 3});
+    fields["staging"] = json!({"maxConcurrent": 3});
+    fields["health"]["nodeSoak"] = json!("2m");
+    let mut world = world(1, &fields);
+    let all_try = |world: &World| world.machines.values().all(bascule_sim::world::Machine::tries_a_release);
+    world.until(400, all_try).unwrap();
+    // The guard of one ends its trial first; the others are past their time, too.
+    world.prometheus_dies(true);
+    world.until(1_000, |world| granted(world) == 0).unwrap();
+    assert_eq!(on(&world, "1.0"), 3, "{}", world.story());
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    let last = |node: &std::sync::Arc<bascule_planner::snapshot::Node>| {
+        let last = node.update.as_ref().unwrap().spec.last_disruption.as_ref().unwrap();
+        (last.outcome, last.gate.clone())
+    };
+    let ended: Vec<_> = world.snapshot.nodes.iter().map(last).collect();
+    assert!(ended.iter().all(|end| *end == (bascule_api::DisruptionOutcome::Unproven, None)), "{ended:?}");
+}
+
+#[test]
+fn what_ended_a_trial_for_another_reason_is_no_first_node_that_shows_it() {
+    for other in [None, Some("another")] {
+        let mut world = world(1, &alerts());
+        world.until(200, on_trial).unwrap();
+        world.alert(true);
+        world.until(400, |world| granted(world) == 0).unwrap();
+        for node in &mut world.snapshot.nodes {
+            let update = std::sync::Arc::make_mut(node).update.as_mut().unwrap();
+            if let Some(last) = &mut update.spec.last_disruption {
+                assert_eq!(last.gate.as_deref(), Some("alerts"));
+                last.gate = other.map(str::to_owned);
+            }
+        }
+        world.alert(false);
+        world.until(200, on_trial).unwrap();
+        world.alert(true);
+        world.until(400, |world| granted(world) == 0).unwrap();
+        assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    }
+}
+
+#[test]
 fn a_gate_about_the_cluster_is_a_verdict_where_the_policy_says_so() {
     let mut fields = alerts();
     fields["health"]["clusterGates"] = json!("Revert");

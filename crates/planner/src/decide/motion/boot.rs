@@ -140,7 +140,8 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
     }
     let given_up = failed.is_some_and(|failed| failed.category == NodeError::TrialFailed);
     if given_up && moving.before_is_forgotten() {
-        return unproven(moving, release, running, "what was not ready before its Node was deleted nobody remembers");
+        let why = "what was not ready before its Node was deleted nobody remembers";
+        return unproven(moving, release, running, why, None);
     }
     // The guard gave up a trial that was held: what the gates say decides who answers for it.
     if given_up
@@ -153,7 +154,8 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
             motion.questions = asked.questions;
             return motion;
         }
-        return unproven(moving, release, running, &asked.failing.map_or_else(String::new, |wait| wait.message));
+        let why = asked.failing.map_or_else(String::new, |wait| wait.message);
+        return unproven(moving, release, running, &why, asked.cluster_fails.into_iter().next());
     }
     let (category, seen) = failed.map_or_else(
         || (NodeError::BootFailed, "the boot loader came back to the old release".to_owned()),
@@ -167,10 +169,20 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
 }
 
 /// The node came back from a trial that was given up for what the release does not answer for, or may not.
-fn unproven(moving: &Moving<'_, '_>, release: &ReleaseRef, running: &str, why: &str) -> Motion {
+fn unproven(
+    moving: &Moving<'_, '_>,
+    release: &ReleaseRef,
+    running: &str,
+    why: &str,
+    said_no: Option<String>,
+) -> Motion {
     let why = format!("back on {running}, and {} is not blamed: {why}", release.version);
     let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::Reverted, why.clone()));
-    moving.end(motion, DisruptionOutcome::Unproven, Goal::Idle, &why, why.clone())
+    let mut motion = moving.end(motion, DisruptionOutcome::Unproven, Goal::Idle, &why, why.clone());
+    if let Some(Action::FreeGrant { gate, .. }) = motion.steps.last_mut().map(|step| &mut step.action) {
+        *gate = said_no;
+    }
+    motion
 }
 
 /// The node left the release that goal Reverted named.

@@ -41,8 +41,18 @@ pub(super) struct Ctx<'a> {
     pub(super) set: GateSet,
     /// On how many nodes machines have not come back from the word to boot a release, by policy.
     pub(super) lost: &'a BTreeMap<(usize, &'a Version), usize>,
-    /// Nodes whose trial of a release ended because of a gate that speaks of the cluster, by policy.
-    pub(super) unproven: &'a [(usize, &'a Version, &'a str)],
+    /// Trials that ended because of what a gate says of the cluster.
+    pub(super) unproven: &'a [Unproven<'a>],
+}
+
+/// A trial that ended because a gate said no of the cluster.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unproven<'a> {
+    pub(super) policy: usize,
+    pub(super) version: &'a Version,
+    pub(super) node: &'a str,
+    pub(super) gate: &'a str,
+    pub(super) ended_at: Time,
 }
 
 /// What happens to a node in motion.
@@ -230,11 +240,17 @@ impl<'a> Moving<'_, 'a> {
         key.and_then(|key| self.ctx.lost.get(&key)).map_or(0, |lost| lost.saturating_sub(1))
     }
 
-    /// Whether the trial of the same release ended because of the cluster on another node already.
-    fn unproven_elsewhere(&self) -> bool {
+    /// Whether a trial of the same release ended on another node because of one of these gates, before this node was told to
+    /// reboot: what happens to several at once is the cluster's doing. When a trial began that was adopted nobody knows.
+    fn unproven_elsewhere(&self, gates: &[String]) -> bool {
         let version = self.release().map(|release| &release.version);
-        self.ctx.unproven.iter().any(|(policy, of, node)| {
-            self.view.traits.policy == Some(*policy) && version == Some(*of) && **node != *self.view.node.name
+        let told = self.disruption.drained_at.filter(|_| self.granted_boot != crate::plan::ADOPTED_BOOT);
+        self.ctx.unproven.iter().any(|ended| {
+            self.view.traits.policy == Some(ended.policy)
+                && version == Some(ended.version)
+                && *ended.node != *self.view.node.name
+                && gates.iter().any(|gate| gate == ended.gate)
+                && told.is_some_and(|told| told >= ended.ended_at)
         })
     }
 
@@ -293,6 +309,7 @@ impl<'a> Moving<'_, 'a> {
             version: self.release().map(|release| release.version.clone()),
             at: self.ctx.now,
             goal,
+            gate: None,
             message: message.to_owned(),
         };
         motion.steps.push(self.step(action, says));

@@ -96,11 +96,11 @@ pub(super) fn gates(moving: &Moving<'_, '_>) -> Option<Asked> {
 }
 
 /// Whether the release answers for gates that do not pass: for what one says of the node; for what they say of the cluster
-/// if the policy wants it so, or if it has happened on another node before.
+/// if the policy wants it so, or if the same gate has said so of another node's trial before.
 pub(super) fn blames(moving: &Moving<'_, '_>, asked: &Asked) -> bool {
     asked.node_fails
         || moving.health().cluster_gates == ClusterGates::Revert
-        || moving.unproven_elsewhere()
+        || moving.unproven_elsewhere(&asked.cluster_fails)
         || !moving.ctx.set.keeps(Rule::ClusterIsNoVerdict)
 }
 
