@@ -107,6 +107,31 @@ fn a_budget_that_opens_after_the_cordon_is_given_time_where_somebody_says_so() {
 }
 
 #[test]
+fn only_a_budget_that_was_closed_at_the_grant_is_given_up_for_not_opening() {
+    let mut world = world(&json!({"drain": {"budgetsOpenAfterCordon": "2m", "timeout": "15m"}}));
+    world.with_switching_app("shop/db", &["a1", "b1", "c1"]);
+    world.with_app("shop/web", &["a1", "b1", "c1"], 2);
+    while granted(&world) == 0 {
+        world.pass(10);
+        world.operate_for(None).unwrap();
+    }
+    let name = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    let disruption = node(&world, &name).update.as_ref().unwrap().spec.disruption.clone().unwrap();
+    assert_eq!(disruption.closed_budgets, ["shop/db"]);
+    // The other one allowed a disruption then, and is used up by what happens elsewhere.
+    world.set_desired("shop/web", 3);
+    let later = world.snapshot.now.after(bascule_api::Duration::from_minutes(6));
+    while world.snapshot.now < later {
+        world.operate_for(None).unwrap();
+        assert!(node(&world, &name).granted(), "{}", world.story());
+        world.pass(20);
+    }
+    world.set_desired("shop/web", 2);
+    world.until(600, done).unwrap();
+    assert!(["a1", "b1", "c1"].iter().all(|name| last(&world, name).unwrap().given_up == 0), "{}", world.story());
+}
+
+#[test]
 fn deleting_after_the_timeout_reaches_a_budget_that_was_at_zero_from_the_start() {
     let fields = json!({"drain": {"timeout": "30s", "onTimeout": "Delete"}, "staging": {"maxConcurrent": 3}});
     let mut world = world(&fields);

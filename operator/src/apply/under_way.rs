@@ -179,6 +179,7 @@ mod tests {
             at: bascule_api::Time::default(),
             drain_begins: true,
             budgets_open_within: None,
+            closed_budgets: Vec::new(),
             daemon_sets: Vec::new(),
         })
     }

@@ -20,6 +20,9 @@ use std::{collections::BTreeMap, sync::Arc};
 /// How many names of unavailable nodes a message gives.
 const NAMED: usize = 3;
 
+/// Most budgets that a grant names, as in the schema.
+const MAX_CLOSED: usize = 16;
+
 /// A count against a limit.
 #[derive(Debug, Default)]
 pub(super) struct Limit {
@@ -384,16 +387,18 @@ impl<'a> ClusterBudget<'a> {
     }
 
     /// Within what time the budgets that let none of the node's pods go may open once it is cordoned, where a node is
-    /// cordoned although there is one. A policy that deletes what is left needs nobody's leave.
-    pub(super) fn opening(&self, view: &NodeView<'_>, drain: &Drain) -> Option<Duration> {
+    /// cordoned although there is one; and which budgets those are. A policy that deletes what is left needs nobody's leave.
+    pub(super) fn opening(&self, view: &NodeView<'_>, drain: &Drain) -> Option<(Duration, Vec<String>)> {
         if !self.is_held(view) || drain.on_timeout == OnTimeout::Delete {
             return None;
         }
         let pods = &view.node.pods;
         let held =
             pods.budgets.iter().filter_map(|(key, _)| self.allowed.get(key.as_str()).map(|(left, _)| (key, left)));
-        let within = held.filter(|(_, left)| **left <= 0).map(|(key, _)| opens_within(pods, key, drain));
-        within.flatten().max()
+        let held = held.filter(|(_, left)| **left <= 0);
+        let closed: Vec<_> = held.filter_map(|(key, _)| Some((opens_within(pods, key, drain)?, key.clone()))).collect();
+        let within = closed.iter().map(|(within, _)| *within).max()?;
+        Some((within, closed.into_iter().map(|(_, key)| key).take(MAX_CLOSED).collect()))
     }
 
     /// A PodDisruptionBudget that lets none of the node's pods go now, and for which nothing is gained by a cordon.

@@ -243,7 +243,8 @@ fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wai
     Said::shared(RolloutState::Current, Arc::clone(wait))
 }
 
-fn grant_step(candidate: &Candidate<'_, '_>, used: u32, budgets_open_within: Option<Duration>) -> Step {
+fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duration, Vec<String>)>) -> Step {
+    let (budgets_open_within, closed_budgets) = opening.unzip();
     let view = candidate.view;
     let node = view.node;
     let spec = view.update().map(|update| &update.spec);
@@ -263,6 +264,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, budgets_open_within: Opt
             at: candidate.now,
             drain_begins: !hooks,
             budgets_open_within,
+            closed_budgets: closed_budgets.unwrap_or_default(),
             daemon_sets: match candidate.policy.valid {
                 Some(valid) if valid.spec.health.daemon_sets => super::motion::note(node, &[]),
                 _ => Vec::new(),

@@ -52,6 +52,7 @@ impl Action {
                     cause: cause.clone(),
                     drain_started_at: Some(*at),
                     budgets_open_within: None,
+                    closed_budgets: Vec::new(),
                     emptied_at: None,
                     drained_at: Some(*at),
                     hooks_done: Vec::new(),
@@ -66,6 +67,7 @@ impl Action {
                 at,
                 drain_begins,
                 budgets_open_within,
+                closed_budgets,
                 daemon_sets,
                 ..
             } => {
@@ -76,6 +78,7 @@ impl Action {
                     cause: cause.clone(),
                     drain_started_at: drain_begins.then_some(*at),
                     budgets_open_within: *budgets_open_within,
+                    closed_budgets: closed_budgets.clone(),
                     emptied_at: None,
                     drained_at: None,
                     hooks_done: Vec::new(),
