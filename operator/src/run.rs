@@ -156,6 +156,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     gates.auth_info.impersonate = Some(format!("system:serviceaccount:{namespace}:{GATES}"));
     gates.auth_info.impersonate_groups = None;
     let gates = Client::try_from(gates).map_err(|error| RunError::Client(Box::new(error)))?;
+    let versions = Client::try_from(bounded.clone()).map_err(|error| RunError::Client(Box::new(error)))?;
     // A 429 of an eviction has a meaning, so this client does not repeat requests by itself.
     let mut plain = bounded;
     plain.default_retry = false;
@@ -170,7 +171,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let changes = Arc::new(watch::Sender::new(0_u64));
     let world = World::new(Arc::clone(&changes), &clock);
     readiness.set(world.missing());
-    let mut watches = world.watch(&watching, &metrics);
+    let mut watches = world.watch(&watching, versions, &metrics);
     let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
     let events = Events::start(client.clone(), &identity);
     let asker = Asker::new(client.clone(), gates, &namespace, &extra_ca)?;

@@ -101,9 +101,10 @@ impl World {
         }
     }
 
-    /// Starts the watches. They end when the returned set is dropped.
+    /// Starts the watches. They end when the returned set is dropped. API servers are asked for their version with a client that
+    /// nobody else uses.
     #[must_use]
-    pub fn watch(&self, client: &Client, metrics: &Metrics) -> JoinSet<()> {
+    pub fn watch(&self, client: &Client, versions: Client, metrics: &Metrics) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
         spawn(&mut tasks, client, &self.nodes, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.updates, watcher::Config::default(), metrics);
@@ -118,7 +119,7 @@ impl World {
         spawn(&mut tasks, client, &self.deadlines, watcher::Config::default().labels(&others), metrics);
         spawn(&mut tasks, client, &self.attachments, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.claims, watcher::Config::default(), metrics);
-        tasks.spawn(self.api_servers.clone().keep_asking(client.clone(), Arc::clone(&self.changes)));
+        tasks.spawn(self.api_servers.clone().keep_asking(versions, Arc::clone(&self.changes)));
         tasks
     }
 
