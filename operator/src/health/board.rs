@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -21,12 +21,16 @@ use tokio::{
 
 /// How often a gate is asked while its answer is needed; where many are, each comes in its turn.
 const EVERY: Duration = Duration::from_secs(3);
-/// Over all gates one is asked in so much time, once a few dozen are needed.
+/// Over all gates one is asked in so much time, once a few dozen are needed. Each policy has the same share of it.
 const EACH: Duration = Duration::from_millis(60);
 /// The longest between two answers to one question. The planner takes no answer that is older than two minutes.
 const SELDOM: Duration = Duration::from_secs(60);
-/// How many gates are asked at once.
+/// How many gates of a policy are asked at once: whom nobody answers keeps each place for as long as a question may take, and
+/// has to leave others theirs.
 const AT_ONCE: usize = 16;
+/// How many of all policies. Those of more than four that nobody answers take turns, of which each policy has at most
+/// [`AT_ONCE`] before another's.
+const OF_ALL_AT_ONCE: usize = 64;
 /// Longest message that is kept.
 const MESSAGE: usize = 512;
 
@@ -51,8 +55,21 @@ pub struct GateBoard {
     permits: Arc<Semaphore>,
     answers: Answers,
     asking: BTreeMap<GateKey, Asking>,
-    /// How many questions there are.
-    questions: Arc<AtomicUsize>,
+    shares: BTreeMap<String, Arc<Share>>,
+}
+
+/// What a policy may ask.
+#[derive(Debug)]
+struct Share {
+    permits: Semaphore,
+    /// Between two answers to one of its questions, in milliseconds.
+    pause: AtomicU64,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { permits: Semaphore::new(AT_ONCE), pause: AtomicU64::default() }
+    }
 }
 
 type Answers = Arc<Mutex<BTreeMap<GateKey, GateAnswer>>>;
@@ -78,7 +95,7 @@ impl GateBoard {
     /// Asks nothing yet. `changes` is told when an answer changes.
     #[must_use]
     pub fn new(asker: Asker, clock: Clock, metrics: Metrics, changes: Arc<watch::Sender<u64>>) -> Self {
-        let permits = Arc::new(Semaphore::new(AT_ONCE));
+        let permits = Arc::new(Semaphore::new(OF_ALL_AT_ONCE));
         Self {
             asker,
             clock,
@@ -87,19 +104,20 @@ impl GateBoard {
             permits,
             answers: Arc::default(),
             asking: BTreeMap::new(),
-            questions: Arc::default(),
+            shares: BTreeMap::new(),
         }
     }
 
     /// Asks these from now on, and no others. Answers of others are forgotten: they would be stale when needed again.
     pub fn set(&mut self, questions: BTreeMap<GateKey, Asked>) {
-        self.questions.store(questions.len(), Ordering::Relaxed);
+        self.share_out(questions.keys());
         self.asking.retain(|key, asking| questions.get(key).is_some_and(|asked| *asked == asking.asked));
         lock(&self.answers).retain(|key, _| self.asking.contains_key(key));
         for (key, asked) in questions {
             if self.asking.contains_key(&key) {
                 continue;
             }
+            let share = self.shares.entry(key.policy.clone()).or_default();
             let task = tokio::spawn(ask_again_and_again(
                 key.clone(),
                 asked.clone(),
@@ -110,10 +128,24 @@ impl GateBoard {
                     changes: Arc::clone(&self.changes),
                     permits: Arc::clone(&self.permits),
                     answers: Arc::clone(&self.answers),
-                    questions: Arc::clone(&self.questions),
+                    share: Arc::clone(share),
                 },
             ));
             self.asking.insert(key, Asking { asked, task: task.abort_handle() });
+        }
+    }
+
+    /// Each policy that asks anything has the same share, however much it asks.
+    fn share_out<'a>(&mut self, questions: impl Iterator<Item = &'a GateKey>) {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for key in questions {
+            *counts.entry(&key.policy).or_default() += 1;
+        }
+        self.shares.retain(|policy, _| counts.contains_key(policy.as_str()));
+        for (policy, count) in &counts {
+            let share = self.shares.entry((*policy).to_owned()).or_default();
+            let pause = u64::try_from(pause(*count, counts.len()).as_millis()).unwrap_or(u64::MAX);
+            share.pause.store(pause, Ordering::Relaxed);
         }
     }
 
@@ -130,12 +162,13 @@ struct Board {
     changes: Arc<watch::Sender<u64>>,
     permits: Arc<Semaphore>,
     answers: Answers,
-    questions: Arc<AtomicUsize>,
+    share: Arc<Share>,
 }
 
-/// Between two answers to one of so many questions.
-fn pause(questions: usize) -> Duration {
-    EACH.saturating_mul(u32::try_from(questions).unwrap_or(u32::MAX)).clamp(EVERY, SELDOM)
+/// Between two answers to one of so many questions of a policy, of so many policies.
+fn pause(questions: usize, policies: usize) -> Duration {
+    let turns = questions.saturating_mul(policies);
+    EACH.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX)).clamp(EVERY, SELDOM)
 }
 
 fn lock(answers: &Answers) -> std::sync::MutexGuard<'_, BTreeMap<GateKey, GateAnswer>> {
@@ -145,6 +178,8 @@ fn lock(answers: &Answers) -> std::sync::MutexGuard<'_, BTreeMap<GateKey, GateAn
 async fn ask_again_and_again(key: GateKey, asked: Asked, asker: Asker, board: Board) {
     loop {
         let answer = {
+            // First the policy's own, so that it stands in the common line with no more than these.
+            let Ok(_own) = board.share.permits.acquire().await else { return };
             let Ok(_permit) = board.permits.acquire().await else { return };
             asker.ask(&asked.health, &asked.gate, key.node.as_deref()).await
         };
@@ -154,7 +189,7 @@ async fn ask_again_and_again(key: GateKey, asked: Asked, asker: Asker, board: Bo
             Answer::Unknown(_) => "unknown",
         });
         board.take(&key, &answer);
-        tokio::time::sleep(pause(board.questions.load(Ordering::Relaxed))).await;
+        tokio::time::sleep(Duration::from_millis(board.share.pause.load(Ordering::Relaxed))).await;
     }
 }
 
@@ -184,10 +219,74 @@ impl Board {
 mod tests {
     use super::*;
 
+    use axum::{Router, routing::get};
+    use kube::{Client, Config};
+    use tokio::net::TcpListener;
+
     #[test]
     fn many_questions_are_asked_in_turn_and_none_too_seldom() {
-        assert_eq!([1, 50].map(pause), [EVERY; 2]);
-        assert_eq!(pause(500), Duration::from_secs(30), "17 a second");
-        assert_eq!(pause(100_000), SELDOM);
+        assert_eq!([1, 50].map(|questions| pause(questions, 1)), [EVERY; 2]);
+        assert_eq!(pause(500, 1), Duration::from_secs(30), "17 a second");
+        assert_eq!(pause(250, 2), pause(500, 1), "as many for all policies together");
+        assert_eq!(pause(100_000, 1), SELDOM);
+    }
+
+    #[test]
+    fn a_policy_that_asks_much_does_not_make_another_wait() {
+        let key = |policy: &str, node: usize| GateQuestion {
+            policy: policy.to_owned(),
+            gate: "ci".to_owned(),
+            node: Some(format!("n{node}")),
+        };
+        let keys: Vec<_> = (0..5_000).map(|node| key("many", node)).chain([key("one", 0)]).collect();
+        let mut board = board();
+        board.share_out(keys.iter());
+        let pauses = board.shares.values().map(|share| share.pause.load(Ordering::Relaxed));
+        assert_eq!(pauses.collect::<Vec<_>>(), [SELDOM, EVERY].map(|pause| u64::try_from(pause.as_millis()).unwrap()));
+        board.share_out(keys[..1].iter());
+        assert_eq!(board.shares.keys().collect::<Vec<_>>(), ["many"]);
+    }
+
+    fn board() -> GateBoard {
+        bascule_tests::install_tls_provider();
+        // Nobody asks for objects here.
+        let nobody = || Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let asker = Asker::new(nobody(), nobody(), "bascule-system", &[]).unwrap();
+        GateBoard::new(asker, Clock::system(), Metrics::new(), Arc::new(watch::Sender::new(0)))
+    }
+
+    #[tokio::test]
+    async fn gates_that_nobody_answers_starve_no_other_policy() {
+        let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let asked = |listener: &TcpListener| {
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            let gate = serde_json::from_value(serde_json::json!({"http": {"url": url, "status": 200}})).unwrap();
+            Asked { health: Health::default(), gate }
+        };
+        // By turns of sixteen it would be minutes until the other one is asked.
+        let question = |policy: &str, node: usize| GateQuestion {
+            policy: policy.to_owned(),
+            gate: "ci".to_owned(),
+            node: Some(format!("n{node}")),
+        };
+        let mut questions: BTreeMap<_, _> =
+            (0..600).map(|node| (question("deaf", node), asked(&deaf))).collect();
+        let other = question("heard", 0);
+        questions.insert(other.clone(), asked(&listener));
+        let router = Router::new().route("/", get(async || "fine"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let mut board = board();
+        let mut changes = board.changes.subscribe();
+        board.set(questions);
+        let passes = |board: &GateBoard| {
+            board.answers().iter().any(|answer| answer.policy == other.policy && answer.passes)
+        };
+        let heard = async {
+            while !passes(&board) {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), heard).await.expect("the other policy is asked");
     }
 }
