@@ -3,7 +3,7 @@
 
 use crate::{
     Action, GateSet, Snapshot, decide, model,
-    plan::{DrainOrder, GateQuestion},
+    plan::{DrainMode, DrainOrder, GateQuestion},
     snapshot::{GateAnswer, HookState, Node},
 };
 use bascule_api::{
@@ -220,7 +220,7 @@ impl Run {
     }
 
     fn drain(&mut self, orders: &[Arc<DrainOrder>]) {
-        for order in orders {
+        for order in orders.iter().filter(|order| order.mode != DrainMode::Keep) {
             let Some(at) = self.index.get(order.node.as_str()).copied() else { continue };
             if self.draining.get(&at) == Some(&order.grant) {
                 continue;

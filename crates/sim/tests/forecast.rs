@@ -72,6 +72,16 @@ fn what_drains_and_boots_took_lately_counts_and_not_a_guess() {
 }
 
 #[test]
+fn load_balancers_have_their_time_before_anybody_is_evicted() {
+    let world = world(&json!({
+        "budget": {"maxUnavailable": 9}, "staging": {"maxConcurrent": "100%"},
+        "drain": {"waitForPlaces": false, "loadBalancerDelay": "5m"}
+    }));
+    // Staging, the delay, drain and boot.
+    assert_eq!(minutes(&world, forecast(&world).policies[0]), Some(1 + 5 + 2));
+}
+
+#[test]
 fn nothing_is_done_before_the_window_opens_or_the_freeze_ends() {
     // The world began on Monday at noon.
     let fields = json!({
