@@ -166,7 +166,7 @@ pub struct Disruption {
     pub hooks_done: Vec<String>,
     /// The DaemonSet pods of the node before its reboot, with the policy's `health.daemonSets`: what was not ready before
     /// is not asked of the release, and what was has to become ready again in the new boot. Noted with the grant and once
-    /// more with the word to reboot.
+    /// more with the word to reboot; what was ready at the grant only is waited for and not asked of the release.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub daemon_sets: Vec<DaemonSetBefore>,
@@ -179,7 +179,7 @@ pub struct DaemonSetBefore {
     /// The DaemonSet, `namespace/name`.
     #[schemars(length(max = 317))]
     pub name: String,
-    /// Whether its pod was ready, at the grant or later.
+    /// Whether its pod was ready, at the word to reboot once that is given.
     pub ready: bool,
     /// The last transition of the pod's Ready condition when it was seen ready last, by the node's own clock. A pod that
     /// shows the very same after the reboot has not been looked at by the kubelet of the new boot.

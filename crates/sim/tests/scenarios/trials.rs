@@ -73,6 +73,32 @@ fn what_was_broken_before_is_no_fault_of_the_release() {
 }
 
 #[test]
+fn what_breaks_during_a_drain_is_no_fault_of_the_release() {
+    let mut world = world(1, &json!({"drain": {"timeout": "4h"}, "health": {"nodeReadyTimeout": "5m"}}));
+    for name in ["a1", "b1", "c1"] {
+        world.stick(name);
+    }
+    world.until(400, |world| granted(world) == 1).unwrap();
+    // Everything was fine at the grant; somebody breaks a DaemonSet while the node waits for a pod to go.
+    assert!(world.snapshot.nodes.iter().all(|node| node.daemon_sets.0.iter().all(|pod| pod.ready)));
+    for _ in 0..60 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    for machine in world.machines.values_mut() {
+        machine.daemons_broken = true;
+    }
+    world.pass(60);
+    for name in ["a1", "b1", "c1"] {
+        world.unstick(name);
+    }
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
+    assert!(world.story().contains("not ready when the node was told to reboot either"), "{}", world.story());
+}
+
+#[test]
 fn what_may_have_been_broken_before_is_no_fault_where_nobody_remembers() {
     let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m"}}));
     for machine in world.machines.values_mut() {

@@ -7,7 +7,7 @@ use crate::{
     plan::GateQuestion,
     snapshot::HookStage,
 };
-use bascule_api::{ClusterGates, DisruptionOutcome, Goal, NodeError, RolloutState, Time, WaitReason};
+use bascule_api::{ClusterGates, DaemonSetBefore, DisruptionOutcome, Goal, NodeError, RolloutState, Time, WaitReason};
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.view.committed() {
@@ -29,12 +29,12 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         return revert(moving, why);
     }
     let health = moving.health();
-    let Health { missing, since, questions } = look(moving, drained_at);
     // A node that was Ready in this boot and is away has as long to come back as from a reboot: its guard may have taken the
     // trial back, and the agent will say so.
     let ready = moving.view.node.ready;
     let away = ready.since.filter(|_| !ready.ready).unwrap_or_default().min(moving.ctx.now);
     let deadline = moving.boot_seen(drained_at).max(away).after(health.node_ready_timeout);
+    let Health { missing, since, questions } = look(moving, drained_at, deadline);
     let mut motion = match missing {
         Some(missing) if moving.ctx.now >= deadline && missing.blames => {
             let why = format!("not healthy within {}: {}", health.node_ready_timeout, missing.what);
@@ -115,7 +115,13 @@ fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     motion.timing =
         known.then_some([drain, Some(ready.seconds_since(drained_at)), Some(moving.ctx.now.seconds_since(ready))]);
     let commit = Action::Commit { node: moving.name(), release: None };
-    let mut step = moving.step(commit, "healthy; the release is committed");
+    let passed_over = super::daemons::passed_over(moving.view.node, compared(moving)).join(", ");
+    let says = if passed_over.is_empty() {
+        "healthy; the release is committed".to_owned()
+    } else {
+        format!("healthy but for what was not ready when the node was told to reboot either: {passed_over}; the release is committed")
+    };
+    let mut step = moving.step(commit, says);
     // What was found healthy is this boot.
     step.expect.boot_id = Some(moving.view.node.boot_id.clone());
     motion.with(step)
@@ -137,7 +143,7 @@ fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
     }
 }
 
-fn look(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
+fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
     let node = moving.view.node;
     let agent_boot = moving.view.update().and_then(|update| update.status.boot_id.as_deref());
     // What was seen before this boot says nothing of it: where Ready never flipped it is older than the reboot.
@@ -152,10 +158,7 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
     }
     since = since.max(node.ready.since.unwrap_or(since));
     if moving.health().daemon_sets {
-        let set = moving.ctx.set;
-        let compared = set.keeps(Rule::ThisBoot) && set.keeps(Rule::BrokenBefore);
-        let before = if compared { &moving.disruption.daemon_sets[..] } else { &[] };
-        match super::daemons::ready_since(node, before) {
+        match super::daemons::ready_since(node, compared(moving), moving.ctx.now < deadline) {
             Ok(ready) => since = since.max(ready.unwrap_or(since)),
             Err(missing) if moving.before_is_forgotten() => {
                 let more = "the Node was deleted meanwhile, and whether that was so before nobody remembers";
@@ -173,6 +176,13 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
         since: since.max(asked.since).min(moving.ctx.now),
         questions: asked.questions,
     }
+}
+
+/// The DaemonSet pods that the node had before its reboot, to be compared with.
+fn compared<'a>(moving: &Moving<'_, 'a>) -> &'a [DaemonSetBefore] {
+    let set = moving.ctx.set;
+    let compared = set.keeps(Rule::ThisBoot) && set.keeps(Rule::BrokenBefore) && moving.health().daemon_sets;
+    if compared { &moving.disruption.daemon_sets } else { &[] }
 }
 
 /// The release is permanent: hooks, uncordon, done.
