@@ -270,8 +270,7 @@ mod tests {
             gate: "ci".to_owned(),
             node: Some(format!("n{node}")),
         };
-        let mut questions: BTreeMap<_, _> =
-            (0..600).map(|node| (question("deaf", node), asked(&deaf))).collect();
+        let mut questions: BTreeMap<_, _> = (0..600).map(|node| (question("deaf", node), asked(&deaf))).collect();
         let other = question("heard", 0);
         questions.insert(other.clone(), asked(&listener));
         let router = Router::new().route("/", get(async || "fine"));
@@ -279,9 +278,8 @@ mod tests {
         let mut board = board();
         let mut changes = board.changes.subscribe();
         board.set(questions);
-        let passes = |board: &GateBoard| {
-            board.answers().iter().any(|answer| answer.policy == other.policy && answer.passes)
-        };
+        let passes =
+            |board: &GateBoard| board.answers().iter().any(|answer| answer.policy == other.policy && answer.passes);
         let heard = async {
             while !passes(&board) {
                 changes.changed().await.unwrap();

@@ -1,5 +1,9 @@
 //! The Jobs that a policy runs around the disruption of a node.
 
+mod left_over;
+
+pub(crate) use left_over::LeftOver;
+
 use crate::{
     apply::Writer,
     gather::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, Key, World, stage_text},

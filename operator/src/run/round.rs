@@ -8,6 +8,7 @@ use crate::{
     drain::{self, Drains},
     gather::{Assembler, Outside},
     health::GateBoard,
+    hooks::LeftOver,
     live::Planned,
     repository::Channels,
     rights::Rights,
@@ -33,6 +34,8 @@ const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
 /// saying "not read yet" of every node and taking it back a second later would help nobody.
 const FIRST_READING: Duration = Duration::from_secs(10);
+/// While hooks of a deleted policy are to be run: creating their Jobs may fail.
+const LEFT_OVER: Duration = Duration::from_secs(5);
 /// The longest time between two plans, against clocks that jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -61,6 +64,7 @@ pub(super) struct Round<'a> {
     rights: Rights,
     break_glass: BreakGlass,
     boots: Boots,
+    left_over: LeftOver,
     turn: Turn,
     under_way: UnderWay,
     /// How writes went that ended since the last plan.
@@ -102,6 +106,7 @@ impl<'a> Round<'a> {
             ),
             break_glass: BreakGlass::default(),
             boots: Boots::default(),
+            left_over: LeftOver::default(),
             turn: Turn::default(),
             under_way: UnderWay::default(),
             ended: Carried::default(),
@@ -223,6 +228,8 @@ impl<'a> Round<'a> {
         for called in self.turn.planned(&plan, since.into_std()) {
             parts.metrics.called(called.action, called.stood);
         }
+        // Before a hook may run, so that it is remembered, and before Jobs may be cleared away.
+        let hooks_left = self.left_over.run(&parts.writer).await;
         let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
         crate::hooks::let_go(&parts.writer).await;
         let yields = self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some();
@@ -257,7 +264,10 @@ impl<'a> Round<'a> {
 
         // Remembering may have failed; the writes under way tell later.
         self.ended.add(self.under_way.take_ended());
-        let latest = Instant::now() + self.retry(if self.under_way.is_idle() { left } else { 0 });
+        let mut latest = Instant::now() + self.retry(if self.under_way.is_idle() { left } else { 0 });
+        if hooks_left {
+            latest = latest.min(Instant::now() + LEFT_OVER);
+        }
         Next { wake: wake.map_or(latest, |wake| wake.min(latest)), left }
     }
 }

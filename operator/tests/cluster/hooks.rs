@@ -273,6 +273,34 @@ subjects: [{kind: ServiceAccount, name: bascule-operator, namespace: bascule-sys
 ";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_run_after_a_rollout_runs_though_its_policy_is_deleted() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    let around = json!({"beforeRollout": hook("set-noout", "10m", "later"), "afterRollout": hook("unset-noout", "10m", "later")});
+    world.policy("workers", json!({"hooks": around})).await;
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let of = async |name: &str| {
+        let labels = format!("bascule.dev/hook={name}");
+        jobs.list(&ListParams::default().labels(&labels)).await.unwrap().items
+    };
+    world.eventually("the hook before it runs", async || of("set-noout").await.len() == 1).await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    policies.delete("workers", &DeleteParams::default()).await.unwrap();
+
+    world.eventually("it is told", async || !world.notes("MaintenanceLeftOver").await.is_empty()).await;
+    let notes = world.notes("MaintenanceLeftOver").await;
+    assert!(notes.iter().all(|note| note.contains("unset-noout")), "{notes:?}");
+    world.eventually("the hook after it runs", async || of("unset-noout").await.len() == 1).await;
+    let run = of("unset-noout").await;
+    // With its policy it would be gone again.
+    assert!(run[0].owner_references().is_empty(), "{run:?}");
+    let ends = end_pods(&world, "later", 0);
+    world.eventually("it is over", async || !world.notes("MaintenanceEnded").await.is_empty()).await;
+    ends.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_whose_template_reaches_for_the_node_gets_no_pod_and_no_node_is_touched() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;

@@ -313,10 +313,11 @@ impl World {
         let (now, healthy) = (self.snapshot.now, self.workload.healthy);
         let before = std::mem::take(&mut self.snapshot.gates);
         for question in &self.workload.questions {
-            let passes = !self.workload.deaf && match &question.node {
-                Some(node) => !self.workload.busy.contains(node),
-                None => healthy,
-            };
+            let passes = !self.workload.deaf
+                && match &question.node {
+                    Some(node) => !self.workload.busy.contains(node),
+                    None => healthy,
+                };
             let known = before.iter().find(|answer| {
                 answer.policy == question.policy && answer.gate == question.gate && answer.node == question.node
             });

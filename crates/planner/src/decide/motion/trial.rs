@@ -119,7 +119,9 @@ fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let says = if passed_over.is_empty() {
         "healthy; the release is committed".to_owned()
     } else {
-        format!("healthy but for what was not ready when the node was told to reboot either: {passed_over}; the release is committed")
+        format!(
+            "healthy but for what was not ready when the node was told to reboot either: {passed_over}; the release is committed"
+        )
     };
     let mut step = moving.step(commit, says);
     // What was found healthy is this boot.
