@@ -107,6 +107,18 @@ fn plans_that_are_made_while_the_last_one_is_written_break_no_promise() {
     }
 }
 
+/// Of half a million others these broke a promise once.
+const FOUND_OVERLAPPING: [u64; 3] = [36_244, 42_749, 46_554];
+
+#[test]
+fn a_node_that_is_registered_anew_beside_a_grant_that_is_being_written_breaks_no_promise() {
+    for seed in FOUND_OVERLAPPING {
+        if let Err(failure) = run(seed, Options { overlap: Some(Meanwhile::Waits), ..Options::default() }) {
+            panic!("{failure}");
+        }
+    }
+}
+
 #[test]
 fn grants_that_do_not_wait_for_those_of_an_earlier_plan_are_noticed() {
     let options = Options { overlap: Some(Meanwhile::Grants), ..Options::default() };

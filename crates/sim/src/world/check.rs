@@ -5,7 +5,7 @@ use bascule_api::{IntOrPercent, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
     plan::DrainMode,
-    snapshot::{Cordon, Excluded, HookStage, Truce},
+    snapshot::{Cordon, Excluded, HookStage, Node, Truce},
 };
 use std::collections::BTreeMap;
 
@@ -65,8 +65,9 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
         .any(|rollback| rollback.name == cause.object.name && rollback.spec.ignore_budgets);
     let Some(granted) = world.snapshot.nodes.iter().find(|known| *known.name == **node) else { return broken };
     let Some(policy) = granted.update.as_ref().map(|update| update.spec.policy.clone()) else { return broken };
+    let known = |node: &&std::sync::Arc<Node>| node.granted() && !world.adopted_meanwhile.contains(&*node.name);
     let ours = |name: &str| {
-        let moving = world.snapshot.nodes.iter().filter(|node| node.granted());
+        let moving = world.snapshot.nodes.iter().filter(known);
         moving.filter(|node| node.update.as_ref().is_some_and(|update| update.spec.policy == name)).count()
     };
     let members = |valid: &bascule_planner::ValidPolicy| {
@@ -83,14 +84,14 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
             broken.push(Broken::World(4, format!("{} nodes of {policy} are granted, {most} may be", ours(&policy))));
         }
     }
-    let all = world.snapshot.nodes.iter().filter(|node| node.granted()).count();
+    let all = world.snapshot.nodes.iter().filter(known).count();
     if let Some(ceiling) = world.snapshot.ceiling.as_ref().filter(|_| !ignores) {
         let most = limit(ceiling, world.snapshot.nodes.len());
         if all > most {
             broken.push(Broken::World(4, format!("{all} nodes of the cluster are granted, {most} may be")));
         }
     }
-    let control = world.snapshot.nodes.iter().filter(|node| node.granted() && carries(node)).count();
+    let control = world.snapshot.nodes.iter().filter(known).filter(|node| carries(node)).count();
     if control > 1 && carries(granted) {
         broken.push(Broken::World(4, format!("{control} nodes of control plane or etcd are granted")));
     }

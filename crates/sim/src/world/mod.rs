@@ -85,6 +85,8 @@ pub struct World {
     orphans: BTreeMap<String, u32>,
     /// Trials that ended because of the cluster: release and node.
     unproven: std::collections::BTreeSet<(String, String)>,
+    /// Nodes that a plan adopts while grants of an earlier one are being written.
+    adopted_meanwhile: std::collections::BTreeSet<String>,
 }
 
 /// A broken promise, with the story that led to it.
@@ -148,6 +150,7 @@ impl World {
             overlap: None,
             orphans: BTreeMap::new(),
             unproven: std::collections::BTreeSet::new(),
+            adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
         let names: Vec<String> = world.snapshot.nodes.iter().map(|node| node.name.to_string()).collect();

@@ -95,12 +95,19 @@ impl World {
             .filter(|writes| !under_way.iter().any(|other| node_of(other) == node_of(writes)))
             .filter(|writes| !(granting && grants(writes)))
             .collect();
+        if granting {
+            // Of a Node that was registered anew and that nobody remembers only its agent tells what its machine is in the middle
+            // of. What was granted before that stands beside it.
+            let adopted = begun.iter().flatten().filter(|step| matches!(step.action, Action::Adopt { .. }));
+            self.adopted_meanwhile = adopted.filter_map(|step| step.action.node().map(str::to_owned)).collect();
+        }
         under_way.extend(begun);
         while !under_way.is_empty() {
             let next = self.up_to(under_way.len() - 1);
             let writes = under_way.swap_remove(next);
             self.write(&writes, &report, &mut broken);
         }
+        self.adopted_meanwhile.clear();
         model::write_statuses(&mut self.snapshot, &report);
         self.workload.orders = drains;
         self.workload.questions = second.questions;
