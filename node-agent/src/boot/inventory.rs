@@ -28,7 +28,7 @@ const MAX_FILES: usize = 256;
 const LOADER_CONF: &str = "loader/loader.conf";
 /// Longest settings of a boot loader in bytes.
 const MAX_CONF: u64 = 64 << 10;
-/// Longest text of a variable that is kept, in UTF-16 units.
+/// Longest text of a variable or a setting that is kept, in UTF-16 units and characters. A longer one was not read.
 const MAX_TEXT: usize = 512;
 
 /// Variables that pick an entry whatever the order says, and whether one whose tries are used up is passed over then (systemd, "The
@@ -190,7 +190,14 @@ fn loader(host: &Host, backend: BootControlBackend) -> LoaderFacts {
     let mut bytes = |name: &str| variable(&*host.firmware, name, unread);
     facts.features = bytes("LoaderFeatures")
         .map(|bytes| bytes.iter().take(8).rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte)));
-    let mut text = |name: &str| bytes(name).as_deref().map(utf16).filter(|text| !text.is_empty());
+    let mut long = Vec::new();
+    let mut text = |name: &str| {
+        let text = utf16(&bytes(name)?);
+        if text.is_none() {
+            long.push(format!("the EFI variable {name} is longer than {MAX_TEXT} characters"));
+        }
+        text.filter(|text| !text.is_empty())
+    };
     facts.info = text("LoaderInfo");
     facts.counted = text("LoaderBootCountPath").is_some();
     facts.selected = text("LoaderEntrySelected");
@@ -198,12 +205,20 @@ fn loader(host: &Host, backend: BootControlBackend) -> LoaderFacts {
     for (place, minds_tries) in PINS {
         facts.pins.extend(text(place).map(|pattern| Pin { place, pattern, minds_tries }));
     }
+    facts.unread.extend(long);
     match device.as_deref().map(str::parse::<Uuid>).transpose() {
         Ok(device) => facts.device = device,
         Err(error) => facts.unread.push(format!("the EFI variable LoaderDevicePartUUID is no PARTUUID: {error}")),
     }
     match host.esp.read(LOADER_CONF, MAX_CONF) {
-        Ok(bytes) => facts.pins.extend(configured(&String::from_utf8_lossy(&bytes))),
+        Ok(bytes) => {
+            for pin in configured(&String::from_utf8_lossy(&bytes)) {
+                match pin {
+                    Ok(pin) => facts.pins.push(pin),
+                    Err(why) => facts.unread.push(why),
+                }
+            }
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => facts.unread.push(format!("{LOADER_CONF}: {error}")),
     }
@@ -217,19 +232,19 @@ fn variable(firmware: &dyn Firmware, name: &str, unread: &mut Vec<String>) -> Op
     })
 }
 
-/// A text variable of the boot loader: UTF-16, little endian, with a NUL.
-fn utf16(bytes: &[u8]) -> String {
+/// A text variable of the boot loader: UTF-16, little endian, with a NUL. `None` if it is longer than what is kept.
+fn utf16(bytes: &[u8]) -> Option<String> {
     let units: Vec<u16> = bytes
         .chunks_exact(2)
         .map(|pair| u16::from_le_bytes([pair.first().copied().unwrap_or(0), pair.last().copied().unwrap_or(0)]))
         .take_while(|unit| *unit != 0)
-        .take(MAX_TEXT)
+        .take(MAX_TEXT + 1)
         .collect();
-    String::from_utf16_lossy(&units)
+    (units.len() <= MAX_TEXT).then(|| String::from_utf16_lossy(&units))
 }
 
-/// The lines of loader.conf that pick an entry.
-fn configured(text: &str) -> Vec<Pin> {
+/// The lines of loader.conf that pick an entry, and why one was not read.
+fn configured(text: &str) -> Vec<Result<Pin, String>> {
     let pin = |line: &str| {
         let (key, value) = key_and_value(line)?;
         let (place, minds_tries) = match key {
@@ -237,7 +252,10 @@ fn configured(text: &str) -> Vec<Pin> {
             "preferred" => ("preferred in loader.conf", true),
             _ => return None,
         };
-        Some(Pin { place, pattern: value.chars().take(MAX_TEXT).collect(), minds_tries })
+        if value.chars().nth(MAX_TEXT).is_some() {
+            return Some(Err(format!("{place} is longer than {MAX_TEXT} characters")));
+        }
+        Some(Ok(Pin { place, pattern: value.to_owned(), minds_tries }))
     };
     text.split(['\n', '\r']).filter_map(pin).collect()
 }
@@ -250,7 +268,7 @@ mod tests {
     fn pins_are_read_from_loader_conf() {
         let conf =
             "timeout 0\n# default x\ndefault\tacme_1.0*  \npreferred @saved\r\ndefaults no\ndefault \"acme_*\"\n";
-        let pins = configured(conf);
+        let pins: Vec<_> = configured(conf).into_iter().map(Result::unwrap).collect();
         let shown: Vec<_> = pins.iter().map(|pin| (pin.place, pin.pattern.as_str(), pin.minds_tries)).collect();
         assert_eq!(
             shown,
@@ -260,5 +278,16 @@ mod tests {
                 ("default in loader.conf", "acme_*", false),
             ]
         );
+    }
+    /// Cut off after the stars, it would fit everything and stand in nobody's way.
+    #[test]
+    fn a_pin_that_is_too_long_to_be_kept_was_not_read() {
+        let stars = "*".repeat(512);
+        assert!(configured(&format!("default {stars}\n")).iter().all(Result::is_ok));
+        let found = configured(&format!("default {stars}x\n"));
+        assert!(matches!(found.as_slice(), [Err(why)] if why.contains("default in loader.conf")), "{found:?}");
+        let units = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        assert_eq!(utf16(&units(&format!("{stars}\0"))), Some(stars.clone()));
+        assert_eq!(utf16(&units(&format!("{stars}x"))), None);
     }
 }

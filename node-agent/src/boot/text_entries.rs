@@ -20,7 +20,7 @@ const TEXTS: &str = "loader/entries";
 const MAX_FILES: usize = 256;
 /// Longest entry in bytes.
 const MAX_ENTRY: u64 = 64 << 10;
-/// Longest value that is kept, in characters.
+/// Longest value that an entry is sorted by, in characters. With a longer one it is not judged.
 const MAX_VALUE: usize = 512;
 
 /// Reads those of one partition. A folder that can't be listed is one entry that could not be read, for whatever lies in it: the
@@ -51,8 +51,10 @@ fn content(esp_fs: &dyn Esp, name: &str) -> TextContent {
         Ok(bytes) => bytes,
         Err(error) => return TextContent::Unread(error.to_string()),
     };
-    let Some((facts, programs)) = parse_text_entry(&String::from_utf8_lossy(&bytes), machine_type()) else {
-        return TextContent::NotShown;
+    let (facts, programs) = match parse_text_entry(&String::from_utf8_lossy(&bytes), machine_type()) {
+        Ok(Some(shown)) => shown,
+        Ok(None) => return TextContent::NotShown,
+        Err(error) => return TextContent::Unread(error.to_string()),
     };
     for program in programs {
         let Program::File(path) = program else { return TextContent::Shown(facts) };
@@ -74,6 +76,14 @@ pub enum Program {
     Elsewhere,
 }
 
+/// The boot loader sorts an entry by something that is not kept here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("its {key} is longer than {MAX_VALUE} characters, or no UTF-8")]
+pub struct UnknownValue {
+    /// Of which line.
+    pub key: &'static str,
+}
+
 /// What UEFI calls this machine's processor in file names; `None` where no entry says that it is for another.
 fn machine_type() -> Option<&'static str> {
     match std::env::consts::ARCH {
@@ -85,26 +95,40 @@ fn machine_type() -> Option<&'static str> {
 
 /// What an entry is sorted by, and what it may start: of each kind the last that it names. `None`: the boot loader does not show it,
 /// as it names nothing, or another processor than `machine`.
-pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Option<(TextFacts, Vec<Program>)> {
+///
+/// # Errors
+/// [`UnknownValue`]: where it is sorted can't be told.
+pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Result<Option<(TextFacts, Vec<Program>)>, UnknownValue> {
     let mut facts = TextFacts::default();
     let mut programs: BTreeMap<&str, Program> = BTreeMap::new();
+    let mut unknown = None;
     for (key, value) in text.split(['\n', '\r']).filter_map(key_and_value) {
-        let kept = || Some(value.chars().take(MAX_VALUE).collect());
+        let mut kept = |key| {
+            // What stands for bytes that are no text may be any others.
+            if value.chars().nth(MAX_VALUE).is_some() || value.contains('\u{fffd}') {
+                unknown = Some(UnknownValue { key });
+            }
+            Some(value.to_owned())
+        };
         match key {
-            "sort-key" => facts.sort_key = kept(),
-            "machine-id" => facts.machine_id = kept(),
-            "version" => facts.version = kept(),
+            "sort-key" => facts.sort_key = kept("sort-key"),
+            "machine-id" => facts.machine_id = kept("machine-id"),
+            "version" => facts.version = kept("version"),
             "linux" | "efi" | "uki" => {
                 programs.insert(key, path_of(value).map_or(Program::Elsewhere, Program::File));
             }
             "uki-url" => {
                 programs.insert(key, Program::Elsewhere);
             }
-            "architecture" if machine.is_some_and(|own| !own.eq_ignore_ascii_case(value)) => return None,
+            "architecture" if machine.is_some_and(|own| !own.eq_ignore_ascii_case(value)) => return Ok(None),
             _ => {}
         }
     }
-    (!programs.is_empty()).then(|| (facts, programs.into_values().collect()))
+    match unknown {
+        _ if programs.is_empty() => Ok(None),
+        Some(unknown) => Err(unknown),
+        None => Ok(Some((facts, programs.into_values().collect()))),
+    }
 }
 
 /// A line taken apart: blanks around it, comments, and quotes around the value are not part of it.
@@ -132,12 +156,13 @@ fn path_of(value: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::MountedEsp;
 
     type Parsed = Option<(Option<String>, Option<String>, Option<String>, Vec<Program>)>;
 
     fn parsed(text: &str) -> Parsed {
-        parse_text_entry(text, Some("x64"))
-            .map(|(facts, programs)| (facts.sort_key, facts.machine_id, facts.version, programs))
+        let shown = parse_text_entry(text, Some("x64")).unwrap();
+        shown.map(|(facts, programs)| (facts.sort_key, facts.machine_id, facts.version, programs))
     }
 
     fn file(path: &str) -> Program {
@@ -167,5 +192,44 @@ mod tests {
         for text in ["", "title x\nsort-key y\n", "linux\n", "linux /a\narchitecture aa64\n"] {
             assert_eq!(parsed(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_sorted_by_something_that_is_not_kept_is_not_judged() {
+        for key in ["sort-key", "machine-id", "version"] {
+            let entry = |value: &str| parse_text_entry(&format!("linux /a\n{key} {value}\n"), Some("x64"));
+            assert!(entry(&"x".repeat(512)).unwrap().is_some(), "{key}");
+            for unknown in ["x".repeat(513), "caf\u{fffd}".to_owned()] {
+                assert_eq!(entry(&unknown), Err(UnknownValue { key }), "{key}");
+                let elsewhere = format!("linux /a\n{key} {unknown}\narchitecture aa64\n");
+                assert_eq!(parse_text_entry(&elsewhere, Some("x64")), Ok(None), "{key}");
+            }
+        }
+    }
+
+    /// One that is too long to be read, and more than are looked at.
+    #[test]
+    fn what_is_beyond_the_limits_was_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let entries = folder.path().join(TEXTS);
+        std::fs::create_dir_all(&entries).unwrap();
+        let esp = MountedEsp::known(folder.path().to_owned());
+        let unread = || {
+            let found = text_entries(&esp, BootPartition::Esp);
+            found.iter().filter_map(TextEntry::unread).collect::<Vec<_>>()
+        };
+        let entry = "sort-key acme\nuki-url https://example/x.efi\n";
+        std::fs::write(entries.join("whole.conf"), entry).unwrap();
+        assert_eq!(unread(), Vec::<String>::new());
+        std::fs::write(entries.join("long.conf"), format!("{entry}#{}\n", "x".repeat(64 << 10))).unwrap();
+        std::fs::write(entries.join("sorted.conf"), format!("{entry}version {}\n", "1".repeat(513))).unwrap();
+        let found = unread();
+        let named = |name: &str| found.iter().any(|why| why.starts_with(name));
+        assert!(found.len() == 2 && named("long.conf on the ESP") && named("sorted.conf on the ESP"), "{found:?}");
+        for number in 0..MAX_FILES {
+            std::fs::write(entries.join(format!("{number}.conf")), entry).unwrap();
+        }
+        let found = unread();
+        assert!(matches!(found.as_slice(), [only] if only.contains("more than 256 files")), "{found:?}");
     }
 }

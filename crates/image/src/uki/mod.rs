@@ -63,6 +63,14 @@ pub enum UkiError {
         /// Headers that are needed.
         needed: usize,
     },
+    /// More sections than the PE specification lets every loader expect.
+    #[error("the UKI has {found} sections, accepted are at most {max}")]
+    TooMany {
+        /// How many there are.
+        found: usize,
+        /// The cap.
+        max: usize,
+    },
     /// A section that a UKI must have is missing, or occurs twice.
     #[error("the UKI has {found} sections {name}, accepted is one")]
     Section {
@@ -83,5 +91,11 @@ impl UkiError {
     /// Stable label for metrics and conditions.
     pub fn category(&self) -> &'static str {
         "uki-invalid"
+    }
+
+    /// Whether this reader gave up where a boot loader may go on: a limit of its own, or a section that occurs twice, of which a
+    /// loader takes the first. What the file boots was not found out then.
+    pub const fn is_own_limit(&self) -> bool {
+        matches!(self, Self::TooLong { .. } | Self::TooMany { .. } | Self::Section { found: 2.., .. })
     }
 }

@@ -18,7 +18,7 @@ impl OsRelease {
             let value = bare.unwrap_or(value);
             (!value.is_empty() && !key.starts_with('#')).then(|| (key.to_owned(), value.to_owned()))
         };
-        Self { text: text.to_owned(), fields: text.lines().filter_map(assignment).collect() }
+        Self { text: text.to_owned(), fields: text.split(['\n', '\r']).filter_map(assignment).collect() }
     }
 
     /// As it was read.

@@ -16,8 +16,10 @@ use crate::release::manifest::MAX_UKI_SIZE;
 const WHAT: &str = "UKI";
 /// What is read at first: DOS header, PE headers and section table of every UKI that linkers and `ukify` write.
 const FIRST: u64 = 4 << 10;
-/// Headers further in than this are not looked for.
+/// Headers that end further in than this are not read, and then the file is not judged.
 const MAX_HEADERS: u64 = 64 << 10;
+/// Length of the PE signature and the file header.
+const NT_START: u64 = 24;
 /// Separates the profiles of a UKI with several (UAPI.5, "Multi-Profile UKIs").
 const PROFILE: &str = ".profile";
 
@@ -92,7 +94,7 @@ impl<'a> Uki<'a> {
         let field = |field| UkiError::Field { what: WHAT, field };
         let (nt_headers, _, table) = parse(&headers).map_err(broken)?;
         if table.len() > MAX_SECTIONS {
-            return Err(field("number of sections").into());
+            return Err(UkiError::TooMany { found: table.len(), max: MAX_SECTIONS }.into());
         }
         let mut sections = Vec::with_capacity(table.len());
         for section in table.iter() {
@@ -178,6 +180,16 @@ impl<'a> Uki<'a> {
         Ok(OsRelease::parse(&self.text("os-release", ".osrel", MAX_OS_RELEASE, true)?))
     }
 
+    /// The image's os-release as a boot loader reads it, which takes whatever bytes there are up to the first NUL.
+    ///
+    /// # Errors
+    /// [`ReadUkiError`]; among them no text at all.
+    pub fn shown_os_release(&self) -> Result<OsRelease, ReadUkiError> {
+        let mut bytes = self.text_bytes("os-release", ".osrel", MAX_OS_RELEASE)?;
+        bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
+        Ok(OsRelease::parse(&String::from_utf8_lossy(&bytes)))
+    }
+
     /// The verity root hash that the command line names, `None` where it names none. A UKI without a command line takes it
     /// from elsewhere and names none either.
     ///
@@ -191,7 +203,7 @@ impl<'a> Uki<'a> {
         Ok(named.map_err(|_| UkiError::Text { what: "root hash" })?)
     }
 
-    fn text(&self, what: &'static str, name: &'static str, max: usize, lines: bool) -> Result<String, ReadUkiError> {
+    fn text_bytes(&self, what: &'static str, name: &'static str, max: usize) -> Result<Vec<u8>, ReadUkiError> {
         // Some builders end the text with NUL bytes, and pad it to the section's end; the stub ignores them too.
         let mut bytes = self.section(name, (max as u64).next_multiple_of(FIRST) + FIRST)?;
         let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
@@ -199,6 +211,11 @@ impl<'a> Uki<'a> {
         if bytes.len() > max {
             return Err(UkiError::TooLong { what, found: bytes.len() as u64, max: max as u64 }.into());
         }
+        Ok(bytes)
+    }
+
+    fn text(&self, what: &'static str, name: &'static str, max: usize, lines: bool) -> Result<String, ReadUkiError> {
+        let bytes = self.text_bytes(what, name, max)?;
         let mut text = String::from_utf8(bytes).map_err(|_| UkiError::Text { what })?;
         text.truncate(text.trim_end().len());
         check_text(what, &text, max, lines)?;
@@ -221,19 +238,23 @@ fn headers(file: &dyn ReadAt, length: u64) -> Result<Vec<u8>, ReadUkiError> {
     let start = read(file, 0, length.min(FIRST))?;
     let broken = |source| UkiError::Pe { what: WHAT, source };
     let offset = u64::from(ImageDosHeader::parse(start.as_slice()).map_err(broken)?.nt_headers_offset());
-    // Signature and file header, the longest optional header there can be, and as many section headers.
-    let end = offset + 24 + u64::from(u16::MAX);
-    let end = match start.get(usize::try_from(offset).unwrap_or(usize::MAX)..).and_then(|nt| nt.get(..24)) {
-        Some(nt) => {
-            let number =
-                |at: usize| nt.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |two| u16::from_le_bytes(*two));
-            let number = |at: usize| u64::from(number(at));
-            offset + 24 + number(20) + number(6) * SECTION_HEADER as u64
-        }
-        None => end,
-    };
-    if end <= start.len() as u64 || length <= FIRST {
+    // Signature and file header, which say how far the rest goes.
+    let nt_end = offset + NT_START;
+    if length <= FIRST || nt_end > length {
         return Ok(start);
     }
-    read(file, 0, length.min(end).min(MAX_HEADERS))
+    let place = usize::try_from(offset).unwrap_or(usize::MAX);
+    let nt = match start.get(place..).and_then(|nt| nt.get(..NT_START as usize)) {
+        Some(nt) => nt.to_vec(),
+        None => read(file, offset, NT_START)?,
+    };
+    let number = |at: usize| nt.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |two| u16::from_le_bytes(*two));
+    let end = nt_end + u64::from(number(20)) + u64::from(number(6)) * SECTION_HEADER as u64;
+    if end <= start.len() as u64 || !nt.starts_with(b"PE\0\0") {
+        return Ok(start);
+    }
+    if end > MAX_HEADERS {
+        return Err(UkiError::TooLong { what: "PE header of the UKI", found: end, max: MAX_HEADERS }.into());
+    }
+    read(file, 0, length.min(end))
 }

@@ -85,6 +85,12 @@ fn fakes() -> Vec<Fake> {
         ("field-build.efi", "ID=fields\nNAME=x\nBUILD_ID=11\n"),
         ("field-none.efi", "ID=fields\nNAME=x\n"),
         ("untitled.efi", "VERSION_ID=7\n"),
+        // Bytes that are no text to us and do not concern the boot loader.
+        ("lines-of-dos.efi", "ID=control\r\nNAME=x\r\nVERSION_ID=1\r\n"),
+        ("lines-of-old.efi", "ID=control\rNAME=x\rVERSION_ID=2\r"),
+        ("colour.efi", "ANSI_COLOR=\x1b[1m\nID=control\nNAME=x\nVERSION_ID=3\n"),
+        ("tabs.efi", "\tID=control\t\nNAME=x\n VERSION_ID=4 \n"),
+        ("behind-the-end.efi", "ID=control\nNAME=x\nVERSION_ID=5\n\0\nVERSION_ID=0\n"),
         ("QUOTED_Name.EFI", "ID='quoted'\nNAME=\"x\"\nVERSION_ID=\"1.0\"\n"),
         ("counted_1+3.efi", "ID=counted\nNAME=x\nVERSION_ID=1\n"),
         ("counted_1+3-0.efi", "ID=counted\nNAME=x\nVERSION_ID=1\n"),
