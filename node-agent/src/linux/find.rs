@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::BlockDisk;
 use crate::gpt::{Table, TableError};
+use crate::host::Disk;
 
 /// Where a boot partition is usually mounted (Boot Loader Specification, "Mount points").
 const USUAL: [&str; 3] = ["efi", "boot/efi", "boot"];
@@ -45,6 +46,18 @@ pub enum FindError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// What is mounted there is no partition of a disk.
+    #[error(
+        "the boot partition at {} lies on {device}, which is no partition of a disk: firmware and boot loader read and write the \
+         ESP of one disk, and know nothing of a mirror (software RAID) or another device made of several; mount the ESP of the \
+         disk that the machine boots from", path.display()
+    )]
+    NotPartition {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// What it is, in words.
+        device: String,
     },
     /// The disk below it can't be told.
     #[error("the disk with the boot partition at {} can't be told: name it in slots.disk", path.display())]
@@ -133,8 +146,11 @@ fn below_device(blocks: &Path, device: u64) -> io::Result<Option<Below>> {
 }
 
 /// What the partitions of a disk are. One that was read and has no table has none, for the boot loader as well.
-fn types(disk: &Path) -> io::Result<Types> {
-    match Table::read(&BlockDisk::open(disk)?) {
+///
+/// # Errors
+/// Neither copy of the table could be read: what the partitions are is not known.
+fn types(disk: &dyn Disk) -> io::Result<Types> {
+    match Table::read(disk) {
         Ok(table) => Ok(table.partitions().into_iter().map(|(kind, partition)| (partition.number, kind)).collect()),
         Err(TableError::Disk { source, .. }) => Err(source),
         Err(TableError::Invalid { .. }) => Ok(Vec::new()),
@@ -145,47 +161,81 @@ fn types(disk: &Path) -> io::Result<Types> {
 /// The type of the partition below what is mounted at `mounted`, where that can be told.
 fn kind_of(mounted: &Path) -> io::Result<Option<(Below, Uuid)>> {
     let Some(below) = below(mounted)? else { return Ok(None) };
-    let found = types(&below.disk)?.into_iter().find(|(number, _)| *number == below.number);
+    let found = types(&BlockDisk::open(&below.disk)?)?.into_iter().find(|(number, _)| *number == below.number);
     Ok(found.map(|(_, kind)| (below, kind)))
 }
 
 /// What is named as boot partition; where that is an XBOOTLDR, the ESP of the same disk, which has the boot loader's settings.
 ///
 /// # Errors
-/// [`FindError::NotEsp`]: that one is not mounted.
+/// [`FindError::NotEsp`]: that one is not mounted. [`FindError::Look`]: it may be, where nobody could look.
 pub(super) fn named_esp(root: &Path, named: &Path) -> Result<PathBuf, FindError> {
     let kind = |path: &Path| kind_of(path).map_err(|source| FindError::Look { path: path.to_owned(), source });
     let Some((own, kind::XBOOTLDR)) = kind(named)? else { return Ok(named.to_owned()) };
-    for path in USUAL.iter().map(|place| root.join(place)) {
-        if kind(&path)?.is_some_and(|(below, kind)| kind == kind::ESP && below.disk == own.disk) {
-            return Ok(path);
+    let is_it = |(below, kind): (Below, Uuid)| kind == kind::ESP && below.disk == own.disk;
+    let places = USUAL.iter().map(|place| root.join(place)).map(|path| {
+        let place = if kind(&path)?.is_some_and(is_it) { Place::Esp } else { Place::Other };
+        Ok((path, place))
+    });
+    first_esp(places)?.ok_or_else(|| FindError::NotEsp { path: named.to_owned() })
+}
+
+/// What one of the usual places holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A partition of the ESP's type.
+    Esp,
+    /// Something with an `EFI` folder whose type can't be told: no partition, or on a disk without a table.
+    MayBe,
+    /// Nothing, or an XBOOTLDR.
+    Other,
+}
+
+/// The first place that has the ESP; `None` if none has. A place that does not answer hides no ESP that is one by its type.
+///
+/// # Errors
+/// A place that could not be looked at may have it, and none is known to: were what may be one taken for it, one partition would be
+/// taken for the other.
+fn first_esp(places: impl Iterator<Item = Result<(PathBuf, Place), FindError>>) -> Result<Option<PathBuf>, FindError> {
+    let mut failed = None;
+    for place in places {
+        match place {
+            Ok((path, Place::Esp)) => return Ok(Some(path)),
+            Ok((path, Place::MayBe)) if failed.is_none() => return Ok(Some(path)),
+            Ok(_) => {}
+            Err(error) => {
+                failed.get_or_insert(error);
+            }
         }
     }
-    Err(FindError::NotEsp { path: named.to_owned() })
+    failed.map_or(Ok(None), Err)
+}
+
+fn look_at(path: &Path) -> io::Result<Place> {
+    // Looking also makes an automount do its work.
+    match std::fs::metadata(path.join("EFI")) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => return Ok(Place::Other),
+        Err(error) if is_absent(&error) => return Ok(Place::Other),
+        Err(error) => return Err(error),
+    }
+    Ok(match kind_of(path)? {
+        Some((_, kind::XBOOTLDR)) => Place::Other,
+        Some((_, kind::ESP)) => Place::Esp,
+        _ => Place::MayBe,
+    })
 }
 
 /// The first of the usual places that holds an `EFI` directory and is no XBOOTLDR.
 ///
 /// # Errors
-/// None does, or one can't be looked at: were the next one taken for it, one partition would be taken for the other.
+/// None does, or one can't be looked at and may be the one.
 pub fn find_esp(root: &Path) -> Result<PathBuf, FindError> {
-    for path in USUAL.iter().map(|place| root.join(place)) {
-        // Looking also makes an automount do its work.
-        let found = match std::fs::metadata(path.join("EFI")) {
-            Ok(found) => found.is_dir(),
-            Err(error) if is_absent(&error) => false,
-            Err(source) => return Err(FindError::Look { path, source }),
-        };
-        if !found {
-            continue;
-        }
-        match kind_of(&path) {
-            Ok(Some((_, kind::XBOOTLDR))) => {}
-            Ok(_) => return Ok(path),
-            Err(source) => return Err(FindError::Look { path, source }),
-        }
-    }
-    Err(FindError::NoEsp)
+    let places = USUAL.iter().map(|place| root.join(place)).map(|path| match look_at(&path) {
+        Ok(place) => Ok((path, place)),
+        Err(source) => Err(FindError::Look { path, source }),
+    });
+    first_esp(places)?.ok_or(FindError::NoEsp)
 }
 
 /// The XBOOTLDR of a disk.
@@ -207,7 +257,7 @@ pub(super) enum FoundXbootldr {
 pub(super) fn find_xbootldr(root: &Path, esp: &Path) -> io::Result<FoundXbootldr> {
     // What is no partition of a disk has none beside it.
     let Some(esp) = below(esp)? else { return Ok(FoundXbootldr::None) };
-    let types = types(&esp.disk)?;
+    let types = types(&BlockDisk::open(&esp.disk)?)?;
     let places = USUAL.iter().map(|place| root.join(place)).map(|place| (below(&place), place));
     Ok(xbootldr_beside(&esp, &types, places))
 }
@@ -280,16 +330,25 @@ fn uuid_by_udev(mounted: &Path) -> io::Result<Option<Uuid>> {
 /// The whole disk below the file system that is mounted at `mounted`.
 ///
 /// # Errors
-/// It is not on a partition of a disk.
+/// It is not on a partition of a disk, or that can't be told.
 pub fn find_disk(mounted: &Path) -> Result<PathBuf, FindError> {
     let failed = |source| FindError::Disk { path: mounted.to_owned(), source };
     let device = inside(mounted).map_err(failed)?.dev();
-    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let node = Path::new("/sys/dev/block").join(format!("{major}:{minor}")).canonicalize().map_err(failed)?;
-    let on_partition = node.join("partition").exists();
-    let disk = node.parent().and_then(Path::file_name).filter(|_| on_partition);
-    let disk = disk.ok_or_else(|| failed(io::Error::other("it is not on a partition of a disk")))?;
-    Ok(Path::new("/dev").join(disk))
+    disk_below(Path::new(BLOCKS), mounted, device)
+}
+
+fn disk_below(blocks: &Path, mounted: &Path, device: u64) -> Result<PathBuf, FindError> {
+    let failed = |source| FindError::Disk { path: mounted.to_owned(), source };
+    if let Some(below) = below_device(blocks, device).map_err(failed)? {
+        return Ok(below.disk);
+    }
+    let numbers = format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device));
+    let device = match blocks.join(&numbers).canonicalize() {
+        Ok(node) => format!("/dev/{}", node.file_name().unwrap_or_default().display()),
+        Err(error) if is_absent(&error) => format!("device {numbers}, no block device"),
+        Err(error) => return Err(failed(error)),
+    };
+    Err(FindError::NotPartition { path: mounted.to_owned(), device })
 }
 
 /// Refuses a disk below or above dm-multipath. `disk` is its device node; `sys` the folder `/sys/class/block`.
@@ -370,7 +429,12 @@ pub(super) fn refuse_copies(disk: (&Path, &[Uuid]), others: &[(PathBuf, Vec<Uuid
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use bascule_image::io::{ReadAt, Sink};
+
     use super::*;
+    use crate::host::{DiskGeometry, Extent};
 
     #[test]
     fn multipath_is_refused_from_below_and_above() {
@@ -499,6 +563,94 @@ mod tests {
         unreadable(&root.path().join("efi/EFI"));
         let error = find_esp(root.path()).unwrap_err();
         assert!(matches!(&error, FindError::Look { path, .. } if *path == root.path().join("efi")), "{error}");
+    }
+
+    #[test]
+    fn a_dead_place_hides_no_esp_that_is_one_by_its_type() {
+        let dead = |place: &str| Err(FindError::Look { path: place.into(), source: io::Error::from_raw_os_error(5) });
+        let at = |place: &str, kind| Ok((PathBuf::from(place), kind));
+        let first = |places: Vec<_>| first_esp(places.into_iter());
+        let found = |places| first(places).unwrap().unwrap();
+        assert_eq!(
+            found(vec![dead("/efi"), at("/boot/efi", Place::Other), at("/boot", Place::Esp)]),
+            Path::new("/boot")
+        );
+        assert_eq!(found(vec![at("/efi", Place::Esp), dead("/boot/efi"), dead("/boot")]), Path::new("/efi"));
+        assert_eq!(found(vec![at("/efi", Place::MayBe), dead("/boot/efi")]), Path::new("/efi"));
+        // What may be one is not taken for what may lie where nobody could look.
+        for other in [Place::MayBe, Place::Other] {
+            let error = first(vec![dead("/efi"), at("/boot/efi", other), dead("/boot")]).unwrap_err();
+            assert!(matches!(&error, FindError::Look { path, .. } if path == Path::new("/efi")), "{error}");
+        }
+        assert!(first(vec![at("/efi", Place::Other)]).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_esp_that_is_no_partition_is_refused_in_a_sentence() {
+        let sys = tempfile::tempdir().unwrap();
+        let (blocks, mirror) = (sys.path().join("block"), sys.path().join("devices/virtual/block/md0"));
+        std::fs::create_dir_all(&mirror).unwrap();
+        std::fs::create_dir_all(&blocks).unwrap();
+        std::os::unix::fs::symlink(&mirror, blocks.join("9:0")).unwrap();
+        unreadable(&blocks.join("9:1"));
+        let look = |minor| disk_below(&blocks, Path::new("/efi"), rustix::fs::makedev(9, minor)).unwrap_err();
+        for (minor, words) in [(0, "/dev/md0"), (2, "device 9:2, no block device")] {
+            let error = look(minor).to_string();
+            assert!(error.contains("at /efi") && error.contains(words) && error.contains("software RAID"), "{error}");
+        }
+        assert!(matches!(look(1), FindError::Disk { .. }), "what can't be looked at may be a partition");
+    }
+
+    /// A disk whose sectors can't be read, from some place on.
+    struct Rotten {
+        bytes: Vec<u8>,
+        sound: Range<u64>,
+    }
+
+    impl Disk for Rotten {
+        fn geometry(&self) -> io::Result<DiskGeometry> {
+            Ok(DiskGeometry { length: self.bytes.len() as u64, sector: 512 })
+        }
+
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+            let end = offset + buffer.len() as u64;
+            if offset < self.sound.start || end > self.sound.end {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            self.bytes.read_at(buffer, offset)
+        }
+
+        fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+            unreachable!("nobody writes")
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            unreachable!("nobody writes")
+        }
+
+        fn partition(&self, _: u32, _: Extent) -> io::Result<Box<dyn Sink>> {
+            unreachable!("nobody writes")
+        }
+
+        fn partition_direct(&self, _: u32, _: Extent) -> io::Result<Box<dyn ReadAt>> {
+            unreachable!("only the table is read")
+        }
+
+        fn partition_read(&self, _: u32, _: Extent) -> io::Result<Box<dyn ReadAt>> {
+            unreachable!("only the table is read")
+        }
+    }
+
+    #[test]
+    fn a_table_that_can_not_be_read_is_not_one_without_an_xbootldr() {
+        let length = 4 << 20;
+        let empty = |sound| Rotten { bytes: vec![0; length], sound };
+        let all = 0..length as u64;
+        assert_eq!(types(&empty(all.clone())).unwrap(), [], "it was read, and has no table");
+        // One of the two copies, or both.
+        for sound in [0..0, 64 << 10..all.end, 0..all.end - (64 << 10)] {
+            assert_eq!(types(&empty(sound.clone())).unwrap_err().raw_os_error(), Some(5), "{sound:?}");
+        }
     }
 
     #[test]

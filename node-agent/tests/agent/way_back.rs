@@ -13,6 +13,7 @@ use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::{Failing, SimFirmware, SimReleases};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
+use bascule_sim::tiny::boot_image;
 
 use crate::machine::{Machine, named, problem, release};
 
@@ -173,6 +174,15 @@ fn a_boot_loader_from_another_partition_is_found_before_the_drain() {
     is_refused(&mut machine, "the boot loader came from partition");
 }
 
+#[test]
+fn an_esp_that_is_a_mirror_of_two_disks_is_found_before_the_drain() {
+    let mut machine = machine();
+    machine.sim.esp.mirror(true);
+    is_refused(&mut machine, "what is mounted as ESP is no partition of a disk");
+    machine.sim.esp.mirror(false);
+    machine.update(&release("1.1", &[]), 60);
+}
+
 /// FAT does that by itself when it finds damage (`errors=remount-ro`): everything can be read, and nothing renamed.
 #[test]
 fn a_boot_partition_that_became_read_only_is_found_before_the_drain() {
@@ -300,6 +310,37 @@ fn an_entry_of_type_1_that_can_not_be_read_is_not_absent() {
         assert!(message(status).contains(failing), "{}", message(status));
         assert!(machine.sim.bus.reboots().is_empty(), "{failing}");
         machine.unreadable.clear();
+        machine.update(&new, 2);
+    }
+}
+
+/// The boot loader takes it first; the agent's own reader gives it up half-way, so nobody knows what it boots.
+#[test]
+fn an_image_beyond_the_limits_of_the_agents_reader_is_not_absent() {
+    let os_release = b"ID=acme-os\nIMAGE_ID=acme-os\nIMAGE_VERSION=9\n";
+    let long_release = [&os_release[..], b"#", &[b'x'; 64 << 10], b"\n"].concat();
+    let long_line = [&b"quiet "[..], &[b'x'; 2048]].concat();
+    for (osrel, cmdline, words) in [
+        (long_release.as_slice(), &b"quiet"[..], "acme-os_9.efi on the ESP"),
+        (os_release, long_line.as_slice(), "the command line has 2054 bytes"),
+    ] {
+        let mut machine = machine();
+        let new = release("1.1", &[]);
+        let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+        let image = boot_image(&[(".osrel", osrel), (".cmdline", cmdline), (".linux", b"no kernel")]);
+        esp.write("EFI/Linux/acme-os_9.efi", &image).unwrap();
+        esp.sync().unwrap();
+        let mut agent = machine.agent();
+        let grant = machine.grant(1);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!(problem(status), Some("Storage"), "{words}: {status:?}");
+        assert!(message(status).contains(words), "{words}: {}", message(status));
+        assert!(machine.sim.bus.reboots().is_empty(), "{words}");
+        let left = esp.list("EFI/Linux").unwrap();
+        assert!(left.iter().any(|file| file.name == "acme-os_9.efi"), "{left:?}");
+        esp.remove("EFI/Linux/acme-os_9.efi").unwrap();
+        esp.sync().unwrap();
         machine.update(&new, 2);
     }
 }

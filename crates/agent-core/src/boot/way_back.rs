@@ -102,6 +102,16 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
              there would not be booted; mount the right one, or name it in boot.partition"
         ));
     }
+    // That its PARTUUID could not be read was said above.
+    if inventory.loader.device.is_some()
+        && let Some(found) = inventory.partitions.iter().find(|facts| facts.uuid.is_none())
+    {
+        return Some(format!(
+            "what is mounted as {} is no partition of a disk (it may be a mirror: software RAID), and the boot loader writes its \
+             count of tries to the ESP of one disk, where nobody here sees it: mount that one",
+            found.partition
+        ));
+    }
     if let Some(unmounted) = &inventory.unmounted {
         return Some(format!("{unmounted}: nobody here sees which entries the boot loader finds there"));
     }

@@ -24,6 +24,7 @@ pub struct SimEsp {
     /// Told of writes, to see whether shutdown was held back meanwhile.
     bus: Option<Arc<SimBus>>,
     read_only: AtomicBool,
+    is_mirror: AtomicBool,
 }
 
 impl SimEsp {
@@ -31,7 +32,7 @@ impl SimEsp {
     pub fn mount(disk: &Disk, bus: Option<Arc<SimBus>>) -> io::Result<Self> {
         let table = Table::read(disk)?;
         let uuid = table.of_type(ESP_TYPE).map(|number| table.unique(number)).unwrap_or_default();
-        Ok(Self { fat: table.esp()?, uuid, bus, read_only: AtomicBool::new(false) })
+        Ok(Self::new(table.esp()?, uuid, bus))
     }
 
     /// Mounts the XBOOTLDR of a disk, if there is one.
@@ -39,7 +40,16 @@ impl SimEsp {
         let table = Table::read(disk)?;
         let Some(number) = table.of_type(XBOOTLDR_TYPE) else { return Ok(None) };
         let (fat, uuid) = (Fat::new(table.part(number)?), table.unique(number));
-        Ok(Some(Self { fat, uuid, bus, read_only: AtomicBool::new(false) }))
+        Ok(Some(Self::new(fat, uuid, bus)))
+    }
+
+    fn new(fat: Fat, uuid: Uuid, bus: Option<Arc<SimBus>>) -> Self {
+        Self { fat, uuid, bus, read_only: AtomicBool::new(false), is_mirror: AtomicBool::new(false) }
+    }
+
+    /// What is mounted is a mirror of it and of another disk's from now on, which is no partition, or it alone again.
+    pub fn mirror(&self, is_mirror: bool) {
+        self.is_mirror.store(is_mirror, Ordering::Relaxed);
     }
 
     /// Mounts it read-only from now on, or writable again.
@@ -118,6 +128,6 @@ impl Esp for SimEsp {
     }
 
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
-        Ok(Some(self.uuid))
+        Ok((!self.is_mirror.load(Ordering::Relaxed)).then_some(self.uuid))
     }
 }
