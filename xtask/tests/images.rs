@@ -26,7 +26,7 @@ use bascule_tests::control_plane::{ControlPlane, Options, free_port};
 use bascule_tests::files::copy_folder;
 use bascule_tests::kubelet::{Health, Kubelet, Machine, Runtime};
 use bascule_tests::page::{self, Page};
-use bascule_tests::registry::Registry;
+use bascule_tests::registry::{self, Registry};
 use bascule_tests::supervise::Supervised;
 use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use kube::api::{ListParams, PostParams};
@@ -41,6 +41,7 @@ const IMAGES: [&str; 2] = ["bascule-operator", "bascule-agent"];
 /// Builds the images into a folder, with more arguments; gives the digest of each.
 fn images(out: &Path, more: &[&OsStr]) -> Vec<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.env("REGISTRY_USER", registry::USER).env("REGISTRY_PASSWORD", registry::PASSWORD);
     let built = command.args(["images", "--out"]).arg(out).args(more).output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let said = String::from_utf8(built.stdout).unwrap();
@@ -70,11 +71,11 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
-/// Twice the same, whole folders, into a registry the second time. Gives the images, unpacked.
+/// Twice the same, whole folders, into a registry that wants a user the second time. Gives the images, unpacked.
 async fn built_twice(folder: &Path) -> BTreeMap<&'static str, Image> {
     let (out, again) = (folder.join("images"), folder.join("again"));
     let digests = images(&out, &[]);
-    let registry = Registry::start(folder).await.unwrap();
+    let registry = Registry::start_for_its_user(folder).await.unwrap();
     let place = format!("{}/platform", registry.address());
     let push: [&OsStr; 6] = [
         "--push".as_ref(),
@@ -311,6 +312,19 @@ fn host(folder: &Path) -> PathBuf {
     fs::File::create(root.join("dev/disk.img")).unwrap().set_len(64 << 20).unwrap();
     fs::write(root.join("etc/bascule/agent.toml"), "[slots]\ndisk = \"/dev/disk.img\"\n").unwrap();
     root
+}
+
+#[test]
+fn half_a_user_is_refused_before_anything_is_built() {
+    let folder = tempfile::tempdir().unwrap();
+    for (set, missing) in [("REGISTRY_USER", "REGISTRY_PASSWORD"), ("REGISTRY_PASSWORD", "REGISTRY_USER")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.env(set, "x").env_remove(missing).args(["images", "--push", "registry.example.com", "--out"]);
+        let refused = command.arg(folder.path().join("images")).output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(&format!("{set} is set and {missing} is not")), "{said}");
+        assert!(!folder.path().join("images").exists());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

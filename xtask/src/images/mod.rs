@@ -36,7 +36,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FOLDER", default_value = "target/images")]
     pub(crate) out: PathBuf,
     /// Also put the images into this registry, below this path: `registry.example.com/platform`. User and password are
-    /// read from REGISTRY_USER and REGISTRY_PASSWORD.
+    /// read from REGISTRY_USER and REGISTRY_PASSWORD; without both of them nobody is named.
     #[arg(long, value_name = "REGISTRY")]
     pub(crate) push: Option<String>,
     /// The tag in the registry. Default: the version of this tree.
@@ -67,6 +67,11 @@ fn architecture(name: &str) -> Result<Architecture, String> {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    // Building takes long; what is wrong with the environment is said before.
+    let registry = match &options.push {
+        Some(registry) => Some((registry, push::user()?)),
+        None => None,
+    };
     let mut architectures = options.architecture.clone();
     if architectures.is_empty() {
         architectures.push(shipped::own_architecture()?);
@@ -121,8 +126,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             write(&beside("provenance"), &statement)?;
         }
         println!("{name} {} {}", written.tagged, layout.display());
-        if let Some(registry) = &options.push {
-            let pushed = push::push(&layout, &format!("{registry}/{name}:{tag}"), options.ca.as_deref())?;
+        if let Some((registry, user)) = &registry {
+            let pushed = push::push(&layout, &format!("{registry}/{name}:{tag}"), options.ca.as_deref(), user)?;
             println!("pushed {pushed}");
         }
     }
