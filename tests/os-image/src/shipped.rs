@@ -120,3 +120,45 @@ fn flags(workspace: &Path) -> OsString {
     }
     flags
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A workspace whose program names the place of a file that its build script wrote, as a panic there would.
+    fn lay_out(workspace: &Path) {
+        let source = workspace.join("program/src");
+        fs::create_dir_all(&source).unwrap();
+        let profile = "[profile.release]\nopt-level = \"s\"\nlto = \"thin\"\ncodegen-units = 4\npanic = \"abort\"\nstrip = true\n";
+        let members = "[workspace]\nresolver = \"3\"\nmembers = [\"program\"]\n";
+        fs::write(workspace.join("Cargo.toml"), format!("{members}{profile}")).unwrap();
+        let package = "[package]\nname = \"program\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+        fs::write(workspace.join("program/Cargo.toml"), package).unwrap();
+        let script = r#"fn main() {
+            let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").unwrap());
+            std::fs::write(out.join("made.rs"), "pub fn first(of: &[u8]) -> u8 { of[0] }").unwrap();
+        }"#;
+        fs::write(workspace.join("program/build.rs"), script).unwrap();
+        let program = r#"mod made { include!(concat!(env!("OUT_DIR"), "/made.rs")); }
+        fn main() {
+            let name = std::env::args().next().unwrap_or_default();
+            println!("{}", made::first(name.as_bytes()));
+        }"#;
+        fs::write(source.join("main.rs"), program).unwrap();
+    }
+
+    #[test]
+    fn a_program_is_the_same_to_the_byte_whichever_folder_it_is_built_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let built = ["here", "in/another/place"].map(|place| {
+            let workspace = folder.path().join(place);
+            lay_out(&workspace);
+            fs::read(build(&workspace, &["program"]).unwrap().join("program")).unwrap()
+        });
+        let holds = |text: &str| built[0].windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(holds("/bascule/target/shipped") && !holds(folder.path().to_str().unwrap()));
+        // Not shown when they differ: programs.
+        assert!(built[0] == built[1], "another folder makes another program");
+    }
+}
