@@ -22,7 +22,7 @@ use crate::{
     zones,
 };
 use bascule_dashboard::Dashboard;
-use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings};
+use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings, Volume};
 use kube::{Client, Config, config::KubeConfigOptions, config::Kubeconfig};
 use round::Round;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
@@ -193,7 +193,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         client: client.clone(),
         namespace: namespace.clone(),
         fetcher,
-        state_dir,
+        memory: Arc::new(Volume::new(state_dir, repository::ROOM)),
         clock: clock.clone(),
         changes: Arc::clone(&changes),
     };

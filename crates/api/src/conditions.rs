@@ -69,6 +69,8 @@ pub mod reason {
     pub const EXPIRED: &str = "Expired";
     /// The repository's metadata or content is not what was signed.
     pub const UNTRUSTED: &str = "Untrusted";
+    /// What has to be remembered of the repository is more than there is room for.
+    pub const NO_ROOM: &str = "NoRoom";
     /// More failures than the threshold.
     pub const FAILURE_THRESHOLD: &str = "FailureThreshold";
 }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use crate::error::Error;
 use crate::limits::MAX_STATE;
 use crate::lock::Lock;
 use crate::tuf::Memory;
+use crate::volume::Volume;
 
 const STATE_FILE: &str = "trusted.json";
 const LOCK_FILE: &str = "lock";
@@ -35,6 +37,13 @@ const MAX_UNKNOWN: usize = 1 << 20;
 pub enum DatastoreLocation {
     /// A directory on storage that survives a restart. It is made if missing. One for each trust root and repository.
     Persistent(PathBuf),
+    /// One of several in a folder of bounded size, which [`Volume::datastore`] gives.
+    Within {
+        /// The folder of all.
+        volume: Arc<Volume>,
+        /// The one.
+        name: String,
+    },
     /// Nothing is remembered: each opening starts from the trust root. For looking at a repository by hand.
     Ephemeral,
 }
@@ -67,6 +76,8 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Datastore {
     directory: PathBuf,
+    /// The folder whose room it shares with others, and its name there.
+    within: Option<(Arc<Volume>, String)>,
     /// Keeps an ephemeral directory alive.
     _temporary: Option<TempDir>,
     /// Holds the lock until dropped.
@@ -83,24 +94,34 @@ impl Datastore {
     /// A state file that can't be parsed is set aside as if it were absent: a node that nobody logs in to must not stop
     /// for ever over one bad sector, and the trust root and `not_before` still hold. The caller reports it.
     pub(crate) fn open(location: &DatastoreLocation) -> Result<Self, Error> {
-        let (directory, temporary) = match location {
-            DatastoreLocation::Persistent(path) => (path.clone(), None),
+        match location {
+            DatastoreLocation::Persistent(path) => Self::open_at(path.clone(), None, None),
+            DatastoreLocation::Within { volume, name } => {
+                let within = Some((Arc::clone(volume), name.clone()));
+                volume.with_room(name, 0, || Self::open_at(volume.path(name), within, None))
+            }
             DatastoreLocation::Ephemeral => {
                 let directory = tempfile::tempdir().map_err(|source| Error::Datastore {
                     path: std::env::temp_dir(),
                     doing: "a temporary one can't be made",
                     source,
                 })?;
-                (directory.path().to_owned(), Some(directory))
+                Self::open_at(directory.path().to_owned(), None, Some(directory))
             }
-        };
+        }
+    }
+
+    fn open_at(
+        directory: PathBuf,
+        within: Option<(Arc<Volume>, String)>,
+        temporary: Option<TempDir>,
+    ) -> Result<Self, Error> {
         let fail = |doing| {
             let path = directory.clone();
             move |source| Error::Datastore { path, doing, source }
         };
         fs::create_dir_all(&directory).map_err(fail("it can't be made"))?;
-        let lock = File::create(directory.join(LOCK_FILE)).map_err(fail("it can't be locked"))?;
-        let lock = match Lock::take(lock) {
+        let lock = match try_lock(&directory) {
             Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: directory }),
             Err(TryLockError::Error(source)) => return Err(fail("it can't be locked")(source)),
@@ -116,7 +137,7 @@ impl Datastore {
                 (Memory::default(), BTreeMap::new(), true)
             }
         };
-        Ok(Self { directory, _temporary: temporary, _lock: lock, memory, unknown, was_reset })
+        Ok(Self { directory, within, _temporary: temporary, _lock: lock, memory, unknown, was_reset })
     }
 
     /// What is remembered.
@@ -143,13 +164,23 @@ impl Datastore {
         let failed =
             |source| Error::Datastore { path: self.directory.clone(), doing: "its state can't be written", source };
         let bytes = serde_json::to_vec(&state).map_err(io::Error::other).map_err(failed)?;
-        if bytes.len() as u64 > MAX_STATE {
-            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        let (length, most) = (bytes.len() as u64, self.within.as_ref().map_or(MAX_STATE, |(volume, _)| volume.each()));
+        if length > most {
+            return Err(Error::DatastoreTooLarge { bytes: length, most });
         }
-        replace_file(&self.directory.join(STATE_FILE), 0o600, &bytes).map_err(failed)?;
+        let write = || replace_file(&self.directory.join(STATE_FILE), 0o600, &bytes).map_err(failed);
+        match &self.within {
+            Some((volume, name)) => volume.with_room(name, length, write)?,
+            None => write()?,
+        }
         self.memory = memory;
         Ok(())
     }
+}
+
+/// Takes the lock of a datastore without waiting for it.
+pub(crate) fn try_lock(directory: &Path) -> Result<Lock, TryLockError> {
+    Lock::take(File::create(directory.join(LOCK_FILE)).map_err(TryLockError::Error)?)
 }
 
 /// Reads what a datastore remembers, for looking at it. It is not verified here.

@@ -58,6 +58,18 @@ pub enum Error {
     /// The datastore can't be used.
     #[error("the datastore {} can't be used: {doing}", path.display())]
     Datastore { path: PathBuf, doing: &'static str, source: std::io::Error },
+    /// What is to be remembered of a repository is more than may be.
+    #[error(
+        "what has to be remembered of this repository takes {bytes} bytes, and {most} are allowed here; its publisher has to make \
+         its metadata smaller (take old releases out), or who trusts it has to trust a newer root"
+    )]
+    DatastoreTooLarge { bytes: u64, most: u64 },
+    /// Others leave no room for it.
+    #[error(
+        "there is no room to remember {bytes} bytes of this repository: what is remembered of others in {} takes {taken} of {most} \
+         bytes; have fewer repositories read at once", path.display()
+    )]
+    DatastoreNoRoom { path: PathBuf, bytes: u64, taken: u64, most: u64 },
     /// Another process uses the datastore.
     #[error("the datastore {} is in use by another process", path.display())]
     Busy { path: PathBuf },
@@ -79,11 +91,13 @@ impl Error {
             Self::TrustRoot { .. } => "trust-root",
             Self::Invalid { .. } => "unacceptable",
             Self::SpecVersion { .. } => "spec-version",
-            Self::Limit { .. } => "limit",
+            Self::Limit { .. } | Self::DatastoreTooLarge { .. } => "limit",
             Self::Role { source, .. } => source.category(),
             Self::Format { .. } => "format",
             Self::Absent { .. } => "absent",
-            Self::Datastore { .. } | Self::DatastoreNewer { .. } | Self::Busy { .. } => "datastore",
+            Self::Datastore { .. } | Self::DatastoreNewer { .. } | Self::DatastoreNoRoom { .. } | Self::Busy { .. } => {
+                "datastore"
+            }
             Self::Cancelled => "cancelled",
         }
     }

@@ -27,6 +27,7 @@ pub mod select;
 pub mod time;
 mod transport;
 pub mod tuf;
+mod volume;
 
 pub use datastore::{DatastoreLocation, remembered};
 pub use error::Error;
@@ -36,3 +37,4 @@ pub use repository::{
     Metadata, OpenOptions, OpenPack, Origin, Repository, RoleExpiry, SignedFile, VerifiedChannel, VerifiedManifest,
 };
 pub use transport::{Fetcher, Transport};
+pub use volume::{Bounds, Volume};

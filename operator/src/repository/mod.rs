@@ -2,14 +2,28 @@
 //! and nodes never rely on what is read here: theirs is in their OS image.
 
 mod poll;
+#[cfg(test)]
+mod room_tests;
 
 pub use poll::{Channels, Tools};
 
 use bascule_api::{RepositoryStatus, Time, conditions::reason};
 use bascule_image::release::channel::Channel;
 use bascule_planner::snapshot::{Offer, OfferState, Release};
-use bascule_repository::{Error, Metadata, VerifiedChannel};
+use bascule_repository::{Bounds, Error, Metadata, VerifiedChannel};
 use std::collections::BTreeMap;
+
+/// What is remembered of all repositories together, whoever names them: within the volume that the manifest gives, so that
+/// nobody who writes policies has the kubelet evict the operator. An ordinary one takes some 30 KiB.
+pub(crate) const ROOM: Bounds = Bounds {
+    total: 56 << 20,
+    each: 4 << 20,
+    small: 256 << 10,
+    for_small: 8 << 20,
+    // What a policy named until now comes back soon, where somebody writes it anew.
+    unused: 8,
+    unused_bytes: 4 << 20,
+};
 
 /// What a channel offers, after a reading that went well. It holds until the first of all roles expires that speak for it.
 fn offer_of(channel: &VerifiedChannel, metadata: &Metadata) -> Offer {
@@ -79,6 +93,7 @@ fn reason_of(error: &Error) -> &'static str {
         | Error::Limit { .. }
         | Error::Format { .. }
         | Error::ClockBehind(_) => reason::UNTRUSTED,
+        Error::DatastoreTooLarge { .. } | Error::DatastoreNoRoom { .. } => reason::NO_ROOM,
         _ => reason::UNREACHABLE,
     }
 }
@@ -135,6 +150,8 @@ mod tests {
             (Error::Rollback { reason: reason("version 3 after 4") }, reason::UNTRUSTED),
             (Error::TrustRoot { reason: reason("no JSON") }, reason::UNTRUSTED),
             (Error::Absent { what: reason("channel x"), hint: reason("") }, reason::UNREACHABLE),
+            (Error::DatastoreTooLarge { bytes: 2, most: 1 }, reason::NO_ROOM),
+            (Error::DatastoreNoRoom { path: "/state".into(), bytes: 2, taken: 3, most: 4 }, reason::NO_ROOM),
             (
                 Error::Role {
                     role: reason("channel-x"),

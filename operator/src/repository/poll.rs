@@ -5,13 +5,12 @@ use super::{after_failure, offer_of, reason_of};
 use crate::clock::Clock;
 use bascule_api::{ChannelName, Duration, RepositoryStatus, Source, Time, TrustRoot, conditions::reason};
 use bascule_planner::snapshot::Offer;
-use bascule_repository::{DatastoreLocation, Fetcher, OpenOptions, Repository, time::Now};
+use bascule_repository::{Fetcher, OpenOptions, Repository, Volume, time::Now};
 use chrono::TimeDelta;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::{sync::watch, task::AbortHandle};
@@ -35,6 +34,11 @@ struct Reading {
 impl Reading {
     fn of(source: &Source) -> Self {
         Self { repository: source.repository.clone(), trust_root: trust_root_key(&source.trust_root) }
+    }
+
+    /// What names its datastore.
+    fn key(&self) -> String {
+        format!("{}\n{}", self.repository, self.trust_root)
     }
 }
 
@@ -65,7 +69,7 @@ impl std::fmt::Debug for Tools {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tools")
             .field("namespace", &self.namespace)
-            .field("state_dir", &self.state_dir)
+            .field("memory", &self.memory)
             .finish_non_exhaustive()
     }
 }
@@ -80,7 +84,7 @@ pub struct Tools {
     /// How repositories are fetched.
     pub fetcher: Fetcher,
     /// Where the newest metadata is remembered.
-    pub state_dir: PathBuf,
+    pub memory: Arc<Volume>,
     /// The time.
     pub clock: Clock,
     /// Told when an offer changes.
@@ -138,6 +142,18 @@ impl Channels {
             asked.interval = asked.interval.min(source.poll_interval);
         }
         self.tasks.retain(|reading, _| wanted.contains_key(reading));
+        let keys: Vec<String> = wanted.keys().map(Reading::key).collect();
+        if self.tools.memory.set_used(keys.iter().map(String::as_str)) {
+            let memory = Arc::clone(&self.tools.memory);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = memory.tidy() {
+                    tracing::warn!(
+                        error = crate::one_line(&error),
+                        "repositories that no policy names can't be forgotten"
+                    );
+                }
+            });
+        }
         self.offers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -223,11 +239,10 @@ async fn open(reading: &Reading, asked: &Asked, tools: &Tools) -> Result<Reposit
     let base = Url::parse(&reading.repository)
         .map_err(|error| (reason::UNREACHABLE, format!("spec.source.repository is no URL: {error}")))?;
     let trust_root = trust_root(&asked.trust_root, tools).await.map_err(|message| (reason::UNTRUSTED, message))?;
-    let folder = fingerprint(&format!("{}\n{}", reading.repository, reading.trust_root));
     let options = OpenOptions {
         trust_root,
         base,
-        datastore: DatastoreLocation::Persistent(tools.state_dir.join(folder)),
+        datastore: tools.memory.datastore(&reading.key()),
         fetcher: tools.fetcher.clone(),
         now: Now::at(tools.clock.now()),
     };
