@@ -164,7 +164,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let identity = settings.identity.clone().unwrap_or_else(own_name);
     tokio::select! {
         () = &mut stop => return Ok(()),
-        () = preflight::passed(&client, &namespace, &readiness) => {}
+        () = preflight::passed(&client, &namespace, settings.node_conditions, &readiness) => {}
         _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
     }
 

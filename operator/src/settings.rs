@@ -65,7 +65,7 @@ pub struct Settings {
     pub max_evictions: u16,
 
     /// Also say on the Nodes themselves what happens to them, as the conditions of KEP-5683 (DrainInProgress, Drained,
-    /// MaintenanceInProgress).
+    /// MaintenanceInProgress). Needs the component node-conditions of the manifests.
     #[arg(long, env = "BASCULE_NODE_CONDITIONS")]
     pub node_conditions: bool,
 

@@ -12,7 +12,6 @@ pub const HOME: &str = "bascule-system";
 /// What no test or story makes the operator do at once with all else, with what does it.
 pub const OPERATOR_ELSEWHERE: &[(&str, &str)] = &[
     ("delete pods", "spec.drain.onTimeout: Delete"),
-    ("patch nodes/status", "--node-conditions"),
     ("patch rollbacks/status.bascule.dev", "a Rollback"),
     ("patch events.events.k8s.io", "an event that comes again becomes a series"),
     ("get secrets", "spec.health.prometheusSecret"),

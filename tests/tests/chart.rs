@@ -91,9 +91,23 @@ fn helm_and_kustomize_install_the_same() {
     let images = ["operator.image=bascule-operator", "agent.image=bascule-agent"];
     let with = |more: &[&'static str]| images.iter().copied().chain(more.iter().copied()).collect::<Vec<_>>();
     assert_same(&helm(&with(&["operator.replicas=1"])), &kustomize(&[]));
-    let all = ["agent.as=HostService", "networkPolicy=true", "podMonitor=true", "alerts=true", "dashboard=true"];
-    let mut kustomized =
-        kustomize(&["host-agent", "high-availability", "network-policy", "prometheus", "alerts", "dashboard"]);
+    let all = [
+        "agent.as=HostService",
+        "networkPolicy=true",
+        "podMonitor=true",
+        "alerts=true",
+        "dashboard=true",
+        "operator.nodeConditions=true",
+    ];
+    let mut kustomized = kustomize(&[
+        "host-agent",
+        "high-availability",
+        "network-policy",
+        "prometheus",
+        "alerts",
+        "dashboard",
+        "node-conditions",
+    ]);
     kustomized.remove("Service \"bascule-operator\"").unwrap();
     assert_same(&helm(&with(&all)), &kustomized);
 

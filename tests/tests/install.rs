@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
 };
+use bascule_tests::bascule;
 use bascule_tests::control_plane::{Binaries, ControlPlane, Options};
 use bascule_tests::files::copy_folder;
 use bascule_tests::page::{self, Page};
@@ -179,6 +180,8 @@ fn can_i(control_plane: &ControlPlane, user: &str, folder: &Path) -> Rights {
 }
 
 async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, folder: &Path) {
+    // The role of a component that the page does not take.
+    bascule::install(control_plane, &["components/node-conditions/rbac.yaml"]).await.unwrap();
     let everybody = can_i(control_plane, "nobody", folder);
     let roles = rights_page();
     assert!(roles.len() >= 7, "{roles:?}");
@@ -300,7 +303,7 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     // Another namespace, as the page has it.
     page.lay_out(folder, &page::tree().join("manifests"), "{}");
     page::in_namespaces(folder, "updates", "bascule-agents");
-    page::add_components(folder, &["host-agent", "prometheus", "network-policy", "dashboard"]);
+    page::add_components(folder, &["host-agent", "prometheus", "network-policy", "dashboard", "node-conditions"]);
     page.add_authority(folder, "pem");
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
     let before = changes(&control_plane, folder);

@@ -24,9 +24,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 const NAMED: usize = 3;
 
 /// Returns when everything is there.
-pub(crate) async fn passed(client: &Client, namespace: &str, readiness: &Readiness) {
+pub(crate) async fn passed(client: &Client, namespace: &str, node_conditions: bool, readiness: &Readiness) {
     let mut told = Told::default();
-    while !told.nothing(readiness, "the operator can't act yet", missing(client, namespace).await) {
+    while !told.nothing(readiness, "the operator can't act yet", missing(client, namespace, node_conditions).await) {
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -47,7 +47,7 @@ impl Told {
     }
 }
 
-async fn missing(client: &Client, namespace: &str) -> Vec<String> {
+async fn missing(client: &Client, namespace: &str, node_conditions: bool) -> Vec<String> {
     let mut missing = Vec::new();
     match client.apiserver_version().await {
         Ok(version) => missing.extend(too_old(&version.major, &version.minor)),
@@ -73,6 +73,9 @@ async fn missing(client: &Client, namespace: &str) -> Vec<String> {
         }
     };
     missing.extend(rights.missing(namespace));
+    if let Some(why) = rights.missing_for_node_conditions().filter(|_| node_conditions) {
+        tracing::warn!("{why}");
+    }
     if missing.is_empty() {
         missing.extend(admission::not_enforced(client, &rights).await.err());
     }

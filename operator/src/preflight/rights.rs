@@ -11,16 +11,12 @@ use serde::Deserialize;
 const MANIFEST: &str = include_str!("../../../manifests/operator/rbac.yaml");
 /// The name of the Role and the ClusterRole.
 const ROLE: &str = "bascule-operator";
+/// What `--node-conditions` needs besides.
+const NODE_CONDITIONS: (&str, &str) =
+    (include_str!("../../../manifests/components/node-conditions/rbac.yaml"), "bascule-node-conditions");
 /// Used by options of policies or of the operator, or to tell people: without them the rest works.
-const OPTIONAL: [&str; 7] = [
-    "delete pods",
-    "patch nodes/status",
-    "create events",
-    "patch events",
-    "get configmaps",
-    "get secrets",
-    "impersonate serviceaccounts",
-];
+const OPTIONAL: [&str; 6] =
+    ["delete pods", "create events", "patch events", "get configmaps", "get secrets", "impersonate serviceaccounts"];
 /// How many rights a message names.
 const NAMED: usize = 5;
 
@@ -84,11 +80,7 @@ impl Rights {
             // Another authorizer than RBAC has its say, and does not tell.
             return None;
         }
-        let rules = manifest();
-        let lacking = rules.iter().flat_map(rights).filter(|right| !self.allow(right));
-        let mut lacking: Vec<String> = lacking.map(|right| format!("{} {}", right.verb, right.resource)).collect();
-        lacking.sort();
-        lacking.dedup();
+        let lacking = self.lacking(&manifest((MANIFEST, ROLE)));
         let (optional, needed): (Vec<_>, Vec<_>) =
             lacking.into_iter().partition(|right| OPTIONAL.contains(&right.as_str()));
         if !optional.is_empty() {
@@ -105,6 +97,26 @@ impl Rights {
              the namespace in which the operator runs ({namespace}) and its service account",
             env!("CARGO_PKG_VERSION")
         ))
+    }
+
+    /// What `--node-conditions` misses. Nothing else waits for it.
+    pub(super) fn missing_for_node_conditions(&self) -> Option<String> {
+        let lacking = if self.0.incomplete { Vec::new() } else { self.lacking(&manifest(NODE_CONDITIONS)) };
+        (!lacking.is_empty()).then(|| {
+            let rights = lacking.join(", ");
+            format!(
+                "the operator may not {rights}, so Nodes don't show what happens to them: add the component \
+                 manifests/components/node-conditions, or leave --node-conditions out"
+            )
+        })
+    }
+
+    fn lacking(&self, rules: &[Rule]) -> Vec<String> {
+        let lacking = rules.iter().flat_map(rights).filter(|right| !self.allow(right));
+        let mut lacking: Vec<String> = lacking.map(|right| format!("{} {}", right.verb, right.resource)).collect();
+        lacking.sort();
+        lacking.dedup();
+        lacking
     }
 
     fn allow(&self, right: &Right<'_>) -> bool {
@@ -129,10 +141,10 @@ fn rights(rule: &Rule) -> impl Iterator<Item = Right<'_>> {
     })
 }
 
-/// The rules of the operator's own Role and ClusterRole; a test holds that there are some.
-fn manifest() -> Vec<Rule> {
-    let documents: Vec<Document> = serde_saphyr::from_multiple(MANIFEST).unwrap_or_default();
-    let own = documents.into_iter().filter(|one| one.metadata.name == ROLE && one.kind.ends_with("Role"));
+/// The rules of the Role and the ClusterRole of a name; a test holds that there are some.
+fn manifest((text, role): (&str, &str)) -> Vec<Rule> {
+    let documents: Vec<Document> = serde_saphyr::from_multiple(text).unwrap_or_default();
+    let own = documents.into_iter().filter(|one| one.metadata.name == role && one.kind.ends_with("Role"));
     own.flat_map(|one| one.rules).collect()
 }
 
@@ -156,7 +168,7 @@ mod tests {
 
     #[test]
     fn each_right_of_the_manifest_is_missed_when_it_is_not_there() {
-        let rules = manifest();
+        let rules = manifest((MANIFEST, ROLE));
         assert!(rules.len() > 15, "{}", rules.len());
         assert_eq!(told(&rules).missing("ns"), None);
         let every = Rule {
@@ -170,7 +182,7 @@ mod tests {
         assert!(admin.above_admission() && !told(&rules).above_admission());
         let mut needed = 0;
         for number in 0..rules.len() {
-            let mut less = manifest();
+            let mut less = manifest((MANIFEST, ROLE));
             let gone = less.remove(number);
             let optional = |verb: &String| OPTIONAL.contains(&format!("{verb} {}", gone.resources[0]).as_str());
             let said = told(&less).missing("ns");
@@ -185,6 +197,16 @@ mod tests {
         assert!(needed > 12, "{needed}");
         let unknown = Rights(SubjectRulesReviewStatus { incomplete: true, ..SubjectRulesReviewStatus::default() });
         assert_eq!(unknown.missing("ns"), None, "somebody else decides");
+    }
+
+    #[test]
+    fn the_status_of_nodes_is_asked_for_by_an_option_only() {
+        let rules = manifest((MANIFEST, ROLE));
+        assert!(!rules.iter().any(|rule| rule.resources.contains(&"nodes/status".to_owned())));
+        let said = told(&rules).missing_for_node_conditions().unwrap();
+        assert!(said.contains("may not patch nodes/status") && said.contains("components/node-conditions"), "{said}");
+        let more: Vec<Rule> = rules.into_iter().chain(manifest(NODE_CONDITIONS)).collect();
+        assert_eq!(told(&more).missing_for_node_conditions(), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::world::World;
 use axum::http::StatusCode;
 use bascule_api::{Gate, UpdatePolicy, WaitReason};
 use bascule_operator::health::{Asker, GateAnswer};
+use bascule_tests::bascule;
 use bascule_tests::control_plane::free_port;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, ServiceAccount};
@@ -212,6 +213,7 @@ async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_mainte
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(AGENT).await.unwrap();
+    bascule::install(&world.control_plane, &["components/node-conditions/rbac.yaml"]).await.unwrap();
     let _operator = world.operator_with("first", None, &["--node-conditions"]).await;
     world.policy("workers", json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}})).await;
     let shown = |node: Option<&Node>, wanted: &str| {

@@ -19,7 +19,7 @@ const DAEMON_SET: When = When::If("ne .Values.agent.as \"HostService\"");
 const HOST_SERVICE: When = When::If("ne .Values.agent.as \"DaemonSet\"");
 
 /// The files, in the order of installation.
-const FILES: [(&str, When); 27] = [
+const FILES: [(&str, When); 28] = [
     ("crds/updatepolicies.yaml", When::Always),
     ("crds/nodeupdates.yaml", When::Always),
     ("crds/freezes.yaml", When::Always),
@@ -47,6 +47,7 @@ const FILES: [(&str, When); 27] = [
     ("components/alerts/rules.yaml", When::If(".Values.alerts")),
     ("components/dashboard/service.yaml", When::If(".Values.dashboard")),
     ("components/dashboard/network-policy.yaml", When::If(".Values.dashboard")),
+    ("components/node-conditions/rbac.yaml", When::If(".Values.operator.nodeConditions")),
 ];
 
 /// What a value of the chart stands for in the manifests.
@@ -65,12 +66,13 @@ const VALUES: [(&str, &str); 15] = [
         "      serviceAccountName: bascule-agent\n{{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n{{- end }}\n",
     ),
     ("replicas: 1", "replicas: {{ .Values.operator.replicas }}"),
-    // What components/extra-ca and components/dashboard add to the Deployment, and what is the admin's own.
+    // What components/extra-ca, components/dashboard and components/node-conditions add to the Deployment, and what is the admin's own.
     (
         "              value: /var/lib/bascule\n",
         "              value: /var/lib/bascule\n{{- if .Values.operator.extraCA }}\n            - name: BASCULE_EXTRA_CA\n              \
          value: /etc/bascule/ca.pem\n{{- end }}\n{{- if .Values.dashboard }}\n            - name: BASCULE_DASHBOARD\n              \
-         value: \"[::]:8081\"\n{{- end }}\n{{- with .Values.operator.env }}\n{{ toYaml . | indent 12 }}\n{{- end }}\n",
+         value: \"[::]:8081\"\n{{- end }}\n{{- if .Values.operator.nodeConditions }}\n            - name: BASCULE_NODE_CONDITIONS\n              \
+         value: \"true\"\n{{- end }}\n{{- with .Values.operator.env }}\n{{ toYaml . | indent 12 }}\n{{- end }}\n",
     ),
     (
         "            - {name: state, mountPath: /var/lib/bascule}\n      volumes:\n        - name: state\n          emptyDir: {sizeLimit: 64Mi}\n",
@@ -134,6 +136,8 @@ operator:
   env: []
   # PEM of an authority of your own, for repositories, Prometheus and gates.
   extraCA: \"\"
+  # Also write the conditions of KEP-5683 to the Nodes: true. Brings the right to their status.
+  nodeConditions: false
   # Which nodes may carry it, e.g. {node-role.kubernetes.io/control-plane: \"\"}: whoever has root on one has its rights.
   nodeSelector: {}
 agent:
