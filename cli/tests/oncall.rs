@@ -6,7 +6,7 @@ use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Credentials, Options, free_port};
 use clap::Parser as _;
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -359,6 +359,30 @@ async fn four_questions_and_everything_that_may_be_missing() {
     let _ = stop.send(());
     operator.await.unwrap();
     admin.sees("status", "no operator leads").await;
+
+    // Whoever asks for something then is told that nobody does it, whatever it is that was asked.
+    let failed = json!({"status": {"lastError": {"category": "Network", "message": "no route", "attempts": 1, "at": "2026-01-01T00:00:00Z"}}});
+    let updates: Api<bascule_api::NodeUpdate> = Api::all(client.clone());
+    updates.patch_status("node-b1", &PatchParams::default(), &Patch::Merge(&failed)).await.unwrap();
+    let blocked = json!({"status": {"blocked": [{"version": "1.1", "at": "2026-01-01T00:00:00Z", "by": "FailureThreshold", "reason": "it failed"}]}});
+    let policies: Api<bascule_api::UpdatePolicy> = Api::all(client.clone());
+    policies.patch_status("workers", &PatchParams::default(), &Patch::Merge(&blocked)).await.unwrap();
+    for (line, code) in [
+        (r#"freeze --for 2h --reason "nobody leads""#, 0),
+        ("unfreeze --all --yes", 0),
+        (r#"pause workers --reason "nobody leads""#, 0),
+        ("resume workers", 0),
+        (r#"hold node-b1 --for 1h --reason "nobody leads""#, 0),
+        ("resume node-b1", 0),
+        (r#"abort workers --reason "nobody leads" --yes"#, 0),
+        (r#"rollback workers --reason "nobody leads" --yes"#, 1),
+        (r#"retry node-b1 --reason "nobody leads" --yes"#, 0),
+        ("unblock workers 1.1 --yes", 0),
+        ("wait workers --timeout 1s", 4),
+    ] {
+        let said = admin.types(line).await;
+        assert!(said.code == code && said.err.contains("no operator leads"), "{line}: {said:?}");
+    }
 
     // Another version of Bascule: its kinds are there, and not in the form that this program knows.
     let crds = ["updatepolicies", "nodeupdates", "freezes", "rollbacks"].map(|kind| format!("{kind}.bascule.dev"));

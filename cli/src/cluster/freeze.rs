@@ -3,7 +3,7 @@
 
 use super::{
     Connection, generated_name,
-    live::{self, Seen},
+    live::Seen,
     picture, problem,
     problem::Role,
     view, whoami,
@@ -104,8 +104,7 @@ fn labelled(selector: &Selector, policies: &[api::UpdatePolicy], later: bool) ->
 
 /// How many nodes are in progress, of all policies or of those that are selected.
 async fn moving(client: &Client, connection: &Connection, selector: Option<&Selector>) -> anyhow::Result<usize> {
-    let seen = live::seen(client, connection).await?;
-    view::warn_if_not_live(&seen);
+    let seen = view::seen_by_an_asker(client, connection).await?;
     let Some(selector) = selector else { return Ok(seen.report.nodes.iter().filter(|node| in_motion(node)).count()) };
     let policies = super::list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
     let selected = policies.iter().filter(|policy| selector.matches(policy.labels()));
@@ -178,9 +177,8 @@ pub(crate) struct Pause {
 impl Pause {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let seen = live::seen(&client, connection).await?;
+        let seen = view::seen_by_an_asker(&client, connection).await?;
         let index = policy_index(&seen, &self.policy)?;
-        view::warn_if_not_live(&seen);
         let moving = seen.report.nodes_of(index).filter(|node| in_motion(node)).count();
         let spec = FreezeSpec { policies: vec![self.policy.clone()], ..spec(self.reason, self.duration) };
         create(&client, "pause", spec).await?;
@@ -222,13 +220,12 @@ pub(crate) struct Hold {
 impl Hold {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let seen = live::seen(&client, connection).await?;
+        let seen = view::seen_by_an_asker(&client, connection).await?;
         let Some(node) = seen.report.nodes.iter().find(|node| node.name == self.node) else {
             let names = seen.report.nodes.iter().map(|node| node.name.as_str());
             anyhow::bail!("there is no node {}{}", self.node, problem::hint(&self.node, names));
         };
         let moves = usize::from(in_motion(node));
-        view::warn_if_not_live(&seen);
         let spec = FreezeSpec { nodes: vec![self.node.clone()], ..spec(self.reason, self.duration) };
         create(&client, "hold", spec).await?;
         let place = format!("for node {}", self.node);
@@ -259,7 +256,7 @@ pub(crate) struct Abort {
 impl Abort {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let seen = live::seen(&client, connection).await?;
+        let seen = view::seen_by_an_asker(&client, connection).await?;
         let base = FreezeSpec { undo_drains: true, ..spec(self.reason.clone(), self.duration) };
         let node = seen.report.nodes.iter().find(|node| node.name == self.name);
         let (spec, nodes, place): (_, Vec<&LiveNode>, _) = match (seen.policy(&self.name), node) {
@@ -276,7 +273,6 @@ impl Abort {
                 anyhow::bail!("there is no UpdatePolicy and no node {}", self.name);
             }
         };
-        view::warn_if_not_live(&seen);
         let does = consequences(&nodes);
         output::say(&announced(&does, &place, self.duration));
         if !output::confirmed("Continue", self.yes)? {

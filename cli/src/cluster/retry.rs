@@ -1,6 +1,6 @@
 //! `bascule retry`: somebody looked at a node and lets it try again what went wrong on it.
 
-use super::{Connection, change_spec, list, named, picture};
+use super::{Connection, change_spec, list, named, picture, view};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use clap::Args;
@@ -37,6 +37,7 @@ impl Retry {
         })?;
         let retry = api::Retry { node: self.node.clone(), at: clock::now().into(), reason: self.reason };
         let Asked { retries, sentence } = asked(policy, update, retry)?;
+        view::tell_if_nobody_leads(&client, connection).await;
         output::say(&sentence);
         if !output::confirmed("Continue", self.yes)? {
             output::print("Nothing was changed.\n")?;

@@ -3,7 +3,7 @@
 use super::{
     Connection,
     facts::{Objects, snapshot},
-    generated_name, live, picture,
+    generated_name, picture,
     problem::{self, Role},
     view, watched, whoami,
 };
@@ -126,9 +126,7 @@ impl Rollback {
             requested_by: whoami(&client).await?,
         };
         let now = api::Time::new(clock::now());
-        if let Ok(seen) = live::seen(&client, connection).await {
-            view::warn_if_not_live(&seen);
-        }
+        view::tell_if_nobody_leads(&client, connection).await;
         let Some(seen) = preview(&mut objects, &spec, now) else {
             bail!("no node of {} has anything to go back to", self.policy);
         };

@@ -1,6 +1,6 @@
 //! `bascule unblock`: an admin looked into why a release failed and lets the policy take it again.
 
-use super::{Connection, change_spec, list, named, picture, problem};
+use super::{Connection, change_spec, list, named, picture, problem, view};
 use crate::{exit::Exit, output};
 use bascule_api as api;
 use bascule_api::Version;
@@ -29,6 +29,7 @@ impl Unblock {
         let policies = list::<api::UpdatePolicy>(&client, "UpdatePolicies").await?;
         let policy = named(&policies, "UpdatePolicy", &self.policy)?;
         let Asked { allowed, sentence } = asked(policy, &self.version)?;
+        view::tell_if_nobody_leads(&client, connection).await;
         output::say(&sentence);
         if !output::confirmed("Continue", self.yes)? {
             output::print("Nothing was changed.\n")?;

@@ -1,7 +1,7 @@
 //! How a stop ends: `unfreeze` by the name of a Freeze, `resume` by that of a policy or node. The Freeze stays, with who ended
 //! it; `bascule history` shows it.
 
-use super::{Connection, freeze::named, live, picture, problem, problem::Role, view, whoami};
+use super::{Connection, freeze::named, picture, problem, problem::Role, view, whoami};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{FreezeSpec, Time};
@@ -31,9 +31,9 @@ impl Resume {
         let (alone, others): (Vec<_>, Vec<_>) = active.partition(|freeze| is_for(&freeze.spec, &self.name));
         end(&client, &alone).await?;
         let names: Vec<String> = alone.iter().map(|freeze| freeze.name_any()).collect();
-        if names.is_empty()
-            && let Ok(seen) = live::seen(&client, connection).await
-        {
+        // Ended it is, whoever leads. Who is let go on by nobody is to know that.
+        let seen = view::tell_if_nobody_leads(&client, connection).await;
+        if let Some(seen) = seen.filter(|_| names.is_empty()) {
             named(&seen, &self.name)?;
         }
         let policies: Api<api::UpdatePolicy> = Api::all(client.clone());
@@ -142,6 +142,9 @@ impl Unfreeze {
             chosen
         };
         let before_us = end(&client, &ended).await?;
+        if !ended.is_empty() {
+            view::tell_if_nobody_leads(&client, connection).await;
+        }
         text.extend(before_us.iter().map(|(name, by)| over(name, Some(by))));
         let count = ended.len() - before_us.len();
         if count > 0 || text.is_empty() {

@@ -1,13 +1,15 @@
 //! What the reading commands show alike: where their knowledge is from, what is frozen, and a node for programs.
 
 use super::{
-    live::{Seen, Source},
+    Connection,
+    live::{self, Seen, Source},
     picture::{self, Look, Tone},
 };
 use crate::{clock, output};
 use bascule_api as api;
 use bascule_api::{LiveNode, LiveReport, LiveWait, RolloutState, Time, WaitReason};
 use chrono::{DateTime, TimeZone, Utc};
+use kube::Client;
 use serde::Serialize;
 use std::fmt::Display;
 
@@ -83,13 +85,22 @@ where
     }
 }
 
-/// Tells who acts on what they read how old that is, or that nobody leads who would act on it.
-pub(super) fn warn_if_not_live(seen: &Seen) {
+/// The report for a command that asks the operator for something. How old it is, or that nobody leads who would do what is asked,
+/// is told first.
+pub(super) async fn seen_by_an_asker(client: &Client, connection: &Connection) -> anyhow::Result<Seen> {
+    let seen = live::seen(client, connection).await?;
     let page = Page { look: Look::PLAIN, now: clock::now(), zone: &chrono::Local };
-    let said = page.provenance(seen);
+    let said = page.provenance(&seen);
     if !said.trim().is_empty() {
         output::say(said.trim_end());
     }
+    Ok(seen)
+}
+
+/// The same for one that can do without the report: who can't be told asks all the same.
+pub(super) async fn tell_if_nobody_leads(client: &Client, connection: &Connection) -> Option<Seen> {
+    let seen = seen_by_an_asker(client, connection).await;
+    seen.inspect_err(|error| output::say(&format!("whether an operator leads can't be read: {error:#}"))).ok()
 }
 
 /// The Rollbacks that are not done, newest first.

@@ -1,6 +1,6 @@
 //! `bascule wait`: for scripts and for people who want to go to bed.
 
-use super::{Connection, list, live, problem, view, watched};
+use super::{Connection, list, problem, view, watched};
 use crate::{exit::Exit, output};
 use anyhow::bail;
 use bascule_api as api;
@@ -77,9 +77,7 @@ impl Wait {
             let hint = problem::hint(&self.policy, names.iter().map(String::as_str));
             bail!("there is no UpdatePolicy {}{hint}", self.policy);
         }
-        if let Ok(seen) = live::seen(&client, connection).await {
-            view::warn_if_not_live(&seen);
-        }
+        view::tell_if_nobody_leads(&client, connection).await;
         let mut shown = String::new();
         let waiting = watched::until(Api::all(client), "UpdatePolicy", &self.policy, |policy: &api::UpdatePolicy| {
             match stands(policy, self.what) {
