@@ -1,14 +1,19 @@
 //! `cargo xtask krew`: the archive and the manifest by which `kubectl krew` installs `bascule` as a plugin
 //! (krew, "Writing Custom Plugins" and `krew.googlecontainertools.github.com/v1alpha2`).
 //!
-//! The manifest is made from what is shipped, with the hash of the very archive beside it: nothing in it is written by hand.
+//! The manifest is made from what is shipped, with the hash of the very archive beside it: nothing in it is written by hand. It is for
+//! the kind of processor it was packed on; packed on another one into the same folder, it is for both.
 
 use crate::{shipped, workspace_root};
 use anyhow::{Context as _, ensure};
 use bascule_image::Sha256;
 use clap::Args;
 use serde_json::{Value, json};
-use std::{fs, io::Write as _, path::PathBuf};
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
 use url::Url;
 
 /// What to pack, and where it will lie.
@@ -31,7 +36,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let program = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
     let license = fs::read(workspace_root().join("LICENSE")).context("reading LICENSE")?;
     let (name, archive) = archive(&program, &license)?;
-    let manifest = manifest(&options.url, &name, &archive)?;
+    let manifest = manifest(&options.url, &name, &archive, others(&options.folder)?)?;
     fs::create_dir_all(&options.folder).with_context(|| format!("creating {}", options.folder.display()))?;
     for (name, content) in [(name.as_str(), &archive), ("bascule.yaml", &manifest.into_bytes())] {
         let path = options.folder.join(name);
@@ -62,9 +67,49 @@ fn machine() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
-fn manifest(folder: &Url, name: &str, archive: &[u8]) -> anyhow::Result<String> {
+/// The platforms of this version that were packed into a folder before, on machines of another kind. An archive that is not what
+/// its manifest says is refused: krew would fetch it, and refuse it on somebody's machine.
+fn others(folder: &Path) -> anyhow::Result<Vec<Value>> {
+    let path = folder.join("bascule.yaml");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+    };
+    let before: Value = serde_saphyr::from_str(&text).with_context(|| format!("{} is no manifest", path.display()))?;
+    if before["spec"]["version"] != format!("v{}", env!("CARGO_PKG_VERSION")) {
+        return Ok(Vec::new());
+    }
+    let mut others = Vec::new();
+    for platform in before["spec"]["platforms"].as_array().into_iter().flatten() {
+        if platform["selector"]["matchLabels"]["arch"] == machine() {
+            continue;
+        }
+        let name = platform["uri"].as_str().and_then(|uri| uri.rsplit('/').next()).unwrap_or_default();
+        let archive = folder.join(name);
+        let bytes =
+            fs::read(&archive).with_context(|| format!("reading {}, which the manifest names", archive.display()))?;
+        ensure!(
+            platform["sha256"] == Sha256::of(&bytes).to_string(),
+            "{} is not the archive that {} names: pack it again on its machine",
+            archive.display(),
+            path.display()
+        );
+        others.push(platform.clone());
+    }
+    Ok(others)
+}
+
+fn manifest(folder: &Url, name: &str, archive: &[u8], mut platforms: Vec<Value>) -> anyhow::Result<String> {
     let folder = format!("{}/", folder.as_str().trim_end_matches('/'));
     let uri = Url::parse(&folder).and_then(|folder| folder.join(name)).context("--url")?;
+    platforms.push(json!({
+        "selector": {"matchLabels": {"os": "linux", "arch": machine()}},
+        "uri": uri,
+        "sha256": Sha256::of(archive).to_string(),
+        "files": [{"from": PROGRAM, "to": "."}, {"from": "LICENSE", "to": "."}],
+        "bin": PROGRAM,
+    }));
     let manifest: Value = json!({
         "apiVersion": "krew.googlecontainertools.github.com/v1alpha2",
         "kind": "Plugin",
@@ -75,13 +120,7 @@ fn manifest(folder: &Url, name: &str, archive: &[u8]) -> anyhow::Result<String> 
             "description": "What Bascule does with the operating systems of a cluster's nodes: what happens, why a node\n\
                 waits, how to stop it and how to go back. Needs the ClusterRole bascule-on-call and the Role\n\
                 bascule-live-report.\n",
-            "platforms": [{
-                "selector": {"matchLabels": {"os": "linux", "arch": machine()}},
-                "uri": uri,
-                "sha256": Sha256::of(archive).to_string(),
-                "files": [{"from": PROGRAM, "to": "."}, {"from": "LICENSE", "to": "."}],
-                "bin": PROGRAM,
-            }],
+            "platforms": platforms,
         },
     });
     serde_saphyr::to_string(&manifest).context("writing YAML")
@@ -93,11 +132,38 @@ mod tests {
     use std::io::Read as _;
 
     #[test]
+    fn what_was_packed_on_a_machine_of_another_kind_stays_in_the_manifest() {
+        let (name, packed) = archive(b"program", b"license").unwrap();
+        let url = Url::parse("https://downloads.example.com/bascule").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(others(folder.path()).unwrap(), Vec::<Value>::new(), "the first");
+        fs::write(folder.path().join(&name), &packed).unwrap();
+        let ours = manifest(&url, &name, &packed, Vec::new()).unwrap();
+        fs::write(folder.path().join("bascule.yaml"), &ours).unwrap();
+        assert_eq!(others(folder.path()).unwrap(), Vec::<Value>::new(), "packed anew");
+
+        // As if the folder came from the other kind.
+        let other = if machine() == "arm64" { "amd64" } else { "arm64" };
+        fs::write(folder.path().join("bascule.yaml"), ours.replace(machine(), other)).unwrap();
+        fs::write(folder.path().join(name.replace(machine(), other)), &packed).unwrap();
+        let both = manifest(&url, &name, &packed, others(folder.path()).unwrap()).unwrap();
+        let both: Value = serde_saphyr::from_str(&both).unwrap();
+        let arch = |index: usize| both["spec"]["platforms"][index]["selector"]["matchLabels"]["arch"].clone();
+        assert_eq!((arch(0), arch(1)), (Value::from(other), Value::from(machine())));
+
+        fs::write(folder.path().join(name.replace(machine(), other)), b"cut").unwrap();
+        assert!(others(folder.path()).unwrap_err().to_string().contains("pack it again"));
+        let older = ours.replace(machine(), other).replace(env!("CARGO_PKG_VERSION"), "0.0.1");
+        fs::write(folder.path().join("bascule.yaml"), older).unwrap();
+        assert_eq!(others(folder.path()).unwrap(), Vec::<Value>::new(), "of another version");
+    }
+
+    #[test]
     fn the_manifest_names_what_lies_beside_it() {
         let (name, packed) = archive(b"program", b"license").unwrap();
         assert_eq!(archive(b"program", b"license").unwrap().1, packed, "the same bytes each time");
         let folder = Url::parse("https://downloads.example.com/bascule").unwrap();
-        let text = manifest(&folder, &name, &packed).unwrap();
+        let text = manifest(&folder, &name, &packed, Vec::new()).unwrap();
         let plugin: Value = serde_saphyr::from_str(&text).unwrap();
         let spec = &plugin["spec"];
         assert_eq!(spec["version"], format!("v{}", env!("CARGO_PKG_VERSION")));
