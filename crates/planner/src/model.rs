@@ -38,6 +38,11 @@ pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
             Arc::make_mut(known).status = status.clone();
             return Done::Applied;
         }
+        Action::ForgetFreeze { freeze } => {
+            let before = snapshot.freezes.len();
+            snapshot.freezes.retain(|known| known.name != *freeze);
+            return if snapshot.freezes.len() < before { Done::Applied } else { Done::Gone };
+        }
         Action::RunRolloutHook(order) => {
             run(snapshot, order);
             return Done::Applied;
@@ -159,9 +164,12 @@ pub fn write_statuses(snapshot: &mut Snapshot, report: &Report) {
             Arc::make_mut(known).status = said.status.clone();
         }
     }
-    for (known, status) in snapshot.freezes.iter_mut().zip(&report.freezes) {
-        if known.status != *status {
-            Arc::make_mut(known).status = status.clone();
+    // By their names: some may have been forgotten since.
+    for said in &report.freezes {
+        if let Some(known) =
+            snapshot.freezes.iter_mut().find(|known| known.name == said.freeze && known.status != said.status)
+        {
+            Arc::make_mut(known).status = said.status.clone();
         }
     }
     for (known, status) in snapshot.rollbacks.iter_mut().zip(&report.rollbacks) {

@@ -60,10 +60,19 @@ pub struct Report {
     pub nodes: Vec<NodeReport>,
     /// One entry for each policy of the snapshot, in its order.
     pub policies: Vec<PolicyReport>,
-    /// The status of each Freeze of the snapshot, in its order.
-    pub freezes: Vec<FreezeStatus>,
+    /// One entry for each Freeze of the snapshot, in its order.
+    pub freezes: Vec<FreezeReport>,
     /// The status of each Rollback of the snapshot, in its order.
     pub rollbacks: Vec<RollbackStatus>,
+}
+
+/// What a Freeze's status says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FreezeReport {
+    /// The Freeze.
+    pub freeze: String,
+    /// The whole status.
+    pub status: FreezeStatus,
 }
 
 /// What one node does or waits for.

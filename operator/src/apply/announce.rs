@@ -16,6 +16,10 @@ impl Writer {
             self.announce_memory(policy, changes);
             return;
         }
+        if let Action::ForgetFreeze { freeze } = &step.action {
+            audit(step.action.name(), "", &format!("Freeze {freeze}"), step.cause.as_ref(), &step.says);
+            return;
+        }
         let Some(name) = step.action.node() else { return };
         self.measure_drain(name, &step.action);
         if is_audited(&step.action) {
@@ -131,6 +135,7 @@ const fn is_audited(action: &Action) -> bool {
 const fn reason(action: &Action) -> (&'static str, bool) {
     match action {
         Action::Remember { .. } | Action::AcceptRollback { .. } => ("Remembered", false),
+        Action::ForgetFreeze { .. } => ("RecordRemoved", false),
         Action::CreateNodeUpdate { .. } => ("Enrolled", false),
         Action::Adopt { .. } => ("Adopted", true),
         Action::SetPolicy { .. } => ("PolicyChanged", false),

@@ -3,6 +3,7 @@
 
 mod announce;
 mod error;
+mod forget;
 mod node;
 mod node_update;
 mod orders_first;
@@ -133,6 +134,7 @@ impl Writer {
                 writer.note(&step, &result, due_since)
             });
         }
+        self.forget(plan, under_way.forgetting());
         let held: HashSet<&str> = report
             .nodes
             .iter()

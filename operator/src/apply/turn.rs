@@ -122,7 +122,8 @@ impl Turn {
         let mut before = std::mem::take(&mut self.due);
         let mut lines: BTreeMap<Line, (usize, Vec<Key>)> = BTreeMap::new();
         let mut due: usize = 0;
-        for step in &plan.steps {
+        // Records that are removed are nobody's turn: nothing waits for them, and they are paced by themselves.
+        for step in plan.steps.iter().filter(|step| !matches!(step.action, Action::ForgetFreeze { .. })) {
             let (key, line) = (key(step), line(&step.action));
             let known = before.remove(&key);
             let lasts = |at: &Instant| line.is_none() || since.saturating_duration_since(*at) < CALLED_FOR;

@@ -2,7 +2,7 @@
 //! up every other node. A node has one writer at a time, and grants of one plan at most are under way: the next plan counts
 //! a grant only when it is written.
 
-use super::Carried;
+use super::{Carried, forget::Forgetting};
 use bascule_planner::{Action, Step};
 use std::{
     collections::{HashMap, HashSet},
@@ -24,6 +24,7 @@ pub struct UnderWay {
     remembering: HashMap<Id, String>,
     /// What ended since it was asked for.
     ended: Carried,
+    forgetting: Forgetting,
 }
 
 #[derive(Debug)]
@@ -82,6 +83,11 @@ impl UnderWay {
         let grants = grants(steps);
         let task = self.tasks.spawn(writes);
         self.nodes.insert(task.id(), Node { name: node.to_owned(), grants });
+    }
+
+    /// The records that are being removed.
+    pub(super) const fn forgetting(&mut self) -> &mut Forgetting {
+        &mut self.forgetting
     }
 
     /// Whether a policy's memory is being written.

@@ -35,7 +35,7 @@ pub(super) fn report(plan: &Planned) -> LiveReport {
             .freezes
             .iter()
             .zip(&report.freezes)
-            .map(|(facts, status)| order(&facts.name, facts.created_at, &facts.spec, status))
+            .map(|(facts, said)| order(&facts.name, facts.created_at, &facts.spec, &said.status))
             .collect(),
         rollbacks: snapshot
             .rollbacks

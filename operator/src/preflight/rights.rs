@@ -14,9 +14,16 @@ const ROLE: &str = "bascule-operator";
 /// What `--node-conditions` needs besides.
 const NODE_CONDITIONS: (&str, &str) =
     (include_str!("../../../manifests/components/node-conditions/rbac.yaml"), "bascule-node-conditions");
-/// Used by options of policies or of the operator, or to tell people: without them the rest works.
-const OPTIONAL: [&str; 6] =
-    ["delete pods", "create events", "patch events", "get configmaps", "get secrets", "impersonate serviceaccounts"];
+/// Used by options of policies or of the operator, to tell people, or to clear away: without them the rest works.
+const OPTIONAL: [&str; 7] = [
+    "delete freezes",
+    "delete pods",
+    "create events",
+    "patch events",
+    "get configmaps",
+    "get secrets",
+    "impersonate serviceaccounts",
+];
 /// How many rights a message names.
 const NAMED: usize = 5;
 

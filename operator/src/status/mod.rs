@@ -124,7 +124,8 @@ impl StatusWriter {
                 );
             }
         }
-        for (freeze, status) in snapshot.freezes.iter().zip(&report.freezes) {
+        for (freeze, said) in snapshot.freezes.iter().zip(&report.freezes) {
+            let status = &said.status;
             let known = self.writer.world.freezes.get(&Key::cluster(&freeze.name));
             if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status) {
                 let (writer, name, status) = (self.writer.clone(), freeze.name.clone(), status.clone());

@@ -6,7 +6,7 @@ use crate::world::World;
 use bascule_tests::bascule::OPERATOR;
 use bascule_tests::rights::{Granted, OPERATOR_ELSEWHERE};
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -24,8 +24,15 @@ async fn the_operator_has_the_rights_that_it_uses() {
         world.machine(node, zone, Habit::Good).await;
     }
     world.shop(2).await;
-    let operator = world.operator("first").await;
     let freezes: Api<bascule_api::Freeze> = Api::all(world.client.clone());
+    // One that ended so long ago that its record is removed.
+    let long_over = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"name": "long-over"},
+        "spec": {"reason": "looking", "duration": "1h", "endedBy": "bascule-admin"}});
+    freezes.create(&PostParams::default(), &serde_json::from_value(long_over).unwrap()).await.unwrap();
+    let then = json!({"status": {"endedAt": "2020-01-01T00:00:00Z"}});
+    freezes.patch_status("long-over", &PatchParams::default(), &Patch::Merge(&then)).await.unwrap();
+    let operator = world.operator("first").await;
+    world.until(freezes.clone(), "long-over", "removed", |freeze| freeze.is_none()).await;
     let freeze = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"name": "short"},
         "spec": {"reason": "looking", "duration": "5s"}});
     freezes.create(&PostParams::default(), &serde_json::from_value(freeze).unwrap()).await.unwrap();

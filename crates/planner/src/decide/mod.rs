@@ -407,6 +407,7 @@ impl<'a> Round<'a> {
         let rollbacks = self.rollback_statuses(&mut remembered);
         let freezes = self.freeze_statuses();
         remembered.append(&mut self.draft.steps);
+        self.forget_freezes(&mut remembered);
         let now = self.snapshot.now;
         for freeze in self.snapshot.freezes.iter().filter(|freeze| freeze.is_active(now)) {
             self.draft.wake(Some(freeze.ends_at()), now);

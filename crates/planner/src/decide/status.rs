@@ -1,13 +1,23 @@
 //! What a policy's status says: counts, columns, what it waits for, conditions, and its memory.
 
 use super::{PolicyWaves, Round, maintenance, policy::PolicyView, waves::Standing};
-use crate::{Action, Expect, PolicyReport, Step, Wait, snapshot::OfferState, windows::Opening, zones::Zone};
+use crate::{
+    Action, Expect, FreezeReport, PolicyReport, Step, Wait,
+    snapshot::{FreezeFacts, OfferState},
+    windows::Opening,
+    zones::Zone,
+};
 use bascule_api::{
-    Columns, Counts, FreezeStatus, Outcome, ReleaseInfo, RollbackStatus, RolloutState, Time, UpdatePolicyStatus,
+    Columns, Counts, Duration, Outcome, ReleaseInfo, RollbackStatus, RolloutState, Time, UpdatePolicyStatus,
     WaitReason, WaitsFor, WindowStatus,
     conditions::{self, reason},
 };
 use std::sync::Arc;
+
+/// How long a Freeze that ended stays on record (decision 44).
+const FREEZE_KEPT_FOR: Duration = Duration::from_minutes(90 * 24 * 60);
+/// How many that ended stay on record at most, those that ended last.
+const FREEZES_KEPT: usize = 256;
 
 impl<'a> Round<'a> {
     pub(super) fn policy_report(
@@ -198,7 +208,7 @@ impl<'a> Round<'a> {
     }
 
     /// The status of each Freeze.
-    pub(super) fn freeze_statuses(&self) -> Vec<FreezeStatus> {
+    pub(super) fn freeze_statuses(&self) -> Vec<FreezeReport> {
         let now = self.snapshot.now;
         let freezes = self.snapshot.freezes.iter().map(|freeze| {
             let mut status = freeze.status.clone();
@@ -227,9 +237,47 @@ impl<'a> Round<'a> {
             {
                 conditions::set(&mut status.conditions, conditions::new(type_, holds, why, "", generation, now));
             }
-            status
+            FreezeReport { freeze: freeze.name.clone(), status }
         });
         freezes.collect()
+    }
+
+    /// Takes out Freezes that ended long ago, or of which there are too many: they are read by every operator, and by whoever looks
+    /// at the fleet. That a Freeze has ended must have been written before.
+    pub(super) fn forget_freezes(&mut self, steps: &mut Vec<Step>) {
+        let now = self.snapshot.now;
+        let ended = |freeze: &&Arc<FreezeFacts>| !freeze.is_active(now);
+        let mut ended: Vec<(Time, &FreezeFacts)> = self
+            .snapshot
+            .freezes
+            .iter()
+            .filter(ended)
+            .filter_map(|freeze| Some((freeze.status.ended_at?, &**freeze)))
+            .collect();
+        ended.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
+        let too_many = ended.len().saturating_sub(FREEZES_KEPT);
+        for (index, (at, freeze)) in ended.into_iter().enumerate() {
+            let until = at.after(FREEZE_KEPT_FOR);
+            if index >= too_many && until > now {
+                self.draft.wake(Some(until), now);
+                continue;
+            }
+            let by = |name: &Option<String>| name.as_deref().map(|name| format!(" by {name}")).unwrap_or_default();
+            let spec = &freeze.spec;
+            steps.push(Step {
+                action: Action::ForgetFreeze { freeze: freeze.name.clone() },
+                expect: Expect::default(),
+                cause: None,
+                says: format!(
+                    "the record of Freeze {} is removed: it was written at {}{}, ended at {at}{}: {}",
+                    freeze.name,
+                    freeze.created_at,
+                    by(&spec.requested_by),
+                    by(&spec.ended_by),
+                    spec.reason
+                ),
+            });
+        }
     }
 
     /// The status of each Rollback; those that are accepted now are written first.

@@ -24,6 +24,11 @@ pub enum Action {
         /// Its status from now on.
         status: RollbackStatus,
     },
+    /// Delete a Freeze that ended so long ago that its record is not kept any more. It holds nothing and is not planned for.
+    ForgetFreeze {
+        /// The Freeze.
+        freeze: String,
+    },
     /// Create the node's NodeUpdate, owned by the Node: with [`super::initial_spec`], or with the disruption of an earlier
     /// Node of this name, which is carried on with.
     CreateNodeUpdate {
@@ -303,7 +308,10 @@ impl Action {
     #[must_use]
     pub fn node(&self) -> Option<&str> {
         match self {
-            Self::Remember { .. } | Self::AcceptRollback { .. } | Self::RunRolloutHook(_) => None,
+            Self::Remember { .. }
+            | Self::AcceptRollback { .. }
+            | Self::ForgetFreeze { .. }
+            | Self::RunRolloutHook(_) => None,
             Self::RunHook(order) => Some(&order.node),
             Self::CreateNodeUpdate { node, .. }
             | Self::Adopt { node, .. }
@@ -335,6 +343,7 @@ impl Action {
         match self {
             Self::Remember { .. } => "Remember",
             Self::AcceptRollback { .. } => "AcceptRollback",
+            Self::ForgetFreeze { .. } => "ForgetFreeze",
             Self::CreateNodeUpdate { .. } => "CreateNodeUpdate",
             Self::Adopt { .. } => "Adopt",
             Self::SetPolicy { .. } => "SetPolicy",

@@ -151,6 +151,7 @@ impl Action {
             }
             Self::Remember { .. }
             | Self::AcceptRollback { .. }
+            | Self::ForgetFreeze { .. }
             | Self::CreateNodeUpdate { .. }
             | Self::Taint { .. }
             | Self::Untaint { .. }

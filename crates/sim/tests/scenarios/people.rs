@@ -1,8 +1,8 @@
 //! What people say in the middle of it: stop, undo, go back, hold this node, try again.
 
 use crate::{granted, on, state, world};
-use bascule_api::WaitReason;
-use bascule_planner::Planner;
+use bascule_api::{Duration, Time, WaitReason};
+use bascule_planner::{Action, Planner, Snapshot, model};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::json;
 use std::sync::Arc;
@@ -43,6 +43,65 @@ fn a_freeze_that_somebody_ends_holds_nobody_and_stays_on_record() {
     let status = &world.snapshot.freezes[0].status;
     assert!(!bascule_api::conditions::is_true(&status.conditions, bascule_api::conditions::ACTIVE), "{status:?}");
     assert!(world.snapshot.now < world.snapshot.freezes[0].ends_at(), "long before its time");
+}
+
+/// What a plan forgets, once it was looked at that it breaks no rule.
+fn forgotten(snapshot: &Snapshot) -> (Vec<String>, Option<Time>) {
+    let (plan, report) = bascule_planner::plan(snapshot);
+    assert_eq!(bascule_planner::lint(snapshot, &plan, &report), []);
+    let forgets = |step: &bascule_planner::Step| match &step.action {
+        Action::ForgetFreeze { freeze } => Some(freeze.clone()),
+        _ => None,
+    };
+    (plan.steps.iter().filter_map(forgets).collect(), plan.wake_at)
+}
+
+#[test]
+fn the_record_of_a_freeze_is_kept_for_ninety_days_after_its_end() {
+    let mut snapshot = world(1, &json!({})).snapshot;
+    let begun = snapshot.now;
+    let after = |minutes: u64| begun.after(Duration::from_minutes(minutes));
+    let mut old = build::ended(&build::freeze("old", begun, 60), "bob");
+    old.status.ended_at = Some(after(1));
+    // Its end is not on record yet, and so it can't be told from when on it is kept.
+    let unnoted = build::ended(&build::freeze("unnoted", begun, 3_600), "bob");
+    let holds = build::freeze("holds", begun, 200 * 86_400);
+    snapshot.freezes = [old, unnoted, holds].map(Arc::new).into();
+    let due = after(1 + 90 * 24 * 60);
+    snapshot.now = after(90 * 24 * 60);
+    let (forgets, wakes) = forgotten(&snapshot);
+    assert!(forgets.is_empty() && wakes.is_some_and(|at| at <= due), "{forgets:?} {wakes:?}");
+    snapshot.now = due;
+    assert_eq!(forgotten(&snapshot).0, ["old"]);
+
+    let (plan, report) = bascule_planner::plan(&snapshot);
+    let step = plan.steps.iter().find(|step| matches!(step.action, Action::ForgetFreeze { .. })).unwrap();
+    for part in ["Freeze old", "by alice", "by bob", "incident"] {
+        assert!(step.says.contains(part), "{}", step.says);
+    }
+    assert_eq!(model::apply(&mut snapshot, step, &report), model::Done::Applied);
+    assert_eq!(model::apply(&mut snapshot, step, &report), model::Done::Gone);
+    model::write_statuses(&mut snapshot, &report);
+    let left: Vec<_> = snapshot.freezes.iter().map(|freeze| (freeze.name.as_str(), freeze.status.ended_at)).collect();
+    assert_eq!(left, [("unnoted", Some(after(60))), ("holds", None)], "each with its own status");
+    assert!(forgotten(&snapshot).0.is_empty(), "once");
+}
+
+#[test]
+fn of_many_freezes_those_that_ended_last_stay_on_record() {
+    let mut snapshot = world(1, &json!({})).snapshot;
+    let begun = snapshot.now;
+    let ended = |index: u64| {
+        let mut freeze = build::ended(&build::freeze(&format!("f{index:03}"), begun, 3_600), "bob");
+        freeze.status.ended_at = Some(begun.after(Duration::from_secs(index)));
+        Arc::new(freeze)
+    };
+    snapshot.freezes = (0..259).rev().map(ended).collect();
+    snapshot.freezes.push(Arc::new(build::freeze("holds", begun, 86_400)));
+    snapshot.now = begun.after(Duration::from_secs(7_200));
+    assert_eq!(forgotten(&snapshot).0, ["f000", "f001", "f002"]);
+    snapshot.freezes.retain(|freeze| !["f000", "f001", "f002"].contains(&freeze.name.as_str()));
+    assert!(forgotten(&snapshot).0.is_empty());
 }
 
 #[test]
