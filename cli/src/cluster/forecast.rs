@@ -1,4 +1,4 @@
-//! `bascule forecast`: when each node will probably be done. The operator's own planner is run forward here, over what
+//! `bascule forecast`: when each node will probably go out of service, and when it will be done. The operator's own planner is run forward here, over what
 //! the objects show now.
 
 use super::{
@@ -22,7 +22,7 @@ use kube::{Api, Client};
 use serde::Serialize;
 use std::{fmt::Display, str::FromStr};
 
-/// Show when each node will probably be done, as things are now.
+/// Show when each node will probably go out of service and when it will be done, as things are now.
 ///
 /// Drains and boots are taken to last as long as they lately did on the policy's nodes, and longer where a drain waits for a
 /// pod that ends later, by its own deadline or its Job's. Failures, later releases, PodDisruptionBudgets, pods that fit
@@ -116,6 +116,9 @@ struct PolicyAnswer {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     release: Option<api::Version>,
+    /// When the first of its nodes goes out of service. Absent: none does within the horizon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    starts_at: Option<Time>,
     /// Absent: not within the horizon.
     #[serde(skip_serializing_if = "Option::is_none")]
     done_at: Option<Time>,
@@ -129,6 +132,9 @@ struct PolicyAnswer {
 #[serde(rename_all = "camelCase")]
 struct NodeAnswer {
     name: String,
+    /// When it goes out of service. Absent: not within the horizon, or it runs the release.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    starts_at: Option<Time>,
     /// Absent: not within the horizon.
     #[serde(skip_serializing_if = "Option::is_none")]
     done_at: Option<Time>,
@@ -178,10 +184,12 @@ fn answer(facts: &Snapshot, options: &Options, calendar: bool) -> Answer {
     let (_, report) = bascule_planner::plan(facts);
     let seen = bascule_planner::forecast(facts, options);
     let policies = facts.policies.iter().zip(&seen.policies).enumerate().map(|(index, (policy, done_at))| {
-        let members = report.nodes.iter().zip(&seen.nodes).filter(|(said, _)| said.policy == Some(index));
+        let times = seen.starts.iter().zip(&seen.nodes);
+        let members = report.nodes.iter().zip(times).filter(|(said, _)| said.policy == Some(index));
         let mut nodes: Vec<NodeAnswer> = members
-            .map(|(said, done_at)| NodeAnswer {
+            .map(|(said, (starts_at, done_at))| NodeAnswer {
                 name: said.node.to_string(),
+                starts_at: *starts_at,
                 done_at: *done_at,
                 waits_for: said.wait.reason,
             })
@@ -191,6 +199,7 @@ fn answer(facts: &Snapshot, options: &Options, calendar: bool) -> Answer {
         PolicyAnswer {
             name: policy.name.clone(),
             release: policy.status.target.as_ref().map(|target| target.version.clone()),
+            starts_at: nodes.iter().filter_map(|node| node.starts_at).min(),
             done_at: done_at.filter(|_| !nodes.is_empty()),
             windows: if calendar { windows(policy, facts.now, options.horizon, &done) } else { Vec::new() },
             nodes,
@@ -223,7 +232,12 @@ where
     for policy in &answer.policies {
         let release = policy.release.as_ref().map_or("no release", |version| version.as_str());
         let nodes = picture::count(policy.nodes.len(), "node");
-        text.push_str(&format!("{}  {release}  {nodes}  done: {}\n", policy.name, moment(policy.done_at)));
+        let starts = match (policy.starts_at, policy.done_at) {
+            // Every node runs the release.
+            (None, Some(_)) => String::new(),
+            (starts, _) => format!("starts: {}  ", moment(starts)),
+        };
+        text.push_str(&format!("{}  {release}  {nodes}  {starts}done: {}\n", policy.name, moment(policy.done_at)));
         if !policy.windows.is_empty() {
             let mut rows = vec![["", "WINDOW", "HERE", "NODES DONE"].map(str::to_owned).to_vec()];
             rows.extend(policy.windows.iter().map(|window| {
@@ -233,13 +247,14 @@ where
             }));
             text.push_str(&output::columns(&rows));
         }
-        let mut rows = vec![["", "NODE", "DONE", "NOW"].map(str::to_owned).to_vec()];
-        rows.extend(
-            policy
-                .nodes
-                .iter()
-                .map(|node| vec![String::new(), node.name.clone(), moment(node.done_at), node.waits_for.to_string()]),
-        );
+        let mut rows = vec![["", "NODE", "STARTS", "DONE", "NOW"].map(str::to_owned).to_vec()];
+        rows.extend(policy.nodes.iter().map(|node| {
+            let starts = match (node.starts_at, node.done_at) {
+                (None, Some(_)) => "-".to_owned(),
+                (starts, _) => moment(starts),
+            };
+            vec![String::new(), node.name.clone(), starts, moment(node.done_at), node.waits_for.to_string()]
+        }));
         text.push_str(&output::columns(&rows));
     }
     if answer.cut {
@@ -323,8 +338,11 @@ mod tests {
         let minutes: Vec<i64> =
             nodes[1..].iter().map(|node| node.done_at.unwrap().seconds_since(answer.at) / 60).collect();
         assert_eq!(minutes, [8, 11]);
-        assert!(shown.starts_with("workers  1.1  3 nodes  done: 12:11:00\n"), "{shown}");
-        assert!(shown.contains("n1    now       Current\n"), "{shown}");
+        let minutes: Vec<i64> =
+            nodes[1..].iter().map(|node| node.starts_at.unwrap().seconds_since(answer.at) / 60).collect();
+        assert_eq!((minutes, nodes[0].starts_at), (vec![5, 8], None), "one at a time, when it is staged");
+        insta::assert_snapshot!("forecast", shown);
+        insta::assert_snapshot!("forecast-json", crate::cluster::fixture::json(&answer));
     }
 
     #[test]
@@ -355,7 +373,7 @@ mod tests {
     fn what_waits_for_a_person_is_not_foreseen() {
         let (answer, shown) = made(&json!({"paused": true}));
         assert_eq!(answer.policies[0].done_at, None);
-        assert!(shown.contains("done: not foreseen") && shown.contains("Paused"), "{shown}");
+        assert!(shown.contains("  starts: not foreseen  done: not foreseen\n") && shown.contains("Paused"), "{shown}");
         let json = serde_json::to_value(&answer).unwrap();
         assert!(json["policies"][0].get("doneAt").is_none() && json["policies"][0]["nodes"][1]["waitsFor"] == "Paused");
     }

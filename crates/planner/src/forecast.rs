@@ -49,6 +49,9 @@ pub struct Forecast {
     /// For each node of the snapshot, in its order, when it runs its policy's release. The snapshot's own time: it
     /// does already. `None`: not within the horizon, as things are now.
     pub nodes: Vec<Option<Time>>,
+    /// For each node, when it is granted its first disruption, which takes it out of service. The snapshot's own time: it has a
+    /// grant already. `None`: not within the horizon, or none is needed.
+    pub starts: Vec<Option<Time>>,
     /// For each policy, in its order, when its last node is done; `None` where one is not.
     pub policies: Vec<Option<Time>>,
     /// Whether the number of plans was not enough to look as far as asked.
@@ -79,6 +82,7 @@ struct Run {
     draining: BTreeMap<usize, i64>,
     pods: Vec<(u32, Vec<(String, u32)>)>,
     done: Vec<Option<Time>>,
+    starts: Vec<Option<Time>>,
 }
 
 impl Run {
@@ -87,8 +91,9 @@ impl Run {
         let index = snapshot.nodes.iter().enumerate().map(|(at, node)| (Arc::clone(&node.name), at)).collect();
         let pods = snapshot.nodes.iter().map(|node| (node.pods.remaining, node.pods.budgets.clone())).collect();
         let done = vec![None; snapshot.nodes.len()];
+        let starts = snapshot.nodes.iter().map(|node| node.granted().then_some(snapshot.now)).collect();
         let (events, questions, draining) = (BinaryHeap::new(), Vec::new(), BTreeMap::new());
-        let mut run = Self { snapshot, options, end, index, events, questions, draining, pods, done };
+        let mut run = Self { snapshot, options, end, index, events, questions, draining, pods, done, starts };
         for at in 0..run.snapshot.nodes.len() {
             run.follow(at);
         }
@@ -102,7 +107,13 @@ impl Run {
             let (plan, report) = decide::plan_asking(&self.snapshot, GateSet::ALL);
             let mut touched: Vec<usize> = Vec::new();
             for step in &plan.steps {
-                let _ = model::apply(&mut self.snapshot, step, &report);
+                let done = model::apply(&mut self.snapshot, step, &report);
+                if let Action::Grant { node, .. } = &step.action
+                    && done == model::Done::Applied
+                    && let Some(starts) = self.index.get(node.as_str()).and_then(|at| self.starts.get_mut(*at))
+                {
+                    starts.get_or_insert(self.snapshot.now);
+                }
                 // A node whose autoscalers may go on is as done as before.
                 let node = step.action.node().filter(|_| !matches!(step.action, Action::EndTruce { .. }));
                 touched.extend(node.and_then(|name| self.index.get(name)));
@@ -139,7 +150,7 @@ impl Run {
                 }
             }
         }
-        Forecast { nodes: self.done, policies, cut }
+        Forecast { nodes: self.done, starts: self.starts, policies, cut }
     }
 
     fn last_of(&self, policy: usize, report: &crate::Report) -> Option<Time> {
