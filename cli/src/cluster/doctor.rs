@@ -49,19 +49,38 @@ pub(super) struct Finding {
     /// What to do about it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) advice: String,
+    /// What to type for it, as it stands.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) commands: Vec<String>,
 }
 
 impl Finding {
+    fn new(weight: Weight, about: &'static str, what: String, advice: String) -> Self {
+        Self { weight, about, what, advice, commands: Vec::new() }
+    }
+
     pub(super) fn good(about: &'static str, what: impl Into<String>) -> Self {
-        Self { weight: Weight::Good, about, what: what.into(), advice: String::new() }
+        Self::new(Weight::Good, about, what.into(), String::new())
     }
 
     pub(super) fn warning(about: &'static str, what: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { weight: Weight::Warning, about, what: what.into(), advice: advice.into() }
+        Self::new(Weight::Warning, about, what.into(), advice.into())
     }
 
     pub(super) fn wrong(about: &'static str, what: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { weight: Weight::Wrong, about, what: what.into(), advice: advice.into() }
+        Self::new(Weight::Wrong, about, what.into(), advice.into())
+    }
+
+    /// With a command that can be typed as it stands.
+    pub(super) fn run(mut self, command: impl Into<String>) -> Self {
+        self.commands.push(command.into());
+        self
+    }
+
+    /// With several.
+    pub(super) fn run_all(mut self, commands: Vec<String>) -> Self {
+        self.commands.extend(commands);
+        self
     }
 }
 
@@ -94,7 +113,7 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
             return Ok(findings);
         }
     };
-    findings.extend(checks::leader(&seen, clock::now()));
+    findings.extend(checks::leader(&seen, clock::now(), &connection.namespace));
     if matches!(seen.source, live::Source::Objects { .. }) {
         // Its own log may hold nothing: an image for another machine never began.
         let pods = Api::<Pod>::namespaced(client.clone(), &connection.namespace);
@@ -139,6 +158,8 @@ fn text(findings: &[Finding], look: Look) -> String {
         if !finding.advice.is_empty() {
             text.push_str(&look.wrapped(&finding.advice, "       "));
         }
+        // Never wrapped: they are typed, or copied, as they stand.
+        text.extend(finding.commands.iter().map(|command| format!("       run  {command}\n")));
     }
     let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
     text.push_str(&match (count(Weight::Wrong), count(Weight::Warning)) {
@@ -157,9 +178,11 @@ mod tests {
         let findings = [
             Finding::good("API server", "v1.36.4"),
             Finding::warning("leader", "its clock is 40s ahead", "Set the clocks right."),
-            Finding::wrong("policy workers", "no window is long enough", "Make a window longer."),
+            Finding::wrong("policy", "workers: no window is long enough", "An admin makes a window longer.")
+                .run("kubectl edit updatepolicy workers"),
         ];
         insta::assert_snapshot!("doctor", text(&findings, Look::PLAIN));
+        insta::assert_snapshot!("doctor-json", crate::cluster::fixture::json(&findings));
         assert!(text(&findings[..1], Look::PLAIN).ends_with("Found nothing that keeps nodes from being updated.\n"));
     }
 }

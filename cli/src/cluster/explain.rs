@@ -5,6 +5,7 @@ use super::{
     live::{self, Seen, Source},
     picture::{self, Look, Tone},
     problem::{self, Role},
+    remedy,
     status::unwell,
     view::{NodeAnswer, Page, headline, is_a_node},
 };
@@ -38,6 +39,12 @@ struct NodeExplanation<'a> {
     #[serde(flatten)]
     node: NodeAnswer,
     gates: Gates<'a>,
+    /// What would change it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'static str>,
+    /// What to type for it, as it stands.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    commands: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_update: Option<&'a api::NodeUpdate>,
 }
@@ -60,13 +67,26 @@ struct WaitExplanation<'a> {
     wait: &'a LiveWait,
     nodes: Vec<&'a str>,
     /// What would change it.
-    remedy: String,
+    remedy: &'static str,
+    /// What to type for it, as it stands: for the first of the nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    commands: Vec<String>,
 }
 
 impl<'a> WaitExplanation<'a> {
-    fn of((wait, nodes): (&'a LiveWait, Vec<&'a LiveNode>)) -> Self {
-        Self { wait, nodes: nodes.iter().map(|node| node.name.as_str()).collect(), remedy: advice(wait) }
+    fn of(policy: &LivePolicy, (wait, nodes): (&'a LiveWait, Vec<&'a LiveNode>)) -> Self {
+        Self {
+            wait,
+            commands: of_group(wait, &nodes, policy),
+            nodes: nodes.iter().map(|node| node.name.as_str()).collect(),
+            remedy: wait.reason.remedy(),
+        }
     }
+}
+
+/// The commands for a group of nodes that wait for the same: the first stands for all of them.
+fn of_group(wait: &LiveWait, nodes: &[&LiveNode], policy: &LivePolicy) -> Vec<String> {
+    nodes.first().map(|node| remedy::commands(wait, &node.name, Some(policy))).unwrap_or_default()
 }
 
 /// The gates in their order: those that hold, the one that does not, and those that were not asked.
@@ -124,6 +144,8 @@ impl Explain {
                 source: &seen.source,
                 node: NodeAnswer::of(&seen.report, node),
                 gates: Gates::of(&seen.report, node),
+                remedy: seen.report.wait(node).map(|wait| wait.reason.remedy()),
+                commands: of_node(&seen.report, node),
                 node_update: update,
             };
             output::show(self.output, &explanation, |_| node_text(&seen, node, update, &page))?;
@@ -132,7 +154,10 @@ impl Explain {
                 source: &seen.source,
                 planned_at: seen.report.planned_at,
                 policy,
-                waits: groups(&seen.report, index).into_iter().map(WaitExplanation::of).collect(),
+                waits: groups(&seen.report, index)
+                    .into_iter()
+                    .map(|group| WaitExplanation::of(policy, group))
+                    .collect(),
             };
             output::show(self.output, &explanation, |_| policy_text(&seen, index, policy, &page))?;
         } else {
@@ -193,19 +218,17 @@ where
     }
     if let Some(wait) = wait {
         text.push_str(&paragraph(look, "means", wait.reason.meaning()));
-        text.push_str(&paragraph(look, "do", &advice(wait)));
+        text.push_str(&paragraph(look, "do", wait.reason.remedy()));
+        // Never wrapped: they are typed, or copied, as they stand.
+        text.extend(of_node(report, node).iter().map(|command| line("run", command)));
     }
     text
 }
 
-/// What would change it.
-fn advice(wait: &LiveWait) -> String {
-    match (wait.reason, &wait.object) {
-        (WaitReason::Freeze, Some(freeze)) => {
-            format!("{} `bascule unfreeze {}` ends it.", wait.reason.remedy(), freeze.name)
-        }
-        _ => wait.reason.remedy().to_owned(),
-    }
+/// The commands for one node.
+fn of_node(report: &LiveReport, node: &LiveNode) -> Vec<String> {
+    let policy = node.policy.and_then(|index| report.policies.get(index));
+    report.wait(node).map(|wait| remedy::commands(wait, &node.name, policy)).unwrap_or_default()
 }
 
 /// What the agent itself says went wrong.
@@ -275,7 +298,8 @@ where
         let head = format!("{}: {}{until}", picture::count(nodes.len(), "node"), wait.reason);
         text.push_str(&format!("\n{}   {}{more}\n", look.paint(Tone::Strong, &head), named.join(" ")));
         text.push_str(&look.wrapped(&wait.message, "  "));
-        text.push_str(&look.wrapped(&advice(wait), "  "));
+        text.push_str(&look.wrapped(wait.reason.remedy(), "  "));
+        text.extend(of_group(wait, &nodes, policy).iter().map(|command| format!("  run  {command}\n")));
     }
     text
 }
@@ -318,6 +342,16 @@ mod tests {
         insta::assert_snapshot!("explain-node-plain", node_text(&seen, node, None, &fixture::page(Look::PLAIN)));
         let gates = Gates::of(&seen.report, node);
         assert_eq!(gates.holds, Some("DisruptionBudget"));
+        let explanation = NodeExplanation {
+            source: &seen.source,
+            node: NodeAnswer::of(&seen.report, node),
+            remedy: seen.report.wait(node).map(|wait| wait.reason.remedy()),
+            commands: of_node(&seen.report, node),
+            gates: Gates::of(&seen.report, node),
+            node_update: None,
+        };
+        insta::assert_snapshot!("explain-node-json", fixture::json(&explanation));
+        let gates = Gates::of(&seen.report, node);
         assert!(!gates.passed.contains(&"DisruptionBudget".to_owned()) && !gates.passed.is_empty());
     }
 
@@ -329,11 +363,17 @@ mod tests {
         let passed = read.matches('✓').count();
         let node = LiveNode { gates_passed: Some(passed), ..fixture::node("n", api::RolloutState::Waiting, 0) };
         let gates = Gates::of(&fixture::seen().report, &node).text(look).unwrap();
-        let advice = advice(&fixture::wait(*reason, "", None));
-        for (word, text) in [("gates", gates.as_str()), ("means", reason.meaning()), ("do", &advice)] {
+        for (word, text) in [("gates", gates.as_str()), ("means", reason.meaning()), ("do", reason.remedy())] {
             let today = paragraph(look, word, text);
             assert!(read.contains(&today), "docs/on-call.md has something else than:\n{today}in:\n{read}");
         }
+        let name = read.split(' ').next().unwrap();
+        let cause = read.lines().find_map(|line| line.strip_prefix("cause  ")?.split_once(' '));
+        let wait = fixture::wait(*reason, read, cause);
+        let mut workers = fixture::seen().report.policies[0].clone();
+        workers.name = "workers".to_owned();
+        let run: Vec<&str> = read.lines().filter_map(|line| line.strip_prefix("run    ")).collect();
+        assert_eq!(run, remedy::commands(&wait, name, Some(&workers)), "what docs/on-call.md tells people to type");
         assert!(read.contains(", has ") && read.contains(" staged   policy workers\n"), "{read}");
     }
 
@@ -380,13 +420,18 @@ mod tests {
             source: &seen.source,
             planned_at: seen.report.planned_at,
             policy: &seen.report.policies[0],
-            waits: groups(&seen.report, 0).into_iter().map(WaitExplanation::of).collect(),
+            waits: groups(&seen.report, 0)
+                .into_iter()
+                .map(|group| WaitExplanation::of(&seen.report.policies[0], group))
+                .collect(),
         };
+        insta::assert_snapshot!("explain-policy-json", fixture::json(&explanation));
         let read = serde_json::to_value(&explanation).unwrap();
         assert_eq!((&read["source"]["from"], &read["name"]), (&"leader".into(), &"workers".into()));
         let wave = &read["waits"][0];
         assert_eq!((&wave["reason"], &wave["nodes"]), (&"Wave".into(), &serde_json::json!(["node-c1", "node-c2"])));
         assert!(wave["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{wave}");
+        assert_eq!(wave["commands"], serde_json::json!(["bascule forecast workers"]));
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub(super) fn page(look: Look) -> Page<'static, Utc> {
     Page { look, now: now(), zone: &Utc }
 }
 
+/// What `-o json` prints.
+pub(super) fn json(answer: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(answer).unwrap()
+}
+
 pub(super) const TERMINAL: Look = Look { colour: false, unicode: true, width: 100 };
 
 pub(super) fn ago(seconds: i64) -> Time {

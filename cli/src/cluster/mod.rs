@@ -15,6 +15,7 @@ mod objects;
 mod picture;
 mod plan;
 mod problem;
+mod remedy;
 mod retry;
 mod rollback;
 mod status;

@@ -3,7 +3,7 @@
 use super::Finding;
 use crate::cluster::{
     live::{Seen, Source},
-    picture, view,
+    picture, remedy, view,
 };
 use bascule_api as api;
 use bascule_api::{Time, WaitReason, conditions};
@@ -25,16 +25,19 @@ const SKEW: i64 = 5;
 const EXPIRES_SOON: TimeDelta = TimeDelta::days(2);
 /// Metadata that was not verified for this time is told of.
 const STALE: TimeDelta = TimeDelta::hours(1);
+/// For how many objects of one finding there is a command.
+const SHOWN: usize = 3;
 /// How many windows are looked at for one that is long enough.
 const WINDOWS: usize = 64;
 
 /// Whether an operator leads, which one, and whether its clock is like this one.
-pub(super) fn leader(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
+pub(super) fn leader(seen: &Seen, now: DateTime<Utc>, namespace: &str) -> Vec<Finding> {
     let name = match &seen.source {
         Source::Objects { why, .. } => {
             let advice = "What the commands show comes from the objects until then: late by up to a minute while an operator leads, \
                           else as old as the first line of `bascule status` says.";
-            return vec![Finding::wrong("leader", format!("its live report can't be read: {why}"), advice)];
+            let pods = format!("kubectl -n {namespace} get pods -l {}", super::OPERATORS);
+            return vec![Finding::wrong("leader", format!("its live report can't be read: {why}"), advice).run(pods)];
         }
         Source::Leader { name } => name,
     };
@@ -79,8 +82,8 @@ pub(super) fn operators(pods: &[v1::Pod], namespace: &str) -> Vec<Finding> {
     let facts = pods.iter().map(Pod::from_kubernetes);
     let troubles = facts.filter_map(|pod| Some((pod_trouble(&pod, None)?, pod)));
     let told = troubles.map(|(trouble, pod)| {
-        let advice = format!("kubectl -n {namespace} describe pod {}", pod.name);
-        Finding::wrong("operators", trouble, advice)
+        Finding::wrong("operators", trouble, "Its events say more.")
+            .run(format!("kubectl -n {namespace} describe pod {}", pod.name))
     });
     told.collect()
 }
@@ -95,42 +98,57 @@ pub(super) fn policies(policies: &[api::UpdatePolicy], now: DateTime<Utc>) -> Ve
         let before = found.len();
         let name = policy.name_any();
         let status = policy.status.clone().unwrap_or_default();
+        let edit = || format!("kubectl edit updatepolicy {name}");
         let wrong = |what: String, advice: &str| Finding::wrong("policy", format!("{name}: {what}"), advice);
         let warns = |what: String, advice: &str| Finding::warning("policy", format!("{name}: {what}"), advice);
         if status.observed_generation != policy.metadata.generation {
-            found.push(warns("the operator has not looked at its last change".to_owned(), "Is there a leader?"));
+            let what = "the operator has not looked at its last change".to_owned();
+            found.push(warns(what, "Is there a leader?").run("bascule version"));
         }
-        for (type_, bad, advice) in [
-            (conditions::ACCEPTED, "False", "An admin fixes the field that is named."),
-            (conditions::POLICY_CONFLICT, "True", "An admin narrows one of the two selectors."),
-            (conditions::HALTED, "True", "See docs/runbooks/BasculeReleaseBlocked.md."),
-            (conditions::REPOSITORY_HEALTHY, "False", "See docs/runbooks/BasculeMetadataStale.md."),
+        for (type_, bad, advice, command) in [
+            (conditions::ACCEPTED, "False", "An admin fixes the field that is named.", edit()),
+            (conditions::POLICY_CONFLICT, "True", "An admin narrows one of the two selectors.", edit()),
+            (
+                conditions::HALTED,
+                "True",
+                "See docs/runbooks/BasculeReleaseBlocked.md.",
+                format!("bascule history {name}"),
+            ),
+            (
+                conditions::REPOSITORY_HEALTHY,
+                "False",
+                "See docs/runbooks/BasculeMetadataStale.md.",
+                format!("kubectl describe updatepolicy {name}"),
+            ),
         ] {
             let condition = conditions::get(&status.conditions, type_).filter(|condition| condition.status == bad);
             if let Some(condition) = condition {
-                found.push(wrong(format!("{type_} is {bad}: {}", condition.message), advice));
+                found.push(wrong(format!("{type_} is {bad}: {}", condition.message), advice).run(command));
             }
         }
         if let Some(repository) = &status.repository {
             metadata(repository, now, |what, advice| found.push(warns(what, advice)));
         }
         if status.counts.nodes == 0 && status.observed_generation.is_some() {
-            found.push(warns("it selects no node".to_owned(), "Look at its nodeSelector and at the labels of nodes."));
+            let advice = "Look at its nodeSelector and at the labels of nodes.";
+            let finding = warns("it selects no node".to_owned(), advice);
+            found.push(finding.run("kubectl get nodes --show-labels").run(edit()));
         }
         match bascule_planner::validate(&policy.spec) {
             Ok(valid) => {
                 if let Some(what) = never_fits(&valid, &status.timings, now) {
-                    found.push(wrong(what, "An admin makes a window longer, or the drain's timeout shorter."));
+                    let advice = "An admin makes a window longer, or the drain's timeout shorter.";
+                    found.push(wrong(what, advice).run(edit()));
                 }
             }
-            Err(error) => found.push(wrong(error.to_string(), "An admin fixes the field that is named.")),
+            Err(error) => {
+                found.push(wrong(error.to_string(), "An admin fixes the field that is named.").run(edit()));
+            }
         }
         let allowed = policy.spec.budget.max_unavailable.of(status.counts.nodes);
         if status.counts.nodes > 0 && allowed.is_ok_and(|allowed| allowed == 0) {
-            found.push(warns(
-                "its budget lets no node be unavailable".to_owned(),
-                "An admin raises budget.maxUnavailable.",
-            ));
+            let what = "its budget lets no node be unavailable".to_owned();
+            found.push(warns(what, "An admin raises budget.maxUnavailable.").run(edit()));
         }
         if found.len() == before {
             found.push(Finding::good("policy", format!("{name}: {} nodes", status.counts.nodes)));
@@ -213,11 +231,13 @@ pub(super) fn orders(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
             by(&spec.requested_by),
             spec.reason
         );
-        found.push(Finding::warning("freezes", what, format!("bascule unfreeze {}", freeze.name)));
+        let finding = Finding::warning("freezes", what, "It ends by itself then, or before:");
+        found.push(finding.run(format!("bascule unfreeze {}", freeze.name)));
     }
     for policy in report.policies.iter().filter(|policy| policy.paused) {
         let what = format!("{} is paused by its spec: nothing new starts, nothing is staged", policy.name);
-        found.push(Finding::warning("policy", what, "An admin sets spec.paused to false."));
+        let advice = "An admin sets spec.paused to false.";
+        found.push(Finding::warning("policy", what, advice).run(remedy::go_on(&policy.name)));
     }
     for rollback in report.rollbacks.iter().filter(|rollback| rollback.status.completed_at.is_none()) {
         let (spec, progress) =
@@ -229,20 +249,35 @@ pub(super) fn orders(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
             by(&spec.requested_by),
             spec.reason
         );
-        found.push(Finding::warning("rollbacks", what, "Nothing: it goes on by itself."));
+        let finding = Finding::warning("rollbacks", what, "Nothing: it goes on by itself.");
+        found.push(finding.run(format!("kubectl describe rollback {}", rollback.name)));
     }
     for reason in FOR_A_PERSON {
-        let those: Vec<&str> = report
-            .nodes
-            .iter()
-            .filter(|node| node.policy.is_some() && report.wait(node).is_some_and(|wait| wait.reason == reason))
-            .map(|node| node.name.as_str())
-            .collect();
+        let (those, commands) = with_reason(seen, reason);
         if !those.is_empty() {
-            found.push(Finding::warning("nodes", format!("{} with {reason}", waiting(&those)), reason.remedy()));
+            let what = format!("{} with {reason}", waiting(&those));
+            found.push(Finding::warning("nodes", what, reason.remedy()).run_all(commands));
         }
     }
     found
+}
+
+/// The nodes of policies that wait for this, and what to type about the first of them.
+fn with_reason(seen: &Seen, reason: WaitReason) -> (Vec<&str>, Vec<String>) {
+    let report = &seen.report;
+    let mut commands = Vec::new();
+    let mut names = Vec::new();
+    for node in &report.nodes {
+        let policy = node.policy.and_then(|index| report.policies.get(index));
+        let (Some(policy), Some(wait)) = (policy, report.wait(node).filter(|wait| wait.reason == reason)) else {
+            continue;
+        };
+        if names.is_empty() {
+            commands = remedy::commands(wait, &node.name, Some(policy));
+        }
+        names.push(node.name.as_str());
+    }
+    (names, commands)
 }
 
 /// `3 nodes wait (node-a and 2 others)`.
@@ -263,14 +298,7 @@ pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
         (WaitReason::AgentNotReporting, "without a report from their present boot"),
         (WaitReason::BootCountingBroken, "that can't count boots, so that no trial would revert by itself"),
     ] {
-        let those: Vec<&str> = seen
-            .report
-            .nodes
-            .iter()
-            .filter(|node| node.policy.is_some())
-            .filter(|node| seen.report.wait(node).is_some_and(|wait| wait.reason == reason))
-            .map(|node| node.name.as_str())
-            .collect();
+        let (those, commands) = with_reason(seen, reason);
         let what = match those[..] {
             [] => continue,
             [one] => format!("1 node {what}: {one}"),
@@ -278,7 +306,7 @@ pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
                 format!("{} nodes {what}: {first} and {}", those.len(), picture::count(rest.len(), "other"))
             }
         };
-        found.push(Finding::wrong("agents", what, reason.remedy()));
+        found.push(Finding::wrong("agents", what, reason.remedy()).run_all(commands));
     }
     let mut versions: BTreeMap<String, usize> = BTreeMap::new();
     for version in nodes.iter().filter_map(|node| node.status.as_ref()?.agent_version.clone()) {
@@ -330,13 +358,14 @@ pub(super) fn gates(seen: &Seen) -> Vec<Finding> {
             if nodes == 1 { "1 node waits".to_owned() } else { format!("{nodes} nodes wait") }
         );
         Finding::warning("gates", what, WaitReason::HealthGate.remedy())
+            .run(format!("kubectl describe updatepolicy {policy}"))
     });
     told.collect()
 }
 
 /// Budgets that allow no disruption although every pod is healthy: no drain of their nodes ever succeeds.
 pub(super) fn budgets(budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
-    let never: Vec<String> = budgets
+    let never: Vec<(String, String)> = budgets
         .iter()
         .filter(|budget| {
             budget.status.as_ref().is_some_and(|status| {
@@ -347,13 +376,16 @@ pub(super) fn budgets(budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
                     && status.desired_healthy.unwrap_or_default() >= expected
             })
         })
-        .map(|budget| format!("{}/{}", budget.namespace().unwrap_or_default(), budget.name_any()))
+        .map(|budget| (budget.namespace().unwrap_or_default(), budget.name_any()))
         .collect();
     if never.is_empty() {
         return vec![Finding::good("budgets", "each allows a disruption when its pods are healthy")];
     }
     let advice = "Nodes with their pods wait with DisruptionBudget. Give the workload a replica more, or have its owner change the budget.";
-    vec![Finding::wrong("budgets", format!("can never allow a disruption: {}", never.join(", ")), advice)]
+    let names: Vec<String> = never.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
+    let show = never.iter().take(SHOWN).map(|(namespace, name)| format!("kubectl -n {namespace} describe pdb {name}"));
+    let finding = Finding::wrong("budgets", format!("can never allow a disruption: {}", names.join(", ")), advice);
+    vec![finding.run_all(show.collect())]
 }
 
 #[cfg(test)]
@@ -456,7 +488,8 @@ mod tests {
         .unwrap();
         let found = operators(&[pod], "bascule-system");
         assert!(
-            found[0].what.contains("for another architecture") && found[0].advice.contains("describe pod"),
+            found[0].what.contains("for another architecture")
+                && found[0].commands == ["kubectl -n bascule-system describe pod bascule-operator-1"],
             "{found:?}"
         );
         assert!(operators(&[v1::Pod::default()], "bascule-system").is_empty(), "it begins");
@@ -470,11 +503,11 @@ mod tests {
         seen.report.waits[2].reason = WaitReason::AgentNotReporting;
         assert!(agents(&seen, &[])[0].what.starts_with("2 nodes without a report from their present boot: "));
         seen.report.time_zones = bascule_planner::zones::TimeZones::default().version();
-        assert_eq!(weights(&leader(&seen, fixture::now())), [super::super::Weight::Good]);
+        assert_eq!(weights(&leader(&seen, fixture::now(), "bascule-system")), [super::super::Weight::Good]);
         seen.report.planned_at = fixture::ago(-40);
-        assert!(leader(&seen, fixture::now())[1].what.contains("40s ahead"));
+        assert!(leader(&seen, fixture::now(), "bascule-system")[1].what.contains("40s ahead"));
         seen.source = Source::Objects { why: "no operator leads".into(), written_at: None };
-        assert_eq!(weights(&leader(&seen, fixture::now())), [super::super::Weight::Wrong]);
+        assert_eq!(weights(&leader(&seen, fixture::now(), "bascule-system")), [super::super::Weight::Wrong]);
     }
 
     /// "Nothing told you and nothing moves": whoever asks the doctor then must read of the freeze.

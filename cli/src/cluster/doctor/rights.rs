@@ -138,18 +138,45 @@ pub(super) async fn granted(client: &Client, namespace: &str) -> anyhow::Result<
     if missing.is_empty() {
         return Ok(vec![Finding::good("rights", "you may do what an engineer on call has to")]);
     }
+    let me = crate::cluster::whoami(client).await?;
+    let mut told = Vec::new();
     let found = missing.into_iter().map(|right| {
         let resource =
             right.subresource.map_or_else(|| right.resource.to_owned(), |sub| format!("{}/{sub}", right.resource));
         let place = if right.here { format!(" in namespace {namespace}") } else { String::new() };
         let role = if right.here { "Role bascule-live-report" } else { "ClusterRole bascule-on-call" };
-        Finding::warning(
+        let finding = Finding::warning(
             "rights",
             format!("you may not {} {resource}{place}: {} won't work", right.verb, right.without),
             format!("An admin binds you to the {role} (docs/install.md)."),
-        )
+        );
+        // Once for each role: it gives all of them.
+        match &me {
+            Some(me) if !told.contains(&role) => {
+                told.push(role);
+                finding.run(binding(me, right.here.then_some(namespace)))
+            }
+            _ => finding,
+        }
     });
     Ok(found.collect())
+}
+
+/// What an admin types to give a person the role for everything, or the one in the operator's namespace.
+fn binding(user: &str, namespace: Option<&str>) -> String {
+    let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+    let name: String =
+        user.to_ascii_lowercase().chars().map(|letter| if plain(letter) { letter } else { '-' }).collect();
+    // As a shell takes it, whatever is in it.
+    let user = user.replace('\'', r"'\''");
+    match namespace {
+        None => format!(
+            "kubectl create clusterrolebinding bascule-on-call-{name} --clusterrole=bascule-on-call --user='{user}'"
+        ),
+        Some(namespace) => format!(
+            "kubectl -n {namespace} create rolebinding bascule-live-report-{name} --role=bascule-live-report --user='{user}'"
+        ),
+    }
 }
 
 async fn may(client: &Client, right: &Right, namespace: &str) -> kube::Result<bool> {
@@ -174,6 +201,18 @@ async fn may(client: &Client, right: &Right, namespace: &str) -> kube::Result<bo
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn an_admin_is_told_what_to_type_for_a_person_whatever_the_name() {
+        assert_eq!(
+            binding("oidc:Alice@example.com", None),
+            "kubectl create clusterrolebinding bascule-on-call-oidc-alice-example-com --clusterrole=bascule-on-call \
+             --user='oidc:Alice@example.com'"
+        );
+        let odd = binding("o'neil", Some("bascule-system"));
+        assert!(odd.starts_with("kubectl -n bascule-system create rolebinding bascule-live-report-o-neil "), "{odd}");
+        assert!(odd.ends_with(r"--user='o'\''neil'"), "{odd}");
+    }
 
     #[test]
     fn a_definition_that_lacks_a_field_is_found() {
