@@ -1,13 +1,7 @@
 //! The stop switches, which all write a Freeze: `freeze` for everything or by label, `pause` for a policy, `hold` for a
 //! node, `abort` to undo drains too. How they end: `unfreeze`.
 
-use super::{
-    Connection, generated_name,
-    live::Seen,
-    picture, problem,
-    problem::Role,
-    view, whoami,
-};
+use super::{Connection, generated_name, live::Seen, picture, problem, problem::Role, view, whoami};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{FreezeSpec, LiveNode, RolloutState, Selector};

@@ -182,5 +182,7 @@ mod tests {
         let page = fixture::page(Look::PLAIN);
         insta::assert_snapshot!("history", text(&entries(&seen, None, &page), &page));
         assert_eq!(text(&[], &page), "Nothing has happened yet.\n");
+        let answer = Answer { source: &seen.source, entries: entries(&seen, None, &page) };
+        insta::assert_snapshot!("history-json", fixture::json(&answer));
     }
 }

@@ -278,19 +278,20 @@ mod tests {
         }
     }
 
-    fn planned(policy: api::UpdatePolicy) -> String {
+    fn planned(policy: api::UpdatePolicy) -> (String, Answer) {
         let now = Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap();
         let mut objects = objects();
         let (name, changes) = put(&mut objects, policy, Time::new(now));
         let facts = snapshot(&objects, 7, Time::new(now));
-        text(&answer(&facts, &name, changes).unwrap(), now, &Utc)
+        let answer = answer(&facts, &name, changes).unwrap();
+        (text(&answer, now, &Utc), answer)
     }
 
     #[test]
     fn a_changed_policy_keeps_its_releases() {
         let mut changed = policy("workers", &json!({"matchLabels": {"role": "worker"}}), json!({}));
         changed.spec.paused = true;
-        insta::assert_snapshot!("plan-changed", planned(changed));
+        insta::assert_snapshot!("plan-changed", planned(changed).0);
     }
 
     #[test]
@@ -332,8 +333,9 @@ mod tests {
 
     #[test]
     fn a_new_policy_that_takes_nodes_of_another_says_so() {
-        let shown = planned(policy("all", &json!({}), json!({})));
+        let (shown, answer) = planned(policy("all", &json!({}), json!({})));
         assert!(shown.contains("a1 is selected by policy workers too"), "{shown}");
         insta::assert_snapshot!("plan-new", shown);
+        insta::assert_snapshot!("plan-json", crate::cluster::fixture::json(&answer));
     }
 }

@@ -44,9 +44,13 @@ impl Retry {
             return Ok(Exit::Failed);
         }
         change_spec(client, policy, &serde_json::json!({"retries": retries})).await?;
-        output::print(&format!("{} tries again; see bascule explain {}.\n", self.node, self.node))?;
+        output::print(&done(&self.node))?;
         Ok(Exit::Success)
     }
+}
+
+fn done(node: &str) -> String {
+    format!("{node} tries again; see bascule explain {node}.\n")
 }
 
 #[derive(Debug, PartialEq)]
@@ -156,6 +160,35 @@ mod tests {
              workers: bascule unblock workers 1.1 lifts that."
         );
         assert_eq!(asked.retries, [again(1)]);
+    }
+
+    #[test]
+    fn what_is_said_before_and_after() {
+        let failure = json!({"version": "1.1", "node": "n3", "at": "2026-01-01T00:00:00Z", "category": "TrialFailed", "message": "x"});
+        let block =
+            json!({"version": "1.1", "at": "2026-01-01T00:00:00Z", "by": "FailureThreshold", "reason": "it failed"});
+        let workers = policy(json!({}), json!({"failures": [failure], "blocked": [block]}));
+        let away = json!({"lastError": {"category": "Network", "message": "the server is away", "attempts": 1, "at": "2026-01-01T00:00:00Z"}});
+        let given_up =
+            json!({"lastDisruption": {"endedAt": "2026-01-01T00:00:00Z", "outcome": "DrainFailed", "givenUp": 1}});
+        let others: Vec<_> = (0..64).map(|number| api::Retry { node: format!("x{number}"), ..again(1) }).collect();
+        let full = policy(json!({"retries": others}), json!({}));
+        let disruption = json!({"disruption": {"grantedAt": "2026-01-01T00:00:00Z", "wasCordoned": false,
+            "cause": {"object": {"kind": "UpdatePolicy", "name": "workers"}}}});
+        let says = |policy: &api::UpdatePolicy, update: api::NodeUpdate| match asked(policy, &update, again(1)) {
+            Ok(asked) => format!("{}\n{}", asked.sentence, done("n3")),
+            Err(error) => format!("bascule: {error}\n"),
+        };
+        let shown: String = [
+            says(&workers, update(given_up, away.clone())),
+            says(&policy(json!({}), json!({})), update(json!({}), json!({}))),
+            says(&workers, update(disruption, json!({}))),
+            says(&full, update(json!({}), away)),
+        ]
+        .iter()
+        .map(|said| format!("$ bascule retry n3\n{said}"))
+        .collect();
+        insta::assert_snapshot!("retry", shown);
     }
 
     #[test]

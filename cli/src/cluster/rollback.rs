@@ -306,6 +306,7 @@ mod tests {
             ("", says("", zones.clone())),
             (" --ignore-budgets --no-block", says("--ignore-budgets --no-block", zones)),
             (" --respect-windows --to 1.1", says("--respect-windows --to 1.1", json!({"maxUnavailable": "10%"}))),
+            (" --yes", written("rollback-9c7bj")),
         ];
         let shown: String =
             shown.iter().map(|(line, says)| format!("$ bascule rollback workers{line}\n{says}")).collect();

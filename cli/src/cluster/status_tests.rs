@@ -8,6 +8,7 @@ fn one_screen_answers_what_and_why() {
     assert!(fixture::PAGE.contains(&shown), "docs/cli.md shows something else than:\n{shown}");
     insta::assert_snapshot!("status", shown);
     insta::assert_snapshot!("status-plain-wide", text(&seen, None, true, &fixture::page(Look::PLAIN)));
+    insta::assert_snapshot!("status-json", fixture::json(&answer(&seen, None, &fixture::page(Look::PLAIN))));
 }
 
 /// The words at the beginning of the lines of a status.

@@ -36,9 +36,13 @@ impl Unblock {
             return Ok(Exit::Failed);
         }
         change_spec(client, policy, &serde_json::json!({"allowedVersions": allowed})).await?;
-        output::print(&format!("{} may be taken by {} again.\n", self.version, self.policy))?;
+        output::print(&done(&self.policy, &self.version))?;
         Ok(Exit::Success)
     }
+}
+
+fn done(policy: &str, version: &Version) -> String {
+    format!("{version} may be taken by {policy} again.\n")
 }
 
 #[derive(Debug, PartialEq)]
@@ -100,5 +104,15 @@ mod tests {
         for (version, part) in [("0.9", "by hand"), ("1.0", "allowed already"), ("1.2", "is not blocked")] {
             assert!(of(version).unwrap_err().to_string().contains(part), "{version}");
         }
+        let says = |version: &str| match of(version) {
+            Ok(asked) => {
+                format!("{}\n{}", asked.sentence, done("workers", &Version::parse(version).unwrap()))
+            }
+            Err(error) => format!("bascule: {error}\n"),
+        };
+        let all = ["1.1", "0.9", "1.0", "1.2"];
+        let shown: String =
+            all.iter().map(|version| format!("$ bascule unblock workers {version}\n{}", says(version))).collect();
+        insta::assert_snapshot!("unblock", shown);
     }
 }

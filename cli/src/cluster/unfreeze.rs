@@ -148,11 +148,15 @@ impl Unfreeze {
         text.extend(before_us.iter().map(|(name, by)| over(name, Some(by))));
         let count = ended.len() - before_us.len();
         if count > 0 || text.is_empty() {
-            text.push_str(&format!("{} ended\n", picture::count(count, "freeze")));
+            text.push_str(&count_ended(count));
         }
         output::print(&text)?;
         Ok(Exit::Success)
     }
+}
+
+fn count_ended(count: usize) -> String {
+    format!("{} ended\n", picture::count(count, "freeze"))
 }
 
 /// What is said of a Freeze that holds nothing any more.
@@ -275,6 +279,11 @@ mod tests {
             ("resume workers", resumed("workers", &ended, &[])),
             ("resume workers, others hold", resumed("workers", &ended, &others)),
             ("resume control", resumed("control", &[], &others)),
+            (
+                "unfreeze --all, asking",
+                ending(&[&api::Freeze::new("freeze-x7k2", spec(json!({"requestedBy": "alice"})))]) + "\n",
+            ),
+            ("unfreeze --all", count_ended(2)),
             ("unfreeze freeze-x7k2, after bob", over("freeze-x7k2", Some("bob"))),
             ("unfreeze freeze-x7k2, too late", over("freeze-x7k2", None)),
         ];

@@ -93,5 +93,6 @@ mod tests {
             ..Answer::default()
         };
         insta::assert_snapshot!("version", text(&answer));
+        insta::assert_snapshot!("version-json", crate::cluster::fixture::json(&answer));
     }
 }

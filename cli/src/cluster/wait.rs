@@ -68,6 +68,14 @@ fn stands(policy: &api::UpdatePolicy, what: What) -> Stands {
     ))
 }
 
+fn halted(policy: &str, why: &str) -> String {
+    format!("{policy} has halted: {why}")
+}
+
+fn over(timeout: api::Duration) -> String {
+    format!("it is not so after {timeout}")
+}
+
 impl Wait {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
@@ -82,7 +90,7 @@ impl Wait {
         let waiting = watched::until(Api::all(client), "UpdatePolicy", &self.policy, |policy: &api::UpdatePolicy| {
             match stands(policy, self.what) {
                 Stands::So => return Ok(Some(Exit::Success)),
-                Stands::Halted(why) => bail!("{} has halted: {why}", self.policy),
+                Stands::Halted(why) => bail!(halted(&self.policy, &why)),
                 Stands::NotYet(how) if how != shown => {
                     output::say(&how);
                     shown = how;
@@ -94,7 +102,7 @@ impl Wait {
         match tokio::time::timeout(self.timeout.to_std(), waiting).await {
             Ok(done) => done,
             Err(_) => {
-                output::say(&format!("it is not so after {}", self.timeout));
+                output::say(&over(self.timeout));
                 Ok(Exit::TryAgain)
             }
         }
@@ -134,5 +142,24 @@ mod tests {
         );
         assert_eq!(stands(&halted, What::UpToDate), Stands::Halted("why".into()));
         assert_eq!(stands(&halted, What::Calm), Stands::So);
+    }
+
+    #[test]
+    fn what_is_said_while_it_waits() {
+        let says = |status: serde_json::Value| match stands(&policy(status), What::UpToDate) {
+            Stands::So => "(ends with 0)".to_owned(),
+            Stands::NotYet(how) => how,
+            Stands::Halted(why) => format!("bascule: {}", halted("workers", &why)),
+        };
+        let counts = json!({"nodes": 40, "updated": 12, "unavailable": 2, "inProgress": 2, "failed": 1});
+        let shown = [
+            says(json!({"observedGeneration": 1})),
+            says(json!({"observedGeneration": 2, "counts": counts, "columns": {"waitsFor": "Wave"}})),
+            says(json!({"observedGeneration": 2, "counts": counts})),
+            says(json!({"observedGeneration": 2, "conditions": [condition("Halted", "True")]})),
+            says(json!({"observedGeneration": 2, "conditions": [condition("UpToDate", "True")]})),
+            over(api::Duration::from_minutes(60)),
+        ];
+        insta::assert_snapshot!("wait", shown.join("\n"));
     }
 }
