@@ -6,7 +6,7 @@ use super::{job, name_of};
 use crate::{
     apply::Writer,
     events::{About, Notice},
-    gather::{HOOK_POLICY, JobFact, Key, PolicyFact},
+    gather::{HOOK_POLICY, JobFact, PolicyFact},
 };
 use bascule_api::Hook;
 use bascule_planner::{
@@ -160,7 +160,9 @@ impl LeftOver {
 /// The next step of one; whether something is left to be done.
 fn step(open: &mut Open, jobs: &[Arc<JobFact>], found: &mut Found) -> bool {
     let owner = open.owner();
-    while let Some(hook) = open.left().next().cloned() {
+    loop {
+        let next = open.left().next().cloned();
+        let Some(hook) = next else { break };
         let mut runs = jobs.iter().filter_map(|job| job.run.as_ref());
         let run = runs.find(|run| run.policy == owner && run.grant == open.number && run.is_of(&hook));
         match run.map(|run| (&run.state, &run.job)) {
