@@ -369,7 +369,7 @@ mod tests {
         }
         let name = read.split(' ').next().unwrap();
         let cause = read.lines().find_map(|line| line.strip_prefix("cause  ")?.split_once(' '));
-        let wait = fixture::wait(*reason, read, cause);
+        let wait = fixture::wait(*reason, &read, cause);
         let mut workers = fixture::seen().report.policies[0].clone();
         workers.name = "workers".to_owned();
         let run: Vec<&str> = read.lines().filter_map(|line| line.strip_prefix("run    ")).collect();
