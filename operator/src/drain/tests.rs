@@ -208,7 +208,10 @@ async fn a_held_drain_asks_nobody_and_forgets_nothing() {
     drains.set(vec![order(Mode::Evict)], |_| true);
     after(60).await;
     drains.set(vec![Order { keeps: true, ..order(Mode::Evict) }], |_| true);
-    Cluster::lock(&cluster.pods).push(Arc::new(pod("late", true)));
+    // Of another owner: one of the same would be given up as well, for which nobody has to be asked.
+    let mut late = pod("late", true);
+    late.controller.as_mut().unwrap().uid = "another".to_owned();
+    Cluster::lock(&cluster.pods).push(Arc::new(late));
     cluster.changes.send_modify(|count| *count += 1);
     after(60).await;
     assert_eq!((Cluster::lock(&cluster.asked).len(), cluster.asked("late")), (3, 0));
