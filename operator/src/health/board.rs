@@ -231,8 +231,9 @@ mod tests {
         assert_eq!(pause(100_000, 1), SELDOM);
     }
 
-    #[test]
-    fn a_policy_that_asks_much_does_not_make_another_wait() {
+    /// A client spawns a task where it is made.
+    #[tokio::test]
+    async fn a_policy_that_asks_much_does_not_make_another_wait() {
         let key = |policy: &str, node: usize| GateQuestion {
             policy: policy.to_owned(),
             gate: "ci".to_owned(),
