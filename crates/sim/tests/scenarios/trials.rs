@@ -1,6 +1,6 @@
 //! After the reboot: when a release counts as healthy, when as failed, and when nobody can tell yet.
 
-use crate::{granted, on, world};
+use crate::{granted, node, on, world};
 use bascule_sim::world::{World, build};
 use serde_json::{Value, json};
 
@@ -72,9 +72,9 @@ fn what_was_broken_before_is_no_fault_of_the_release() {
     assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
 }
 
-#[test]
-fn what_breaks_during_a_drain_is_no_fault_of_the_release() {
-    let mut world = world(1, &json!({"drain": {"timeout": "4h"}, "health": {"nodeReadyTimeout": "5m"}}));
+/// A world in which a node's DaemonSet broke while the node was drained, and whose drain ends now.
+fn broken_during_a_drain(fields: &Value) -> World {
+    let mut world = world(1, fields);
     for name in ["a1", "b1", "c1"] {
         world.stick(name);
     }
@@ -92,10 +92,57 @@ fn what_breaks_during_a_drain_is_no_fault_of_the_release() {
     for name in ["a1", "b1", "c1"] {
         world.unstick(name);
     }
+    world
+}
+
+#[test]
+fn what_breaks_during_a_drain_is_no_fault_of_the_release() {
+    let mut world = broken_during_a_drain(&json!({"drain": {"timeout": "4h"}, "health": {"nodeReadyTimeout": "5m"}}));
     world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
     assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
     assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
     assert!(world.story().contains("not ready when the node was told to reboot either"), "{}", world.story());
+}
+
+#[test]
+fn gates_are_heard_by_the_time_that_what_broke_during_a_drain_is_passed_over() {
+    for cluster_gates in ["Revert", "Hold"] {
+        let mut fields = alerts();
+        fields["drain"] = json!({"timeout": "4h"});
+        fields["health"]["clusterGates"] = json!(cluster_gates);
+        let mut world = broken_during_a_drain(&fields);
+        let mut held = false;
+        world
+            .until(1_000, |world| {
+                held |= world.shown().contains("is held as a trial");
+                on(world, "1.1") == 3 && granted(world) == 0
+            })
+            .unwrap();
+        assert!(!held, "{cluster_gates}: {}", world.story());
+        assert!(world.snapshot.policies[0].status.failures.is_empty(), "{cluster_gates}: {}", world.story());
+        assert!(world.machines.values().all(|machine| machine.history.len() == 1), "{cluster_gates}: one reboot each");
+    }
+}
+
+#[test]
+fn a_gate_that_a_new_leader_has_not_asked_yet_is_no_verdict() {
+    let mut fields = alerts();
+    fields["health"]["clusterGates"] = json!("Revert");
+    let mut world = world(1, &fields);
+    world.until(200, on_trial).unwrap();
+    // The gate says no until shortly before the deadline; the leader that would hear that it passes now is another one.
+    world.alert(true);
+    world.until(200, |world| world.shown().contains("gate alerts: 1 alert fires")).unwrap();
+    let name = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    let since = node(&world, &name).boot_seen;
+    world.alert(false);
+    let deadline = since.after(bascule_api::Duration::from_minutes(5));
+    let seconds = deadline.seconds_since(world.snapshot.now) + 1;
+    assert!(seconds > 0, "{}", world.story());
+    world.pass(seconds);
+    world.snapshot.gates.clear();
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
 }
 
 #[test]

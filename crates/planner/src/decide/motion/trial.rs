@@ -42,7 +42,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
             motion.failure = Some((NodeError::TrialFailed, why));
             motion
         }
-        Some(missing) if moving.ctx.now >= deadline => {
+        Some(missing) if moving.ctx.now >= deadline && !missing.open => {
             let message = format!("{} is held as a trial, and not blamed: {}", release.version, missing.what);
             let wait = if missing.gate {
                 Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, &moving.spec.policy)
@@ -53,7 +53,8 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         }
         Some(missing) => {
             let message = format!("{} runs as a trial; {}", release.version, missing.what);
-            Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Trial, message).until(Some(deadline)))
+            let until = Some(deadline).filter(|deadline| moving.ctx.now < *deadline);
+            Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Trial, message).until(until))
         }
         None => {
             let until = since.after(health.node_soak);
@@ -86,6 +87,8 @@ struct Missing {
     blames: bool,
     /// Whether a gate says so.
     gate: bool,
+    /// Whether gates are still to be heard, so that nothing can be said yet.
+    open: bool,
 }
 
 /// What the gates of an update say of the node, where the policy has any that are asked.
@@ -151,7 +154,7 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
     // What was seen before this boot says nothing of it: where Ready never flipped it is older than the reboot.
     let mut since = moving.boot_seen(drained_at);
     let lacks = |what: String, blames: bool| Health {
-        missing: Some(Missing { what, blames, gate: false }),
+        missing: Some(Missing { what, blames, gate: false, open: false }),
         since: moving.ctx.now,
         questions: Vec::new(),
     };
@@ -159,7 +162,13 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
         return lacks("the node is not Ready after its reboot".to_owned(), true);
     }
     since = since.max(node.ready.since.unwrap_or(since));
+    let asked = gates(moving);
     if moving.health().daemon_sets {
+        // The gates are asked meanwhile: they have to have been heard when, at the deadline, nothing but they is left to go by.
+        let lacks = |what: String, blames: bool| {
+            let questions = asked.as_ref().map_or_else(Vec::new, |asked| asked.questions.clone());
+            Health { questions, ..lacks(what, blames) }
+        };
         match super::daemons::ready_since(node, compared(moving), moving.ctx.now < deadline) {
             Ok(ready) => since = since.max(ready.unwrap_or(since)),
             Err(missing) if moving.before_is_forgotten() => {
@@ -169,12 +178,13 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
             Err(missing) => return lacks(missing, true),
         }
     }
-    let Some(asked) = gates(moving) else {
+    let Some(asked) = asked else {
         return Health { missing: None, since: since.min(moving.ctx.now), questions: Vec::new() };
     };
-    let blames = blames(moving, &asked);
+    // Whom nobody has asked has not said no, also after the deadline: a new leader has heard nobody yet.
+    let (blames, open) = (!asked.open && blames(moving, &asked), asked.open);
     Health {
-        missing: asked.failing.map(|wait| Missing { what: wait.message, blames, gate: true }),
+        missing: asked.failing.map(|wait| Missing { what: wait.message, blames, gate: true, open }),
         since: since.max(asked.since).min(moving.ctx.now),
         questions: asked.questions,
     }
