@@ -11,7 +11,7 @@ use crate::{
 use bascule_api::Hook;
 use bascule_planner::{
     plan::HookOrder,
-    snapshot::{HookStage, HookState},
+    snapshot::{HookRun, HookStage, HookState},
 };
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, api::PostParams};
@@ -119,6 +119,11 @@ impl LeftOver {
         !self.left.is_empty()
     }
 
+    /// Whether a Job is needed still: what it came to decides what is next, and a failed one is a person's to delete.
+    pub(super) fn waits_for(&self, run: &HookRun) -> bool {
+        self.left.iter().any(|open| run.policy == open.owner() && run.grant == open.number)
+    }
+
     fn look(&mut self, policies: &[Arc<PolicyFact>], jobs: &[Arc<JobFact>], moves: impl Fn(&str) -> bool) -> Found {
         let mut found = Found::default();
         let mut before = std::mem::take(&mut self.open);
@@ -208,9 +213,14 @@ fn orphan(open: &Open, hook: &Hook, owner: &str) -> Result<Job, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gather::Fact as _;
+    use crate::{
+        clock::Clock,
+        gather::{Fact as _, World},
+        hooks::over,
+    };
     use bascule_api::UpdatePolicy;
     use serde_json::json;
+    use tokio::sync::watch;
 
     fn policy(uid: &str, open: bool) -> Arc<PolicyFact> {
         let hook = |name: &str| {
@@ -234,11 +244,15 @@ mod tests {
         Arc::new(fact)
     }
 
-    fn ended(job: &Job, type_: &str) -> Arc<JobFact> {
+    fn as_ended(job: &Job, type_: &str) -> Job {
         let mut job = job.clone();
         job.metadata.creation_timestamp = serde_json::from_value(json!("2026-11-29T10:10:00Z")).unwrap();
         job.status = serde_json::from_value(json!({"conditions": [{"type": type_, "status": "True"}]})).unwrap();
-        let fact = JobFact::of(&job);
+        job
+    }
+
+    fn ended(job: &Job, type_: &str) -> Arc<JobFact> {
+        let fact = JobFact::of(&as_ended(job, type_));
         assert!(fact.run.is_some(), "it is one of ours");
         Arc::new(fact)
     }
@@ -272,6 +286,26 @@ mod tests {
         // The first one's Job may be gone by now.
         assert_eq!(reasons(&left.look(&[], &[ended(&last, "Complete")], |_| false)), ["MaintenanceEnded"]);
         assert!(left.left.is_empty());
+    }
+
+    #[test]
+    fn a_job_that_is_waited_for_is_not_let_go() {
+        let mut left = LeftOver::default();
+        left.look(&[policy("u1", true)], &[], |_| false);
+        let (job, _) = left.look(&[], &[], |_| false).jobs.pop().unwrap();
+        let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
+        for state in ["Failed", "Complete"] {
+            // Cleared away, a failed one would run again by itself, and one that succeeded before that was noted.
+            let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
+            world.jobs.written(&as_ended(&job, state));
+            assert!(over(&world, &left).is_empty(), "{state}");
+            assert_eq!(over(&world, &LeftOver::default()).len(), 1, "{state}: nobody waits for it");
+        }
+        world.jobs.written(&as_ended(&job, "Complete"));
+        let (last, _) = left.look(&[], &[ended(&job, "Complete")], |_| false).jobs.pop().unwrap();
+        assert!(over(&world, &left).is_empty());
+        left.look(&[], &[ended(&last, "Complete")], |_| false);
+        assert_eq!(over(&world, &left).len(), 1, "the last one is done");
     }
 
     #[test]

@@ -100,11 +100,14 @@ pub(crate) fn name_of((policy, node): (&str, &str), grant: i64, stage: HookStage
 }
 
 /// Finished Jobs whose grant is over and that nothing clears away yet.
-fn over(world: &World) -> Vec<std::sync::Arc<JobFact>> {
+fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     let mut over = world.jobs.select(|job| job.kept_for.is_some());
     over.retain(|job| {
         let Some(run) = &job.run else { return false };
         if run.node.is_empty() {
+            if left_over.waits_for(run) {
+                return false;
+            }
             let policy = world.policies.get(&Key::cluster(&run.policy));
             let open = policy.as_ref().and_then(|policy| policy.status.maintenance.as_ref());
             return open.is_none_or(|open| open.number != run.grant);
@@ -127,8 +130,8 @@ fn over(world: &World) -> Vec<std::sync::Arc<JobFact>> {
 }
 
 /// Gives Jobs back the time to live that their templates asked for, once they are not needed any more.
-pub(crate) async fn let_go(writer: &Writer) {
-    for job in over(&writer.world) {
+pub(crate) async fn let_go(writer: &Writer, left_over: &LeftOver) {
+    for job in over(&writer.world, left_over) {
         let (Some(run), Some(ttl)) = (&job.run, job.kept_for) else { continue };
         let Some((namespace, name)) = run.job.split_once('/') else { continue };
         let jobs: Api<Job> = Api::namespaced(writer.client.clone(), namespace);

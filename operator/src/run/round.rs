@@ -231,7 +231,7 @@ impl<'a> Round<'a> {
         // Before a hook may run, so that it is remembered, and before Jobs may be cleared away.
         let hooks_left = self.left_over.run(&parts.writer).await;
         let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
-        crate::hooks::let_go(&parts.writer).await;
+        crate::hooks::let_go(&parts.writer, &self.left_over).await;
         let yields = self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some();
         // It may be the end of a drain, its uncordon for one, which a drain that began anew would go on beside.
         let may_begin = |node: &str| !yields && !being_written.contains(node);
