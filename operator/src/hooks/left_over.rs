@@ -90,13 +90,14 @@ pub(crate) struct LeftOver {
 }
 
 impl LeftOver {
-    /// Runs what is due and tells of it; whether something is left to be done.
-    pub(crate) async fn run(&mut self, writer: &Writer) -> bool {
+    /// Runs what is due and tells of it; whether something is left to be done. The policies are those that the plan was made
+    /// from: of a hook that it begins one must be remembered that is gone since.
+    pub(crate) async fn run(&mut self, writer: &Writer, policies: &[Arc<PolicyFact>]) -> bool {
         let world = &writer.world;
         let updates = world.updates.select(|update| update.facts.spec.disruption.is_some());
         let moves = |policy: &str| updates.iter().any(|update| update.facts.spec.policy == policy);
         let jobs = world.jobs.select(|job| job.run.as_ref().is_some_and(|run| run.stage == HookStage::AfterRollout));
-        let found = self.look(&world.policies.all(), &jobs, moves);
+        let found = self.look(policies, &jobs, moves);
         for notice in found.notices {
             writer.events.tell(notice);
         }
