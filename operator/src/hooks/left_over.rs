@@ -8,7 +8,7 @@ use crate::{
     events::{About, Notice},
     gather::{HOOK_POLICY, JobFact, PolicyFact},
 };
-use bascule_api::Hook;
+use bascule_api::{Duration, Hook, Time};
 use bascule_planner::{
     plan::HookOrder,
     snapshot::{HookRun, HookStage, HookState},
@@ -19,6 +19,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+
+/// How long a policy may take to open its first rollout.
+const QUIET: Duration = Duration::from_secs(120);
 
 /// A rollout that is under way, and what is to run after it.
 #[derive(Debug, Clone)]
@@ -92,12 +95,12 @@ pub(crate) struct LeftOver {
 impl LeftOver {
     /// Runs what is due and tells of it; whether something is left to be done. The policies are those that the plan was made
     /// from: of a hook that it begins one must be remembered that is gone since.
-    pub(crate) async fn run(&mut self, writer: &Writer, policies: &[Arc<PolicyFact>]) -> bool {
+    pub(crate) async fn run(&mut self, writer: &Writer, policies: &[Arc<PolicyFact>], now: Time) -> bool {
         let world = &writer.world;
         let updates = world.updates.select(|update| update.facts.spec.disruption.is_some());
         let moves = |policy: &str| updates.iter().any(|update| update.facts.spec.policy == policy);
         let jobs = world.jobs.select(|job| job.run.as_ref().is_some_and(|run| run.stage == HookStage::AfterRollout));
-        let found = self.look(policies, &jobs, moves);
+        let found = self.look(policies, &jobs, now, moves);
         for notice in found.notices {
             writer.events.tell(notice);
         }
@@ -125,7 +128,13 @@ impl LeftOver {
         self.left.iter().any(|open| run.policy == open.owner() && run.grant == open.number)
     }
 
-    fn look(&mut self, policies: &[Arc<PolicyFact>], jobs: &[Arc<JobFact>], moves: impl Fn(&str) -> bool) -> Found {
+    fn look(
+        &mut self,
+        policies: &[Arc<PolicyFact>],
+        jobs: &[Arc<JobFact>],
+        now: Time,
+        moves: impl Fn(&str) -> bool,
+    ) -> Found {
         let mut found = Found::default();
         let mut before = std::mem::take(&mut self.open);
         for policy in policies {
@@ -152,8 +161,7 @@ impl LeftOver {
             self.left.push(open);
         }
         self.left.retain_mut(|open| {
-            // One of the same name that has a rollout of its own may have done anew what these undo.
-            let another = self.open.values().any(|other| other.policy == open.policy);
+            let another = policies.iter().any(|other| other.name == open.policy && does_anew(other, now));
             if another || moves(&open.policy) {
                 return true;
             }
@@ -161,6 +169,14 @@ impl LeftOver {
         });
         found
     }
+}
+
+/// Whether another policy of the same name may do anew what the hooks after a rollout undo: in a rollout of its own, whether or
+/// not it can be used just now, or in one that it may be about to open, as after somebody's tool deleted a policy and applied it
+/// again.
+fn does_anew(policy: &PolicyFact, now: Time) -> bool {
+    let status = &policy.status;
+    status.maintenance.is_some() || (status.maintenances == 0 && now < policy.created_at.after(QUIET))
 }
 
 /// The next step of one; whether something is left to be done.
@@ -220,6 +236,7 @@ mod tests {
         hooks::over,
     };
     use bascule_api::UpdatePolicy;
+    use bascule_planner::{PolicyError, PolicyErrorKind};
     use serde_json::json;
     use tokio::sync::watch;
 
@@ -245,6 +262,10 @@ mod tests {
         Arc::new(fact)
     }
 
+    fn at(second: i64) -> Time {
+        chrono::DateTime::from_timestamp(1_795_950_000 + second, 0).unwrap().into()
+    }
+
     fn as_ended(job: &Job, type_: &str) -> Job {
         let mut job = job.clone();
         job.metadata.creation_timestamp = serde_json::from_value(json!("2026-11-29T10:10:00Z")).unwrap();
@@ -265,35 +286,35 @@ mod tests {
     #[test]
     fn what_a_deleted_policy_left_undone_is_undone_once_its_nodes_are() {
         let mut left = LeftOver::default();
-        assert!(reasons(&left.look(&[policy("u1", true)], &[], |_| true)).is_empty());
-        let found = left.look(&[], &[], |policy| policy == "workers");
+        assert!(reasons(&left.look(&[policy("u1", true)], &[], at(0), |_| true)).is_empty());
+        let found = left.look(&[], &[], at(0), |policy| policy == "workers");
         assert_eq!((reasons(&found), found.jobs.len()), (vec!["MaintenanceLeftOver"], 0));
         assert!(found.notices[0].note.contains("unset-noout, unmute"), "{}", found.notices[0].note);
-        assert!(left.look(&[], &[], |_| true).jobs.is_empty(), "a node is under way");
+        assert!(left.look(&[], &[], at(0), |_| true).jobs.is_empty(), "a node is under way");
         // In their order, each once the one before succeeded, and a failed one again when a person deletes its Job.
-        let mut first = left.look(&[], &[], |_| false);
+        let mut first = left.look(&[], &[], at(0), |_| false);
         let (job, hook) = first.jobs.pop().unwrap();
         assert_eq!((hook.as_str(), job.metadata.owner_references.as_ref()), ("unset-noout", None));
         let spec = serde_json::to_string(&job.spec).unwrap();
         assert!(spec.contains(r#"{"name":"BASCULE_POLICY","value":"workers"}"#), "{spec}");
         let failed = [ended(&job, "Failed")];
-        assert_eq!(reasons(&left.look(&[], &failed, |_| false)), ["MaintenanceHookFailed"]);
-        let again = left.look(&[], &failed, |_| false);
+        assert_eq!(reasons(&left.look(&[], &failed, at(0), |_| false)), ["MaintenanceHookFailed"]);
+        let again = left.look(&[], &failed, at(0), |_| false);
         assert!(again.notices.is_empty() && again.jobs.is_empty(), "told once");
-        assert_eq!(left.look(&[], &[], |_| false).jobs.len(), 1);
-        let mut second = left.look(&[], &[ended(&job, "Complete")], |_| false);
+        assert_eq!(left.look(&[], &[], at(0), |_| false).jobs.len(), 1);
+        let mut second = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false);
         let (last, hook) = second.jobs.pop().unwrap();
         assert_eq!(hook, "unmute");
         // The first one's Job may be gone by now.
-        assert_eq!(reasons(&left.look(&[], &[ended(&last, "Complete")], |_| false)), ["MaintenanceEnded"]);
+        assert_eq!(reasons(&left.look(&[], &[ended(&last, "Complete")], at(0), |_| false)), ["MaintenanceEnded"]);
         assert!(left.left.is_empty());
     }
 
     #[test]
     fn a_job_that_is_waited_for_is_not_let_go() {
         let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], |_| false);
-        let (job, _) = left.look(&[], &[], |_| false).jobs.pop().unwrap();
+        left.look(&[policy("u1", true)], &[], at(0), |_| false);
+        let (job, _) = left.look(&[], &[], at(0), |_| false).jobs.pop().unwrap();
         let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
         for state in ["Failed", "Complete"] {
             // Cleared away, a failed one would run again by itself, and one that succeeded before that was noted.
@@ -303,30 +324,57 @@ mod tests {
             assert_eq!(over(&world, &LeftOver::default()).len(), 1, "{state}: nobody waits for it");
         }
         world.jobs.written(&as_ended(&job, "Complete"));
-        let (last, _) = left.look(&[], &[ended(&job, "Complete")], |_| false).jobs.pop().unwrap();
+        let (last, _) = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false).jobs.pop().unwrap();
         assert!(over(&world, &left).is_empty());
-        left.look(&[], &[ended(&last, "Complete")], |_| false);
+        left.look(&[], &[ended(&last, "Complete")], at(0), |_| false);
         assert_eq!(over(&world, &left).len(), 1, "the last one is done");
     }
 
     #[test]
     fn another_policy_of_that_name_has_its_own_hooks() {
         let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], |_| false);
-        let found = left.look(&[policy("u2", true)], &[], |_| false);
+        left.look(&[policy("u1", true)], &[], at(0), |_| false);
+        let found = left.look(&[policy("u2", true)], &[], at(0), |_| false);
         assert_eq!((reasons(&found), found.jobs.len()), (vec!["MaintenanceLeftOver"], 0), "its own rollout is open");
-        let mut found = left.look(&[policy("u2", false)], &[], |_| false);
+        let mut found = left.look(&[policy("u2", false)], &[], at(0), |_| false);
         let (job, _) = found.jobs.pop().unwrap();
         let own = name_of(("workers", ""), 3, HookStage::AfterRollout, "unset-noout");
         assert_ne!(job.metadata.name, Some(own));
     }
 
     #[test]
+    fn a_policy_that_is_made_anew_has_its_time_to_begin_its_own_rollout() {
+        let anew = |open: bool| PolicyFact { created_at: at(0), ..PolicyFact::clone(&policy("u2", open)) };
+        let left_over = || {
+            let mut left = LeftOver::default();
+            left.look(&[policy("u1", true)], &[], at(0), |_| false);
+            left
+        };
+        let due = |left: &mut LeftOver, policy: &PolicyFact, second: i64| {
+            left.look(&[Arc::new(policy.clone())], &[], at(second), |_| false).jobs.len()
+        };
+        // It opens none.
+        let mut left = left_over();
+        assert_eq!((due(&mut left, &anew(false), 119), due(&mut left, &anew(false), 121)), (0, 1));
+        // It does, and waits in its middle for somebody to correct it.
+        let mut left = left_over();
+        assert_eq!(due(&mut left, &anew(false), 10), 0);
+        let why = PolicyError::new("spec.source".to_owned(), PolicyErrorKind::NeverOpens);
+        let invalid = PolicyFact { valid: Err(why), ..anew(true) };
+        assert_eq!((due(&mut left, &anew(true), 20), due(&mut left, &invalid, 7_200)), (0, 0));
+        // It was short, and is over.
+        let mut closed = anew(false);
+        closed.status.maintenances = 1;
+        let mut left = left_over();
+        assert_eq!((due(&mut left, &anew(true), 20), due(&mut left, &closed, 60)), (0, 1));
+    }
+
+    #[test]
     fn a_policy_whose_rollout_was_over_leaves_nothing() {
         let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], |_| false);
-        left.look(&[policy("u1", false)], &[], |_| false);
-        let found = left.look(&[], &[], |_| false);
+        left.look(&[policy("u1", true)], &[], at(0), |_| false);
+        left.look(&[policy("u1", false)], &[], at(0), |_| false);
+        let found = left.look(&[], &[], at(0), |_| false);
         assert!(found.notices.is_empty() && left.left.is_empty());
     }
 }

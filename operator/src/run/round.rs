@@ -229,7 +229,7 @@ impl<'a> Round<'a> {
             parts.metrics.called(called.action, called.stood);
         }
         // Before a hook may run, so that it is remembered, and before Jobs may be cleared away.
-        let hooks_left = self.left_over.run(&parts.writer, &policies).await;
+        let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now).await;
         let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
         crate::hooks::let_go(&parts.writer, &self.left_over).await;
         let yields = self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some();
