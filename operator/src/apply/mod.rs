@@ -42,7 +42,7 @@ use std::{
 };
 
 /// How long one step may take. A step that was given up may have been done all the same: the next plan sees it.
-const SLOW: Duration = Duration::from_secs(30);
+pub(crate) const SLOW: Duration = Duration::from_secs(30);
 /// How long a plan waits for what it remembers. A policy whose memory takes longer holds up its own nodes and nobody else's.
 const REMEMBERING: Duration = Duration::from_millis(250);
 

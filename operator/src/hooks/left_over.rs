@@ -4,7 +4,7 @@
 
 use super::{job, name_of};
 use crate::{
-    apply::Writer,
+    apply::{SLOW, Writer},
     events::{About, Notice},
     gather::{HOOK_POLICY, JobFact, PolicyFact},
 };
@@ -16,12 +16,22 @@ use bascule_planner::{
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, api::PostParams};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+};
+use tokio::{
+    task::{Id, JoinSet},
+    time::Instant,
 };
 
 /// How long a policy may take to open its first rollout.
 const QUIET: Duration = Duration::from_secs(120);
+/// How soon a Job that could not be made is tried again; twice as long with each further attempt.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// The longest of these times.
+const SELDOM: std::time::Duration = std::time::Duration::from_secs(5 * 60);
+/// Of how many reasons why a Job can't be made people are told.
+const TOLD: usize = 8;
 
 /// A rollout that is under way, and what is to run after it.
 #[derive(Debug, Clone)]
@@ -34,6 +44,18 @@ struct Open {
     done: BTreeSet<String>,
     /// The Job that failed last, of which people were told.
     failed: Option<String>,
+    tries: Tries,
+}
+
+/// The attempts to make a Job.
+#[derive(Debug, Clone, Default)]
+struct Tries {
+    /// How many failed since one did not.
+    failed: u32,
+    /// When the next one may be made.
+    not_before: Option<Instant>,
+    /// Why, of which people were told.
+    told: BTreeSet<String>,
 }
 
 impl Open {
@@ -48,6 +70,27 @@ impl Open {
             after: after.clone(),
             done: open.hooks_done.iter().cloned().collect(),
             failed: None,
+            tries: Tries::default(),
+        })
+    }
+
+    /// Takes note of an attempt to make a Job, and says what people are told of it.
+    fn tried(&mut self, hook: &str, made: Result<(), String>, now: Instant) -> Option<Notice> {
+        let tries = &mut self.tries;
+        let pause = AGAIN.saturating_mul(1 << tries.failed.min(6)).min(SELDOM);
+        // Also after one that was made: that it is there shows by itself.
+        tries.not_before = Some(now + pause);
+        let Err(why) = made else {
+            tries.failed = 0;
+            tries.told.clear();
+            return None;
+        };
+        tries.failed = tries.failed.saturating_add(1);
+        tracing::warn!(hook, error = why, "a hook after a rollout can't be run");
+        let news = tries.told.len() < TOLD && tries.told.insert(why.clone());
+        news.then(|| {
+            let note = format!("hook {hook} can't be run, and is tried again: {why}");
+            self.tells(true, "MaintenanceHookFailed", note)
         })
     }
 
@@ -81,46 +124,88 @@ impl Open {
 #[derive(Debug, Default)]
 struct Found {
     notices: Vec<Notice>,
-    /// The Jobs to be made, with what is told once they are.
-    jobs: Vec<(Job, String)>,
+    /// The Jobs to be made.
+    due: Vec<Due>,
+}
+
+/// A Job to be made.
+#[derive(Debug)]
+struct Due {
+    owner: String,
+    hook: String,
+    job: Job,
+}
+
+/// A Job that is being made.
+#[derive(Debug)]
+struct Making {
+    owner: String,
+    hook: String,
 }
 
 /// The rollouts that are under way, and those whose policy is gone. A leader that begins later does not know of the latter.
+/// Dropping it gives up the Jobs that are being made.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOver {
     open: BTreeMap<String, Open>,
     left: Vec<Open>,
+    tasks: JoinSet<Result<(), String>>,
+    making: HashMap<Id, Making>,
 }
 
 impl LeftOver {
-    /// Runs what is due and tells of it; whether something is left to be done. The policies are those that the plan was made
-    /// from: of a hook that it begins one must be remembered that is gone since.
-    pub(crate) async fn run(&mut self, writer: &Writer, policies: &[Arc<PolicyFact>], now: Time) -> bool {
-        let world = &writer.world;
+    /// Begins what is due and tells of it; whether something is left to be done. Nobody waits for what is begun: one Job that can't
+    /// be made would hold up every policy. The policies are those that the plan was made from: of a hook that it begins one must
+    /// be remembered that is gone since.
+    pub(crate) fn run(&mut self, writer: &Writer, policies: &[Arc<PolicyFact>], now: Time) -> bool {
+        let (world, instant) = (&writer.world, Instant::now());
+        let mut notices = self.take_ended(instant);
         let updates = world.updates.select(|update| update.facts.spec.disruption.is_some());
         let moves = |policy: &str| updates.iter().any(|update| update.facts.spec.policy == policy);
         let jobs = world.jobs.select(|job| job.run.as_ref().is_some_and(|run| run.stage == HookStage::AfterRollout));
         let found = self.look(policies, &jobs, now, moves);
-        for notice in found.notices {
+        notices.extend(found.notices);
+        for notice in notices {
             writer.events.tell(notice);
         }
-        for (job, hook) in found.jobs {
-            let namespace = job.metadata.namespace.clone().unwrap_or_default();
-            let jobs: Api<Job> = Api::namespaced(writer.client.clone(), &namespace);
-            let params =
-                PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
-            match jobs.create(&params, &job).await {
-                Ok(created) => {
-                    writer.metrics.wrote("Job");
-                    world.jobs.written(&created);
-                }
-                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
-                Err(error) => {
-                    tracing::warn!(hook, error = crate::one_line(&error), "a hook after a rollout can't be run");
-                }
+        for due in found.due {
+            if self.may_begin(&due.owner, instant) {
+                self.begin(due, writer.clone());
             }
         }
         !self.left.is_empty()
+    }
+
+    /// Whether no Job of this owner is being made, and the last attempt is long enough ago.
+    fn may_begin(&self, owner: &str, now: Instant) -> bool {
+        let mut of_owner = self.left.iter().filter(|open| open.owner() == owner);
+        !self.making.values().any(|one| one.owner == owner)
+            && of_owner.all(|open| open.tries.not_before.is_none_or(|at| at <= now))
+    }
+
+    fn begin(&mut self, due: Due, writer: Writer) {
+        let Due { owner, hook, job } = due;
+        let task = self.tasks.spawn(async move {
+            let made = tokio::time::timeout(SLOW, create(&writer, &job)).await;
+            made.unwrap_or_else(|_| Err("the API server did not answer in time".to_owned()))
+        });
+        self.making.insert(task.id(), Making { owner, hook });
+    }
+
+    /// Takes note of the Jobs that were made, or could not be.
+    fn take_ended(&mut self, now: Instant) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            let (id, made) = match ended {
+                Ok(ended) => ended,
+                Err(error) => (error.id(), Err(crate::one_line(&error))),
+            };
+            let Some(Making { owner, hook }) = self.making.remove(&id) else { continue };
+            if let Some(open) = self.left.iter_mut().find(|open| open.owner() == owner) {
+                notices.extend(open.tried(&hook, made, now));
+            }
+        }
+        notices
     }
 
     /// Whether a Job is needed still: what it came to decides what is next, and a failed one is a person's to delete.
@@ -203,7 +288,7 @@ fn step(open: &mut Open, jobs: &[Arc<JobFact>], found: &mut Found) -> bool {
             None => {
                 open.failed = None;
                 match orphan(open, &hook, &owner) {
-                    Ok(job) => found.jobs.push((job, hook.name.clone())),
+                    Ok(job) => found.due.push(Due { owner, hook: hook.name, job }),
                     Err(why) => {
                         let note = format!("hook {} can't be run, and is passed over: {why}", hook.name);
                         found.notices.push(open.tells(true, "MaintenanceHookFailed", note));
@@ -225,6 +310,23 @@ fn orphan(open: &Open, hook: &Hook, owner: &str) -> Result<Job, String> {
     job.metadata.name = Some(name_of((owner, ""), open.number, HookStage::AfterRollout, &hook.name));
     job.metadata.annotations.get_or_insert_default().insert(HOOK_POLICY.to_owned(), owner.to_owned());
     Ok(job)
+}
+
+/// Makes a Job, where it is not there.
+async fn create(writer: &Writer, job: &Job) -> Result<(), String> {
+    let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
+    let jobs: Api<Job> = Api::namespaced(writer.client.clone(), namespace);
+    let params = PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
+    match jobs.create(&params, job).await {
+        Ok(created) => {
+            writer.metrics.wrote("Job");
+            writer.world.jobs.written(&created);
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
+        Err(kube::Error::Api(status)) if !status.message.is_empty() => Err(status.message.clone()),
+        Err(error) => Err(crate::one_line(&error)),
+    }
 }
 
 #[cfg(test)]
@@ -288,22 +390,22 @@ mod tests {
         let mut left = LeftOver::default();
         assert!(reasons(&left.look(&[policy("u1", true)], &[], at(0), |_| true)).is_empty());
         let found = left.look(&[], &[], at(0), |policy| policy == "workers");
-        assert_eq!((reasons(&found), found.jobs.len()), (vec!["MaintenanceLeftOver"], 0));
+        assert_eq!((reasons(&found), found.due.len()), (vec!["MaintenanceLeftOver"], 0));
         assert!(found.notices[0].note.contains("unset-noout, unmute"), "{}", found.notices[0].note);
-        assert!(left.look(&[], &[], at(0), |_| true).jobs.is_empty(), "a node is under way");
+        assert!(left.look(&[], &[], at(0), |_| true).due.is_empty(), "a node is under way");
         // In their order, each once the one before succeeded, and a failed one again when a person deletes its Job.
         let mut first = left.look(&[], &[], at(0), |_| false);
-        let (job, hook) = first.jobs.pop().unwrap();
+        let Due { job, hook, .. } = first.due.pop().unwrap();
         assert_eq!((hook.as_str(), job.metadata.owner_references.as_ref()), ("unset-noout", None));
         let spec = serde_json::to_string(&job.spec).unwrap();
         assert!(spec.contains(r#"{"name":"BASCULE_POLICY","value":"workers"}"#), "{spec}");
         let failed = [ended(&job, "Failed")];
         assert_eq!(reasons(&left.look(&[], &failed, at(0), |_| false)), ["MaintenanceHookFailed"]);
         let again = left.look(&[], &failed, at(0), |_| false);
-        assert!(again.notices.is_empty() && again.jobs.is_empty(), "told once");
-        assert_eq!(left.look(&[], &[], at(0), |_| false).jobs.len(), 1);
+        assert!(again.notices.is_empty() && again.due.is_empty(), "told once");
+        assert_eq!(left.look(&[], &[], at(0), |_| false).due.len(), 1);
         let mut second = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false);
-        let (last, hook) = second.jobs.pop().unwrap();
+        let Due { job: last, hook, .. } = second.due.pop().unwrap();
         assert_eq!(hook, "unmute");
         // The first one's Job may be gone by now.
         assert_eq!(reasons(&left.look(&[], &[ended(&last, "Complete")], at(0), |_| false)), ["MaintenanceEnded"]);
@@ -314,7 +416,7 @@ mod tests {
     fn a_job_that_is_waited_for_is_not_let_go() {
         let mut left = LeftOver::default();
         left.look(&[policy("u1", true)], &[], at(0), |_| false);
-        let (job, _) = left.look(&[], &[], at(0), |_| false).jobs.pop().unwrap();
+        let job = left.look(&[], &[], at(0), |_| false).due.pop().unwrap().job;
         let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
         for state in ["Failed", "Complete"] {
             // Cleared away, a failed one would run again by itself, and one that succeeded before that was noted.
@@ -324,10 +426,39 @@ mod tests {
             assert_eq!(over(&world, &LeftOver::default()).len(), 1, "{state}: nobody waits for it");
         }
         world.jobs.written(&as_ended(&job, "Complete"));
-        let (last, _) = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false).jobs.pop().unwrap();
+        let last = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false).due.pop().unwrap().job;
         assert!(over(&world, &left).is_empty());
         left.look(&[], &[ended(&last, "Complete")], at(0), |_| false);
         assert_eq!(over(&world, &left).len(), 1, "the last one is done");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_job_that_can_not_be_made_is_told_once_for_each_reason_and_tried_more_and_more_seldom() {
+        let mut left = LeftOver::default();
+        left.look(&[policy("u1", true)], &[], at(0), |_| false);
+        let due = left.look(&[], &[], at(0), |_| false).due.pop().unwrap();
+        let (mut told, mut pauses, begun) = (Vec::new(), Vec::new(), Instant::now());
+        let forbidden = || Err("it is forbidden");
+        for made in [Err("namespaces \"ceph\" not found"), forbidden(), forbidden(), Ok(())] {
+            // Beside it plans are made again and again.
+            while !left.may_begin(&due.owner, Instant::now()) {
+                tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            }
+            pauses.push(begun.elapsed().as_secs());
+            let task = left.tasks.spawn(std::future::ready(made.map_err(str::to_owned)));
+            left.making.insert(task.id(), Making { owner: due.owner.clone(), hook: due.hook.clone() });
+            assert!(!left.may_begin(&due.owner, Instant::now()), "it is being made");
+            while !left.making.is_empty() {
+                tokio::task::yield_now().await;
+                told.extend(left.take_ended(Instant::now()).into_iter().map(|notice| (notice.reason, notice.note)));
+            }
+        }
+        assert_eq!(pauses, [0, 5, 15, 35]);
+        assert!(told.iter().all(|(reason, _)| *reason == "MaintenanceHookFailed"), "{told:?}");
+        let notes: Vec<&str> = told.iter().map(|(_, note)| note.as_str()).collect();
+        let says = |why: &str| format!("hook unset-noout can't be run, and is tried again: {why}");
+        assert_eq!(notes, [says("namespaces \"ceph\" not found"), says("it is forbidden")]);
+        assert_eq!(left.left[0].tries.failed, 0);
     }
 
     #[test]
@@ -335,9 +466,9 @@ mod tests {
         let mut left = LeftOver::default();
         left.look(&[policy("u1", true)], &[], at(0), |_| false);
         let found = left.look(&[policy("u2", true)], &[], at(0), |_| false);
-        assert_eq!((reasons(&found), found.jobs.len()), (vec!["MaintenanceLeftOver"], 0), "its own rollout is open");
+        assert_eq!((reasons(&found), found.due.len()), (vec!["MaintenanceLeftOver"], 0), "its own rollout is open");
         let mut found = left.look(&[policy("u2", false)], &[], at(0), |_| false);
-        let (job, _) = found.jobs.pop().unwrap();
+        let job = found.due.pop().unwrap().job;
         let own = name_of(("workers", ""), 3, HookStage::AfterRollout, "unset-noout");
         assert_ne!(job.metadata.name, Some(own));
     }
@@ -351,7 +482,7 @@ mod tests {
             left
         };
         let due = |left: &mut LeftOver, policy: &PolicyFact, second: i64| {
-            left.look(&[Arc::new(policy.clone())], &[], at(second), |_| false).jobs.len()
+            left.look(&[Arc::new(policy.clone())], &[], at(second), |_| false).due.len()
         };
         // It opens none.
         let mut left = left_over();

@@ -34,7 +34,7 @@ const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
 /// saying "not read yet" of every node and taking it back a second later would help nobody.
 const FIRST_READING: Duration = Duration::from_secs(10);
-/// While hooks of a deleted policy are to be run: creating their Jobs may fail.
+/// While hooks of a deleted policy are to be run: what their Jobs came to is told by no step of a plan.
 const LEFT_OVER: Duration = Duration::from_secs(5);
 /// The longest time between two plans, against clocks that jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -229,7 +229,7 @@ impl<'a> Round<'a> {
             parts.metrics.called(called.action, called.stood);
         }
         // Before a hook may run, so that it is remembered, and before Jobs may be cleared away.
-        let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now).await;
+        let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now);
         let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
         crate::hooks::let_go(&parts.writer, &self.left_over).await;
         let yields = self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some();
