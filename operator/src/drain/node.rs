@@ -161,6 +161,8 @@ pub struct Memory {
     /// The UIDs of all pods that had to go.
     ever: BTreeSet<String>,
     waited: BTreeMap<ObjectRef, Duration>,
+    /// What stands in the way of pods that are to leave, by their UIDs, and since when.
+    blocked: BTreeMap<String, (Blocked, Instant)>,
     ledger: Ledger,
 }
 
@@ -201,7 +203,7 @@ fn look(
     asked: &mut JoinSet<(String, Answer)>,
 ) -> (bool, Option<Instant>) {
     let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-    let Memory { ever, waited, ledger } = &mut *memory;
+    let Memory { ever, waited, blocked, ledger } = &mut *memory;
     let present = tools.pods.on_node(&order.node);
     let mut sorted = tools.sort(&present, order, ledger);
     if ledger.meet(sorted.leaving()) {
@@ -222,6 +224,10 @@ fn look(
             }
             stays
         });
+    }
+    // Who is not asked any more, since the policy holds, is still there for the reason that was given last.
+    for (uid, known) in blocked.iter().filter(|(uid, _)| uids.contains(uid.as_str())) {
+        states.entry(uid.clone()).or_insert_with(|| PodState { blocked: Some(known.clone()), ..PodState::default() });
     }
     for pod in remaining {
         let state = states.entry(pod.uid.clone()).or_default();
@@ -246,6 +252,7 @@ fn look(
             });
         }
     }
+    *blocked = states.iter().filter_map(|(uid, state)| Some((uid.clone(), state.blocked.clone()?))).collect();
     report(
         &order.node,
         tools,
@@ -253,10 +260,7 @@ fn look(
         Progress {
             pods: ever.len(),
             gone: ever.iter().filter(|uid| !present.iter().any(|pod| pod.uid == **uid)).count(),
-            blocked: states
-                .values()
-                .filter_map(|state| state.blocked.as_ref().map(|(blocked, _)| blocked.clone()))
-                .collect(),
+            blocked: blocked.values().map(|(blocked, _)| blocked.clone()).collect(),
             given_up: ledger.given_up().clone(),
             refused,
             waited_for: waited.clone(),

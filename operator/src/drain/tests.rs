@@ -219,6 +219,26 @@ async fn a_held_drain_asks_nobody_and_forgets_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_held_drain_names_what_stood_in_its_way() {
+    let cluster = Cluster::new(1, |_, _| budget());
+    let mut drains = cluster.drains(8);
+    drains.set(vec![order(Mode::Evict)], |_| true);
+    after(5).await;
+    let blocked = drains.progress_of("n1").unwrap().blocked;
+    assert_eq!(blocked[0].object.as_ref().unwrap().name, "web");
+    drains.set(vec![Order { keeps: true, ..order(Mode::Evict) }], |_| true);
+    after(60).await;
+    assert_eq!(drains.progress_of("n1").unwrap().blocked, blocked);
+    // A person lets it go.
+    cluster.remove("p0");
+    after(5).await;
+    let progress = drains.progress_of("n1").unwrap();
+    assert!(progress.blocked.is_empty(), "{:?}", progress.blocked);
+    let waited: Vec<u64> = progress.waited_for.values().map(Duration::as_secs).collect();
+    assert!(waited.len() == 1 && waited[0] >= 60, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_operators_own_pod_stays_where_it_has_nowhere_to_go() {
     let cluster = Cluster::new(2, |_, _| Answer::Accepted);
     Cluster::lock(&cluster.pods).insert(0, Arc::new(pod("own", true)));
