@@ -113,8 +113,13 @@ const FOUND_OVERLAPPING: [u64; 3] = [36_244, 42_749, 46_554];
 #[test]
 fn a_node_that_is_registered_anew_beside_a_grant_that_is_being_written_breaks_no_promise() {
     for seed in FOUND_OVERLAPPING {
-        if let Err(failure) = run(seed, Options { overlap: Some(Meanwhile::Waits), ..Options::default() }) {
-            panic!("{failure}");
+        let world = match run(seed, Options { overlap: Some(Meanwhile::Waits), ..Options::default() }) {
+            Ok(world) => world,
+            Err(failure) => panic!("{failure}"),
+        };
+        let story = world.story();
+        for what in ["operator  Adopt ", "operator  plans while it is writing"] {
+            assert!(story.contains(what), "world {seed} is another one since: find one that shows it\n{story}");
         }
     }
 }

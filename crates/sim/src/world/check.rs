@@ -91,7 +91,8 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
             broken.push(Broken::World(4, format!("{all} nodes of the cluster are granted, {most} may be")));
         }
     }
-    let control = world.snapshot.nodes.iter().filter(known).filter(|node| carries(node)).count();
+    // Of these two are never away at once, whatever somebody did to their Nodes.
+    let control = world.snapshot.nodes.iter().filter(|node| node.granted() && carries(node)).count();
     if control > 1 && carries(granted) {
         broken.push(Broken::World(4, format!("{control} nodes of control plane or etcd are granted")));
     }

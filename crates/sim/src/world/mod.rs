@@ -85,7 +85,7 @@ pub struct World {
     orphans: BTreeMap<String, u32>,
     /// Trials that ended because of the cluster: release and node.
     unproven: std::collections::BTreeSet<(String, String)>,
-    /// Nodes that a plan adopts while grants of an earlier one are being written.
+    /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
 

@@ -3,7 +3,7 @@
 //! node that is being written to, as in the operator.
 
 use super::{Broken, Failure, World, check, shown};
-use bascule_planner::{Action, Plan, Report, Step, lint, model, plan::DrainOrder, plan_asking};
+use bascule_planner::{Action, Plan, Report, Step, lint, model, plan::DrainOrder, plan_asking, snapshot::UpdateFacts};
 use rand::RngExt as _;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,6 +70,7 @@ impl World {
     fn overlapped(&mut self, meanwhile: Meanwhile, late: u32, happens: impl FnOnce(&mut Self)) -> Vec<Broken> {
         let mut broken = Vec::new();
         let (first, report) = self.planned(&mut broken);
+        let in_the_middle = self.in_the_middle();
         let mut under_way: Vec<Writes> = Vec::new();
         for writes in by_node(&first) {
             if self.chance(late) {
@@ -97,9 +98,10 @@ impl World {
             .collect();
         if granting {
             // Of a Node that was registered anew and that nobody remembers only its agent tells what its machine is in the middle
-            // of. What was granted before that stands beside it.
+            // of. What was granted before it had stands beside it; what the first plan saw it had to count.
             let adopted = begun.iter().flatten().filter(|step| matches!(step.action, Action::Adopt { .. }));
-            self.adopted_meanwhile = adopted.filter_map(|step| step.action.node().map(str::to_owned)).collect();
+            let adopted = adopted.filter_map(|step| step.action.node()).filter(|node| !in_the_middle.contains(*node));
+            self.adopted_meanwhile = adopted.map(str::to_owned).collect();
         }
         under_way.extend(begun);
         while !under_way.is_empty() {
@@ -112,6 +114,15 @@ impl World {
         self.workload.orders = drains;
         self.workload.questions = second.questions;
         broken
+    }
+
+    /// The nodes of which can be seen that they are in the middle of a disruption, whether or not it stands in their NodeUpdate.
+    fn in_the_middle(&self) -> BTreeSet<String> {
+        let seen = self.snapshot.nodes.iter().filter(|node| {
+            let forgot = node.live_update().is_some_and(UpdateFacts::forgot_a_grant);
+            node.granted() || node.interrupted().is_some() || forgot
+        });
+        seen.map(|node| node.name.to_string()).collect()
     }
 
     /// A plan, of which is remembered what is to be remembered before anything is done.
