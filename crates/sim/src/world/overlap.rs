@@ -3,7 +3,12 @@
 //! node that is being written to, as in the operator.
 
 use super::{Broken, Failure, World, check, shown};
-use bascule_planner::{Action, Plan, Report, Step, lint, model, plan::DrainOrder, plan_asking, snapshot::UpdateFacts};
+use bascule_planner::{
+    Action, Plan, Report, Step, lint, model,
+    plan::{DrainMode, DrainOrder},
+    plan_asking,
+    snapshot::UpdateFacts,
+};
 use rand::RngExt as _;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,7 +93,10 @@ impl World {
         let written: BTreeSet<&str> = under_way.iter().filter_map(node_of).collect();
         let mut drains = orders(&second);
         drains.retain(|order| {
-            let goes_on = self.workload.orders.iter().any(|other| other.node == order.node);
+            // One that only keeps what it knows begins when it asks.
+            let goes_on = self.workload.orders.iter().any(|other| {
+                other.node == order.node && (other.mode != DrainMode::Keep || order.mode == DrainMode::Keep)
+            });
             goes_on || !written.contains(&*order.node) || meanwhile == Meanwhile::Drains
         });
         let begun: Vec<Writes> = by_node(&second)
