@@ -149,7 +149,7 @@ pub struct Disruption {
     /// Its budgets allowed nothing at the grant and are given this time from the cordon on to open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budgets_open_within: Option<crate::Duration>,
-    /// Those budgets, `namespace/name`: one that is used up only later is waited for like any other.
+    /// The budgets that allowed nothing at the grant, `namespace/name`: one that is used up only later is waited for like any other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 317)))]
     pub closed_budgets: Vec<String>,

@@ -114,7 +114,7 @@ pub enum Action {
         drain_begins: bool,
         /// Its budgets allow nothing and are given this time from the cordon on to open.
         budgets_open_within: Option<Duration>,
-        /// Those budgets, `namespace/name`.
+        /// The budgets that allow nothing now, `namespace/name`.
         closed_budgets: Vec<String>,
         /// The node's DaemonSet pods as they are now.
         daemon_sets: Vec<DaemonSetBefore>,
