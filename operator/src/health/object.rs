@@ -231,7 +231,48 @@ fn label_query(selector: &Selector) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::{Json, Router, routing::get};
     use bascule_api::{Operator, Requirement};
+    use serde_json::json;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// An API server that knows of pods, has none, and counts how often it is asked for all of them.
+    async fn api_server() -> (Client, Arc<AtomicUsize>) {
+        bascule_tests::install_tls_provider();
+        let pod =
+            json!({"name": "pods", "singularName": "pod", "namespaced": true, "kind": "Pod", "verbs": ["get", "list"]});
+        let kinds = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1", "resources": [pod]});
+        let pods = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []});
+        let lists = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&lists);
+        let list = async move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Json(pods)
+        };
+        let router = Router::new().route("/api/v1", get(async move || Json(kinds))).route("/api/v1/pods", get(list));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap(), lists)
+    }
+
+    #[tokio::test]
+    async fn a_gate_that_is_asked_for_each_of_many_nodes_reads_its_objects_once() {
+        let (client, lists) = api_server().await;
+        let asker = ObjectAsker::new(client);
+        let gate: ObjectGate = serde_json::from_value(json!({
+            "apiVersion": "v1", "kind": "Pod", "cel": "object.spec.nodeName != node", "optional": true
+        }))
+        .unwrap();
+        let nodes: Vec<String> = (0..100).map(|node| format!("n{node}")).collect();
+        let begun = Instant::now();
+        let answers = futures::future::join_all(nodes.iter().map(|node| asker.ask(&gate, Some(node.as_str())))).await;
+        // Once for as long as a reading serves, which a machine that has other things to do may need longer than.
+        let most = 1 + usize::try_from(begun.elapsed().as_millis() / SHARED.as_millis()).unwrap();
+        assert!(answers.iter().all(GateAnswer::passed), "{answers:?}");
+        let lists = lists.load(Ordering::SeqCst);
+        assert!((1..=most).contains(&lists), "{lists} times");
+    }
 
     #[test]
     fn selectors_become_queries() {
