@@ -17,7 +17,7 @@ const ORPHANED: u32 = 8;
 pub enum Broken {
     /// The planner's own lint found it in a plan.
     Lint(Violation),
-    /// The world shows it: the invariant's number and what is seen.
+    /// The world shows it: the invariant's number, or 0 where it has none (docs/invariants.md), and what is seen.
     World(u8, String),
 }
 
@@ -192,13 +192,13 @@ fn evictions(world: &World) -> Vec<Broken> {
         if told > pods + RETURNS {
             let what =
                 format!("drain {grant} of {uid} told pods {told} times that come back, of which {pods} stood there");
-            broken.push(Broken::World(0, what));
+            broken.push(Broken::World(11, what));
         }
     }
     for ((policy, release), (evictions, stood)) in rollouts {
         if evictions.saturating_mul(100) > stood.saturating_mul(105) {
             let what = format!("{evictions} evictions for {stood} pods that had to move for {release} of {policy}");
-            broken.push(Broken::World(0, what));
+            broken.push(Broken::World(11, what));
         }
     }
     broken

@@ -73,8 +73,6 @@ impl World {
             let mut sorted = sort(pods(), &drain, &hour(mutant.given_up(&before, &none)));
             let leaving = u32::try_from(sorted.leaving().count()).unwrap_or(u32::MAX);
             let returning = self.workload.count(&order.node, &Kind::Returning);
-            let cost = || Cost { rollout, stood: leaving, evictions: 0, returning: (returning, 0) };
-            self.workload.costs.entry(key.clone()).or_insert_with(cost);
             if ledger.meet(sorted.leaving()) {
                 sorted = sort(pods(), &drain, &hour(mutant.given_up(&ledger, &none)));
             }
@@ -82,6 +80,9 @@ impl World {
                 self.workload.ledgers.insert(key, ledger);
                 return;
             }
+            // Who has left by itself before anybody was asked did not have to be moved.
+            let cost = || Cost { rollout, stood: leaving, evictions: 0, returning: (returning, 0) };
+            self.workload.costs.entry(key.clone()).or_insert_with(cost);
             if order.mode == DrainMode::DeleteRest {
                 sorted = sorted.all_at_once();
             }
