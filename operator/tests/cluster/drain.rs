@@ -176,6 +176,24 @@ async fn until_undone(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_the_policy_holds_names_who_does_not_go_and_goes_on_once_a_person_has_let_it_go() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.shop(2).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"drain": {"onTimeout": "Hold"}})).await;
+    world.until_the_shop_holds("n1").await;
+    // Its time is over now.
+    world.change_policy("workers", json!({"drain": {"timeout": "3s"}})).await;
+    world.until_message("n1", WaitReason::DrainHeld, "Pod default/shop-").await;
+    let told = async || world.notes("DrainHeld").await.iter().any(|note| note.contains("Pod default/shop-"));
+    world.eventually("somebody is told", told).await;
+    still_on_the_old_release(&world).await;
+    world.clear_of_the_shop("n1").await;
+    world.until_current("n1", "1.1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_that_lets_a_node_go_in_the_middle_of_its_drain_leaves_nothing_behind() {
     let world = hanging().await;
     let _operator = world.operator("first").await;

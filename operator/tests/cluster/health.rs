@@ -192,6 +192,29 @@ async fn gates_ask_prometheus_http_and_objects_and_fail_closed_when_nobody_answe
     world.until_current("n1", "1.1").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_about_the_cluster_that_closes_during_a_trial_holds_it_and_blames_nobody() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let (service, status) = service().await;
+    status.store(200, Ordering::SeqCst);
+    let _operator = world.operator("first").await;
+    let gates = json!([{"name": "shop", "http": {"url": service}}]);
+    // Whoever comes too late to close the gate before the trial has the soak for that.
+    world.policy("workers", json!({"health": {"nodeReadyTimeout": "45s", "nodeSoak": "20s", "gates": gates}})).await;
+    let granted = |update: Option<&bascule_api::NodeUpdate>| update.is_some_and(|one| one.spec.disruption.is_some());
+    world.until_update("n1", "granted", granted).await;
+    status.store(503, Ordering::SeqCst);
+    world.until_message("n1", WaitReason::HealthGate, "is held as a trial, and not blamed: gate shop").await;
+    let told = async || world.notes("TrialHeld").await.iter().any(|note| note.contains("503"));
+    world.eventually("somebody is told", told).await;
+    status.store(200, Ordering::SeqCst);
+    world.until_current("n1", "1.1").await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    assert!(policies.get("workers").await.unwrap().status.unwrap().failures.is_empty());
+    assert_eq!(world.update("n1").await.spec.grant.map(|grant| grant.generation), Some(1), "one reboot");
+}
+
 const AGENT: &str = r#"
 apiVersion: apps/v1
 kind: DaemonSet

@@ -84,6 +84,28 @@ async fn a_daemon_set_that_was_broken_before_is_not_blamed_on_the_release() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_set_that_breaks_while_its_node_is_drained_is_waited_for_and_not_blamed_on_the_release() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    world.control_plane.apply(LOGS).await.unwrap();
+    world.until_ready_on("logs", "n1").await;
+    world.shop(2).await;
+    let _operator = world.operator("first").await;
+    world.policy("workers", json!({"health": {"nodeReadyTimeout": "45s"}})).await;
+    world.until_the_shop_holds("n1").await;
+    // From now on its pods wait for a scheduler that there is none of.
+    let broken = LOGS.replace("containers:", "schedulerName: nobody, containers:");
+    world.control_plane.apply(&broken).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
+    let there = ListParams::default().labels("app=logs").fields("spec.nodeName=n1");
+    world.eventually("its pod is gone", async || pods.list(&there).await.unwrap().items.is_empty()).await;
+    world.clear_of_the_shop("n1").await;
+    world.until_message("n1", WaitReason::Trial, "not default/logs").await;
+    world.until_current("n1", "1.1").await;
+    blames_nobody(&world, "workers").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_is_slow_to_come_back_is_an_alarm_and_blames_nobody() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::SlowSelfTest).await;

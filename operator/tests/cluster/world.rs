@@ -12,7 +12,7 @@ use bascule_tests::workload;
 use clap::Parser as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use std::collections::BTreeMap;
@@ -147,6 +147,25 @@ impl World {
         self.control_plane.apply(&workload::shop(replicas)).await.unwrap();
         let count = i32::try_from(replicas).unwrap();
         assert!(workload::until_ready(&self.client, "shop", count, PATIENCE).await, "the shop never was ready");
+    }
+
+    /// Waits until the drain of a node waits for the shop's budget, as it does where no other node takes the pods of the shop.
+    pub async fn until_the_shop_holds(&self, node: &str) {
+        let holds = |update: Option<&NodeUpdate>| {
+            let rollout = update.and_then(|update| update.status.as_ref()?.rollout.as_ref());
+            rollout.is_some_and(|one| one.state == RolloutState::Draining && one.reason == WaitReason::DisruptionBudget)
+        };
+        self.until_update(node, "held by the shop's budget", holds).await;
+    }
+
+    /// A person deletes what is left of the shop on a node.
+    pub async fn clear_of_the_shop(&self, node: &str) {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "default");
+        let there = ListParams::default().labels("app=shop").fields(&format!("spec.nodeName={node}"));
+        for pod in pods.list(&there).await.unwrap() {
+            // What was evicted may have gone meanwhile.
+            let _ = pods.delete(pod.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default()).await;
+        }
     }
 
     /// Waits until a pod of an app is ready on a node.
