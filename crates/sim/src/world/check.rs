@@ -1,7 +1,7 @@
 //! The invariants, checked on the world itself.
 
 use super::{World, faults::carries, pods::RETURNS};
-use bascule_api::{IntOrPercent, WaitReason};
+use bascule_api::{IntOrPercent, Time, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
     plan::DrainMode,
@@ -223,23 +223,49 @@ pub(super) fn orphans(world: &World) -> std::collections::BTreeMap<String, u32> 
         .collect()
 }
 
+/// A trial that ended because a gate said no of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Unproven {
+    version: String,
+    node: String,
+    gate: String,
+    ended_at: Time,
+}
+
 /// Trials that ended because of the cluster.
-pub(super) fn unproven(world: &World) -> Vec<(String, String)> {
+pub(super) fn unproven(world: &World) -> Vec<Unproven> {
     let ended = world.snapshot.nodes.iter().filter_map(|node| {
         let last = node.update.as_ref()?.spec.last_disruption.as_ref()?;
         // What nobody could be asked, or ended for another reason, shows nothing.
-        let unproven = last.outcome == bascule_api::DisruptionOutcome::Unproven && last.gate.is_some();
-        Some((last.version.as_ref().filter(|_| unproven)?.to_string(), node.name.to_string()))
+        let gate = last.gate.as_ref().filter(|_| last.outcome == bascule_api::DisruptionOutcome::Unproven)?;
+        let (version, node) = (last.version.as_ref()?.to_string(), node.name.to_string());
+        Some(Unproven { version, node, gate: gate.clone(), ended_at: last.ended_at })
     });
     ended.collect()
 }
 
-/// What a gate says of the cluster is no verdict over a release, until it has happened on two nodes.
+/// When nodes that are in the middle of it were told to reboot.
+pub(super) fn told(world: &World) -> Vec<(String, Time)> {
+    let told = world.snapshot.nodes.iter().filter_map(|node| {
+        let disruption = node.update.as_ref()?.spec.disruption.as_ref()?;
+        Some((node.name.to_string(), disruption.drained_at?))
+    });
+    told.collect()
+}
+
+/// What a gate says of the cluster is no verdict over a release, until the same gate has said so of another node's trial, which
+/// was over when this one was told to reboot.
 fn cluster_gates(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     for failure in world.snapshot.policies.iter().flat_map(|policy| &policy.status.failures) {
         let by_gate = failure.message.starts_with("not healthy within") && failure.message.contains(": gate ");
-        let again = |(version, node): &(String, String)| *version == failure.version.as_str() && *node != failure.node;
+        let told = world.told.get(&failure.node);
+        let again = |ended: &Unproven| {
+            ended.version == failure.version.as_str()
+                && ended.node != failure.node
+                && failure.message.contains(&format!(": gate {}: ", ended.gate))
+                && told.is_none_or(|told| ended.ended_at <= *told)
+        };
         if by_gate && !world.unproven.iter().any(again) {
             let what = format!("{} is blamed on {} for what the cluster does", failure.version, failure.node);
             broken.push(Broken::World(6, what));

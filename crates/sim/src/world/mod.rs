@@ -83,8 +83,10 @@ pub struct World {
     overlap: Option<Meanwhile>,
     /// For how many rounds trials were carried on with by nobody, by node.
     orphans: BTreeMap<String, u32>,
-    /// Trials that ended because of the cluster: release and node.
-    unproven: std::collections::BTreeSet<(String, String)>,
+    /// Trials that ended because of the cluster.
+    unproven: std::collections::BTreeSet<check::Unproven>,
+    /// When each node was told last to reboot.
+    told: BTreeMap<String, Time>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
@@ -150,6 +152,7 @@ impl World {
             overlap: None,
             orphans: BTreeMap::new(),
             unproven: std::collections::BTreeSet::new(),
+            told: BTreeMap::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
@@ -191,6 +194,10 @@ impl World {
         }
         self.orphans = check::orphans(self);
         self.unproven.extend(check::unproven(self));
+        for (node, at) in check::told(self) {
+            let last = self.told.entry(node).or_insert(at);
+            *last = at.max(*last);
+        }
         self.fail_if(check::world(self))
     }
 
