@@ -173,12 +173,27 @@ async fn a_budget_that_opens_only_after_the_cordon_is_given_time_where_its_annot
     let mut second = World::new().await;
     second.machine("n1", "a", Habit::Good).await;
     second.starts(&one_pod("db", ""), "db").await;
-    let _operator = second.operator("first").await;
-    second.policy("workers", json!({"drain": {"budgetsOpenAfterCordon": "1m"}})).await;
-    second.until_node("n1", "cordoned", cordoned).await;
+    second.shop(2).await;
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(second.client.clone(), "default");
+    let open = |budget: Option<&PodDisruptionBudget>| {
+        budget.and_then(|budget| budget.status.as_ref()).is_some_and(|status| status.disruptions_allowed == Some(1))
+    };
+    second.until(budgets.clone(), "shop", "open", open).await;
+    let _operator = second.operator("first").await;
+    second.policy("workers", json!({"drain": {"budgetsOpenAfterCordon": "30s"}})).await;
+    second.until_node("n1", "cordoned", cordoned).await;
     budgets.delete("db", &DeleteParams::default()).await.unwrap();
+    // One that was open at the grant is used up by the drain itself, there being no other node, and is waited for like any other.
+    let disruption = second.update("n1").await.spec.disruption.unwrap();
+    assert_eq!(disruption.closed_budgets, ["default/db"]);
+    let over = disruption.drain_started_at.unwrap().after(bascule_api::Duration::from_secs(35));
+    let waited = async || bascule_api::Time::new(bascule_tests::clock::now()) > over;
+    second.eventually("the time of the budgets that were closed is over", waited).await;
+    second.until_the_shop_holds("n1").await;
+    second.clear_of_the_shop("n1").await;
     second.until_current("n1", "1.1").await;
+    let generation = second.update("n1").await.spec.grant.map(|grant| grant.generation);
+    assert_eq!(generation, Some(1), "it was not given up in between");
 }
 
 const BUILD: &str = r#"
