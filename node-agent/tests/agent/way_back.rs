@@ -211,8 +211,7 @@ fn a_file_that_would_be_booted_instead_is_named() {
     let os_release = b"ID=aaa\nIMAGE_ID=aaa\nIMAGE_VERSION=1\nPRETTY_NAME=x\n";
     // The boot loader does not look at the command line: also at one that names no root hash of ours, or that is no text.
     let other_hash = format!("roothash={}", "ab".repeat(64));
-    let long = "x".repeat(3000);
-    let lines = [&b"quiet"[..], other_hash.as_bytes(), b"roothash=deadbeef", long.as_bytes(), b"a\tb\nc", b"caf\xe9"];
+    let lines = [&b"quiet"[..], other_hash.as_bytes(), b"roothash=deadbeef", b"a\tb\nc", b"caf\xe9"];
     for line in lines {
         let mut machine = machine();
         let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
