@@ -166,6 +166,7 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
         boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
         // A forecast looks once: a trial that it finds is taken to have begun with the reboot.
         boot_seen: Time::default(),
+        back_seen: Time::default(),
         // Go's name for one machine, the Discoverable Partitions' name for the other.
         architecture: info.and_then(|info| match info.architecture.as_str() {
             "amd64" => "x86-64".parse().ok(),

@@ -124,6 +124,7 @@ fn node(index: usize, groups: usize) -> Node {
         earlier: None,
         agent_trouble: None,
         boot_seen: Time::default(),
+        back_seen: Time::default(),
     }
 }
 

@@ -316,7 +316,7 @@ impl Run {
                 node.boot_id = format!("{}+", node.boot_id);
                 node.ready.ready = true;
                 node.ready.since = Some(now);
-                node.boot_seen = now;
+                (node.boot_seen, node.back_seen) = (now, now);
                 for pod in &mut node.daemon_sets.0 {
                     (pod.ready, pod.since) = (true, Some(now));
                 }

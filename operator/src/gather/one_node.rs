@@ -269,9 +269,8 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         excluded: fact.excluded(),
         space: Space::default(),
         boot_id: fact.boot_id.clone(),
-        // The agent may speak before the kubelet does. Whoever is later: until then the machine may have been away, however
-        // long, and what has its time from the boot on begins when nobody is known to be in another one.
-        boot_seen: fact.boot_seen.max(update.map_or_else(Time::default, |update| update.boot_seen)),
+        boot_seen: fact.boot_seen,
+        back_seen: back_seen(fact, update),
         architecture: fact.architecture,
         control_plane: fact.control_plane(),
         etcd: EtcdMember::None,
@@ -280,6 +279,18 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         pods: NodePods::default(),
         daemon_sets: DaemonSets::default(),
         agent_trouble: None,
+    }
+}
+
+/// When the machine was first seen back in its present boot. Either of kubelet and agent may speak first; while they speak of two
+/// boots, the one that was seen later is the present one.
+fn back_seen(fact: &NodeFact, update: Option<&UpdateFact>) -> Time {
+    match update {
+        Some(update) if update.facts.status.boot_id.as_deref() == Some(fact.boot_id.as_str()) => {
+            fact.boot_seen.min(update.boot_seen)
+        }
+        Some(update) => fact.boot_seen.max(update.boot_seen),
+        None => fact.boot_seen,
     }
 }
 
@@ -319,6 +330,37 @@ mod tests {
             (node(role, "False"), Place::default(), EtcdMember::Unhealthy),
         ] {
             assert_eq!(etcd(&node, &pods), wanted);
+        }
+    }
+
+    /// What an agent says late must not begin the soak anew: its guard counts on.
+    #[test]
+    fn a_machine_is_back_when_the_first_of_kubelet_and_agent_speaks_from_its_boot() {
+        let at = |second: i64| Time::new(chrono::DateTime::from_timestamp(second, 0).unwrap());
+        let kubelet = |boot: &str, seen: i64| {
+            let mut fact = NodeFact::of(&serde_json::from_value(json!({"metadata": {"name": "n1"}})).unwrap());
+            (fact.boot_id, fact.boot_seen) = (boot.to_owned(), at(seen));
+            fact
+        };
+        let agent = |boot: Option<&str>, seen: i64| {
+            let raw = json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n1"},
+                "spec": {"policy": "workers"}, "status": {"bootID": boot}
+            });
+            let mut fact = UpdateFact::of(&serde_json::from_value(raw).unwrap());
+            fact.boot_seen = at(seen);
+            Some(fact)
+        };
+        for (what, kubelet, agent, boot_seen, back_seen) in [
+            ("the agent alone has spoken", kubelet("old", 5), agent(Some("new"), 20), 5, 20),
+            ("the kubelet alone has spoken", kubelet("new", 20), agent(Some("old"), 7), 20, 20),
+            ("the agent was first", kubelet("new", 30), agent(Some("new"), 20), 30, 20),
+            ("the kubelet was first", kubelet("new", 20), agent(Some("new"), 600), 20, 20),
+            ("the agent has never spoken", kubelet("new", 20), agent(None, 7), 20, 20),
+            ("there is no agent", kubelet("new", 20), None, 20, 20),
+        ] {
+            let node = bare(&kubelet, agent.as_ref());
+            assert_eq!((node.boot_seen, node.back_seen), (at(boot_seen), at(back_seen)), "{what}");
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct Node {
     /// When that boot was first seen, by the operator's own clock. An operator that looks for the first time sees every
     /// boot now.
     pub boot_seen: Time,
+    /// When the machine was first seen back in its present boot, by the same clock: when the kubelet or the agent first spoke from
+    /// it, whoever was first. Until then it may have been away, however long; what has its time from the boot on has it from here.
+    pub back_seen: Time,
     /// `status.nodeInfo.architecture`, where it is one that releases exist for.
     pub architecture: Option<Architecture>,
     /// Whether it is a control-plane node (label `node-role.kubernetes.io/control-plane`).

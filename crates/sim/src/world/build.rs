@@ -98,6 +98,7 @@ pub fn node(name: &str, zone: &str) -> Node {
         space: Space::default(),
         boot_id: format!("{name}-boot-1"),
         boot_seen: at(-86_400),
+        back_seen: at(-86_400),
         architecture: Some(Architecture::X86_64),
         control_plane: false,
         etcd: EtcdMember::None,

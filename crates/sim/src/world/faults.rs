@@ -405,7 +405,7 @@ impl World {
         self.with_node(name, |node| {
             node.uid = format!("uid-{name}-{generation}");
             node.created_at = now;
-            node.boot_seen = now;
+            (node.boot_seen, node.back_seen) = (now, now);
             for pod in &mut node.daemon_sets.0 {
                 (pod.ready, pod.since) = (false, Some(now));
             }

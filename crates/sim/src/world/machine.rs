@@ -262,7 +262,7 @@ impl Machine {
         }
         if node.boot_id != self.boot_id(&name) {
             node.boot_id = self.boot_id(&name);
-            node.boot_seen = now;
+            (node.boot_seen, node.back_seen) = (now, now);
         }
         let on_trial = self.trial_until.is_some();
         let broken = on_trial && fate(self.running()) == Fate::NeverReady;

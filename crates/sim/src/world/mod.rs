@@ -268,8 +268,10 @@ impl World {
     /// Nobody is left who saw the nodes boot: the next operator sees all boots now.
     fn forget_boots(&mut self) {
         self.tell("operator  and who stood by begin anew");
+        let now = self.snapshot.now;
         for node in &mut self.snapshot.nodes {
-            std::sync::Arc::make_mut(node).boot_seen = self.snapshot.now;
+            let node = std::sync::Arc::make_mut(node);
+            (node.boot_seen, node.back_seen) = (now, now);
         }
     }
 

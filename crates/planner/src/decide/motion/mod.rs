@@ -273,10 +273,18 @@ impl<'a> Moving<'_, 'a> {
             && self.ctx.set.keeps(Rule::BrokenBefore)
     }
 
-    /// When the new boot was first seen: what was seen of the node before says nothing of it.
+    /// When the kubelet was first seen in the new boot: what was seen of the node before says nothing of it.
     fn boot_seen(&self, drained_at: Time) -> Time {
-        let this_boot = self.ctx.set.keeps(Rule::ThisBoot);
-        if this_boot { self.view.node.boot_seen.max(drained_at) } else { drained_at }
+        self.in_this_boot(self.view.node.boot_seen, drained_at)
+    }
+
+    /// When the machine was first seen back in the new boot, by its kubelet or its agent.
+    fn back_seen(&self, drained_at: Time) -> Time {
+        self.in_this_boot(self.view.node.back_seen, drained_at)
+    }
+
+    fn in_this_boot(&self, seen: Time, drained_at: Time) -> Time {
+        if self.ctx.set.keeps(Rule::ThisBoot) { seen.max(drained_at) } else { drained_at }
     }
 
     /// Takes our cordon away, if it is there.

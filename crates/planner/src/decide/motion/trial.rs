@@ -33,7 +33,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     // trial back, and the agent will say so.
     let ready = moving.view.node.ready;
     let away = ready.since.filter(|_| !ready.ready).unwrap_or_default().min(moving.ctx.now);
-    let deadline = moving.boot_seen(drained_at).max(away).after(health.node_ready_timeout);
+    let deadline = moving.back_seen(drained_at).max(away).after(health.node_ready_timeout);
     let Health { missing, since, questions } = look(moving, drained_at, deadline);
     let mut motion = match missing {
         Some(missing) if moving.ctx.now >= deadline && missing.blames => {
