@@ -103,6 +103,9 @@ pub fn check(file: &dyn ReadAt, wanted: &Wanted<'_>, firmware: &dyn Firmware) ->
             return Err(Unfit::OsRelease { field, found, wanted: wanted.to_owned() });
         }
     }
+    // What the reader gives up here it gives up on the boot partition too, where an image that was not read may boot anything: nobody
+    // would take it away again, and nothing would be armed beside it.
+    uki.root_hash()?;
     match SecureBoot::read(|vendor, name| firmware.variable_of(vendor, name))? {
         SecureBoot::Off { why } => tracing::debug!(why, "signatures of boot images are not checked here"),
         SecureBoot::On { databases, .. } => {
@@ -159,6 +162,19 @@ mod tests {
         let (kind, message) = category(&arm, &off).unwrap_err();
         assert!(kind == NodeError::Unsuitable && message.contains("arm64"), "{message}");
         assert_eq!(category(&b"no image".to_vec(), &off).unwrap_err().0, NodeError::Unsuitable);
+    }
+
+    #[test]
+    fn what_could_not_be_read_on_the_boot_partition_is_unsuitable_before_it_lies_there() {
+        let osrel = (".osrel", &b"IMAGE_ID=acme-os\nIMAGE_VERSION=1.1\n"[..]);
+        let quiet = (".cmdline", &b"quiet"[..]);
+        let long = "x".repeat(3000);
+        let off = Variables(Vec::new());
+        assert_eq!(category(&boot_image(&[osrel]), &off), Ok(()));
+        for sections in [vec![osrel, (".cmdline", long.as_bytes())], vec![osrel, quiet, quiet]] {
+            let (kind, _) = category(&boot_image(&sections), &off).unwrap_err();
+            assert_eq!(kind, NodeError::Unsuitable);
+        }
     }
 
     #[test]
