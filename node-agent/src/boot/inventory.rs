@@ -36,6 +36,9 @@ const MAX_TEXT: usize = 512;
 const PINS: [(&str, bool); 3] =
     [("LoaderEntryOneShot", false), ("LoaderEntryDefault", false), ("LoaderEntryPreferred", true)];
 
+/// The variable with the PARTUUID of the partition that the boot loader came from.
+const DEVICE: &str = "LoaderDevicePartUUID";
+
 type Listing = Vec<(BootPartition, String, u64)>;
 
 /// Digests of boot images, for as long as nothing on the boot partitions changes its name or length: a look does not read
@@ -201,14 +204,14 @@ fn loader(host: &Host, backend: BootControlBackend) -> LoaderFacts {
     facts.info = text("LoaderInfo");
     facts.counted = text("LoaderBootCountPath").is_some();
     facts.selected = text("LoaderEntrySelected");
-    let device = text("LoaderDevicePartUUID");
+    let device = text(DEVICE);
     for (place, minds_tries) in PINS {
         facts.pins.extend(text(place).map(|pattern| Pin { place, pattern, minds_tries }));
     }
     facts.unread.extend(long);
     match device.as_deref().map(str::parse::<Uuid>).transpose() {
         Ok(device) => facts.device = device,
-        Err(error) => facts.unread.push(format!("the EFI variable LoaderDevicePartUUID is no PARTUUID: {error}")),
+        Err(error) => facts.unread.push(format!("the EFI variable {DEVICE} is no PARTUUID: {error}")),
     }
     match host.esp.read(LOADER_CONF, MAX_CONF) {
         Ok(bytes) => {
@@ -223,6 +226,11 @@ fn loader(host: &Host, backend: BootControlBackend) -> LoaderFacts {
         Err(error) => facts.unread.push(format!("{LOADER_CONF}: {error}")),
     }
     facts
+}
+
+/// The PARTUUID of the partition that the boot loader came from; `None` where it does not say, or that can't be read.
+pub fn loader_device(firmware: &dyn Firmware) -> Option<Uuid> {
+    utf16(&firmware.variable(DEVICE).ok()??)?.parse().ok()
 }
 
 fn variable(firmware: &dyn Firmware, name: &str, unread: &mut Vec<String>) -> Option<Vec<u8>> {
@@ -279,6 +287,27 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    fn a_partition_of_the_boot_loader_that_can_not_be_told_is_none() {
+        struct Says(&'static str);
+        impl Firmware for Says {
+            fn variable_of(&self, _: &str, name: &str) -> io::Result<Option<Vec<u8>>> {
+                assert_eq!(name, DEVICE);
+                match self.0 {
+                    "unset" => Ok(None),
+                    "unread" => Err(io::Error::from_raw_os_error(5)),
+                    text => Ok(Some(text.encode_utf16().flat_map(u16::to_le_bytes).collect())),
+                }
+            }
+        }
+        let uuid = "11111111-2222-4333-8444-555555555555";
+        assert_eq!(loader_device(&Says("11111111-2222-4333-8444-555555555555\0")), Some(uuid.parse().unwrap()));
+        for none in ["unset", "unread", "", "no uuid"] {
+            assert_eq!(loader_device(&Says(none)), None, "{none}");
+        }
+    }
+
     /// Cut off after the stars, it would fit everything and stand in nobody's way.
     #[test]
     fn a_pin_that_is_too_long_to_be_kept_was_not_read() {

@@ -14,7 +14,7 @@ use bascule_api::BootControlBackend;
 pub use apply::{apply, sync};
 pub use error::BootError;
 pub use files::{HoldShutdown, lay_down, open, verify};
-pub use inventory::{DigestCache, read};
+pub use inventory::{DigestCache, loader_device, read};
 pub use text_entries::{Program, UnknownValue, parse_text_entry, text_entries};
 
 use crate::core::boot::BootPartition;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use bascule_gpt::kind;
 use uuid::Uuid;
 
-use super::BlockDisk;
+use super::{BlockDisk, EfiVariables};
+use crate::boot::loader_device;
 use crate::gpt::{Table, TableError};
 use crate::host::Disk;
 
@@ -177,7 +178,8 @@ pub(super) fn named_esp(root: &Path, named: &Path) -> Result<PathBuf, FindError>
         let place = if kind(&path)?.is_some_and(is_it) { Place::Esp } else { Place::Other };
         Ok((path, place))
     });
-    first_esp(places)?.ok_or_else(|| FindError::NotEsp { path: named.to_owned() })
+    // On the disk of what is named, it is the one that was meant.
+    first_esp(places, |_| true)?.ok_or_else(|| FindError::NotEsp { path: named.to_owned() })
 }
 
 /// What one of the usual places holds.
@@ -191,16 +193,19 @@ enum Place {
     Other,
 }
 
-/// The first place that has the ESP; `None` if none has. A place that does not answer hides no ESP that is one by its type.
+/// The first place that has the ESP; `None` if none has. A place that does not answer hides none that is proven to be the one.
 ///
 /// # Errors
 /// A place that could not be looked at may have it, and none is known to: were what may be one taken for it, one partition would be
-/// taken for the other.
-fn first_esp(places: impl Iterator<Item = Result<(PathBuf, Place), FindError>>) -> Result<Option<PathBuf>, FindError> {
+/// taken for the other, or the ESP of one disk for that of another.
+fn first_esp(
+    places: impl Iterator<Item = Result<(PathBuf, Place), FindError>>,
+    is_proven: impl Fn(&Path) -> bool,
+) -> Result<Option<PathBuf>, FindError> {
     let mut failed = None;
     for place in places {
         match place {
-            Ok((path, Place::Esp)) => return Ok(Some(path)),
+            Ok((path, Place::Esp)) if failed.is_none() || is_proven(&path) => return Ok(Some(path)),
             Ok((path, Place::MayBe)) if failed.is_none() => return Ok(Some(path)),
             Ok(_) => {}
             Err(error) => {
@@ -235,7 +240,11 @@ pub fn find_esp(root: &Path) -> Result<PathBuf, FindError> {
         Ok(place) => Ok((path, place)),
         Err(source) => Err(FindError::Look { path, source }),
     });
-    first_esp(places)?.ok_or(FindError::NoEsp)
+    let is_loaders = |path: &Path| {
+        let device = loader_device(&EfiVariables::default());
+        device.is_some() && partition_uuid(path).is_ok_and(|uuid| uuid == device)
+    };
+    first_esp(places, is_loaders)?.ok_or(FindError::NoEsp)
 }
 
 /// The XBOOTLDR of a disk.
@@ -566,19 +575,19 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_place_hides_no_esp_that_is_one_by_its_type() {
+    fn a_dead_place_hides_no_esp_that_the_boot_loader_came_from() {
         let dead = |place: &str| Err(FindError::Look { path: place.into(), source: io::Error::from_raw_os_error(5) });
         let at = |place: &str, kind| Ok((PathBuf::from(place), kind));
-        let first = |places: Vec<_>| first_esp(places.into_iter());
+        let first = |places: Vec<_>| first_esp(places.into_iter(), |path| path == Path::new("/boot"));
         let found = |places| first(places).unwrap().unwrap();
-        assert_eq!(
-            found(vec![dead("/efi"), at("/boot/efi", Place::Other), at("/boot", Place::Esp)]),
-            Path::new("/boot")
-        );
+        for other in [Place::Esp, Place::Other] {
+            let places = vec![dead("/efi"), at("/boot/efi", other), at("/boot", Place::Esp)];
+            assert_eq!(found(places), Path::new("/boot"), "{other:?}");
+        }
         assert_eq!(found(vec![at("/efi", Place::Esp), dead("/boot/efi"), dead("/boot")]), Path::new("/efi"));
         assert_eq!(found(vec![at("/efi", Place::MayBe), dead("/boot/efi")]), Path::new("/efi"));
-        // What may be one is not taken for what may lie where nobody could look.
-        for other in [Place::MayBe, Place::Other] {
+        // What may be one, or is another disk's, is not taken for what may lie where nobody could look.
+        for other in [Place::Esp, Place::MayBe, Place::Other] {
             let error = first(vec![dead("/efi"), at("/boot/efi", other), dead("/boot")]).unwrap_err();
             assert!(matches!(&error, FindError::Look { path, .. } if path == Path::new("/efi")), "{error}");
         }
