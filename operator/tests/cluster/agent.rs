@@ -24,7 +24,7 @@ pub enum Habit {
     SlowPods,
     /// It comes up, some seconds later.
     SlowBoot,
-    /// It comes up, after a power-on self test of [`SELF_TEST`].
+    /// It comes up, after a power-on self test of [`SELF_TEST`], and its agent before its kubelet.
     SlowSelfTest,
     /// It comes up, on a machine whose clock is ten years ahead.
     ClockAhead,
@@ -52,6 +52,9 @@ const SLOW_BOOT: std::time::Duration = std::time::Duration::from_secs(8);
 /// and than a node has from then on.
 const SELF_TEST: std::time::Duration = std::time::Duration::from_secs(85);
 
+/// How long after its agent the kubelet of such a machine takes: long enough for a plan in between.
+const LATE_KUBELET: std::time::Duration = std::time::Duration::from_secs(3);
+
 const AHEAD: &str = "2036-11-21T12:00:00Z";
 
 /// Runs a node: kubelet and agent, until it is dropped.
@@ -74,7 +77,7 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         let health = if crashes { Health::CrashLoop } else { Health::Good };
         Kubelet::start(kubelet.clone(), state.machine.clone(), health, Arc::new(NoContainers))
     };
-    let mut running = start(&state);
+    let mut running = Some(start(&state));
     let updates: Api<NodeUpdate> = Api::all(agent);
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = pin!(watcher(updates.clone(), config).default_backoff().applied_objects());
@@ -82,14 +85,18 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         let Ok(update) = event else { continue };
         let spec = &update.spec;
         if state.must_reboot(spec) {
-            running.stop().await;
+            if let Some(kubelet) = running.take() {
+                kubelet.stop().await;
+            }
             state.reboot(spec);
             match state.habit {
                 Habit::SlowBoot => tokio::time::sleep(SLOW_BOOT).await,
                 Habit::SlowSelfTest => tokio::time::sleep(SELF_TEST).await,
                 _ => {}
             }
-            running = start(&state);
+            if state.habit != Habit::SlowSelfTest {
+                running = Some(start(&state));
+            }
         }
         if spec.retry.is_some() && spec.retry != state.retried {
             state.retried = spec.retry;
@@ -106,6 +113,10 @@ pub async fn run(kubelet: Client, agent: Client, machine: Machine, version: &str
         if news {
             let params = PatchParams::apply(AGENT_MANAGER).force();
             let _ = updates.patch_status(&name, &params, &Patch::Apply(&document)).await;
+        }
+        if running.is_none() {
+            tokio::time::sleep(LATE_KUBELET).await;
+            running = Some(start(&state));
         }
     }
 }
