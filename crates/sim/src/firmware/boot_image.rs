@@ -72,7 +72,8 @@ impl BootImage {
 
     fn parse(file: &dyn ReadAt) -> Result<Option<Self>, ReadUkiError> {
         let uki = Uki::open(file)?;
-        let release = uki.os_release()?;
+        // Whatever bytes it has: the loader does not ask for text.
+        let release = uki.shown_os_release()?;
         let own = |text: Option<&str>| text.map(str::to_owned);
         let image = Self {
             sort_key: own(release.sort_key()),
@@ -92,5 +93,22 @@ impl BootImage {
     pub fn faults(&self) -> Vec<Fault> {
         let named = self.cmdline.words().filter_map(|word| word.strip_prefix(FAULT_KEY).map(str::to_owned));
         named.filter_map(|name| Fault::ALL.into_iter().find(|fault| fault.name() == name)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny::boot_image;
+
+    #[test]
+    fn an_image_is_shown_whatever_bytes_its_os_release_has_beside_its_name() {
+        let read =
+            |os_release: &[u8]| BootImage::read(&boot_image(&[(".osrel", os_release), (".linux", b"no kernel")]));
+        for shown in [&b"ID=acme\nNAME=caf\xe9\n"[..], b"ID=acme\nANSI_COLOR=\x1b[1m\n", b"ID=acme\n\0\nID=other\n"] {
+            let image = read(shown).unwrap_or_else(|| panic!("{} is not shown", String::from_utf8_lossy(shown)));
+            assert_eq!(image.sort_key.as_deref(), Some("acme"));
+        }
+        assert_eq!(read(b"VERSION_ID=1\n"), None);
     }
 }

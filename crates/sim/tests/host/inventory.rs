@@ -47,8 +47,8 @@ struct Node {
     world: World,
     /// What is none of the agent's business: the partition, path and content.
     foreign: Vec<(u32, String, Vec<u8>)>,
-    /// Something decides about the next boot that makes arming useless.
-    pinned: bool,
+    /// Something decides about the next boot that makes arming useless, or may, as far as the agent can see.
+    held: bool,
 }
 
 /// Files that others put there, by their paths.
@@ -148,7 +148,15 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
             world.unreadable.fail(name, Failing { skip, times, error });
         }
     }
-    Node { world, foreign: others, pinned }
+    // Longer than the agent reads: it may boot anything, and nothing is armed beside it.
+    let beyond = random.random_bool(0.05);
+    if beyond {
+        let (path, content) = ("EFI/Linux/zulu_9.efi", foreign("zulu", "9", &"x".repeat(3000)));
+        boot_partition(&world.hardware.disk, ESP).write(path, &content).unwrap();
+        boot_partition(&world.hardware.disk, ESP).sync().unwrap();
+        others.push((ESP, path.to_owned(), content));
+    }
+    Node { world, foreign: others, held: pinned || beyond }
 }
 
 impl Node {
@@ -162,14 +170,14 @@ impl Node {
             system = self.world.resume()?;
         }
         let boots = self.world.hardware.starts;
-        if self.pinned && boots > 1 {
+        if self.held && boots > 1 {
             return Err(format!(
-                "the node was rebooted {} times although the boot loader would not have followed",
+                "the node was rebooted {} times although the boot loader would, or might, not have followed",
                 boots - 1
             ));
         }
         // Reading may fail for ever; then it is said, and nothing is armed.
-        let may_stay = self.pinned || self.world.unreadable.is_permanent();
+        let may_stay = self.held || self.world.unreadable.is_permanent();
         if system.version != "1.1" && !may_stay {
             let files = esp(&self.world.hardware.disk).list("EFI/Linux").map_err(|error| error.to_string())?;
             return Err(format!("{} runs at the end: {:?}; {files:?}", system.version, self.world.last_error));
