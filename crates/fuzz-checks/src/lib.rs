@@ -16,7 +16,7 @@ pub use host::{gpt, image_signature, journal, memory, settings, signature_list, 
 
 use bascule_image::digest::Sha256;
 use bascule_image::pack::{BlockRange, Codec, Frame, FrameDecoder, PackIndex};
-use bascule_image::uki::{self, Parts, Uki};
+use bascule_image::uki::{self, OsRelease, Parts, ReadUkiError, Uki};
 use bascule_image::verity::Superblock;
 use bascule_image::{Channel, Manifest};
 use bascule_repository::tuf::{self, Limits, Memory, Refresh, Targets};
@@ -123,10 +123,9 @@ pub fn uki(bytes: &[u8]) -> bool {
         let _ = (uki.command_line(), uki.os_release(), uki.root_hash(), uki.section(".linux", 1 << 20));
     }
     // As the node reads it: bytes in memory can always be read, so there is an answer, but for what is beyond the reader's limits.
-    let is_text = |uki: &Uki<'_>| uki.os_release().is_ok_and(|release| !release.as_str().contains('\u{fffd}'));
-    let sound = parsed.as_ref().is_ok_and(|uki| is_text(uki) && uki.root_hash().is_ok());
-    let judged = bascule_agent::uki::read(&file).is_ok();
-    assert!(judged || !sound, "a file that was read counts as one that could not be");
+    if let Err(why) = bascule_agent::uki::read(&file) {
+        assert!(is_beyond_the_limits(&parsed), "a file that was read counts as one that could not be: {why}");
+    }
     let parts = Parts {
         stub: bytes,
         kernel: bytes,
@@ -140,6 +139,20 @@ pub fn uki(bytes: &[u8]) -> bool {
         assert_eq!(built.command_line().expect("it has a command line").as_str(), "quiet");
     }
     parsed.is_ok()
+}
+
+/// Whether a file has something that the reader gives up and a boot loader may not, or is sorted by what is no text.
+fn is_beyond_the_limits(parsed: &Result<Uki<'_>, ReadUkiError>) -> bool {
+    fn gave_up<T>(read: Result<T, &ReadUkiError>) -> bool {
+        read.is_err_and(|error| matches!(error, ReadUkiError::NotUki(error) if error.is_own_limit()))
+    }
+    let Ok(uki) = parsed else { return gave_up(parsed.as_ref()) };
+    let release = uki.shown_os_release();
+    let is_text = |release: &OsRelease| {
+        let mut sorted_by = [release.sort_key(), release.version()].into_iter().flatten();
+        sorted_by.all(|value| !value.contains('\u{fffd}'))
+    };
+    gave_up(release.as_ref()) || gave_up(uki.root_hash().as_ref()) || release.is_ok_and(|release| !is_text(&release))
 }
 
 const METADATA_LIMITS: Limits =
