@@ -15,7 +15,7 @@ pub use apply::{apply, sync};
 pub use error::BootError;
 pub use files::{HoldShutdown, lay_down, open, verify};
 pub use inventory::{DigestCache, loader_device, read};
-pub use text_entries::{Program, UnknownValue, parse_text_entry, text_entries};
+pub use text_entries::{ParsedText, Program, UnknownValue, parse_text_entry, text_entries};
 
 use crate::core::boot::BootPartition;
 use crate::engine::in_one_line;

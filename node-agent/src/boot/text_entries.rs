@@ -4,7 +4,7 @@
 //! What only some versions show counts as shown: `uki` and `uki-url` are not known before 258, and an entry that names programs of
 //! two kinds is passed over since then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::BootError;
@@ -51,15 +51,17 @@ fn content(esp_fs: &dyn Esp, name: &str) -> TextContent {
         Ok(bytes) => bytes,
         Err(error) => return TextContent::Unread(error.to_string()),
     };
-    let (facts, programs) = match parse_text_entry(&String::from_utf8_lossy(&bytes), machine_type()) {
-        Ok(Some(shown)) => shown,
-        Ok(None) => return TextContent::NotShown,
-        Err(error) => return TextContent::Unread(error.to_string()),
+    let Some(entry) = parse_text_entry(&String::from_utf8_lossy(&bytes), machine_type()) else {
+        return TextContent::NotShown;
     };
-    for program in programs {
-        let Program::File(path) = program else { return TextContent::Shown(facts) };
+    let shown = match entry.unknown {
+        None => TextContent::Shown(entry.facts),
+        Some(unknown) => TextContent::Unread(unknown.to_string()),
+    };
+    for program in entry.programs {
+        let Program::File(path) = program else { return shown };
         match esp_fs.open(&path) {
-            Ok(_) => return TextContent::Shown(facts),
+            Ok(_) => return shown,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(error) => return TextContent::Unread(format!("{path}, which it names: {error}")),
         }
@@ -74,6 +76,17 @@ pub enum Program {
     File(String),
     /// Something that nobody looks for here.
     Elsewhere,
+}
+
+/// What an entry says that the boot loader shows if one of its programs is there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ParsedText {
+    /// What it is sorted by.
+    pub facts: TextFacts,
+    /// What it may start: of each kind the last that it names. At least one.
+    pub programs: Vec<Program>,
+    /// What else it is sorted by, so that its place can't be told.
+    pub unknown: Option<UnknownValue>,
 }
 
 /// The boot loader sorts an entry by something that is not kept here.
@@ -93,21 +106,20 @@ fn machine_type() -> Option<&'static str> {
     }
 }
 
-/// What an entry is sorted by, and what it may start: of each kind the last that it names. `None`: the boot loader does not show it,
-/// as it names nothing, or another processor than `machine`.
-///
-/// # Errors
-/// [`UnknownValue`]: where it is sorted can't be told.
-pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Result<Option<(TextFacts, Vec<Program>)>, UnknownValue> {
+/// What an entry says. `None`: the boot loader does not show it, as it names nothing, or another processor than `machine`.
+pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Option<ParsedText> {
     let mut facts = TextFacts::default();
     let mut programs: BTreeMap<&str, Program> = BTreeMap::new();
-    let mut unknown = None;
+    let mut unknown: BTreeSet<&'static str> = BTreeSet::new();
     for (key, value) in text.split(['\n', '\r']).filter_map(key_and_value) {
+        // Of several lines the last one counts.
         let mut kept = |key| {
             // What stands for bytes that are no text may be any others.
             if value.chars().nth(MAX_VALUE).is_some() || value.contains('\u{fffd}') {
-                unknown = Some(UnknownValue { key });
+                unknown.insert(key);
+                return None;
             }
+            unknown.remove(key);
             Some(value.to_owned())
         };
         match key {
@@ -120,15 +132,12 @@ pub fn parse_text_entry(text: &str, machine: Option<&str>) -> Result<Option<(Tex
             "uki-url" => {
                 programs.insert(key, Program::Elsewhere);
             }
-            "architecture" if machine.is_some_and(|own| !own.eq_ignore_ascii_case(value)) => return Ok(None),
+            "architecture" if machine.is_some_and(|own| !own.eq_ignore_ascii_case(value)) => return None,
             _ => {}
         }
     }
-    match unknown {
-        _ if programs.is_empty() => Ok(None),
-        Some(unknown) => Err(unknown),
-        None => Ok(Some((facts, programs.into_values().collect()))),
-    }
+    let unknown = unknown.into_iter().next().map(|key| UnknownValue { key });
+    (!programs.is_empty()).then(|| ParsedText { facts, programs: programs.into_values().collect(), unknown })
 }
 
 /// A line taken apart: blanks around it, comments, and quotes around the value are not part of it.
@@ -161,8 +170,9 @@ mod tests {
     type Parsed = Option<(Option<String>, Option<String>, Option<String>, Vec<Program>)>;
 
     fn parsed(text: &str) -> Parsed {
-        let shown = parse_text_entry(text, Some("x64")).unwrap();
-        shown.map(|(facts, programs)| (facts.sort_key, facts.machine_id, facts.version, programs))
+        let shown = parse_text_entry(text, Some("x64"))?;
+        assert_eq!(shown.unknown, None);
+        Some((shown.facts.sort_key, shown.facts.machine_id, shown.facts.version, shown.programs))
     }
 
     fn file(path: &str) -> Program {
@@ -197,12 +207,14 @@ mod tests {
     #[test]
     fn what_is_sorted_by_something_that_is_not_kept_is_not_judged() {
         for key in ["sort-key", "machine-id", "version"] {
-            let entry = |value: &str| parse_text_entry(&format!("linux /a\n{key} {value}\n"), Some("x64"));
-            assert!(entry(&"x".repeat(512)).unwrap().is_some(), "{key}");
-            for unknown in ["x".repeat(513), "caf\u{fffd}".to_owned()] {
-                assert_eq!(entry(&unknown), Err(UnknownValue { key }), "{key}");
-                let elsewhere = format!("linux /a\n{key} {unknown}\narchitecture aa64\n");
-                assert_eq!(parse_text_entry(&elsewhere, Some("x64")), Ok(None), "{key}");
+            let entry = |lines: &str| parse_text_entry(&format!("linux /a\n{lines}\n"), Some("x64"));
+            let unknown = |lines: &str| entry(lines).unwrap().unknown;
+            assert_eq!(unknown(&format!("{key} {}", "x".repeat(512))), None, "{key}");
+            for value in ["x".repeat(513), "caf\u{fffd}".to_owned()] {
+                assert_eq!(unknown(&format!("{key} 1\n{key} {value}")), Some(UnknownValue { key }), "{key}");
+                assert_eq!(entry(&format!("{key} {value}\narchitecture aa64")), None, "{key}");
+                // The last line is what counts, and it says what is sorted by.
+                assert_eq!(unknown(&format!("{key} {value}\n{key} 1")), None, "{key}");
             }
         }
     }
@@ -220,6 +232,8 @@ mod tests {
         };
         let entry = "sort-key acme\nuki-url https://example/x.efi\n";
         std::fs::write(entries.join("whole.conf"), entry).unwrap();
+        // One whose program is gone is not shown, whatever it would be sorted by.
+        std::fs::write(entries.join("stale.conf"), format!("linux /gone\nversion {}\n", "1".repeat(513))).unwrap();
         assert_eq!(unread(), Vec::<String>::new());
         std::fs::write(entries.join("long.conf"), format!("{entry}#{}\n", "x".repeat(64 << 10))).unwrap();
         std::fs::write(entries.join("sorted.conf"), format!("{entry}version {}\n", "1".repeat(513))).unwrap();

@@ -205,18 +205,19 @@ pub fn image_signature(bytes: &[u8]) -> bool {
 /// What is not shown as an entry for this machine is not shown as one for another because of what it says of the processor.
 pub fn text_entry(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
-    let Ok(Some((facts, programs))) = parse_text_entry(&text, Some("x64")) else { return false };
+    let Some(entry) = parse_text_entry(&text, Some("x64")) else { return false };
+    let facts = &entry.facts;
     for value in [&facts.sort_key, &facts.machine_id, &facts.version].into_iter().flatten() {
         assert!(value.chars().count() <= 512 && !value.contains(['\n', '\r']), "{value:?}");
     }
-    for program in &programs {
+    assert!(!entry.programs.is_empty(), "an entry that starts nothing");
+    for program in &entry.programs {
         let Program::File(path) = program else { continue };
         let plain = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
         assert!(plain && !path.contains(['\\', '\n', '\r']), "{path:?}");
     }
-    let anywhere =
-        parse_text_entry(&text, None).expect("where it is sorted was told").expect("it is shown on this machine");
-    assert_eq!(anywhere, (facts, programs));
+    let anywhere = parse_text_entry(&text, None).expect("it is shown on this machine");
+    assert_eq!(anywhere, entry);
     true
 }
 
