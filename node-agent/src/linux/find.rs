@@ -303,7 +303,7 @@ fn xbootldr_beside(
 /// # Errors
 /// The folder or the table can't be read. What lies on no partition of a disk has none.
 pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
-    if let Some(uuid) = uuid_by_udev(mounted)? {
+    if let Some(uuid) = uuid_by_udev(Path::new("/dev/disk/by-partuuid"), inside(mounted)?.dev())? {
         return Ok(Some(uuid));
     }
     match below(mounted)? {
@@ -313,14 +313,18 @@ pub(super) fn partition_uuid(mounted: &Path) -> io::Result<Option<Uuid>> {
 }
 
 fn uuid_by_table(disk: &BlockDisk, number: u32) -> io::Result<Option<Uuid>> {
-    let table = Table::read(disk).map_err(io::Error::other)?;
+    let table = match Table::read(disk) {
+        Ok(table) => table,
+        // The names in a table of another kind are none for the boot loader.
+        Err(TableError::Invalid { .. }) => return Ok(None),
+        Err(error) => return Err(io::Error::other(error)),
+    };
     let found = table.partitions().into_iter().find(|(_, partition)| partition.number == number);
     Ok(found.map(|(_, partition)| partition.uuid))
 }
 
-fn uuid_by_udev(mounted: &Path) -> io::Result<Option<Uuid>> {
-    let device = inside(mounted)?.dev();
-    let links = match std::fs::read_dir("/dev/disk/by-partuuid") {
+fn uuid_by_udev(links: &Path, device: u64) -> io::Result<Option<Uuid>> {
+    let links = match std::fs::read_dir(links) {
         Ok(links) => links,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -329,8 +333,11 @@ fn uuid_by_udev(mounted: &Path) -> io::Result<Option<Uuid>> {
         let link = link?;
         // A link whose device went away just now names nothing.
         let Ok(target) = std::fs::metadata(link.path()) else { continue };
-        if target.rdev() == device {
-            return Ok(link.file_name().to_str().and_then(|name| name.parse().ok()));
+        // A name that is no UUID is of a table of another kind, or of somebody's own rule: it says nothing.
+        if target.rdev() == device
+            && let Some(uuid) = link.file_name().to_str().and_then(|name| name.parse().ok())
+        {
+            return Ok(Some(uuid));
         }
     }
     Ok(None)
@@ -592,6 +599,22 @@ mod tests {
             assert!(matches!(&error, FindError::Look { path, .. } if path == Path::new("/efi")), "{error}");
         }
         assert!(first(vec![at("/efi", Place::Other)]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_of_udevs_that_is_no_uuid_hides_none_that_is() {
+        let links = tempfile::tempdir().unwrap();
+        let device = std::fs::metadata("/dev/null").unwrap().rdev();
+        let link = |name: &str| std::os::unix::fs::symlink("/dev/null", links.path().join(name)).unwrap();
+        let found = |device| uuid_by_udev(links.path(), device).unwrap();
+        for number in 1..9 {
+            link(&format!("1f2e3d4c-0{number}"));
+        }
+        assert_eq!(found(device), None);
+        link("11111111-2222-4333-8444-555555555555");
+        assert_eq!(found(device), Some("11111111-2222-4333-8444-555555555555".parse().unwrap()));
+        assert_eq!(found(device + 1), None);
+        assert_eq!(uuid_by_udev(&links.path().join("none"), device).unwrap(), None);
     }
 
     #[test]

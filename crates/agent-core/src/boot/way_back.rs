@@ -107,8 +107,8 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
         && let Some(found) = inventory.partitions.iter().find(|facts| facts.uuid.is_none())
     {
         return Some(format!(
-            "what is mounted as {} is no partition of a disk (it may be a mirror: software RAID), and the boot loader writes its \
-             count of tries to the ESP of one disk, where nobody here sees it: mount that one",
+            "what is mounted as {} is no partition of a disk (it may be a mirror: software RAID, or a folder that nothing is mounted \
+             at), and the boot loader writes its count of tries to the ESP of one disk, where nobody here sees it: mount that one",
             found.partition
         ));
     }
