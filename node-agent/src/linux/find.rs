@@ -187,9 +187,10 @@ pub(super) fn named_esp(root: &Path, named: &Path) -> Result<PathBuf, FindError>
 enum Place {
     /// A partition of the ESP's type.
     Esp,
-    /// Something with an `EFI` folder whose type can't be told: no partition, or on a disk without a table.
+    /// Something with an `EFI` folder that is not known to be an ESP: no partition, on a disk without a table, or a partition of another
+    /// type, which some firmware starts from all the same.
     MayBe,
-    /// Nothing, or an XBOOTLDR.
+    /// Nothing, or an XBOOTLDR; where the ESP of one disk is looked for, whatever else.
     Other,
 }
 
