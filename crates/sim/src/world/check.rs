@@ -160,6 +160,7 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     broken.extend(world.workload.hurried.iter().map(|what| Broken::World(0, what.clone())));
     broken.extend(evictions(world));
     broken.extend(slow_machines(world));
+    broken.extend(hurried_verdicts(world));
     broken.extend(cluster_gates(world));
     broken.extend(broken_before(world));
     broken.extend(rollouts_left_open(world));
@@ -320,6 +321,29 @@ fn slow_machines(world: &World) -> Vec<Broken> {
         for failure in failures.iter().filter(unreported) {
             if failures.iter().filter(unreported).filter(|other| other.version == failure.version).count() == 1 {
                 let what = format!("{} is blamed for {}, which never said so", failure.version, failure.node);
+                broken.push(Broken::World(6, what));
+            }
+        }
+    }
+    broken
+}
+
+/// A trial has its time from when its machine is back, however long that took and whoever says so first.
+fn hurried_verdicts(world: &World) -> Vec<Broken> {
+    let mut broken = Vec::new();
+    let now = world.snapshot.now;
+    for policy in &world.snapshot.policies {
+        let Ok(valid) = &policy.spec else { continue };
+        // What its policy let go finishes with the default, which is as long.
+        let asked = i64::try_from(valid.spec.health.node_ready_timeout.as_secs()).unwrap_or(i64::MAX);
+        let verdict = |failure: &&bascule_api::PolicyFailure| {
+            failure.message.starts_with("not healthy within") && failure.at == now
+        };
+        for failure in policy.status.failures.iter().filter(verdict) {
+            let Some(machine) = world.machines.get(&failure.node).filter(|machine| machine.is_up()) else { continue };
+            let had = now.seconds_since(machine.up_since);
+            if machine.running() == Some(&failure.version) && had < asked {
+                let what = format!("{} is blamed on {}, which has run it for {had} s", failure.version, failure.node);
                 broken.push(Broken::World(6, what));
             }
         }

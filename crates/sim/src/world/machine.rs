@@ -52,6 +52,8 @@ pub struct Machine {
     pub boot_seconds: i64,
     /// Seconds staging takes.
     pub stage_seconds: i64,
+    /// Seconds from a boot until its kubelet speaks; the agent does at once.
+    pub kubelet_seconds: i64,
     /// Seconds that the machine's clock is wrong by.
     pub skew: i64,
     /// Whether the agent is down.
@@ -71,7 +73,7 @@ pub struct Machine {
     pub up_since: Time,
     /// Since when the DaemonSet pods run in the present boot.
     pub daemons_since: Option<Time>,
-    /// Since when the machine has been down; the node lifecycle controller notices only after its grace.
+    /// Since when the kubelet has been silent; the node lifecycle controller notices only after its grace.
     down_since: Option<Time>,
     /// Whether the agent ignores the word to reboot (an inhibitor holds it).
     pub inhibited: bool,
@@ -104,6 +106,7 @@ impl Machine {
             failed_ever: Vec::new(),
             boot_seconds: 60,
             stage_seconds: 60,
+            kubelet_seconds: 0,
             skew: 0,
             silent: false,
             dies: false,
@@ -135,7 +138,8 @@ impl Machine {
     /// Whether nothing goes on in it.
     #[must_use]
     pub fn is_calm(&self) -> bool {
-        self.doing == Doing::Up && self.transfer.is_none() && self.trial_until.is_none()
+        let settled = self.transfer.is_none() && self.trial_until.is_none();
+        self.doing == Doing::Up && self.down_since.is_none() && settled
     }
 
     /// Whether it runs a release on trial, and its agent says so.
@@ -260,15 +264,23 @@ impl Machine {
                 return;
             }
         }
-        if node.boot_id != self.boot_id(&name) {
-            node.boot_id = self.boot_id(&name);
-            (node.boot_seen, node.back_seen) = (now, now);
-        }
+        let boot_id = self.boot_id(&name);
         let on_trial = self.trial_until.is_some();
         let broken = on_trial && fate(self.running()) == Fate::NeverReady;
         let healthy = !self.unready && !broken;
-        set_ready(node, healthy, now);
-        self.run_daemons(node, healthy, now);
+        if now.seconds_since(self.up_since) >= self.kubelet_seconds {
+            self.down_since = None;
+            if node.boot_id != boot_id {
+                if reported(node).as_ref() != Some(&boot_id) {
+                    node.back_seen = now;
+                }
+                (node.boot_id, node.boot_seen) = (boot_id.clone(), now);
+            }
+            set_ready(node, healthy, now);
+            self.run_daemons(node, healthy, now);
+        } else if now.seconds_since(self.down_since.unwrap_or(now)) > MONITOR_GRACE {
+            set_ready(node, false, now);
+        }
         if let Some(until) = self.trial_until
             && now >= until
         {
@@ -281,7 +293,11 @@ impl Machine {
             return;
         }
         self.agent(node, now, lines);
+        let before = reported(node);
         self.report(node);
+        if node.boot_id != boot_id && reported(node) != before {
+            node.back_seen = now;
+        }
     }
 
     fn come_up(
@@ -312,7 +328,6 @@ impl Machine {
         }
         self.doing = Doing::Up;
         self.up_since = now;
-        self.down_since = None;
         self.inhibited = false;
         lines.push(format!("{name}: boots {}{}", shown(version.as_ref()), if armed { " as a trial" } else { "" }));
     }
@@ -477,6 +492,11 @@ impl Machine {
 
 fn shown(version: Option<&Version>) -> &str {
     version.map_or("nothing", Version::as_str)
+}
+
+/// The boot that the agent reports from.
+fn reported(node: &Node) -> Option<String> {
+    node.update.as_ref().and_then(|update| update.status.boot_id.clone())
 }
 
 fn set_ready(node: &mut Node, ready: bool, now: Time) {

@@ -297,6 +297,8 @@ impl World {
             // Spec and status are one object: who has seen its own last write has seen the status of that moment.
             if node.update.as_ref().map(|update| &update.spec) != now.update.as_ref().map(|update| &update.spec) {
                 node.update.clone_from(&now.update);
+                // And when the machine was seen back, where the agent was the first to say so.
+                node.back_seen = node.back_seen.max(now.back_seen);
             }
             node.cordon = now.cordon.clone();
             node.taints = now.taints;

@@ -43,6 +43,18 @@ fn a_slow_machine_is_an_alarm_and_no_verdict() {
 }
 
 #[test]
+fn a_slow_machine_whose_agent_speaks_before_its_kubelet_has_all_its_time() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        // Every deadline that began with the word to reboot, or when the node was seen away, is over when the agent speaks.
+        (machine.boot_seconds, machine.kubelet_seconds) = (660, 45);
+    }
+    world.until(1_200, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
+}
+
+#[test]
 fn a_second_machine_that_does_not_come_back_is_a_verdict() {
     let mut world = world(1, &json!({"budget": {"maxUnavailable": 2}, "failureThreshold": 2}));
     for machine in world.machines.values_mut() {
