@@ -52,7 +52,7 @@ impl Binaries {
     /// # Errors
     /// When no usable Go toolchain is there or the build fails.
     pub fn kwok(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
-        let module = module_folder().join("kwok");
+        let module = module_folder();
         let folder = build_once(&module, "kwok", &["go.mod", "go.sum"], progress, |to| {
             go_build(&module, "-s -w", "sigs.k8s.io/kwok/cmd/kwok", &to.join("kwok"))
         })?;
@@ -65,7 +65,7 @@ impl Binaries {
     /// # Errors
     /// When no usable Go toolchain is there, the build fails, or the module lacks its definitions.
     pub fn karpenter(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
-        let module = module_folder().join("karpenter");
+        let module = module_folder();
         build_once(&module, "karpenter", &["go.mod", "go.sum"], progress, |to| {
             go_build(&module, "-s -w", "sigs.k8s.io/karpenter/kwok", &to.join("karpenter"))?;
             let source = module_source(&module, "sigs.k8s.io/karpenter")?;
@@ -82,7 +82,7 @@ impl Binaries {
     /// # Errors
     /// When no usable Go toolchain is there or the build fails.
     pub fn kubelet(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
-        let module = module_folder().join("kubelet");
+        let module = module_folder();
         build_once(&module, "kubelet", &["go.mod", "go.sum", "container/main.go"], progress, |to| {
             let version = required_version(&module, "k8s.io/kubernetes")?;
             let flags = format!("-s -w -X {VERSION_VARIABLE}={version}");
@@ -96,7 +96,7 @@ impl Binaries {
     /// # Errors
     /// When no usable Go toolchain is there or the build fails.
     pub fn helm(progress: &dyn Fn(&str)) -> Result<PathBuf, ControlPlaneError> {
-        let module = module_folder().join("helm");
+        let module = module_folder();
         let folder = build_once(&module, "helm", &["go.mod", "go.sum"], progress, |to| {
             go_build(&module, "-s -w", "helm.sh/helm/v3/cmd/helm", &to.join("helm"))
         })?;
@@ -232,8 +232,6 @@ mod tests {
     fn the_module_names_the_release_the_client_library_is_set_to() {
         let version = required_version(&module_folder(), "k8s.io/kubernetes").unwrap();
         assert!(version.starts_with("v1.36."), "k8s-openapi is set to v1_36, the control plane to {version}");
-        let kubelet = required_version(&module_folder().join("kubelet"), "k8s.io/kubernetes").unwrap();
-        assert_eq!(kubelet, version, "the kubelet is of another release than the control plane");
     }
 
     #[test]
