@@ -27,8 +27,19 @@ pub(crate) struct Options {
 }
 
 /// The test programs that start a control plane of their own and mostly wait for it.
-const WITH_A_CONTROL_PLANE: [&str; 9] =
-    ["admission", "attackers", "cluster", "control_plane", "flow", "install", "kubelet", "kwok", "sandbox"];
+const WITH_A_CONTROL_PLANE: [&str; 11] = [
+    "admission",
+    "attackers",
+    "cluster",
+    "control_plane",
+    "flow",
+    "install",
+    "kubelet",
+    "kwok",
+    "oncall",
+    "sandbox",
+    "typed",
+];
 /// What is made of the shipped programs, and so waits until they are built for the machines.
 const OF_SHIPPED_PROGRAMS: &str = "images";
 /// What is asked for before a run on a fresh clone: `target/` holds 11 GiB after it (measured), and the caches of cargo and Go, which
