@@ -57,6 +57,9 @@ use std::{path::PathBuf, time::Duration};
 /// Objects asked for at once; larger clusters are read in pages.
 const PAGE: u32 = 500;
 
+/// How often an object is read anew and written when others, the operator itself among them, change it in between.
+const TRIES: usize = 5;
+
 /// Which cluster to talk to.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Connection {
@@ -140,13 +143,37 @@ fn named<'a, K: kube::ResourceExt>(all: &'a [K], kind: &str, name: &str) -> anyh
 }
 
 /// Changes fields of a policy's spec, for commands of admins. Refused if somebody changed the policy since it was read.
-async fn change_spec(client: Client, policy: &api::UpdatePolicy, spec: &serde_json::Value) -> anyhow::Result<()> {
+async fn change_spec(client: &Client, policy: &api::UpdatePolicy, spec: &serde_json::Value) -> anyhow::Result<()> {
     let version = policy.metadata.resource_version.clone();
     let patch = serde_json::json!({"metadata": {"resourceVersion": version}, "spec": spec});
     let name = policy.metadata.name.as_deref().unwrap_or_default();
     let written =
-        Api::<api::UpdatePolicy>::all(client).patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        Api::<api::UpdatePolicy>::all(client.clone()).patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
     written.map(drop).map_err(|error| problem::told(error, "patch", "UpdatePolicies", Role::Admin))
+}
+
+/// Reads, decides and writes, anew as long as somebody else comes between the first and the last.
+async fn against_others<T>(mut once: impl AsyncFnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    for _ in 1..TRIES {
+        match once().await {
+            Err(error) if problem::is_a_conflict(&error) => {}
+            other => return other,
+        }
+    }
+    once().await
+}
+
+/// Says what will be done and asks whether to go on; not a second time for what was agreed to before.
+fn agreed(agreed_to: &mut String, sentence: String, yes: bool) -> anyhow::Result<bool> {
+    if *agreed_to == sentence {
+        return Ok(true);
+    }
+    output::say(&sentence);
+    let agreed = output::confirmed("Continue", yes)?;
+    if agreed {
+        *agreed_to = sentence;
+    }
+    Ok(agreed)
 }
 
 async fn list<K>(client: &Client, what: &str) -> anyhow::Result<Vec<K>>
@@ -213,5 +240,40 @@ mod tests {
         assert_eq!((said.context.as_deref(), said.kubeconfig), (Some("prod"), Some(PathBuf::from("K"))));
         assert_eq!(of("bascule explain").context, None);
         assert_eq!(of("bascule explain --context").context, None);
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_between_is_let_pass_a_few_times() {
+        let answer = |code: u16, reason: &str| {
+            let status = serde_json::json!({"code": code, "message": "because", "reason": reason});
+            let error = kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()));
+            problem::told(error, "patch", "UpdatePolicies", Role::Admin)
+        };
+        for (conflicts, tries) in [(0, 1), (TRIES - 1, TRIES), (TRIES, TRIES)] {
+            let mut tried = 0;
+            let done = against_others(async || {
+                tried += 1;
+                if tried <= conflicts { Err(answer(409, "Conflict")) } else { Ok(()) }
+            })
+            .await;
+            assert_eq!((done.is_ok(), tried), (conflicts < TRIES, tries));
+        }
+        for (code, reason) in [(409, "AlreadyExists"), (403, "Forbidden"), (503, "ServiceUnavailable")] {
+            let mut tried = 0;
+            let done: anyhow::Result<()> = against_others(async || {
+                tried += 1;
+                Err(answer(code, reason))
+            })
+            .await;
+            assert_eq!((done.is_err(), tried), (true, 1), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_was_agreed_to_is_asked_once_and_anything_else_anew() {
+        let mut agreed_to = "as before".to_owned();
+        assert!(agreed(&mut agreed_to, "as before".to_owned(), false).unwrap());
+        assert!(agreed(&mut agreed_to, "otherwise".to_owned(), true).unwrap());
+        assert_eq!(agreed_to, "otherwise");
     }
 }

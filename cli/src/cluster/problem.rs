@@ -52,6 +52,14 @@ pub(super) fn told(error: kube::Error, verb: &str, what: &str, role: Role) -> Er
     Error::new(error).context(sentence)
 }
 
+/// Whether somebody else changed an object between reading and writing it.
+pub(super) fn is_a_conflict(error: &Error) -> bool {
+    matches!(
+        error.downcast_ref::<kube::Error>(),
+        Some(kube::Error::Api(status)) if status.code == 409 && status.reason == "Conflict"
+    )
+}
+
 /// Refused by the authorizer, which says what the person "cannot" do, or by an admission policy or webhook, which says that it
 /// "denied" the request (apiserver/pkg/endpoints/handlers/responsewriters, admission/plugin/policy/validating).
 pub(super) fn lacks_a_right(status: &kube::core::Status) -> bool {

@@ -1,10 +1,10 @@
 //! `bascule retry`: somebody looked at a node and lets it try again what went wrong on it.
 
-use super::{Connection, change_spec, list, named, picture, view};
+use super::{Connection, against_others, agreed, change_spec, list, named, picture, view};
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use clap::Args;
-use kube::ResourceExt as _;
+use kube::{Client, ResourceExt as _};
 
 /// Most entries of `spec.retries`, as in the schema.
 const MOST: usize = 64;
@@ -29,23 +29,33 @@ pub(crate) struct Retry {
 impl Retry {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let updates = list::<api::NodeUpdate>(&client, "NodeUpdates").await?;
-        let update = named(&updates, "NodeUpdate", &self.node)?;
-        let policies = list::<api::UpdatePolicy>(&client, "UpdatePolicies").await?;
-        let policy = policies.iter().find(|policy| policy.name_any() == update.spec.policy).ok_or_else(|| {
-            anyhow::anyhow!("the policy {} of {} is gone: no policy asks anything of it", update.spec.policy, self.node)
-        })?;
-        let retry = api::Retry { node: self.node.clone(), at: clock::now().into(), reason: self.reason };
-        let Asked { retries, sentence } = asked(policy, update, retry)?;
+        // Before the policy is read: while it takes its time somebody else may change that.
         view::tell_if_nobody_leads(&client, connection).await;
-        output::say(&sentence);
-        if !output::confirmed("Continue", self.yes)? {
+        let mut agreed_to = String::new();
+        let written = against_others(async || self.once(&client, &mut agreed_to).await).await?;
+        if !written {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
         }
-        change_spec(client, policy, &serde_json::json!({"retries": retries})).await?;
         output::print(&done(&self.node))?;
         Ok(Exit::Success)
+    }
+
+    /// Whether it was agreed to, and so written.
+    async fn once(&self, client: &Client, agreed_to: &mut String) -> anyhow::Result<bool> {
+        let updates = list::<api::NodeUpdate>(client, "NodeUpdates").await?;
+        let update = named(&updates, "NodeUpdate", &self.node)?;
+        let policies = list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
+        let policy = policies.iter().find(|policy| policy.name_any() == update.spec.policy).ok_or_else(|| {
+            anyhow::anyhow!("the policy {} of {} is gone: no policy asks anything of it", update.spec.policy, self.node)
+        })?;
+        let retry = api::Retry { node: self.node.clone(), at: clock::now().into(), reason: self.reason.clone() };
+        let Asked { retries, sentence } = asked(policy, update, retry)?;
+        if !agreed(agreed_to, sentence, self.yes)? {
+            return Ok(false);
+        }
+        change_spec(client, policy, &serde_json::json!({"retries": retries})).await?;
+        Ok(true)
     }
 }
 

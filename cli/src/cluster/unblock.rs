@@ -1,11 +1,11 @@
 //! `bascule unblock`: an admin looked into why a release failed and lets the policy take it again.
 
-use super::{Connection, change_spec, list, named, picture, problem, view};
+use super::{Connection, against_others, agreed, change_spec, list, named, picture, problem, view};
 use crate::{exit::Exit, output};
 use bascule_api as api;
 use bascule_api::Version;
 use clap::Args;
-use kube::ResourceExt as _;
+use kube::{Client, ResourceExt as _};
 
 /// Let a policy take a release again that failures or a Rollback blocked. Takes the rights of an admin.
 ///
@@ -26,18 +26,28 @@ pub(crate) struct Unblock {
 impl Unblock {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let policies = list::<api::UpdatePolicy>(&client, "UpdatePolicies").await?;
-        let policy = named(&policies, "UpdatePolicy", &self.policy)?;
-        let Asked { allowed, sentence } = asked(policy, &self.version)?;
+        // Before the policy is read: while it takes its time somebody else may change that.
         view::tell_if_nobody_leads(&client, connection).await;
-        output::say(&sentence);
-        if !output::confirmed("Continue", self.yes)? {
+        let mut agreed_to = String::new();
+        let written = against_others(async || self.once(&client, &mut agreed_to).await).await?;
+        if !written {
             output::print("Nothing was changed.\n")?;
             return Ok(Exit::Failed);
         }
-        change_spec(client, policy, &serde_json::json!({"allowedVersions": allowed})).await?;
         output::print(&done(&self.policy, &self.version))?;
         Ok(Exit::Success)
+    }
+
+    /// Whether it was agreed to, and so written.
+    async fn once(&self, client: &Client, agreed_to: &mut String) -> anyhow::Result<bool> {
+        let policies = list::<api::UpdatePolicy>(client, "UpdatePolicies").await?;
+        let policy = named(&policies, "UpdatePolicy", &self.policy)?;
+        let Asked { allowed, sentence } = asked(policy, &self.version)?;
+        if !agreed(agreed_to, sentence, self.yes)? {
+            return Ok(false);
+        }
+        change_spec(client, policy, &serde_json::json!({"allowedVersions": allowed})).await?;
+        Ok(true)
     }
 }
 
