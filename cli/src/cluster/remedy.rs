@@ -25,8 +25,7 @@ pub(super) fn commands(wait: &LiveWait, node: &str, policy: Option<&LivePolicy>)
             freeze.map(|freeze| format!("bascule unfreeze {}", freeze.name)).into_iter().collect()
         }
         WaitReason::RepositoryUnavailable => of_policy(&|name| format!("kubectl describe updatepolicy {name}")),
-        WaitReason::ReleaseBlocked => policy.map(|policy| unblock(policy, &wait.message)).unwrap_or_default(),
-        WaitReason::Halted => {
+        WaitReason::ReleaseBlocked | WaitReason::Halted => {
             let mut lines: Vec<String> = of_policy(&|name| format!("bascule history {name}"));
             lines.extend(policy.map(|policy| unblock(policy, &wait.message)).unwrap_or_default());
             lines
@@ -104,14 +103,14 @@ fn describe(object: &ObjectRef) -> String {
     }
 }
 
-/// Lets a policy take the releases that a message speaks of, where a block of theirs can be lifted.
+/// Lets a policy take the release again that a message says is held back from it, where failures or a Rollback blocked that: what
+/// `spec.blockedVersions` alone holds is not among these. Of a node that runs a blocked release ("runs 1.1, which is blocked …") the
+/// block is right and the node is not: lifted, it would bring that release to all the others.
 fn unblock(policy: &LivePolicy, message: &str) -> Vec<String> {
-    let spoken_of = |block: &&api::BlockedRelease| {
-        message
-            .split(|letter: char| letter.is_whitespace() || matches!(letter, ',' | ';' | ':'))
-            .any(|word| word == block.version.as_str())
+    let held_back = |block: &&api::BlockedRelease| {
+        message.strip_prefix(block.version.as_str()).is_some_and(|rest| rest.starts_with(" is blocked "))
     };
-    let blocks = policy.status.blocked.iter().filter(spoken_of);
+    let blocks = policy.status.blocked.iter().filter(held_back);
     blocks.map(|block| format!("bascule unblock {} {}", policy.name, block.version)).collect()
 }
 
@@ -165,6 +164,39 @@ mod tests {
             table.push_str(&format!("{reason}\n  {shown}\n"));
         }
         insta::assert_snapshot!("remedies", table);
+    }
+
+    #[test]
+    fn a_block_is_lifted_for_who_lacks_the_release_and_never_for_who_runs_it() {
+        // As the planner says it.
+        for (reason, message, offered) in [
+            (
+                WaitReason::ReleaseBlocked,
+                "41.3.0 is blocked for this policy and stable offers nothing else",
+                Some("bascule unblock workers 41.3.0"),
+            ),
+            (
+                WaitReason::ReleaseBlocked,
+                "runs 41.3.0, which is blocked for this policy; write a Rollback to leave it",
+                None,
+            ),
+            (WaitReason::ReleaseBlocked, "runs 41.3.0, which is blocked for this policy after failures", None),
+            // By spec.blockedVersions: nothing of it is in the status.
+            (WaitReason::ReleaseBlocked, "41.4.0 is blocked for this policy and stable offers nothing else", None),
+            (
+                WaitReason::Halted,
+                "41.3.0 is blocked and nothing new starts until a newer release or a Rollback: 41.3 failed too",
+                Some("bascule unblock workers 41.3.0"),
+            ),
+        ] {
+            let mut wanted = vec!["bascule history workers".to_owned()];
+            wanted.extend(offered.map(str::to_owned));
+            assert_eq!(
+                commands(&fixture::wait(reason, message, None), "node-b2", Some(&policy())),
+                wanted,
+                "{message}"
+            );
+        }
     }
 
     #[test]
