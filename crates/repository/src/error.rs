@@ -66,8 +66,8 @@ pub enum Error {
     DatastoreTooLarge { bytes: u64, most: u64 },
     /// Others leave no room for it.
     #[error(
-        "there is no room to remember {bytes} bytes of this repository: what is remembered of others in {} takes {taken} of {most} \
-         bytes; have fewer repositories read at once", path.display()
+        "there is no room to remember {bytes} bytes of this repository: what is remembered of others in {} takes {taken} of the {most} \
+         bytes that there are for one of its size; have fewer repositories read at once", path.display()
     )]
     DatastoreNoRoom { path: PathBuf, bytes: u64, taken: u64, most: u64 },
     /// Another process uses the datastore.

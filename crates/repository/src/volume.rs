@@ -64,11 +64,17 @@ struct Kept {
 enum Room<'a> {
     /// It fits once these have gone.
     After(Vec<&'a str>),
-    /// It does not: so much is taken by others.
-    None { taken: u64 },
+    /// It does not: so much is taken by others, of so much.
+    None { taken: u64, most: u64 },
 }
 
 impl Bounds {
+    /// What all may take together, a file of so many bytes among them, beside one that is being written.
+    fn most(&self, bytes: u64) -> u64 {
+        let reserved = if bytes <= self.small { 0 } else { self.for_small };
+        self.total.saturating_sub(on_disk([self.each])).saturating_sub(reserved)
+    }
+
     /// Whether a file of so many bytes fits in place of the one that its datastore has.
     fn room<'a>(&self, kept: &'a [Kept], name: &str, bytes: u64) -> Room<'a> {
         let before = kept.iter().find(|one| one.name == name).map_or(0, |one| one.bytes);
@@ -78,13 +84,12 @@ impl Bounds {
         if after <= before {
             return Room::After(Vec::new());
         }
-        let reserved = if bytes <= self.small { 0 } else { self.for_small };
-        let most = self.total.saturating_sub(on_disk([self.each])).saturating_sub(reserved);
+        let most = self.most(bytes);
         let mut taken = others;
         let mut gone = Vec::new();
         let mut unused = unused(kept, name);
         while taken.saturating_add(after) > most {
-            let Some(oldest) = unused.pop() else { return Room::None { taken: others } };
+            let Some(oldest) = unused.pop() else { return Room::None { taken: others, most } };
             taken = taken.saturating_sub(oldest.bytes);
             gone.push(oldest.name.as_str());
         }
@@ -183,17 +188,18 @@ impl Volume {
         let _disk = held(&self.disk);
         let failed = |doing| move |source| Error::Datastore { path: self.folder.clone(), doing, source };
         let kept = self.kept().map_err(failed("what lies in it can't be read"))?;
-        let full = |taken| Error::DatastoreNoRoom { path: self.folder.clone(), bytes, taken, most: self.bounds.total };
+        let full = |taken, most| Error::DatastoreNoRoom { path: self.folder.clone(), bytes, taken, most };
         match self.bounds.room(&kept, name, bytes) {
             Room::After(gone) => {
-                for name in gone {
-                    if !self.remove(name).map_err(failed("an old one can't be removed"))? {
-                        return Err(full(kept.iter().map(|one| one.bytes).sum()));
+                for old in gone {
+                    if !self.remove(old).map_err(failed("an old one can't be removed"))? {
+                        let others: u64 = kept.iter().filter(|one| one.name != name).map(|one| one.bytes).sum();
+                        return Err(full(others, self.bounds.most(bytes)));
                     }
                 }
                 work()
             }
-            Room::None { taken } => Err(full(taken)),
+            Room::None { taken, most } => Err(full(taken, most)),
         }
     }
 
@@ -267,18 +273,20 @@ mod tests {
     #[test]
     fn a_file_fits_while_the_rest_leaves_room_and_small_ones_have_a_share_of_their_own() {
         let none = Room::After(Vec::new());
-        // 64 - 20 (the one being written, with its folder) - 8 for small ones: 36.
+        // 64 - 20 (the one being written, with its folder): 44 for small ones, 8 of them for these alone.
+        let (large, small) = (36 * KIB, 44 * KIB);
         let full = [kept("a", 20 * KIB, 1, true), kept("b", 16 * KIB, 2, true)];
         assert_eq!(BOUNDS.room(&full[..1], "c", 12 * KIB), none);
-        assert_eq!(BOUNDS.room(&full[..1], "c", 13 * KIB), Room::None { taken: 20 * KIB });
-        assert_eq!(BOUNDS.room(&full, "c", 5 * KIB), Room::None { taken: 36 * KIB });
+        assert_eq!(BOUNDS.room(&full[..1], "c", 13 * KIB), Room::None { taken: 20 * KIB, most: large });
+        assert_eq!(BOUNDS.room(&full, "c", 5 * KIB), Room::None { taken: 36 * KIB, most: large });
         assert_eq!(BOUNDS.room(&full, "c", 4 * KIB), none, "a small one has a share that others don't");
         let more = [full.clone().as_slice(), &[kept("c", 8 * KIB, 3, true)]].concat();
-        assert_eq!(BOUNDS.room(&more, "d", 4 * KIB), Room::None { taken: 44 * KIB });
+        assert_eq!(BOUNDS.room(&more, "d", 4 * KIB), Room::None { taken: 44 * KIB, most: small });
         // What is there is read again, and grows no more.
         assert_eq!(BOUNDS.room(&more, "a", 16 * KIB), none);
-        assert_eq!(BOUNDS.room(&more, "b", 13 * KIB), Room::None { taken: 28 * KIB });
-        assert_eq!(BOUNDS.room(&[kept("a", u64::MAX, 1, true)], "b", u64::MAX), Room::None { taken: u64::MAX });
+        assert_eq!(BOUNDS.room(&more, "b", 13 * KIB), Room::None { taken: 28 * KIB, most: large });
+        let endless = [kept("a", u64::MAX, 1, true)];
+        assert_eq!(BOUNDS.room(&endless, "b", u64::MAX), Room::None { taken: u64::MAX, most: large });
     }
 
     #[test]
