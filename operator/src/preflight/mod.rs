@@ -26,28 +26,47 @@ const NAMED: usize = 3;
 /// Returns when everything is there.
 pub(crate) async fn passed(client: &Client, namespace: &str, node_conditions: bool, readiness: &Readiness) {
     let mut told = Told::default();
-    while !told.nothing(readiness, "the operator can't act yet", missing(client, namespace, node_conditions).await) {
+    loop {
+        let found = missing(client, namespace, node_conditions, &mut told).await;
+        if told.nothing(readiness, "the operator can't act yet", found) {
+            return;
+        }
         tokio::time::sleep(AGAIN).await;
     }
 }
 
 /// What was found last time.
 #[derive(Debug, Default)]
-struct Told(Vec<String>);
+struct Told {
+    missing: Vec<String>,
+    /// What nothing waits for.
+    besides: Vec<String>,
+}
 
 impl Told {
     /// Whether nothing is found. What is makes the operator not ready, and is logged once as long as it stays.
     fn nothing(&mut self, readiness: &Readiness, so: &str, found: Vec<String>) -> bool {
-        for sentence in found.iter().filter(|sentence| !self.0.contains(*sentence)) {
+        for sentence in found.iter().filter(|sentence| !self.missing.contains(*sentence)) {
             tracing::error!(missing = sentence, "{so}");
         }
         readiness.block(&found);
-        self.0 = found;
-        self.0.is_empty()
+        self.missing = found;
+        self.missing.is_empty()
+    }
+
+    /// Warns of what nothing waits for, once as long as it stays. How many warnings that are.
+    fn besides(&mut self, found: Vec<String>) -> usize {
+        let new: Vec<&String> = found.iter().filter(|sentence| !self.besides.contains(*sentence)).collect();
+        for sentence in &new {
+            tracing::warn!("{sentence}");
+        }
+        let warnings = new.len();
+        self.besides = found;
+        warnings
     }
 }
 
-async fn missing(client: &Client, namespace: &str, node_conditions: bool) -> Vec<String> {
+async fn missing(client: &Client, namespace: &str, node_conditions: bool, told: &mut Told) -> Vec<String> {
     let mut missing = Vec::new();
     match client.apiserver_version().await {
         Ok(version) => missing.extend(too_old(&version.major, &version.minor)),
@@ -73,9 +92,9 @@ async fn missing(client: &Client, namespace: &str, node_conditions: bool) -> Vec
         }
     };
     missing.extend(rights.missing(namespace));
-    if let Some(why) = rights.missing_for_node_conditions().filter(|_| node_conditions) {
-        tracing::warn!("{why}");
-    }
+    let of_options = rights.missing_for_options();
+    let of_conditions = rights.missing_for_node_conditions().filter(|_| node_conditions);
+    told.besides(of_options.into_iter().chain(of_conditions).collect());
     if missing.is_empty() {
         missing.extend(admission::not_enforced(client, &rights).await.err());
     }
@@ -162,6 +181,17 @@ mod tests {
         }
         let page = include_str!("../../../docs/install.md");
         assert!(page.contains(&format!("Kubernetes 1.{OLDEST_MINOR}")), "docs/install.md says another version");
+    }
+
+    #[test]
+    fn what_nothing_waits_for_is_told_once_as_long_as_it_stays() {
+        let mut told = Told::default();
+        let found = |sentences: &[&str]| sentences.iter().map(|sentence| (*sentence).to_owned()).collect::<Vec<_>>();
+        assert_eq!(told.besides(found(&["a"])), 1);
+        assert_eq!(told.besides(found(&["a"])), 0);
+        assert_eq!(told.besides(found(&["a", "b"])), 1);
+        assert_eq!(told.besides(found(&[])), 0);
+        assert_eq!(told.besides(found(&["a"])), 1, "it had gone in between");
     }
 
     #[test]

@@ -87,13 +87,8 @@ impl Rights {
             // Another authorizer than RBAC has its say, and does not tell.
             return None;
         }
-        let lacking = self.lacking(&manifest((MANIFEST, ROLE)));
-        let (optional, needed): (Vec<_>, Vec<_>) =
-            lacking.into_iter().partition(|right| OPTIONAL.contains(&right.as_str()));
-        if !optional.is_empty() {
-            let rights = optional.join(", ");
-            tracing::warn!(rights, "options that need these rights do not work; manifests/operator/rbac.yaml has them");
-        }
+        let mut needed = self.lacking(&manifest((MANIFEST, ROLE)));
+        needed.retain(|right| !OPTIONAL.contains(&right.as_str()));
         if needed.is_empty() {
             return None;
         }
@@ -104,6 +99,18 @@ impl Rights {
              the namespace in which the operator runs ({namespace}) and its service account",
             env!("CARGO_PKG_VERSION")
         ))
+    }
+
+    /// What options miss. Nothing else waits for it.
+    pub(super) fn missing_for_options(&self) -> Option<String> {
+        let mut lacking = if self.0.incomplete { Vec::new() } else { self.lacking(&manifest((MANIFEST, ROLE))) };
+        lacking.retain(|right| OPTIONAL.contains(&right.as_str()));
+        (!lacking.is_empty()).then(|| {
+            let rights = lacking.join(", ");
+            format!(
+                "the operator may not {rights}, and what needs that does not work: manifests/operator/rbac.yaml has it"
+            )
+        })
     }
 
     /// What `--node-conditions` misses. Nothing else waits for it.
@@ -177,7 +184,7 @@ mod tests {
     fn each_right_of_the_manifest_is_missed_when_it_is_not_there() {
         let rules = manifest((MANIFEST, ROLE));
         assert!(rules.len() > 15, "{}", rules.len());
-        assert_eq!(told(&rules).missing("ns"), None);
+        assert_eq!((told(&rules).missing("ns"), told(&rules).missing_for_options()), (None, None));
         let every = Rule {
             api_groups: vec!["*".to_owned()],
             resources: vec!["*".to_owned()],
@@ -195,6 +202,7 @@ mod tests {
             let said = told(&less).missing("ns");
             if gone.verbs.iter().all(optional) {
                 assert_eq!(said, None);
+                assert!(told(&less).missing_for_options().is_some_and(|said| said.contains(&gone.resources[0])));
             } else {
                 needed += 1;
                 let said = said.unwrap();

@@ -1,12 +1,42 @@
 //! The conditions of KEP-5683 on Nodes, for clusters whose other tools understand them. Only with `--node-conditions`.
 
 use super::StatusWriter;
+use crate::apply::ApplyError;
 use bascule_api::{Time, conditions};
 use bascule_planner::{Report, Snapshot, snapshot::Node};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::Instant;
+
+/// How long no Node's conditions are written after the API server refused some: the right to them is missing, and each plan would ask for
+/// every Node that differs.
+const AGAIN: Duration = Duration::from_secs(15 * 60);
+
+/// Whether the API server refused conditions of Nodes lately.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    not_before: Option<Instant>,
+}
+
+impl Refusals {
+    fn holds(&self, now: Instant) -> bool {
+        self.not_before.is_some_and(|at| now < at)
+    }
+
+    /// Takes note of how a write failed, and says whether it was refused.
+    fn note(&mut self, error: &ApplyError, now: Instant) -> bool {
+        let refused = matches!(error, ApplyError::Refused { .. });
+        if refused {
+            self.not_before = Some(now + AGAIN);
+        }
+        refused
+    }
+}
 
 impl StatusWriter {
-    pub(super) async fn write_maintenance(&self, snapshot: &Snapshot, report: &Report, now: Time) {
+    pub(super) async fn write_maintenance(&mut self, snapshot: &Snapshot, report: &Report, now: Time) {
+        if self.maintenance_refused.holds(Instant::now()) {
+            return;
+        }
         for (node, said) in snapshot.nodes.iter().zip(&report.nodes) {
             let Some(known) = self.writer.world.nodes.get(&crate::gather::Key::cluster(&node.name)) else { continue };
             let wanted = wanted(node);
@@ -18,7 +48,13 @@ impl StatusWriter {
             }
             let message = said.wait.message.as_str();
             if let Err(error) = self.writer.write_maintenance(&node.name, &wanted, message, now).await {
-                tracing::warn!(node = %node.name, error = crate::one_line(&error), "the node's conditions can't be written");
+                let error_line = crate::one_line(&error);
+                if self.maintenance_refused.note(&error, Instant::now()) {
+                    let minutes = AGAIN.as_secs() / 60;
+                    tracing::warn!(node = %node.name, error = error_line, "no node's conditions are written for {minutes} minutes");
+                    return;
+                }
+                tracing::warn!(node = %node.name, error = error_line, "the node's conditions can't be written");
             }
         }
     }
@@ -33,4 +69,26 @@ fn wanted(node: &Node) -> BTreeMap<&'static str, bool> {
         (conditions::NODE_DRAINED, drained),
         (conditions::NODE_MAINTENANCE_IN_PROGRESS, disruption.is_some()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(code: u16) -> ApplyError {
+        let status: kube::core::Status = serde_json::from_value(serde_json::json!({"code": code})).unwrap();
+        ApplyError::of("the status of Node n1", kube::Error::Api(Box::new(status)))
+    }
+
+    #[test]
+    fn after_a_refusal_none_is_written_for_a_while_and_after_anything_else_the_next_is() {
+        let now = Instant::now();
+        let mut refusals = Refusals::default();
+        for code in [404, 409, 503] {
+            assert!(!refusals.note(&answered(code), now) && !refusals.holds(now), "{code}");
+        }
+        assert!(refusals.note(&answered(403), now));
+        assert!(refusals.holds(now) && refusals.holds(now + AGAIN - Duration::from_secs(1)));
+        assert!(!refusals.holds(now + AGAIN));
+    }
 }

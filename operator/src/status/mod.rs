@@ -56,6 +56,7 @@ pub struct StatusWriter {
     writer: Writer,
     clock: Clock,
     node_conditions: bool,
+    maintenance_refused: maintenance::Refusals,
     /// When each policy was written last.
     policies: HashMap<String, Instant>,
     nodes: HashMap<Arc<str>, Pace>,
@@ -78,6 +79,7 @@ impl StatusWriter {
             writer,
             clock,
             node_conditions,
+            maintenance_refused: maintenance::Refusals::default(),
             policies: HashMap::new(),
             nodes: HashMap::new(),
             orders_first: OrdersFirst::default(),
