@@ -114,6 +114,7 @@ pub(super) fn snapshot(objects: &Objects, seed: u64, now: Time) -> Snapshot {
             name: freeze.name_any(),
             generation: freeze.metadata.generation.unwrap_or_default(),
             created_at: created(freeze),
+            kept_elsewhere: freeze.is_kept_elsewhere(),
             spec: freeze.spec.clone(),
             status: freeze.status.clone().unwrap_or_default(),
         })

@@ -106,7 +106,30 @@ impl FreezeSpec {
     }
 }
 
+/// Labels and annotations of those who write objects from a text that they keep: by prefix, or as a whole.
+const KEEPERS: [&str; 6] = [
+    "app.kubernetes.io/managed-by",
+    // Argo CD tracks by it unless told otherwise.
+    "app.kubernetes.io/instance",
+    "argocd.argoproj.io/",
+    "helm.toolkit.fluxcd.io/",
+    "kustomize.toolkit.fluxcd.io/",
+    "meta.helm.sh/",
+];
+
 impl Freeze {
+    /// Whether somebody else than the person at the terminal keeps it: an owner, or a tool that applies what lies in a repository.
+    /// Such a tool makes it anew when it is gone, and it would hold again for its whole time.
+    #[must_use]
+    pub fn is_kept_elsewhere(&self) -> bool {
+        let metadata = &self.metadata;
+        let mut marks = metadata.labels.iter().chain(&metadata.annotations).flat_map(BTreeMap::keys);
+        let kept = |mark: &String| {
+            KEEPERS.iter().any(|keeper| if keeper.ends_with('/') { mark.starts_with(keeper) } else { mark == keeper })
+        };
+        metadata.owner_references.as_ref().is_some_and(|owners| !owners.is_empty()) || marks.any(kept)
+    }
+
     /// When it was created: its time counts from then.
     #[must_use]
     pub fn created_at(&self) -> Time {
@@ -168,6 +191,35 @@ mod tests {
         assert!(active(&spec, 100) && active(&spec, 159) && !active(&spec, 160));
         spec.ended_by = Some("alice".to_owned());
         assert!(!active(&spec, 101));
+    }
+
+    #[test]
+    fn what_a_tool_or_an_owner_keeps_is_told_from_what_a_person_typed() {
+        let of = |metadata: serde_json::Value| -> Freeze {
+            let spec = json!({"reason": "incident", "duration": "2h"});
+            let whole =
+                json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": metadata, "spec": spec});
+            serde_json::from_value(whole).unwrap()
+        };
+        let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "uid": "1"});
+        for metadata in [
+            json!({"ownerReferences": [owner]}),
+            json!({"labels": {"app.kubernetes.io/managed-by": "Helm"}}),
+            json!({"labels": {"app.kubernetes.io/instance": "freezes"}}),
+            json!({"labels": {"kustomize.toolkit.fluxcd.io/name": "fleet"}}),
+            json!({"labels": {"helm.toolkit.fluxcd.io/name": "fleet"}}),
+            json!({"annotations": {"argocd.argoproj.io/tracking-id": "fleet:bascule.dev/Freeze:/f"}}),
+            json!({"labels": {"team": "shop"}, "annotations": {"meta.helm.sh/release-name": "fleet"}}),
+        ] {
+            assert!(of(metadata.clone()).is_kept_elsewhere(), "{metadata}");
+        }
+        for metadata in [
+            json!({"name": "freeze-x7k2"}),
+            json!({"ownerReferences": [], "labels": {}}),
+            json!({"labels": {"app.kubernetes.io/name": "f"}, "annotations": {"example.com/argocd.argoproj.io": "no"}}),
+        ] {
+            assert!(!of(metadata.clone()).is_kept_elsewhere(), "{metadata}");
+        }
     }
 
     #[test]

@@ -134,6 +134,7 @@ impl Fact for FreezeFact {
             name: name(freeze),
             generation: freeze.metadata.generation.unwrap_or_default(),
             created_at: created(freeze),
+            kept_elsewhere: freeze.is_kept_elsewhere(),
             spec: freeze.spec.clone(),
             status: freeze.status.clone().unwrap_or_default(),
         };

@@ -185,6 +185,7 @@ mod tests {
             name: "stop".to_owned(),
             generation: 1,
             created_at: at(1_000),
+            kept_elsewhere: false,
             spec: serde_json::from_value(serde_json::json!({"reason": "incident", "duration": "1h"})).unwrap(),
             status: bascule_api::FreezeStatus::default(),
         };

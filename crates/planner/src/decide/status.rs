@@ -243,10 +243,10 @@ impl<'a> Round<'a> {
     }
 
     /// Takes out Freezes that ended long ago, or of which there are too many: they are read by every operator, and by whoever looks
-    /// at the fleet. That a Freeze has ended must have been written before.
+    /// at the fleet. That a Freeze has ended must have been written before. One that is kept elsewhere stays: made anew it would hold again.
     pub(super) fn forget_freezes(&mut self, steps: &mut Vec<Step>) {
         let now = self.snapshot.now;
-        let ended = |freeze: &&Arc<FreezeFacts>| !freeze.is_active(now);
+        let ended = |freeze: &&Arc<FreezeFacts>| !freeze.is_active(now) && !freeze.kept_elsewhere;
         let mut ended: Vec<(Time, &FreezeFacts)> = self
             .snapshot
             .freezes

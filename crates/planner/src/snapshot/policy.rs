@@ -35,6 +35,8 @@ pub struct FreezeFacts {
     pub generation: i64,
     /// `metadata.creationTimestamp`, from which its duration counts.
     pub created_at: Time,
+    /// Whether an owner or a tool keeps it, who makes it anew when it is gone.
+    pub kept_elsewhere: bool,
     /// What was ordered.
     pub spec: FreezeSpec,
     /// Its status as last written.

@@ -156,6 +156,7 @@ pub fn freeze(name: &str, created_at: Time, seconds: u64) -> FreezeFacts {
         name: name.to_owned(),
         generation: 1,
         created_at,
+        kept_elsewhere: false,
         spec: FreezeSpec {
             reason: "incident".to_owned(),
             duration: bascule_api::Duration::from_secs(seconds),

@@ -88,6 +88,20 @@ fn the_record_of_a_freeze_is_kept_for_ninety_days_after_its_end() {
 }
 
 #[test]
+fn a_freeze_that_a_tool_would_make_anew_stays_however_old_it_is() {
+    let mut snapshot = world(1, &json!({})).snapshot;
+    let begun = snapshot.now;
+    let mut kept = build::ended(&build::freeze("kept-in-git", begun, 60), "bob");
+    kept.status.ended_at = Some(begun.after(Duration::from_minutes(1)));
+    kept.kept_elsewhere = true;
+    let mut typed = kept.clone();
+    (typed.name, typed.kept_elsewhere) = ("typed".to_owned(), false);
+    snapshot.freezes = [kept, typed].map(Arc::new).into();
+    snapshot.now = begun.after(Duration::from_minutes(365 * 24 * 60));
+    assert_eq!(forgotten(&snapshot).0, ["typed"]);
+}
+
+#[test]
 fn of_many_freezes_those_that_ended_last_stay_on_record() {
     let mut snapshot = world(1, &json!({})).snapshot;
     let begun = snapshot.now;
