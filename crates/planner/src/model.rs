@@ -158,17 +158,15 @@ const fn set_taint(node: &mut Node, taint: Taint, there: bool) {
 /// Writes what a report says into the statuses of policies, Freezes and Rollbacks, as the operator does after acting.
 pub fn write_statuses(snapshot: &mut Snapshot, report: &Report) {
     for said in &report.policies {
-        if let Some(known) =
-            snapshot.policies.iter_mut().find(|known| known.name == said.policy && known.status != said.status)
-        {
+        let known = snapshot.policies.iter_mut().find(|known| known.name == said.policy);
+        if let Some(known) = known.filter(|known| known.status != said.status) {
             Arc::make_mut(known).status = said.status.clone();
         }
     }
     // By their names: some may have been forgotten since.
     for said in &report.freezes {
-        if let Some(known) =
-            snapshot.freezes.iter_mut().find(|known| known.name == said.freeze && known.status != said.status)
-        {
+        let known = snapshot.freezes.iter_mut().find(|known| known.name == said.freeze);
+        if let Some(known) = known.filter(|known| known.status != said.status) {
             Arc::make_mut(known).status = said.status.clone();
         }
     }
