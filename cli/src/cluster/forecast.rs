@@ -1,5 +1,5 @@
-//! `bascule forecast`: when each node will probably go out of service, and when it will be done. The operator's own planner is run forward here, over what
-//! the objects show now.
+//! `bascule forecast`: when each node will probably go out of service, and when it will be done. The operator's own planner is run
+//! forward here, over what the objects show now.
 
 use super::{
     Connection,
