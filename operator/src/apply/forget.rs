@@ -12,7 +12,10 @@ use kube::{
     Api,
     api::{DeleteParams, Preconditions},
 };
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 use tokio::{
     task::{Id, JoinSet},
     time::Instant,
@@ -23,52 +26,80 @@ const AT_ONCE: usize = 4;
 /// How long none is tried after one that failed.
 const AGAIN: Duration = Duration::from_secs(15 * 60);
 
+/// What a removal came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The API server has it no more.
+    Gone,
+    /// It is another by now, or holds something: a newer plan knows.
+    Left,
+    /// It can't be done now.
+    Failed,
+}
+
+/// One Freeze and no other of its name.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Record {
+    name: String,
+    uid: String,
+}
+
 /// The removals under way. Dropping it gives them up.
 #[derive(Debug, Default)]
 pub(super) struct Forgetting {
-    tasks: JoinSet<bool>,
-    names: HashMap<Id, String>,
+    tasks: JoinSet<Outcome>,
+    under_way: HashMap<Id, Record>,
+    /// Gone, and still known here: the watch is late, and plans name them again.
+    gone: HashSet<Record>,
     not_before: Option<Instant>,
 }
 
 impl Forgetting {
-    /// Takes note of what ended, and says how many may be begun now.
-    fn room(&mut self, now: Instant) -> usize {
+    /// Takes note of what ended and of what is known no more, and says how many may be begun now.
+    fn room(&mut self, now: Instant, known: impl Fn(&Record) -> bool) -> usize {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
-            let (id, done) = match ended {
+            let (id, outcome) = match ended {
                 Ok(ended) => ended,
-                Err(error) => (error.id(), false),
+                Err(error) => (error.id(), Outcome::Failed),
             };
-            self.names.remove(&id);
-            if !done {
-                self.not_before = Some(now + AGAIN);
+            let record = self.under_way.remove(&id);
+            match outcome {
+                Outcome::Gone => self.gone.extend(record),
+                Outcome::Left => {}
+                Outcome::Failed => self.not_before = Some(now + AGAIN),
             }
         }
-        if self.not_before.is_some_and(|at| now < at) { 0 } else { AT_ONCE.saturating_sub(self.names.len()) }
+        self.gone.retain(known);
+        if self.not_before.is_some_and(|at| now < at) { 0 } else { AT_ONCE.saturating_sub(self.under_way.len()) }
     }
 
-    fn begin(&mut self, freeze: &str, removal: impl Future<Output = bool> + Send + 'static) {
+    fn begin(&mut self, record: Record, removal: impl Future<Output = Outcome> + Send + 'static) {
         let task = self.tasks.spawn(removal);
-        self.names.insert(task.id(), freeze.to_owned());
+        self.under_way.insert(task.id(), record);
     }
 
-    fn has(&self, freeze: &str) -> bool {
-        self.names.values().any(|one| one == freeze)
+    fn has(&self, record: &Record) -> bool {
+        self.gone.contains(record) || self.under_way.values().any(|one| one == record)
     }
 }
 
 impl Writer {
     /// Begins to remove what a plan says, as far as there is room. The rest stands in the next plan too.
     pub(super) fn forget(&self, plan: &Plan, forgetting: &mut Forgetting) {
-        let mut room = forgetting.room(Instant::now());
+        let uid = |name: &str| self.world.freezes.get(&Key::cluster(name)).map(|known| known.1.clone());
+        let known = |record: &Record| uid(&record.name).is_some_and(|uid| uid == record.uid);
+        let mut room = forgetting.room(Instant::now(), known);
         for step in &plan.steps {
             let Action::ForgetFreeze { freeze } = &step.action else { continue };
-            if room == 0 || forgetting.has(freeze) {
+            // One that is known no more has gone meanwhile.
+            let Some(uid) = uid(freeze) else { continue };
+            let record = Record { name: freeze.clone(), uid };
+            if room == 0 || forgetting.has(&record) {
                 continue;
             }
             room -= 1;
             let (writer, step, name) = (self.clone(), step.clone(), freeze.clone());
-            forgetting.begin(freeze, async move {
+            forgetting.begin(record, async move {
                 let removed = match tokio::time::timeout(super::SLOW, writer.remove(&name, &step)).await {
                     Ok(removed) => removed,
                     Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
@@ -103,15 +134,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Whether it is gone, one way or another.
-    fn note_removal(&self, freeze: &str, step: &Step, removed: &Result<(), ApplyError>) -> bool {
+    /// Counts and logs.
+    fn note_removal(&self, freeze: &str, step: &Step, removed: &Result<(), ApplyError>) -> Outcome {
         let action = step.action.name();
         match removed {
             Ok(()) => self.metrics.acted(action, "done"),
             Err(error) => self.metrics.acted(action, error.category()),
         }
         match removed {
-            Ok(()) | Err(ApplyError::Gone(_) | ApplyError::Conflict(_)) => true,
+            Ok(()) | Err(ApplyError::Gone(_)) => Outcome::Gone,
+            Err(ApplyError::Conflict(_)) => Outcome::Left,
             Err(error) => {
                 let minutes = AGAIN.as_secs() / 60;
                 tracing::warn!(
@@ -120,7 +152,7 @@ impl Writer {
                     error = crate::one_line(error),
                     "a record is not removed, and none is for {minutes} minutes"
                 );
-                false
+                Outcome::Failed
             }
         }
     }
@@ -130,22 +162,45 @@ impl Writer {
 mod tests {
     use super::*;
 
+    fn record(name: &str) -> Record {
+        Record { name: name.to_owned(), uid: "1".to_owned() }
+    }
+
+    /// Where everything is still known.
+    fn room(forgetting: &mut Forgetting) -> usize {
+        forgetting.room(Instant::now(), |_| true)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_few_at_a_time_and_none_for_a_while_after_one_that_failed() {
         let mut forgetting = Forgetting::default();
-        assert_eq!(forgetting.room(Instant::now()), AT_ONCE);
-        forgetting.begin("a", async { true });
-        forgetting.begin("b", std::future::pending());
-        assert!(forgetting.has("a") && !forgetting.has("c"));
-        assert_eq!(forgetting.room(Instant::now()), AT_ONCE - 2);
+        assert_eq!(room(&mut forgetting), AT_ONCE);
+        forgetting.begin(record("a"), async { Outcome::Gone });
+        forgetting.begin(record("b"), std::future::pending());
+        assert!(forgetting.has(&record("a")) && !forgetting.has(&record("c")));
+        assert_eq!(room(&mut forgetting), AT_ONCE - 2);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(forgetting.room(Instant::now()), AT_ONCE - 1, "the first has ended");
-        forgetting.begin("c", async { false });
+        assert_eq!(room(&mut forgetting), AT_ONCE - 1, "the first has ended");
+        forgetting.begin(record("c"), async { Outcome::Failed });
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(forgetting.room(Instant::now()), 0);
+        assert_eq!(room(&mut forgetting), 0);
         tokio::time::sleep(AGAIN - Duration::from_secs(1)).await;
-        assert_eq!(forgetting.room(Instant::now()), 0, "from when it was noted");
+        assert_eq!(room(&mut forgetting), 0, "from when it was noted");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(forgetting.room(Instant::now()), AT_ONCE - 1);
+        assert_eq!(room(&mut forgetting), AT_ONCE - 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_gone_is_not_removed_again_while_the_watch_is_late() {
+        let mut forgetting = Forgetting::default();
+        forgetting.begin(record("a"), async { Outcome::Gone });
+        forgetting.begin(record("b"), async { Outcome::Left });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(room(&mut forgetting), AT_ONCE);
+        assert!(forgetting.has(&record("a")) && !forgetting.has(&record("b")));
+        let another = Record { uid: "2".to_owned(), ..record("a") };
+        assert!(!forgetting.has(&another), "of its name, and not it");
+        assert_eq!(forgetting.room(Instant::now(), |_| false), AT_ONCE);
+        assert!(!forgetting.has(&record("a")));
     }
 }
