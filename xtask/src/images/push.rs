@@ -58,7 +58,8 @@ async fn push_to(layout: &Path, name: &str, ca: Option<&Path>, user: &RegistryAu
     }
     let client = Client::try_from(config).context("making a client for the registry")?;
     match push_with(&client, layout, &reference, user).await {
-        Err(error) if is_about_the_user(&error) => bail!(
+        // With its cause: a token server that is broken is told as one that refuses.
+        Err(error) if is_about_the_user(&error) => Err(error.context(format!(
             "the registry {} {}",
             reference.registry(),
             match user {
@@ -66,7 +67,7 @@ async fn push_to(layout: &Path, name: &str, ca: Option<&Path>, user: &RegistryAu
                     format!("does not let {user} (REGISTRY_USER) push with the password in REGISTRY_PASSWORD"),
                 _ => "lets nobody push without a name: set REGISTRY_USER and REGISTRY_PASSWORD".to_owned(),
             }
-        ),
+        ))),
         done => done,
     }
 }
@@ -182,8 +183,9 @@ mod tests {
             (&wrong, "does not let publisher (REGISTRY_USER) push with the password in REGISTRY_PASSWORD"),
             (&RegistryAuth::Anonymous, "lets nobody push without a name: set REGISTRY_USER and REGISTRY_PASSWORD"),
         ] {
-            let said = format!("{:#}", push(user).await.unwrap_err());
-            assert_eq!(said, format!("the registry {} {sentence}", registry.address()));
+            let error = push(user).await.unwrap_err();
+            assert_eq!(error.to_string(), format!("the registry {} {sentence}", registry.address()));
+            assert!(error.chain().any(|cause| cause.is::<OciDistributionError>()), "{error:#}");
             let manifest = registry.get("platform/program/manifests/1").await.unwrap();
             assert_eq!(manifest.status(), reqwest::StatusCode::NOT_FOUND);
         }
