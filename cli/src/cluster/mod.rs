@@ -202,15 +202,21 @@ where
     }
 }
 
-/// The name the API server knows us by. Objects carry it as `requestedBy`, and the admission policy checks it. Where the API server
+/// The name the API server knows us by.
+async fn user(client: &Client) -> kube::Result<Option<String>> {
+    let api: Api<SelfSubjectReview> = Api::all(client.clone());
+    let review = api.create(&PostParams::default(), &SelfSubjectReview::default()).await?;
+    Ok(review.status.and_then(|status| status.user_info).and_then(|user| user.username))
+}
+
+/// The same, for what is written in that name. Objects carry it as `requestedBy`, and the admission policy checks it. Where the API server
 /// refuses to say, a stop is a stop all the same.
 ///
 /// # Errors
 /// When it does not answer at all.
 async fn whoami(client: &Client) -> anyhow::Result<Option<String>> {
-    let api: Api<SelfSubjectReview> = Api::all(client.clone());
-    match api.create(&PostParams::default(), &SelfSubjectReview::default()).await {
-        Ok(review) => Ok(review.status.and_then(|status| status.user_info).and_then(|user| user.username)),
+    match user(client).await {
+        Ok(name) => Ok(name),
         Err(error) if !matches!(error, kube::Error::Api(_)) => {
             Err(problem::told(error, "create", "SelfSubjectReviews", Role::OnCall))
         }
