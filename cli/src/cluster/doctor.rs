@@ -87,7 +87,11 @@ impl Finding {
 impl Doctor {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let findings = live::patiently(findings(&client, connection)).await?;
+        let mut findings = live::patiently(findings(&client, connection)).await?;
+        let cluster = connection.same_cluster();
+        for command in findings.iter_mut().flat_map(|finding| &mut finding.commands) {
+            *command = cluster.line(command);
+        }
         output::show(self.output, &findings, |findings| text(findings, Look::of_stdout()))?;
         let wrong = findings.iter().any(|finding| finding.weight == Weight::Wrong);
         Ok(if wrong { Exit::Failed } else { Exit::Success })

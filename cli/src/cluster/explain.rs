@@ -74,10 +74,10 @@ struct WaitExplanation<'a> {
 }
 
 impl<'a> WaitExplanation<'a> {
-    fn of(policy: &LivePolicy, (wait, nodes): (&'a LiveWait, Vec<&'a LiveNode>)) -> Self {
+    fn of(seen: &Seen, policy: &LivePolicy, (wait, nodes): (&'a LiveWait, Vec<&'a LiveNode>)) -> Self {
         Self {
             wait,
-            commands: of_group(wait, &nodes, policy),
+            commands: of_group(seen, wait, &nodes, policy),
             nodes: nodes.iter().map(|node| node.name.as_str()).collect(),
             remedy: wait.reason.remedy(),
         }
@@ -85,8 +85,9 @@ impl<'a> WaitExplanation<'a> {
 }
 
 /// The commands for a group of nodes that wait for the same: the first stands for all of them.
-fn of_group(wait: &LiveWait, nodes: &[&LiveNode], policy: &LivePolicy) -> Vec<String> {
-    nodes.first().map(|node| remedy::commands(wait, &node.name, Some(policy))).unwrap_or_default()
+fn of_group(seen: &Seen, wait: &LiveWait, nodes: &[&LiveNode], policy: &LivePolicy) -> Vec<String> {
+    let first = nodes.first().map(|node| remedy::commands(wait, &node.name, Some(policy)));
+    first.iter().flatten().map(|command| seen.cluster.line(command)).collect()
 }
 
 /// The gates in their order: those that hold, the one that does not, and those that were not asked.
@@ -145,7 +146,7 @@ impl Explain {
                 node: NodeAnswer::of(&seen.report, node),
                 gates: Gates::of(&seen.report, node),
                 remedy: seen.report.wait(node).map(|wait| wait.reason.remedy()),
-                commands: of_node(&seen.report, node),
+                commands: of_node(&seen, node),
                 node_update: update,
             };
             output::show(self.output, &explanation, |_| node_text(&seen, node, update, &page))?;
@@ -156,7 +157,7 @@ impl Explain {
                 policy,
                 waits: groups(&seen.report, index)
                     .into_iter()
-                    .map(|group| WaitExplanation::of(policy, group))
+                    .map(|group| WaitExplanation::of(&seen, policy, group))
                     .collect(),
             };
             output::show(self.output, &explanation, |_| policy_text(&seen, index, policy, &page))?;
@@ -220,15 +221,16 @@ where
         text.push_str(&paragraph(look, "means", wait.reason.meaning()));
         text.push_str(&paragraph(look, "do", wait.reason.remedy()));
         // Never wrapped: they are typed, or copied, as they stand.
-        text.extend(of_node(report, node).iter().map(|command| line("run", command)));
+        text.extend(of_node(seen, node).iter().map(|command| line("run", command)));
     }
     text
 }
 
 /// The commands for one node.
-fn of_node(report: &LiveReport, node: &LiveNode) -> Vec<String> {
-    let policy = node.policy.and_then(|index| report.policies.get(index));
-    report.wait(node).map(|wait| remedy::commands(wait, &node.name, policy)).unwrap_or_default()
+fn of_node(seen: &Seen, node: &LiveNode) -> Vec<String> {
+    let policy = node.policy.and_then(|index| seen.report.policies.get(index));
+    let commands = seen.report.wait(node).map(|wait| remedy::commands(wait, &node.name, policy));
+    commands.iter().flatten().map(|command| seen.cluster.line(command)).collect()
 }
 
 /// What the agent itself says went wrong.
@@ -299,7 +301,7 @@ where
         text.push_str(&format!("\n{}   {}{more}\n", look.paint(Tone::Strong, &head), named.join(" ")));
         text.push_str(&look.wrapped(&wait.message, "  "));
         text.push_str(&look.wrapped(wait.reason.remedy(), "  "));
-        text.extend(of_group(wait, &nodes, policy).iter().map(|command| format!("  run  {command}\n")));
+        text.extend(of_group(seen, wait, &nodes, policy).iter().map(|command| format!("  run  {command}\n")));
     }
     text
 }
@@ -346,7 +348,7 @@ mod tests {
             source: &seen.source,
             node: NodeAnswer::of(&seen.report, node),
             remedy: seen.report.wait(node).map(|wait| wait.reason.remedy()),
-            commands: of_node(&seen.report, node),
+            commands: of_node(&seen, node),
             gates: Gates::of(&seen.report, node),
             node_update: None,
         };
@@ -375,6 +377,18 @@ mod tests {
         let run: Vec<&str> = read.lines().filter_map(|line| line.strip_prefix("run    ")).collect();
         assert_eq!(run, remedy::commands(&wait, name, Some(&workers)), "what docs/on-call.md tells people to type");
         assert!(read.contains(", has ") && read.contains(" staged   policy workers\n"), "{read}");
+    }
+
+    #[test]
+    fn what_to_run_is_for_the_cluster_that_was_looked_at() {
+        let mut seen = fixture::seen();
+        let words = "bascule --context prod explain node-b2".split(' ').map(str::to_owned);
+        seen.cluster = Connection::of_words(words).same_cluster();
+        let shown = node_text(&seen, &seen.report.nodes[2], None, &fixture::page(fixture::TERMINAL));
+        let run = "\nrun    kubectl --context prod -n shop describe poddisruptionbudget checkout\n";
+        assert!(shown.contains(run), "{shown}");
+        let shown = policy_text(&seen, 0, &seen.report.policies[0], &fixture::page(fixture::TERMINAL));
+        assert!(shown.contains("\n  run  bascule --context prod forecast workers\n"), "{shown}");
     }
 
     #[test]
@@ -422,7 +436,7 @@ mod tests {
             policy: &seen.report.policies[0],
             waits: groups(&seen.report, 0)
                 .into_iter()
-                .map(|group| WaitExplanation::of(&seen.report.policies[0], group))
+                .map(|group| WaitExplanation::of(&seen, &seen.report.policies[0], group))
                 .collect(),
         };
         insta::assert_snapshot!("explain-policy-json", fixture::json(&explanation));

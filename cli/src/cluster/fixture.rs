@@ -1,6 +1,7 @@
 //! A fleet for tests of what is shown.
 
 use super::{
+    SameCluster,
     live::{Seen, Source},
     picture::Look,
     view::Page,
@@ -145,7 +146,8 @@ pub(super) fn seen() -> Seen {
         freezes,
         ..LiveReport::default()
     };
-    Seen { report, source: Source::Leader { name: "bascule-operator-5d9f".into() } }
+    let source = Source::Leader { name: "bascule-operator-5d9f".into() };
+    Seen { report, source, cluster: SameCluster::default() }
 }
 
 /// Five hundred nodes of a policy under way, and as many waiting for reasons of their own.

@@ -72,7 +72,7 @@ impl Freeze {
                 "Nodes in progress finish".to_owned()
             }
         };
-        said(&place, self.duration, &finish, &format!("bascule unfreeze {name}"))
+        said(&place, self.duration, &finish, &connection.line(&format!("bascule unfreeze {name}")))
     }
 }
 
@@ -177,7 +177,7 @@ impl Pause {
         let spec = FreezeSpec { policies: vec![self.policy.clone()], ..spec(self.reason, self.duration) };
         create(&client, "pause", spec).await?;
         let place = format!("for policy {}", self.policy);
-        said(&place, self.duration, &finishing(moving), &format!("bascule resume {}", self.policy))
+        said(&place, self.duration, &finishing(moving), &connection.line(&format!("bascule resume {}", self.policy)))
     }
 }
 
@@ -223,7 +223,7 @@ impl Hold {
         let spec = FreezeSpec { nodes: vec![self.node.clone()], ..spec(self.reason, self.duration) };
         create(&client, "hold", spec).await?;
         let place = format!("for node {}", self.node);
-        said(&place, self.duration, &finishing(moves), &format!("bascule resume {}", self.node))
+        said(&place, self.duration, &finishing(moves), &connection.line(&format!("bascule resume {}", self.node)))
     }
 }
 
@@ -274,7 +274,7 @@ impl Abort {
             return Ok(Exit::Failed);
         }
         create(&client, "abort", spec).await?;
-        said(&place, self.duration, &does, &format!("bascule resume {}", self.name))
+        said(&place, self.duration, &does, &connection.line(&format!("bascule resume {}", self.name)))
     }
 }
 

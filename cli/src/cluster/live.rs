@@ -1,7 +1,7 @@
 //! What is so now: the leader's live report, read through the API server with the reader's own rights, or else what the
 //! objects say, with how old that is and why there is nothing better.
 
-use super::{Connection, objects};
+use super::{Connection, SameCluster, objects};
 use crate::{clock, output, plain};
 use anyhow::Context as _;
 use bascule_api as api;
@@ -26,6 +26,8 @@ const ROLE: &str = "bascule-live-report";
 pub(super) struct Seen {
     pub(super) report: LiveReport,
     pub(super) source: Source,
+    /// What is to be typed about it is for this cluster.
+    pub(super) cluster: SameCluster,
 }
 
 /// Where a report is from.
@@ -54,15 +56,16 @@ pub(super) enum Source {
 /// # Errors
 /// When the objects can't be read either.
 pub(super) async fn seen(client: &Client, connection: &Connection) -> anyhow::Result<Seen> {
+    let cluster = connection.same_cluster();
     let reading = async {
         match from_leader(client, &connection.namespace).await {
             Ok(report) => {
                 let source = Source::Leader { name: report.planned_by.clone() };
-                Ok(Seen { report: in_lines(report)?, source })
+                Ok(Seen { report: in_lines(report)?, source, cluster })
             }
             Err(why) => {
                 let (report, written_at) = objects::read(client).await?;
-                Ok(Seen { report: in_lines(report)?, source: Source::Objects { why, written_at } })
+                Ok(Seen { report: in_lines(report)?, source: Source::Objects { why, written_at }, cluster })
             }
         }
     };

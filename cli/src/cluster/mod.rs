@@ -85,6 +85,35 @@ pub(crate) struct Connection {
     request_timeout: api::Duration,
 }
 
+/// The cluster as a command line names it, for commands that are to be typed next: they are for the same one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct SameCluster {
+    /// What kubectl is told of it.
+    kubectl: String,
+    /// What `bascule` is.
+    bascule: String,
+}
+
+impl SameCluster {
+    /// A command of one of the two, as it is to be typed.
+    fn line(&self, command: &str) -> String {
+        match command.split_once(' ') {
+            Some(("kubectl", rest)) => format!("kubectl{} {rest}", self.kubectl),
+            Some(("bascule", rest)) => format!("bascule{} {rest}", self.bascule),
+            _ => command.to_owned(),
+        }
+    }
+}
+
+/// A word as a shell takes it, whatever is in it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./:@=+,%".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
 /// How long it may take to reach the API server, TLS included.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -105,6 +134,29 @@ impl Connection {
             namespace: value("--namespace").unwrap_or_else(|| api::OPERATOR_NAMESPACE.to_owned()),
             request_timeout: api::Duration::from_secs(2),
         }
+    }
+
+    /// What was said of the cluster, to be said again.
+    fn same_cluster(&self) -> SameCluster {
+        let option = |name: &str, value: &str| format!(" {name} {}", quoted(value));
+        let mut kubectl = String::new();
+        if let Some(file) = &self.kubeconfig {
+            kubectl.push_str(&option("--kubeconfig", &file.to_string_lossy()));
+        }
+        if let Some(context) = &self.context {
+            kubectl.push_str(&option("--context", context));
+        }
+        let mut bascule = kubectl.clone();
+        // The operator's, which no command of kubectl is for.
+        if self.namespace != api::OPERATOR_NAMESPACE {
+            bascule.push_str(&option("--namespace", &self.namespace));
+        }
+        SameCluster { kubectl, bascule }
+    }
+
+    /// A command of kubectl or `bascule` that is to be typed next.
+    fn line(&self, command: &str) -> String {
+        self.same_cluster().line(command)
     }
 
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
@@ -246,6 +298,19 @@ mod tests {
         assert_eq!((said.context.as_deref(), said.kubeconfig), (Some("prod"), Some(PathBuf::from("K"))));
         assert_eq!(of("bascule explain").context, None);
         assert_eq!(of("bascule explain --context").context, None);
+    }
+
+    #[test]
+    fn what_is_to_be_typed_next_is_for_the_same_cluster() {
+        let of = |line: &str| Connection::of_words(line.split(' ').map(str::to_owned)).same_cluster();
+        let named = of("bascule explain n1 --context prod --kubeconfig=K --namespace ns");
+        assert_eq!(named.line("bascule retry n1"), "bascule --kubeconfig K --context prod --namespace ns retry n1");
+        let logs = "kubectl --kubeconfig K --context prod -n shop logs job/x";
+        assert_eq!(named.line("kubectl -n shop logs job/x"), logs);
+        for line in ["bascule retry n1", "kubectl get nodes"] {
+            assert_eq!(of("bascule explain n1").line(line), line);
+        }
+        assert_eq!([quoted("arn:aws:eks/x"), quoted("a b's")], ["arn:aws:eks/x", r"'a b'\''s'"]);
     }
 
     #[tokio::test]
