@@ -126,10 +126,14 @@ fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
         let text = std::fs::read_to_string(format!("{ROOT}/{page}")).expect("a page");
         assert!(text.contains("(docs/glossary.md"), "{page} does not lead to the glossary");
     }
-    for entry in std::fs::read_dir(format!("{ROOT}/docs/runbooks")).expect("the runbooks") {
-        let path = entry.expect("an entry").path();
-        let text = std::fs::read_to_string(&path).expect("a page");
-        assert!(text.contains("(../glossary.md"), "{} does not lead to the glossary", path.display());
+    for folder in ["runbooks", "decisions"] {
+        for entry in std::fs::read_dir(format!("{ROOT}/docs/{folder}")).expect("a folder of pages") {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("a page");
+            assert!(text.contains("(../glossary.md"), "{} does not lead to the glossary", path.display());
+            let of_tests = folder == "runbooks" && text.contains("tests/");
+            assert!(!of_tests, "{} names tests, of which nobody on call needs to know", path.display());
+        }
     }
     for entry in std::fs::read_dir(format!("{ROOT}/docs")).expect("the pages") {
         let path = entry.expect("an entry").path();
