@@ -1,5 +1,5 @@
-//! docs/invariants.md names the tests that hold each invariant, docs/security.md those that hold each boundary. A name that
-//! leads nowhere would be a promise that nobody keeps, so each must be a test of its package.
+//! docs/invariants.md names the tests that hold each invariant, docs/security.md those that hold each boundary, docs/testing.md
+//! those of each level. A name that leads nowhere would be a promise that nobody keeps, so each must be a test of its package.
 
 #![allow(
     clippy::expect_used,
@@ -95,6 +95,9 @@ fn every_test_that_is_named_exists() {
     let (mut found, security) = (named(&read("invariants.md")), named(&read("security.md")));
     assert!(security.len() > 8, "only {} names were found: the page or this test changed", security.len());
     found.extend(security);
+    let levels = named(&read("testing.md"));
+    assert!(levels.len() > 40, "only {} names were found: the page or this test changed", levels.len());
+    found.extend(levels);
     let named = found;
     assert!(named.len() > 40, "only {} names were found: the page or this test changed", named.len());
     let mut all = Vec::new();
@@ -116,7 +119,7 @@ fn every_test_that_is_named_exists() {
 }
 
 /// Pages that are for whoever judges or changes Bascule. All others are for those who use it.
-const OF_TESTS: [&str; 4] = ["invariants.md", "security.md", "boot-tests.md", "fuzzing.md"];
+const OF_TESTS: [&str; 5] = ["invariants.md", "security.md", "testing.md", "boot-tests.md", "fuzzing.md"];
 
 #[test]
 fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
