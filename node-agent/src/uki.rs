@@ -95,7 +95,7 @@ mod tests {
     /// Each of these a boot loader may start, and it may be what runs.
     #[test]
     fn what_is_beyond_the_limits_of_this_reader_may_boot_anything() {
-        let (osrel, linux): ((&str, &[u8]), (&str, &[u8])) = ((".osrel", b"ID=acme\n"), (".linux", b"no kernel"));
+        let (osrel, linux) = ((".osrel", &b"ID=acme\n"[..]), (".linux", &b"no kernel"[..]));
         let long_release = format!("ID=acme\n#{}\n", "x".repeat(64 << 10));
         let long_line = format!("quiet {}", "x".repeat(2048));
         let (quiet, many) = ((".cmdline", &b"quiet"[..]), vec![(".other", &b""[..]); 95]);

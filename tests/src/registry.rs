@@ -64,16 +64,19 @@ impl Registry {
         std::fs::write(file("pem"), certificate.pem())?;
         std::fs::write(file("key"), key.serialize_pem())?;
         let port = free_port()?;
-        let mut settings = json!({
+        let auth = if wants_user {
+            std::fs::write(file("users"), format!("{USER}:{HASH}\n"))?;
+            json!({"htpasswd": {"realm": "registry", "path": file("users")}})
+        } else {
+            json!({})
+        };
+        let settings = json!({
             "version": "0.1",
             "log": {"level": "warn"},
             "storage": {"filesystem": {"rootdirectory": file("storage")}},
             "http": {"addr": format!("127.0.0.1:{port}"), "tls": {"certificate": file("pem"), "key": file("key")}},
+            "auth": auth,
         });
-        if wants_user {
-            std::fs::write(file("users"), format!("{USER}:{HASH}\n"))?;
-            settings["auth"] = json!({"htpasswd": {"realm": "registry", "path": file("users")}});
-        }
         std::fs::write(file("yml"), settings.to_string())?;
         let arguments = [OsStr::new("serve").to_owned(), file("yml").into_os_string()];
         let process = Supervised::start(Path::new("docker-registry"), arguments, &[], &file("log"))?;

@@ -77,20 +77,21 @@ fn others(folder: &Path) -> anyhow::Result<Vec<Value>> {
         Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
     };
     let before: Value = serde_saphyr::from_str(&text).with_context(|| format!("{} is no manifest", path.display()))?;
-    if before["spec"]["version"] != format!("v{}", env!("CARGO_PKG_VERSION")) {
+    if before.pointer("/spec/version") != Some(&Value::from(format!("v{}", env!("CARGO_PKG_VERSION")))) {
         return Ok(Vec::new());
     }
     let mut others = Vec::new();
-    for platform in before["spec"]["platforms"].as_array().into_iter().flatten() {
-        if platform["selector"]["matchLabels"]["arch"] == machine() {
+    for platform in before.pointer("/spec/platforms").and_then(Value::as_array).into_iter().flatten() {
+        if platform.pointer("/selector/matchLabels/arch").is_some_and(|arch| *arch == machine()) {
             continue;
         }
-        let name = platform["uri"].as_str().and_then(|uri| uri.rsplit('/').next()).unwrap_or_default();
+        let name =
+            platform.get("uri").and_then(Value::as_str).and_then(|uri| uri.rsplit('/').next()).unwrap_or_default();
         let archive = folder.join(name);
         let bytes =
             fs::read(&archive).with_context(|| format!("reading {}, which the manifest names", archive.display()))?;
         ensure!(
-            platform["sha256"] == Sha256::of(&bytes).to_string(),
+            platform.get("sha256").is_some_and(|told| *told == Sha256::of(&bytes).to_string()),
             "{} is not the archive that {} names: pack it again on its machine",
             archive.display(),
             path.display()

@@ -117,17 +117,21 @@ impl Step {
     }
 }
 
-/// The names of all test programs below `tests/` of the members.
-fn test_programs() -> anyhow::Result<BTreeSet<String>> {
+/// What the members test, by name: the test programs below `tests/`, and the programs that have tests of their own.
+/// (`--bins` would build empty test programs of the others too.)
+fn test_programs() -> anyhow::Result<(BTreeSet<String>, BTreeSet<String>)> {
     let manifest = workspace_root().join("Cargo.toml");
     let metadata =
         MetadataCommand::new().manifest_path(manifest).no_deps().exec().context("asking cargo for its members")?;
-    let targets = metadata.packages.iter().flat_map(|package| &package.targets);
-    Ok(targets.filter(|target| target.kind.contains(&TargetKind::Test)).map(|target| target.name.clone()).collect())
+    let of = |kind: TargetKind| {
+        let targets = metadata.packages.iter().flat_map(|package| &package.targets);
+        targets.filter(|target| target.test && target.kind.contains(&kind)).map(|target| target.name.clone()).collect()
+    };
+    Ok((of(TargetKind::Test), of(TargetKind::Bin)))
 }
 
-fn named(programs: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
-    programs.into_iter().flat_map(|name| ["--test".to_owned(), name])
+fn named(option: &str, programs: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
+    programs.into_iter().flat_map(move |name| [option.to_owned(), name])
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -136,22 +140,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     prerequisites::room(&target, ROOM_MIB)?;
     prerequisites::require("go", "install Go 1.26 or newer (the control plane of the tests is built from Go modules)")?;
     prerequisites::ensure(prerequisites::TEST_TOOLS)?;
+    let (tests, own) = test_programs()?;
     let (cluster, mut rest): (BTreeSet<_>, BTreeSet<_>) =
-        test_programs()?.into_iter().partition(|name| WITH_A_CONTROL_PLANE.contains(&name.as_str()));
+        tests.into_iter().partition(|name| WITH_A_CONTROL_PLANE.contains(&name.as_str()));
     let images = rest.take(OF_SHIPPED_PROGRAMS);
-    let own = ["--lib", "--bins"].map(str::to_owned);
+    let own = std::iter::once("--lib".to_owned()).chain(named("--bin", own));
     let before = [
         Step::new("format", &["fmt", "--all", "--check"]),
         Step::new("dependencies", &["xtask", "deny"]),
         Step::new("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
-        Step::new("compile", &["test", "--workspace", "--lib", "--bins", "--tests", "--no-run"]),
+        Step::new("compile", &["test", "--workspace", "--lib", "--tests", "--no-run"]),
     ];
-    let waiting = [Step::tests("cluster", named(cluster), &options.filter)];
+    let waiting = [Step::tests("cluster", named("--test", cluster), &options.filter)];
     let working = [
-        Step::tests("worlds", own.into_iter().chain(named(rest)), &options.filter),
+        Step::tests("worlds", own.chain(named("--test", rest)), &options.filter),
         // What the machines are made of is compiled before they start, so that nothing competes with them for the processors.
         Step::new("boot programs", &["xtask", "boot", "build"]),
-        Step::tests("images", named(images), &options.filter),
+        Step::tests("images", named("--test", images), &options.filter),
     ];
     let last = [Step::new("boot", &["xtask", "boot"])];
 

@@ -50,7 +50,7 @@ const SLOW_BOOT: std::time::Duration = std::time::Duration::from_secs(8);
 
 /// How long the self test of a very slow machine takes: longer than the node lifecycle controller needs to notice (20 s here),
 /// and than a node has from then on.
-const SELF_TEST: std::time::Duration = std::time::Duration::from_secs(85);
+const SELF_TEST: std::time::Duration = std::time::Duration::from_secs(100);
 
 /// How long after its agent the kubelet of such a machine takes: long enough for a plan in between.
 const LATE_KUBELET: std::time::Duration = std::time::Duration::from_secs(3);

@@ -201,12 +201,12 @@ async fn a_gate_about_the_cluster_that_closes_during_a_trial_holds_it_and_blames
     let _operator = world.operator("first").await;
     let gates = json!([{"name": "shop", "http": {"url": service}}]);
     // Whoever comes too late to close the gate before the trial has the soak for that.
-    world.policy("workers", json!({"health": {"nodeReadyTimeout": "45s", "nodeSoak": "20s", "gates": gates}})).await;
+    world.policy("workers", json!({"health": {"nodeReadyTimeout": "60s", "nodeSoak": "20s", "gates": gates}})).await;
     let granted = |update: Option<&bascule_api::NodeUpdate>| update.is_some_and(|one| one.spec.disruption.is_some());
     world.until_update("n1", "granted", granted).await;
     status.store(503, Ordering::SeqCst);
     world.until_message("n1", WaitReason::HealthGate, "is held as a trial, and not blamed: gate shop").await;
-    let told = async || world.notes("TrialHeld").await.iter().any(|note| note.contains("503"));
+    let told = async || world.notes("TrialHeld").await.iter().any(|note| note.contains("gate shop"));
     world.eventually("somebody is told", told).await;
     status.store(200, Ordering::SeqCst);
     world.until_current("n1", "1.1").await;
@@ -234,9 +234,9 @@ fn maintenance(node: Option<&Node>, type_: &str) -> Option<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trial_without_its_daemon_sets_goes_back_and_the_node_shows_its_maintenance() {
     let mut world = World::new().await;
+    bascule::install(&world.control_plane, &["components/node-conditions/rbac.yaml"]).await.unwrap();
     world.machine("n1", "a", Habit::Good).await;
     world.control_plane.apply(AGENT).await.unwrap();
-    bascule::install(&world.control_plane, &["components/node-conditions/rbac.yaml"]).await.unwrap();
     let _operator = world.operator_with("first", None, &["--node-conditions"]).await;
     world.policy("workers", json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}}})).await;
     let shown = |node: Option<&Node>, wanted: &str| {

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 fn only(node: &str, more: serde_json::Value) -> serde_json::Value {
     let mut spec = json!({"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": node}}});
@@ -91,7 +92,7 @@ async fn a_daemon_set_that_breaks_while_its_node_is_drained_is_waited_for_and_no
     world.until_ready_on("logs", "n1").await;
     world.shop(2).await;
     let _operator = world.operator("first").await;
-    world.policy("workers", json!({"health": {"nodeReadyTimeout": "45s"}})).await;
+    world.policy("workers", json!({"health": {"nodeReadyTimeout": "60s"}})).await;
     world.until_the_shop_holds("n1").await;
     // From now on its pods wait for a scheduler that there is none of.
     let broken = LOGS.replace("containers:", "schedulerName: nobody, containers:");
@@ -99,9 +100,15 @@ async fn a_daemon_set_that_breaks_while_its_node_is_drained_is_waited_for_and_no
     let pods: Api<Pod> = Api::namespaced(world.client.clone(), "default");
     let there = ListParams::default().labels("app=logs").fields("spec.nodeName=n1");
     world.eventually("its pod is gone", async || pods.list(&there).await.unwrap().items.is_empty()).await;
+    let begun = Instant::now();
     world.clear_of_the_shop("n1").await;
-    world.until_message("n1", WaitReason::Trial, "not default/logs").await;
     world.until_current("n1", "1.1").await;
+    assert!(begun.elapsed() >= Duration::from_secs(55), "it was waited for");
+    let told = async || {
+        let notes = world.notes("Committing").await;
+        notes.iter().any(|note| note.contains("told to reboot either: default/logs"))
+    };
+    world.eventually("who was passed over is named", told).await;
     blames_nobody(&world, "workers").await;
 }
 
@@ -110,8 +117,8 @@ async fn a_machine_that_is_slow_to_come_back_is_an_alarm_and_blames_nobody() {
     let mut world = World::new().await;
     world.machine("n1", "a", Habit::SlowSelfTest).await;
     let _operator = world.operator("first").await;
-    world.policy("workers", json!({"health": {"nodeReadyTimeout": "45s"}})).await;
-    world.until_message("n1", WaitReason::NodeLost, "has not come back within 45s").await;
+    world.policy("workers", json!({"health": {"nodeReadyTimeout": "60s"}})).await;
+    world.until_message("n1", WaitReason::NodeLost, "has not come back within 60s").await;
     assert!(world.update("n1").await.spec.disruption.is_some(), "it takes its place of the budget");
     // The self test ends, and it goes on, though its agent speaks before its kubelet and every deadline was over long ago.
     world.until_current("n1", "1.1").await;

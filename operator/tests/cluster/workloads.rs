@@ -180,13 +180,13 @@ async fn a_budget_that_opens_only_after_the_cordon_is_given_time_where_its_annot
     };
     second.until(budgets.clone(), "shop", "open", open).await;
     let _operator = second.operator("first").await;
-    second.policy("workers", json!({"drain": {"budgetsOpenAfterCordon": "30s"}})).await;
+    second.policy("workers", json!({"drain": {"budgetsOpenAfterCordon": "45s"}})).await;
     second.until_node("n1", "cordoned", cordoned).await;
     budgets.delete("db", &DeleteParams::default()).await.unwrap();
     // One that was open at the grant is used up by the drain itself, there being no other node, and is waited for like any other.
     let disruption = second.update("n1").await.spec.disruption.unwrap();
     assert_eq!(disruption.closed_budgets, ["default/db"]);
-    let over = disruption.drain_started_at.unwrap().after(bascule_api::Duration::from_secs(35));
+    let over = disruption.drain_started_at.unwrap().after(bascule_api::Duration::from_secs(50));
     let waited = async || bascule_api::Time::new(bascule_tests::clock::now()) > over;
     second.eventually("the time of the budgets that were closed is over", waited).await;
     second.until_the_shop_holds("n1").await;

@@ -60,14 +60,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             prerequisites::require("go", "the control plane and KWOK are built with it")?;
             let program = shipped::operator(shipped::own_architecture()?)?;
             let program = program.to_str().context("the workspace's path is not UTF-8")?;
-            let scale = ["run", "--quiet", "--package", "bascule-operator", "--example", "scale", "--"];
+            let scale = ["run", "--quiet", "--example", "scale", "--"];
             cargo(&[&scale[..], &["--operator", program]].concat(), arguments, "its message says why")
         }
         What::People { arguments } => {
             prerequisites::require("go", "the control plane is built with it")?;
             let program = shipped::command_line()?;
             let program = program.to_str().context("the workspace's path is not UTF-8")?;
-            let people = ["run", "--quiet", "--package", "bascule-operator", "--example", "people", "--"];
+            let people = ["run", "--quiet", "--example", "people", "--"];
             cargo(&[&people[..], &["--bascule", program]].concat(), arguments, "its message says why")
         }
         What::Release { arguments } => {

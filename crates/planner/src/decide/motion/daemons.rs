@@ -41,7 +41,7 @@ pub(super) fn ready_since(node: &Node, before: &[DaemonSetBefore], time: bool) -
     let (mut missing, mut unseen, mut broken) = (Vec::new(), Vec::new(), Vec::new());
     for pod in &node.daemon_sets.0 {
         let known = before.iter().find(|known| *known.name == *pod.set);
-        if known.is_some_and(|known| !known.ready && !(time && is_shaken(known))) {
+        if known.is_some_and(|known| !(known.ready || (time && is_shaken(known)))) {
             broken.push(&*pod.set);
             continue;
         }
