@@ -108,8 +108,8 @@ fn plans_that_are_made_while_the_last_one_is_written_break_no_promise() {
     }
 }
 
-/// Of half a million others these broke a promise once.
-const FOUND_OVERLAPPING: [u64; 3] = [36_244, 42_749, 46_554];
+/// In these a Node whose machine is in the middle of its update is registered anew while others are granted.
+const FOUND_OVERLAPPING: [u64; 2] = [30_364, 33_731];
 
 #[test]
 fn a_node_that_is_registered_anew_beside_a_grant_that_is_being_written_breaks_no_promise() {
@@ -119,9 +119,8 @@ fn a_node_that_is_registered_anew_beside_a_grant_that_is_being_written_breaks_no
             Err(failure) => panic!("{failure}"),
         };
         let story = world.story();
-        for what in ["operator  Adopt ", "operator  plans while it is writing"] {
-            assert!(story.contains(what), "world {seed} is another one since: find one that shows it\n{story}");
-        }
+        let shows = story.contains("operator  adopts beside a grant");
+        assert!(shows, "world {seed} is another one since: find one that shows it\n{story}");
     }
 }
 

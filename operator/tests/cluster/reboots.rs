@@ -118,7 +118,7 @@ async fn a_machine_that_is_slow_to_come_back_is_an_alarm_and_blames_nobody() {
     world.machine("n1", "a", Habit::SlowSelfTest).await;
     let _operator = world.operator("first").await;
     world.policy("workers", json!({"health": {"nodeReadyTimeout": "60s"}})).await;
-    world.until_message("n1", WaitReason::NodeLost, "has not come back within 60s").await;
+    world.until_message("n1", WaitReason::NodeLost, "has not come back within 1m").await;
     assert!(world.update("n1").await.spec.disruption.is_some(), "it takes its place of the budget");
     // The self test ends, and it goes on, though its agent speaks before its kubelet and every deadline was over long ago.
     world.until_current("n1", "1.1").await;

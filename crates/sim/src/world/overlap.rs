@@ -110,6 +110,9 @@ impl World {
             let adopted = begun.iter().flatten().filter(|step| matches!(step.action, Action::Adopt { .. }));
             let adopted = adopted.filter_map(|step| step.action.node()).filter(|node| !in_the_middle.contains(*node));
             self.adopted_meanwhile = adopted.map(str::to_owned).collect();
+            if !self.adopted_meanwhile.is_empty() {
+                self.tell("operator  adopts beside a grant what it could not see when it granted");
+            }
         }
         under_way.extend(begun);
         while !under_way.is_empty() {
