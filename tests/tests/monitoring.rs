@@ -10,10 +10,14 @@
 
 use bascule_tests::control_plane::Binaries;
 use bascule_tests::files::copy_folder;
+use bascule_tests::page::Page;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// What `cargo xtask generate` makes of the rules.
+const CHART: &str = "charts/bascule/templates/components-alerts-rules.yaml";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -124,6 +128,29 @@ fn rules_and_dashboard_know_only_metrics_that_are_documented() {
     let rules = serde_json::json!({"groups": [{"name": "dashboard", "rules": queries}]});
     std::fs::write(folder.path().join("rules.yml"), rules.to_string()).unwrap();
     promtool(folder.path(), &["check", "rules", "rules.yml"]);
+}
+
+#[test]
+fn what_is_typed_for_links_to_runbooks_gives_each_alert_one() {
+    let (page, folder) = (Page::read(), tempfile::tempdir().unwrap());
+    let before = alerts(&rules()).len();
+    for (path, line) in [
+        ("manifests/components/alerts/rules.yaml", page.block("runbooks")),
+        (CHART, page.block("runbooks").replace("manifests/components/alerts/rules.yaml", CHART)),
+    ] {
+        let copy = folder.path().join(path);
+        std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        std::fs::write(&copy, read(path)).unwrap();
+        let typed = Command::new("sh").args(["-eu", "-c", &line]).current_dir(folder.path()).output().unwrap();
+        assert!(typed.status.success(), "{line}: {}", String::from_utf8_lossy(&typed.stderr));
+        let written = std::fs::read_to_string(&copy).unwrap();
+        let links: Vec<_> = written.lines().filter_map(|at| at.trim().strip_prefix("runbook_url: ")).collect();
+        assert_eq!(links.len(), before, "{path}: {links:?}");
+        for link in links {
+            let (address, name) = link.split_once("/docs/").unwrap();
+            assert!(address.starts_with("https://") && read(&format!("docs/{name}")).starts_with("# "), "{link}");
+        }
+    }
 }
 
 #[test]
