@@ -189,7 +189,7 @@ async fn five_thousand_nodes_are_there_at_once_and_then_only_changes_travel() {
         "{NODES} nodes: first paint after {} ms, the whole fleet after {drawn:.0} ms",
         paint.as_f64().unwrap().round()
     );
-    // On a busy machine and unoptimised; docs/benchmarks.md has what it takes as shipped.
+    // On a busy machine and unoptimised; docs/benchmarks.md has what a test build took, and nothing of what is shipped.
     assert!(drawn < 10_000.0, "{drawn} ms");
     let sent = |page: &Page, name: &str| {
         let of = page.events.iter().filter(|event| event["method"] == "Network.eventSourceMessageReceived");
