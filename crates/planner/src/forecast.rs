@@ -4,15 +4,15 @@
 use crate::{
     Action, GateSet, Snapshot, decide, model,
     plan::{DrainMode, DrainOrder, GateQuestion},
-    snapshot::{GateAnswer, HookState, Node},
+    snapshot::{DaemonSetPod, GateAnswer, HookState, Node, UpdateFacts},
 };
 use bascule_api::{
-    Booted, Duration, Goal, RolloutState, RootHash, SlotName, SlotState, SlotStatus, Slots, Staged, Time, Trial,
-    Version,
+    Booted, Disruption, Duration, FailedRelease, Goal, Health, NodeError, RolloutState, RootHash, SlotName, SlotState,
+    SlotStatus, Slots, Staged, Time, Trial, Version,
 };
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     sync::Arc,
 };
 
@@ -63,7 +63,12 @@ pub struct Forecast {
 enum Event {
     Staged(Version),
     Empty(i64),
-    Up { slot: SlotName, trial: bool },
+    Up {
+        slot: SlotName,
+        trial: bool,
+    },
+    /// The kubelet of a boot that the agent has reported speaks, and its DaemonSet pods are there.
+    Well,
 }
 
 /// Runs the planner forward.
@@ -80,6 +85,8 @@ struct Run {
     events: BinaryHeap<Reverse<(Time, usize, Event)>>,
     questions: Vec<GateQuestion>,
     draining: BTreeMap<usize, i64>,
+    /// Nodes on the way out of a trial: their agent goes on its own, without another grant.
+    leaving: BTreeSet<usize>,
     pods: Vec<(u32, Vec<(String, u32)>)>,
     done: Vec<Option<Time>>,
     starts: Vec<Option<Time>>,
@@ -92,9 +99,11 @@ impl Run {
         let pods = snapshot.nodes.iter().map(|node| (node.pods.remaining, node.pods.budgets.clone())).collect();
         let done = vec![None; snapshot.nodes.len()];
         let starts = snapshot.nodes.iter().map(|node| node.granted().then_some(snapshot.now)).collect();
-        let (events, questions, draining) = (BinaryHeap::new(), Vec::new(), BTreeMap::new());
-        let mut run = Self { snapshot, options, end, index, events, questions, draining, pods, done, starts };
+        let (events, questions) = (BinaryHeap::new(), Vec::new());
+        let (draining, leaving) = (BTreeMap::new(), BTreeSet::new());
+        let mut run = Self { snapshot, options, end, index, events, questions, draining, leaving, pods, done, starts };
         for at in 0..run.snapshot.nodes.len() {
+            run.resume(at);
             run.follow(at);
         }
         run
@@ -230,6 +239,52 @@ impl Run {
         )
     }
 
+    /// How long a machine may be away before somebody has to look, and nobody knows whether it comes back.
+    fn patience(&self, node: &Node) -> Duration {
+        let policy = node.update.as_ref().map(|update| update.spec.policy.as_str());
+        let known = self.snapshot.policies.iter().find(|known| Some(known.name.as_str()) == policy);
+        let valid = known.and_then(|known| known.spec.as_ref().ok());
+        valid.map_or_else(|| Health::default().node_ready_timeout, |valid| valid.spec.health.node_ready_timeout)
+    }
+
+    /// When what began then is over. What has used its time up takes as long once more, for all that is known.
+    fn ends(&self, began: Time, takes: Duration) -> Time {
+        let end = began.after(takes);
+        if end > self.snapshot.now { end } else { self.snapshot.now.after(takes) }
+    }
+
+    /// What goes on already on a node that was told to reboot before the forecast begins. Its agent has noted the grant and
+    /// armed, so that nothing that it is told from now on says that it comes back.
+    fn resume(&mut self, at: usize) {
+        let Some(node) = self.snapshot.nodes.get(at) else { return };
+        let Some(update) = &node.update else { return };
+        let (Some(disruption), Some(grant)) = (&update.spec.disruption, &update.spec.grant) else { return };
+        let Some(told) = disruption.drained_at else { return };
+        let (_, boot) = self.timings(node);
+        let end = self.ends(told, boot);
+        let agent_is_back = update.status.boot_id.as_ref().is_some_and(|boot| *boot != grant.boot_id);
+        if agent_is_back {
+            if !is_well(node, disruption) {
+                self.events.push(Reverse((end, at, Event::Well)));
+            }
+            return;
+        }
+        let armed = update.status.last_grant == Some(grant.generation);
+        if !armed || self.snapshot.now >= told.after(self.patience(node)) {
+            return;
+        }
+        let (Some(booted), Some(release)) = (&update.status.booted, &update.spec.release) else { return };
+        // Where the release to be left does not run, it is what was armed: the machine was slow, and is to go back should it
+        // come up with it.
+        let trial = match update.spec.goal {
+            Goal::Booted => true,
+            Goal::Reverted => booted.version != release.version,
+            Goal::Idle | Goal::Staged | Goal::Committed => return,
+        };
+        let up = Event::Up { slot: booted.slot.other(), trial };
+        self.events.push(Reverse((end, at, up)));
+    }
+
     fn drain(&mut self, orders: &[Arc<DrainOrder>]) {
         for order in orders.iter().filter(|order| order.mode != DrainMode::Keep) {
             let Some(at) = self.index.get(order.node.as_str()).copied() else { continue };
@@ -241,7 +296,7 @@ impl Run {
             let (drain, _) = self.timings(node);
             // What is waited for ends by a time of its own.
             let completes = node.pods.completing.as_ref().and_then(|completing| completing.by);
-            let empty = self.snapshot.now.after(drain).max(completes.unwrap_or_default());
+            let empty = self.ends(order.begun, drain).max(completes.unwrap_or_default());
             self.events.push(Reverse((empty, at, Event::Empty(order.grant))));
         }
     }
@@ -250,14 +305,23 @@ impl Run {
     fn follow(&mut self, at: usize) {
         let Some(node) = self.snapshot.nodes.get(at) else { return };
         let (_, boot) = self.timings(node);
+        let patience = self.patience(node);
         let (now, staging) = (self.snapshot.now, self.options.staging);
         let Some(node) = self.snapshot.nodes.get_mut(at).map(Arc::make_mut) else { return };
         let Some(update) = node.update.as_mut() else { return };
         update.status.observed_generation = Some(update.generation);
+        if matches!(update.spec.goal, Goal::Idle | Goal::Staged) {
+            disarm(update, now);
+        }
         let Some(release) = update.spec.release.clone() else { return };
         let Some(booted) = update.status.booted.clone() else { return };
+        // As the agent: a grant is good once, and in the boot that it was given for. Nobody counts on a machine that was told
+        // to reboot and has been away for too long.
         let granted = update.spec.grant.as_ref().filter(|grant| {
-            update.spec.disruption.is_some() && update.status.last_grant.is_none_or(|last| grant.generation > last)
+            let told = update.spec.disruption.as_ref().map(|disruption| disruption.drained_at);
+            told.is_some_and(|told| told.is_none_or(|told| now < told.after(patience)))
+                && update.status.last_grant.is_none_or(|last| grant.generation > last)
+                && update.status.boot_id.as_ref().is_none_or(|boot| *boot == grant.boot_id)
         });
         match update.spec.goal {
             Goal::Staged if update.status.staged.as_ref().is_none_or(|staged| staged.version != release.version) => {
@@ -265,7 +329,12 @@ impl Run {
             }
             Goal::Booted | Goal::Reverted => {
                 let reverts = update.spec.goal == Goal::Reverted;
-                if let Some(grant) = granted
+                if reverts && update.status.trial.is_some() && booted.version == release.version {
+                    if self.leaving.insert(at) {
+                        let up = Event::Up { slot: booted.slot.other(), trial: false };
+                        self.events.push(Reverse((now.after(boot), at, up)));
+                    }
+                } else if let Some(grant) = granted
                     && (!reverts || booted.version == release.version)
                 {
                     update.status.last_grant = Some(grant.generation);
@@ -312,7 +381,20 @@ impl Run {
                     node.pods.completing = None;
                 }
             }
+            Event::Well => {
+                node.ready.ready = true;
+                node.ready.since = Some(now);
+                if let Some(boot) = update.status.boot_id.clone().filter(|boot| *boot != node.boot_id) {
+                    (node.boot_id, node.boot_seen) = (boot, now);
+                }
+                if let Some(disruption) = &update.spec.disruption {
+                    for pod in node.daemon_sets.0.iter_mut().filter(|pod| is_awaited(pod, disruption)) {
+                        (pod.ready, pod.since) = (true, Some(now));
+                    }
+                }
+            }
             Event::Up { slot, trial } => {
+                self.leaving.remove(&at);
                 node.boot_id = format!("{}+", node.boot_id);
                 node.ready.ready = true;
                 node.ready.since = Some(now);
@@ -327,7 +409,21 @@ impl Run {
                     let state = if trial { SlotState::Trial } else { SlotState::Good };
                     set_slot(&mut update.status.slots, slot, state, Some(&version));
                     if !trial && let Some(left) = &update.status.booted {
-                        set_slot(&mut update.status.slots, left.slot, SlotState::Staged, Some(&left.version));
+                        // A trial that is given up has failed here, as its agent says from then on.
+                        let asked = update.spec.release.as_ref().filter(|asked| asked.version == left.version);
+                        let given_up = asked.filter(|_| update.status.trial.is_some());
+                        let state = if given_up.is_some() { SlotState::Bad } else { SlotState::Staged };
+                        set_slot(&mut update.status.slots, left.slot, state, Some(&left.version));
+                        if let Some(release) = given_up {
+                            update.status.failed_releases.retain(|failed| failed.version != release.version);
+                            update.status.failed_releases.push(FailedRelease {
+                                version: release.version.clone(),
+                                digest: release.digest.clone(),
+                                at: now,
+                                category: NodeError::TrialFailed,
+                                message: "the trial was given up".to_owned(),
+                            });
+                        }
                     }
                     update.status.trial =
                         trial.then(|| Trial { version: version.clone(), tries_left: 0, deadline: None });
@@ -351,4 +447,38 @@ fn set_slot(slots: &mut Option<Slots>, name: SlotName, state: SlotState, version
         SlotName::B => &mut slots.b,
     };
     *slot = SlotStatus { state, version: version.cloned(), root_hash: slot.root_hash.take() };
+}
+
+/// Whether a DaemonSet pod of a node that rebooted has to speak before the node counts as healthy: one that was broken before is
+/// waited for by nobody, and what the old boot said of one counts for nothing.
+fn is_awaited(pod: &DaemonSetPod, disruption: &Disruption) -> bool {
+    match disruption.daemon_sets.iter().find(|before| *before.name == *pod.set) {
+        Some(before) if !before.ready && before.since.is_none() => false,
+        Some(before) => !pod.ready || (before.since.is_some() && before.since == pod.since),
+        None => !pod.ready,
+    }
+}
+
+/// Whether nothing is missing any more of a node whose agent reports from the boot that it was told to make.
+fn is_well(node: &Node, disruption: &Disruption) -> bool {
+    let boot = node.update.as_ref().and_then(|update| update.status.boot_id.as_deref());
+    node.ready.ready
+        && boot == Some(node.boot_id.as_str())
+        && !node.daemon_sets.0.iter().any(|pod| is_awaited(pod, disruption))
+}
+
+/// What an agent does that is not to boot any more what it has armed.
+fn disarm(update: &mut UpdateFacts, now: Time) {
+    let Some(slots) = &mut update.status.slots else { return };
+    for slot in [&mut slots.a, &mut slots.b] {
+        if slot.state != SlotState::Armed {
+            continue;
+        }
+        slot.state = SlotState::Staged;
+        let held = update.spec.release.as_ref().filter(|asked| slot.version.as_ref() == Some(&asked.version));
+        if let Some(held) = held {
+            let (version, digest) = (held.version.clone(), held.digest.clone());
+            update.status.staged = Some(Staged { version, digest, at: Some(now) });
+        }
+    }
 }

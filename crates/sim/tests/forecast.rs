@@ -1,8 +1,14 @@
 //! The forecast: what it says for clusters whose end can be reckoned by hand, and against worlds that run.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::indexing_slicing, reason = "tests and their helpers")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests and their helpers"
+)]
 
-use bascule_api::{Duration, Time};
+use bascule_api::{Duration, Goal, SlotName, SlotState, Time};
 use bascule_planner::forecast::{Forecast, Options};
 use bascule_sim::world::{World, build};
 use serde_json::{Value, json};
@@ -148,15 +154,150 @@ fn a_world_of_such_machines_ends_when_the_forecast_says() {
     for machine in world.machines.values_mut() {
         (machine.boot_seconds, machine.stage_seconds) = (60, 60);
     }
-    let on =
-        |world: &World| {
-            world.snapshot.nodes.iter().all(|node| {
-                !node.granted() && world.running(&node.name).is_some_and(|version| version.as_str() == "1.1")
-            })
-        };
-    world.until(400, on).unwrap();
+    world.until(400, |world| runs_everywhere(world, "1.1")).unwrap();
     let took = world.snapshot.now.seconds_since(began);
     // Pods of no budget go within a round, the forecast gives each drain a minute; rounds are ten seconds long.
     let drains = 5 * 60;
     assert!((promised - drains - 60..=promised + 60).contains(&took), "took {took} s, promised {promised} s");
+}
+
+/// Zones of which one may be busy at a time: who waits for a node under way waits for it in the forecast too, and for ever if that
+/// one never came back.
+fn one_zone_at_a_time(more: &Value) -> World {
+    let mut fields = json!({
+        "budget": {"maxUnavailable": 2, "perDomain": {"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1}},
+        "staging": {"maxConcurrent": "100%"}, "drain": {"waitForPlaces": false}
+    });
+    for (key, value) in more.as_object().unwrap() {
+        fields[key] = value.clone();
+    }
+    world(&fields)
+}
+
+fn runs_everywhere(world: &World, version: &str) -> bool {
+    world
+        .snapshot
+        .nodes
+        .iter()
+        .all(|node| !node.granted() && world.running(&node.name).is_some_and(|running| running.as_str() == version))
+}
+
+/// What agents say before they reboot: that they have used the grant, and what is armed. The simulated ones say nothing more.
+fn say_armed(world: &mut World) {
+    for node in &mut world.snapshot.nodes {
+        if world.machines[&*node.name].is_up() {
+            continue;
+        }
+        let update = Arc::make_mut(node).update.as_mut().unwrap();
+        update.status.last_grant = update.spec.grant.as_ref().map(|grant| grant.generation);
+        let other = update.status.booted.as_ref().unwrap().slot.other();
+        let slots = update.status.slots.as_mut().unwrap();
+        match other {
+            SlotName::A => slots.a.state = SlotState::Armed,
+            SlotName::B => slots.b.state = SlotState::Armed,
+        }
+    }
+}
+
+/// Compares what is foretold now with when all nodes run a version and are let go.
+#[track_caller]
+fn comes_true(mut world: World, version: &str) {
+    let began = world.snapshot.now;
+    // Pods of no budget go within a round.
+    let seen = bascule_planner::forecast(&world.snapshot, &Options { drain: Duration::from_secs(10), ..OPTIONS });
+    let promised = seen.policies[0].unwrap_or_else(|| panic!("{seen:?}\n{}", world.shown()));
+    let promised = promised.seconds_since(began);
+    world.until(600, |world| runs_everywhere(world, version)).unwrap();
+    let took = world.snapshot.now.seconds_since(began);
+    // Of each of the at most six pairs the world takes some rounds of ten seconds to see what happened.
+    assert!(
+        (promised - 60..=promised + 240).contains(&took),
+        "took {took} s, promised {promised} s\n{}",
+        world.story()
+    );
+}
+
+#[test]
+fn a_drain_under_way_is_gone_on_from() {
+    let mut world = one_zone_at_a_time(&json!({}));
+    let drains = |world: &World| world.snapshot.nodes.iter().any(|node| node.is_being_emptied());
+    world.until(200, drains).unwrap();
+    comes_true(world, "1.1");
+}
+
+#[test]
+fn the_word_to_reboot_that_the_agent_has_not_heard_is_gone_on_from() {
+    let mut world = one_zone_at_a_time(&json!({}));
+    let told =
+        |world: &World| world.snapshot.nodes.iter().any(|node| node.update.as_ref().unwrap().spec.goal == Goal::Booted);
+    world.until(200, told).unwrap();
+    assert!(world.machines.values().all(bascule_sim::world::Machine::is_up));
+    comes_true(world, "1.1");
+}
+
+#[test]
+fn a_machine_between_two_boots_comes_back() {
+    let mut world = one_zone_at_a_time(&json!({}));
+    world.until(200, |world| world.machines.values().any(|machine| !machine.is_up())).unwrap();
+    say_armed(&mut world);
+    comes_true(world, "1.1");
+}
+
+#[test]
+fn a_machine_that_is_away_for_too_long_is_not_promised() {
+    let mut world = one_zone_at_a_time(&json!({}));
+    world.until(200, |world| world.machines.values().any(|machine| !machine.is_up())).unwrap();
+    for machine in world.machines.values_mut().filter(|machine| !machine.is_up()).take(1) {
+        machine.dies = true;
+    }
+    let lost = |world: &World| world.shown().contains("NodeLost");
+    world.until(200, lost).unwrap();
+    say_armed(&mut world);
+    assert_eq!(forecast(&world).policies, [None], "{}", world.shown());
+}
+
+#[test]
+fn a_trial_that_soaks_is_gone_on_from() {
+    let mut world = one_zone_at_a_time(&json!({"health": {"nodeSoak": "2m"}}));
+    world.until(200, |world| world.machines.values().any(bascule_sim::world::Machine::tries_a_release)).unwrap();
+    comes_true(world, "1.1");
+}
+
+#[test]
+fn a_kubelet_that_is_slower_than_its_agent_speaks_in_the_end() {
+    let mut world = one_zone_at_a_time(&json!({}));
+    for machine in world.machines.values_mut() {
+        (machine.boot_seconds, machine.kubelet_seconds, machine.daemon_seconds) = (30, 20, 30);
+    }
+    let agent_alone = |world: &World| {
+        let back = |node: &bascule_planner::snapshot::Node| {
+            let boot = node.update.as_ref().and_then(|update| update.status.boot_id.as_ref());
+            boot.is_some_and(|boot| *boot != node.boot_id)
+        };
+        world.snapshot.nodes.iter().any(|node| back(node))
+    };
+    world.until(200, agent_alone).unwrap();
+    comes_true(world, "1.1");
+}
+
+#[test]
+fn a_way_back_under_way_is_gone_on_from() {
+    let mut world = one_zone_at_a_time(&json!({}));
+    world.until(600, |world| runs_everywhere(world, "1.1")).unwrap();
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
+    world.until(200, |world| world.machines.values().any(|machine| !machine.is_up())).unwrap();
+    say_armed(&mut world);
+    comes_true(world, "1.0");
+}
+
+#[test]
+fn a_trial_that_is_given_up_goes_back_without_another_grant() {
+    let mut world = one_zone_at_a_time(&json!({"health": {"nodeSoak": "10m"}}));
+    world.until(200, |world| world.machines.values().any(bascule_sim::world::Machine::tries_a_release)).unwrap();
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
+    let leaves = |world: &World| {
+        world.snapshot.nodes.iter().any(|node| node.update.as_ref().unwrap().spec.goal == Goal::Reverted)
+    };
+    world.until(200, leaves).unwrap();
+    comes_true(world, "1.0");
 }
