@@ -21,6 +21,9 @@ use std::fmt::Display;
 /// How many nodes are named beside a reason.
 const NAMED: usize = 5;
 
+/// How many reasons a person is shown; programs get all of them.
+const SHOWN: usize = 12;
+
 /// Explain why a node or a policy does what it does, or does nothing.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
@@ -292,7 +295,9 @@ where
         let said = format!("{} by {}: {}", blocked.version, blocked.by, blocked.reason);
         text.push_str(&paragraph(look, "blocked", &said));
     }
-    for (wait, nodes) in groups(report, index) {
+    let groups = groups(report, index);
+    let (shown, left_out) = groups.split_at(groups.len().min(SHOWN));
+    for (wait, nodes) in shown {
         let named: Vec<_> = nodes.iter().take(NAMED).map(|node| node.name.as_str()).collect();
         let more = nodes.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -301,7 +306,12 @@ where
         text.push_str(&format!("\n{}   {}{more}\n", look.paint(Tone::Strong, &head), named.join(" ")));
         text.push_str(&look.wrapped(&wait.message, "  "));
         text.push_str(&look.wrapped(wait.reason.remedy(), "  "));
-        text.extend(of_group(seen, wait, &nodes, policy).iter().map(|command| format!("  run  {command}\n")));
+        text.extend(of_group(seen, wait, nodes, policy).iter().map(|command| format!("  run  {command}\n")));
+    }
+    if !left_out.is_empty() {
+        let nodes: usize = left_out.iter().map(|(_, nodes)| nodes.len()).sum();
+        let (reasons, nodes) = (picture::count(left_out.len(), "more reason"), picture::count(nodes, "node"));
+        text.push_str(&format!("\n{reasons}, of {nodes}: -o json names all of them\n"));
     }
     text
 }
@@ -316,8 +326,14 @@ fn groups(report: &LiveReport, policy: usize) -> Vec<(&LiveWait, Vec<&LiveNode>)
     let mut groups: Vec<(&LiveWait, Vec<&LiveNode>)> = Vec::new();
     for node in report.nodes_of(policy) {
         let Some(wait) = report.wait(node).filter(|wait| wait.reason != WaitReason::Current) else { continue };
+        // What another object says of itself is the same for all who wait for it, in whatever words. Of nodes that are in the way,
+        // and where nothing is named, the sentence tells one wait from another: it may be about another zone.
+        let one_object = |known: &LiveWait| {
+            known.object.as_ref().is_some_and(|object| !is_a_node(object)) || known.message == wait.message
+        };
         let same = |known: &LiveWait| {
-            known.reason == wait.reason && (known.object == wait.object || is_own(node, known) || is_own(node, wait))
+            known.reason == wait.reason
+                && (is_own(node, known) || is_own(node, wait) || (known.object == wait.object && one_object(known)))
         };
         match groups.iter_mut().find(|(known, _)| same(known)) {
             Some((_, nodes)) => nodes.push(node),
@@ -325,7 +341,6 @@ fn groups(report: &LiveReport, policy: usize) -> Vec<(&LiveWait, Vec<&LiveNode>)
         }
     }
     groups.sort_by_key(|(wait, nodes)| (std::cmp::Reverse(nodes.len()), wait.reason));
-    groups.truncate(12);
     groups
 }
 
@@ -425,6 +440,40 @@ mod tests {
         let seen = fixture::seen();
         let policy = &seen.report.policies[0];
         insta::assert_snapshot!("explain-policy", policy_text(&seen, 0, policy, &fixture::page(fixture::TERMINAL)));
+    }
+
+    #[test]
+    fn one_zones_sentence_is_not_said_of_another() {
+        let mut seen = fixture::seen();
+        let busy = |zone: &str, node| {
+            let message = format!("1 node of {zone} may be unavailable at once, and that many are");
+            fixture::wait(WaitReason::DomainBusy, &message, node)
+        };
+        for (zone, node) in [("a", None), ("b", None), ("c", Some(("Node", "c1"))), ("d", Some(("Node", "c1")))] {
+            seen.report.waits.push(busy(zone, node));
+            let wait = seen.report.waits.len() - 1;
+            for name in ["2", "3"] {
+                seen.report.nodes.push(fixture::node(&format!("{zone}{name}"), api::RolloutState::Waiting, wait));
+            }
+        }
+        let shown = policy_text(&seen, 0, &seen.report.policies[0], &fixture::page(fixture::TERMINAL));
+        for zone in ["a", "b", "c", "d"] {
+            assert!(
+                shown.contains(&format!("2 nodes: DomainBusy   {zone}2 {zone}3\n  1 node of {zone} may")),
+                "{shown}"
+            );
+        }
+        assert!(!shown.contains("more reason"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_left_out_is_said_to_be() {
+        let seen = fixture::crowd();
+        let shown = policy_text(&seen, 0, &seen.report.policies[0], &fixture::page(fixture::TERMINAL));
+        // The last line has the word too.
+        assert_eq!(shown.matches("\n1 node: ").count() + shown.matches(" nodes: ").count(), 13, "{shown}");
+        assert!(shown.contains(" more reasons, of ") && shown.ends_with(": -o json names all of them\n"), "{shown}");
+        assert!(groups(&seen.report, 0).len() > 500, "programs get all of them");
     }
 
     #[test]

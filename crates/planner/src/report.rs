@@ -104,13 +104,16 @@ pub struct Wait {
     pub object: Option<ObjectRef>,
     /// When it ends, where that is known.
     pub until: Option<Time>,
+    /// Whether the object is another one a moment later, as nodes take their turns: told to whoever asks, and not written into
+    /// every NodeUpdate that waits.
+    pub fleeting: bool,
 }
 
 impl Wait {
     /// A reason and its sentence.
     #[must_use]
     pub fn new(reason: WaitReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), object: None, until: None }
+        Self { reason, message: message.into(), object: None, until: None, fleeting: false }
     }
 
     /// The same with the object that causes it.
@@ -119,6 +122,12 @@ impl Wait {
         let (kind, namespace, name) = (kind.to_owned(), namespace.map(str::to_owned), name.to_owned());
         self.object = Some(ObjectRef { kind, namespace, name });
         self
+    }
+
+    /// The same with a node that causes it now.
+    pub(crate) fn of_turn(mut self, node: &str) -> Self {
+        self.fleeting = true;
+        self.of("Node", None, node)
     }
 
     /// The same with its end.
@@ -154,7 +163,7 @@ impl NodeReport {
             state: self.state,
             reason: self.wait.reason,
             message: self.wait.message.chars().take(1024).collect(),
-            object: self.wait.object.clone(),
+            object: self.wait.object.clone().filter(|_| !self.wait.fleeting),
             until: self.wait.until,
             since: Some(since),
             passed_gates: gates.iter().map(|gate| gate.name().to_owned()).collect(),

@@ -32,6 +32,8 @@ pub(super) struct Limit {
     /// move are not named: they would be others a moment later, and every node that waits would be explained anew.
     named: Vec<Arc<str>>,
     stuck: u32,
+    /// One that moves: the first by name, so that it does not hang on the order in which they are counted.
+    moving: Option<Arc<str>>,
     full: Option<Arc<Wait>>,
 }
 
@@ -43,6 +45,8 @@ impl Limit {
             if self.named.len() < NAMED {
                 self.named.push(Arc::clone(&view.node.name));
             }
+        } else {
+            first_of(&mut self.moving, &view.node.name);
         }
         self.full = None;
     }
@@ -64,13 +68,29 @@ impl Limit {
     }
 }
 
+/// Keeps the first name.
+fn first_of(known: &mut Option<Arc<str>>, name: &Arc<str>) {
+    if known.as_ref().is_none_or(|known| name < known) {
+        *known = Some(Arc::clone(name));
+    }
+}
+
+/// The unavailable nodes of a failure domain.
+#[derive(Debug, Default)]
+struct Busy {
+    nodes: u32,
+    /// The first, by its name, of those that are unavailable for another reason than an update, and of those that move.
+    stuck: Option<Arc<str>>,
+    moving: Option<Arc<str>>,
+}
+
 /// The failure domains of a policy, by the numbers of their names.
 #[derive(Debug)]
 struct Domains<'a> {
     budget: &'a DomainBudget,
     texts: &'a Texts,
     sizes: Vec<u32>,
-    busy: BTreeMap<u32, u32>,
+    busy: BTreeMap<u32, Busy>,
     full: BTreeMap<u32, Arc<Wait>>,
 }
 
@@ -132,7 +152,10 @@ impl<'a> PolicyBudget<'a> {
     pub(super) fn take(&mut self, view: &NodeView<'_>) {
         self.limit.add(view);
         if let Some(domains) = &mut self.domains {
-            *domains.busy.entry(view.traits.domain).or_default() += 1;
+            let busy = domains.busy.entry(view.traits.domain).or_default();
+            busy.nodes = busy.nodes.saturating_add(1);
+            let stuck = view.traits.unavailable && !view.traits.moves;
+            first_of(if stuck { &mut busy.stuck } else { &mut busy.moving }, &view.node.name);
             domains.full.clear();
         }
     }
@@ -168,7 +191,10 @@ impl<'a> PolicyBudget<'a> {
         let others = self.limit.used.saturating_sub(u32::from(view.traits.unavailable));
         let message =
             "drain, reboot and health checks took longer lately than any window is, so one node at a time is tried";
-        (others > 0).then(|| Arc::new(Wait::new(WaitReason::WindowTooShort, message)))
+        let stuck = self.limit.named.iter().find(|name| **name != view.node.name);
+        (others > 0).then(|| {
+            Arc::new(blames(Wait::new(WaitReason::WindowTooShort, message), stuck, self.limit.moving.as_ref()))
+        })
     }
 
     /// The failure domains.
@@ -180,7 +206,8 @@ impl<'a> PolicyBudget<'a> {
         }
         let others = domains.busy.keys().filter(|domain| **domain != own).count();
         let max = usize::try_from(domains.budget.max_domains).unwrap_or(usize::MAX);
-        let message = if others >= max {
+        let all_others = others >= max;
+        let message = if all_others {
             let others = domains.busy.keys().filter(|domain| **domain != own);
             let mut busy: Vec<_> = others.map(|domain| domains.shown(*domain)).collect();
             busy.sort_unstable();
@@ -189,15 +216,28 @@ impl<'a> PolicyBudget<'a> {
             let most = domains.budget.max_unavailable.as_ref()?;
             let size = domains.size(own).copied().unwrap_or_default();
             let most = of(most, size);
-            let used = domains.busy.get(&own).copied().unwrap_or_default();
+            let used = domains.busy.get(&own).map_or(0, |busy| busy.nodes);
             if used.saturating_add(u32::from(!view.traits.unavailable)) <= most {
                 return None;
             }
             may_be_unavailable(most, domains.shown(own), ", and that many are")
         };
-        let wait = Arc::new(Wait::new(WaitReason::DomainBusy, message));
+        let busy =
+            || domains.busy.iter().filter(move |(domain, _)| (**domain != own) == all_others).map(|(_, busy)| busy);
+        let stuck = busy().filter_map(|busy| busy.stuck.as_ref()).min();
+        let moving = busy().filter_map(|busy| busy.moving.as_ref()).min();
+        let wait = Arc::new(blames(Wait::new(WaitReason::DomainBusy, message), stuck, moving));
         domains.full.insert(own, Arc::clone(&wait));
         Some(wait)
+    }
+}
+
+/// A wait with the node that holds others up: one that will not go by itself, or one of those whose turn it is.
+fn blames(wait: Wait, stuck: Option<&Arc<str>>, moving: Option<&Arc<str>>) -> Wait {
+    match (stuck, moving) {
+        (Some(stuck), _) => wait.of("Node", None, stuck),
+        (None, Some(moving)) => wait.of_turn(moving),
+        (None, None) => wait,
     }
 }
 

@@ -81,7 +81,7 @@ impl<'a> PolicyView<'a> {
             match fits::fit(valid, &facts.status.timings, begun, opening, snapshot.now) {
                 Fit::Fits => {}
                 Fit::OneAtATime => view.one_at_a_time = true,
-                Fit::TooShort(wait) => view.too_short = Some(Arc::new(wait)),
+                Fit::TooShort(wait) => view.too_short = Some(Arc::new(wait.of("UpdatePolicy", None, &facts.name))),
             }
         }
         view

@@ -140,7 +140,7 @@ impl<'a> Round<'a> {
         Some(WaitsFor {
             reason: wait.reason,
             message: wait.message.chars().take(1024).collect(),
-            object: wait.object.clone(),
+            object: wait.object.clone().filter(|_| !wait.fleeting),
             until: wait.until,
         })
     }

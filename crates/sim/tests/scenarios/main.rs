@@ -8,7 +8,7 @@ mod newcomers;
 mod people;
 mod trials;
 
-use bascule_api::DisruptionOutcome;
+use bascule_api::{DisruptionOutcome, WaitReason};
 use bascule_planner::{Action, plan, snapshot::Node};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
@@ -124,10 +124,33 @@ fn two_zones_are_down() {
     }
     assert_eq!((on(&world, "1.1"), granted(&world)), (0, 0));
     insta::assert_snapshot!("two_zones_down", world.shown());
+    for (waits, blamed) in [("a2", "b1"), ("b2", "a1"), ("c1", "a1")] {
+        let (_, report) = plan(&world.snapshot);
+        let said = report.nodes.iter().find(|said| &*said.node == waits).unwrap();
+        let written = said.rollout(None, world.snapshot.now).object.unwrap();
+        assert_eq!((written.kind.as_str(), written.name.as_str()), ("Node", blamed), "{waits}");
+    }
     for machine in world.machines.values_mut() {
         machine.unready = false;
     }
     world.until(400, |world| on(world, "1.1") == 6 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn who_has_its_turn_is_told_and_not_written_into_every_node_that_waits() {
+    let fields = json!({
+        "budget": {"maxUnavailable": "100%", "perDomain": {"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1}}
+    });
+    let mut world = world(1, &fields);
+    world.until(200, |world| granted(world) == 1).unwrap();
+    let moves = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap();
+    let (_, report) = plan(&world.snapshot);
+    let waiting: Vec<_> = report.nodes.iter().filter(|said| said.wait.reason == WaitReason::DomainBusy).collect();
+    assert_eq!(waiting.len(), 2, "{}", world.shown());
+    for said in waiting {
+        assert_eq!(said.wait.object.as_ref().unwrap().name, *moves.name, "{}", said.node);
+        assert_eq!(said.rollout(None, world.snapshot.now).object, None, "it is another one in a moment");
+    }
 }
 
 #[test]
