@@ -99,18 +99,28 @@ impl Doctor {
 }
 
 async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Vec<Finding>> {
-    let server = client.apiserver_version().await;
+    // All at once: an answer takes as long as the way to the API server, and there are many. Of a cluster without Bascule most
+    // are refused, which costs nothing.
+    let (server, installed, granted, seen, policies, nodes, budgets) = tokio::join!(
+        client.apiserver_version(),
+        rights::kinds(client),
+        rights::granted(client, &connection.namespace),
+        live::seen(client, connection),
+        list::<api::UpdatePolicy>(client, "UpdatePolicies"),
+        list::<api::NodeUpdate>(client, "NodeUpdates"),
+        list::<PodDisruptionBudget>(client, "PodDisruptionBudgets"),
+    );
     let server = server.map_err(|error| problem::told(error, "get", "the API server's version", Role::OnCall))?;
     let mut findings = vec![Finding::good("API server", server.git_version)];
-    let installed = rights::kinds(client).await?;
+    let installed = installed?;
     let complete = !installed.iter().any(|finding| finding.weight == Weight::Wrong);
     findings.extend(installed);
     if !complete {
         return Ok(findings);
     }
-    findings.extend(rights::granted(client, &connection.namespace).await?);
+    findings.extend(granted?);
     // Who may not read a thing still learns what was found without it, the missing right among it.
-    let seen = match live::seen(client, connection).await {
+    let seen = match seen {
         Ok(seen) => seen,
         Err(error) => {
             findings.push(unread("status", &error));
@@ -128,17 +138,17 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
             }
         }
     }
-    match list::<api::UpdatePolicy>(client, "UpdatePolicies").await {
+    match policies {
         Ok(policies) => findings.extend(checks::policies(&policies, clock::now())),
         Err(error) => findings.push(unread("policies", &error)),
     }
-    match list::<api::NodeUpdate>(client, "NodeUpdates").await {
+    match nodes {
         Ok(nodes) => findings.extend(checks::agents(&seen, &nodes)),
         Err(error) => findings.push(unread("agents", &error)),
     }
     findings.extend(checks::gates(&seen));
     findings.extend(checks::orders(&seen, clock::now()));
-    match list::<PodDisruptionBudget>(client, "PodDisruptionBudgets").await {
+    match budgets {
         Ok(budgets) => findings.extend(checks::budgets(&budgets)),
         Err(error) => findings.push(Finding::warning("budgets", "were not looked at", error.to_string())),
     }

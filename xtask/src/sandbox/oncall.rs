@@ -57,6 +57,16 @@ impl OnCall {
         whole.then(|| format!("{place}\n\n```\n{}\n```\n\n{}\n", typed.shown.trim(), typed.waits))
     }
 
+    /// Gives her a file; its path as a program takes it.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub(crate) fn file(&self, name: &str, text: &str) -> anyhow::Result<String> {
+        let path = self.kubeconfig.with_file_name(name);
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path.display().to_string())
+    }
+
     fn typed(&self) -> MutexGuard<'_, Typed> {
         self.typed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,14 +105,17 @@ impl OnCall {
     /// The program does not start.
     pub(crate) async fn times(&self, commands: &[&[&str]]) -> anyhow::Result<String> {
         let mut lines = Vec::new();
+        // Her files are where she is.
+        let here = self.kubeconfig.parent().map_or_else(String::new, |folder| format!("{}/", folder.display()));
         for arguments in commands {
             let mut took = Vec::new();
-            let mut typed = as_typed(arguments);
+            let command = as_typed(arguments).replace(&here, "");
+            let mut typed = command.clone();
             for _ in 0..TIMES {
                 let (output, time) = self.run(arguments).await?;
                 took.push(time);
                 if !output.status.success() {
-                    typed = format!("{} ({})", as_typed(arguments), output.status);
+                    typed = format!("{command} ({})", output.status);
                 }
             }
             took.sort();

@@ -10,10 +10,12 @@ use super::{PATIENCE, starts_between};
 use crate::sandbox::report::size;
 use crate::sandbox::snapshot::{NodeSeen, Snapshot};
 use crate::sandbox::story::Story;
-use crate::sandbox::workload::POLICY;
+use crate::sandbox::workload::{self, POLICY};
 
 /// How long the story looks at a frozen rollout.
 const FROZEN: Duration = Duration::from_secs(6);
+/// How far away the window is in the policy that the engineer plans.
+const NEXT_SECONDS: i64 = 3_600;
 
 pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let nodes = story.observer.now().nodes.len();
@@ -21,12 +23,15 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let mut seen = freeze(story, nodes).await?;
     seen.extend(roll_back(story, nodes).await?);
     let node = story.hosts.keys().next().context("there is no machine")?.clone();
-    let reading: [&[&str]; 7] = [
+    let window = workload::next_window(bascule_tests::clock::now(), NEXT_SECONDS);
+    let file = story.on_call.file("policy.yaml", &workload::policy(&story.repository.url(), window))?;
+    let reading: [&[&str]; 8] = [
         &["status"],
         &["explain", &node],
         &["explain", POLICY],
         &["history", POLICY],
         &["forecast"],
+        &["plan", "-f", &file],
         &["doctor"],
         &["version"],
     ];
