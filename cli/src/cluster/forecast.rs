@@ -26,7 +26,7 @@ use std::{fmt::Display, str::FromStr};
 ///
 /// Drains and boots are taken to last as long as they lately did on the policy's nodes, and longer where a drain waits for a
 /// pod that ends later, by its own deadline or its Job's. Failures, later releases, PodDisruptionBudgets, pods that fit
-/// nowhere and the operator's cluster-wide ceiling are not foreseen.
+/// nowhere and the operator's cluster-wide limit are not foreseen.
 #[derive(Debug, Args)]
 pub(crate) struct Forecast {
     /// Only the nodes of this policy.

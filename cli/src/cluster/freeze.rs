@@ -294,7 +294,8 @@ fn consequences(nodes: &[&LiveNode]) -> String {
     if moving == 0 {
         undone
     } else {
-        format!("{undone}, {}", finishing(moving).replace("in progress", "past their drain"))
+        let past = if moving == 1 { "past its drain" } else { "past their drain" };
+        format!("{undone}, {}", finishing(moving).replace("in progress", past))
     }
 }
 
@@ -307,7 +308,7 @@ mod tests {
     fn an_abort_says_what_it_does_before_it_does_it() {
         let seen = fixture::seen();
         let nodes: Vec<_> = seen.report.nodes.iter().collect();
-        assert_eq!(consequences(&nodes), "1 drain is undone, 1 node past their drain finishes");
+        assert_eq!(consequences(&nodes), "1 drain is undone, 1 node past its drain finishes");
         assert_eq!(consequences(&[]), "0 drains are undone");
     }
 

@@ -169,8 +169,10 @@ fn over(name: &str, by: Option<&str>) -> String {
 
 /// Whose freezes end, and why they were written: some of them are other people's.
 fn ending(freezes: &[&api::Freeze]) -> String {
-    let mut text =
-        format!("{} end now, and what they held may start at once:", picture::count(freezes.len(), "freeze"));
+    let mut text = match freezes.len() {
+        1 => "1 freeze ends now, and what it held may start at once:".to_owned(),
+        many => format!("{} end now, and what they held may start at once:", picture::count(many, "freeze")),
+    };
     for freeze in freezes {
         text.push_str(&format!("\n  {}", described(freeze)));
     }

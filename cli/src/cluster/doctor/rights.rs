@@ -114,13 +114,17 @@ const fn right(group: &'static str, resource: &'static str, verb: &'static str, 
     Right { group, resource, subresource: None, verb, here: false, without }
 }
 
-const RIGHTS: [Right; 9] = [
+const RIGHTS: [Right; 13] = [
     right("bascule.dev", "updatepolicies", "list", "status"),
     right("bascule.dev", "nodeupdates", "list", "explain"),
+    right("bascule.dev", "freezes", "list", "status and unfreeze"),
+    right("bascule.dev", "rollbacks", "list", "status"),
     right("bascule.dev", "freezes", "create", "freeze, pause, hold and abort"),
     right("bascule.dev", "freezes", "patch", "unfreeze and resume"),
     right("bascule.dev", "rollbacks", "create", "rollback"),
     right("", "nodes", "list", "forecast and plan"),
+    right("", "pods", "list", "forecast and plan"),
+    right("batch", "jobs", "list", "forecast and plan"),
     right("policy", "poddisruptionbudgets", "list", "the budgets in doctor"),
     Right { here: true, ..right("coordination.k8s.io", "leases", "get", "what is live") },
     Right { here: true, subresource: Some("proxy"), ..right("", "pods", "get", "what is live") },
