@@ -2,8 +2,7 @@
 
 use crate::{
     snapshot::PolicyFacts,
-    windows::{Opening, opening},
-    zones::Zone,
+    windows::{Opening, opening, zone_at},
 };
 use bascule_api::{Duration, Time};
 
@@ -40,7 +39,7 @@ pub fn calendar(policy: &PolicyFacts, now: Time, horizon: Duration, done: &[Time
             break;
         }
         let inside = |at: Time| at > now && at >= span.start && span.end.is_none_or(|end| at <= end);
-        let zone = valid.windows.first().map_or(Zone::UTC, |window| window.zone().clone());
+        let zone = zone_at(&valid.windows, span.start);
         found.push(Coming {
             start: span.start,
             end: span.end,

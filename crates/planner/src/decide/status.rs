@@ -4,7 +4,7 @@ use super::{PolicyWaves, Round, maintenance, policy::PolicyView, waves::Standing
 use crate::{
     Action, Expect, FreezeReport, PolicyReport, Step, Wait,
     snapshot::{FreezeFacts, OfferState},
-    windows::Opening,
+    windows::{Opening, zone_at},
     zones::Zone,
 };
 use bascule_api::{
@@ -361,8 +361,9 @@ fn columns(
     window: Option<&WindowStatus>,
     waits_for: Option<&WaitsFor>,
 ) -> Columns {
-    let window_of = policy.valid.and_then(|valid| valid.windows.first());
-    let local = |at: Time| window_of.map_or(&Zone::UTC, |window| window.zone()).describe(at.get());
+    // Where windows of several zones touch it is the clock of the one that opens that people have set themselves to.
+    let zone = policy.valid.zip(window).map_or(Zone::UTC, |(valid, window)| zone_at(&valid.windows, window.start));
+    let local = |at: Time| zone.describe(at.get());
     let next_window = match window {
         None => "-".to_owned(),
         Some(WindowStatus { open: false, start, .. }) => local(*start),

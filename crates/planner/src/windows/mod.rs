@@ -197,6 +197,13 @@ pub fn opening(windows: &[Window], now: Time) -> Opening {
     Opening::Closed(next.map(|start| Span { start: start.into(), end: joined_end(windows, start).map(Time::from) }))
 }
 
+/// The zone of the window that opens at a moment; of several the first that the policy lists.
+pub(crate) fn zone_at(windows: &[Window], start: Time) -> Zone {
+    let opens = |window: &&Window| window.last_opening(start.get()).map(Time::from) == Some(start);
+    let opening = if windows.len() > 1 { windows.iter().find(opens) } else { None };
+    opening.or(windows.first()).map_or(Zone::UTC, |window| window.zone.clone())
+}
+
 /// Follows windows that touch or overlap from a moment on; `None` when they follow each other without end.
 fn joined_end(windows: &[Window], mut end: DateTime<Utc>) -> Option<DateTime<Utc>> {
     for _ in 0..MAX_JOINED {

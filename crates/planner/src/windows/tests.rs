@@ -1,6 +1,6 @@
 //! The rules, and every change of clocks of a year in every zone of the time zone database.
 
-use super::{Opening, Span, Window, opening};
+use super::{Opening, Span, Window, opening, zone_at};
 use crate::zones::{TimeZones, Zone, ZoneError};
 use bascule_api::{MaintenanceWindow, Time};
 use chrono::{DateTime, Datelike as _, NaiveDateTime, TimeDelta, TimeZone as _, Timelike as _, Utc};
@@ -50,6 +50,23 @@ fn windows_are_a_union() {
     assert_eq!(open(&two, "2026-01-10T01:30:00Z").unwrap(), "2026-01-10T04:00:00Z", "they touch");
     let round_the_clock = [window("0 * * * *", "1h", "UTC")];
     assert_eq!(open(&round_the_clock, "2026-01-10T01:30:00Z").unwrap(), "without end");
+}
+
+#[test]
+fn a_window_is_told_in_the_zone_of_the_one_that_opens() {
+    let two = [window("0 22 * * Mon", "2h", "Europe/Berlin"), window("0 22 * * Tue", "2h", "America/New_York")];
+    for (now, start, zone) in [
+        ("2026-11-23T12:00:00Z", "2026-11-23T21:00:00Z", "Europe/Berlin"),
+        ("2026-11-24T12:00:00Z", "2026-11-25T03:00:00Z", "America/New_York"),
+    ] {
+        let Opening::Closed(Some(next)) = opening(&two, utc(now)) else { panic!("closed") };
+        assert_eq!((next.start, zone_at(&two, next.start).name()), (utc(start), zone));
+        let Opening::Open(span) = opening(&two, next.start.after(bascule_api::Duration::from_secs(60))) else {
+            panic!("open")
+        };
+        assert_eq!(zone_at(&two, span.start).name(), zone, "while it is open too");
+    }
+    assert_eq!(zone_at(&[], utc("2026-11-23T12:00:00Z")), Zone::UTC);
 }
 
 #[test]
