@@ -332,6 +332,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_next_windows_bring_is_planned() {
+        let mut changed = policy("workers", &json!({"matchLabels": {"role": "worker"}}), json!({}));
+        // Room for one node in each of them.
+        changed.spec.maintenance_windows =
+            parse(json!([{"schedule": "0 22 * * *", "duration": "12m", "timeZone": "Europe/Berlin"}]));
+        changed.spec.budget.max_unavailable = api::IntOrPercent::Int(1);
+        let (shown, answer) = planned(changed);
+        assert!(answer.windows.iter().any(|window| window.nodes > 0), "{shown}");
+        insta::assert_snapshot!("plan-windows", shown);
+    }
+
+    #[test]
     fn a_new_policy_that_takes_nodes_of_another_says_so() {
         let (shown, answer) = planned(policy("all", &json!({}), json!({})));
         assert!(shown.contains("a1 is selected by policy workers too"), "{shown}");
