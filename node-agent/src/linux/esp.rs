@@ -153,7 +153,7 @@ impl Esp for MountedEsp {
     }
 
     fn partition_uuid(&self) -> io::Result<Option<Uuid>> {
-        super::find::partition_uuid(&self.root)
+        super::below::partition_uuid(&self.root)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The host traits on a real Linux machine.
 
+mod below;
 mod bus;
 mod clock;
 mod disk;
@@ -8,17 +9,20 @@ mod find;
 mod firmware;
 mod later;
 mod memory;
+mod sole_disk;
 mod state;
 mod system;
 
+pub use below::find_disk;
 pub use bus::LinuxBus;
 pub use clock::LinuxClock;
 pub use disk::BlockDisk;
 pub use esp::MountedEsp;
-pub use find::{FindError, find_disk, find_esp};
-use find::{FoundXbootldr, named_esp, other_disks, refuse_copies, refuse_multipath};
+pub use find::{FindError, find_esp};
+use find::{FoundXbootldr, named_esp};
 pub use firmware::EfiVariables;
 pub use memory::memory_limit;
+use sole_disk::{other_disks, refuse_copies, refuse_multipath};
 pub use state::StateFolder;
 pub use system::LinuxSystem;
 
