@@ -41,7 +41,7 @@ pub(crate) use unfreeze::{Resume, Unfreeze};
 pub(crate) use version::Version;
 pub(crate) use wait::Wait;
 
-use crate::output;
+use crate::{exit::Exit, output};
 use anyhow::Context as _;
 use bascule_api as api;
 use clap::Args;
@@ -202,6 +202,25 @@ async fn change_spec(client: &Client, policy: &api::UpdatePolicy, spec: &serde_j
     let written =
         Api::<api::UpdatePolicy>::all(client.clone()).patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await;
     written.map(drop).map_err(|error| problem::told(error, "patch", "UpdatePolicies", Role::Admin))
+}
+
+/// What an admin agrees to before it is written: `once` reads, asks and writes, and says whether it did; it is given what was agreed
+/// to before. `done` is told then.
+async fn agree_and_change(
+    connection: &Connection,
+    done: &str,
+    mut once: impl AsyncFnMut(&Client, &mut String) -> anyhow::Result<bool>,
+) -> anyhow::Result<Exit> {
+    let client = connection.client().await?;
+    // Before anything is read: while it takes its time somebody else may change that.
+    view::tell_if_nobody_leads(&client, connection).await;
+    let mut agreed_to = String::new();
+    if !against_others(async || once(&client, &mut agreed_to).await).await? {
+        output::print("Nothing was changed.\n")?;
+        return Ok(Exit::Failed);
+    }
+    output::print(done)?;
+    Ok(Exit::Success)
 }
 
 /// Reads, decides and writes, anew as long as somebody else comes between the first and the last.

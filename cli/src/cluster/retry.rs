@@ -1,7 +1,7 @@
 //! `bascule retry`: somebody looked at a node and lets it try again what went wrong on it.
 
-use super::{Connection, against_others, agreed, change_spec, list, named, picture, view};
-use crate::{clock, exit::Exit, output};
+use super::{Connection, agree_and_change, agreed, change_spec, list, named, picture};
+use crate::{clock, exit::Exit};
 use bascule_api as api;
 use clap::Args;
 use kube::{Client, ResourceExt as _};
@@ -28,17 +28,8 @@ pub(crate) struct Retry {
 
 impl Retry {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let client = connection.client().await?;
-        // Before the policy is read: while it takes its time somebody else may change that.
-        view::tell_if_nobody_leads(&client, connection).await;
-        let mut agreed_to = String::new();
-        let written = against_others(async || self.once(&client, &mut agreed_to).await).await?;
-        if !written {
-            output::print("Nothing was changed.\n")?;
-            return Ok(Exit::Failed);
-        }
-        output::print(&done(&self.node))?;
-        Ok(Exit::Success)
+        let done = done(&self.node);
+        agree_and_change(connection, &done, async |client, agreed_to| self.once(client, agreed_to).await).await
     }
 
     /// Whether it was agreed to, and so written.

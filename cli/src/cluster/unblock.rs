@@ -1,7 +1,7 @@
 //! `bascule unblock`: an admin looked into why a release failed and lets the policy take it again.
 
-use super::{Connection, against_others, agreed, change_spec, list, named, picture, problem, view};
-use crate::{exit::Exit, output};
+use super::{Connection, agree_and_change, agreed, change_spec, list, named, picture, problem};
+use crate::exit::Exit;
 use bascule_api as api;
 use bascule_api::Version;
 use clap::Args;
@@ -25,17 +25,8 @@ pub(crate) struct Unblock {
 
 impl Unblock {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
-        let client = connection.client().await?;
-        // Before the policy is read: while it takes its time somebody else may change that.
-        view::tell_if_nobody_leads(&client, connection).await;
-        let mut agreed_to = String::new();
-        let written = against_others(async || self.once(&client, &mut agreed_to).await).await?;
-        if !written {
-            output::print("Nothing was changed.\n")?;
-            return Ok(Exit::Failed);
-        }
-        output::print(&done(&self.policy, &self.version))?;
-        Ok(Exit::Success)
+        let done = done(&self.policy, &self.version);
+        agree_and_change(connection, &done, async |client, agreed_to| self.once(client, agreed_to).await).await
     }
 
     /// Whether it was agreed to, and so written.
