@@ -60,36 +60,32 @@ fn invariants_hold_in_every_world() {
     }
 }
 
+/// A world in which drains of this kind break the promise of this number, in these words.
+fn is_noticed(drains: Drains, number: u8, words: &str) {
+    let options = Options { drains, ..Options::default() };
+    let failure = first_failure(MUTANT_WORLDS, options).unwrap_or_else(|| panic!("nobody noticed that {words}"));
+    let told = |broken: &Broken| matches!(broken, Broken::World(of, what) if *of == number && what.contains(words));
+    assert!(failure.broken.iter().any(told), "{failure}");
+}
+
 #[test]
 fn an_operator_that_does_not_see_what_tolerates_a_cordon_is_noticed() {
-    let options = Options { drains: Drains::Blind, ..Options::default() };
-    let failure = first_failure(MUTANT_WORLDS, options).expect("pods were evicted again and again, and nobody noticed");
-    let told = |broken: &Broken| matches!(broken, Broken::World(11, what) if what.contains("evictions for"));
-    assert!(failure.broken.iter().any(told), "{failure}");
+    is_noticed(Drains::Blind, 11, "evictions for");
 }
 
 #[test]
 fn an_operator_that_passes_over_drain_rules_is_noticed() {
-    let options = Options { drains: Drains::Hasty, ..Options::default() };
-    let failure = first_failure(MUTANT_WORLDS, options).expect("a build was evicted, and nobody noticed");
-    let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("was evicted from"));
-    assert!(failure.broken.iter().any(told), "{failure}");
+    is_noticed(Drains::Hasty, 0, "was evicted from");
 }
 
 #[test]
 fn an_operator_that_passes_over_the_order_of_rules_is_noticed() {
-    let options = Options { drains: Drains::Unordered, ..Options::default() };
-    let failure = first_failure(MUTANT_WORLDS, options).expect("a pod went before its turn, and nobody noticed");
-    let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("whose turn comes first"));
-    assert!(failure.broken.iter().any(told), "{failure}");
+    is_noticed(Drains::Unordered, 0, "whose turn comes first");
 }
 
 #[test]
 fn an_operator_that_tells_again_whoever_comes_back_is_noticed() {
-    let options = Options { drains: Drains::Stubborn, ..Options::default() };
-    let failure = first_failure(MUTANT_WORLDS, options).expect("a pod was evicted again and again, and nobody noticed");
-    let told = |broken: &Broken| matches!(broken, Broken::World(11, what) if what.contains("that come back"));
-    assert!(failure.broken.iter().any(told), "{failure}");
+    is_noticed(Drains::Stubborn, 11, "that come back");
 }
 
 #[test]
