@@ -3,6 +3,7 @@
 
 use bascule_api as api;
 use bascule_api::{LivePolicy, LiveWait, ObjectRef, WaitReason};
+use bascule_planner::says_held_back;
 
 /// The commands, for a node that waits and the policy that selects it, in the order in which they are typed.
 pub(super) fn commands(wait: &LiveWait, node: &str, policy: Option<&LivePolicy>) -> Vec<String> {
@@ -107,9 +108,7 @@ fn describe(object: &ObjectRef) -> String {
 /// `spec.blockedVersions` alone holds is not among these. Of a node that runs a blocked release ("runs 1.1, which is blocked …") the
 /// block is right and the node is not: lifted, it would bring that release to all the others.
 fn unblock(policy: &LivePolicy, message: &str) -> Vec<String> {
-    let held_back = |block: &&api::BlockedRelease| {
-        message.strip_prefix(block.version.as_str()).is_some_and(|rest| rest.starts_with(" is blocked "))
-    };
+    let held_back = |block: &&api::BlockedRelease| says_held_back(message, &block.version);
     let blocks = policy.status.blocked.iter().filter(held_back);
     blocks.map(|block| format!("bascule unblock {} {}", policy.name, block.version)).collect()
 }

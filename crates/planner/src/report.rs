@@ -4,9 +4,20 @@
 
 use bascule_api::{
     DrainProgress, FreezeStatus, ObjectRef, RollbackStatus, Rollout, RolloutColumns, RolloutState, Time,
-    UpdatePolicyStatus, WaitReason,
+    UpdatePolicyStatus, Version, WaitReason,
 };
 use std::{fmt, ops::Deref, sync::Arc};
+
+/// How a message begins that says that a release is held back from a policy.
+pub(crate) fn held_back(version: &Version) -> String {
+    format!("{version} is blocked ")
+}
+
+/// Whether a message says that this release is held back from a policy. One that a node runs and should leave is another matter.
+#[must_use]
+pub fn says_held_back(message: &str, version: &Version) -> bool {
+    message.starts_with(&held_back(version))
+}
 
 /// A node's name. The names of all nodes are one shared list, so that a report costs no look at each of them.
 #[derive(Clone)]

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     Snapshot, ValidPolicy, Wait,
+    report::held_back,
     snapshot::{FreezeFacts, OfferState, PolicyFacts, Release},
     windows::{self, Opening},
 };
@@ -90,8 +91,8 @@ impl<'a> PolicyView<'a> {
     /// Looks again whether the policy is halted; called after failures were added to its memory.
     pub(super) fn refresh_halt(&mut self) {
         self.halted = self.halting_block().map(|(version, message)| {
-            let message =
-                format!("{version} is blocked and nothing new starts until a newer release or a Rollback: {message}");
+            let held_back = held_back(&version);
+            let message = format!("{held_back}and nothing new starts until a newer release or a Rollback: {message}");
             Arc::new(Wait::new(WaitReason::Halted, message).of("UpdatePolicy", None, &self.facts.name))
         });
     }
@@ -169,8 +170,8 @@ impl<'a> PolicyView<'a> {
                 Wait::new(WaitReason::ReleaseWithdrawn, format!("{} was withdrawn: {why}", release.version))
             }
             (Some(release), _) if self.is_blocked(&release.version) => {
-                let message =
-                    format!("{} is blocked for this policy and {channel} offers nothing else", release.version);
+                let held_back = held_back(&release.version);
+                let message = format!("{held_back}for this policy and {channel} offers nothing else");
                 Wait::new(WaitReason::ReleaseBlocked, message)
             }
             (None, Some(pinned)) => {
