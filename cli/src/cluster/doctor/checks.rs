@@ -231,7 +231,8 @@ pub(super) fn orders(seen: &Seen, now: DateTime<Utc>) -> Vec<Finding> {
             by(&spec.requested_by),
             spec.reason
         );
-        let finding = Finding::warning("freezes", what, "It ends by itself then, or before:");
+        let finding =
+            Finding::warning("freezes", what, "It ends by itself then; whoever may write freezes can end it before.");
         found.push(finding.run(format!("bascule unfreeze {}", freeze.name)));
     }
     for policy in report.policies.iter().filter(|policy| policy.paused) {

@@ -123,8 +123,8 @@ const RIGHTS: [Right; 13] = [
     right("bascule.dev", "freezes", "patch", "unfreeze and resume"),
     right("bascule.dev", "rollbacks", "create", "rollback"),
     right("", "nodes", "list", "forecast and plan"),
-    right("", "pods", "list", "forecast and plan"),
-    right("batch", "jobs", "list", "forecast and plan"),
+    right("", "pods", "list", "what drains wait for in forecast and plan"),
+    right("batch", "jobs", "list", "what drains wait for in forecast and plan"),
     right("policy", "poddisruptionbudgets", "list", "the budgets in doctor"),
     Right { here: true, ..right("coordination.k8s.io", "leases", "get", "what is live") },
     Right { here: true, subresource: Some("proxy"), ..right("", "pods", "get", "what is live") },
@@ -172,14 +172,13 @@ fn binding(user: &str, namespace: Option<&str>) -> String {
     let plain = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit();
     let name: String =
         user.to_ascii_lowercase().chars().map(|letter| if plain(letter) { letter } else { '-' }).collect();
-    // As a shell takes it, whatever is in it.
-    let user = user.replace('\'', r"'\''");
+    let user = crate::cluster::quoted(user);
     match namespace {
         None => format!(
-            "kubectl create clusterrolebinding bascule-on-call-{name} --clusterrole=bascule-on-call --user='{user}'"
+            "kubectl create clusterrolebinding bascule-on-call-{name} --clusterrole=bascule-on-call --user={user}"
         ),
         Some(namespace) => format!(
-            "kubectl -n {namespace} create rolebinding bascule-live-report-{name} --role=bascule-live-report --user='{user}'"
+            "kubectl -n {namespace} create rolebinding bascule-live-report-{name} --role=bascule-live-report --user={user}"
         ),
     }
 }
@@ -212,7 +211,7 @@ mod tests {
         assert_eq!(
             binding("oidc:Alice@example.com", None),
             "kubectl create clusterrolebinding bascule-on-call-oidc-alice-example-com --clusterrole=bascule-on-call \
-             --user='oidc:Alice@example.com'"
+             --user=oidc:Alice@example.com"
         );
         let odd = binding("o'neil", Some("bascule-system"));
         assert!(odd.starts_with("kubectl -n bascule-system create rolebinding bascule-live-report-o-neil "), "{odd}");
