@@ -1,6 +1,5 @@
-// What tests and the sandbox run against: upstream Kubernetes and etcd, a kubelet, KWOK, Karpenter and Helm, built from their own
-// modules. One module for all, so that what they share is compiled once: with the versions that each was released against, a
-// build without caches took a third longer. k8s.io/kubernetes refers to its staging modules by path, which means nothing
+// What tests and the sandbox run against: upstream Kubernetes and etcd, a kubelet, KWOK, Karpenter and Helm, built from the Go
+// modules that they publish, all required by this one, so that what they share is compiled once. k8s.io/kubernetes refers to its staging modules by path, which means nothing
 // outside its repository; the replace lines name the published ones of the same release.
 module bascule.dev/control-plane
 

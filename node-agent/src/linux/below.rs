@@ -114,7 +114,7 @@ fn uuid_by_udev(links: &Path, device: u64) -> io::Result<Option<Uuid>> {
     };
     for link in links {
         let link = link?;
-        // A link whose device went away just now names nothing.
+        // A link whose device went away just now, or that can't be followed, names nothing: the table is asked next.
         let Ok(target) = std::fs::metadata(link.path()) else { continue };
         // A name that is no UUID is of a table of another kind, or of somebody's own rule: it says nothing.
         if target.rdev() == device

@@ -157,7 +157,9 @@ fn build_once(
     if folder.is_dir() {
         return Ok(folder);
     }
-    progress(&format!("building {name} with Go (once; 10 to 20 minutes on two cores when nothing is cached)"));
+    progress(&format!(
+        "building {name} with Go (once; the first of these programs takes 10 to 20 minutes on two cores when nothing is cached)"
+    ));
     let half_built =
         tempfile::tempdir_in(&cache).map_err(|source| ControlPlaneError::Folder { path: cache.clone(), source })?;
     build(half_built.path())?;

@@ -60,6 +60,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             prerequisites::require("go", "the control plane and KWOK are built with it")?;
             let program = shipped::operator(shipped::own_architecture()?)?;
             let program = program.to_str().context("the workspace's path is not UTF-8")?;
+            // Not by its package: built alone it gets other features of what it depends on, which is then compiled a second time.
             let scale = ["run", "--quiet", "--example", "scale", "--"];
             cargo(&[&scale[..], &["--operator", program]].concat(), arguments, "its message says why")
         }
