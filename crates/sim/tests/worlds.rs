@@ -120,6 +120,16 @@ fn a_node_that_is_registered_anew_beside_a_grant_that_is_being_written_breaks_no
     }
 }
 
+/// In this one a way fits the window only just, so that it does no longer when its gate has answered.
+const FITS_ONLY_JUST: u64 = 34_615;
+
+#[test]
+fn what_fits_a_window_only_just_comes_to_rest() {
+    if let Err(failure) = run(FITS_ONLY_JUST, Options { overlap: Some(Meanwhile::Waits), ..Options::default() }) {
+        panic!("{failure}");
+    }
+}
+
 #[test]
 fn grants_that_do_not_wait_for_those_of_an_earlier_plan_are_noticed() {
     let options = Options { overlap: Some(Meanwhile::Grants), ..Options::default() };

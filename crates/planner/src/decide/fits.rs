@@ -82,7 +82,11 @@ pub(super) enum Fit {
 pub(super) fn fit(valid: &ValidPolicy, timings: &Timings, begun: bool, opening: Opening, now: Time) -> Fit {
     let Opening::Open(Span { start, end: Some(end) }) = opening else { return Fit::Fits };
     let needs = Needs::of(valid, timings);
-    if now.after(needs.total(begun)) <= end {
+    // The time until the first node begins with the window: what has passed of it while gates were asked is not asked for anew,
+    // or what fits only just would be too short in every window as soon as they have answered.
+    let opens = !begun && needs.rollout > 0 && now < start.after(UNTIL_FIRST);
+    let from = if opens { start } else { now };
+    if from.after(needs.total(begun)) <= end {
         return Fit::Fits;
     }
     if now.after(tried_within(needs, begun, start, end)) <= end && !fits_some_window(valid, needs, start, end) {
@@ -120,4 +124,32 @@ fn fits_some_window(valid: &ValidPolicy, needs: Needs, start: Time, end: Time) -
         };
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_window_that_is_long_enough_is_so_until_gates_have_answered() {
+        let hook = json!([{"name": "before", "namespace": "hooks", "timeout": "3m", "job": {"template": {}}}]);
+        let spec = json!({
+            "nodeSelector": {"matchLabels": {"role": "worker"}},
+            "source": {"repository": "https://images.example.com/acme-os", "channel": "stable"},
+            "hooks": {"beforeRollout": hook}
+        });
+        let valid = crate::validate(&serde_json::from_value(spec).unwrap()).unwrap();
+        let timings = Timings { drain_seconds: Some(230), boot_seconds: Some(892), health_seconds: Some(41) };
+        let at = |second: i64| Time::from(chrono::DateTime::from_timestamp(second, 0).unwrap());
+        for length in [1_463, 1_500] {
+            let opening = Opening::Open(Span { start: at(0), end: Some(at(length)) });
+            for (second, fits) in [(0, true), (46, true), (119, true), (120, false)] {
+                let found = fit(&valid, &timings, false, opening, at(second));
+                assert_eq!(matches!(found, Fit::Fits), fits, "{length} s, after {second} s: {found:?}");
+            }
+        }
+        let opening = Opening::Open(Span { start: at(0), end: Some(at(1_462)) });
+        assert!(!matches!(fit(&valid, &timings, false, opening, at(0)), Fit::Fits));
+    }
 }

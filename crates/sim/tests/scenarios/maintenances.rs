@@ -65,3 +65,23 @@ fn a_hook_after_the_last_node_that_fails_is_told_although_nobody_waits_for_it() 
     world.until(100, |world| open(world).is_none()).unwrap();
     assert_eq!(condition(&world).status, "False");
 }
+
+#[test]
+fn what_fits_a_window_only_just_goes_when_its_gates_have_answered() {
+    let hook = json!([{"name": "set-noout", "namespace": "ceph", "timeout": "3m", "job": {"template": {}}}]);
+    let fields = json!({
+        "hooks": {"beforeRollout": hook},
+        "maintenanceWindows": [{"schedule": "30 12-20 * * *", "duration": "25m"}],
+        "health": {
+            "prometheus": "https://prometheus.example.com",
+            "gates": [{"name": "alerts", "promQL": {"query": "max(ALERTS)", "equals": 0}}]
+        }
+    });
+    let mut world = world(1, &fields);
+    // 1,195 s, with the hooks and the time until the first node 1,495 s of 1,500 s: the answer comes ten seconds later.
+    world.policy("workers", |policy| {
+        policy.status.timings.drain_seconds = Some(100);
+        policy.status.timings.boot_seconds = Some(1_095);
+    });
+    world.until(400, |world| on(world, "1.1") > 0).unwrap();
+}
