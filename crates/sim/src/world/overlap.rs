@@ -84,6 +84,8 @@ impl World {
                 self.write(&writes, &report, &mut broken);
             }
         }
+        // As the operator, which asks after every plan.
+        self.workload.questions.clone_from(&first.questions);
         self.workload.orders = orders(&first);
         happens(self);
         self.tell(PLANS_AGAIN);
