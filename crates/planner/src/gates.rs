@@ -177,10 +177,12 @@ pub enum Rule {
     HooksAfterRollout,
     /// A drain stands, with what it knows, until the word to reboot is written.
     DrainStands,
+    /// Before the first hook of a rollout runs, those after it are kept where they outlive their policy.
+    HooksKept,
 }
 
 /// Every rule.
-pub const RULES: [Rule; 17] = [
+pub const RULES: [Rule; 18] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -198,6 +200,7 @@ pub const RULES: [Rule; 17] = [
     Rule::BrokenBefore,
     Rule::HooksAfterRollout,
     Rule::DrainStands,
+    Rule::HooksKept,
 ];
 
 /// The bit of the first rule.

@@ -43,8 +43,13 @@ pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
             snapshot.freezes.retain(|known| known.name != *freeze);
             return if snapshot.freezes.len() < before { Done::Applied } else { Done::Gone };
         }
+        Action::KeepRolloutHook(order) => {
+            run(snapshot, order, HookState::Kept);
+            return Done::Applied;
+        }
         Action::RunRolloutHook(order) => {
-            run(snapshot, order);
+            let since = snapshot.now;
+            run(snapshot, order, HookState::Running { since });
             return Done::Applied;
         }
         _ => {}
@@ -55,15 +60,16 @@ pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
         return Done::Refused(mismatch);
     }
     if let Action::RunHook(order) = &step.action {
-        run(snapshot, order);
+        let since = snapshot.now;
+        run(snapshot, order, HookState::Running { since });
         return Done::Applied;
     }
     on_node(Arc::make_mut(node), &step.action);
     Done::Applied
 }
 
-/// The Job of a hook, unless there is one already.
-fn run(snapshot: &mut Snapshot, order: &HookOrder) {
+/// The Job of a hook, unless there is one already; one that was kept is begun.
+fn run(snapshot: &mut Snapshot, order: &HookOrder, state: HookState) {
     let of = if order.node.is_empty() { &order.policy } else { &order.node };
     let policy = snapshot.policies.iter().find(|policy| policy.name == order.policy);
     let valid = policy.and_then(|policy| policy.spec.as_ref().ok());
@@ -71,16 +77,19 @@ fn run(snapshot: &mut Snapshot, order: &HookOrder) {
     // The policy has no such hook any more: nothing runs.
     let Some(hook) = hook else { return };
     let job = format!("{}/{}-{of}-{}", hook.namespace, order.hook, order.grant);
-    if !snapshot.hooks.iter().any(|run| run.job == job && run.stage == order.stage) {
-        snapshot.hooks.push(HookRun {
+    let known = snapshot.hooks.iter_mut().find(|run| run.job == job && run.stage == order.stage);
+    match known {
+        Some(known) if known.state == HookState::Kept => known.state = state,
+        Some(_) => {}
+        None => snapshot.hooks.push(HookRun {
             policy: order.policy.clone(),
             node: order.node.clone(),
             grant: order.grant,
             stage: order.stage,
             hook: order.hook.clone(),
             job,
-            state: HookState::Running { since: snapshot.now },
-        });
+            state,
+        }),
     }
 }
 

@@ -145,6 +145,7 @@ const fn reason(action: &Action) -> (&'static str, bool) {
         Action::Stage { .. } => ("Staging", false),
         Action::Rest { .. } => ("AtRest", false),
         Action::Grant { .. } => ("Granted", false),
+        Action::KeepRolloutHook(_) => ("HookKept", false),
         Action::RunHook(_) | Action::RunRolloutHook(_) => ("HookStarted", false),
         Action::NoteHook { .. } => ("HookDone", false),
         Action::BeginDrain { .. } => ("DrainStarted", false),

@@ -17,7 +17,7 @@ pub use turn::{Called, Turn};
 pub use under_way::UnderWay;
 
 use crate::{
-    events::Events,
+    events::{About, Events, Notice},
     gather::{Key, NodeFact, UpdateFact, World, node_now},
     hooks,
     metrics::Metrics,
@@ -119,9 +119,12 @@ impl Writer {
         let mut unremembered = under_way.remembered_within(REMEMBERING).await;
         unremembered.extend(later);
         for step in &plan.steps {
-            let Action::RunRolloutHook(order) = &step.action else { continue };
             // No policy has such a name: nobody waits for a Job that can't be made but who waits for what it is to do.
-            let key = format!("{}/hooks", order.policy);
+            let (order, key) = match &step.action {
+                Action::RunRolloutHook(order) => (order, format!("{}/hooks", order.policy)),
+                Action::KeepRolloutHook(order) => (order, format!("{}/hooks/{}", order.policy, order.hook)),
+                _ => continue,
+            };
             if unremembered.contains(&order.policy) || under_way.remembers(&key) {
                 continue;
             }
@@ -131,6 +134,11 @@ impl Writer {
                     Ok(result) => result,
                     Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
                 };
+                if let (Action::RunRolloutHook(order) | Action::KeepRolloutHook(order), Err(error)) =
+                    (&step.action, &result)
+                {
+                    writer.complain(order, error);
+                }
                 writer.note(&step, &result, due_since)
             });
         }
@@ -232,6 +240,8 @@ impl Writer {
                 }
                 self.write_rollback(rollback, &known.1, status).await
             }
+            Action::KeepRolloutHook(order) => hooks::keep(self, order).await,
+            Action::RunRolloutHook(order) if order.stage == HookStage::AfterRollout => hooks::begin(self, order).await,
             Action::RunRolloutHook(order) => {
                 let policy = self.world.policies.get(&Key::cluster(&order.policy));
                 let policy = policy.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {}", order.policy)))?;
@@ -289,6 +299,23 @@ impl Writer {
         Err(ApplyError::Conflict(format!("what runs on Node {node}")))
     }
 
+    /// Tells of a hook around a rollout whose Job can't be made: no node can say why it waits.
+    fn complain(&self, order: &HookOrder, error: &ApplyError) {
+        if !matches!(error, ApplyError::Refused { .. } | ApplyError::Hook { .. } | ApplyError::Gone(_)) {
+            return;
+        }
+        // One that is gone wants nothing any more.
+        let Some(policy) = self.world.policies.get(&Key::cluster(&order.policy)) else { return };
+        self.events.tell(Notice {
+            about: About::own("UpdatePolicy", &policy.name, &policy.uid),
+            warning: true,
+            reason: "MaintenanceHookFailed",
+            action: "RunRolloutHook",
+            note: format!("hook {} can't be run, and is tried again: {}", order.hook, crate::one_line(error)),
+            related: None,
+        });
+    }
+
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {
         self.world.updates.get(&Key::cluster(name)).ok_or_else(|| ApplyError::Gone(format!("NodeUpdate {name}")))
     }
@@ -301,13 +328,7 @@ impl Writer {
         let wrong = |reason: String| ApplyError::Hook { hook: order.hook.clone(), reason };
         let policy = self.world.policies.get(&Key::cluster(&order.policy));
         let policy = policy.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {}", order.policy)))?;
-        let hooks = match order.stage {
-            HookStage::BeforeDrain => &policy.spec.hooks.before_drain,
-            HookStage::AfterCommit => &policy.spec.hooks.after_commit,
-            HookStage::BeforeRollout => &policy.spec.hooks.before_rollout,
-            HookStage::AfterRollout => &policy.spec.hooks.after_rollout,
-        };
-        let hook = hooks.iter().find(|hook| hook.name == order.hook);
+        let hook = order.stage.hooks(&policy.spec.hooks).iter().find(|hook| hook.name == order.hook);
         let hook = hook.ok_or_else(|| wrong("the policy has no such hook any more".to_owned()))?;
         let job = hooks::job(order, hook, Some(owner)).map_err(wrong)?;
         let jobs: Api<Job> = Api::namespaced(self.client.clone(), &hook.namespace);

@@ -25,8 +25,8 @@ pub use needs::space;
 pub(crate) use node::EXCLUDED_BY_US;
 pub use node::{EXCLUDE_LABEL, MAINTENANCE_CONDITIONS, NodeFact, TruceNote};
 pub use objects::{
-    FreezeFact, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, PolicyFact,
-    RollbackFact, UpdateFact, stage_text,
+    After, FreezeFact, HOOK_BEGUN, HOOK_FOLLOWS, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_POLICY_UID,
+    HOOK_SPEC, HOOK_STAGE, HOOK_TTL, JobFact, PolicyFact, RollbackFact, UpdateFact, stage_text,
 };
 pub use one_node::node_now;
 pub use snapshot::{Assembler, Outside};

@@ -9,7 +9,7 @@ use bascule_planner::{
     PolicyError, PolicyErrorKind, ValidPolicy,
     snapshot::{FreezeFacts, HookRun, HookStage, HookState, RollbackFacts, UpdateFacts},
 };
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use kube::Resource;
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -171,6 +171,14 @@ pub const HOOK_POLICY: &str = "bascule.dev/policy";
 pub const HOOK_GRANT: &str = "bascule.dev/grant";
 /// When a hook's Job runs: `before-drain` or `after-commit`.
 pub const HOOK_STAGE: &str = "bascule.dev/stage";
+/// The UID of the policy, on the Job of a hook after a rollout, which outlives it.
+pub const HOOK_POLICY_UID: &str = "bascule.dev/policy-uid";
+/// The Jobs that have to succeed before that one is begun, `namespace/name` each.
+pub const HOOK_FOLLOWS: &str = "bascule.dev/follows";
+/// The digest of the spec that it was made with.
+pub const HOOK_SPEC: &str = "bascule.dev/spec";
+/// That the operator let it run. Until then it is kept, whatever anybody else does with it.
+pub const HOOK_BEGUN: &str = "bascule.dev/begun";
 
 /// How long a hook's Job is kept once its grant is over, in seconds: what its template says.
 pub const HOOK_TTL: &str = "bascule.dev/ttl-seconds-after-finished";
@@ -193,6 +201,28 @@ pub struct JobFact {
     pub run: Option<HookRun>,
     /// For how many seconds it is to be kept once it is not needed any more, while it is finished and nothing says so.
     pub kept_for: Option<i32>,
+    /// What is known of the Job of a hook after a rollout.
+    pub after: Option<After>,
+}
+
+/// What is known of the Job of a hook after a rollout, which is made before the rollout begins and stands for itself: its policy may be
+/// gone when it is to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct After {
+    /// The UID of the policy.
+    pub policy_uid: String,
+    /// The UID of the Job.
+    pub uid: String,
+    /// For writes that must not overwrite what somebody else wrote meanwhile.
+    pub resource_version: String,
+    /// The Jobs that have to succeed before, `namespace/name` each.
+    pub follows: Vec<String>,
+    /// The digest of the spec that it was made with.
+    pub spec: String,
+    /// It is finished, and who let it run was not the operator.
+    pub spent: bool,
+    /// The same Job, to be made again.
+    pub again: Arc<Job>,
 }
 
 impl Fact for JobFact {
@@ -200,11 +230,49 @@ impl Fact for JobFact {
 
     fn of(job: &Job) -> Self {
         let run = run_of(job);
-        let finished = run.as_ref().is_some_and(|run| !matches!(run.state, HookState::Running { .. }));
+        let finished =
+            run.as_ref().is_some_and(|run| matches!(run.state, HookState::Succeeded | HookState::Failed { .. }));
         let lives_on = job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_none());
         let ttl = job.metadata.annotations.as_ref().and_then(|all| all.get(HOOK_TTL)).and_then(|ttl| ttl.parse().ok());
-        Self { run, kept_for: ttl.filter(|_| finished && lives_on) }
+        let after = run.as_ref().and_then(|run| after_of(job, run));
+        Self { run, kept_for: ttl.filter(|_| finished && lives_on), after }
     }
+
+    /// One that was kept runs since the Job controller says so, or, until it does, since it was seen begun.
+    fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
+        let Some(HookRun { state: HookState::Running { since }, .. }) = &mut self.run else { return };
+        if *since == Time::default() {
+            *since = match before.and_then(|before| before.run.as_ref()).map(|run| &run.state) {
+                Some(HookState::Running { since }) => *since,
+                _ => Time::new(clock.now()),
+            };
+        }
+    }
+}
+
+fn after_of(job: &Job, run: &HookRun) -> Option<After> {
+    let annotations = job.metadata.annotations.as_ref()?;
+    let policy_uid = policy_uid(run.stage, annotations)?.to_owned();
+    let follows = annotations.get(HOOK_FOLLOWS).map(String::as_str).unwrap_or_default();
+    Some(After {
+        policy_uid,
+        uid: uid(job),
+        resource_version: job.metadata.resource_version.clone().unwrap_or_default(),
+        follows: follows.split_whitespace().map(str::to_owned).collect(),
+        spec: annotations.get(HOOK_SPEC).cloned().unwrap_or_default(),
+        spent: run.state == HookState::Kept && (condition(job, "Complete").or(condition(job, "Failed"))).is_some(),
+        again: Arc::new(crate::hooks::again(job)),
+    })
+}
+
+fn policy_uid(stage: HookStage, annotations: &BTreeMap<String, String>) -> Option<&str> {
+    annotations.get(HOOK_POLICY_UID).map(String::as_str).filter(|_| stage == HookStage::AfterRollout)
+}
+
+/// A condition of a Job that is true.
+fn condition<'a>(job: &'a Job, type_: &str) -> Option<&'a JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_deref()?;
+    conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True")
 }
 
 fn run_of(job: &Job) -> Option<HookRun> {
@@ -217,15 +285,18 @@ fn run_of(job: &Job) -> Option<HookRun> {
         "after-rollout" => HookStage::AfterRollout,
         _ => return None,
     };
-    let conditions = job.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    let holds =
-        |type_: &str| conditions.iter().find(|condition| condition.type_ == type_ && condition.status == "True");
-    let state = if let Some(failed) = holds("Failed") {
+    let kept = policy_uid(stage, annotations).is_some();
+    let state = if kept && !annotations.contains_key(HOOK_BEGUN) {
+        HookState::Kept
+    } else if let Some(failed) = condition(job, "Failed") {
         let reason = failed.reason.clone().unwrap_or_default();
         let message = failed.message.clone().unwrap_or_default();
         HookState::Failed { message: format!("{reason}: {message}").chars().take(512).collect() }
-    } else if holds("Complete").is_some() {
+    } else if condition(job, "Complete").is_some() {
         HookState::Succeeded
+    } else if kept {
+        let started = job.status.as_ref().and_then(|status| status.start_time.as_ref());
+        HookState::Running { since: started.map(Time::from_kubernetes).unwrap_or_default() }
     } else {
         HookState::Running { since: meta.creation_timestamp.as_ref().map(Time::from_kubernetes)? }
     };
@@ -234,7 +305,11 @@ fn run_of(job: &Job) -> Option<HookRun> {
     let grant = annotations.get(HOOK_GRANT)?.parse().ok()?;
     // Labels are anybody's who may create a Job somewhere. The operator's own has the name that it gives; in whose namespace it
     // lies, the planner compares.
-    if meta.name.as_deref()? != crate::hooks::name_of((&policy, &node), grant, stage, &hook) {
+    let name = match policy_uid(stage, annotations) {
+        Some(uid) => crate::hooks::name_after((&policy, uid), grant, &hook),
+        None => crate::hooks::name_of((&policy, &node), grant, stage, &hook),
+    };
+    if meta.name.as_deref()? != name || (kept && !node.is_empty()) {
         return None;
     }
     Some(HookRun {

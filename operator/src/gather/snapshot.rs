@@ -2,14 +2,14 @@
 //! recognises them.
 
 use super::{
-    BudgetFact, Key, PodFact, PolicyFact, World,
+    BudgetFact, JobFact, Key, PodFact, PolicyFact, World,
     one_node::{Facts, Ground, NAMED},
 };
 use crate::drain::{PodSource as _, Progress};
 use bascule_api::{IntOrPercent, Source, Time};
 use bascule_planner::{
     Snapshot,
-    snapshot::{DisruptionBudget, GateAnswer, Node, NodePods, Offer, PolicyFacts},
+    snapshot::{DisruptionBudget, GateAnswer, HookRun, Node, NodePods, Offer, PolicyFacts},
 };
 use std::{
     collections::{BTreeMap, HashMap},
@@ -91,7 +91,7 @@ impl Assembler {
             freezes: world.freezes.all().iter().map(|freeze| Arc::clone(&freeze.0)).collect(),
             rollbacks: world.rollbacks.all().iter().map(|rollback| Arc::clone(&rollback.0)).collect(),
             gates: outside.gates,
-            hooks: world.jobs.all().iter().filter_map(|job| job.run.clone()).collect(),
+            hooks: runs(&world.jobs.all(), &policies),
             ceiling: outside.ceiling,
             api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
@@ -189,6 +189,15 @@ impl Assembler {
         self.policies = kept;
         assembled
     }
+}
+
+/// The Jobs of hooks, but those that a policy which is gone left behind: another one of its name is none of theirs.
+fn runs(jobs: &[Arc<JobFact>], policies: &[Arc<PolicyFact>]) -> Vec<HookRun> {
+    let has_its_policy = |job: &JobFact| {
+        let is_its = |uid: &str| policies.iter().any(|policy| policy.uid == uid);
+        job.after.as_ref().is_none_or(|after| is_its(&after.policy_uid))
+    };
+    jobs.iter().filter(|job| has_its_policy(job)).filter_map(|job| job.run.clone()).collect()
 }
 
 /// Whether time alone changes nothing in these facts.

@@ -1,20 +1,16 @@
 //! The hooks after a rollout whose policy was deleted in its middle. What those before it did (Ceph's `noout`) has to be undone
-//! all the same, and the policy that would say so is gone: who leads remembers it from when it was there. Nothing keeps a policy
-//! from being deleted, since the operator has no right to write one.
+//! all the same, and the policy that would say so is gone: their Jobs, which were kept since before the rollout began, say it to whoever
+//! leads. Nothing keeps a policy from being deleted, since the operator has no right to write one.
 
-use super::{job, name_of};
+use super::after::Begin;
 use crate::{
     apply::{SLOW, Writer},
     events::{About, Notice},
-    gather::{HOOK_POLICY, JobFact, PolicyFact},
+    gather::{After, JobFact, PolicyFact},
 };
-use bascule_api::{Duration, Hook, Time};
-use bascule_planner::{
-    plan::HookOrder,
-    snapshot::{HookRun, HookStage, HookState},
-};
+use bascule_api::{Duration, Time};
+use bascule_planner::snapshot::{HookRun, HookState};
 use k8s_openapi::api::batch::v1::Job;
-use kube::{Api, api::PostParams};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -26,28 +22,45 @@ use tokio::{
 
 /// How long a policy may take to open its first rollout.
 const QUIET: Duration = Duration::from_secs(120);
-/// How soon a Job that could not be made is tried again; twice as long with each further attempt.
+/// How soon a Job that could not be begun is tried again; twice as long with each further attempt.
 const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// The longest of these times.
 const SELDOM: std::time::Duration = std::time::Duration::from_secs(5 * 60);
-/// Of how many reasons why a Job can't be made people are told.
+/// Of how many reasons why a Job can't be begun people are told.
 const TOLD: usize = 8;
+/// How many Jobs of one namespace are looked at. Whoever may create Jobs there may make as many as he likes that look left over.
+const MANY: usize = 64;
 
-/// A rollout that is under way, and what is to run after it.
-#[derive(Debug, Clone)]
-struct Open {
+/// A rollout whose policy is gone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Rollout {
     policy: String,
     uid: String,
     number: i64,
-    version: Option<bascule_api::Version>,
-    after: Vec<Hook>,
-    done: BTreeSet<String>,
-    /// The Job that failed last, of which people were told.
-    failed: Option<String>,
-    tries: Tries,
 }
 
-/// The attempts to make a Job.
+impl Rollout {
+    fn of(run: &HookRun, after: &After) -> Self {
+        Self { policy: run.policy.clone(), uid: after.policy_uid.clone(), number: run.grant }
+    }
+
+    fn tells(&self, warning: bool, reason: &'static str, note: String) -> Notice {
+        let about = About::own("UpdatePolicy", &self.policy, &self.uid);
+        Notice { about, warning, reason, action: "RunRolloutHook", note, related: None }
+    }
+}
+
+/// A Job that failed, of which people were told.
+#[derive(Debug)]
+struct Failed {
+    rollout: Rollout,
+    hook: String,
+    uid: String,
+    /// The same, for when a person deletes it.
+    again: Arc<Job>,
+}
+
+/// The attempts to begin a Job.
 #[derive(Debug, Clone, Default)]
 struct Tries {
     /// How many failed since one did not.
@@ -58,65 +71,19 @@ struct Tries {
     told: BTreeSet<String>,
 }
 
-impl Open {
-    fn of(policy: &PolicyFact) -> Option<Self> {
-        let open = policy.status.maintenance.as_ref()?;
-        let after = &policy.valid.as_ref().ok()?.spec.hooks.after_rollout;
-        (!after.is_empty()).then(|| Self {
-            policy: policy.name.clone(),
-            uid: policy.uid.clone(),
-            number: open.number,
-            version: open.version.clone(),
-            after: after.clone(),
-            done: open.hooks_done.iter().cloned().collect(),
-            failed: None,
-            tries: Tries::default(),
-        })
-    }
-
-    /// Takes note of an attempt to make a Job, and says what people are told of it.
-    fn tried(&mut self, hook: &str, made: Result<(), String>, now: Instant) -> Option<Notice> {
-        let tries = &mut self.tries;
-        let pause = AGAIN.saturating_mul(1 << tries.failed.min(6)).min(SELDOM);
-        // Also after one that was made: that it is there shows by itself.
-        tries.not_before = Some(now + pause);
-        let Err(why) = made else {
-            tries.failed = 0;
-            tries.told.clear();
+impl Tries {
+    /// Takes note of an attempt, and says whether people are told why it failed.
+    fn tried(&mut self, begun: Result<(), String>, now: Instant) -> Option<String> {
+        let pause = AGAIN.saturating_mul(1 << self.failed.min(6)).min(SELDOM);
+        // Also after one that succeeded: that it runs shows by itself.
+        self.not_before = Some(now + pause);
+        let Err(why) = begun else {
+            self.failed = 0;
+            self.told.clear();
             return None;
         };
-        tries.failed = tries.failed.saturating_add(1);
-        tracing::warn!(hook, error = why, "a hook after a rollout can't be run");
-        let news = tries.told.len() < TOLD && tries.told.insert(why.clone());
-        news.then(|| {
-            let note = format!("hook {hook} can't be run, and is tried again: {why}");
-            self.tells(true, "MaintenanceHookFailed", note)
-        })
-    }
-
-    /// Whose Jobs they are: another policy of that name counts its rollouts from one again, and its Jobs are not these.
-    fn owner(&self) -> String {
-        format!("{}.{}", self.policy, self.uid)
-    }
-
-    fn left(&self) -> impl Iterator<Item = &Hook> {
-        self.after.iter().filter(|hook| !self.done.contains(&HookStage::AfterRollout.key(&hook.name)))
-    }
-
-    fn tells(&self, warning: bool, reason: &'static str, note: String) -> Notice {
-        let about = About::own("UpdatePolicy", &self.policy, &self.uid);
-        Notice { about, warning, reason, action: "RunRolloutHook", note, related: None }
-    }
-
-    fn order(&self, hook: &Hook) -> HookOrder {
-        HookOrder {
-            node: String::new(),
-            policy: self.policy.clone(),
-            grant: self.number,
-            stage: HookStage::AfterRollout,
-            hook: hook.name.clone(),
-            version: self.version.clone(),
-        }
+        self.failed = self.failed.saturating_add(1);
+        (self.told.len() < TOLD && self.told.insert(why.clone())).then_some(why)
     }
 }
 
@@ -124,93 +91,114 @@ impl Open {
 #[derive(Debug, Default)]
 struct Found {
     notices: Vec<Notice>,
-    /// The Jobs to be made.
+    /// The Jobs to be begun.
     due: Vec<Due>,
 }
 
-/// A Job to be made.
-#[derive(Debug)]
+/// A Job to be begun.
+#[derive(Debug, Clone)]
 struct Due {
-    owner: String,
-    hook: String,
-    job: Job,
+    what: What,
+    begin: Begin,
 }
 
-/// A Job that is being made.
+/// Which Job.
+#[derive(Debug, Clone)]
+struct What {
+    rollout: Rollout,
+    hook: String,
+    /// `namespace/name`.
+    job: String,
+}
+
+impl What {
+    fn namespace(&self) -> &str {
+        self.job.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+}
+
+/// A Job without its policy, which is not let go yet.
 #[derive(Debug)]
-struct Making {
-    owner: String,
-    hook: String,
+struct Alone<'a> {
+    run: &'a HookRun,
+    after: &'a After,
 }
 
-/// The rollouts that are under way, and those whose policy is gone. A leader that begins later does not know of the latter.
-/// Dropping it gives up the Jobs that are being made.
+/// The rollouts whose policy is gone. What is to be done for them stands in their Jobs; what is kept here is what people were told,
+/// and the failed Jobs that a person may delete. Dropping it gives up what is being begun.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOver {
-    open: BTreeMap<String, Open>,
-    left: Vec<Open>,
+    /// Those of which something is left to be done.
+    left: BTreeSet<Rollout>,
+    /// Those that are done, as long as their Jobs are there.
+    ended: BTreeSet<Rollout>,
+    failed: BTreeMap<String, Failed>,
+    tries: BTreeMap<String, Tries>,
     tasks: JoinSet<Result<(), String>>,
-    making: HashMap<Id, Making>,
+    making: HashMap<Id, What>,
 }
 
 impl LeftOver {
     /// Begins what is due and tells of it; whether something is left to be done. Nobody waits for what is begun: one Job that can't
-    /// be made would hold up every policy. The policies are those that the plan was made from: of a hook that it begins one must
-    /// be remembered that is gone since.
+    /// be begun would hold up every policy. The policies are those that the plan was made from.
     pub(crate) fn run(&mut self, writer: &Writer, policies: &[Arc<PolicyFact>], now: Time) -> bool {
         let (world, instant) = (&writer.world, Instant::now());
         let mut notices = self.take_ended(instant);
         let updates = world.updates.select(|update| update.facts.spec.disruption.is_some());
         let moves = |policy: &str| updates.iter().any(|update| update.facts.spec.policy == policy);
-        let jobs = world.jobs.select(|job| job.run.as_ref().is_some_and(|run| run.stage == HookStage::AfterRollout));
+        let jobs = world.jobs.select(|job| job.after.is_some());
         let found = self.look(policies, &jobs, now, moves);
         notices.extend(found.notices);
         for notice in notices {
             writer.events.tell(notice);
         }
         for due in found.due {
-            if self.may_begin(&due.owner, instant) {
+            if self.may_begin(&due.what, instant) {
                 self.begin(due, writer.clone());
             }
         }
         !self.left.is_empty()
     }
 
-    /// Whether no Job of this owner is being made, and the last attempt is long enough ago.
-    fn may_begin(&self, owner: &str, now: Instant) -> bool {
-        let mut of_owner = self.left.iter().filter(|open| open.owner() == owner);
-        !self.making.values().any(|one| one.owner == owner)
-            && of_owner.all(|open| open.tries.not_before.is_none_or(|at| at <= now))
+    /// Whether the last attempt is long enough ago, and no Job of that namespace is being begun: many of one hold up no other.
+    fn may_begin(&self, what: &What, now: Instant) -> bool {
+        let not_before = self.tries.get(&what.job).and_then(|tries| tries.not_before);
+        !self.making.values().any(|one| one.namespace() == what.namespace()) && not_before.is_none_or(|at| at <= now)
     }
 
     fn begin(&mut self, due: Due, writer: Writer) {
-        let Due { owner, hook, job } = due;
+        let Due { what, begin } = due;
         let task = self.tasks.spawn(async move {
-            let made = tokio::time::timeout(SLOW, create(&writer, &job)).await;
-            made.unwrap_or_else(|_| Err("the API server did not answer in time".to_owned()))
+            let begun = tokio::time::timeout(SLOW, begin.carry_out(&writer)).await;
+            begun.map_or_else(|_| Err("the API server did not answer in time".to_owned()), |begun| begun.map_err(why))
         });
-        self.making.insert(task.id(), Making { owner, hook });
+        self.making.insert(task.id(), what);
     }
 
-    /// Takes note of the Jobs that were made, or could not be.
+    /// Takes note of the Jobs that were begun, or could not be.
     fn take_ended(&mut self, now: Instant) -> Vec<Notice> {
         let mut notices = Vec::new();
         while let Some(ended) = self.tasks.try_join_next_with_id() {
-            let (id, made) = match ended {
+            let (id, begun) = match ended {
                 Ok(ended) => ended,
                 Err(error) => (error.id(), Err(crate::one_line(&error))),
             };
-            let Some(Making { owner, hook }) = self.making.remove(&id) else { continue };
-            if let Some(open) = self.left.iter_mut().find(|open| open.owner() == owner) {
-                notices.extend(open.tried(&hook, made, now));
+            let Some(What { rollout, hook, job }) = self.making.remove(&id) else { continue };
+            if let Err(error) = &begun {
+                tracing::warn!(job, error, "a hook after a rollout can't be run");
+            }
+            if let Some(why) = self.tries.entry(job).or_default().tried(begun, now) {
+                let note = format!("hook {hook} can't be run, and is tried again: {why}");
+                notices.push(rollout.tells(true, "MaintenanceHookFailed", note));
             }
         }
         notices
     }
 
-    /// Whether a Job is needed still: what it came to decides what is next, and a failed one is a person's to delete.
-    pub(super) fn waits_for(&self, run: &HookRun) -> bool {
-        self.left.iter().any(|open| run.policy == open.owner() && run.grant == open.number)
+    /// Whether a Job without its policy may be cleared away: what others came to is not asked of it any more, nor is it a failed one,
+    /// which is a person's to delete.
+    pub(super) fn is_done_with(&self, run: &HookRun, after: &After) -> bool {
+        run.state == HookState::Succeeded && !self.left.contains(&Rollout::of(run, after))
     }
 
     fn look(
@@ -221,39 +209,104 @@ impl LeftOver {
         moves: impl Fn(&str) -> bool,
     ) -> Found {
         let mut found = Found::default();
-        let mut before = std::mem::take(&mut self.open);
-        for policy in policies {
-            match Open::of(policy) {
-                Some(open) => drop(self.open.insert(policy.uid.clone(), open)),
-                // Its hooks are not known while it can't be used, and stay what they were.
-                None if policy.valid.is_err() && policy.status.maintenance.is_some() => {
-                    self.open.extend(before.remove_entry(&policy.uid));
+        let mut rollouts = alone(policies, jobs);
+        for (rollout, jobs) in &rollouts {
+            for Alone { run, after } in jobs {
+                let HookState::Failed { message } = &run.state else {
+                    self.failed.remove(&run.job);
+                    continue;
+                };
+                if self.failed.get(&run.job).is_some_and(|failed| failed.uid == after.uid) {
+                    continue;
                 }
-                None => {}
+                let note = format!("hook {} failed ({}): {message}; delete the Job to run it again", run.hook, run.job);
+                found.notices.push(rollout.tells(true, "MaintenanceHookFailed", note));
+                let (rollout, hook, uid) = (rollout.clone(), run.hook.clone(), after.uid.clone());
+                let failed = Failed { rollout, hook, uid, again: Arc::clone(&after.again) };
+                self.failed.insert(run.job.clone(), failed);
             }
-            before.remove(&policy.uid);
         }
-        for open in before.into_values() {
-            let names: Vec<&str> = open.left().map(|hook| hook.name.as_str()).collect();
-            if names.is_empty() {
+        let there: BTreeSet<&str> = jobs.iter().filter_map(|job| Some(job.run.as_ref()?.job.as_str())).collect();
+        let deleted = || self.failed.iter().filter(|(job, _)| !there.contains(job.as_str()));
+        for (_, failed) in deleted() {
+            rollouts.entry(failed.rollout.clone()).or_default();
+        }
+        let open = rollouts.values().flatten().filter(|one| one.run.state != HookState::Succeeded);
+        let mut unfinished: BTreeSet<&str> = open.map(|one| one.run.job.as_str()).collect();
+        unfinished.extend(deleted().map(|(job, _)| job.as_str()));
+        for (rollout, jobs) in &rollouts {
+            let deleted: Vec<(&String, &Failed)> = deleted().filter(|(_, failed)| failed.rollout == *rollout).collect();
+            if deleted.is_empty() && jobs.iter().all(|one| one.run.state == HookState::Succeeded) {
+                self.left.remove(rollout);
+                if self.ended.insert(rollout.clone()) {
+                    let note = "the hooks after it are done".to_owned();
+                    found.notices.push(rollout.tells(false, "MaintenanceEnded", note));
+                }
                 continue;
             }
-            let names = names.join(", ");
-            let note = format!(
-                "the policy was deleted in the middle of its rollout: the hooks after it run once its nodes are done: {names}"
-            );
-            found.notices.push(open.tells(true, "MaintenanceLeftOver", note));
-            self.left.push(open);
-        }
-        self.left.retain_mut(|open| {
-            let another = policies.iter().any(|other| other.name == open.policy && does_anew(other, now));
-            if another || moves(&open.policy) {
-                return true;
+            self.ended.remove(rollout);
+            let waiting =
+                jobs.iter().filter(|one| matches!(one.run.state, HookState::Kept | HookState::Running { .. }));
+            let names: Vec<&str> = waiting.map(|one| one.run.hook.as_str()).collect();
+            if self.left.insert(rollout.clone()) && !names.is_empty() {
+                let names = names.join(", ");
+                let note = format!(
+                    "the policy was deleted in the middle of its rollout: the hooks after it run once its nodes are done: {names}"
+                );
+                found.notices.push(rollout.tells(true, "MaintenanceLeftOver", note));
             }
-            step(open, jobs, &mut found)
-        });
+            let another = policies.iter().any(|other| other.name == rollout.policy && does_anew(other, now));
+            if another || moves(&rollout.policy) {
+                continue;
+            }
+            let due = |hook: &str, job: &str, begin: Begin| {
+                let what = What { rollout: rollout.clone(), hook: hook.to_owned(), job: job.to_owned() };
+                Due { what, begin }
+            };
+            for Alone { run, after } in jobs {
+                // Only what the Job itself names is before it: what lies in other namespaces may be anybody's.
+                if after.follows.iter().any(|before| unfinished.contains(before.as_str())) {
+                    continue;
+                }
+                found.due.extend(Begin::alone(run, after).map(|begin| due(&run.hook, &run.job, begin)));
+            }
+            for (job, failed) in deleted {
+                found.due.push(due(&failed.hook, job, Begin::Make(Arc::clone(&failed.again))));
+            }
+        }
+        let known = |rollout: &Rollout| rollouts.contains_key(rollout);
+        self.left.retain(known);
+        self.ended.retain(known);
+        let is_due = |job: &str| found.due.iter().any(|due| due.what.job == job);
+        self.tries.retain(|job, _| is_due(job) || self.making.values().any(|what| what.job == *job));
+        // Who fails again and again comes last.
+        let failed = |due: &Due| self.tries.get(&due.what.job).map_or(0, |tries| tries.failed);
+        found.due.sort_by_key(failed);
         found
     }
+}
+
+/// The Jobs of hooks after a rollout whose policy is gone, in the order in which they run, without those that are let go.
+fn alone<'a>(policies: &[Arc<PolicyFact>], jobs: &'a [Arc<JobFact>]) -> BTreeMap<Rollout, Vec<Alone<'a>>> {
+    let mut rollouts: BTreeMap<Rollout, Vec<Alone<'a>>> = BTreeMap::new();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for job in jobs {
+        let (Some(run), Some(after)) = (&job.run, &job.after) else { continue };
+        let finished = matches!(run.state, HookState::Succeeded | HookState::Failed { .. });
+        if (finished && job.kept_for.is_none()) || policies.iter().any(|policy| policy.uid == after.policy_uid) {
+            continue;
+        }
+        let namespace = run.job.split_once('/').map_or("", |(namespace, _)| namespace);
+        let seen = seen.entry(namespace).or_default();
+        *seen += 1;
+        if *seen <= MANY {
+            rollouts.entry(Rollout::of(run, after)).or_default().push(Alone { run, after });
+        }
+    }
+    for jobs in rollouts.values_mut() {
+        jobs.sort_by_key(|one| one.after.follows.len());
+    }
+    rollouts
 }
 
 /// Whether another policy of the same name may do anew what the hooks after a rollout undo: in a rollout of its own, whether or
@@ -264,68 +317,11 @@ fn does_anew(policy: &PolicyFact, now: Time) -> bool {
     status.maintenance.is_some() || (status.maintenances == 0 && now < policy.created_at.after(QUIET))
 }
 
-/// The next step of one; whether something is left to be done.
-fn step(open: &mut Open, jobs: &[Arc<JobFact>], found: &mut Found) -> bool {
-    let owner = open.owner();
-    loop {
-        let next = open.left().next().cloned();
-        let Some(hook) = next else { break };
-        let mut runs = jobs.iter().filter_map(|job| job.run.as_ref());
-        let run = runs.find(|run| run.policy == owner && run.grant == open.number && run.is_of(&hook));
-        match run.map(|run| (&run.state, &run.job)) {
-            Some((HookState::Succeeded, _)) => {
-                open.done.insert(HookStage::AfterRollout.key(&hook.name));
-            }
-            Some((HookState::Running { .. }, _)) => return true,
-            Some((HookState::Failed { message }, name)) => {
-                if open.failed.as_ref() != Some(name) {
-                    let note = format!("hook {} failed ({name}): {message}; delete the Job to run it again", hook.name);
-                    found.notices.push(open.tells(true, "MaintenanceHookFailed", note));
-                    open.failed = Some(name.clone());
-                }
-                return true;
-            }
-            None => {
-                open.failed = None;
-                match orphan(open, &hook, &owner) {
-                    Ok(job) => found.due.push(Due { owner, hook: hook.name, job }),
-                    Err(why) => {
-                        let note = format!("hook {} can't be run, and is passed over: {why}", hook.name);
-                        found.notices.push(open.tells(true, "MaintenanceHookFailed", note));
-                        open.done.insert(HookStage::AfterRollout.key(&hook.name));
-                        continue;
-                    }
-                }
-                return true;
-            }
-        }
-    }
-    found.notices.push(open.tells(false, "MaintenanceEnded", "the hooks after it are done".to_owned()));
-    false
-}
-
-/// A Job that goes away with nothing, since its policy is gone.
-fn orphan(open: &Open, hook: &Hook, owner: &str) -> Result<Job, String> {
-    let mut job = job(&open.order(hook), hook, None)?;
-    job.metadata.name = Some(name_of((owner, ""), open.number, HookStage::AfterRollout, &hook.name));
-    job.metadata.annotations.get_or_insert_default().insert(HOOK_POLICY.to_owned(), owner.to_owned());
-    Ok(job)
-}
-
-/// Makes a Job, where it is not there.
-async fn create(writer: &Writer, job: &Job) -> Result<(), String> {
-    let namespace = job.metadata.namespace.as_deref().unwrap_or_default();
-    let jobs: Api<Job> = Api::namespaced(writer.client.clone(), namespace);
-    let params = PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
-    match jobs.create(&params, job).await {
-        Ok(created) => {
-            writer.metrics.wrote("Job");
-            writer.world.jobs.written(&created);
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-        Err(kube::Error::Api(status)) if !status.message.is_empty() => Err(status.message.clone()),
-        Err(error) => Err(crate::one_line(&error)),
+/// What people are told.
+fn why(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        error => crate::one_line(&error),
     }
 }
 
@@ -335,122 +331,178 @@ mod tests {
     use crate::{
         clock::Clock,
         gather::{Fact as _, World},
-        hooks::over,
+        hooks::{
+            after::tests::{ended, hook, jobs_of, policy_with, shown, two},
+            again, over,
+        },
     };
-    use bascule_api::UpdatePolicy;
     use bascule_planner::{PolicyError, PolicyErrorKind};
     use serde_json::json;
     use tokio::sync::watch;
 
     fn policy(uid: &str, open: bool) -> Arc<PolicyFact> {
-        let hook = |name: &str| {
-            json!({"name": name, "namespace": "ceph", "job": {"template": {"spec": {"containers": [
-                {"name": "c", "image": "i"}]}}}})
-        };
-        let maintenance = json!({"number": 3, "plannedAt": "2026-11-29T10:00:00Z", "begunAt": "2026-11-29T10:01:00Z"});
-        let policy: UpdatePolicy = serde_json::from_value(json!({
-            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
-            "metadata": {"name": "workers", "uid": uid, "creationTimestamp": "2026-11-01T00:00:00Z"},
-            "spec": {
-                "nodeSelector": {"matchLabels": {"role": "worker"}},
-                "source": {"repository": "https://images.example.com", "channel": "stable"},
-                "hooks": {"afterRollout": [hook("unset-noout"), hook("unmute")]}
-            },
-            "status": if open { json!({"maintenance": maintenance}) } else { json!({}) }
-        }))
-        .unwrap();
-        let fact = PolicyFact::of(&policy);
+        let fact = PolicyFact::of(&policy_with(uid, open, &two()));
         assert!(fact.valid.is_ok(), "{:?}", fact.valid);
         Arc::new(fact)
+    }
+
+    /// The Jobs that the policy left.
+    fn left() -> Vec<Job> {
+        jobs_of(&policy_with("u1", true, &two()))
+    }
+
+    /// One that the operator began.
+    fn begun(job: &Job) -> Job {
+        shown(&again(job))
+    }
+
+    fn facts<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Vec<Arc<JobFact>> {
+        let fact = |job: &Job| {
+            let fact = JobFact::of(job);
+            assert!(fact.run.is_some(), "it is one of ours");
+            Arc::new(fact)
+        };
+        jobs.into_iter().map(fact).collect()
     }
 
     fn at(second: i64) -> Time {
         chrono::DateTime::from_timestamp(1_795_950_000 + second, 0).unwrap().into()
     }
 
-    fn as_ended(job: &Job, type_: &str) -> Job {
-        let mut job = job.clone();
-        job.metadata.creation_timestamp = serde_json::from_value(json!("2026-11-29T10:10:00Z")).unwrap();
-        job.status = serde_json::from_value(json!({"conditions": [{"type": type_, "status": "True"}]})).unwrap();
-        job
-    }
-
-    fn ended(job: &Job, type_: &str) -> Arc<JobFact> {
-        let fact = JobFact::of(&as_ended(job, type_));
-        assert!(fact.run.is_some(), "it is one of ours");
-        Arc::new(fact)
-    }
-
     fn reasons(found: &Found) -> Vec<&'static str> {
         found.notices.iter().map(|notice| notice.reason).collect()
     }
 
+    fn due(found: &Found) -> Vec<&str> {
+        found.due.iter().map(|due| due.what.hook.as_str()).collect()
+    }
+
     #[test]
-    fn what_a_deleted_policy_left_undone_is_undone_once_its_nodes_are() {
-        let mut left = LeftOver::default();
-        assert!(reasons(&left.look(&[policy("u1", true)], &[], at(0), |_| true)).is_empty());
-        let found = left.look(&[], &[], at(0), |policy| policy == "workers");
-        assert_eq!((reasons(&found), found.due.len()), (vec!["MaintenanceLeftOver"], 0));
-        assert!(found.notices[0].note.contains("unset-noout, unmute"), "{}", found.notices[0].note);
-        assert!(left.look(&[], &[], at(0), |_| true).due.is_empty(), "a node is under way");
+    fn what_a_deleted_policy_left_undone_is_undone_once_its_nodes_are_by_whoever_leads() {
+        // This leader never saw the policy.
+        let mut over = LeftOver::default();
+        let jobs = left();
+        let kept = facts(&jobs);
+        let found = over.look(&[], &kept, at(0), |policy| policy == "workers");
+        assert_eq!((reasons(&found), due(&found)), (vec!["MaintenanceLeftOver"], vec![]));
+        assert!(found.notices[0].note.ends_with("unset-noout, unmute"), "{}", found.notices[0].note);
+        let found = over.look(&[], &kept, at(0), |_| true);
+        assert!(found.notices.is_empty() && found.due.is_empty(), "told once, and a node is under way");
         // In their order, each once the one before succeeded, and a failed one again when a person deletes its Job.
-        let mut first = left.look(&[], &[], at(0), |_| false);
-        let Due { job, hook, .. } = first.due.pop().unwrap();
-        assert_eq!((hook.as_str(), job.metadata.owner_references.as_ref()), ("unset-noout", None));
-        let spec = serde_json::to_string(&job.spec).unwrap();
-        assert!(spec.contains(r#"{"name":"BASCULE_POLICY","value":"workers"}"#), "{spec}");
-        let failed = [ended(&job, "Failed")];
-        assert_eq!(reasons(&left.look(&[], &failed, at(0), |_| false)), ["MaintenanceHookFailed"]);
-        let again = left.look(&[], &failed, at(0), |_| false);
-        assert!(again.notices.is_empty() && again.due.is_empty(), "told once");
-        assert_eq!(left.look(&[], &[], at(0), |_| false).due.len(), 1);
-        let mut second = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false);
-        let Due { job: last, hook, .. } = second.due.pop().unwrap();
-        assert_eq!(hook, "unmute");
+        let found = over.look(&[], &kept, at(0), |_| false);
+        assert_eq!(due(&found), ["unset-noout"]);
+        assert!(matches!(&found.due[0].begin, Begin::Resume { .. }), "{found:?}");
+        let first = begun(&jobs[0]);
+        assert!(over.look(&[], &facts([&first, &jobs[1]]), at(0), |_| false).due.is_empty(), "it runs");
+        let failed = ended(&first, "Failed");
+        let found = over.look(&[], &facts([&failed, &jobs[1]]), at(0), |_| false);
+        assert_eq!((reasons(&found), due(&found)), (vec!["MaintenanceHookFailed"], vec![]));
+        let found = over.look(&[], &facts([&failed, &jobs[1]]), at(0), |_| false);
+        assert!(found.notices.is_empty() && found.due.is_empty(), "told once");
+        let found = over.look(&[], &facts([&jobs[1]]), at(0), |_| false);
+        assert_eq!(due(&found), ["unset-noout"]);
+        let Begin::Make(anew) = &found.due[0].begin else { panic!("{found:?}") };
+        assert_eq!(anew.spec.as_ref().unwrap().suspend, Some(false));
+        let done = ended(&shown(anew), "Complete");
+        assert_eq!(due(&over.look(&[], &facts([&done, &jobs[1]]), at(0), |_| false)), ["unmute"]);
         // The first one's Job may be gone by now.
-        assert_eq!(reasons(&left.look(&[], &[ended(&last, "Complete")], at(0), |_| false)), ["MaintenanceEnded"]);
-        assert!(left.left.is_empty());
+        let last = ended(&begun(&jobs[1]), "Complete");
+        assert_eq!(reasons(&over.look(&[], &facts([&last]), at(0), |_| false)), ["MaintenanceEnded"]);
+        assert!(reasons(&over.look(&[], &facts([&last]), at(0), |_| false)).is_empty(), "told once");
+        assert!(over.left.is_empty());
+    }
+
+    #[test]
+    fn a_leader_that_begins_later_goes_on_with_what_is_there() {
+        let jobs = left();
+        let (runs, failed) = (begun(&jobs[0]), ended(&begun(&jobs[0]), "Failed"));
+        let mut next = LeftOver::default();
+        assert_eq!(due(&next.look(&[], &facts([&runs, &jobs[1]]), at(0), |_| false)), Vec::<&str>::new());
+        // It is told of anew, and deleted by a person: run again.
+        let mut next = LeftOver::default();
+        let found = next.look(&[], &facts([&failed, &jobs[1]]), at(0), |_| false);
+        assert_eq!(reasons(&found), ["MaintenanceHookFailed", "MaintenanceLeftOver"]);
+        assert_eq!(due(&next.look(&[], &facts([&jobs[1]]), at(0), |_| false)), ["unset-noout"]);
+        // A person who deletes one that waits says that it is not to run.
+        let mut next = LeftOver::default();
+        next.look(&[], &facts(&jobs), at(0), |_| false);
+        assert_eq!(due(&next.look(&[], &facts([&jobs[1]]), at(0), |_| false)), ["unmute"]);
+        assert!(next.look(&[], &[], at(0), |_| false).due.is_empty() && next.left.is_empty());
+        // Somebody else let it run: that is no answer.
+        let found = LeftOver::default().look(&[], &facts([&ended(&jobs[0], "Complete")]), at(0), |_| false);
+        assert!(matches!(&found.due[..], [Due { begin: Begin::Replace { .. }, .. }]), "{found:?}");
+    }
+
+    #[test]
+    fn only_what_a_job_names_is_before_it() {
+        let jobs = left();
+        // Whoever may create Jobs somewhere makes one that looks as if it were of that rollout, and lets it fail.
+        let mut forged = ended(&begun(&jobs[0]), "Failed");
+        forged.metadata.namespace = Some("tenant".to_owned());
+        let found = LeftOver::default().look(&[], &facts([&jobs[0], &jobs[1], &forged]), at(0), |_| false);
+        assert_eq!(due(&found), ["unset-noout"]);
+        let first = ended(&begun(&jobs[0]), "Complete");
+        let found = LeftOver::default().look(&[], &facts([&first, &jobs[1], &forged]), at(0), |_| false);
+        assert_eq!(due(&found), ["unmute"]);
+        // Nor do many of them hold up those of other namespaces.
+        let many = (0..2 * MANY).map(|number| {
+            let hooks = json!([hook("x", "tenant", "i")]);
+            jobs_of(&policy_with(&format!("u{number}-forged"), true, &hooks)).remove(0)
+        });
+        let many: Vec<Job> = many.chain(left()).collect();
+        let mut over = LeftOver::default();
+        let found = over.look(&[], &facts(&many), at(0), |_| false);
+        assert_eq!(found.due.len(), MANY + 1);
+        let what = |hook: &str| found.due.iter().find(|due| due.what.hook == hook).unwrap().what.clone();
+        assert!(over.left.len() <= MANY + 1);
+        let (tenants, own) = (what("x"), what("unset-noout"));
+        assert_ne!(tenants.namespace(), own.namespace());
     }
 
     #[test]
     fn a_job_that_is_waited_for_is_not_let_go() {
-        let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], at(0), |_| false);
-        let job = left.look(&[], &[], at(0), |_| false).due.pop().unwrap().job;
-        let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
-        for state in ["Failed", "Complete"] {
-            // Cleared away, a failed one would run again by itself, and one that succeeded before that was noted.
+        let mut left_over = LeftOver::default();
+        let jobs = left();
+        let is_over = |left_over: &LeftOver, jobs: &[&Job]| {
             let world = World::new(Arc::new(watch::Sender::new(0)), &Clock::system());
-            world.jobs.written(&as_ended(&job, state));
-            assert!(over(&world, &left).is_empty(), "{state}");
-            assert_eq!(over(&world, &LeftOver::default()).len(), 1, "{state}: nobody waits for it");
-        }
-        world.jobs.written(&as_ended(&job, "Complete"));
-        let last = left.look(&[], &[ended(&job, "Complete")], at(0), |_| false).due.pop().unwrap().job;
-        assert!(over(&world, &left).is_empty());
-        left.look(&[], &[ended(&last, "Complete")], at(0), |_| false);
-        assert_eq!(over(&world, &left).len(), 1, "the last one is done");
+            jobs.iter().for_each(|job| world.jobs.written(job));
+            over(&world, left_over).len()
+        };
+        let first = ended(&begun(&jobs[0]), "Complete");
+        left_over.look(&[], &facts([&first, &jobs[1]]), at(0), |_| false);
+        assert_eq!(is_over(&left_over, &[&first, &jobs[1]]), 0);
+        let failed = ended(&begun(&jobs[1]), "Failed");
+        left_over.look(&[], &facts([&first, &failed]), at(0), |_| false);
+        // Cleared away, it would run again by itself.
+        assert_eq!(is_over(&left_over, &[&first, &failed]), 0);
+        assert_eq!(is_over(&LeftOver::default(), &[&failed]), 0, "whoever leads");
+        let last = ended(&begun(&jobs[1]), "Complete");
+        left_over.look(&[], &facts([&first, &last]), at(0), |_| false);
+        assert_eq!(is_over(&left_over, &[&first, &last]), 2, "the last one is done");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_job_that_can_not_be_made_is_told_once_for_each_reason_and_tried_more_and_more_seldom() {
-        let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], at(0), |_| false);
-        let due = left.look(&[], &[], at(0), |_| false).due.pop().unwrap();
-        let (mut told, mut pauses, begun) = (Vec::new(), Vec::new(), Instant::now());
+    async fn a_job_that_can_not_be_begun_is_told_once_for_each_reason_and_tried_more_and_more_seldom() {
+        let mut left_over = LeftOver::default();
+        let kept = facts(&left());
+        let what = left_over.look(&[], &kept, at(0), |_| false).due.pop().unwrap().what;
+        let (mut told, mut pauses, started) = (Vec::new(), Vec::new(), Instant::now());
         let forbidden = || Err("it is forbidden");
-        for made in [Err("namespaces \"ceph\" not found"), forbidden(), forbidden(), Ok(())] {
+        for begun in [Err("namespaces \"ceph\" not found"), forbidden(), forbidden(), Ok(())] {
             // Beside it plans are made again and again.
-            while !left.may_begin(&due.owner, Instant::now()) {
+            while !left_over.may_begin(&what, Instant::now()) {
+                left_over.look(&[], &kept, at(0), |_| false);
                 tokio::time::advance(std::time::Duration::from_secs(1)).await;
             }
-            pauses.push(begun.elapsed().as_secs());
-            let task = left.tasks.spawn(std::future::ready(made.map_err(str::to_owned)));
-            left.making.insert(task.id(), Making { owner: due.owner.clone(), hook: due.hook.clone() });
-            assert!(!left.may_begin(&due.owner, Instant::now()), "it is being made");
-            while !left.making.is_empty() {
+            pauses.push(started.elapsed().as_secs());
+            let task = left_over.tasks.spawn(std::future::ready(begun.map_err(str::to_owned)));
+            left_over.making.insert(task.id(), what.clone());
+            assert!(!left_over.may_begin(&what, Instant::now()), "it is being begun");
+            while !left_over.making.is_empty() {
                 tokio::task::yield_now().await;
-                told.extend(left.take_ended(Instant::now()).into_iter().map(|notice| (notice.reason, notice.note)));
+                told.extend(
+                    left_over.take_ended(Instant::now()).into_iter().map(|notice| (notice.reason, notice.note)),
+                );
             }
         }
         assert_eq!(pauses, [0, 5, 15, 35]);
@@ -458,54 +510,54 @@ mod tests {
         let notes: Vec<&str> = told.iter().map(|(_, note)| note.as_str()).collect();
         let says = |why: &str| format!("hook unset-noout can't be run, and is tried again: {why}");
         assert_eq!(notes, [says("namespaces \"ceph\" not found"), says("it is forbidden")]);
-        assert_eq!(left.left[0].tries.failed, 0);
+        assert_eq!(left_over.tries[&what.job].failed, 0);
     }
 
     #[test]
     fn another_policy_of_that_name_has_its_own_hooks() {
-        let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], at(0), |_| false);
-        let found = left.look(&[policy("u2", true)], &[], at(0), |_| false);
+        let mut left_over = LeftOver::default();
+        let kept = facts(&left());
+        let found = left_over.look(&[policy("u2", true)], &kept, at(0), |_| false);
         assert_eq!((reasons(&found), found.due.len()), (vec!["MaintenanceLeftOver"], 0), "its own rollout is open");
-        let mut found = left.look(&[policy("u2", false)], &[], at(0), |_| false);
-        let job = found.due.pop().unwrap().job;
-        let own = name_of(("workers", ""), 3, HookStage::AfterRollout, "unset-noout");
-        assert_ne!(job.metadata.name, Some(own));
+        assert_eq!(due(&left_over.look(&[policy("u2", false)], &kept, at(0), |_| false)), ["unset-noout"]);
+        let its = jobs_of(&policy_with("u2", true, &two()));
+        let found = LeftOver::default().look(&[policy("u2", false)], &facts(&its), at(0), |_| false);
+        assert!(found.notices.is_empty() && found.due.is_empty(), "they are its own");
     }
 
     #[test]
     fn a_policy_that_is_made_anew_has_its_time_to_begin_its_own_rollout() {
         let anew = |open: bool| PolicyFact { created_at: at(0), ..PolicyFact::clone(&policy("u2", open)) };
-        let left_over = || {
-            let mut left = LeftOver::default();
-            left.look(&[policy("u1", true)], &[], at(0), |_| false);
-            left
-        };
-        let due = |left: &mut LeftOver, policy: &PolicyFact, second: i64| {
-            left.look(&[Arc::new(policy.clone())], &[], at(second), |_| false).due.len()
+        let kept = facts(&left());
+        let due = |policy: &PolicyFact, second: i64| {
+            LeftOver::default().look(&[Arc::new(policy.clone())], &kept, at(second), |_| false).due.len()
         };
         // It opens none.
-        let mut left = left_over();
-        assert_eq!((due(&mut left, &anew(false), 119), due(&mut left, &anew(false), 121)), (0, 1));
+        assert_eq!((due(&anew(false), 119), due(&anew(false), 121)), (0, 1));
         // It does, and waits in its middle for somebody to correct it.
-        let mut left = left_over();
-        assert_eq!(due(&mut left, &anew(false), 10), 0);
         let why = PolicyError::new("spec.source".to_owned(), PolicyErrorKind::NeverOpens);
         let invalid = PolicyFact { valid: Err(why), ..anew(true) };
-        assert_eq!((due(&mut left, &anew(true), 20), due(&mut left, &invalid, 7_200)), (0, 0));
+        assert_eq!((due(&anew(true), 20), due(&invalid, 7_200)), (0, 0));
         // It was short, and is over.
         let mut closed = anew(false);
         closed.status.maintenances = 1;
-        let mut left = left_over();
-        assert_eq!((due(&mut left, &anew(true), 20), due(&mut left, &closed, 60)), (0, 1));
+        assert_eq!(due(&closed, 60), 1);
     }
 
     #[test]
     fn a_policy_whose_rollout_was_over_leaves_nothing() {
-        let mut left = LeftOver::default();
-        left.look(&[policy("u1", true)], &[], at(0), |_| false);
-        left.look(&[policy("u1", false)], &[], at(0), |_| false);
-        let found = left.look(&[], &[], at(0), |_| false);
-        assert!(found.notices.is_empty() && left.left.is_empty());
+        let done: Vec<Job> = left().iter().map(|job| ended(&begun(job), "Complete")).collect();
+        let let_go = |job: &Job| {
+            let mut job = job.clone();
+            job.spec.as_mut().unwrap().ttl_seconds_after_finished = Some(3_600);
+            job
+        };
+        let gone: Vec<Job> = done.iter().map(let_go).collect();
+        let mut left_over = LeftOver::default();
+        let found = left_over.look(&[], &facts(&gone), at(0), |_| false);
+        assert!(found.notices.is_empty() && found.due.is_empty() && left_over.left.is_empty());
+        // Nor does one that is there.
+        let found = left_over.look(&[policy("u1", true)], &facts(&left()), at(0), |_| false);
+        assert!(found.notices.is_empty() && found.due.is_empty() && left_over.left.is_empty());
     }
 }

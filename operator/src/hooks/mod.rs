@@ -1,7 +1,9 @@
 //! The Jobs that a policy runs around the disruption of a node.
 
+mod after;
 mod left_over;
 
+pub(crate) use after::{again, begin, keep, name_after};
 pub(crate) use left_over::LeftOver;
 
 use crate::{
@@ -21,7 +23,7 @@ use std::collections::BTreeMap;
 
 /// How long a finished hook's Job is kept for people to look at, in seconds, unless its template says otherwise.
 const KEEP_SECONDS: i32 = 3_600;
-/// How many Jobs are let go with one plan.
+/// How many Jobs are let go, and how many deleted, with one plan.
 const LET_GO: usize = 4;
 /// Longest name of a Job: its pods append a suffix and repeat it in a label (63).
 const NAME: usize = 57;
@@ -105,10 +107,12 @@ fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     over.retain(|job| {
         let Some(run) = &job.run else { return false };
         if run.node.is_empty() {
-            if left_over.waits_for(run) {
-                return false;
-            }
             let policy = world.policies.get(&Key::cluster(&run.policy));
+            if let Some(after) = &job.after
+                && policy.as_ref().is_none_or(|policy| policy.uid != after.policy_uid)
+            {
+                return left_over.is_done_with(run, after);
+            }
             let open = policy.as_ref().and_then(|policy| policy.status.maintenance.as_ref());
             return open.is_none_or(|open| open.number != run.grant);
         }
@@ -129,8 +133,16 @@ fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     over
 }
 
-/// Gives Jobs back the time to live that their templates asked for, once they are not needed any more.
+/// Gives Jobs back the time to live that their templates asked for, once they are not needed any more, and deletes those that were
+/// kept and are not to run.
 pub(crate) async fn let_go(writer: &Writer, left_over: &LeftOver) {
+    for job in after::superseded(&writer.world).into_iter().take(LET_GO) {
+        let (Some(run), Some(after)) = (&job.run, &job.after) else { continue };
+        let Some(path) = run.job.split_once('/') else { continue };
+        if let Err(error) = after::remove(writer, path, &after.resource_version).await {
+            tracing::warn!(job = run.job, error = crate::one_line(&error), "a hook's Job can't be deleted");
+        }
+    }
     for job in over(&writer.world, left_over) {
         let (Some(run), Some(ttl)) = (&job.run, job.kept_for) else { continue };
         let Some((namespace, name)) = run.job.split_once('/') else { continue };

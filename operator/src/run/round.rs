@@ -228,7 +228,7 @@ impl<'a> Round<'a> {
         for called in self.turn.planned(&plan, since.into_std()) {
             parts.metrics.called(called.action, called.stood);
         }
-        // Before a hook may run, so that it is remembered, and before Jobs may be cleared away.
+        // Before Jobs may be cleared away.
         let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now);
         let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
         crate::hooks::let_go(&parts.writer, &self.left_over).await;

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_secs(120);
 /// How far the hooks of a stage are.
 enum Progress {
     Done,
-    /// This one has to be started.
+    /// This one has to be started: its Job is not there, or waits.
     Start(String),
     /// It runs, until then at most.
     Running(Time),
@@ -86,6 +86,7 @@ impl Round<'_> {
             let mut step = None;
             let mut wake = None;
             let mut failed = None;
+            let unkept = self.unkept(policy, open.as_ref(), &hooks.after_rollout);
             match &mut open {
                 None => {
                     if let (Some(version), true) = (&wanted, holds(policy).is_some()) {
@@ -114,6 +115,8 @@ impl Round<'_> {
                         continue;
                     }
                 }
+                // Nothing is done that nobody might undo, should the policy be deleted.
+                Some(open) if open.begun_at.is_none() && !unkept.is_empty() => {}
                 Some(open) if open.begun_at.is_none() => {
                     match self.progress(policy, open, HookStage::BeforeRollout, &hooks.before_rollout) {
                         Progress::Done => {
@@ -153,8 +156,11 @@ impl Round<'_> {
             }
             self.note_done(index, open.as_mut());
             self.draft.wake(wake, now);
-            if let (Some((stage, hook)), Some(open)) = (step, &open) {
-                self.run_rollout_hook(index, open, stage, hook);
+            for hook in open.as_ref().filter(|open| !open.ending).map(|_| unkept).into_iter().flatten() {
+                self.order(index, open.as_ref(), HookStage::AfterRollout, hook, Action::KeepRolloutHook);
+            }
+            if let Some((stage, hook)) = step {
+                self.order(index, open.as_ref(), stage, hook, Action::RunRolloutHook);
             }
             let Some(policy) = self.policies.get_mut(index) else { continue };
             if policy.memory.maintenance != open {
@@ -193,6 +199,7 @@ impl Round<'_> {
             let run = self.runs(&policy.facts.name, open).find(|run| run.stage == stage && run.is_of(hook));
             let Some(run) = run else { return Progress::Start(hook.name.clone()) };
             match &run.state {
+                HookState::Kept => return Progress::Start(hook.name.clone()),
                 HookState::Succeeded => {}
                 HookState::Failed { message } => {
                     return Progress::Failed(format!("hook {} failed ({}): {message}", hook.name, run.job));
@@ -227,13 +234,33 @@ impl Round<'_> {
         }
     }
 
-    fn run_rollout_hook(&mut self, index: usize, open: &Maintenance, stage: HookStage, hook: String) {
-        let Some(policy) = self.policies.get(index) else { return };
+    /// The hooks after a rollout whose Jobs are not there yet. A policy that is deleted takes its status with it: what is to run
+    /// after its rollout has to stand elsewhere, from before the first hook on. One that a policy is given later, or whose Job
+    /// somebody deleted, follows.
+    fn unkept(&self, policy: &PolicyView<'_>, open: Option<&Maintenance>, after: &[Hook]) -> Vec<String> {
+        let Some(open) = open.filter(|open| !open.ending && self.set.keeps(Rule::HooksKept)) else { return Vec::new() };
+        let is_there = |hook: &Hook| {
+            let mut runs = self.runs(&policy.facts.name, open);
+            runs.any(|run| run.stage == HookStage::AfterRollout && run.is_of(hook))
+        };
+        let noted = |hook: &Hook| open.hooks_done.contains(&HookStage::AfterRollout.key(&hook.name));
+        after.iter().filter(|hook| !noted(hook) && !is_there(hook)).map(|hook| hook.name.clone()).collect()
+    }
+
+    fn order(
+        &mut self,
+        index: usize,
+        open: Option<&Maintenance>,
+        stage: HookStage,
+        hook: String,
+        action: fn(HookOrder) -> Action,
+    ) {
+        let (Some(policy), Some(open)) = (self.policies.get(index), open) else { return };
         // What is not remembered yet must not be acted upon.
         if policy.facts.status.maintenance.as_ref().map(|known| known.number) != Some(open.number) {
             return;
         }
-        let says = format!("hook {hook} runs");
+        let name = hook.clone();
         let order = HookOrder {
             node: String::new(),
             policy: policy.facts.name.clone(),
@@ -242,12 +269,10 @@ impl Round<'_> {
             hook,
             version: open.version.clone(),
         };
-        self.draft.steps.push(Step {
-            action: Action::RunRolloutHook(order),
-            expect: Expect::default(),
-            cause: None,
-            says,
-        });
+        let action = action(order);
+        let does = if matches!(action, Action::KeepRolloutHook(_)) { "is kept for the end" } else { "runs" };
+        let says = format!("hook {name} {does}");
+        self.draft.steps.push(Step { action, expect: Expect::default(), cause: None, says });
     }
 
     /// Tells those who wait for a hook that failed.

@@ -121,7 +121,10 @@ pub enum Action {
     },
     /// Create the Job of a hook for this node and grant, under a name that follows from them.
     RunHook(HookOrder),
-    /// Create the Job of a hook of a whole maintenance: its order names no node, and the maintenance's number for the grant.
+    /// Create the Job of a hook after a maintenance, suspended, so that it is there whatever becomes of its policy.
+    KeepRolloutHook(HookOrder),
+    /// Create the Job of a hook of a whole maintenance, or begin the one that was kept: its order names no node, and the
+    /// maintenance's number for the grant.
     RunRolloutHook(HookOrder),
     /// Note that a hook succeeded for this grant.
     NoteHook {
@@ -311,6 +314,7 @@ impl Action {
             Self::Remember { .. }
             | Self::AcceptRollback { .. }
             | Self::ForgetFreeze { .. }
+            | Self::KeepRolloutHook(_)
             | Self::RunRolloutHook(_) => None,
             Self::RunHook(order) => Some(&order.node),
             Self::CreateNodeUpdate { node, .. }
@@ -354,6 +358,7 @@ impl Action {
             Self::Rest { .. } => "Rest",
             Self::Grant { .. } => "Grant",
             Self::RunHook(_) => "RunHook",
+            Self::KeepRolloutHook(_) => "KeepRolloutHook",
             Self::RunRolloutHook(_) => "RunRolloutHook",
             Self::NoteHook { .. } => "NoteHook",
             Self::BeginDrain { .. } => "BeginDrain",

@@ -158,6 +158,7 @@ impl Action {
             | Self::RunHook(_)
             | Self::Truce { .. }
             | Self::EndTruce { .. }
+            | Self::KeepRolloutHook(_)
             | Self::RunRolloutHook(_)
             | Self::Cordon { .. }
             | Self::Uncordon { .. } => return None,

@@ -375,9 +375,11 @@ impl HookRun {
 /// How far a hook's Job is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HookState {
+    /// It waits to be begun: a hook after a rollout whose Job is there from the rollout's beginning.
+    Kept,
     /// It runs since then.
     Running {
-        /// The Job's creation.
+        /// The Job's creation, or when one that was kept was begun.
         since: Time,
     },
     /// It succeeded.

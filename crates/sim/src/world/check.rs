@@ -5,7 +5,7 @@ use bascule_api::{IntOrPercent, Time, WaitReason};
 use bascule_planner::{
     Action, Report, Violation,
     plan::DrainMode,
-    snapshot::{Cordon, Excluded, HookStage, Node, Truce},
+    snapshot::{Cordon, Excluded, HookRun, HookStage, Node, Truce},
 };
 use std::collections::BTreeMap;
 
@@ -44,6 +44,21 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
         let key = (format!("{}/{}", order.policy, order.node), order.grant, order.stage.key(&order.hook));
         if world.workload.succeeded.contains(&key) {
             broken.push(Broken::World(9, format!("{} runs hook {} again, which succeeded", order.node, key.2)));
+        }
+    }
+    if let Action::RunRolloutHook(order) = action
+        && order.stage == HookStage::BeforeRollout
+        && let Some(policy) = world.snapshot.policies.iter().find(|policy| policy.name == order.policy)
+    {
+        let kept = |hook: &bascule_api::Hook| {
+            let of = |run: &HookRun| run.stage == HookStage::AfterRollout && run.policy == order.policy;
+            world.snapshot.hooks.iter().any(|run| of(run) && run.grant == order.grant && run.is_of(hook))
+        };
+        let mut after = policy.spec.iter().flat_map(|valid| &valid.spec.hooks.after_rollout);
+        if let Some(hook) = after.find(|hook| !kept(hook)) {
+            let what =
+                format!("rollout {} of {} begins, and nobody keeps hook {}", order.grant, order.policy, hook.name);
+            broken.push(Broken::World(9, what));
         }
     }
     if let Action::Cordon { node, .. } = action

@@ -13,12 +13,21 @@ fn hooks_around_a_rollout_run_before_the_first_node_and_after_the_last_and_when_
     });
     let mut world = world(4, &fields);
     let open = |world: &World| world.snapshot.policies[0].status.maintenance.clone();
-    let ran = |world: &World, stage| world.snapshot.hooks.iter().filter(|run| run.stage == stage).count();
-    use bascule_planner::snapshot::HookStage::{AfterRollout, BeforeRollout};
+    use bascule_planner::snapshot::{
+        HookStage::{AfterRollout, BeforeRollout},
+        HookState::Kept,
+    };
+    let of = |world: &World, stage| {
+        world.snapshot.hooks.iter().filter(|run| run.stage == stage).cloned().collect::<Vec<_>>()
+    };
+    let ran = |world: &World, stage| of(world, stage).iter().filter(|run| run.state != Kept).count();
     // Announced, and nobody is touched before the hook is done.
     world.until(200, |world| open(world).is_some()).unwrap();
     let planned = &world.snapshot.policies[0].status.conditions;
     assert!(bascule_api::conditions::is_true(planned, bascule_api::conditions::MAINTENANCE_PLANNED));
+    // Before anything is done, what undoes it stands where it outlives the policy.
+    world.until(200, |world| ran(world, BeforeRollout) == 1).unwrap();
+    assert!(matches!(&of(&world, AfterRollout)[..], [kept] if kept.state == Kept && kept.hook == "unset-noout"));
     world.until(200, |world| granted(world) > 0).unwrap();
     assert!(open(&world).unwrap().begun_at.is_some());
     assert_eq!((ran(&world, BeforeRollout), ran(&world, AfterRollout)), (1, 0));

@@ -56,6 +56,13 @@ pub(super) fn next(moving: &Moving<'_, '_>, stage: HookStage, hooks: &[Hook]) ->
                 let why = format!("hook {} failed: {message}", hook.name);
                 return Progress::Failed(run.job.clone(), why, notes);
             }
+            // Of a node's hook there is none; should there be, it is not done.
+            HookState::Kept => {
+                let wait = Wait::new(WaitReason::Hook, format!("hook {} waits to be begun", hook.name));
+                let mut motion = Motion::waits(state, wait);
+                motion.steps = notes;
+                return Progress::Running(Box::new(motion));
+            }
             HookState::Running { since } => {
                 let until = since.after(hook.timeout);
                 if moving.ctx.now >= until {
