@@ -24,6 +24,8 @@ const ROLE: &str = "bascule-hooks";
 enum Right {
     /// To create Jobs in this namespace.
     Jobs(String),
+    /// To let Jobs run in this namespace that were created suspended.
+    Resuming(String),
     /// To read this, as gates do.
     Reading(Wanted),
 }
@@ -93,6 +95,7 @@ impl std::fmt::Display for Right {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Jobs(namespace) => write!(f, "the operator may create Jobs in {namespace}"),
+            Self::Resuming(namespace) => write!(f, "the operator may patch Jobs in {namespace}"),
             Self::Reading(wanted) => write!(f, "object gates may read {wanted}"),
         }
     }
@@ -100,12 +103,15 @@ impl std::fmt::Display for Right {
 
 fn needed(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, Right)> {
     let jobs = hooks(policy).map(|(field, hook)| (field, Right::Jobs(hook.namespace.clone())));
+    let after = policy.hooks.after_rollout.iter().enumerate().map(|(index, hook)| {
+        (format!("spec.hooks.afterRollout[{index}].namespace"), Right::Resuming(hook.namespace.clone()))
+    });
     let gates = policy.health.gates.iter().enumerate();
     let readings = gates.filter_map(|(index, gate)| {
         let object = gate.object.as_ref()?;
         Some((format!("spec.health.gates[{index}].object"), Right::Reading(object.into())))
     });
-    jobs.chain(readings)
+    jobs.chain(after).chain(readings)
 }
 
 fn hooks(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, &Hook)> {
@@ -163,21 +169,22 @@ async fn ask(
 impl Tools {
     /// The sentence about what is missing, if anything is.
     async fn lacks(&self, right: &Right) -> kube::Result<Option<String>> {
-        let namespace = match right {
+        let (namespace, verb) = match right {
             Right::Reading(wanted) => return self.gates.lacks(wanted).await,
-            Right::Jobs(namespace) => namespace,
+            Right::Jobs(namespace) => (namespace, "create"),
+            Right::Resuming(namespace) => (namespace, "patch"),
         };
-        let create = ResourceAttributes {
+        let jobs = ResourceAttributes {
             namespace: Some(namespace.clone()),
-            verb: Some("create".to_owned()),
+            verb: Some(verb.to_owned()),
             group: Some("batch".to_owned()),
             resource: Some("jobs".to_owned()),
             ..ResourceAttributes::default()
         };
         let own = &self.own;
-        Ok((!may(&self.client, create).await?).then(|| {
+        Ok((!may(&self.client, jobs).await?).then(|| {
             format!(
-                "the operator may not create Jobs in the namespace {namespace}; its owner allows that with `kubectl -n \
+                "the operator may not {verb} Jobs in the namespace {namespace}; its owner allows that with `kubectl -n \
                  {namespace} create rolebinding {ROLE} --clusterrole={ROLE} --serviceaccount={own}:bascule-operator`"
             )
         }))
