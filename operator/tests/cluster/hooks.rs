@@ -291,13 +291,99 @@ async fn what_is_to_run_after_a_rollout_runs_though_its_policy_is_deleted() {
     world.eventually("it is told", async || !world.notes("MaintenanceLeftOver").await.is_empty()).await;
     let notes = world.notes("MaintenanceLeftOver").await;
     assert!(notes.iter().all(|note| note.contains("unset-noout")), "{notes:?}");
-    world.eventually("the hook after it runs", async || of("unset-noout").await.len() == 1).await;
+    let runs = async || of("unset-noout").await.iter().any(|job| suspended(job) == Some(false));
+    world.eventually("the hook after it runs", runs).await;
     let run = of("unset-noout").await;
     // With its policy it would be gone again.
-    assert!(run[0].owner_references().is_empty(), "{run:?}");
+    assert!(run.len() == 1 && run[0].owner_references().is_empty(), "{run:?}");
     let ends = end_pods(&world, "later", 0);
     world.eventually("it is over", async || !world.notes("MaintenanceEnded").await.is_empty()).await;
     ends.abort();
+}
+
+fn suspended(job: &Job) -> Option<bool> {
+    job.spec.as_ref().and_then(|spec| spec.suspend)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_run_after_a_rollout_runs_though_its_policy_is_deleted_while_no_operator_is_there() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let first = world.operator("first").await;
+    let mut after = hook("unset-noout", "10m", "later").as_array().unwrap().clone();
+    after.extend(hook("unmute", "10m", "later").as_array().unwrap().clone());
+    let around = json!({"beforeRollout": hook("set-noout", "10m", "never"), "afterRollout": after});
+    world.policy("workers", json!({"hooks": around})).await;
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let of = async |name: &str| {
+        let labels = format!("bascule.dev/hook={name}");
+        jobs.list(&ListParams::default().labels(&labels)).await.unwrap().items
+    };
+    world.eventually("the hook before it runs", async || of("set-noout").await.len() == 1).await;
+    // What undoes it was there before, and waits.
+    let mut kept = Vec::new();
+    for name in ["unset-noout", "unmute"] {
+        let there = of(name).await;
+        let [job] = &there[..] else { panic!("no Job, or several, of {name}") };
+        assert_eq!((suspended(job), job.owner_references()), (Some(true), &[][..]), "{job:?}");
+        kept.push(job.uid());
+    }
+    // Somebody deletes the one that is last, and an operator makes it again.
+    let name = of("unmute").await[0].name_any();
+    jobs.delete(&name, &DeleteParams::background()).await.unwrap();
+    world.eventually("it is kept again", async || of("unmute").await.iter().any(|job| job.uid() != kept[1])).await;
+    first.stop().await;
+    let policies: Api<UpdatePolicy> = Api::all(world.client.clone());
+    policies.delete("workers", &DeleteParams::default()).await.unwrap();
+    world.until(policies, "workers", "gone", |policy| policy.is_none()).await;
+
+    let _second = world.operator("second").await;
+    world.eventually("it is told", async || !world.notes("MaintenanceLeftOver").await.is_empty()).await;
+    let notes = world.notes("MaintenanceLeftOver").await;
+    assert!(notes.iter().all(|note| note.ends_with("unset-noout, unmute")), "{notes:?}");
+    let runs = async |name: &str| of(name).await.iter().any(|job| suspended(job) == Some(false));
+    world.eventually("the first hook after it runs", async || runs("unset-noout").await).await;
+    assert!(!runs("unmute").await, "one after the other");
+    let ends = end_pods(&world, "later", 0);
+    world.eventually("it is over", async || !world.notes("MaintenanceEnded").await.is_empty()).await;
+    ends.abort();
+    for name in ["unset-noout", "unmute"] {
+        let there = of(name).await;
+        let [job] = &there[..] else { panic!("no Job, or several, of {name}") };
+        assert_eq!(job.status.as_ref().and_then(|status| status.succeeded), Some(1), "{job:?}");
+    }
+    assert_eq!(of("unset-noout").await[0].uid(), kept[0], "it is the one that was kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_for_the_end_of_a_rollout_follows_its_policy() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let _operator = world.operator("first").await;
+    let around =
+        |after: Value| json!({"hooks": {"beforeRollout": hook("set-noout", "10m", "later"), "afterRollout": after}});
+    world.policy("workers", around(hook("unset-noout", "10m", "well"))).await;
+    let jobs: Api<Job> = Api::namespaced(world.client.clone(), "default");
+    let of = async |name: &str| {
+        let labels = format!("bascule.dev/hook={name}");
+        jobs.list(&ListParams::default().labels(&labels)).await.unwrap().items
+    };
+    world.eventually("the hook before it runs", async || of("set-noout").await.len() == 1).await;
+    // Edited in the middle: what the policy says when it is needed counts.
+    world.change_policy("workers", around(hook("unset-noout", "7m", "well"))).await;
+    let limit = |job: &Job| job.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
+    let changed = async || matches!(&of("unset-noout").await[..], [job] if limit(job) == Some(7 * 60));
+    world.eventually("its Job is another", changed).await;
+    world.change_policy("workers", around(hook("tell", "10m", "well"))).await;
+    let others = async || of("unset-noout").await.is_empty() && of("tell").await.len() == 1;
+    world.eventually("it is another hook", others).await;
+    assert_eq!(suspended(&of("tell").await[0]), Some(true));
+    let ends = [end_pods(&world, "later", 0), end_hooks(&world)];
+    world.until_current("n1", "1.1").await;
+    let done =
+        async || of("tell").await.iter().any(|job| job.status.as_ref().is_some_and(|one| one.succeeded == Some(1)));
+    world.eventually("the hook after it ran", done).await;
+    ends.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
