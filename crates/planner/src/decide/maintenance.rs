@@ -14,6 +14,10 @@ use std::sync::Arc;
 /// How long nobody has to be disrupted, while nodes are left to be, before the hooks after it run.
 const QUIET: Duration = Duration::from_secs(120);
 
+/// How long the Jobs of the hooks after a rollout may take to be made before people are told that they are waited for: a moment is
+/// no news, and would be written into every node that waits.
+const MOMENT: Duration = Duration::from_secs(10);
+
 /// How far the hooks of a stage are.
 enum Progress {
     Done,
@@ -85,7 +89,8 @@ impl Round<'_> {
             let mut change = None;
             let mut step = None;
             let mut wake = None;
-            let mut failed = None;
+            let mut failed: Option<String> = None;
+            let mut held = None;
             let unkept = self.unkept(policy, open.as_ref(), &hooks.after_rollout);
             match &mut open {
                 None => {
@@ -116,7 +121,14 @@ impl Round<'_> {
                     }
                 }
                 // Nothing is done that nobody might undo, should the policy be deleted.
-                Some(open) if open.begun_at.is_none() && !unkept.is_empty() => {}
+                Some(open) if open.begun_at.is_none() && !unkept.is_empty() => {
+                    let told = open.planned_at.after(MOMENT);
+                    wake = Some(told);
+                    held = (now >= told).then(|| {
+                        let hooks = unkept.join(", ");
+                        format!("nothing begins before the Jobs of the hooks after the rollout are there: {hooks}")
+                    });
+                }
                 Some(open) if open.begun_at.is_none() => {
                     match self.progress(policy, open, HookStage::BeforeRollout, &hooks.before_rollout) {
                         Progress::Done => {
@@ -143,7 +155,7 @@ impl Round<'_> {
                     }
                 }
             }
-            if let Some(why) = &failed {
+            if let Some(why) = failed.as_deref().map(run_again).or(held) {
                 self.complain(index, why);
             }
             if let Some(open) = &mut open {
@@ -275,10 +287,9 @@ impl Round<'_> {
         self.draft.steps.push(Step { action, expect: Expect::default(), cause: None, says });
     }
 
-    /// Tells those who wait for a hook that failed.
-    fn complain(&mut self, index: usize, why: &str) {
+    /// Tells those who wait for hooks of the whole rollout what is in their way.
+    fn complain(&mut self, index: usize, message: String) {
         let Some(policy) = self.policies.get(index) else { return };
-        let message = run_again(why);
         let wait = Arc::new(Wait::new(WaitReason::Hook, message).of("UpdatePolicy", None, &policy.facts.name));
         let members: Vec<usize> = policy.members.to_vec();
         for node in members {
