@@ -29,12 +29,9 @@ use bascule_planner::{
     plan::{HookOrder, Taint},
     snapshot::HookStage,
 };
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
+use kube::{Api, Client, api::ListParams};
 use std::{
     collections::{BTreeMap, HashSet},
     sync::Arc,
@@ -301,10 +298,9 @@ impl Writer {
 
     /// Tells of a hook around a rollout whose Job can't be made: no node can say why it waits.
     fn complain(&self, order: &HookOrder, error: &ApplyError) {
-        if !matches!(error, ApplyError::Refused { .. } | ApplyError::Hook { .. } | ApplyError::Gone(_)) {
+        if !matches!(error, ApplyError::Refused { .. } | ApplyError::Hook { .. }) {
             return;
         }
-        // One that is gone wants nothing any more.
         let Some(policy) = self.world.policies.get(&Key::cluster(&order.policy)) else { return };
         self.events.tell(Notice {
             about: About::own("UpdatePolicy", &policy.name, &policy.uid),
@@ -331,18 +327,7 @@ impl Writer {
         let hook = order.stage.hooks(&policy.spec.hooks).iter().find(|hook| hook.name == order.hook);
         let hook = hook.ok_or_else(|| wrong("the policy has no such hook any more".to_owned()))?;
         let job = hooks::job(order, hook, Some(owner)).map_err(wrong)?;
-        let jobs: Api<Job> = Api::namespaced(self.client.clone(), &hook.namespace);
-        let params =
-            PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
-        match jobs.create(&params, &job).await {
-            Ok(created) => {
-                self.metrics.wrote("Job");
-                self.world.jobs.written(&created);
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-            Err(error) => Err(ApplyError::of(format!("Job of hook {}", order.hook), error)),
-        }
+        hooks::make(self, &job).await.map_err(|error| hooks::refused(order, error))
     }
 }
 

@@ -2,7 +2,7 @@
 //! to run them: what is to be undone is undone though the policy is deleted in the middle and whoever led then is gone. The end of
 //! the rollout lets them run.
 
-use super::{job, name_of};
+use super::{job, make, name_of, refused};
 use crate::{
     apply::{ApplyError, Writer},
     gather::{
@@ -18,7 +18,7 @@ use bascule_planner::{
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use std::sync::Arc;
 
@@ -174,21 +174,6 @@ impl Begin {
     }
 }
 
-/// Makes a Job, where it is not there.
-pub(super) async fn make(writer: &Writer, job: &Job) -> kube::Result<()> {
-    let jobs: Api<Job> = Api::namespaced(writer.client.clone(), job.metadata.namespace.as_deref().unwrap_or_default());
-    let params = PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
-    match jobs.create(&params, job).await {
-        Ok(created) => {
-            writer.metrics.wrote("Job");
-            writer.world.jobs.written(&created);
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 /// Deletes a Job as it was seen; whether it is gone.
 pub(super) async fn remove(
     writer: &Writer,
@@ -219,7 +204,7 @@ fn wanted(writer: &Writer, order: &HookOrder) -> Result<Job, ApplyError> {
 /// Makes the Job of a hook after a rollout, suspended.
 pub(crate) async fn keep(writer: &Writer, order: &HookOrder) -> Result<(), ApplyError> {
     let job = wanted(writer, order)?;
-    make(writer, &job).await.map_err(|error| ApplyError::of(format!("Job of hook {}", order.hook), error))
+    make(writer, &job).await.map_err(|error| refused(order, error))
 }
 
 /// Lets a hook after a rollout run, at the rollout's end.
@@ -231,8 +216,7 @@ pub(crate) async fn begin(writer: &Writer, order: &HookOrder) -> Result<(), Appl
     };
     let known = writer.world.jobs.get(&key);
     let Some(begin) = Begin::of(known.as_deref(), job) else { return Ok(()) };
-    let done = begin.carry_out(writer).await;
-    done.map_err(|error| ApplyError::of(format!("Job of hook {}", order.hook), error))
+    begin.carry_out(writer).await.map_err(|error| refused(order, error))
 }
 
 /// Jobs that are kept, and that the policy, which is there, has no use for: the rollout is over, or the hook is another by now or none.

@@ -7,8 +7,11 @@ pub(crate) use after::{again, begin, keep, name_after};
 pub(crate) use left_over::LeftOver;
 
 use crate::{
-    apply::Writer,
-    gather::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, Key, World, stage_text},
+    apply::{ApplyError, Writer},
+    gather::{
+        Fact as _, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, Key, World,
+        stage_text,
+    },
 };
 use bascule_api::Hook;
 use bascule_planner::{plan::HookOrder, snapshot::HookStage};
@@ -17,7 +20,7 @@ use k8s_openapi::api::core::v1::{Container, EnvVar};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use std::collections::BTreeMap;
 
@@ -99,6 +102,42 @@ pub(crate) fn name_of((policy, node): (&str, &str), grant: i64, stage: HookStage
     let node: String = of.chars().map(|c| if c == '.' { '-' } else { c }).collect();
     let readable: String = format!("bascule-{hook}-{node}").chars().take(NAME - suffix.len() - 1).collect();
     format!("{}-{suffix}", readable.trim_end_matches('-'))
+}
+
+/// Makes a Job, where it is not there.
+///
+/// # Errors
+/// Also where a Job of that name is there and not the operator's: nobody would see what it comes to.
+pub(crate) async fn make(writer: &Writer, job: &Job) -> kube::Result<()> {
+    let jobs: Api<Job> = Api::namespaced(writer.client.clone(), job.metadata.namespace.as_deref().unwrap_or_default());
+    let params = PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
+    let is_there = match jobs.create(&params, job).await {
+        Ok(created) => {
+            writer.metrics.wrote("Job");
+            writer.world.jobs.written(&created);
+            return Ok(());
+        }
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => status,
+        Err(error) => return Err(error),
+    };
+    let name = format!("metadata.name={}", job.metadata.name.as_deref().unwrap_or_default());
+    let there = jobs.list(&ListParams::default().fields(&name)).await?.items;
+    if there.iter().any(|job| JobFact::of(job).run.is_none()) {
+        return Err(kube::Error::Api(is_there));
+    }
+    there.iter().for_each(|job| writer.world.jobs.written(job));
+    Ok(())
+}
+
+/// Why the Job of a hook can't be made.
+pub(crate) fn refused(order: &HookOrder, error: kube::Error) -> ApplyError {
+    match error {
+        // Of what is made nothing can be missing but its namespace, and nobody but a person takes away what has its name.
+        kube::Error::Api(status) if status.code == 404 || status.reason == "AlreadyExists" => {
+            ApplyError::Hook { hook: order.hook.clone(), reason: status.message.clone() }
+        }
+        error => ApplyError::of(format!("Job of hook {}", order.hook), error),
+    }
 }
 
 /// Finished Jobs whose grant is over and that nothing clears away yet.
