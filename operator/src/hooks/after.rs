@@ -197,6 +197,10 @@ pub(super) async fn remove(
 fn wanted(writer: &Writer, order: &HookOrder) -> Result<Job, ApplyError> {
     let policy = writer.world.policies.get(&Key::cluster(&order.policy));
     let policy = policy.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {}", order.policy)))?;
+    // Another one of its name counts its rollouts from one again.
+    if policy.status.maintenance.as_ref().is_none_or(|open| open.number != order.grant) {
+        return Err(ApplyError::Conflict(format!("rollout {} of UpdatePolicy {}", order.grant, order.policy)));
+    }
     kept(order, &policy.spec.hooks.after_rollout, &policy.uid)
         .map_err(|reason| ApplyError::Hook { hook: order.hook.clone(), reason })
 }
