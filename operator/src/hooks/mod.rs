@@ -160,22 +160,27 @@ fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
         let in_force = spec.filter(|spec| spec.disruption.is_some()).and_then(|spec| spec.grant.as_ref());
         in_force.is_none_or(|grant| grant.generation != run.grant)
     });
-    // A Job of our name in a namespace that no policy means may be anybody's, and may be refused to us: it comes last.
-    over.sort_by_cached_key(|job| {
+    first_of(world, over)
+}
+
+/// Those that are looked at first. A Job of our name in a namespace that no policy means may be anybody's, and may be refused to us:
+/// it comes last.
+fn first_of(world: &World, mut jobs: Vec<std::sync::Arc<JobFact>>) -> Vec<std::sync::Arc<JobFact>> {
+    jobs.sort_by_cached_key(|job| {
         let run = job.run.as_ref();
         let policy = run.and_then(|run| world.policies.get(&Key::cluster(&run.policy)));
         !policy
             .zip(run)
             .is_some_and(|(policy, run)| run.stage.hooks(&policy.spec.hooks).iter().any(|hook| run.is_of(hook)))
     });
-    over.truncate(LET_GO);
-    over
+    jobs.truncate(LET_GO);
+    jobs
 }
 
 /// Gives Jobs back the time to live that their templates asked for, once they are not needed any more, and deletes those that were
 /// kept and are not to run.
 pub(crate) async fn let_go(writer: &Writer, left_over: &LeftOver) {
-    for job in after::superseded(&writer.world).into_iter().take(LET_GO) {
+    for job in first_of(&writer.world, after::superseded(&writer.world)) {
         let (Some(run), Some(after)) = (&job.run, &job.after) else { continue };
         let Some(path) = run.job.split_once('/') else { continue };
         if let Err(error) = after::remove(writer, path, &after.resource_version).await {
