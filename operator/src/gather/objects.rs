@@ -219,10 +219,8 @@ pub struct After {
     pub follows: Vec<String>,
     /// The digest of the spec that it was made with.
     pub spec: String,
-    /// It is finished, and who let it run was not the operator.
-    pub spent: bool,
-    /// The same Job, to be made again.
-    pub again: Arc<Job>,
+    /// The same Job, to be made again: where it failed, or is finished and who let it run was not the operator.
+    pub again: Option<Arc<Job>>,
 }
 
 impl Fact for JobFact {
@@ -254,14 +252,18 @@ fn after_of(job: &Job, run: &HookRun) -> Option<After> {
     let annotations = job.metadata.annotations.as_ref()?;
     let policy_uid = policy_uid(run.stage, annotations)?.to_owned();
     let follows = annotations.get(HOOK_FOLLOWS).map(String::as_str).unwrap_or_default();
+    let of_no_use = match run.state {
+        HookState::Kept => condition(job, "Complete").or(condition(job, "Failed")).is_some(),
+        HookState::Failed { .. } => true,
+        HookState::Running { .. } | HookState::Succeeded => false,
+    };
     Some(After {
         policy_uid,
         uid: uid(job),
         resource_version: job.metadata.resource_version.clone().unwrap_or_default(),
         follows: follows.split_whitespace().map(str::to_owned).collect(),
         spec: annotations.get(HOOK_SPEC).cloned().unwrap_or_default(),
-        spent: run.state == HookState::Kept && (condition(job, "Complete").or(condition(job, "Failed"))).is_some(),
-        again: Arc::new(crate::hooks::again(job)),
+        again: of_no_use.then(|| Arc::new(crate::hooks::again(job))),
     })
 }
 

@@ -128,11 +128,9 @@ impl Begin {
     /// Of a Job whose policy is gone: what it says counts.
     pub(super) fn alone(run: &HookRun, after: &After) -> Option<Self> {
         let resource_version = after.resource_version.clone();
-        (run.state == HookState::Kept).then(|| {
-            if after.spent {
-                return Self::Replace { resource_version, job: Arc::clone(&after.again) };
-            }
-            Self::Resume { job: run.job.clone(), resource_version }
+        (run.state == HookState::Kept).then(|| match &after.again {
+            Some(again) => Self::Replace { resource_version, job: Arc::clone(again) },
+            None => Self::Resume { job: run.job.clone(), resource_version },
         })
     }
 
@@ -343,12 +341,12 @@ pub(super) mod tests {
         let fact = JobFact::of(second);
         let after = fact.after.unwrap();
         let path = format!("ceph/{}", first.metadata.name.as_deref().unwrap());
-        assert_eq!((after.policy_uid.as_str(), &after.follows[..], after.spent), ("u1", &[path][..], false));
+        assert_eq!((after.policy_uid.as_str(), &after.follows[..], after.again), ("u1", &[path][..], None));
         assert_eq!(state(second), HookState::Kept);
         // Kueue lets Jobs run that are suspended. What that comes to is no answer.
         let run = ended(second, "Complete");
         let fact = JobFact::of(&run);
-        assert_eq!((state(&run), fact.kept_for, fact.after.unwrap().spent), (HookState::Kept, None, true));
+        assert_eq!((state(&run), fact.kept_for, fact.after.unwrap().again.is_some()), (HookState::Kept, None, true));
         let ran = ended(&begun(second.clone()), "Complete");
         assert_eq!((state(&ran), JobFact::of(&ran).kept_for), (HookState::Succeeded, Some(3_600)));
         // Another policy's Jobs are others, and a name that does not follow from the annotations is none of ours.

@@ -28,7 +28,8 @@ const AGAIN: std::time::Duration = std::time::Duration::from_secs(5);
 const SELDOM: std::time::Duration = std::time::Duration::from_secs(5 * 60);
 /// Of how many reasons why a Job can't be begun people are told.
 const TOLD: usize = 8;
-/// How many Jobs of one namespace are looked at. Whoever may create Jobs there may make as many as he likes that look left over.
+/// How many Jobs of one namespace are looked at, and how many that may be made again are remembered. Whoever may create Jobs there may
+/// make as many as he likes that look left over.
 const MANY: usize = 64;
 
 /// A rollout whose policy is gone.
@@ -50,14 +51,14 @@ impl Rollout {
     }
 }
 
-/// A Job that failed, of which people were told.
+/// A Job that is to be made again once it is gone: one that failed, which a person deletes, or one that counts for nothing, which is
+/// deleted for another.
 #[derive(Debug)]
-struct Failed {
+struct Again {
     rollout: Rollout,
     hook: String,
     uid: String,
-    /// The same, for when a person deletes it.
-    again: Arc<Job>,
+    job: Arc<Job>,
 }
 
 /// The attempts to begin a Job.
@@ -113,8 +114,12 @@ struct What {
 
 impl What {
     fn namespace(&self) -> &str {
-        self.job.split_once('/').map_or("", |(namespace, _)| namespace)
+        namespace(&self.job)
     }
+}
+
+fn namespace(job: &str) -> &str {
+    job.split_once('/').map_or("", |(namespace, _)| namespace)
 }
 
 /// A Job without its policy, which is not let go yet.
@@ -125,14 +130,14 @@ struct Alone<'a> {
 }
 
 /// The rollouts whose policy is gone. What is to be done for them stands in their Jobs; what is kept here is what people were told,
-/// and the failed Jobs that a person may delete. Dropping it gives up what is being begun.
+/// and the Jobs that may be gone before they did what they are for. Dropping it gives up what is being begun.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOver {
     /// Those of which something is left to be done.
     left: BTreeSet<Rollout>,
     /// Those that are done, as long as their Jobs are there.
     ended: BTreeSet<Rollout>,
-    failed: BTreeMap<String, Failed>,
+    again: BTreeMap<String, Again>,
     tries: BTreeMap<String, Tries>,
     tasks: JoinSet<Result<(), String>>,
     making: HashMap<Id, What>,
@@ -211,32 +216,19 @@ impl LeftOver {
         let mut found = Found::default();
         let mut rollouts = alone(policies, jobs);
         for (rollout, jobs) in &rollouts {
-            for Alone { run, after } in jobs {
-                let HookState::Failed { message } = &run.state else {
-                    self.failed.remove(&run.job);
-                    continue;
-                };
-                if self.failed.get(&run.job).is_some_and(|failed| failed.uid == after.uid) {
-                    continue;
-                }
-                let note = format!("hook {} failed ({}): {message}; delete the Job to run it again", run.hook, run.job);
-                found.notices.push(rollout.tells(true, "MaintenanceHookFailed", note));
-                let (rollout, hook, uid) = (rollout.clone(), run.hook.clone(), after.uid.clone());
-                let failed = Failed { rollout, hook, uid, again: Arc::clone(&after.again) };
-                self.failed.insert(run.job.clone(), failed);
-            }
+            found.notices.extend(jobs.iter().filter_map(|one| self.remember(rollout, one)));
         }
         let there: BTreeSet<&str> = jobs.iter().filter_map(|job| Some(job.run.as_ref()?.job.as_str())).collect();
-        let deleted = || self.failed.iter().filter(|(job, _)| !there.contains(job.as_str()));
-        for (_, failed) in deleted() {
-            rollouts.entry(failed.rollout.clone()).or_default();
+        let gone: Vec<(&String, &Again)> = self.again.iter().filter(|(job, _)| !there.contains(job.as_str())).collect();
+        for (_, again) in &gone {
+            rollouts.entry(again.rollout.clone()).or_default();
         }
         let open = rollouts.values().flatten().filter(|one| one.run.state != HookState::Succeeded);
         let mut unfinished: BTreeSet<&str> = open.map(|one| one.run.job.as_str()).collect();
-        unfinished.extend(deleted().map(|(job, _)| job.as_str()));
+        unfinished.extend(gone.iter().map(|(job, _)| job.as_str()));
         for (rollout, jobs) in &rollouts {
-            let deleted: Vec<(&String, &Failed)> = deleted().filter(|(_, failed)| failed.rollout == *rollout).collect();
-            if deleted.is_empty() && jobs.iter().all(|one| one.run.state == HookState::Succeeded) {
+            let mut gone = gone.iter().filter(|(_, again)| again.rollout == *rollout).peekable();
+            if gone.peek().is_none() && jobs.iter().all(|one| one.run.state == HookState::Succeeded) {
                 self.left.remove(rollout);
                 if self.ended.insert(rollout.clone()) {
                     let note = "the hooks after it are done".to_owned();
@@ -270,8 +262,8 @@ impl LeftOver {
                 }
                 found.due.extend(Begin::alone(run, after).map(|begin| due(&run.hook, &run.job, begin)));
             }
-            for (job, failed) in deleted {
-                found.due.push(due(&failed.hook, job, Begin::Make(Arc::clone(&failed.again))));
+            for (job, again) in gone {
+                found.due.push(due(&again.hook, job, Begin::Make(Arc::clone(&again.job))));
             }
         }
         let known = |rollout: &Rollout| rollouts.contains_key(rollout);
@@ -283,6 +275,35 @@ impl LeftOver {
         let failed = |due: &Due| self.tries.get(&due.what.job).map_or(0, |tries| tries.failed);
         found.due.sort_by_key(failed);
         found
+    }
+
+    /// Remembers what it takes to make a Job again, and says what people are told of one that failed.
+    fn remember(&mut self, rollout: &Rollout, one: &Alone<'_>) -> Option<Notice> {
+        let Alone { run, after } = one;
+        let Some(job) = &after.again else {
+            self.again.remove(&run.job);
+            return None;
+        };
+        match self.again.get(&run.job) {
+            Some(known) if known.uid == after.uid => return None,
+            Some(_) => {}
+            None => {
+                let of_namespace = self.again.keys().filter(|job| namespace(job) == namespace(&run.job));
+                if of_namespace.count() >= MANY {
+                    return None;
+                }
+            }
+        }
+        let (rollout, hook, uid) = (rollout.clone(), run.hook.clone(), after.uid.clone());
+        let notice = match &run.state {
+            HookState::Failed { message } => {
+                let note = format!("hook {hook} failed ({}): {message}; delete the Job to run it again", run.job);
+                Some(rollout.tells(true, "MaintenanceHookFailed", note))
+            }
+            HookState::Kept | HookState::Running { .. } | HookState::Succeeded => None,
+        };
+        self.again.insert(run.job.clone(), Again { rollout, hook, uid, job: Arc::clone(job) });
+        notice
     }
 }
 
@@ -296,8 +317,7 @@ fn alone<'a>(policies: &[Arc<PolicyFact>], jobs: &'a [Arc<JobFact>]) -> BTreeMap
         if (finished && job.kept_for.is_none()) || policies.iter().any(|policy| policy.uid == after.policy_uid) {
             continue;
         }
-        let namespace = run.job.split_once('/').map_or("", |(namespace, _)| namespace);
-        let seen = seen.entry(namespace).or_default();
+        let seen = seen.entry(namespace(&run.job)).or_default();
         *seen += 1;
         if *seen <= MANY {
             rollouts.entry(Rollout::of(run, after)).or_default().push(Alone { run, after });
@@ -429,8 +449,12 @@ mod tests {
         assert_eq!(due(&next.look(&[], &facts([&jobs[1]]), at(0), |_| false)), ["unmute"]);
         assert!(next.look(&[], &[], at(0), |_| false).due.is_empty() && next.left.is_empty());
         // Somebody else let it run: that is no answer.
-        let found = LeftOver::default().look(&[], &facts([&ended(&jobs[0], "Complete")]), at(0), |_| false);
+        let mut next = LeftOver::default();
+        let found = next.look(&[], &facts([&ended(&jobs[0], "Complete"), &jobs[1]]), at(0), |_| false);
         assert!(matches!(&found.due[..], [Due { begin: Begin::Replace { .. }, .. }]), "{found:?}");
+        // It is deleted, and the one for it can't be made at once.
+        let found = next.look(&[], &facts([&jobs[1]]), at(0), |_| false);
+        assert!(matches!(&found.due[..], [Due { begin: Begin::Make(_), .. }]), "{found:?}");
     }
 
     #[test]
@@ -457,6 +481,12 @@ mod tests {
         assert!(over.left.len() <= MANY + 1);
         let (tenants, own) = (what("x"), what("unset-noout"));
         assert_ne!(tenants.namespace(), own.namespace());
+        // They fail and are deleted, and others after them: not all are remembered.
+        let failed: Vec<Job> = many.iter().map(|job| ended(&begun(job), "Failed")).collect();
+        for some in failed.chunks(MANY) {
+            over.look(&[], &facts(some), at(0), |_| false);
+        }
+        assert_eq!(over.again.len(), MANY + 2);
     }
 
     #[test]
