@@ -1,6 +1,7 @@
-//! Rights that a policy needs beside those that every installation gives: to create Jobs in the namespaces of its hooks, which
-//! their owners give, and to read what its object gates look at, which an admin gives (docs/security.md). They are asked for
-//! before the first node is disrupted, and not found missing in the middle of an update.
+//! Rights that a policy needs beside those that every installation gives: to create Jobs in the namespaces of its hooks, and where
+//! they wait for a rollout's end to resume and to delete them, which their owners give, and to read what its object gates look at,
+//! which an admin gives (docs/security.md). They are asked for before the first node is disrupted, and not found missing in the
+//! middle of an update.
 
 use crate::health::{ObjectAsker, Wanted};
 use bascule_api::{Hook, UpdatePolicySpec};
@@ -24,8 +25,8 @@ const ROLE: &str = "bascule-hooks";
 enum Right {
     /// To create Jobs in this namespace.
     Jobs(String),
-    /// To let Jobs run in this namespace that were created suspended.
-    Resuming(String),
+    /// To let Jobs run in this namespace that were created suspended, and to delete them where they are not to.
+    Keeping(String),
     /// To read this, as gates do.
     Reading(Wanted),
 }
@@ -95,7 +96,7 @@ impl std::fmt::Display for Right {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Jobs(namespace) => write!(f, "the operator may create Jobs in {namespace}"),
-            Self::Resuming(namespace) => write!(f, "the operator may patch Jobs in {namespace}"),
+            Self::Keeping(namespace) => write!(f, "the operator may patch and delete Jobs in {namespace}"),
             Self::Reading(wanted) => write!(f, "object gates may read {wanted}"),
         }
     }
@@ -104,7 +105,7 @@ impl std::fmt::Display for Right {
 fn needed(policy: &UpdatePolicySpec) -> impl Iterator<Item = (String, Right)> {
     let jobs = hooks(policy).map(|(field, hook)| (field, Right::Jobs(hook.namespace.clone())));
     let after = policy.hooks.after_rollout.iter().enumerate().map(|(index, hook)| {
-        (format!("spec.hooks.afterRollout[{index}].namespace"), Right::Resuming(hook.namespace.clone()))
+        (format!("spec.hooks.afterRollout[{index}].namespace"), Right::Keeping(hook.namespace.clone()))
     });
     let gates = policy.health.gates.iter().enumerate();
     let readings = gates.filter_map(|(index, gate)| {
@@ -169,25 +170,29 @@ async fn ask(
 impl Tools {
     /// The sentence about what is missing, if anything is.
     async fn lacks(&self, right: &Right) -> kube::Result<Option<String>> {
-        let (namespace, verb) = match right {
+        let (namespace, verbs) = match right {
             Right::Reading(wanted) => return self.gates.lacks(wanted).await,
-            Right::Jobs(namespace) => (namespace, "create"),
-            Right::Resuming(namespace) => (namespace, "patch"),
+            Right::Jobs(namespace) => (namespace, &["create"][..]),
+            Right::Keeping(namespace) => (namespace, &["patch", "delete"][..]),
         };
-        let jobs = ResourceAttributes {
-            namespace: Some(namespace.clone()),
-            verb: Some(verb.to_owned()),
-            group: Some("batch".to_owned()),
-            resource: Some("jobs".to_owned()),
-            ..ResourceAttributes::default()
-        };
-        let own = &self.own;
-        Ok((!may(&self.client, jobs).await?).then(|| {
-            format!(
-                "the operator may not {verb} Jobs in the namespace {namespace}; its owner allows that with `kubectl -n \
-                 {namespace} create rolebinding {ROLE} --clusterrole={ROLE} --serviceaccount={own}:bascule-operator`"
-            )
-        }))
+        for verb in verbs {
+            let jobs = ResourceAttributes {
+                namespace: Some(namespace.clone()),
+                verb: Some((*verb).to_owned()),
+                group: Some("batch".to_owned()),
+                resource: Some("jobs".to_owned()),
+                ..ResourceAttributes::default()
+            };
+            if !may(&self.client, jobs).await? {
+                let own = &self.own;
+                return Ok(Some(format!(
+                    "the operator may not {verb} Jobs in the namespace {namespace}; its owner allows that with \
+                     `kubectl -n {namespace} create rolebinding {ROLE} --clusterrole={ROLE} \
+                     --serviceaccount={own}:bascule-operator`"
+                )));
+            }
+        }
+        Ok(None)
     }
 }
 
