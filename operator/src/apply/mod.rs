@@ -298,16 +298,18 @@ impl Writer {
 
     /// Tells of a hook around a rollout whose Job can't be made: no node can say why it waits.
     fn complain(&self, order: &HookOrder, error: &ApplyError) {
-        if !matches!(error, ApplyError::Refused { .. } | ApplyError::Hook { .. }) {
-            return;
-        }
+        let why = match error {
+            ApplyError::Refused { source, .. } => hooks::why(source),
+            ApplyError::Hook { reason, .. } => reason.clone(),
+            _ => return,
+        };
         let Some(policy) = self.world.policies.get(&Key::cluster(&order.policy)) else { return };
         self.events.tell(Notice {
             about: About::own("UpdatePolicy", &policy.name, &policy.uid),
             warning: true,
             reason: "MaintenanceHookFailed",
             action: "RunRolloutHook",
-            note: format!("hook {} can't be run, and is tried again: {}", order.hook, crate::one_line(error)),
+            note: format!("hook {} can't be run, and is tried again: {why}", order.hook),
             related: None,
         });
     }

@@ -2,7 +2,7 @@
 //! all the same, and the policy that would say so is gone: their Jobs, which were kept since before the rollout began, say it to whoever
 //! leads. Nothing keeps a policy from being deleted, since the operator has no right to write one.
 
-use super::after::Begin;
+use super::{after::Begin, why};
 use crate::{
     apply::{SLOW, Writer},
     events::{About, Notice},
@@ -175,7 +175,10 @@ impl LeftOver {
         let Due { what, begin } = due;
         let task = self.tasks.spawn(async move {
             let begun = tokio::time::timeout(SLOW, begin.carry_out(&writer)).await;
-            begun.map_or_else(|_| Err("the API server did not answer in time".to_owned()), |begun| begun.map_err(why))
+            begun.map_or_else(
+                |_| Err("the API server did not answer in time".to_owned()),
+                |begun| begun.map_err(|error| why(&error)),
+            )
         });
         self.making.insert(task.id(), what);
     }
@@ -335,14 +338,6 @@ fn alone<'a>(policies: &[Arc<PolicyFact>], jobs: &'a [Arc<JobFact>]) -> BTreeMap
 fn does_anew(policy: &PolicyFact, now: Time) -> bool {
     let status = &policy.status;
     status.maintenance.is_some() || (status.maintenances == 0 && now < policy.created_at.after(QUIET))
-}
-
-/// What people are told.
-fn why(error: kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
-        error => crate::one_line(&error),
-    }
 }
 
 #[cfg(test)]

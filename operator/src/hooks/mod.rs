@@ -140,6 +140,14 @@ pub(crate) fn refused(order: &HookOrder, error: kube::Error) -> ApplyError {
     }
 }
 
+/// What people are told of a Job that can't be written.
+pub(crate) fn why(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        error => crate::one_line(error),
+    }
+}
+
 /// Finished Jobs whose grant is over and that nothing clears away yet.
 fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     let mut over = world.jobs.select(|job| job.kept_for.is_some());
