@@ -63,6 +63,36 @@ fn promtool_takes_the_rules_and_each_alert_fires_when_it_should() {
 }
 
 #[test]
+fn what_scrapes_the_operator_finds_its_pods_and_their_port() {
+    let parse = |path: &str| -> Value { serde_saphyr::from_str(&read(path)).unwrap() };
+    let deployment = parse("manifests/operator/deployment.yaml");
+    let pods = &deployment["spec"]["template"];
+    let ports = pods["spec"]["containers"].as_array().unwrap().iter();
+    let ports: Vec<_> = ports.flat_map(|one| one["ports"].as_array().into_iter().flatten()).collect();
+    let has = |port: &Value| {
+        let port_named = ports.iter().any(|one| one["name"] == *port);
+        port_named || (port.is_number() && ports.iter().any(|one| one["containerPort"] == *port))
+    };
+    let selects = |labels: &Value| {
+        let labels = labels.as_object().unwrap();
+        !labels.is_empty() && labels.iter().all(|(key, value)| pods["metadata"]["labels"][key] == *value)
+    };
+
+    let monitor = parse("manifests/components/prometheus/pod-monitor.yaml");
+    assert!(selects(&monitor["spec"]["selector"]["matchLabels"]), "{monitor}");
+    let endpoints = monitor["spec"]["podMetricsEndpoints"].as_array().unwrap();
+    assert!(!endpoints.is_empty() && endpoints.iter().all(|one| has(&one["port"])), "{monitor}, {ports:?}");
+
+    let service = parse("manifests/components/prometheus/service.yaml");
+    assert!(selects(&service["spec"]["selector"]), "{service}");
+    let targets = service["spec"]["ports"].as_array().unwrap();
+    assert!(!targets.is_empty() && targets.iter().all(|one| has(&one["targetPort"])), "{service}, {ports:?}");
+    for one in [&monitor, &service] {
+        assert_eq!(one["metadata"]["namespace"], deployment["metadata"]["namespace"], "{one}");
+    }
+}
+
+#[test]
 fn each_alert_has_a_page_that_starts_with_the_command_to_type() {
     let rules = rules();
     let mut pages = BTreeSet::new();

@@ -95,3 +95,27 @@ async fn a_webhook_hears_of_a_rollout_and_the_node_under_way_is_silenced() {
         })
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_hears_that_a_bad_release_is_blocked_and_its_rollout_halted() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Fails).await;
+    let (heard, hook) = webhook().await;
+    let _operator = world.operator_with("first", None, &[&format!("--notify-url={hook}")]).await;
+    world.policy("workers", json!({})).await;
+    for wanted in ["dev.bascule.release.blocked", "dev.bascule.rollout.halted"] {
+        world
+            .eventually(&format!("the webhook heard {wanted}"), async || {
+                let heard = heard.lock().unwrap().clone();
+                let event = heard.iter().find(|event| event["type"] == wanted);
+                event.is_some_and(|event| {
+                    let of_release = wanted.ends_with("halted") || event["data"]["release"] == "1.1";
+                    let says = event["data"]["message"].as_str().is_some_and(|message| !message.is_empty());
+                    event["subject"] == "workers" && of_release && says
+                })
+            })
+            .await;
+    }
+    let heard = heard.lock().unwrap().clone();
+    assert!(heard.iter().all(|event| event["type"] != "dev.bascule.rollout.done"), "{heard:?}");
+}
