@@ -129,7 +129,7 @@ async fn create(client: &Client, prefix: &str, spec: FreezeSpec) -> anyhow::Resu
 
 fn said(place: &str, duration: api::Duration, moving: &str, undo: &str) -> anyhow::Result<Exit> {
     let now = clock::now();
-    let end = picture::moment(now + duration.to_chrono(), now, &chrono::Local);
+    let end = picture::moment_with_zone(now + duration.to_chrono(), now, &chrono::Local);
     output::print(&frozen(place, &end, moving, undo))?;
     Ok(Exit::Success)
 }
@@ -320,11 +320,14 @@ mod tests {
         let moving = nodes.iter().filter(|node| in_motion(node)).count();
         let four_hours = api::Duration::from_minutes(240);
         let says = [
-            ("freeze --for 2h", frozen("everywhere", "00:00", &finishing(moving), "bascule unfreeze freeze-x7k2")),
-            ("pause workers", frozen("for policy workers", "Mon 22:00", &finishing(1), "bascule resume workers")),
-            ("hold node-b4 --for 1h", frozen("for node node-b4", "23:00", &finishing(1), "bascule resume node-b4")),
+            ("freeze --for 2h", frozen("everywhere", "00:00 UTC", &finishing(moving), "bascule unfreeze freeze-x7k2")),
+            ("pause workers", frozen("for policy workers", "Mon 22:00 UTC", &finishing(1), "bascule resume workers")),
+            ("hold node-b4 --for 1h", frozen("for node node-b4", "23:00 UTC", &finishing(1), "bascule resume node-b4")),
             ("abort workers, asking", announced(&consequences(&nodes), "for policy workers", four_hours) + "\n"),
-            ("abort workers", frozen("for policy workers", "02:00", &consequences(&nodes), "bascule resume workers")),
+            (
+                "abort workers",
+                frozen("for policy workers", "02:00 UTC", &consequences(&nodes), "bascule resume workers"),
+            ),
         ];
         let shown: String = says.iter().map(|(line, says)| format!("$ bascule {line}\n{says}")).collect();
         insta::assert_snapshot!("stop-commands", shown);

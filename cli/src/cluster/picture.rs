@@ -124,6 +124,16 @@ where
     }
 }
 
+/// The same with the zone behind it, for where times of other zones are on the same screen: `03:40 +01:00`.
+pub(super) fn moment_with_zone<Z: TimeZone>(at: DateTime<Utc>, now: DateTime<Utc>, zone: &Z) -> String
+where
+    Z::Offset: Display,
+{
+    let offset = at.with_timezone(zone).offset().to_string();
+    let offset = if offset == "+00:00" { "UTC" } else { offset.as_str() };
+    format!("{} {offset}", moment(at, now, zone))
+}
+
 /// How long something lasts, in its two largest units.
 pub(super) fn span(length: TimeDelta) -> String {
     let seconds = length.num_seconds().max(0);
@@ -202,7 +212,9 @@ mod tests {
             (24 * 6, "2026-11-29 13:00"),
             (24 * 30, "2026-12-23 13:00"),
         ] {
-            assert_eq!(moment(now + TimeDelta::hours(hours), now, &berlin), text);
+            let at = now + TimeDelta::hours(hours);
+            assert_eq!(moment(at, now, &berlin), text);
+            assert_eq!(moment_with_zone(at, now, &berlin), format!("{text} +01:00"));
         }
     }
 

@@ -178,7 +178,7 @@ where
         line.push_str(&format!("  forecast     {}\n", forecast(ahead, open, page)));
     }
     if let Some(until) = status.wave.as_ref().and_then(|wave| wave.soak_until) {
-        line.push_str(&format!("  soak         until {}\n", page.moment(until)));
+        line.push_str(&format!("  soak         until {}\n", page.moment_with_zone(until)));
     }
     if let Some(error) = status.repository.as_ref().and_then(|repository| repository.error.as_deref()) {
         line.push_str(&format!("  {}   {error}\n", look.paint(Tone::Bad, "repository")));
@@ -196,13 +196,14 @@ where
     line
 }
 
-/// `14 more nodes in this window, done Sat 11:20`.
+/// `14 more nodes in this window, done Sat 11:20 +01:00`.
 fn forecast<Z: TimeZone>(ahead: &LiveForecast, open: bool, page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let done =
-        ahead.done_at.map_or_else(|| "not done within two weeks".to_owned(), |at| format!("done {}", page.moment(at)));
+    let done = ahead
+        .done_at
+        .map_or_else(|| "not done within two weeks".to_owned(), |at| format!("done {}", page.moment_with_zone(at)));
     let fits = ahead.in_window.map(|nodes| match open {
         true => format!("{} in this window, ", picture::count(nodes, "more node")),
         false => format!("{} in the next window, ", picture::count(nodes, "node")),
@@ -274,7 +275,7 @@ where
         (_, Some(percent)) if node.state == RolloutState::Staging => what.push_str(&format!(" {percent} %")),
         _ => {}
     }
-    let until = wait.and_then(|wait| wait.until).map(|until| format!("until {}", page.moment(until)));
+    let until = wait.and_then(|wait| wait.until).map(|until| format!("until {}", page.moment_with_zone(until)));
     let since = node.since.map(|since| format!("for {}", picture::span(page.now.signed_duration_since(since.get()))));
     let object = wait.and_then(|wait| wait.object.as_ref()).map(ToString::to_string);
     vec![node.name.clone(), what, until.or(since).unwrap_or_default(), object.unwrap_or_default()]

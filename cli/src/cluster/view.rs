@@ -32,6 +32,11 @@ where
         picture::moment(at.get(), self.now, self.zone)
     }
 
+    /// The same beside times of other zones, as those of windows are.
+    pub(super) fn moment_with_zone(&self, at: Time) -> String {
+        picture::moment_with_zone(at.get(), self.now, self.zone)
+    }
+
     /// `01:12:00 (3m2s)`.
     pub(super) fn since(&self, at: Time) -> String {
         format!("{} ({})", self.moment(at), picture::span(self.now.signed_duration_since(at.get())))
@@ -65,7 +70,7 @@ where
         let concerns = |spec: &api::FreezeSpec| policy.is_none_or(|policy| concerns(report, spec, policy));
         for freeze in report.freezes.iter().filter(|freeze| holds(freeze, self.now) && concerns(&freeze.spec)) {
             let by = freeze.spec.requested_by.as_deref().map(|user| format!(" by {user}")).unwrap_or_default();
-            let ends = self.moment(freeze.spec.ends_at(freeze.created_at));
+            let ends = self.moment_with_zone(freeze.spec.ends_at(freeze.created_at));
             let frozen = self.look.paint(Tone::Bad, &format!("FROZEN {} until {ends}", place(&freeze.spec)));
             text.push_str(&format!("{frozen} ({}{by}): {}\n", freeze.name, freeze.spec.reason));
         }
