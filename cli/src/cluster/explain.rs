@@ -212,7 +212,7 @@ where
         text.push_str(&line("since", &page.since(since)));
     }
     if let Some(until) = wait.and_then(|wait| wait.until) {
-        text.push_str(&line("until", &page.moment(until)));
+        text.push_str(&line("until", &page.moment_with_zone(until)));
     }
     if let Some(gates) = Gates::of(report, node).text(look) {
         text.push_str(&paragraph(look, "gates", &gates));
@@ -301,7 +301,7 @@ where
         let named: Vec<_> = nodes.iter().take(NAMED).map(|node| node.name.as_str()).collect();
         let more = nodes.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let until = wait.until.map(|until| format!(" until {}", page.moment(until))).unwrap_or_default();
+        let until = wait.until.map(|until| format!(" until {}", page.moment_with_zone(until))).unwrap_or_default();
         let head = format!("{}: {}{until}", picture::count(nodes.len(), "node"), wait.reason);
         text.push_str(&format!("\n{}   {}{more}\n", look.paint(Tone::Strong, &head), named.join(" ")));
         text.push_str(&look.wrapped(&wait.message, "  "));

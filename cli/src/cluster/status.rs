@@ -345,7 +345,7 @@ where
             or_dash(node.staged.as_ref().map(ToString::to_string)),
             format!("{:?}", node.state),
             or_dash(wait.filter(|wait| view::adds(node.state, wait)).map(|wait| wait.reason.to_string())),
-            or_dash(wait.and_then(|wait| wait.until).map(|until| page.moment(until))),
+            or_dash(wait.and_then(|wait| wait.until).map(|until| page.moment_with_zone(until))),
             or_dash(wait.and_then(|wait| wait.object.as_ref()).map(ToString::to_string)),
         ]
     }));
