@@ -32,6 +32,7 @@ pub mod run;
 pub mod server;
 pub mod settings;
 pub mod silences;
+mod skew;
 pub mod status;
 pub mod zones;
 

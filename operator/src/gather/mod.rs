@@ -69,7 +69,7 @@ pub struct World {
     pub attachments: Cache<AttachmentFact>,
     /// PersistentVolumeClaims.
     pub claims: Cache<ClaimFact>,
-    /// The versions of the API servers.
+    /// The versions of the API servers, and their time.
     pub api_servers: ApiServers,
     changes: Arc<tokio::sync::watch::Sender<u64>>,
     /// Told of pods and budgets alone: drains look at nothing else, and there are many of them.
@@ -95,10 +95,16 @@ impl World {
             // Looked up when something else changed.
             claims: Cache::new([], clock),
             deadlines: Cache::new([], clock),
-            api_servers: ApiServers::default(),
+            api_servers: ApiServers::new(clock),
             changes,
             pod_changes,
         }
+    }
+
+    /// With API servers that were asked before.
+    #[must_use]
+    pub fn with_api_servers(self, api_servers: ApiServers) -> Self {
+        Self { api_servers, ..self }
     }
 
     /// Starts the watches. They end when the returned set is dropped. API servers are asked for their version with a client that
@@ -119,7 +125,7 @@ impl World {
         spawn(&mut tasks, client, &self.deadlines, watcher::Config::default().labels(&others), metrics);
         spawn(&mut tasks, client, &self.attachments, watcher::Config::default(), metrics);
         spawn(&mut tasks, client, &self.claims, watcher::Config::default(), metrics);
-        tasks.spawn(self.api_servers.clone().keep_asking(versions, Arc::clone(&self.changes)));
+        tasks.spawn(self.api_servers.clone().keep_asking(versions, metrics.clone(), Arc::clone(&self.changes)));
         tasks
     }
 

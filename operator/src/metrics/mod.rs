@@ -54,6 +54,7 @@ struct Inner {
     watch_failures: Family<Kind, Counter>,
     leader: Gauge,
     time_zones: Family<Version, Gauge>,
+    clock_skew: Float,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -155,7 +156,10 @@ impl Metrics {
             watch_failures: Family::default(),
             leader: Gauge::default(),
             time_zones: Family::default(),
+            clock_skew: Float::default(),
         };
+        // Not measured yet, which is not the same as right.
+        inner.clock_skew.set(f64::NAN);
         // A counter that appears with its first event has not increased, as Prometheus sees it.
         for category in bascule_api::NodeError::ALL {
             drop(inner.failures.get_or_create(&Category { category: category.as_str() }));
@@ -183,6 +187,11 @@ impl Metrics {
     /// Which time zone database windows are read with. Told once, at the start.
     pub fn time_zones(&self, version: &str) {
         self.0.time_zones.get_or_create(&Version { version: version.to_owned() }).set(1);
+    }
+
+    /// How far this machine's clock is ahead of the API server's.
+    pub fn clock_skew(&self, ahead: chrono::TimeDelta) {
+        self.0.clock_skew.set(ahead.as_seconds_f64());
     }
 
     /// A plan was made.
@@ -329,6 +338,12 @@ impl Inner {
         registry.register("leader", "1 while this replica leads", self.leader.clone());
         let zones = "1, with the version of the time zone database that maintenance windows are read with";
         registry.register("time_zone_database", zones, self.time_zones.clone());
+        registry.register_with_unit(
+            "clock_skew",
+            "How far the clock of this replica's machine is ahead of the API server's, whose time counts",
+            Unit::Seconds,
+            self.clock_skew.clone(),
+        );
     }
 }
 
@@ -345,6 +360,18 @@ mod tests {
         assert!(text.contains("bascule_actions_total{action=\"Grant\",result=\"done\"} 1"), "{text}");
         assert!(text.contains("# HELP bascule_plan_seconds How long a plan takes"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_skew_that_was_not_measured_is_not_shown_as_none() {
+        let metrics = Metrics::new();
+        let shown = || {
+            let text = metrics.text().unwrap();
+            text.lines().find_map(|line| line.strip_prefix("bascule_clock_skew_seconds ").map(str::to_owned))
+        };
+        assert_eq!(shown().as_deref(), Some("NaN"));
+        metrics.clock_skew(chrono::TimeDelta::milliseconds(-90_500));
+        assert_eq!(shown().as_deref(), Some("-90.5"));
     }
 
     #[test]
