@@ -7,7 +7,7 @@ use crate::{
     clock::Clock,
     drain::{self, EvictionApi},
     events::Events,
-    gather::World,
+    gather::{ApiServers, World},
     health::{Asker, AskerError},
     leader::{Leader, LeaderError, Leadership},
     live::Live,
@@ -168,8 +168,16 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
     }
 
+    // From here on the time is the API server's, whose stamps everything is compared with (docs/decisions/0049).
+    let (own_clock, api_servers) = (clock.clone(), ApiServers::new(&clock));
+    let clock = api_servers.clock();
+    tokio::select! {
+        () = &mut stop => return Ok(()),
+        () = api_servers.ask(&versions) => {}
+        _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
+    }
     let changes = Arc::new(watch::Sender::new(0_u64));
-    let world = World::new(Arc::clone(&changes), &clock);
+    let world = World::new(Arc::clone(&changes), &clock).with_api_servers(api_servers);
     readiness.set(world.missing());
     let mut watches = world.watch(&watching, versions, &metrics);
     let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
@@ -194,7 +202,8 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         namespace: namespace.clone(),
         fetcher,
         memory: Arc::new(Volume::new(state_dir, repository::ROOM)),
-        clock: clock.clone(),
+        // What a publisher signed is held against a clock that nothing in the cluster sets.
+        clock: own_clock,
         changes: Arc::clone(&changes),
     };
     let notifier = settings.notify().map(|target| {
@@ -268,6 +277,7 @@ struct Parts {
     settings: Settings,
     /// This replica's name in the Lease.
     identity: Arc<str>,
+    /// The API server's time.
     clock: Clock,
     metrics: Metrics,
     readiness: Readiness,

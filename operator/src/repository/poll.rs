@@ -85,7 +85,7 @@ pub struct Tools {
     pub fetcher: Fetcher,
     /// Where the newest metadata is remembered.
     pub memory: Arc<Volume>,
-    /// The time.
+    /// The time by this machine's clock.
     pub clock: Clock,
     /// Told when an offer changes.
     pub changes: Arc<watch::Sender<u64>>,

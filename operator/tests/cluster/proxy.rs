@@ -2,9 +2,10 @@
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bascule_tests::control_plane::ControlPlane;
+use chrono::TimeDelta;
 use futures::StreamExt as _;
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +31,8 @@ struct Shared {
     late: watch::Sender<Vec<&'static str>>,
     /// Writes to what contains one of these are never answered, and never done.
     silent: Mutex<Vec<String>>,
+    /// How much later it is on the API server, by its answers.
+    later: TimeDelta,
     writes: AtomicU64,
     watches: AtomicU64,
     counts: Mutex<Counts>,
@@ -43,12 +46,17 @@ pub struct Proxy {
 
 impl Proxy {
     pub async fn start(control_plane: &ControlPlane) -> Self {
-        Self::that(control_plane, true).await
+        Self::that(control_plane, true, TimeDelta::zero()).await
     }
 
     /// One that hands everything on until it is told otherwise.
     pub async fn honest(control_plane: &ControlPlane) -> Self {
-        Self::that(control_plane, false).await
+        Self::that(control_plane, false, TimeDelta::zero()).await
+    }
+
+    /// The same in front of an API server on which it is so much later.
+    pub async fn later(control_plane: &ControlPlane, by: TimeDelta) -> Self {
+        Self::that(control_plane, false, by).await
     }
 
     /// From now on watches of these kinds bring nothing more, though they stay open.
@@ -61,7 +69,7 @@ impl Proxy {
         self.shared.silent.lock().unwrap().push(path.to_owned());
     }
 
-    async fn that(control_plane: &ControlPlane, broken: bool) -> Self {
+    async fn that(control_plane: &ControlPlane, broken: bool, later: TimeDelta) -> Self {
         let authority = reqwest::Certificate::from_pem(control_plane.authority_certificate().as_bytes()).unwrap();
         let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
         let shared = Arc::new(Shared {
@@ -70,6 +78,7 @@ impl Proxy {
             broken: AtomicBool::new(broken),
             late: watch::Sender::new(Vec::new()),
             silent: Mutex::default(),
+            later,
             writes: AtomicU64::new(0),
             watches: AtomicU64::new(0),
             counts: Mutex::default(),
@@ -181,5 +190,7 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     if let Some(kind) = kind {
         response.headers_mut().insert("content-type", kind);
     }
+    let date = (bascule_tests::clock::now() + shared.later).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    response.headers_mut().insert("date", HeaderValue::from_str(&date).unwrap());
     response
 }

@@ -2,13 +2,15 @@
 //! die under load. All of it costs time, and nothing else.
 
 use crate::agent::Habit;
+use crate::drain::{hanging_in, let_go};
 use crate::proxy::Proxy;
 use crate::world::World;
-use bascule_api::NodeUpdate;
+use bascule_api::{Freeze, NodeUpdate};
 use bascule_tests::workload::Guard;
+use chrono::TimeDelta;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{ListParams, PostParams};
 use serde_json::json;
 
 /// Each node was granted exactly once, and is left as it was.
@@ -59,8 +61,55 @@ async fn clocks_that_differ_by_years_stop_nobody() {
     ]);
     world.policy("workers", json!({"waves": waves, "health": {"nodeSoak": "1s"}})).await;
     world.until_current("n1", "1.1").await;
-    // The soak is counted by the operator's clock.
+    // The soak is counted by the API server's clock, as the operator knows it.
     world.until_current("n2", "1.1").await;
+    nothing_was_repeated(&world).await;
+}
+
+/// By what the clocks of operators are wrong: far more than a pod is given to end.
+const WRONG: TimeDelta = TimeDelta::minutes(8);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_whose_clock_is_ahead_takes_no_pod_that_is_ending_for_one_that_never_will() {
+    let world = hanging_in(World::new().await).await;
+    let operator = world.operator_ahead("first", WRONG).await;
+    world.policy("workers", json!({"drain": {"timeout": "10s"}})).await;
+    // The pod was asked to go and is given its time. By the operator's own clock that was over long ago, so that the node would
+    // be taken for empty, and reboot under it.
+    let given_up = |update: Option<&NodeUpdate>| {
+        let spec = update.map(|update| &update.spec);
+        spec.is_some_and(|spec| {
+            spec.disruption.is_none() && spec.last_disruption.as_ref().is_some_and(|last| last.given_up == 1)
+        })
+    };
+    world.until_update("n1", "given up", given_up).await;
+    let update = world.update("n1").await;
+    assert_eq!(update.status.unwrap().booted.unwrap().version.as_str(), "1.0");
+    // What is written is in the API server's time, so that a leader on another machine judges as this one.
+    let ended = update.spec.last_disruption.unwrap().ended_at;
+    let off = (bascule_tests::clock::now() - ended.get()).abs();
+    assert!(off < WRONG / 2, "it ended at {ended}");
+
+    let shown = async || {
+        let text = reqwest::get(format!("http://{}/metrics", operator.listen)).await.unwrap().text().await.unwrap();
+        let skew = text.lines().find_map(|line| line.strip_prefix("bascule_clock_skew_seconds ").map(str::to_owned));
+        skew.and_then(|skew| skew.parse::<f64>().ok()).is_some_and(|skew| (skew - WRONG.as_seconds_f64()).abs() < 12.0)
+    };
+    world.eventually("the skew is shown", shown).await;
+    let_go(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_whose_clock_is_behind_ends_a_freeze_when_it_is_over() {
+    let mut world = World::new().await;
+    world.machine("n1", "a", Habit::Good).await;
+    let freeze = json!({"metadata": {"name": "short"}, "spec": {"reason": "a test", "duration": "5s"}});
+    let freeze: Freeze = serde_json::from_value(freeze).unwrap();
+    Api::all(world.client.clone()).create(&PostParams::default(), &freeze).await.unwrap();
+    let _operator = world.operator_ahead("first", -WRONG).await;
+    world.policy("workers", json!({"health": {"nodeSoak": "1s"}})).await;
+    // By the operator's own clock it is not even created yet, and holds for eight minutes more.
+    world.until_current("n1", "1.1").await;
     nothing_was_repeated(&world).await;
 }
 

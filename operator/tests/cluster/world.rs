@@ -1,6 +1,7 @@
 //! A cluster with nodes, a repository and operators, for one test each.
 
 use crate::agent::{self, Habit};
+use crate::proxy::Proxy;
 use bascule_api::{NodeUpdate, RolloutState, UpdatePolicy, WaitReason};
 use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
@@ -9,6 +10,7 @@ use bascule_tests::https::HttpsServer;
 use bascule_tests::kubelet::Machine;
 use bascule_tests::vendor::Vendor;
 use bascule_tests::workload;
+use chrono::TimeDelta;
 use clap::Parser as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -190,10 +192,15 @@ impl World {
         self.operator_by(Clock::system(), identity, server, more).await
     }
 
-    /// An operator that comes so much later.
-    pub async fn operator_later(&self, identity: &str, by: chrono::TimeDelta) -> Operator {
-        let now = Clock::system();
-        self.operator_by(Clock::from_fn(move || now.now() + by), identity, None, &[]).await
+    /// An operator that comes so much later, by its own clock and the API server's.
+    pub async fn operator_later(&self, identity: &str, by: TimeDelta) -> Operator {
+        let proxy = Proxy::later(&self.control_plane, by).await;
+        self.operator_by(ahead(by), identity, Some(&proxy.url), &[]).await
+    }
+
+    /// An operator whose clock is so far ahead of the API server's.
+    pub async fn operator_ahead(&self, identity: &str, by: TimeDelta) -> Operator {
+        self.operator_by(ahead(by), identity, None, &[]).await
     }
 
     async fn operator_by(&self, clock: Clock, identity: &str, server: Option<&str>, more: &[&str]) -> Operator {
@@ -320,6 +327,11 @@ impl World {
         }
         story
     }
+}
+
+fn ahead(by: TimeDelta) -> Clock {
+    let right = Clock::system();
+    Clock::from_fn(move || right.now() + by)
 }
 
 impl Drop for World {

@@ -52,7 +52,7 @@ pub struct NodeUpdateSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disruption: Option<Disruption>,
     /// How the last disruption ended. A drain that failed is tried again later because of this, and a wave's soak is
-    /// counted from it by the operator's own clock.
+    /// counted from it by the API server's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_disruption: Option<LastDisruption>,
     /// Whether a missing pack may be replaced by the next cheapest.

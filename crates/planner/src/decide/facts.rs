@@ -288,7 +288,7 @@ fn staged_as_asked(update: &UpdateFacts) -> bool {
             .is_some_and(|staged| staged.version == asked.version && staged.digest == asked.digest)
 }
 
-/// By the operator's own clock where it moved the node to what it runs; else what the agent says, though not later than
+/// By the operator's word where it moved the node to what it runs; else what the agent says, though not later than
 /// the operator's last dealings with the node, after which it ran this already.
 fn done_since(update: &UpdateFacts) -> Time {
     let booted = update.status.booted.as_ref();

@@ -22,7 +22,7 @@ use std::{collections::BTreeMap, sync::Arc};
 /// Everything a decision rests on.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    /// The operator's clock when the facts were gathered.
+    /// The API server's time when the facts were gathered, as the operator measured it.
     pub now: Time,
     /// Orders nodes between which nothing else decides. The same for the life of an installation, so that the same
     /// nodes go first after a restart.

@@ -29,7 +29,7 @@ pub struct Node {
     pub leaving: Option<String>,
     /// `status.nodeInfo.bootID`: the boot the kubelet reports from. Empty before its first report.
     pub boot_id: String,
-    /// When that boot was first seen, by the operator's own clock. An operator that looks for the first time sees every
+    /// When that boot was first seen, by the operator. An operator that looks for the first time sees every
     /// boot now.
     pub boot_seen: Time,
     /// When the machine was first seen back in its present boot, by the same clock: when the kubelet or the agent first spoke from
