@@ -51,7 +51,7 @@ where
                 if age.num_seconds() < FRESH {
                     return String::new();
                 }
-                format!("{name} planned last {} ago, or its clock and this one differ", picture::span(age))
+                format!("{name} planned last {} ago, or the API server's clock and this one differ", picture::span(age))
             }
             Source::Objects { why, written_at } => {
                 let age = written_at.map_or_else(

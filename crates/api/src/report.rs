@@ -28,11 +28,15 @@ pub const OPERATOR_NAMESPACE: &str = "bascule-system";
 pub struct LiveReport {
     /// [`LIVE_REPORT_FORMAT`] of whoever made it.
     pub format: u32,
-    /// When the plan was made, by the operator's clock.
+    /// When the plan was made, by the API server's clock.
     pub planned_at: Time,
     /// The replica that made it, as the Lease names it. Empty where it was made from the objects.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub planned_by: String,
+    /// By how many seconds the clock of that operator's machine is ahead of the API server's, whose time its plans use; negative
+    /// where it is behind. Absent where that is not known: made from the objects, or by an older operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew: Option<i64>,
     /// The version of that operator.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub operator_version: String,

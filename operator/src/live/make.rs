@@ -25,6 +25,7 @@ pub(super) fn report(plan: &Planned) -> LiveReport {
         format: LIVE_REPORT_FORMAT,
         planned_at: snapshot.now,
         planned_by: plan.identity.to_string(),
+        clock_skew: plan.world.api_servers.skew().map(whole_seconds),
         operator_version: env!("CARGO_PKG_VERSION").to_owned(),
         time_zones: crate::zones::current().version(),
         gates: GATES.iter().map(|gate| gate.name().to_owned()).collect(),
@@ -44,6 +45,11 @@ pub(super) fn report(plan: &Planned) -> LiveReport {
             .map(|(facts, status)| order(&facts.name, facts.created_at, &facts.spec, status))
             .collect(),
     }
+}
+
+/// The nearest.
+const fn whole_seconds(span: chrono::TimeDelta) -> i64 {
+    span.num_milliseconds().saturating_add(500).div_euclid(1000)
 }
 
 fn order<Spec: Clone, Status: Clone>(
@@ -121,6 +127,12 @@ impl Waits {
 mod tests {
     use super::*;
     use bascule_api::WaitReason;
+
+    #[test]
+    fn a_skew_is_told_in_the_nearest_seconds() {
+        let of = |millis| whole_seconds(chrono::TimeDelta::milliseconds(millis));
+        assert_eq!([0, 499, 500, -500, -501, -599_996].map(of), [0, 0, 1, 0, -1, -600]);
+    }
 
     #[test]
     fn nodes_that_wait_for_the_same_thing_share_it() {

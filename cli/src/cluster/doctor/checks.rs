@@ -67,10 +67,26 @@ pub(super) fn leader(seen: &Seen, now: DateTime<Utc>, namespace: &str) -> Vec<Fi
         found.push(Finding::warning(
             "clocks",
             what,
-            "Set the clocks of this machine and of the operator's node right (NTP).",
+            "The operator plans by the API server's clock: set that and this machine's right (NTP).",
         ));
     }
+    found.extend(report.clock_skew.map(operators_clock));
     found
+}
+
+/// By how many seconds the clock of the operator's machine is ahead.
+fn operators_clock(skew: i64) -> Finding {
+    let far = TimeDelta::try_seconds(skew.saturating_abs()).unwrap_or(TimeDelta::MAX);
+    if far <= TimeDelta::seconds(SKEW) {
+        return Finding::good("operator's clock", format!("within {SKEW}s of the API server's"));
+    }
+    let side = if skew > 0 { "ahead of" } else { "behind" };
+    Finding::warning(
+        "operator's clock",
+        format!("it is {} {side} the API server's", picture::span(far)),
+        "Nothing is misjudged: the operator goes by the API server's, but for the expiry of a repository's metadata. Set the clocks of \
+         both machines right (NTP).",
+    )
 }
 
 /// The operator's pods, where none of them leads: why they do not run, as far as the kubelet says it.
@@ -507,6 +523,18 @@ mod tests {
         assert_eq!(weights(&leader(&seen, fixture::now(), "bascule-system")), [super::super::Weight::Good]);
         seen.report.planned_at = fixture::ago(-40);
         assert!(leader(&seen, fixture::now(), "bascule-system")[1].what.contains("40s ahead"));
+        seen.report.planned_at = fixture::ago(2);
+        for (skew, weight, says) in [
+            (-5, super::super::Weight::Good, "within 5s"),
+            (125, super::super::Weight::Warning, "2m5s ahead of the API server's"),
+            (-480, super::super::Weight::Warning, "8m behind the API server's"),
+            (i64::MIN, super::super::Weight::Warning, "behind"),
+        ] {
+            seen.report.clock_skew = Some(skew);
+            let found = leader(&seen, fixture::now(), "bascule-system");
+            assert_eq!((found.len(), found[1].weight), (2, weight), "{skew}: {found:?}");
+            assert!(found[1].what.contains(says), "{skew}: {found:?}");
+        }
         seen.source = Source::Objects { why: "no operator leads".into(), written_at: None };
         assert_eq!(weights(&leader(&seen, fixture::now(), "bascule-system")), [super::super::Weight::Wrong]);
     }
