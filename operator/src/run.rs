@@ -173,7 +173,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let clock = api_servers.clock();
     tokio::select! {
         () = &mut stop => return Ok(()),
-        () = api_servers.ask(&versions) => {}
+        () = api_servers.get_to_know(&versions) => {}
         _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
     }
     let changes = Arc::new(watch::Sender::new(0_u64));

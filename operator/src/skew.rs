@@ -1,28 +1,36 @@
-//! How far the API server's clock is from this machine's, from the `Date` of its answers (docs/decisions/0049).
+//! How far the API servers' time is from that of a clock of this machine which is never set, by the `Date` of their answers
+//! (docs/decisions/0049).
 //!
 //! An answer is made between the question and its arrival, and its `Date` is cut to the second. So each bounds the difference from
 //! both sides, however slow it is. What is told stays as it is while the bounds allow it, zero at first: clocks that agree are never
 //! corrected, and time does not go to and fro with what an answer takes.
+//!
+//! Servers behind one address may differ, and a balancer chooses as it likes. Of the first answers the middle counts; from then on
+//! what is told is given up only after a long row of answers that speak against it. Were each believed, a window would close and open
+//! again with the balancer's choices.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use std::{collections::VecDeque, time::Instant};
+use std::collections::VecDeque;
 
-/// Of how many answers the middle counts: one API server among three whose clock is wrong is not followed.
-const LATELY: usize = 5;
-/// This machine's clock was set when it went so much further than time did: earlier answers were compared with another one.
-const JUMP: TimeDelta = TimeDelta::seconds(1);
+/// Of how many answers the middle counts.
+pub(crate) const LATELY: usize = 5;
+/// So many in a row that speak against what is told are believed: two servers that differ and are chosen at random bring such a row once
+/// in a million answers.
+const CONVINCED: usize = 20;
+/// Answers that are no further off than this bear out what is told, and correct it.
+const NEAR: TimeDelta = TimeDelta::seconds(2);
+/// The longest that time stands still for a correction. What goes further back is a server's clock that was set.
+const STILL: TimeDelta = TimeDelta::seconds(5);
 
 /// An answer of an API server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dated {
     /// What it says of when it was made.
     pub date: DateTime<Utc>,
-    /// When it was asked for, by this machine's clock.
+    /// When it was asked for, by the clock that is never set.
     pub asked: DateTime<Utc>,
-    /// When it was there, by this machine's clock.
+    /// When it was there, by the same clock.
     pub answered: DateTime<Utc>,
-    /// The same by the clock that is never set.
-    pub at: Instant,
 }
 
 /// How far the API server's clock is ahead, as one answer shows it.
@@ -33,50 +41,72 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// `None` where this machine's clock was set back meanwhile.
-    fn of(answer: &Dated) -> Option<Self> {
+    fn of(answer: &Dated) -> Self {
         let least = answer.date.signed_duration_since(answer.answered);
         let most = answer.date.signed_duration_since(answer.asked) + TimeDelta::seconds(1);
-        (least <= most).then_some(Self { least, most })
+        Self { least, most }
+    }
+
+    fn bear_out(self, ahead: TimeDelta) -> bool {
+        self.least - NEAR <= ahead && ahead <= self.most + NEAR
     }
 }
 
 /// The difference of the two clocks.
 #[derive(Debug, Default)]
 pub(crate) struct Skew {
+    /// The last answers that bear out what is told; at first all.
     lately: VecDeque<Bounds>,
-    last: Option<(DateTime<Utc>, Instant)>,
+    /// Those since then: all speak against it.
+    against: VecDeque<Bounds>,
     ahead: Option<TimeDelta>,
+    told: Option<DateTime<Utc>>,
 }
 
 impl Skew {
-    /// How far the API server's clock is ahead of this machine's; `None` before the first answer.
+    /// How far the API server's clock is ahead of the one that is never set; `None` before the first answer.
     pub(crate) const fn ahead(&self) -> Option<TimeDelta> {
         self.ahead
     }
 
+    /// Whether the last answer speaks against what is told, so that the next is worth having soon.
+    pub(crate) fn is_doubted(&self) -> bool {
+        !self.against.is_empty()
+    }
+
+    /// The API server's time when the clock that is never set shows `steady`; that one's before the first answer. What was told is not
+    /// taken back by a correction: time stands still until it is so late.
+    pub(crate) fn time(&mut self, steady: DateTime<Utc>) -> DateTime<Utc> {
+        let now = steady.checked_add_signed(self.ahead.unwrap_or_default()).unwrap_or(steady);
+        let stands = |told: &DateTime<Utc>| *told > now && told.signed_duration_since(now) <= STILL;
+        let time = self.told.filter(stands).unwrap_or(now);
+        self.told = Some(time);
+        time
+    }
+
     /// Takes in an answer.
     pub(crate) fn heard(&mut self, answer: &Dated) {
-        let Some(bounds) = Bounds::of(answer) else { return };
-        if self.last.is_some_and(|last| was_set(last, answer)) {
-            self.lately.clear();
+        let bounds = Bounds::of(answer);
+        let mut kept = self.ahead.filter(|_| self.lately.len() >= LATELY);
+        if kept.is_some_and(|ahead| !bounds.bear_out(ahead)) {
+            self.against.push_back(bounds);
+            if self.against.len() < CONVINCED {
+                return;
+            }
+            (self.lately, kept) = (std::mem::take(&mut self.against), None);
+        } else {
+            self.against.clear();
+            self.lately.push_back(bounds);
         }
-        self.last = Some((answer.answered, answer.at));
-        self.lately.push_back(bounds);
-        if self.lately.len() > LATELY {
+        while self.lately.len() > LATELY {
             self.lately.pop_front();
         }
         // Of an odd number of them, so that one stands in the middle.
         let counted = self.lately.len().saturating_sub(1) | 1;
         let least = middle(self.lately.iter().take(counted).map(|bounds| bounds.least));
         let most = middle(self.lately.iter().take(counted).map(|bounds| bounds.most));
-        self.ahead = Some(self.ahead.unwrap_or_default().max(least).min(most));
+        self.ahead = Some(kept.unwrap_or_default().max(least).min(most));
     }
-}
-
-fn was_set((before, at): (DateTime<Utc>, Instant), answer: &Dated) -> bool {
-    let passed = TimeDelta::from_std(answer.at.saturating_duration_since(at)).unwrap_or_default();
-    (answer.answered.signed_duration_since(before) - passed).abs() > JUMP
 }
 
 fn middle(values: impl Iterator<Item = TimeDelta>) -> TimeDelta {
@@ -89,56 +119,81 @@ fn middle(values: impl Iterator<Item = TimeDelta>) -> TimeDelta {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     fn at(millis: i64) -> DateTime<Utc> {
         DateTime::from_timestamp_millis(1_795_000_000_000 + millis).unwrap()
     }
 
-    /// An answer of a server whose clock is `ahead`, asked at `asked` (all in milliseconds) by a machine that is right.
-    fn answer(origin: Instant, asked: i64, (there, back): (i64, i64), ahead: i64) -> Dated {
+    /// An answer of a server whose clock is `ahead`, asked for at `asked`, all in milliseconds.
+    fn answer(asked: i64, (there, back): (i64, i64), ahead: i64) -> Dated {
         let made = at(asked + there + ahead);
         let date = DateTime::from_timestamp(made.timestamp(), 0).unwrap();
-        let passed = Duration::from_millis(u64::try_from(asked + there + back).unwrap());
-        Dated { date, asked: at(asked), answered: at(asked + there + back), at: origin + passed }
+        Dated { date, asked: at(asked), answered: at(asked + there + back) }
     }
 
     #[test]
     fn clocks_that_agree_are_not_corrected_however_slow_an_answer_is() {
-        let (mut skew, origin) = (Skew::default(), Instant::now());
-        assert_eq!(skew.ahead(), None);
+        let mut skew = Skew::default();
+        assert_eq!((skew.ahead(), skew.time(at(0))), (None, at(0)));
         for (asked, took) in [(300, (5, 5)), (30_999, (0, 0)), (60_000, (9_000, 10)), (90_500, (10, 9_000))] {
-            skew.heard(&answer(origin, asked, took, 0));
+            skew.heard(&answer(asked, took, 0));
             assert_eq!(skew.ahead(), Some(TimeDelta::zero()), "{asked}");
         }
     }
 
     #[test]
-    fn one_server_of_three_whose_clock_is_wrong_is_not_followed() {
-        let (mut skew, origin) = (Skew::default(), Instant::now());
-        for round in 0..9 {
-            let ahead = if round % 3 == 1 { 600_000 } else { 0 };
-            skew.heard(&answer(origin, round * 30_000, (2, 2), ahead));
-            assert_eq!(skew.ahead(), Some(TimeDelta::zero()), "{round}");
+    fn of_servers_that_differ_one_is_stayed_with() {
+        // What is told after each answer but the first ones, where one in `every` comes from a server that is ten minutes ahead.
+        let told = |every: i64, first: i64| {
+            let mut skew = Skew::default();
+            let mut told = Vec::new();
+            for round in 0..60 {
+                let ahead = if (round + first) % every == 0 { 600_000 } else { 0 };
+                skew.heard(&answer(round * 30_000, (2, 2), ahead));
+                told.extend(skew.ahead().filter(|_| round >= 4));
+            }
+            told.dedup();
+            told
+        };
+        for first in 0..3 {
+            assert_eq!(told(3, first), [TimeDelta::zero()], "of three the one that is wrong is not followed");
+        }
+        for first in 0..2 {
+            assert_eq!(told(2, first).len(), 1, "of two nobody knows which is right");
         }
     }
 
     #[test]
-    fn a_clock_that_was_set_is_measured_anew_by_the_next_answer() {
-        let (mut skew, origin) = (Skew::default(), Instant::now());
-        for round in 0..5 {
-            skew.heard(&answer(origin, round * 30_000, (2, 2), 600_000));
-        }
-        assert!((skew.ahead().unwrap() - TimeDelta::seconds(600)).abs() <= TimeDelta::seconds(1), "{skew:?}");
-        // This machine's clock is set right: it goes on by ten minutes while half a minute passes.
-        let right = answer(origin, 150_000, (2, 2), 600_000);
-        let forward = TimeDelta::seconds(600);
-        skew.heard(&Dated { asked: right.asked + forward, answered: right.answered + forward, ..right });
-        assert!(skew.ahead().unwrap().abs() <= TimeDelta::seconds(1), "{skew:?}");
-        // Between the question and the answer: such an answer says nothing.
-        let before = skew.ahead();
-        skew.heard(&Dated { asked: right.asked + forward, ..right });
-        assert_eq!(skew.ahead(), before);
+    fn a_servers_clock_that_was_set_is_followed_after_a_long_row_of_answers() {
+        let (mut skew, mut round) = (Skew::default(), 0);
+        let mut hear = |skew: &mut Skew, times: usize, ahead: i64| {
+            for _ in 0..times {
+                skew.heard(&answer(round * 30_000, (2, 2), ahead));
+                round += 1;
+            }
+            skew.ahead()
+        };
+        let before = Some(TimeDelta::milliseconds(599_996));
+        assert_eq!(hear(&mut skew, 9, 600_000), before);
+        assert_eq!(hear(&mut skew, CONVINCED - 1, 0), before);
+        assert!(skew.is_doubted());
+        // One that bears it out, and the row begins anew.
+        assert_eq!(hear(&mut skew, 1, 600_000), before);
+        assert!(!skew.is_doubted());
+        assert_eq!(hear(&mut skew, CONVINCED - 1, 0), before);
+        assert_eq!(hear(&mut skew, 1, 0), Some(TimeDelta::zero()));
+        assert!(!skew.is_doubted());
+    }
+
+    #[test]
+    fn time_stands_still_for_a_correction_and_goes_back_only_where_a_clock_was_set() {
+        let mut skew = Skew { ahead: Some(TimeDelta::seconds(3)), ..Skew::default() };
+        assert_eq!(skew.time(at(0)), at(3_000));
+        skew.ahead = Some(TimeDelta::seconds(1));
+        assert_eq!(skew.time(at(500)), at(3_000));
+        assert_eq!(skew.time(at(2_500)), at(3_500));
+        skew.ahead = Some(TimeDelta::seconds(-600));
+        assert_eq!(skew.time(at(3_000)), at(-597_000));
     }
 
     proptest! {
@@ -149,13 +204,14 @@ mod tests {
             ahead in -100_000_000_i64..100_000_000,
             took in proptest::collection::vec((0..200_i64, 0..200_i64, 0..1_000_i64), 1..40),
         ) {
-            let (mut skew, origin) = (Skew::default(), Instant::now());
+            let mut skew = Skew::default();
             let mut moves = Vec::new();
             for (round, (there, back, phase)) in (0_i64..).zip(&took) {
-                let before = skew.ahead();
-                skew.heard(&answer(origin, round * 30_000 + phase, (*there, *back), ahead));
+                let before = skew.ahead().filter(|_| round >= 5);
+                skew.heard(&answer(round * 30_000 + phase, (*there, *back), ahead));
                 let (now, real) = (skew.ahead().unwrap(), TimeDelta::milliseconds(ahead));
                 prop_assert!((now - real).abs() <= TimeDelta::milliseconds(1_400), "{now} instead of {real}");
+                prop_assert!(!skew.is_doubted());
                 moves.extend(before.map(|before| (now - before).abs()));
             }
             let walked: TimeDelta = moves.iter().fold(TimeDelta::zero(), |sum, step| sum + *step);

@@ -14,20 +14,19 @@ use k8s_openapi::apimachinery::pkg::version::Info;
 use kube::{Client, client::Body};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
 
 /// Between two questions.
 const EVERY: Duration = Duration::from_secs(30);
-/// Until there is a first answer.
+/// Until there is a first answer, and while answers speak against the time that is told.
 const AT_FIRST: Duration = Duration::from_secs(2);
 /// How many answers count: ten minutes of them.
 const LATELY: usize = 20;
-/// How long an answer may take.
+/// How long an answer may take, and how long the first ones are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
-
 /// A change of the difference of the clocks by less than this is no news: a `Date` is cut to the second.
 const NOTICED: TimeDelta = TimeDelta::seconds(1);
 
@@ -37,33 +36,46 @@ pub struct ApiServers {
     versions: Arc<Mutex<VecDeque<KubernetesVersion>>>,
     skew: Arc<Mutex<Skew>>,
     own: Clock,
+    /// The same moment by this machine's clock and by one that is never set.
+    began: (DateTime<Utc>, Instant),
 }
 
 impl ApiServers {
     /// None that answered yet; their time is compared with this machine's.
     #[must_use]
     pub fn new(own: &Clock) -> Self {
-        Self { versions: Arc::default(), skew: Arc::default(), own: own.clone() }
+        Self { versions: Arc::default(), skew: Arc::default(), own: own.clone(), began: (own.now(), Instant::now()) }
     }
 
-    /// Their time: this machine's, corrected by what they say. Uncorrected before the first answer.
+    /// Their time, by what they say; this machine's, as it was when this was made, before the first answer. Who sets this machine's
+    /// clock later on changes nothing of it.
     #[must_use]
     pub fn clock(&self) -> Clock {
         let servers = self.clone();
-        Clock::from_fn(move || {
-            let (own, ahead) = (servers.own.now(), servers.ahead().unwrap_or_default());
-            own.checked_add_signed(ahead).unwrap_or(own)
-        })
+        Clock::from_fn(move || servers.time())
     }
 
     /// How far this machine's clock is ahead of theirs; `None` before the first answer.
     #[must_use]
     pub fn skew(&self) -> Option<TimeDelta> {
-        self.ahead().map(|ahead| -ahead)
+        let measured = self.measured().ahead().is_some();
+        measured.then(|| self.own.now().signed_duration_since(self.time()))
     }
 
-    fn ahead(&self) -> Option<TimeDelta> {
-        self.skew.lock().unwrap_or_else(PoisonError::into_inner).ahead()
+    fn time(&self) -> DateTime<Utc> {
+        let steady = self.steady();
+        self.measured().time(steady)
+    }
+
+    /// By the clock that is never set.
+    fn steady(&self) -> DateTime<Utc> {
+        let (began, at) = self.began;
+        let passed = TimeDelta::from_std(at.elapsed()).unwrap_or_default();
+        began.checked_add_signed(passed).unwrap_or(began)
+    }
+
+    fn measured(&self) -> MutexGuard<'_, Skew> {
+        self.skew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The oldest that answered lately.
@@ -100,15 +112,40 @@ impl ApiServers {
             if oldest != before || moved {
                 changes.send_modify(|count| *count = count.wrapping_add(1));
             }
-            tokio::time::sleep(if oldest.is_some() { EVERY } else { AT_FIRST }).await;
+            let soon = oldest.is_none() || self.measured().is_doubted();
+            tokio::time::sleep(if soon { AT_FIRST } else { EVERY }).await;
+        }
+    }
+
+    /// Asks as many as are compared with one another, so that none of them is followed because it was the first; no longer than
+    /// [`PATIENCE`], since there may be nobody who tells the time.
+    pub(crate) async fn get_to_know(&self, client: &Client) {
+        let asking = async {
+            loop {
+                for _ in 0..crate::skew::LATELY {
+                    self.ask(client).await;
+                }
+                if self.measured().ahead().is_some() {
+                    return;
+                }
+                tokio::time::sleep(AT_FIRST).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, asking).await.is_err() && self.skew().is_none() {
+            tracing::warn!("no API server tells the time: this machine's clock is taken for theirs until one does");
         }
     }
 
     /// Asks once, and waits for an answer no longer than [`PATIENCE`].
-    pub(crate) async fn ask(&self, client: &Client) {
+    async fn ask(&self, client: &Client) {
         match tokio::time::timeout(PATIENCE, self.version(client)).await {
-            Ok(Ok(info)) => match KubernetesVersion::parse(&info.git_version) {
-                Ok(version) => self.heard(version),
+            Ok(Ok((info, dated))) => match KubernetesVersion::parse(&info.git_version) {
+                Ok(version) => {
+                    self.heard(version);
+                    if let Some(dated) = dated {
+                        self.measured().heard(&dated);
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "the API server's version can't be read"),
             },
             Ok(Err(error)) => tracing::debug!(error = crate::one_line(&error), "the API server says no version"),
@@ -116,20 +153,19 @@ impl ApiServers {
         }
     }
 
-    /// What whoever is behind the next connection says; it is closed afterwards.
-    async fn version(&self, client: &Client) -> kube::Result<Info> {
+    /// What whoever is behind the next connection says, and when; it is closed afterwards.
+    async fn version(&self, client: &Client) -> kube::Result<(Info, Option<Dated>)> {
         let question = Request::get("/version").header(header::CONNECTION, "close").body(Body::empty());
         let question = question.map_err(kube::Error::HttpError)?;
-        let asked = self.own.now();
-        let answer = client.send(question).await?;
-        let (answered, at) = (self.own.now(), Instant::now());
-        // What is in front of a server that is away has a clock of its own.
-        if let Some(date) = date_of(answer.headers()).filter(|_| !answer.status().is_server_error()) {
-            let dated = Dated { date, asked, answered, at };
-            self.skew.lock().unwrap_or_else(PoisonError::into_inner).heard(&dated);
+        let asked = self.steady();
+        let (head, body) = client.send(question).await?.into_parts();
+        let answered = self.steady();
+        let said = body.collect_bytes().await?;
+        if !head.status.is_success() {
+            return Err(kube::Error::Service(format!("its answer is {}", head.status).into()));
         }
-        let said = answer.into_body().collect_bytes().await?;
-        serde_json::from_slice(&said).map_err(kube::Error::SerdeError)
+        let info = serde_json::from_slice(&said).map_err(kube::Error::SerdeError)?;
+        Ok((info, date_of(&head.headers).map(|date| Dated { date, asked, answered })))
     }
 }
 
@@ -142,7 +178,11 @@ fn tell(skew: TimeDelta) {
     }
 }
 
+/// When an answer was made, by its maker. That of a cache was made who knows when, which shows by its age (RFC 9111, section 5.1).
 fn date_of(headers: &HeaderMap) -> Option<DateTime<Utc>> {
+    if headers.contains_key(header::AGE) {
+        return None;
+    }
     let date = headers.get(header::DATE)?.to_str().ok()?;
     DateTime::parse_from_rfc2822(date).ok().map(|date| date.with_timezone(&Utc))
 }
@@ -152,6 +192,7 @@ mod tests {
     use super::*;
     use axum::{Json, Router, routing::get};
     use serde_json::json;
+    use std::sync::atomic::{AtomicI64, Ordering};
     use tokio::net::{TcpListener, TcpStream};
 
     async fn server(minor: u32) -> std::net::SocketAddr {
@@ -190,20 +231,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn their_time_is_told_by_a_machine_whose_clock_is_wrong() {
+    async fn their_time_is_told_by_a_machine_whose_clock_is_wrong_and_set_meanwhile() {
         bascule_tests::install_tls_provider();
         let address = server(36).await;
         let client = Client::try_from(kube::Config::new(format!("http://{address}").parse().unwrap())).unwrap();
         let right = Clock::system();
-        for wrong in [TimeDelta::minutes(10), TimeDelta::minutes(-10), TimeDelta::days(-10_000)] {
-            let own = right.clone();
-            let servers = ApiServers::new(&Clock::from_fn(move || own.now() + wrong));
+        for wrong in [600, -600, -864_000_000] {
+            let ahead = Arc::new(AtomicI64::new(wrong));
+            let (own, shown) = (right.clone(), Arc::clone(&ahead));
+            let own = Clock::from_fn(move || own.now() + TimeDelta::seconds(shown.load(Ordering::SeqCst)));
+            let servers = ApiServers::new(&own);
             let clock = servers.clock();
             assert_eq!(servers.skew(), None);
+            servers.get_to_know(&client).await;
+            for set in [wrong, 0, 90_000] {
+                ahead.store(set, Ordering::SeqCst);
+                assert!((clock.now() - right.now()).abs() <= TimeDelta::seconds(11), "{wrong} {set}");
+                let off = servers.skew().unwrap() - TimeDelta::seconds(set);
+                assert!(off.abs() <= TimeDelta::seconds(11), "{off} from {set}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_no_api_server_tells_no_time() {
+        bascule_tests::install_tls_provider();
+        let gate = Router::new().route("/version", get(async || (axum::http::StatusCode::FORBIDDEN, "log in first")));
+        let page = Router::new().route("/version", get(async || Json(json!({"welcome": true}))));
+        for router in [gate, page] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+            let servers = ApiServers::new(&Clock::system());
             servers.ask(&client).await;
-            let off = servers.skew().unwrap() - wrong;
-            assert!(off.abs() <= TimeDelta::seconds(11), "{off} from {wrong}");
-            assert!((clock.now() - right.now()).abs() <= TimeDelta::seconds(11), "{wrong}");
+            assert_eq!((servers.skew(), servers.oldest()), (None, None));
         }
     }
 
@@ -213,6 +275,9 @@ mod tests {
             let value = header::HeaderValue::from_str(date).unwrap();
             date_of(&HeaderMap::from_iter([(header::DATE, value)])).map(|date| date.to_rfc3339())
         };
+        let date = header::HeaderValue::from_static("Sat, 28 Nov 2026 21:00:04 GMT");
+        let cached = [(header::DATE, date), (header::AGE, header::HeaderValue::from_static("0"))];
+        assert_eq!(date_of(&HeaderMap::from_iter(cached)), None);
         assert_eq!(says("Sat, 28 Nov 2026 21:00:04 GMT").as_deref(), Some("2026-11-28T21:00:04+00:00"));
         assert_eq!(says("soon"), None);
         assert_eq!(date_of(&HeaderMap::new()), None);
