@@ -202,8 +202,8 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         namespace: namespace.clone(),
         fetcher,
         memory: Arc::new(Volume::new(state_dir, repository::ROOM)),
-        // What a publisher signed is held against a clock that nothing in the cluster sets.
-        clock: own_clock,
+        clock: clock.clone(),
+        own_clock,
         changes: Arc::clone(&changes),
     };
     let notifier = settings.notify().map(|target| {

@@ -25,9 +25,9 @@ pub(crate) const ROOM: Bounds = Bounds {
     unused_bytes: 4 << 20,
 };
 
-/// What a channel offers, after a reading that went well. It holds until the first of all roles expires that speak for it.
-fn offer_of(channel: &VerifiedChannel, metadata: &Metadata) -> Offer {
-    let mut repository = status_of(metadata);
+/// What a channel offers, after a reading that went well at `read`. It holds until the first of all roles expires that speak for it.
+fn offer_of(channel: &VerifiedChannel, metadata: &Metadata, read: Time) -> Offer {
+    let mut repository = status_of(metadata, read);
     let delegated = channel.expires().map(Time::new);
     repository.expires_at = [repository.expires_at, delegated].into_iter().flatten().min();
     Offer { state: OfferState::Valid, releases: releases_of(channel), repository }
@@ -66,13 +66,13 @@ fn severity(severity: bascule_image::release::names::Severity) -> bascule_api::S
     }
 }
 
-fn status_of(metadata: &Metadata) -> RepositoryStatus {
+fn status_of(metadata: &Metadata, read: Time) -> RepositoryStatus {
     let version = |role: &str| {
         let found = metadata.roles.iter().find(|expiry| expiry.role == role)?;
         i64::try_from(found.version).ok()
     };
     RepositoryStatus {
-        verified_at: Some(Time::new(metadata.verified_at)),
+        verified_at: Some(read),
         expires_at: metadata.earliest_expiry().map(|role| Time::new(role.expires)),
         root_version: version("root"),
         timestamp_version: version("timestamp"),

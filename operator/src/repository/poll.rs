@@ -85,8 +85,10 @@ pub struct Tools {
     pub fetcher: Fetcher,
     /// Where the newest metadata is remembered.
     pub memory: Arc<Volume>,
-    /// The time by this machine's clock.
+    /// The time that is told of a reading.
     pub clock: Clock,
+    /// The time that signatures must not have outlived: of this machine's clock, which nothing in the cluster sets.
+    pub own_clock: Clock,
     /// Told when an offer changes.
     pub changes: Arc<watch::Sender<u64>>,
 }
@@ -227,7 +229,7 @@ async fn read(reading: &Reading, asked: &Asked, tools: &Tools) -> BTreeMap<Chann
     let mut answers = BTreeMap::new();
     for channel in &asked.channels {
         let answer = match repository.channel(channel).await {
-            Ok(found) => Ok(offer_of(&found, repository.metadata())),
+            Ok(found) => Ok(offer_of(&found, repository.metadata(), Time::new(tools.clock.now()))),
             Err(error) => Err((reason_of(&error), crate::one_line(&error))),
         };
         answers.insert(channel.clone(), answer);
@@ -244,7 +246,7 @@ async fn open(reading: &Reading, asked: &Asked, tools: &Tools) -> Result<Reposit
         base,
         datastore: tools.memory.datastore(&reading.key()),
         fetcher: tools.fetcher.clone(),
-        now: Now::at(tools.clock.now()),
+        now: Now::at(tools.own_clock.now()),
     };
     Repository::open(options).await.map_err(|error| (reason_of(&error), crate::one_line(&error)))
 }
@@ -272,7 +274,7 @@ async fn trust_root(trust_root: &TrustRoot, tools: &Tools) -> Result<Vec<u8>, St
 }
 
 fn take(reading: &Reading, answers: BTreeMap<ChannelName, Answer>, tools: &Tools, offers: &Offers) {
-    let now = Time::new(tools.clock.now());
+    let now = Time::new(tools.own_clock.now());
     let mut changed = false;
     let mut offers = offers.lock().unwrap_or_else(PoisonError::into_inner);
     for (channel, answer) in answers {

@@ -73,6 +73,7 @@ impl Reader {
             fetcher: Fetcher::Directory,
             memory: Arc::new(Volume::new(folder.to_owned(), LITTLE)),
             clock: Clock::from_fn(start),
+            own_clock: Clock::from_fn(start),
             changes,
         };
         Self { channels: Channels::new(tools), changes: receiver }

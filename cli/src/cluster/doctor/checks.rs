@@ -84,8 +84,8 @@ fn operators_clock(skew: i64) -> Finding {
     Finding::warning(
         "operator's clock",
         format!("it is {} {side} the API server's", picture::span(far)),
-        "Nothing is misjudged: the operator goes by the API server's, but for the expiry of a repository's metadata. Set the clocks of \
-         both machines right (NTP).",
+        "The operator plans by the API server's; by its own it judges as well whether a repository's metadata has \
+         expired. Set the clocks of both machines right (NTP).",
     )
 }
 
