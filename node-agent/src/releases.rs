@@ -75,10 +75,9 @@ impl RepositoryReleases {
             cancelled: false,
             source,
         };
-        let path = &self.options.trust_root;
-        let trust_root = read_limited(path, MAX_TRUST_ROOT).map_err(|error| {
-            let message = format!("the trust root {} can't be read: it must be in the OS image", path.display());
-            fail(NodeError::Settings, message, Some(error.into()))
+        let trust_root = read_trust_root(&self.options.trust_root).map_err(|error| {
+            let message = error.to_string();
+            fail(NodeError::Settings, message, Some(error.source.into()))
         })?;
         let base = Url::parse(&query.repository)
             .map_err(|error| fail(NodeError::Unsuitable, "the address is no URL".to_owned(), Some(error.into())))?;
@@ -98,6 +97,23 @@ impl RepositoryReleases {
         let now = Now { clock: self.clock.now(), not_before: self.options.not_before };
         Ok(OpenOptions { trust_root, base, datastore, fetcher, now })
     }
+}
+
+/// There is no root of trust to read repositories by.
+#[derive(Debug, thiserror::Error)]
+#[error("the trust root {} can't be read: it must be in the OS image", path.display())]
+pub struct TrustRootError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Reads the first `root.json`.
+///
+/// # Errors
+/// It is not there, can't be read, or is longer than any.
+pub fn read_trust_root(path: &std::path::Path) -> Result<Vec<u8>, TrustRootError> {
+    read_limited(path, MAX_TRUST_ROOT).map_err(|source| TrustRootError { path: path.to_owned(), source })
 }
 
 fn read_limited(path: &std::path::Path, limit: u64) -> std::io::Result<Vec<u8>> {

@@ -73,6 +73,11 @@ async fn as_set(settings: &Settings, runtime: &Handle, shutdown: impl Future<Out
             return Exit::Host;
         }
     };
+    if settings.impediment.is_none() {
+        for missing in linux::needed_later(settings) {
+            tracing::warn!(missing, "no release can be staged here until this is mended");
+        }
+    }
     let credentials = match &settings.kubeconfig {
         Some(path) => Credentials::Kubeconfig(path.clone()),
         None => Credentials::InCluster,

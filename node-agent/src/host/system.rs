@@ -117,7 +117,9 @@ pub struct UnitState {
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     /// No bus, or no service behind the name.
-    #[error("{service} can't be reached on the system bus")]
+    #[error(
+        "{service} can't be reached on the system bus: start it, and mount the host's /run/dbus where the agent is a pod"
+    )]
     Unreachable {
         /// The service.
         service: &'static str,

@@ -17,6 +17,8 @@ use crate::host::{BusError, Inhibition, Inhibitor, SystemBus, UnitState};
 /// Where systemd's own programs find the system bus (sd_bus_open_system(3)). The D-Bus specification, and zbus with it, says
 /// `/var/run`, which in a container image without a file system of its own is no link to `/run`.
 const SYSTEM_BUS: &str = "unix:path=/run/dbus/system_bus_socket";
+/// How the address of a bus at a path begins.
+const AT_PATH: &str = "unix:path=";
 /// Says another place (D-Bus Specification, "Well-known Message Bus Instances").
 const SYSTEM_BUS_VARIABLE: &str = "DBUS_SYSTEM_BUS_ADDRESS";
 /// Most units of one question.
@@ -88,6 +90,19 @@ impl LinuxBus {
     }
 }
 
+/// A sentence where there is no socket of the system bus. Nobody is connected to: a bus that hangs must not hang who starts.
+pub(super) fn absent() -> Option<String> {
+    if std::env::var_os(SYSTEM_BUS_VARIABLE).is_some() {
+        return None;
+    }
+    let path = SYSTEM_BUS.trim_start_matches(AT_PATH);
+    let error = std::fs::metadata(path).err()?;
+    Some(format!(
+        "there is no system bus at {path}, and without it nobody can reboot this machine: start it, and mount the host's \
+         /run/dbus where the agent is a pod: {error}"
+    ))
+}
+
 fn bus_error(service: &'static str, error: zbus::Error) -> BusError {
     match error {
         zbus::Error::MethodError(name, message, _) => {
@@ -153,7 +168,7 @@ mod tests {
     #[test]
     fn the_bus_is_looked_for_where_the_daemon_set_mounts_it() {
         let manifest = include_str!("../../../manifests/agent/daemonset.yaml");
-        let folder = SYSTEM_BUS.strip_prefix("unix:path=").and_then(|path| path.rsplit_once('/')).unwrap().0;
+        let folder = SYSTEM_BUS.strip_prefix(AT_PATH).and_then(|path| path.rsplit_once('/')).unwrap().0;
         for line in
             [format!("{{name: dbus, mountPath: {folder}}}"), format!("{{name: dbus, hostPath: {{path: {folder}}}}}")]
         {

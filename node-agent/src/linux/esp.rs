@@ -48,8 +48,16 @@ impl Esp for MountedEsp {
         let entries = match std::fs::read_dir(self.path(directory)?) {
             Ok(entries) => entries,
             // An unmounted partition looks like one without entries; the root tells them apart.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && (self.known || self.root.join("EFI").is_dir()) => {
-                return Ok(Vec::new());
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.known || self.root.join("EFI").is_dir() {
+                    return Ok(Vec::new());
+                }
+                let unmounted = format!(
+                    "no boot partition is mounted at {}: mount it there, or name in boot.partition where it is (of an agent in a \
+                     pod, in the volume efi of its DaemonSet): {error}",
+                    self.root.display()
+                );
+                return Err(io::Error::new(error.kind(), unmounted));
             }
             Err(error) => return Err(error),
         };
@@ -187,7 +195,9 @@ mod tests {
     fn files_come_and_go_and_nothing_leads_out() {
         let folder = tempfile::tempdir().unwrap();
         let esp = MountedEsp::new(folder.path().to_owned());
-        assert!(esp.list("EFI/Linux").is_err(), "what is not mounted must not look empty");
+        // What is not mounted must not look empty.
+        let error = esp.list("EFI/Linux").unwrap_err();
+        assert!(error.kind() == io::ErrorKind::NotFound && error.to_string().contains("boot.partition"), "{error}");
         std::fs::create_dir(folder.path().join("EFI")).unwrap();
         assert_eq!(esp.list("EFI/Linux").unwrap(), []);
         esp.write("EFI/Linux/a.part", &mut &b"abc"[..]).unwrap();

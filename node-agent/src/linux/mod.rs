@@ -37,7 +37,7 @@ use uuid::Uuid;
 use crate::engine::in_one_line;
 use crate::gpt::{Table, TableError};
 use crate::host::{Clock, FindXbootldr, Host, Releases, StateStore, Xbootldr};
-use crate::releases::{RepositoryOptions, RepositoryReleases};
+use crate::releases::{RepositoryOptions, RepositoryReleases, read_trust_root};
 use crate::settings::Settings;
 use later::{LateReleases, Later, NoState};
 
@@ -57,7 +57,10 @@ pub enum OpenError {
         source: std::io::Error,
     },
     /// The disk.
-    #[error("the disk {} can't be opened", path.display())]
+    #[error(
+        "the disk {} can't be opened: name the one with the slots in slots.disk, and mount the host's /dev where the agent is a pod",
+        path.display()
+    )]
     Disk {
         /// The device node.
         path: std::path::PathBuf,
@@ -172,6 +175,13 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
     Ok(open_later(settings, runtime, state, Arc::new(releases), refuse_disk))
 }
 
+/// What is missing that nobody asks for before a release is to be staged, in sentences: said when the agent starts, while nobody
+/// waits for it.
+pub fn needed_later(settings: &Settings) -> Vec<String> {
+    let trust_root = read_trust_root(&settings.trust_root).err().map(|error| in_one_line(&error));
+    trust_root.into_iter().chain(bus::absent()).collect()
+}
+
 /// The host, of which boot partition and disk are looked for when they are needed. `refuse` says which disks must not be used.
 fn open_later(
     settings: &Settings,
@@ -190,7 +200,10 @@ fn open_later(
         };
         refuse(&path.canonicalize().unwrap_or_else(|_| path.clone()))
             .map_err(|error| io::Error::other(in_one_line(&error)))?;
-        BlockDisk::open(&path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        BlockDisk::open(&path).map_err(|source| {
+            let kind = source.kind();
+            io::Error::new(kind, in_one_line(&OpenError::Disk { path: path.clone(), source }))
+        })
     });
     let seek = find.clone();
     let esp = Later::new(move || seek().map(MountedEsp::new).map_err(|error| io::Error::other(in_one_line(&error))));
