@@ -19,9 +19,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bascule_api::{NodeUpdate, UpdatePolicy};
+use bascule_api::{NodeError, NodeUpdate, UpdatePolicy, WaitReason, conditions};
+use bascule_sim::disk::Disk;
+use bascule_sim::firmware::BootLoader;
+use bascule_sim::layout::{Installed, Sizes, provision};
+use bascule_sim::tiny::TinyRelease;
 use bascule_tests::bascule;
-use bascule_tests::container::{Container, Image, Node};
+use bascule_tests::container::{Container, Image, Mount, Node};
 use bascule_tests::control_plane::{ControlPlane, Options, free_port};
 use bascule_tests::files::copy_folder;
 use bascule_tests::kubelet::{Health, Kubelet, Machine, Runtime};
@@ -34,8 +38,10 @@ use kube::runtime::wait::await_condition;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than anything here takes on a busy machine; a wait that ends this way is a failure.
+const PATIENCE: Duration = Duration::from_secs(240);
 const IMAGES: [&str; 2] = ["bascule-operator", "bascule-agent"];
 
 /// Builds the images into a folder, with more arguments; gives the digest of each.
@@ -227,6 +233,11 @@ impl Runtime for Machinery {
         if name.starts_with("bascule-operator") {
             container.environment.push(("BASCULE_LISTEN".to_owned(), listen.clone()));
         }
+        let command_line = self.host.join(COMMAND_LINE);
+        if command_line.exists() {
+            let target = PathBuf::from("/proc/cmdline");
+            container.mounts.push(Mount { source: command_line, target, read_only: true });
+        }
         let log = self.folder.join(format!("{name}.log"));
         let runtime = [OsStr::new(env!("CARGO_BIN_EXE_xtask")), OsStr::new("container")];
         let process = container.start(&runtime, &log).map_err(|error| error.to_string())?;
@@ -245,6 +256,26 @@ impl Runtime for Machinery {
 }
 
 impl Machinery {
+    /// That of a machine whose root is `host`. `client` is its kubelet.
+    fn new(
+        control_plane: &ControlPlane,
+        images: &BTreeMap<&'static str, Image>,
+        host: PathBuf,
+        folder: PathBuf,
+        client: Client,
+    ) -> Arc<Self> {
+        fs::create_dir_all(&folder).unwrap();
+        Arc::new(Self {
+            images: images.clone(),
+            host,
+            folder,
+            server: control_plane.server().to_owned(),
+            authority: control_plane.authority_certificate().to_owned(),
+            client,
+            running: Mutex::default(),
+        })
+    }
+
     /// What the pod mounts of its namespace, read with the kubelet's rights.
     async fn config_maps(&self, pod: &Pod) -> kube::Result<BTreeMap<String, BTreeMap<String, String>>> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
@@ -314,6 +345,153 @@ fn host(folder: &Path) -> PathBuf {
     root
 }
 
+/// Where a host of [`whole_host`] keeps what its kernel was started with.
+const COMMAND_LINE: &str = "cmdline";
+/// LoaderFeatures (systemd, "The Boot Loader Interface"), of a boot loader that counts boots, with an EFI variable's attributes before it.
+const LOADER_FEATURES: &str = "LoaderFeatures-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+const COUNTS_BOOTS: [u8; 12] = [6, 0, 0, 0, 1 << 4, 0, 0, 0, 0, 0, 0, 0];
+
+/// The same with all that an agent wants to see: it runs release 1.0 from slot A.
+fn whole_host(folder: &Path, trust_root: &str) -> PathBuf {
+    let root = host(folder);
+    let release = TinyRelease::new("acme-os", "1.0", 12 * 4096, &[]).unwrap();
+    let sizes = Sizes::tiny();
+    let disk = Disk::create_file(&root.join("dev/disk.img"), sizes.disk()).unwrap();
+    let installed = &mut Installed {
+        version: &release.version,
+        root_hash: release.root_hash,
+        data: &mut release.data.as_slice(),
+        verity: &mut release.verity.as_slice(),
+        uki: &release.uki,
+        entry: &release.entry(),
+    };
+    provision(&disk, sizes, BootLoader::SystemdBoot, Uuid::new_v4(), installed).unwrap();
+    let entries = root.join("efi/EFI/Linux");
+    fs::create_dir_all(&entries).unwrap();
+    fs::write(entries.join(release.entry()), &release.uki).unwrap();
+    fs::write(root.join("sys/firmware/efi/efivars").join(LOADER_FEATURES), COUNTS_BOOTS).unwrap();
+    fs::write(root.join(COMMAND_LINE), format!("roothash={} ro\n", release.root_hash)).unwrap();
+    fs::write(root.join("usr/lib/bascule/root.json"), trust_root).unwrap();
+    root
+}
+
+/// A system bus with a logind that nobody asked to hold anything back.
+struct Bus {
+    _daemon: Supervised,
+    /// Held: the service ends with it.
+    _logind: zbus::Connection,
+}
+
+struct Logind;
+
+#[zbus::interface(name = "org.freedesktop.login1.Manager")]
+impl Logind {
+    async fn list_inhibitors(&self) -> Vec<(String, String, String, String, u32, u32)> {
+        Vec::new()
+    }
+}
+
+impl Bus {
+    /// Where a host has it.
+    async fn start(host: &Path) -> Self {
+        let address = format!("unix:path={}", host.join("run/dbus/system_bus_socket").display());
+        let config = host.join("bus.conf");
+        let text = format!(
+            "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
+             \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n<busconfig><type>custom</type>\
+             <listen>{address}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" \
+             eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/></policy></busconfig>\n"
+        );
+        fs::write(&config, text).unwrap();
+        let config = format!("--config-file={}", config.display());
+        let arguments = [config.as_str(), "--nofork", "--nopidfile"];
+        let daemon = Supervised::start(Path::new("dbus-daemon"), arguments, &[], &host.join("bus.log")).unwrap();
+        let serving = async {
+            loop {
+                let builder = zbus::connection::Builder::address(address.as_str()).name("org.freedesktop.login1");
+                match builder.serve_at("/org/freedesktop/login1", Logind).build().await {
+                    Ok(connection) => return connection,
+                    // It does not listen yet.
+                    Err(_) => sleep(Duration::from_millis(100)).await,
+                }
+            }
+        };
+        let served = timeout(PATIENCE, serving).await;
+        let logind = served.unwrap_or_else(|_| panic!("no bus: {}", daemon.log_tail(20)));
+        Self { _daemon: daemon, _logind: logind }
+    }
+}
+
+/// Nodes whose agent has to do without something, and what it says of that: its kind, the cause, and what mends it.
+const WITHOUT: [(&str, NodeError, [&str; 2]); 4] = [
+    ("no-disk", NodeError::Storage, ["the disk /dev/disk.img can't be opened", "slots.disk"]),
+    ("no-esp", NodeError::Storage, ["no boot partition is mounted at /efi", "boot.partition"]),
+    ("no-bus", NodeError::SystemBus, ["logind can't be reached on the system bus", "/run/dbus"]),
+    ("no-root", NodeError::Settings, ["the trust root /usr/lib/bascule/root.json can't be read", "in the OS image"]),
+];
+
+/// None of them ends before it could say so, and what is needed for staging alone is said at the start, too.
+async fn agents_that_miss_something_say_so(
+    control_plane: &ControlPlane,
+    images: &BTreeMap<&'static str, Image>,
+    folder: &Path,
+    trust_root: &str,
+) {
+    let client = control_plane.client().await.unwrap();
+    // The containers' kernel is this machine's.
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
+    let (mut kubelets, mut buses, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
+    for (node, category, parts) in WITHOUT {
+        let root = whole_host(&folder.join(node), trust_root);
+        match node {
+            "no-disk" => fs::remove_file(root.join("dev/disk.img")).unwrap(),
+            "no-esp" => fs::remove_dir_all(root.join("efi/EFI")).unwrap(),
+            "no-root" => fs::remove_file(root.join("usr/lib/bascule/root.json")).unwrap(),
+            _ => {}
+        }
+        if node != "no-bus" {
+            buses.push(Bus::start(&root).await);
+        }
+        let kubelet = control_plane.kubelet(node).unwrap().client().await.unwrap();
+        let machinery = Machinery::new(control_plane, images, root, folder.join(node).join("pods"), kubelet.clone());
+        let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
+        let machine = Machine { boot_id: boot_id.clone(), ..Machine::named(node, "a") };
+        kubelets.push(Kubelet::start(kubelet, machine, Health::Good, runtime));
+        nodes.push((node, category, parts, machinery));
+    }
+    for (node, category, parts, machinery) in &nodes {
+        let says = |text: &str| parts.iter().all(|part| text.contains(*part));
+        let told = |update: &NodeUpdate| {
+            let Some(status) = &update.status else { return false };
+            let error = status.last_error.as_ref();
+            let condition = conditions::get(&status.conditions, conditions::AGENT_HEALTHY);
+            // Who can't look at the machine is not asked to stage anything.
+            let explained = *category == NodeError::Storage
+                || status
+                    .rollout
+                    .as_ref()
+                    .is_some_and(|rollout| rollout.reason == WaitReason::StagingFailed && says(&rollout.message));
+            error.is_some_and(|error| error.category == *category && says(&error.message))
+                && condition.is_some_and(|one| one.status == "False" && says(&one.message))
+                && explained
+        };
+        machinery.until(Api::<NodeUpdate>::all(client.clone()), node, told).await;
+    }
+    for (node, _, _, machinery) in &nodes {
+        let log = machinery.logs();
+        let warned =
+            |of: &str| log.lines().any(|line| line.contains("no release can be staged here") && line.contains(of));
+        let missing =
+            (warned("there is no system bus at /run/dbus/"), warned("the trust root /usr/lib/bascule/root.json"));
+        assert_eq!(missing, (*node == "no-bus", *node == "no-root"), "{node}: {log}");
+        let mut running = machinery.running.lock().unwrap();
+        assert_eq!(running.len(), 1, "{node}");
+        for one in running.values_mut() {
+            assert_eq!(one.process.ended().unwrap(), None, "{node} ended: {}", one.process.log_tail(20));
+        }
+    }
+}
+
 #[test]
 fn half_a_user_is_refused_before_anything_is_built() {
     let folder = tempfile::tempdir().unwrap();
@@ -350,16 +528,7 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
 
     let client = control_plane.client().await.unwrap();
     let kubelet = control_plane.kubelet("n1").unwrap().client().await.unwrap();
-    let machinery = Arc::new(Machinery {
-        images,
-        host: host(folder),
-        folder: folder.join("pods"),
-        server: control_plane.server().to_owned(),
-        authority: control_plane.authority_certificate().to_owned(),
-        client: kubelet.clone(),
-        running: Mutex::default(),
-    });
-    fs::create_dir_all(&machinery.folder).unwrap();
+    let machinery = Machinery::new(&control_plane, &images, host(folder), folder.join("pods"), kubelet.clone());
     let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
     let _kubelet = Kubelet::start(kubelet, Machine::named("n1", "a"), Health::Good, runtime);
 
@@ -367,8 +536,10 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
     let policy: UpdatePolicy = serde_json::from_value(json!({
         "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers"},
         "spec": {
-            "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": "n1"}},
+            "nodeSelector": {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "Exists"}]},
             "source": {"repository": server.url(), "channel": "stable"},
+            "staging": {"maxConcurrent": 10},
+            "provenAfter": "0s",
         },
     }))
     .unwrap();
@@ -388,6 +559,7 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
         })
         .await;
     machinery.until_ready().await;
+    agents_that_miss_something_say_so(&control_plane, &images, folder, &trust_root).await;
 
     // Nothing was refused by Pod Security, and nobody died.
     let events = Api::<Event>::all(client).list(&ListParams::default()).await.unwrap();
