@@ -33,6 +33,8 @@ struct Shared {
     silent: Mutex<Vec<String>>,
     /// How much later it is on the API server, by its answers.
     later: TimeDelta,
+    /// The minor version that the API server is said to have.
+    minor: Mutex<Option<&'static str>>,
     writes: AtomicU64,
     watches: AtomicU64,
     counts: Mutex<Counts>,
@@ -69,6 +71,11 @@ impl Proxy {
         self.shared.silent.lock().unwrap().push(path.to_owned());
     }
 
+    /// From now on the API server says that it is Kubernetes 1.`minor`, or again what it is.
+    pub fn pretend_to_be(&self, minor: Option<&'static str>) {
+        *self.shared.minor.lock().unwrap() = minor;
+    }
+
     async fn that(control_plane: &ControlPlane, broken: bool, later: TimeDelta) -> Self {
         let authority = reqwest::Certificate::from_pem(control_plane.authority_certificate().as_bytes()).unwrap();
         let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
@@ -79,6 +86,7 @@ impl Proxy {
             late: watch::Sender::new(Vec::new()),
             silent: Mutex::default(),
             later,
+            minor: Mutex::default(),
             writes: AtomicU64::new(0),
             watches: AtomicU64::new(0),
             counts: Mutex::default(),
@@ -164,6 +172,12 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     if lose {
         note(|counts| &mut counts.lost);
         return status(StatusCode::GATEWAY_TIMEOUT, "Timeout", "the answer was lost on its way");
+    }
+    let minor = *shared.minor.lock().unwrap();
+    if let Some(minor) = minor.filter(|_| query == "/version") {
+        let mut version: serde_json::Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        version["minor"] = json!(minor);
+        return (StatusCode::OK, [("content-type", "application/json")], version.to_string()).into_response();
     }
     let code = answer.status();
     let kind = answer.headers().get("content-type").cloned();

@@ -1,16 +1,20 @@
 //! An operator that is started where something it rests on is missing, old, or there twice.
 
 use crate::agent::Habit;
-use crate::world::World;
+use crate::proxy::Proxy;
+use crate::world::{PATIENCE, World};
+use bascule_api::{UpdatePolicy, conditions};
 use bascule_operator::{clock::Clock, run::run, settings::Settings};
 use bascule_tests::bascule;
 use bascule_tests::control_plane::{ControlPlane, Options};
 use clap::Parser as _;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::wait::await_condition;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -23,7 +27,7 @@ async fn readyz(listen: &str) -> String {
 }
 
 async fn until_readyz(listen: &str, parts: &[&str]) {
-    let deadline = Instant::now() + crate::world::PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let said = readyz(listen).await;
         if parts.iter().all(|part| said.contains(part)) {
@@ -65,6 +69,91 @@ async fn what_is_not_installed_is_named_and_waited_for() {
     let task = tokio::spawn(run(Settings::parse_from(arguments), Clock::system(), std::future::pending()));
     until_readyz(&launch.listen, &["updatepolicies.bascule.dev is older than this operator: it lacks spec.paused"])
         .await;
+    task.abort();
+}
+
+/// The API server is that of today; only what it says of its version is an older one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kubernetes_that_is_too_old_is_named_and_waited_for() {
+    bascule_tests::install_tls_provider();
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+    let proxy = Proxy::honest(&control_plane).await;
+    proxy.pretend_to_be(Some("33"));
+    let (_vendor, server) = bascule::repository().await;
+    let files = tempfile::tempdir().unwrap();
+    let launch = bascule::launch(&control_plane, &server, files.path(), "early", Some(&proxy.url)).await;
+    let arguments = std::iter::once("bascule-operator".to_owned()).chain(launch.arguments.clone());
+    let task = tokio::spawn(run(Settings::parse_from(arguments), Clock::system(), std::future::pending()));
+
+    let told = ["this is Kubernetes 1.33", "1.34 or newer: update the control plane first"];
+    until_readyz(&launch.listen, &told).await;
+    let leases: Api<Lease> = Api::namespaced(control_plane.client().await.unwrap(), "bascule-system");
+    assert!(leases.get_opt("bascule-operator").await.unwrap().is_none(), "it does not even stand for election");
+    // The control plane is updated.
+    proxy.pretend_to_be(None);
+    until_readyz(&launch.listen, &["ok"]).await;
+    assert!(!task.is_finished());
+    task.abort();
+}
+
+/// A Deployment that was put into another namespace than the Roles are for has another account of the same name.
+const ELSEWHERE: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: elsewhere}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: bascule-operator, namespace: elsewhere}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_in_another_namespace_than_its_roles_and_its_root_of_trust_names_it() {
+    bascule_tests::install_tls_provider();
+    let control_plane = ControlPlane::start(Options::default()).await.unwrap();
+    bascule::install(&control_plane, bascule::MANIFESTS).await.unwrap();
+    control_plane.apply(ELSEWHERE).await.unwrap();
+    let client = control_plane.client().await.unwrap();
+    let (vendor, server) = bascule::repository().await;
+    bascule::trust(&client, &vendor).await;
+    let files = tempfile::tempdir().unwrap();
+    let launch = bascule::launch(&control_plane, &server, files.path(), "lost", None).await;
+    let account = control_plane.service_account("elsewhere", "bascule-operator").await.unwrap();
+    account.write_to(&files.path().join("lost.kubeconfig")).unwrap();
+    let own = ["bascule-operator"].into_iter().chain(launch.arguments.iter().map(String::as_str));
+    let settings = Settings::parse_from(own.chain(["--namespace=elsewhere"]));
+    let task = tokio::spawn(run(settings, Clock::system(), std::future::pending()));
+
+    let told = ["the operator may not", "apply manifests/operator/rbac.yaml", "the operator runs (elsewhere)"];
+    until_readyz(&launch.listen, &told).await;
+    // What it says to do, with the namespace that it names.
+    let rbac = include_str!("../../../manifests/operator/rbac.yaml").replace("bascule-system", "elsewhere");
+    control_plane.apply(&rbac).await.unwrap();
+    until_readyz(&launch.listen, &["ok"]).await;
+
+    // The root of trust was left where nobody looks for it.
+    let policy: UpdatePolicy = serde_json::from_value(json!({
+        "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers"},
+        "spec": {
+            "nodeSelector": {"matchLabels": {"role": "worker"}},
+            "source": {"repository": server.url(), "channel": "stable"},
+        },
+    }))
+    .unwrap();
+    let policies: Api<UpdatePolicy> = Api::all(client);
+    policies.create(&PostParams::default(), &policy).await.unwrap();
+    let named = |policy: Option<&UpdatePolicy>| {
+        let status = policy.and_then(|policy| policy.status.as_ref());
+        let found = status.and_then(|status| conditions::get(&status.conditions, conditions::REPOSITORY_HEALTHY));
+        found.is_some_and(|one| {
+            let place = one.message.contains("ConfigMap elsewhere/bascule-trust-root does not exist");
+            one.status == "False" && one.reason == conditions::reason::UNTRUSTED && place
+        })
+    };
+    let waited = tokio::time::timeout(PATIENCE, await_condition(policies.clone(), "workers", named)).await;
+    assert!(waited.is_ok(), "{:?}", policies.get("workers").await.unwrap().status);
+    assert!(!task.is_finished());
     task.abort();
 }
 
@@ -161,8 +250,8 @@ async fn of_two_installations_only_the_older_acts() {
     world.eventually("the older leads", async || leads(&older.listen).await).await;
     let younger = world.operator_with("younger", None, &["--namespace=second"]).await;
     // It takes its own Lease, and does not lead.
-    let leases: Api<k8s_openapi::api::coordination::v1::Lease> = Api::namespaced(world.client.clone(), "second");
-    let held = |lease: Option<&k8s_openapi::api::coordination::v1::Lease>| {
+    let leases: Api<Lease> = Api::namespaced(world.client.clone(), "second");
+    let held = |lease: Option<&Lease>| {
         lease.and_then(|lease| lease.spec.as_ref()?.holder_identity.as_deref()) == Some("younger")
     };
     world.until(leases, "bascule-operator", "held by the younger", held).await;
