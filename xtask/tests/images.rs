@@ -330,8 +330,8 @@ impl Machinery {
     }
 }
 
-/// What the agent's manifest mounts of a host: an empty disk and a boot partition with nothing on it.
-fn host(folder: &Path) -> PathBuf {
+/// What the agent's manifest mounts of a host: an empty disk, a boot partition with nothing on it, and a root of trust.
+fn host(folder: &Path, trust_root: &str) -> PathBuf {
     let root = folder.join("host");
     for place in
         ["dev", "efi/EFI", "sys/firmware/efi/efivars", "usr/lib/bascule", "run/dbus", "run/systemd", "etc/bascule"]
@@ -342,6 +342,7 @@ fn host(folder: &Path) -> PathBuf {
     fs::write(root.join("usr/lib/os-release"), text).unwrap();
     fs::File::create(root.join("dev/disk.img")).unwrap().set_len(64 << 20).unwrap();
     fs::write(root.join("etc/bascule/agent.toml"), "[slots]\ndisk = \"/dev/disk.img\"\n").unwrap();
+    fs::write(root.join("usr/lib/bascule/root.json"), trust_root).unwrap();
     root
 }
 
@@ -353,7 +354,7 @@ const COUNTS_BOOTS: [u8; 12] = [6, 0, 0, 0, 1 << 4, 0, 0, 0, 0, 0, 0, 0];
 
 /// The same with all that an agent wants to see: it runs release 1.0 from slot A.
 fn whole_host(folder: &Path, trust_root: &str) -> PathBuf {
-    let root = host(folder);
+    let root = host(folder, trust_root);
     let release = TinyRelease::new("acme-os", "1.0", 12 * 4096, &[]).unwrap();
     let sizes = Sizes::tiny();
     let disk = Disk::create_file(&root.join("dev/disk.img"), sizes.disk()).unwrap();
@@ -371,7 +372,6 @@ fn whole_host(folder: &Path, trust_root: &str) -> PathBuf {
     fs::write(entries.join(release.entry()), &release.uki).unwrap();
     fs::write(root.join("sys/firmware/efi/efivars").join(LOADER_FEATURES), COUNTS_BOOTS).unwrap();
     fs::write(root.join(COMMAND_LINE), format!("roothash={} ro\n", release.root_hash)).unwrap();
-    fs::write(root.join("usr/lib/bascule/root.json"), trust_root).unwrap();
     root
 }
 
@@ -430,7 +430,7 @@ const WITHOUT: [(&str, NodeError, [&str; 2]); 4] = [
     ("no-root", NodeError::Settings, ["the trust root /usr/lib/bascule/root.json can't be read", "in the OS image"]),
 ];
 
-/// None of them ends before it could say so, and what is needed for staging alone is said at the start, too.
+/// None of them ends before it could say so, and what nobody asks for before a release is to be staged is said at the start, too.
 async fn agents_that_miss_something_say_so(
     control_plane: &ControlPlane,
     images: &BTreeMap<&'static str, Image>,
@@ -465,8 +465,8 @@ async fn agents_that_miss_something_say_so(
             let Some(status) = &update.status else { return false };
             let error = status.last_error.as_ref();
             let condition = conditions::get(&status.conditions, conditions::AGENT_HEALTHY);
-            // Who can't look at the machine is not asked to stage anything.
-            let explained = *category == NodeError::Storage
+            // Who can't look at the machine, or must not, is not asked to stage anything.
+            let explained = *category != NodeError::SystemBus
                 || status
                     .rollout
                     .as_ref()
@@ -479,10 +479,11 @@ async fn agents_that_miss_something_say_so(
     }
     for (node, _, _, machinery) in &nodes {
         let log = machinery.logs();
-        let warned =
-            |of: &str| log.lines().any(|line| line.contains("no release can be staged here") && line.contains(of));
-        let missing =
-            (warned("there is no system bus at /run/dbus/"), warned("the trust root /usr/lib/bascule/root.json"));
+        let warned = |so: &str, of: &str| log.lines().any(|line| line.contains(so) && line.contains(of));
+        let missing = (
+            warned("no release can be staged here", "there is no system bus at /run/dbus/"),
+            warned("the agent only reports", "the trust root /usr/lib/bascule/root.json"),
+        );
         assert_eq!(missing, (*node == "no-bus", *node == "no-root"), "{node}: {log}");
         let mut running = machinery.running.lock().unwrap();
         assert_eq!(running.len(), 1, "{node}");
@@ -528,7 +529,8 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
 
     let client = control_plane.client().await.unwrap();
     let kubelet = control_plane.kubelet("n1").unwrap().client().await.unwrap();
-    let machinery = Machinery::new(&control_plane, &images, host(folder), folder.join("pods"), kubelet.clone());
+    let machinery =
+        Machinery::new(&control_plane, &images, host(folder, &trust_root), folder.join("pods"), kubelet.clone());
     let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
     let _kubelet = Kubelet::start(kubelet, Machine::named("n1", "a"), Health::Good, runtime);
 

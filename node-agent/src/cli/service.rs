@@ -25,30 +25,33 @@ pub(super) async fn run(mut settings: Settings, sources: &Sources, runtime: &Han
     };
     loop {
         let mut mended = None;
-        if let Some(why) = &settings.impediment {
+        // An image without a root of trust is broken as one without settings: nothing could ever be staged where it is committed.
+        let why = settings.impediment.clone().or_else(|| linux::without_trust_root(&settings));
+        if let Some(why) = &why {
             tracing::error!(why, "the agent only reports");
         }
-        let ended = as_set(&settings, runtime, async {
-            let impeded = settings.impediment.is_some();
+        let ended = as_set(&settings, why.as_deref(), runtime, async {
             tokio::select! {
                 () = told_to_end(&mut signals) => {}
-                settings = usable(sources), if impeded => mended = Some(settings),
+                settings = another_than(why.as_deref(), sources), if why.is_some() => mended = Some(settings),
             }
         })
         .await;
         match mended {
-            Some(usable) => settings = usable,
+            Some(mended) => settings = mended,
             None => return ended,
         }
-        tracing::info!("the settings can be used now");
+        tracing::info!("what kept the agent from its work is mended");
     }
 }
 
-/// Waits until the settings can be used.
-async fn usable(sources: &Sources) -> Settings {
+/// Waits until the settings can be used and nothing, or something else, is in the way.
+async fn another_than(why: Option<&str>, sources: &Sources) -> Settings {
     loop {
         tokio::time::sleep(READ_AGAIN).await;
-        if let Ok(settings) = Settings::load(sources) {
+        if let Ok(settings) = Settings::load(sources)
+            && linux::without_trust_root(&settings).as_deref() != why
+        {
             return settings;
         }
     }
@@ -61,8 +64,13 @@ async fn told_to_end((terminate, interrupt): &mut (Signal, Signal)) {
     }
 }
 
-/// Runs the agent with these settings until `shutdown` ends.
-async fn as_set(settings: &Settings, runtime: &Handle, shutdown: impl Future<Output = ()>) -> Exit {
+/// Runs the agent with these settings until `shutdown` ends; where there is an `impediment`, it only reports.
+async fn as_set(
+    settings: &Settings,
+    impediment: Option<&str>,
+    runtime: &Handle,
+    shutdown: impl Future<Output = ()>,
+) -> Exit {
     for (key, value, origin) in &settings.origins {
         tracing::debug!(key, value, %origin, "setting");
     }
@@ -73,11 +81,12 @@ async fn as_set(settings: &Settings, runtime: &Handle, shutdown: impl Future<Out
             return Exit::Host;
         }
     };
-    if settings.impediment.is_none() {
-        for missing in linux::needed_later(settings) {
-            tracing::warn!(missing, "no release can be staged here until this is mended");
-        }
+    if impediment.is_none()
+        && let Some(missing) = linux::without_bus()
+    {
+        tracing::warn!(missing, "no release can be staged here until this is mended");
     }
+    let settings = &Settings { impediment: impediment.map(str::to_owned), ..settings.clone() };
     let credentials = match &settings.kubeconfig {
         Some(path) => Credentials::Kubeconfig(path.clone()),
         None => Credentials::InCluster,
@@ -101,15 +110,26 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn settings_that_are_mended_are_taken_up() {
+    async fn settings_and_a_root_of_trust_that_are_mended_are_taken_up() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("agent.toml");
-        std::fs::write(&file, "[boot]\ncolour = 1\n").unwrap();
+        let (file, trust_root) = (folder.path().join("agent.toml"), folder.path().join("root.json"));
+        let write = |boot: &str| {
+            let text = format!("[repository]\ntrust-root = \"{}\"\n[boot]\n{boot}\n", trust_root.display());
+            std::fs::write(&file, text).unwrap();
+        };
+        write("colour = 1");
         let sources = Sources::usual(Some(file.clone()), Vec::new());
-        let waiting = usable(&sources);
-        let mut waiting = std::pin::pin!(waiting);
+        let mut waiting = std::pin::pin!(another_than(Some("there is no setting 'boot.colour'"), &sources));
         assert!(tokio::time::timeout(READ_AGAIN * 3, &mut waiting).await.is_err());
-        std::fs::write(&file, "[boot]\ntries = 5\n").unwrap();
-        assert_eq!(waiting.await.tries, 5);
+        write("tries = 5");
+        let settings = waiting.await;
+        assert_eq!(settings.tries, 5);
+        // Now that is in the way which was hidden before.
+        let why = linux::without_trust_root(&settings);
+        assert!(why.as_ref().is_some_and(|why| why.contains("root.json can't be read")), "{why:?}");
+        let mut waiting = std::pin::pin!(another_than(why.as_deref(), &sources));
+        assert!(tokio::time::timeout(READ_AGAIN * 3, &mut waiting).await.is_err());
+        std::fs::write(&trust_root, "{}").unwrap();
+        assert_eq!(linux::without_trust_root(&waiting.await), None);
     }
 }

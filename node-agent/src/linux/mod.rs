@@ -175,11 +175,15 @@ pub fn open_for_service(settings: &Settings, runtime: &Handle) -> Result<Host, O
     Ok(open_later(settings, runtime, state, Arc::new(releases), refuse_disk))
 }
 
-/// What is missing that nobody asks for before a release is to be staged, in sentences: said when the agent starts, while nobody
-/// waits for it.
-pub fn needed_later(settings: &Settings) -> Vec<String> {
-    let trust_root = read_trust_root(&settings.trust_root).err().map(|error| in_one_line(&error));
-    trust_root.into_iter().chain(bus::absent()).collect()
+/// A sentence where there is no root of trust.
+pub fn without_trust_root(settings: &Settings) -> Option<String> {
+    read_trust_root(&settings.trust_root).err().map(|error| in_one_line(&error))
+}
+
+/// A sentence where there is no system bus, which nobody asks before a release is to be staged: said when the agent starts, while
+/// nobody waits for it.
+pub fn without_bus() -> Option<String> {
+    bus::absent()
 }
 
 /// The host, of which boot partition and disk are looked for when they are needed. `refuse` says which disks must not be used.

@@ -130,27 +130,27 @@ async fn an_agent_without_boot_partition_and_disk_says_so_through_the_api() {
     assert_eq!(healthy["status"], "False", "{said}");
 }
 
-/// The program itself, with settings that it does not understand: it goes on, and says so where people look.
-#[tokio::test]
-async fn an_agent_whose_settings_can_not_be_used_says_so_through_the_api() {
+/// The status with an error that the program itself writes whose settings end with `more`: it goes on until it is told to end, and
+/// does nothing but to report.
+async fn only_reports(folder: &Path, more: &str) -> Value {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (server, folder) = (ApiServer::start().await, tempfile::tempdir().unwrap());
+    let server = ApiServer::start().await;
     server.put("n1", &json!({"policy": "workers", "goal": "Staged", "release": named(&release("1.1", &[]))}));
-    let place = |name: &str| folder.path().join(name).display().to_string();
-    let file = folder.path().join("agent.toml");
+    let file = folder.join("agent.toml");
     let text = format!(
         "[node]\nname = \"n1\"\n[kubernetes]\nkubeconfig = \"{}\"\n[state]\ndirectory = \"{}\"\n\
-         [server]\nlisten = \"off\"\n[boot]\ncolour = \"blue\"\n",
-        server.kubeconfig(folder.path()).display(),
-        place("state"),
+         [server]\nlisten = \"off\"\n{more}\n",
+        server.kubeconfig(folder).display(),
+        folder.join("state").display(),
     );
     std::fs::write(&file, text).unwrap();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_bascule-agent"));
-    command.args(["--settings", &place("agent.toml"), "run"]).env_clear().kill_on_drop(true);
+    command.arg("--settings").arg(&file).arg("run").env_clear().kill_on_drop(true);
     let mut agent = command.spawn().unwrap();
     let told = || {
         let held = server.held.lock().unwrap();
-        held.patches.iter().map(|(_, _, body)| body["status"]["lastError"].clone()).find(Value::is_object)
+        let mut statuses = held.patches.iter().map(|(_, _, body)| &body["status"]);
+        statuses.find(|status| status["lastError"].is_object()).cloned()
     };
     let watching = async {
         let mut look = tokio::time::interval(Duration::from_millis(20));
@@ -162,14 +162,37 @@ async fn an_agent_whose_settings_can_not_be_used_says_so_through_the_api() {
         }
     };
     let said = tokio::time::timeout(PATIENCE, watching).await.unwrap();
-    assert_eq!(said["category"], "Settings");
-    let message = said["message"].as_str().unwrap();
-    assert!(message.contains(&format!("{}:10", file.display())) && message.contains("boot.colour"), "{message}");
     assert_eq!(agent.try_wait().unwrap(), None, "it goes on");
     let process = rustix::process::Pid::from_raw(i32::try_from(agent.id().unwrap()).unwrap()).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
     assert_eq!(agent.wait().await.unwrap().code(), Some(0));
-    assert!(!folder.path().join("state/journal.json").exists(), "nothing was done but to report");
+    assert!(!folder.join("state/journal.json").exists(), "nothing was done but to report");
+    assert_eq!(said["lastError"]["category"], "Settings");
+    let conditions = said["conditions"].as_array().unwrap();
+    let healthy = conditions.iter().find(|condition| condition["type"] == "AgentHealthy").unwrap();
+    assert_eq!((&healthy["status"], &healthy["message"]), (&json!("False"), &said["lastError"]["message"]));
+    said
+}
+
+/// The program itself, with settings that it does not understand: it goes on, and says so where people look.
+#[tokio::test]
+async fn an_agent_whose_settings_can_not_be_used_says_so_through_the_api() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = only_reports(folder.path(), "[boot]\ncolour = \"blue\"").await;
+    let message = said["lastError"]["message"].as_str().unwrap();
+    let place = format!("{}:10", folder.path().join("agent.toml").display());
+    assert!(message.contains(&place) && message.contains("boot.colour"), "{message}");
+}
+
+/// The image on trial may be the one that lacks it: were it committed, nothing could ever be staged there again.
+#[tokio::test]
+async fn an_agent_without_a_root_of_trust_does_nothing_and_says_so_through_the_api() {
+    let folder = tempfile::tempdir().unwrap();
+    let trust_root = folder.path().join("root.json");
+    let said = only_reports(folder.path(), &format!("[repository]\ntrust-root = \"{}\"", trust_root.display())).await;
+    let message = said["lastError"]["message"].as_str().unwrap();
+    let missing = format!("the trust root {} can't be read: it must be in the OS image", trust_root.display());
+    assert!(message.contains(&missing) && message.contains("neither looked at nor changed"), "{message}");
 }
 
 /// Staging needs no API server, and what happened without one is told when it is back.
