@@ -4,17 +4,20 @@
 //! [`build`] does what systemd's `ukify` does for an unsigned image; the output depends on the input alone. [`Uki`] is the one
 //! reader: the agent (what does this file boot?), the publisher, simulated firmware and the tests all look through it. It
 //! reads headers and the asked sections, never the whole file, and keeps "could not be read" apart from "is no UKI":
-//! whoever decides about a boot image must not take the one for the other.
+//! whoever decides about a boot image must not take the one for the other. [`shown`] is what a boot loader makes of a file, which asks
+//! for less: what it shows may be no whole UKI.
 
 mod build;
 mod os_release;
 mod read;
+mod shown;
 #[cfg(test)]
 mod tests;
 
 pub use build::{Parts, build};
 pub use os_release::OsRelease;
 pub use read::{Processor, ReadUkiError, Uki};
+pub use shown::{ShownEntry, shown};
 
 /// Longest kernel command line in bytes: x86's COMMAND_LINE_SIZE, the smallest of the supported architectures.
 pub const MAX_COMMAND_LINE: usize = 2048;

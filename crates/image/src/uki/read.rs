@@ -15,13 +15,13 @@ use crate::release::manifest::MAX_UKI_SIZE;
 
 const WHAT: &str = "UKI";
 /// What is read at first: DOS header, PE headers and section table of every UKI that linkers and `ukify` write.
-const FIRST: u64 = 4 << 10;
+pub(super) const FIRST: u64 = 4 << 10;
 /// Headers that end further in than this are not read, and then the file is not judged.
 const MAX_HEADERS: u64 = 64 << 10;
 /// Length of the PE signature and the file header.
 const NT_START: u64 = 24;
 /// Separates the profiles of a UKI with several (UAPI.5, "Multi-Profile UKIs").
-const PROFILE: &str = ".profile";
+pub(super) const PROFILE: &str = ".profile";
 
 /// Why a UKI could not be read. The two are never to be confused: what could not be read may be anything, the running
 /// system's own boot image too.
@@ -70,6 +70,17 @@ struct Section {
     bytes: Range<u64>,
 }
 
+impl Section {
+    fn is(&self, name: &str) -> bool {
+        is_called(&self.name, name)
+    }
+}
+
+/// Whether a section is called so. Names end at the first NUL.
+pub(super) fn is_called(section: &[u8; 8], name: &str) -> bool {
+    section.split(|byte| *byte == 0).next() == Some(name.as_bytes())
+}
+
 /// A UKI whose headers were read and checked: every section lies inside the file.
 #[derive(Clone)]
 #[allow(missing_debug_implementations, reason = "it holds the caller's reader, which need not have it")]
@@ -77,6 +88,8 @@ pub struct Uki<'a> {
     file: &'a dyn ReadAt,
     processor: Processor,
     sections: Vec<Section>,
+    /// The profile whose sections are found.
+    profile: usize,
 }
 
 impl<'a> Uki<'a> {
@@ -85,7 +98,7 @@ impl<'a> Uki<'a> {
     /// # Errors
     /// [`ReadUkiError`].
     pub fn open(file: &'a dyn ReadAt) -> Result<Self, ReadUkiError> {
-        let length = file.size().map_err(|source| ReadUkiError::Unreadable { offset: 0, length: 0, source })?;
+        let length = length_of(file)?;
         if length > MAX_UKI_SIZE {
             return Err(UkiError::TooLong { what: WHAT, found: length, max: MAX_UKI_SIZE }.into());
         }
@@ -117,7 +130,19 @@ impl<'a> Uki<'a> {
             pe::IMAGE_FILE_MACHINE_ARM64 => Processor::Arm64,
             other => Processor::Other(other.0),
         };
-        Ok(Self { file, processor, sections })
+        Ok(Self { file, processor, sections, profile: 0 })
+    }
+
+    /// The same UKI as another profile of it boots, of which the first is 0.
+    #[must_use]
+    pub fn of_profile(mut self, profile: usize) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// How many profiles it has. One without any is one.
+    pub fn profiles(&self) -> usize {
+        self.sections.iter().filter(|section| section.is(PROFILE)).count().max(1)
     }
 
     /// The processor it is for.
@@ -146,15 +171,12 @@ impl<'a> Uki<'a> {
         read(self.file, offset, length)
     }
 
-    /// Of a UKI with several profiles the first one boots: its own sections, and what all have in common.
+    /// Of a UKI with several profiles the first one boots, unless another is asked for: its own sections, and what all have in common.
     fn find(&self, name: &'static str) -> Result<&Section, UkiError> {
-        let is = |section: &&Section, name: &str| {
-            section.name.iter().copied().eq(name.bytes().chain(std::iter::repeat(0)).take(8)) && name.len() <= 8
-        };
-        let mut parts = self.sections.split(|section| is(&section, PROFILE));
-        let (common, first) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        for part in [first, common] {
-            let mut found = part.iter().filter(|section| is(section, name));
+        let mut parts = self.sections.split(|section| section.is(PROFILE));
+        let (common, own) = (parts.next().unwrap_or_default(), parts.nth(self.profile).unwrap_or_default());
+        for part in [own, common] {
+            let mut found = part.iter().filter(|section| section.is(name));
             match (found.next(), found.count()) {
                 (Some(section), 0) => return Ok(section),
                 (Some(_), more) => return Err(UkiError::Section { name, found: more + 1 }),
@@ -223,7 +245,11 @@ impl<'a> Uki<'a> {
     }
 }
 
-fn read(file: &dyn ReadAt, offset: u64, length: u64) -> Result<Vec<u8>, ReadUkiError> {
+pub(super) fn length_of(file: &dyn ReadAt) -> Result<u64, ReadUkiError> {
+    file.size().map_err(|source| ReadUkiError::Unreadable { offset: 0, length: 0, source })
+}
+
+pub(super) fn read(file: &dyn ReadAt, offset: u64, length: u64) -> Result<Vec<u8>, ReadUkiError> {
     let unreadable = |source| ReadUkiError::Unreadable { offset, length, source };
     let size = usize::try_from(length).map_err(|_| unreadable(io::ErrorKind::OutOfMemory.into()))?;
     let mut bytes = vec![0; size];

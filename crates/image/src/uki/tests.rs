@@ -130,6 +130,7 @@ fn broken_files_have_errors_and_never_a_panic() {
     for length in 0..uki.len() {
         let cut = uki[..length].to_vec();
         assert!(matches!(Uki::open(&cut), Err(ReadUkiError::NotUki(_))), "cut at {length}");
+        shown(&cut).unwrap();
     }
     // Headers only: a changed byte of a section's content is another content.
     for at in 0..0x400 {
@@ -139,6 +140,7 @@ fn broken_files_have_errors_and_never_a_panic() {
             if let Ok(read) = Uki::open(&bad) {
                 let _ = (read.command_line(), read.os_release(), read.root_hash());
             }
+            let _ = shown(&bad);
             let _ = build(&Parts { kernel: &bad, ..parts(&bad) });
         }
     }
@@ -239,4 +241,84 @@ fn of_several_profiles_the_first_one_boots() {
     let mut uki = build(&parts(&stub())).unwrap();
     append(&mut uki, b".cmdline", b"quiet");
     assert!(matches!(look(&uki), Err(ReadUkiError::NotUki(UkiError::Section { name: ".cmdline", found: 2 }))));
+}
+
+/// Number, name and version of a profile that a boot loader shows.
+type Entry = (usize, Option<String>, Option<String>);
+
+fn entry(profile: usize, id: Option<&str>, version: Option<&str>) -> Entry {
+    (profile, id.map(str::to_owned), version.map(str::to_owned))
+}
+
+fn entries(file: &[u8]) -> Vec<Entry> {
+    let shown = shown(&file.to_vec()).unwrap().into_iter();
+    shown.map(|entry| (entry.profile, entry.profile_id, entry.os_release.version().map(str::to_owned))).collect()
+}
+
+#[test]
+fn a_boot_loader_shows_what_is_cut_short_behind_its_os_release() {
+    let uki = build(&parts(&stub())).unwrap();
+    let whole = vec![entry(0, None, Some("1.0"))];
+    assert_eq!(entries(&uki), whole);
+    let osrel = uki.windows(8).position(|bytes| bytes == b"ID=acme\n").unwrap();
+    let end = osrel + parts(&stub()).os_release.len();
+    for length in end..uki.len() {
+        assert_eq!(entries(&uki[..length]), whole, "cut at {length}");
+    }
+    // In the middle of it, what is there is what it says.
+    assert_eq!(entries(&uki[..osrel + 8]), vec![entry(0, None, None)]);
+    assert_eq!(entries(&uki[..end - 3]), vec![entry(0, None, Some("1"))]);
+    for length in [0, 2, 63, 0x80, 0x1FF, osrel, osrel + 3] {
+        assert!(entries(&uki[..length]).is_empty(), "cut at {length}");
+    }
+    let unread = Failing::new(&uki[..end], 1, io::ErrorKind::Other);
+    assert!(matches!(shown(&unread), Err(ReadUkiError::Unreadable { .. })));
+}
+
+#[test]
+fn a_boot_loader_shows_an_entry_for_each_profile() {
+    let mut uki = build(&parts(&stub())).unwrap();
+    append(&mut uki, b".profile", b"TITLE=Main\n");
+    assert_eq!(entries(&uki), vec![entry(0, None, Some("1.0"))]);
+    assert_eq!(Uki::open(&uki).unwrap().profiles(), 1);
+    append(&mut uki, b".profile", b"ID=debug\n");
+    append(&mut uki, b".cmdline", b"debug");
+    append(&mut uki, b".profile", b"TITLE=Other\n");
+    append(&mut uki, b".osrel\0\0", b"ID=other\nVERSION_ID=9\n");
+    let debug = entry(1, Some("debug"), Some("1.0"));
+    assert_eq!(entries(&uki), vec![entry(0, None, Some("1.0")), debug, entry(2, None, Some("9"))]);
+    let read = Uki::open(&uki).unwrap();
+    assert_eq!(read.profiles(), 3);
+    assert_eq!(read.command_line().unwrap().as_str(), COMMAND_LINE);
+    assert_eq!(read.of_profile(1).command_line().unwrap().as_str(), "debug");
+    // The first has nothing to show.
+    let mut second = without_os_release();
+    append(&mut second, b".profile", b"ID=main\n");
+    append(&mut second, b".profile", b"ID=extra\n");
+    append(&mut second, b".osrel\0\0", b"ID=acme\nVERSION_ID=2\n");
+    assert_eq!(entries(&second), vec![entry(1, Some("extra"), Some("2"))]);
+}
+
+/// A PE file with nothing but what the stub brings along.
+fn without_os_release() -> Vec<u8> {
+    let mut file = stub();
+    file.truncate(0x800);
+    file
+}
+
+#[test]
+fn what_is_beyond_the_limits_of_this_reader_is_not_passed_over() {
+    let long = format!("ID=acme\n#{}\n", "x".repeat(MAX_OS_RELEASE));
+    let mut uki = without_os_release();
+    append(&mut uki, b".osrel\0\0", long.as_bytes());
+    // The helper stores half a KiB of each section: let it be all of this one.
+    put(&mut uki, 0x188 + 2 * SECTION_HEADER + 16, &(long.len() as u32).to_le_bytes());
+    uki.truncate(uki.len() - 0x200);
+    uki.extend(long.as_bytes());
+    assert!(matches!(shown(&uki), Err(ReadUkiError::NotUki(error)) if error.is_own_limit()));
+    let mut many = stub();
+    put(&mut many, 0x86, &200_u16.to_le_bytes());
+    assert!(shown(&many).unwrap().is_empty(), "its table ends behind the file");
+    many.resize(0x4000, 0);
+    assert!(matches!(shown(&many), Err(ReadUkiError::NotUki(UkiError::TooMany { found: 200, .. }))));
 }
