@@ -8,7 +8,7 @@ use std::io;
 use bascule_image::digest::Sha256;
 use bascule_names::compare_versions;
 
-use super::BootImage;
+use super::{BootImage, Shown};
 use crate::esp::Esp;
 
 /// Where Type #2 entries lie.
@@ -38,6 +38,10 @@ pub struct Entry {
     pub directory: &'static str,
     /// File name in it, counters included.
     pub file: String,
+    /// Which profile of the file it starts and what that is called, from the second on.
+    pub profile: Option<(usize, String)>,
+    /// Whether it is a program that the firmware would load.
+    pub starts: bool,
     /// What it is sorted by: key, machine ID (of type #1), version.
     pub sorted_by: (Option<String>, Option<String>, Option<String>),
     /// The name without counters and what the counters say, if it has any.
@@ -80,8 +84,17 @@ fn ending(file: &str) -> Option<&str> {
 }
 
 impl Entry {
-    /// The loader's id: the file name in lower case, without counters.
+    /// The loader's id: the file name in lower case, without counters, and the profile from the second on.
     pub fn id(&self) -> String {
+        let file = self.id_without_profile();
+        self.profile.as_ref().map_or(file.clone(), |(_, name)| format!("{file}@{}", name.to_ascii_lowercase()))
+    }
+
+    fn number(&self) -> usize {
+        self.profile.as_ref().map_or(0, |(number, _)| *number)
+    }
+
+    fn id_without_profile(&self) -> String {
         let plain = tries_of(&self.file).and_then(|(name, _)| Some(format!("{name}{}", ending(&self.file)?)));
         plain.unwrap_or_else(|| self.file.clone()).to_ascii_lowercase()
     }
@@ -122,16 +135,18 @@ fn found(esp: &Esp) -> io::Result<Vec<Entry>> {
             continue;
         }
         let Ok(content) = esp.read(&format!("{DIRECTORY}/{}", file.name), MAX_IMAGE) else { continue };
-        let Some(image) = BootImage::read(&content) else { continue };
-        entries.push(Entry {
+        let digest = Sha256::of(&content);
+        entries.extend(BootImage::shown(&content).into_iter().map(|Shown { profile, image, starts }| Entry {
             partition: esp.part().cache().0,
             directory: DIRECTORY,
             sorted_by: (image.sort_key.clone(), None, image.version.clone()),
             tries: parse_tries(&file.name).map(|(_, tries)| tries),
-            digest: Sha256::of(&content),
-            file: file.name,
+            digest,
+            file: file.name.clone(),
+            profile,
+            starts,
             image,
-        });
+        }));
     }
     Ok(entries)
 }
@@ -170,13 +185,16 @@ fn texts(esp: &Esp) -> io::Result<Vec<Entry>> {
             tries: tries_of(&file.name).map(|(_, tries)| tries),
             digest: Sha256::of(&content),
             file: file.name,
+            profile: None,
+            starts: true,
             image,
         });
     }
     Ok(entries)
 }
 
-/// Bad entries last; then by sort-key, machine-id, version descending, id descending, more tries left, fewer done.
+/// Bad entries last; then by sort-key, machine-id, version descending, id descending, profiles of one file in their order, more tries
+/// left, fewer done.
 fn compare(a: &Entry, b: &Entry) -> Ordering {
     let bad = |entry: &Entry| entry.tries.is_some_and(|tries| tries.left == 0);
     bad(a)
@@ -190,7 +208,8 @@ fn compare(a: &Entry, b: &Entry) -> Ordering {
             }
             _ => Ordering::Equal,
         })
-        .then_with(|| compare_versions(&b.id(), &a.id()))
+        .then_with(|| compare_versions(&b.id_without_profile(), &a.id_without_profile()))
+        .then_with(|| a.number().cmp(&b.number()))
         .then_with(|| match (a.tries, b.tries) {
             (Some(a), Some(b)) => b.left.cmp(&a.left).then(a.done.cmp(&b.done)),
             _ => Ordering::Equal,
@@ -211,6 +230,8 @@ mod tests {
             file: file.into(),
             tries: parse_tries(file).map(|(_, tries)| tries),
             image,
+            profile: None,
+            starts: true,
             digest: Sha256::of(b""),
         }
     }

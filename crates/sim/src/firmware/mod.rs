@@ -8,7 +8,7 @@ pub mod variables;
 
 use serde::{Deserialize, Serialize};
 
-pub use boot_image::BootImage;
+pub use boot_image::{BootImage, Shown};
 pub use variables::Variables;
 
 /// The boot loader of a machine.

@@ -21,6 +21,8 @@ pub struct Picked {
     pub file: String,
     /// Whether the name still has counters.
     pub counted: bool,
+    /// Whether the firmware loads it. The loader counts first and loads then.
+    pub starts: bool,
     /// The image's own words.
     pub image: BootImage,
     /// Digest of the whole image: a kernel that is torn in the middle would not run.
@@ -80,7 +82,8 @@ pub fn pick(disk: &Disk, variables: &mut Variables, defects: Defects) -> io::Res
         let ids = entries.iter().flat_map(|entry| entry.id().encode_utf16().chain([0]).collect::<Vec<_>>());
         variables.set_bytes("LoaderEntries", ids.flat_map(u16::to_le_bytes).collect());
     }
-    Ok(Some(Picked { counted: entry.tries.is_some(), file, image: entry.image.clone(), digest: entry.digest }))
+    let (counted, starts) = (entry.tries.is_some(), entry.starts);
+    Ok(Some(Picked { counted, starts, file, image: entry.image.clone(), digest: entry.digest }))
 }
 
 /// One shot; then what is preferred, set in the firmware or in loader.conf, unless its tries are used up; then the default, likewise,

@@ -126,6 +126,9 @@ impl Hardware {
     fn start_entry(&mut self, boot_id: Uuid) -> Result<System, Refusal> {
         let picked =
             systemd_boot::pick(&self.disk, &mut self.variables, self.defects)?.ok_or(Refusal::NothingToBoot)?;
+        if !picked.starts {
+            return Err(Refusal::NotWhole { what: picked.file });
+        }
         let refused = |reason: root::RootError| Refusal::Root { what: picked.file.clone(), reason };
         let wanted = picked.image.root_hash().unwrap_or_default();
         let root_hash = RootHash::parse(&wanted).map_err(|_| refused(root::RootError::NoHash))?;
@@ -173,6 +176,12 @@ pub enum Refusal {
     /// No entry, or no slot that may boot.
     #[error("the boot loader finds nothing to boot")]
     NothingToBoot,
+    /// The boot loader shows it and the firmware does not load it.
+    #[error("{what} is not whole, and does not start")]
+    NotWhole {
+        /// The entry.
+        what: String,
+    },
     /// The kernel has no root.
     #[error("{what} panics: {reason}")]
     Root {

@@ -10,7 +10,7 @@ use bascule_sim::firmware::systemd_boot::Defects;
 use bascule_sim::firmware::{BootLoader, Variables};
 use bascule_sim::layout::{ESP, Slot, Table};
 use bascule_sim::machine::Hardware;
-use bascule_sim::tiny::TinyRelease;
+use bascule_sim::tiny::{TinyRelease, boot_image};
 
 /// 1.0 runs from A, `second` is staged in B and armed with three tries.
 fn armed(boot: BootLoader, second: &TinyRelease) -> Hardware {
@@ -142,4 +142,42 @@ fn gptprio_takes_the_highest_priority_that_may_boot() {
     assert_eq!(versions(&mut hardware, 1), ["1.0"], "equal: the first");
     set(&hardware.disk, Slot::B, 2, 1, false);
     assert_eq!(versions(&mut hardware, 2), ["1.1", "1.0"]);
+}
+
+/// systemd-boot looks at section table and os-release, and at nothing behind them.
+#[test]
+fn an_image_that_is_cut_short_is_picked_and_does_not_start() {
+    let mut hardware = machine(SystemdBoot, installed(SystemdBoot, &release("1.0")));
+    let esp = Table::read(&hardware.disk).unwrap().esp().unwrap();
+    let uki = release("1.1").uki;
+    esp.write("EFI/Linux/acme-os-1.1.efi", &uki[..uki.len() - 1000]).unwrap();
+    esp.sync().unwrap();
+    let started = hardware.power_on();
+    let refused = started.log.iter().all(|line| line.contains("acme-os-1.1.efi is not whole"));
+    assert!(started.system.is_none() && refused, "{:?}", started.log);
+}
+
+#[test]
+fn the_profiles_of_an_image_are_entries_of_their_own_and_have_one_counter() {
+    let old = release("1.0");
+    let mut hardware = machine(SystemdBoot, installed(SystemdBoot, &old));
+    let esp = Table::read(&hardware.disk).unwrap().esp().unwrap();
+    let (main, debug) = (format!("roothash={} main", old.root_hash), format!("roothash={} debug", old.root_hash));
+    let image = boot_image(&[
+        (".osrel", b"IMAGE_ID=acme-os\nIMAGE_VERSION=1.1\n"),
+        (".linux", b"no kernel"),
+        (".profile", b"ID=main\n"),
+        (".cmdline", main.as_bytes()),
+        (".profile", b"ID=Debug\n"),
+        (".cmdline", debug.as_bytes()),
+    ]);
+    esp.write("EFI/Linux/acme-os-1.1+3-0.efi", &image).unwrap();
+    esp.sync().unwrap();
+    let system = hardware.power_on().system.unwrap();
+    assert_eq!((system.entry.as_str(), system.command_line.as_str()), ("acme-os-1.1+2-1.efi", main.as_str()));
+    hardware.variables.set_string("LoaderEntryOneShot", "acme-os-1.1.efi@debug");
+    let system = hardware.power_on().system.unwrap();
+    assert_eq!((system.entry.as_str(), system.command_line.as_str()), ("acme-os-1.1+1-2.efi", debug.as_str()));
+    assert_eq!(hardware.variables.string("LoaderEntrySelected").unwrap(), "acme-os-1.1.efi@debug");
+    assert_eq!(hardware.variables.string("LoaderBootCountPath").unwrap(), "\\EFI\\Linux\\acme-os-1.1+1-2.efi");
 }
