@@ -16,7 +16,7 @@ pub use host::{gpt, image_signature, journal, memory, settings, signature_list, 
 
 use bascule_image::digest::Sha256;
 use bascule_image::pack::{BlockRange, Codec, Frame, FrameDecoder, PackIndex};
-use bascule_image::uki::{self, OsRelease, Parts, ReadUkiError, Uki};
+use bascule_image::uki::{self, OsRelease, Parts, ReadUkiError, ShownEntry, Uki};
 use bascule_image::verity::Superblock;
 use bascule_image::{Channel, Manifest};
 use bascule_repository::tuf::{self, Limits, Memory, Refresh, Targets};
@@ -124,7 +124,8 @@ pub fn uki(bytes: &[u8]) -> bool {
     }
     // As the node reads it: bytes in memory can always be read, so there is an answer, but for what is beyond the reader's limits.
     if let Err(why) = bascule_agent::uki::read(&file) {
-        assert!(is_beyond_the_limits(&parsed), "a file that was read counts as one that could not be: {why}");
+        let beyond = is_beyond_the_limits(&parsed) || is_shown_beyond_the_limits(uki::shown(&file));
+        assert!(beyond, "a file that was read counts as one that could not be: {why}");
     }
     let parts = Parts {
         stub: bytes,
@@ -148,11 +149,21 @@ fn is_beyond_the_limits(parsed: &Result<Uki<'_>, ReadUkiError>) -> bool {
     }
     let Ok(uki) = parsed else { return gave_up(parsed.as_ref()) };
     let release = uki.shown_os_release();
-    let is_text = |release: &OsRelease| {
-        let mut sorted_by = [release.sort_key(), release.version()].into_iter().flatten();
-        sorted_by.all(|value| !value.contains('\u{fffd}'))
-    };
     gave_up(release.as_ref()) || gave_up(uki.root_hash().as_ref()) || release.is_ok_and(|release| !is_text(&release))
+}
+
+/// The same of what a boot loader shows of it, beside or without a whole first profile.
+fn is_shown_beyond_the_limits(shown: Result<Vec<ShownEntry>, ReadUkiError>) -> bool {
+    match shown {
+        Ok(shown) => !shown.iter().all(|entry| is_text(&entry.os_release)),
+        Err(ReadUkiError::NotUki(error)) => error.is_own_limit(),
+        Err(ReadUkiError::Unreadable { .. }) => false,
+    }
+}
+
+fn is_text(release: &OsRelease) -> bool {
+    let mut sorted_by = [release.sort_key(), release.version()].into_iter().flatten();
+    sorted_by.all(|value| !value.contains('\u{fffd}'))
 }
 
 const METADATA_LIMITS: Limits =

@@ -11,7 +11,7 @@ use super::error::esp;
 use super::{BootError, BootFolder};
 use crate::core::ReleaseTarget;
 use crate::core::boot::name::EntryName;
-use crate::core::boot::{FileContent, ImageFacts, parse_waiting, unfinished_name, waiting_name};
+use crate::core::boot::{FileContent, parse_waiting, unfinished_name, waiting_name};
 use crate::host::{Esp, FetchError, Inhibition};
 use crate::uki;
 
@@ -50,10 +50,7 @@ pub(super) fn read_content(folder: &BootFolder, file: &str) -> Result<FileConten
         return Ok(FileContent::Placeholder);
     }
     let opened = folder.esp.open(&path).map_err(esp("opening", &path))?;
-    let found = uki::read(&*opened).map_err(esp("reading", &path))?;
-    Ok(found.map_or(FileContent::NotAnImage, |facts| {
-        FileContent::Image(ImageFacts { sort_key: facts.sort_key, version: facts.version, root_hash: facts.root_hash })
-    }))
+    uki::read(&*opened).map_err(esp("reading", &path))
 }
 
 /// Renames a boot image that never ran here to a name with a counter, durably.
@@ -126,7 +123,7 @@ pub fn verify(esp_fs: &dyn Esp, path: &str, target: &ReleaseTarget) -> Result<()
 
 /// Whether the command line of a boot image names a root hash.
 pub(super) fn names_root_hash(file: &dyn ReadAt, root_hash: &RootHash) -> io::Result<bool> {
-    Ok(uki::read(file)?.is_some_and(|facts| facts.root_hash.as_ref() == Some(root_hash)))
+    Ok(uki::read(file)?.root_hash() == Some(root_hash))
 }
 
 /// Opens a boot image that the firmware itself would start; `None` where a boot loader of another kind does that.

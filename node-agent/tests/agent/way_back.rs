@@ -222,6 +222,70 @@ fn a_file_that_would_be_booted_instead_is_named() {
     }
 }
 
+/// The boot loader looks at section table and os-release alone: it shows an image that is cut short, and takes it, and it does not start.
+/// What lies behind both releases is in nobody's way, and is left alone.
+#[test]
+fn an_image_that_is_cut_short_and_would_be_booted_instead_is_named() {
+    let image = |sort_key: &str| {
+        let os_release = format!("IMAGE_ID={sort_key}\nIMAGE_VERSION=9\nPRETTY_NAME=x\n");
+        let whole = boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", b"quiet"), (".linux", &[7; 900])]);
+        whole[..whole.len() - 500].to_vec()
+    };
+    for (name, sort_key) in [("aaa.efi", "aaa"), ("acme-os_9.efi", "acme-os"), ("acme-os_1.1.efi", "acme-os")] {
+        let mut machine = machine();
+        let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+        let path = format!("EFI/Linux/{name}");
+        esp.write(&path, &image(sort_key)).unwrap();
+        esp.sync().unwrap();
+        is_refused(
+            &mut machine,
+            &format!("the boot loader would take {name}, which is not this agent's, and no whole image"),
+        );
+        assert_eq!(esp.read(&path, 1 << 20).unwrap(), image(sort_key), "{name}");
+        // So it is: that is what is started, and nothing comes up.
+        let mut started_again = machine.hardware.clone();
+        let started = started_again.power_on();
+        assert!(started.system.is_none(), "{name}: {:?}", started.log);
+        esp.remove(&path).unwrap();
+        esp.sync().unwrap();
+        machine.update(&release("1.1", &[]), 60);
+    }
+    let mut machine = machine();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    esp.write("EFI/Linux/zulu.efi", &image("zulu")).unwrap();
+    esp.sync().unwrap();
+    machine.update(&release("1.1", &[]), 1);
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
+    assert_eq!(esp.read("EFI/Linux/zulu.efi", 1 << 20).unwrap(), image("zulu"));
+}
+
+/// systemd-boot shows an entry for each profile of an image, sorted by an os-release of its own where it has one.
+#[test]
+fn a_further_profile_that_would_be_booted_instead_is_named() {
+    let image = |sort_key: &str| {
+        let own = format!("IMAGE_ID={sort_key}\nIMAGE_VERSION=9\nPRETTY_NAME=x\n");
+        boot_image(&[
+            (".osrel", b"ID=zulu\nVERSION_ID=1\n"),
+            (".cmdline", b"quiet"),
+            (".linux", b"no kernel"),
+            (".profile", b"ID=main\n"),
+            (".profile", b"ID=rescue\n"),
+            (".osrel", own.as_bytes()),
+        ])
+    };
+    let mut machine = machine();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    let write = |sort_key| {
+        esp.write("EFI/Linux/zulu.efi", &image(sort_key)).unwrap();
+        esp.sync().unwrap();
+    };
+    write("aaa");
+    is_refused(&mut machine, "the boot loader would take zulu.efi@rescue, which is not this agent's");
+    write("zulu");
+    machine.update(&release("1.1", &[]), 60);
+}
+
 /// The disk says that there is one, and nobody here can look at it: for an agent in a pod, where it was not mounted into it. Which
 /// entries the boot loader finds there is not known, and what boots the other slot may be among them.
 #[test]

@@ -36,6 +36,21 @@ pub struct ImageFacts {
     pub version: Option<String>,
     /// The root hash that its command line names: what it boots.
     pub root_hash: Option<RootHash>,
+    /// Its further profiles, each of which the boot loader shows an entry for. All that is said above is of the first.
+    pub profiles: Vec<ShownFacts>,
+}
+
+/// What a boot loader sorts an entry by that it shows for a file (UAPI.5, "Multi-Profile UKIs"; systemd-boot from 257 on).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShownFacts {
+    /// Which profile it starts; the first is 0.
+    pub profile: usize,
+    /// What the profile calls itself.
+    pub profile_id: Option<String>,
+    /// IMAGE_ID, else ID.
+    pub sort_key: Option<String>,
+    /// IMAGE_VERSION, else VERSION, VERSION_ID, BUILD_ID.
+    pub version: Option<String>,
 }
 
 /// What was found when a file was read.
@@ -43,7 +58,10 @@ pub struct ImageFacts {
 pub enum FileContent {
     /// A unified kernel image.
     Image(ImageFacts),
-    /// It was read, and a boot loader finds nothing in it that it would start.
+    /// It was read, and is no whole image: cut short, or its first profile is none. The boot loader, which looks at section table and
+    /// os-release alone, shows these entries all the same, and takes one that comes first. It boots nothing that is known here.
+    ShownOnly(Vec<ShownFacts>),
+    /// It was read, and a boot loader finds nothing in it that it would show.
     NotAnImage,
     /// It was read, and stands under the agent's placeholder: it was being put in its place when that broke off.
     Placeholder,
@@ -158,7 +176,7 @@ pub struct LoaderFacts {
     pub features: Option<u64>,
     /// Whether this boot was of an entry that counts (`LoaderBootCountPath`).
     pub counted: bool,
-    /// The entry that was picked, as it was called then (`LoaderEntrySelected`).
+    /// The entry that was picked, as it was called then (`LoaderEntrySelected`), with the profile behind an `@` from the second on.
     pub selected: Option<String>,
     /// What is picked whatever the order of entries says.
     pub pins: Vec<Pin>,

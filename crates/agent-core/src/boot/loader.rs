@@ -7,15 +7,19 @@ use std::cmp::Ordering;
 use bascule_api::compare_versions;
 
 use super::name::{Counters, EntryName};
-use super::{BootFile, FileContent, Pin, TextContent, TextEntry};
+use super::{BootFile, FileContent, Pin, ShownFacts, TextContent, TextEntry};
 
 /// An entry as the loader sorts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoaderEntry {
     /// The whole file name in lower case.
     pub(crate) file: String,
-    /// What the loader knows it by, in its variables and in pins: the same without counters.
+    /// The same without counters: what the loader knows a file by, in its variables and in pins.
     pub(crate) id: String,
+    /// Which profile of the file it starts, and what the loader calls that, from the second on.
+    pub(crate) profile: Option<(usize, String)>,
+    /// Whether the file was seen to be whole. The loader does not ask.
+    pub(crate) is_whole: bool,
     pub(crate) sort_key: Option<String>,
     /// Only entries of type #1 have one.
     pub(crate) machine_id: Option<String>,
@@ -24,10 +28,31 @@ pub(crate) struct LoaderEntry {
 }
 
 impl LoaderEntry {
-    /// The entry of a file, if the loader shows it. A file that could not be read may be one: the caller has to know.
-    pub(crate) fn of(file: &BootFile) -> Option<Self> {
-        let FileContent::Image(image) = &file.content else { return None };
-        Self::named(&file.name, image.sort_key.clone(), image.version.clone())
+    /// The entries that the loader shows for a file, in its order. A file that could not be read may be one: the caller has to know.
+    pub(crate) fn of(file: &BootFile) -> Vec<Self> {
+        match &file.content {
+            FileContent::Image(image) => {
+                let first = Self::named(&file.name, image.sort_key.clone(), image.version.clone());
+                let more = first.as_ref().map(|entry| entry.profiles(&image.profiles)).unwrap_or_default();
+                first.into_iter().chain(more).collect()
+            }
+            FileContent::ShownOnly(shown) => {
+                let entry = Self::named(&file.name, None, None).map(|entry| Self { is_whole: false, ..entry });
+                entry.map(|entry| entry.profiles(shown)).unwrap_or_default()
+            }
+            FileContent::NotAnImage | FileContent::Placeholder | FileContent::Unread(_) => Vec::new(),
+        }
+    }
+
+    /// Entries of the same file for these profiles.
+    pub(crate) fn profiles(&self, shown: &[ShownFacts]) -> Vec<Self> {
+        let entry = |shown: &ShownFacts| {
+            let named = || shown.profile_id.clone().unwrap_or_else(|| shown.profile.to_string()).to_ascii_lowercase();
+            let profile = (shown.profile > 0).then(|| (shown.profile, named()));
+            let (sort_key, version) = (shown.sort_key.clone(), shown.version.clone());
+            Self { profile, sort_key, version, ..self.clone() }
+        };
+        shown.iter().map(entry).collect()
     }
 
     /// An entry under a name.
@@ -37,7 +62,8 @@ impl LoaderEntry {
             return None;
         }
         let EntryName { base, counters } = EntryName::parse(&lower)?;
-        Some(Self { id: EntryName::good(&base), file: lower, sort_key, machine_id: None, version, counters })
+        let (id, machine_id, profile) = (EntryName::good(&base), None, None);
+        Some(Self { id, file: lower, profile, is_whole: true, sort_key, machine_id, version, counters })
     }
 
     /// An entry of type #1, if the loader shows it. One that could not be read may be shown: the caller has to know.
@@ -49,7 +75,26 @@ impl LoaderEntry {
         }
         let EntryName { base, counters } = EntryName::parse_text(&lower)?;
         let (sort_key, machine_id, version) = (facts.sort_key.clone(), facts.machine_id.clone(), facts.version.clone());
-        Some(Self { id: format!("{base}.conf"), file: lower, sort_key, machine_id, version, counters })
+        let (id, profile) = (format!("{base}.conf"), None);
+        Some(Self { id, file: lower, profile, is_whole: true, sort_key, machine_id, version, counters })
+    }
+
+    /// What the loader lists it as.
+    pub(crate) fn listed(&self) -> String {
+        self.with_profile(&self.id)
+    }
+
+    /// Its file, and the profile from the second on.
+    pub(crate) fn in_words(&self) -> String {
+        self.with_profile(&self.file)
+    }
+
+    fn with_profile(&self, name: &str) -> String {
+        self.profile.as_ref().map_or_else(|| name.to_owned(), |(_, profile)| format!("{name}@{profile}"))
+    }
+
+    fn number(&self) -> usize {
+        self.profile.as_ref().map_or(0, |(number, _)| *number)
     }
 
     fn is_bad(&self) -> bool {
@@ -62,7 +107,8 @@ fn is_passed_over(lower: &str) -> bool {
     lower.starts_with('.') || lower.starts_with("auto-")
 }
 
-/// Bad entries last; then by sort key, machine ID (none first), version descending, name descending, more tries left, fewer done.
+/// Bad entries last; then by sort key, machine ID (none first), version descending, name descending, the profiles of a file in their
+/// order, more tries left, fewer done. (The loader gives the first profile no number, and it comes first since it was added first.)
 pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
     let by_key = match (&a.sort_key, &b.sort_key) {
         (Some(key), Some(other)) => key.cmp(other).then_with(|| a.machine_id.cmp(&b.machine_id)).then_with(|| {
@@ -76,6 +122,7 @@ pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
         .then_with(|| a.sort_key.is_none().cmp(&b.sort_key.is_none()))
         .then(by_key)
         .then_with(|| compare_versions(&b.id, &a.id))
+        .then_with(|| a.number().cmp(&b.number()))
         .then_with(|| match (a.counters, b.counters) {
             (Some(a), Some(b)) => b.left.cmp(&a.left).then(a.done.unwrap_or(0).cmp(&b.done.unwrap_or(0))),
             _ => Ordering::Equal,
@@ -86,9 +133,9 @@ pub(crate) fn compare(a: &LoaderEntry, b: &LoaderEntry) -> Ordering {
 /// reads the ESP first, and each folder in its own order.
 pub fn loader_order(files: &[BootFile], texts: &[TextEntry]) -> Vec<String> {
     let texts = texts.iter().filter_map(LoaderEntry::of_text);
-    let mut entries: Vec<_> = texts.chain(files.iter().filter_map(LoaderEntry::of)).collect();
+    let mut entries: Vec<_> = texts.chain(files.iter().flat_map(LoaderEntry::of)).collect();
     entries.sort_by(compare);
-    entries.into_iter().map(|entry| entry.id).collect()
+    entries.iter().map(LoaderEntry::listed).collect()
 }
 
 /// The entry that the order alone picks.
@@ -193,6 +240,35 @@ mod tests {
         for name in ["auto-x.conf", ".hidden.conf", "entry.efi", "entry"] {
             assert_eq!(text(name, "acme", None, "1"), None, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_cut_short_and_further_profiles_are_entries_like_any_other() {
+        use super::super::{BootPartition, ImageFacts};
+        let text = |text: &str| Some(text.to_owned());
+        let shown = |profile, id: Option<&str>, version: &str| {
+            let (profile_id, sort_key) = (id.map(str::to_owned), text("acme"));
+            ShownFacts { profile, profile_id, sort_key, version: text(version) }
+        };
+        let file = |name: &str, content| {
+            let (partition, name) = (BootPartition::Esp, name.to_owned());
+            BootFile { partition, name, size: 1000, content, digest: None }
+        };
+        let profiles = vec![shown(1, Some("Debug"), "1.1"), shown(2, None, "1.3")];
+        let image = ImageFacts { sort_key: text("acme"), version: text("1.1"), root_hash: None, profiles };
+        let files = [
+            file("acme_1.0.efi", FileContent::ShownOnly(vec![shown(0, None, "1.0")])),
+            file("acme_1.2.efi", FileContent::ShownOnly(vec![shown(0, None, "1.2")])),
+            file("acme_1.1+3-0.efi", FileContent::Image(image)),
+            file("auto-acme.efi", FileContent::ShownOnly(vec![shown(0, None, "9")])),
+            file("acme_9.efi", FileContent::NotAnImage),
+        ];
+        let order = ["acme_1.1.efi@2", "acme_1.2.efi", "acme_1.1.efi", "acme_1.1.efi@debug", "acme_1.0.efi"];
+        assert_eq!(loader_order(&files, &[]), order);
+        let entries: Vec<_> = files.iter().flat_map(LoaderEntry::of).collect();
+        assert_eq!(first(&entries).unwrap().in_words(), "acme_1.1+3-0.efi@2");
+        let cut = entries.iter().filter(|entry| !entry.is_whole).map(|entry| entry.file.as_str());
+        assert_eq!(cut.collect::<Vec<_>>(), ["acme_1.0.efi", "acme_1.2.efi"]);
     }
 
     fn does_no_harm(pattern: &str, minds_tries: bool) -> bool {

@@ -14,8 +14,8 @@ pub use attributes::Attributes;
 pub use change::{BootChange, BootPurpose, BootStep, Expected};
 pub use files::{is_unfinished, parse_waiting, unfinished_name, waiting_name};
 pub use inventory::{
-    BootFile, BootInventory, BootPartition, FileContent, ImageFacts, LoaderFacts, PartitionFacts, Pin, TextContent,
-    TextEntry, TextFacts,
+    BootFile, BootInventory, BootPartition, FileContent, ImageFacts, LoaderFacts, PartitionFacts, Pin, ShownFacts,
+    TextContent, TextEntry, TextFacts,
 };
 pub use loader::loader_order;
 pub use view::{BootView, SlotImages};

@@ -31,6 +31,16 @@ impl EntryName {
         Self::with_ending(file, "conf")
     }
 
+    /// Takes apart what the boot loader calls an entry of type #2: a file name, and behind an `@` the profile from the second on.
+    pub fn parse_id(id: &str) -> Option<Self> {
+        const ENDING: &str = ".efi";
+        let without_profile = || {
+            let at = id.to_ascii_lowercase().rfind(&format!("{ENDING}@"))?;
+            Self::parse(id.get(..at + ENDING.len())?)
+        };
+        Self::parse(id).or_else(without_profile)
+    }
+
     fn with_ending(file: &str, wanted: &str) -> Option<Self> {
         let (stem, ending) = file.rsplit_once('.')?;
         if !ending.eq_ignore_ascii_case(wanted) || stem.is_empty() {
@@ -89,6 +99,11 @@ mod tests {
         }
         assert_eq!(bascule_names::entry_base("acme-os", "1.0~rc.1"), "acme-os_1.0~rc.1");
         assert_eq!(EntryName::parse("acme.conf"), None);
+        for id in ["acme_1.0.efi", "acme_1.0.efi@1", "Acme_1.0.EFI@debug", "acme_1.0+2-1.efi@a.b"] {
+            assert!(EntryName::parse_id(id).unwrap().base.eq_ignore_ascii_case("acme_1.0"), "{id}");
+        }
+        assert_eq!(EntryName::parse_id("acme_1.0.efi@b.efi").unwrap().base, "acme_1.0.efi@b");
+        assert_eq!(EntryName::parse_id("auto-windows"), None);
         assert_eq!(EntryName::parse(".efi"), None);
         assert_eq!(EntryName::parse(&EntryName::counted("a", 2, 1)).unwrap().counters, counters(2, Some(1)));
     }

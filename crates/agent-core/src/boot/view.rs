@@ -109,7 +109,7 @@ impl Judge<'_> {
         match &file.content {
             FileContent::Image(image) => image.root_hash.clone(),
             FileContent::Unread(_) => self.record_of(file).map(|record| record.root_hash.clone()),
-            FileContent::NotAnImage | FileContent::Placeholder => None,
+            FileContent::ShownOnly(_) | FileContent::NotAnImage | FileContent::Placeholder => None,
         }
     }
 
@@ -225,13 +225,16 @@ impl Judge<'_> {
 
     /// Whether the boot loader says that it picked this file: by its name without counters, since they change then.
     fn was_selected(&self, file: &BootFile) -> bool {
-        let selected = self.inventory.loader.selected.as_deref().and_then(EntryName::parse);
+        let selected = self.inventory.loader.selected.as_deref().and_then(EntryName::parse_id);
         selected.is_some_and(|selected| selected.base.eq_ignore_ascii_case(&base(file)))
     }
 
     fn is_product(&self, file: &BootFile) -> bool {
         match &file.content {
             FileContent::Image(image) => image.sort_key.as_deref() == Some(self.product.as_str()),
+            FileContent::ShownOnly(shown) => {
+                shown.iter().any(|entry| entry.sort_key.as_deref() == Some(self.product.as_str()))
+            }
             _ => base(file).starts_with(&entry_base(self.product.as_str(), "")),
         }
     }
@@ -273,12 +276,16 @@ impl Judge<'_> {
                 _ if is_unfinished(&file.name) => view.unfinished.push(file),
                 _ if !is_entry => {}
                 FileContent::Image(_) if self.is_ours_by_record(&file) => view.strays.push(file),
-                FileContent::NotAnImage | FileContent::Image(ImageFacts { root_hash: None, .. })
+                FileContent::NotAnImage
+                | FileContent::ShownOnly(_)
+                | FileContent::Image(ImageFacts { root_hash: None, .. })
                     if self.is_broken_by_record(&file) =>
                 {
                     view.strays.push(file);
                 }
-                FileContent::Image(_) | FileContent::NotAnImage if self.is_product(&file) => {
+                FileContent::Image(_) | FileContent::ShownOnly(_) | FileContent::NotAnImage
+                    if self.is_product(&file) =>
+                {
                     if self.holds(Safeguard::ForeignIsLeftAlone) {
                         view.foreign.push(file.name);
                     } else {
@@ -308,7 +315,7 @@ impl Judge<'_> {
         self.only_record_of(file).is_some_and(|record| Some(&record.root_hash) == file.content.root_hash())
     }
 
-    /// What the agent placed for another release than the running one, and what was read is no image any more: power was lost
+    /// What the agent placed for another release than the running one, and what was read is no whole image any more: power was lost
     /// while it was removed, after its clusters were freed and before its name was.
     fn is_broken_by_record(&self, file: &BootFile) -> bool {
         let running = self.releases.get(self.booted).map(|(root_hash, _)| root_hash);
@@ -408,7 +415,7 @@ impl BootView {
                 own.iter().any(|own| (own.partition, &own.name) == (file.partition, &file.name))
             })
         };
-        let files = inventory.files.iter().filter(|file| !apart(file)).filter_map(LoaderEntry::of);
+        let files = inventory.files.iter().filter(|file| !apart(file)).flat_map(LoaderEntry::of);
         files.chain(inventory.texts.iter().filter_map(LoaderEntry::of_text)).collect()
     }
 }
@@ -508,6 +515,62 @@ mod tests {
         assert_eq!(judged_at(None, vec![debug()], Some(1)), (Vec::new(), others()));
         let torn = vec![file(Esp, "ACME-O~1.EFI", 100, None), debug()];
         assert_eq!(judged_at(Some(Esp), torn, None), (vec!["ESP ACME-O~1.EFI".to_owned()], others()));
+    }
+
+    /// The rest of the agent's own removal that power loss broke off is cleared away; the same of anybody else's stays.
+    #[test]
+    fn what_is_cut_short_is_cleared_away_only_where_a_record_speaks_of_it() {
+        use super::super::ShownFacts;
+        use BootPartition::Esp;
+        let (gone, version) = (RootHash::from_bytes(&[9; 32]), Some("1.0".to_owned()));
+        let shown = ShownFacts { sort_key: Some("acme-os".to_owned()), version, ..ShownFacts::default() };
+        let cut = |name: &str, size| {
+            let content = FileContent::ShownOnly(vec![shown.clone()]);
+            BootFile { content, ..file(Esp, name, size, None) }
+        };
+        let own = cut("acme-os_1.0+0-3.efi", 80);
+        // Another name, another length, and what runs.
+        let others = [cut("acme-os_0.9.efi", 80), cut("acme-os_1.0.efi", 81), cut(NAME, 100)];
+        let files = others.iter().cloned().chain([own.clone()]).collect();
+        let inventory = BootInventory { files, ..BootInventory::default() };
+        let record = |root_hash, base: &str, size| PlacedImage {
+            root_hash,
+            partition: Some(Esp),
+            base: base.to_owned(),
+            size,
+            digest: None,
+        };
+        let records = [record(gone, "acme-os_1.0", 80), record(root_hash(), "acme-os_1.1", 100)];
+        let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
+        let running = root_hash();
+        let releases = PerSlot { a: Some((&running, &version)), b: None };
+        let (inventory, records, product) = (&inventory, &records[..], &product);
+        let judge = Judge { inventory, records, product, booted: SlotName::A, releases, without: None };
+        let view = judge.view();
+        assert_eq!(view.strays, [own]);
+        assert!(view.slots.a.images.is_empty() && view.unread.is_empty(), "{view:?}");
+        let names: Vec<_> = others.iter().map(|file| file.name.clone()).collect();
+        assert_eq!(view.foreign, names);
+        // All of them are what the boot loader may take.
+        assert_eq!(view.others(inventory).len(), 4);
+    }
+
+    #[test]
+    fn what_was_booted_by_a_profile_is_known_by_its_file() {
+        use BootPartition::Esp;
+        // The installer left two, and the boot loader says which it took.
+        for selected in ["acme_b.efi", "acme_b.efi@1", "ACME_B.efi@debug"] {
+            let files = vec![file(Esp, "acme_a.efi", 100, Some(1)), file(Esp, "acme_b.efi", 120, Some(2))];
+            let loader = super::super::LoaderFacts { selected: Some(selected.to_owned()), ..Default::default() };
+            let inventory = BootInventory { files, loader, ..BootInventory::default() };
+            let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
+            let running = root_hash();
+            let releases = PerSlot { a: Some((&running, &version)), b: None };
+            let (inventory, product) = (&inventory, &product);
+            let judge = Judge { inventory, records: &[], product, booted: SlotName::A, releases, without: None };
+            let names: Vec<_> = judge.view().slots.a.images.iter().map(|file| file.name.clone()).collect();
+            assert_eq!(names, ["acme_b.efi"], "{selected}");
+        }
     }
 
     /// The other slot's images, its entry and the records, for records as given.

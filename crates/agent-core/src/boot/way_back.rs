@@ -154,21 +154,26 @@ pub(crate) fn obstacle(facts: &Facts) -> Option<String> {
     if let Some(why) = pins(&[kept.id, running.id.clone(), armed.id.clone(), used_up.id.clone()], &armed.id) {
         return Some(why);
     }
-    let mut entries = view.others(inventory);
-    entries.extend([running.clone(), armed.clone()]);
-    let would = |taken: Option<&LoaderEntry>, wanted: &LoaderEntry, when: &str| {
-        let taken = taken.filter(|taken| *taken != wanted)?;
-        Some(format!(
-            "{when}, the boot loader would take {}, which is not this agent's: remove it, or give it another sort key",
-            taken.file
-        ))
+    let others = view.others(inventory);
+    // Of our own images the further profiles count beside the first, with its counters.
+    let with_profiles = |entry: &LoaderEntry, file: Option<&BootFile>| {
+        let more = file.and_then(|file| file.content.image()).map(|image| entry.profiles(&image.profiles));
+        std::iter::once(entry.clone()).chain(more.unwrap_or_default())
     };
-    if let Some(why) = would(first(&entries), &armed, "with a release armed in the other slot") {
-        return Some(why);
-    }
-    entries.pop();
-    entries.push(used_up);
-    would(first(&entries), &running, "after the tries of an armed release")
+    let would = |armed: &LoaderEntry, wanted: &LoaderEntry, when: &str| {
+        let mut entries = others.clone();
+        entries.extend(with_profiles(&running, Some(running_file)).chain(with_profiles(armed, other)));
+        let taken = first(&entries).filter(|taken| *taken != wanted)?;
+        let is_own = taken.profile.is_some() && [&running, armed].into_iter().any(|own| own.file == taken.file);
+        let what = match (is_own, taken.is_whole) {
+            (true, _) => "a further profile of a release's own image: publish one whose boot image has one profile",
+            (false, true) => "which is not this agent's: remove it, or give it another sort key",
+            (false, false) => "which is not this agent's, and no whole image, so that it may not start: remove it",
+        };
+        Some(format!("{when}, the boot loader would take {}, {what}", taken.in_words()))
+    };
+    would(&armed, &armed, "with a release armed in the other slot")
+        .or_else(|| would(&used_up, &running, "after the tries of an armed release"))
 }
 
 /// Whether the boot loader, by its own order, would take the other slot's entry as everything lies there now.
@@ -180,7 +185,7 @@ pub(crate) fn would_take_the_other(facts: &Facts) -> bool {
     }
     let view = &facts.boot.view;
     let mut entries = view.others(&facts.boot.inventory);
-    let own = [other, facts.booted].map(|slot| view.slots.get(slot).images.iter().filter_map(LoaderEntry::of));
+    let own = [other, facts.booted].map(|slot| view.slots.get(slot).images.iter().flat_map(LoaderEntry::of));
     entries.extend(own.into_iter().flatten());
     let taken = first(&entries).map(|entry| entry.file.clone());
     let wanted = view.slots.get(other).images.first().map(|image| image.name.to_ascii_lowercase());

@@ -11,6 +11,7 @@ use bascule_image::digest::Sha256;
 use bascule_sim::disk::Disk;
 use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader::SystemdBoot;
+use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
 use bascule_sim::host::{Failing, SimReleases};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
@@ -40,6 +41,13 @@ fn boot_partition(disk: &Disk, number: u32) -> Esp {
 fn foreign(sort_key: &str, version: &str, command_line: &str) -> Vec<u8> {
     let os_release = format!("ID={sort_key}\nIMAGE_ID={sort_key}\nIMAGE_VERSION={version}\nPRETTY_NAME=x\n");
     boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", command_line.as_bytes()), (".linux", &[7; 900])])
+}
+
+/// The same with two profiles.
+fn with_profiles(sort_key: &str, version: &str) -> Vec<u8> {
+    let os_release = format!("IMAGE_ID={sort_key}\nIMAGE_VERSION={version}\n");
+    let profile = (".profile", &b"TITLE=x\n"[..]);
+    boot_image(&[(".osrel", os_release.as_bytes()), (".linux", &[7; 900]), profile, profile])
 }
 
 /// A host on which 1.0 runs and 1.1 is wanted, with boot partitions that many hands were at.
@@ -156,6 +164,23 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
         boot_partition(&world.hardware.disk, ESP).sync().unwrap();
         others.push((ESP, path.to_owned(), content));
     }
+    // What is cut short, and further profiles of what is whole: entries like any other, here behind both releases.
+    let cut = |sort_key, version| {
+        let whole = foreign(sort_key, version, "quiet");
+        whole[..whole.len() - 700].to_vec()
+    };
+    for (path, content) in [
+        ("EFI/Linux/acme-os_0.5.efi", cut("acme-os", "0.5")),
+        ("EFI/Linux/zulu_2.efi", cut("zulu", "2")),
+        ("EFI/Linux/profiles.efi", with_profiles("zulu", "3")),
+    ] {
+        if random.random_bool(0.3) {
+            let number = *partitions.choose(&mut random).unwrap();
+            boot_partition(&world.hardware.disk, number).write(path, &content).unwrap();
+            boot_partition(&world.hardware.disk, number).sync().unwrap();
+            others.push((number, path.to_owned(), content));
+        }
+    }
     Node { world, foreign: others, held: pinned || beyond }
 }
 
@@ -234,6 +259,38 @@ fn each_safeguard_is_missed_when_it_is_left_out() {
         let found = (0..WORLDS).find(|seed| node(*seed, Some(without)).judge().is_err());
         assert!(found.is_some(), "nothing noticed that {without:?} was left out");
     }
+}
+
+/// 1.1 runs, and 1.0 is asked for, whose kernel panics. For that 1.1 is set aside; with the tries of 1.0 used up both are bad, and the
+/// boot loader takes whatever else it shows. The error says how it ended.
+fn going_back_beside(content: Option<Vec<u8>>, without: Option<Safeguard>) -> (World, Result<(), Wrong>) {
+    let broken = TinyRelease::new("acme-os", "1.0", 48 << 10, &[Fault::Panic]).unwrap();
+    let known = Arc::new(vec![release("1.1"), broken]);
+    let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
+    let (disk, releases) = (installed(SystemdBoot, &known[0]), SimReleases::of(known.iter()));
+    let mut world = World::new(SystemdBoot, disk, operator, known, Arc::new(releases));
+    world.config.without = without;
+    if let Some(content) = content {
+        esp(&world.hardware.disk).write("EFI/Linux/zulu.efi", &content).unwrap();
+        esp(&world.hardware.disk).sync().unwrap();
+    }
+    let ended = world.settle().map(|_| ());
+    (world, ended)
+}
+
+#[test]
+fn a_node_is_not_sent_back_past_an_image_that_is_cut_short() {
+    let whole = foreign("zulu", "1", "quiet");
+    let cut = || Some(whole[..whole.len() - 700].to_vec());
+    let (world, ended) = going_back_beside(cut(), None);
+    assert_eq!((ended, world.hardware.starts), (Ok(()), 1), "{}", world.told());
+    assert_eq!(world.running().unwrap().version, "1.1");
+    // So it would end, and so it ends without that file.
+    let (world, ended) = going_back_beside(cut(), Some(Safeguard::WayBackBeforeArming));
+    assert!(ended.is_err_and(|wrong| wrong.contains("nothing boots")), "{}", world.told());
+    let (mut world, ended) = going_back_beside(None, None);
+    assert!(ended.is_err() && world.hardware.starts > 1, "{}", world.told());
+    assert_eq!(world.hardware.power_on().system.unwrap().version, "1.1");
 }
 
 /// Case 38: neither a partition table that can't be repaired nor a boot partition without room for a copy costs a good

@@ -7,7 +7,7 @@
 
 use anyhow::{Context as _, ensure};
 use bascule_agent::boot::text_entries;
-use bascule_agent::core::boot::{BootFile, BootPartition, FileContent, ImageFacts, TextEntry, loader_order};
+use bascule_agent::core::boot::{BootFile, BootPartition, TextEntry, loader_order};
 use bascule_agent::linux::MountedEsp;
 use bascule_agent::uki;
 use bascule_sim::layout::XBOOTLDR;
@@ -111,6 +111,27 @@ fn fakes() -> Vec<Fake> {
     files.push(("text.efi".to_owned(), b"no program".to_vec()));
     files.push(("nothing.efi".to_owned(), Vec::new()));
     files.push(("headless.efi".to_owned(), boot_image(&[(".linux", b"no kernel")])));
+    // Cut short: behind the os-release, in the middle of it, before it. Only the last is not shown.
+    let whole = image("ID=cut\nNAME=x\nVERSION_ID=12\n");
+    for (name, length) in
+        [("cut_1.efi", whole.len() - 1), ("cut_2.efi", 1024), ("cut_3.efi", 512 + 26), ("cut_4.efi", 512)]
+    {
+        files.push((name.to_owned(), whole.iter().copied().take(length).collect()));
+    }
+    // Each profile is an entry, named by number or by name, and sorted by an os-release of its own where it has one.
+    files.push((
+        "profiles.efi".to_owned(),
+        boot_image(&[
+            (".osrel", b"ID=profiles\nNAME=x\nVERSION_ID=1\n"),
+            (".cmdline", b"quiet"),
+            (".linux", b"no kernel"),
+            (".profile", b"ID=main\n"),
+            (".profile", b"ID=second\n"),
+            (".profile", b"TITLE=Third\n"),
+            (".profile", b"ID=newer\n"),
+            (".osrel", b"ID=profiles\nNAME=x\nVERSION_ID=2\n"),
+        ]),
+    ));
     let mut fakes: Vec<Fake> = files
         .into_iter()
         .enumerate()
@@ -179,13 +200,7 @@ fn texts_seen(partition: BootPartition) -> anyhow::Result<Vec<TextEntry>> {
 
 /// A file as the agent sees it.
 fn seen(fake: &Fake) -> anyhow::Result<BootFile> {
-    let content = match uki::read(&fake.bytes).with_context(|| format!("reading {}", fake.name))? {
-        Some(facts) => {
-            let uki::UkiFacts { sort_key, version, root_hash } = facts;
-            FileContent::Image(ImageFacts { sort_key, version, root_hash })
-        }
-        None => FileContent::NotAnImage,
-    };
+    let content = uki::read(&fake.bytes).with_context(|| format!("reading {}", fake.name))?;
     let (name, size) = (fake.name.clone(), fake.bytes.len() as u64);
     Ok(BootFile { partition: fake.partition, name, size, content, digest: None })
 }
