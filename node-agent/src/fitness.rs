@@ -17,6 +17,8 @@ pub struct Wanted<'a> {
     pub product: Option<&'a Product>,
     /// The release that the boot image belongs to.
     pub version: &'a Version,
+    /// Whether it was an entry here before: a way back is not refused for what a new release must not have.
+    pub is_entry: bool,
 }
 
 /// Why a boot image must not be armed here.
@@ -46,6 +48,13 @@ pub enum Unfit {
         /// What it should say.
         wanted: String,
     },
+    /// It has several profiles. The boot loader shows an entry for each, with one counter for all, and a person or a pin may pick one
+    /// that boots something else than the release.
+    #[error("the boot image has {found} profiles, and the boot loader would show each: publish one that has one")]
+    Profiles {
+        /// How many.
+        found: usize,
+    },
     /// What the firmware checks by is not known.
     #[error("whether this machine's firmware would start the boot image can't be told")]
     State(#[from] StateError),
@@ -65,7 +74,9 @@ impl Unfit {
     pub fn category(&self) -> NodeError {
         match self {
             Self::Uki(ReadUkiError::Unreadable { .. }) => NodeError::Storage,
-            Self::Uki(_) | Self::Architecture { .. } | Self::OsRelease { .. } => NodeError::Unsuitable,
+            Self::Uki(_) | Self::Architecture { .. } | Self::OsRelease { .. } | Self::Profiles { .. } => {
+                NodeError::Unsuitable
+            }
             Self::State(_) => NodeError::BootControl,
             Self::SecureBoot { source, .. } if source.is_unreadable() => NodeError::Storage,
             Self::SecureBoot { .. } => NodeError::SecureBoot,
@@ -90,6 +101,10 @@ pub fn check(file: &dyn ReadAt, wanted: &Wanted<'_>, firmware: &dyn Firmware) ->
             Processor::Other(number) => format!("PE machine {number:#06x}"),
         };
         return Err(Unfit::Architecture { found, wanted: wanted.architecture });
+    }
+    let found = uki.profiles();
+    if found > 1 && !wanted.is_entry {
+        return Err(Unfit::Profiles { found });
     }
     let release = uki.os_release()?;
     let version: &[&'static str] = &["IMAGE_VERSION", "VERSION_ID"];
@@ -136,7 +151,8 @@ mod tests {
     fn category(image: &dyn ReadAt, firmware: &Variables) -> Result<(), (NodeError, String)> {
         let product = Product::parse("acme-os").unwrap();
         let version = Version::parse("1.1").unwrap();
-        let wanted = Wanted { architecture: Architecture::X86_64, product: Some(&product), version: &version };
+        let (architecture, is_entry) = (Architecture::X86_64, false);
+        let wanted = Wanted { architecture, product: Some(&product), version: &version, is_entry };
         check(image, &wanted, firmware).map_err(|unfit| (unfit.category(), unfit.to_string()))
     }
 
@@ -175,6 +191,21 @@ mod tests {
             let (kind, _) = category(&boot_image(&sections), &off).unwrap_err();
             assert_eq!(kind, NodeError::Unsuitable);
         }
+    }
+
+    #[test]
+    fn an_image_with_more_than_one_profile_is_unsuitable() {
+        let osrel = (".osrel", &b"IMAGE_ID=acme-os\nIMAGE_VERSION=1.1\n"[..]);
+        let (quiet, profile) = ((".cmdline", &b"quiet"[..]), (".profile", &b"ID=x\n"[..]));
+        let off = Variables(Vec::new());
+        assert_eq!(category(&boot_image(&[osrel, quiet, profile]), &off), Ok(()));
+        let (kind, message) = category(&boot_image(&[osrel, quiet, profile, profile]), &off).unwrap_err();
+        assert!(kind == NodeError::Unsuitable && message.contains("2 profiles"), "{message}");
+        // The way back may have been there before that was asked for. What its profiles are sorted by counts in the order of entries.
+        let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
+        let (architecture, is_entry) = (Architecture::X86_64, true);
+        let wanted = Wanted { architecture, product: Some(&product), version: &version, is_entry };
+        assert!(check(&boot_image(&[osrel, quiet, profile, profile]), &wanted, &off).is_ok());
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub use pace::{PressureLimits, Stop};
 pub use slot::StageLimits;
 
 use crate::boot::{self, BootFolder, DigestCache};
+use crate::core::boot::name::EntryName;
 use crate::core::boot::{BootPurpose, waiting_name};
 use crate::core::{Effect, Event, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
 use crate::fitness::{self, Wanted};
@@ -168,7 +169,7 @@ impl Engine {
                     return Ok(());
                 }
                 let options = self.transfer_options();
-                self.quietly(|| self.judge_fitness(&*release.open_uki(&options)?, &slots, target))
+                self.quietly(|| self.judge_fitness(&*release.open_uki(&options)?, false, &slots, target))
             }
             Effect::StageUki { target, partition } => {
                 let release = self.resolved_for(target)?;
@@ -278,13 +279,14 @@ impl Engine {
     ) -> Result<(), EffectError> {
         // What the other boot loaders start is their own business: a kernel from the slot, or this file after a check of
         // their own.
-        let Some(file) = boot::open(folder, file)? else { return Ok(()) };
-        self.judge_fitness(&*file, slots, target)
+        let Some(opened) = boot::open(folder, file)? else { return Ok(()) };
+        self.judge_fitness(&*opened, EntryName::parse(file).is_some(), slots, target)
     }
 
     fn judge_fitness(
         &self,
         file: &dyn bascule_image::io::ReadAt,
+        is_entry: bool,
         slots: &RunningSlots,
         target: &ReleaseTarget,
     ) -> Result<(), EffectError> {
@@ -293,6 +295,7 @@ impl Engine {
             // A product that the settings name is one that os-release does not.
             product: self.look_settings.product.is_none().then_some(&slots.product),
             version: &target.version,
+            is_entry,
         };
         Ok(fitness::check(file, &wanted, &*self.host.firmware)?)
     }

@@ -6,7 +6,7 @@ use bascule_names::{Architecture, RootHash};
 
 use super::{
     Finding, NO_KERNEL, NO_OOPS_PANIC, NO_PANIC_RESTART, NO_SBAT, OTHER_MACHINE, OTHER_PRODUCT, OTHER_ROOT_HASH,
-    OTHER_VERSION, OWN_ROOT_HASH, SHELL, Subject,
+    OTHER_VERSION, OWN_ROOT_HASH, SEVERAL_PROFILES, SHELL, Subject,
 };
 
 /// The machine type that a PE file must have (PE format, "Machine Types").
@@ -85,6 +85,10 @@ pub(crate) fn uki(file: &Vec<u8>, root_hash: &RootHash, subject: Subject<'_>) ->
         return Ok(findings);
     }
     let uki = Uki::open(file)?;
+    match uki.profiles() {
+        1 => {}
+        found => findings.push(SEVERAL_PROFILES.found(format!("the UKI has {found} profiles"))),
+    }
     findings.extend(options(&uki.command_line()?, root_hash));
     findings.extend(identity("the UKI's os-release", &uki.os_release()?, subject));
     match uki.section_size(".sbat") {
@@ -156,6 +160,7 @@ pub(super) fn identity(what: &str, os_release: &OsRelease, subject: Subject<'_>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bascule_names::{Product, Version};
 
     fn numbers(findings: &[Finding]) -> Vec<u16> {
         findings.iter().map(|finding| finding.check.number).collect()
@@ -182,6 +187,30 @@ mod tests {
         // As whoever reads it at boot parts it into words.
         assert_eq!(numbers(&command_line("quiet \"roothash=deadbeef\"")), [6]);
         assert_eq!(numbers(&command_line("rd.roothash=deadbeef")), [6]);
+    }
+
+    #[test]
+    fn a_uki_with_more_than_one_profile_is_refused() {
+        use bascule_image::uki::{Parts, build};
+        // Debian package systemd-boot-efi.
+        let stub = std::fs::read("/usr/lib/systemd/boot/efi/linuxx64.efi.stub").expect("install systemd-boot-efi");
+        let root_hash = RootHash::from_bytes(&[1; 32]);
+        let parts = Parts {
+            stub: &stub,
+            kernel: b"the kernel",
+            initrd: b"the initrd",
+            command_line: &format!("roothash={root_hash} panic=1 oops=panic softlockup_panic=1"),
+            os_release: "IMAGE_ID=acme-os\nIMAGE_VERSION=1.0\n",
+            kernel_release: Some("6.1.0-1"),
+        };
+        let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.0").unwrap());
+        let subject = Subject { product: &product, version: &version, architecture: Architecture::X86_64 };
+        let mut file = build(&parts).unwrap();
+        for (section, found) in [(b".uname\0\0", vec![]), (b".initrd\0", vec![13])] {
+            let place = file.windows(8).position(|name| name == section).unwrap();
+            file[place..place + 8].copy_from_slice(b".profile");
+            assert_eq!(numbers(&uki(&file, &root_hash, subject).unwrap()), found);
+        }
     }
 
     #[test]

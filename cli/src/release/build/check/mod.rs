@@ -61,6 +61,7 @@ checks! {
     SLOT_TOO_SMALL = 10 error "Image and hash tree don't fit the slot of the layout: no node could stage the release.";
     ESP_TOO_SMALL = 11 error "The boot partition holds the UKI that runs, the one in the other slot, and for a moment the one that is being written.";
     NOT_SIGNED = 12 error "Firmware with Secure Boot on starts only what a certificate in its db vouches for: every node would refuse the release before it is drained, and stay where it is. Sign the boot image with --secure-boot-key where the release is built.";
+    SEVERAL_PROFILES = 13 error "The boot loader shows an entry for each profile of a UKI, with one counter for all, and a profile may boot something else than the release: every node would refuse it before it is drained. Build the UKI with one profile.";
     NO_IDENTITY = 21 warning "Without IMAGE_ID and IMAGE_VERSION in os-release a node does not know what it runs. Write them when the image is made.";
     NO_INIT = 22 warning "The tree has no /usr/lib/systemd/systemd, /usr/sbin/init or /sbin/init, so nothing runs after the kernel.";
     NO_PANIC_RESTART = 23 warning "A trial is only taken back if a machine that gets nowhere restarts. Without panic=SECONDS (1 is usual) a kernel that panics stands still until somebody comes.";
