@@ -3,18 +3,20 @@
 //! is picked by its name and does not start (systemd, src/boot/boot.c, `boot_entry_add_type2`; src/boot/pe.c,
 //! `pe_section_table_from_file`, `pe_locate_profile_sections`).
 //!
-//! An entry for each profile is shown from systemd 257 on; an older one shows the first, and some of those in between only the first
-//! where there is no `.cmdline`. Here are all that any of them shows.
+//! An entry for each profile is shown from systemd 257 on, by some of these (until #37576) none behind the first profile without a
+//! `.cmdline`. An older one shows one entry for a file, by the last `.osrel` in it. Each shows only what is for its own processor. Here
+//! are all that any of them shows.
 
 use super::build::SECTION_HEADER;
 use super::read::{FIRST, PROFILE, ReadUkiError, is_called, length_of, read};
 use super::{MAX_OS_RELEASE, MAX_SECTIONS, OsRelease, UkiError};
 use crate::io::ReadAt;
 
-/// Length of the DOS header, behind which the PE header may begin.
+/// Length of the DOS header.
 const DOS_HEADER: u64 = 64;
-/// Length of all that the loader reads of the PE header: signature, file header, optional header with its directories.
-const PE_HEADER: u64 = 24 + 112 + 16 * 8;
+/// Length of all that the loader reads of the PE header: signature, file header, and of the optional header what PE32 and PE32+ have in
+/// common.
+const PE_HEADER: u64 = 4 + 20 + 72;
 /// A longer section table is not read by the loader, in bytes.
 const MAX_TABLE: u64 = 16 << 20;
 
@@ -104,7 +106,7 @@ fn section_table(file: &dyn ReadAt, length: u64) -> Result<Vec<Section>, ReadUki
         return Ok(Vec::new());
     }
     let header = u64::from(number32(&start, 0x3c));
-    if header < DOS_HEADER || header + PE_HEADER > length {
+    if header + PE_HEADER > length {
         return Ok(Vec::new());
     }
     let pe = part(file, &start, header, PE_HEADER)?;

@@ -275,6 +275,25 @@ fn a_boot_loader_shows_what_is_cut_short_behind_its_os_release() {
     assert!(matches!(shown(&unread), Err(ReadUkiError::Unreadable { .. })));
 }
 
+/// The loader asks for no directories behind the optional header, which a linker always writes.
+#[test]
+fn a_boot_loader_reads_no_further_than_it_has_to() {
+    let mut file = vec![0; 0xC8];
+    put(&mut file, 0, b"MZ");
+    put(&mut file, 0x3C, &0x40_u32.to_le_bytes());
+    put(&mut file, 0x40, b"PE\0\0");
+    for (offset, value) in [(4, 0x8664_u16), (6, 1), (20, 72), (24, 0x20B)] {
+        put(&mut file, 0x40 + offset, &value.to_le_bytes());
+    }
+    put(&mut file, 0xA0, b".osrel");
+    for (offset, value) in [(8, 8_u32), (16, 8), (20, 0xC8)] {
+        put(&mut file, 0xA0 + offset, &value.to_le_bytes());
+    }
+    assert!(entries(&file).is_empty());
+    file.extend(b"ID=acme\n");
+    assert_eq!(entries(&file), vec![entry(0, None, None)]);
+}
+
 #[test]
 fn a_boot_loader_shows_an_entry_for_each_profile() {
     let mut uki = build(&parts(&stub())).unwrap();
