@@ -17,8 +17,8 @@ pub struct Wanted<'a> {
     pub product: Option<&'a Product>,
     /// The release that the boot image belongs to.
     pub version: &'a Version,
-    /// Whether it was an entry here before: a way back is not refused for what a new release must not have.
-    pub is_entry: bool,
+    /// Whether it comes only now: what is here already, and may be the way back, is not refused for what a new release must not have.
+    pub is_new: bool,
 }
 
 /// Why a boot image must not be armed here.
@@ -103,7 +103,7 @@ pub fn check(file: &dyn ReadAt, wanted: &Wanted<'_>, firmware: &dyn Firmware) ->
         return Err(Unfit::Architecture { found, wanted: wanted.architecture });
     }
     let found = uki.profiles();
-    if found > 1 && !wanted.is_entry {
+    if found > 1 && wanted.is_new {
         return Err(Unfit::Profiles { found });
     }
     let release = uki.os_release()?;
@@ -151,8 +151,8 @@ mod tests {
     fn category(image: &dyn ReadAt, firmware: &Variables) -> Result<(), (NodeError, String)> {
         let product = Product::parse("acme-os").unwrap();
         let version = Version::parse("1.1").unwrap();
-        let (architecture, is_entry) = (Architecture::X86_64, false);
-        let wanted = Wanted { architecture, product: Some(&product), version: &version, is_entry };
+        let (architecture, is_new) = (Architecture::X86_64, true);
+        let wanted = Wanted { architecture, product: Some(&product), version: &version, is_new };
         check(image, &wanted, firmware).map_err(|unfit| (unfit.category(), unfit.to_string()))
     }
 
@@ -203,8 +203,8 @@ mod tests {
         assert!(kind == NodeError::Unsuitable && message.contains("2 profiles"), "{message}");
         // The way back may have been there before that was asked for. What its profiles are sorted by counts in the order of entries.
         let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
-        let (architecture, is_entry) = (Architecture::X86_64, true);
-        let wanted = Wanted { architecture, product: Some(&product), version: &version, is_entry };
+        let (architecture, is_new) = (Architecture::X86_64, false);
+        let wanted = Wanted { architecture, product: Some(&product), version: &version, is_new };
         assert!(check(&boot_image(&[osrel, quiet, profile, profile]), &wanted, &off).is_ok());
     }
 

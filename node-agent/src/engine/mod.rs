@@ -14,7 +14,6 @@ pub use pace::{PressureLimits, Stop};
 pub use slot::StageLimits;
 
 use crate::boot::{self, BootFolder, DigestCache};
-use crate::core::boot::name::EntryName;
 use crate::core::boot::{BootPurpose, waiting_name};
 use crate::core::{Effect, Event, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
 use crate::fitness::{self, Wanted};
@@ -169,7 +168,7 @@ impl Engine {
                     return Ok(());
                 }
                 let options = self.transfer_options();
-                self.quietly(|| self.judge_fitness(&*release.open_uki(&options)?, false, &slots, target))
+                self.quietly(|| self.judge_fitness(&*release.open_uki(&options)?, true, &slots, target))
             }
             Effect::StageUki { target, partition } => {
                 let release = self.resolved_for(target)?;
@@ -185,7 +184,7 @@ impl Engine {
                 self.digests.clear();
                 outcome?;
                 let file = target.uki.as_ref().map(|(digest, _)| waiting_name(digest)).unwrap_or_default();
-                self.check_fitness(&folder, &file, &slots, target)
+                self.check_fitness(&folder, &file, true, &slots, target)
             }
             Effect::Inspect(target) => {
                 let slots = self.slots()?;
@@ -217,7 +216,7 @@ impl Engine {
                     let folder = BootFolder::on(&self.host, backend, *partition)?;
                     boot::verify(&*folder.esp, &folder.path(file), target)?;
                     // Keys may have been revoked since it was staged.
-                    self.check_fitness(&folder, file, &slots, target)?;
+                    self.check_fitness(&folder, file, false, &slots, target)?;
                 }
                 if *quick { Ok(()) } else { self.read_back(&slots, target, tell) }
             }
@@ -274,19 +273,20 @@ impl Engine {
         &self,
         folder: &BootFolder,
         file: &str,
+        is_new: bool,
         slots: &RunningSlots,
         target: &ReleaseTarget,
     ) -> Result<(), EffectError> {
         // What the other boot loaders start is their own business: a kernel from the slot, or this file after a check of
         // their own.
-        let Some(opened) = boot::open(folder, file)? else { return Ok(()) };
-        self.judge_fitness(&*opened, EntryName::parse(file).is_some(), slots, target)
+        let Some(file) = boot::open(folder, file)? else { return Ok(()) };
+        self.judge_fitness(&*file, is_new, slots, target)
     }
 
     fn judge_fitness(
         &self,
         file: &dyn bascule_image::io::ReadAt,
-        is_entry: bool,
+        is_new: bool,
         slots: &RunningSlots,
         target: &ReleaseTarget,
     ) -> Result<(), EffectError> {
@@ -295,7 +295,7 @@ impl Engine {
             // A product that the settings name is one that os-release does not.
             product: self.look_settings.product.is_none().then_some(&slots.product),
             version: &target.version,
-            is_entry,
+            is_new,
         };
         Ok(fitness::check(file, &wanted, &*self.host.firmware)?)
     }
