@@ -7,8 +7,8 @@ use bascule_image::uki::{self, ReadUkiError, ShownEntry, Uki};
 
 use crate::core::boot::{FileContent, ImageFacts, ShownFacts};
 
-/// Reads them. The boot loader passes over what is no image, and over one whose os-release has no name; it shows one that is cut short
-/// behind its os-release, and each profile of one with several.
+/// Reads a file among the boot images. The boot loader passes over what is no image, and over one whose os-release has no name; it shows
+/// one that is cut short behind its os-release, and each profile of one with several.
 ///
 /// # Errors
 /// Reading failed, or ended at a limit that only this reader has: what the file boots is not known.

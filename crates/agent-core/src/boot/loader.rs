@@ -138,7 +138,8 @@ pub fn loader_order(files: &[BootFile], texts: &[TextEntry]) -> Vec<String> {
     entries.iter().map(LoaderEntry::listed).collect()
 }
 
-/// The entry that the order alone picks.
+/// The entry that the order alone picks. Newer boot loaders (systemd #41681) pick no further profile by themselves. Which one a machine
+/// has is not asked: where the first profile of a file comes before all others, it is picked by either.
 pub(crate) fn first(entries: &[LoaderEntry]) -> Option<&LoaderEntry> {
     entries.iter().min_by(|a, b| compare(a, b))
 }
