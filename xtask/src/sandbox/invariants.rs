@@ -169,9 +169,14 @@ fn judge_end(seen: &Snapshot) -> Invariant {
     }
 }
 
+/// What the operator does, and not within the hour that a story plays in; with what does it.
+const NOT_IN_THE_STORY: [(&str, &str); 1] =
+    [("delete freezes.bascule.dev", "a Freeze that ended 90 days ago; a cluster test has one, and holds the right to it")];
+
 /// What Bascule's own accounts were granted, against what they asked for in a whole story.
 async fn judge_rights(client: &Client, requests: &[Request]) -> anyhow::Result<Invariant> {
-    let accounts = [("bascule-operator", OPERATOR, OPERATOR_ELSEWHERE), ("bascule-agent", AGENT, &[])];
+    let elsewhere = [OPERATOR_ELSEWHERE, &NOT_IN_THE_STORY].concat();
+    let accounts = [("bascule-operator", OPERATOR, elsewhere.as_slice()), ("bascule-agent", AGENT, &[])];
     let mut wrong = Vec::new();
     for (role, user, elsewhere) in accounts {
         let granted = Granted::of(client, role).await.with_context(|| format!("cannot read the role {role}"))?;
