@@ -228,7 +228,8 @@ impl<'a> Round<'a> {
         self.follow_retries();
         let now = self.snapshot.now;
         for (index, policy) in self.policies.iter_mut().enumerate() {
-            let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
+            // How many failures are too many is not known of a policy that can't be used: they are counted once it can.
+            let Some(threshold) = policy.valid.map(|valid| valid.spec.failure_threshold) else { continue };
             policy.memory.recount(threshold, now);
             for _ in 0..=policy.facts.offer.releases.len() {
                 let Some(target) = policy.target(None).map(|release| release.version.clone()) else { break };
@@ -350,7 +351,8 @@ impl<'a> Round<'a> {
         let Some(policy) = view.traits.policy.and_then(|policy| self.policies.get_mut(policy)) else { return };
         let release = view.update().and_then(|update| update.spec.release.as_ref());
         if let (Some((category, message)), Some(release)) = (&moved.failure, release) {
-            let threshold = policy.valid.map_or(1, |valid| valid.spec.failure_threshold);
+            // What fails under a policy that can't be used is noted, and judged once it can.
+            let threshold = policy.valid.map_or(u32::MAX, |valid| valid.spec.failure_threshold);
             let failure = memory::failure(&release.version, &view.node.name, now, *category, message);
             policy.memory.fail(failure, threshold, now);
         }

@@ -101,7 +101,9 @@ impl<'a> Round<'a> {
     fn end_rollout(&mut self, index: usize, waves: &PolicyWaves) {
         let now = self.snapshot.now;
         let Some(policy) = self.policies.get(index) else { return };
-        let Some(version) = policy.memory.running().map(|entry| entry.version.clone()) else { return };
+        // Whether a block was lifted is not known of a policy that can't be used.
+        let running = policy.memory.running().filter(|_| policy.valid.is_some());
+        let Some(version) = running.map(|entry| entry.version.clone()) else { return };
         let outcome = if policy.blocked_by_failures(&version) {
             Outcome::Blocked
         } else if policy.is_blocked(&version) {
@@ -171,7 +173,9 @@ impl<'a> Round<'a> {
         set(conditions::UP_TO_DATE, done, if done { reason::DONE } else { reason::OBSERVED }, &unfinished);
         match &policy.halted {
             Some(wait) => set(conditions::HALTED, true, reason::FAILURE_THRESHOLD, &wait.message),
-            None => set(conditions::HALTED, false, reason::OBSERVED, ""),
+            None if policy.valid.is_some() => set(conditions::HALTED, false, reason::OBSERVED, ""),
+            // What was so stands: a halt would be told anew each time that the policy can be used again.
+            None => {}
         }
         match (&policy.facts.offer.state, &policy.repository) {
             (OfferState::Unusable { reason, message } | OfferState::Stale { reason, message }, _) => {

@@ -1,10 +1,10 @@
 //! The invariants, checked on the world itself.
 
 use super::{World, faults::carries, pods::RETURNS};
-use bascule_api::{IntOrPercent, Time, WaitReason};
+use bascule_api::{IntOrPercent, Time, WaitReason, conditions::reason};
 use bascule_planner::{
     Action, Report, Violation,
-    plan::DrainMode,
+    plan::{DrainMode, MemoryChange},
     snapshot::{Cordon, Excluded, HookRun, HookStage, Node, Truce},
 };
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ impl std::fmt::Display for Broken {
 
 /// Right after a step was carried out on the newest facts.
 pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
-    let mut broken = Vec::new();
+    let mut broken = remembered(world, action);
     if let Action::RunHook(order) = action
         && let Some(node) = world.snapshot.nodes.iter().find(|node| *node.name == *order.node)
         && order.stage == HookStage::BeforeDrain
@@ -118,6 +118,26 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
         broken.push(Broken::World(4, format!("{node} is granted, and etcd counts the member of {unseen}")));
     }
     broken
+}
+
+/// Right after a policy's memory was written: failures block a release only where they are as many as the policy asked for when it
+/// could be used last.
+pub(super) fn remembered(world: &World, action: &Action) -> Vec<Broken> {
+    let Action::Remember { policy: name, changes } = action else { return Vec::new() };
+    let policy = world.snapshot.policies.iter().find(|policy| policy.name == *name);
+    let (Some(policy), Some(threshold)) = (policy, world.thresholds.get(name)) else { return Vec::new() };
+    let blocked = changes.iter().filter_map(|change| match change {
+        MemoryChange::Blocked { version, by, .. } if by.as_str() == reason::FAILURE_THRESHOLD => Some(version),
+        _ => None,
+    });
+    let hasty = blocked.filter_map(|version| {
+        let failures = policy.status.failures.iter().filter(|failure| failure.version == *version).count();
+        let too_few = failures < usize::try_from(*threshold).unwrap_or(usize::MAX);
+        too_few.then(|| {
+            Broken::World(6, format!("{name} blocks {version} after {failures} failures, {threshold} are asked for"))
+        })
+    });
+    hasty.collect()
 }
 
 /// A release is committed only after its own boot has run for as long as the policy says: what the machine itself knows of

@@ -17,7 +17,10 @@ mod twin;
 mod workload;
 
 use bascule_api::Time;
-use bascule_planner::{GateSet, Snapshot, lint, model, plan_asking};
+use bascule_planner::{
+    GateSet, PolicyError, PolicyErrorKind, Snapshot, lint, model, plan_asking,
+    snapshot::{HookStage, Node},
+};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -87,6 +90,8 @@ pub struct World {
     unproven: std::collections::BTreeSet<check::Unproven>,
     /// When each node was told last to reboot.
     told: BTreeMap<String, Time>,
+    /// How many failures each policy takes for too many, by what it said when it could be used last.
+    thresholds: BTreeMap<String, u32>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
@@ -153,6 +158,7 @@ impl World {
             orphans: BTreeMap::new(),
             unproven: std::collections::BTreeSet::new(),
             told: BTreeMap::new(),
+            thresholds: BTreeMap::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
@@ -216,11 +222,13 @@ impl World {
         let stale = !self.peace && self.chance(15);
         let mut seen = if stale { self.old_view() } else { self.snapshot.clone() };
         if std::mem::take(&mut self.begins) {
-            self.tell("operator  begins, and has read no repository yet");
+            self.tell("operator  begins, and has read no repository yet, nor asked for its rights");
             for policy in &mut seen.policies {
                 std::sync::Arc::make_mut(policy).offer = std::sync::Arc::default();
             }
+            ask_for_rights(&mut seen);
         }
+        self.note_thresholds();
         let (plan, report) = plan_asking(&seen, self.gates);
         let mut broken: Vec<Broken> = lint(&seen, &plan, &report).into_iter().map(Broken::Lint).collect();
         if let Some(twin) = &mut self.twin {
@@ -263,6 +271,15 @@ impl World {
         }
         self.workload.questions = plan.questions;
         self.fail_if(broken)
+    }
+
+    /// What the policies that can be used say of failures.
+    fn note_thresholds(&mut self) {
+        let policies = self.snapshot.policies.iter();
+        let valid = policies.filter_map(|policy| Some((&policy.name, policy.spec.as_ref().ok()?)));
+        for (name, valid) in valid {
+            self.thresholds.insert(name.clone(), valid.spec.failure_threshold);
+        }
     }
 
     /// Nobody is left who saw the nodes boot: the next operator sees all boots now.
@@ -355,6 +372,29 @@ impl World {
         }
         let story = format!("{}{}", self.story, self.shown());
         Err(Box::new(Failure { seed: self.seed, broken, story }))
+    }
+}
+
+/// Whether it may run a policy's hooks and ask its object gates an operator that has just begun does not know yet, and until it does
+/// the policy can't be used: unless one of its nodes, or its maintenance, is under way already.
+fn ask_for_rights(seen: &mut Snapshot) {
+    const STAGES: [HookStage; 4] =
+        [HookStage::BeforeDrain, HookStage::AfterCommit, HookStage::BeforeRollout, HookStage::AfterRollout];
+    let moves = |node: &std::sync::Arc<Node>| {
+        let spec = node.update.as_ref().map(|update| &update.spec).filter(|spec| spec.disruption.is_some());
+        spec.map(|spec| spec.policy.clone())
+    };
+    let under_way: std::collections::BTreeSet<String> = seen.nodes.iter().filter_map(moves).collect();
+    for policy in &mut seen.policies {
+        let needs = policy.spec.as_ref().is_ok_and(|valid| {
+            let spec = &valid.spec;
+            STAGES.iter().any(|stage| !stage.hooks(&spec.hooks).is_empty())
+                || spec.health.gates.iter().any(|gate| gate.object.is_some())
+        });
+        if needs && policy.status.maintenance.is_none() && !under_way.contains(&policy.name) {
+            let asked = PolicyErrorKind::Right("whether the operator may do this is being asked".to_owned());
+            std::sync::Arc::make_mut(policy).spec = Err(PolicyError::new("spec", asked));
+        }
     }
 }
 

@@ -140,11 +140,15 @@ impl World {
 
     /// A plan, of which is remembered what is to be remembered before anything is done.
     fn planned(&mut self, broken: &mut Vec<Broken>) -> (Plan, Report) {
+        self.note_thresholds();
         let (plan, report) = plan_asking(&self.snapshot, self.gates);
         broken.extend(lint(&self.snapshot, &plan, &report).into_iter().map(Broken::Lint));
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
             let done = model::apply(&mut self.snapshot, step, &report);
             self.tell(&format!("operator  {} {}", step.action.name(), shown(&done)));
+            if done == model::Done::Applied {
+                broken.extend(check::remembered(self, &step.action));
+            }
         }
         (plan, report)
     }

@@ -7,6 +7,7 @@ mod members;
 mod newcomers;
 mod people;
 mod trials;
+mod verdicts;
 
 use bascule_api::{DisruptionOutcome, WaitReason};
 use bascule_planner::{Action, plan, snapshot::Node};
