@@ -55,7 +55,11 @@ fn warning(after: &Rollout) -> Option<&'static str> {
     match after.reason {
         WaitReason::NodeLost => Some("NodeLost"),
         WaitReason::AgentNotReporting if after.state == RolloutState::Failed => Some("AgentNotReporting"),
-        WaitReason::HealthGate if after.state == RolloutState::Trial => Some("TrialHeld"),
+        WaitReason::HealthGate | WaitReason::InvalidPolicy | WaitReason::NotSelected
+            if after.state == RolloutState::Trial =>
+        {
+            Some("TrialHeld")
+        }
         WaitReason::Hook if after.state == RolloutState::Failed => Some("HookFailed"),
         WaitReason::DrainHeld => Some("DrainHeld"),
         WaitReason::StagingFailed => Some("StagingFailed"),

@@ -327,9 +327,10 @@ impl<'a> Round<'a> {
             let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
             let asked = view.update().map_or("", |update| update.spec.policy.as_str());
             let policy = deciding.filter(|policy| policy.facts.name == asked);
+            let caring = view.traits.policy.and_then(|policy| self.policies.get(policy));
             let stood = orders.get_mut(index);
             let before = stood.as_ref().and_then(|stood| stood.as_ref());
-            let Some(moved) = motion::next(&ctx, &view, policy, &choice, before) else { continue };
+            let Some(moved) = motion::next(&ctx, &view, policy, caring, &choice, before) else { continue };
             self.remember(&view, &moved);
             self.draft.steps.extend(moved.steps);
             self.draft.drains.extend(moved.drain);

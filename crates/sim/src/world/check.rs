@@ -3,7 +3,7 @@
 use super::{World, faults::carries, pods::RETURNS};
 use bascule_api::{IntOrPercent, Time, WaitReason, conditions::reason};
 use bascule_planner::{
-    Action, Report, Violation,
+    Action, Report, ValidPolicy, Violation,
     plan::{DrainMode, MemoryChange},
     snapshot::{Cordon, Excluded, HookRun, HookStage, Node, Truce},
 };
@@ -140,29 +140,37 @@ pub(super) fn remembered(world: &World, action: &Action) -> Vec<Broken> {
     hasty.collect()
 }
 
+/// By whose settings a trial is judged: those of the policy that gave the grant, whoever selects the node by now, and where that
+/// is gone those of the only one that selects it. Or why nobody may judge it.
+fn judge<'w>(world: &'w World, node: &Node, granted_by: &str) -> Result<&'w ValidPolicy, &'static str> {
+    let mut policies = world.snapshot.policies.iter();
+    if let Some(policy) = policies.find(|policy| policy.name == granted_by) {
+        return policy.spec.as_ref().map(|valid| &**valid).map_err(|_| "its policy can't be used");
+    }
+    let valid = world.snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
+    let mut selecting = valid.filter(|valid| valid.spec.node_selector.matches(&node.labels));
+    match (selecting.next(), selecting.next()) {
+        (Some(valid), None) => Ok(valid),
+        _ => Err("its policy is gone, and no other one alone selects it"),
+    }
+}
+
 /// A release is committed only after its own boot has run for as long as the policy says: what the machine itself knows of
 /// its boots is asked, not what the API showed.
 fn committed(world: &World, node: &str) -> Option<Broken> {
     let known = world.snapshot.nodes.iter().find(|known| *known.name == *node)?;
     let update = known.update.as_ref()?;
-    // A node that its policy let go, or that two select, finishes with default settings.
-    let mut selecting = world
-        .snapshot
-        .policies
-        .iter()
-        .filter(|policy| policy.spec.as_ref().is_ok_and(|valid| valid.spec.node_selector.matches(&known.labels)));
-    if !(selecting.next().is_some_and(|policy| policy.name == update.spec.policy) && selecting.next().is_none()) {
-        return None;
-    }
-    let policy = world.snapshot.policies.iter().find(|policy| policy.name == update.spec.policy)?;
-    let health = &policy.spec.as_ref().ok()?.spec.health;
+    // What a person's Rollback ordered is made permanent as it is.
+    update.spec.disruption.as_ref().filter(|disruption| disruption.cause.object.kind == "UpdatePolicy")?;
+    let health = match judge(world, known, &update.spec.policy) {
+        Ok(valid) => &valid.spec.health,
+        Err(why) => return Some(Broken::World(0, format!("{node} commits, and {why}"))),
+    };
     // The word reaches nobody while the machine is down.
     let machine = world.machines.get(node).filter(|machine| machine.is_up())?;
-    // A way back is made permanent as it is.
-    let updates = update.spec.disruption.as_ref()?.cause.object.kind == "UpdatePolicy";
     let (now, soak) = (world.snapshot.now, i64::try_from(health.node_soak.as_secs()).unwrap_or(i64::MAX));
     let since = machine.up_since;
-    (updates && now.seconds_since(since) < soak).then(|| {
+    (now.seconds_since(since) < soak).then(|| {
         let healthy = now.seconds_since(since);
         Broken::World(0, format!("{node} commits {healthy} s after it booted, {soak} s are asked"))
     })
@@ -369,7 +377,6 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
     let now = world.snapshot.now;
     for policy in &world.snapshot.policies {
         let Ok(valid) = &policy.spec else { continue };
-        // What its policy let go finishes with the default, which is as long.
         let asked = i64::try_from(valid.spec.health.node_ready_timeout.as_secs()).unwrap_or(i64::MAX);
         let verdict = |failure: &&bascule_api::PolicyFailure| {
             failure.message.starts_with("not healthy within") && failure.at == now

@@ -1,10 +1,10 @@
 //! Who may judge a release, and what becomes of it while nobody can.
 
-use crate::{granted, on, world};
-use bascule_api::{Goal, UpdatePolicySpec};
+use crate::{granted, node, on, state, world};
+use bascule_api::{DisruptionOutcome, Goal, LastDisruption, Time, UpdatePolicySpec};
 use bascule_planner::{PolicyError, PolicyErrorKind, Snapshot, validate};
 use bascule_sim::world::{Fate, World, build};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Somebody mistypes a time zone in the only policy. What it said before.
@@ -20,6 +20,45 @@ fn mistype(world: &mut World) -> UpdatePolicySpec {
 
 fn mend(world: &mut World, spec: &UpdatePolicySpec) {
     world.policy("workers", |policy| policy.spec = validate(spec).map(Arc::new));
+}
+
+/// A world whose policy has a gate and a soak, and in which a node tries the release.
+fn trying() -> (World, String) {
+    let mut world = world(1, &watchful());
+    let first = |world: &World| {
+        let trying = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
+        trying.map(|(name, _)| name.clone())
+    };
+    world.until(200, |world| first(world).is_some()).unwrap();
+    let name = first(&world).unwrap();
+    (world, name)
+}
+
+fn watchful() -> Value {
+    json!({"health": {
+        "nodeReadyTimeout": "5m", "nodeSoak": "5m", "prometheus": "https://prometheus.example.com",
+        "gates": [{"name": "alerts", "promQL": {"query": "max(ALERTS)", "equals": 0}}]
+    }})
+}
+
+fn tries(world: &World, name: &str) -> bool {
+    world.machines.get(name).unwrap().tries_a_release()
+}
+
+/// The operator is at work for so many seconds.
+fn live(world: &mut World, seconds: i64) {
+    let until = Time::new(world.snapshot.now.get() + chrono::TimeDelta::seconds(seconds));
+    world.until(1_000, |world| world.snapshot.now >= until).unwrap();
+}
+
+fn last(world: &World, name: &str) -> LastDisruption {
+    node(world, name).update.as_ref().unwrap().spec.last_disruption.clone().unwrap()
+}
+
+fn blames_nobody(world: &World) {
+    for policy in &world.snapshot.policies {
+        assert!(policy.status.failures.is_empty() && policy.status.blocked.is_empty(), "{}", world.story());
+    }
 }
 
 /// The world as a leader sees it that does not know its rights yet.
@@ -69,4 +108,108 @@ fn what_fails_under_a_policy_that_can_not_be_used_is_noted_and_judged_once_it_ca
     mend(&mut world, &before);
     world.operate_for(None).unwrap();
     assert_eq!(world.snapshot.policies[0].status.blocked.len(), 1, "{}", world.story());
+}
+
+#[test]
+fn a_mistake_in_its_policy_holds_a_trial_which_goes_on_once_it_is_corrected() {
+    let (mut world, name) = trying();
+    let before = mistype(&mut world);
+    live(&mut world, 400);
+    assert!(tries(&world, &name), "nobody makes it permanent\n{}", world.story());
+    let said = state(&name, &world);
+    assert!(said.contains("InvalidPolicy") && said.contains("Europe/Berln"), "{said}");
+    assert!(said.contains("correct policy workers, or the guard on the node takes it back"), "{said}");
+    mend(&mut world, &before);
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Committed, "{}", world.story());
+    blames_nobody(&world);
+}
+
+#[test]
+fn a_trial_that_ends_while_nobody_can_judge_it_blames_nobody() {
+    // Corrected a while after the guard has ended it; and shortly before, so that its soak is not over by then.
+    for (seconds, ends_before) in [(1_500, true), (840, false)] {
+        let (mut world, name) = trying();
+        let before = mistype(&mut world);
+        let since = world.snapshot.now.seconds_since(node(&world, &name).boot_seen);
+        live(&mut world, seconds - since);
+        assert_eq!(granted(&world) == 0, ends_before, "{}", world.story());
+        mend(&mut world, &before);
+        let free = |world: &World| node(world, &name).update.as_ref().unwrap().spec.disruption.is_none();
+        world.until(200, free).unwrap();
+        assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Unproven, "{}", world.story());
+        // The others, whose policy is there all the time, go on.
+        world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+        blames_nobody(&world);
+        assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
+    }
+}
+
+#[test]
+fn a_trial_under_two_policies_is_judged_by_the_one_that_granted() {
+    let (mut world, name) = trying();
+    world.alert(true);
+    let other = build::policy("others", &json!({}), &build::offer(&["1.0", "1.1"]));
+    world.snapshot.policies.push(Arc::new(other));
+    live(&mut world, 400);
+    assert!(tries(&world, &name), "{}", world.story());
+    assert!(state(&name, &world).contains("gate alerts: 1 alert fires"), "{}", world.shown());
+    world.alert(false);
+    let ended = |world: &World| node(world, &name).update.as_ref().unwrap().spec.disruption.is_none();
+    world.until(400, ended).unwrap();
+    assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Committed, "{}", world.story());
+    blames_nobody(&world);
+    assert!(state(&name, &world).contains("PolicyConflict"), "{}", world.shown());
+}
+
+#[test]
+fn a_trial_is_judged_by_a_policy_that_took_the_place_of_its_own() {
+    let (mut world, name) = trying();
+    world.alert(true);
+    let mut renamed = build::policy("renamed", &watchful(), &build::offer(&["1.0", "1.1"]));
+    renamed.created_at = world.snapshot.now;
+    world.snapshot.policies = vec![Arc::new(renamed)];
+    live(&mut world, 400);
+    assert!(tries(&world, &name), "{}", world.story());
+    assert!(state(&name, &world).contains("gate alerts: 1 alert fires"), "{}", world.shown());
+    world.alert(false);
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Committed, "{}", world.story());
+    blames_nobody(&world);
+}
+
+#[test]
+fn a_trial_whose_policy_is_gone_is_held_until_the_guard_ends_it() {
+    let (mut world, name) = trying();
+    let policies = std::mem::take(&mut world.snapshot.policies);
+    live(&mut world, 400);
+    assert!(tries(&world, &name), "{}", world.story());
+    let said = state(&name, &world);
+    assert!(said.contains("NotSelected") && said.contains("policy workers is not there any more"), "{said}");
+    world.until(200, |world| granted(world) == 0).unwrap();
+    assert_eq!((on(&world, "1.0"), last(&world, &name).outcome), (3, DisruptionOutcome::Unproven), "{}", world.story());
+    // It is there again: what ended without it is no fault of the release.
+    world.snapshot.policies = policies;
+    world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    blames_nobody(&world);
+}
+
+#[test]
+fn hooks_after_the_commit_are_not_passed_over_for_a_mistake_in_their_policy() {
+    let hook = json!([{"name": "tell", "namespace": "ops", "job": {"template": {}}}]);
+    let mut world = world(1, &json!({"hooks": {"afterCommit": hook}}));
+    let asked = |world: &World| {
+        let updates = world.snapshot.nodes.iter().filter(|node| node.granted());
+        let mut goals = updates.filter_map(|node| Some((node.name.to_string(), node.update.as_ref()?.spec.goal)));
+        goals.find(|(_, goal)| *goal == Goal::Committed).map(|(name, _)| name)
+    };
+    world.until(200, |world| asked(world).is_some()).unwrap();
+    let name = asked(&world).unwrap();
+    let before = mistype(&mut world);
+    live(&mut world, 300);
+    assert!(node(&world, &name).cordon.is_cordoned(), "{}", world.story());
+    assert!(state(&name, &world).contains("InvalidPolicy"), "{}", world.shown());
+    mend(&mut world, &before);
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(world.story().matches("RunHook").count(), 3, "{}", world.story());
 }

@@ -27,13 +27,11 @@ pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
 
 /// Why the node is not to be disrupted any more.
 fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
-    let Some(policy) = moving.policy else {
-        return Some(format!("policy {} does not select this node any more", moving.spec.policy));
-    };
+    let Some(policy) = moving.policy else { return Some(moving.let_go()) };
     if let Some(why) = policy.orders.undone(&moving.view.node.name) {
         return Some(why.to_owned());
     }
-    let by_rollback = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
+    let by_rollback = moving.by_rollback();
     match moving.choice {
         Choice::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_for_choice(moving))
             .then(|| "the node is to go back instead".to_owned()),

@@ -1,6 +1,6 @@
 //! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
 
-use super::{Motion, Moving, before, trial};
+use super::{Motion, Moving, Owner, before, trial};
 use crate::decide::{PolicyView, choice::reference, facts::NodeView};
 use crate::{Action, Rule, Wait};
 use bascule_api::{
@@ -106,7 +106,7 @@ fn retracted(moving: &Moving<'_, '_>) -> Motion {
 /// The way back was taken back too late: the agent had used the grant already, and what it armed is on trial. Usually that is
 /// the way back. A machine that was slow with the release that it was to leave tries that one, which is not wanted here.
 fn retracted_too_late(moving: &Moving<'_, '_>) -> Motion {
-    let Some((policy, booted)) = moving.policy.zip(moving.view.booted()) else { return came_back_old(moving) };
+    let Some((policy, booted)) = moving.owner.judge().zip(moving.view.booted()) else { return came_back_old(moving) };
     let unwanted = policy.memory.failed_on(&booted.version, &moving.view.node.name)
         || policy.remembers_block(&booted.version)
         || policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &booted.version));
@@ -139,6 +139,9 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
         return moving.end(motion, DisruptionOutcome::Interrupted, Goal::Staged, why, why.to_owned());
     }
     let given_up = failed.is_some_and(|failed| failed.category == NodeError::TrialFailed);
+    if given_up && let Some(why) = trial::unjudged_so_far(moving) {
+        return unproven(moving, release, running, &why, None);
+    }
     if given_up && moving.before_is_forgotten() {
         let why = "what was not ready before its Node was deleted nobody remembers";
         return unproven(moving, release, running, why, None);
@@ -194,8 +197,8 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
     if moving.view.traits.on_trial {
         return keep(moving);
     }
-    let remembered =
-        moving.policy.is_some_and(|policy| policy.memory.failed_on(&release.version, &moving.view.node.name));
+    let policy = moving.owner.known();
+    let remembered = policy.is_some_and(|policy| policy.memory.failed_on(&release.version, &moving.view.node.name));
     let reported = moving
         .view
         .update()
@@ -214,13 +217,25 @@ fn went_back(moving: &Moving<'_, '_>) -> Motion {
 /// node forward again.
 fn keep(moving: &Moving<'_, '_>) -> Motion {
     let booted = moving.view.booted();
-    let release = moving.policy.zip(booted).and_then(|(policy, booted)| {
+    let release = moving.owner.judge().zip(booted).and_then(|(policy, booted)| {
         reference(policy, moving.view, &booted.version).or_else(|| by_root_hash(policy, booted))
     });
     let Some(release) = release else {
-        let message = "went back to a release, and no policy names a repository that it could be of; commit it on the \
-                       node with `bascule-agent commit`";
-        return Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Trial, message));
+        let wait = match moving.owner {
+            Owner::Invalid { why, .. } => {
+                let name = &moving.spec.policy;
+                let message = format!(
+                    "went back to a release: correct policy {name}, or the guard on the node leads it forward again ({why})"
+                );
+                Wait::new(WaitReason::InvalidPolicy, message).of("UpdatePolicy", None, name)
+            }
+            Owner::Judges(_) | Owner::Gone => {
+                let message = "went back to a release, and no policy names a repository that it could be of; commit it on \
+                               the node with `bascule-agent commit`";
+                Wait::new(WaitReason::Trial, message)
+            }
+        };
+        return Motion::waits(RolloutState::Trial, wait);
     };
     let says = format!("back on {}, which is made permanent", release.version);
     let motion = Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Committing, says.clone()));

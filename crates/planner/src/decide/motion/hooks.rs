@@ -35,7 +35,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, stage: HookStage, hooks: &[Hook]) ->
         let Some(run) = run else {
             let order = HookOrder {
                 node: moving.name(),
-                policy: moving.spec.policy.clone(),
+                policy: moving.policy_name().to_owned(),
                 grant: moving.grant,
                 stage,
                 hook: hook.name.clone(),

@@ -13,7 +13,13 @@ mod trial;
 pub(super) use boot::lost;
 pub(super) use daemons::note;
 
-use super::{choice::Choice, facts::NodeView, health::Answers, policy::PolicyView};
+use super::{
+    choice::Choice,
+    facts::{NodeView, Selection},
+    health::Answers,
+    policy::PolicyView,
+    rollback,
+};
 use crate::{
     Action, Expect, GateSet, Rule, Step, ValidPolicy, Wait,
     plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
@@ -105,6 +111,44 @@ impl Motion {
     }
 }
 
+/// The policy whose settings hold for a node in motion, and who may judge what it tries: the one that gave the grant, whoever
+/// selects the node by now.
+#[derive(Debug, Clone, Copy)]
+enum Owner<'c, 'a> {
+    /// It can be used. Or it is gone, and this one alone selects the node: it was renamed, or the node is another's now.
+    Judges(&'c PolicyView<'a>),
+    /// It can't be used, for this reason: what it asks of a trial is not known.
+    Invalid { policy: &'c PolicyView<'a>, why: &'c str },
+    /// It is gone, and no other one alone selects the node.
+    Gone,
+}
+
+impl<'c, 'a> Owner<'c, 'a> {
+    fn of(policy: Option<&'c PolicyView<'a>>) -> Self {
+        match policy.map(|policy| (policy, &policy.invalid)) {
+            Some((policy, None)) => Self::Judges(policy),
+            Some((policy, Some(wait))) => Self::Invalid { policy, why: &wait.message },
+            None => Self::Gone,
+        }
+    }
+
+    /// The policy, where it can be used.
+    const fn judge(self) -> Option<&'c PolicyView<'a>> {
+        match self {
+            Self::Judges(policy) => Some(policy),
+            Self::Invalid { .. } | Self::Gone => None,
+        }
+    }
+
+    /// The policy, whose memory and whose Rollbacks are known whether it can be used or not.
+    const fn known(self) -> Option<&'c PolicyView<'a>> {
+        match self {
+            Self::Judges(policy) | Self::Invalid { policy, .. } => Some(policy),
+            Self::Gone => None,
+        }
+    }
+}
+
 /// A node in motion with all that its next step rests on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moving<'c, 'a> {
@@ -114,8 +158,9 @@ pub(super) struct Moving<'c, 'a> {
     disruption: &'a Disruption,
     grant: i64,
     granted_boot: &'a str,
-    /// The policy, while it is there, valid, and the only one that selects the node.
+    /// The policy, while it is there, valid, and the only one that selects the node: nobody else says that it is emptied.
     policy: Option<&'c PolicyView<'a>>,
+    owner: Owner<'c, 'a>,
     choice: &'c Choice<'a>,
     /// The order that the last plan gave for it.
     stood: Option<&'c Standing>,
@@ -149,11 +194,13 @@ impl Standing {
     }
 }
 
-/// The next step of a node in motion.
+/// The next step of a node in motion. `policy` decides about it; `caring` is the one that gave the grant, or where that is gone
+/// the only one that selects the node.
 pub(super) fn next<'a>(
     ctx: &Ctx<'a>,
     view: &NodeView<'a>,
     policy: Option<&PolicyView<'a>>,
+    caring: Option<&PolicyView<'a>>,
     choice: &Choice<'a>,
     stood: Option<&Standing>,
 ) -> Option<Motion> {
@@ -161,7 +208,8 @@ pub(super) fn next<'a>(
     let spec = &update.spec;
     let disruption = spec.disruption.as_ref()?;
     let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
-    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, choice, stood };
+    let owner = Owner::of(caring);
+    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, choice, stood };
     if view.node.deleting {
         let wait = Wait::new(WaitReason::NodeGone, "the Node is being deleted");
         return Some(Motion::waits(RolloutState::Waiting, wait));
@@ -177,9 +225,32 @@ impl<'a> Moving<'_, 'a> {
         self.view.node.name.to_string()
     }
 
-    /// The policy's settings; the defaults where no policy cares for the node any more.
+    /// The policy's settings; the defaults where they are not known or no policy cares for the node any more.
     fn settings<T>(&self, of: impl Fn(&'a ValidPolicy) -> &'a T, default: &'static LazyLock<T>) -> &'a T {
-        self.policy.and_then(|policy| policy.valid).map_or(&**default, of)
+        self.owner.judge().and_then(|policy| policy.valid).map_or(&**default, of)
+    }
+
+    /// The name of the policy whose settings hold.
+    fn policy_name(&self) -> &str {
+        self.owner.judge().map_or(self.spec.policy.as_str(), |policy| policy.facts.name.as_str())
+    }
+
+    /// Why the policy that gave the grant does not decide about the node any more.
+    fn let_go(&self) -> String {
+        let name = &self.spec.policy;
+        match self.owner {
+            Owner::Invalid { why, .. } => format!("policy {name} can't be used: {why}"),
+            Owner::Judges(policy) if policy.facts.name == *name => match self.view.traits.selection {
+                Selection::Conflict(..) => format!("not policy {name} alone selects this node any more"),
+                Selection::None | Selection::One(_) => format!("policy {name} does not select this node any more"),
+            },
+            Owner::Judges(_) | Owner::Gone => format!("policy {name} is not there any more"),
+        }
+    }
+
+    /// Whether a person's Rollback disrupts the node.
+    fn by_rollback(&self) -> bool {
+        self.disruption.cause.object.kind == rollback::KIND
     }
 
     fn health(&self) -> &'a Health {

@@ -1,13 +1,19 @@
 //! The node runs the new release: healthy, soak, commit, hooks, done. Or not healthy in time: back.
 
-use super::{Motion, Moving, hooks};
+use super::{Motion, Moving, Owner, hooks};
 use crate::{
     Action, Gate, Rule, Wait,
-    decide::health::{Allowance, Asked},
+    decide::{
+        health::{Allowance, Asked},
+        rollback::RollbackView,
+    },
     plan::GateQuestion,
     snapshot::HookStage,
 };
-use bascule_api::{ClusterGates, DaemonSetBefore, DisruptionOutcome, Goal, NodeError, RolloutState, Time, WaitReason};
+use bascule_api::{
+    ClusterGates, DaemonSetBefore, DisruptionOutcome, Goal, NodeError, RolloutState, Time, Version, WaitReason,
+    conditions,
+};
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.view.committed() {
@@ -20,13 +26,16 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.spec.goal == Goal::Committed {
         return Motion::waits(RolloutState::Trial, Wait::new(WaitReason::Committing, "the agent commits the release"));
     }
-    let blocked = moving.policy.is_some_and(|policy| {
-        policy.remembers_block(&release.version)
-            || policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &release.version))
-    });
-    if blocked {
+    let forbids = |rollback: &RollbackView<'_>| rollback.forbids(moving.view, &release.version);
+    let rolled_back = moving.owner.known().is_some_and(|policy| policy.rollbacks.iter().any(forbids));
+    // Whether a block was lifted stands in the spec, which has to be usable for that.
+    let blocked = moving.owner.judge().is_some_and(|policy| policy.remembers_block(&release.version));
+    if rolled_back || blocked {
         let why = format!("{} was blocked meanwhile", release.version);
         return revert(moving, why);
+    }
+    if let Some(held) = unjudged(moving, &release.version) {
+        return held;
     }
     let health = moving.health();
     // A node that was Ready in this boot and is away has as long to come back as from a reboot: its guard may have taken the
@@ -45,7 +54,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         Some(missing) if moving.ctx.now >= deadline && !missing.open => {
             let message = format!("{} is held as a trial, and not blamed: {}", release.version, missing.what);
             let wait = if missing.gate {
-                Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, &moving.spec.policy)
+                Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, moving.policy_name())
             } else {
                 Wait::new(WaitReason::Trial, message)
             };
@@ -68,6 +77,50 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     };
     motion.questions = questions;
     motion
+}
+
+/// A trial that nobody can judge: what its policy asks of it is not known, or no policy asks for it any more. The release is neither
+/// made permanent nor taken back, and the guard on the node ends it in time. What a person's Rollback ordered needs no gates and
+/// no soak, and is finished.
+fn unjudged(moving: &Moving<'_, '_>, version: &Version) -> Option<Motion> {
+    if moving.by_rollback() {
+        return None;
+    }
+    let name = &moving.spec.policy;
+    let held = format!("{version} is held as a trial, and not blamed");
+    let wait = match moving.owner {
+        Owner::Judges(_) => return None,
+        Owner::Invalid { why, .. } => {
+            let message = format!("{held}: correct policy {name}, or the guard on the node takes it back ({why})");
+            Wait::new(WaitReason::InvalidPolicy, message).of("UpdatePolicy", None, name)
+        }
+        Owner::Gone => {
+            let message = format!(
+                "{held}: policy {name} is not there any more; unless one policy alone selects the node, the guard on it takes \
+                 it back"
+            );
+            Wait::new(WaitReason::NotSelected, message)
+        }
+    };
+    let deadline = moving.view.update().and_then(|update| update.status.trial.as_ref()?.deadline);
+    Some(Motion::waits(RolloutState::Trial, wait.until(deadline.filter(|deadline| *deadline > moving.ctx.now))))
+}
+
+/// Why nobody could have judged a trial at all times, so that it may have been held until the guard's time was over.
+pub(super) fn unjudged_so_far(moving: &Moving<'_, '_>) -> Option<String> {
+    let name = moving.policy_name();
+    let policy = match moving.owner {
+        Owner::Judges(policy) => policy.facts,
+        Owner::Invalid { why, .. } => return Some(format!("policy {name} can't be used ({why})")),
+        Owner::Gone => return Some(format!("policy {name} is not there any more")),
+    };
+    let began = moving.disruption.drained_at.unwrap_or(moving.disruption.granted_at);
+    if policy.created_at > began {
+        return Some(format!("policy {name} was not there when the node rebooted"));
+    }
+    let accepted = conditions::get(&policy.status.conditions, conditions::ACCEPTED)?;
+    let since = Time::from_kubernetes(&accepted.last_transition_time);
+    (accepted.status != "True" || since > began).then(|| format!("policy {name} could not be used for a time"))
 }
 
 /// What a trial shows.
@@ -93,8 +146,7 @@ struct Missing {
 
 /// What the gates of an update say of the node, where the policy has any that are asked.
 pub(super) fn gates(moving: &Moving<'_, '_>) -> Option<Asked> {
-    let goes_back = moving.disruption.cause.object.kind == crate::decide::rollback::KIND;
-    let policy = moving.policy.filter(|_| !goes_back && moving.ctx.set.asks(Gate::Health))?;
+    let policy = moving.owner.judge().filter(|_| !moving.by_rollback() && moving.ctx.set.asks(Gate::Health))?;
     Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, &mut Allowance::unlimited()))
 }
 
@@ -199,6 +251,15 @@ fn compared<'a>(moving: &Moving<'_, 'a>) -> &'a [DaemonSetBefore] {
 
 /// The release is permanent: hooks, uncordon, done.
 fn committed(moving: &Moving<'_, '_>) -> Motion {
+    let version = moving.release().map_or("", |release| release.version.as_str());
+    if let Owner::Invalid { why, .. } = moving.owner {
+        let name = &moving.spec.policy;
+        let message = format!(
+            "runs {version}, committed; correct policy {name}, which says what comes before the node takes work again ({why})"
+        );
+        let wait = Wait::new(WaitReason::InvalidPolicy, message).of("UpdatePolicy", None, name);
+        return Motion::waits(RolloutState::Waiting, wait);
+    }
     let policy_hooks = moving.hooks();
     let notes = match hooks::next(moving, HookStage::AfterCommit, &policy_hooks.after_commit) {
         hooks::Progress::Running(motion) => return *motion,
@@ -212,7 +273,6 @@ fn committed(moving: &Moving<'_, '_>) -> Motion {
         }
         hooks::Progress::Done(notes) => notes,
     };
-    let version = moving.release().map_or("", |release| release.version.as_str());
     let says = format!("runs {version}, committed");
     let mut motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
     motion.steps = notes;
