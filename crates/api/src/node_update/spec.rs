@@ -229,7 +229,8 @@ pub enum DisruptionOutcome {
     DrainFailed,
     /// The agent did not reboot the node in time; it was not rebooted.
     NotRebooted,
-    /// The node rebooted before its release was armed: its power failed, or somebody rebooted it. Nothing was tried.
+    /// The node rebooted before its release was armed (its power failed, or somebody rebooted it), or its agent did not hold the
+    /// release any more once it was empty. Nothing was tried.
     Interrupted,
     /// Somebody uncordoned the node in the middle of its drain; it was not rebooted.
     Uncordoned,

@@ -21,8 +21,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 /// The first wait after a failed drain; it doubles with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(300);
-/// The same after a reboot that came too early: what interrupted the node is over, and only one that goes on restarting is to be
-/// let alone.
+/// The same after a reboot that came too early, or a staged release that was lost: what interrupted the node is over, and only one
+/// that goes on so is to be let alone.
 const FIRST_AFTER_INTERRUPTION: Duration = Duration::from_secs(30);
 /// The longest wait after failed drains.
 const LAST_BACKOFF: Duration = Duration::from_secs(4 * 3_600);

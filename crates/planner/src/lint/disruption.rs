@@ -277,7 +277,7 @@ fn promises(snapshot: &Snapshot, grant: &Granted<'_>, found: &mut Vec<Violation>
         && last.given_up > 0
     {
         let (pause, says) = match last.outcome {
-            DisruptionOutcome::Interrupted => (30, "it rebooted by itself less than half a minute ago"),
+            DisruptionOutcome::Interrupted => (30, "it was interrupted less than half a minute ago"),
             _ => (300, "its drain failed less than five minutes ago"),
         };
         if now < last.ended_at.after(bascule_api::Duration::from_secs(pause)) {

@@ -235,6 +235,55 @@ fn a_power_failure_before_the_release_is_armed_is_no_failed_drain() {
 }
 
 #[test]
+fn a_node_that_reboots_in_each_of_its_drains_gives_its_place_away() {
+    let mut world = world(1, &json!({}));
+    world.with_pods(3);
+    let mut restless = None;
+    for _ in 0..400 {
+        world.operate_for(None).unwrap();
+        let drained = world.snapshot.nodes.iter().find(|node| node.is_being_emptied());
+        if let Some(name) = drained.map(|node| node.name.to_string())
+            && *restless.get_or_insert_with(|| name.clone()) == name
+        {
+            world.cut_power(&name);
+        }
+        if on(&world, "1.1") == 2 {
+            break;
+        }
+        world.pass(10);
+    }
+    assert_eq!(on(&world, "1.1"), 2, "{}\n{}", world.story(), world.shown());
+    let ended = node(&world, &restless.unwrap()).update.as_ref().unwrap().spec.last_disruption.clone().unwrap();
+    assert_eq!(ended.outcome, DisruptionOutcome::Interrupted, "{}", ended.message);
+    assert!((1..8).contains(&ended.given_up), "{} drains\n{}", ended.given_up, world.story());
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_node_that_was_emptied_for_a_release_that_it_lost_is_not_drained_again_at_once() {
+    let mut world = world(1, &json!({}));
+    let boots = |world: &World| {
+        let (plan, _) = plan(&world.snapshot);
+        plan.steps.iter().any(|step| matches!(step.action, Action::Boot { .. }))
+    };
+    for _ in 0..400 {
+        if boots(&world) {
+            break;
+        }
+        world.operate_for(None).unwrap();
+        world.pass(1);
+    }
+    assert!(boots(&world), "{}", world.story());
+    let name = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    let emptied = world.snapshot.nodes.iter_mut().find(|node| *node.name == *name).unwrap();
+    Arc::make_mut(emptied).update.as_mut().unwrap().status.staged = None;
+    world.operate_for(None).unwrap();
+    let ended = node(&world, &name).update.as_ref().unwrap().spec.last_disruption.clone().unwrap();
+    assert_eq!((ended.outcome, ended.given_up), (DisruptionOutcome::Interrupted, 1), "{}", ended.message);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+}
+
+#[test]
 fn a_policy_that_is_deleted_leaves_nothing_behind() {
     for rounds in 0..40 {
         let mut world = world(1, &json!({}));

@@ -16,7 +16,8 @@ pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
         return super::trial::next(moving, moving.disruption.granted_at);
     }
     if moving.agent_is_back() || moving.kubelet_is_back() {
-        return give_up(moving, DisruptionOutcome::Withdrawn, "the node rebooted before it was told to");
+        // It has its pause: the order between nodes would give it the place again at once, for the next drain in vain.
+        return give_up(moving, DisruptionOutcome::Interrupted, "the node rebooted before it was told to");
     }
     if let Some(why) = withdrawn(moving) {
         return give_up(moving, DisruptionOutcome::Withdrawn, &why);
@@ -361,7 +362,7 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
             let boot = Action::Boot { node: moving.name(), drained_at: at, daemon_sets: moving.daemon_sets() };
             (boot, super::REBOOTING.to_owned())
         }
-        _ => return give_up(moving, DisruptionOutcome::Withdrawn, "the release is not staged any more"),
+        _ => return give_up(moving, DisruptionOutcome::Interrupted, "the release is not staged any more"),
     };
     let mut step = moving.step(action, says);
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
