@@ -314,6 +314,10 @@ pub struct Timings {
     /// From then until everything was healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_seconds: Option<u32>,
+    /// When the youngest of the nodes that this was learned from was empty.
+    // Only a node that was empty after that lets the values fall: a commit is planned again while it is being written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned_from: Option<Time>,
 }
 
 /// A past rollout.

@@ -14,6 +14,19 @@ const MAX_BLOCKED: usize = 64;
 const MAX_HISTORY: usize = 16;
 const MAX_RETRIED: usize = 64;
 
+/// What the way of a node took that commits a release, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Took {
+    /// When the node was empty, which no other way of this node has.
+    pub(super) drained_at: Time,
+    /// From the beginning of the drain, where that is known.
+    pub(super) drain: Option<i64>,
+    /// From the word to reboot until the node was Ready.
+    pub(super) boot: i64,
+    /// From then until everything was healthy.
+    pub(super) health: i64,
+}
+
 /// The memory as this plan leaves it.
 #[derive(Debug, Clone)]
 pub(super) struct Memory {
@@ -140,16 +153,24 @@ impl Memory {
     }
 
     /// Notes what the way of a node took. The higher of the value and a slowly falling average, so that a window is
-    /// rather left unused than overrun.
-    pub(super) fn time(&mut self, drain: Option<i64>, boot: Option<i64>, health: Option<i64>) {
+    /// rather left unused than overrun. While its commit is being written a way is noted again and again: only one that
+    /// began its reboot after all that were noted lets the average fall.
+    pub(super) fn time(&mut self, took: &Took, now: Time) {
         let before = self.timings.clone();
+        // What lies ahead was noted by a clock that was set back since.
+        let youngest = before.learned_from.filter(|youngest| *youngest <= now);
+        let falls = youngest.is_none_or(|youngest| took.drained_at > youngest);
         for (known, seen) in [
-            (&mut self.timings.drain_seconds, drain),
-            (&mut self.timings.boot_seconds, boot),
-            (&mut self.timings.health_seconds, health),
+            (&mut self.timings.drain_seconds, took.drain),
+            (&mut self.timings.boot_seconds, Some(took.boot)),
+            (&mut self.timings.health_seconds, Some(took.health)),
         ] {
             let Some(seen) = seen.and_then(|seen| u32::try_from(seen.max(0)).ok()) else { continue };
-            *known = Some(known.map_or(seen, |known| seen.max(known - known.saturating_sub(seen).div_ceil(8))));
+            let fallen = |known: u32| if falls { known - known.saturating_sub(seen).div_ceil(8) } else { known };
+            *known = Some(known.map_or(seen, |known| seen.max(fallen(known))));
+        }
+        if falls {
+            self.timings.learned_from = Some(took.drained_at);
         }
         if self.timings != before {
             self.changes.push(MemoryChange::Timed);
@@ -217,6 +238,29 @@ pub(super) fn failure(version: &Version, node: &str, at: Time, category: NodeErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_way_that_is_noted_again_and_again_lets_the_average_fall_once() {
+        let at = |second: i64| Time::new(chrono::DateTime::from_timestamp(second, 0).unwrap());
+        let took = |second: i64, boot: i64| Took { drained_at: at(second), drain: None, boot, health: 10 };
+        let mut memory = Memory::new(&UpdatePolicyStatus::default());
+        memory.timings.boot_seconds = Some(1_133);
+        for (way, known) in [
+            (took(100, 105), 1_004),
+            (took(100, 105), 1_004),
+            (took(200, 105), 891),
+            // One that is late, as those are that take long, raises it and lets it not fall.
+            (took(150, 105), 891),
+            (took(150, 1_500), 1_500),
+            (took(100, 105), 1_500),
+        ] {
+            memory.time(&way, at(1_000));
+            assert_eq!(memory.timings.boot_seconds, Some(known), "{way:?}");
+        }
+        // The clock was set back: what was noted before it stops nothing.
+        memory.time(&took(50, 100), at(90));
+        assert_eq!(memory.timings.boot_seconds, Some(1_325));
+    }
 
     #[test]
     fn a_word_that_the_spec_names_is_never_followed_twice() {

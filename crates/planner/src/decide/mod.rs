@@ -357,8 +357,8 @@ impl<'a> Round<'a> {
             let failure = memory::failure(&release.version, &view.node.name, now, *category, message);
             policy.memory.fail(failure, threshold, now);
         }
-        if let Some([drain, boot, health]) = moved.timing {
-            policy.memory.time(drain, boot, health);
+        if let Some(took) = &moved.timing {
+            policy.memory.time(took, now);
         }
     }
 

@@ -10,7 +10,7 @@ mod trials;
 mod verdicts;
 
 use bascule_api::{DisruptionOutcome, WaitReason};
-use bascule_planner::{Action, plan, snapshot::Node};
+use bascule_planner::{Action, model, plan, snapshot::Node};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -75,6 +75,40 @@ fn a_learned_time_that_fits_no_window_is_learned_anew() {
         world.pass(86_400 - 20 * 60);
     }
     assert_eq!(most, 1, "one node at a time, as long as what was learned fits no window");
+}
+
+#[test]
+fn a_commit_that_is_being_written_is_learned_from_once() {
+    let mut world = world(1, &json!({}));
+    world.policy("workers", |policy| policy.status.timings.boot_seconds = Some(1_133));
+    let commits = |world: &World| {
+        let (plan, _) = plan(&world.snapshot);
+        plan.steps.iter().any(|step| matches!(step.action, Action::Commit { .. }))
+    };
+    for _ in 0..400 {
+        if commits(&world) {
+            break;
+        }
+        world.operate_for(None).unwrap();
+        world.pass(10);
+    }
+    // What is remembered is written before the commit, and leads to the next plan, which sees no commit yet.
+    let mut learned = Vec::new();
+    for _ in 0..4 {
+        assert!(commits(&world), "{}", world.story());
+        let (given, report) = plan(&world.snapshot);
+        for step in given.steps.iter().filter(|step| step.action.node().is_none()) {
+            assert_eq!(model::apply(&mut world.snapshot, step, &report), model::Done::Applied);
+        }
+        learned.push(world.snapshot.policies[0].status.timings.boot_seconds.unwrap());
+        world.pass(1);
+    }
+    assert!(learned[0] < 1_133, "{learned:?}");
+    assert!(learned.iter().all(|seconds| *seconds == learned[0]), "{learned:?}");
+    // Each further node lets it fall once.
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let after = world.snapshot.policies[0].status.timings.boot_seconds.unwrap();
+    assert!(after < learned[0] && after > learned[0] * 3 / 4, "{after} after {learned:?}");
 }
 
 #[test]

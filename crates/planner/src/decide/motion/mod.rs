@@ -17,6 +17,7 @@ use super::{
     choice::Choice,
     facts::{NodeView, Selection},
     health::Answers,
+    memory::Took,
     policy::PolicyView,
     rollback,
 };
@@ -71,8 +72,8 @@ pub(super) struct Motion {
     pub(super) progress: Option<DrainProgress>,
     /// A failure of the release on this node, to be remembered first.
     pub(super) failure: Option<(NodeError, String)>,
-    /// Seconds of drain, boot and health checks of a node that commits.
-    pub(super) timing: Option<[Option<i64>; 3]>,
+    /// What the way of a node took that commits.
+    pub(super) timing: Option<Took>,
     pub(super) questions: Vec<GateQuestion>,
     pub(super) wake: Option<Time>,
     /// What the next plan may say again.

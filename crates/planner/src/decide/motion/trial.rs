@@ -5,6 +5,7 @@ use crate::{
     Action, Gate, Rule, Wait,
     decide::{
         health::{Allowance, Asked},
+        memory::Took,
         rollback::RollbackView,
     },
     plan::GateQuestion,
@@ -167,8 +168,12 @@ fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let drain = moving.disruption.drain_started_at.map(|started| drained_at.seconds_since(started));
     // Nobody knows when a trial that was adopted began.
     let known = moving.granted_boot != crate::plan::ADOPTED_BOOT;
-    motion.timing =
-        known.then_some([drain, Some(ready.seconds_since(drained_at)), Some(moving.ctx.now.seconds_since(ready))]);
+    motion.timing = known.then_some(Took {
+        drained_at,
+        drain,
+        boot: ready.seconds_since(drained_at),
+        health: moving.ctx.now.seconds_since(ready),
+    });
     let commit = Action::Commit { node: moving.name(), release: None };
     let passed_over = super::daemons::passed_over(moving.view.node, compared(moving)).join(", ");
     let says = if passed_over.is_empty() {
