@@ -38,7 +38,10 @@ use facts::{NodeView, Selection};
 use health::Answers;
 use known::{Known, Verdicts};
 use policy::PolicyView;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use waves::{Member, Standing, Waves};
 
 pub use fits::first_node_takes;
@@ -384,15 +387,36 @@ impl<'a> Round<'a> {
         PolicyWaves { waves, unfinished, standings }
     }
 
-    fn finish(mut self, waves: &[PolicyWaves], grants: Grants) -> (Plan, Report) {
-        let mut policies = Vec::with_capacity(self.policies.len());
-        let unfinished: Vec<bool> = waves.iter().map(|waves| !waves.unfinished.is_empty()).collect();
-        self.maintain(&grants, &unfinished);
-        for (index, version) in &grants.started {
+    /// Notes which rollouts begin. Where a release is there for some architectures only, nodes take turns with different ones; the
+    /// newest of those that nodes are still to run is the rollout, or each grant would take the place of the one before.
+    fn start_rollouts(&mut self, granted: &[(usize, Version)]) {
+        let mut granted: Vec<_> = granted.iter().collect();
+        granted.sort_unstable_by(|one, other| other.cmp(one));
+        for (index, version) in granted {
+            let running = self.policies.get(*index).and_then(|policy| policy.memory.running());
+            let newer = running.filter(|running| running.version > *version);
+            if newer.is_some_and(|newer| self.is_target(*index, &newer.version)) {
+                continue;
+            }
             if let Some(policy) = self.policies.get_mut(*index) {
                 policy.memory.start(version, self.snapshot.now);
             }
         }
+    }
+
+    /// Whether a release is what nodes of a policy are to run, of whatever architecture.
+    fn is_target(&self, policy: usize, version: &Version) -> bool {
+        let Some(policy) = self.policies.get(policy) else { return false };
+        let members = policy.members.iter().filter_map(|index| self.nodes.get(*index));
+        let machines: BTreeSet<_> = members.map(|view| view.node.architecture).collect();
+        machines.into_iter().any(|machine| policy.target(machine).is_some_and(|release| release.version == *version))
+    }
+
+    fn finish(mut self, waves: &[PolicyWaves], grants: Grants) -> (Plan, Report) {
+        let mut policies = Vec::with_capacity(self.policies.len());
+        let unfinished: Vec<bool> = waves.iter().map(|waves| !waves.unfinished.is_empty()).collect();
+        self.maintain(&grants, &unfinished);
+        self.start_rollouts(&grants.started);
         let mut remembered = Vec::new();
         for index in 0..self.policies.len() {
             let Some(report) = self.policy_report(index, waves.get(index), grants.used.get(index).copied()) else {

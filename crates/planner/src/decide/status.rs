@@ -108,9 +108,9 @@ impl<'a> Round<'a> {
             Outcome::Blocked
         } else if policy.is_blocked(&version) {
             Outcome::RolledBack
-        } else if policy.target(None).is_some_and(|target| target.version == version)
-            && !waves.standings.is_empty()
+        } else if !waves.standings.is_empty()
             && waves.standings.iter().all(|standing| matches!(standing, Standing::Done(_)))
+            && self.is_target(index, &version)
         {
             Outcome::Done
         } else {

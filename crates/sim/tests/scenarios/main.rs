@@ -9,7 +9,7 @@ mod people;
 mod trials;
 mod verdicts;
 
-use bascule_api::{DisruptionOutcome, WaitReason};
+use bascule_api::{Architecture, DisruptionOutcome, Outcome, WaitReason};
 use bascule_planner::{Action, model, plan, snapshot::Node};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
@@ -169,6 +169,30 @@ fn two_zones_are_down() {
         machine.unready = false;
     }
     world.until(400, |world| on(world, "1.1") == 6 && granted(world) == 0).unwrap();
+}
+
+#[test]
+fn a_release_for_one_architecture_is_one_rollout_and_not_one_with_each_node() {
+    let mut offer = (*build::offer(&["1.0", "1.1", "1.2"])).clone();
+    for release in &mut offer.releases {
+        release.digests.insert(Architecture::Arm64, build::digest(release.version.as_str()));
+    }
+    offer.releases.last_mut().unwrap().digests.remove(&Architecture::X86_64);
+    let mut world = World::scripted(1, vec![build::policy("workers", &json!({}), &Arc::new(offer))]);
+    let arm = world.snapshot.nodes.iter_mut().find(|node| &*node.name == "b1").unwrap();
+    Arc::make_mut(arm).architecture = Some(Architecture::Arm64);
+    // They take turns.
+    for (goes, version) in [("a1", "1.1"), ("b1", "1.2"), ("c1", "1.1")] {
+        let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+        hold.spec.nodes = ["a1", "b1", "c1"].into_iter().filter(|name| *name != goes).map(str::to_owned).collect();
+        world.snapshot.freezes = vec![Arc::new(hold)];
+        let runs = |world: &World| world.running(goes).is_some_and(|running| running.as_str() == version);
+        world.until(400, |world| runs(world) && granted(world) == 0).unwrap();
+    }
+    world.operate_for(None).unwrap();
+    let history = &world.snapshot.policies[0].status.history;
+    let rollouts: Vec<_> = history.iter().map(|entry| (entry.version.as_str(), entry.outcome)).collect();
+    assert_eq!(rollouts, [("1.1", Outcome::Superseded), ("1.2", Outcome::Done)], "{}", world.story());
 }
 
 #[test]
