@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(found.root_hash().unwrap().as_str(), "ab".repeat(32));
         let (sort_key, version) = (Some("acme".to_owned()), Some("1.2".to_owned()));
         let further = ShownFacts { profile: 1, profile_id: Some("debug".to_owned()), sort_key, version };
-        assert_eq!(found.image().unwrap().profiles, [further.clone()]);
+        assert_eq!(found.image().unwrap().profiles, std::slice::from_ref(&further));
         // The first has no name, and the other an os-release of its own.
         let (first, second) = (sections.get(1..5).unwrap(), sections.get(5).unwrap());
         let found = read(&boot_image(&[first, &[*second, os_release][..]].concat())).unwrap();
