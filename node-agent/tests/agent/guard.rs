@@ -90,6 +90,36 @@ fn a_trial_without_a_commit_is_reverted_by_the_guard_alone() {
     }
 }
 
+/// Whatever else the unit asked for, some release would lack it, and be left with nobody to take it back.
+#[test]
+fn the_unit_of_the_guard_asks_for_nothing_that_a_release_can_leave_out() {
+    const ASKS_FOR_NOTHING: [&str; 15] = [
+        "Description",
+        "DefaultDependencies",
+        "Before",
+        "After",
+        "Conflicts",
+        "StartLimitIntervalSec",
+        "Type",
+        "RemainAfterExit",
+        "TimeoutStartSec",
+        "Restart",
+        "RestartSec",
+        "RestartPreventExitStatus",
+        "OOMScoreAdjust",
+        "MemoryMin",
+        "RequiredBy",
+    ];
+    let unit = include_str!("../../units/bascule-guard.service");
+    let mut others = Vec::new();
+    for (key, value) in unit.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')) {
+        if !ASKS_FOR_NOTHING.contains(&key) {
+            others.push((key, value));
+        }
+    }
+    assert_eq!(others, [("ExecStart", "/usr/bin/bascule-agent guard"), ("WantedBy", "sysinit.target")]);
+}
+
 /// The guard is started before all boot partitions are mounted, or one goes away: that is no reason to end.
 #[test]
 fn entries_on_a_partition_that_is_mounted_late_are_waited_for() {

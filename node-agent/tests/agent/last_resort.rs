@@ -1,5 +1,5 @@
 //! The guard's last resort, with the program itself: it hangs as on a machine whose disk does not answer, and the kernel is told
-//! to reboot. In namespaces of its own, where reboot(2) ends the namespace's first process by SIGHUP (pid_namespaces(7)), where the
+//! to reboot. And the guard of a release that lacks what an image should have. In namespaces of its own, where reboot(2) ends the namespace's first process by SIGHUP (pid_namespaces(7)), where the
 //! boot is as old as the test wants it (time_namespaces(7)), and where the boot loader said what the test wants it to say. Being root
 //! in a user namespace only, nothing in it can reboot the machine that the tests run on.
 
@@ -32,38 +32,43 @@ mount -t tmpfs tmpfs /sys/firmware
 mkdir -p /sys/firmware/efi/efivars
 [ -z "$2" ] || printf '\006\000\000\000%s\000' "$2" > "/sys/firmware/efi/efivars/LoaderBootCountPath-$4"
 mount --bind "$1/kmsg" /dev/kmsg
-exec "$3" --settings "$1/agent.toml" guard"#;
+exec "$3" guard"#;
 
 /// The tools and the namespaces, or `None`, said loudly, where the kernel or whoever runs the tests does not allow them.
 fn namespaces(seconds_since_boot: u64) -> Option<Command> {
     let offset = i64::try_from(seconds_since_boot).unwrap() - i64::try_from(LinuxClock.since_boot().as_secs()).unwrap();
     let command = || {
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--time"]);
+        command.args(["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child", "--time"]);
         command.args(["--boottime", &offset.to_string()]);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
         command
     };
     let allowed = command().args(["mount", "-t", "tmpfs", "tmpfs", "/sys/firmware"]).output();
     if !allowed.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: no namespaces for users, processes and time can be had here");
+        eprintln!("SKIPPED: no namespaces for users, networks, processes and time can be had here");
         return None;
     }
     Some(command())
 }
 
-/// Starts the guard on a host that is a folder.
-fn guard(host: &Path, mut namespaces: Command, boot_count_path: &str, log: Stdio) -> Child {
+/// The guard on a host that is a folder.
+fn command(host: &Path, mut namespaces: Command, boot_count_path: &str, log: Stdio) -> Command {
     std::fs::write(host.join("kmsg"), "").unwrap();
     namespaces
         .args(["sh", "-c", BECOME, "sh"])
         .args([host.as_os_str(), boot_count_path.as_ref(), env!("CARGO_BIN_EXE_bascule-agent").as_ref()])
         .arg(BOOT_LOADER_VENDOR)
+        .env("BASCULE_SETTINGS", host.join("agent.toml"))
         .env("BASCULE_TRIAL_DEADLINE", format!("{DEADLINE}s"))
         .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere")
-        .stderr(log)
-        .spawn()
-        .unwrap()
+        .stderr(log);
+    namespaces
+}
+
+/// Starts the guard on a host that is a folder.
+fn guard(host: &Path, namespaces: Command, boot_count_path: &str, log: Stdio) -> Child {
+    command(host, namespaces, boot_count_path, log).spawn().unwrap()
 }
 
 /// The signal that ended it; none if it still runs after `patience`.
@@ -174,4 +179,26 @@ fn the_last_resort_is_there_before_settings_are_read_and_only_where_a_boot_count
         guard.wait().unwrap();
         assert_eq!((found, names.len() > 1), (wanted, wanted), "'{boot_count_path}': {names:?}");
     }
+}
+
+/// A release without root of trust, settings and network is the one that has to be taken back.
+#[test]
+fn without_root_of_trust_settings_and_network_the_guard_itself_leaves_the_trial() {
+    let Some(namespaces) = namespaces(DEADLINE + 1) else { return };
+    let host = host();
+    let root = host.path();
+    std::fs::remove_file(root.join("agent.toml")).unwrap();
+    let mut command = command(root, namespaces, "/EFI/Linux/acme-os_1.1+2-1.efi", Stdio::null());
+    // Only where the host's folder has what is elsewhere on a host.
+    for (setting, place) in [
+        ("BASCULE_BOOT_PARTITION", "efi"),
+        ("BASCULE_SLOTS_DISK", "disk.img"),
+        ("BASCULE_STATE_DIRECTORY", "state"),
+        ("BASCULE_REPOSITORY_TRUST_ROOT", "root.json"),
+    ] {
+        command.env(setting, root.join(place));
+    }
+    let mut guard = command.env_remove("BASCULE_SETTINGS").spawn().unwrap();
+    assert_eq!(ended_by(&mut guard, Duration::from_secs(60)), Some(SIGHUP));
+    assert!(!said(root), "it hung, and was rebooted without its doing");
 }
