@@ -71,6 +71,30 @@ fn warnings_have_numbers_and_are_accepted_by_them() {
     assert_eq!((code, message.as_str()), (0, ""));
 }
 
+/// Such a release would be left on its own: without a guard, without an agent, or without anything to judge the next one by.
+#[test]
+fn a_tree_without_root_of_trust_guard_or_agent_is_refused_until_that_is_said_to_be_meant() {
+    let workshop = Workshop::new();
+    let build = format!("{BUILD} --root tree --kernel vmlinuz");
+    for (missing, number, part) in [
+        ("usr/lib/bascule/root.json", 14, "the tree has no usr/lib/bascule/root.json"),
+        ("etc/systemd/system/sysinit.target.wants/bascule-guard.service", 15, "starts bascule-guard.service"),
+        ("usr/bin/bascule-agent", 15, "the program of guard and agent"),
+        ("etc/systemd/system/multi-user.target.wants/bascule-agent.service", 16, "starts bascule-agent.service"),
+    ] {
+        workshop.tree("tree", "1.0", |number| number);
+        fs::remove_file(workshop.path("tree").join(missing)).unwrap();
+        let (code, message) = workshop.refused(&build);
+        assert_eq!(code, 1, "{missing}: {message}");
+        assert!(message.contains(&format!("error {number}: ")) && message.contains(part), "{missing}: {message}");
+        assert!(message.contains("1 finding stops the release"), "{missing}: {message}");
+        workshop.step(&format!("{build} --accept {number}"));
+        for folder in ["tree", "out"] {
+            fs::remove_dir_all(workshop.path(folder)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn what_was_built_elsewhere_is_looked_at_before_it_is_published() {
     let workshop = Workshop::new();

@@ -9,6 +9,10 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
+/// What starts in a tree, and by which target.
+const UNITS: [(&str, &str); 2] =
+    [("bascule-guard.service", "sysinit.target"), ("bascule-agent.service", "multi-user.target")];
+
 /// A vendor's working folder.
 pub(crate) struct Workshop(TempDir);
 
@@ -60,8 +64,18 @@ impl Workshop {
     /// A root tree. `order` changes the order in which its files are made, and so that in which folders list them.
     pub(crate) fn tree(&self, name: &str, version: &str, order: impl Fn(usize) -> usize) {
         let tree = self.path(name);
-        for folder in ["etc", "usr/lib", "usr/bin", "var/lib/dpkg"] {
+        for folder in ["etc", "usr/lib/bascule", "usr/bin", "var/lib/dpkg"] {
             fs::create_dir_all(tree.join(folder)).unwrap();
+        }
+        fs::write(tree.join("usr/lib/bascule/root.json"), r#"{"signed": {"_type": "root"}}"#).unwrap();
+        fs::write(tree.join("usr/bin/bascule-agent"), "the agent").unwrap();
+        for (unit, target) in UNITS {
+            let (file, links) =
+                (format!("usr/lib/systemd/system/{unit}"), format!("etc/systemd/system/{target}.wants"));
+            fs::create_dir_all(tree.join("usr/lib/systemd/system")).unwrap();
+            fs::create_dir_all(tree.join(&links)).unwrap();
+            fs::write(tree.join(&file), "[Service]\nExecStart=/usr/bin/bascule-agent\n").unwrap();
+            std::os::unix::fs::symlink(format!("/{file}"), tree.join(links).join(unit)).unwrap();
         }
         for number in 0..200 {
             let number = order(number);

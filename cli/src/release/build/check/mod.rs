@@ -1,7 +1,8 @@
-//! What a build would do to the nodes that get it, found before it reaches them. Errors stop; warnings have numbers, by which
-//! a vendor accepts those that he means.
+//! What a build would do to the nodes that get it, found before it reaches them. Errors stop. Each finding has a number, by
+//! which a vendor accepts a warning that he means, and an error that is right for a set-up of his.
 
 mod boot;
+mod host;
 mod image;
 mod signed;
 mod space;
@@ -14,6 +15,7 @@ use anyhow::bail;
 use bascule_names::{Architecture, Product, Version};
 
 pub(crate) use boot::{command_line, firmware_file, kernel, release_of_kernel, uki};
+use host::host;
 pub(crate) use image::image;
 pub(crate) use signed::{is_signed, vouched};
 pub(crate) use space::{Space, growth, space};
@@ -27,11 +29,22 @@ pub(crate) struct Subject<'a> {
     pub(crate) architecture: Architecture,
 }
 
+/// What becomes of a release of which something was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    /// It is stopped.
+    Error,
+    /// It is stopped until somebody accepts the number: wrong for a fleet, but for a set-up of its own.
+    UnlessAccepted,
+    /// It is said, and stops where warnings are to stop.
+    Warning,
+}
+
 /// A check that can fail. The number never changes its meaning: vendors write it in their scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Check {
     pub(crate) number: u16,
-    stops: bool,
+    weight: Weight,
     /// What it means and how to fix it.
     explanation: &'static str,
 }
@@ -39,13 +52,14 @@ pub(crate) struct Check {
 macro_rules! checks {
     ($($name:ident = $number:literal $kind:ident $explanation:literal;)*) => {
         $(pub(crate) const $name: Check =
-            Check { number: $number, stops: checks!(@$kind), explanation: $explanation };)*
+            Check { number: $number, weight: checks!(@$kind), explanation: $explanation };)*
         /// Every check, by number.
         #[cfg(test)]
         const ALL: &[Check] = &[$($name),*];
     };
-    (@error) => { true };
-    (@warning) => { false };
+    (@error) => { Weight::Error };
+    (@unless_accepted) => { Weight::UnlessAccepted };
+    (@warning) => { Weight::Warning };
 }
 
 checks! {
@@ -62,6 +76,9 @@ checks! {
     ESP_TOO_SMALL = 11 error "The boot partition holds the UKI that runs, the one in the other slot, and for a moment the one that is being written.";
     NOT_SIGNED = 12 error "Firmware with Secure Boot on starts only what a certificate in its db vouches for: every node would refuse the release before it is drained, and stay where it is. Sign the boot image with --secure-boot-key where the release is built.";
     SEVERAL_PROFILES = 13 error "The boot loader shows an entry for each profile of a UKI, with one counter for all, and a profile may boot something else than the release: every node would refuse it before it is drained. Build the UKI with one profile.";
+    NO_TRUST_ROOT = 14 unless_accepted "By /usr/lib/bascule/root.json a node judges every release, whether its agent is a service of the host or a pod. One that boots this release takes no other after it, and nothing that is published changes that. Copy the repository's 1.root.json there. Another place is meant only where repository.trust-root in the image's settings names it.";
+    NO_GUARD = 15 unless_accepted "The guard takes a release back that nobody commits in time, also one whose agent never starts. It is part of every image, where the agent is a pod too: /usr/bin/bascule-agent, bascule-guard.service, and the link by which a target starts it (systemctl --root=TREE enable bascule-guard.service). Without links it is meant only where presets are applied at each boot.";
+    NO_AGENT = 16 unless_accepted "Without its agent a node that boots this release reports nothing, is not committed, and goes back once the guard's time is over. Enable the unit in the tree (systemctl --root=TREE enable bascule-agent.service). It is meant where the agent is a pod of the DaemonSet.";
     NO_IDENTITY = 21 warning "Without IMAGE_ID and IMAGE_VERSION in os-release a node does not know what it runs. Write them when the image is made.";
     NO_INIT = 22 warning "The tree has no /usr/lib/systemd/systemd, /usr/sbin/init or /sbin/init, so nothing runs after the kernel.";
     NO_PANIC_RESTART = 23 warning "A trial is only taken back if a machine that gets nowhere restarts. Without panic=SECONDS (1 is usual) a kernel that panics stands still until somebody comes.";
@@ -84,9 +101,9 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    /// Whether it stops a release.
+    /// Whether it stops a release of which nobody says that it is meant.
     pub(crate) fn stops(&self) -> bool {
-        self.check.stops
+        self.check.weight != Weight::Warning
     }
 }
 
@@ -96,10 +113,10 @@ impl Check {
     }
 }
 
-/// Which warnings are meant, and how much is said.
+/// Which findings are meant, and how much is said.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct CheckArguments {
-    /// Accept the warning with this number: it is meant. May be repeated.
+    /// Accept the finding with this number: it is meant. Errors that no set-up can mean are not accepted. May be repeated.
     #[arg(long, value_name = "NUMBER", help_heading = "Checks")]
     accept: Vec<u16>,
 
@@ -132,16 +149,17 @@ impl CheckArguments {
         let mut explained = BTreeSet::new();
         for finding in findings {
             let check = finding.check;
-            if !check.stops && self.accept.contains(&check.number) {
+            let acceptable = check.weight != Weight::Error;
+            if acceptable && self.accept.contains(&check.number) {
                 continue;
             }
-            let word = if check.stops { "error" } else { "warning" };
-            stops += usize::from(check.stops || self.strict);
+            let word = if finding.stops() { "error" } else { "warning" };
+            stops += usize::from(finding.stops() || self.strict);
             // Writing to a String can't fail.
             let _ = writeln!(text, "{word} {}: {}", check.number, finding.text);
             if self.explain && explained.insert(check.number) {
                 let _ = writeln!(text, "  {}", check.explanation);
-                if !check.stops {
+                if acceptable {
                     let _ = writeln!(text, "  If it is meant: --accept {}", check.number);
                 }
             }
@@ -173,5 +191,16 @@ mod tests {
         let strict = CheckArguments { accept: vec![26], strict: true, explain: false };
         assert_eq!(strict.tell(&findings[..2]).1, 1);
         assert_eq!(strict.tell(&findings[..1]), (String::new(), 0));
+    }
+
+    #[test]
+    fn an_error_that_a_set_up_can_mean_stops_until_its_number_is_accepted() {
+        let findings = [NO_AGENT.found("no agent")];
+        assert!(findings[0].stops());
+        let told = |accept: Vec<u16>| CheckArguments { accept, strict: false, explain: true }.tell(&findings);
+        let (text, stops) = told(vec![14]);
+        assert_eq!(stops, 1);
+        assert!(text.contains("error 16: no agent") && text.contains("If it is meant: --accept 16"), "{text}");
+        assert_eq!(told(vec![16]), (String::new(), 0));
     }
 }

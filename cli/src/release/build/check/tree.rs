@@ -10,7 +10,7 @@ use bascule_image::uki::OsRelease;
 
 use super::boot::identity;
 use super::{
-    DEVICE_NODES, EMPTY_TREE, Finding, NO_IDENTITY, NO_INIT, NO_MODULES, NO_ROOT_DRIVERS, OTHER_MODULES, Subject,
+    DEVICE_NODES, EMPTY_TREE, Finding, NO_IDENTITY, NO_INIT, NO_MODULES, NO_ROOT_DRIVERS, OTHER_MODULES, Subject, host,
 };
 
 /// Longest list of modules that is read: Debian's generic kernel has 5,000 modules and 600 kB.
@@ -39,6 +39,7 @@ pub(crate) fn tree(
     if !inits.iter().any(|path| fs::symlink_metadata(root.join(path)).is_ok()) {
         findings.push(NO_INIT.found("the tree has no init"));
     }
+    findings.extend(host(root)?);
     findings.extend(modules(root, kernel_release)?);
     if let Some(path) = device_node(root)? {
         findings.push(DEVICE_NODES.found(format!("{} is a device node", path.display())));
