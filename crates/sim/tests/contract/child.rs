@@ -1,4 +1,4 @@
-//! The real implementations, one system call after the other failing under strace.
+//! The real implementations, one system call after the other failing under strace, or moving less than it was asked to.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -60,28 +60,24 @@ fn child() {
     }
 }
 
+/// Lets a call move fewer bytes than it asks for; loaded into the child before the C library.
+const SHORT: &str = include_str!("short.c");
+/// Which calls do.
+const MOVES: [&str; 4] = ["read", "write", "pread64", "pwrite64"];
+
 const ERRORS: [(&str, i32); 3] = [("EIO", 5), ("ENOMEM", 12), ("EROFS", 30)];
 
 fn kinds() -> Vec<ErrorKind> {
     ERRORS.iter().map(|(_, number)| std::io::Error::from_raw_os_error(*number).kind()).collect()
 }
 
-/// Runs the walk with one fault; the steps, and whether the fault struck.
-fn under_strace(what: &str, folder: &Path, paths: &[PathBuf], fault: &str) -> (Steps, bool) {
-    let log = folder.join("strace.log");
-    let mut command = Command::new("strace");
-    let (call, _) = fault.split_once(':').unwrap();
-    // Only the call that fails stops the child.
-    command.args(["-f", "-qq", "--seccomp-bpf", "-o"]).arg(&log);
-    command.arg("-e").arg(format!("trace={call}")).arg("-e").arg(format!("inject={fault}"));
-    for path in paths {
-        command.arg("-P").arg(path);
-    }
-    command.arg(std::env::current_exe().unwrap()).args(["--exact", "child::child", "--nocapture", "--test-threads=1"]);
+/// Carries the walk out in a child that `command` starts; the steps, and what was said beside them.
+fn walked(mut command: Command, what: &str, folder: &Path) -> (Steps, String) {
+    command.args(["--exact", "child::child", "--nocapture", "--test-threads=1"]);
     command.env(CHILD, format!("{what}:{}", folder.display())).env("RUST_BACKTRACE", "0");
-    let output = command.output().expect("install strace");
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{fault}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; install strace"));
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{command:?}: {text}\n{said}");
     let steps = text.lines().filter_map(|line| {
         let mut fields = line.strip_prefix(MARK)?.split('\t').skip(1);
         let (name, outcome, value) = (fields.next()?, fields.next()?, fields.next()?);
@@ -94,7 +90,48 @@ fn under_strace(what: &str, folder: &Path, paths: &[PathBuf], fault: &str) -> (S
         let answer = if outcome == "ok" { Ok(value.to_owned()) } else { Err(kind().unwrap_or(ErrorKind::NotFound)) };
         Some((name.to_owned(), answer))
     });
-    (steps.collect(), std::fs::read_to_string(log).unwrap().contains("(INJECTED)"))
+    (steps.collect(), said)
+}
+
+/// strace of the child and its threads. Only the calls that are looked at stop it.
+fn strace(calls: &str, log: &Path) -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "--seccomp-bpf", "-o"]).arg(log).arg("-e").arg(format!("trace={calls}"));
+    command
+}
+
+/// Runs the walk with one fault; the steps, and whether the fault struck.
+fn under_strace(what: &str, folder: &Path, paths: &[PathBuf], fault: &str) -> (Steps, bool) {
+    let log = folder.join("strace.log");
+    let (call, _) = fault.split_once(':').unwrap();
+    let mut command = strace(call, &log);
+    command.arg("-e").arg(format!("inject={fault}"));
+    for path in paths {
+        command.arg("-P").arg(path);
+    }
+    command.arg(std::env::current_exe().unwrap());
+    let (steps, _) = walked(command, what, folder);
+    (steps, std::fs::read_to_string(log).unwrap().contains("(INJECTED)"))
+}
+
+/// Compiles [`SHORT`].
+fn short_calls(folder: &Path) -> PathBuf {
+    let (source, library) = (folder.join("short.c"), folder.join("short.so"));
+    std::fs::write(&source, SHORT).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).args([&library, &source]);
+    assert!(compiler.status().expect("install gcc").success(), "{compiler:?}");
+    library
+}
+
+/// Runs the walk with a `call` that moves `bytes` bytes the `when`th time that it could move more; the steps, and whether there
+/// was such a call.
+fn with_short_call(what: &str, folder: &Path, library: &Path, (call, bytes, when): (&str, u32, u32)) -> (Steps, bool) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("LD_PRELOAD", library).env("SHORT_FOLDER", folder).env("SHORT_CALL", call);
+    command.env("SHORT_BYTES", bytes.to_string()).env("SHORT_WHEN", when.to_string());
+    let (steps, said) = walked(command, what, folder);
+    (steps, said.contains("(SHORT)"))
 }
 
 /// Every one of these calls on these paths fails once, with every error.
@@ -134,6 +171,35 @@ fn exhaust(what: &str, calls: &[&str], prepare: impl Fn(&Path) -> Vec<PathBuf>) 
             }
             seen += 1;
         }
+    }
+    seen + exhaust_short(what, calls, &folder, &good, prepare)
+}
+
+/// Every one of these calls moves less than it could once: whoever asked asks for the rest.
+fn exhaust_short(
+    what: &str,
+    calls: &[&str],
+    folder: &Path,
+    good: &Steps,
+    prepare: impl Fn(&Path) -> Vec<PathBuf>,
+) -> usize {
+    let library = short_calls(folder);
+    let mut seen = 0;
+    for call in calls.iter().filter(|call| MOVES.contains(*call)) {
+        let before = seen;
+        for bytes in [1, 100] {
+            for when in 1.. {
+                prepare(folder);
+                let (found, struck) = with_short_call(what, folder, &library, (*call, bytes, when));
+                let short = format!("{call} that moves {bytes} bytes, time {when}");
+                assert!(!walk::hold(&short, good, &found, &[]), "{short}: {found:#?}");
+                if !struck {
+                    break;
+                }
+                seen += 1;
+            }
+        }
+        assert!(seen > before, "no {call} moves more than a byte");
     }
     seen
 }

@@ -3,7 +3,7 @@
 //! Never another answer: what could not be read is not something else.
 //!
 //! The real implementations run in a child under strace (Debian package `strace`), which lets one system call after the other
-//! fail; the simulated ones on a disk that does. Loop devices are used where they can be had.
+//! fail, or with a library before the C library's calls, which lets one move fewer bytes than it could; the simulated ones on a disk that does. Loop devices are used where they can be had.
 
 #![allow(
     clippy::unwrap_used,
