@@ -204,6 +204,54 @@ fn exhaust_short(
     seen
 }
 
+/// What makes a boot image and its names durable, and in which order: the content before the name that the boot loader starts, and
+/// each name before what is built on it. No answer of a step shows that one of them was left out.
+const FLUSHED: [&str; 19] = [
+    "write EFI/Linux/bascule-new.part",
+    "fsync EFI/Linux/bascule-new.part",
+    "fsync EFI/Linux",
+    "syncfs .",
+    "fsync .",
+    "renameat2 EFI/Linux/bascule-new.part EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux",
+    "syncfs .",
+    "fsync .",
+    "pwrite64 EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux",
+    "syncfs .",
+    "fsync .",
+    "unlink EFI/Linux/old.efi",
+    "fsync EFI/Linux",
+    "syncfs .",
+    "fsync .",
+];
+
+#[test]
+fn the_real_boot_partition_flushes_file_name_and_folder_in_this_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    real_esp(&folder);
+    let (log, root) = (folder.join("strace.log"), folder.join("esp"));
+    let mut command = strace("write,pwrite64,rename,renameat2,unlink,fsync,fdatasync,syncfs", &log);
+    // With the path of each open file.
+    command.arg("-y").arg(std::env::current_exe().unwrap());
+    let (steps, _) = walked(command, "esp", &folder);
+    assert!(steps.iter().all(|(_, answer)| answer.is_ok()), "{steps:#?}");
+    let log = std::fs::read_to_string(log).unwrap();
+    let root = root.to_str().unwrap();
+    let call = |line: &str| {
+        let paths = line.split(root).skip(1).filter_map(|rest| rest.split(['"', '>']).next());
+        let paths: Vec<&str> = paths.map(|path| path.trim_start_matches('/')).collect();
+        let name = line.split('(').next().and_then(|begin| begin.split_whitespace().last()).unwrap_or_default();
+        let paths = paths.iter().map(|path| if path.is_empty() { "." } else { *path });
+        std::iter::once(name).chain(paths).collect::<Vec<_>>().join(" ")
+    };
+    let calls: Vec<String> = log.lines().filter(|line| line.contains(root)).map(call).collect();
+    assert_eq!(calls, FLUSHED);
+}
+
 #[test]
 fn the_real_boot_partition_reports_each_failing_call() {
     let calls =
