@@ -1,6 +1,8 @@
 //! Fixtures for tests of the whole system, the benchmarks and the sandbox: a real Kubernetes control plane, kubelets
 //! that stand in for machines, and processes that never outlive the test that started them.
 
+use std::io::Write as _;
+
 pub mod address;
 #[allow(
     clippy::unwrap_used,
@@ -41,6 +43,12 @@ pub mod supervise;
 pub mod vendor;
 pub mod webhook;
 pub mod workload;
+
+/// Says that a test looks at nothing here, and why. Past the harness, which keeps to itself what a test that passes prints.
+pub fn skipped(why: &str) {
+    // Without a standard error there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
 
 /// The TLS library can be driven by more than one provider and refuses to guess. Every fixture calls this before it
 /// makes a client; calling it again does nothing.

@@ -79,19 +79,17 @@ pub fn previous_commit() -> Option<String> {
     commits.lines().find(differs).map(str::to_owned)
 }
 
-/// `manifests/` of [`previous_commit`], unpacked below `folder`; where there is none, those of today.
+/// `manifests/` of [`previous_commit`], unpacked below `folder`.
 #[must_use]
-pub fn previous_manifests(folder: &Path) -> PathBuf {
+pub fn previous_manifests(folder: &Path) -> Option<PathBuf> {
+    let commit = previous_commit()?;
     let archive = folder.join("manifests.tar");
     let archive = archive.to_str().unwrap();
-    match previous_commit() {
-        Some(commit) if git(&["archive", "--output", archive, &commit, "manifests"]).unwrap().status.success() => {
-            let unpacked = Command::new("tar").args(["-xf", archive, "-C"]).arg(folder).status().unwrap();
-            assert!(unpacked.success());
-            folder.join("manifests")
-        }
-        _ => tree().join("manifests"),
-    }
+    let packed = git(&["archive", "--output", archive, &commit, "manifests"]).unwrap();
+    assert!(packed.status.success(), "packing {commit}: {}", String::from_utf8_lossy(&packed.stderr));
+    let unpacked = Command::new("tar").args(["-xf", archive, "-C"]).arg(folder).status().unwrap();
+    assert!(unpacked.success());
+    Some(folder.join("manifests"))
 }
 
 /// More components in a folder that was laid out.

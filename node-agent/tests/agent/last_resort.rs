@@ -46,7 +46,7 @@ fn namespaces(seconds_since_boot: u64) -> Option<Command> {
     };
     let allowed = command().args(["mount", "-t", "tmpfs", "tmpfs", "/sys/firmware"]).output();
     if !allowed.is_ok_and(|output| output.status.success()) {
-        eprintln!("SKIPPED: no namespaces for users, networks, processes and time can be had here");
+        bascule_tests::skipped("no namespaces for users, networks, processes and time can be had here");
         return None;
     }
     Some(command())
