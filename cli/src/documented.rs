@@ -126,3 +126,20 @@ fn every_command_is_in_the_docs() {
         assert!(said, "docs/cli.md does not tell of `bascule {name}`");
     }
 }
+
+/// The help of a command and of all below it.
+fn helps(command: &mut clap::Command) -> Vec<String> {
+    let own = command.render_long_help().to_string();
+    let below: Vec<String> = command.get_subcommands_mut().flat_map(helps).collect();
+    std::iter::once(own).chain(below).collect()
+}
+
+#[test]
+fn no_help_says_a_word_that_changed() {
+    let helps = helps(&mut Arguments::command());
+    assert!(helps.len() > 20, "{}", helps.len());
+    for help in helps {
+        let said = bascule_tests::words::outdated(&help);
+        assert!(said.is_empty(), "docs/glossary.md has other words for {said:?}:\n{help}");
+    }
+}

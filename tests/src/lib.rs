@@ -42,6 +42,7 @@ pub mod supervise;
 )]
 pub mod vendor;
 pub mod webhook;
+pub mod words;
 pub mod workload;
 
 /// Says that a test looks at nothing here, and why. Past the harness, which keeps to itself what a test that passes prints.

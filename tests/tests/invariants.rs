@@ -159,6 +159,30 @@ fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
     }
 }
 
+/// Pages, the API's own words, alerts. Blocks are what programs said when they were recorded, or are held by tests of their own.
+#[test]
+fn what_users_read_says_no_word_that_changed() {
+    let mut pages = ["README.md", "CONTRIBUTING.md", "SECURITY.md"].map(PathBuf::from).to_vec();
+    for folder in ["docs", "docs/runbooks", "manifests/crds", "manifests/components/alerts"] {
+        let entries = std::fs::read_dir(format!("{ROOT}/{folder}")).expect("a folder");
+        pages.extend(entries.map(|entry| Path::new(folder).join(entry.expect("an entry").file_name())));
+    }
+    pages.retain(|page| {
+        let name = page.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // The list itself, and pages of which some tell of the past.
+        let is_text = [".md", ".yaml"].iter().any(|ending| name.ends_with(ending));
+        is_text && name != "glossary.md" && !OF_TESTS.contains(&name)
+    });
+    assert!(pages.len() > 40, "{pages:?}");
+    let mut said = Vec::new();
+    for page in pages {
+        let text = std::fs::read_to_string(Path::new(ROOT).join(&page)).expect("a page");
+        let prose: String = text.split("```").step_by(2).collect();
+        said.extend(bascule_tests::words::outdated(&prose).into_iter().map(|word| (page.clone(), word)));
+    }
+    assert!(said.is_empty(), "docs/glossary.md has other words for these: {said:#?}");
+}
+
 #[test]
 fn a_name_that_leads_nowhere_is_noticed() {
     let page = "`bascule-agent flow::a_b`, `worlds::c`, `status.trial`, and\n`bascule-sim\nfaults::d`";

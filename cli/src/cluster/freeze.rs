@@ -14,7 +14,7 @@ const LABELS: usize = 12;
 
 /// Stop new disruptions, everywhere or for some policies, until the time is over.
 ///
-/// Nodes that move are finished. To undo running drains as well: `bascule abort`.
+/// Nodes in progress are finished. To undo running drains as well: `bascule abort`.
 #[derive(Debug, Args)]
 pub(crate) struct Freeze {
     /// How long, e.g. 90m or 2h.
@@ -282,7 +282,7 @@ fn announced(does: &str, place: &str, duration: api::Duration) -> String {
     format!("{does}, and nothing new starts {place} for {duration}.")
 }
 
-/// What an abort does to nodes that move now.
+/// What an abort does to nodes in progress.
 fn consequences(nodes: &[&LiveNode]) -> String {
     let draining = nodes.iter().filter(|node| node.state == RolloutState::Draining).count();
     let moving = nodes.iter().filter(|node| in_motion(node)).count() - draining;

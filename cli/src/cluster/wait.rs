@@ -8,7 +8,7 @@ use bascule_api::conditions;
 use clap::{Args, ValueEnum};
 use kube::{Api, ResourceExt as _};
 
-/// Wait until a policy is up to date, or until nothing of it moves.
+/// Wait until a policy is up to date, or until nothing of it is in progress.
 ///
 /// Ends with 0 when it is so, with 1 when the policy halts meanwhile, and with 4 when the time is over.
 #[derive(Debug, Args)]

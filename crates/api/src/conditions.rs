@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 /// UpdatePolicy: the spec can be used as it is. `False` names the field.
 pub const ACCEPTED: &str = "Accepted";
-/// UpdatePolicy: nodes are being moved to the target release.
+/// UpdatePolicy: nodes are being updated to the target release.
 pub const PROGRESSING: &str = "Progressing";
 /// UpdatePolicy: every selected node runs the target release.
 pub const UP_TO_DATE: &str = "UpToDate";
@@ -55,9 +55,9 @@ pub mod reason {
     pub const INVALID: &str = "Invalid";
     /// What the condition says was observed and nothing more is to be said.
     pub const OBSERVED: &str = "Observed";
-    /// A rollout moves nodes.
+    /// A rollout is in progress.
     pub const ROLLING_OUT: &str = "RollingOut";
-    /// A rollback moves nodes.
+    /// A rollback is in progress.
     pub const ROLLING_BACK: &str = "RollingBack";
     /// Every node is where it should be.
     pub const DONE: &str = "Done";

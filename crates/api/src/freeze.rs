@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Stops new disruptions, everywhere, for some policies or for some nodes, until it ends by itself. What already moves is finished, unless it
+/// Stops new disruptions, everywhere, for some policies or for some nodes, until it ends by itself. Updates in progress are finished, unless it
 /// says that drains are undone.
 #[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
     status = "FreezeStatus",
     derive = "PartialEq",
     crates(kube_core = "kube_core"),
-    doc = "Stops new disruptions, everywhere, for some policies or for some nodes, until it ends by itself. What already moves is finished, unless it says that drains are undone.",
+    doc = "Stops new disruptions, everywhere, for some policies or for some nodes, until it ends by itself. Updates in progress are finished, unless it says that drains are undone.",
     printcolumn(name = "Active", type_ = "string", json_path = ".status.conditions[?(@.type==\"Active\")].status"),
     printcolumn(name = "Until", type_ = "string", json_path = ".status.endsAt"),
     printcolumn(name = "By", type_ = "string", json_path = ".spec.requestedBy"),

@@ -60,7 +60,7 @@ pub const GROUP: &str = "bascule.dev";
 pub const OPERATOR_MANAGER: &str = "bascule-operator";
 /// The field manager an agent writes its status with (server-side apply).
 pub const AGENT_MANAGER: &str = "bascule-agent";
-/// Taint (`PreferNoSchedule`) on nodes that still run an old release while a rollout moves, so that evicted pods land
+/// Taint (`PreferNoSchedule`) on nodes that still run an old release while a rollout is in progress, so that evicted pods land
 /// on updated nodes.
 pub const OUTDATED_TAINT: &str = "bascule.dev/outdated";
 /// Taint (`NoSchedule`) on new nodes that are held until they run the policy's release (`spec.newNodes.hold`).

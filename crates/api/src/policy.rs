@@ -57,7 +57,7 @@ pub struct UpdatePolicySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
     pub retries: Vec<Retry>,
-    /// Start nothing new. What moves is finished.
+    /// Start nothing new. Updates in progress are finished.
     #[serde(default)]
     pub paused: bool,
     /// How many nodes may be unavailable at once, for whatever reason. Default: one.

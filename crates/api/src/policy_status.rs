@@ -25,7 +25,7 @@ pub struct UpdatePolicyStatus {
     /// Texts for `kubectl get`.
     #[serde(default)]
     pub columns: Columns,
-    /// The wave that moves now.
+    /// The wave in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wave: Option<WaveStatus>,
     /// The open window, or else the next one.

@@ -30,7 +30,7 @@ impl std::fmt::Display for ObjectRef {
 
 macro_rules! wait_reasons {
     ($($(#[doc = $meaning:literal])+ $name:ident $(was $old:literal)? => $remedy:literal,)+) => {
-        /// Why a node or a policy does not move, or what it is waiting for while it moves.
+        /// Why a node or a policy is not in progress, or what it waits for while it is.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
         pub enum WaitReason {
             $($(#[doc = $meaning])+ $(#[serde(alias = $old)])? $name,)+

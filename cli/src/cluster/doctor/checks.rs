@@ -539,7 +539,7 @@ mod tests {
         assert_eq!(weights(&leader(&seen, fixture::now(), "bascule-system")), [super::super::Weight::Wrong]);
     }
 
-    /// "Nothing told you and nothing moves": whoever asks the doctor then must read of the freeze.
+    /// "Nothing told you and no update is in progress": whoever asks the doctor then must read of the freeze.
     #[test]
     fn what_people_ordered_is_told_and_what_waits_for_them() {
         let mut seen = fixture::seen();
