@@ -15,6 +15,8 @@ mod freeze;
 mod node_update;
 mod policy;
 mod policy_status;
+#[cfg(test)]
+mod policy_tests;
 mod quantity;
 mod reasons;
 mod report;
