@@ -124,6 +124,9 @@ fn every_test_that_is_named_exists() {
 /// Pages that are for whoever judges or changes Bascule. All others are for those who use it.
 const OF_TESTS: [&str; 5] = ["invariants.md", "security.md", "testing.md", "boot-tests.md", "fuzzing.md"];
 
+/// Pages of those for users that say how figures, or the answers of a suite, are had.
+const WITH_TESTS_TO_RUN: [&str; 2] = ["benchmarks.md", "tuf.md"];
+
 #[test]
 fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
     let mut all = Vec::new();
@@ -156,6 +159,8 @@ fn pages_lead_to_the_glossary_and_those_for_users_name_no_tests() {
         let tests: Vec<&Named> =
             named.iter().filter(|named| all.iter().any(|(_, text)| is_test(text, &named.function))).collect();
         assert!(tests.is_empty(), "docs/{name} names tests, which belong into docs/invariants.md: {tests:#?}");
+        let runs = page.contains("cargo test") && !WITH_TESTS_TO_RUN.contains(&name.as_str());
+        assert!(!runs, "docs/{name} has tests to run, which belong into docs/testing.md");
     }
 }
 
