@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::error::esp;
 use super::files::{self, read_content};
+use super::smbios::machine_entries;
 use super::text_entries::{key_and_value, text_entries};
 use super::{BootError, BootFolder, Missing};
 use crate::core::boot::name::EntryName;
@@ -112,6 +113,12 @@ pub fn read(
     }
     if let Some(error) = failed.filter(|_| inventory.partitions.is_empty()) {
         return Err(error);
+    }
+    if backend == BootControlBackend::SystemdBoot {
+        match host.firmware.smbios() {
+            Ok(structures) => inventory.texts.extend(machine_entries(&structures, &*host.esp)),
+            Err(error) => inventory.loader.unread.push(format!("the machine's SMBIOS structures: {error}")),
+        }
     }
     tell_apart(&mut inventory, &folders, releases, digests);
     Ok(inventory)

@@ -5,6 +5,7 @@ mod apply;
 mod error;
 mod files;
 mod inventory;
+mod smbios;
 mod text_entries;
 
 use std::sync::Arc;

@@ -28,7 +28,7 @@ const MAX_VALUE: usize = 512;
 pub fn text_entries(esp_fs: &dyn Esp, partition: BootPartition) -> Vec<TextEntry> {
     read(esp_fs, partition).unwrap_or_else(|error| {
         let content = TextContent::Unread(in_one_line(&error));
-        vec![TextEntry { partition, name: TEXTS.to_owned(), content }]
+        vec![TextEntry { partition: Some(partition), name: TEXTS.to_owned(), content }]
     })
 }
 
@@ -41,17 +41,21 @@ fn read(esp_fs: &dyn Esp, partition: BootPartition) -> Result<Vec<TextEntry>, Bo
     listed.sort();
     let read = |name: String| {
         let content = content(esp_fs, &name);
-        TextEntry { partition, name, content }
+        TextEntry { partition: Some(partition), name, content }
     };
     Ok(listed.into_iter().map(|file| read(file.name)).collect())
 }
 
 fn content(esp_fs: &dyn Esp, name: &str) -> TextContent {
-    let bytes = match esp_fs.read(&format!("{TEXTS}/{name}"), MAX_ENTRY) {
-        Ok(bytes) => bytes,
-        Err(error) => return TextContent::Unread(error.to_string()),
-    };
-    let Some(entry) = parse_text_entry(&String::from_utf8_lossy(&bytes), machine_type()) else {
+    match esp_fs.read(&format!("{TEXTS}/{name}"), MAX_ENTRY) {
+        Ok(bytes) => judged(esp_fs, &bytes),
+        Err(error) => TextContent::Unread(error.to_string()),
+    }
+}
+
+/// What the boot loader makes of an entry's text, with the programs of a partition.
+pub(super) fn judged(esp_fs: &dyn Esp, text: &[u8]) -> TextContent {
+    let Some(entry) = parse_text_entry(&String::from_utf8_lossy(text), machine_type()) else {
         return TextContent::NotShown;
     };
     let shown = match entry.unknown {

@@ -11,7 +11,7 @@ use super::Space;
 /// Vendor GUID of the Boot Loader Interface's EFI variables (systemd, "The Boot Loader Interface").
 pub const BOOT_LOADER_VENDOR: &str = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 
-/// EFI variables.
+/// What the firmware says: EFI variables, SMBIOS structures.
 pub trait Firmware: Send + Sync {
     /// The value of a variable of a vendor (a GUID in lower case) without its attributes, `None` if it is not set. A machine
     /// without EFI variables has none set.
@@ -20,6 +20,14 @@ pub trait Firmware: Send + Sync {
     /// The value of a variable of [`BOOT_LOADER_VENDOR`].
     fn variable(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         self.variable_of(BOOT_LOADER_VENDOR, name)
+    }
+
+    /// The machine's SMBIOS structures, one behind the other (DMTF DSP0134). Empty for a machine without.
+    ///
+    /// # Errors
+    /// They can't be read, or are longer than a machine's would be.
+    fn smbios(&self) -> io::Result<Vec<u8>> {
+        Ok(Vec::new())
     }
 }
 

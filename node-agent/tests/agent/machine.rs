@@ -7,7 +7,7 @@ use std::time::Duration;
 use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Desired, Entry, Event, State};
 use bascule_agent::engine::{Engine, StageLimits};
-use bascule_agent::host::Host;
+use bascule_agent::host::{Firmware, Host};
 use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, Grant, NodeUpdateStatus, PackFallback, ReleaseRef};
 use bascule_sim::disk::Disk;
@@ -39,7 +39,25 @@ pub(crate) struct Machine {
     releases: Arc<SimReleases>,
     /// Files of the ESP that can't be read.
     pub(crate) unreadable: Unreadable,
+    /// SMBIOS structures.
+    pub(crate) smbios: Vec<u8>,
     generation: i64,
+}
+
+/// The firmware with SMBIOS structures of the test's own.
+struct WithSmbios {
+    inner: Arc<dyn Firmware>,
+    structures: Vec<u8>,
+}
+
+impl Firmware for WithSmbios {
+    fn variable_of(&self, vendor: &str, name: &str) -> std::io::Result<Option<Vec<u8>>> {
+        self.inner.variable_of(vendor, name)
+    }
+
+    fn smbios(&self) -> std::io::Result<Vec<u8>> {
+        Ok(self.structures.clone())
+    }
 }
 
 impl Machine {
@@ -71,7 +89,8 @@ impl Machine {
         let system = hardware.power_on().system.unwrap();
         clock.pass(STARTUP);
         let sim = SimHost::new(&hardware, &system, clock.clone(), releases.clone()).unwrap();
-        Self { hardware, clock, sim, system, releases, unreadable: Unreadable::default(), generation: 0 }
+        let unreadable = Unreadable::default();
+        Self { hardware, clock, sim, system, releases, unreadable, smbios: Vec::new(), generation: 0 }
     }
 
     /// The machine starts again.
@@ -92,7 +111,8 @@ impl Machine {
         let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
         let host = self.sim.host();
         let esp = UnreadableEsp { inner: host.esp.clone(), unreadable: self.unreadable.clone() };
-        let host = Host { esp: Arc::new(esp), ..host };
+        let firmware = WithSmbios { inner: host.firmware.clone(), structures: self.smbios.clone() };
+        let host = Host { esp: Arc::new(esp), firmware: Arc::new(firmware), ..host };
         let engine = Engine::new(host, LookSettings::default(), limits);
         let mut agent = Agent::new(engine, config);
         agent.handle(Event::Tick).unwrap();

@@ -342,6 +342,26 @@ fn an_entry_of_type_1_that_would_be_booted_instead_is_named() {
     }
 }
 
+/// SMBIOS structures with one string of type 11 (DMTF DSP0134), and the end.
+fn smbios(string: &str) -> Vec<u8> {
+    [&[11, 5, 0, 0, 1][..], string.as_bytes(), &[0, 0], &[127, 4, 1, 0, 0, 0]].concat()
+}
+
+#[test]
+fn an_entry_that_comes_with_the_machine_is_one_of_type_1() {
+    let entry = |name: &str, key: &str| {
+        smbios(&format!("{name}:rescue.conf=sort-key {key}\nversion 1.5\nuki-url https://images.example/rescue.efi\n"))
+    };
+    // As systemd's code calls it, and as its manual does.
+    for name in ["io.systemd.boot.entries-extra", "io.systemd.boot-entries.extra"] {
+        let mut machine = machine();
+        machine.smbios = entry(name, "acme-os");
+        is_refused(&mut machine, "the boot loader would take rescue.conf (it comes with the machine: SMBIOS type 11)");
+        machine.smbios = entry(name, "zz-rescue");
+        machine.update(&release("1.1", &[]), 60);
+    }
+}
+
 #[test]
 fn an_entry_of_type_1_between_the_two_releases_is_in_the_way_of_the_way_back() {
     let old = release("1.0", &[]);

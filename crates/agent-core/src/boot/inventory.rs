@@ -103,8 +103,8 @@ pub struct BootFile {
 /// Specification, "Type #1"). The agent places none and touches none; the boot loader may take one before what is armed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TextEntry {
-    /// On which partition.
-    pub partition: BootPartition,
+    /// On which partition; `None`: on none, it comes with the machine (SMBIOS type 11).
+    pub partition: Option<BootPartition>,
     /// Its name, counters included.
     pub name: String,
     /// What was read of it.
@@ -137,8 +137,16 @@ impl TextEntry {
     /// Why it could not be read, if so, in words.
     pub fn unread(&self) -> Option<String> {
         match &self.content {
-            TextContent::Unread(why) => Some(format!("{} on the {}: {why}", self.name, self.partition)),
+            TextContent::Unread(why) => Some(format!("{}: {why}", self.place(&self.name))),
             _ => None,
+        }
+    }
+
+    /// A name of it, and where to look for it.
+    pub(crate) fn place(&self, name: &str) -> String {
+        match self.partition {
+            Some(partition) => format!("{name} on the {partition}"),
+            None => format!("{name} (it comes with the machine: SMBIOS type 11)"),
         }
     }
 }

@@ -74,6 +74,8 @@ impl LoaderEntry {
             return None;
         }
         let EntryName { base, counters } = EntryName::parse_text(&lower)?;
+        // Nobody finds it on a partition.
+        let lower = if text.partition.is_none() { text.place(&lower) } else { lower };
         let (sort_key, machine_id, version) = (facts.sort_key.clone(), facts.machine_id.clone(), facts.version.clone());
         let (id, profile) = (format!("{base}.conf"), None);
         Some(Self { id, file: lower, profile, is_whole: true, sort_key, machine_id, version, counters })
@@ -226,7 +228,7 @@ mod tests {
                 machine_id: id.map(str::to_owned),
                 version: Some(version.to_owned()),
             };
-            let (partition, content) = (BootPartition::Esp, TextContent::Shown(facts));
+            let (partition, content) = (Some(BootPartition::Esp), TextContent::Shown(facts));
             LoaderEntry::of_text(&TextEntry { partition, name: name.to_owned(), content })
         };
         let mut entries = [

@@ -93,6 +93,10 @@ impl Firmware for UnreadableFirmware {
         self.unreadable.strike(name)?;
         self.inner.variable_of(vendor, name)
     }
+
+    fn smbios(&self) -> io::Result<Vec<u8>> {
+        self.inner.smbios()
+    }
 }
 
 struct Opened {
