@@ -1,6 +1,6 @@
 //! The invariants, checked on the world itself.
 
-use super::{World, faults::carries, pods::RETURNS};
+use super::{Judge, World, faults::carries, pods::RETURNS};
 use bascule_api::{IntOrPercent, Time, WaitReason, conditions::reason};
 use bascule_planner::{
     Action, Report, ValidPolicy, Violation,
@@ -19,6 +19,8 @@ pub enum Broken {
     Lint(Violation),
     /// The world shows it: the invariant's number, or 0 where it has none (docs/invariants.md), and what is seen.
     World(u8, String),
+    /// The world's history shows it to one of its judges.
+    Judged(Judge, String),
 }
 
 impl std::fmt::Display for Broken {
@@ -26,6 +28,7 @@ impl std::fmt::Display for Broken {
         match self {
             Self::Lint(violation) => write!(f, "{violation} (lint)"),
             Self::World(number, what) => write!(f, "invariant {number}: {what}"),
+            Self::Judged(judge, what) => write!(f, "invariant {}: {what} (history, {judge:?})", judge.invariant()),
         }
     }
 }

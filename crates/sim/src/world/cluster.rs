@@ -55,6 +55,7 @@ impl World {
         let mut world = Self::quiet(snapshot);
         world.random = random;
         world.seed = seed;
+        world.history = Some(super::history::History::default());
         world.gates = gates;
         world.peace = false;
         world.workload.healthy = true;

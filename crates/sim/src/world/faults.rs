@@ -27,7 +27,7 @@ impl World {
     /// With some luck nothing, else one thing.
     pub(super) fn misfortune(&mut self) {
         if self.chance(8) {
-            self.old_view = Some(self.snapshot.clone());
+            self.old_view = Some(self.view());
         }
         if !self.chance(35) {
             return;

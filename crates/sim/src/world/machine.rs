@@ -22,6 +22,13 @@ pub enum Fate {
     NoBoot,
 }
 
+/// What a machine did, for those who judge the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Deed {
+    /// It armed its other slot and went down to boot it, at the operator's word.
+    Arms,
+}
+
 /// What a machine does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
@@ -79,6 +86,8 @@ pub struct Machine {
     pub inhibited: bool,
     /// The releases it booted, in order.
     pub history: Vec<Version>,
+    /// What it did since somebody looked.
+    deeds: Vec<Deed>,
 }
 
 const GUARD: i64 = 900;
@@ -119,6 +128,7 @@ impl Machine {
             down_since: None,
             inhibited: false,
             history: Vec::new(),
+            deeds: Vec::new(),
         }
     }
 
@@ -233,6 +243,7 @@ impl World {
     pub(super) fn run_machines(&mut self) {
         let now = self.snapshot.now;
         let mut lines = Vec::new();
+        let mut deeds = Vec::new();
         for node in &mut self.snapshot.nodes {
             let Some(machine) = self.machines.get_mut(&*node.name) else { continue };
             let node = Arc::make_mut(node);
@@ -241,10 +252,13 @@ impl World {
                 version.and_then(|version| fates.get(version.as_str()).copied()).unwrap_or(Fate::Good)
             };
             machine.live(node, now, &fate, &mut lines);
+            let done = std::mem::take(&mut machine.deeds).into_iter();
+            deeds.extend(done.map(|deed| (Arc::clone(&node.name), node.uid.clone(), deed)));
         }
         for line in lines {
             self.tell(&line);
         }
+        self.note_machines(deeds);
     }
 }
 
@@ -383,6 +397,7 @@ impl Machine {
                 if let Some(grant) = grant.filter(|_| staged) {
                     self.last_grant = grant.generation;
                     self.slot_mut(other).state = SlotState::Armed;
+                    self.deeds.push(Deed::Arms);
                     lines.push(format!("{}: arms {} and reboots", node.name, release.version));
                     self.reboot(other, now);
                 }
@@ -410,6 +425,7 @@ impl Machine {
                     self.slot_mut(booted).state = SlotState::Staged;
                     // A way back is armed with a counter like any release, and is a trial until somebody commits it.
                     self.slot_mut(other).state = SlotState::Armed;
+                    self.deeds.push(Deed::Arms);
                     lines.push(format!("{}: leaves {}", node.name, release.version));
                     self.reboot(other, now);
                 }

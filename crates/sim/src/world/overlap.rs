@@ -27,24 +27,28 @@ pub enum Meanwhile {
 }
 
 /// The steps of one node that are begun together.
-type Writes = Vec<Step>;
+struct Writes {
+    /// The plan that they are of, by its number in the history.
+    plan: usize,
+    steps: Vec<Step>,
+}
 
-fn by_node(plan: &Plan) -> Vec<Writes> {
-    let mut nodes: BTreeMap<&str, Writes> = BTreeMap::new();
+fn by_node(plan: &Plan, number: usize) -> Vec<Writes> {
+    let mut nodes: BTreeMap<&str, Vec<Step>> = BTreeMap::new();
     for step in &plan.steps {
         if let Some(node) = step.action.node() {
             nodes.entry(node).or_default().push(step.clone());
         }
     }
-    nodes.into_values().collect()
+    nodes.into_values().map(|steps| Writes { plan: number, steps }).collect()
 }
 
 fn node_of(writes: &Writes) -> Option<&str> {
-    writes.first().and_then(|step| step.action.node())
+    writes.steps.first().and_then(|step| step.action.node())
 }
 
 fn grants(writes: &Writes) -> bool {
-    writes.iter().any(|step| matches!(step.action, Action::Grant { .. }))
+    writes.steps.iter().any(|step| matches!(step.action, Action::Grant { .. }))
 }
 
 fn orders(plan: &Plan) -> Vec<DrainOrder> {
@@ -74,10 +78,10 @@ impl World {
     /// Two plans, and what happens between them while `late` percent of the first one's writes are under way.
     fn overlapped(&mut self, meanwhile: Meanwhile, late: u32, happens: impl FnOnce(&mut Self)) -> Vec<Broken> {
         let mut broken = Vec::new();
-        let (first, report) = self.planned(&mut broken);
+        let (first, report, number) = self.planned(&mut broken);
         let in_the_middle = self.in_the_middle();
         let mut under_way: Vec<Writes> = Vec::new();
-        for writes in by_node(&first) {
+        for writes in by_node(&first, number) {
             if self.chance(late) {
                 under_way.push(writes);
             } else {
@@ -89,7 +93,7 @@ impl World {
         self.workload.orders = orders(&first);
         happens(self);
         self.tell(PLANS_AGAIN);
-        let (second, report) = self.planned(&mut broken);
+        let (second, report, number) = self.planned(&mut broken);
         let granting = under_way.iter().any(grants) && meanwhile != Meanwhile::Grants;
         // What is being written may be the end of a drain that this plan, which has not seen it, would begin anew.
         let written: BTreeSet<&str> = under_way.iter().filter_map(node_of).collect();
@@ -101,7 +105,7 @@ impl World {
             });
             goes_on || !written.contains(&*order.node) || meanwhile == Meanwhile::Drains
         });
-        let begun: Vec<Writes> = by_node(&second)
+        let begun: Vec<Writes> = by_node(&second, number)
             .into_iter()
             .filter(|writes| !under_way.iter().any(|other| node_of(other) == node_of(writes)))
             .filter(|writes| !(granting && grants(writes)))
@@ -109,7 +113,8 @@ impl World {
         if granting {
             // Of a Node that was registered anew and that nobody remembers only its agent tells what its machine is in the middle
             // of. What was granted before it had stands beside it; what the first plan saw it had to count.
-            let adopted = begun.iter().flatten().filter(|step| matches!(step.action, Action::Adopt { .. }));
+            let steps = begun.iter().flat_map(|writes| &writes.steps);
+            let adopted = steps.filter(|step| matches!(step.action, Action::Adopt { .. }));
             let adopted = adopted.filter_map(|step| step.action.node()).filter(|node| !in_the_middle.contains(*node));
             self.adopted_meanwhile = adopted.map(str::to_owned).collect();
             if !self.adopted_meanwhile.is_empty() {
@@ -138,29 +143,32 @@ impl World {
         seen.map(|node| node.name.to_string()).collect()
     }
 
-    /// A plan, of which is remembered what is to be remembered before anything is done.
-    fn planned(&mut self, broken: &mut Vec<Broken>) -> (Plan, Report) {
+    /// A plan with its number, of which is remembered what is to be remembered before anything is done.
+    fn planned(&mut self, broken: &mut Vec<Broken>) -> (Plan, Report, usize) {
         self.note_thresholds();
         let (plan, report) = plan_asking(&self.snapshot, self.gates);
         broken.extend(lint(&self.snapshot, &plan, &report).into_iter().map(Broken::Lint));
+        let number = self.note_plan(self.view());
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
             let done = model::apply(&mut self.snapshot, step, &report);
             self.tell(&format!("operator  {} {}", step.action.name(), shown(&done)));
             if done == model::Done::Applied {
                 broken.extend(check::remembered(self, &step.action));
+                self.note_act(number, &step.action);
             }
         }
-        (plan, report)
+        (plan, report, number)
     }
 
     fn write(&mut self, writes: &Writes, report: &Report, broken: &mut Vec<Broken>) {
-        for step in writes {
+        for step in &writes.steps {
             let done = model::apply(&mut self.snapshot, step, report);
             let node = step.action.node().unwrap_or_default();
             self.tell(&format!("operator  {} {node} {} {}", step.action.name(), step.says, shown(&done)));
             if done != model::Done::Applied {
                 return;
             }
+            self.note_act(writes.plan, &step.action);
             broken.extend(check::step(self, &step.action));
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{
     Machine, World, build,
+    history::View,
     pods::{App, Kind},
 };
 use bascule_api::Version;
@@ -193,8 +194,8 @@ impl World {
     /// # Errors
     /// Sentences of the lint.
     pub fn operate_for(&mut self, steps: Option<usize>) -> Result<usize, String> {
-        let seen = self.snapshot.clone();
-        self.operate_on(&seen, steps)
+        let view = self.view();
+        self.operate_from(view, steps)
     }
 
     /// The same from another view of the cluster, e.g. an old one.
@@ -202,11 +203,17 @@ impl World {
     /// # Errors
     /// Sentences of the lint.
     pub fn operate_on(&mut self, seen: &Snapshot, steps: Option<usize>) -> Result<usize, String> {
+        self.operate_from(View::of(seen.clone()), steps)
+    }
+
+    fn operate_from(&mut self, view: View, steps: Option<usize>) -> Result<usize, String> {
+        let seen = &view.facts;
         let (plan, report) = plan_asking(seen, GateSet::ALL);
         let violations = lint(seen, &plan, &report);
         if !violations.is_empty() {
             return Err(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
         }
+        let number = self.note_plan(view);
         let mut refused: Vec<&str> = Vec::new();
         for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
             let node = step.action.node().unwrap_or_default();
@@ -214,7 +221,9 @@ impl World {
                 continue;
             }
             let done = model::apply(&mut self.snapshot, step, &report);
-            if done != model::Done::Applied {
+            if done == model::Done::Applied {
+                self.note_act(number, &step.action);
+            } else {
                 refused.push(node);
             }
             let line = format!("{} {node} {} {}", step.action.name(), step.says, super::shown(&done));

@@ -102,6 +102,7 @@ impl World {
             let early =
                 (order.mode == DrainMode::Evict).then(|| self.out_of_turn(index, &said, order, &ledger)).flatten();
             self.workload.hurried.extend(early);
+            self.note_eviction(order, index);
             let one = self.workload.pods.remove(index);
             self.workload.evictions += 1;
             let cost = self.workload.costs.entry(key.clone()).or_default();
@@ -266,6 +267,7 @@ impl World {
                 Arc::make_mut(node).pods = facts;
             }
         }
+        self.note_pods();
     }
 
     /// Adds an app whose pods are already placed.

@@ -1,0 +1,36 @@
+//! A release is made permanent once its node was Ready in the release's own boot for as long as the policy says, without a break that
+//! was to be seen. Counted from what the kubelet was seen to say, not from what the planner made of it.
+
+use super::{facts::claiming, past::Past};
+use crate::world::history::Event;
+use bascule_planner::Action;
+
+pub(super) fn judge(past: &Past<'_>, event: &Event) -> Vec<String> {
+    let Event::Act(act) = event else { return Vec::new() };
+    // A way back names what it makes permanent, and is made so as it is.
+    let Action::Commit { release: None, .. } = &act.action else { return Vec::new() };
+    let Some((plan, node)) = past.plan(act.plan).and_then(|plan| Some((plan, plan.node(&act.uid)?))) else {
+        return Vec::new();
+    };
+    // A node that its policy let go, or that two claim, finishes with default settings.
+    let named = node.live_update().map(|update| update.spec.policy.as_str());
+    let [policy] = claiming(&plan.view.facts, node)[..] else { return Vec::new() };
+    let Ok(valid) = &policy.spec else { return Vec::new() };
+    if named != Some(policy.name.as_str()) || past.word(&act.uid).is_none_or(|word| !word.updates) {
+        return Vec::new();
+    }
+    let said = past.kubelets.get(&*node.name).map_or(&[][..], Vec::as_slice);
+    let seen: Vec<_> = said.iter().take_while(|said| said.at <= plan.view.seen_at(&node.name)).collect();
+    let Some(last) = seen.last() else { return Vec::new() };
+    let boot = seen.iter().rev().take_while(|said| said.boot == last.boot).last();
+    let ready = seen.iter().rev().take_while(|said| said.ready).last();
+    let (Some(boot), Some(ready)) = (boot, ready) else {
+        return vec![format!("{} commits and is not Ready", node.name)];
+    };
+    let healthy = plan.view.facts.now.seconds_since(boot.at.max(ready.at));
+    let soak = i64::try_from(valid.spec.health.node_soak.as_secs()).unwrap_or(i64::MAX);
+    if healthy < soak {
+        return vec![format!("{} commits after {healthy} s of being Ready in its boot, {soak} s are asked", node.name)];
+    }
+    Vec::new()
+}
