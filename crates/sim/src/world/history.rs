@@ -8,7 +8,7 @@ use super::{
 };
 use bascule_api::Time;
 use bascule_planner::{
-    Action, Snapshot,
+    Action, Plan, Report, Snapshot, Wait,
     plan::DrainOrder,
     snapshot::{Node, PolicyFacts},
 };
@@ -41,15 +41,24 @@ pub(super) enum Event {
     Evicted(Box<Evicted>),
 }
 
-/// A plan, by what it was made from.
+/// A plan: what it was made from, and what came of it.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) view: View,
+    /// What it wants done, carried out or not.
+    pub(super) steps: Vec<Action>,
+    /// What it says of each node of the view, in its order.
+    pub(super) said: Vec<Arc<Wait>>,
 }
 
 impl Planned {
     pub(super) fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.view.facts.nodes.iter().map(|node| &**node)
+    }
+
+    /// The nodes with what is said of them.
+    pub(super) fn sentences(&self) -> impl Iterator<Item = (&Node, &Wait)> {
+        self.nodes().zip(self.said.iter().map(|wait| &**wait))
     }
 
     pub(super) fn node(&self, uid: &str) -> Option<&Node> {
@@ -79,6 +88,8 @@ pub(super) struct View {
     pub(super) pods: Arc<ShownPods>,
     /// When kubelets and agents had said that.
     pub(super) at: Time,
+    /// Whether that was just then.
+    pub(super) fresh: bool,
     /// Nodes that were seen as they were just then, whatever holds for the others.
     pub(super) new: Vec<Arc<str>>,
 }
@@ -86,7 +97,7 @@ pub(super) struct View {
 impl View {
     /// Facts from anywhere, of whose pods nothing is known.
     pub(super) fn of(facts: Snapshot) -> Self {
-        Self { at: facts.now, facts, pods: Arc::default(), new: Vec::new() }
+        Self { at: facts.now, facts, pods: Arc::default(), fresh: false, new: Vec::new() }
     }
 
     /// When a node's kubelet had said what is seen of it.
@@ -186,7 +197,7 @@ impl World {
     /// The cluster as it is.
     pub(super) fn view(&self) -> View {
         let (facts, pods) = (self.snapshot.clone(), self.shown_pods());
-        View { at: facts.now, facts, pods, new: Vec::new() }
+        View { at: facts.now, facts, pods, fresh: true, new: Vec::new() }
     }
 
     pub(super) fn shown_pods(&self) -> Arc<ShownPods> {
@@ -194,12 +205,14 @@ impl World {
     }
 
     /// Writes a plan down, and gives it its number.
-    pub(super) fn note_plan(&mut self, view: View) -> usize {
+    pub(super) fn note_plan(&mut self, view: View, plan: &Plan, report: &Report) -> usize {
         let now = self.snapshot.now;
         let Some(history) = &mut self.history else { return 0 };
         let number = history.plans;
         history.plans += 1;
-        history.events.push((now, Event::Plan(Box::new(Planned { view }))));
+        let steps = plan.steps.iter().map(|step| step.action.clone()).collect();
+        let said = report.nodes.iter().map(|said| Arc::clone(&said.wait)).collect();
+        history.events.push((now, Event::Plan(Box::new(Planned { view, steps, said }))));
         number
     }
 

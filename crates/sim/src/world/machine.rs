@@ -27,6 +27,10 @@ pub enum Fate {
 pub(super) enum Deed {
     /// It armed its other slot and went down to boot it, at the operator's word.
     Arms,
+    /// It began to boot this release, whether or not it came up.
+    Boots(Version),
+    /// This release failed on it.
+    Fails(Version),
 }
 
 /// What a machine does.
@@ -220,6 +224,7 @@ impl Machine {
         state.state = SlotState::Bad;
         if let (Some(version), Some(digest)) = (state.version.clone(), digest) {
             self.failed_ever.push((version.clone(), self.history.len()));
+            self.deeds.push(Deed::Fails(version.clone()));
             self.failed.retain(|failed| failed.version != version);
             self.failed.push(FailedRelease { version, digest, at: now, category, message: why.to_owned() });
         }
@@ -326,6 +331,7 @@ impl Machine {
         let version = self.slots.get(slot).version.clone();
         let armed = self.slots.get(slot).state == SlotState::Armed;
         self.history.extend(version.clone());
+        self.deeds.extend(version.clone().map(Deed::Boots));
         if armed && fate(version.as_ref()) == Fate::NoBoot {
             lines.push(format!("{name}: {} does not boot", shown(version.as_ref())));
             self.fail(slot, now, NodeError::BootFailed, "it did not boot");

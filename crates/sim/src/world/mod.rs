@@ -254,7 +254,7 @@ impl World {
                 broken.push(Broken::World(10, "the same facts gave another plan".to_owned()));
             }
         }
-        let number = self.note_plan(view);
+        let number = self.note_plan(view, &plan, &report);
         let survives = self.peace || !self.chance(25);
         let lives = if survives { plan.steps.len() } else { self.up_to(plan.steps.len()) };
         let mut refused: Vec<String> = Vec::new();
@@ -348,7 +348,7 @@ impl World {
             }
         }
         let pods = std::sync::Arc::new(view.pods.with(&self.shown_pods(), &new));
-        View { facts: old, pods, at: view.at, new }
+        View { facts: old, pods, at: view.at, fresh: false, new }
     }
 
     /// Peace: nothing bad happens any more, people take their hands away, and everything has to come to rest.

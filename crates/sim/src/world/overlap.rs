@@ -148,7 +148,7 @@ impl World {
         self.note_thresholds();
         let (plan, report) = plan_asking(&self.snapshot, self.gates);
         broken.extend(lint(&self.snapshot, &plan, &report).into_iter().map(Broken::Lint));
-        let number = self.note_plan(self.view());
+        let number = self.note_plan(self.view(), &plan, &report);
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
             let done = model::apply(&mut self.snapshot, step, &report);
             self.tell(&format!("operator  {} {}", step.action.name(), shown(&done)));

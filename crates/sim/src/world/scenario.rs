@@ -213,7 +213,7 @@ impl World {
         if !violations.is_empty() {
             return Err(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
         }
-        let number = self.note_plan(view);
+        let number = self.note_plan(view, &plan, &report);
         let mut refused: Vec<&str> = Vec::new();
         for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
             let node = step.action.node().unwrap_or_default();

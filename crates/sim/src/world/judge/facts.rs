@@ -1,9 +1,9 @@
 //! What the facts of a view say, counted apart from the planner.
 
-use bascule_api::IntOrPercent;
+use bascule_api::{IntOrPercent, SlotState, Version};
 use bascule_planner::{
     Snapshot,
-    snapshot::{Cordon, Node, PolicyFacts, UpdateFacts},
+    snapshot::{Cordon, EtcdMember, Node, PolicyFacts, UpdateFacts},
 };
 
 /// The policies that claim a node: those that select it, and one that can't be used and cared for it before.
@@ -43,6 +43,23 @@ pub(super) fn down(node: &Node) -> bool {
 /// Whether a node is in the middle of a disruption, by its NodeUpdate.
 pub(super) fn moves(node: &Node) -> bool {
     node.live_update().is_some_and(|update| update.spec.disruption.is_some())
+}
+
+/// Whether a node carries the control plane or a member of etcd.
+pub(super) fn carries(node: &Node) -> bool {
+    node.control_plane || node.etcd != EtcdMember::None
+}
+
+/// The release that a node runs, as its agent said.
+pub(super) fn running(node: &Node) -> Option<&Version> {
+    node.live_update()?.status.booted.as_ref().map(|booted| &booted.version)
+}
+
+/// Whether that is a trial.
+pub(super) fn on_trial(node: &Node) -> bool {
+    let Some(status) = node.live_update().map(|update| &update.status) else { return false };
+    let slot = status.booted.as_ref().zip(status.slots.as_ref()).map(|(booted, slots)| slots.get(booted.slot).state);
+    status.trial.is_some() || slot == Some(SlotState::Trial)
 }
 
 /// So many of some.

@@ -1,7 +1,7 @@
 //! Judges of a world's history: each a small model of one promise, which knows nothing of the planner's gates and looks at what
 //! happened, not at what anybody believes. A pure function of the events, as etcd's robustness tests judge theirs.
 //!
-//! They are given machines, kubelets, pods, what the operator saw and wrote. What was not to be seen when a plan was made, or came
+//! They are given machines, kubelets, pods, what the operator saw, said and wrote. What was not to be seen when a plan was made, or came
 //! between a plan and its writes, is nobody's fault (docs/testing.md, "What the judges of the history allow").
 
 mod budgets;
@@ -10,6 +10,8 @@ mod cordons;
 mod drains;
 mod facts;
 mod past;
+mod reasons;
+mod windows;
 
 use super::{Broken, history::Event};
 use bascule_api::Time;
@@ -28,6 +30,8 @@ pub enum Judge {
     Commits,
     /// What a person cordoned stays so, and what a person uncordoned too.
     Cordons,
+    /// What is said of a node is so.
+    Reasons,
 }
 
 impl Judge {
@@ -39,6 +43,7 @@ impl Judge {
             Self::Drains => 3,
             Self::Budgets | Self::Applications => 4,
             Self::Cordons => 7,
+            Self::Reasons => 8,
         }
     }
 }
@@ -54,6 +59,7 @@ pub(super) fn judge(history: &[(Time, Event)]) -> Vec<Broken> {
             (Judge::Applications, budgets::applications(&past, *at, event)),
             (Judge::Commits, commits::judge(&past, event)),
             (Judge::Cordons, cordons::judge(&past, event)),
+            (Judge::Reasons, reasons::judge(&past, event)),
         ];
         for (judge, what) in found {
             broken.extend(what.into_iter().map(|what| Broken::Judged(judge, format!("{at} {what}"))));

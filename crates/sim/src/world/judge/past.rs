@@ -1,9 +1,16 @@
 //! What a judge knows of the past: a sum of the events before the one that it looks at.
 
-use crate::world::history::{Act, Event, Evicted, Planned};
-use bascule_api::Time;
-use bascule_planner::{Action, snapshot::Cordon};
-use std::collections::BTreeMap;
+use crate::world::{
+    history::{Act, Event, Evicted, Planned},
+    machine::Deed,
+};
+use bascule_api::{DisruptionOutcome, Time, Version, conditions::reason};
+use bascule_planner::{
+    Action,
+    plan::MemoryChange,
+    snapshot::{Cordon, Node},
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A disruption that is in force by the operator's words.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +61,16 @@ pub(super) struct Past<'h> {
     /// By the node's UID.
     cordons: BTreeMap<&'h str, Held<'h>>,
     pub(super) evictions: Vec<&'h Evicted>,
+    /// Releases that were booted, or were to be, by the node's name.
+    tried: BTreeSet<(&'h str, &'h Version)>,
+    /// Nodes on which a release failed, by what their machines did.
+    failed: BTreeSet<&'h str>,
+    /// What is remembered of failures: policy, release, node.
+    blamed: BTreeSet<(&'h str, &'h Version, &'h str)>,
+    /// What failures blocked: policy, release.
+    blocked: BTreeSet<(&'h str, &'h Version)>,
+    /// Nodes whose disruption was given up for a reason that is waited after.
+    gave_up: BTreeSet<&'h str>,
 }
 
 impl<'h> Past<'h> {
@@ -81,6 +98,31 @@ impl<'h> Past<'h> {
         self.cordons.get(uid).copied().unwrap_or(Held::Nobody)
     }
 
+    /// Whether a release was booted on a node, or the node was told to.
+    pub(super) fn tried(&self, node: &str, version: &Version) -> bool {
+        self.tried.contains(&(node, version))
+    }
+
+    /// Whether any release failed on a node, as its machine shows or as is remembered.
+    pub(super) fn failed_on(&self, node: &str) -> bool {
+        self.failed.contains(node) || self.blamed.iter().any(|(.., blamed)| *blamed == node)
+    }
+
+    /// On which nodes a release failed, as a policy remembers.
+    pub(super) fn blamed(&self, policy: &str, version: &Version) -> BTreeSet<&'h str> {
+        let of = self.blamed.iter().filter(|(by, what, _)| *by == policy && *what == version);
+        of.map(|(.., node)| *node).collect()
+    }
+
+    /// Whether failures blocked a release.
+    pub(super) fn blocked(&self, policy: &str, version: &Version) -> bool {
+        self.blocked.contains(&(policy, version))
+    }
+
+    pub(super) fn gave_up(&self, node: &str) -> bool {
+        self.gave_up.contains(node)
+    }
+
     /// Goes on to the next event.
     pub(super) fn take(&mut self, at: Time, event: &'h Event) {
         match event {
@@ -98,7 +140,13 @@ impl<'h> Past<'h> {
                 }
             }
             Event::Act(act) => self.act(act),
-            Event::Deed { .. } => {}
+            Event::Deed { node, deed: Deed::Boots(version), .. } => {
+                self.tried.insert((&**node, version));
+            }
+            Event::Deed { node, deed: Deed::Fails(_), .. } => {
+                self.failed.insert(node);
+            }
+            Event::Deed { deed: Deed::Arms, .. } => {}
             Event::Kubelet { node, ready, boot } => {
                 self.kubelets.entry(node).or_default().push(Said { at, ready: *ready, boot });
             }
@@ -115,7 +163,8 @@ impl<'h> Past<'h> {
                 let was_cordoned = self.cordon(uid) == Held::Person;
                 self.begin(uid, Word { updates, was_cordoned, ..self.new_word() });
             }
-            Action::Adopt { .. } => {
+            Action::Adopt { release, node, .. } => {
+                self.tried.insert((node.as_str(), &release.version));
                 self.begin(uid, Word { told: true, updates: true, adopted: true, ..self.new_word() });
             }
             Action::CreateNodeUpdate { spec, .. } => {
@@ -125,16 +174,46 @@ impl<'h> Past<'h> {
                     self.begin(uid, Word { told, updates, adopted: true, ..self.new_word() });
                 }
             }
-            Action::Boot { .. } | Action::Revert { drained_at: Some(_), .. } => self.tell(uid, true),
+            Action::Boot { node, .. } => {
+                self.tell(uid, true);
+                let asked = self.plan(act.plan).and_then(|plan| plan.node(uid)).and_then(asked);
+                if let Some(version) = asked {
+                    self.tried.insert((node.as_str(), version));
+                }
+            }
+            Action::Revert { drained_at: Some(_), .. } => self.tell(uid, true),
             Action::Retract { .. } => self.tell(uid, false),
-            Action::FreeGrant { .. } => {
+            Action::FreeGrant { node, outcome, .. } => {
                 self.words.remove(uid);
+                let waited_after = matches!(
+                    outcome,
+                    DisruptionOutcome::DrainFailed
+                        | DisruptionOutcome::NotRebooted
+                        | DisruptionOutcome::Interrupted
+                        | DisruptionOutcome::Uncordoned
+                );
+                if waited_after {
+                    self.gave_up.insert(node);
+                }
             }
             Action::Cordon { mark, .. } => {
                 self.cordons.insert(uid, Held::Us(mark));
             }
             Action::Uncordon { .. } => {
                 self.cordons.insert(uid, Held::Nobody);
+            }
+            Action::Remember { policy, changes } => {
+                for change in changes {
+                    match change {
+                        MemoryChange::Failed(failure) => {
+                            self.blamed.insert((policy.as_str(), &failure.version, failure.node.as_str()));
+                        }
+                        MemoryChange::Blocked { version, by, .. } if by == reason::FAILURE_THRESHOLD => {
+                            self.blocked.insert((policy.as_str(), version));
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -153,4 +232,9 @@ impl<'h> Past<'h> {
             word.told = told;
         }
     }
+}
+
+/// The release that a node is asked to run.
+fn asked(node: &Node) -> Option<&Version> {
+    node.live_update()?.spec.release.as_ref().map(|release| &release.version)
 }
