@@ -396,6 +396,27 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
     broken
 }
 
+/// Whether a node may rest with a reason: a person has to resolve it, or there is nothing to resolve. What windows, waves and halts
+/// rest on is asked by a judge of the history ([`Judge::Rest`]).
+pub(super) const fn lasts(reason: WaitReason) -> bool {
+    matches!(
+        reason,
+        WaitReason::Current
+            | WaitReason::NotSelected
+            | WaitReason::PolicyConflict
+            | WaitReason::ReleaseBlocked
+            | WaitReason::ReleaseWithdrawn
+            | WaitReason::NoRelease
+            | WaitReason::MinimumSourceVersion
+            | WaitReason::FailedHere
+            | WaitReason::Halted
+            | WaitReason::Reverted
+            | WaitReason::WindowTooShort
+            | WaitReason::MaintenanceWindow
+            | WaitReason::Wave
+    )
+}
+
 /// When everything has come to rest: nothing is left behind, and who does not run the policy's release has a reason
 /// that a person has to resolve.
 pub(super) fn end(world: &World, report: &Report) -> Vec<Broken> {
@@ -419,23 +440,7 @@ pub(super) fn end(world: &World, report: &Report) -> Vec<Broken> {
         if node.cordon != Cordon::None {
             broken.push(Broken::World(9, format!("{} is left cordoned", node.name)));
         }
-        let lasting = matches!(
-            said.wait.reason,
-            WaitReason::Current
-                | WaitReason::NotSelected
-                | WaitReason::PolicyConflict
-                | WaitReason::ReleaseBlocked
-                | WaitReason::ReleaseWithdrawn
-                | WaitReason::NoRelease
-                | WaitReason::MinimumSourceVersion
-                | WaitReason::FailedHere
-                | WaitReason::Halted
-                | WaitReason::Reverted
-                | WaitReason::WindowTooShort
-                | WaitReason::MaintenanceWindow
-                | WaitReason::Wave
-        );
-        if !lasting {
+        if !lasts(said.wait.reason) {
             let what = format!("{} ends with {}: {}", node.name, said.wait.reason, said.wait.message);
             broken.push(Broken::World(9, what));
         }

@@ -39,6 +39,10 @@ pub(super) enum Event {
     Kubelet { node: Arc<str>, ready: bool, boot: String },
     /// The operator made a pod leave.
     Evicted(Box<Evicted>),
+    /// Nothing happens any more, as far as can be told yet.
+    Quiet,
+    /// Nothing happened for so long that it is the end.
+    Rest,
 }
 
 /// A plan: what it was made from, and what came of it.
@@ -275,5 +279,16 @@ impl World {
         });
         let evicted = Evicted { order: order.clone(), pod: Stood::of(one), app };
         history.events.push((now, Event::Evicted(Box::new(evicted))));
+    }
+
+    /// Writes down for how many rounds nothing happened, where that says something.
+    pub(super) fn note_quiet(&mut self, rounds: u32) {
+        let now = self.snapshot.now;
+        let Some(history) = &mut self.history else { return };
+        if rounds == 1 {
+            history.events.push((now, Event::Quiet));
+        } else if rounds == super::QUIET_ROUNDS {
+            history.events.push((now, Event::Rest));
+        }
     }
 }

@@ -367,6 +367,7 @@ impl World {
             let new = self.story.get(told..).unwrap_or_default();
             let nothing = new.lines().all(|line| line.ends_with(overlap::PLANS_AGAIN));
             quiet = if calm && nothing && plan.questions.is_empty() { quiet + 1 } else { 0 };
+            self.note_quiet(quiet);
             if quiet >= QUIET_ROUNDS {
                 return self.fail_if(check::end(self, &report));
             }

@@ -11,6 +11,7 @@ mod drains;
 mod facts;
 mod past;
 mod reasons;
+mod rest;
 mod windows;
 
 use super::{Broken, history::Event};
@@ -32,6 +33,8 @@ pub enum Judge {
     Cordons,
     /// What is said of a node is so.
     Reasons,
+    /// Nobody waits for ever for what has come, or does not come.
+    Rest,
 }
 
 impl Judge {
@@ -44,6 +47,7 @@ impl Judge {
             Self::Budgets | Self::Applications => 4,
             Self::Cordons => 7,
             Self::Reasons => 8,
+            Self::Rest => 9,
         }
     }
 }
@@ -60,6 +64,7 @@ pub(super) fn judge(history: &[(Time, Event)]) -> Vec<Broken> {
             (Judge::Commits, commits::judge(&past, event)),
             (Judge::Cordons, cordons::judge(&past, event)),
             (Judge::Reasons, reasons::judge(&past, event)),
+            (Judge::Rest, rest::judge(&past, event)),
         ];
         for (judge, what) in found {
             broken.extend(what.into_iter().map(|what| Broken::Judged(judge, format!("{at} {what}"))));

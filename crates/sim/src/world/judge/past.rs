@@ -71,6 +71,8 @@ pub(super) struct Past<'h> {
     blocked: BTreeSet<(&'h str, &'h Version)>,
     /// Nodes whose disruption was given up for a reason that is waited after.
     gave_up: BTreeSet<&'h str>,
+    /// How many plans there were when nothing happened any more.
+    quiet: usize,
 }
 
 impl<'h> Past<'h> {
@@ -80,6 +82,11 @@ impl<'h> Past<'h> {
 
     pub(super) fn newest(&self) -> Option<&'h Planned> {
         self.plans.last().map(|(_, plan)| *plan)
+    }
+
+    /// The plans since nothing happens any more.
+    pub(super) fn quiet(&self) -> Vec<&'h Planned> {
+        self.plans.iter().skip(self.quiet).map(|(_, plan)| *plan).collect()
     }
 
     /// The disruption of a node that is in force.
@@ -146,11 +153,12 @@ impl<'h> Past<'h> {
             Event::Deed { node, deed: Deed::Fails(_), .. } => {
                 self.failed.insert(node);
             }
-            Event::Deed { deed: Deed::Arms, .. } => {}
+            Event::Deed { deed: Deed::Arms, .. } | Event::Rest => {}
             Event::Kubelet { node, ready, boot } => {
                 self.kubelets.entry(node).or_default().push(Said { at, ready: *ready, boot });
             }
             Event::Evicted(evicted) => self.evictions.push(evicted),
+            Event::Quiet => self.quiet = self.plans.len(),
         }
         self.events += 1;
     }

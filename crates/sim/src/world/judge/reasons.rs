@@ -423,7 +423,7 @@ impl<'a> Told<'a> {
 }
 
 /// The newest release that admin and publisher let a policy take.
-fn head(policy: &PolicyFacts) -> Option<&Version> {
+pub(super) fn head(policy: &PolicyFacts) -> Option<&Version> {
     let spec = &policy.spec.as_ref().ok()?.spec;
     let newest = policy.offer.releases.iter().rev().find(|release| {
         release.withdrawn.is_none()
