@@ -46,6 +46,21 @@ fn what_tolerates_the_cordon_is_told_once_and_never_again() {
 }
 
 #[test]
+fn what_a_drain_may_leave_is_no_reboot_under_pods() {
+    let loose = json!({"matchLabels": {"kind": "loose"}});
+    let rules = json!([{"name": "loose", "selector": loose, "behavior": "Skip"}]);
+    let mut world = world(&json!({"drain": {"timeout": "10m", "rules": rules}}));
+    world.remember();
+    world.with_pods(2);
+    for name in ["a1", "b1", "c1"] {
+        world.with_tolerant(name);
+        world.with_returning(name);
+    }
+    world.until(800, done).unwrap();
+    assert_eq!(world.judged(), [], "{}", world.story());
+}
+
+#[test]
 fn a_build_is_waited_for_as_the_rule_says_and_no_longer() {
     let builds = json!({"matchLabels": {"kind": "job"}});
     let rules = json!([{"name": "builds", "selector": builds, "behavior": "WaitCompleted", "timeout": "10m"}]);

@@ -1,12 +1,13 @@
-//! Ten thousand small clusters with people, failures and an operator that dies: the invariants 4 to 11 of
+//! Ten thousand small clusters with people, failures and an operator that dies: the invariants 3 (after the drain) to 11 of
 //! docs/invariants.md hold in each. Seeds are fixed; a world that fails prints its seed and its story.
 //!
 //! `BASCULE_WORLDS=first..end` runs other seeds, `BASCULE_WORLDS=4711..4712` one again.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
+use bascule_api::WaitReason;
 use bascule_planner::{GATES, Gate, GateSet, RULES, Rule};
-use bascule_sim::world::{Broken, Drains, Failure, Meanwhile, Options, run};
+use bascule_sim::world::{Broken, Drains, Failure, Judge, Meanwhile, Mutant, Options, run};
 use std::{
     ops::Range,
     sync::atomic::{AtomicU64, Ordering},
@@ -135,6 +136,64 @@ fn grants_that_do_not_wait_for_those_of_an_earlier_plan_are_noticed() {
     let options = Options { overlap: Some(Meanwhile::Grants), ..Options::default() };
     let failure = first_failure(OVERLAPPING_WORLDS, options).expect("too many nodes were granted, and nobody noticed");
     assert!(failure.broken.iter().any(|broken| matches!(broken, Broken::World(4, _))), "{failure}");
+}
+
+/// A world in which this judge of the history alone notices what goes wrong, and says of which invariant it is.
+fn is_judged(judge: Judge, options: Options) {
+    let options = Options { judge: Some(judge), ..options };
+    let failure =
+        first_failure(MUTANT_WORLDS, options).unwrap_or_else(|| panic!("{judge:?} noticed nothing: {options:?}"));
+    let first = failure.broken.first().expect("a reason");
+    println!("{judge:?}: world {}: {first}", failure.seed);
+    let by_it = |broken: &Broken| matches!(broken, Broken::Judged(by, _) if *by == judge);
+    assert!(failure.broken.iter().all(by_it), "{failure}");
+    assert!(first.to_string().starts_with(&format!("invariant {}: ", judge.invariant())), "{first}");
+}
+
+/// Planners that do wrong, each with the judge of what they do wrong.
+const JUDGED: [(Mutant, Judge); 11] = [
+    (Mutant::BootsUnderPods, Judge::Drains),
+    (Mutant::BootsUnderPods, Judge::Applications),
+    (Mutant::BlindToDomains, Judge::Budgets),
+    (Mutant::DeletesAtOnce, Judge::Applications),
+    (Mutant::CommitsAtOnce, Judge::Commits),
+    (Mutant::UncordonsAll, Judge::Cordons),
+    (Mutant::HaltsForNothing, Judge::Reasons),
+    (Mutant::HaltsForNothing, Judge::Rest),
+    (Mutant::Stalls(WaitReason::Wave), Judge::Rest),
+    (Mutant::Stalls(WaitReason::MaintenanceWindow), Judge::Rest),
+    (Mutant::Stalls(WaitReason::Halted), Judge::Rest),
+];
+
+#[test]
+fn a_planner_that_does_wrong_is_noticed_by_the_judge_of_what_it_does() {
+    for (mutant, judge) in JUDGED {
+        println!("{mutant:?}");
+        is_judged(judge, Options { mutant: Some(mutant), ..Options::default() });
+    }
+}
+
+#[test]
+fn a_reason_that_lies_is_noticed_whichever_it_is() {
+    for reason in WaitReason::ALL {
+        println!("{reason}");
+        is_judged(Judge::Reasons, Options { mutant: Some(Mutant::Says(*reason)), ..Options::default() });
+    }
+}
+
+#[test]
+fn gates_and_rules_are_missed_by_the_judge_of_their_invariant() {
+    let missed = [
+        (GateSet::without(Gate::Budget), Judge::Budgets),
+        (GateSet::without(Gate::Domain), Judge::Budgets),
+        (GateSet::without(Gate::ClusterMaxUnavailable), Judge::Budgets),
+        (GateSet::without_rule(Rule::ThisBoot), Judge::Commits),
+        (GateSet::without_rule(Rule::PersonsUncordon), Judge::Cordons),
+    ];
+    for (gates, judge) in missed {
+        is_judged(judge, Options { gates, ..Options::default() });
+    }
+    is_judged(Judge::Budgets, Options { overlap: Some(Meanwhile::Grants), ..Options::default() });
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod faults;
 mod history;
 mod judge;
 mod machine;
+mod mutants;
 mod overlap;
 mod pods;
 pub mod scenario;
@@ -20,7 +21,7 @@ mod workload;
 
 use bascule_api::Time;
 use bascule_planner::{
-    GateSet, PolicyError, PolicyErrorKind, Snapshot, lint, model, plan_asking,
+    GateSet, Plan, PolicyError, PolicyErrorKind, Report, Snapshot, lint, model,
     snapshot::{HookStage, Node},
 };
 use history::{History, View};
@@ -31,6 +32,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 pub use check::Broken;
 pub use judge::Judge;
 pub use machine::{Fate, Machine};
+pub use mutants::Mutant;
 pub use overlap::Meanwhile;
 pub use pods::Drains;
 
@@ -47,13 +49,23 @@ pub struct Options {
     pub drains: Drains,
     /// Whether a plan may be made while writes of the last one are under way, and what of it waits then.
     pub overlap: Option<Meanwhile>,
+    /// Who plans instead of the planner, where a test proves that a judge notices.
+    pub mutant: Option<Mutant>,
     /// Whose word counts; everybody's, unless a test proves that this judge needs no other.
     pub judge: Option<Judge>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 40, gates: GateSet::ALL, compare: false, drains: Drains::Right, overlap: None, judge: None }
+        Self {
+            rounds: 40,
+            gates: GateSet::ALL,
+            compare: false,
+            drains: Drains::Right,
+            overlap: None,
+            mutant: None,
+            judge: None,
+        }
     }
 }
 
@@ -90,6 +102,7 @@ pub struct World {
     peace: bool,
     twin: Option<twin::Twin>,
     overlap: Option<Meanwhile>,
+    mutant: Option<Mutant>,
     judge: Option<Judge>,
     /// What happened so far, where somebody judges it.
     history: Option<History>,
@@ -137,7 +150,7 @@ pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     let mut world = World::random(seed, options.gates, options.drains);
     world.twin = options.compare.then(twin::Twin::default);
     world.overlap = options.overlap;
-    world.judge = options.judge;
+    (world.mutant, world.judge) = (options.mutant, options.judge);
     for _ in 0..options.rounds {
         world.round()?;
     }
@@ -166,6 +179,7 @@ impl World {
             peace: true,
             twin: None,
             overlap: None,
+            mutant: None,
             judge: None,
             history: None,
             orphans: BTreeMap::new(),
@@ -243,13 +257,13 @@ impl World {
         }
         self.note_thresholds();
         let seen = &view.facts;
-        let (plan, report) = plan_asking(seen, self.gates);
+        let (plan, report) = self.plan(seen);
         let mut broken: Vec<Broken> = lint(seen, &plan, &report).into_iter().map(Broken::Lint).collect();
         if let Some(twin) = &mut self.twin {
             broken.extend(twin.compare(seen, &plan, &report));
         }
         if self.chance(10) {
-            let again = plan_asking(seen, self.gates);
+            let again = self.plan(seen);
             if again != (plan.clone(), report.clone()) {
                 broken.push(Broken::World(10, "the same facts gave another plan".to_owned()));
             }
@@ -351,6 +365,11 @@ impl World {
         View { facts: old, pods, at: view.at, fresh: false, new }
     }
 
+    /// The plan that follows from facts, to the planner or to a mutant of it.
+    fn plan(&self, seen: &Snapshot) -> (Plan, Report) {
+        mutants::plan(self.mutant, seen, self.gates)
+    }
+
     /// Peace: nothing bad happens any more, people take their hands away, and everything has to come to rest.
     fn settle(&mut self) -> Result<(), Box<Failure>> {
         self.make_peace();
@@ -358,7 +377,7 @@ impl World {
         for _ in 0..MOST_ROUNDS {
             let told = self.story.len();
             self.round()?;
-            let (plan, report) = plan_asking(&self.snapshot, self.gates);
+            let (plan, report) = self.plan(&self.snapshot);
             let calm = self.machines.values().all(Machine::is_calm)
                 && plan.is_quiet()
                 && plan.drains.is_empty()
@@ -377,7 +396,7 @@ impl World {
                 self.pass(next.min(86_400));
             }
         }
-        let (plan, report) = plan_asking(&self.snapshot, self.gates);
+        let (plan, report) = self.plan(&self.snapshot);
         let mut what = String::from("does not come to rest");
         for step in &plan.steps {
             let _ = write!(what, "\n   {} {:?} {}", step.action.name(), step.action.node(), step.says);

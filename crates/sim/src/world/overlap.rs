@@ -6,7 +6,6 @@ use super::{Broken, Failure, World, check, shown};
 use bascule_planner::{
     Action, Plan, Report, Step, lint, model,
     plan::{DrainMode, DrainOrder},
-    plan_asking,
     snapshot::UpdateFacts,
 };
 use rand::RngExt as _;
@@ -146,7 +145,7 @@ impl World {
     /// A plan with its number, of which is remembered what is to be remembered before anything is done.
     fn planned(&mut self, broken: &mut Vec<Broken>) -> (Plan, Report, usize) {
         self.note_thresholds();
-        let (plan, report) = plan_asking(&self.snapshot, self.gates);
+        let (plan, report) = self.plan(&self.snapshot);
         broken.extend(lint(&self.snapshot, &plan, &report).into_iter().map(Broken::Lint));
         let number = self.note_plan(self.view(), &plan, &report);
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
