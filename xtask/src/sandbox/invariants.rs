@@ -170,8 +170,10 @@ fn judge_end(seen: &Snapshot) -> Invariant {
 }
 
 /// What the operator does, and not within the hour that a story plays in; with what does it.
-const NOT_IN_THE_STORY: [(&str, &str); 1] =
-    [("delete freezes.bascule.dev", "a Freeze that ended 90 days ago; a cluster test has one, and holds the right to it")];
+const NOT_IN_THE_STORY: [(&str, &str); 1] = [(
+    "delete freezes.bascule.dev",
+    "a Freeze that ended 90 days ago; a cluster test has one, and holds the right to it",
+)];
 
 /// What Bascule's own accounts were granted, against what they asked for in a whole story.
 async fn judge_rights(client: &Client, requests: &[Request]) -> anyhow::Result<Invariant> {
