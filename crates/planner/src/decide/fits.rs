@@ -140,7 +140,9 @@ mod tests {
             "hooks": {"beforeRollout": hook}
         });
         let valid = crate::validate(&serde_json::from_value(spec).unwrap()).unwrap();
-        let timings = Timings { drain_seconds: Some(230), boot_seconds: Some(892), health_seconds: Some(41) };
+        let seen = (Some(230), Some(892), Some(41));
+        let timings =
+            Timings { drain_seconds: seen.0, boot_seconds: seen.1, health_seconds: seen.2, ..Timings::default() };
         let at = |second: i64| Time::from(chrono::DateTime::from_timestamp(second, 0).unwrap());
         for length in [1_463, 1_500] {
             let opening = Opening::Open(Span { start: at(0), end: Some(at(length)) });
