@@ -3,7 +3,7 @@
 
 use super::{facts::claiming, past::Past};
 use crate::world::history::Event;
-use bascule_planner::Action;
+use bascule_planner::{Action, snapshot::PolicyFacts};
 
 pub(super) fn judge(past: &Past<'_>, event: &Event) -> Vec<String> {
     let Event::Act(act) = event else { return Vec::new() };
@@ -12,13 +12,21 @@ pub(super) fn judge(past: &Past<'_>, event: &Event) -> Vec<String> {
     let Some((plan, node)) = past.plan(act.plan).and_then(|plan| Some((plan, plan.node(&act.uid)?))) else {
         return Vec::new();
     };
-    // A node that its policy let go, or that two claim, finishes with default settings.
-    let named = node.live_update().map(|update| update.spec.policy.as_str());
-    let [policy] = claiming(&plan.view.facts, node)[..] else { return Vec::new() };
-    let Ok(valid) = &policy.spec else { return Vec::new() };
-    if named != Some(policy.name.as_str()) || past.word(&act.uid).is_none_or(|word| !word.updates) {
+    // A person's word to go back is carried out as it is.
+    if past.word(&act.uid).is_none_or(|word| !word.updates) {
         return Vec::new();
     }
+    // Whose trial it is, or who alone took its place, says how long; nobody else does.
+    let named = node.live_update().map(|update| update.spec.policy.as_str());
+    let own = plan.view.facts.policies.iter().find(|policy| named == Some(policy.name.as_str()));
+    let policy: &PolicyFacts = match (own, &claiming(&plan.view.facts, node)[..]) {
+        (Some(own), _) => &**own,
+        (None, [heir]) => *heir,
+        (None, _) => return vec![format!("{} commits, and its policy is gone", node.name)],
+    };
+    let Ok(valid) = &policy.spec else {
+        return vec![format!("{} commits, and its policy can't be used", node.name)];
+    };
     let said = past.kubelets.get(&*node.name).map_or(&[][..], Vec::as_slice);
     let seen: Vec<_> = said.iter().take_while(|said| said.at <= plan.view.seen_at(&node.name)).collect();
     let Some(last) = seen.last() else { return Vec::new() };

@@ -57,15 +57,16 @@ fn may_stay(past: &Past<'_>, plan: &Planned, node: &Node, pod: &Stood) -> bool {
     let comes_back = match &pod.kind {
         // Another one would come after it.
         Kind::Tolerant => begun.is_some_and(|begun| pod.created_at > *begun),
-        // Whoever binds it to its node does so again.
-        Kind::Returning => begun.is_some_and(|begun| {
+        // Whoever binds it to its node does so again. A scheduler that has not seen the cordon and puts several of one owner there
+        // can't be told from one who ignores it.
+        Kind::Returning | Kind::App(_) => begun.is_some_and(|begun| {
             let since =
-                |other: &Stood| other.node == *node.name && other.kind == Kind::Returning && other.created_at >= *begun;
+                |other: &Stood| other.node == *node.name && other.kind == pod.kind && other.created_at >= *begun;
             let gone = past.evictions.iter().filter(|evicted| since(&evicted.pod)).count();
             let here = plan.view.pods.on(&node.name).filter(|other| since(other)).count();
             gone + here > usize::try_from(RETURNS).unwrap_or(usize::MAX)
         }),
-        Kind::App(_) | Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => false,
+        Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => false,
     };
     comes_back || is_skipped(plan, node, pod)
 }

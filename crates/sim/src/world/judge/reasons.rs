@@ -229,8 +229,16 @@ impl<'a> Told<'a> {
                 (moves(node) || self.past.gave_up(&node.name), "no disruption of it was given up")
             }
             WaitReason::Hook => {
-                let mut valid = view.policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
-                (valid.any(|valid| valid.spec.hooks != Hooks::default()), "no policy has hooks")
+                let hooked = |policy: &PolicyFacts| {
+                    let valid = policy.spec.as_ref().ok();
+                    // A rollout that began with hooks is not over before a plan has said so, though its hooks are edited away.
+                    policy.status.maintenance.is_some()
+                        || valid.is_some_and(|valid| valid.spec.hooks != Hooks::default())
+                };
+                (
+                    view.policies.iter().any(|policy| hooked(policy)),
+                    "no policy has hooks, and no rollout began with any",
+                )
             }
             WaitReason::Queued => (self.has_something_left(), "nothing was left behind on it"),
             WaitReason::Draining => {
