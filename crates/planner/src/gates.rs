@@ -173,6 +173,12 @@ pub enum Rule {
     TruceEnds,
     /// What was not ready before the reboot is not asked of the release.
     BrokenBefore,
+    /// Only a budget that was closed at the grant is given up for not opening.
+    ClosedAtGrant,
+    /// What a gate says of the cluster counts only where it said so before this node was told to reboot.
+    SaidEarlier,
+    /// What broke between the grant and the word to reboot is no fault of the release.
+    Shaken,
     /// The hooks after a rollout run, however it came to its end.
     HooksAfterRollout,
     /// A drain stands, with what it knows, until the word to reboot is written.
@@ -182,7 +188,7 @@ pub enum Rule {
 }
 
 /// Every rule.
-pub const RULES: [Rule; 18] = [
+pub const RULES: [Rule; 21] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -198,6 +204,9 @@ pub const RULES: [Rule; 18] = [
     Rule::Truce,
     Rule::TruceEnds,
     Rule::BrokenBefore,
+    Rule::ClosedAtGrant,
+    Rule::SaidEarlier,
+    Rule::Shaken,
     Rule::HooksAfterRollout,
     Rule::DrainStands,
     Rule::HooksKept,

@@ -35,6 +35,7 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
         own_only(snapshot, node, &step.action, found);
         emptied(snapshot, node, &step.action, found);
         remembered_failure(snapshot, node, &step.action, found);
+        given_up(node, &step.action, found);
     }
     for order in plan.drains.iter().filter(|order| order.mode != DrainMode::Keep) {
         if nodes.get(order.node.as_str()).is_some_and(|node| node.excluded == Excluded::No) {
@@ -193,6 +194,19 @@ fn remembered_failure(snapshot: &Snapshot, node: &Node, action: &Action, found: 
     let policy = snapshot.policies.iter().find(|known| known.name == *policy);
     if policy.is_some_and(|policy| super::blocked(policy, version)) {
         found.push(violation(6, &node.name, format!("{version} is blocked and is tried again")));
+    }
+}
+
+/// A drain is given up for a budget that does not open only where that one was closed when the node was granted.
+fn given_up(node: &Node, action: &Action, found: &mut Vec<Violation>) {
+    let Action::FreeGrant { outcome: DisruptionOutcome::DrainFailed, message, .. } = action else { return };
+    let named = message.strip_prefix("PodDisruptionBudget ").and_then(|rest| rest.split_once(" did not open within "));
+    let disruption = node.update.as_ref().and_then(|update| update.spec.disruption.as_ref());
+    if let (Some((key, _)), Some(disruption)) = (named, disruption)
+        && !disruption.closed_budgets.iter().any(|closed| closed == key)
+    {
+        let what = format!("is given up for budget {key}, which was not closed at its grant");
+        found.push(violation(0, &node.name, what));
     }
 }
 

@@ -300,6 +300,18 @@ pub(super) fn told(world: &World) -> Vec<(String, Time)> {
     told.collect()
 }
 
+/// Nodes that were told to reboot, with the release where a DaemonSet pod had lost its readiness since the grant.
+pub(super) fn shaken(world: &World) -> Vec<(String, Option<String>)> {
+    let told = world.snapshot.nodes.iter().filter_map(|node| {
+        let spec = &node.update.as_ref()?.spec;
+        let disruption = spec.disruption.as_ref().filter(|disruption| disruption.drained_at.is_some())?;
+        let shaken = disruption.daemon_sets.iter().any(|pod| !pod.ready && pod.since.is_some());
+        let release = spec.release.as_ref().filter(|_| shaken);
+        Some((node.name.to_string(), release.map(|release| release.version.to_string())))
+    });
+    told.collect()
+}
+
 /// What a gate says of the cluster is no verdict over a release, until the same gate has said so of another node's trial, which
 /// was over when this one was told to reboot.
 fn cluster_gates(world: &World) -> Vec<Broken> {
@@ -321,12 +333,14 @@ fn cluster_gates(world: &World) -> Vec<Broken> {
     broken
 }
 
-/// A DaemonSet pod that was never ready on a machine is no fault of a release.
+/// A DaemonSet pod that was never ready on a machine, or that broke between the grant and the word to reboot, is no fault of a
+/// release.
 fn broken_before(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     for failure in world.snapshot.policies.iter().flat_map(|policy| &policy.status.failures) {
-        let machine = world.machines.get(&*failure.node);
-        if failure.message.contains("DaemonSet pods are ready") && machine.is_some_and(|machine| machine.never_ready) {
+        let never = world.machines.get(&*failure.node).is_some_and(|machine| machine.never_ready);
+        let shaken = world.shaken.get(&failure.node).is_some_and(|version| *version == *failure.version.as_str());
+        if failure.message.contains("DaemonSet pods are ready") && (never || shaken) {
             let what = format!("{} is blamed on {} for what was broken before", failure.version, failure.node);
             broken.push(Broken::World(6, what));
         }

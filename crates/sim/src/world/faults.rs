@@ -40,6 +40,7 @@ impl World {
             5 => self.with_machine(&name, "loses its agent", |machine| machine.silent = true),
             6 => self.with_machine(&name, "gets its agent back", |machine| machine.silent = false),
             7 => self.with_machine(&name, "will not come back from its next reboot", |machine| machine.dies = true),
+            8 if self.snapshot.now.get().timestamp() % 2 == 0 && self.is_emptied(&name) => self.break_daemons(&name),
             8 => self.with_machine(&name, "holds an inhibitor", |machine| machine.inhibited = true),
             9 => self.person_cordons(&name),
             10 => self.person_uncordons(&name),
@@ -114,6 +115,23 @@ impl World {
         if let Some(machine) = self.machines.get_mut(name) {
             change(machine);
         }
+    }
+
+    fn is_emptied(&self, name: &str) -> bool {
+        self.snapshot.nodes.iter().any(|node| *node.name == *name && node.is_being_emptied())
+    }
+
+    /// The node's DaemonSet pods lose their readiness, and do not get it back before there is peace.
+    fn break_daemons(&mut self, name: &str) {
+        let now = self.snapshot.now;
+        self.with_machine(name, "its DaemonSet pods break", |machine| {
+            (machine.daemons_broken, machine.daemons_since) = (true, None);
+        });
+        self.with_node(name, |node| {
+            for pod in node.daemon_sets.0.iter_mut().filter(|pod| pod.ready) {
+                (pod.ready, pod.since) = (false, Some(now));
+            }
+        });
     }
 
     pub(super) fn crash(&mut self, name: &str) {
@@ -475,6 +493,7 @@ impl World {
             machine.dies = false;
             machine.unready = false;
             machine.inhibited = false;
+            machine.daemons_broken = machine.never_ready;
         }
         self.workload.healthy = true;
         self.workload.deaf = false;

@@ -110,6 +110,8 @@ pub struct World {
     orphans: BTreeMap<String, u32>,
     /// Trials that ended because of the cluster.
     unproven: std::collections::BTreeSet<check::Unproven>,
+    /// The release that each node was told to boot or to leave, where a DaemonSet pod had lost its readiness since the grant.
+    shaken: BTreeMap<String, String>,
     /// When each node was told last to reboot.
     told: BTreeMap<String, Time>,
     /// How many failures each policy takes for too many, by what it said when it could be used last.
@@ -184,6 +186,7 @@ impl World {
             history: None,
             orphans: BTreeMap::new(),
             unproven: std::collections::BTreeSet::new(),
+            shaken: BTreeMap::new(),
             told: BTreeMap::new(),
             thresholds: BTreeMap::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
@@ -230,6 +233,12 @@ impl World {
         for (node, at) in check::told(self) {
             let last = self.told.entry(node).or_insert(at);
             *last = at.max(*last);
+        }
+        for (node, version) in check::shaken(self) {
+            match version {
+                Some(version) => self.shaken.insert(node, version),
+                None => self.shaken.remove(&node),
+            };
         }
         self.fail_if(check::world(self))
     }

@@ -184,7 +184,8 @@ fn closed_budget(moving: &Moving<'_, '_>, begins: Time) -> Option<(Time, String)
             key.split_once('/') == Some((budget.namespace.as_deref().unwrap_or_default(), budget.name.as_str()))
         })
     };
-    let mut at_grant = pods.budgets.iter().filter(|(key, _)| moving.disruption.closed_budgets.contains(key));
+    let any = !moving.ctx.set.keeps(Rule::ClosedAtGrant);
+    let mut at_grant = pods.budgets.iter().filter(|(key, _)| any || moving.disruption.closed_budgets.contains(key));
     let (key, budget) = at_grant.find_map(|(key, _)| {
         let budget = moving.ctx.budgets.get(key)?;
         (budget.allowed == 0 && !opened(key)).then_some((key, budget))

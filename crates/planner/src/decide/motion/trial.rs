@@ -226,7 +226,8 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
             let questions = asked.as_ref().map_or_else(Vec::new, |asked| asked.questions.clone());
             Health { questions, ..lacks(what, blames) }
         };
-        match super::daemons::ready_since(node, compared(moving), moving.ctx.now < deadline) {
+        let time = moving.ctx.now < deadline || !moving.ctx.set.keeps(Rule::Shaken);
+        match super::daemons::ready_since(node, compared(moving), time) {
             Ok(ready) => since = since.max(ready.unwrap_or(since)),
             Err(missing) if moving.before_is_forgotten() => {
                 let more = "the Node was deleted meanwhile, and whether that was so before nobody remembers";
