@@ -179,6 +179,12 @@ pub enum Rule {
     SaidEarlier,
     /// What broke between the grant and the word to reboot is no fault of the release.
     Shaken,
+    /// Of the nodes whose budget opens only after a cordon one at a time is cordoned for it.
+    OneForEachBudget,
+    /// Pods that can't be evicted are deleted only once the drain's time is over.
+    DeleteAfterTimeout,
+    /// A gate that speaks of the node is asked for each node.
+    PerNodeGate,
     /// The hooks after a rollout run, however it came to its end.
     HooksAfterRollout,
     /// A drain stands, with what it knows, until the word to reboot is written.
@@ -188,7 +194,7 @@ pub enum Rule {
 }
 
 /// Every rule.
-pub const RULES: [Rule; 21] = [
+pub const RULES: [Rule; 24] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -207,6 +213,9 @@ pub const RULES: [Rule; 21] = [
     Rule::ClosedAtGrant,
     Rule::SaidEarlier,
     Rule::Shaken,
+    Rule::OneForEachBudget,
+    Rule::DeleteAfterTimeout,
+    Rule::PerNodeGate,
     Rule::HooksAfterRollout,
     Rule::DrainStands,
     Rule::HooksKept,

@@ -11,7 +11,7 @@ use super::{
     policy::PolicyView,
 };
 use crate::{
-    Wait,
+    GateSet, Rule, Wait,
     snapshot::{DisruptionBudget, EtcdMember, Node, NodePods},
 };
 use bascule_api::{DomainBudget, Drain, Duration, IntOrPercent, OnTimeout, WaitReason};
@@ -442,7 +442,7 @@ impl<'a> ClusterBudget<'a> {
     }
 
     /// A PodDisruptionBudget that lets none of the node's pods go now, and for which nothing is gained by a cordon.
-    pub(super) fn disruption_budget(&self, view: &NodeView<'_>, drain: &Drain) -> Option<Wait> {
+    pub(super) fn disruption_budget(&self, view: &NodeView<'_>, drain: &Drain, set: GateSet) -> Option<Wait> {
         if view.traits.protected == 0 || drain.on_timeout == OnTimeout::Delete {
             return None;
         }
@@ -454,7 +454,8 @@ impl<'a> ClusterBudget<'a> {
             }
             let opens = opens_within(node_pods, key, drain);
             // One node for each such budget at once: what others take shows in what is left.
-            if opens.is_some() && budget.allowed == 0 && *allowed == 0 {
+            let nobody_else = *allowed == 0 || !set.keeps(Rule::OneForEachBudget);
+            if opens.is_some() && budget.allowed == 0 && nobody_else {
                 return None;
             }
             let standing = budget.standing();

@@ -176,7 +176,7 @@ pub(super) fn shared<'a>(
     let held = |gate: Gate, wait: Option<Wait>| Some((gate, Arc::new(wait?)));
     if set.asks(Gate::DisruptionBudget)
         && let Some(valid) = candidate.policy.valid
-        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(view, &valid.spec.drain))
+        && let found @ Some(_) = held(Gate::DisruptionBudget, cluster.disruption_budget(view, &valid.spec.drain, set))
     {
         return found;
     }

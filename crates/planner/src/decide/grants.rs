@@ -40,7 +40,7 @@ impl<'a> Round<'a> {
         let mut granting: Vec<usize> = Vec::new();
         let mut steps = Vec::new();
         let mut questions = Vec::new();
-        let answers = Answers(&self.snapshot.gates);
+        let answers = Answers(&self.snapshot.gates, self.set);
         let mut allowance = Allowance::default();
         let mut places = Places::new(&self.snapshot.nodes);
         for (policy_index, node) in order {

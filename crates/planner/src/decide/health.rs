@@ -1,7 +1,7 @@
 //! The answers of health gates. A gate without a fresh answer does not pass.
 
 use super::{facts::NodeView, policy::PolicyView};
-use crate::{Wait, plan::GateQuestion, snapshot::GateAnswer};
+use crate::{GateSet, Rule, Wait, plan::GateQuestion, snapshot::GateAnswer};
 use bascule_api::{Duration, Time, WaitReason};
 
 /// How old an answer may be.
@@ -12,9 +12,9 @@ const NEW_NODES: usize = 32;
 /// About how many such nodes gates are asked at once.
 const MOST_NODES: usize = 1_024;
 
-/// All answers that are known.
+/// All answers that are known, and the rules by which they are asked for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answers<'a>(pub(super) &'a [GateAnswer]);
+pub(super) struct Answers<'a>(pub(super) &'a [GateAnswer], pub(super) GateSet);
 
 /// What a policy's gates say.
 #[derive(Debug)]
@@ -85,10 +85,11 @@ impl Answers<'_> {
         let about_node = |answer: &&GateAnswer| answer.node.as_deref() == Some(&*view.node.name);
         let mut about = None;
         for gate in gates {
-            let node = gate.per_node.then(|| view.node.name.to_string());
+            let per_node = gate.per_node && self.1.keeps(Rule::PerNodeGate);
+            let node = per_node.then(|| view.node.name.to_string());
             let mut answers = self.0.iter().filter(of_policy);
             let answer = answers.find(|answer| answer.gate == gate.name && answer.node == node);
-            let may_ask = !gate.per_node
+            let may_ask = !per_node
                 || *about.get_or_insert_with(|| {
                     let known = self.0.iter().filter(of_policy).any(|answer| about_node(&answer));
                     allowance.take(!known)
@@ -105,8 +106,8 @@ impl Answers<'_> {
                     (format!("gate {} has no fresh answer", gate.name), true)
                 }
                 Some(answer) if !answer.passes => {
-                    out.node_fails |= answer.known && gate.per_node;
-                    if answer.known && !gate.per_node {
+                    out.node_fails |= answer.known && per_node;
+                    if answer.known && !per_node {
                         out.cluster_fails.push(gate.name.clone());
                     }
                     (format!("gate {}: {}", gate.name, answer.message), false)

@@ -318,7 +318,7 @@ impl<'a> Round<'a> {
             now: self.now(),
             hooks: &self.snapshot.hooks,
             budgets: &self.snapshot.budgets,
-            answers: Answers(&self.snapshot.gates),
+            answers: Answers(&self.snapshot.gates, self.set),
             set: self.set,
             lost: &lost,
             unproven: &unproven,

@@ -3,7 +3,7 @@
 use super::{Violation, violation};
 use crate::{
     Action, Plan, Snapshot, ValidPolicy,
-    plan::{DrainMode, HookOrder},
+    plan::{DrainMode, DrainOrder, HookOrder},
     snapshot::{Cordon, EtcdMember, Excluded, Node, OfferState, PolicyFacts},
 };
 use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, OnTimeout, Severity, Version};
@@ -41,6 +41,9 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
         if nodes.get(order.node.as_str()).is_some_and(|node| node.excluded == Excluded::No) {
             found.push(violation(0, &order.node, "is emptied while external load balancers send to it"));
         }
+    }
+    for order in plan.drains.iter().filter(|order| order.mode == DrainMode::DeleteRest) {
+        deleted(snapshot, order, found);
     }
     for grant in &granted {
         promises(snapshot, grant, found);
@@ -139,6 +142,17 @@ fn emptied(snapshot: &Snapshot, node: &Node, action: &Action, found: &mut Vec<Vi
             &node.name,
             format!("is told to reboot under pod {}, which may not be evicted", pod.pod),
         ));
+    }
+}
+
+/// What is left is deleted only where the policy says so, and when the drain's time is over.
+fn deleted(snapshot: &Snapshot, order: &DrainOrder, found: &mut Vec<Violation>) {
+    let policy = snapshot.policies.iter().find(|policy| policy.name == order.policy);
+    let Some(valid) = policy.and_then(|policy| policy.spec.as_ref().ok()) else { return };
+    let drain = &valid.spec.drain;
+    let ends = order.begun.after(drain.load_balancer_delay).after(drain.timeout);
+    if drain.on_timeout != OnTimeout::Delete || snapshot.now < ends {
+        found.push(violation(0, &order.node, "pods are deleted there before the drain's time is over"));
     }
 }
 

@@ -39,9 +39,16 @@ impl World {
         }
         let offer = Arc::new(offer);
         let two = random.random_range(0..4) == 0;
-        let mut policies = vec![Arc::new(build::policy("workers", &fields(&mut random, two, "x"), &offer))];
+        let mut policy = |name: &str, group: &str| {
+            let mut fields = fields(&mut random, two, group);
+            if seed % 16 == 6 {
+                ask_for_each_node(&mut fields);
+            }
+            Arc::new(build::policy(name, &fields, &offer))
+        };
+        let mut policies = vec![policy("workers", "x")];
         if two {
-            policies.push(Arc::new(build::policy("others", &fields(&mut random, true, "y"), &offer)));
+            policies.push(policy("others", "y"));
         }
         let snapshot = Snapshot {
             now: build::start(),
@@ -138,6 +145,13 @@ impl World {
 fn pick<T: Clone + Default>(random: &mut ChaCha8Rng, from: &[T]) -> T {
     let index = random.random_range(0..from.len().max(1));
     from.get(index).cloned().unwrap_or_default()
+}
+
+/// Has gates asked for each node, where there are any. No chance decides, so that all other worlds stay what they are.
+fn ask_for_each_node(fields: &mut Value) {
+    if let Some(query) = fields.pointer_mut("/health/gates/0/promQL/query") {
+        *query = json!(r#"max(ALERTS{node="$node"})"#);
+    }
 }
 
 /// A random policy's fields.

@@ -139,7 +139,8 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
         let stands = empty(moving, deadline);
         return detaching(moving, &stands).unwrap_or_else(|| drained(moving, &stands));
     }
-    if moving.ctx.now < deadline {
+    let patient = settings.on_timeout != OnTimeout::Delete || moving.ctx.set.keeps(Rule::DeleteAfterTimeout);
+    if moving.ctx.now < deadline && patient {
         return match closed_budget(moving, begins) {
             Some((until, budget)) if moving.ctx.now >= until => {
                 give_up(moving, DisruptionOutcome::DrainFailed, &budget)
