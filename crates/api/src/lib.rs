@@ -43,8 +43,9 @@ pub use policy::{
     UpdatePolicySpec, Wave,
 };
 pub use policy_status::{
-    BlockedRelease, ClusterMember, Columns, Counts, HistoryEntry, Maintenance, Outcome, PolicyFailure, ReleaseInfo,
-    RepositoryStatus, Retry, Timings, UpdatePolicyStatus, WaitsFor, WaveStatus, WindowStatus,
+    BlockedRelease, ClusterMember, Columns, CompleteWave, CompleteWaves, Counts, HistoryEntry, Maintenance, Outcome,
+    PolicyFailure, ReleaseInfo, RepositoryStatus, Retry, Timings, UpdatePolicyStatus, WaitsFor, WaveStatus,
+    WindowStatus,
 };
 pub use quantity::{IntOrPercent, QuantityError};
 pub use reasons::{ObjectRef, WaitReason};

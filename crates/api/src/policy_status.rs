@@ -28,6 +28,9 @@ pub struct UpdatePolicyStatus {
     /// The wave in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wave: Option<WaveStatus>,
+    /// The waves that were complete; they hold nobody back again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_waves: Option<CompleteWaves>,
     /// The open window, or else the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<WindowStatus>,
@@ -211,6 +214,28 @@ pub struct WaveStatus {
     /// When its soak ends, if it soaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub soak_until: Option<Time>,
+}
+
+/// The waves of a release that were complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CompleteWaves {
+    /// The release. With another target all waves begin anew.
+    pub version: Version,
+    /// Those that were complete at some time, first to last.
+    #[schemars(length(max = 16))]
+    pub waves: Vec<CompleteWave>,
+}
+
+/// A wave that was complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CompleteWave {
+    /// The wave's name.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// When its nodes ran the release first. Its soak counts from then.
+    pub complete_at: Time,
 }
 
 /// A maintenance window in time.

@@ -185,6 +185,8 @@ pub enum Rule {
     DeleteAfterTimeout,
     /// A gate that speaks of the node is asked for each node.
     PerNodeGate,
+    /// A wave that was complete holds nobody back again for nodes that join, come back or are lost.
+    WavesPassed,
     /// The hooks after a rollout run, however it came to its end.
     HooksAfterRollout,
     /// A drain stands, with what it knows, until the word to reboot is written.
@@ -216,6 +218,7 @@ pub const RULES: [Rule; 24] = [
     Rule::OneForEachBudget,
     Rule::DeleteAfterTimeout,
     Rule::PerNodeGate,
+    Rule::WavesPassed,
     Rule::HooksAfterRollout,
     Rule::DrainStands,
     Rule::HooksKept,

@@ -18,7 +18,7 @@ pub mod validate;
 pub mod windows;
 pub mod zones;
 
-pub use decide::{Planner, first_node_takes, plan, plan_asking};
+pub use decide::{Planner, first_node_takes, lot, plan, plan_asking};
 pub use forecast::forecast;
 pub use gates::{GATES, Gate, GateSet, RULES, Rule};
 pub use lint::{Violation, lint};

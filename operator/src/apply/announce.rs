@@ -89,7 +89,10 @@ impl Writer {
                 MemoryChange::Maintenance(reason, note) if !note.is_empty() => {
                     (*reason, *reason == "MaintenanceHookFailed", note.clone(), None)
                 }
-                MemoryChange::Maintenance(..) | MemoryChange::Timed | MemoryChange::Members => continue,
+                MemoryChange::Maintenance(..)
+                | MemoryChange::Timed
+                | MemoryChange::Members
+                | MemoryChange::Waves => continue,
             };
             if let Some((kind, release)) = notified(change) {
                 let (policy, release, message) = (known.name.clone(), Some(release.clone()), note.clone());
@@ -110,7 +113,8 @@ fn notified(change: &MemoryChange) -> Option<(Kind, &Version)> {
         | MemoryChange::Retried(_)
         | MemoryChange::Maintenance(..)
         | MemoryChange::Timed
-        | MemoryChange::Members => None,
+        | MemoryChange::Members
+        | MemoryChange::Waves => None,
     }
 }
 

@@ -302,8 +302,10 @@ fn done_since(update: &UpdateFacts) -> Time {
     booted.and_then(|booted| booted.committed_at).unwrap_or_default().min(last.ended_at)
 }
 
-/// FNV-1a of a seed and a text: the lot that orders nodes between which nothing else decides.
-fn lot(seed: u64, text: &str) -> u64 {
+/// The lot of the node of a name: of nodes between which nothing else decides the lowest goes first. FNV-1a of the installation's
+/// seed and the name.
+#[must_use]
+pub fn lot(seed: u64, text: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for byte in text.bytes() {
         hash ^= u64::from(byte);

@@ -3,8 +3,8 @@
 
 use crate::plan::MemoryChange;
 use bascule_api::{
-    BlockedRelease, ClusterMember, HistoryEntry, Maintenance, NodeError, Outcome, PolicyFailure, Retry, Time, Timings,
-    UpdatePolicyStatus, Version,
+    BlockedRelease, ClusterMember, CompleteWave, CompleteWaves, HistoryEntry, Maintenance, NodeError, Outcome,
+    PolicyFailure, Retry, Time, Timings, UpdatePolicyStatus, Version,
 };
 use std::collections::BTreeMap;
 
@@ -38,6 +38,7 @@ pub(super) struct Memory {
     pub(super) maintenance: Option<Maintenance>,
     pub(super) maintenances: i64,
     pub(super) members: Vec<ClusterMember>,
+    pub(super) complete_waves: Option<CompleteWaves>,
     pub(super) changes: Vec<MemoryChange>,
 }
 
@@ -52,6 +53,7 @@ impl Memory {
             maintenance: status.maintenance.clone(),
             maintenances: status.maintenances,
             members: status.cluster_members.clone(),
+            complete_waves: status.complete_waves.clone(),
             changes: Vec::new(),
         }
     }
@@ -182,6 +184,20 @@ impl Memory {
         if self.members != members {
             self.members = members.to_vec();
             self.changes.push(MemoryChange::Members);
+        }
+    }
+
+    /// The waves of a release that were complete at some time.
+    pub(super) fn waves_of(&self, version: &Version) -> &[CompleteWave] {
+        let known = self.complete_waves.as_ref().filter(|known| known.version == *version);
+        known.map_or(&[][..], |known| known.waves.as_slice())
+    }
+
+    /// Notes which waves were complete.
+    pub(super) fn keep_waves(&mut self, complete: Option<CompleteWaves>) {
+        if self.complete_waves != complete {
+            self.complete_waves = complete;
+            self.changes.push(MemoryChange::Waves);
         }
     }
 

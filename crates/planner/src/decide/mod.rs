@@ -44,6 +44,7 @@ use std::{
 };
 use waves::{Member, Standing, Waves};
 
+pub use facts::lot;
 pub use fits::first_node_takes;
 
 /// How long after the uncordon autoscalers still leave a node alone: as long as a cluster autoscaler waits before it takes
@@ -376,7 +377,21 @@ impl<'a> Round<'a> {
         let spec = policy.valid.map_or(&[][..], |valid| &valid.spec.waves);
         let by_lot = policy.by_lot.iter().filter_map(|place| members.get(*place).copied());
         let name = |node: usize| self.nodes.get(node).map_or("", |view| &view.node.name);
-        let waves = Waves::new(&policy.facts.name, spec, by_lot, self.nodes.len(), self.now(), &name);
+        // What nobody runs any more is tried anew.
+        let is_run = members.iter().any(|member| matches!(member.standing, Standing::Done(_)));
+        let target = policy.target(None).filter(|_| is_run);
+        let waves = Waves::new(
+            &waves::Rollout {
+                policy: &policy.facts.name,
+                waves: spec,
+                complete: target.map_or(&[][..], |target| policy.memory.waves_of(&target.version)),
+                remembers: self.set.keeps(Rule::WavesPassed),
+                all: self.nodes.len(),
+                now: self.now(),
+                node_name: &name,
+            },
+            by_lot,
+        );
         let goes_back = |index: usize| self.choices.get(index).and_then(Option::as_ref).is_some_and(Choice::goes_back);
         let unfinished = members
             .iter()

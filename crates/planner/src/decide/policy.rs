@@ -12,7 +12,8 @@ use crate::{
     windows::{self, Opening},
 };
 use bascule_api::{
-    Architecture, BlockedRelease, EmergencyExemption, KubernetesVersion, Time, Version, WaitReason, conditions::reason,
+    Architecture, BlockedRelease, CompleteWave, CompleteWaves, EmergencyExemption, KubernetesVersion, Time, Version,
+    WaitReason, conditions::reason,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -142,6 +143,20 @@ impl<'a> PolicyView<'a> {
 
     pub(super) fn blocked_by_failures(&self, version: &Version) -> bool {
         self.block(version).is_some_and(|block| block.by == BY_THRESHOLD)
+    }
+
+    /// Notes which waves of the target were complete. Another target begins anew, and so does one that was blocked or withdrawn in
+    /// between: whoever lets it go on sees it tried.
+    pub(super) fn remember_waves(&mut self, complete: &[CompleteWave]) {
+        let known = self.memory.complete_waves.as_ref().map(|known| &known.version);
+        let kept = match self.target(None) {
+            Some(target) => (!complete.is_empty())
+                .then(|| CompleteWaves { version: target.version.clone(), waves: complete.to_vec() }),
+            // What the channel offers is not known, or the policy can't be used.
+            None if known.is_some_and(|known| !self.is_closed(known)) => return,
+            None => None,
+        };
+        self.memory.keep_waves(kept);
     }
 
     /// What the channel offers to nodes of an architecture under this policy.

@@ -28,6 +28,7 @@ impl<'a> Round<'a> {
     ) -> Option<PolicyReport> {
         let counts = self.counts(index, waves?, used);
         self.end_rollout(index, waves?);
+        self.policies.get_mut(index)?.remember_waves(&waves?.waves.complete);
         let policy = self.policies.get(index)?;
         let mut status = policy.facts.status.clone();
         let target = policy.target(None).and_then(|release| {
@@ -53,6 +54,7 @@ impl<'a> Round<'a> {
         status.maintenance.clone_from(&policy.memory.maintenance);
         status.maintenances = policy.memory.maintenances;
         status.cluster_members.clone_from(&policy.memory.members);
+        status.complete_waves.clone_from(&policy.memory.complete_waves);
         status.repository = Some(policy.facts.offer.repository.clone());
         status.wave = waves?.waves.current.clone();
         status.window = window(policy.opening);

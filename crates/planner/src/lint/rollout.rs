@@ -8,13 +8,16 @@ use crate::{
 };
 use bascule_api::{
     BlockedRelease, Counting, DisruptionOutcome, Duration, EmergencyExemption, Goal, Severity, SlotState, Time,
-    Version, WaitReason,
+    Version, WaitReason, Wave,
 };
 use std::collections::BTreeSet;
 
 pub(super) fn check(snapshot: &Snapshot, plan: &Plan, report: &Report, found: &mut Vec<Violation>) {
     for (node, said) in snapshot.nodes.iter().zip(&report.nodes) {
         held(snapshot, node, said.wait.reason, (plan, report), found);
+    }
+    for (index, policy) in snapshot.policies.iter().enumerate() {
+        passed_waves(snapshot, (index, &**policy), report, found);
     }
     for step in &plan.steps {
         if let Action::Stage { node, policy, release, .. } = &step.action
@@ -170,6 +173,52 @@ fn members<'a>(snapshot: &'a Snapshot, policy: &'a PolicyFacts) -> impl Iterator
     nodes.filter(move |node| selects(node) && super::disruption::selected_once(snapshot, node))
 }
 
+/// What was complete once holds nobody back again, and its soak ends when it would have ended. That is remembered only of what runs
+/// somewhere, and says nothing that lies ahead.
+fn passed_waves(
+    snapshot: &Snapshot,
+    (index, policy): (usize, &PolicyFacts),
+    report: &Report,
+    found: &mut Vec<Violation>,
+) {
+    let (Some(said), Ok(valid)) = (report.policies.iter().find(|said| said.policy == policy.name), &policy.spec) else {
+        return;
+    };
+    let target = said.status.target.as_ref().map(|target| &target.version);
+    let Some(known) = said.status.complete_waves.as_ref().filter(|known| Some(&known.version) == target) else { return };
+    if said.status.complete_waves != policy.status.complete_waves {
+        let runs = |node: &Node| {
+            let status = node.live_update().map(|update| &update.status);
+            status.is_some_and(|status| {
+                status.trial.is_none() && status.booted.as_ref().is_some_and(|booted| booted.version == known.version)
+            })
+        };
+        if !members(snapshot, policy).any(runs) || known.waves.iter().any(|wave| wave.complete_at > snapshot.now) {
+            let what = format!("notes a wave of {} as complete, which no node runs, or not yet", known.version);
+            found.push(violation(0, &policy.name, what));
+        }
+    }
+    let ends = |wave: &Wave| {
+        let known = known.waves.iter().find(|known| known.name == wave.name);
+        known.map(|known| known.complete_at.after(wave.soak))
+    };
+    let waves = &valid.spec.waves;
+    let passed = waves.iter().take_while(|wave| ends(wave).is_some_and(|ends| ends <= snapshot.now));
+    let passed: Vec<String> = passed.map(|wave| format!("wave {} of ", wave.name)).collect();
+    for node in report.nodes.iter().filter(|node| node.policy == Some(index)) {
+        let wait = &node.wait;
+        let held = wait.reason == WaitReason::Wave && passed.iter().any(|wave| wait.message.starts_with(wave));
+        let soaks_again = wait.reason == WaitReason::WaveSoak
+            && waves.iter().any(|wave| {
+                wait.message.starts_with(&format!("wave {} is done ", wave.name))
+                    && ends(wave).is_some_and(|ends| wait.until.is_some_and(|until| until > ends))
+            });
+        if held || soaks_again {
+            found.push(violation(0, &node.node, format!("waits anew for what has passed: {}", wait.message)));
+        }
+    }
+}
+
 /// Nobody goes beyond the first wave before one of its nodes has run the release for its soak.
 fn waves(
     snapshot: &Snapshot,
@@ -218,7 +267,11 @@ fn waves(
             members(snapshot, policy).collect()
         }
     };
-    let soaked = in_first.iter().any(|node| {
+    // Those that did may be gone.
+    let known = policy.status.complete_waves.as_ref().filter(|known| known.version >= *version);
+    let known = known.and_then(|known| known.waves.iter().find(|known| known.name == first.name));
+    let remembered = known.is_some_and(|known| known.complete_at.after(first.soak) <= snapshot.now);
+    let soaked = remembered || in_first.iter().any(|node| {
         runs(node)
             && !node.granted()
             && node.update.as_ref().is_some_and(|update| {

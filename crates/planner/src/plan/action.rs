@@ -304,6 +304,8 @@ pub enum MemoryChange {
     Timed,
     /// Nodes with a control plane or a member of etcd were seen for the first time, or taken out for good.
     Members,
+    /// A wave was complete for the first time, or the waves begin anew with another release.
+    Waves,
 }
 
 impl Action {

@@ -8,6 +8,7 @@ mod newcomers;
 mod people;
 mod trials;
 mod verdicts;
+mod waves;
 
 use bascule_api::{Architecture, DisruptionOutcome, Outcome, WaitReason};
 use bascule_planner::{Action, model, plan, snapshot::Node};
