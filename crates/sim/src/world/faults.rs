@@ -9,6 +9,9 @@ use std::{
     sync::Arc,
 };
 
+/// How many nodes a world has at most where nodes join.
+const MOST_NODES: usize = 10;
+
 /// Whether a node carries the control plane or a member of etcd.
 pub(super) fn carries(node: &Node) -> bool {
     node.control_plane || node.etcd != EtcdMember::None
@@ -26,6 +29,10 @@ impl World {
 
     /// With some luck nothing, else one thing.
     pub(super) fn misfortune(&mut self) {
+        // In these worlds alone, so that all others stay what they are.
+        if self.seed % 8 == 5 {
+            self.join_early();
+        }
         if self.chance(8) {
             self.old_view = Some(self.view());
         }
@@ -337,6 +344,25 @@ impl World {
                 machine.silent = true;
             }
         }
+    }
+
+    /// With some luck a node joins whose lot comes before that of all others.
+    fn join_early(&mut self) {
+        if self.snapshot.nodes.len() >= MOST_NODES || !self.chance(10) {
+            return;
+        }
+        let (seed, now) = (self.snapshot.seed, self.snapshot.now);
+        let lot = |name: &str| bascule_planner::lot(seed, name);
+        let first = self.snapshot.nodes.iter().chain(&self.lost).map(|node| lot(&node.name)).min();
+        let first = first.unwrap_or(u64::MAX);
+        let seconds = now.seconds_since(build::start());
+        let names = (0..256).map(|number| format!("e{seconds}-{number}")).filter(|name| lot(name) < first);
+        // The last of them, so that one is left for the next.
+        let Some(name) = names.max_by_key(|name| lot(name)) else { return };
+        self.tell(&format!("{name}: joins, and comes before all others"));
+        let two = self.snapshot.policies.len() > 1;
+        self.add_node(&name, two);
+        self.with_node(&name, |node| node.created_at = now);
     }
 
     /// A node is gone for good, its machine and its Node. Its member of etcd counts until somebody takes it out.
