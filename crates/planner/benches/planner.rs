@@ -1,4 +1,4 @@
-//! What a plan costs: `cargo bench -p bascule-planner`, or one of `full`, `again`, `forecast` after `--`. Prints medians of processor time; docs/benchmarks.md has those that were measured.
+//! What a plan costs: `cargo bench -p bascule-planner`, or one of `full`, `again`, `places`, `forecast` after `--`. Prints medians of processor time; docs/benchmarks.md has those that were measured.
 //! No test: a slow machine breaks nothing.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark")]
@@ -6,11 +6,11 @@
 use bascule_api::{
     Architecture, BootControl, BootControlBackend, Booted, Counting, Digest, Duration, Goal, IntOrPercent,
     NodeUpdateSpec, NodeUpdateStatus, ReleaseRef, RepositoryStatus, RootHash, Severity, SlotName, SlotState,
-    SlotStatus, Slots, Staged, Time, UpdatePolicySpec, UpdatePolicyStatus, Version,
+    SlotStatus, Slots, Staged, Time, UpdatePolicySpec, UpdatePolicyStatus, Version, WaitReason,
 };
 use bascule_planner::{
-    Planner, Snapshot,
-    drain::Space,
+    NodeReport, Planner, Snapshot,
+    drain::{Needs, Space},
     forecast,
     snapshot::{
         Cordon, DaemonSetPod, DaemonSets, EtcdMember, Excluded, Node, NodePods, Offer, OfferState, PolicyFacts,
@@ -196,14 +196,51 @@ fn again(snapshot: &mut Snapshot) -> f64 {
     }
     for round in 0..ROUNDS {
         snapshot.now = Time::new(snapshot.now.get() + chrono::TimeDelta::seconds(1));
-        let changed = Arc::make_mut(&mut snapshot.nodes[(round * 97) % 10_000]);
+        let nodes = snapshot.nodes.len();
+        let changed = Arc::make_mut(&mut snapshot.nodes[(round * 97) % nodes]);
         changed.pods.remaining = changed.pods.remaining.saturating_sub(1);
         let begin = spent();
         let made = planner.plan(snapshot);
         samples.push(spent() - begin);
-        assert_eq!(made.1.nodes.len(), 10_000);
+        assert_eq!(made.1.nodes.len(), nodes);
     }
     median(samples)
+}
+
+/// Fills every node, so that no pod of any node finds another one: half of them have processors left, and half memory. There are
+/// as many kinds of needs as a cluster has workloads.
+fn fill(snapshot: &mut Snapshot) {
+    let amounts = |amounts: [(&str, u64); 3]| -> BTreeMap<String, u64> {
+        amounts.map(|(resource, amount)| (resource.to_owned(), amount)).into()
+    };
+    let kind = |kind: u64| {
+        let requests = amounts([("cpu", 250 + kind), ("memory", (256 << 20) + kind), ("pods", 1)]);
+        Arc::new(Needs { requests, ..Needs::default() })
+    };
+    let kinds: Vec<_> = (0..500).map(kind).collect();
+    for (index, node) in snapshot.nodes.iter_mut().enumerate() {
+        let node = Arc::make_mut(node);
+        let (cpu, memory) = if index % 2 == 0 { (4_000, 64 << 20) } else { (100, 8 << 30) };
+        node.space.free = amounts([("cpu", cpu), ("memory", memory), ("pods", 80)]);
+        let needs = (0..10).map(|pod| Arc::clone(&kinds[(index * 7 + pod * 53) % kinds.len()]));
+        node.pods.needs = needs.enumerate().map(|(pod, needs)| (format!("shop/pod-{index}-{pod}"), needs)).collect();
+    }
+}
+
+/// A full cluster with needs: every node is asked, and none may be emptied.
+fn places() {
+    let mut snapshot = cluster(5_000, 1, &serde_json::json!({"budget": {"maxUnavailable": "10%"}}));
+    fill(&mut snapshot);
+    let mut full = Vec::new();
+    for _ in 0..31 {
+        let begin = spent();
+        let made = Planner::default().plan(&snapshot);
+        full.push(spent() - begin);
+        let held = |said: &&NodeReport| said.wait.reason == WaitReason::PodFitsNowhere;
+        assert_eq!(made.1.nodes.iter().filter(held).count(), 5_000);
+    }
+    println!("full plan, full cluster with needs, 5,000 nodes: {:.2} ms", median(full));
+    println!("plan again after one node's change, full cluster with needs: {:.2} ms", again(&mut snapshot));
 }
 
 fn main() {
@@ -230,6 +267,9 @@ fn main() {
         let fields = serde_json::json!({"budget": {"maxUnavailable": "10%"}});
         let mut snapshot = Snapshot { ceiling: None, ..cluster(10_000, 5, &fields) };
         println!("plan again after one node's change, a tenth of all nodes moving: {:.2} ms", again(&mut snapshot));
+    }
+    if wanted("places") {
+        places();
     }
     if wanted("forecast") {
         ahead();

@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{
     Gate, GateSet, Wait,
-    drain::{last_place_of, without_place},
+    drain::Places,
     plan::GateQuestion,
     snapshot::{Cordon, Node},
 };
 use bascule_api::{DisruptionOutcome, Duration, EmergencyExemption, Time, WaitReason};
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 /// The first wait after a failed drain; it doubles with each further one.
 const FIRST_BACKOFF: Duration = Duration::from_secs(300);
@@ -118,46 +118,19 @@ pub(super) fn before_staging(candidate: &Candidate<'_, '_>) -> Option<Arc<Wait>>
     asked.map(|(_, ask)| ask(candidate)).find_map(|wait| wait)
 }
 
-/// Where pods may go.
-#[derive(Debug)]
-pub(super) struct Places<'a> {
-    pub(super) nodes: &'a [Arc<Node>],
-    /// Those that this plan grants: they will be emptied, too.
-    granting: BTreeSet<&'a str>,
-    /// Those whose pods look for a place now: granted by this plan or by an earlier one.
-    emptied: Vec<&'a Node>,
-}
-
-impl<'a> Places<'a> {
-    pub(super) fn new(nodes: &'a [Arc<Node>]) -> Self {
-        let emptied = |node: &&Node| node.is_being_emptied() && !node.pods.needs.is_empty();
-        let emptied = nodes.iter().map(|node| &**node).filter(emptied).collect();
-        Self { nodes, granting: BTreeSet::new(), emptied }
+/// Why a node can't be emptied now.
+fn without_place<'a>(places: &mut Places<'a>, node: &'a Node) -> Option<Wait> {
+    const WAY_OUT: &str = "spec.drain.waitForPlaces: false does not wait for one";
+    let of = |pod: &str, message: String| {
+        let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
+        Wait::new(WaitReason::PodFitsNowhere, message).of("Pod", Some(namespace), name)
+    };
+    if let Some((pod, needs)) = places.without_place(node) {
+        let needs = needs.in_words();
+        return Some(of(pod, format!("no other node could take pod {pod}, which needs {needs} ({WAY_OUT})")));
     }
-
-    /// A node is granted.
-    pub(super) fn take(&mut self, node: &'a Node) {
-        self.granting.insert(&*node.name);
-        if !node.pods.needs.is_empty() {
-            self.emptied.push(node);
-        }
-    }
-
-    /// Why a node can't be emptied now.
-    fn refuse(&self, node: &Node) -> Option<Wait> {
-        const WAY_OUT: &str = "spec.drain.waitForPlaces: false does not wait for one";
-        let closed = |name: &str| self.granting.contains(name);
-        let of = |pod: &str, message: String| {
-            let (namespace, name) = pod.split_once('/').unwrap_or(("", pod));
-            Wait::new(WaitReason::PodFitsNowhere, message).of("Pod", Some(namespace), name)
-        };
-        if let Some((pod, needs)) = without_place(node, self.nodes, closed) {
-            let needs = needs.in_words();
-            return Some(of(pod, format!("no other node could take pod {pod}, which needs {needs} ({WAY_OUT})")));
-        }
-        let (pod, _) = last_place_of(node, &self.emptied, self.nodes, closed)?;
-        Some(of(pod, format!("only this node could take pod {pod}, whose own node is being emptied ({WAY_OUT})")))
-    }
+    let (pod, _) = places.last_place_of(node)?;
+    Some(of(pod, format!("only this node could take pod {pod}, whose own node is being emptied ({WAY_OUT})")))
 }
 
 /// The gates that look at what other nodes do, this plan's grants included.
@@ -167,7 +140,7 @@ pub(super) fn shared<'a>(
     cluster: &mut ClusterBudget<'a>,
     answers: Answers<'a>,
     allowance: &mut Allowance,
-    places: &Places<'_>,
+    places: &mut Places<'a>,
     questions: &mut Vec<GateQuestion>,
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
@@ -215,7 +188,7 @@ pub(super) fn shared<'a>(
     // A way back leaves a release that is worse than a pod without a place for some minutes.
     if set.asks(Gate::Place)
         && !candidate.choice.goes_back()
-        && let Some(wait) = places.refuse(view.node)
+        && let Some(wait) = without_place(places, view.node)
     {
         return held(Gate::Place, Some(wait));
     }

@@ -4,12 +4,12 @@ use super::{
     Grants, PolicyWaves, Round, Said,
     budget::{ClusterBudget, PolicyBudget},
     choice::Choice,
-    gates::{self, Candidate, Places},
+    gates::{self, Candidate},
     health::{Allowance, Answers},
     known::{Ground, Verdicts},
     maintenance,
 };
-use crate::{Action, Expect, Gate, Step, Wait, plan, snapshot::Cordon};
+use crate::{Action, Expect, Gate, Step, Wait, drain::Places, plan, snapshot::Cordon};
 use bascule_api::{Duration, Goal, RolloutState, WaitReason};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -57,7 +57,7 @@ impl<'a> Round<'a> {
                 (trouble && self.set.asks(Gate::Ready)).then(|| (Gate::Ready, gates::not_ready(&candidate)))
             });
             match found.or_else(|| {
-                gates::shared(&candidate, budget, &mut cluster, answers, &mut allowance, &places, &mut questions)
+                gates::shared(&candidate, budget, &mut cluster, answers, &mut allowance, &mut places, &mut questions)
             }) {
                 Some((gate, wait)) => {
                     let said = self.waiting(gate, wait);

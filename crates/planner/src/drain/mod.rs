@@ -5,13 +5,15 @@ mod judge;
 mod kubernetes;
 mod ledger;
 mod place;
+mod places;
 mod pod;
 mod sort;
 
 pub use judge::{Hour, Refusal, STUCK_AFTER, Stay, Verdict, judge};
 pub use kubernetes::{amounts, deadline_of};
 pub use ledger::Ledger;
-pub use place::{Barrier, Condition, Needs, Space, Term, Toleration, last_place_of, without_place};
+pub use place::{Barrier, Condition, Needs, Space, Term, Toleration};
+pub(crate) use places::Places;
 pub use pod::{
     Controller, DO_NOT_DISRUPT, DRAIN_LABEL, OPENS_AFTER_CORDON, Pod, SAFE_TO_EVICT, Wish, opens_after_cordon,
 };
