@@ -196,7 +196,7 @@ pub enum Rule {
 }
 
 /// Every rule.
-pub const RULES: [Rule; 24] = [
+pub const RULES: [Rule; 25] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
