@@ -89,10 +89,9 @@ impl Writer {
                 MemoryChange::Maintenance(reason, note) if !note.is_empty() => {
                     (*reason, *reason == "MaintenanceHookFailed", note.clone(), None)
                 }
-                MemoryChange::Maintenance(..)
-                | MemoryChange::Timed
-                | MemoryChange::Members
-                | MemoryChange::Waves => continue,
+                MemoryChange::Maintenance(..) | MemoryChange::Timed | MemoryChange::Members | MemoryChange::Waves => {
+                    continue;
+                }
             };
             if let Some((kind, release)) = notified(change) {
                 let (policy, release, message) = (known.name.clone(), Some(release.clone()), note.clone());

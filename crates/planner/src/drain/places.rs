@@ -336,8 +336,9 @@ mod tests {
             let lost = |from: &&'a Node| {
                 let open = |node: &&Arc<Node>| node.name != from.name && is_open(node) && !closed(&node.name);
                 let has = |needs: &Needs| nodes.iter().filter(open).any(|node| needs.fit(node));
-                let keeps =
-                    |needs: &Needs| nodes.iter().filter(open).any(|node| node.name != candidate.name && needs.fit(node));
+                let keeps = |needs: &Needs| {
+                    nodes.iter().filter(open).any(|node| node.name != candidate.name && needs.fit(node))
+                };
                 waiting(from, nodes).iter().find(|(_, needs)| has(needs) && !keeps(needs))
             };
             emptied.iter().filter(|node| node.name != candidate.name).find_map(lost)
@@ -377,8 +378,7 @@ mod tests {
             if self.chance(15) {
                 let host = format!("n{}", self.below(8));
                 let operator = if self.chance(50) { Operator::In } else { Operator::NotIn };
-                needs.terms =
-                    Some(vec![Term(vec![Condition::Name(requirement("metadata.name", operator, &host))])]);
+                needs.terms = Some(vec![Term(vec![Condition::Name(requirement("metadata.name", operator, &host))])]);
             }
             if self.chance(30) {
                 needs.tolerations.push(Toleration { key: "gpu".to_owned(), ..Toleration::default() });
@@ -434,8 +434,7 @@ mod tests {
         for seed in 1..=2_000 {
             let mut random = Random::new(seed);
             let kinds: Vec<_> = (0..=random.below(6)).map(|_| Arc::new(random.needs())).collect();
-            let nodes: Vec<_> =
-                (0..=random.index(12)).map(|index| Arc::new(random.node(index, &kinds))).collect();
+            let nodes: Vec<_> = (0..=random.index(12)).map(|index| Arc::new(random.node(index, &kinds))).collect();
             let mut places = Places::new(&nodes);
             let mut granted: Vec<&Node> = Vec::new();
             for _ in 0..nodes.len() * 2 {
@@ -463,6 +462,9 @@ mod tests {
             }
         }
         let (some, others) = (asked / 20, asked * 19 / 20);
-        assert!((some..others).contains(&lacking) && (some / 4..others).contains(&last), "{lacking}, {last} of {asked}");
+        assert!(
+            (some..others).contains(&lacking) && (some / 4..others).contains(&last),
+            "{lacking}, {last} of {asked}"
+        );
     }
 }

@@ -185,7 +185,9 @@ fn passed_waves(
         return;
     };
     let target = said.status.target.as_ref().map(|target| &target.version);
-    let Some(known) = said.status.complete_waves.as_ref().filter(|known| Some(&known.version) == target) else { return };
+    let Some(known) = said.status.complete_waves.as_ref().filter(|known| Some(&known.version) == target) else {
+        return;
+    };
     if said.status.complete_waves != policy.status.complete_waves {
         let runs = |node: &Node| {
             let status = node.live_update().map(|update| &update.status);
@@ -271,15 +273,16 @@ fn waves(
     let known = policy.status.complete_waves.as_ref().filter(|known| known.version >= *version);
     let known = known.and_then(|known| known.waves.iter().find(|known| known.name == first.name));
     let remembered = known.is_some_and(|known| known.complete_at.after(first.soak) <= snapshot.now);
-    let soaked = remembered || in_first.iter().any(|node| {
-        runs(node)
-            && !node.granted()
-            && node.update.as_ref().is_some_and(|update| {
-                let running = update.status.booted.as_ref().map_or(version, |booted| &booted.version);
-                update.status.trial.is_none()
-                    && done_at(update, running, snapshot.now).after(first.soak) <= snapshot.now
-            })
-    });
+    let soaked = remembered
+        || in_first.iter().any(|node| {
+            runs(node)
+                && !node.granted()
+                && node.update.as_ref().is_some_and(|update| {
+                    let running = update.status.booted.as_ref().map_or(version, |booted| &booted.version);
+                    update.status.trial.is_none()
+                        && done_at(update, running, snapshot.now).after(first.soak) <= snapshot.now
+                })
+        });
     if !soaked {
         let what = format!("goes before wave {} has run {version} for {}", first.name, first.soak);
         found.push(violation(0, &node.name, what));

@@ -176,7 +176,11 @@ fn waves_that_are_edited_in_the_middle_go_by_their_names() {
     ]);
     set(&mut world, &more);
     let second = "wave second of 2 nodes comes first";
-    assert!(waits(&world).iter().all(|(message, _)| message == second) && waits(&world).len() == 2, "{}", world.shown());
+    assert!(
+        waits(&world).iter().all(|(message, _)| message == second) && waits(&world).len() == 2,
+        "{}",
+        world.shown()
+    );
     world.operate_for(None).unwrap();
     assert_eq!(complete_at(&world, "early"), begun);
 }
