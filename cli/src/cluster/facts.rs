@@ -190,6 +190,8 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
         daemon_sets: DaemonSets::default(),
         // Said by the operator, in the NodeUpdate.
         agent_trouble: None,
+        // What this program can't read it does not speak of at all.
+        unreadable: None,
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) fn commands(wait: &LiveWait, node: &str, policy: Option<&LivePolicy>)
         | WaitReason::UndrainablePod
         | WaitReason::PodFitsNowhere
         | WaitReason::HealthGate
+        | WaitReason::Unreadable
         | WaitReason::VolumesDetaching => of_object(),
         WaitReason::DrainHeld => match object {
             Some(object) if object.kind == "Pod" => of_object(),
@@ -128,6 +129,7 @@ mod tests {
             WaitReason::Hook => ("Job", "storage/announce-node-b2-7"),
             WaitReason::VolumesDetaching => ("PersistentVolume", "pvc-7f9c6"),
             WaitReason::ControlPlane => ("Node", "node-a1"),
+            WaitReason::Unreadable => ("NodeUpdate", "node-b2"),
             WaitReason::PolicyConflict | WaitReason::InvalidPolicy | WaitReason::HealthGate => {
                 ("UpdatePolicy", "workers")
             }

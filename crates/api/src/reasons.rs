@@ -70,6 +70,8 @@ wait_reasons! {
     PolicyConflict => "Narrow the nodeSelector of one of the policies named in the message.",
     /// The policy has a field that can't be used; the message names it.
     InvalidPolicy => "Fix the field that the policy's Accepted condition names.",
+    /// An object that decides about the node says something that this version of the operator does not understand, so nothing is done to the node.
+    Unreadable => "Run the version of the operator that wrote the object named in the message, or a newer one; or take out of the object what is not understood.",
     /// The agent on the node has not reported, or not for longer than expected.
     AgentNotReporting => "Look at the agent's pod or unit on the node.",
     /// The agent found that boot counting does not work on this machine, so no trial could revert by itself.

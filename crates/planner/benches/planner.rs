@@ -123,6 +123,7 @@ fn node(index: usize, groups: usize) -> Node {
         ),
         earlier: None,
         agent_trouble: None,
+        unreadable: None,
         boot_seen: Time::default(),
         back_seen: Time::default(),
     }

@@ -168,7 +168,8 @@ const fn set_taint(node: &mut Node, taint: Taint, there: bool) {
 pub fn write_statuses(snapshot: &mut Snapshot, report: &Report) {
     for said in &report.policies {
         let known = snapshot.policies.iter_mut().find(|known| known.name == said.policy);
-        if let Some(known) = known.filter(|known| known.status != said.status) {
+        // Nothing is written over what can't be read.
+        if let Some(known) = known.filter(|known| known.status != said.status && known.unreadable().is_none()) {
             Arc::make_mut(known).status = said.status.clone();
         }
     }

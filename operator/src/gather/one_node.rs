@@ -279,6 +279,7 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         pods: NodePods::default(),
         daemon_sets: DaemonSets::default(),
         agent_trouble: None,
+        unreadable: None,
     }
 }
 

@@ -214,9 +214,10 @@ fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now:
 }
 
 /// What nodes wait for until a person does something.
-const FOR_A_PERSON: [WaitReason; 16] = [
+const FOR_A_PERSON: [WaitReason; 17] = [
     WaitReason::PolicyConflict,
     WaitReason::InvalidPolicy,
+    WaitReason::Unreadable,
     WaitReason::RepositoryUnavailable,
     WaitReason::ReleaseBlocked,
     WaitReason::FailedHere,

@@ -56,7 +56,8 @@ impl<'c, 'a> Chooser<'c, 'a> {
     pub(super) fn look(&mut self, index: usize, view: &NodeView<'a>) -> (Option<Choice<'a>>, Chosen) {
         let traits = view.traits;
         let deciding = deciding(self.policies, view);
-        let policy = deciding.and_then(|policy| self.policies.get(policy));
+        // Of a node that can't be read nothing is known to follow.
+        let policy = deciding.and_then(|policy| self.policies.get(policy)).filter(|_| !traits.unreadable);
         let choice = policy.map(|policy| self.choices.of(policy, view, self.now));
         let mut chosen = Chosen { staged: traits.staged_as_asked, ..Chosen::default() };
         chosen.member.index = index;

@@ -6,7 +6,7 @@
 
 use super::known::{Kind, Texts};
 use crate::{
-    Snapshot,
+    PolicyErrorKind, Snapshot,
     snapshot::{Cordon, EtcdMember, Excluded, Node, PolicyFacts, Truce, UpdateFacts},
 };
 use bascule_api::{Booted, Counting, Disruption, DisruptionOutcome, Goal, SlotState, SlotStatus, Time, Version};
@@ -32,7 +32,10 @@ pub(super) fn select(node: &Node, policies: &[Arc<PolicyFacts>]) -> Selection {
         let selects = match &policy.spec {
             Ok(valid) => valid.spec.node_selector.matches(&node.labels),
             // What an invalid policy would select is not known, but what it cares for already is.
-            Err(_) => node.live_update().is_some_and(|update| update.spec.policy == policy.name),
+            Err(error) => {
+                let cared_for = node.live_update().is_some_and(|update| update.spec.policy == policy.name);
+                cared_for || may_be_selected(node, &error.kind)
+            }
         };
         if selects {
             match found {
@@ -42,6 +45,16 @@ pub(super) fn select(node: &Node, policies: &[Arc<PolicyFacts>]) -> Selection {
         }
     }
     found
+}
+
+/// Whether a policy that can't be read may select a node that it is not known to care for. Where its selector is not known either, that
+/// may be any node that nobody cares for yet.
+fn may_be_selected(node: &Node, why: &PolicyErrorKind) -> bool {
+    match why {
+        PolicyErrorKind::Unreadable { selects: Some(selector), .. } => selector.matches(&node.labels),
+        PolicyErrorKind::Unreadable { selects: None, .. } => node.live_update().is_none() && node.unreadable.is_none(),
+        _ => false,
+    }
 }
 
 /// What follows from a node's own facts, the policies' selectors and the seed. No clock, and nothing of other nodes.
@@ -74,8 +87,11 @@ pub(super) struct Traits {
     pub(super) runs_operator: bool,
     /// Whether it has a NodeUpdate of its own, see [`Node::live_update`].
     pub(super) live: bool,
+    /// Whether it is disrupted, or may be without anybody knowing.
     pub(super) moves: bool,
     pub(super) granted: bool,
+    /// Whether it is held as it is, because an object of it can't be read.
+    pub(super) unreadable: bool,
     pub(super) unavailable: bool,
     pub(super) deleting: bool,
     pub(super) ready: bool,
@@ -144,8 +160,9 @@ impl Traits {
             etcd: node.etcd,
             runs_operator: snapshot.operator_node.as_deref() == Some(&*node.name),
             live: update.is_some(),
-            moves: disruption.is_some(),
+            moves: disruption.is_some() || node.is_hidden(),
             granted: node.granted(),
+            unreadable: node.unreadable.is_some(),
             // What came back in the middle of its disruption is disrupted still, whoever has noted it yet.
             unavailable: node.unavailable() || came_back(node, update, selected),
             deleting: node.deleting,

@@ -36,7 +36,7 @@ impl Sides {
             policy: traits.policy,
             conflict: matches!(traits.selection, Selection::Conflict(..)),
             moves: traits.moves,
-            unsettled: !traits.moves && !settled,
+            unsettled: !traits.moves && (!settled || traits.unreadable),
             failed: traits.has_failed,
             unavailable: traits.unavailable,
             carries: traits.control_plane || traits.etcd != EtcdMember::None,

@@ -40,6 +40,7 @@ impl Round<'_> {
     pub(super) fn held(&self, index: usize, view: &NodeView<'_>, waves: &[PolicyWaves]) -> Held {
         let joined = view.node.created_at;
         let wanted = match view.traits.selection {
+            _ if self.unreadable(view).is_some() => Some(AT_MOST),
             Selection::None => self.may_be_selected(view).then_some(LABELS_COME),
             Selection::Conflict(..) => None,
             Selection::One(policy) => self.is_wanted(index, policy, view, waves).then_some(AT_MOST),

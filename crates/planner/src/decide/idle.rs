@@ -31,12 +31,17 @@ impl Round<'_> {
         let Some(view) = self.nodes.get(index).copied() else { return };
         let node = view.node;
         let expect = || Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
+        let unreadable = self.unreadable(&view);
         let carried_on = self.interrupted(&view).is_some() || self.adoption(&view).is_some();
         let mut act = |action: Action, expect: Expect, says: &str| {
             self.draft.steps.push(Step { action, expect, cause: None, says: says.to_owned() });
         };
         if node.deleting {
             self.draft.say(index, Said::shared(RolloutState::Unknown, Arc::clone(&shared.gone)));
+            return;
+        }
+        if let Some(said) = unreadable {
+            self.draft.say(index, said);
             return;
         }
         let truce_until = self.snapshot.now.after(super::TRUCE_AFTER);

@@ -12,7 +12,7 @@ use super::{
     policy::{Orders, PolicyView},
 };
 use crate::{
-    Gate, Snapshot, ValidPolicy, Wait,
+    Gate, PolicyError, Snapshot, ValidPolicy, Wait,
     snapshot::{Node, Offer},
 };
 use bascule_api::{
@@ -91,13 +91,13 @@ impl Texts {
 struct Basis {
     seed: u64,
     operator_node: Option<String>,
-    /// Each policy's name and, where it is valid, its spec.
-    policies: Vec<(String, Option<Arc<ValidPolicy>>)>,
+    /// Each policy's name and its spec, or why that can't be used: of one that can't be read it says what it selects.
+    policies: Vec<(String, Result<Arc<ValidPolicy>, PolicyError>)>,
 }
 
 impl Basis {
     fn of(snapshot: &Snapshot) -> Self {
-        let policies = snapshot.policies.iter().map(|policy| (policy.name.clone(), policy.spec.as_ref().ok().cloned()));
+        let policies = snapshot.policies.iter().map(|policy| (policy.name.clone(), policy.spec.clone()));
         Self { seed: snapshot.seed, operator_node: snapshot.operator_node.clone(), policies: policies.collect() }
     }
 
@@ -108,8 +108,8 @@ impl Basis {
             && self.policies.iter().zip(&snapshot.policies).all(|((name, known), policy)| {
                 *name == policy.name
                     && match (known, &policy.spec) {
-                        (Some(known), Ok(valid)) => Arc::ptr_eq(known, valid) || known == valid,
-                        (None, Err(_)) => true,
+                        (Ok(known), Ok(valid)) => Arc::ptr_eq(known, valid) || known == valid,
+                        (Err(known), Err(error)) => known == error,
                         _ => false,
                     }
             })

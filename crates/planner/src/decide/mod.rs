@@ -206,9 +206,28 @@ impl<'a> Round<'a> {
         deciding(&self.policies, view)
     }
 
+    /// What is said of a node to which nothing is done, because what it says of itself, or what a policy says that cares for it or may
+    /// do so, can't be read.
+    fn unreadable(&self, view: &NodeView<'_>) -> Option<Said> {
+        if let Some(unreadable) = &view.node.unreadable {
+            return Some(Said::new(RolloutState::Unknown, unreadable.wait()));
+        }
+        let (first, second) = match view.traits.selection {
+            Selection::None => (None, None),
+            Selection::One(policy) => (Some(policy), None),
+            Selection::Conflict(first, second) => (Some(first), Some(second)),
+        };
+        let policies = [view.traits.policy, first, second].into_iter().flatten();
+        let held_by = policies.filter_map(|index| self.policies.get(index)).find(|policy| policy.unreadable)?;
+        held_by.invalid.as_ref().map(|wait| Said::shared(RolloutState::Waiting, Arc::clone(wait)))
+    }
+
     fn accept_rollbacks(&mut self) {
         for index in 0..self.policies.len() {
             let Some(policy) = self.policies.get_mut(index) else { continue };
+            if policy.unreadable {
+                continue; // which releases are left is decided once, and by its memory
+            }
             policy.rollbacks = rollback::in_force(self.snapshot, policy, &self.nodes);
             for rollback in policy.rollbacks.iter().filter(|rollback| rollback.fresh) {
                 let facts = rollback.facts;
@@ -296,6 +315,7 @@ impl<'a> Round<'a> {
         for view in self.known.groups.moving.iter().filter_map(|index| self.nodes.get(*index)) {
             let policy = view.traits.policy.and_then(|index| Some((index, self.policies.get(index)?)));
             if let Some((index, policy)) = policy
+                && !view.traits.unreadable
                 && let Some(version) = motion::lost(view, policy, self.now())
             {
                 *lost.entry((index, version)).or_default() += 1;
@@ -326,6 +346,10 @@ impl<'a> Round<'a> {
         };
         for index in self.known.groups.moving.iter().copied() {
             let Some(view) = self.nodes.get(index).copied() else { continue };
+            if let Some(said) = self.unreadable(&view) {
+                self.draft.say(index, said);
+                continue;
+            }
             let gone = || Choice::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node")));
             let choice = self.choices.get(index).cloned().flatten().unwrap_or_else(gone);
             let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
@@ -437,8 +461,10 @@ impl<'a> Round<'a> {
             let Some(report) = self.policy_report(index, waves.get(index), grants.used.get(index).copied()) else {
                 continue;
             };
+            // Nothing is written over a memory that can't be read.
             if let Some(policy) = self.policies.get_mut(index)
                 && !policy.memory.changes.is_empty()
+                && !policy.unreadable
             {
                 let changes = std::mem::take(&mut policy.memory.changes);
                 let action = Action::Remember { policy: policy.facts.name.clone(), changes };

@@ -45,13 +45,20 @@ pub(super) struct PolicyView<'a> {
     /// What nodes took lately fits no window, so one at a time is tried.
     pub(super) one_at_a_time: bool,
     pub(super) invalid: Option<Arc<Wait>>,
+    /// Whether its object can't be read: what it says and remembers is known in parts at most.
+    pub(super) unreadable: bool,
 }
 
 impl<'a> PolicyView<'a> {
     pub(super) fn new(snapshot: &'a Snapshot, facts: &'a PolicyFacts, members: Option<&'a Members>) -> Self {
         let valid = facts.spec.as_ref().ok().map(|valid| &**valid);
-        let invalid = facts.spec.as_ref().err().map(|error| {
-            Arc::new(Wait::new(WaitReason::InvalidPolicy, error.to_string()).of("UpdatePolicy", None, &facts.name))
+        let unreadable = facts.unreadable();
+        let invalid = facts.spec.as_ref().err().map(|error| match &unreadable {
+            Some(unreadable) => Arc::new(unreadable.wait()),
+            None => {
+                let wait = Wait::new(WaitReason::InvalidPolicy, error.to_string());
+                Arc::new(wait.of("UpdatePolicy", None, &facts.name))
+            }
         });
         let opening = valid.map_or(Opening::Closed(None), |valid| windows::opening(&valid.windows, snapshot.now));
         let mut view = Self {
@@ -72,6 +79,7 @@ impl<'a> PolicyView<'a> {
             too_short: None,
             one_at_a_time: false,
             invalid,
+            unreadable: unreadable.is_some(),
         };
         if let Some(valid) = valid {
             if valid.spec.paused {
@@ -225,6 +233,10 @@ impl<'a> PolicyView<'a> {
 }
 
 fn frozen(snapshot: &Snapshot, facts: &PolicyFacts) -> Option<Arc<Wait>> {
+    // It may be for this policy.
+    if let Some(order) = snapshot.unreadable_orders.first() {
+        return Some(Arc::new(order.wait()));
+    }
     longest(snapshot.freezes.iter().map(|freeze| &**freeze).filter(|freeze| freeze.holds(facts, snapshot.now)))
 }
 

@@ -252,7 +252,10 @@ impl<'a> Round<'a> {
     /// at the fleet. That a Freeze has ended must have been written before. One that is kept elsewhere stays: made anew it would hold again.
     pub(super) fn forget_freezes(&mut self, steps: &mut Vec<Step>) {
         let now = self.snapshot.now;
-        let ended = |freeze: &&Arc<FreezeFacts>| !freeze.is_active(now) && !freeze.kept_elsewhere;
+        let unreadable =
+            |freeze: &FreezeFacts| self.snapshot.unreadable_orders.iter().any(|order| order.is("Freeze", &freeze.name));
+        let ended =
+            |freeze: &&Arc<FreezeFacts>| !freeze.is_active(now) && !freeze.kept_elsewhere && !unreadable(freeze);
         let mut ended: Vec<(Time, &FreezeFacts)> = self
             .snapshot
             .freezes
@@ -308,6 +311,8 @@ impl<'a> Round<'a> {
         for policy in &self.policies {
             for rollback in &policy.rollbacks {
                 let (mut status, facts) = (rollback.status.clone(), rollback.facts);
+                let unreadable =
+                    self.snapshot.unreadable_orders.iter().any(|order| order.is(super::rollback::KIND, &facts.name));
                 let members = || policy.members.iter().filter_map(|node| self.nodes.get(*node));
                 if rollback.fresh {
                     for view in members().filter(|view| rollback.leaves(view)) {
@@ -336,7 +341,7 @@ impl<'a> Round<'a> {
                 if done && !rollback.fresh {
                     status.completed_at = Some(now);
                 }
-                if rollback.fresh {
+                if rollback.fresh && !unreadable {
                     steps.push(Step {
                         action: Action::AcceptRollback { rollback: facts.name.clone(), status: status.clone() },
                         expect: Expect::default(),

@@ -22,13 +22,14 @@ impl Round<'_> {
             let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
             let outdated = rolling && traits.ready && matches!(choice, Some(Choice::Install(_)));
             let invalid = matches!(traits.selection, super::Selection::One(_)) && policy.is_none();
+            let unknown = invalid || self.unreadable(view).is_some();
             let mut step = |action: Action, says: String| {
                 let expect = Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
                 steps.push(Step { action, expect, cause: None, says });
             };
             let name = || node.name.to_string();
             match (traits.outdated, outdated) {
-                (true, false) if !invalid => {
+                (true, false) if !unknown => {
                     step(Action::Untaint { node: name(), taint: Taint::Outdated }, String::new());
                 }
                 (false, true) => step(Action::Taint { node: name(), taint: Taint::Outdated }, String::new()),

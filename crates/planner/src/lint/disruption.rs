@@ -3,7 +3,7 @@
 use super::{Violation, violation};
 use crate::{
     Action, Plan, Snapshot, ValidPolicy,
-    plan::{DrainMode, DrainOrder, HookOrder},
+    plan::{DrainMode, DrainOrder, HookOrder, Taint},
     snapshot::{Cordon, EtcdMember, Excluded, Node, OfferState, PolicyFacts},
 };
 use bascule_api::{Cause, DisruptionOutcome, EmergencyExemption, IntOrPercent, OnTimeout, Severity, Version};
@@ -32,10 +32,16 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
             granted.extend(grant(snapshot, node, cause));
             numbers(node, boot_id, *generation, found);
         }
+        understood(snapshot, node, &step.action, found);
         own_only(snapshot, node, &step.action, found);
         emptied(snapshot, node, &step.action, found);
         remembered_failure(snapshot, node, &step.action, found);
         given_up(node, &step.action, found);
+    }
+    for order in &plan.drains {
+        if nodes.get(order.node.as_str()).is_some_and(|node| node.unreadable.is_some()) {
+            found.push(violation(0, &order.node, "is emptied though what it says can't be read"));
+        }
     }
     for order in plan.drains.iter().filter(|order| order.mode != DrainMode::Keep) {
         if nodes.get(order.node.as_str()).is_some_and(|node| node.excluded == Excluded::No) {
@@ -54,6 +60,25 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
     disruption_budgets(snapshot, &granted, found);
     operator_last(snapshot, &granted, found);
     places(snapshot, &granted, found);
+}
+
+/// Nothing is done to a node that can't be read, or whose policy can't be, but that one which is new takes work at last; and no node is
+/// disrupted beside an order that can't be read.
+fn understood(snapshot: &Snapshot, node: &Node, action: &Action, found: &mut Vec<Violation>) {
+    let lets_go = matches!(action, Action::Untaint { taint: Taint::Hold, .. });
+    if let Some(unreadable) = node.unreadable.as_ref().filter(|_| !lets_go) {
+        found.push(violation(0, &node.name, format!("{}, though {unreadable}", action.name())));
+    }
+    let policy = node.live_update().map(|update| update.spec.policy.as_str());
+    let policy = snapshot.policies.iter().find(|known| Some(known.name.as_str()) == policy);
+    if let Some(unreadable) = policy.and_then(|policy| policy.unreadable()).filter(|_| !lets_go) {
+        found.push(violation(0, &node.name, format!("{}, though {unreadable}", action.name())));
+    }
+    if let Some(order) = snapshot.unreadable_orders.first()
+        && matches!(action, Action::Grant { .. })
+    {
+        found.push(violation(0, &node.name, format!("is disrupted, though {order}")));
+    }
 }
 
 /// A node is not emptied of a pod that would find no other node, nodes that the same plan empties included.

@@ -54,6 +54,7 @@ fn needs_object(reason: WaitReason) -> bool {
             | WaitReason::Cordoned
             | WaitReason::PolicyConflict
             | WaitReason::InvalidPolicy
+            | WaitReason::Unreadable
             | WaitReason::HealthGate
             | WaitReason::FailedHere
             | WaitReason::NodeLost

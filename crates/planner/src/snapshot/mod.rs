@@ -7,6 +7,7 @@ mod node;
 mod offer;
 mod own_pods;
 mod policy;
+mod unreadable;
 
 pub use node::{
     BlockedPod, Completing, Cordon, DaemonSetPod, DaemonSets, DisruptionBudget, EtcdMember, Excluded, HookRun,
@@ -15,6 +16,7 @@ pub use node::{
 pub use offer::{Offer, OfferState, Release};
 pub use own_pods::{agent_pod_trouble, pod_trouble};
 pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};
+pub use unreadable::Unreadable;
 
 use bascule_api::{IntOrPercent, KubernetesVersion, Time};
 use std::{collections::BTreeMap, sync::Arc};
@@ -38,6 +40,9 @@ pub struct Snapshot {
     pub freezes: Vec<Arc<FreezeFacts>>,
     /// Every Rollback, also those that are complete.
     pub rollbacks: Vec<Arc<RollbackFacts>>,
+    /// Freezes and Rollbacks that can't be read: what they hold, or leave, is not known, so that nothing is begun beside them. What was
+    /// known of one before stands in the lists above.
+    pub unreadable_orders: Vec<Unreadable>,
     /// The last answers of health gates. A gate without an answer does not pass.
     pub gates: Vec<GateAnswer>,
     /// The hook Jobs that exist.

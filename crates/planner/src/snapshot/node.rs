@@ -1,5 +1,6 @@
 //! Facts about one node, its NodeUpdate and what runs on it.
 
+use super::Unreadable;
 use crate::drain::{Needs, Space};
 use bascule_api::{Architecture, Duration, Goal, NodeUpdateSpec, NodeUpdateStatus, ObjectRef, Time};
 use std::{collections::BTreeMap, sync::Arc};
@@ -56,6 +57,9 @@ pub struct Node {
     pub daemon_sets: DaemonSets,
     /// Why the agent's pod on it does not run, see [`super::agent_pod_trouble`].
     pub agent_trouble: Option<Arc<str>>,
+    /// Its NodeUpdate, or its Node, where that can't be read. What is known of the node beside is what can be read of the object, or was
+    /// known before; without a NodeUpdate nothing is known of its disruption. Nothing is done to it.
+    pub unreadable: Option<Arc<Unreadable>>,
 }
 
 /// The kubelet's Ready condition.
@@ -398,10 +402,16 @@ impl Node {
         self.agent_trouble.as_deref().unwrap_or(otherwise).to_owned()
     }
 
-    /// Whether the node may not be counted on: not Ready, cordoned by anybody, or granted.
+    /// Whether the node may not be counted on: not Ready, cordoned by anybody, granted, or not to be read.
     #[must_use]
     pub fn unavailable(&self) -> bool {
-        !self.ready.ready || self.cordon.is_cordoned() || self.granted()
+        !self.ready.ready || self.cordon.is_cordoned() || self.granted() || self.unreadable.is_some()
+    }
+
+    /// Whether it may be disrupted without anybody knowing: its NodeUpdate can't be read and never could be.
+    #[must_use]
+    pub fn is_hidden(&self) -> bool {
+        self.unreadable.is_some() && self.update.is_none()
     }
 
     /// Whether it has a grant that is not freed.

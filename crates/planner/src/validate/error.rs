@@ -1,6 +1,6 @@
 //! Why a policy's spec can't be used.
 
-use bascule_api::{Duration, QuantityError, SelectorError, Version};
+use bascule_api::{Duration, QuantityError, Selector, SelectorError, Version};
 
 /// A field of a policy that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +41,7 @@ impl PolicyError {
             | PolicyErrorKind::NoPrometheus => "gate",
             PolicyErrorKind::NoTemplate => "hook",
             PolicyErrorKind::Right(_) => "right",
+            PolicyErrorKind::Unreadable { .. } => "unreadable",
         }
     }
 }
@@ -152,4 +153,13 @@ pub enum PolicyErrorKind {
     /// The operator lacks a right that the policy needs. Found by asking the API server, not by validation.
     #[error("{0}")]
     Right(String),
+    /// The object says something that this version does not understand, in its spec or in its memory. Found when it is read, not by
+    /// validation.
+    #[error("can't be read by this version of the operator: {why}")]
+    Unreadable {
+        /// What was met in it.
+        why: String,
+        /// The nodes that it selects, as far as that can be read or was known before.
+        selects: Option<Selector>,
+    },
 }

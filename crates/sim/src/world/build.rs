@@ -111,6 +111,7 @@ pub fn node(name: &str, zone: &str) -> Node {
             since: Some(at(-86_400)),
         }]),
         agent_trouble: None,
+        unreadable: None,
     }
 }
 

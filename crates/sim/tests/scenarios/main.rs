@@ -7,6 +7,7 @@ mod members;
 mod newcomers;
 mod people;
 mod trials;
+mod unreadable;
 mod verdicts;
 mod waves;
 
