@@ -34,6 +34,7 @@ pub mod settings;
 pub mod silences;
 mod skew;
 pub mod status;
+mod unreadable;
 pub mod zones;
 
 /// An error and its causes in one line, without saying anything twice.

@@ -19,7 +19,7 @@ use crate::{
     settings::Settings,
     silences::Silences,
     status::{Explained, StatusWriter},
-    zones,
+    unreadable, zones,
 };
 use bascule_dashboard::Dashboard;
 use bascule_repository::{FetchError, Fetcher, HttpClient, HttpSettings, Volume};
@@ -180,6 +180,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let world = World::new(Arc::clone(&changes), &clock).with_api_servers(api_servers);
     readiness.set(world.missing());
     let mut watches = world.watch(&watching, versions, &metrics);
+    watches.spawn(unreadable::keep_telling(world.clone(), metrics.clone(), readiness.clone()));
     let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
     let events = Events::start(client.clone(), &identity);
     let asker = Asker::new(client.clone(), gates, &namespace, &extra_ca)?;

@@ -40,6 +40,8 @@ struct Missing {
     unread: Vec<&'static str>,
     /// Sentences about what is not installed as it must be.
     blocking: Vec<String>,
+    /// Sentences about what nobody waits for.
+    notes: Vec<String>,
 }
 
 impl Readiness {
@@ -53,13 +55,23 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).blocking = sentences.to_vec();
     }
 
-    /// `None` when nothing is missing.
-    fn missing(&self) -> Option<String> {
+    /// Sets what is told besides, whether something is missing or not.
+    pub fn note(&self, sentences: Vec<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).notes = sentences;
+    }
+
+    /// Whether nothing is missing, and what is said.
+    fn told(&self) -> (bool, String) {
         let missing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !missing.blocking.is_empty() {
-            return Some(format!("{}\n", missing.blocking.join("\n")));
-        }
-        (!missing.unread.is_empty()).then(|| format!("still reading: {}\n", missing.unread.join(", ")))
+        let (ready, mut lines) = if !missing.blocking.is_empty() {
+            (false, missing.blocking.clone())
+        } else if !missing.unread.is_empty() {
+            (false, vec![format!("still reading: {}", missing.unread.join(", "))])
+        } else {
+            (true, vec!["ok".to_owned()])
+        };
+        lines.extend(missing.notes.iter().cloned());
+        (ready, format!("{}\n", lines.join("\n")))
     }
 }
 
@@ -125,9 +137,9 @@ async fn metrics_text(State(metrics): State<Metrics>) -> impl IntoResponse {
 }
 
 async fn ready(State(readiness): State<Readiness>) -> (StatusCode, String) {
-    match readiness.missing() {
-        None => (StatusCode::OK, "ok\n".to_owned()),
-        Some(missing) => (StatusCode::SERVICE_UNAVAILABLE, missing),
+    match readiness.told() {
+        (true, says) => (StatusCode::OK, says),
+        (false, says) => (StatusCode::SERVICE_UNAVAILABLE, says),
     }
 }
 
@@ -136,6 +148,22 @@ mod tests {
     use super::*;
     use std::net::Ipv6Addr;
     use tokio::net::TcpStream;
+
+    /// One object that can't be read must not keep a new version's replicas from ever being ready.
+    #[tokio::test]
+    async fn what_nobody_waits_for_is_told_and_keeps_nobody_from_being_ready() {
+        let readiness = Readiness::default();
+        let says = async || ready(State(readiness.clone())).await;
+        assert_eq!(says().await, (StatusCode::OK, "ok\n".to_owned()));
+        readiness.note(vec!["NodeUpdate n1 can't be read".to_owned()]);
+        assert_eq!(says().await, (StatusCode::OK, "ok\nNodeUpdate n1 can't be read\n".to_owned()));
+        readiness.set(vec!["Pod"]);
+        let reading = "still reading: Pod\nNodeUpdate n1 can't be read\n".to_owned();
+        assert_eq!(says().await, (StatusCode::SERVICE_UNAVAILABLE, reading));
+        readiness.block(&["apply manifests/crds".to_owned()]);
+        let missing = "apply manifests/crds\nNodeUpdate n1 can't be read\n".to_owned();
+        assert_eq!(says().await, (StatusCode::SERVICE_UNAVAILABLE, missing));
+    }
 
     #[tokio::test]
     async fn the_default_address_takes_connections_of_both_families() {

@@ -5,7 +5,10 @@
 //! API server's answer in here at once, and whatever the watch brings later counts only if it is newer. Objects are
 //! compared by `resourceVersion` as numbers, which Kubernetes guarantees since KEP-5504 and etcd always did.
 
+use super::sent::Untyped;
 use crate::clock::Clock;
+use bascule_planner::snapshot::Unreadable;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, runtime::watcher};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,8 +21,22 @@ pub trait Fact: Send + Sync + 'static {
     /// The object as the API server sends it.
     type Raw: Resource<DynamicType = ()>;
 
+    /// Fields that only tell people what was decided, as JSON pointers. An object that can't be read because of them is read without
+    /// them, and they are written anew.
+    const SAID: &'static [&'static str] = &[];
+
     /// Takes what is needed.
     fn of(raw: &Self::Raw) -> Self;
+
+    /// What is to be taken for an object that can't be read, over what was known of it `before`. `None`: what was known stays; where
+    /// nothing was, the object is known by its name alone.
+    fn presumed(untyped: &Untyped, before: Option<&Self>) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        let _ = (untyped, before);
+        None
+    }
 
     /// Takes over what an object does not show and was seen of it before; `before` is the object of this name as it was,
     /// if it was known.
@@ -57,8 +74,7 @@ impl Key {
         Self { namespace: String::new(), name: name.to_owned() }
     }
 
-    fn of(raw: &impl Resource) -> Self {
-        let meta = raw.meta();
+    pub(super) fn of_metadata(meta: &ObjectMeta) -> Self {
         Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }
 }
@@ -75,9 +91,20 @@ struct Entry<T> {
     fact: Arc<T>,
 }
 
+/// The newest that was seen of an object that can't be read.
+#[derive(Debug)]
+struct Hidden {
+    version: u64,
+    told: Arc<Unreadable>,
+}
+
 #[derive(Debug)]
 struct State<T> {
     entries: BTreeMap<Arc<Key>, Entry<T>>,
+    /// Objects that can't be read as they are now. What is known of one all the same is in `entries`.
+    hidden: BTreeMap<Key, Hidden>,
+    /// Counts the changes of `hidden`.
+    noted: u64,
     places: HashMap<String, Place<T>>,
     tombstones: BTreeMap<Key, u64>,
     /// Everything that existed at this version is known, where a consistent list was taken in: what is older and not here was gone by then.
@@ -94,12 +121,19 @@ struct State<T> {
 pub struct Cache<T> {
     state: Arc<RwLock<State<T>>>,
     changes: Arc<[Arc<watch::Sender<u64>>]>,
+    /// Told when another object can't be read, or one can be again.
+    noted: Arc<watch::Sender<u64>>,
     clock: Clock,
 }
 
 impl<T> Clone for Cache<T> {
     fn clone(&self) -> Self {
-        Self { state: Arc::clone(&self.state), changes: Arc::clone(&self.changes), clock: self.clock.clone() }
+        Self {
+            state: Arc::clone(&self.state),
+            changes: Arc::clone(&self.changes),
+            noted: Arc::clone(&self.noted),
+            clock: self.clock.clone(),
+        }
     }
 }
 
@@ -110,6 +144,8 @@ impl<T: Fact> Cache<T> {
     pub fn new(changes: impl IntoIterator<Item = Arc<watch::Sender<u64>>>, clock: &Clock) -> Self {
         let state = State {
             entries: BTreeMap::new(),
+            hidden: BTreeMap::new(),
+            noted: 0,
             places: HashMap::new(),
             tombstones: BTreeMap::new(),
             complete_at: None,
@@ -117,7 +153,18 @@ impl<T: Fact> Cache<T> {
             listed: None,
             synced: false,
         };
-        Self { state: Arc::new(RwLock::new(state)), changes: changes.into_iter().collect(), clock: clock.clone() }
+        Self {
+            state: Arc::new(RwLock::new(state)),
+            changes: changes.into_iter().collect(),
+            noted: Arc::new(watch::Sender::new(0)),
+            clock: clock.clone(),
+        }
+    }
+
+    /// The same, and `noted` is told when another object can't be read, or one can be again. Several caches may share it.
+    #[must_use]
+    pub fn noting(self, noted: &Arc<watch::Sender<u64>>) -> Self {
+        Self { noted: Arc::clone(noted), ..self }
     }
 
     /// Whether the first list is complete.
@@ -164,6 +211,18 @@ impl<T: Fact> Cache<T> {
         self.read().places.get(place).cloned().unwrap_or_default()
     }
 
+    /// What is said of an object that can't be read as it is now.
+    #[must_use]
+    pub fn unreadable(&self, key: &Key) -> Option<Arc<Unreadable>> {
+        self.read().hidden.get(key).map(|hidden| Arc::clone(&hidden.told))
+    }
+
+    /// All of these, in the order of their keys.
+    #[must_use]
+    pub fn all_unreadable(&self) -> Vec<Unreadable> {
+        self.read().hidden.values().map(|hidden| Unreadable::clone(&hidden.told)).collect()
+    }
+
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -178,47 +237,60 @@ impl<T: Fact> Cache<T> {
 
     /// Takes in what a watch brings.
     pub fn apply(&self, event: &watcher::Event<T::Raw>) {
-        let changed = {
-            let mut state = self.write();
-            match event {
-                watcher::Event::Init => {
-                    state.listed = Some(BTreeSet::new());
-                    false
-                }
-                watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, &self.clock),
-                watcher::Event::Delete(raw) => state.remove(raw),
-                watcher::Event::InitDone => state.finish_list(),
+        self.change(|state| match event {
+            watcher::Event::Init => {
+                state.listed = Some(BTreeSet::new());
+                false
             }
-        };
-        if changed {
-            self.tell();
-        }
+            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, &self.clock),
+            watcher::Event::Delete(raw) => state.remove(raw.meta()),
+            watcher::Event::InitDone => state.finish_list(),
+        });
     }
 
     /// Takes in a consistent list: all that existed at `version`, of which `known` were taken in one by one. A watch that is late
     /// changes nothing of that any more.
     pub fn complete(&self, known: &BTreeSet<Key>, version: u64) {
-        if self.write().complete(known, version) {
-            self.tell();
-        }
+        self.change(|state| state.complete(known, version));
     }
 
     /// Takes in what the API server answered to a write of ours, or when it was asked for an object.
     pub fn written(&self, raw: &T::Raw) {
-        if self.write().put(raw, &self.clock) {
-            self.tell();
-        }
+        self.change(|state| state.put(raw, &self.clock));
+    }
+
+    /// Takes in an object that can't be read. Says whether something is met in it that was not met there before.
+    pub fn presume(&self, untyped: &Untyped) -> bool {
+        let mut news = false;
+        self.change(|state| match state.presume(untyped, &self.clock) {
+            Some(is_news) => {
+                news = is_news;
+                true
+            }
+            None => false,
+        });
+        news
+    }
+
+    /// Takes in that an object was deleted, whose last metadata these are.
+    pub fn deleted(&self, meta: &ObjectMeta) {
+        self.change(|state| state.remove(meta));
     }
 
     /// Takes in that the API server says an object is not there.
     pub fn vanished(&self, key: &Key) {
-        if self.write().forget(key) {
-            self.tell();
-        }
+        self.change(|state| state.forget(key));
     }
 
-    fn tell(&self) {
-        for changes in self.changes.iter() {
+    /// Changes the state, and tells if `change` says that something is another.
+    fn change(&self, change: impl FnOnce(&mut State<T>) -> bool) {
+        let (changed, noted) = {
+            let mut state = self.write();
+            let before = state.noted;
+            (change(&mut state), state.noted != before)
+        };
+        let told = self.changes.iter().filter(|_| changed).chain(Some(&self.noted).filter(|_| noted));
+        for changes in told {
             changes.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
@@ -235,21 +307,64 @@ impl<T: Fact> Cache<T> {
 
 impl<T: Fact> State<T> {
     fn put(&mut self, raw: &T::Raw, clock: &Clock) -> bool {
-        let (key, version) = (Key::of(raw), version_of(raw));
-        if let Some(listed) = &mut self.listed {
-            listed.insert(key.clone());
-        }
-        if self.complete_at.is_some_and(|complete| version <= complete) {
+        let (key, version) = (Key::of_metadata(raw.meta()), version_of(raw.meta()));
+        if !self.is_news(&key, version) {
             return false;
         }
-        if self.tombstones.get(&key).is_some_and(|deleted| version <= *deleted) {
-            return false;
-        }
-        if self.entries.get(&key).is_some_and(|entry| version <= entry.version) {
-            return false;
+        if self.hidden.remove(&key).is_some() {
+            self.noted += 1;
         }
         let mut fact = T::of(raw);
         fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), clock);
+        self.enter(key, version, fact);
+        true
+    }
+
+    /// Whether something is met in the object that was not met there before; `None` where that is no news.
+    fn presume(&mut self, untyped: &Untyped, clock: &Clock) -> Option<bool> {
+        let (key, version) = (Key::of_metadata(untyped.metadata()), version_of(untyped.metadata()));
+        if !self.is_news(&key, version) {
+            return None;
+        }
+        let told = untyped.told(&<T::Raw as Resource>::kind(&()));
+        let is_new = self.hidden.get(&key).is_none_or(|hidden| *hidden.told != told);
+        self.noted += u64::from(is_new);
+        self.hidden.insert(key.clone(), Hidden { version, told: Arc::new(told) });
+        let before = self.entries.get(&key).map(|entry| Arc::clone(&entry.fact));
+        match T::presumed(untyped, before.as_deref()) {
+            Some(mut fact) => {
+                fact.follow(before.as_deref(), clock);
+                self.enter(key, version, fact);
+            }
+            None => drop(self.left.remove(&key)),
+        }
+        Some(is_new)
+    }
+
+    /// Takes note that a list names an object, and whether this version of it is newer than all that is known.
+    fn is_news(&mut self, key: &Key, version: u64) -> bool {
+        if let Some(listed) = &mut self.listed {
+            listed.insert(key.clone());
+        }
+        let newer = |known: u64| version > known;
+        self.complete_at.is_none_or(newer)
+            && self.tombstones.get(key).copied().is_none_or(newer)
+            && self.version(key).is_none_or(newer)
+    }
+
+    /// The newest version that was seen of an object.
+    fn version(&self, key: &Key) -> Option<u64> {
+        let entry = self.entries.get(key).map(|entry| entry.version);
+        entry.max(self.hidden.get(key).map(|hidden| hidden.version))
+    }
+
+    /// The objects that are there.
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        let by_name_alone = self.hidden.keys().filter(move |key| !self.entries.contains_key(*key));
+        self.entries.keys().map(|key| &**key).chain(by_name_alone)
+    }
+
+    fn enter(&mut self, key: Key, version: u64, fact: T) {
         self.left.remove(&key);
         let (key, fact) = (Arc::new(key), Arc::new(fact));
         let before = self.entries.insert(Arc::clone(&key), Entry { version, fact: Arc::clone(&fact) });
@@ -260,12 +375,13 @@ impl<T: Fact> State<T> {
             let place = self.places.entry(fact.place().to_owned()).or_default();
             Arc::make_mut(place).insert(key, fact);
         }
-        true
     }
 
     /// Takes an object out; whether it was there.
     fn forget(&mut self, key: &Key) -> bool {
-        let Some(entry) = self.entries.remove(key) else { return false };
+        let was_hidden = self.hidden.remove(key).is_some();
+        self.noted += u64::from(was_hidden);
+        let Some(entry) = self.entries.remove(key) else { return was_hidden };
         self.leave(key, entry.fact.place());
         if entry.fact.outlives() {
             if self.left.len() >= LEFT {
@@ -284,9 +400,9 @@ impl<T: Fact> State<T> {
         }
     }
 
-    fn remove(&mut self, raw: &T::Raw) -> bool {
-        let (key, version) = (Key::of(raw), version_of(raw));
-        if self.entries.get(&key).is_some_and(|entry| version < entry.version) {
+    fn remove(&mut self, meta: &ObjectMeta) -> bool {
+        let (key, version) = (Key::of_metadata(meta), version_of(meta));
+        if self.version(&key).is_some_and(|known| version < known) {
             return false; // another object of the same name has taken its place
         }
         self.tombstones.insert(key.clone(), version);
@@ -304,11 +420,8 @@ impl<T: Fact> State<T> {
             // A list that the watch began before this one must not take them out at its end.
             listed.extend(known.iter().cloned());
         }
-        let entries = self.entries.iter();
-        let gone: Vec<Arc<Key>> = entries
-            .filter(|(key, entry)| entry.version <= version && !known.contains(key.as_ref()))
-            .map(|(key, _)| Arc::clone(key))
-            .collect();
+        let is_gone = |key: &&Key| !known.contains(*key) && self.version(key).is_some_and(|newest| newest <= version);
+        let gone: Vec<Key> = self.keys().filter(is_gone).cloned().collect();
         for key in &gone {
             self.forget(key);
         }
@@ -318,25 +431,25 @@ impl<T: Fact> State<T> {
 
     fn finish_list(&mut self) -> bool {
         let first = !std::mem::replace(&mut self.synced, true);
-        let before = self.entries.len();
-        if let Some(listed) = self.listed.take() {
-            let gone: Vec<Arc<Key>> =
-                self.entries.keys().filter(|key| !listed.contains(key.as_ref())).cloned().collect();
-            for key in gone {
-                self.forget(&key);
-            }
+        let listed = self.listed.take();
+        let is_gone = |key: &&Key| listed.as_ref().is_some_and(|listed| !listed.contains(*key));
+        let gone: Vec<Key> = self.keys().filter(is_gone).cloned().collect();
+        for key in &gone {
+            self.forget(key);
         }
-        first || self.entries.len() != before
+        first || !gone.is_empty()
     }
 }
 
-fn version_of(raw: &impl Resource) -> u64 {
-    raw.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
+/// The version of an object as a number.
+pub(super) fn version_of(meta: &ObjectMeta) -> u64 {
+    meta.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gather::sent::{Sent, watched};
     use k8s_openapi::api::core::v1::ConfigMap;
 
     #[derive(Debug)]
@@ -455,6 +568,83 @@ mod tests {
         cache.apply(&watcher::Event::Init);
         cache.apply(&watcher::Event::InitDone);
         assert!(at("y").is_empty() && cache.read().places.is_empty());
+    }
+
+    /// One of another version of Kubernetes, whose data are a number.
+    fn not_understood(name: &str, version: u64) -> Sent<ConfigMap> {
+        let metadata = serde_json::json!({"name": name, "resourceVersion": version.to_string()});
+        serde_json::from_value(serde_json::json!({"metadata": metadata, "data": 5})).unwrap()
+    }
+
+    #[test]
+    fn what_can_not_be_read_stays_as_it_was_known_and_hides_nobody_else() {
+        let (cache, key) = (cache(), Key::cluster("a"));
+        cache.apply(&watcher::Event::Apply(object("a", 5, "one")));
+        watched(&cache, watcher::Event::Apply(not_understood("a", 6)));
+        assert_eq!(values(&cache), ["one"]);
+        let told = cache.unreadable(&key).unwrap();
+        assert_eq!((told.object.to_string().as_str(), told.why.is_empty()), ("ConfigMap a", false));
+        // What was read of it before comes late.
+        cache.written(&object("a", 5, "late"));
+        assert_eq!((values(&cache), cache.unreadable(&key).is_some()), (vec!["one".to_owned()], true));
+        // A list with it is a list.
+        for event in [
+            watcher::Event::Init,
+            watcher::Event::InitApply(not_understood("a", 6)),
+            watcher::Event::InitApply(
+                serde_json::from_value(serde_json::to_value(object("b", 7, "b")).unwrap()).unwrap(),
+            ),
+            watcher::Event::InitDone,
+        ] {
+            watched(&cache, event);
+        }
+        assert!(cache.is_synced());
+        cache.complete(&BTreeSet::from([key.clone(), Key::cluster("b")]), 8);
+        assert_eq!(values(&cache), ["one", "b"]);
+
+        cache.apply(&watcher::Event::Apply(object("a", 9, "two")));
+        assert_eq!((values(&cache).first().map(String::as_str), cache.unreadable(&key)), (Some("two"), None));
+        watched(&cache, watcher::Event::Apply(not_understood("a", 10)));
+        watched(&cache, watcher::Event::Delete(not_understood("a", 11)));
+        assert_eq!((values(&cache), cache.unreadable(&key)), (vec!["b".to_owned()], None));
+    }
+
+    #[test]
+    fn one_that_was_never_read_is_known_by_its_name_until_it_goes() {
+        let names = |cache: &Cache<Seen>| -> Vec<String> {
+            cache.all_unreadable().into_iter().map(|told| told.object.name).collect()
+        };
+        let cache = cache();
+        for name in ["a", "b", "c"] {
+            watched(&cache, watcher::Event::Apply(not_understood(name, 3)));
+        }
+        assert_eq!((names(&cache), cache.len()), (vec!["a".into(), "b".into(), "c".into()], 0));
+        watched(&cache, watcher::Event::Init);
+        watched(&cache, watcher::Event::InitApply(not_understood("a", 3)));
+        watched(&cache, watcher::Event::InitApply(not_understood("b", 3)));
+        watched(&cache, watcher::Event::InitDone);
+        assert_eq!(names(&cache), ["a", "b"], "c is in no list any more");
+        cache.complete(&BTreeSet::from([Key::cluster("b")]), 4);
+        assert_eq!(names(&cache), ["b"]);
+        cache.vanished(&Key::cluster("b"));
+        assert!(names(&cache).is_empty());
+    }
+
+    #[test]
+    fn that_an_object_can_not_be_read_is_told_once_and_so_is_that_it_can_be_again() {
+        let noted = Arc::new(watch::Sender::new(0));
+        let cache = cache().noting(&noted);
+        let told = |happens: &dyn Fn()| {
+            let before = *noted.borrow();
+            happens();
+            *noted.borrow() != before
+        };
+        assert!(!told(&|| cache.apply(&watcher::Event::Apply(object("a", 5, "x")))));
+        assert!(told(&|| watched(&cache, watcher::Event::Apply(not_understood("a", 6)))));
+        assert!(!told(&|| watched(&cache, watcher::Event::Apply(not_understood("a", 7)))));
+        assert!(told(&|| cache.apply(&watcher::Event::Apply(object("a", 8, "x")))));
+        watched(&cache, watcher::Event::Apply(not_understood("a", 9)));
+        assert!(told(&|| cache.vanished(&Key::cluster("a"))));
     }
 
     #[test]

@@ -7,9 +7,10 @@
 use super::{
     World,
     cache::{Cache, Fact, Key},
+    sent::{Sent, take},
 };
 use k8s_openapi::serde::de::DeserializeOwned;
-use kube::{Api, Client, Resource, ResourceExt as _, api::ListParams};
+use kube::{Api, Client, Resource, api::ListParams};
 use std::{collections::BTreeSet, fmt::Debug};
 
 /// How many objects are asked for at once.
@@ -37,14 +38,14 @@ where
     T: Fact,
     T::Raw: Clone + Debug + DeserializeOwned + Resource<DynamicType = ()>,
 {
-    let objects: Api<T::Raw> = Api::all(client.clone());
+    let objects: Api<Sent<T::Raw>> = Api::all(client.clone());
     let mut known = BTreeSet::new();
     let mut params = ListParams::default().limit(PAGE);
     loop {
         let page = objects.list(&params).await?;
-        for object in &page.items {
-            cache.written(object);
-            known.insert(Key { namespace: object.namespace().unwrap_or_default(), name: object.name_any() });
+        for object in page.items {
+            known.insert(Key::of_metadata(object.meta()));
+            take(cache, object);
         }
         match page.metadata.continue_.filter(|token| !token.is_empty()) {
             Some(token) => params = params.continue_token(&token),

@@ -11,6 +11,7 @@ mod node;
 mod objects;
 mod one_node;
 mod pod;
+mod sent;
 mod snapshot;
 mod volumes;
 mod watch;
@@ -29,11 +30,13 @@ pub use objects::{
     HOOK_SPEC, HOOK_STAGE, HOOK_TTL, JobFact, PolicyFact, RollbackFact, UpdateFact, stage_text,
 };
 pub use one_node::node_now;
+pub use sent::Untyped;
 pub use snapshot::{Assembler, Outside};
 pub use volumes::{AttachmentFact, ClaimFact};
 
 use crate::{clock::Clock, drain::PodSource, metrics::Metrics};
 use bascule_api::ObjectRef;
+use bascule_planner::snapshot::Unreadable;
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::{Api, Client, runtime::watcher};
 use std::{fmt::Debug, sync::Arc};
@@ -74,6 +77,8 @@ pub struct World {
     changes: Arc<tokio::sync::watch::Sender<u64>>,
     /// Told of pods and budgets alone: drains look at nothing else, and there are many of them.
     pod_changes: Arc<tokio::sync::watch::Sender<u64>>,
+    /// Told when another object can't be read, or one can be again.
+    noted: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 impl World {
@@ -81,23 +86,25 @@ impl World {
     #[must_use]
     pub fn new(changes: Arc<tokio::sync::watch::Sender<u64>>, clock: &Clock) -> Self {
         let pod_changes = Arc::new(tokio::sync::watch::Sender::new(0));
+        let noted = Arc::new(tokio::sync::watch::Sender::new(0));
         Self {
-            nodes: Cache::new([Arc::clone(&changes)], clock),
-            updates: Cache::new([Arc::clone(&changes)], clock),
-            policies: Cache::new([Arc::clone(&changes)], clock),
-            freezes: Cache::new([Arc::clone(&changes)], clock),
-            rollbacks: Cache::new([Arc::clone(&changes)], clock),
-            pods: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock),
-            budgets: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock),
-            daemon_sets: Cache::new([Arc::clone(&changes)], clock),
-            jobs: Cache::new([Arc::clone(&changes)], clock),
-            attachments: Cache::new([Arc::clone(&changes)], clock),
+            nodes: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            updates: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            policies: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            freezes: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            rollbacks: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            pods: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock).noting(&noted),
+            budgets: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock).noting(&noted),
+            daemon_sets: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            jobs: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            attachments: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
             // Looked up when something else changed.
-            claims: Cache::new([], clock),
-            deadlines: Cache::new([], clock),
+            claims: Cache::new([], clock).noting(&noted),
+            deadlines: Cache::new([], clock).noting(&noted),
             api_servers: ApiServers::new(clock),
             changes,
             pod_changes,
+            noted,
         }
     }
 
@@ -133,6 +140,32 @@ impl World {
     #[must_use]
     pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Told whenever another object can't be read, or one can be again.
+    #[must_use]
+    pub fn noted(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.noted.subscribe()
+    }
+
+    /// The objects that can't be read as they are now.
+    #[must_use]
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        [
+            self.nodes.all_unreadable(),
+            self.updates.all_unreadable(),
+            self.policies.all_unreadable(),
+            self.freezes.all_unreadable(),
+            self.rollbacks.all_unreadable(),
+            self.pods.all_unreadable(),
+            self.budgets.all_unreadable(),
+            self.daemon_sets.all_unreadable(),
+            self.jobs.all_unreadable(),
+            self.deadlines.all_unreadable(),
+            self.attachments.all_unreadable(),
+            self.claims.all_unreadable(),
+        ]
+        .concat()
     }
 
     /// The kinds whose first list is not complete.

@@ -1,6 +1,6 @@
 //! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
 
-use super::{cache::Fact, pod::moment};
+use super::{cache::Fact, pod::moment, sent::Untyped};
 use crate::clock::Clock;
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, LEAVING_TAINTS, OLD_HOLD_TAINT,
@@ -165,6 +165,12 @@ impl Fact for NodeFact {
                 .map(|condition| (condition.type_.clone(), condition.status == "True"))
                 .collect(),
         }
+    }
+
+    /// One that was never read is at least there.
+    fn presumed(untyped: &Untyped, before: Option<&Self>) -> Option<Self> {
+        let by_its_metadata = || Self::of(&Node { metadata: untyped.metadata().clone(), ..Node::default() });
+        before.is_none().then(by_its_metadata)
     }
 
     fn follow(&mut self, before: Option<&Self>, clock: &Clock) {

@@ -1,9 +1,10 @@
 //! What is kept of Bascule's own objects and of the Jobs of hooks.
 
-use super::cache::Fact;
+use super::{cache::Fact, sent::Untyped};
 use crate::clock::Clock;
 use bascule_api::{
-    Freeze, NodeUpdate, NodeUpdateStatus, Rollback, Rollout, Time, UpdatePolicy, UpdatePolicySpec, UpdatePolicyStatus,
+    Freeze, NodeUpdate, NodeUpdateStatus, Rollback, Rollout, Selector, Time, UpdatePolicy, UpdatePolicySpec,
+    UpdatePolicyStatus,
 };
 use bascule_planner::{
     PolicyError, PolicyErrorKind, ValidPolicy,
@@ -39,6 +40,8 @@ pub struct PolicyFact {
 impl Fact for PolicyFact {
     type Raw = UpdatePolicy;
 
+    const SAID: &'static [&'static str] = &["/status/waitsFor"];
+
     fn of(policy: &UpdatePolicy) -> Self {
         Self {
             name: name(policy),
@@ -52,6 +55,43 @@ impl Fact for PolicyFact {
             status: policy.status.clone().unwrap_or_default(),
         }
     }
+
+    /// It goes on caring for its nodes, as far as is known which those are, and does nothing with them.
+    fn presumed(untyped: &Untyped, before: Option<&Self>) -> Option<Self> {
+        let before = before.filter(|before| untyped.metadata().uid.as_deref() == Some(before.uid.as_str()));
+        let selects = untyped.part("/spec/nodeSelector").or_else(|| before.and_then(Self::known_selector));
+        let spec = untyped.part("/spec").or_else(|| before.map(|before| UpdatePolicySpec::clone(&before.spec)));
+        let mut policy = UpdatePolicy::new("", spec.or_else(|| unknown_spec(selects.as_ref()))?);
+        policy.metadata = untyped.metadata().clone();
+        policy.status = Some(untyped.fields("/status", before.map(|before| &before.status)));
+        let mut fact = Self::of(&policy);
+        let why = PolicyErrorKind::Unreadable { why: untyped.why().to_owned(), selects };
+        fact.valid = Err(PolicyError::new("the policy", why));
+        if let Some(before) = before {
+            // What is to be written was decided before this could not be read: the API server refuses it.
+            fact.resource_version.clone_from(&before.resource_version);
+        }
+        Some(fact)
+    }
+}
+
+impl PolicyFact {
+    /// The nodes that it selects, where that is known.
+    fn known_selector(&self) -> Option<Selector> {
+        match &self.valid {
+            Err(PolicyError { kind: PolicyErrorKind::Unreadable { selects, .. }, .. }) => selects.clone(),
+            Ok(_) | Err(_) => Some(self.spec.node_selector.clone()),
+        }
+    }
+}
+
+/// A spec in the place of one that can't be read and never could be. It selects nobody where it is not known whom it should: what a
+/// drain of others' nodes would be like is not its affair.
+fn unknown_spec(selects: Option<&Selector>) -> Option<UpdatePolicySpec> {
+    let nobody = serde_json::json!({"matchExpressions": [{"key": "none", "operator": "In", "values": []}]});
+    let selects = selects.map_or(nobody, |selects| serde_json::json!(selects));
+    let source = serde_json::json!({"repository": "https://unknown.invalid", "channel": "unknown"});
+    serde_json::from_value(serde_json::json!({"nodeSelector": selects, "source": source})).ok()
 }
 
 /// The planner's validation, and that the expressions of object gates can be parsed, for which the planner knows too
@@ -88,6 +128,8 @@ pub struct UpdateFact {
 impl Fact for UpdateFact {
     type Raw = NodeUpdate;
 
+    const SAID: &'static [&'static str] = &["/status/rollout"];
+
     fn of(update: &NodeUpdate) -> Self {
         let meta = &update.metadata;
         let mut status = update.status.clone().unwrap_or_default();
@@ -107,6 +149,21 @@ impl Fact for UpdateFact {
             rollout,
             boot_seen: Time::default(),
         }
+    }
+
+    /// What the operator asked for is known, or the whole is not: whether its node is disrupted must not be guessed.
+    fn presumed(untyped: &Untyped, before: Option<&Self>) -> Option<Self> {
+        let before = before.filter(|before| untyped.metadata().uid.as_deref() == Some(before.uid.as_str()));
+        let spec = untyped.part("/spec").or_else(|| before.map(|before| before.facts.spec.clone()))?;
+        let mut update = NodeUpdate::new("", spec);
+        update.metadata = untyped.metadata().clone();
+        update.status = Some(untyped.fields("/status", before.map(|before| &before.facts.status)));
+        let mut fact = Self::of(&update);
+        if let Some(before) = before {
+            // What is to be written was decided before this could not be read: the API server refuses it.
+            fact.resource_version.clone_from(&before.resource_version);
+        }
+        Some(fact)
     }
 
     fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
@@ -340,6 +397,79 @@ fn created(object: &impl Resource) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn untyped<K: serde::de::DeserializeOwned>(object: serde_json::Value) -> Untyped {
+        crate::gather::sent::tests::untyped::<K>(object)
+    }
+
+    fn update(spec: serde_json::Value, status: serde_json::Value) -> serde_json::Value {
+        serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
+            "metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}, "spec": spec, "status": status,
+        })
+    }
+
+    #[test]
+    fn of_a_node_update_that_can_not_be_read_it_is_known_whether_its_node_is_disrupted_or_nothing_is() {
+        let cause = serde_json::json!({"object": {"kind": "UpdatePolicy", "name": "workers"}});
+        let disruption = serde_json::json!({"grantedAt": "2026-11-21T12:00:00Z", "wasCordoned": false, "cause": cause});
+        let spec = serde_json::json!({"policy": "workers", "goal": "Staged", "disruption": disruption});
+        let volcano = serde_json::json!({"bootID": "b2", "bootControl": {"backend": "Volcano", "counting": "Works"}});
+        let object = untyped::<NodeUpdate>(update(spec.clone(), volcano));
+        let fact = UpdateFact::presumed(&object, None).unwrap();
+        assert!(fact.facts.spec.disruption.is_some() && fact.facts.status.boot_control.is_none());
+        assert_eq!((fact.facts.status.boot_id.as_deref(), fact.resource_version.as_str()), (Some("b2"), "7"));
+
+        let eclipse = serde_json::json!({"policy": "workers", "goal": "Eclipse"});
+        let object = untyped::<NodeUpdate>(update(eclipse, serde_json::json!({"bootID": "b3"})));
+        assert_eq!(UpdateFact::presumed(&object, None), None);
+        let before = UpdateFact { resource_version: "6".to_owned(), ..fact };
+        let fact = UpdateFact::presumed(&object, Some(&before)).unwrap();
+        assert_eq!(fact.facts.spec, before.facts.spec);
+        assert_eq!((fact.facts.status.boot_id.as_deref(), fact.resource_version.as_str()), (Some("b3"), "6"));
+        let another = UpdateFact { uid: "v".to_owned(), ..before };
+        assert_eq!(UpdateFact::presumed(&object, Some(&another)), None, "one of the same name that is gone");
+    }
+
+    fn policy(spec: serde_json::Value, status: serde_json::Value) -> serde_json::Value {
+        serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
+            "metadata": {"name": "workers", "uid": "p", "resourceVersion": "7"}, "spec": spec, "status": status,
+        })
+    }
+
+    #[test]
+    fn a_policy_that_can_not_be_read_is_one_and_its_nodes_are_known_as_far_as_they_can_be() {
+        let selector = serde_json::json!({"matchLabels": {"role": "worker"}});
+        let source = serde_json::json!({"repository": "https://images.example.com/os", "channel": "stable"});
+        let readable = serde_json::json!({"nodeSelector": selector, "source": source});
+        let strange =
+            serde_json::json!({"nodeSelector": selector, "source": source, "drain": {"onTimeout": "Volcano"}});
+        let stranger = serde_json::json!({"nodeSelector": {"matchStars": 1, "matchLabels": 1}, "source": source});
+        let status = serde_json::json!({"maintenances": 3, "history": [{"outcome": "Volcano"}]});
+        let selects = |fact: &PolicyFact| match &fact.valid {
+            Err(PolicyError { kind: PolicyErrorKind::Unreadable { selects, .. }, .. }) => selects.clone(),
+            other => panic!("{other:?}"),
+        };
+        let workers = BTreeMap::from([("role".to_owned(), "worker".to_owned())]);
+
+        let fact = PolicyFact::presumed(&untyped::<UpdatePolicy>(policy(readable, status.clone())), None).unwrap();
+        assert!(selects(&fact).unwrap().matches(&workers));
+        assert_eq!((fact.status.maintenances, fact.status.history.len()), (3, 0));
+        let object = untyped::<UpdatePolicy>(policy(strange, status.clone()));
+        let by_its_selector = PolicyFact::presumed(&object, None).unwrap();
+        assert!(selects(&by_its_selector).unwrap().matches(&workers));
+        assert!(by_its_selector.spec.node_selector.matches(&workers));
+
+        let object = untyped::<UpdatePolicy>(policy(stranger, status));
+        let unknown = PolicyFact::presumed(&object, None).unwrap();
+        assert_eq!(selects(&unknown), None);
+        assert!(!unknown.spec.node_selector.matches(&workers), "its settings are for nobody");
+        let followed = PolicyFact::presumed(&object, Some(&fact)).unwrap();
+        assert!(selects(&followed).unwrap().matches(&workers), "as it was known");
+        let followed = PolicyFact::presumed(&object, Some(&unknown)).unwrap();
+        assert_eq!(selects(&followed), None);
+    }
 
     #[test]
     fn the_boot_that_an_agent_reports_from_is_seen_once_and_another_one_later() {

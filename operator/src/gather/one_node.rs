@@ -8,7 +8,7 @@ use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
 use bascule_planner::{
     drain::{Hour, Needed, Space, node_pods, sort},
-    snapshot::{BlockedPod, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods, agent_pod_trouble},
+    snapshot::{BlockedPod, DaemonSetPod, DaemonSets, EtcdMember, Node, NodePods, Unreadable, agent_pod_trouble},
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -80,6 +80,8 @@ pub(super) struct Facts {
     pub(super) update: Option<Arc<UpdateFact>>,
     /// The NodeUpdate that went in the middle of a disruption, until there is a new one.
     pub(super) earlier: Option<Arc<UpdateFact>>,
+    /// What is said of its NodeUpdate, or of its Node, where that can't be read as it is now.
+    pub(super) unreadable: Option<Arc<Unreadable>>,
     pub(super) pods: Place<PodFact>,
     pub(super) attachments: Place<AttachmentFact>,
     pub(super) drain: Option<Progress>,
@@ -95,6 +97,7 @@ impl Facts {
         };
         same(&self.update, &other.update)
             && same(&self.earlier, &other.earlier)
+            && self.unreadable == other.unreadable
             && Arc::ptr_eq(&self.node, &other.node)
             && Arc::ptr_eq(&self.pods, &other.pods)
             && (Arc::ptr_eq(&self.attachments, &other.attachments) || self.attachments == other.attachments)
@@ -107,6 +110,7 @@ impl Facts {
     pub(super) fn node(&self, ground: &Ground, world: &World, now: Time) -> Node {
         let mut node = bare(&self.node, self.update.as_deref());
         node.earlier = self.earlier.as_ref().map(|earlier| Arc::new(earlier.facts.spec.clone()));
+        node.unreadable.clone_from(&self.unreadable);
         node.etcd = etcd(&self.node, &self.pods);
         node.space = space(&self.node, self.pods.values().map(|pod| &**pod));
         node.agent_trouble = agent_pod_trouble(self.pods.values().map(|pod| &**pod), node.architecture);
@@ -249,9 +253,15 @@ fn etcd(node: &NodeFact, pods: &Place<PodFact>) -> EtcdMember {
 /// with. The pods are left out: no expectation speaks of them.
 #[must_use]
 pub fn node_now(world: &World, name: &str) -> Option<Node> {
-    let fact = world.nodes.get(&Key::cluster(name))?;
-    let update = world.updates.get(&Key::cluster(name));
-    Some(bare(&fact, update.as_deref()))
+    let key = Key::cluster(name);
+    let fact = world.nodes.get(&key)?;
+    let update = world.updates.get(&key);
+    Some(Node { unreadable: unreadable(world, &key), ..bare(&fact, update.as_deref()) })
+}
+
+/// What is said of a node whose NodeUpdate, or whose Node, can't be read as it is now.
+pub(super) fn unreadable(world: &World, key: &Key) -> Option<Arc<Unreadable>> {
+    world.updates.unreadable(key).or_else(|| world.nodes.unreadable(key))
 }
 
 fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {

@@ -1,9 +1,9 @@
 //! What is kept of a pod.
 
-use super::{cache::Fact, needs};
+use super::{cache::Fact, needs, sent::Untyped};
 use bascule_planner::drain::Pod as PodFact;
 use chrono::{DateTime, Utc};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 impl Fact for PodFact {
     type Raw = Pod;
@@ -12,6 +12,15 @@ impl Fact for PodFact {
         let mut fact = Self::from_kubernetes(pod);
         fact.needs = needs::shared(fact.needs);
         fact
+    }
+
+    /// One that was never read is at least there: its node is not empty while it stands on it.
+    fn presumed(untyped: &Untyped, before: Option<&Self>) -> Option<Self> {
+        let where_it_stands = || {
+            let spec = PodSpec { node_name: untyped.part("/spec/nodeName"), ..PodSpec::default() };
+            Self::of(&Pod { metadata: untyped.metadata().clone(), spec: Some(spec), ..Pod::default() })
+        };
+        before.is_none().then(where_it_stands)
     }
 
     fn place(&self) -> &str {

@@ -3,7 +3,7 @@
 
 use super::{
     BudgetFact, JobFact, Key, PodFact, PolicyFact, World,
-    one_node::{Facts, Ground, NAMED},
+    one_node::{Facts, Ground, NAMED, unreadable},
 };
 use crate::drain::{PodSource as _, Progress};
 use bascule_api::{IntOrPercent, Source, Time};
@@ -67,10 +67,13 @@ impl Assembler {
         let nodes = nodes.into_iter().map(|node| {
             let before = known.remove(node.name.as_str());
             let key = Key::cluster(&node.name);
+            // First: what is not read from now on was looked at before that.
+            let unreadable = unreadable(world, &key);
             let update = world.updates.get(&key);
             let facts = Facts {
                 earlier: if update.is_none() { world.updates.left_by(&key) } else { None },
                 update,
+                unreadable,
                 pods: world.pods.of_place(&node.name),
                 attachments: world.attachments.of_place(&node.name),
                 drain: outside.drains.get(&node.name).cloned(),
@@ -90,6 +93,7 @@ impl Assembler {
             budgets: Arc::new(self.disruption_budgets(world, &budgets, outside.now)),
             freezes: world.freezes.all().iter().map(|freeze| Arc::clone(&freeze.0)).collect(),
             rollbacks: world.rollbacks.all().iter().map(|rollback| Arc::clone(&rollback.0)).collect(),
+            unreadable_orders: [world.freezes.all_unreadable(), world.rollbacks.all_unreadable()].concat(),
             gates: outside.gates,
             hooks: runs(&world.jobs.all(), &policies),
             ceiling: outside.ceiling,
@@ -245,6 +249,7 @@ fn describe(pod: &PodFact) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gather::sent;
     use bascule_planner::snapshot::OfferState;
     use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
@@ -317,6 +322,44 @@ mod tests {
         assert_eq!((&after.nodes, &after.budgets), (&anew.nodes, &anew.budgets));
         let same = after.nodes.iter().zip(&before.nodes).map(|(after, before)| Arc::ptr_eq(after, before)).collect();
         (after, same)
+    }
+
+    #[test]
+    fn a_node_update_that_can_not_be_read_is_not_taken_for_one_that_is_not_there() {
+        let (world, mut kept) = (world(), Assembler::default());
+        let first = look(&mut kept, &world, 0);
+        let seen = |name: &str, goal: &str, slot: &str| {
+            let object = json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": name, "resourceVersion": "5"},
+                "spec": {"policy": "p", "goal": goal}, "status": {"bootID": "b", "slots": {"a": {"state": slot}}},
+            });
+            sent::watched(&world.updates, Event::Apply(serde_json::from_value(object).unwrap()));
+        };
+        seen("n1", "Idle", "Volcano");
+        let (second, same) = step(&mut kept, &first, &world, 1);
+        assert_eq!(same, [false, true]);
+        let told = second.nodes[0].unreadable.as_ref().unwrap();
+        assert_eq!(told.object.to_string(), "NodeUpdate n1");
+        assert!(told.why.contains("Volcano") && second.nodes[0].update.is_some(), "{told}");
+        seen("n2", "Eclipse", "Good");
+        let (third, _) = step(&mut kept, &second, &world, 2);
+        assert!(third.nodes[1].is_hidden() && third.nodes[1].unavailable());
+        assert!(crate::gather::node_now(&world, "n2").unwrap().unreadable.is_some(), "nor is it acted upon");
+    }
+
+    #[test]
+    fn an_order_that_can_not_be_read_is_told_to_the_planner() {
+        let world = world();
+        let freeze = json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"name": "stop", "resourceVersion": "5"},
+            "spec": {"reason": "incident", "duration": "until the moon is full"},
+        });
+        sent::watched(&world.freezes, Event::Apply(serde_json::from_value(freeze).unwrap()));
+        let snapshot = look(&mut Assembler::default(), &world, 0);
+        assert!(snapshot.freezes.is_empty());
+        let orders: Vec<String> = snapshot.unreadable_orders.iter().map(|order| order.object.to_string()).collect();
+        assert_eq!(orders, ["Freeze stop"]);
+        assert_eq!(world.unreadable().len(), 1);
     }
 
     #[test]

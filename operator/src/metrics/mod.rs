@@ -13,6 +13,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ struct Inner {
     gates: Family<ResultLabel, Counter>,
     writes: Family<Kind, Counter>,
     watch_failures: Family<Kind, Counter>,
+    unreadable: Family<Kind, Gauge>,
     leader: Gauge,
     time_zones: Family<Version, Gauge>,
     clock_skew: Float,
@@ -154,6 +156,7 @@ impl Metrics {
             gates: Family::default(),
             writes: Family::default(),
             watch_failures: Family::default(),
+            unreadable: Family::default(),
             leader: Gauge::default(),
             time_zones: Family::default(),
             clock_skew: Float::default(),
@@ -237,6 +240,15 @@ impl Metrics {
     /// A watch failed.
     pub fn watch_failed(&self, kind: &str) {
         self.0.watch_failures.get_or_create(&Kind { kind: kind.to_owned() }).inc();
+    }
+
+    /// How many objects of each kind can't be read now.
+    pub fn unreadable(&self, counts: &BTreeMap<&str, i64>) {
+        let _whole = self.0.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.unreadable.clear();
+        for (kind, count) in counts {
+            self.0.unreadable.get_or_create(&Kind { kind: (*kind).to_owned() }).set(*count);
+        }
     }
 
     /// A node was emptied.
@@ -335,6 +347,11 @@ impl Inner {
         registry.register("gate_answers", "Answers of health gates", self.gates.clone());
         registry.register("api_writes", "Writes to the API server, events and leases apart", self.writes.clone());
         registry.register("watch_failures", "Watches that failed and began anew", self.watch_failures.clone());
+        registry.register(
+            "unreadable_objects",
+            "Objects that this version does not understand, and whose nodes it holds as they are",
+            self.unreadable.clone(),
+        );
         registry.register("leader", "1 while this replica leads", self.leader.clone());
         let zones = "1, with the version of the time zone database that maintenance windows are read with";
         registry.register("time_zone_database", zones, self.time_zones.clone());
@@ -372,6 +389,15 @@ mod tests {
         assert_eq!(shown().as_deref(), Some("NaN"));
         metrics.clock_skew(chrono::TimeDelta::milliseconds(-90_500));
         assert_eq!(shown().as_deref(), Some("-90.5"));
+    }
+
+    #[test]
+    fn what_can_be_read_again_is_counted_no_more() {
+        let metrics = Metrics::new();
+        metrics.unreadable(&BTreeMap::from([("NodeUpdate", 2)]));
+        assert!(metrics.text().unwrap().contains("bascule_unreadable_objects{kind=\"NodeUpdate\"} 2"));
+        metrics.unreadable(&BTreeMap::new());
+        assert!(!metrics.text().unwrap().contains("bascule_unreadable_objects{"));
     }
 
     #[test]

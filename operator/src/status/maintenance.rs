@@ -37,7 +37,8 @@ impl StatusWriter {
         if self.maintenance_refused.holds(Instant::now()) {
             return;
         }
-        for (node, said) in snapshot.nodes.iter().zip(&report.nodes) {
+        let readable = |node: &Node| node.unreadable.is_none();
+        for (node, said) in snapshot.nodes.iter().zip(&report.nodes).filter(|(node, _)| readable(node)) {
             let Some(known) = self.writer.world.nodes.get(&crate::gather::Key::cluster(&node.name)) else { continue };
             let wanted = wanted(node);
             let shown = |type_: &str| known.maintenance.get(type_).copied();

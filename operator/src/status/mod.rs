@@ -108,7 +108,12 @@ impl StatusWriter {
         // All at once: one whose write hangs holds up nobody else's.
         let mut writes = Vec::new();
         for (policy, said) in snapshot.policies.iter().zip(&report.policies) {
-            let Some(known) = self.writer.world.policies.get(&Key::cluster(&policy.name)) else { continue };
+            let key = Key::cluster(&policy.name);
+            // Nothing is written over what can't be read.
+            if self.writer.world.policies.unreadable(&key).is_some() {
+                continue;
+            }
+            let Some(known) = self.writer.world.policies.get(&key) else { continue };
             if known.status != policy.status {
                 continue; // its memory was written since; the next report speaks of it
             }
@@ -127,8 +132,11 @@ impl StatusWriter {
             }
         }
         for (freeze, said) in snapshot.freezes.iter().zip(&report.freezes) {
-            let status = &said.status;
-            let known = self.writer.world.freezes.get(&Key::cluster(&freeze.name));
+            let (key, status) = (Key::cluster(&freeze.name), &said.status);
+            if self.writer.world.freezes.unreadable(&key).is_some() {
+                continue;
+            }
+            let known = self.writer.world.freezes.get(&key);
             if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status) {
                 let (writer, name, status) = (self.writer.clone(), freeze.name.clone(), status.clone());
                 writes.push(
@@ -137,7 +145,11 @@ impl StatusWriter {
             }
         }
         for (rollback, status) in snapshot.rollbacks.iter().zip(&report.rollbacks) {
-            let known = self.writer.world.rollbacks.get(&Key::cluster(&rollback.name));
+            let key = Key::cluster(&rollback.name);
+            if self.writer.world.rollbacks.unreadable(&key).is_some() {
+                continue;
+            }
+            let known = self.writer.world.rollbacks.get(&key);
             if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status) {
                 let (writer, name, status) = (self.writer.clone(), rollback.name.clone(), status.clone());
                 writes.push(
@@ -203,6 +215,8 @@ impl StatusWriter {
     /// Writes one node's explanation; whether that failed in a way that a new report does not mend.
     async fn explain(&self, node: String, rollout: Rollout) -> bool {
         match self.writer.write_rollout(&node, &rollout).await {
+            // It is written. The answer is the whole object, of which something can't be read; the watch brings it.
+            Err(ApplyError::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => false,
             Err(error) if !error.is_stale() => {
                 tracing::warn!(node, error = crate::one_line(&error), "the node's status can't be written");
                 true

@@ -65,6 +65,7 @@ fn warning(after: &Rollout) -> Option<&'static str> {
         WaitReason::StagingFailed => Some("StagingFailed"),
         WaitReason::BootCountingBroken => Some("BootCountingBroken"),
         WaitReason::PolicyConflict => Some("PolicyConflict"),
+        WaitReason::Unreadable => Some("Unreadable"),
         WaitReason::UndrainablePod => Some("UndrainablePod"),
         WaitReason::DisruptionBudget if after.state == RolloutState::Draining => Some("DrainBlocked"),
         _ => None,

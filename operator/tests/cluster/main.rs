@@ -27,5 +27,6 @@ mod rights;
 mod rollout;
 mod startup;
 mod trouble;
+mod unreadable;
 mod workloads;
 mod world;

@@ -278,6 +278,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duratio
             grant: Some(None),
             boot_id: Some(node.boot_id.clone()),
             cordon: (node.cordon == Cordon::None).then_some(plan::Cordon::None),
+            though_unreadable: false,
         },
         cause: Some(cause),
         says: format!("may be disrupted ({wave}{} nodes of the policy are unavailable before it)", used),

@@ -24,7 +24,9 @@ impl Round<'_> {
             let invalid = matches!(traits.selection, super::Selection::One(_)) && policy.is_none();
             let unknown = invalid || self.unreadable(view).is_some();
             let mut step = |action: Action, says: String| {
-                let expect = Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
+                // A new node whose time is over takes work, whatever is known of it.
+                let though_unreadable = matches!(action, Action::Untaint { taint: Taint::Hold, .. });
+                let expect = Expect { node_uid: Some(node.uid.clone()), though_unreadable, ..Expect::default() };
                 steps.push(Step { action, expect, cause: None, says });
             };
             let name = || node.name.to_string();

@@ -20,6 +20,8 @@ pub struct Expect {
     pub boot_id: Option<String>,
     /// The cordon.
     pub cordon: Option<Cordon>,
+    /// Whether it may be carried out although the node can't be read.
+    pub though_unreadable: bool,
 }
 
 /// How a node has to be cordoned.
@@ -67,6 +69,9 @@ pub enum Mismatch {
     /// The node was cordoned or uncordoned.
     #[error("the node was cordoned or uncordoned since the plan was made")]
     Cordon,
+    /// What the node says can't be read any more.
+    #[error("what the node says can't be read since the plan was made")]
+    Unreadable,
 }
 
 impl Mismatch {
@@ -81,6 +86,7 @@ impl Mismatch {
             Self::Grant { .. } => "grant",
             Self::BootId => "boot-id",
             Self::Cordon => "cordon",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -102,6 +108,9 @@ impl Expect {
     /// # Errors
     /// The first [`Mismatch`].
     pub fn check(&self, node: &Node) -> Result<(), Mismatch> {
+        if node.unreadable.is_some() && !self.though_unreadable {
+            return Err(Mismatch::Unreadable);
+        }
         if self.node_uid.as_ref().is_some_and(|uid| *uid != node.uid) {
             return Err(Mismatch::NodeUid);
         }
