@@ -323,11 +323,11 @@ impl Parts {
         let (client, namespace) = (&self.reading.client, &self.reading.namespace);
         loop {
             self.metrics.leads(false);
-            preflight::enforced(client, namespace, &self.readiness).await;
+            preflight::holds(client, namespace, &self.readiness).await;
             self.metrics.leads(true);
             tokio::select! {
                 () = self.act(seed) => return,
-                () = preflight::no_longer_enforced(client, namespace, preflight::AGAIN_WHILE_LEADING) => {}
+                () = preflight::no_longer_holds(client, namespace, preflight::AGAIN_WHILE_LEADING) => {}
             }
         }
     }

@@ -2,14 +2,13 @@
 //! whom it is for; and that the API server enforces them at all, which is tried (docs/decisions/0033). Asked when the operator
 //! starts, whenever it comes to lead, and while it leads.
 
-use super::{AGAIN, Told, rights::Rights, there};
-use crate::{one_line, server::Readiness};
+use super::{rights::Rights, there};
+use crate::one_line;
 use bascule_api::NodeUpdate;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::{Map, Value, json};
-use std::time::Duration;
 
 /// What this version's manifests say; the one list there is.
 pub(super) const MANIFESTS: [(&str, &str); 4] = [
@@ -18,33 +17,10 @@ pub(super) const MANIFESTS: [(&str, &str); 4] = [
     ("bascule-on-call", include_str!("../../../manifests/admission/on-call.yaml")),
     ("bascule-lease", include_str!("../../../manifests/admission/lease.yaml")),
 ];
-/// How often a leader asks again: ten small requests.
-pub(crate) const AGAIN_WHILE_LEADING: Duration = Duration::from_secs(300);
-
-/// Returns when nothing is known to keep the policies from holding whom they are for; tells what does meanwhile.
-pub(crate) async fn enforced(client: &Client, namespace: &str, readiness: &Readiness) {
-    let mut told = Told::default();
-    while !told.nothing(readiness, "the operator stops acting", broken(client, namespace).await) {
-        tokio::time::sleep(AGAIN).await;
-    }
-}
-
-/// Returns when something keeps them from that; looks that often.
-pub(crate) async fn no_longer_enforced(client: &Client, namespace: &str, every: Duration) {
-    loop {
-        tokio::time::sleep(every).await;
-        let broken = broken(client, namespace).await;
-        if !broken.is_empty() {
-            // Told here, too: it may hold again when it is looked at anew.
-            tracing::error!(missing = broken.join("; "), "the operator stops acting");
-            return;
-        }
-    }
-}
 
 /// What is known to be wrong. A newer version's policies may say something else, since they are applied before its operators
 /// come; but they deny, and everybody. What can't be looked at now is not wrong.
-async fn broken(client: &Client, namespace: &str) -> Vec<String> {
+pub(super) async fn broken(client: &Client, namespace: &str) -> Vec<String> {
     let mut broken = Vec::new();
     for (name, _) in MANIFESTS {
         let policy = there::<ValidatingAdmissionPolicy>(client, name).await;

@@ -1,6 +1,6 @@
-//! A leader that looks again whether the admission policies hold, against an API server of four kinds of objects.
+//! A leader that looks again whether what it rests on holds, against an API server of five kinds of objects.
 
-use super::admission::{MANIFESTS, no_longer_enforced};
+use super::{admission::MANIFESTS, leading::no_longer_holds};
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
-use kube::{Client, Config};
+use kube::{Client, Config, ResourceExt as _};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -42,13 +42,17 @@ impl Server {
                 objects.insert(format!("{plural}/{}", document["metadata"]["name"].as_str().unwrap()), document);
             }
         }
+        for definition in bascule_api::custom_resource_definitions() {
+            let key = format!("customresourcedefinitions/{}", definition.name_any());
+            objects.insert(key, serde_json::to_value(&definition).unwrap());
+        }
         let answers = Arc::new(Mutex::new(StatusCode::FORBIDDEN));
         Self { objects: Arc::new(Mutex::new(objects)), answers, tried: watch::Sender::new(0) }
     }
 
     async fn client(&self) -> Client {
         bascule_tests::install_tls_provider();
-        let found = async |State(server): State<Self>, Path(path): Path<String>| {
+        let found = async |State(server): State<Self>, Path((_, path)): Path<(String, String)>| {
             let found = server.objects.lock().unwrap().get(&path).cloned();
             found.map_or_else(|| refusal(StatusCode::NOT_FOUND, "not found"), |found| Json(found).into_response())
         };
@@ -70,7 +74,7 @@ impl Server {
             )
         };
         let router = Router::new()
-            .route("/apis/admissionregistration.k8s.io/v1/{*path}", get(found))
+            .route("/apis/{group}/v1/{*path}", get(found))
             .route("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", post(rights))
             .route("/apis/bascule.dev/v1alpha1/nodeupdates", post(create))
             .with_state(self.clone());
@@ -98,8 +102,10 @@ fn refusal(code: StatusCode, message: &str) -> Response {
 }
 
 #[tokio::test]
-async fn a_leader_stops_when_a_policy_no_longer_holds_and_not_before() {
+async fn a_leader_stops_when_what_it_rests_on_no_longer_holds_and_not_before() {
     let binding = "validatingadmissionpolicybindings/bascule-agent";
+    let definition = "customresourcedefinitions/nodeupdates.bascule.dev";
+    let reasons = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/rollout/properties/reason/enum";
     for (what, change) in [
         (
             "a binding is gone",
@@ -109,10 +115,16 @@ async fn a_leader_stops_when_a_policy_no_longer_holds_and_not_before() {
             server.objects.lock().unwrap().get_mut(binding).unwrap()["spec"]["validationActions"] = json!(["Warn"]);
         }),
         ("nothing is enforced", &|server| *server.answers.lock().unwrap() = StatusCode::CREATED),
+        ("a definition is gone", &|server| drop(server.objects.lock().unwrap().remove(definition))),
+        ("a definition is an older one, without the last reason", &|server| {
+            let mut objects = server.objects.lock().unwrap();
+            let known = objects.get_mut(definition).unwrap().pointer_mut(reasons).unwrap();
+            drop(known.as_array_mut().unwrap().pop());
+        }),
     ] {
         let server = Server::new();
         let client = server.client().await;
-        let leads = no_longer_enforced(&client, "bascule-system", EVERY);
+        let leads = no_longer_holds(&client, "bascule-system", EVERY);
         let mut leads = std::pin::pin!(leads);
         tokio::select! {
             () = &mut leads => panic!("everything held"),

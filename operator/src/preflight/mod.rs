@@ -3,14 +3,15 @@
 //! for another node. What is missing is told in the log and by `/readyz`, with what mends it, until it is there.
 
 mod admission;
+mod leading;
 #[cfg(test)]
 mod leading_tests;
 mod rights;
 
 use crate::{one_line, server::Readiness};
-pub(crate) use admission::{AGAIN_WHILE_LEADING, enforced, no_longer_enforced};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, Resource, ResourceExt as _};
+pub(crate) use leading::{AGAIN_WHILE_LEADING, holds, no_longer_holds};
 use rights::Rights;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -22,6 +23,9 @@ pub const OLDEST_MINOR: u32 = 34;
 const AGAIN: Duration = Duration::from_secs(5);
 /// How many fields of a definition a message names.
 const NAMED: usize = 3;
+/// Limits of which a lower one refuses more, and those of which a higher one does.
+const UPPER: [&str; 4] = ["maxItems", "maxLength", "maxProperties", "maximum"];
+const LOWER: [&str; 4] = ["minItems", "minLength", "minProperties", "minimum"];
 
 /// Returns when everything is there.
 pub(crate) async fn passed(client: &Client, namespace: &str, node_conditions: bool, readiness: &Readiness) {
@@ -73,14 +77,8 @@ async fn missing(client: &Client, namespace: &str, node_conditions: bool, told: 
         Err(error) => return vec![format!("the API server does not tell its version: {}", one_line(&error))],
     }
     for wanted in bascule_api::custom_resource_definitions() {
-        let name = wanted.name_any();
-        match there::<CustomResourceDefinition>(client, &name).await {
-            Ok(None) => missing.push(format!(
-                "the definition {name} is not there: apply manifests/crds of this version ({})",
-                env!("CARGO_PKG_VERSION")
-            )),
-            Ok(Some(found)) => missing.extend(older(&name, &wanted, &found)),
-            Err(why) => missing.extend(why),
+        match definition(client, &wanted).await {
+            Ok(said) | Err(said) => missing.extend(said),
         }
     }
     missing.extend(admission::differing(client).await);
@@ -99,6 +97,21 @@ async fn missing(client: &Client, namespace: &str, node_conditions: bool, told: 
         missing.extend(admission::not_enforced(client, &rights).await.err());
     }
     missing
+}
+
+/// What is wrong with a definition.
+///
+/// # Errors
+/// Why that is not known, where something can be done about it.
+async fn definition(client: &Client, wanted: &CustomResourceDefinition) -> Result<Option<String>, Option<String>> {
+    let name = wanted.name_any();
+    Ok(match there::<CustomResourceDefinition>(client, &name).await? {
+        None => Some(format!(
+            "the definition {name} is not there: apply manifests/crds of this version ({})",
+            env!("CARGO_PKG_VERSION")
+        )),
+        Some(found) => older(&name, wanted, &found),
+    })
 }
 
 /// An object, `None` where there is none. Where an older Role does not let us look, nothing is said against it.
@@ -127,7 +140,7 @@ fn too_old(major: &str, minor: &str) -> Option<String> {
     }
 }
 
-/// Whether a definition in the cluster lacks fields that this program writes or reads.
+/// Whether a definition in the cluster lacks fields that this program writes or reads, or values that it writes into them.
 fn older(name: &str, wanted: &CustomResourceDefinition, found: &CustomResourceDefinition) -> Option<String> {
     let schema = |definition: &CustomResourceDefinition, version: &str| -> Option<Value> {
         let version = definition.spec.versions.iter().find(|one| one.name == version && one.served)?;
@@ -149,13 +162,14 @@ fn older(name: &str, wanted: &CustomResourceDefinition, found: &CustomResourceDe
     ))
 }
 
-/// Paths of fields that a schema has and another has not.
+/// Paths of fields that a schema has and another has not, and of those into which the other lets less.
 fn lacks(wanted: &Value, found: &Value, path: &str, lacking: &mut Vec<String>) {
     if found.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true)) {
         return;
     }
+    refuses(wanted, found, path, lacking);
     for (name, wanted) in wanted.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let path = field(path, name);
         match found.get("properties").and_then(|properties| properties.get(name)) {
             Some(found) => lacks(wanted, found, &path, lacking),
             None => lacking.push(path),
@@ -166,6 +180,38 @@ fn lacks(wanted: &Value, found: &Value, path: &str, lacking: &mut Vec<String>) {
             lacks(wanted, found, path, lacking);
         }
     }
+}
+
+/// What a schema takes in one field and another refuses there, which would refuse the whole object with it. Patterns and rules can't be
+/// compared.
+fn refuses(wanted: &Value, found: &Value, path: &str, lacking: &mut Vec<String>) {
+    let list = |schema: &Value, key: &str| schema.get(key).and_then(Value::as_array).cloned();
+    if let Some(taken) = list(found, "enum") {
+        match list(wanted, "enum") {
+            Some(wanted) => lacking.extend(wanted.iter().filter(|value| !taken.contains(value)).map(|value| {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                format!("{path}={value}")
+            })),
+            None => lacking.push(format!("any value of {path}")),
+        }
+    }
+    let limit = |schema: &Value, key: &str| schema.get(key).and_then(Value::as_f64);
+    for (keys, sign) in [(UPPER, 1.0), (LOWER, -1.0)] {
+        for key in keys {
+            let (Some(taken), wanted) = (limit(found, key), limit(wanted, key)) else { continue };
+            if wanted.is_none_or(|wanted| sign * taken < sign * wanted) {
+                let wanted = wanted.map_or_else(|| "none".to_owned(), |wanted| wanted.to_string());
+                lacking.push(format!("{path} ({key} {wanted})"));
+            }
+        }
+    }
+    let needed = list(wanted, "required").unwrap_or_default();
+    let more = list(found, "required").unwrap_or_default().into_iter().filter(|name| !needed.contains(name));
+    lacking.extend(more.filter_map(|name| Some(format!("{} (optional)", field(path, name.as_str()?)))));
+}
+
+fn field(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
 #[cfg(test)]
@@ -208,6 +254,65 @@ mod tests {
             assert_eq!(older(&name, &less, &wanted), None, "the next version's definitions are applied first");
             less.spec.versions[0].name = "v1".to_owned();
             assert!(older(&name, &wanted, &less).unwrap().contains("does not serve v1alpha1"));
+        }
+    }
+
+    #[test]
+    fn a_definition_that_does_not_know_a_reason_is_older() {
+        for (kind, field) in [
+            ("UpdatePolicy", "waitsFor/properties/reason"),
+            ("NodeUpdate", "rollout/properties/reason"),
+            ("NodeUpdate", "failedReleases/items/properties/category"),
+        ] {
+            let all = bascule_api::custom_resource_definitions();
+            let wanted = all.into_iter().find(|definition| definition.spec.names.kind == kind).unwrap();
+            let mut less = serde_json::to_value(&wanted).unwrap();
+            let status = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties";
+            let values = less.pointer_mut(&format!("{status}/{field}/enum")).unwrap().as_array_mut().unwrap();
+            let dropped = values.remove(3);
+            let less: CustomResourceDefinition = serde_json::from_value(less).unwrap();
+            let said = older("x", &wanted, &less).unwrap();
+            let path = field.replace("/properties/", ".").replace("/items", "");
+            assert!(said.contains(&format!("it lacks status.{path}={}", dropped.as_str().unwrap())), "{said}");
+            assert_eq!(older("x", &less, &wanted), None, "the next version's definitions are applied first");
+        }
+    }
+
+    #[test]
+    fn a_definition_that_takes_less_in_any_way_is_older() {
+        let wanted = serde_json::json!({
+            "properties": {
+                "word": {"enum": ["a", "b", null]},
+                "words": {"items": {"enum": ["c"]}, "maxItems": 64},
+                "free": {"type": "string", "maxLength": 8},
+                "count": {"minimum": 1},
+            },
+            "required": ["word"],
+        });
+        let said = |change: &dyn Fn(&mut Value)| {
+            let (mut found, mut lacking) = (wanted.clone(), Vec::new());
+            change(&mut found);
+            lacks(&wanted, &found, "", &mut lacking);
+            lacking
+        };
+        assert_eq!(said(&|_| {}), Vec::<String>::new());
+        for (pointer, value, lacking) in [
+            ("/properties/word/enum", serde_json::json!(["b", "z"]), vec!["word=a", "word=null"]),
+            ("/properties/words/items/enum", serde_json::json!([]), vec!["words=c"]),
+            ("/properties/words/maxItems", serde_json::json!(63), vec!["words (maxItems 64)"]),
+            ("/properties/free/enum", serde_json::json!(["a"]), vec!["any value of free"]),
+            ("/properties/free/maxItems", serde_json::json!(1), vec!["free (maxItems none)"]),
+            ("/properties/count/minimum", serde_json::json!(2), vec!["count (minimum 1)"]),
+            ("/required", serde_json::json!(["word", "free"]), vec!["free (optional)"]),
+            // More is no less.
+            ("/properties/words/maxItems", serde_json::json!(65), vec![]),
+            ("/properties/count/minimum", serde_json::json!(0), vec![]),
+            ("/properties/word/enum", serde_json::json!(["a", "b", null, "z"]), vec![]),
+            ("/required", serde_json::json!([]), vec![]),
+        ] {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            let change = |found: &mut Value| found.pointer_mut(parent).unwrap()[key] = value.clone();
+            assert_eq!(said(&change), lacking, "{pointer}");
         }
     }
 }
