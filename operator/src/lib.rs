@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod notify;
 mod observe;
 mod preflight;
+pub mod pulse;
 pub mod repository;
 mod rights;
 pub mod run;

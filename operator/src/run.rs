@@ -7,7 +7,7 @@ use crate::{
     clock::Clock,
     drain::{self, EvictionApi},
     events::Events,
-    gather::{ApiServers, World},
+    gather::{ApiServers, CatchUpError, World},
     health::{Asker, AskerError},
     leader::{Leader, LeaderError, Leadership},
     live::Live,
@@ -127,7 +127,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         return Err(RunError::TokenInTheOpen(flag));
     }
     let metrics = Metrics::new();
-    let (readiness, live) = (Readiness::default(), Live::default());
+    let (readiness, live) = (Readiness::default(), Live::beating(metrics.pulse()));
     let listener = server::listen(settings.listen)?;
     let mut served = JoinSet::new();
     served.spawn(server::serve(listener, metrics.clone(), readiness.clone(), live.clone()));
@@ -181,7 +181,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     readiness.set(world.missing());
     let mut watches = world.watch(&watching, versions, &metrics);
     watches.spawn(unreadable::keep_telling(world.clone(), metrics.clone(), readiness.clone()));
-    let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity).await?;
+    let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity, metrics.pulse()).await?;
     let events = Events::start(client.clone(), &identity);
     let asker = Asker::new(client.clone(), gates, &namespace, &extra_ca)?;
     let scratch;
@@ -359,6 +359,10 @@ impl Parts {
             let reading = tokio::time::timeout(CATCHING_UP, self.world.catch_up(&self.reading.client)).await;
             match reading {
                 Ok(Ok(())) => return,
+                Ok(Err(error @ CatchUpError::Outlived { .. })) => {
+                    tracing::error!(error = crate::one_line(&error), "a new leader does not begin");
+                    self.metrics.pulse().outlived(error.to_string());
+                }
                 Ok(Err(error)) => {
                     tracing::warn!(
                         error = crate::one_line(&error),

@@ -3,6 +3,7 @@
 use crate::{
     live::{self, Live},
     metrics::Metrics,
+    pulse::Pulse,
 };
 use axum::{
     Router,
@@ -118,10 +119,11 @@ fn bound(socket: TcpSocket, address: SocketAddr) -> std::io::Result<TcpListener>
 /// # Errors
 /// When the listener fails.
 pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness, report: Live) -> std::io::Result<()> {
+    let pulse = metrics.pulse();
     let router = Router::new()
         .route("/metrics", get(metrics_text).with_state(metrics))
         .route(bascule_api::LIVE_REPORT_PATH, get(live::answer).with_state(report))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(alive).with_state(pulse))
         .route("/readyz", get(ready).with_state(readiness));
     axum::serve(listener, router).await
 }
@@ -133,6 +135,16 @@ async fn metrics_text(State(metrics): State<Metrics>) -> impl IntoResponse {
             (StatusCode::OK, [(header::CONTENT_TYPE, kind)], text).into_response()
         }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn alive(State(pulse): State<Pulse>) -> (StatusCode, String) {
+    match pulse.stopped() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(why) => {
+            tracing::error!(why, "the operator does not go on, and is to be restarted");
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"))
+        }
     }
 }
 
@@ -148,6 +160,25 @@ mod tests {
     use super::*;
     use std::net::Ipv6Addr;
     use tokio::net::TcpStream;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_makes_no_plan_any_more_is_not_alive() {
+        let metrics = Metrics::new();
+        let live = Live::beating(metrics.pulse());
+        let says = async || alive(State(metrics.pulse())).await.0;
+        live.leads();
+        tokio::time::advance(std::time::Duration::from_secs(170)).await;
+        assert_eq!(says().await, StatusCode::OK);
+        // Nobody knows for how long the API server is waited for.
+        metrics.planned(std::time::Duration::from_millis(3));
+        tokio::time::advance(std::time::Duration::from_secs(3_600)).await;
+        assert_eq!(says().await, StatusCode::OK);
+        live.leads();
+        tokio::time::advance(std::time::Duration::from_secs(200)).await;
+        assert_eq!(says().await, StatusCode::SERVICE_UNAVAILABLE);
+        live.follows(None);
+        assert_eq!(says().await, StatusCode::OK);
+    }
 
     /// One object that can't be read must not keep a new version's replicas from ever being ready.
     #[tokio::test]

@@ -223,6 +223,16 @@ impl<T: Fact> Cache<T> {
         self.read().hidden.values().map(|hidden| Unreadable::clone(&hidden.told)).collect()
     }
 
+    /// The newest version that is known of any object, of one that is gone or of all of them together.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        let state = self.read();
+        let there = state.entries.values().map(|entry| entry.version);
+        let hidden = state.hidden.values().map(|hidden| hidden.version);
+        let gone = state.tombstones.values().copied();
+        there.chain(hidden).chain(gone).chain(state.complete_at).max().unwrap_or_default()
+    }
+
     /// How many objects there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -547,6 +557,20 @@ mod tests {
         cache.apply(&watcher::Event::Apply(object("kept", 22, "newest")));
         cache.apply(&watcher::Event::Delete(object("made", 23, "made")));
         assert_eq!(values(&cache), ["newest", "ours"]);
+    }
+
+    #[test]
+    fn the_newest_that_is_known_may_be_of_one_that_is_gone_or_can_not_be_read() {
+        let cache = cache();
+        assert_eq!(cache.newest(), 0);
+        cache.apply(&watcher::Event::Apply(object("a", 5, "x")));
+        assert_eq!(cache.newest(), 5);
+        watched(&cache, watcher::Event::Apply(not_understood("b", 7)));
+        assert_eq!(cache.newest(), 7);
+        cache.apply(&watcher::Event::Delete(object("a", 9, "x")));
+        assert_eq!(cache.newest(), 9);
+        cache.complete(&BTreeSet::from([Key::cluster("b")]), 11);
+        assert_eq!(cache.newest(), 11);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub use api_servers::ApiServers;
 pub use bascule_planner::drain::{Controller, Pod as PodFact};
 pub use budget::BudgetFact;
 pub use cache::{Cache, Fact, Key, Place};
+pub use catch_up::CatchUpError;
 pub use daemon_sets::DaemonSetFact;
 pub use deadlines::DeadlineFact;
 pub use needs::space;

@@ -1,7 +1,7 @@
 //! Reads and writes the Lease as [`super::election`] says.
 
 use super::election::{Candidate, Move};
-use crate::clock::Clock;
+use crate::{clock::Clock, pulse::Pulse};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{
     Api,
@@ -26,6 +26,7 @@ pub(super) struct Campaign {
     pub clock: Clock,
     /// Until when this replica may act; `None` while it may not.
     pub acts_until: watch::Sender<Option<Instant>>,
+    pub pulse: Pulse,
 }
 
 impl Campaign {
@@ -95,6 +96,7 @@ impl Campaign {
         let sent = Instant::now();
         let written = match self.candidate.look(lease, sent, &self.time()) {
             Move::Wait => {
+                self.pulse.lease_seen();
                 self.acts_until.send_if_modified(|until| until.take().is_some());
                 return Ok(None);
             }
@@ -105,6 +107,7 @@ impl Campaign {
             }
             Move::Write(patch) => self.patch(&patch).await?,
         };
+        self.pulse.lease_written(self.candidate.terms().duration);
         let until = sent + self.candidate.terms().acts_for();
         if Instant::now() < until {
             self.acts_until.send_replace(Some(until));

@@ -11,7 +11,7 @@ mod campaign;
 mod election;
 mod neighbours;
 
-use crate::{clock::Clock, settings::Settings};
+use crate::{clock::Clock, pulse::Pulse, settings::Settings};
 use bascule_api::OPERATOR_LEASE;
 use campaign::Campaign;
 use election::{Candidate, Terms};
@@ -75,6 +75,7 @@ impl Leader {
         clock: Clock,
         namespace: &str,
         identity: &str,
+        pulse: Pulse,
     ) -> Result<Self, LeaderError> {
         let terms = Terms { identity: identity.to_owned(), duration: settings.lease_duration() };
         let (acts_until, held) = watch::channel(None);
@@ -84,6 +85,7 @@ impl Leader {
             candidate: Candidate::new(terms),
             clock,
             acts_until,
+            pulse: pulse.clone(),
         };
         campaign.first_look().await.map_err(|source| LeaderError::Lease {
             namespace: namespace.to_owned(),
@@ -105,6 +107,7 @@ impl Leader {
             seed: 0,
             holder: None,
             neighbours: Neighbours::default(),
+            pulse,
         };
         let fence = tokio::spawn(keep_fence(leases, config, fence, held, sender));
         Ok(Self { state, stop: Some(stop), campaign, fence })
@@ -148,6 +151,7 @@ struct Fence {
     seed: u64,
     holder: Option<Arc<str>>,
     neighbours: Neighbours,
+    pulse: Pulse,
 }
 
 impl Fence {
@@ -168,6 +172,7 @@ impl Fence {
         }
         let renewal = spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default();
         if self.seen.as_ref() != Some(&renewal) {
+            self.pulse.lease_seen();
             self.seen = Some(renewal);
             self.held_since = self.held_since.filter(|_| self.holds(now)).or(Some(now));
             self.valid_until = Some(now + self.duration);
@@ -296,6 +301,7 @@ mod tests {
             seed: 0,
             neighbours: Neighbours::default(),
             holder: None,
+            pulse: Pulse::default(),
         }
     }
 

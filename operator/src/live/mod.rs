@@ -8,7 +8,7 @@ mod dashboard;
 mod foreseen;
 mod make;
 
-use crate::gather::World;
+use crate::{gather::World, pulse::Pulse};
 use axum::{
     Json,
     extract::State,
@@ -41,6 +41,7 @@ struct Inner {
     plans: AtomicU64,
     turns: Semaphore,
     foreseen: foreseen::Foreseen,
+    pulse: Pulse,
 }
 
 #[derive(Debug, Clone)]
@@ -88,30 +89,40 @@ pub struct Planned {
 
 impl Default for Live {
     fn default() -> Self {
+        Self::beating(Pulse::default())
+    }
+}
+
+impl Live {
+    /// Nothing to be told yet. To lead and to have planned are signs of life.
+    #[must_use]
+    pub fn beating(pulse: Pulse) -> Self {
         let state = Mutex::new(Known::Follows { leader: None });
         Self(Arc::new(Inner {
             state,
             plans: AtomicU64::new(0),
             turns: Semaphore::new(AT_ONCE),
             foreseen: Default::default(),
+            pulse,
         }))
     }
-}
 
-impl Live {
     /// This replica does not lead; what it knew is forgotten.
     pub fn follows(&self, leader: Option<Arc<str>>) {
+        self.0.pulse.rests();
         self.0.foreseen.forget();
         self.set(Known::Follows { leader });
     }
 
     /// This replica leads from now on.
     pub fn leads(&self) {
+        self.0.pulse.acts();
         self.set(Known::Leads);
     }
 
-    /// There is a new plan.
+    /// There is a new plan, which was carried out as far as it can be now.
     pub fn planned(&self, plan: Planned) {
+        self.0.pulse.carried_out();
         let stamp = self.0.plans.fetch_add(1, Ordering::Relaxed);
         self.set(Known::Planned(Box::new(Stamped { plan, stamp })));
     }

@@ -3,6 +3,7 @@
 
 mod report;
 
+use crate::pulse::Pulse;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -29,6 +30,8 @@ type Float = Gauge<f64, AtomicU64>;
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
+    /// What is measured is a sign of life, too.
+    pulse: Pulse,
     /// Held while gauges are refilled and while they are read, so that nobody reads them half filled.
     whole: Mutex<()>,
     nodes: Family<PolicyState, Gauge>,
@@ -133,6 +136,7 @@ impl Metrics {
         let millis = || Histogram::new(exponential_buckets(0.001, 2.5, 11));
         let mut inner = Inner {
             registry: Registry::with_prefix("bascule"),
+            pulse: Pulse::default(),
             whole: Mutex::new(()),
             nodes: Family::default(),
             waiting: Family::default(),
@@ -182,6 +186,12 @@ impl Metrics {
         Ok(text)
     }
 
+    /// The operator's signs of life.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        self.0.pulse.clone()
+    }
+
     /// Whether this replica leads.
     pub fn leads(&self, leads: bool) {
         self.0.leader.set(i64::from(leads));
@@ -197,8 +207,9 @@ impl Metrics {
         self.0.clock_skew.set(ahead.as_seconds_f64());
     }
 
-    /// A plan was made.
+    /// A plan was made, and is carried out now.
     pub fn planned(&self, took: Duration) {
+        self.0.pulse.planned();
         self.0.planning.observe(took.as_secs_f64());
     }
 
