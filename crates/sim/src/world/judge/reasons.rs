@@ -127,6 +127,12 @@ impl<'a> Told<'a> {
         let spec = valid.map(|valid| &valid.spec);
         match self.said.reason {
             WaitReason::Current => (moves(node) || self.is_current(), "runs another release than its policy asks for"),
+            WaitReason::Unreadable => {
+                let all = node.unreadable.is_none()
+                    && view.unreadable_orders.is_empty()
+                    && view.policies.iter().all(|policy| policy.unreadable().is_none());
+                (!all, "everything could be read")
+            }
             WaitReason::NotSelected => (claiming(view, node).is_empty(), "a policy selects it"),
             WaitReason::PolicyConflict => (claiming(view, node).len() > 1, "no two policies select it"),
             WaitReason::InvalidPolicy => {
