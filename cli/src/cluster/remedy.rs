@@ -80,7 +80,8 @@ pub(super) fn commands(wait: &LiveWait, node: &str, policy: Option<&LivePolicy>)
         | WaitReason::Trial
         | WaitReason::NodeSoak
         | WaitReason::Committing
-        | WaitReason::Reverting => Vec::new(),
+        | WaitReason::Reverting
+        | WaitReason::WriteRefused => Vec::new(),
     }
 }
 

@@ -232,6 +232,7 @@ const FOR_A_PERSON: [WaitReason; 17] = [
     WaitReason::Hook,
     WaitReason::Reverted,
     WaitReason::NodeLost,
+    WaitReason::WriteRefused,
 ];
 
 /// What holds nodes although nothing is broken: what people ordered, and what waits for them.
