@@ -1,10 +1,10 @@
 //! When will each node probably be done? The planner itself is run forward over simulated time, with what drains and
-//! boots took lately, in a cluster in which nothing breaks and every health gate passes.
+//! boots took lately, in a cluster in which nothing breaks, every write is taken and every health gate passes.
 
 use crate::{
     Action, GateSet, Snapshot, decide, model,
     plan::{DrainMode, DrainOrder, GateQuestion},
-    snapshot::{DaemonSetPod, GateAnswer, HookState, Node, UpdateFacts},
+    snapshot::{DaemonSetPod, GateAnswer, HookState, Node, Refusals, UpdateFacts},
 };
 use bascule_api::{
     Booted, Disruption, Duration, FailedRelease, Goal, Health, NodeError, RolloutState, RootHash, SlotName, SlotState,
@@ -93,7 +93,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(snapshot: Snapshot, options: Options) -> Self {
+    fn new(mut snapshot: Snapshot, options: Options) -> Self {
+        snapshot.refused = Refusals::default();
         let end = snapshot.now.after(options.horizon);
         let index = snapshot.nodes.iter().enumerate().map(|(at, node)| (Arc::clone(&node.name), at)).collect();
         let pods = snapshot.nodes.iter().map(|node| (node.pods.remaining, node.pods.budgets.clone())).collect();

@@ -193,10 +193,12 @@ pub enum Rule {
     DrainStands,
     /// Before the first hook of a rollout runs, those after it are kept where they outlive their policy.
     HooksKept,
+    /// A node that can't be cordoned, or whose hooks can't be started, is given back when the time for that is over.
+    GivenBack,
 }
 
 /// Every rule.
-pub const RULES: [Rule; 25] = [
+pub const RULES: [Rule; 26] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -222,6 +224,7 @@ pub const RULES: [Rule; 25] = [
     Rule::HooksAfterRollout,
     Rule::DrainStands,
     Rule::HooksKept,
+    Rule::GivenBack,
 ];
 
 /// The bit of the first rule.

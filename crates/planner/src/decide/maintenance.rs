@@ -15,8 +15,8 @@ use std::sync::Arc;
 const QUIET: Duration = Duration::from_secs(120);
 
 /// How long the Jobs of the hooks after a rollout may take to be made before people are told that they are waited for: a moment is
-/// no news, and would be written into every node that waits.
-const MOMENT: Duration = Duration::from_secs(10);
+/// no news, and would be written into every node that waits. Where the API server refuses them people read its words before.
+const MOMENT: Duration = Duration::from_secs(15);
 
 /// How far the hooks of a stage are.
 enum Progress {
@@ -60,10 +60,13 @@ pub(super) fn condition(policy: &PolicyView<'_>) -> Option<(&'static str, String
     })
 }
 
-/// What a person does about a hook that failed.
+/// What a person does about a hook that failed; where its Job can't even be made, what stands in its way says that.
 fn run_again(why: &str) -> String {
-    format!("{why}; delete the Job to run it again")
+    if why.contains(TRIED_AGAIN) { why.to_owned() } else { format!("{why}; delete the Job to run it again") }
 }
+
+/// What is said of a hook whose Job can't be made, or let run.
+const TRIED_AGAIN: &str = ", and is tried again: ";
 
 /// How much of why a hook failed is remembered, in characters.
 const REMEMBERED: usize = 400;
@@ -89,9 +92,9 @@ impl Round<'_> {
             let mut change = None;
             let mut step = None;
             let mut wake = None;
-            let mut failed: Option<String> = None;
             let mut held = None;
             let unkept = self.unkept(policy, open.as_ref(), &hooks.after_rollout);
+            let mut failed = open.as_ref().and_then(|open| self.unmade(policy, open, &unkept));
             match &mut open {
                 None => {
                     if let (Some(version), true) = (&wanted, holds(policy).is_some()) {
@@ -111,7 +114,9 @@ impl Round<'_> {
                 Some(open) if open.ending => {
                     match self.progress(policy, open, HookStage::AfterRollout, &hooks.after_rollout) {
                         Progress::Done => change = Some(("MaintenanceEnded", "the hooks after it are done".to_owned())),
-                        Progress::Start(hook) => step = Some((HookStage::AfterRollout, hook)),
+                        Progress::Start(hook) => {
+                            (step, failed) = self.start(policy, open, HookStage::AfterRollout, hook);
+                        }
                         Progress::Running(until) => wake = Some(until),
                         Progress::Failed(why) => failed = Some(why),
                     }
@@ -120,34 +125,39 @@ impl Round<'_> {
                         continue;
                     }
                 }
-                // Nothing is done that nobody might undo, should the policy be deleted.
-                Some(open) if open.begun_at.is_none() && !unkept.is_empty() => {
-                    let told = open.planned_at.after(MOMENT);
-                    wake = Some(told);
-                    held = (now >= told).then(|| {
-                        let hooks = unkept.join(", ");
-                        format!("nothing begins before the Jobs of the hooks after the rollout are there: {hooks}")
-                    });
-                }
                 Some(open) if open.begun_at.is_none() => {
-                    match self.progress(policy, open, HookStage::BeforeRollout, &hooks.before_rollout) {
-                        Progress::Done => {
-                            open.begun_at = Some(now);
-                            change = Some(("MaintenanceBegan", "nodes may be disrupted".to_owned()));
+                    if unkept.is_empty() {
+                        match self.progress(policy, open, HookStage::BeforeRollout, &hooks.before_rollout) {
+                            Progress::Done => {
+                                open.begun_at = Some(now);
+                                change = Some(("MaintenanceBegan", "nodes may be disrupted".to_owned()));
+                            }
+                            Progress::Start(hook) => {
+                                (step, failed) = self.start(policy, open, HookStage::BeforeRollout, hook);
+                            }
+                            Progress::Running(until) => wake = Some(until),
+                            Progress::Failed(why) => failed = Some(why),
                         }
-                        Progress::Start(hook) => step = Some((HookStage::BeforeRollout, hook)),
-                        Progress::Running(until) => wake = Some(until),
-                        Progress::Failed(_) if wanted.is_none() => {
-                            open.ending = true;
-                            change = Some(("MaintenanceEnding", "nobody waits for it any more".to_owned()));
-                        }
-                        Progress::Failed(why) => failed = Some(why),
+                    } else {
+                        // Nothing is done that nobody might undo, should the policy be deleted.
+                        let told = open.planned_at.after(MOMENT);
+                        wake = Some(told);
+                        held = (now >= told).then(|| {
+                            let hooks = unkept.join(", ");
+                            format!("nothing begins before the Jobs of the hooks after the rollout are there: {hooks}")
+                        });
+                    }
+                    if failed.is_some() && wanted.is_none() {
+                        (step, failed) = (None, None);
+                        open.ending = true;
+                        change = Some(("MaintenanceEnding", "nobody waits for it any more".to_owned()));
                     }
                 }
                 Some(open) => {
                     let since = ended.max(open.begun_at).unwrap_or(now).min(now);
                     let quiet = since.after(QUIET);
                     if !moves && wanted.is_none() && (now >= quiet || !left) {
+                        failed = None;
                         open.ending = true;
                         change = Some(("MaintenanceEnding", "the last node is done".to_owned()));
                     } else if !moves {
@@ -231,6 +241,29 @@ impl Round<'_> {
         Progress::Done
     }
 
+    /// The step that makes a hook's Job; and where that has failed for a while, what is said of it as of a hook that failed.
+    fn start(
+        &self,
+        policy: &PolicyView<'_>,
+        open: &Maintenance,
+        stage: HookStage,
+        hook: String,
+    ) -> (Option<(HookStage, String)>, Option<String>) {
+        let action = Action::RunRolloutHook(order_of(policy, open, stage, &hook));
+        let refusal = self.snapshot.refused.told(&action, self.snapshot.now);
+        let failed = refusal.map(|refusal| format!("hook {hook} can't be started{TRIED_AGAIN}{}", refusal.words));
+        (Some((stage, hook)), failed)
+    }
+
+    /// What is said of those hooks after a rollout whose Jobs are not there yet, where that of one has failed to be made for a while.
+    fn unmade(&self, policy: &PolicyView<'_>, open: &Maintenance, unkept: &[String]) -> Option<String> {
+        unkept.iter().find_map(|hook| {
+            let action = Action::KeepRolloutHook(order_of(policy, open, HookStage::AfterRollout, hook));
+            let refusal = self.snapshot.refused.told(&action, self.snapshot.now)?;
+            Some(format!("hook {hook} can't be kept for the end{TRIED_AGAIN}{}", refusal.words))
+        })
+    }
+
     /// Notes hooks that succeeded, so that they are not run again, whatever becomes of their Jobs.
     fn note_done(&self, index: usize, open: Option<&mut Maintenance>) {
         let (Some(policy), Some(open)) = (self.policies.get(index), open) else { return };
@@ -272,18 +305,9 @@ impl Round<'_> {
         if policy.facts.status.maintenance.as_ref().map(|known| known.number) != Some(open.number) {
             return;
         }
-        let name = hook.clone();
-        let order = HookOrder {
-            node: String::new(),
-            policy: policy.facts.name.clone(),
-            grant: open.number,
-            stage,
-            hook,
-            version: open.version.clone(),
-        };
-        let action = action(order);
+        let action = action(order_of(policy, open, stage, &hook));
         let does = if matches!(action, Action::KeepRolloutHook(_)) { "is kept for the end" } else { "runs" };
-        let says = format!("hook {name} {does}");
+        let says = format!("hook {hook} {does}");
         self.draft.steps.push(Step { action, expect: Expect::default(), cause: None, says });
     }
 
@@ -300,6 +324,17 @@ impl Round<'_> {
                 said.wait = Arc::clone(&wait);
             }
         }
+    }
+}
+
+fn order_of(policy: &PolicyView<'_>, open: &Maintenance, stage: HookStage, hook: &str) -> HookOrder {
+    HookOrder {
+        node: String::new(),
+        policy: policy.facts.name.clone(),
+        grant: open.number,
+        stage,
+        hook: hook.to_owned(),
+        version: open.version.clone(),
     }
 }
 

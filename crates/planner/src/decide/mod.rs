@@ -19,6 +19,7 @@ mod members;
 mod memory;
 mod motion;
 mod policy;
+mod refused;
 mod retries;
 mod rollback;
 mod staging;
@@ -338,6 +339,7 @@ impl<'a> Round<'a> {
         let ctx = motion::Ctx {
             now: self.now(),
             hooks: &self.snapshot.hooks,
+            refused: &self.snapshot.refused,
             budgets: &self.snapshot.budgets,
             answers: Answers(&self.snapshot.gates, self.set),
             set: self.set,
@@ -455,6 +457,7 @@ impl<'a> Round<'a> {
         let mut policies = Vec::with_capacity(self.policies.len());
         let unfinished: Vec<bool> = waves.iter().map(|waves| !waves.unfinished.is_empty()).collect();
         self.maintain(&grants, &unfinished);
+        self.quote_refusals();
         self.start_rollouts(&grants.started);
         let mut remembered = Vec::new();
         for index in 0..self.policies.len() {

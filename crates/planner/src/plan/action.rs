@@ -343,6 +343,15 @@ impl Action {
         }
     }
 
+    /// The hook whose Job it makes.
+    #[must_use]
+    pub const fn hook(&self) -> Option<&HookOrder> {
+        match self {
+            Self::RunHook(order) | Self::KeepRolloutHook(order) | Self::RunRolloutHook(order) => Some(order),
+            _ => None,
+        }
+    }
+
     /// The action's name for audit lines and metric labels.
     #[must_use]
     pub const fn name(&self) -> &'static str {

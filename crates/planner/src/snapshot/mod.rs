@@ -7,6 +7,7 @@ mod node;
 mod offer;
 mod own_pods;
 mod policy;
+mod refused;
 mod unreadable;
 
 pub use node::{
@@ -16,6 +17,7 @@ pub use node::{
 pub use offer::{Offer, OfferState, Release};
 pub use own_pods::{agent_pod_trouble, pod_trouble};
 pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};
+pub use refused::{Refusal, Refusals, Write};
 pub use unreadable::Unreadable;
 
 use bascule_api::{IntOrPercent, KubernetesVersion, Time};
@@ -47,6 +49,8 @@ pub struct Snapshot {
     pub gates: Vec<GateAnswer>,
     /// The hook Jobs that exist.
     pub hooks: Vec<HookRun>,
+    /// Writes of earlier plans that failed when they were tried last.
+    pub refused: Refusals,
     /// How many nodes of the whole cluster may be unavailable at once, for all policies together.
     pub ceiling: Option<IntOrPercent>,
     /// The oldest API server that answered lately; `None` before the first answer.

@@ -2,13 +2,16 @@
 
 use super::{Motion, Moving, Standing, hooks};
 use crate::{
-    Action, Rule, Wait,
+    Action, Rule, Step, Wait,
     decide::choice::{Choice, GoBack},
     plan::{DrainMode, DrainOrder},
     snapshot::{BlockedPod, Cordon, Excluded, HookStage, Truce},
 };
-use bascule_api::{DisruptionOutcome, DrainProgress, Goal, OnTimeout, RolloutState, Time, WaitReason};
+use bascule_api::{DisruptionOutcome, DrainProgress, Duration, Goal, OnTimeout, RolloutState, Time, WaitReason};
 use std::sync::Arc;
+
+/// However short drains and hooks may be: as long as this the API server has to take the writes that come before them.
+pub(super) const WRITES_TAKE: Duration = Duration::from_secs(60);
 
 pub(super) fn next(moving: &Moving<'_, '_>) -> Motion {
     if moving.agent_is_back() && moving.runs_asked() && moving.view.traits.on_trial {
@@ -76,23 +79,38 @@ fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
 }
 
 /// Asks autoscalers to leave the node alone, and with the drain load balancers, where our cordon does not do so in the same
-/// write.
-fn truce(moving: &Moving<'_, '_>, drains: bool) -> Option<Motion> {
+/// write; and who is asked.
+fn truce(moving: &Moving<'_, '_>, drains: bool) -> Option<(Step, &'static str)> {
     let node = moving.view.node;
     let theirs = drains && matches!(node.cordon, Cordon::Other { .. });
     let exclude = theirs && node.excluded == Excluded::No && moving.ctx.set.keeps(Rule::OutOfLoadBalancers);
     let asks = node.truce != Truce::Held && moving.ctx.set.keeps(Rule::Truce);
     (asks || exclude).then(|| {
-        let what = if exclude { "autoscalers and load balancers are" } else { "autoscalers are" };
-        let wait = Wait::new(WaitReason::Draining, format!("{what} asked to leave the node alone"));
-        let action = Action::Truce { node: moving.name(), exclude };
-        Motion::waits(RolloutState::Draining, wait).with(moving.step(action, ""))
+        let whom = if exclude { "autoscalers and load balancers" } else { "autoscalers" };
+        (moving.step(Action::Truce { node: moving.name(), exclude }, ""), whom)
     })
 }
 
+/// A write that comes before anybody is asked to go. Where it still fails when its time is over the node is given back: others would
+/// wait for the place that it takes.
+fn first(moving: &Moving<'_, '_>, step: Step, by: Time, (says, in_vain): (&str, &str)) -> Motion {
+    if let Some(words) = moving.refused_beyond(&step.action, by) {
+        return give_up(moving, DisruptionOutcome::DrainFailed, &format!("{in_vain}: {words}"));
+    }
+    let until = Some(by).filter(|by| moving.ctx.now < *by);
+    Motion::waits(RolloutState::Draining, Wait::new(WaitReason::Draining, says).until(until)).with(step)
+}
+
+fn ask_for_truce(moving: &Moving<'_, '_>, (step, whom): (Step, &str), by: Time) -> Motion {
+    let says = format!("{whom} are asked to leave the node alone");
+    let in_vain = format!("{whom} could not be asked in time to leave the node alone");
+    first(moving, step, by, (&says, &in_vain))
+}
+
 fn before_drain(moving: &Moving<'_, '_>) -> Motion {
-    if let Some(motion) = truce(moving, false) {
-        return motion;
+    if let Some(asked) = truce(moving, false) {
+        let by = moving.disruption.granted_at.after(moving.drain().timeout.max(WRITES_TAKE));
+        return ask_for_truce(moving, asked, by);
     }
     let policy_hooks = moving.hooks();
     match hooks::next(moving, HookStage::BeforeDrain, &policy_hooks.before_drain) {
@@ -121,14 +139,16 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     }
     let begins = started.after(settings.load_balancer_delay);
     let deadline = begins.after(settings.timeout);
+    let by = begins.after(settings.timeout.max(WRITES_TAKE));
     if !node.cordon.is_cordoned() {
-        let wait = Wait::new(WaitReason::Draining, "the node is cordoned and taken out of load balancers");
         let mut step = moving.step(Action::Cordon { node: moving.name(), mark: moving.mark() }, "takes no new pods");
         step.expect.cordon = Some(crate::plan::Cordon::None);
-        return keeping(moving, Motion::waits(RolloutState::Draining, wait).with(step), deadline);
-    }
-    if let Some(motion) = truce(moving, true) {
+        let says = "the node is being cordoned and taken out of load balancers";
+        let motion = first(moving, step, by, (says, "the node could not be cordoned in the drain's time"));
         return keeping(moving, motion, deadline);
+    }
+    if let Some(asked) = truce(moving, true) {
+        return keeping(moving, ask_for_truce(moving, asked, by), deadline);
     }
     if moving.ctx.now < begins {
         let wait = Wait::new(WaitReason::LoadBalancers, "load balancers take the node out").until(Some(begins));
@@ -285,9 +305,12 @@ fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
     }
 }
 
-/// A drain that asks nobody for now keeps what it knows: a person may have lifted a cordon or a truce in its middle.
+/// A drain that asks nobody for now keeps what it knows: a person may have lifted a cordon or a truce in its middle. One that is given
+/// up knows nothing any more.
 fn keeping(moving: &Moving<'_, '_>, mut motion: Motion, deadline: Time) -> Motion {
-    stand(moving, &mut motion, &standing(moving, deadline, DrainMode::Keep));
+    if motion.state == RolloutState::Draining {
+        stand(moving, &mut motion, &standing(moving, deadline, DrainMode::Keep));
+    }
     motion
 }
 

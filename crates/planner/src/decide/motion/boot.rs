@@ -182,8 +182,10 @@ fn unproven(
     let why = format!("back on {running}, and {} is not blamed: {why}", release.version);
     let motion = Motion::waits(RolloutState::Waiting, Wait::new(WaitReason::Reverted, why.clone()));
     let mut motion = moving.end(motion, DisruptionOutcome::Unproven, Goal::Idle, &why, why.clone());
-    if let Some(Action::FreeGrant { gate, .. }) = motion.steps.last_mut().map(|step| &mut step.action) {
-        *gate = said_no;
+    for step in &mut motion.steps {
+        if let Action::FreeGrant { gate, .. } = &mut step.action {
+            gate.clone_from(&said_no);
+        }
     }
     motion
 }

@@ -1,13 +1,13 @@
 //! Hooks of a node in motion, one after the other. One that succeeded is noted, so that it stays done whatever becomes of
 //! its Job: a Job is somebody else's to clear away.
 
-use super::{Motion, Moving};
+use super::{Motion, Moving, before::WRITES_TAKE};
 use crate::{
     Action, Rule, Step, Wait,
     plan::HookOrder,
     snapshot::{HookStage, HookState},
 };
-use bascule_api::{Hook, RolloutState, WaitReason};
+use bascule_api::{Hook, RolloutState, Time, WaitReason};
 
 /// How far the hooks of a stage are.
 pub(super) enum Progress {
@@ -24,8 +24,13 @@ pub(super) fn next(moving: &Moving<'_, '_>, stage: HookStage, hooks: &[Hook]) ->
         HookStage::AfterCommit | HookStage::AfterRollout => RolloutState::Trial,
     };
     let mut notes = Vec::new();
+    // Before the drain hooks hold a place that others could have: each has to be started when those before it may have used their time
+    // up, and its own.
+    let granted_at = moving.disruption.granted_at;
+    let mut by = granted_at;
     for hook in hooks {
         let key = stage.key(&hook.name);
+        by = by.after(hook.timeout);
         if moving.disruption.hooks_done.contains(&key) && moving.ctx.set.keeps(Rule::HooksOnce) {
             continue;
         }
@@ -41,11 +46,9 @@ pub(super) fn next(moving: &Moving<'_, '_>, stage: HookStage, hooks: &[Hook]) ->
                 hook: hook.name.clone(),
                 version: moving.release().map(|release| release.version.clone()),
             };
-            let wait = Wait::new(WaitReason::Hook, format!("hook {} starts", hook.name));
             let step = moving.step(Action::RunHook(order), format!("hook {} runs", hook.name));
-            let mut motion = Motion::waits(state, wait);
-            motion.steps = notes;
-            return Progress::Running(Box::new(motion.with(step)));
+            let until = by.max(granted_at.after(WRITES_TAKE));
+            return start(moving, stage, &hook.name, step, until, notes);
         };
         match &run.state {
             HookState::Succeeded => {
@@ -79,4 +82,34 @@ pub(super) fn next(moving: &Moving<'_, '_>, stage: HookStage, hooks: &[Hook]) ->
         }
     }
     Progress::Done(notes)
+}
+
+/// A hook whose Job is to be made.
+fn start(moving: &Moving<'_, '_>, stage: HookStage, hook: &str, step: Step, by: Time, notes: Vec<Step>) -> Progress {
+    let now = moving.ctx.now;
+    let refusal = moving.ctx.refused.told(&step.action, now);
+    let (state, wait) = match (stage, refusal) {
+        (HookStage::BeforeDrain, refusal) if now >= by && moving.ctx.set.keeps(Rule::GivenBack) => {
+            let words = refusal.map_or_else(String::new, |refusal| format!(": {}", refusal.words));
+            return Progress::Failed(
+                String::new(),
+                format!("hook {hook} could not be started in its time{words}"),
+                notes,
+            );
+        }
+        (HookStage::BeforeDrain, _) => {
+            let wait = Wait::new(WaitReason::Hook, format!("hook {hook} starts"));
+            (RolloutState::Draining, wait.until(Some(by).filter(|by| now < *by)))
+        }
+        // A node that was rebooted already is not given back before them.
+        (_, Some(refusal)) => {
+            let says =
+                format!("hook {hook} can't be started, and the node stays cordoned until it can: {}", refusal.words);
+            (RolloutState::Failed, Wait::new(WaitReason::Hook, says))
+        }
+        (_, None) => (RolloutState::Trial, Wait::new(WaitReason::Hook, format!("hook {hook} starts"))),
+    };
+    let mut motion = Motion::waits(state, wait);
+    motion.steps = notes;
+    Progress::Running(Box::new(motion.with(step)))
 }

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     Action, Expect, GateSet, Rule, Step, ValidPolicy, Wait,
     plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
-    snapshot::{Cordon, DisruptionBudget, HookRun},
+    snapshot::{Cordon, DisruptionBudget, HookRun, Refusals},
 };
 use bascule_api::{
     DaemonSetBefore, Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError,
@@ -43,6 +43,7 @@ const REBOOTING: &str = "the agent arms the release and the machine reboots";
 pub(super) struct Ctx<'a> {
     pub(super) now: Time,
     pub(super) hooks: &'a [HookRun],
+    pub(super) refused: &'a Refusals,
     pub(super) budgets: &'a BTreeMap<String, DisruptionBudget>,
     pub(super) answers: Answers<'a>,
     pub(super) set: GateSet,
@@ -290,6 +291,13 @@ impl<'a> Moving<'_, 'a> {
         }
     }
 
+    /// What the API server says to a write that should have been done by then, and has failed for a while.
+    fn refused_beyond(&self, action: &Action, by: Time) -> Option<&'a str> {
+        let late = self.ctx.now >= by && self.ctx.set.keeps(Rule::GivenBack);
+        let told = self.ctx.refused.told(action, self.ctx.now);
+        told.filter(|_| late).map(|refusal| refusal.words.as_str())
+    }
+
     /// The agent reports from a boot after the grant.
     fn agent_is_back(&self) -> bool {
         let boot = self.view.update().and_then(|update| update.status.boot_id.as_deref());
@@ -382,7 +390,10 @@ impl<'a> Moving<'_, 'a> {
 
     /// Ends the disruption: uncordons what we cordoned, frees the grant.
     fn end(&self, mut motion: Motion, outcome: DisruptionOutcome, goal: Goal, message: &str, says: String) -> Motion {
-        motion.steps.extend(self.uncordon());
+        // A node that works need not wait for its grant's end until our mark is off it.
+        let works = matches!(self.view.node.cordon, Cordon::Lifted { .. });
+        let (before, after) = if works { (None, self.uncordon()) } else { (self.uncordon(), None) };
+        motion.steps.extend(before);
         let action = Action::FreeGrant {
             node: self.name(),
             outcome,
@@ -393,6 +404,7 @@ impl<'a> Moving<'_, 'a> {
             message: message.to_owned(),
         };
         motion.steps.push(self.step(action, says));
+        motion.steps.extend(after);
         motion
     }
 

@@ -1,0 +1,236 @@
+//! Writes that failed: what the API server said, since when, and how long each rests before it is tried again. Whoever carries plans
+//! out keeps to these rules, the operator and the simulator alike.
+
+use crate::{Action, Plan};
+use bascule_api::{Duration, Time};
+use std::collections::BTreeMap;
+
+/// How long a write rests that failed once, in seconds; twice as long after each further time.
+const FIRST_REST: u64 = 1;
+/// The longest rest, in seconds.
+const LONGEST_REST: u64 = 60;
+/// How long a write fails before people are told: what passes by itself is no news.
+const TOLD_AFTER: Duration = Duration::from_secs(10);
+/// For how many seconds a write is remembered that no plan asks for any more. A plan is made at least once a minute.
+const FORGOTTEN_AFTER: i64 = 150;
+/// How much is kept of what the API server said, in characters.
+const WORDS: usize = 400;
+
+/// Which write: what an action does to an object. Hooks of one node or policy are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Write {
+    object: String,
+    action: &'static str,
+    hook: String,
+}
+
+impl Write {
+    /// The write of an action.
+    #[must_use]
+    pub fn of(action: &Action) -> Self {
+        let hook = action.hook();
+        let object: &str = match action {
+            Action::Remember { policy, .. } => policy,
+            Action::AcceptRollback { rollback, .. } => rollback,
+            Action::ForgetFreeze { freeze } => freeze,
+            _ => action.node().or(hook.map(|order| order.policy.as_str())).unwrap_or_default(),
+        };
+        Self {
+            object: object.to_owned(),
+            action: action.name(),
+            hook: hook.map_or_else(String::new, |order| order.stage.key(&order.hook)),
+        }
+    }
+}
+
+/// A write that has failed each time since a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Since when.
+    pub since: Time,
+    /// What the API server said last, or why it could not be asked: one line of at most 400 characters, never empty.
+    pub words: String,
+    /// How often it failed.
+    failed: u32,
+    /// When it was tried last.
+    tried: Time,
+    /// When a plan asked for it last.
+    asked: Time,
+}
+
+impl Refusal {
+    fn rests_until(&self) -> Time {
+        let doubled = FIRST_REST << self.failed.saturating_sub(1).min(6);
+        self.tried.after(Duration::from_secs(doubled.min(LONGEST_REST)))
+    }
+
+    /// Also where the clock was set back no write waits for longer than its rest.
+    fn rests(&self, now: Time) -> bool {
+        self.tried <= now && now < self.rests_until()
+    }
+
+    fn told_at(&self) -> Time {
+        self.since.after(TOLD_AFTER)
+    }
+}
+
+/// The writes that failed when they were tried last.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refusals(BTreeMap<Write, Refusal>);
+
+impl Refusals {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes note of an attempt: it succeeded, or `failed` for this reason. One that met another world than its plan expected is
+    /// neither.
+    pub fn note(&mut self, write: Write, failed: Option<&str>, now: Time) {
+        let Some(words) = failed else {
+            self.0.remove(&write);
+            return;
+        };
+        let first = || Refusal { since: now, words: String::new(), failed: 0, tried: now, asked: now };
+        let known = self.0.entry(write).or_insert_with(first);
+        known.failed = known.failed.saturating_add(1);
+        (known.tried, known.asked, known.words) = (now, now, in_one_line(words));
+    }
+
+    /// Takes note of what a plan asks for. What none has asked for a while is forgotten: should it be wanted again, it is another try.
+    pub fn asked(&mut self, plan: &Plan, now: Time) {
+        if self.0.is_empty() {
+            return;
+        }
+        for step in &plan.steps {
+            if let Some(known) = self.0.get_mut(&Write::of(&step.action)) {
+                known.asked = now;
+            }
+        }
+        self.0.retain(|_, known| now.seconds_since(known.asked) < FORGOTTEN_AFTER);
+    }
+
+    /// How the write of this action failed last, if it did.
+    #[must_use]
+    pub fn of(&self, action: &Action) -> Option<&Refusal> {
+        if self.0.is_empty() { None } else { self.0.get(&Write::of(action)) }
+    }
+
+    /// The same, where it has failed for so long that people are told.
+    #[must_use]
+    pub fn told(&self, action: &Action, now: Time) -> Option<&Refusal> {
+        self.of(action).filter(|refusal| now >= refusal.told_at())
+    }
+
+    /// When people are told of a write that they are not told of now.
+    #[must_use]
+    pub fn next_told(&self, now: Time) -> Option<Time> {
+        self.0.values().map(Refusal::told_at).filter(|at| *at > now).min()
+    }
+
+    /// Whether a write is to be left alone for now, since it has just failed.
+    #[must_use]
+    pub fn rests(&self, action: &Action, now: Time) -> bool {
+        self.of(action).is_some_and(|refusal| refusal.rests(now))
+    }
+
+    /// When the next of the writes that rest may be tried again.
+    #[must_use]
+    pub fn next_try(&self, now: Time) -> Option<Time> {
+        self.0.values().filter(|refusal| refusal.rests(now)).map(Refusal::rests_until).min()
+    }
+}
+
+fn in_one_line(words: &str) -> String {
+    let line = words.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.is_empty() { "no reason was given".to_owned() } else { line.chars().take(WORDS).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Expect, Step, plan::HookOrder, snapshot::HookStage};
+
+    fn at(second: i64) -> Time {
+        chrono::DateTime::from_timestamp(1_780_315_200 + second, 0).unwrap_or_default().into()
+    }
+
+    fn cordon(node: &str) -> Action {
+        Action::Cordon { node: node.to_owned(), mark: String::new() }
+    }
+
+    fn hook(hook: &str, node: &str) -> HookOrder {
+        HookOrder {
+            node: node.to_owned(),
+            policy: "workers".to_owned(),
+            grant: 1,
+            stage: HookStage::BeforeDrain,
+            hook: hook.to_owned(),
+            version: None,
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_rests_ever_longer_but_not_for_more_than_a_minute() {
+        let mut refusals = Refusals::default();
+        let mut tries = Vec::new();
+        for second in 0..400 {
+            if !refusals.rests(&cordon("a"), at(second)) {
+                tries.push(second);
+                refusals.note(Write::of(&cordon("a")), Some("denied"), at(second));
+                assert!(refusals.next_try(at(second)).is_some_and(|next| next > at(second)));
+            }
+        }
+        assert_eq!(tries, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]);
+        assert!(!refusals.rests(&cordon("b"), at(400)), "another node's");
+        assert!(!refusals.rests(&cordon("a"), at(-3_600)), "the clock was set back");
+        refusals.note(Write::of(&cordon("a")), None, at(401));
+        assert!(refusals.is_empty() && refusals.next_try(at(401)).is_none());
+    }
+
+    #[test]
+    fn people_are_told_of_what_lasts_since_when_it_began_and_in_the_last_words() {
+        let mut refusals = Refusals::default();
+        refusals.note(Write::of(&cordon("a")), Some("first"), at(0));
+        assert_eq!((refusals.told(&cordon("a"), at(9)), refusals.next_told(at(9))), (None, Some(at(10))));
+        refusals.note(Write::of(&cordon("a")), Some(&format!("denied:\n  {}", "x".repeat(1_000))), at(9));
+        let told = refusals.told(&cordon("a"), at(10)).unwrap();
+        assert_eq!((told.since, told.words.chars().count()), (at(0), WORDS));
+        assert!(told.words.starts_with("denied: x"), "{}", told.words);
+        assert_eq!(refusals.next_told(at(10)), None);
+        refusals.note(Write::of(&cordon("b")), Some(" "), at(10));
+        assert_eq!(refusals.of(&cordon("b")).unwrap().words, "no reason was given");
+    }
+
+    #[test]
+    fn what_no_plan_asks_for_any_more_is_forgotten() {
+        let mut refusals = Refusals::default();
+        for node in ["a", "b"] {
+            refusals.note(Write::of(&cordon(node)), Some("denied"), at(0));
+        }
+        let step = Step { action: cordon("a"), expect: Expect::default(), cause: None, says: String::new() };
+        let plan = Plan { steps: vec![step], ..Plan::default() };
+        refusals.asked(&plan, at(100));
+        refusals.asked(&plan, at(200));
+        assert!(refusals.of(&cordon("a")).is_some() && refusals.of(&cordon("b")).is_none());
+    }
+
+    #[test]
+    fn hooks_and_nodes_and_policies_are_told_apart() {
+        let writes = [
+            Action::RunHook(hook("one", "a")),
+            Action::RunHook(hook("two", "a")),
+            Action::RunHook(hook("one", "b")),
+            Action::RunRolloutHook(hook("one", "")),
+            Action::KeepRolloutHook(hook("one", "")),
+            Action::Remember { policy: "workers".to_owned(), changes: Vec::new() },
+            Action::Remember { policy: "a".to_owned(), changes: Vec::new() },
+            cordon("a"),
+        ];
+        let mut all: Vec<_> = writes.iter().map(Write::of).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), writes.len(), "{all:?}");
+    }
+}
