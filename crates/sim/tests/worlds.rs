@@ -90,6 +90,14 @@ fn an_operator_that_tells_again_whoever_comes_back_is_noticed() {
 }
 
 #[test]
+fn an_operator_that_tries_again_at_once_what_was_refused_is_noticed() {
+    let failure = first_failure(MUTANT_WORLDS, Options { impatient: true, ..Options::default() });
+    let failure = failure.expect("writes were refused again and again, and nobody noticed");
+    let told = |broken: &Broken| matches!(broken, Broken::World(0, what) if what.contains("times in a minute"));
+    assert!(failure.broken.iter().any(told), "{failure}");
+}
+
+#[test]
 fn planning_on_from_the_last_plan_gives_what_planning_anew_gives() {
     let options = Options { compare: true, ..Options::default() };
     if let Some(failure) = first_failure(seeds(COMPARED_WORLDS), options) {
@@ -151,7 +159,7 @@ fn is_judged(judge: Judge, options: Options) {
 }
 
 /// Planners that do wrong, each with the judge of what they do wrong.
-const JUDGED: [(Mutant, Judge); 11] = [
+const JUDGED: [(Mutant, Judge); 12] = [
     (Mutant::BootsUnderPods, Judge::Drains),
     (Mutant::BootsUnderPods, Judge::Applications),
     (Mutant::BlindToDomains, Judge::Budgets),
@@ -163,6 +171,7 @@ const JUDGED: [(Mutant, Judge); 11] = [
     (Mutant::Stalls(WaitReason::Wave), Judge::Rest),
     (Mutant::Stalls(WaitReason::MaintenanceWindow), Judge::Rest),
     (Mutant::Stalls(WaitReason::Halted), Judge::Rest),
+    (Mutant::Stalls(WaitReason::WriteRefused), Judge::Rest),
 ];
 
 #[test]

@@ -237,7 +237,8 @@ impl Round<'_> {
             cause: None,
             says: String::new(),
         });
-        let wait = Wait::new(WaitReason::AgentNotReporting, "the NodeUpdate is created; the agent reports into it");
+        let wait =
+            Wait::new(WaitReason::AgentNotReporting, "the NodeUpdate is being created; the agent reports into it");
         self.draft.say(index, Said::new(RolloutState::Unknown, wait));
     }
 }

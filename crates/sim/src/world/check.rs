@@ -1,7 +1,7 @@
 //! The invariants, checked on the world itself.
 
-use super::{Judge, World, faults::carries, pods::RETURNS};
-use bascule_api::{IntOrPercent, Time, WaitReason, conditions::reason};
+use super::{Judge, World, faults::carries, pods::RETURNS, refusing::Written};
+use bascule_api::{Duration, Goal, IntOrPercent, Time, WaitReason, conditions::reason};
 use bascule_planner::{
     Action, Report, ValidPolicy, Violation,
     plan::{DrainMode, MemoryChange},
@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 /// For how many rounds a trial may be without anybody who carries on with it: the operator dies now and then.
 const ORPHANED: u32 = 8;
+/// For how many rounds a node may hold its grant beyond its time: what fails is told after ten seconds.
+const OVERDUE: u32 = 4;
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,6 +212,11 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     broken.extend(cluster_gates(world));
     broken.extend(broken_before(world));
     broken.extend(rollouts_left_open(world));
+    broken.extend(world.refusing.hurried(world.snapshot.now));
+    for (name, rounds) in world.overdue.iter().filter(|(_, rounds)| **rounds > OVERDUE) {
+        let what = format!("{name} has not been cordoned in its time, and has held its grant for {rounds} rounds more");
+        broken.push(Broken::World(0, what));
+    }
     for (name, rounds) in world.orphans.iter().filter(|(_, rounds)| **rounds > ORPHANED) {
         broken.push(Broken::World(9, format!("nobody has carried on with the trial of {name} for {rounds} rounds")));
     }
@@ -263,11 +270,35 @@ pub(super) fn orphans(world: &World) -> std::collections::BTreeMap<String, u32> 
         };
         let offered = machine.running().is_some_and(|version| policy.offer.release(version).is_some());
         let alone = node.live_update().is_none_or(|update| update.spec.disruption.is_none());
-        all_valid && offered && alone && !node.deleting
+        all_valid && offered && alone && !node.deleting && !world.refuses(Written::NodeUpdate, &node.name)
     });
     orphaned
         .map(|node| (node.name.to_string(), world.orphans.get(&*node.name).map_or(1, |rounds| rounds + 1)))
         .collect()
+}
+
+/// Nodes that hold their grant though they are not cordoned and their drain should have begun, and for how many rounds that an operator
+/// lived through which had lived through the one before.
+pub(super) fn overdue(world: &World) -> BTreeMap<String, u32> {
+    let more = u32::from(world.lived > 1);
+    let late = world.snapshot.nodes.iter().filter(|node| {
+        let update = node.live_update().filter(|update| matches!(update.spec.goal, Goal::Idle | Goal::Staged));
+        let Some(update) = update.filter(|update| update.status.trial.is_none()) else { return false };
+        let Some(disruption) = &update.spec.disruption else { return false };
+        let policy = world.snapshot.policies.iter().find(|policy| policy.name == update.spec.policy);
+        let Some(Ok(valid)) = policy.map(|policy| &policy.spec) else { return false };
+        let hooks: u64 = valid.spec.hooks.before_drain.iter().map(|hook| hook.timeout.as_secs()).sum();
+        let drain = &valid.spec.drain;
+        let begins = drain.load_balancer_delay.as_secs() + drain.timeout.as_secs().max(60);
+        let by = disruption.granted_at.after(Duration::from_secs(2 * hooks + begins));
+        let free = disruption.drained_at.is_none() && !node.cordon.is_cordoned() && !node.deleting;
+        free && world.snapshot.now >= by && !world.refuses(Written::NodeUpdate, &node.name)
+    });
+    late.map(|node| {
+        let known = world.overdue.get(&*node.name).copied().unwrap_or_default();
+        (node.name.to_string(), known + more)
+    })
+    .collect()
 }
 
 /// A trial that ended because a gate said no of the cluster.

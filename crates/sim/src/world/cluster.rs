@@ -3,6 +3,7 @@
 use super::{
     Fate, Machine, World, build,
     pods::{App, Drains, Kind},
+    refusing::Refusing,
 };
 use bascule_api::{IntOrPercent, Severity};
 use bascule_planner::{GateSet, Snapshot, snapshot::EtcdMember};
@@ -65,6 +66,7 @@ impl World {
         world.history = Some(super::history::History::default());
         world.gates = gates;
         world.peace = false;
+        world.refusing = Refusing::of_seed(seed);
         world.workload.healthy = true;
         world.workload.drains = drains;
         for version in ["1.1", "1.2", "1.3", "1.4"] {

@@ -514,6 +514,7 @@ impl World {
         self.find_lost();
         self.old_view = None;
         self.begins = false;
+        self.refusing.mend();
         for machine in self.machines.values_mut() {
             machine.silent = false;
             machine.dies = false;

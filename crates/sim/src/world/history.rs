@@ -10,7 +10,7 @@ use bascule_api::Time;
 use bascule_planner::{
     Action, Plan, Report, Snapshot, Wait,
     plan::DrainOrder,
-    snapshot::{Node, PolicyFacts},
+    snapshot::{Node, PolicyFacts, Write},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -33,6 +33,8 @@ pub(super) enum Event {
     Plan(Box<Planned>),
     /// A step of one was carried out.
     Act(Box<Act>),
+    /// The API server did not take a write.
+    Refused(Write),
     /// A machine did something.
     Deed { node: Arc<str>, uid: String, deed: Deed },
     /// The API server shows another word of a kubelet, or none for too long.
@@ -227,6 +229,13 @@ impl World {
         let node = action.node().and_then(|name| self.snapshot.nodes.iter().find(|node| *node.name == *name));
         let uid = node.map_or_else(String::new, |node| node.uid.clone());
         history.events.push((now, Event::Act(Box::new(Act { plan, uid, action: action.clone() }))));
+    }
+
+    /// Writes down that the API server did not take a write.
+    pub(super) fn note_refusal(&mut self, write: &Write) {
+        let now = self.snapshot.now;
+        let Some(history) = &mut self.history else { return };
+        history.events.push((now, Event::Refused(write.clone())));
     }
 
     /// Writes down what machines did, and what is seen of their kubelets since.

@@ -15,6 +15,7 @@ mod machine;
 mod mutants;
 mod overlap;
 mod pods;
+mod refusing;
 pub mod scenario;
 mod twin;
 mod workload;
@@ -35,6 +36,7 @@ pub use machine::{Fate, Machine};
 pub use mutants::Mutant;
 pub use overlap::Meanwhile;
 pub use pods::Drains;
+pub use refusing::Written;
 
 /// How a world is run.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,8 @@ pub struct Options {
     pub mutant: Option<Mutant>,
     /// Whose word counts; everybody's, unless a test proves that this judge needs no other.
     pub judge: Option<Judge>,
+    /// Whether what was refused is tried again at once: a mutant.
+    pub impatient: bool,
 }
 
 impl Default for Options {
@@ -65,6 +69,7 @@ impl Default for Options {
             overlap: None,
             mutant: None,
             judge: None,
+            impatient: false,
         }
     }
 }
@@ -116,6 +121,12 @@ pub struct World {
     told: BTreeMap<String, Time>,
     /// How many failures each policy takes for too many, by what it said when it could be used last.
     thresholds: BTreeMap<String, u32>,
+    refusing: refusing::Refusing,
+    impatient: bool,
+    /// How many rounds the operator has lived through.
+    lived: u32,
+    /// For how many of these rounds nodes have held their grant beyond the time in which their drain has to begin.
+    overdue: BTreeMap<String, u32>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
@@ -153,6 +164,7 @@ pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     world.twin = options.compare.then(twin::Twin::default);
     world.overlap = options.overlap;
     (world.mutant, world.judge) = (options.mutant, options.judge);
+    world.impatient = options.impatient;
     for _ in 0..options.rounds {
         world.round()?;
     }
@@ -189,6 +201,10 @@ impl World {
             shaken: BTreeMap::new(),
             told: BTreeMap::new(),
             thresholds: BTreeMap::new(),
+            refusing: refusing::Refusing::default(),
+            impatient: false,
+            lived: 0,
+            overdue: BTreeMap::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
@@ -223,12 +239,19 @@ impl World {
         self.pass(seconds);
         if !self.peace {
             self.misfortune();
+            self.break_writes();
         }
         match self.overlap {
             Some(meanwhile) => self.operate_overlapping(meanwhile)?,
-            None => self.operate()?,
+            None => {
+                self.operate(true)?;
+                for _ in 0..self.plans_at_once() {
+                    self.operate(false)?;
+                }
+            }
         }
         self.orphans = check::orphans(self);
+        self.overdue = check::overdue(self);
         self.unproven.extend(check::unproven(self));
         for (node, at) in check::told(self) {
             let last = self.told.entry(node).or_insert(at);
@@ -253,9 +276,11 @@ impl World {
         self.answer_gates();
     }
 
-    /// The operator plans and carries out a part of the plan; it may be killed between any two actions.
-    fn operate(&mut self) -> Result<(), Box<Failure>> {
-        let stale = !self.peace && self.chance(15);
+    /// The operator plans and carries out a part of the plan; it may be killed between any two actions. Of several plans at one moment
+    /// only the first is of `chance`.
+    fn operate(&mut self, chance: bool) -> Result<(), Box<Failure>> {
+        let chance = chance && !self.peace;
+        let stale = chance && self.chance(15);
         let mut view = if stale { self.old_view() } else { self.view() };
         if std::mem::take(&mut self.begins) {
             self.tell("operator  begins, and has read no repository yet, nor asked for its rights");
@@ -278,30 +303,35 @@ impl World {
             }
         }
         let number = self.note_plan(view, &plan, &report);
-        let survives = self.peace || !self.chance(25);
+        let survives = !(chance && self.chance(25));
         let lives = if survives { plan.steps.len() } else { self.up_to(plan.steps.len()) };
-        let mut refused: Vec<String> = Vec::new();
+        let mut refused = self.resting(&plan);
         for step in plan.steps.iter().take(lives) {
             let node = step.action.node().unwrap_or_default().to_owned();
-            if !node.is_empty() && refused.contains(&node) {
+            let waits = if node.is_empty() { self.rests(step) } else { refused.contains(&node) };
+            if waits {
                 continue;
             }
-            let done = model::apply(&mut self.snapshot, step, &report);
+            let done = self.carry_out(step, &report);
             self.tell(&format!("operator  {} {node} {} {}", step.action.name(), step.says, shown(&done)));
-            if done == model::Done::Applied {
+            if done == Ok(model::Done::Applied) {
                 self.note_act(number, &step.action);
                 broken.extend(check::step(self, &step.action));
             } else {
-                refused.push(node);
+                refused.insert(node);
             }
         }
+        self.note_asked(&plan);
         if lives == plan.steps.len() && survives {
+            self.lived += u32::from(chance || self.peace);
             if !stale {
                 model::write_statuses(&mut self.snapshot, &report);
             }
             self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
         } else {
             self.tell("operator  is killed");
+            self.lived = 0;
+            self.forget_refusals();
             self.workload.forget();
             self.begins = self.chance(30);
             if self.chance(30) {
@@ -346,6 +376,7 @@ impl World {
         old.freezes.clone_from(&self.snapshot.freezes);
         old.rollbacks.clone_from(&self.snapshot.rollbacks);
         old.hooks.clone_from(&self.snapshot.hooks);
+        old.refused.clone_from(&self.snapshot.refused);
         old.gates.clone_from(&self.snapshot.gates);
         old.budgets = std::sync::Arc::clone(&self.snapshot.budgets);
         old.nodes.retain(|node| self.snapshot.nodes.iter().any(|now| now.name == node.name && now.uid == node.uid));
@@ -451,10 +482,11 @@ fn ask_for_rights(seen: &mut Snapshot) {
     }
 }
 
-fn shown(done: &model::Done) -> String {
+fn shown(done: &Result<model::Done, String>) -> String {
     match done {
-        model::Done::Applied => String::new(),
-        model::Done::Refused(mismatch) => format!("[refused: {mismatch}]"),
-        model::Done::Gone => "[gone]".to_owned(),
+        Ok(model::Done::Applied) => String::new(),
+        Ok(model::Done::Refused(mismatch)) => format!("[refused: {mismatch}]"),
+        Ok(model::Done::Gone) => "[gone]".to_owned(),
+        Err(words) => format!("[not taken: {words}]"),
     }
 }

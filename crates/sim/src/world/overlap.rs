@@ -80,7 +80,7 @@ impl World {
         let (first, report, number) = self.planned(&mut broken);
         let in_the_middle = self.in_the_middle();
         let mut under_way: Vec<Writes> = Vec::new();
-        for writes in by_node(&first, number) {
+        for writes in self.begun(&first, number) {
             if self.chance(late) {
                 under_way.push(writes);
             } else {
@@ -104,7 +104,8 @@ impl World {
             });
             goes_on || !written.contains(&*order.node) || meanwhile == Meanwhile::Drains
         });
-        let begun: Vec<Writes> = by_node(&second, number)
+        let begun: Vec<Writes> = self
+            .begun(&second, number)
             .into_iter()
             .filter(|writes| !under_way.iter().any(|other| node_of(other) == node_of(writes)))
             .filter(|writes| !(granting && grants(writes)))
@@ -130,7 +131,16 @@ impl World {
         model::write_statuses(&mut self.snapshot, &report);
         self.workload.orders = drains;
         self.workload.questions = second.questions;
+        self.lived += 1;
         broken
+    }
+
+    /// What of a plan may be begun: nodes that a write of which has just failed are left alone.
+    fn begun(&self, plan: &Plan, number: usize) -> Vec<Writes> {
+        let resting = self.resting(plan);
+        let mut all = by_node(plan, number);
+        all.retain(|writes| !node_of(writes).is_some_and(|node| resting.contains(node)));
+        all
     }
 
     /// The nodes of which can be seen that they are in the middle of a disruption, whether or not it stands in their NodeUpdate.
@@ -149,22 +159,26 @@ impl World {
         broken.extend(lint(&self.snapshot, &plan, &report).into_iter().map(Broken::Lint));
         let number = self.note_plan(self.view(), &plan, &report);
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
-            let done = model::apply(&mut self.snapshot, step, &report);
+            if self.rests(step) {
+                continue;
+            }
+            let done = self.carry_out(step, &report);
             self.tell(&format!("operator  {} {}", step.action.name(), shown(&done)));
-            if done == model::Done::Applied {
+            if done == Ok(model::Done::Applied) {
                 broken.extend(check::remembered(self, &step.action));
                 self.note_act(number, &step.action);
             }
         }
+        self.note_asked(&plan);
         (plan, report, number)
     }
 
     fn write(&mut self, writes: &Writes, report: &Report, broken: &mut Vec<Broken>) {
         for step in &writes.steps {
-            let done = model::apply(&mut self.snapshot, step, report);
+            let done = self.carry_out(step, report);
             let node = step.action.node().unwrap_or_default();
             self.tell(&format!("operator  {} {node} {} {}", step.action.name(), step.says, shown(&done)));
-            if done != model::Done::Applied {
+            if done != Ok(model::Done::Applied) {
                 return;
             }
             self.note_act(writes.plan, &step.action);

@@ -214,26 +214,29 @@ impl World {
             return Err(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
         }
         let number = self.note_plan(view, &plan, &report);
-        let mut refused: Vec<&str> = Vec::new();
+        let mut refused = self.resting(&plan);
         for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
             let node = step.action.node().unwrap_or_default();
-            if !node.is_empty() && refused.contains(&node) {
+            let waits = if node.is_empty() { self.rests(step) } else { refused.contains(node) };
+            if waits {
                 continue;
             }
-            let done = model::apply(&mut self.snapshot, step, &report);
-            if done == model::Done::Applied {
+            let done = self.carry_out(step, &report);
+            if done == Ok(model::Done::Applied) {
                 self.note_act(number, &step.action);
             } else {
-                refused.push(node);
+                refused.insert(node.to_owned());
             }
             let line = format!("{} {node} {} {}", step.action.name(), step.says, super::shown(&done));
             self.tell(line.split_whitespace().collect::<Vec<_>>().join(" ").as_str());
         }
+        self.note_asked(&plan);
         if steps.is_none() {
             model::write_statuses(&mut self.snapshot, &report);
             self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
         } else {
             self.tell("the operator dies");
+            self.forget_refusals();
             self.workload.forget();
         }
         self.workload.questions = plan.questions;

@@ -6,6 +6,7 @@ mod maintenances;
 mod members;
 mod newcomers;
 mod people;
+mod refused;
 mod trials;
 mod unreadable;
 mod verdicts;

@@ -8,7 +8,7 @@ use bascule_api::{DisruptionOutcome, Time, Version, conditions::reason};
 use bascule_planner::{
     Action,
     plan::MemoryChange,
-    snapshot::{Cordon, Node},
+    snapshot::{Cordon, Node, Write},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,6 +71,8 @@ pub(super) struct Past<'h> {
     blocked: BTreeSet<(&'h str, &'h Version)>,
     /// Nodes whose disruption was given up for a reason that is waited after.
     gave_up: BTreeSet<&'h str>,
+    /// Writes that the API server did not take when they were tried last.
+    refused: BTreeSet<&'h Write>,
     /// How many plans there were when nothing happened any more.
     quiet: usize,
 }
@@ -130,6 +132,11 @@ impl<'h> Past<'h> {
         self.gave_up.contains(node)
     }
 
+    /// Whether the API server did not take the write of an action when it was tried last.
+    pub(super) fn refused(&self, action: &Action) -> bool {
+        !self.refused.is_empty() && self.refused.contains(&Write::of(action))
+    }
+
     /// Goes on to the next event.
     pub(super) fn take(&mut self, at: Time, event: &'h Event) {
         match event {
@@ -146,7 +153,15 @@ impl<'h> Past<'h> {
                     self.cordons.insert(&node.uid, held);
                 }
             }
-            Event::Act(act) => self.act(act),
+            Event::Act(act) => {
+                if !self.refused.is_empty() {
+                    self.refused.remove(&Write::of(&act.action));
+                }
+                self.act(act);
+            }
+            Event::Refused(write) => {
+                self.refused.insert(write);
+            }
             Event::Deed { node, deed: Deed::Boots(version), .. } => {
                 self.tried.insert((&**node, version));
             }

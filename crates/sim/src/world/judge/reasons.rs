@@ -271,6 +271,9 @@ impl<'a> Told<'a> {
                 let away = !node.ready.ready && grant.is_some_and(|grant| grant.boot_id == node.boot_id);
                 (away, "it was not told to reboot, or came back")
             }
+            WaitReason::WriteRefused => {
+                (self.wants(|step| self.past.refused(step)), "nothing that is to be written for it was refused")
+            }
         }
     }
 

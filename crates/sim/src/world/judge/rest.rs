@@ -1,6 +1,6 @@
 //! Invariant 9: nobody waits for ever. Once nothing happens any more, whoever waits for a window was seen in an open one with a reason
-//! that is no window's; whoever waits for a wave has another node before it that a person has to look after; and whoever is halted waits
-//! for a newer release than one that failed.
+//! that is no window's, nor that its writes are refused; whoever waits for a wave has another node before it that a person has to look
+//! after; and whoever is halted waits for a newer release than one that failed.
 
 use super::{
     facts::{members, policy_of},
@@ -71,11 +71,16 @@ fn in_window(open: &Planned, policy: &PolicyFacts) -> Vec<String> {
         let (name, now) = (&node.name, open.view.facts.now);
         if said.reason == WaitReason::MaintenanceWindow {
             broken.push(format!("{name} waits for a maintenance window for ever, and one was open at {now}"));
-        } else if !lasts(said.reason) && said.until.is_none() {
+        } else if !lasts(said.reason) && !ends(said) {
             broken.push(format!("{name} waits with {} for ever, in the window at {now} too", said.reason));
         }
     }
     broken
+}
+
+/// Whether what is said ends by itself. What is refused does not: its end is that of what the node would wait for without it.
+fn ends(said: &Wait) -> bool {
+    said.until.is_some() && said.reason != WaitReason::WriteRefused
 }
 
 /// Waves and halts, by what was said in a plan that no window held back.
