@@ -156,6 +156,7 @@ fn plan(facts: &bascule_operator::gather::World, now: bascule_api::Time) -> (Arc
         ceiling: None,
         operator_node: None,
         own_pod: None,
+        refused: Default::default(),
     };
     let snapshot = Assembler::default().assemble(facts, outside);
     let (_, report) = Planner::default().plan(&snapshot);

@@ -31,9 +31,9 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The pause after steps that failed, doubling up to [`LONGEST_PAUSE`].
+/// The pause after a new leader's reading that failed, doubling up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
-/// The longest pause after steps that failed.
+/// The longest of these pauses.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How long the API server may be silent about a request; watches have a deadline of their own (kube-runtime).
 const ANSWER: Duration = Duration::from_secs(30);

@@ -62,6 +62,19 @@ impl ApplyError {
         }
     }
 
+    /// What people are told: the API server's own words, where it said some.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Refused { source, .. } | Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+                error => crate::one_line(error),
+            },
+            Self::Hook { reason, .. } => reason.clone(),
+            _ => crate::one_line(self),
+        }
+    }
+
     /// The only label in metrics.
     #[must_use]
     pub const fn category(&self) -> &'static str {
@@ -100,5 +113,20 @@ mod tests {
             let error = ApplyError::of("Node n1", kube::Error::Api(Box::new(status)));
             assert_eq!((error.category(), error.is_stale()), (category, stale), "{code}");
         }
+    }
+
+    #[test]
+    fn people_read_what_the_api_server_says_and_nothing_around_it() {
+        let said = "admission webhook \"cordons.example.com\" denied the request: not before the audit";
+        let answer = |status: serde_json::Value| -> kube::Error {
+            kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+        };
+        for code in [403, 500] {
+            let error = answer(serde_json::json!({"code": code, "reason": "Forbidden", "message": said}));
+            assert_eq!(ApplyError::of("Node n1", error).words(), said);
+        }
+        let silent = ApplyError::of("Node n1", answer(serde_json::json!({"code": 403, "reason": "Forbidden"})));
+        assert!(!silent.words().is_empty());
+        assert!(ApplyError::TooSlow { action: "Cordon" }.words().contains("did not answer Cordon in time"));
     }
 }

@@ -2,6 +2,7 @@
 //! object, the write carries that object's resourceVersion, and on a mismatch the node's remaining steps are dropped.
 
 mod announce;
+mod attempt;
 mod error;
 mod forget;
 mod node;
@@ -11,13 +12,14 @@ mod statuses;
 mod turn;
 mod under_way;
 
+pub use attempt::{Attempt, Written};
 pub use error::ApplyError;
 pub use orders_first::OrdersFirst;
-pub use turn::{Called, Turn};
+pub use turn::{Called, Turn, departs};
 pub use under_way::UnderWay;
 
 use crate::{
-    events::{About, Events, Notice},
+    events::Events,
     gather::{Key, NodeFact, UpdateFact, World, node_now},
     hooks,
     metrics::Metrics,
@@ -25,9 +27,9 @@ use crate::{
 };
 use bascule_api::UpdatePolicyStatus;
 use bascule_planner::{
-    Action, Plan, Report, Step,
+    Action, Plan, Report, Snapshot, Step,
     plan::{HookOrder, Taint},
-    snapshot::HookStage,
+    snapshot::{HookStage, Write},
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -66,7 +68,7 @@ pub struct Carried {
     pub done: usize,
     /// Steps that met another world than expected; a new plan is due.
     pub stale: usize,
-    /// Steps that failed; a new plan is due after a pause.
+    /// Steps that failed, and rest.
     pub failed: usize,
 }
 
@@ -92,13 +94,20 @@ impl Writer {
         Self { notifier, ..self }
     }
 
-    /// Remembers what a plan remembers, and begins the writes to as many nodes as may be written to at once. Says how many
-    /// steps were not begun; when others end they have their turn, by a newer plan.
-    pub async fn carry_out(&self, plan: &Plan, report: &Report, turn: &mut Turn, under_way: &mut UnderWay) -> usize {
+    /// Remembers what a plan of these facts remembers, and begins the writes to as many nodes as may be written to at once, those that
+    /// rest left alone. Says how many steps were not begun; when others end they have their turn, by a newer plan.
+    pub async fn carry_out(
+        &self,
+        snapshot: &Snapshot,
+        (plan, report): (&Plan, &Report),
+        turn: &mut Turn,
+        under_way: &mut UnderWay,
+    ) -> usize {
+        let rests = |step: &Step| snapshot.refused.rests(&step.action, snapshot.now);
         let mut later = HashSet::new();
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
             let Some(policy) = self.remembers_for(&step.action) else { continue };
-            if under_way.remembers(&policy) {
+            if under_way.remembers(&policy) || rests(step) {
                 later.insert(policy); // the next plan sees what becomes of the one before
                 continue;
             }
@@ -122,7 +131,7 @@ impl Writer {
                 Action::KeepRolloutHook(order) => (order, format!("{}/hooks/{}", order.policy, order.hook)),
                 _ => continue,
             };
-            if unremembered.contains(&order.policy) || under_way.remembers(&key) {
+            if unremembered.contains(&order.policy) || under_way.remembers(&key) || rests(step) {
                 continue;
             }
             let (writer, step, due_since) = (self.clone(), step.clone(), turn.due_since(step));
@@ -131,11 +140,6 @@ impl Writer {
                     Ok(result) => result,
                     Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
                 };
-                if let (Action::RunRolloutHook(order) | Action::KeepRolloutHook(order), Err(error)) =
-                    (&step.action, &result)
-                {
-                    writer.complain(order, error);
-                }
                 writer.note(&step, &result, due_since)
             });
         }
@@ -155,6 +159,8 @@ impl Writer {
                 by_node.entry(node).or_default().push(step);
             }
         }
+        // The steps of a node wait for each other.
+        by_node.retain(|_, steps| !steps.iter().any(|step| rests(step)));
         let (chosen, left) = under_way.choose(turn.order(by_node));
         for (node, steps) in chosen {
             turn.tried(&steps, Instant::now());
@@ -166,45 +172,45 @@ impl Writer {
     }
 
     /// Does the steps of one node, until one does not succeed.
-    async fn one_node(&self, steps: Vec<(Step, Option<Instant>)>) -> Carried {
-        let mut carried = Carried::default();
+    async fn one_node(&self, steps: Vec<(Step, Option<Instant>)>) -> Written {
+        let mut written = Written::default();
         for (step, due_since) in steps {
             let result = match tokio::time::timeout(SLOW, self.step(&step)).await {
                 Ok(result) => result,
                 Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
             };
-            carried.add(self.note(&step, &result, due_since));
+            written.add(self.note(&step, &result, due_since));
             if result.is_err() {
                 break;
             }
         }
-        carried
+        written
     }
 
     /// Counts and logs.
-    fn note(&self, step: &Step, result: &Result<(), ApplyError>, due_since: Option<Instant>) -> Carried {
+    fn note(&self, step: &Step, result: &Result<(), ApplyError>, due_since: Option<Instant>) -> Written {
         let action = step.action.name();
-        match result {
+        let (carried, failed) = match result {
             Ok(()) => {
                 self.metrics.acted(action, "done");
                 if let Some(since) = due_since {
                     self.metrics.reacted(action, since.elapsed());
                 }
                 self.announce(step);
-                Carried { done: 1, ..Carried::default() }
+                (Carried { done: 1, ..Carried::default() }, None)
             }
             Err(error) => {
                 self.metrics.acted(action, error.category());
                 let node = step.action.node().unwrap_or_default();
                 if error.is_stale() {
                     tracing::debug!(action, node, error = crate::one_line(error), "planning anew");
-                    Carried { stale: 1, ..Carried::default() }
-                } else {
-                    tracing::warn!(action, node, error = crate::one_line(error), "a step failed and is planned anew");
-                    Carried { failed: 1, ..Carried::default() }
+                    return Written { carried: Carried { stale: 1, ..Carried::default() }, ..Written::default() };
                 }
+                tracing::warn!(action, node, error = crate::one_line(error), "a step failed and is planned anew");
+                (Carried { failed: 1, ..Carried::default() }, Some(error.words()))
             }
-        }
+        };
+        Written { carried, attempts: vec![Attempt { write: Write::of(&step.action), failed }] }
     }
 
     /// The policy whose nodes wait until this is written.
@@ -294,24 +300,6 @@ impl Writer {
             return Ok(());
         }
         Err(ApplyError::Conflict(format!("what runs on Node {node}")))
-    }
-
-    /// Tells of a hook around a rollout whose Job can't be made: no node can say why it waits.
-    fn complain(&self, order: &HookOrder, error: &ApplyError) {
-        let why = match error {
-            ApplyError::Refused { source, .. } => hooks::why(source),
-            ApplyError::Hook { reason, .. } => reason.clone(),
-            _ => return,
-        };
-        let Some(policy) = self.world.policies.get(&Key::cluster(&order.policy)) else { return };
-        self.events.tell(Notice {
-            about: About::own("UpdatePolicy", &policy.name, &policy.uid),
-            warning: true,
-            reason: "MaintenanceHookFailed",
-            action: "RunRolloutHook",
-            note: format!("hook {} can't be run, and is tried again: {why}", order.hook),
-            related: None,
-        });
     }
 
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {

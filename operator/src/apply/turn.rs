@@ -9,7 +9,7 @@
 //! line, and a few are called at a time: a hundred grants at once would be followed by a hundred cordons, reports of agents
 //! and events, and each would wait for all. What is called and does not succeed makes room after a while.
 
-use bascule_planner::{Action, Plan, Step, plan::Taint};
+use bascule_planner::{Action, Plan, Snapshot, Step, plan::Taint};
 use std::{
     collections::{BTreeMap, HashMap},
     time::{Duration, Instant},
@@ -34,7 +34,6 @@ type Key = (String, &'static str);
 pub struct Turn {
     due: HashMap<Key, Due>,
     in_line: usize,
-    departing: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +104,15 @@ fn line(action: &Action) -> Option<Line> {
     }
 }
 
+/// Whether nodes are to go out of service by this plan of these facts. Those whose writes rest are not about to.
+#[must_use]
+pub fn departs(plan: &Plan, snapshot: &Snapshot) -> bool {
+    let goes = |step: &Step| {
+        urgency(&step.action) == Urgency::Departure && !snapshot.refused.rests(&step.action, snapshot.now)
+    };
+    plan.steps.iter().any(goes)
+}
+
 fn key(step: &Step) -> Key {
     // The two taints of one node are two steps, and only one of them stands in line.
     let kind = match &step.action {
@@ -140,7 +148,6 @@ impl Turn {
                 }
             }
         }
-        self.departing = plan.steps.iter().any(|step| urgency(&step.action) == Urgency::Departure);
         self.in_line = 0;
         let mut all = Vec::new();
         for (line, (under_way, mut waiting)) in lines {
@@ -178,12 +185,6 @@ impl Turn {
     #[must_use]
     pub const fn in_line(&self) -> usize {
         self.in_line
-    }
-
-    /// Whether nodes are to go out of service by this plan.
-    #[must_use]
-    pub const fn departing(&self) -> bool {
-        self.departing
     }
 
     /// The nodes in the order in which they are served.
@@ -280,6 +281,22 @@ mod tests {
         turn.planned(&Plan { steps: all.clone(), ..Plan::default() }, now + Duration::from_secs(1));
         let steps: Vec<_> = all.iter().collect();
         assert_eq!(order(&turn, &steps), ["c", "d", "b", "a", "n001"]);
+    }
+
+    #[test]
+    fn a_node_that_can_not_be_cordoned_holds_up_nobody() {
+        use bascule_planner::snapshot::Write;
+        let cordon = step(Action::Cordon { node: "b".to_owned(), mark: String::new() });
+        let mut snapshot = Snapshot::default();
+        let plan = Plan { steps: vec![cordon.clone()], ..Plan::default() };
+        assert!(departs(&plan, &snapshot));
+        snapshot.refused.note(Write::of(&cordon.action), Some("denied"), snapshot.now);
+        assert!(!departs(&plan, &snapshot), "not before it is tried again");
+        let more = Plan {
+            steps: [plan.steps, vec![step(Action::BeginDrain { node: "c".to_owned(), at: snapshot.now })]].concat(),
+            ..Plan::default()
+        };
+        assert!(departs(&more, &snapshot));
     }
 
     #[test]

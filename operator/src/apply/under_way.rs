@@ -2,7 +2,7 @@
 //! up every other node. A node has one writer at a time, and grants of one plan at most are under way: the next plan counts
 //! a grant only when it is written.
 
-use super::{Carried, forget::Forgetting};
+use super::{Carried, Written, forget::Forgetting};
 use bascule_planner::{Action, Step};
 use std::{
     collections::{HashMap, HashSet},
@@ -17,13 +17,13 @@ const AT_ONCE: usize = 32;
 /// The writes under way. Dropping it gives them up.
 #[derive(Debug, Default)]
 pub struct UnderWay {
-    tasks: JoinSet<Carried>,
+    tasks: JoinSet<Written>,
     nodes: HashMap<Id, Node>,
     /// What policies remember. Their nodes wait for it.
-    memories: JoinSet<Carried>,
+    memories: JoinSet<Written>,
     remembering: HashMap<Id, String>,
     /// What ended since it was asked for.
-    ended: Carried,
+    ended: Written,
     forgetting: Forgetting,
 }
 
@@ -78,7 +78,7 @@ impl UnderWay {
         &mut self,
         node: &str,
         steps: &[&Step],
-        writes: impl Future<Output = Carried> + Send + 'static,
+        writes: impl Future<Output = Written> + Send + 'static,
     ) {
         let grants = grants(steps);
         let task = self.tasks.spawn(writes);
@@ -96,7 +96,7 @@ impl UnderWay {
     }
 
     /// Begins to write what a policy remembers.
-    pub(super) fn remember(&mut self, policy: String, write: impl Future<Output = Carried> + Send + 'static) {
+    pub(super) fn remember(&mut self, policy: String, write: impl Future<Output = Written> + Send + 'static) {
         let task = self.memories.spawn(write);
         self.remembering.insert(task.id(), policy);
     }
@@ -113,16 +113,17 @@ impl UnderWay {
     }
 
     /// The policy, if its memory was not written.
-    fn note_memory(&mut self, result: Result<(Id, Carried), JoinError>) -> Option<String> {
-        let (id, carried) = match result {
+    fn note_memory(&mut self, result: Result<(Id, Written), JoinError>) -> Option<String> {
+        let (id, written) = match result {
             Ok(ended) => ended,
             Err(error) => {
                 tracing::error!(error = crate::one_line(&error), "remembering broke off");
-                (error.id(), Carried { failed: 1, ..Carried::default() })
+                (error.id(), Written { carried: Carried { failed: 1, ..Carried::default() }, ..Written::default() })
             }
         };
-        self.ended.add(carried);
-        self.remembering.remove(&id).filter(|_| carried.done == 0)
+        let done = written.carried.done > 0;
+        self.ended.add(written);
+        self.remembering.remove(&id).filter(|_| !done)
     }
 
     /// Waits until a write ends; for ever if none is under way.
@@ -135,7 +136,7 @@ impl UnderWay {
     }
 
     /// How the writes went that ended since the last call.
-    pub fn take_ended(&mut self) -> Carried {
+    pub fn take_ended(&mut self) -> Written {
         while let Some(result) = self.tasks.try_join_next_with_id() {
             self.take_note(result);
         }
@@ -145,16 +146,16 @@ impl UnderWay {
         std::mem::take(&mut self.ended)
     }
 
-    fn take_note(&mut self, result: Result<(Id, Carried), JoinError>) {
+    fn take_note(&mut self, result: Result<(Id, Written), JoinError>) {
         match result {
-            Ok((id, carried)) => {
+            Ok((id, written)) => {
                 self.nodes.remove(&id);
-                self.ended.add(carried);
+                self.ended.add(written);
             }
             Err(error) => {
                 self.nodes.remove(&error.id());
                 tracing::error!(error = crate::one_line(&error), "the writes to a node broke off");
-                self.ended.failed += 1;
+                self.ended.carried.failed += 1;
             }
         }
     }
@@ -194,6 +195,10 @@ mod tests {
         step(Action::Rest { node: node.to_owned() })
     }
 
+    fn written(carried: Carried) -> Written {
+        Written { carried, ..Written::default() }
+    }
+
     fn chosen(under_way: &UnderWay, steps: &[Step]) -> (Vec<String>, usize) {
         let nodes = steps.iter().map(|step| (step.action.node().unwrap(), vec![step])).collect();
         let (chosen, left) = under_way.choose(nodes);
@@ -205,7 +210,7 @@ mod tests {
         let mut under_way = UnderWay::default();
         let steps = [grant("a"), grant("b"), rest("c"), rest("d")];
         assert_eq!(chosen(&under_way, &steps), (["a", "b", "c", "d"].map(str::to_owned).to_vec(), 0), "of one plan");
-        let never = std::future::pending::<Carried>;
+        let never = std::future::pending::<Written>;
         under_way.begin("d", &[&steps[3]], never());
         assert_eq!(chosen(&under_way, &steps), (["a", "b", "c"].map(str::to_owned).to_vec(), 0));
         under_way.begin("a", &[&steps[0]], never());
@@ -221,12 +226,12 @@ mod tests {
     async fn a_memory_that_hangs_holds_up_its_own_policy_and_no_other() {
         let mut under_way = UnderWay::default();
         under_way.remember("hangs".to_owned(), std::future::pending());
-        under_way.remember("good".to_owned(), async { Carried { done: 1, ..Carried::default() } });
-        under_way.remember("fails".to_owned(), async { Carried { failed: 1, ..Carried::default() } });
+        under_way.remember("good".to_owned(), async { written(Carried { done: 1, ..Carried::default() }) });
+        under_way.remember("fails".to_owned(), async { written(Carried { failed: 1, ..Carried::default() }) });
         let held = under_way.remembered_within(Duration::from_millis(250)).await;
         assert_eq!(held, HashSet::from(["hangs".to_owned(), "fails".to_owned()]));
         assert!(under_way.remembers("hangs") && !under_way.remembers("good") && !under_way.remembers("fails"));
-        assert_eq!(under_way.take_ended(), Carried { done: 1, failed: 1, ..Carried::default() });
+        assert_eq!(under_way.take_ended().carried, Carried { done: 1, failed: 1, ..Carried::default() });
         assert!(!under_way.is_idle());
     }
 
@@ -236,15 +241,15 @@ mod tests {
         let (go, waits) = oneshot::channel::<()>();
         under_way.begin("a", &[&grant("a")], async move {
             waits.await.unwrap();
-            Carried { done: 2, ..Carried::default() }
+            written(Carried { done: 2, ..Carried::default() })
         });
         under_way.begin("b", &[&rest("b")], async { panic!("a test's panic") });
         under_way.one_ended().await;
-        assert_eq!(under_way.take_ended(), Carried { failed: 1, ..Carried::default() });
+        assert_eq!(under_way.take_ended().carried, Carried { failed: 1, ..Carried::default() });
         assert_eq!(under_way.nodes(), HashSet::from(["a".to_owned()]));
         go.send(()).unwrap();
         under_way.one_ended().await;
-        assert_eq!(under_way.take_ended(), Carried { done: 2, ..Carried::default() });
+        assert_eq!(under_way.take_ended().carried, Carried { done: 2, ..Carried::default() });
         assert!(under_way.is_idle());
     }
 }

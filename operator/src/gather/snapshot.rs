@@ -34,6 +34,8 @@ pub struct Outside<'a> {
     pub operator_node: Option<String>,
     /// The namespace and name of the pod this operator runs in.
     pub own_pod: Option<(String, String)>,
+    /// Writes that failed when they were tried last.
+    pub refused: bascule_planner::snapshot::Refusals,
 }
 
 impl std::fmt::Debug for Outside<'_> {
@@ -99,6 +101,7 @@ impl Assembler {
             ceiling: outside.ceiling,
             api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
+            refused: outside.refused,
         }
     }
 
@@ -310,6 +313,7 @@ mod tests {
             ceiling: None,
             operator_node: None,
             own_pod: None,
+            refused: Default::default(),
         };
         assembler.assemble(world, outside)
     }

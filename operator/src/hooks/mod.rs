@@ -141,7 +141,7 @@ pub(crate) fn refused(order: &HookOrder, error: kube::Error) -> ApplyError {
 }
 
 /// What people are told of a Job that can't be written.
-pub(crate) fn why(error: &kube::Error) -> String {
+fn why(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         error => crate::one_line(error),

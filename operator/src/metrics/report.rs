@@ -195,6 +195,7 @@ mod tests {
             ceiling: None,
             operator_node: None,
             own_pod: None,
+            refused: Default::default(),
         };
         let snapshot = crate::gather::Assembler::default().assemble(&world, outside);
         let report = bascule_planner::Planner::default().plan(&snapshot).1;

@@ -1,8 +1,8 @@
 //! What a leader does over and over: one plan from all facts, its steps begun, and what tells when the next one is due.
 
-use super::{LONGEST_PAUSE, PAUSE, Parts};
+use super::Parts;
 use crate::{
-    apply::{Carried, OrdersFirst, Turn, UnderWay},
+    apply::{Carried, OrdersFirst, Turn, UnderWay, Written, departs},
     boots::Boots,
     break_glass::BreakGlass,
     drain::{self, Drains},
@@ -18,7 +18,7 @@ use crate::{
 use bascule_planner::{
     Plan, Planner, Snapshot,
     plan::DrainMode,
-    snapshot::{OfferState, PolicyFacts},
+    snapshot::{OfferState, PolicyFacts, Refusals},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -29,7 +29,7 @@ const BURST: u32 = 5;
 /// The bounds of that time.
 const SHORTEST_BURST: Duration = Duration::from_millis(25);
 const LONGEST_BURST: Duration = Duration::from_millis(200);
-/// After steps that met another world than expected, should the watch not bring the news before.
+/// After steps that failed or met another world than expected, should the watch not bring the news before. What failed rests longer.
 const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
 /// saying "not read yet" of every node and taking it back a second later would help nobody.
@@ -69,9 +69,10 @@ pub(super) struct Round<'a> {
     under_way: UnderWay,
     /// How writes went that ended since the last plan.
     ended: Carried,
+    /// Those that failed when they were tried last.
+    refused: Refusals,
     /// New drains begin when a wave's nodes are cordoned, or pods would go from one to the next.
     drains_yield: OrdersFirst,
-    failures: u32,
     led_since: Instant,
     explained: watch::Sender<Explained>,
     /// The nodes whose alerts are expected.
@@ -110,8 +111,8 @@ impl<'a> Round<'a> {
             turn: Turn::default(),
             under_way: UnderWay::default(),
             ended: Carried::default(),
+            refused: Refusals::default(),
             drains_yield: OrdersFirst::default(),
-            failures: 0,
             led_since: Instant::now(),
             explained,
             expected,
@@ -153,34 +154,39 @@ impl<'a> Round<'a> {
                 () = tokio::time::sleep_until(wake) => return Ok(None),
                 () = self.under_way.one_ended() => {
                     // What succeeded shows as a change.
-                    self.ended.add(self.under_way.take_ended());
+                    self.take_ended();
                     wake = wake.min(Instant::now() + self.retry(next.left));
                 }
             }
         }
     }
 
+    /// Takes note of how writes went.
+    fn take_ended(&mut self) {
+        let Written { carried, attempts } = self.under_way.take_ended();
+        self.ended.add(carried);
+        let now = bascule_api::Time::new(self.parts.clock.now());
+        for attempt in attempts {
+            self.refused.note(attempt.write, attempt.failed.as_deref(), now);
+        }
+    }
+
     /// After what time a new plan is due because of how the last one's writes went, `left` of its steps having room now.
     fn retry(&self, left: usize) -> Duration {
         match (self.ended.failed, self.ended.stale) {
-            (0, _) if left > 0 => Duration::ZERO,
+            _ if left > 0 => Duration::ZERO,
             (0, 0) => LONGEST_SLEEP,
-            (0, _) => STALE_PAUSE,
-            _ => PAUSE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE),
+            _ => STALE_PAUSE,
         }
     }
 
     /// Makes one plan and begins to carry it out; says when to look again though nothing changes.
     async fn plan(&mut self, since: Instant) -> Next {
         let parts = self.parts;
-        self.ended.add(self.under_way.take_ended());
+        self.take_ended();
+        self.ended = Carried::default();
         // What this plan does not see yet.
         let being_written = self.under_way.nodes();
-        self.failures = match std::mem::take(&mut self.ended) {
-            Carried { failed: 1.., .. } => self.failures.saturating_add(1),
-            Carried { done: 1.., .. } => 0,
-            _ => self.failures,
-        };
         self.break_glass.tell(&parts.world, &parts.events, bascule_api::Time::new(parts.clock.now()));
         let policies = parts.world.policies.all();
         self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
@@ -196,6 +202,7 @@ impl<'a> Round<'a> {
                 ceiling: parts.settings.max_unavailable.clone(),
                 operator_node: parts.settings.node_name.clone(),
                 own_pod: parts.draining.own_pod.clone(),
+                refused: self.refused.clone(),
             },
         );
         // Nobody is asked about names that a policy should not hold.
@@ -219,6 +226,7 @@ impl<'a> Round<'a> {
         let begun = Instant::now();
         let (plan, report) = self.planner.plan(&snapshot);
         parts.metrics.planned(begun.elapsed());
+        self.refused.asked(&plan, snapshot.now);
         let verified = policies
             .iter()
             .filter_map(|policy| Some((policy.name.clone(), self.channels.verified_at(&policy.spec.source)?)));
@@ -230,15 +238,18 @@ impl<'a> Round<'a> {
         }
         // Before Jobs may be cleared away.
         let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now);
-        let mut left = parts.writer.carry_out(&plan, &report, &mut self.turn, &mut self.under_way).await;
+        let (turn, under_way) = (&mut self.turn, &mut self.under_way);
+        let mut left = parts.writer.carry_out(&snapshot, (&plan, &report), turn, under_way).await;
         crate::hooks::let_go(&parts.writer, &self.left_over).await;
-        let yields = self.drains_yield.until(self.turn.departing(), Instant::now().into_std()).is_some();
+        let yields = self.drains_yield.until(departs(&plan, &snapshot), Instant::now().into_std()).is_some();
         // It may be the end of a drain, its uncordon for one, which a drain that began anew would go on beside.
         let may_begin = |node: &str| !yields && !being_written.contains(node);
         let waiting = self.drains.set(parts.drain_orders(&plan), may_begin);
         left += waiting.iter().filter(|node| being_written.contains(*node)).count();
         self.gates.set(questions(&plan, &snapshot));
-        let mut wake = plan.wake_at.map(|at| parts.until(at));
+        // What rests is tried again by a plan.
+        let again = self.refused.next_try(snapshot.now);
+        let mut wake = plan.wake_at.into_iter().chain(again).min().map(|at| parts.until(at));
         let reading_ends = self.led_since + FIRST_READING;
         if unread(&snapshot) && Instant::now() < reading_ends {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
@@ -263,7 +274,7 @@ impl<'a> Round<'a> {
         }
 
         // Remembering may have failed; the writes under way tell later.
-        self.ended.add(self.under_way.take_ended());
+        self.take_ended();
         let mut latest = Instant::now() + self.retry(if self.under_way.is_idle() { left } else { 0 });
         if hooks_left {
             latest = latest.min(Instant::now() + LEFT_OVER);

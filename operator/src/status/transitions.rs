@@ -62,6 +62,7 @@ fn warning(after: &Rollout) -> Option<&'static str> {
         }
         WaitReason::Hook if after.state == RolloutState::Failed => Some("HookFailed"),
         WaitReason::DrainHeld => Some("DrainHeld"),
+        WaitReason::WriteRefused => Some("WriteRefused"),
         WaitReason::StagingFailed => Some("StagingFailed"),
         WaitReason::BootCountingBroken => Some("BootCountingBroken"),
         WaitReason::PolicyConflict => Some("PolicyConflict"),
