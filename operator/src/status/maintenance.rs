@@ -44,18 +44,23 @@ impl StatusWriter {
             let shown = |type_: &str| known.maintenance.get(type_).copied();
             // A node that was never disrupted needs no conditions that say so.
             let differs = wanted.iter().any(|(type_, holds)| shown(type_).unwrap_or_default() != *holds);
-            if !differs {
+            if !differs || self.rests.until("Node", &node.name, Instant::now()).is_some() {
                 continue;
             }
             let message = said.wait.message.as_str();
-            if let Err(error) = self.writer.write_maintenance(&node.name, &wanted, message, now).await {
-                let error_line = crate::one_line(&error);
-                if self.maintenance_refused.note(&error, Instant::now()) {
-                    let minutes = AGAIN.as_secs() / 60;
-                    tracing::warn!(node = %node.name, error = error_line, "no node's conditions are written for {minutes} minutes");
-                    return;
-                }
-                tracing::warn!(node = %node.name, error = error_line, "the node's conditions can't be written");
+            let Err(error) = self.writer.write_maintenance(&node.name, &wanted, message, now).await else {
+                self.rests.done("Node", &node.name);
+                continue;
+            };
+            let error_line = crate::one_line(&error);
+            if self.maintenance_refused.note(&error, Instant::now()) {
+                let minutes = AGAIN.as_secs() / 60;
+                tracing::warn!(node = %node.name, error = error_line, "no node's conditions are written for {minutes} minutes");
+                return;
+            }
+            tracing::warn!(node = %node.name, error = error_line, "the node's conditions can't be written");
+            if !error.is_stale() {
+                self.rests.failed("Node", &node.name, false, Instant::now());
             }
         }
     }

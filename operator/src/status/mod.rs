@@ -3,6 +3,7 @@
 
 mod maintenance;
 mod pace;
+mod rests;
 mod transitions;
 
 use crate::{
@@ -10,10 +11,11 @@ use crate::{
     clock::Clock,
     gather::Key,
 };
-use bascule_api::{Rollout, RolloutState, Time, UpdatePolicyStatus};
+use bascule_api::{RolloutState, Time, UpdatePolicyStatus};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use pace::Pace;
+use rests::Rests;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -30,10 +32,6 @@ const BATCH: usize = 64;
 const NEWS: Duration = Duration::from_millis(1_000);
 /// Between two writes about one policy when only details changed.
 const DETAILS: Duration = Duration::from_secs(5);
-/// After a write failed.
-const AGAIN: Duration = Duration::from_secs(2);
-/// After a write was not answered.
-const AGAIN_AFTER_SILENCE: Duration = Duration::from_secs(60);
 /// How many more nodes than there are have a pace before those of nodes that are gone are dropped.
 const GONE: usize = 1_000;
 
@@ -60,6 +58,7 @@ pub struct StatusWriter {
     /// When each policy was written last.
     policies: HashMap<String, Instant>,
     nodes: HashMap<Arc<str>, Pace>,
+    rests: Rests,
     orders_first: OrdersFirst,
 }
 
@@ -82,6 +81,7 @@ impl StatusWriter {
             maintenance_refused: maintenance::Refusals::default(),
             policies: HashMap::new(),
             nodes: HashMap::new(),
+            rests: Rests::default(),
             orders_first: OrdersFirst::default(),
         }
     }
@@ -117,7 +117,11 @@ impl StatusWriter {
             if known.status != policy.status {
                 continue; // its memory was written since; the next report speaks of it
             }
-            if self.due(&policy.name, policy_worth(&known.status, &said.status), &mut later) {
+            let worth = policy_worth(&known.status, &said.status);
+            if worth != Worth::Nothing && self.rests("UpdatePolicy", &policy.name, &mut later) {
+                continue;
+            }
+            if self.due(&policy.name, worth, &mut later) {
                 let (writer, status) = (self.writer.clone(), said.status.clone());
                 writes.push(
                     async move {
@@ -137,7 +141,9 @@ impl StatusWriter {
                 continue;
             }
             let known = self.writer.world.freezes.get(&key);
-            if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status) {
+            if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status)
+                && !self.rests("Freeze", &freeze.name, &mut later)
+            {
                 let (writer, name, status) = (self.writer.clone(), freeze.name.clone(), status.clone());
                 writes.push(
                     async move { ended("Freeze", &name, writer.write_freeze(&name, &known.1, &status).await) }.boxed(),
@@ -150,7 +156,9 @@ impl StatusWriter {
                 continue;
             }
             let known = self.writer.world.rollbacks.get(&key);
-            if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status) {
+            if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status)
+                && !self.rests("Rollback", &rollback.name, &mut later)
+            {
                 let (writer, name, status) = (self.writer.clone(), rollback.name.clone(), status.clone());
                 writes.push(
                     async move { ended("Rollback", &name, writer.write_rollback(&name, &known.1, &status).await) }
@@ -158,16 +166,9 @@ impl StatusWriter {
                 );
             }
         }
-        let failures: Vec<_> =
-            stream::iter(writes).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
-        for Failure { kind, name, error } in failures {
-            tracing::warn!(kind, name, error = crate::one_line(&error), "the status can't be written");
-            let again = if matches!(error, ApplyError::TooSlow { .. }) { AGAIN_AFTER_SILENCE } else { AGAIN };
-            later(Instant::now() + again);
-            if kind == "UpdatePolicy" {
-                // It is due again then, and not with the next report: the others would wait for its silence each time.
-                self.policies.insert(name, Instant::now() + again);
-            }
+        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        for one in written {
+            self.note(one, &mut later);
         }
 
         let mut due = Vec::new();
@@ -184,7 +185,8 @@ impl StatusWriter {
             let busy = explained.under_way.contains(&*node.node);
             let at = pace.look(before, &mut rollout, busy, instant, now);
             let held = yields_until.filter(|_| rollout.state != RolloutState::Failed);
-            match at.map(|at| held.map_or(at, |until| at.max(until))) {
+            let rests = self.rests.until("NodeUpdate", &node.node, instant);
+            match at.map(|at| held.into_iter().chain(rests).fold(at, Instant::max)) {
                 None => {}
                 Some(at) if at > instant => later(at),
                 Some(_) if due.len() >= BATCH => later(instant),
@@ -195,11 +197,14 @@ impl StatusWriter {
                 }
             }
         }
-        let writes: Vec<_> = due.into_iter().map(|(node, rollout)| self.explain(node, rollout).boxed()).collect();
-        let writes = stream::iter(writes).buffer_unordered(AT_ONCE);
-        let failures = writes.fold(false, |any, failed| std::future::ready(any || failed)).await;
-        if failures {
-            later(Instant::now() + AGAIN);
+        let writes = due.into_iter().map(|(node, rollout)| {
+            let writer = self.writer.clone();
+            async move { ended("NodeUpdate", &node, writer.write_rollout(&node, &rollout).await) }.boxed()
+        });
+        let writes: Vec<_> = writes.collect();
+        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        for one in written {
+            self.note(one, &mut later);
         }
         if self.node_conditions {
             self.write_maintenance(snapshot, report, now).await;
@@ -209,19 +214,31 @@ impl StatusWriter {
             self.nodes.retain(|node, _| there.contains(&**node));
             self.policies.retain(|_, at| *at + DETAILS > Instant::now());
         }
+        self.rests.forget(Instant::now());
         next
     }
 
-    /// Writes one node's explanation; whether that failed in a way that a new report does not mend.
-    async fn explain(&self, node: String, rollout: Rollout) -> bool {
-        match self.writer.write_rollout(&node, &rollout).await {
+    /// Whether an object is left alone for now; `later` is told until when.
+    fn rests(&self, kind: &str, name: &str, later: &mut impl FnMut(Instant)) -> bool {
+        self.rests.until(kind, name, Instant::now()).map(later).is_some()
+    }
+
+    /// Takes note of how a write went. One that failed in a way that a new report does not mend is tried again `later`, and not with the
+    /// next report.
+    fn note(&mut self, ended: Ended, later: &mut impl FnMut(Instant)) {
+        let Ended { kind, name, result } = ended;
+        match result {
+            Ok(()) => self.rests.done(kind, &name),
+            Err(error) if error.is_stale() => {}
             // It is written. The answer is the whole object, of which something can't be read; the watch brings it.
-            Err(ApplyError::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => false,
-            Err(error) if !error.is_stale() => {
-                tracing::warn!(node, error = crate::one_line(&error), "the node's status can't be written");
-                true
+            Err(ApplyError::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => {
+                self.rests.done(kind, &name);
             }
-            _ => false,
+            Err(error) => {
+                tracing::warn!(kind, name, error = crate::one_line(&error), "the status can't be written");
+                let silence = matches!(error, ApplyError::TooSlow { .. });
+                later(self.rests.failed(kind, &name, silence, Instant::now()));
+            }
         }
     }
 
@@ -246,16 +263,15 @@ impl StatusWriter {
     }
 }
 
-/// A status that was not written, and not because a newer report is on its way.
-struct Failure {
+/// How the write of a status went.
+struct Ended {
     kind: &'static str,
     name: String,
-    error: ApplyError,
+    result: Result<(), ApplyError>,
 }
 
-fn ended<T>(kind: &'static str, name: &str, result: Result<T, ApplyError>) -> Option<Failure> {
-    let error = result.err().filter(|error| !error.is_stale())?;
-    Some(Failure { kind, name: name.to_owned(), error })
+fn ended<T>(kind: &'static str, name: &str, result: Result<T, ApplyError>) -> Ended {
+    Ended { kind, name: name.to_owned(), result: result.map(|_| ()) }
 }
 
 fn policy_worth(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> Worth {
