@@ -90,6 +90,16 @@ impl Rights {
             Some(PolicyError::new(field, PolicyErrorKind::Right(what)))
         })
     }
+
+    /// The namespaces of which is known that hooks may run there.
+    pub(crate) fn hook_namespaces(&self) -> BTreeSet<String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let granted = known.iter().filter_map(|(right, answer)| match (right, answer) {
+            (Right::Jobs(namespace), Ok(None)) => Some(namespace.clone()),
+            _ => None,
+        });
+        granted.collect()
+    }
 }
 
 impl std::fmt::Display for Right {

@@ -2,9 +2,11 @@
 
 mod after;
 mod left_over;
+mod let_go;
 
 pub(crate) use after::{again, begin, keep, name_after};
 pub(crate) use left_over::LeftOver;
+pub(crate) use let_go::LettingGo;
 
 use crate::{
     apply::{ApplyError, Writer},
@@ -20,14 +22,12 @@ use k8s_openapi::api::core::v1::{Container, EnvVar};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, PostParams},
 };
 use std::collections::BTreeMap;
 
 /// How long a finished hook's Job is kept for people to look at, in seconds, unless its template says otherwise.
 const KEEP_SECONDS: i32 = 3_600;
-/// How many Jobs are let go, and how many deleted, with one plan.
-const LET_GO: usize = 4;
 /// Longest name of a Job: its pods append a suffix and repeat it in a label (63).
 const NAME: usize = 57;
 
@@ -171,8 +171,8 @@ fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     first_of(world, over)
 }
 
-/// Those that are looked at first. A Job of our name in a namespace that no policy means may be anybody's, and may be refused to us:
-/// it comes last.
+/// The same, and those that are looked at first come first. A Job of our name in a namespace that no policy means may be anybody's: it
+/// comes last.
 fn first_of(world: &World, mut jobs: Vec<std::sync::Arc<JobFact>>) -> Vec<std::sync::Arc<JobFact>> {
     jobs.sort_by_cached_key(|job| {
         let run = job.run.as_ref();
@@ -181,39 +181,7 @@ fn first_of(world: &World, mut jobs: Vec<std::sync::Arc<JobFact>>) -> Vec<std::s
             .zip(run)
             .is_some_and(|(policy, run)| run.stage.hooks(&policy.spec.hooks).iter().any(|hook| run.is_of(hook)))
     });
-    jobs.truncate(LET_GO);
     jobs
-}
-
-/// Gives Jobs back the time to live that their templates asked for, once they are not needed any more, and deletes those that were
-/// kept and are not to run.
-pub(crate) async fn let_go(writer: &Writer, left_over: &LeftOver) {
-    for job in first_of(&writer.world, after::superseded(&writer.world)) {
-        let (Some(run), Some(after)) = (&job.run, &job.after) else { continue };
-        let Some(path) = run.job.split_once('/') else { continue };
-        if let Err(error) = after::remove(writer, path, &after.resource_version).await {
-            tracing::warn!(job = run.job, error = crate::one_line(&error), "a hook's Job can't be deleted");
-        }
-    }
-    for job in over(&writer.world, left_over) {
-        let (Some(run), Some(ttl)) = (&job.run, job.kept_for) else { continue };
-        let Some((namespace, name)) = run.job.split_once('/') else { continue };
-        let jobs: Api<Job> = Api::namespaced(writer.client.clone(), namespace);
-        let patch = serde_json::json!({"spec": {"ttlSecondsAfterFinished": ttl}});
-        let params =
-            PatchParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PatchParams::default() };
-        match jobs.patch(name, &params, &Patch::Merge(&patch)).await {
-            Ok(written) => {
-                writer.metrics.wrote("Job");
-                writer.world.jobs.written(&written);
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            // One that can't be must not keep the others.
-            Err(error) => {
-                tracing::warn!(job = run.job, error = crate::one_line(&error), "a hook's Job can't be let go");
-            }
-        }
-    }
 }
 
 #[cfg(test)]

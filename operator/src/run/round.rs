@@ -8,7 +8,7 @@ use crate::{
     drain::{self, Drains},
     gather::{Assembler, Outside},
     health::GateBoard,
-    hooks::LeftOver,
+    hooks::{LeftOver, LettingGo},
     live::Planned,
     repository::Channels,
     rights::Rights,
@@ -65,6 +65,7 @@ pub(super) struct Round<'a> {
     break_glass: BreakGlass,
     boots: Boots,
     left_over: LeftOver,
+    letting_go: LettingGo,
     turn: Turn,
     under_way: UnderWay,
     /// How writes went that ended since the last plan.
@@ -108,6 +109,7 @@ impl<'a> Round<'a> {
             break_glass: BreakGlass::default(),
             boots: Boots::default(),
             left_over: LeftOver::default(),
+            letting_go: LettingGo::default(),
             turn: Turn::default(),
             under_way: UnderWay::default(),
             ended: Carried::default(),
@@ -240,7 +242,7 @@ impl<'a> Round<'a> {
         let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now);
         let (turn, under_way) = (&mut self.turn, &mut self.under_way);
         let mut left = parts.writer.carry_out(&snapshot, (&plan, &report), turn, under_way).await;
-        crate::hooks::let_go(&parts.writer, &self.left_over).await;
+        self.letting_go.run(&parts.writer, &self.left_over, self.rights.hook_namespaces());
         let yields = self.drains_yield.until(departs(&plan, &snapshot), Instant::now().into_std()).is_some();
         // It may be the end of a drain, its uncordon for one, which a drain that began anew would go on beside.
         let may_begin = |node: &str| !yields && !being_written.contains(node);
