@@ -35,6 +35,9 @@ struct Shared {
     later: TimeDelta,
     /// The minor version that the API server is said to have.
     minor: Mutex<Option<&'static str>>,
+    /// Writes to what contains the first are denied with the second.
+    denied: Mutex<Vec<(String, String)>>,
+    denials: AtomicU64,
     writes: AtomicU64,
     watches: AtomicU64,
     counts: Mutex<Counts>,
@@ -76,6 +79,16 @@ impl Proxy {
         *self.shared.minor.lock().unwrap() = minor;
     }
 
+    /// From now on writes to paths that contain this are denied in these words, as an admission webhook does.
+    pub fn deny(&self, path: &str, words: &str) {
+        self.shared.denied.lock().unwrap().push((path.to_owned(), words.to_owned()));
+    }
+
+    /// How many writes were denied so.
+    pub fn denials(&self) -> u64 {
+        self.shared.denials.load(Ordering::SeqCst)
+    }
+
     async fn that(control_plane: &ControlPlane, broken: bool, later: TimeDelta) -> Self {
         let authority = reqwest::Certificate::from_pem(control_plane.authority_certificate().as_bytes()).unwrap();
         let client = reqwest::Client::builder().tls_certs_only([authority]).build().unwrap();
@@ -87,6 +100,8 @@ impl Proxy {
             silent: Mutex::default(),
             later,
             minor: Mutex::default(),
+            denied: Mutex::default(),
+            denials: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             watches: AtomicU64::new(0),
             counts: Mutex::default(),
@@ -125,6 +140,12 @@ async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let broken = shared.broken.load(Ordering::SeqCst) && !lease;
     if writes && shared.silent.lock().unwrap().iter().any(|part| query.contains(part)) {
         return std::future::pending().await;
+    }
+    let words = |(part, words): &(String, String)| query.contains(part.as_str()).then(|| words.clone());
+    let denied = if writes { shared.denied.lock().unwrap().iter().find_map(words) } else { None };
+    if let Some(words) = denied {
+        shared.denials.fetch_add(1, Ordering::SeqCst);
+        return status(StatusCode::FORBIDDEN, "Forbidden", &words);
     }
     let note = |what: fn(&mut Counts) -> &mut u64| *what(&mut shared.counts.lock().unwrap()) += 1;
     let mut lose = false;

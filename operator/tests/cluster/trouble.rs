@@ -5,7 +5,7 @@ use crate::agent::Habit;
 use crate::drain::{hanging_in, let_go};
 use crate::proxy::Proxy;
 use crate::world::World;
-use bascule_api::{Freeze, NodeUpdate};
+use bascule_api::{DisruptionOutcome, Freeze, NodeUpdate, WaitReason};
 use bascule_tests::workload::Guard;
 use chrono::TimeDelta;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -151,4 +151,38 @@ async fn leadership_changes_hands_under_load_and_nothing_is_repeated() {
     }
     assert!(!guard.was_broken(), "the budget was broken");
     nothing_was_repeated(&world).await;
+}
+
+/// An admission webhook denies what the operator writes to one node. People read its words where they look, the node's place goes to the
+/// next one, and the webhook is not asked with every plan.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cordon_that_a_webhook_denies_is_told_in_its_words_and_the_place_goes_to_the_next_node() {
+    const WORDS: &str = "admission webhook \"cordons.example.com\" denied the request: not before the audit";
+    let mut world = World::new().await;
+    for (node, zone) in [("n1", "a"), ("n2", "b")] {
+        world.machine(node, zone, Habit::Good).await;
+    }
+    let proxy = Proxy::honest(&world.control_plane).await;
+    proxy.deny("/api/v1/nodes/n1?", WORDS);
+    let _operator = world.operator_with("first", Some(&proxy.url), &[]).await;
+    world.policy("workers", json!({"drain": {"timeout": "30s"}})).await;
+
+    world.until_message("n1", WaitReason::WriteRefused, WORDS).await;
+    let told = async || world.notes("WriteRefused").await.iter().any(|note| note.contains(WORDS));
+    world.eventually("it is an event", told).await;
+    let given_back = |update: Option<&NodeUpdate>| {
+        update.and_then(|update| update.spec.last_disruption.as_ref()).is_some_and(|last| {
+            last.outcome == DisruptionOutcome::DrainFailed
+                && last.message.contains("could not be cordoned")
+                && last.message.contains(WORDS)
+        })
+    };
+    world.until_update("n1", "given back", given_back).await;
+    world.until_message("n1", WaitReason::DrainBackoff, WORDS).await;
+    world.until_current("n2", "1.1").await;
+    assert!(world.update("n1").await.spec.disruption.is_none());
+    // Two kinds of writes, each tried at once, after 1, 2, 4 s and so on, and once a minute then.
+    let denials = proxy.denials();
+    println!("{denials} writes were denied");
+    assert!((3..40).contains(&denials), "{denials} writes were denied");
 }
