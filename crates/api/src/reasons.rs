@@ -171,7 +171,7 @@ wait_reasons! {
     /// The node has not come back after its reboot.
     NodeLost => "Look at the machine's console. It goes on by itself when the machine comes back; until then it takes a place of the budget. The release is not blamed unless a second machine does not come back from it either.",
     /// What the operator writes for the node fails again and again: the API server can't be asked, or refuses.
-    WriteRefused => "Read what the API server says in the message, and mend the admission webhook or policy, the quota or the right that it names. It is tried again at least once a minute.",
+    WriteRefused => "Read what the API server says in the message, and fix the admission webhook or policy, the quota or the right that it names. It is tried again at least once a minute.",
 }
 
 impl std::fmt::Display for WaitReason {
