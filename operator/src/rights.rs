@@ -186,14 +186,7 @@ impl Tools {
             Right::Keeping(namespace) => (namespace, &["patch", "delete"][..]),
         };
         for verb in verbs {
-            let jobs = ResourceAttributes {
-                namespace: Some(namespace.clone()),
-                verb: Some((*verb).to_owned()),
-                group: Some("batch".to_owned()),
-                resource: Some("jobs".to_owned()),
-                ..ResourceAttributes::default()
-            };
-            if !may(&self.client, jobs).await? {
+            if !may(&self.client, jobs(verb, namespace)).await? {
                 let own = &self.own;
                 return Ok(Some(format!(
                     "the operator may not {verb} Jobs in the namespace {namespace}; its owner allows that with \
@@ -204,6 +197,24 @@ impl Tools {
         }
         Ok(None)
     }
+}
+
+fn jobs(verb: &str, namespace: &str) -> ResourceAttributes {
+    ResourceAttributes {
+        namespace: Some(namespace.to_owned()),
+        verb: Some(verb.to_owned()),
+        group: Some("batch".to_owned()),
+        resource: Some("jobs".to_owned()),
+        ..ResourceAttributes::default()
+    }
+}
+
+/// Whether the owner of a namespace lets hooks run there, whatever policies name.
+///
+/// # Errors
+/// When the API server does not say.
+pub(crate) async fn lets_hooks_run(client: &Client, namespace: &str) -> kube::Result<bool> {
+    may(client, jobs("create", namespace)).await
 }
 
 /// Whether whoever this client is may do this.
