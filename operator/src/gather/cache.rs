@@ -123,6 +123,8 @@ pub struct Cache<T> {
     changes: Arc<[Arc<watch::Sender<u64>>]>,
     /// Told when another object can't be read, or one can be again.
     noted: Arc<watch::Sender<u64>>,
+    /// Told once, when the first list is complete.
+    awaited: Option<Arc<watch::Sender<u64>>>,
     clock: Clock,
 }
 
@@ -132,6 +134,7 @@ impl<T> Clone for Cache<T> {
             state: Arc::clone(&self.state),
             changes: Arc::clone(&self.changes),
             noted: Arc::clone(&self.noted),
+            awaited: self.awaited.clone(),
             clock: self.clock.clone(),
         }
     }
@@ -157,6 +160,7 @@ impl<T: Fact> Cache<T> {
             state: Arc::new(RwLock::new(state)),
             changes: changes.into_iter().collect(),
             noted: Arc::new(watch::Sender::new(0)),
+            awaited: None,
             clock: clock.clone(),
         }
     }
@@ -165,6 +169,13 @@ impl<T: Fact> Cache<T> {
     #[must_use]
     pub fn noting(self, noted: &Arc<watch::Sender<u64>>) -> Self {
         Self { noted: Arc::clone(noted), ..self }
+    }
+
+    /// The same, and `changes` are told when the first list is complete, though nothing that comes later is worth a plan: who waits for
+    /// all kinds would not notice else that this one was the last.
+    #[must_use]
+    pub fn awaited_by(self, changes: &Arc<watch::Sender<u64>>) -> Self {
+        Self { awaited: Some(Arc::clone(changes)), ..self }
     }
 
     /// Whether the first list is complete.
@@ -294,12 +305,13 @@ impl<T: Fact> Cache<T> {
 
     /// Changes the state, and tells if `change` says that something is another.
     fn change(&self, change: impl FnOnce(&mut State<T>) -> bool) {
-        let (changed, noted) = {
+        let (changed, noted, complete) = {
             let mut state = self.write();
-            let before = state.noted;
-            (change(&mut state), state.noted != before)
+            let (noted, synced) = (state.noted, state.synced);
+            (change(&mut state), state.noted != noted, state.synced && !synced)
         };
         let told = self.changes.iter().filter(|_| changed).chain(Some(&self.noted).filter(|_| noted));
+        let told = told.chain(self.awaited.iter().filter(|_| complete));
         for changes in told {
             changes.send_modify(|count| *count = count.wrapping_add(1));
         }
@@ -499,6 +511,21 @@ mod tests {
         assert_eq!(values(&cache), ["ours"]);
         cache.apply(&watcher::Event::Apply(object("a", 10, "newer")));
         assert_eq!(values(&cache), ["newer"]);
+    }
+
+    #[test]
+    fn the_first_list_of_what_wakes_nobody_else_is_told_once() {
+        let changes = Arc::new(watch::Sender::new(0));
+        let cache: Cache<Seen> = Cache::new([], &Clock::system()).awaited_by(&changes);
+        cache.apply(&watcher::Event::Init);
+        cache.apply(&watcher::Event::InitApply(object("a", 5, "listed")));
+        assert_eq!(*changes.borrow(), 0);
+        cache.apply(&watcher::Event::InitDone);
+        assert_eq!(*changes.borrow(), 1, "whoever waits for all kinds has to look again");
+        cache.apply(&watcher::Event::Apply(object("a", 6, "changed")));
+        cache.apply(&watcher::Event::Init);
+        cache.apply(&watcher::Event::InitDone);
+        assert_eq!(*changes.borrow(), 1);
     }
 
     #[test]

@@ -100,8 +100,8 @@ impl World {
             jobs: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
             attachments: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
             // Looked up when something else changed.
-            claims: Cache::new([], clock).noting(&noted),
-            deadlines: Cache::new([], clock).noting(&noted),
+            claims: Cache::new([], clock).noting(&noted).awaited_by(&changes),
+            deadlines: Cache::new([], clock).noting(&noted).awaited_by(&changes),
             api_servers: ApiServers::new(clock),
             changes,
             pod_changes,
