@@ -18,7 +18,9 @@
 mod facts;
 
 use bascule_dashboard::Dashboard;
+use bascule_operator::clock::Clock;
 use bascule_operator::gather::{Assembler, Outside};
+use bascule_operator::health::Heard;
 use bascule_operator::live::{Live, Planned};
 use bascule_operator::metrics::Metrics;
 use bascule_operator::server::{Readiness, serve};
@@ -72,11 +74,13 @@ async fn main() {
     let now = bascule_api::Time::new(chrono::Utc::now());
     let (first, report) = plan(&facts, now);
     let live = Live::default();
+    let gates = Heard::new(Clock::system());
     let planned = |snapshot: &Arc<Snapshot>, report: &Arc<Report>| Planned {
         snapshot: Arc::clone(snapshot),
         report: Arc::clone(report),
         world: facts.clone(),
         identity: Arc::from("large"),
+        gates: gates.clone(),
     };
     live.planned(planned(&first, &report));
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();

@@ -124,7 +124,7 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, readiness: Readiness
         .route("/metrics", get(metrics_text).with_state(metrics))
         .route(bascule_api::LIVE_REPORT_PATH, get(live::answer).with_state(report))
         .route("/healthz", get(alive).with_state(pulse))
-        .route("/readyz", get(ready).with_state(readiness));
+        .route(bascule_api::READY_PATH, get(ready).with_state(readiness));
     axum::serve(listener, router).await
 }
 

@@ -50,8 +50,8 @@ pub use policy_status::{
 pub use quantity::{IntOrPercent, QuantityError};
 pub use reasons::{ObjectRef, WaitReason};
 pub use report::{
-    LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveForecast, LiveNode, LiveOrder, LivePolicy, LiveReport,
-    LiveWait, NoReport, OPERATOR_LEASE, OPERATOR_NAMESPACE,
+    LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveForecast, LiveGate, LiveNode, LiveOrder, LivePolicy,
+    LiveReport, LiveWait, NoReport, OPERATOR_LEASE, OPERATOR_NAMESPACE, READY_PATH,
 };
 pub use rollback::{Rollback, RollbackSpec, RollbackStatus};
 pub use selector::{Operator, Requirement, Selector, SelectorError};

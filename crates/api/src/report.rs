@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// Where an operator serves its report, on the port of its metrics.
 pub const LIVE_REPORT_PATH: &str = "/report";
+/// Where it says beside that what is not installed as it must be, a sentence a line, or nothing but that it is ready.
+pub const READY_PATH: &str = "/readyz";
 /// The form of [`LiveReport`]. A reader that meets a higher one reads the objects instead.
 pub const LIVE_REPORT_FORMAT: u32 = 1;
 /// The most bytes of a report that a reader takes.
@@ -46,6 +48,10 @@ pub struct LiveReport {
     /// The names of the gates in their order; [`LiveNode::gates_passed`] counts in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<String>,
+    /// What the health gates of the policies answered last. Empty where no policy has one, or where that is not known: made from
+    /// the objects, or by an older operator.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub health_gates: Vec<LiveGate>,
     /// What nodes wait for; [`LiveNode::wait`] points here.
     pub waits: Vec<LiveWait>,
     /// The policies, by name.
@@ -75,6 +81,32 @@ pub struct LiveWait {
     /// When it ends, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Time>,
+}
+
+/// What a health gate of a policy answered last: to the plan, or, where no node waits for it, to whoever read the report. Reading it
+/// has gates asked whose last answer is old, and waits for none of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LiveGate {
+    /// The policy, as an index into [`LiveReport::policies`].
+    pub policy: usize,
+    /// Its name, or its kind and position.
+    pub gate: String,
+    /// The node that the last answer is about, where a gate speaks of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether it held. Absent where it could not be read, which counts as not holding, or has not answered yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<bool>,
+    /// Why it did not hold or could not be read.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// When that was. Absent as long as it has not answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// Whether it is being asked: a later reading has its answer, ten seconds after that at the latest unless many are asked.
+    #[serde(default)]
+    pub asking: bool,
 }
 
 /// A policy as the last plan sees it.

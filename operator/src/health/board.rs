@@ -2,7 +2,7 @@
 //! watched, and objects of any kind are not (docs/decisions/0043-gates-read-objects-and-watch-none.md), so this is the one place
 //! that polls; it does so only while somebody waits for the answer.
 
-use super::{Asker, GateAnswer as Answer};
+use super::{Asker, GateAnswer as Answer, Heard, heard::ask_for_people, kept};
 use crate::{clock::Clock, metrics::Metrics};
 use bascule_api::{Gate, Health, Time};
 use bascule_planner::{plan::GateQuestion, snapshot::GateAnswer};
@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::{
     sync::{Semaphore, watch},
-    task::AbortHandle,
+    task::{AbortHandle, JoinSet},
 };
 
 /// How often a gate is asked while its answer is needed; where many are, each comes in its turn.
@@ -31,8 +31,6 @@ const AT_ONCE: usize = 16;
 /// How many of all policies. Those of more than four that nobody answers take turns, of which each policy has at most
 /// [`AT_ONCE`] before another's.
 const OF_ALL_AT_ONCE: usize = 64;
-/// Longest message that is kept.
-const MESSAGE: usize = 512;
 
 /// A gate of a policy, asked for the policy or for one node.
 pub type GateKey = GateQuestion;
@@ -56,6 +54,9 @@ pub struct GateBoard {
     answers: Answers,
     asking: BTreeMap<GateKey, Asking>,
     shares: BTreeMap<String, Arc<Share>>,
+    heard: Heard,
+    /// Who asks for people, and ends with this.
+    _for_people: JoinSet<()>,
 }
 
 /// What a policy may ask.
@@ -92,10 +93,13 @@ impl std::fmt::Debug for GateBoard {
 }
 
 impl GateBoard {
-    /// Asks nothing yet. `changes` is told when an answer changes.
+    /// Asks nothing yet. `changes` is told when an answer changes. Within a Tokio runtime.
     #[must_use]
     pub fn new(asker: Asker, clock: Clock, metrics: Metrics, changes: Arc<watch::Sender<u64>>) -> Self {
         let permits = Arc::new(Semaphore::new(OF_ALL_AT_ONCE));
+        let heard = Heard::new(clock.clone());
+        let mut for_people = JoinSet::new();
+        for_people.spawn(ask_for_people(heard.clone(), asker.clone(), metrics.clone()));
         Self {
             asker,
             clock,
@@ -105,7 +109,15 @@ impl GateBoard {
             answers: Arc::default(),
             asking: BTreeMap::new(),
             shares: BTreeMap::new(),
+            heard,
+            _for_people: for_people,
         }
+    }
+
+    /// What gates answered last, for people: those too that no plan has a question about.
+    #[must_use]
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 
     /// Asks these from now on, and no others. Answers of others are forgotten: they would be stale when needed again.
@@ -129,6 +141,7 @@ impl GateBoard {
                     permits: Arc::clone(&self.permits),
                     answers: Arc::clone(&self.answers),
                     share: Arc::clone(share),
+                    heard: self.heard.clone(),
                 },
             ));
             self.asking.insert(key, Asking { asked, task: task.abort_handle() });
@@ -163,6 +176,7 @@ struct Board {
     permits: Arc<Semaphore>,
     answers: Answers,
     share: Arc<Share>,
+    heard: Heard,
 }
 
 /// Between two answers to one of so many questions of a policy, of so many policies.
@@ -183,12 +197,9 @@ async fn ask_again_and_again(key: GateKey, asked: Asked, asker: Asker, board: Bo
             let Ok(_permit) = board.permits.acquire().await else { return };
             asker.ask(&asked.health, &asked.gate, key.node.as_deref()).await
         };
-        board.metrics.asked(match &answer {
-            Answer::Passed => "passed",
-            Answer::Failed(_) => "failed",
-            Answer::Unknown(_) => "unknown",
-        });
+        board.metrics.asked(answer.result());
         board.take(&key, &answer);
+        board.heard.hear(&key, &asked, &answer);
         tokio::time::sleep(Duration::from_millis(board.share.pause.load(Ordering::Relaxed))).await;
     }
 }
@@ -198,7 +209,7 @@ impl Board {
         let now = Time::new(self.clock.now());
         let mut answers = lock(&self.answers);
         let before = answers.get(key);
-        let message: String = answer.message().chars().take(MESSAGE).collect();
+        let message = kept(answer);
         let known = !matches!(answer, Answer::Unknown(_));
         let same = before.filter(|before| before.passes == answer.passed() && before.known == known);
         let news = same.is_none_or(|before| before.message != message);
@@ -218,6 +229,7 @@ impl Board {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::Present;
 
     use axum::{Router, routing::get};
     use kube::{Client, Config};
@@ -254,6 +266,40 @@ mod tests {
         let nobody = || Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
         let asker = Asker::new(nobody(), nobody(), "bascule-system", &[]).unwrap();
         GateBoard::new(asker, Clock::system(), Metrics::new(), Arc::new(watch::Sender::new(0)))
+    }
+
+    /// On a quiet fleet a Prometheus may be dead for weeks.
+    #[tokio::test]
+    async fn a_gate_that_no_node_waits_for_is_asked_when_somebody_reads_whether_it_can_be() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let present = |policy: usize, gate: &str, listener: &TcpListener| {
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            let asked = serde_json::from_value(serde_json::json!({"http": {"url": url, "status": 200}})).unwrap();
+            let key = GateQuestion { policy: format!("p{policy}"), gate: gate.to_owned(), node: None };
+            Present { policy, key, asked: Asked { health: Health::default(), gate: asked } }
+        };
+        let gates = [present(0, "up", &listener), present(1, "down", &closed)];
+        drop(closed);
+        let router = Router::new().route("/", get(async || "fine"));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let board = board();
+        let heard = board.heard();
+        let first = heard.read(gates.to_vec());
+        assert!(first.iter().all(|gate| gate.asking && gate.at.is_none()), "{first:?}");
+        let answered = async {
+            loop {
+                let told = heard.read(gates.to_vec());
+                if told.iter().all(|gate| !gate.asking) {
+                    break told;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(60), answered).await.expect("both are asked");
+        assert_eq!(told.iter().map(|gate| gate.holds).collect::<Vec<_>>(), [Some(true), None], "{told:?}");
+        assert!(told[1].message.contains("can't be asked") && told[1].at.is_some(), "{told:?}");
+        assert!(board.answers().is_empty(), "the planner hears nothing of it");
     }
 
     #[tokio::test]

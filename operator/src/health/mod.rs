@@ -4,12 +4,15 @@
 mod access;
 mod board;
 mod expression;
+mod heard;
 mod http;
 mod object;
 mod promql;
 
 pub use board::{Asked, GateBoard, GateKey};
 pub use expression::check as check_expression;
+pub use heard::Heard;
+pub(crate) use heard::Present;
 pub use object::ObjectAsker;
 pub(crate) use object::Wanted;
 
@@ -21,6 +24,8 @@ use std::{path::PathBuf, time::Duration};
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest answer that is read, in bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
+/// Longest message that is kept.
+const MESSAGE: usize = 512;
 
 /// Redirects that are followed.
 const MOST_REDIRECTS: usize = 3;
@@ -51,6 +56,20 @@ impl GateAnswer {
             Self::Failed(message) | Self::Unknown(message) => message,
         }
     }
+
+    /// As it is counted.
+    const fn result(&self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed(_) => "failed",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
+/// As much of a message as is kept.
+fn kept(answer: &GateAnswer) -> String {
+    answer.message().chars().take(MESSAGE).collect()
 }
 
 /// Why there is no asker.

@@ -29,6 +29,7 @@ pub(super) fn report(plan: &Planned) -> LiveReport {
         operator_version: env!("CARGO_PKG_VERSION").to_owned(),
         time_zones: crate::zones::current().version(),
         gates: GATES.iter().map(|gate| gate.name().to_owned()).collect(),
+        health_gates: Vec::new(),
         waits: waits.list,
         policies: policies.map(|(facts, said)| policy(facts, &said.status)).collect(),
         nodes,

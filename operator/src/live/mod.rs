@@ -1,14 +1,15 @@
 //! The live report: whoever leads serves what its last plan says, so that people need not wait for the objects.
 //!
-//! Nothing is kept but pointers to the last plan's own facts and report, and a forecast; the answer is made when it is asked for. Readers
-//! come through the API server's pod proxy with their own rights; the port itself asks for none, as that of the metrics
+//! Nothing is kept but pointers to the last plan's own facts and report, a forecast, and what health gates answered last; the answer is
+//! made when it is asked for. Readers come through the API server's pod proxy with their own rights; the port itself asks for none, as that of the metrics
 //! (docs/decisions/0016-the-leader-serves-its-report.md).
 
 mod dashboard;
 mod foreseen;
+mod gates;
 mod make;
 
-use crate::{gather::World, pulse::Pulse};
+use crate::{gather::World, health::Heard, pulse::Pulse};
 use axum::{
     Json,
     extract::State,
@@ -85,6 +86,8 @@ pub struct Planned {
     pub world: World,
     /// The replica's name in the Lease.
     pub identity: Arc<str>,
+    /// What health gates answered last. Who reads the report has those asked whose answer is old.
+    pub gates: Heard,
 }
 
 impl Default for Live {
@@ -147,6 +150,7 @@ pub(crate) async fn answer(State(live): State<Live>) -> Response {
             let ahead = live.0.foreseen.of(&plan.plan).await;
             let made = move || {
                 let mut report = make::report(&plan.plan);
+                report.health_gates = plan.plan.gates.read(gates::present(&plan.plan));
                 if let Some(ahead) = ahead {
                     foreseen::put(&mut report, &ahead);
                 }
@@ -185,6 +189,7 @@ mod tests {
             report: Arc::default(),
             world: World::new(changes, &crate::clock::Clock::system()),
             identity: Arc::from("first"),
+            gates: Heard::new(crate::clock::Clock::system()),
         }
     }
 
@@ -202,6 +207,19 @@ mod tests {
         let (status, body) = ask(&live).await;
         let told: NoReport = serde_json::from_slice(&body).unwrap();
         assert_eq!((status, told.leader.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("second")));
+    }
+
+    /// Nobody waits for a gate here, and its server may be dead: the answer comes at once, and says that it is being asked.
+    #[tokio::test]
+    async fn a_report_has_every_gate_whether_a_node_waits_for_it_or_not_and_waits_for_none() {
+        let live = Live::default();
+        let snapshot = Snapshot { policies: vec![gates::tests::policy("workers")], ..Snapshot::default() };
+        live.planned(Planned { snapshot: Arc::new(snapshot), ..plan() });
+        let (status, body) = ask(&live).await;
+        let report: LiveReport = serde_json::from_slice(&body).unwrap();
+        let [gate] = &report.health_gates[..] else { panic!("{report:?}") };
+        assert_eq!((status, gate.policy, gate.gate.as_str()), (StatusCode::OK, 0, "ceph"));
+        assert!(gate.asking && gate.at.is_none() && gate.holds.is_none(), "{gate:?}");
     }
 
     #[tokio::test(start_paused = true)]

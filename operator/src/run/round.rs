@@ -271,6 +271,7 @@ impl<'a> Round<'a> {
                 report: Arc::clone(&report),
                 world: parts.world.clone(),
                 identity: Arc::clone(&parts.identity),
+                gates: self.gates.heard(),
             });
             self.explained.send_replace(Explained { snapshot, report, orders_left, under_way: self.under_way.nodes() });
         }

@@ -4,7 +4,9 @@ use crate::agent::Habit;
 use crate::facts::facts;
 use crate::world::World;
 use bascule_api::{LiveReport, NoReport, NodeUpdate, WaitReason};
+use bascule_operator::clock::Clock;
 use bascule_operator::gather::{Assembler, Outside};
+use bascule_operator::health::Heard;
 use bascule_operator::live::{Live, Planned};
 use bascule_operator::metrics::Metrics;
 use bascule_operator::server::{Readiness, serve};
@@ -67,7 +69,10 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
     let first = world.operator_with("first", None, &["--node-name=n3", &dashboard]).await;
     bascule::operator_pod(&world.client, "first", &first.listen).await;
     let window = json!([{"schedule": "0 0 1 1 *", "duration": "1h"}]);
-    world.policy("workers", json!({"maintenanceWindows": window})).await;
+    // Nobody listens there, and until the window opens no node waits for it.
+    let nobody = format!("http://127.0.0.1:{}/", free_port().unwrap());
+    let health = json!({"gates": [{"name": "shop", "http": {"url": nobody}}]});
+    world.policy("workers", json!({"maintenanceWindows": window, "health": health})).await;
     for node in ["n1", "n2", "n3"] {
         world.until_reason(node, WaitReason::MaintenanceWindow).await;
     }
@@ -80,6 +85,13 @@ async fn people_read_what_is_so_now_and_the_objects_follow_within_a_minute() {
         let gate = node.gates_passed.and_then(|passed| said.gates.get(passed)).map(String::as_str);
         assert_eq!(gate, Some("Window"), "{node:?}");
     }
+    world
+        .eventually("whoever reads learns of the gate that can't be read", async || {
+            let Some(said) = report(ask(&alice, "first").await) else { return false };
+            let [gate] = &said.health_gates[..] else { return false };
+            !gate.asking && gate.at.is_some() && gate.holds.is_none() && gate.message.contains("can't be asked")
+        })
+        .await;
 
     let mut page = Stream::open(&shown[0]).await;
     let whole = page.until("whole").await;
@@ -189,8 +201,8 @@ async fn the_report_of_5000_nodes_is_small_and_quick() {
     );
     let (_, said) = Planner::default().plan(&snapshot);
     let live = Live::default();
-    let identity = Arc::from("large");
-    live.planned(Planned { snapshot: Arc::new(snapshot), report: Arc::new(said), world: facts, identity });
+    let (identity, gates) = (Arc::from("large"), Heard::new(Clock::system()));
+    live.planned(Planned { snapshot: Arc::new(snapshot), report: Arc::new(said), world: facts, identity, gates });
     let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let listen = listener.local_addr().unwrap().to_string();
     let served = tokio::spawn(serve(listener, Metrics::new(), Readiness::default(), live));
