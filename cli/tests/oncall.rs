@@ -283,6 +283,7 @@ async fn four_questions_and_everything_that_may_be_missing() {
     assert!(said.out.contains("you may do what an engineer on call has to"), "{said:?}");
     assert!(said.code == 1 && said.out.contains("without a report from their present boot"), "{said:?}");
     assert!(said.out.contains("is served, with every field"), "{said:?}");
+    assert!(said.out.contains("operator-0 is ready: nothing is missing of definitions"), "{said:?}");
 
     // The dashboard on this machine, for who knows its address.
     let mut served = alice.starts("dashboard").await;

@@ -6,7 +6,7 @@ use crate::{clock, output, plain};
 use anyhow::Context as _;
 use bascule_api as api;
 use bascule_api::{
-    LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveReport, NoReport, OPERATOR_LEASE, Time,
+    LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveReport, NoReport, OPERATOR_LEASE, READY_PATH, Time,
 };
 use http_body_util::{BodyExt as _, Limited};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -18,6 +18,8 @@ use std::time::Duration;
 const LEADER_PATIENCE: Duration = Duration::from_secs(5);
 /// After this time a person is told what is waited for.
 const PROGRESS: Duration = Duration::from_secs(2);
+/// The most bytes of what a replica says is missing.
+const READY_LIMIT: usize = 64 * 1024;
 /// The Role that lets people read the report.
 const ROLE: &str = "bascule-live-report";
 
@@ -144,8 +146,8 @@ async fn lease(client: &Client, namespace: &str) -> Result<Lease, String> {
 }
 
 /// Why a replica did not answer.
-#[derive(Debug, PartialEq, Eq)]
-enum Away {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Away {
     Follows(Option<String>),
     Forbidden,
     NoPod,
@@ -171,19 +173,34 @@ impl Away {
 }
 
 async fn ask(client: &Client, namespace: &str, pod: &str) -> Result<LiveReport, Away> {
+    let (status, body) = answer(client, namespace, pod, LIVE_REPORT_PATH, LIVE_REPORT_LIMIT).await?;
+    read(status, &body)
+}
+
+/// What a replica says is missing for it to act, a sentence each: nothing where it is ready. The leader is asked like any other.
+///
+/// # Errors
+/// [`Away`], when it does not answer.
+pub(super) async fn missing(client: &Client, namespace: &str, pod: &str) -> Result<Vec<String>, Away> {
+    let (status, body) = answer(client, namespace, pod, READY_PATH, READY_LIMIT).await?;
+    read_missing(status, &body)
+}
+
+/// What a replica answers, through the API server and with the reader's own rights.
+async fn answer(client: &Client, namespace: &str, pod: &str, at: &str, limit: usize) -> Result<(u16, Vec<u8>), Away> {
     // The name goes into a URL. A pod's name needs no escaping; another one is none of a pod.
     if !pod.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.')) {
         return Err(Away::NoPod);
     }
     // Without a port the API server takes the first that the pod's container names.
-    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy{LIVE_REPORT_PATH}");
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/proxy{at}");
     let request = http::Request::get(path).header(http::header::ACCEPT, "application/json").body(Body::empty());
     let request = request.map_err(|error| Away::Says(error.to_string()))?;
     let response = client.send(request).await.map_err(|error| Away::Says(error.to_string()))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), LIVE_REPORT_LIMIT).collect().await;
+    let body = Limited::new(response.into_body(), limit).collect().await;
     let body = body.map_err(|error| Away::Says(error.to_string()))?.to_bytes();
-    read(status.as_u16(), &body)
+    Ok((status.as_u16(), body.into()))
 }
 
 /// What an answer says.
@@ -192,29 +209,52 @@ fn read(status: u16, body: &[u8]) -> Result<LiveReport, Away> {
     struct Format {
         format: u32,
     }
+    if status != 200 {
+        return Err(away(status, body));
+    }
+    match serde_json::from_slice::<Format>(body) {
+        Ok(Format { format: LIVE_REPORT_FORMAT }) => {
+            serde_json::from_slice(body).map_err(|error| Away::Says(format!("its report can't be used: {error}")))
+        }
+        Ok(_) => Err(Away::Newer),
+        Err(_) => Err(Away::Says("it answers with something that is no report".to_owned())),
+    }
+}
+
+/// What an answer says is missing.
+fn read_missing(status: u16, body: &[u8]) -> Result<Vec<String>, Away> {
+    if status == 200 {
+        return Ok(Vec::new());
+    }
+    // The API server itself answers with an object.
+    let text = std::str::from_utf8(body).ok().filter(|_| status == 503 && !is_object(body));
+    let lines = text.unwrap_or_default().lines().map(str::trim).filter(|line| !line.is_empty());
+    let lines: Vec<String> = lines.map(str::to_owned).collect();
+    if lines.is_empty() { Err(away(status, body)) } else { Ok(lines) }
+}
+
+fn is_object(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_ok()
+}
+
+/// Why there is no answer of the replica's own.
+fn away(status: u16, body: &[u8]) -> Away {
     #[derive(serde::Deserialize)]
     struct Refusal {
         message: String,
     }
     match status {
-        200 => match serde_json::from_slice::<Format>(body) {
-            Ok(Format { format: LIVE_REPORT_FORMAT }) => {
-                serde_json::from_slice(body).map_err(|error| Away::Says(format!("its report can't be used: {error}")))
-            }
-            Ok(_) => Err(Away::Newer),
-            Err(_) => Err(Away::Says("it answers with something that is no report".to_owned())),
-        },
         // The API server itself answers with an object; what stands between it and the pod with whatever it likes.
-        403 if serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body).is_err() => {
+        403 if !is_object(body) => {
             let said: String = String::from_utf8_lossy(body).trim().chars().take(300).collect();
-            Err(Away::Says(format!("on the way from the API server to its pod something refuses: {said}")))
+            Away::Says(format!("on the way from the API server to its pod something refuses: {said}"))
         }
-        403 => Err(Away::Forbidden),
-        404 => Err(Away::NoPod),
+        403 => Away::Forbidden,
+        404 => Away::NoPod,
         _ => match (serde_json::from_slice::<NoReport>(body), serde_json::from_slice::<Refusal>(body)) {
-            (Ok(NoReport { leader: Some(leader), .. }), _) => Err(Away::Follows(Some(leader))),
-            (_, Ok(Refusal { message })) => Err(Away::Says(message.chars().take(300).collect())),
-            _ => Err(Away::Says(format!("the API server answers {status}"))),
+            (Ok(NoReport { leader: Some(leader), .. }), _) => Away::Follows(Some(leader)),
+            (_, Ok(Refusal { message })) => Away::Says(message.chars().take(300).collect()),
+            _ => Away::Says(format!("the API server answers {status}")),
         },
     }
 }
@@ -250,5 +290,20 @@ mod tests {
         );
         let refused = read(503, br#"{"kind": "Status", "message": "error trying to reach service: no route"}"#);
         assert_eq!(refused, Err(Away::Says("error trying to reach service: no route".into())));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_from_a_replica_that_can_not_be_asked() {
+        assert_eq!(read_missing(200, b"ok\n"), Ok(Vec::new()));
+        let said = read_missing(503, b"the operator may not list nodes\nthe definition x is not there\n");
+        assert_eq!(said.unwrap(), ["the operator may not list nodes", "the definition x is not there"]);
+        let refused = read_missing(503, br#"{"kind": "Status", "message": "error trying to reach service: no route"}"#);
+        assert_eq!(refused, Err(Away::Says("error trying to reach service: no route".into())));
+        assert_eq!(read_missing(403, b"{}"), Err(Away::Forbidden));
+        assert_eq!(read_missing(404, br#"{"kind": "Status", "message": "pods \"x\" not found"}"#), Err(Away::NoPod));
+        // Never taken for one that is ready.
+        for (status, body) in [(503, &b""[..]), (502, b"<html>"), (503, b"\xff")] {
+            assert!(matches!(read_missing(status, body), Err(Away::Says(_))), "{status}");
+        }
     }
 }

@@ -23,6 +23,6 @@ pub use forecast::forecast;
 pub use gates::{GATES, Gate, GateSet, RULES, Rule};
 pub use lint::{Violation, lint};
 pub use plan::{Action, Expect, Mismatch, Plan, Step};
-pub use report::{FreezeReport, NodeName, NodeReport, PolicyReport, Report, Wait, says_held_back};
+pub use report::{FreezeReport, NodeName, NodeReport, PolicyReport, Report, Wait, says_held_back, says_of_gate};
 pub use snapshot::Snapshot;
 pub use validate::{PolicyError, PolicyErrorKind, ValidPolicy, validate, validate_with};

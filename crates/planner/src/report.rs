@@ -19,6 +19,23 @@ pub fn says_held_back(message: &str, version: &Version) -> bool {
     message.starts_with(&held_back(version))
 }
 
+/// A health gate that is asked about other nodes first.
+pub(crate) const ASKED_OF_OTHERS: &str = "is asked of other nodes first";
+/// A health gate that nobody has asked.
+pub(crate) const NOT_ASKED: &str = "has not been asked yet";
+/// A health gate whose answer is too old to count.
+pub(crate) const NOT_FRESH: &str = "has no fresh answer";
+
+/// Whether a message of [`WaitReason::HealthGate`] says something of this gate.
+#[must_use]
+pub fn says_of_gate(message: &str, gate: &str) -> bool {
+    let said = message.strip_prefix("gate ").and_then(|rest| rest.strip_prefix(gate));
+    said.is_some_and(|said| {
+        said.starts_with(": ")
+            || said.strip_prefix(' ').is_some_and(|said| [ASKED_OF_OTHERS, NOT_ASKED, NOT_FRESH].contains(&said))
+    })
+}
+
 /// A node's name. The names of all nodes are one shared list, so that a report costs no look at each of them.
 #[derive(Clone)]
 pub struct NodeName {
@@ -180,6 +197,21 @@ impl NodeReport {
             passed_gates: gates.iter().map(|gate| gate.name().to_owned()).collect(),
             drain: self.drain.clone(),
             columns: RolloutColumns::of(self.state, self.wait.reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_about_the_gate_that_it_begins_with_and_no_other() {
+        for said in ["gate ceph: 2 of 3", "gate ceph has no fresh answer", "gate ceph is asked of other nodes first"] {
+            assert!(says_of_gate(said, "ceph"), "{said}");
+        }
+        for other in ["gate ceph 2: no", "gate ceph has it: no", "gate cephfs has no fresh answer", "ceph: no"] {
+            assert!(!says_of_gate(other, "ceph"), "{other}");
         }
     }
 }

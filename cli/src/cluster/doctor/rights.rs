@@ -10,11 +10,10 @@ use serde_json::Value;
 
 /// Whether the API server serves every kind, in the version that this program speaks.
 pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
-    let advice = "Apply manifests/crds of this program's version (docs/install.md).";
     let served = match client.list_api_group_resources("bascule.dev/v1alpha1").await {
         Ok(served) => served,
         Err(kube::Error::Api(status)) if status.code == 404 => {
-            return Ok(vec![Finding::wrong("installation", "the cluster does not serve bascule.dev/v1alpha1", advice)]);
+            return Ok(vec![not_served("the cluster does not serve bascule.dev/v1alpha1")]);
         }
         Err(error) => return Err(problem::told(error, "get", "the API server's kinds", Role::OnCall)),
     };
@@ -25,7 +24,7 @@ pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
         .filter(|plural| !served.resources.iter().any(|one| one.name == *plural))
         .collect();
     if !missing.is_empty() {
-        return Ok(vec![Finding::wrong("installation", format!("not served: {}", missing.join(", ")), advice)]);
+        return Ok(vec![not_served(&format!("not served: {}", missing.join(", ")))]);
     }
     let unknown = match served_schemas(client).await {
         Ok(Some(schemas)) => unknown_fields(&wanted, &schemas),
@@ -37,15 +36,27 @@ pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
             return Ok(vec![Finding::warning("installation", what, error.to_string())]);
         }
     };
-    Ok(vec![match &unknown[..] {
+    Ok(vec![with_fields(&unknown)])
+}
+
+/// What fixes definitions that are missing or old.
+const APPLY: &str = "Apply manifests/crds of this program's version (docs/install.md).";
+
+fn not_served(what: &str) -> Finding {
+    Finding::wrong("installation", what, APPLY)
+}
+
+/// Every kind is served, without these fields.
+pub(super) fn with_fields(unknown: &[String]) -> Finding {
+    match unknown {
         [] => Finding::good("installation", "every kind of bascule.dev/v1alpha1 is served, with every field"),
         // Still the same kinds: what follows can be looked at.
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
             let what = format!("the definitions are older than this program: they lack {first}{more}");
-            Finding::warning("installation", what, advice)
+            Finding::warning("installation", what, APPLY)
         }
-    }])
+    }
 }
 
 /// What the API server knows of the kinds' fields, which everybody may ask it.
@@ -101,7 +112,7 @@ fn compare(place: &str, ours: &Value, theirs: &Value, lacking: &mut Vec<String>)
 }
 
 /// A right, the role that gives it, and what can't be done without it.
-struct Right {
+pub(super) struct Right {
     group: &'static str,
     resource: &'static str,
     subresource: Option<&'static str>,
@@ -114,7 +125,7 @@ const fn right(group: &'static str, resource: &'static str, verb: &'static str, 
     Right { group, resource, subresource: None, verb, here: false, without }
 }
 
-const RIGHTS: [Right; 13] = [
+pub(super) const RIGHTS: [Right; 13] = [
     right("bascule.dev", "updatepolicies", "list", "status"),
     right("bascule.dev", "nodeupdates", "list", "explain"),
     right("bascule.dev", "freezes", "list", "status and unfreeze"),
@@ -139,13 +150,18 @@ pub(super) async fn granted(client: &Client, namespace: &str) -> anyhow::Result<
             missing.push(right);
         }
     }
-    if missing.is_empty() {
-        return Ok(vec![Finding::good("rights", "you may do what an engineer on call has to")]);
-    }
     // Nothing is written in this name: without it the command is left out, and there is no more to say.
-    let me = crate::cluster::user(client).await.ok().flatten();
+    let me = if missing.is_empty() { None } else { crate::cluster::user(client).await.ok().flatten() };
+    Ok(without(&missing, me.as_deref(), namespace))
+}
+
+/// What a person can't do who lacks these rights, and whom an admin binds to what.
+pub(super) fn without(missing: &[&Right], me: Option<&str>, namespace: &str) -> Vec<Finding> {
+    if missing.is_empty() {
+        return vec![Finding::good("rights", "you may do what an engineer on call has to")];
+    }
     let mut told = Vec::new();
-    let found = missing.into_iter().map(|right| {
+    let found = missing.iter().map(|right| {
         let resource =
             right.subresource.map_or_else(|| right.resource.to_owned(), |sub| format!("{}/{sub}", right.resource));
         let place = if right.here { format!(" in namespace {namespace}") } else { String::new() };
@@ -156,7 +172,7 @@ pub(super) async fn granted(client: &Client, namespace: &str) -> anyhow::Result<
             format!("An admin binds you to the {role} (docs/install.md)."),
         );
         // Once for each role: it gives all of them.
-        match &me {
+        match me {
             Some(me) if !told.contains(&role) => {
                 told.push(role);
                 finding.run(binding(me, right.here.then_some(namespace)))
@@ -164,7 +180,7 @@ pub(super) async fn granted(client: &Client, namespace: &str) -> anyhow::Result<
             _ => finding,
         }
     });
-    Ok(found.collect())
+    found.collect()
 }
 
 /// What an admin types to give a person the role for everything, or the one in the operator's namespace.

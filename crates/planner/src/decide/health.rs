@@ -1,7 +1,12 @@
 //! The answers of health gates. A gate without a fresh answer does not pass.
 
 use super::{facts::NodeView, policy::PolicyView};
-use crate::{GateSet, Rule, Wait, plan::GateQuestion, snapshot::GateAnswer};
+use crate::{
+    GateSet, Rule, Wait,
+    plan::GateQuestion,
+    report::{ASKED_OF_OTHERS, NOT_ASKED, NOT_FRESH},
+    snapshot::GateAnswer,
+};
 use bascule_api::{Duration, Time, WaitReason};
 
 /// How old an answer may be.
@@ -99,12 +104,10 @@ impl Answers<'_> {
                 out.questions.push(GateQuestion { policy, gate, node });
             }
             let (message, open) = match answer {
-                None if !may_ask => (format!("gate {} is asked of other nodes first", gate.name), true),
-                None => (format!("gate {} has not been asked yet", gate.name), true),
+                None if !may_ask => (format!("gate {} {ASKED_OF_OTHERS}", gate.name), true),
+                None => (format!("gate {} {NOT_ASKED}", gate.name), true),
                 // An answer from the future comes from a clock that was set back: it is not older than its age says.
-                Some(answer) if now > answer.at.after(FRESH) => {
-                    (format!("gate {} has no fresh answer", gate.name), true)
-                }
+                Some(answer) if now > answer.at.after(FRESH) => (format!("gate {} {NOT_FRESH}", gate.name), true),
                 Some(answer) if !answer.passes => {
                     out.node_fails |= answer.known && per_node;
                     if answer.known && !per_node {
