@@ -243,18 +243,22 @@ where
 {
     let mut text = String::new();
     if let Some(error) = &status.last_error {
-        let next = error.next_try.map(|next| format!(", next try {}", page.moment(next)));
+        let next = error.next_try.map(|next| format!(", next try {}", page.moment_with_zone(next)));
         let attempts = picture::count(error.attempts as usize, "attempt");
         let more = format!("({}, {attempts}{})", error.category.as_str(), next.unwrap_or_default());
         text.push_str(&paragraph(page.look, "error", &format!("{} {more}", error.message)));
     }
     for failed in &status.failed_releases {
-        let said = format!("{} at {}: {}", failed.version, page.moment(failed.at), failed.message);
+        let said = format!("{} at {}: {}", failed.version, page.moment_with_zone(failed.at), failed.message);
         text.push_str(&paragraph(page.look, "failed", &said));
     }
     for manual in &status.manual_actions {
         let user = manual.user.as_deref().unwrap_or("somebody");
-        let said = format!("{user} used `bascule-agent {}` on the node at {}", manual.action, page.moment(manual.at));
+        let said = format!(
+            "{user} used `bascule-agent {}` on the node at {}",
+            manual.action,
+            page.moment_with_zone(manual.at)
+        );
         text.push_str(&line("manual", &said));
     }
     text
@@ -287,8 +291,13 @@ where
         text.push_str(&paragraph(look, "!", &format!("repository: {error}")));
     }
     for failure in &status.failures {
-        let said =
-            format!("{} on {} at {}: {}", failure.version, failure.node, page.moment(failure.at), failure.message);
+        let said = format!(
+            "{} on {} at {}: {}",
+            failure.version,
+            failure.node,
+            page.moment_with_zone(failure.at),
+            failure.message
+        );
         text.push_str(&paragraph(look, "failed", &said));
     }
     for blocked in &status.blocked {

@@ -220,9 +220,14 @@ fn text<Z: TimeZone>(answer: &Answer, now: DateTime<Utc>, zone: &Z) -> String
 where
     Z::Offset: Display,
 {
+    // Windows are beside it in the zone of their policy.
+    let with_zone = answer.policies.iter().any(|policy| !policy.windows.is_empty());
+    let here = |at: Time| {
+        if with_zone { picture::moment_with_zone(at.get(), now, zone) } else { picture::moment(at.get(), now, zone) }
+    };
     let moment = |at: Option<Time>| match at {
         Some(at) if at <= answer.at => "now".to_owned(),
-        Some(at) => picture::moment(at.get(), now, zone),
+        Some(at) => here(at),
         None => "not foreseen".to_owned(),
     };
     if answer.policies.is_empty() {
@@ -241,9 +246,9 @@ where
         if !policy.windows.is_empty() {
             let mut rows = vec![["", "WINDOW", "HERE", "NODES DONE"].map(str::to_owned).to_vec()];
             rows.extend(policy.windows.iter().map(|window| {
-                let end = window.end.map_or_else(|| "no end".to_owned(), |end| picture::moment(end.get(), now, zone));
-                let here = format!("{} to {end}", picture::moment(window.start.get(), now, zone));
-                vec![String::new(), window.in_its_zone.clone(), here, window.nodes.to_string()]
+                let end = window.end.map_or_else(|| "no end".to_owned(), here);
+                let span = format!("{} to {end}", here(window.start));
+                vec![String::new(), window.in_its_zone.clone(), span, window.nodes.to_string()]
             }));
             text.push_str(&output::columns(&rows));
         }

@@ -185,6 +185,8 @@ fn text<Z: TimeZone>(answer: &Answer, now: DateTime<Utc>, zone: &Z) -> String
 where
     Z::Offset: Display,
 {
+    // The window's line says another zone's.
+    let moment = |at: Time| picture::moment_with_zone(at.get(), now, zone);
     let kind = if answer.changes { "changed" } else { "new" };
     let mut text = format!("policy {} ({kind}) selects {}\n", answer.policy, picture::count(answer.nodes, "node"));
     match &answer.release {
@@ -207,7 +209,7 @@ where
     for waited in answer.completing.iter().take(NAMED) {
         let until = waited.until.map_or_else(
             || "and says nothing of when it ends".to_owned(),
-            |until| format!("which ends at the latest {}", picture::moment(until.get(), now, zone)),
+            |until| format!("which ends at the latest {}", moment(until)),
         );
         text.push_str(&format!("  waits     {} for {}, {until}\n", waited.node, waited.what));
     }
@@ -218,14 +220,13 @@ where
         text.push_str(&format!("  window    {window}\n"));
     }
     for window in &answer.windows {
-        let moment = |at: Time| picture::moment(at.get(), now, zone);
         let end = window.end.map_or_else(|| "no end".to_owned(), moment);
         let done = picture::count(window.nodes, "node");
         text.push_str(&format!("            {} to {end}: {done} done in it\n", moment(window.start)));
     }
     let done = answer.done_at.map_or_else(
         || "not foreseen: it waits for a person, or lies more than 60 days ahead".to_owned(),
-        |at| if at.get() <= now { "now".to_owned() } else { picture::moment(at.get(), now, zone) },
+        |at| if at.get() <= now { "now".to_owned() } else { moment(at) },
     );
     text.push_str(&format!("  done      {done}\nNothing was written.\n"));
     text
@@ -322,7 +323,7 @@ mod tests {
         };
         let (with, late) = ask(json!(3 * 3_600));
         assert!(
-            with.contains("waits     a1 for Pod ci/build-1 (rule builds), which ends at the latest 14:00"),
+            with.contains("waits     a1 for Pod ci/build-1 (rule builds), which ends at the latest 14:00 UTC\n"),
             "{with}"
         );
         assert!(late.get() > Utc.with_ymd_and_hms(2026, 11, 23, 14, 0, 0).unwrap(), "{late}");

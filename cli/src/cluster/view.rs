@@ -28,7 +28,7 @@ impl<Z: TimeZone> Page<'_, Z>
 where
     Z::Offset: Display,
 {
-    pub(super) fn moment(&self, at: Time) -> String {
+    fn moment(&self, at: Time) -> String {
         picture::moment(at.get(), self.now, self.zone)
     }
 
