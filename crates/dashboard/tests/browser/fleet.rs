@@ -1,7 +1,7 @@
 //! Fleets to look at.
 
 use bascule_api::{
-    DrainProgress, LIVE_REPORT_FORMAT, LiveNode, LiveReport, LiveWait, ObjectRef, RolloutState, Time, Version,
+    Counts, DrainProgress, LIVE_REPORT_FORMAT, LiveNode, LiveReport, LiveWait, ObjectRef, RolloutState, Time, Version,
     WaitReason,
 };
 use bascule_dashboard::{Calendar, Look, PolicyCalendar, Source, Window};
@@ -37,21 +37,28 @@ impl Source for Stage {
 
     async fn calendar(&self) -> Option<Calendar> {
         let report = self.0.lock().unwrap().1.clone()?;
-        let windows = |first: i64| {
+        let windows = |left: usize| {
+            // Two thirds fit into the first.
+            let first = (left * 9).div_ceil(14);
             let window = |week: i64| Window {
-                start: ago(-first - week * 7 * 86_400),
-                end: Some(ago(-first - week * 7 * 86_400 - 18_000)),
+                start: ago(OPENED - week * WEEK),
+                end: Some(ago(-CLOSES - week * WEEK)),
                 in_its_zone: "22:00 Europe/Berlin".to_owned(),
-                nodes: if week == 0 { 18 } else { 10 },
+                nodes: if week == 0 { first } else { left - first },
             };
             (0..2).map(window).collect()
         };
-        let policies = report.policies.iter().enumerate().map(|(index, policy)| PolicyCalendar {
-            name: policy.name.clone(),
-            always: index == 0,
-            foreseen: true,
-            done_at: Some(ago(-9 * 86_400)),
-            windows: if index == 0 { Vec::new() } else { windows(index as i64 * 7_200) },
+        let policies = report.policies.iter().enumerate().map(|(index, policy)| {
+            let counts = &policy.status.counts;
+            // What failed is not tried again, and who is on trial is done before.
+            let left = counts.nodes - counts.updated - counts.failed - on_trial(&report, index);
+            PolicyCalendar {
+                name: policy.name.clone(),
+                always: index == 0,
+                foreseen: true,
+                done_at: (left > 0).then(|| ago(-WEEK - 9_000)),
+                windows: if index == 0 { Vec::new() } else { windows(left as usize) },
+            }
         });
         Some(Calendar { made_at: ago(3), policies: policies.collect(), note: None })
     }
@@ -59,6 +66,15 @@ impl Source for Stage {
     fn pause(&self) -> Duration {
         Duration::from_millis(100)
     }
+}
+
+/// How many seconds ago the window opened, in how many it closes, and how long it is from one to the next.
+const OPENED: i64 = 3_600;
+const CLOSES: i64 = 14_000;
+const WEEK: i64 = 7 * 86_400;
+
+fn on_trial(report: &LiveReport, policy: usize) -> u32 {
+    report.nodes_of(policy).map(|node| u32::from(node.state == RolloutState::Trial)).sum()
 }
 
 fn ago(seconds: i64) -> Time {
@@ -106,11 +122,34 @@ pub fn reboots(report: &mut LiveReport, node: usize) {
     (node.state, node.wait, node.drain) = (RolloutState::Rebooting, report.waits.len() - 1, None);
 }
 
-/// So many nodes in three zones, in the middle of a rollout: two are drained, one is on trial, one has failed.
+/// The wait of who was cordoned by somebody, in [`fleet`].
+const CORDONED: usize = 7;
+
+/// What the nodes of a policy come to.
+fn counts(nodes: &[LiveNode], policy: usize) -> Counts {
+    let mut counts = Counts::default();
+    for node in nodes.iter().filter(|node| node.policy == Some(policy)) {
+        let is_granted = matches!(
+            node.state,
+            RolloutState::Draining | RolloutState::Rebooting | RolloutState::Trial | RolloutState::Reverting
+        );
+        counts.nodes += 1;
+        counts.updated += u32::from(node.state == RolloutState::Current);
+        counts.staged += u32::from(node.staged.is_some());
+        counts.in_progress += u32::from(is_granted);
+        counts.waiting += u32::from(node.state == RolloutState::Waiting);
+        counts.failed += u32::from(node.state == RolloutState::Failed);
+        counts.unavailable += u32::from(is_granted || node.wait == CORDONED);
+    }
+    counts
+}
+
+/// So many nodes in three zones, in the middle of a rollout: two are drained, one is on trial, one has failed. The control plane's
+/// are done. What is said of policies follows from their nodes.
 pub fn fleet(count: usize) -> LiveReport {
-    let waits = vec![
+    let mut waits = vec![
         wait(WaitReason::Current, "runs 41.3.0", None, None),
-        wait(WaitReason::Wave, "wave rest waits for wave early, of which 4 of 8 are done", None, None),
+        wait(WaitReason::Wave, "", None, None),
         wait(
             WaitReason::DisruptionBudget,
             "2 of 3 pods healthy, 3 wanted; not healthy: shop/checkout-7f9c6 on node-c3",
@@ -128,59 +167,75 @@ pub fn fleet(count: usize) -> LiveReport {
         wait(WaitReason::Transferring, "61 % is written", None, Some(600)),
         wait(WaitReason::Cordoned, MARKUP, Some(("Node", "x")), None),
     ];
-    let nodes = (0..count).map(|index| {
-        let (state, wait) = match index {
-            5 | 7 => (RolloutState::Draining, 3),
-            11 => (RolloutState::Trial, 4),
-            13 => (RolloutState::Failed, 5),
-            14..17 => (RolloutState::Staging, 6),
-            17 => (RolloutState::Waiting, 7),
-            18..20 => (RolloutState::Waiting, 2),
-            _ if index % 10 < 3 => (RolloutState::Current, 0),
-            _ => (RolloutState::Waiting, 1),
-        };
-        let current = matches!(state, RolloutState::Current | RolloutState::Trial);
-        LiveNode {
-            name: format!("node-{index:04}.eu-central-1.compute.internal"),
-            policy: Some(usize::from(index % 20 != 0)),
-            zone: Some(format!("eu-central-1{}", ["a", "b", "c"][index % 3])),
-            state,
-            wait,
-            since: Some(ago(60 + index as i64 % 600)),
-            gates_passed: None,
-            drain: (state == RolloutState::Draining).then_some(DrainProgress { pods: 14, gone: 12 }),
-            booted: Version::parse(if current { "41.3.0" } else { "41.2.0" }).ok(),
-            staged: Version::parse("41.3.0").ok().filter(|_| !current && state != RolloutState::Staging),
-            percent: (state == RolloutState::Staging).then_some(61),
-        }
-    });
+    let nodes: Vec<LiveNode> = (0..count)
+        .map(|index| {
+            let (state, wait) = match index {
+                5 | 7 => (RolloutState::Draining, 3),
+                11 => (RolloutState::Trial, 4),
+                13 => (RolloutState::Failed, 5),
+                14..17 => (RolloutState::Staging, 6),
+                17 => (RolloutState::Waiting, 7),
+                18..20 => (RolloutState::Waiting, 2),
+                _ if index % 10 < 3 => (RolloutState::Current, 0),
+                _ => (RolloutState::Waiting, 1),
+            };
+            let current = matches!(state, RolloutState::Current | RolloutState::Trial);
+            LiveNode {
+                name: format!("node-{index:04}.eu-central-1.compute.internal"),
+                policy: Some(usize::from(index % 20 != 0)),
+                zone: Some(format!("eu-central-1{}", ["a", "b", "c"][index % 3])),
+                state,
+                wait,
+                since: Some(ago(60 + index as i64 % 600)),
+                gates_passed: None,
+                drain: (state == RolloutState::Draining).then_some(DrainProgress { pods: 14, gone: 12 }),
+                booted: Version::parse(if current { "41.3.0" } else { "41.2.0" }).ok(),
+                staged: Version::parse("41.3.0").ok().filter(|_| !current && state != RolloutState::Staging),
+                percent: (state == RolloutState::Staging).then_some(61),
+            }
+        })
+        .collect();
     let digest = format!("sha256:{}", "3".repeat(64));
     let release = |version: &str| json!({"version": version, "digest": digest, "severity": "High", "publishedAt": ago(3 * 86_400)});
-    let policy = |name: &str, nodes: usize, updated: usize| {
+    let [control, workers] = [0, 1].map(|policy| counts(&nodes, policy));
+    // The canary is done, and half of those after it.
+    let early = workers.updated * 4 / 9;
+    waits[1].message = format!("wave rest waits for wave early, of which {early} of {} are done", early * 2);
+    let policy = |name: &str, counts: &Counts, has_windows: bool| {
+        let is_done = counts.updated == counts.nodes;
+        let wave = json!({"name": "early", "index": 2, "of": 3, "done": early, "nodes": early * 2});
+        let rollout = if is_done {
+            json!({"version": "41.3.0", "startedAt": ago(2 * 86_400), "endedAt": ago(2 * 86_400 - 9_000), "outcome": "Done", "nodes": counts.nodes})
+        } else {
+            json!({"version": "41.3.0", "startedAt": ago(7_200), "outcome": "Running"})
+        };
+        let failures = json!([{"version": "41.3.0", "node": "node-0013", "at": ago(900), "category": "TrialFailed", "message": "kubelet was not Ready within 10m"}]);
         json!({
             "name": name, "maxUnavailable": 4,
             "status": {
                 "target": release("41.3.0"), "previous": release("41.2.0"),
-                "counts": {"nodes": nodes, "updated": updated, "unavailable": 3, "inProgress": 3, "failed": 1},
-                "columns": {"updated": format!("{updated}/{nodes}"), "nextWindow": "-", "waitsFor": "Wave"},
+                "counts": counts,
+                "columns": {
+                    "updated": format!("{}/{}", counts.updated, counts.nodes),
+                    "nextWindow": "-", "waitsFor": if is_done { "-" } else { "Wave" },
+                },
                 "conditions": [{
-                    "type": "MaintenancePlanned", "status": if name == "control" { "True" } else { "False" },
-                    "reason": if name == "control" { "HookFailed" } else { "None" },
+                    "type": "MaintenancePlanned", "status": if is_done { "True" } else { "False" },
+                    "reason": if is_done { "HookFailed" } else { "None" },
                     "message": "hook unset-noout failed (ceph/bascule-unset-noout-control): BackoffLimitExceeded",
                     "lastTransitionTime": ago(600),
                 }],
-                "wave": {"name": "early", "index": 2, "of": 3, "done": 4, "nodes": 8},
-                "window": {"open": true, "start": ago(3_600), "end": ago(-14_000)},
+                "wave": if is_done { json!(null) } else { wave },
+                "window": if has_windows { json!({"open": true, "start": ago(OPENED), "end": ago(-CLOSES)}) } else { json!(null) },
                 "history": [
-                    {"version": "41.2.0", "startedAt": ago(40 * 86_400), "endedAt": ago(39 * 86_400), "outcome": "Done", "nodes": nodes},
-                    {"version": "41.3.0", "startedAt": ago(7_200), "outcome": "Running"},
+                    {"version": "41.2.0", "startedAt": ago(40 * 86_400), "endedAt": ago(39 * 86_400), "outcome": "Done", "nodes": counts.nodes},
+                    rollout,
                 ],
-                "failures": [{"version": "41.3.0", "node": "node-0013", "at": ago(900), "category": "TrialFailed", "message": "kubelet was not Ready within 10m"}],
+                "failures": if counts.failed > 0 { failures } else { json!([]) },
             },
         })
     };
-    let control = count.div_ceil(20);
-    let policies = json!([policy("control", control, control), policy("workers", count - control, count * 3 / 10)]);
+    let policies = json!([policy("control", &control, false), policy("workers", &workers, true)]);
     let freezes = json!([{"name": "freeze-x7k2", "createdAt": ago(1_800), "status": {},
         "spec": {"reason": "checkout incident INC-4711", "duration": "2h", "requestedBy": "alice", "policies": ["control"]}},
         {"name": "freeze-b1c2", "createdAt": ago(9_000), "status": {"endedAt": ago(8_280)},
@@ -192,7 +247,7 @@ pub fn fleet(count: usize) -> LiveReport {
         operator_version: "0.1.0".into(),
         waits,
         policies: serde_json::from_value(policies).unwrap(),
-        nodes: nodes.collect(),
+        nodes,
         freezes: serde_json::from_value(freezes).unwrap(),
         ..LiveReport::default()
     }

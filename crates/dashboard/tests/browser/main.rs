@@ -87,6 +87,10 @@ async fn a_person_reads_it_without_a_mouse_in_light_and_dark() {
         ("#notices", "41.3.0 failed here"),
         ("#notices", "hook unset-noout failed"),
         ("#policies", "2 of 3, early (4 of 8)"),
+        // Of 38 nine are up to date and one is on trial with the release.
+        ("#policies", "Up to date9 of 38"),
+        ("#policies", "Exposed28 nodes without 41.3.0"),
+        ("#policies", "Up to date2 of 2"),
         ("#policies", "without 41.3.0 (severity High), published 3d"),
         ("#fleet", "eu-central-1b"),
         ("#moving", "12 of 14 pods gone"),
