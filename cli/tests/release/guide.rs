@@ -1,5 +1,5 @@
 //! docs/publishing.md, run as it stands: every block of shell in its order, and the jobs that keep a repository fresh over 400
-//! days of a given clock.
+//! days of a given clock. And the disks of docs/os-image.md.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,12 +12,13 @@ use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
 use super::workshop::Workshop;
 
 const GUIDE: &str = include_str!("../../../docs/publishing.md");
+const OS_IMAGE: &str = include_str!("../../../docs/os-image.md");
 
 /// The blocks of a language, with the line at which each begins.
-fn blocks(language: &str) -> Vec<(usize, String)> {
+fn blocks(page: &str, language: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut open: Option<(usize, String)> = None;
-    for (number, line) in GUIDE.lines().enumerate() {
+    for (number, line) in page.lines().enumerate() {
         match &mut open {
             None if line == format!("```{language}") => open = Some((number + 2, String::new())),
             Some(_) if line == "```" => found.extend(open.take()),
@@ -66,7 +67,7 @@ async fn every_block_of_the_guide_runs_as_it_stands() {
         ("CA", "ca.pem".to_owned()),
         ("CMDLINE", String::new()),
     ]);
-    let blocks = blocks("sh");
+    let blocks = blocks(GUIDE, "sh");
     assert!(blocks.len() >= 20, "{}", blocks.len());
     for (line, block) in blocks {
         // What one block sets, the next ones know.
@@ -85,6 +86,31 @@ async fn every_block_of_the_guide_runs_as_it_stands() {
     assert!(status.contains("nothing waits for signatures") && status.contains("nodes can update until"), "{status}");
     for channel in ["edge", "kms", "nightly", "stable", "test"] {
         assert!(workshop.step("inspect repository").contains(channel), "{channel}");
+    }
+}
+
+/// What goes into the tree first, as the page says, and then a release of it becomes the disks.
+#[test]
+fn every_disk_of_the_page_about_images_is_made_as_it_stands() {
+    let workshop = Workshop::new();
+    workshop.tree("tree-1.0", "1.0", |number| number);
+    fs::create_dir(workshop.path("first-files")).unwrap();
+    fs::write(workshop.path("first-files/hello"), "of the first boot").unwrap();
+    let of_disks = blocks(OS_IMAGE, "sh").into_iter().filter(|(_, block)| block.contains("bascule disk "));
+    let (of_trees, of_releases): (Vec<_>, Vec<_>) = of_disks.partition(|(_, block)| block.contains("--definitions"));
+    assert!(!of_trees.is_empty() && !of_releases.is_empty(), "{of_trees:?} {of_releases:?}");
+    let run = |(line, block): &(usize, String)| {
+        let output = shell(&workshop, block, &BTreeMap::new());
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "docs/os-image.md:{line}: {block}\n{text}");
+    };
+    of_trees.iter().for_each(run);
+    let table = fs::read_to_string(workshop.path("tree-1.0/etc/fstab")).unwrap();
+    assert!(table.contains("x-systemd.growfs"), "{table}");
+    workshop.build("build-1.0", "1.0", "tree-1.0", "");
+    of_releases.iter().for_each(run);
+    for disk in ["acme-os-1.0.raw", "acme-os-1.0.qcow2"] {
+        assert!(workshop.path(disk).exists(), "{disk}");
     }
 }
 
@@ -108,7 +134,7 @@ fn the_documented_jobs_keep_the_fleet_safe_for_400_days() {
     let init = "bascule release init repository --root keys/root-1.pem --root keys/root-2.pem --root-threshold 2 \
                 --targets keys/targets.pem --snapshot keys/snapshot.pem --timestamp keys/timestamp.pem";
     assert_eq!(at(start, init).0, 0);
-    let crontab = blocks("cron").remove(0).1;
+    let crontab = blocks(GUIDE, "cron").remove(0).1;
     let jobs: Vec<(Vec<&str>, String)> = crontab
         .lines()
         .filter(|line| line.starts_with(|first: char| first.is_ascii_digit()))
@@ -158,7 +184,7 @@ fn the_documented_jobs_keep_the_fleet_safe_for_400_days() {
 
 #[test]
 fn the_documented_units_are_units() {
-    let units = blocks("ini");
+    let units = blocks(GUIDE, "ini");
     assert_eq!(units.len(), 2);
     let folder = tempfile::tempdir().unwrap();
     let mut commands = Vec::new();

@@ -1,6 +1,7 @@
 //! The service's loop on a simulated machine, without a cluster: one agent at a time, and what a person asks for over its
 //! socket.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -309,6 +310,85 @@ async fn a_person_reverts_a_trial_over_the_socket() {
     assert_eq!(machine.sim.bus.reboots().len(), 1);
     machine.reboot();
     assert_eq!(machine.system.version, "1.0");
+}
+
+/// The commands that docs/agent.md shows: those in sentences, and the list of them with their options.
+fn shown() -> BTreeSet<String> {
+    let page = include_str!("../../../docs/agent.md");
+    let sentences: String = page.split("```").step_by(2).collect();
+    let spans = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let named = spans(&sentences).into_iter().filter_map(|span| span.strip_prefix("bascule-agent ").map(str::to_owned));
+    let list = page.split_once("## Commands and exit codes\n").unwrap().1;
+    let listed = spans(list.split("\n\n").next().unwrap());
+    let all = named.chain(listed).flat_map(|line| match line.split_once(" [") {
+        // Each of what may be there is one more.
+        Some((plain, options)) => {
+            let options = options.trim_end_matches(']').split('|').map(|option| format!("{plain} {option}"));
+            std::iter::once(plain.to_owned()).chain(options).collect::<Vec<_>>()
+        }
+        None => vec![line],
+    });
+    all.collect()
+}
+
+/// Types a command on a machine where the agent runs: the code, and what it said.
+async fn types(host: Host, line: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(folder.path());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let nowhere = Credentials::Kubeconfig(folder.path().join("kubeconfig"));
+    let shutdown = async move { stopped.await.unwrap_or_default() };
+    let running = run::run(&settings, "n1".to_owned(), host, nowhere, shutdown);
+    let typing = async {
+        // It listens.
+        get(&folder.path().join("agent.sock"), "/healthz").await;
+        let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_bascule-agent"));
+        program.arg("--settings").arg(folder.path().join("agent.toml")).args(line.split(' '));
+        let output = program.env_clear().kill_on_drop(true).output().await.unwrap();
+        drop(stop);
+        output
+    };
+    let (ended, output) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, typing) }).await.unwrap();
+    ended.unwrap();
+    let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap());
+    (output.status.code(), said.concat())
+}
+
+/// What a page tells people to type on a node at three in the morning is typed: the program itself, and the agent that it asks.
+#[tokio::test]
+async fn every_command_of_the_page_is_typed_on_a_node() {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    let wanted = named(&new);
+    let filled = |line: &str| {
+        line.replace("URL", &wanted.repository)
+            .replace("NAME", wanted.channel.as_str())
+            .replace("VERSION", wanted.version.as_str())
+            .replace("SHA256", wanted.digest.as_str())
+    };
+    let mut typed = BTreeSet::new();
+    for line in shown() {
+        let command = line.split(' ').next().unwrap().to_owned();
+        // Services, whose own tests run them; and a name in a sentence, whose words are in the list.
+        if ["run", "guard"].contains(&command.as_str()) || line == "stage" {
+            continue;
+        }
+        let machine = match command.as_str() {
+            "commit" | "revert" => on_trial(BootLoader::SystemdBoot, "1.0", "1.1"),
+            _ => Machine::new(BootLoader::SystemdBoot, &old, &[&new]),
+        };
+        let (code, said) = types(machine.sim.host(), &filled(&line)).await;
+        assert_eq!(code, Some(0), "bascule-agent {line}: {said}");
+        let part = match (command.as_str(), line.as_str()) {
+            (_, "status --json") => "{",
+            (_, "status --origins") => "boot.partition",
+            ("stage", _) => "1.1",
+            _ => "",
+        };
+        assert!(said.contains(part) && !said.is_empty(), "bascule-agent {line}: {said}");
+        assert_eq!(machine.sim.bus.reboots().len(), usize::from(command == "revert"), "bascule-agent {line}");
+        typed.insert(command);
+    }
+    assert_eq!(typed.iter().map(String::as_str).collect::<Vec<_>>(), ["commit", "revert", "stage", "status"]);
 }
 
 #[tokio::test]
