@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tokio::io::AsyncBufReadExt as _;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -30,9 +31,10 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The exit code of what may work when it is typed again.
 const TRY_AGAIN: i32 = 4;
 
-/// The pages; `docs/runbooks/` comes to them. docs/install.md is followed by `bascule-tests install`, docs/publishing.md by
-/// `bascule release::guide`, docs/sandbox.md by the sandbox's own tests.
-const PAGES: [&str; 13] = [
+/// The pages; `docs/runbooks/` comes to them. docs/install.md is followed by `bascule-tests install`, docs/publishing.md and the disks
+/// of docs/os-image.md by `bascule release::guide`, docs/sandbox.md by the sandbox's own tests, and what docs/agent.md says of
+/// `bascule-agent` by `bascule-agent run`.
+const PAGES: [&str; 14] = [
     "README.md",
     "docs/agent.md",
     "docs/cli.md",
@@ -45,14 +47,14 @@ const PAGES: [&str; 13] = [
     "docs/operator.md",
     "docs/policies.md",
     "docs/quickstart.md",
+    "docs/reasons.md",
     "docs/security.md",
 ];
 
 /// Commands that are not run, each with why.
-const NOT_RUN: [(&str, &str); 13] = [
+const NOT_RUN: [(&str, &str); 12] = [
     ("bascule release ", "the vendor's half: `bascule release::guide` follows docs/publishing.md"),
     ("kubectl bascule …", "stands for every command, where the program lies under the name of a plug-in"),
-    ("bascule status -w", "never ends; `oncall` types `status`"),
     ("bascule dashboard", "never ends; `oncall` types it"),
     ("bascule sandbox ", "what the sandbox prints"),
     ("--wait 30m", "needs machines that boot; `cargo xtask sandbox` has them"),
@@ -121,6 +123,11 @@ impl Typed {
                 if of_bascule || of_kubectl { Turn::Order } else { Turn::Look }
             }
         }
+    }
+
+    /// Whether it goes on until somebody stops it.
+    fn watches(&self) -> bool {
+        self.line.starts_with("bascule status") && self.line.split(' ').any(|word| ["-w", "--watch"].contains(&word))
     }
 
     /// The codes with which it may end.
@@ -213,6 +220,34 @@ impl Desk {
         let output = output.unwrap_or_else(|_| panic!("{line}: it does not end")).unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    }
+
+    /// Starts a command that goes on, reads what it shows until it has shown a policy twice, and stops it: 0 where it did, and what it
+    /// showed.
+    async fn watches(&self, line: &str) -> (i32, String) {
+        let programs = PathBuf::from(env!("CARGO_BIN_EXE_bascule")).parent().unwrap().to_owned();
+        // The shell becomes the program, so that it ends with it.
+        let shell = page::shell(&self.control_plane, &format!("exec {line}"), self.path(), &[programs]);
+        let mut shell = tokio::process::Command::from(shell);
+        shell.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).env_remove("BASCULE_NAMESPACE");
+        let mut child = shell.kill_on_drop(true).spawn().unwrap();
+        let mut shown = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = String::new();
+        let frames = async {
+            let mut frames = 0;
+            while frames < 2 {
+                let Some(line) = shown.next_line().await.unwrap() else { return false };
+                // A policy's line is the only one that begins with its name.
+                frames += usize::from(line.starts_with("workers "));
+                said.push_str(&line);
+                said.push('\n');
+            }
+            true
+        };
+        let seen = tokio::time::timeout(PATIENCE, frames).await.unwrap_or(false);
+        let code = if seen { 0 } else { child.try_wait().unwrap().and_then(|status| status.code()).unwrap_or(-1) };
+        let _ = child.kill().await;
+        (code, said)
     }
 
     async fn must(&self, line: &str) {
@@ -386,7 +421,8 @@ async fn every_command_that_a_page_shows_is_typed() {
 async fn run_all(desk: &Desk, all: &[Typed], failed: &mut Vec<String>) {
     for typed in all {
         let begun = Instant::now();
-        let (mut code, mut said) = desk.types(&typed.line).await;
+        let (mut code, mut said) =
+            if typed.watches() { desk.watches(&typed.line).await } else { desk.types(&typed.line).await };
         // As the pages say of this code: somebody changed the object in between, and the operator often does.
         while code == TRY_AGAIN && begun.elapsed() < PATIENCE {
             tokio::time::sleep(Duration::from_millis(200)).await;
