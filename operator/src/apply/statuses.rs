@@ -1,8 +1,14 @@
 //! Writing the statuses of policies, Freezes and Rollbacks: server-side apply of the whole status, which is ours alone.
 
 use super::{ApplyError, Writer};
-use crate::gather::PolicyFact;
-use bascule_api::{Freeze, FreezeStatus, OPERATOR_MANAGER, Rollback, RollbackStatus, UpdatePolicy, UpdatePolicyStatus};
+use crate::{
+    gather::PolicyFact,
+    notify::{Kind, Notification},
+};
+use bascule_api::{
+    Freeze, FreezeStatus, OPERATOR_MANAGER, Rollback, RollbackStatus, UpdatePolicy, UpdatePolicyStatus,
+    conditions::HALTED,
+};
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -29,6 +35,15 @@ impl Writer {
         let written: UpdatePolicy =
             self.write_status("UpdatePolicy", &policy.name, &policy.uid, version, status).await?;
         self.world.policies.written(&written);
+        // Here, since a failure that blocks a release is written with the policy's memory, and what follows it halts with that.
+        if let Some(message) = halts(&policy.status, status) {
+            self.notifier.tell(Notification {
+                kind: Kind::Halted,
+                policy: policy.name.clone(),
+                release: status.target.as_ref().map(|target| target.version.clone()),
+                message: message.to_owned(),
+            });
+        }
         Ok(true)
     }
 
@@ -80,5 +95,34 @@ impl Writer {
         let written = written.map_err(|error| ApplyError::of(format!("the status of {kind} {name}"), error))?;
         self.metrics.wrote(&format!("{kind}/status"));
         Ok(written)
+    }
+}
+
+/// Why a policy starts no more nodes that did before.
+fn halts<'a>(before: &UpdatePolicyStatus, after: &'a UpdatePolicyStatus) -> Option<&'a str> {
+    fn halted(status: &UpdatePolicyStatus) -> Option<&str> {
+        let halted = status.conditions.iter().find(|one| one.type_ == HALTED && one.status == "True");
+        halted.map(|one| one.message.as_str())
+    }
+    halted(after).filter(|_| halted(before).is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_halt_is_told_when_it_begins() {
+        let status = |halted: &str| -> UpdatePolicyStatus {
+            let condition = json!({"type": HALTED, "status": halted, "reason": "FailureThreshold",
+                "message": "41.3.0 failed on 2 nodes", "lastTransitionTime": "2026-11-28T23:00:00Z"});
+            serde_json::from_value(json!({"conditions": [condition]})).unwrap()
+        };
+        let none = UpdatePolicyStatus::default();
+        assert_eq!(halts(&none, &status("True")), Some("41.3.0 failed on 2 nodes"));
+        assert_eq!(halts(&status("False"), &status("True")), Some("41.3.0 failed on 2 nodes"));
+        assert_eq!(halts(&status("True"), &status("True")), None, "once");
+        assert_eq!(halts(&status("True"), &status("False")), None);
     }
 }

@@ -124,14 +124,8 @@ impl StatusWriter {
             if self.due(&policy.name, worth, &mut later) {
                 let (writer, status) = (self.writer.clone(), said.status.clone());
                 writes.push(
-                    async move {
-                        let written = writer.write_policy(&known, &status).await;
-                        if written.is_ok() {
-                            transitions::tell_halt(&writer.notifier, &known.name, &known.status, &status);
-                        }
-                        ended("UpdatePolicy", &known.name, written)
-                    }
-                    .boxed(),
+                    async move { ended("UpdatePolicy", &known.name, writer.write_policy(&known, &status).await) }
+                        .boxed(),
                 );
             }
         }

@@ -4,9 +4,8 @@ use super::StatusWriter;
 use crate::{
     events::{About, Notice},
     gather::Key,
-    notify::{Kind, Notification, Notifier},
 };
-use bascule_api::{ObjectRef, Rollout, RolloutState, UpdatePolicyStatus, WaitReason, conditions::HALTED};
+use bascule_api::{ObjectRef, Rollout, RolloutState, WaitReason};
 use bascule_planner::snapshot::Node;
 
 impl StatusWriter {
@@ -30,27 +29,6 @@ impl StatusWriter {
     }
 }
 
-/// Tells a webhook that a policy starts no more nodes.
-pub(super) fn tell_halt(notifier: &Notifier, policy: &str, before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) {
-    if let Some(message) = halts(before, after) {
-        notifier.tell(Notification {
-            kind: Kind::Halted,
-            policy: policy.to_owned(),
-            release: after.target.as_ref().map(|target| target.version.clone()),
-            message: message.to_owned(),
-        });
-    }
-}
-
-/// Why a policy halts that did not before.
-fn halts<'a>(before: &UpdatePolicyStatus, after: &'a UpdatePolicyStatus) -> Option<&'a str> {
-    fn halted(status: &UpdatePolicyStatus) -> Option<&str> {
-        let halted = status.conditions.iter().find(|one| one.type_ == HALTED && one.status == "True");
-        halted.map(|one| one.message.as_str())
-    }
-    halted(after).filter(|_| halted(before).is_none())
-}
-
 fn warning(after: &Rollout) -> Option<&'static str> {
     match after.reason {
         WaitReason::NodeLost => Some("NodeLost"),
@@ -70,25 +48,5 @@ fn warning(after: &Rollout) -> Option<&'static str> {
         WaitReason::UndrainablePod => Some("UndrainablePod"),
         WaitReason::DisruptionBudget if after.state == RolloutState::Draining => Some("DrainBlocked"),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_halt_is_told_when_it_begins() {
-        let status = |halted: &str| -> UpdatePolicyStatus {
-            let condition = json!({"type": HALTED, "status": halted, "reason": "FailureThreshold",
-                "message": "41.3.0 failed on 2 nodes", "lastTransitionTime": "2026-11-28T23:00:00Z"});
-            serde_json::from_value(json!({"conditions": [condition]})).unwrap()
-        };
-        let none = UpdatePolicyStatus::default();
-        assert_eq!(halts(&none, &status("True")), Some("41.3.0 failed on 2 nodes"));
-        assert_eq!(halts(&status("False"), &status("True")), Some("41.3.0 failed on 2 nodes"));
-        assert_eq!(halts(&status("True"), &status("True")), None, "once");
-        assert_eq!(halts(&status("True"), &status("False")), None);
     }
 }
