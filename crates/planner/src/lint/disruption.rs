@@ -86,7 +86,7 @@ fn places(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violatio
     let open = |node: &&Node, but: &Node| {
         node.name != but.name
             && node.ready.ready
-            && node.cordon == Cordon::None
+            && !node.cordon.is_cordoned()
             && node.update.as_ref().is_none_or(|update| update.spec.disruption.is_none())
             && !(node.deleting || node.taints.hold || node.leaving.is_some())
     };

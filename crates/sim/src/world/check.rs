@@ -270,7 +270,9 @@ pub(super) fn orphans(world: &World) -> std::collections::BTreeMap<String, u32> 
         };
         let offered = machine.running().is_some_and(|version| policy.offer.release(version).is_some());
         let alone = node.live_update().is_none_or(|update| update.spec.disruption.is_none());
-        all_valid && offered && alone && !node.deleting && !world.refuses(Written::NodeUpdate, &node.name)
+        // It is cordoned before it is carried on with: its pods may not come yet.
+        let refused = [Written::NodeUpdate, Written::Node].into_iter().any(|what| world.refuses(what, &node.name));
+        all_valid && offered && alone && !node.deleting && !refused
     });
     orphaned
         .map(|node| (node.name.to_string(), world.orphans.get(&*node.name).map_or(1, |rounds| rounds + 1)))
