@@ -215,7 +215,7 @@ fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now:
 }
 
 /// What nodes wait for until a person does something.
-const FOR_A_PERSON: [WaitReason; 17] = [
+const FOR_A_PERSON: [WaitReason; 18] = [
     WaitReason::PolicyConflict,
     WaitReason::InvalidPolicy,
     WaitReason::Unreadable,
