@@ -92,6 +92,7 @@ mod tests {
             group: String::new(),
             namespace: namespace.to_owned(),
             name: String::new(),
+            query: String::new(),
             code: 200,
             at: None,
         };

@@ -42,6 +42,8 @@ pub struct Request {
     pub namespace: String,
     /// The object's name where the request names one.
     pub name: String,
+    /// What stands behind the path, as `limit=500&watch=true`; empty where nothing does.
+    pub query: String,
     /// The HTTP status code.
     pub code: u16,
     /// When it was answered; for a watch, when it began.
@@ -133,16 +135,17 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Request>, ControlPlaneError> {
             if !seen.insert(event.audit_id) {
                 continue;
             }
-            let object = event.object_ref.unwrap_or_else(|| ObjectRef {
-                resource: event.request_uri.split('?').next().unwrap_or_default().to_owned(),
-                ..ObjectRef::default()
-            });
+            let (path, query) = event.request_uri.split_once('?').unwrap_or((event.request_uri.as_str(), ""));
+            let query = query.to_owned();
+            let object =
+                event.object_ref.unwrap_or_else(|| ObjectRef { resource: path.to_owned(), ..ObjectRef::default() });
             let ObjectRef { resource, subresource, name, namespace, api_group: group } = object;
             let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
             let code = event.response_status.map_or(0, |status| status.code);
             let (user, at) = (event.user.username, event.stage_timestamp);
             let impersonated = event.impersonated_user.map(|user| user.username);
-            requests.push(Request { user, impersonated, verb: event.verb, resource, group, namespace, name, code, at });
+            let verb = event.verb;
+            requests.push(Request { user, impersonated, verb, resource, group, namespace, name, query, code, at });
         }
     }
     Ok(requests)
@@ -179,6 +182,7 @@ mod tests {
         std::fs::write(folder.path().join("audit.log"), text).unwrap();
         let requests = read(folder.path()).unwrap();
         assert_eq!(requests.len(), 2);
+        assert_eq!((requests[0].query.as_str(), requests[1].query.as_str()), ("watch=1", ""));
         assert_eq!(requests[1].resource, "nodeupdates/status");
         assert_eq!(requests[1].at.map(|at| at.timestamp_subsec_micros()), Some(1));
         assert!(requests[1].writes() && !requests[0].writes());
