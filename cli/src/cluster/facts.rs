@@ -221,6 +221,8 @@ fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts 
         generation: policy.metadata.generation.unwrap_or_default(),
         labels: policy.labels().clone(),
         spec: bascule_planner::validate(&policy.spec).map(Arc::new),
+        // The operator's to say: it asks for rights.
+        advice: None,
         status,
         offer: Arc::new(offer),
     }

@@ -162,6 +162,7 @@ fn cluster(nodes: usize, groups: usize, fields: &serde_json::Value) -> Snapshot 
             generation: 1,
             labels: BTreeMap::new(),
             spec: bascule_planner::validate(&spec).map(Arc::new),
+            advice: None,
             status: UpdatePolicyStatus::default(),
             offer: Arc::clone(&offer),
         })

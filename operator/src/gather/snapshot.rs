@@ -178,6 +178,7 @@ impl Assembler {
                     created_at: policy.created_at,
                     labels: policy.labels.clone(),
                     spec: policy.valid.clone(),
+                    advice: None,
                     status: policy.status.clone(),
                     offer: offer(&policy.spec.source),
                 };

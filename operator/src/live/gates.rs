@@ -53,6 +53,7 @@ pub(super) mod tests {
             generation: 1,
             labels: Default::default(),
             spec: bascule_planner::validate(&serde_json::from_value(spec).unwrap()).map(Arc::new),
+            advice: None,
             status: Default::default(),
             offer: Default::default(),
         })

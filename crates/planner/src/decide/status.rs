@@ -157,7 +157,10 @@ impl<'a> Round<'a> {
         };
         match &policy.invalid {
             Some(wait) => set(conditions::ACCEPTED, false, reason::INVALID, &wait.message),
-            None => set(conditions::ACCEPTED, true, reason::VALID, ""),
+            None => {
+                let advice = policy.facts.advice.as_deref().unwrap_or_default();
+                set(conditions::ACCEPTED, true, reason::VALID, advice);
+            }
         }
         let moving = counts.in_progress > 0;
         let back = !policy.rollbacks.is_empty();

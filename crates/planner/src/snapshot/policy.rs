@@ -20,6 +20,9 @@ pub struct PolicyFacts {
     pub labels: BTreeMap<String, String>,
     /// Its spec, validated; see [`crate::validate()`].
     pub spec: Result<Arc<ValidPolicy>, PolicyError>,
+    /// What a person could do better about a policy that can be used as it is, as a sentence for its `Accepted` condition. It
+    /// decides nothing.
+    pub advice: Option<String>,
     /// Its status as last written: target, blocked releases, failures, timings and history are its memory.
     pub status: UpdatePolicyStatus,
     /// What its channel offers.

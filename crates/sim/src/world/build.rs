@@ -145,6 +145,7 @@ pub fn policy(name: &str, fields: &serde_json::Value, offer: &Arc<Offer>) -> Pol
         generation: 1,
         labels: BTreeMap::from([("policy".to_owned(), name.to_owned())]),
         spec: bascule_planner::validate(&spec(fields)).map(Arc::new),
+        advice: None,
         status: UpdatePolicyStatus::default(),
         offer: Arc::clone(offer),
     }

@@ -364,6 +364,25 @@ fn a_policy_that_is_deleted_leaves_nothing_behind() {
 }
 
 #[test]
+fn what_could_be_better_about_a_policy_is_said_once_and_holds_nobody_up() {
+    let mut world = world(1, &json!({}));
+    let advice = "spec.health.gates[0].object: object gates may list pods and not watch them";
+    world.policy("workers", |policy| policy.advice = Some(advice.to_owned()));
+    let accepted = |world: &World| {
+        let status = &world.snapshot.policies[0].status;
+        let accepted = bascule_api::conditions::get(&status.conditions, bascule_api::conditions::ACCEPTED).unwrap();
+        (accepted.status.clone(), accepted.message.clone(), accepted.last_transition_time.clone())
+    };
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let (status, message, since) = accepted(&world);
+    assert_eq!((status.as_str(), message.as_str()), ("True", advice));
+    world.policy("workers", |policy| policy.advice = None);
+    world.pass(60);
+    world.operate_for(None).unwrap();
+    assert_eq!(accepted(&world), ("True".to_owned(), String::new(), since), "it was usable all the time");
+}
+
+#[test]
 fn a_quiet_hour_writes_nothing() {
     let mut world = world(2, &json!({}));
     world.until(600, |world| on(world, "1.1") == 6 && granted(world) == 0).unwrap();
