@@ -1,7 +1,7 @@
 //! Rights that a policy needs beside those that every installation gives: to create Jobs in the namespaces of its hooks, and where
 //! they wait for a rollout's end to resume and to delete them, which their owners give, and to read what its object gates look at,
 //! which an admin gives (docs/security.md). They are asked for before the first node is disrupted, and not found missing in the
-//! middle of an update.
+//! middle of an update. Without some of them a policy can't be used; without others it is, and costs more.
 
 use crate::health::{ObjectAsker, Wanted};
 use bascule_api::{Hook, UpdatePolicySpec};
@@ -31,8 +31,17 @@ enum Right {
     Reading(Wanted),
 }
 
-/// What is missing, as a sentence that says what gives it, or why that is not known.
-type Answer = Result<Option<String>, String>;
+/// A right that is missing, as a sentence that says what gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// What needs it can't be done.
+    Needed(String),
+    /// What would use it is done another way, which costs more.
+    Better(String),
+}
+
+/// What is missing, or why that is not known.
+type Answer = Result<Option<Lack>, String>;
 type Known = Arc<Mutex<BTreeMap<Right, Answer>>>;
 
 /// Asks again and again, for as long as it lives.
@@ -77,18 +86,9 @@ impl Rights {
         });
     }
 
-    /// The first right that a policy lacks, as far as is known.
+    /// The first right that a policy can't be used without and lacks, as far as is known.
     pub(crate) fn missing(&self, policy: &UpdatePolicySpec) -> Option<PolicyError> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        needed(policy).find_map(|(field, right)| {
-            let what = match known.get(&right) {
-                Some(Ok(None)) => return None,
-                Some(Ok(Some(missing))) => missing.clone(),
-                Some(Err(why)) => format!("whether {right} is not known: {why}"),
-                None => format!("whether {right} is being asked"),
-            };
-            Some(PolicyError::new(field, PolicyErrorKind::Right(what)))
-        })
+        missing(&self.known.lock().unwrap_or_else(PoisonError::into_inner), policy)
     }
 
     /// The namespaces of which is known that hooks may run there.
@@ -100,6 +100,30 @@ impl Rights {
         });
         granted.collect()
     }
+
+    /// The first right that a policy is used without and that would make it cost less, with the field that it is for.
+    pub(crate) fn advice(&self, policy: &UpdatePolicySpec) -> Option<String> {
+        advice(&self.known.lock().unwrap_or_else(PoisonError::into_inner), policy)
+    }
+}
+
+fn missing(known: &BTreeMap<Right, Answer>, policy: &UpdatePolicySpec) -> Option<PolicyError> {
+    needed(policy).find_map(|(field, right)| {
+        let what = match known.get(&right) {
+            Some(Ok(None | Some(Lack::Better(_)))) => return None,
+            Some(Ok(Some(Lack::Needed(missing)))) => missing.clone(),
+            Some(Err(why)) => format!("whether {right} is not known: {why}"),
+            None => format!("whether {right} is being asked"),
+        };
+        Some(PolicyError::new(field, PolicyErrorKind::Right(what)))
+    })
+}
+
+fn advice(known: &BTreeMap<Right, Answer>, policy: &UpdatePolicySpec) -> Option<String> {
+    needed(policy).find_map(|(field, right)| match known.get(&right) {
+        Some(Ok(Some(Lack::Better(advice)))) => Some(format!("{field}: {advice}")),
+        _ => None,
+    })
 }
 
 impl std::fmt::Display for Right {
@@ -178,8 +202,8 @@ async fn ask(
 }
 
 impl Tools {
-    /// The sentence about what is missing, if anything is.
-    async fn lacks(&self, right: &Right) -> kube::Result<Option<String>> {
+    /// What is missing, if anything is.
+    async fn lacks(&self, right: &Right) -> kube::Result<Option<Lack>> {
         let (namespace, verbs) = match right {
             Right::Reading(wanted) => return self.gates.lacks(wanted).await,
             Right::Jobs(namespace) => (namespace, &["create"][..]),
@@ -188,11 +212,11 @@ impl Tools {
         for verb in verbs {
             if !may(&self.client, jobs(verb, namespace)).await? {
                 let own = &self.own;
-                return Ok(Some(format!(
+                return Ok(Some(Lack::Needed(format!(
                     "the operator may not {verb} Jobs in the namespace {namespace}; its owner allows that with \
                      `kubectl -n {namespace} create rolebinding {ROLE} --clusterrole={ROLE} \
                      --serviceaccount={own}:bascule-operator`"
-                )));
+                ))));
             }
         }
         Ok(None)
@@ -227,4 +251,40 @@ pub(crate) async fn may(client: &Client, what: ResourceAttributes) -> kube::Resu
     let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
     let answer = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_right_that_would_save_work_keeps_no_policy_from_being_used() {
+        let gate = |kind: &str| json!({"object": {"apiVersion": "v1", "kind": kind, "cel": "true"}});
+        let policy: UpdatePolicySpec = serde_json::from_value(json!({
+            "nodeSelector": {"matchLabels": {"role": "worker"}},
+            "source": {"repository": "https://images.example.com/os", "channel": "stable"},
+            "health": {"gates": [gate("Pod"), gate("Node")]},
+        }))
+        .unwrap();
+        let [pods, nodes] = [0, 1].map(|gate| {
+            let object = policy.health.gates[gate].object.as_ref().unwrap();
+            Right::Reading(object.into())
+        });
+        let told = |pods_lack: Answer, nodes_lack: Answer| {
+            let known = BTreeMap::from([(pods.clone(), pods_lack), (nodes.clone(), nodes_lack)]);
+            (missing(&known, &policy).map(|error| error.to_string()), advice(&known, &policy))
+        };
+        let better = || Ok(Some(Lack::Better("watch them".to_owned())));
+        assert_eq!(told(Ok(None), Ok(None)), (None, None));
+        let said = Some("spec.health.gates[1].object: watch them".to_owned());
+        assert_eq!(told(Ok(None), better()), (None, said.clone()));
+        let (wrong, advice) = told(Ok(Some(Lack::Needed("list them".to_owned()))), better());
+        assert_eq!((wrong.as_deref(), advice), (Some("spec.health.gates[0].object: list them"), said));
+        let (wrong, _) = told(better(), Err("nobody answers".to_owned()));
+        assert!(
+            wrong.is_some_and(|wrong| wrong.contains("object gates may read v1 Node is not known: nobody answers"))
+        );
+        assert!(missing(&BTreeMap::new(), &policy).is_some_and(|wrong| wrong.to_string().contains("is being asked")));
+    }
 }

@@ -1,8 +1,9 @@
 //! Keeps asking the gates that the plan has questions about, and remembers the answers. Prometheus and HTTP can't be
-//! watched, and objects of any kind are not (docs/decisions/0043-gates-read-objects-and-watch-none.md), so this is the one place
-//! that polls; it does so only while somebody waits for the answer.
+//! watched, so this is the one place that polls; it does so only while somebody waits for the answer. What object gates
+//! look at is watched (docs/decisions/0043-gates-watch-what-they-ask-about.md), and what it comes to is reckoned here as
+//! often as all else.
 
-use super::{Asker, GateAnswer as Answer, Heard, heard::ask_for_people, kept};
+use super::{Answered, Asker, GateAnswer as Answer, Heard, heard::ask_for_people, kept};
 use crate::{clock::Clock, metrics::Metrics};
 use bascule_api::{Gate, Health, Time};
 use bascule_planner::{plan::GateQuestion, snapshot::GateAnswer};
@@ -191,22 +192,24 @@ fn lock(answers: &Answers) -> std::sync::MutexGuard<'_, BTreeMap<GateKey, GateAn
 
 async fn ask_again_and_again(key: GateKey, asked: Asked, asker: Asker, board: Board) {
     loop {
-        let answer = {
+        let answered = {
             // First the policy's own, so that it stands in the common line with no more than these.
             let Ok(_own) = board.share.permits.acquire().await else { return };
             let Ok(_permit) = board.permits.acquire().await else { return };
             asker.ask(&asked.health, &asked.gate, key.node.as_deref()).await
         };
-        board.metrics.asked(answer.result());
-        board.take(&key, &answer);
-        board.heard.hear(&key, &asked, &answer);
+        board.metrics.asked(answered.answer.result());
+        board.take(&key, &answered);
+        board.heard.hear(&key, &asked, &answered);
         tokio::time::sleep(Duration::from_millis(board.share.pause.load(Ordering::Relaxed))).await;
     }
 }
 
 impl Board {
-    fn take(&self, key: &GateKey, answer: &Answer) {
-        let now = Time::new(self.clock.now());
+    fn take(&self, key: &GateKey, answered: &Answered) {
+        let answer = &answered.answer;
+        let now = self.clock.now();
+        let (at, now) = (answered.at(now), Time::new(now));
         let mut answers = lock(&self.answers);
         let before = answers.get(key);
         let message = kept(answer);
@@ -215,10 +218,8 @@ impl Board {
         let news = same.is_none_or(|before| before.message != message);
         let since = same.map_or(now, |before| before.since);
         let (policy, gate, node) = (key.policy.clone(), key.gate.clone(), key.node.clone());
-        answers.insert(
-            key.clone(),
-            GateAnswer { policy, gate, node, passes: answer.passed(), known, message, at: now, since },
-        );
+        answers
+            .insert(key.clone(), GateAnswer { policy, gate, node, passes: answer.passed(), known, message, at, since });
         drop(answers);
         if news {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));
@@ -241,6 +242,28 @@ mod tests {
         assert_eq!(pause(500, 1), Duration::from_secs(30), "17 a second");
         assert_eq!(pause(250, 2), pause(500, 1), "as many for all policies together");
         assert_eq!(pause(100_000, 1), SELDOM);
+    }
+
+    #[test]
+    fn an_answer_is_as_old_as_what_it_rests_on() {
+        let now = chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap();
+        let clock = Clock::from_fn(move || now);
+        let board = Board {
+            clock: clock.clone(),
+            metrics: Metrics::new(),
+            changes: Arc::new(watch::Sender::new(0)),
+            permits: Arc::new(Semaphore::new(1)),
+            answers: Answers::default(),
+            share: Arc::default(),
+            heard: Heard::new(clock),
+        };
+        let key = GateQuestion { policy: "workers".to_owned(), gate: "ci".to_owned(), node: None };
+        let as_of = std::time::Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
+        board.take(&key, &Answered { answer: Answer::Passed, as_of });
+        let answer = lock(&board.answers).get(&key).cloned().unwrap();
+        // This machine may have other things to do.
+        let age = (now - answer.at.get()).num_seconds();
+        assert!((20..60).contains(&age) && answer.since.get() == now, "{answer:?}");
     }
 
     /// A client spawns a task where it is made.

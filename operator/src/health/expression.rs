@@ -4,12 +4,13 @@
 //! The language itself bounds nothing: each loop within a loop multiplies by the length of a list, and lists are as long as
 //! the objects of the cluster are large.
 
-use super::GateAnswer;
+use super::{GateAnswer, needs::Needs};
 use bascule_api::ObjectGate;
 use cel::{
     Context, ExecutionError, Program, Value,
     common::ast::{EntryExpr, Expr, IdedEntryExpr},
     context::VariableResolver,
+    objects::Key,
 };
 use kube::api::DynamicObject;
 use std::{
@@ -33,23 +34,56 @@ const STACK: usize = 32 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many expressions are told apart.
 const MOST_EXPRESSIONS: usize = 256;
+/// What a value or a key takes of memory beside its text, in bytes: its place, and that of what counts who has it.
+const EACH: usize = 64;
 
-/// An object that was read, as expressions see it.
+/// An object that was read, as expressions see it, with what they look at. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
-    name: String,
+    name: Arc<str>,
     value: Value,
 }
 
 impl Seen {
-    pub(super) fn of(object: &DynamicObject) -> Result<Self, String> {
-        let own = object.metadata.name.as_deref().unwrap_or_default();
-        let name = match &object.metadata.namespace {
-            Some(namespace) => format!("{namespace}/{own}"),
-            None => own.to_owned(),
-        };
+    pub(super) fn of(object: &DynamicObject, needs: &Needs) -> Result<Self, String> {
+        let name = name_of(object);
         let value = cel::to_value(object).map_err(|_| format!("{name} holds what CEL has no type for"))?;
-        Ok(Self { name, value })
+        Ok(Self { name: name.into(), value: needs.kept(&value) })
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// About how many bytes of memory it takes.
+    pub(super) fn weight(&self) -> usize {
+        self.name.len() + weight(&self.value)
+    }
+}
+
+/// An object's name with its namespace, as answers show it.
+pub(super) fn name_of(object: &DynamicObject) -> String {
+    let own = object.metadata.name.as_deref().unwrap_or_default();
+    match &object.metadata.namespace {
+        Some(namespace) => format!("{namespace}/{own}"),
+        None => own.to_owned(),
+    }
+}
+
+fn weight(value: &Value) -> usize {
+    let within: usize = match value {
+        Value::List(items) => items.iter().map(weight).sum(),
+        Value::Map(map) => map.map.iter().map(|(key, value)| EACH + length(key) + weight(value)).sum(),
+        Value::String(text) => text.len(),
+        _ => 0,
+    };
+    EACH + within
+}
+
+fn length(key: &Key) -> usize {
+    match key {
+        Key::String(text) => text.len(),
+        _ => 0,
     }
 }
 
@@ -70,6 +104,10 @@ impl VariableResolver for Clock {
     }
 }
 
+fn wrong(error: &str) -> GateAnswer {
+    GateAnswer::Unknown(format!("the CEL expression is wrong: {error}"))
+}
+
 fn too_long() -> GateAnswer {
     GateAnswer::Unknown(format!("its expression takes longer than {} s for these objects", PATIENCE.as_secs()))
 }
@@ -78,9 +116,29 @@ fn too_long() -> GateAnswer {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Judges {
     busy: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    needs: Arc<Mutex<HashMap<String, Arc<Needs>>>>,
 }
 
 impl Judges {
+    /// What an expression looks at of each object.
+    ///
+    /// # Errors
+    /// The answer, where the expression can't be used.
+    pub(super) async fn needs(&self, expression: &str) -> Result<Arc<Needs>, GateAnswer> {
+        if let Some(known) = self.needs.lock().unwrap_or_else(PoisonError::into_inner).get(expression) {
+            return Ok(Arc::clone(known));
+        }
+        let text = expression.to_owned();
+        let parse = move || compiled(&text).map(|program| Needs::of(&program.expression().expr));
+        let needs = Arc::new(apart(parse).await?.map_err(|error| wrong(&error))?);
+        let mut known = self.needs.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_EXPRESSIONS {
+            known.clear();
+        }
+        known.insert(expression.to_owned(), Arc::clone(&needs));
+        Ok(needs)
+    }
+
     /// What a gate's expression says of objects.
     pub(super) async fn judge(&self, gate: &ObjectGate, objects: Arc<Vec<Seen>>, node: Option<&str>) -> GateAnswer {
         let (kind, expression, node) = (gate.kind.clone(), gate.cel.clone(), node.map(str::to_owned));
@@ -97,22 +155,31 @@ impl Judges {
         };
         // One that does not end keeps its place, and costs one thread and no second one.
         let Ok(place) = tokio::time::timeout(2 * PATIENCE, place.lock_owned()).await else { return too_long() };
-        let (told, answer) = tokio::sync::oneshot::channel();
         let work = move || {
             let _place = place;
-            // Whoever asked may be gone.
-            let _ = told.send(work());
+            work()
         };
-        let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn(work);
-        if let Err(error) = thread {
-            return GateAnswer::Unknown(format!("there is no thread to evaluate its expression: {error}"));
-        }
-        match tokio::time::timeout(2 * PATIENCE, answer).await {
-            Ok(Ok(answer)) => answer,
-            // Its time is over, or the library gave up in a way that is not its own.
-            Ok(Err(_)) => GateAnswer::Unknown("its expression can't be evaluated".to_owned()),
-            Err(_) => too_long(),
-        }
+        apart(work).await.unwrap_or_else(|answer| answer)
+    }
+}
+
+/// Works on a thread of its own, with the stack that an expression may need.
+///
+/// # Errors
+/// The answer, where nothing comes of it.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, GateAnswer> {
+    let (told, answer) = tokio::sync::oneshot::channel();
+    // Whoever asked may be gone.
+    let work = move || drop(told.send(work()));
+    let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn(work);
+    if let Err(error) = thread {
+        return Err(GateAnswer::Unknown(format!("there is no thread to evaluate its expression: {error}")));
+    }
+    match tokio::time::timeout(2 * PATIENCE, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        // Its time is over, or the library gave up in a way that is not its own.
+        Ok(Err(_)) => Err(GateAnswer::Unknown("its expression can't be evaluated".to_owned())),
+        Err(_) => Err(too_long()),
     }
 }
 
@@ -145,29 +212,37 @@ fn compiled(expression: &str) -> Result<Program, String> {
 
 /// How many loops lie within each other, and how deep the expression is.
 fn nesting(expression: &Expr) -> (usize, usize) {
-    let mut inner: Vec<&Expr> = Vec::new();
-    let mut own = 0;
-    match expression {
-        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
-        Expr::Call(call) => {
-            inner.extend(call.target.iter().map(|target| &target.expr));
-            inner.extend(call.args.iter().map(|argument| &argument.expr));
-        }
-        Expr::List(list) => inner.extend(list.elements.iter().map(|element| &element.expr)),
-        Expr::Map(map) => inner = entries(&map.entries),
-        Expr::Struct(made) => inner = entries(&made.entries),
-        Expr::Select(select) => inner.push(&select.operand.expr),
-        Expr::Comprehension(made) => {
-            own = 1;
-            inner.extend([&made.accu_init.expr, &made.loop_cond.expr, &made.loop_step.expr, &made.result.expr]);
-            // The range is gone through before the loop: one behind the other and not one in the other.
-            let (range, deep) = nesting(&made.iter_range.expr);
-            let (loops, depth) = deepest(&inner);
-            return (range.max(loops + own), deep.max(depth) + 1);
-        }
+    if let Expr::Comprehension(made) = expression {
+        let within = [&made.accu_init.expr, &made.loop_cond.expr, &made.loop_step.expr, &made.result.expr];
+        // The range is gone through before the loop: one behind the other and not one in the other.
+        let (range, deep) = nesting(&made.iter_range.expr);
+        let (loops, depth) = deepest(&within);
+        return (range.max(loops + 1), deep.max(depth) + 1);
     }
-    let (loops, depth) = deepest(&inner);
-    (loops + own, depth + 1)
+    let (loops, depth) = deepest(&parts(expression));
+    (loops, depth + 1)
+}
+
+/// The expressions that an expression is made of.
+pub(super) fn parts(expression: &Expr) -> Vec<&Expr> {
+    match expression {
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => Vec::new(),
+        Expr::Call(call) => {
+            let target = call.target.iter().map(|target| &target.expr);
+            target.chain(call.args.iter().map(|argument| &argument.expr)).collect()
+        }
+        Expr::List(list) => list.elements.iter().map(|element| &element.expr).collect(),
+        Expr::Map(map) => entries(&map.entries),
+        Expr::Struct(made) => entries(&made.entries),
+        Expr::Select(select) => vec![&select.operand.expr],
+        Expr::Comprehension(made) => vec![
+            &made.iter_range.expr,
+            &made.accu_init.expr,
+            &made.loop_cond.expr,
+            &made.loop_step.expr,
+            &made.result.expr,
+        ],
+    }
 }
 
 /// The expressions of a map's or a struct's entries.
@@ -196,7 +271,7 @@ fn first_line(text: &str) -> String {
 fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> GateAnswer {
     let program = match compiled(expression) {
         Ok(program) => program,
-        Err(error) => return GateAnswer::Unknown(format!("the CEL expression is wrong: {error}")),
+        Err(error) => return wrong(&error),
     };
     if objects.is_empty() {
         return GateAnswer::Unknown(format!("there is no such {kind}"));
@@ -211,7 +286,7 @@ fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> 
         own.set_variable_resolver(&clock);
         match evaluate(expression, &program, &own) {
             Ok(true) => {}
-            Ok(false) => bad.push(object.name.clone()),
+            Ok(false) => bad.push(object.name.to_string()),
             Err(reason) => unknown.push(format!("{} ({reason})", object.name)),
         }
         if clock.resolve("").is_some() {
@@ -279,7 +354,7 @@ mod tests {
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "shop"},
             "spec": {"replicas": 3}, "status": {"availableReplicas": available}
         }));
-        Seen::of(&object.unwrap()).unwrap()
+        Seen::of(&object.unwrap(), &Needs::whole()).unwrap()
     }
 
     const AVAILABLE: &str = "object.status.availableReplicas >= object.spec.replicas";
@@ -322,7 +397,7 @@ mod tests {
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "shop"},
             "spec": {"env": [{"name": "TOKEN", "value": HELD}], "map": {HELD: 1}, "size": 4_711, "none": 0}
         });
-        let pod = [Seen::of(&serde_json::from_value(object).unwrap()).unwrap()];
+        let pod = [Seen::of(&serde_json::from_value(object).unwrap(), &Needs::whole()).unwrap()];
         for expression in [
             "{'a': true}[VALUE]",
             "object.spec[VALUE]",
@@ -355,6 +430,58 @@ mod tests {
             assert!(!said.contains(HELD) && !said.contains("4711") && !said.contains("4_711"), "{expression}: {said}");
             assert!(!answer.passed(), "{expression}");
         }
+    }
+
+    /// Of thousands of objects only that is kept.
+    #[tokio::test]
+    async fn what_an_expression_does_not_look_at_changes_no_answer() {
+        let object = |spec: serde_json::Value, status: serde_json::Value| {
+            serde_json::from_value::<DynamicObject>(serde_json::json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "web", "namespace": "shop", "generation": 3, "labels": {"app": "web", "a/b": "c"},
+                    "managedFields": [{"manager": "kubectl", "operation": "Apply"}]},
+                "spec": spec, "status": status,
+            }))
+            .unwrap()
+        };
+        let objects = [
+            object(serde_json::json!({"nodeName": "n1", "size": 3, "list": [1, 2]}), serde_json::json!({"ready": 3})),
+            object(serde_json::json!({"size": 2}), serde_json::json!({})),
+            object(serde_json::json!("text"), serde_json::Value::Null),
+            object(serde_json::json!([{"nodeName": "n1"}]), serde_json::json!({"ready": null})),
+        ];
+        let judges = Judges::default();
+        for expression in [
+            "object.spec.nodeName != node",
+            "has(object.spec.nodeName)",
+            "!has(object.status.ready) || object.status.ready >= object.spec.size",
+            "has(object.status) && !has(object.status.nothing)",
+            "object.status.nothing.more == 1",
+            "object.metadata.generation + 1 == 4",
+            "object.metadata.labels['a/b'] == 'c' && 'app' in object.metadata.labels",
+            "object.metadata.name == 'web' && object.kind == 'Pod'",
+            "object.spec.list.exists(one, one == 2)",
+            "object.spec.list.map(one, one + object.spec.size) == [4, 5]",
+            "object.spec == {'size': 2}",
+            "object.spec.nodeName.startsWith('n')",
+            "object.spec.size.nothing",
+            "object.nothing == 1",
+            "[object].all(one, one.spec.size == 2)",
+            "{'a': true}[object.spec.nodeName]",
+            "node == 'n1'",
+        ] {
+            let needs = judges.needs(expression).await.unwrap();
+            for object in &objects {
+                let [whole, kept] = [&Needs::whole(), &*needs].map(|needs| Seen::of(object, needs).unwrap());
+                assert!(kept.weight() <= whole.weight(), "{expression}");
+                let [whole, kept] = [whole, kept].map(|seen| judge("Pod", expression, &[seen], Some("n1")));
+                assert_eq!(whole, kept, "{expression} of {object:?}");
+            }
+        }
+        let needs = judges.needs("object.spec.nodeName != node").await.unwrap();
+        let seen = Seen::of(&objects[0], &needs).unwrap();
+        assert!(!format!("{seen:?}").contains("kubectl") && seen.weight() < 500, "{seen:?}");
+        assert!(matches!(judges.needs("object.").await, Err(GateAnswer::Unknown(why)) if why.contains("is wrong")));
     }
 
     #[test]
@@ -419,7 +546,7 @@ mod tests {
         let object = serde_json::json!({
             "apiVersion": "v1", "kind": "List", "metadata": {"name": "long"}, "spec": {"list": list}
         });
-        let long = [Seen::of(&serde_json::from_value(object).unwrap()).unwrap()];
+        let long = [Seen::of(&serde_json::from_value(object).unwrap(), &Needs::whole()).unwrap()];
         let since = Instant::now();
         let answer = judge("List", "object.spec.list.all(a, object.spec.list.all(b, a + b >= 0))", &long, None);
         assert!(matches!(&answer, GateAnswer::Unknown(why) if why.contains("takes longer than 2 s")), "{answer:?}");

@@ -2,7 +2,7 @@
 //! know of one that can't be read before the night in which every node waits for it. Whoever reads the live report has those gates
 //! asked whose last answer is old, at a bounded rate, and waits for none of them. The planner hears nothing of such an answer.
 
-use super::{Asked, Asker, GateAnswer as Answer, GateKey, kept};
+use super::{Answered, Asked, Asker, GateAnswer as Answer, GateKey, kept};
 use crate::{clock::Clock, metrics::Metrics};
 use bascule_api::{LiveGate, Time};
 use futures::StreamExt as _;
@@ -110,9 +110,10 @@ impl Heard {
     }
 
     /// A gate answered, whoever asked. What a gate said that is another one by now is forgotten.
-    pub(super) fn hear(&self, key: &GateKey, asked: &Asked, answer: &Answer) {
+    pub(super) fn hear(&self, key: &GateKey, asked: &Asked, answered: &Answered) {
+        let answer = &answered.answer;
         let holds = (!matches!(answer, Answer::Unknown(_))).then(|| answer.passed());
-        let at = Time::new(self.0.clock.now());
+        let at = answered.at(self.0.clock.now());
         let mut known = self.lock();
         let name = (key.policy.clone(), key.gate.clone());
         let last = known.gates.entry(name).or_insert_with(|| Last::new(asked.clone()));
@@ -174,9 +175,9 @@ pub(super) async fn ask_for_people(heard: Heard, asker: Asker, metrics: Metrics)
     let (heard, asker, metrics) = (&heard, &asker, &metrics);
     questions
         .for_each_concurrent(AT_ONCE, |(key, asked)| async move {
-            let answer = asker.ask(&asked.health, &asked.gate, key.node.as_deref()).await;
-            metrics.asked(answer.result());
-            heard.hear(&key, &asked, &answer);
+            let answered = asker.ask(&asked.health, &asked.gate, key.node.as_deref()).await;
+            metrics.asked(answered.answer.result());
+            heard.hear(&key, &asked, &answered);
         })
         .await;
 }
@@ -190,6 +191,10 @@ mod tests {
         let asked = serde_json::from_value(serde_json::json!({"http": {"url": url, "status": 200}})).unwrap();
         let key = GateKey { policy: policy.to_owned(), gate: gate.to_owned(), node: None };
         Present { policy: 0, key, asked: Asked { health: Health::default(), gate: asked } }
+    }
+
+    fn just_now(answer: Answer) -> Answered {
+        Answered { answer, as_of: std::time::Instant::now() }
     }
 
     fn wanted(heard: &Heard) -> usize {
@@ -208,7 +213,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
             assert!(read().asking && wanted(&heard) == 0, "it is under way");
         }
-        heard.hear(&gate.key, &gate.asked, &Answer::Unknown("no route".to_owned()));
+        heard.hear(&gate.key, &gate.asked, &just_now(Answer::Unknown("no route".to_owned())));
         let told = read();
         assert_eq!((told.holds, told.message.as_str(), told.asking), (None, "no route", false));
         assert!(told.at.is_some());
@@ -218,7 +223,7 @@ mod tests {
         let again = read();
         assert!(again.asking && again.message == "no route" && wanted(&heard) == 1, "{again:?}");
         heard.next().await;
-        heard.hear(&gate.key, &gate.asked, &Answer::Passed);
+        heard.hear(&gate.key, &gate.asked, &just_now(Answer::Passed));
         tokio::time::advance(FRESH - Duration::from_secs(1)).await;
         assert_eq!((read().holds, read().asking), (Some(true), false), "what passes is not asked so soon");
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -231,7 +236,7 @@ mod tests {
         let heard = Heard::new(Clock::system());
         let gate = present("workers", "ceph", "https://ceph.example");
         for _ in 0..100 {
-            heard.hear(&gate.key, &gate.asked, &Answer::Failed("2 of 3".to_owned()));
+            heard.hear(&gate.key, &gate.asked, &just_now(Answer::Failed("2 of 3".to_owned())));
             let told = heard.read(vec![gate.clone()]).remove(0);
             assert_eq!((told.holds, told.asking, wanted(&heard)), (Some(false), false, 0));
             tokio::time::advance(Duration::from_secs(3)).await;
@@ -242,15 +247,28 @@ mod tests {
     async fn what_a_gate_said_that_is_another_one_now_or_none_is_not_told() {
         let heard = Heard::new(Clock::system());
         let (before, after) = (present("workers", "ceph", "https://old"), present("workers", "ceph", "https://new"));
-        heard.hear(&before.key, &before.asked, &Answer::Passed);
+        heard.hear(&before.key, &before.asked, &just_now(Answer::Passed));
         let told = heard.read(vec![after.clone()]).remove(0);
         assert_eq!((told.holds, told.at, told.asking), (None, None, true), "nobody has asked the new one");
         // The old one's answer was on its way.
-        heard.hear(&before.key, &before.asked, &Answer::Passed);
+        heard.hear(&before.key, &before.asked, &just_now(Answer::Passed));
         assert_eq!(heard.read(vec![after.clone()]).remove(0).holds, None);
-        heard.hear(&after.key, &after.asked, &Answer::Passed);
+        heard.hear(&after.key, &after.asked, &just_now(Answer::Passed));
         assert_eq!(heard.read(vec![after.clone()]).remove(0).holds, Some(true));
         assert!(heard.read(Vec::new()).is_empty());
         assert_eq!(heard.read(vec![after]).remove(0).at, None, "it was forgotten meanwhile");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn people_are_told_as_of_when_an_answer_is_so() {
+        let now = chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap();
+        let heard = Heard::new(Clock::from_fn(move || now));
+        let gate = present("workers", "ci", "https://ci.example");
+        let as_of = std::time::Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
+        heard.hear(&gate.key, &gate.asked, &Answered { answer: Answer::Passed, as_of });
+        let told = heard.read(vec![gate]).remove(0);
+        // This machine may have other things to do.
+        let age = (now - told.at.unwrap().get()).num_seconds();
+        assert!((20..60).contains(&age) && !told.asking, "{told:?}");
     }
 }

@@ -4,10 +4,16 @@
 mod access;
 mod board;
 mod expression;
+mod follow;
 mod heard;
+mod held;
 mod http;
+mod needs;
 mod object;
+#[cfg(test)]
+mod object_tests;
 mod promql;
+mod source;
 
 pub use board::{Asked, GateBoard, GateKey};
 pub use expression::check as check_expression;
@@ -16,9 +22,13 @@ pub(crate) use heard::Present;
 pub use object::ObjectAsker;
 pub(crate) use object::Wanted;
 
-use bascule_api::{Gate, Health, PromQlGate};
+use bascule_api::{Gate, Health, PromQlGate, Time};
+use chrono::{DateTime, TimeDelta, Utc};
 use reqwest::header::HeaderMap;
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 /// How long any question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,6 +80,22 @@ impl GateAnswer {
 /// As much of a message as is kept.
 fn kept(answer: &GateAnswer) -> String {
     answer.message().chars().take(MESSAGE).collect()
+}
+
+/// An answer with its age.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// The answer.
+    pub answer: GateAnswer,
+    /// As of when it is so: what it rests on is at least as new as this.
+    pub as_of: Instant,
+}
+
+impl Answered {
+    /// The same as a time, of a clock that shows `now`.
+    fn at(&self, now: DateTime<Utc>) -> Time {
+        Time::new(now - TimeDelta::from_std(self.as_of.elapsed()).unwrap_or_default())
+    }
 }
 
 /// Why there is no asker.
@@ -152,21 +178,27 @@ impl Asker {
     }
 
     /// Asks one gate. `node` stands for `$node` in a query.
-    pub async fn ask(&self, health: &Health, gate: &Gate, node: Option<&str>) -> GateAnswer {
+    pub async fn ask(&self, health: &Health, gate: &Gate, node: Option<&str>) -> Answered {
+        let asked = Instant::now();
         let question = async {
-            match (&gate.prom_ql, &gate.object, &gate.http) {
+            let answer = match (&gate.prom_ql, &gate.object, &gate.http) {
                 (Some(prom_ql), None, None) => match &health.prometheus {
                     Some(server) => self.prom_ql(health, server, prom_ql, node).await,
                     None => GateAnswer::Unknown("spec.health.prometheus is not set".to_owned()),
                 },
-                (None, Some(object), None) => self.objects.ask(object, node).await,
+                // Only these may have been known before they were asked for.
+                (None, Some(object), None) => return self.objects.ask(object, node).await,
                 (None, None, Some(http)) => http::ask(&self.http, http).await,
                 _ => GateAnswer::Unknown("a gate is one of promQL, object or http".to_owned()),
-            }
+            };
+            Answered { answer, as_of: asked }
         };
         match tokio::time::timeout(QUESTION_TIMEOUT, question).await {
-            Ok(answer) => answer,
-            Err(_) => GateAnswer::Unknown(format!("no answer within {} s", QUESTION_TIMEOUT.as_secs())),
+            Ok(answered) => answered,
+            Err(_) => {
+                let answer = GateAnswer::Unknown(format!("no answer within {} s", QUESTION_TIMEOUT.as_secs()));
+                Answered { answer, as_of: asked }
+            }
         }
     }
 }

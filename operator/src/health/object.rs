@@ -4,40 +4,55 @@
 //! of objects and what stands in the expression: never what an object holds.
 
 use super::{
-    GateAnswer,
-    expression::{self, Seen},
+    Answered, GateAnswer, expression,
+    follow::{Follow, Follower, Room},
+    held::{Held, Pace, Reading, lock},
+    needs::Needs,
+    source::{Source, right},
 };
+use crate::rights::{self, Lack};
 use bascule_api::{ObjectGate, Selector};
-use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ListParams},
+    api::{ApiResource, DynamicObject},
     core::GroupVersionKind,
-    discovery::{self, Scope},
+    discovery::{self, Scope, verbs},
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
+    time::Instant,
 };
+use tokio::sync::Semaphore;
 
-/// How many objects one gate may look at.
-const MOST_OBJECTS: usize = 5_000;
-/// How many are read at once.
-const PAGE: u32 = 250;
-
-/// What discovery said of a kind, by API version and kind.
-type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
-
-/// How long one reading serves: shorter than the time between two answers to one question.
-const SHARED: Duration = Duration::from_millis(2_500);
-/// How many readings are kept.
+/// How many questions are told apart.
 const MOST_READINGS: usize = 256;
+/// How many watches are open at once. Who gets none reads as if there were no right to one.
+const MOST_WATCHES: usize = 32;
 
-/// What was read, and when.
-type Reading = Option<(Instant, Result<Arc<Vec<Seen>>, String>)>;
-/// Readings by what they read; each has a lock of its own, so that one that takes its time holds up no other.
-type Readings = HashMap<String, Arc<tokio::sync::Mutex<Reading>>>;
+/// What discovery said of a kind.
+#[derive(Debug, Clone)]
+struct Kind {
+    resource: ApiResource,
+    scope: Scope,
+    /// Whether its objects can be watched, whoever may.
+    watchable: bool,
+}
+
+/// Kinds by API version and kind.
+type Kinds = HashMap<(String, String), Kind>;
+
+/// What is known for one question, and who reads it.
+#[derive(Debug, Default)]
+struct Place {
+    held: Arc<Mutex<Held>>,
+    /// Who comes while it is read waits for that reading. Whoever follows it, too.
+    reader: tokio::sync::Mutex<Option<Follower>>,
+}
+
+/// Places by what is read; each has a lock of its own, so that one that takes its time holds up no other. All are read as
+/// the one account that gates have, so that it is no part of the question.
+type Places = HashMap<String, Arc<Place>>;
 
 /// What a gate reads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,8 +87,12 @@ impl std::fmt::Display for Wanted {
 pub struct ObjectAsker {
     client: Client,
     kinds: Arc<Mutex<Kinds>>,
-    readings: Arc<Mutex<Readings>>,
+    places: Arc<Mutex<Places>>,
     expressions: expression::Judges,
+    watches: Arc<Semaphore>,
+    /// What all watches keep, in bytes.
+    kept: Arc<AtomicUsize>,
+    pace: Pace,
 }
 
 impl std::fmt::Debug for ObjectAsker {
@@ -86,45 +105,101 @@ impl ObjectAsker {
     /// An asker with this client.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { client, kinds: Arc::default(), readings: Arc::default(), expressions: expression::Judges::default() }
+        Self::at(client, Pace::default())
     }
 
-    pub(super) async fn ask(&self, gate: &ObjectGate, node: Option<&str>) -> GateAnswer {
-        match self.reading(gate).await {
-            Ok(objects) if objects.is_empty() && gate.optional => GateAnswer::Passed,
-            Ok(objects) => self.expressions.judge(gate, objects, node).await,
-            Err(reason) => GateAnswer::Unknown(reason),
+    /// The same at another pace.
+    pub(super) fn at(client: Client, pace: Pace) -> Self {
+        Self {
+            client,
+            kinds: Arc::default(),
+            places: Arc::default(),
+            expressions: expression::Judges::default(),
+            watches: Arc::new(Semaphore::new(MOST_WATCHES)),
+            kept: Arc::default(),
+            pace,
         }
     }
 
-    /// The objects of a gate as they were read a moment ago, by whomever: a gate that is asked for each node of a thousand
-    /// costs one reading for all of them.
-    async fn reading(&self, gate: &ObjectGate) -> Result<Arc<Vec<Seen>>, String> {
-        let key = format!("{:?}", (&gate.api_version, &gate.kind, &gate.namespace, &gate.name, &gate.selector));
-        let place = {
-            let mut readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
-            if readings.len() >= MOST_READINGS {
-                readings.clear();
-            }
-            Arc::clone(readings.entry(key).or_default())
+    pub(super) async fn ask(&self, gate: &ObjectGate, node: Option<&str>) -> Answered {
+        let needs = match self.expressions.needs(&gate.cel).await {
+            Ok(needs) => needs,
+            Err(answer) => return Answered { answer, as_of: Instant::now() },
         };
-        // Who comes while it is read waits for that reading.
-        let mut reading = place.lock().await;
-        if let Some((at, objects)) = reading.as_ref()
-            && at.elapsed() < SHARED
-        {
-            return objects.clone();
+        match self.reading(gate, &needs).await {
+            Ok(Reading { objects, as_of }) if objects.is_empty() && gate.optional => {
+                Answered { answer: GateAnswer::Passed, as_of }
+            }
+            Ok(Reading { objects, as_of }) => {
+                Answered { answer: self.expressions.judge(gate, objects, node).await, as_of }
+            }
+            Err(reason) => Answered { answer: GateAnswer::Unknown(reason), as_of: Instant::now() },
         }
-        let objects = self.objects(gate).await.and_then(|objects| {
-            let seen = objects.iter().map(Seen::of).collect::<Result<Vec<_>, _>>()?;
-            Ok(Arc::new(seen))
-        });
-        *reading = Some((Instant::now(), objects.clone()));
-        objects
     }
 
-    async fn objects(&self, gate: &ObjectGate) -> Result<Vec<DynamicObject>, String> {
-        let (resource, scope) = self.kind(&gate.api_version, &gate.kind).await.map_err(|error| match error {
+    /// The objects of a gate as they are known, or else as they are read now, by whoever asks first: a gate that is asked
+    /// for each node of a thousand costs one reading for all of them, and what changes then is heard.
+    async fn reading(&self, gate: &ObjectGate, needs: &Needs) -> Result<Reading, String> {
+        let place = self.place(gate);
+        let known = || lock(&place.held).ask(needs, Instant::now(), &self.pace);
+        if let Some(known) = known() {
+            return known;
+        }
+        let mut follower = place.reader.lock().await;
+        if let Some(known) = known() {
+            return known;
+        }
+        let needs = lock(&place.held).begin(needs);
+        *follower = None;
+        let begun = Instant::now();
+        let source = self.source(gate).await;
+        let listed = match &source {
+            Ok(source) => source.read(&needs).await,
+            Err(reason) => Err(reason.clone()),
+        };
+        let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Instant::now(), listed);
+        if let (Ok(source), Ok(_)) = (source, &reading) {
+            *follower = self.follow(source, &place.held, generation, needs);
+        }
+        reading
+    }
+
+    fn place(&self, gate: &ObjectGate) -> Arc<Place> {
+        let key = format!("{:?}", (&gate.api_version, &gate.kind, &gate.namespace, &gate.name, &gate.selector));
+        let mut places = lock(&self.places);
+        if !places.contains_key(&key) {
+            let now = Instant::now();
+            places.retain(|_, place| !lock(&place.held).idle(now, &self.pace));
+            if places.len() >= MOST_READINGS {
+                places.clear();
+            }
+        }
+        Arc::clone(places.entry(key).or_default())
+    }
+
+    /// Follows what was read, where that may be and there is room. One object by its name has no version to follow from,
+    /// and is read each time that somebody asks: that costs the API server less than a watch, and needs no right to others.
+    fn follow(&self, source: Source, held: &Arc<Mutex<Held>>, generation: u64, needs: Needs) -> Option<Follower> {
+        let (weight, may) = {
+            let mut held = lock(held);
+            held.version(generation)?;
+            (held.weight(), held.may_watch(Instant::now(), &self.pace).unwrap_or(true))
+        };
+        if !source.watchable || !may {
+            return None;
+        }
+        let permit = Arc::clone(&self.watches).try_acquire_owned().ok()?;
+        let room = Room::of(&self.kept);
+        if !room.holds(weight) {
+            return None;
+        }
+        let (client, held, pace) = (self.client.clone(), Arc::clone(held), self.pace);
+        Some(Follow { client, source, held, generation, needs, pace, room, permit }.start())
+    }
+
+    /// Where the objects of a gate come from.
+    async fn source(&self, gate: &ObjectGate) -> Result<Source, String> {
+        let kind = self.kind(&gate.api_version, &gate.kind).await.map_err(|error| match error {
             kube::Error::Discovery(_) => format!("the cluster has no {} {}", gate.api_version, gate.kind),
             error => format!(
                 "whether the cluster has {} {} is not known: {}",
@@ -133,31 +208,17 @@ impl ObjectAsker {
                 crate::one_line(&error)
             ),
         })?;
-        let api: Api<DynamicObject> = match (&scope, &gate.namespace) {
-            (Scope::Namespaced, Some(namespace)) => Api::namespaced_with(self.client.clone(), namespace, &resource),
-            (Scope::Namespaced, None) if gate.name.is_some() => {
+        let Kind { resource, scope, watchable } = kind;
+        let namespace = gate.namespace.clone().filter(|_| scope == Scope::Namespaced);
+        let api: Api<DynamicObject> = match &namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None if scope == Scope::Namespaced && gate.name.is_some() => {
                 return Err(format!("{} lives in namespaces: a gate with a name needs a namespace", gate.kind));
             }
-            _ => Api::all_with(self.client.clone(), &resource),
+            None => Api::all_with(self.client.clone(), &resource),
         };
-        let fail = |error: kube::Error| format!("{} can't be read: {}", gate.kind, crate::one_line(&error));
-        if let Some(name) = &gate.name {
-            return Ok(api.get_opt(name).await.map_err(fail)?.into_iter().collect());
-        }
         let labels = gate.selector.as_ref().map(label_query).unwrap_or_default();
-        let mut params = ListParams::default().labels(&labels).limit(PAGE);
-        let mut objects = Vec::new();
-        loop {
-            let page = api.list(&params).await.map_err(fail)?;
-            objects.extend(page.items);
-            if objects.len() > MOST_OBJECTS {
-                return Err(format!("more than {MOST_OBJECTS} objects: narrow the gate by namespace or selector"));
-            }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => return Ok(objects),
-            }
-        }
+        Ok(Source { api, resource, namespace, labels, name: gate.name.clone(), watchable })
     }
 
     /// What the account of gates lacks to read this, as a sentence that says what gives it; `None` if nothing, or where there
@@ -165,49 +226,51 @@ impl ObjectAsker {
     ///
     /// # Errors
     /// When the API server does not say.
-    pub(crate) async fn lacks(&self, wanted: &Wanted) -> kube::Result<Option<String>> {
-        let (resource, scope) = match self.kind(&wanted.api_version, &wanted.kind).await {
+    pub(crate) async fn lacks(&self, wanted: &Wanted) -> kube::Result<Option<Lack>> {
+        let Kind { resource, scope, watchable } = match self.kind(&wanted.api_version, &wanted.kind).await {
             Ok(found) => found,
             Err(kube::Error::Discovery(_)) => return Ok(None),
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
             Err(error) => return Err(error),
         };
         let namespace = wanted.namespace.clone().filter(|_| scope == Scope::Namespaced);
-        let verb = if wanted.name.is_some() { "get" } else { "list" };
-        let allowed = crate::rights::may(
-            &self.client,
-            ResourceAttributes {
-                namespace: namespace.clone(),
-                name: wanted.name.clone(),
-                verb: Some(verb.to_owned()),
-                group: Some(resource.group.clone()),
-                resource: Some(resource.plural.clone()),
-                ..ResourceAttributes::default()
-            },
-        );
-        if allowed.await? {
-            return Ok(None);
-        }
+        let right = |verb| right(&resource, namespace.as_deref(), wanted.name.as_deref(), verb);
         let plural = &resource.plural;
         let full = if resource.group.is_empty() { plural.clone() } else { format!("{plural}.{}", resource.group) };
-        let place = namespace.map(|namespace| format!(" in the namespace {namespace}")).unwrap_or_default();
-        Ok(Some(format!(
-            "object gates may not {verb} {full}{place}; an admin allows that with `kubectl create clusterrole bascule-gates-{plural} \
-             --verb=get,list --resource={full}` and `kubectl label clusterrole bascule-gates-{plural} \
-             bascule.dev/aggregate-to-gates=true`"
-        )))
+        let place = namespace.as_ref().map(|namespace| format!(" in the namespace {namespace}")).unwrap_or_default();
+        let granted = |role: &str, verbs: &str| {
+            format!(
+                "an admin allows that with `kubectl create clusterrole {role} --verb={verbs} --resource={full}` and \
+                 `kubectl label clusterrole {role} bascule.dev/aggregate-to-gates=true`"
+            )
+        };
+        let verb = if wanted.name.is_some() { verbs::GET } else { verbs::LIST };
+        if !rights::may(&self.client, right(verb)).await? {
+            let granted = granted(&format!("bascule-gates-{plural}"), "get,list,watch");
+            return Ok(Some(Lack::Needed(format!("object gates may not {verb} {full}{place}; {granted}"))));
+        }
+        if wanted.name.is_some() || !watchable || rights::may(&self.client, right(verbs::WATCH)).await? {
+            return Ok(None);
+        }
+        // Of another name than what is there already, which `kubectl create` would not change.
+        let granted = granted(&format!("bascule-gates-watch-{plural}"), verbs::WATCH);
+        Ok(Some(Lack::Better(format!(
+            "object gates may list {full}{place} and not watch them, so that all of them are read again every few seconds; {granted}, \
+             and the owner of a namespace with the verb watch in the Role that is bound there"
+        ))))
     }
 
-    async fn kind(&self, api_version: &str, kind: &str) -> kube::Result<(ApiResource, Scope)> {
+    async fn kind(&self, api_version: &str, kind: &str) -> kube::Result<Kind> {
         let key = (api_version.to_owned(), kind.to_owned());
-        if let Some(known) = self.kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        if let Some(known) = lock(&self.kinds).get(&key) {
             return Ok(known.clone());
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let wanted = GroupVersionKind::gvk(group, version, kind);
         let (resource, capabilities) = discovery::pinned_kind(&self.client, &wanted).await?;
-        let found = (resource, capabilities.scope);
-        self.kinds.lock().unwrap_or_else(PoisonError::into_inner).insert(key, found.clone());
+        let watchable = capabilities.supports_operation(verbs::WATCH);
+        let found = Kind { resource, scope: capabilities.scope, watchable };
+        lock(&self.kinds).insert(key, found.clone());
         Ok(found)
     }
 }
@@ -236,7 +299,7 @@ mod tests {
     use serde_json::json;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    /// An API server that knows of pods, has none, and counts how often it is asked for all of them.
+    /// An API server that knows of pods, which nobody can watch, has none, and counts how often it is asked for all of them.
     async fn api_server() -> (Client, Arc<AtomicUsize>) {
         bascule_tests::install_tls_provider();
         let pod =
@@ -268,8 +331,9 @@ mod tests {
         let begun = Instant::now();
         let answers = futures::future::join_all(nodes.iter().map(|node| asker.ask(&gate, Some(node.as_str())))).await;
         // Once for as long as a reading serves, which a machine that has other things to do may need longer than.
-        let most = 1 + usize::try_from(begun.elapsed().as_millis() / SHARED.as_millis()).unwrap();
-        assert!(answers.iter().all(GateAnswer::passed), "{answers:?}");
+        let shared = Pace::default().shared;
+        let most = 1 + usize::try_from(begun.elapsed().as_millis() / shared.as_millis()).unwrap();
+        assert!(answers.iter().all(|answered| answered.answer.passed()), "{answers:?}");
         let lists = lists.load(Ordering::SeqCst);
         assert!((1..=most).contains(&lists), "{lists} times");
     }

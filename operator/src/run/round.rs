@@ -211,8 +211,12 @@ impl<'a> Round<'a> {
         self.rights.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &*policy.spec));
         for facts in &mut snapshot.policies {
             let policy = policies.iter().find(|policy| policy.name == facts.name && policy.valid.is_ok());
+            let Some(policy) = policy else { continue };
+            if let Some(advice) = self.rights.advice(&policy.spec) {
+                *facts = Arc::new(PolicyFacts { advice: Some(advice), ..PolicyFacts::clone(facts) });
+            }
             // A node that is under way goes on: what it lacks then shows where it is needed.
-            if let Some(error) = policy.and_then(|policy| self.rights.missing(&policy.spec))
+            if let Some(error) = self.rights.missing(&policy.spec)
                 // Nor does a right that is missing keep the hooks after a rollout from running.
                 && facts.status.maintenance.is_none()
                 && !parts

@@ -151,7 +151,7 @@ kind: ClusterRole
 metadata:
   name: bascule-gates-pods
   labels: {{bascule.dev/aggregate-to-gates: "true", {SANDBOX_LABEL}: "true"}}
-rules: [{{apiGroups: [""], resources: [pods], verbs: [get, list]}}]
+rules: [{{apiGroups: [""], resources: [pods], verbs: [get, list, watch]}}]
 "#
     )
 }

@@ -103,7 +103,7 @@ pub struct GateAnswer {
     pub known: bool,
     /// What was found, e.g. `max(ALERTS…) is 2, wanted 0`.
     pub message: String,
-    /// When it was asked.
+    /// As of when it is so: when it was asked, or earlier where it rests on what was known then.
     pub at: Time,
     /// Since when it has had this answer.
     pub since: Time,

@@ -1,0 +1,215 @@
+//! Follows what was read of the objects of a question: one watch, however many questions there are, for as long as there
+//! are any. A watch is asked for again every few seconds, which is when the API server looks at the right to it, and in
+//! each the server is asked once for its version, which proves the watch ([`super::held`]). Whatever goes wrong ends it:
+//! the next question reads the objects anew, and what comes of that is the answer.
+
+use super::{
+    expression::name_of,
+    held::{Change, Held, Pace, lock},
+    needs::Needs,
+    source::Source,
+};
+use crate::rights;
+use futures::StreamExt as _;
+use kube::{
+    Client,
+    api::{DynamicObject, WatchEvent},
+};
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+use tokio::{sync::OwnedSemaphorePermit, task::AbortHandle, time::timeout};
+
+/// How much all watches keep of objects, in bytes of memory: a quarter of what the manifest gives the operator.
+const MOST_KEPT: usize = 64 << 20;
+
+/// What one watch takes of the memory that there is for all of them.
+#[derive(Debug)]
+pub(super) struct Room {
+    all: Arc<AtomicUsize>,
+    own: AtomicUsize,
+}
+
+impl Room {
+    /// Nothing of it yet.
+    pub(super) fn of(all: &Arc<AtomicUsize>) -> Self {
+        Self { all: Arc::clone(all), own: AtomicUsize::new(0) }
+    }
+
+    /// Takes so much instead of what it took; whether there is room for it.
+    pub(super) fn holds(&self, bytes: usize) -> bool {
+        let more = bytes.wrapping_sub(self.own.swap(bytes, Ordering::Relaxed));
+        self.all.fetch_add(more, Ordering::Relaxed).wrapping_add(more) <= MOST_KEPT
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.all.fetch_sub(*self.own.get_mut(), Ordering::Relaxed);
+    }
+}
+
+/// A task that follows; it ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Follower(AbortHandle);
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why nobody follows any more.
+enum End {
+    /// Nobody asks.
+    Idle,
+    /// There is no right to watch.
+    MayNot,
+    /// It can't be heard, or not be kept.
+    Lost(String),
+}
+
+/// What follows one reading.
+pub(super) struct Follow {
+    /// As the account of gates.
+    pub(super) client: Client,
+    pub(super) source: Source,
+    pub(super) held: Arc<Mutex<Held>>,
+    /// Of the reading.
+    pub(super) generation: u64,
+    /// What was kept of each object.
+    pub(super) needs: Needs,
+    pub(super) pace: Pace,
+    pub(super) room: Room,
+    /// One of the watches that may be open.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+impl Follow {
+    /// Begins.
+    pub(super) fn start(self) -> Follower {
+        Follower(tokio::spawn(self.run()).abort_handle())
+    }
+
+    async fn run(self) {
+        let end = self.follow().await;
+        let mut held = lock(&self.held);
+        match end {
+            End::Idle => held.forget(self.generation),
+            // Which is known from now on.
+            End::MayNot => {}
+            End::Lost(why) => {
+                tracing::debug!(kind = self.source.resource.kind, why, "a gate's objects are read anew");
+                held.lose(self.generation);
+            }
+        }
+        drop(held);
+        drop(self.permit);
+    }
+
+    async fn follow(&self) -> End {
+        if let Err(end) = self.allowed().await {
+            return end;
+        }
+        loop {
+            let opened = Instant::now();
+            if lock(&self.held).idle(opened, &self.pace) {
+                return End::Idle;
+            }
+            if let Err(why) = self.listen(opened).await {
+                return End::Lost(why);
+            }
+            tokio::time::sleep_until((opened + self.pace.between).into()).await;
+        }
+    }
+
+    /// Asks for the right first: nothing is tried that may be refused.
+    async fn allowed(&self) -> Result<(), End> {
+        let known = lock(&self.held).may_watch(Instant::now(), &self.pace);
+        let may = match known {
+            Some(may) => may,
+            None => {
+                let may = rights::may(&self.client, self.source.watching()).await;
+                let may = may.map_err(|error| End::Lost(crate::one_line(&error)))?;
+                lock(&self.held).told_whether_it_may_watch(Instant::now(), may);
+                may
+            }
+        };
+        if may { Ok(()) } else { Err(End::MayNot) }
+    }
+
+    /// One watch, to its end.
+    ///
+    /// # Errors
+    /// Why what it would have told may be missing.
+    async fn listen(&self, opened: Instant) -> Result<(), String> {
+        const SILENT: &str = "the API server neither tells nor ends it";
+        let said = |error: kube::Error| crate::one_line(&error);
+        let version = lock(&self.held).version(self.generation).ok_or("there is no version to watch from")?;
+        let opening = timeout(self.pace.grace, self.source.watch(&version, self.pace.period)).await;
+        let mut events = opening.map_err(|_| SILENT)?.map_err(said)?;
+        lock(&self.held).opened(self.generation);
+        let mut probe = pin!(async {
+            tokio::time::sleep_until((opened + self.pace.probe).into()).await;
+            self.source.probe().await
+        });
+        let mut probed = false;
+        let mut end = pin!(tokio::time::sleep_until((opened + self.pace.period + self.pace.grace).into()));
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.hear(event.map_err(said)?)?,
+                    None => return Ok(()),
+                },
+                found = &mut probe, if !probed => {
+                    probed = true;
+                    let (at, version) = found.map_err(said)?;
+                    if let Some(version) = version {
+                        lock(&self.held).probed(self.generation, at, version);
+                    }
+                }
+                () = &mut end => return Err(SILENT.to_owned()),
+            }
+        }
+    }
+
+    fn hear(&self, event: WatchEvent<DynamicObject>) -> Result<(), String> {
+        let of = |object: &DynamicObject| object.metadata.resource_version.clone().unwrap_or_default();
+        let (change, version) = match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                let version = of(&object);
+                (Change::Put(self.source.seen(object, &self.needs)?), version)
+            }
+            WatchEvent::Deleted(object) => (Change::Gone(name_of(&object)), of(&object)),
+            WatchEvent::Bookmark(bookmark) => (Change::Nothing, bookmark.metadata.resource_version),
+            // 410 Gone too: the version is too old for the API server.
+            WatchEvent::Error(status) => return Err(crate::one_line(&kube::Error::Api(status))),
+        };
+        let mut held = lock(&self.held);
+        held.hear(self.generation, change, version)?;
+        if self.room.holds(held.weight()) { Ok(()) } else { Err("there is no room for it".to_owned()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_watches_share_what_memory_there_is() {
+        let all = Arc::new(AtomicUsize::new(0));
+        let (first, second) = (Room::of(&all), Room::of(&all));
+        assert!(first.holds(MOST_KEPT / 2) && second.holds(MOST_KEPT / 2));
+        assert!(!second.holds(MOST_KEPT / 2 + 1));
+        assert!(first.holds(1) && second.holds(MOST_KEPT / 2));
+        drop(second);
+        assert!(first.holds(MOST_KEPT) && !first.holds(MOST_KEPT + 1));
+        drop(first);
+        assert_eq!(all.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,128 @@
+//! Where the objects of a question come from: the requests, each of which is one as the account of gates.
+
+use super::{
+    expression::Seen,
+    held::{Listed, MOST_OBJECTS, too_many},
+    needs::Needs,
+};
+use futures::{StreamExt as _, stream::BoxStream};
+use k8s_openapi::api::authorization::v1::ResourceAttributes;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, ListParams, TypeMeta, WatchEvent, WatchParams},
+    discovery::verbs,
+};
+use std::time::{Duration, Instant};
+
+/// How many are read at once.
+const PAGE: u32 = 250;
+
+/// Where objects come from.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    pub(super) api: Api<DynamicObject>,
+    pub(super) resource: ApiResource,
+    /// Where it is looked, if not everywhere.
+    pub(super) namespace: Option<String>,
+    /// Those that are selected, as the API server's query; empty for all.
+    pub(super) labels: String,
+    /// One object only.
+    pub(super) name: Option<String>,
+    /// Whether objects of this kind can be watched at all.
+    pub(super) watchable: bool,
+}
+
+impl Source {
+    /// All that is there now, with what is needed of it. The answer is never one of the API server's cache that is late.
+    ///
+    /// # Errors
+    /// Why not, as a sentence for whoever reads the policy's status.
+    pub(super) async fn read(&self, needs: &Needs) -> Result<Listed, String> {
+        let fail = |error: kube::Error| format!("{} can't be read: {}", self.resource.kind, crate::one_line(&error));
+        let mut listed = Listed::default();
+        if let Some(name) = &self.name {
+            if let Some(object) = self.api.get_opt(name).await.map_err(fail)? {
+                listed.put(self.seen(object, needs)?);
+            }
+            return Ok(listed);
+        }
+        let mut params = ListParams::default().labels(&self.labels).limit(PAGE);
+        loop {
+            let page = self.api.list(&params).await.map_err(fail)?;
+            for object in page.items {
+                listed.put(self.seen(object, needs)?);
+            }
+            if listed.len() > MOST_OBJECTS {
+                return Err(too_many());
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => {
+                    listed.version = page.metadata.resource_version.filter(|version| !version.is_empty());
+                    return Ok(listed);
+                }
+            }
+        }
+    }
+
+    /// An object as expressions see it, whichever request brought it.
+    ///
+    /// # Errors
+    /// Why they can't.
+    pub(super) fn seen(&self, mut object: DynamicObject, needs: &Needs) -> Result<Seen, String> {
+        // A list of Kubernetes' own kinds leaves out what each of its objects is.
+        object.types.get_or_insert_with(|| TypeMeta {
+            api_version: self.resource.api_version.clone(),
+            kind: self.resource.kind.clone(),
+        });
+        Seen::of(&object, needs)
+    }
+
+    /// What changes from a version on, for so long.
+    ///
+    /// # Errors
+    /// Of the API server.
+    pub(super) async fn watch(
+        &self,
+        version: &str,
+        period: Duration,
+    ) -> kube::Result<BoxStream<'static, kube::Result<WatchEvent<DynamicObject>>>> {
+        let seconds = u32::try_from(period.as_secs()).unwrap_or(u32::MAX).max(1);
+        let params = WatchParams::default().labels(&self.labels).timeout(seconds);
+        Ok(self.api.watch(&params, version).await?.boxed())
+    }
+
+    /// The version that the API server has, no earlier than the time that is told with it. It costs the server one object's
+    /// metadata, whatever the selector: without one, it need not look for the first that is selected. `None` where versions
+    /// are no numbers.
+    ///
+    /// # Errors
+    /// Of the API server.
+    pub(super) async fn probe(&self) -> kube::Result<(Instant, Option<u64>)> {
+        let at = Instant::now();
+        let one = self.api.list_metadata(&ListParams::default().limit(1)).await?;
+        Ok((at, one.metadata.resource_version.and_then(|version| version.parse().ok())))
+    }
+
+    /// What has to be allowed for it to be watched.
+    pub(super) fn watching(&self) -> ResourceAttributes {
+        right(&self.resource, self.namespace.as_deref(), self.name.as_deref(), verbs::WATCH)
+    }
+}
+
+/// What has to be allowed for a verb: in a namespace or everywhere, of one object or of all.
+pub(super) fn right(
+    resource: &ApiResource,
+    namespace: Option<&str>,
+    name: Option<&str>,
+    verb: &str,
+) -> ResourceAttributes {
+    ResourceAttributes {
+        namespace: namespace.map(str::to_owned),
+        name: name.map(str::to_owned),
+        verb: Some(verb.to_owned()),
+        group: Some(resource.group.clone()),
+        resource: Some(resource.plural.clone()),
+        ..ResourceAttributes::default()
+    }
+}
