@@ -107,7 +107,8 @@ impl Writer {
         let mut later = HashSet::new();
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
             let Some(policy) = self.remembers_for(&step.action) else { continue };
-            if under_way.remembers(&policy) || rests(step) {
+            // A Rollback is accepted only when the block that it asks for is remembered.
+            if later.contains(&policy) || under_way.remembers(&policy) || rests(step) {
                 later.insert(policy); // the next plan sees what becomes of the one before
                 continue;
             }
@@ -159,8 +160,12 @@ impl Writer {
                 by_node.entry(node).or_default().push(step);
             }
         }
-        // The steps of a node wait for each other.
-        by_node.retain(|_, steps| !steps.iter().any(|step| rests(step)));
+        // The steps of a node wait for each other, but for what nobody waits for.
+        for steps in by_node.values_mut() {
+            steps.retain(|step| !(step.action.is_housekeeping() && rests(step)));
+            steps.sort_by_key(|step| step.action.is_housekeeping());
+        }
+        by_node.retain(|_, steps| !steps.is_empty() && !steps.iter().any(|step| rests(step)));
         let (chosen, left) = under_way.choose(turn.order(by_node));
         for (node, steps) in chosen {
             turn.tried(&steps, Instant::now());

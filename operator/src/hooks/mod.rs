@@ -154,7 +154,12 @@ fn over(world: &World, left_over: &LeftOver) -> Vec<std::sync::Arc<JobFact>> {
     over.retain(|job| {
         let Some(run) = &job.run else { return false };
         if run.node.is_empty() {
-            let policy = world.policies.get(&Key::cluster(&run.policy));
+            let key = Key::cluster(&run.policy);
+            // Whether its rollout is over can't be read.
+            if world.policies.unreadable(&key).is_some() {
+                return false;
+            }
+            let policy = world.policies.get(&key);
             if let Some(after) = &job.after
                 && policy.as_ref().is_none_or(|policy| policy.uid != after.policy_uid)
             {

@@ -254,7 +254,13 @@ async fn keep_fence(
                 }
                 Some(Ok(watcher::Event::Delete(lease))) => fence.forget(&lease),
                 Some(Ok(_)) => {}
-                Some(Err(error)) => tracing::warn!(error = crate::one_line(&error), "the Lease can't be watched"),
+                Some(Err(error)) => {
+                    if is_forbidden(&error) {
+                        // The API server does answer, and says so to the next process too.
+                        fence.pulse.lease_seen();
+                    }
+                    tracing::warn!(error = crate::one_line(&error), "the Lease can't be watched");
+                }
                 None => return,
             },
             changed = held.changed() => if changed.is_err() { return },
@@ -267,9 +273,31 @@ async fn keep_fence(
     }
 }
 
+/// Whether the API server does not let us watch: no restart helps against that.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code,
+        _ => return false,
+    };
+    matches!(code, 401 | 403)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_restart_helps_against_a_right_that_is_missing() {
+        let answered = |code: u16| {
+            let status = serde_json::from_value(serde_json::json!({"status": "Failure", "code": code})).unwrap();
+            watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
+        };
+        assert!(is_forbidden(&answered(403)) && is_forbidden(&answered(401)));
+        assert!(!is_forbidden(&answered(504)) && !is_forbidden(&watcher::Error::NoResourceVersion));
+    }
 
     fn lease(holder: &str, renewed: &str) -> Lease {
         serde_json::from_value(serde_json::json!({

@@ -11,7 +11,7 @@ use crate::{
     clock::Clock,
     gather::Key,
 };
-use bascule_api::{RolloutState, Time, UpdatePolicyStatus};
+use bascule_api::{RollbackStatus, RolloutState, Time, UpdatePolicyStatus, conditions};
 use bascule_planner::{Report, Snapshot};
 use futures::{FutureExt as _, StreamExt as _, stream};
 use pace::Pace;
@@ -150,6 +150,10 @@ impl StatusWriter {
                 continue;
             }
             let known = self.writer.world.rollbacks.get(&key);
+            let is_accepted = |status: &RollbackStatus| conditions::is_true(&status.conditions, conditions::ACCEPTED);
+            if is_accepted(status) && known.as_ref().is_some_and(|known| !is_accepted(&known.0.status)) {
+                continue; // the plan accepts it, once the block that it asks for is remembered
+            }
             if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status)
                 && !self.rests("Rollback", &rollback.name, &mut later)
             {

@@ -1,5 +1,6 @@
 //! Who goes next: candidates in a stable order, each through the gates.
 
+use super::facts::NodeView;
 use super::{
     Grants, PolicyWaves, Round, Said,
     budget::{ClusterBudget, PolicyBudget},
@@ -9,7 +10,12 @@ use super::{
     known::{Ground, Verdicts},
     maintenance,
 };
-use crate::{Action, Expect, Gate, Step, Wait, drain::Places, plan, snapshot::Cordon};
+use crate::{
+    Action, Expect, Gate, Step, Wait,
+    drain::Places,
+    plan,
+    snapshot::{Cordon, GRANT},
+};
 use bascule_api::{Duration, Goal, RolloutState, WaitReason};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -71,7 +77,10 @@ impl<'a> Round<'a> {
                         self.draft.say(node, Said::shared(RolloutState::Waiting, wait));
                         continue;
                     }
-                    if let Some(granted) = out.granted.get_mut(policy_index) {
+                    // One that is not taken disrupts nobody: no rollout goes on for it.
+                    if !self.is_refused(candidate.view)
+                        && let Some(granted) = out.granted.get_mut(policy_index)
+                    {
                         *granted = true;
                     }
                     granting.push(policy_index);
@@ -202,7 +211,8 @@ impl<'a> Round<'a> {
     }
 
     /// The operator's own node last, nodes in trouble before it, ways back first, those whose budgets allow nothing last, zones in turn, fewest pods that
-    /// budgets protect first, then by lot.
+    /// budgets protect first, then by lot. Behind them all comes whom the API server does not take a grant for, which has a place only
+    /// where nobody else needs it.
     fn in_order(&self, passing: Vec<(usize, usize)>, cluster: &ClusterBudget<'a>) -> Vec<(usize, usize)> {
         let protected = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.protected);
         let lot = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.lot);
@@ -218,11 +228,20 @@ impl<'a> Round<'a> {
                 *turn += 1;
                 let back = self.choices.get(node).and_then(Option::as_ref).is_some_and(Choice::goes_back);
                 let last = view.traits.runs_operator;
-                Some(((last, !view.traits.ready, !back, cluster.is_held(view), *turn, pods, lot), (policy, node)))
+                let refused = self.is_refused(view);
+                Some((
+                    (refused, last, !view.traits.ready, !back, cluster.is_held(view), *turn, pods, lot),
+                    (policy, node),
+                ))
             })
             .collect();
         ordered.sort_unstable();
         ordered.into_iter().map(|(_, candidate)| candidate).collect()
+    }
+
+    /// Whether the API server has not taken this node's grant for a while.
+    fn is_refused(&self, view: &NodeView<'_>) -> bool {
+        self.snapshot.refused.told_of(&view.node.name, GRANT, self.snapshot.now).is_some()
     }
 }
 

@@ -2,7 +2,7 @@
 //! not, people read why, in the API server's own words.
 
 use super::{Draft, Round, Said};
-use crate::{Action, Wait, plan::Taint, snapshot::Refusal};
+use crate::{Action, Wait, snapshot::Refusal};
 use bascule_api::{RolloutState, WaitReason};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,14 +49,8 @@ fn quote(said: &mut Said, action: &Action, refusal: &Refusal, moves: bool) {
         message.push_str(&format!("; {name} has failed since {since}: {words}"));
     }
     // A hook has a reason of its own, nobody waits for housekeeping, and a node that runs what it should and is free does so.
-    let housekeeping = matches!(
-        action,
-        Action::EndTruce { .. }
-            | Action::Taint { taint: Taint::Outdated, .. }
-            | Action::Untaint { taint: Taint::Outdated, .. }
-    );
     let rests = before.reason == WaitReason::Current && !moves;
-    let reason = if housekeeping || rests || before.reason == WaitReason::Hook {
+    let reason = if action.is_housekeeping() || rests || before.reason == WaitReason::Hook {
         before.reason
     } else {
         WaitReason::WriteRefused

@@ -22,6 +22,7 @@ fn is_open(node: &Node) -> bool {
         && !node.deleting
         && node.leaving.is_none()
         && !node.taints.hold
+        && node.unreadable.is_none()
 }
 
 /// Prefixes of taints that go by themselves: what the node lifecycle controller says of a node's state, a cloud's of a node

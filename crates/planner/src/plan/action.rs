@@ -309,6 +309,17 @@ pub enum MemoryChange {
 }
 
 impl Action {
+    /// Whether it puts in order what nobody waits for: other steps of its node do not wait for it either.
+    #[must_use]
+    pub const fn is_housekeeping(&self) -> bool {
+        matches!(
+            self,
+            Self::EndTruce { .. }
+                | Self::Taint { taint: Taint::Outdated, .. }
+                | Self::Untaint { taint: Taint::Outdated, .. }
+        )
+    }
+
     /// The node it is about.
     #[must_use]
     pub fn node(&self) -> Option<&str> {

@@ -13,8 +13,15 @@ const LONGEST_REST: u64 = 60;
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 /// For how many seconds a write is remembered that no plan asks for any more. A plan is made at least once a minute.
 const FORGOTTEN_AFTER: i64 = 150;
+/// The same of a commit: whether it was refused is asked when the node has rebooted into its old release.
+const COMMIT_FORGOTTEN_AFTER: i64 = 3_600;
 /// How much is kept of what the API server said, in characters.
 const WORDS: usize = 400;
+
+/// The names of actions that are looked up by them.
+pub(crate) const COMMIT: &str = "Commit";
+pub(crate) const REMEMBER: &str = "Remember";
+pub(crate) const GRANT: &str = "Grant";
 
 /// Which write: what an action does to an object. Hooks of one node or policy are told apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +102,8 @@ impl Refusals {
         let first = || Refusal { since: now, words: String::new(), failed: 0, tried: now, asked: now };
         let known = self.0.entry(write).or_insert_with(first);
         known.failed = known.failed.saturating_add(1);
+        // A clock that was set back keeps nobody from being told.
+        known.since = known.since.min(now);
         (known.tried, known.asked, known.words) = (now, now, in_one_line(words));
     }
 
@@ -108,7 +117,10 @@ impl Refusals {
                 known.asked = now;
             }
         }
-        self.0.retain(|_, known| now.seconds_since(known.asked) < FORGOTTEN_AFTER);
+        self.0.retain(|write, known| {
+            let kept = if write.action == COMMIT { COMMIT_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
+            now.seconds_since(known.asked) < kept
+        });
     }
 
     /// How the write of this action failed last, if it did.
@@ -121,6 +133,16 @@ impl Refusals {
     #[must_use]
     pub fn told(&self, action: &Action, now: Time) -> Option<&Refusal> {
         self.of(action).filter(|refusal| now >= refusal.told_at())
+    }
+
+    /// The same, by the object that is written and the name of the action.
+    #[must_use]
+    pub fn told_of(&self, object: &str, action: &str, now: Time) -> Option<&Refusal> {
+        let mut told = self
+            .0
+            .iter()
+            .filter(|(write, refusal)| write.object == object && write.action == action && now >= refusal.told_at());
+        told.next().map(|(_, refusal)| refusal)
     }
 
     /// When people are told of a write that they are not told of now.
@@ -169,6 +191,22 @@ mod tests {
             hook: hook.to_owned(),
             version: None,
         }
+    }
+
+    #[test]
+    fn names_that_are_looked_up_are_those_of_the_actions() {
+        let commit = Action::Commit { node: "a".to_owned(), release: None };
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        assert_eq!([commit.name(), remember.name()], [COMMIT, REMEMBER]);
+        let mut refusals = Refusals::default();
+        refusals.note(Write::of(&commit), Some("no"), at(0));
+        assert_eq!(refusals.told_of("a", COMMIT, at(9)), None);
+        assert!(refusals.told_of("a", COMMIT, at(10)).is_some() && refusals.told_of("b", COMMIT, at(10)).is_none());
+        refusals.asked(&Plan::default(), at(3_000));
+        assert!(
+            refusals.told_of("a", COMMIT, at(3_000)).is_some(),
+            "asked for when its node is back on the old release"
+        );
     }
 
     #[test]

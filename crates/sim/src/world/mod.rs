@@ -308,7 +308,7 @@ impl World {
         let mut refused = self.resting(&plan);
         for step in plan.steps.iter().take(lives) {
             let node = step.action.node().unwrap_or_default().to_owned();
-            let waits = if node.is_empty() { self.rests(step) } else { refused.contains(&node) };
+            let waits = (!node.is_empty() && refused.contains(&node)) || self.rests(step);
             if waits {
                 continue;
             }
@@ -317,7 +317,7 @@ impl World {
             if done == Ok(model::Done::Applied) {
                 self.note_act(number, &step.action);
                 broken.extend(check::step(self, &step.action));
-            } else {
+            } else if !step.action.is_housekeeping() {
                 refused.insert(node);
             }
         }

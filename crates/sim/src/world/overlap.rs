@@ -139,7 +139,10 @@ impl World {
     fn begun(&self, plan: &Plan, number: usize) -> Vec<Writes> {
         let resting = self.resting(plan);
         let mut all = by_node(plan, number);
-        all.retain(|writes| !node_of(writes).is_some_and(|node| resting.contains(node)));
+        for writes in &mut all {
+            writes.steps.retain(|step| !(step.action.is_housekeeping() && self.rests(step)));
+        }
+        all.retain(|writes| !writes.steps.is_empty() && !node_of(writes).is_some_and(|node| resting.contains(node)));
         all
     }
 

@@ -162,7 +162,7 @@ impl World {
 
     /// The nodes of a plan that are left alone, since a write of theirs rests.
     pub(super) fn resting(&self, plan: &Plan) -> BTreeSet<String> {
-        let resting = plan.steps.iter().filter(|step| self.rests(step));
+        let resting = plan.steps.iter().filter(|step| !step.action.is_housekeeping() && self.rests(step));
         resting.filter_map(|step| step.action.node()).map(str::to_owned).collect()
     }
 

@@ -217,7 +217,7 @@ impl World {
         let mut refused = self.resting(&plan);
         for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
             let node = step.action.node().unwrap_or_default();
-            let waits = if node.is_empty() { self.rests(step) } else { refused.contains(node) };
+            let waits = (!node.is_empty() && refused.contains(node)) || self.rests(step);
             if waits {
                 continue;
             }

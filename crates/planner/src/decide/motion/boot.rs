@@ -106,7 +106,9 @@ fn retracted(moving: &Moving<'_, '_>) -> Motion {
 /// The way back was taken back too late: the agent had used the grant already, and what it armed is on trial. Usually that is
 /// the way back. A machine that was slow with the release that it was to leave tries that one, which is not wanted here.
 fn retracted_too_late(moving: &Moving<'_, '_>) -> Motion {
-    let Some((policy, booted)) = moving.owner.judge().zip(moving.view.booted()) else { return came_back_old(moving) };
+    let Some(booted) = moving.view.booted() else { return came_back_old(moving) };
+    // Nobody can judge it now, and it runs on trial: no work comes to it before its guard has spoken.
+    let Some(policy) = moving.owner.judge() else { return keep(moving) };
     let unwanted = policy.memory.failed_on(&booted.version, &moving.view.node.name)
         || policy.remembers_block(&booted.version)
         || policy.rollbacks.iter().any(|rollback| rollback.forbids(moving.view, &booted.version));
@@ -141,6 +143,10 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
     let given_up = failed.is_some_and(|failed| failed.category == NodeError::TrialFailed);
     if given_up && let Some(why) = trial::unjudged_so_far(moving) {
         return unproven(moving, release, running, &why, None);
+    }
+    // It was healthy, and the word of that was not taken: the guard could not know.
+    if given_up && let Some(words) = moving.uncommitted() {
+        return unproven(moving, release, running, &format!("it could not be committed: {words}"), None);
     }
     if given_up && moving.before_is_forgotten() {
         let why = "what was not ready before its Node was deleted nobody remembers";

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     Action, Expect, GateSet, Rule, Step, ValidPolicy, Wait,
     plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
-    snapshot::{Cordon, DisruptionBudget, HookRun, Refusals},
+    snapshot::{COMMIT, Cordon, DisruptionBudget, HookRun, REMEMBER, Refusals},
 };
 use bascule_api::{
     DaemonSetBefore, Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError,
@@ -289,6 +289,13 @@ impl<'a> Moving<'_, 'a> {
             cause: Some(self.disruption.cause.clone()),
             says: says.into(),
         }
+    }
+
+    /// What was said where the word that makes the trial permanent, or what is remembered before it, has been refused for a while.
+    fn uncommitted(&self) -> Option<&'a str> {
+        let told = |object: &str, action| self.ctx.refused.told_of(object, action, self.ctx.now);
+        let refusal = told(&self.view.node.name, COMMIT).or_else(|| told(&self.spec.policy, REMEMBER))?;
+        Some(&refusal.words)
     }
 
     /// What the API server says to a write that should have been done by then, and has failed for a while.
