@@ -116,6 +116,7 @@ impl Follow {
         if let Err(end) = self.allowed().await {
             return end;
         }
+        let mut pause = self.pace.between;
         loop {
             let opened = Instant::now();
             if lock(&self.held).idle(opened, &self.pace) {
@@ -124,7 +125,10 @@ impl Follow {
             if let Err(why) = self.listen(opened).await {
                 return End::Lost(why);
             }
-            tokio::time::sleep_until((opened + self.pace.between).into()).await;
+            // One that is cut at once, as by a proxy, is not opened again and again.
+            let is_cut = opened.elapsed() < self.pace.between;
+            pause = if is_cut { (pause * 2).min(self.pace.period) } else { self.pace.between };
+            tokio::time::sleep_until((opened + pause).into()).await;
         }
     }
 
@@ -156,7 +160,8 @@ impl Follow {
         lock(&self.held).opened(self.generation);
         let mut probe = pin!(async {
             tokio::time::sleep_until((opened + self.pace.probe).into()).await;
-            self.source.probe().await
+            let before = lock(&self.held).version(self.generation).and_then(|version| version.parse::<u64>().ok());
+            self.source.probe().await.map(|(at, found)| (before, at, found))
         });
         let mut probed = false;
         let mut end = pin!(tokio::time::sleep_until((opened + self.pace.period + self.pace.grace).into()));
@@ -168,7 +173,11 @@ impl Follow {
                 },
                 found = &mut probe, if !probed => {
                     probed = true;
-                    let (at, version) = found.map_err(said)?;
+                    let (before, at, version) = found.map_err(said)?;
+                    // etcd was restored: what was heard is no state of these objects any more, and nothing new would be heard.
+                    if version.zip(before).is_some_and(|(found, before)| found < before) {
+                        return Err("the API server's versions went back".to_owned());
+                    }
                     if let Some(version) = version {
                         lock(&self.held).probed(self.generation, at, version);
                     }

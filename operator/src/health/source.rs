@@ -49,6 +49,11 @@ impl Source {
         let mut params = ListParams::default().labels(&self.labels).limit(PAGE);
         loop {
             let page = self.api.list(&params).await.map_err(fail)?;
+            // The first page's: what changed while others were read is heard again, which changes nothing.
+            if listed.version.is_none() {
+                listed.version =
+                    page.metadata.resource_version.as_deref().filter(|version| is_version(version)).map(str::to_owned);
+            }
             for object in page.items {
                 listed.put(self.seen(object, needs)?);
             }
@@ -57,10 +62,7 @@ impl Source {
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
-                None => {
-                    listed.version = page.metadata.resource_version.filter(|version| !version.is_empty());
-                    return Ok(listed);
-                }
+                None => return Ok(listed),
             }
         }
     }
@@ -101,13 +103,19 @@ impl Source {
     pub(super) async fn probe(&self) -> kube::Result<(Instant, Option<u64>)> {
         let at = Instant::now();
         let one = self.api.list_metadata(&ListParams::default().limit(1)).await?;
-        Ok((at, one.metadata.resource_version.and_then(|version| version.parse().ok())))
+        let version = one.metadata.resource_version.filter(|version| is_version(version));
+        Ok((at, version.and_then(|version| version.parse().ok())))
     }
 
     /// What has to be allowed for it to be watched.
     pub(super) fn watching(&self) -> ResourceAttributes {
         right(&self.resource, self.namespace.as_deref(), self.name.as_deref(), verbs::WATCH)
     }
+}
+
+/// Whether it says which state of the objects it is: "0" asks for any (Kubernetes API concepts, "Resource versions").
+fn is_version(text: &str) -> bool {
+    !text.is_empty() && text != "0"
 }
 
 /// What has to be allowed for a verb: in a namespace or everywhere, of one object or of all.
