@@ -175,8 +175,6 @@ pub enum Rule {
     BrokenBefore,
     /// Only a budget that was closed at the grant is given up for not opening.
     ClosedAtGrant,
-    /// What a gate says of the cluster counts only where it said so before this node was told to reboot.
-    SaidEarlier,
     /// What broke between the grant and the word to reboot is no fault of the release.
     Shaken,
     /// Of the nodes whose budget opens only after a cordon one at a time is cordoned for it.
@@ -198,7 +196,7 @@ pub enum Rule {
 }
 
 /// Every rule.
-pub const RULES: [Rule; 26] = [
+pub const RULES: [Rule; 25] = [
     Rule::ThisBoot,
     Rule::SlowIsNoVerdict,
     Rule::ClusterIsNoVerdict,
@@ -215,7 +213,6 @@ pub const RULES: [Rule; 26] = [
     Rule::TruceEnds,
     Rule::BrokenBefore,
     Rule::ClosedAtGrant,
-    Rule::SaidEarlier,
     Rule::Shaken,
     Rule::OneForEachBudget,
     Rule::DeleteAfterTimeout,

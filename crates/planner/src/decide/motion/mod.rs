@@ -337,7 +337,7 @@ impl<'a> Moving<'_, 'a> {
                 && version == Some(ended.version)
                 && *ended.node != *self.view.node.name
                 && gates.iter().any(|gate| gate == ended.gate)
-                && (told.is_some_and(|told| told >= ended.ended_at) || !self.ctx.set.keeps(Rule::SaidEarlier))
+                && told.is_some_and(|told| told >= ended.ended_at)
         })
     }
 
