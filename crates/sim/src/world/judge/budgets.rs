@@ -2,6 +2,7 @@
 //! its budget. Unavailable is who looked not Ready or was cordoned in what the operator saw, or is disrupted by its own words.
 
 use super::{
+    drains::comes_back,
     facts::{down, label, limit, members},
     past::Past,
 };
@@ -120,7 +121,8 @@ fn rebooted_under(past: &Past<'_>, act: &Act) -> Vec<String> {
         if let Kind::App(key) = &pod.kind {
             let (healthy, here) = apps.entry(key).or_default();
             *healthy += 1;
-            *here += u32::from(pod.node == *node.name);
+            let left = pod.node == *node.name && !comes_back(past, plan, node, pod);
+            *here += u32::from(left);
         }
     }
     let below = apps.into_iter().filter_map(|(key, (healthy, here))| {

@@ -55,8 +55,13 @@ fn told(past: &Past<'_>, act: &Act) -> Vec<String> {
 
 /// Whether a pod may be on a node that reboots.
 fn may_stay(past: &Past<'_>, plan: &Planned, node: &Node, pod: &Stood) -> bool {
+    comes_back(past, plan, node, pod) || is_skipped(plan, node, pod)
+}
+
+/// Whether it is left for the reboot since another one would come after it.
+pub(super) fn comes_back(past: &Past<'_>, plan: &Planned, node: &Node, pod: &Stood) -> bool {
     let begun = plan.view.pods.begun.get(&node.name);
-    let comes_back = match &pod.kind {
+    match &pod.kind {
         // Another one would come after it.
         Kind::Tolerant => begun.is_some_and(|begun| pod.created_at > *begun),
         // Whoever binds it to its node does so again. A scheduler that has not seen the cordon and puts several of one owner there
@@ -69,8 +74,7 @@ fn may_stay(past: &Past<'_>, plan: &Planned, node: &Node, pod: &Stood) -> bool {
             gone + here > usize::try_from(RETURNS).unwrap_or(usize::MAX)
         }),
         Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => false,
-    };
-    comes_back || is_skipped(plan, node, pod)
+    }
 }
 
 /// Whether the first rule about a pod says to leave it, in the policy that the node has or that selects it.
