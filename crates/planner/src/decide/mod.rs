@@ -404,8 +404,8 @@ impl<'a> Round<'a> {
         let by_lot = policy.by_lot.iter().filter_map(|place| members.get(*place).copied());
         let name = |node: usize| self.nodes.get(node).map_or("", |view| &view.node.name);
         // What nobody runs any more is tried anew. What can't be read may run it.
-        let views = policy.members.iter().filter_map(|index| self.nodes.get(*index));
-        let unread = views.map(|view| view.traits.unreadable).any(|unread| unread);
+        let mut views = policy.members.iter().filter_map(|index| self.nodes.get(*index));
+        let unread = views.any(|view| view.traits.unreadable);
         let is_run = unread || members.iter().any(|member| matches!(member.standing, Standing::Done(_)));
         let target = policy.target(None).filter(|_| is_run);
         let waves = Waves::new(
