@@ -271,9 +271,9 @@ mod tests {
             places.last_place_of(&nodes[candidate]).is_some()
         };
         let leaving = from(Needs::default());
-        assert!(last(0, &[leaving.clone()]) && !last(1, &[leaving.clone()]));
+        assert!(last(0, std::slice::from_ref(&leaving)) && !last(1, std::slice::from_ref(&leaving)));
         let lost = from(Needs { requests: [("cpu".to_owned(), 1)].into(), ..Needs::default() });
-        assert!(!last(0, &[lost.clone()]), "it has none, with or without the candidate");
+        assert!(!last(0, std::slice::from_ref(&lost)), "it has none, with or without the candidate");
         let mut both = lost;
         both.pods.needs.extend(leaving.pods.needs);
         assert!(last(0, &[both]), "what has no place at all says nothing of the other pod");
