@@ -173,7 +173,13 @@ pub(super) fn take<T: Fact>(cache: &Cache<T>, sent: Sent<T::Raw>)
 where
     T::Raw: DeserializeOwned,
 {
-    let readable = sent.0.or_else(|untyped| untyped.without(T::SAID).ok_or(untyped));
+    let readable = match sent.0 {
+        Ok(raw) => Ok(raw),
+        Err(untyped) => match untyped.without(T::SAID) {
+            Some(raw) => Ok(raw),
+            None => Err(untyped),
+        },
+    };
     match readable {
         Ok(raw) => cache.written(&raw),
         Err(untyped) if cache.presume(&untyped) => {

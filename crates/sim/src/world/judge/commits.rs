@@ -20,8 +20,8 @@ pub(super) fn judge(past: &Past<'_>, event: &Event) -> Vec<String> {
     let named = node.live_update().map(|update| update.spec.policy.as_str());
     let own = plan.view.facts.policies.iter().find(|policy| named == Some(policy.name.as_str()));
     let policy: &PolicyFacts = match (own, &claiming(&plan.view.facts, node)[..]) {
-        (Some(own), _) => &**own,
-        (None, [heir]) => *heir,
+        (Some(own), _) => own,
+        (None, [heir]) => heir,
         (None, _) => return vec![format!("{} commits, and its policy is gone", node.name)],
     };
     let Ok(valid) = &policy.spec else {
