@@ -152,7 +152,6 @@ fn is_judged(judge: Judge, options: Options) {
     let failure =
         first_failure(MUTANT_WORLDS, options).unwrap_or_else(|| panic!("{judge:?} noticed nothing: {options:?}"));
     let first = failure.broken.first().expect("a reason");
-    println!("{judge:?}: world {}: {first}", failure.seed);
     let by_it = |broken: &Broken| matches!(broken, Broken::Judged(by, _) if *by == judge);
     assert!(failure.broken.iter().all(by_it), "{failure}");
     assert!(first.to_string().starts_with(&format!("invariant {}: ", judge.invariant())), "{first}");

@@ -17,11 +17,11 @@ fn two_waves() -> Value {
 
 /// How many nodes run the release, committed.
 fn updated(world: &World) -> u32 {
-    world.snapshot.policies[0].status.counts.updated
+    world.snapshot.policies.first().unwrap().status.counts.updated
 }
 
 fn complete(world: &World) -> Option<&CompleteWaves> {
-    world.snapshot.policies[0].status.complete_waves.as_ref()
+    world.snapshot.policies.first().unwrap().status.complete_waves.as_ref()
 }
 
 /// When a wave was complete first.
