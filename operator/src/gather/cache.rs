@@ -44,6 +44,11 @@ pub trait Fact: Send + Sync + 'static {
         let _ = (before, clock);
     }
 
+    /// Takes note that the object could not be read a moment ago, and is read now.
+    fn is_read_again(&mut self, clock: &Clock) {
+        let _ = clock;
+    }
+
     /// Whether the last that was known of an object counts on after its deletion.
     fn outlives(&self) -> bool {
         false
@@ -333,11 +338,13 @@ impl<T: Fact> State<T> {
         if !self.is_news(&key, version) {
             return false;
         }
-        if self.hidden.remove(&key).is_some() {
-            self.noted += 1;
-        }
+        let was_hidden = self.hidden.remove(&key).is_some();
+        self.noted += u64::from(was_hidden);
         let mut fact = T::of(raw);
         fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), clock);
+        if was_hidden {
+            fact.is_read_again(clock);
+        }
         self.enter(key, version, fact);
         true
     }
