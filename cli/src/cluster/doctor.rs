@@ -2,6 +2,7 @@
 //! metadata, windows that nothing fits into, budgets that never allow a drain, and what people ordered.
 
 mod checks;
+mod gates;
 mod replicas;
 mod rights;
 
@@ -179,7 +180,7 @@ fn judged(seen: &Seen, read: &Read, now: DateTime<Utc>, namespace: &str) -> Vec<
         Ok(nodes) => findings.extend(checks::agents(seen, nodes)),
         Err(error) => findings.push(unread("agents", error)),
     }
-    findings.extend(checks::gates(seen, now));
+    findings.extend(gates::look(seen, now));
     findings.extend(checks::orders(seen, now));
     match &read.budgets {
         Ok(budgets) => findings.extend(checks::budgets(budgets)),
@@ -191,7 +192,7 @@ fn judged(seen: &Seen, read: &Read, now: DateTime<Utc>, namespace: &str) -> Vec<
 /// Looks again as long as the operator asks health gates, which it does when somebody reads.
 async fn until_gates_answered(client: &Client, connection: &Connection, seen: &mut Seen) {
     let (begun, mut pause, mut told) = (Instant::now(), PAUSE, false);
-    while checks::gates_are_asked(seen) {
+    while gates::are_asked(seen) {
         let left = GATES_PATIENCE.saturating_sub(begun.elapsed());
         if left.is_zero() {
             return;

@@ -19,6 +19,7 @@ mod installation;
 mod kubectl;
 mod live;
 mod monitoring;
+mod object_gates;
 mod places;
 mod proxy;
 mod reboots;
