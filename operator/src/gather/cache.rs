@@ -5,13 +5,13 @@
 //! API server's answer in here at once, and whatever the watch brings later counts only if it is newer. Objects are
 //! compared by `resourceVersion` as numbers, which Kubernetes guarantees since KEP-5504 and etcd always did.
 
-use super::sent::Untyped;
+use super::{sent::Untyped, state::State};
 use crate::clock::Clock;
 use bascule_planner::snapshot::Unreadable;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, runtime::watcher};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio::sync::watch;
@@ -79,43 +79,6 @@ impl Key {
     }
 }
 
-/// How many deletions are remembered, against an answer of ours that arrives after its object's deletion.
-const TOMBSTONES: usize = 1024;
-
-/// How many objects that are gone are kept in mind at most.
-const LEFT: usize = 256;
-
-#[derive(Debug)]
-struct Entry<T> {
-    version: u64,
-    fact: Arc<T>,
-}
-
-/// The newest that was seen of an object that can't be read.
-#[derive(Debug)]
-struct Hidden {
-    version: u64,
-    told: Arc<Unreadable>,
-}
-
-#[derive(Debug)]
-struct State<T> {
-    entries: BTreeMap<Arc<Key>, Entry<T>>,
-    /// Objects that can't be read as they are now. What is known of one all the same is in `entries`.
-    hidden: BTreeMap<Key, Hidden>,
-    /// Counts the changes of `hidden`.
-    noted: u64,
-    places: HashMap<String, Place<T>>,
-    tombstones: BTreeMap<Key, u64>,
-    /// Everything that existed at this version is known, where a consistent list was taken in: what is older and not here was gone by then.
-    complete_at: Option<u64>,
-    /// The last that was known of objects that are gone, where that counts on.
-    left: BTreeMap<Key, Arc<T>>,
-    /// During a list: what it or we have brought so far.
-    listed: Option<BTreeSet<Key>>,
-    synced: bool,
-}
-
 /// The cache of one kind. Cheap to clone.
 #[derive(Debug)]
 pub struct Cache<T> {
@@ -145,19 +108,8 @@ impl<T: Fact> Cache<T> {
     /// when something was seen first.
     #[must_use]
     pub fn new(changes: impl IntoIterator<Item = Arc<watch::Sender<u64>>>, clock: &Clock) -> Self {
-        let state = State {
-            entries: BTreeMap::new(),
-            hidden: BTreeMap::new(),
-            noted: 0,
-            places: HashMap::new(),
-            tombstones: BTreeMap::new(),
-            complete_at: None,
-            left: BTreeMap::new(),
-            listed: None,
-            synced: false,
-        };
         Self {
-            state: Arc::new(RwLock::new(state)),
+            state: Arc::new(RwLock::new(State::new())),
             changes: changes.into_iter().collect(),
             noted: Arc::new(watch::Sender::new(0)),
             awaited: None,
@@ -237,11 +189,7 @@ impl<T: Fact> Cache<T> {
     /// The newest version that is known of any object, of one that is gone or of all of them together.
     #[must_use]
     pub fn newest(&self) -> u64 {
-        let state = self.read();
-        let there = state.entries.values().map(|entry| entry.version);
-        let hidden = state.hidden.values().map(|hidden| hidden.version);
-        let gone = state.tombstones.values().copied();
-        there.chain(hidden).chain(gone).chain(state.complete_at).max().unwrap_or_default()
+        self.read().newest()
     }
 
     /// How many objects there are.
@@ -260,7 +208,7 @@ impl<T: Fact> Cache<T> {
     pub fn apply(&self, event: &watcher::Event<T::Raw>) {
         self.change(|state| match event {
             watcher::Event::Init => {
-                state.listed = Some(BTreeSet::new());
+                state.begin_list();
                 false
             }
             watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, &self.clock),
@@ -327,151 +275,13 @@ impl<T: Fact> Cache<T> {
     }
 }
 
-impl<T: Fact> State<T> {
-    fn put(&mut self, raw: &T::Raw, clock: &Clock) -> bool {
-        let (key, version) = (Key::of_metadata(raw.meta()), version_of(raw.meta()));
-        if !self.is_news(&key, version) {
-            return false;
-        }
-        if self.hidden.remove(&key).is_some() {
-            self.noted += 1;
-        }
-        let mut fact = T::of(raw);
-        fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), clock);
-        self.enter(key, version, fact);
-        true
-    }
-
-    /// Whether something is met in the object that was not met there before; `None` where that is no news.
-    fn presume(&mut self, untyped: &Untyped, clock: &Clock) -> Option<bool> {
-        let (key, version) = (Key::of_metadata(untyped.metadata()), version_of(untyped.metadata()));
-        if !self.is_news(&key, version) {
-            return None;
-        }
-        let told = untyped.told(&<T::Raw as Resource>::kind(&()));
-        let is_new = self.hidden.get(&key).is_none_or(|hidden| *hidden.told != told);
-        self.noted += u64::from(is_new);
-        self.hidden.insert(key.clone(), Hidden { version, told: Arc::new(told) });
-        let before = self.entries.get(&key).map(|entry| Arc::clone(&entry.fact));
-        match T::presumed(untyped, before.as_deref()) {
-            Some(mut fact) => {
-                fact.follow(before.as_deref(), clock);
-                self.enter(key, version, fact);
-            }
-            None => drop(self.left.remove(&key)),
-        }
-        Some(is_new)
-    }
-
-    /// Takes note that a list names an object, and whether this version of it is newer than all that is known.
-    fn is_news(&mut self, key: &Key, version: u64) -> bool {
-        if let Some(listed) = &mut self.listed {
-            listed.insert(key.clone());
-        }
-        let newer = |known: u64| version > known;
-        self.complete_at.is_none_or(newer)
-            && self.tombstones.get(key).copied().is_none_or(newer)
-            && self.version(key).is_none_or(newer)
-    }
-
-    /// The newest version that was seen of an object.
-    fn version(&self, key: &Key) -> Option<u64> {
-        let entry = self.entries.get(key).map(|entry| entry.version);
-        entry.max(self.hidden.get(key).map(|hidden| hidden.version))
-    }
-
-    /// The objects that are there.
-    fn keys(&self) -> impl Iterator<Item = &Key> {
-        let by_name_alone = self.hidden.keys().filter(move |key| !self.entries.contains_key(*key));
-        self.entries.keys().map(|key| &**key).chain(by_name_alone)
-    }
-
-    fn enter(&mut self, key: Key, version: u64, fact: T) {
-        self.left.remove(&key);
-        let (key, fact) = (Arc::new(key), Arc::new(fact));
-        let before = self.entries.insert(Arc::clone(&key), Entry { version, fact: Arc::clone(&fact) });
-        if let Some(before) = before.filter(|before| before.fact.place() != fact.place()) {
-            self.leave(&key, before.fact.place());
-        }
-        if !fact.place().is_empty() {
-            let place = self.places.entry(fact.place().to_owned()).or_default();
-            Arc::make_mut(place).insert(key, fact);
-        }
-    }
-
-    /// Takes an object out; whether it was there.
-    fn forget(&mut self, key: &Key) -> bool {
-        let was_hidden = self.hidden.remove(key).is_some();
-        self.noted += u64::from(was_hidden);
-        let Some(entry) = self.entries.remove(key) else { return was_hidden };
-        self.leave(key, entry.fact.place());
-        if entry.fact.outlives() {
-            if self.left.len() >= LEFT {
-                self.left.pop_first();
-            }
-            self.left.insert(key.clone(), entry.fact);
-        }
-        true
-    }
-
-    fn leave(&mut self, key: &Key, place: &str) {
-        let Some(there) = self.places.get_mut(place) else { return };
-        Arc::make_mut(there).remove(key);
-        if there.is_empty() {
-            self.places.remove(place);
-        }
-    }
-
-    fn remove(&mut self, meta: &ObjectMeta) -> bool {
-        let (key, version) = (Key::of_metadata(meta), version_of(meta));
-        if self.version(&key).is_some_and(|known| version < known) {
-            return false; // another object of the same name has taken its place
-        }
-        self.tombstones.insert(key.clone(), version);
-        if self.tombstones.len() > TOMBSTONES
-            && let Some(oldest) =
-                self.tombstones.iter().min_by_key(|(_, version)| **version).map(|(key, _)| key.clone())
-        {
-            self.tombstones.remove(&oldest);
-        }
-        self.forget(&key)
-    }
-
-    fn complete(&mut self, known: &BTreeSet<Key>, version: u64) -> bool {
-        if let Some(listed) = &mut self.listed {
-            // A list that the watch began before this one must not take them out at its end.
-            listed.extend(known.iter().cloned());
-        }
-        let is_gone = |key: &&Key| !known.contains(*key) && self.version(key).is_some_and(|newest| newest <= version);
-        let gone: Vec<Key> = self.keys().filter(is_gone).cloned().collect();
-        for key in &gone {
-            self.forget(key);
-        }
-        self.complete_at = self.complete_at.max(Some(version));
-        !gone.is_empty()
-    }
-
-    fn finish_list(&mut self) -> bool {
-        let first = !std::mem::replace(&mut self.synced, true);
-        let listed = self.listed.take();
-        let is_gone = |key: &&Key| listed.as_ref().is_some_and(|listed| !listed.contains(*key));
-        let gone: Vec<Key> = self.keys().filter(is_gone).cloned().collect();
-        for key in &gone {
-            self.forget(key);
-        }
-        first || !gone.is_empty()
-    }
-}
-
-/// The version of an object as a number.
-pub(super) fn version_of(meta: &ObjectMeta) -> u64 {
-    meta.resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gather::sent::{Sent, watched};
+    use crate::gather::{
+        sent::{Sent, watched},
+        state::TOMBSTONES,
+    };
     use k8s_openapi::api::core::v1::ConfigMap;
 
     #[derive(Debug)]

@@ -13,6 +13,7 @@ mod one_node;
 mod pod;
 mod sent;
 mod snapshot;
+mod state;
 mod volumes;
 mod watch;
 

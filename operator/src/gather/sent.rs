@@ -5,7 +5,10 @@
 //! others, but of the object itself it leaves the metadata alone, and nothing where those are not understood either. What can be read of
 //! it is needed: whether a node may be disrupted, and which nodes a policy cares for.
 
-use super::cache::{Cache, Fact, Key, version_of};
+use super::{
+    cache::{Cache, Fact, Key},
+    state::version_of,
+};
 use bascule_api::ObjectRef;
 use bascule_planner::snapshot::Unreadable;
 use k8s_openapi::{
