@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use bascule_api::{NodeError, NodeUpdate, UpdatePolicy, WaitReason, conditions};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
-use bascule_sim::layout::{Installed, Sizes, provision};
+use bascule_sim::layout::Sizes;
 use bascule_sim::tiny::TinyRelease;
 use bascule_tests::bascule;
 use bascule_tests::container::{Container, Image, Mount, Node};
@@ -358,15 +358,7 @@ fn whole_host(folder: &Path, trust_root: &str) -> PathBuf {
     let release = TinyRelease::new("acme-os", "1.0", 12 * 4096, &[]).unwrap();
     let sizes = Sizes::tiny();
     let disk = Disk::create_file(&root.join("dev/disk.img"), sizes.disk()).unwrap();
-    let installed = &mut Installed {
-        version: &release.version,
-        root_hash: release.root_hash,
-        data: &mut release.data.as_slice(),
-        verity: &mut release.verity.as_slice(),
-        uki: &release.uki,
-        entry: &release.entry(),
-    };
-    provision(&disk, sizes, BootLoader::SystemdBoot, Uuid::new_v4(), installed).unwrap();
+    release.provision(&disk, sizes, BootLoader::SystemdBoot, Uuid::new_v4()).unwrap();
     let entries = root.join("efi/EFI/Linux");
     fs::create_dir_all(&entries).unwrap();
     fs::write(entries.join(release.entry()), &release.uki).unwrap();

@@ -1,7 +1,7 @@
 //! Releases small enough to be written, cut and booted tens of thousands of times: a few dozen kilobytes of seeded
 //! bytes as image, a real verity tree over them, and a real (if hollow) unified kernel image.
 
-use std::num::NonZeroUsize;
+use std::{io, num::NonZeroUsize};
 
 use bascule_image::build::{BuildError, Effort, Image, Options, build_delta, build_full};
 use bascule_image::digest::Sha256;
@@ -15,7 +15,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use uuid::Uuid;
 
-use crate::firmware::boot_image::Fault;
+use crate::{
+    disk::Disk,
+    firmware::{BootLoader, boot_image::Fault},
+    layout::{Installed, Sizes, provision},
+};
 
 /// A release in memory.
 #[derive(Clone, Debug)]
@@ -90,6 +94,22 @@ impl TinyRelease {
         release.manifest_bytes = release.manifest.to_bytes()?;
         release.delta = Some((base.root_hash, delta));
         Ok(release)
+    }
+
+    /// Lays a disk out as a vendor's installer does, with this release in slot A; see [`provision`].
+    ///
+    /// # Errors
+    /// When the disk can't be written, or is too small.
+    pub fn provision(&self, disk: &Disk, sizes: Sizes, boot: BootLoader, identity: Uuid) -> io::Result<()> {
+        let mut installed = Installed {
+            version: &self.version,
+            root_hash: self.root_hash,
+            data: &mut self.data.as_slice(),
+            verity: &mut self.verity.as_slice(),
+            uki: &self.uki,
+            entry: &self.entry(),
+        };
+        provision(disk, sizes, boot, identity, &mut installed)
     }
 
     fn of(product: &str, version: &str, data: Vec<u8>, faults: &[Fault]) -> Result<Self, TinyError> {

@@ -15,7 +15,7 @@ use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
 use bascule_sim::host::{SimClock, SimHost, SimReleases, Unreadable, UnreadableEsp};
-use bascule_sim::layout::{Installed, Sizes, Table, provision};
+use bascule_sim::layout::{Sizes, Table};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
 use chrono::DateTime;
@@ -74,15 +74,7 @@ impl Machine {
     /// As [`Machine::offered`], with partitions of the test's own.
     pub(crate) fn laid_out(boot: BootLoader, sizes: Sizes, first: &TinyRelease, releases: SimReleases) -> Self {
         let disk = Disk::in_memory(sizes.disk());
-        let installed = &mut Installed {
-            version: &first.version,
-            root_hash: first.root_hash,
-            data: &mut first.data.as_slice(),
-            verity: &mut first.verity.as_slice(),
-            uki: &first.uki,
-            entry: &first.entry(),
-        };
-        provision(&disk, sizes, boot, IDENTITY, installed).unwrap();
+        first.provision(&disk, sizes, boot, IDENTITY).unwrap();
         let mut hardware = Hardware::new(disk, boot, IDENTITY);
         let releases = Arc::new(releases);
         let clock = Arc::new(SimClock::starting_at(DateTime::from_timestamp(1_790_000_000, 0).unwrap()));

@@ -22,6 +22,7 @@ mod kubernetes;
 mod last_resort;
 mod limits;
 mod machine;
+mod not_taken;
 mod releases;
 mod run;
 mod service;

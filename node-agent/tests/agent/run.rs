@@ -38,22 +38,26 @@ fn settings(folder: &Path) -> Settings {
     Settings::load(&Sources::usual(Some(file), Vec::new())).unwrap()
 }
 
-/// Runs an agent for as long as it takes to ask it for something.
-async fn ask(host: Host, request: Value) -> Answer {
+/// Runs an agent for as long as it takes to do something with it, in whose folder its socket and its settings are.
+async fn while_it_runs<T>(host: Host, deed: impl AsyncFnOnce(&Path) -> T) -> T {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(folder.path());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let nowhere = Credentials::Kubeconfig(folder.path().join("kubeconfig"));
     let shutdown = async move { stopped.await.unwrap_or_default() };
     let running = run::run(&settings, "n1".to_owned(), host, nowhere, shutdown);
-    let asking = async {
-        let answer = post(&folder.path().join("agent.sock"), request).await;
+    let doing = async {
+        let done = deed(folder.path()).await;
         drop(stop);
-        answer
+        done
     };
-    let (ended, answer) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, asking) }).await.unwrap();
+    let (ended, done) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, doing) }).await.unwrap();
     ended.unwrap();
-    answer
+    done
+}
+
+async fn ask(host: Host, request: Value) -> Answer {
+    while_it_runs(host, async |folder: &Path| post(&folder.join("agent.sock"), request).await).await
 }
 
 async fn post(socket: &Path, request: Value) -> Answer {
@@ -333,23 +337,14 @@ fn shown() -> BTreeSet<String> {
 
 /// Types a command on a machine where the agent runs: the code, and what it said.
 async fn types(host: Host, line: &str) -> (Option<i32>, String) {
-    let folder = tempfile::tempdir().unwrap();
-    let settings = settings(folder.path());
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let nowhere = Credentials::Kubeconfig(folder.path().join("kubeconfig"));
-    let shutdown = async move { stopped.await.unwrap_or_default() };
-    let running = run::run(&settings, "n1".to_owned(), host, nowhere, shutdown);
-    let typing = async {
+    let typing = async |folder: &Path| {
         // It listens.
-        get(&folder.path().join("agent.sock"), "/healthz").await;
+        get(&folder.join("agent.sock"), "/healthz").await;
         let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_bascule-agent"));
-        program.arg("--settings").arg(folder.path().join("agent.toml")).args(line.split(' '));
-        let output = program.env_clear().kill_on_drop(true).output().await.unwrap();
-        drop(stop);
-        output
+        program.arg("--settings").arg(folder.join("agent.toml")).args(line.split(' '));
+        program.env_clear().kill_on_drop(true).output().await.unwrap()
     };
-    let (ended, output) = tokio::time::timeout(PATIENCE, async { tokio::join!(running, typing) }).await.unwrap();
-    ended.unwrap();
+    let output = while_it_runs(host, typing).await;
     let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap());
     (output.status.code(), said.concat())
 }

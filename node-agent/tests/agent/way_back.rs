@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bascule_agent::agent::Agent;
 use bascule_agent::boot::DigestCache;
+use bascule_agent::core::Config;
 use bascule_agent::core::boot::{BootInventory, FileContent, Safeguard};
-use bascule_agent::core::{Config, Desired, Event, ManualCommand};
 use bascule_agent::host::Host;
 use bascule_agent::linux::MountedEsp;
 use bascule_api::{BootControlBackend, Counting, Goal, NodeUpdateStatus, conditions};
@@ -15,9 +14,9 @@ use bascule_sim::host::{Failing, SimFirmware, SimReleases};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
 use bascule_sim::tiny::boot_image;
 
-use crate::machine::{Machine, named, problem, release};
+use crate::machine::{Machine, problem, release};
 
-fn machine() -> Machine {
+pub(crate) fn machine() -> Machine {
     Machine::new(SystemdBoot, &release("1.0", &[]), &[&release("1.1", &[])])
 }
 
@@ -35,7 +34,7 @@ fn message(status: &NodeUpdateStatus) -> String {
 
 /// Stages, and expects that boot control is reported broken with these words before anything was granted, and that a grant
 /// then leads to nothing.
-fn is_refused(machine: &mut Machine, words: &str) {
+pub(crate) fn is_refused(machine: &mut Machine, words: &str) {
     let new = release("1.1", &[]);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
@@ -96,7 +95,7 @@ fn a_default_in_loader_conf_is_found_before_the_drain() {
 }
 
 /// What the variables say of the next boot is seen by an agent that runs.
-fn set(machine: &mut Machine, variable: &str, value: &str) {
+pub(crate) fn set(machine: &mut Machine, variable: &str, value: &str) {
     machine.hardware.variables.set_string(variable, value);
     machine.sim.firmware = Arc::new(SimFirmware(machine.hardware.variables.clone()));
 }
@@ -539,82 +538,4 @@ fn an_entry_whose_name_can_not_be_told_is_not_absent() {
     std::fs::create_dir_all(&texts).unwrap();
     std::fs::write(texts.join(odd(b"th\xe9.conf")), "linux /x\n").unwrap();
     assert_eq!(unread(&inventory()), ["caf\u{fffd}.efi", "th\u{fffd}.conf"]);
-}
-
-/// Case 7: something decides that nobody here can see. It costs one drain, not one after the other.
-fn not_taken(config: &Config) -> (Machine, usize) {
-    let new = release("1.1", &[]);
-    let mut machine = machine();
-    let mut reboots = 0;
-    for generation in 1..4 {
-        let mut agent = machine.agent_with(config.clone());
-        agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
-        let broken = agent.published().unwrap().boot_control.as_ref().unwrap().counting == Counting::Broken;
-        if broken {
-            break;
-        }
-        let grant = machine.grant(generation);
-        agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
-        reboots += machine.sim.bus.reboots().len();
-        machine.hardware.variables.set_string("LoaderEntryOneShot", "acme-os-1.0.efi");
-        machine.reboot();
-        assert_eq!(machine.system.version, "1.0");
-    }
-    (machine, reboots)
-}
-
-#[test]
-fn an_armed_entry_that_was_not_taken_is_never_armed_again_by_itself() {
-    let (mut machine, reboots) = not_taken(&Config::default());
-    assert_eq!(reboots, 1);
-    is_refused(&mut machine, "was armed and the boot loader did not take it");
-    let (_, reboots) = not_taken(&Config { without: Some(Safeguard::NotTakenIsRemembered), ..Config::default() });
-    assert_eq!(reboots, 3, "without that memory it is a cycle");
-
-    // A person who has mended it stages the release by hand, and all is well again.
-    let new = release("1.1", &[]);
-    let mut agent = machine.agent();
-    agent.handle(Event::Manual { command: ManualCommand::Stage(named(&new)), user: None }).unwrap();
-    machine.update(&new, 9);
-}
-
-/// The same by way of the operator (`bascule retry`): once for each word, and it survives a restart of the agent.
-#[test]
-fn what_was_not_taken_is_tried_again_when_a_person_says_so_and_once() {
-    let (mut machine, _) = not_taken(&Config::default());
-    let new = release("1.1", &[]);
-    let said = |machine: &mut Machine, at: i64| {
-        let Event::Desired(Some(desired)) = machine.word(Goal::Staged, &new, None) else { unreachable!() };
-        let at = chrono::DateTime::from_timestamp(at, 0).unwrap().into();
-        Event::Desired(Some(Desired { retry: Some(at), ..desired }))
-    };
-    let counting = |agent: &Agent| agent.published().unwrap().boot_control.as_ref().unwrap().counting;
-    let mut agent = machine.agent();
-    agent.handle(said(&mut machine, 1)).unwrap();
-    assert_eq!(counting(&agent), Counting::Works);
-    let answered = agent.published().unwrap().retried.map(|at| at.get().timestamp());
-    assert_eq!(answered, Some(1));
-
-    // It is not taken once more: the same word does not help again, not even a new agent.
-    let grant = machine.grant(8);
-    let Event::Desired(Some(desired)) = machine.word(Goal::Booted, &new, Some(grant)) else { unreachable!() };
-    let retry = Some(chrono::DateTime::from_timestamp(1, 0).unwrap().into());
-    agent.handle(Event::Desired(Some(Desired { retry, ..desired }))).unwrap();
-    machine.hardware.variables.set_string("LoaderEntryOneShot", "acme-os-1.0.efi");
-    machine.reboot();
-    let mut agent = machine.agent();
-    agent.handle(said(&mut machine, 1)).unwrap();
-    assert_eq!(counting(&agent), Counting::Broken);
-    agent.handle(said(&mut machine, 2)).unwrap();
-    assert_eq!(counting(&agent), Counting::Works);
-}
-
-#[test]
-fn another_set_up_of_the_boot_loader_is_judged_anew() {
-    let (mut machine, _) = not_taken(&Config::default());
-    set(&mut machine, "LoaderInfo", "systemd-boot 300");
-    let new = release("1.1", &[]);
-    let mut agent = machine.agent();
-    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
-    assert_eq!(agent.published().unwrap().boot_control.as_ref().unwrap().counting, Counting::Works);
 }

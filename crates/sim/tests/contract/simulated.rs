@@ -7,7 +7,7 @@ use bascule_agent::host::{Disk as _, Esp as _, Firmware};
 use bascule_sim::disk::{Access, Cache, Disk, Effect, FaultRule, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
 use bascule_sim::host::{Failing, SimDisk, SimEsp, SimFirmware, Unreadable, UnreadableFirmware};
-use bascule_sim::layout::{ESP, Installed, Sizes, Table, provision};
+use bascule_sim::layout::{ESP, Sizes, Table};
 use bascule_sim::tiny::TinyRelease;
 
 use crate::walk::{self, ESP_STEPS, OLD, SLOT, Steps, content};
@@ -65,15 +65,7 @@ fn with_fault(
 fn provisioned() -> Snapshot {
     let disk = Disk::in_memory(Sizes::tiny().disk());
     let release = TinyRelease::new("acme-os", "1.0", 48 << 10, &[]).unwrap();
-    let mut installed = Installed {
-        version: &release.version,
-        root_hash: release.root_hash,
-        data: &mut release.data.as_slice(),
-        verity: &mut release.verity.as_slice(),
-        uki: &release.uki,
-        entry: &release.entry(),
-    };
-    provision(&disk, Sizes::tiny(), BootLoader::SystemdBoot, uuid::Uuid::from_u128(7), &mut installed).unwrap();
+    release.provision(&disk, Sizes::tiny(), BootLoader::SystemdBoot, uuid::Uuid::from_u128(7)).unwrap();
     let esp = Table::read(&disk).unwrap().esp().unwrap();
     esp.remove(&format!("EFI/Linux/{}", release.entry())).unwrap();
     esp.write(OLD, &content(1, 2000)).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
-use bascule_sim::layout::{Installed, Sizes, Slot, provision};
+use bascule_sim::layout::{Sizes, Slot};
 use bascule_sim::machine::process::Files;
 use bascule_sim::machine::socket::Client;
 use bascule_sim::machine::{Command, MachineConfig, MachineView, Power};
@@ -32,15 +32,7 @@ async fn turn_on(prepare: impl FnOnce(&Disk)) -> Running {
     let first = release("1.0");
     let path = directory.path().join("disk.img");
     let disk = Disk::create_file(&path, Sizes::tiny().disk()).unwrap();
-    let mut installed = Installed {
-        version: &first.version,
-        root_hash: first.root_hash,
-        data: &mut first.data.as_slice(),
-        verity: &mut first.verity.as_slice(),
-        uki: &first.uki,
-        entry: &first.entry(),
-    };
-    provision(&disk, Sizes::tiny(), BootLoader::SystemdBoot, IDENTITY, &mut installed).unwrap();
+    first.provision(&disk, Sizes::tiny(), BootLoader::SystemdBoot, IDENTITY).unwrap();
     prepare(&disk);
     let config = MachineConfig {
         name: "n1".into(),

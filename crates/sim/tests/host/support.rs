@@ -6,7 +6,7 @@ use bascule_sim::disk::{Disk, Part, Snapshot};
 use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::gptprio::Attributes;
-use bascule_sim::layout::{Installed, Sizes, Slot, Table, provision};
+use bascule_sim::layout::{Sizes, Slot, Table};
 use bascule_sim::machine::Hardware;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
@@ -29,15 +29,7 @@ pub(crate) fn installed(boot: BootLoader, first: &TinyRelease) -> Snapshot {
 /// The same on a disk with these partitions.
 pub(crate) fn installed_on(sizes: Sizes, boot: BootLoader, first: &TinyRelease) -> Snapshot {
     let disk = Disk::in_memory(sizes.disk());
-    let mut installed = Installed {
-        version: &first.version,
-        root_hash: first.root_hash,
-        data: &mut first.data.as_slice(),
-        verity: &mut first.verity.as_slice(),
-        uki: &first.uki,
-        entry: &first.entry(),
-    };
-    provision(&disk, sizes, boot, IDENTITY, &mut installed).unwrap();
+    first.provision(&disk, sizes, boot, IDENTITY).unwrap();
     disk.snapshot().unwrap()
 }
 

@@ -18,7 +18,7 @@ use bascule_api::{BootControlBackend, SlotName};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::{SimClock, SimDisk, SimHost, SimReleases};
-use bascule_sim::layout::{Installed, Sizes, Slot, provision, uuid_of_half};
+use bascule_sim::layout::{Sizes, Slot, uuid_of_half};
 use bascule_sim::machine::Hardware;
 use bascule_sim::tiny::TinyRelease;
 use uuid::Uuid;
@@ -39,15 +39,7 @@ pub fn run() -> anyhow::Result<()> {
 
 /// Installs a release on a disk as its vendor would.
 fn install(release: &TinyRelease, disk: &Disk, identity: Uuid) -> anyhow::Result<()> {
-    let mut first = Installed {
-        version: &release.version,
-        root_hash: release.root_hash,
-        data: &mut release.data.as_slice(),
-        verity: &mut release.verity.as_slice(),
-        uki: &release.uki,
-        entry: &release.entry(),
-    };
-    provision(disk, Sizes::tiny(), BootLoader::Gptprio, identity, &mut first)?;
+    release.provision(disk, Sizes::tiny(), BootLoader::Gptprio, identity)?;
     Ok(())
 }
 
