@@ -319,6 +319,8 @@ impl Parts {
 
     /// Plans and acts until it is dropped.
     async fn lead(&self, seed: u64) {
+        // Whoever led before does not any more.
+        self.live.follows(None);
         self.catch_up().await;
         let (client, namespace) = (&self.reading.client, &self.reading.namespace);
         loop {

@@ -66,10 +66,7 @@ impl ApplyError {
     #[must_use]
     pub fn words(&self) -> String {
         match self {
-            Self::Refused { source, .. } | Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
-                error => crate::one_line(error),
-            },
+            Self::Refused { source, .. } | Self::Api { source, .. } => crate::hooks::why(source),
             Self::Hook { reason, .. } => reason.clone(),
             _ => crate::one_line(self),
         }

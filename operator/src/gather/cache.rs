@@ -74,7 +74,7 @@ impl Key {
         Self { namespace: String::new(), name: name.to_owned() }
     }
 
-    pub(super) fn of_metadata(meta: &ObjectMeta) -> Self {
+    pub(crate) fn of_metadata(meta: &ObjectMeta) -> Self {
         Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
     }
 }

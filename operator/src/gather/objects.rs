@@ -226,7 +226,7 @@ pub const HOOK_NODE: &str = "bascule.dev/node";
 pub const HOOK_POLICY: &str = "bascule.dev/policy";
 /// The generation of the grant, or the number of the maintenance, that a hook's Job runs for.
 pub const HOOK_GRANT: &str = "bascule.dev/grant";
-/// When a hook's Job runs: `before-drain` or `after-commit`.
+/// When a hook's Job runs, as [`stage_text`] says.
 pub const HOOK_STAGE: &str = "bascule.dev/stage";
 /// The UID of the policy, on the Job of a hook after a rollout, which outlives it.
 pub const HOOK_POLICY_UID: &str = "bascule.dev/policy-uid";

@@ -134,21 +134,21 @@ impl Begin {
         })
     }
 
-    /// Does it, unless the Job is not what it was any more: then it is to be looked at again.
-    pub(super) async fn carry_out(&self, writer: &Writer) -> kube::Result<()> {
+    /// Does it; `false` where the Job is not what it was any more: then it is to be looked at again.
+    pub(super) async fn carry_out(&self, writer: &Writer) -> kube::Result<bool> {
         match self {
-            Self::Make(job) => make(writer, job).await,
+            Self::Make(job) => make(writer, job).await.map(|()| true),
             Self::Replace { resource_version, job } => {
                 let (namespace, name) = (job.metadata.namespace.as_deref(), job.metadata.name.as_deref());
                 let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
                 if remove(writer, (namespace, name), resource_version).await? {
-                    make(writer, job).await
+                    make(writer, job).await.map(|()| true)
                 } else {
-                    Ok(())
+                    Ok(false)
                 }
             }
             Self::Resume { job, resource_version } => {
-                let Some((namespace, name)) = job.split_once('/') else { return Ok(()) };
+                let Some((namespace, name)) = job.split_once('/') else { return Ok(false) };
                 let jobs: Api<Job> = Api::namespaced(writer.client.clone(), namespace);
                 let patch = serde_json::json!({
                     "metadata": {"resourceVersion": resource_version, "annotations": {HOOK_BEGUN: "true"}},
@@ -162,9 +162,9 @@ impl Begin {
                     Ok(written) => {
                         writer.metrics.wrote("Job");
                         writer.world.jobs.written(&written);
-                        Ok(())
+                        Ok(true)
                     }
-                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
                     Err(error) => Err(error),
                 }
             }
@@ -212,13 +212,14 @@ pub(crate) async fn keep(writer: &Writer, order: &HookOrder) -> Result<(), Apply
 /// Lets a hook after a rollout run, at the rollout's end.
 pub(crate) async fn begin(writer: &Writer, order: &HookOrder) -> Result<(), ApplyError> {
     let job = wanted(writer, order)?;
-    let key = Key {
-        namespace: job.metadata.namespace.clone().unwrap_or_default(),
-        name: job.metadata.name.clone().unwrap_or_default(),
-    };
+    let key = Key::of_metadata(&job.metadata);
     let known = writer.world.jobs.get(&key);
     let Some(begin) = Begin::of(known.as_deref(), job) else { return Ok(()) };
-    begin.carry_out(writer).await.map_err(|error| refused(order, error))
+    match begin.carry_out(writer).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(ApplyError::Conflict(format!("the Job of hook {}", order.hook))),
+        Err(error) => Err(refused(order, error)),
+    }
 }
 
 /// Jobs that are kept, and that the policy, which is there, has no use for: the rollout is over, or the hook is another by now or none.

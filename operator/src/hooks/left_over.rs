@@ -177,7 +177,7 @@ impl LeftOver {
             let begun = tokio::time::timeout(SLOW, begin.carry_out(&writer)).await;
             begun.map_or_else(
                 |_| Err("the API server did not answer in time".to_owned()),
-                |begun| begun.map_err(|error| why(&error)),
+                |begun| begun.map(|_| ()).map_err(|error| why(&error)),
             )
         });
         self.making.insert(task.id(), what);

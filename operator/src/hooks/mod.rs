@@ -107,7 +107,7 @@ pub(crate) fn name_of((policy, node): (&str, &str), grant: i64, stage: HookStage
 /// Makes a Job, where it is not there.
 ///
 /// # Errors
-/// Also where a Job of that name is there and not the operator's: nobody would see what it comes to.
+/// Also where a Job of that name is there and not the operator's, or is being deleted: nobody would see what it comes to.
 pub(crate) async fn make(writer: &Writer, job: &Job) -> kube::Result<()> {
     let jobs: Api<Job> = Api::namespaced(writer.client.clone(), job.metadata.namespace.as_deref().unwrap_or_default());
     let params = PostParams { field_manager: Some(bascule_api::OPERATOR_MANAGER.to_owned()), ..PostParams::default() };
@@ -122,7 +122,7 @@ pub(crate) async fn make(writer: &Writer, job: &Job) -> kube::Result<()> {
     };
     let name = format!("metadata.name={}", job.metadata.name.as_deref().unwrap_or_default());
     let there = jobs.list(&ListParams::default().fields(&name)).await?.items;
-    if there.iter().any(|job| JobFact::of(job).run.is_none()) {
+    if there.iter().any(|job| job.metadata.deletion_timestamp.is_some() || JobFact::of(job).run.is_none()) {
         return Err(kube::Error::Api(is_there));
     }
     there.iter().for_each(|job| writer.world.jobs.written(job));
@@ -141,7 +141,7 @@ pub(crate) fn refused(order: &HookOrder, error: kube::Error) -> ApplyError {
 }
 
 /// What people are told of a Job that can't be written.
-fn why(error: &kube::Error) -> String {
+pub(crate) fn why(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         error => crate::one_line(error),

@@ -296,6 +296,12 @@ mod tests {
             watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status)))
         };
         assert!(is_forbidden(&answered(403)) && is_forbidden(&answered(401)));
+        let status = || -> Box<kube::core::Status> {
+            Box::new(serde_json::from_value(serde_json::json!({"status": "Failure", "code": 403})).unwrap())
+        };
+        let started = watcher::Error::WatchStartFailed(kube::Error::Api(status()));
+        let failed = watcher::Error::WatchFailed(kube::Error::Api(status()));
+        assert!([started, failed, watcher::Error::WatchError(status())].iter().all(is_forbidden));
         assert!(!is_forbidden(&answered(504)) && !is_forbidden(&watcher::Error::NoResourceVersion));
     }
 

@@ -259,6 +259,8 @@ impl<'a> Round<'a> {
         let reading_ends = self.led_since + FIRST_READING;
         if unread(&snapshot) && Instant::now() < reading_ends {
             wake = Some(wake.map_or(reading_ends, |wake| wake.min(reading_ends)));
+            // People are not told of it, and the next plan is waited for all the same.
+            parts.metrics.pulse().carried_out();
         } else {
             let orders_left = left > 0 || self.turn.in_line() > 0;
             if !self.expected.is_closed() {

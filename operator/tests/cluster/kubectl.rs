@@ -27,7 +27,9 @@ const USUAL: Range<u64> = 15..16;
 fn seeds() -> Range<u64> {
     let Ok(text) = std::env::var("BASCULE_KUBECTL_SEEDS") else { return USUAL };
     let (first, end) = text.split_once("..").expect("first..end");
-    first.parse().expect("a number")..end.parse().expect("a number")
+    let seeds: Range<u64> = first.parse().expect("a number")..end.parse().expect("a number");
+    assert!(!seeds.is_empty(), "no seed is in {text}");
+    seeds
 }
 
 /// What a drain does: the pods that go, those that a budget holds of them, and those that stop it.
