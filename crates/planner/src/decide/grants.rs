@@ -71,7 +71,10 @@ impl<'a> Round<'a> {
                 }
                 None => {
                     if let Some(wait) = maintenance::holds(candidate.policy) {
-                        if let Some(wanting) = out.wanting.get_mut(policy_index) {
+                        // Nor does one begin for it alone.
+                        if !self.is_refused(candidate.view)
+                            && let Some(wanting) = out.wanting.get_mut(policy_index)
+                        {
                             *wanting = Some(maintenance::wants(candidate.choice));
                         }
                         self.draft.say(node, Said::shared(RolloutState::Waiting, wait));

@@ -59,5 +59,9 @@ fn quote(said: &mut Said, action: &Action, refusal: &Refusal, moves: bool) {
         // It takes no work, and holds its place.
         said.state = RolloutState::Failed;
     }
+    if !moves && said.state == RolloutState::Draining {
+        // Its grant was not taken.
+        said.state = RolloutState::Waiting;
+    }
     said.wait = Arc::new(Wait { reason, message, ..Wait::clone(before) });
 }

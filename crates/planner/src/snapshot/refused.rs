@@ -76,6 +76,11 @@ impl Refusal {
         self.tried <= now && now < self.rests_until()
     }
 
+    /// When it was tried last.
+    pub(crate) const fn tried(&self) -> Time {
+        self.tried
+    }
+
     fn told_at(&self) -> Time {
         self.since.after(TOLD_AFTER)
     }

@@ -221,3 +221,55 @@ fn what_is_refused_rests_ever_longer_however_often_plans_are_made() {
     world.until(600, done).unwrap();
     assert!(world.snapshot.refused.is_empty());
 }
+
+#[test]
+fn a_grant_that_is_refused_gives_its_place_to_the_next_node_and_keeps_no_rollout_open() {
+    let fields = json!({"hooks": {"beforeRollout": hook("set-noout"), "afterRollout": hook("unset-noout")}});
+    let open = |world: &World| world.snapshot.policies[0].status.maintenance.clone();
+    // Whose turn is first: the same in a world that is the same.
+    let mut probe = world(1, &fields);
+    probe.until(400, |world| granted(world) > 0).unwrap();
+    let name = probe.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    let mut world = world(1, &fields);
+    // It is staged and waits for the hooks: from now on only its grant is to be written.
+    world.until(400, |world| open(world).is_some_and(|open| open.begun_at.is_none())).unwrap();
+    world.refuse(Written::NodeUpdate, Some(&name));
+    world.until(600, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    assert_eq!(world.running(&name).unwrap().as_str(), "1.0", "{}", world.story());
+    assert!(last(&world, &name).is_none(), "it was never granted");
+    world.until(20, |world| state(&name, world).contains("Grant has failed since")).unwrap();
+    let says = state(&name, &world);
+    assert!(says.contains("WriteRefused") && says.contains(WORDS), "{says}");
+    world.until(60, |world| open(world).is_none_or(|open| open.ending)).unwrap();
+    world.take_writes();
+    world.until(600, done).unwrap();
+}
+
+#[test]
+fn a_trial_whose_commit_was_refused_until_the_guard_took_it_back_is_not_blamed() {
+    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m", "nodeSoak": "2m"}}));
+    let trying = |world: &World| {
+        let trying = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
+        trying.map(|(name, _)| name.clone())
+    };
+    world.until(200, |world| trying(world).is_some()).unwrap();
+    let name = trying(&world).unwrap();
+    world.refuse(Written::NodeUpdate, Some(&name));
+    world.until(60, |world| state(&name, world).contains("Commit has failed since")).unwrap();
+    let says = state(&name, &world);
+    assert!(says.contains("WriteRefused") && says.contains(WORDS), "{says}");
+    world.until(200, |world| world.running(&name).is_some_and(|running| running.as_str() == "1.0")).unwrap();
+    assert!(world.story().contains("the guard takes the trial back"), "{}", world.story());
+    // That its grant ends is not taken either, as long as nothing is.
+    assert!(node(&world, &name).granted());
+    world.take_writes();
+    world.until(60, |world| !node(world, &name).granted()).unwrap();
+    let ended = last(&world, &name).unwrap();
+    assert_eq!(ended.outcome, DisruptionOutcome::Unproven, "{}", ended.message);
+    let told = ended.message.contains("it could not be committed") && ended.message.contains(WORDS);
+    assert!(told, "{}", ended.message);
+    world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    let status = &world.snapshot.policies[0].status;
+    assert!(status.failures.is_empty() && status.blocked.is_empty(), "{}", world.story());
+    assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
+}

@@ -294,8 +294,13 @@ impl<'a> Moving<'_, 'a> {
     /// What was said where the word that makes the trial permanent, or what is remembered before it, has been refused for a while.
     fn uncommitted(&self) -> Option<&'a str> {
         let told = |object: &str, action| self.ctx.refused.told_of(object, action, self.ctx.now);
-        let refusal = told(&self.view.node.name, COMMIT).or_else(|| told(&self.spec.policy, REMEMBER))?;
-        Some(&refusal.words)
+        let drained_at = self.disruption.drained_at?;
+        // Of this trial, and not of one before it on the same node.
+        let commit = told(&self.view.node.name, COMMIT).filter(|refusal| refusal.tried() >= drained_at);
+        // What failed only since the machine is back kept no commit away: it may be this very failure.
+        let back = self.back_seen(drained_at);
+        let memory = || told(&self.spec.policy, REMEMBER).filter(|refusal| refusal.since < back);
+        Some(&commit.or_else(memory)?.words)
     }
 
     /// What the API server says to a write that should have been done by then, and has failed for a while.
