@@ -33,7 +33,7 @@ fn counted(found: &[Unreadable]) -> BTreeMap<&str, i64> {
 fn sentences(found: &[Unreadable]) -> Vec<String> {
     let mut sentences: Vec<String> = found.iter().take(NAMED).map(ToString::to_string).collect();
     if found.len() > NAMED {
-        sentences.push(format!("nor can {} more", found.len() - NAMED));
+        sentences.push(format!("{} more {}", found.len() - NAMED, bascule_api::NOT_UNDERSTOOD));
     }
     sentences
 }
@@ -52,7 +52,10 @@ mod tests {
         assert_eq!((sentences(&found).len(), counted(&found)), (NAMED, BTreeMap::from([("NodeUpdate", 8)])));
         assert_eq!(sentences(&found)[0], "NodeUpdate n0 can't be read by this version of the operator: w");
         found.push(Unreadable { object: object("UpdatePolicy", "workers".to_owned()), why: "w".to_owned() });
-        assert_eq!(sentences(&found).last().map(String::as_str), Some("nor can 1 more"));
+        assert_eq!(
+            sentences(&found).last().map(String::as_str),
+            Some("1 more can't be read by this version of the operator")
+        );
         assert_eq!(counted(&found), BTreeMap::from([("NodeUpdate", 8), ("UpdatePolicy", 1)]));
         assert!(sentences(&[]).is_empty());
     }

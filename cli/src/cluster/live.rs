@@ -224,7 +224,8 @@ fn read(status: u16, body: &[u8]) -> Result<LiveReport, Away> {
 /// What an answer says is missing.
 fn read_missing(status: u16, body: &[u8]) -> Result<Vec<String>, Away> {
     if status == 200 {
-        return Ok(Vec::new());
+        // Behind the word that it is ready stands what nobody waits for.
+        return Ok(String::from_utf8_lossy(body).lines().skip(1).map(str::to_owned).collect());
     }
     // The API server itself answers with an object.
     let text = std::str::from_utf8(body).ok().filter(|_| status == 503 && !is_object(body));
@@ -295,6 +296,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_told_from_a_replica_that_can_not_be_asked() {
         assert_eq!(read_missing(200, b"ok\n"), Ok(Vec::new()));
+        assert_eq!(read_missing(200, b"ok\nNode n1 can't be read\n").unwrap(), ["Node n1 can't be read"]);
         let said = read_missing(503, b"the operator may not list nodes\nthe definition x is not there\n");
         assert_eq!(said.unwrap(), ["the operator may not list nodes", "the definition x is not there"]);
         let refused = read_missing(503, br#"{"kind": "Status", "message": "error trying to reach service: no route"}"#);

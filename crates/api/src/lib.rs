@@ -51,7 +51,7 @@ pub use quantity::{IntOrPercent, QuantityError};
 pub use reasons::{ObjectRef, WaitReason};
 pub use report::{
     LIVE_REPORT_FORMAT, LIVE_REPORT_LIMIT, LIVE_REPORT_PATH, LiveForecast, LiveGate, LiveNode, LiveOrder, LivePolicy,
-    LiveReport, LiveWait, NoReport, OPERATOR_LEASE, OPERATOR_NAMESPACE, READY_PATH,
+    LiveReport, LiveWait, NOT_UNDERSTOOD, NoReport, OPERATOR_LEASE, OPERATOR_NAMESPACE, READY_PATH,
 };
 pub use rollback::{Rollback, RollbackSpec, RollbackStatus};
 pub use selector::{Operator, Requirement, Selector, SelectorError};

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub const LIVE_REPORT_PATH: &str = "/report";
 /// Where it says beside that what is not installed as it must be, a sentence a line, or nothing but that it is ready.
 pub const READY_PATH: &str = "/readyz";
+/// What a sentence there holds that is about an object which the operator does not understand: it makes no replica unready.
+pub const NOT_UNDERSTOOD: &str = "can't be read by this version of the operator";
 /// The form of [`LiveReport`]. A reader that meets a higher one reads the objects instead.
 pub const LIVE_REPORT_FORMAT: u32 = 1;
 /// The most bytes of a report that a reader takes.

@@ -367,7 +367,7 @@ async fn every_command_of_the_page_is_typed_on_a_node() {
         if ["run", "guard"].contains(&command.as_str()) || line == "stage" {
             continue;
         }
-        let machine = match command.as_str() {
+        let mut machine = match command.as_str() {
             "commit" | "revert" => on_trial(BootLoader::SystemdBoot, "1.0", "1.1"),
             _ => Machine::new(BootLoader::SystemdBoot, &old, &[&new]),
         };
@@ -381,6 +381,10 @@ async fn every_command_of_the_page_is_typed_on_a_node() {
         };
         assert!(said.contains(part) && !said.is_empty(), "bascule-agent {line}: {said}");
         assert_eq!(machine.sim.bus.reboots().len(), usize::from(command == "revert"), "bascule-agent {line}");
+        if command == "commit" {
+            machine.reboot();
+            assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false), "bascule-agent {line}");
+        }
         typed.insert(command);
     }
     assert_eq!(typed.iter().map(String::as_str).collect::<Vec<_>>(), ["commit", "revert", "stage", "status"]);

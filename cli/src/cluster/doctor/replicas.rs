@@ -20,6 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How what passes by itself begins.
 const STILL_READING: &str = "still reading";
 
+/// Whether it is of objects that this version does not understand, which make no replica unready.
+fn is_note(sentence: &str) -> bool {
+    sentence.contains(bascule_api::NOT_UNDERSTOOD)
+}
+
 /// A replica, and what it says is missing.
 type Said = (String, Result<Vec<String>, Away>);
 
@@ -54,8 +59,12 @@ pub(super) fn findings(said: &[Said], all: usize, namespace: &str) -> Vec<Findin
     let mut away: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (pod, said) in said {
         match said {
-            Ok(missing) if missing.is_empty() => ready.push(pod),
-            Ok(missing) => missing.iter().for_each(|sentence| lacking.entry(sentence).or_default().push(pod)),
+            Ok(missing) => {
+                if missing.iter().all(|sentence| is_note(sentence)) {
+                    ready.push(pod);
+                }
+                missing.iter().for_each(|sentence| lacking.entry(sentence).or_default().push(pod));
+            }
             Err(why) => away.entry(unreached(why)).or_default().push(pod),
         }
     }
@@ -69,6 +78,8 @@ pub(super) fn findings(said: &[Said], all: usize, namespace: &str) -> Vec<Findin
         let what = format!("{}: {sentence}", pods.join(", "));
         let finding = if sentence.starts_with(STILL_READING) {
             Finding::warning("operators", what, "It takes no part before it has; its log says what it waits for.")
+        } else if is_note(sentence) {
+            Finding::warning("operators", what, "See docs/runbooks/BasculeObjectUnreadable.md.")
         } else {
             let advice =
                 "It does not act before that is fixed, for which it looks every few seconds (docs/install.md).";
@@ -83,7 +94,7 @@ pub(super) fn findings(said: &[Said], all: usize, namespace: &str) -> Vec<Findin
     }
     let left = all.saturating_sub(said.len());
     if left > 0 {
-        let what = format!("{}, which nobody asked whether it is ready", picture::count(left, "more replica"));
+        let what = format!("{}: nobody asked whether ready", picture::count(left, "more replica"));
         let finding = Finding::warning("operators", what, "So many are of no use: one leads, and one stands by.");
         found.push(finding.run(format!("kubectl -n {namespace} get pods -l {}", super::OPERATORS)));
     }
@@ -123,14 +134,20 @@ mod tests {
             ("operator-c".to_owned(), Ok(vec![rights.to_owned()])),
             ("operator-d".to_owned(), Err(Away::Says("error trying to reach service: no route".to_owned()))),
             ("operator-e".to_owned(), Ok(vec!["still reading: Node".to_owned()])),
+            ("operator-f".to_owned(), Ok(vec![format!("Node n1 {}: w", bascule_api::NOT_UNDERSTOOD)])),
         ];
-        let found = findings(&said, 7, "bascule-system");
+        let unread = format!("operator-f: Node n1 {}: w", bascule_api::NOT_UNDERSTOOD);
+        let found = findings(&said, 8, "bascule-system");
         let found: Vec<_> = found.iter().map(|one| (one.weight, one.what.as_str())).collect();
         let rights = format!("operator-b, operator-c: {rights}");
         assert_eq!(
             found,
             [
-                (Weight::Good, "operator-a is ready: nothing is missing of definitions, rights and admission policies"),
+                (
+                    Weight::Good,
+                    "operator-a, operator-f are ready: nothing is missing of definitions, rights and admission policies"
+                ),
+                (Weight::Warning, unread.as_str()),
                 (Weight::Wrong, "operator-b: another thing"),
                 (Weight::Warning, "operator-e: still reading: Node"),
                 (Weight::Wrong, rights.as_str()),
@@ -138,7 +155,7 @@ mod tests {
                     Weight::Warning,
                     "operator-d can't be asked whether it is ready: error trying to reach service: no route"
                 ),
-                (Weight::Warning, "2 more replicas, which nobody asked whether it is ready"),
+                (Weight::Warning, "2 more replicas: nobody asked whether ready"),
             ]
         );
         assert!(findings(&[], 0, "bascule-system").is_empty(), "where there is none, others say so");

@@ -14,7 +14,7 @@ pub struct Unreadable {
 
 impl std::fmt::Display for Unreadable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} can't be read by this version of the operator: {}", self.object, self.why)
+        write!(f, "{} {}: {}", self.object, bascule_api::NOT_UNDERSTOOD, self.why)
     }
 }
 

@@ -46,7 +46,7 @@ impl Tale {
             (Self::Fleet, 4) => "1.3 is published: frozen half way, finished, and rolled back to 1.1",
             (Self::Fleet, _) => "a tampered and an expired repository are offered",
             (Self::ControlPlanes, 1) => "machines with 1.0 carry the cluster that they are nodes of",
-            (Self::ControlPlanes, 2) => "1.1 is published while a member of etcd is broken: nothing moves",
+            (Self::ControlPlanes, 2) => "1.1 is published while a member of etcd is broken: no update begins",
             (Self::ControlPlanes, _) => "the member is repaired: every machine reboots into 1.1, the API stays",
         }
     }
