@@ -192,6 +192,7 @@ fn node(node: &v1::Node, update: Option<&api::NodeUpdate>) -> Node {
         agent_trouble: None,
         // What this program can't read it does not speak of at all.
         unreadable: None,
+        read_again: None,
     }
 }
 
@@ -220,6 +221,7 @@ fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts 
         created_at: created(policy),
         generation: policy.metadata.generation.unwrap_or_default(),
         labels: policy.labels().clone(),
+        read_again: None,
         spec: bascule_planner::validate(&policy.spec).map(Arc::new),
         // The operator's to say: it asks for rights.
         advice: None,

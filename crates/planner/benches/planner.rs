@@ -124,6 +124,7 @@ fn node(index: usize, groups: usize) -> Node {
         earlier: None,
         agent_trouble: None,
         unreadable: None,
+        read_again: None,
         boot_seen: Time::default(),
         back_seen: Time::default(),
     }
@@ -161,6 +162,7 @@ fn cluster(nodes: usize, groups: usize, fields: &serde_json::Value) -> Snapshot 
             created_at: at(-90_000),
             generation: 1,
             labels: BTreeMap::new(),
+            read_again: None,
             spec: bascule_planner::validate(&spec).map(Arc::new),
             advice: None,
             status: UpdatePolicyStatus::default(),

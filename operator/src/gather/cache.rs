@@ -44,6 +44,11 @@ pub trait Fact: Send + Sync + 'static {
         let _ = (before, clock);
     }
 
+    /// Takes note that the object could not be read a moment ago, and is read now.
+    fn is_read_again(&mut self, clock: &Clock) {
+        let _ = clock;
+    }
+
     /// Whether the last that was known of an object counts on after its deletion.
     fn outlives(&self) -> bool {
         false

@@ -55,6 +55,8 @@ pub struct NodeFact {
     pub boot_id: String,
     /// When this operator, leading or not, saw that boot first.
     pub boot_seen: Time,
+    /// When this operator, leading or not, could read it again after it could not, the last time.
+    pub read_again: Option<Time>,
     /// Its architecture, where releases exist for such.
     pub architecture: Option<Architecture>,
     /// The conditions of KEP-5683 on it, type and status.
@@ -158,6 +160,7 @@ impl Fact for NodeFact {
             taints: spec.and_then(|spec| spec.taints.clone()).unwrap_or_default(),
             boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
             boot_seen: Time::default(),
+            read_again: None,
             architecture: info.and_then(|info| architecture(&info.architecture)),
             maintenance: conditions
                 .iter()
@@ -176,6 +179,11 @@ impl Fact for NodeFact {
     fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
         let same = before.filter(|before| before.uid == self.uid && before.boot_id == self.boot_id);
         self.boot_seen = same.map_or_else(|| Time::new(clock.now()), |before| before.boot_seen);
+        self.read_again = before.filter(|before| before.uid == self.uid).and_then(|before| before.read_again);
+    }
+
+    fn is_read_again(&mut self, clock: &Clock) {
+        self.read_again = Some(Time::new(clock.now()));
     }
 }
 

@@ -35,6 +35,8 @@ pub struct PolicyFact {
     pub valid: Result<Arc<ValidPolicy>, PolicyError>,
     /// The status as last written.
     pub status: UpdatePolicyStatus,
+    /// When this operator, leading or not, could read it again after it could not, the last time.
+    pub read_again: Option<Time>,
 }
 
 impl Fact for PolicyFact {
@@ -53,6 +55,7 @@ impl Fact for PolicyFact {
             spec: Arc::new(policy.spec.clone()),
             valid: validate(&policy.spec).map(Arc::new),
             status: policy.status.clone().unwrap_or_default(),
+            read_again: None,
         }
     }
 
@@ -72,6 +75,14 @@ impl Fact for PolicyFact {
             fact.resource_version.clone_from(&before.resource_version);
         }
         Some(fact)
+    }
+
+    fn follow(&mut self, before: Option<&Self>, _: &Clock) {
+        self.read_again = before.filter(|before| before.uid == self.uid).and_then(|before| before.read_again);
+    }
+
+    fn is_read_again(&mut self, clock: &Clock) {
+        self.read_again = Some(Time::new(clock.now()));
     }
 }
 
@@ -123,6 +134,8 @@ pub struct UpdateFact {
     pub rollout: Option<Rollout>,
     /// When this operator, leading or not, saw the boot first that the agent reports from.
     pub boot_seen: Time,
+    /// When this operator, leading or not, could read it again after it could not, the last time.
+    pub read_again: Option<Time>,
 }
 
 impl Fact for UpdateFact {
@@ -148,6 +161,7 @@ impl Fact for UpdateFact {
             },
             rollout,
             boot_seen: Time::default(),
+            read_again: None,
         }
     }
 
@@ -170,6 +184,11 @@ impl Fact for UpdateFact {
         let boot = |fact: &Self| (fact.uid.clone(), fact.facts.status.boot_id.clone());
         let same = before.filter(|before| boot(before) == boot(self));
         self.boot_seen = same.map_or_else(|| Time::new(clock.now()), |before| before.boot_seen);
+        self.read_again = before.filter(|before| before.uid == self.uid).and_then(|before| before.read_again);
+    }
+
+    fn is_read_again(&mut self, clock: &Clock) {
+        self.read_again = Some(Time::new(clock.now()));
     }
 
     /// A NodeUpdate goes with its Node. One that goes in the middle of a disruption is carried on with when the Node comes
@@ -490,6 +509,39 @@ mod tests {
         let rebooted = shows("u", "b2", Some(&later), 30);
         let made_anew = shows("v", "b2", Some(&rebooted), 40);
         assert_eq!([&first, &later, &rebooted, &made_anew].map(seen), [10, 10, 30, 40]);
+    }
+
+    /// A trial that was held meanwhile is not to be blamed, whoever leads by then.
+    #[test]
+    fn that_an_object_could_not_be_read_is_remembered_with_it() {
+        let second = Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let clock = {
+            let second = Arc::clone(&second);
+            let now = move || second.load(std::sync::atomic::Ordering::Relaxed);
+            Clock::from_fn(move || chrono::DateTime::from_timestamp(now(), 0).unwrap())
+        };
+        let cache: super::super::Cache<UpdateFact> = super::super::Cache::new([], &clock);
+        let seen = |at: i64, uid: &str, goal: &str, backend: &str| {
+            second.store(at, std::sync::atomic::Ordering::Relaxed);
+            let mut object = update(
+                serde_json::json!({"policy": "workers", "goal": goal}),
+                serde_json::json!({"bootID": "b", "bootControl": {"backend": backend, "counting": "Works"}}),
+            );
+            object["metadata"]["uid"] = uid.into();
+            object["metadata"]["resourceVersion"] = (at + 1).to_string().into();
+            let event = kube::runtime::watcher::Event::Apply(serde_json::from_value(object).unwrap());
+            crate::gather::sent::watched(&cache, event);
+            let fact = cache.get(&crate::gather::Key::cluster("n1"));
+            fact.and_then(|fact| fact.read_again).map(|at| at.get().timestamp())
+        };
+        assert_eq!(seen(10, "u", "Booted", "SystemdBoot"), None);
+        assert_eq!(seen(20, "u", "Booted", "Volcano"), None);
+        assert_eq!(seen(30, "u", "Booted", "SystemdBoot"), Some(30));
+        assert_eq!(seen(40, "u", "Booted", "SystemdBoot"), Some(30));
+        assert_eq!(seen(50, "u", "Booted", "Volcano"), Some(30), "not over yet");
+        assert_eq!(seen(60, "v", "Eclipse", "SystemdBoot"), Some(30), "what was known of another one of its name");
+        assert_eq!(seen(70, "v", "Booted", "SystemdBoot"), Some(70), "of which nothing was known before");
+        assert_eq!(seen(80, "w", "Booted", "SystemdBoot"), None);
     }
 
     fn name() -> String {

@@ -290,6 +290,7 @@ fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
         daemon_sets: DaemonSets::default(),
         agent_trouble: None,
         unreadable: None,
+        read_again: update.and_then(|update| update.read_again).max(fact.read_again),
     }
 }
 

@@ -177,6 +177,7 @@ impl Assembler {
                     generation: policy.generation,
                     created_at: policy.created_at,
                     labels: policy.labels.clone(),
+                    read_again: policy.read_again,
                     spec: policy.valid.clone(),
                     advice: None,
                     status: policy.status.clone(),

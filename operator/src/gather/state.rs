@@ -87,11 +87,13 @@ impl<T: Fact> State<T> {
         if !self.is_news(&key, version) {
             return false;
         }
-        if self.hidden.remove(&key).is_some() {
-            self.noted += 1;
-        }
+        let was_hidden = self.hidden.remove(&key).is_some();
+        self.noted += u64::from(was_hidden);
         let mut fact = T::of(raw);
         fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), clock);
+        if was_hidden {
+            fact.is_read_again(clock);
+        }
         self.enter(key, version, fact);
         true
     }

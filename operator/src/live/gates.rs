@@ -52,6 +52,7 @@ pub(super) mod tests {
             created_at: bascule_api::Time::default(),
             generation: 1,
             labels: Default::default(),
+            read_again: None,
             spec: bascule_planner::validate(&serde_json::from_value(spec).unwrap()).map(Arc::new),
             advice: None,
             status: Default::default(),

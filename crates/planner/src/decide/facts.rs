@@ -29,15 +29,7 @@ pub(super) enum Selection {
 pub(super) fn select(node: &Node, policies: &[Arc<PolicyFacts>]) -> Selection {
     let mut found = Selection::None;
     for (index, policy) in policies.iter().enumerate() {
-        let selects = match &policy.spec {
-            Ok(valid) => valid.spec.node_selector.matches(&node.labels),
-            // What an invalid policy would select is not known, but what it cares for already is.
-            Err(error) => {
-                let cared_for = node.live_update().is_some_and(|update| update.spec.policy == policy.name);
-                cared_for || may_be_selected(node, &error.kind)
-            }
-        };
-        if selects {
+        if selects(node, policy) {
             match found {
                 Selection::None => found = Selection::One(index),
                 Selection::One(first) | Selection::Conflict(first, _) => return Selection::Conflict(first, index),
@@ -45,6 +37,18 @@ pub(super) fn select(node: &Node, policies: &[Arc<PolicyFacts>]) -> Selection {
         }
     }
     found
+}
+
+/// Whether a policy selects a node.
+pub(super) fn selects(node: &Node, policy: &PolicyFacts) -> bool {
+    match &policy.spec {
+        Ok(valid) => valid.spec.node_selector.matches(&node.labels),
+        // What an invalid policy would select is not known, but what it cares for already is.
+        Err(error) => {
+            let cared_for = node.live_update().is_some_and(|update| update.spec.policy == policy.name);
+            cared_for || may_be_selected(node, &error.kind)
+        }
+    }
 }
 
 /// Whether a policy that can't be read may select a node that it is not known to care for. Where its selector is not known either, that

@@ -338,6 +338,7 @@ impl<'a> Round<'a> {
             .collect();
         let ctx = motion::Ctx {
             now: self.now(),
+            policies: &self.snapshot.policies,
             hooks: &self.snapshot.hooks,
             refused: &self.snapshot.refused,
             budgets: &self.snapshot.budgets,

@@ -60,6 +60,9 @@ pub struct Node {
     /// Its NodeUpdate, or its Node, where that can't be read. What is known of the node beside is what can be read of the object, or was
     /// known before; without a NodeUpdate nothing is known of its disruption. Nothing is done to it.
     pub unreadable: Option<Arc<Unreadable>>,
+    /// When either of them was read again that could not be before, the last time that the operator saw this happen: nobody looked after
+    /// the node until then. `None` where it never did.
+    pub read_again: Option<Time>,
 }
 
 /// The kubelet's Ready condition.

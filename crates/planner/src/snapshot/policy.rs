@@ -18,6 +18,9 @@ pub struct PolicyFacts {
     pub generation: i64,
     /// Its labels, for the selectors of Freezes.
     pub labels: BTreeMap<String, String>,
+    /// When it was read again after it could not be, the last time that the operator saw this happen: nobody looked after its nodes until
+    /// then. `None` where it never did.
+    pub read_again: Option<Time>,
     /// Its spec, validated; see [`crate::validate()`].
     pub spec: Result<Arc<ValidPolicy>, PolicyError>,
     /// What a person could do better about a policy that can be used as it is, as a sentence for its `Accepted` condition. It

@@ -112,6 +112,7 @@ pub fn node(name: &str, zone: &str) -> Node {
         }]),
         agent_trouble: None,
         unreadable: None,
+        read_again: None,
     }
 }
 
@@ -144,6 +145,7 @@ pub fn policy(name: &str, fields: &serde_json::Value, offer: &Arc<Offer>) -> Pol
         created_at: at(-86_400),
         generation: 1,
         labels: BTreeMap::from([("policy".to_owned(), name.to_owned())]),
+        read_again: None,
         spec: bascule_planner::validate(&spec(fields)).map(Arc::new),
         advice: None,
         status: UpdatePolicyStatus::default(),

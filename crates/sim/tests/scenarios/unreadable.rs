@@ -16,12 +16,12 @@ fn unreadable(kind: &str, name: &str) -> Unreadable {
     Unreadable { object, why: "unknown variant `Volcano`".to_owned() }
 }
 
-fn change(world: &mut World, name: &str, change: impl Fn(&mut Node)) {
+pub(crate) fn change(world: &mut World, name: &str, change: impl Fn(&mut Node)) {
     let node = world.snapshot.nodes.iter_mut().find(|node| *node.name == *name).unwrap();
     change(Arc::make_mut(node));
 }
 
-fn hide(world: &mut World, name: &str) {
+pub(crate) fn hide(world: &mut World, name: &str) {
     change(world, name, |node| node.unreadable = Some(Arc::new(unreadable("NodeUpdate", name))));
 }
 
@@ -102,7 +102,7 @@ fn two_policies() -> World {
     World::scripted(1, policies.map(|(name, fields)| build::policy(name, &fields, &offer)).into())
 }
 
-fn not_to_be_read(policy: &mut PolicyFacts, selector_known: bool) {
+pub(crate) fn not_to_be_read(policy: &mut PolicyFacts, selector_known: bool) {
     let selects = policy.spec.as_ref().ok().filter(|_| selector_known).map(|valid| valid.spec.node_selector.clone());
     let kind = PolicyErrorKind::Unreadable { why: "unknown variant `Volcano`".to_owned(), selects };
     policy.spec = Err(PolicyError::new("the policy", kind));

@@ -1,6 +1,6 @@
 //! Who may judge a release, and what becomes of it while nobody can.
 
-use crate::{granted, node, on, state, world};
+use crate::{granted, node, on, state, unreadable, world};
 use bascule_api::{DisruptionOutcome, Goal, LastDisruption, Time, UpdatePolicySpec};
 use bascule_planner::{PolicyError, PolicyErrorKind, Snapshot, validate};
 use bascule_sim::world::{Fate, World, build};
@@ -143,6 +143,54 @@ fn a_trial_that_ends_while_nobody_can_judge_it_blames_nobody() {
         blames_nobody(&world);
         assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
     }
+}
+
+#[test]
+fn a_trial_that_ends_while_its_node_or_its_policy_can_not_be_read_blames_nobody() {
+    for of_policy in [false, true] {
+        let (mut world, name) = trying();
+        let before = world.snapshot.policies[0].spec.clone();
+        if of_policy {
+            world.policy("workers", |policy| unreadable::not_to_be_read(policy, true));
+        } else {
+            unreadable::hide(&mut world, &name);
+        }
+        live(&mut world, 1_500);
+        assert!(!tries(&world, &name) && granted(&world) == 1, "the guard ended it\n{}", world.story());
+        let now = world.snapshot.now;
+        if of_policy {
+            world.policy("workers", |policy| (policy.spec, policy.read_again) = (before.clone(), Some(now)));
+        } else {
+            unreadable::change(&mut world, &name, |node| (node.unreadable, node.read_again) = (None, Some(now)));
+        }
+        let free = |world: &World| node(world, &name).update.as_ref().unwrap().spec.disruption.is_none();
+        world.until(200, free).unwrap();
+        assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Unproven, "{}", world.story());
+        world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+        blames_nobody(&world);
+        assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
+    }
+}
+
+/// Nobody leads until the guard has ended a trial. What could not be read before it, and a policy for other nodes, held nothing then.
+#[test]
+fn what_could_not_be_read_at_another_time_or_elsewhere_saves_no_release() {
+    let (mut world, name) = trying();
+    let began = node(&world, &name).update.as_ref().unwrap().spec.disruption.as_ref().unwrap().drained_at;
+    unreadable::change(&mut world, &name, |node| node.read_again = began);
+    world.policy("workers", |policy| policy.read_again = began);
+    let elsewhere = json!({"nodeSelector": {"matchLabels": {"role": "gateway"}}});
+    let mut others = build::policy("others", &elsewhere, &build::offer(&["1.0", "1.1"]));
+    others.read_again = Some(world.snapshot.now);
+    world.snapshot.policies.push(Arc::new(others));
+    for seconds in [1_500, 120, 120] {
+        world.pass(seconds);
+    }
+    assert!(!tries(&world, &name) && began.is_some(), "{}", world.story());
+    let free = |world: &World| node(world, &name).update.as_ref().unwrap().spec.disruption.is_none();
+    world.until(200, free).unwrap();
+    assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Failed, "{}", world.story());
+    assert_eq!(world.snapshot.policies[0].status.failures.len(), 1, "{}", world.story());
 }
 
 #[test]

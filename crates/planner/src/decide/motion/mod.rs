@@ -24,7 +24,7 @@ use super::{
 use crate::{
     Action, Expect, GateSet, Rule, Step, ValidPolicy, Wait,
     plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
-    snapshot::{COMMIT, Cordon, DisruptionBudget, HookRun, REMEMBER, Refusals},
+    snapshot::{COMMIT, Cordon, DisruptionBudget, HookRun, PolicyFacts, REMEMBER, Refusals},
 };
 use bascule_api::{
     DaemonSetBefore, Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError,
@@ -42,6 +42,7 @@ const REBOOTING: &str = "the agent arms the release and the machine reboots";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ctx<'a> {
     pub(super) now: Time,
+    pub(super) policies: &'a [Arc<PolicyFacts>],
     pub(super) hooks: &'a [HookRun],
     pub(super) refused: &'a Refusals,
     pub(super) budgets: &'a BTreeMap<String, DisruptionBudget>,

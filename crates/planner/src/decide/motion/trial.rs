@@ -4,17 +4,19 @@ use super::{Motion, Moving, Owner, hooks};
 use crate::{
     Action, Gate, Rule, Wait,
     decide::{
+        facts::selects,
         health::{Allowance, Asked},
         memory::Took,
         rollback::RollbackView,
     },
     plan::GateQuestion,
-    snapshot::HookStage,
+    snapshot::{HookStage, PolicyFacts},
 };
 use bascule_api::{
     ClusterGates, DaemonSetBefore, DisruptionOutcome, Goal, NodeError, RolloutState, Time, Version, WaitReason,
     conditions,
 };
+use std::sync::Arc;
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.view.committed() {
@@ -119,9 +121,25 @@ pub(super) fn unjudged_so_far(moving: &Moving<'_, '_>) -> Option<String> {
     if policy.created_at > began {
         return Some(format!("policy {name} was not there when the node rebooted"));
     }
+    if let Some(what) = unread_since(moving, began) {
+        return Some(format!("{what} could not be read for a time"));
+    }
     let accepted = conditions::get(&policy.status.conditions, conditions::ACCEPTED)?;
     let since = Time::from_kubernetes(&accepted.last_transition_time);
     (accepted.status != "True" || since > began).then(|| format!("policy {name} could not be used for a time"))
+}
+
+/// What could not be read at some time since then, so that the node was held as it was: it, or a policy that cares for it or selects it.
+fn unread_since(moving: &Moving<'_, '_>, since: Time) -> Option<String> {
+    let then = |read_again: Option<Time>| read_again.is_some_and(|read_again| read_again > since);
+    let node = moving.view.node;
+    if then(node.read_again) {
+        return Some("what says how the node stands".to_owned());
+    }
+    let held = |policy: &&Arc<PolicyFacts>| {
+        then(policy.read_again) && (policy.name == moving.spec.policy || selects(node, policy))
+    };
+    moving.ctx.policies.iter().find(held).map(|policy| format!("policy {}", policy.name))
 }
 
 /// What a trial shows.
