@@ -24,7 +24,8 @@ const MOST_PROBES: usize = 8;
 pub(super) struct Pace {
     /// How long a reading serves that nobody follows: shorter than the time between two answers to one question.
     pub(super) shared: Duration,
-    /// How old may be what is answered from. An API server that sends no bookmarks is read whole this often.
+    /// How old may be what is answered from. An API server that sends no bookmarks is read whole this often, and one that has too many
+    /// objects is asked this often whether it has.
     pub(super) fresh: Duration,
     /// For how long the API server is asked to keep a watch open, in full seconds. It sends a bookmark two seconds before
     /// the end, and looks at the right to watch at each beginning.
@@ -84,9 +85,30 @@ impl Listed {
     }
 }
 
-/// That there are more objects than a gate may look at.
-pub(super) fn too_many() -> String {
-    format!("more than {MOST_OBJECTS} objects: narrow the gate by namespace or selector")
+/// Why objects are not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// There are more than a gate may look at, which took [`MOST_OBJECTS`] of them to find out.
+    TooMany,
+    /// A sentence for whoever reads the policy's status.
+    Refused(String),
+}
+
+impl From<String> for Unread {
+    fn from(reason: String) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+impl std::fmt::Display for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooMany => {
+                write!(f, "more than {MOST_OBJECTS} objects: narrow the gate by namespace or selector")
+            }
+            Self::Refused(reason) => f.write_str(reason),
+        }
+    }
 }
 
 /// What an answer may be made from.
@@ -118,7 +140,7 @@ struct Known {
     /// What is kept of each object.
     needs: Needs,
     /// Or why it could not be read.
-    listed: Result<Listed, String>,
+    listed: Result<Listed, Unread>,
     /// A watch tells what changes.
     followed: bool,
     /// Versions that the API server had at these times, and that the watch has not come to.
@@ -151,7 +173,8 @@ impl Held {
     pub(super) fn ask(&mut self, needs: &Needs, now: Instant, pace: &Pace) -> Option<Result<Reading, String>> {
         self.asked = Some(now);
         let known = self.known.as_mut()?;
-        let just_read = now.saturating_duration_since(known.read) < pace.shared;
+        let serves = if matches!(known.listed, Err(Unread::TooMany)) { pace.fresh } else { pace.shared };
+        let just_read = now.saturating_duration_since(known.read) < serves;
         let heard = known.followed && now.saturating_duration_since(known.as_of) <= pace.fresh;
         if !just_read && !heard {
             return None;
@@ -162,7 +185,7 @@ impl Held {
                 let shown = known.shown.get_or_insert_with(|| Arc::new(listed.objects.values().cloned().collect()));
                 Some(Ok(Reading { objects: Arc::clone(shown), as_of: known.as_of }))
             }
-            Err(reason) => Some(Err(reason.clone())),
+            Err(reason) => Some(Err(reason.to_string())),
         }
     }
 
@@ -182,10 +205,10 @@ impl Held {
         needs: Needs,
         begun: Instant,
         now: Instant,
-        listed: Result<Listed, String>,
+        listed: Result<Listed, Unread>,
     ) -> (u64, Result<Reading, String>) {
         let objects = listed.as_ref().map(|listed| Arc::new(listed.objects.values().cloned().collect::<Vec<_>>()));
-        let objects = objects.map_err(Clone::clone);
+        let objects = objects.map_err(ToString::to_string);
         self.known = Some(Known {
             read: now,
             as_of: begun,
@@ -243,7 +266,7 @@ impl Held {
     /// Why it can't be followed any more.
     pub(super) fn hear(&mut self, generation: u64, change: Change, version: String) -> Result<(), String> {
         let known = self.of(generation).ok_or("it is read anew")?;
-        let listed = known.listed.as_mut().map_err(|reason| reason.clone())?;
+        let listed = known.listed.as_mut().map_err(|reason| reason.to_string())?;
         if version.is_empty() {
             return Err("the watch tells no version".to_owned());
         }
@@ -257,7 +280,7 @@ impl Held {
         let fits = listed.len() <= MOST_OBJECTS;
         known.shown = known.shown.take().filter(|_| same);
         known.prove();
-        if fits { Ok(()) } else { Err(too_many()) }
+        if fits { Ok(()) } else { Err(Unread::TooMany.to_string()) }
     }
 
     /// The version that the API server said it had, no earlier than `at`.
@@ -318,7 +341,7 @@ mod tests {
     }
 
     /// Read from `begun` on, for a second.
-    fn read(held: &mut Held, begun: Instant, listed: Result<Listed, String>) -> u64 {
+    fn read(held: &mut Held, begun: Instant, listed: Result<Listed, Unread>) -> u64 {
         let needs = held.begin(&Needs::whole());
         held.take(needs, begun, after(begun, 1.0), listed).0
     }
@@ -346,10 +369,14 @@ mod tests {
         // It counts from its end, so that who waited for it is served by it.
         assert_eq!(answer(&mut held, zero, 3.4), Some((names(&["a", "b"]), 0.0)));
         assert_eq!(answer(&mut held, zero, 3.6), None);
-        read(&mut held, zero, Err("Pod can't be read".to_owned()));
+        read(&mut held, zero, Err("Pod can't be read".to_owned().into()));
         let refused = |held: &mut Held, seconds| held.ask(&Needs::default(), after(zero, seconds), &PACE());
         assert_eq!(refused(&mut held, 3.4).map(|said| said.unwrap_err()).as_deref(), Some("Pod can't be read"));
         assert!(refused(&mut held, 3.6).is_none());
+        // To find out again would take as much as a reading that is followed.
+        read(&mut held, zero, Err(Unread::TooMany));
+        assert!(refused(&mut held, 30.9).is_some_and(|said| said.unwrap_err().contains("narrow the gate")));
+        assert!(refused(&mut held, 31.1).is_none());
     }
 
     #[test]
@@ -449,7 +476,7 @@ mod tests {
         held.opened(generation);
         held.hear(generation, Change::Put(pod("p0", "Failed")), "11".to_owned()).unwrap();
         let more = held.hear(generation, Change::Put(pod("another", "Running")), "12".to_owned());
-        assert_eq!(more, Err(too_many()));
+        assert_eq!(more, Err(Unread::TooMany.to_string()));
 
         assert!(!Held::default().idle(zero, &PACE()), "nobody has come to ask yet");
         held.ask(&Needs::default(), zero, &PACE());

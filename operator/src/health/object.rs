@@ -155,7 +155,7 @@ impl ObjectAsker {
         let source = self.source(gate).await;
         let listed = match &source {
             Ok(source) => source.read(&needs).await,
-            Err(reason) => Err(reason.clone()),
+            Err(reason) => Err(reason.clone().into()),
         };
         let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Instant::now(), listed);
         if let (Ok(source), Ok(_)) = (source, &reading) {

@@ -1,6 +1,10 @@
 //! Object gates against an API server that counts what it is asked, and that falls silent or refuses when a test says so.
 
-use super::{GateAnswer, held::Pace, object::ObjectAsker};
+use super::{
+    GateAnswer,
+    held::{MOST_OBJECTS, Pace},
+    object::ObjectAsker,
+};
 use axum::{
     Json, Router,
     body::Body,
@@ -29,6 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Cluster {
     version: u64,
     pods: BTreeMap<String, Value>,
+    /// How many of them it lists at once.
+    page: usize,
+    /// The one that fails before the next page that is not the first.
+    fails_between: Option<&'static str>,
     /// What watches tell, each with the version that they come to by it.
     told: Vec<(u64, Value)>,
     /// Watches tell nothing, though they stay open.
@@ -64,6 +72,8 @@ impl Server {
         let cluster = Cluster {
             version: 1,
             pods: BTreeMap::new(),
+            page: 250,
+            fails_between: None,
             told: Vec::new(),
             silent: false,
             refused: false,
@@ -143,8 +153,8 @@ impl Server {
         if query.contains_key("watch") {
             return self.watch(query["resourceVersion"].parse().unwrap());
         }
-        let list = |kind: &str, api: &str, version: u64, items: Vec<Value>| {
-            let metadata = json!({"resourceVersion": version.to_string()});
+        let list = |kind: &str, api: &str, version: u64, items: Vec<Value>, next: String| {
+            let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
             Json(json!({"kind": kind, "apiVersion": api, "metadata": metadata, "items": items})).into_response()
         };
         if query.get("limit").is_some_and(|limit| limit == "1") {
@@ -157,11 +167,25 @@ impl Server {
                 cluster.probes += 1;
                 bookmark(version)
             });
-            return list("PartialObjectMetadataList", "meta.k8s.io/v1", self.cluster().version, Vec::new());
+            return list(
+                "PartialObjectMetadataList",
+                "meta.k8s.io/v1",
+                self.cluster().version,
+                Vec::new(),
+                String::new(),
+            );
+        }
+        let from = query.get("continue").map_or(0, |token| token.parse::<usize>().unwrap());
+        let fails = if from > 0 { self.cluster().fails_between.take() } else { None };
+        if let Some(name) = fails {
+            self.put(name, "Failed");
         }
         let mut cluster = self.cluster();
-        cluster.lists += 1;
-        list("PodList", "v1", cluster.version, cluster.pods.values().cloned().collect())
+        cluster.lists += usize::from(from == 0);
+        let page: Vec<Value> = cluster.pods.values().skip(from).take(cluster.page).cloned().collect();
+        let to = from + page.len();
+        let next = if to < cluster.pods.len() { to.to_string() } else { String::new() };
+        list("PodList", "v1", cluster.version, page, next)
     }
 
     fn watch(&self, since: u64) -> Response {
@@ -237,6 +261,40 @@ async fn questions_are_answered_from_one_reading_and_from_what_changes_then() {
     until("a deletion is heard", async || ask(&asker).await.passed()).await;
     let cluster = server.cluster();
     assert!(cluster.lists == 1 && cluster.watches > 1, "{cluster:?}");
+}
+
+#[tokio::test]
+async fn what_changes_between_two_pages_is_heard() {
+    let server = Server::new(PATIENCE);
+    {
+        let mut cluster = server.cluster();
+        (cluster.page, cluster.fails_between) = (1, Some("a"));
+    }
+    let asker = followed(&server, pace()).await;
+    until("what was read before it changed is heard", async || !ask(&asker).await.passed()).await;
+    assert_eq!(server.cluster().lists, 1);
+}
+
+#[tokio::test]
+async fn that_there_are_too_many_objects_is_not_found_out_every_few_seconds() {
+    let server = Server::new(PATIENCE);
+    let pod = server.cluster().pods["a"].clone();
+    for number in 0..=MOST_OBJECTS {
+        let mut pod = pod.clone();
+        pod["metadata"]["name"] = json!(format!("p{number}"));
+        server.cluster().pods.insert(format!("p{number}"), pod);
+    }
+    let asker = ObjectAsker::at(server.client().await, pace());
+    for _ in 0..20 {
+        assert!(matches!(ask(&asker).await, GateAnswer::Unknown(why) if why.contains("narrow the gate")));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(server.cluster().lists, 1);
+
+    let asker = ObjectAsker::at(server.client().await, Pace { fresh: Duration::from_millis(300), ..pace() });
+    assert!(!ask(&asker).await.passed());
+    server.cluster().pods.retain(|name, _| name == "a");
+    until("it is found out again", async || ask(&asker).await.passed()).await;
 }
 
 #[tokio::test]

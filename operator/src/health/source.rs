@@ -2,7 +2,7 @@
 
 use super::{
     expression::Seen,
-    held::{Listed, MOST_OBJECTS, too_many},
+    held::{Listed, MOST_OBJECTS, Unread},
     needs::Needs,
 };
 use futures::{StreamExt as _, stream::BoxStream};
@@ -36,8 +36,8 @@ impl Source {
     /// All that is there now, with what is needed of it. The answer is never one of the API server's cache that is late.
     ///
     /// # Errors
-    /// Why not, as a sentence for whoever reads the policy's status.
-    pub(super) async fn read(&self, needs: &Needs) -> Result<Listed, String> {
+    /// Why not.
+    pub(super) async fn read(&self, needs: &Needs) -> Result<Listed, Unread> {
         let fail = |error: kube::Error| format!("{} can't be read: {}", self.resource.kind, crate::one_line(&error));
         let mut listed = Listed::default();
         if let Some(name) = &self.name {
@@ -58,7 +58,7 @@ impl Source {
                 listed.put(self.seen(object, needs)?);
             }
             if listed.len() > MOST_OBJECTS {
-                return Err(too_many());
+                return Err(Unread::TooMany);
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = params.continue_token(&token),
