@@ -58,6 +58,19 @@ impl Drop for Room {
 #[derive(Debug)]
 pub(super) struct Follower(AbortHandle);
 
+impl Follower {
+    /// Lets go of a reading that nobody follows.
+    pub(super) fn of_nobody(held: &Arc<Mutex<Held>>, generation: u64, pace: &Pace) -> Self {
+        Self(tokio::spawn(let_go(Arc::clone(held), generation, *pace)).abort_handle())
+    }
+}
+
+/// Lets go of a reading when it has served its time: it may be long until somebody asks again.
+async fn let_go(held: Arc<Mutex<Held>>, generation: u64, pace: Pace) {
+    tokio::time::sleep(pace.shared).await;
+    lock(&held).let_go(generation);
+}
+
 impl Drop for Follower {
     fn drop(&mut self) {
         self.0.abort();
@@ -98,18 +111,19 @@ impl Follow {
 
     async fn run(self) {
         let end = self.follow().await;
-        let mut held = lock(&self.held);
+        let Self { source, held, generation, pace, room, permit, .. } = self;
         match end {
-            End::Idle => held.forget(self.generation),
+            End::Idle => lock(&held).forget(generation),
             // Which is known from now on.
             End::MayNot => {}
             End::Lost(why) => {
-                tracing::debug!(kind = self.source.resource.kind, why, "a gate's objects are read anew");
-                held.lose(self.generation);
+                tracing::debug!(kind = source.resource.kind, why, "a gate's objects are read anew");
+                lock(&held).lose(generation);
             }
         }
-        drop(held);
-        drop(self.permit);
+        drop(permit);
+        let_go(held, generation, pace).await;
+        drop(room);
     }
 
     async fn follow(&self) -> End {

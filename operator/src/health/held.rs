@@ -189,13 +189,11 @@ impl Held {
         }
     }
 
-    /// That it is read anew, and what to keep of each object. Until then nobody follows it.
+    /// That it is read anew, and what to keep of each object. What was known takes no memory beside what is read.
     pub(super) fn begin(&mut self, needs: &Needs) -> Needs {
         self.needs.join(needs);
         self.generation += 1;
-        if let Some(known) = &mut self.known {
-            known.followed = false;
-        }
+        self.known = None;
         self.needs.clone()
     }
 
@@ -301,6 +299,13 @@ impl Held {
         }
     }
 
+    /// It has served its time, unless somebody follows it.
+    pub(super) fn let_go(&mut self, generation: u64) {
+        if self.of(generation).is_some_and(|known| !known.followed) {
+            self.known = None;
+        }
+    }
+
     /// Nobody needs to know it.
     pub(super) fn forget(&mut self, generation: u64) {
         if self.generation == generation {
@@ -324,7 +329,7 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::follow::Follower, *};
     use serde_json::json;
 
     const PACE: fn() -> Pace = Pace::default;
@@ -452,7 +457,26 @@ mod tests {
         // While it is read anew, what it was is not what it is.
         held.begin(&Needs::default());
         assert_eq!(answer(&mut held, zero, 5.0), None);
-        assert_eq!(held.version(second), None);
+        assert_eq!((held.version(second), held.weight()), (None, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_follows_is_let_go_when_it_has_served_its_time() {
+        let (held, zero) = (Arc::new(Mutex::new(Held::default())), Instant::now());
+        let generation = read(&mut lock(&held), zero, Ok(listed(&["a"], "10")));
+        let _nobody = Follower::of_nobody(&held, generation, &PACE());
+        tokio::time::sleep(Duration::from_millis(2_400)).await;
+        assert!(lock(&held).weight() > 0);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(lock(&held).weight(), 0);
+        // And what somebody follows is not.
+        let generation = read(&mut lock(&held), zero, Ok(listed(&["a"], "10")));
+        lock(&held).opened(generation);
+        lock(&held).let_go(generation);
+        assert!(lock(&held).weight() > 0);
+        lock(&held).lose(generation);
+        lock(&held).let_go(generation);
+        assert_eq!(lock(&held).weight(), 0);
     }
 
     #[test]

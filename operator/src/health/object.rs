@@ -159,7 +159,8 @@ impl ObjectAsker {
         };
         let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Instant::now(), listed);
         if let (Ok(source), Ok(_)) = (source, &reading) {
-            *follower = self.follow(source, &place.held, generation, needs);
+            let follows = self.follow(source, &place.held, generation, needs);
+            *follower = Some(follows.unwrap_or_else(|| Follower::of_nobody(&place.held, generation, &self.pace)));
         }
         reading
     }
