@@ -40,6 +40,9 @@ pub(super) struct Pace {
     pub(super) idle: Duration,
     /// How long it is remembered whether there is a right to watch.
     pub(super) right: Duration,
+    /// How long it is remembered how the API server calls a kind: a definition may be deleted, and made again with another plural or
+    /// scope.
+    pub(super) kind: Duration,
 }
 
 impl Default for Pace {
@@ -53,6 +56,7 @@ impl Default for Pace {
             between: Duration::from_secs(1),
             idle: Duration::from_secs(180),
             right: Duration::from_secs(60),
+            kind: Duration::from_secs(60),
         }
     }
 }

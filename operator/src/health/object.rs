@@ -39,8 +39,8 @@ struct Kind {
     watchable: bool,
 }
 
-/// Kinds by API version and kind.
-type Kinds = HashMap<(String, String), Kind>;
+/// Kinds by API version and kind, and as of when each was so.
+type Kinds = HashMap<(String, String), (Instant, Kind)>;
 
 /// What is known for one question, and who reads it.
 #[derive(Debug, Default)]
@@ -230,8 +230,7 @@ impl ObjectAsker {
     pub(crate) async fn lacks(&self, wanted: &Wanted) -> kube::Result<Option<Lack>> {
         let Kind { resource, scope, watchable } = match self.kind(&wanted.api_version, &wanted.kind).await {
             Ok(found) => found,
-            Err(kube::Error::Discovery(_)) => return Ok(None),
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+            Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let namespace = wanted.namespace.clone().filter(|_| scope == Scope::Namespaced);
@@ -265,16 +264,34 @@ impl ObjectAsker {
 
     async fn kind(&self, api_version: &str, kind: &str) -> kube::Result<Kind> {
         let key = (api_version.to_owned(), kind.to_owned());
-        if let Some(known) = lock(&self.kinds).get(&key) {
+        let known = lock(&self.kinds).get(&key).cloned();
+        if let Some((_, known)) = known.as_ref().filter(|(asked, _)| asked.elapsed() < self.pace.kind) {
             return Ok(known.clone());
         }
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let wanted = GroupVersionKind::gvk(group, version, kind);
-        let (resource, capabilities) = discovery::pinned_kind(&self.client, &wanted).await?;
+        let (resource, capabilities) = match (discovery::pinned_kind(&self.client, &wanted).await, known) {
+            (Ok(found), _) => found,
+            // Nothing is said against it.
+            (Err(error), Some((_, known))) if !is_missing(&error) => return Ok(known),
+            (Err(error), _) => {
+                lock(&self.kinds).remove(&key);
+                return Err(error);
+            }
+        };
         let watchable = capabilities.supports_operation(verbs::WATCH);
         let found = Kind { resource, scope: capabilities.scope, watchable };
-        lock(&self.kinds).insert(key, found.clone());
+        lock(&self.kinds).insert(key, (Instant::now(), found.clone()));
         Ok(found)
+    }
+}
+
+/// Whether the API server says that there is no such kind.
+fn is_missing(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Discovery(_) => true,
+        kube::Error::Api(status) => status.code == 404,
+        _ => false,
     }
 }
 

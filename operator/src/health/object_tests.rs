@@ -8,7 +8,7 @@ use super::{
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query, State},
+    extract::{Path, Query, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -37,6 +37,10 @@ struct Cluster {
     page: usize,
     /// The one that fails before the next page that is not the first.
     fails_between: Option<&'static str>,
+    /// The plural by which it calls them; `None`: it does not know of any.
+    plural: Option<&'static str>,
+    /// It does not say what kinds it knows.
+    mute: bool,
     /// What watches tell, each with the version that they come to by it.
     told: Vec<(u64, Value)>,
     /// Watches tell nothing, though they stay open.
@@ -74,6 +78,8 @@ impl Server {
             pods: BTreeMap::new(),
             page: 250,
             fails_between: None,
+            plural: Some("pods"),
+            mute: false,
             told: Vec::new(),
             silent: false,
             refused: false,
@@ -121,20 +127,31 @@ impl Server {
         });
     }
 
+    /// All watches are too old.
+    fn expire(&self) {
+        self.tell(|_, _| {
+            json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
+                "reason": "Expired", "message": "too old resource version"}})
+        });
+    }
+
     async fn client(&self) -> Client {
         bascule_tests::install_tls_provider();
-        let pod = json!({"name": "pods", "singularName": "pod", "namespaced": true, "kind": "Pod",
-            "verbs": ["get", "list", "watch"]});
-        let kinds = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1", "resources": [pod]});
+        let kinds = async |State(server): State<Self>| server.kinds();
         let review = async |State(server): State<Self>, Json(mut review): Json<Value>| {
             let verb = review["spec"]["resourceAttributes"]["verb"].clone();
             review["status"] = json!({"allowed": verb != "watch" || server.cluster().may_watch});
             (StatusCode::CREATED, Json(review))
         };
-        let pods = async |State(server): State<Self>, Query(query): Query<HashMap<String, String>>| server.pods(&query);
+        let pods = async |State(server): State<Self>,
+                          Path(plural): Path<String>,
+                          Query(query): Query<HashMap<String, String>>| {
+            let is_known = server.cluster().plural == Some(plural.as_str());
+            if is_known { server.pods(&query) } else { StatusCode::NOT_FOUND.into_response() }
+        };
         let router = Router::new()
-            .route("/api/v1", get(async move || Json(kinds)))
-            .route("/api/v1/pods", get(pods))
+            .route("/api/v1", get(kinds))
+            .route("/api/v1/{plural}", get(pods))
             .route("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", post(review))
             .with_state(self.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -142,6 +159,20 @@ impl Server {
         tokio::spawn(async move { axum::serve(listener, router).await });
         config.default_retry = false;
         Client::try_from(config).unwrap()
+    }
+
+    fn kinds(&self) -> Response {
+        let cluster = self.cluster();
+        if cluster.mute {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
+        let pods = cluster.plural.map(|plural| {
+            json!({"name": plural, "singularName": "pod", "namespaced": true, "kind": "Pod",
+                "verbs": ["get", "list", "watch"]})
+        });
+        let resources: Vec<Value> = pods.into_iter().collect();
+        Json(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1", "resources": resources}))
+            .into_response()
     }
 
     fn pods(&self, query: &HashMap<String, String>) -> Response {
@@ -298,6 +329,27 @@ async fn that_there_are_too_many_objects_is_not_found_out_every_few_seconds() {
 }
 
 #[tokio::test]
+async fn a_kind_that_has_another_plural_by_now_is_found_again() {
+    let server = Server::new(Duration::from_millis(300));
+    let asker = followed(&server, Pace { kind: Duration::from_millis(200), ..pace() }).await;
+    let says = async |part: &str| matches!(ask(&asker).await, GateAnswer::Unknown(why) if why.contains(part));
+    server.cluster().plural = None;
+    until("it is gone", async || says("the cluster has no v1 Pod").await).await;
+    server.cluster().plural = Some("peas");
+    until("it is found", async || ask(&asker).await.passed()).await;
+    // Who does not say that a kind is gone says nothing against what is known of it.
+    server.cluster().mute = true;
+    let lists = server.cluster().lists;
+    let read_again = async || {
+        assert!(ask(&asker).await.passed());
+        server.cluster().lists > lists
+    };
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.expire();
+    until("it is read again", read_again).await;
+}
+
+#[tokio::test]
 async fn a_watch_that_falls_silent_opens_no_gate() {
     let server = Server::new(PATIENCE);
     server.cluster().silent = true;
@@ -359,10 +411,7 @@ async fn who_may_list_and_not_watch_lists_and_tries_nothing_else() {
 async fn a_watch_that_is_too_old_is_begun_anew() {
     let server = Server::new(PATIENCE);
     let asker = followed(&server, pace()).await;
-    server.tell(|_, _| {
-        json!({"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
-            "reason": "Expired", "message": "too old resource version"}})
-    });
+    server.expire();
     let again = async || {
         assert_eq!(ask(&asker).await, GateAnswer::Passed);
         let cluster = server.cluster();
