@@ -175,7 +175,7 @@ pub(super) async fn ask_for_people(heard: Heard, asker: Asker, metrics: Metrics)
     let (heard, asker, metrics) = (&heard, &asker, &metrics);
     questions
         .for_each_concurrent(AT_ONCE, |(key, asked)| async move {
-            let answered = asker.ask(&asked.health, &asked.gate, key.node.as_deref()).await;
+            let answered = asker.ask_for_people(&asked.health, &asked.gate, key.node.as_deref()).await;
             metrics.asked(answered.answer.result());
             heard.hear(&key, &asked, &answered);
         })

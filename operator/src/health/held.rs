@@ -115,6 +115,15 @@ impl std::fmt::Display for Unread {
     }
 }
 
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// The plan, every few seconds for as long as a node waits for the answer.
+    Plan,
+    /// Somebody who reads the report, now and then.
+    People,
+}
+
 /// What an answer may be made from.
 #[derive(Debug, Clone)]
 pub(super) struct Reading {
@@ -161,7 +170,7 @@ pub(super) struct Held {
     needs: Needs,
     /// One more with each reading: whoever follows an earlier one is not heard any more.
     generation: u64,
-    /// When somebody asked last.
+    /// When the plan asked last, or when anybody was the first to ask.
     asked: Option<Instant>,
     /// Whether there is a right to watch, and as of when.
     may_watch: Option<(Instant, bool)>,
@@ -174,8 +183,17 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Held {
     /// What may be answered from, or why nothing may be. `None`: it has to be read first.
-    pub(super) fn ask(&mut self, needs: &Needs, now: Instant, pace: &Pace) -> Option<Result<Reading, String>> {
-        self.asked = Some(now);
+    pub(super) fn ask(
+        &mut self,
+        asks: Asks,
+        needs: &Needs,
+        now: Instant,
+        pace: &Pace,
+    ) -> Option<Result<Reading, String>> {
+        // Who asks now and then keeps no watch open.
+        if asks == Asks::Plan || self.asked.is_none() {
+            self.asked = Some(now);
+        }
         let known = self.known.as_mut()?;
         let serves = if matches!(known.listed, Err(Unread::TooMany)) { pace.fresh } else { pace.shared };
         let just_read = now.saturating_duration_since(known.read) < serves;
@@ -361,7 +379,7 @@ mod tests {
 
     /// The names, and how many seconds after `zero` they were so for certain.
     fn answer(held: &mut Held, zero: Instant, seconds: f64) -> Option<(Vec<String>, f64)> {
-        let reading = held.ask(&Needs::whole(), after(zero, seconds), &PACE())?.unwrap();
+        let reading = held.ask(Asks::Plan, &Needs::whole(), after(zero, seconds), &PACE())?.unwrap();
         let names = reading.objects.iter().map(|seen| seen.name().to_string());
         Some((names.collect(), reading.as_of.duration_since(zero).as_secs_f64()))
     }
@@ -379,7 +397,7 @@ mod tests {
         assert_eq!(answer(&mut held, zero, 3.4), Some((names(&["a", "b"]), 0.0)));
         assert_eq!(answer(&mut held, zero, 3.6), None);
         read(&mut held, zero, Err("Pod can't be read".to_owned().into()));
-        let refused = |held: &mut Held, seconds| held.ask(&Needs::default(), after(zero, seconds), &PACE());
+        let refused = |held: &mut Held, seconds| held.ask(Asks::Plan, &Needs::default(), after(zero, seconds), &PACE());
         assert_eq!(refused(&mut held, 3.4).map(|said| said.unwrap_err()).as_deref(), Some("Pod can't be read"));
         assert!(refused(&mut held, 3.6).is_none());
         // To find out again would take as much as a reading that is followed.
@@ -400,7 +418,7 @@ mod tests {
         assert_eq!(answer(&mut held, zero, 20.0), Some((names(&["a", "b"]), 0.0)));
         assert_eq!((held.weight(), held.version(generation).as_deref()), (weight, Some("12")));
         held.hear(generation, Change::Put(pod("a", "Failed")), "13".to_owned()).unwrap();
-        let objects = held.ask(&Needs::whole(), zero, &PACE()).unwrap().unwrap().objects;
+        let objects = held.ask(Asks::Plan, &Needs::whole(), zero, &PACE()).unwrap().unwrap().objects;
         assert!(format!("{objects:?}").contains("Failed"), "{objects:?}");
         held.hear(generation, Change::Nothing, "20".to_owned()).unwrap();
         assert_eq!(held.version(generation).as_deref(), Some("20"));
@@ -489,8 +507,8 @@ mod tests {
         let needs = held.begin(&Needs::default());
         let (generation, _) = held.take(needs, zero, zero, Ok(listed(&["a"], "10")));
         held.opened(generation);
-        assert!(held.ask(&Needs::default(), zero, &PACE()).is_some());
-        assert!(held.ask(&Needs::whole(), zero, &PACE()).is_none());
+        assert!(held.ask(Asks::Plan, &Needs::default(), zero, &PACE()).is_some());
+        assert!(held.ask(Asks::Plan, &Needs::whole(), zero, &PACE()).is_none());
         assert_eq!(held.begin(&Needs::whole()), Needs::whole());
         assert_eq!(held.begin(&Needs::default()), Needs::whole(), "for all who ask");
     }
@@ -507,10 +525,13 @@ mod tests {
         assert_eq!(more, Err(Unread::TooMany.to_string()));
 
         assert!(!Held::default().idle(zero, &PACE()), "nobody has come to ask yet");
-        held.ask(&Needs::default(), zero, &PACE());
+        held.ask(Asks::People, &Needs::default(), zero, &PACE());
+        held.ask(Asks::People, &Needs::default(), after(zero, 100.0), &PACE());
         assert!(!held.idle(after(zero, 180.0), &PACE()) && held.idle(after(zero, 181.0), &PACE()));
+        held.ask(Asks::Plan, &Needs::default(), after(zero, 100.0), &PACE());
+        assert!(!held.idle(after(zero, 280.0), &PACE()) && held.idle(after(zero, 281.0), &PACE()));
         held.forget(generation);
         assert_eq!((held.weight(), held.version(generation)), (0, None));
-        assert!(held.ask(&Needs::default(), zero, &PACE()).is_none());
+        assert!(held.ask(Asks::Plan, &Needs::default(), zero, &PACE()).is_none());
     }
 }

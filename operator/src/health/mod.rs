@@ -24,6 +24,7 @@ pub(crate) use object::Wanted;
 
 use bascule_api::{Gate, Health, PromQlGate, Time};
 use chrono::{DateTime, TimeDelta, Utc};
+use held::Asks;
 use reqwest::header::HeaderMap;
 use std::{
     path::PathBuf,
@@ -177,8 +178,17 @@ impl Asker {
         self.objects.clone()
     }
 
-    /// Asks one gate. `node` stands for `$node` in a query.
+    /// Asks one gate. `node` stands for `$node` in a query. Who asks so asks again soon.
     pub async fn ask(&self, health: &Health, gate: &Gate, node: Option<&str>) -> Answered {
+        self.ask_as(Asks::Plan, health, gate, node).await
+    }
+
+    /// The same for somebody who reads the report.
+    pub(crate) async fn ask_for_people(&self, health: &Health, gate: &Gate, node: Option<&str>) -> Answered {
+        self.ask_as(Asks::People, health, gate, node).await
+    }
+
+    async fn ask_as(&self, asks: Asks, health: &Health, gate: &Gate, node: Option<&str>) -> Answered {
         let asked = Instant::now();
         let question = async {
             let answer = match (&gate.prom_ql, &gate.object, &gate.http) {
@@ -187,7 +197,7 @@ impl Asker {
                     None => GateAnswer::Unknown("spec.health.prometheus is not set".to_owned()),
                 },
                 // Only these may have been known before they were asked for.
-                (None, Some(object), None) => return self.objects.ask(object, node).await,
+                (None, Some(object), None) => return self.objects.ask(asks, object, node).await,
                 (None, None, Some(http)) => http::ask(&self.http, http).await,
                 _ => GateAnswer::Unknown("a gate is one of promQL, object or http".to_owned()),
             };

@@ -6,7 +6,7 @@
 use super::{
     Answered, GateAnswer, expression,
     follow::{Follow, Follower, Room},
-    held::{Held, Pace, Reading, lock},
+    held::{Asks, Held, Pace, Reading, lock},
     needs::Needs,
     source::{Source, right},
 };
@@ -121,12 +121,12 @@ impl ObjectAsker {
         }
     }
 
-    pub(super) async fn ask(&self, gate: &ObjectGate, node: Option<&str>) -> Answered {
+    pub(super) async fn ask(&self, asks: Asks, gate: &ObjectGate, node: Option<&str>) -> Answered {
         let needs = match self.expressions.needs(&gate.cel).await {
             Ok(needs) => needs,
             Err(answer) => return Answered { answer, as_of: Instant::now() },
         };
-        match self.reading(gate, &needs).await {
+        match self.reading(asks, gate, &needs).await {
             Ok(Reading { objects, as_of }) if objects.is_empty() && gate.optional => {
                 Answered { answer: GateAnswer::Passed, as_of }
             }
@@ -139,9 +139,9 @@ impl ObjectAsker {
 
     /// The objects of a gate as they are known, or else as they are read now, by whoever asks first: a gate that is asked
     /// for each node of a thousand costs one reading for all of them, and what changes then is heard.
-    async fn reading(&self, gate: &ObjectGate, needs: &Needs) -> Result<Reading, String> {
+    async fn reading(&self, asks: Asks, gate: &ObjectGate, needs: &Needs) -> Result<Reading, String> {
         let place = self.place(gate);
-        let known = || lock(&place.held).ask(needs, Instant::now(), &self.pace);
+        let known = || lock(&place.held).ask(asks, needs, Instant::now(), &self.pace);
         if let Some(known) = known() {
             return known;
         }
@@ -159,7 +159,11 @@ impl ObjectAsker {
         };
         let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Instant::now(), listed);
         if let (Ok(source), Ok(_)) = (source, &reading) {
-            let follows = self.follow(source, &place.held, generation, needs);
+            let follows = match asks {
+                Asks::Plan => self.follow(source, &place.held, generation, needs),
+                // The places are for gates that nodes wait for.
+                Asks::People => None,
+            };
             *follower = Some(follows.unwrap_or_else(|| Follower::of_nobody(&place.held, generation, &self.pace)));
         }
         reading
@@ -349,7 +353,8 @@ mod tests {
         .unwrap();
         let nodes: Vec<String> = (0..100).map(|node| format!("n{node}")).collect();
         let begun = Instant::now();
-        let answers = futures::future::join_all(nodes.iter().map(|node| asker.ask(&gate, Some(node.as_str())))).await;
+        let answers =
+            futures::future::join_all(nodes.iter().map(|node| asker.ask(Asks::Plan, &gate, Some(node.as_str())))).await;
         // Once for as long as a reading serves, which a machine that has other things to do may need longer than.
         let shared = Pace::default().shared;
         let most = 1 + usize::try_from(begun.elapsed().as_millis() / shared.as_millis()).unwrap();

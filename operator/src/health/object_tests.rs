@@ -2,7 +2,7 @@
 
 use super::{
     GateAnswer,
-    held::{MOST_OBJECTS, Pace},
+    held::{Asks, MOST_OBJECTS, Pace},
     object::ObjectAsker,
 };
 use axum::{
@@ -262,10 +262,14 @@ fn pace() -> Pace {
 }
 
 async fn ask(asker: &ObjectAsker) -> GateAnswer {
+    ask_as(Asks::Plan, asker).await
+}
+
+async fn ask_as(asks: Asks, asker: &ObjectAsker) -> GateAnswer {
     let gate: ObjectGate =
         serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "cel": "object.status.phase == 'Running'"}))
             .unwrap();
-    asker.ask(&gate, None).await.answer
+    asker.ask(asks, &gate, None).await.answer
 }
 
 /// Asks once, and waits until a watch tells what changes from then on.
@@ -405,6 +409,30 @@ async fn who_may_list_and_not_watch_lists_and_tries_nothing_else() {
         server.cluster().watches > 0
     };
     until("a right that is given later is used", watched).await;
+}
+
+/// Of which there are 32 at once, each for gates that nodes wait for.
+#[tokio::test]
+async fn what_people_ask_opens_no_watch_and_is_answered_from_one_that_is_open() {
+    let server = Server::new(PATIENCE);
+    let asker = ObjectAsker::at(server.client().await, pace());
+    let read_thrice = async || {
+        assert_eq!(ask_as(Asks::People, &asker).await, GateAnswer::Passed);
+        server.cluster().lists > 2
+    };
+    until("it is read again", read_thrice).await;
+    assert_eq!(server.cluster().watches, 0);
+    let watched = async || {
+        assert_eq!(ask(&asker).await, GateAnswer::Passed);
+        server.cluster().probes > 0
+    };
+    until("it is watched for the plan", watched).await;
+    let lists = server.cluster().lists;
+    for _ in 0..5 {
+        assert_eq!(ask_as(Asks::People, &asker).await, GateAnswer::Passed);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(server.cluster().lists, lists);
 }
 
 #[tokio::test]
