@@ -258,7 +258,7 @@ mod tests {
             heard: Heard::new(clock),
         };
         let key = GateQuestion { policy: "workers".to_owned(), gate: "ci".to_owned(), node: None };
-        let as_of = std::time::Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
+        let as_of = crate::clock::Moment::now().before(Duration::from_secs(20));
         board.take(&key, &Answered { answer: Answer::Passed, as_of });
         let answer = lock(&board.answers).get(&key).cloned().unwrap();
         // This machine may have other things to do.

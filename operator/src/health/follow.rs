@@ -9,7 +9,7 @@ use super::{
     needs::Needs,
     source::Source,
 };
-use crate::rights;
+use crate::{clock::Moment, rights};
 use futures::StreamExt as _;
 use kube::{
     Client,
@@ -133,7 +133,7 @@ impl Follow {
         let mut pause = self.pace.between;
         loop {
             let opened = Instant::now();
-            if lock(&self.held).idle(opened, &self.pace) {
+            if lock(&self.held).idle(Moment::now(), &self.pace) {
                 return End::Idle;
             }
             if let Err(why) = self.listen(opened).await {
@@ -148,13 +148,13 @@ impl Follow {
 
     /// Asks for the right first: nothing is tried that may be refused.
     async fn allowed(&self) -> Result<(), End> {
-        let known = lock(&self.held).may_watch(Instant::now(), &self.pace);
+        let known = lock(&self.held).may_watch(Moment::now(), &self.pace);
         let may = match known {
             Some(may) => may,
             None => {
                 let may = rights::may(&self.client, self.source.watching()).await;
                 let may = may.map_err(|error| End::Lost(crate::one_line(&error)))?;
-                lock(&self.held).told_whether_it_may_watch(Instant::now(), may);
+                lock(&self.held).told_whether_it_may_watch(Moment::now(), may);
                 may
             }
         };

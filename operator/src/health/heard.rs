@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn just_now(answer: Answer) -> Answered {
-        Answered { answer, as_of: std::time::Instant::now() }
+        Answered { answer, as_of: crate::clock::Moment::now() }
     }
 
     fn wanted(heard: &Heard) -> usize {
@@ -264,7 +264,7 @@ mod tests {
         let now = chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap();
         let heard = Heard::new(Clock::from_fn(move || now));
         let gate = present("workers", "ci", "https://ci.example");
-        let as_of = std::time::Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
+        let as_of = crate::clock::Moment::now().before(Duration::from_secs(20));
         heard.hear(&gate.key, &gate.asked, &Answered { answer: Answer::Passed, as_of });
         let told = heard.read(vec![gate]).remove(0);
         // This machine may have other things to do.

@@ -8,10 +8,11 @@
 //! [`Pace::fresh`] by that reckoning, whatever the watch does.
 
 use super::{expression::Seen, needs::Needs};
+use crate::clock::Moment;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// How many objects one gate may look at.
@@ -129,7 +130,7 @@ pub(super) enum Asks {
 pub(super) struct Reading {
     pub(super) objects: Arc<Vec<Seen>>,
     /// All that was so at this time is in it, and perhaps more.
-    pub(super) as_of: Instant,
+    pub(super) as_of: Moment,
 }
 
 /// What a watch says.
@@ -147,9 +148,9 @@ pub(super) enum Change {
 #[derive(Debug)]
 struct Known {
     /// When it was read whole.
-    read: Instant,
+    read: Moment,
     /// As of when it is so for certain.
-    as_of: Instant,
+    as_of: Moment,
     /// What is kept of each object.
     needs: Needs,
     /// Or why it could not be read.
@@ -157,7 +158,7 @@ struct Known {
     /// A watch tells what changes.
     followed: bool,
     /// Versions that the API server had at these times, and that the watch has not come to.
-    probes: VecDeque<(Instant, u64)>,
+    probes: VecDeque<(Moment, u64)>,
     /// The objects as they are given out, until one changes.
     shown: Option<Arc<Vec<Seen>>>,
 }
@@ -171,9 +172,9 @@ pub(super) struct Held {
     /// One more with each reading: whoever follows an earlier one is not heard any more.
     generation: u64,
     /// When the plan asked last, or when anybody was the first to ask.
-    asked: Option<Instant>,
+    asked: Option<Moment>,
     /// Whether there is a right to watch, and as of when.
-    may_watch: Option<(Instant, bool)>,
+    may_watch: Option<(Moment, bool)>,
 }
 
 /// Whoever panics with it changes nothing.
@@ -187,7 +188,7 @@ impl Held {
         &mut self,
         asks: Asks,
         needs: &Needs,
-        now: Instant,
+        now: Moment,
         pace: &Pace,
     ) -> Option<Result<Reading, String>> {
         // Who asks now and then keeps no watch open.
@@ -196,8 +197,8 @@ impl Held {
         }
         let known = self.known.as_mut()?;
         let serves = if matches!(known.listed, Err(Unread::TooMany)) { pace.fresh } else { pace.shared };
-        let just_read = now.saturating_duration_since(known.read) < serves;
-        let heard = known.followed && now.saturating_duration_since(known.as_of) <= pace.fresh;
+        let just_read = known.read.until(now) < serves;
+        let heard = known.followed && known.as_of.until(now) <= pace.fresh;
         if !just_read && !heard {
             return None;
         }
@@ -223,8 +224,8 @@ impl Held {
     pub(super) fn take(
         &mut self,
         needs: Needs,
-        begun: Instant,
-        now: Instant,
+        begun: Moment,
+        now: Moment,
         listed: Result<Listed, Unread>,
     ) -> (u64, Result<Reading, String>) {
         let objects = listed.as_ref().map(|listed| Arc::new(listed.objects.values().cloned().collect::<Vec<_>>()));
@@ -242,8 +243,8 @@ impl Held {
     }
 
     /// Whether nobody has asked for so long that nothing needs to be known.
-    pub(super) fn idle(&self, now: Instant, pace: &Pace) -> bool {
-        self.asked.is_some_and(|asked| now.saturating_duration_since(asked) > pace.idle)
+    pub(super) fn idle(&self, now: Moment, pace: &Pace) -> bool {
+        self.asked.is_some_and(|asked| asked.until(now) > pace.idle)
     }
 
     /// About how many bytes of memory the objects take.
@@ -253,13 +254,13 @@ impl Held {
     }
 
     /// Whether there is a right to watch, if that was asked a short while ago.
-    pub(super) fn may_watch(&self, now: Instant, pace: &Pace) -> Option<bool> {
-        let known = self.may_watch.filter(|(asked, _)| now.saturating_duration_since(*asked) < pace.right);
+    pub(super) fn may_watch(&self, now: Moment, pace: &Pace) -> Option<bool> {
+        let known = self.may_watch.filter(|(asked, _)| asked.until(now) < pace.right);
         known.map(|(_, may)| may)
     }
 
     /// Whether there is a right to watch, as the API server says.
-    pub(super) fn told_whether_it_may_watch(&mut self, now: Instant, may: bool) {
+    pub(super) fn told_whether_it_may_watch(&mut self, now: Moment, may: bool) {
         self.may_watch = Some((now, may));
     }
 
@@ -304,7 +305,7 @@ impl Held {
     }
 
     /// The version that the API server said it had, no earlier than `at`.
-    pub(super) fn probed(&mut self, generation: u64, at: Instant, version: u64) {
+    pub(super) fn probed(&mut self, generation: u64, at: Moment, version: u64) {
         let Some(known) = self.of(generation) else { return };
         if known.probes.len() >= MOST_PROBES {
             known.probes.pop_front();
@@ -344,7 +345,7 @@ impl Known {
         let Some(version) = version else { return };
         while let Some((at, _)) = self.probes.front().copied().filter(|(_, probed)| *probed <= version) {
             self.probes.pop_front();
-            self.as_of = self.as_of.max(at);
+            self.as_of = self.as_of.or_later(at);
         }
     }
 }
@@ -368,20 +369,20 @@ mod tests {
     }
 
     /// Read from `begun` on, for a second.
-    fn read(held: &mut Held, begun: Instant, listed: Result<Listed, Unread>) -> u64 {
+    fn read(held: &mut Held, begun: Moment, listed: Result<Listed, Unread>) -> u64 {
         let needs = held.begin(&Needs::whole());
         held.take(needs, begun, after(begun, 1.0), listed).0
     }
 
-    fn after(at: Instant, seconds: f64) -> Instant {
-        at + Duration::from_secs_f64(seconds)
+    fn after(at: Moment, seconds: f64) -> Moment {
+        at.after(Duration::from_secs_f64(seconds))
     }
 
     /// The names, and how many seconds after `zero` they were so for certain.
-    fn answer(held: &mut Held, zero: Instant, seconds: f64) -> Option<(Vec<String>, f64)> {
+    fn answer(held: &mut Held, zero: Moment, seconds: f64) -> Option<(Vec<String>, f64)> {
         let reading = held.ask(Asks::Plan, &Needs::whole(), after(zero, seconds), &PACE())?.unwrap();
         let names = reading.objects.iter().map(|seen| seen.name().to_string());
-        Some((names.collect(), reading.as_of.duration_since(zero).as_secs_f64()))
+        Some((names.collect(), zero.until(reading.as_of).as_secs_f64()))
     }
 
     fn names(names: &[&str]) -> Vec<String> {
@@ -390,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_reading_that_nobody_follows_serves_for_a_moment() {
-        let (mut held, zero) = (Held::default(), Instant::now());
+        let (mut held, zero) = (Held::default(), Moment::now());
         assert_eq!(answer(&mut held, zero, 0.0), None);
         read(&mut held, zero, Ok(listed(&["a", "b"], "10")));
         // It counts from its end, so that who waited for it is served by it.
@@ -408,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_watch_tells_what_changes_and_in_its_order() {
-        let (mut held, zero) = (Held::default(), Instant::now());
+        let (mut held, zero) = (Held::default(), Moment::now());
         let generation = read(&mut held, zero, Ok(listed(&["b", "c"], "10")));
         assert_eq!(held.version(generation).as_deref(), Some("10"));
         held.opened(generation);
@@ -427,7 +428,7 @@ mod tests {
 
     #[test]
     fn nothing_is_answered_from_what_no_second_voice_confirms() {
-        let (mut held, zero) = (Held::default(), Instant::now());
+        let (mut held, zero) = (Held::default(), Moment::now());
         let generation = read(&mut held, zero, Ok(listed(&["a"], "10")));
         held.opened(generation);
         // Objects and bookmarks come, and nobody knows whether they are late.
@@ -456,8 +457,18 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_was_suspended_answers_from_nothing_that_was_known_before() {
+        let (mut held, zero) = (Held::default(), Moment::now());
+        let generation = read(&mut held, zero, Ok(listed(&["a"], "10")));
+        held.opened(generation);
+        let slept = |seconds| after(zero, 1.0).after_suspension(Duration::from_secs(seconds));
+        assert!(held.ask(Asks::Plan, &Needs::whole(), slept(28), &PACE()).is_some());
+        assert!(held.ask(Asks::Plan, &Needs::whole(), slept(3_600), &PACE()).is_none());
+    }
+
+    #[test]
     fn what_is_not_heard_any_more_is_not_answered_from() {
-        let (mut held, zero) = (Held::default(), Instant::now());
+        let (mut held, zero) = (Held::default(), Moment::now());
         let first = read(&mut held, zero, Ok(listed(&["a"], "10")));
         held.opened(first);
         held.told_whether_it_may_watch(zero, true);
@@ -484,7 +495,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_follows_is_let_go_when_it_has_served_its_time() {
-        let (held, zero) = (Arc::new(Mutex::new(Held::default())), Instant::now());
+        let (held, zero) = (Arc::new(Mutex::new(Held::default())), Moment::now());
         let generation = read(&mut lock(&held), zero, Ok(listed(&["a"], "10")));
         let _nobody = Follower::of_nobody(&held, generation, &PACE());
         tokio::time::sleep(Duration::from_millis(2_400)).await;
@@ -503,7 +514,7 @@ mod tests {
 
     #[test]
     fn what_was_not_kept_is_read_first() {
-        let (mut held, zero) = (Held::default(), Instant::now());
+        let (mut held, zero) = (Held::default(), Moment::now());
         let needs = held.begin(&Needs::default());
         let (generation, _) = held.take(needs, zero, zero, Ok(listed(&["a"], "10")));
         held.opened(generation);
@@ -515,7 +526,7 @@ mod tests {
 
     #[test]
     fn there_is_an_end_to_how_much_and_how_long() {
-        let (mut held, zero) = (Held::default(), Instant::now());
+        let (mut held, zero) = (Held::default(), Moment::now());
         let all: Vec<String> = (0..MOST_OBJECTS).map(|number| format!("p{number}")).collect();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
         let generation = read(&mut held, zero, Ok(listed(&all, "10")));

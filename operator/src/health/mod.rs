@@ -22,14 +22,12 @@ pub(crate) use heard::Present;
 pub use object::ObjectAsker;
 pub(crate) use object::Wanted;
 
+use crate::clock::Moment;
 use bascule_api::{Gate, Health, PromQlGate, Time};
 use chrono::{DateTime, TimeDelta, Utc};
 use held::Asks;
 use reqwest::header::HeaderMap;
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Duration};
 
 /// How long any question may take.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,7 +87,7 @@ pub struct Answered {
     /// The answer.
     pub answer: GateAnswer,
     /// As of when it is so: what it rests on is at least as new as this.
-    pub as_of: Instant,
+    pub as_of: Moment,
 }
 
 impl Answered {
@@ -189,7 +187,7 @@ impl Asker {
     }
 
     async fn ask_as(&self, asks: Asks, health: &Health, gate: &Gate, node: Option<&str>) -> Answered {
-        let asked = Instant::now();
+        let asked = Moment::now();
         let question = async {
             let answer = match (&gate.prom_ql, &gate.object, &gate.http) {
                 (Some(prom_ql), None, None) => match &health.prometheus {

@@ -10,7 +10,10 @@ use super::{
     needs::Needs,
     source::{Source, right},
 };
-use crate::rights::{self, Lack};
+use crate::{
+    clock::Moment,
+    rights::{self, Lack},
+};
 use bascule_api::{ObjectGate, Selector};
 use kube::{
     Api, Client,
@@ -21,7 +24,6 @@ use kube::{
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, atomic::AtomicUsize},
-    time::Instant,
 };
 use tokio::sync::Semaphore;
 
@@ -40,7 +42,7 @@ struct Kind {
 }
 
 /// Kinds by API version and kind, and as of when each was so.
-type Kinds = HashMap<(String, String), (Instant, Kind)>;
+type Kinds = HashMap<(String, String), (Moment, Kind)>;
 
 /// What is known for one question, and who reads it.
 #[derive(Debug, Default)]
@@ -124,7 +126,7 @@ impl ObjectAsker {
     pub(super) async fn ask(&self, asks: Asks, gate: &ObjectGate, node: Option<&str>) -> Answered {
         let needs = match self.expressions.needs(&gate.cel).await {
             Ok(needs) => needs,
-            Err(answer) => return Answered { answer, as_of: Instant::now() },
+            Err(answer) => return Answered { answer, as_of: Moment::now() },
         };
         match self.reading(asks, gate, &needs).await {
             Ok(Reading { objects, as_of }) if objects.is_empty() && gate.optional => {
@@ -133,7 +135,7 @@ impl ObjectAsker {
             Ok(Reading { objects, as_of }) => {
                 Answered { answer: self.expressions.judge(gate, objects, node).await, as_of }
             }
-            Err(reason) => Answered { answer: GateAnswer::Unknown(reason), as_of: Instant::now() },
+            Err(reason) => Answered { answer: GateAnswer::Unknown(reason), as_of: Moment::now() },
         }
     }
 
@@ -141,7 +143,7 @@ impl ObjectAsker {
     /// for each node of a thousand costs one reading for all of them, and what changes then is heard.
     async fn reading(&self, asks: Asks, gate: &ObjectGate, needs: &Needs) -> Result<Reading, String> {
         let place = self.place(gate);
-        let known = || lock(&place.held).ask(asks, needs, Instant::now(), &self.pace);
+        let known = || lock(&place.held).ask(asks, needs, Moment::now(), &self.pace);
         if let Some(known) = known() {
             return known;
         }
@@ -151,13 +153,13 @@ impl ObjectAsker {
         }
         let needs = lock(&place.held).begin(needs);
         *follower = None;
-        let begun = Instant::now();
+        let begun = Moment::now();
         let source = self.source(gate).await;
         let listed = match &source {
             Ok(source) => source.read(&needs).await,
             Err(reason) => Err(reason.clone().into()),
         };
-        let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Instant::now(), listed);
+        let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Moment::now(), listed);
         if let (Ok(source), Ok(_)) = (source, &reading) {
             let follows = match asks {
                 Asks::Plan => self.follow(source, &place.held, generation, needs),
@@ -173,7 +175,7 @@ impl ObjectAsker {
         let key = format!("{:?}", (&gate.api_version, &gate.kind, &gate.namespace, &gate.name, &gate.selector));
         let mut places = lock(&self.places);
         if !places.contains_key(&key) {
-            let now = Instant::now();
+            let now = Moment::now();
             places.retain(|_, place| !lock(&place.held).idle(now, &self.pace));
             if places.len() >= MOST_READINGS {
                 places.clear();
@@ -188,7 +190,7 @@ impl ObjectAsker {
         let (weight, may) = {
             let mut held = lock(held);
             held.version(generation)?;
-            (held.weight(), held.may_watch(Instant::now(), &self.pace).unwrap_or(true))
+            (held.weight(), held.may_watch(Moment::now(), &self.pace).unwrap_or(true))
         };
         if !source.watchable || !may {
             return None;
@@ -285,7 +287,7 @@ impl ObjectAsker {
         };
         let watchable = capabilities.supports_operation(verbs::WATCH);
         let found = Kind { resource, scope: capabilities.scope, watchable };
-        lock(&self.kinds).insert(key, (Instant::now(), found.clone()));
+        lock(&self.kinds).insert(key, (Moment::now(), found.clone()));
         Ok(found)
     }
 }
@@ -352,7 +354,7 @@ mod tests {
         }))
         .unwrap();
         let nodes: Vec<String> = (0..100).map(|node| format!("n{node}")).collect();
-        let begun = Instant::now();
+        let begun = Moment::now();
         let answers =
             futures::future::join_all(nodes.iter().map(|node| asker.ask(Asks::Plan, &gate, Some(node.as_str())))).await;
         // Once for as long as a reading serves, which a machine that has other things to do may need longer than.

@@ -5,6 +5,7 @@ use super::{
     held::{Listed, MOST_OBJECTS, Unread},
     needs::Needs,
 };
+use crate::clock::Moment;
 use futures::{StreamExt as _, stream::BoxStream};
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use kube::{
@@ -12,7 +13,7 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams, TypeMeta, WatchEvent, WatchParams},
     discovery::verbs,
 };
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How many are read at once.
 const PAGE: u32 = 250;
@@ -100,8 +101,8 @@ impl Source {
     ///
     /// # Errors
     /// Of the API server.
-    pub(super) async fn probe(&self) -> kube::Result<(Instant, Option<u64>)> {
-        let at = Instant::now();
+    pub(super) async fn probe(&self) -> kube::Result<(Moment, Option<u64>)> {
+        let at = Moment::now();
         let one = self.api.list_metadata(&ListParams::default().limit(1)).await?;
         let version = one.metadata.resource_version.filter(|version| is_version(version));
         Ok((at, version.and_then(|version| version.parse().ok())))
