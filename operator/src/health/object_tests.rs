@@ -48,6 +48,8 @@ struct Cluster {
     /// Nobody may read pods any more.
     refused: bool,
     may_watch: bool,
+    /// What lists and probes say instead of their version.
+    claims: Option<&'static str>,
     /// How long a watch is kept open.
     lasts: Duration,
     lists: usize,
@@ -84,6 +86,7 @@ impl Server {
             silent: false,
             refused: false,
             may_watch: true,
+            claims: None,
             lasts,
             lists: 0,
             probes: 0,
@@ -185,7 +188,8 @@ impl Server {
             return self.watch(query["resourceVersion"].parse().unwrap());
         }
         let list = |kind: &str, api: &str, version: u64, items: Vec<Value>, next: String| {
-            let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
+            let version = self.cluster().claims.map_or_else(|| version.to_string(), str::to_owned);
+            let metadata = json!({"resourceVersion": version, "continue": next});
             Json(json!({"kind": kind, "apiVersion": api, "metadata": metadata, "items": items})).into_response()
         };
         if query.get("limit").is_some_and(|limit| limit == "1") {
@@ -198,13 +202,8 @@ impl Server {
                 cluster.probes += 1;
                 bookmark(version)
             });
-            return list(
-                "PartialObjectMetadataList",
-                "meta.k8s.io/v1",
-                self.cluster().version,
-                Vec::new(),
-                String::new(),
-            );
+            let version = self.cluster().version;
+            return list("PartialObjectMetadataList", "meta.k8s.io/v1", version, Vec::new(), String::new());
         }
         let from = query.get("continue").map_or(0, |token| token.parse::<usize>().unwrap());
         let fails = if from > 0 { self.cluster().fails_between.take() } else { None };
@@ -216,7 +215,9 @@ impl Server {
         let page: Vec<Value> = cluster.pods.values().skip(from).take(cluster.page).cloned().collect();
         let to = from + page.len();
         let next = if to < cluster.pods.len() { to.to_string() } else { String::new() };
-        list("PodList", "v1", cluster.version, page, next)
+        let version = cluster.version;
+        drop(cluster);
+        list("PodList", "v1", version, page, next)
     }
 
     fn watch(&self, since: u64) -> Response {
@@ -433,6 +434,46 @@ async fn what_people_ask_opens_no_watch_and_is_answered_from_one_that_is_open() 
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(server.cluster().lists, lists);
+}
+
+#[tokio::test]
+async fn versions_that_went_back_end_a_watch() {
+    // etcd was restored: what was watched is no state of the objects any more, and each lower version would prove it.
+    let server = Server::new(Duration::from_millis(300));
+    let asker = followed(&server, pace()).await;
+    server.cluster().claims = Some("1");
+    let read_again = async || {
+        let _ = ask(&asker).await;
+        server.cluster().lists > 1
+    };
+    until("it is read again", read_again).await;
+}
+
+#[tokio::test]
+async fn a_list_that_says_no_version_is_not_followed() {
+    let server = Server::new(PATIENCE);
+    server.cluster().claims = Some("0");
+    let asker = ObjectAsker::at(server.client().await, pace());
+    let read_thrice = async || {
+        assert_eq!(ask(&asker).await, GateAnswer::Passed);
+        server.cluster().lists > 2
+    };
+    until("it is read again", read_thrice).await;
+    server.put("a", "Failed");
+    until("a change is read", async || !ask(&asker).await.passed()).await;
+    assert_eq!(server.cluster().watches, 0);
+}
+
+#[tokio::test]
+async fn a_watch_that_is_cut_at_once_is_opened_ever_more_seldom() {
+    let server = Server::new(Duration::ZERO);
+    let between = Duration::from_millis(300);
+    let asker = ObjectAsker::at(server.client().await, Pace { between, ..pace() });
+    assert_eq!(ask(&asker).await, GateAnswer::Passed);
+    tokio::time::sleep(between * 16).await;
+    // After 2, 4 and 8 times that, which makes four; after once that each time there were sixteen.
+    let watches = server.cluster().watches;
+    assert!((1..=8).contains(&watches), "{watches} times");
 }
 
 #[tokio::test]
