@@ -7,7 +7,8 @@
 //!
 //! Servers behind one address may differ, and a balancer chooses as it likes. Of the first answers the middle counts; from then on
 //! what is told is given up only after a long row of answers that speak against it. Were each believed, a window would close and open
-//! again with the balancer's choices.
+//! again with the balancer's choices. But where this machine's own clock has run ahead by as much, the machine was suspended, and one answer
+//! is enough.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::VecDeque;
@@ -19,6 +20,11 @@ pub(crate) const LATELY: usize = 5;
 const CONVINCED: usize = 20;
 /// Answers that are no further off than this bear out what is told, and correct it.
 const NEAR: TimeDelta = TimeDelta::seconds(2);
+/// By so much this machine's clock runs away from the one that is never set when the machine was suspended, in which that one stands still,
+/// or when somebody sets it.
+pub(crate) const JUMP: TimeDelta = TimeDelta::seconds(30);
+/// By so much a machine's clock may be off when it goes on.
+const AWAKENING: TimeDelta = TimeDelta::seconds(10);
 /// The longest that time stands still for a correction. What goes further back is a server's clock that was set.
 const STILL: TimeDelta = TimeDelta::seconds(5);
 
@@ -31,6 +37,8 @@ pub(crate) struct Dated {
     pub asked: DateTime<Utc>,
     /// When it was there, by the same clock.
     pub answered: DateTime<Utc>,
+    /// By how much the clock of this machine that may be set had run ahead of that one by then.
+    pub own: TimeDelta,
 }
 
 /// How far the API server's clock is ahead, as one answer shows it.
@@ -50,6 +58,10 @@ impl Bounds {
     fn bear_out(self, ahead: TimeDelta) -> bool {
         self.least - NEAR <= ahead && ahead <= self.most + NEAR
     }
+
+    fn shifted(self, by: TimeDelta) -> Self {
+        Self { least: self.least + by, most: self.most + by }
+    }
 }
 
 /// The difference of the two clocks.
@@ -60,6 +72,8 @@ pub(crate) struct Skew {
     /// Those since then: all speak against it.
     against: VecDeque<Bounds>,
     ahead: Option<TimeDelta>,
+    /// By how much this machine's own clock had run ahead when an answer bore out what is told.
+    own: TimeDelta,
     told: Option<DateTime<Utc>>,
 }
 
@@ -69,9 +83,10 @@ impl Skew {
         self.ahead
     }
 
-    /// Whether the last answer speaks against what is told, so that the next is worth having soon.
-    pub(crate) fn is_doubted(&self) -> bool {
-        !self.against.is_empty()
+    /// Whether the last answer speaks against what is told, so that the next is worth having soon; or this machine's own clock, which has
+    /// run ahead by `own`.
+    pub(crate) fn is_doubted(&self, own: TimeDelta) -> bool {
+        !self.against.is_empty() || own - self.own >= JUMP
     }
 
     /// The API server's time when the clock that is never set shows `steady`; that one's before the first answer. What was told is not
@@ -88,6 +103,13 @@ impl Skew {
     pub(crate) fn heard(&mut self, answer: &Dated) {
         let bounds = Bounds::of(answer);
         let mut kept = self.ahead.filter(|_| self.lately.len() >= LATELY);
+        if kept.is_some_and(|ahead| !bounds.bear_out(ahead))
+            && let Some(slept) = self.slept(answer, bounds)
+        {
+            // One that two clocks agree upon needs no row of others.
+            kept = kept.map(|ahead| ahead + slept);
+            self.lately.iter_mut().for_each(|bounds| *bounds = bounds.shifted(slept));
+        }
         if kept.is_some_and(|ahead| !bounds.bear_out(ahead)) {
             self.against.push_back(bounds);
             if self.against.len() < CONVINCED {
@@ -98,6 +120,7 @@ impl Skew {
             self.against.clear();
             self.lately.push_back(bounds);
         }
+        self.own = answer.own;
         while self.lately.len() > LATELY {
             self.lately.pop_front();
         }
@@ -106,6 +129,13 @@ impl Skew {
         let least = middle(self.lately.iter().take(counted).map(|bounds| bounds.least));
         let most = middle(self.lately.iter().take(counted).map(|bounds| bounds.most));
         self.ahead = Some(kept.unwrap_or_default().max(least).min(most));
+    }
+
+    /// For how long the machine was suspended since what is told was borne out, where its own clock and the answer both say so.
+    fn slept(&self, answer: &Dated, bounds: Bounds) -> Option<TimeDelta> {
+        let (ahead, ran) = (self.ahead?, answer.own - self.own);
+        let slept = (ahead + ran).max(bounds.least).min(bounds.most) - ahead;
+        (ran >= JUMP && (slept - ran).abs() <= AWAKENING).then_some(slept)
     }
 }
 
@@ -128,7 +158,12 @@ mod tests {
     fn answer(asked: i64, (there, back): (i64, i64), ahead: i64) -> Dated {
         let made = at(asked + there + ahead);
         let date = DateTime::from_timestamp(made.timestamp(), 0).unwrap();
-        Dated { date, asked: at(asked), answered: at(asked + there + back) }
+        Dated { date, asked: at(asked), answered: at(asked + there + back), own: TimeDelta::zero() }
+    }
+
+    /// Whether the last answer speaks against what is told.
+    fn is_doubted(skew: &Skew) -> bool {
+        skew.is_doubted(skew.own)
     }
 
     #[test]
@@ -176,13 +211,43 @@ mod tests {
         let before = Some(TimeDelta::milliseconds(599_996));
         assert_eq!(hear(&mut skew, 9, 600_000), before);
         assert_eq!(hear(&mut skew, CONVINCED - 1, 0), before);
-        assert!(skew.is_doubted());
+        assert!(is_doubted(&skew));
         // One that bears it out, and the row begins anew.
         assert_eq!(hear(&mut skew, 1, 600_000), before);
-        assert!(!skew.is_doubted());
+        assert!(!is_doubted(&skew));
         assert_eq!(hear(&mut skew, CONVINCED - 1, 0), before);
         assert_eq!(hear(&mut skew, 1, 0), Some(TimeDelta::zero()));
-        assert!(!skew.is_doubted());
+        assert!(!is_doubted(&skew));
+    }
+
+    #[test]
+    fn what_time_it_is_after_a_suspension_is_believed_at_once_where_two_clocks_say_so() {
+        // The first answer afterwards, of a server whose clock is as far ahead, and by how much the machine's own clock ran ahead, in seconds.
+        let heard = |server: i64, own: i64| {
+            let (mut skew, own) = (Skew::default(), TimeDelta::seconds(own));
+            (0..9).for_each(|round| skew.heard(&answer(round * 30_000, (2, 2), 0)));
+            assert_eq!(skew.is_doubted(own), own >= JUMP);
+            let mut believed = Vec::new();
+            for round in 9..15 {
+                skew.heard(&Dated { own, ..answer(round * 30_000, (2, 2), server * 1_000) });
+                let off = skew.ahead().unwrap() - TimeDelta::seconds(server);
+                believed.push(off.abs() <= TimeDelta::milliseconds(1_400));
+                assert_eq!(is_doubted(&skew), !off.is_zero() && !believed.contains(&true));
+            }
+            believed
+        };
+        for (server, own, believed) in [
+            (3_600, 3_600, true),
+            (3_600, 3_605, true),
+            (0, 3_600, true),
+            // A server's clock was set, or another server answers, while this machine's stayed as it was or was set to something else.
+            (3_600, 0, false),
+            (3_600, 600, false),
+            (-3_600, -3_600, false),
+            (20, 20, false),
+        ] {
+            assert_eq!(heard(server, own), [believed; 6], "{server} {own}");
+        }
     }
 
     #[test]
@@ -211,7 +276,7 @@ mod tests {
                 skew.heard(&answer(round * 30_000 + phase, (*there, *back), ahead));
                 let (now, real) = (skew.ahead().unwrap(), TimeDelta::milliseconds(ahead));
                 prop_assert!((now - real).abs() <= TimeDelta::milliseconds(1_400), "{now} instead of {real}");
-                prop_assert!(!skew.is_doubted());
+                prop_assert!(!is_doubted(&skew));
                 moves.extend(before.map(|before| (now - before).abs()));
             }
             let walked: TimeDelta = moves.iter().fold(TimeDelta::zero(), |sum, step| sum + *step);

@@ -5,7 +5,7 @@
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    skew::{Dated, Skew},
+    skew::{Dated, JUMP, Skew},
 };
 use bascule_api::KubernetesVersion;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -74,6 +74,11 @@ impl ApiServers {
         began.checked_add_signed(passed).unwrap_or(began)
     }
 
+    /// By how much this machine's clock has run ahead of that one.
+    fn ran_ahead(&self) -> TimeDelta {
+        self.own.now().signed_duration_since(self.steady())
+    }
+
     fn measured(&self) -> MutexGuard<'_, Skew> {
         self.skew.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,8 +117,20 @@ impl ApiServers {
             if oldest != before || moved {
                 changes.send_modify(|count| *count = count.wrapping_add(1));
             }
-            let soon = oldest.is_none() || self.measured().is_doubted();
-            tokio::time::sleep(if soon { AT_FIRST } else { EVERY }).await;
+            let soon = oldest.is_none() || self.measured().is_doubted(self.ran_ahead());
+            self.pause(if soon { AT_FIRST } else { EVERY }).await;
+        }
+    }
+
+    /// Waits so long, or until the machine goes on that was suspended: no plan is to be made by the time of before.
+    async fn pause(&self, pause: Duration) {
+        let (before, over) = (self.ran_ahead(), tokio::time::Instant::now() + pause);
+        loop {
+            let left = over.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() || self.ran_ahead() - before >= JUMP {
+                return;
+            }
+            tokio::time::sleep(left.min(AT_FIRST)).await;
         }
     }
 
@@ -159,13 +176,13 @@ impl ApiServers {
         let question = question.map_err(kube::Error::HttpError)?;
         let asked = self.steady();
         let (head, body) = client.send(question).await?.into_parts();
-        let answered = self.steady();
+        let (answered, own) = (self.steady(), self.ran_ahead());
         let said = body.collect_bytes().await?;
         if !head.status.is_success() {
             return Err(kube::Error::Service(format!("its answer is {}", head.status).into()));
         }
         let info = serde_json::from_slice(&said).map_err(kube::Error::SerdeError)?;
-        Ok((info, date_of(&head.headers).map(|date| Dated { date, asked, answered })))
+        Ok((info, date_of(&head.headers).map(|date| Dated { date, asked, answered, own })))
     }
 }
 
@@ -251,6 +268,24 @@ mod tests {
                 assert!(off.abs() <= TimeDelta::seconds(11), "{off} from {set}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_was_suspended_asks_soon() {
+        let ahead = Arc::new(AtomicI64::new(0));
+        let (own, shown) = (Clock::system(), Arc::clone(&ahead));
+        let servers =
+            ApiServers::new(&Clock::from_fn(move || own.now() + TimeDelta::seconds(shown.load(Ordering::SeqCst))));
+        let begun = tokio::time::Instant::now();
+        servers.pause(EVERY).await;
+        assert!((EVERY..EVERY + AT_FIRST).contains(&begun.elapsed()));
+        let begun = tokio::time::Instant::now();
+        let suspended = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            ahead.store(3_600, Ordering::SeqCst);
+        };
+        tokio::join!(servers.pause(EVERY), suspended);
+        assert!(begun.elapsed() < Duration::from_secs(13), "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
