@@ -35,6 +35,7 @@ pub mod settings;
 pub mod silences;
 mod skew;
 pub mod status;
+mod trouble;
 mod unreadable;
 pub mod zones;
 

@@ -19,6 +19,7 @@ use crate::{
     settings::Settings,
     silences::Silences,
     status::{Explained, StatusWriter},
+    trouble::{self, Trouble},
     unreadable, zones,
 };
 use bascule_dashboard::Dashboard;
@@ -162,9 +163,12 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     plain.default_retry = false;
     let plain = Client::try_from(plain).map_err(|error| RunError::Client(Box::new(error)))?;
     let identity = settings.identity.clone().unwrap_or_else(own_name);
+    let events = Events::start(client.clone(), &identity);
+    // The manifests give a replica the name of its pod.
+    let trouble = Trouble::new(client.clone(), events.clone(), &namespace, &identity);
     tokio::select! {
         () = &mut stop => return Ok(()),
-        () = preflight::passed(&client, &namespace, settings.node_conditions, &readiness) => {}
+        () = preflight::passed(&client, &namespace, settings.node_conditions, &readiness, &trouble) => {}
         _ = served.join_next() => return Err(RunError::Ended("the HTTP server")),
     }
 
@@ -182,7 +186,6 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let mut watches = world.watch(&watching, versions, &metrics);
     watches.spawn(unreadable::keep_telling(world.clone(), metrics.clone(), readiness.clone()));
     let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity, metrics.pulse()).await?;
-    let events = Events::start(client.clone(), &identity);
     let asker = Asker::new(client.clone(), gates, &namespace, &extra_ca)?;
     let scratch;
     let state_dir = match &settings.state_dir {
@@ -218,7 +221,6 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         observer: Arc::new(Observer::new(world.clone(), metrics.clone(), events.clone(), Arc::clone(&changes))),
         permits: Arc::new(Semaphore::new(usize::from(settings.max_evictions))),
         clock: clock.clone(),
-        // The manifests give a replica the name of its pod.
         own_pod: Some((namespace, identity.clone())),
     };
     let identity = Arc::from(identity);
@@ -229,6 +231,7 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
         events,
         metrics,
         readiness,
+        trouble,
         live,
         world,
         writer,
@@ -282,6 +285,7 @@ struct Parts {
     clock: Clock,
     metrics: Metrics,
     readiness: Readiness,
+    trouble: Trouble,
     live: Live,
     world: World,
     writer: Writer,
@@ -301,6 +305,8 @@ impl Parts {
             self.metrics.leads(now.leads);
             let missing = self.world.missing();
             self.readiness.set(missing.clone());
+            let kept = now.kept();
+            self.readiness.keep(kept.clone());
             if now.leads && missing.is_empty() {
                 tokio::select! {
                     () = self.lead(now.seed) => {}
@@ -310,9 +316,13 @@ impl Parts {
                 continue;
             }
             self.live.follows(now.holder);
+            if let Some(kept) = &kept {
+                self.trouble.tell(kept).await;
+            }
             tokio::select! {
                 told = leadership.changed() => if told.is_err() { return },
                 told = changed.changed(), if !missing.is_empty() => if told.is_err() { return },
+                () = tokio::time::sleep(trouble::AGAIN), if kept.is_some() => {}
             }
         }
     }
@@ -325,7 +335,7 @@ impl Parts {
         let (client, namespace) = (&self.reading.client, &self.reading.namespace);
         loop {
             self.metrics.leads(false);
-            preflight::holds(client, namespace, &self.readiness).await;
+            preflight::holds(client, namespace, &self.readiness, &self.trouble).await;
             self.metrics.leads(true);
             tokio::select! {
                 () = self.act(seed) => return,

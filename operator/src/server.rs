@@ -41,6 +41,8 @@ struct Missing {
     unread: Vec<&'static str>,
     /// Sentences about what is not installed as it must be.
     blocking: Vec<String>,
+    /// Why it does not lead though it might.
+    kept: Option<String>,
     /// Sentences about what nobody waits for.
     notes: Vec<String>,
 }
@@ -54,6 +56,11 @@ impl Readiness {
     /// Sets what only a person can mend.
     pub fn block(&self, sentences: &[String]) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).blocking = sentences.to_vec();
+    }
+
+    /// Sets why it does not lead though it might, which makes nobody unready.
+    pub fn keep(&self, sentence: Option<String>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).kept = sentence;
     }
 
     /// Sets what is told besides, whether something is missing or not.
@@ -71,7 +78,7 @@ impl Readiness {
         } else {
             (true, vec!["ok".to_owned()])
         };
-        lines.extend(missing.notes.iter().cloned());
+        lines.extend(missing.kept.iter().chain(&missing.notes).cloned());
         (ready, format!("{}\n", lines.join("\n")))
     }
 }
@@ -188,6 +195,10 @@ mod tests {
         assert_eq!(says().await, (StatusCode::OK, "ok\n".to_owned()));
         readiness.note(vec!["NodeUpdate n1 can't be read".to_owned()]);
         assert_eq!(says().await, (StatusCode::OK, "ok\nNodeUpdate n1 can't be read\n".to_owned()));
+        readiness.keep(Some("another one leads".to_owned()));
+        let both = "ok\nanother one leads\nNodeUpdate n1 can't be read\n".to_owned();
+        assert_eq!(says().await, (StatusCode::OK, both));
+        readiness.keep(None);
         readiness.set(vec!["Pod"]);
         let reading = "still reading: Pod\nNodeUpdate n1 can't be read\n".to_owned();
         assert_eq!(says().await, (StatusCode::SERVICE_UNAVAILABLE, reading));

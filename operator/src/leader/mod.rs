@@ -53,6 +53,20 @@ pub struct Leadership {
     pub seed: u64,
     /// Who holds the Lease, as last seen.
     pub holder: Option<Arc<str>>,
+    /// The namespace of another installation, which keeps this replica from leading though it holds its Lease.
+    pub kept_by: Option<Arc<str>>,
+}
+
+impl Leadership {
+    /// What is told where another installation keeps this one from leading.
+    #[must_use]
+    pub fn kept(&self) -> Option<String> {
+        let namespace = self.kept_by.as_ref()?;
+        Some(format!(
+            "another installation of Bascule leads in this cluster (namespace {namespace}), so this one waits: take out one of \
+             the two"
+        ))
+    }
 }
 
 /// This replica's part in the election. Dropping it is a crash: the Lease runs out. [`Self::release`] gives it back.
@@ -221,29 +235,27 @@ async fn keep_fence(
     state: watch::Sender<Leadership>,
 ) {
     let mut events = pin!(watcher(leases, config).default_backoff());
-    let mut kept_by = None;
+    let mut kept_by: Option<Arc<str>> = None;
     loop {
         let now = Instant::now();
         let (fenced, other) = fence.leads(now);
+        let other = other.map(Arc::from);
         let acts_until = (*held.borrow_and_update()).filter(|until| now < *until);
         let leads = acts_until.is_some() && fenced;
-        if kept_by != other {
-            match &other {
-                Some(namespace) => tracing::error!(
-                    namespace,
-                    "another installation of Bascule leads in this cluster, so this one waits: take out one of the two"
-                ),
+        let known = Leadership { leads, seed: fence.seed, holder: fence.holder.clone(), kept_by: other };
+        if kept_by != known.kept_by {
+            match known.kept() {
+                Some(kept) => tracing::error!("{kept}"),
                 None => tracing::info!("no other installation of Bascule is in the way any more"),
             }
-            kept_by = other;
+            kept_by.clone_from(&known.kept_by);
         }
         state.send_if_modified(|before| {
-            let now = Leadership { leads, seed: fence.seed, holder: fence.holder.clone() };
-            let changed = *before != now;
+            let changed = *before != known;
             if before.leads != leads {
                 tracing::info!(identity = fence.identity, leads, "the election changed");
             }
-            *before = now;
+            *before = known;
             changed
         });
         let next = fence.next(now).into_iter().chain(acts_until).min();

@@ -2,17 +2,21 @@
 //! that take what this program writes. Asked when the operator comes to lead, and again and again while it does.
 
 use super::{AGAIN, Told, admission, definition};
-use crate::server::Readiness;
+use crate::{server::Readiness, trouble::Trouble};
 use kube::Client;
 use std::time::Duration;
 
 /// How often a leader asks again: fourteen small requests.
 pub(crate) const AGAIN_WHILE_LEADING: Duration = Duration::from_secs(300);
 
+/// What is said of it.
+const STOPS: &str = "the operator stops acting";
+
 /// Returns when nothing is known to be wrong; tells what is meanwhile.
-pub(crate) async fn holds(client: &Client, namespace: &str, readiness: &Readiness) {
+pub(crate) async fn holds(client: &Client, namespace: &str, readiness: &Readiness, trouble: &Trouble) {
     let mut told = Told::default();
-    while !told.nothing(readiness, "the operator stops acting", broken(client, namespace).await) {
+    while !told.nothing(readiness, STOPS, broken(client, namespace).await) {
+        trouble.tell(&told.told(STOPS)).await;
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -24,7 +28,7 @@ pub(crate) async fn no_longer_holds(client: &Client, namespace: &str, every: Dur
         let broken = broken(client, namespace).await;
         if !broken.is_empty() {
             // Told here, too: it may hold again when it is looked at anew.
-            tracing::error!(missing = broken.join("; "), "the operator stops acting");
+            tracing::error!(missing = broken.join("; "), "{STOPS}");
             return;
         }
     }

@@ -1,6 +1,7 @@
 //! What has to be there before the operator may act: an API server that is new enough, Bascule's definitions in a version
 //! that this program knows, the rights that it needs, and the admission policies, enforced, without which an agent could speak
-//! for another node. What is missing is told in the log and by `/readyz`, with what mends it, until it is there.
+//! for another node. What is missing is told in the log, by `/readyz` and as an event on the operator's pod, with what mends it,
+//! until it is there.
 
 mod admission;
 mod leading;
@@ -8,7 +9,7 @@ mod leading;
 mod leading_tests;
 mod rights;
 
-use crate::{one_line, server::Readiness};
+use crate::{one_line, server::Readiness, trouble::Trouble};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{Api, Client, Resource, ResourceExt as _};
 pub(crate) use leading::{AGAIN_WHILE_LEADING, holds, no_longer_holds};
@@ -28,13 +29,21 @@ const UPPER: [&str; 4] = ["maxItems", "maxLength", "maxProperties", "maximum"];
 const LOWER: [&str; 4] = ["minItems", "minLength", "minProperties", "minimum"];
 
 /// Returns when everything is there.
-pub(crate) async fn passed(client: &Client, namespace: &str, node_conditions: bool, readiness: &Readiness) {
+pub(crate) async fn passed(
+    client: &Client,
+    namespace: &str,
+    node_conditions: bool,
+    readiness: &Readiness,
+    trouble: &Trouble,
+) {
+    const SO: &str = "the operator can't act yet";
     let mut told = Told::default();
     loop {
         let found = missing(client, namespace, node_conditions, &mut told).await;
-        if told.nothing(readiness, "the operator can't act yet", found) {
+        if told.nothing(readiness, SO, found) {
             return;
         }
+        trouble.tell(&told.told(SO)).await;
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -56,6 +65,11 @@ impl Told {
         readiness.block(&found);
         self.missing = found;
         self.missing.is_empty()
+    }
+
+    /// All of it in a sentence.
+    fn told(&self, so: &str) -> String {
+        format!("{so}: {}", self.missing.join("; "))
     }
 
     /// Warns of what nothing waits for, once as long as it stays. How many warnings that are.

@@ -10,10 +10,12 @@ use bascule_tests::control_plane::{ControlPlane, Options};
 use clap::Parser as _;
 use k8s_openapi::api::admissionregistration::v1::ValidatingAdmissionPolicyBinding;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -248,6 +250,14 @@ async fn of_two_installations_only_the_older_acts() {
     world.control_plane.apply(SECOND).await.unwrap();
     let older = world.operator("older").await;
     world.eventually("the older leads", async || leads(&older.listen).await).await;
+    // The pod that it runs in; the namespace may not have its account yet.
+    let pod: Pod = serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "younger", "namespace": "second"},
+        "spec": {"schedulerName": "nobody", "containers": [{"name": "operator", "image": "operator"}]},
+    }))
+    .unwrap();
+    let pods: Api<Pod> = Api::namespaced(world.client.clone(), "second");
+    world.eventually("its pod is there", async || pods.create(&PostParams::default(), &pod).await.is_ok()).await;
     let younger = world.operator_with("younger", None, &["--namespace=second"]).await;
     // It takes its own Lease, and does not lead.
     let leases: Api<Lease> = Api::namespaced(world.client.clone(), "second");
@@ -259,9 +269,21 @@ async fn of_two_installations_only_the_older_acts() {
     world.until_current("n1", "1.1").await;
     world.eventually("the older leads still", async || leads(&older.listen).await).await;
     assert!(!leads(&younger.listen).await);
+    let told = "another installation of Bascule leads in this cluster (namespace bascule-system)";
+    until_readyz(&younger.listen, &["ok", told]).await;
+    let events: Api<Event> = Api::namespaced(world.client.clone(), "second");
+    let on_its_pod = |event: &Event| {
+        let about = event.regarding.as_ref().and_then(|about| about.name.as_deref());
+        let says = event.note.as_deref().is_some_and(|note| note.contains(told));
+        (about, event.reason.as_deref()) == (Some("younger"), Some("CannotAct")) && says
+    };
+    let is_told = async || events.list(&ListParams::default()).await.unwrap().iter().any(on_its_pod);
+    world.eventually("it says so on its pod", is_told).await;
     // Once the older is gone, the other may.
     older.stop().await;
     world.eventually("the younger leads", async || leads(&younger.listen).await).await;
+    let is_over = async || !readyz(&younger.listen).await.contains("another installation");
+    world.eventually("nothing is in its way", is_over).await;
 }
 
 async fn leads(listen: &str) -> bool {
