@@ -19,7 +19,7 @@ const PAUSE: &str = "example.invalid/pause:1";
 /// Beside the packages of the reference OS.
 pub(crate) const PACKAGES: [&str; 2] = ["containerd", "containernetworking-plugins"];
 /// Units that are started, beside those of the reference OS and those that packages enable by themselves.
-const WANTED: [&str; 2] = ["bascule-test-images.service", "kubelet.service"];
+const WANTED: [&str; 3] = ["bascule-test-images.service", "bascule-test-logs.service", "kubelet.service"];
 /// Programs of those packages that nothing here calls.
 const UNUSED: [&str; 16] = [
     "usr/bin/containerd-shim",
