@@ -178,7 +178,8 @@ mod tests {
 
     /// Blocks that differ from each other, and from those of another seed here and there.
     fn image(seed: u8) -> Vec<u8> {
-        let block = |number: u8| [number, if number % 5 == 0 { seed } else { 0 }].repeat(verity::BLOCK_SIZE / 2);
+        let block =
+            |number: u8| [number, if number.is_multiple_of(5) { seed } else { 0 }].repeat(verity::BLOCK_SIZE / 2);
         (0..64).flat_map(block).collect()
     }
 
