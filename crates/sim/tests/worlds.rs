@@ -93,8 +93,8 @@ fn of_this_commit() -> Option<Range<u64>> {
 
 #[test]
 fn invariants_hold_in_the_worlds_of_this_commit() {
-    // Past the harness, which keeps to itself what a test that passes prints.
-    let say = |line: &str| writeln!(std::io::stderr(), "{line}").expect("a standard error");
+    // Past the harness, which keeps to itself what a test that passes prints. Without a standard error there is nobody to tell.
+    let say = |line: &str| drop(writeln!(std::io::stderr(), "{line}"));
     let Some(seeds) = of_this_commit() else {
         say("SKIPPED: the worlds of this commit: git names no commit here");
         return;
