@@ -4,6 +4,7 @@
 use std::io::Write as _;
 
 pub mod address;
+pub mod agent;
 #[allow(
     clippy::unwrap_used,
     clippy::missing_panics_doc,

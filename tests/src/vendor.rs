@@ -1,16 +1,16 @@
 //! A vendor for tests: keys, small images that look like releases, and a published repository.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bascule_image::Sha256;
-use bascule_image::build::{self, Effort, Image};
-use bascule_image::release::manifest::{self, Manifest, Verity};
-use bascule_image::verity::{self, Parameters};
+use bascule_image::build::{self, Effort};
+use bascule_image::release::manifest::Manifest;
 use bascule_image::work::Watch;
-use bascule_names::{Architecture, ChannelName, Digest, RootHash, Version};
+use bascule_names::{Architecture, ChannelName, RootHash, Version};
+use bascule_release::{Base, BuildFolder, Hashed, Identity, Release};
 use bascule_repository::publish::{
     self, Lifetimes, Notes, Outcome, PublicKey, Publisher, RoleSetup, Roles, Signing, SigningKey,
 };
@@ -27,7 +27,9 @@ pub fn start() -> DateTime<Utc> {
 }
 
 pub const CHANNEL: &str = "stable";
+const PRODUCT: &str = "acme-os";
 const IMAGE_SIZE: usize = 6 << 20;
+const WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// A vendor's safe and its repository folder.
 pub struct Vendor {
@@ -134,64 +136,32 @@ impl Vendor {
         assert!(matches!(outcome, Outcome::Published { .. }), "{outcome:?}");
     }
 
-    /// A build folder, as `bascule release build` would leave it.
+    /// A build folder as `bascule release build` leaves it, but for the raw image.
     pub fn build(&self, version: &str, base: Option<&str>) -> PathBuf {
-        self.build_for("acme-os", version, base)
-    }
-
-    pub fn build_for(&self, product: &str, version: &str, base: Option<&str>) -> PathBuf {
-        let root = self.folder.path().join("builds").join(format!("{product}-{version}"));
-        let path = |name: &str| format!("releases/{version}/x86-64/{name}");
-        std::fs::create_dir_all(root.join(path(""))).unwrap();
-        let bytes = image(version);
-        let (tree_root, parameters, hash_tree_size) = verity_of(&bytes);
-        let options = build::Options {
-            effort: Effort::Fast,
-            workers: std::num::NonZeroUsize::new(2).unwrap(),
-            ..build::Options::default()
-        };
-        let mut packs = Vec::new();
-        let this = Image { root_hash: tree_root, bytes: bytes.as_ref() };
-        let mut out = Vec::new();
-        let built = build::build_full(this, &mut out, &options, &Watch::none()).unwrap();
-        std::fs::write(root.join(path("full.pack")), &out).unwrap();
-        packs.push(built.to_manifest_entry(path("full.pack").parse().unwrap()));
-        if let Some(base) = base {
-            let base_bytes = image(base);
-            let base_root = verity_of(&base_bytes).0;
-            let mut out = Vec::new();
-            let from = Image { root_hash: base_root, bytes: base_bytes.as_ref() };
-            let built = build::build_delta(this, from, &mut out, &options, &Watch::none()).unwrap();
-            let name = path(&format!("from-{base_root}.pack"));
-            std::fs::write(root.join(&name), &out).unwrap();
-            packs.push(built.to_manifest_entry(name.parse().unwrap()));
+        let root = self.folder.path().join("builds").join(version);
+        if root.exists() {
+            std::fs::remove_dir_all(&root).unwrap();
         }
-        let uki = noise(version, 300_000);
-        std::fs::write(root.join(path("uki.efi")), &uki).unwrap();
-        let manifest = Manifest {
-            format: manifest::FORMAT,
-            product: product.parse().unwrap(),
-            version: version.parse().unwrap(),
-            architecture: Architecture::X86_64,
-            image: manifest::Image { size: bytes.len() as u64 },
-            verity: Verity {
-                algorithm: "sha256".to_owned(),
-                block_size: 4096,
-                salt: parameters.salt.clone(),
-                uuid: uuid::Uuid::from_bytes(parameters.uuid),
-                root_hash: RootHash::from_bytes(tree_root.as_bytes()),
-                hash_tree_size,
-            },
-            uki: manifest::File {
-                path: path("uki.efi").parse().unwrap(),
-                size: uki.len() as u64,
-                digest: Digest::from(Sha256::of(&uki)),
-            },
-            packs,
-            packages: None,
-            kubernetes: None,
+        let folder = BuildFolder::create(&root).unwrap();
+        let (product, parsed) = (PRODUCT.parse().unwrap(), version.parse().unwrap());
+        let (image, hashed) = (image(version), hashed(version));
+        let release = Release {
+            folder: &folder,
+            identity: Identity { product: &product, version: &parsed, architecture: Architecture::X86_64 },
+            image: image.as_ref(),
+            hashed: &hashed,
         };
-        std::fs::write(root.join(path("release.json")), manifest.to_bytes().unwrap()).unwrap();
+        let base: Option<(Version, _)> = base.map(|base| (base.parse().unwrap(), self::image(base)));
+        let bases: Vec<Base<'_>> = base
+            .iter()
+            .map(|(version, image)| Base {
+                version,
+                root_hash: self::hashed(version.as_str()).root_hash,
+                image: image.as_ref(),
+            })
+            .collect();
+        let options = build::Options { effort: Effort::Fast, workers: WORKERS, ..build::Options::default() };
+        release.build(&noise(version, 300_000), &bases, &options).unwrap();
         root
     }
 
@@ -275,17 +245,19 @@ fn make_image(version: &str) -> Vec<u8> {
     image
 }
 
-fn verity_of(image: &[u8]) -> (Sha256, Parameters, u64) {
-    let parameters = Parameters { salt: vec![7; 32], uuid: [9; 16] };
-    let workers = std::num::NonZeroUsize::new(2).unwrap();
-    let tree = verity::build(&image.to_vec(), image.len() as u64, &parameters, workers, &Watch::none()).unwrap();
-    (tree.root_hash(), parameters, tree.hash_size())
+/// What of dm-verity belongs to [`image`].
+fn hashed(version: &str) -> Hashed {
+    static KNOWN: Mutex<BTreeMap<String, Hashed>> = Mutex::new(BTreeMap::new());
+    let make = || {
+        let (product, parsed) = (PRODUCT.parse().unwrap(), version.parse().unwrap());
+        let identity = Identity { product: &product, version: &parsed, architecture: Architecture::X86_64 };
+        Hashed::of(image(version).as_ref(), identity.parameters(), WORKERS, &Watch::none()).unwrap().0
+    };
+    KNOWN.lock().unwrap().entry(version.to_owned()).or_insert_with(make).clone()
 }
 
 pub fn root_hash(version: &str) -> RootHash {
-    static KNOWN: Mutex<BTreeMap<String, RootHash>> = Mutex::new(BTreeMap::new());
-    let make = || RootHash::from_bytes(verity_of(&image(version)).0.as_bytes());
-    KNOWN.lock().unwrap().entry(version.to_owned()).or_insert_with(make).clone()
+    hashed(version).root_hash.into()
 }
 
 /// Bytes that don't compress and depend on the seed only.

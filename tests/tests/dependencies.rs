@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
 
-use cargo_metadata::{DependencyKind, MetadataCommand, Package, camino::Utf8Path};
+use cargo_metadata::{DependencyKind, MetadataCommand, Package, TargetKind, camino::Utf8Path};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
@@ -169,6 +169,32 @@ fn read_sources(folder: &Utf8Path, members: &BTreeSet<&Utf8Path>, to: &mut Strin
     }
 }
 
+/// Building and starting an empty test program costs as much as one with tests, and so does looking for examples in comments.
+#[test]
+fn no_test_program_is_empty_and_no_comment_is_searched_for_examples() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata");
+    for package in &metadata.packages {
+        for target in &package.targets {
+            let name = format!("{} of {}", target.name, package.name);
+            assert!(
+                !target.doctest,
+                "{name}: say `doctest = false`, or run its examples in a step of `cargo xtask test`"
+            );
+            let is_own = target.kind.iter().any(|kind| matches!(kind, TargetKind::Lib | TargetKind::Bin));
+            if target.test && is_own {
+                let mut sources = String::new();
+                read_sources(target.src_path.parent().expect("a folder"), &BTreeSet::new(), &mut sources);
+                let has_tests = ["#[test]", "#[tokio::test", "proptest! {"].iter().any(|mark| sources.contains(mark));
+                assert!(has_tests, "{name} has no tests: say `test = false`");
+            }
+        }
+    }
+}
+
 #[test]
 fn dependencies_point_inwards() {
     let members = members();
@@ -180,6 +206,7 @@ fn dependencies_point_inwards() {
         ("bascule-planner", &["bascule-names", "bascule-api"]),
         ("bascule-dashboard", &["bascule-names", "bascule-api", "bascule-planner"]),
         ("bascule-image", &["bascule-names"]),
+        ("bascule-release", &["bascule-names", "bascule-image"]),
         ("bascule-repository", &["bascule-names", "bascule-image"]),
         ("bascule-secure-boot", &["bascule-names", "bascule-image"]),
         ("bascule-disk", &["bascule-names", "bascule-gpt", "bascule-image"]),
@@ -220,6 +247,7 @@ fn dependencies_point_inwards() {
                 "bascule-gpt",
                 "bascule-image",
                 "bascule-kubeconfig",
+                "bascule-release",
                 "bascule-repository",
                 "bascule-secure-boot",
             ],

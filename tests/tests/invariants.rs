@@ -63,6 +63,7 @@ fn folder(package: &str) -> &'static str {
         "bascule-planner" => "crates/planner/",
         "bascule-repository" => "crates/repository/",
         "bascule-image" => "crates/image/",
+        "bascule-release" => "crates/release/",
         "bascule-gpt" => "crates/gpt/",
         "bascule-disk" => "crates/disk/",
         "bascule-names" => "crates/names/",

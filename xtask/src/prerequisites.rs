@@ -20,6 +20,8 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "veritysetup", package: "cryptsetup-bin" },
     Tool { program: "strace", package: "strace" },
+    // libFuzzer, with which the fuzz targets are checked.
+    Tool { program: "c++", package: "g++" },
     Tool { program: "partx", package: "util-linux" },
     Tool { program: "losetup", package: "mount" },
     Tool { program: "sbsign", package: "sbsigntool" },

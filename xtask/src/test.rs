@@ -12,13 +12,15 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text: format, dependencies, lints, compile, worlds, cluster, images, boot.
+    /// Only the steps whose name contains this text: format, dependencies, lints, compile, worlds, cluster, fuzz targets,
+    /// images, boot.
     #[arg(long)]
     only: Option<String>,
     /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
@@ -45,8 +47,27 @@ const OF_SHIPPED_PROGRAMS: &str = "images";
 /// What is asked for before a run on a fresh clone: `target/` holds 11 GiB after it (measured), and the caches of cargo and Go, which
 /// mostly lie on the same disk, may be empty.
 const ROOM_MIB: u64 = 16 << 10;
+/// That the fuzz targets fit what they call, and their lock file what it is made of.
+const FUZZ_TARGETS: [&str; 6] =
+    ["check", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"];
 /// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
 const NICE: i32 = 5;
+
+/// How long each step took, in the order in which they ended.
+#[derive(Debug, Default)]
+struct Times(Mutex<Vec<(&'static str, u64)>>);
+
+impl Times {
+    fn add(&self, step: &'static str, seconds: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((step, seconds));
+    }
+
+    /// A line for each, as they go into a table.
+    fn lines(&self) -> String {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.iter().map(|(step, seconds)| format!("{step:16} {seconds:6} s\n")).collect()
+    }
+}
 
 /// One command of a step.
 struct Step {
@@ -81,23 +102,25 @@ impl Step {
     }
 
     /// Runs it with its output on the terminal.
-    fn run(&self) -> anyhow::Result<()> {
+    fn run(&self, times: &Times) -> anyhow::Result<()> {
         println!("==> {}: {}", self.name, self.line());
         let started = Instant::now();
         let status = self.command().status().context("starting cargo")?;
-        self.ended(status, started)
+        self.ended(status, started, times)
     }
 
-    fn ended(&self, status: std::process::ExitStatus, started: Instant) -> anyhow::Result<()> {
+    fn ended(&self, status: std::process::ExitStatus, started: Instant, times: &Times) -> anyhow::Result<()> {
         if !status.success() {
             bail!("{} failed ({status}); repeat it with: {}", self.name, self.line());
         }
-        println!("<== {} took {} s", self.name, started.elapsed().as_secs());
+        let seconds = started.elapsed().as_secs();
+        println!("<== {} took {seconds} s", self.name);
+        times.add(self.name, seconds);
         Ok(())
     }
 
     /// Runs it beside another, with its output in a file that is shown as a whole at the end.
-    fn run_aside(&self) -> anyhow::Result<()> {
+    fn run_aside(&self, times: &Times) -> anyhow::Result<()> {
         println!("==> {} (beside; its output follows when it ends): {}", self.name, self.line());
         let started = Instant::now();
         let folder = workspace_root().join("target/test-output");
@@ -113,7 +136,7 @@ impl Step {
         let status = child.wait().context("waiting for cargo")?;
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         println!("--- {}:\n{}---", self.name, String::from_utf8_lossy(&text));
-        self.ended(status, started)
+        self.ended(status, started, times)
     }
 }
 
@@ -154,6 +177,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let waiting = [Step::tests("cluster", named("--test", cluster), &options.filter)];
     let working = [
         Step::tests("worlds", own.chain(named("--test", rest)), &options.filter),
+        // A workspace of its own, which the others do not look at. To run them takes a nightly compiler, to check them does not.
+        Step::new("fuzz targets", &FUZZ_TARGETS),
         // What the machines are made of is compiled before they start, so that nothing competes with them for the processors.
         Step::new("boot programs", &["xtask", "boot", "build"]),
         Step::tests("images", named("--test", images), &options.filter),
@@ -166,21 +191,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let names: Vec<_> = steps().map(|step| step.name).collect();
         bail!("no step has that name; there are: {}", names.join(", "));
     }
-    let begin = Instant::now();
-    before.iter().filter(wanted).try_for_each(Step::run)?;
+    let (begin, times) = (Instant::now(), Times::default());
+    let run = |step: &Step| step.run(&times);
+    before.iter().filter(wanted).try_for_each(run)?;
     let aside: Vec<_> = working.iter().filter(wanted).collect();
     let beside: Vec<_> = waiting.iter().filter(wanted).collect();
     if beside.is_empty() || aside.is_empty() {
-        aside.into_iter().chain(beside).try_for_each(Step::run)?;
+        aside.into_iter().chain(beside).try_for_each(run)?;
     } else {
         std::thread::scope(|scope| {
-            let aside = scope.spawn(|| aside.into_iter().try_for_each(Step::run_aside));
-            let beside = beside.into_iter().try_for_each(Step::run);
+            let aside = scope.spawn(|| aside.into_iter().try_for_each(|step| step.run_aside(&times)));
+            let beside = beside.into_iter().try_for_each(run);
             let aside = aside.join().unwrap_or_else(|_| bail!("the lane of processor work broke off"));
             beside.and(aside)
         })?;
     }
-    last.iter().filter(wanted).try_for_each(Step::run)?;
-    println!("every step passed in {} s", begin.elapsed().as_secs());
+    last.iter().filter(wanted).try_for_each(run)?;
+    println!("{}every step passed in {} s", times.lines(), begin.elapsed().as_secs());
     Ok(())
 }

@@ -11,10 +11,9 @@ use bascule_image::release::manifest::{MAX_UKI_SIZE, Manifest};
 use bascule_image::verity::{self, Parameters};
 use bascule_image::{Sha256, io::ReadAt as _};
 use bascule_names::{Architecture, Digest, RootHash};
+use bascule_release::{BuildFolder, read_bounded};
 
 use crate::release::build::check::{Finding, ONE_SIGNED, is_signed};
-use crate::release::build::folder::BuildFolder;
-use crate::release::build::read_bounded;
 use crate::release::progress::Bar;
 
 /// Longest file of a vendor's own on the ESP: a boot image of another system, at most.
@@ -55,7 +54,7 @@ impl Release {
     }
 
     pub(crate) fn image(&self) -> anyhow::Result<File> {
-        self.folder.image()
+        Ok(self.folder.image()?)
     }
 
     /// The boot image, if it is the manifest's.

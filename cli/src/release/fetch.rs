@@ -10,11 +10,11 @@ use bascule_image::apply::{Apply, Base, Options};
 use bascule_image::pack::PackIndex;
 use bascule_image::release::manifest::{File as Described, Manifest};
 use bascule_names::{Architecture, ChannelName, RootHash, Version};
+use bascule_release::BuildFolder;
 use bascule_repository::select::MissingPack;
 use bascule_repository::{OpenPack, ReadOptions, Repository, VerifiedManifest};
 use clap::Args;
 
-use super::build::folder::BuildFolder;
 use super::progress::Bar;
 use super::source::{self, SourceArguments};
 use crate::exit::Exit;

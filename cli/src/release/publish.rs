@@ -8,12 +8,11 @@ use anyhow::Context as _;
 use bascule_image::release::manifest::{MAX_UKI_SIZE, Manifest};
 use bascule_image::release::names::Severity;
 use bascule_names::{Architecture, ChannelName, Version};
+use bascule_release::{BuildFolder, read_bounded};
 use bascule_repository::publish::{Notes, Publisher, Refreshed, WaitingChange};
 use clap::Args;
 
 use super::build::check::{self, CheckArguments, Finding, Subject};
-use super::build::folder::BuildFolder;
-use super::build::read_bounded;
 use super::secure_boot::read_certificate;
 use super::signing::{SigningArguments, missing_table, report};
 use crate::clock;
@@ -136,7 +135,8 @@ fn look_at(build: &Path, certificates: &[Vec<u8>], before: &[(Manifest, PathBuf)
         };
         looked.findings.extend(check::growth(&before.version, before.image.size, manifest.image.size));
         // An old file that can't be read says nothing against the new one.
-        let was_signed = read_bounded(boot_image, MAX_UKI_SIZE).and_then(|file| check::is_signed(&file));
+        let was_signed = read_bounded(boot_image, MAX_UKI_SIZE).map_err(anyhow::Error::from);
+        let was_signed = was_signed.and_then(|file| check::is_signed(&file));
         looked.signature_lost |= was_signed.unwrap_or(false) && !check::is_signed(&uki)?;
     }
     Ok(looked)

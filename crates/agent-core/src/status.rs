@@ -111,6 +111,10 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
             known || journal.failed(&Digest::from_sha256(&root_hash.to_bytes())).is_some()
         })
     });
+    // Until what was armed is concluded, its name alone says that it was tried.
+    let concluded = journal.is_some_and(|journal| {
+        journal.armed.as_ref().is_none_or(|armed| slot.content.root_hash() != Some(&armed.root_hash))
+    });
     let damaged = state.damaged.as_ref().is_some_and(|(at, _)| *at == name);
     let state = if running {
         if state.running_changed.is_some() {
@@ -128,6 +132,11 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
             (SlotContent::Release { .. }, _) if failed => SlotState::Bad,
             (SlotContent::Release { .. }, Entry::Good | Entry::Bad { done: Some(0) }) => SlotState::Good,
             (SlotContent::Release { .. }, Entry::Trying { .. }) => SlotState::Armed,
+            // What a person has forgiven lies there as it failed, and is armed from there. Called bad it would be blamed for the next
+            // boot of another release, whatever that comes from.
+            (SlotContent::Release { .. }, Entry::Bad { .. }) if concluded && state.ready(facts).is_some() => {
+                SlotState::Staged
+            }
             (SlotContent::Release { .. }, Entry::Bad { .. }) => SlotState::Bad,
             // Whole by its labels, but nobody here has read it: not to be trusted, and not to be called staged.
             (SlotContent::Release { .. }, Entry::None | Entry::Unseen) if state.ready(facts).is_none() => {

@@ -90,6 +90,24 @@ fn run(name: &str, rounds: u32, refused_of: u32) {
     assert!(other > 0 || target.name == "image_signature", "{}: nothing but the seeds is accepted", target.name);
 }
 
+/// What libFuzzer runs is what runs here.
+#[test]
+fn every_check_is_a_target_of_the_fuzzer_and_nothing_else_is() {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    for target in TARGETS {
+        let name = target.name;
+        let file = format!("fuzz_targets/{name}.rs");
+        let text = std::fs::read_to_string(fuzz.join(&file)).unwrap();
+        assert!(text.contains(&format!("bascule_fuzz_checks::{name}(bytes)")), "{file} runs another check");
+        assert!(
+            manifest.contains(&format!("name = \"{name}\"\npath = \"{file}\"")),
+            "fuzz/Cargo.toml does not build {file}"
+        );
+    }
+    assert_eq!(std::fs::read_dir(fuzz.join("fuzz_targets")).unwrap().count(), TARGETS.len());
+}
+
 #[test]
 fn index() {
     run("index", ROUNDS, 20);

@@ -1,8 +1,8 @@
 //! The ways of one node, each from power-on to rest.
 
-use bascule_agent::core::{Entry, Event, ManualCommand};
+use bascule_agent::core::{Desired, Entry, Event, ManualCommand};
 use bascule_api::conditions;
-use bascule_api::{Counting, Goal, NodeError, SlotState};
+use bascule_api::{Counting, Goal, NodeError, NodeUpdateStatus, SlotState};
 use bascule_image::digest::Sha256;
 use bascule_sim::disk::Operation;
 use bascule_sim::firmware::BootLoader;
@@ -162,6 +162,30 @@ fn a_release_that_never_comes_up_goes_away_and_is_remembered() {
         assert_eq!(problem(status), Some("TrialFailed"), "it is not tried again, and says so");
         assert!(machine.sim.bus.reboots().is_empty());
     }
+}
+
+/// It lies there as it failed, with its tries used up. Called bad it would be blamed when power fails before it is armed again.
+#[test]
+fn a_release_that_is_to_be_tried_again_is_staged_and_not_bad() {
+    let bad = release("1.1", &[Fault::Panic]);
+    let mut machine = tried_in_vain(BootLoader::SystemdBoot, &bad, &[]);
+    let state = |status: &NodeUpdateStatus| status.slots.as_ref().unwrap().b.state;
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &bad, None)).unwrap();
+    assert_eq!(state(agent.published().unwrap()), SlotState::Bad);
+    let Event::Desired(Some(desired)) = machine.word(Goal::Staged, &bad, None) else { panic!("no word") };
+    let retry = Some(chrono::DateTime::from_timestamp(1, 0).unwrap().into());
+    agent.handle(Event::Desired(Some(Desired { retry, ..desired }))).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.failed_releases.is_empty() && status.staged.is_some(), "{status:?}");
+    assert_eq!(state(status), SlotState::Staged);
+    // The node is drained for it, and its power fails before the word to boot.
+    machine.reboot();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &bad, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.failed_releases.is_empty(), "{status:?}");
+    assert_eq!(state(status), SlotState::Staged);
 }
 
 #[test]

@@ -26,4 +26,5 @@ mod not_taken;
 mod releases;
 mod run;
 mod service;
+mod stand_in;
 mod way_back;

@@ -1,12 +1,13 @@
 //! Every node's agent, in one task: it stages, reboots and commits at once, so that what is left is the operator's time.
 
-use bascule_api::{AGENT_MANAGER, Goal, NodeUpdate, NodeUpdateSpec, Rollout};
+use bascule_api::{AGENT_MANAGER, NodeUpdate, NodeUpdateSpec, Rollout};
+use bascule_tests::agent::{StandIn, says_more};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
@@ -17,13 +18,13 @@ use tokio::task::JoinHandle;
 /// How many statuses are written at once.
 const AT_ONCE: usize = 16;
 
+/// When every machine was installed.
+const INSTALLED: &str = "2026-01-01T00:00:00Z";
+
+/// An agent, and how long its node was away.
 #[derive(Debug, Clone)]
-struct Machine {
-    boot_id: String,
-    running: String,
-    other: Option<(String, String)>,
-    trial: bool,
-    used_grant: i64,
+struct Watched {
+    agent: StandIn,
     granted: Option<Instant>,
     drained: f64,
     explained: Option<Rollout>,
@@ -67,7 +68,7 @@ impl Agents {
 async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>, explanations: Arc<Mutex<Explanations>>) {
     let updates: Api<NodeUpdate> = Api::all(client.clone());
     let nodes: Api<Node> = Api::all(client);
-    let mut machines: HashMap<String, Machine> = HashMap::new();
+    let mut machines: HashMap<String, Watched> = HashMap::new();
     let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut events = pin!(watcher(updates.clone(), watcher::Config::default()).default_backoff().applied_objects());
     while let Some(event) = events.next().await {
@@ -75,17 +76,8 @@ async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>, explanations: Arc<
         let name = update.name_any();
         if !machines.contains_key(&name) {
             let boot_id = nodes.get(&name).await.ok().and_then(|node| Some(node.status?.node_info?.boot_id));
-            let machine = Machine {
-                boot_id: boot_id.unwrap_or_default(),
-                running: "1.0".to_owned(),
-                other: None,
-                trial: false,
-                used_grant: 0,
-                granted: None,
-                drained: 0.0,
-                explained: None,
-            };
-            machines.insert(name.clone(), machine);
+            let agent = StandIn::installed("1.0".parse().unwrap(), boot_id.unwrap_or_default(), INSTALLED);
+            machines.insert(name.clone(), Watched { agent, granted: None, drained: 0.0, explained: None });
         }
         let Some(machine) = machines.get_mut(&name) else { continue };
         let said = update.status.as_ref().and_then(|status| status.rollout.clone());
@@ -96,13 +88,18 @@ async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>, explanations: Arc<
             *explanations.lock().unwrap().entry(change).or_default() += 1;
             machine.explained = said;
         }
-        let rebooted = machine.follow(&update.spec, &overheads);
-        let status = machine.status(update.metadata.generation);
+        machine.measure(&update.spec, &overheads);
+        let rebooted = machine.agent.must_reboot(&update.spec);
+        if rebooted {
+            machine.agent.reboot(&update.spec, uuid::Uuid::new_v4().to_string(), true);
+        }
+        machine.agent.follow(&update.spec);
+        let status = machine.agent.status(update.metadata.generation);
         let before = serde_json::to_value(update.status.clone().unwrap_or_default()).unwrap_or_default();
-        if !status.as_object().is_some_and(|status| status.iter().any(|(key, value)| before.get(key) != Some(value))) {
+        if !says_more(&status, &before) {
             continue;
         }
-        let (updates, nodes, boot_id) = (updates.clone(), nodes.clone(), machine.boot_id.clone());
+        let (updates, nodes, boot_id) = (updates.clone(), nodes.clone(), machine.agent.boot_id.clone());
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         tokio::spawn(async move {
             let _permit = permit;
@@ -119,9 +116,9 @@ async fn run(client: Client, overheads: Arc<Mutex<Vec<f64>>>, explanations: Arc<
     }
 }
 
-impl Machine {
-    /// Does what is asked; whether that was a reboot.
-    fn follow(&mut self, spec: &NodeUpdateSpec, overheads: &Mutex<Vec<f64>>) -> bool {
+impl Watched {
+    /// Counts from the grant until the node is free again.
+    fn measure(&mut self, spec: &NodeUpdateSpec, overheads: &Mutex<Vec<f64>>) {
         match (&spec.disruption, self.granted) {
             (Some(_), None) => self.granted = Some(Instant::now()),
             (Some(disruption), Some(_)) => {
@@ -134,52 +131,5 @@ impl Machine {
             }
             (None, None) => {}
         }
-        let Some(release) = &spec.release else { return false };
-        let version = release.version.as_str();
-        match spec.goal {
-            Goal::Staged if self.running != version => {
-                self.other = Some((version.to_owned(), release.digest.as_str().to_owned()));
-            }
-            Goal::Booted => {
-                let granted = spec.grant.as_ref().filter(|grant| {
-                    grant.boot_id == self.boot_id && grant.generation > self.used_grant && self.running != version
-                });
-                if let Some(grant) = granted
-                    && let Some((staged, _)) = self.other.take_if(|held| held.0 == version)
-                {
-                    self.used_grant = grant.generation;
-                    self.boot_id = uuid::Uuid::new_v4().to_string();
-                    self.running = staged;
-                    self.trial = true;
-                    return true;
-                }
-            }
-            Goal::Committed => self.trial = false,
-            Goal::Idle | Goal::Staged | Goal::Reverted => {}
-        }
-        false
-    }
-
-    fn status(&self, generation: Option<i64>) -> Value {
-        let state = if self.trial { "Trial" } else { "Good" };
-        let mut status = json!({
-            "observedGeneration": generation,
-            "bootID": self.boot_id,
-            "architecture": "x86-64",
-            "booted": {"slot": "A", "version": self.running, "rootHash": "a".repeat(64)},
-            "slots": {"a": {"state": state, "version": self.running}, "b": {"state": "Empty"}},
-            "bootControl": {"backend": "SystemdBoot", "counting": "Works"},
-            "lastGrant": self.used_grant,
-        });
-        if self.trial {
-            status["trial"] = json!({"version": self.running, "triesLeft": 2});
-        } else {
-            status["booted"]["committedAt"] = json!("2026-01-01T00:00:00Z");
-        }
-        if let Some((version, digest)) = &self.other {
-            status["slots"]["b"] = json!({"state": "Staged", "version": version});
-            status["staged"] = json!({"version": version, "digest": digest});
-        }
-        status
     }
 }

@@ -211,7 +211,7 @@ mod tests {
         WriteIsAnswered { who: usize, sent: u64 },
     }
 
-    struct World {
+    struct Contest {
         candidates: [Candidate; 2],
         /// Each monotonic clock's speed, in thousandths of the world's.
         rates: [u64; 2],
@@ -225,7 +225,7 @@ mod tests {
         count: usize,
     }
 
-    impl World {
+    impl Contest {
         fn at(&mut self, time: u64, event: Event) {
             self.count += 1;
             self.due.insert((time, self.count), event);
@@ -301,7 +301,7 @@ mod tests {
             rates in (950..=1050_u64, 950..=1050_u64),
         ) {
             let origin = Instant::now();
-            let mut world = World {
+            let mut world = Contest {
                 candidates: [Candidate::new(terms("a")), Candidate::new(terms("b"))],
                 rates: [rates.0, rates.1],
                 years: [1999, 2044],

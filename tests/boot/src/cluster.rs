@@ -15,7 +15,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use crate::install::StateFile;
-use crate::vendor::{CA_FILE, Vendor};
+use crate::vendor::{CA_FILE, ReferenceVendor};
 
 /// Where a node of the reference OS keeps its own settings, below `/var`.
 pub(crate) const SETTINGS: &str = "etc/bascule";
@@ -46,7 +46,12 @@ impl Cluster {
     ///
     /// # Errors
     /// When a part does not come up.
-    pub async fn start(workspace: &Path, folder: &Path, programs: &Path, vendor: &Vendor) -> anyhow::Result<Self> {
+    pub async fn start(
+        workspace: &Path,
+        folder: &Path,
+        programs: &Path,
+        vendor: &ReferenceVendor,
+    ) -> anyhow::Result<Self> {
         // A machine under emulation that shares its processor is slow to beat, and that is not what is tested.
         let options = Options { node_monitor_grace: Duration::from_secs(40), ..Options::default() };
         let control_plane = ControlPlane::start(options).await?;
@@ -243,7 +248,7 @@ impl Cluster {
 
 /// The objects of `manifests/` for hosts that carry the agent themselves, the trust root, and who is on call. The operator runs beside
 /// the cluster here, with the rights of its account, so its Deployment is left out.
-fn manifests(workspace: &Path, vendor: &Vendor) -> anyhow::Result<String> {
+fn manifests(workspace: &Path, vendor: &ReferenceVendor) -> anyhow::Result<String> {
     const FOLDERS: [&str; 3] = ["crds", "roles", "admission"];
     const FILES: [&str; 3] = ["operator/namespace.yaml", "operator/rbac.yaml", "components/host-agent/rbac.yaml"];
     let top = workspace.join("manifests");

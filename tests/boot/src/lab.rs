@@ -11,7 +11,7 @@ use crate::install::{self, Boot, StateFile};
 use crate::machine::{MEMORY_MIB, Machine, Parts};
 use crate::reference::{self, Edition, PRODUCT, Programs};
 use crate::release::Release;
-use crate::vendor::{self, Vendor};
+use crate::vendor::{self, ReferenceVendor};
 
 /// Folders of one run: there at once, before anything is built.
 #[derive(Debug, Clone)]
@@ -44,7 +44,7 @@ impl Places {
     ///
     /// # Errors
     /// When it can't be written or served.
-    pub async fn vendor(&self) -> anyhow::Result<Vendor> {
+    pub async fn vendor(&self) -> anyhow::Result<ReferenceVendor> {
         self.vendor_in(&self.folder).await
     }
 
@@ -52,8 +52,8 @@ impl Places {
     ///
     /// # Errors
     /// When it can't be written or served.
-    pub async fn vendor_in(&self, folder: &Path) -> anyhow::Result<Vendor> {
-        Vendor::open(&self.vendor_home, folder, &self.store.folder().with_file_name("boot-tests-packs")).await
+    pub async fn vendor_in(&self, folder: &Path) -> anyhow::Result<ReferenceVendor> {
+        ReferenceVendor::open(&self.vendor_home, folder, &self.store.folder().with_file_name("boot-tests-packs")).await
     }
 
     /// Where logs and disks of this run lie.
@@ -107,7 +107,7 @@ impl Lab {
         } else {
             reference::recipe(edition, &self.programs, trust_root)?
         };
-        Release::of(&self.places.store.build(&recipe, &crate::say)?)
+        Release::of(&self.places.store, &self.places.store.build(&recipe, &crate::say)?)
     }
 
     /// A new host with `release` in slot A, switched off.

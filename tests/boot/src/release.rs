@@ -1,5 +1,5 @@
 //! An image becomes a release: a dm-verity tree over the root, and a unified kernel image whose command line names the
-//! tree's root hash. Kept beside the image, under the same hash of inputs.
+//! tree's root hash. Kept beside the image, by what the image does not say: the command line, and the sources of what builds it.
 
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bascule_image::Sha256;
-use bascule_image::uki;
-use bascule_image::verity::{self, Parameters};
 use bascule_image::work::Watch;
-use bascule_os_image::OsImage;
+use bascule_names::{Architecture, Product, Version};
+use bascule_os_image::{OsImage, Store};
+use bascule_release::{BootParts, Hashed, Identity};
 
 use crate::reference::{COMMAND_LINE, PRODUCT};
 
@@ -29,6 +29,8 @@ pub struct Release {
     pub uki: PathBuf,
     /// systemd-boot, which goes onto the ESP once, when a host is installed.
     pub boot_loader: PathBuf,
+    /// Digest of the sources that made it.
+    pub builder: String,
 }
 
 impl Release {
@@ -38,62 +40,84 @@ impl Release {
         format!("{PRODUCT}_{}.efi", self.version)
     }
 
-    /// Salt and UUID of the tree.
-    #[must_use]
-    pub fn parameters(&self) -> Parameters {
-        parameters(&self.version)
+    /// What of dm-verity belongs to it.
+    ///
+    /// # Errors
+    /// When the image can't be looked at.
+    pub fn hashed(&self) -> anyhow::Result<Hashed> {
+        let size = fs::metadata(&self.data).with_context(|| format!("looking at {}", self.data.display()))?.len();
+        let (product, version) = (PRODUCT.parse()?, self.version.parse()?);
+        Ok(Hashed { size, parameters: identity(&product, &version).parameters(), root_hash: self.root_hash })
     }
 
     /// Makes the release of `image`, or finds it.
     ///
     /// # Errors
     /// When a file can't be read or written.
-    pub fn of(image: &OsImage) -> anyhow::Result<Self> {
+    pub fn of(store: &Store, image: &OsImage) -> anyhow::Result<Self> {
         let data = image.root();
-        let folder = data.parent().context("an image without a folder")?.to_owned();
-        let hashes = folder.join("root.verity");
-        let uki = folder.join("release.efi");
+        let builder = store.release_builder()?;
+        let beside = data.parent().context("an image without a folder")?;
+        // The folder's own name stands for all that is in the image.
+        let key = Sha256::of(format!("{builder} {PRODUCT} {COMMAND_LINE}").as_bytes());
+        let name = format!("release-{key}");
+        let folder = beside.join(&name);
+        let (hashes, uki) = (folder.join("root.verity"), folder.join("release.efi"));
         let kept = folder.join("root-hash");
         let root_hash = match fs::read(&kept) {
             Ok(bytes) => Sha256::from_bytes(bytes.try_into().ok().context("a root hash of the wrong length")?),
             Err(_) => {
+                forget_others(beside, &name)?;
+                fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
                 let hash = write_tree(&data, &hashes, &image.version)?;
                 write_uki(image, hash, &uki)?;
                 fs::write(&kept, hash.as_bytes()).with_context(|| format!("writing {}", kept.display()))?;
                 hash
             }
         };
-        Ok(Self { version: image.version.clone(), data, hashes, root_hash, uki, boot_loader: image.boot_loader() })
+        let (version, boot_loader) = (image.version.clone(), image.boot_loader());
+        Ok(Self { version, data, hashes, root_hash, uki, boot_loader, builder })
     }
 }
 
-/// Fixed for each version, so that the same image always gives the same tree.
-fn parameters(version: &str) -> Parameters {
-    let identity = Sha256::of(format!("{PRODUCT} {version}").as_bytes());
-    Parameters { salt: identity.as_bytes().to_vec(), uuid: identity.first_half() }
+/// Which release it is.
+pub const fn identity<'a>(product: &'a Product, version: &'a Version) -> Identity<'a> {
+    Identity { product, version, architecture: Architecture::X86_64 }
+}
+
+/// Removes what was made of the same image in other ways: each is as large as a boot image.
+fn forget_others(beside: &Path, name: &str) -> anyhow::Result<()> {
+    for entry in fs::read_dir(beside).with_context(|| format!("reading {}", beside.display()))? {
+        let entry = entry?;
+        let found = entry.file_name();
+        if found != *name && found.to_string_lossy().starts_with("release-") {
+            fs::remove_dir_all(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_tree(data: &Path, hashes: &Path, version: &str) -> anyhow::Result<Sha256> {
     let file = File::open(data).with_context(|| format!("opening {}", data.display()))?;
-    let size = file.metadata()?.len();
-    let parameters = parameters(version);
-    let tree = verity::build(&file, size, &parameters, NonZeroUsize::MIN, &Watch::none())
+    let (product, version) = (PRODUCT.parse()?, version.parse()?);
+    let parameters = identity(&product, &version).parameters();
+    let (hashed, tree) = Hashed::of(&file, parameters, NonZeroUsize::MIN, &Watch::none())
         .with_context(|| format!("hashing {}", data.display()))?;
     fs::write(hashes, tree.to_bytes()).with_context(|| format!("writing {}", hashes.display()))?;
-    Ok(tree.root_hash())
+    Ok(hashed.root_hash)
 }
 
 fn write_uki(image: &OsImage, root_hash: Sha256, path: &Path) -> anyhow::Result<()> {
-    let read = |path: PathBuf| fs::read(&path).with_context(|| format!("reading {}", path.display()));
-    let (stub, kernel, initrd) = (read(image.stub())?, read(image.kernel())?, read(image.initrd())?);
-    let parts = uki::Parts {
+    let (stub, kernel, initrd) = (image.stub(), image.kernel(), image.initrd());
+    let parts = BootParts {
         stub: &stub,
         kernel: &kernel,
-        initrd: &initrd,
-        command_line: &format!("roothash={root_hash} {COMMAND_LINE}"),
-        os_release: &image.os_release,
+        initrd: &[&initrd],
+        command_line: &format!("roothash={{roothash}} {COMMAND_LINE}"),
         kernel_release: None,
     };
-    let bytes = uki::build(&parts).with_context(|| format!("building the UKI of {}", image.version))?;
+    let bytes = parts
+        .build(&root_hash.into(), &image.os_release)
+        .with_context(|| format!("building the UKI of {}", image.version))?;
     fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
 }

@@ -26,7 +26,7 @@ use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
     Stage, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
 };
-use crate::vendor::Vendor;
+use crate::vendor::ReferenceVendor;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -126,7 +126,7 @@ struct Prepared {
 
 impl Prepared {
     /// Builds it and packs it for those that run `base`, so that nobody has to wait for it later.
-    async fn make_ahead(&self, base: &Self, vendor: &Vendor) -> anyhow::Result<()> {
+    async fn make_ahead(&self, base: &Self, vendor: &ReferenceVendor) -> anyhow::Result<()> {
         let (release, base) = (self.get().await?, base.get().await?);
         vendor.pack_ahead(release, &[base]).await
     }
@@ -311,7 +311,7 @@ pub async fn make_ahead(workspace: &Path, wanted: &Wanted) -> anyhow::Result<()>
 struct Surroundings {
     // Dropped in this order: who fetches before who serves.
     cluster: Cluster,
-    vendor: Vendor,
+    vendor: ReferenceVendor,
 }
 
 impl Surroundings {

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::cluster::{SETTINGS, port_of};
 use crate::install::StateFile;
 use crate::say;
-use crate::vendor::Vendor;
+use crate::vendor::ReferenceVendor;
 
 /// Longer than whatever an admin types here takes.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -77,7 +77,7 @@ impl Site {
     ///
     /// # Errors
     /// When a part does not come up, or the images can't be built.
-    pub async fn start(folder: &Path, vendor: &Vendor, version: Version<'_>) -> anyhow::Result<Self> {
+    pub async fn start(folder: &Path, vendor: &ReferenceVendor, version: Version<'_>) -> anyhow::Result<Self> {
         // A machine under emulation that shares its processor is slow to beat, and that is not what is tested.
         let options = Options { node_monitor_grace: Duration::from_secs(40), ..Options::default() };
         let control_plane = ControlPlane::start(options).await?;

@@ -3,31 +3,26 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_image::build::{BuiltPack, Effort, Image as PackImage, Options, build_delta, build_full};
-use bascule_image::release::manifest::{self, File as Described, Image, Manifest, Pack, Verity};
-use bascule_image::release::names::TargetPath;
-use bascule_image::work::Watch;
-use bascule_image::{Sha256, verity};
+use bascule_image::Sha256;
+use bascule_image::build::{Effort, Options};
+use bascule_names::{Architecture, Version};
 use bascule_os_image::cache;
+use bascule_release::{Base, BuildFolder, Release as Built};
 use bascule_repository::publish::{
     Lifetimes, Notes, Outcome, Publisher, RoleSetup, Roles, Signing, SigningKey, generate, init,
 };
 use bascule_tests::clock;
 use bascule_tests::https::HttpsServer;
-use uuid::Uuid;
 
 use crate::reference::PRODUCT;
-use crate::release::Release;
+use crate::release::{Release, identity};
 
 /// Name of the file with the authority of the repository's certificate.
 pub const CA_FILE: &str = "repository-ca.pem";
-/// Counted up when the way of packing changes what comes out.
-const FORMAT: u32 = 2;
 /// Releases whose packs are kept.
 const KEPT: usize = 8;
 
@@ -36,14 +31,14 @@ static PACKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Keys, repository and server of one scenario.
 #[derive(Debug)]
-pub struct Vendor {
+pub struct ReferenceVendor {
     folder: PathBuf,
     packed: PathBuf,
     keys: Vec<SigningKey>,
     server: HttpsServer,
 }
 
-impl Vendor {
+impl ReferenceVendor {
     /// A repository of the vendor below `folder`, empty, served on loopback. Keys and the first root of trust are made once
     /// in `home` and kept, since every image of the vendor holds that root; packs are kept in `packed`.
     ///
@@ -187,73 +182,29 @@ fn published(outcome: Outcome) -> anyhow::Result<()> {
 fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Result<PathBuf> {
     let uki = fs::read(&release.uki).with_context(|| format!("reading {}", release.uki.display()))?;
     let from: Vec<String> = bases.iter().map(|base| base.root_hash.to_string()).collect();
-    let key = format!("{FORMAT} {} {} {}", release.root_hash, Sha256::of(&uki), from.join(" "));
-    let folder = cache_folder.join(Sha256::of(key.as_bytes()).to_string());
-    if folder.exists() {
-        cache::used(&folder)?;
-        return Ok(folder);
+    let key = format!("{} {} {} {}", release.builder, release.root_hash, Sha256::of(&uki), from.join(" "));
+    let root = cache_folder.join(Sha256::of(key.as_bytes()).to_string());
+    if BuildFolder::open(&root, Architecture::X86_64).is_ok() {
+        cache::used(&root)?;
+        return Ok(root);
     }
-    let partial = folder.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial)?;
-    }
-    let place = format!("releases/{}/x86-64", release.version);
-    fs::create_dir_all(partial.join(&place))?;
-    let path = |name: &str| -> anyhow::Result<TargetPath> { Ok(format!("{place}/{name}").parse()?) };
-    fs::write(partial.join(&place).join("boot.efi"), &uki)?;
-
-    let data = open(&release.data)?;
-    let size = data.metadata()?.len();
-    let whole = PackImage { root_hash: release.root_hash, bytes: &data };
+    let folder = BuildFolder::create(&root)?;
+    let (image, hashed) = (open(&release.data)?, release.hashed()?);
+    let (product, version) = (PRODUCT.parse()?, release.version.parse()?);
+    let known: Vec<(Version, File)> =
+        bases.iter().map(|base| Ok((base.version.parse()?, open(&base.data)?))).collect::<anyhow::Result<_>>()?;
+    let from: Vec<Base<'_>> = bases
+        .iter()
+        .zip(&known)
+        .map(|(base, (version, image))| Base { version, root_hash: base.root_hash, image })
+        .collect();
+    crate::say(&format!("{}: packing {} MB", release.version, hashed.size / 1_000_000));
     // Tests move a pack once: a quarter more to move costs less than packing it well.
     let options = Options { effort: Effort::Fast, ..Options::default() };
-    crate::say(&format!("{}: packing {} MB", release.version, size / 1_000_000));
-    let mut packs = vec![write_pack(&partial, path("full.pack")?, |output| {
-        build_full(whole, output, &options, &Watch::none()).map_err(anyhow::Error::from)
-    })?];
-    for base in bases {
-        let bytes = open(&base.data)?;
-        let from = PackImage { root_hash: base.root_hash, bytes: &bytes };
-        packs.push(write_pack(&partial, path(&format!("from-{}.pack", base.root_hash))?, |output| {
-            build_delta(whole, from, output, &options, &Watch::none()).map_err(anyhow::Error::from)
-        })?);
-    }
-    let parameters = release.parameters();
-    let manifest = Manifest {
-        format: manifest::FORMAT,
-        product: PRODUCT.parse()?,
-        version: release.version.parse()?,
-        architecture: "x86-64".parse()?,
-        image: Image { size },
-        verity: Verity {
-            algorithm: "sha256".to_owned(),
-            block_size: 4096,
-            salt: parameters.salt,
-            uuid: Uuid::from_bytes(parameters.uuid),
-            root_hash: release.root_hash.into(),
-            hash_tree_size: verity::Geometry::of_image(size).hash_size(),
-        },
-        uki: Described { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
-        packs,
-        packages: None,
-        kubernetes: None,
-    };
-    fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
-    fs::rename(&partial, &folder)?;
+    let identity = identity(&product, &version);
+    Built { folder: &folder, identity, image: &image, hashed: &hashed }.build(&uki, &from, &options)?;
     cache::keep(cache_folder, KEPT)?;
-    Ok(folder)
-}
-
-fn write_pack(
-    folder: &Path,
-    path: TargetPath,
-    build: impl FnOnce(&mut dyn Write) -> anyhow::Result<BuiltPack>,
-) -> anyhow::Result<Pack> {
-    let file = folder.join(path.as_str());
-    let mut output = BufWriter::new(File::create(&file).with_context(|| format!("making {}", file.display()))?);
-    let built = build(&mut output)?;
-    output.flush()?;
-    Ok(built.to_manifest_entry(path))
+    Ok(root)
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {

@@ -14,8 +14,25 @@ pub use crate::tree::Package;
 use crate::tree::{self, Tree};
 use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, cache, erofs, initrd, shipped, tool};
 
-/// Part of every cache key: counted up when the way of building changes what comes out.
-const FORMAT: u32 = 1;
+/// What installs packages, beside the recipe.
+const TREE_BUILDER: [&str; 3] =
+    ["tests/os-image/src/archive.rs", "tests/os-image/src/tool.rs", "tests/os-image/src/tree.rs"];
+/// What makes an image of an installed tree, beside the recipe: what goes into the initrd included.
+const IMAGE_BUILDER: [&str; 5] = [
+    "tests/os-image/init/src",
+    "tests/os-image/src/cpio.rs",
+    "tests/os-image/src/erofs.rs",
+    "tests/os-image/src/initrd.rs",
+    "tests/os-image/src/store.rs",
+];
+/// What makes a release of an image, beside what the caller gives to it.
+const RELEASE_BUILDER: [&str; 5] = [
+    "crates/image/src/build",
+    "crates/image/src/pack",
+    "crates/image/src/uki",
+    "crates/image/src/verity",
+    "crates/release/src",
+];
 /// A base tree, its copy while a recipe's files go in, and the image: more than any one build needs.
 const NEEDED_MIB: u64 = 3 * 1024;
 /// Images that are kept, each of some 120 to 800 MB: those of the boot tests, of the sandbox, and of the version before.
@@ -78,7 +95,7 @@ impl OsImage {
 /// What decides a base tree: recipes that differ in nothing of it share one.
 #[derive(Serialize)]
 struct Base<'a> {
-    format: u32,
+    builder: String,
     distribution: Distribution,
     archive: Archive,
     kernel: Kernel,
@@ -113,9 +130,9 @@ impl Store {
     /// # Errors
     /// Missing tools, a full disk, packages that can't be fetched: see [`Error`].
     pub fn build(&self, recipe: &Recipe, say: &dyn Fn(&str)) -> Result<OsImage, Error> {
-        let init_source = self.init_source()?;
-        let base_key = base_key(recipe)?;
-        let folder = self.folder.join(key(&(&base_key, recipe, &init_source))?);
+        let builder = cache::digest_of_sources(&self.workspace, &IMAGE_BUILDER)?;
+        let base_key = self.base_key(recipe)?;
+        let folder = self.folder.join(key(&(&base_key, recipe, &builder))?);
         let image =
             OsImage { version: recipe.version.clone(), os_release: recipe.os_release(), folder: folder.clone() };
         if folder.join("packages.json").exists() {
@@ -129,7 +146,7 @@ impl Store {
         self.check_host()?;
         let began = Instant::now();
         let tree = self.tree(recipe, &base_key, say)?;
-        let init = self.init(&key(&init_source)?, say)?;
+        let init = self.init(say)?;
 
         say(&format!("{} {}: writing the root file system", recipe.product, recipe.version));
         let partial = self.partial(&folder)?;
@@ -169,10 +186,22 @@ impl Store {
     /// # Errors
     /// As for [`Store::build`].
     pub fn install_packages(&self, recipe: &Recipe, say: &dyn Fn(&str)) -> Result<(), Error> {
-        let base_key = base_key(recipe)?;
+        let base_key = self.base_key(recipe)?;
         let _lock = self.lock()?;
         self.check_host()?;
         self.tree(recipe, &base_key, say).map(drop)
+    }
+
+    /// Names the tree of packages that a recipe begins with.
+    fn base_key(&self, recipe: &Recipe) -> Result<String, Error> {
+        key(&Base {
+            builder: cache::digest_of_sources(&self.workspace, &TREE_BUILDER)?,
+            distribution: recipe.distribution,
+            archive: recipe.archive,
+            kernel: recipe.kernel,
+            packages: &recipe.packages,
+            sources: archive::sources(Path::new("/etc"), recipe.distribution, recipe.archive)?,
+        })
     }
 
     fn tree(&self, recipe: &Recipe, base_key: &str, say: &dyn Fn(&str)) -> Result<Tree, Error> {
@@ -194,23 +223,18 @@ impl Store {
         Ok(Tree::at(folder))
     }
 
-    /// The sources of the initrd's program, which decide what is in the initrd.
-    fn init_source(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
-        let folder = self.workspace.join("tests/os-image/init/src");
-        let entries = fs::read_dir(&folder).map_err(Error::io(&folder))?;
-        let mut sources = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(Error::io(&folder))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            sources.push((name, fs::read(&path).map_err(Error::io(&path))?));
-        }
-        sources.sort();
-        Ok(sources)
+    /// Digest of the sources that make a release of an image: part of the name under which one is kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when they can't be read.
+    pub fn release_builder(&self) -> Result<String, Error> {
+        cache::digest_of_sources(&self.workspace, &RELEASE_BUILDER)
     }
 
     /// Builds the initrd's program: static, since nothing else is in the initrd.
-    fn init(&self, key: &str, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
-        let kept = self.folder.join("init").join(key);
+    fn init(&self, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
+        let key = cache::digest_of_sources(&self.workspace, &["tests/os-image/init/src"])?;
+        let kept = self.folder.join("init").join(&key);
         if kept.exists() {
             return Ok(kept);
         }
@@ -253,18 +277,6 @@ impl Store {
         fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
         Ok(partial)
     }
-}
-
-/// Names the tree of packages that a recipe begins with.
-fn base_key(recipe: &Recipe) -> Result<String, Error> {
-    key(&Base {
-        format: FORMAT,
-        distribution: recipe.distribution,
-        archive: recipe.archive,
-        kernel: recipe.kernel,
-        packages: &recipe.packages,
-        sources: archive::sources(Path::new("/etc"), recipe.distribution, recipe.archive)?,
-    })
 }
 
 /// Takes away what a build that was killed left mounted in its root: the host's own /sys and /dev would go with the rest.

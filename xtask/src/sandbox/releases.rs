@@ -3,27 +3,25 @@
 //! the hash of everything that went in.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bascule_api::Digest;
-use bascule_image::build::{BuiltPack, Image as PackImage, Options as PackOptions, build_delta, build_full};
+use bascule_image::Manifest;
+use bascule_image::build::Options;
 use bascule_image::digest::Sha256;
-use bascule_image::release::manifest::{self, File as Described, Image, Manifest, Pack, Verity};
-use bascule_image::release::names::TargetPath;
-use bascule_image::uki;
-use bascule_image::verity::{self, Parameters};
+use bascule_image::release::manifest::PackKind;
 use bascule_image::work::Watch;
-use bascule_os_image::{Fault as ImageFault, OsImage, Recipe, Store, sandbox};
+use bascule_names::{Architecture, Version};
+use bascule_os_image::{Fault as ImageFault, OsImage, Recipe, Store, cache, sandbox};
+use bascule_release::{Base, BootParts, BuildFolder, Hashed, Identity, Release};
 use bascule_sim::firmware::boot_image::Fault;
-use uuid::Uuid;
 
 /// The channel that every release of the story is published to.
 pub(crate) const CHANNEL: &str = "stable";
-/// Counted up when the way of building changes what comes out.
-const FORMAT: &str = "2";
+/// Releases that are kept: those of the story, of the version before, and of one beside them.
+const KEPT: usize = 12;
 
 /// A release as a folder that can be published.
 #[derive(Debug, Clone)]
@@ -74,8 +72,9 @@ pub(crate) fn build_first(count: usize, say: &dyn Fn(&str)) -> anyhow::Result<Ve
 /// A tool is missing, packages can't be fetched, the disk is full.
 pub(crate) fn build_these(wanted: &[&str], say: &dyn Fn(&str)) -> anyhow::Result<Vec<Built>> {
     let store = Store::new(&crate::workspace_root());
-    let cache = store.folder().with_file_name("sandbox-releases");
-    let _only_builder = only_builder(&cache)?;
+    let folder = store.folder().with_file_name("sandbox-releases");
+    let builder = store.release_builder()?;
+    let _only_builder = only_builder(&folder)?;
     let mut built: Vec<Built> = Vec::new();
     for recipe in sandbox().into_iter().filter(|recipe| wanted.contains(&recipe.version.as_str())) {
         let image = store.build(&recipe, say)?;
@@ -85,9 +84,8 @@ pub(crate) fn build_these(wanted: &[&str], say: &dyn Fn(&str)) -> anyhow::Result
             "1.1" => built.iter().find(|built| built.version == "1.0"),
             _ => built.iter().find(|built| built.version == "1.1"),
         };
-        let release =
-            build(&cache, &recipe, &image, base, say).with_context(|| format!("release {}", recipe.version))?;
-        built.push(release);
+        let release = build(&folder, &builder, &recipe, &image, base, say);
+        built.push(release.with_context(|| format!("release {}", recipe.version))?);
     }
     Ok(built)
 }
@@ -103,123 +101,68 @@ fn only_builder(cache: &Path) -> anyhow::Result<File> {
 }
 
 fn build(
-    cache: &Path,
+    cache_folder: &Path,
+    builder: &str,
     recipe: &Recipe,
     image: &OsImage,
     base: Option<&Built>,
     say: &dyn Fn(&str),
 ) -> anyhow::Result<Built> {
-    let cmdline = |root_hash: &Sha256| {
-        let fault = recipe.fault.map(|fault| format!(" {}", simulated(fault).argument())).unwrap_or_default();
-        format!("roothash={root_hash} ro systemd.volatile=state quiet{fault}")
-    };
-    let data = File::open(image.root()).with_context(|| format!("cannot open {}", image.root().display()))?;
-    let size = data.metadata().with_context(|| format!("cannot look at {}", image.root().display()))?.len();
-    let key = Sha256::of(
-        format!(
-            "{FORMAT} {} {} {} {}",
-            image.root().display(),
-            size,
-            cmdline(&Sha256::of(b"")),
-            base.map(|base| base.root_hash.to_string()).unwrap_or_default()
-        )
-        .as_bytes(),
-    )
-    .to_string();
-    let folder = cache.join(key.get(..16).unwrap_or(&key));
-    let place = format!("releases/{}/x86-64", recipe.version);
-    let done = folder.join("done.json");
-    if done.is_file() {
-        return finished(recipe, image, &folder, &place);
+    let fault = recipe.fault.map(|fault| format!(" {}", simulated(fault).argument())).unwrap_or_default();
+    let command_line = format!("roothash={{roothash}} ro systemd.volatile=state quiet{fault}");
+    let from = base.map(|base| base.root_hash.to_string()).unwrap_or_default();
+    // The image's folder is named by the hash of all that is in it.
+    let key = format!("{builder} {} {command_line} {from}", image.root().display());
+    let folder = cache_folder.join(Sha256::of(key.as_bytes()).to_string());
+    let place = folder.join("build");
+    if let Ok((_, manifest)) = BuildFolder::open(&place, Architecture::X86_64) {
+        cache::used(&folder)?;
+        return Ok(finished(recipe, image, &folder, &manifest));
     }
-    let partial = folder.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
-    }
-    fs::create_dir_all(partial.join(&place)).with_context(|| format!("cannot make {}", partial.display()))?;
-
-    say(&format!("{}: hashing {} for dm-verity", recipe.version, super::report::size(size)));
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let (product, version) = (recipe.product.parse()?, recipe.version.parse()?);
+    let identity = Identity { product: &product, version: &version, architecture: Architecture::X86_64 };
+    let data = open(&image.root())?;
+    say(&format!("{}: hashing the image for dm-verity", recipe.version));
     let workers = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let identity = Sha256::of(format!("{} {}", recipe.product, recipe.version).as_bytes());
-    let parameters = Parameters { salt: identity.as_bytes().to_vec(), uuid: identity.second_half() };
-    let tree = verity::build(&data, size, &parameters, workers, &Watch::none())?;
-    write(&partial.join("verity"), &tree.to_bytes())?;
-    let root_hash = tree.root_hash();
+    let (hashed, tree) = Hashed::of(&data, identity.parameters(), workers, &Watch::none())?;
+    let verity = folder.join("verity");
+    fs::write(&verity, tree.to_bytes()).with_context(|| format!("cannot write {}", verity.display()))?;
+    let uki = boot_image(image, &command_line, hashed.root_hash)?;
 
-    let uki = boot_image(image, &cmdline(&root_hash))?;
-    let path = |name: &str| -> anyhow::Result<TargetPath> { Ok(format!("{place}/{name}").parse()?) };
-    write(&partial.join(&place).join("boot.efi"), &uki)?;
-
-    let options = PackOptions::default();
-    let whole = PackImage { root_hash, bytes: &data };
-    say(&format!("{}: packing {} whole", recipe.version, super::report::size(size)));
-    let mut packs = vec![write_pack(&partial, path("full.pack")?, |output| {
-        build_full(whole, output, &options, &Watch::none()).map_err(anyhow::Error::from)
-    })?];
-    if let Some(base) = base {
-        say(&format!("{}: packing the difference from {}", recipe.version, base.version));
-        let bytes = File::open(&base.root).with_context(|| format!("cannot open {}", base.root.display()))?;
-        let from = PackImage { root_hash: base.root_hash, bytes: &bytes };
-        packs.push(write_pack(&partial, path(&format!("from-{}.pack", base.root_hash))?, |output| {
-            build_delta(whole, from, output, &options, &Watch::none()).map_err(anyhow::Error::from)
-        })?);
-    }
-    let manifest = Manifest {
-        format: manifest::FORMAT,
-        product: recipe.product.parse()?,
-        version: recipe.version.parse()?,
-        architecture: "x86-64".parse()?,
-        image: Image { size },
-        verity: Verity {
-            algorithm: "sha256".to_owned(),
-            block_size: 4096,
-            salt: parameters.salt.clone(),
-            uuid: Uuid::from_bytes(parameters.uuid),
-            root_hash: root_hash.into(),
-            hash_tree_size: tree.hash_size(),
-        },
-        uki: Described { path: path("boot.efi")?, size: uki.len() as u64, digest: Sha256::of(&uki).into() },
-        packs,
-        packages: None,
-        kubernetes: None,
-    };
-    write(&partial.join(&place).join("release.json"), &manifest.to_bytes()?)?;
-    write(&partial.join("done.json"), b"{}")?;
-    fs::rename(&partial, &folder).with_context(|| format!("cannot rename {}", partial.display()))?;
-    finished(recipe, image, &folder, &place)
+    let known: Option<(Version, File)> =
+        base.map(|base| anyhow::Ok((base.version.parse()?, open(&base.root)?))).transpose()?;
+    let bases: Vec<Base<'_>> = base
+        .iter()
+        .zip(&known)
+        .map(|(base, (version, image))| Base { version, root_hash: base.root_hash, image })
+        .collect();
+    let beside = base.map(|base| format!(", and what differs from {}", base.version)).unwrap_or_default();
+    say(&format!("{}: packing {}{beside}", recipe.version, super::report::size(hashed.size)));
+    let place = BuildFolder::create(&place)?;
+    let release = Release { folder: &place, identity, image: &data, hashed: &hashed };
+    let manifest = release.build(&uki, &bases, &Options::default())?;
+    cache::keep(cache_folder, KEPT)?;
+    Ok(finished(recipe, image, &folder, &manifest))
 }
 
-fn finished(recipe: &Recipe, image: &OsImage, folder: &Path, place: &str) -> anyhow::Result<Built> {
-    let file = folder.join(place).join("release.json");
-    let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let manifest = Manifest::parse(&bytes)?;
-    let full = manifest.packs.iter().find(|pack| matches!(pack.kind, manifest::PackKind::Full));
-    Ok(Built {
+fn finished(recipe: &Recipe, image: &OsImage, folder: &Path, manifest: &Manifest) -> Built {
+    let full = manifest.packs.iter().find(|pack| matches!(pack.kind, PackKind::Full));
+    let place = folder.join("build");
+    Built {
         version: recipe.version.clone(),
-        folder: folder.to_owned(),
         root: image.root(),
         verity: folder.join("verity"),
-        uki: folder.join(place).join("boot.efi"),
+        uki: place.join(manifest.uki.path.as_str()),
+        folder: place,
         root_hash: Sha256::from(&manifest.verity.root_hash),
         full_bytes: full.map_or(0, |pack| pack.transfer_bytes) + manifest.uki.size,
         product: recipe.product.clone(),
-    })
+    }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn write_pack(
-    folder: &Path,
-    path: TargetPath,
-    build: impl FnOnce(&mut dyn Write) -> anyhow::Result<BuiltPack>,
-) -> anyhow::Result<Pack> {
-    let file = folder.join(path.as_str());
-    let mut output = BufWriter::new(File::create(&file).with_context(|| format!("cannot make {}", file.display()))?);
-    let built = build(&mut output)?;
-    output.flush().with_context(|| format!("cannot write {}", file.display()))?;
-    Ok(built.to_manifest_entry(path))
+fn open(path: &Path) -> anyhow::Result<File> {
+    File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// The fault a release carries, in the words of the simulated machine.
@@ -234,16 +177,8 @@ fn simulated(fault: ImageFault) -> Fault {
 }
 
 /// The unified kernel image that carries the root hash.
-fn boot_image(image: &OsImage, command_line: &str) -> anyhow::Result<Vec<u8>> {
-    let read = |path: PathBuf| fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
-    let (stub, kernel, initrd) = (read(image.stub())?, read(image.kernel())?, read(image.initrd())?);
-    let parts = uki::Parts {
-        stub: &stub,
-        kernel: &kernel,
-        initrd: &initrd,
-        command_line,
-        os_release: &image.os_release,
-        kernel_release: None,
-    };
-    Ok(uki::build(&parts)?)
+fn boot_image(image: &OsImage, command_line: &str, root_hash: Sha256) -> anyhow::Result<Vec<u8>> {
+    let (stub, kernel, initrd) = (image.stub(), image.kernel(), image.initrd());
+    let parts = BootParts { stub: &stub, kernel: &kernel, initrd: &[&initrd], command_line, kernel_release: None };
+    Ok(parts.build(&root_hash.into(), &image.os_release)?)
 }

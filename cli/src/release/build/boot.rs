@@ -1,18 +1,16 @@
 //! What boots the image: a UKI made of kernel, initrd and command line, or a ready one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use bascule_image::release::manifest::MAX_UKI_SIZE;
-use bascule_image::uki::{self, MAX_COMMAND_LINE, Parts};
+use bascule_image::uki::MAX_COMMAND_LINE;
 use bascule_names::{Architecture, RootHash};
+use bascule_release::{BootParts, read_bounded};
 use clap::Args;
 
 use super::check::{self, Finding};
-use super::read_bounded;
 
-/// Stands for the image's root hash in a command line.
-const PLACEHOLDER: &str = "{roothash}";
 /// Where Debian and Fedora put systemd's stub for x86-64.
 const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
 
@@ -75,48 +73,20 @@ impl BootArguments {
 
     /// The UKI's bytes.
     pub(super) fn uki(&self, root_hash: &RootHash, os_release: &str) -> anyhow::Result<Vec<u8>> {
-        let bytes = match (&self.uki, &self.kernel) {
-            (Some(path), _) => read_bounded(path, MAX_UKI_SIZE)?,
+        match (&self.uki, &self.kernel) {
+            (Some(path), _) => Ok(read_bounded(path, MAX_UKI_SIZE)?),
             (None, Some(kernel)) => {
-                let mut initrd = Vec::new();
-                for path in &self.initrd {
-                    initrd.extend(read_bounded(path, MAX_UKI_SIZE)?);
-                    // The kernel takes several archives one after the other at multiples of four bytes.
-                    initrd.resize(initrd.len().next_multiple_of(4), 0);
-                }
-                uki::build(&Parts {
-                    stub: &read_bounded(&self.stub, MAX_UKI_SIZE)?,
-                    kernel: &read_bounded(kernel, MAX_UKI_SIZE)?,
+                let initrd: Vec<&Path> = self.initrd.iter().map(PathBuf::as_path).collect();
+                let parts = BootParts {
+                    stub: &self.stub,
+                    kernel,
                     initrd: &initrd,
-                    command_line: &command_line(&self.cmdline, root_hash),
-                    os_release,
+                    command_line: &self.cmdline,
                     kernel_release: self.kernel_release.as_deref(),
-                })
-                .context("can't build the UKI")?
+                };
+                Ok(parts.build(root_hash, os_release)?)
             }
             (None, None) => bail!("say what boots the image"),
-        };
-        Ok(bytes)
-    }
-}
-
-fn command_line(template: &str, root_hash: &RootHash) -> String {
-    if template.contains(PLACEHOLDER) {
-        template.replace(PLACEHOLDER, root_hash.as_str())
-    } else {
-        format!("{template} roothash={root_hash}").trim_start().to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_root_hash_is_put_where_it_belongs() {
-        let root_hash = RootHash::from_bytes(&[1; 32]);
-        assert_eq!(command_line("quiet", &root_hash), format!("quiet roothash={root_hash}"));
-        assert_eq!(command_line("", &root_hash), format!("roothash={root_hash}"));
-        assert_eq!(command_line("usrhash={roothash} quiet", &root_hash), format!("usrhash={root_hash} quiet"));
+        }
     }
 }

@@ -2,27 +2,24 @@
 
 mod boot;
 pub(crate) mod check;
-pub(crate) mod folder;
 mod packages;
 mod packs;
 mod tree;
 
 use std::fs::{self, File};
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::io::ReadAt as _;
-use bascule_image::release::manifest::{self, Kubernetes, Manifest, PackKind, PackageList, PackageListFormat, Verity};
-use bascule_image::verity::{self, Parameters};
+use bascule_image::release::manifest::{self, Kubernetes, Manifest, PackKind, PackageList, PackageListFormat};
+use bascule_image::verity;
 use bascule_names::{Architecture, KubernetesVersion, Product, RootHash, Version};
+use bascule_release::{BuildFolder, Extras, Hashed, Identity, Release, read_bounded};
 use clap::Args;
 
 use self::boot::BootArguments;
 use self::check::{CheckArguments, Space, Subject};
-use self::folder::BuildFolder;
-use self::packs::{PackArguments, Release};
-use self::tree::Identity;
+use self::packs::PackArguments;
 use crate::exit::Exit;
 use crate::output;
 use crate::release::progress::Bar;
@@ -131,20 +128,15 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     make_image(arguments, &identity, &folder)?;
     let mut findings = check::image(&folder.image_path())?;
     let image = folder.image()?;
-    let size = image.size().context("can't measure the image")?;
-    let parameters =
-        Parameters { salt: identity.derive("verity salt").to_vec(), uuid: *identity.uuid("verity").as_bytes() };
-    let bar = Bar::new("verity tree", size);
-    let tree = bar
-        .during(|watch| verity::build(&image, size, &parameters, arguments.packs.workers(), watch))
-        .context("can't compute the verity tree")?;
-    let root_hash = RootHash::from_bytes(tree.root_hash().as_bytes());
+    let bar = Bar::new("verity tree", image.size().context("can't measure the image")?);
+    let (hashed, tree) =
+        bar.during(|watch| Hashed::of(&image, identity.parameters(), arguments.packs.workers(), watch))?;
+    let root_hash = RootHash::from(hashed.root_hash);
     if arguments.only_root_hash {
         output::print(&format!("{root_hash}\n"))?;
         return Ok(Exit::Success);
     }
 
-    let path = |name: &str| BuildFolder::repository_path(&arguments.version, arguments.architecture, name);
     let os_release = os_release.unwrap_or_else(|| minimal_os_release(&subject));
     let mut uki = arguments.boot.uki(&root_hash, &os_release)?;
     if let Some(secure_boot) = &secure_boot {
@@ -152,13 +144,14 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     }
     findings.extend(check::uki(&uki, &root_hash, subject).context("the UKI is not usable")?);
     let layout = Space { slot: arguments.slot_size, verity: arguments.verity_size, esp: arguments.esp_size };
-    findings.extend(check::space(layout, size, tree.hash_size(), uki.len() as u64));
+    findings.extend(check::space(layout, hashed.size, tree.hash_size(), uki.len() as u64));
     for base in &arguments.packs.base {
         let (_, base) = BuildFolder::open(base, arguments.architecture)?;
-        findings.extend(check::growth(&base.version, base.image.size, size));
+        findings.extend(check::growth(&base.version, base.image.size, hashed.size));
     }
     arguments.checks.judge(&findings)?;
-    let uki = folder.write(&path("uki.efi"), &uki)?;
+    let release = Release { folder: &folder, identity, image: &image, hashed: &hashed };
+    let uki = release.boot_image(&uki)?;
     let (packages, listed) = package_list(arguments, &identity, &folder)?.unzip();
     let kubernetes = match (arguments.kubelet, listed.flatten()) {
         (Some(kubelet), listed) => {
@@ -166,36 +159,11 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         }
         (None, listed) => listed,
     };
-    let release = Release {
-        folder: &folder,
-        version: &arguments.version,
-        architecture: arguments.architecture,
-        root_hash: root_hash.clone(),
-    };
-    let mut packs = vec![release.full(&arguments.packs)?];
+    let mut packs = vec![packs::full(&release, &arguments.packs)?];
     for base in &arguments.packs.base {
-        packs.push(release.delta(base, &arguments.packs)?);
+        packs.push(packs::delta(&release, base, &arguments.packs)?);
     }
-    let manifest = Manifest {
-        format: manifest::FORMAT,
-        product: arguments.product.clone(),
-        version: arguments.version.clone(),
-        architecture: arguments.architecture,
-        image: manifest::Image { size },
-        verity: Verity {
-            algorithm: "sha256".to_owned(),
-            block_size: u32::try_from(verity::BLOCK_SIZE).context("the block size is a small number")?,
-            salt: parameters.salt,
-            uuid: uuid::Uuid::from_bytes(parameters.uuid),
-            root_hash,
-            hash_tree_size: tree.hash_size(),
-        },
-        uki,
-        packs,
-        packages,
-        kubernetes,
-    };
-    let written = folder.finish(&manifest)?;
+    let (manifest, written) = release.finish(uki, packs, Extras { packages, kubernetes })?;
     output::print(&summary(&manifest, &written))?;
     Ok(Exit::Success)
 }
@@ -217,14 +185,12 @@ pub(crate) struct DeltaArguments {
 pub(crate) fn delta(arguments: &DeltaArguments) -> anyhow::Result<Exit> {
     ensure!(!arguments.packs.base.is_empty(), "say with --base from which earlier build the delta leads");
     let (folder, mut manifest) = BuildFolder::open(&arguments.folder, arguments.architecture)?;
+    let (image, hashed) = (folder.image()?, Hashed::from(&manifest));
     for base in &arguments.packs.base {
-        let release = Release {
-            folder: &folder,
-            version: &manifest.version,
-            architecture: manifest.architecture,
-            root_hash: manifest.verity.root_hash.clone(),
-        };
-        let pack = release.delta(base, &arguments.packs)?;
+        let Manifest { product, version, architecture, .. } = &manifest;
+        let identity = Identity { product, version, architecture: *architecture };
+        let release = Release { folder: &folder, identity, image: &image, hashed: &hashed };
+        let pack = packs::delta(&release, base, &arguments.packs)?;
         manifest.packs.retain(|known| known.kind != pack.kind);
         manifest.packs.push(pack);
     }
@@ -300,17 +266,8 @@ fn package_list(
         PackageListFormat::CycloneDx => "packages.cdx.json",
         PackageListFormat::Spdx => "packages.spdx.json",
     };
-    let path = BuildFolder::repository_path(&arguments.version, arguments.architecture, name);
     let kubernetes = packages::kubernetes(&bytes)?;
-    Ok(Some((PackageList { format, file: folder.write(&path, &bytes)? }, kubernetes)))
-}
-
-pub(crate) fn read_bounded(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes));
-    read.with_context(|| format!("can't read {}", path.display()))?;
-    ensure!(bytes.len() as u64 <= limit, "{} is longer than {limit} bytes", path.display());
-    Ok(bytes)
+    Ok(Some((PackageList { format, file: folder.write(&identity.path(name), &bytes)? }, kubernetes)))
 }
 
 fn summary(manifest: &Manifest, written: &Path) -> String {

@@ -9,9 +9,8 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use bascule_image::release::manifest::Kubernetes;
 use bascule_names::KubernetesVersion;
+use bascule_release::Identity;
 use serde_json::{Value, json};
-
-use super::tree::Identity;
 
 /// dpkg's status of a full Debian installation has 3,000 packages and 5 MB.
 const MAX_STATUS: u64 = 64 << 20;

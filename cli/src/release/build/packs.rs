@@ -1,18 +1,18 @@
 //! The packs of a build: a full one, and a delta from each base.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use bascule_image::Sha256;
-use bascule_image::build::{self, Effort, Image};
+use bascule_image::build::{self, Effort};
 use bascule_image::io::ReadAt as _;
 use bascule_image::release::manifest::{Manifest, Pack};
 use bascule_image::verity;
-use bascule_names::{Architecture, RootHash, Version};
+use bascule_names::RootHash;
+use bascule_release::{Base, BuildFolder, Release};
 use clap::Args;
 
-use super::folder::BuildFolder;
 use crate::release::progress::Bar;
 
 /// How packs are built.
@@ -43,49 +43,22 @@ impl PackArguments {
     }
 }
 
-/// The release that packs are built for.
-#[derive(Debug)]
-pub(crate) struct Release<'a> {
-    pub(crate) folder: &'a BuildFolder,
-    pub(crate) version: &'a Version,
-    pub(crate) architecture: Architecture,
-    pub(crate) root_hash: RootHash,
+/// Builds the full pack.
+pub(super) fn full(release: &Release<'_>, arguments: &PackArguments) -> anyhow::Result<Pack> {
+    let bar = Bar::new("full pack", release.hashed.size);
+    Ok(bar.during(|watch| release.full(&arguments.options(), watch))?)
 }
 
-impl Release<'_> {
-    /// Builds the full pack.
-    pub(crate) fn full(&self, arguments: &PackArguments) -> anyhow::Result<Pack> {
-        let image = self.folder.image()?;
-        let path = BuildFolder::repository_path(self.version, self.architecture, "full.pack");
-        let mut out = std::io::BufWriter::new(self.folder.create_file(&path)?);
-        let this = Image { root_hash: Sha256::from(&self.root_hash), bytes: &image };
-        let bar = Bar::new("full pack", image.size().context("can't measure the image")?);
-        let built = bar
-            .during(|watch| build::build_full(this, &mut out, &arguments.options(), watch))
-            .context("can't build the full pack")?;
-        Ok(built.to_manifest_entry(path.parse().context("the pack's path is not accepted")?))
-    }
-
-    /// Builds a delta from an earlier build.
-    pub(crate) fn delta(&self, base: &std::path::Path, arguments: &PackArguments) -> anyhow::Result<Pack> {
-        let (base_folder, manifest) = BuildFolder::open(base, self.architecture)?;
-        let base_image = base_folder.image()?;
-        let image = self.folder.image()?;
-        check_base(&base_image, &manifest, arguments.workers())
-            .with_context(|| format!("{} can't be a base", base.display()))?;
-        let base_root = manifest.verity.root_hash.clone();
-        let name = format!("from-{base_root}.pack");
-        let path = BuildFolder::repository_path(self.version, self.architecture, &name);
-        let mut out = std::io::BufWriter::new(self.folder.create_file(&path)?);
-        let this = Image { root_hash: Sha256::from(&self.root_hash), bytes: &image };
-        let from = Image { root_hash: Sha256::from(&base_root), bytes: &base_image };
-        let bar =
-            Bar::new(&format!("delta from {}", manifest.version), image.size().context("can't measure the image")?);
-        let built = bar
-            .during(|watch| build::build_delta(this, from, &mut out, &arguments.options(), watch))
-            .with_context(|| format!("can't build the delta from {}", manifest.version))?;
-        Ok(built.to_manifest_entry(path.parse().context("the pack's path is not accepted")?))
-    }
+/// Builds a delta from an earlier build.
+pub(super) fn delta(release: &Release<'_>, base: &Path, arguments: &PackArguments) -> anyhow::Result<Pack> {
+    let (folder, manifest) = BuildFolder::open(base, release.identity.architecture)?;
+    let image = folder.image()?;
+    check_base(&image, &manifest, arguments.workers())
+        .with_context(|| format!("{} can't be a base", base.display()))?;
+    let root_hash = Sha256::from(&manifest.verity.root_hash);
+    let from = Base { version: &manifest.version, root_hash, image: &image };
+    let bar = Bar::new(&format!("delta from {}", manifest.version), release.hashed.size);
+    Ok(bar.during(|watch| release.delta(from, &arguments.options(), watch))?)
 }
 
 /// A delta from an image that is not what nodes run would be refused by every node.

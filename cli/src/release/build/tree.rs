@@ -6,32 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, bail, ensure};
-use bascule_image::Sha256;
-use bascule_names::{Architecture, Product, Version};
 use uuid::Uuid;
-
-/// What the parts of a release that need not be random are derived from, so that the same input gives the same bytes.
-#[derive(Debug, Clone)]
-pub(crate) struct Identity<'a> {
-    pub(crate) product: &'a Product,
-    pub(crate) version: &'a Version,
-    pub(crate) architecture: Architecture,
-}
-
-impl Identity<'_> {
-    /// 32 bytes for a purpose.
-    pub(crate) fn derive(&self, purpose: &str) -> [u8; 32] {
-        let text = format!("bascule {purpose}\n{}\n{}\n{}\n", self.product, self.version, self.architecture);
-        *Sha256::of(text.as_bytes()).as_bytes()
-    }
-
-    /// A UUID for a purpose (RFC 9562, version 8: custom).
-    pub(crate) fn uuid(&self, purpose: &str) -> Uuid {
-        let mut bytes = [0; 16];
-        bytes.iter_mut().zip(self.derive(purpose)).for_each(|(to, from)| *to = from);
-        uuid::Builder::from_custom_bytes(bytes).into_uuid()
-    }
-}
 
 /// Makes an EROFS image of `tree` with mkfs.erofs.
 pub(crate) fn make_erofs(tree: &Path, image: &Path, uuid: Uuid, time: u64) -> anyhow::Result<()> {
@@ -54,20 +29,4 @@ pub(crate) fn make_erofs(tree: &Path, image: &Path, uuid: Uuid, time: u64) -> an
         bail!("mkfs.erofs failed on {} ({}): {last}", tree.display(), output.status);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_derived_depends_on_the_release_and_the_purpose() {
-        let (product, version) = ("acme-os".parse().unwrap(), "1.0".parse().unwrap());
-        let this = Identity { product: &product, version: &version, architecture: Architecture::X86_64 };
-        let other = Identity { architecture: Architecture::Arm64, ..this.clone() };
-        assert_eq!(this.derive("salt"), this.derive("salt"));
-        assert_ne!(this.derive("salt"), this.derive("uuid"));
-        assert_ne!(this.derive("salt"), other.derive("salt"));
-        assert_eq!(this.uuid("x").get_version_num(), 8);
-    }
 }

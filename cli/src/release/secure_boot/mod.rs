@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::release::manifest::MAX_UKI_SIZE;
+use bascule_release::read_bounded;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use ring::digest::{SHA256, digest};
@@ -21,7 +22,6 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::build::read_bounded;
 use crate::clock;
 use crate::exit::Exit;
 use crate::output;

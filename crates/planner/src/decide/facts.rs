@@ -191,10 +191,16 @@ impl Traits {
                 && !staged_as_asked
                 && staging.is_some_and(|update| update.status.last_error.is_none()),
             has_failed: update.is_some_and(|update| !update.status.failed_releases.is_empty()),
-            keeps_old: other.is_some_and(|slot| slot.state == SlotState::Good),
+            keeps_old: other.is_some_and(|slot| slot.state == SlotState::Good && is_no_newer(slot, booted)),
             of_policy: update.zip(facts).is_some_and(|(update, policy)| update.spec.policy == policy.name),
         }
     }
+}
+
+/// Whether what the other slot holds is no newer than what runs. What is newer was left by going back: the agent keeps it as good,
+/// set aside, and nothing leads the node to it but an update, which brings it again.
+fn is_no_newer(other: &SlotStatus, booted: Option<&Booted>) -> bool {
+    other.version.as_ref().zip(booted).is_none_or(|(held, booted)| *held <= booted.version)
 }
 
 /// One node with what follows from its facts alone.

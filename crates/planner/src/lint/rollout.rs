@@ -131,7 +131,8 @@ fn is_awaited(offer: &Offer) -> bool {
         || matches!(&offer.state, OfferState::Unusable { reason, .. } if unreachable(reason))
 }
 
-/// Overwriting the other slot destroys the way back, so the running release must be proven.
+/// Overwriting the other slot destroys the way back, so the running release must be proven. A newer release is no way back: the node
+/// went back from it.
 fn way_back(snapshot: &Snapshot, name: &str, policy: &str, version: &Version, found: &mut Vec<Violation>) {
     let Some(update) = snapshot.nodes.iter().find(|node| &*node.name == name).and_then(|node| node.update.as_ref())
     else {
@@ -142,6 +143,9 @@ fn way_back(snapshot: &Snapshot, name: &str, policy: &str, version: &Version, fo
     let policy = snapshot.policies.iter().find(|known| known.name == policy);
     let Some(Ok(valid)) = policy.map(|policy| &policy.spec) else { return };
     if other.state != SlotState::Good || other.version.as_ref() == Some(version) {
+        return;
+    }
+    if other.version.as_ref().is_some_and(|held| *held > booted.version) {
         return;
     }
     if snapshot.now < done_at(update, &booted.version, snapshot.now).after(valid.spec.proven_after) {

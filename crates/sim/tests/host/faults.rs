@@ -19,17 +19,17 @@ use uuid::Uuid;
 use crate::operator::{Operator, Verdict};
 use crate::power_cuts::{sound, world};
 use crate::support::{installed, release};
-use crate::world::World;
+use crate::world::OneNode;
 
 const BACKENDS: [BootLoader; 2] = [SystemdBoot, Gptprio];
 
 /// A host on which 1.0 runs and 1.1 is wanted.
-fn updating(boot: BootLoader) -> World {
+fn updating(boot: BootLoader) -> OneNode {
     world(boot, installed(boot, &release("1.0")), "1.1", Verdict::Commit)
 }
 
 /// Runs to rest and expects `version` there, sound.
-fn ends_with(world: &mut World, version: &str, what: &str) {
+fn ends_with(world: &mut OneNode, version: &str, what: &str) {
     let ended = world.settle();
     let story = world.told();
     let system = ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
@@ -38,7 +38,7 @@ fn ends_with(world: &mut World, version: &str, what: &str) {
 }
 
 /// As [`ends_with`] `1.0`, and the last error is of one of these kinds; then the fault is mended and all ends well.
-fn refuses_until_mended(mut world: World, kinds: &[NodeError], what: &str, mend: impl FnOnce(&World)) {
+fn refuses_until_mended(mut world: OneNode, kinds: &[NodeError], what: &str, mend: impl FnOnce(&OneNode)) {
     let ended = world.settle();
     let story = world.told();
     let system = ended.unwrap_or_else(|wrong| panic!("{what}: {wrong}\n  {story}"));
@@ -194,7 +194,7 @@ fn an_esp_that_breaks_under_the_running_system_is_reported() {
 }
 
 /// A host on which 1.0 runs, and a 1.1 that has a delta from it; and how often a pack or boot image was opened.
-fn updating_by_delta(boot: BootLoader) -> (World, Arc<AtomicUsize>) {
+fn updating_by_delta(boot: BootLoader) -> (OneNode, Arc<AtomicUsize>) {
     let first = release("1.0");
     let known = Arc::new(vec![first.clone(), TinyRelease::following(&first, "1.1").unwrap()]);
     let downloads = Arc::new(AtomicUsize::new(0));
@@ -203,7 +203,7 @@ fn updating_by_delta(boot: BootLoader) -> (World, Arc<AtomicUsize>) {
         counter.fetch_add(1, Ordering::SeqCst);
     });
     let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
-    (World::new(boot, installed(boot, &first), operator, known, Arc::new(counted)), downloads)
+    (OneNode::new(boot, installed(boot, &first), operator, known, Arc::new(counted)), downloads)
 }
 
 #[test]

@@ -23,7 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::operator::{Operator, Verdict};
 use crate::power_cuts::world;
 use crate::support::{installed, installed_on, release};
-use crate::world::{World, Wrong};
+use crate::world::{OneNode, Wrong};
 
 const WORLDS: u64 = 250;
 const EIO: i32 = 5;
@@ -52,7 +52,7 @@ fn with_profiles(sort_key: &str, version: &str) -> Vec<u8> {
 
 /// A host on which 1.0 runs and 1.1 is wanted, with boot partitions that many hands were at.
 struct Node {
-    world: World,
+    world: OneNode,
     /// What is none of the agent's business: the partition, path and content.
     foreign: Vec<(u32, String, Vec<u8>)>,
     /// Something decides about the next boot that makes arming useless, or may, as far as the agent can see.
@@ -93,7 +93,7 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
     let sizes = Sizes { xbootldr: if two { 1200 << 10 } else { 0 }, ..Sizes::tiny() };
     let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
     let disk = installed_on(sizes, SystemdBoot, &old);
-    let mut world = World::new(SystemdBoot, disk, operator, known, Arc::new(releases));
+    let mut world = OneNode::new(SystemdBoot, disk, operator, known, Arc::new(releases));
     world.fetched = fetched;
     world.config.without = without;
     world.ask_guard = true;
@@ -263,12 +263,12 @@ fn each_safeguard_is_missed_when_it_is_left_out() {
 
 /// 1.1 runs, and 1.0 is asked for, whose kernel panics. For that 1.1 is set aside; with the tries of 1.0 used up both are bad, and the
 /// boot loader takes whatever else it shows. The error says how it ended.
-fn going_back_beside(content: Option<Vec<u8>>, without: Option<Safeguard>) -> (World, Result<(), Wrong>) {
+fn going_back_beside(content: Option<Vec<u8>>, without: Option<Safeguard>) -> (OneNode, Result<(), Wrong>) {
     let broken = TinyRelease::new("acme-os", "1.0", 48 << 10, &[Fault::Panic]).unwrap();
     let known = Arc::new(vec![release("1.1"), broken]);
     let operator = Operator::new(reference(&known[1]).unwrap(), Verdict::Commit);
     let (disk, releases) = (installed(SystemdBoot, &known[0]), SimReleases::of(known.iter()));
-    let mut world = World::new(SystemdBoot, disk, operator, known, Arc::new(releases));
+    let mut world = OneNode::new(SystemdBoot, disk, operator, known, Arc::new(releases));
     world.config.without = without;
     if let Some(content) = content {
         esp(&world.hardware.disk).write("EFI/Linux/zulu.efi", &content).unwrap();

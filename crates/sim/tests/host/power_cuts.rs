@@ -15,13 +15,13 @@ use bascule_sim::tiny::TinyRelease;
 
 use crate::operator::{Operator, Verdict};
 use crate::support::{installed, machine, release};
-use crate::world::{Moment, World, Wrong};
+use crate::world::{Moment, OneNode, Wrong};
 
 const BACKENDS: [BootLoader; 2] = [SystemdBoot, Gptprio];
 
 /// A recorded story.
 struct Story {
-    world: World,
+    world: OneNode,
     recording: Recording,
     /// What runs when it begins, and when it ends well.
     before: &'static str,
@@ -37,10 +37,10 @@ fn target(known: &[TinyRelease], version: &str) -> bascule_api::ReleaseRef {
 }
 
 /// A world on which `from` runs and whose operator wants `to`.
-pub(crate) fn world(boot: BootLoader, snapshot: Snapshot, to: &str, verdict: Verdict) -> World {
+pub(crate) fn world(boot: BootLoader, snapshot: Snapshot, to: &str, verdict: Verdict) -> OneNode {
     let known = releases();
     let repository = Arc::new(SimReleases::of(known.iter()));
-    World::new(boot, snapshot, Operator::new(target(&known, to), verdict), known, repository)
+    OneNode::new(boot, snapshot, Operator::new(target(&known, to), verdict), known, repository)
 }
 
 /// The first update of a new host: slot B is empty.
@@ -58,7 +58,7 @@ fn second_update(boot: BootLoader, verdict: Verdict) -> Story {
     record(world(boot, snapshot, "1.2", verdict), "1.1", if verdict == Verdict::Commit { "1.2" } else { "1.1" })
 }
 
-fn record(mut world: World, before: &'static str, after: &'static str) -> Story {
+fn record(mut world: OneNode, before: &'static str, after: &'static str) -> Story {
     world.hardware.disk.start_recording();
     let ended = world.settle();
     let recording = world.hardware.disk.take_recording().unwrap();
@@ -71,7 +71,7 @@ fn record(mut world: World, before: &'static str, after: &'static str) -> Story 
 
 /// What must hold at rest: the next start brings the same release and counts nothing, both copies of the table are the
 /// same, and the ESP is whole.
-pub(crate) fn sound(world: &World) -> Result<(), Wrong> {
+pub(crate) fn sound(world: &OneNode) -> Result<(), Wrong> {
     let (runs, next) = (world.running().ok_or("nothing runs")?, world.next_start()?);
     if (&next.version, next.trial) != (&runs.version, false) {
         return Err(format!("{} runs, and {} boots next (trial: {})", runs.version, next.version, next.trial));
@@ -127,7 +127,7 @@ impl Story {
         self.judge(ended, &world).map_err(|wrong| self.tell(at, Loss::Nothing, &wrong, &world))
     }
 
-    fn judge(&self, ended: Result<bascule_sim::machine::System, Wrong>, world: &World) -> Result<(), Wrong> {
+    fn judge(&self, ended: Result<bascule_sim::machine::System, Wrong>, world: &OneNode) -> Result<(), Wrong> {
         let system = ended?;
         if system.version != self.after {
             return Err(format!("{} runs at the end, not {}", system.version, self.after));
@@ -135,7 +135,7 @@ impl Story {
         sound(world)
     }
 
-    fn tell(&self, at: usize, loss: Loss, wrong: &str, world: &World) -> String {
+    fn tell(&self, at: usize, loss: Loss, wrong: &str, world: &OneNode) -> String {
         format!(
             "{:?}, {} to {}: {wrong}\nbefore the cut at {at} of {} with {loss:?}:\n{}after it:\n  {}",
             self.world.hardware.boot,

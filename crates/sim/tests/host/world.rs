@@ -60,7 +60,7 @@ pub(crate) struct Moment {
 type Hook = (&'static str, Box<dyn FnOnce()>);
 
 /// A node.
-pub(crate) struct World {
+pub(crate) struct OneNode {
     pub(crate) hardware: Hardware,
     pub(crate) operator: Operator,
     pub(crate) releases: Arc<SimReleases>,
@@ -94,7 +94,7 @@ pub(crate) struct World {
 /// How a story went wrong.
 pub(crate) type Wrong = String;
 
-impl World {
+impl OneNode {
     pub(crate) fn new(
         boot: BootLoader,
         snapshot: Snapshot,
@@ -270,7 +270,7 @@ impl World {
         Err("the machine never comes to rest".into())
     }
 
-    /// As [`World::settle`], but the system that runs goes on running: only the agent is started again.
+    /// As [`OneNode::settle`], but the system that runs goes on running: only the agent is started again.
     pub(crate) fn resume(&mut self) -> Result<System, Wrong> {
         match self.system.clone() {
             Some(system) if self.live(&system)? => self.settle(),

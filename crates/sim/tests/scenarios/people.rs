@@ -184,6 +184,24 @@ fn a_rollback_during_a_rollout() {
     }
 }
 
+/// The agent keeps what it left as good, set aside: with the word of a way back it would have to be kept until what was gone back to is
+/// proven.
+#[test]
+fn what_a_rollback_left_does_not_hold_up_what_mends_it() {
+    let mut world = world(1, &json!({"provenAfter": "1h", "budget": {"maxUnavailable": "100%"}}));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    for machine in world.machines.values_mut() {
+        machine.keep(&build::version("1.1"));
+    }
+    world.policy("workers", |policy| policy.offer = build::offer(&["1.0", "1.1", "1.2"]));
+    let published = world.snapshot.now;
+    world.until(250, |world| on(world, "1.2") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.now < published.after(Duration::from_minutes(60)), "before 1.0 was proven");
+}
+
 #[test]
 fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
     // 1.0 came with the installer: the operator never saw a manifest of it, and has no digest to name it by.

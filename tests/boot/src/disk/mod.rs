@@ -19,26 +19,13 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::watch;
 
+pub use bascule_sim::disk::Loss;
 pub use nbd::Server;
 
 /// What a drive writes whole or not at all, in bytes.
 pub const SECTOR: u64 = 512;
 /// Granularity of the cache, in bytes.
 const PAGE: u64 = 4096;
-
-/// What becomes of writes that were not flushed when the power went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
-    /// All of them had reached the medium.
-    Nothing,
-    /// None of them had.
-    Everything,
-    /// Each sector had or had not, as this seed decides: reordered and torn.
-    Some {
-        /// Repeats the same choice.
-        seed: u64,
-    },
-}
 
 /// The kind of request that a cut waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,10 +132,25 @@ impl Disk {
         match loss {
             Loss::Nothing => state.flush()?,
             Loss::Everything => {}
-            Loss::Some { seed } => {
+            // Of a sector that was written more than once the newest version is all that this cache holds.
+            Loss::Torn(seed) => {
                 let mut random = ChaCha8Rng::seed_from_u64(seed);
                 for page in state.cache.values_mut() {
                     page.dirty &= random.random::<u8>();
+                }
+                state.flush()?;
+            }
+            Loss::Chosen(mask) => {
+                let mut number = 0_u32;
+                for page in state.cache.values_mut() {
+                    for sector in (0..u8::BITS).map(|bit| 1_u8 << bit) {
+                        if page.dirty & sector != 0 {
+                            if mask.checked_shr(number).is_none_or(|rest| rest & 1 == 0) {
+                                page.dirty &= !sector;
+                            }
+                            number = number.saturating_add(1);
+                        }
+                    }
                 }
                 state.flush()?;
             }
@@ -365,12 +367,22 @@ mod tests {
         let lost = |seed| {
             let (_file, disk) = disk();
             disk.serve_write(0, &[9; 64 * 512], false).unwrap();
-            disk.power_off(Loss::Some { seed }).unwrap();
+            disk.power_off(Loss::Torn(seed)).unwrap();
             (0..64).map(|sector| first_byte(&disk, sector)).collect::<Vec<_>>()
         };
         assert_eq!(lost(1), lost(1));
         assert_ne!(lost(1), lost(2));
         assert!(lost(1).contains(&0) && lost(1).contains(&9));
+    }
+
+    #[test]
+    fn of_chosen_sectors_those_whose_bit_is_set_are_kept() {
+        let (_file, disk) = disk();
+        // Two of one page, and one of another.
+        disk.serve_write(512, &[7; 2 * 512], false).unwrap();
+        disk.serve_write(8192, &[7; 512], false).unwrap();
+        disk.power_off(Loss::Chosen(0b101)).unwrap();
+        assert_eq!([1, 2, 16].map(|sector| first_byte(&disk, sector)), [7, 0, 7]);
     }
 
     #[test]

@@ -65,7 +65,8 @@ impl fmt::Display for Plan {
         let loss = match self.loss {
             Loss::Nothing => "nothing is lost".to_owned(),
             Loss::Everything => "all that was not flushed is lost".to_owned(),
-            Loss::Some { seed } => format!("sectors are lost by seed {seed:x}"),
+            Loss::Torn(seed) => format!("sectors are lost by seed {seed:x}"),
+            Loss::Chosen(kept) => format!("of the sectors that were not flushed those of {kept:b} are kept"),
         };
         write!(formatter, "{phase}, after {} {requests}, {loss}", self.after)
     }
@@ -88,7 +89,7 @@ impl Plan {
         let loss = match random.random_range(0..4) {
             0 => Loss::Nothing,
             1 => Loss::Everything,
-            _ => Loss::Some { seed: random.random() },
+            _ => Loss::Torn(random.random()),
         };
         Self { phase, after, loss }
     }

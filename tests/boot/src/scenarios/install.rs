@@ -30,7 +30,7 @@ use crate::older::Older;
 use crate::release::Release;
 use crate::say;
 use crate::site::{AgentIs, Site, Version};
-use crate::vendor::Vendor;
+use crate::vendor::ReferenceVendor;
 
 /// The channel of the page's first policy.
 const CHANNEL: &str = "stable";
@@ -47,7 +47,7 @@ pub struct Scene<'a> {
     /// Where everything of the cluster is kept.
     pub folder: &'a Path,
     /// The repository.
-    pub vendor: &'a Vendor,
+    pub vendor: &'a ReferenceVendor,
     /// What the machines run.
     pub old: &'a Release,
     /// What they are to run.

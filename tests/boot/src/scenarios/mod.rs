@@ -23,7 +23,7 @@ use crate::cluster::Cluster;
 use crate::lab::{Lab, Setup};
 use crate::machine::Machine;
 use crate::release::Release;
-use crate::vendor::Vendor;
+use crate::vendor::ReferenceVendor;
 
 // Patience costs nothing while all is well: it only decides when a test gives up. A host under a load of 15 was seen to take five
 // times as long as a quiet one.
@@ -43,7 +43,7 @@ pub struct Stage<'a> {
     /// Control plane and operator.
     pub cluster: &'a Cluster,
     /// The repository.
-    pub vendor: &'a Vendor,
+    pub vendor: &'a ReferenceVendor,
 }
 
 impl Stage<'_> {

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
+use bascule_release::read_bounded;
 
-use super::super::read_bounded;
 use super::{Finding, NO_AGENT, NO_GUARD, NO_TRUST_ROOT};
 
 /// Where the agent looks for its root of trust, in a root tree and in one that is mounted at `/usr`.

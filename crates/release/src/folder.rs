@@ -9,10 +9,12 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail, ensure};
 use bascule_image::Sha256;
 use bascule_image::release::manifest::{self, File as Described, Manifest};
-use bascule_names::{Architecture, Digest, Version};
+use bascule_image::release::names::TargetPath;
+use bascule_names::{Architecture, Digest};
+
+use crate::{Error, Identity, read_bounded};
 
 /// Stands in a folder from the beginning of a build to its end.
 const UNFINISHED: &str = ".unfinished";
@@ -21,13 +23,16 @@ const IMAGE: &str = "image.raw";
 
 /// A build folder.
 #[derive(Debug, Clone)]
-pub(crate) struct BuildFolder {
+pub struct BuildFolder {
     root: PathBuf,
 }
 
 impl BuildFolder {
     /// A folder for a new build: it must be missing or empty, or hold a build that was never finished.
-    pub(crate) fn create(root: &Path) -> anyhow::Result<Self> {
+    ///
+    /// # Errors
+    /// It holds something else, or can't be made.
+    pub fn create(root: &Path) -> Result<Self, Error> {
         let mark = root.join(UNFINISHED);
         let make = || {
             if mark.is_file() {
@@ -41,21 +46,25 @@ impl BuildFolder {
             }
             fs::create_dir_all(root)
         };
-        make().with_context(|| format!("can't make {}", root.display()))?;
-        let entries = fs::read_dir(root).with_context(|| format!("can't read {}", root.display()))?;
+        make().map_err(Error::make(root))?;
+        let entries = fs::read_dir(root).map_err(Error::read(root))?;
         let others = entries.flatten().filter(|entry| entry.file_name() != UNFINISHED).count();
-        ensure!(others == 0, "{} is not empty; give a new folder for each build", root.display());
-        fs::write(&mark, "").with_context(|| format!("can't write {}", mark.display()))?;
+        if others > 0 {
+            return Err(Error::NotEmpty(root.to_owned()));
+        }
+        fs::write(&mark, "").map_err(Error::write(&mark))?;
         Ok(Self { root: root.to_owned() })
     }
 
     /// The architectures that a folder holds finished releases for, in the order of their names.
-    pub(crate) fn architectures(root: &Path) -> anyhow::Result<Vec<Architecture>> {
+    ///
+    /// # Errors
+    /// It is no build folder, or can't be read.
+    pub fn architectures(root: &Path) -> Result<Vec<Architecture>, Error> {
         let releases = root.join("releases");
-        let failed = || format!("{} is no build folder: it has no releases in it", root.display());
         let mut found = Vec::new();
-        for entry in fs::read_dir(&releases).with_context(failed)? {
-            let version = entry.with_context(|| format!("can't read {}", releases.display()))?.path();
+        for entry in read_releases(root, &releases)? {
+            let version = entry.map_err(Error::read(&releases))?.path();
             let all = [Architecture::Arm64, Architecture::X86_64];
             found.extend(all.into_iter().filter(|one| version.join(one.as_str()).join("release.json").is_file()));
         }
@@ -65,14 +74,14 @@ impl BuildFolder {
     }
 
     /// A finished build and its manifest.
-    pub(crate) fn open(root: &Path, architecture: Architecture) -> anyhow::Result<(Self, Manifest)> {
-        let folder = Self { root: root.to_owned() };
+    ///
+    /// # Errors
+    /// It holds no release for this architecture, or several, or one that no node would take.
+    pub fn open(root: &Path, architecture: Architecture) -> Result<(Self, Manifest), Error> {
         let releases = root.join("releases");
         let mut found = Vec::new();
-        let entries = fs::read_dir(&releases)
-            .with_context(|| format!("{} is no build folder: it has no releases in it", root.display()))?;
-        for entry in entries {
-            let path = entry.with_context(|| format!("can't read {}", releases.display()))?.path();
+        for entry in read_releases(root, &releases)? {
+            let path = entry.map_err(Error::read(&releases))?.path();
             let file = path.join(architecture.as_str()).join("release.json");
             if file.is_file() {
                 found.push(file);
@@ -80,60 +89,69 @@ impl BuildFolder {
         }
         let path = match found.as_slice() {
             [path] => path,
-            [] => bail!("{} holds no finished release for {architecture}", root.display()),
-            _ => bail!("{} holds more than one release for {architecture}", root.display()),
+            [] => return Err(Error::NoRelease { path: root.to_owned(), architecture }),
+            _ => return Err(Error::SeveralReleases { path: root.to_owned(), architecture }),
         };
-        let size = fs::metadata(path).with_context(|| format!("can't read {}", path.display()))?.len();
-        ensure!(size <= manifest::MAX_LENGTH as u64, "{} is too long for a manifest", path.display());
-        let bytes = fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
-        let manifest = Manifest::parse(&bytes).with_context(|| format!("{} is no manifest", path.display()))?;
-        Ok((folder, manifest))
-    }
-
-    /// The path of a file in the repository.
-    pub(crate) fn repository_path(version: &Version, architecture: Architecture, name: &str) -> String {
-        format!("releases/{version}/{architecture}/{name}")
+        let bytes = read_bounded(path, manifest::MAX_LENGTH as u64)?;
+        let manifest = Manifest::parse(&bytes).map_err(|source| Error::NoManifest { path: path.to_owned(), source })?;
+        Ok((Self { root: root.to_owned() }, manifest))
     }
 
     /// Where a repository path lies here.
-    pub(crate) fn at(&self, path: &str) -> PathBuf {
+    #[must_use]
+    pub fn at(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
 
     /// The raw image.
-    pub(crate) fn image_path(&self) -> PathBuf {
+    #[must_use]
+    pub fn image_path(&self) -> PathBuf {
         self.root.join(IMAGE)
     }
 
     /// Opens the raw image for reading.
-    pub(crate) fn image(&self) -> anyhow::Result<File> {
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub fn image(&self) -> Result<File, Error> {
         let path = self.image_path();
-        File::open(&path).with_context(|| format!("can't read {}; a base needs its raw image", path.display()))
+        File::open(&path).map_err(|source| Error::NoImage { path, source })
     }
 
     /// Makes a file, and the folders above it.
-    pub(crate) fn create_file(&self, path: &str) -> anyhow::Result<File> {
+    ///
+    /// # Errors
+    /// A folder can't be made, or the file not be written.
+    pub fn create_file(&self, path: &str) -> Result<File, Error> {
         let path = self.at(path);
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("can't make {}", parent.display()))?;
+            fs::create_dir_all(parent).map_err(Error::make(parent))?;
         }
-        File::create(&path).with_context(|| format!("can't write {}", path.display()))
+        File::create(&path).map_err(Error::write(&path))
     }
 
     /// Writes a file and describes it for the manifest.
-    pub(crate) fn write(&self, path: &str, bytes: &[u8]) -> anyhow::Result<Described> {
-        self.create_file(path)?.write_all(bytes).with_context(|| format!("can't write {}", self.at(path).display()))?;
+    ///
+    /// # Errors
+    /// It can't be written, or no repository would take its path.
+    pub fn write(&self, path: &str, bytes: &[u8]) -> Result<Described, Error> {
+        self.create_file(path)?.write_all(bytes).map_err(Error::write(&self.at(path)))?;
         Ok(Described {
-            path: path.parse().with_context(|| format!("{path} is no path for a repository"))?,
+            path: repository_path(path)?,
             size: bytes.len() as u64,
             digest: Digest::from(Sha256::of(bytes)),
         })
     }
 
     /// Writes the manifest in one step: with it the build is finished.
-    pub(crate) fn finish(&self, manifest: &Manifest) -> anyhow::Result<PathBuf> {
-        let path = self.at(&Self::repository_path(&manifest.version, manifest.architecture, "release.json"));
-        let bytes = manifest.to_bytes().context("the manifest would be refused by a node")?;
+    ///
+    /// # Errors
+    /// A node would refuse it, or it can't be written.
+    pub fn finish(&self, manifest: &Manifest) -> Result<PathBuf, Error> {
+        let Manifest { product, version, architecture, .. } = manifest;
+        let identity = Identity { product, version, architecture: *architecture };
+        let path = self.at(&identity.path("release.json"));
+        let bytes = manifest.to_bytes().map_err(Error::Refused)?;
         let parent = path.parent().unwrap_or(&self.root);
         let write = || {
             fs::create_dir_all(parent)?;
@@ -148,7 +166,17 @@ impl BuildFolder {
                 _ => Ok(()),
             }
         };
-        write().with_context(|| format!("can't write {}", path.display()))?;
+        write().map_err(Error::write(&path))?;
         Ok(path)
     }
+}
+
+/// The folders of releases in a build folder.
+fn read_releases(root: &Path, releases: &Path) -> Result<fs::ReadDir, Error> {
+    fs::read_dir(releases).map_err(|source| Error::NoBuildFolder { path: root.to_owned(), source })
+}
+
+/// A path as a manifest names it.
+pub(crate) fn repository_path(path: &str) -> Result<TargetPath, Error> {
+    path.parse().map_err(|source| Error::NoRepositoryPath { path: path.to_owned(), source })
 }
