@@ -190,6 +190,7 @@ impl Vendor {
             packs,
             packages: None,
             kubernetes: None,
+            state_version: None,
         };
         std::fs::write(root.join(path("release.json")), manifest.to_bytes().unwrap()).unwrap();
         root

@@ -153,6 +153,7 @@ impl TinyRelease {
             packs: vec![built.to_manifest_entry(path("full.pack")?)],
             packages: None,
             kubernetes: None,
+            state_version: None,
         };
         let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {

@@ -237,6 +237,7 @@ fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Re
         packs,
         packages: None,
         kubernetes: None,
+        state_version: None,
     };
     fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
     fs::rename(&partial, &folder)?;

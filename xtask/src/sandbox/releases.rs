@@ -182,6 +182,7 @@ fn build(
         packs,
         packages: None,
         kubernetes: None,
+        state_version: None,
     };
     write(&partial.join(&place).join("release.json"), &manifest.to_bytes()?)?;
     write(&partial.join("done.json"), b"{}")?;

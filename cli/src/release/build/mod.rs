@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod folder;
 mod packages;
 mod packs;
+mod state;
 mod tree;
 
 use std::fs::{self, File};
@@ -67,6 +68,10 @@ pub(crate) struct BuildArguments {
     #[arg(long, value_name = "VERSION")]
     kubelet: Option<KubernetesVersion>,
 
+    /// State version of the image, where there is no tree to read BASCULE_STATE_VERSION of os-release from.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    state_version: Option<u32>,
+
     /// Only print the image's root hash, to make a UKI with other tools.
     #[arg(long)]
     only_root_hash: bool,
@@ -121,6 +126,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         (findings, kernel_release) = arguments.boot.look(arguments.architecture)?;
     }
     let os_release = os_release(arguments)?;
+    let state_of_tree = os_release.as_deref().map(|text| state::declared("the tree's os-release", text)).transpose()?;
     if let Some(root) = &arguments.root {
         ensure!(root.is_dir(), "{} is no folder; --root takes the root tree of the OS", root.display());
         findings.extend(check::tree(root, os_release.as_deref(), kernel_release.as_deref(), subject)?);
@@ -158,6 +164,10 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         findings.extend(check::growth(&base.version, base.image.size, size));
     }
     arguments.checks.judge(&findings)?;
+    let state_version = match state_of_tree {
+        Some(state_of_tree) => state::of_tree(state_of_tree, arguments.state_version)?,
+        None => state::of_image(&uki, arguments.state_version)?,
+    };
     let uki = folder.write(&path("uki.efi"), &uki)?;
     let (packages, listed) = package_list(arguments, &identity, &folder)?.unzip();
     let kubernetes = match (arguments.kubelet, listed.flatten()) {
@@ -177,7 +187,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         packs.push(release.delta(base, &arguments.packs)?);
     }
     let manifest = Manifest {
-        format: manifest::FORMAT,
+        format: manifest::format_for(state_version),
         product: arguments.product.clone(),
         version: arguments.version.clone(),
         architecture: arguments.architecture,
@@ -194,6 +204,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         packs,
         packages,
         kubernetes,
+        state_version,
     };
     let written = folder.finish(&manifest)?;
     output::print(&summary(&manifest, &written))?;

@@ -15,7 +15,7 @@ mod shown;
 mod tests;
 
 pub use build::{Parts, build};
-pub use os_release::OsRelease;
+pub use os_release::{OsRelease, STATE_VERSION};
 pub use read::{Processor, ReadUkiError, Uki};
 pub use shown::{ShownEntry, shown};
 
