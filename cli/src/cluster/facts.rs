@@ -207,6 +207,7 @@ fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts 
         downgrade: false,
         kubelet: None,
         brings_api_server: false,
+        state_version: None,
         withdrawn: None,
     };
     let known = [status.previous.as_ref(), status.target.as_ref()];
