@@ -19,7 +19,7 @@ pub(super) fn short(effects: Vec<Effect>) -> Plan {
 /// What follows from how the machine booted, if anything.
 pub(super) fn conclude(state: &mut State, facts: &Facts, now: Now) -> Plan {
     let journal = state.journal.clone()?;
-    if let Some(plan) = remember(&journal, facts) {
+    if let Some(plan) = remember(state, &journal, facts) {
         return Some(plan);
     }
     if let Some(armed) = &journal.armed
@@ -46,8 +46,8 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
     repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]))
 }
 
-/// What has to be on record: boot images that were taken over, and that a boot loader is set up anew.
-fn remember(journal: &Journal, facts: &Facts) -> Plan {
+/// What has to be on record: boot images that were taken over, that a boot loader is set up anew, and what runs makes of the state.
+fn remember(state: &State, journal: &Journal, facts: &Facts) -> Plan {
     let mut next = next_journal(journal);
     next.placed.clone_from(&facts.boot.view.records);
     let setup = facts.boot.inventory.loader_setup();
@@ -62,7 +62,12 @@ fn remember(journal: &Journal, facts: &Facts) -> Plan {
         None if wrong => next.loader_setup = Some(setup),
         _ => {}
     }
+    next.state.note(&facts.root_hash, facts.state_version);
+    if !state.is_trial(facts) {
+        next.state.use_at_least(facts.state_version);
+    }
     let news = (&next.placed, &next.loader_setup) != (&journal.placed, &journal.loader_setup);
+    let news = news || next.state != journal.state;
     news.then(|| (Work::Short, vec![Effect::Persist(Box::new(next))]))
 }
 
@@ -78,6 +83,7 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
             let mut next = next_journal(journal);
             next.armed = None;
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
+            next.state.use_with(facts.state_version);
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
         Entry::Trying { left, .. } => {

@@ -16,6 +16,7 @@ mod protocol;
 mod query;
 mod slots;
 mod state;
+mod state_version;
 mod status;
 mod step;
 
@@ -26,5 +27,6 @@ pub use journal::{Armed, Committed, JOURNAL_FILE, Journal, JournalError, KnownRe
 pub use protocol::{Guarantee, Guarantees};
 pub use query::{Extent, ReleaseQuery, Space};
 pub use state::{Config, During, Manual, Now, Problem, Resolved, State, Work};
+pub use state_version::StateMemory;
 pub use status::status;
 pub use step::step;

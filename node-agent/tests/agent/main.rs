@@ -26,4 +26,5 @@ mod not_taken;
 mod releases;
 mod run;
 mod service;
+mod state_versions;
 mod way_back;
