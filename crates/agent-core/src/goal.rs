@@ -8,8 +8,8 @@ use super::state::Work;
 use super::state_version;
 use super::step::{no_plan, refuse};
 use super::{
-    Armed, Committed, Desired, Effect, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery, ReleaseTarget,
-    State, Why,
+    Armed, Committed, Desired, Effect, Facts, Hook, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery,
+    ReleaseTarget, State, Why,
 };
 
 /// The release that somebody wants beside the running one.
@@ -372,7 +372,8 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
         next.placed.push(placed);
     }
     state.reboot_asked = None;
-    let mut effects = vec![arming.check, Effect::Persist(Box::new(next))];
+    let hook = Effect::RunHook { hook: Hook::BeforeArm, version: target.version.clone() };
+    let mut effects = vec![arming.check, hook, Effect::Persist(Box::new(next))];
     effects.extend(arming.effects);
     short(effects)
 }
@@ -415,7 +416,10 @@ pub(super) fn commit(state: &mut State, facts: &Facts, now: Now) -> Plan {
         next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
     }
     match state.trial_record(facts) {
-        Some(_) => next.state.use_with(facts.state_version),
+        Some(_) => {
+            next.state.use_with(facts.state_version);
+            next.after_commit = Some(facts.root_hash.clone());
+        }
         None => next.state.use_at_least(facts.state_version),
     }
     let mut effects = Vec::new();

@@ -7,7 +7,8 @@ use super::protocol::NoPlan;
 use super::state::Work;
 use super::step::no_plan;
 use super::{
-    Armed, Committed, Effect, Entry, Facts, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State, TableHealth,
+    Armed, Committed, Effect, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State,
+    TableHealth,
 };
 
 pub(super) type Plan = Option<(Work, Vec<Effect>)>;
@@ -43,7 +44,25 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
     }
     let doubled = [facts.booted, facts.inactive()].into_iter().filter(|slot| facts.slots.get(*slot).entry_doubled);
     let repairs = doubled.filter_map(|slot| plan::untangle(facts, slot)).next();
-    repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]))
+    let repairs = repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]));
+    repairs.or_else(|| after_commit(state, facts))
+}
+
+/// The OS image is told of the commit, once that and what the state was used with are on record: from here on it may make of the
+/// state what the release before does not understand.
+fn after_commit(state: &State, facts: &Facts) -> Plan {
+    let journal = state.journal.as_ref()?;
+    let of = journal.after_commit.as_ref()?;
+    let mut next = next_journal(journal);
+    next.after_commit = None;
+    let mut effects = vec![Effect::Persist(Box::new(next))];
+    if *of == facts.root_hash {
+        if state.is_trial(facts) {
+            return None;
+        }
+        effects.insert(0, Effect::RunHook { hook: Hook::AfterCommit, version: facts.version.clone() });
+    }
+    short(effects)
 }
 
 /// What has to be on record: boot images that were taken over, that a boot loader is set up anew, and what runs makes of the state.
@@ -84,6 +103,7 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
             next.armed = None;
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
             next.state.use_with(facts.state_version);
+            next.after_commit = Some(facts.root_hash.clone());
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
         Entry::Trying { left, .. } => {

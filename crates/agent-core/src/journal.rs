@@ -113,6 +113,9 @@ pub struct Journal {
     /// The last word of a person, by way of the operator, to try again what failed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retried: Option<Time>,
+    /// The release whose commit the OS image is to be told of still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_commit: Option<RootHash>,
     /// What is known of state versions.
     #[serde(default, skip_serializing_if = "StateMemory::is_empty")]
     pub state: StateMemory,

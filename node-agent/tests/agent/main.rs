@@ -18,6 +18,7 @@ mod exit_codes;
 mod flow;
 mod grants;
 mod guard;
+mod hooks;
 mod kubernetes;
 mod last_resort;
 mod limits;

@@ -256,6 +256,8 @@ pub enum NodeError {
     Grant,
     /// The release is made for an older state of the machine than the machine was used with, and nobody accepted that.
     StateVersion,
+    /// A hook of the OS image failed, or did not end in time.
+    Hook,
     /// A file or value of the agent's settings is wrong.
     Settings,
     /// The trial did not become healthy in time.
@@ -268,7 +270,7 @@ pub enum NodeError {
 
 impl NodeError {
     /// Every category.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Network,
         Self::Trust,
         Self::Unsuitable,
@@ -280,6 +282,7 @@ impl NodeError {
         Self::Kubernetes,
         Self::Grant,
         Self::StateVersion,
+        Self::Hook,
         Self::Settings,
         Self::TrialFailed,
         Self::BootFailed,
@@ -301,6 +304,7 @@ impl NodeError {
             Self::Kubernetes => "Kubernetes",
             Self::Grant => "Grant",
             Self::StateVersion => "StateVersion",
+            Self::Hook => "Hook",
             Self::Settings => "Settings",
             Self::TrialFailed => "TrialFailed",
             Self::BootFailed => "BootFailed",
