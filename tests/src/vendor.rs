@@ -191,6 +191,7 @@ impl Vendor {
             packages: None,
             kubernetes: None,
             state_version: None,
+            measured: None,
         };
         std::fs::write(root.join(path("release.json")), manifest.to_bytes().unwrap()).unwrap();
         root

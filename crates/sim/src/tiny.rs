@@ -170,6 +170,7 @@ impl TinyRelease {
             packages: None,
             kubernetes: None,
             state_version,
+            measured: None,
         };
         let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {

@@ -238,6 +238,7 @@ fn pack(cache_folder: &Path, release: &Release, bases: &[Release]) -> anyhow::Re
         packages: None,
         kubernetes: None,
         state_version: None,
+        measured: None,
     };
     fs::write(partial.join(&place).join("release.json"), manifest.to_bytes()?)?;
     fs::rename(&partial, &folder)?;

@@ -183,6 +183,7 @@ fn build(
         packages: None,
         kubernetes: None,
         state_version: None,
+        measured: None,
     };
     write(&partial.join(&place).join("release.json"), &manifest.to_bytes()?)?;
     write(&partial.join("done.json"), b"{}")?;

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::io::ReadAt as _;
 use bascule_image::release::manifest::{self, Kubernetes, Manifest, PackKind, PackageList, PackageListFormat, Verity};
+use bascule_image::uki::Uki;
 use bascule_image::verity::{self, Parameters};
 use bascule_names::{Architecture, KubernetesVersion, Product, RootHash, Version};
 use clap::Args;
@@ -168,6 +169,13 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         Some(state_of_tree) => state::of_tree(state_of_tree, arguments.state_version)?,
         None => state::of_image(&uki, arguments.state_version)?,
     };
+    let measured = match Uki::open(&uki)?.measured() {
+        Ok(measured) => Some(measured),
+        Err(error) => {
+            output::say(&format!("what a TPM will hold (PCR 11) is not in the manifest: {error}"));
+            None
+        }
+    };
     let uki = folder.write(&path("uki.efi"), &uki)?;
     let (packages, listed) = package_list(arguments, &identity, &folder)?.unzip();
     let kubernetes = match (arguments.kubelet, listed.flatten()) {
@@ -205,6 +213,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         packages,
         kubernetes,
         state_version,
+        measured,
     };
     let written = folder.finish(&manifest)?;
     output::print(&summary(&manifest, &written))?;

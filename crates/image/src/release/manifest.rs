@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use bascule_names::{Architecture, Digest, KubernetesVersion, Product, RootHash, Version};
 
+use super::measured::Measured;
 use super::names::TargetPath;
 use super::parse::{self, ParseError};
 use crate::verity;
@@ -63,6 +64,9 @@ pub struct Manifest {
     /// not go to this release unless somebody accepts that. None counts as 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_version: Option<u32>,
+    /// What a TPM holds once the boot image has run, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
 }
 
 /// The format that a manifest has to have.
@@ -254,6 +258,9 @@ impl Manifest {
         self.verity.validate(self.image.size).map_err(|(field, reason)| invalid(field, reason))?;
         if self.uki.size == 0 || self.uki.size > MAX_UKI_SIZE {
             return Err(invalid("uki.size", format!("is {}, accepted are 1 to {MAX_UKI_SIZE} bytes", self.uki.size)));
+        }
+        if let Some(measured) = &self.measured {
+            measured.validate().map_err(|(field, reason)| invalid(field, reason))?;
         }
         if let Some(list) = &self.packages
             && list.file.size > MAX_PACKAGE_LIST_SIZE

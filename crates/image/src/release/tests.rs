@@ -34,7 +34,8 @@ fn manifest_json() -> Value {
              "transferBytes": 600000}
         ],
         "packages": {"format": "CycloneDX", "path": "releases/41.3.0/x86-64/packages.json", "size": 10,
-                     "digest": format!("sha256:{}", hash('3'))}
+                     "digest": format!("sha256:{}", hash('3'))},
+        "measured": {"stub": "257.9-1", "pcr11": [{"phase": "", "value": format!("sha256:{}", hash('5'))}]}
     })
 }
 
@@ -107,6 +108,9 @@ fn every_number_that_does_not_fit_is_refused_by_name() {
         ("/packs/1/kind", json!("full"), "packs"),
         ("/packs/2/base", json!(hash('b')), "packs.base"),
         ("/packs/2/base", json!(hash('a')), "packs.base"),
+        ("/measured", json!({"stub": "257", "pcr11": []}), "measured.pcr11"),
+        ("/measured/stub", json!("two words"), "measured"),
+        ("/measured/pcr11/0/phase", json!("x".repeat(129)), "measured"),
         ("/packs/2/path", json!("releases/41.3.0/x86-64/full.pack"), "packs.path"),
     ];
     for value in near {

@@ -8,6 +8,7 @@
 //! for less: what it shows may be no whole UKI.
 
 mod build;
+mod measure;
 mod os_release;
 mod read;
 mod shown;
@@ -15,6 +16,7 @@ mod shown;
 mod tests;
 
 pub use build::{Parts, build};
+pub use measure::MeasureError;
 pub use os_release::{OsRelease, STATE_VERSION};
 pub use read::{Processor, ReadUkiError, Uki};
 pub use shown::{ShownEntry, shown};
