@@ -80,14 +80,6 @@ impl<'a> Choices<'a> {
 
     /// What a node of this policy should run.
     pub(super) fn of(&mut self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> Choice<'a> {
-        let choice = self.wanted(policy, node, now);
-        match made_for_older_state(node, &choice) {
-            Some(wait) => Choice::Nothing(Arc::new(wait)),
-            None => choice,
-        }
-    }
-
-    fn wanted(&mut self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> Choice<'a> {
         if let Some(rollback) = policy.rollbacks.iter().find(|rollback| rollback.leaves(node))
             && let Some(running) = node.running()
         {
@@ -188,8 +180,9 @@ fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Relea
 }
 
 /// Why a node does not go to a release that is made for an older state of the machine than the machine was used with. Its agent
-/// would refuse that too, but only once the node is empty.
-fn made_for_older_state(node: &NodeView<'_>, choice: &Choice<'_>) -> Option<Wait> {
+/// would refuse that too, but only once the node is empty. What is to be done stays what it is: a Rollback that is not followed for
+/// this is one all the same, which no pause and no halt stands in the way of.
+pub(super) fn made_for_older_state(node: &NodeView<'_>, choice: &Choice<'_>) -> Option<Wait> {
     let used = node.traits.state_version?;
     let (to, made_for) = match choice {
         Choice::Install(install) => (&install.release.version, install.release.state_version),
