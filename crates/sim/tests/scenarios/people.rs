@@ -221,11 +221,13 @@ fn a_release_that_failed_is_not_left_by_itself_over_a_state_version() {
         machine.states.insert("1.1".parse().unwrap(), 2);
     }
     world.until(600, |world| on(world, "1.1") >= 1 && granted(world) == 0).unwrap();
-    let (version, at) = ("1.1".parse().unwrap(), world.snapshot.now);
-    let (by, why) = (bascule_api::conditions::reason::FAILURE_THRESHOLD.to_owned(), "it failed".to_owned());
-    world.policy("workers", |policy| {
-        policy.status.blocked.push(bascule_api::BlockedRelease { version, at, by, reason: why });
-    });
+    let block = bascule_api::BlockedRelease {
+        version: "1.1".parse().unwrap(),
+        at: world.snapshot.now,
+        by: bascule_api::conditions::reason::FAILURE_THRESHOLD.to_owned(),
+        reason: "it failed".to_owned(),
+    };
+    world.policy("workers", |policy| policy.status.blocked.push(block.clone()));
     for _ in 0..20 {
         world.operate_for(None).unwrap();
         world.pass(60);
