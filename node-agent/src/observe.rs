@@ -48,6 +48,8 @@ pub struct RunningSlots {
     pub product: Product,
     /// The running release.
     pub version: Version,
+    /// What it declares of the machine's state.
+    pub state_version: Option<u32>,
     /// Its root hash.
     pub root_hash: RootHash,
     /// The running slot.
@@ -159,6 +161,8 @@ pub fn running_slots(
     };
     let version = release.first(&["IMAGE_VERSION", "VERSION_ID"]).ok_or(ObserveError::OsRelease("IMAGE_VERSION"))?;
     let version = Version::parse(version).map_err(name("IMAGE_VERSION"))?;
+    // A number that is none stops the build of the release. Where it runs all the same it must not keep a trial from being judged.
+    let state_version = release.state_version().unwrap_or_default();
     let root_hash = root_hash(&command_line, look_settings.slots)?;
     let architecture = architecture()?;
     let table = Table::read(&*host.disk)?;
@@ -169,7 +173,7 @@ pub fn running_slots(
         slots::content(data, verity)
     };
     let contents = PerSlot { a: content(SlotName::A), b: content(SlotName::B) };
-    let slots = RunningSlots { product, version, root_hash, booted, contents, partitions };
+    let slots = RunningSlots { product, version, state_version, root_hash, booted, contents, partitions };
     Ok((slots, table.health(), architecture))
 }
 
@@ -218,6 +222,7 @@ pub fn observe(host: &Host, look_settings: &LookSettings, digests: &DigestCache)
         product: running.product,
         architecture,
         version: running.version,
+        state_version: running.state_version,
         root_hash: running.root_hash,
         booted: running.booted,
         slots,

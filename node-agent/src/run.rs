@@ -253,7 +253,7 @@ impl Loop {
         let (command, user, answer) = match command.request {
             Request::Stage { release, user } => (ManualCommand::Stage(release), user, command.answer),
             Request::Commit { user } => (ManualCommand::Commit, user, command.answer),
-            Request::Revert { user } => (ManualCommand::Revert, user, command.answer),
+            Request::Revert { accept_state, user } => (ManualCommand::Revert { accept_state }, user, command.answer),
         };
         tracing::warn!(action = command.name(), user, "a person on the node asks for something");
         // A command that came before is overtaken; who waits for it learns how things stand.

@@ -41,6 +41,9 @@ pub enum Request {
     },
     /// Go back to the other slot.
     Revert {
+        /// Also to a release that is made for an older state of the machine.
+        #[serde(default, rename = "acceptState", skip_serializing_if = "std::ops::Not::not")]
+        accept_state: bool,
         /// Who asks.
         user: Option<String>,
     },

@@ -207,6 +207,7 @@ fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts 
         downgrade: false,
         kubelet: None,
         brings_api_server: false,
+        state_version: info.state_version,
         withdrawn: None,
     };
     let known = [status.previous.as_ref(), status.target.as_ref()];
@@ -227,5 +228,27 @@ fn policy(policy: &api::UpdatePolicy, machines: &[Architecture]) -> PolicyFacts 
         advice: None,
         status,
         offer: Arc::new(offer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_a_release_makes_of_the_state_is_foreseen_too() {
+        let digest = format!("sha256:{}", "3".repeat(64));
+        let policy: api::UpdatePolicy = serde_json::from_value(json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers"},
+            "spec": {"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"}},
+            "status": {"target": {"version": "1.3", "digest": digest, "severity": "Low",
+                "publishedAt": "2026-01-01T00:00:00Z", "stateVersion": 2}},
+        }))
+        .unwrap();
+        let objects = Objects { policies: vec![policy], ..Objects::default() };
+        let snapshot = snapshot(&objects, 0, Time::default());
+        let known: Vec<_> = snapshot.policies[0].offer.releases.iter().map(|release| release.state_version).collect();
+        assert_eq!(known, [Some(2)]);
     }
 }

@@ -19,7 +19,7 @@ pub(super) fn commands(wait: &LiveWait, node: &str, policy: Option<&LivePolicy>)
             name.map(|name| format!("kubectl edit updatepolicy {name}")).into_iter().collect()
         }
         WaitReason::AgentNotReporting => vec![agent_pods(node)],
-        WaitReason::BootCountingBroken => vec![node_update()],
+        WaitReason::BootCountingBroken | WaitReason::StateVersion => vec![node_update()],
         WaitReason::Paused => of_policy(&go_on),
         WaitReason::Freeze => {
             let freeze = object.filter(|object| object.kind == "Freeze");

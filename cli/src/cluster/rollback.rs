@@ -47,6 +47,10 @@ pub(crate) struct Rollback {
     /// All nodes at once, whatever the budget.
     #[arg(long)]
     ignore_budgets: bool,
+    /// Go back also where the older release is made for an older state of the machine than the machine was used with. It is up to you
+    /// to know that it understands what is there.
+    #[arg(long)]
+    accept_state: bool,
     /// Do not ask.
     #[arg(long, short)]
     yes: bool,
@@ -68,6 +72,8 @@ struct Preview {
     stay: usize,
     /// Nodes that have not said what they run.
     silent: usize,
+    /// Nodes that are to go back and will not, because their state was used with a newer state version.
+    refused: usize,
 }
 
 /// Puts the Rollback among the objects and asks what becomes of it. `None` where there is nothing to leave, or nowhere to go.
@@ -85,6 +91,8 @@ fn preview(objects: &mut Objects, spec: &api::RollbackSpec, now: api::Time) -> O
     let (heard, silent): (Vec<_>, Vec<_>) = spoken_of.partition(|update| booted(update));
     let (_, report) = bascule_planner::plan(&snapshot(objects, 0, now));
     let said = report.rollbacks.last().filter(|said| !said.from.is_empty())?;
+    let statuses = heard.iter().filter_map(|update| update.status.as_ref());
+    let refused = statuses.filter(|status| !spec.accept_state && is_refused(status, spec, &said.from)).count();
     let count = |nodes: u32| usize::try_from(nodes).unwrap_or(usize::MAX);
     let (without_download, with_download) = (count(said.without_download), count(said.with_download));
     Some(Preview {
@@ -94,7 +102,23 @@ fn preview(objects: &mut Objects, spec: &api::RollbackSpec, now: api::Time) -> O
         with_download,
         stay: heard.len().saturating_sub(without_download + with_download),
         silent: silent.len(),
+        refused,
     })
+}
+
+/// Whether a node that holds what it would go back to was used with a newer state version than that is made for. Of what it would
+/// have to fetch nothing is known here.
+fn is_refused(status: &api::NodeUpdateStatus, spec: &api::RollbackSpec, from: &[Version]) -> bool {
+    let (Some(used), Some(booted), Some(slots)) = (status.state_version, &status.booted, &status.slots) else {
+        return false;
+    };
+    let other = slots.get(booted.slot.other());
+    let goes_there = match (&spec.version, &other.version) {
+        (Some(named), Some(held)) => named == held,
+        (None, Some(held)) => *held < booted.version && !from.contains(held),
+        (_, None) => false,
+    };
+    from.contains(&booted.version) && goes_there && other.state_version.unwrap_or(0) < used
 }
 
 fn versions(all: &[Version]) -> String {
@@ -123,6 +147,7 @@ impl Rollback {
             block: !self.no_block,
             respect_windows: self.respect_windows,
             ignore_budgets: self.ignore_budgets,
+            accept_state: self.accept_state,
             requested_by: whoami(&client).await?,
         };
         let now = api::Time::new(clock::now());
@@ -178,6 +203,14 @@ impl Rollback {
             text.push_str(&format!(" {silent} not heard of yet: back too where it runs {left}."));
         }
         text.push('\n');
+        if seen.refused > 0 {
+            let nodes = picture::count(seen.refused, "node");
+            text.push_str(&format!(
+                "{nodes} will wait: their state was used with a newer state version than {} is made for (--accept-state goes back all \
+                 the same).\n",
+                seen.to
+            ));
+        }
         let budget = match &policy.spec.budget.max_unavailable {
             _ if self.ignore_budgets => "All at once (budgets ignored)".to_owned(),
             api::IntOrPercent::Int(count) => format!("At most {count} at once"),
@@ -279,7 +312,8 @@ mod tests {
 
     fn seen(line: &str, mut objects: Objects) -> Option<Preview> {
         let asked = asked(line);
-        let spec = json!({"policy": "workers", "reason": asked.reason, "nodes": asked.nodes, "version": asked.to});
+        let spec = json!({"policy": "workers", "reason": asked.reason, "nodes": asked.nodes, "version": asked.to,
+            "acceptState": asked.accept_state});
         let now = api::Time::new(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap());
         preview(&mut objects, &serde_json::from_value(spec).unwrap(), now)
     }
@@ -352,6 +386,25 @@ mod tests {
     }
 
     #[test]
+    fn who_would_go_back_over_a_state_version_is_counted_before_it_is_asked_for() {
+        let used = || {
+            let mut fleet = fleet(&[("a", "1.3", "1.1"), ("b", "1.3", "1.1"), ("c", "1.3", "1.2")]);
+            for (at, made_for) in [(0, 1), (1, 2), (2, 2)] {
+                let status = fleet.updates[at].status.as_mut().unwrap();
+                status.state_version = Some(2);
+                status.slots.as_mut().unwrap().b.state_version = Some(made_for);
+            }
+            fleet
+        };
+        let refused = seen("", used()).unwrap();
+        assert_eq!(refused.refused, 1);
+        let said = asked("").sentence(&policy(json!({})), &refused);
+        assert!(said.contains("1 node will wait") && said.contains("--accept-state"), "{said}");
+        let accepted = seen("--accept-state", used()).unwrap();
+        assert_eq!(accepted.refused, 0);
+    }
+
+    #[test]
     fn the_sandboxs_transcript_is_what_is_said_today() {
         let read = crate::cluster::fixture::sandbox_read("rollback");
         let between = |from: &str, to: &str| read.split_once(from).unwrap().1.split_once(to).unwrap().0;
@@ -362,6 +415,7 @@ mod tests {
             with_download: between("(no download), ", " must").parse().unwrap(),
             stay: 0,
             silent: 0,
+            refused: 0,
         };
         // As the sandbox's policy has it.
         let zones = json!({"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1});

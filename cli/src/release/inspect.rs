@@ -173,6 +173,13 @@ fn release_table(view: &ReleaseView<'_>) -> String {
     if let Some(floor) = &view.entry.floor {
         rows.push(pair("minimum source", floor.to_string()));
     }
+    if let Some(number) = manifest.state_version {
+        rows.push(pair("state version", number.to_string()));
+    }
+    for value in manifest.measured.iter().flat_map(|measured| &measured.pcr11) {
+        let phase = if value.phase.is_empty() { "kernel" } else { &value.phase };
+        rows.push(pair("PCR 11", format!("{} {phase}", value.value)));
+    }
     if let Some(list) = &manifest.packages {
         rows.push(pair("package list", format!("{} ({})", list.file.path, output::bytes(list.file.size))));
     }

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use bascule_image::release::manifest::{MAX_UKI_SIZE, Manifest};
 use bascule_image::release::names::Severity;
+use bascule_image::uki::Uki;
 use bascule_names::{Architecture, ChannelName, Version};
 use bascule_release::{BuildFolder, read_bounded};
 use bascule_repository::publish::{Notes, Publisher, Refreshed, WaitingChange};
@@ -116,6 +117,20 @@ struct Looked {
     signature_lost: bool,
 }
 
+/// What the manifest says that a TPM will hold has to be so: who binds a secret to it would be locked out.
+#[allow(clippy::ptr_arg, reason = "the reader of UKIs takes a sized thing")]
+fn check_measured(manifest: &Manifest, uki: &Vec<u8>) -> anyhow::Result<()> {
+    let Some(said) = &manifest.measured else { return Ok(()) };
+    // Of a stub that this program does not know it says nothing.
+    let Ok(measured) = Uki::open(uki)?.measured() else { return Ok(()) };
+    ensure!(
+        *said == measured,
+        "the manifest has other values of PCR 11 than the boot image would be measured as; it was changed after the build: build \
+         the release anew"
+    );
+    Ok(())
+}
+
 /// What was built elsewhere, or changed since, is looked at once more, and compared with what is offered now.
 fn look_at(build: &Path, certificates: &[Vec<u8>], before: &[(Manifest, PathBuf)]) -> anyhow::Result<Looked> {
     let mut looked = Looked::default();
@@ -127,6 +142,7 @@ fn look_at(build: &Path, certificates: &[Vec<u8>], before: &[(Manifest, PathBuf)
         let uki = read_bounded(&path, MAX_UKI_SIZE)?;
         let found = check::uki(&uki, &manifest.verity.root_hash, subject)
             .with_context(|| format!("{} is not usable", path.display()))?;
+        check_measured(&manifest, &uki).with_context(|| format!("{} is not usable", path.display()))?;
         // Warnings were told when it was built.
         looked.findings.extend(found.into_iter().filter(Finding::stops));
         looked.findings.extend(check::vouched(&path.display().to_string(), &uki, certificates));

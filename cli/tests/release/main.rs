@@ -6,6 +6,7 @@
 mod disk;
 mod fleet;
 mod guide;
+mod measured;
 mod mistakes;
 mod secure_boot;
 mod story;

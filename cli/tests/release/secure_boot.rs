@@ -14,7 +14,7 @@ fn openssl(workshop: &Workshop, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn key(workshop: &Workshop, name: &str) {
+pub(crate) fn key(workshop: &Workshop, name: &str) {
     openssl(
         workshop,
         &format!("req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN={name} -keyout {name}.key -out {name}.crt"),

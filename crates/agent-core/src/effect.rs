@@ -6,7 +6,7 @@
 use bascule_api::{Digest, NodeUpdateStatus, PackFallback, RootHash, SlotName, Version};
 
 use super::boot::{BootPartition, BootPurpose, BootStep};
-use super::{Journal, KnownRelease, ReleaseQuery};
+use super::{Hook, Journal, KnownRelease, ReleaseQuery};
 
 /// Which release goes into which slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +117,13 @@ pub enum Effect {
         /// Skip reading the whole slot: it was read back a short time ago in this boot.
         quick: bool,
     },
+    /// Run a hook of the OS image to its end, if the image has it.
+    RunHook {
+        /// Which.
+        hook: Hook,
+        /// The release that it is told of.
+        version: Version,
+    },
     /// Tell the guard that the trial is over.
     TellGuard {
         /// This boot.
@@ -161,6 +168,8 @@ pub enum EffectKind {
     Seal,
     /// [`Effect::Verify`]
     Verify,
+    /// [`Effect::RunHook`], by the hook.
+    RunHook(Hook),
     /// [`Effect::TellGuard`]
     TellGuard,
     /// [`Effect::Reboot`]
@@ -189,6 +198,7 @@ impl EffectKind {
             Self::ReadBack => "read-back",
             Self::Seal => "seal",
             Self::Verify => "verify",
+            Self::RunHook(hook) => hook.name(),
             Self::TellGuard => "tell-guard",
             Self::Reboot => "reboot",
             Self::Cancel => "cancel",
@@ -196,9 +206,10 @@ impl EffectKind {
         }
     }
 
-    /// Whether it only mends what works as it is: it can wait, and nothing waits for it.
+    /// Whether it only mends or follows what works as it is: it can wait, and nothing waits for it.
     pub const fn is_repair(self) -> bool {
-        matches!(self, Self::RepairTable | Self::Boot(BootPurpose::ClearAway | BootPurpose::Untangle))
+        let follows = matches!(self, Self::RunHook(Hook::AfterCommit));
+        follows || matches!(self, Self::RepairTable | Self::Boot(BootPurpose::ClearAway | BootPurpose::Untangle))
     }
 
     /// Whether it is part of bringing a release into a slot: what fails now here and now there has failed as often in a row.
@@ -242,6 +253,7 @@ impl Effect {
             Self::ReadBack(_) => EffectKind::ReadBack,
             Self::Seal(_) => EffectKind::Seal,
             Self::Verify { .. } => EffectKind::Verify,
+            Self::RunHook { hook, .. } => EffectKind::RunHook(*hook),
             Self::TellGuard { .. } => EffectKind::TellGuard,
             Self::Reboot(_) => EffectKind::Reboot,
             Self::Cancel => EffectKind::Cancel,

@@ -69,7 +69,10 @@ pub enum ManualCommand {
     /// Make the running trial permanent.
     Commit,
     /// Go back to the other slot.
-    Revert,
+    Revert {
+        /// Also to a release that is made for an older state of the machine.
+        accept_state: bool,
+    },
 }
 
 impl ManualCommand {
@@ -78,7 +81,7 @@ impl ManualCommand {
         match self {
             Self::Stage(_) => "stage",
             Self::Commit => "commit",
-            Self::Revert => "revert",
+            Self::Revert { .. } => "revert",
         }
     }
 }

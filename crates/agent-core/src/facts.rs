@@ -215,6 +215,8 @@ pub struct Facts {
     pub architecture: Architecture,
     /// The running release's version, from its os-release.
     pub version: Version,
+    /// What the running release declares of the machine's state (os-release, `BASCULE_STATE_VERSION`).
+    pub state_version: Option<u32>,
     /// The running release's root hash, from the kernel's command line.
     pub root_hash: RootHash,
     /// The running slot.

@@ -5,10 +5,11 @@ use bascule_api::{Counting, FailedRelease, Goal, NodeError, PackFallback, Releas
 use super::housekeeping::{Plan, next_journal, planned, short, target_of};
 use super::protocol::{HostProtocol as _, NoPlan, host};
 use super::state::Work;
+use super::state_version;
 use super::step::{no_plan, refuse};
 use super::{
-    Armed, Committed, Desired, Effect, Facts, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery, ReleaseTarget,
-    State, Why,
+    Armed, Committed, Desired, Effect, Facts, Hook, Journal, KnownRelease, ManualCommand, Now, ReleaseQuery,
+    ReleaseTarget, State, Why,
 };
 
 /// The release that somebody wants beside the running one.
@@ -16,7 +17,7 @@ pub(super) fn wanted_release(state: &State) -> Option<&ReleaseRef> {
     if let Some(manual) = &state.manual {
         return match &manual.command {
             ManualCommand::Stage(release) => Some(release),
-            ManualCommand::Commit | ManualCommand::Revert => None,
+            ManualCommand::Commit | ManualCommand::Revert { .. } => None,
         };
     }
     let desired = state.desired.as_ref()?;
@@ -209,6 +210,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
     // Where it was damaged, it is written afresh.
     state.damaged = None;
     let mut next = next_journal(&journal);
+    next.state.note(&known.root_hash, manifest.state_version);
     next.remember(known);
     effects.push(Effect::Persist(Box::new(next)));
     Some((Work::Stage, effects))
@@ -299,12 +301,27 @@ fn arm_granted(state: &mut State, facts: &Facts, now: Now, desired: &Desired, ta
         refuse(state, now, NodeError::Grant, message);
         return None;
     }
-    arm(state, facts, now, target, grant.generation)
+    let asked = Asked { generation: grant.generation, accept_state: grant.accept_state };
+    arm(state, facts, now, target, asked)
+}
+
+/// By whose word a release is armed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// The generation of the grant; 0 when a person asks on the node.
+    pub(super) generation: i64,
+    /// Whether a person accepts that it is made for an older state of the machine.
+    pub(super) accept_state: bool,
 }
 
 /// Arms and reboots, continuing where a former try ended.
-pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTarget, generation: i64) -> Plan {
+pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTarget, asked: Asked) -> Plan {
+    let generation = asked.generation;
     let journal = state.journal.clone()?;
+    if let Some(message) = state_version::refusal(&journal, &target).filter(|_| !asked.accept_state) {
+        refuse(state, now, NodeError::StateVersion, message);
+        return None;
+    }
     let unseen = host(state, facts).unseen();
     if let Some(why) = unseen {
         no_plan(state, now, NoPlan::Unseen(why));
@@ -355,7 +372,8 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
         next.placed.push(placed);
     }
     state.reboot_asked = None;
-    let mut effects = vec![arming.check, Effect::Persist(Box::new(next))];
+    let hook = Effect::RunHook { hook: Hook::BeforeArm, version: target.version.clone() };
+    let mut effects = vec![arming.check, hook, Effect::Persist(Box::new(next))];
     effects.extend(arming.effects);
     short(effects)
 }
@@ -396,6 +414,13 @@ pub(super) fn commit(state: &mut State, facts: &Facts, now: Now) -> Plan {
     next.armed = journal.armed.clone().filter(|armed| armed.boot_id == facts.boot_id);
     if !recorded {
         next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
+    }
+    match state.trial_record(facts) {
+        Some(_) => {
+            next.state.use_with(facts.state_version);
+            next.after_commit = Some(facts.root_hash.clone());
+        }
+        None => next.state.use_at_least(facts.state_version),
     }
     let mut effects = Vec::new();
     if let Some(armed) = state.trial_record(facts).filter(|armed| !armed.committing) {

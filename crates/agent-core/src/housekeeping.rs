@@ -7,7 +7,8 @@ use super::protocol::NoPlan;
 use super::state::Work;
 use super::step::no_plan;
 use super::{
-    Armed, Committed, Effect, Entry, Facts, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State, TableHealth,
+    Armed, Committed, Effect, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State,
+    TableHealth,
 };
 
 pub(super) type Plan = Option<(Work, Vec<Effect>)>;
@@ -19,7 +20,7 @@ pub(super) fn short(effects: Vec<Effect>) -> Plan {
 /// What follows from how the machine booted, if anything.
 pub(super) fn conclude(state: &mut State, facts: &Facts, now: Now) -> Plan {
     let journal = state.journal.clone()?;
-    if let Some(plan) = remember(&journal, facts) {
+    if let Some(plan) = remember(state, &journal, facts) {
         return Some(plan);
     }
     if let Some(armed) = &journal.armed
@@ -43,11 +44,29 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
     }
     let doubled = [facts.booted, facts.inactive()].into_iter().filter(|slot| facts.slots.get(*slot).entry_doubled);
     let repairs = doubled.filter_map(|slot| plan::untangle(facts, slot)).next();
-    repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]))
+    let repairs = repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]));
+    repairs.or_else(|| after_commit(state, facts))
 }
 
-/// What has to be on record: boot images that were taken over, and that a boot loader is set up anew.
-fn remember(journal: &Journal, facts: &Facts) -> Plan {
+/// The OS image is told of the commit, once that and what the state was used with are on record: from here on it may make of the
+/// state what the release before does not understand.
+fn after_commit(state: &State, facts: &Facts) -> Plan {
+    let journal = state.journal.as_ref()?;
+    let of = journal.after_commit.as_ref()?;
+    let mut next = next_journal(journal);
+    next.after_commit = None;
+    let mut effects = vec![Effect::Persist(Box::new(next))];
+    if *of == facts.root_hash {
+        if state.is_trial(facts) {
+            return None;
+        }
+        effects.insert(0, Effect::RunHook { hook: Hook::AfterCommit, version: facts.version.clone() });
+    }
+    short(effects)
+}
+
+/// What has to be on record: boot images that were taken over, that a boot loader is set up anew, and what runs makes of the state.
+fn remember(state: &State, journal: &Journal, facts: &Facts) -> Plan {
     let mut next = next_journal(journal);
     next.placed.clone_from(&facts.boot.view.records);
     let setup = facts.boot.inventory.loader_setup();
@@ -62,7 +81,12 @@ fn remember(journal: &Journal, facts: &Facts) -> Plan {
         None if wrong => next.loader_setup = Some(setup),
         _ => {}
     }
+    next.state.note(&facts.root_hash, facts.state_version);
+    if !state.is_trial(facts) {
+        next.state.use_at_least(facts.state_version);
+    }
     let news = (&next.placed, &next.loader_setup) != (&journal.placed, &journal.loader_setup);
+    let news = news || next.state != journal.state;
     news.then(|| (Work::Short, vec![Effect::Persist(Box::new(next))]))
 }
 
@@ -78,6 +102,8 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
             let mut next = next_journal(journal);
             next.armed = None;
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
+            next.state.use_with(facts.state_version);
+            next.after_commit = Some(facts.root_hash.clone());
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
         Entry::Trying { left, .. } => {

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::StateMemory;
 use super::boot::PlacedImage;
 
 /// Name of the journal's file in the state folder.
@@ -112,6 +113,12 @@ pub struct Journal {
     /// The last word of a person, by way of the operator, to try again what failed here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retried: Option<Time>,
+    /// The release whose commit the OS image is to be told of still.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_commit: Option<RootHash>,
+    /// What is known of state versions.
+    #[serde(default, skip_serializing_if = "StateMemory::is_empty")]
+    pub state: StateMemory,
     /// Boot images that the agent placed or took over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub placed: Vec<PlacedImage>,

@@ -31,7 +31,7 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
             if there { None } else { goal::bring(state, facts, now, &release.clone(), PackFallback::Allow) }
         }
         ManualCommand::Commit => goal::commit(state, facts, now),
-        ManualCommand::Revert => revert(state, facts, now),
+        ManualCommand::Revert { accept_state } => revert(state, facts, now, *accept_state),
     };
     if plan.is_none() && state.reboot_asked.is_none() {
         state.manual = None;
@@ -39,13 +39,13 @@ pub(super) fn next(state: &mut State, facts: &Facts, now: Now) -> Plan {
     plan
 }
 
-fn revert(state: &mut State, facts: &Facts, now: Now) -> Plan {
+fn revert(state: &mut State, facts: &Facts, now: Now, accept_state: bool) -> Plan {
     if state.is_trial(facts) {
         return goal::give_up(state, facts, now, "a person on the node gave the trial up".to_owned());
     }
     let other = host(state, facts).other();
     match other {
-        Ok(target) => goal::arm(state, facts, now, target, 0),
+        Ok(target) => goal::arm(state, facts, now, target, goal::Asked { generation: 0, accept_state }),
         Err(message) => {
             refuse(state, now, NodeError::Unsuitable, message);
             None

@@ -2,8 +2,8 @@
 
 use bascule_api::conditions::{self, reason};
 use bascule_api::{
-    BootControl, Booted, Counting, Digest, LastError, NodeError, NodeUpdateStatus, SlotName, SlotState, SlotStatus,
-    Slots, Staged, Trial,
+    BootControl, Booted, Counting, Digest, LastError, NodeError, NodeUpdateStatus, RootHash, SlotName, SlotState,
+    SlotStatus, Slots, Staged, Trial,
 };
 
 use super::{Entry, Facts, Guarantee, Guarantees, Now, SlotContent, State, TableHealth};
@@ -92,6 +92,7 @@ fn describe(state: &State, facts: &Facts, status: &mut NodeUpdateStatus) {
         let deadline = state.trial_until.map(Into::into);
         status.trial = Some(Trial { version: facts.version.clone(), tries_left, deadline });
     }
+    status.state_version = journal.and_then(|journal| journal.state.used());
     status.boot_control = Some(BootControl { backend: facts.boot.backend, counting: state.counting(facts) });
 }
 
@@ -145,7 +146,9 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
             (SlotContent::Release { .. }, Entry::None | Entry::Unseen) => SlotState::Staged,
         }
     };
-    SlotStatus { state, version, root_hash }
+    let declared = |root_hash: &RootHash| journal.and_then(|journal| journal.state.of(root_hash));
+    let state_version = if running { facts.state_version } else { root_hash.as_ref().and_then(declared) };
+    SlotStatus { state, version, root_hash, state_version }
 }
 
 fn last_error(state: &State) -> Option<LastError> {

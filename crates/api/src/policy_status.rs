@@ -149,6 +149,10 @@ pub struct ReleaseInfo {
     pub severity: Severity,
     /// When it was published.
     pub published_at: Time,
+    /// The state version that it declares. Absent counts as 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub state_version: Option<u32>,
 }
 
 /// Nodes by state.

@@ -94,6 +94,8 @@ wait_reasons! {
     FailedHere => "Read the node's status.failedReleases; publish a release that comes up there, or let the node try again with `bascule retry`.",
     /// The node must first step through an older release (the minimum source version of the wanted one).
     MinimumSourceVersion was "Floor" => "Nothing: the node steps through it by itself. It waits if that release is not published.",
+    /// The release is made for an older state of the machine than the machine was used with, so it may not understand what is there.
+    StateVersion => "Take a newer release; or, where the older one is known to understand that state, write a Rollback with `--accept-state`.",
     /// The release is younger than spec.minReleaseAge.
     MinimumAge => "Wait, or lower spec.minReleaseAge.",
     /// The inactive slot still holds the way back from a release that is not proven yet.

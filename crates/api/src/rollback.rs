@@ -54,6 +54,11 @@ pub struct RollbackSpec {
     /// Ignore budgets: all at once. PodDisruptionBudgets are honoured even then. Default: false.
     #[serde(default)]
     pub ignore_budgets: bool,
+    /// Go back also where the release is made for an older state of the machine than the machine was used with
+    /// (`status.stateVersion` of the NodeUpdate). What the newer releases made of the state stays as it is, and whether the older
+    /// one can use it is for whoever says this to know. Default: false.
+    #[serde(default)]
+    pub accept_state: bool,
     /// Who asks. The admission policy holds this to the name of the user that writes the object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

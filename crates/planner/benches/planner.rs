@@ -44,7 +44,7 @@ fn digest(byte: u8) -> Digest {
 
 fn good(text: &str) -> SlotStatus {
     let root_hash = Some(RootHash::from_bytes(&[1; 32]));
-    SlotStatus { state: SlotState::Good, version: Some(version(text)), root_hash }
+    SlotStatus { state: SlotState::Good, version: Some(version(text)), root_hash, state_version: None }
 }
 
 /// Node `index` of a group: labels as a cloud gives them, on 41.2.0, with 41.3.0 staged.
@@ -140,6 +140,7 @@ fn cluster(nodes: usize, groups: usize, fields: &serde_json::Value) -> Snapshot 
         downgrade: false,
         kubelet: None,
         brings_api_server: false,
+        state_version: None,
         withdrawn: None,
     };
     let offer = Arc::new(Offer {

@@ -447,7 +447,8 @@ fn set_slot(slots: &mut Option<Slots>, name: SlotName, state: SlotState, version
         SlotName::A => &mut slots.a,
         SlotName::B => &mut slots.b,
     };
-    *slot = SlotStatus { state, version: version.cloned(), root_hash: slot.root_hash.take() };
+    let state_version = slot.state_version.filter(|_| slot.version.as_ref() == version);
+    *slot = SlotStatus { state, version: version.cloned(), root_hash: slot.root_hash.take(), state_version };
 }
 
 /// Whether a DaemonSet pod of a node that rebooted has to speak before the node counts as healthy: one that was broken before is

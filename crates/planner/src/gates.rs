@@ -15,7 +15,8 @@ pub enum Gate {
     NotHalted,
     /// The repository's metadata can be trusted.
     Repository,
-    /// There is a release for the node that is neither blocked nor withdrawn nor behind a floor.
+    /// There is a release for the node that is neither blocked nor withdrawn nor behind a floor, nor made for an older state than the
+    /// machine was used with.
     Release,
     /// The release did not fail on this node.
     NotFailedHere,

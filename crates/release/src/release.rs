@@ -8,6 +8,7 @@ use bascule_image::Sha256;
 use bascule_image::build::{self, BuildError, BuiltPack, Image, Options};
 use bascule_image::io::ReadAt;
 use bascule_image::release::manifest::{self, File as Described, Kubernetes, Manifest, Pack, PackageList, Verity};
+use bascule_image::release::measured::Measured;
 use bascule_image::verity::{self, Geometry, Parameters, Tree};
 use bascule_image::work::Watch;
 use bascule_names::Version;
@@ -79,6 +80,10 @@ pub struct Extras {
     pub packages: Option<PackageList>,
     /// What of Kubernetes is in the image.
     pub kubernetes: Option<Kubernetes>,
+    /// What the release makes of the machine's state once it is committed.
+    pub state_version: Option<u32>,
+    /// What a TPM will hold once the boot image runs.
+    pub measured: Option<Measured>,
 }
 
 /// A release in the making.
@@ -143,7 +148,7 @@ impl Release<'_> {
     /// A node would refuse the manifest, or it can't be written.
     pub fn finish(&self, uki: Described, packs: Vec<Pack>, extras: Extras) -> Result<(Manifest, PathBuf), Error> {
         let manifest = Manifest {
-            format: manifest::FORMAT,
+            format: manifest::format_for(extras.state_version),
             product: self.identity.product.clone(),
             version: self.identity.version.clone(),
             architecture: self.identity.architecture,
@@ -153,6 +158,8 @@ impl Release<'_> {
             packs,
             packages: extras.packages,
             kubernetes: extras.kubernetes,
+            state_version: extras.state_version,
+            measured: extras.measured,
         };
         let written = self.folder.finish(&manifest)?;
         Ok((manifest, written))

@@ -8,6 +8,7 @@ use bascule_image::digest::Sha256;
 use bascule_image::release::ParseError;
 use bascule_image::release::manifest::{self, Manifest};
 use bascule_image::release::names::{PathError, TargetPath};
+use bascule_image::uki::STATE_VERSION;
 use bascule_image::verity::{self, Parameters, Tree};
 use bascule_image::work::Watch;
 use bascule_names::{Architecture, NameError, Product, Version};
@@ -75,7 +76,13 @@ impl TinyRelease {
         let mut random = ChaCha8Rng::from_seed(*identity.as_bytes());
         let mut data = vec![0; size];
         random.fill_bytes(&mut data);
-        Self::of(product, version, data, faults)
+        Self::of(product, version, data, faults, None)
+    }
+
+    /// The same, declaring a state version. Errors: the tree could not be built.
+    pub fn declaring(product: &str, version: &str, size: usize, state_version: u32) -> Result<Self, TinyError> {
+        let data = Self::new(product, version, size, &[])?.data;
+        Self::of(product, version, data, &[], Some(state_version))
     }
 
     /// The release after `base`: one block of the image differs, and there is a delta pack from `base` beside the full one.
@@ -83,7 +90,7 @@ impl TinyRelease {
     pub fn following(base: &Self, version: &str) -> Result<Self, TinyError> {
         let mut data = base.data.clone();
         data.iter_mut().take(verity::BLOCK_SIZE).for_each(|byte| *byte ^= 0x55);
-        let mut release = Self::of(&base.product, version, data, &[])?;
+        let mut release = Self::of(&base.product, version, data, &[], None)?;
         let image = Image { root_hash: release.root_hash, bytes: &release.data };
         let before = Image { root_hash: base.root_hash, bytes: &base.data };
         let mut delta = Vec::new();
@@ -112,7 +119,13 @@ impl TinyRelease {
         provision(disk, sizes, boot, identity, &mut installed)
     }
 
-    fn of(product: &str, version: &str, data: Vec<u8>, faults: &[Fault]) -> Result<Self, TinyError> {
+    fn of(
+        product: &str,
+        version: &str,
+        data: Vec<u8>,
+        faults: &[Fault],
+        state_version: Option<u32>,
+    ) -> Result<Self, TinyError> {
         let identity = Sha256::of(format!("{product} {version}").as_bytes());
         let mut random = ChaCha8Rng::from_seed(Sha256::of(identity.as_bytes()).as_bytes().to_owned());
         let parameters = Parameters { salt: identity.first_half().to_vec(), uuid: identity.second_half() };
@@ -123,8 +136,11 @@ impl TinyRelease {
             cmdline.push(' ');
             cmdline.push_str(&fault.argument());
         }
-        let os_release =
+        let mut os_release =
             format!("ID={product}\nIMAGE_ID={product}\nIMAGE_VERSION={version}\nPRETTY_NAME=\"{product} {version}\"\n");
+        if let Some(number) = state_version {
+            os_release.push_str(&format!("{STATE_VERSION}={number}\n"));
+        }
         // The kernel differs between releases too, so that a mix of two is seen.
         let mut kernel = vec![0; 1500];
         random.fill_bytes(&mut kernel);
@@ -136,7 +152,7 @@ impl TinyRelease {
         let built = build_full(Image { root_hash, bytes: &data }, &mut pack, &options, &Watch::none())?;
         let path = |file: &str| format!("releases/{version}/x86-64/{file}").parse::<TargetPath>();
         let manifest = Manifest {
-            format: manifest::FORMAT,
+            format: manifest::format_for(state_version),
             product: Product::parse(product)?,
             version: Version::parse(version)?,
             architecture: Architecture::X86_64,
@@ -153,6 +169,8 @@ impl TinyRelease {
             packs: vec![built.to_manifest_entry(path("full.pack")?)],
             packages: None,
             kubernetes: None,
+            state_version,
+            measured: None,
         };
         let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {

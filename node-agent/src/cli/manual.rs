@@ -32,8 +32,8 @@ pub(super) enum Wish {
     Stage(ReleaseRef),
     /// Make the trial permanent.
     Commit,
-    /// Go back.
-    Revert,
+    /// Go back; also to a release that is made for an older state of the machine, where that is accepted.
+    Revert { accept_state: bool },
 }
 
 /// Why the agent could not be asked.
@@ -55,7 +55,7 @@ pub(super) async fn run(settings: &Settings, runtime: &Handle, wish: Wish) -> Ex
     let request = match wish.clone() {
         Wish::Stage(release) => Request::Stage { release, user: user.clone() },
         Wish::Commit => Request::Commit { user: user.clone() },
-        Wish::Revert => Request::Revert { user: user.clone() },
+        Wish::Revert { accept_state } => Request::Revert { accept_state, user: user.clone() },
     };
     if let Listen::Unix(path) = &settings.listen {
         let body = serde_json::to_vec(&request).unwrap_or_default();
@@ -119,7 +119,7 @@ fn alone(settings: &Settings, runtime: &Handle, wish: Wish, user: Option<String>
     let command = match wish {
         Wish::Stage(release) => ManualCommand::Stage(release),
         Wish::Commit => ManualCommand::Commit,
-        Wish::Revert => ManualCommand::Revert,
+        Wish::Revert { accept_state } => ManualCommand::Revert { accept_state },
     };
     tracing::warn!(action = command.name(), user, "a person on the node asks for something, and no agent runs");
     if let Err(error) = agent.handle(Event::Manual { command, user }) {

@@ -84,7 +84,11 @@ enum Command {
     /// Break glass: make the running trial permanent.
     Commit,
     /// Break glass: go back to what the other slot holds. Reboots.
-    Revert,
+    Revert {
+        /// Also to a release that is made for an older state of the machine than this one was used with.
+        #[arg(long)]
+        accept_state: bool,
+    },
 }
 
 /// Runs a command.
@@ -116,7 +120,7 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     let audience = match arguments.command {
         Command::Run | Command::Guard => logging::Audience::Journal,
         Command::Status { .. } => logging::Audience::Person,
-        Command::Stage { .. } | Command::Commit | Command::Revert => logging::Audience::PersonAndJournal,
+        Command::Stage { .. } | Command::Commit | Command::Revert { .. } => logging::Audience::PersonAndJournal,
     };
     match logging::start(&settings, audience) {
         Ok(()) => {}
@@ -144,7 +148,9 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
                 manual::run(&settings, &handle, manual::Wish::Stage(release)).await
             }
             Command::Commit => manual::run(&settings, &handle, manual::Wish::Commit).await,
-            Command::Revert => manual::run(&settings, &handle, manual::Wish::Revert).await,
+            Command::Revert { accept_state } => {
+                manual::run(&settings, &handle, manual::Wish::Revert { accept_state }).await
+            }
         }
     });
     // A thread that hangs in a system call must not keep the process from ending.
@@ -183,7 +189,14 @@ mod tests {
     #[test]
     fn the_arguments_fit_together() {
         super::Arguments::command().debug_assert();
-        for line in ["status --origins --settings /x", "run", "guard --settings /x", "commit", "revert"] {
+        for line in [
+            "status --origins --settings /x",
+            "run",
+            "guard --settings /x",
+            "commit",
+            "revert",
+            "revert --accept-state",
+        ] {
             let words = std::iter::once("bascule-agent").chain(line.split(' '));
             assert!(<super::Arguments as clap::Parser>::try_parse_from(words).is_ok(), "{line}");
         }

@@ -84,6 +84,16 @@ pub(super) fn table(status: &NodeUpdateStatus) -> String {
         let runs = status.booted.as_ref().is_some_and(|booted| booted.slot == name);
         let _ = writeln!(text, "slot {name}  {version:12}  {:?}{}", slot.state, if runs { ", runs" } else { "" });
     }
+    if let Some(used) = status.state_version {
+        let made_for =
+            |slot: SlotName| status.slots.as_ref().and_then(|slots| slots.get(slot).state_version).unwrap_or(0);
+        let _ = writeln!(
+            text,
+            "state   version {used}; slot A is made for {}, B for {}",
+            made_for(SlotName::A),
+            made_for(SlotName::B)
+        );
+    }
     if let Some(trial) = &status.trial {
         let until = trial.deadline.map_or_else(none, |time| time.to_string());
         let _ = writeln!(text, "trial   {} has {} tries left; reverts at {until}", trial.version, trial.tries_left);

@@ -73,6 +73,14 @@ pub enum EffectError {
     /// The system bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// A hook of the OS image.
+    #[error("the OS image's hook {unit} {what}: see journalctl -u '{unit}'")]
+    Hook {
+        /// Its unit.
+        unit: String,
+        /// What became of it.
+        what: String,
+    },
     /// Somebody holds back the reboot.
     #[error("the reboot waits for {who} ({why}): an inhibitor of mode {mode} blocks shutdown")]
     Inhibited {
@@ -105,6 +113,7 @@ impl EffectError {
             Self::ReadBack(CheckError::Read { .. }) => NodeError::Storage,
             Self::ReadBack(_) | Self::Superblock(_) => NodeError::Trust,
             Self::Bus(_) | Self::Inhibited { .. } => NodeError::SystemBus,
+            Self::Hook { .. } => NodeError::Hook,
         }
     }
 

@@ -15,10 +15,10 @@ pub use slot::StageLimits;
 
 use crate::boot::{self, BootFolder, DigestCache};
 use crate::core::boot::{BootPurpose, waiting_name};
-use crate::core::{Effect, Event, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
+use crate::core::{Effect, Event, HOOK_LIMIT, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
 use crate::fitness::{self, Wanted};
 use crate::gpt::{Change, Table};
-use crate::host::{Host, Inhibition, ResolvedRelease};
+use crate::host::{Host, Inhibition, ResolvedRelease, UnitRun};
 use crate::observe::{self, LookSettings, RunningSlots};
 use crate::slots;
 
@@ -220,6 +220,7 @@ impl Engine {
                 }
                 if *quick { Ok(()) } else { self.read_back(&slots, target, tell) }
             }
+            Effect::RunHook { hook, version } => self.run_hook(&hook.unit(version)),
             Effect::TellGuard { boot_id } => {
                 let note = CommitNote { boot_id: boot_id.clone() };
                 let bytes = serde_json::to_vec(&note).map_err(crate::core::JournalError::Damaged)?;
@@ -352,6 +353,19 @@ impl Engine {
         match &self.resolved {
             Some((digest, release)) if wanted == Some(digest) => Ok(Arc::clone(release)),
             _ => Err(EffectError::Order("the release was not resolved since the agent started")),
+        }
+    }
+
+    fn run_hook(&self, unit: &str) -> Result<(), EffectError> {
+        let failed = |what| Err(EffectError::Hook { unit: unit.to_owned(), what });
+        match self.host.bus.run_unit(unit, HOOK_LIMIT)? {
+            UnitRun::Absent => Ok(()),
+            UnitRun::Done => {
+                tracing::info!(unit, "the OS image's hook is done");
+                Ok(())
+            }
+            UnitRun::Failed(what) => failed(what),
+            UnitRun::TimedOut => failed(format!("was stopped after {} s", HOOK_LIMIT.as_secs())),
         }
     }
 

@@ -15,7 +15,7 @@ pub use esp::{Esp, EspFile};
 pub use releases::{FetchError, OpenPack, PackReport, Releases, ResolvedRelease, TransferOptions};
 pub use system::{
     BOOT_LOADER_VENDOR, BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, Stall, StateStore, SystemBus,
-    SystemInfo, UnitState,
+    SystemInfo, UnitRun, UnitState,
 };
 
 use std::io;

@@ -121,6 +121,19 @@ pub struct UnitState {
     pub active: String,
 }
 
+/// How a unit's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnitRun {
+    /// There is no such unit, or somebody masked it.
+    Absent,
+    /// It ended well, or its own conditions say that it is not for this machine.
+    Done,
+    /// It did not, in a part of a sentence.
+    Failed(String),
+    /// It was stopped when its time was over.
+    TimedOut,
+}
+
 /// Why the system bus could not be used. Always worth another try.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
@@ -166,4 +179,8 @@ pub trait SystemBus: Send + Sync {
 
     /// The states of units; an unknown unit has `load` = `not-found`.
     fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError>;
+
+    /// Starts a unit that ends by itself (`Type=oneshot`), anew where it is active already, and waits for its end. After `limit` it
+    /// is stopped.
+    fn run_unit(&self, unit: &str, limit: std::time::Duration) -> Result<UnitRun, BusError>;
 }

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use tokio::runtime::Handle;
 use zbus::Connection;
 use zbus_systemd::login1::ManagerProxy as Logind;
 use zbus_systemd::systemd1::ManagerProxy as Systemd;
 
-use crate::host::{BusError, Inhibition, Inhibitor, SystemBus, UnitState};
+use crate::host::{BusError, Inhibition, Inhibitor, SystemBus, UnitRun, UnitState};
 
 /// Where systemd's own programs find the system bus (sd_bus_open_system(3)). The D-Bus specification, and zbus with it, says
 /// `/var/run`, which in a container image without a file system of its own is no link to `/run`.
@@ -51,6 +52,15 @@ impl LinuxBus {
         service: &'static str,
         work: impl AsyncFnOnce(Connection) -> zbus::Result<T>,
     ) -> Result<T, BusError> {
+        self.call_within(service, self.timeout, work)
+    }
+
+    fn call_within<T>(
+        &self,
+        service: &'static str,
+        timeout: Duration,
+        work: impl AsyncFnOnce(Connection) -> zbus::Result<T>,
+    ) -> Result<T, BusError> {
         let before = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let all = async {
             let connection = match before {
@@ -60,7 +70,7 @@ impl LinuxBus {
             let answer = work(connection.clone()).await?;
             Ok::<_, zbus::Error>((connection, answer))
         };
-        let outcome = self.runtime.block_on(async { tokio::time::timeout(self.timeout, all).await });
+        let outcome = self.runtime.block_on(async { tokio::time::timeout(timeout, all).await });
         let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(Ok((connection, answer))) => {
@@ -76,7 +86,7 @@ impl LinuxBus {
             }
             Err(_) => {
                 *kept = None;
-                Err(BusError::Slow { service, seconds: self.timeout.as_secs() })
+                Err(BusError::Slow { service, seconds: timeout.as_secs() })
             }
         }
     }
@@ -158,6 +168,51 @@ impl SystemBus for LinuxBus {
             (name, UnitState { load, active })
         };
         Ok(found.into_iter().map(state).collect())
+    }
+
+    fn run_unit(&self, unit: &str, limit: Duration) -> Result<UnitRun, BusError> {
+        const SERVICE: &str = "systemd";
+        match self.unit_states(&[unit.to_owned()])?.get(unit).map(|state| state.load.as_str()) {
+            Some("loaded") => {}
+            Some("not-found" | "masked") | None => return Ok(UnitRun::Absent),
+            Some(load) => return Ok(UnitRun::Failed(format!("could not be loaded ({load})"))),
+        }
+        let name = unit.to_owned();
+        // Each of the calls beside the wait has its own time.
+        let ended = self.call_within(SERVICE, limit + self.timeout, async |bus| {
+            let systemd = Systemd::new(&bus).await?;
+            // Without it systemd tells nobody of the ends of jobs. Twice on one connection is an error, and no harm.
+            if let Err(error) = systemd.subscribe().await {
+                tracing::debug!(%error, "systemd was not asked for its signals");
+            }
+            let mut ends = systemd.receive_job_removed().await?;
+            let job = systemd.restart_unit(name.clone(), "replace".to_owned()).await?;
+            let end = async {
+                while let Some(signal) = ends.next().await {
+                    let end = signal.args()?;
+                    if end.job == job {
+                        return Ok(Some(end.result.clone()));
+                    }
+                }
+                Ok::<_, zbus::Error>(None)
+            };
+            let result = match tokio::time::timeout(limit, end).await {
+                Ok(result) => result?.map(|result| match result.as_str() {
+                    "done" | "skipped" => UnitRun::Done,
+                    other => UnitRun::Failed(format!("ended with {other}")),
+                }),
+                Err(_) => {
+                    systemd.stop_unit(name, "replace".to_owned()).await?;
+                    Some(UnitRun::TimedOut)
+                }
+            };
+            // Nobody listens until the next hook.
+            if let Err(error) = systemd.unsubscribe().await {
+                tracing::debug!(%error, "systemd goes on telling of jobs");
+            }
+            Ok(result)
+        })?;
+        ended.ok_or_else(|| BusError::Unreachable { service: SERVICE, source: "the bus went away meanwhile".into() })
     }
 }
 

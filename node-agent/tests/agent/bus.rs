@@ -5,9 +5,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bascule_agent::host::{BusError, SystemBus as _};
+use bascule_agent::host::{BusError, SystemBus as _, UnitRun};
 use bascule_agent::linux::LinuxBus;
 use tokio::runtime::Runtime;
+use zbus::object_server::SignalEmitter;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 const LOGIND: &str = "org.freedesktop.login1";
@@ -67,6 +68,8 @@ struct Told {
 #[derive(Clone, Default)]
 struct Logind {
     told: Arc<Mutex<Told>>,
+    /// The units that systemd was told to stop.
+    stopped: Arc<Mutex<Vec<String>>>,
     refuses: bool,
     hangs: bool,
 }
@@ -99,7 +102,10 @@ impl Logind {
     }
 }
 
-struct Systemd;
+/// Knows the kubelet's unit, and the OS image's hooks.
+struct Systemd {
+    stopped: Arc<Mutex<Vec<String>>>,
+}
 
 type Unit = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
@@ -109,12 +115,48 @@ impl Systemd {
         let path = OwnedObjectPath::try_from("/").unwrap();
         let unit = |name: String| {
             let known = name == "kubelet.service";
-            let (load, active) = if known { ("loaded", "failed") } else { ("not-found", "inactive") };
+            let hook = name.starts_with("bascule-");
+            let (load, active) = if known || hook { ("loaded", "failed") } else { ("not-found", "inactive") };
             let text = String::new;
             (name, text(), load.into(), active.into(), text(), text(), path.clone(), 0, text(), path.clone())
         };
         names.into_iter().map(unit).collect()
     }
+
+    async fn subscribe(&self) -> zbus::fdo::Result<()> {
+        Err(zbus::fdo::Error::Failed("already subscribed".into()))
+    }
+
+    async fn unsubscribe(&self) {}
+
+    /// The job's end is told before its name.
+    async fn restart_unit(
+        &self,
+        name: String,
+        _mode: String,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+    ) -> OwnedObjectPath {
+        let job = |number: u32| OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/job/{number}")).unwrap();
+        Self::job_removed(&emitter, 6, job(6), "other.service".into(), "failed".into()).await.unwrap();
+        if let Some(result) = name.strip_prefix("bascule-").and_then(|name| name.strip_suffix("@1.0.service")) {
+            Self::job_removed(&emitter, 7, job(7), name.clone(), result.to_owned()).await.unwrap();
+        }
+        job(7)
+    }
+
+    async fn stop_unit(&self, name: String, _mode: String) -> OwnedObjectPath {
+        self.stopped.lock().unwrap().push(name);
+        OwnedObjectPath::try_from("/").unwrap()
+    }
+
+    #[zbus(signal)]
+    async fn job_removed(
+        emitter: &SignalEmitter<'_>,
+        id: u32,
+        job: OwnedObjectPath,
+        unit: String,
+        result: String,
+    ) -> zbus::Result<()>;
 }
 
 fn runtime() -> Runtime {
@@ -122,12 +164,13 @@ fn runtime() -> Runtime {
 }
 
 fn serve(runtime: &Runtime, daemon: &Daemon, logind: Logind) -> zbus::Connection {
+    let systemd = Systemd { stopped: Arc::clone(&logind.stopped) };
     runtime.block_on(async {
         zbus::connection::Builder::address(daemon.address.as_str())
             .name(LOGIND)
             .name(SYSTEMD)
             .serve_at("/org/freedesktop/login1", logind)
-            .serve_at("/org/freedesktop/systemd1", Systemd)
+            .serve_at("/org/freedesktop/systemd1", systemd)
             .build()
             .await
             .unwrap()
@@ -199,4 +242,23 @@ fn no_bus_and_no_logind_are_errors_and_a_bus_that_comes_back_is_used() {
     assert_eq!(bus.inhibitors().unwrap().len(), 1, "the next try finds it");
     let gone = LinuxBus::at("unix:path=/nonexistent/bus".to_owned(), runtime.handle().clone(), TIMEOUT);
     assert!(matches!(gone.inhibitors().unwrap_err(), BusError::Unreachable { .. }));
+}
+
+#[test]
+fn a_unit_is_run_to_its_end_and_stopped_when_its_time_is_over() {
+    let (runtime, daemon, logind) = (runtime(), Daemon::start(), Logind::default());
+    let _service = serve(&runtime, &daemon, logind.clone());
+    let bus = bus(&runtime, &daemon);
+    for (unit, end) in [
+        ("none@1.0.service", UnitRun::Absent),
+        ("bascule-done@1.0.service", UnitRun::Done),
+        ("bascule-skipped@1.0.service", UnitRun::Done),
+        ("bascule-dependency@1.0.service", UnitRun::Failed("ended with dependency".to_owned())),
+    ] {
+        assert_eq!(bus.run_unit(unit, TIMEOUT).unwrap(), end, "{unit}");
+    }
+    assert!(logind.stopped.lock().unwrap().is_empty());
+    let endless = "bascule-before-arm@2.0.service";
+    assert_eq!(bus.run_unit(endless, Duration::from_millis(100)).unwrap(), UnitRun::TimedOut);
+    assert_eq!(*logind.stopped.lock().unwrap(), [endless]);
 }

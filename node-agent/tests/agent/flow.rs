@@ -265,7 +265,7 @@ fn a_person_on_the_node_can_stage_go_back_and_commit_and_leaves_a_trace() {
     let mut agent = machine.agent();
     agent.handle(manual(ManualCommand::Stage(named(&new)))).unwrap();
     assert_eq!(agent.state().problem, None);
-    agent.handle(manual(ManualCommand::Revert)).unwrap();
+    agent.handle(manual(ManualCommand::Revert { accept_state: false })).unwrap();
     assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
     machine.reboot();
     assert_eq!(machine.system.version, "1.1");

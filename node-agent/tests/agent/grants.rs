@@ -20,7 +20,7 @@ fn staged() -> (Machine, TinyRelease, TinyRelease) {
 fn a_grant_for_another_boot_is_refused() {
     let (mut machine, _, new) = staged();
     let mut agent = machine.agent();
-    let other = Grant { boot_id: "00000000-0000-4000-8000-000000000000".into(), generation: 1 };
+    let other = Grant { boot_id: "00000000-0000-4000-8000-000000000000".into(), generation: 1, accept_state: false };
     agent.handle(machine.word(Goal::Booted, &new, Some(other))).unwrap();
     assert_eq!(problem(agent.published().unwrap()), Some("Grant"));
     assert!(machine.sim.bus.reboots().is_empty());
@@ -60,7 +60,7 @@ fn an_old_grant_of_a_restored_backup_does_not_reboot_again() {
     machine.update(&new, 7);
     let mut agent = machine.agent();
     // The backup is from before the update: its grant names a boot that is over.
-    let spent = Grant { boot_id: "00000000-0000-4000-8000-000000000000".into(), generation: 7 };
+    let spent = Grant { boot_id: "00000000-0000-4000-8000-000000000000".into(), generation: 7, accept_state: false };
     agent.handle(machine.word(Goal::Booted, &old, Some(spent))).unwrap();
     assert_eq!(problem(agent.published().unwrap()), Some("Grant"));
     // Even one that somehow names this boot is refused by its generation.

@@ -138,7 +138,7 @@ impl Machine {
 
     /// A grant for the boot that runs.
     pub(crate) fn grant(&self, generation: i64) -> Grant {
-        Grant { boot_id: self.system.boot_id.to_string(), generation }
+        Grant { boot_id: self.system.boot_id.to_string(), generation, accept_state: false }
     }
 
     /// Stages, boots and commits a release, as the operator would have it.

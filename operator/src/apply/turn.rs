@@ -364,6 +364,7 @@ mod tests {
                 budgets_open_within: None,
                 closed_budgets: Vec::new(),
                 daemon_sets: Vec::new(),
+                accept_state: false,
             })
         };
         let all: Vec<_> = (0..40).map(grant).collect();

@@ -188,6 +188,7 @@ mod tests {
             budgets_open_within: None,
             closed_budgets: Vec::new(),
             daemon_sets: Vec::new(),
+            accept_state: false,
         })
     }
 

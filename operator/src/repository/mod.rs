@@ -50,6 +50,7 @@ fn releases_of(channel: &Channel) -> Vec<Release> {
             downgrade: release.downgrade,
             kubelet: release.kubernetes.map(|kubernetes| kubernetes.kubelet),
             brings_api_server: release.kubernetes.is_some_and(|kubernetes| kubernetes.api_server),
+            state_version: release.state_version,
             withdrawn: release.withdrawn.as_ref().map(|withdrawal| withdrawal.reason.clone()),
         })
         .collect()
@@ -134,6 +135,7 @@ mod tests {
             downgrade: false,
             kubelet: None,
             brings_api_server: false,
+            state_version: None,
             withdrawn: None,
         };
         let repository =

@@ -214,13 +214,14 @@ fn never_fits(valid: &bascule_planner::ValidPolicy, timings: &api::Timings, now:
 }
 
 /// What nodes wait for until a person does something.
-const FOR_A_PERSON: [WaitReason; 18] = [
+const FOR_A_PERSON: [WaitReason; 19] = [
     WaitReason::PolicyConflict,
     WaitReason::InvalidPolicy,
     WaitReason::Unreadable,
     WaitReason::RepositoryUnavailable,
     WaitReason::ReleaseBlocked,
     WaitReason::FailedHere,
+    WaitReason::StateVersion,
     WaitReason::VersionSkew,
     WaitReason::StagingFailed,
     WaitReason::WindowTooShort,

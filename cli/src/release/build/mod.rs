@@ -4,6 +4,7 @@ mod boot;
 pub(crate) mod check;
 mod packages;
 mod packs;
+mod state;
 mod tree;
 
 use std::fs::{self, File};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::io::ReadAt as _;
 use bascule_image::release::manifest::{self, Kubernetes, Manifest, PackKind, PackageList, PackageListFormat};
+use bascule_image::uki::Uki;
 use bascule_image::verity;
 use bascule_names::{Architecture, KubernetesVersion, Product, RootHash, Version};
 use bascule_release::{BuildFolder, Extras, Hashed, Identity, Release, read_bounded};
@@ -63,6 +65,10 @@ pub(crate) struct BuildArguments {
     /// Version of the kubelet in the image. Default: that of the package kubelet, k3s or rke2 in the package list.
     #[arg(long, value_name = "VERSION")]
     kubelet: Option<KubernetesVersion>,
+
+    /// State version of the image, where there is no tree to read BASCULE_STATE_VERSION of os-release from.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    state_version: Option<u32>,
 
     /// Only print the image's root hash, to make a UKI with other tools.
     #[arg(long)]
@@ -118,6 +124,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         (findings, kernel_release) = arguments.boot.look(arguments.architecture)?;
     }
     let os_release = os_release(arguments)?;
+    let state_of_tree = os_release.as_deref().map(|text| state::declared("the tree's os-release", text)).transpose()?;
     if let Some(root) = &arguments.root {
         ensure!(root.is_dir(), "{} is no folder; --root takes the root tree of the OS", root.display());
         findings.extend(check::tree(root, os_release.as_deref(), kernel_release.as_deref(), subject)?);
@@ -150,6 +157,17 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         findings.extend(check::growth(&base.version, base.image.size, hashed.size));
     }
     arguments.checks.judge(&findings)?;
+    let state_version = match state_of_tree {
+        Some(state_of_tree) => state::of_tree(state_of_tree, arguments.state_version)?,
+        None => state::of_image(&uki, arguments.state_version)?,
+    };
+    let measured = match Uki::open(&uki)?.measured() {
+        Ok(measured) => Some(measured),
+        Err(error) => {
+            output::say(&format!("what a TPM will hold (PCR 11) is not in the manifest: {error}"));
+            None
+        }
+    };
     let release = Release { folder: &folder, identity, image: &image, hashed: &hashed };
     let uki = release.boot_image(&uki)?;
     let (packages, listed) = package_list(arguments, &identity, &folder)?.unzip();
@@ -163,7 +181,8 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     for base in &arguments.packs.base {
         packs.push(packs::delta(&release, base, &arguments.packs)?);
     }
-    let (manifest, written) = release.finish(uki, packs, Extras { packages, kubernetes })?;
+    let extras = Extras { packages, kubernetes, state_version, measured };
+    let (manifest, written) = release.finish(uki, packs, extras)?;
     output::print(&summary(&manifest, &written))?;
     Ok(Exit::Success)
 }

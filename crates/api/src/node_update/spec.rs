@@ -119,6 +119,10 @@ pub struct Grant {
     /// backup of the cluster's state can't repeat a reboot.
     #[schemars(range(min = 1))]
     pub generation: i64,
+    /// Whether the node may go to a release that is made for an older state of the machine than it was used with
+    /// (`status.stateVersion`). A person said so, in a Rollback.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_state: bool,
 }
 
 /// Why a node is disrupted.

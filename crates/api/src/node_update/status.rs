@@ -24,6 +24,11 @@ pub struct NodeUpdateStatus {
     /// The machine's architecture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
+    /// The highest state version of the releases that were committed on this machine, since somebody last accepted to go back over
+    /// one. A release with a lower one is refused. Absent where no release declares any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub state_version: Option<u32>,
     /// The two slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<Slots>,
@@ -132,6 +137,10 @@ pub struct SlotStatus {
     /// Its dm-verity root hash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_hash: Option<RootHash>,
+    /// The state version that the release declares, as far as the agent knows. Absent counts as 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub state_version: Option<u32>,
 }
 
 /// The state of a slot.
@@ -245,6 +254,10 @@ pub enum NodeError {
     Kubernetes,
     /// The grant does not match the boot, or is spent.
     Grant,
+    /// The release is made for an older state of the machine than the machine was used with, and nobody accepted that.
+    StateVersion,
+    /// A hook of the OS image failed, or did not end in time.
+    Hook,
     /// A file or value of the agent's settings is wrong.
     Settings,
     /// The trial did not become healthy in time.
@@ -257,7 +270,7 @@ pub enum NodeError {
 
 impl NodeError {
     /// Every category.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Network,
         Self::Trust,
         Self::Unsuitable,
@@ -268,6 +281,8 @@ impl NodeError {
         Self::SystemBus,
         Self::Kubernetes,
         Self::Grant,
+        Self::StateVersion,
+        Self::Hook,
         Self::Settings,
         Self::TrialFailed,
         Self::BootFailed,
@@ -288,6 +303,8 @@ impl NodeError {
             Self::SystemBus => "SystemBus",
             Self::Kubernetes => "Kubernetes",
             Self::Grant => "Grant",
+            Self::StateVersion => "StateVersion",
+            Self::Hook => "Hook",
             Self::Settings => "Settings",
             Self::TrialFailed => "TrialFailed",
             Self::BootFailed => "BootFailed",

@@ -72,6 +72,9 @@ pub struct Release {
     /// What of Kubernetes its images bring.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// The highest state version that its manifests declare, for readers that plan ahead. A node goes by its own manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_version: Option<u32>,
     /// Set when the vendor took the release back: it is not installed any more. Nodes that run it keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdrawn: Option<Withdrawal>,

@@ -8,12 +8,16 @@ use uuid::Uuid;
 
 use bascule_names::{Architecture, Digest, KubernetesVersion, Product, RootHash, Version};
 
+use super::measured::Measured;
 use super::names::TargetPath;
 use super::parse::{self, ParseError};
 use crate::verity;
 
-/// The format this version reads and writes.
+/// The format of a manifest that every reader understands.
 pub const FORMAT: u64 = 1;
+/// The format of a manifest that declares a state version. A reader that does not know it would go back over that version, so it
+/// has to refuse the release.
+pub const FORMAT_WITH_STATE: u64 = 2;
 /// Longest manifest in bytes. 64 packs with long paths take 40 KiB.
 pub const MAX_LENGTH: usize = 256 << 10;
 /// Largest image in bytes. The verity tree is held in memory while a slot is written: 128 MiB for this size.
@@ -33,7 +37,7 @@ const WHAT: &str = "manifest";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// Format version of this file, [`FORMAT`].
+    /// Format version of this file, [`FORMAT`] or [`FORMAT_WITH_STATE`]; see [`format_for`].
     pub format: u64,
     /// The product whose hosts may install this.
     pub product: Product,
@@ -56,6 +60,21 @@ pub struct Manifest {
     /// made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// What the release makes of the machine's state once it is committed. A machine whose state was used with a higher one does
+    /// not go to this release unless somebody accepts that. None counts as 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_version: Option<u32>,
+    /// What a TPM holds once the boot image has run, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+}
+
+/// The format that a manifest has to have.
+pub const fn format_for(state_version: Option<u32>) -> u64 {
+    match state_version {
+        Some(_) => FORMAT_WITH_STATE,
+        None => FORMAT,
+    }
 }
 
 /// What of Kubernetes an image brings.
@@ -173,7 +192,7 @@ pub enum PackageListFormat {
 impl Manifest {
     /// Reads and checks a manifest. Whoever holds a `Manifest` from here holds one whose numbers fit together.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
-        let manifest: Self = parse::parse(WHAT, bytes, MAX_LENGTH, FORMAT)?;
+        let manifest: Self = parse::parse(WHAT, bytes, MAX_LENGTH, FORMAT_WITH_STATE)?;
         manifest.validate()?;
         Ok(manifest)
     }
@@ -223,9 +242,25 @@ impl Manifest {
 
     fn validate(&self) -> Result<(), ParseError> {
         let invalid = |field, reason: String| ParseError::Invalid { what: WHAT, field, reason };
+        if self.format != format_for(self.state_version) {
+            let (found, accepted) = (self.format, format_for(self.state_version));
+            let reason = match self.state_version {
+                Some(_) => {
+                    format!("is {found}; a manifest with a stateVersion has {accepted}, or older agents pass over it")
+                }
+                None => format!("is {found}; a manifest without a stateVersion has {accepted}"),
+            };
+            return Err(invalid("format", reason));
+        }
+        if self.state_version == Some(0) {
+            return Err(invalid("stateVersion", "is 0; it counts from 1, and none counts as 0".to_owned()));
+        }
         self.verity.validate(self.image.size).map_err(|(field, reason)| invalid(field, reason))?;
         if self.uki.size == 0 || self.uki.size > MAX_UKI_SIZE {
             return Err(invalid("uki.size", format!("is {}, accepted are 1 to {MAX_UKI_SIZE} bytes", self.uki.size)));
+        }
+        if let Some(measured) = &self.measured {
+            measured.validate().map_err(|(field, reason)| invalid(field, reason))?;
         }
         if let Some(list) = &self.packages
             && list.file.size > MAX_PACKAGE_LIST_SIZE

@@ -2,6 +2,7 @@
 
 pub mod channel;
 pub mod manifest;
+pub mod measured;
 pub mod names;
 
 mod parse;

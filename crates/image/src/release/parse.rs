@@ -18,14 +18,15 @@ pub enum ParseError {
     },
     /// Written in a format this version does not know.
     #[error(
-        "the {what} has format version {found}, this version accepts {accepted}; update through a release whose format it knows"
+        "the {what} has format version {found}, this version accepts {accepted} at most; update through a release whose format it \
+         knows"
     )]
     UnknownFormat {
         /// Which file.
         what: &'static str,
         /// The version found.
         found: u64,
-        /// The version this program reads.
+        /// The highest version that this program reads; the lowest is 1.
         accepted: u64,
     },
     /// No JSON of the expected shape.
@@ -77,7 +78,7 @@ pub(super) fn parse<T: DeserializeOwned>(
     }
     let json = |source| ParseError::Json { what, source };
     let FormatOnly { format: found } = serde_json::from_slice(bytes).map_err(json)?;
-    if found != accepted {
+    if found == 0 || found > accepted {
         return Err(ParseError::UnknownFormat { what, found, accepted });
     }
     serde_json::from_slice(bytes).map_err(json)

@@ -34,7 +34,8 @@ fn manifest_json() -> Value {
              "transferBytes": 600000}
         ],
         "packages": {"format": "CycloneDX", "path": "releases/41.3.0/x86-64/packages.json", "size": 10,
-                     "digest": format!("sha256:{}", hash('3'))}
+                     "digest": format!("sha256:{}", hash('3'))},
+        "measured": {"stub": "257.9-1", "pcr11": [{"phase": "", "value": format!("sha256:{}", hash('5'))}]}
     })
 }
 
@@ -107,6 +108,9 @@ fn every_number_that_does_not_fit_is_refused_by_name() {
         ("/packs/1/kind", json!("full"), "packs"),
         ("/packs/2/base", json!(hash('b')), "packs.base"),
         ("/packs/2/base", json!(hash('a')), "packs.base"),
+        ("/measured", json!({"stub": "257", "pcr11": []}), "measured.pcr11"),
+        ("/measured/stub", json!("two words"), "measured"),
+        ("/measured/pcr11/0/phase", json!("x".repeat(129)), "measured"),
         ("/packs/2/path", json!("releases/41.3.0/x86-64/full.pack"), "packs.path"),
     ];
     for value in near {
@@ -128,11 +132,11 @@ fn every_number_that_does_not_fit_is_refused_by_name() {
 #[test]
 fn what_is_unknown_is_refused_and_says_what_would_be_accepted() {
     let mut newer = manifest_json();
-    newer["format"] = json!(2);
+    newer["format"] = json!(3);
     newer["image"] = json!("another shape");
     let error = Manifest::parse(&bytes(&newer)).unwrap_err();
     assert_eq!(error.category(), "format-unknown");
-    assert!(error.to_string().contains("format version 2, this version accepts 1"), "{error}");
+    assert!(error.to_string().contains("format version 3, this version accepts 2 at most"), "{error}");
 
     let mut foreign = manifest_json();
     foreign["architecture"] = json!("riscv64");
@@ -146,6 +150,33 @@ fn what_is_unknown_is_refused_and_says_what_would_be_accepted() {
     let refusal = manifest.accept_for(&"acme-os".parse().unwrap(), Architecture::Arm64).unwrap_err();
     assert_eq!(refusal.to_string(), "release 41.3.0 exists for x86-64, this host accepts arm64");
     assert_eq!(manifest.accept_for(&"acme-os".parse().unwrap(), Architecture::X86_64), Ok(()));
+}
+
+#[test]
+fn a_state_version_is_in_a_format_that_older_readers_refuse() {
+    let mut with = manifest_json();
+    with["stateVersion"] = json!(4);
+    for (format, number, wanted) in [
+        (1, json!(4), Some("format")),
+        (2, json!(4), None),
+        (2, json!(0), Some("stateVersion")),
+        (2, Value::Null, Some("format")),
+        (1, Value::Null, None),
+    ] {
+        (with["format"], with["stateVersion"]) = (json!(format), number.clone());
+        let found = match Manifest::parse(&bytes(&with)) {
+            Ok(manifest) => {
+                assert_eq!(manifest.format, manifest::format_for(manifest.state_version));
+                None
+            }
+            Err(ParseError::Invalid { field, .. }) => Some(field),
+            Err(other) => panic!("{format} {number}: {other}"),
+        };
+        assert_eq!(found, wanted, "{format} {number}");
+    }
+    // Without one, nothing of the published bytes changes.
+    let before = Manifest::parse(&bytes(&manifest_json())).unwrap().to_bytes().unwrap();
+    assert!(!String::from_utf8(before).unwrap().contains("stateVersion"));
 }
 
 #[test]

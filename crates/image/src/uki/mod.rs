@@ -8,6 +8,7 @@
 //! for less: what it shows may be no whole UKI.
 
 mod build;
+mod measure;
 mod os_release;
 mod read;
 mod shown;
@@ -15,7 +16,8 @@ mod shown;
 mod tests;
 
 pub use build::{Parts, build};
-pub use os_release::OsRelease;
+pub use measure::MeasureError;
+pub use os_release::{OsRelease, STATE_VERSION};
 pub use read::{Processor, ReadUkiError, Uki};
 pub use shown::{ShownEntry, shown};
 

@@ -1,5 +1,9 @@
 //! os-release(5), as a UKI carries it and as the running system has it.
 
+/// The field by which an OS image says what it makes of the machine's state. os-release(5) leaves names with a prefix of their own
+/// to whoever needs them, and has readers pass over what they do not know.
+pub const STATE_VERSION: &str = "BASCULE_STATE_VERSION";
+
 /// The assignments of an os-release file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OsRelease {
@@ -32,6 +36,16 @@ impl OsRelease {
         names.iter().find_map(value)
     }
 
+    /// [`STATE_VERSION`]. `None` where it is not said, which counts as 0.
+    ///
+    /// # Errors
+    /// What stands there, if it is no number from 1 on.
+    pub fn state_version(&self) -> Result<Option<u32>, &str> {
+        let Some(text) = self.first(&[STATE_VERSION]) else { return Ok(None) };
+        let number = text.parse().ok().filter(|number| *number > 0 && text.bytes().all(|byte| byte.is_ascii_digit()));
+        number.map(Some).ok_or(text)
+    }
+
     /// What a boot loader sorts by first: IMAGE_ID, else ID (systemd, src/boot/boot.c, `boot_entry_add_type2`).
     pub fn sort_key(&self) -> Option<&str> {
         self.first(&["IMAGE_ID", "ID"])
@@ -60,6 +74,11 @@ mod tests {
             (release.sort_key(), release.version(), release.title()),
             (Some("acme"), Some("1.0"), Some("Acme OS"))
         );
+        let state = |text: &str| OsRelease::parse(text).state_version().map_err(str::to_owned);
+        assert_eq!((state("ID=a"), state("BASCULE_STATE_VERSION=\"3\"")), (Ok(None), Ok(Some(3))));
+        for wrong in ["0", "+1", "v2", "4294967296"] {
+            assert_eq!(state(&format!("BASCULE_STATE_VERSION={wrong}")), Err(wrong.to_owned()));
+        }
         let two = OsRelease::parse("VERSION_ID=1\nVERSION=2\nIMAGE_VERSION=3\nIMAGE_ID=i\nID=x");
         assert_eq!((two.sort_key(), two.version(), two.title()), (Some("i"), Some("3"), Some("i")));
     }

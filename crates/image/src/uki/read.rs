@@ -68,6 +68,8 @@ pub enum Processor {
 struct Section {
     name: [u8; 8],
     bytes: Range<u64>,
+    /// Its length in memory, where zeros follow what the file has of it.
+    memory: u64,
 }
 
 impl Section {
@@ -123,7 +125,8 @@ impl<'a> Uki<'a> {
             if end > length {
                 return Err(field("section layout").into());
             }
-            sections.push(Section { name: section.name, bytes: start..end });
+            let memory = u64::from(section.virtual_size.get(LE));
+            sections.push(Section { name: section.name, bytes: start..end, memory });
         }
         let processor = match nt_headers.file_header.machine.get(LE) {
             pe::IMAGE_FILE_MACHINE_AMD64 => Processor::X86_64,
@@ -168,6 +171,21 @@ impl<'a> Uki<'a> {
         if length > max {
             return Err(UkiError::TooLong { what: name, found: length, max }.into());
         }
+        read(self.file, offset, length)
+    }
+
+    /// Where the bytes of a section lie in the file, and its length in memory.
+    pub(super) fn place(&self, name: &'static str) -> Result<(Range<u64>, u64), UkiError> {
+        // What separates profiles belongs to the one that it begins.
+        let section = match name {
+            PROFILE => self.sections.iter().filter(|section| section.is(PROFILE)).nth(self.profile),
+            _ => return self.find(name).map(|section| (section.bytes.clone(), section.memory)),
+        };
+        section.map(|section| (section.bytes.clone(), section.memory)).ok_or(UkiError::Section { name, found: 0 })
+    }
+
+    /// Bytes of the file.
+    pub(super) fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ReadUkiError> {
         read(self.file, offset, length)
     }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A stub with the headers of systemd's: DOS header, PE32+, two sections, room for 13 more, a signature behind.
-fn stub() -> Vec<u8> {
+pub(super) fn stub() -> Vec<u8> {
     let mut file = vec![0; 0x400];
     put(&mut file, 0, b"MZ");
     put(&mut file, 0x3C, &0x80_u32.to_le_bytes());
@@ -38,9 +38,10 @@ fn stub() -> Vec<u8> {
     file
 }
 
-const COMMAND_LINE: &str = "roothash=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad rw quiet";
+pub(super) const COMMAND_LINE: &str =
+    "roothash=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad rw quiet";
 
-fn parts(stub: &[u8]) -> Parts<'_> {
+pub(super) fn parts(stub: &[u8]) -> Parts<'_> {
     Parts {
         stub,
         kernel: b"the kernel",

@@ -179,6 +179,26 @@ fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Relea
     }
 }
 
+/// Why a node does not go to a release that is made for an older state of the machine than the machine was used with. Its agent
+/// would refuse that too, but only once the node is empty. What is to be done stays what it is: a Rollback that is not followed for
+/// this is one all the same, which no pause and no halt stands in the way of.
+pub(super) fn made_for_older_state(node: &NodeView<'_>, choice: &Choice<'_>) -> Option<Wait> {
+    let used = node.traits.state_version?;
+    let (to, made_for) = match choice {
+        Choice::Install(install) => (&install.release.version, install.release.state_version),
+        Choice::GoBack(back) => (&back.to, node.other_slot().and_then(|slot| slot.state_version)),
+        Choice::Here | Choice::Nothing(_) => return None,
+    };
+    let made_for = made_for.unwrap_or(0);
+    if made_for >= used || choice.accepts_state() {
+        return None;
+    }
+    let message = format!(
+        "{to} is made for state version {made_for}, and the machine was used with {used}: it may not understand what is there"
+    );
+    Some(Wait::new(WaitReason::StateVersion, message).of("NodeUpdate", None, &node.node.name))
+}
+
 /// A pinned older release that the other slot holds needs no permission: the node verified it once.
 fn pinned_way_back<'a>(
     policy: &PolicyView<'a>,
@@ -322,6 +342,11 @@ impl Choice<'_> {
     /// Whether a person ordered it whatever the budgets say.
     pub(super) fn ignores_budgets(&self) -> bool {
         self.rollback().is_some_and(|rollback| rollback.ignore_budgets)
+    }
+
+    /// Whether a person accepted that the release is made for an older state of the machine.
+    pub(super) fn accepts_state(&self) -> bool {
+        self.rollback().is_some_and(|rollback| rollback.accept_state)
     }
 
     /// The Rollback that asks for it.

@@ -3,7 +3,7 @@
 //! something is to be done.
 
 use super::{
-    choice::{Choice, Choices, Install},
+    choice::{Choice, Choices, Install, made_for_older_state},
     deciding,
     facts::NodeView,
     known::Texts,
@@ -112,6 +112,10 @@ pub(super) fn may_come_up(policy: Option<&PolicyView<'_>>, view: &NodeView<'_>, 
 fn standing(policy: Option<&PolicyView<'_>>, choice: Option<&Choice<'_>>, view: &NodeView<'_>, now: Time) -> Standing {
     if view.traits.moves {
         return Standing::Moving;
+    }
+    if choice.is_some_and(|choice| made_for_older_state(view, choice).is_some()) {
+        // Others are not held back for what a person has to accept.
+        return Standing::Unable;
     }
     match choice {
         // A trial whose Node was made anew is carried on with.

@@ -118,6 +118,8 @@ pub(super) struct Traits {
     pub(super) has_failed: bool,
     /// Whether the other slot keeps a release that ran.
     pub(super) keeps_old: bool,
+    /// The state version that the machine was used with.
+    pub(super) state_version: Option<u32>,
     /// Whether its NodeUpdate names the policy that cares for it.
     pub(super) of_policy: bool,
 }
@@ -192,6 +194,7 @@ impl Traits {
                 && staging.is_some_and(|update| update.status.last_error.is_none()),
             has_failed: update.is_some_and(|update| !update.status.failed_releases.is_empty()),
             keeps_old: other.is_some_and(|slot| slot.state == SlotState::Good && is_no_newer(slot, booted)),
+            state_version: update.and_then(|update| update.status.state_version),
             of_policy: update.zip(facts).is_some_and(|(update, policy)| update.spec.policy == policy.name),
         }
     }

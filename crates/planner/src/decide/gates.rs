@@ -4,7 +4,7 @@
 
 use super::{
     budget::{ClusterBudget, PolicyBudget},
-    choice::{Choice, Install},
+    choice::{Choice, Install, made_for_older_state},
     facts::NodeView,
     health::{Allowance, Answers},
     policy::PolicyView,
@@ -250,7 +250,7 @@ fn repository(candidate: &Candidate<'_, '_>) -> Answer {
 fn release(candidate: &Candidate<'_, '_>) -> Answer {
     match candidate.choice {
         Choice::Nothing(wait) => Some(Arc::clone(wait)),
-        Choice::Here | Choice::Install(_) | Choice::GoBack(_) => None,
+        choice => made_for_older_state(candidate.view, choice).map(Arc::new),
     }
 }
 

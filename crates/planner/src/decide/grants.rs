@@ -291,6 +291,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duratio
                 Some(valid) if valid.spec.health.daemon_sets => super::motion::note(node, &[]),
                 _ => Vec::new(),
             },
+            accept_state: candidate.choice.accepts_state(),
         },
         expect: Expect {
             node_uid: Some(node.uid.clone()),

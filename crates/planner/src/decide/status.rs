@@ -37,6 +37,7 @@ impl<'a> Round<'a> {
                 digest: release.digests.values().next().cloned()?,
                 severity: release.severity,
                 published_at: release.published_at,
+                state_version: release.state_version,
             })
         });
         if let (Some(new), Some(old)) = (&target, &status.target)

@@ -54,6 +54,7 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
     for grant in &granted {
         promises(snapshot, grant, found);
         failed_releases(grant, found);
+        super::state::check(snapshot, (grant.node, grant.policy), grant.cause, grant.installs, found);
     }
     budgets(snapshot, &granted, found);
     control_plane(snapshot, &granted, found);

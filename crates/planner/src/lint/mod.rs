@@ -7,6 +7,7 @@
 mod disruption;
 mod explained;
 mod rollout;
+mod state;
 
 use crate::{Action, Plan, Report, Snapshot, plan::MemoryChange, snapshot::PolicyFacts};
 use bascule_api::Version;

@@ -118,6 +118,8 @@ pub enum Action {
         closed_budgets: Vec<String>,
         /// The node's DaemonSet pods as they are now.
         daemon_sets: Vec<DaemonSetBefore>,
+        /// Whether a person accepted that the release is made for an older state of the machine.
+        accept_state: bool,
     },
     /// Create the Job of a hook for this node and grant, under a name that follows from them.
     RunHook(HookOrder),

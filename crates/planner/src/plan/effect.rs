@@ -45,7 +45,8 @@ impl Action {
             Self::Adopt { release, generation, cause, was_cordoned, at, .. } => {
                 spec.goal = Goal::Booted;
                 spec.release = Some(release.clone());
-                spec.grant = Some(Grant { boot_id: ADOPTED_BOOT.to_owned(), generation: *generation });
+                spec.grant =
+                    Some(Grant { boot_id: ADOPTED_BOOT.to_owned(), generation: *generation, accept_state: false });
                 spec.disruption = Some(Disruption {
                     granted_at: *at,
                     was_cordoned: *was_cordoned,
@@ -69,9 +70,11 @@ impl Action {
                 budgets_open_within,
                 closed_budgets,
                 daemon_sets,
+                accept_state,
                 ..
             } => {
-                spec.grant = Some(Grant { boot_id: boot_id.clone(), generation: *generation });
+                spec.grant =
+                    Some(Grant { boot_id: boot_id.clone(), generation: *generation, accept_state: *accept_state });
                 spec.disruption = Some(Disruption {
                     granted_at: *at,
                     was_cordoned: *was_cordoned,

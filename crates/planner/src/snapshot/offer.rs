@@ -57,6 +57,8 @@ pub struct Release {
     pub kubelet: Option<KubernetesVersion>,
     /// Whether it brings the API server too, so that control planes go first.
     pub brings_api_server: bool,
+    /// The state version that it declares.
+    pub state_version: Option<u32>,
     /// Why its publisher withdrew it, if so.
     pub withdrawn: Option<String>,
 }

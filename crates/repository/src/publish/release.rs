@@ -106,7 +106,10 @@ impl Publisher {
         // One release, one Kubernetes; should its architectures differ, the newest is what API servers have to take.
         let kubernetes =
             manifests.iter().filter_map(|(_, _, manifest)| manifest.kubernetes).max_by_key(|one| one.kubelet);
-        let release = entry(version, described, kubernetes, notes, signing.now);
+        let state_version = manifests.iter().filter_map(|(_, _, manifest)| manifest.state_version).max();
+        let brings = Brings { kubernetes, state_version };
+        let release = entry(version, described, brings, notes, signing.now);
+        refuse_older_state(&self.channel_or_new(channel_name, &product)?, &release)?;
         self.perform(Operation::Offer { channel: channel_name.clone(), product, release, files }, signing)
     }
 
@@ -171,6 +174,7 @@ impl Publisher {
             }
         }
         let release = Release { published_at: whole_seconds(signing.now), ..release.clone() };
+        refuse_older_state(&self.channel_or_new(to, &source.product)?, &release)?;
         self.perform(Operation::Offer { channel: to.clone(), product: source.product, release, files }, signing)
     }
 
@@ -400,10 +404,16 @@ fn release_in<'a>(channel: &'a Channel, version: &Version) -> Result<&'a Release
     })
 }
 
+/// What a channel's entry repeats of the manifests.
+struct Brings {
+    kubernetes: Option<manifest::Kubernetes>,
+    state_version: Option<u32>,
+}
+
 fn entry(
     version: Version,
     manifests: BTreeMap<Architecture, manifest::File>,
-    kubernetes: Option<manifest::Kubernetes>,
+    brings: Brings,
     notes: &Notes,
     now: DateTime<Utc>,
 ) -> Release {
@@ -416,7 +426,8 @@ fn entry(
         notes_url: notes.notes_url.clone(),
         floor: notes.floor.clone(),
         downgrade: notes.downgrade,
-        kubernetes,
+        kubernetes: brings.kubernetes,
+        state_version: brings.state_version,
         withdrawn: None,
     }
 }
@@ -432,6 +443,24 @@ fn refuse_known(channel: &Channel, version: &Version) -> Result<(), PublishError
     }
     let reason =
         format!("it has release {version} already; a published release never changes, give it another version");
+    Err(PublishError::Channel { what: format!("channel {}", channel.channel), reason })
+}
+
+/// Nodes that were updated to an earlier release with a higher state version would refuse this one, each of them. Where nodes are to
+/// go back, that is what is meant.
+fn refuse_older_state(channel: &Channel, release: &Release) -> Result<(), PublishError> {
+    let number = |release: &Release| release.state_version.unwrap_or(0);
+    let ahead = |before: &&Release| before.version < release.version && number(before) > number(release);
+    let Some(before) = channel.releases.iter().find(ahead).filter(|_| !release.downgrade) else { return Ok(()) };
+    let reason = format!(
+        "its release {} has state version {}, and {} has {}: nodes that ran the former would refuse it; keep \
+         BASCULE_STATE_VERSION in os-release at {} or above",
+        before.version,
+        number(before),
+        release.version,
+        number(release),
+        number(before)
+    );
     Err(PublishError::Channel { what: format!("channel {}", channel.channel), reason })
 }
 

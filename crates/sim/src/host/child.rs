@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use bascule_agent::host::{BusError, Firmware, Inhibition, Inhibitor, SystemBus, UnitState};
+use bascule_agent::host::{BusError, Firmware, Inhibition, Inhibitor, SystemBus, UnitRun, UnitState};
 
 use crate::firmware::Variables;
 use crate::machine::process::{Files, MACHINE_VARIABLE, read_json};
@@ -96,5 +96,10 @@ impl SystemBus for MachineBus {
     fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError> {
         let active = || UnitState { load: "loaded".into(), active: "active".into() };
         Ok(units.iter().map(|unit| (unit.clone(), active())).collect())
+    }
+
+    fn run_unit(&self, _unit: &str, _limit: Duration) -> Result<UnitRun, BusError> {
+        // The simulated OS image brings no hooks.
+        Ok(UnitRun::Absent)
     }
 }

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bascule_agent::host::{
-    BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, Space, StateStore, SystemBus, SystemInfo, UnitState,
+    BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, Space, StateStore, SystemBus, SystemInfo, UnitRun,
+    UnitState,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -128,8 +129,11 @@ pub struct SimBus {
     pub others: Mutex<Vec<Inhibitor>>,
     /// States of units; an unknown one is not found.
     pub units: Mutex<BTreeMap<String, UnitState>>,
+    /// How units end that are run; an unknown one is not there.
+    pub runs: Mutex<BTreeMap<String, UnitRun>>,
     /// There is no bus.
     pub gone: AtomicBool,
+    ran: Mutex<Vec<String>>,
     held: Arc<AtomicUsize>,
     reboots: Mutex<Vec<String>>,
     unguarded: Mutex<Vec<String>>,
@@ -144,6 +148,11 @@ impl SimBus {
     /// Writes to partition table or ESP that were made while shutdown was not held back.
     pub fn unguarded(&self) -> Vec<String> {
         locked(&self.unguarded).clone()
+    }
+
+    /// The units that were run, in order; those that are not there too.
+    pub fn ran(&self) -> Vec<String> {
+        locked(&self.ran).clone()
     }
 
     /// How many inhibitors the agent holds now.
@@ -198,6 +207,12 @@ impl SystemBus for SimBus {
         let known = locked(&self.units);
         let unknown = || UnitState { load: "not-found".into(), active: "inactive".into() };
         Ok(units.iter().map(|unit| (unit.clone(), known.get(unit).cloned().unwrap_or_else(unknown))).collect())
+    }
+
+    fn run_unit(&self, unit: &str, _limit: std::time::Duration) -> Result<UnitRun, BusError> {
+        self.reach()?;
+        locked(&self.ran).push(unit.to_owned());
+        Ok(locked(&self.runs).get(unit).cloned().unwrap_or(UnitRun::Absent))
     }
 }
 

@@ -61,6 +61,7 @@ pub fn release(text: &str) -> Release {
         downgrade: false,
         kubelet: None,
         brings_api_server: false,
+        state_version: None,
         withdrawn: None,
     }
 }
@@ -199,6 +200,7 @@ pub fn rollback(name: &str, policy: &str, created_at: Time) -> RollbackFacts {
             block: true,
             respect_windows: false,
             ignore_budgets: false,
+            accept_state: false,
             requested_by: Some("bob".to_owned()),
         },
         status: RollbackStatus::default(),

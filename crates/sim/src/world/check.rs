@@ -455,6 +455,7 @@ pub(super) const fn lasts(reason: WaitReason) -> bool {
             | WaitReason::ReleaseWithdrawn
             | WaitReason::NoRelease
             | WaitReason::MinimumSourceVersion
+            | WaitReason::StateVersion
             | WaitReason::FailedHere
             | WaitReason::Halted
             | WaitReason::Reverted

@@ -9,7 +9,7 @@ use bascule_api::{
     SlotState, SlotStatus, Slots, Staged, Time, Trial, Version,
 };
 use bascule_planner::snapshot::{Node, Readiness};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// What a release does to a machine that boots it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,10 @@ pub struct Machine {
     failed: Vec<FailedRelease>,
     /// The last word of a person to try again that the agent followed.
     retried: Option<Time>,
+    /// The state versions that releases declare; of others none is known.
+    pub states: BTreeMap<Version, u32>,
+    /// The state version that the machine was used with.
+    used_state: Option<u32>,
     /// Every release that failed here, whatever the agent reports, and how many boots there had been by then.
     pub failed_ever: Vec<(Version, usize)>,
     /// Seconds a boot takes.
@@ -116,6 +120,8 @@ impl Machine {
             transfer: None,
             failed: Vec::new(),
             retried: None,
+            states: BTreeMap::new(),
+            used_state: None,
             failed_ever: Vec::new(),
             boot_seconds: 60,
             stage_seconds: 60,
@@ -233,7 +239,12 @@ impl Machine {
 }
 
 fn good(version: &Version) -> SlotStatus {
-    SlotStatus { state: SlotState::Good, version: Some(version.clone()), root_hash: Some(root(version)) }
+    SlotStatus {
+        state: SlotState::Good,
+        version: Some(version.clone()),
+        root_hash: Some(root(version)),
+        state_version: None,
+    }
 }
 
 fn root(version: &Version) -> RootHash {
@@ -393,6 +404,7 @@ impl Machine {
                 && grant.boot_id == self.boot_id(&node.name)
                 && grant.generation > self.last_grant
                 && !self.inhibited
+                && (grant.accept_state || self.understands_state(other))
         });
         match spec.goal {
             Goal::Idle => self.transfer = None,
@@ -413,6 +425,7 @@ impl Machine {
                     self.trial_until = None;
                     let booted = self.booted;
                     self.slot_mut(booted).state = SlotState::Good;
+                    self.used_state = self.states.get(&release.version).copied();
                     self.committed_at = Some(Time::new(now.get() + chrono::TimeDelta::seconds(self.skew)));
                     lines.push(format!("{}: commits {}", node.name, release.version));
                 }
@@ -437,6 +450,12 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Whether what a slot holds is made for the state that the machine was used with.
+    fn understands_state(&self, slot: SlotName) -> bool {
+        let version = self.slots.get(slot).version.as_ref();
+        version.and_then(|version| self.states.get(version)).copied() >= self.used_state
     }
 
     fn stage(&mut self, version: &Version, digest: &Digest, now: Time) {
@@ -487,7 +506,12 @@ impl Machine {
         let status = &mut update.status;
         status.observed_generation = Some(update.generation);
         status.boot_id = Some(boot_id);
-        status.slots = Some(self.slots.clone());
+        let known = |slot: &SlotStatus| SlotStatus {
+            state_version: slot.version.as_ref().and_then(|version| self.states.get(version)).copied(),
+            ..slot.clone()
+        };
+        status.slots = Some(Slots { a: known(&self.slots.a), b: known(&self.slots.b) });
+        status.state_version = self.used_state;
         status.booted = self.running().map(|version| Booted {
             slot: self.booted,
             version: version.clone(),

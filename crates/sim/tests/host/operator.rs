@@ -78,7 +78,7 @@ impl Operator {
             let given = self.grant.clone().filter(|grant| grant.boot_id == *boot_id);
             let grant = given.unwrap_or_else(|| {
                 self.grants = self.grants.max(status.last_grant.unwrap_or(0)) + 1;
-                Grant { boot_id: boot_id.clone(), generation: self.grants }
+                Grant { boot_id: boot_id.clone(), generation: self.grants, accept_state: false }
             });
             (Goal::Booted, Some(grant))
         } else {

@@ -203,6 +203,58 @@ fn what_a_rollback_left_does_not_hold_up_what_mends_it() {
 }
 
 #[test]
+fn nobody_goes_back_over_a_state_version_unless_a_person_accepts_it() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        machine.states.insert("1.1".parse().unwrap(), 2);
+    }
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let mut rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
+    world.snapshot.rollbacks.push(Arc::new(rollback.clone()));
+    for _ in 0..20 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+        assert_eq!((granted(&world), on(&world, "1.1")), (0, 3), "nobody is drained for it\n{}", world.story());
+    }
+    let said = state("a1", &world);
+    assert!(
+        said.contains("StateVersion") && said.contains("state version 0, and the machine was used with 2"),
+        "{said}"
+    );
+    rollback.name = "accepted".to_owned();
+    rollback.created_at = world.snapshot.now;
+    rollback.spec.accept_state = true;
+    world.snapshot.rollbacks.push(Arc::new(rollback));
+    world.until(600, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    // What was accepted is where the machine is from then on.
+    let of = |update: &bascule_planner::snapshot::UpdateFacts| update.status.state_version;
+    let used: Vec<_> = world.snapshot.nodes.iter().filter_map(|node| node.update.as_ref().map(of)).collect();
+    assert_eq!(used, [None; 3]);
+}
+
+#[test]
+fn a_release_that_failed_is_not_left_by_itself_over_a_state_version() {
+    let mut world = world(1, &json!({"automaticRollback": true}));
+    for machine in world.machines.values_mut() {
+        machine.states.insert("1.1".parse().unwrap(), 2);
+    }
+    world.until(600, |world| on(world, "1.1") >= 1 && granted(world) == 0).unwrap();
+    let block = bascule_api::BlockedRelease {
+        version: "1.1".parse().unwrap(),
+        at: world.snapshot.now,
+        by: bascule_api::conditions::reason::FAILURE_THRESHOLD.to_owned(),
+        reason: "it failed".to_owned(),
+    };
+    world.policy("workers", |policy| policy.status.blocked.push(block.clone()));
+    for _ in 0..20 {
+        world.operate_for(None).unwrap();
+        world.pass(60);
+    }
+    assert_eq!(granted(&world), 0, "{}", world.story());
+    assert!(world.shown().contains("StateVersion"), "{}", world.shown());
+}
+
+#[test]
 fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
     // 1.0 came with the installer: the operator never saw a manifest of it, and has no digest to name it by.
     let mut world = World::scripted(1, vec![build::policy("workers", &json!({}), &build::offer(&["1.1"]))]);

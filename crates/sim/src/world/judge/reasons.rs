@@ -163,6 +163,10 @@ impl<'a> Told<'a> {
             WaitReason::MinimumSourceVersion => {
                 (self.offers(|release| release.floor.is_some()), "no release asks for another before it")
             }
+            WaitReason::StateVersion => {
+                let used = update.and_then(|update| update.status.state_version);
+                (used.is_some(), "its state was used with no release that declares a state version")
+            }
             WaitReason::MinimumAge => {
                 let least = spec.map_or(Duration::ZERO, |spec| spec.min_release_age);
                 let until = self.until();

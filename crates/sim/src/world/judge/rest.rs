@@ -118,6 +118,7 @@ const fn stands_in_the_way(reason: WaitReason) -> bool {
             | WaitReason::ReleaseWithdrawn
             | WaitReason::NoRelease
             | WaitReason::MinimumSourceVersion
+            | WaitReason::StateVersion
             | WaitReason::WindowTooShort
     )
 }

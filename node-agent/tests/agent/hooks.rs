@@ -1,0 +1,106 @@
+//! Hooks of the OS image: when they run, and what comes of one that fails.
+
+use std::time::Duration;
+
+use bascule_agent::core::{Entry, Event};
+use bascule_agent::host::UnitRun;
+use bascule_api::Goal;
+use bascule_sim::firmware::BootLoader;
+use bascule_sim::tiny::TinyRelease;
+
+use crate::machine::{Machine, entries, problem, release};
+
+const BEFORE_ARM: &str = "bascule-before-arm@1.1.service";
+const AFTER_COMMIT: &str = "bascule-after-commit@1.1.service";
+
+fn machine() -> (Machine, TinyRelease) {
+    let (old, new) = (release("1.0", &[]), release("1.1", &[]));
+    (Machine::new(BootLoader::SystemdBoot, &old, &[&new]), new)
+}
+
+fn ends(machine: &Machine, unit: &str, end: UnitRun) {
+    machine.sim.bus.runs.lock().unwrap().insert(unit.to_owned(), end);
+}
+
+#[test]
+fn each_hook_runs_once_in_its_own_release() {
+    let (mut machine, new) = machine();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    assert!(machine.sim.bus.ran().is_empty(), "staging is nobody's business");
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    assert_eq!(machine.sim.bus.ran(), [BEFORE_ARM]);
+    // logind is asked to reboot again, and nothing is armed anew for it.
+    machine.clock.pass(Duration::from_secs(600));
+    agent.handle(Event::Tick).unwrap();
+    assert_eq!((machine.sim.bus.ran().len(), machine.sim.bus.reboots().len()), (1, 2));
+    machine.reboot();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    assert!(machine.sim.bus.ran().is_empty(), "not while it is a trial");
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+    let mut again = machine.agent();
+    again.handle(Event::Tick).unwrap();
+    assert_eq!(machine.sim.bus.ran().len(), 1, "once for each commit");
+}
+
+#[test]
+fn nothing_is_armed_where_the_hook_before_it_fails() {
+    for end in [UnitRun::Failed("ended with failed".to_owned()), UnitRun::TimedOut] {
+        let (mut machine, new) = machine();
+        ends(&machine, BEFORE_ARM, end);
+        let mut agent = machine.agent();
+        let grant = machine.grant(1);
+        agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert_eq!((problem(status), status.last_grant), (Some("Hook"), None));
+        let message = &status.last_error.as_ref().unwrap().message;
+        assert!(message.contains("journalctl -u 'bascule-before-arm@1.1.service'"), "{message}");
+        assert_eq!(entries(agent.state()), (Entry::Good, Entry::None));
+        assert!(machine.sim.bus.reboots().is_empty());
+        ends(&machine, BEFORE_ARM, UnitRun::Done);
+        machine.clock.pass(Duration::from_secs(3_600));
+        agent.handle(Event::Tick).unwrap();
+        assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+    }
+}
+
+#[test]
+fn a_hook_after_the_commit_that_fails_is_tried_again_and_holds_nothing_up() {
+    let (mut machine, new) = machine();
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.trial.is_none() && status.booted.as_ref().unwrap().committed_at.is_some(), "{status:?}");
+    assert_eq!(problem(status), Some("Hook"));
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.1", "it is committed all the same");
+    // The next boot knows of it still.
+    ends(&machine, AFTER_COMMIT, UnitRun::Done);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
+    assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+    assert_eq!(problem(agent.published().unwrap()), None);
+}
+
+#[test]
+fn a_trial_that_is_taken_back_was_no_commit() {
+    let (mut machine, new) = machine();
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Reverted, &new, Some(grant))).unwrap();
+    assert!(machine.sim.bus.ran().is_empty());
+    machine.reboot();
+    machine.agent().handle(Event::Tick).unwrap();
+    assert_eq!((machine.system.version.as_str(), machine.sim.bus.ran().len()), ("1.0", 0));
+}
