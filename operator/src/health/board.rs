@@ -6,7 +6,10 @@
 use super::{Answered, Asker, GateAnswer as Answer, Heard, heard::ask_for_people, kept};
 use crate::{clock::Clock, metrics::Metrics};
 use bascule_api::{Gate, Health, Time};
-use bascule_planner::{plan::GateQuestion, snapshot::GateAnswer};
+use bascule_planner::{
+    plan::GateQuestion,
+    snapshot::{GateAnswer, Missed},
+};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -217,9 +220,10 @@ impl Board {
         let same = before.filter(|before| before.passes == answer.passed() && before.known == known);
         let news = same.is_none_or(|before| before.message != message);
         let since = same.map_or(now, |before| before.since);
+        let passes = answer.passed();
+        let missed = if passes { before.and_then(|before| before.missed) } else { Some(Missed { at, known }) };
         let (policy, gate, node) = (key.policy.clone(), key.gate.clone(), key.node.clone());
-        answers
-            .insert(key.clone(), GateAnswer { policy, gate, node, passes: answer.passed(), known, message, at, since });
+        answers.insert(key.clone(), GateAnswer { policy, gate, node, passes, known, message, at, since, missed });
         drop(answers);
         if news {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));
@@ -244,11 +248,10 @@ mod tests {
         assert_eq!(pause(100_000, 1), SELDOM);
     }
 
-    #[test]
-    fn an_answer_is_as_old_as_what_it_rests_on() {
-        let now = chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap();
-        let clock = Clock::from_fn(move || now);
-        let board = Board {
+    /// What one question has, at a time that stands still.
+    fn take_only() -> Board {
+        let clock = Clock::from_fn(|| chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap_or_default());
+        Board {
             clock: clock.clone(),
             metrics: Metrics::new(),
             changes: Arc::new(watch::Sender::new(0)),
@@ -256,7 +259,13 @@ mod tests {
             answers: Answers::default(),
             share: Arc::default(),
             heard: Heard::new(clock),
-        };
+        }
+    }
+
+    #[test]
+    fn an_answer_is_as_old_as_what_it_rests_on() {
+        let board = take_only();
+        let now = board.clock.now();
         let key = GateQuestion { policy: "workers".to_owned(), gate: "ci".to_owned(), node: None };
         let as_of = crate::clock::Moment::now().before(Duration::from_secs(20));
         board.take(&key, &Answered { answer: Answer::Passed, as_of });
@@ -264,6 +273,30 @@ mod tests {
         // This machine may have other things to do.
         let age = (now - answer.at.get()).num_seconds();
         assert!((20..60).contains(&age) && answer.since.get() == now, "{answer:?}");
+    }
+
+    /// A trial that it held is not to be blamed for that when it passes again.
+    #[test]
+    fn what_a_gate_said_last_against_it_is_remembered_while_it_is_asked() {
+        let board = take_only();
+        let key = GateQuestion { policy: "workers".to_owned(), gate: "ci".to_owned(), node: None };
+        let said = |answer: Answer| {
+            board.take(&key, &Answered { answer, as_of: crate::clock::Moment::now() });
+            let answer = lock(&board.answers).get(&key).cloned().unwrap();
+            (answer.at, answer.missed)
+        };
+        assert_eq!(said(Answer::Passed).1, None);
+        for known in [true, false] {
+            let no = if known { Answer::Failed("2 of 3".to_owned()) } else { Answer::Unknown("no route".to_owned()) };
+            let (at, missed) = said(no);
+            assert_eq!(missed, Some(Missed { at, known }));
+            for _ in 0..2 {
+                assert_eq!(said(Answer::Passed).1, missed);
+            }
+        }
+        // It is not asked any more, and later it is again.
+        lock(&board.answers).clear();
+        assert_eq!(said(Answer::Passed).1, None);
     }
 
     /// A client spawns a task where it is made.

@@ -5,7 +5,7 @@ use crate::{
     Action, Gate, Rule, Wait,
     decide::{
         facts::selects,
-        health::{Allowance, Asked},
+        health::{Allowance, Asked, MissedGate},
         memory::Took,
         rollback::RollbackView,
     },
@@ -13,10 +13,13 @@ use crate::{
     snapshot::{HookStage, PolicyFacts},
 };
 use bascule_api::{
-    ClusterGates, DaemonSetBefore, DisruptionOutcome, Goal, NodeError, RolloutState, Time, Version, WaitReason,
-    conditions,
+    ClusterGates, DaemonSetBefore, DisruptionOutcome, Duration, Goal, NodeError, RolloutState, Time, Version,
+    WaitReason, conditions,
 };
 use std::sync::Arc;
+
+/// When gates are looked at again that are to be heard first: one that says what it said before wakes nobody.
+pub(super) const HEARD_SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.view.committed() {
@@ -47,6 +50,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let away = ready.since.filter(|_| !ready.ready).unwrap_or_default().min(moving.ctx.now);
     let deadline = moving.back_seen(drained_at).max(away).after(health.node_ready_timeout);
     let Health { missing, since, questions } = look(moving, drained_at, deadline);
+    let open = missing.as_ref().is_some_and(|missing| missing.open);
     let mut motion = match missing {
         Some(missing) if moving.ctx.now >= deadline && missing.blames => {
             let why = format!("not healthy within {}: {}", health.node_ready_timeout, missing.what);
@@ -79,7 +83,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         }
     };
     motion.questions = questions;
-    motion
+    if open { motion.waking(moving.ctx.now.after(HEARD_SOON)) } else { motion }
 }
 
 /// A trial that nobody can judge: what its policy asks of it is not known, or no policy asks for it any more. The release is neither
@@ -163,10 +167,11 @@ struct Missing {
     open: bool,
 }
 
-/// What the gates of an update say of the node, where the policy has any that are asked.
-pub(super) fn gates(moving: &Moving<'_, '_>) -> Option<Asked> {
+/// What the gates of an update say of the node, by answers that are no older than `since`, where that is said and the policy has any
+/// that are asked.
+pub(super) fn gates(moving: &Moving<'_, '_>, since: Option<Time>) -> Option<Asked> {
     let policy = moving.owner.judge().filter(|_| !moving.by_rollback() && moving.ctx.set.asks(Gate::Health))?;
-    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, &mut Allowance::unlimited()))
+    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, since, &mut Allowance::unlimited()))
 }
 
 /// Whether the release answers for gates that do not pass: for what one says of the node; for what they say of the cluster
@@ -176,6 +181,19 @@ pub(super) fn blames(moving: &Moving<'_, '_>, asked: &Asked) -> bool {
         || moving.health().cluster_gates == ClusterGates::Revert
         || moving.unproven_elsewhere(&asked.cluster_fails)
         || !moving.ctx.set.keeps(Rule::ClusterIsNoVerdict)
+}
+
+/// Why a trial was held beyond its time until the guard ended it, where gates did so that pass by now; and the gate, if it said no of
+/// the cluster.
+pub(super) fn held_by(moving: &Moving<'_, '_>, asked: &Asked, drained_at: Time) -> Option<(String, Option<String>)> {
+    let MissedGate { gate, per_node, missed } = asked.missed.as_ref()?;
+    let late = missed.at > drained_at.after(moving.health().node_ready_timeout);
+    let said_no = (missed.known && !per_node).then(|| gate.clone());
+    let blames = moving.health().cluster_gates == ClusterGates::Revert
+        || moving.unproven_elsewhere(said_no.as_slice())
+        || !moving.ctx.set.keeps(Rule::ClusterIsNoVerdict);
+    let why = || format!("gate {gate} did not pass at the end of its time, and does since {}", asked.since);
+    (late && !blames).then(|| (why(), said_no))
 }
 
 fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
@@ -234,10 +252,16 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
         questions: Vec::new(),
     };
     if !node.ready.ready || agent_boot != Some(node.boot_id.as_str()) {
-        return lacks("the node is not Ready after its reboot".to_owned(), true);
+        // Whoever asks remembers what gates said only for as long as it is asked, and of a trial that was held it counts once more when
+        // its guard has ended it.
+        let late = moving.ctx.now >= drained_at.after(moving.health().node_ready_timeout);
+        let asked = if late { gates(moving, None) } else { None };
+        let questions = asked.map_or_else(Vec::new, |asked| asked.questions);
+        return Health { questions, ..lacks("the node is not Ready after its reboot".to_owned(), true) };
     }
+    // What gates said before this boot is no word about it either, how fresh it may be.
+    let asked = gates(moving, Some(since));
     since = since.max(node.ready.since.unwrap_or(since));
-    let asked = gates(moving);
     if moving.health().daemon_sets {
         // The gates are asked meanwhile: they have to have been heard when, at the deadline, nothing but they is left to go by.
         let lacks = |what: String, blames: bool| {
