@@ -13,7 +13,8 @@ const LONGEST_REST: u64 = 60;
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 /// For how many seconds a write is remembered that no plan asks for any more. A plan is made at least once a minute.
 const FORGOTTEN_AFTER: i64 = 150;
-/// The same of a commit: whether it was refused is asked when the node has rebooted into its old release.
+/// The same of a commit, and of what is remembered before it: whether they were refused is asked when the node has rebooted into its
+/// old release.
 const COMMIT_FORGOTTEN_AFTER: i64 = 3_600;
 /// How much is kept of what the API server said, in characters.
 const WORDS: usize = 400;
@@ -123,7 +124,8 @@ impl Refusals {
             }
         }
         self.0.retain(|write, known| {
-            let kept = if write.action == COMMIT { COMMIT_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
+            let commits = [COMMIT, REMEMBER].contains(&write.action);
+            let kept = if commits { COMMIT_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
             now.seconds_since(known.asked) < kept
         });
     }
@@ -207,11 +209,15 @@ mod tests {
         refusals.note(Write::of(&commit), Some("no"), at(0));
         assert_eq!(refusals.told_of("a", COMMIT, at(9)), None);
         assert!(refusals.told_of("a", COMMIT, at(10)).is_some() && refusals.told_of("b", COMMIT, at(10)).is_none());
+        refusals.note(Write::of(&remember), Some("no"), at(0));
         refusals.asked(&Plan::default(), at(3_000));
         assert!(
-            refusals.told_of("a", COMMIT, at(3_000)).is_some(),
+            refusals.told_of("a", COMMIT, at(3_000)).is_some()
+                && refusals.told_of("workers", REMEMBER, at(3_000)).is_some(),
             "asked for when its node is back on the old release"
         );
+        refusals.asked(&Plan::default(), at(3_600));
+        assert!(refusals.is_empty());
     }
 
     #[test]

@@ -296,8 +296,9 @@ impl<'a> Moving<'_, 'a> {
     fn uncommitted(&self) -> Option<&'a str> {
         let told = |object: &str, action| self.ctx.refused.told_of(object, action, self.ctx.now);
         let drained_at = self.disruption.drained_at?;
-        // Of this trial, and not of one before it on the same node.
-        let commit = told(&self.view.node.name, COMMIT).filter(|refusal| refusal.tried() >= drained_at);
+        // Of this trial, and not of one before it on the same node, or of something else that the policy had to remember.
+        let told = |object: &str, action| told(object, action).filter(|refusal| refusal.tried() >= drained_at);
+        let commit = told(&self.view.node.name, COMMIT);
         // What failed only since the machine is back kept no commit away: it may be this very failure.
         let back = self.back_seen(drained_at);
         let memory = || told(&self.spec.policy, REMEMBER).filter(|refusal| refusal.since < back);
