@@ -107,6 +107,10 @@ impl Refusals {
         };
         let first = || Refusal { since: now, words: String::new(), failed: 0, tried: now, asked: now };
         let known = self.0.entry(write).or_insert_with(first);
+        // One that nobody asked for a while may be remembered all the same, and this is another try.
+        if now.seconds_since(known.asked) >= FORGOTTEN_AFTER {
+            *known = first();
+        }
         known.failed = known.failed.saturating_add(1);
         // A clock that was set back keeps nobody from being told.
         known.since = known.since.min(now);
@@ -263,6 +267,20 @@ mod tests {
         refusals.asked(&plan, at(100));
         refusals.asked(&plan, at(200));
         assert!(refusals.of(&cordon("a")).is_some() && refusals.of(&cordon("b")).is_none());
+    }
+
+    #[test]
+    fn what_is_remembered_longer_begins_anew_with_another_try() {
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        let mut refusals = Refusals::default();
+        for second in [0, 10, 20] {
+            refusals.note(Write::of(&remember), Some("denied"), at(second));
+        }
+        refusals.asked(&Plan::default(), at(1_000));
+        assert_eq!(refusals.of(&remember).map(|refusal| (refusal.since, refusal.failed)), Some((at(0), 3)));
+        refusals.note(Write::of(&remember), Some("denied"), at(1_000));
+        assert_eq!(refusals.of(&remember).map(|refusal| (refusal.since, refusal.failed)), Some((at(1_000), 1)));
+        assert_eq!(refusals.told(&remember, at(1_009)), None);
     }
 
     #[test]
