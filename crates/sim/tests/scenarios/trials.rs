@@ -251,6 +251,26 @@ fn a_gate_that_held_a_trial_to_its_end_and_passes_when_the_node_is_back_blames_n
     }
 }
 
+#[test]
+fn a_machine_that_is_slow_to_come_back_from_a_held_trial_is_an_alarm_and_no_verdict() {
+    let mut world = world(1, &alerts());
+    world.until(200, on_trial).unwrap();
+    let name = granted_one(&world);
+    // Longer than nodeReadyTimeout.
+    world.machines.get_mut(&name).unwrap().boot_seconds = 900;
+    world.alert(true);
+    world.until(200, |world| world.story().contains("the guard takes the trial back")).unwrap();
+    world.until(100, |world| state(&name, world).contains("NodeLost")).unwrap();
+    let says = state(&name, &world);
+    assert!(says.contains("Failed") && says.contains("not blamed") && says.contains("gate alerts"), "{says}");
+    assert_eq!(granted(&world), 1, "its place is taken\n{}", world.shown());
+    world.until(200, |world| !node(world, &name).granted()).unwrap();
+    let last = node(&world, &name).update.as_ref().unwrap().spec.last_disruption.clone().unwrap();
+    assert_eq!(last.outcome, bascule_api::DisruptionOutcome::Unproven, "{}\n{}", last.message, world.story());
+    assert_eq!(last.gate.as_deref(), Some("alerts"), "{}", last.message);
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+}
+
 /// Others waited for the gate while the node rebooted, and where many questions are each is asked once a minute.
 #[test]
 fn what_a_gate_said_before_the_reboot_neither_commits_nor_blames() {

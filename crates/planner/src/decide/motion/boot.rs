@@ -143,30 +143,14 @@ fn came_back_old(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         return moving.end(motion, DisruptionOutcome::Interrupted, Goal::Staged, why, why.to_owned());
     }
     let given_up = failed.is_some_and(|failed| failed.category == NodeError::TrialFailed);
-    if given_up && let Some(why) = trial::unjudged_so_far(moving) {
-        return unproven(moving, release, running, &why, None);
-    }
-    // It was healthy, and the word of that was not taken: the guard could not know.
-    if given_up && let Some(words) = moving.uncommitted() {
-        return unproven(moving, release, running, &format!("it could not be committed: {words}"), None);
-    }
-    if given_up && moving.before_is_forgotten() {
-        let why = "what was not ready before its Node was deleted nobody remembers";
-        return unproven(moving, release, running, why, None);
-    }
-    // The guard gave up a trial that was held: what the gates say, or said at its end, decides who answers for it.
-    if given_up && let Some(asked) = trial::gates(moving, None) {
-        if asked.open {
+    if given_up {
+        let trial::Excuse { held, open, questions } = trial::excuse(moving, drained_at, moving.back_seen(drained_at));
+        if open {
             let message = format!("back on {running}; the gates are asked before {} is judged", release.version);
             let mut motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, message));
-            motion.questions = asked.questions;
+            motion.questions = questions;
             return motion.waking(moving.ctx.now.after(trial::HEARD_SOON));
         }
-        let held = match &asked.failing {
-            Some(_) if trial::blames(moving, &asked) => None,
-            Some(wait) => Some((wait.message.clone(), asked.cluster_fails.first().cloned())),
-            None => trial::held_by(moving, &asked, drained_at),
-        };
         if let Some((why, gate)) = held {
             return unproven(moving, release, running, &why, gate);
         }

@@ -292,16 +292,16 @@ impl<'a> Moving<'_, 'a> {
         }
     }
 
-    /// What was said where the word that makes the trial permanent, or what is remembered before it, has been refused for a while.
-    fn uncommitted(&self) -> Option<&'a str> {
+    /// What was said where the word that makes the trial permanent, or what is remembered before it, had been refused for a while when
+    /// the trial ended.
+    fn uncommitted(&self, ended: Time) -> Option<&'a str> {
         let told = |object: &str, action| self.ctx.refused.told_of(object, action, self.ctx.now);
         let drained_at = self.disruption.drained_at?;
         // Of this trial, and not of one before it on the same node, or of something else that the policy had to remember.
         let told = |object: &str, action| told(object, action).filter(|refusal| refusal.tried() >= drained_at);
         let commit = told(&self.view.node.name, COMMIT);
-        // What failed only since the machine is back kept no commit away: it may be this very failure.
-        let back = self.back_seen(drained_at);
-        let memory = || told(&self.spec.policy, REMEMBER).filter(|refusal| refusal.since < back);
+        // What failed only afterwards kept no commit away: it may be this very failure.
+        let memory = || told(&self.spec.policy, REMEMBER).filter(|refusal| refusal.since < ended);
         Some(&commit.or_else(memory)?.words)
     }
 
