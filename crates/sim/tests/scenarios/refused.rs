@@ -257,30 +257,43 @@ fn trying() -> (World, String) {
     (world, name)
 }
 
-/// The API server does not take what the policy has to remember.
-fn refuses_memory(world: &mut World, at: Time) {
-    let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
-    world.snapshot.refused.note(Write::of(&remember), Some(WORDS), at);
+/// The API server does not take a write that comes before the commits of the policy.
+fn refuses(world: &mut World, action: &Action, at: Time) {
+    world.snapshot.refused.note(Write::of(action), Some(WORDS), at);
+}
+
+fn remember() -> Action {
+    Action::Remember { policy: "workers".to_owned(), changes: Vec::new() }
 }
 
 #[test]
-fn a_trial_is_not_blamed_for_a_memory_that_was_refused_however_long_its_machine_reboots() {
-    let (mut world, name) = trying();
-    world.machines.get_mut(&name).unwrap().boot_seconds = 400;
-    // Nothing is done to the policy's nodes meanwhile.
-    while !world.story().contains("the guard takes the trial back") {
-        let now = world.snapshot.now;
-        refuses_memory(&mut world, now);
-        world.pass(10);
+fn a_trial_is_not_blamed_for_what_was_refused_before_its_commit_however_long_its_machine_reboots() {
+    let accept = || Action::AcceptRollback { rollback: "back".to_owned(), status: Default::default() };
+    for (action, is_taken) in [(remember(), false), (remember(), true), (accept(), false), (accept(), true)] {
+        let (mut world, name) = trying();
+        world.machines.get_mut(&name).unwrap().boot_seconds = 400;
+        // It speaks of another node, and holds all of the policy while it can't be accepted.
+        let mut back = bascule_sim::world::build::rollback("back", "workers", world.snapshot.now);
+        (back.spec.nodes, back.spec.block) = (vec!["another".to_owned()], false);
+        world.snapshot.rollbacks.push(std::sync::Arc::new(back));
+        while !world.story().contains("the guard takes the trial back") {
+            let now = world.snapshot.now;
+            refuses(&mut world, &action, now);
+            world.pass(10);
+        }
+        if is_taken {
+            let now = world.snapshot.now;
+            world.snapshot.refused.note(Write::of(&action), None, now);
+        }
+        world.pass(60);
+        assert!(!node(&world, &name).ready.ready && node(&world, &name).granted(), "it reboots\n{}", world.story());
+        world.until(100, |world| !node(world, &name).granted()).unwrap();
+        let ended = last(&world, &name).unwrap();
+        assert_eq!(ended.outcome, DisruptionOutcome::Unproven, "{}\n{}", ended.message, world.story());
+        let told = ended.message.contains("it could not be committed") && ended.message.contains(WORDS);
+        assert!(told, "{}", ended.message);
+        assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
     }
-    world.pass(60);
-    assert!(!node(&world, &name).ready.ready && node(&world, &name).granted(), "it reboots\n{}", world.story());
-    world.until(100, |world| !node(world, &name).granted()).unwrap();
-    let ended = last(&world, &name).unwrap();
-    assert_eq!(ended.outcome, DisruptionOutcome::Unproven, "{}\n{}", ended.message, world.story());
-    let told = ended.message.contains("it could not be committed") && ended.message.contains(WORDS);
-    assert!(told, "{}", ended.message);
-    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
 }
 
 /// Nobody leads until the guard has ended it.
@@ -288,7 +301,7 @@ fn a_trial_is_not_blamed_for_a_memory_that_was_refused_however_long_its_machine_
 fn what_could_not_be_remembered_before_the_word_to_reboot_saves_no_release() {
     let (mut world, name) = trying();
     let told = node(&world, &name).update.as_ref().unwrap().spec.disruption.as_ref().unwrap().drained_at.unwrap();
-    refuses_memory(&mut world, Time::new(told.get() - chrono::TimeDelta::seconds(30)));
+    refuses(&mut world, &remember(), Time::new(told.get() - chrono::TimeDelta::seconds(30)));
     for seconds in [1_500, 120, 120] {
         world.pass(seconds);
     }
