@@ -195,6 +195,7 @@ impl Run {
                     answer.since = if answer.passes { answer.since } else { now };
                     answer.passes = true;
                     answer.at = now;
+                    answer.missed = None;
                     asked = true;
                 }
                 None => {
@@ -208,6 +209,7 @@ impl Run {
                         message: String::new(),
                         at: now,
                         since: now,
+                        missed: None,
                     });
                 }
             }

@@ -25,6 +25,8 @@ pub(crate) const ASKED_OF_OTHERS: &str = "is asked of other nodes first";
 pub(crate) const NOT_ASKED: &str = "has not been asked yet";
 /// A health gate whose answer is too old to count.
 pub(crate) const NOT_FRESH: &str = "has no fresh answer";
+/// A health gate whose answer is from before the boot that it is asked about.
+pub(crate) const NOT_SINCE: &str = "has not been asked since the reboot";
 
 /// Whether a message of [`WaitReason::HealthGate`] says something of this gate.
 #[must_use]
@@ -32,7 +34,9 @@ pub fn says_of_gate(message: &str, gate: &str) -> bool {
     let said = message.strip_prefix("gate ").and_then(|rest| rest.strip_prefix(gate));
     said.is_some_and(|said| {
         said.starts_with(": ")
-            || said.strip_prefix(' ').is_some_and(|said| [ASKED_OF_OTHERS, NOT_ASKED, NOT_FRESH].contains(&said))
+            || said
+                .strip_prefix(' ')
+                .is_some_and(|said| [ASKED_OF_OTHERS, NOT_ASKED, NOT_FRESH, NOT_SINCE].contains(&said))
     })
 }
 

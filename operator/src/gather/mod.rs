@@ -242,3 +242,77 @@ impl PodSource for World {
         (!self.pods.any(leads)).then(|| own.uid.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
+
+    fn object<T: serde::de::DeserializeOwned>(mut value: Value) -> Event<T> {
+        value["metadata"]["resourceVersion"] = json!("1");
+        Event::Apply(serde_json::from_value(value).unwrap())
+    }
+
+    /// A world with these nodes (their name, whether they are Ready, and cordoned) and pods (their name, node and app, whether they are
+    /// ready, and being deleted).
+    fn world(nodes: &[(&str, bool, bool)], pods: &[(&str, &str, &str, bool, bool)]) -> World {
+        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
+        let ready = |ready: bool| json!([{"type": "Ready", "status": if ready { "True" } else { "False" }}]);
+        for (name, is_ready, cordoned) in nodes {
+            world.nodes.apply(&object(json!({
+                "metadata": {"name": name}, "spec": {"unschedulable": cordoned}, "status": {"conditions": ready(*is_ready)}
+            })));
+        }
+        for (name, node, app, is_ready, goes) in pods {
+            let mut pod = json!({
+                "metadata": {"name": name, "namespace": "bascule-system", "uid": name, "labels": {APP_LABEL: app}},
+                "spec": {"nodeName": node, "containers": []},
+                "status": {"phase": "Running", "conditions": ready(*is_ready)},
+            });
+            if *goes {
+                pod["metadata"]["deletionTimestamp"] = json!("2026-11-30T12:00:00Z");
+            }
+            world.pods.apply(&object(pod));
+        }
+        world
+    }
+
+    #[test]
+    fn the_operators_own_pod_stays_where_it_has_nowhere_to_go_and_nobody_else_leads() {
+        let own = ("op-0", "n1", "op", true, false);
+        let (one, open, closed) = (("n1", true, false), ("n2", true, false), ("n2", true, true));
+        for (what, nodes, other, stays) in [
+            ("one node, one replica", vec![one], None, true),
+            ("one node, two replicas", vec![one], Some(("op-1", "n1", "op", true, false)), true),
+            ("another node takes it", vec![one, open], None, false),
+            (
+                "another node that is away",
+                vec![one, ("n2", false, false)],
+                Some(("op-1", "n2", "op", true, false)),
+                true,
+            ),
+            (
+                "a replica leads on a node that is closed",
+                vec![one, closed],
+                Some(("op-1", "n2", "op", true, false)),
+                false,
+            ),
+            (
+                "a replica that only begins, as in a rollout",
+                vec![one, closed],
+                Some(("op-1", "n2", "op", false, false)),
+                true,
+            ),
+            ("a replica that goes, as in a rollout", vec![one, closed], Some(("op-1", "n2", "op", true, true)), true),
+            ("somebody else's pod", vec![one, closed], Some(("web-1", "n2", "web", true, false)), true),
+        ] {
+            let pods: Vec<_> = std::iter::once(own).chain(other).collect();
+            let found = world(&nodes, &pods).own_pod_that_stays("bascule-system", "op-0");
+            assert_eq!(found.as_deref(), stays.then_some("op-0"), "{what}");
+        }
+        assert_eq!(world(&[one], &[]).own_pod_that_stays("bascule-system", "op-0"), None);
+        let pending = world(&[one], &[("op-0", "", "op", false, false)]);
+        assert_eq!(pending.own_pod_that_stays("bascule-system", "op-0"), None);
+    }
+}

@@ -105,15 +105,18 @@ fn unknown_spec(selects: Option<&Selector>) -> Option<UpdatePolicySpec> {
     serde_json::from_value(serde_json::json!({"nodeSelector": selects, "source": source})).ok()
 }
 
-/// The planner's validation, and that the expressions of object gates can be parsed, for which the planner knows too
-/// little.
+/// The planner's validation, and what only the language itself can say: that the expressions of object gates can be parsed, and
+/// which of them ask about a node.
 fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
-    let valid = bascule_planner::validate_with(spec, crate::zones::current())?;
+    let mut valid = bascule_planner::validate_with(spec, crate::zones::current())?;
     for (index, gate) in spec.health.gates.iter().enumerate() {
         if let Some(object) = &gate.object {
-            crate::health::check_expression(&object.cel).map_err(|why| {
+            let about_node = crate::health::check_expression(&object.cel).map_err(|why| {
                 PolicyError::new(format!("spec.health.gates[{index}].object.cel"), PolicyErrorKind::Expression(why))
             })?;
+            if let Some(name) = valid.gates.get_mut(index) {
+                name.per_node = about_node;
+            }
         }
     }
     Ok(valid)
@@ -542,6 +545,23 @@ mod tests {
         assert_eq!(seen(60, "v", "Eclipse", "SystemdBoot"), Some(30), "what was known of another one of its name");
         assert_eq!(seen(70, "v", "Booted", "SystemdBoot"), Some(70), "of which nothing was known before");
         assert_eq!(seen(80, "w", "Booted", "SystemdBoot"), None);
+    }
+
+    /// A gate about the cluster that is taken for one about the node blames the release at once.
+    #[test]
+    fn which_gates_ask_about_a_node_is_a_question_to_the_language() {
+        let gate = |name: &str, cel: &str| serde_json::json!({"name": name, "object": {"apiVersion": "v1", "kind": "Pod", "cel": cel}});
+        let spec: UpdatePolicySpec = serde_json::from_value(serde_json::json!({
+            "nodeSelector": {}, "source": {"repository": "https://images.example.com/os", "channel": "stable"},
+            "health": {"gates": [
+                gate("ci", "// don't reboot under a build\nobject.spec.nodeName != node"),
+                gate("nodes", "object.status.nodes.all(node, node.ready)"),
+            ]},
+        }))
+        .unwrap();
+        let valid = validate(&spec).unwrap();
+        let gates: Vec<_> = valid.gates.iter().map(|gate| (gate.name.as_str(), gate.per_node)).collect();
+        assert_eq!(gates, [("ci", true), ("nodes", false)]);
     }
 
     fn name() -> String {

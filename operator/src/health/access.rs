@@ -17,6 +17,9 @@ use url::Url;
 
 /// How long what a Secret held is used.
 const FRESH: Duration = Duration::from_secs(30);
+/// The same where it can't be used, or the server does not answer as it should: a gate may be asked for each of a thousand nodes, which
+/// is no reason to read a Secret and to make a connection for each.
+const AGAIN: Duration = Duration::from_secs(5);
 /// How many Secrets are kept.
 const MOST: usize = 64;
 /// A header under its name, e.g. `header.X-Scope-OrgID`.
@@ -67,7 +70,8 @@ fn base(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-type Known = HashMap<String, (Instant, Access)>;
+/// As of when what a Secret gave, or what was wrong with it, is so.
+type Known = HashMap<String, (Instant, Result<Access, String>)>;
 
 /// Accesses by the Secret they come from.
 #[derive(Clone)]
@@ -102,9 +106,8 @@ impl Accesses {
     }
 
     async fn read(&self, name: &str) -> Result<Access, String> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        if let Some((_, access)) = known.filter(|(at, _)| at.elapsed() < FRESH) {
-            return Ok(access);
+        if let Some(known) = self.known_of(name) {
+            return known;
         }
         let place = self.place(name);
         let access = match self.secrets.get_opt(name).await {
@@ -118,16 +121,24 @@ impl Accesses {
         if known.len() >= MOST {
             known.clear();
         }
-        // What is wrong may be mended at any time.
-        if let Ok(access) = &access {
-            known.insert(name.to_owned(), (Instant::now(), access.clone()));
-        }
+        known.insert(name.to_owned(), (Instant::now(), access.clone()));
         access
     }
 
-    /// Reads the Secret anew next time: the server did not take what it held.
+    fn known_of(&self, name: &str) -> Option<Result<Access, String>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, access) = known.get(name)?;
+        // What is wrong may be mended at any time.
+        let serves = if access.is_ok() { FRESH } else { AGAIN };
+        (at.elapsed() < serves).then(|| access.clone())
+    }
+
+    /// Reads the Secret anew soon: the server did not take what it held, as it seems.
     pub(super) fn forget(&self, name: &str) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(name).is_some_and(|(at, _)| at.elapsed() >= AGAIN) {
+            known.remove(name);
+        }
     }
 }
 
@@ -217,6 +228,31 @@ mod tests {
 
     fn install() {
         let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_read_anew_soon_and_not_for_each_question() {
+        install();
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let accesses = Accesses::new(client, "bascule-system", Vec::new());
+        let works = || access(&secret(&[("token", "abc"), ("server", "https://p")]), &[]);
+        let read = |age: Duration, access: Result<Access, String>| {
+            let at = Instant::now().checked_sub(age).unwrap();
+            accesses.known.lock().unwrap().insert("prometheus".to_owned(), (at, access));
+        };
+        let known = || accesses.known_of("prometheus").map(|known| known.is_ok());
+        for (age, kept) in [(Duration::ZERO, Some(true)), (AGAIN, None)] {
+            read(age, works());
+            assert_eq!(known(), Some(true));
+            accesses.forget("prometheus");
+            assert_eq!(known(), kept, "a server that answers nobody, {age:?} after it was read");
+        }
+        read(FRESH, works());
+        assert_eq!(known(), None);
+        for (age, kept) in [(Duration::ZERO, Some(false)), (AGAIN, None)] {
+            read(age, Err("it is not there".to_owned()));
+            assert_eq!(known(), kept);
+        }
     }
 
     #[test]

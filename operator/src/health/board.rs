@@ -6,7 +6,10 @@
 use super::{Answered, Asker, GateAnswer as Answer, Heard, heard::ask_for_people, kept};
 use crate::{clock::Clock, metrics::Metrics};
 use bascule_api::{Gate, Health, Time};
-use bascule_planner::{plan::GateQuestion, snapshot::GateAnswer};
+use bascule_planner::{
+    plan::GateQuestion,
+    snapshot::{GateAnswer, Missed},
+};
 use std::{
     collections::BTreeMap,
     sync::{
@@ -54,6 +57,8 @@ pub struct GateBoard {
     permits: Arc<Semaphore>,
     answers: Answers,
     asking: BTreeMap<GateKey, Asking>,
+    /// How many questions were begun to be asked.
+    turns: u64,
     shares: BTreeMap<String, Arc<Share>>,
     heard: Heard,
     /// Who asks for people, and ends with this.
@@ -74,10 +79,19 @@ impl Default for Share {
     }
 }
 
-type Answers = Arc<Mutex<BTreeMap<GateKey, GateAnswer>>>;
+/// The answer to a question, once there is one.
+#[derive(Debug)]
+struct Place {
+    /// Which time the question is asked. Who was told to stop may be about to say what it heard: of a gate as it was before.
+    turn: u64,
+    answer: Option<GateAnswer>,
+}
+
+type Answers = Arc<Mutex<BTreeMap<GateKey, Place>>>;
 
 struct Asking {
     asked: Asked,
+    turn: u64,
     task: AbortHandle,
 }
 
@@ -109,6 +123,7 @@ impl GateBoard {
             permits,
             answers: Arc::default(),
             asking: BTreeMap::new(),
+            turns: 0,
             shares: BTreeMap::new(),
             heard,
             _for_people: for_people,
@@ -125,11 +140,16 @@ impl GateBoard {
     pub fn set(&mut self, questions: BTreeMap<GateKey, Asked>) {
         self.share_out(questions.keys());
         self.asking.retain(|key, asking| questions.get(key).is_some_and(|asked| *asked == asking.asked));
-        lock(&self.answers).retain(|key, _| self.asking.contains_key(key));
+        let stands =
+            |key: &GateKey, place: &Place| self.asking.get(key).is_some_and(|asking| asking.turn == place.turn);
+        lock(&self.answers).retain(|key, place| stands(key, place));
         for (key, asked) in questions {
             if self.asking.contains_key(&key) {
                 continue;
             }
+            self.turns += 1;
+            let turn = self.turns;
+            lock(&self.answers).insert(key.clone(), Place { turn, answer: None });
             let share = self.shares.entry(key.policy.clone()).or_default();
             let task = tokio::spawn(ask_again_and_again(
                 key.clone(),
@@ -143,9 +163,10 @@ impl GateBoard {
                     answers: Arc::clone(&self.answers),
                     share: Arc::clone(share),
                     heard: self.heard.clone(),
+                    turn,
                 },
             ));
-            self.asking.insert(key, Asking { asked, task: task.abort_handle() });
+            self.asking.insert(key, Asking { asked, turn, task: task.abort_handle() });
         }
     }
 
@@ -166,7 +187,7 @@ impl GateBoard {
     /// The last answers.
     #[must_use]
     pub fn answers(&self) -> Vec<GateAnswer> {
-        lock(&self.answers).values().cloned().collect()
+        lock(&self.answers).values().filter_map(|place| place.answer.clone()).collect()
     }
 }
 
@@ -178,6 +199,7 @@ struct Board {
     answers: Answers,
     share: Arc<Share>,
     heard: Heard,
+    turn: u64,
 }
 
 /// Between two answers to one of so many questions of a policy, of so many policies.
@@ -186,7 +208,7 @@ fn pause(questions: usize, policies: usize) -> Duration {
     EACH.saturating_mul(u32::try_from(turns).unwrap_or(u32::MAX)).clamp(EVERY, SELDOM)
 }
 
-fn lock(answers: &Answers) -> std::sync::MutexGuard<'_, BTreeMap<GateKey, GateAnswer>> {
+fn lock(answers: &Answers) -> std::sync::MutexGuard<'_, BTreeMap<GateKey, Place>> {
     answers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -211,15 +233,17 @@ impl Board {
         let now = self.clock.now();
         let (at, now) = (answered.at(now), Time::new(now));
         let mut answers = lock(&self.answers);
-        let before = answers.get(key);
+        let Some(place) = answers.get_mut(key).filter(|place| place.turn == self.turn) else { return };
+        let before = place.answer.as_ref();
         let message = kept(answer);
         let known = !matches!(answer, Answer::Unknown(_));
         let same = before.filter(|before| before.passes == answer.passed() && before.known == known);
         let news = same.is_none_or(|before| before.message != message);
         let since = same.map_or(now, |before| before.since);
+        let passes = answer.passed();
+        let missed = if passes { before.and_then(|before| before.missed) } else { Some(Missed { at, known }) };
         let (policy, gate, node) = (key.policy.clone(), key.gate.clone(), key.node.clone());
-        answers
-            .insert(key.clone(), GateAnswer { policy, gate, node, passes: answer.passed(), known, message, at, since });
+        place.answer = Some(GateAnswer { policy, gate, node, passes, known, message, at, since, missed });
         drop(answers);
         if news {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));
@@ -244,11 +268,10 @@ mod tests {
         assert_eq!(pause(100_000, 1), SELDOM);
     }
 
-    #[test]
-    fn an_answer_is_as_old_as_what_it_rests_on() {
-        let now = chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap();
-        let clock = Clock::from_fn(move || now);
-        let board = Board {
+    /// What one question has, at a time that stands still.
+    fn take_only() -> Board {
+        let clock = Clock::from_fn(|| chrono::DateTime::from_timestamp(1_000_000_000, 0).unwrap_or_default());
+        Board {
             clock: clock.clone(),
             metrics: Metrics::new(),
             changes: Arc::new(watch::Sender::new(0)),
@@ -256,14 +279,74 @@ mod tests {
             answers: Answers::default(),
             share: Arc::default(),
             heard: Heard::new(clock),
-        };
-        let key = GateQuestion { policy: "workers".to_owned(), gate: "ci".to_owned(), node: None };
+            turn: 1,
+        }
+    }
+
+    fn question() -> GateKey {
+        GateQuestion { policy: "workers".to_owned(), gate: "ci".to_owned(), node: None }
+    }
+
+    /// Makes place for the answer to that question, asked for this time.
+    fn turn(board: &Board, turn: u64) {
+        lock(&board.answers).insert(question(), Place { turn, answer: None });
+    }
+
+    fn answer(board: &Board) -> Option<GateAnswer> {
+        lock(&board.answers).get(&question()).and_then(|place| place.answer.clone())
+    }
+
+    #[test]
+    fn an_answer_is_as_old_as_what_it_rests_on() {
+        let board = take_only();
+        let now = board.clock.now();
+        turn(&board, 1);
         let as_of = crate::clock::Moment::now().before(Duration::from_secs(20));
-        board.take(&key, &Answered { answer: Answer::Passed, as_of });
-        let answer = lock(&board.answers).get(&key).cloned().unwrap();
+        board.take(&question(), &Answered { answer: Answer::Passed, as_of });
+        let answer = answer(&board).unwrap();
         // This machine may have other things to do.
         let age = (now - answer.at.get()).num_seconds();
         assert!((20..60).contains(&age) && answer.since.get() == now, "{answer:?}");
+    }
+
+    /// A trial that it held is not to be blamed for that when it passes again.
+    #[test]
+    fn what_a_gate_said_last_against_it_is_remembered_while_it_is_asked() {
+        let board = take_only();
+        turn(&board, 1);
+        let said = |said: Answer| {
+            board.take(&question(), &Answered { answer: said, as_of: crate::clock::Moment::now() });
+            let answer = answer(&board).unwrap();
+            (answer.at, answer.missed)
+        };
+        assert_eq!(said(Answer::Passed).1, None);
+        for known in [true, false] {
+            let no = if known { Answer::Failed("2 of 3".to_owned()) } else { Answer::Unknown("no route".to_owned()) };
+            let (at, missed) = said(no);
+            assert_eq!(missed, Some(Missed { at, known }));
+            for _ in 0..2 {
+                assert_eq!(said(Answer::Passed).1, missed);
+            }
+        }
+        // It is not asked any more, and later it is again.
+        turn(&board, 1);
+        assert_eq!(said(Answer::Passed).1, None);
+    }
+
+    #[test]
+    fn what_a_gate_says_that_is_another_one_by_now_is_not_its_answer() {
+        let before = take_only();
+        let passes = Answered { answer: Answer::Passed, as_of: crate::clock::Moment::now() };
+        turn(&before, 2);
+        before.take(&question(), &passes);
+        assert_eq!(answer(&before), None, "its expression was edited while the answer was on its way");
+        lock(&before.answers).clear();
+        before.take(&question(), &passes);
+        assert!(lock(&before.answers).is_empty(), "nobody asks any more");
+        let after = Board { turn: 2, ..before };
+        turn(&after, 2);
+        after.take(&question(), &passes);
+        assert!(answer(&after).is_some());
     }
 
     /// A client spawns a task where it is made.

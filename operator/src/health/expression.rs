@@ -183,13 +183,14 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     }
 }
 
-/// Whether an expression can be used; for the validation of policies.
+/// Whether an expression that can be used asks about a node: names `node`, and not a loop's own variable of that name. For the
+/// validation of policies.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn check(expression: &str) -> Result<(), String> {
+/// Why it can't be used.
+pub fn check(expression: &str) -> Result<bool, String> {
     std::thread::scope(|scope| {
-        let work = || compiled(expression).map(|_| ());
+        let work = || compiled(expression).map(|program| names_node(&program.expression().expr));
         let thread = std::thread::Builder::new().name("cel".to_owned()).stack_size(STACK).spawn_scoped(scope, work);
         let thread = thread.map_err(|error| format!("there is no thread to parse it: {error}"))?;
         thread.join().unwrap_or_else(|_| Err("it can't be parsed".to_owned()))
@@ -208,6 +209,22 @@ fn compiled(expression: &str) -> Result<Program, String> {
         return Err(format!("it is nested {depth} deep, {DEEPEST} may be"));
     }
     Ok(program)
+}
+
+/// The variable that stands for the name of the node that a gate is asked for.
+const NODE: &str = "node";
+
+fn names_node(expression: &Expr) -> bool {
+    match expression {
+        Expr::Ident(name) => name.trim_start_matches('.') == NODE,
+        Expr::Comprehension(made) => {
+            let its_own = made.iter_var == NODE || made.iter_var2.as_deref() == Some(NODE);
+            let within = [&made.loop_cond.expr, &made.loop_step.expr, &made.result.expr];
+            let outside = [&made.iter_range.expr, &made.accu_init.expr];
+            outside.into_iter().any(names_node) || (!its_own && within.into_iter().any(names_node))
+        }
+        other => parts(other).into_iter().any(names_node),
+    }
 }
 
 /// How many loops lie within each other, and how deep the expression is.
@@ -277,7 +294,7 @@ fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> 
         return GateAnswer::Unknown(format!("there is no such {kind}"));
     }
     let mut context = Context::default();
-    context.add_variable_from_value("node", node.unwrap_or_default().to_owned());
+    context.add_variable_from_value(NODE, node.unwrap_or_default().to_owned());
     let clock = Clock { until: Instant::now() + PATIENCE, over: AtomicBool::new(false) };
     let (mut bad, mut unknown) = (Vec::new(), Vec::new());
     for object in objects {
@@ -358,6 +375,28 @@ mod tests {
     }
 
     const AVAILABLE: &str = "object.status.availableReplicas >= object.spec.replicas";
+
+    #[test]
+    fn an_expression_asks_about_a_node_if_it_names_one_and_nothing_else_is_called_so() {
+        for (expression, named) in [
+            ("object.spec.nodeName != node", true),
+            ("!(has(object.spec.nodeName) && object.spec.nodeName == node)", true),
+            ("object.spec.nodes.exists(n, n == node)", true),
+            ("[node].all(node, object.spec.nodeName != node)", true),
+            ("{node: true}[object.spec.nodeName]", true),
+            // An apostrophe in a remark, or escaped in a text, hides nothing that follows.
+            ("// don't reboot under a build\nobject.spec.nodeName != node", true),
+            ("object.a != 'it\\'s' && object.spec.nodeName != node", true),
+            // These speak of the cluster: what they say is no word about the node that tries a release.
+            ("object.status.nodes.all(node, node.ready)", false),
+            ("object.status.nodes.filter(node, !node.ready).size() == 0", false),
+            ("object.spec.node == 'node' // node", false),
+            ("object.node", false),
+            ("true", false),
+        ] {
+            assert_eq!(check(expression), Ok(named), "{expression}");
+        }
+    }
 
     #[test]
     fn every_object_must_fulfil_it() {

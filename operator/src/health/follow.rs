@@ -5,7 +5,7 @@
 
 use super::{
     expression::name_of,
-    held::{Change, Held, Pace, lock},
+    held::{Change, Held, Pace, Unread, lock},
     needs::Needs,
     source::Source,
 };
@@ -27,30 +27,71 @@ use tokio::{sync::OwnedSemaphorePermit, task::AbortHandle, time::timeout};
 
 /// How much all watches keep of objects, in bytes of memory: a quarter of what the manifest gives the operator.
 const MOST_KEPT: usize = 64 << 20;
+/// How much is read, in bytes, whatever else is read just then: no gate waits for those that look at much.
+const A_LITTLE: usize = 1 << 20;
 
-/// What one watch takes of the memory that there is for all of them.
+/// The memory that there is for what gates look at. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Rooms {
+    taken: Arc<AtomicUsize>,
+    most: usize,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self::of(MOST_KEPT)
+    }
+}
+
+impl Rooms {
+    /// So many bytes for what is kept, and as many again for what is being read.
+    pub(super) fn of(most: usize) -> Self {
+        Self { taken: Arc::default(), most }
+    }
+
+    /// Nothing of it yet.
+    pub(super) fn room(&self) -> Room {
+        Room { all: self.clone(), own: AtomicUsize::new(0) }
+    }
+}
+
+/// What one reading, or one watch, takes of the memory that there is for all of them.
 #[derive(Debug)]
 pub(super) struct Room {
-    all: Arc<AtomicUsize>,
+    all: Rooms,
     own: AtomicUsize,
 }
 
 impl Room {
-    /// Nothing of it yet.
-    pub(super) fn of(all: &Arc<AtomicUsize>) -> Self {
-        Self { all: Arc::clone(all), own: AtomicUsize::new(0) }
+    /// Takes so much instead of what it took; whether there is room to keep it.
+    pub(super) fn holds(&self, bytes: usize) -> bool {
+        self.take(bytes) <= self.all.most
     }
 
-    /// Takes so much instead of what it took; whether there is room for it.
-    pub(super) fn holds(&self, bytes: usize) -> bool {
+    /// The same for what is being read.
+    ///
+    /// # Errors
+    /// Why it can't be read on.
+    pub(super) fn reads(&self, bytes: usize) -> Result<(), Unread> {
+        let all = self.take(bytes);
+        if bytes > self.all.most {
+            return Err(Unread::TooMuch);
+        }
+        if all > self.all.most.saturating_mul(2) && bytes > A_LITTLE {
+            return Err("there is no room for its objects beside those that other gates look at".to_owned().into());
+        }
+        Ok(())
+    }
+
+    fn take(&self, bytes: usize) -> usize {
         let more = bytes.wrapping_sub(self.own.swap(bytes, Ordering::Relaxed));
-        self.all.fetch_add(more, Ordering::Relaxed).wrapping_add(more) <= MOST_KEPT
+        self.all.taken.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.all.fetch_sub(*self.own.get_mut(), Ordering::Relaxed);
+        self.all.taken.fetch_sub(*self.own.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -225,14 +266,27 @@ mod tests {
 
     #[test]
     fn all_watches_share_what_memory_there_is() {
-        let all = Arc::new(AtomicUsize::new(0));
-        let (first, second) = (Room::of(&all), Room::of(&all));
+        let all = Rooms::default();
+        let (first, second) = (all.room(), all.room());
         assert!(first.holds(MOST_KEPT / 2) && second.holds(MOST_KEPT / 2));
         assert!(!second.holds(MOST_KEPT / 2 + 1));
         assert!(first.holds(1) && second.holds(MOST_KEPT / 2));
         drop(second);
         assert!(first.holds(MOST_KEPT) && !first.holds(MOST_KEPT + 1));
         drop(first);
-        assert_eq!(all.load(Ordering::Relaxed), 0);
+        assert_eq!(all.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_is_read_has_as_much_room_again_and_who_looks_at_little_always_has_some() {
+        let all = Rooms::default();
+        let (kept, first, second) = (all.room(), all.room(), all.room());
+        assert!(kept.holds(MOST_KEPT));
+        assert_eq!(first.reads(MOST_KEPT), Ok(()));
+        assert_eq!(second.reads(A_LITTLE), Ok(()));
+        assert!(matches!(second.reads(A_LITTLE + 1), Err(Unread::Refused(why)) if why.contains("no room")));
+        assert_eq!(first.reads(MOST_KEPT + 1), Err(Unread::TooMuch));
+        drop(first);
+        assert_eq!(second.reads(A_LITTLE + 1), Ok(()));
     }
 }

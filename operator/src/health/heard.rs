@@ -7,7 +7,7 @@ use crate::{clock::Clock, metrics::Metrics};
 use bascule_api::{LiveGate, Time};
 use futures::StreamExt as _;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -51,6 +51,26 @@ struct Known {
     gates: BTreeMap<Name, Last>,
     /// What is to be asked, each gate once however many read.
     wanted: BTreeMap<Name, (GateKey, Asked)>,
+    /// Their order: who has waited longest comes first. By name, those that nobody answers would be due again before the last is asked.
+    line: VecDeque<Name>,
+}
+
+impl Known {
+    fn want(&mut self, name: Name, question: (GateKey, Asked)) {
+        if self.wanted.insert(name.clone(), question).is_none() {
+            self.line.push_back(name);
+        }
+    }
+
+    fn pop(&mut self) -> Option<(GateKey, Asked)> {
+        loop {
+            let name = self.line.pop_front()?;
+            // One that is no gate any more is passed over.
+            if let Some(question) = self.wanted.remove(&name) {
+                return Some(question);
+            }
+        }
+    }
 }
 
 /// What is known of a gate.
@@ -127,26 +147,28 @@ impl Heard {
     pub(crate) fn read(&self, gates: Vec<Present>) -> Vec<LiveGate> {
         let now = Instant::now();
         let mut held = self.lock();
-        let Known { gates: known, wanted } = &mut *held;
         let present: BTreeSet<Name> =
             gates.iter().map(|gate| (gate.key.policy.clone(), gate.key.gate.clone())).collect();
-        known.retain(|name, _| present.contains(name));
-        wanted.retain(|name, _| present.contains(name));
+        held.gates.retain(|name, _| present.contains(name));
+        held.wanted.retain(|name, _| present.contains(name));
+        held.line.retain(|name| present.contains(name));
         let mut told = Vec::with_capacity(gates.len());
         for Present { policy, key, asked } in gates {
             let name = (key.policy.clone(), key.gate.clone());
-            let last = known.entry(name.clone()).or_insert_with(|| Last::new(asked.clone()));
+            let last = held.gates.entry(name.clone()).or_insert_with(|| Last::new(asked.clone()));
             if last.asked != asked {
                 *last = Last::new(asked.clone());
             }
-            let gate = key.gate.clone();
-            if last.is_due(now) {
+            let is_due = last.is_due(now);
+            if is_due {
                 (last.asking, last.at) = (true, Some(now));
-                wanted.insert(name, (key, asked));
             }
-            told.push(last.told(policy, gate));
+            told.push(last.told(policy, key.gate.clone()));
+            if is_due {
+                held.want(name, (key, asked));
+            }
         }
-        let news = !wanted.is_empty();
+        let news = !held.wanted.is_empty();
         drop(held);
         if news {
             self.0.news.notify_one();
@@ -157,8 +179,8 @@ impl Heard {
     /// The next question, as soon as there is one.
     async fn next(&self) -> (GateKey, Asked) {
         loop {
-            let wanted = self.lock().wanted.pop_first();
-            if let Some((_, question)) = wanted {
+            let wanted = self.lock().pop();
+            if let Some(question) = wanted {
                 return question;
             }
             self.0.news.notified().await;
@@ -228,6 +250,25 @@ mod tests {
         assert_eq!((read().holds, read().asking), (Some(true), false), "what passes is not asked so soon");
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(read().asking);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn gates_that_nobody_answers_keep_no_other_from_being_asked() {
+        let heard = Heard::new(Clock::system());
+        let gates: Vec<_> = (0..100).map(|number| present(&format!("p{number:02}"), "ceph", "https://a")).collect();
+        let mut asked = BTreeSet::new();
+        // One is asked in a second, and a page reads every second: after a minute the first ones are due again.
+        for _ in 0..100 {
+            assert!(heard.read(gates.clone()).iter().any(|gate| gate.asking));
+            let (key, question) = heard.next().await;
+            heard.hear(&key, &question, &just_now(Answer::Unknown("no answer within 10 s".to_owned())));
+            asked.insert(key.policy);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(asked.len(), gates.len());
+        // What is no gate any more stands in no line.
+        heard.read(gates[..1].to_vec());
+        assert!(wanted(&heard) <= 1 && heard.lock().line.len() == wanted(&heard));
     }
 
     /// While the plan itself asks, nobody else does.

@@ -88,6 +88,11 @@ impl Listed {
     pub(super) fn len(&self) -> usize {
         self.objects.len()
     }
+
+    /// About how many bytes of memory the objects take.
+    pub(super) fn weight(&self) -> usize {
+        self.weight
+    }
 }
 
 /// Why objects are not known.
@@ -95,6 +100,8 @@ impl Listed {
 pub(super) enum Unread {
     /// There are more than a gate may look at, which took [`MOST_OBJECTS`] of them to find out.
     TooMany,
+    /// What is looked at of them takes more memory than there is for all gates.
+    TooMuch,
     /// A sentence for whoever reads the policy's status.
     Refused(String),
 }
@@ -110,6 +117,12 @@ impl std::fmt::Display for Unread {
         match self {
             Self::TooMany => {
                 write!(f, "more than {MOST_OBJECTS} objects: narrow the gate by namespace or selector")
+            }
+            Self::TooMuch => {
+                write!(
+                    f,
+                    "too much to look at: narrow the gate by namespace or selector, or have its expression name fields"
+                )
             }
             Self::Refused(reason) => f.write_str(reason),
         }
@@ -196,7 +209,8 @@ impl Held {
             self.asked = Some(now);
         }
         let known = self.known.as_mut()?;
-        let serves = if matches!(known.listed, Err(Unread::TooMany)) { pace.fresh } else { pace.shared };
+        let costly = matches!(known.listed, Err(Unread::TooMany | Unread::TooMuch));
+        let serves = if costly { pace.fresh } else { pace.shared };
         let just_read = known.read.until(now) < serves;
         let heard = known.followed && known.as_of.until(now) <= pace.fresh;
         if !just_read && !heard {

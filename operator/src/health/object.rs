@@ -5,7 +5,7 @@
 
 use super::{
     Answered, GateAnswer, expression,
-    follow::{Follow, Follower, Room},
+    follow::{Follow, Follower, Rooms},
     held::{Asks, Held, Pace, Reading, lock},
     needs::Needs,
     source::{Source, right},
@@ -23,7 +23,7 @@ use kube::{
 };
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{Arc, Mutex},
 };
 use tokio::sync::Semaphore;
 
@@ -92,8 +92,7 @@ pub struct ObjectAsker {
     places: Arc<Mutex<Places>>,
     expressions: expression::Judges,
     watches: Arc<Semaphore>,
-    /// What all watches keep, in bytes.
-    kept: Arc<AtomicUsize>,
+    rooms: Rooms,
     pace: Pace,
 }
 
@@ -118,9 +117,15 @@ impl ObjectAsker {
             places: Arc::default(),
             expressions: expression::Judges::default(),
             watches: Arc::new(Semaphore::new(MOST_WATCHES)),
-            kept: Arc::default(),
+            rooms: Rooms::default(),
             pace,
         }
+    }
+
+    /// The same with so many bytes of memory for what gates look at.
+    #[cfg(test)]
+    pub(super) fn with_room(self, most: usize) -> Self {
+        Self { rooms: Rooms::of(most), ..self }
     }
 
     pub(super) async fn ask(&self, asks: Asks, gate: &ObjectGate, node: Option<&str>) -> Answered {
@@ -156,7 +161,7 @@ impl ObjectAsker {
         let begun = Moment::now();
         let source = self.source(gate).await;
         let listed = match &source {
-            Ok(source) => source.read(&needs).await,
+            Ok(source) => source.read(&needs, &self.rooms.room()).await,
             Err(reason) => Err(reason.clone().into()),
         };
         let (generation, reading) = lock(&place.held).take(needs.clone(), begun, Moment::now(), listed);
@@ -196,7 +201,7 @@ impl ObjectAsker {
             return None;
         }
         let permit = Arc::clone(&self.watches).try_acquire_owned().ok()?;
-        let room = Room::of(&self.kept);
+        let room = self.rooms.room();
         if !room.holds(weight) {
             return None;
         }

@@ -334,6 +334,27 @@ async fn that_there_are_too_many_objects_is_not_found_out_every_few_seconds() {
 }
 
 #[tokio::test]
+async fn objects_of_which_too_much_is_looked_at_are_not_kept_and_not_read_every_few_seconds() {
+    let server = Server::new(PATIENCE);
+    {
+        let mut cluster = server.cluster();
+        cluster.page = 1;
+        cluster.pods.get_mut("a").unwrap()["status"]["phase"] = json!("x".repeat(2_000));
+    }
+    let asker = ObjectAsker::at(server.client().await, pace()).with_room(2_000);
+    for _ in 0..20 {
+        let answer = ask(&asker).await;
+        assert!(matches!(&answer, GateAnswer::Unknown(why) if why.contains("too much to look at")), "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(server.cluster().lists, 1);
+    // It is a matter of what is looked at.
+    server.put("a", "Running");
+    let asker = ObjectAsker::at(server.client().await, pace()).with_room(2_000);
+    assert_eq!(ask(&asker).await, GateAnswer::Passed);
+}
+
+#[tokio::test]
 async fn a_kind_that_has_another_plural_by_now_is_found_again() {
     let server = Server::new(Duration::from_millis(300));
     let asker = followed(&server, Pace { kind: Duration::from_millis(200), ..pace() }).await;

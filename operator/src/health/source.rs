@@ -2,6 +2,7 @@
 
 use super::{
     expression::Seen,
+    follow::Room,
     held::{Listed, MOST_OBJECTS, Unread},
     needs::Needs,
 };
@@ -34,11 +35,12 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// All that is there now, with what is needed of it. The answer is never one of the API server's cache that is late.
+    /// All that is there now, with what is needed of it, as long as there is room for it. The answer is never one of the API server's
+    /// cache that is late.
     ///
     /// # Errors
     /// Why not.
-    pub(super) async fn read(&self, needs: &Needs) -> Result<Listed, Unread> {
+    pub(super) async fn read(&self, needs: &Needs, room: &Room) -> Result<Listed, Unread> {
         let fail = |error: kube::Error| format!("{} can't be read: {}", self.resource.kind, crate::one_line(&error));
         let mut listed = Listed::default();
         if let Some(name) = &self.name {
@@ -58,6 +60,7 @@ impl Source {
             for object in page.items {
                 listed.put(self.seen(object, needs)?);
             }
+            room.reads(listed.weight())?;
             if listed.len() > MOST_OBJECTS {
                 return Err(Unread::TooMany);
             }

@@ -193,7 +193,7 @@ pub(super) fn shared<'a>(
         return held(Gate::Place, Some(wait));
     }
     if set.asks(Gate::Health) && !candidate.choice.goes_back() {
-        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, allowance);
+        let asked = answers.ask(candidate.policy, candidate.view, candidate.now, None, allowance);
         questions.extend(asked.questions);
         return held(Gate::Health, asked.failing);
     }

@@ -4,8 +4,8 @@ use super::{facts::NodeView, policy::PolicyView};
 use crate::{
     GateSet, Rule, Wait,
     plan::GateQuestion,
-    report::{ASKED_OF_OTHERS, NOT_ASKED, NOT_FRESH},
-    snapshot::GateAnswer,
+    report::{ASKED_OF_OTHERS, NOT_ASKED, NOT_FRESH, NOT_SINCE},
+    snapshot::{GateAnswer, Missed},
 };
 use bascule_api::{Duration, Time, WaitReason};
 
@@ -34,8 +34,18 @@ pub(super) struct Asked {
     pub(super) open: bool,
     /// Since when all pass.
     pub(super) since: Time,
+    /// The gate that came to pass last, as far as is known, and when it did not.
+    pub(super) missed: Option<MissedGate>,
     /// What has to be asked, again or for the first time.
     pub(super) questions: Vec<GateQuestion>,
+}
+
+/// A gate that passes now and did not before.
+#[derive(Debug, Clone)]
+pub(super) struct MissedGate {
+    pub(super) gate: String,
+    pub(super) per_node: bool,
+    pub(super) missed: Missed,
 }
 
 /// How many more questions about single nodes a plan may have, so that a gate that is asked for each node of a thousand
@@ -69,12 +79,13 @@ impl Allowance {
 }
 
 impl Answers<'_> {
-    /// What the gates of a policy say about a node.
+    /// What the gates of a policy say about a node, by answers that are no older than `since`, where that is said.
     pub(super) fn ask(
         self,
         policy: &PolicyView<'_>,
         view: &NodeView<'_>,
         now: Time,
+        since: Option<Time>,
         allowance: &mut Allowance,
     ) -> Asked {
         let mut out = Asked {
@@ -83,11 +94,14 @@ impl Answers<'_> {
             cluster_fails: Vec::new(),
             open: false,
             since: Time::default(),
+            missed: None,
             questions: Vec::new(),
         };
         let gates = policy.valid.map_or(&[][..], |valid| &valid.gates);
         let of_policy = |answer: &&GateAnswer| answer.policy == policy.facts.name;
         let about_node = |answer: &&GateAnswer| answer.node.as_deref() == Some(&*view.node.name);
+        // What lies ahead was noted by a clock that was set back since, and is older than no answer.
+        let since = since.filter(|since| *since <= now);
         let mut about = None;
         for gate in gates {
             let per_node = gate.per_node && self.1.keeps(Rule::PerNodeGate);
@@ -108,6 +122,9 @@ impl Answers<'_> {
                 None => (format!("gate {} {NOT_ASKED}", gate.name), true),
                 // An answer from the future comes from a clock that was set back: it is not older than its age says.
                 Some(answer) if now > answer.at.after(FRESH) => (format!("gate {} {NOT_FRESH}", gate.name), true),
+                Some(answer) if since.is_some_and(|since| answer.at < since) => {
+                    (format!("gate {} {NOT_SINCE}", gate.name), true)
+                }
                 Some(answer) if !answer.passes => {
                     out.node_fails |= answer.known && per_node;
                     if answer.known && !per_node {
@@ -117,6 +134,10 @@ impl Answers<'_> {
                 }
                 Some(answer) => {
                     out.since = out.since.max(answer.since);
+                    let later = |missed: &Missed| out.missed.as_ref().is_none_or(|known| known.missed.at < missed.at);
+                    if let Some(missed) = answer.missed.filter(later) {
+                        out.missed = Some(MissedGate { gate: gate.name.clone(), per_node, missed });
+                    }
                     continue;
                 }
             };

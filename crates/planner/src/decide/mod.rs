@@ -339,6 +339,7 @@ impl<'a> Round<'a> {
         let ctx = motion::Ctx {
             now: self.now(),
             policies: &self.snapshot.policies,
+            rollbacks: &self.snapshot.rollbacks,
             hooks: &self.snapshot.hooks,
             refused: &self.snapshot.refused,
             budgets: &self.snapshot.budgets,

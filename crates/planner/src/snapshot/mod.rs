@@ -16,8 +16,8 @@ pub use node::{
 };
 pub use offer::{Offer, OfferState, Release};
 pub use own_pods::{agent_pod_trouble, pod_trouble};
-pub use policy::{FreezeFacts, GateAnswer, PolicyFacts, RollbackFacts};
-pub(crate) use refused::{COMMIT, GRANT, REMEMBER};
+pub use policy::{FreezeFacts, GateAnswer, Missed, PolicyFacts, RollbackFacts};
+pub(crate) use refused::{ACCEPT_ROLLBACK, COMMIT, GRANT, REMEMBER};
 pub use refused::{Refusal, Refusals, Write};
 pub use unreadable::Unreadable;
 

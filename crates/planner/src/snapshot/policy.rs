@@ -110,4 +110,15 @@ pub struct GateAnswer {
     pub at: Time,
     /// Since when it has had this answer.
     pub since: Time,
+    /// When it did not pass last, as far as whoever asks remembers.
+    pub missed: Option<Missed>,
+}
+
+/// That a health gate did not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed {
+    /// As of when.
+    pub at: Time,
+    /// Whether it said no, rather than nothing.
+    pub known: bool,
 }

@@ -13,7 +13,8 @@ const LONGEST_REST: u64 = 60;
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 /// For how many seconds a write is remembered that no plan asks for any more. A plan is made at least once a minute.
 const FORGOTTEN_AFTER: i64 = 150;
-/// The same of a commit: whether it was refused is asked when the node has rebooted into its old release.
+/// The same of a commit, and of what is written before it: whether they were refused is asked when the node has rebooted into its old
+/// release.
 const COMMIT_FORGOTTEN_AFTER: i64 = 3_600;
 /// How much is kept of what the API server said, in characters.
 const WORDS: usize = 400;
@@ -22,6 +23,7 @@ const WORDS: usize = 400;
 pub(crate) const COMMIT: &str = "Commit";
 pub(crate) const REMEMBER: &str = "Remember";
 pub(crate) const GRANT: &str = "Grant";
+pub(crate) const ACCEPT_ROLLBACK: &str = "AcceptRollback";
 
 /// Which write: what an action does to an object. Hooks of one node or policy are told apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,6 +49,11 @@ impl Write {
             action: action.name(),
             hook: hook.map_or_else(String::new, |order| order.stage.key(&order.hook)),
         }
+    }
+
+    /// Whether the commits of a policy's nodes wait for it.
+    fn is_before_commits(&self) -> bool {
+        [REMEMBER, ACCEPT_ROLLBACK].contains(&self.action)
     }
 }
 
@@ -88,24 +95,35 @@ impl Refusal {
 
 /// The writes that failed when they were tried last.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Refusals(BTreeMap<Write, Refusal>);
+pub struct Refusals {
+    failing: BTreeMap<Write, Refusal>,
+    /// Those before commits that were taken after all, as they failed before that: a guard may have ended a trial meanwhile.
+    taken: BTreeMap<Write, Refusal>,
+}
 
 impl Refusals {
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.failing.is_empty()
     }
 
     /// Takes note of an attempt: it succeeded, or `failed` for this reason. One that met another world than its plan expected is
     /// neither.
     pub fn note(&mut self, write: Write, failed: Option<&str>, now: Time) {
         let Some(words) = failed else {
-            self.0.remove(&write);
+            let known = self.failing.remove(&write);
+            if let Some(known) = known.filter(|known| write.is_before_commits() && now >= known.told_at()) {
+                self.taken.insert(write, known);
+            }
             return;
         };
         let first = || Refusal { since: now, words: String::new(), failed: 0, tried: now, asked: now };
-        let known = self.0.entry(write).or_insert_with(first);
+        let known = self.failing.entry(write).or_insert_with(first);
+        // One that nobody asked for a while may be remembered all the same, and this is another try.
+        if now.seconds_since(known.asked) >= FORGOTTEN_AFTER {
+            *known = first();
+        }
         known.failed = known.failed.saturating_add(1);
         // A clock that was set back keeps nobody from being told.
         known.since = known.since.min(now);
@@ -114,16 +132,18 @@ impl Refusals {
 
     /// Takes note of what a plan asks for. What none has asked for a while is forgotten: should it be wanted again, it is another try.
     pub fn asked(&mut self, plan: &Plan, now: Time) {
-        if self.0.is_empty() {
+        self.taken.retain(|_, known| now.seconds_since(known.tried) < COMMIT_FORGOTTEN_AFTER);
+        if self.failing.is_empty() {
             return;
         }
         for step in &plan.steps {
-            if let Some(known) = self.0.get_mut(&Write::of(&step.action)) {
+            if let Some(known) = self.failing.get_mut(&Write::of(&step.action)) {
                 known.asked = now;
             }
         }
-        self.0.retain(|write, known| {
-            let kept = if write.action == COMMIT { COMMIT_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
+        self.failing.retain(|write, known| {
+            let commits = write.action == COMMIT || write.is_before_commits();
+            let kept = if commits { COMMIT_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
             now.seconds_since(known.asked) < kept
         });
     }
@@ -131,7 +151,7 @@ impl Refusals {
     /// How the write of this action failed last, if it did.
     #[must_use]
     pub fn of(&self, action: &Action) -> Option<&Refusal> {
-        if self.0.is_empty() { None } else { self.0.get(&Write::of(action)) }
+        if self.failing.is_empty() { None } else { self.failing.get(&Write::of(action)) }
     }
 
     /// The same, where it has failed for so long that people are told.
@@ -144,16 +164,29 @@ impl Refusals {
     #[must_use]
     pub fn told_of(&self, object: &str, action: &str, now: Time) -> Option<&Refusal> {
         let mut told = self
-            .0
+            .failing
             .iter()
             .filter(|(write, refusal)| write.object == object && write.action == action && now >= refusal.told_at());
         told.next().map(|(_, refusal)| refusal)
     }
 
+    /// The same of a commit or of what is written before commits, also where it was taken since, if it `was` so.
+    pub(crate) fn kept_from_committing(
+        &self,
+        object: &str,
+        action: &str,
+        now: Time,
+        was: impl Fn(&Refusal) -> bool,
+    ) -> Option<&Refusal> {
+        let told = self.failing.iter().filter(|(_, refusal)| now >= refusal.told_at());
+        let mut all = told.chain(&self.taken).filter(|(write, _)| write.object == object && write.action == action);
+        all.find(|(_, refusal)| was(refusal)).map(|(_, refusal)| refusal)
+    }
+
     /// When people are told of a write that they are not told of now.
     #[must_use]
     pub fn next_told(&self, now: Time) -> Option<Time> {
-        self.0.values().map(Refusal::told_at).filter(|at| *at > now).min()
+        self.failing.values().map(Refusal::told_at).filter(|at| *at > now).min()
     }
 
     /// Whether a write is to be left alone for now, since it has just failed.
@@ -165,7 +198,7 @@ impl Refusals {
     /// When the next of the writes that rest may be tried again.
     #[must_use]
     pub fn next_try(&self, now: Time) -> Option<Time> {
-        self.0.values().filter(|refusal| refusal.rests(now)).map(Refusal::rests_until).min()
+        self.failing.values().filter(|refusal| refusal.rests(now)).map(Refusal::rests_until).min()
     }
 }
 
@@ -202,16 +235,21 @@ mod tests {
     fn names_that_are_looked_up_are_those_of_the_actions() {
         let commit = Action::Commit { node: "a".to_owned(), release: None };
         let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
-        assert_eq!([commit.name(), remember.name()], [COMMIT, REMEMBER]);
+        let accept = Action::AcceptRollback { rollback: "back".to_owned(), status: Default::default() };
+        assert_eq!([commit.name(), remember.name(), accept.name()], [COMMIT, REMEMBER, ACCEPT_ROLLBACK]);
         let mut refusals = Refusals::default();
         refusals.note(Write::of(&commit), Some("no"), at(0));
         assert_eq!(refusals.told_of("a", COMMIT, at(9)), None);
         assert!(refusals.told_of("a", COMMIT, at(10)).is_some() && refusals.told_of("b", COMMIT, at(10)).is_none());
+        refusals.note(Write::of(&remember), Some("no"), at(0));
         refusals.asked(&Plan::default(), at(3_000));
         assert!(
-            refusals.told_of("a", COMMIT, at(3_000)).is_some(),
+            refusals.told_of("a", COMMIT, at(3_000)).is_some()
+                && refusals.told_of("workers", REMEMBER, at(3_000)).is_some(),
             "asked for when its node is back on the old release"
         );
+        refusals.asked(&Plan::default(), at(3_600));
+        assert!(refusals.is_empty());
     }
 
     #[test]
@@ -257,6 +295,50 @@ mod tests {
         refusals.asked(&plan, at(100));
         refusals.asked(&plan, at(200));
         assert!(refusals.of(&cordon("a")).is_some() && refusals.of(&cordon("b")).is_none());
+    }
+
+    #[test]
+    fn what_kept_nodes_from_being_committed_is_known_also_when_it_was_taken() {
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        let write = || Write::of(&remember);
+        let mut refusals = Refusals::default();
+        let known = |refusals: &Refusals, second: i64| {
+            let known =
+                refusals.kept_from_committing("workers", REMEMBER, at(second), |refusal| refusal.since == at(0));
+            known.map(|refusal| refusal.tried)
+        };
+        // What passes by itself kept nobody.
+        refusals.note(write(), Some("denied"), at(0));
+        refusals.note(write(), None, at(9));
+        assert_eq!(known(&refusals, 20), None);
+        for second in [0, 10, 100] {
+            refusals.note(write(), Some("denied"), at(second));
+        }
+        assert_eq!(known(&refusals, 101), Some(at(100)));
+        refusals.note(write(), None, at(110));
+        assert!(refusals.is_empty() && refusals.of(&remember).is_none());
+        for (second, tried) in [(111, Some(at(100))), (3_699, Some(at(100))), (3_700, None)] {
+            refusals.asked(&Plan::default(), at(second));
+            assert_eq!(known(&refusals, second), tried);
+        }
+        // Any other write is forgotten with its success.
+        refusals.note(Write::of(&cordon("a")), Some("denied"), at(0));
+        refusals.note(Write::of(&cordon("a")), None, at(100));
+        assert_eq!(refusals, Refusals::default());
+    }
+
+    #[test]
+    fn what_is_remembered_longer_begins_anew_with_another_try() {
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        let mut refusals = Refusals::default();
+        for second in [0, 10, 20] {
+            refusals.note(Write::of(&remember), Some("denied"), at(second));
+        }
+        refusals.asked(&Plan::default(), at(1_000));
+        assert_eq!(refusals.of(&remember).map(|refusal| (refusal.since, refusal.failed)), Some((at(0), 3)));
+        refusals.note(Write::of(&remember), Some("denied"), at(1_000));
+        assert_eq!(refusals.of(&remember).map(|refusal| (refusal.since, refusal.failed)), Some((at(1_000), 1)));
+        assert_eq!(refusals.told(&remember, at(1_009)), None);
     }
 
     #[test]

@@ -245,36 +245,60 @@ fn gate(index: usize, gate: &Gate, has_prometheus: bool) -> Result<GateName, Pol
     Ok(GateName { name, per_node })
 }
 
-/// Whether a CEL expression names a variable: as a word of its own that is no field, outside of texts. What looks so and
-/// is not (a macro's own variable of that name) costs a few questions too many.
+/// Whether a CEL expression names a variable: as a word of its own that is no field, outside of texts and remarks. What looks so and
+/// is not (a macro's own variable of that name) only the language can tell, as the operator does.
 fn mentions(expression: &str, variable: &str) -> bool {
-    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-    let (mut quote, mut before, mut escaped) = (None, Vec::new(), false);
-    let mut last = b' ';
-    for byte in expression.bytes().chain([b' ']) {
-        if let Some(open) = quote {
-            (quote, escaped) = (quote.filter(|_| escaped || byte != open), !escaped && byte == b'\\');
+    let (mut rest, mut last) = (expression, ' ');
+    while let Some(first) = rest.chars().next() {
+        if rest.starts_with("//") {
+            rest = rest.split_once('\n').map_or("", |(_, after)| after);
             continue;
         }
-        if word(byte) {
-            before.push(byte);
+        if let Some(after) = behind_text(rest, false) {
+            (rest, last) = (after, ' ');
             continue;
         }
-        if before == variable.as_bytes() && last != b'.' {
+        let length = rest.find(|letter: char| !is_word(letter)).unwrap_or(rest.len());
+        if length == 0 {
+            if !first.is_whitespace() {
+                last = first;
+            }
+            rest = rest.strip_prefix(first).unwrap_or_default();
+            continue;
+        }
+        let (word, after) = rest.split_at(length);
+        // The prefix of a text in which nothing is escaped, or of bytes.
+        let is_raw = matches!(word, "r" | "R" | "br" | "bR" | "Br" | "BR" | "rb" | "rB" | "Rb" | "RB");
+        if word == variable && last != '.' {
             return true;
         }
-        if !before.is_empty() {
-            before.clear();
-            last = b' ';
-        }
-        if matches!(byte, b'\'' | b'"') {
-            quote = Some(byte);
-        }
-        if !byte.is_ascii_whitespace() {
-            last = byte;
-        }
+        rest = if is_raw { behind_text(after, true).unwrap_or(after) } else { after };
+        last = ' ';
     }
     false
+}
+
+const fn is_word(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || letter == '_'
+}
+
+/// What follows a text that begins here, if one does.
+fn behind_text(expression: &str, raw: bool) -> Option<&str> {
+    let quotes = ["\"\"\"", "'''", "\"", "'"];
+    let (quote, mut rest) = quotes.iter().find_map(|quote| Some((*quote, expression.strip_prefix(*quote)?)))?;
+    loop {
+        if let Some(after) = rest.strip_prefix(quote) {
+            return Some(after);
+        }
+        let mut letters = rest.chars();
+        if letters.next()? == '\\' && !raw {
+            letters.next();
+        }
+        rest = letters.as_str();
+        if rest.is_empty() {
+            return Some(rest);
+        }
+    }
 }
 
 /// A name that becomes a part of a request's path must not become more of it: another resource, or a query (Kubernetes, "Object

@@ -138,6 +138,13 @@ fn an_object_gate_that_names_the_node_is_asked_for_each_node() {
         ("object.a == 'it\\'s node' || node_name", false),
         ("object.a == 'x' && node != ''", true),
         ("'fit' in object.metadata.labels", false),
+        ("// don't reboot under a build\nobject.spec.nodeName != node", true),
+        ("object.a == '''it's''' && object.spec.nodeName != node", true),
+        ("object.a.matches(r'\\') && object.spec.nodeName != node", true),
+        ("object.a == \"\"\"a \"node\" of it\"\"\" // node", false),
+        ("object.a == 'node", false),
+        ("object.a == 'node\\", false),
+        ("object.a == 'ß' || object.ä == node", true),
     ] {
         assert_eq!(super::mentions(expression, "node"), named, "{expression}");
     }

@@ -9,7 +9,7 @@ use bascule_api::{Drain, DrainBehavior, DrainRule, Time};
 use bascule_planner::{
     drain::{Hour, Ledger, Needed, Pod, Wish, node_pods, sort},
     plan::{DrainMode, DrainOrder},
-    snapshot::{DisruptionBudget, GateAnswer, HookState, Node},
+    snapshot::{DisruptionBudget, GateAnswer, HookState, Missed, Node},
 };
 use rand::RngExt as _;
 use std::{
@@ -325,6 +325,11 @@ impl World {
                 answer.policy == question.policy && answer.gate == question.gate && answer.node == question.node
             });
             let since = known.filter(|known| known.passes == passes).map_or(now, |known| known.since);
+            let missed = if passes {
+                known.and_then(|known| known.missed)
+            } else {
+                Some(Missed { at: now, known: !self.workload.deaf })
+            };
             self.snapshot.gates.push(GateAnswer {
                 policy: question.policy.clone(),
                 gate: question.gate.clone(),
@@ -334,6 +339,7 @@ impl World {
                 message: if passes { String::new() } else { "1 alert fires".to_owned() },
                 at: now,
                 since,
+                missed,
             });
         }
     }

@@ -2,8 +2,8 @@
 //! could have, nothing is said to be done that was not, and people read what the API server says.
 
 use crate::{granted, node, on, state, world};
-use bascule_api::{DisruptionOutcome, Goal, LastDisruption, conditions};
-use bascule_planner::plan;
+use bascule_api::{DisruptionOutcome, Goal, LastDisruption, Time, conditions};
+use bascule_planner::{Action, plan, snapshot::Write};
 use bascule_sim::world::{World, Written};
 use serde_json::{Value, json};
 
@@ -243,6 +243,71 @@ fn a_grant_that_is_refused_gives_its_place_to_the_next_node_and_keeps_no_rollout
     world.until(60, |world| open(world).is_none_or(|open| open.ending)).unwrap();
     world.take_writes();
     world.until(600, done).unwrap();
+}
+
+/// A world in which a node tries the release.
+fn trying() -> (World, String) {
+    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m"}}));
+    let tries = |world: &World| {
+        let trying = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
+        trying.map(|(name, _)| name.clone())
+    };
+    world.until(200, |world| tries(world).is_some()).unwrap();
+    let name = tries(&world).unwrap();
+    (world, name)
+}
+
+/// The API server does not take a write that comes before the commits of the policy.
+fn refuses(world: &mut World, action: &Action, at: Time) {
+    world.snapshot.refused.note(Write::of(action), Some(WORDS), at);
+}
+
+fn remember() -> Action {
+    Action::Remember { policy: "workers".to_owned(), changes: Vec::new() }
+}
+
+#[test]
+fn a_trial_is_not_blamed_for_what_was_refused_before_its_commit_however_long_its_machine_reboots() {
+    let accept = || Action::AcceptRollback { rollback: "back".to_owned(), status: Default::default() };
+    for (action, is_taken) in [(remember(), false), (remember(), true), (accept(), false), (accept(), true)] {
+        let (mut world, name) = trying();
+        world.machines.get_mut(&name).unwrap().boot_seconds = 400;
+        // It speaks of another node, and holds all of the policy while it can't be accepted.
+        let mut back = bascule_sim::world::build::rollback("back", "workers", world.snapshot.now);
+        (back.spec.nodes, back.spec.block) = (vec!["another".to_owned()], false);
+        world.snapshot.rollbacks.push(std::sync::Arc::new(back));
+        while !world.story().contains("the guard takes the trial back") {
+            let now = world.snapshot.now;
+            refuses(&mut world, &action, now);
+            world.pass(10);
+        }
+        if is_taken {
+            let now = world.snapshot.now;
+            world.snapshot.refused.note(Write::of(&action), None, now);
+        }
+        world.pass(60);
+        assert!(!node(&world, &name).ready.ready && node(&world, &name).granted(), "it reboots\n{}", world.story());
+        world.until(100, |world| !node(world, &name).granted()).unwrap();
+        let ended = last(&world, &name).unwrap();
+        assert_eq!(ended.outcome, DisruptionOutcome::Unproven, "{}\n{}", ended.message, world.story());
+        let told = ended.message.contains("it could not be committed") && ended.message.contains(WORDS);
+        assert!(told, "{}", ended.message);
+        assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    }
+}
+
+/// Nobody leads until the guard has ended it.
+#[test]
+fn what_could_not_be_remembered_before_the_word_to_reboot_saves_no_release() {
+    let (mut world, name) = trying();
+    let told = node(&world, &name).update.as_ref().unwrap().spec.disruption.as_ref().unwrap().drained_at.unwrap();
+    refuses(&mut world, &remember(), Time::new(told.get() - chrono::TimeDelta::seconds(30)));
+    for seconds in [1_500, 120, 120] {
+        world.pass(seconds);
+    }
+    world.until(100, |world| !node(world, &name).granted()).unwrap();
+    assert_eq!(last(&world, &name).unwrap().outcome, DisruptionOutcome::Failed, "{}", world.story());
+    assert_eq!(world.snapshot.policies[0].status.failures.len(), 1, "{}", world.story());
 }
 
 #[test]

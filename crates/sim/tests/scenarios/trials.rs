@@ -1,6 +1,8 @@
 //! After the reboot: when a release counts as healthy, when as failed, and when nobody can tell yet.
 
-use crate::{granted, node, on, world};
+use crate::{granted, node, on, state, world};
+use bascule_api::{Goal, Time};
+use bascule_planner::snapshot::GateAnswer;
 use bascule_sim::world::{World, build};
 use serde_json::{Value, json};
 
@@ -187,6 +189,10 @@ fn alerts() -> Value {
     }})
 }
 
+fn granted_one(world: &World) -> String {
+    world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string()
+}
+
 fn on_trial(world: &World) -> bool {
     world.machines.values().any(bascule_sim::world::Machine::tries_a_release)
 }
@@ -214,6 +220,94 @@ fn a_gate_about_the_cluster_holds_a_trial_and_blames_the_release_when_a_second_n
     world.alert(true);
     world.until(400, |world| granted(world) == 0 && !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
     assert_eq!(world.snapshot.policies[0].status.failures.len(), 1, "{}", world.story());
+}
+
+#[test]
+fn a_gate_that_held_a_trial_to_its_end_and_passes_when_the_node_is_back_blames_nobody() {
+    for deaf in [false, true] {
+        let mut world = world(1, &alerts());
+        world.until(200, on_trial).unwrap();
+        let name = granted_one(&world);
+        let close = |world: &mut World, closes: bool| {
+            if deaf {
+                world.prometheus_dies(closes);
+            } else {
+                world.alert(closes);
+            }
+        };
+        close(&mut world, true);
+        world.until(200, |world| world.shown().contains("is held as a trial, and not blamed")).unwrap();
+        world.until(200, |world| world.story().contains("the guard takes the trial back")).unwrap();
+        world.until(10, |world| !node(world, &name).ready.ready).unwrap();
+        assert!(!on_trial(&world) && granted(&world) == 1, "it reboots\n{}", world.story());
+        // What was wrong with the cluster ends meanwhile.
+        close(&mut world, false);
+        world.until(100, |world| !node(world, &name).granted()).unwrap();
+        let last = node(&world, &name).update.as_ref().unwrap().spec.last_disruption.clone().unwrap();
+        assert_eq!(last.outcome, bascule_api::DisruptionOutcome::Unproven, "{}\n{}", last.message, world.story());
+        assert_eq!(last.gate.as_deref(), (!deaf).then_some("alerts"), "{}", last.message);
+        assert!(last.message.contains("gate alerts did not pass at the end of its time"), "{}", last.message);
+        assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    }
+}
+
+#[test]
+fn a_machine_that_is_slow_to_come_back_from_a_held_trial_is_an_alarm_and_no_verdict() {
+    let mut world = world(1, &alerts());
+    world.until(200, on_trial).unwrap();
+    let name = granted_one(&world);
+    // Longer than nodeReadyTimeout.
+    world.machines.get_mut(&name).unwrap().boot_seconds = 900;
+    world.alert(true);
+    world.until(200, |world| world.story().contains("the guard takes the trial back")).unwrap();
+    world.until(100, |world| state(&name, world).contains("NodeLost")).unwrap();
+    let says = state(&name, &world);
+    assert!(says.contains("Failed") && says.contains("not blamed") && says.contains("gate alerts"), "{says}");
+    assert_eq!(granted(&world), 1, "its place is taken\n{}", world.shown());
+    world.until(200, |world| !node(world, &name).granted()).unwrap();
+    let last = node(&world, &name).update.as_ref().unwrap().spec.last_disruption.clone().unwrap();
+    assert_eq!(last.outcome, bascule_api::DisruptionOutcome::Unproven, "{}\n{}", last.message, world.story());
+    assert_eq!(last.gate.as_deref(), Some("alerts"), "{}", last.message);
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+}
+
+/// Others waited for the gate while the node rebooted, and where many questions are each is asked once a minute.
+#[test]
+fn what_a_gate_said_before_the_reboot_neither_commits_nor_blames() {
+    for passes in [true, false] {
+        let mut fields = alerts();
+        fields["health"]["clusterGates"] = json!("Revert");
+        fields["health"]["nodeReadyTimeout"] = json!("90s");
+        let mut world = world(1, &fields);
+        world.until(200, on_trial).unwrap();
+        let name = granted_one(&world);
+        let goal = |world: &World| node(world, &name).update.as_ref().unwrap().spec.goal;
+        let booted = node(&world, &name).boot_seen;
+        let said = |at: Time| GateAnswer {
+            policy: "workers".to_owned(),
+            gate: "alerts".to_owned(),
+            node: None,
+            passes,
+            known: true,
+            message: String::new(),
+            at,
+            since: at,
+            missed: None,
+        };
+        if !passes {
+            // Its time is over.
+            world.pass(91);
+        }
+        world.snapshot.gates = vec![said(Time::new(booted.get() - chrono::TimeDelta::seconds(1)))];
+        world.operate_for(None).unwrap();
+        assert_eq!(goal(&world), Goal::Booted, "{}", world.story());
+        let says = state(&name, &world);
+        assert!(says.contains("gate alerts has not been asked since the reboot"), "{says}");
+        // Nothing else was in the way.
+        world.snapshot.gates = vec![said(booted)];
+        let wanted = if passes { Goal::Committed } else { Goal::Reverted };
+        world.until(1, |world| goal(world) == wanted).unwrap();
+    }
 }
 
 #[test]

@@ -12,12 +12,14 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     match moving.spec.goal {
         // The word was taken back.
         Goal::Idle | Goal::Staged if !moving.agent_is_back() => retracted(moving),
-        Goal::Idle if moving.agent_used_grant() && moving.view.traits.on_trial => retracted_too_late(moving),
+        Goal::Idle if moving.agent_used_grant() && moving.view.traits.on_trial => {
+            retracted_too_late(moving, drained_at)
+        }
         Goal::Idle | Goal::Staged | Goal::Booted | Goal::Committed if moving.agent_is_back() => {
             if moving.runs_asked() {
                 trial::next(moving, drained_at)
             } else if moving.view.booted().is_some() {
-                came_back_old(moving)
+                came_back_old(moving, drained_at)
             } else {
                 away(moving, drained_at)
             }
@@ -105,8 +107,8 @@ fn retracted(moving: &Moving<'_, '_>) -> Motion {
 
 /// The way back was taken back too late: the agent had used the grant already, and what it armed is on trial. Usually that is
 /// the way back. A machine that was slow with the release that it was to leave tries that one, which is not wanted here.
-fn retracted_too_late(moving: &Moving<'_, '_>) -> Motion {
-    let Some(booted) = moving.view.booted() else { return came_back_old(moving) };
+fn retracted_too_late(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
+    let Some(booted) = moving.view.booted() else { return came_back_old(moving, drained_at) };
     // Nobody can judge it now, and it runs on trial: no work comes to it before its guard has spoken.
     let Some(policy) = moving.owner.judge() else { return keep(moving) };
     let unwanted = policy.memory.failed_on(&booted.version, &moving.view.node.name)
@@ -121,7 +123,7 @@ fn retracted_too_late(moving: &Moving<'_, '_>) -> Motion {
 }
 
 /// The node came back on another release than it was to boot.
-fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
+fn came_back_old(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let Some(release) = moving.release() else {
         return before::give_up(moving, DisruptionOutcome::Withdrawn, "the release is not named any more");
     };
@@ -141,30 +143,17 @@ fn came_back_old(moving: &Moving<'_, '_>) -> Motion {
         return moving.end(motion, DisruptionOutcome::Interrupted, Goal::Staged, why, why.to_owned());
     }
     let given_up = failed.is_some_and(|failed| failed.category == NodeError::TrialFailed);
-    if given_up && let Some(why) = trial::unjudged_so_far(moving) {
-        return unproven(moving, release, running, &why, None);
-    }
-    // It was healthy, and the word of that was not taken: the guard could not know.
-    if given_up && let Some(words) = moving.uncommitted() {
-        return unproven(moving, release, running, &format!("it could not be committed: {words}"), None);
-    }
-    if given_up && moving.before_is_forgotten() {
-        let why = "what was not ready before its Node was deleted nobody remembers";
-        return unproven(moving, release, running, why, None);
-    }
-    // The guard gave up a trial that was held: what the gates say decides who answers for it.
-    if given_up
-        && let Some(asked) = trial::gates(moving)
-        && (asked.open || (asked.failing.is_some() && !trial::blames(moving, &asked)))
-    {
-        if asked.open {
+    if given_up {
+        let trial::Excuse { held, open, questions } = trial::excuse(moving, drained_at, moving.back_seen(drained_at));
+        if open {
             let message = format!("back on {running}; the gates are asked before {} is judged", release.version);
             let mut motion = Motion::waits(RolloutState::Reverting, Wait::new(WaitReason::Reverting, message));
-            motion.questions = asked.questions;
-            return motion;
+            motion.questions = questions;
+            return motion.waking(moving.ctx.now.after(trial::HEARD_SOON));
         }
-        let why = asked.failing.map_or_else(String::new, |wait| wait.message);
-        return unproven(moving, release, running, &why, asked.cluster_fails.into_iter().next());
+        if let Some((why, gate)) = held {
+            return unproven(moving, release, running, &why, gate);
+        }
     }
     let (category, seen) = failed.map_or_else(
         || (NodeError::BootFailed, "the boot loader came back to the old release".to_owned()),

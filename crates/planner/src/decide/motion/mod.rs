@@ -24,7 +24,10 @@ use super::{
 use crate::{
     Action, Expect, GateSet, Rule, Step, ValidPolicy, Wait,
     plan::{DrainMode, DrainOrder, GateQuestion, cordon_mark},
-    snapshot::{COMMIT, Cordon, DisruptionBudget, HookRun, PolicyFacts, REMEMBER, Refusals},
+    snapshot::{
+        ACCEPT_ROLLBACK, COMMIT, Cordon, DisruptionBudget, HookRun, PolicyFacts, REMEMBER, Refusal, Refusals,
+        RollbackFacts,
+    },
 };
 use bascule_api::{
     DaemonSetBefore, Disruption, DisruptionOutcome, Drain, DrainProgress, Goal, Health, Hooks, NodeError,
@@ -43,6 +46,7 @@ const REBOOTING: &str = "the agent arms the release and the machine reboots";
 pub(super) struct Ctx<'a> {
     pub(super) now: Time,
     pub(super) policies: &'a [Arc<PolicyFacts>],
+    pub(super) rollbacks: &'a [Arc<RollbackFacts>],
     pub(super) hooks: &'a [HookRun],
     pub(super) refused: &'a Refusals,
     pub(super) budgets: &'a BTreeMap<String, DisruptionBudget>,
@@ -292,16 +296,20 @@ impl<'a> Moving<'_, 'a> {
         }
     }
 
-    /// What was said where the word that makes the trial permanent, or what is remembered before it, has been refused for a while.
-    fn uncommitted(&self) -> Option<&'a str> {
-        let told = |object: &str, action| self.ctx.refused.told_of(object, action, self.ctx.now);
+    /// What was said where the word that makes the trial permanent, or what is written before it, had been refused for a while when the
+    /// trial ended.
+    fn uncommitted(&self, ended: Time) -> Option<&'a str> {
         let drained_at = self.disruption.drained_at?;
-        // Of this trial, and not of one before it on the same node.
-        let commit = told(&self.view.node.name, COMMIT).filter(|refusal| refusal.tried() >= drained_at);
-        // What failed only since the machine is back kept no commit away: it may be this very failure.
-        let back = self.back_seen(drained_at);
-        let memory = || told(&self.spec.policy, REMEMBER).filter(|refusal| refusal.since < back);
-        Some(&commit.or_else(memory)?.words)
+        // Of this trial, and not of one before it. What failed only afterwards kept no commit away: it may be this very failure.
+        let was = |refusal: &Refusal| refusal.tried() >= drained_at && refusal.since < ended;
+        let kept = |object: &str, action| self.ctx.refused.kept_from_committing(object, action, self.ctx.now, was);
+        let memory = || kept(&self.spec.policy, REMEMBER);
+        let order = || {
+            let mut orders = self.ctx.rollbacks.iter().filter(|facts| facts.spec.policy == self.spec.policy);
+            orders.find_map(|facts| kept(&facts.name, ACCEPT_ROLLBACK))
+        };
+        let refusal = kept(&self.view.node.name, COMMIT).or_else(memory).or_else(order)?;
+        Some(&refusal.words)
     }
 
     /// What the API server says to a write that should have been done by then, and has failed for a while.

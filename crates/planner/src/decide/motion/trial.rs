@@ -5,7 +5,7 @@ use crate::{
     Action, Gate, Rule, Wait,
     decide::{
         facts::selects,
-        health::{Allowance, Asked},
+        health::{Allowance, Asked, MissedGate},
         memory::Took,
         rollback::RollbackView,
     },
@@ -13,10 +13,13 @@ use crate::{
     snapshot::{HookStage, PolicyFacts},
 };
 use bascule_api::{
-    ClusterGates, DaemonSetBefore, DisruptionOutcome, Goal, NodeError, RolloutState, Time, Version, WaitReason,
-    conditions,
+    ClusterGates, DaemonSetBefore, DisruptionOutcome, Duration, Goal, NodeError, RolloutState, Time, Version,
+    WaitReason, conditions,
 };
 use std::sync::Arc;
+
+/// When gates are looked at again that are to be heard first: one that says what it said before wakes nobody.
+pub(super) const HEARD_SOON: Duration = Duration::from_secs(5);
 
 pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     if moving.view.committed() {
@@ -47,6 +50,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     let away = ready.since.filter(|_| !ready.ready).unwrap_or_default().min(moving.ctx.now);
     let deadline = moving.back_seen(drained_at).max(away).after(health.node_ready_timeout);
     let Health { missing, since, questions } = look(moving, drained_at, deadline);
+    let open = missing.as_ref().is_some_and(|missing| missing.open);
     let mut motion = match missing {
         Some(missing) if moving.ctx.now >= deadline && missing.blames => {
             let why = format!("not healthy within {}: {}", health.node_ready_timeout, missing.what);
@@ -56,12 +60,17 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         }
         Some(missing) if moving.ctx.now >= deadline && !missing.open => {
             let message = format!("{} is held as a trial, and not blamed: {}", release.version, missing.what);
-            let wait = if missing.gate {
-                Wait::new(WaitReason::HealthGate, message).of("UpdatePolicy", None, moving.policy_name())
-            } else {
-                Wait::new(WaitReason::Trial, message)
-            };
-            Motion::waits(RolloutState::Trial, wait)
+            let wait = Wait::new(missing.reason, message);
+            match missing.reason {
+                WaitReason::HealthGate => {
+                    Motion::waits(RolloutState::Trial, wait.of("UpdatePolicy", None, moving.policy_name()))
+                }
+                // Somebody has to look: its guard has taken the trial back, and the machine is slow, or gone.
+                WaitReason::NodeLost | WaitReason::AgentNotReporting => {
+                    Motion::waits(RolloutState::Failed, wait.of("Node", None, &moving.view.node.name))
+                }
+                _ => Motion::waits(RolloutState::Trial, wait),
+            }
         }
         Some(missing) => {
             let message = format!("{} runs as a trial; {}", release.version, missing.what);
@@ -79,7 +88,7 @@ pub(super) fn next(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
         }
     };
     motion.questions = questions;
-    motion
+    if open { motion.waking(moving.ctx.now.after(HEARD_SOON)) } else { motion }
 }
 
 /// A trial that nobody can judge: what its policy asks of it is not known, or no policy asks for it any more. The release is neither
@@ -110,7 +119,7 @@ fn unjudged(moving: &Moving<'_, '_>, version: &Version) -> Option<Motion> {
 }
 
 /// Why nobody could have judged a trial at all times, so that it may have been held until the guard's time was over.
-pub(super) fn unjudged_so_far(moving: &Moving<'_, '_>) -> Option<String> {
+fn unjudged_so_far(moving: &Moving<'_, '_>) -> Option<String> {
     let name = moving.policy_name();
     let policy = match moving.owner {
         Owner::Judges(policy) => policy.facts,
@@ -157,25 +166,74 @@ struct Missing {
     what: String,
     /// Whether the release answers for it.
     blames: bool,
-    /// Whether a gate says so.
-    gate: bool,
+    /// What that is to people, where the release does not answer for it.
+    reason: WaitReason,
     /// Whether gates are still to be heard, so that nothing can be said yet.
     open: bool,
 }
 
-/// What the gates of an update say of the node, where the policy has any that are asked.
-pub(super) fn gates(moving: &Moving<'_, '_>) -> Option<Asked> {
+/// What the gates of an update say of the node, by answers that are no older than `since`, where that is said and the policy has any
+/// that are asked.
+fn gates(moving: &Moving<'_, '_>, since: Option<Time>) -> Option<Asked> {
     let policy = moving.owner.judge().filter(|_| !moving.by_rollback() && moving.ctx.set.asks(Gate::Health))?;
-    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, &mut Allowance::unlimited()))
+    Some(moving.ctx.answers.ask(policy, moving.view, moving.ctx.now, since, &mut Allowance::unlimited()))
 }
 
 /// Whether the release answers for gates that do not pass: for what one says of the node; for what they say of the cluster
 /// if the policy wants it so, or if the same gate has said so of another node's trial before.
-pub(super) fn blames(moving: &Moving<'_, '_>, asked: &Asked) -> bool {
+fn blames(moving: &Moving<'_, '_>, asked: &Asked) -> bool {
     asked.node_fails
         || moving.health().cluster_gates == ClusterGates::Revert
         || moving.unproven_elsewhere(&asked.cluster_fails)
         || !moving.ctx.set.keeps(Rule::ClusterIsNoVerdict)
+}
+
+/// Why the release does not answer for a trial that its guard has ended, or may have ended.
+#[derive(Default)]
+pub(super) struct Excuse {
+    /// What held it, and the gate that said no of the cluster.
+    pub(super) held: Option<(String, Option<String>)>,
+    /// Whether gates are to be heard first.
+    pub(super) open: bool,
+    /// The gates that have to be asked.
+    pub(super) questions: Vec<GateQuestion>,
+}
+
+/// What excuses a trial that had ended by this time.
+pub(super) fn excuse(moving: &Moving<'_, '_>, drained_at: Time, ended: Time) -> Excuse {
+    let held = |why: String| Excuse { held: Some((why, None)), ..Excuse::default() };
+    if let Some(why) = unjudged_so_far(moving) {
+        return held(why);
+    }
+    // It was healthy, and the word of that was not taken: the guard could not know.
+    if let Some(words) = moving.uncommitted(ended) {
+        return held(format!("it could not be committed: {words}"));
+    }
+    if moving.before_is_forgotten() {
+        return held("what was not ready before its Node was deleted nobody remembers".to_owned());
+    }
+    // What the gates say, or said at its end, decides who answers for it.
+    let Some(asked) = gates(moving, None) else { return Excuse::default() };
+    let held = match &asked.failing {
+        _ if asked.open => None,
+        Some(_) if blames(moving, &asked) => None,
+        Some(wait) => Some((wait.message.clone(), asked.cluster_fails.first().cloned())),
+        None => held_by(moving, &asked, drained_at),
+    };
+    Excuse { held, open: asked.open, questions: asked.questions }
+}
+
+/// Why a trial was held beyond its time until the guard ended it, where gates did so that pass by now; and the gate, if it said no of
+/// the cluster.
+fn held_by(moving: &Moving<'_, '_>, asked: &Asked, drained_at: Time) -> Option<(String, Option<String>)> {
+    let MissedGate { gate, per_node, missed } = asked.missed.as_ref()?;
+    let late = missed.at > drained_at.after(moving.health().node_ready_timeout);
+    let said_no = (missed.known && !per_node).then(|| gate.clone());
+    let blames = moving.health().cluster_gates == ClusterGates::Revert
+        || moving.unproven_elsewhere(said_no.as_slice())
+        || !moving.ctx.set.keeps(Rule::ClusterIsNoVerdict);
+    let why = || format!("gate {gate} did not pass at the end of its time, and does since {}", asked.since);
+    (late && !blames).then(|| (why(), said_no))
 }
 
 fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
@@ -229,15 +287,16 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
     // What was seen before this boot says nothing of it: where Ready never flipped it is older than the reboot.
     let mut since = moving.boot_seen(drained_at);
     let lacks = |what: String, blames: bool| Health {
-        missing: Some(Missing { what, blames, gate: false, open: false }),
+        missing: Some(Missing { what, blames, reason: WaitReason::Trial, open: false }),
         since: moving.ctx.now,
         questions: Vec::new(),
     };
     if !node.ready.ready || agent_boot != Some(node.boot_id.as_str()) {
-        return lacks("the node is not Ready after its reboot".to_owned(), true);
+        return gone(moving, drained_at);
     }
+    // What gates said before this boot is no word about it either, how fresh it may be.
+    let asked = gates(moving, Some(since));
     since = since.max(node.ready.since.unwrap_or(since));
-    let asked = gates(moving);
     if moving.health().daemon_sets {
         // The gates are asked meanwhile: they have to have been heard when, at the deadline, nothing but they is left to go by.
         let lacks = |what: String, blames: bool| {
@@ -260,10 +319,31 @@ fn look(moving: &Moving<'_, '_>, drained_at: Time, deadline: Time) -> Health {
     // Whom nobody has asked has not said no, also after the deadline: a new leader has heard nobody yet.
     let (blames, open) = (!asked.open && blames(moving, &asked), asked.open);
     Health {
-        missing: asked.failing.map(|wait| Missing { what: wait.message, blames, gate: true, open }),
+        missing: asked.failing.map(|wait| Missing { what: wait.message, blames, reason: WaitReason::HealthGate, open }),
         since: since.max(asked.since).min(moving.ctx.now),
         questions: asked.questions,
     }
+}
+
+/// The node is not Ready, or not in the boot that its agent reported from last. Where it went away from a trial that was held beyond its
+/// time the guard may have ended that: the agent will say so, however slow the machine is, and nobody is blamed before.
+fn gone(moving: &Moving<'_, '_>, drained_at: Time) -> Health {
+    let node = moving.view.node;
+    let (since, reason) = if node.ready.ready {
+        (node.boot_seen, WaitReason::AgentNotReporting)
+    } else {
+        (node.ready.since.unwrap_or_default(), WaitReason::NodeLost)
+    };
+    let since = since.min(moving.ctx.now);
+    // Gates are asked meanwhile: whoever asks remembers what they said only for as long.
+    let late = since > drained_at.after(moving.health().node_ready_timeout);
+    let Excuse { held, open, questions } = if late { excuse(moving, drained_at, since) } else { Excuse::default() };
+    let what = "the node is not Ready after its reboot";
+    let missing = match held {
+        Some((why, _)) => Missing { what: format!("{what}, in which {why}"), blames: false, reason, open },
+        None => Missing { what: what.to_owned(), blames: !open, reason, open },
+    };
+    Health { missing: Some(missing), since: moving.ctx.now, questions }
 }
 
 /// The DaemonSet pods that the node had before its reboot, to be compared with.

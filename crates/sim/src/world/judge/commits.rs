@@ -1,5 +1,6 @@
 //! A release is made permanent once its node was Ready in the release's own boot for as long as the policy says, without a break that
-//! was to be seen. Counted from what the kubelet was seen to say, not from what the planner made of it.
+//! was to be seen, and its policy's gates passed in that boot. Counted from what the kubelet was seen to say, not from what the planner
+//! made of it.
 
 use super::{facts::claiming, past::Past};
 use crate::world::history::Event;
@@ -40,5 +41,13 @@ pub(super) fn judge(past: &Past<'_>, event: &Event) -> Vec<String> {
     if healthy < soak {
         return vec![format!("{} commits after {healthy} s of being Ready in its boot, {soak} s are asked", node.name)];
     }
-    Vec::new()
+    let unheard = valid.gates.iter().find(|gate| {
+        let about = gate.per_node.then_some(&*node.name);
+        let mut answers = plan.view.facts.gates.iter().filter(|answer| {
+            answer.policy == policy.name && answer.gate == gate.name && answer.node.as_deref() == about
+        });
+        !answers.any(|answer| answer.passes && answer.at >= boot.at)
+    });
+    let told = unheard.map(|gate| format!("{} commits, and gate {} did not pass in its boot", node.name, gate.name));
+    told.into_iter().collect()
 }

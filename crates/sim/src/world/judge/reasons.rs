@@ -272,8 +272,10 @@ impl<'a> Told<'a> {
             WaitReason::Reverted => (moves(node) || self.has_failed(), "nothing failed on it"),
             WaitReason::NodeLost => {
                 let grant = update.and_then(|update| update.spec.grant.as_ref()).filter(|_| moves(node));
-                let away = !node.ready.ready && grant.is_some_and(|grant| grant.boot_id == node.boot_id);
-                (away, "it was not told to reboot, or came back")
+                // Or it went away from a trial, and its guard may have ended that.
+                let tried = update.is_some_and(|update| update.status.trial.is_some());
+                let same_boot = grant.is_some_and(|grant| tried || grant.boot_id == node.boot_id);
+                (!node.ready.ready && same_boot, "it was not told to reboot, or came back")
             }
             WaitReason::WriteRefused => {
                 (self.wants(|step| self.past.refused(step)), "nothing that is to be written for it was refused")
