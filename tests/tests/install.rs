@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bascule_api::conditions::{NODE_DRAINED, NODE_MAINTENANCE_IN_PROGRESS};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
 };
@@ -21,9 +22,9 @@ use bascule_tests::page::{self, Page};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn image(pod: Option<PodSpec>) -> Option<String> {
     pod?.containers.into_iter().next()?.image
@@ -105,16 +106,27 @@ async fn the_page_installs_and_takes_out() {
 
     // The order that the page warns of: everything goes while a node is being drained.
     control_plane.apply(LEFT_BEHIND).await.unwrap();
+    let nodes: Api<Node> = Api::all(client);
+    // As the operator writes them with `--node-conditions`, and one of somebody else.
+    let conditions = Patch::Strategic(json!({"status": {"conditions": [
+        {"type": NODE_DRAINED, "status": "True", "reason": "BasculeUpdate"},
+        {"type": NODE_MAINTENANCE_IN_PROGRESS, "status": "True", "reason": "BasculeUpdate"},
+        {"type": "Theirs", "status": "True", "reason": "Theirs"},
+    ]}}));
+    nodes.patch_status("ours", &PatchParams::default(), &conditions).await.unwrap();
     kubectl(&control_plane, &["delete", "-k", "."], folder);
     let left = kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
     assert_eq!(left, "", "something is left");
     let script = page.block("give-back");
-    let marks = [CORDONED_BY_ANNOTATION, TRUCE_ANNOTATION, OUTDATED_TAINT, HOLD_TAINT];
+    let marks = [CORDONED_BY_ANNOTATION, TRUCE_ANNOTATION, OUTDATED_TAINT, HOLD_TAINT, OLD_HOLD_TAINT];
     assert!(marks.iter().chain(&AUTOSCALER_ANNOTATIONS).all(|mark| script.contains(*mark)), "{script}");
     let output = page::shell(&control_plane, &script, folder, &[]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let nodes: Api<Node> = Api::all(client);
     let ours = nodes.get("ours").await.unwrap();
+    let said = ours.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    // The node lifecycle controller adds those of a kubelet that it misses.
+    let said: Vec<&str> = said.map(|one| one.type_.as_str()).filter(|type_| !KUBELETS.contains(type_)).collect();
+    assert_eq!(said, ["Theirs"]);
     let spec = ours.spec.clone().unwrap_or_default();
     // No kubelet reports for it, and the node lifecycle controller may have said so by now.
     let taints = spec.taints.unwrap_or_default();
@@ -210,6 +222,9 @@ async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, f
     }
 }
 
+/// The conditions of a Node that a kubelet writes, and the node lifecycle controller in its place.
+const KUBELETS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
 /// A node in the middle of a drain as the operator leaves it, and one that an admin cordoned.
 const LEFT_BEHIND: &str = r#"
 apiVersion: v1
@@ -227,6 +242,7 @@ spec:
   taints:
   - {key: bascule.dev/outdated, effect: PreferNoSchedule}
   - {key: startup-taint.cluster-autoscaler.kubernetes.io/bascule-hold, effect: NoSchedule}
+  - {key: bascule.dev/hold-until-updated, effect: NoSchedule}
 ---
 apiVersion: v1
 kind: Node
