@@ -200,7 +200,7 @@ async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, f
     for (number, (role, (namespaced, written))) in roles.iter().enumerate() {
         let (kind, name) = role.split_once(' ').unwrap();
         let user = format!("someone-{number}");
-        let binding = serde_json::json!({
+        let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": if *namespaced { "RoleBinding" } else { "ClusterRoleBinding" },
             "metadata": {"name": user, "namespace": namespaced.then_some("bascule-system")},
@@ -314,12 +314,15 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     let folder = folder.path();
     let page = Page::read().with(&[("bascule-system", "updates")]);
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-    // The Prometheus operator's definition, as far as it matters here.
-    control_plane.apply(POD_MONITORS).await.unwrap();
+    // The Prometheus operator's definitions, as far as they matter here.
+    for (kind, plural) in [("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")] {
+        control_plane.apply(&definition(kind, plural)).await.unwrap();
+    }
     // Another namespace, as the page has it.
     page.lay_out(folder, &page::tree().join("manifests"), "{}");
     page::in_namespaces(folder, "updates", "bascule-agents");
-    page::add_components(folder, &["host-agent", "prometheus", "network-policy", "dashboard", "node-conditions"]);
+    page::add_components(folder, &OF_EVERY_AGENT);
+    page::add_components(folder, &["host-agent"]);
     page.add_authority(folder, "pem");
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
     let before = changes(&control_plane, folder);
@@ -337,19 +340,41 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     kubectl(&control_plane, &["-n", "updates", "get", "deployment/bascule-operator"], folder);
     kubectl(&control_plane, &["delete", "-k", "."], folder);
     assert_eq!(kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder), "");
+
+    // With the DaemonSet, which is what one of them is for.
+    page.lay_out(folder, &page::tree().join("manifests"), "{}");
+    page::in_namespaces(folder, "updates", "bascule-agents");
+    page::add_components(folder, &OF_EVERY_AGENT);
+    page::add_components(folder, &["xbootldr"]);
+    kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
+    let text =
+        kubectl(&control_plane, &["-n", "bascule-agents", "get", "daemonset/bascule-agent", "-o", "json"], folder);
+    let agent: Value = serde_json::from_str(&text).unwrap();
+    let volumes = agent["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+    assert!(volumes.iter().any(|volume| volume["hostPath"]["path"] == "/boot"), "{volumes:?}");
+
+    // None was left out: high-availability is part of the page's overlay.
+    let there = std::fs::read_dir(page::tree().join("manifests/components")).unwrap();
+    let there: BTreeSet<String> = there.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let taken = OF_EVERY_AGENT.iter().chain(&["high-availability", "extra-ca", "host-agent", "xbootldr"]);
+    assert_eq!(there, taken.map(|name| (*name).to_owned()).collect());
+    let table = Page::read();
+    assert!(there.iter().all(|name| table.names(name)), "step 4 does not say what each of {there:?} does");
 }
 
-const POD_MONITORS: &str = r#"
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: podmonitors.monitoring.coreos.com}
-spec:
-  group: monitoring.coreos.com
-  names: {kind: PodMonitor, plural: podmonitors, singular: podmonitor}
-  scope: Namespaced
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-"#;
+/// Components that have to do with the operator alone.
+const OF_EVERY_AGENT: [&str; 5] = ["alerts", "prometheus", "network-policy", "dashboard", "node-conditions"];
+
+fn definition(kind: &str, plural: &str) -> String {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.monitoring.coreos.com")},
+        "spec": {
+            "group": "monitoring.coreos.com", "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {
+                "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+        },
+    })
+    .to_string()
+}
