@@ -85,6 +85,8 @@ async fn the_page_installs_and_takes_out() {
     let pulls =
         |pod: &Option<PodSpec>| pod.as_ref()?.image_pull_secrets.as_ref()?.first().map(|secret| secret.name.clone());
     assert_eq!(pulls(&pod).as_deref(), Some("registry"));
+    let keeps_to = pod.as_ref().and_then(|pod| pod.node_selector.clone()).unwrap_or_default();
+    assert_eq!(keeps_to, [("example.com/os".to_owned(), "acme-os".to_owned())].into());
     let boot = pod
         .as_ref()
         .and_then(|pod| pod.volumes.as_ref()?.iter().find(|volume| volume.name == "efi")?.host_path.clone());
