@@ -96,3 +96,31 @@ fn the_messages_that_the_page_explains_are_those_that_programs_write() {
     let unsaid: Vec<&&str> = quoted.iter().filter(|words| !said.contains(**words)).collect();
     assert!(unsaid.is_empty(), "docs/install.md quotes what no program says: {unsaid:?}");
 }
+
+/// What has no default of its own: parts of a label selector, which are Kubernetes', and one way to say what its parent has a default for.
+const WITHOUT_DEFAULT: [&str; 3] = [".matchExpressions", ".matchLabels", "source.trustRoot.inline"];
+
+#[test]
+fn each_field_of_a_policy_says_its_default() {
+    let (reference, guide) = (read("docs/api.md"), read("docs/policies.md"));
+    let fields = between(&reference, "### UpdatePolicy.spec\n", "\n### ");
+    let mut seen = 0;
+    for row in fields.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [name, kind, meaning] = cells[..] else { panic!("{row}") };
+        let name = name.trim_matches('`');
+        let is_whole = kind == "object" || kind.contains("**required**") || name.contains("[].");
+        if is_whole || WITHOUT_DEFAULT.iter().any(|end| name.ends_with(end)) {
+            continue;
+        }
+        seen += 1;
+        // The guide's tables have a column for it, and may name fields of one parent as `.field`.
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let in_guide = guide.contains(&format!("`{name}`")) || guide.contains(&format!("`.{last}`"));
+        assert!(
+            meaning.contains("Default") || in_guide,
+            "neither docs/api.md nor docs/policies.md has the default of {name}"
+        );
+    }
+    assert!(seen > 40, "{seen} fields");
+}
