@@ -83,8 +83,7 @@ fn the_messages_that_the_page_explains_are_those_that_programs_write() {
     let shipped = |path: &Path| path.components().all(|part| !part.as_os_str().to_string_lossy().starts_with("tests"));
     files.retain(|(path, _)| shipped(path.strip_prefix(ROOT).unwrap_or(path)));
     // A sentence may go on in the next line of its source.
-    let mut said: String =
-        files.iter().flat_map(|(_, text)| text.split("\\\n").map(str::trim_start)).collect::<Vec<_>>().concat();
+    let mut said: String = files.iter().flat_map(|(_, text)| text.split("\\\n").map(str::trim_start)).collect();
     for policy in ["agent", "operator", "on-call", "lease"] {
         let text = read(&format!("manifests/admission/{policy}.yaml"));
         said.push_str(&text.split_whitespace().collect::<Vec<_>>().join(" "));
