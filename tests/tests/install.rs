@@ -359,7 +359,7 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     let there = std::fs::read_dir(page::tree().join("manifests/components")).unwrap();
     let there: BTreeSet<String> = there.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let taken = OF_EVERY_AGENT.iter().chain(&["high-availability", "extra-ca", "host-agent", "xbootldr"]);
-    assert_eq!(there, taken.map(|name| (*name).to_owned()).collect());
+    assert_eq!(there, taken.map(|name| (*name).to_owned()).collect::<BTreeSet<String>>());
     let table = Page::read();
     assert!(there.iter().all(|name| table.names(name)), "step 4 does not say what each of {there:?} does");
 }
