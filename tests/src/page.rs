@@ -44,6 +44,12 @@ impl Page {
         block.unwrap_or_else(|| panic!("no {name} on the page"))
     }
 
+    /// Whether a row of one of its tables begins with this name.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        self.0.contains(&format!("\n| `{name}` |"))
+    }
+
     /// A folder as the page describes it, with a copy of `manifests/`, which may be that of another commit.
     pub fn lay_out(&self, folder: &Path, manifests: &Path, trust_root: &str) {
         copy_folder(manifests, &folder.join("manifests")).unwrap();

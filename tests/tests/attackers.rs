@@ -19,106 +19,10 @@ use serde_json::{Value, json};
 
 const API: &str = "/apis/bascule.dev/v1alpha1";
 
-const CLUSTER: &str = r#"
-apiVersion: v1
-kind: Node
-metadata: {name: n1}
----
-apiVersion: v1
-kind: Node
-metadata: {name: n2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: agent-n1, namespace: bascule-agents}
-spec:
-  nodeName: n1
-  serviceAccountName: bascule-agent
-  containers: [{name: agent, image: example.invalid/agent}]
----
-apiVersion: v1
-kind: Pod
-metadata: {name: operator-n2, namespace: bascule-system}
-spec:
-  nodeName: n2
-  serviceAccountName: bascule-operator
-  securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
-  containers:
-  - name: operator
-    image: example.invalid/operator
-    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
----
-apiVersion: bascule.dev/v1alpha1
-kind: NodeUpdate
-metadata: {name: n1}
-spec: {policy: workers, goal: Idle}
----
-apiVersion: bascule.dev/v1alpha1
-kind: NodeUpdate
-metadata: {name: n2}
-spec: {policy: workers, goal: Idle}
----
-apiVersion: bascule.dev/v1alpha1
-kind: UpdatePolicy
-metadata: {name: workers}
-spec:
-  nodeSelector: {matchLabels: {role: worker}}
-  source: {repository: "https://images.example.com/os", channel: stable}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: on-call}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-on-call}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: alice}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: viewer}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: bob}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: policy-author}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: bascule-admin}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: carol}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: owner, namespace: default}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
-subjects: [{kind: User, apiGroup: rbac.authorization.k8s.io, name: dave}]
----
-apiVersion: coordination.k8s.io/v1
-kind: Lease
-metadata: {name: bascule-operator, namespace: default}
-spec: {holderIdentity: nobody, leaseDurationSeconds: 15}
-"#;
+const CLUSTER: &str = include_str!("attackers/cluster.yaml");
 
 /// Mistakes that somebody could make: nodes that may write NodeUpdates, and agents in pods that may create and delete them.
-const TOO_MUCH: &str = r#"
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: too-much}
-rules: [{apiGroups: [bascule.dev], resources: [nodeupdates], verbs: [create, patch, delete]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: too-much}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: too-much}
-subjects: [{kind: Group, apiGroup: rbac.authorization.k8s.io, name: "system:nodes"}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: too-much-for-pods}
-rules: [{apiGroups: [bascule.dev], resources: [nodeupdates], verbs: [create, delete]}]
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: too-much-for-pods}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: too-much-for-pods}
-subjects: [{kind: ServiceAccount, namespace: bascule-agents, name: bascule-agent}]
-"#;
+const TOO_MUCH: &str = include_str!("attackers/too-much.yaml");
 
 /// What a node is told that tries more than to report.
 const NOTHING_ELSE: &str = "an agent writes the status of its NodeUpdate and nothing else";
@@ -143,6 +47,17 @@ impl Attacker {
             Ok(answer) => Ok(answer),
             Err(kube::Error::Api(status)) => Err((status.code, status.message.clone())),
             Err(error) => panic!("{}: neither accepted nor refused: {error}", self.who),
+        }
+    }
+
+    /// Asks under another name, which whoever may impersonate may.
+    async fn is_nobody_else(&self) {
+        for name in ["admin", "system:node:n2", "system:serviceaccount:bascule-system:bascule-operator"] {
+            let request = Request::builder().uri("/api/v1/nodes").header("impersonate-user", name);
+            match self.client.request::<Value>(request.body(Vec::new()).unwrap()).await {
+                Err(kube::Error::Api(status)) if status.code == 403 && status.message.contains("impersonate") => {}
+                other => panic!("{} is {name}: {other:?}", self.who),
+            }
         }
     }
 
@@ -184,7 +99,13 @@ async fn reaches_nothing_else(attacker: &Attacker, may_read_pods: bool) {
     let everything = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "x"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "mallory"}]});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "x"}});
+    let label = json!({"metadata": {"labels": {"app.kubernetes.io/name": "bascule-operator"}}});
+    attacker.is_nobody_else().await;
     for (method, path, body) in [
+        (Method::POST, "/api/v1/nodes".to_owned(), &node),
+        (Method::PATCH, "/api/v1/namespaces/bascule-system/pods/operator-n2".to_owned(), &label),
+        (Method::DELETE, format!("{API}/nodeupdates"), &Value::Null),
         (Method::POST, account("bascule-system", "bascule-operator"), &token),
         (Method::POST, account("bascule-agents", "bascule-agent"), &token),
         (Method::POST, account("kube-system", "default"), &token),
@@ -286,10 +207,23 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     agent.is_refused(Method::POST, evict, eviction, "cannot create").await;
     let unpaused = json!({"spec": {"budget": {"maxUnavailable": "100%"}}});
     agent.is_refused(Method::PATCH, &format!("{API}/updatepolicies/workers"), unpaused.clone(), "cannot patch").await;
+    let orders = |kind: &str| {
+        json!({"apiVersion": "bascule.dev/v1alpha1", "kind": kind, "metadata": {"generateName": "x-"}, "spec": {
+            "policy": "workers", "reason": "because", "duration": "1h",
+            "source": {"repository": "https://images.example.com/os", "channel": "stable"}}})
+    };
+    let kinds = [("UpdatePolicy", "updatepolicies"), ("Freeze", "freezes"), ("Rollback", "rollbacks")];
+    for (kind, plural) in kinds {
+        agent.is_refused(Method::POST, &format!("{API}/{plural}"), orders(kind), "cannot create").await;
+        operator.is_refused(Method::POST, &format!("{API}/{plural}"), orders(kind), "cannot create").await;
+        bob.is_refused(Method::POST, &format!("{API}/{plural}"), orders(kind), "cannot create").await;
+    }
     reaches_nothing_else(&agent, false).await;
     unbound.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "this token names no node").await;
     reaches_nothing_else(&unbound, false).await;
     host.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "the agent of node n2 may not write").await;
+    let explained = status(json!({"rollout": {"state": "Current", "reason": "Current"}}));
+    host.is_refused(Method::PATCH, &reported("n2"), explained, "status.rollout is the operator's").await;
     // What n2 said once, said again for it by another, who may read it, is a lie like any other.
     host.sends(Method::PATCH, &reported("n2"), &status(json!({"bootID": "b1"}))).await.unwrap();
     let of_n2 = format!("{API}/nodeupdates?fieldSelector=metadata.name=n2");
@@ -372,15 +306,30 @@ async fn whoever_takes_over_a_part_gets_that_part() {
     let mine = alice.sends(Method::POST, &freezes, &freeze("31d")).await.unwrap();
     let own = format!("{freezes}/{}", mine["metadata"]["name"].as_str().unwrap());
     alice.is_refused(Method::PATCH, &own, json!({"spec": {"duration": "999d"}}), "a Freeze is not changed").await;
-    alice.is_refused(Method::PATCH, &format!("{API}/updatepolicies/workers"), unpaused, "cannot patch").await;
-    alice.is_refused(Method::DELETE, &update("n1"), Value::Null, "cannot delete").await;
-    alice.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
+    let policies = format!("{API}/updatepolicies");
+    let workers = format!("{policies}/workers");
+    alice.is_refused(Method::PATCH, &workers, unpaused.clone(), "cannot patch").await;
+    alice.is_refused(Method::POST, &policies, orders("UpdatePolicy"), "cannot create").await;
+    alice.is_refused(Method::PATCH, "/api/v1/nodes/n1", json!({"spec": {"unschedulable": true}}), "cannot patch").await;
+    bob.is_refused(Method::PATCH, &workers, unpaused, "cannot patch").await;
+    // NodeUpdates are the operator's, also one for a node that is not there, and what it remembers of a policy is.
+    for who in [&alice, &bob, &carol] {
+        who.is_refused(Method::POST, &format!("{API}/nodeupdates"), made_up.clone(), "cannot create").await;
+        who.is_refused(Method::DELETE, &update("n1"), Value::Null, "cannot delete").await;
+        who.is_refused(Method::PATCH, &update("n1"), order.clone(), "cannot patch").await;
+        who.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
+        let forgotten = status(json!({"blocked": []}));
+        who.is_refused(Method::PATCH, &format!("{workers}/status"), forgotten, "cannot patch").await;
+    }
+    // One without an end.
+    let endless = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": {"generateName": "f-"},
+        "spec": {"reason": "because"}});
+    alice.is_refused(Method::POST, &freezes, endless, "spec.duration").await;
     reaches_nothing_else(&alice, true).await;
     bob.is_refused(Method::POST, &freezes, freeze("1h"), "cannot create").await;
     bob.is_refused(Method::DELETE, &own, Value::Null, "cannot delete").await;
     bob.sends(Method::GET, &update("n1"), &Value::Null).await.unwrap();
     carol.is_refused(Method::PATCH, &update("n1"), granted, "cannot patch").await;
-    carol.is_refused(Method::PATCH, &reported("n1"), lie.clone(), "cannot patch").await;
     carol.is_refused(Method::PATCH, "/api/v1/nodes/n1", json!({"spec": {"unschedulable": true}}), "cannot patch").await;
     let long = carol.sends(Method::POST, &freezes, &freeze("60d")).await.unwrap();
     reaches_nothing_else(&carol, false).await;

@@ -127,6 +127,7 @@ fn helm_and_kustomize_install_the_same() {
         "agent.resources.requests.cpu=20m",
         "imagePullSecrets[0].name=registry",
         "operator.nodeSelector.pool=control",
+        "agent.nodeSelector.os=acme",
     ]));
     let pod = |name: &str| own[name]["spec"]["template"]["spec"].clone();
     let operator = &pod("Deployment \"bascule-operator\"")["containers"][0];
@@ -140,6 +141,7 @@ fn helm_and_kustomize_install_the_same() {
     assert_eq!(pod("DaemonSet \"bascule-agent\"")["imagePullSecrets"][0]["name"], "registry");
     let agent = pod("DaemonSet \"bascule-agent\"");
     assert_eq!(agent["containers"][0]["resources"]["requests"]["cpu"], "20m");
+    assert_eq!(agent["nodeSelector"]["os"], "acme");
     let boot = agent["volumes"].as_array().unwrap().iter().find(|volume| volume["name"] == "efi").unwrap();
     assert_eq!(boot["hostPath"]["path"], "/boot/efi");
 

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bascule_api::conditions::{NODE_DRAINED, NODE_MAINTENANCE_IN_PROGRESS};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, HOLD_TAINT, OLD_HOLD_TAINT, OUTDATED_TAINT, TRUCE_ANNOTATION,
 };
@@ -21,9 +22,9 @@ use bascule_tests::page::{self, Page};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, PodSpec};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn image(pod: Option<PodSpec>) -> Option<String> {
     pod?.containers.into_iter().next()?.image
@@ -84,6 +85,8 @@ async fn the_page_installs_and_takes_out() {
     let pulls =
         |pod: &Option<PodSpec>| pod.as_ref()?.image_pull_secrets.as_ref()?.first().map(|secret| secret.name.clone());
     assert_eq!(pulls(&pod).as_deref(), Some("registry"));
+    let keeps_to = pod.as_ref().and_then(|pod| pod.node_selector.clone()).unwrap_or_default();
+    assert_eq!(keeps_to, [("example.com/os".to_owned(), "acme-os".to_owned())].into());
     let boot = pod
         .as_ref()
         .and_then(|pod| pod.volumes.as_ref()?.iter().find(|volume| volume.name == "efi")?.host_path.clone());
@@ -105,16 +108,27 @@ async fn the_page_installs_and_takes_out() {
 
     // The order that the page warns of: everything goes while a node is being drained.
     control_plane.apply(LEFT_BEHIND).await.unwrap();
+    let nodes: Api<Node> = Api::all(client);
+    // As the operator writes them with `--node-conditions`, and one of somebody else.
+    let conditions = Patch::Strategic(json!({"status": {"conditions": [
+        {"type": NODE_DRAINED, "status": "True", "reason": "BasculeUpdate"},
+        {"type": NODE_MAINTENANCE_IN_PROGRESS, "status": "True", "reason": "BasculeUpdate"},
+        {"type": "Theirs", "status": "True", "reason": "Theirs"},
+    ]}}));
+    nodes.patch_status("ours", &PatchParams::default(), &conditions).await.unwrap();
     kubectl(&control_plane, &["delete", "-k", "."], folder);
     let left = kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder);
     assert_eq!(left, "", "something is left");
     let script = page.block("give-back");
-    let marks = [CORDONED_BY_ANNOTATION, TRUCE_ANNOTATION, OUTDATED_TAINT, HOLD_TAINT];
+    let marks = [CORDONED_BY_ANNOTATION, TRUCE_ANNOTATION, OUTDATED_TAINT, HOLD_TAINT, OLD_HOLD_TAINT];
     assert!(marks.iter().chain(&AUTOSCALER_ANNOTATIONS).all(|mark| script.contains(*mark)), "{script}");
     let output = page::shell(&control_plane, &script, folder, &[]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let nodes: Api<Node> = Api::all(client);
     let ours = nodes.get("ours").await.unwrap();
+    let said = ours.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    // The node lifecycle controller adds those of a kubelet that it misses.
+    let said: Vec<&str> = said.map(|one| one.type_.as_str()).filter(|type_| !KUBELETS.contains(type_)).collect();
+    assert_eq!(said, ["Theirs"]);
     let spec = ours.spec.clone().unwrap_or_default();
     // No kubelet reports for it, and the node lifecycle controller may have said so by now.
     let taints = spec.taints.unwrap_or_default();
@@ -188,7 +202,7 @@ async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, f
     for (number, (role, (namespaced, written))) in roles.iter().enumerate() {
         let (kind, name) = role.split_once(' ').unwrap();
         let user = format!("someone-{number}");
-        let binding = serde_json::json!({
+        let binding = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": if *namespaced { "RoleBinding" } else { "ClusterRoleBinding" },
             "metadata": {"name": user, "namespace": namespaced.then_some("bascule-system")},
@@ -210,6 +224,9 @@ async fn the_page_of_rights_is_what_kubectl_says(control_plane: &ControlPlane, f
     }
 }
 
+/// The conditions of a Node that a kubelet writes, and the node lifecycle controller in its place.
+const KUBELETS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
 /// A node in the middle of a drain as the operator leaves it, and one that an admin cordoned.
 const LEFT_BEHIND: &str = r#"
 apiVersion: v1
@@ -227,6 +244,7 @@ spec:
   taints:
   - {key: bascule.dev/outdated, effect: PreferNoSchedule}
   - {key: startup-taint.cluster-autoscaler.kubernetes.io/bascule-hold, effect: NoSchedule}
+  - {key: bascule.dev/hold-until-updated, effect: NoSchedule}
 ---
 apiVersion: v1
 kind: Node
@@ -298,12 +316,15 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     let folder = folder.path();
     let page = Page::read().with(&[("bascule-system", "updates")]);
     let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-    // The Prometheus operator's definition, as far as it matters here.
-    control_plane.apply(POD_MONITORS).await.unwrap();
+    // The Prometheus operator's definitions, as far as they matter here.
+    for (kind, plural) in [("PodMonitor", "podmonitors"), ("PrometheusRule", "prometheusrules")] {
+        control_plane.apply(&definition(kind, plural)).await.unwrap();
+    }
     // Another namespace, as the page has it.
     page.lay_out(folder, &page::tree().join("manifests"), "{}");
     page::in_namespaces(folder, "updates", "bascule-agents");
-    page::add_components(folder, &["host-agent", "prometheus", "network-policy", "dashboard", "node-conditions"]);
+    page::add_components(folder, &OF_EVERY_AGENT);
+    page::add_components(folder, &["host-agent"]);
     page.add_authority(folder, "pem");
     kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
     let before = changes(&control_plane, folder);
@@ -321,19 +342,41 @@ async fn every_component_fits_the_others_and_a_namespace_of_ones_own() {
     kubectl(&control_plane, &["-n", "updates", "get", "deployment/bascule-operator"], folder);
     kubectl(&control_plane, &["delete", "-k", "."], folder);
     assert_eq!(kubectl(&control_plane, &["get", "-k", ".", "--ignore-not-found", "-o", "name"], folder), "");
+
+    // With the DaemonSet, which is what one of them is for.
+    page.lay_out(folder, &page::tree().join("manifests"), "{}");
+    page::in_namespaces(folder, "updates", "bascule-agents");
+    page::add_components(folder, &OF_EVERY_AGENT);
+    page::add_components(folder, &["xbootldr"]);
+    kubectl(&control_plane, &["apply", "--server-side", "-k", "."], folder);
+    let text =
+        kubectl(&control_plane, &["-n", "bascule-agents", "get", "daemonset/bascule-agent", "-o", "json"], folder);
+    let agent: Value = serde_json::from_str(&text).unwrap();
+    let volumes = agent["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
+    assert!(volumes.iter().any(|volume| volume["hostPath"]["path"] == "/boot"), "{volumes:?}");
+
+    // None was left out: high-availability is part of the page's overlay.
+    let there = std::fs::read_dir(page::tree().join("manifests/components")).unwrap();
+    let there: BTreeSet<String> = there.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let taken = OF_EVERY_AGENT.iter().chain(&["high-availability", "extra-ca", "host-agent", "xbootldr"]);
+    assert_eq!(there, taken.map(|name| (*name).to_owned()).collect::<BTreeSet<String>>());
+    let table = Page::read();
+    assert!(there.iter().all(|name| table.names(name)), "step 4 does not say what each of {there:?} does");
 }
 
-const POD_MONITORS: &str = r#"
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: podmonitors.monitoring.coreos.com}
-spec:
-  group: monitoring.coreos.com
-  names: {kind: PodMonitor, plural: podmonitors, singular: podmonitor}
-  scope: Namespaced
-  versions:
-  - name: v1
-    served: true
-    storage: true
-    schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-"#;
+/// Components that have to do with the operator alone.
+const OF_EVERY_AGENT: [&str; 5] = ["alerts", "prometheus", "network-policy", "dashboard", "node-conditions"];
+
+fn definition(kind: &str, plural: &str) -> String {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.monitoring.coreos.com")},
+        "spec": {
+            "group": "monitoring.coreos.com", "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {
+                "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}],
+        },
+    })
+    .to_string()
+}

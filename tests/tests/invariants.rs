@@ -8,6 +8,9 @@
     reason = "helpers of tests are not `#[test]` functions themselves"
 )]
 
+#[path = "invariants/pages.rs"]
+mod pages;
+
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");

@@ -104,6 +104,8 @@ async fn main() {
     cluster::policy(&policies, "workers", "worker", &server).await;
     cluster::until_all_run("1.0", &policies, "workers", arguments.nodes, patience).await;
     println!("{} nodes are enrolled after {:.0} s", arguments.nodes, begun.elapsed().as_secs_f64());
+    // A rollout over thousands of nodes may be more than a machine has time for.
+    measure::memory("all enrolled", operator.pid());
     tokio::time::sleep(SETTLES).await;
     let enrolled = control_plane.requests().unwrap().len();
     measure::writes("its enrolment", &control_plane.requests().unwrap()[before..enrolled]);
@@ -132,7 +134,7 @@ async fn main() {
     measure::explanations(&agents.explanations());
     lateness.tell("the rollout");
     measure::overheads("each node of the rollout, drain apart", &agents.overheads());
-    measure::memory(operator.pid());
+    measure::memory("the rollout done", operator.pid());
     measure::reaction(&operator.metrics().await);
 
     let processor = measure::Processor::now();
@@ -145,5 +147,5 @@ async fn main() {
         measure::quiet(&control_plane.requests().unwrap()[settled..], seen);
     }
     processor.used("quiet");
-    measure::memory(operator.pid());
+    measure::memory("at the end", operator.pid());
 }

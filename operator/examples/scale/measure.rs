@@ -89,14 +89,15 @@ pub(crate) fn overheads(what: &str, seconds: &[f64]) {
     );
 }
 
-/// Resident memory now and at most (proc(5), status).
-pub(crate) fn memory(pid: u32) {
+/// Resident memory now and at most so far (proc(5), status).
+pub(crate) fn memory(when: &str, pid: u32) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let kib = |key: &str| {
         let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|number| number.parse::<f64>().ok()).unwrap_or_default()
     };
-    println!("the operator's memory: {:.0} MiB now, {:.0} MiB at most", kib("VmRSS:") / 1024.0, kib("VmHWM:") / 1024.0);
+    let (now, most) = (kib("VmRSS:") / 1024.0, kib("VmHWM:") / 1024.0);
+    println!("the operator's memory, {when}: {now:.0} MiB now, {most:.0} MiB at most");
 }
 
 /// From a change of a fact to the actions that it caused, from the operator's histograms: the upper bounds of the buckets

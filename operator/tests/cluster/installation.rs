@@ -4,7 +4,7 @@
 use crate::agent::Habit;
 use crate::drain::{cordoned, hanging_in, let_go};
 use crate::world::World;
-use bascule_api::{AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, NodeUpdate};
+use bascule_api::{AUTOSCALER_ANNOTATIONS, CORDONED_BY_ANNOTATION, Goal, NodeUpdate};
 use bascule_tests::control_plane::ControlPlane;
 use bascule_tests::files::copy_folder;
 use bascule_tests::page::{self, Page};
@@ -130,6 +130,44 @@ async fn everything_taken_out_in_the_middle_of_a_drain_leaves_no_node_cordoned()
     };
     world.until(pods, "stubborn-0", "back on n1", back).await;
     let_go(&world).await;
+}
+
+/// The order that the page asks for: what is under way is finished, a trial too, and nothing is left of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_page_takes_out_what_is_under_way_by_finishing_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = installed(&page::tree().join("manifests"), folder.path()).await;
+    for (node, zone) in [("n1", "a"), ("n2", "b")] {
+        world.machine(node, zone, Habit::Good).await;
+    }
+    let operator = world.operator("first").await;
+    world.policy("workers", json!({"health": {"nodeSoak": "3s"}})).await;
+    let updates: Api<NodeUpdate> = Api::all(world.client.clone());
+    let updates = async || updates.list(&ListParams::default()).await.unwrap().items;
+    let told_to_reboot = async || updates().await.iter().any(|update| update.spec.goal == Goal::Booted);
+    world.eventually("a node is told to reboot", told_to_reboot).await;
+
+    types(&world.control_plane, &Page::read().block("stop"), folder.path()).await;
+    let all = updates().await;
+    let runs = |update: &NodeUpdate| Some(update.status.as_ref()?.booted.as_ref()?.version.to_string());
+    let (done, rest): (Vec<_>, Vec<_>) = all.iter().partition(|update| update.spec.grant.is_some());
+    assert!(!done.is_empty(), "{all:?}");
+    assert!(done.iter().all(|update| runs(update).as_deref() == Some("1.1")), "what began is finished: {done:?}");
+    assert!(rest.iter().all(|update| runs(update).as_deref() == Some("1.0")), "nothing new begins: {rest:?}");
+    assert!(all.iter().all(|update| update.spec.disruption.is_none()), "{all:?}");
+
+    operator.stop().await;
+    types(&world.control_plane, "kubectl delete -k .", folder.path()).await;
+    types(&world.control_plane, &Page::read().block("give-back"), folder.path()).await;
+    for node in Api::<Node>::all(world.client.clone()).list(&ListParams::default()).await.unwrap() {
+        assert!(!cordoned(Some(&node)), "{node:?}");
+        let marks = |key: &str| key.contains("bascule") || AUTOSCALER_ANNOTATIONS.contains(&key);
+        let left: Vec<&String> =
+            node.annotations().keys().chain(node.labels().keys()).filter(|key| marks(key)).collect();
+        assert!(left.is_empty(), "{left:?}");
+        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        assert!(taints.iter().all(|taint| !taint.key.contains("bascule")), "{taints:?}");
+    }
 }
 
 const ROLLED_OUT: &str = "kubectl -n bascule-system rollout status deployment/bascule-operator --timeout=100s";

@@ -63,7 +63,8 @@ const VALUES: [(&str, &str); 15] = [
     ),
     (
         "      serviceAccountName: bascule-agent\n",
-        "      serviceAccountName: bascule-agent\n{{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n{{- end }}\n",
+        "      serviceAccountName: bascule-agent\n{{- with .Values.imagePullSecrets }}\n      imagePullSecrets: {{ toJson . }}\n{{- end }}\n\
+         {{- with .Values.agent.nodeSelector }}\n      nodeSelector: {{ toJson . }}\n{{- end }}\n",
     ),
     ("replicas: 1", "replicas: {{ .Values.operator.replicas }}"),
     // What components/extra-ca, components/dashboard and components/node-conditions add to the Deployment, and what is the admin's own.
@@ -154,6 +155,8 @@ agent:
   bootPartition: /efi
   # Where they mount an XBOOTLDR beside it, where they have one: /boot.
   xbootldr: \"\"
+  # Which nodes get its pods, where some are no hosts of Bascule's.
+  nodeSelector: {}
 # Of a registry that wants a user, in both namespaces, e.g. [{name: registry}].
 imagePullSecrets: []
 # The repository's root.json, for policies that name no other.

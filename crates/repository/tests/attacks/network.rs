@@ -160,6 +160,18 @@ async fn slow_retrieval() {
     node.update(&server).await.unwrap();
 }
 
+/// As in a root without a bundle of authorities: whoever needs none is not kept from starting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_knows_no_authority_is_made_and_says_so_when_a_server_is_asked() {
+    let vendor = Vendor::with_two_releases();
+    let server = HttpsServer::start(vendor.repository()).await.unwrap();
+    let mut node = Node::of(&vendor);
+    node.change_settings = |settings| settings.extra_ca_pem.clear();
+    node.client(server.ca_pem());
+    let failure = format!("{:?}", node.update(&server).await.unwrap_err());
+    assert!(failure.contains("NoAuthorities"), "{failure}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_retrieval_just_above_the_minimum_meets_the_deadline() {
     let vendor = Vendor::with_two_releases();

@@ -10,13 +10,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use bascule_api::{NodeUpdate, WaitReason};
+use bascule_api::{AUTOSCALER_ANNOTATIONS, NodeUpdate, WaitReason};
 use bascule_planner::snapshot::agent_pod_trouble;
 use bascule_sim::layout::Slot;
 use bascule_tests::control_plane::apply;
 use futures::future::{select_ok, try_join_all};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
+use kube::api::ListParams;
 use kube::runtime::wait::await_condition;
 use serde_json::json;
 
@@ -174,6 +175,26 @@ async fn play(
         lines += logs_without_error(machine).await?;
     }
     ensure!(lines > 1, "the pods said nothing");
+    is_taken_out(site).await
+}
+
+/// Takes everything out again as the page has it, and looks whether something is left in the cluster or on its Nodes. What an admin labelled
+/// is the admin's.
+async fn is_taken_out(site: &Site) -> anyhow::Result<()> {
+    site.follows("stop").await?;
+    site.types("kubectl delete -k .").await?;
+    let left = site.types("kubectl get -k . --ignore-not-found -o name").await?;
+    ensure!(left.trim().is_empty(), "this is left: {left}");
+    site.follows("give-back").await?;
+    for node in Api::<Node>::all(site.client().clone()).list(&ListParams::default()).await? {
+        let mut keys: Vec<String> = node.metadata.annotations.unwrap_or_default().into_keys().collect();
+        let spec = node.spec.unwrap_or_default();
+        ensure!(spec.unschedulable != Some(true), "{:?} is cordoned", node.metadata.name);
+        keys.extend(spec.taints.unwrap_or_default().into_iter().map(|taint| taint.key));
+        let ours = |key: &String| key.contains("bascule") || AUTOSCALER_ANNOTATIONS.contains(&key.as_str());
+        let ours: Vec<String> = keys.into_iter().filter(ours).collect();
+        ensure!(ours.is_empty(), "{:?} still bears {ours:?}", node.metadata.name);
+    }
     Ok(())
 }
 
