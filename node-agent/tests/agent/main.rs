@@ -20,6 +20,7 @@ mod grants;
 mod guard;
 mod kubernetes;
 mod last_resort;
+mod leftovers;
 mod limits;
 mod machine;
 mod not_taken;
