@@ -9,7 +9,7 @@ use bascule_os_image::{Store, ensure_qemu};
 use crate::container_os::{self, Containers};
 use crate::install::{self, Boot, StateFile};
 use crate::machine::{MEMORY_MIB, Machine, Parts};
-use crate::reference::{self, Edition, PRODUCT, Programs};
+use crate::reference::{self, AgentOf, Edition, PRODUCT, Programs};
 use crate::release::Release;
 use crate::vendor::{self, Vendor};
 
@@ -102,10 +102,17 @@ impl Lab {
     /// When it can't be built.
     pub fn release(&self, edition: Edition<'_>) -> anyhow::Result<Release> {
         let trust_root = &self.places.trust_root;
+        let programs = match edition.agent {
+            AgentOf::Today => self.programs.clone(),
+            AgentOf::OlderRecords => {
+                let agent = crate::older::agent_with_older_records(&self.places.workspace)?;
+                Programs { agent, ..self.programs.clone() }
+            }
+        };
         let recipe = if edition.containers {
-            container_os::recipe(edition, &self.programs, trust_root, &Containers::prepare(&crate::say)?)?
+            container_os::recipe(edition, &programs, trust_root, &Containers::prepare(&crate::say)?)?
         } else {
-            reference::recipe(edition, &self.programs, trust_root)?
+            reference::recipe(edition, &programs, trust_root)?
         };
         Release::of(&self.places.store.build(&recipe, &crate::say)?)
     }
