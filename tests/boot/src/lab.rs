@@ -8,7 +8,7 @@ use bascule_os_image::{Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
 use crate::install::{self, Boot, StateFile};
-use crate::machine::{MEMORY_MIB, Machine, Parts};
+use crate::machine::{Drive, MEMORY_MIB, Machine, Parts};
 use crate::reference::{self, AgentOf, Edition, PRODUCT, Programs};
 use crate::release::Release;
 use crate::vendor::{self, Vendor};
@@ -141,14 +141,14 @@ impl Lab {
         let folder = self.places.folder.join(format!("{number:02}-{name}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.img");
-        install::install(release, state, &setup.boot, &disk)?;
+        install::install(release, state, &setup.boot, setup.drive.sector(), &disk)?;
         let second_disk = setup.neighbour.then(|| folder.join("second.img"));
         if let Some(second) = &second_disk {
             install::foreign(PRODUCT, &release.version, second)?;
         }
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
-        let Setup { memory_mib, secure_boot, .. } = *setup;
-        Machine::new(Parts { name, disk, second_disk, secure_boot, memory_mib, ports, folder, relay })
+        let Setup { memory_mib, secure_boot, drive, .. } = *setup;
+        Machine::new(Parts { name, disk, drive, second_disk, secure_boot, memory_mib, ports, folder, relay })
     }
 
     /// Where logs and disks of this run lie.
@@ -169,10 +169,18 @@ pub struct Setup {
     pub neighbour: bool,
     /// Its firmware can check signatures.
     pub secure_boot: bool,
+    /// What its disk is to it.
+    pub drive: Drive,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { memory_mib: MEMORY_MIB, boot: Boot::default(), neighbour: false, secure_boot: false }
+        Self {
+            memory_mib: MEMORY_MIB,
+            boot: Boot::default(),
+            neighbour: false,
+            secure_boot: false,
+            drive: Drive::Virtio,
+        }
     }
 }

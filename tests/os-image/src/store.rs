@@ -115,7 +115,7 @@ impl Store {
     pub fn build(&self, recipe: &Recipe, say: &dyn Fn(&str)) -> Result<OsImage, Error> {
         let init_source = self.init_source()?;
         let base_key = base_key(recipe)?;
-        let folder = self.folder.join(key(&(&base_key, recipe, &init_source))?);
+        let folder = self.folder.join(key(&(&base_key, recipe, &init_source, initrd::MODULES))?);
         let image =
             OsImage { version: recipe.version.clone(), os_release: recipe.os_release(), folder: folder.clone() };
         if folder.join("packages.json").exists() {
