@@ -18,6 +18,7 @@ mod exit_codes;
 mod flow;
 mod grants;
 mod guard;
+mod guard_report;
 mod kubernetes;
 mod last_resort;
 mod leftovers;
