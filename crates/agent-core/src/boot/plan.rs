@@ -270,7 +270,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
         if let Some(waits) = waiting(facts, target) {
             changes.extend(in_place.map(BootChange::remove));
             changes.extend(BootChange::rename(waits, slot_file(slot).to_owned()));
-        } else if target.uki.is_some() && in_place.is_none() {
+        } else if target.uki.is_some() && in_place.is_none_or(|file| lies_about(facts).any(|left| left == file)) {
             return Err(no_entry(facts, slot));
         }
         let (kept, armed) = Attributes::armed_above(attributes(facts, facts.booted), tries);
