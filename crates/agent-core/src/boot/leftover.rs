@@ -119,6 +119,35 @@ mod tests {
         }
     }
 
+    /// A record that is forgotten while its file can't be seen makes that file somebody else's for good.
+    #[test]
+    fn what_could_not_be_seen_is_not_forgotten() {
+        let (product, version, running) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap(), hash(1));
+        let kept = |inventory: &BootInventory, without| {
+            let releases = PerSlot { a: Some((&running, &version)), b: None };
+            let (records, product, booted) = (&[record(hash(9))][..], &product, SlotName::A);
+            Judge { inventory, records, product, booted, releases, without }.view().records.len()
+        };
+        let unread = BootFile {
+            partition: BootPartition::Esp,
+            name: format!("{BASE}+0-3.efi"),
+            size: 0,
+            content: FileContent::Unread("EIO".to_owned()),
+            digest: None,
+            start: None,
+        };
+        let elsewhere = BootFile { partition: BootPartition::Xbootldr, ..unread.clone() };
+        let of = |files| BootInventory { files, ..BootInventory::default() };
+        let blind = BootInventory { unseen: vec!["the ESP: EIO".to_owned()], ..BootInventory::default() };
+        for inventory in [of(vec![unread]), blind] {
+            assert_eq!(kept(&inventory, None), 1, "{inventory:?}");
+            assert_eq!(kept(&inventory, Some(Safeguard::UnreadIsNotAbsent)), 0, "{inventory:?}");
+        }
+        for gone in [of(Vec::new()), of(vec![elsewhere])] {
+            assert_eq!(kept(&gone, None), 0, "{gone:?}");
+        }
+    }
+
     /// The test of the test: by its name alone somebody else's broken copy would go.
     #[test]
     fn by_its_name_alone_a_file_of_somebody_elses_would_go() {

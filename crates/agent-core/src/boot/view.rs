@@ -339,6 +339,15 @@ impl Judge<'_> {
         self.records.iter().any(|record| !held(record) && self.is_left_of(record, file))
     }
 
+    /// Whether what was placed may lie where nobody could look, or be what nobody could read.
+    fn may_be_there(&self, record: &PlacedImage) -> bool {
+        let is_unread = |file: &BootFile| {
+            let named = record.is_on(file.partition) && record.base.eq_ignore_ascii_case(&base(file));
+            named && matches!(file.content, FileContent::Unread(_))
+        };
+        self.holds(Safeguard::UnreadIsNotAbsent) && (self.inventory.is_partial() || self.entries().any(is_unread))
+    }
+
     fn is_left_of(&self, record: &PlacedImage, file: &BootFile) -> bool {
         is_cut(record, file) && (begins_alike(record, file) || !self.holds(Safeguard::LeftoverBeginsAlike))
     }
@@ -386,7 +395,7 @@ impl Judge<'_> {
                 let of_a_slot = held.iter().any(|(_, root_hash)| *root_hash == Some(&record.root_hash));
                 let speaks_of =
                     |file: &BootFile| self.record_of(file) == Some(*record) || self.is_left_of(record, file);
-                of_a_slot || view.strays.iter().any(speaks_of)
+                of_a_slot || view.strays.iter().any(speaks_of) || self.may_be_there(record)
             })
             .cloned()
             .collect();
@@ -425,8 +434,12 @@ impl Judge<'_> {
                 None => records.push(record),
             }
         }
-        let surplus = records.len().saturating_sub(MAX_PLACED);
-        records.drain(..surplus);
+        let in_no_slot = |record: &PlacedImage| held.iter().all(|(_, root_hash)| *root_hash != Some(&record.root_hash));
+        while records.len() > MAX_PLACED
+            && let Some(oldest) = records.iter().position(in_no_slot)
+        {
+            records.remove(oldest);
+        }
         records
     }
 }
