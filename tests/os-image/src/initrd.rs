@@ -109,7 +109,8 @@ mod tests {
         fs::write(
             folder.join("modules.dep"),
             "kernel/md/dm-verity.ko.xz: kernel/md/dm-bufio.ko.xz kernel/md/dm-mod.ko.xz\nkernel/md/dm-mod.ko.xz:\n\
-             kernel/i6300esb.ko: kernel/watchdog.ko\nkernel/virtio_blk.ko:\nkernel/nvme.ko: kernel/nvme-core.ko\nkernel/erofs.ko:\nkernel/efivarfs.ko:\n\
+             kernel/i6300esb.ko: kernel/watchdog.ko\nkernel/virtio_blk.ko:\n\
+             kernel/nvme.ko: kernel/nvme-core.ko\nkernel/erofs.ko:\nkernel/efivarfs.ko:\n\
              kernel/vfat.ko: kernel/fat.ko\nkernel/nls_ascii.ko:\nkernel/nls_cp437.ko:\n",
         )
         .unwrap();

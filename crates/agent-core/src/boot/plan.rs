@@ -307,7 +307,9 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
                 let (root_hash, partition) = (target.root_hash.clone(), Some(waits.partition));
                 let (size, start) = (waits.size, waits.start.clone());
                 let record = PlacedImage { root_hash, partition, base, size, digest, start };
-                (vec![change], Some(record))
+                // The boot loader might take what is left of an earlier one.
+                let left_over = facts.boot.view.slots.get(slot).left_over.iter().map(BootChange::remove);
+                (left_over.chain([change]).collect(), Some(record))
             }
         };
     if facts.boot.running_sorts_first {

@@ -445,12 +445,14 @@ impl Judge<'_> {
 }
 
 impl BootView {
-    /// All entries that the boot loader shows, but for the agent's images of the slots.
+    /// All entries that the boot loader shows, but for the agent's images of the slots, and for what is left of one: that goes before
+    /// anything is armed.
     pub(crate) fn others(&self, inventory: &BootInventory) -> Vec<LoaderEntry> {
         let apart = |file: &BootFile| {
             [SlotName::A, SlotName::B].into_iter().any(|slot| {
-                let own = &self.slots.get(slot).images;
-                own.iter().any(|own| (own.partition, &own.name) == (file.partition, &file.name))
+                let own = self.slots.get(slot);
+                let mut own = own.images.iter().chain(&own.left_over);
+                own.any(|own| (own.partition, &own.name) == (file.partition, &file.name))
             })
         };
         let files = inventory.files.iter().filter(|file| !apart(file)).flat_map(LoaderEntry::of);

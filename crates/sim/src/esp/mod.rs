@@ -70,7 +70,7 @@ impl Esp {
         let esp = Self::new(part);
         let mut overlay = Overlay::new(esp.part.clone());
         // Small clusters on a small partition keep the tests' disks small; from 64 MiB on, FAT32 with 4 KiB clusters.
-        let cluster = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
+        let cluster: u32 = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
         let sector = u16::try_from(sector).map_err(io::Error::other)?;
         let options = FormatVolumeOptions::new()
             .bytes_per_sector(sector)
