@@ -200,7 +200,8 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
         let journal = Journal { placed: vec![record], ..Journal::default() };
         let state = SimState::new(world.hardware.disk.clone());
         state.write(JOURNAL_FILE, &journal.to_bytes().unwrap()).unwrap();
-        let content = if is_own { placed } else { foreign("acme-os", "0.7", "rescue") }[..1100].to_vec();
+        let mut content = if is_own { placed } else { foreign("acme-os", "0.7", "rescue") };
+        content.truncate(1100);
         boot_partition(&world.hardware.disk, home).write(path, &content).unwrap();
         boot_partition(&world.hardware.disk, home).sync().unwrap();
         if !is_own {
