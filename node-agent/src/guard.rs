@@ -163,7 +163,7 @@ pub fn run(host: &Host, look_settings: &LookSettings, deadline: Duration, machin
 
 /// Looks at what runs.
 pub fn look(host: &Host, look_settings: &LookSettings, digests: &DigestCache) -> TrialView {
-    let facts = match observe::observe(host, look_settings, digests) {
+    let facts = match observe::observe_for_guard(host, look_settings, digests) {
         Ok(facts) => facts,
         Err(error) => return unseen(host, in_one_line(&error)),
     };
@@ -311,7 +311,7 @@ fn revert(host: &Host, look_settings: &LookSettings, digests: &DigestCache, view
         Ok(found) => found,
         Err(error) => return note("looking at the slots", &error),
     };
-    let mut facts = match observe::observe(host, look_settings, digests) {
+    let mut facts = match observe::observe_for_guard(host, look_settings, digests) {
         Ok(facts) => facts,
         Err(error) => return note("looking at the boot entries", &error),
     };

@@ -201,6 +201,20 @@ pub fn backend(
 /// # Errors
 /// [`ObserveError`]; nothing is changed.
 pub fn observe(host: &Host, look_settings: &LookSettings, digests: &DigestCache) -> Result<Facts, ObserveError> {
+    let facts = observe_for_guard(host, look_settings, digests)?;
+    // Without it a release that was given up might be taken for one that was never tried.
+    Ok(Facts { guard: guard_report(host)?, ..facts })
+}
+
+/// The same without the report that the guard leaves behind: it concludes nothing from that, and must not be kept from its work by it.
+///
+/// # Errors
+/// As [`observe`].
+pub fn observe_for_guard(
+    host: &Host,
+    look_settings: &LookSettings,
+    digests: &DigestCache,
+) -> Result<Facts, ObserveError> {
     let boot_id = host.system.boot_id().map_err(|source| ObserveError::Read { what: "the boot ID", source })?;
     let (running, table, architecture) = running_slots(host, look_settings)?;
     let backend = backend(host, look_settings, &running)?;
@@ -228,7 +242,7 @@ pub fn observe(host: &Host, look_settings: &LookSettings, digests: &DigestCache)
         slots,
         boot: BootFacts::read(backend, inventory),
         table,
-        guard: guard_report(host)?,
+        guard: None,
         failing_units: failing_units(host, &look_settings.units),
     })
 }

@@ -125,6 +125,26 @@ fn every_test_that_is_named_exists() {
     assert!(missing.is_empty(), "the pages name tests that do not exist: {missing:#?}");
 }
 
+/// A rule that no test leaves out is one that nobody would miss.
+#[test]
+fn each_safeguard_of_the_agent_is_left_out_by_some_test() {
+    let mut all = Vec::new();
+    sources(Path::new(ROOT), &mut all);
+    let core = std::fs::read_to_string(format!("{ROOT}/crates/agent-core/src/boot/mod.rs")).expect("a source");
+    let (_, rest) = core.split_once("pub enum Safeguard {").expect("the safeguards");
+    let (variants, _) = rest.split_once("\n}").expect("their end");
+    let lines = variants.lines().map(str::trim).filter(|line| !line.starts_with("//"));
+    let variants: Vec<&str> = lines.filter_map(|line| line.strip_suffix(',')).collect();
+    assert!(variants.len() > 5, "only {variants:?} were found: the enumeration or this test changed");
+    let missed = |variant: &&str| {
+        let name = format!("Safeguard::{variant}");
+        let in_tests = |path: &Path| path.components().any(|part| part.as_os_str() == "tests");
+        !all.iter().any(|(path, text)| in_tests(path.strip_prefix(ROOT).unwrap_or(path)) && text.contains(&name))
+    };
+    let missed: Vec<&str> = variants.into_iter().filter(missed).collect();
+    assert!(missed.is_empty(), "no test leaves these out: {missed:?}");
+}
+
 /// Pages that are for whoever judges or changes Bascule. All others are for those who use it.
 const OF_TESTS: [&str; 5] = ["invariants.md", "security.md", "testing.md", "boot-tests.md", "fuzzing.md"];
 

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::boot::{BootInventory, BootView, Judge, Safeguard, way_back};
+use super::boot::{BootFile, BootInventory, BootView, Judge, Safeguard, way_back};
 use super::{Extent, Journal};
 
 /// One value for each slot.
@@ -276,7 +276,7 @@ impl Facts {
         let view = judge.view();
         let entries = [SlotName::A, SlotName::B].map(|slot| match self.boot.backend {
             BootControlBackend::SystemdBoot => judge.entry(&view, slot),
-            BootControlBackend::GptPrio => self.entry_by_attributes(slot),
+            BootControlBackend::GptPrio => self.entry_by_attributes(slot, &view),
         });
         for (slot, entry) in [SlotName::A, SlotName::B].into_iter().zip(entries) {
             let images = view.slots.get(slot);
@@ -294,12 +294,14 @@ impl Facts {
         };
     }
 
-    /// A slot that can be armed again has its image in place, and no entry that would show it.
-    fn entry_by_attributes(&self, slot: SlotName) -> Entry {
+    /// A slot that can be armed again has its image in place, and no entry that would show it. What is left of one is none.
+    fn entry_by_attributes(&self, slot: SlotName, view: &BootView) -> Entry {
         let facts = self.slots.get(slot);
         let entry = super::boot::Attributes::of(facts.data.attributes).entry(slot == self.booted);
         let name = super::boot::plan::slot_file(slot);
-        let in_place = self.boot.inventory.files.iter().any(|file| file.name.eq_ignore_ascii_case(name));
+        let left = |file: &BootFile| view.strays.contains(file) || view.slots.get(slot).left_over.contains(file);
+        let mut files = self.boot.inventory.files.iter();
+        let in_place = files.any(|file| file.name.eq_ignore_ascii_case(name) && !left(file));
         match entry {
             Entry::None if in_place && matches!(facts.content, SlotContent::Release { .. }) => {
                 Entry::Bad { done: Some(0) }

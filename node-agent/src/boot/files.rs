@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bascule_api::{Digest, RootHash};
-use bascule_image::digest::Sha256Stream;
+use bascule_image::digest::{Sha256, Sha256Stream};
 use bascule_image::io::ReadAt;
 
 use super::error::esp;
@@ -42,15 +42,23 @@ fn read_start(esp_fs: &dyn Esp, path: &str) -> io::Result<[u8; START]> {
 
 /// What a file of the agent's concern says of itself. What is not finished is nothing yet, and is not read.
 pub(super) fn read_content(folder: &BootFolder, file: &str) -> Result<FileContent, BootError> {
+    read_with_start(folder, file).map(|(content, _)| content)
+}
+
+/// The same, with the digest of its first sector where it has a whole one.
+pub(super) fn read_with_start(folder: &BootFolder, file: &str) -> Result<(FileContent, Option<Digest>), BootError> {
     if EntryName::parse(file).is_none() && parse_waiting(file).is_none() {
-        return Ok(FileContent::NotAnImage);
+        return Ok((FileContent::NotAnImage, None));
     }
     let path = folder.path(file);
-    if read_start(&*folder.esp, &path).map_err(esp("reading", &path))? == placeholder() {
-        return Ok(FileContent::Placeholder);
+    let start = read_start(&*folder.esp, &path).map_err(esp("reading", &path))?;
+    if start == placeholder() {
+        return Ok((FileContent::Placeholder, None));
     }
     let opened = folder.esp.open(&path).map_err(esp("opening", &path))?;
-    uki::read(&*opened).map_err(esp("reading", &path))
+    let has_start = opened.size().map_err(esp("measuring", &path))? >= START as u64;
+    let content = uki::read(&*opened).map_err(esp("reading", &path))?;
+    Ok((content, has_start.then(|| Sha256::of(&start).into())))
 }
 
 /// Renames a boot image that never ran here to a name with a counter, durably.

@@ -11,7 +11,7 @@ use bascule_api::{BootControlBackend, Digest, RootHash};
 use uuid::Uuid;
 
 use super::error::esp;
-use super::files::{self, read_content};
+use super::files::{self, read_with_start};
 use super::smbios::machine_entries;
 use super::text_entries::{key_and_value, text_entries};
 use super::{BootError, BootFolder, Missing};
@@ -146,8 +146,9 @@ fn read_partition(folder: &BootFolder, unread: &mut Vec<String>) -> Result<Seen,
         None
     });
     let file = |name: String, size| {
-        let content = read_content(folder, &name).unwrap_or_else(|error| FileContent::Unread(in_one_line(&error)));
-        BootFile { partition, name, size, content, digest: None }
+        let unread = |error: BootError| (FileContent::Unread(in_one_line(&error)), None);
+        let (content, start) = read_with_start(folder, &name).unwrap_or_else(unread);
+        BootFile { partition, name, size, content, digest: None, start }
     };
     let files = listed.into_iter().map(|found| file(found.name, found.size)).collect();
     let texts = if folder.holds_entries() { text_entries(&*folder.esp, partition) } else { Vec::new() };

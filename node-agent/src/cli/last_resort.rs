@@ -86,7 +86,7 @@ fn wait(begun: Duration, told: &AtomicU64) {
 }
 
 /// Whether the boot loader said that it booted an entry that counts.
-pub(super) fn booted_with_counter() -> std::io::Result<bool> {
+fn booted_with_counter() -> std::io::Result<bool> {
     let path = EfiVariables::default().variable("LoaderBootCountPath")?;
     Ok(path.is_some_and(|path| path.iter().any(|byte| *byte != 0)))
 }

@@ -175,9 +175,12 @@ impl Direct {
         let flags = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
         match OpenOptions::new().read(true).custom_flags(flags).open(path) {
             Ok(file) => {
-                let block = match rustix::fs::ioctl_blksszget(&file) {
-                    Ok(size) => u64::from(size),
-                    Err(_) => file.metadata()?.blksize().max(512),
+                let metadata = file.metadata()?;
+                // Blocks of another length than the device's would be refused, or read again and again.
+                let block = if metadata.file_type().is_block_device() {
+                    u64::from(rustix::fs::ioctl_blksszget(&file)?)
+                } else {
+                    metadata.blksize().max(512)
                 };
                 Ok(Self { file, start, length, block, direct: true })
             }

@@ -93,10 +93,14 @@ impl Esp for MountedEsp {
 
     fn write(&self, path: &str, content: &mut dyn Read) -> io::Result<()> {
         let path = self.path(path)?;
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let open = || OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        let mut file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                open()?
+            }
+            opened => opened?,
+        };
         let mut buffer = vec![0; CHUNK];
         loop {
             let count = match content.read(&mut buffer) {

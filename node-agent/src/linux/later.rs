@@ -117,6 +117,32 @@ impl<T: Disk> Disk for Later<T> {
     }
 }
 
+impl<T: StateStore> StateStore for Later<T> {
+    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+        self.get()?.read(name, limit)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.get()?.write(name, content)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.get()?.remove(name)
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        self.get()?.space()
+    }
+
+    fn lock(&self) -> io::Result<Box<dyn Send>> {
+        self.get()?.lock()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.get().map(|state| state.path()).unwrap_or_default()
+    }
+}
+
 /// Repositories whose settings are looked at when something is to be fetched: a file of authorities that is missing today may
 /// be there tomorrow.
 pub(super) struct LateReleases {

@@ -273,11 +273,8 @@ fn state(settings: &Settings) -> Result<StateFolder, OpenError> {
 }
 
 /// Opens the machine for the guard, which fetches nothing: what only concerns repositories must not keep it from its work, and what
-/// is not there yet is looked for at each of its looks.
-///
-/// # Errors
-/// [`OpenError::State`]: the state folder is not there.
-pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Result<Host, OpenError> {
+/// is not there yet is looked for at each of its looks. The release on trial may be one that never mounts its state folder.
+pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Host {
     let repositories = RepositoryOptions {
         trust_root: settings.trust_root.clone(),
         datastore: settings.state.join("repositories"),
@@ -286,8 +283,10 @@ pub fn open_for_guard(settings: &Settings, runtime: &Handle) -> Result<Host, Ope
         not_before: None,
     };
     let releases = RepositoryReleases::new(repositories, Arc::new(LinuxClock), runtime.clone());
+    let owned = settings.clone();
+    let state = Later::new(move || state(&owned).map_err(|error| io::Error::other(in_one_line(&error))));
     // Whichever disk it is, it is the one that this boot is to be taken back from.
-    Ok(open_later(settings, runtime, Arc::new(state(settings)?), Arc::new(releases), |_| Ok(())))
+    open_later(settings, runtime, Arc::new(state), Arc::new(releases), |_| Ok(()))
 }
 
 /// The host, and its disk's device node or file.
@@ -321,6 +320,18 @@ fn open_with(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_guard_begins_without_a_state_folder_and_finds_it_when_it_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let var = folder.path().join("var");
+        std::fs::write(&var, b"no folder, and none can be made below it").unwrap();
+        let settings = Settings { state: var.join("bascule"), ..Settings::load(&Default::default()).unwrap() };
+        let host = open_for_guard(&settings, &Handle::current());
+        assert!(host.state.read("journal.json", 9).is_err(), "what could not be looked at is not absent");
+        std::fs::remove_file(&var).unwrap();
+        assert_eq!(host.state.read("journal.json", 9).unwrap(), None);
+    }
 
     #[test]
     fn who_looks_for_the_boot_partition_is_given_the_same_one_whatever_is_mounted_since() {

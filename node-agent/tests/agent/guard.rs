@@ -344,7 +344,7 @@ impl StateStore for Unreadable {
 }
 
 /// A machine that runs 1.1 by an entry without a counter: a trial whose name was torn, or one that was committed.
-fn on_an_entry_without_a_counter(torn: bool) -> Machine {
+pub(crate) fn on_an_entry_without_a_counter(torn: bool) -> Machine {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
     let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
     if torn {

@@ -41,15 +41,16 @@ pub struct Boot {
     pub files: Vec<(String, Vec<u8>)>,
 }
 
-/// Writes the disk of a new host to the sparse file `disk`.
+/// Writes the disk of a new host to the sparse file `disk`, for a drive with sectors of `sector` bytes.
 ///
 /// # Errors
 /// When the disk can't be written.
-pub fn install(release: &Release, state: &[StateFile], boot: &Boot, disk: &Path) -> anyhow::Result<()> {
+pub fn install(release: &Release, state: &[StateFile], boot: &Boot, sector: u64, disk: &Path) -> anyhow::Result<()> {
     let uki = read(&release.uki)?;
     let image = fs::metadata(&release.data).with_context(|| format!("looking at {}", release.data.display()))?.len();
     let mut sizes = Sizes::for_image(image + GROWTH, uki.len() as u64);
     sizes.state = STATE_SIZE;
+    sizes.sector = sector;
     if boot.xbootldr {
         sizes.xbootldr = sizes.esp;
     }
@@ -115,7 +116,8 @@ fn make_state(files: &[StateFile], disk: &Path, offset: u64, length: u64) -> any
         fs::set_permissions(&path, mode).with_context(|| format!("writing {}", path.display()))?;
     }
     let output = Command::new("mke2fs")
-        .args(["-q", "-t", "ext4", "-L", "state", "-m", "0", "-E"])
+        // Blocks as large as the largest sectors: a file system with smaller ones can't be mounted.
+        .args(["-q", "-t", "ext4", "-b", "4096", "-L", "state", "-m", "0", "-E"])
         .arg(format!("offset={offset},lazy_itable_init=1,nodiscard,root_owner=0:0"))
         .arg("-d")
         .arg(tree.path())

@@ -8,8 +8,8 @@ use bascule_os_image::{Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
 use crate::install::{self, Boot, StateFile};
-use crate::machine::{MEMORY_MIB, Machine, Parts};
-use crate::reference::{self, Edition, PRODUCT, Programs};
+use crate::machine::{Drive, MEMORY_MIB, Machine, Parts};
+use crate::reference::{self, AgentOf, Edition, PRODUCT, Programs};
 use crate::release::Release;
 use crate::vendor::{self, ReferenceVendor};
 
@@ -102,10 +102,17 @@ impl Lab {
     /// When it can't be built.
     pub fn release(&self, edition: Edition<'_>) -> anyhow::Result<Release> {
         let trust_root = &self.places.trust_root;
+        let programs = match edition.agent {
+            AgentOf::Today => self.programs.clone(),
+            AgentOf::OlderRecords => {
+                let agent = crate::older::agent_with_older_records(&self.places.workspace)?;
+                Programs { agent, ..self.programs.clone() }
+            }
+        };
         let recipe = if edition.containers {
-            container_os::recipe(edition, &self.programs, trust_root, &Containers::prepare(&crate::say)?)?
+            container_os::recipe(edition, &programs, trust_root, &Containers::prepare(&crate::say)?)?
         } else {
-            reference::recipe(edition, &self.programs, trust_root)?
+            reference::recipe(edition, &programs, trust_root)?
         };
         Release::of(&self.places.store, &self.places.store.build(&recipe, &crate::say)?)
     }
@@ -134,14 +141,14 @@ impl Lab {
         let folder = self.places.folder.join(format!("{number:02}-{name}"));
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.img");
-        install::install(release, state, &setup.boot, &disk)?;
+        install::install(release, state, &setup.boot, setup.drive.sector(), &disk)?;
         let second_disk = setup.neighbour.then(|| folder.join("second.img"));
         if let Some(second) = &second_disk {
             install::foreign(PRODUCT, &release.version, second)?;
         }
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
-        let Setup { memory_mib, secure_boot, .. } = *setup;
-        Machine::new(Parts { name, disk, second_disk, secure_boot, memory_mib, ports, folder, relay })
+        let Setup { memory_mib, secure_boot, drive, .. } = *setup;
+        Machine::new(Parts { name, disk, drive, second_disk, secure_boot, memory_mib, ports, folder, relay })
     }
 
     /// Where logs and disks of this run lie.
@@ -162,10 +169,18 @@ pub struct Setup {
     pub neighbour: bool,
     /// Its firmware can check signatures.
     pub secure_boot: bool,
+    /// What its disk is to it.
+    pub drive: Drive,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { memory_mib: MEMORY_MIB, boot: Boot::default(), neighbour: false, secure_boot: false }
+        Self {
+            memory_mib: MEMORY_MIB,
+            boot: Boot::default(),
+            neighbour: false,
+            secure_boot: false,
+            drive: Drive::Virtio,
+        }
     }
 }

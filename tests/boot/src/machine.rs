@@ -31,6 +31,36 @@ const BOOT_MARK: &str = "Linux version ";
 /// Said by the test's shell when it starts.
 const READY_MARK: &str = "@@ready@@";
 
+/// What a disk is to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drive {
+    /// A virtio disk with sectors of 512 bytes.
+    Virtio,
+    /// An NVMe drive with sectors of 4096 bytes, logical and physical.
+    Nvme,
+}
+
+impl Drive {
+    /// Bytes of a logical sector.
+    #[must_use]
+    pub const fn sector(self) -> u64 {
+        match self {
+            Self::Virtio => 512,
+            Self::Nvme => 4096,
+        }
+    }
+
+    /// The device of QEMU's whose medium is the block device `disk0`.
+    const fn device(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio-blk-pci,drive=disk0,bootindex=0,write-cache=on",
+            Self::Nvme => {
+                "nvme,serial=bascule,drive=disk0,bootindex=0,write-cache=on,logical_block_size=4096,physical_block_size=4096"
+            }
+        }
+    }
+}
+
 /// What a machine is made of.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -38,6 +68,8 @@ pub struct Parts {
     pub name: String,
     /// The disk's medium. It is the machine's own from now on.
     pub disk: PathBuf,
+    /// What it is to the machine.
+    pub drive: Drive,
     /// The medium of a second disk, whose content nobody cares about afterwards.
     pub second_disk: Option<PathBuf>,
     /// Whether its firmware can check signatures; it does once keys are enrolled.
@@ -269,7 +301,7 @@ impl Machine {
         add("-drive", format!("if=pflash,format=raw,unit=0,readonly=on,file={firmware}"));
         add("-drive", format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
         add("-blockdev", format!("driver=nbd,node-name=disk0,server.type=unix,server.path={}", socket("disk")));
-        add("-device", "virtio-blk-pci,drive=disk0,bootindex=0,write-cache=on".to_owned());
+        add("-device", self.parts.drive.device().to_owned());
         if let Some(second) = &self.parts.second_disk {
             add("-blockdev", format!("driver=file,node-name=disk1,filename={}", second.display()));
             add("-device", "virtio-blk-pci,drive=disk1".to_owned());

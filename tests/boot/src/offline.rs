@@ -117,9 +117,9 @@ pub fn write_bytes(disk: &Path, slot: Slot, staged: StagedBytes<'_>) -> anyhow::
 /// # Errors
 /// With the tool's words when one of them objects.
 pub fn judge(disk: &Path, held: &[(Slot, &Release)]) -> anyhow::Result<()> {
-    let said = tool(Command::new("sgdisk").arg("-v").arg(disk))?;
-    ensure!(said.contains("No problems found"), "sgdisk -v: {said}");
     let table = table(disk)?;
+    let said = sgdisk(disk, table.sector())?;
+    ensure!(said.contains("No problems found"), "sgdisk -v: {said}");
     let folder = tempfile::tempdir().context("making a folder")?;
     let extract = |number: u32, name: &str| -> anyhow::Result<_> {
         let part = table.part(number)?;
@@ -139,6 +139,21 @@ pub fn judge(disk: &Path, held: &[(Slot, &Release)]) -> anyhow::Result<()> {
             .with_context(|| format!("slot {slot} should hold {}", release.version))?;
     }
     Ok(())
+}
+
+/// What sgdisk says of the table. It takes a file's sectors for 512 bytes long; others need a loop device that has them.
+fn sgdisk(disk: &Path, sector: u64) -> anyhow::Result<String> {
+    let judge = |device: &Path| tool(Command::new("sgdisk").arg("-v").arg(device));
+    if sector == 512 {
+        return judge(disk);
+    }
+    let sector = sector.to_string();
+    let made =
+        tool(Command::new("losetup").args(["--find", "--show", "--read-only", "--sector-size", &sector]).arg(disk))?;
+    let device = Path::new(made.trim());
+    let said = judge(device);
+    tool(Command::new("losetup").arg("--detach").arg(device))?;
+    said
 }
 
 fn table(disk: &Path) -> anyhow::Result<Table> {

@@ -95,6 +95,17 @@ pub struct Edition<'a> {
     pub containers: bool,
     /// How its file systems are mounted.
     pub mounts: Mounts,
+    /// Which agent it has.
+    pub agent: AgentOf,
+}
+
+/// Which commit's agent a release has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentOf {
+    /// This one's.
+    Today,
+    /// An earlier one's, whose records have an older format ([`crate::older::agent_with_older_records`]).
+    OlderRecords,
 }
 
 /// How the file systems of a host are mounted.
@@ -130,6 +141,7 @@ impl Edition<'static> {
         deadline: Deadline::Patient,
         containers: false,
         mounts: Mounts::Usual,
+        agent: AgentOf::Today,
     };
     /// The second: everything that was published since.
     pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
@@ -154,6 +166,8 @@ impl Edition<'static> {
     pub const TWO_PARTITIONS_OLD: Self = Self { version: "3.0", mounts: Mounts::Automatic, ..Self::OLD };
     /// The next release of it.
     pub const TWO_PARTITIONS_NEW: Self = Self { version: "3.1", mounts: Mounts::Automatic, ..Self::OLD };
+    /// The next one, with an agent that is older than the one before it.
+    pub const OLDER_RECORDS: Self = Self { version: "3.2", agent: AgentOf::OlderRecords, ..Self::TWO_PARTITIONS_NEW };
     /// Signed for Secure Boot, as the three after it are or should be.
     pub const SIGNED_OLD: Self = Self { version: "4.0", ..Self::OLD };
     /// Never signed.

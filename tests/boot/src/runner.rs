@@ -155,6 +155,7 @@ struct Releases {
     containers_new: Prepared,
     two_partitions_old: Prepared,
     two_partitions_new: Prepared,
+    older_records: Prepared,
     signed_old: Prepared,
     unsigned: Prepared,
     revoked: Prepared,
@@ -176,6 +177,7 @@ impl Releases {
             containers_new: release(Edition::CONTAINERS_NEW),
             two_partitions_old: release(Edition::TWO_PARTITIONS_OLD),
             two_partitions_new: release(Edition::TWO_PARTITIONS_NEW),
+            older_records: release(Edition::OLDER_RECORDS),
             signed_old: release(Edition::SIGNED_OLD),
             unsigned: release(Edition::UNSIGNED),
             revoked: release(Edition::REVOKED),
@@ -469,11 +471,12 @@ async fn layouts(stage: Stage<'_>, releases: &Releases, results: &Results) {
     if !results.note("layout-update", update).await {
         return;
     }
-    let back = async { layout::back(stage, &machine, old.get().await?).await };
+    let older = &releases.older_records;
+    let back = async { layout::back(stage, &machine, new.get().await?, older.get().await?).await };
     if !results.note("layout-back", back).await {
         return;
     }
-    let judged = async { layout::judge(&mut machine, old.get().await?, new.get().await?).await };
+    let judged = async { layout::judge(&mut machine, older.get().await?, new.get().await?).await };
     if results.note("layout-judged", judged).await {
         machine.discard();
     }

@@ -13,8 +13,18 @@ use crate::cpio::Cpio;
 use crate::{Error, tool};
 
 /// Modules to load, in this order, each with what it depends on. Those built into the kernel are left out.
-const MODULES: [&str; 9] =
-    ["i6300esb", "virtio_blk", "sha256_ssse3", "dm_verity", "erofs", "efivarfs", "vfat", "nls_ascii", "nls_cp437"];
+pub(crate) const MODULES: [&str; 10] = [
+    "i6300esb",
+    "virtio_blk",
+    "nvme",
+    "sha256_ssse3",
+    "dm_verity",
+    "erofs",
+    "efivarfs",
+    "vfat",
+    "nls_ascii",
+    "nls_cp437",
+];
 
 /// Writes the initrd for the modules below `root` to `path`.
 pub(crate) fn write(root: &Path, init: &Path, os_release: &str, path: &Path) -> Result<(), Error> {
@@ -99,7 +109,8 @@ mod tests {
         fs::write(
             folder.join("modules.dep"),
             "kernel/md/dm-verity.ko.xz: kernel/md/dm-bufio.ko.xz kernel/md/dm-mod.ko.xz\nkernel/md/dm-mod.ko.xz:\n\
-             kernel/i6300esb.ko: kernel/watchdog.ko\nkernel/virtio_blk.ko:\nkernel/erofs.ko:\nkernel/efivarfs.ko:\n\
+             kernel/i6300esb.ko: kernel/watchdog.ko\nkernel/virtio_blk.ko:\n\
+             kernel/nvme.ko: kernel/nvme-core.ko\nkernel/erofs.ko:\nkernel/efivarfs.ko:\n\
              kernel/vfat.ko: kernel/fat.ko\nkernel/nls_ascii.ko:\nkernel/nls_cp437.ko:\n",
         )
         .unwrap();
@@ -111,6 +122,8 @@ mod tests {
                 "watchdog",
                 "i6300esb",
                 "virtio_blk",
+                "nvme_core",
+                "nvme",
                 "dm_mod",
                 "dm_bufio",
                 "dm_verity",

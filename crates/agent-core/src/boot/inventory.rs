@@ -97,6 +97,8 @@ pub struct BootFile {
     pub content: FileContent,
     /// Digest of all of it. Only known where two files have to be told apart.
     pub digest: Option<Digest>,
+    /// Digest of its first 512 bytes, where they were read and it has as many.
+    pub start: Option<Digest>,
 }
 
 /// An entry of type #1: a text file in `loader/entries` that names a program and how it is sorted (UAPI Boot Loader

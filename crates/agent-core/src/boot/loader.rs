@@ -255,7 +255,7 @@ mod tests {
         };
         let file = |name: &str, content| {
             let (partition, name) = (BootPartition::Esp, name.to_owned());
-            BootFile { partition, name, size: 1000, content, digest: None }
+            BootFile { partition, name, size: 1000, content, digest: None, start: None }
         };
         let profiles = vec![shown(1, Some("Debug"), "1.1"), shown(2, None, "1.3")];
         let image = ImageFacts { sort_key: text("acme"), version: text("1.1"), root_hash: None, profiles };

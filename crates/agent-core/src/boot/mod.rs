@@ -4,6 +4,7 @@ mod attributes;
 mod change;
 mod files;
 mod inventory;
+mod leftover;
 pub(crate) mod loader;
 pub mod name;
 pub(crate) mod plan;
@@ -42,6 +43,8 @@ pub enum Safeguard {
     CommitBeforeRepair,
     /// A boot image is looked at before anything of the other slot is given up for it.
     ImageBeforeSlot,
+    /// What lies shorter under the name of a placed image is the agent's only if it begins as that did.
+    LeftoverBeginsAlike,
 }
 
 /// A boot image that the agent placed, or took over from the installer.
@@ -60,6 +63,9 @@ pub struct PlacedImage {
     /// Digest of all of it, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
+    /// Digest of its first 512 bytes. A journal from before that was on record does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<Digest>,
 }
 
 impl PlacedImage {

@@ -52,7 +52,8 @@ fn own_slot_file(facts: &Facts, slot: SlotName) -> Result<Option<&BootFile>, NoP
     }
     // Two slots of one release have the same image, which is on record for the running one.
     let slots = [&view.slots.a, &view.slots.b].into_iter();
-    let mut own = slots.flat_map(|slot| slot.images.iter().chain(&slot.same_clusters)).chain(&view.strays);
+    let mut own =
+        slots.flat_map(|slot| slot.images.iter().chain(&slot.same_clusters).chain(&slot.left_over)).chain(&view.strays);
     if own.any(|own| (own.partition, &own.name) == (file.partition, &file.name)) {
         return Ok(Some(file));
     }
@@ -172,6 +173,7 @@ fn removable<'f>(
         .chain(waiting)
         .chain(&view.unfinished)
         .chain(&view.strays)
+        .chain(&view.slots.get(facts.inactive()).left_over)
         .filter(|file| !matches!(file.content, FileContent::Unread(_)))
         .filter(move |file| !needed(file))
 }
@@ -185,8 +187,8 @@ pub(crate) fn clear_away(facts: &Facts) -> Option<BootStep> {
     (!changes.is_empty()).then_some(BootStep { purpose: BootPurpose::ClearAway, slot, release: None, changes })
 }
 
-/// Takes away the entry of the slot that does not run. What is left of earlier downloads is another step's
-/// ([`clear_downloads`]).
+/// Takes away the entry of the slot that does not run. What is left of earlier downloads and removals is another step's
+/// ([`clear_downloads`]), which goes first.
 pub(crate) fn retire(facts: &Facts) -> Planned {
     let slot = facts.inactive();
     let mut changes = Vec::new();
@@ -212,14 +214,22 @@ pub(crate) fn retire(facts: &Facts) -> Planned {
     {
         return Err(NoPlan::Unseen(unread(facts)));
     }
-    let is_download = |file: &&BootFile| view.waiting.contains(file) || view.unfinished.contains(file);
-    let entries = removable(facts, Some(slot), None).filter(|file| !is_download(file));
+    let is_left = |file: &&BootFile| lies_about(facts).any(|left| left == *file);
+    let entries = removable(facts, Some(slot), None).filter(|file| !is_left(file));
     changes.extend(entries.map(BootChange::remove));
     if is_gptprio(facts) {
-        let change = own_slot_file(facts, slot)?.map(BootChange::remove).filter(|change| !changes.contains(change));
+        let own = own_slot_file(facts, slot)?.filter(|file| !is_left(file));
+        let change = own.map(BootChange::remove).filter(|change| !changes.contains(change));
         changes.extend(change);
     }
     Ok(BootStep { purpose: BootPurpose::Retire, slot, release: None, changes })
+}
+
+/// What earlier downloads and removals left.
+fn lies_about(facts: &Facts) -> impl Iterator<Item = &BootFile> {
+    let view = &facts.boot.view;
+    let left_over = &view.slots.get(facts.inactive()).left_over;
+    view.waiting.iter().chain(&view.unfinished).chain(&view.strays).chain(left_over)
 }
 
 /// Removes what earlier downloads left, but for the boot image of `keep`, and what is left of a removal that broke off: its
@@ -230,7 +240,7 @@ pub(crate) fn clear_downloads(facts: &Facts, keep: &KnownRelease) -> Result<Opti
         return Err(NoPlan::Unseen(unread(facts)));
     }
     let changes: Vec<_> = removable(facts, None, Some(keep))
-        .filter(|file| [&view.waiting, &view.unfinished, &view.strays].into_iter().any(|left| left.contains(file)))
+        .filter(|file| lies_about(facts).any(|left| left == *file))
         .map(BootChange::remove)
         .collect();
     let slot = facts.inactive();
@@ -260,7 +270,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
         if let Some(waits) = waiting(facts, target) {
             changes.extend(in_place.map(BootChange::remove));
             changes.extend(BootChange::rename(waits, slot_file(slot).to_owned()));
-        } else if target.uki.is_some() && in_place.is_none() {
+        } else if target.uki.is_some() && in_place.is_none_or(|file| lies_about(facts).any(|left| left == file)) {
             return Err(no_entry(facts, slot));
         }
         let (kept, armed) = Attributes::armed_above(attributes(facts, facts.booted), tries);
@@ -295,8 +305,11 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
                 };
                 let digest = target.uki.as_ref().map(|(digest, _)| digest.clone());
                 let (root_hash, partition) = (target.root_hash.clone(), Some(waits.partition));
-                let record = PlacedImage { root_hash, partition, base, size: waits.size, digest };
-                (vec![change], Some(record))
+                let (size, start) = (waits.size, waits.start.clone());
+                let record = PlacedImage { root_hash, partition, base, size, digest, start };
+                // The boot loader might take what is left of an earlier one.
+                let left_over = facts.boot.view.slots.get(slot).left_over.iter().map(BootChange::remove);
+                (left_over.chain([change]).collect(), Some(record))
             }
         };
     if facts.boot.running_sorts_first {

@@ -9,6 +9,7 @@ use bascule_api::{Product, RootHash, SlotName, Version};
 use bascule_names::entry_base;
 
 use super::files::{is_unfinished, parse_waiting};
+use super::leftover::{begins_alike, is_cut};
 use super::loader::LoaderEntry;
 use super::name::{Counters, EntryName};
 use super::{BootFile, BootInventory, BootPartition, FileContent, ImageFacts, PlacedImage, Safeguard, TextEntry};
@@ -24,6 +25,8 @@ pub struct SlotImages {
     pub images: Vec<BootFile>,
     /// Files of the agent on the same clusters as the entry: power was lost within a rename.
     pub same_clusters: Vec<BootFile>,
+    /// What is left of the agent's image, whose removal power loss broke off. It goes when the slot is given up.
+    pub left_over: Vec<BootFile>,
     /// Images that boot it, too, and are not the agent's.
     pub foreign: Vec<BootFile>,
 }
@@ -257,12 +260,13 @@ impl Judge<'_> {
                 .filter(|file| images.iter().any(|image| image.partition == file.partition && same_bytes(image, file)))
                 .cloned()
                 .collect();
-            *view.slots.get_mut(slot) = SlotImages { images, same_clusters, foreign };
+            let left_over = if slot == self.booted { Vec::new() } else { self.left_over(root_hash) };
+            *view.slots.get_mut(slot) = SlotImages { images, same_clusters, left_over, foreign };
         }
         view.home = view.slots.get(self.booted).images.first().map(|file| file.partition);
         let taken = |file: &BootFile| {
             [SlotName::A, SlotName::B].into_iter().map(|slot| view.slots.get(slot)).any(|slot| {
-                let lists = [&slot.images, &slot.same_clusters, &slot.foreign];
+                let lists = [&slot.images, &slot.same_clusters, &slot.left_over, &slot.foreign];
                 lists.into_iter().flatten().any(|other| (other.partition, &other.name) == (file.partition, &file.name))
             })
         };
@@ -275,6 +279,7 @@ impl Judge<'_> {
                 _ if waits => view.waiting.push(file),
                 _ if is_unfinished(&file.name) => view.unfinished.push(file),
                 _ if !is_entry => {}
+                _ if self.is_left_over(&file) => view.strays.push(file),
                 FileContent::Image(_) if self.is_ours_by_record(&file) => view.strays.push(file),
                 FileContent::NotAnImage
                 | FileContent::ShownOnly(_)
@@ -322,6 +327,31 @@ impl Judge<'_> {
         self.only_record_of(file).is_some_and(|record| Some(&record.root_hash) != running)
     }
 
+    /// What is left of a release's image.
+    fn left_over(&self, root_hash: &RootHash) -> Vec<BootFile> {
+        let Some(record) = self.record_for(root_hash) else { return Vec::new() };
+        self.entries().filter(|file| self.is_left_of(record, file)).cloned().collect()
+    }
+
+    /// What is left of the image of a release that no slot holds any more.
+    fn is_left_over(&self, file: &BootFile) -> bool {
+        let held = |record: &PlacedImage| self.releases_held().any(|root_hash| *root_hash == record.root_hash);
+        self.records.iter().any(|record| !held(record) && self.is_left_of(record, file))
+    }
+
+    /// Whether what was placed may lie where nobody could look, or be what nobody could read.
+    fn may_be_there(&self, record: &PlacedImage) -> bool {
+        let is_unread = |file: &BootFile| {
+            let named = record.is_on(file.partition) && record.base.eq_ignore_ascii_case(&base(file));
+            named && matches!(file.content, FileContent::Unread(_))
+        };
+        self.holds(Safeguard::UnreadIsNotAbsent) && (self.inventory.is_partial() || self.entries().any(is_unread))
+    }
+
+    fn is_left_of(&self, record: &PlacedImage, file: &BootFile) -> bool {
+        is_cut(record, file) && (begins_alike(record, file) || !self.holds(Safeguard::LeftoverBeginsAlike))
+    }
+
     /// The record of a file, unless it does not say where, and fits files on both partitions: one of them is somebody else's.
     fn only_record_of(&self, file: &BootFile) -> Option<&PlacedImage> {
         self.record_of(file).filter(|record| {
@@ -363,7 +393,9 @@ impl Judge<'_> {
             .iter()
             .filter(|record| {
                 let of_a_slot = held.iter().any(|(_, root_hash)| *root_hash == Some(&record.root_hash));
-                of_a_slot || view.strays.iter().any(|file| self.record_of(file).is_some_and(|other| other == *record))
+                let speaks_of =
+                    |file: &BootFile| self.record_of(file) == Some(*record) || self.is_left_of(record, file);
+                of_a_slot || view.strays.iter().any(speaks_of) || self.may_be_there(record)
             })
             .cloned()
             .collect();
@@ -388,11 +420,13 @@ impl Judge<'_> {
             let known = before.and_then(|at| records.get(at)).filter(|record| record.size == only.size);
             let digest = only.digest.clone().or_else(|| known.and_then(|record| record.digest.clone()));
             let (base, partition) = (base(only), Some(only.partition));
-            let record = PlacedImage { root_hash: root_hash.clone(), partition, base, size: only.size, digest };
+            let start = only.start.clone().or_else(|| known.and_then(|record| record.start.clone()));
+            let record = PlacedImage { root_hash: root_hash.clone(), partition, base, size: only.size, digest, start };
             match before.and_then(|at| records.get_mut(at)) {
-                // Only another name, length or place is news.
+                // Only another name, length or place is news, and a beginning that was not on record.
                 Some(place)
-                    if (&place.base, place.size, place.partition) != (&record.base, record.size, record.partition) =>
+                    if (&place.base, place.size, place.partition) != (&record.base, record.size, record.partition)
+                        || place.start.is_none() && record.start.is_some() =>
                 {
                     *place = record;
                 }
@@ -400,19 +434,25 @@ impl Judge<'_> {
                 None => records.push(record),
             }
         }
-        let surplus = records.len().saturating_sub(MAX_PLACED);
-        records.drain(..surplus);
+        let in_no_slot = |record: &PlacedImage| held.iter().all(|(_, root_hash)| *root_hash != Some(&record.root_hash));
+        while records.len() > MAX_PLACED
+            && let Some(oldest) = records.iter().position(in_no_slot)
+        {
+            records.remove(oldest);
+        }
         records
     }
 }
 
 impl BootView {
-    /// All entries that the boot loader shows, but for the agent's images of the slots.
+    /// All entries that the boot loader shows, but for the agent's images of the slots, and for what is left of one: that goes before
+    /// anything is armed.
     pub(crate) fn others(&self, inventory: &BootInventory) -> Vec<LoaderEntry> {
         let apart = |file: &BootFile| {
             [SlotName::A, SlotName::B].into_iter().any(|slot| {
-                let own = &self.slots.get(slot).images;
-                own.iter().any(|own| (own.partition, &own.name) == (file.partition, &file.name))
+                let own = self.slots.get(slot);
+                let mut own = own.images.iter().chain(&own.left_over);
+                own.any(|own| (own.partition, &own.name) == (file.partition, &file.name))
             })
         };
         let files = inventory.files.iter().filter(|file| !apart(file)).flat_map(LoaderEntry::of);
@@ -435,7 +475,7 @@ mod tests {
     fn file(partition: BootPartition, name: &str, size: u64, digest: Option<u8>) -> BootFile {
         let image = ImageFacts { root_hash: Some(root_hash()), ..ImageFacts::default() };
         let digest = digest.map(|byte| Digest::from_sha256(&[byte; 32]));
-        BootFile { partition, name: name.to_owned(), size, content: FileContent::Image(image), digest }
+        BootFile { partition, name: name.to_owned(), size, content: FileContent::Image(image), digest, start: None }
     }
 
     /// The names of the agent's and of others' images of the running release, with `P` for the partition.
@@ -455,7 +495,7 @@ mod tests {
         let inventory = BootInventory { partitions, files, ..BootInventory::default() };
         let digest = digest.map(|byte| Digest::from_sha256(&[byte; 32]));
         let base = "acme-os_1.1".to_owned();
-        let records = [PlacedImage { root_hash: root_hash(), partition: home, base, size: 100, digest }];
+        let records = [PlacedImage { root_hash: root_hash(), partition: home, base, size: 100, digest, start: None }];
         let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
         let root_hash = root_hash();
         let releases = PerSlot { a: Some((&root_hash, &version)), b: None };
@@ -539,6 +579,7 @@ mod tests {
             base: base.to_owned(),
             size,
             digest: None,
+            start: None,
         };
         let records = [record(gone, "acme-os_1.0", 80), record(root_hash(), "acme-os_1.1", 100)];
         let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.1").unwrap());
@@ -594,7 +635,7 @@ mod tests {
         let mirror = || file(Xbootldr, NAME, 100, None);
         let record = |partition| {
             let (root_hash, base) = (root_hash(), "acme-os_1.1".to_owned());
-            PlacedImage { root_hash, partition, base, size: 100, digest: None }
+            PlacedImage { root_hash, partition, base, size: 100, digest: None, start: None }
         };
         for records in [vec![record(Some(Esp))], Vec::new()] {
             let (images, _, after) = other_slot(vec![waits(), mirror()], &records);

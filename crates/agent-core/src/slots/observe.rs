@@ -18,6 +18,10 @@ pub(crate) fn ready<'a>(state: &'a State, facts: &Facts) -> Option<&'a KnownRele
 /// one.
 pub(crate) fn uki_is_there(facts: &Facts, known: &KnownRelease) -> bool {
     let slot = facts.inactive_slot();
+    // What is left of one goes before anything is armed: the boot loader might take that.
+    if !facts.boot.view.slots.get(facts.inactive()).left_over.is_empty() {
+        return false;
+    }
     // Somebody else's image that boots the slot is none that could be armed.
     let is_own = match facts.boot.backend {
         BootControlBackend::GptPrio => slot.entry != Entry::None,

@@ -112,7 +112,8 @@ pub(super) fn fits(
 fn room(facts: &Facts) -> u64 {
     let home = facts.boot.home();
     let view = &facts.boot.view;
-    let goes = view.slots.get(facts.inactive()).images.iter().chain(&view.waiting).chain(&view.unfinished);
+    let retired = view.slots.get(facts.inactive());
+    let goes = retired.images.iter().chain(&retired.left_over).chain(&view.waiting).chain(&view.unfinished);
     let goes = goes.filter(|file| file.partition == home).map(|file| file.size);
     let space = facts.boot.inventory.space(home);
     goes.fold(space.free, u64::saturating_add).min(space.total)

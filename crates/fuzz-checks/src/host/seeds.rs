@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use bascule_agent_core::boot::{BootPartition, PlacedImage};
 use bascule_agent_core::{Journal, KnownRelease};
 use bascule_gpt::{Change, FileMedium, Medium as _, NewPartition, Table};
 use bascule_names::{Digest, RootHash, Version};
@@ -49,6 +50,14 @@ pub(crate) fn journal() -> Vec<Vec<u8>> {
         uki_digest: digest("b"),
         uki_size: 1000,
         verified_at: None,
+    });
+    used.placed.push(PlacedImage {
+        root_hash: RootHash::from_bytes(&[7; 32]),
+        partition: Some(BootPartition::Xbootldr),
+        base: "acme-os_1.0".to_owned(),
+        size: 1000,
+        digest: Some(digest("b")),
+        start: Some(digest("c")),
     });
     [used, Journal::default()].iter().map(|journal| journal.to_bytes().expect("it can be written")).collect()
 }

@@ -64,13 +64,18 @@ impl Esp {
         Self { part: self.part.clone(), direct: true }
     }
 
-    /// Makes an empty file system with `EFI/Linux` and `loader` and makes it durable.
-    pub fn format(part: Part) -> io::Result<Self> {
+    /// Makes an empty file system with `EFI/Linux` and `loader` and makes it durable. Its sectors have `sector` bytes, as those of the
+    /// disk: Linux mounts none with smaller ones (fs/fat/inode.c).
+    pub fn format(part: Part, sector: u64) -> io::Result<Self> {
         let esp = Self::new(part);
         let mut overlay = Overlay::new(esp.part.clone());
         // Small clusters on a small partition keep the tests' disks small; from 64 MiB on, FAT32 with 4 KiB clusters.
-        let cluster = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
-        let options = FormatVolumeOptions::new().bytes_per_cluster(cluster).volume_label(*b"ESP        ");
+        let cluster: u32 = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
+        let sector = u16::try_from(sector).map_err(io::Error::other)?;
+        let options = FormatVolumeOptions::new()
+            .bytes_per_sector(sector)
+            .bytes_per_cluster(cluster.max(u32::from(sector)))
+            .volume_label(*b"ESP        ");
         fatfs::format_volume(&mut overlay, options)?;
         write_back(&esp.part, &overlay.changes()?)?;
         for directory in ["EFI", "EFI/Linux", "loader"] {

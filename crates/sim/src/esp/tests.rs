@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::disk::{Cache, Disk, Loss, Snapshot};
+use crate::firmware::BootLoader;
+use crate::layout::{Sizes, Table};
+use crate::tiny::TinyRelease;
 
 const LENGTH: u64 = 512 << 10;
 
@@ -11,7 +14,7 @@ fn esp_on(disk: &Disk) -> Esp {
 
 fn fresh() -> (Disk, Esp) {
     let disk = Disk::in_memory(LENGTH);
-    let esp = Esp::format(Part::new(disk.clone(), Cache(1), 0, LENGTH)).unwrap();
+    let esp = Esp::format(Part::new(disk.clone(), Cache(1), 0, LENGTH), 512).unwrap();
     (disk, esp)
 }
 
@@ -97,4 +100,23 @@ fn a_check_finds_the_files_that_a_cut_rename_leaves_on_one_chain() {
     halfway.remove("EFI/Linux/acme-1.0+2-1.efi").unwrap();
     let found = halfway.check().unwrap();
     assert!(found.iter().any(|line| line.contains("a cluster that is free")), "{found:?}");
+}
+
+/// A disk that has no smaller sectors: table and file systems count in them.
+#[test]
+fn a_disk_with_sectors_of_4096_bytes_is_one_to_its_table_and_its_boot_partition() {
+    let sizes = Sizes { esp: 8 << 20, sector: 4096, ..Sizes::tiny() };
+    let disk = Disk::in_memory(sizes.disk());
+    let release = TinyRelease::new("acme-os", "1.0", 48 << 10, &[]).unwrap();
+    release.provision(&disk, sizes, BootLoader::SystemdBoot, uuid::Uuid::from_u128(7)).unwrap();
+    let table = Table::read(&disk).unwrap();
+    assert_eq!((table.sector(), table.copies_agree()), (4096, true));
+    let esp = table.esp().unwrap();
+    let entry = format!("EFI/Linux/{}", release.entry());
+    assert_eq!(esp.read(&entry, 1 << 20).unwrap(), release.uki);
+    esp.write("EFI/Linux/more.efi", &[7; 9000]).unwrap();
+    esp.sync().unwrap();
+    let mut bytes = [0; 512];
+    esp.part().read(0, &mut bytes).unwrap();
+    assert_eq!(u16::from_le_bytes([bytes[11], bytes[12]]), 4096, "bytes per sector (Microsoft FAT specification, BPB)");
 }

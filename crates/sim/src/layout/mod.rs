@@ -77,21 +77,28 @@ impl std::fmt::Display for Slot {
     }
 }
 
+/// Sectors in which tables count, in bytes: usual ones, and those of disks that have no smaller ones.
+const SECTORS: [u64; 2] = [SECTOR as u64, 4096];
+
 /// The simulated disk as a medium of tables: through its own device node.
-struct Whole<'a>(&'a Disk);
+struct Whole<'a> {
+    disk: &'a Disk,
+    /// The unit in which the table counts. What the disk writes whole or not at all is [`SECTOR`] all the same.
+    sector: u64,
+}
 
 impl Medium for Whole<'_> {
     fn geometry(&self) -> io::Result<Geometry> {
-        Ok(Geometry { length: self.0.length(), sector: SECTOR as u64 })
+        Ok(Geometry { length: self.disk.length(), sector: self.sector })
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        Part::whole(self.0).read(offset, buffer)
+        Part::whole(self.disk).read(offset, buffer)
     }
 
     /// Sector by sector, and only what differs: a power cut leaves nothing unwritten that was not to be changed.
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let whole = Part::whole(self.0);
+        let whole = Part::whole(self.disk);
         let mut before = vec![0; bytes.len()];
         whole.read(offset, &mut before)?;
         for ((index, new), old) in bytes.chunks(SECTOR).enumerate().zip(before.chunks(SECTOR)) {
@@ -103,7 +110,7 @@ impl Medium for Whole<'_> {
     }
 
     fn flush(&self) -> io::Result<()> {
-        Part::whole(self.0).flush()
+        Part::whole(self.disk).flush()
     }
 }
 
@@ -111,14 +118,27 @@ impl Medium for Whole<'_> {
 #[derive(Clone, Debug)]
 pub struct Table {
     disk: Disk,
+    sector: u64,
     gpt: bascule_gpt::Table,
 }
 
 impl Table {
-    /// Reads the table. Errors: neither copy is valid, or the disk can't be read.
+    /// Reads the table; it says itself what its sectors are, since its header lies in the second one. Errors: neither copy is
+    /// valid, or the disk can't be read.
     pub fn read(disk: &Disk) -> io::Result<Self> {
-        let gpt = bascule_gpt::Table::read(&Whole(disk)).map_err(io::Error::other)?;
-        Ok(Self { disk: disk.clone(), gpt })
+        let read = |sector| bascule_gpt::Table::read(&Whole { disk, sector }).map(|gpt| (sector, gpt));
+        let [usual, large] = SECTORS;
+        let (sector, gpt) = read(usual).or_else(|error| read(large).map_err(|_| error)).map_err(io::Error::other)?;
+        Ok(Self { disk: disk.clone(), sector, gpt })
+    }
+
+    /// Bytes of a sector, the unit of the table.
+    pub fn sector(&self) -> u64 {
+        self.sector
+    }
+
+    fn whole(&self) -> Whole<'_> {
+        Whole { disk: &self.disk, sector: self.sector }
     }
 
     /// The first partition of a type.
@@ -160,7 +180,7 @@ impl Table {
 
     /// Whether primary and backup copy are both valid and hold the same partitions (`sgdisk -v` complains otherwise).
     pub fn copies_agree(&self) -> bool {
-        bascule_gpt::Table::read(&Whole(&self.disk)).is_ok_and(|table| table.health() == Health::Good)
+        bascule_gpt::Table::read(&self.whole()).is_ok_and(|table| table.health() == Health::Good)
     }
 
     /// Sets the attribute bits of a partition durably, as a boot loader does: first in the primary copy, then in the backup.
@@ -168,7 +188,7 @@ impl Table {
         let change = Change { set: bits, clear: u64::MAX, ..Change::default() };
         self.gpt.change(number, &change).map_err(io::Error::other)?;
         for copy in [bascule_gpt::Copy::Primary, bascule_gpt::Copy::Backup] {
-            self.gpt.write_copy(&Whole(&self.disk), copy).map_err(io::Error::other)?;
+            self.gpt.write_copy(&self.whole(), copy).map_err(io::Error::other)?;
         }
         Ok(())
     }
@@ -182,7 +202,7 @@ impl Table {
     /// Writes one copy of the table to this disk, and flushes it unless `flush` is left out: for those who make mistakes on
     /// purpose.
     pub fn write_copy(&self, copy: bascule_gpt::Copy, flush: bool) -> io::Result<()> {
-        let whole = Whole(&self.disk);
+        let whole = self.whole();
         let written =
             if flush { self.gpt.write_copy(&whole, copy) } else { self.gpt.write_copy(&Forgetful(whole), copy) };
         written.map_err(io::Error::other)

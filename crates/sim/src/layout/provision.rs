@@ -29,13 +29,16 @@ pub struct Sizes {
     pub xbootldr: u64,
     /// Alignment of every partition.
     pub alignment: u64,
+    /// Bytes of a sector, in which table and boot partitions count: 512 or 4096.
+    pub sector: u64,
 }
 
 impl Sizes {
     /// The smallest host on which everything still happens: for power cuts by the ten thousand. The agent wants a MiB to
     /// spare on the ESP.
     pub fn tiny() -> Self {
-        Self { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, xbootldr: 0, alignment: 4096 }
+        let sector = SECTOR as u64;
+        Self { esp: 1200 << 10, data: 64 << 10, verity: 16 << 10, state: 8 << 10, xbootldr: 0, alignment: 4096, sector }
     }
 
     /// For images of up to `image` bytes with boot images of up to `uki` bytes, as a real host would be cut.
@@ -49,14 +52,15 @@ impl Sizes {
             state: 64 << 20,
             xbootldr: 0,
             alignment: 1 << 20,
+            sector: SECTOR as u64,
         }
     }
 
     /// Length that the disk must have.
     pub fn disk(&self) -> u64 {
         let round = |bytes: u64| bytes.next_multiple_of(self.alignment);
-        // Protective MBR, primary table and backup table take less than 36 sectors each way.
-        let tables = 2 * round(36 * SECTOR as u64);
+        // Protective MBR, header and 128 entries each way.
+        let tables = 2 * round(4 * self.sector + 128 * 128);
         tables
             + round(self.xbootldr)
             + round(self.esp)
@@ -101,9 +105,9 @@ pub fn provision(
 ) -> io::Result<()> {
     write_table(disk, sizes, identity, first)?;
     let mut table = Table::read(disk)?;
-    let esp = Esp::format(table.part(ESP)?)?;
+    let esp = Esp::format(table.part(ESP)?, sizes.sector)?;
     esp.write("loader/loader.conf", b"timeout 0\nconsole-mode keep\n")?;
-    let more = if sizes.xbootldr > 0 { Some(Esp::format(table.part(XBOOTLDR)?)?) } else { None };
+    let more = if sizes.xbootldr > 0 { Some(Esp::format(table.part(XBOOTLDR)?, sizes.sector)?) } else { None };
     if boot == BootLoader::SystemdBoot {
         let home = more.as_ref().unwrap_or(&esp);
         home.write(&format!("EFI/Linux/{}", first.entry), first.uki)?;
@@ -136,7 +140,7 @@ fn write_table(disk: &Disk, sizes: Sizes, identity: Uuid, first: &Installed<'_>)
         .into_iter()
         .map(|(number, kind, uuid, length, label)| NewPartition { number, kind, uuid, length, label: label.to_owned() })
         .collect();
-    let medium = Whole(disk);
+    let medium = Whole { disk, sector: sizes.sector };
     let table = bascule_gpt::Table::create(medium.geometry()?, identity, sizes.alignment, &partitions);
     table.and_then(|table| table.install(&medium)).map_err(io::Error::other)
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use bascule_agent::host::BOOT_LOADER_VENDOR;
 use bascule_agent::linux::{BlockDisk, EfiVariables, MountedEsp};
 
+use crate::devices::{Loop, SLOT_ALONE};
 use crate::walk::{self, FOLDER, NEW, OLD, PART, Steps, content};
 
 /// Tells the child what to do: what, and in which folder.
@@ -46,10 +47,12 @@ fn child() {
     let folder = Path::new(folder);
     let steps = match what {
         "esp" => walk::esp(&MountedEsp::new(folder.join("esp"))),
-        "disk" => match BlockDisk::open(&folder.join("disk")) {
-            Ok(disk) => walk::disk(&disk),
-            Err(error) => vec![("open".to_owned(), Err(error.kind()))],
-        },
+        "disk" => {
+            let opened = BlockDisk::open(&folder.join("disk"));
+            let answer = opened.as_ref().map(|_| String::new()).map_err(|error| error.kind());
+            let steps = opened.as_ref().map(|disk| walk::disk(disk)).unwrap_or_default();
+            std::iter::once(("open".to_owned(), answer)).chain(steps).collect()
+        }
         _ => walk::firmware(&EfiVariables::new(folder.join("efivars"))),
     };
     for (name, answer) in steps {
@@ -126,18 +129,37 @@ fn short_calls(folder: &Path) -> PathBuf {
 
 /// Runs the walk with a `call` that moves `bytes` bytes the `when`th time that it could move more; the steps, and whether there
 /// was such a call.
-fn with_short_call(what: &str, folder: &Path, library: &Path, (call, bytes, when): (&str, u32, u32)) -> (Steps, bool) {
+fn with_short_call(
+    what: &str,
+    place: &Place<'_>,
+    library: &Path,
+    (call, bytes, when): (&str, u32, u32),
+) -> (Steps, bool) {
+    let Place { folder, below } = *place;
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.env("LD_PRELOAD", library).env("SHORT_FOLDER", folder).env("SHORT_CALL", call);
+    command.env("LD_PRELOAD", library).env("SHORT_FOLDER", below).env("SHORT_CALL", call);
     command.env("SHORT_BYTES", bytes.to_string()).env("SHORT_WHEN", when.to_string());
     let (steps, said) = walked(command, what, folder);
     (steps, said.contains("(SHORT)"))
+}
+
+/// Where a walk goes.
+struct Place<'p> {
+    /// The folder of the child.
+    folder: &'p Path,
+    /// What the paths of all files begin with that count.
+    below: &'p Path,
 }
 
 /// Every one of these calls on these paths fails once, with every error.
 fn exhaust(what: &str, calls: &[&str], prepare: impl Fn(&Path) -> Vec<PathBuf>) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().canonicalize().unwrap();
+    exhaust_in(what, &Place { folder: &folder, below: &folder }, calls, prepare)
+}
+
+fn exhaust_in(what: &str, place: &Place<'_>, calls: &[&str], prepare: impl Fn(&Path) -> Vec<PathBuf>) -> usize {
+    let folder = place.folder.to_owned();
     let paths = prepare(&folder);
     let (good, _) = under_strace(what, &folder, &paths, "gettid:error=EIO:when=9999");
     assert!(good.len() > 2 && good.iter().all(|(_, answer)| answer.is_ok()), "{what}: {good:#?}");
@@ -172,17 +194,18 @@ fn exhaust(what: &str, calls: &[&str], prepare: impl Fn(&Path) -> Vec<PathBuf>) 
             seen += 1;
         }
     }
-    seen + exhaust_short(what, calls, &folder, &good, prepare)
+    seen + exhaust_short(what, calls, place, &good, prepare)
 }
 
 /// Every one of these calls moves less than it could once: whoever asked asks for the rest.
 fn exhaust_short(
     what: &str,
     calls: &[&str],
-    folder: &Path,
+    place: &Place<'_>,
     good: &Steps,
     prepare: impl Fn(&Path) -> Vec<PathBuf>,
 ) -> usize {
+    let folder = place.folder;
     let library = short_calls(folder);
     let mut seen = 0;
     for call in calls.iter().filter(|call| MOVES.contains(*call)) {
@@ -190,7 +213,7 @@ fn exhaust_short(
         for bytes in [1, 100] {
             for when in 1.. {
                 prepare(folder);
-                let (found, struck) = with_short_call(what, folder, &library, (*call, bytes, when));
+                let (found, struck) = with_short_call(what, place, &library, (*call, bytes, when));
                 let short = format!("{call} that moves {bytes} bytes, time {when}");
                 assert!(!walk::hold(&short, good, &found, &[]), "{short}: {found:#?}");
                 if !struck {
@@ -254,8 +277,20 @@ fn the_real_boot_partition_flushes_file_name_and_folder_in_this_order() {
 
 #[test]
 fn the_real_boot_partition_reports_each_failing_call() {
-    let calls =
-        ["openat", "pread64", "read", "write", "pwrite64", "fsync", "syncfs", "renameat2", "unlink", "getdents64"];
+    let calls = [
+        "openat",
+        "statx",
+        "statfs",
+        "pread64",
+        "read",
+        "write",
+        "pwrite64",
+        "fsync",
+        "syncfs",
+        "renameat2",
+        "unlink",
+        "getdents64",
+    ];
     let seen = exhaust("esp", &calls, |folder| {
         real_esp(folder);
         let root = folder.join("esp");
@@ -265,12 +300,28 @@ fn the_real_boot_partition_reports_each_failing_call() {
     assert!(seen > 40, "{seen}");
 }
 
+const DISK_CALLS: [&str; 8] = ["openat", "statx", "pread64", "pwrite64", "fsync", "fdatasync", "flock", "lseek"];
+
 #[test]
 fn the_real_disk_reports_each_failing_call() {
-    let calls = ["openat", "pread64", "pwrite64", "fsync", "fdatasync", "flock", "lseek"];
-    let seen = exhaust("disk", &calls, |folder| {
+    let seen = exhaust("disk", &DISK_CALLS, |folder| {
         real_disk(folder);
         vec![folder.join("disk")]
+    });
+    assert!(seen > 20, "{seen}");
+}
+
+/// The same on a block device: with what the kernel says of its sectors and of its partitions, which have nodes of their own.
+#[test]
+fn the_real_disk_reports_each_failing_call_on_a_device() {
+    let Some(device) = Loop::cut(512, &SLOT_ALONE) else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let (whole, partition) = (PathBuf::from(device.name()), PathBuf::from(device.partition(walk::SLOT.0)));
+    std::os::unix::fs::symlink(&whole, folder.join("disk")).unwrap();
+    let calls: Vec<&str> = DISK_CALLS.into_iter().filter(|call| *call != "statx").chain(["ioctl"]).collect();
+    let seen = exhaust_in("disk", &Place { folder: &folder, below: &whole }, &calls, |_| {
+        vec![whole.clone(), partition.clone()]
     });
     assert!(seen > 20, "{seen}");
 }

@@ -60,16 +60,27 @@ fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
+/// ESP, slot, verity, XBOOTLDR and one more, as sgdisk is told of them.
+const USUAL: [&str; 10] =
+    ["1:0:+40M", "1:ef00", "2:0:+8M", "2:8304", "3:0:+2M", "3:8305", "4:0:+8M", "4:ea00", "5:0:+8M", "5:8300"];
+/// [`SLOT`] and nothing else.
+pub(crate) const SLOT_ALONE: [&str; 2] = ["2:1M:+1M", "2:8304"];
+
 /// A disk image on a loop device with a table, its partitions known to the kernel.
-struct Loop {
+pub(crate) struct Loop {
     device: String,
     mounted: Vec<PathBuf>,
     folder: tempfile::TempDir,
 }
 
 impl Loop {
-    /// `None`, said loudly, where loop devices can't be had.
+    /// One with the usual partitions.
     fn new(sector: u32) -> Option<Self> {
+        Self::cut(sector, &USUAL)
+    }
+
+    /// `None`, said loudly, where loop devices can't be had.
+    pub(crate) fn cut(sector: u32, table: &[&str]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
         std::fs::File::create(&image).unwrap().set_len(96 << 20).unwrap();
@@ -81,8 +92,6 @@ impl Loop {
             return None;
         };
         let made = Self { device, mounted: Vec::new(), folder };
-        let table =
-            ["1:0:+40M", "1:ef00", "2:0:+8M", "2:8304", "3:0:+2M", "3:8305", "4:0:+8M", "4:ea00", "5:0:+8M", "5:8300"];
         let table = table.chunks_exact(2).flat_map(|pair| ["-n", pair[0], "-t", pair[1]]);
         let table: Vec<&str> = ["-o"].into_iter().chain(table).chain([made.device.as_str()]).collect();
         run("sgdisk", &table).expect("install gdisk");
@@ -98,7 +107,11 @@ impl Loop {
         Some(made)
     }
 
-    fn partition(&self, number: u32) -> String {
+    pub(crate) fn name(&self) -> &str {
+        &self.device
+    }
+
+    pub(crate) fn partition(&self, number: u32) -> String {
         format!("{}p{number}", self.device)
     }
 

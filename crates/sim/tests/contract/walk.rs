@@ -60,7 +60,9 @@ fn listed(esp: &dyn Esp) -> io::Result<String> {
 pub(crate) type EspStep = (&'static str, fn(&dyn Esp) -> io::Result<String>);
 
 /// What staging, arming and clearing away do to a boot partition. `OLD` is there.
-pub(crate) const ESP_STEPS: [EspStep; 14] = [
+pub(crate) const ESP_STEPS: [EspStep; 16] = [
+    ("measure", |esp| esp.space().map(|space| (space.total > 0 && space.free <= space.total).to_string())),
+    ("read-only", |esp| esp.is_read_only().map(|read_only| read_only.to_string())),
     ("list", listed),
     ("open old", |esp| whole(esp, OLD)),
     ("read old", |esp| esp.read(OLD, 1 << 20).map(|bytes| digest(&bytes))),

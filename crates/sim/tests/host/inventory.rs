@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bascule_agent::core::boot::Safeguard;
+use bascule_agent::core::boot::{BootPartition, PlacedImage, Safeguard};
+use bascule_agent::core::{JOURNAL_FILE, Journal};
+use bascule_agent::host::StateStore as _;
 use bascule_api::NodeError;
 use bascule_image::digest::Sha256;
 use bascule_sim::disk::Disk;
@@ -13,7 +15,7 @@ use bascule_sim::esp::Esp;
 use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
-use bascule_sim::host::{Failing, SimReleases};
+use bascule_sim::host::{Failing, SimReleases, SimState};
 use bascule_sim::layout::{ESP, Sizes, Table, XBOOTLDR};
 use bascule_sim::tiny::{TinyRelease, boot_image};
 use rand::seq::IndexedRandom as _;
@@ -55,6 +57,8 @@ struct Node {
     world: OneNode,
     /// What is none of the agent's business: the partition, path and content.
     foreign: Vec<(u32, String, Vec<u8>)>,
+    /// What a file system check left of an image that the agent was removing: the partition and path.
+    leftover: Option<(u32, String)>,
     /// Something decides about the next boot that makes arming useless, or may, as far as the agent can see.
     held: bool,
 }
@@ -181,7 +185,33 @@ fn node(seed: u64, without: Option<Safeguard>) -> Node {
             others.push((number, path.to_owned(), content));
         }
     }
-    Node { world, foreign: others, held: pinned || beyond }
+    let leftover = if random.random_bool(0.4) {
+        let path = "EFI/Linux/acme-os_0.7.efi";
+        let (root_hash, is_own) = (Sha256::of(b"gone as well"), random.random_bool(0.5));
+        let placed = foreign("acme-os", "0.7", &format!("roothash={root_hash}"));
+        let record = PlacedImage {
+            root_hash: root_hash.into(),
+            partition: Some(if home == ESP { BootPartition::Esp } else { BootPartition::Xbootldr }),
+            base: "acme-os_0.7".to_owned(),
+            size: placed.len() as u64,
+            digest: None,
+            start: Some(Sha256::of(&placed[..512]).into()),
+        };
+        let journal = Journal { placed: vec![record], ..Journal::default() };
+        let state = SimState::new(world.hardware.disk.clone());
+        state.write(JOURNAL_FILE, &journal.to_bytes().unwrap()).unwrap();
+        let mut content = if is_own { placed } else { foreign("acme-os", "0.7", "rescue") };
+        content.truncate(1100);
+        boot_partition(&world.hardware.disk, home).write(path, &content).unwrap();
+        boot_partition(&world.hardware.disk, home).sync().unwrap();
+        if !is_own {
+            others.push((home, path.to_owned(), content));
+        }
+        is_own.then(|| (home, path.to_owned()))
+    } else {
+        None
+    };
+    Node { world, foreign: others, leftover, held: pinned || beyond }
 }
 
 impl Node {
@@ -220,6 +250,12 @@ impl Node {
                 ));
             }
         }
+        if let Some((number, name)) = &self.leftover
+            && system.version == "1.1"
+            && boot_partition(&self.world.hardware.disk, *number).exists(name).map_err(|error| error.to_string())?
+        {
+            return Err(format!("{name} on partition {number} is left of the agent's own removal, and stays"));
+        }
         // What was read back once is not fetched again because a file can't be read for a moment.
         let fetched = self.world.fetched.load(Ordering::SeqCst);
         if self.world.fetched_when_staged.is_some_and(|before| before != fetched) {
@@ -255,7 +291,12 @@ fn whatever_lies_on_the_boot_partition_nothing_of_others_is_touched_and_the_node
 
 #[test]
 fn each_safeguard_is_missed_when_it_is_left_out() {
-    for without in [Safeguard::UnreadIsNotAbsent, Safeguard::ForeignIsLeftAlone, Safeguard::WayBackBeforeArming] {
+    for without in [
+        Safeguard::UnreadIsNotAbsent,
+        Safeguard::ForeignIsLeftAlone,
+        Safeguard::WayBackBeforeArming,
+        Safeguard::LeftoverBeginsAlike,
+    ] {
         let found = (0..WORLDS).find(|seed| node(*seed, Some(without)).judge().is_err());
         assert!(found.is_some(), "nothing noticed that {without:?} was left out");
     }

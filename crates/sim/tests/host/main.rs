@@ -9,6 +9,7 @@
     reason = "helpers outside of #[test] functions are tests all the same"
 )]
 
+mod checked;
 mod faults;
 mod firmware;
 mod guarding;

@@ -1,6 +1,7 @@
 //! A host as some are: boot entries on an extended boot loader partition, both boot partitions mounted when somebody looks there,
 //! and a second disk in the machine that belongs to another host of the same product. In four boots it meets what keeps a node from
-//! being updated, one after the other; each must be said before the node is drained, and must go away by itself.
+//! being updated, one after the other; each must be said before the node is drained, and must go away by itself. Then it is updated,
+//! also to an agent whose records have an older format, and goes back.
 
 use anyhow::ensure;
 use bascule_api::{Counting, NodeUpdateStatus, conditions};
@@ -92,26 +93,47 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, new: &Release) -> anyho
     Ok(())
 }
 
-/// Back to the older release, whose agent reads what a newer one remembered: members that it does not know are passed over and
-/// kept, in the journal and in the memory of metadata, and nothing is reset.
+/// On to a release with an older agent, and back from it: each reads what the other remembered. What it does not know it passes
+/// over; in the journal and the memory of metadata it keeps that, too, and nothing is reset.
 ///
 /// # Errors
-/// When the node does not go back, or forgets something.
-pub async fn back(stage: Stage<'_>, machine: &Machine, old: &Release) -> anyhow::Result<()> {
+/// When the node does not go on or back, or forgets something.
+pub async fn back(stage: Stage<'_>, machine: &Machine, new: &Release, older: &Release) -> anyhow::Result<()> {
     // What an agent of the future would write: members of its own beside those of today.
     let newer = "systemctl stop bascule-agent && cd /var/lib/bascule && sed -i '1s/^{/{\"leases\": [1, 2],/' journal.json && \
                  find repositories -name trusted.json -exec sed -i '1s/^{/{\"mirrors\":{\"seen\":[1,2]},/' {} + && \
                  systemctl start bascule-agent";
     machine.run(newer, BOOT).await?;
+    let placed = "grep -c '\"partition\"' /var/lib/bascule/journal.json; true";
+    let known = machine.run(placed, BOOT).await?;
+    ensure!(known.trim() != "0", "the records of this agent have no member that the older one does not know");
+
     let shell = machine.now();
+    stage.vendor.publish(NODE, older, &[new]).await?;
+    let status = stage
+        .until(machine, "the older agent has committed itself", STAGE + TRIAL, |status| committed(status, older))
+        .await?;
+    ensure!(status.last_grant.is_some() && status.failed_releases.is_empty(), "it misread a record: {status:?}");
+    let shell = machine.wait_until_up(shell, BOOT).await?;
+    remembered(machine).await?;
+    let known = machine.run(placed, BOOT).await?;
+    ensure!(known.trim() == "0", "this is no agent with older records, or it wrote none: {known}");
+
     stage.cluster.on_call(&["rollback", NODE, "--reason", "boot test", "--yes"]).await?;
-    let status =
-        stage.until(machine, "the old release runs for good", TRIAL * 2, |status| committed(status, old)).await?;
+    let status = stage
+        .until(machine, "the newer agent runs again, for good", TRIAL * 2, |status| committed(status, new))
+        .await?;
     ensure!(status.last_grant.is_some(), "the last grant is forgotten: {status:?}");
     machine.wait_until_up(shell, BOOT).await?;
-    let kept = machine
-        .run("cd /var/lib/bascule && ls && grep -c leases journal.json && grep -rl mirrors repositories", BOOT)
-        .await?;
+    let sound = |status: &NodeUpdateStatus| conditions::is_true(&status.conditions, conditions::BOOT_CONTROL_HEALTHY);
+    stage.until(machine, "boot control is sound", STAGE, sound).await?;
+    remembered(machine).await
+}
+
+/// What the agent of the future wrote is there still, and the agent of this boot complained of nothing.
+async fn remembered(machine: &Machine) -> anyhow::Result<()> {
+    let look = "cd /var/lib/bascule && ls && grep -c leases journal.json && grep -rl mirrors repositories";
+    let kept = machine.run(look, BOOT).await?;
     ensure!(kept.contains("trusted.json"), "what a newer agent remembered is lost: {kept}");
     let log = machine.run("journalctl --boot --no-pager -u bascule-agent", BOOT).await?;
     ensure!(!log.contains("damaged") && !log.contains("starts afresh"), "a memory was reset:\n{log}");
@@ -122,9 +144,9 @@ pub async fn back(stage: Stage<'_>, machine: &Machine, old: &Release) -> anyhow:
 ///
 /// # Errors
 /// When one of them objects.
-pub async fn judge(machine: &mut Machine, old: &Release, new: &Release) -> anyhow::Result<()> {
+pub async fn judge(machine: &mut Machine, older: &Release, new: &Release) -> anyhow::Result<()> {
     machine.shut_down(BOOT).await?;
-    offline::judge(machine.disk().path(), &[(Slot::A, old), (Slot::B, new)])
+    offline::judge(machine.disk().path(), &[(Slot::A, older), (Slot::B, new)])
 }
 
 /// Waits until the node says why nothing may be armed.

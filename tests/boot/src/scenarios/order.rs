@@ -202,7 +202,7 @@ fn texts_seen(partition: BootPartition) -> anyhow::Result<Vec<TextEntry>> {
 fn seen(fake: &Fake) -> anyhow::Result<BootFile> {
     let content = uki::read(&fake.bytes).with_context(|| format!("reading {}", fake.name))?;
     let (name, size) = (fake.name.clone(), fake.bytes.len() as u64);
-    Ok(BootFile { partition: fake.partition, name, size, content, digest: None })
+    Ok(BootFile { partition: fake.partition, name, size, content, digest: None, start: None })
 }
 
 /// Boots a machine with all these files on two partitions, and compares the orders.

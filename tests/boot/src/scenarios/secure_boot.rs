@@ -1,6 +1,6 @@
 //! Secure Boot: a machine whose firmware starts only what the vendor signed. The vendor's keys are enrolled by systemd-boot in the
 //! first boot, as on new hardware; from then on a release that the firmware would refuse must be refused by the agent, before
-//! anybody is disturbed, and a signed one must pass.
+//! anybody is disturbed, and a signed one must pass. Its disk is an NVMe drive with sectors of 4096 bytes.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +12,7 @@ use bascule_sim::layout::Slot;
 use super::{BOOT, STAGE, Stage, TRIAL, committed};
 use crate::install::Boot;
 use crate::lab::Setup;
+use crate::machine::Drive;
 use crate::offline;
 use crate::release::Release;
 
@@ -21,6 +22,9 @@ const NODE: &str = "secure-boot";
 const OWNER: &str = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
 /// Whether the firmware checks (UEFI specification, 3.3).
 const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+
+/// Bytes of a sector of its disk (Linux, Documentation/ABI/stable/sysfs-block).
+const LOGICAL_SECTOR: &str = "/sys/class/block/nvme0n1/queue/logical_block_size";
 
 /// The releases of this scenario. Versions ascend in this order.
 #[derive(Debug, Clone, Copy)]
@@ -48,10 +52,13 @@ pub async fn run(stage: Stage<'_>, releases: Releases<'_>) -> anyhow::Result<()>
     let new = signed(releases.new, folder)?;
     let mut files = enrolment(folder, &revoked.uki)?;
     files.push(("loader/loader.conf".to_owned(), b"timeout 0\nsecure-boot-enroll force\n".to_vec()));
-    let setup = Setup { boot: Boot { files, ..Boot::default() }, secure_boot: true, ..Setup::default() };
+    let boot = Boot { files, ..Boot::default() };
+    let setup = Setup { boot, secure_boot: true, drive: Drive::Nvme, ..Setup::default() };
     let (mut machine, _) = stage.node_of(NODE, &old, NODE, &setup).await?;
     let state = machine.run(&format!("od -An -tu1 {SECURE_BOOT}"), BOOT).await?;
     ensure!(state.trim().ends_with('1'), "Secure Boot is off, its variable is {state}");
+    let sector = machine.run(&format!("cat {LOGICAL_SECTOR}"), BOOT).await?;
+    ensure!(sector.trim() == Drive::Nvme.sector().to_string(), "the disk has sectors of {sector} bytes");
 
     let from = machine.console().now();
     for (release, words) in [(releases.unsigned, "it is not signed"), (&revoked, "dbx revokes its hash")] {
