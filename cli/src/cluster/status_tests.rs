@@ -101,7 +101,7 @@ fn why_there_is_no_forecast_is_said_with_what_makes_one() {
     let mut large = fixture::crowd();
     assert!(large.report.nodes.len() > FORESEEN_NODES);
     large.report.policies[0].forecast = None;
-    assert_eq!(line(&large).unwrap(), "the operator makes none for more than 500 nodes: bascule forecast workers");
+    assert_eq!(line(&large).unwrap(), "the operator makes none for more than 1000 nodes: bascule forecast workers");
     large.report.policies[0].forecast = Some(LiveForecast { in_window: Some(0), done_at: None });
     assert!(line(&large).unwrap().starts_with("0 more nodes in this window, the end is not foreseen: it waits for"));
     let counts = &mut small.report.policies[0].status.counts;
