@@ -71,7 +71,7 @@ impl RunningSlots {
 #[derive(Debug, thiserror::Error)]
 pub enum ObserveError {
     /// The settings can't be used.
-    #[error("{0}; until that is mended, this node is neither looked at nor changed")]
+    #[error("{0}; until that is fixed, this node is neither looked at nor changed")]
     Impediment(String),
     /// A fact of the running system can't be read.
     #[error("{what} can't be read")]

@@ -212,6 +212,39 @@ fn what_users_read_says_no_word_that_changed() {
     assert!(said.is_empty(), "docs/glossary.md has other words for these: {said:#?}");
 }
 
+/// What is installed, or typed.
+const PROGRAMS: [&str; 9] = [
+    "cli/src/",
+    "operator/src/",
+    "node-agent/src/",
+    "crates/agent-core/src/",
+    "crates/api/src/",
+    "crates/dashboard/src/",
+    "crates/kubeconfig/src/",
+    "crates/planner/src/",
+    "crates/repository/src/",
+];
+
+#[test]
+fn what_programs_say_has_no_word_that_changed() {
+    let mut all = Vec::new();
+    sources(Path::new(ROOT), &mut all);
+    all.retain(|(path, _)| {
+        let path = path.strip_prefix(ROOT).unwrap_or(path).to_string_lossy();
+        let of_tests = ["tests.rs", "fixture.rs", "documented.rs"].iter().any(|end| path.ends_with(end));
+        !of_tests && PROGRAMS.iter().any(|program| path.starts_with(program))
+    });
+    let (mut texts, mut said) = (0, Vec::new());
+    for (path, source) in &all {
+        for text in bascule_tests::words::texts(source) {
+            texts += 1;
+            said.extend(bascule_tests::words::outdated(&text).into_iter().map(|word| (path, word, text.clone())));
+        }
+    }
+    assert!(texts > 4_000, "only {texts} texts of {} files", all.len());
+    assert!(said.is_empty(), "docs/glossary.md has other words for these: {said:#?}");
+}
+
 #[test]
 fn a_name_that_leads_nowhere_is_noticed() {
     let page = "`bascule-agent flow::a_b`, `worlds::c`, `status.trial`, and\n`bascule-sim\nfaults::d`";

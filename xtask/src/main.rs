@@ -6,6 +6,8 @@
 mod bench;
 mod boot;
 mod deny;
+#[cfg(test)]
+mod documented;
 mod generate;
 mod images;
 mod krew;
@@ -42,7 +44,7 @@ enum Task {
     Boot(boot::Options),
     /// Hold deny.toml against Cargo.lock: licenses, versions that are there twice, registries.
     Deny,
-    /// Write everything that is generated (CRDs, docs/reasons.md, docs/api.md, docs/rights.md), or check that it is up to date.
+    /// Write everything that is generated (CRDs, the names of their fields, docs/reasons.md, docs/api.md, docs/rights.md), or check that it is up to date.
     Generate(generate::Options),
     /// Build the container images of operator and agent, with an SBOM and provenance; put them into a registry.
     Images(images::Options),

@@ -67,14 +67,14 @@ impl Source for Through {
     }
 
     async fn calendar(&self) -> Option<Calendar> {
-        let objects = match Objects::read(&self.client).await {
+        let (objects, seed) = tokio::join!(Objects::read(&self.client), seed(&self.client, &self.connection.namespace));
+        let objects = match objects {
             Ok(objects) => objects,
             Err(error) => {
                 tracing::info!(%error, "no calendar: the objects can't be read");
                 return None;
             }
         };
-        let seed = seed(&self.client, &self.connection.namespace).await;
         let facts = snapshot(&objects, seed, Time::new(clock::now()));
         tokio::task::spawn_blocking(move || calendar(&facts, usize::MAX)).await.ok()
     }

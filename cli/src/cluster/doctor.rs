@@ -3,6 +3,7 @@
 
 mod checks;
 mod gates;
+mod kinds;
 mod replicas;
 mod rights;
 
@@ -26,7 +27,7 @@ const OPERATORS: &str = "app.kubernetes.io/name=bascule-operator";
 /// How long answers of health gates are waited for: as long as the operator waits for one.
 const GATES_PATIENCE: Duration = Duration::from_secs(10);
 /// Before the first look for them, doubling up to [`LONGEST_PAUSE`].
-const PAUSE: Duration = Duration::from_millis(250);
+const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Look for everything that keeps nodes from being updated.
@@ -111,30 +112,39 @@ async fn findings(client: &Client, connection: &Connection) -> anyhow::Result<Ve
     let namespace = &connection.namespace;
     let (of_the_operator, params) =
         (Api::<Pod>::namespaced(client.clone(), namespace), ListParams::default().labels(OPERATORS));
+    let of_replicas = async {
+        let pods = of_the_operator.list(&params).await.map(|pods| pods.items);
+        let names = replicas::names(pods.as_deref().unwrap_or_default(), None);
+        let said = replicas::ask(client, namespace, &names).await;
+        (pods, said)
+    };
     // All at once: an answer takes as long as the way to the API server, and there are many. Of a cluster without Bascule most
     // are refused, which costs nothing.
     let reading = async {
         tokio::join!(
             client.apiserver_version(),
-            rights::kinds(client),
+            kinds::look(client),
             rights::granted(client, namespace),
             live::seen(client, connection),
             list::<api::UpdatePolicy>(client, "UpdatePolicies"),
             list::<api::NodeUpdate>(client, "NodeUpdates"),
             list::<PodDisruptionBudget>(client, "PodDisruptionBudgets"),
-            of_the_operator.list(&params),
+            of_replicas,
         )
     };
-    let (server, installed, granted, seen, policies, nodes, budgets, pods) = live::patiently(reading).await;
+    let (server, installed, granted, seen, policies, nodes, budgets, (pods, mut said)) = live::patiently(reading).await;
     let server = server.map_err(|error| problem::told(error, "get", "the API server's version", Role::OnCall))?;
     let mut findings = vec![Finding::good("API server", server.git_version)];
     let installed = installed?;
     let complete = !installed.iter().any(|finding| finding.weight == Weight::Wrong);
     findings.extend(installed);
     // What the operators say is missing says more of an installation than whoever is on call may look at.
-    let pods = pods.map(|pods| pods.items).map_err(|error| problem::told(error, "list", "Pods", Role::OnCall));
+    let pods = pods.map_err(|error| problem::told(error, "list", "Pods", Role::OnCall));
     let names = replicas::names(pods.as_deref().unwrap_or_default(), seen.as_ref().ok());
-    let said = live::patiently(replicas::ask(client, namespace, &names)).await;
+    let others = replicas::not_asked(&names, &said);
+    if !others.is_empty() {
+        said.extend(live::patiently(replicas::ask(client, namespace, &others)).await);
+    }
     findings.extend(replicas::findings(&said, names.len(), namespace));
     if let Err(error) = &pods {
         findings.push(Finding::warning("operators", "their pods were not looked at", error.to_string()));
@@ -355,7 +365,7 @@ mod tests {
         let fields = ["UpdatePolicy spec.retries", "NodeUpdate status.transfer.paused"].map(str::to_owned);
         let all: Vec<&rights::Right> = rights::RIGHTS.iter().collect();
         let missing = [all[4], all[5], all[12]];
-        let mut found = vec![Finding::good("API server", "v1.36.4"), rights::with_fields(&fields)];
+        let mut found = vec![Finding::good("API server", "v1.36.4"), kinds::with_fields(&fields)];
         found.extend(replicas::findings(&said, 4, NAMESPACE));
         found.extend(rights::without(&missing, Some("alice"), NAMESPACE));
         found.extend(judged(&sick(), &read, fixture::now(), NAMESPACE));

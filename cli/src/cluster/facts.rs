@@ -45,17 +45,21 @@ const ENDING: &str = "spec.restartPolicy!=Always,status.phase!=Succeeded,status.
 impl Objects {
     /// Reads all of them.
     pub(super) async fn read(client: &kube::Client) -> anyhow::Result<Self> {
-        let (nodes, updates, policies, freezes, rollbacks) = tokio::try_join!(
+        let ends = async {
+            let read = ending(client).await;
+            anyhow::Ok(read.unwrap_or_else(|error| {
+                tracing::warn!("Jobs that drains wait for are not counted: {error:#}");
+                (Vec::new(), Vec::new())
+            }))
+        };
+        let (nodes, updates, policies, freezes, rollbacks, (ending, jobs)) = tokio::try_join!(
             list(client, "Nodes"),
             list(client, "NodeUpdates"),
             list(client, "UpdatePolicies"),
             list(client, "Freezes"),
             list(client, "Rollbacks"),
+            ends,
         )?;
-        let (ending, jobs) = ending(client).await.unwrap_or_else(|error| {
-            tracing::warn!("Jobs that drains wait for are not counted: {error:#}");
-            (Vec::new(), Vec::new())
-        });
         Ok(Self { nodes, updates, policies, freezes, rollbacks, ending, jobs })
     }
 }

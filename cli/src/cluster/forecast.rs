@@ -145,8 +145,8 @@ struct NodeAnswer {
 impl Forecast {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let client = connection.client().await?;
-        let objects = Objects::read(&client).await?;
-        let facts = snapshot(&objects, seed(&client, &connection.namespace).await, Time::new(clock::now()));
+        let (objects, seed) = tokio::join!(Objects::read(&client), seed(&client, &connection.namespace));
+        let facts = snapshot(&objects?, seed, Time::new(clock::now()));
         let horizon = self.until.map_or(Ok(self.horizon), |until| until.ahead(clock::now()))?;
         let options = Options { horizon, staging: self.staging, ..Options::default() };
         let calendar = self.until.is_some();

@@ -80,8 +80,8 @@ impl Plan {
     pub(crate) async fn run(self, connection: &Connection) -> anyhow::Result<Exit> {
         let policy = file::read(&self.file)?;
         let client = connection.client().await?;
-        let mut objects = Objects::read(&client).await?;
-        let seed = forecast::seed(&client, &connection.namespace).await;
+        let (objects, seed) = tokio::join!(Objects::read(&client), forecast::seed(&client, &connection.namespace));
+        let mut objects = objects?;
         let (name, changes) = put(&mut objects, policy, Time::new(clock::now()));
         let facts = snapshot(&objects, seed, Time::new(clock::now()));
         let answer = tokio::task::spawn_blocking(move || answer(&facts, &name, changes)).await??;

@@ -10,6 +10,7 @@ use super::{
 use crate::{clock, exit::Exit, output};
 use bascule_api as api;
 use bascule_api::{LiveForecast, LiveNode, LivePolicy, LiveReport, RolloutState, Time, WaitReason};
+use bascule_dashboard::FORESEEN_NODES;
 use chrono::TimeZone;
 use clap::Args;
 use serde::Serialize;
@@ -127,7 +128,7 @@ where
     }
     for (index, policy) in wanted(seen, only) {
         let nodes: Vec<&LiveNode> = seen.report.nodes_of(index).collect();
-        text.push_str(&policy_text(&seen.report, policy, &nodes, page));
+        text.push_str(&policy_text(seen, policy, &nodes, page));
         if wide {
             text.push_str(&table(&seen.report, &nodes, page));
         }
@@ -135,11 +136,11 @@ where
     text
 }
 
-fn policy_text<Z: TimeZone>(report: &LiveReport, policy: &LivePolicy, nodes: &[&LiveNode], page: &Page<'_, Z>) -> String
+fn policy_text<Z: TimeZone>(seen: &Seen, policy: &LivePolicy, nodes: &[&LiveNode], page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let look = page.look;
+    let (report, look) = (&seen.report, page.look);
     let (status, counts) = (&policy.status, &policy.status.counts);
     let mut line = look.paint(Tone::Strong, &policy.name);
     match (&status.previous, &status.target) {
@@ -171,11 +172,10 @@ where
         };
         line.push_str(&format!("  window       {shown}\n"));
     }
-    if let Some(ahead) = &policy.forecast
-        && counts.updated < counts.nodes
+    if counts.updated < counts.nodes
+        && let Some(ahead) = foreseen(seen, policy, page)
     {
-        let open = status.window.as_ref().is_some_and(|window| window.open);
-        line.push_str(&format!("  forecast     {}\n", forecast(ahead, open, page)));
+        line.push_str(&format!("  forecast     {ahead}\n"));
     }
     if let Some(until) = status.wave.as_ref().and_then(|wave| wave.soak_until) {
         line.push_str(&format!("  soak         until {}\n", page.moment_with_zone(until)));
@@ -196,14 +196,34 @@ where
     line
 }
 
+/// What lies ahead, or why the operator does not say it, and who does.
+fn foreseen<Z: TimeZone>(seen: &Seen, policy: &LivePolicy, page: &Page<'_, Z>) -> Option<String>
+where
+    Z::Offset: Display,
+{
+    if let Some(ahead) = &policy.forecast {
+        let open = policy.status.window.as_ref().is_some_and(|window| window.open);
+        return Some(forecast(ahead, open, page));
+    }
+    // The objects have none, and what is old is said of them all.
+    let Source::Leader { .. } = seen.source else { return None };
+    let why = if seen.report.nodes.len() > FORESEEN_NODES {
+        format!("the operator makes none for more than {FORESEEN_NODES} nodes")
+    } else {
+        "not made yet, or too many steps lie ahead".to_owned()
+    };
+    Some(format!("{why}: {}", seen.cluster.line(&format!("bascule forecast {}", policy.name))))
+}
+
 /// `14 more nodes in this window, done Sat 11:20 +01:00`.
 fn forecast<Z: TimeZone>(ahead: &LiveForecast, open: bool, page: &Page<'_, Z>) -> String
 where
     Z::Offset: Display,
 {
-    let done = ahead
-        .done_at
-        .map_or_else(|| "not done within two weeks".to_owned(), |at| format!("done {}", page.moment_with_zone(at)));
+    let done = ahead.done_at.map_or_else(
+        || "the end is not foreseen: it waits for a person, or lies more than two weeks ahead".to_owned(),
+        |at| format!("done {}", page.moment_with_zone(at)),
+    );
     let fits = ahead.in_window.map(|nodes| match open {
         true => format!("{} in this window, ", picture::count(nodes, "more node")),
         false => format!("{} in the next window, ", picture::count(nodes, "node")),

@@ -88,6 +88,27 @@ fn what_is_not_live_says_so_and_why() {
     );
 }
 
+/// A line that is missing would be read as a fleet that is done.
+#[test]
+fn why_there_is_no_forecast_is_said_with_what_makes_one() {
+    let line = |seen: &Seen| {
+        let shown = text(seen, None, false, &fixture::page(Look::PLAIN));
+        shown.lines().find_map(|line| line.strip_prefix("  forecast     ")).map(str::to_owned)
+    };
+    let mut small = fixture::seen();
+    small.report.policies[0].forecast = None;
+    assert_eq!(line(&small).unwrap(), "not made yet, or too many steps lie ahead: bascule forecast workers");
+    let mut large = fixture::crowd();
+    assert!(large.report.nodes.len() > FORESEEN_NODES);
+    large.report.policies[0].forecast = None;
+    assert_eq!(line(&large).unwrap(), "the operator makes none for more than 1000 nodes: bascule forecast workers");
+    large.report.policies[0].forecast = Some(LiveForecast { in_window: Some(0), done_at: None });
+    assert!(line(&large).unwrap().starts_with("0 more nodes in this window, the end is not foreseen: it waits for"));
+    let counts = &mut small.report.policies[0].status.counts;
+    counts.updated = counts.nodes;
+    assert_eq!(line(&small), None, "all are done");
+}
+
 #[test]
 fn programs_get_the_same() {
     let seen = fixture::seen();

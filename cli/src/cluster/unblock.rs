@@ -72,12 +72,15 @@ fn asked(policy: &api::UpdatePolicy, version: &Version) -> anyhow::Result<Asked>
     };
     let failed = status.failures.iter().filter(|failure| failure.version == *version).count();
     let allowed = spec.allowed_versions.iter().chain([version]).cloned().collect();
+    // Who blocked it need not be a failure.
+    let tries = match failed {
+        0 => format!("Nodes of {}", policy.name_any()),
+        _ => format!("It failed on {}; the others of {}", picture::count(failed, "node"), policy.name_any()),
+    };
     let sentence = format!(
-        "{version} was blocked by {}: {}. It failed on {}; the others of {} will try it, {} more failing {} it again.",
+        "{version} was blocked by {}: {}. {tries} will try it, {} more failing {} it again.",
         block.by,
         block.reason,
-        picture::count(failed, "node"),
-        policy.name_any(),
         spec.failure_threshold,
         if spec.failure_threshold == 1 { "blocks" } else { "block" },
     );
@@ -95,7 +98,13 @@ mod tests {
             "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy", "metadata": {"name": "workers"},
             "spec": {"nodeSelector": {}, "source": {"repository": "https://a.example/os", "channel": "stable"},
                 "blockedVersions": ["0.9"], "allowedVersions": ["1.0"]},
-            "status": {"blocked": [{"version": "1.1", "at": "2026-01-01T00:00:00Z", "by": "FailureThreshold", "reason": "it failed on n1"}]},
+            "status": {
+                "blocked": [
+                    {"version": "1.1", "at": "2026-01-01T00:00:00Z", "by": "FailureThreshold", "reason": "it failed on n1"},
+                    {"version": "1.3", "at": "2026-01-01T00:00:00Z", "by": "Rollback", "reason": "breaks NIC offload"},
+                ],
+                "failures": [{"node": "n1", "version": "1.1", "at": "2026-01-01T00:00:00Z", "category": "TrialFailed", "message": ""}],
+            },
         }))
         .unwrap();
         let of = |version: &str| asked(&policy, &Version::parse(version).unwrap());
@@ -111,7 +120,7 @@ mod tests {
             }
             Err(error) => format!("bascule: {error}\n"),
         };
-        let all = ["1.1", "0.9", "1.0", "1.2"];
+        let all = ["1.1", "1.3", "0.9", "1.0", "1.2"];
         let shown: String =
             all.iter().map(|version| format!("$ bascule unblock workers {version}\n{}", says(version))).collect();
         insta::assert_snapshot!("unblock", shown);

@@ -46,11 +46,11 @@ impl Version {
 
 async fn asked(own: Answer, connection: &Connection) -> anyhow::Result<Answer> {
     let client = connection.client().await?;
-    let server = client.apiserver_version().await;
+    let (server, seen) = tokio::join!(client.apiserver_version(), live::seen(&client, connection));
     let server =
         server.map_err(|error| super::problem::told(error, "get", "the API server's version", super::Role::OnCall))?;
     let mut answer = Answer { api_server: Some(server.git_version), ..own };
-    match live::seen(&client, connection).await {
+    match seen {
         Ok(seen) => match seen.source {
             Source::Leader { .. } => {
                 answer.operator = Some(seen.report.operator_version);

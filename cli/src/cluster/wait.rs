@@ -60,12 +60,12 @@ fn stands(policy: &api::UpdatePolicy, what: What) -> Stands {
     {
         return Stands::Halted(halted.message.clone());
     }
-    let waits = if status.columns.waits_for.is_empty() { "-" } else { status.columns.waits_for.as_str() };
     let counts = &status.counts;
-    Stands::NotYet(format!(
-        "{}/{} updated, {} in progress, waits for {waits}",
-        counts.updated, counts.nodes, counts.in_progress
-    ))
+    let mut how = format!("{}/{} updated, {} in progress", counts.updated, counts.nodes, counts.in_progress);
+    if !matches!(status.columns.waits_for.as_str(), "" | "-") {
+        how.push_str(&format!(", waits for {}", status.columns.waits_for));
+    }
+    Stands::NotYet(how)
 }
 
 fn halted(policy: &str, why: &str) -> String {
@@ -155,7 +155,7 @@ mod tests {
         let shown = [
             says(json!({"observedGeneration": 1})),
             says(json!({"observedGeneration": 2, "counts": counts, "columns": {"waitsFor": "Wave"}})),
-            says(json!({"observedGeneration": 2, "counts": counts})),
+            says(json!({"observedGeneration": 2, "counts": counts, "columns": {"waitsFor": "-"}})),
             says(json!({"observedGeneration": 2, "conditions": [condition("Halted", "True")]})),
             says(json!({"observedGeneration": 2, "conditions": [condition("UpToDate", "True")]})),
             over(api::Duration::from_minutes(60)),

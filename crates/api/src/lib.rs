@@ -1,7 +1,7 @@
 //! The Kubernetes API of Bascule: group `bascule.dev`, version `v1alpha1`, all objects cluster-scoped.
 //!
 //! Types only: no I/O, no client, no runtime. Everything that people, the operator and the agents say to each other
-//! goes through these objects, so every string and list has a bound, every rule has a sentence that says how to mend
+//! goes through these objects, so every string and list has a bound, every rule has a sentence that says how to fix
 //! the object, and every wait has a documented reason ([`WaitReason`]).
 
 #![allow(unreachable_pub, reason = "the schema derive repeats each type in a private scope")]
@@ -11,6 +11,7 @@ pub mod conditions;
 mod definitions;
 mod drain;
 mod duration;
+mod fields;
 mod freeze;
 mod node_update;
 mod policy;
@@ -30,6 +31,7 @@ pub use bascule_names::{
 pub use definitions::custom_resource_definitions;
 pub use drain::{Drain, DrainBehavior, DrainRule, OnTimeout};
 pub use duration::{Duration, DurationError};
+pub use fields::Fields;
 pub use freeze::{Freeze, FreezeSpec, FreezeStatus};
 pub use node_update::{
     BootControl, BootControlBackend, Booted, Cause, Counting, DaemonSetBefore, Disruption, DisruptionOutcome,

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 /// How far ahead the calendar looks.
 pub const HORIZON: Duration = Duration::from_secs(14 * 86_400);
-/// Up to how many nodes an operator foresees: its memory and its processor are for the nodes. `bascule` knows no such bound.
-pub const FORESEEN_NODES: usize = 500;
+/// Up to how many nodes an operator foresees: a forecast copies what it changes, and the operator's memory is for the nodes
+/// (docs/decisions/0055). `bascule` knows no such bound.
+pub const FORESEEN_NODES: usize = 1_000;
 /// How many windows of a policy are shown.
 const WINDOWS: usize = 8;
 /// How many plans one forecast may take.

@@ -41,7 +41,7 @@ pub(super) async fn run(mut settings: Settings, sources: &Sources, runtime: &Han
             Some(mended) => settings = mended,
             None => return ended,
         }
-        tracing::info!("what kept the agent from its work is mended");
+        tracing::info!("what kept the agent from its work is fixed");
     }
 }
 
@@ -84,7 +84,7 @@ async fn as_set(
     if impediment.is_none()
         && let Some(missing) = linux::without_bus()
     {
-        tracing::warn!(missing, "no release can be staged here until this is mended");
+        tracing::warn!(missing, "no release can be staged here until this is fixed");
     }
     let settings = &Settings { impediment: impediment.map(str::to_owned), ..settings.clone() };
     let credentials = match &settings.kubeconfig {

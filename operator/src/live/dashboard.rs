@@ -1,7 +1,7 @@
 //! The dashboard of whoever leads: it shows what the last plan says.
 
 use super::{Known, Live, make};
-use bascule_dashboard::{Calendar, FORESEEN_NODES, Look, Source, calendar};
+use bascule_dashboard::{Calendar, Look, Source};
 use std::time::Duration;
 
 /// Plans come several times a second while much happens; nobody reads so fast.
@@ -24,7 +24,7 @@ impl Source for Live {
 
     async fn calendar(&self) -> Option<Calendar> {
         let Known::Planned(plan) = self.get() else { return None };
-        tokio::task::spawn_blocking(move || calendar(&plan.plan.snapshot, FORESEEN_NODES)).await.ok()
+        self.0.foreseen.in_time(&plan.plan).await.map(|made| (*made).clone())
     }
 
     fn pause(&self) -> Duration {

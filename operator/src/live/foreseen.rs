@@ -1,7 +1,7 @@
 //! What lies ahead, for people who ask for the report: made when somebody reads, and kept for a while.
 //!
 //! A forecast costs as much as many plans, and plans come several times a second while much happens: so no reader waits long
-//! for one, only one is made for readers at a time, and the last one stands in for it. The dashboard makes its own, now and then.
+//! for one, only one is made at a time, and the last one stands in for it. The dashboard asks seldom, and waits.
 
 use super::Planned;
 use bascule_api::{LiveForecast, LiveReport, Time, Version};
@@ -11,7 +11,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 
 /// How old a forecast may be before another one is made, in seconds.
 const FRESH: i64 = 30;
@@ -101,20 +104,33 @@ impl Foreseen {
             return Some(fresh);
         }
         if let Ok(turn) = Arc::clone(&self.0.turn).try_acquire_owned() {
-            let (foreseen, snapshot, forgotten) = (self.clone(), Arc::clone(&plan.snapshot), self.lock().forgotten);
-            let of = basis.clone();
-            let made = tokio::task::spawn_blocking(move || {
-                let made = Arc::new(calendar(&snapshot, FORESEEN_NODES));
-                foreseen.keep(of, &made, forgotten);
-                drop(turn);
-                made
-            });
+            let made = self.make(plan, basis.clone(), turn);
             // Where it takes longer, it is made for the next reader.
             if let Ok(Ok(made)) = tokio::time::timeout(PATIENCE, made).await {
                 return Some(made);
             }
         }
         self.last(&basis, now, TOLD)
+    }
+
+    /// The same for who can wait: one that is being made is waited for, and not made twice.
+    pub(super) async fn in_time(&self, plan: &Planned) -> Option<Arc<Calendar>> {
+        let (now, basis) = (plan.snapshot.now, Basis::of(&plan.snapshot));
+        let turn = Arc::clone(&self.0.turn).acquire_owned().await.ok()?;
+        if let Some(fresh) = self.last(&basis, now, FRESH) {
+            return Some(fresh);
+        }
+        self.make(plan, basis, turn).await.ok()
+    }
+
+    fn make(&self, plan: &Planned, basis: Basis, turn: OwnedSemaphorePermit) -> JoinHandle<Arc<Calendar>> {
+        let (foreseen, snapshot, forgotten) = (self.clone(), Arc::clone(&plan.snapshot), self.lock().forgotten);
+        tokio::task::spawn_blocking(move || {
+            let made = Arc::new(calendar(&snapshot, FORESEEN_NODES));
+            foreseen.keep(basis, &made, forgotten);
+            drop(turn);
+            made
+        })
     }
 }
 
@@ -191,6 +207,24 @@ mod tests {
         };
         let frozen = with(1_001, &|snapshot| snapshot.freezes.push(Arc::new(freeze.clone())));
         assert!(foreseen.of(&frozen).await.is_none());
+    }
+
+    /// Each holds what it copies: two at once would take twice the memory.
+    #[tokio::test]
+    async fn who_can_wait_takes_what_is_being_made() {
+        let mut plan = plan();
+        plan.snapshot = Arc::new(bascule_planner::Snapshot { now: at(1_000), ..Default::default() });
+        let foreseen = Foreseen::default();
+        let held = Arc::clone(&foreseen.0.turn).try_acquire_owned().unwrap();
+        let mut waiting = std::pin::pin!(foreseen.in_time(&plan));
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        let made = Arc::new(Calendar { made_at: at(1_000), policies: Vec::new(), note: None });
+        foreseen.keep(Basis::of(&plan.snapshot), &made, 0);
+        drop(held);
+        assert!(Arc::ptr_eq(&waiting.await.unwrap(), &made));
+        let alone = Foreseen::default();
+        let first = alone.in_time(&plan).await.unwrap();
+        assert!(Arc::ptr_eq(&alone.of(&plan).await.unwrap(), &first), "and others take what it made");
     }
 
     async fn until_made(foreseen: &Foreseen, plan: &Planned) -> Arc<Calendar> {

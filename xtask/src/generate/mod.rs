@@ -3,6 +3,7 @@
 mod api;
 mod chart;
 mod crds;
+mod fields;
 mod on_call;
 mod reasons;
 mod rights;
@@ -34,6 +35,7 @@ struct Generated {
 
 fn all() -> anyhow::Result<Vec<Generated>> {
     let mut files = crds::files()?;
+    files.push(fields::file()?);
     files.push(reasons::file());
     files.push(api::file()?);
     files.push(rights::file()?);

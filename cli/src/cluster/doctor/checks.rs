@@ -315,7 +315,7 @@ fn waiting(names: &[&str]) -> String {
 pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
     let mut found = Vec::new();
     for (reason, what) in [
-        (WaitReason::AgentNotReporting, "without a report from their present boot"),
+        (WaitReason::AgentNotReporting, "without a report from the present boot"),
         (WaitReason::BootCountingBroken, "that can't count boots, so that no trial would revert by itself"),
     ] {
         let (those, commands) = with_reason(seen, reason);
@@ -486,7 +486,7 @@ mod tests {
         let mut seen = fixture::seen();
         assert_eq!(weights(&agents(&seen, &[])), [super::super::Weight::Good]);
         seen.report.waits[2].reason = WaitReason::AgentNotReporting;
-        assert!(agents(&seen, &[])[0].what.starts_with("2 nodes without a report from their present boot: "));
+        assert!(agents(&seen, &[])[0].what.starts_with("2 nodes without a report from the present boot: "));
         seen.report.time_zones = bascule_planner::zones::TimeZones::default().version();
         assert_eq!(weights(&leader(&seen, fixture::now(), "bascule-system")), [super::super::Weight::Good]);
         seen.report.planned_at = fixture::ago(-40);

@@ -41,6 +41,12 @@ pub(super) fn names(pods: &[Pod], seen: Option<&Seen>) -> BTreeSet<String> {
     pods.iter().filter(|pod| !ended(pod)).map(Pod::name_any).chain(leader).collect()
 }
 
+/// Of these who was not asked, as far as so many are asked: the leader, where it has no label.
+pub(super) fn not_asked(names: &BTreeSet<String>, said: &[Said]) -> BTreeSet<String> {
+    let new = names.iter().filter(|name| !said.iter().any(|(asked, _)| asked == *name));
+    new.take(MOST.saturating_sub(said.len())).cloned().collect()
+}
+
 /// Asks them, all at once.
 pub(super) async fn ask(client: &Client, namespace: &str, names: &BTreeSet<String>) -> Vec<Said> {
     futures::future::join_all(names.iter().take(MOST).map(|pod| ask_one(client, namespace, pod))).await
@@ -169,5 +175,12 @@ mod tests {
         assert_eq!(of(&pods, None), ["operator-a", "operator-c"]);
         assert_eq!(of(&pods, Some(&seen)), ["bascule-operator-5d9f", "operator-a", "operator-c"]);
         assert_eq!(of(&[], Some(&seen)), ["bascule-operator-5d9f"]);
+        // Those of the label are asked before it is known who leads.
+        let asked = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), Ok(Vec::new()))).collect::<Vec<_>>();
+        let names = names(&pods, Some(&seen));
+        let left = |said: &[Said]| not_asked(&names, said).into_iter().collect::<Vec<_>>();
+        assert_eq!(left(&asked(&["operator-a", "operator-c"])), ["bascule-operator-5d9f"]);
+        assert!(left(&asked(&["operator-a", "operator-c", "bascule-operator-5d9f"])).is_empty());
+        assert!(left(&asked(&["a", "b", "c", "d", "e"])).is_empty(), "so many are enough");
     }
 }

@@ -1,115 +1,12 @@
-//! What the cluster serves of Bascule's kinds, and what the person may do with them. Both is asked of the API server, which
-//! answers it to everybody it knows.
+//! What a person may do with Bascule's kinds. The API server tells it everybody it knows.
 
 use super::Finding;
 use crate::cluster::problem::{self, Role};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, ResourceRule, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec, SelfSubjectRulesReview,
+    SelfSubjectRulesReviewSpec,
+};
 use kube::{Api, Client, api::PostParams};
-use serde_json::Value;
-
-/// Whether the API server serves every kind, in the version that this program speaks.
-pub(super) async fn kinds(client: &Client) -> anyhow::Result<Vec<Finding>> {
-    let served = match client.list_api_group_resources("bascule.dev/v1alpha1").await {
-        Ok(served) => served,
-        Err(kube::Error::Api(status)) if status.code == 404 => {
-            return Ok(vec![not_served("the cluster does not serve bascule.dev/v1alpha1")]);
-        }
-        Err(error) => return Err(problem::told(error, "get", "the API server's kinds", Role::OnCall)),
-    };
-    let wanted = bascule_api::custom_resource_definitions();
-    let missing: Vec<String> = wanted
-        .iter()
-        .map(|definition| definition.spec.names.plural.clone())
-        .filter(|plural| !served.resources.iter().any(|one| one.name == *plural))
-        .collect();
-    if !missing.is_empty() {
-        return Ok(vec![not_served(&format!("not served: {}", missing.join(", ")))]);
-    }
-    let unknown = match served_schemas(client).await {
-        Ok(Some(schemas)) => unknown_fields(&wanted, &schemas),
-        // Definitions that were applied a moment ago are not in there yet.
-        Ok(None) => return Ok(vec![Finding::good("installation", "every kind of bascule.dev/v1alpha1 is served")]),
-        Err(error) => {
-            let error = problem::told(error, "get", "the API server's schemas", Role::OnCall);
-            let what = "the fields that the kinds have here were not looked at";
-            return Ok(vec![Finding::warning("installation", what, error.to_string())]);
-        }
-    };
-    Ok(vec![with_fields(&unknown)])
-}
-
-/// What fixes definitions that are missing or old.
-const APPLY: &str = "Apply manifests/crds of this program's version (docs/install.md).";
-
-fn not_served(what: &str) -> Finding {
-    Finding::wrong("installation", what, APPLY)
-}
-
-/// Every kind is served, without these fields.
-pub(super) fn with_fields(unknown: &[String]) -> Finding {
-    match unknown {
-        [] => Finding::good("installation", "every kind of bascule.dev/v1alpha1 is served, with every field"),
-        // Still the same kinds: what follows can be looked at.
-        [first, rest @ ..] => {
-            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-            let what = format!("the definitions are older than this program: they lack {first}{more}");
-            Finding::warning("installation", what, APPLY)
-        }
-    }
-}
-
-/// What the API server knows of the kinds' fields, which everybody may ask it.
-async fn served_schemas(client: &Client) -> kube::Result<Option<Value>> {
-    let request = http::Request::get("/openapi/v3/apis/bascule.dev/v1alpha1").body(Vec::new());
-    match client.request(request.map_err(kube::Error::HttpError)?).await {
-        Ok(document) => Ok(Some(document)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Fields that this program knows and the cluster's definitions lack, `Kind spec.field`.
-fn unknown_fields(wanted: &[CustomResourceDefinition], document: &Value) -> Vec<String> {
-    let empty = serde_json::Map::new();
-    let schemas = document.pointer("/components/schemas").and_then(Value::as_object).unwrap_or(&empty);
-    let mut lacking = Vec::new();
-    for definition in wanted {
-        let kind = &definition.spec.names.kind;
-        let of_kind = |schema: &&Value| {
-            let kinds = schema.get("x-kubernetes-group-version-kind").and_then(Value::as_array);
-            let is = |one: &Value, key: &str, what: &str| one.get(key).is_some_and(|value| value == what);
-            kinds.into_iter().flatten().any(|one| is(one, "kind", kind) && is(one, "group", "bascule.dev"))
-        };
-        let Some(theirs) = schemas.values().find(of_kind) else { continue };
-        let ours = definition.spec.versions.first().and_then(|version| version.schema.as_ref());
-        let ours = ours.and_then(|schema| serde_json::to_value(&schema.open_api_v3_schema).ok()).unwrap_or_default();
-        for part in ["spec", "status"] {
-            let path = format!("/properties/{part}");
-            if let (Some(ours), Some(theirs)) = (ours.pointer(&path), theirs.pointer(&path)) {
-                compare(&format!("{kind} {part}"), ours, theirs, &mut lacking);
-            }
-        }
-    }
-    lacking
-}
-
-fn compare(place: &str, ours: &Value, theirs: &Value, lacking: &mut Vec<String>) {
-    let known = theirs.get("properties");
-    for (name, field) in ours.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let place = format!("{place}.{name}");
-        match known.and_then(|known| known.get(name)) {
-            Some(known) => compare(&place, field, known, lacking),
-            None => lacking.push(place),
-        }
-    }
-    // Of a list, or a map.
-    for inner in ["items", "additionalProperties"] {
-        if let (Some(ours), Some(theirs)) = (ours.get(inner), theirs.get(inner)) {
-            compare(&format!("{place}[]"), ours, theirs, lacking);
-        }
-    }
-}
 
 /// A right, the role that gives it, and what can't be done without it.
 pub(super) struct Right {
@@ -125,6 +22,18 @@ const fn right(group: &'static str, resource: &'static str, verb: &'static str, 
     Right { group, resource, subresource: None, verb, here: false, without }
 }
 
+impl Right {
+    /// `pods/proxy`.
+    fn whole_resource(&self) -> String {
+        self.subresource.map_or_else(|| self.resource.to_owned(), |sub| format!("{}/{sub}", self.resource))
+    }
+
+    /// The one object that is needed. The Role names the Lease.
+    fn name(&self) -> Option<&'static str> {
+        (self.resource == "leases").then_some(bascule_api::OPERATOR_LEASE)
+    }
+}
+
 pub(super) const RIGHTS: [Right; 13] = [
     right("bascule.dev", "updatepolicies", "list", "status"),
     right("bascule.dev", "nodeupdates", "list", "explain"),
@@ -137,15 +46,22 @@ pub(super) const RIGHTS: [Right; 13] = [
     right("", "pods", "list", "what drains wait for in forecast and plan"),
     right("batch", "jobs", "list", "what drains wait for in forecast and plan"),
     right("policy", "poddisruptionbudgets", "list", "the budgets in doctor"),
-    Right { here: true, ..right("coordination.k8s.io", "leases", "get", "what is live") },
-    Right { here: true, subresource: Some("proxy"), ..right("", "pods", "get", "what is live") },
+    Right { here: true, ..right("coordination.k8s.io", "leases", "get", "the live report") },
+    Right { here: true, subresource: Some("proxy"), ..right("", "pods", "get", "the live report") },
 ];
+
+/// No namespace can have this name, so that no Role can be in it: what may be done there may be done in all of them.
+const NO_NAMESPACE: &str = "no.namespace";
 
 /// Which rights of an on-call engineer are missing.
 pub(super) async fn granted(client: &Client, namespace: &str) -> anyhow::Result<Vec<Finding>> {
+    // Two questions instead of one for each right, of which each takes a connection of its own.
+    let (here, everywhere) = tokio::join!(rules(client, namespace), rules(client, NO_NAMESPACE));
+    let unsaid = RIGHTS.iter().filter(|right| !allowed(if right.here { &here } else { &everywhere }, right));
+    let unsaid: Vec<&Right> = unsaid.collect();
+    let answers = futures::future::join_all(unsaid.iter().map(|right| may(client, right, namespace))).await;
     let mut missing = Vec::new();
-    let answers = RIGHTS.iter().map(|right| may(client, right, namespace));
-    for (right, answer) in RIGHTS.iter().zip(futures::future::join_all(answers).await) {
+    for (right, answer) in unsaid.into_iter().zip(answers) {
         if !answer.map_err(|error| problem::told(error, "create", "SelfSubjectAccessReviews", Role::OnCall))? {
             missing.push(right);
         }
@@ -155,6 +71,30 @@ pub(super) async fn granted(client: &Client, namespace: &str) -> anyhow::Result<
     Ok(without(&missing, me.as_deref(), namespace))
 }
 
+/// What the person may do in a namespace. Nothing where that is not the whole truth: then each right is asked for.
+async fn rules(client: &Client, namespace: &str) -> Vec<ResourceRule> {
+    let spec = SelfSubjectRulesReviewSpec { namespace: Some(namespace.to_owned()) };
+    let review = SelfSubjectRulesReview { spec, ..SelfSubjectRulesReview::default() };
+    let answer = Api::<SelfSubjectRulesReview>::all(client.clone()).create(&PostParams::default(), &review).await;
+    // An authorizer that can't list what it allows may as well refuse what others allow.
+    let whole = answer.ok().and_then(|review| review.status).filter(|status| !status.incomplete);
+    whole.map(|status| status.resource_rules).unwrap_or_default()
+}
+
+/// Whether one of the rules gives the right, as RBAC decides. A form of rule that is not known here gives none: then it is asked for.
+fn allowed(rules: &[ResourceRule], right: &Right) -> bool {
+    let resource = right.whole_resource();
+    let has = |list: &[String], wanted: &str| list.iter().any(|one| one == "*" || one == wanted);
+    rules.iter().any(|rule| {
+        let names = rule.resource_names.as_deref().unwrap_or_default();
+        let named = names.is_empty() || right.name().is_some_and(|name| names.iter().any(|one| one == name));
+        named
+            && has(&rule.verbs, right.verb)
+            && has(rule.api_groups.as_deref().unwrap_or_default(), right.group)
+            && has(rule.resources.as_deref().unwrap_or_default(), &resource)
+    })
+}
+
 /// What a person can't do who lacks these rights, and whom an admin binds to what.
 pub(super) fn without(missing: &[&Right], me: Option<&str>, namespace: &str) -> Vec<Finding> {
     if missing.is_empty() {
@@ -162,8 +102,7 @@ pub(super) fn without(missing: &[&Right], me: Option<&str>, namespace: &str) -> 
     }
     let mut told = Vec::new();
     let found = missing.iter().map(|right| {
-        let resource =
-            right.subresource.map_or_else(|| right.resource.to_owned(), |sub| format!("{}/{sub}", right.resource));
+        let resource = right.whole_resource();
         let place = if right.here { format!(" in namespace {namespace}") } else { String::new() };
         let role = if right.here { "Role bascule-live-report" } else { "ClusterRole bascule-on-call" };
         let finding = Finding::warning(
@@ -206,8 +145,7 @@ async fn may(client: &Client, right: &Right, namespace: &str) -> kube::Result<bo
         subresource: right.subresource.map(str::to_owned),
         verb: Some(right.verb.to_owned()),
         namespace: right.here.then(|| namespace.to_owned()),
-        // The Role names the Lease.
-        name: (right.resource == "leases").then(|| bascule_api::OPERATOR_LEASE.to_owned()),
+        name: right.name().map(str::to_owned),
         ..ResourceAttributes::default()
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
@@ -220,7 +158,7 @@ async fn may(client: &Client, right: &Right, namespace: &str) -> kube::Result<bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn an_admin_is_told_what_to_type_for_a_person_whatever_the_name() {
@@ -234,28 +172,42 @@ mod tests {
         assert!(odd.ends_with(r"--user='o'\''neil'"), "{odd}");
     }
 
+    fn rule(group: &str, resource: &str, verbs: &[&str], names: &[&str]) -> ResourceRule {
+        let mut rule: Value = json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+        if !names.is_empty() {
+            rule["resourceNames"] = json!(names);
+        }
+        serde_json::from_value(rule).unwrap()
+    }
+
+    fn not_given(rules: &[ResourceRule]) -> Vec<String> {
+        let lacking = RIGHTS.iter().filter(|right| !allowed(rules, right));
+        lacking.map(|right| format!("{} {}", right.verb, right.whole_resource())).collect()
+    }
+
     #[test]
-    fn a_definition_that_lacks_a_field_is_found() {
-        let wanted = bascule_api::custom_resource_definitions();
-        // As the API server answers: every kind with its own schema.
-        let served: serde_json::Map<String, Value> = wanted
-            .iter()
-            .map(|definition| {
-                let schema = definition.spec.versions[0].schema.as_ref().unwrap();
-                let mut schema = serde_json::to_value(&schema.open_api_v3_schema).unwrap();
-                let kind = &definition.spec.names.kind;
-                schema["x-kubernetes-group-version-kind"] =
-                    json!([{"group": "bascule.dev", "version": "v1alpha1", "kind": kind}]);
-                (format!("dev.bascule.v1alpha1.{kind}"), schema)
-            })
-            .collect();
-        let mut document = json!({"components": {"schemas": served}});
-        assert_eq!(unknown_fields(&wanted, &document), Vec::<String>::new());
-        let policy = &mut document["components"]["schemas"]["dev.bascule.v1alpha1.UpdatePolicy"];
-        policy["properties"]["spec"]["properties"].as_object_mut().unwrap().remove("retries").unwrap();
-        let hooks = &mut policy["properties"]["spec"]["properties"]["hooks"]["properties"]["beforeDrain"]["items"];
-        hooks["properties"].as_object_mut().unwrap().remove("timeout").unwrap();
-        let lacking = unknown_fields(&wanted, &document);
-        assert_eq!(lacking, ["UpdatePolicy spec.hooks.beforeDrain[].timeout", "UpdatePolicy spec.retries"]);
+    fn a_rule_gives_what_it_says_and_no_more() {
+        assert_eq!(not_given(&[]).len(), RIGHTS.len());
+        assert!(not_given(&[rule("*", "*", &["*"], &[])]).is_empty());
+        let all_but_one = |gone: usize| {
+            let rules = RIGHTS.iter().enumerate().filter(|(index, _)| *index != gone);
+            let rules = rules.map(|(_, right)| {
+                let names: Vec<&str> = right.name().into_iter().collect();
+                rule(right.group, &right.whole_resource(), &[right.verb], &names)
+            });
+            rules.collect::<Vec<_>>()
+        };
+        for (index, right) in RIGHTS.iter().enumerate() {
+            let gone = format!("{} {}", right.verb, right.whole_resource());
+            assert_eq!(not_given(&all_but_one(index)), [gone]);
+        }
+        let lacks_proxy = |rule: ResourceRule| not_given(&[rule]).contains(&"get pods/proxy".to_owned());
+        // Of one pod, of pods themselves, or of another group's.
+        assert!(lacks_proxy(rule("", "pods/proxy", &["get"], &["other"])));
+        assert!(lacks_proxy(rule("", "pods", &["*"], &[])));
+        assert!(lacks_proxy(rule("metrics.k8s.io", "pods/proxy", &["get"], &[])));
+        assert!(!lacks_proxy(rule("", "pods/proxy", &["get"], &[])));
+        let other_lease = rule("coordination.k8s.io", "leases", &["get"], &["other"]);
+        assert!(not_given(&[other_lease]).contains(&"get leases".to_owned()));
     }
 }

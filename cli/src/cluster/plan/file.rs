@@ -36,8 +36,10 @@ fn parse(text: &str) -> anyhow::Result<api::UpdatePolicy> {
     let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     ensure!(!name.is_empty(), "it has no metadata.name");
     let mut unknown = Vec::new();
-    if let (Some(spec), Some(schema)) = (document.get("spec"), schema()) {
-        fields(spec, &schema, "spec", &mut unknown);
+    let known = api::Fields::known().context("this program's own list of fields can't be used")?;
+    let known = known.get("UpdatePolicy").and_then(|policy| policy.properties.get("spec"));
+    if let (Some(spec), Some(known)) = (document.get("spec"), known) {
+        fields(spec, known, "spec", &mut unknown);
     }
     if !unknown.is_empty() {
         bail!("there is no field {}", unknown.join(", "));
@@ -47,25 +49,20 @@ fn parse(text: &str) -> anyhow::Result<api::UpdatePolicy> {
     Ok(policy)
 }
 
-/// The schema of a policy's spec, as the API server has it.
-fn schema() -> Option<Value> {
-    let definitions = bascule_api::custom_resource_definitions();
-    let policy = definitions.into_iter().find(|definition| definition.spec.names.kind == "UpdatePolicy")?;
-    let schema = policy.spec.versions.into_iter().next()?.schema?.open_api_v3_schema?;
-    serde_json::to_value(schema).ok()?.pointer("/properties/spec").cloned()
-}
-
 /// Fields that the API server would drop without a word.
-fn fields(value: &Value, schema: &Value, path: &str, unknown: &mut Vec<String>) {
+fn fields(value: &Value, known: &api::Fields, path: &str, unknown: &mut Vec<String>) {
     match value {
         Value::Object(map) => {
-            let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+            // A map of what anybody likes.
+            if known.properties.is_empty() {
+                return;
+            }
             for (key, value) in map {
                 let path = format!("{path}.{key}");
-                match properties.get(key) {
-                    Some(schema) => fields(value, schema, &path, unknown),
+                match known.properties.get(key) {
+                    Some(known) => fields(value, known, &path, unknown),
                     None => {
-                        let hint = super::super::problem::nearest(key, properties.keys().map(String::as_str));
+                        let hint = super::super::problem::nearest(key, known.properties.keys().map(String::as_str));
                         let hint = hint.first().map_or_else(String::new, |near| format!(" (did you mean {near}?)"));
                         unknown.push(format!("{path}{hint}"));
                     }
@@ -73,7 +70,7 @@ fn fields(value: &Value, schema: &Value, path: &str, unknown: &mut Vec<String>) 
             }
         }
         Value::Array(list) => {
-            let Some(items) = schema.get("items") else { return };
+            let Some(items) = &known.items else { return };
             for (index, value) in list.iter().enumerate() {
                 fields(value, items, &format!("{path}[{index}]"), unknown);
             }
