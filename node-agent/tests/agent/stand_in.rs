@@ -149,7 +149,7 @@ fn a_grant_for_another_boot_or_a_spent_one_moves_neither() {
     let mut pair = Pair::installed(&old, &[&new]);
     let staged = pair.word(Goal::Staged, &new, None, true);
     let word = |pair: &mut Pair, boot_id: &str, generation: i64| {
-        let grant = Grant { boot_id: boot_id.to_owned(), generation };
+        let grant = Grant { boot_id: boot_id.to_owned(), generation, accept_state: false };
         let spec = spec(Goal::Booted, &new, Some(&grant));
         let word = pair.machine.word(Goal::Booted, &new, Some(grant));
         pair.agent.handle(word).unwrap();
@@ -161,7 +161,7 @@ fn a_grant_for_another_boot_or_a_spent_one_moves_neither() {
     pair.word(Goal::Booted, &new, Some(1), true);
     pair.word(Goal::Committed, &new, Some(1), true);
     let boot_id = pair.machine.system.boot_id.to_string();
-    let grant = Grant { boot_id, generation: 1 };
+    let grant = Grant { boot_id, generation: 1, accept_state: false };
     let spec = spec(Goal::Reverted, &new, Some(&grant));
     let word = pair.machine.word(Goal::Reverted, &new, Some(grant));
     pair.agent.handle(word).unwrap();
