@@ -6,8 +6,8 @@ use super::{
     choice::{Choice, Choices, Install},
     deciding,
     facts::NodeView,
-    known::Texts,
     policy::PolicyView,
+    texts::Texts,
     waves::{Member, Standing},
 };
 use crate::snapshot::UpdateFacts;
