@@ -69,6 +69,31 @@ fn what_decides_sees_no_client_no_runtime_and_no_chance() {
     }
 }
 
+/// What makes facts of Kubernetes objects asks nobody. Hashing brings `getrandom` into the tree below it: the names of Jobs have digests.
+#[test]
+fn what_makes_facts_of_objects_sees_no_client_and_no_runtime() {
+    let below = below("bascule-facts");
+    for forbidden in CLIENTS.iter().chain(RUNTIMES).chain(&["rand", "rand_chacha", "fastrand"]) {
+        assert!(!below.contains(*forbidden), "bascule-facts is built from {forbidden}");
+    }
+}
+
+/// Whoever plans makes facts in the same way: the operator and `bascule` have them from one crate, and the planner knows no object.
+#[test]
+fn kubernetes_objects_become_facts_in_one_crate() {
+    let members = members();
+    for planning in ["bascule-operator", "bascule-cli"] {
+        assert!(members_below(&members, planning).contains("bascule-facts"), "{planning} makes facts of its own");
+    }
+    // The planner's benchmarks and the simulator make clusters up, without objects.
+    let made_up = ["bascule-planner", "bascule-sim"];
+    let all = packages_with_sources();
+    let makers = all.iter().filter(|(_, sources)| sources.contains(concat!("back_", "seen:")));
+    let makers: Vec<&str> =
+        makers.map(|(package, _)| package.name.as_str()).filter(|name| !made_up.contains(name)).collect();
+    assert_eq!(makers, ["bascule-facts"], "each of these makes the facts of a node by itself");
+}
+
 #[test]
 fn the_release_format_sees_no_network_and_no_runtime() {
     let below = below("bascule-image");
@@ -204,6 +229,7 @@ fn dependencies_point_inwards() {
         ("bascule-gpt", &[]),
         ("bascule-api", &["bascule-names"]),
         ("bascule-planner", &["bascule-names", "bascule-api"]),
+        ("bascule-facts", &["bascule-names", "bascule-api", "bascule-planner"]),
         ("bascule-dashboard", &["bascule-names", "bascule-api", "bascule-planner"]),
         ("bascule-image", &["bascule-names"]),
         ("bascule-release", &["bascule-names", "bascule-image"]),
@@ -230,6 +256,7 @@ fn dependencies_point_inwards() {
                 "bascule-names",
                 "bascule-api",
                 "bascule-planner",
+                "bascule-facts",
                 "bascule-dashboard",
                 "bascule-image",
                 "bascule-kubeconfig",
@@ -242,6 +269,7 @@ fn dependencies_point_inwards() {
                 "bascule-names",
                 "bascule-api",
                 "bascule-planner",
+                "bascule-facts",
                 "bascule-dashboard",
                 "bascule-disk",
                 "bascule-gpt",

@@ -69,6 +69,7 @@ fn folder(package: &str) -> &'static str {
         "bascule-release" => "crates/release/",
         "bascule-gpt" => "crates/gpt/",
         "bascule-disk" => "crates/disk/",
+        "bascule-facts" => "crates/facts/",
         "bascule-names" => "crates/names/",
         "bascule-fuzz-checks" => "crates/fuzz-checks/",
         "bascule-secure-boot" => "crates/secure-boot/",

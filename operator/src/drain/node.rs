@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{clock::Clock, gather::PodFact};
 use bascule_api::{Drain, ObjectRef};
+pub use bascule_facts::{Blocked, Progress};
 use bascule_planner::drain::{Hour, Ledger, Sorted, sort};
 use chrono::{DateTime, Utc};
 use std::{
@@ -51,36 +52,6 @@ pub struct Order {
     pub mode: Mode,
     /// Whether nobody is asked, and only what the drain knows is kept.
     pub keeps: bool,
-}
-
-/// A pod that does not go, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocked {
-    /// The pod.
-    pub pod: ObjectRef,
-    /// Why, in a sentence.
-    pub message: String,
-    /// What stands in the way, where that is an object.
-    pub object: Option<ObjectRef>,
-    /// Whether only a person can change that.
-    pub permanent: bool,
-}
-
-/// How far a drain is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Pods that had to go, in all.
-    pub pods: usize,
-    /// Pods that are gone.
-    pub gone: usize,
-    /// Pods that do not go, with the reason.
-    pub blocked: Vec<Blocked>,
-    /// The UIDs of pods that are left where they are, because their owner brings them back.
-    pub given_up: BTreeSet<String>,
-    /// Why nothing is evicted at all.
-    pub refused: Option<String>,
-    /// Budgets that made pods wait, and for how long in all.
-    pub waited_for: BTreeMap<ObjectRef, Duration>,
 }
 
 /// Where pods come from: the cache, or a list in a test.

@@ -5,84 +5,20 @@
 //! API server's answer in here at once, and whatever the watch brings later counts only if it is newer. Objects are
 //! compared by `resourceVersion` as numbers, which Kubernetes guarantees since KEP-5504 and etcd always did.
 
-use super::{sent::Untyped, state::State};
+use super::state::State;
 use crate::clock::Clock;
+use bascule_api::Time;
+use bascule_facts::{Untyped, Validate};
 use bascule_planner::snapshot::Unreadable;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Resource, runtime::watcher};
+use kube::{Resource as _, runtime::watcher};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio::sync::watch;
 
-/// What is kept of an object: only what is needed, so that memory stays bounded.
-pub trait Fact: Send + Sync + 'static {
-    /// The object as the API server sends it.
-    type Raw: Resource<DynamicType = ()>;
-
-    /// Fields that only tell people what was decided, as JSON pointers. An object that can't be read because of them is read without
-    /// them, and they are written anew.
-    const SAID: &'static [&'static str] = &[];
-
-    /// Takes what is needed.
-    fn of(raw: &Self::Raw) -> Self;
-
-    /// What is to be taken for an object that can't be read, over what was known of it `before`. `None`: what was known stays; where
-    /// nothing was, the object is known by its name alone.
-    fn presumed(untyped: &Untyped, before: Option<&Self>) -> Option<Self>
-    where
-        Self: Sized,
-    {
-        let _ = (untyped, before);
-        None
-    }
-
-    /// Takes over what an object does not show and was seen of it before; `before` is the object of this name as it was,
-    /// if it was known.
-    fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
-        let _ = (before, clock);
-    }
-
-    /// Takes note that the object could not be read a moment ago, and is read now.
-    fn is_read_again(&mut self, clock: &Clock) {
-        let _ = clock;
-    }
-
-    /// Whether the last that was known of an object counts on after its deletion.
-    fn outlives(&self) -> bool {
-        false
-    }
-
-    /// What objects of this kind are looked up by beside their key, e.g. a pod's node; empty for none.
-    fn place(&self) -> &str {
-        ""
-    }
-}
-
-/// The objects of one place. The same pointer means that nothing has changed there.
-pub type Place<T> = Arc<BTreeMap<Arc<Key>, Arc<T>>>;
-
-/// Namespace (empty for cluster-scoped objects) and name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Key {
-    /// The namespace, empty for cluster-scoped objects.
-    pub namespace: String,
-    /// The name.
-    pub name: String,
-}
-
-impl Key {
-    /// The key of a cluster-scoped object.
-    #[must_use]
-    pub fn cluster(name: &str) -> Self {
-        Self { namespace: String::new(), name: name.to_owned() }
-    }
-
-    pub(crate) fn of_metadata(meta: &ObjectMeta) -> Self {
-        Self { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
-    }
-}
+pub use bascule_facts::{Fact, Key, Place};
 
 /// The cache of one kind. Cheap to clone.
 #[derive(Debug)]
@@ -93,6 +29,7 @@ pub struct Cache<T> {
     noted: Arc<watch::Sender<u64>>,
     /// Told once, when the first list is complete.
     awaited: Option<Arc<watch::Sender<u64>>>,
+    validate: Validate,
     clock: Clock,
 }
 
@@ -103,6 +40,7 @@ impl<T> Clone for Cache<T> {
             changes: Arc::clone(&self.changes),
             noted: Arc::clone(&self.noted),
             awaited: self.awaited.clone(),
+            validate: self.validate,
             clock: self.clock.clone(),
         }
     }
@@ -118,8 +56,15 @@ impl<T: Fact> Cache<T> {
             changes: changes.into_iter().collect(),
             noted: Arc::new(watch::Sender::new(0)),
             awaited: None,
+            validate: bascule_planner::validate,
             clock: clock.clone(),
         }
+    }
+
+    /// The same, and policies are validated in this way.
+    #[must_use]
+    pub fn validating(self, validate: Validate) -> Self {
+        Self { validate, ..self }
     }
 
     /// The same, and `noted` is told when another object can't be read, or one can be again. Several caches may share it.
@@ -216,7 +161,7 @@ impl<T: Fact> Cache<T> {
                 state.begin_list();
                 false
             }
-            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, &self.clock),
+            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, self.validate, self.now()),
             watcher::Event::Delete(raw) => state.remove(raw.meta()),
             watcher::Event::InitDone => state.finish_list(),
         });
@@ -230,13 +175,13 @@ impl<T: Fact> Cache<T> {
 
     /// Takes in what the API server answered to a write of ours, or when it was asked for an object.
     pub fn written(&self, raw: &T::Raw) {
-        self.change(|state| state.put(raw, &self.clock));
+        self.change(|state| state.put(raw, self.validate, self.now()));
     }
 
     /// Takes in an object that can't be read. Says whether something is met in it that was not met there before.
     pub fn presume(&self, untyped: &Untyped) -> bool {
         let mut news = false;
-        self.change(|state| match state.presume(untyped, &self.clock) {
+        self.change(|state| match state.presume(untyped, self.now()) {
             Some(is_news) => {
                 news = is_news;
                 true
@@ -254,6 +199,10 @@ impl<T: Fact> Cache<T> {
     /// Takes in that the API server says an object is not there.
     pub fn vanished(&self, key: &Key) {
         self.change(|state| state.forget(key));
+    }
+
+    fn now(&self) -> Time {
+        Time::new(self.clock.now())
     }
 
     /// Changes the state, and tells if `change` says that something is another.
@@ -284,6 +233,7 @@ impl<T: Fact> Cache<T> {
 mod tests {
     use super::*;
     use crate::gather::{
+        UpdateFact,
         sent::{Sent, watched},
         state::TOMBSTONES,
     };
@@ -531,5 +481,38 @@ mod tests {
             cache.apply(&watcher::Event::Delete(object(&format!("n{number}"), number, "x")));
         }
         assert_eq!(cache.read().tombstones.len(), TOMBSTONES);
+    }
+
+    /// A trial that was held meanwhile is not to be blamed, whoever leads by then.
+    #[test]
+    fn that_an_object_could_not_be_read_is_remembered_with_it() {
+        let second = Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let clock = {
+            let second = Arc::clone(&second);
+            let now = move || second.load(std::sync::atomic::Ordering::Relaxed);
+            Clock::from_fn(move || chrono::DateTime::from_timestamp(now(), 0).unwrap())
+        };
+        let cache: Cache<UpdateFact> = Cache::new([], &clock);
+        let seen = |at: i64, uid: &str, goal: &str, backend: &str| {
+            second.store(at, std::sync::atomic::Ordering::Relaxed);
+            let object = serde_json::json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
+                "metadata": {"name": "n1", "uid": uid, "resourceVersion": (at + 1).to_string()},
+                "spec": {"policy": "workers", "goal": goal},
+                "status": {"bootID": "b", "bootControl": {"backend": backend, "counting": "Works"}},
+            });
+            let event = watcher::Event::Apply(serde_json::from_value(object).unwrap());
+            watched(&cache, event);
+            let fact = cache.get(&Key::cluster("n1"));
+            fact.and_then(|fact| fact.read_again).map(|at| at.get().timestamp())
+        };
+        assert_eq!(seen(10, "u", "Booted", "SystemdBoot"), None);
+        assert_eq!(seen(20, "u", "Booted", "Volcano"), None);
+        assert_eq!(seen(30, "u", "Booted", "SystemdBoot"), Some(30));
+        assert_eq!(seen(40, "u", "Booted", "SystemdBoot"), Some(30));
+        assert_eq!(seen(50, "u", "Booted", "Volcano"), Some(30), "not over yet");
+        assert_eq!(seen(60, "v", "Eclipse", "SystemdBoot"), Some(30), "what was known of another one of its name");
+        assert_eq!(seen(70, "v", "Booted", "SystemdBoot"), Some(70), "of which nothing was known before");
+        assert_eq!(seen(80, "w", "Booted", "SystemdBoot"), None);
     }
 }

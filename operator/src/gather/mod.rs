@@ -1,44 +1,26 @@
 //! Everything the operator knows of the cluster: one bounded cache for each kind it watches.
 
 mod api_servers;
-mod budget;
 mod cache;
 mod catch_up;
-mod daemon_sets;
-mod deadlines;
-mod needs;
-mod node;
-mod objects;
-mod one_node;
-mod pod;
 mod sent;
 mod snapshot;
 mod state;
-mod volumes;
 mod watch;
 
 pub use api_servers::ApiServers;
-pub use bascule_planner::drain::{Controller, Pod as PodFact};
-pub use budget::BudgetFact;
+pub use bascule_facts::{
+    AttachmentFact, BudgetFact, ClaimFact, DaemonSetFact, DeadlineFact, EXCLUDE_LABEL, EXCLUDED_BY_US, FreezeFact,
+    MAINTENANCE_CONDITIONS, NodeFact, PodFact, PolicyFact, RollbackFact, TruceNote, UpdateFact,
+    hook::{After, HOOK_LABEL, JobFact},
+};
 pub use cache::{Cache, Fact, Key, Place};
 pub use catch_up::CatchUpError;
-pub use daemon_sets::DaemonSetFact;
-pub use deadlines::DeadlineFact;
-pub use needs::space;
-pub(crate) use node::EXCLUDED_BY_US;
-pub use node::{EXCLUDE_LABEL, MAINTENANCE_CONDITIONS, NodeFact, TruceNote};
-pub use objects::{
-    After, FreezeFact, HOOK_BEGUN, HOOK_FOLLOWS, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_POLICY_UID,
-    HOOK_SPEC, HOOK_STAGE, HOOK_TTL, JobFact, PolicyFact, RollbackFact, UpdateFact, stage_text,
-};
-pub use one_node::node_now;
-pub use sent::Untyped;
-pub use snapshot::{Assembler, Outside};
-pub use volumes::{AttachmentFact, ClaimFact};
+pub use snapshot::{Assembler, Outside, node_now};
 
 use crate::{clock::Clock, drain::PodSource, metrics::Metrics};
-use bascule_api::ObjectRef;
-use bascule_planner::snapshot::Unreadable;
+use bascule_api::{ObjectRef, UpdatePolicySpec};
+use bascule_planner::{PolicyError, PolicyErrorKind, ValidPolicy, snapshot::Unreadable};
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::{Api, Client, runtime::watcher};
 use std::{fmt::Debug, sync::Arc};
@@ -92,7 +74,7 @@ impl World {
         Self {
             nodes: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
             updates: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
-            policies: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
+            policies: Cache::new([Arc::clone(&changes)], clock).noting(&noted).validating(validate),
             freezes: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
             rollbacks: Cache::new([Arc::clone(&changes)], clock).noting(&noted),
             pods: Cache::new([Arc::clone(&changes), Arc::clone(&pod_changes)], clock).noting(&noted),
@@ -190,6 +172,23 @@ impl World {
         .filter_map(|(kind, synced)| (!synced).then_some(kind))
         .collect()
     }
+}
+
+/// The planner's validation, and what only the language itself can say: that the expressions of object gates can be parsed, and
+/// which of them ask about a node.
+fn validate(spec: &UpdatePolicySpec) -> Result<ValidPolicy, PolicyError> {
+    let mut valid = bascule_planner::validate_with(spec, crate::zones::current())?;
+    for (index, gate) in spec.health.gates.iter().enumerate() {
+        if let Some(object) = &gate.object {
+            let about_node = crate::health::check_expression(&object.cel).map_err(|why| {
+                PolicyError::new(format!("spec.health.gates[{index}].object.cel"), PolicyErrorKind::Expression(why))
+            })?;
+            if let Some(name) = valid.gates.get_mut(index) {
+                name.per_node = about_node;
+            }
+        }
+    }
+    Ok(valid)
 }
 
 fn spawn<T>(tasks: &mut JoinSet<()>, client: &Client, cache: &Cache<T>, config: watcher::Config, metrics: &Metrics)
@@ -314,5 +313,22 @@ mod tests {
         assert_eq!(world(&[one], &[]).own_pod_that_stays("bascule-system", "op-0"), None);
         let pending = world(&[one], &[("op-0", "", "op", false, false)]);
         assert_eq!(pending.own_pod_that_stays("bascule-system", "op-0"), None);
+    }
+
+    /// A gate about the cluster that is taken for one about the node blames the release at once.
+    #[test]
+    fn which_gates_ask_about_a_node_is_a_question_to_the_language() {
+        let gate = |name: &str, cel: &str| serde_json::json!({"name": name, "object": {"apiVersion": "v1", "kind": "Pod", "cel": cel}});
+        let spec: UpdatePolicySpec = serde_json::from_value(serde_json::json!({
+            "nodeSelector": {}, "source": {"repository": "https://images.example.com/os", "channel": "stable"},
+            "health": {"gates": [
+                gate("ci", "// don't reboot under a build\nobject.spec.nodeName != node"),
+                gate("nodes", "object.status.nodes.all(node, node.ready)"),
+            ]},
+        }))
+        .unwrap();
+        let valid = validate(&spec).unwrap();
+        let gates: Vec<_> = valid.gates.iter().map(|gate| (gate.name.as_str(), gate.per_node)).collect();
+        assert_eq!(gates, [("ci", true), ("nodes", false)]);
     }
 }

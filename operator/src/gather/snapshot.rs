@@ -1,20 +1,14 @@
-//! Turns the caches into the planner's snapshot. Facts that did not change keep their pointer, by which the planner
-//! recognises them.
+//! Gathers from the caches what a snapshot is made from.
 
-use super::{
-    BudgetFact, JobFact, Key, PodFact, PolicyFact, World,
-    one_node::{Facts, Ground, NAMED, unreadable},
-};
+use super::{ClaimFact, DeadlineFact, Key, PodFact, PolicyFact, World};
 use crate::drain::{PodSource as _, Progress};
 use bascule_api::{IntOrPercent, Source, Time};
+use bascule_facts::{Gathered, LookUp, NodeFacts, bare_node};
 use bascule_planner::{
     Snapshot,
-    snapshot::{DisruptionBudget, GateAnswer, HookRun, Node, NodePods, Offer, PolicyFacts},
+    snapshot::{GateAnswer, Node, Offer, Unreadable},
 };
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Facts that do not come from the API server.
 pub struct Outside<'a> {
@@ -46,33 +40,17 @@ impl std::fmt::Debug for Outside<'_> {
 
 /// Makes snapshots, one after the other. What rests on facts that did not change is kept.
 #[derive(Debug, Default)]
-pub struct Assembler {
-    ground: Ground,
-    nodes: HashMap<Arc<str>, (Facts, Arc<Node>)>,
-    policies: HashMap<String, Arc<PolicyFacts>>,
-    /// On how many nodes pods need each budget, by `namespace/name`.
-    needed: HashMap<String, usize>,
-}
+pub struct Assembler(bascule_facts::Assembler);
 
 impl Assembler {
     /// The snapshot of what is known now.
     pub fn assemble(&mut self, world: &World, outside: Outside<'_>) -> Snapshot {
-        let policies = world.policies.all();
-        let budgets = world.budgets.all();
-        let own = outside.own_pod.as_ref().and_then(|(namespace, name)| world.own_pod_that_stays(namespace, name));
-        let ground = Ground::new(&policies, &budgets, world.daemon_sets.all(), own);
-        let stands = ground.carries(&self.ground);
-        self.ground = ground;
-        let mut known = std::mem::take(&mut self.nodes);
-        let nodes = world.nodes.all();
-        self.nodes.reserve(nodes.len());
-        let nodes = nodes.into_iter().map(|node| {
-            let before = known.remove(node.name.as_str());
+        let nodes = world.nodes.all().into_iter().map(|node| {
             let key = Key::cluster(&node.name);
             // First: what is not read from now on was looked at before that.
             let unreadable = unreadable(world, &key);
             let update = world.updates.get(&key);
-            let facts = Facts {
+            NodeFacts {
                 earlier: if update.is_none() { world.updates.left_by(&key) } else { None },
                 update,
                 unreadable,
@@ -80,175 +58,67 @@ impl Assembler {
                 attachments: world.attachments.of_place(&node.name),
                 drain: outside.drains.get(&node.name).cloned(),
                 node,
-            };
-            self.node(before, facts, stands, world, outside.now)
+            }
         });
-        let nodes = nodes.collect();
-        for (_, gone) in known.into_values() {
-            self.needs(&gone, false);
-        }
-        Snapshot {
+        let of_source = outside.offer;
+        let offer = |policy: &PolicyFact| of_source(&policy.spec.source);
+        let objects = Gathered {
             now: outside.now,
             seed: outside.seed,
-            policies: self.policies(&policies, outside.offer),
-            nodes,
-            budgets: Arc::new(self.disruption_budgets(world, &budgets, outside.now)),
-            freezes: world.freezes.all().iter().map(|freeze| Arc::clone(&freeze.0)).collect(),
-            rollbacks: world.rollbacks.all().iter().map(|rollback| Arc::clone(&rollback.0)).collect(),
+            policies: world.policies.all(),
+            budgets: world.budgets.all(),
+            daemon_sets: world.daemon_sets.all(),
+            own_pod: outside.own_pod.as_ref().and_then(|(namespace, name)| world.own_pod_that_stays(namespace, name)),
+            nodes: nodes.collect(),
+            offer: &offer,
+            freezes: world.freezes.all(),
+            rollbacks: world.rollbacks.all(),
             unreadable_orders: [world.freezes.all_unreadable(), world.rollbacks.all_unreadable()].concat(),
+            jobs: world.jobs.all(),
+            known: world,
+        };
+        Snapshot {
             gates: outside.gates,
-            hooks: runs(&world.jobs.all(), &policies),
             ceiling: outside.ceiling,
             api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
             refused: outside.refused,
+            ..self.0.assemble(objects)
         }
     }
+}
 
-    /// One node; `before` is what was known of it, which `stands` unless all nodes are to be looked at again.
-    fn node(
-        &mut self,
-        before: Option<(Facts, Arc<Node>)>,
-        facts: Facts,
-        stands: bool,
-        world: &World,
-        now: Time,
-    ) -> Arc<Node> {
-        let node = match before {
-            Some((known, node)) if stands && known.hold(&facts) && steady(&node.pods) => node,
-            before => {
-                let (node, before) = (facts.node(&self.ground, world, now), before.map(|(_, node)| node));
-                match before {
-                    Some(before) if *before == node => before,
-                    before => {
-                        before.iter().for_each(|before| self.needs(before, false));
-                        self.needs(&node, true);
-                        Arc::new(node)
-                    }
-                }
-            }
-        };
-        self.nodes.insert(Arc::clone(&node.name), (facts, Arc::clone(&node)));
-        node
+impl LookUp for World {
+    fn pod(&self, key: &Key) -> Option<Arc<PodFact>> {
+        self.pods.get(key)
     }
 
-    /// Counts a node's budgets, or does so no more.
-    fn needs(&mut self, node: &Node, more: bool) {
-        for (budget, _) in &node.pods.budgets {
-            let nodes = self.needed.entry(budget.clone()).or_default();
-            *nodes = if more { nodes.saturating_add(1) } else { nodes.saturating_sub(1) };
-        }
-        if !more {
-            self.needed.retain(|_, nodes| *nodes > 0);
-        }
+    fn unready_pods(&self) -> Vec<Arc<PodFact>> {
+        self.pods.select(|pod| !pod.ready && !pod.finished)
     }
 
-    /// The budgets that the pods of some node need.
-    fn disruption_budgets(
-        &self,
-        world: &World,
-        budgets: &[Arc<BudgetFact>],
-        now: Time,
-    ) -> BTreeMap<String, DisruptionBudget> {
-        let needed: Vec<_> = budgets
-            .iter()
-            .map(|budget| (budget.path(), budget))
-            .filter(|(path, _)| self.needed.contains_key(path))
-            .collect();
-        // Of a budget that allows something nobody asks what is not ready.
-        let asked = needed.iter().any(|(_, budget)| budget.allowed == 0);
-        let unready = if asked { world.pods.select(|pod| !pod.ready && !pod.finished) } else { Vec::new() };
-        let known = needed.into_iter().map(|(path, budget)| (path, disruption_budget(budget, &unready, world, now)));
-        known.collect()
+    fn deadline(&self, key: &Key) -> Option<Arc<DeadlineFact>> {
+        self.deadlines.get(key)
     }
 
-    fn policies(
-        &mut self,
-        policies: &[Arc<PolicyFact>],
-        offer: &dyn Fn(&Source) -> Arc<Offer>,
-    ) -> Vec<Arc<PolicyFacts>> {
-        let mut kept = HashMap::with_capacity(policies.len());
-        let assembled = policies
-            .iter()
-            .map(|policy| {
-                let mut facts = PolicyFacts {
-                    name: policy.name.clone(),
-                    uid: policy.uid.clone(),
-                    generation: policy.generation,
-                    created_at: policy.created_at,
-                    labels: policy.labels.clone(),
-                    read_again: policy.read_again,
-                    spec: policy.valid.clone(),
-                    advice: None,
-                    status: policy.status.clone(),
-                    offer: offer(&policy.spec.source),
-                };
-                let before = self.policies.remove(&policy.name);
-                if let Some(before) = before.as_ref().filter(|before| before.spec == facts.spec) {
-                    facts.spec.clone_from(&before.spec);
-                }
-                let shared = match before {
-                    Some(before) if *before == facts => before,
-                    _ => Arc::new(facts),
-                };
-                kept.insert(policy.name.clone(), Arc::clone(&shared));
-                shared
-            })
-            .collect();
-        self.policies = kept;
-        assembled
+    fn claim(&self, key: &Key) -> Option<Arc<ClaimFact>> {
+        self.claims.get(key)
     }
 }
 
-/// The Jobs of hooks, but those that a policy which is gone left behind: another one of its name is none of theirs.
-fn runs(jobs: &[Arc<JobFact>], policies: &[Arc<PolicyFact>]) -> Vec<HookRun> {
-    let has_its_policy = |job: &JobFact| {
-        let is_its = |uid: &str| policies.iter().any(|policy| policy.uid == uid);
-        job.after.as_ref().is_none_or(|after| is_its(&after.policy_uid))
-    };
-    jobs.iter().filter(|job| has_its_policy(job)).filter_map(|job| job.run.clone()).collect()
+/// One node as the planner sees it, from what the caches hold this instant; what an action's expectations are compared
+/// with. The pods are left out: no expectation speaks of them.
+#[must_use]
+pub fn node_now(world: &World, name: &str) -> Option<Node> {
+    let key = Key::cluster(name);
+    let fact = world.nodes.get(&key)?;
+    let update = world.updates.get(&key);
+    Some(Node { unreadable: unreadable(world, &key), ..bare_node(&fact, update.as_deref()) })
 }
 
-/// Whether time alone changes nothing in these facts.
-fn steady(pods: &NodePods) -> bool {
-    pods.completing.is_none() && pods.undrainable.iter().all(|pod| pod.until.is_none())
-}
-
-fn disruption_budget(budget: &BudgetFact, unready: &[Arc<PodFact>], world: &World, now: Time) -> DisruptionBudget {
-    let (mut unhealthy, mut unfinished) = (Vec::new(), Vec::new());
-    // Of one that allows something nobody will ask.
-    if budget.allowed == 0 {
-        let unready = unready.iter().filter(|pod| budget.covers(pod));
-        unhealthy.extend(unready.take(NAMED).map(|pod| describe(pod)));
-        let still_there = |name: &str| {
-            let key = Key { namespace: budget.namespace.clone(), name: name.to_owned() };
-            world.pods.get(&key).filter(|pod| pod.deletes_at.is_none())
-        };
-        let counted = budget.unfinished(now.get()).filter_map(|(name, until)| Some((still_there(name)?, until)));
-        let named = counted.take(NAMED).map(|(pod, until)| format!("{} until {}", pod.path(), Time::new(until)));
-        unfinished.extend(named);
-    }
-    DisruptionBudget {
-        allowed: budget.allowed,
-        healthy: budget.healthy,
-        desired: budget.desired,
-        expected: budget.expected,
-        unhealthy,
-        unfinished,
-    }
-}
-
-fn describe(pod: &PodFact) -> String {
-    let mut text = pod.path();
-    if !pod.node.is_empty() {
-        text.push_str(&format!(" on {}", pod.node));
-    }
-    match (&pod.waiting, pod.pending) {
-        (Some(reason), _) => text.push_str(&format!(" ({reason})")),
-        (None, true) => text.push_str(" (Pending)"),
-        (None, false) => {}
-    }
-    text
+/// What is said of a node whose NodeUpdate, or whose Node, can't be read as it is now.
+fn unreadable(world: &World, key: &Key) -> Option<Arc<Unreadable>> {
+    world.updates.unreadable(key).or_else(|| world.nodes.unreadable(key))
 }
 
 #[cfg(test)]

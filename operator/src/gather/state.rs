@@ -1,10 +1,7 @@
 //! What a [`super::Cache`] knows: which version of an object counts, and what is gone.
 
-use super::{
-    cache::{Fact, Key, Place},
-    sent::Untyped,
-};
-use crate::clock::Clock;
+use bascule_api::Time;
+use bascule_facts::{Fact, Key, Place, Untyped, Validate};
 use bascule_planner::snapshot::Unreadable;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource as _;
@@ -82,24 +79,24 @@ impl<T: Fact> State<T> {
     }
 
     /// Takes in an object as it is; whether that is news.
-    pub(super) fn put(&mut self, raw: &T::Raw, clock: &Clock) -> bool {
+    pub(super) fn put(&mut self, raw: &T::Raw, validate: Validate, now: Time) -> bool {
         let (key, version) = (Key::of_metadata(raw.meta()), version_of(raw.meta()));
         if !self.is_news(&key, version) {
             return false;
         }
         let was_hidden = self.hidden.remove(&key).is_some();
         self.noted += u64::from(was_hidden);
-        let mut fact = T::of(raw);
-        fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), clock);
+        let mut fact = T::validated(raw, validate);
+        fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), now);
         if was_hidden {
-            fact.is_read_again(clock);
+            fact.is_read_again(now);
         }
         self.enter(key, version, fact);
         true
     }
 
     /// Whether something is met in the object that was not met there before; `None` where that is no news.
-    pub(super) fn presume(&mut self, untyped: &Untyped, clock: &Clock) -> Option<bool> {
+    pub(super) fn presume(&mut self, untyped: &Untyped, now: Time) -> Option<bool> {
         let (key, version) = (Key::of_metadata(untyped.metadata()), version_of(untyped.metadata()));
         if !self.is_news(&key, version) {
             return None;
@@ -111,7 +108,7 @@ impl<T: Fact> State<T> {
         let before = self.entries.get(&key).map(|entry| Arc::clone(&entry.fact));
         match T::presumed(untyped, before.as_deref()) {
             Some(mut fact) => {
-                fact.follow(before.as_deref(), clock);
+                fact.follow(before.as_deref(), now);
                 self.enter(key, version, fact);
             }
             None => drop(self.left.remove(&key)),

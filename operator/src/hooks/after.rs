@@ -2,15 +2,13 @@
 //! to run them: what is to be undone is undone though the policy is deleted in the middle and whoever led then is gone. The end of
 //! the rollout lets them run.
 
-use super::{job, make, name_of, refused};
+use super::{job, make, refused};
 use crate::{
     apply::{ApplyError, Writer},
-    gather::{
-        After, HOOK_BEGUN, HOOK_FOLLOWS, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_POLICY_UID, HOOK_SPEC,
-        HOOK_STAGE, HOOK_TTL, JobFact, Key, PolicyFact, World,
-    },
+    gather::{JobFact, Key, PolicyFact, World},
 };
 use bascule_api::Hook;
+use bascule_facts::hook::{After, HOOK_BEGUN, HOOK_FOLLOWS, HOOK_POLICY_UID, HOOK_SPEC, begun, name_after};
 use bascule_planner::{
     plan::HookOrder,
     snapshot::{HookRun, HookStage, HookState},
@@ -21,29 +19,6 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use std::sync::Arc;
-
-/// What an operator of ours writes on the Job of a hook.
-const OURS: [&str; 10] = [
-    HOOK_LABEL,
-    HOOK_NODE,
-    HOOK_POLICY,
-    HOOK_GRANT,
-    HOOK_STAGE,
-    HOOK_TTL,
-    HOOK_POLICY_UID,
-    HOOK_FOLLOWS,
-    HOOK_SPEC,
-    HOOK_BEGUN,
-];
-/// What the API server writes into the template of a Job, to be written anew for another one.
-const OF_THE_SERVER: [&str; 4] =
-    ["controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"];
-
-/// The name of the Job of a hook after a rollout. Another policy of the same name counts its rollouts from one again, and its Jobs are
-/// not these.
-pub(crate) fn name_after((policy, uid): (&str, &str), number: i64, hook: &str) -> String {
-    name_of((&format!("{policy}.{uid}"), ""), number, HookStage::AfterRollout, hook)
-}
 
 /// The Job of a hook after a rollout, as it is kept.
 ///
@@ -68,34 +43,6 @@ pub(super) fn kept(order: &HookOrder, hooks: &[Hook], policy_uid: &str) -> Resul
     annotations.insert(HOOK_FOLLOWS.to_owned(), follows);
     annotations.insert(HOOK_SPEC.to_owned(), digest);
     Ok(job)
-}
-
-/// The same Job as it is made anew, to run at once.
-pub(crate) fn again(job: &Job) -> Job {
-    let mut spec = job.spec.clone().unwrap_or_default();
-    if spec.manual_selector != Some(true) {
-        spec.selector = None;
-        if let Some(labels) = spec.template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
-            labels.retain(|label, _| !OF_THE_SERVER.contains(&label.as_str()));
-        }
-    }
-    spec.ttl_seconds_after_finished = None;
-    let mut anew = Job { spec: Some(spec), ..Job::default() };
-    let meta = &mut anew.metadata;
-    meta.name.clone_from(&job.metadata.name);
-    meta.namespace.clone_from(&job.metadata.namespace);
-    meta.labels.clone_from(&job.metadata.labels);
-    meta.annotations.clone_from(&job.metadata.annotations);
-    for all in [&mut meta.labels, &mut meta.annotations].into_iter().flatten() {
-        all.retain(|key, _| OURS.contains(&key.as_str()));
-    }
-    begun(anew)
-}
-
-fn begun(mut job: Job) -> Job {
-    job.spec.get_or_insert_default().suspend = Some(false);
-    job.metadata.annotations.get_or_insert_default().insert(HOOK_BEGUN.to_owned(), "true".to_owned());
-    job
 }
 
 /// How a hook after a rollout is let run.
@@ -362,10 +309,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_job_runs_since_it_was_begun_and_not_since_it_was_made() {
-        let at = |second: i64| Clock::from_fn(move || chrono::DateTime::from_timestamp(second, 0).unwrap());
+        let at = |second: i64| bascule_api::Time::new(chrono::DateTime::from_timestamp(second, 0).unwrap());
         let since = |job: &Job, before: Option<&JobFact>, second: i64| {
             let mut fact = JobFact::of(job);
-            fact.follow(before, &at(second));
+            fact.follow(before, at(second));
             let HookState::Running { since } = fact.run.as_ref().unwrap().state else { panic!("{fact:?}") };
             (since.get().timestamp(), fact)
         };

@@ -348,9 +348,10 @@ mod tests {
         gather::{Fact as _, World},
         hooks::{
             after::tests::{ended, hook, jobs_of, policy_with, shown, two},
-            again, over,
+            over,
         },
     };
+    use bascule_facts::hook::again;
     use bascule_planner::{PolicyError, PolicyErrorKind};
     use serde_json::json;
     use tokio::sync::watch;

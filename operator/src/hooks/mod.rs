@@ -4,19 +4,17 @@ mod after;
 mod left_over;
 mod let_go;
 
-pub(crate) use after::{again, begin, keep, name_after};
+pub(crate) use after::{begin, keep};
 pub(crate) use left_over::LeftOver;
 pub(crate) use let_go::LettingGo;
 
 use crate::{
     apply::{ApplyError, Writer},
-    gather::{
-        Fact as _, HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, JobFact, Key, World,
-        stage_text,
-    },
+    gather::{Fact as _, JobFact, Key, World},
 };
 use bascule_api::Hook;
-use bascule_planner::{plan::HookOrder, snapshot::HookStage};
+use bascule_facts::hook::{HOOK_GRANT, HOOK_LABEL, HOOK_NODE, HOOK_POLICY, HOOK_STAGE, HOOK_TTL, name_of, stage_text};
+use bascule_planner::plan::HookOrder;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Container, EnvVar};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -28,8 +26,6 @@ use std::collections::BTreeMap;
 
 /// How long a finished hook's Job is kept for people to look at, in seconds, unless its template says otherwise.
 const KEEP_SECONDS: i32 = 3_600;
-/// Longest name of a Job: its pods append a suffix and repeat it in a label (63).
-const NAME: usize = 57;
 
 /// The Job of a hook, under a name that follows from node, grant, stage and hook: creating it twice gives one Job.
 ///
@@ -91,17 +87,6 @@ fn add(container: &mut Container, variables: &[(&str, String)]) {
 
 fn name(order: &HookOrder) -> String {
     name_of((&order.policy, &order.node), order.grant, order.stage, &order.hook)
-}
-
-/// The name of the Job that runs a hook for a node, or for a whole policy where that is empty.
-pub(crate) fn name_of((policy, node): (&str, &str), grant: i64, stage: HookStage, hook: &str) -> String {
-    let of = if node.is_empty() { policy } else { node };
-    let what = format!("{of}\n{grant}\n{}\n{hook}", stage_text(stage));
-    let digest = ring::digest::digest(&ring::digest::SHA256, what.as_bytes());
-    let suffix: String = digest.as_ref().iter().take(5).map(|byte| format!("{byte:02x}")).collect();
-    let node: String = of.chars().map(|c| if c == '.' { '-' } else { c }).collect();
-    let readable: String = format!("bascule-{hook}-{node}").chars().take(NAME - suffix.len() - 1).collect();
-    format!("{}-{suffix}", readable.trim_end_matches('-'))
 }
 
 /// Makes a Job, where it is not there.
@@ -192,6 +177,7 @@ fn first_of(world: &World, mut jobs: Vec<std::sync::Arc<JobFact>>) -> Vec<std::s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bascule_planner::snapshot::HookStage;
 
     fn order(node: &str) -> HookOrder {
         HookOrder {
@@ -224,15 +210,6 @@ mod tests {
         let environment: Vec<_> =
             pod.containers[0].env.iter().flatten().map(|v| (v.name.as_str(), v.value.as_deref().unwrap())).collect();
         assert_eq!(environment, [("BASCULE_NODE", "n1"), ("BASCULE_RELEASE", "41.3.0"), ("BASCULE_POLICY", "workers")]);
-    }
-
-    #[test]
-    fn names_are_valid_and_repeatable() {
-        let long = order(&"very-long-node-name.".repeat(10));
-        let first = name(&long);
-        assert_eq!(first, name(&long));
-        assert!(first.len() <= NAME && !first.contains('.'), "{first}");
-        assert_ne!(name(&order("n1")), name(&HookOrder { grant: 4, ..order("n1") }));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::agent::Habit;
 use crate::workloads::one_pod;
 use crate::world::World;
 use bascule_api::WaitReason;
-use bascule_operator::gather::{Fact as _, NodeFact, PodFact, space};
+use bascule_operator::gather::{Fact as _, NodeFact, PodFact};
 use bascule_planner::snapshot::Node as PlannedNode;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -99,7 +99,7 @@ async fn we_say(world: &World, pod: &Pod) -> bool {
         let known = PlannedNode {
             name: node.name.as_str().into(),
             labels: node.labels.clone(),
-            space: space(&node, there),
+            space: node.space(there),
             ..PlannedNode::default()
         };
         pod.needs.fit(&known)

@@ -7,8 +7,8 @@ use crate::cluster::{
 };
 use bascule_api as api;
 use bascule_api::{Time, WaitReason, conditions};
+use bascule_facts::{BudgetFact, Fact as _, PodFact};
 use bascule_planner::{
-    drain::Pod,
     snapshot::pod_trouble,
     windows::{Opening, opening},
 };
@@ -95,7 +95,7 @@ pub(super) fn operators(pods: &[v1::Pod], namespace: &str) -> Vec<Finding> {
         let advice = "Install it (docs/install.md), or name the namespace that it is in (--namespace).";
         return vec![Finding::wrong("operators", format!("there is no pod of the operator in {namespace}"), advice)];
     }
-    let facts = pods.iter().map(Pod::from_kubernetes);
+    let facts = pods.iter().map(PodFact::of);
     let troubles = facts.filter_map(|pod| Some((pod_trouble(&pod, None)?, pod)));
     let told = troubles.map(|(trouble, pod)| {
         Finding::wrong("operators", trouble, "Its events say more.")
@@ -360,25 +360,14 @@ pub(super) fn agents(seen: &Seen, nodes: &[api::NodeUpdate]) -> Vec<Finding> {
 
 /// Budgets that allow no disruption although every pod is healthy: no drain of their nodes ever succeeds.
 pub(super) fn budgets(budgets: &[PodDisruptionBudget]) -> Vec<Finding> {
-    let never: Vec<(String, String)> = budgets
-        .iter()
-        .filter(|budget| {
-            budget.status.as_ref().is_some_and(|status| {
-                let expected = status.expected_pods.unwrap_or_default();
-                expected > 0
-                    && status.disruptions_allowed.unwrap_or_default() == 0
-                    && status.current_healthy.unwrap_or_default() >= expected
-                    && status.desired_healthy.unwrap_or_default() >= expected
-            })
-        })
-        .map(|budget| (budget.namespace().unwrap_or_default(), budget.name_any()))
-        .collect();
+    let never: Vec<BudgetFact> = budgets.iter().map(BudgetFact::of).filter(BudgetFact::never_opens).collect();
     if never.is_empty() {
         return vec![Finding::good("budgets", "each allows a disruption when its pods are healthy")];
     }
     let advice = "Nodes with their pods wait with DisruptionBudget. Give the workload a replica more, or have its owner change the budget.";
-    let names: Vec<String> = never.iter().map(|(namespace, name)| format!("{namespace}/{name}")).collect();
-    let show = never.iter().take(SHOWN).map(|(namespace, name)| format!("kubectl -n {namespace} describe pdb {name}"));
+    let names: Vec<String> = never.iter().map(BudgetFact::path).collect();
+    let show = |budget: &BudgetFact| format!("kubectl -n {} describe pdb {}", budget.namespace, budget.name);
+    let show = never.iter().take(SHOWN).map(show);
     let finding = Finding::wrong("budgets", format!("can never allow a disruption: {}", names.join(", ")), advice);
     vec![finding.run_all(show.collect())]
 }

@@ -6,9 +6,10 @@
 use super::{
     facts::NodeView,
     groups::Groups,
-    known::{Known, Texts},
+    known::Known,
     members::{self, Members},
     policy::PolicyView,
+    texts::Texts,
 };
 use crate::{
     GateSet, Rule, Wait,

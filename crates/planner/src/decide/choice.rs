@@ -2,9 +2,9 @@
 
 use super::{
     facts::NodeView,
-    known::Texts,
     policy::PolicyView,
     rollback::{self, RollbackView},
+    texts::Texts,
 };
 use crate::{
     Wait,

@@ -1,13 +1,13 @@
 //! What follows for each node from what it should run, worked out in the one pass that chooses: how it stands in its wave,
-//! and whether staging or taints have anything to do with it. Later passes read these few bytes and follow them only where
+//! what staging has to do with it, and whether it is outdated. Later passes read these few bytes and look closer only where
 //! something is to be done.
 
 use super::{
     choice::{Choice, Choices, Install, made_for_older_state},
     deciding,
     facts::NodeView,
-    known::Texts,
     policy::PolicyView,
+    texts::Texts,
     waves::{Member, Standing},
 };
 use crate::snapshot::UpdateFacts;
@@ -25,16 +25,16 @@ pub(super) struct Chosen {
     pub(super) writing: bool,
     /// It is to stage something that it is not asked to stage yet.
     pub(super) wants: bool,
-    /// What it is asked to stage may not be wanted any more.
+    /// What it is asked to stage is not wanted any more: superseded by nothing, blocked, withdrawn, or failed there.
     pub(super) rests: bool,
-    /// Its taints are not as they should be.
-    pub(super) taints: bool,
+    /// It is to carry the outdated taint: it runs what a rollout replaces.
+    pub(super) outdated: bool,
 }
 
 impl Default for Chosen {
     fn default() -> Self {
         let member = Member { index: 0, standing: Standing::Unable, begun: false, selected: 0, runs_operator: false };
-        Self { member, staged: false, writing: false, wants: false, rests: false, taints: false }
+        Self { member, staged: false, writing: false, wants: false, rests: false, outdated: false }
     }
 }
 
@@ -83,14 +83,12 @@ impl<'c, 'a> Chooser<'c, 'a> {
             && !traits.on_trial
             && !replaced
         {
-            chosen.rests = traits.has_failed
+            chosen.rests = has_failed_there(view)
                 || matches!(choice, Some(Choice::Here | Choice::GoBack(_)))
                 || self.is_closed(policy, deciding, text, view);
         }
         let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
-        let outdated = rolling && traits.ready && installs.is_some();
-        // Whether a held node is let go is looked at anew each time: its wave, or a person, may hold it back.
-        chosen.taints = traits.outdated != outdated || traits.held;
+        chosen.outdated = rolling && traits.ready && installs.is_some();
         (choice, chosen)
     }
 
@@ -100,6 +98,12 @@ impl<'c, 'a> Chooser<'c, 'a> {
             version.is_some_and(|version| policy.is_closed(version))
         })
     }
+}
+
+/// Whether what a node is asked to stage failed there.
+fn has_failed_there(view: &NodeView<'_>) -> bool {
+    let asked = view.update().and_then(|update| update.spec.release.as_ref());
+    asked.is_some_and(|asked| view.reports_failed(&asked.version))
 }
 
 /// Whether a release has not failed on a node. A new node is not held for one that has: it would be held for ever.

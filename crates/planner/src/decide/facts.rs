@@ -4,7 +4,7 @@
 //! node that does not change; [`NodeView`] is the node with them. Passes over all nodes read traits, and follow the
 //! pointer into the node's own facts only where something is special about it.
 
-use super::known::{Kind, Texts};
+use super::texts::{Kind, Texts};
 use crate::{
     PolicyErrorKind, Snapshot,
     snapshot::{Cordon, EtcdMember, Excluded, Node, PolicyFacts, Truce, UpdateFacts},
@@ -152,7 +152,7 @@ impl Traits {
             selection,
             policy,
             lot: lot(snapshot.seed, &node.name),
-            kind: texts.kind(selection, node.architecture, booted.map(|booted| &booted.version)),
+            kind: texts.kind(selected, node.architecture, booted.map(|booted| &booted.version)),
             zone: texts.id(label(ZONE)),
             // Nodes without the label are one domain of their own: what is not known is not spread.
             domain: texts.id(per_domain.map_or("", |budget| label(&budget.topology_key))),

@@ -75,19 +75,23 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    /// Sorts nodes into lists; `by_lot` are all nodes by their lot.
-    pub(super) fn of(snapshot: &Snapshot, traits: &[Traits], by_lot: &[usize]) -> Self {
+    /// Sorts nodes into lists, by what follows from each; `by_lot` are all nodes by their lot.
+    pub(super) fn of<'t>(
+        snapshot: &Snapshot,
+        traits: impl ExactSizeIterator<Item = &'t Traits>,
+        by_lot: &[usize],
+    ) -> Self {
         let mut out = Self::default();
         out.members.resize_with(snapshot.policies.len(), Members::default);
         // Each node's place among its policy's members.
-        let mut places = vec![0; traits.len()];
-        for (index, traits) in traits.iter().enumerate() {
+        let mut places = vec![None; traits.len()];
+        for ((index, traits), place) in traits.enumerate().zip(&mut places) {
             let sides = Sides::of(traits, snapshot);
             out.policies.push(sides.policy);
-            if let Some(members) = sides.policy.and_then(|policy| out.members.get_mut(policy)) {
-                if let Some(place) = places.get_mut(index) {
-                    *place = members.nodes.len();
-                }
+            if let Some((policy, members)) =
+                sides.policy.and_then(|policy| Some((policy, out.members.get_mut(policy)?)))
+            {
+                *place = Some((policy, members.nodes.len()));
                 members.nodes.push(index);
             }
             for (stands, list) in [
@@ -103,10 +107,9 @@ impl Groups {
                 }
             }
         }
-        for index in by_lot {
-            let members = traits.get(*index).and_then(|traits| out.members.get_mut(traits.policy?));
-            if let (Some(members), Some(place)) = (members, places.get(*index)) {
-                members.by_lot.push(*place);
+        for (policy, place) in by_lot.iter().filter_map(|index| *places.get(*index)?) {
+            if let Some(members) = out.members.get_mut(policy) {
+                members.by_lot.push(place);
             }
         }
         out

@@ -7,84 +7,21 @@
 //! which `planning_on_from_the_last_plan_gives_what_planning_anew_gives` of the simulator holds over seeded worlds.
 
 use super::{
-    facts::{Selection, Traits},
+    facts::{NodeView, Traits},
     groups::{Groups, Sides},
     policy::{Orders, PolicyView},
+    texts::Texts,
 };
 use crate::{
     Gate, PolicyError, Snapshot, ValidPolicy, Wait,
     snapshot::{Node, Offer},
 };
-use bascule_api::{
-    Architecture, BlockedRelease, KubernetesVersion, PolicyFailure, ReleaseInfo, Time, Version, WaitReason,
-};
-use std::{collections::BTreeMap, sync::Arc};
+use bascule_api::{BlockedRelease, KubernetesVersion, PolicyFailure, ReleaseInfo, Time, WaitReason};
+use std::sync::Arc;
 
 /// How many texts are known beyond a few for each node before all is forgotten, so that releases and zones that come
 /// and go over years don't add up.
 const MOST_TEXTS: usize = 4_096;
-
-/// Nodes of one kind have the same policy, architecture and running release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Kind(usize);
-
-impl Kind {
-    pub(super) const fn index(self) -> usize {
-        self.0
-    }
-}
-
-/// A policy's index, an architecture, and the number of the running release: what makes a [`Kind`].
-type KindKey = (Option<usize>, Option<Architecture>, Option<u32>);
-
-/// Small numbers for the texts that nodes share (zones, domains, releases) and for the kinds of nodes.
-#[derive(Debug, Default)]
-pub(super) struct Texts {
-    ids: BTreeMap<Arc<str>, u32>,
-    texts: Vec<Arc<str>>,
-    kinds: BTreeMap<KindKey, Kind>,
-}
-
-impl Texts {
-    /// The text's number; a new one where it has none.
-    pub(super) fn id(&mut self, text: &str) -> u32 {
-        if let Some(id) = self.ids.get(text) {
-            return *id;
-        }
-        let (id, text) = (u32::try_from(self.texts.len()).unwrap_or(u32::MAX), Arc::<str>::from(text));
-        self.ids.insert(Arc::clone(&text), id);
-        self.texts.push(text);
-        id
-    }
-
-    /// The number of a text that some node has.
-    pub(super) fn find(&self, text: &str) -> Option<u32> {
-        self.ids.get(text).copied()
-    }
-
-    pub(super) fn text(&self, id: u32) -> &str {
-        usize::try_from(id).ok().and_then(|id| self.texts.get(id)).map_or("", |text| text)
-    }
-
-    pub(super) fn kind(
-        &mut self,
-        selection: Selection,
-        architecture: Option<Architecture>,
-        running: Option<&Version>,
-    ) -> Kind {
-        let policy = match selection {
-            Selection::One(policy) => Some(policy),
-            Selection::None | Selection::Conflict(..) => None,
-        };
-        let running = running.map(|version| self.id(version.as_str()));
-        let next = Kind(self.kinds.len());
-        *self.kinds.entry((policy, architecture, running)).or_insert(next)
-    }
-
-    pub(super) fn kinds(&self) -> usize {
-        self.kinds.len()
-    }
-}
 
 /// What everything that is known was made from, beside the nodes themselves.
 #[derive(Debug, Default)]
@@ -116,12 +53,19 @@ impl Basis {
     }
 }
 
+/// A node as last looked at, with what follows from it alone.
+#[derive(Debug)]
+struct KnownNode {
+    node: Arc<Node>,
+    traits: Traits,
+}
+
 /// What follows from single nodes, as last looked at.
 #[derive(Debug)]
 pub(super) struct Known {
     basis: Basis,
-    nodes: Vec<Arc<Node>>,
-    pub(super) traits: Vec<Traits>,
+    /// Every node of the snapshot, in its order.
+    nodes: Vec<KnownNode>,
     /// Every node by its lot.
     by_lot: Vec<usize>,
     pub(super) groups: Groups,
@@ -135,7 +79,6 @@ impl Default for Known {
         Self {
             basis: Basis::default(),
             nodes: Vec::new(),
-            traits: Vec::new(),
             by_lot: Vec::new(),
             groups: Groups::default(),
             names: Arc::from([]),
@@ -145,9 +88,14 @@ impl Default for Known {
 }
 
 impl Known {
+    /// Every node of the snapshot that was looked at last, in its order.
+    pub(super) fn views(&self) -> impl Iterator<Item = NodeView<'_>> {
+        self.nodes.iter().map(|known| NodeView { node: &known.node, traits: &known.traits })
+    }
+
     /// Looks again at nodes that are not the very same as last time, and forgets their verdicts.
     pub(super) fn look(&mut self, snapshot: &Snapshot, verdicts: &mut Verdicts) {
-        let crowded = self.texts.texts.len() > MOST_TEXTS.saturating_add(snapshot.nodes.len().saturating_mul(4));
+        let crowded = self.texts.count() > MOST_TEXTS.saturating_add(snapshot.nodes.len().saturating_mul(4));
         if crowded || !self.basis.holds(snapshot) {
             *self = Self { basis: Basis::of(snapshot), ..Self::default() };
             *verdicts = Verdicts::default();
@@ -155,37 +103,34 @@ impl Known {
         let mut order_holds = self.nodes.len() == snapshot.nodes.len();
         let mut groups_hold = order_holds;
         self.nodes.truncate(snapshot.nodes.len());
-        self.traits.truncate(snapshot.nodes.len());
         verdicts.nodes.resize(snapshot.nodes.len(), None);
         for (index, node) in snapshot.nodes.iter().enumerate() {
-            if self.nodes.get(index).is_some_and(|known| Arc::ptr_eq(known, node)) {
+            if self.nodes.get(index).is_some_and(|known| Arc::ptr_eq(&known.node, node)) {
                 continue;
             }
             let traits = Traits::of(snapshot, node, &mut self.texts);
             if let Some(verdict) = verdicts.nodes.get_mut(index) {
                 *verdict = None;
             }
-            match (self.nodes.get_mut(index), self.traits.get_mut(index)) {
-                (Some(known), Some(before)) => {
-                    order_holds &= before.lot == traits.lot && known.name == node.name;
-                    groups_hold &= Sides::of(before, snapshot) == Sides::of(&traits, snapshot);
-                    *known = Arc::clone(node);
-                    *before = traits;
+            let looked_at = KnownNode { node: Arc::clone(node), traits };
+            match self.nodes.get_mut(index) {
+                Some(known) => {
+                    order_holds &= known.traits.lot == looked_at.traits.lot && known.node.name == node.name;
+                    groups_hold &= Sides::of(&known.traits, snapshot) == Sides::of(&looked_at.traits, snapshot);
+                    *known = looked_at;
                 }
-                _ => {
-                    self.nodes.push(Arc::clone(node));
-                    self.traits.push(traits);
-                }
+                // They come in order: what is not known yet stands behind all that is.
+                None => self.nodes.push(looked_at),
             }
         }
         if !order_holds {
-            let mut order: Vec<_> = self.traits.iter().enumerate().map(|(index, traits)| (traits.lot, index)).collect();
+            let mut order: Vec<_> = self.nodes.iter().map(|known| known.traits.lot).zip(0..).collect();
             order.sort_unstable();
             self.by_lot = order.into_iter().map(|(_, index)| index).collect();
             self.names = snapshot.nodes.iter().map(|node| Arc::clone(&node.name)).collect();
         }
         if !(order_holds && groups_hold) {
-            self.groups = Groups::of(snapshot, &self.traits, &self.by_lot);
+            self.groups = Groups::of(snapshot, self.nodes.iter().map(|known| &known.traits), &self.by_lot);
         }
     }
 }

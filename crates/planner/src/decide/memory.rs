@@ -4,9 +4,12 @@
 use crate::plan::MemoryChange;
 use bascule_api::{
     BlockedRelease, ClusterMember, CompleteWave, CompleteWaves, HistoryEntry, Maintenance, NodeError, Outcome,
-    PolicyFailure, Retry, Time, Timings, UpdatePolicyStatus, Version,
+    PolicyFailure, Retry, Time, Timings, UpdatePolicyStatus, Version, conditions::reason,
 };
 use std::collections::BTreeMap;
+
+/// `BlockedRelease::by` of a release that the failure threshold blocked.
+pub(super) const BY_THRESHOLD: &str = reason::FAILURE_THRESHOLD;
 
 /// Most entries that are kept, as in the schema.
 const MAX_FAILURES: usize = 64;
@@ -91,7 +94,7 @@ impl Memory {
         if failed >= usize::try_from(threshold).unwrap_or(usize::MAX) && !self.is_blocked(&version) {
             let what =
                 format!("it failed on {failed} node{}, last on {}: {}", plural(failed), failure.node, failure.message);
-            self.block(&version, super::policy::BY_THRESHOLD, &what, now);
+            self.block(&version, BY_THRESHOLD, &what, now);
         }
     }
 

@@ -25,6 +25,7 @@ mod rollback;
 mod staging;
 mod status;
 mod taints;
+mod texts;
 mod waves;
 
 use crate::{
@@ -157,8 +158,7 @@ fn decide(
     verdicts: &mut Verdicts,
     orders: &mut [Option<motion::Standing>],
 ) -> (Plan, Report) {
-    let nodes: Vec<NodeView<'_>> =
-        snapshot.nodes.iter().zip(&known.traits).map(|(node, traits)| NodeView { node, traits }).collect();
+    let nodes: Vec<NodeView<'_>> = known.views().collect();
     let policies = snapshot.policies.iter().enumerate();
     let policies =
         policies.map(|(index, facts)| PolicyView::new(snapshot, facts, known.groups.members.get(index))).collect();
@@ -229,7 +229,7 @@ impl<'a> Round<'a> {
             if policy.unreadable {
                 continue; // which releases are left is decided once, and by its memory
             }
-            policy.rollbacks = rollback::in_force(self.snapshot, policy, &self.nodes);
+            policy.rollbacks = rollback::in_force(self.snapshot, policy.facts, policy.members, &self.nodes);
             for rollback in policy.rollbacks.iter().filter(|rollback| rollback.fresh) {
                 let facts = rollback.facts;
                 let user = facts.spec.requested_by.as_deref();

@@ -3,6 +3,7 @@
 use super::{
     fits::{self, Fit},
     groups::Members,
+    memory::{BY_THRESHOLD, Memory},
     rollback::RollbackView,
 };
 use crate::{
@@ -13,12 +14,9 @@ use crate::{
 };
 use bascule_api::{
     Architecture, BlockedRelease, CompleteWave, CompleteWaves, EmergencyExemption, KubernetesVersion, Time, Version,
-    WaitReason, conditions::reason,
+    WaitReason,
 };
 use std::{collections::BTreeMap, sync::Arc};
-
-/// `BlockedRelease::by` of a release that the failure threshold blocked.
-pub(super) const BY_THRESHOLD: &str = reason::FAILURE_THRESHOLD;
 
 /// One policy with what follows from its own facts.
 #[derive(Debug)]
@@ -30,7 +28,7 @@ pub(super) struct PolicyView<'a> {
     /// The places of these in `members`, by their lot.
     pub(super) by_lot: &'a [usize],
     /// Its memory as this plan leaves it.
-    pub(super) memory: super::memory::Memory,
+    pub(super) memory: Memory,
     pub(super) rollbacks: Vec<RollbackView<'a>>,
     pub(super) opening: Opening,
     /// The oldest API server of the cluster.
@@ -66,7 +64,7 @@ impl<'a> PolicyView<'a> {
             valid,
             members: members.map_or(&[], |members| &members.nodes),
             by_lot: members.map_or(&[], |members| &members.by_lot),
-            memory: super::memory::Memory::new(&facts.status),
+            memory: Memory::new(&facts.status),
             rollbacks: Vec::new(),
             opening,
             api_server: snapshot.api_server,

@@ -1,7 +1,10 @@
 //! Rollbacks: which releases are left is decided once, when a Rollback is first seen, and remembered in its status.
 
-use super::{facts::NodeView, policy::PolicyView};
-use crate::{Snapshot, snapshot::RollbackFacts};
+use super::facts::NodeView;
+use crate::{
+    Snapshot,
+    snapshot::{PolicyFacts, RollbackFacts},
+};
 use bascule_api::{Goal, RollbackStatus, UpdatePolicyStatus, Version, conditions};
 use std::collections::BTreeMap;
 
@@ -51,20 +54,21 @@ impl<'a> RollbackView<'a> {
     }
 }
 
-/// The Rollbacks of a policy that are in force, the youngest first.
+/// The Rollbacks of a policy that are in force, the youngest first. `members` are the indexes of its nodes.
 pub(super) fn in_force<'a>(
     snapshot: &'a Snapshot,
-    policy: &PolicyView<'a>,
+    policy: &PolicyFacts,
+    members: &[usize],
     nodes: &[NodeView<'a>],
 ) -> Vec<RollbackView<'a>> {
     let mut found: Vec<_> = snapshot
         .rollbacks
         .iter()
         .enumerate()
-        .filter(|(_, facts)| facts.spec.policy == policy.facts.name && facts.status.completed_at.is_none())
+        .filter(|(_, facts)| facts.spec.policy == policy.name && facts.status.completed_at.is_none())
         .map(|(index, facts)| {
-            let members = policy.members.iter().filter_map(|index| nodes.get(*index));
-            view(index, facts, &policy.facts.status, members)
+            let members = members.iter().filter_map(|index| nodes.get(*index));
+            view(index, facts, &policy.status, members)
         })
         .collect();
     found.sort_by(|a, b| (b.facts.created_at, &b.facts.name).cmp(&(a.facts.created_at, &a.facts.name)));

@@ -17,28 +17,22 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Goal Idle where the staged release is superseded by nothing, blocked, withdrawn, or failed there.
+    /// Goal Idle where what is staged is not wanted any more.
     fn take_back(&mut self, policy: usize) {
         let mut steps = Vec::new();
         let Some(policy) = self.policies.get(policy) else { return };
-        let noted = |index: &&usize| self.chosen.get(**index).is_some_and(|chosen| chosen.rests);
-        for index in policy.members.iter().filter(noted) {
-            let (Some(view), Some(Some(choice))) = (self.nodes.get(*index), self.choices.get(*index)) else { continue };
+        let rests = |index: &&usize| self.chosen.get(**index).is_some_and(|chosen| chosen.rests);
+        for view in policy.members.iter().filter(rests).filter_map(|index| self.nodes.get(*index)) {
             let Some(asked) = view.update().and_then(|update| update.spec.release.as_ref()) else { continue };
-            let unwanted = policy.is_closed(&asked.version)
-                || matches!(choice, Choice::Here | Choice::GoBack(_))
-                || view.reports_failed(&asked.version);
-            if unwanted {
-                steps.push(Step {
-                    action: Action::Rest { node: view.node.name.to_string() },
-                    expect: Expect {
-                        release: Some(asked.version.clone()),
-                        ..Expect::without_grant(view.node, Goal::Staged)
-                    },
-                    cause: None,
-                    says: format!("{} is not wanted here any more", asked.version),
-                });
-            }
+            steps.push(Step {
+                action: Action::Rest { node: view.node.name.to_string() },
+                expect: Expect {
+                    release: Some(asked.version.clone()),
+                    ..Expect::without_grant(view.node, Goal::Staged)
+                },
+                cause: None,
+                says: format!("{} is not wanted here any more", asked.version),
+            });
         }
         self.draft.steps.append(&mut steps);
     }

@@ -1,6 +1,6 @@
 //! Taints that steer pods: away from nodes that will be emptied soon, and not yet onto nodes that are too new.
 
-use super::{PolicyWaves, Round, choice::Choice, hold::Held};
+use super::{PolicyWaves, Round, hold::Held};
 use crate::{Action, Expect, Step, plan::Taint};
 use bascule_api::Time;
 
@@ -8,20 +8,14 @@ impl Round<'_> {
     /// While a rollout runs, nodes on the old release carry the outdated taint; held nodes are let go as [`Held`] says.
     pub(super) fn taint(&mut self, waves: &[PolicyWaves]) {
         let (mut steps, mut wake) = (Vec::new(), None);
-        for (index, view) in self.nodes.iter().enumerate() {
-            if !self.chosen.get(index).is_some_and(|chosen| chosen.taints) {
+        for (index, (view, chosen)) in self.nodes.iter().zip(&self.chosen).enumerate() {
+            let (node, traits, outdated) = (view.node, view.traits, chosen.outdated);
+            // Whether a held node is let go is looked at anew each time: its wave, or a person, may hold it back.
+            let as_it_should_be = traits.outdated == outdated && !traits.held;
+            if as_it_should_be || traits.deleting || traits.moves {
                 continue;
             }
-            let (node, traits) = (view.node, view.traits);
-            if traits.deleting || traits.moves {
-                continue;
-            }
-            let deciding = self.deciding(view);
-            let policy = deciding.and_then(|policy| self.policies.get(policy));
-            let choice = self.choices.get(index).and_then(Option::as_ref);
-            let rolling = policy.is_some_and(|policy| policy.memory.running().is_some());
-            let outdated = rolling && traits.ready && matches!(choice, Some(Choice::Install(_)));
-            let invalid = matches!(traits.selection, super::Selection::One(_)) && policy.is_none();
+            let invalid = matches!(traits.selection, super::Selection::One(_)) && self.deciding(view).is_none();
             let unknown = invalid || self.unreadable(view).is_some();
             let mut step = |action: Action, says: String| {
                 // A new node whose time is over takes work, whatever is known of it.

@@ -2,7 +2,6 @@
 //! decisions, without the asking. The operator's drains, the facts about nodes and the simulator all take them from here.
 
 mod judge;
-mod kubernetes;
 mod ledger;
 mod place;
 mod places;
@@ -10,7 +9,6 @@ mod pod;
 mod sort;
 
 pub use judge::{Hour, Refusal, STUCK_AFTER, Stay, Verdict, judge};
-pub use kubernetes::{amounts, deadline_of};
 pub use ledger::Ledger;
 pub use place::{Barrier, Condition, Needs, Space, Term, Toleration};
 pub(crate) use places::Places;

@@ -45,26 +45,22 @@ pub fn pod_trouble(pod: &Pod, architecture: Option<Architecture>) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1;
-    use serde_json::{Value, json};
 
-    fn pod(name: &str, state: &Value) -> Pod {
-        let raw: v1::Pod = serde_json::from_value(json!({
-            "metadata": {"name": "a-1", "namespace": "bascule-agents", "labels": {"app.kubernetes.io/name": name}},
-            "spec": {"nodeName": "n1", "containers": []},
-            "status": {"phase": "Running", "containerStatuses":
-                [{"name": "agent", "image": "", "imageID": "", "ready": false, "restartCount": 2, "state": state}]}
-        }))
-        .unwrap();
-        Pod::from_kubernetes(&raw)
+    fn pod(name: &str, waiting: Option<&str>, last_words: Option<&str>) -> Pod {
+        Pod {
+            namespace: "bascule-agents".to_owned(),
+            name: "a-1".to_owned(),
+            labels: [("app.kubernetes.io/name".to_owned(), name.to_owned())].into(),
+            waiting: waiting.map(str::to_owned),
+            last_words: last_words.map(str::to_owned),
+            ..Pod::default()
+        }
     }
 
     #[test]
     fn an_image_for_another_machine_is_named_with_what_mends_it() {
-        let ended = json!({"terminated": {
-            "exitCode": 255, "reason": "Error", "message": "exec /bascule-agent: exec format error\n"
-        }});
-        let said = agent_pod_trouble([&pod("bascule-agent", &ended)], Some(Architecture::Arm64)).unwrap();
+        let ended = pod("bascule-agent", Some("Error"), Some("exec /bascule-agent: exec format error"));
+        let said = agent_pod_trouble([&ended], Some(Architecture::Arm64)).unwrap();
         assert_eq!(
             &*said,
             "the agent's pod bascule-agents/a-1 does not run: Error: exec /bascule-agent: exec format error. Its image is for \
@@ -74,12 +70,11 @@ mod tests {
 
     #[test]
     fn an_image_that_is_not_there_is_named_and_a_pod_that_begins_or_is_another_s_is_not() {
-        let pull = json!({"waiting": {"reason": "ErrImagePull", "message": "no such host"}});
-        let said = agent_pod_trouble([&pod("bascule-agent", &pull)], None).unwrap();
+        let pull = |name: &str| pod(name, Some("ErrImagePull"), Some("no such host"));
+        let said = agent_pod_trouble([&pull("bascule-agent")], None).unwrap();
         assert_eq!(&*said, "the agent's pod bascule-agents/a-1 does not run: ErrImagePull: no such host");
-        let begins = json!({"waiting": {"reason": "ContainerCreating"}});
-        assert_eq!(agent_pod_trouble([&pod("bascule-agent", &begins)], None), None);
-        assert_eq!(agent_pod_trouble([&pod("web", &pull)], None), None);
-        assert_eq!(agent_pod_trouble([&pod("bascule-agent", &json!({"running": {}}))], None), None);
+        assert_eq!(agent_pod_trouble([&pod("bascule-agent", Some("ContainerCreating"), None)], None), None);
+        assert_eq!(agent_pod_trouble([&pull("web")], None), None);
+        assert_eq!(agent_pod_trouble([&pod("bascule-agent", None, None)], None), None);
     }
 }

@@ -41,6 +41,7 @@ impl PolicyError {
             | PolicyErrorKind::NoPrometheus => "gate",
             PolicyErrorKind::NoTemplate => "hook",
             PolicyErrorKind::Right(_) => "right",
+            PolicyErrorKind::Refused(_) => "refused",
             PolicyErrorKind::Unreadable { .. } => "unreadable",
         }
     }
@@ -153,6 +154,9 @@ pub enum PolicyErrorKind {
     /// The operator lacks a right that the policy needs. Found by asking the API server, not by validation.
     #[error("{0}")]
     Right(String),
+    /// The operator said that it can't be used, for a reason that only it finds. Read in the policy's `Accepted` condition.
+    #[error("the operator says: {0}")]
+    Refused(String),
     /// The object says something that this version does not understand, in its spec or in its memory. Found when it is read, not by
     /// validation.
     #[error("can't be read by this version of the operator: {why}")]

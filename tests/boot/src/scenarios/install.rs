@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use bascule_api::{AUTOSCALER_ANNOTATIONS, NodeUpdate, WaitReason};
+use bascule_facts::{Fact as _, PodFact};
 use bascule_planner::snapshot::agent_pod_trouble;
 use bascule_sim::layout::Slot;
 use bascule_tests::control_plane::apply;
@@ -232,7 +233,7 @@ async fn words_of_a_program_for_another_machine(site: &Site, node: &str) -> anyh
     apply(site.client().clone(), &pod.to_string()).await.context("writing a pod")?;
     let pods: Api<Pod> = Api::namespaced(site.client().clone(), "default");
     let said = |pod: Option<&Pod>| {
-        let facts = pod.map(bascule_planner::drain::Pod::from_kubernetes);
+        let facts = pod.map(PodFact::of);
         agent_pod_trouble(&facts, None).filter(|said| said.contains("another architecture"))
     };
     let named = |pod: Option<&Pod>| said(pod).is_some();

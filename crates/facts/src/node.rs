@@ -1,14 +1,17 @@
 //! What decisions need to know of a Node object. Its list of images alone would be most of the operator's memory.
 
-use super::{cache::Fact, pod::moment, sent::Untyped};
-use crate::clock::Clock;
+use crate::{
+    Fact, PodFact, Untyped, fact,
+    needs::{amounts, barrier},
+};
 use bascule_api::{
     AUTOSCALER_ANNOTATIONS, Architecture, CORDONED_BY_ANNOTATION, HOLD_TAINT, LEAVING_TAINTS, OLD_HOLD_TAINT,
     OUTDATED_TAINT, TRUCE_ANNOTATION, Time,
 };
-use bascule_planner::drain::amounts;
-use bascule_planner::snapshot::{Cordon, Excluded, Readiness, Taints, Truce};
-use chrono::{DateTime, Utc};
+use bascule_planner::{
+    drain::Space,
+    snapshot::{Cordon, Excluded, Readiness, Taints, Truce},
+};
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::{Deserialize, Serialize};
@@ -20,7 +23,7 @@ const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 /// Takes a node out of external load balancers (Kubernetes, "Well-known labels").
 pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// The label's value when we put it there; its presence alone counts for load balancers.
-pub(crate) const EXCLUDED_BY_US: &str = "bascule";
+pub const EXCLUDED_BY_US: &str = "bascule";
 
 /// One Node.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,6 +100,20 @@ impl NodeFact {
         }
     }
 
+    /// What it has to give beside the pods that it has.
+    #[must_use]
+    pub fn space<'a>(&self, pods: impl Iterator<Item = &'a PodFact>) -> Space {
+        let keeps =
+            |taint: &&Taint| taint.effect != "PreferNoSchedule" && taint.key != "node.kubernetes.io/unschedulable";
+        let mut free = self.allocatable.clone();
+        for (resource, much) in pods.filter(|pod| !pod.finished).flat_map(|pod| &pod.needs.requests) {
+            if let Some(free) = free.get_mut(resource) {
+                *free = free.saturating_sub(*much);
+            }
+        }
+        Space { free, barriers: self.taints.iter().filter(keeps).map(barrier).collect() }
+    }
+
     /// The taint by which an autoscaler says that it removes the node.
     #[must_use]
     pub fn leaving(&self) -> Option<String> {
@@ -130,10 +147,10 @@ impl Fact for NodeFact {
         let cordoned = spec.and_then(|spec| spec.unschedulable) == Some(true);
         let annotation = |key: &str| meta.annotations.as_ref().and_then(|all| all.get(key)).cloned();
         Self {
-            name: meta.name.clone().unwrap_or_default(),
-            uid: meta.uid.clone().unwrap_or_default(),
+            name: fact::name(node),
+            uid: fact::uid(node),
             resource_version: meta.resource_version.clone().unwrap_or_default(),
-            created_at: meta.creation_timestamp.as_ref().map_or_else(Time::default, Time::from_kubernetes),
+            created_at: fact::created(node),
             deleting: meta.deletion_timestamp.is_some(),
             labels: meta.labels.clone().unwrap_or_default(),
             ready: Readiness {
@@ -146,7 +163,7 @@ impl Fact for NodeFact {
                 (true, Some(mark)) => Cordon::Ours { mark: mark.clone() },
                 (true, None) => {
                     let (by, since) = who_cordoned(meta.managed_fields.as_deref().unwrap_or_default());
-                    Cordon::Other { by, since: since.map(Time::new) }
+                    Cordon::Other { by, since }
                 }
             },
             cordon_mark,
@@ -176,14 +193,14 @@ impl Fact for NodeFact {
         before.is_none().then(by_its_metadata)
     }
 
-    fn follow(&mut self, before: Option<&Self>, clock: &Clock) {
+    fn follow(&mut self, before: Option<&Self>, now: Time) {
         let same = before.filter(|before| before.uid == self.uid && before.boot_id == self.boot_id);
-        self.boot_seen = same.map_or_else(|| Time::new(clock.now()), |before| before.boot_seen);
+        self.boot_seen = same.map_or(now, |before| before.boot_seen);
         self.read_again = before.filter(|before| before.uid == self.uid).and_then(|before| before.read_again);
     }
 
-    fn is_read_again(&mut self, clock: &Clock) {
-        self.read_again = Some(Time::new(clock.now()));
+    fn is_read_again(&mut self, now: Time) {
+        self.read_again = Some(now);
     }
 }
 
@@ -203,13 +220,13 @@ fn architecture(go: &str) -> Option<Architecture> {
 }
 
 /// Who owns `spec.unschedulable`, as far as the API server remembers.
-fn who_cordoned(managed: &[ManagedFieldsEntry]) -> (Option<String>, Option<DateTime<Utc>>) {
+fn who_cordoned(managed: &[ManagedFieldsEntry]) -> (Option<String>, Option<Time>) {
     managed
         .iter()
         .find(|entry| {
             entry.fields_v1.as_ref().and_then(|fields| fields.0.get("f:spec")?.get("f:unschedulable")).is_some()
         })
-        .map(|entry| (entry.manager.clone(), entry.time.as_ref().map(moment)))
+        .map(|entry| (entry.manager.clone(), entry.time.as_ref().map(Time::from_kubernetes)))
         .unwrap_or_default()
 }
 
@@ -254,7 +271,7 @@ mod tests {
                     "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "",
                     "operatingSystem": "", "osImage": "", "systemUUID": ""}}
             }));
-            fact.follow(before, &Clock::from_fn(move || DateTime::from_timestamp(second, 0).unwrap()));
+            fact.follow(before, Time::new(chrono::DateTime::from_timestamp(second, 0).unwrap()));
             fact
         };
         let seen = |fact: &NodeFact| fact.boot_seen.get().timestamp();

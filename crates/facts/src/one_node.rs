@@ -1,10 +1,9 @@
 //! One node as the planner sees it, and on what that rests, so that it is made anew only where that changed.
 
-use super::{
-    AttachmentFact, BudgetFact, Cache, ClaimFact, DaemonSetFact, DeadlineFact, Key, NodeFact, Place, PodFact,
-    PolicyFact, UpdateFact, World, needs::space,
+use crate::{
+    AttachmentFact, BudgetFact, ClaimFact, DaemonSetFact, DeadlineFact, Key, NodeFact, Place, PodFact, PolicyFact,
+    Progress, UpdateFact,
 };
-use crate::drain::Progress;
 use bascule_api::{Drain, Duration, Selector, Time};
 use bascule_planner::{
     drain::{Hour, Needed, Space, node_pods, sort},
@@ -16,14 +15,14 @@ use std::{
 };
 
 /// How many pods a fact names at most, and how many budgets that a drain waited for.
-pub(super) const NAMED: usize = 5;
+pub(crate) const NAMED: usize = 5;
 
 /// Marks nodes with an etcd member, as k3s, RKE2 and Rancher do.
 const ETCD_LABEL: &str = "node-role.kubernetes.io/etcd";
 
 /// What all nodes rest on, beside their own facts.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Ground {
+pub(crate) struct Ground {
     policies: Vec<DrainSettings>,
     /// By namespace.
     budgets: HashMap<String, Vec<Arc<BudgetFact>>>,
@@ -40,7 +39,7 @@ struct DrainSettings {
 }
 
 impl Ground {
-    pub(super) fn new(
+    pub(crate) fn new(
         policies: &[Arc<PolicyFact>],
         budgets: &[Arc<BudgetFact>],
         daemon_sets: Vec<Arc<DaemonSetFact>>,
@@ -60,7 +59,7 @@ impl Ground {
 
     /// Whether nodes that were made on another ground would be the same on this one. How much a budget allows is not part
     /// of a node.
-    pub(super) fn carries(&self, other: &Self) -> bool {
+    pub(crate) fn carries(&self, other: &Self) -> bool {
         let same = |(one, two): (&Arc<BudgetFact>, &Arc<BudgetFact>)| Arc::ptr_eq(one, two) || one.needs_the_same(two);
         self.policies == other.policies
             && self.daemon_sets == other.daemon_sets
@@ -73,23 +72,40 @@ impl Ground {
     }
 }
 
-/// What one node rests on.
-#[derive(Debug, Clone)]
-pub(super) struct Facts {
-    pub(super) node: Arc<NodeFact>,
-    pub(super) update: Option<Arc<UpdateFact>>,
-    /// The NodeUpdate that went in the middle of a disruption, until there is a new one.
-    pub(super) earlier: Option<Arc<UpdateFact>>,
-    /// What is said of its NodeUpdate, or of its Node, where that can't be read as it is now.
-    pub(super) unreadable: Option<Arc<Unreadable>>,
-    pub(super) pods: Place<PodFact>,
-    pub(super) attachments: Place<AttachmentFact>,
-    pub(super) drain: Option<Progress>,
+/// What is looked up by its key, as it is known now.
+pub trait LookUp {
+    /// A pod.
+    fn pod(&self, key: &Key) -> Option<Arc<PodFact>>;
+    /// The pods that are neither ready nor finished.
+    fn unready_pods(&self) -> Vec<Arc<PodFact>>;
+    /// The deadline of a Job.
+    fn deadline(&self, key: &Key) -> Option<Arc<DeadlineFact>>;
+    /// A PersistentVolumeClaim.
+    fn claim(&self, key: &Key) -> Option<Arc<ClaimFact>>;
 }
 
-impl Facts {
+/// What one node rests on.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// The Node.
+    pub node: Arc<NodeFact>,
+    /// Its NodeUpdate, as far as it can be read.
+    pub update: Option<Arc<UpdateFact>>,
+    /// The NodeUpdate that went in the middle of a disruption, until there is a new one.
+    pub earlier: Option<Arc<UpdateFact>>,
+    /// What is said of its NodeUpdate, or of its Node, where that can't be read as it is now.
+    pub unreadable: Option<Arc<Unreadable>>,
+    /// The pods on it.
+    pub pods: Place<PodFact>,
+    /// The volumes that are attached to it.
+    pub attachments: Place<AttachmentFact>,
+    /// How far its drain is, where one runs.
+    pub drain: Option<Progress>,
+}
+
+impl NodeFacts {
     /// Whether these are the very same, and stay it whatever time it is.
-    pub(super) fn hold(&self, other: &Self) -> bool {
+    pub(crate) fn hold(&self, other: &Self) -> bool {
         let same = |one: &Option<Arc<UpdateFact>>, two: &Option<Arc<UpdateFact>>| match (one, two) {
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
             (None, None) => true,
@@ -107,17 +123,17 @@ impl Facts {
     }
 
     /// The node.
-    pub(super) fn node(&self, ground: &Ground, world: &World, now: Time) -> Node {
-        let mut node = bare(&self.node, self.update.as_deref());
+    pub(crate) fn node(&self, ground: &Ground, known: &dyn LookUp, now: Time) -> Node {
+        let mut node = bare_node(&self.node, self.update.as_deref());
         node.earlier = self.earlier.as_ref().map(|earlier| Arc::new(earlier.facts.spec.clone()));
         node.unreadable.clone_from(&self.unreadable);
         node.etcd = etcd(&self.node, &self.pods);
-        node.space = space(&self.node, self.pods.values().map(|pod| &**pod));
+        node.space = self.node.space(self.pods.values().map(|pod| &**pod));
         node.agent_trouble = agent_pod_trouble(self.pods.values().map(|pod| &**pod), node.architecture);
         if let Some(drain) = self.drain_settings(ground) {
-            node.pods = self.pods_under(drain, ground, &world.deadlines, now);
+            node.pods = self.pods_under(drain, ground, known, now);
             if self.drain_began().is_some() {
-                let (attached, stuck) = self.attached(drain, &world.claims, ground, now);
+                let (attached, stuck) = self.attached(drain, known, ground, now);
                 (node.pods.attached, node.pods.stuck) = (attached, stuck);
             }
             if let Some(progress) = &self.drain {
@@ -140,13 +156,7 @@ impl Facts {
 
     /// Some of the volumes that are attached to the node and that no pod which stays there uses, and some of those of which
     /// the same was so before the drain.
-    fn attached(
-        &self,
-        drain: &Drain,
-        claims: &Cache<ClaimFact>,
-        ground: &Ground,
-        now: Time,
-    ) -> (Vec<String>, Vec<String>) {
+    fn attached(&self, drain: &Drain, known: &dyn LookUp, ground: &Ground, now: Time) -> (Vec<String>, Vec<String>) {
         if self.attachments.is_empty() {
             return Default::default();
         }
@@ -157,7 +167,7 @@ impl Facts {
         let staying = pods().filter(|pod| !leaving.contains(&pod.uid));
         let used = staying.flat_map(|pod| {
             let key = |claim: &String| Key { namespace: pod.namespace.clone(), name: claim.clone() };
-            pod.claims.iter().filter_map(move |claim| claims.get(&key(claim))).map(|claim| claim.volume.clone())
+            pod.claims.iter().filter_map(move |claim| known.claim(&key(claim))).map(|claim| claim.volume.clone())
         });
         let used: BTreeSet<String> = used.collect();
         let begun = self.drain_began().map(Time::new);
@@ -179,7 +189,7 @@ impl Facts {
         }
     }
 
-    fn pods_under(&self, drain: &Drain, ground: &Ground, deadlines: &Cache<DeadlineFact>, now: Time) -> NodePods {
+    fn pods_under(&self, drain: &Drain, ground: &Ground, known: &dyn LookUp, now: Time) -> NodePods {
         let none = BTreeSet::new();
         let hour = self.hour(ground, &none, now);
         let needs = |pod: &PodFact| -> Vec<Needed> {
@@ -189,8 +199,8 @@ impl Facts {
         };
         let job_ends_by = |pod: &PodFact| {
             let job = pod.job()?;
-            let known = deadlines.get(&Key { namespace: pod.namespace.clone(), name: job.name.clone() });
-            known.filter(|known| known.uid == job.uid)?.ends_by
+            let deadline = known.deadline(&Key { namespace: pod.namespace.clone(), name: job.name.clone() });
+            deadline.filter(|deadline| deadline.uid == job.uid)?.ends_by
         };
         node_pods(self.pods.values().map(|pod| &**pod), drain, &hour, needs, job_ends_by)
     }
@@ -249,22 +259,9 @@ fn etcd(node: &NodeFact, pods: &Place<PodFact>) -> EtcdMember {
     if healthy { EtcdMember::Healthy } else { EtcdMember::Unhealthy }
 }
 
-/// One node as the planner sees it, from what the caches hold this instant; what an action's expectations are compared
-/// with. The pods are left out: no expectation speaks of them.
+/// One node without what runs on it, and what is said of it beside.
 #[must_use]
-pub fn node_now(world: &World, name: &str) -> Option<Node> {
-    let key = Key::cluster(name);
-    let fact = world.nodes.get(&key)?;
-    let update = world.updates.get(&key);
-    Some(Node { unreadable: unreadable(world, &key), ..bare(&fact, update.as_deref()) })
-}
-
-/// What is said of a node whose NodeUpdate, or whose Node, can't be read as it is now.
-pub(super) fn unreadable(world: &World, key: &Key) -> Option<Arc<Unreadable>> {
-    world.updates.unreadable(key).or_else(|| world.nodes.unreadable(key))
-}
-
-fn bare(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
+pub fn bare_node(fact: &NodeFact, update: Option<&UpdateFact>) -> Node {
     Node {
         name: fact.name.as_str().into(),
         uid: fact.uid.clone(),
@@ -309,7 +306,7 @@ fn back_seen(fact: &NodeFact, update: Option<&UpdateFact>) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gather::Fact as _;
+    use crate::Fact as _;
     use serde_json::json;
     use std::collections::BTreeMap;
 
@@ -371,7 +368,7 @@ mod tests {
             ("the agent has never spoken", kubelet("new", 20), agent(None, 7), 20, 20),
             ("there is no agent", kubelet("new", 20), None, 20, 20),
         ] {
-            let node = bare(&kubelet, agent.as_ref());
+            let node = bare_node(&kubelet, agent.as_ref());
             assert_eq!((node.boot_seen, node.back_seen), (at(boot_seen), at(back_seen)), "{what}");
         }
     }

@@ -1,6 +1,6 @@
 //! Which volumes are attached to which node, and whose they are.
 
-use super::cache::Fact;
+use crate::Fact;
 use bascule_api::{Duration, Time};
 use k8s_openapi::api::{core::v1::PersistentVolumeClaim, storage::v1::VolumeAttachment};
 

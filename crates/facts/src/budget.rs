@@ -1,6 +1,6 @@
 //! PodDisruptionBudgets: what each allows now, and which evictions need its permission.
 
-use super::{PodFact, cache::Fact, pod::moment};
+use crate::{Fact, PodFact, pod::moment};
 use bascule_api::{Duration, Selector};
 use bascule_planner::drain::opens_after_cordon;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -64,6 +64,12 @@ impl BudgetFact {
     /// Whether pods that are not ready go without one.
     const fn lets_unhealthy_go(&self) -> bool {
         self.unhealthy_always || (self.healthy >= self.desired && self.desired > 0)
+    }
+
+    /// Whether it allows no disruption although every pod is healthy: no drain of their nodes ever succeeds.
+    #[must_use]
+    pub const fn never_opens(&self) -> bool {
+        self.expected > 0 && self.allowed == 0 && self.healthy >= self.expected && self.desired >= self.expected
     }
 
     /// The evictions that were allowed and, as far as time tells, never carried out: the pod's name and until when it counts.

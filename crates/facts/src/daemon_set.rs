@@ -1,7 +1,10 @@
 //! Which DaemonSets should have a pod on a node: the DaemonSet controller's own question, answered from what is cached.
 
-use super::{NodeFact, cache::Fact};
-use bascule_planner::drain::{Barrier, Needs};
+use crate::{
+    Fact, NodeFact,
+    needs::{barrier, needs_of},
+};
+use bascule_planner::drain::Needs;
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Taint};
 
 /// The taints that the DaemonSet controller lets every pod of its tolerate
@@ -46,7 +49,7 @@ impl DaemonSetFact {
     fn tolerates(&self, taint: &Taint) -> bool {
         taint.effect == "PreferNoSchedule"
             || ALWAYS_TOLERATED.contains(&taint.key.as_str())
-            || self.needs.tolerate(&Barrier::from_kubernetes(taint))
+            || self.needs.tolerate(&barrier(taint))
     }
 }
 
@@ -59,7 +62,7 @@ impl Fact for DaemonSetFact {
             namespace: set.metadata.namespace.clone().unwrap_or_default(),
             name: set.metadata.name.clone().unwrap_or_default(),
             uid: set.metadata.uid.clone().unwrap_or_default(),
-            needs: Needs::from_kubernetes(pod),
+            needs: needs_of(pod),
             node_name: pod.and_then(|pod| pod.node_name.clone()),
         }
     }
