@@ -84,6 +84,7 @@ impl<'a> Round<'a> {
     pub(super) fn new(
         parts: &'a Parts,
         seed: u64,
+        led_since: Instant,
         explained: watch::Sender<Explained>,
         expected: watch::Sender<BTreeMap<String, String>>,
     ) -> Self {
@@ -115,7 +116,7 @@ impl<'a> Round<'a> {
             ended: Carried::default(),
             refused: Refusals::default(),
             drains_yield: OrdersFirst::default(),
-            led_since: Instant::now(),
+            led_since,
             explained,
             expected,
         }
