@@ -36,6 +36,8 @@ pub struct Outside<'a> {
     pub own_pod: Option<(String, String)>,
     /// Writes that failed when they were tried last.
     pub refused: bascule_planner::snapshot::Refusals,
+    /// The others, and what the API server bears.
+    pub writes: bascule_planner::snapshot::Writes,
 }
 
 impl std::fmt::Debug for Outside<'_> {
@@ -102,6 +104,7 @@ impl Assembler {
             api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
             refused: outside.refused,
+            writes: outside.writes,
         }
     }
 
@@ -316,6 +319,7 @@ mod tests {
             operator_node: None,
             own_pod: None,
             refused: Default::default(),
+            writes: Default::default(),
         };
         assembler.assemble(world, outside)
     }

@@ -5,7 +5,7 @@ mod maintenance;
 mod transitions;
 
 use crate::{
-    apply::{ApplyError, OrdersFirst, Writer},
+    apply::{ApplyError, Writer},
     clock::Clock,
     gather::Key,
 };
@@ -22,9 +22,7 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// How many explanations are written at once: fewer than orders, which come first.
-const AT_ONCE: usize = 8;
-/// How many are written before the newest report is looked at again: of a thousand that are due many would be out of date
+/// How many explanations are written before the newest report is looked at again: of a thousand that are due many would be out of date
 /// when their turn comes.
 const BATCH: usize = 64;
 /// For how long it is known when a policy was written last.
@@ -39,10 +37,12 @@ pub struct Explained {
     pub snapshot: Arc<Snapshot>,
     /// The explanation.
     pub report: Arc<Report>,
-    /// Whether orders of this plan are still to be written.
-    pub orders_left: bool,
-    /// The nodes that orders of this plan are being written to.
-    pub under_way: HashSet<String>,
+    /// How many statuses may be written at once.
+    pub at_once: usize,
+    /// Until when explanations let orders go first, counted from the beginning of the leadership.
+    pub held_until: Option<Duration>,
+    /// The nodes that are being written to since.
+    pub in_flight: HashSet<String>,
 }
 
 /// Writes statuses.
@@ -57,7 +57,6 @@ pub struct StatusWriter {
     policies: HashMap<String, Duration>,
     nodes: HashMap<Arc<str>, Pace>,
     backoff: Backoff,
-    orders_first: OrdersFirst,
 }
 
 impl StatusWriter {
@@ -73,7 +72,6 @@ impl StatusWriter {
             policies: HashMap::new(),
             nodes: HashMap::new(),
             backoff: Backoff::default(),
-            orders_first: OrdersFirst::default(),
         }
     }
 
@@ -92,7 +90,7 @@ impl StatusWriter {
     /// Writes what is due; says when the rest is.
     async fn write(&mut self, explained: &Explained) -> Option<Duration> {
         let (snapshot, report) = (explained.snapshot.as_ref(), explained.report.as_ref());
-        let now = Time::new(self.clock.now());
+        let (now, at_once) = (Time::new(self.clock.now()), explained.at_once.max(1));
         let mut next: Option<Duration> = None;
         let mut later = |at: Duration| next = Some(next.map_or(at, |before: Duration| before.min(at)));
 
@@ -152,15 +150,13 @@ impl StatusWriter {
                 );
             }
         }
-        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(at_once).collect().await;
         for one in written {
             self.note(one, &mut later);
         }
 
         let mut due = Vec::new();
         let instant = self.led_since.elapsed();
-        let held_until = self.orders_first.until(explained.orders_left, Instant::now().into_std());
-        let held_until = held_until.map(|at| Instant::from_std(at).saturating_duration_since(self.led_since));
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
@@ -169,9 +165,9 @@ impl StatusWriter {
             let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, lot(), instant, now));
             let policy = node.policy.and_then(|index| snapshot.policies.get(index));
             pace.under(policy.map(|policy| policy.generation));
-            let busy = explained.under_way.contains(&*node.node);
+            let busy = explained.in_flight.contains(&*node.node);
             let at = pace.look(before, &mut rollout, busy, instant, now);
-            let held = held_until.filter(|_| rollout.state != RolloutState::Failed);
+            let held = explained.held_until.filter(|_| rollout.state != RolloutState::Failed);
             let backs_off = self.backoff.until("NodeUpdate", &node.node, instant);
             match at.map(|at| held.into_iter().chain(backs_off).fold(at, Duration::max)) {
                 None => {}
@@ -189,7 +185,7 @@ impl StatusWriter {
             async move { ended("NodeUpdate", &node, writer.write_rollout(&node, &rollout).await) }.boxed()
         });
         let writes: Vec<_> = writes.collect();
-        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(at_once).collect().await;
         for one in written {
             self.note(one, &mut later);
         }
