@@ -161,6 +161,7 @@ fn plan(facts: &bascule_operator::gather::World, now: bascule_api::Time) -> (Arc
         operator_node: None,
         own_pod: None,
         refused: Default::default(),
+        writes: Default::default(),
     };
     let snapshot = Assembler::default().assemble(facts, outside);
     let (_, report) = Planner::default().plan(&snapshot);

@@ -30,6 +30,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 /// The pause after a new leader's reading that failed, doubling up to [`LONGEST_PAUSE`].
@@ -357,8 +358,10 @@ impl Parts {
                 None => drop(expectations),
             }
         };
-        let statuses = StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions);
-        let mut round = Round::new(self, seed, explained, expected);
+        let led_since = Instant::now();
+        let statuses =
+            StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions, led_since);
+        let mut round = Round::new(self, seed, led_since, explained, expected);
         tokio::join!(statuses.run(explanations), silences, round.plan_again_and_again());
     }
 }

@@ -14,6 +14,7 @@ pub mod model;
 pub mod plan;
 pub mod report;
 pub mod snapshot;
+pub mod statuses;
 pub mod validate;
 pub mod windows;
 pub mod zones;

@@ -2,6 +2,7 @@
 
 use super::Carried;
 use bascule_planner::snapshot::Write;
+use std::time::{Duration, Instant};
 
 /// One write that was tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,10 @@ pub struct Written {
     pub carried: Carried,
     /// One by one.
     pub attempts: Vec<Attempt>,
+    /// When each was begun, and how long the API server took.
+    pub answers: Vec<(Instant, Duration)>,
+    /// Whether it is not known of one of them what became of it.
+    pub unknown: bool,
 }
 
 impl Written {
@@ -26,5 +31,7 @@ impl Written {
     pub fn add(&mut self, other: Self) {
         self.carried.add(other.carried);
         self.attempts.extend(other.attempts);
+        self.answers.extend(other.answers);
+        self.unknown |= other.unknown;
     }
 }

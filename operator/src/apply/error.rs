@@ -86,6 +86,21 @@ impl ApplyError {
         }
     }
 
+    /// Whether it is not known what became of the write. Nobody answered, or the object was changed meanwhile, perhaps by this very
+    /// write: the client repeats a request after a gateway's timeout.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::TooSlow { .. } | Self::Conflict(_) => true,
+            Self::Api { source, .. } => match &**source {
+                // Of a time that ran out (504) the API server does not know it either.
+                kube::Error::Api(status) => status.code == 504,
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+
     /// Whether the next plan will see something new at once, so that no pause is needed before it.
     #[must_use]
     pub const fn is_stale(&self) -> bool {
@@ -99,17 +114,22 @@ mod tests {
 
     #[test]
     fn answers_are_sorted_by_what_to_do() {
-        for (code, category, stale) in [
-            (404, "gone", true),
-            (409, "conflict", true),
-            (403, "refused", false),
-            (422, "refused", false),
-            (503, "api", false),
+        for (code, category, stale, unknown) in [
+            (404, "gone", true, false),
+            (409, "conflict", true, true),
+            (403, "refused", false, false),
+            (422, "refused", false, false),
+            (503, "api", false, false),
+            (504, "api", false, true),
         ] {
             let status: kube::core::Status = serde_json::from_value(serde_json::json!({"code": code})).unwrap();
             let error = ApplyError::of("Node n1", kube::Error::Api(Box::new(status)));
-            assert_eq!((error.category(), error.is_stale()), (category, stale), "{code}");
+            let found = (error.category(), error.is_stale(), error.is_unknown());
+            assert_eq!(found, (category, stale, unknown), "{code}");
         }
+        assert!(ApplyError::TooSlow { action: "Grant" }.is_unknown());
+        assert!(ApplyError::of("Node n1", kube::Error::LinesCodecMaxLineLengthExceeded).is_unknown(), "no answer");
+        assert!(!ApplyError::from(Mismatch::BootId).is_unknown(), "nothing was written");
     }
 
     #[test]

@@ -5,18 +5,14 @@ mod announce;
 mod attempt;
 mod error;
 mod forget;
+mod in_flight;
 mod node;
 mod node_update;
-mod orders_first;
 mod statuses;
-mod turn;
-mod under_way;
 
 pub use attempt::{Attempt, Written};
 pub use error::ApplyError;
-pub use orders_first::OrdersFirst;
-pub use turn::{Called, Turn, departs};
-pub use under_way::UnderWay;
+pub use in_flight::{Ended, InFlight};
 
 use crate::{
     events::Events,
@@ -29,13 +25,13 @@ use bascule_api::UpdatePolicyStatus;
 use bascule_planner::{
     Action, Plan, Report, Snapshot, Step,
     plan::{HookOrder, Taint},
-    snapshot::{HookStage, Write},
+    snapshot::{HookStage, Write, Writes},
 };
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Api, Client, api::ListParams};
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -68,7 +64,7 @@ pub struct Carried {
     pub done: usize,
     /// Steps that met another world than expected; a new plan is due.
     pub stale: usize,
-    /// Steps that failed, and rest.
+    /// Steps that failed, and back off.
     pub failed: usize,
 }
 
@@ -94,36 +90,29 @@ impl Writer {
         Self { notifier, ..self }
     }
 
-    /// Remembers what a plan of these facts remembers, and begins the writes to as many nodes as may be written to at once, those that
-    /// rest left alone. Says how many steps were not begun; when others end they have their turn, by a newer plan.
+    /// Remembers what a plan of these facts remembers, and begins as many of its batches as it says, in its order. Says how many were
+    /// not begun; when others end they have their turn, by a newer plan. Times of the book are counted from `epoch` on.
     pub async fn carry_out(
         &self,
         snapshot: &Snapshot,
         (plan, report): (&Plan, &Report),
-        turn: &mut Turn,
-        under_way: &mut UnderWay,
+        (writes, epoch): (&mut Writes, Instant),
+        in_flight: &mut InFlight,
     ) -> usize {
-        let rests = |step: &Step| snapshot.refused.rests(&step.action, snapshot.now);
+        let backs_off = |step: &Step| snapshot.refused.backs_off(&step.action, snapshot.now);
         let mut later = HashSet::new();
         for step in plan.steps.iter().filter(|step| step.action.node().is_none()) {
             let Some(policy) = self.remembers_for(&step.action) else { continue };
             // A Rollback is accepted only when the block that it asks for is remembered.
-            if later.contains(&policy) || under_way.remembers(&policy) || rests(step) {
+            if later.contains(&policy) || in_flight.remembers(&policy) || backs_off(step) {
                 later.insert(policy); // the next plan sees what becomes of the one before
                 continue;
             }
             let said = report.policies.iter().find(|said| said.policy == policy).map(|said| said.status.clone());
-            let (writer, step, due_since) = (self.clone(), step.clone(), turn.due_since(step));
-            under_way.remember(policy, async move {
-                let result = match tokio::time::timeout(SLOW, writer.remember(&step, said)).await {
-                    Ok(result) => result,
-                    Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
-                };
-                writer.note(&step, &result, due_since)
-            });
+            in_flight.remember(policy, self.remembering(step, said, (&mut *writes, epoch)));
         }
         // Persist, then act: what was not remembered must not be acted upon.
-        let mut unremembered = under_way.remembered_within(REMEMBERING).await;
+        let mut unremembered = in_flight.remembered_within(REMEMBERING).await;
         unremembered.extend(later);
         for step in &plan.steps {
             // No policy has such a name: nobody waits for a Job that can't be made but who waits for what it is to do.
@@ -132,19 +121,12 @@ impl Writer {
                 Action::KeepRolloutHook(order) => (order, format!("{}/hooks/{}", order.policy, order.hook)),
                 _ => continue,
             };
-            if unremembered.contains(&order.policy) || under_way.remembers(&key) || rests(step) {
+            if unremembered.contains(&order.policy) || in_flight.remembers(&key) || backs_off(step) {
                 continue;
             }
-            let (writer, step, due_since) = (self.clone(), step.clone(), turn.due_since(step));
-            under_way.remember(key, async move {
-                let result = match tokio::time::timeout(SLOW, writer.remember(&step, None)).await {
-                    Ok(result) => result,
-                    Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
-                };
-                writer.note(&step, &result, due_since)
-            });
+            in_flight.remember(key, self.remembering(step, None, (&mut *writes, epoch)));
         }
-        self.forget(plan, under_way.forgetting());
+        self.forget(plan, in_flight.forgetting());
         let held: HashSet<&str> = report
             .nodes
             .iter()
@@ -154,37 +136,51 @@ impl Writer {
             })
             .map(|node| &*node.node)
             .collect();
-        let mut by_node: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
-        for step in plan.steps.iter().filter(|step| !turn.stands_in_line(step)) {
-            if let Some(node) = step.action.node().filter(|node| !held.contains(node)) {
-                by_node.entry(node).or_default().push(step);
+        let mut due = plan.schedule.batches.iter().filter(|batch| !held.contains(batch.node.as_str()));
+        for batch in due.by_ref().take(plan.schedule.room) {
+            let steps = plan.steps_of(batch);
+            let begun = self.begin(Some(&batch.node), &steps, (&mut *writes, epoch));
+            let (writer, steps) = (self.clone(), steps.into_iter().cloned().zip(begun).collect());
+            in_flight.begin(&batch.node, async move { writer.one_node(steps).await });
+        }
+        due.map(|batch| batch.steps.len()).sum()
+    }
+
+    /// Takes note that steps are begun. Since when each has been due.
+    fn begin(&self, node: Option<&str>, steps: &[&Step], (writes, epoch): (&mut Writes, Instant)) -> Vec<Instant> {
+        let begun = writes.begin(node, steps, epoch.elapsed());
+        let due = begun.into_iter().map(|one| {
+            if let Some(queued) = one.queued {
+                self.metrics.queued(one.action, queued);
             }
+            epoch.checked_add(one.due_since).unwrap_or(epoch)
+        });
+        due.collect()
+    }
+
+    /// Writes what a policy remembers.
+    fn remembering(
+        &self,
+        step: &Step,
+        said: Option<UpdatePolicyStatus>,
+        book: (&mut Writes, Instant),
+    ) -> impl Future<Output = Written> + Send + use<> {
+        let due = self.begin(None, &[step], book).first().copied().unwrap_or_else(Instant::now);
+        let (writer, step) = (self.clone(), step.clone());
+        async move {
+            let begun = Instant::now();
+            let result = in_time(&step, writer.remember(&step, said)).await;
+            writer.note(&step, &result, (due, begun))
         }
-        // The steps of a node wait for each other, but for what nobody waits for.
-        for steps in by_node.values_mut() {
-            steps.retain(|step| !(step.action.is_housekeeping() && rests(step)));
-            steps.sort_by_key(|step| step.action.is_housekeeping());
-        }
-        by_node.retain(|_, steps| !steps.is_empty() && !steps.iter().any(|step| rests(step)));
-        let (chosen, left) = under_way.choose(turn.order(by_node));
-        for (node, steps) in chosen {
-            turn.tried(&steps, Instant::now());
-            let writer = self.clone();
-            let owned = steps.iter().map(|step| ((*step).clone(), turn.due_since(step))).collect();
-            under_way.begin(node, &steps, async move { writer.one_node(owned).await });
-        }
-        left
     }
 
     /// Does the steps of one node, until one does not succeed.
-    async fn one_node(&self, steps: Vec<(Step, Option<Instant>)>) -> Written {
+    async fn one_node(&self, steps: Vec<(Step, Instant)>) -> Written {
         let mut written = Written::default();
-        for (step, due_since) in steps {
-            let result = match tokio::time::timeout(SLOW, self.step(&step)).await {
-                Ok(result) => result,
-                Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
-            };
-            written.add(self.note(&step, &result, due_since));
+        for (step, due) in steps {
+            let begun = Instant::now();
+            let result = in_time(&step, self.step(&step)).await;
+            written.add(self.note(&step, &result, (due, begun)));
             if result.is_err() {
                 break;
             }
@@ -193,29 +189,36 @@ impl Writer {
     }
 
     /// Counts and logs.
-    fn note(&self, step: &Step, result: &Result<(), ApplyError>, due_since: Option<Instant>) -> Written {
+    fn note(&self, step: &Step, result: &Result<(), ApplyError>, (due, begun): (Instant, Instant)) -> Written {
         let action = step.action.name();
-        let (carried, failed) = match result {
+        let mut written = Written { unknown: result.as_ref().is_err_and(ApplyError::is_unknown), ..Written::default() };
+        // Of what was not asked the API server had nothing to answer.
+        if !matches!(result, Err(ApplyError::Mismatch(_) | ApplyError::Gone(_) | ApplyError::Hook { .. })) {
+            written.answers.push((begun, begun.elapsed()));
+        }
+        let failed = match result {
             Ok(()) => {
                 self.metrics.acted(action, "done");
-                if let Some(since) = due_since {
-                    self.metrics.reacted(action, since.elapsed());
-                }
+                self.metrics.reacted(action, due.elapsed());
                 self.announce(step);
-                (Carried { done: 1, ..Carried::default() }, None)
+                written.carried.done = 1;
+                None
             }
             Err(error) => {
                 self.metrics.acted(action, error.category());
                 let node = step.action.node().unwrap_or_default();
                 if error.is_stale() {
                     tracing::debug!(action, node, error = crate::one_line(error), "planning anew");
-                    return Written { carried: Carried { stale: 1, ..Carried::default() }, ..Written::default() };
+                    written.carried.stale = 1;
+                    return written;
                 }
                 tracing::warn!(action, node, error = crate::one_line(error), "a step failed and is planned anew");
-                (Carried { failed: 1, ..Carried::default() }, Some(error.words()))
+                written.carried.failed = 1;
+                Some(error.words())
             }
         };
-        Written { carried, attempts: vec![Attempt { write: Write::of(&step.action), failed }] }
+        written.attempts.push(Attempt { write: Write::of(&step.action), failed });
+        written
     }
 
     /// The policy whose nodes wait until this is written.
@@ -324,6 +327,12 @@ impl Writer {
         let job = hooks::job(order, hook, Some(owner)).map_err(wrong)?;
         hooks::make(self, &job).await.map_err(|error| hooks::refused(order, error))
     }
+}
+
+/// What became of a step within its time.
+async fn in_time(step: &Step, writes: impl Future<Output = Result<(), ApplyError>>) -> Result<(), ApplyError> {
+    let result = tokio::time::timeout(SLOW, writes).await;
+    result.unwrap_or_else(|_| Err(ApplyError::TooSlow { action: step.action.name() }))
 }
 
 /// What a Job goes away with.

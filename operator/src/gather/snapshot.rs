@@ -30,6 +30,8 @@ pub struct Outside<'a> {
     pub own_pod: Option<(String, String)>,
     /// Writes that failed when they were tried last.
     pub refused: bascule_planner::snapshot::Refusals,
+    /// The others, and what the API server bears.
+    pub writes: bascule_planner::snapshot::Writes,
 }
 
 impl std::fmt::Debug for Outside<'_> {
@@ -83,6 +85,7 @@ impl Assembler {
             api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
             refused: outside.refused,
+            writes: outside.writes,
             ..self.0.assemble(objects)
         }
     }
@@ -186,6 +189,7 @@ mod tests {
             operator_node: None,
             own_pod: None,
             refused: Default::default(),
+            writes: Default::default(),
         };
         assembler.assemble(world, outside)
     }

@@ -49,7 +49,7 @@ struct Inner {
     boots: Histogram,
     planning: Histogram,
     reaction: Family<ActionLabel, Histogram>,
-    line: Family<ActionLabel, Histogram>,
+    queue: Family<ActionLabel, Histogram>,
     actions: Family<ActionResult, Counter>,
     evictions: Family<ResultLabel, Counter>,
     notifications: Family<ResultLabel, Counter>,
@@ -153,7 +153,7 @@ impl Metrics {
             boots: minutes(),
             planning: millis(),
             reaction: Family::new_with_constructor(|| Histogram::new(REACTION)),
-            line: Family::new_with_constructor(|| Histogram::new(REACTION)),
+            queue: Family::new_with_constructor(|| Histogram::new(REACTION)),
             actions: Family::default(),
             evictions: Family::default(),
             notifications: Family::default(),
@@ -213,12 +213,12 @@ impl Metrics {
         self.0.planning.observe(took.as_secs_f64());
     }
 
-    /// An action has its turn, this long after the change of a fact that asks it of many nodes at once.
-    pub fn called(&self, action: &'static str, stood: Duration) {
-        self.0.line.get_or_create(&ActionLabel { action }).observe(stood.as_secs_f64());
+    /// An action is begun, this long after the change of a fact that asks it of many nodes at once.
+    pub fn queued(&self, action: &'static str, waited: Duration) {
+        self.0.queue.get_or_create(&ActionLabel { action }).observe(waited.as_secs_f64());
     }
 
-    /// An action is written, this long after the change of a fact that caused it, or after it had its turn.
+    /// An action is written, this long after the change of a fact that caused it, or after it left its queue.
     pub fn reacted(&self, action: &'static str, took: Duration) {
         self.0.reaction.get_or_create(&ActionLabel { action }).observe(took.as_secs_f64());
     }
@@ -342,15 +342,15 @@ impl Inner {
         registry.register_with_unit("plan", "How long a plan takes", Unit::Seconds, self.planning.clone());
         registry.register_with_unit(
             "reaction",
-            "From a change of a fact (or the action's turn, see queue_wait_seconds) until an action that it caused is written",
+            "From a change of a fact (or the end of the action's queue, see queue_wait_seconds) until an action that it caused is written",
             Unit::Seconds,
             self.reaction.clone(),
         );
         registry.register_with_unit(
             "queue_wait",
-            "How long actions that one fact asks of many nodes at once waited for their turn",
+            "How long actions that one fact asks of many nodes at once queued before they were begun",
             Unit::Seconds,
-            self.line.clone(),
+            self.queue.clone(),
         );
         registry.register("actions", "Actions carried out, by result", self.actions.clone());
         registry.register("evictions", "Answers to evictions", self.evictions.clone());

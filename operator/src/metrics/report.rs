@@ -196,6 +196,7 @@ mod tests {
             operator_node: None,
             own_pod: None,
             refused: Default::default(),
+            writes: Default::default(),
         };
         let snapshot = crate::gather::Assembler::default().assemble(&world, outside);
         let report = bascule_planner::Planner::default().plan(&snapshot).1;

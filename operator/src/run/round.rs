@@ -2,7 +2,7 @@
 
 use super::Parts;
 use crate::{
-    apply::{Carried, OrdersFirst, Turn, UnderWay, Written, departs},
+    apply::{Carried, InFlight},
     boots::Boots,
     break_glass::BreakGlass,
     drain::{self, Drains},
@@ -18,7 +18,7 @@ use crate::{
 use bascule_planner::{
     Plan, Planner, Snapshot,
     plan::DrainMode,
-    snapshot::{OfferState, PolicyFacts, Refusals},
+    snapshot::{OfferState, PolicyFacts, Refusals, Writes},
 };
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -66,14 +66,13 @@ pub(super) struct Round<'a> {
     boots: Boots,
     left_over: LeftOver,
     letting_go: LettingGo,
-    turn: Turn,
-    under_way: UnderWay,
+    in_flight: InFlight,
     /// How writes went that ended since the last plan.
     ended: Carried,
     /// Those that failed when they were tried last.
     refused: Refusals,
-    /// New drains begin when a wave's nodes are cordoned, or pods would go from one to the next.
-    drains_yield: OrdersFirst,
+    /// What is known of the others.
+    writes: Writes,
     led_since: Instant,
     explained: watch::Sender<Explained>,
     /// The nodes whose alerts are expected.
@@ -84,6 +83,7 @@ impl<'a> Round<'a> {
     pub(super) fn new(
         parts: &'a Parts,
         seed: u64,
+        led_since: Instant,
         explained: watch::Sender<Explained>,
         expected: watch::Sender<BTreeMap<String, String>>,
     ) -> Self {
@@ -110,12 +110,11 @@ impl<'a> Round<'a> {
             boots: Boots::default(),
             left_over: LeftOver::default(),
             letting_go: LettingGo::default(),
-            turn: Turn::default(),
-            under_way: UnderWay::default(),
+            in_flight: InFlight::default(),
             ended: Carried::default(),
             refused: Refusals::default(),
-            drains_yield: OrdersFirst::default(),
-            led_since: Instant::now(),
+            writes: Writes::default(),
+            led_since,
             explained,
             expected,
         }
@@ -154,7 +153,7 @@ impl<'a> Round<'a> {
             tokio::select! {
                 told = changed.changed() => return told.map(|()| Some(Instant::now())).map_err(|_| Over),
                 () = tokio::time::sleep_until(wake) => return Ok(None),
-                () = self.under_way.one_ended() => {
+                () = self.in_flight.one_ended() => {
                     // What succeeded shows as a change.
                     self.take_ended();
                     wake = wake.min(Instant::now() + self.retry(next.left));
@@ -165,11 +164,18 @@ impl<'a> Round<'a> {
 
     /// Takes note of how writes went.
     fn take_ended(&mut self) {
-        let Written { carried, attempts } = self.under_way.take_ended();
-        self.ended.add(carried);
         let now = bascule_api::Time::new(self.parts.clock.now());
-        for attempt in attempts {
-            self.refused.note(attempt.write, attempt.failed.as_deref(), now);
+        for one in self.in_flight.take_ended() {
+            self.ended.add(one.written.carried);
+            for (begun, took) in one.written.answers {
+                self.writes.answered(begun.saturating_duration_since(self.led_since.into_std()), took);
+            }
+            for attempt in one.written.attempts {
+                self.refused.note(attempt.write, attempt.failed.as_deref(), now);
+            }
+            if let Some(node) = one.node {
+                self.writes.end(&node, one.written.unknown);
+            }
         }
     }
 
@@ -187,8 +193,8 @@ impl<'a> Round<'a> {
         let parts = self.parts;
         self.take_ended();
         self.ended = Carried::default();
-        // What this plan does not see yet.
-        let being_written = self.under_way.nodes();
+        (self.writes.now, self.writes.changed) =
+            (self.led_since.elapsed(), since.saturating_duration_since(self.led_since));
         self.break_glass.tell(&parts.world, &parts.events, bascule_api::Time::new(parts.clock.now()));
         let policies = parts.world.policies.all();
         self.channels.set(policies.iter().filter(|policy| policy.valid.is_ok()).map(|policy| &policy.spec.source));
@@ -205,6 +211,7 @@ impl<'a> Round<'a> {
                 operator_node: parts.settings.node_name.clone(),
                 own_pod: parts.draining.own_pod.clone(),
                 refused: self.refused.clone(),
+                writes: self.writes.clone(),
             },
         );
         // Nobody is asked about names that a policy should not hold.
@@ -233,25 +240,21 @@ impl<'a> Round<'a> {
         let (plan, report) = self.planner.plan(&snapshot);
         parts.metrics.planned(begun.elapsed());
         self.refused.asked(&plan, snapshot.now);
+        self.writes.planned(&plan);
         let verified = policies
             .iter()
             .filter_map(|policy| Some((policy.name.clone(), self.channels.verified_at(&policy.spec.source)?)));
         parts.metrics.describe(&snapshot, &report, &verified.collect());
 
         self.boots.tell(&parts.world, &snapshot, &report, &parts.events, &parts.metrics);
-        for called in self.turn.planned(&plan, since.into_std()) {
-            parts.metrics.called(called.action, called.stood);
-        }
         // Before Jobs may be cleared away.
         let hooks_left = self.left_over.run(&parts.writer, &policies, snapshot.now);
-        let (turn, under_way) = (&mut self.turn, &mut self.under_way);
-        let mut left = parts.writer.carry_out(&snapshot, (&plan, &report), turn, under_way).await;
+        let book = (&mut self.writes, self.led_since.into_std());
+        let mut left = parts.writer.carry_out(&snapshot, (&plan, &report), book, &mut self.in_flight).await;
         self.letting_go.run(&parts.writer, &self.left_over, self.rights.hook_namespaces());
-        let yields = self.drains_yield.until(departs(&plan, &snapshot), Instant::now().into_std()).is_some();
-        // It may be the end of a drain, its uncordon for one, which a drain that began anew would go on beside.
-        let may_begin = |node: &str| !yields && !being_written.contains(node);
-        let waiting = self.drains.set(parts.drain_orders(&plan), may_begin);
-        left += waiting.iter().filter(|node| being_written.contains(*node)).count();
+        let schedule = &plan.schedule;
+        let waiting = self.drains.set(parts.drain_orders(&plan), |node| schedule.may_begin_drain(node));
+        left += waiting.iter().filter(|node| schedule.in_flight.contains(node)).count();
         self.gates.set(questions(&plan, &snapshot));
         // What rests is tried again by a plan.
         let again = self.refused.next_try(snapshot.now);
@@ -262,7 +265,6 @@ impl<'a> Round<'a> {
             // People are not told of it, and the next plan is waited for all the same.
             parts.metrics.pulse().carried_out();
         } else {
-            let orders_left = left > 0 || self.turn.in_line() > 0;
             if !self.expected.is_closed() {
                 let expected = silences::expected(&snapshot, &report);
                 self.expected.send_if_modified(|before| {
@@ -279,12 +281,18 @@ impl<'a> Round<'a> {
                 identity: Arc::clone(&parts.identity),
                 gates: self.gates.heard(),
             });
-            self.explained.send_replace(Explained { snapshot, report, orders_left, under_way: self.under_way.nodes() });
+            self.explained.send_replace(Explained {
+                snapshot,
+                report,
+                at_once: plan.schedule.statuses,
+                held_until: plan.schedule.explanations_held_until(),
+                in_flight: self.in_flight.nodes(),
+            });
         }
 
         // Remembering may have failed; the writes under way tell later.
         self.take_ended();
-        let mut latest = Instant::now() + self.retry(if self.under_way.is_idle() { left } else { 0 });
+        let mut latest = Instant::now() + self.retry(if self.in_flight.is_idle() { left } else { 0 });
         if hooks_left {
             latest = latest.min(Instant::now() + LEFT_OVER);
         }

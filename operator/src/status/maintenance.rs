@@ -44,12 +44,12 @@ impl StatusWriter {
             let shown = |type_: &str| known.maintenance.get(type_).copied();
             // A node that was never disrupted needs no conditions that say so.
             let differs = wanted.iter().any(|(type_, holds)| shown(type_).unwrap_or_default() != *holds);
-            if !differs || self.rests.until("Node", &node.name, Instant::now()).is_some() {
+            if !differs || self.backoff.until("Node", &node.name, self.led_since.elapsed()).is_some() {
                 continue;
             }
             let message = said.wait.message.as_str();
             let Err(error) = self.writer.write_maintenance(&node.name, &wanted, message, now).await else {
-                self.rests.done("Node", &node.name);
+                self.backoff.done("Node", &node.name);
                 continue;
             };
             let error_line = crate::one_line(&error);
@@ -60,7 +60,7 @@ impl StatusWriter {
             }
             tracing::warn!(node = %node.name, error = error_line, "the node's conditions can't be written");
             if !error.is_stale() {
-                self.rests.failed("Node", &node.name, false, Instant::now());
+                self.backoff.failed("Node", &node.name, false, self.led_since.elapsed());
             }
         }
     }

@@ -1,21 +1,20 @@
 //! Writes the planner's report into the objects that people look at. Only what changed, and not every step of a progress
-//! bar: a policy's reason is written at once and its details a little later, a node's as `pace` says.
+//! bar: when each is written is the planner's word (`bascule_planner::statuses`).
 
 mod maintenance;
-mod pace;
-mod rests;
 mod transitions;
 
 use crate::{
-    apply::{ApplyError, OrdersFirst, Writer},
+    apply::{ApplyError, Writer},
     clock::Clock,
     gather::Key,
 };
-use bascule_api::{RollbackStatus, RolloutState, Time, UpdatePolicyStatus, conditions};
-use bascule_planner::{Report, Snapshot};
+use bascule_api::{RollbackStatus, RolloutState, Time, conditions};
+use bascule_planner::{
+    Report, Snapshot,
+    statuses::{Backoff, Pace, policy_pause},
+};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use pace::Pace;
-use rests::Rests;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -23,15 +22,11 @@ use std::{
 };
 use tokio::{sync::watch, time::Instant};
 
-/// How many explanations are written at once: fewer than orders, which come first.
-const AT_ONCE: usize = 8;
-/// How many are written before the newest report is looked at again: of a thousand that are due many would be out of date
+/// How many explanations are written before the newest report is looked at again: of a thousand that are due many would be out of date
 /// when their turn comes.
 const BATCH: usize = 64;
-/// Between two writes about one policy when its reason or a condition changed.
-const NEWS: Duration = Duration::from_millis(1_000);
-/// Between two writes about one policy when only details changed.
-const DETAILS: Duration = Duration::from_secs(5);
+/// For how long it is known when a policy was written last.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// How many more nodes than there are have a pace before those of nodes that are gone are dropped.
 const GONE: usize = 1_000;
 
@@ -42,10 +37,12 @@ pub struct Explained {
     pub snapshot: Arc<Snapshot>,
     /// The explanation.
     pub report: Arc<Report>,
-    /// Whether orders of this plan are still to be written.
-    pub orders_left: bool,
-    /// The nodes that orders of this plan are being written to.
-    pub under_way: HashSet<String>,
+    /// How many statuses may be written at once.
+    pub at_once: usize,
+    /// Until when explanations let orders go first, counted from the beginning of the leadership.
+    pub held_until: Option<Duration>,
+    /// The nodes that are being written to since.
+    pub in_flight: HashSet<String>,
 }
 
 /// Writes statuses.
@@ -55,34 +52,26 @@ pub struct StatusWriter {
     clock: Clock,
     node_conditions: bool,
     maintenance_refused: maintenance::Refusals,
-    /// When each policy was written last.
-    policies: HashMap<String, Instant>,
+    led_since: Instant,
+    /// When each policy was written last, since then.
+    policies: HashMap<String, Duration>,
     nodes: HashMap<Arc<str>, Pace>,
-    rests: Rests,
-    orders_first: OrdersFirst,
-}
-
-/// Whether a change is worth a write now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Worth {
-    Nothing,
-    Details,
-    News,
+    backoff: Backoff,
 }
 
 impl StatusWriter {
     /// A writer that has written nothing yet.
     #[must_use]
-    pub fn new(writer: Writer, clock: Clock, node_conditions: bool) -> Self {
+    pub fn new(writer: Writer, clock: Clock, node_conditions: bool, led_since: Instant) -> Self {
         Self {
             writer,
             clock,
             node_conditions,
             maintenance_refused: maintenance::Refusals::default(),
+            led_since,
             policies: HashMap::new(),
             nodes: HashMap::new(),
-            rests: Rests::default(),
-            orders_first: OrdersFirst::default(),
+            backoff: Backoff::default(),
         }
     }
 
@@ -90,7 +79,7 @@ impl StatusWriter {
     pub async fn run(mut self, mut explained: watch::Receiver<Explained>) {
         loop {
             let now = explained.borrow_and_update().clone();
-            let next = self.write(&now).await;
+            let next = self.write(&now).await.map(|at| self.led_since + at);
             tokio::select! {
                 changed = explained.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
@@ -99,11 +88,11 @@ impl StatusWriter {
     }
 
     /// Writes what is due; says when the rest is.
-    async fn write(&mut self, explained: &Explained) -> Option<Instant> {
+    async fn write(&mut self, explained: &Explained) -> Option<Duration> {
         let (snapshot, report) = (explained.snapshot.as_ref(), explained.report.as_ref());
-        let now = Time::new(self.clock.now());
-        let mut next: Option<Instant> = None;
-        let mut later = |at: Instant| next = Some(next.map_or(at, |before: Instant| before.min(at)));
+        let (now, at_once) = (Time::new(self.clock.now()), explained.at_once.max(1));
+        let mut next: Option<Duration> = None;
+        let mut later = |at: Duration| next = Some(next.map_or(at, |before: Duration| before.min(at)));
 
         // All at once: one whose write hangs holds up nobody else's.
         let mut writes = Vec::new();
@@ -117,11 +106,8 @@ impl StatusWriter {
             if known.status != policy.status {
                 continue; // its memory was written since; the next report speaks of it
             }
-            let worth = policy_worth(&known.status, &said.status);
-            if worth != Worth::Nothing && self.rests("UpdatePolicy", &policy.name, &mut later) {
-                continue;
-            }
-            if self.due(&policy.name, worth, &mut later) {
+            let Some(pause) = policy_pause(&known.status, &said.status) else { continue };
+            if !self.backs_off("UpdatePolicy", &policy.name, &mut later) && self.due(&policy.name, pause, &mut later) {
                 let (writer, status) = (self.writer.clone(), said.status.clone());
                 writes.push(
                     async move { ended("UpdatePolicy", &known.name, writer.write_policy(&known, &status).await) }
@@ -136,7 +122,7 @@ impl StatusWriter {
             }
             let known = self.writer.world.freezes.get(&key);
             if let Some(known) = known.filter(|known| known.0.status == freeze.status && known.0.status != *status)
-                && !self.rests("Freeze", &freeze.name, &mut later)
+                && !self.backs_off("Freeze", &freeze.name, &mut later)
             {
                 let (writer, name, status) = (self.writer.clone(), freeze.name.clone(), status.clone());
                 writes.push(
@@ -155,7 +141,7 @@ impl StatusWriter {
                 continue; // the plan accepts it, once the block that it asks for is remembered
             }
             if let Some(known) = known.filter(|known| known.0.status == rollback.status && known.0.status != *status)
-                && !self.rests("Rollback", &rollback.name, &mut later)
+                && !self.backs_off("Rollback", &rollback.name, &mut later)
             {
                 let (writer, name, status) = (self.writer.clone(), rollback.name.clone(), status.clone());
                 writes.push(
@@ -164,14 +150,13 @@ impl StatusWriter {
                 );
             }
         }
-        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(at_once).collect().await;
         for one in written {
             self.note(one, &mut later);
         }
 
         let mut due = Vec::new();
-        let instant = Instant::now();
-        let yields_until = self.orders_first.until(explained.orders_left, instant.into_std()).map(Instant::from_std);
+        let instant = self.led_since.elapsed();
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
@@ -180,11 +165,11 @@ impl StatusWriter {
             let pace = self.nodes.entry(node.node.shared()).or_insert_with(|| Pace::new(&rollout, lot(), instant, now));
             let policy = node.policy.and_then(|index| snapshot.policies.get(index));
             pace.under(policy.map(|policy| policy.generation));
-            let busy = explained.under_way.contains(&*node.node);
+            let busy = explained.in_flight.contains(&*node.node);
             let at = pace.look(before, &mut rollout, busy, instant, now);
-            let held = yields_until.filter(|_| rollout.state != RolloutState::Failed);
-            let rests = self.rests.until("NodeUpdate", &node.node, instant);
-            match at.map(|at| held.into_iter().chain(rests).fold(at, Instant::max)) {
+            let held = explained.held_until.filter(|_| rollout.state != RolloutState::Failed);
+            let backs_off = self.backoff.until("NodeUpdate", &node.node, instant);
+            match at.map(|at| held.into_iter().chain(backs_off).fold(at, Duration::max)) {
                 None => {}
                 Some(at) if at > instant => later(at),
                 Some(_) if due.len() >= BATCH => later(instant),
@@ -200,7 +185,7 @@ impl StatusWriter {
             async move { ended("NodeUpdate", &node, writer.write_rollout(&node, &rollout).await) }.boxed()
         });
         let writes: Vec<_> = writes.collect();
-        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let written: Vec<Ended> = stream::iter(writes).buffer_unordered(at_once).collect().await;
         for one in written {
             self.note(one, &mut later);
         }
@@ -210,44 +195,39 @@ impl StatusWriter {
         if self.nodes.len() > report.nodes.len().saturating_add(GONE) {
             let there: HashSet<&str> = report.nodes.iter().map(|node| &*node.node).collect();
             self.nodes.retain(|node, _| there.contains(&**node));
-            self.policies.retain(|_, at| *at + DETAILS > Instant::now());
+            self.policies.retain(|_, at| *at + REMEMBERED > instant);
         }
-        self.rests.forget(Instant::now());
+        self.backoff.forget(instant);
         next
     }
 
     /// Whether an object is left alone for now; `later` is told until when.
-    fn rests(&self, kind: &str, name: &str, later: &mut impl FnMut(Instant)) -> bool {
-        self.rests.until(kind, name, Instant::now()).map(later).is_some()
+    fn backs_off(&self, kind: &str, name: &str, later: &mut impl FnMut(Duration)) -> bool {
+        self.backoff.until(kind, name, self.led_since.elapsed()).map(later).is_some()
     }
 
     /// Takes note of how a write went. One that failed in a way that a new report does not mend is tried again `later`, and not with the
     /// next report.
-    fn note(&mut self, ended: Ended, later: &mut impl FnMut(Instant)) {
+    fn note(&mut self, ended: Ended, later: &mut impl FnMut(Duration)) {
         let Ended { kind, name, result } = ended;
         match result {
-            Ok(()) => self.rests.done(kind, &name),
+            Ok(()) => self.backoff.done(kind, &name),
             Err(error) if error.is_stale() => {}
             // It is written. The answer is the whole object, of which something can't be read; the watch brings it.
             Err(ApplyError::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => {
-                self.rests.done(kind, &name);
+                self.backoff.done(kind, &name);
             }
             Err(error) => {
                 tracing::warn!(kind, name, error = crate::one_line(&error), "the status can't be written");
                 let silence = matches!(error, ApplyError::TooSlow { .. });
-                later(self.rests.failed(kind, &name, silence, Instant::now()));
+                later(self.backoff.failed(kind, &name, silence, self.led_since.elapsed()));
             }
         }
     }
 
     /// Whether a policy is to be written now; if later, `later` is told when.
-    fn due(&mut self, name: &str, worth: Worth, later: &mut impl FnMut(Instant)) -> bool {
-        let pause = match worth {
-            Worth::Nothing => return false,
-            Worth::Details => DETAILS,
-            Worth::News => NEWS,
-        };
-        let now = Instant::now();
+    fn due(&mut self, name: &str, pause: Duration, later: &mut impl FnMut(Duration)) -> bool {
+        let now = self.led_since.elapsed();
         match self.policies.get(name) {
             Some(last) if *last + pause > now => {
                 later(*last + pause);
@@ -270,37 +250,4 @@ struct Ended {
 
 fn ended<T>(kind: &'static str, name: &str, result: Result<T, ApplyError>) -> Ended {
     Ended { kind, name: name.to_owned(), result: result.map(|_| ()) }
-}
-
-fn policy_worth(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> Worth {
-    if before == after {
-        return Worth::Nothing;
-    }
-    let reason = |status: &UpdatePolicyStatus| status.waits_for.as_ref().map(|waits| waits.reason);
-    let verdicts = |status: &UpdatePolicyStatus| -> Vec<(String, String, String)> {
-        let conditions = status.conditions.iter();
-        conditions.map(|one| (one.type_.clone(), one.status.clone(), one.reason.clone())).collect()
-    };
-    let same = before.target == after.target
-        && before.observed_generation == after.observed_generation
-        && reason(before) == reason(after)
-        && verdicts(before) == verdicts(after)
-        && before.counts.failed == after.counts.failed;
-    if same { Worth::Details } else { Worth::News }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bascule_api::Counts;
-
-    #[test]
-    fn a_policys_counts_are_details_and_what_was_observed_is_news() {
-        let status = UpdatePolicyStatus::default();
-        assert_eq!(policy_worth(&status, &status), Worth::Nothing);
-        let counted = UpdatePolicyStatus { counts: Counts { in_progress: 1, ..Counts::default() }, ..status.clone() };
-        assert_eq!(policy_worth(&status, &counted), Worth::Details);
-        let observed = UpdatePolicyStatus { observed_generation: Some(2), ..status.clone() };
-        assert_eq!(policy_worth(&status, &observed), Worth::News);
-    }
 }

@@ -197,6 +197,7 @@ async fn the_report_of_5000_nodes_is_small_and_quick() {
             operator_node: None,
             own_pod: None,
             refused: Default::default(),
+            writes: Default::default(),
         },
     );
     let (_, said) = Planner::default().plan(&snapshot);

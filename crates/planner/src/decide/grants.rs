@@ -9,15 +9,19 @@ use super::{
     health::{Allowance, Answers},
     known::{Ground, Verdicts},
     maintenance,
+    policy::PolicyView,
 };
 use crate::{
     Action, Expect, Gate, Step, Wait,
     drain::Places,
     plan,
-    snapshot::{Cordon, GRANT},
+    snapshot::{Cordon, GRANT, PendingGrant},
 };
-use bascule_api::{Duration, Goal, RolloutState, WaitReason};
-use std::{collections::BTreeMap, sync::Arc};
+use bascule_api::{Duration, Goal, RolloutState, Version, WaitReason};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 impl<'a> Round<'a> {
     /// Gives grants, and says of every other node which gate it waits for.
@@ -30,25 +34,54 @@ impl<'a> Round<'a> {
         for (policy, waves) in waves.iter().enumerate() {
             self.own_gates(policy, waves, verdicts, &mut passing);
         }
+        let mut out = Grants {
+            wanting: vec![None; self.policies.len()],
+            granted: vec![false; self.policies.len()],
+            ..Grants::default()
+        };
+        // The policies that nodes are being granted for.
+        let mut granting: Vec<usize> = Vec::new();
+        let mut places = Places::new(&self.snapshot.nodes);
+        let mut again = Vec::new();
+        for (node, pending) in self.pending_grants() {
+            let Some(view) = self.nodes.get(node) else { continue };
+            let place = passing.iter().position(|(_, passes)| *passes == node);
+            let candidate = place.map(|place| passing.remove(place));
+            if let (PendingGrant::Lost, Some(candidate)) = (pending, candidate)
+                && !self.is_refused(view)
+            {
+                again.push(candidate);
+                continue;
+            }
+            // As if this plan gave it: it holds its place until its NodeUpdate shows what became of it.
+            let policy = view.traits.policy;
+            hold(view, policy.and_then(|policy| budgets.get_mut(policy)), &mut cluster, &mut places);
+            granting.extend(policy);
+            if let Some(granted) = policy.and_then(|policy| out.granted.get_mut(policy)) {
+                *granted = true;
+            }
+            if let (PendingGrant::InFlight, Some((policy, _))) = (pending, candidate) {
+                let Some(policy_view) = self.policies.get(policy) else { continue };
+                let said = granted(policy_view);
+                out.started.extend(
+                    self.choices.get(node).and_then(Option::as_ref).and_then(starts).map(|version| (policy, version)),
+                );
+                self.draft.say(node, said);
+            }
+        }
         // Who can't go whatever the others do needs no place in the order.
         let (hopeless, passing): (Vec<_>, Vec<_>) = passing.into_iter().partition(|(policy, node)| {
             let full = budgets.get(*policy).is_some_and(PolicyBudget::is_full) && self.set.asks(Gate::Budget);
             full && self.nodes.get(*node).is_some_and(|view| !view.traits.unavailable)
                 && !self.choices.get(*node).and_then(Option::as_ref).is_some_and(Choice::ignores_budgets)
         });
-        let order = self.in_order(passing, &cluster).into_iter().chain(hopeless);
-        let mut out = Grants {
-            wanting: vec![None; self.policies.len()],
-            granted: vec![false; self.policies.len()],
-            ..Grants::default()
-        };
-        // The policies that this plan grants a node for.
-        let mut granting: Vec<usize> = Vec::new();
+        // Who may have its grant already has its place before all others.
+        let lost: BTreeSet<usize> = again.iter().map(|(_, node)| *node).collect();
+        let order = again.into_iter().chain(self.in_order(passing, &cluster)).chain(hopeless);
         let mut steps = Vec::new();
         let mut questions = Vec::new();
         let answers = Answers(&self.snapshot.gates, self.set);
         let mut allowance = Allowance::default();
-        let mut places = Places::new(&self.snapshot.nodes);
         for (policy_index, node) in order {
             let (Some(budget), Some(waves)) = (budgets.get_mut(policy_index), waves.get(policy_index)) else {
                 continue;
@@ -66,6 +99,10 @@ impl<'a> Round<'a> {
                 gates::shared(&candidate, budget, &mut cluster, answers, &mut allowance, &mut places, &mut questions)
             }) {
                 Some((gate, wait)) => {
+                    if lost.contains(&node) {
+                        hold(candidate.view, Some(budget), &mut cluster, &mut places);
+                        granting.push(policy_index);
+                    }
                     let said = self.waiting(gate, wait);
                     self.draft.say(node, said);
                 }
@@ -90,21 +127,11 @@ impl<'a> Round<'a> {
                     let opening =
                         candidate.policy.valid.and_then(|valid| cluster.opening(candidate.view, &valid.spec.drain));
                     let step = grant_step(&candidate, budget.used(), opening);
-                    if !candidate.view.traits.unavailable {
-                        budget.take(candidate.view);
-                    }
-                    cluster.take(candidate.view);
-                    places.take(candidate.view.node);
-                    if let Choice::Install(install) = candidate.choice
-                        && install.rollback.is_none()
-                    {
-                        out.started.push((policy_index, install.target.version.clone()));
-                    }
-                    let hooks = candidate.policy.valid.is_some_and(|valid| !valid.spec.hooks.before_drain.is_empty());
-                    let next = if hooks { WaitReason::Hook } else { WaitReason::Draining };
-                    let wait = Wait::new(next, "may be disrupted now");
+                    hold(candidate.view, Some(budget), &mut cluster, &mut places);
+                    out.started.extend(starts(candidate.choice).map(|version| (policy_index, version)));
+                    let said = granted(candidate.policy);
                     steps.push(step);
-                    self.draft.say(node, Said::new(RolloutState::Draining, wait));
+                    self.draft.say(node, said);
                 }
             }
         }
@@ -242,6 +269,16 @@ impl<'a> Round<'a> {
         ordered.into_iter().map(|(_, candidate)| candidate).collect()
     }
 
+    /// The nodes with a grant that their NodeUpdates do not show yet.
+    fn pending_grants(&self) -> Vec<(usize, PendingGrant)> {
+        let writes = &self.snapshot.writes;
+        if !writes.has_pending_grants() {
+            return Vec::new();
+        }
+        let views = self.nodes.iter().enumerate().filter(|(_, view)| !view.traits.moves);
+        views.filter_map(|(index, view)| Some((index, writes.pending_grant(&view.node.name)?))).collect()
+    }
+
     /// Whether the API server has not taken this node's grant for a while.
     fn is_refused(&self, view: &NodeView<'_>) -> bool {
         self.snapshot.refused.told_of(&view.node.name, GRANT, self.snapshot.now).is_some()
@@ -263,6 +300,35 @@ fn current_or_failed(candidate: &Candidate<'_, '_>, current: &mut Option<Arc<Wai
     }
     let wait = current.get_or_insert_with(|| Arc::new(Wait::new(WaitReason::Current, super::AT_REST)));
     Said::shared(RolloutState::Current, Arc::clone(wait))
+}
+
+/// A node that is granted holds its place.
+fn hold<'a>(
+    view: &NodeView<'a>,
+    budget: Option<&mut PolicyBudget<'_>>,
+    cluster: &mut ClusterBudget<'a>,
+    places: &mut Places<'a>,
+) {
+    if let Some(budget) = budget.filter(|_| !view.traits.unavailable) {
+        budget.take(view);
+    }
+    cluster.take(view);
+    places.take(view.node);
+}
+
+/// What is said of a node that is granted.
+fn granted(policy: &PolicyView<'_>) -> Said {
+    let hooks = policy.valid.is_some_and(|valid| !valid.spec.hooks.before_drain.is_empty());
+    let next = if hooks { WaitReason::Hook } else { WaitReason::Draining };
+    Said::new(RolloutState::Draining, Wait::new(next, "may be disrupted now"))
+}
+
+/// The release whose rollout begins with a node, if one does.
+fn starts(choice: &Choice<'_>) -> Option<Version> {
+    match choice {
+        Choice::Install(install) if install.rollback.is_none() => Some(install.target.version.clone()),
+        _ => None,
+    }
 }
 
 fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duration, Vec<String>)>) -> Step {

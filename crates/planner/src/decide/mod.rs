@@ -22,6 +22,7 @@ mod policy;
 mod refused;
 mod retries;
 mod rollback;
+mod schedule;
 mod staging;
 mod status;
 mod taints;
@@ -516,6 +517,7 @@ impl<'a> Round<'a> {
             })
             .collect();
         let plan = Plan {
+            schedule: schedule::schedule(&remembered, self.snapshot),
             steps: remembered,
             drains: self.draft.drains,
             questions: self.draft.questions,

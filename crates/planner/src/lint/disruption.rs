@@ -439,7 +439,10 @@ fn budgets(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<Violati
     };
     let counted: Vec<_> = granted.iter().filter(|grant| !ignores(grant)).collect();
     let by_plan: BTreeSet<&str> = granted.iter().map(|grant| &*grant.node.name).collect();
-    let out = |node: &Node| node.unavailable() || by_plan.contains(&*node.name);
+    let out = |node: &Node| {
+        let pending = snapshot.writes.pending_grant(&node.name).is_some();
+        node.unavailable() || pending || by_plan.contains(&*node.name)
+    };
     for policy in &snapshot.policies {
         let Ok(valid) = &policy.spec else { continue };
         if !counted.iter().any(|grant| grant.policy.is_some_and(|own| own.name == policy.name)) {

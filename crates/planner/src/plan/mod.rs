@@ -3,10 +3,13 @@
 mod action;
 mod effect;
 mod expect;
+mod schedule;
 
 pub use action::{Action, HookOrder, MemoryChange, Taint};
 pub use effect::{ADOPTED_BOOT, initial_spec};
 pub use expect::{Cordon, Expect, Mismatch};
+pub(crate) use schedule::HELD_FOR;
+pub use schedule::{Batch, Priority, Queue, Schedule};
 
 use bascule_api::{Cause, Time};
 use std::sync::Arc;
@@ -18,6 +21,8 @@ pub struct Plan {
     /// [`Action::Remember`] comes first and must be written before anything else is done (persist, then act). When a
     /// step's expectation does not hold, the remaining steps of that node are dropped and a new plan is made.
     pub steps: Vec<Step>,
+    /// Which of them are begun now, and in which order.
+    pub schedule: Schedule,
     /// The nodes whose pods may be evicted now: standing orders. A drain that is not listed any more is stopped.
     pub drains: Vec<Arc<DrainOrder>>,
     /// The health gates whose answers the next plan needs. Others need not be asked.

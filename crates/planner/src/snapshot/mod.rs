@@ -8,7 +8,9 @@ mod offer;
 mod own_pods;
 mod policy;
 mod refused;
+mod speed;
 mod unreadable;
+mod writes;
 
 pub use node::{
     BlockedPod, Completing, Cordon, DaemonSetPod, DaemonSets, DisruptionBudget, EtcdMember, Excluded, HookRun,
@@ -19,7 +21,9 @@ pub use own_pods::{agent_pod_trouble, pod_trouble};
 pub use policy::{FreezeFacts, GateAnswer, Missed, PolicyFacts, RollbackFacts};
 pub(crate) use refused::{ACCEPT_ROLLBACK, COMMIT, GRANT, REMEMBER};
 pub use refused::{Refusal, Refusals, Write};
+pub use speed::Speed;
 pub use unreadable::Unreadable;
+pub use writes::{Begun, InFlight, PendingGrant, Writes};
 
 use bascule_api::{IntOrPercent, KubernetesVersion, Time};
 use std::{collections::BTreeMap, sync::Arc};
@@ -52,6 +56,8 @@ pub struct Snapshot {
     pub hooks: Vec<HookRun>,
     /// Writes of earlier plans that failed when they were tried last.
     pub refused: Refusals,
+    /// Writes of earlier plans that are in flight or still to be begun, and what the API server bears.
+    pub writes: Writes,
     /// How many nodes of the whole cluster may be unavailable at once, for all policies together.
     pub ceiling: Option<IntOrPercent>,
     /// The oldest API server that answered lately; `None` before the first answer.

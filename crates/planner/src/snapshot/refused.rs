@@ -1,14 +1,14 @@
-//! Writes that failed: what the API server said, since when, and how long each rests before it is tried again. Whoever carries plans
+//! Writes that failed: what the API server said, since when, and how long each backs off before it is tried again. Whoever carries plans
 //! out keeps to these rules, the operator and the simulator alike.
 
 use crate::{Action, Plan};
 use bascule_api::{Duration, Time};
 use std::collections::BTreeMap;
 
-/// How long a write rests that failed once, in seconds; twice as long after each further time.
-const FIRST_REST: u64 = 1;
-/// The longest rest, in seconds.
-const LONGEST_REST: u64 = 60;
+/// How long a write backs off that failed once, in seconds; twice as long after each further time.
+const FIRST_BACKOFF: u64 = 1;
+/// The longest backoff, in seconds.
+const LONGEST_BACKOFF: u64 = 60;
 /// How long a write fails before people are told: what passes by itself is no news.
 const TOLD_AFTER: Duration = Duration::from_secs(10);
 /// For how many seconds a write is remembered that no plan asks for any more. A plan is made at least once a minute.
@@ -25,12 +25,12 @@ pub(crate) const REMEMBER: &str = "Remember";
 pub(crate) const GRANT: &str = "Grant";
 pub(crate) const ACCEPT_ROLLBACK: &str = "AcceptRollback";
 
-/// Which write: what an action does to an object. Hooks of one node or policy are told apart.
+/// Which write: what an action does to an object. Hooks of one node or policy are told apart, and so are the taints of a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Write {
     object: String,
     action: &'static str,
-    hook: String,
+    which: String,
 }
 
 impl Write {
@@ -44,11 +44,11 @@ impl Write {
             Action::ForgetFreeze { freeze } => freeze,
             _ => action.node().or(hook.map(|order| order.policy.as_str())).unwrap_or_default(),
         };
-        Self {
-            object: object.to_owned(),
-            action: action.name(),
-            hook: hook.map_or_else(String::new, |order| order.stage.key(&order.hook)),
-        }
+        let which = match action {
+            Action::Taint { taint, .. } | Action::Untaint { taint, .. } => taint.key().to_owned(),
+            _ => hook.map_or_else(String::new, |order| order.stage.key(&order.hook)),
+        };
+        Self { object: object.to_owned(), action: action.name(), which }
     }
 
     /// Whether the commits of a policy's nodes wait for it.
@@ -73,14 +73,14 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn rests_until(&self) -> Time {
-        let doubled = FIRST_REST << self.failed.saturating_sub(1).min(6);
-        self.tried.after(Duration::from_secs(doubled.min(LONGEST_REST)))
+    fn backs_off_until(&self) -> Time {
+        let doubled = FIRST_BACKOFF << self.failed.saturating_sub(1).min(6);
+        self.tried.after(Duration::from_secs(doubled.min(LONGEST_BACKOFF)))
     }
 
-    /// Also where the clock was set back no write waits for longer than its rest.
-    fn rests(&self, now: Time) -> bool {
-        self.tried <= now && now < self.rests_until()
+    /// Also where the clock was set back no write waits for longer than its backoff.
+    fn backs_off(&self, now: Time) -> bool {
+        self.tried <= now && now < self.backs_off_until()
     }
 
     /// When it was tried last.
@@ -191,14 +191,14 @@ impl Refusals {
 
     /// Whether a write is to be left alone for now, since it has just failed.
     #[must_use]
-    pub fn rests(&self, action: &Action, now: Time) -> bool {
-        self.of(action).is_some_and(|refusal| refusal.rests(now))
+    pub fn backs_off(&self, action: &Action, now: Time) -> bool {
+        self.of(action).is_some_and(|refusal| refusal.backs_off(now))
     }
 
-    /// When the next of the writes that rest may be tried again.
+    /// When the next of the writes that back off may be tried again.
     #[must_use]
     pub fn next_try(&self, now: Time) -> Option<Time> {
-        self.failing.values().filter(|refusal| refusal.rests(now)).map(Refusal::rests_until).min()
+        self.failing.values().filter(|refusal| refusal.backs_off(now)).map(Refusal::backs_off_until).min()
     }
 }
 
@@ -210,7 +210,11 @@ fn in_one_line(words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Expect, Step, plan::HookOrder, snapshot::HookStage};
+    use crate::{
+        Expect, Step,
+        plan::{HookOrder, Taint},
+        snapshot::HookStage,
+    };
 
     fn at(second: i64) -> Time {
         chrono::DateTime::from_timestamp(1_780_315_200 + second, 0).unwrap_or_default().into()
@@ -253,19 +257,19 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_rests_ever_longer_but_not_for_more_than_a_minute() {
+    fn a_write_that_fails_backs_off_ever_longer_but_not_for_more_than_a_minute() {
         let mut refusals = Refusals::default();
         let mut tries = Vec::new();
         for second in 0..400 {
-            if !refusals.rests(&cordon("a"), at(second)) {
+            if !refusals.backs_off(&cordon("a"), at(second)) {
                 tries.push(second);
                 refusals.note(Write::of(&cordon("a")), Some("denied"), at(second));
                 assert!(refusals.next_try(at(second)).is_some_and(|next| next > at(second)));
             }
         }
         assert_eq!(tries, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]);
-        assert!(!refusals.rests(&cordon("b"), at(400)), "another node's");
-        assert!(!refusals.rests(&cordon("a"), at(-3_600)), "the clock was set back");
+        assert!(!refusals.backs_off(&cordon("b"), at(400)), "another node's");
+        assert!(!refusals.backs_off(&cordon("a"), at(-3_600)), "the clock was set back");
         refusals.note(Write::of(&cordon("a")), None, at(401));
         assert!(refusals.is_empty() && refusals.next_try(at(401)).is_none());
     }
@@ -342,8 +346,11 @@ mod tests {
     }
 
     #[test]
-    fn hooks_and_nodes_and_policies_are_told_apart() {
+    fn hooks_and_taints_and_nodes_and_policies_are_told_apart() {
+        let taint = |taint| Action::Taint { node: "a".to_owned(), taint };
         let writes = [
+            taint(Taint::Hold),
+            taint(Taint::Outdated),
             Action::RunHook(hook("one", "a")),
             Action::RunHook(hook("two", "a")),
             Action::RunHook(hook("one", "b")),

@@ -67,6 +67,7 @@ impl World {
         world.gates = gates;
         world.peace = false;
         world.refusing = Refusing::of_seed(seed);
+        world.slow = Some(ChaCha8Rng::seed_from_u64(seed.rotate_left(16) ^ 0x510e));
         world.workload.healthy = true;
         world.workload.drains = drains;
         for version in ["1.1", "1.2", "1.3", "1.4"] {

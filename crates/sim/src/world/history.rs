@@ -33,7 +33,7 @@ pub(super) enum Event {
     Plan(Box<Planned>),
     /// A step of one was carried out.
     Act(Box<Act>),
-    /// The API server did not take a write.
+    /// The API server did not take a write, or nobody heard that it did.
     Refused(Write),
     /// A machine did something.
     Deed { node: Arc<str>, uid: String, deed: Deed },

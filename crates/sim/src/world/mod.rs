@@ -22,7 +22,7 @@ mod workload;
 
 use bascule_api::Time;
 use bascule_planner::{
-    GateSet, Plan, PolicyError, PolicyErrorKind, Report, Snapshot, lint, model,
+    GateSet, Plan, PolicyError, PolicyErrorKind, Report, Snapshot, Step, lint, model,
     snapshot::{HookStage, Node},
 };
 use history::{History, View};
@@ -49,7 +49,7 @@ pub struct Options {
     pub compare: bool,
     /// How nodes are emptied.
     pub drains: Drains,
-    /// Whether a plan may be made while writes of the last one are under way, and what of it waits then.
+    /// Whether plans are made while writes of the last one are in flight in every round, and what of them waits then; `None`: in some.
     pub overlap: Option<Meanwhile>,
     /// Who plans instead of the planner, where a test proves that a judge notices.
     pub mutant: Option<Mutant>,
@@ -122,6 +122,8 @@ pub struct World {
     /// How many failures each policy takes for too many, by what it said when it could be used last.
     thresholds: BTreeMap<String, u32>,
     refusing: refusing::Refusing,
+    /// Decides in which rounds the API server takes its time. None of the worlds' other chances hangs on it.
+    slow: Option<ChaCha8Rng>,
     impatient: bool,
     /// How many rounds the operator has lived through.
     lived: u32,
@@ -202,6 +204,7 @@ impl World {
             told: BTreeMap::new(),
             thresholds: BTreeMap::new(),
             refusing: refusing::Refusing::default(),
+            slow: None,
             impatient: false,
             lived: 0,
             overdue: BTreeMap::new(),
@@ -241,7 +244,8 @@ impl World {
             self.misfortune();
             self.break_writes();
         }
-        match self.overlap {
+        let takes_its_time = self.takes_its_time();
+        match self.overlap.or(takes_its_time.then_some(Meanwhile::Waits)) {
             Some(meanwhile) => self.operate_overlapping(meanwhile)?,
             None => {
                 self.operate(true)?;
@@ -266,10 +270,20 @@ impl World {
         self.fail_if(check::world(self))
     }
 
+    /// Whether the API server takes its time in this round: some writes are answered late, twice or not at all.
+    fn takes_its_time(&mut self) -> bool {
+        // Who has only just begun has nothing in flight.
+        let may = !self.peace && !self.begins;
+        self.slow.as_mut().filter(|_| may).is_some_and(|random| random.random_range(0..100) < 15)
+    }
+
     /// Time passes: agents, machines, pods and Jobs go on.
     pub fn pass(&mut self, seconds: i64) {
         let now = self.snapshot.now.get() + chrono::TimeDelta::seconds(seconds);
         self.snapshot.now = Time::new(now);
+        let writes = &mut self.snapshot.writes;
+        writes.now += std::time::Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        writes.changed = writes.now;
         self.run_machines();
         self.run_workload();
         self.run_hooks();
@@ -304,11 +318,12 @@ impl World {
         }
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
-        let lives = if survives { plan.steps.len() } else { self.up_to(plan.steps.len()) };
-        let mut refused = self.resting(&plan);
-        for step in plan.steps.iter().take(lives) {
+        let steps = self.in_order(&plan);
+        let lives = if survives { steps.len() } else { self.up_to(steps.len()) };
+        let mut refused = std::collections::BTreeSet::new();
+        for step in steps.iter().copied().take(lives) {
             let node = step.action.node().unwrap_or_default().to_owned();
-            let waits = (!node.is_empty() && refused.contains(&node)) || self.rests(step);
+            let waits = (!node.is_empty() && refused.contains(&node)) || self.backs_off(step);
             if waits {
                 continue;
             }
@@ -322,7 +337,7 @@ impl World {
             }
         }
         self.note_asked(&plan);
-        if lives == plan.steps.len() && survives {
+        if lives == steps.len() && survives {
             self.lived += u32::from(chance || self.peace);
             if !stale {
                 model::write_statuses(&mut self.snapshot, &report);
@@ -331,7 +346,7 @@ impl World {
         } else {
             self.tell("operator  is killed");
             self.lived = 0;
-            self.forget_refusals();
+            self.forget_writes();
             self.workload.forget();
             self.begins = self.chance(30);
             if self.chance(30) {
@@ -340,6 +355,16 @@ impl World {
         }
         self.workload.questions = plan.questions;
         self.fail_if(broken)
+    }
+
+    /// The steps of a plan in the order in which they are carried out: what is remembered first, then as many batches as it says.
+    fn in_order<'p>(&self, plan: &'p Plan) -> Vec<&'p Step> {
+        if self.impatient {
+            return plan.steps.iter().collect();
+        }
+        let remembered = plan.steps.iter().filter(|step| step.action.node().is_none());
+        let batches = plan.schedule.batches.iter().take(plan.schedule.room);
+        remembered.chain(batches.flat_map(|batch| plan.steps_of(batch))).collect()
     }
 
     /// What the policies that can be used say of failures.
@@ -377,6 +402,7 @@ impl World {
         old.rollbacks.clone_from(&self.snapshot.rollbacks);
         old.hooks.clone_from(&self.snapshot.hooks);
         old.refused.clone_from(&self.snapshot.refused);
+        old.writes.clone_from(&self.snapshot.writes);
         old.gates.clone_from(&self.snapshot.gates);
         old.budgets = std::sync::Arc::clone(&self.snapshot.budgets);
         old.nodes.retain(|node| self.snapshot.nodes.iter().any(|now| now.name == node.name && now.uid == node.uid));

@@ -5,7 +5,7 @@ use bascule_planner::{
     Action, Expect, GateSet, Plan, Report, Snapshot, Wait,
     plan::{DrainMode, DrainOrder},
     plan_asking,
-    snapshot::Cordon,
+    snapshot::{Cordon, Writes},
 };
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ pub enum Mutant {
     CommitsAtOnce,
     /// Every cordon is its own, to be taken away.
     UncordonsAll,
+    /// It knows nothing of what is being written, grants among it.
+    BlindToWrites,
     /// Failures blocked the newest release, though there were none.
     HaltsForNothing,
     /// Whoever waits is said to wait for this.
@@ -43,6 +45,9 @@ impl Mutant {
     fn believes(self, seen: &Snapshot) -> Snapshot {
         let mut facts = seen.clone();
         let now = facts.now;
+        if self == Self::BlindToWrites {
+            facts.writes = Writes::default();
+        }
         for node in &mut facts.nodes {
             let node = Arc::make_mut(node);
             match self {
@@ -90,7 +95,11 @@ impl Mutant {
                 plan.steps.retain(|step| !matches!(step.action, Action::Grant { .. }));
                 tell(seen, report, reason);
             }
-            Self::BootsUnderPods | Self::BlindToDomains | Self::CommitsAtOnce | Self::HaltsForNothing => {}
+            Self::BootsUnderPods
+            | Self::BlindToDomains
+            | Self::BlindToWrites
+            | Self::CommitsAtOnce
+            | Self::HaltsForNothing => {}
         }
     }
 }

@@ -1,17 +1,17 @@
 //! An API server that does not take writes for a while: an admission webhook that is down, a policy that denies, a quota that is used
-//! up. Whoever carries plans out rests between two tries as the operator does, and the planner is told.
+//! up. Whoever carries plans out backs off between two tries as the operator does, and the planner is told.
 
 use super::{Broken, World};
 use bascule_api::Time;
 use bascule_planner::{
     Action, Plan, Report, Step, model,
-    snapshot::{Refusals, Write},
+    snapshot::{Refusals, Write, Writes},
 };
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How often what is refused may be tried in a minute: at once, and after rests that double from one second on.
+/// How often what is refused may be tried in a minute: at once, and after backoffs that double from one second on.
 const TRIES: usize = 7;
 /// How many plans are made at once where something was refused: pods come and go, and each change makes one.
 const PLANS_AT_ONCE: usize = 8;
@@ -155,15 +155,15 @@ impl World {
         if self.refusing.refuses_now(self.snapshot.now) { PLANS_AT_ONCE } else { 0 }
     }
 
-    /// Whether a step rests, since its write has just failed.
-    pub(super) fn rests(&self, step: &Step) -> bool {
-        !self.impatient && self.snapshot.refused.rests(&step.action, self.snapshot.now)
+    /// Whether a step backs off, since its write has just failed.
+    pub(super) fn backs_off(&self, step: &Step) -> bool {
+        !self.impatient && self.snapshot.refused.backs_off(&step.action, self.snapshot.now)
     }
 
-    /// The nodes of a plan that are left alone, since a write of theirs rests.
-    pub(super) fn resting(&self, plan: &Plan) -> BTreeSet<String> {
-        let resting = plan.steps.iter().filter(|step| !step.action.is_housekeeping() && self.rests(step));
-        resting.filter_map(|step| step.action.node()).map(str::to_owned).collect()
+    /// The nodes of a plan that are left alone, since a write of theirs backs off.
+    pub(super) fn backing_off(&self, plan: &Plan) -> BTreeSet<String> {
+        let backing_off = plan.steps.iter().filter(|step| !step.action.is_housekeeping() && self.backs_off(step));
+        backing_off.filter_map(|step| step.action.node()).map(str::to_owned).collect()
     }
 
     /// Carries one step out; `Err`: the API server does not take it, and says this.
@@ -203,11 +203,13 @@ impl World {
     pub(super) fn note_asked(&mut self, plan: &Plan) {
         let now = self.snapshot.now;
         self.snapshot.refused.asked(plan, now);
+        self.snapshot.writes.planned(plan);
     }
 
-    /// The operator dies, and with it what it knows of writes that failed.
-    pub(super) fn forget_refusals(&mut self) {
+    /// The operator dies, and with it what it knows of its writes.
+    pub(super) fn forget_writes(&mut self) {
         self.snapshot.refused = Refusals::default();
+        self.snapshot.writes = Writes::default();
         self.refusing.forget();
     }
 }

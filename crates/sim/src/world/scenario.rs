@@ -214,10 +214,10 @@ impl World {
             return Err(violations.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
         }
         let number = self.note_plan(view, &plan, &report);
-        let mut refused = self.resting(&plan);
+        let mut refused = self.backing_off(&plan);
         for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
             let node = step.action.node().unwrap_or_default();
-            let waits = (!node.is_empty() && refused.contains(node)) || self.rests(step);
+            let waits = (!node.is_empty() && refused.contains(node)) || self.backs_off(step);
             if waits {
                 continue;
             }
@@ -236,7 +236,7 @@ impl World {
             self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
         } else {
             self.tell("the operator dies");
-            self.forget_refusals();
+            self.forget_writes();
             self.workload.forget();
         }
         self.workload.questions = plan.questions;

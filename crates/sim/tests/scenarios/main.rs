@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "tests and their helpers")]
 
+mod in_flight;
 mod maintenances;
 mod members;
 mod newcomers;

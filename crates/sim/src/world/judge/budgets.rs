@@ -3,7 +3,7 @@
 
 use super::{
     drains::comes_back,
-    facts::{down, label, limit, members},
+    facts::{down, label, limit, members, moves},
     past::Past,
 };
 use crate::world::{
@@ -30,7 +30,9 @@ pub(super) fn nodes(past: &Past<'_>, event: &Event) -> Vec<String> {
         return Vec::new();
     }
     let mut broken = Vec::new();
-    let out = |node: &&Node| node.uid == act.uid || down(node) || past.counts(&node.uid, act.plan);
+    // What was being written to others when the plan was made it knew, whether it has come to them or not.
+    let pending = |node: &Node| view.writes.pending_grant(&node.name).is_some() && !moves(node);
+    let out = |node: &&Node| node.uid == act.uid || down(node) || pending(node) || past.counts(&node.uid, act.plan);
     let named = granted.update.as_ref().and_then(|update| plan.policy(&update.spec.policy));
     if let Some(policy) = named {
         let members = members(view, &policy.name);

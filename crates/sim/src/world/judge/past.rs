@@ -25,6 +25,8 @@ pub(super) struct Word {
     pub(super) adopted: bool,
     /// How many events there were before it.
     pub(super) since: usize,
+    /// The plan that gave it.
+    plan: usize,
 }
 
 /// What a kubelet was seen to say from a moment on.
@@ -96,11 +98,11 @@ impl<'h> Past<'h> {
         self.words.get(uid)
     }
 
-    /// Whether a disruption of a node is in force of which a plan could know, or that was granted since. What was taken over since from a
-    /// Node that is gone nobody could know of.
+    /// Whether a disruption of a node is in force of which a plan could know, or that was being written when it was made. What was taken over
+    /// since from a Node that is gone nobody could know of, and what a later plan gave that one had to give beside this one's grants.
     pub(super) fn counts(&self, uid: &str, plan: usize) -> bool {
         let made = self.plans.get(plan).map_or(0, |(events, _)| *events);
-        self.word(uid).is_some_and(|word| !(word.adopted && word.since > made))
+        self.word(uid).is_some_and(|word| !(word.adopted && word.since > made) && word.plan <= plan)
     }
 
     pub(super) fn cordon(&self, uid: &str) -> Held<'h> {
@@ -184,17 +186,17 @@ impl<'h> Past<'h> {
             Action::Grant { cause, .. } => {
                 let updates = cause.object.kind == "UpdatePolicy";
                 let was_cordoned = self.cordon(uid) == Held::Person;
-                self.begin(uid, Word { updates, was_cordoned, ..self.new_word() });
+                self.begin(uid, Word { updates, was_cordoned, ..self.new_word(act.plan) });
             }
             Action::Adopt { release, node, .. } => {
                 self.tried.insert((node.as_str(), &release.version));
-                self.begin(uid, Word { told: true, updates: true, adopted: true, ..self.new_word() });
+                self.begin(uid, Word { told: true, updates: true, adopted: true, ..self.new_word(act.plan) });
             }
             Action::CreateNodeUpdate { spec, .. } => {
                 if let Some(disruption) = &spec.disruption {
                     let updates = disruption.cause.object.kind == "UpdatePolicy";
                     let told = disruption.drained_at.is_some();
-                    self.begin(uid, Word { told, updates, adopted: true, ..self.new_word() });
+                    self.begin(uid, Word { told, updates, adopted: true, ..self.new_word(act.plan) });
                 }
             }
             Action::Boot { node, .. } => {
@@ -242,8 +244,8 @@ impl<'h> Past<'h> {
         }
     }
 
-    fn new_word(&self) -> Word {
-        Word { told: false, updates: false, was_cordoned: false, adopted: false, since: self.events }
+    fn new_word(&self, plan: usize) -> Word {
+        Word { told: false, updates: false, was_cordoned: false, adopted: false, since: self.events, plan }
     }
 
     fn begin(&mut self, uid: &'h str, word: Word) {

@@ -253,7 +253,8 @@ impl<'a> Told<'a> {
             WaitReason::Queued => (self.has_something_left(), "nothing was left behind on it"),
             WaitReason::Draining => {
                 let granted = self.wants(|step| matches!(step, Action::Grant { .. }));
-                (moves(node) || granted, "it is not disrupted")
+                let pending = view.writes.pending_grant(&node.name).is_some();
+                (moves(node) || granted || pending, "it is not disrupted")
             }
             WaitReason::PodsCompleting => {
                 (moves(node) && self.has_pod(|kind| matches!(kind, Kind::Job(_))), "no pod on it is to complete")
@@ -404,7 +405,8 @@ impl<'a> Told<'a> {
     fn may_be_out(&self, other: &Node) -> bool {
         let granted = |step: &Action| matches!(step, Action::Grant { node, .. } if **node == *other.name);
         let came_back = other.interrupted().is_some() || other.update.as_ref().is_some_and(UpdateFacts::forgot_a_grant);
-        down(other) || other.granted() || came_back || self.plan.steps.iter().any(granted)
+        let pending = self.view.writes.pending_grant(&other.name).is_some();
+        down(other) || other.granted() || came_back || pending || self.plan.steps.iter().any(granted)
     }
 
     fn is_budget_used(&self) -> bool {

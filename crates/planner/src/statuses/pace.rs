@@ -12,7 +12,6 @@
 
 use bascule_api::{Rollout, RolloutState, Time, WaitReason};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// How long a state or reason lasts before it is written.
 const LASTS: Duration = Duration::from_secs(3);
@@ -47,22 +46,22 @@ enum Change {
     Details,
 }
 
-/// One node's pace.
+/// One node's pace. Its times are of any clock that only goes on, but where they are a [`Time`].
 #[derive(Debug)]
-pub(super) struct Pace {
+pub struct Pace {
     /// What was planned last, and since when, by both clocks.
     planned: (RolloutState, WaitReason),
-    since: Instant,
+    since: Duration,
     began: Time,
     /// Since when the object says something else than what is planned.
-    stale_since: Option<Instant>,
+    stale_since: Option<Duration>,
     /// Since when it says another state or reason, on end.
-    wrong_since: Option<Instant>,
+    wrong_since: Option<Duration>,
     /// For how long it may.
     right_after: Duration,
-    written: Option<Instant>,
+    written: Option<Duration>,
     /// Since when there was always an order under way.
-    busy_since: Option<Instant>,
+    busy_since: Option<Duration>,
     /// How many writes in a row told details only.
     repeats: u32,
     /// How many states of an update were written since it began.
@@ -73,7 +72,8 @@ pub(super) struct Pace {
 
 impl Pace {
     /// A node whose explanation was not looked at before. Its `lot` is any number that stays the same.
-    pub(super) fn new(rollout: &Rollout, lot: u64, now: Instant, clock: Time) -> Self {
+    #[must_use]
+    pub fn new(rollout: &Rollout, lot: u64, now: Duration, clock: Time) -> Self {
         let spread = RIGHT_UNTIL.saturating_sub(RIGHT_FROM).as_secs().max(1);
         Self {
             planned: (rollout.state, rollout.reason),
@@ -91,7 +91,7 @@ impl Pace {
     }
 
     /// Takes note of the policy's generation.
-    pub(super) const fn under(&mut self, generation: Option<i64>) {
+    pub const fn under(&mut self, generation: Option<i64>) {
         let same = match (self.generation, generation) {
             (Some(before), Some(now)) => before == now,
             (None, None) => true,
@@ -107,14 +107,14 @@ impl Pace {
 
     /// Takes note of what is planned, and when it is to be written, where `before`, what the object says, differs. Sets
     /// since when it holds. An order that is being written to the `busy` object, and may change what is to be said, goes first.
-    pub(super) fn look(
+    pub fn look(
         &mut self,
         before: Option<&Rollout>,
         after: &mut Rollout,
         busy: bool,
-        now: Instant,
+        now: Duration,
         clock: Time,
-    ) -> Option<Instant> {
+    ) -> Option<Duration> {
         if self.planned != (after.state, after.reason) {
             self.planned = (after.state, after.reason);
             (self.since, self.began) = (now, clock);
@@ -150,10 +150,10 @@ impl Pace {
     }
 
     /// Takes note of a write.
-    pub(super) fn wrote(&mut self, before: Option<&Rollout>, after: &Rollout, now: Instant) {
+    pub fn wrote(&mut self, before: Option<&Rollout>, after: &Rollout, now: Duration) {
         // After a long rest details are as good as news.
         let rested =
-            self.written.is_none_or(|written| now.duration_since(written) > pause(after, self.repeats) * GROWTH);
+            self.written.is_none_or(|written| now.saturating_sub(written) > pause(after, self.repeats) * GROWTH);
         self.repeats = match change(before, after) {
             Change::Details if !rested => self.repeats.saturating_add(1),
             Change::Details | Change::News => 0,
@@ -261,12 +261,12 @@ mod tests {
         says: Option<Rollout>,
         writes: u32,
         busy: bool,
-        start: Instant,
+        start: Duration,
     }
 
     impl Node {
         fn new(says: Rollout) -> Self {
-            let start = Instant::now();
+            let start = Duration::from_secs(1_000);
             Self {
                 pace: Pace::new(&says, LATEST, start, Time::default()),
                 says: Some(says),
@@ -416,7 +416,7 @@ mod tests {
     fn since_is_when_it_began_and_not_when_it_was_written() {
         let at = |seconds: i64| Time::new(chrono::DateTime::from_timestamp(seconds, 0).unwrap());
         let before = waiting(WaitReason::Wave);
-        let start = Instant::now();
+        let start = Duration::from_secs(1_000);
         let mut pace = Pace::new(&before, 0, start, at(0));
         let mut after = waiting(WaitReason::Freeze);
         pace.look(Some(&before), &mut after, false, start, at(100));

@@ -1,0 +1,10 @@
+//! When what a report says is written into the objects that people look at. Like a plan it follows from facts alone: whoever writes
+//! says what time it is, by any clock that only goes on.
+
+mod backoff;
+mod pace;
+mod policy;
+
+pub use backoff::Backoff;
+pub use pace::Pace;
+pub use policy::policy_pause;

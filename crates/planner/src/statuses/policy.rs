@@ -1,0 +1,44 @@
+//! When a policy's status is written.
+
+use bascule_api::UpdatePolicyStatus;
+use std::time::Duration;
+
+/// Between two writes about one policy when its reason or a condition changed.
+const NEWS: Duration = Duration::from_secs(1);
+/// Between two writes about one policy when only details changed.
+const DETAILS: Duration = Duration::from_secs(5);
+
+/// The least time between the last write and one that turns the first status into the second; `None`: they are the same.
+#[must_use]
+pub fn policy_pause(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> Option<Duration> {
+    if before == after {
+        return None;
+    }
+    let reason = |status: &UpdatePolicyStatus| status.waits_for.as_ref().map(|waits| waits.reason);
+    let verdicts = |status: &UpdatePolicyStatus| -> Vec<(String, String, String)> {
+        let conditions = status.conditions.iter();
+        conditions.map(|one| (one.type_.clone(), one.status.clone(), one.reason.clone())).collect()
+    };
+    let same = before.target == after.target
+        && before.observed_generation == after.observed_generation
+        && reason(before) == reason(after)
+        && verdicts(before) == verdicts(after)
+        && before.counts.failed == after.counts.failed;
+    Some(if same { DETAILS } else { NEWS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bascule_api::Counts;
+
+    #[test]
+    fn a_policys_counts_are_details_and_what_was_observed_is_news() {
+        let status = UpdatePolicyStatus::default();
+        assert_eq!(policy_pause(&status, &status), None);
+        let counted = UpdatePolicyStatus { counts: Counts { in_progress: 1, ..Counts::default() }, ..status.clone() };
+        assert_eq!(policy_pause(&status, &counted), Some(DETAILS));
+        let observed = UpdatePolicyStatus { observed_generation: Some(2), ..status.clone() };
+        assert_eq!(policy_pause(&status, &observed), Some(NEWS));
+    }
+}

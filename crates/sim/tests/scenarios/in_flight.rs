@@ -1,0 +1,104 @@
+//! Writes in flight: what no object shows yet holds its place all the same.
+
+use crate::{node, world};
+use bascule_planner::{Action, Plan, Step, plan};
+use bascule_sim::world::{Meanwhile, World};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
+
+fn grants(plan: &Plan) -> Vec<&Step> {
+    plan.steps.iter().filter(|step| matches!(step.action, Action::Grant { .. })).collect()
+}
+
+fn granted_by(world: &World) -> Vec<String> {
+    let (plan, _) = plan(&world.snapshot);
+    grants(&plan).into_iter().filter_map(|step| step.action.node()).map(str::to_owned).collect()
+}
+
+/// A world whose nodes have staged, at the moment at which they may go, of which the first grant is being written. Its node, too.
+fn granting(most: u32) -> (World, String) {
+    let window = json!([{"schedule": "0 13 * * *", "duration": "2h"}]);
+    let mut world = world(1, &json!({"budget": {"maxUnavailable": most}, "maintenanceWindows": window}));
+    for _ in 0..500 {
+        if !granted_by(&world).is_empty() {
+            break;
+        }
+        world.operate_for(None).unwrap();
+        world.pass(10);
+    }
+    let (plan, _) = plan(&world.snapshot);
+    let step = grants(&plan).first().copied().unwrap();
+    let name = step.action.node().unwrap().to_owned();
+    let now = world.snapshot.writes.now;
+    world.snapshot.writes.begin(Some(&name), &[step], now);
+    (world, name)
+}
+
+#[test]
+fn a_grant_in_flight_holds_its_place_though_no_object_shows_it() {
+    let (world, name) = granting(1);
+    assert_eq!(granted_by(&world), Vec::<String>::new(), "neither again, nor another");
+    let (plan, report) = plan(&world.snapshot);
+    let said = report.nodes.iter().find(|said| *said.node == *name).unwrap();
+    assert_eq!(said.wait.message, "may be disrupted now");
+    assert_eq!(plan.schedule.in_flight, [name]);
+}
+
+#[test]
+fn where_a_budget_has_room_for_two_a_grant_in_flight_leaves_room_for_one() {
+    let (world, name) = granting(2);
+    let beside = granted_by(&world);
+    assert!(beside.len() == 1 && beside[0] != name, "{name} and {beside:?}");
+}
+
+#[test]
+fn a_grant_of_which_nobody_heard_is_given_again_first_and_holds_its_place_for_a_minute() {
+    let (mut world, name) = granting(1);
+    world.snapshot.writes.end(&name, true);
+    assert_eq!(granted_by(&world), [name.clone()]);
+    // It can't be given again, and it may have been given.
+    let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
+    Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
+    assert_eq!(granted_by(&world), Vec::<String>::new());
+    world.snapshot.writes.now += Duration::from_secs(60);
+    let then = granted_by(&world);
+    assert!(then.len() == 1 && then[0] != name, "{then:?}");
+}
+
+#[test]
+fn a_grant_that_was_refused_leaves_its_place_to_others() {
+    let (mut world, name) = granting(1);
+    let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
+    Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
+    world.snapshot.writes.end(&name, false);
+    let then = granted_by(&world);
+    assert!(then.len() == 1 && then[0] != name, "{then:?}");
+}
+
+#[test]
+fn a_node_that_is_registered_anew_beside_a_grant_in_flight_breaks_no_promise() {
+    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "20m", "nodeSoak": "10m"}}));
+    let trying = |world: &World| {
+        let found = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
+        found.map(|(name, _)| name.clone()).filter(|name| node(world, name).ready.ready)
+    };
+    world.until(400, |world| trying(world).is_some()).unwrap();
+    let name = trying(&world).unwrap();
+    world.delete_and_forget(&name);
+    let pause = |world: &mut World, paused: bool| {
+        world.policy("workers", |policy| {
+            let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+            spec.paused = paused;
+            policy.spec = bascule_planner::validate(&spec).map(Arc::new);
+        });
+    };
+    // It has a NodeUpdate again, and its agent has not spoken since.
+    pause(&mut world, true);
+    world.operate_for(None).unwrap();
+    pause(&mut world, false);
+    assert!(!granted_by(&world).is_empty(), "{}", world.shown());
+    let late = world.operate_late(Meanwhile::Waits, |world| world.pass(10));
+    late.unwrap_or_else(|failure| panic!("{failure}"));
+    assert!(world.story().contains("operator  adopts beside a grant"), "{}", world.story());
+    world.until(600, |world| crate::on(world, "1.1") == 3 && crate::granted(world) == 0).unwrap();
+}
