@@ -55,7 +55,7 @@ fn where_a_budget_has_room_for_two_a_grant_in_flight_leaves_room_for_one() {
 fn a_grant_of_which_nobody_heard_is_given_again_first_and_holds_its_place_for_a_minute() {
     let (mut world, name) = granting(1);
     world.snapshot.writes.end(&name, true);
-    assert_eq!(granted_by(&world), [name.clone()]);
+    assert_eq!(granted_by(&world), std::slice::from_ref(&name));
     // It can't be given again, and it may have been given.
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
     Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
