@@ -104,13 +104,6 @@ pub enum Entry {
     Unseen,
 }
 
-impl Entry {
-    /// Whether the boot loader may pick it before a permanent entry that sorts behind it.
-    pub const fn is_bootable(self) -> bool {
-        matches!(self, Self::Good | Self::Trying { .. })
-    }
-}
-
 /// One slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFacts {
@@ -308,13 +301,5 @@ impl Facts {
             }
             entry => entry,
         }
-    }
-
-    /// Whether the running release still counts its tries.
-    ///
-    /// An entry without tries left counts too: it runs its last one. An entry that was set aside (`done` = 0 in the
-    /// name, 1 after the boot loader picked it) looks the same; [`super::State`] tells them apart by the journal.
-    pub const fn counts_down(&self) -> bool {
-        matches!(self.booted_slot().entry, Entry::Trying { .. } | Entry::Bad { .. })
     }
 }

@@ -240,21 +240,6 @@ fn within_its_origin(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redire
     }
 }
 
-/// A gate's name as reasons show it: its own, or its kind and position.
-#[must_use]
-pub fn gate_name(gate: &Gate, index: usize) -> String {
-    gate.name.clone().unwrap_or_else(|| {
-        let kind = if gate.prom_ql.is_some() {
-            "promQL"
-        } else if gate.object.is_some() {
-            "object"
-        } else {
-            "http"
-        };
-        format!("{kind}-{}", index + 1)
-    })
-}
-
 /// Reads an answer's body within [`ANSWER_LIMIT`].
 async fn bounded(mut response: reqwest::Response) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();

@@ -195,22 +195,6 @@ impl Machine {
         self.disk.power_off(Loss::Nothing).context("writing what the drive's cache kept")
     }
 
-    /// Waits until the cut that was armed on its disk has happened, and switches it off.
-    ///
-    /// # Errors
-    /// When the cut does not happen within `patience`.
-    pub async fn wait_for_cut(&mut self, loss: Loss, patience: Duration) -> anyhow::Result<()> {
-        let happened = tokio::time::timeout(patience, self.disk.cut()).await;
-        if happened.is_err() {
-            bail!(
-                "the disk of {} was not asked for what should cut its power: {:?}",
-                self.parts.name,
-                self.disk.served()
-            );
-        }
-        self.power_off(loss)
-    }
-
     /// Throws away the disk of a machine whose scenario has passed; its logs stay.
     pub fn discard(self) {
         let Self { parts, .. } = self;

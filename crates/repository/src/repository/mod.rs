@@ -22,9 +22,9 @@ use crate::error::Error;
 use crate::http::FetchError;
 use crate::remote::{ReadOptions, RemoteFile};
 use crate::select::{self, MissingPack};
-use crate::time::{self, Now};
+use crate::time::Now;
 use crate::transport::Fetcher;
-use crate::tuf::{Reached, Trusted, refuse_expired};
+use crate::tuf::{Reached, Trusted};
 
 pub use files::{Origin, SignedFile};
 
@@ -145,18 +145,6 @@ impl Repository {
     /// What the metadata says of itself.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
-    }
-
-    /// Whether the metadata is still not expired; for a caller that holds the repository open for long.
-    ///
-    /// # Errors
-    /// [`Error::Expired`] or [`Error::ClockBehind`].
-    pub fn check_still_valid(&self, now: Now) -> Result<(), Error> {
-        let time = time::effective(now, Some(self.metadata.verified_at))?;
-        refuse_expired("root", &self.trusted.root, time)?;
-        refuse_expired("timestamp", &self.trusted.timestamp, time)?;
-        refuse_expired("snapshot", &self.trusted.snapshot, time)?;
-        refuse_expired("targets", &self.trusted.targets, time)
     }
 
     /// Reads a channel.

@@ -21,7 +21,6 @@ pub use canonical::{canonical, canonical_signed};
 pub use memory::Memory;
 #[cfg(feature = "publish")]
 pub(crate) use refresh::accept_targets;
-pub(crate) use refresh::refuse_expired;
 pub use refresh::{Refresh, Request, Trusted};
 #[cfg(feature = "publish")]
 pub(crate) use schema::TOP_LEVEL;

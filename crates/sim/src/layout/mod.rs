@@ -146,11 +146,6 @@ impl Table {
         self.gpt.partitions().into_iter().find(|found| found.kind == kind).map(|found| found.number)
     }
 
-    /// The partition with this PARTUUID.
-    pub fn with_uuid(&self, unique: Uuid) -> Option<u32> {
-        self.gpt.partitions().into_iter().find(|found| found.uuid == unique).map(|found| found.number)
-    }
-
     /// The bytes of a partition.
     pub fn part(&self, number: u32) -> io::Result<Part> {
         let found = self.gpt.partition(number).ok_or_else(|| missing(number))?;
