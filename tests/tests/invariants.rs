@@ -214,15 +214,17 @@ fn what_users_read_says_no_word_that_changed() {
 }
 
 /// What is installed, or typed.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 11] = [
     "cli/src/",
     "operator/src/",
     "node-agent/src/",
     "crates/agent-core/src/",
     "crates/api/src/",
     "crates/dashboard/src/",
+    "crates/facts/src/",
     "crates/kubeconfig/src/",
     "crates/planner/src/",
+    "crates/release/src/",
     "crates/repository/src/",
 ];
 
