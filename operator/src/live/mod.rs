@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 
 /// How many reports are made at once; each takes about a megabyte of memory for 5,000 nodes while it is sent.
 const AT_ONCE: usize = 2;
-/// How long a reader stands in line for its turn.
+/// How long a reader waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What there is to be told. Cheap to clone.

@@ -29,7 +29,8 @@ const BURST: u32 = 5;
 /// The bounds of that time.
 const SHORTEST_BURST: Duration = Duration::from_millis(25);
 const LONGEST_BURST: Duration = Duration::from_millis(200);
-/// After steps that failed or met another world than expected, should the watch not bring the news before. What failed rests longer.
+/// After steps that failed or met another world than expected, should the watch not bring the news before. What failed backs off for
+/// longer.
 const STALE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
 /// saying "not read yet" of every node and taking it back a second later would help nobody.
@@ -256,7 +257,7 @@ impl<'a> Round<'a> {
         let waiting = self.drains.set(parts.drain_orders(&plan), |node| schedule.may_begin_drain(node));
         left += waiting.iter().filter(|node| schedule.in_flight.contains(node)).count();
         self.gates.set(questions(&plan, &snapshot));
-        // What rests is tried again by a plan.
+        // What backs off is tried again by a plan.
         let again = self.refused.next_try(snapshot.now);
         let mut wake = plan.wake_at.into_iter().chain(again).min().map(|at| parts.until(at));
         let reading_ends = self.led_since + FIRST_READING;
