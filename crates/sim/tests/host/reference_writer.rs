@@ -1,5 +1,5 @@
 //! The power-cut test itself, put to the test: the order of writes that docs/release-format.md prescribes survives every
-//! cut, and each wrong order is found out. The shipped agent is held to the same in `agent_power_cuts`.
+//! cut, and each wrong order is found out. The shipped agent is held to the same in `power_cuts`.
 
 use std::time::Instant;
 
