@@ -50,7 +50,7 @@ const FILES: [(&str, &str, &str); 6] = [
 #[derive(Debug)]
 pub struct Dashboard {
     board: Arc<Board>,
-    looking: JoinSet<()>,
+    _looking: JoinSet<()>,
 }
 
 impl Dashboard {
@@ -60,7 +60,7 @@ impl Dashboard {
         let (source, shared) = (Arc::new(source), Arc::clone(&board));
         let mut looking = JoinSet::new();
         looking.spawn(async move { shared.run(source).await });
-        Self { board, looking }
+        Self { board, _looking: looking }
     }
 
     /// Everything that is served, below a path that begins with `/` and does not end with it, or is empty.
@@ -72,12 +72,6 @@ impl Dashboard {
             router = router.route(&format!("{below}/{name}"), get(file));
         }
         router.layer(map_response(guarded))
-    }
-
-    /// How many tasks it runs; for whoever wants to know that it lives.
-    #[must_use]
-    pub fn is_looking(&self) -> bool {
-        !self.looking.is_empty()
     }
 }
 
