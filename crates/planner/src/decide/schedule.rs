@@ -196,7 +196,7 @@ mod tests {
             for step in steps {
                 let node = step.action.node().unwrap_or_default();
                 self.0.writes.begin(Some(node), &[*step], at(second));
-                self.0.writes.end(node, false);
+                self.0.writes.end(node, false, at(second));
             }
         }
     }
@@ -258,7 +258,7 @@ mod tests {
         // A slow answer halves what is begun.
         leader.0.writes.answered(at(3), at(2));
         for node in 0..30 {
-            leader.0.writes.end(&format!("n{node}"), false);
+            leader.0.writes.end(&format!("n{node}"), false, at(3));
         }
         assert_eq!(leader.plans(&steps, 5).1.room, 14);
     }

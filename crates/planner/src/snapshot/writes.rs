@@ -8,8 +8,8 @@ use crate::{
 };
 use std::{collections::BTreeMap, time::Duration};
 
-/// For how long a grant that nobody answered for may still be written: the API server gives a request up after a minute
-/// (kube-apiserver, `--request-timeout`).
+/// For how long a grant that nobody answered for may still be written after it was given up: the API server gives a request up after a
+/// minute (kube-apiserver, `--request-timeout`), and the client may have sent the last one, a repetition, just before.
 const LOST_FOR: Duration = Duration::from_secs(60);
 
 /// What is being written to one node.
@@ -63,7 +63,7 @@ pub struct Writes {
     /// When the change came that leads to this plan.
     pub changed: Duration,
     in_flight: BTreeMap<String, InFlight>,
-    /// Nodes with a grant of which nobody knows what became of it, and when it was begun.
+    /// Nodes with a grant of which nobody knows what became of it, and when it was given up.
     lost: BTreeMap<String, Duration>,
     asked: BTreeMap<Write, Asked>,
     speed: Speed,
@@ -184,10 +184,12 @@ impl Writes {
 
     /// Takes note that the writes to a node ended. `unknown`: what became of one of them is not known, because nobody answered, or
     /// because the object was changed meanwhile, perhaps by this very write: clients repeat a request after a gateway's timeout.
-    pub fn end(&mut self, node: &str, unknown: bool) {
-        let Some(known) = self.in_flight.remove(node).filter(|known| known.grants) else { return };
+    pub fn end(&mut self, node: &str, unknown: bool, now: Duration) {
+        if self.in_flight.remove(node).is_none_or(|known| !known.grants) {
+            return;
+        }
         if unknown {
-            self.lost.insert(node.to_owned(), known.since);
+            self.lost.insert(node.to_owned(), now);
         } else {
             self.lost.remove(node);
         }
@@ -275,14 +277,18 @@ mod tests {
         assert_eq!((writes.pending_grant("b"), writes.in_flight().len()), (None, 2));
         assert_eq!((writes.of_queue(Queue::Grants), writes.of_queue(Queue::Stages), writes.departs()), (1, 0, true));
         writes.now = at(40);
-        writes.end("a", true);
-        writes.end("b", true);
+        writes.end("a", true, at(40));
+        writes.end("b", true, at(40));
         assert_eq!((writes.pending_grant("a"), writes.pending_grant("b")), (Some(PendingGrant::Lost), None));
         assert!(writes.has_pending_grants() && writes.in_flight().is_empty());
-        writes.now = at(69);
+        writes.now = at(99);
         writes.planned(&Plan::default());
-        assert_eq!(writes.pending_grant("a"), Some(PendingGrant::Lost));
-        writes.now = at(70);
+        assert_eq!(
+            writes.pending_grant("a"),
+            Some(PendingGrant::Lost),
+            "it may have been asked again until it was given up"
+        );
+        writes.now = at(100);
         assert_eq!(writes.pending_grant("a"), None, "the API server has given it up");
         writes.planned(&Plan::default());
         assert!(!writes.has_pending_grants());
@@ -294,7 +300,7 @@ mod tests {
         let one = grant("a");
         for (unknown, pending) in [(true, Some(PendingGrant::Lost)), (false, None)] {
             writes.begin(Some("a"), &[&one], at(1));
-            writes.end("a", unknown);
+            writes.end("a", unknown, at(2));
             assert_eq!(writes.pending_grant("a"), pending);
         }
     }

@@ -258,7 +258,7 @@ impl World {
         let book = &mut self.snapshot.writes;
         book.answered(writes.begun, book.now.saturating_sub(writes.begun));
         if let Some(node) = node_of(writes) {
-            book.end(node, unknown);
+            book.end(node, unknown, book.now);
         }
     }
 

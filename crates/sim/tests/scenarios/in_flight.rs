@@ -34,6 +34,12 @@ fn granting(most: u32) -> (World, String) {
     (world, name)
 }
 
+/// What is being written to a node ends, and whether it is `unknown` what became of it.
+fn end(world: &mut World, name: &str, unknown: bool) {
+    let now = world.snapshot.writes.now;
+    world.snapshot.writes.end(name, unknown, now);
+}
+
 #[test]
 fn a_grant_in_flight_holds_its_place_though_no_object_shows_it() {
     let (world, name) = granting(1);
@@ -54,7 +60,7 @@ fn where_a_budget_has_room_for_two_a_grant_in_flight_leaves_room_for_one() {
 #[test]
 fn a_grant_of_which_nobody_heard_is_given_again_first_and_holds_its_place_for_a_minute() {
     let (mut world, name) = granting(1);
-    world.snapshot.writes.end(&name, true);
+    end(&mut world, &name, true);
     assert_eq!(granted_by(&world), std::slice::from_ref(&name));
     // It can't be given again, and it may have been given.
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
@@ -70,7 +76,7 @@ fn a_grant_that_was_refused_leaves_its_place_to_others() {
     let (mut world, name) = granting(1);
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
     Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
-    world.snapshot.writes.end(&name, false);
+    end(&mut world, &name, false);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
 }
