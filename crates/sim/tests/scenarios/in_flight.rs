@@ -1,7 +1,7 @@
 //! Writes in flight: what no object shows yet holds its place all the same.
 
 use crate::{node, world};
-use bascule_planner::{Action, Plan, Step, plan};
+use bascule_planner::{Action, Plan, Step, forecast, forecast::Options, plan};
 use bascule_sim::world::{Meanwhile, World};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
@@ -79,6 +79,13 @@ fn a_grant_that_was_refused_leaves_its_place_to_others() {
     end(&mut world, &name, false);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
+}
+
+#[test]
+fn a_forecast_takes_a_grant_in_flight_for_one_that_is_to_be_given() {
+    let (world, _) = granting(1);
+    let seen = forecast(&world.snapshot, &Options::default());
+    assert!(seen.nodes.iter().all(Option::is_some), "{seen:?}");
 }
 
 #[test]
