@@ -108,6 +108,9 @@ impl<'a> Round<'a> {
                 }
                 None => {
                     if let Some(wait) = maintenance::holds(candidate.policy) {
+                        if lost.contains(&node) {
+                            hold(candidate.view, Some(budget), &mut cluster, &mut places);
+                        }
                         // Nor does one begin for it alone.
                         if !self.is_refused(candidate.view)
                             && let Some(wanting) = out.wanting.get_mut(policy_index)

@@ -2,7 +2,7 @@
 
 use crate::{node, world};
 use bascule_planner::{Action, Plan, Step, forecast, forecast::Options, plan};
-use bascule_sim::world::{Meanwhile, World};
+use bascule_sim::world::{Meanwhile, World, build};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
@@ -79,6 +79,19 @@ fn a_grant_that_was_refused_leaves_its_place_to_others() {
     end(&mut world, &name, false);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
+}
+
+#[test]
+fn hooks_of_a_rollout_that_are_new_take_no_place_from_a_grant_that_may_have_been_given() {
+    let (mut world, name) = granting(1);
+    end(&mut world, &name, true);
+    let hook = json!([{"name": "set-noout", "namespace": "hooks", "timeout": "3m", "job": {"template": {}}}]);
+    let fields = json!({"hooks": {"beforeRollout": hook}});
+    let spec = build::policy("workers", &fields, &build::offer(&["1.0", "1.1"])).spec;
+    world.policy("workers", |policy| policy.spec = spec.clone());
+    let (given, report) = plan(&world.snapshot);
+    assert!(grants(&given).is_empty(), "{given:?}");
+    assert_eq!(report.policies[0].status.counts.unavailable, 1);
 }
 
 #[test]
