@@ -1,7 +1,13 @@
 //! Writes in flight: what no object shows yet holds its place all the same.
 
 use crate::{node, world};
-use bascule_planner::{Action, Plan, Step, forecast, forecast::Options, plan};
+use bascule_api::{RolloutState, Time, WaitReason};
+use bascule_planner::{
+    Action, Plan, Step, forecast,
+    forecast::Options,
+    plan,
+    snapshot::{Write, Writes},
+};
 use bascule_sim::world::{Meanwhile, World, build};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
@@ -79,6 +85,31 @@ fn a_grant_that_was_refused_leaves_its_place_to_others() {
     end(&mut world, &name, false);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
+}
+
+#[test]
+fn of_a_grant_that_nobody_answers_for_long_people_read_so_while_it_holds_its_place() {
+    const WORDS: &str = "the API server did not answer Grant in time";
+    let (mut world, name) = granting(1);
+    let mut before = world.snapshot.clone();
+    before.writes = Writes::default();
+    let (given, _) = plan(&before);
+    let grant = Write::of(&grants(&given).first().unwrap().action);
+    for seconds in [30, 0] {
+        let at = Time::new(world.snapshot.now.get() - chrono::TimeDelta::seconds(seconds));
+        world.snapshot.refused.note(grant.clone(), Some(WORDS), at);
+    }
+    for tried_again in [true, false] {
+        if !tried_again {
+            end(&mut world, &name, true);
+        }
+        let (given, report) = plan(&world.snapshot);
+        assert!(grants(&given).is_empty(), "{given:?}");
+        let said = report.nodes.iter().find(|said| *said.node == *name).unwrap();
+        assert_eq!((said.state, said.wait.reason), (RolloutState::Waiting, WaitReason::WriteRefused));
+        assert!(said.wait.message.contains(WORDS), "{}", said.wait.message);
+        assert_eq!(report.policies[0].status.counts.unavailable, 1);
+    }
 }
 
 #[test]
