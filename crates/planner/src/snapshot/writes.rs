@@ -34,6 +34,18 @@ pub enum PendingGrant {
     Lost,
 }
 
+/// How the writes to a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All are done.
+    Done,
+    /// One of them is not done, and nothing will come of it.
+    NotDone,
+    /// What became of one of them is not known, because nobody answered, or because the object was changed meanwhile, perhaps by this
+    /// very write: clients repeat a request after a gateway's timeout.
+    Unknown,
+}
+
 /// A step that an earlier plan asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Asked {
@@ -182,16 +194,20 @@ impl Writes {
         self.speed.answered(begun, took, self.in_flight.len());
     }
 
-    /// Takes note that the writes to a node ended. `unknown`: what became of one of them is not known, because nobody answered, or
-    /// because the object was changed meanwhile, perhaps by this very write: clients repeat a request after a gateway's timeout.
-    pub fn end(&mut self, node: &str, unknown: bool, now: Duration) {
+    /// Takes note that the writes to a node ended.
+    pub fn end(&mut self, node: &str, ending: Ending, now: Duration) {
         if self.in_flight.remove(node).is_none_or(|known| !known.grants) {
             return;
         }
-        if unknown {
-            self.lost.insert(node.to_owned(), now);
-        } else {
-            self.lost.remove(node);
+        match ending {
+            Ending::Done => {
+                self.lost.remove(node);
+            }
+            // That a grant was not taken when it was given again says nothing of the first time.
+            Ending::NotDone => {}
+            Ending::Unknown => {
+                self.lost.insert(node.to_owned(), now);
+            }
         }
     }
 }
@@ -277,8 +293,8 @@ mod tests {
         assert_eq!((writes.pending_grant("b"), writes.in_flight().len()), (None, 2));
         assert_eq!((writes.of_queue(Queue::Grants), writes.of_queue(Queue::Stages), writes.departs()), (1, 0, true));
         writes.now = at(40);
-        writes.end("a", true, at(40));
-        writes.end("b", true, at(40));
+        writes.end("a", Ending::Unknown, at(40));
+        writes.end("b", Ending::Unknown, at(40));
         assert_eq!((writes.pending_grant("a"), writes.pending_grant("b")), (Some(PendingGrant::Lost), None));
         assert!(writes.has_pending_grants() && writes.in_flight().is_empty());
         writes.now = at(99);
@@ -295,13 +311,20 @@ mod tests {
     }
 
     #[test]
-    fn a_grant_that_is_answered_when_it_is_tried_again_is_lost_no_more() {
+    fn a_grant_that_is_taken_when_it_is_tried_again_is_lost_no_more_and_one_that_is_refused_then_is() {
         let mut writes = Writes::default();
         let one = grant("a");
-        for (unknown, pending) in [(true, Some(PendingGrant::Lost)), (false, None)] {
+        let lost = Some(PendingGrant::Lost);
+        for (ending, pending) in [
+            (Ending::NotDone, None),
+            (Ending::Unknown, lost),
+            // A person cordoned the node meanwhile, or a webhook denies: the first one may be written all the same.
+            (Ending::NotDone, lost),
+            (Ending::Done, None),
+        ] {
             writes.begin(Some("a"), &[&one], at(1));
-            writes.end("a", unknown, at(2));
-            assert_eq!(writes.pending_grant("a"), pending);
+            writes.end("a", ending, at(2));
+            assert_eq!(writes.pending_grant("a"), pending, "{ending:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use bascule_planner::{
     Action, Plan, Step, forecast,
     forecast::Options,
     plan,
-    snapshot::{Write, Writes},
+    snapshot::{Ending, Write, Writes},
 };
 use bascule_sim::world::{Meanwhile, World, build};
 use serde_json::json;
@@ -40,10 +40,10 @@ fn granting(most: u32) -> (World, String) {
     (world, name)
 }
 
-/// What is being written to a node ends, and whether it is `unknown` what became of it.
-fn end(world: &mut World, name: &str, unknown: bool) {
+/// What is being written to a node ends.
+fn end(world: &mut World, name: &str, ending: Ending) {
     let now = world.snapshot.writes.now;
-    world.snapshot.writes.end(name, unknown, now);
+    world.snapshot.writes.end(name, ending, now);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn where_a_budget_has_room_for_two_a_grant_in_flight_leaves_room_for_one() {
 #[test]
 fn a_grant_of_which_nobody_heard_is_given_again_first_and_holds_its_place_for_a_minute() {
     let (mut world, name) = granting(1);
-    end(&mut world, &name, true);
+    end(&mut world, &name, Ending::Unknown);
     assert_eq!(granted_by(&world), std::slice::from_ref(&name));
     // It can't be given again, and it may have been given.
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
@@ -82,7 +82,7 @@ fn a_grant_that_was_refused_leaves_its_place_to_others() {
     let (mut world, name) = granting(1);
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
     Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
-    end(&mut world, &name, false);
+    end(&mut world, &name, Ending::NotDone);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
 }
@@ -101,7 +101,7 @@ fn of_a_grant_that_nobody_answers_for_long_people_read_so_while_it_holds_its_pla
     }
     for tried_again in [true, false] {
         if !tried_again {
-            end(&mut world, &name, true);
+            end(&mut world, &name, Ending::Unknown);
         }
         let (given, report) = plan(&world.snapshot);
         assert!(grants(&given).is_empty(), "{given:?}");
@@ -115,7 +115,7 @@ fn of_a_grant_that_nobody_answers_for_long_people_read_so_while_it_holds_its_pla
 #[test]
 fn hooks_of_a_rollout_that_are_new_take_no_place_from_a_grant_that_may_have_been_given() {
     let (mut world, name) = granting(1);
-    end(&mut world, &name, true);
+    end(&mut world, &name, Ending::Unknown);
     let hook = json!([{"name": "set-noout", "namespace": "hooks", "timeout": "3m", "job": {"template": {}}}]);
     let fields = json!({"hooks": {"beforeRollout": hook}});
     let spec = build::policy("workers", &fields, &build::offer(&["1.0", "1.1"])).spec;
