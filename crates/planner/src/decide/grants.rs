@@ -43,6 +43,10 @@ impl<'a> Round<'a> {
         let mut granting: Vec<usize> = Vec::new();
         let mut places = Places::new(&self.snapshot.nodes);
         let mut again = Vec::new();
+        if let Some(pause) = self.snapshot.writes.next_place_free() {
+            let now = self.now();
+            self.draft.wake(Some(now.after(Duration::from_secs(pause.as_secs().saturating_add(1)))), now);
+        }
         for (node, pending) in self.pending_grants() {
             let Some(view) = self.nodes.get(node) else { continue };
             let place = passing.iter().position(|(_, passes)| *passes == node);

@@ -102,6 +102,12 @@ impl Writes {
         self.now < since.saturating_add(LOST_FOR)
     }
 
+    /// How long it takes until the next place is free that is held for a grant of which nobody knows.
+    pub(crate) fn next_place_free(&self) -> Option<Duration> {
+        let ends = self.lost.values().filter(|since| self.is_lost(**since)).map(|since| since.saturating_add(LOST_FOR));
+        ends.min().map(|end| end.saturating_sub(self.now))
+    }
+
     /// What is being written, by node.
     #[must_use]
     pub const fn in_flight(&self) -> &BTreeMap<String, InFlight> {
@@ -304,8 +310,10 @@ mod tests {
             Some(PendingGrant::Lost),
             "it may have been asked again until it was given up"
         );
+        assert_eq!(writes.next_place_free(), Some(at(1)));
         writes.now = at(100);
         assert_eq!(writes.pending_grant("a"), None, "the API server has given it up");
+        assert_eq!(writes.next_place_free(), None);
         writes.planned(&Plan::default());
         assert!(!writes.has_pending_grants());
     }

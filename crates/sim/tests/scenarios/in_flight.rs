@@ -72,6 +72,9 @@ fn a_grant_of_which_nobody_heard_is_given_again_first_and_holds_its_place_for_a_
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
     Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
     assert_eq!(granted_by(&world), Vec::<String>::new());
+    let (given, _) = plan(&world.snapshot);
+    let free = given.wake_at.map(|at| at.seconds_since(world.snapshot.now));
+    assert!(free.is_some_and(|seconds| seconds <= 61), "somebody waits for its place: {free:?}");
     world.snapshot.writes.now += Duration::from_secs(60);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
