@@ -4,7 +4,7 @@
 use crate::{
     Action, GateSet, Snapshot, decide, model,
     plan::{DrainMode, DrainOrder, GateQuestion},
-    snapshot::{DaemonSetPod, GateAnswer, HookState, Node, Refusals, UpdateFacts},
+    snapshot::{DaemonSetPod, GateAnswer, HookState, Node, Refusals, UpdateFacts, Writes},
 };
 use bascule_api::{
     Booted, Disruption, Duration, FailedRelease, Goal, Health, NodeError, RolloutState, RootHash, SlotName, SlotState,
@@ -95,6 +95,8 @@ struct Run {
 impl Run {
     fn new(mut snapshot: Snapshot, options: Options) -> Self {
         snapshot.refused = Refusals::default();
+        // Nobody would say what became of what is in flight: it is given once more.
+        snapshot.writes = Writes::default();
         let end = snapshot.now.after(options.horizon);
         let index = snapshot.nodes.iter().enumerate().map(|(at, node)| (Arc::clone(&node.name), at)).collect();
         let pods = snapshot.nodes.iter().map(|node| (node.pods.remaining, node.pods.budgets.clone())).collect();

@@ -1,7 +1,7 @@
 //! What became of writes, as those who plan next have to know it.
 
 use super::Carried;
-use bascule_planner::snapshot::Write;
+use bascule_planner::snapshot::{Ending, Write};
 use std::time::{Duration, Instant};
 
 /// One write that was tried.
@@ -27,11 +27,38 @@ pub struct Written {
 }
 
 impl Written {
+    /// How they ended together.
+    #[must_use]
+    pub const fn ending(&self) -> Ending {
+        if self.unknown {
+            Ending::Unknown
+        } else if self.carried.failed > 0 || self.carried.stale > 0 {
+            Ending::NotDone
+        } else {
+            Ending::Done
+        }
+    }
+
     /// Both together.
     pub fn add(&mut self, other: Self) {
         self.carried.add(other.carried);
         self.attempts.extend(other.attempts);
         self.answers.extend(other.answers);
         self.unknown |= other.unknown;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_done_where_all_are_and_what_one_of_them_came_to_may_not_be_known() {
+        let ending = |carried: Carried, unknown: bool| Written { carried, unknown, ..Written::default() }.ending();
+        let done = Carried { done: 1, ..Carried::default() };
+        assert_eq!(ending(done, false), Ending::Done);
+        for broken in [Carried { stale: 1, ..done }, Carried { failed: 1, ..done }] {
+            assert_eq!((ending(broken, false), ending(broken, true)), (Ending::NotDone, Ending::Unknown));
+        }
     }
 }

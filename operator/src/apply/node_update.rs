@@ -45,6 +45,8 @@ impl Writer {
         let written = self.updates().patch(&node.name, &params, &Patch::Apply(&document)).await;
         let written = written.map_err(|error| ApplyError::of(object(), error))?;
         self.metrics.wrote("NodeUpdate");
+        // Whatever comes of the rest: a grant may be among what is written now.
+        self.world.updates.written(&written);
         if written.spec != *spec {
             // Somebody else wrote fields that apply leaves to them. Nobody edits this object by hand, so it is set right.
             tracing::warn!(node = node.name, "the NodeUpdate was edited by hand and is set right");
@@ -58,9 +60,7 @@ impl Writer {
             let written = written.map_err(|error| ApplyError::of(object(), error))?;
             self.metrics.wrote("NodeUpdate");
             self.world.updates.written(&written);
-            return Ok(());
         }
-        self.world.updates.written(&written);
         Ok(())
     }
 
@@ -113,6 +113,59 @@ fn correction(found: &Value, wanted: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        clock::Clock,
+        events::Events,
+        gather::{Fact as _, World},
+        metrics::Metrics,
+    };
+    use axum::{
+        Json, Router,
+        http::{HeaderMap, StatusCode},
+        routing::patch,
+    };
+    use kube::{Client, Config};
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn what_is_written_is_known_though_what_somebody_else_wrote_could_not_be_set_right() {
+        bascule_tests::install_tls_provider();
+        let object = |version: &str, spec: Value| {
+            json!({
+                "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
+                "metadata": {"name": "n1", "uid": "u", "resourceVersion": version}, "spec": spec,
+            })
+        };
+        let wanted = json!({"policy": "p", "grant": {"bootID": "b", "generation": 1}});
+        let mut found = wanted.clone();
+        found["retry"] = json!("2026-11-21T12:00:00Z");
+        let answer = object("8", found);
+        let write = async move |headers: HeaderMap| {
+            if headers.get("content-type").is_some_and(|kind| kind == "application/merge-patch+json") {
+                let denied = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403,
+                    "message": "denied", "reason": "Forbidden"});
+                (StatusCode::FORBIDDEN, Json(denied))
+            } else {
+                (StatusCode::OK, Json(answer))
+            }
+        };
+        let router = Router::new().route("/apis/bascule.dev/v1alpha1/nodeupdates/n1", patch(write));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
+        let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
+        let (events, _told) = Events::to_nowhere();
+        let writer = Writer::new(client, world.clone(), Metrics::new(), events);
+
+        let node = NodeFact::of(&serde_json::from_value(json!({"metadata": {"name": "n1", "uid": "n"}})).unwrap());
+        let update = UpdateFact::of(&serde_json::from_value(object("7", json!({"policy": "p"}))).unwrap());
+        let spec: NodeUpdateSpec = serde_json::from_value(wanted).unwrap();
+        let error = writer.write_spec(&node, &update, &spec).await.unwrap_err();
+        assert_eq!(error.category(), "refused");
+        let known = world.updates.get(&Key::cluster("n1")).unwrap();
+        assert_eq!(known.facts.spec.grant, spec.grant);
+    }
 
     #[test]
     fn a_correction_removes_what_is_too_much_at_every_depth() {

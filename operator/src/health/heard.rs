@@ -268,7 +268,8 @@ mod tests {
         assert_eq!(asked.len(), gates.len());
         // What is no gate any more stands in no line.
         heard.read(gates[..1].to_vec());
-        assert!(wanted(&heard) <= 1 && heard.lock().line.len() == wanted(&heard));
+        let (wanted, in_line) = (wanted(&heard), heard.lock().line.len());
+        assert!(wanted <= 1 && in_line == wanted);
     }
 
     /// While the plan itself asks, nobody else does.

@@ -175,7 +175,7 @@ impl<'a> Round<'a> {
                 self.refused.note(attempt.write, attempt.failed.as_deref(), now);
             }
             if let Some(node) = one.node {
-                self.writes.end(&node, one.written.unknown);
+                self.writes.end(&node, one.written.ending(), self.led_since.elapsed());
             }
         }
     }

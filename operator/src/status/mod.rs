@@ -12,7 +12,7 @@ use crate::{
 use bascule_api::{RollbackStatus, RolloutState, Time, conditions};
 use bascule_planner::{
     Report, Snapshot,
-    statuses::{Backoff, Pace, policy_pause},
+    statuses::{Backoff, Hold, Pace, policy_pause},
 };
 use futures::{FutureExt as _, StreamExt as _, stream};
 use std::{
@@ -56,6 +56,7 @@ pub struct StatusWriter {
     /// When each policy was written last, since then.
     policies: HashMap<String, Duration>,
     nodes: HashMap<Arc<str>, Pace>,
+    hold: Hold,
     backoff: Backoff,
 }
 
@@ -71,6 +72,7 @@ impl StatusWriter {
             led_since,
             policies: HashMap::new(),
             nodes: HashMap::new(),
+            hold: Hold::default(),
             backoff: Backoff::default(),
         }
     }
@@ -157,6 +159,7 @@ impl StatusWriter {
 
         let mut due = Vec::new();
         let instant = self.led_since.elapsed();
+        let held_until = self.hold.until(explained.held_until, instant);
         for (node, facts) in report.nodes.iter().zip(&snapshot.nodes) {
             let Some(known) = self.writer.world.updates.get(&Key::cluster(&node.node)) else { continue };
             let before = known.rollout.as_ref();
@@ -167,7 +170,7 @@ impl StatusWriter {
             pace.under(policy.map(|policy| policy.generation));
             let busy = explained.in_flight.contains(&*node.node);
             let at = pace.look(before, &mut rollout, busy, instant, now);
-            let held = explained.held_until.filter(|_| rollout.state != RolloutState::Failed);
+            let held = held_until.filter(|_| rollout.state != RolloutState::Failed);
             let backs_off = self.backoff.until("NodeUpdate", &node.node, instant);
             match at.map(|at| held.into_iter().chain(backs_off).fold(at, Duration::max)) {
                 None => {}

@@ -43,6 +43,10 @@ impl<'a> Round<'a> {
         let mut granting: Vec<usize> = Vec::new();
         let mut places = Places::new(&self.snapshot.nodes);
         let mut again = Vec::new();
+        if let Some(pause) = self.snapshot.writes.next_place_free() {
+            let now = self.now();
+            self.draft.wake(Some(now.after(Duration::from_secs(pause.as_secs().saturating_add(1)))), now);
+        }
         for (node, pending) in self.pending_grants() {
             let Some(view) = self.nodes.get(node) else { continue };
             let place = passing.iter().position(|(_, passes)| *passes == node);
@@ -60,9 +64,9 @@ impl<'a> Round<'a> {
             if let Some(granted) = policy.and_then(|policy| out.granted.get_mut(policy)) {
                 *granted = true;
             }
-            if let (PendingGrant::InFlight, Some((policy, _))) = (pending, candidate) {
+            if let Some((policy, _)) = candidate {
                 let Some(policy_view) = self.policies.get(policy) else { continue };
-                let said = granted(policy_view);
+                let said = self.pending(view, policy_view);
                 out.started.extend(
                     self.choices.get(node).and_then(Option::as_ref).and_then(starts).map(|version| (policy, version)),
                 );
@@ -108,6 +112,9 @@ impl<'a> Round<'a> {
                 }
                 None => {
                     if let Some(wait) = maintenance::holds(candidate.policy) {
+                        if lost.contains(&node) {
+                            hold(candidate.view, Some(budget), &mut cluster, &mut places);
+                        }
                         // Nor does one begin for it alone.
                         if !self.is_refused(candidate.view)
                             && let Some(wanting) = out.wanting.get_mut(policy_index)
@@ -282,6 +289,16 @@ impl<'a> Round<'a> {
     /// Whether the API server has not taken this node's grant for a while.
     fn is_refused(&self, view: &NodeView<'_>) -> bool {
         self.snapshot.refused.told_of(&view.node.name, GRANT, self.snapshot.now).is_some()
+    }
+
+    /// What is said of a node whose grant no fact shows yet. No step of this plan gives it, whose refusal would be quoted.
+    fn pending(&self, view: &NodeView<'_>, policy: &PolicyView<'_>) -> Said {
+        let said = granted(policy);
+        let refusal = self.snapshot.refused.told_of(&view.node.name, GRANT, self.snapshot.now);
+        let Some(refusal) = refusal else { return said };
+        let (before, since, words) = (&said.wait.message, refusal.since, &refusal.words);
+        let message = format!("{before}; {GRANT} has failed since {since}: {words}");
+        Said::new(RolloutState::Waiting, Wait::new(WaitReason::WriteRefused, message))
     }
 }
 

@@ -137,7 +137,11 @@ fn in_order(nodes: BTreeMap<&str, Vec<usize>>, steps: &[Step], snapshot: &Snapsh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Action, Expect, Plan, plan::Taint, snapshot::Write};
+    use crate::{
+        Action, Expect, Plan,
+        plan::Taint,
+        snapshot::{Ending, Write},
+    };
 
     fn at(second: u64) -> Duration {
         Duration::from_secs(second)
@@ -196,7 +200,7 @@ mod tests {
             for step in steps {
                 let node = step.action.node().unwrap_or_default();
                 self.0.writes.begin(Some(node), &[*step], at(second));
-                self.0.writes.end(node, false);
+                self.0.writes.end(node, Ending::NotDone, at(second));
             }
         }
     }
@@ -258,7 +262,7 @@ mod tests {
         // A slow answer halves what is begun.
         leader.0.writes.answered(at(3), at(2));
         for node in 0..30 {
-            leader.0.writes.end(&format!("n{node}"), false);
+            leader.0.writes.end(&format!("n{node}"), Ending::Done, at(3));
         }
         assert_eq!(leader.plans(&steps, 5).1.room, 14);
     }

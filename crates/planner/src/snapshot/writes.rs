@@ -8,8 +8,8 @@ use crate::{
 };
 use std::{collections::BTreeMap, time::Duration};
 
-/// For how long a grant that nobody answered for may still be written: the API server gives a request up after a minute
-/// (kube-apiserver, `--request-timeout`).
+/// For how long a grant that nobody answered for may still be written after it was given up: the API server gives a request up after a
+/// minute (kube-apiserver, `--request-timeout`), and the client may have sent the last one, a repetition, just before.
 const LOST_FOR: Duration = Duration::from_secs(60);
 
 /// What is being written to one node.
@@ -32,6 +32,18 @@ pub enum PendingGrant {
     InFlight,
     /// What became of it is not known: it may be written, or may be yet.
     Lost,
+}
+
+/// How the writes to a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All are done.
+    Done,
+    /// One of them is not done, and nothing will come of it.
+    NotDone,
+    /// What became of one of them is not known, because nobody answered, or because the object was changed meanwhile, perhaps by this
+    /// very write: clients repeat a request after a gateway's timeout.
+    Unknown,
 }
 
 /// A step that an earlier plan asked for.
@@ -63,7 +75,7 @@ pub struct Writes {
     /// When the change came that leads to this plan.
     pub changed: Duration,
     in_flight: BTreeMap<String, InFlight>,
-    /// Nodes with a grant of which nobody knows what became of it, and when it was begun.
+    /// Nodes with a grant of which nobody knows what became of it, and when it was given up.
     lost: BTreeMap<String, Duration>,
     asked: BTreeMap<Write, Asked>,
     speed: Speed,
@@ -88,6 +100,12 @@ impl Writes {
 
     fn is_lost(&self, since: Duration) -> bool {
         self.now < since.saturating_add(LOST_FOR)
+    }
+
+    /// How long it takes until the next place is free that is held for a grant of which nobody knows.
+    pub(crate) fn next_place_free(&self) -> Option<Duration> {
+        let ends = self.lost.values().filter(|since| self.is_lost(**since)).map(|since| since.saturating_add(LOST_FOR));
+        ends.min().map(|end| end.saturating_sub(self.now))
     }
 
     /// What is being written, by node.
@@ -182,14 +200,20 @@ impl Writes {
         self.speed.answered(begun, took, self.in_flight.len());
     }
 
-    /// Takes note that the writes to a node ended. `unknown`: what became of one of them is not known, because nobody answered, or
-    /// because the object was changed meanwhile, perhaps by this very write: clients repeat a request after a gateway's timeout.
-    pub fn end(&mut self, node: &str, unknown: bool) {
-        let Some(known) = self.in_flight.remove(node).filter(|known| known.grants) else { return };
-        if unknown {
-            self.lost.insert(node.to_owned(), known.since);
-        } else {
-            self.lost.remove(node);
+    /// Takes note that the writes to a node ended.
+    pub fn end(&mut self, node: &str, ending: Ending, now: Duration) {
+        if self.in_flight.remove(node).is_none_or(|known| !known.grants) {
+            return;
+        }
+        match ending {
+            Ending::Done => {
+                self.lost.remove(node);
+            }
+            // That a grant was not taken when it was given again says nothing of the first time.
+            Ending::NotDone => {}
+            Ending::Unknown => {
+                self.lost.insert(node.to_owned(), now);
+            }
         }
     }
 }
@@ -275,27 +299,40 @@ mod tests {
         assert_eq!((writes.pending_grant("b"), writes.in_flight().len()), (None, 2));
         assert_eq!((writes.of_queue(Queue::Grants), writes.of_queue(Queue::Stages), writes.departs()), (1, 0, true));
         writes.now = at(40);
-        writes.end("a", true);
-        writes.end("b", true);
+        writes.end("a", Ending::Unknown, at(40));
+        writes.end("b", Ending::Unknown, at(40));
         assert_eq!((writes.pending_grant("a"), writes.pending_grant("b")), (Some(PendingGrant::Lost), None));
         assert!(writes.has_pending_grants() && writes.in_flight().is_empty());
-        writes.now = at(69);
+        writes.now = at(99);
         writes.planned(&Plan::default());
-        assert_eq!(writes.pending_grant("a"), Some(PendingGrant::Lost));
-        writes.now = at(70);
+        assert_eq!(
+            writes.pending_grant("a"),
+            Some(PendingGrant::Lost),
+            "it may have been asked again until it was given up"
+        );
+        assert_eq!(writes.next_place_free(), Some(at(1)));
+        writes.now = at(100);
         assert_eq!(writes.pending_grant("a"), None, "the API server has given it up");
+        assert_eq!(writes.next_place_free(), None);
         writes.planned(&Plan::default());
         assert!(!writes.has_pending_grants());
     }
 
     #[test]
-    fn a_grant_that_is_answered_when_it_is_tried_again_is_lost_no_more() {
+    fn a_grant_that_is_taken_when_it_is_tried_again_is_lost_no_more_and_one_that_is_refused_then_is() {
         let mut writes = Writes::default();
         let one = grant("a");
-        for (unknown, pending) in [(true, Some(PendingGrant::Lost)), (false, None)] {
+        let lost = Some(PendingGrant::Lost);
+        for (ending, pending) in [
+            (Ending::NotDone, None),
+            (Ending::Unknown, lost),
+            // A person cordoned the node meanwhile, or a webhook denies: the first one may be written all the same.
+            (Ending::NotDone, lost),
+            (Ending::Done, None),
+        ] {
             writes.begin(Some("a"), &[&one], at(1));
-            writes.end("a", unknown);
-            assert_eq!(writes.pending_grant("a"), pending);
+            writes.end("a", ending, at(2));
+            assert_eq!(writes.pending_grant("a"), pending, "{ending:?}");
         }
     }
 }

@@ -2,9 +2,11 @@
 //! says what time it is, by any clock that only goes on.
 
 mod backoff;
+mod hold;
 mod pace;
 mod policy;
 
 pub use backoff::Backoff;
+pub use hold::Hold;
 pub use pace::Pace;
 pub use policy::policy_pause;

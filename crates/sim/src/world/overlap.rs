@@ -6,7 +6,7 @@ use super::{Broken, Failure, World, check, shown};
 use bascule_planner::{
     Action, Plan, Report, Step, lint, model,
     plan::{DrainMode, DrainOrder},
-    snapshot::{Node, UpdateFacts, Write},
+    snapshot::{Ending, Node, UpdateFacts, Write},
 };
 use rand::RngExt as _;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -164,7 +164,7 @@ impl World {
             self.tell(&format!("operator  hears nothing of {} {node}", step.action.name()));
             self.note_refusal(&write);
             self.snapshot.refused.note(write, Some("the API server did not answer in time"), now);
-            self.ended(writes, true);
+            self.ended(writes, Ending::Unknown);
         }
         let (plan, report, number) = self.planned(broken);
         for writes in self.begun(&plan, number) {
@@ -254,23 +254,23 @@ impl World {
     }
 
     /// The operator takes note that writes ended, and how long the API server took.
-    fn ended(&mut self, writes: &Writes, unknown: bool) {
+    fn ended(&mut self, writes: &Writes, ending: Ending) {
         let book = &mut self.snapshot.writes;
         book.answered(writes.begun, book.now.saturating_sub(writes.begun));
         if let Some(node) = node_of(writes) {
-            book.end(node, unknown);
+            book.end(node, ending, book.now);
         }
     }
 
     fn write(&mut self, writes: &Writes, report: &Report, broken: &mut Vec<Broken>) {
-        let mut unknown = false;
+        let mut ending = Ending::Done;
         for step in &writes.steps {
             let done = self.carry_out(step, report);
             let node = step.action.node().unwrap_or_default();
             self.tell(&format!("operator  {} {node} {} {}", step.action.name(), step.says, shown(&done)));
             if done != Ok(model::Done::Applied) {
                 // The object is another than it was.
-                unknown = done.is_ok();
+                ending = if done.is_ok() { Ending::Unknown } else { Ending::NotDone };
                 break;
             }
             self.note_act(writes.plan, &step.action);
@@ -278,10 +278,10 @@ impl World {
             if writes.way == Way::Repeated {
                 let again = self.carry_out(step, report);
                 self.tell(&format!("operator  again: {} {node} {}", step.action.name(), shown(&again)));
-                unknown = true;
+                ending = Ending::Unknown;
                 break;
             }
         }
-        self.ended(writes, unknown);
+        self.ended(writes, ending);
     }
 }

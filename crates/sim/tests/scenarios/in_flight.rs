@@ -1,8 +1,14 @@
 //! Writes in flight: what no object shows yet holds its place all the same.
 
 use crate::{node, world};
-use bascule_planner::{Action, Plan, Step, plan};
-use bascule_sim::world::{Meanwhile, World};
+use bascule_api::{RolloutState, Time, WaitReason};
+use bascule_planner::{
+    Action, Plan, Step, forecast,
+    forecast::Options,
+    plan,
+    snapshot::{Ending, Write, Writes},
+};
+use bascule_sim::world::{Meanwhile, World, build};
 use serde_json::json;
 use std::{sync::Arc, time::Duration};
 
@@ -34,6 +40,12 @@ fn granting(most: u32) -> (World, String) {
     (world, name)
 }
 
+/// What is being written to a node ends.
+fn end(world: &mut World, name: &str, ending: Ending) {
+    let now = world.snapshot.writes.now;
+    world.snapshot.writes.end(name, ending, now);
+}
+
 #[test]
 fn a_grant_in_flight_holds_its_place_though_no_object_shows_it() {
     let (world, name) = granting(1);
@@ -54,12 +66,15 @@ fn where_a_budget_has_room_for_two_a_grant_in_flight_leaves_room_for_one() {
 #[test]
 fn a_grant_of_which_nobody_heard_is_given_again_first_and_holds_its_place_for_a_minute() {
     let (mut world, name) = granting(1);
-    world.snapshot.writes.end(&name, true);
+    end(&mut world, &name, Ending::Unknown);
     assert_eq!(granted_by(&world), std::slice::from_ref(&name));
     // It can't be given again, and it may have been given.
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
     Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
     assert_eq!(granted_by(&world), Vec::<String>::new());
+    let (given, _) = plan(&world.snapshot);
+    let free = given.wake_at.map(|at| at.seconds_since(world.snapshot.now));
+    assert!(free.is_some_and(|seconds| seconds <= 61), "somebody waits for its place: {free:?}");
     world.snapshot.writes.now += Duration::from_secs(60);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
@@ -70,9 +85,54 @@ fn a_grant_that_was_refused_leaves_its_place_to_others() {
     let (mut world, name) = granting(1);
     let index = world.snapshot.nodes.iter().position(|node| *node.name == *name).unwrap();
     Arc::make_mut(&mut world.snapshot.nodes[index]).leaving = Some("ToBeDeletedByClusterAutoscaler".to_owned());
-    world.snapshot.writes.end(&name, false);
+    end(&mut world, &name, Ending::NotDone);
     let then = granted_by(&world);
     assert!(then.len() == 1 && then[0] != name, "{then:?}");
+}
+
+#[test]
+fn of_a_grant_that_nobody_answers_for_long_people_read_so_while_it_holds_its_place() {
+    const WORDS: &str = "the API server did not answer Grant in time";
+    let (mut world, name) = granting(1);
+    let mut before = world.snapshot.clone();
+    before.writes = Writes::default();
+    let (given, _) = plan(&before);
+    let grant = Write::of(&grants(&given).first().unwrap().action);
+    for seconds in [30, 0] {
+        let at = Time::new(world.snapshot.now.get() - chrono::TimeDelta::seconds(seconds));
+        world.snapshot.refused.note(grant.clone(), Some(WORDS), at);
+    }
+    for tried_again in [true, false] {
+        if !tried_again {
+            end(&mut world, &name, Ending::Unknown);
+        }
+        let (given, report) = plan(&world.snapshot);
+        assert!(grants(&given).is_empty(), "{given:?}");
+        let said = report.nodes.iter().find(|said| *said.node == *name).unwrap();
+        assert_eq!((said.state, said.wait.reason), (RolloutState::Waiting, WaitReason::WriteRefused));
+        assert!(said.wait.message.contains(WORDS), "{}", said.wait.message);
+        assert_eq!(report.policies[0].status.counts.unavailable, 1);
+    }
+}
+
+#[test]
+fn hooks_of_a_rollout_that_are_new_take_no_place_from_a_grant_that_may_have_been_given() {
+    let (mut world, name) = granting(1);
+    end(&mut world, &name, Ending::Unknown);
+    let hook = json!([{"name": "set-noout", "namespace": "hooks", "timeout": "3m", "job": {"template": {}}}]);
+    let fields = json!({"hooks": {"beforeRollout": hook}});
+    let spec = build::policy("workers", &fields, &build::offer(&["1.0", "1.1"])).spec;
+    world.policy("workers", |policy| policy.spec = spec.clone());
+    let (given, report) = plan(&world.snapshot);
+    assert!(grants(&given).is_empty(), "{given:?}");
+    assert_eq!(report.policies[0].status.counts.unavailable, 1);
+}
+
+#[test]
+fn a_forecast_takes_a_grant_in_flight_for_one_that_is_to_be_given() {
+    let (world, _) = granting(1);
+    let seen = forecast(&world.snapshot, &Options::default());
+    assert!(seen.nodes.iter().all(Option::is_some), "{seen:?}");
 }
 
 #[test]
