@@ -172,7 +172,9 @@ impl SystemBus for LinuxBus {
 
     fn run_unit(&self, unit: &str, limit: Duration) -> Result<UnitRun, BusError> {
         const SERVICE: &str = "systemd";
-        match self.unit_states(&[unit.to_owned()])?.get(unit).map(|state| state.load.as_str()) {
+        // One was asked for, and it is told by its own name where this one is an alias (a link to another unit).
+        let states = self.unit_states(&[unit.to_owned()])?;
+        match states.values().next().map(|state| state.load.as_str()) {
             Some("loaded") => {}
             Some("not-found" | "masked") | None => return Ok(UnitRun::Absent),
             Some(load) => return Ok(UnitRun::Failed(format!("could not be loaded ({load})"))),

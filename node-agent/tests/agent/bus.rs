@@ -15,6 +15,8 @@ const LOGIND: &str = "org.freedesktop.login1";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 /// Everything of the test's own answers at once, but for what a busy machine takes.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// A hook that is a link to another unit.
+const LINKED: &str = "bascule-linked@1.0.service";
 /// What never answers takes this long.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -118,6 +120,8 @@ impl Systemd {
             let hook = name.starts_with("bascule-");
             let (load, active) = if known || hook { ("loaded", "failed") } else { ("not-found", "inactive") };
             let text = String::new;
+            // Of a unit that others are links to, its own name is told.
+            let name = if name == LINKED { "acme-migrate@1.0.service".to_owned() } else { name };
             (name, text(), load.into(), active.into(), text(), text(), path.clone(), 0, text(), path.clone())
         };
         names.into_iter().map(unit).collect()
@@ -254,6 +258,7 @@ fn a_unit_is_run_to_its_end_and_stopped_when_its_time_is_over() {
         ("bascule-done@1.0.service", UnitRun::Done),
         ("bascule-skipped@1.0.service", UnitRun::Done),
         ("bascule-dependency@1.0.service", UnitRun::Failed("ended with dependency".to_owned())),
+        (LINKED, UnitRun::Failed("ended with linked".to_owned())),
     ] {
         assert_eq!(bus.run_unit(unit, TIMEOUT).unwrap(), end, "{unit}");
     }
