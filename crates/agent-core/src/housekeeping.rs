@@ -53,13 +53,16 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
 fn after_commit(state: &State, facts: &Facts) -> Plan {
     let journal = state.journal.as_ref()?;
     let of = journal.after_commit.as_ref()?;
+    let runs = *of == facts.root_hash;
+    let committed = journal.committed.as_ref().is_some_and(|committed| committed.root_hash == *of);
+    // Another release may be on trial, or booted by hand: until one is committed, this one may run again and is owed its hook.
+    if state.is_trial(facts) || (committed && !runs) {
+        return None;
+    }
     let mut next = next_journal(journal);
     next.after_commit = None;
     let mut effects = vec![Effect::Persist(Box::new(next))];
-    if *of == facts.root_hash {
-        if state.is_trial(facts) {
-            return None;
-        }
+    if runs {
         effects.insert(0, Effect::RunHook { hook: Hook::AfterCommit, version: facts.version.clone() });
     }
     short(effects)

@@ -104,3 +104,28 @@ fn a_trial_that_is_taken_back_was_no_commit() {
     machine.agent().handle(Event::Tick).unwrap();
     assert_eq!((machine.system.version.as_str(), machine.sim.bus.ran().len()), ("1.0", 0));
 }
+
+#[test]
+fn a_hook_that_is_owed_still_outlives_the_trial_of_another_release() {
+    let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Booted, &newer, Some(grant.clone()))).unwrap();
+    assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.2", true));
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Reverted, &newer, Some(grant))).unwrap();
+    assert!(machine.sim.bus.ran().is_empty());
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.1");
+    machine.agent().handle(Event::Tick).unwrap();
+    assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+}
