@@ -36,6 +36,10 @@ pub(super) fn is_still_wanted(state: &State, work: Work) -> bool {
             _ => false,
         },
         Work::Inspect => !state.interrupted,
+        Work::Arm => {
+            let told = state.desired.as_ref().filter(|desired| desired.disruption_begun && desired.grant.is_some());
+            state.manual.is_some() || told.is_some_and(|desired| matches!(desired.goal, Goal::Booted | Goal::Reverted))
+        }
         Work::Verify => {
             state.desired.as_ref().is_some_and(|desired| desired.disruption_begun || desired.grant.is_some())
         }
@@ -375,7 +379,7 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
     let hook = Effect::RunHook { hook: Hook::BeforeArm, version: target.version.clone() };
     let mut effects = vec![arming.check, hook, Effect::Persist(Box::new(next))];
     effects.extend(arming.effects);
-    short(effects)
+    Some((Work::Arm, effects))
 }
 
 fn committed(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef) -> Plan {

@@ -1,9 +1,15 @@
 //! Hooks of the OS image: when they run, and what comes of one that fails.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bascule_agent::core::{Entry, Event};
-use bascule_agent::host::UnitRun;
+use bascule_agent::agent::Agent;
+use bascule_agent::core::{Config, Entry, Event};
+use bascule_agent::engine::{Engine, StageLimits, Stop};
+use bascule_agent::host::{BusError, Host, Inhibition, Inhibitor, SystemBus, UnitRun, UnitState};
+use bascule_agent::observe::LookSettings;
 use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
@@ -128,4 +134,54 @@ fn a_hook_that_is_owed_still_outlives_the_trial_of_another_release() {
     assert_eq!(machine.system.version, "1.1");
     machine.agent().handle(Event::Tick).unwrap();
     assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+}
+
+/// A bus on which the first hook takes so long that the word is taken back meanwhile.
+struct SlowOnce {
+    bus: Arc<dyn SystemBus>,
+    stop: Mutex<Option<Stop>>,
+}
+
+impl SystemBus for SlowOnce {
+    fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError> {
+        self.bus.inhibitors()
+    }
+
+    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Inhibition>, BusError> {
+        self.bus.inhibit_shutdown(why)
+    }
+
+    fn reboot(&self, message: &str) -> Result<(), BusError> {
+        self.bus.reboot(message)
+    }
+
+    fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError> {
+        self.bus.unit_states(units)
+    }
+
+    fn run_unit(&self, unit: &str, limit: Duration) -> Result<UnitRun, BusError> {
+        let end = self.bus.run_unit(unit, limit);
+        if let Some(stop) = self.stop.lock().unwrap().take() {
+            stop.stop();
+        }
+        end
+    }
+}
+
+/// The operator frees the place of a node whose agent has taken note and has armed nothing.
+#[test]
+fn what_was_taken_back_while_a_hook_ran_is_not_armed_behind_it() {
+    let (mut machine, new) = machine();
+    let host = machine.sim.host();
+    let bus = Arc::new(SlowOnce { bus: host.bus.clone(), stop: Mutex::new(None) });
+    let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
+    let engine = Engine::new(Host { bus: bus.clone(), ..host }, LookSettings::default(), limits);
+    *bus.stop.lock().unwrap() = Some(engine.stop_handle());
+    let mut agent = Agent::new(engine, Config::default());
+    agent.handle(Event::Tick).unwrap();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    // Here the word still stands when the agent looks again, so that it begins anew: what it had begun has armed nothing.
+    assert_eq!(machine.sim.bus.ran(), [BEFORE_ARM, BEFORE_ARM]);
+    assert_eq!((machine.sim.bus.reboots().len(), agent.published().unwrap().last_grant), (1, Some(1)));
 }
