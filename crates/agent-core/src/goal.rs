@@ -419,12 +419,13 @@ pub(super) fn commit(state: &mut State, facts: &Facts, now: Now) -> Plan {
     if !recorded {
         next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
     }
+    let declared = state_version::of_running(journal, facts);
     match state.trial_record(facts) {
         Some(_) => {
-            next.state.use_with(facts.state_version);
+            next.state.use_with(declared);
             next.after_commit = Some(facts.root_hash.clone());
         }
-        None => next.state.use_at_least(facts.state_version),
+        None => next.state.use_at_least(declared),
     }
     let mut effects = Vec::new();
     if let Some(armed) = state.trial_record(facts).filter(|armed| !armed.committing) {

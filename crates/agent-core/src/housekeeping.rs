@@ -5,6 +5,7 @@ use bascule_api::{Digest, FailedRelease, NodeError};
 use super::boot::{BootPurpose, Safeguard, plan, way_back};
 use super::protocol::NoPlan;
 use super::state::Work;
+use super::state_version;
 use super::step::no_plan;
 use super::{
     Armed, Committed, Effect, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State,
@@ -84,9 +85,10 @@ fn remember(state: &State, journal: &Journal, facts: &Facts) -> Plan {
         None if wrong => next.loader_setup = Some(setup),
         _ => {}
     }
-    next.state.note(&facts.root_hash, facts.state_version);
+    let declared = state_version::of_running(journal, facts);
+    next.state.note(&facts.root_hash, declared);
     if !state.is_trial(facts) {
-        next.state.use_at_least(facts.state_version);
+        next.state.use_at_least(declared);
     }
     let news = (&next.placed, &next.loader_setup) != (&journal.placed, &journal.loader_setup);
     let news = news || next.state != journal.state;
@@ -105,7 +107,7 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
             let mut next = next_journal(journal);
             next.armed = None;
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
-            next.state.use_with(facts.state_version);
+            next.state.use_with(state_version::of_running(journal, facts));
             next.after_commit = Some(facts.root_hash.clone());
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
