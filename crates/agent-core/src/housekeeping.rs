@@ -152,6 +152,11 @@ fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: 
     // A report of an earlier trial of the same release says nothing of this one.
     let guard = facts.guard.as_ref().filter(|report| report.root_hash == armed.root_hash && report.at >= armed.at);
     let given_up = armed.given_up.clone().or_else(|| guard.map(|report| report.reason.clone()));
+    // What the guard gave up must be taken neither for what was never tried nor for what failed to boot.
+    if let Some(why) = facts.guard_unread.as_ref().filter(|_| holds_it && given_up.is_none()) {
+        no_plan(state, now, NoPlan::Unseen(why.clone()));
+        return None;
+    }
     let mut next = next_journal(journal);
     next.armed = None;
     let mut effects = Vec::new();
