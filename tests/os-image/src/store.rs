@@ -26,9 +26,10 @@ const IMAGE_BUILDER: [&str; 5] = [
     "tests/os-image/src/store.rs",
 ];
 /// What makes a release of an image, beside what the caller gives to it.
-const RELEASE_BUILDER: [&str; 5] = [
+const RELEASE_BUILDER: [&str; 6] = [
     "crates/image/src/build",
     "crates/image/src/pack",
+    "crates/image/src/release",
     "crates/image/src/uki",
     "crates/image/src/verity",
     "crates/release/src",
