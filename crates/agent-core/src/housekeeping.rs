@@ -4,12 +4,12 @@ use bascule_api::{Digest, FailedRelease, NodeError};
 
 use super::boot::{BootPurpose, Safeguard, plan, way_back};
 use super::protocol::NoPlan;
-use super::state::Work;
+use super::state::{During, Work};
 use super::state_version;
 use super::step::no_plan;
 use super::{
-    Armed, Committed, Effect, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State,
-    TableHealth,
+    Armed, Committed, Effect, EffectKind, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent,
+    State, TableHealth,
 };
 
 pub(super) type Plan = Option<(Work, Vec<Effect>)>;
@@ -40,13 +40,23 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
     if state.repair_waits(now) {
         return None;
     }
+    let failed = state.problem.as_ref().map(|problem| problem.during).filter(|during| during.is_repair());
+    let hook = During::Effect(EffectKind::RunHook(Hook::AfterCommit));
+    // What failed last lets the other go first: the state does not wait for a disk that nobody can mend, nor that for a hook.
+    if failed.is_some_and(|failed| failed != hook) {
+        after_commit(state, facts).or_else(|| mend(facts))
+    } else {
+        mend(facts).or_else(|| after_commit(state, facts))
+    }
+}
+
+fn mend(facts: &Facts) -> Plan {
     if matches!(facts.table, TableHealth::PrimaryBroken | TableHealth::BackupBroken) {
         return short(vec![Effect::RepairTable]);
     }
     let doubled = [facts.booted, facts.inactive()].into_iter().filter(|slot| facts.slots.get(*slot).entry_doubled);
     let repairs = doubled.filter_map(|slot| plan::untangle(facts, slot)).next();
-    let repairs = repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]));
-    repairs.or_else(|| after_commit(state, facts))
+    repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]))
 }
 
 /// The OS image is told of the commit, once that and what the state was used with are on record: from here on it may make of the

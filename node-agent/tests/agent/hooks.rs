@@ -11,6 +11,7 @@ use bascule_agent::engine::{Engine, StageLimits, Stop};
 use bascule_agent::host::{BusError, Host, Inhibition, Inhibitor, SystemBus, UnitRun, UnitState};
 use bascule_agent::observe::LookSettings;
 use bascule_api::Goal;
+use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
 
@@ -184,4 +185,24 @@ fn what_was_taken_back_while_a_hook_ran_is_not_armed_behind_it() {
     // Here the word still stands when the agent looks again, so that it begins anew: what it had begun has armed nothing.
     assert_eq!(machine.sim.bus.ran(), [BEFORE_ARM, BEFORE_ARM]);
     assert_eq!((machine.sim.bus.reboots().len(), agent.published().unwrap().last_grant), (1, Some(1)));
+}
+
+#[test]
+fn a_hook_after_the_commit_does_not_wait_for_a_repair_that_fails() {
+    let (mut machine, new) = machine();
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    // The backup of the partition table is broken and can't be written.
+    let disk = machine.hardware.disk.clone();
+    Part::whole(&disk).write_all(disk.length() - 512, &[0xaa; 512]).unwrap();
+    disk.inject(FaultRule::always(Access::Write, Some(Cache::WHOLE), Effect::Eio));
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    for _ in 0..2 {
+        machine.clock.pass(Duration::from_secs(3_600));
+        agent.handle(Event::Tick).unwrap();
+    }
+    assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+    assert_eq!(problem(agent.published().unwrap()), Some("Storage"), "and the repair is still to be done");
 }
