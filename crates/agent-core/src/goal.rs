@@ -106,7 +106,7 @@ fn clean(state: &State, facts: &Facts) -> Plan {
 }
 
 /// Whether the running release is the one that is named.
-fn runs(state: &State, facts: &Facts, release: &ReleaseRef) -> bool {
+pub(super) fn runs(state: &State, facts: &Facts, release: &ReleaseRef) -> bool {
     let known = state.journal.as_ref().and_then(|journal| journal.known(&facts.root_hash));
     facts.version == release.version && known.is_none_or(|known| known.digest == release.digest)
 }

@@ -1,6 +1,6 @@
 //! What the machine needs whatever the operator says: drawing conclusions from how it booted, and repair.
 
-use bascule_api::{Digest, FailedRelease, NodeError};
+use bascule_api::{Digest, FailedRelease, Goal, NodeError};
 
 use super::boot::{BootPurpose, Safeguard, plan, way_back};
 use super::protocol::NoPlan;
@@ -8,8 +8,8 @@ use super::state::{During, Work};
 use super::state_version;
 use super::step::no_plan;
 use super::{
-    Armed, Committed, Effect, EffectKind, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent,
-    State, TableHealth,
+    Armed, Committed, Effect, EffectKind, Entry, Facts, Hook, Journal, ManualCommand, NotTaken, Now, ReleaseTarget,
+    SlotContent, State, TableHealth, goal,
 };
 
 pub(super) type Plan = Option<(Work, Vec<Effect>)>;
@@ -67,7 +67,7 @@ fn after_commit(state: &State, facts: &Facts) -> Plan {
     let runs = *of == facts.root_hash;
     let committed = journal.committed.as_ref().is_some_and(|committed| committed.root_hash == *of);
     // Another release may be on trial, or booted by hand: until one is committed, this one may run again and is owed its hook.
-    if state.is_trial(facts) || (committed && !runs) {
+    if state.is_trial(facts) || (committed && !runs) || is_leaving(state, facts) {
         return None;
     }
     let mut next = next_journal(journal);
@@ -77,6 +77,20 @@ fn after_commit(state: &State, facts: &Facts) -> Plan {
         effects.insert(0, Effect::RunHook { hook: Hook::AfterCommit, version: facts.version.clone() });
     }
     short(effects)
+}
+
+/// Whether the machine is on its way to another release. A hook that hangs would take the time that this has, at each step anew, and
+/// keep the machine from the release that mends it.
+fn is_leaving(state: &State, facts: &Facts) -> bool {
+    let manual = state.manual.as_ref().is_some_and(|manual| !matches!(manual.command, ManualCommand::Commit));
+    let desired = state.desired.as_ref().filter(|desired| desired.disruption_begun);
+    let told = desired.and_then(|desired| Some((desired.goal, desired.release.as_ref()?)));
+    manual
+        || told.is_some_and(|(to, release)| match to {
+            Goal::Staged | Goal::Booted => !goal::runs(state, facts, release),
+            Goal::Reverted => facts.version == release.version,
+            Goal::Idle | Goal::Committed => false,
+        })
 }
 
 /// What has to be on record: boot images that were taken over, that a boot loader is set up anew, and what runs makes of the state.

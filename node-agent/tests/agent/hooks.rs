@@ -206,3 +206,24 @@ fn a_hook_after_the_commit_does_not_wait_for_a_repair_that_fails() {
     assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
     assert_eq!(problem(agent.published().unwrap()), Some("Storage"), "and the repair is still to be done");
 }
+
+/// The word to reboot has its time (`nodeReadyTimeout`), of which each run of a hook that hangs takes five minutes.
+#[test]
+fn a_hook_after_the_commit_that_hangs_does_not_keep_a_node_from_the_release_that_mends_it() {
+    let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    agent.handle(machine.word(Goal::Staged, &newer, None)).unwrap();
+    let before = machine.sim.bus.ran().len();
+    assert!(before > 1, "at rest it is tried again");
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Staged, &newer, Some(grant.clone()))).unwrap();
+    agent.handle(machine.word(Goal::Booted, &newer, Some(grant))).unwrap();
+    assert_eq!(machine.sim.bus.ran()[before..], ["bascule-before-arm@1.2.service"]);
+    assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+}
