@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_api::{AGENT_MANAGER, NodeUpdate, NodeUpdateStatus};
+use bascule_api::{AGENT_MANAGER, NodeUpdate, NodeUpdateSpec, NodeUpdateStatus};
 use futures::{Stream, StreamExt as _};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ApiResource, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Object;
 use kube::runtime::watcher;
 use kube::{Client, Config};
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -29,6 +31,14 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Longest time for one request that is no watch.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A NodeUpdate whose status is read apart: a newer operator, or the newer agent of the release that the machine came from, may have
+/// written there what this version does not know. The operator's word is heard all the same.
+type Watched = Object<NodeUpdateSpec, Value>;
+
+fn node_updates(client: Client) -> Api<Watched> {
+    Api::all_with(client, &ApiResource::erase::<NodeUpdate>(&()))
+}
 
 /// How to reach the API server.
 #[derive(Debug, Clone)]
@@ -187,7 +197,7 @@ impl Link {
         // How long a watch lasts is left to the server (half an hour or more, `--min-request-timeout`), and tokio sets no
         // timer meanwhile, which would wake an idle agent (see `alarm`).
         let config = watcher::Config::default().fields(&format!("metadata.name={}", self.node)).timeout(0);
-        let mut stream = std::pin::pin!(watcher::watcher(Api::<NodeUpdate>::all(client), config));
+        let mut stream = std::pin::pin!(watcher::watcher(node_updates(client), config));
         let mut found = false;
         loop {
             let sign_of_life = || {
@@ -331,7 +341,7 @@ impl Link {
                 client.insert(made).clone()
             }
         };
-        let api: Api<NodeUpdate> = Api::all(connected);
+        let api = node_updates(connected);
         let patch = apply(&self.node, status);
         // Whoever else claims the agent's fields is wrong about them.
         let parameters = PatchParams::apply(AGENT_MANAGER).force();
@@ -412,11 +422,22 @@ fn own_part(mut status: NodeUpdateStatus) -> NodeUpdateStatus {
     status
 }
 
-fn as_events(object: Option<NodeUpdate>) -> Vec<Event> {
+/// What is understood of the agent's part of a status.
+fn understood(status: Value) -> NodeUpdateStatus {
+    let Value::Object(fields) = status else { return NodeUpdateStatus::default() };
+    let one_by_one = fields.into_iter().filter(|(name, value)| {
+        let alone = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
+        // What it explains of the rollout is the operator's.
+        name != "rollout" && serde_json::from_value::<NodeUpdateStatus>(alone).is_ok()
+    });
+    serde_json::from_value(Value::Object(one_by_one.collect())).unwrap_or_default()
+}
+
+fn as_events(object: Option<Watched>) -> Vec<Event> {
     let Some(object) = object else { return vec![Event::Desired(None)] };
     let uid = object.metadata.uid.unwrap_or_default();
     let generation = object.metadata.generation.unwrap_or_default();
-    let remembered = Event::Remembered(Box::new(own_part(object.status.unwrap_or_default())));
+    let remembered = Event::Remembered(Box::new(object.status.map(understood).unwrap_or_default()));
     vec![remembered, Event::Desired(Some(Desired::new(uid, generation, &object.spec)))]
 }
 
@@ -441,5 +462,26 @@ mod tests {
         let patch = apply("n1", &status);
         assert_eq!(patch["status"]["lastGrant"], 3);
         assert!(patch["status"].get("rollout").is_none());
+    }
+
+    #[test]
+    fn what_another_version_wrote_into_the_status_keeps_no_word_from_being_heard() {
+        let object = serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1",
+            "kind": "NodeUpdate",
+            "metadata": {"name": "n1", "uid": "u", "generation": 4},
+            "spec": {"policy": "workers", "goal": "Committed"},
+            "status": {
+                "lastGrant": 3,
+                "lastError": {"category": "Tomorrow", "message": "x", "attempts": 1, "at": "2026-06-01T12:00:00Z"},
+                "rollout": {"state": "Waiting", "reason": "Tomorrow"}
+            }
+        });
+        let events = as_events(Some(serde_json::from_value(object).unwrap()));
+        let [Event::Remembered(status), Event::Desired(Some(desired))] = events.as_slice() else {
+            panic!("{events:?}")
+        };
+        assert_eq!((status.last_grant, &status.last_error), (Some(3), &None));
+        assert_eq!((desired.goal, desired.generation), (bascule_api::Goal::Committed, 4));
     }
 }

@@ -9,6 +9,7 @@ use bascule_image::uki::OsRelease;
 use crate::boot::{self, BootError, DigestCache};
 use crate::core::boot::Attributes;
 use crate::core::{BootFacts, Entry, Facts, GuardReport, Partition, PerSlot, SlotContent, SlotFacts, TableHealth};
+use crate::engine::in_one_line;
 use crate::gpt::{Table, TableError};
 use crate::host::{BusError, Host};
 use crate::slots::{self, SlotError, SlotLayout};
@@ -202,8 +203,11 @@ pub fn backend(
 /// [`ObserveError`]; nothing is changed.
 pub fn observe(host: &Host, look_settings: &LookSettings, digests: &DigestCache) -> Result<Facts, ObserveError> {
     let facts = observe_for_guard(host, look_settings, digests)?;
-    // Without it a release that was given up might be taken for one that was never tried.
-    Ok(Facts { guard: guard_report(host)?, ..facts })
+    Ok(match guard_report(host) {
+        Ok(guard) => Facts { guard, ..facts },
+        // Only who concludes from it waits for it: a good trial is committed without.
+        Err(error) => Facts { guard_unread: Some(in_one_line(&error)), ..facts },
+    })
 }
 
 /// The same without the report that the guard leaves behind: it concludes nothing from that, and must not be kept from its work by it.
@@ -243,6 +247,7 @@ pub fn observe_for_guard(
         boot: BootFacts::read(backend, inventory),
         table,
         guard: None,
+        guard_unread: None,
         failing_units: failing_units(host, &look_settings.units),
     })
 }

@@ -222,6 +222,8 @@ pub struct Facts {
     pub table: TableHealth,
     /// What the guard left behind.
     pub guard: Option<GuardReport>,
+    /// Why that could not be read.
+    pub guard_unread: Option<String>,
     /// Units that are expected to run and do not (setting `health.units`), with their state.
     pub failing_units: Vec<String>,
 }

@@ -36,6 +36,10 @@ pub(super) fn is_still_wanted(state: &State, work: Work) -> bool {
             _ => false,
         },
         Work::Inspect => !state.interrupted,
+        Work::Arm => {
+            let told = state.desired.as_ref().filter(|desired| desired.disruption_begun && desired.grant.is_some());
+            state.manual.is_some() || told.is_some_and(|desired| matches!(desired.goal, Goal::Booted | Goal::Reverted))
+        }
         Work::Verify => {
             state.desired.as_ref().is_some_and(|desired| desired.disruption_begun || desired.grant.is_some())
         }
@@ -102,7 +106,7 @@ fn clean(state: &State, facts: &Facts) -> Plan {
 }
 
 /// Whether the running release is the one that is named.
-fn runs(state: &State, facts: &Facts, release: &ReleaseRef) -> bool {
+pub(super) fn runs(state: &State, facts: &Facts, release: &ReleaseRef) -> bool {
     let known = state.journal.as_ref().and_then(|journal| journal.known(&facts.root_hash));
     facts.version == release.version && known.is_none_or(|known| known.digest == release.digest)
 }
@@ -375,7 +379,7 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
     let hook = Effect::RunHook { hook: Hook::BeforeArm, version: target.version.clone() };
     let mut effects = vec![arming.check, hook, Effect::Persist(Box::new(next))];
     effects.extend(arming.effects);
-    short(effects)
+    Some((Work::Arm, effects))
 }
 
 fn committed(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef) -> Plan {
@@ -415,12 +419,13 @@ pub(super) fn commit(state: &mut State, facts: &Facts, now: Now) -> Plan {
     if !recorded {
         next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
     }
+    let declared = state_version::of_running(journal, facts);
     match state.trial_record(facts) {
         Some(_) => {
-            next.state.use_with(facts.state_version);
+            next.state.use_with(declared);
             next.after_commit = Some(facts.root_hash.clone());
         }
-        None => next.state.use_at_least(facts.state_version),
+        None => next.state.use_at_least(declared),
     }
     let mut effects = Vec::new();
     if let Some(armed) = state.trial_record(facts).filter(|armed| !armed.committing) {

@@ -1,14 +1,15 @@
 //! What the machine needs whatever the operator says: drawing conclusions from how it booted, and repair.
 
-use bascule_api::{Digest, FailedRelease, NodeError};
+use bascule_api::{Digest, FailedRelease, Goal, NodeError};
 
 use super::boot::{BootPurpose, Safeguard, plan, way_back};
 use super::protocol::NoPlan;
-use super::state::Work;
+use super::state::{During, Work};
+use super::state_version;
 use super::step::no_plan;
 use super::{
-    Armed, Committed, Effect, Entry, Facts, Hook, Journal, NotTaken, Now, ReleaseTarget, SlotContent, State,
-    TableHealth,
+    Armed, Committed, Effect, EffectKind, Entry, Facts, Hook, Journal, ManualCommand, NotTaken, Now, ReleaseTarget,
+    SlotContent, State, TableHealth, goal,
 };
 
 pub(super) type Plan = Option<(Work, Vec<Effect>)>;
@@ -39,13 +40,23 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
     if state.repair_waits(now) {
         return None;
     }
+    let failed = state.problem.as_ref().map(|problem| problem.during).filter(|during| during.is_repair());
+    let hook = During::Effect(EffectKind::RunHook(Hook::AfterCommit));
+    // What failed last lets the other go first: the state does not wait for a disk that nobody can mend, nor that for a hook.
+    if failed.is_some_and(|failed| failed != hook) {
+        after_commit(state, facts).or_else(|| mend(facts))
+    } else {
+        mend(facts).or_else(|| after_commit(state, facts))
+    }
+}
+
+fn mend(facts: &Facts) -> Plan {
     if matches!(facts.table, TableHealth::PrimaryBroken | TableHealth::BackupBroken) {
         return short(vec![Effect::RepairTable]);
     }
     let doubled = [facts.booted, facts.inactive()].into_iter().filter(|slot| facts.slots.get(*slot).entry_doubled);
     let repairs = doubled.filter_map(|slot| plan::untangle(facts, slot)).next();
-    let repairs = repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]));
-    repairs.or_else(|| after_commit(state, facts))
+    repairs.or_else(|| plan::clear_away(facts)).and_then(|step| short(vec![Effect::Boot(step)]))
 }
 
 /// The OS image is told of the commit, once that and what the state was used with are on record: from here on it may make of the
@@ -53,16 +64,33 @@ pub(super) fn repair(state: &State, facts: &Facts, now: Now) -> Plan {
 fn after_commit(state: &State, facts: &Facts) -> Plan {
     let journal = state.journal.as_ref()?;
     let of = journal.after_commit.as_ref()?;
+    let runs = *of == facts.root_hash;
+    let committed = journal.committed.as_ref().is_some_and(|committed| committed.root_hash == *of);
+    // Another release may be on trial, or booted by hand: until one is committed, this one may run again and is owed its hook.
+    if state.is_trial(facts) || (committed && !runs) || is_leaving(state, facts) {
+        return None;
+    }
     let mut next = next_journal(journal);
     next.after_commit = None;
     let mut effects = vec![Effect::Persist(Box::new(next))];
-    if *of == facts.root_hash {
-        if state.is_trial(facts) {
-            return None;
-        }
+    if runs {
         effects.insert(0, Effect::RunHook { hook: Hook::AfterCommit, version: facts.version.clone() });
     }
     short(effects)
+}
+
+/// Whether the machine is on its way to another release. A hook that hangs would take the time that this has, at each step anew, and
+/// keep the machine from the release that mends it.
+fn is_leaving(state: &State, facts: &Facts) -> bool {
+    let manual = state.manual.as_ref().is_some_and(|manual| !matches!(manual.command, ManualCommand::Commit));
+    let desired = state.desired.as_ref().filter(|desired| desired.disruption_begun);
+    let told = desired.and_then(|desired| Some((desired.goal, desired.release.as_ref()?)));
+    manual
+        || told.is_some_and(|(to, release)| match to {
+            Goal::Staged | Goal::Booted => !goal::runs(state, facts, release),
+            Goal::Reverted => facts.version == release.version,
+            Goal::Idle | Goal::Committed => false,
+        })
 }
 
 /// What has to be on record: boot images that were taken over, that a boot loader is set up anew, and what runs makes of the state.
@@ -81,9 +109,10 @@ fn remember(state: &State, journal: &Journal, facts: &Facts) -> Plan {
         None if wrong => next.loader_setup = Some(setup),
         _ => {}
     }
-    next.state.note(&facts.root_hash, facts.state_version);
+    let declared = state_version::of_running(journal, facts);
+    next.state.note(&facts.root_hash, declared);
     if !state.is_trial(facts) {
-        next.state.use_at_least(facts.state_version);
+        next.state.use_at_least(declared);
     }
     let news = (&next.placed, &next.loader_setup) != (&journal.placed, &journal.loader_setup);
     let news = news || next.state != journal.state;
@@ -102,7 +131,7 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
             let mut next = next_journal(journal);
             next.armed = None;
             next.committed = Some(Committed { root_hash: facts.root_hash.clone(), at: now.wall });
-            next.state.use_with(facts.state_version);
+            next.state.use_with(state_version::of_running(journal, facts));
             next.after_commit = Some(facts.root_hash.clone());
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
@@ -147,6 +176,11 @@ fn after_other_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: 
     // A report of an earlier trial of the same release says nothing of this one.
     let guard = facts.guard.as_ref().filter(|report| report.root_hash == armed.root_hash && report.at >= armed.at);
     let given_up = armed.given_up.clone().or_else(|| guard.map(|report| report.reason.clone()));
+    // What the guard gave up must be taken neither for what was never tried nor for what failed to boot.
+    if let Some(why) = facts.guard_unread.as_ref().filter(|_| holds_it && given_up.is_none()) {
+        no_plan(state, now, NoPlan::Unseen(why.clone()));
+        return None;
+    }
     let mut next = next_journal(journal);
     next.armed = None;
     let mut effects = Vec::new();

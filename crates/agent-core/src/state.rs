@@ -95,6 +95,8 @@ pub enum Work {
     Look,
     /// Something short that is not interrupted.
     Short,
+    /// Arming a release, with the OS image's hook before it: not gone on with behind the hook when it is not wanted any more.
+    Arm,
     /// Verifying metadata.
     Resolve,
     /// Filling a slot: stopped when it is not wanted any more.
@@ -109,7 +111,7 @@ impl Work {
     /// For how long it may be silent. Reading a whole slot at the lowest priority tells nothing before its end.
     pub const fn patience(self) -> Duration {
         match self {
-            Self::Look | Self::Short => Duration::from_secs(10 * 60),
+            Self::Look | Self::Short | Self::Arm => Duration::from_secs(10 * 60),
             Self::Resolve => Duration::from_secs(30 * 60),
             Self::Stage | Self::Inspect | Self::Verify => Duration::from_secs(2 * 3600),
         }

@@ -7,7 +7,7 @@
 use bascule_api::RootHash;
 use serde::{Deserialize, Serialize};
 
-use super::{Journal, ReleaseTarget};
+use super::{Facts, Journal, ReleaseTarget};
 
 /// Most releases whose state version is remembered: both slots and some room.
 const MAX_RELEASES: usize = 4;
@@ -67,6 +67,12 @@ impl StateMemory {
     pub fn use_with(&mut self, declared: Option<u32>) {
         self.used = declared.unwrap_or(0);
     }
+}
+
+/// What the running release declares: its os-release, and where that is silent the signed manifest that it was staged by. An image
+/// that is built elsewhere may be declared by that alone.
+pub(super) fn of_running(journal: &Journal, facts: &Facts) -> Option<u32> {
+    facts.state_version.or_else(|| journal.state.of(&facts.root_hash))
 }
 
 /// Why a release must not be armed without a person's word, in a sentence.

@@ -147,7 +147,8 @@ fn slot(state: &State, facts: &Facts, name: SlotName) -> SlotStatus {
         }
     };
     let declared = |root_hash: &RootHash| journal.and_then(|journal| journal.state.of(root_hash));
-    let state_version = if running { facts.state_version } else { root_hash.as_ref().and_then(declared) };
+    let itself = facts.state_version.filter(|_| running);
+    let state_version = itself.or_else(|| root_hash.as_ref().and_then(declared));
     SlotStatus { state, version, root_hash, state_version }
 }
 

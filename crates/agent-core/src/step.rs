@@ -80,7 +80,7 @@ fn take_in(state: &mut State, event: Event, now: Now) {
         Event::Verified { slot, root_hash } => state.verified = Some((slot, root_hash, now.since_boot)),
         Event::Done => {
             let work = state.work.take();
-            if matches!(work, Some(Work::Short | Work::Stage | Work::Verify)) {
+            if matches!(work, Some(Work::Short | Work::Arm | Work::Stage | Work::Verify)) {
                 state.problem = None;
             }
             if work == Some(Work::Stage) {
@@ -297,4 +297,35 @@ pub(super) fn refuse(state: &mut State, now: Now, category: NodeError, message: 
         next_try: None,
         generation,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use bascule_api::{Goal, Grant, PackFallback};
+
+    use super::super::Config;
+    use super::*;
+
+    /// A hook before arming may take minutes, and by then the operator may have given the node back.
+    #[test]
+    fn arming_stops_where_the_word_to_reboot_is_taken_back() {
+        let now = Now { wall: chrono::DateTime::UNIX_EPOCH, since_boot: Duration::from_secs(60) };
+        let stops = |goal, disruption_begun| {
+            let state = State { work: Some(Work::Arm), ..State::new(Config::default()) };
+            let desired = Desired {
+                uid: "uid".to_owned(),
+                generation: 2,
+                goal,
+                release: None,
+                disruption_begun,
+                grant: Some(Grant { boot_id: "boot".to_owned(), generation: 1, accept_state: false }),
+                pack_fallback: PackFallback::Allow,
+                retry: None,
+            };
+            let (_, effects) = step(state, Event::Desired(Some(desired)), now);
+            effects.contains(&Effect::Cancel)
+        };
+        assert!(!stops(Goal::Booted, true) && !stops(Goal::Reverted, true));
+        assert!(stops(Goal::Staged, true) && stops(Goal::Idle, true) && stops(Goal::Booted, false));
+    }
 }

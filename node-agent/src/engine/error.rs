@@ -81,6 +81,9 @@ pub enum EffectError {
         /// What became of it.
         what: String,
     },
+    /// What came before took so long that the rest is not wanted any more.
+    #[error("it is not wanted any more")]
+    Unwanted,
     /// Somebody holds back the reboot.
     #[error("the reboot waits for {who} ({why}): an inhibitor of mode {mode} blocks shutdown")]
     Inhibited {
@@ -104,7 +107,7 @@ impl EffectError {
             Self::Boot(error) => error.category(),
             Self::Unfit(error) => fetched(error).map_or_else(|| error.category(), |(category, _)| category),
             Self::Table(error) => crate::gpt::category(error),
-            Self::Journal(_) | Self::Order(_) => NodeError::Internal,
+            Self::Journal(_) | Self::Order(_) | Self::Unwanted => NodeError::Internal,
             Self::State { source, .. } | Self::Partition { source, .. } => of_io(source),
             Self::Fetch(error) => error.category,
             Self::Index(ReadIndexError::Truncated { .. }) => NodeError::Network,
@@ -134,6 +137,7 @@ impl EffectError {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         match self {
+            Self::Unwanted => true,
             Self::Fetch(error) | Self::Boot(BootError::Fetch(error)) => error.cancelled,
             Self::Apply(ApplyError::Cancelled(_)) | Self::ReadBack(CheckError::Cancelled(_)) => true,
             Self::Apply(error) => was_cancelled(error),

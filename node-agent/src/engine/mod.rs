@@ -220,7 +220,11 @@ impl Engine {
                 }
                 if *quick { Ok(()) } else { self.read_back(&slots, target, tell) }
             }
-            Effect::RunHook { hook, version } => self.run_hook(&hook.unit(version)),
+            Effect::RunHook { hook, version } => {
+                self.run_hook(&hook.unit(version))?;
+                // The operator may have given the node back meanwhile.
+                if self.stop.is_stopped() { Err(EffectError::Unwanted) } else { Ok(()) }
+            }
             Effect::TellGuard { boot_id } => {
                 let note = CommitNote { boot_id: boot_id.clone() };
                 let bytes = serde_json::to_vec(&note).map_err(crate::core::JournalError::Damaged)?;

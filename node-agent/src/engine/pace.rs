@@ -68,9 +68,13 @@ impl Stop {
         Arc::clone(&self.flag)
     }
 
+    pub(super) fn is_stopped(&self) -> bool {
+        self.flag.load(Ordering::SeqCst)
+    }
+
     pub(super) fn rest(&self, time: Duration) {
         let guard = self.wake.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.flag.load(Ordering::SeqCst) {
+        if !self.is_stopped() {
             // Waking early is harmless: the caller looks again.
             drop(self.wake.1.wait_timeout(guard, time));
         }

@@ -172,13 +172,15 @@ impl SystemBus for LinuxBus {
 
     fn run_unit(&self, unit: &str, limit: Duration) -> Result<UnitRun, BusError> {
         const SERVICE: &str = "systemd";
-        match self.unit_states(&[unit.to_owned()])?.get(unit).map(|state| state.load.as_str()) {
+        // One was asked for, and it is told by its own name where this one is an alias (a link to another unit).
+        let states = self.unit_states(&[unit.to_owned()])?;
+        match states.values().next().map(|state| state.load.as_str()) {
             Some("loaded") => {}
             Some("not-found" | "masked") | None => return Ok(UnitRun::Absent),
             Some(load) => return Ok(UnitRun::Failed(format!("could not be loaded ({load})"))),
         }
         let name = unit.to_owned();
-        // Each of the calls beside the wait has its own time.
+        // The calls beside the wait have the time of one.
         let ended = self.call_within(SERVICE, limit + self.timeout, async |bus| {
             let systemd = Systemd::new(&bus).await?;
             // Without it systemd tells nobody of the ends of jobs. Twice on one connection is an error, and no harm.
@@ -211,8 +213,17 @@ impl SystemBus for LinuxBus {
                 tracing::debug!(%error, "systemd goes on telling of jobs");
             }
             Ok(result)
-        })?;
-        ended.ok_or_else(|| BusError::Unreachable { service: SERVICE, source: "the bus went away meanwhile".into() })
+        });
+        if matches!(ended, Err(BusError::Slow { .. })) {
+            // It may have begun, and has no limit of its own unless its unit says one.
+            let name = unit.to_owned();
+            let stopped =
+                self.call(SERVICE, async |bus| Systemd::new(&bus).await?.stop_unit(name, "replace".to_owned()).await);
+            if let Err(error) = stopped {
+                tracing::warn!(unit, error = &error as &dyn std::error::Error, "the unit may go on running");
+            }
+        }
+        ended?.ok_or_else(|| BusError::Unreachable { service: SERVICE, source: "the bus went away meanwhile".into() })
     }
 }
 

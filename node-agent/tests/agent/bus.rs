@@ -15,6 +15,10 @@ const LOGIND: &str = "org.freedesktop.login1";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 /// Everything of the test's own answers at once, but for what a busy machine takes.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// A hook that is a link to another unit.
+const LINKED: &str = "bascule-linked@1.0.service";
+/// A hook of whose start systemd says nothing.
+const STUCK: &str = "bascule-stuck@1.0.service";
 /// What never answers takes this long.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -118,6 +122,8 @@ impl Systemd {
             let hook = name.starts_with("bascule-");
             let (load, active) = if known || hook { ("loaded", "failed") } else { ("not-found", "inactive") };
             let text = String::new;
+            // Of a unit that others are links to, its own name is told.
+            let name = if name == LINKED { "acme-migrate@1.0.service".to_owned() } else { name };
             (name, text(), load.into(), active.into(), text(), text(), path.clone(), 0, text(), path.clone())
         };
         names.into_iter().map(unit).collect()
@@ -136,6 +142,9 @@ impl Systemd {
         _mode: String,
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
     ) -> OwnedObjectPath {
+        if name == STUCK {
+            std::future::pending::<()>().await;
+        }
         let job = |number: u32| OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/job/{number}")).unwrap();
         Self::job_removed(&emitter, 6, job(6), "other.service".into(), "failed".into()).await.unwrap();
         if let Some(result) = name.strip_prefix("bascule-").and_then(|name| name.strip_suffix("@1.0.service")) {
@@ -254,6 +263,7 @@ fn a_unit_is_run_to_its_end_and_stopped_when_its_time_is_over() {
         ("bascule-done@1.0.service", UnitRun::Done),
         ("bascule-skipped@1.0.service", UnitRun::Done),
         ("bascule-dependency@1.0.service", UnitRun::Failed("ended with dependency".to_owned())),
+        (LINKED, UnitRun::Failed("ended with linked".to_owned())),
     ] {
         assert_eq!(bus.run_unit(unit, TIMEOUT).unwrap(), end, "{unit}");
     }
@@ -261,4 +271,15 @@ fn a_unit_is_run_to_its_end_and_stopped_when_its_time_is_over() {
     let endless = "bascule-before-arm@2.0.service";
     assert_eq!(bus.run_unit(endless, Duration::from_millis(100)).unwrap(), UnitRun::TimedOut);
     assert_eq!(*logind.stopped.lock().unwrap(), [endless]);
+}
+
+#[test]
+fn a_unit_of_whose_start_nothing_is_heard_is_stopped_all_the_same() {
+    let (runtime, daemon, logind) = (runtime(), Daemon::start(), Logind::default());
+    let _service = serve(&runtime, &daemon, logind.clone());
+    // The other calls have to be answered within it, on a busy machine too.
+    let bus = LinuxBus::at(daemon.address.clone(), runtime.handle().clone(), SHORT * 5);
+    let error = bus.run_unit(STUCK, Duration::from_millis(100)).unwrap_err();
+    assert!(matches!(error, BusError::Slow { .. }), "{error:?}");
+    assert_eq!(*logind.stopped.lock().unwrap(), [STUCK]);
 }

@@ -2,19 +2,23 @@
 //! the guard, which does not, goes on with its work. Without any state folder it goes by the entry.
 
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bascule_agent::core::GuardReport;
+use bascule_agent::agent::Agent;
+use bascule_agent::core::{Config, Event, GuardReport};
+use bascule_agent::engine::{Engine, StageLimits};
 use bascule_agent::guard::{self, Machinery, Outcome};
 use bascule_agent::host::{Host, Space, StateStore};
-use bascule_agent::observe::{LookSettings, observe};
+use bascule_agent::observe::LookSettings;
+use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::host::SimClock;
 
 use crate::guard::{on_an_entry_without_a_counter, on_trial};
-use crate::machine::Machine;
+use crate::machine::{Machine, release};
 
 /// A state folder of which a file can't be read, or nothing at all.
 struct Spoilt {
@@ -71,6 +75,13 @@ impl Machinery for Waiting {
     fn reboot_hard(&self) {}
 }
 
+fn agent_on(host: Host) -> Agent {
+    let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
+    let mut agent = Agent::new(Engine::new(host, LookSettings::default(), limits), Config::default());
+    agent.handle(Event::Tick).unwrap();
+    agent
+}
+
 /// By the guard itself, in this boot, and not by the count of tries in the next ones.
 fn is_taken_back(machine: &mut Machine, whole: bool) {
     let host = Spoilt::under(machine.sim.host(), whole);
@@ -86,11 +97,23 @@ fn is_taken_back(machine: &mut Machine, whole: bool) {
 fn a_report_that_can_not_be_read_keeps_no_trial_from_being_taken_back() {
     let mut machine = on_an_entry_without_a_counter(true);
     is_taken_back(&mut machine, false);
-    // The agent must not take what was given up for what was never tried.
-    let host = Spoilt::under(machine.sim.host(), false);
-    let looked = observe(&host, &LookSettings::default(), &bascule_agent::boot::DigestCache::default());
-    let error = looked.unwrap_err();
-    assert!(error.to_string().contains("the guard's report"), "{error}");
+    // The agent must take what was given up neither for what was never tried nor for what failed to boot.
+    let agent = agent_on(Spoilt::under(machine.sim.host(), false));
+    let problem = agent.state().problem.as_ref().unwrap();
+    assert!(problem.message.contains("the guard's report"), "{problem:?}");
+    assert!(agent.state().journal.as_ref().unwrap().armed.is_some(), "nothing is concluded");
+}
+
+/// Nothing is concluded from it there: a good release is not taken back for one sector of an earlier trial's report.
+#[test]
+fn a_report_that_can_not_be_read_costs_a_good_trial_no_commit() {
+    let mut machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");
+    let mut agent = agent_on(Spoilt::under(machine.sim.host(), false));
+    agent.handle(machine.word(Goal::Committed, &release("1.1", &[]), None)).unwrap();
+    let status = agent.published().unwrap();
+    assert!(status.trial.is_none() && status.last_error.is_none(), "{status:?}");
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
 }
 
 #[test]

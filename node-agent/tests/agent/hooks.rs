@@ -1,10 +1,17 @@
 //! Hooks of the OS image: when they run, and what comes of one that fails.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bascule_agent::core::{Entry, Event};
-use bascule_agent::host::UnitRun;
+use bascule_agent::agent::Agent;
+use bascule_agent::core::{Config, Entry, Event};
+use bascule_agent::engine::{Engine, StageLimits, Stop};
+use bascule_agent::host::{BusError, Host, Inhibition, Inhibitor, SystemBus, UnitRun, UnitState};
+use bascule_agent::observe::LookSettings;
 use bascule_api::Goal;
+use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
 
@@ -103,4 +110,120 @@ fn a_trial_that_is_taken_back_was_no_commit() {
     machine.reboot();
     machine.agent().handle(Event::Tick).unwrap();
     assert_eq!((machine.system.version.as_str(), machine.sim.bus.ran().len()), ("1.0", 0));
+}
+
+#[test]
+fn a_hook_that_is_owed_still_outlives_the_trial_of_another_release() {
+    let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Booted, &newer, Some(grant.clone()))).unwrap();
+    assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.2", true));
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Reverted, &newer, Some(grant))).unwrap();
+    assert!(machine.sim.bus.ran().is_empty());
+    machine.reboot();
+    assert_eq!(machine.system.version, "1.1");
+    machine.agent().handle(Event::Tick).unwrap();
+    assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+}
+
+/// A bus on which the first hook takes so long that the word is taken back meanwhile.
+struct SlowOnce {
+    bus: Arc<dyn SystemBus>,
+    stop: Mutex<Option<Stop>>,
+}
+
+impl SystemBus for SlowOnce {
+    fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError> {
+        self.bus.inhibitors()
+    }
+
+    fn inhibit_shutdown(&self, why: &str) -> Result<Box<dyn Inhibition>, BusError> {
+        self.bus.inhibit_shutdown(why)
+    }
+
+    fn reboot(&self, message: &str) -> Result<(), BusError> {
+        self.bus.reboot(message)
+    }
+
+    fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError> {
+        self.bus.unit_states(units)
+    }
+
+    fn run_unit(&self, unit: &str, limit: Duration) -> Result<UnitRun, BusError> {
+        let end = self.bus.run_unit(unit, limit);
+        if let Some(stop) = self.stop.lock().unwrap().take() {
+            stop.stop();
+        }
+        end
+    }
+}
+
+/// The operator frees the place of a node whose agent has taken note and has armed nothing.
+#[test]
+fn what_was_taken_back_while_a_hook_ran_is_not_armed_behind_it() {
+    let (mut machine, new) = machine();
+    let host = machine.sim.host();
+    let bus = Arc::new(SlowOnce { bus: host.bus.clone(), stop: Mutex::new(None) });
+    let limits = StageLimits { workers: NonZeroUsize::MIN, low_priority: false, ..StageLimits::default() };
+    let engine = Engine::new(Host { bus: bus.clone(), ..host }, LookSettings::default(), limits);
+    *bus.stop.lock().unwrap() = Some(engine.stop_handle());
+    let mut agent = Agent::new(engine, Config::default());
+    agent.handle(Event::Tick).unwrap();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    // Here the word still stands when the agent looks again, so that it begins anew: what it had begun has armed nothing.
+    assert_eq!(machine.sim.bus.ran(), [BEFORE_ARM, BEFORE_ARM]);
+    assert_eq!((machine.sim.bus.reboots().len(), agent.published().unwrap().last_grant), (1, Some(1)));
+}
+
+#[test]
+fn a_hook_after_the_commit_does_not_wait_for_a_repair_that_fails() {
+    let (mut machine, new) = machine();
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    // The backup of the partition table is broken and can't be written.
+    let disk = machine.hardware.disk.clone();
+    Part::whole(&disk).write_all(disk.length() - 512, &[0xaa; 512]).unwrap();
+    disk.inject(FaultRule::always(Access::Write, Some(Cache::WHOLE), Effect::Eio));
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    for _ in 0..2 {
+        machine.clock.pass(Duration::from_secs(3_600));
+        agent.handle(Event::Tick).unwrap();
+    }
+    assert_eq!(machine.sim.bus.ran(), [AFTER_COMMIT]);
+    assert_eq!(problem(agent.published().unwrap()), Some("Storage"), "and the repair is still to be done");
+}
+
+/// The word to reboot has its time (`nodeReadyTimeout`), of which each run of a hook that hangs takes five minutes.
+#[test]
+fn a_hook_after_the_commit_that_hangs_does_not_keep_a_node_from_the_release_that_mends_it() {
+    let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    agent.handle(machine.word(Goal::Staged, &newer, None)).unwrap();
+    let before = machine.sim.bus.ran().len();
+    assert!(before > 1, "at rest it is tried again");
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Staged, &newer, Some(grant.clone()))).unwrap();
+    agent.handle(machine.word(Goal::Booted, &newer, Some(grant))).unwrap();
+    assert_eq!(machine.sim.bus.ran()[before..], ["bascule-before-arm@1.2.service"]);
+    assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
 }

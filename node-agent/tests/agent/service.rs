@@ -177,7 +177,7 @@ fn work_that_does_not_come_back_is_reported_until_it_does() {
     assert!(agent.state().hangs(agent.now()).is_none());
     assert_eq!(agent.published().unwrap().last_error, None);
     assert_eq!(agent.published().unwrap().staged.as_ref().unwrap().version.as_str(), "1.1");
-    for work in [Work::Look, Work::Short, Work::Resolve, Work::Stage, Work::Inspect, Work::Verify] {
+    for work in [Work::Look, Work::Short, Work::Arm, Work::Resolve, Work::Stage, Work::Inspect, Work::Verify] {
         assert!(work.patience() <= Duration::from_secs(2 * 3600), "{work:?} has a deadline");
     }
 }

@@ -2,6 +2,7 @@
 
 use bascule_agent::core::{Event, ManualCommand};
 use bascule_api::{Goal, Grant, NodeUpdateStatus};
+use bascule_image::release::manifest::format_for;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
 
@@ -45,6 +46,22 @@ fn a_trial_that_is_taken_back_has_used_nothing() {
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Idle, &new, None)).unwrap();
     assert_eq!(agent.published().unwrap().state_version, Some(1));
+}
+
+/// An image that was built elsewhere may be declared by `bascule release build --state-version`, with nothing in its os-release.
+#[test]
+fn what_the_manifest_alone_declares_counts_too() {
+    let (old, mut new) = (release("1.0", &[]), release("1.1", &[]));
+    (new.manifest.format, new.manifest.state_version) = (format_for(Some(2)), Some(2));
+    new.manifest_bytes = new.manifest.to_bytes().unwrap();
+    let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new]);
+    machine.update(&new, 1);
+    let mut agent = machine.agent();
+    let grant = machine.grant(2);
+    agent.handle(machine.word(Goal::Reverted, &new, Some(grant))).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!((problem(status), numbers(status)), (Some("StateVersion"), (Some(2), [None, Some(2)])));
+    assert!(machine.sim.bus.reboots().is_empty());
 }
 
 #[test]

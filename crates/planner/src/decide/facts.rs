@@ -9,7 +9,10 @@ use crate::{
     PolicyErrorKind, Snapshot,
     snapshot::{Cordon, EtcdMember, Excluded, Node, PolicyFacts, Truce, UpdateFacts},
 };
-use bascule_api::{Booted, Counting, Disruption, DisruptionOutcome, Goal, SlotState, SlotStatus, Time, Version};
+use bascule_api::{
+    Booted, Counting, Disruption, DisruptionOutcome, Goal, LastError, NodeError, NodeUpdateStatus, SlotState,
+    SlotStatus, Time, Version,
+};
 use std::sync::Arc;
 
 /// The label by which candidates of different zones are mixed.
@@ -189,9 +192,7 @@ impl Traits {
                 .and_then(|update| update.status.boot_control.as_ref())
                 .is_some_and(|control| control.counting == Counting::Broken),
             staged_as_asked,
-            writing: asked.is_some()
-                && !staged_as_asked
-                && staging.is_some_and(|update| update.status.last_error.is_none()),
+            writing: update.is_some_and(is_staging),
             has_failed: update.is_some_and(|update| !update.status.failed_releases.is_empty()),
             keeps_old: other.is_some_and(|slot| slot.state == SlotState::Good && is_no_newer(slot, booted)),
             state_version: update.and_then(|update| update.status.state_version),
@@ -318,6 +319,17 @@ fn staged_as_asked(update: &UpdateFacts) -> bool {
             .is_some_and(|staged| staged.version == asked.version && staged.digest == asked.digest)
 }
 
+/// Whether the agent is busy with bringing what is asked for.
+fn is_staging(update: &UpdateFacts) -> bool {
+    let asked = update.spec.goal == Goal::Staged && update.spec.release.is_some();
+    asked && !staged_as_asked(update) && in_the_way(&update.status).is_none()
+}
+
+/// What keeps the agent from what is asked of it. A hook of the OS image after a commit keeps it from nothing, however often it fails.
+pub(super) fn in_the_way(status: &NodeUpdateStatus) -> Option<&LastError> {
+    status.last_error.as_ref().filter(|error| error.category != NodeError::Hook)
+}
+
 /// By the operator's word where it moved the node to what it runs; else what the agent says, though not later than
 /// the operator's last dealings with the node, after which it ran this already.
 fn done_since(update: &UpdateFacts) -> Time {
@@ -345,4 +357,29 @@ pub fn lot(seed: u64, text: &str) -> u64 {
     hash ^= hash >> 29;
     hash = hash.wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash ^ (hash >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bascule_api::NodeUpdateSpec;
+
+    /// Where a release's hook fails on every node, no more nodes stage at once than may.
+    #[test]
+    fn an_agent_whose_hook_after_the_commit_fails_stages_all_the_same() {
+        let release = serde_json::json!({
+            "version": "1.2", "digest": format!("sha256:{}", "1".repeat(64)),
+            "repository": "https://images.example.com/acme-os", "channel": "stable"
+        });
+        let spec = serde_json::json!({"policy": "workers", "release": release});
+        let spec = NodeUpdateSpec { goal: Goal::Staged, ..serde_json::from_value(spec).unwrap() };
+        let failing = |category| {
+            let message = "it failed".to_owned();
+            let error = LastError { category, message, attempts: 1, at: Time::default(), next_try: None };
+            let status = NodeUpdateStatus { last_error: Some(error), ..NodeUpdateStatus::default() };
+            UpdateFacts { generation: 1, owner_uid: None, deleting: false, spec: spec.clone(), status }
+        };
+        assert!(is_staging(&failing(NodeError::Hook)));
+        assert!(!is_staging(&failing(NodeError::Storage)));
+    }
 }

@@ -5,7 +5,7 @@
 use super::{
     budget::{ClusterBudget, PolicyBudget},
     choice::{Choice, Install, made_for_older_state},
-    facts::NodeView,
+    facts::{NodeView, in_the_way},
     health::{Allowance, Answers},
     policy::PolicyView,
     waves::Waves,
@@ -346,7 +346,7 @@ fn staged(candidate: &Candidate<'_, '_>) -> Answer {
         return Some(Arc::new(Wait::new(WaitReason::StagingQueue, message)));
     }
     let status = &update.status;
-    if let Some(error) = &status.last_error {
+    if let Some(error) = in_the_way(status) {
         let message = format!("{}: {}", error.category.as_str(), error.message);
         let wait = Wait::new(WaitReason::StagingFailed, message).of("NodeUpdate", None, &view.node.name);
         return Some(Arc::new(wait.until(error.next_try)));
