@@ -167,6 +167,7 @@ impl<'a> Round<'a> {
     fn take_ended(&mut self) {
         let now = bascule_api::Time::new(self.parts.clock.now());
         for one in self.in_flight.take_ended() {
+            let ending = one.written.ending();
             self.ended.add(one.written.carried);
             for (begun, took) in one.written.answers {
                 self.writes.answered(begun.saturating_duration_since(self.led_since.into_std()), took);
@@ -175,7 +176,7 @@ impl<'a> Round<'a> {
                 self.refused.note(attempt.write, attempt.failed.as_deref(), now);
             }
             if let Some(node) = one.node {
-                self.writes.end(&node, one.written.ending(), self.led_since.elapsed());
+                self.writes.end(&node, ending, self.led_since.elapsed());
             }
         }
     }

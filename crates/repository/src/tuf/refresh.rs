@@ -360,7 +360,7 @@ pub(crate) fn accept_targets(
 }
 
 /// 5.3.10, 5.4.4, 5.5.6 and 5.6.5: the expiry must be later than the time of the update.
-fn refuse_expired(role: &str, metadata: &impl Role, now: DateTime<Utc>) -> Result<(), Error> {
+pub(super) fn refuse_expired(role: &str, metadata: &impl Role, now: DateTime<Utc>) -> Result<(), Error> {
     let expired = metadata.expires();
     if expired > now { Ok(()) } else { Err(Error::Expired { role: role.to_owned(), expired, now }) }
 }
