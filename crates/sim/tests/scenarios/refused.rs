@@ -245,9 +245,9 @@ fn a_grant_that_is_refused_gives_its_place_to_the_next_node_and_keeps_no_rollout
     world.until(600, done).unwrap();
 }
 
-/// A world in which a node tries the release.
+/// A world in which a node tries the release, and is not to be committed yet.
 fn trying() -> (World, String) {
-    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m"}}));
+    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m", "nodeSoak": "2m"}}));
     let tries = |world: &World| {
         let trying = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
         trying.map(|(name, _)| name.clone())
@@ -276,10 +276,13 @@ fn a_trial_is_not_blamed_for_what_was_refused_before_its_commit_however_long_its
         let mut back = bascule_sim::world::build::rollback("back", "workers", world.snapshot.now);
         (back.spec.nodes, back.spec.block) = (vec!["another".to_owned()], false);
         world.snapshot.rollbacks.push(std::sync::Arc::new(back));
+        let mut passes = 0;
         while !world.story().contains("the guard takes the trial back") {
+            assert!(passes < 1_000, "nobody takes it back\n{}", world.story());
             let now = world.snapshot.now;
             refuses(&mut world, &action, now);
             world.pass(10);
+            passes += 1;
         }
         if is_taken {
             let now = world.snapshot.now;
