@@ -85,7 +85,7 @@ fn a_signed_policy_in_a_ready_image_is_passed_on_untouched() {
     key(&workshop, "vendor");
     workshop.build("build", "1.0", "tree", "--stub stub-257");
     let mut ready = uki(&workshop, "build");
-    rename(&mut ready, b".uname\0\0", b".pcrsig\0");
+    rename(&mut ready, b".sbat\0\0\0", b".pcrsig\0");
     rename(&mut ready, b".initrd\0", b".pcrpkey");
     fs::write(workshop.path("ready.efi"), &ready).unwrap();
     let build = "--product acme-os --release 1.0 --image build/image.raw --uki ready.efi --fast";

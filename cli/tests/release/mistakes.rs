@@ -68,7 +68,9 @@ fn warnings_have_numbers_and_are_accepted_by_them() {
     assert!(message.contains("stop the release"), "{message}");
     let accepted = "--accept 22 --accept 27 --accept 23 --accept 24";
     let (code, message) = told(&format!("--strict {accepted}"));
-    assert_eq!((code, message.as_str()), (0, ""));
+    // What is said of a stub whose measurements are not known is no warning.
+    let warnings = message.lines().filter(|line| !line.starts_with("what a TPM will hold")).count();
+    assert_eq!((code, warnings), (0, 0), "{message}");
 }
 
 /// Such a release would be left on its own: without a guard, without an agent, or without anything to judge the next one by.
