@@ -19,8 +19,8 @@ use std::{
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text: format, dependencies, lints, compile, worlds, cluster, fuzz targets,
-    /// images, boot.
+    /// Only the steps whose name contains this text: format, dependencies, lints, compile, worlds, cluster, images, boot,
+    /// and the fuzz targets, which are a step only where they are named.
     #[arg(long)]
     only: Option<String>,
     /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
@@ -47,7 +47,12 @@ const OF_SHIPPED_PROGRAMS: &str = "images";
 /// What is asked for before a run on a fresh clone: `target/` holds 11 GiB after it (measured), and the caches of cargo and Go, which
 /// mostly lie on the same disk, may be empty.
 const ROOM_MIB: u64 = 16 << 10;
-/// That the fuzz targets fit what they call, and their lock file what it is made of.
+/// That the lock file of the fuzz targets fits what it is made of.
+const FUZZ_LOCK: [&str; 4] = ["fetch", "--locked", "--manifest-path", "fuzz/Cargo.toml"];
+/// That they fit what they call. They are a workspace of their own, whose dependencies are compiled once more for it: some minutes
+/// of two processors, so it is a step for who asks for it.
+const WHEN_ASKED_FOR: &str = "fuzz targets";
+/// See [`WHEN_ASKED_FOR`].
 const FUZZ_TARGETS: [&str; 6] =
     ["check", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"];
 /// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
@@ -171,21 +176,25 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let before = [
         Step::new("format", &["fmt", "--all", "--check"]),
         Step::new("dependencies", &["xtask", "deny"]),
+        Step::new("fuzz lock", &FUZZ_LOCK),
         Step::new("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
         Step::new("compile", &["test", "--workspace", "--lib", "--tests", "--no-run"]),
     ];
     let waiting = [Step::tests("cluster", named("--test", cluster), &options.filter)];
     let working = [
         Step::tests("worlds", own.chain(named("--test", rest)), &options.filter),
-        // A workspace of its own, which the others do not look at. To run them takes a nightly compiler, to check them does not.
-        Step::new("fuzz targets", &FUZZ_TARGETS),
+        // To run them takes a nightly compiler, to check them does not.
+        Step::new(WHEN_ASKED_FOR, &FUZZ_TARGETS),
         // What the machines are made of is compiled before they start, so that nothing competes with them for the processors.
         Step::new("boot programs", &["xtask", "boot", "build"]),
         Step::tests("images", named("--test", images), &options.filter),
     ];
     let last = [Step::new("boot", &["xtask", "boot"])];
 
-    let wanted = |step: &&Step| options.only.as_deref().is_none_or(|text| step.name.contains(text));
+    let wanted = |step: &&Step| match options.only.as_deref() {
+        Some(text) => step.name.contains(text),
+        None => step.name != WHEN_ASKED_FOR,
+    };
     let steps = || before.iter().chain(&waiting).chain(&working).chain(&last);
     if steps().filter(wanted).count() == 0 {
         let names: Vec<_> = steps().map(|step| step.name).collect();
