@@ -3,14 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bascule_tests::control_plane::{ControlPlane, Options as ControlPlaneOptions, free_port};
+use bascule_tests::control_plane::{ControlPlane, Options as ControlPlaneOptions};
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -244,118 +243,4 @@ fn the_end_is_the_same_whoever_is_killed() {
     assert!(of("agent of") > 2 && of("bascule-operator") > 2, "killed only {kills:?}");
     let acts: Vec<u64> = report["acts"].as_array().unwrap().iter().map(|act| act["number"].as_u64().unwrap()).collect();
     assert_eq!(acts, [1, 2, 3, 4]);
-}
-
-/// Ends with the test.
-struct Prometheus {
-    process: Child,
-    port: u16,
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Prometheus {
-    /// One with the rules as they are shipped, that asks these addresses each second.
-    fn start(folder: &Path, targets: &BTreeSet<String>) -> Self {
-        let rules: Value =
-            serde_saphyr::from_str(include_str!("../../manifests/components/alerts/rules.yaml")).unwrap();
-        std::fs::write(folder.join("rules.yml"), rules.pointer("/spec").unwrap().to_string()).unwrap();
-        let settings = serde_json::json!({
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": ["rules.yml"],
-            "scrape_configs": [{"job_name": "bascule", "static_configs": [{"targets": targets}]}],
-        });
-        std::fs::write(folder.join("prometheus.yml"), settings.to_string()).unwrap();
-        let port = free_port().unwrap();
-        let process = Command::new("prometheus")
-            .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
-            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("Debian's package prometheus, which `cargo xtask test` installs: {error}"));
-        Self { process, port }
-    }
-
-    /// The series that an expression gives now; none while it can't be asked.
-    async fn gives(&self, expression: &str) -> Vec<Value> {
-        let address = format!("http://127.0.0.1:{}/api/v1/query", self.port);
-        let address = reqwest::Url::parse_with_params(&address, [("query", expression)]).unwrap();
-        let Ok(answer) = reqwest::get(address).await else { return Vec::new() };
-        let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap_or_default()).unwrap_or_default();
-        answer.pointer("/data/result").and_then(Value::as_array).cloned().unwrap_or_default()
-    }
-
-    async fn until(&self, what: &str, expression: &str) -> Vec<Value> {
-        let deadline = Instant::now() + Duration::from_secs(120);
-        loop {
-            let series = self.gives(expression).await;
-            if !series.is_empty() {
-                return series;
-            }
-            assert!(Instant::now() < deadline, "{what}: {expression} gives nothing");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-}
-
-/// A sandbox that goes on after its story; it ends with the test.
-struct Kept(Child);
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
-            interrupt(&self.0);
-            let _ = self.0.wait();
-        }
-    }
-}
-
-/// Where the operators of a sandbox listen, as the sandbox told them.
-fn operators_of(folder: &Path) -> BTreeSet<String> {
-    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let environments = entries.filter_map(|entry| std::fs::read(entry.path().join("environ")).ok());
-    let own = format!("KUBECONFIG={}/", folder.canonicalize().unwrap().display());
-    let listens = environments.filter_map(|environment| {
-        let environment = String::from_utf8_lossy(&environment).into_owned();
-        let mut settings = environment.split('\0');
-        let is_own = environment.split('\0').any(|setting| setting.starts_with(&own));
-        settings.find_map(|setting| setting.strip_prefix("BASCULE_LISTEN=")).filter(|_| is_own).map(str::to_owned)
-    });
-    listens.collect()
-}
-
-/// Nothing of the rules is changed here: the release that fails in act 3 is told of at once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn prometheus_scrapes_the_sandbox_and_its_bad_release_fires_an_alert() {
-    bascule_tests::install_tls_provider();
-    let (folder, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let mut command = sandbox(folder.path());
-    command.args(["--until", "3", "--keep"]).stdout(Stdio::piped());
-    let mut playing = Kept(command.spawn().unwrap());
-    let mut lines = BufReader::new(playing.0.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.contains("act 2/5")), "act 2 never began");
-    let targets = operators_of(folder.path());
-    assert!(!targets.is_empty(), "no operator runs");
-    let prometheus = Prometheus::start(kept.path(), &targets);
-    let leads = prometheus.until("an operator is scraped that leads", "sum(bascule_leader) == 1").await;
-    assert_eq!(leads.len(), 1);
-    assert!(prometheus.gives("ALERTS{alertname=\"BasculeReleaseFails\"}").await.is_empty(), "before any release fails");
-    assert!(lines.any(|line| line.contains("everything is still running")), "the story did not come to its end");
-
-    let fires = "ALERTS{alertname=\"BasculeReleaseFails\", alertstate=\"firing\"}";
-    let fired = prometheus.until("the alert fires", fires).await;
-    assert_eq!(fired[0]["metric"]["severity"], "warning", "{fired:?}");
-    assert_eq!(prometheus.gives("up == 1").await.len(), targets.len(), "each replica is read");
-    assert!(prometheus.gives("ALERTS{alertname=\"BasculeNoLeader\"}").await.is_empty(), "one leads");
-    interrupt(&playing.0);
-    // What else it prints is read, so that it does not wait for a full pipe.
-    let rest: Vec<String> = lines.collect();
-    assert!(playing.0.wait().unwrap().success(), "an invariant did not hold: {rest:?}");
 }
