@@ -4,10 +4,12 @@
 //! Power loss can free clusters of a file and leave its name. `fsck.vfat -a` at the next boot then cuts the file where its chain of
 //! clusters ends: it is the beginning of what was placed, or empty.
 
-use super::{BootFile, FileContent, PlacedImage, base};
+use bascule_api::RootHash;
+
+use super::{BootFile, FileContent, Judge, PlacedImage, Safeguard, base};
 
 /// Whether a file has the name and the place of what was placed, is shorter, and is no whole image.
-pub(crate) fn is_cut(record: &PlacedImage, file: &BootFile) -> bool {
+fn is_cut(record: &PlacedImage, file: &BootFile) -> bool {
     record.partition == Some(file.partition)
         && record.base.eq_ignore_ascii_case(&base(file))
         && file.size < record.size
@@ -15,8 +17,26 @@ pub(crate) fn is_cut(record: &PlacedImage, file: &BootFile) -> bool {
 }
 
 /// Whether a file begins as what was placed. An empty one holds nothing that could be anybody's.
-pub(crate) fn begins_alike(record: &PlacedImage, file: &BootFile) -> bool {
+fn begins_alike(record: &PlacedImage, file: &BootFile) -> bool {
     file.size == 0 || file.start.is_some() && file.start == record.start
+}
+
+impl Judge<'_> {
+    /// What is left of a release's image.
+    pub(super) fn left_over(&self, root_hash: &RootHash) -> Vec<BootFile> {
+        let Some(record) = self.record_for(root_hash) else { return Vec::new() };
+        self.entries().filter(|file| self.is_left_of(record, file)).cloned().collect()
+    }
+
+    /// What is left of the image of a release that no slot holds any more.
+    pub(super) fn is_left_over(&self, file: &BootFile) -> bool {
+        let held = |record: &PlacedImage| self.releases_held().any(|root_hash| *root_hash == record.root_hash);
+        self.records.iter().any(|record| !held(record) && self.is_left_of(record, file))
+    }
+
+    pub(super) fn is_left_of(&self, record: &PlacedImage, file: &BootFile) -> bool {
+        is_cut(record, file) && (begins_alike(record, file) || !self.holds(Safeguard::LeftoverBeginsAlike))
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod leftover;
 pub(crate) mod loader;
 pub mod name;
 pub(crate) mod plan;
+mod records;
 mod view;
 pub(crate) mod way_back;
 

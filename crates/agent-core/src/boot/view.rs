@@ -9,14 +9,11 @@ use bascule_api::{Product, RootHash, SlotName, Version};
 use bascule_names::entry_base;
 
 use super::files::{is_unfinished, parse_waiting};
-use super::leftover::{begins_alike, is_cut};
 use super::loader::LoaderEntry;
 use super::name::{Counters, EntryName};
+use super::records::away_in_words;
 use super::{BootFile, BootInventory, BootPartition, FileContent, ImageFacts, PlacedImage, Safeguard, TextEntry};
 use crate::{Entry, PerSlot};
-
-/// Most images that are remembered as placed: both slots' and some room.
-const MAX_PLACED: usize = 6;
 
 /// What is on the boot partitions for one slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -84,27 +81,13 @@ pub(crate) fn base(file: &BootFile) -> String {
     EntryName::parse(&file.name).map(|name| name.base).unwrap_or_default()
 }
 
-fn away_in_words(record: &PlacedImage) -> Option<String> {
-    let home = record.partition?;
-    Some(format!("{} was placed on the {home}, and is on none of the boot partitions that are mounted", record.base))
-}
-
 fn same_bytes(a: &BootFile, b: &BootFile) -> bool {
     a.size == b.size && a.digest.is_some() && a.digest == b.digest
 }
 
 impl Judge<'_> {
-    fn holds(&self, safeguard: Safeguard) -> bool {
+    pub(super) fn holds(&self, safeguard: Safeguard) -> bool {
         self.without != Some(safeguard)
-    }
-
-    /// The record that a file's name and length are those of.
-    fn record_of(&self, file: &BootFile) -> Option<&PlacedImage> {
-        let base = base(file);
-        let is_it = |record: &&PlacedImage| {
-            record.size == file.size && record.is_on(file.partition) && record.base.eq_ignore_ascii_case(&base)
-        };
-        self.records.iter().find(is_it)
     }
 
     /// The root hash that a file boots: by its own word, or by the record where it could not be read.
@@ -116,18 +99,18 @@ impl Judge<'_> {
         }
     }
 
-    fn releases_held(&self) -> impl Iterator<Item = &RootHash> {
+    pub(super) fn releases_held(&self) -> impl Iterator<Item = &RootHash> {
         [SlotName::A, SlotName::B]
             .into_iter()
             .filter_map(|slot| self.releases.get(slot).map(|(root_hash, _)| root_hash))
     }
 
-    fn entries(&self) -> impl Iterator<Item = &BootFile> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = &BootFile> {
         self.inventory.files.iter().filter(|file| EntryName::parse(&file.name).is_some())
     }
 
     /// Entries that might boot anything, because nobody could read them and no record speaks of them.
-    fn unknown(&self) -> impl Iterator<Item = &BootFile> {
+    pub(super) fn unknown(&self) -> impl Iterator<Item = &BootFile> {
         self.entries().filter(|file| {
             matches!(file.content, FileContent::Unread(_))
                 && self.record_of(file).is_none()
@@ -214,16 +197,6 @@ impl Judge<'_> {
                 waits.all(|waits| waits.partition == file.partition)
             }
         }
-    }
-
-    fn record_for(&self, root_hash: &RootHash) -> Option<&PlacedImage> {
-        self.records.iter().find(|record| &record.root_hash == root_hash)
-    }
-
-    /// Whether a release's image was placed on a partition that nobody could look at.
-    fn is_away(&self, root_hash: &RootHash) -> bool {
-        let home = self.record_for(root_hash).and_then(|record| record.partition);
-        home.is_some_and(|home| !self.inventory.partitions.iter().any(|facts| facts.partition == home))
     }
 
     /// Whether the boot loader says that it picked this file: by its name without counters, since they change then.
@@ -315,51 +288,6 @@ impl Judge<'_> {
         view
     }
 
-    /// What the agent placed for a release that no slot holds any more.
-    fn is_ours_by_record(&self, file: &BootFile) -> bool {
-        self.only_record_of(file).is_some_and(|record| Some(&record.root_hash) == file.content.root_hash())
-    }
-
-    /// What the agent placed for another release than the running one, and what was read is no whole image any more: power was lost
-    /// while it was removed, after its clusters were freed and before its name was.
-    fn is_broken_by_record(&self, file: &BootFile) -> bool {
-        let running = self.releases.get(self.booted).map(|(root_hash, _)| root_hash);
-        self.only_record_of(file).is_some_and(|record| Some(&record.root_hash) != running)
-    }
-
-    /// What is left of a release's image.
-    fn left_over(&self, root_hash: &RootHash) -> Vec<BootFile> {
-        let Some(record) = self.record_for(root_hash) else { return Vec::new() };
-        self.entries().filter(|file| self.is_left_of(record, file)).cloned().collect()
-    }
-
-    /// What is left of the image of a release that no slot holds any more.
-    fn is_left_over(&self, file: &BootFile) -> bool {
-        let held = |record: &PlacedImage| self.releases_held().any(|root_hash| *root_hash == record.root_hash);
-        self.records.iter().any(|record| !held(record) && self.is_left_of(record, file))
-    }
-
-    /// Whether what was placed may lie where nobody could look, or be what nobody could read.
-    fn may_be_there(&self, record: &PlacedImage) -> bool {
-        let is_unread = |file: &BootFile| {
-            let named = record.is_on(file.partition) && record.base.eq_ignore_ascii_case(&base(file));
-            named && matches!(file.content, FileContent::Unread(_))
-        };
-        self.holds(Safeguard::UnreadIsNotAbsent) && (self.inventory.is_partial() || self.entries().any(is_unread))
-    }
-
-    fn is_left_of(&self, record: &PlacedImage, file: &BootFile) -> bool {
-        is_cut(record, file) && (begins_alike(record, file) || !self.holds(Safeguard::LeftoverBeginsAlike))
-    }
-
-    /// The record of a file, unless it does not say where, and fits files on both partitions: one of them is somebody else's.
-    fn only_record_of(&self, file: &BootFile) -> Option<&PlacedImage> {
-        self.record_of(file).filter(|record| {
-            let mut files = self.inventory.files.iter();
-            !files.any(|other| other.partition != file.partition && self.record_of(other) == Some(record))
-        })
-    }
-
     fn unread(&self, matters: impl Fn(&str) -> bool) -> Vec<String> {
         let files = self.inventory.files.iter().filter(|file| matters(&file.name));
         let unread = files.filter_map(|file| match &file.content {
@@ -382,65 +310,6 @@ impl Judge<'_> {
             }
             (None, _) => images.foreign.first().map_or(Entry::None, entry_of),
         }
-    }
-
-    /// Records of what is there, and of what the slots hold; what the installer placed is taken over.
-    fn records_for(&self, view: &BootView) -> Vec<PlacedImage> {
-        let held =
-            [SlotName::A, SlotName::B].map(|slot| (slot, self.releases.get(slot).map(|(root_hash, _)| root_hash)));
-        let mut records: Vec<PlacedImage> = self
-            .records
-            .iter()
-            .filter(|record| {
-                let of_a_slot = held.iter().any(|(_, root_hash)| *root_hash == Some(&record.root_hash));
-                let speaks_of =
-                    |file: &BootFile| self.record_of(file) == Some(*record) || self.is_left_of(record, file);
-                of_a_slot || view.strays.iter().any(speaks_of) || self.may_be_there(record)
-            })
-            .cloned()
-            .collect();
-        for (slot, root_hash) in held {
-            let images = view.slots.get(slot);
-            let (Some(root_hash), Some(only)) = (root_hash, images.images.first()) else { continue };
-            let doubled = images.images.len() > 1 || !images.same_clusters.is_empty();
-            // While names are doubled there is no news of what is on record; what is not gets a record by its content, by
-            // which it is known again when one name is left.
-            if doubled && records.iter().any(|record| &record.root_hash == root_hash) {
-                continue;
-            }
-            // A file that nobody could read may be the real one.
-            if !matches!(only.content, FileContent::Image(_)) || self.unknown().next().is_some() {
-                continue;
-            }
-            let before = records.iter().position(|record| &record.root_hash == root_hash);
-            let has_home = before.and_then(|at| records.get(at)).is_some_and(|record| record.partition.is_some());
-            if self.inventory.is_partial() && !has_home {
-                continue;
-            }
-            let known = before.and_then(|at| records.get(at)).filter(|record| record.size == only.size);
-            let digest = only.digest.clone().or_else(|| known.and_then(|record| record.digest.clone()));
-            let (base, partition) = (base(only), Some(only.partition));
-            let start = only.start.clone().or_else(|| known.and_then(|record| record.start.clone()));
-            let record = PlacedImage { root_hash: root_hash.clone(), partition, base, size: only.size, digest, start };
-            match before.and_then(|at| records.get_mut(at)) {
-                // Only another name, length or place is news, and a beginning that was not on record.
-                Some(place)
-                    if (&place.base, place.size, place.partition) != (&record.base, record.size, record.partition)
-                        || place.start.is_none() && record.start.is_some() =>
-                {
-                    *place = record;
-                }
-                Some(_) => {}
-                None => records.push(record),
-            }
-        }
-        let in_no_slot = |record: &PlacedImage| held.iter().all(|(_, root_hash)| *root_hash != Some(&record.root_hash));
-        while records.len() > MAX_PLACED
-            && let Some(oldest) = records.iter().position(in_no_slot)
-        {
-            records.remove(oldest);
-        }
-        records
     }
 }
 
