@@ -4,15 +4,14 @@
 //! The language itself bounds nothing: each loop within a loop multiplies by the length of a list, and lists are as long as
 //! the objects of the cluster are large.
 
-use super::{GateAnswer, needs::Needs};
-use bascule_api::ObjectGate;
-use cel::{
-    Context, ExecutionError, Program, Value,
-    common::ast::{EntryExpr, Expr, IdedEntryExpr},
-    context::VariableResolver,
-    objects::Key,
+use super::{
+    GateAnswer,
+    needs::Needs,
+    seen::Seen,
+    syntax::{NODE, names_node, nesting},
 };
-use kube::api::DynamicObject;
+use bascule_api::ObjectGate;
+use cel::{Context, ExecutionError, Program, Value, context::VariableResolver};
 use std::{
     collections::HashMap,
     sync::{
@@ -34,58 +33,6 @@ const STACK: usize = 32 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How many expressions are told apart.
 const MOST_EXPRESSIONS: usize = 256;
-/// What a value or a key takes of memory beside its text, in bytes: its place, and that of what counts who has it.
-const EACH: usize = 64;
-
-/// An object that was read, as expressions see it, with what they look at. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(super) struct Seen {
-    name: Arc<str>,
-    value: Value,
-}
-
-impl Seen {
-    pub(super) fn of(object: &DynamicObject, needs: &Needs) -> Result<Self, String> {
-        let name = name_of(object);
-        let value = cel::to_value(object).map_err(|_| format!("{name} holds what CEL has no type for"))?;
-        Ok(Self { name: name.into(), value: needs.kept(&value) })
-    }
-
-    pub(super) fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    /// About how many bytes of memory it takes.
-    pub(super) fn weight(&self) -> usize {
-        self.name.len() + weight(&self.value)
-    }
-}
-
-/// An object's name with its namespace, as answers show it.
-pub(super) fn name_of(object: &DynamicObject) -> String {
-    let own = object.metadata.name.as_deref().unwrap_or_default();
-    match &object.metadata.namespace {
-        Some(namespace) => format!("{namespace}/{own}"),
-        None => own.to_owned(),
-    }
-}
-
-fn weight(value: &Value) -> usize {
-    let within: usize = match value {
-        Value::List(items) => items.iter().map(weight).sum(),
-        Value::Map(map) => map.map.iter().map(|(key, value)| EACH + length(key) + weight(value)).sum(),
-        Value::String(text) => text.len(),
-        _ => 0,
-    };
-    EACH + within
-}
-
-fn length(key: &Key) -> usize {
-    match key {
-        Key::String(text) => text.len(),
-        _ => 0,
-    }
-}
 
 /// Ends an evaluation whose time is over: asked for each variable that is not of a loop, it knows only that nothing is known
 /// any more, and every loop above ends with an error.
@@ -211,70 +158,6 @@ fn compiled(expression: &str) -> Result<Program, String> {
     Ok(program)
 }
 
-/// The variable that stands for the name of the node that a gate is asked for.
-const NODE: &str = "node";
-
-fn names_node(expression: &Expr) -> bool {
-    match expression {
-        Expr::Ident(name) => name.trim_start_matches('.') == NODE,
-        Expr::Comprehension(made) => {
-            let its_own = made.iter_var == NODE || made.iter_var2.as_deref() == Some(NODE);
-            let within = [&made.loop_cond.expr, &made.loop_step.expr, &made.result.expr];
-            let outside = [&made.iter_range.expr, &made.accu_init.expr];
-            outside.into_iter().any(names_node) || (!its_own && within.into_iter().any(names_node))
-        }
-        other => parts(other).into_iter().any(names_node),
-    }
-}
-
-/// How many loops lie within each other, and how deep the expression is.
-fn nesting(expression: &Expr) -> (usize, usize) {
-    if let Expr::Comprehension(made) = expression {
-        let within = [&made.accu_init.expr, &made.loop_cond.expr, &made.loop_step.expr, &made.result.expr];
-        // The range is gone through before the loop: one behind the other and not one in the other.
-        let (range, deep) = nesting(&made.iter_range.expr);
-        let (loops, depth) = deepest(&within);
-        return (range.max(loops + 1), deep.max(depth) + 1);
-    }
-    let (loops, depth) = deepest(&parts(expression));
-    (loops, depth + 1)
-}
-
-/// The expressions that an expression is made of.
-pub(super) fn parts(expression: &Expr) -> Vec<&Expr> {
-    match expression {
-        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => Vec::new(),
-        Expr::Call(call) => {
-            let target = call.target.iter().map(|target| &target.expr);
-            target.chain(call.args.iter().map(|argument| &argument.expr)).collect()
-        }
-        Expr::List(list) => list.elements.iter().map(|element| &element.expr).collect(),
-        Expr::Map(map) => entries(&map.entries),
-        Expr::Struct(made) => entries(&made.entries),
-        Expr::Select(select) => vec![&select.operand.expr],
-        Expr::Comprehension(made) => vec![
-            &made.iter_range.expr,
-            &made.accu_init.expr,
-            &made.loop_cond.expr,
-            &made.loop_step.expr,
-            &made.result.expr,
-        ],
-    }
-}
-
-/// The expressions of a map's or a struct's entries.
-fn entries(entries: &[IdedEntryExpr]) -> Vec<&Expr> {
-    let parts = entries.iter().flat_map(|entry| match &entry.expr {
-        EntryExpr::StructField(field) => vec![&field.value.expr],
-        EntryExpr::MapEntry(entry) => vec![&entry.key.expr, &entry.value.expr],
-    });
-    parts.collect()
-}
-
-fn deepest(parts: &[&Expr]) -> (usize, usize) {
-    parts.iter().map(|part| nesting(part)).fold((0, 0), |most, one| (most.0.max(one.0), most.1.max(one.1)))
-}
-
 fn first_line(text: &str) -> String {
     text.lines()
         .map(str::trim)
@@ -299,12 +182,12 @@ fn judge(kind: &str, expression: &str, objects: &[Seen], node: Option<&str>) -> 
     let (mut bad, mut unknown) = (Vec::new(), Vec::new());
     for object in objects {
         let mut own = context.new_inner_scope();
-        own.add_variable_from_value("object", object.value.clone());
+        own.add_variable_from_value("object", object.value().clone());
         own.set_variable_resolver(&clock);
         match evaluate(expression, &program, &own) {
             Ok(true) => {}
-            Ok(false) => bad.push(object.name.to_string()),
-            Err(reason) => unknown.push(format!("{} ({reason})", object.name)),
+            Ok(false) => bad.push(object.name().to_string()),
+            Err(reason) => unknown.push(format!("{} ({reason})", object.name())),
         }
         if clock.resolve("").is_some() {
             return too_long();
@@ -365,6 +248,7 @@ fn names(expression: &str, word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::api::DynamicObject;
 
     fn deployment(name: &str, available: i64) -> Seen {
         let object = serde_json::from_value(serde_json::json!({

@@ -4,9 +4,9 @@
 //! the next question reads the objects anew, and what comes of that is the answer.
 
 use super::{
-    expression::name_of,
     held::{Change, Held, Pace, Unread, lock},
     needs::Needs,
+    seen::name_of,
     source::Source,
 };
 use crate::{clock::Moment, rights};

@@ -7,7 +7,7 @@
 //! object or by a bookmark, all that was so at that time is known. What is answered from is never older than
 //! [`Pace::fresh`] by that reckoning, whatever the watch does.
 
-use super::{expression::Seen, needs::Needs};
+use super::{needs::Needs, seen::Seen};
 use crate::clock::Moment;
 use std::{
     collections::{BTreeMap, VecDeque},

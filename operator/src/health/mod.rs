@@ -13,7 +13,9 @@ mod object;
 #[cfg(test)]
 mod object_tests;
 mod promql;
+mod seen;
 mod source;
+mod syntax;
 
 pub use board::{Asked, GateBoard, GateKey};
 pub use expression::check as check_expression;

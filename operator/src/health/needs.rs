@@ -1,7 +1,7 @@
 //! What an expression looks at of an object, so that no more of it is kept: thousands of objects whole are more than the
 //! operator may have of memory, and most gates look at two or three fields.
 
-use super::expression::parts;
+use super::syntax::parts;
 use cel::{
     Value,
     common::ast::Expr,

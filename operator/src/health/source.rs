@@ -1,10 +1,10 @@
 //! Where the objects of a question come from: the requests, each of which is one as the account of gates.
 
 use super::{
-    expression::Seen,
     follow::Room,
     held::{Listed, MOST_OBJECTS, Unread},
     needs::Needs,
+    seen::Seen,
 };
 use crate::clock::Moment;
 use futures::{StreamExt as _, stream::BoxStream};
