@@ -273,6 +273,15 @@ async fn ask_as(asks: Asks, asker: &ObjectAsker) -> GateAnswer {
     asker.ask(asks, &gate, None).await.answer
 }
 
+/// Asks until the objects were listed three times, as where nothing watches them.
+async fn is_listed_thrice(server: &Server, asks: Asks, asker: &ObjectAsker) {
+    let read_thrice = async || {
+        assert_eq!(ask_as(asks, asker).await, GateAnswer::Passed);
+        server.cluster().lists > 2
+    };
+    until("it is read again", read_thrice).await;
+}
+
 /// Asks once, and waits until a watch tells what changes from then on.
 async fn followed(server: &Server, pace: Pace) -> ObjectAsker {
     let asker = ObjectAsker::at(server.client().await, pace);
@@ -414,11 +423,7 @@ async fn who_may_list_and_not_watch_lists_and_tries_nothing_else() {
     let server = Server::new(PATIENCE);
     server.cluster().may_watch = false;
     let asker = ObjectAsker::at(server.client().await, Pace { right: Duration::from_secs(1), ..pace() });
-    let read_thrice = async || {
-        assert_eq!(ask(&asker).await, GateAnswer::Passed);
-        server.cluster().lists > 2
-    };
-    until("it is read again", read_thrice).await;
+    is_listed_thrice(&server, Asks::Plan, &asker).await;
     server.put("a", "Failed");
     until("a change is read", async || !ask(&asker).await.passed()).await;
     {
@@ -438,11 +443,7 @@ async fn who_may_list_and_not_watch_lists_and_tries_nothing_else() {
 async fn what_people_ask_opens_no_watch_and_is_answered_from_one_that_is_open() {
     let server = Server::new(PATIENCE);
     let asker = ObjectAsker::at(server.client().await, pace());
-    let read_thrice = async || {
-        assert_eq!(ask_as(Asks::People, &asker).await, GateAnswer::Passed);
-        server.cluster().lists > 2
-    };
-    until("it is read again", read_thrice).await;
+    is_listed_thrice(&server, Asks::People, &asker).await;
     assert_eq!(server.cluster().watches, 0);
     let watched = async || {
         assert_eq!(ask(&asker).await, GateAnswer::Passed);
@@ -475,11 +476,7 @@ async fn a_list_that_says_no_version_is_not_followed() {
     let server = Server::new(PATIENCE);
     server.cluster().claims = Some("0");
     let asker = ObjectAsker::at(server.client().await, pace());
-    let read_thrice = async || {
-        assert_eq!(ask(&asker).await, GateAnswer::Passed);
-        server.cluster().lists > 2
-    };
-    until("it is read again", read_thrice).await;
+    is_listed_thrice(&server, Asks::Plan, &asker).await;
     server.put("a", "Failed");
     until("a change is read", async || !ask(&asker).await.passed()).await;
     assert_eq!(server.cluster().watches, 0);

@@ -315,13 +315,7 @@ fn what_could_not_be_remembered_before_the_word_to_reboot_saves_no_release() {
 
 #[test]
 fn a_trial_whose_commit_was_refused_until_the_guard_took_it_back_is_not_blamed() {
-    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m", "nodeSoak": "2m"}}));
-    let trying = |world: &World| {
-        let trying = world.machines.iter().find(|(_, machine)| machine.tries_a_release());
-        trying.map(|(name, _)| name.clone())
-    };
-    world.until(200, |world| trying(world).is_some()).unwrap();
-    let name = trying(&world).unwrap();
+    let (mut world, name) = trying();
     world.refuse(Written::NodeUpdate, Some(&name));
     world.until(60, |world| state(&name, world).contains("Commit has failed since")).unwrap();
     let says = state(&name, &world);
