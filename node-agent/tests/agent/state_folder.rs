@@ -1,7 +1,6 @@
 //! A state folder that does not always answer.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bascule_agent::host::{Host, Space, StateStore};
@@ -64,9 +63,5 @@ impl<F: Fn(&str, Request) -> Answer + Send + Sync> StateStore for Faulty<F> {
 
     fn lock(&self) -> io::Result<Box<dyn Send>> {
         self.state.lock()
-    }
-
-    fn path(&self) -> PathBuf {
-        self.state.path()
     }
 }
