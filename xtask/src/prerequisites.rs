@@ -20,8 +20,6 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "systemd-analyze", package: "systemd" },
     Tool { program: "veritysetup", package: "cryptsetup-bin" },
     Tool { program: "strace", package: "strace" },
-    // libFuzzer, with which the fuzz targets are checked.
-    Tool { program: "c++", package: "g++" },
     Tool { program: "partx", package: "util-linux" },
     Tool { program: "losetup", package: "mount" },
     Tool { program: "sbsign", package: "sbsigntool" },
@@ -47,6 +45,9 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "softhsm2-util", package: "softhsm2" },
     Tool { program: "docker-registry", package: "docker-registry" },
 ];
+
+/// What libFuzzer is compiled with, which the fuzz targets are linked to.
+pub(crate) const FUZZ_TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++" }];
 
 /// What container images are made with.
 pub(crate) const IMAGE_TOOLS: &[Tool] = &[Tool { program: "objcopy", package: "binutils" }];

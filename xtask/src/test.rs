@@ -19,8 +19,8 @@ use std::{
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text: format, dependencies, lints, compile, worlds, cluster, images, boot,
-    /// and the fuzz targets, which are a step only where they are named.
+    /// Only the steps whose name contains this text: format, dependencies, fuzz lock, lints, compile, cluster, worlds, boot programs,
+    /// images, boot; and fuzz targets, a step only where it is named.
     #[arg(long)]
     only: Option<String>,
     /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
@@ -199,6 +199,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if steps().filter(wanted).count() == 0 {
         let names: Vec<_> = steps().map(|step| step.name).collect();
         bail!("no step has that name; there are: {}", names.join(", "));
+    }
+    if steps().filter(wanted).any(|step| step.name == WHEN_ASKED_FOR) {
+        prerequisites::ensure(prerequisites::FUZZ_TOOLS)?;
     }
     let (begin, times) = (Instant::now(), Times::default());
     let run = |step: &Step| step.run(&times);

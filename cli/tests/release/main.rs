@@ -9,5 +9,6 @@ mod guide;
 mod measured;
 mod mistakes;
 mod secure_boot;
+mod state_versions;
 mod story;
 mod workshop;

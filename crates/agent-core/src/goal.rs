@@ -214,7 +214,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
     // Where it was damaged, it is written afresh.
     state.damaged = None;
     let mut next = next_journal(&journal);
-    next.state.note(&known.root_hash, manifest.state_version);
+    next.state.note(&known.root_hash, manifest.state_version, &facts.root_hash);
     next.remember(known);
     effects.push(Effect::Persist(Box::new(next)));
     Some((Work::Stage, effects))

@@ -110,7 +110,7 @@ fn remember(state: &State, journal: &Journal, facts: &Facts) -> Plan {
         _ => {}
     }
     let declared = state_version::of_running(journal, facts);
-    next.state.note(&facts.root_hash, declared);
+    next.state.note(&facts.root_hash, declared, &facts.root_hash);
     if !state.is_trial(facts) {
         next.state.use_at_least(declared);
     }

@@ -47,15 +47,18 @@ impl StateMemory {
         self.releases.iter().find(|known| known.root_hash == *root_hash).map(|known| known.version)
     }
 
-    /// Remembers what a release declares, and forgets the oldest that is too many.
-    pub fn note(&mut self, root_hash: &RootHash, declared: Option<u32>) {
+    /// Remembers what a release declares, and forgets the oldest that is too many and does not run.
+    pub fn note(&mut self, root_hash: &RootHash, declared: Option<u32>, running: &RootHash) {
         if self.of(root_hash) == declared {
             return;
         }
         self.releases.retain(|known| known.root_hash != *root_hash);
         self.releases.extend(declared.map(|version| Declared { root_hash: root_hash.clone(), version }));
-        let surplus = self.releases.len().saturating_sub(MAX_RELEASES);
-        self.releases.drain(..surplus);
+        while self.releases.len() > MAX_RELEASES
+            && let Some(oldest) = self.releases.iter().position(|known| known.root_hash != *running)
+        {
+            self.releases.remove(oldest);
+        }
     }
 
     /// A release runs for good that nobody may have asked about its state: the number never goes down by it.
@@ -105,7 +108,7 @@ mod tests {
     #[test]
     fn who_declares_nothing_is_never_refused_where_nobody_does() {
         let mut memory = StateMemory::default();
-        memory.note(&root(1), None);
+        memory.note(&root(1), None, &root(1));
         memory.use_at_least(None);
         assert!(memory.is_empty() && !refuses(&memory, 1) && !refuses(&memory, 2));
     }
@@ -113,8 +116,8 @@ mod tests {
     #[test]
     fn the_number_goes_up_by_itself_and_down_only_by_what_was_asked_about() {
         let mut memory = StateMemory::default();
-        memory.note(&root(1), Some(1));
-        memory.note(&root(2), Some(2));
+        memory.note(&root(1), Some(1), &root(1));
+        memory.note(&root(2), Some(2), &root(1));
         memory.use_with(Some(2));
         assert!(refuses(&memory, 1) && !refuses(&memory, 2), "an older one");
         assert!(refuses(&memory, 3), "and one of which nothing is known");
@@ -126,11 +129,24 @@ mod tests {
         assert_eq!((memory.used(), refuses(&memory, 3)), (None, false));
     }
 
+    /// Where the manifest alone declares it nobody else knows, and it is what the machine goes back to.
+    #[test]
+    fn what_runs_is_not_forgotten_for_what_was_only_staged() {
+        let mut memory = StateMemory::default();
+        memory.note(&root(1), Some(7), &root(1));
+        memory.use_with(Some(7));
+        for byte in 2..9 {
+            memory.note(&root(byte), Some(7), &root(1));
+        }
+        assert_eq!((memory.of(&root(1)), memory.of(&root(8))), (Some(7), Some(7)));
+        assert!(memory.releases.len() <= MAX_RELEASES && !refuses(&memory, 1));
+    }
+
     #[test]
     fn what_is_remembered_is_bounded_and_survives_the_journal() {
         let mut journal = Journal::default();
         for byte in 0..9 {
-            journal.state.note(&root(byte), Some(u32::from(byte) + 1));
+            journal.state.note(&root(byte), Some(u32::from(byte) + 1), &root(byte));
         }
         journal.state.use_with(Some(9));
         assert_eq!((journal.state.of(&root(4)), journal.state.of(&root(5))), (None, Some(6)));

@@ -5,7 +5,7 @@
 //! A build that failed or was killed leaves a folder that is marked as unfinished: the same command takes it over.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -40,17 +40,18 @@ impl BuildFolder {
                     match fs::symlink_metadata(&part) {
                         Ok(found) if found.is_dir() => fs::remove_dir_all(&part)?,
                         Ok(_) => fs::remove_file(&part)?,
-                        Err(_) => {}
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        Err(error) => return Err(error),
                     }
                 }
             }
             fs::create_dir_all(root)
         };
         make().map_err(Error::make(root))?;
-        let entries = fs::read_dir(root).map_err(Error::read(root))?;
-        let others = entries.flatten().filter(|entry| entry.file_name() != UNFINISHED).count();
-        if others > 0 {
-            return Err(Error::NotEmpty(root.to_owned()));
+        for entry in fs::read_dir(root).map_err(Error::read(root))? {
+            if entry.map_err(Error::read(root))?.file_name() != UNFINISHED {
+                return Err(Error::NotEmpty(root.to_owned()));
+            }
         }
         fs::write(&mark, "").map_err(Error::write(&mark))?;
         Ok(Self { root: root.to_owned() })
@@ -162,7 +163,7 @@ impl BuildFolder {
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;
             match fs::remove_file(self.root.join(UNFINISHED)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             }
         };

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
@@ -90,9 +89,6 @@ pub trait StateStore: Send + Sync {
     /// Takes the lock that keeps two agents from working at once, for as long as the result lives. `WouldBlock` when
     /// another process has it.
     fn lock(&self) -> io::Result<Box<dyn Send>>;
-
-    /// Where the folder is, for what needs paths of its own (the repository's datastore).
-    fn path(&self) -> PathBuf;
 }
 
 /// Something that holds as long as it lives: an inhibitor.

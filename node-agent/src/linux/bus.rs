@@ -179,6 +179,8 @@ impl SystemBus for LinuxBus {
             Some("not-found" | "masked") | None => return Ok(UnitRun::Absent),
             Some(load) => return Ok(UnitRun::Failed(format!("could not be loaded ({load})"))),
         }
+        // Nothing else is said until it ends.
+        tracing::info!(unit, seconds = limit.as_secs(), "runs, and is waited for at most so long");
         let name = unit.to_owned();
         // The calls beside the wait have the time of one.
         let ended = self.call_within(SERVICE, limit + self.timeout, async |bus| {

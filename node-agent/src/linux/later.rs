@@ -3,7 +3,6 @@
 //! first, nobody would hear why.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bascule_api::NodeError;
@@ -137,10 +136,6 @@ impl<T: StateStore> StateStore for Later<T> {
     fn lock(&self) -> io::Result<Box<dyn Send>> {
         self.get()?.lock()
     }
-
-    fn path(&self) -> PathBuf {
-        self.get().map(|state| state.path()).unwrap_or_default()
-    }
 }
 
 /// Repositories whose settings are looked at when something is to be fetched: a file of authorities that is missing today may
@@ -197,10 +192,6 @@ impl StateStore for NoState {
     /// Nothing is done that two agents could do at once.
     fn lock(&self) -> io::Result<Box<dyn Send>> {
         Ok(Box::new(()))
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::new()
     }
 }
 

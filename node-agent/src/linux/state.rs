@@ -81,10 +81,6 @@ impl StateStore for StateFolder {
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Box::new(Held(file)))
     }
-
-    fn path(&self) -> PathBuf {
-        self.path.clone()
-    }
 }
 
 /// The lock of the folder. Given back by name: a program that another thread starts has the same open file description between fork(2)

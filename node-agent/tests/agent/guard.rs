@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bascule_agent::core::JOURNAL_FILE;
 use bascule_agent::guard::{self, Machinery, Outcome};
-use bascule_agent::host::{Clock as _, Host, Space, StateStore, Xbootldr};
+use bascule_agent::host::{Clock as _, Host, Xbootldr};
 use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, NodeError};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule};
@@ -16,6 +16,7 @@ use bascule_sim::host::{Failing, SimClock, UnreadableFirmware};
 use bascule_sim::layout::ESP;
 
 use crate::machine::{Machine, release};
+use crate::state_folder::{Answer, Request, with_state_folder};
 use crate::way_back::with_xbootldr;
 
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -301,46 +302,13 @@ fn an_entry_that_lost_its_counter_is_guarded_all_the_same() {
     is_back_and_says_so(machine);
 }
 
-/// A state folder whose journal can't be read for a while, or is not there because the folder is not mounted.
-struct Unreadable {
-    state: Arc<dyn StateStore>,
-    clock: Arc<SimClock>,
-    from: Duration,
-    until: Duration,
-    absent: bool,
-}
-
-impl StateStore for Unreadable {
-    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        let now = self.clock.since_boot();
-        if name == JOURNAL_FILE && self.absent {
-            return Ok(None);
-        }
-        if name == JOURNAL_FILE && self.from <= now && now < self.until {
-            return Err(io::Error::from_raw_os_error(5));
-        }
-        self.state.read(name, limit)
-    }
-
-    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        self.state.write(name, content)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.state.remove(name)
-    }
-
-    fn space(&self) -> io::Result<Space> {
-        self.state.space()
-    }
-
-    fn lock(&self) -> io::Result<Box<dyn Send>> {
-        self.state.lock()
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.state.path()
-    }
+/// The machine, with a journal that can't be read for a while.
+fn with_unreadable_journal(machine: &Machine, from: Duration, until: Duration) -> Host {
+    let clock = machine.clock.clone();
+    with_state_folder(machine.sim.host(), move |name, request| {
+        let is_read = name == JOURNAL_FILE && request == Request::Read;
+        if is_read && (from..until).contains(&clock.since_boot()) { Answer::Broken } else { Answer::Whole }
+    })
 }
 
 /// A machine that runs 1.1 by an entry without a counter: a trial whose name was torn, or one that was committed.
@@ -364,10 +332,8 @@ fn while_the_journal_can_not_be_read_the_guard_does_not_end() {
     for (torn, until) in [(true, 300), (false, 300), (false, 6000)] {
         let machine = on_an_entry_without_a_counter(torn);
         assert_eq!((machine.system.version.as_str(), machine.system.trial), ("1.1", false));
-        let whole = machine.sim.host();
-        let (clock, until) = (machine.clock.clone(), Duration::from_secs(until));
-        let (state, from) = (whole.state.clone(), Duration::ZERO);
-        let host = Host { state: Arc::new(Unreadable { state, clock, from, until, absent: false }), ..whole };
+        let until = Duration::from_secs(until);
+        let host = with_unreadable_journal(&machine, Duration::ZERO, until);
         let waiting = Waiting { clock: machine.clock.clone(), hard: AtomicBool::new(false) };
         let outcome = guard::run(&host, &LookSettings::default(), DEADLINE, &waiting);
         let waited = machine.clock.since_boot();
@@ -400,10 +366,8 @@ fn a_journal_that_fails_at_one_look_does_not_end_the_guard_of_an_entry_that_lost
         machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
         machine.tear_armed_name();
         machine.reboot();
-        let whole = machine.sim.host();
-        let (state, clock, from) = (whole.state.clone(), machine.clock.clone(), Duration::from_secs(failing));
-        let until = from + Duration::from_secs(2);
-        let host = Host { state: Arc::new(Unreadable { state, clock, from, until, absent: false }), ..whole };
+        let from = Duration::from_secs(failing);
+        let host = with_unreadable_journal(&machine, from, from + Duration::from_secs(2));
         let outcome = guard_soon(&machine, &host);
         assert!(matches!(outcome, Outcome::Rebooting(_)), "at {failing} s: {outcome:?}");
         machine.reboot();
@@ -416,14 +380,14 @@ fn a_journal_that_fails_at_one_look_does_not_end_the_guard_of_an_entry_that_lost
 fn a_variable_that_fails_at_one_look_does_not_end_the_guard_of_a_machine_without_its_mounts() {
     for skip in 0..24 {
         let machine = boot_trial(with_xbootldr(), "1.1");
-        let whole = machine.sim.host();
+        let whole = with_state_folder(machine.sim.host(), |name, request| {
+            let is_read = name == JOURNAL_FILE && request == Request::Read;
+            if is_read { Answer::Absent } else { Answer::Whole }
+        });
         let unreadable = bascule_sim::host::Unreadable::default();
         unreadable.fail("LoaderBootCountPath", Failing { skip, times: 1, error: 5 });
-        let (state, clock) = (whole.state.clone(), machine.clock.clone());
-        let (from, until) = (Duration::ZERO, Duration::ZERO);
         let host = Host {
             firmware: Arc::new(UnreadableFirmware { inner: whole.firmware.clone(), unreadable }),
-            state: Arc::new(Unreadable { state, clock, from, until, absent: true }),
             xbootldr: Arc::new(|| Ok(Xbootldr::None)),
             ..whole
         };

@@ -1,9 +1,7 @@
 //! A guard whose state folder does not answer. For the report that it leaves behind itself, whoever concludes something from it waits;
 //! the guard, which does not, goes on with its work. Without any state folder it goes by the entry.
 
-use std::io;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +9,7 @@ use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Event, GuardReport};
 use bascule_agent::engine::{Engine, StageLimits};
 use bascule_agent::guard::{self, Machinery, Outcome};
-use bascule_agent::host::{Host, Space, StateStore};
+use bascule_agent::host::Host;
 use bascule_agent::observe::LookSettings;
 use bascule_api::Goal;
 use bascule_sim::firmware::BootLoader;
@@ -19,50 +17,14 @@ use bascule_sim::host::SimClock;
 
 use crate::guard::{on_an_entry_without_a_counter, on_trial};
 use crate::machine::{Machine, release};
+use crate::state_folder::{Answer, with_state_folder};
 
-/// A state folder of which a file can't be read, or nothing at all.
-struct Spoilt {
-    state: Arc<dyn StateStore>,
-    whole: bool,
-}
-
-impl Spoilt {
-    fn answer(&self, name: &str) -> io::Result<()> {
-        let broken = self.whole || name == GuardReport::FILE;
-        if broken { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
-    }
-
-    fn under(host: Host, whole: bool) -> Host {
-        Host { state: Arc::new(Self { state: host.state.clone(), whole }), ..host }
-    }
-}
-
-impl StateStore for Spoilt {
-    fn read(&self, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        self.answer(name)?;
-        self.state.read(name, limit)
-    }
-
-    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        self.answer(name)?;
-        self.state.write(name, content)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.state.remove(name)
-    }
-
-    fn space(&self) -> io::Result<Space> {
-        self.state.space()
-    }
-
-    fn lock(&self) -> io::Result<Box<dyn Send>> {
-        self.state.lock()
-    }
-
-    fn path(&self) -> PathBuf {
-        self.state.path()
-    }
+/// A host on which the guard's report can be neither read nor written, or nothing of the state folder.
+fn spoilt(host: Host, whole: bool) -> Host {
+    with_state_folder(host, move |name, _| {
+        let is_broken = whole || name == GuardReport::FILE;
+        if is_broken { Answer::Broken } else { Answer::Whole }
+    })
 }
 
 struct Waiting(Arc<SimClock>);
@@ -84,7 +46,7 @@ fn agent_on(host: Host) -> Agent {
 
 /// By the guard itself, in this boot, and not by the count of tries in the next ones.
 fn is_taken_back(machine: &mut Machine, whole: bool) {
-    let host = Spoilt::under(machine.sim.host(), whole);
+    let host = spoilt(machine.sim.host(), whole);
     let waiting = Waiting(machine.clock.clone());
     let outcome = guard::run(&host, &LookSettings::default(), Duration::from_secs(600), &waiting);
     assert!(matches!(outcome, Outcome::Rebooting(_)), "{outcome:?}");
@@ -98,7 +60,7 @@ fn a_report_that_can_not_be_read_keeps_no_trial_from_being_taken_back() {
     let mut machine = on_an_entry_without_a_counter(true);
     is_taken_back(&mut machine, false);
     // The agent must take what was given up neither for what was never tried nor for what failed to boot.
-    let agent = agent_on(Spoilt::under(machine.sim.host(), false));
+    let agent = agent_on(spoilt(machine.sim.host(), false));
     let problem = agent.state().problem.as_ref().unwrap();
     assert!(problem.message.contains("the guard's report"), "{problem:?}");
     assert!(agent.state().journal.as_ref().unwrap().armed.is_some(), "nothing is concluded");
@@ -108,7 +70,7 @@ fn a_report_that_can_not_be_read_keeps_no_trial_from_being_taken_back() {
 #[test]
 fn a_report_that_can_not_be_read_costs_a_good_trial_no_commit() {
     let mut machine = on_trial(BootLoader::SystemdBoot, "1.0", "1.1");
-    let mut agent = agent_on(Spoilt::under(machine.sim.host(), false));
+    let mut agent = agent_on(spoilt(machine.sim.host(), false));
     agent.handle(machine.word(Goal::Committed, &release("1.1", &[]), None)).unwrap();
     let status = agent.published().unwrap();
     assert!(status.trial.is_none() && status.last_error.is_none(), "{status:?}");

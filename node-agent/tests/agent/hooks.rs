@@ -10,7 +10,7 @@ use bascule_agent::core::{Config, Entry, Event};
 use bascule_agent::engine::{Engine, StageLimits, Stop};
 use bascule_agent::host::{BusError, Host, Inhibition, Inhibitor, SystemBus, UnitRun, UnitState};
 use bascule_agent::observe::LookSettings;
-use bascule_api::Goal;
+use bascule_api::{Goal, Grant};
 use bascule_sim::disk::{Access, Cache, Effect, FaultRule, Part};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::tiny::TinyRelease;
@@ -23,6 +23,15 @@ const AFTER_COMMIT: &str = "bascule-after-commit@1.1.service";
 fn machine() -> (Machine, TinyRelease) {
     let (old, new) = (release("1.0", &[]), release("1.1", &[]));
     (Machine::new(BootLoader::SystemdBoot, &old, &[&new]), new)
+}
+
+/// Granted and armed by an agent, and booted as a trial; the grant.
+fn boots(machine: &mut Machine, release: &TinyRelease) -> Grant {
+    let grant = machine.grant(1);
+    machine.agent().handle(machine.word(Goal::Booted, release, Some(grant.clone()))).unwrap();
+    machine.reboot();
+    assert_eq!((machine.system.version.as_str(), machine.system.trial), (release.version.as_str(), true));
+    grant
 }
 
 fn ends(machine: &Machine, unit: &str, end: UnitRun) {
@@ -77,10 +86,7 @@ fn nothing_is_armed_where_the_hook_before_it_fails() {
 #[test]
 fn a_hook_after_the_commit_that_fails_is_tried_again_and_holds_nothing_up() {
     let (mut machine, new) = machine();
-    let mut agent = machine.agent();
-    let grant = machine.grant(1);
-    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
-    machine.reboot();
+    let grant = boots(&mut machine, &new);
     ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
@@ -100,10 +106,7 @@ fn a_hook_after_the_commit_that_fails_is_tried_again_and_holds_nothing_up() {
 #[test]
 fn a_trial_that_is_taken_back_was_no_commit() {
     let (mut machine, new) = machine();
-    let mut agent = machine.agent();
-    let grant = machine.grant(1);
-    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
-    machine.reboot();
+    let grant = boots(&mut machine, &new);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Reverted, &new, Some(grant))).unwrap();
     assert!(machine.sim.bus.ran().is_empty());
@@ -116,10 +119,7 @@ fn a_trial_that_is_taken_back_was_no_commit() {
 fn a_hook_that_is_owed_still_outlives_the_trial_of_another_release() {
     let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
     let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
-    let mut agent = machine.agent();
-    let grant = machine.grant(1);
-    agent.handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
-    machine.reboot();
+    let grant = boots(&mut machine, &new);
     ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
@@ -190,9 +190,7 @@ fn what_was_taken_back_while_a_hook_ran_is_not_armed_behind_it() {
 #[test]
 fn a_hook_after_the_commit_does_not_wait_for_a_repair_that_fails() {
     let (mut machine, new) = machine();
-    let grant = machine.grant(1);
-    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
-    machine.reboot();
+    let grant = boots(&mut machine, &new);
     // The backup of the partition table is broken and can't be written.
     let disk = machine.hardware.disk.clone();
     Part::whole(&disk).write_all(disk.length() - 512, &[0xaa; 512]).unwrap();
@@ -212,9 +210,7 @@ fn a_hook_after_the_commit_does_not_wait_for_a_repair_that_fails() {
 fn a_hook_after_the_commit_that_hangs_does_not_keep_a_node_from_the_release_that_mends_it() {
     let (old, new, newer) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
     let mut machine = Machine::new(BootLoader::SystemdBoot, &old, &[&new, &newer]);
-    let grant = machine.grant(1);
-    machine.agent().handle(machine.word(Goal::Booted, &new, Some(grant.clone()))).unwrap();
-    machine.reboot();
+    let grant = boots(&mut machine, &new);
     ends(&machine, AFTER_COMMIT, UnitRun::TimedOut);
     let mut agent = machine.agent();
     agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();

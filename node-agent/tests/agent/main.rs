@@ -30,5 +30,6 @@ mod releases;
 mod run;
 mod service;
 mod stand_in;
+mod state_folder;
 mod state_versions;
 mod way_back;

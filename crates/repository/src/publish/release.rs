@@ -478,3 +478,6 @@ fn name_target(targets: &mut Targets, path: &TargetPath, digest: &Digest, length
     targets.targets.insert(target_name(path)?, target);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -269,9 +268,5 @@ impl StateStore for SimState {
             true => Err(io::Error::from(io::ErrorKind::WouldBlock)),
             false => Ok(Box::new(Lock(self.locked.clone()))),
         }
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::from("/var/lib/bascule")
     }
 }

@@ -1,3 +1,4 @@
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -86,6 +87,8 @@ fn what_is_not_known_is_not_said() {
 fn systemd_measure_says_the_same() {
     let tool = Path::new("/usr/lib/systemd/systemd-measure");
     if !tool.exists() {
+        // Past the harness, which keeps to itself what a test that passes prints. Without a standard error there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {} is not here to judge PCR 11", tool.display());
         return;
     }
     let stub = stub_of("257.9");
