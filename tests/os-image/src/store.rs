@@ -18,11 +18,12 @@ use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, cache, erofs,
 const TREE_BUILDER: [&str; 3] =
     ["tests/os-image/src/archive.rs", "tests/os-image/src/tool.rs", "tests/os-image/src/tree.rs"];
 /// What makes an image of an installed tree, beside the recipe: what goes into the initrd included.
-const IMAGE_BUILDER: [&str; 5] = [
+const IMAGE_BUILDER: [&str; 6] = [
     "tests/os-image/init/src",
     "tests/os-image/src/cpio.rs",
     "tests/os-image/src/erofs.rs",
     "tests/os-image/src/initrd.rs",
+    "tests/os-image/src/recipe.rs",
     "tests/os-image/src/store.rs",
 ];
 /// What makes a release of an image, beside what the caller gives to it.
