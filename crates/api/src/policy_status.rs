@@ -92,6 +92,10 @@ pub struct ClusterMember {
     /// Whether a member of etcd was seen on it; else a control plane was.
     #[serde(default)]
     pub etcd: bool,
+    /// Whether it was seen although `spec.removedClusterMembers` named it. Until it is taken out of that list, the list says
+    /// nothing of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub returned: bool,
 }
 
 /// A person's word that a node tries again.

@@ -136,13 +136,10 @@ fn unknown_spec(selects: Option<&Selector>) -> Option<UpdatePolicySpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sent::tests::untyped;
+    use crate::sent::tests::{object, untyped};
 
-    fn policy(spec: serde_json::Value, status: serde_json::Value) -> serde_json::Value {
-        serde_json::json!({
-            "apiVersion": "bascule.dev/v1alpha1", "kind": "UpdatePolicy",
-            "metadata": {"name": "workers", "uid": "p", "resourceVersion": "7"}, "spec": spec, "status": status,
-        })
+    fn policy(spec: &serde_json::Value, status: &serde_json::Value) -> serde_json::Value {
+        object("UpdatePolicy", "workers", 7, spec, status)
     }
 
     #[test]
@@ -153,7 +150,7 @@ mod tests {
                 "message": "spec.hooks: it may not create Jobs", "observedGeneration": seen,
                 "lastTransitionTime": "2026-11-21T12:00:00Z"});
             let spec = serde_json::json!({"nodeSelector": {}, "source": source});
-            let mut policy = policy(spec, serde_json::json!({"conditions": [accepted]}));
+            let mut policy = policy(&spec, &serde_json::json!({"conditions": [accepted]}));
             policy["metadata"]["generation"] = generation.into();
             PolicyFact::of(&serde_json::from_value(policy).unwrap()).unless_refused().valid.err()
         };
@@ -176,15 +173,15 @@ mod tests {
         };
         let workers = BTreeMap::from([("role".to_owned(), "worker".to_owned())]);
 
-        let fact = PolicyFact::presumed(&untyped::<UpdatePolicy>(policy(readable, status.clone())), None).unwrap();
+        let fact = PolicyFact::presumed(&untyped::<UpdatePolicy>(policy(&readable, &status)), None).unwrap();
         assert!(selects(&fact).unwrap().matches(&workers));
         assert_eq!((fact.status.maintenances, fact.status.history.len()), (3, 0));
-        let object = untyped::<UpdatePolicy>(policy(strange, status.clone()));
+        let object = untyped::<UpdatePolicy>(policy(&strange, &status));
         let by_its_selector = PolicyFact::presumed(&object, None).unwrap();
         assert!(selects(&by_its_selector).unwrap().matches(&workers));
         assert!(by_its_selector.spec.node_selector.matches(&workers));
 
-        let object = untyped::<UpdatePolicy>(policy(stranger, status));
+        let object = untyped::<UpdatePolicy>(policy(&stranger, &status));
         let unknown = PolicyFact::presumed(&object, None).unwrap();
         assert_eq!(selects(&unknown), None);
         assert!(!unknown.spec.node_selector.matches(&workers), "its settings are for nobody");

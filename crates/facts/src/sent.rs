@@ -176,16 +176,21 @@ pub(crate) mod tests {
         *untyped
     }
 
-    fn object(version: u64, status: &Value) -> Value {
+    /// An object as the API server sends it.
+    pub(crate) fn object(kind: &str, name: &str, version: u64, spec: &Value, status: &Value) -> Value {
         json!({
-            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
-            "metadata": {"name": "n1", "uid": "u", "resourceVersion": version.to_string(), "generation": 4},
-            "spec": {"policy": "workers", "goal": "Idle"}, "status": status,
+            "apiVersion": "bascule.dev/v1alpha1", "kind": kind,
+            "metadata": {"name": name, "uid": "u", "resourceVersion": version.to_string(), "generation": 4},
+            "spec": spec, "status": status,
         })
     }
 
+    fn update(version: u64, status: &Value) -> Value {
+        object("NodeUpdate", "n1", version, &json!({"policy": "workers", "goal": "Idle"}), status)
+    }
+
     fn sent(version: u64, status: &Value) -> Sent<NodeUpdate> {
-        serde_json::from_value(object(version, status)).unwrap()
+        serde_json::from_value(update(version, status)).unwrap()
     }
 
     fn failed(category: &str) -> Value {
@@ -197,7 +202,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_list_with_one_that_is_not_understood_is_a_list_and_so_is_it_in_a_watch() {
-        let (good, bad) = (object(7, &failed("Network")), object(8, &failed("Volcano")));
+        let (good, bad) = (update(7, &failed("Network")), update(8, &failed("Volcano")));
         let list = json!({
             "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdateList", "metadata": {"resourceVersion": "9"},
             "items": [good, bad],

@@ -86,13 +86,10 @@ impl Fact for UpdateFact {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sent::tests::untyped;
+    use crate::sent::tests::{object, untyped};
 
-    fn update(spec: serde_json::Value, status: serde_json::Value) -> serde_json::Value {
-        serde_json::json!({
-            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
-            "metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}, "spec": spec, "status": status,
-        })
+    fn update(spec: &serde_json::Value, status: &serde_json::Value) -> serde_json::Value {
+        object("NodeUpdate", "n1", 7, spec, status)
     }
 
     #[test]
@@ -101,13 +98,13 @@ mod tests {
         let disruption = serde_json::json!({"grantedAt": "2026-11-21T12:00:00Z", "wasCordoned": false, "cause": cause});
         let spec = serde_json::json!({"policy": "workers", "goal": "Staged", "disruption": disruption});
         let volcano = serde_json::json!({"bootID": "b2", "bootControl": {"backend": "Volcano", "counting": "Works"}});
-        let object = untyped::<NodeUpdate>(update(spec.clone(), volcano));
+        let object = untyped::<NodeUpdate>(update(&spec, &volcano));
         let fact = UpdateFact::presumed(&object, None).unwrap();
         assert!(fact.facts.spec.disruption.is_some() && fact.facts.status.boot_control.is_none());
         assert_eq!((fact.facts.status.boot_id.as_deref(), fact.resource_version.as_str()), (Some("b2"), "7"));
 
         let eclipse = serde_json::json!({"policy": "workers", "goal": "Eclipse"});
-        let object = untyped::<NodeUpdate>(update(eclipse, serde_json::json!({"bootID": "b3"})));
+        let object = untyped::<NodeUpdate>(update(&eclipse, &serde_json::json!({"bootID": "b3"})));
         assert_eq!(UpdateFact::presumed(&object, None), None);
         let before = UpdateFact { resource_version: "6".to_owned(), ..fact };
         let fact = UpdateFact::presumed(&object, Some(&before)).unwrap();

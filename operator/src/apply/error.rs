@@ -93,8 +93,12 @@ impl ApplyError {
         match self {
             Self::TooSlow { .. } | Self::Conflict(_) => true,
             Self::Api { source, .. } => match &**source {
-                // Of a time that ran out (504) the API server does not know it either.
-                kube::Error::Api(status) => status.code == 504,
+                kube::Error::Api(status) => match status.code {
+                    // What etcd did not confirm in time ("etcdserver: request timed out") it may carry out yet. A webhook is asked before.
+                    500 => !status.message.contains("failed calling webhook"),
+                    // Neither does a gateway know it, nor the API server when its time ran out.
+                    code => matches!(code, 502 | 504),
+                },
                 _ => true,
             },
             _ => false,
@@ -119,6 +123,9 @@ mod tests {
             (409, "conflict", true, true),
             (403, "refused", false, false),
             (422, "refused", false, false),
+            (429, "api", false, false),
+            (500, "api", false, true),
+            (502, "api", false, true),
             (503, "api", false, false),
             (504, "api", false, true),
         ] {
@@ -127,6 +134,9 @@ mod tests {
             let found = (error.category(), error.is_stale(), error.is_unknown());
             assert_eq!(found, (category, stale, unknown), "{code}");
         }
+        let webhook = "Internal error occurred: failed calling webhook \"updates.example.com\": connection refused";
+        let status = serde_json::from_value(serde_json::json!({"code": 500, "message": webhook})).unwrap();
+        assert!(!ApplyError::of("Node n1", kube::Error::Api(Box::new(status))).is_unknown(), "etcd was not asked");
         assert!(ApplyError::TooSlow { action: "Grant" }.is_unknown());
         assert!(ApplyError::of("Node n1", kube::Error::LinesCodecMaxLineLengthExceeded).is_unknown(), "no answer");
         assert!(!ApplyError::from(Mismatch::BootId).is_unknown(), "nothing was written");

@@ -60,7 +60,10 @@ impl Forgetting {
         while let Some(ended) = self.tasks.try_join_next_with_id() {
             let (id, outcome) = match ended {
                 Ok(ended) => ended,
-                Err(error) => (error.id(), Outcome::Failed),
+                Err(error) => {
+                    tracing::error!(error = crate::one_line(&error), "the removal of a Freeze broke off");
+                    (error.id(), Outcome::Failed)
+                }
             };
             let record = self.under_way.remove(&id);
             match outcome {
@@ -100,10 +103,7 @@ impl Writer {
             room -= 1;
             let (writer, step, name) = (self.clone(), step.clone(), freeze.clone());
             forgetting.begin(record, async move {
-                let removed = match tokio::time::timeout(super::SLOW, writer.remove(&name, &step)).await {
-                    Ok(removed) => removed,
-                    Err(_) => Err(ApplyError::TooSlow { action: step.action.name() }),
-                };
+                let removed = super::in_time(&step, writer.remove(&name, &step)).await;
                 writer.note_removal(&name, &step, &removed)
             });
         }

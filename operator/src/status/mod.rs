@@ -198,8 +198,8 @@ impl StatusWriter {
         if self.nodes.len() > report.nodes.len().saturating_add(GONE) {
             let there: HashSet<&str> = report.nodes.iter().map(|node| &*node.node).collect();
             self.nodes.retain(|node, _| there.contains(&**node));
-            self.policies.retain(|_, at| *at + REMEMBERED > instant);
         }
+        self.policies.retain(|_, at| *at + REMEMBERED > instant);
         self.backoff.forget(instant);
         next
     }

@@ -411,9 +411,14 @@ impl<'a> ClusterBudget<'a> {
         let what = if first.etcd { "a member of etcd" } else { "a control plane" };
         let others = self.members.gone.len().saturating_sub(1);
         let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
+        let then = if first.returned {
+            "spec.removedClusterMembers named it while it was there: take it out of that list, and once it was taken out of the \
+             cluster for good, name it there again"
+        } else {
+            "once it was taken out of the cluster for good, name it in spec.removedClusterMembers"
+        };
         let message = format!(
-            "the Node of {}, with {what}, is gone{more}, and its machine may be down or etcd still count it: once it was taken \
-             out of the cluster for good, name it in spec.removedClusterMembers",
+            "the Node of {}, with {what}, is gone{more}, and its machine may be down or etcd still count it: {then}",
             first.node
         );
         Some(Wait::new(WaitReason::ControlPlane, message).of("Node", None, &first.node))

@@ -138,42 +138,16 @@ fn in_order(nodes: BTreeMap<&str, Vec<usize>>, steps: &[Step], snapshot: &Snapsh
 mod tests {
     use super::*;
     use crate::{
-        Action, Expect, Plan,
-        plan::Taint,
+        Action, Plan,
+        plan::{
+            Taint,
+            samples::{at, grant, rest, step},
+        },
         snapshot::{Ending, Write},
     };
 
-    fn at(second: u64) -> Duration {
-        Duration::from_secs(second)
-    }
-
-    fn step(action: Action) -> Step {
-        Step { action, expect: Expect::default(), cause: None, says: String::new() }
-    }
-
-    fn rest(node: &str) -> Step {
-        step(Action::Rest { node: node.to_owned() })
-    }
-
     fn cordon(node: &str) -> Step {
         step(Action::Cordon { node: node.to_owned(), mark: String::new() })
-    }
-
-    fn grant(node: &str) -> Step {
-        let object = bascule_api::ObjectRef { kind: "UpdatePolicy".to_owned(), namespace: None, name: "p".to_owned() };
-        step(Action::Grant {
-            node: node.to_owned(),
-            boot_id: String::new(),
-            generation: 1,
-            cause: bascule_api::Cause { object, user: None },
-            was_cordoned: false,
-            at: bascule_api::Time::default(),
-            drain_begins: true,
-            budgets_open_within: None,
-            closed_budgets: Vec::new(),
-            daemon_sets: Vec::new(),
-            accept_state: false,
-        })
     }
 
     fn taints(nodes: std::ops::Range<usize>) -> Vec<Step> {

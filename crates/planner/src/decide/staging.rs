@@ -79,10 +79,7 @@ impl<'a> Round<'a> {
                 set: self.set,
             };
             if let Some(wait) = gates::before_staging(&candidate) {
-                self.draft.wake = match (self.draft.wake, wait.until.filter(|until| *until > self.snapshot.now)) {
-                    (Some(wake), Some(until)) => Some(wake.min(until)),
-                    (wake, until) => wake.or(until),
-                };
+                self.draft.wake(wait.until, self.snapshot.now);
                 continue;
             }
             let Some(release) = choice::reference(policy, view, &install.release.version) else { continue };

@@ -525,13 +525,15 @@ fn control_plane(snapshot: &Snapshot, granted: &[Granted<'_>], found: &mut Vec<V
     }
 }
 
-/// A node that is remembered to carry the cluster, whose Node object is not there and that nobody said was taken out.
+/// A node that is remembered to carry the cluster, whose Node object is not there and that nobody said was taken out, or only before
+/// it was there again.
 fn gone_member(snapshot: &Snapshot) -> Option<&str> {
     let is_there = |name: &str| snapshot.nodes.iter().any(|node| *node.name == *name);
     let specs = || snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok()).map(|valid| &valid.spec);
     let taken_out = |name: &str| specs().any(|spec| spec.removed_cluster_members.iter().any(|removed| removed == name));
     let members = snapshot.policies.iter().flat_map(|policy| &policy.status.cluster_members);
-    members.map(|member| member.node.as_str()).find(|name| !is_there(name) && !taken_out(name))
+    let mut gone = members.filter(|member| !is_there(&member.node));
+    gone.find(|member| member.returned || !taken_out(&member.node)).map(|member| member.node.as_str())
 }
 
 /// A drain that can't succeed now is not begun, unless somebody said what else is to happen.

@@ -304,7 +304,8 @@ pub enum MemoryChange {
     Maintenance(&'static str, String),
     /// Drains, boots or health checks took other times than known.
     Timed,
-    /// Nodes with a control plane or a member of etcd were seen for the first time, or taken out for good.
+    /// Nodes with a control plane or a member of etcd were seen for the first time, were taken out for good, or are there although
+    /// somebody said so.
     Members,
     /// A wave was complete for the first time, or the waves begin anew with another release.
     Waves,

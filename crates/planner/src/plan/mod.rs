@@ -3,6 +3,8 @@
 mod action;
 mod effect;
 mod expect;
+#[cfg(test)]
+pub(crate) mod samples;
 mod schedule;
 
 pub use action::{Action, HookOrder, MemoryChange, Taint};

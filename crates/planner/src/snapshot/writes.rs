@@ -221,19 +221,10 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Expect, plan::Taint};
-
-    fn at(second: u64) -> Duration {
-        Duration::from_secs(second)
-    }
-
-    fn step(action: Action) -> Step {
-        Step { action, expect: Expect::default(), cause: None, says: String::new() }
-    }
-
-    fn rest(node: &str) -> Step {
-        step(Action::Rest { node: node.to_owned() })
-    }
+    use crate::plan::{
+        Taint,
+        samples::{at, grant, rest, step},
+    };
 
     fn taint(node: &str, taint: Taint) -> Step {
         step(Action::Taint { node: node.to_owned(), taint })
@@ -241,23 +232,6 @@ mod tests {
 
     fn plan(steps: &[Step]) -> Plan {
         Plan { steps: steps.to_vec(), ..Plan::default() }
-    }
-
-    fn grant(node: &str) -> Step {
-        let object = bascule_api::ObjectRef { kind: "UpdatePolicy".to_owned(), namespace: None, name: "p".to_owned() };
-        step(Action::Grant {
-            node: node.to_owned(),
-            boot_id: String::new(),
-            generation: 1,
-            cause: bascule_api::Cause { object, user: None },
-            was_cordoned: false,
-            at: bascule_api::Time::default(),
-            drain_begins: true,
-            budgets_open_within: None,
-            closed_budgets: Vec::new(),
-            daemon_sets: Vec::new(),
-            accept_state: false,
-        })
     }
 
     #[test]

@@ -38,7 +38,24 @@ mod tests {
         assert_eq!(policy_pause(&status, &status), None);
         let counted = UpdatePolicyStatus { counts: Counts { in_progress: 1, ..Counts::default() }, ..status.clone() };
         assert_eq!(policy_pause(&status, &counted), Some(DETAILS));
+        let failed = UpdatePolicyStatus { counts: Counts { failed: 1, ..Counts::default() }, ..status.clone() };
         let observed = UpdatePolicyStatus { observed_generation: Some(2), ..status.clone() };
-        assert_eq!(policy_pause(&status, &observed), Some(NEWS));
+        for news in [failed, observed] {
+            assert_eq!(policy_pause(&status, &news), Some(NEWS), "{news:?}");
+        }
+    }
+
+    #[test]
+    fn another_reason_or_condition_is_news_and_another_sentence_is_none() {
+        let said = |reason: &str, accepted: &str, words: &str| -> UpdatePolicyStatus {
+            let waits = serde_json::json!({"reason": reason, "message": words});
+            let accepted = serde_json::json!({"type": "Accepted", "status": accepted, "reason": "Valid", "message": words,
+                "lastTransitionTime": "2026-11-21T12:00:00Z"});
+            serde_json::from_value(serde_json::json!({"waitsFor": waits, "conditions": [accepted]})).unwrap()
+        };
+        let status = said("Wave", "True", "2 of 3 nodes");
+        assert_eq!(policy_pause(&status, &said("Wave", "True", "3 of 3 nodes")), Some(DETAILS));
+        assert_eq!(policy_pause(&status, &said("Freeze", "True", "2 of 3 nodes")), Some(NEWS));
+        assert_eq!(policy_pause(&status, &said("Wave", "False", "2 of 3 nodes")), Some(NEWS));
     }
 }

@@ -411,14 +411,31 @@ impl World {
         known.any(|member| member.node == name)
     }
 
+    /// The members of etcd that a person can say were taken out. Whoever was there again while its name stood in the list has to be
+    /// taken out of that first.
+    fn to_be_named(&self) -> BTreeSet<String> {
+        let nodes = self.snapshot.nodes.iter().chain(&self.lost).filter(|node| carries(node));
+        let there = nodes.map(|node| &*node.name);
+        let known = || self.snapshot.policies.iter().flat_map(|policy| &policy.status.cluster_members);
+        let returned = known().filter(|member| member.returned).map(|member| member.node.as_str());
+        let not_these: BTreeSet<&str> = there.chain(returned).collect();
+        let gone = known().map(|member| &member.node).filter(|name| !not_these.contains(name.as_str()));
+        gone.cloned().collect()
+    }
+
+    /// In peace people name those, too, whom they had to take out of the list first.
+    pub(super) fn name_members_again(&mut self) {
+        let specs = self.snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
+        let named: BTreeSet<String> = specs.flat_map(|valid| &valid.spec.removed_cluster_members).cloned().collect();
+        if !self.to_be_named().is_subset(&named) {
+            self.take_out_members();
+        }
+    }
+
     /// A person takes members whose machines are gone out of etcd, and says so.
     fn take_out_members(&mut self) {
         self.dead.clear();
-        let nodes = self.snapshot.nodes.iter().chain(&self.lost).filter(|node| carries(node));
-        let there: BTreeSet<&str> = nodes.map(|node| &*node.name).collect();
-        let known = self.snapshot.policies.iter().flat_map(|policy| &policy.status.cluster_members);
-        let gone = known.map(|member| &member.node).filter(|name| !there.contains(name.as_str()));
-        let gone: BTreeSet<String> = gone.cloned().collect();
+        let gone = self.to_be_named();
         for policy in &mut self.snapshot.policies {
             let policy = Arc::make_mut(policy);
             if let Ok(valid) = &policy.spec {

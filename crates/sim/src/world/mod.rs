@@ -442,6 +442,7 @@ impl World {
         let mut quiet = 0;
         for _ in 0..MOST_ROUNDS {
             let told = self.story.len();
+            self.name_members_again();
             self.round()?;
             let (plan, report) = self.plan(&self.snapshot);
             let calm = self.machines.values().all(Machine::is_calm)

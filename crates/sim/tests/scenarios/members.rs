@@ -70,6 +70,30 @@ fn a_word_of_a_removal_does_not_outlive_the_return_of_the_node() {
 }
 
 #[test]
+fn a_word_of_a_removal_does_not_hide_the_next_loss_of_a_node_that_returned() {
+    let mut world = three_members(&json!({"removedClusterMembers": ["c1"]}));
+    nothing_moves(&mut world);
+    world.remove_node("c1");
+    nothing_moves(&mut world);
+    let said = state("a1", &world);
+    assert!(said.contains("the Node of c1") && said.contains("take it out of that list"), "{said}");
+    // What a policy that can't be used names is not known, and then it is the old word again.
+    let window = json!([{"schedule": "0 22 * * *", "duration": "5h", "timeZone": "Europe/Berln"}]);
+    let wrong = bascule_planner::validate(&build::spec(&json!({"maintenanceWindows": window}))).map(Arc::new);
+    assert!(wrong.is_err());
+    world.policy("workers", |policy| policy.spec = wrong.clone());
+    nothing_moves(&mut world);
+    removed(&mut world, &["c1"]);
+    nothing_moves(&mut world);
+    // A new word is one that was not there before.
+    removed(&mut world, &[]);
+    nothing_moves(&mut world);
+    assert!(state("a1", &world).contains("name it in spec.removedClusterMembers"), "{}", world.shown());
+    removed(&mut world, &["c1"]);
+    world.until(600, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+}
+
+#[test]
 fn a_member_that_is_not_seen_on_its_node_is_not_healthy() {
     let mut world = three_members(&json!({"paused": true}));
     world.operate_for(None).unwrap();

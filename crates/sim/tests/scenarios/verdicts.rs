@@ -55,6 +55,16 @@ fn last(world: &World, name: &str) -> LastDisruption {
     node(world, name).update.as_ref().unwrap().spec.last_disruption.clone().unwrap()
 }
 
+/// A trial that nobody could judge is over. The others go on, whose policy is there all the time.
+fn ends_unproven(world: &mut World, name: &str) {
+    let free = |world: &World| node(world, name).update.as_ref().unwrap().spec.disruption.is_none();
+    world.until(200, free).unwrap();
+    assert_eq!(last(world, name).outcome, DisruptionOutcome::Unproven, "{}", world.story());
+    world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
+    blames_nobody(world);
+    assert!(state(name, world).contains("FailedHere"), "{}", world.shown());
+}
+
 fn blames_nobody(world: &World) {
     for policy in &world.snapshot.policies {
         assert!(policy.status.failures.is_empty() && policy.status.blocked.is_empty(), "{}", world.story());
@@ -135,13 +145,7 @@ fn a_trial_that_ends_while_nobody_can_judge_it_blames_nobody() {
         live(&mut world, seconds - since);
         assert_eq!(granted(&world) == 0, ends_before, "{}", world.story());
         mend(&mut world, &before);
-        let free = |world: &World| node(world, &name).update.as_ref().unwrap().spec.disruption.is_none();
-        world.until(200, free).unwrap();
-        assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Unproven, "{}", world.story());
-        // The others, whose policy is there all the time, go on.
-        world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
-        blames_nobody(&world);
-        assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
+        ends_unproven(&mut world, &name);
     }
 }
 
@@ -163,12 +167,7 @@ fn a_trial_that_ends_while_its_node_or_its_policy_can_not_be_read_blames_nobody(
         } else {
             unreadable::change(&mut world, &name, |node| (node.unreadable, node.read_again) = (None, Some(now)));
         }
-        let free = |world: &World| node(world, &name).update.as_ref().unwrap().spec.disruption.is_none();
-        world.until(200, free).unwrap();
-        assert_eq!(last(&world, &name).outcome, DisruptionOutcome::Unproven, "{}", world.story());
-        world.until(1_000, |world| on(world, "1.1") == 2 && granted(world) == 0).unwrap();
-        blames_nobody(&world);
-        assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
+        ends_unproven(&mut world, &name);
     }
 }
 
