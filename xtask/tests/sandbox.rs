@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are not `#[test]` functions themselves")]
 
+#[path = "sandbox/prometheus.rs"]
+mod prometheus;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -16,6 +19,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
+use prometheus::{Prometheus, operators_of};
 use serde_json::Value;
 
 /// Any seed must end the same; each kills some thirty times, at moments of its own.
@@ -213,6 +217,62 @@ fn the_api_stays_while_every_machine_that_carries_it_reboots() {
     assert_eq!(reboots, [1, 1, 1]);
     assert_eq!(report["acts"].as_array().unwrap().len(), 3);
     nothing_runs_in(folder.path());
+}
+
+/// A sandbox that goes on after its story; it ends with the test.
+struct Kept(Child);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            interrupt(&self.0);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Reads on until a line has this text. What else was said goes into the message where none has.
+fn read_until(lines: &mut impl Iterator<Item = String>, text: &str) {
+    let mut said = Vec::new();
+    for line in lines {
+        let found = line.contains(text);
+        said.push(line);
+        if found {
+            return;
+        }
+    }
+    panic!("the sandbox never said \"{text}\":\n{}", said.join("\n"));
+}
+
+/// Nothing of the rules is changed here: of the release that fails in act 3 they tell at once, and for an hour.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_scrapes_the_sandbox_and_its_bad_release_fires_an_alert() {
+    bascule_tests::install_tls_provider();
+    let (folder, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut command = sandbox(folder.path());
+    command.args(["--until", "3", "--keep"]).stdout(Stdio::piped());
+    let mut playing = Kept(command.spawn().unwrap());
+    let mut lines = BufReader::new(playing.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    read_until(&mut lines, "act 2/5");
+    // Act 2 drains each operator off its node, and its pod has another address then: Prometheus is told, as it is by a PodMonitor.
+    let prometheus = Prometheus::start(kept.path(), folder.path());
+    prometheus.until("an operator is scraped that leads", "sum(bascule_leader) == 1").await;
+    let fires = "ALERTS{alertname=\"BasculeReleaseFails\", alertstate=\"firing\"}";
+    assert_eq!(prometheus.gives(fires).await, Vec::<Value>::new(), "before any release fails");
+    read_until(&mut lines, "everything is still running");
+
+    let fired = prometheus.until("the alert fires", fires).await;
+    assert_eq!(fired[0]["metric"]["severity"], "warning", "{fired:?}");
+    let replicas = operators_of(folder.path()).len();
+    assert!(replicas > 1, "the sandbox runs operators that take over from each other, not {replicas}");
+    prometheus.until("each replica is read", &format!("count(up == 1) == {replicas}")).await;
+    prometheus.until("one leads", "sum(bascule_leader) == 1").await;
+    let headless = "ALERTS{alertname=\"BasculeNoLeader\", alertstate=\"firing\"}";
+    assert_eq!(prometheus.gives(headless).await, Vec::<Value>::new(), "one leads");
+    interrupt(&playing.0);
+    // What else it prints is read, so that it does not wait for a full pipe.
+    let rest: Vec<String> = lines.collect();
+    assert!(playing.0.wait().unwrap().success(), "an invariant did not hold: {rest:?}");
 }
 
 fn interrupt(child: &Child) {
