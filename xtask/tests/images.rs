@@ -8,6 +8,9 @@
     reason = "helpers of tests are not `#[test]` functions themselves"
 )]
 
+#[path = "images/without.rs"]
+mod without;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -19,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bascule_api::{NodeError, NodeUpdate, UpdatePolicy, WaitReason, conditions};
+use bascule_api::{NodeUpdate, UpdatePolicy};
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::layout::Sizes;
@@ -217,6 +220,9 @@ impl Runtime for Machinery {
         // Each container has a root of its own.
         let root = self.folder.join(&name);
         copy_folder(&image.root, &root).map_err(|error| error.to_string())?;
+        if self.host.join(NO_AUTHORITIES).exists() {
+            fs::remove_dir_all(root.join("etc/ssl")).map_err(|error| error.to_string())?;
+        }
         let image = Image { root, ..image.clone() };
         let node = Node {
             root: self.host.clone(),
@@ -346,6 +352,8 @@ fn host(folder: &Path, trust_root: &str) -> PathBuf {
     root
 }
 
+/// A host with this file gets containers without the certificate authorities of their image.
+const NO_AUTHORITIES: &str = "no-authorities";
 /// Where a host of [`whole_host`] keeps what its kernel was started with.
 const COMMAND_LINE: &str = "cmdline";
 /// LoaderFeatures (systemd, "The Boot Loader Interface"), of a boot loader that counts boots, with an EFI variable's attributes before it.
@@ -365,124 +373,6 @@ fn whole_host(folder: &Path, trust_root: &str) -> PathBuf {
     fs::write(root.join("sys/firmware/efi/efivars").join(LOADER_FEATURES), COUNTS_BOOTS).unwrap();
     fs::write(root.join(COMMAND_LINE), format!("roothash={} ro\n", release.root_hash)).unwrap();
     root
-}
-
-/// A system bus with a logind that nobody asked to hold anything back.
-struct Bus {
-    _daemon: Supervised,
-    /// Held: the service ends with it.
-    _logind: zbus::Connection,
-}
-
-struct Logind;
-
-#[zbus::interface(name = "org.freedesktop.login1.Manager")]
-impl Logind {
-    async fn list_inhibitors(&self) -> Vec<(String, String, String, String, u32, u32)> {
-        Vec::new()
-    }
-}
-
-impl Bus {
-    /// Where a host has it.
-    async fn start(host: &Path) -> Self {
-        let address = format!("unix:path={}", host.join("run/dbus/system_bus_socket").display());
-        let config = host.join("bus.conf");
-        let text = format!(
-            "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
-             \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n<busconfig><type>custom</type>\
-             <listen>{address}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" \
-             eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/></policy></busconfig>\n"
-        );
-        fs::write(&config, text).unwrap();
-        let config = format!("--config-file={}", config.display());
-        let arguments = [config.as_str(), "--nofork", "--nopidfile"];
-        let daemon = Supervised::start(Path::new("dbus-daemon"), arguments, &[], &host.join("bus.log")).unwrap();
-        let serving = async {
-            loop {
-                let builder = zbus::connection::Builder::address(address.as_str()).name("org.freedesktop.login1");
-                match builder.serve_at("/org/freedesktop/login1", Logind).build().await {
-                    Ok(connection) => return connection,
-                    // It does not listen yet.
-                    Err(_) => sleep(Duration::from_millis(100)).await,
-                }
-            }
-        };
-        let served = timeout(PATIENCE, serving).await;
-        let logind = served.unwrap_or_else(|_| panic!("no bus: {}", daemon.log_tail(20)));
-        Self { _daemon: daemon, _logind: logind }
-    }
-}
-
-/// Nodes whose agent has to do without something, and what it says of that: its kind, the cause, and what mends it.
-const WITHOUT: [(&str, NodeError, [&str; 2]); 4] = [
-    ("no-disk", NodeError::Storage, ["the disk /dev/disk.img can't be opened", "slots.disk"]),
-    ("no-esp", NodeError::Storage, ["no boot partition is mounted at /efi", "boot.partition"]),
-    ("no-bus", NodeError::SystemBus, ["logind can't be reached on the system bus", "/run/dbus"]),
-    ("no-root", NodeError::Settings, ["the trust root /usr/lib/bascule/root.json can't be read", "in the OS image"]),
-];
-
-/// None of them ends before it could say so, and what nobody asks for before a release is to be staged is said at the start, too.
-async fn agents_that_miss_something_say_so(
-    control_plane: &ControlPlane,
-    images: &BTreeMap<&'static str, Image>,
-    folder: &Path,
-    trust_root: &str,
-) {
-    let client = control_plane.client().await.unwrap();
-    // The containers' kernel is this machine's.
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
-    let (mut kubelets, mut buses, mut nodes) = (Vec::new(), Vec::new(), Vec::new());
-    for (node, category, parts) in WITHOUT {
-        let root = whole_host(&folder.join(node), trust_root);
-        match node {
-            "no-disk" => fs::remove_file(root.join("dev/disk.img")).unwrap(),
-            "no-esp" => fs::remove_dir_all(root.join("efi/EFI")).unwrap(),
-            "no-root" => fs::remove_file(root.join("usr/lib/bascule/root.json")).unwrap(),
-            _ => {}
-        }
-        if node != "no-bus" {
-            buses.push(Bus::start(&root).await);
-        }
-        let kubelet = control_plane.kubelet(node).unwrap().client().await.unwrap();
-        let machinery = Machinery::new(control_plane, images, root, folder.join(node).join("pods"), kubelet.clone());
-        let runtime = Arc::clone(&machinery) as Arc<dyn Runtime>;
-        let machine = Machine { boot_id: boot_id.clone(), ..Machine::named(node, "a") };
-        kubelets.push(Kubelet::start(kubelet, machine, Health::Good, runtime));
-        nodes.push((node, category, parts, machinery));
-    }
-    for (node, category, parts, machinery) in &nodes {
-        let says = |text: &str| parts.iter().all(|part| text.contains(*part));
-        let told = |update: &NodeUpdate| {
-            let Some(status) = &update.status else { return false };
-            let error = status.last_error.as_ref();
-            let condition = conditions::get(&status.conditions, conditions::AGENT_HEALTHY);
-            // Who can't look at the machine, or must not, is not asked to stage anything.
-            let explained = *category != NodeError::SystemBus
-                || status
-                    .rollout
-                    .as_ref()
-                    .is_some_and(|rollout| rollout.reason == WaitReason::StagingFailed && says(&rollout.message));
-            error.is_some_and(|error| error.category == *category && says(&error.message))
-                && condition.is_some_and(|one| one.status == "False" && says(&one.message))
-                && explained
-        };
-        machinery.until(Api::<NodeUpdate>::all(client.clone()), node, told).await;
-    }
-    for (node, _, _, machinery) in &nodes {
-        let log = machinery.logs();
-        let warned = |so: &str, of: &str| log.lines().any(|line| line.contains(so) && line.contains(of));
-        let missing = (
-            warned("no release can be staged here", "there is no system bus at /run/dbus/"),
-            warned("the agent only reports", "the trust root /usr/lib/bascule/root.json"),
-        );
-        assert_eq!(missing, (*node == "no-bus", *node == "no-root"), "{node}: {log}");
-        let mut running = machinery.running.lock().unwrap();
-        assert_eq!(running.len(), 1, "{node}");
-        for one in running.values_mut() {
-            assert_eq!(one.process.ended().unwrap(), None, "{node} ended: {}", one.process.log_tail(20));
-        }
-    }
 }
 
 #[test]
@@ -553,7 +443,7 @@ async fn what_is_shipped_starts_as_its_manifests_say() {
         })
         .await;
     machinery.until_ready().await;
-    agents_that_miss_something_say_so(&control_plane, &images, folder, &trust_root).await;
+    without::agents_that_miss_something_say_so(&control_plane, &images, folder, &trust_root).await;
 
     // Nothing was refused by Pod Security, and nobody died.
     let events = Api::<Event>::all(client).list(&ListParams::default()).await.unwrap();
