@@ -81,6 +81,18 @@ pub enum EffectError {
         /// What became of it.
         what: String,
     },
+    /// There is a hook, and nobody to ask whether it ran.
+    #[error(
+        "the OS image has the hook {unit}, and nobody can be asked to start it: let the agent talk to \
+         org.freedesktop.systemd1 on the system bus"
+    )]
+    HookUnasked {
+        /// Its unit.
+        unit: String,
+        /// Why.
+        #[source]
+        source: BusError,
+    },
     /// What came before took so long that the rest is not wanted any more.
     #[error("it is not wanted any more")]
     Unwanted,
@@ -115,7 +127,7 @@ impl EffectError {
             Self::Apply(error) => of_apply(error),
             Self::ReadBack(CheckError::Read { .. }) => NodeError::Storage,
             Self::ReadBack(_) | Self::Superblock(_) => NodeError::Trust,
-            Self::Bus(_) | Self::Inhibited { .. } => NodeError::SystemBus,
+            Self::Bus(_) | Self::Inhibited { .. } | Self::HookUnasked { .. } => NodeError::SystemBus,
             Self::Hook { .. } => NodeError::Hook,
         }
     }
@@ -123,7 +135,9 @@ impl EffectError {
     /// Whether trying again soon may help without anybody's doing.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Bus(_) | Self::Inhibited { .. } | Self::Observe(ObserveError::Bus(_)) => true,
+            Self::Bus(_) | Self::Inhibited { .. } | Self::HookUnasked { .. } | Self::Observe(ObserveError::Bus(_)) => {
+                true
+            }
             Self::Fetch(error) => error.transient,
             Self::Boot(error) => error.is_transient(),
             Self::Unfit(error) => fetched(error).is_some_and(|(_, transient)| transient),

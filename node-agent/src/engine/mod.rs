@@ -15,11 +15,11 @@ pub use slot::StageLimits;
 
 use crate::boot::{self, BootFolder, DigestCache};
 use crate::core::boot::{BootPurpose, waiting_name};
-use crate::core::{Effect, Event, HOOK_LIMIT, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
+use crate::core::{Effect, Event, HOOK_LIMIT, Hook, JOURNAL_FILE, Journal, MAX_JOURNAL, ReleaseTarget};
 use crate::fitness::{self, Wanted};
 use crate::gpt::{Change, Table};
-use crate::host::{Host, Inhibition, ResolvedRelease, UnitRun};
-use crate::observe::{self, LookSettings, RunningSlots};
+use crate::host::{BusError, Host, Inhibition, ResolvedRelease, UnitRun};
+use crate::observe::{self, LookSettings, ObserveError, RunningSlots};
 use crate::slots;
 
 /// Name of the file by which the guard is told that the trial is over.
@@ -120,6 +120,7 @@ impl Engine {
                 // Where logind can't be asked nothing that is staged is ever booted. That is said now, and not when the node
                 // has been drained for it.
                 self.host.bus.inhibitors()?;
+                self.hook_can_be_asked_for(&Hook::BeforeArm.unit(&query.version))?;
                 let release = self.host.releases.resolve(query)?;
                 let manifest = Arc::new(release.manifest().clone());
                 self.resolved = Some((query.digest.clone(), release));
@@ -360,9 +361,34 @@ impl Engine {
         }
     }
 
+    /// Whether the image has a hook, by its files.
+    fn has_hook(&self, unit: &str) -> Result<bool, ObserveError> {
+        self.host.system.has_unit(unit).map_err(|source| ObserveError::Read { what: "the folders of units", source })
+    }
+
+    /// Refuses an image with a hook where nobody can be asked to start it.
+    fn hook_can_be_asked_for(&self, unit: &str) -> Result<(), EffectError> {
+        if self.has_hook(unit)? {
+            let asked = self.host.bus.unit_states(&[unit.to_owned()]);
+            asked.map_err(|source| EffectError::HookUnasked { unit: unit.to_owned(), source })?;
+        }
+        Ok(())
+    }
+
     fn run_hook(&self, unit: &str) -> Result<(), EffectError> {
         let failed = |what| Err(EffectError::Hook { unit: unit.to_owned(), what });
-        match self.host.bus.run_unit(unit, HOOK_LIMIT)? {
+        let end = match self.host.bus.run_unit(unit, HOOK_LIMIT) {
+            // Who has no hook needs nobody to start it.
+            Err(source @ BusError::NotAsked { .. }) if self.has_hook(unit)? => {
+                return Err(EffectError::HookUnasked { unit: unit.to_owned(), source });
+            }
+            Err(error @ BusError::NotAsked { .. }) => {
+                tracing::info!(unit, why = in_one_line(&error), "the OS image has no such hook, by its files");
+                UnitRun::Absent
+            }
+            end => end?,
+        };
+        match end {
             UnitRun::Absent => Ok(()),
             UnitRun::Done => {
                 tracing::info!(unit, "the OS image's hook is done");

@@ -238,6 +238,10 @@ mod tests {
             let io = Stall { share: 95.0, total: *self.stalled.lock().unwrap() };
             Ok(Some(Pressure { io, ..Pressure::default() }))
         }
+
+        fn has_unit(&self, _unit: &str) -> io::Result<bool> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
     }
 
     /// A transfer of `work` seconds. How long it rests.

@@ -70,6 +70,13 @@ pub trait SystemInfo: Send + Sync {
 
     /// Pressure now, `None` where the kernel does not tell.
     fn pressure(&self) -> io::Result<Option<Pressure>>;
+
+    /// Whether there is a file for a unit, or for the template that it is an instance of, and no mask over it. For where systemd
+    /// can't be asked: a pod sees the files of the OS image and no others.
+    ///
+    /// # Errors
+    /// A place where units lie can't be looked at.
+    fn has_unit(&self, unit: &str) -> io::Result<bool>;
 }
 
 /// The agent's folder on storage that survives reboots and updates. Names are plain file names.
@@ -160,6 +167,14 @@ pub enum BusError {
         /// Its words.
         message: String,
     },
+    /// The bus is there, and lets the agent ask this service nothing, or not see it.
+    #[error("{service} can't be asked on this system bus: {message}")]
+    NotAsked {
+        /// The service.
+        service: &'static str,
+        /// The bus' words, or the service's.
+        message: String,
+    },
 }
 
 /// logind and systemd over D-Bus. No call hangs: each ends with [`BusError::Slow`] after a bounded time.
@@ -178,5 +193,8 @@ pub trait SystemBus: Send + Sync {
 
     /// Starts a unit that ends by itself (`Type=oneshot`), anew where it is active already, and waits for its end. After `limit` it
     /// is stopped.
+    ///
+    /// # Errors
+    /// [`BusError::NotAsked`]: whether there is such a unit is not known, and nothing was begun.
     fn run_unit(&self, unit: &str, limit: std::time::Duration) -> Result<UnitRun, BusError>;
 }

@@ -131,6 +131,20 @@ fn bus_error(service: &'static str, error: zbus::Error) -> BusError {
     }
 }
 
+/// What the first question says where nobody may ask (a policy of the bus), or a proxy in front of the bus shows no such service.
+fn not_asked(error: BusError) -> BusError {
+    match error {
+        BusError::Refused { service, message } => BusError::NotAsked { service, message },
+        BusError::Unreachable { service, source } => match source.downcast_ref::<zbus::fdo::Error>() {
+            Some(zbus::fdo::Error::ServiceUnknown(message) | zbus::fdo::Error::NameHasNoOwner(message)) => {
+                BusError::NotAsked { service, message: message.clone() }
+            }
+            _ => BusError::Unreachable { service, source },
+        },
+        other => other,
+    }
+}
+
 impl SystemBus for LinuxBus {
     fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError> {
         let found = self.call("logind", async |bus| Logind::new(&bus).await?.list_inhibitors().await)?;
@@ -173,7 +187,7 @@ impl SystemBus for LinuxBus {
     fn run_unit(&self, unit: &str, limit: Duration) -> Result<UnitRun, BusError> {
         const SERVICE: &str = "systemd";
         // One was asked for, and it is told by its own name where this one is an alias (a link to another unit).
-        let states = self.unit_states(&[unit.to_owned()])?;
+        let states = self.unit_states(&[unit.to_owned()]).map_err(not_asked)?;
         match states.values().next().map(|state| state.load.as_str()) {
             Some("loaded") => {}
             Some("not-found" | "masked") | None => return Ok(UnitRun::Absent),

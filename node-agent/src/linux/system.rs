@@ -11,6 +11,9 @@ use bascule_image::uki::OsRelease;
 
 /// Longest file that is read here, in bytes.
 const MAX: u64 = 64 << 10;
+/// Where units of people and of packages lie, what counts first at the front (systemd.unit(5), "System Unit Search Path").
+const UNITS: [&str; 4] =
+    ["etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system"];
 
 /// The running system.
 #[derive(Debug)]
@@ -46,6 +49,21 @@ pub(super) fn build_time(root: &Path) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(release.first(&["IMAGE_BUILD_TIME"])?.parse().ok()?, 0)
 }
 
+/// The template of an instance: `a@.service` of `a@b.service`.
+fn template(unit: &str) -> Option<String> {
+    let (name, instance) = unit.split_once('@')?;
+    let (_, kind) = instance.rsplit_once('.')?;
+    Some(format!("{name}@.{kind}"))
+}
+
+/// Whether a unit's file says that there is none: it is empty, or a link to /dev/null (systemd.unit(5), "masked").
+fn is_mask(path: &Path, metadata: &std::fs::Metadata) -> io::Result<bool> {
+    if metadata.is_symlink() {
+        return Ok(std::fs::read_link(path)? == Path::new("/dev/null"));
+    }
+    Ok(metadata.is_file() && metadata.len() == 0)
+}
+
 /// The line `some` (kernel, Documentation/accounting/psi.rst); its total is in microseconds.
 fn some(text: &str) -> Option<Stall> {
     let line = text.lines().find_map(|line| line.strip_prefix("some "))?;
@@ -78,6 +96,21 @@ impl SystemInfo for LinuxSystem {
         let (io, memory) = (share("io")?, share("memory")?);
         Ok(io.zip(memory).map(|(io, memory)| Pressure { io, memory }))
     }
+
+    fn has_unit(&self, unit: &str) -> io::Result<bool> {
+        // A file for the instance goes before the template, wherever each lies.
+        for name in std::iter::once(unit.to_owned()).chain(template(unit)) {
+            for folder in UNITS {
+                let path = self.root.join(folder).join(&name);
+                match std::fs::symlink_metadata(&path) {
+                    Ok(metadata) => return Ok(!is_mask(&path, &metadata)?),
+                    Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(false)
+    }
 }
 
 #[cfg(test)]
@@ -89,5 +122,34 @@ mod tests {
         let text = "some avg10=12.50 avg60=3.00 avg300=1.00 total=70\nfull avg10=1.00 avg60=0.00 avg300=0.00 total=1\n";
         assert_eq!(some(text), Some(Stall { share: 12.5, total: Duration::from_micros(70) }));
         assert_eq!(some("full avg10=1.00"), None);
+    }
+
+    #[test]
+    fn a_unit_is_there_by_its_file_or_its_template_unless_it_is_masked() {
+        const UNIT: &str = "bascule-before-arm@41.3.0.service";
+        let root = tempfile::tempdir().unwrap();
+        let system = LinuxSystem::new(root.path().to_owned());
+        let folder = |name: &str| {
+            let folder = root.path().join(name).join("systemd/system");
+            std::fs::create_dir_all(&folder).unwrap();
+            folder
+        };
+        assert!(!system.has_unit(UNIT).unwrap(), "no folder at all");
+        std::fs::write(folder("usr/lib").join("bascule-before-arm@.service"), "[Service]\n").unwrap();
+        assert!(system.has_unit(UNIT).unwrap());
+        assert!(!system.has_unit("bascule-after-commit@41.3.0.service").unwrap());
+        // A link that leads nowhere here may lead somewhere on the host.
+        let own = folder("etc").join(UNIT);
+        std::os::unix::fs::symlink("/usr/lib/acme/migrate.service", &own).unwrap();
+        assert!(system.has_unit(UNIT).unwrap());
+        std::fs::remove_file(&own).unwrap();
+        let masked = folder("run").join("bascule-before-arm@.service");
+        std::os::unix::fs::symlink("/dev/null", &masked).unwrap();
+        assert!(!system.has_unit(UNIT).unwrap(), "masked by a link");
+        std::fs::remove_file(&masked).unwrap();
+        std::fs::write(&own, "").unwrap();
+        assert!(!system.has_unit(UNIT).unwrap(), "masked by an empty file");
+        std::fs::write(root.path().join("usr/local"), "").unwrap();
+        assert!(system.has_unit("bascule-before-arm@1.0.service").unwrap(), "a file where a folder may be is none");
     }
 }

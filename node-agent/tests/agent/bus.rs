@@ -31,13 +31,18 @@ struct Daemon {
 
 impl Daemon {
     fn start() -> Self {
+        Self::with_policy("")
+    }
+
+    /// One that everybody may ask everything, but for what `policy` says (dbus-daemon(1), `<policy>`).
+    fn with_policy(policy: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("bus.conf");
         let text = format!(
             "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\" \
              \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n<busconfig><type>custom</type>\
              <listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\"><allow send_destination=\"*\" \
-             eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/></policy></busconfig>\n",
+             eavesdrop=\"true\"/><allow own=\"*\"/><allow eavesdrop=\"true\"/></policy>{policy}</busconfig>\n",
             folder.path().join("bus").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -271,6 +276,31 @@ fn a_unit_is_run_to_its_end_and_stopped_when_its_time_is_over() {
     let endless = "bascule-before-arm@2.0.service";
     assert_eq!(bus.run_unit(endless, Duration::from_millis(100)).unwrap(), UnitRun::TimedOut);
     assert_eq!(*logind.stopped.lock().unwrap(), [endless]);
+}
+
+#[test]
+fn a_bus_on_which_systemd_can_not_be_asked_is_none_without_such_a_unit() {
+    let denied = format!("<policy context=\"mandatory\"><deny send_destination=\"{SYSTEMD}\"/></policy>");
+    // A proxy in front of a bus shows what may not be asked as if it were not there.
+    for (policy, is_there) in [(denied.as_str(), true), ("", false)] {
+        let (runtime, daemon) = (runtime(), Daemon::with_policy(policy));
+        // Each on a connection of its own: what is denied is whoever has the name, by all its names.
+        let own = |name: &'static str| zbus::connection::Builder::address(daemon.address.as_str()).name(name);
+        let logind = own(LOGIND).serve_at("/org/freedesktop/login1", Logind::default());
+        let _logind = runtime.block_on(logind.build()).unwrap();
+        let systemd = Systemd { stopped: Arc::default() };
+        let systemd = own(SYSTEMD).serve_at("/org/freedesktop/systemd1", systemd);
+        let _systemd = is_there.then(|| runtime.block_on(systemd.build()).unwrap());
+        let bus = bus(&runtime, &daemon);
+        assert_eq!(bus.inhibitors().unwrap().len(), 1);
+        for unit in ["none@1.0.service", "bascule-done@1.0.service"] {
+            let error = bus.run_unit(unit, TIMEOUT).unwrap_err();
+            assert!(matches!(error, BusError::NotAsked { service: "systemd", .. }), "{policy:?}: {error:?}");
+        }
+    }
+    let runtime = runtime();
+    let gone = LinuxBus::at("unix:path=/nonexistent/bus".to_owned(), runtime.handle().clone(), TIMEOUT);
+    assert!(matches!(gone.run_unit("none@1.0.service", TIMEOUT).unwrap_err(), BusError::Unreachable { .. }));
 }
 
 #[test]

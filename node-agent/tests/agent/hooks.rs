@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -222,4 +223,44 @@ fn a_hook_after_the_commit_that_hangs_does_not_keep_a_node_from_the_release_that
     agent.handle(machine.word(Goal::Booted, &newer, Some(grant))).unwrap();
     assert_eq!(machine.sim.bus.ran()[before..], ["bascule-before-arm@1.2.service"]);
     assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+}
+
+/// On a bus whose policy lets the agent ask logind alone.
+#[test]
+fn an_image_without_hooks_is_armed_and_committed_where_systemd_can_not_be_asked() {
+    let (mut machine, new) = machine();
+    machine.sim.bus.logind_alone.store(true, Ordering::SeqCst);
+    let grant = boots(&mut machine, &new);
+    machine.sim.bus.logind_alone.store(true, Ordering::SeqCst);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Committed, &new, Some(grant))).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!((problem(status), status.trial.is_some()), (None, false));
+    assert!(machine.sim.bus.ran().is_empty());
+}
+
+#[test]
+fn a_hook_that_nobody_can_be_asked_to_start_is_told_while_staging_and_nothing_is_armed_without_it() {
+    let (mut machine, new) = machine();
+    machine.sim.system.bring_unit(BEFORE_ARM);
+    machine.sim.bus.logind_alone.store(true, Ordering::SeqCst);
+    let mut agent = machine.agent();
+    agent.handle(machine.word(Goal::Staged, &new, None)).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!((problem(status), status.staged.is_some()), (Some("SystemBus"), false));
+    let message = &status.last_error.as_ref().unwrap().message;
+    assert!(message.contains(BEFORE_ARM) && message.contains("org.freedesktop.systemd1"), "{message}");
+
+    // Staged while it could be asked, and granted when it can no longer.
+    machine.sim.bus.logind_alone.store(false, Ordering::SeqCst);
+    machine.clock.pass(Duration::from_secs(3_600));
+    agent.handle(Event::Tick).unwrap();
+    let status = agent.published().unwrap();
+    assert_eq!((problem(status), status.staged.is_some()), (None, true));
+    machine.sim.bus.logind_alone.store(true, Ordering::SeqCst);
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    assert_eq!(problem(agent.published().unwrap()), Some("SystemBus"));
+    assert_eq!(entries(agent.state()), (Entry::Good, Entry::None));
+    assert!(machine.sim.bus.reboots().is_empty());
 }

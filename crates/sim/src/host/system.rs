@@ -1,6 +1,6 @@
 //! The rest of the agent's host in one process: firmware variables, system bus, clock, facts of the start, state folder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,6 +79,7 @@ pub struct SimSystem {
     command_line: String,
     os_release: String,
     pressure: Arc<Mutex<Option<Pressure>>>,
+    units: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl SimSystem {
@@ -94,7 +95,13 @@ impl SimSystem {
             command_line: command_line.to_owned(),
             os_release: os_release.to_owned(),
             pressure: Arc::default(),
+            units: Arc::default(),
         }
+    }
+
+    /// The OS image has a file for this unit.
+    pub fn bring_unit(&self, unit: &str) {
+        locked(&self.units).insert(unit.to_owned());
     }
 
     /// From now on the kernel tells this pressure.
@@ -119,6 +126,10 @@ impl SystemInfo for SimSystem {
     fn pressure(&self) -> io::Result<Option<Pressure>> {
         Ok(*locked(&self.pressure))
     }
+
+    fn has_unit(&self, unit: &str) -> io::Result<bool> {
+        Ok(locked(&self.units).contains(unit))
+    }
 }
 
 /// logind and systemd: keeps what was asked.
@@ -132,6 +143,8 @@ pub struct SimBus {
     pub runs: Mutex<BTreeMap<String, UnitRun>>,
     /// There is no bus.
     pub gone: AtomicBool,
+    /// Logind may be asked, and systemd not.
+    pub logind_alone: AtomicBool,
     ran: Mutex<Vec<String>>,
     held: Arc<AtomicUsize>,
     reboots: Mutex<Vec<String>>,
@@ -171,6 +184,13 @@ impl SimBus {
             false => Ok(()),
         }
     }
+
+    fn reach_systemd(&self) -> Result<(), String> {
+        match self.logind_alone.load(Ordering::SeqCst) {
+            true => Err("the policy of the simulated bus denies it".to_owned()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Counts itself while it lives.
@@ -203,6 +223,7 @@ impl SystemBus for SimBus {
 
     fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError> {
         self.reach()?;
+        self.reach_systemd().map_err(|message| BusError::Refused { service: "systemd", message })?;
         let known = locked(&self.units);
         let unknown = || UnitState { load: "not-found".into(), active: "inactive".into() };
         Ok(units.iter().map(|unit| (unit.clone(), known.get(unit).cloned().unwrap_or_else(unknown))).collect())
@@ -210,6 +231,7 @@ impl SystemBus for SimBus {
 
     fn run_unit(&self, unit: &str, _limit: std::time::Duration) -> Result<UnitRun, BusError> {
         self.reach()?;
+        self.reach_systemd().map_err(|message| BusError::NotAsked { service: "systemd", message })?;
         locked(&self.ran).push(unit.to_owned());
         Ok(locked(&self.runs).get(unit).cloned().unwrap_or(UnitRun::Absent))
     }
