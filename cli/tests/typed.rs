@@ -57,8 +57,19 @@ const ELSEWHERE: [(&str, &str); 4] = [
     ("docs/sandbox.md", "shows what the sandbox types, which its own tests start"),
 ];
 
+/// Pages whose sentences have commands too, which are typed here as those of the others.
+const SENTENCES: [&str; 7] = [
+    "docs/api.md",
+    "docs/comparison.md",
+    "docs/glossary.md",
+    "docs/install.md",
+    "docs/os-image.md",
+    "docs/publishing.md",
+    "docs/sandbox.md",
+];
+
 /// Commands that are not run, each with why.
-const NOT_RUN: [(&str, &str); 12] = [
+const NOT_RUN: [(&str, &str); 13] = [
     ("bascule release ", "the vendor's half: `bascule release::guide` follows docs/publishing.md"),
     ("kubectl bascule …", "stands for every command, where the program lies under the name of a plug-in"),
     ("bascule dashboard", "never ends; `oncall` types it"),
@@ -74,6 +85,7 @@ const NOT_RUN: [(&str, &str); 12] = [
     ("zoneinfo", "needs a time zone database on this machine; `bascule-operator zones` reads such a ConfigMap"),
     ("kubectl krew", "the name of a program"),
     ("bascule COMMAND", "stands for every command; `documented` asks each for its help"),
+    ("kubectl delete -k", "takes out what the others need; `bascule-tests install` types it"),
 ];
 
 /// What stands for a name, and what it is here.
@@ -199,6 +211,8 @@ fn all_commands() -> Vec<Typed> {
     pages.sort();
     let read = |page: &String| commands(page, &std::fs::read_to_string(page::tree().join(page)).unwrap());
     let mut all: Vec<Typed> = pages.iter().flat_map(read).collect();
+    let sentences = SENTENCES.map(str::to_owned);
+    all.extend(sentences.iter().flat_map(read).filter(|typed| !typed.whole));
     // In a sentence a list of options is how a command is written, and nothing to type.
     all.retain(|typed| typed.whole || !typed.line.contains('['));
     // What a block shows is to be typed as it stands: of two that are the same it counts.
