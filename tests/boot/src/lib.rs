@@ -5,6 +5,7 @@
 //! (`cargo xtask boot`) builds what they need and runs the scenarios; docs/boot-tests.md says what
 //! each one breaks and how to repeat it.
 
+pub mod arguments;
 pub mod cluster;
 pub mod console;
 pub mod container_os;
