@@ -191,7 +191,19 @@ async fn nobody_is_left_alone_with_a_cluster_that_does_not_answer() {
     assert!(said.code == 1 && said.err.starts_with("bascule: no cluster is configured: give --kubeconfig"), "{said:?}");
     assert_eq!(lost.types("version --client").await.code, 0);
     assert_eq!(lost.types("completion bash").await.code, 0);
-    assert_eq!(nobody.types("freeze --for soon --reason x").await.code, 2);
+    // What is wrong with the words themselves is told before anybody is asked, with what would be right.
+    for (line, part) in [
+        ("freeze --for soon --reason x", "like 1h30m or 14d"),
+        ("freeze --for 5s --reason x", "write 1m or more"),
+        ("freeze --for 2h", "--reason <REASON>"),
+        ("hold n1 --for 2h", "--reason <REASON>"),
+        ("rollback workers", "--reason <REASON>"),
+        ("forecast --until someday", "someday is no time: write a day"),
+        ("status --nodes", "unexpected argument '--nodes'"),
+    ] {
+        let said = nobody.types(line).await;
+        assert!(said.code == 2 && said.err.contains(part), "{line}: {said:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

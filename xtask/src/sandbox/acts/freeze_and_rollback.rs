@@ -25,12 +25,13 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let node = story.hosts.keys().next().context("there is no machine")?.clone();
     let window = workload::next_window(bascule_tests::clock::now(), NEXT_SECONDS);
     let file = story.on_call.file("policy.yaml", &workload::policy(&story.repository.url(), window))?;
-    let reading: [&[&str]; 8] = [
+    let reading: [&[&str]; 9] = [
         &["status"],
         &["explain", &node],
         &["explain", POLICY],
         &["history", POLICY],
         &["forecast"],
+        &["forecast", "--until", "14d"],
         &["plan", "-f", &file],
         &["doctor"],
         &["version"],
