@@ -139,6 +139,36 @@ where
     api.create(&PostParams::default(), &dynamic).await.unwrap();
 }
 
+/// `kubectl bascule`: the program by the names that kubectl looks for, which asks it for the words to complete too.
+async fn kubectl_finds_it(control_plane: &ControlPlane, folder: &Path) {
+    let plugins = folder.join("plugins");
+    std::fs::create_dir(&plugins).unwrap();
+    for name in ["kubectl-bascule", "kubectl_complete-bascule"] {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_bascule"), plugins.join(name)).unwrap();
+    }
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(plugins).chain(std::env::split_paths(&usual))).unwrap();
+    let kubectl = |arguments: &[&str]| {
+        let output = control_plane.kubectl().args(arguments).env("PATH", &path).output().unwrap();
+        assert!(output.status.success(), "kubectl {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = kubectl(&["bascule", "version", "--client"]);
+    assert!(said.starts_with(&format!("bascule     {}", env!("CARGO_PKG_VERSION"))), "{said}");
+    let words = kubectl(&["__complete", "bascule", "expl"]);
+    assert!(words.starts_with("explain\t") && words.contains("\n:4\n"), "{words}");
+    // Names are asked for, and not waited for when that takes long.
+    let begun = Instant::now();
+    loop {
+        let names = kubectl(&["__complete", "bascule", "explain", "node-b"]);
+        if ["node-b1", "node-b2"].iter().all(|name| names.lines().any(|line| line.split('\t').next() == Some(*name))) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "no names to complete: {names}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
 async fn bind(client: &Client) {
     use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding};
     let subjects = json!([{"kind": "User", "name": "alice", "apiGroup": "rbac.authorization.k8s.io"}]);
@@ -287,6 +317,7 @@ async fn four_questions_and_everything_that_may_be_missing() {
         let shown = said.out.replace("!Agent", "! Agent");
         assert!(said.code == 0 && shown.contains(part) && !said.out.contains("not live"), "{line}: {said:?}");
     }
+    kubectl_finds_it(&control_plane, folder.path()).await;
     let said = alice.types("explain node-b22").await;
     assert!(said.code == 1 && said.err.contains("did you mean node-b2"), "{said:?}");
     let said = alice.types("status worker").await;
