@@ -100,7 +100,8 @@ struct Run<'a> {
 
 /// `None` where it is told something else.
 fn run_of(line: &str) -> Result<Option<Run<'_>>, String> {
-    let mut words = line.split_whitespace();
+    // What is set for it alone stands before it.
+    let mut words = line.split_whitespace().skip_while(|word| word.contains('='));
     let (Some("cargo"), Some(verb @ ("test" | "bench" | "run" | "build"))) = (words.next(), words.next()) else {
         return Ok(None);
     };
@@ -166,6 +167,11 @@ fn has_test(file: &Path, part: &str) -> bool {
 
 /// Whether a line is for cargo.
 fn is_there(metadata: &Metadata, line: &str) -> Result<bool, String> {
+    if let Some(fuzz) = line.strip_prefix("cargo +nightly fuzz ") {
+        let target = fuzz.split_whitespace().nth(1).unwrap_or_default();
+        let file = workspace_root().join(format!("fuzz/fuzz_targets/{target}.rs"));
+        return if file.is_file() { Ok(true) } else { Err("there is no such fuzz target".to_owned()) };
+    }
     let Some(run) = run_of(line)? else { return Ok(false) };
     let packages = metadata.packages.iter();
     let packages: Vec<_> =
@@ -208,6 +214,8 @@ fn what_the_docs_have_cargo_run_is_there() {
         "cargo test -p bascule-planner --lib -- no_test_is_called_so",
         "cargo bench -p",
         "cargo run --nope",
+        "A=b cargo test --workspace --test nothing",
+        "cargo +nightly fuzz run nothing",
     ] {
         assert!(is_there(&metadata, line).is_err(), "{line}");
     }
