@@ -139,6 +139,26 @@ where
     api.create(&PostParams::default(), &dynamic).await.unwrap();
 }
 
+/// The line of docs/cli.md, typed into bash, and then a part of a word and the key that completes it.
+fn bash_completes() {
+    const TYPED: &str = "source <(bascule completion bash)";
+    assert!(include_str!("../../docs/cli.md").contains(&format!("`{TYPED}`")));
+    let script = format!(
+        r#"{TYPED}
+        COMP_WORDS=(bascule expl) COMP_CWORD=1 COMP_TYPE=9
+        "$(complete -p bascule | sed 's/.* -F \([^ ]*\) .*/\1/')" bascule expl bascule
+        printf '%s\n' "${{COMPREPLY[@]}}""#
+    );
+    let own = Path::new(env!("CARGO_BIN_EXE_bascule")).parent().unwrap().to_owned();
+    let usual = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(own).chain(std::env::split_paths(&usual))).unwrap();
+    let output =
+        std::process::Command::new("bash").args(["--norc", "-euc", &script]).env("PATH", path).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let words = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(words.split_whitespace().collect::<Vec<_>>(), ["explain"]);
+}
+
 /// `kubectl bascule`: the program by the names that kubectl looks for, which asks it for the words to complete too.
 async fn kubectl_finds_it(control_plane: &ControlPlane, folder: &Path) {
     let plugins = folder.join("plugins");
@@ -221,6 +241,7 @@ async fn nobody_is_left_alone_with_a_cluster_that_does_not_answer() {
     assert!(said.code == 1 && said.err.starts_with("bascule: no cluster is configured: give --kubeconfig"), "{said:?}");
     assert_eq!(lost.types("version --client").await.code, 0);
     assert_eq!(lost.types("completion bash").await.code, 0);
+    bash_completes();
     // What is wrong with the words themselves is told before anybody is asked, with what would be right.
     for (line, part) in [
         ("freeze --for soon --reason x", "like 1h30m or 14d"),
