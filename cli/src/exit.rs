@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use bascule_repository::publish::PublishError;
 
+use crate::cluster::reach::Obstacle;
+
 /// How a command ended. The help of `bascule` lists the codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -69,9 +71,16 @@ fn text(error: &anyhow::Error) -> String {
 /// What the API server or the way to it has to say, without the library's own names for it.
 fn sentence(error: &kube::Error) -> String {
     match error {
+        // Of a page of something else no word is meant for a terminal.
+        kube::Error::Api(status) if status.message.trim_start().starts_with('<') => {
+            format!("what answers {} there is no API server", status.code)
+        }
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         kube::Error::Api(status) => format!("the API server answers {} {}", status.code, status.reason),
         other => {
+            if let Some(obstacle) = Obstacle::of(other) {
+                return obstacle.sentence();
+            }
             let mut innermost: &dyn std::error::Error = other;
             while let Some(cause) = innermost.source() {
                 innermost = cause;
@@ -119,7 +128,9 @@ fn of_cluster(error: &kube::Error) -> Exit {
         kube::Error::Api(status) if matches!(status.code, 429 | 500 | 502 | 503 | 504) => Exit::TryAgain,
         // Somebody else changed the object in between.
         kube::Error::Api(status) if status.code == 409 && status.reason == "Conflict" => Exit::TryAgain,
-        kube::Error::HyperError(_) | kube::Error::Service(_) => Exit::TryAgain,
+        error @ (kube::Error::HyperError(_) | kube::Error::Service(_)) if Obstacle::of(error).is_none() => {
+            Exit::TryAgain
+        }
         _ => Exit::Failed,
     }
 }
@@ -152,6 +163,19 @@ mod tests {
         for code in [429, 503] {
             assert_eq!(classify(&Err::<(), _>(status(code, "")).context("x").unwrap_err()), Exit::TryAgain);
         }
+    }
+
+    #[test]
+    fn what_is_no_api_server_is_not_quoted_and_what_is_missing_here_is_not_tried_again() {
+        let error =
+            Err::<(), _>(status(404, "<!DOCTYPE html>\n<title>x</title>")).context("can't list Nodes").unwrap_err();
+        assert_eq!(text(&error), "bascule: can't list Nodes\n  because what answers 404 there is no API server\n");
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        let expired = kube::Error::Service(Box::new(std::io::Error::other(expired)));
+        assert_eq!(of_cluster(&expired), Exit::Failed);
+        assert!(text(&anyhow::Error::new(expired)).contains("not trusted: it has expired"));
+        let away = kube::Error::Service(Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
+        assert_eq!(of_cluster(&away), Exit::TryAgain);
     }
 
     #[test]

@@ -83,8 +83,8 @@ async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
 /// Warnings by default, more with `-v` and `-vv`, anything by `BASCULE_LOG`.
 fn start_logging(verbose: u8) {
     let level = match verbose {
-        // A certificate that is refused is reported by the command itself.
-        0 => "warn,rustls_platform_verifier=off",
+        // A certificate that is refused, or a server that does not answer, is reported by the command itself.
+        0 => "warn,rustls_platform_verifier=off,kube_client::client::builder=off",
         1 => "info,bascule=debug",
         _ => "debug",
     };

@@ -64,7 +64,8 @@ impl Person {
             took: begun.elapsed(),
         };
         // Whatever happens: sentences, and no library's inner names.
-        for bad in ["Error {", "ErrorResponse", "Some(", "panicked", "stack backtrace", "\u{1b}["] {
+        for bad in ["Error {", "ErrorResponse", "Some(", "panicked", "stack backtrace", "\u{1b}[", "ERROR ", "Output {"]
+        {
             assert!(!said.err.contains(bad) && !said.out.contains(bad), "{line}: {said:?}");
         }
         said
@@ -239,6 +240,22 @@ async fn nobody_is_left_alone_with_a_cluster_that_does_not_answer() {
     let lost = Person { kubeconfig: folder.path().join("none") };
     let said = lost.types("status").await;
     assert!(said.code == 1 && said.err.starts_with("bascule: no cluster is configured: give --kubeconfig"), "{said:?}");
+    // What stands in the way on this side is not the API server's silence.
+    let broken = folder.path().join("broken");
+    std::fs::write(&broken, "clusters: [").unwrap();
+    let said = Person { kubeconfig: broken }.types("status").await;
+    assert!(said.code == 1 && said.err.contains("it is no YAML of the form that kubectl takes"), "{said:?}");
+    let said = nobody.types("--context d status").await;
+    assert!(said.code == 1 && said.err.contains("it has no context d; there are: c"), "{said:?}");
+    config["users"][0]["user"] = json!({"exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "interactiveMode": "Never",
+        "args": ["-c", "echo a-token; echo not logged in >&2; exit 3"],
+    }});
+    let kubeconfig = folder.path().join("stranger");
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let said = Person { kubeconfig }.types("status").await;
+    assert!(said.code == 1 && said.err.contains("failed (exit status: 3): not logged in"), "{said:?}");
+    assert!(!said.err.contains("a-token") && !said.err.contains("no answer"), "{said:?}");
     assert_eq!(lost.types("version --client").await.code, 0);
     assert_eq!(lost.types("completion bash").await.code, 0);
     bash_completes();

@@ -15,6 +15,7 @@ mod objects;
 mod picture;
 mod plan;
 mod problem;
+pub(crate) mod reach;
 mod remedy;
 mod retry;
 mod rollback;
@@ -47,9 +48,9 @@ use bascule_api as api;
 use clap::Args;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::{
-    Api, Client,
+    Api, Client, Config,
     api::{ListParams, Patch, PatchParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use problem::Role;
 use std::{path::PathBuf, time::Duration};
@@ -160,19 +161,13 @@ impl Connection {
     }
 
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let mut config = match &self.kubeconfig {
-            Some(file) => {
-                let kubeconfig = Kubeconfig::read_from(file)
-                    .with_context(|| format!("can't use the kubeconfig {}", file.display()))?;
-                bascule_kubeconfig::from_kubeconfig(kubeconfig, &options).await?
+            Some(path) => {
+                let unusable = || format!("can't use the kubeconfig {}", path.display());
+                self.settings_of(Kubeconfig::read_from(path)).await.with_context(unusable)?
             }
-            None if self.context.is_some() => {
-                bascule_kubeconfig::from_kubeconfig(Kubeconfig::read()?, &options).await?
-            }
-            None => bascule_kubeconfig::infer()
-                .await
-                .context("no cluster is configured: give --kubeconfig or set KUBECONFIG")?,
+            None if self.context.is_some() => self.settings_of(Kubeconfig::read()).await.context(reach::OWN)?,
+            None => bascule_kubeconfig::infer().await.map_err(reach::without_settings)?,
         };
         let patience = self.request_timeout.to_std().max(Duration::from_secs(1));
         config.connect_timeout = Some(CONNECT.min(patience));
@@ -180,6 +175,19 @@ impl Connection {
         // A follower's 503 says who leads, and a server's is told at once: whoever types decides whether to try again.
         config.default_retry = false;
         Client::try_from(config).context("can't set up the connection to the API server")
+    }
+
+    /// The settings of a kubeconfig's context.
+    async fn settings_of(&self, file: Result<Kubeconfig, KubeconfigError>) -> anyhow::Result<Config> {
+        let file = file.map_err(|error| reach::of_kubeconfig(&error))?;
+        let known = file.contexts.iter().map(|one| one.name.as_str());
+        if let Some(context) = &self.context
+            && !known.clone().any(|name| name == context.as_str())
+        {
+            anyhow::bail!("it has no context {context}{}", problem::hint(context, known));
+        }
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        bascule_kubeconfig::from_kubeconfig(file, &options).await.map_err(reach::without_settings)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a request that failed means for the person at the terminal, and what to do about it.
 
+use super::reach::Obstacle;
 use anyhow::Error;
 
 /// The role that a person needs for something.
@@ -45,9 +46,12 @@ pub(super) fn told(error: kube::Error, verb: &str, what: &str, role: Role) -> Er
         kube::Error::SerdeError(_) => format!(
             "{what} of this cluster are not of the form that this `bascule` knows: use the one of the operator's version (see `bascule version`)"
         ),
-        _ => format!(
-            "can't {verb} {what}: the API server does not answer; is it the right cluster (--context), and is there a way to it?"
-        ),
+        error => match Obstacle::of(error) {
+            Some(obstacle) => format!("can't {verb} {what}: {}", obstacle.advice()),
+            None => format!(
+                "can't {verb} {what}: the API server does not answer; is it the right cluster (--context), and is there a way to it?"
+            ),
+        },
     };
     Error::new(error).context(sentence)
 }

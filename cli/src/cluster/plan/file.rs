@@ -105,6 +105,29 @@ mod tests {
         }
     }
 
+    /// Some pages show a part of a policy's spec and no more.
+    #[test]
+    fn every_part_of_a_policy_that_a_page_shows_can_be_used() {
+        let known = api::Fields::known().unwrap();
+        let spec = &known["UpdatePolicy"].properties["spec"].properties;
+        let mut seen = 0;
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")).unwrap() {
+            let page = entry.unwrap().path();
+            let Ok(text) = std::fs::read_to_string(&page) else { continue };
+            for block in text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+                let begins = block.split_once(':').is_some_and(|(field, _)| spec.contains_key(field));
+                if !begins {
+                    continue;
+                }
+                seen += 1;
+                let inside: String = block.lines().map(|line| format!("  {line}\n")).collect();
+                parse(&format!("{GOOD}{inside}"))
+                    .unwrap_or_else(|error| panic!("{}: {error:#}\n{block}", page.display()));
+            }
+        }
+        assert!(seen >= 2, "{seen}");
+    }
+
     #[test]
     fn what_is_wrong_is_named() {
         for (text, part) in [
