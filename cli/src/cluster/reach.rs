@@ -3,7 +3,7 @@
 
 use anyhow::Error;
 use bascule_kubeconfig::ConnectError;
-use kube::client::AuthError;
+use kube::client::{AuthError, RustlsTlsError};
 use kube::config::{InferConfigError, KubeconfigError, LoadDataError};
 use rustls::CertificateError;
 use std::error::Error as StdError;
@@ -88,6 +88,8 @@ fn data(error: &LoadDataError) -> String {
 pub(crate) enum Obstacle {
     /// There are no credentials: why.
     Credentials(String),
+    /// What the kubeconfig says of the user is of no use: why.
+    Kubeconfig(String),
     /// The server's certificate is not trusted: why.
     Certificate(String),
 }
@@ -97,6 +99,12 @@ impl Obstacle {
     pub(crate) fn of(error: &kube::Error) -> Option<Self> {
         if let Some(error) = cause::<AuthError>(error) {
             return Some(Self::Credentials(credentials(error)));
+        }
+        if let Some(error) = cause::<KubeconfigError>(error) {
+            return Some(Self::Kubeconfig(says(error)));
+        }
+        if let Some(error) = cause::<RustlsTlsError>(error) {
+            return Some(Self::Kubeconfig(error.to_string()));
         }
         match cause::<rustls::Error>(error) {
             Some(rustls::Error::InvalidCertificate(why)) => Some(Self::Certificate(certificate(why))),
@@ -108,6 +116,7 @@ impl Obstacle {
     pub(crate) fn sentence(&self) -> String {
         match self {
             Self::Credentials(why) => format!("there are no credentials to ask with: {why}"),
+            Self::Kubeconfig(why) => format!("the kubeconfig can't be used: {why}"),
             Self::Certificate(why) => format!("the certificate of the API server is not trusted: {why}"),
         }
     }
@@ -116,6 +125,7 @@ impl Obstacle {
     pub(super) const fn advice(&self) -> &'static str {
         match self {
             Self::Credentials(_) => "log in again, or give another --context",
+            Self::Kubeconfig(_) => "give another kubeconfig, or another --context",
             Self::Certificate(_) => "is it the right cluster (--context), and the kubeconfig of it as it is now?",
         }
     }
@@ -194,6 +204,10 @@ mod tests {
         let late = AuthError::ReadTokenFile(ErrorKind::NotFound.into(), "/run/token".into());
         let said = Obstacle::of(&kube::Error::Service(Box::new(late))).unwrap().sentence();
         assert!(said.contains("/run/token can't be read"), "{said}");
+
+        let key = KubeconfigError::LoadClientKey(LoadDataError::NoBase64DataOrFile);
+        let said = Obstacle::of(&kube::Error::InferKubeconfig(key)).unwrap().sentence();
+        assert_eq!(said, "the kubeconfig can't be used: the key of its user can't be used: nothing stands there");
 
         let refused = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let said = Obstacle::of(&kube::Error::Service(Box::new(io::Error::other(refused)))).unwrap().sentence();
