@@ -132,6 +132,14 @@ impl Cluster {
         ])
     }
 
+    /// The kubeconfig of a node's kubelet.
+    ///
+    /// # Errors
+    /// When no certificate can be made.
+    pub fn kubelet(&self, node: &str) -> anyhow::Result<String> {
+        Ok(self.control_plane.kubelet(node)?.kubeconfig().to_owned())
+    }
+
     /// Applies the policy that keeps one node on one channel: as fast as it is safe, since nothing else runs there.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use bascule_repository::publish::{
 use bascule_tests::clock;
 use bascule_tests::https::HttpsServer;
 
-use crate::reference::PRODUCT;
+use crate::example_os::PRODUCT;
 use crate::release::{Release, identity};
 
 /// Name of the file with the authority of the repository's certificate.
