@@ -166,7 +166,8 @@ mod tests {
         for folder in [&programs, &root.join("usr/lib/udev/hwdb.d"), &root.join("usr/lib/cni")] {
             fs::create_dir_all(folder).unwrap();
         }
-        for gone in ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d/20-pci.hwdb", "usr/lib/cni/vlan", "usr/lib/cni/vrf"] {
+        for gone in ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d/20-pci.hwdb", "usr/lib/cni/vlan", "usr/lib/cni/vrf"]
+        {
             fs::write(root.join(gone), "").unwrap();
         }
         let stays = ["usr/lib/cni/ptp", "usr/lib/udev/stays"];
@@ -210,7 +211,14 @@ mod tests {
     #[test]
     fn a_list_names_what_the_other_file_that_reads_it_sees() {
         let home = tempfile::tempdir().unwrap();
-        for path in ["usr/bin/apt", "usr/bin/apt-get", "usr/bin/sh", "var/cache/.hidden", "etc/apt/sources.list", "etc/os-release"] {
+        for path in [
+            "usr/bin/apt",
+            "usr/bin/apt-get",
+            "usr/bin/sh",
+            "var/cache/.hidden",
+            "etc/apt/sources.list",
+            "etc/os-release",
+        ] {
             let path = home.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bascule_boot_tests::runner::{self, Wanted};
-use bascule_boot_tests::{programs, relay, say};
+use bascule_boot_tests::{example, programs, relay, say};
 use clap::{Parser, Subcommand};
 
 /// Boots whole machines, updates them, breaks them, and takes their power away.
@@ -40,6 +40,12 @@ enum Inner {
     /// Build the programs that the tests put into images or start, and with `--only kubelet` or `--only install` the images
     /// with containers too, and end.
     Build,
+    /// A step of the example in examples/debian/, in the folder that this is called in.
+    Example {
+        /// Which one.
+        #[command(subcommand)]
+        step: Step,
+    },
     /// Started by QEMU for each connection out of a machine.
     #[command(hide = true)]
     Relay {
@@ -48,11 +54,20 @@ enum Inner {
     },
 }
 
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Step {
+    /// Build what goes into the OS and what is typed, and put it into the folder `programs`. Installs QEMU where it is missing.
+    Programs,
+    /// Start a control plane with Bascule for the folder's repository, and say what a machine needs to join it. Runs until Ctrl-C.
+    Cluster,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
     let done = match arguments.inner {
         Some(Inner::Build) => build(workspace, arguments).map(|()| true),
+        Some(Inner::Example { step }) => step_of_the_example(workspace, step).map(|()| true),
         Some(Inner::Relay { port }) => relay::run(port).map(|()| true).map_err(Into::into),
         None => run(workspace, arguments),
     };
@@ -69,6 +84,14 @@ fn main() -> ExitCode {
 /// Returns whether all scenarios passed.
 fn run(workspace: &Path, arguments: Arguments) -> anyhow::Result<bool> {
     runtime()?.block_on(runner::run(workspace, wanted(arguments)))
+}
+
+fn step_of_the_example(workspace: &Path, step: Step) -> anyhow::Result<()> {
+    let folder = std::env::current_dir()?;
+    match step {
+        Step::Programs => example::programs(workspace, &folder),
+        Step::Cluster => runtime()?.block_on(example::cluster(workspace, &folder)),
+    }
 }
 
 fn build(workspace: &Path, arguments: Arguments) -> anyhow::Result<()> {

@@ -293,8 +293,12 @@ impl Store {
     }
 }
 
-/// Takes away what a build that was killed left mounted in its root: the host's own /sys and /dev would go with the rest.
-fn unmount_below(folder: &Path) -> Result<(), Error> {
+/// Takes away what a build that was killed left mounted below a folder, in its root: who removes the folder would remove the host's
+/// own /sys and /dev with the rest.
+///
+/// # Errors
+/// [`Error::Io`] when mounts can't be read or taken away.
+pub fn unmount_below(folder: &Path) -> Result<(), Error> {
     let mounts = Path::new("/proc/self/mounts");
     let text = fs::read_to_string(mounts).map_err(Error::io(mounts))?;
     let places = text.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
