@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use bascule_os_image::{Store, ensure_qemu, shipped};
@@ -28,7 +28,7 @@ const REPOSITORY_URL: &str = "repository-url";
 /// Logs of the cluster, and what its operator keeps.
 const LOGS: &str = "cluster";
 
-/// Builds what goes into the OS, and what is typed, and links it into `programs/` of the example's folder.
+/// Builds what goes into the OS, and what is typed, and puts it into `programs/` of the example's folder.
 ///
 /// # Errors
 /// When a compiler is missing or fails, or QEMU can't be had.
@@ -43,7 +43,7 @@ pub fn programs(workspace: &Path, folder: &Path) -> anyhow::Result<()> {
     let kubectl = Binaries::locate(&say)?.path("kubectl");
     let place = folder.join("programs");
     fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
-    for (name, file) in [
+    for (program, file) in [
         ("bascule", own.join("bascule")),
         ("bascule-agent", agent),
         ("bascule-init", init),
@@ -51,7 +51,7 @@ pub fn programs(workspace: &Path, folder: &Path) -> anyhow::Result<()> {
         ("kubectl", kubectl),
         ("kubelet", containers.kubelet().to_owned()),
     ] {
-        link(&file, &place.join(name))?;
+        name(&file, &place.join(program))?;
     }
     let images = place.join("images.tar");
     fs::write(&images, containers.images()).with_context(|| format!("writing {}", images.display()))?;
@@ -131,11 +131,15 @@ fn write(top: &Path, file: &StateFile) -> anyhow::Result<()> {
         .with_context(|| format!("writing {}", path.display()))
 }
 
-/// Names a file, in place of what was named so before.
-fn link(file: &Path, name: &Path) -> anyhow::Result<()> {
-    if name.is_symlink() {
+/// Gives a file another name, in place of what had it before. Not by a symbolic link: mkosi shows the folder to its scripts, and nothing
+/// around it.
+fn name(file: &Path, name: &Path) -> anyhow::Result<()> {
+    if fs::symlink_metadata(name).is_ok() {
         fs::remove_file(name).with_context(|| format!("removing {}", name.display()))?;
     }
-    let file: PathBuf = file.canonicalize().with_context(|| format!("finding {}", file.display()))?;
-    std::os::unix::fs::symlink(&file, name).with_context(|| format!("making {}", name.display()))
+    let file = file.canonicalize().with_context(|| format!("finding {}", file.display()))?;
+    // A copy where the two are on different file systems.
+    fs::hard_link(&file, name)
+        .or_else(|_| fs::copy(&file, name).map(drop))
+        .with_context(|| format!("making {}", name.display()))
 }

@@ -209,6 +209,19 @@ mod tests {
     }
 
     #[test]
+    fn mkosi_installs_the_same_packages() {
+        let conf = fs::read_to_string(workspace().join("examples/mkosi/mkosi.conf")).unwrap();
+        let listed = conf.split_once("Packages=\n").unwrap().1.lines().map_while(|line| line.strip_prefix("    "));
+        let mut listed: Vec<&str> = listed.collect();
+        listed.sort_unstable();
+        // `install-packages` takes these two by themselves.
+        let boot = ["linux-image-cloud-amd64", "systemd-boot-efi"].map(str::to_owned);
+        let mut ours: Vec<String> = HOST.packages().chain(KUBERNETES.packages()).chain(boot).collect();
+        ours.sort_unstable();
+        assert_eq!(listed, ours);
+    }
+
+    #[test]
     fn a_list_names_what_the_other_file_that_reads_it_sees() {
         let home = tempfile::tempdir().unwrap();
         for path in [
