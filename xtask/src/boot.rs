@@ -51,10 +51,8 @@ fn start(tools: &[Tool], arguments: &[String]) -> anyhow::Result<()> {
     }
     let own = env::current_exe().context("finding this program")?;
     let tests = own.with_file_name("bascule-boot-tests");
-    let status = Command::new(&tests)
-        .args(arguments)
-        .status()
-        .with_context(|| format!("starting {}", tests.display()))?;
+    let status =
+        Command::new(&tests).args(arguments).status().with_context(|| format!("starting {}", tests.display()))?;
     if !status.success() {
         bail!("{} ended with {status}", tests.display());
     }

@@ -167,7 +167,8 @@ pub(crate) fn tls(authority: &str, address: Option<IpAddr>) -> Result<(TlsAccept
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca_params, ca_key);
     let key = KeyPair::generate()?;
-    let mut names = ["localhost", "127.0.0.1", "::1", crate::control_plane::SERVICE_ADDRESS].map(str::to_owned).to_vec();
+    let mut names =
+        ["localhost", "127.0.0.1", "::1", crate::control_plane::SERVICE_ADDRESS].map(str::to_owned).to_vec();
     names.extend(address.map(|address| address.to_string()).filter(|address| !names.contains(address)));
     let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
     let chain = vec![CertificateDer::from(certificate.der().to_vec())];
