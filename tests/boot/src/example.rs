@@ -11,6 +11,7 @@ use bascule_os_image::{Store, ensure_qemu, shipped};
 use bascule_tests::address::Address;
 use bascule_tests::control_plane::Binaries;
 use bascule_tests::https::HttpsServer;
+use clap::Subcommand;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cluster::{Cluster, SETTINGS};
@@ -27,6 +28,15 @@ pub const KUBECONFIG: &str = "admin.kubeconfig";
 const REPOSITORY_URL: &str = "repository-url";
 /// Logs of the cluster, and what its operator keeps.
 const LOGS: &str = "cluster";
+
+/// A step of `cargo xtask example`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Step {
+    /// Build what goes into the OS and what is typed, and put it into the folder `programs`. Installs QEMU where it is missing.
+    Programs,
+    /// Start a control plane with Bascule for the folder's repository, and say what a machine needs to join it. Runs until Ctrl-C.
+    Cluster,
+}
 
 /// Builds what goes into the OS, and what is typed, and puts it into `programs/` of the example's folder.
 ///

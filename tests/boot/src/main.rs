@@ -44,7 +44,7 @@ enum Inner {
     Example {
         /// Which one.
         #[command(subcommand)]
-        step: Step,
+        step: example::Step,
     },
     /// Started by QEMU for each connection out of a machine.
     #[command(hide = true)]
@@ -52,14 +52,6 @@ enum Inner {
         /// Port of the host's loopback.
         port: u16,
     },
-}
-
-#[derive(Debug, Clone, Copy, Subcommand)]
-enum Step {
-    /// Build what goes into the OS and what is typed, and put it into the folder `programs`. Installs QEMU where it is missing.
-    Programs,
-    /// Start a control plane with Bascule for the folder's repository, and say what a machine needs to join it. Runs until Ctrl-C.
-    Cluster,
 }
 
 fn main() -> ExitCode {
@@ -86,11 +78,11 @@ fn run(workspace: &Path, arguments: Arguments) -> anyhow::Result<bool> {
     runtime()?.block_on(runner::run(workspace, wanted(arguments)))
 }
 
-fn step_of_the_example(workspace: &Path, step: Step) -> anyhow::Result<()> {
+fn step_of_the_example(workspace: &Path, step: example::Step) -> anyhow::Result<()> {
     let folder = std::env::current_dir()?;
     match step {
-        Step::Programs => example::programs(workspace, &folder),
-        Step::Cluster => runtime()?.block_on(example::cluster(workspace, &folder)),
+        example::Step::Programs => example::programs(workspace, &folder),
+        example::Step::Cluster => runtime()?.block_on(example::cluster(workspace, &folder)),
     }
 }
 
