@@ -1,6 +1,7 @@
 //! Addresses for pods that run here as processes. The API server's pod proxy refuses loopback and link-local addresses
 //! (`k8s.io/apimachinery/pkg/util/proxy`, `IsProxyableIP`), and two replicas of one Deployment name the same port: so each
-//! gets an address of its own from the benchmark network (RFC 2544), on the loopback interface of this machine.
+//! gets an address of its own from the benchmark network (RFC 2544), on the loopback interface of this machine. So does a cluster that
+//! a virtual machine and this one reach under the same address.
 
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;

@@ -25,6 +25,12 @@ impl Page {
         Self(std::fs::read_to_string(tree().join("docs/install.md")).unwrap())
     }
 
+    /// Another page with such blocks, by its path in the tree.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        Self(std::fs::read_to_string(tree().join(path)).unwrap())
+    }
+
     /// The page of an admin who has set what is theirs to set: each text is replaced by another wherever it stands.
     #[must_use]
     pub fn with(&self, replaced: &[(&str, &str)]) -> Self {

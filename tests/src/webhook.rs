@@ -29,7 +29,7 @@ impl DenyingWebhook {
     /// # Errors
     /// [`HttpsError`]
     pub async fn start(message: &'static str) -> Result<Self, HttpsError> {
-        let (acceptor, ca_pem) = tls("Bascule test webhook CA")?;
+        let (acceptor, ca_pem) = tls("Bascule test webhook CA", None)?;
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let address = listener.local_addr()?;
         let asked = Arc::<AtomicU64>::default();

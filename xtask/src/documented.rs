@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 fn pages() -> Vec<PathBuf> {
     let root = workspace_root();
     let mut pages: Vec<PathBuf> =
-        ["README.md", "CONTRIBUTING.md", "SECURITY.md"].iter().map(|page| root.join(page)).collect();
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/debian/README.md", "examples/mkosi/README.md"]
+            .iter()
+            .map(|page| root.join(page))
+            .collect();
     for folder in ["docs", "docs/runbooks", "docs/decisions"] {
         pages.extend(std::fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()));
     }

@@ -44,6 +44,8 @@ enum Task {
     Boot(boot::Options),
     /// Hold deny.toml against Cargo.lock: licenses, versions that are there twice, registries.
     Deny,
+    /// Do a step of the example in examples/debian/: build its programs, or start a cluster for its machine to join.
+    Example(boot::Example),
     /// Write everything that is generated (CRDs, the names of their fields, docs/reasons.md, docs/api.md, docs/rights.md), or check that it is up to date.
     Generate(generate::Options),
     /// Build the container images of operator and agent, with an SBOM and provenance; put them into a registry.
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Boot(options) => boot::run(&options),
         Task::Deny => deny::run(),
+        Task::Example(options) => boot::example(&options),
         Task::Generate(options) => generate::run(&options),
         Task::Images(options) => images::run(&options),
         Task::Krew(options) => krew::run(&options),

@@ -46,6 +46,15 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "docker-registry", package: "docker-registry" },
 ];
 
+/// What the example in examples/debian/ is made with.
+pub(crate) const EXAMPLE_TOOLS: &[Tool] = &[
+    Tool { program: "mmdebstrap", package: "mmdebstrap" },
+    Tool { program: "mkfs.erofs", package: "erofs-utils" },
+    Tool { program: "mke2fs", package: "e2fsprogs" },
+    Tool { program: "xz", package: "xz-utils" },
+    Tool { program: "ip", package: "iproute2" },
+];
+
 /// What libFuzzer is compiled with, which the fuzz targets are linked to.
 pub(crate) const FUZZ_TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++" }];
 

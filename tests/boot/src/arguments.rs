@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::example;
 use crate::runner::Wanted;
 
 /// Boots whole machines, updates them, breaks them, and takes their power away.
@@ -39,6 +40,12 @@ pub enum Inner {
     /// Build the programs that the tests put into images or start, and with `--only kubelet` or `--only install` the images
     /// with containers too, and end.
     Build,
+    /// A step of the example in examples/debian/, in the folder that this is called in.
+    Example {
+        /// Which one.
+        #[command(subcommand)]
+        step: example::Step,
+    },
     /// Started by QEMU for each connection out of a machine.
     #[command(hide = true)]
     Relay {

@@ -2,6 +2,7 @@
 //! the agent as a host service, the real operator, the vendor's repository, and somebody on call.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use kube::{Api, Client};
 use serde_json::json;
 
 use crate::install::StateFile;
-use crate::vendor::{CA_FILE, ReferenceVendor};
+use crate::vendor::{CA_FILE, ReferenceVendor, Source};
 
 /// Where a node of the reference OS keeps its own settings, below `/var`.
 pub(crate) const SETTINGS: &str = "etc/bascule";
@@ -52,13 +53,27 @@ impl Cluster {
         programs: &Path,
         vendor: &ReferenceVendor,
     ) -> anyhow::Result<Self> {
+        Self::start_at(workspace, folder, programs, &vendor.source()?, Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    /// The same with an API server at any address of this machine, and for a repository that somebody else serves.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_at(
+        workspace: &Path,
+        folder: &Path,
+        programs: &Path,
+        source: &Source,
+        address: IpAddr,
+    ) -> anyhow::Result<Self> {
         // A machine under emulation that shares its processor is slow to beat, and that is not what is tested.
-        let options = Options { node_monitor_grace: Duration::from_secs(40), ..Options::default() };
+        let options = Options { node_monitor_grace: Duration::from_secs(40), address, ..Options::default() };
         let control_plane = ControlPlane::start(options).await?;
         let client = control_plane.client().await?;
-        apply(client.clone(), &manifests(workspace, vendor)?).await.context("installing Bascule")?;
-        let authority = folder.join("repository-ca.pem");
-        fs::write(&authority, vendor.authority()).with_context(|| format!("writing {}", authority.display()))?;
+        apply(client.clone(), &manifests(workspace, &source.trust_root)?).await.context("installing Bascule")?;
+        let authority = folder.join(CA_FILE);
+        fs::write(&authority, &source.authority).with_context(|| format!("writing {}", authority.display()))?;
 
         let account = "system:serviceaccount:bascule-system:bascule-operator";
         let groups = ["system:serviceaccounts", "system:serviceaccounts:bascule-system"];
@@ -80,9 +95,9 @@ impl Cluster {
 
         let on_call = folder.join("on-call.kubeconfig");
         control_plane.user(ON_CALL, &[])?.write_to(&on_call)?;
-        let ports = [control_plane.server(), &vendor.url()].map(port_of).into_iter().collect::<anyhow::Result<_>>()?;
+        let ports = [control_plane.server(), &source.url].map(port_of).into_iter().collect::<anyhow::Result<_>>()?;
         let cli = programs.join("bascule");
-        let authority = vendor.authority().to_owned();
+        let authority = source.authority.clone();
         Ok(Self { operator, control_plane, client, on_call, cli, authority, ports })
     }
 
@@ -96,6 +111,12 @@ impl Cluster {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The kubeconfig of the cluster's admin. It goes with the cluster.
+    #[must_use]
+    pub fn admin_kubeconfig(&self) -> PathBuf {
+        self.control_plane.admin_kubeconfig()
     }
 
     /// What `kubectl` tells the cluster's admin.
@@ -130,6 +151,14 @@ impl Cluster {
             file("lib/bascule-test/settings.json".to_owned(), guest.to_string()),
             file("lib/bascule-test/kubeconfig".to_owned(), kubelet.kubeconfig().to_owned()),
         ])
+    }
+
+    /// The kubeconfig of a node's kubelet.
+    ///
+    /// # Errors
+    /// When no certificate can be made.
+    pub fn kubelet(&self, node: &str) -> anyhow::Result<String> {
+        Ok(self.control_plane.kubelet(node)?.kubeconfig().to_owned())
     }
 
     /// Applies the policy that keeps one node on one channel: as fast as it is safe, since nothing else runs there.
@@ -248,7 +277,7 @@ impl Cluster {
 
 /// The objects of `manifests/` for hosts that carry the agent themselves, the trust root, and who is on call. The operator runs beside
 /// the cluster here, with the rights of its account, so its Deployment is left out.
-fn manifests(workspace: &Path, vendor: &ReferenceVendor) -> anyhow::Result<String> {
+fn manifests(workspace: &Path, trust_root: &str) -> anyhow::Result<String> {
     const FOLDERS: [&str; 3] = ["crds", "roles", "admission"];
     const FILES: [&str; 3] = ["operator/namespace.yaml", "operator/rbac.yaml", "components/host-agent/rbac.yaml"];
     let top = workspace.join("manifests");
@@ -267,7 +296,7 @@ fn manifests(workspace: &Path, vendor: &ReferenceVendor) -> anyhow::Result<Strin
     let trust = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": { "name": "bascule-trust-root", "namespace": "bascule-system" },
-        "data": { "root.json": vendor.trust_root()? },
+        "data": { "root.json": trust_root },
     });
     let on_call = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",

@@ -1,12 +1,14 @@
 //! The reference OS with what a node really runs: containerd, runc and a kubelet of the control plane's own release, and the
-//! container images that its pods are made of. `tests/boot/os-kubelet/` is the part that is not Debian's.
+//! container images that its pods are made of. It is the whole of `examples/debian/`; `os-test-kubelet/` is what tests add.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use bascule_os_image::{Contents, ImageFile, Recipe};
+use bascule_os_image::{ImageFile, Recipe};
 use bascule_tests::control_plane::Binaries;
 
+use crate::example_os;
+use crate::install::StateFile;
 use crate::oci::{self, Image};
 use crate::reference::{self, Edition, Programs};
 
@@ -16,29 +18,12 @@ pub const SHOP: &str = "example.invalid/shop:1";
 pub const SHOP_PORT: u16 = 8080;
 /// The image of each pod's sandbox, as containerd's settings name it.
 const PAUSE: &str = "example.invalid/pause:1";
-/// Beside the packages of the reference OS.
-pub(crate) const PACKAGES: [&str; 2] = ["containerd", "containernetworking-plugins"];
-/// Units that are started, beside those of the reference OS and those that packages enable by themselves.
-const WANTED: [&str; 3] = ["bascule-test-images.service", "bascule-test-logs.service", "kubelet.service"];
-/// Programs of those packages that nothing here calls.
-const UNUSED: [&str; 16] = [
-    "usr/bin/containerd-shim",
-    "usr/bin/containerd-shim-runc-v1",
-    "usr/bin/containerd-stress",
-    "usr/lib/cni/bandwidth",
-    "usr/lib/cni/bridge",
-    "usr/lib/cni/dhcp",
-    "usr/lib/cni/firewall",
-    "usr/lib/cni/host-device",
-    "usr/lib/cni/ipvlan",
-    "usr/lib/cni/macvlan",
-    "usr/lib/cni/portmap",
-    "usr/lib/cni/sbr",
-    "usr/lib/cni/static",
-    "usr/lib/cni/tuning",
-    "usr/lib/cni/v%",
-    "usr/share/containerd",
-];
+/// The unit of the tests that is started beside those of the OS.
+const WANTED: &str = "bascule-test-logs.service";
+/// The address that QEMU's network gives to each machine. It is told: the tests' machines have no route by which it could be guessed.
+const ADDRESS: &str = "10.0.2.15";
+/// The label of nodes with containers that are really started.
+const REAL: &str = "example.invalid/containers=real";
 
 /// What goes in beside packages and files.
 #[derive(Debug, Clone)]
@@ -60,6 +45,18 @@ impl Containers {
         let images = [Image { name: PAUSE, arguments: &[] }, Image { name: SHOP, arguments: &[&listen] }];
         Ok(Self { kubelet: built.join("kubelet"), images: oci::archive(&program, &images)? })
     }
+
+    /// The kubelet's file.
+    #[must_use]
+    pub fn kubelet(&self) -> &Path {
+        &self.kubelet
+    }
+
+    /// An archive with the images.
+    #[must_use]
+    pub fn images(&self) -> &[u8] {
+        &self.images
+    }
 }
 
 /// The recipe of one edition, with the vendor's first root of trust.
@@ -73,18 +70,17 @@ pub fn recipe(
     containers: &Containers,
 ) -> anyhow::Result<Recipe> {
     let mut recipe = reference::recipe(edition, programs, trust_root)?;
-    recipe.without.extend(UNUSED.map(str::to_owned));
     let files = &mut recipe.files;
-    files.extend(reference::folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("os-kubelet"), "")?);
-    files.push(ImageFile::large_program("usr/bin/kubelet", &containers.kubelet)?);
-    files.push(ImageFile {
-        path: "usr/lib/bascule-test/images.tar".to_owned(),
-        mode: 0o644,
-        contents: Contents::Bytes(containers.images.clone()),
-    });
-    for unit in WANTED {
-        let link = format!("etc/systemd/system/multi-user.target.wants/{unit}");
-        files.push(ImageFile::link(&link, &format!("/usr/lib/systemd/system/{unit}")));
-    }
+    files.extend(example_os::node_files(&containers.kubelet, &containers.images)?);
+    files.extend(example_os::folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("os-test-kubelet"), "")?);
+    let link = format!("etc/systemd/system/multi-user.target.wants/{WANTED}");
+    files.push(ImageFile::link(&link, &format!("/usr/lib/systemd/system/{WANTED}")));
     Ok(recipe)
+}
+
+/// What the installer writes to the state partition of a node for its kubelet.
+#[must_use]
+pub fn state_of(node: &str, kubeconfig: &str) -> [StateFile; 2] {
+    let arguments = format!("--node-ip={ADDRESS} --node-labels={REAL}");
+    example_os::state_of(node, kubeconfig, &arguments)
 }

@@ -7,9 +7,10 @@ use anyhow::{Context as _, bail};
 use bascule_os_image::{Store, ensure_qemu};
 
 use crate::container_os::{self, Containers};
+use crate::example_os::PRODUCT;
 use crate::install::{self, Boot, StateFile};
 use crate::machine::{Drive, MEMORY_MIB, Machine, Parts};
-use crate::reference::{self, AgentOf, Edition, PRODUCT, Programs};
+use crate::reference::{self, AgentOf, Edition, Programs};
 use crate::release::Release;
 use crate::vendor::{self, ReferenceVendor};
 

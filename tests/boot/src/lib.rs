@@ -10,6 +10,8 @@ pub mod cluster;
 pub mod console;
 pub mod container_os;
 pub mod disk;
+pub mod example;
+pub mod example_os;
 pub mod install;
 pub mod lab;
 pub mod machine;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bascule_boot_tests::arguments::{Arguments, Inner};
-use bascule_boot_tests::{programs, relay, runner, say};
+use bascule_boot_tests::{example, programs, relay, runner, say};
 use clap::Parser as _;
 
 fn main() -> ExitCode {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
     let done = match arguments.inner {
         Some(Inner::Build) => build(workspace, arguments).map(|()| true),
+        Some(Inner::Example { step }) => step_of_the_example(workspace, step).map(|()| true),
         Some(Inner::Relay { port }) => relay::run(port).map(|()| true).map_err(Into::into),
         None => run(workspace, arguments),
     };
@@ -28,6 +29,14 @@ fn main() -> ExitCode {
 /// Returns whether all scenarios passed.
 fn run(workspace: &Path, arguments: Arguments) -> anyhow::Result<bool> {
     runtime()?.block_on(runner::run(workspace, arguments.wanted()))
+}
+
+fn step_of_the_example(workspace: &Path, step: example::Step) -> anyhow::Result<()> {
+    let folder = std::env::current_dir()?;
+    match step {
+        example::Step::Programs => example::programs(workspace, &folder),
+        example::Step::Cluster => runtime()?.block_on(example::cluster(workspace, &folder)),
+    }
 }
 
 fn build(workspace: &Path, arguments: Arguments) -> anyhow::Result<()> {

@@ -29,15 +29,28 @@ pub fn of_the_image(workspace: &Path) -> anyhow::Result<Programs> {
 /// # Errors
 /// When cargo fails.
 pub fn of_the_cluster(workspace: &Path) -> anyhow::Result<PathBuf> {
+    beside_this(workspace, &["bascule-operator", "bascule"])
+}
+
+/// Command line tool, and what makes initrds, beside this program. Returns their folder.
+///
+/// # Errors
+/// When cargo fails.
+pub fn of_the_vendor(workspace: &Path) -> anyhow::Result<PathBuf> {
+    beside_this(workspace, &["bascule", "bascule-os-image"])
+}
+
+fn beside_this(workspace: &Path, programs: &[&str]) -> anyhow::Result<PathBuf> {
     let status = bascule_os_image::cargo()
         .current_dir(workspace)
         // With the whole workspace's features, so that nothing is compiled that the tests have compiled before.
-        .args(["build", "--quiet", "--workspace", "--bin", "bascule-operator", "--bin", "bascule"])
+        .args(["build", "--quiet", "--workspace"])
+        .args(programs.iter().flat_map(|program| ["--bin", program]))
         .stdin(Stdio::null())
         .status()
         .context("starting cargo")?;
     if !status.success() {
-        bail!("operator and command line tool do not build ({status})");
+        bail!("{} do not build ({status})", programs.join(" and "));
     }
     let own = std::env::current_exe().context("finding this program")?;
     Ok(own.parent().context("this program lies in no folder")?.to_owned())

@@ -1,77 +1,18 @@
-//! The reference OS: which packages, files and units make a host that Bascule keeps patched. `docs/os-image.md` walks
-//! through it; `tests/boot/os/` is the part that is not Debian's, laid out as it lies in the root.
+//! The editions of the reference OS that the tests run: the example's OS (`examples/debian/`), with what tests add to it.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::Context as _;
-use bascule_os_image::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe};
+use bascule_os_image::{Archive, Distribution, Fault, ImageFile, Kernel, Recipe};
 
 use bascule_sim::layout::{ESP, STATE, XBOOTLDR};
 
-use crate::container_os;
+use crate::example_os::{self, HOST, KUBERNETES, Layer, PRODUCT, folder};
 
-/// The product's name: `IMAGE_ID` in os-release, and the product that the agent accepts releases of.
-pub const PRODUCT: &str = "bascule-reference";
+/// Units of the tests that are started, and the target that wants them.
+const WANTED: [(&str, &str); 2] =
+    [("bascule-test-guest.service", "multi-user.target"), ("bascule-test-shell.service", "sysinit.target")];
 
-/// What the host runs, below a kubelet.
-const PACKAGES: [&str; 13] = [
-    "ca-certificates",
-    "conntrack",
-    "cryptsetup-bin",
-    "dbus-broker",
-    "dosfstools",
-    "ethtool",
-    "iproute2",
-    "kmod",
-    "runc",
-    "systemd",
-    "systemd-boot-tools",
-    "systemd-sysv",
-    "udev",
-];
-
-/// Units that a host without users and without a clock battery to set has no need of, or that would do Bascule's work:
-/// `systemd-bless-boot` commits a trial as soon as it is up, Bascule's agent once the cluster says that it is healthy.
-const MASKED: [&str; 17] = [
-    "console-getty.service",
-    "dev-hugepages.mount",
-    "dev-mqueue.mount",
-    "getty@tty1.service",
-    "ldconfig.service",
-    "modprobe@configfs.service",
-    "modprobe@drm.service",
-    "modprobe@efi_pstore.service",
-    "serial-getty@ttyS0.service",
-    "serial-getty@ttyS1.service",
-    "sys-kernel-debug.mount",
-    "sys-kernel-tracing.mount",
-    "systemd-bless-boot.service",
-    "systemd-boot-random-seed.service",
-    "systemd-hwdb-update.service",
-    "systemd-journal-catalog-update.service",
-    "systemd-networkd-wait-online.service",
-];
-
-/// Units that are started, and the target that wants them, beside those that packages enable by themselves.
-const WANTED: [(&str, &str); 5] = [
-    ("bascule-agent.service", "multi-user.target"),
-    // `RequiredBy=boot-complete.target` too; nothing starts that here, since nothing but the agent blesses.
-    ("bascule-guard.service", "sysinit.target"),
-    ("bascule-test-guest.service", "multi-user.target"),
-    ("bascule-test-shell.service", "sysinit.target"),
-    ("systemd-networkd.service", "multi-user.target"),
-];
-
-/// The kernel's command line, without the root hash.
-///
-/// A kernel that gets nowhere restarts the machine, so that a trial counts down; the partitions are mounted as fstab
-/// says and not guessed. `no_timer_check`: an emulated machine on a loaded host gets its first timer interrupts late, and
-/// a kernel that tests for them panics (under KVM and Hyper-V it leaves that test out by itself).
-pub const COMMAND_LINE: &str =
-    "console=ttyS0 loglevel=6 panic=1 oops=panic softlockup_panic=1 systemd.gpt_auto=0 no_timer_check";
-
-/// What goes into the image beside packages and the files of `os/`.
+/// What goes into the image beside packages and the example's files.
 #[derive(Debug, Clone)]
 pub struct Programs {
     /// The shipped `bascule-agent`, static.
@@ -111,7 +52,7 @@ pub enum AgentOf {
 /// How the file systems of a host are mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mounts {
-    /// As `os/etc/fstab` says: one boot partition, mounted at boot.
+    /// As the example's fstab says: one boot partition, mounted at boot.
     Usual,
     /// ESP and XBOOTLDR, each mounted when somebody looks there and not longer than it is needed. By device, since another
     /// disk may have partitions with the same labels.
@@ -202,27 +143,14 @@ impl Deadline {
 /// # Errors
 /// When the folder of files can't be read.
 pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> anyhow::Result<Recipe> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = folder(&here.join("os"), "")?;
-    files.extend(folder(&here.join("os-test"), "")?);
-    let units = folder(&here.join("../../node-agent/units"), "usr/lib/systemd/system/")?;
-    files.extend(units.into_iter().filter(|file| file.path.ends_with(".service")));
+    let mut files = example_os::host_files(&programs.agent, trust_root)?;
+    files.extend(folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("os-test"), "")?);
     files.push(ImageFile::text("usr/lib/bascule/agent.toml.d/60-deadline.toml", edition.deadline.setting()));
     if let Some(text) = edition.mounts.fstab() {
         files.retain(|file| file.path != "etc/fstab");
         files.push(ImageFile::text("etc/fstab", text));
     }
-    files.push(ImageFile::folder("efi"));
-    files.push(ImageFile::text("usr/lib/bascule/root.json", trust_root));
-    // The image is the same on every node; what a node knows about itself is on its state partition.
-    files.push(ImageFile::link("etc/bascule", "../var/etc/bascule"));
-    files.push(ImageFile::program("usr/bin/bascule-agent", programs.agent.clone()));
     files.push(ImageFile::program("usr/libexec/bascule-test-guest", programs.guest.clone()));
-    files.push(ImageFile::link("etc/systemd/system/default.target", "/usr/lib/systemd/system/multi-user.target"));
-    files.push(ImageFile::link("etc/systemd/system/dbus.service", "/usr/lib/systemd/system/dbus-broker.service"));
-    for unit in MASKED {
-        files.push(ImageFile::link(&format!("etc/systemd/system/{unit}"), "/dev/null"));
-    }
     for (unit, target) in WANTED {
         let link = format!("etc/systemd/system/{target}.wants/{unit}");
         files.push(ImageFile::link(&link, &format!("/usr/lib/systemd/system/{unit}")));
@@ -233,36 +161,16 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> an
 /// The recipe of one edition without its files: its packages can be installed before anything of ours is built.
 #[must_use]
 pub fn packages(edition: Edition<'_>) -> Recipe {
-    let containers = if edition.containers { &container_os::PACKAGES[..] } else { &[] };
+    let layers: &[Layer] = if edition.containers { &[HOST, KUBERNETES] } else { &[HOST] };
     Recipe {
         product: PRODUCT.to_owned(),
         version: edition.version.to_owned(),
         distribution: Distribution::Trixie,
         archive: edition.archive,
         kernel: Kernel { package: "linux-image-cloud-amd64", archive: edition.archive },
-        packages: PACKAGES.iter().chain(containers).map(|name| (*name).to_owned()).collect(),
+        packages: layers.iter().flat_map(Layer::packages).collect(),
         fault: edition.fault,
         files: Vec::new(),
-        without: ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d"].map(str::to_owned).to_vec(),
+        without: layers.iter().flat_map(Layer::removed).collect(),
     }
-}
-
-/// All files below `top`, as files of the image; their paths there begin with `place`.
-pub(crate) fn folder(top: &Path, place: &str) -> anyhow::Result<Vec<ImageFile>> {
-    let mut files = Vec::new();
-    let mut folders = vec![top.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))? {
-            let path = entry.with_context(|| format!("reading {}", folder.display()))?.path();
-            if path.is_dir() {
-                folders.push(path);
-                continue;
-            }
-            let name = path.strip_prefix(top)?.to_str().context("a file name that is not UTF-8")?;
-            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            files.push(ImageFile { path: format!("{place}{name}"), mode: 0o644, contents: Contents::Text(text) });
-        }
-    }
-    files.sort_by(|one, other| one.path.cmp(&other.path));
-    Ok(files)
 }

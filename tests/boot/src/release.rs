@@ -12,7 +12,7 @@ use bascule_names::{Architecture, Product, Version};
 use bascule_os_image::{OsImage, Store};
 use bascule_release::{BootParts, Hashed, Identity};
 
-use crate::reference::{COMMAND_LINE, PRODUCT};
+use crate::example_os::{COMMAND_LINE, PRODUCT};
 
 /// A release as files.
 #[derive(Debug, Clone)]

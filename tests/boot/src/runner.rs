@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
+use bascule_os_image::Store;
 use futures::StreamExt as _;
 use tokio::sync::OnceCell;
 
@@ -24,7 +25,7 @@ use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
-    Stage, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
+    Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
 };
 use crate::vendor::ReferenceVendor;
 
@@ -198,6 +199,12 @@ pub async fn run(workspace: &Path, wanted: Wanted) -> anyhow::Result<bool> {
     let results = Results::default();
     if wanted.has("gptprio", false) {
         results.note("gptprio", async { gptprio::run() }).await;
+    }
+    if wanted.has("example", true) {
+        // Before the others, and with a folder of its own: it shares nothing with them but packages that were fetched.
+        let store = Store::new(workspace);
+        let folder = store.folder().with_file_name("boot-tests-example");
+        results.note("example", example::run(workspace, &folder, &store.downloads())).await;
     }
     let apart = ["counting", "order", "install", "upgrade"].iter().any(|name| wanted.some_of(name));
     if apart || wanted.wants_cluster() {

@@ -12,6 +12,7 @@ use kube::Client;
 use serde_json::json;
 
 use crate::cluster::{SETTINGS, port_of};
+use crate::container_os;
 use crate::install::StateFile;
 use crate::say;
 use crate::vendor::ReferenceVendor;
@@ -186,9 +187,8 @@ impl Site {
             file("etc/containerd/registry-ca.pem", authority),
             file(&format!("etc/containerd/certs.d/{registry}/hosts.toml"), hosts),
             file("lib/bascule-test/settings.json", guest.to_string()),
-            file("lib/bascule-test/kubeconfig", kubelet),
-            file("lib/bascule-test/kubelet.env", format!("NODE={node}\n")),
         ]);
+        files.extend(container_os::state_of(node, &kubelet));
         Ok(files)
     }
 

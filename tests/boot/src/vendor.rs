@@ -18,7 +18,7 @@ use bascule_repository::publish::{
 use bascule_tests::clock;
 use bascule_tests::https::HttpsServer;
 
-use crate::reference::PRODUCT;
+use crate::example_os::PRODUCT;
 use crate::release::{Release, identity};
 
 /// Name of the file with the authority of the repository's certificate.
@@ -28,6 +28,17 @@ const KEPT: usize = 8;
 
 /// One at a time, whichever repository it is for: they share the folder in which packs are kept.
 static PACKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// A repository, as whoever fetches from it has to know it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Where it is.
+    pub url: String,
+    /// The authority of its server's certificate, as PEM.
+    pub authority: String,
+    /// The first root of trust.
+    pub trust_root: String,
+}
 
 /// Keys, repository and server of one scenario.
 #[derive(Debug)]
@@ -96,6 +107,14 @@ impl ReferenceVendor {
     /// When it can't be read.
     pub fn trust_root(&self) -> anyhow::Result<String> {
         read_trust_root(&self.folder)
+    }
+
+    /// What whoever fetches from it has to know.
+    ///
+    /// # Errors
+    /// When the root of trust can't be read.
+    pub fn source(&self) -> anyhow::Result<Source> {
+        Ok(Source { url: self.url(), authority: self.authority().to_owned(), trust_root: self.trust_root()? })
     }
 
     /// Publishes a release to a channel, with a delta from each of `bases`. Versions are unique over all channels.

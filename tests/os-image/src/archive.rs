@@ -15,6 +15,14 @@ struct Source {
     signed_by: Option<String>,
 }
 
+/// The sources of this machine, turned to `distribution`, as apt's deb822 format has them.
+///
+/// # Errors
+/// [`Error::NoArchive`] when apt knows no Debian archive of the machine's own release.
+pub fn sources_here(distribution: Distribution, archive: Archive) -> Result<String, Error> {
+    sources(Path::new("/etc"), distribution, archive)
+}
+
 /// Writes a deb822 sources text for `distribution` from the apt configuration below `etc` (usually `/etc`).
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! dracut and initramfs-tools bring udev, a shell and half a system, which takes half a minute under emulation. This
 //! host needs five steps (load modules, arm the watchdog, find two partitions, set up dm-verity, switch the root),
-//! and `tests/os-image/init` does exactly those.
+//! and `examples/debian/init` does exactly those.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,24 +10,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cpio::Cpio;
-use crate::{Error, tool};
+use crate::{Error, entries, tool};
 
 /// Modules to load, in this order, each with what it depends on. Those built into the kernel are left out.
-pub(crate) const MODULES: [&str; 10] = [
-    "i6300esb",
-    "virtio_blk",
-    "nvme",
-    "sha256_ssse3",
-    "dm_verity",
-    "erofs",
-    "efivarfs",
-    "vfat",
-    "nls_ascii",
-    "nls_cp437",
-];
+const MODULES: &str = include_str!("../../../examples/debian/initrd-modules");
 
-/// Writes the initrd for the modules below `root` to `path`.
-pub(crate) fn write(root: &Path, init: &Path, os_release: &str, path: &Path) -> Result<(), Error> {
+/// Writes the initrd for the modules below `root` to `path`: the program `init`, and the release's own `os_release`. The same input
+/// gives the same bytes.
+///
+/// # Errors
+/// When a module is missing in `root`, or a file can't be read or written.
+pub fn write(root: &Path, init: &Path, os_release: &str, path: &Path) -> Result<(), Error> {
     let mut archive = Cpio::default();
     for folder in ["dev", "etc", "proc", "sys", "root", "modules"] {
         archive.folder(folder);
@@ -60,7 +53,7 @@ fn load_order(root: &Path) -> Result<Vec<PathBuf>, Error> {
     let (dependencies, built_in) = (read("modules.dep")?, read("modules.builtin")?);
     let mut loaded = BTreeSet::new();
     let mut order = Vec::new();
-    for wanted in MODULES {
+    for wanted in entries(MODULES) {
         if built_in.lines().any(|line| module_name(Path::new(line)) == wanted) {
             continue;
         }

@@ -15,11 +15,19 @@ use crate::tree::{self, Tree};
 use crate::{Archive, Distribution, Error, Kernel, Recipe, archive, cache, erofs, initrd, shipped, tool};
 
 /// What installs packages, beside the recipe.
-const TREE_BUILDER: [&str; 3] =
-    ["tests/os-image/src/archive.rs", "tests/os-image/src/tool.rs", "tests/os-image/src/tree.rs"];
+const TREE_BUILDER: [&str; 7] = [
+    "examples/debian/install-packages",
+    "examples/debian/remove",
+    "examples/debian/strip-root",
+    "examples/debian/stripped",
+    "tests/os-image/src/archive.rs",
+    "tests/os-image/src/tool.rs",
+    "tests/os-image/src/tree.rs",
+];
 /// What makes an image of an installed tree, beside the recipe: what goes into the initrd included.
-const IMAGE_BUILDER: [&str; 6] = [
-    "tests/os-image/init/src",
+const IMAGE_BUILDER: [&str; 7] = [
+    "examples/debian/init/src",
+    "examples/debian/initrd-modules",
     "tests/os-image/src/cpio.rs",
     "tests/os-image/src/erofs.rs",
     "tests/os-image/src/initrd.rs",
@@ -126,6 +134,12 @@ impl Store {
         &self.folder
     }
 
+    /// Where packages are kept that were fetched.
+    #[must_use]
+    pub fn downloads(&self) -> PathBuf {
+        self.folder.join("packages")
+    }
+
     /// Builds the image of `recipe`, or finds it. `say` is told each step as it begins, one line each; nothing is
     /// said when the image is there already. Waits while another process builds in the same store.
     ///
@@ -160,15 +174,13 @@ impl Store {
         tree::finish(recipe, &root)?;
         erofs::write(&root, &partial.join("root.erofs"))?;
         fs::remove_dir_all(&root).map_err(Error::io(&root))?;
-        let loader = tree.boot_loader();
-        for (from, to) in [
-            (tree.kernel(), "vmlinuz"),
-            (loader.join("linuxx64.efi.stub"), "linuxx64.efi.stub"),
-            (loader.join("systemd-bootx64.efi"), "systemd-bootx64.efi"),
-            (tree.packages(), "packages.json"),
-        ] {
-            fs::copy(&from, partial.join(to)).map_err(Error::io(from))?;
+        for name in ["vmlinuz", "linuxx64.efi.stub", "systemd-bootx64.efi"] {
+            let from = tree.boot_file(name);
+            fs::copy(&from, partial.join(name)).map_err(Error::io(from))?;
         }
+        // The last one: it says that the folder is whole.
+        let packages = tree.packages();
+        fs::copy(&packages, partial.join("packages.json")).map_err(Error::io(packages))?;
         fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
         cache::used(&folder)?;
         cache::keep(&self.folder, KEPT_IMAGES)?;
@@ -217,7 +229,7 @@ impl Store {
                 recipe.packages.len()
             ));
             let partial = self.partial(&folder)?;
-            tree::install(recipe, &Tree::at(partial.clone()), &self.folder.join("packages"))?;
+            tree::install(recipe, &Tree::at(partial.clone()), &self.workspace, &self.downloads())?;
             fs::rename(&partial, &folder).map_err(Error::io(&folder))?;
         }
         cache::used(&folder)?;
@@ -235,7 +247,7 @@ impl Store {
 
     /// Builds the initrd's program: static, since nothing else is in the initrd.
     fn init(&self, say: &dyn Fn(&str)) -> Result<PathBuf, Error> {
-        let key = cache::digest_of_sources(&self.workspace, &["tests/os-image/init/src"])?;
+        let key = cache::digest_of_sources(&self.workspace, &["examples/debian/init/src"])?;
         let kept = self.folder.join("init").join(&key);
         if kept.exists() {
             return Ok(kept);
@@ -281,8 +293,12 @@ impl Store {
     }
 }
 
-/// Takes away what a build that was killed left mounted in its root: the host's own /sys and /dev would go with the rest.
-fn unmount_below(folder: &Path) -> Result<(), Error> {
+/// Takes away what a build that was killed left mounted below a folder, in its root: who removes the folder would remove the host's
+/// own /sys and /dev with the rest.
+///
+/// # Errors
+/// [`Error::Io`] when mounts can't be read or taken away.
+pub fn unmount_below(folder: &Path) -> Result<(), Error> {
     let mounts = Path::new("/proc/self/mounts");
     let text = fs::read_to_string(mounts).map_err(Error::io(mounts))?;
     let places = text.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);

@@ -17,10 +17,8 @@ const SHOWN_LINES: usize = 6;
 /// Which Debian package brings a program.
 fn package_of(tool: &str) -> &'static str {
     match tool {
-        "mmdebstrap" => "mmdebstrap",
         "mkfs.erofs" => "erofs-utils",
         "xz" => "xz-utils",
-        "dpkg-deb" | "dpkg-query" => "dpkg",
         "apt-get" => "apt",
         "cp" | "chroot" => "coreutils",
         "cargo" => "cargo",

@@ -1,5 +1,6 @@
-//! Packages to a root tree: mmdebstrap installs them with their scripts, then everything that only a package
-//! manager needs is taken out again, because these hosts are replaced and never changed.
+//! Packages to a root tree, by the two files with which the example in `examples/debian/` does it: mmdebstrap installs them with
+//! their scripts, then everything that only a package manager needs is taken out again, because these hosts are replaced and
+//! never changed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -21,52 +22,10 @@ pub struct Package {
     pub architecture: String,
 }
 
-/// Fixed date for whatever a package script stamps into a file (seconds since 1970; 2025-01-01).
-const SOURCE_DATE_EPOCH: &str = "1735689600";
-
-/// What a host that is replaced as a whole does not need at run time. `%` ends a prefix.
-const STRIPPED: [&str; 40] = [
-    "boot/%",
-    "etc/apt",
-    "etc/dpkg",
-    "etc/kernel",
-    "etc/logrotate.d",
-    "etc/cron.daily",
-    "etc/hostname",
-    "etc/resolv.conf",
-    "initrd.img%",
-    "vmlinuz%",
-    "usr/bin/apt%",
-    "usr/bin/debconf%",
-    "usr/bin/dpkg%",
-    "usr/bin/perl%",
-    "usr/include",
-    "usr/lib/apt",
-    "usr/lib/dpkg",
-    "usr/lib/kernel",
-    "usr/lib/x86_64-linux-gnu/perl-base",
-    "usr/lib/x86_64-linux-gnu/libapt-%",
-    "usr/sbin/dpkg%",
-    "usr/share/bash-completion",
-    "usr/share/bug",
-    "usr/share/debconf",
-    "usr/share/doc",
-    "usr/share/dpkg",
-    "usr/share/gcc",
-    "usr/share/gdb",
-    "usr/share/info",
-    "usr/share/lintian",
-    "usr/share/locale",
-    "usr/share/man",
-    "usr/share/perl5",
-    "usr/share/zsh",
-    "var/cache/%",
-    "var/lib/apt",
-    "var/lib/dpkg",
-    "var/lib/systemd/deb-systemd-helper-enabled",
-    "var/log/%",
-    "tmp/%",
-];
+/// What installs packages, and what takes out again that only a package manager needs: the example's, as they stand.
+const INSTALL: &str = "examples/debian/install-packages";
+/// See [`INSTALL`].
+const STRIP: &str = "examples/debian/strip-root";
 
 /// A tree of packages, before a recipe's own files are put in.
 #[derive(Debug)]
@@ -83,13 +42,9 @@ impl Tree {
         self.folder.join("root")
     }
 
-    /// Kernel and boot loader, unpacked beside the root.
-    pub(crate) fn kernel(&self) -> PathBuf {
-        self.folder.join("vmlinuz")
-    }
-
-    pub(crate) fn boot_loader(&self) -> PathBuf {
-        self.folder.join("boot-loader/usr/lib/systemd/boot/efi")
+    /// A file of kernel or boot loader, unpacked beside the root.
+    pub(crate) fn boot_file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     pub(crate) fn packages(&self) -> PathBuf {
@@ -97,91 +52,35 @@ impl Tree {
     }
 }
 
-/// Installs the recipe's packages and kernel into `tree`; `downloads` keeps what was fetched.
-pub(crate) fn install(recipe: &Recipe, tree: &Tree, downloads: &Path) -> Result<(), Error> {
+/// Installs the recipe's packages and kernel into `tree`, as the example of the workspace at `workspace` does; `downloads` keeps
+/// what was fetched.
+pub(crate) fn install(recipe: &Recipe, tree: &Tree, workspace: &Path, downloads: &Path) -> Result<(), Error> {
     let work = &tree.folder;
     fs::create_dir_all(work).map_err(Error::io(work))?;
-    fs::create_dir_all(downloads).map_err(Error::io(downloads))?;
     let sources = work.join("archive.sources");
     let text = archive::sources(Path::new("/etc"), recipe.distribution, recipe.archive)?;
     fs::write(&sources, text).map_err(Error::io(&sources))?;
-
-    let script = work.join("fetch-kernel.sh");
-    fs::write(&script, fetch_kernel(recipe, downloads)).map_err(Error::io(&script))?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).map_err(Error::io(&script))?;
-
-    let archives = "\"$1\"/var/cache/apt/archives";
-    let linked_in = format!(
-        "mkdir -p {archives} && find '{}' -maxdepth 1 -name '*.deb' -exec cp -fl -t {archives} {{}} +",
-        downloads.display()
-    );
-    let linked_out =
-        format!("find {archives} -maxdepth 1 -name '*.deb' -exec cp -fl -t '{}' {{}} +", downloads.display());
-    let mut command = Command::new("mmdebstrap");
+    let codename = recipe.distribution.codename();
+    let kernel = match recipe.kernel.archive {
+        Archive::Release => format!("{}/{codename}", recipe.kernel.package),
+        Archive::Updates => recipe.kernel.package.to_owned(),
+    };
+    let mut command = Command::new(workspace.join(INSTALL));
     command
-        .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
-        .args(["--mode=root", "--variant=essential", "--format=directory", "--dpkgopt=force-unsafe-io"])
-        .args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"])
-        .args(["--dpkgopt=path-exclude=/usr/share/locale/*", "--aptopt=APT::Install-Recommends \"false\""])
-        .args(["--aptopt=Acquire::Languages \"none\"", "--skip=download/empty,essential/unlink"])
-        .arg(format!("--include={}", recipe.packages.join(",")))
-        .arg(format!("--setup-hook={linked_in}"))
-        .arg(format!("--customize-hook={linked_out}"))
-        .arg(format!("--customize-hook='{}' \"$1\" '{}'", script.display(), work.display()))
-        .arg(recipe.distribution.codename())
-        .arg(tree.root())
-        .arg(&sources);
+        .env("DEBIAN_SOURCES", &sources)
+        .env("DEBIAN_DOWNLOADS", downloads)
+        .args([codename, &kernel, &recipe.packages.join(",")])
+        .arg(work);
     tool::run(&format!("installing packages for {} {}", recipe.product, recipe.version), &mut command)?;
     remember_packages(tree)?;
-    STRIPPED.iter().try_for_each(|path| remove(&tree.root(), path))?;
-    // Empty, not missing: systemd then makes one up for each boot, over a read-only root.
-    let machine_id = tree.root().join("etc/machine-id");
-    fs::write(&machine_id, "").map_err(Error::io(machine_id))
-}
-
-/// A script run by mmdebstrap while its apt is still there: the kernel is unpacked, not installed, since its
-/// scripts would build an initrd that nobody uses.
-fn fetch_kernel(recipe: &Recipe, downloads: &Path) -> String {
-    let suite = match recipe.kernel.archive {
-        Archive::Release => format!("/{}", recipe.distribution.codename()),
-        Archive::Updates => String::new(),
-    };
-    format!(
-        r#"#!/bin/sh
-set -eu
-root=$1 work=$2
-export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-# A folder for each: what lands in it is the file, whatever its version. apt takes it from its cache if it is there.
-fetch() {{
-  folder=$(mktemp -d -p "$work")
-  (cd "$folder" && apt-get -qq -oAPT::Sandbox::User=root download "$1")
-  cp -fl "$folder"/*.deb '{downloads}'
-  echo "$folder"/*.deb
-}}
-meta=$(fetch '{package}{suite}')
-kernel=$(dpkg-deb -f "$meta" Depends | tr ',' '\n' | sed -n 's/^ *\(linux-image-[^ ]*\) (= \([^)]*\)).*/\1=\2/p' | head -n1)
-image=$(fetch "$kernel")
-dpkg-deb -x "$image" "$root"
-dpkg-deb -f "$image" Package Version Architecture > "$work/kernel.control"
-mv "$root"/boot/vmlinuz-* "$work/vmlinuz"
-for modules in "$root"/usr/lib/modules/* "$root"/lib/modules/*; do
-  [ ! -d "$modules/kernel" ] || chroot "$root" depmod "$(basename "$modules")"
-done
-loader=$(fetch systemd-boot-efi)
-dpkg-deb -x "$loader" "$work/boot-loader"
-"#,
-        downloads = downloads.display(),
-        package = recipe.kernel.package,
-    )
+    tool::run("taking out what only a package manager needs", Command::new(workspace.join(STRIP)).arg(tree.root()))
+        .map(drop)
 }
 
 fn remember_packages(tree: &Tree) -> Result<(), Error> {
-    let mut command = Command::new("dpkg-query");
-    command
-        .arg(format!("--admindir={}", tree.root().join("var/lib/dpkg").display()))
-        .args(["-W", "-f=${Package}\t${Version}\t${Architecture}\n"]);
-    let listed = tool::run("listing the packages", &mut command)?;
-    let mut packages: Vec<Package> = String::from_utf8_lossy(&listed.stdout)
+    let listed = tree.folder.join("packages.list");
+    let listed = fs::read_to_string(&listed).map_err(Error::io(&listed))?;
+    let mut packages: Vec<Package> = listed
         .lines()
         .filter_map(|line| {
             let mut fields = line.split('\t');
@@ -209,9 +108,9 @@ fn remember_packages(tree: &Tree) -> Result<(), Error> {
     fs::write(&path, json).map_err(Error::io(path))
 }
 
-/// Removes `path` below `root`; a trailing `%` means everything whose path begins so.
+/// Removes `path` below `root`; a trailing `*` means everything whose path begins so.
 pub(crate) fn remove(root: &Path, path: &str) -> Result<(), Error> {
-    let Some(prefix) = path.strip_suffix('%') else {
+    let Some(prefix) = path.strip_suffix('*') else {
         return remove_one(&root.join(path));
     };
     let (folder, start) = prefix.rsplit_once('/').unwrap_or(("", prefix));

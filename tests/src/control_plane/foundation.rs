@@ -26,7 +26,7 @@ impl Foundation {
         let authority = Authority::new()?;
         let pair = authority.client("bascule-admin", &["system:masters"])?;
         let admin = Credentials::with_certificate(server, authority.certificate(), "bascule-admin", &pair);
-        let (place, server_pair) = (folder.path(), authority.server()?);
+        let (place, server_pair) = (folder.path(), authority.server(server)?);
         let (signing_key, verifying_key) = service_account_keys()?;
         let files = [
             ("ca.crt", authority.certificate()),

@@ -1,6 +1,8 @@
 //! The certificates of one control plane: its own authority, made anew each time, so that nothing a test holds is
 //! worth anything outside of that test.
 
+use std::net::SocketAddr;
+
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -48,10 +50,13 @@ impl Authority {
         &self.certificate
     }
 
-    /// For the API server, under the names it is reached by from this machine and from pods.
-    pub(super) fn server(&self) -> Result<Pair, ControlPlaneError> {
+    /// For the API server, under the names it is reached by from this machine and from pods, and that of its URL.
+    pub(super) fn server(&self, url: &str) -> Result<Pair, ControlPlaneError> {
         let names = ["127.0.0.1", "::1", super::SERVICE_ADDRESS, "localhost", "kubernetes", "kubernetes.default.svc"];
-        let mut params = CertificateParams::new(names.map(str::to_owned).to_vec())?;
+        let mut names = names.map(str::to_owned).to_vec();
+        let address = url.trim_start_matches("https://").parse::<SocketAddr>().map(|address| address.ip().to_string());
+        names.extend(address.ok().filter(|address| !names.contains(address)));
+        let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }

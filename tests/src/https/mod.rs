@@ -6,7 +6,7 @@ mod fault;
 pub(crate) mod serve;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -73,12 +73,12 @@ impl HttpsServer {
         Self::start_on(folder, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    /// Serves a folder on a given loopback address, of either family.
+    /// Serves a folder on a given address of this machine, of either family.
     ///
     /// # Errors
     /// [`HttpsError`]
     pub async fn start_on(folder: impl AsRef<Path>, address: SocketAddr) -> Result<Self, HttpsError> {
-        let (acceptor, ca_pem) = tls("Bascule test repository CA")?;
+        let (acceptor, ca_pem) = tls("Bascule test repository CA", Some(address.ip()))?;
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -96,9 +96,13 @@ impl HttpsServer {
         Ok(Self { address, ca_pem, shared, task })
     }
 
-    /// `https://localhost:<port>/`
+    /// `https://localhost:<port>/`, or with the address where it is none of loopback.
     pub fn url(&self) -> String {
-        format!("https://localhost:{}/", self.address.port())
+        if self.address.ip().is_loopback() {
+            format!("https://localhost:{}/", self.address.port())
+        } else {
+            format!("https://{}/", self.address)
+        }
     }
 
     /// The port.
@@ -153,9 +157,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A fresh authority of a name, and a certificate of it for `localhost`, 127.0.0.1, ::1, and the address at which machines of the
-/// boot tests give it to their pods.
-pub(crate) fn tls(authority: &str) -> Result<(TlsAcceptor, String), HttpsError> {
+/// A fresh authority of a name, and a certificate of it for `localhost`, 127.0.0.1, ::1, the address at which machines of the
+/// boot tests give it to their pods, and one more.
+pub(crate) fn tls(authority: &str, address: Option<IpAddr>) -> Result<(TlsAcceptor, String), HttpsError> {
     let ca_key = KeyPair::generate()?;
     let mut ca_params = CertificateParams::new(Vec::new())?;
     ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -163,7 +167,9 @@ pub(crate) fn tls(authority: &str) -> Result<(TlsAcceptor, String), HttpsError> 
     let ca = ca_params.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca_params, ca_key);
     let key = KeyPair::generate()?;
-    let names = ["localhost", "127.0.0.1", "::1", crate::control_plane::SERVICE_ADDRESS].map(str::to_owned).to_vec();
+    let mut names =
+        ["localhost", "127.0.0.1", "::1", crate::control_plane::SERVICE_ADDRESS].map(str::to_owned).to_vec();
+    names.extend(address.map(|address| address.to_string()).filter(|address| !names.contains(address)));
     let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
     let chain = vec![CertificateDer::from(certificate.der().to_vec())];
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));

@@ -22,8 +22,8 @@ use super::counting::counted;
 use super::life::{COUNTED_ENTRY, staged};
 use super::pods::{self, Pods, Running};
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
+use crate::container_os;
 use crate::disk::Loss;
-use crate::install::StateFile;
 use crate::lab::Setup;
 use crate::machine::Machine;
 use crate::offline;
@@ -169,8 +169,7 @@ async fn play<'a>(
 /// A host with the kubelet's settings on its state partition, switched on.
 fn host(stage: Stage<'_>, name: &str, release: &Release) -> anyhow::Result<Machine> {
     let mut state = stage.cluster.state_of(name)?;
-    let path = "lib/bascule-test/kubelet.env".to_owned();
-    state.push(StateFile { path, content: format!("NODE={name}\n"), mode: 0o644 });
+    state.extend(container_os::state_of(name, &stage.cluster.kubelet(name)?));
     let setup = Setup { memory_mib: MEMORY_MIB, ..Setup::default() };
     let mut machine = stage.lab.host_of(name, release, &state, stage.cluster.ports(), &setup)?;
     machine.power_on()?;
@@ -234,7 +233,7 @@ async fn show(stage: Stage<'_>, what: &str, arguments: &[&str]) -> anyhow::Resul
 /// What somebody would look at first.
 pub(super) async fn symptoms(machines: &[&Machine]) -> String {
     const LOOK: &str = "ctr --namespace k8s.io task ls; journalctl --boot --no-pager --lines 60 --output short-monotonic \
-                        --unit kubelet --unit containerd --unit bascule-test-images; \
+                        --unit kubelet --unit containerd --unit container-images; \
                         for log in /var/log/pods/bascule-*/*/*.log; do [ ! -e \"$log\" ] || { echo \"== $log\"; tail -n 40 \"$log\"; }; done";
     let mut all = String::new();
     for machine in machines {

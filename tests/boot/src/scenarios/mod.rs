@@ -2,6 +2,7 @@
 
 pub mod counting;
 pub mod cuts;
+pub mod example;
 pub mod faults;
 pub mod gptprio;
 pub mod install;
