@@ -82,10 +82,22 @@ pub async fn judge(machine: &mut Machine, running: &Release, other: &Release) ->
     let entry = entry.with_context(|| format!("bootctl does not list {}: {said}", running.entry()))?;
     ensure!(entry.is_selected && entry.is_default, "{} runs, and bootctl says otherwise: {said}", running.entry());
     ensure!(entry.tries_left.is_none(), "{} is still counted: {said}", running.entry());
+    hooks_ran(machine, running, other).await?;
     machine.shut_down(BOOT).await?;
     let names = offline::entries(machine.disk().path())?;
     ensure!(names.contains(&running.entry()), "{} has no entry: {names:?}", running.version);
     offline::judge(machine.disk().path(), &[(Slot::A, running), (Slot::B, other)])
+}
+
+/// What the image's hooks noted: on the way to the other release, and on the way back to the running one. The last commit's may
+/// still be on its way.
+async fn hooks_ran(machine: &Machine, running: &Release, other: &Release) -> anyhow::Result<()> {
+    let noted = machine.run("cat /var/lib/hooks", BOOT).await?;
+    let lines: Vec<&str> = noted.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let (there, back) = (&other.version, &running.version);
+    let expected = [format!("before-arm {there}"), format!("after-commit {there}"), format!("before-arm {back}")];
+    ensure!(lines.starts_with(&expected.each_ref().map(String::as_str)), "the hooks noted:\n{noted}");
+    Ok(())
 }
 
 /// What `bootctl list --json` says of an entry, as far as the test asks (bootctl(1)).
