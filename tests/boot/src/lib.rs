@@ -15,6 +15,7 @@ pub mod machine;
 pub mod oci;
 pub mod offline;
 pub mod older;
+pub mod policy_key;
 pub mod programs;
 pub mod qmp;
 pub mod reference;
@@ -22,6 +23,7 @@ pub mod relay;
 pub mod release;
 pub mod runner;
 pub mod scenarios;
+pub mod sealed_os;
 pub mod site;
 pub mod vendor;
 

@@ -9,7 +9,7 @@ use bascule_os_image::{Archive, Contents, Distribution, Fault, ImageFile, Kernel
 
 use bascule_sim::layout::{ESP, STATE, XBOOTLDR};
 
-use crate::container_os;
+use crate::{container_os, sealed_os};
 
 /// The product's name: `IMAGE_ID` in os-release, and the product that the agent accepts releases of.
 pub const PRODUCT: &str = "bascule-reference";
@@ -97,6 +97,8 @@ pub struct Edition<'a> {
     pub mounts: Mounts,
     /// Which agent it has.
     pub agent: AgentOf,
+    /// Whether it has a volume that its TPM opens, and a boot image with signatures for that.
+    pub sealed: bool,
 }
 
 /// Which commit's agent a release has.
@@ -142,6 +144,7 @@ impl Edition<'static> {
         containers: false,
         mounts: Mounts::Usual,
         agent: AgentOf::Today,
+        sealed: false,
     };
     /// The second: everything that was published since.
     pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
@@ -176,6 +179,10 @@ impl Edition<'static> {
     pub const REVOKED: Self = Self { version: "4.2", ..Self::OLD };
     /// Signed.
     pub const SIGNED_NEW: Self = Self { version: "4.3", ..Self::OLD };
+    /// For a host with a TPM.
+    pub const SEALED_OLD: Self = Self { version: "5.0", sealed: true, ..Self::OLD };
+    /// The next release of it.
+    pub const SEALED_NEW: Self = Self { version: "5.1", ..Self::SEALED_OLD };
 }
 
 /// When the guard takes a trial back. A product's deadline is three quarters of an hour; nobody waits that long for a test.
@@ -233,14 +240,18 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> an
 /// The recipe of one edition without its files: its packages can be installed before anything of ours is built.
 #[must_use]
 pub fn packages(edition: Edition<'_>) -> Recipe {
-    let containers = if edition.containers { &container_os::PACKAGES[..] } else { &[] };
+    let more = match edition {
+        Edition { containers: true, .. } => &container_os::PACKAGES[..],
+        Edition { sealed: true, .. } => &sealed_os::PACKAGES[..],
+        _ => &[],
+    };
     Recipe {
         product: PRODUCT.to_owned(),
         version: edition.version.to_owned(),
         distribution: Distribution::Trixie,
         archive: edition.archive,
         kernel: Kernel { package: "linux-image-cloud-amd64", archive: edition.archive },
-        packages: PACKAGES.iter().chain(containers).map(|name| (*name).to_owned()).collect(),
+        packages: PACKAGES.iter().chain(more).map(|name| (*name).to_owned()).collect(),
         fault: edition.fault,
         files: Vec::new(),
         without: ["usr/lib/udev/hwdb.bin", "usr/lib/udev/hwdb.d"].map(str::to_owned).to_vec(),

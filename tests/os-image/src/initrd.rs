@@ -29,7 +29,7 @@ pub(crate) const MODULES: [&str; 10] = [
 /// Writes the initrd for the modules below `root` to `path`.
 pub(crate) fn write(root: &Path, init: &Path, os_release: &str, path: &Path) -> Result<(), Error> {
     let mut archive = Cpio::default();
-    for folder in ["dev", "etc", "proc", "sys", "root", "modules"] {
+    for folder in ["dev", "etc", "proc", "sys", "run", "root", "modules"] {
         archive.folder(folder);
     }
     // The name that systemd gives an initrd's own os-release (os-release(5)).
