@@ -183,7 +183,7 @@ fn what_was_signed_for_another_image_or_by_another_key_is_refused() {
     let output = workshop.run(&format!("build nothing {build} {said_nothing}"));
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && message.contains("warning 33: the UKI's .pcrsig says nothing"), "{message}");
-    let unknown = "build refused --product acme-os --release 1.0 --root tree --kernel vmlinuz --fast \
+    let unknown = "build unknown --product acme-os --release 1.0 --root tree --kernel vmlinuz --fast \
                    --stub stub-old --pcr-public-key tpm.pub --pcr-key tpm.pem";
     let mut old = fs::read(workshop.path("stub-257")).unwrap();
     let start = b"#### LoaderInfo: systemd-stub ";

@@ -129,7 +129,7 @@ mod tests {
         };
         let uki = build(&parts).unwrap();
         let pcr11 = Uki::open(&uki).unwrap().pcr11().unwrap();
-        let phases = ["", "sysinit", ""].map(|path| path.parse().unwrap());
+        let phases: [PhasePath; 3] = ["", "sysinit", ""].map(|path| path.parse().unwrap());
         let key = hex::decode(KEY).unwrap();
         let sign = |message: &[u8]| -> Result<Vec<u8>, Box<dyn StdError + Send + Sync>> { Ok(message.repeat(2)) };
         let policy = PcrPolicy { public_key_pem: b"key", public_key: &key, phases: &phases, sign: &sign };

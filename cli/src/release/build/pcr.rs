@@ -1,6 +1,6 @@
 //! With what a TPM's policies are signed: a key of its own, whose public part goes into the boot image beside its signatures.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::release::measured::MAX_PHASES;
