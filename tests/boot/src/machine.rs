@@ -23,6 +23,8 @@ for _ in $(seq 100); do
     [ -S "$1" ] && break
     sleep 0.1
 done
+[ -S "$1" ] || { echo "there is no TPM at $1"; exit 1; }
+# A socket is there a moment before anybody listens.
 sleep 0.2
 shift
 exec "$@"
