@@ -43,6 +43,7 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "chromium-headless-shell", package: "chromium-headless-shell" },
     Tool { program: "rsync", package: "rsync" },
     Tool { program: "softhsm2-util", package: "softhsm2" },
+    Tool { program: "swtpm", package: "swtpm" },
     Tool { program: "docker-registry", package: "docker-registry" },
 ];
 

@@ -7,6 +7,7 @@ mod keys;
 pub(crate) mod progress;
 mod prune;
 mod publish;
+mod rsa;
 pub(crate) mod secure_boot;
 mod signing;
 mod source;

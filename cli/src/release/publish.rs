@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use bascule_image::release::manifest::{MAX_UKI_SIZE, Manifest};
 use bascule_image::release::names::Severity;
-use bascule_image::uki::Uki;
+use bascule_image::uki::{PhasePath, Uki};
 use bascule_names::{Architecture, ChannelName, Version};
 use bascule_release::{BuildFolder, read_bounded};
 use bascule_repository::publish::{Notes, Publisher, Refreshed, WaitingChange};
@@ -122,13 +122,19 @@ struct Looked {
 fn check_measured(manifest: &Manifest, uki: &Vec<u8>) -> anyhow::Result<()> {
     let Some(said) = &manifest.measured else { return Ok(()) };
     // Of a stub that this program does not know it says nothing.
-    let Ok(measured) = Uki::open(uki)?.measured() else { return Ok(()) };
+    let Ok(pcr11) = Uki::open(uki)?.pcr11() else { return Ok(()) };
     ensure!(
-        *said == measured,
+        *said == pcr11.measured(&phases(manifest)),
         "the manifest has other values of PCR 11 than the boot image would be measured as; it was changed after the build: build \
          the release anew"
     );
     Ok(())
+}
+
+/// Phases that the vendor named when it was built, among systemd's own.
+fn phases(manifest: &Manifest) -> Vec<PhasePath> {
+    let said = manifest.measured.iter().flat_map(|measured| &measured.pcr11);
+    said.filter_map(|value| value.phase.parse().ok()).collect()
 }
 
 /// What was built elsewhere, or changed since, is looked at once more, and compared with what is offered now.
@@ -143,8 +149,10 @@ fn look_at(build: &Path, certificates: &[Vec<u8>], before: &[(Manifest, PathBuf)
         let found = check::uki(&uki, &manifest.verity.root_hash, subject)
             .with_context(|| format!("{} is not usable", path.display()))?;
         check_measured(&manifest, &uki).with_context(|| format!("{} is not usable", path.display()))?;
+        let policy = check::policy(&uki, &phases(&manifest));
+        let policy = policy.with_context(|| format!("{} is not usable", path.display()))?;
         // Warnings were told when it was built.
-        looked.findings.extend(found.into_iter().filter(Finding::stops));
+        looked.findings.extend(found.into_iter().chain(policy).filter(Finding::stops));
         looked.findings.extend(check::vouched(&path.display().to_string(), &uki, certificates));
         let Some((before, boot_image)) = before.iter().find(|(before, _)| before.architecture == architecture) else {
             continue;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::workshop::{ONLINE, Workshop};
 
-fn openssl(workshop: &Workshop, arguments: &str) {
+pub(crate) fn openssl(workshop: &Workshop, arguments: &str) {
     let output = Command::new("openssl")
         .args(arguments.split_whitespace())
         .current_dir(workshop.path(""))

@@ -134,6 +134,8 @@ pub fn uki(bytes: &[u8]) -> bool {
         command_line: "quiet",
         os_release: "ID=acme",
         kernel_release: None,
+        pcr_public_key: &[],
+        pcr_signature: &[],
     };
     if let Ok(built) = uki::build(&parts) {
         let built = Uki::open(&built).expect("what was built can be read");

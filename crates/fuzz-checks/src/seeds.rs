@@ -118,6 +118,8 @@ pub fn uki() -> Vec<Vec<u8>> {
         command_line: "roothash=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad rw quiet",
         os_release: "ID=acme\nVERSION_ID=1.0\n",
         kernel_release: Some("6.1.0-1"),
+        pcr_public_key: &[],
+        pcr_signature: &[],
     };
     let uki = uki::build(&parts).expect("the stub has room");
     vec![stub, uki]

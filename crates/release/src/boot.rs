@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use bascule_image::release::manifest::MAX_UKI_SIZE;
-use bascule_image::uki::{self, Parts};
+use bascule_image::uki::{self, MeasureError, Parts, Uki};
 use bascule_names::RootHash;
 
+use crate::policy::PcrPolicy;
 use crate::{Error, read_bounded};
 
 /// Stands for the image's root hash in a command line.
@@ -24,6 +25,25 @@ pub struct BootParts<'a> {
     pub command_line: &'a str,
     /// What `uname -r` prints with this kernel, where known.
     pub kernel_release: Option<&'a str>,
+    /// What of a TPM's policies goes into it.
+    pub pcr: Pcr<'a>,
+}
+
+/// What a unified kernel image says about a TPM's policies.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Pcr<'a> {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// A public key, and what it signed elsewhere.
+    Ready {
+        /// In PEM.
+        public_key: &'a [u8],
+        /// As systemd-measure writes it.
+        signature: &'a [u8],
+    },
+    /// A public key, and what it signs of this image.
+    Signed(&'a PcrPolicy<'a>),
 }
 
 impl BootParts<'_> {
@@ -38,14 +58,28 @@ impl BootParts<'_> {
             // The kernel takes several archives one after the other at multiples of four bytes.
             initrd.resize(initrd.len().next_multiple_of(4), 0);
         }
-        Ok(uki::build(&Parts {
-            stub: &read_bounded(self.stub, MAX_UKI_SIZE)?,
-            kernel: &read_bounded(self.kernel, MAX_UKI_SIZE)?,
+        let (stub, kernel) = (read_bounded(self.stub, MAX_UKI_SIZE)?, read_bounded(self.kernel, MAX_UKI_SIZE)?);
+        let (pcr_public_key, pcr_signature) = match self.pcr {
+            Pcr::Nothing => (&[][..], &[][..]),
+            Pcr::Ready { public_key, signature } => (public_key, signature),
+            Pcr::Signed(policy) => (policy.public_key_pem, &[][..]),
+        };
+        let parts = Parts {
+            stub: &stub,
+            kernel: &kernel,
             initrd: &initrd,
             command_line: &command_line(self.command_line, root_hash),
             os_release,
             kernel_release: self.kernel_release,
-        })?)
+            pcr_public_key,
+            pcr_signature,
+        };
+        let unsigned = uki::build(&parts)?;
+        let Pcr::Signed(policy) = self.pcr else { return Ok(unsigned) };
+        // The signatures are the one section that is not measured.
+        let pcr11 = Uki::open(&unsigned).map_err(MeasureError::from).and_then(|uki| uki.pcr11())?;
+        let signature = policy.signed(&pcr11).map_err(Error::PcrSignature)?;
+        Ok(uki::build(&Parts { pcr_signature: &signature, ..parts })?)
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bascule_image::build::BuildError;
 use bascule_image::release::ParseError;
 use bascule_image::release::names::PathError;
-use bascule_image::uki::UkiError;
+use bascule_image::uki::{MeasureError, UkiError};
 use bascule_image::verity::CheckError;
 use bascule_names::{Architecture, Version};
 
@@ -105,6 +105,12 @@ pub enum Error {
     /// The boot image can't be made.
     #[error("can't build the UKI")]
     Uki(#[from] UkiError),
+    /// What a TPM will hold is not known, so nothing can be signed of it.
+    #[error("nothing can be signed of what a TPM will hold")]
+    NotMeasured(#[from] MeasureError),
+    /// What signs gave no signature.
+    #[error("what a TPM will hold can't be signed")]
+    PcrSignature(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The full pack can't be made.
     #[error("can't build the full pack")]
     Full(#[source] BuildError),

@@ -2,15 +2,16 @@
 //!
 //! This is what `bascule release build` does once it has an image and has looked at it. Whatever else makes releases, of the tests and
 //! of the sandbox, makes them with this crate, so that what they install is what a vendor's command would have built. It reads and
-//! writes files, and knows no repository, no key, no network and no clock.
+//! writes files, and knows no repository, no private key, no network and no clock: what signs is called.
 
 mod boot;
 mod error;
 mod folder;
 mod identity;
+pub mod policy;
 mod release;
 
-pub use boot::BootParts;
+pub use boot::{BootParts, Pcr};
 pub use error::Error;
 pub use folder::BuildFolder;
 pub use identity::Identity;

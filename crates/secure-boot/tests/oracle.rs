@@ -129,6 +129,8 @@ fn image() -> Vec<u8> {
         command_line: "roothash=ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
         os_release: "ID=acme\nVERSION_ID=1.0\n",
         kernel_release: None,
+        pcr_public_key: &[],
+        pcr_signature: &[],
     };
     uki::build(&parts).unwrap()
 }

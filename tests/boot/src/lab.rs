@@ -10,8 +10,10 @@ use crate::container_os::{self, Containers};
 use crate::example_os::PRODUCT;
 use crate::install::{self, Boot, StateFile};
 use crate::machine::{Drive, MEMORY_MIB, Machine, Parts};
+use crate::policy_key::PolicyKey;
 use crate::reference::{self, AgentOf, Edition, Programs};
 use crate::release::Release;
+use crate::sealed_os;
 use crate::vendor::{self, ReferenceVendor};
 
 /// Folders of one run: there at once, before anything is built.
@@ -112,10 +114,13 @@ impl Lab {
         };
         let recipe = if edition.containers {
             container_os::recipe(edition, &programs, trust_root, &Containers::prepare(&crate::say)?)?
+        } else if edition.sealed {
+            sealed_os::recipe(edition, &programs, trust_root)?
         } else {
             reference::recipe(edition, &programs, trust_root)?
         };
-        Release::of(&self.places.store, &self.places.store.build(&recipe, &crate::say)?)
+        let key = edition.sealed.then(|| PolicyKey::of(&self.places.vendor_home)).transpose()?;
+        Release::of(&self.places.store, &self.places.store.build(&recipe, &crate::say)?, key.as_ref())
     }
 
     /// A new host with `release` in slot A, switched off.
@@ -143,13 +148,22 @@ impl Lab {
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.img");
         install::install(release, state, &setup.boot, setup.drive.sector(), &disk)?;
-        let second_disk = setup.neighbour.then(|| folder.join("second.img"));
-        if let Some(second) = &second_disk {
-            install::foreign(PRODUCT, &release.version, second)?;
-        }
+        let second = folder.join("second.img");
+        let second_disk = match setup.second_disk {
+            SecondDisk::Absent => None,
+            SecondDisk::Neighbour => {
+                install::foreign(PRODUCT, &release.version, &second)?;
+                Some(second)
+            }
+            SecondDisk::Empty(size) => {
+                let made = std::fs::File::create(&second).and_then(|file| file.set_len(size));
+                made.with_context(|| format!("making {}", second.display()))?;
+                Some(second)
+            }
+        };
         let (name, ports, relay) = (name.to_owned(), ports.to_vec(), self.relay.clone());
-        let Setup { memory_mib, secure_boot, drive, .. } = *setup;
-        Machine::new(Parts { name, disk, drive, second_disk, secure_boot, memory_mib, ports, folder, relay })
+        let Setup { memory_mib, secure_boot, tpm, drive, .. } = *setup;
+        Machine::new(Parts { name, disk, drive, second_disk, tpm, secure_boot, memory_mib, ports, folder, relay })
     }
 
     /// Where logs and disks of this run lie.
@@ -159,6 +173,17 @@ impl Lab {
     }
 }
 
+/// A second disk of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecondDisk {
+    /// None.
+    Absent,
+    /// That of another host, with the same labels and an ESP of its own.
+    Neighbour,
+    /// One with nothing on it, of this many bytes.
+    Empty(u64),
+}
+
 /// How a host differs from the usual one.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -166,8 +191,10 @@ pub struct Setup {
     pub memory_mib: u32,
     /// Its boot partitions.
     pub boot: Boot,
-    /// A second disk is attached: that of another host, with the same labels and an ESP of its own.
-    pub neighbour: bool,
+    /// What is attached beside its own disk.
+    pub second_disk: SecondDisk,
+    /// It has a TPM.
+    pub tpm: bool,
     /// Its firmware can check signatures.
     pub secure_boot: bool,
     /// What its disk is to it.
@@ -179,7 +206,8 @@ impl Default for Setup {
         Self {
             memory_mib: MEMORY_MIB,
             boot: Boot::default(),
-            neighbour: false,
+            second_disk: SecondDisk::Absent,
+            tpm: false,
             secure_boot: false,
             drive: Drive::Virtio,
         }

@@ -18,6 +18,7 @@ pub mod machine;
 pub mod oci;
 pub mod offline;
 pub mod older;
+pub mod policy_key;
 pub mod programs;
 pub mod qmp;
 pub mod reference;
@@ -25,6 +26,7 @@ pub mod relay;
 pub mod release;
 pub mod runner;
 pub mod scenarios;
+pub mod sealed_os;
 pub mod site;
 pub mod vendor;
 

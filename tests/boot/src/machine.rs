@@ -14,6 +14,21 @@ use crate::relay;
 
 /// QEMU's name of the machine's network card.
 pub(crate) const NETWORK: &str = "net0";
+const QEMU: &str = "qemu-system-x86_64";
+/// The socket at which a TPM hears QEMU.
+const TPM: &str = "tpm";
+/// Starts `"$@"` behind the first word once that is a socket: QEMU asks its TPM at once, and ends if there is none.
+const AFTER_TPM: &str = r#"
+for _ in $(seq 100); do
+    [ -S "$1" ] && break
+    sleep 0.1
+done
+[ -S "$1" ] || { echo "there is no TPM at $1"; exit 1; }
+# A socket is there a moment before anybody listens.
+sleep 0.2
+shift
+exec "$@"
+"#;
 /// Firmware code, shared by all machines and never written.
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// The same with Secure Boot, which keeps its variables in system management mode.
@@ -72,6 +87,8 @@ pub struct Parts {
     pub drive: Drive,
     /// The medium of a second disk, whose content nobody cares about afterwards.
     pub second_disk: Option<PathBuf>,
+    /// Whether it has a TPM 2.0, which keeps its secrets over power cuts.
+    pub tpm: bool,
     /// Whether its firmware can check signatures; it does once keys are enrolled.
     pub secure_boot: bool,
     /// Its memory, in MiB.
@@ -92,12 +109,15 @@ pub struct Machine {
     console: Console,
     shell: Console,
     sockets: Scratch,
+    more_options: Option<String>,
     running: Option<Running>,
 }
 
 #[derive(Debug)]
 struct Running {
+    // Dropped in this order: QEMU before what it talks to.
     qemu: Supervised,
+    _tpm: Option<Supervised>,
     _lines: [Line; 2],
     _drive: Server,
 }
@@ -113,7 +133,15 @@ impl Machine {
         std::fs::copy(VARIABLES, &variables).with_context(|| format!("copying {VARIABLES}"))?;
         let disk = Disk::open(&parts.disk).with_context(|| format!("opening {}", parts.disk.display()))?;
         let sockets = Scratch::new("machine")?;
-        Ok(Self { parts, disk, console: Console::default(), shell: Console::default(), sockets, running: None })
+        Ok(Self {
+            parts,
+            disk,
+            console: Console::default(),
+            shell: Console::default(),
+            sockets,
+            more_options: None,
+            running: None,
+        })
     }
 
     /// The machine's name.
@@ -156,9 +184,42 @@ impl Machine {
         self.disk.power_on();
         let drive = Server::start(self.disk.clone(), &socket("disk"))?;
         let log = self.parts.folder.join("qemu.log");
-        let qemu = Supervised::start(Path::new("qemu-system-x86_64"), self.arguments(), &[], &log)?;
-        self.running = Some(Running { qemu, _lines: lines, _drive: drive });
+        let (tpm, qemu) = if self.parts.tpm {
+            let socket = socket(TPM);
+            if socket.exists() {
+                std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
+            }
+            let tpm = self.start_tpm(&socket)?;
+            let script = ["-c", AFTER_TPM, "sh"].map(str::to_owned);
+            let words = script.into_iter().chain([socket.display().to_string(), QEMU.to_owned()]);
+            let qemu = Supervised::start(Path::new("sh"), words.chain(self.arguments()), &[], &log)?;
+            (Some(tpm), qemu)
+        } else {
+            (None, Supervised::start(Path::new(QEMU), self.arguments(), &[], &log)?)
+        };
+        self.running = Some(Running { qemu, _tpm: tpm, _lines: lines, _drive: drive });
         Ok(())
+    }
+
+    /// Starts the TPM, which hears QEMU at a socket and ends with it.
+    fn start_tpm(&self, socket: &Path) -> anyhow::Result<Supervised> {
+        let state = self.parts.folder.join("tpm");
+        std::fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
+        let arguments = [
+            "socket".to_owned(),
+            "--tpm2".to_owned(),
+            "--tpmstate".to_owned(),
+            format!("dir={}", state.display()),
+            "--ctrl".to_owned(),
+            format!("type=unixio,path={}", socket.display()),
+        ];
+        Ok(Supervised::start(Path::new("swtpm"), arguments, &[], &self.parts.folder.join("swtpm.log"))?)
+    }
+
+    /// What whoever starts the machine adds to the kernel's command line from the next start on (systemd-stub(7),
+    /// `io.systemd.stub.kernel-cmdline-extra`).
+    pub fn add_kernel_options(&mut self, options: Option<&str>) {
+        self.more_options = options.map(str::to_owned);
     }
 
     /// Takes its power away between two instructions.
@@ -289,6 +350,14 @@ impl Machine {
         if let Some(second) = &self.parts.second_disk {
             add("-blockdev", format!("driver=file,node-name=disk1,filename={}", second.display()));
             add("-device", "virtio-blk-pci,drive=disk1".to_owned());
+        }
+        if self.parts.tpm {
+            add("-chardev", format!("socket,id=tpm,path={}", socket(TPM)));
+            add("-tpmdev", "emulator,id=tpm0,chardev=tpm".to_owned());
+            add("-device", "tpm-crb,tpmdev=tpm0".to_owned());
+        }
+        if let Some(options) = &self.more_options {
+            add("-smbios", format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={options}"));
         }
         add("-netdev", network);
         // No option ROM: the machine never boots from the network.

@@ -7,6 +7,7 @@ use bascule_os_image::{Archive, Distribution, Fault, ImageFile, Kernel, Recipe};
 use bascule_sim::layout::{ESP, STATE, XBOOTLDR};
 
 use crate::example_os::{self, HOST, KUBERNETES, Layer, PRODUCT, folder};
+use crate::sealed_os;
 
 /// Units of the tests that are started, and the target that wants them.
 const WANTED: [(&str, &str); 2] =
@@ -38,6 +39,8 @@ pub struct Edition<'a> {
     pub mounts: Mounts,
     /// Which agent it has.
     pub agent: AgentOf,
+    /// Whether it has a volume that its TPM opens, and a boot image with signatures for that.
+    pub sealed: bool,
 }
 
 /// Which commit's agent a release has.
@@ -83,6 +86,7 @@ impl Edition<'static> {
         containers: false,
         mounts: Mounts::Usual,
         agent: AgentOf::Today,
+        sealed: false,
     };
     /// The second: everything that was published since.
     pub const NEW: Self = Self { version: "1.1", archive: Archive::Updates, ..Self::OLD };
@@ -117,6 +121,10 @@ impl Edition<'static> {
     pub const REVOKED: Self = Self { version: "4.2", ..Self::OLD };
     /// Signed.
     pub const SIGNED_NEW: Self = Self { version: "4.3", ..Self::OLD };
+    /// For a host with a TPM.
+    pub const SEALED_OLD: Self = Self { version: "5.0", sealed: true, ..Self::OLD };
+    /// The next release of it.
+    pub const SEALED_NEW: Self = Self { version: "5.1", ..Self::SEALED_OLD };
 }
 
 /// When the guard takes a trial back. A product's deadline is three quarters of an hour; nobody waits that long for a test.
@@ -162,13 +170,14 @@ pub fn recipe(edition: Edition<'_>, programs: &Programs, trust_root: &str) -> an
 #[must_use]
 pub fn packages(edition: Edition<'_>) -> Recipe {
     let layers: &[Layer] = if edition.containers { &[HOST, KUBERNETES] } else { &[HOST] };
+    let sealed: &[&str] = if edition.sealed { &sealed_os::PACKAGES } else { &[] };
     Recipe {
         product: PRODUCT.to_owned(),
         version: edition.version.to_owned(),
         distribution: Distribution::Trixie,
         archive: edition.archive,
         kernel: Kernel { package: "linux-image-cloud-amd64", archive: edition.archive },
-        packages: layers.iter().flat_map(Layer::packages).collect(),
+        packages: layers.iter().flat_map(Layer::packages).chain(sealed.iter().map(|name| (*name).to_owned())).collect(),
         fault: edition.fault,
         files: Vec::new(),
         without: layers.iter().flat_map(Layer::removed).collect(),

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use bascule_image::Sha256;
+use bascule_image::uki::PhasePath;
 use bascule_image::work::Watch;
 use bascule_names::{Architecture, Product, Version};
 use bascule_os_image::{OsImage, Store};
-use bascule_release::{BootParts, Hashed, Identity};
+use bascule_release::policy::PcrPolicy;
+use bascule_release::{BootParts, Hashed, Identity, Pcr};
 
 use crate::example_os::{COMMAND_LINE, PRODUCT};
+use crate::policy_key::PolicyKey;
 
 /// A release as files.
 #[derive(Debug, Clone)]
@@ -50,17 +53,18 @@ impl Release {
         Ok(Hashed { size, parameters: identity(&product, &version).parameters(), root_hash: self.root_hash })
     }
 
-    /// Makes the release of `image`, or finds it.
+    /// Makes the release of `image`, or finds it; with a key, what a TPM will hold is signed in its boot image.
     ///
     /// # Errors
     /// When a file can't be read or written.
-    pub fn of(store: &Store, image: &OsImage) -> anyhow::Result<Self> {
+    pub fn of(store: &Store, image: &OsImage, key: Option<&PolicyKey>) -> anyhow::Result<Self> {
         let data = image.root();
         let builder = store.release_builder()?;
         let beside = data.parent().context("an image without a folder")?;
         // The folder's own name stands for all that is in the image.
-        let key = Sha256::of(format!("{builder} {PRODUCT} {COMMAND_LINE}").as_bytes());
-        let name = format!("release-{key}");
+        let by = key.map(PolicyKey::name).unwrap_or_default();
+        let made_of = Sha256::of(format!("{builder} {PRODUCT} {COMMAND_LINE} {by}").as_bytes());
+        let name = format!("release-{made_of}");
         let folder = beside.join(&name);
         let (hashes, uki) = (folder.join("root.verity"), folder.join("release.efi"));
         let kept = folder.join("root-hash");
@@ -70,7 +74,7 @@ impl Release {
                 forget_others(beside, &name)?;
                 fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
                 let hash = write_tree(&data, &hashes, &image.version)?;
-                write_uki(image, hash, &uki)?;
+                write_uki(image, hash, key, &uki)?;
                 fs::write(&kept, hash.as_bytes()).with_context(|| format!("writing {}", kept.display()))?;
                 hash
             }
@@ -107,7 +111,7 @@ fn write_tree(data: &Path, hashes: &Path, version: &str) -> anyhow::Result<Sha25
     Ok(hashed.root_hash)
 }
 
-fn write_uki(image: &OsImage, root_hash: Sha256, path: &Path) -> anyhow::Result<()> {
+fn write_uki(image: &OsImage, root_hash: Sha256, key: Option<&PolicyKey>, path: &Path) -> anyhow::Result<()> {
     let (stub, kernel, initrd) = (image.stub(), image.kernel(), image.initrd());
     let parts = BootParts {
         stub: &stub,
@@ -115,9 +119,21 @@ fn write_uki(image: &OsImage, root_hash: Sha256, path: &Path) -> anyhow::Result<
         initrd: &[&initrd],
         command_line: &format!("roothash={{roothash}} {COMMAND_LINE}"),
         kernel_release: None,
+        pcr: Pcr::Nothing,
     };
-    let bytes = parts
-        .build(&root_hash.into(), &image.os_release)
-        .with_context(|| format!("building the UKI of {}", image.version))?;
+    let build = |pcr: Pcr<'_>| BootParts { pcr, ..parts }.build(&root_hash.into(), &image.os_release);
+    let built = match key {
+        None => build(Pcr::Nothing),
+        Some(key) => {
+            let sign = |message: &[u8]| -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+                key.sign(message).map_err(Into::into)
+            };
+            // Its initrd enters no phase: the volume opens before the system does.
+            let phases = [PhasePath::default()];
+            let (public_key_pem, public_key) = (key.public_key_pem(), key.public_key());
+            build(Pcr::Signed(&PcrPolicy { public_key_pem, public_key, phases: &phases, sign: &sign }))
+        }
+    };
+    let bytes = built.with_context(|| format!("building the UKI of {}", image.version))?;
     fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))
 }

@@ -26,6 +26,7 @@ use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
     Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
+    tpm,
 };
 use crate::vendor::ReferenceVendor;
 
@@ -62,12 +63,13 @@ impl Wanted {
     fn first(&self) -> Edition<'static> {
         match self.only.as_slice() {
             [_] if ["kubelet", "install", "upgrade"].iter().any(|name| self.has(name, true)) => Edition::CONTAINERS_OLD,
+            [_] if self.has("tpm", true) => Edition::SEALED_OLD,
             _ => Edition::OLD,
         }
     }
 
     fn wants_cluster(&self) -> bool {
-        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet", "layout", "secure-boot"]
+        ["life", "never-ready", "fault", "cut", "outage", "integrity", "kubelet", "layout", "secure-boot", "tpm"]
             .iter()
             .any(|name| self.some_of(name))
     }
@@ -161,6 +163,8 @@ struct Releases {
     unsigned: Prepared,
     revoked: Prepared,
     signed_new: Prepared,
+    sealed_old: Prepared,
+    sealed_new: Prepared,
 }
 
 impl Releases {
@@ -183,6 +187,8 @@ impl Releases {
             unsigned: release(Edition::UNSIGNED),
             revoked: release(Edition::REVOKED),
             signed_new: release(Edition::SIGNED_NEW),
+            sealed_old: release(Edition::SEALED_OLD),
+            sealed_new: release(Edition::SEALED_NEW),
         }
     }
 }
@@ -421,6 +427,11 @@ fn cluster_chains<'a>(
             secure_boot::run(stage, secure_boot::Releases { old, unsigned, revoked, new }).await
         };
         scenarios.add("secure-boot", None, Box::pin(run));
+    }
+    if wanted.has("tpm", true) {
+        let (old, new) = (&releases.sealed_old, &releases.sealed_new);
+        let run = async move { tpm::run(stage, old.get().await?, new.get().await?).await };
+        scenarios.add("tpm", None, Box::pin(run));
     }
     if wanted.has("integrity", true) {
         scenarios.add(

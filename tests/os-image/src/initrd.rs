@@ -22,7 +22,7 @@ const MODULES: &str = include_str!("../../../examples/debian/initrd-modules");
 /// When a module is missing in `root`, or a file can't be read or written.
 pub fn write(root: &Path, init: &Path, os_release: &str, path: &Path) -> Result<(), Error> {
     let mut archive = Cpio::default();
-    for folder in ["dev", "etc", "proc", "sys", "root", "modules"] {
+    for folder in ["dev", "etc", "proc", "sys", "run", "root", "modules"] {
         archive.folder(folder);
     }
     // The name that systemd gives an initrd's own os-release (os-release(5)).

@@ -15,7 +15,7 @@ use bascule_image::release::manifest::PackKind;
 use bascule_image::work::Watch;
 use bascule_names::{Architecture, Version};
 use bascule_os_image::{Fault as ImageFault, OsImage, Recipe, Store, cache, sandbox};
-use bascule_release::{Base, BootParts, BuildFolder, Hashed, Identity, Release};
+use bascule_release::{Base, BootParts, BuildFolder, Hashed, Identity, Pcr, Release};
 use bascule_sim::firmware::boot_image::Fault;
 
 /// The channel that every release of the story is published to.
@@ -179,6 +179,13 @@ fn simulated(fault: ImageFault) -> Fault {
 /// The unified kernel image that carries the root hash.
 fn boot_image(image: &OsImage, command_line: &str, root_hash: Sha256) -> anyhow::Result<Vec<u8>> {
     let (stub, kernel, initrd) = (image.stub(), image.kernel(), image.initrd());
-    let parts = BootParts { stub: &stub, kernel: &kernel, initrd: &[&initrd], command_line, kernel_release: None };
+    let parts = BootParts {
+        stub: &stub,
+        kernel: &kernel,
+        initrd: &[&initrd],
+        command_line,
+        kernel_release: None,
+        pcr: Pcr::Nothing,
+    };
     Ok(parts.build(&root_hash.into(), &image.os_release)?)
 }

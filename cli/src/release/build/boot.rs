@@ -6,7 +6,7 @@ use anyhow::{bail, ensure};
 use bascule_image::release::manifest::MAX_UKI_SIZE;
 use bascule_image::uki::MAX_COMMAND_LINE;
 use bascule_names::{Architecture, RootHash};
-use bascule_release::{BootParts, read_bounded};
+use bascule_release::{BootParts, Pcr, read_bounded};
 use clap::Args;
 
 use super::check::{self, Finding};
@@ -71,8 +71,8 @@ impl BootArguments {
         Ok((findings, self.kernel_release.clone().or_else(|| check::release_of_kernel(&kernel))))
     }
 
-    /// The UKI's bytes.
-    pub(super) fn uki(&self, root_hash: &RootHash, os_release: &str) -> anyhow::Result<Vec<u8>> {
+    /// The UKI's bytes. A ready one says itself what it says of a TPM's policies.
+    pub(super) fn uki(&self, root_hash: &RootHash, os_release: &str, pcr: Pcr<'_>) -> anyhow::Result<Vec<u8>> {
         match (&self.uki, &self.kernel) {
             (Some(path), _) => Ok(read_bounded(path, MAX_UKI_SIZE)?),
             (None, Some(kernel)) => {
@@ -83,6 +83,7 @@ impl BootArguments {
                     initrd: &initrd,
                     command_line: &self.cmdline,
                     kernel_release: self.kernel_release.as_deref(),
+                    pcr,
                 };
                 Ok(parts.build(root_hash, os_release)?)
             }

@@ -4,6 +4,7 @@ mod boot;
 pub(crate) mod check;
 mod packages;
 mod packs;
+mod pcr;
 mod state;
 mod tree;
 
@@ -16,12 +17,13 @@ use bascule_image::release::manifest::{self, Kubernetes, Manifest, PackKind, Pac
 use bascule_image::uki::Uki;
 use bascule_image::verity;
 use bascule_names::{Architecture, KubernetesVersion, Product, RootHash, Version};
-use bascule_release::{BuildFolder, Extras, Hashed, Identity, Release, read_bounded};
+use bascule_release::{BuildFolder, Extras, Hashed, Identity, Pcr, Release, read_bounded};
 use clap::Args;
 
 use self::boot::BootArguments;
 use self::check::{CheckArguments, Space, Subject};
 use self::packs::PackArguments;
+use self::pcr::PcrArguments;
 use crate::exit::Exit;
 use crate::output;
 use crate::release::progress::Bar;
@@ -81,6 +83,9 @@ pub(crate) struct BuildArguments {
     secure_boot: SecureBootArguments,
 
     #[command(flatten)]
+    pcr: PcrArguments,
+
+    #[command(flatten)]
     packs: PackArguments,
 
     /// Size of a slot's data partition on the disks that it is for, e.g. `2GiB`: what does not fit is refused.
@@ -118,6 +123,7 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     let subject =
         Subject { product: &arguments.product, version: &arguments.version, architecture: arguments.architecture };
     let secure_boot = arguments.secure_boot.read()?;
+    let pcr = arguments.pcr.read()?;
     let mut findings = Vec::new();
     let mut kernel_release = None;
     if !arguments.only_root_hash {
@@ -145,11 +151,16 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     }
 
     let os_release = os_release.unwrap_or_else(|| minimal_os_release(&subject));
-    let mut uki = arguments.boot.uki(&root_hash, &os_release)?;
+    let boot = |pcr: Pcr<'_>| arguments.boot.uki(&root_hash, &os_release, pcr);
+    let mut uki = match &pcr {
+        Some(key) => key.put(boot)?,
+        None => boot(Pcr::Nothing)?,
+    };
     if let Some(secure_boot) = &secure_boot {
         uki = secure_boot.sign(uki).context("can't sign the UKI for Secure Boot")?;
     }
     findings.extend(check::uki(&uki, &root_hash, subject).context("the UKI is not usable")?);
+    findings.extend(check::policy(&uki, arguments.pcr.phases()).context("the UKI is not usable")?);
     let layout = Space { slot: arguments.slot_size, verity: arguments.verity_size, esp: arguments.esp_size };
     findings.extend(check::space(layout, hashed.size, tree.hash_size(), uki.len() as u64));
     for base in &arguments.packs.base {
@@ -161,8 +172,8 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
         Some(state_of_tree) => state::of_tree(state_of_tree, arguments.state_version)?,
         None => state::of_image(&uki, arguments.state_version)?,
     };
-    let measured = match Uki::open(&uki)?.measured() {
-        Ok(measured) => Some(measured),
+    let measured = match Uki::open(&uki)?.pcr11() {
+        Ok(pcr11) => Some(pcr11.measured(arguments.pcr.phases())),
         Err(error) => {
             output::say(&format!("what a TPM will hold (PCR 11) is not in the manifest: {error}"));
             None

@@ -6,9 +6,8 @@ mod der;
 mod pe;
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use bascule_image::release::manifest::MAX_UKI_SIZE;
@@ -16,21 +15,16 @@ use bascule_release::read_bounded;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use ring::digest::{SHA256, digest};
-use ring::rand::SystemRandom;
-use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::clock;
 use crate::exit::Exit;
 use crate::output;
+use crate::release::rsa::{MAX_PEM, RsaKey};
 use der::{BIT_STRING, INTEGER, NULL, OCTET_STRING, OID, SEQUENCE, SET, context, set_of, value};
 
-/// Keys and certificates longer than this are something else.
-const MAX_PEM: u64 = 256 << 10;
-/// Longest signature: RSA with 8,192 bits, in base64 with room.
-const MAX_SIGNATURE: u64 = 4096;
 /// A certificate that ends sooner is worth a word: firmware does not judge it, shim and people do.
 const SOON: chrono::TimeDelta = chrono::TimeDelta::days(30);
 
@@ -72,7 +66,7 @@ pub(crate) struct SecureBoot {
     public: Vec<u8>,
     issuer: Vec<u8>,
     serial: Vec<u8>,
-    key: Key,
+    key: RsaKey,
 }
 
 impl std::fmt::Debug for SecureBoot {
@@ -81,18 +75,13 @@ impl std::fmt::Debug for SecureBoot {
     }
 }
 
-enum Key {
-    File(Box<RsaKeyPair>),
-    Program(String),
-}
-
 impl SecureBootArguments {
     /// Reads key and certificate, and checks that they belong together. `None` where nothing is to be signed.
     pub(crate) fn read(&self) -> anyhow::Result<Option<SecureBoot>> {
         let Some(path) = &self.secure_boot_cert else { return Ok(None) };
         let key = match (&self.secure_boot_key, &self.secure_boot_signer) {
-            (Some(path), _) => Key::File(Box::new(read_key(path)?)),
-            (None, Some(program)) => Key::Program(program.clone()),
+            (Some(path), _) => RsaKey::read(path)?,
+            (None, Some(program)) => RsaKey::Program(program.clone()),
             (None, None) => bail!("--secure-boot-cert needs the key too: --secure-boot-key or --secure-boot-signer"),
         };
         SecureBoot::new(path, key, clock::now()).map(Some)
@@ -107,16 +96,8 @@ pub(crate) fn read_certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(der.to_vec())
 }
 
-fn read_key(path: &Path) -> anyhow::Result<RsaKeyPair> {
-    let pem = read_bounded(path, MAX_PEM)?;
-    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem)
-        .map_err(|_| anyhow::anyhow!("{} is no PKCS#8 private key in PEM", path.display()))?;
-    RsaKeyPair::from_pkcs8(der.secret_pkcs8_der())
-        .map_err(|error| anyhow::anyhow!("{} is no RSA key of 2048 to 4096 bits ({error})", path.display()))
-}
-
 impl SecureBoot {
-    fn new(path: &Path, key: Key, now: DateTime<Utc>) -> anyhow::Result<Self> {
+    fn new(path: &Path, key: RsaKey, now: DateTime<Utc>) -> anyhow::Result<Self> {
         let der = read_certificate(path)?;
         let (_, certificate) =
             X509Certificate::from_der(&der).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
@@ -127,13 +108,8 @@ impl SecureBoot {
             output::say(&format!("the certificate {} expires at {}", path.display(), output::time(end)));
         }
         let public = certificate.public_key().subject_public_key.data.to_vec();
-        if let Key::File(pair) = &key {
-            use ring::signature::KeyPair as _;
-            ensure!(
-                pair.public_key().as_ref() == public,
-                "the key does not belong to the certificate {}",
-                path.display()
-            );
+        if let Some(of_key) = key.public() {
+            ensure!(of_key == public, "the key does not belong to the certificate {}", path.display());
         }
         Ok(Self {
             issuer: certificate.issuer().as_raw().to_vec(),
@@ -168,7 +144,7 @@ impl SecureBoot {
             attribute(MESSAGE_DIGEST_OID, &value(OCTET_STRING, &[digest(&SHA256, inner).as_ref()])),
         ];
         // Signed as a SET OF, written as [0] (RFC 2315, 9.3).
-        let signature = self.signature(&set_of(SET, attributes.clone()))?;
+        let signature = self.key.sign(&set_of(SET, attributes.clone()), &self.public, "the certificate")?;
         let signer = value(
             SEQUENCE,
             &[
@@ -193,22 +169,6 @@ impl SecureBoot {
         let whole = value(SEQUENCE, &[&value(OID, &[SIGNED_DATA_OID]), &value(context(0), &[&signed])]);
         file.with_signature(&whole)
     }
-
-    fn signature(&self, message: &[u8]) -> anyhow::Result<Vec<u8>> {
-        let signature = match &self.key {
-            Key::File(pair) => {
-                let mut signature = vec![0; pair.public().modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature)
-                    .map_err(|_| anyhow::anyhow!("the Secure Boot key does not sign"))?;
-                signature
-            }
-            Key::Program(program) => run(program, message)?,
-        };
-        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.public)
-            .verify(message, &signature)
-            .map_err(|_| anyhow::anyhow!("what was signed for Secure Boot does not verify with the certificate"))?;
-        Ok(signature)
-    }
 }
 
 /// Length of a DER value's body, from its own length field.
@@ -217,31 +177,6 @@ fn body_length(der: &[u8]) -> usize {
         Some(long) if long & 0x80 != 0 => der.len() - 2 - usize::from(long & 0x7F),
         _ => der.len().saturating_sub(2),
     }
-}
-
-fn run(program: &str, message: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let mut words = program.split_whitespace();
-    let name = words.next().context("--secure-boot-signer names no program")?;
-    let mut child = Command::new(name)
-        .args(words)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("can't start {name}"))?;
-    // A few hundred bytes: they fit a pipe whether they are read or not.
-    if let Some(mut stdin) = child.stdin.take() {
-        let _ = stdin.write_all(message);
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_SIGNATURE).read_to_end(&mut output).with_context(|| format!("can't read from {name}"))?;
-    }
-    let status = child.wait().with_context(|| format!("can't wait for {name}"))?;
-    ensure!(status.success(), "{name} gave no signature: {status}");
-    use base64::Engine as _;
-    let text = output.trim_ascii();
-    let decoded = text.is_ascii().then(|| base64::engine::general_purpose::STANDARD.decode(text).ok()).flatten();
-    Ok(decoded.unwrap_or(output))
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use object::LittleEndian as LE;
 use object::pe::{self, ImageDataDirectory, ImageDosHeader, ImageNtHeaders64, ImageSectionHeader};
 use object::read::pe::{ImageNtHeaders, SectionTable};
 
-use super::{MAX_COMMAND_LINE, MAX_OS_RELEASE, MAX_SECTIONS, UkiError};
+use super::{MAX_COMMAND_LINE, MAX_OS_RELEASE, MAX_PCR_SECTION, MAX_SECTIONS, UkiError};
 use crate::release::manifest::MAX_UKI_SIZE;
 
 /// What kind of PE section holds data that the stub only reads.
@@ -28,6 +28,10 @@ pub struct Parts<'a> {
     pub os_release: &'a str,
     /// The kernel's release (`uname -r`), where known.
     pub kernel_release: Option<&'a str>,
+    /// The key whose signatures a TPM is to accept, in PEM; without it there are no such signatures. It is measured.
+    pub pcr_public_key: &'a [u8],
+    /// What that key signed of the values of PCR 11 (systemd-measure(1), `sign`). It is not measured.
+    pub pcr_signature: &'a [u8],
 }
 
 /// Builds a UKI. The same parts always give the same bytes.
@@ -35,6 +39,11 @@ pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>, UkiError> {
     check_text("command line", parts.command_line, MAX_COMMAND_LINE, false)?;
     check_text("os-release", parts.os_release, MAX_OS_RELEASE, true)?;
     check_text("kernel release", parts.kernel_release.unwrap_or_default(), 64, false)?;
+    for (what, part) in [("TPM's public key", parts.pcr_public_key), ("TPM's signatures", parts.pcr_signature)] {
+        if part.len() as u64 > MAX_PCR_SECTION {
+            return Err(UkiError::TooLong { what, found: part.len() as u64, max: MAX_PCR_SECTION });
+        }
+    }
     let total = [parts.stub, parts.kernel, parts.initrd].iter().map(|part| part.len() as u64).sum();
     if total > MAX_UKI_SIZE {
         return Err(UkiError::TooLong { what: "UKI", found: total, max: MAX_UKI_SIZE });
@@ -48,8 +57,12 @@ pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>, UkiError> {
     if let Some(release) = parts.kernel_release {
         sections.push((*b".uname\0\0", release.as_bytes(), 0, DATA));
     }
-    if !parts.initrd.is_empty() {
-        sections.push((*b".initrd\0", parts.initrd, 0, DATA));
+    for (name, bytes) in
+        [(*b".pcrpkey", parts.pcr_public_key), (*b".pcrsig\0", parts.pcr_signature), (*b".initrd\0", parts.initrd)]
+    {
+        if !bytes.is_empty() {
+            sections.push((name, bytes, 0, DATA));
+        }
     }
     sections.push((*b".linux\0\0", parts.kernel, kernel_memory, CODE));
 

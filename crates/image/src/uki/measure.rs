@@ -6,11 +6,12 @@
 //! userspace extends it by the digest of each phase's name, without a NUL ("PCR 11, boot phases").
 
 use std::ops::Range;
+use std::str::FromStr;
 
 use super::read::PROFILE;
 use super::{ReadUkiError, Uki, UkiError};
 use crate::digest::{Sha256, Sha256Stream};
-use crate::release::measured::{Measured, PcrValue};
+use crate::release::measured::{MAX_TEXT, Measured, PcrValue};
 
 /// Sections in the order in which the stub measures them, with the first version of systemd whose stub does so (systemd,
 /// src/fundamental/uki.h). `.pcrsig` is the one that it knows and does not measure: it signs the result.
@@ -37,6 +38,8 @@ const DEVICE_TREES: &str = ".dtbauto";
 const SINCE: u32 = 254;
 /// The phases that systemd measures where nobody says others (systemd-measure(1), `--phase=`).
 const PHASES: [&str; 4] = ["enter-initrd", "leave-initrd", "sysinit", "ready"];
+/// All phases that systemd's units measure, in the order of a boot (systemd-pcrphase.service(8)).
+const KNOWN_PHASES: [&str; 6] = ["enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"];
 /// Where a stub says what it is.
 const MAGIC: &str = ".sdmagic";
 /// How that begins (systemd, src/boot/stub.c).
@@ -69,13 +72,98 @@ impl From<UkiError> for MeasureError {
     }
 }
 
+/// What the stub of an image is expected to measure into PCR 11, in the bank of SHA-256.
+#[derive(Debug, Clone)]
+pub struct Pcr11 {
+    /// The version of systemd that the stub is of.
+    stub: String,
+    register: Register,
+}
+
+impl Pcr11 {
+    /// The value once these phases were entered, in this order; with none of them that when the kernel starts.
+    pub fn after(&self, phases: &PhasePath) -> Sha256 {
+        let mut register = self.register;
+        for phase in phases.0.split(':').filter(|phase| !phase.is_empty()) {
+            register.extend(Sha256::of(phase.as_bytes()));
+        }
+        register.0
+    }
+
+    /// The digest of the policy that a TPM grants while PCR 11 has that value: TPM2_PolicyPCR of a session with SHA-256 that has no
+    /// other policy yet (TCG, "Trusted Platform Module Library, Part 3", 23.7; Part 2, 10.5.2 and 10.9.7).
+    pub fn policy(&self, phases: &PhasePath) -> Sha256 {
+        /// TPM_CC_PolicyPCR.
+        const COMMAND: [u8; 4] = 0x17F_u32.to_be_bytes();
+        /// TPML_PCR_SELECTION: one, of TPM_ALG_SHA256, with three bytes of registers, of which the eleventh.
+        const SELECTION: [u8; 10] = [0, 0, 0, 1, 0x00, 0x0B, 3, 0, 1 << 3, 0];
+        let value = Sha256::of(self.after(phases).as_bytes());
+        Sha256::of(&[&[0_u8; 32][..], &COMMAND, &SELECTION, value.as_bytes()].concat())
+    }
+
+    /// What a manifest says: the value when the kernel starts, those of systemd's own phases, and those of `further` paths.
+    pub fn measured(&self, further: &[PhasePath]) -> Measured {
+        let mut paths = vec![PhasePath::default()];
+        paths.extend(PhasePath::usual());
+        for path in further {
+            if !paths.contains(path) {
+                paths.push(path.clone());
+            }
+        }
+        let value = |path: &PhasePath| PcrValue { phase: path.0.clone(), value: self.after(path).into() };
+        Measured { stub: self.stub.clone(), pcr11: paths.iter().map(value).collect() }
+    }
+}
+
+/// Phases of a boot in the order in which they are entered, joined by colons (systemd-measure(1), `--phase=`). Empty: none yet,
+/// as when the kernel starts, and until switch-root where no systemd runs in the initrd.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PhasePath(String);
+
+impl PhasePath {
+    /// Those that systemd-measure and ukify take where nobody says others.
+    pub fn usual() -> Vec<Self> {
+        (1..=PHASES.len()).map(|count| Self(PHASES.get(..count).unwrap_or_default().join(":"))).collect()
+    }
+
+    /// All that systemd's own units can come to, whichever of them an image has: each choice of its phases, in their order.
+    pub fn possible() -> Vec<Self> {
+        let mut paths: Vec<Vec<&str>> = vec![Vec::new()];
+        for phase in KNOWN_PHASES {
+            let with: Vec<Vec<&str>> = paths.iter().map(|path| [path.as_slice(), &[phase]].concat()).collect();
+            paths.extend(with);
+        }
+        paths.into_iter().map(|path| Self(path.join(":"))).collect()
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PhasePath {
+    type Err = PhaseError;
+
+    fn from_str(text: &str) -> Result<Self, PhaseError> {
+        let plain = text.len() <= MAX_TEXT && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let whole = text.is_empty() || text.split(':').all(|phase| !phase.is_empty());
+        if plain && whole { Ok(Self(text.to_owned())) } else { Err(PhaseError) }
+    }
+}
+
+/// A text that names no phases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("boot phases are words joined by colons, like enter-initrd:leave-initrd, of at most {MAX_TEXT} bytes")]
+pub struct PhaseError;
+
 impl Uki<'_> {
-    /// What the stub and systemd are expected to measure into PCR 11, in the bank of SHA-256, of the profile that boots by
-    /// default. Add-ons, credentials and a command line from elsewhere go into other registers.
+    /// What the stub is expected to measure into PCR 11, of the profile that boots by default. Add-ons, credentials and a command
+    /// line from elsewhere go into other registers.
     ///
     /// # Errors
     /// [`MeasureError`].
-    pub fn measured(&self) -> Result<Measured, MeasureError> {
+    pub fn pcr11(&self) -> Result<Pcr11, MeasureError> {
         let stub = self.stub_version()?;
         let major: String = stub.chars().take_while(char::is_ascii_digit).collect();
         let major = major.parse().ok().filter(|major: &u32| *major >= SINCE);
@@ -91,12 +179,7 @@ impl Uki<'_> {
             register.extend(Sha256::of(&named));
             register.extend(self.digest_in_memory(content, memory)?);
         }
-        let mut values = vec![register.value("")];
-        for (at, phase) in PHASES.iter().enumerate() {
-            register.extend(Sha256::of(phase.as_bytes()));
-            values.push(register.value(&PHASES.get(..=at).unwrap_or_default().join(":")));
-        }
-        Ok(Measured { stub, pcr11: values })
+        Ok(Pcr11 { stub, register })
     }
 
     /// The version that the stub says it is of.
@@ -108,7 +191,7 @@ impl Uki<'_> {
         };
         let text = String::from_utf8_lossy(&text);
         let version = text.strip_prefix(MAGIC_START).and_then(|rest| rest.split(' ').next());
-        let plain = |version: &&str| !version.is_empty() && version.len() <= crate::release::measured::MAX_TEXT;
+        let plain = |version: &&str| !version.is_empty() && version.len() <= MAX_TEXT;
         version.filter(plain).map(str::to_owned).ok_or(MeasureError::Stub)
     }
 
@@ -157,10 +240,6 @@ impl Register {
         let mut both = self.0.as_bytes().to_vec();
         both.extend_from_slice(digest.as_bytes());
         self.0 = Sha256::of(&both);
-    }
-
-    fn value(self, phase: &str) -> PcrValue {
-        PcrValue { phase: phase.to_owned(), value: self.0.into() }
     }
 }
 

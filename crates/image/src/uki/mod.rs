@@ -16,7 +16,7 @@ mod shown;
 mod tests;
 
 pub use build::{Parts, build};
-pub use measure::MeasureError;
+pub use measure::{MeasureError, Pcr11, PhaseError, PhasePath};
 pub use os_release::{OsRelease, STATE_VERSION};
 pub use read::{Processor, ReadUkiError, Uki};
 pub use shown::{ShownEntry, shown};
@@ -25,6 +25,8 @@ pub use shown::{ShownEntry, shown};
 pub const MAX_COMMAND_LINE: usize = 2048;
 /// Longest os-release file in bytes.
 pub const MAX_OS_RELEASE: usize = 64 << 10;
+/// Longest section with a TPM's key or with what it signed, in bytes.
+pub const MAX_PCR_SECTION: u64 = 256 << 10;
 /// The PE specification's limit for images that every loader accepts.
 const MAX_SECTIONS: usize = 96;
 

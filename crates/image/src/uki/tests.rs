@@ -49,6 +49,8 @@ pub(super) fn parts(stub: &[u8]) -> Parts<'_> {
         command_line: COMMAND_LINE,
         os_release: "ID=acme\nVERSION_ID=1.0\n",
         kernel_release: Some("6.1.0-1"),
+        pcr_public_key: &[],
+        pcr_signature: &[],
     }
 }
 

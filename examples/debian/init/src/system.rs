@@ -17,6 +17,12 @@ use rustix::system::RebootCommand;
 
 use crate::Error;
 
+/// What systemd's stub hands to the initrd of a TPM's policies, and where systemd looks for it after the initrd
+/// (systemd-stub(7), "Initrd Resources"; tmpfiles.d/20-systemd-stub.conf does this where systemd runs in the initrd).
+const POLICIES: [(&str, &str); 2] = [
+    ("/.extra/tpm2-pcr-signature.json", "/run/systemd/tpm2-pcr-signature.json"),
+    ("/.extra/tpm2-pcr-public-key.pem", "/run/systemd/tpm2-pcr-public-key.pem"),
+];
 const EFI_VARIABLES: &str = "/sys/firmware/efi/efivars";
 /// Set by systemd-boot when it booted an entry with a counter (systemd: Boot Loader Interface).
 const BOOT_COUNT_PATH: &str = "LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
@@ -116,11 +122,31 @@ impl DeviceEvents {
     }
 }
 
+/// Keeps what the stub said of a TPM's policies in a /run that outlives the initrd; systemd takes over one that is mounted. Whether
+/// there was any.
+fn keep_policies() -> Result<bool, Error> {
+    if !POLICIES.iter().any(|(from, _)| Path::new(from).exists()) {
+        return Ok(false);
+    }
+    // As systemd mounts it.
+    let options = c"mode=0755,size=20%,nr_inodes=800k";
+    mount("tmpfs", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::STRICTATIME, options)
+        .map_err(Error::system("mounting /run"))?;
+    fs::create_dir_all("/run/systemd").map_err(Error::system("making /run/systemd"))?;
+    for (from, to) in POLICIES {
+        if Path::new(from).exists() {
+            fs::copy(from, to).map_err(Error::system(format!("copying {from}")))?;
+        }
+    }
+    Ok(true)
+}
+
 /// Makes the file system on `device` the root and starts systemd in it.
 pub(crate) fn switch_root(device: &Path, place: &Path) -> Result<Infallible, Error> {
     mount(device, place, "erofs", MountFlags::RDONLY, None)
         .map_err(Error::system(format!("mounting {}", device.display())))?;
-    for folder in ["dev", "proc", "sys"] {
+    let run = keep_policies()?.then_some("run");
+    for folder in ["dev", "proc", "sys"].into_iter().chain(run) {
         mount_move(Path::new("/").join(folder), place.join(folder))
             .map_err(Error::system(format!("moving /{folder}")))?;
     }

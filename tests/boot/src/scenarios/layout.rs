@@ -11,7 +11,7 @@ use super::counting::counted;
 use super::life::COUNTED_ENTRY;
 use super::{BOOT, STAGE, Stage, TRIAL, committed, runs};
 use crate::install::Boot;
-use crate::lab::Setup;
+use crate::lab::{SecondDisk, Setup};
 use crate::machine::Machine;
 use crate::offline;
 use crate::release::Release;
@@ -26,7 +26,11 @@ const HOLDER: &str = "/run/holder.pid";
 /// # Errors
 /// When it does not come up, or finds fault with its boot partitions.
 pub async fn install(stage: Stage<'_>, old: &Release) -> anyhow::Result<Machine> {
-    let setup = Setup { boot: Boot { xbootldr: true, ..Boot::default() }, neighbour: true, ..Setup::default() };
+    let setup = Setup {
+        boot: Boot { xbootldr: true, ..Boot::default() },
+        second_disk: SecondDisk::Neighbour,
+        ..Setup::default()
+    };
     let (machine, _) = stage.node_of(NODE, old, NODE, &setup).await?;
     let said = machine.run("systemctl is-active efi.automount boot.automount; cat /proc/partitions", BOOT).await?;
     ensure!(said.matches("active").count() == 2 && !said.contains("inactive"), "no automount: {said}");

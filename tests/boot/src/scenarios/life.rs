@@ -19,6 +19,9 @@ pub const CHANNEL: &str = "life";
 /// The entry with a counter that was booted (systemd, "The Boot Loader Interface").
 pub(super) const COUNTED_ENTRY: &str =
     "/sys/firmware/efi/efivars/LoaderBootCountPath-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+/// What the units that the agent starts note, on the state partition.
+const HOOKS: &str = "/var/lib/hooks";
+
 /// Installs the node and boots it.
 ///
 /// # Errors
@@ -53,6 +56,8 @@ pub async fn update(stage: Stage<'_>, machine: &Machine, old: &Release, new: &Re
     stage.until(machine, "the new release is committed", TRIAL, |status| committed(status, new)).await?;
     let listed = machine.run("ls -1 /efi/EFI/Linux; SYSTEMD_COLORS=0 bootctl list --no-pager", BOOT).await?;
     ensure!(listed.lines().any(|line| line.trim() == new.entry()), "no entry without a counter:\n{listed}");
+    // Before somebody takes it back: a hook rests while the node is on its way elsewhere.
+    hooks_ran(machine, &[("before-arm", new), ("after-commit", new)]).await?;
     crate::say(&format!("{NODE}: 1.1 by a delta of {} kB for {} MB", moved / 1000, whole / 1_000_000));
     Ok(())
 }
@@ -82,10 +87,25 @@ pub async fn judge(machine: &mut Machine, running: &Release, other: &Release) ->
     let entry = entry.with_context(|| format!("bootctl does not list {}: {said}", running.entry()))?;
     ensure!(entry.is_selected && entry.is_default, "{} runs, and bootctl says otherwise: {said}", running.entry());
     ensure!(entry.tries_left.is_none(), "{} is still counted: {said}", running.entry());
+    // There, and back.
+    let both = [("before-arm", other), ("after-commit", other), ("before-arm", running), ("after-commit", running)];
+    hooks_ran(machine, &both).await?;
     machine.shut_down(BOOT).await?;
     let names = offline::entries(machine.disk().path())?;
     ensure!(names.contains(&running.entry()), "{} has no entry: {names:?}", running.version);
     offline::judge(machine.disk().path(), &[(Slot::A, running), (Slot::B, other)])
+}
+
+/// What the image's hooks noted is `expected`, in this order; the last of them may still be on its way.
+async fn hooks_ran(machine: &Machine, expected: &[(&str, &Release)]) -> anyhow::Result<()> {
+    let count = expected.len();
+    let wait = format!("until [ \"$(grep -sc . {HOOKS})\" -ge {count} ] 2>/dev/null; do sleep 1; done");
+    machine.run(&wait, BOOT).await.with_context(|| format!("waiting for {count} hooks"))?;
+    let noted = machine.run(&format!("cat {HOOKS}"), BOOT).await?;
+    let expected: Vec<String> = expected.iter().map(|(hook, release)| format!("{hook} {}", release.version)).collect();
+    let lines: Vec<&str> = noted.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    ensure!(lines == expected, "the hooks noted:\n{noted}");
+    Ok(())
 }
 
 /// What `bootctl list --json` says of an entry, as far as the test asks (bootctl(1)).

@@ -15,6 +15,7 @@ pub mod order;
 pub mod outage;
 pub mod pods;
 pub mod secure_boot;
+pub mod tpm;
 
 use std::time::{Duration, Instant};
 

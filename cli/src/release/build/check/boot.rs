@@ -202,6 +202,8 @@ mod tests {
             command_line: &format!("roothash={root_hash} panic=1 oops=panic softlockup_panic=1"),
             os_release: "IMAGE_ID=acme-os\nIMAGE_VERSION=1.0\n",
             kernel_release: Some("6.1.0-1"),
+            pcr_public_key: &[],
+            pcr_signature: &[],
         };
         let (product, version) = (Product::parse("acme-os").unwrap(), Version::parse("1.0").unwrap());
         let subject = Subject { product: &product, version: &version, architecture: Architecture::X86_64 };

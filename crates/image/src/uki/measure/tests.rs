@@ -19,7 +19,7 @@ fn stub_of(version: &str) -> Vec<u8> {
 
 #[allow(clippy::ptr_arg, reason = "the reader of UKIs takes a sized thing")]
 fn measured(uki: &Vec<u8>) -> Result<Vec<(String, String)>, String> {
-    let found = Uki::open(uki).unwrap().measured().map_err(|error| error.to_string())?;
+    let found = Uki::open(uki).unwrap().pcr11().map_err(|error| error.to_string())?.measured(&[]);
     let short = |value: PcrValue| (value.phase, value.value.as_str().trim_start_matches("sha256:").to_owned());
     Ok(found.pcr11.into_iter().map(short).collect())
 }
@@ -47,7 +47,7 @@ fn values_that_were_computed_elsewhere() {
     ];
     let found = measured(&uki).unwrap();
     assert_eq!(found, expected.map(|(phase, value)| (phase.to_owned(), value.to_owned())));
-    assert_eq!(Uki::open(&uki).unwrap().measured().unwrap().stub, "257.9-1~deb13u1");
+    assert_eq!(Uki::open(&uki).unwrap().pcr11().unwrap().measured(&[]).stub, "257.9-1~deb13u1");
     for (to, value) in [
         // The key is measured, in its own place; the signature of the result can't be.
         (b".pcrpkey", "c1f4c97b41c1a80660d4f1e67a0aa6baa512cd5342a039d763f4ac48866dd3fc"),
@@ -80,6 +80,65 @@ fn what_is_not_known_is_not_said() {
     let uki = build(&parts(&stub)).unwrap();
     let refused = measured(&renamed(&uki, b".uname\0\0", b".dtbauto")).unwrap_err();
     assert!(refused.contains("fits the machine"), "{refused}");
+}
+
+/// Computed by `systemd-measure sign` of systemd 257.13.
+#[test]
+fn policies_are_those_that_systemd_measure_signs() {
+    let stub = stub_of("257.13-1~deb13u1");
+    let parts = Parts {
+        stub: &stub,
+        kernel: b"the kernel",
+        initrd: b"the initrd",
+        command_line: "quiet",
+        os_release: "ID=x\n",
+        kernel_release: None,
+        pcr_public_key: b"a public key\n",
+        pcr_signature: &[],
+    };
+    let uki = build(&parts).unwrap();
+    let pcr11 = Uki::open(&uki).unwrap().pcr11().unwrap();
+    for (phases, policy) in [
+        ("", "998ed459ed05f099f7ec20e3a338944a2628f2054c741704d10234399309bedb"),
+        ("enter-initrd", "4fbdcc72ef9eda8cf508c2ce6935feca4f22d5a9a9da140efde501da9d79a75f"),
+        ("sysinit", "70818bf9372d0e23aa7c9baf7bcd52c8c8e1552dbcecce4c031d04846549c728"),
+    ] {
+        assert_eq!(pcr11.policy(&phases.parse().unwrap()).to_string(), policy, "{phases}");
+    }
+    // What was signed is no part of what is signed; the key is.
+    let signed = build(&Parts { pcr_signature: b"{}", ..parts }).unwrap();
+    let read = Uki::open(&signed).unwrap();
+    assert_eq!(read.section(".pcrsig", 100).unwrap(), b"{}");
+    assert_eq!(read.section(".pcrpkey", 100).unwrap(), b"a public key\n");
+    assert_eq!(read.pcr11().unwrap().measured(&[]), pcr11.measured(&[]));
+    let other = build(&Parts { pcr_public_key: b"another key\n", ..parts }).unwrap();
+    assert_ne!(Uki::open(&other).unwrap().pcr11().unwrap().measured(&[]), pcr11.measured(&[]));
+}
+
+#[test]
+fn phases_are_those_that_a_boot_can_come_to() {
+    let usual: Vec<String> = PhasePath::usual().iter().map(|path| path.as_str().to_owned()).collect();
+    assert_eq!(usual[0], "enter-initrd");
+    assert_eq!(usual[3], "enter-initrd:leave-initrd:sysinit:ready");
+    let possible = PhasePath::possible();
+    assert_eq!(possible.len(), 64);
+    for path in ["", "sysinit", "sysinit:ready", "enter-initrd:leave-initrd:sysinit:ready:shutdown:final"] {
+        assert!(possible.contains(&path.parse().unwrap()), "{path}");
+    }
+    assert!(!possible.contains(&"ready:sysinit".parse().unwrap()));
+    for path in [":", "a:", ":a", "a::b", "a b", "a\n", &"a".repeat(129)] {
+        assert!(path.parse::<PhasePath>().is_err(), "{path}");
+    }
+}
+
+#[test]
+fn a_manifest_has_the_phases_of_the_vendor_once_and_last() {
+    let stub = stub_of("257");
+    let uki = build(&parts(&stub)).unwrap();
+    let own: Vec<PhasePath> = ["sysinit", "enter-initrd", "sysinit", ""].map(|path| path.parse().unwrap()).to_vec();
+    let measured = Uki::open(&uki).unwrap().pcr11().unwrap().measured(&own);
+    let phases: Vec<&str> = measured.pcr11.iter().map(|value| value.phase.as_str()).collect();
+    assert_eq!((phases.len(), phases[0], phases[1], phases[5]), (6, "", "enter-initrd", "sysinit"));
 }
 
 /// Debian's package systemd has it; where it is not installed the values above hold the computation.
