@@ -79,6 +79,7 @@ checks! {
     NO_TRUST_ROOT = 14 unless_accepted "By /usr/lib/bascule/root.json a node judges every release, whether its agent is a service of the host or a pod. One that boots this release takes no other after it, and nothing that is published changes that. Copy the repository's 1.root.json there. Another place is meant only where repository.trust-root in the image's settings names it.";
     NO_GUARD = 15 unless_accepted "The guard takes a release back that nobody commits in time, also one whose agent never starts. It is part of every image, where the agent is a pod too: /usr/bin/bascule-agent, bascule-guard.service, and the link by which a target starts it (systemctl --root=TREE enable bascule-guard.service). Without links it is meant only where presets are applied at each boot.";
     NO_AGENT = 16 unless_accepted "Without its agent a node that boots this release reports nothing, is not committed, and goes back once the guard's time is over. Enable the unit in the tree (systemctl --root=TREE enable bascule-agent.service). It is meant where the agent is a pod of the DaemonSet.";
+    TREE_TOO_LARGE = 17 error "An image has at most 16 GiB: agents refuse a larger one. One file that is much longer than what is in it is a frequent cause (a disk image, a database's file, /var/log/lastlog): leave it out, or make it at the first boot.";
     NO_IDENTITY = 21 warning "Without IMAGE_ID and IMAGE_VERSION in os-release a node does not know what it runs. Write them when the image is made.";
     NO_INIT = 22 warning "The tree has no /usr/lib/systemd/systemd, /usr/sbin/init or /sbin/init, so nothing runs after the kernel.";
     NO_PANIC_RESTART = 23 warning "A trial is only taken back if a machine that gets nowhere restarts. Without panic=SECONDS (1 is usual) a kernel that panics stands still until somebody comes.";
@@ -91,6 +92,7 @@ checks! {
     UNKNOWN_FORMAT = 30 warning "The image is neither EROFS nor anything else that is known here. Whether it is compressed, and whether the kernel can mount it, could not be looked at.";
     GROWN = 31 warning "The image is more than a quarter larger than the base. That may be meant; a log, a cache or a second kernel is a frequent cause.";
     ONE_SIGNED = 32 warning "Firmware with Secure Boot on starts neither a boot loader nor a boot image that is not signed. Sign the one with --secure-boot-key where the disk is made, the other where the release is built.";
+    SPARSE_FILE = 33 warning "The file is long, and most of it is holes. An image has no holes: each is written as zeros, into every slot. Leave the file out, or make it at the first boot.";
 }
 
 /// Something that was found.
