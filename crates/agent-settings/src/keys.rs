@@ -52,8 +52,9 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, help: &'stat
 }
 
 /// What a credential can't set: what the guard goes by as well, which begins before there are credentials and has to agree with the
-/// agent, and the root of trust, which only the OS image gives.
+/// agent; root of trust and product, by which a release is judged and which the OS image gives.
 const KEPT: &[&str] = &[
+    "node.product",
     "host.root",
     "boot.backend",
     "boot.tries",

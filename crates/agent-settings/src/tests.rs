@@ -78,7 +78,7 @@ fn the_credential_is_where_systemd_says_or_where_the_agents_unit_has_it() {
 #[test]
 fn every_key_that_is_kept_is_one() {
     let kept = KEYS.iter().filter(|key| !comes_with_the_machine(key.name)).count();
-    assert_eq!(kept, 14);
+    assert_eq!(kept, 15);
     assert!(comes_with_the_machine("node.name") && comes_with_the_machine("repository.proxy"));
 }
 
