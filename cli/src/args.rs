@@ -5,8 +5,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// Keeps immutable Kubernetes hosts patched while the cluster stays available.
 ///
-/// Exit codes: 0 done; 1 failed; 2 wrong command line; 3 refused (a signature, an expiry, a minimum source version); 4 try again later (network,
-/// server, or another process in the way); 5 not done yet, it waits for signatures of others; 130 interrupted.
+/// Exit codes: 0 done; 1 failed; 2 wrong command line; 3 refused (a signature, an expiry, a minimum source version, a disk that must not be
+/// written); 4 try again later (network, server, or another process in the way); 5 not done yet, it waits for signatures of others; 130
+/// interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "bascule", version, max_term_width = 120, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -77,6 +78,7 @@ pub(crate) enum Command {
     Version(crate::cluster::Version),
     Completion(crate::completion::Completion),
     Disk(Box<crate::disk::Disk>),
+    Install(Box<crate::disk::Install>),
     /// Build, sign, publish and check releases.
     #[command(subcommand)]
     Release(crate::release::Command),

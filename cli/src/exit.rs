@@ -14,7 +14,8 @@ pub(crate) enum Exit {
     Success,
     /// 1: it failed; the message says why.
     Failed,
-    /// 3: what was looked at is refused (a signature, an expiry, a minimum source version): the answer to the question is no.
+    /// 3: what was looked at is refused (a signature, an expiry, a minimum source version, a disk that must not be written): the
+    /// answer to the question is no.
     Refused,
     /// 4: the network, a server or another process is in the way; trying again later may help.
     TryAgain,
@@ -105,7 +106,7 @@ fn classify(error: &anyhow::Error) -> Exit {
         if let Some(error) = cause.downcast_ref::<kube::Error>() {
             return of_cluster(error);
         }
-        if cause.is::<bascule_image::release::channel::Refusal>() {
+        if cause.is::<bascule_image::release::channel::Refusal>() || cause.is::<bascule_disk::Refusal>() {
             return Exit::Refused;
         }
     }

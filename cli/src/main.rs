@@ -76,6 +76,7 @@ async fn run(arguments: args::Arguments) -> anyhow::Result<Exit> {
         args::Command::Version(command) => command.run(connection).await,
         args::Command::Completion(command) => command.run(),
         args::Command::Disk(command) => command.run().await,
+        args::Command::Install(command) => command.run().await,
         args::Command::Release(command) => release::run(command).await,
     }
 }

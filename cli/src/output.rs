@@ -56,6 +56,20 @@ pub(crate) fn confirmed(question: &str, yes: bool) -> anyhow::Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
+/// Asks on the terminal to type a word: for what is gone for good. Without a terminal there is nobody to ask: then it takes `--yes`.
+pub(crate) fn typed(question: &str, word: &str, yes: bool) -> anyhow::Result<bool> {
+    if yes {
+        return Ok(true);
+    }
+    if !io::stdin().is_terminal() {
+        bail!("{question}: there is no terminal to ask on, say --yes to go on");
+    }
+    say_without_end(&format!("{question}? Type {word} to go on: "));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).context("can't read the answer")?;
+    Ok(answer.trim() == word)
+}
+
 fn say_without_end(text: &str) {
     let _ = write!(io::stderr().lock(), "{}", plain::shown(text));
 }

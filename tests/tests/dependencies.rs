@@ -237,10 +237,12 @@ fn dependencies_point_inwards() {
         ("bascule-secure-boot", &["bascule-names", "bascule-image"]),
         ("bascule-disk", &["bascule-names", "bascule-gpt", "bascule-image"]),
         ("bascule-agent-core", &["bascule-names", "bascule-api", "bascule-image"]),
+        ("bascule-agent-settings", &["bascule-names", "bascule-api"]),
         (
             "bascule-agent",
             &[
                 "bascule-agent-core",
+                "bascule-agent-settings",
                 "bascule-gpt",
                 "bascule-names",
                 "bascule-api",
@@ -266,6 +268,7 @@ fn dependencies_point_inwards() {
         (
             "bascule-cli",
             &[
+                "bascule-agent-settings",
                 "bascule-names",
                 "bascule-api",
                 "bascule-planner",

@@ -62,6 +62,7 @@ fn folder(package: &str) -> &'static str {
     match package {
         "bascule-agent" => "node-agent/",
         "bascule-agent-core" => "crates/agent-core/",
+        "bascule-agent-settings" => "crates/agent-settings/",
         "bascule-sim" => "crates/sim/",
         "bascule-planner" => "crates/planner/",
         "bascule-repository" => "crates/repository/",
@@ -217,11 +218,12 @@ fn what_users_read_says_no_word_that_changed() {
 }
 
 /// What is installed, or typed.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     "cli/src/",
     "operator/src/",
     "node-agent/src/",
     "crates/agent-core/src/",
+    "crates/agent-settings/src/",
     "crates/api/src/",
     "crates/dashboard/src/",
     "crates/facts/src/",

@@ -20,6 +20,16 @@ impl Bar {
         Self(bar)
     }
 
+    /// Moves the bar.
+    pub(crate) fn at(&self, done: u64) {
+        self.0.set_position(done);
+    }
+
+    /// Takes it away.
+    pub(crate) fn end(&self) {
+        self.0.finish_and_clear();
+    }
+
     /// Runs `work` with a watch that moves the bar.
     pub(crate) fn during<T>(&self, work: impl FnOnce(&Watch<'_>) -> T) -> T {
         let total = self.0.length().unwrap_or(0);

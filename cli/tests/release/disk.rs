@@ -1,6 +1,8 @@
 //! `bascule disk`: the disk of a built release, and each mistake as a sentence.
 
 use std::fs;
+use std::io::Write as _;
+use std::process::Command;
 
 use super::workshop::Workshop;
 
@@ -47,6 +49,10 @@ fn a_disk_that_would_not_boot_or_not_update_is_refused_with_what_to_do() {
     fs::create_dir_all(workshop.path("bad-names/EFI")).unwrap();
     fs::write(workshop.path("bad-names/EFI/a:b"), "").unwrap();
     fs::write(workshop.path("script"), "#!/bin/sh").unwrap();
+    fs::write(workshop.path("wrong.toml"), "[node]\nnam = \"n1\"\n").unwrap();
+    fs::write(workshop.path("good.toml"), "[node]\nname = \"n1\"\n").unwrap();
+    fs::create_dir_all(workshop.path("taken/etc/bascule")).unwrap();
+    fs::write(workshop.path("taken/etc/bascule/agent.toml"), "").unwrap();
     let stub = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
     for (arguments, part) in [
         ("build there.raw", "is there already"),
@@ -61,6 +67,12 @@ fn a_disk_that_would_not_boot_or_not_update_is_refused_with_what_to_do() {
         (&format!("build host.raw --boot-loader {stub}"), "is not systemd-boot"),
         ("build host.raw --esp bad-names", "'EFI/a:b' is no path for a boot partition"),
         ("build host.raw --state missing", "can't read missing"),
+        ("build host.raw --settings missing.toml", "the settings file missing.toml can't be read"),
+        (
+            "build host.raw --settings wrong.toml",
+            "wrong.toml:2: there is no setting 'node.nam'; did you mean 'node.name'?",
+        ),
+        ("build host.raw --settings good.toml --state taken", "is in the way of the settings"),
         ("build no-such-folder/host.raw", "can't write to no-such-folder"),
     ] {
         let output = workshop.bascule(&format!("disk {arguments}"));
@@ -86,4 +98,57 @@ fn the_definition_that_lets_the_state_partition_grow_goes_into_a_tree() {
     let written = fs::read_to_string(workshop.path("tree/usr/lib/repart.d/60-state.conf")).unwrap();
     assert!(written.contains("[Partition]\nType=var\n"), "{written}");
     assert_eq!(workshop.bascule("disk --definitions nowhere").status.code(), Some(1));
+}
+
+/// A loop device with a disk of 2 GiB.
+struct Device(String);
+
+impl Device {
+    /// `None`, said loudly, where none can be had.
+    fn new(workshop: &Workshop) -> Option<Self> {
+        let image = workshop.path("device");
+        fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok();
+        let Some(output) = output.filter(|output| output.status.success()) else {
+            // Past the harness, which keeps to itself what a test that passes prints.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no loop device can be had here");
+            return None;
+        };
+        Some(Self(String::from_utf8(output.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_release_is_installed_on_a_device_and_nothing_is_lost_unasked() {
+    let workshop = built();
+    fs::write(workshop.path("machine.toml"), "[node]\nname = \"n1\"\n").unwrap();
+    let install = |disk: &str, more: &str| {
+        let output = workshop.bascule(&format!("install build --disk {disk} {more}"));
+        let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap(), told)
+    };
+    let (code, told) = install("build/image.raw", "--yes");
+    assert!(code == 1 && told.contains("is no block device; name a disk"), "{code}: {told}");
+    let Some(device) = Device::new(&workshop) else { return };
+    let untouched =
+        || fs::metadata(workshop.path("device")).map(|found| std::os::unix::fs::MetadataExt::blocks(&found));
+    let before = untouched().unwrap();
+    // Without a terminal nobody is asked.
+    let (code, told) = install(&device.0, "--other-machine");
+    assert!(code == 1 && told.contains("there is no terminal to ask on, say --yes"), "{code}: {told}");
+    let (code, told) = install(&device.0, "--other-machine --yes --slot-size 1GiB");
+    assert!(code == 1 && told.contains("the disk has 2048 MiB, and needs "), "{code}: {told}");
+    assert_eq!(untouched().unwrap(), before, "nothing was written");
+    let (code, told) = install(&device.0, "--other-machine --yes --settings machine.toml");
+    assert!(code == 0 && told.starts_with("acme-os 1.0 for x86-64: a disk of 2048 MiB"), "{code}: {told}");
+    let (code, told) = install(&device.0, "--other-machine --yes");
+    assert!(code == 3 && told.contains("1 ESP (512 MiB)") && told.contains("say --replace"), "{code}: {told}");
+    let (code, told) = install(&device.0, "--other-machine --yes --replace --esp-size 256MiB");
+    assert!(code == 0 && told.contains("256 MiB"), "{code}: {told}");
 }

@@ -96,6 +96,7 @@ fn every_disk_of_the_page_about_images_is_made_as_it_stands() {
     workshop.tree("tree-1.0", "1.0", |number| number);
     fs::create_dir(workshop.path("first-files")).unwrap();
     fs::write(workshop.path("first-files/hello"), "of the first boot").unwrap();
+    fs::write(workshop.path("ca.pem"), "an authority").unwrap();
     let of_disks = blocks(OS_IMAGE, "sh").into_iter().filter(|(_, block)| block.contains("bascule disk "));
     let (of_trees, of_releases): (Vec<_>, Vec<_>) = of_disks.partition(|(_, block)| block.contains("--definitions"));
     assert!(!of_trees.is_empty() && !of_releases.is_empty(), "{of_trees:?} {of_releases:?}");
@@ -109,7 +110,7 @@ fn every_disk_of_the_page_about_images_is_made_as_it_stands() {
     assert!(table.contains("x-systemd.growfs"), "{table}");
     workshop.build("build-1.0", "1.0", "tree-1.0", "");
     of_releases.iter().for_each(run);
-    for disk in ["acme-os-1.0.raw", "acme-os-1.0.qcow2"] {
+    for disk in ["acme-os-1.0.raw", "acme-os-1.0.qcow2", "node7.raw"] {
         assert!(workshop.path(disk).exists(), "{disk}");
     }
 }

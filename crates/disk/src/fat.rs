@@ -30,7 +30,7 @@ static FIXED_TIME: FixedTime = FixedTime;
 
 /// Bytes of a partition of which only those are kept that were written.
 #[derive(Debug)]
-struct Pieces {
+pub(crate) struct Pieces {
     length: u64,
     position: u64,
     written: BTreeMap<u64, Vec<u8>>,
@@ -38,7 +38,7 @@ struct Pieces {
 
 impl Pieces {
     /// What was written, by offset in ascending order. The last one may end at the partition's end.
-    fn written(&self) -> impl Iterator<Item = (u64, &[u8])> {
+    pub(crate) fn written(&self) -> impl Iterator<Item = (u64, &[u8])> {
         self.written.iter().map(|(number, bytes)| {
             let offset = number * PIECE;
             let end = usize::try_from(self.length.saturating_sub(offset).min(PIECE)).unwrap_or(0);
@@ -106,28 +106,22 @@ impl Seek for Pieces {
     }
 }
 
-/// Makes a FAT file system of `length` bytes with these files, labelled `label` (11 characters at most), and gives it to `write`:
-/// offset and bytes, ascending. What is not given is never read.
+/// Makes a FAT file system of `length` bytes with these files, labelled `label` (11 characters at most), in sectors of `sector` bytes:
+/// Linux mounts none with smaller sectors than the disk's. What is not in a piece is never read.
 ///
 /// # Errors
-/// There is not enough room, a name can't be written, or `write` fails.
-pub fn write_boot_partition(
-    length: u64,
-    label: &str,
-    serial: u32,
-    files: &BootFiles,
-    mut write: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    let pieces = file_system(length, label, serial, files)?;
-    pieces.written().try_for_each(|(offset, bytes)| write(offset, bytes))
-}
-
-fn file_system(length: u64, label: &str, serial: u32, files: &BootFiles) -> io::Result<Pieces> {
+/// There is not enough room, or a name can't be written.
+pub(crate) fn file_system(length: u64, sector: u64, label: &str, serial: u32, files: &BootFiles) -> io::Result<Pieces> {
     let mut pieces = Pieces { length, position: 0, written: BTreeMap::new() };
     let mut name = [b' '; 11];
     name.iter_mut().zip(label.bytes()).for_each(|(to, from)| *to = from);
-    let cluster = if length < LARGE { 512 } else { 4096 };
-    let options = FormatVolumeOptions::new().bytes_per_cluster(cluster).volume_label(name).volume_id(serial);
+    let sector = u16::try_from(sector).map_err(io::Error::other)?;
+    let usual: u32 = if length < LARGE { 512 } else { 4096 };
+    let options = FormatVolumeOptions::new()
+        .bytes_per_sector(sector)
+        .bytes_per_cluster(usual.max(u32::from(sector)))
+        .volume_label(name)
+        .volume_id(serial);
     fatfs::format_volume(&mut pieces, options)?;
     let fat = mount(&mut pieces)?;
     for folder in files.folders() {

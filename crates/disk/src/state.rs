@@ -19,6 +19,9 @@ pub const GROWING: &str = "\
 Type=var
 Label=state
 ";
+/// Where the agent looks for settings of its machine (`/etc/bascule` of the OS image is a link to it), below the state partition's
+/// root, which is mounted at `/var`.
+pub const SETTINGS: &str = "etc/bascule/agent.toml";
 /// Folders within folders that are followed.
 const MAX_DEPTH: usize = 32;
 /// All inodes have this time, in seconds since 1970. Not 0, which stands for "not set".
@@ -55,31 +58,89 @@ pub enum StateError {
     /// Folders within folders without end.
     #[error("{0} lies more than {MAX_DEPTH} folders deep")]
     Deep(PathBuf),
+    /// The folder of first files has something where the settings go.
+    #[error(
+        "{0} is in the way of the settings, which become var/{SETTINGS}: leave it out, or give the settings in that folder alone"
+    )]
+    Settings(PathBuf),
+    /// Which parts of a file hold something can't be told.
+    #[error(
+        "the file system of {0} does not tell which parts of a file are in use, so the state partition can't be copied from there: \
+         name a folder on tmpfs, ext4 or XFS with TMPDIR"
+    )]
+    Holes(PathBuf),
 }
 
-/// Makes the file system in a disk that was just made, `length` bytes from `offset`, with the files of `tree`. Everything belongs
-/// to root; permission bits are kept.
+/// What the state partition begins with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StateFiles<'a> {
+    /// A folder with its first files.
+    pub tree: Option<&'a Path>,
+    /// Settings of the machine's agent, which were checked: a file that becomes [`SETTINGS`], for root alone.
+    pub settings: Option<&'a Path>,
+}
+
+/// What the blocks hold that are not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unwritten {
+    /// Zeros: it is a new file.
+    Zeros,
+    /// Whatever the disk was used for before, an earlier state partition's journal perhaps, which must not be replayed. So the
+    /// journal is written as well.
+    Anything,
+}
+
+/// Bytes of the journal where it is written, for a file system of `length` bytes: what mke2fs takes up to 16 GiB, and not more than
+/// fits the memory of a system that runs from a stick.
+pub(crate) const fn journal(length: u64) -> u64 {
+    const MIB: u64 = 1 << 20;
+    match length / MIB {
+        0..128 => 4 * MIB,
+        128..1024 => 16 * MIB,
+        1024..2048 => 32 * MIB,
+        2048..16_384 => 64 * MIB,
+        _ => 128 * MIB,
+    }
+}
+
+/// Makes the file system in a file, `length` bytes from `offset`, with its first files. Everything belongs to root; permission bits
+/// are kept.
 pub(crate) fn make(
     disk: &Path,
     offset: u64,
     length: u64,
     identity: Uuid,
-    tree: Option<&Path>,
+    unwritten: Unwritten,
+    files: StateFiles<'_>,
 ) -> Result<(), StateError> {
-    // Blocks and inodes as on a large disk, which it is to grow to. What is not written yet reads as zeros.
+    // Blocks and inodes as on a large disk, which it is to grow to. The kernel zeroes inodes before it uses them.
     let mut command = Command::new("mke2fs");
     command.args(["-q", "-F", "-t", "ext4", "-L", "state", "-m", "0", "-b", "4096", "-I", "256", "-i", "16384", "-U"]);
-    command.arg(identity.to_string()).arg("-E").arg(format!(
-        "offset={offset},lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0,hash_seed={identity}"
+    command.arg(identity.to_string());
+    let lazy = u8::from(unwritten == Unwritten::Zeros);
+    if unwritten == Unwritten::Anything {
+        command.args(["-J", &format!("size={}", journal(length) >> 20)]);
+        // Zeros of the journal are to be written, not to be punched out: they go to the disk from here.
+        command.env("UNIX_IO_NOZEROOUT", "1");
+    }
+    command.arg("-E").arg(format!(
+        "offset={offset},lazy_itable_init=1,lazy_journal_init={lazy},nodiscard,root_owner=0:0,hash_seed={identity}"
     ));
     command.arg(disk).arg(format!("{}k", length / 1024));
     let output = run("mke2fs", command, &[])?;
     if !output.status.success() {
         return Err(StateError::Failed { tool: "mke2fs", said: said(&output) });
     }
-    let Some(tree) = tree else { return Ok(()) };
     let mut words = String::new();
-    describe(tree, "", 0, &mut words)?;
+    if let Some(tree) = files.tree {
+        describe(tree, "", 0, &mut words)?;
+    }
+    if let Some(settings) = files.settings {
+        describe_settings(settings, files.tree, &mut words)?;
+    }
+    if words.is_empty() {
+        return Ok(());
+    }
     let mut place = disk.as_os_str().to_owned();
     place.push(format!("?offset={offset}"));
     let mut command = Command::new("debugfs");
@@ -156,6 +217,43 @@ fn describe(folder: &Path, inside: &str, depth: usize, words: &mut String) -> Re
             return Err(refuse());
         }
     }
+    Ok(())
+}
+
+/// debugfs' commands for the settings, in folders that are made unless the tree has them.
+fn describe_settings(settings: &Path, tree: Option<&Path>, words: &mut String) -> Result<(), StateError> {
+    use std::fmt::Write as _;
+    // What the tree has there; `None`: nothing.
+    let there = |place: &str| {
+        let Some(path) = tree.map(|tree| tree.join(place)) else { return Ok(None) };
+        match fs::symlink_metadata(&path) {
+            Ok(found) => Ok(Some((path, found.is_dir()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StateError::Io { doing: format!("read {}", path.display()), source }),
+        }
+    };
+    let mut folder = String::new();
+    let (folders, name) = SETTINGS.rsplit_once('/').unwrap_or(("", SETTINGS));
+    for part in folders.split('/') {
+        let place = if folder.is_empty() { part.to_owned() } else { format!("{folder}/{part}") };
+        match there(&place)? {
+            Some((_, true)) => {}
+            Some((path, false)) => return Err(StateError::Settings(path)),
+            // Writing to a String can't fail.
+            None => {
+                let _ = writeln!(words, "cd \"/{folder}\"\nmkdir \"{part}\"\nsif \"/{place}\" mode 040755");
+            }
+        }
+        folder = place;
+    }
+    if let Some((path, _)) = there(SETTINGS)? {
+        return Err(StateError::Settings(path));
+    }
+    let failed = |source| StateError::Io { doing: format!("read {}", settings.display()), source };
+    let source = std::path::absolute(settings).map_err(failed)?;
+    let source = source.to_str().filter(|source| is_plain(source));
+    let source = source.ok_or_else(|| StateError::Kind(settings.to_owned()))?;
+    let _ = writeln!(words, "cd \"/{folder}\"\nwrite \"{source}\" \"{name}\"\nsif \"/{SETTINGS}\" mode 0100600");
     Ok(())
 }
 

@@ -96,6 +96,8 @@ pub(crate) fn main(arguments: Arguments) -> ExitCode {
     let sources = Sources::usual(arguments.settings, std::env::vars_os().collect());
     // What takes a release back must run also where the settings, or the log, are what that release broke.
     let is_guard = matches!(arguments.command, Command::Guard);
+    // It begins before there are credentials, and none sets what it goes by.
+    let sources = if is_guard { Sources { credential: None, ..sources } } else { sources };
     let last_resort = if is_guard { LastResort::begin().map(Some) } else { Ok(None) };
     let last_resort = last_resort.unwrap_or_else(|error| {
         complain(&error);

@@ -1,16 +1,12 @@
 //! The agent's settings: files of the OS image, files of the node, environment; each value knows where it came from.
 
-mod keys;
-mod read;
-mod values;
-
-pub use keys::{KEYS, Key, Kind};
-pub use read::{Origin, SettingsError, Sources, Value};
+pub use bascule_agent_settings::{KEYS, Key, Kind, Listen, Origin, SettingsError, Sources, Value};
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bascule_agent_settings::{Found, Values, read, read_what_can_be_used};
 use bascule_api::{BootControlBackend, Product};
 
 use crate::core::PerSlot;
@@ -29,17 +25,6 @@ const TO_REPORT: &[&str] = &[
     "log.format",
     "log.filter",
 ];
-
-/// Where the agent listens for metrics, health questions and break-glass commands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
-    /// Nowhere.
-    Off,
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// A TCP address; metrics and health only.
-    Tcp(std::net::SocketAddr),
-}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,34 +110,21 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`] names the file and line, or the variable.
     pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
-        Self::of(&read::read(sources)?)
+        Self::of(&read(sources)?)
     }
 
-    fn of(found: &read::Found) -> Result<Self, SettingsError> {
-        let values = values::Values::new(found);
-        let number = |key| values.whole(key);
-        let slots = match (number("slots.a-data")?, number("slots.a-verity")?) {
-            (Some(data), Some(verity)) => Some(PerSlot {
-                a: SlotNumbers { data, verity },
-                b: SlotNumbers {
-                    data: values.need(number("slots.b-data")?, "slots.b-data")?,
-                    verity: values.need(number("slots.b-verity")?, "slots.b-verity")?,
-                },
-            }),
-            (None, None) => None,
-            (Some(_), None) => return Err(values.missing("slots.a-verity")),
-            (None, Some(_)) => return Err(values.missing("slots.a-data")),
-        };
-        let first = values.duration("retry.first")?;
-        let max = values.duration("retry.max")?;
-        if first > max {
-            return Err(values.wrong("retry.first", "must not be longer than retry.max"));
-        }
+    fn of(found: &Found) -> Result<Self, SettingsError> {
+        let values = Values::new(found);
+        let slots = values.slot_numbers()?.map(|[a_data, a_verity, b_data, b_verity]| PerSlot {
+            a: SlotNumbers { data: a_data, verity: a_verity },
+            b: SlotNumbers { data: b_data, verity: b_verity },
+        });
+        let (retry_first, retry_max) = values.retries()?;
         Ok(Self {
             node_name: values.text("node.name")?,
-            product: values.parsed("node.product", |text| Product::parse(text).map_err(|error| error.to_string()))?,
+            product: values.product("node.product")?,
             host_root: values.need(values.path("host.root")?, "host.root")?,
-            backend: match values.choice("boot.backend", &["auto", "systemd-boot", "gptprio"])? {
+            backend: match values.choice("boot.backend")? {
                 1 => Some(BootControlBackend::SystemdBoot),
                 2 => Some(BootControlBackend::GptPrio),
                 _ => None,
@@ -161,7 +133,7 @@ impl Settings {
             esp: values.path("boot.partition")?,
             disk: values.path("slots.disk")?,
             slots: SlotLayout {
-                kind: match values.choice("slots.kind", &["root", "usr"])? {
+                kind: match values.choice("slots.kind")? {
                     1 => SlotKind::Usr,
                     _ => SlotKind::Root,
                 },
@@ -190,14 +162,14 @@ impl Settings {
             progress_every: values.duration("kubernetes.progress-every")?,
             observe_every: values.duration("observe.every")?,
             inspect_every: values.duration("observe.inspect-every")?,
-            retry_first: first,
-            retry_max: max,
+            retry_first,
+            retry_max,
             reboot_retry: values.duration("reboot.retry-after")?,
             reverify_after: values.duration("boot.reverify-after")?,
             bus_timeout: values.duration("bus.timeout")?,
             units: values.list("health.units")?,
-            listen: values.parsed("server.listen", values::listen)?.unwrap_or(Listen::Off),
-            log_format: match values.choice("log.format", &["text", "json", "journal"])? {
+            listen: values.listen("server.listen")?.unwrap_or(Listen::Off),
+            log_format: match values.choice("log.format")? {
                 1 => LogFormat::Json,
                 2 => LogFormat::Journal,
                 _ => LogFormat::Text,
@@ -222,7 +194,7 @@ impl Settings {
         let fewer = (1..=sources.files.len()).rev().map(|count| Sources {
             files: sources.files.iter().take(count).cloned().collect(),
             required: sources.required.clone(),
-            environment: Vec::new(),
+            ..Sources::default()
         });
         let usable = fewer.filter_map(|fewer| Self::load(&fewer).ok()).next();
         match usable {
@@ -241,7 +213,7 @@ impl Settings {
             Ok(settings) => return Ok(settings),
             Err(error) => error,
         };
-        let mut found = read::read_what_can_be_used(sources);
+        let mut found = read_what_can_be_used(sources);
         found.retain(|key, _| TO_REPORT.contains(key));
         let settings = loop {
             match Self::of(&found) {

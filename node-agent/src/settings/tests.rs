@@ -10,8 +10,8 @@ fn load(files: &[(&str, &str)], environment: &[(&str, &str)]) -> Result<Settings
     let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
     let sources = Sources {
         files: vec![folder.path().join("image.toml"), folder.path().join("node.toml")],
-        required: Vec::new(),
         environment,
+        ..Sources::default()
     };
     let shown = folder.path().display().to_string();
     Settings::load(&sources).map_err(|error| error.to_string().replace(&shown, ""))
@@ -54,7 +54,7 @@ fn of_settings_that_can_not_be_used_what_says_where_to_report_is_left() {
         }
         let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         let files = ["image.toml", "node.toml"].map(|name| folder.path().join(name)).to_vec();
-        Settings::load_to_report(&Sources { files, required: Vec::new(), environment }).unwrap()
+        Settings::load_to_report(&Sources { files, environment, ..Sources::default() }).unwrap()
     };
     let image = ("image.toml", "[kubernetes]\nkubeconfig = \"/k\"\n[boot]\ntries = 5\n");
     let good = report(&[image], &[("BASCULE_NODE_NAME", "n1")]);
@@ -76,6 +76,25 @@ fn of_settings_that_can_not_be_used_what_says_where_to_report_is_left() {
     let left = report(&[image], &[("BASCULE_NO_SUCH", "1"), ("BASCULE_NODE_NAME", "n1")]);
     assert!(left.impediment.is_some_and(|why| why.contains("$BASCULE_NO_SUCH: there is no setting")));
     assert_eq!((left.node_name.as_deref(), left.kubeconfig), (Some("n1"), Some("/k".into())));
+}
+
+/// What came with the machine is told through the API as what lies in a file.
+#[test]
+fn a_credential_that_can_not_be_used_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, credential) = (folder.path().join("image.toml"), folder.path().join("bascule.agent.toml"));
+    std::fs::write(&image, "[kubernetes]\nkubeconfig = \"/k\"\n").unwrap();
+    let sources = Sources { files: vec![image], credential: Some(credential.clone()), ..Sources::default() };
+    std::fs::write(&credential, "[node]\nname = \"n1\"\n[repository]\nproxy = \"http://proxy:3128\"\n").unwrap();
+    let settings = Settings::load_to_report(&sources).unwrap();
+    assert_eq!((settings.node_name.as_deref(), settings.proxy.as_str()), (Some("n1"), "http://proxy:3128"));
+    assert_eq!(settings.impediment, None);
+    std::fs::write(&credential, "[node]\nname = \"n1\"\n[repository]\ntrust-root = \"/other.json\"\n").unwrap();
+    let settings = Settings::load_to_report(&sources).unwrap();
+    let why = settings.impediment.unwrap();
+    assert!(why.contains("bascule.agent.toml:4: repository.trust-root can't come as a credential"), "{why}");
+    assert_eq!(settings.node_name.as_deref(), Some("n1"), "and for which node");
+    assert_eq!(settings.trust_root, PathBuf::from("/usr/lib/bascule/root.json"));
 }
 
 #[test]
@@ -142,7 +161,14 @@ fn table() -> String {
             Kind::Whole(least, most) => format!(" {least} to {most}."),
             Kind::Duration(least, most) => format!(" {least} s to {most} s."),
             Kind::Percent => " 1 to 100.".to_owned(),
-            Kind::Text | Kind::Flag | Kind::Bytes | Kind::List => String::new(),
+            Kind::Text
+            | Kind::Path
+            | Kind::Choice(_)
+            | Kind::Product
+            | Kind::Listen
+            | Kind::Flag
+            | Kind::Bytes
+            | Kind::List => String::new(),
         };
         let _ = writeln!(text, "| `{}` | `{}` | {default} | {}{bounds} |", key.name, key.variable(), key.help);
     }

@@ -83,6 +83,7 @@ checks! {
     NO_AGENT = 16 unless_accepted "Without its agent a node that boots this release reports nothing, is not committed, and goes back once the guard's time is over. Enable the unit in the tree (systemctl --root=TREE enable bascule-agent.service). It is meant where the agent is a pod of the DaemonSet.";
     OTHER_POLICY = 17 error "A signature in .pcrsig is for a value of PCR 11 that this image does not come to: what is bound to the key stays closed on each machine that boots it. Whatever is measured (kernel, initrd, command line, os-release, the public key) decides the value, and so do the phases that the OS enters. Sign what is built, by --pcr-key or --pcr-signer, and name phases of your own with --pcr-phase.";
     OTHER_POLICY_KEY = 18 error "A machine binds its secrets to the key in .pcrpkey. Without a signature by that key that holds nothing opens under this release. Sign with the private key that belongs to it.";
+    TREE_TOO_LARGE = 19 error "An image has at most 16 GiB: agents refuse a larger one. One file that is much longer than what is in it is a frequent cause (a disk image, a database's file, /var/log/lastlog): leave it out, or make it at the first boot.";
     NO_IDENTITY = 21 warning "Without IMAGE_ID and IMAGE_VERSION in os-release a node does not know what it runs. Write them when the image is made.";
     NO_INIT = 22 warning "The tree has no /usr/lib/systemd/systemd, /usr/sbin/init or /sbin/init, so nothing runs after the kernel.";
     NO_PANIC_RESTART = 23 warning "A trial is only taken back if a machine that gets nowhere restarts. Without panic=SECONDS (1 is usual) a kernel that panics stands still until somebody comes.";
@@ -96,6 +97,7 @@ checks! {
     GROWN = 31 warning "The image is more than a quarter larger than the base. That may be meant; a log, a cache or a second kernel is a frequent cause.";
     ONE_SIGNED = 32 warning "Firmware with Secure Boot on starts neither a boot loader nor a boot image that is not signed. Sign the one with --secure-boot-key where the disk is made, the other where the release is built.";
     UNJUDGED_POLICY = 33 warning "What .pcrsig and .pcrpkey say could not be held against what a TPM will hold, so whether secrets open under this release is known when a machine boots it. Try it on one.";
+    SPARSE_FILE = 34 warning "The file is long, and most of it is holes. An image has no holes: each is written as zeros, into every slot. Leave the file out, or make it at the first boot.";
 }
 
 /// Something that was found.

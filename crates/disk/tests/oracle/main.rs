@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod device;
+mod install;
+
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::num::NonZeroUsize;
@@ -11,8 +14,8 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use bascule_disk::{
-    BootFiles, DiskError, GROWING, Installed, Needs, Plan, STATE, SlotNumbers, StateError, Wishes, XBOOTLDR,
-    entry_file, identity_of, make, uuid_of_half,
+    BootFiles, DiskError, GROWING, Installed, Needs, Plan, SETTINGS, STATE, SlotNumbers, StateError, StateFiles,
+    Wishes, XBOOTLDR, entry_file, identity_of, make, uuid_of_half,
 };
 use bascule_gpt::{FileMedium, Health, Partition, Table, kind};
 use bascule_image::verity::{self, Parameters, Tree};
@@ -57,6 +60,15 @@ impl Bench {
     }
 
     fn make(&self, name: &str, wishes: Wishes, state: Option<&Path>) -> Result<Vec<Partition>, DiskError> {
+        self.make_with(name, wishes, StateFiles { tree: state, settings: None })
+    }
+
+    fn make_with(&self, name: &str, wishes: Wishes, state: StateFiles<'_>) -> Result<Vec<Partition>, DiskError> {
+        self.laid(wishes, |plan, first| make(&self.path(name), plan, first, state))
+    }
+
+    /// Does something with what goes onto a disk of the release.
+    fn laid<T>(&self, wishes: Wishes, act: impl FnOnce(Plan<'_>, &mut Installed<'_>) -> T) -> T {
         let (mut esp, mut xbootldr) = (BootFiles::of_esp(None), BootFiles::default());
         esp.add("loader/keys/auto/db.auth", b"keys".to_vec()).unwrap();
         let home = if wishes.xbootldr.is_some() { &mut xbootldr } else { &mut esp };
@@ -74,7 +86,7 @@ impl Bench {
             data: &mut self.image.as_slice(),
             verity: &mut hashes.as_slice(),
         };
-        make(&self.path(name), plan, &mut first, state)
+        act(plan, &mut first)
     }
 
     /// One partition as a file of its own.
@@ -170,6 +182,43 @@ fn a_disk_is_whole_to_the_tools_of_others() {
     assert!(key.contains("Mode:  0600") && key.contains("User:     0   Group:     0"), "{key}");
     assert!(ask("stat /etc").contains("Mode:  0750"));
     assert!(ask("stat /etc/link").contains("Fast link dest: \"bascule/node.toml\""));
+}
+
+/// Settings are in place before the first boot, whether or not there are other files, and for root alone.
+#[test]
+fn the_settings_of_a_machine_lie_where_its_agent_looks() {
+    let bench = Bench::new();
+    let settings = bench.path("machine.toml");
+    fs::write(&settings, "[node]\nname = \"n1\"\n").unwrap();
+    let other = bench.path("other");
+    fs::create_dir_all(other.join("etc/kubernetes")).unwrap();
+    fs::write(other.join("etc/kubernetes/ca.pem"), "authority").unwrap();
+    for (name, tree) in [("alone", None), ("beside", Some(other.as_path()))] {
+        let files = StateFiles { tree, settings: Some(&settings) };
+        let parts = bench.make_with(name, Wishes::default(), files).unwrap();
+        let var = bench.cut_out(name, find(&parts, STATE));
+        run("e2fsck", &["-f", "-n", text(&var)]);
+        let ask = |question: &str| run("debugfs", &["-R", question, text(&var)]);
+        assert!(ask(&format!("cat /{SETTINGS}")).contains("name = \"n1\""), "{name}");
+        let stat = ask(&format!("stat /{SETTINGS}"));
+        assert!(stat.contains("Mode:  0600") && stat.contains("User:     0   Group:     0"), "{name}: {stat}");
+        assert!(ask("stat /etc/bascule").contains("Mode:  0755"), "{name}");
+        if tree.is_some() {
+            assert!(ask("cat /etc/kubernetes/ca.pem").contains("authority"));
+        }
+    }
+    // Two answers to one question are none.
+    let twice = bench.state("twice", Duration::ZERO);
+    fs::write(twice.join(SETTINGS), "").unwrap();
+    let linked = bench.path("linked");
+    fs::create_dir(&linked).unwrap();
+    std::os::unix::fs::symlink("/elsewhere", linked.join("etc")).unwrap();
+    for (tree, end) in [(&twice, SETTINGS), (&linked, "etc")] {
+        let files = StateFiles { tree: Some(tree), settings: Some(&settings) };
+        let error = bench.make_with(&format!("of-{end}").replace('/', "-"), Wishes::default(), files).unwrap_err();
+        let DiskError::State(StateError::Settings(path)) = &error else { panic!("{error:?}") };
+        assert!(path.ends_with(end), "{error}");
+    }
 }
 
 #[test]

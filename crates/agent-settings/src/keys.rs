@@ -5,6 +5,14 @@
 pub enum Kind {
     /// Text.
     Text,
+    /// An absolute path.
+    Path,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A product's name.
+    Product,
+    /// Where to listen, or `off`.
+    Listen,
     /// Yes or no.
     Flag,
     /// A whole number within bounds.
@@ -43,16 +51,46 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, help: &'stat
     Key { name, kind, default, help }
 }
 
+/// What a credential can't set: what the guard goes by as well, which begins before there are credentials and has to agree with the
+/// agent; root of trust and product, by which a release is judged and which the OS image gives.
+const KEPT: &[&str] = &[
+    "node.product",
+    "host.root",
+    "boot.backend",
+    "boot.tries",
+    "boot.partition",
+    "boot.reverify-after",
+    "slots.disk",
+    "slots.kind",
+    "slots.a-data",
+    "slots.a-verity",
+    "slots.b-data",
+    "slots.b-verity",
+    "state.directory",
+    "repository.trust-root",
+    "trial.deadline",
+];
+
+/// Whether a setting may come with the machine, as a credential of whoever starts it.
+pub fn comes_with_the_machine(name: &str) -> bool {
+    !KEPT.contains(&name)
+}
+
 /// All settings, in the order of the documentation.
 pub const KEYS: &[Key] = &[
     key("node.name", Kind::Text, "", "Name of the Node and of its NodeUpdate. Not set: the host's name."),
-    key("node.product", Kind::Text, "", "The product. Not set: IMAGE_ID, else ID, of os-release."),
-    key("host.root", Kind::Text, "/", "Where the host's root file system is seen; in a pod, where it is mounted."),
-    key("boot.backend", Kind::Text, "auto", "`auto`, `systemd-boot` or `gptprio` (experimental)."),
+    key("node.product", Kind::Product, "", "The product. Not set: IMAGE_ID, else ID, of os-release."),
+    key("host.root", Kind::Path, "/", "Where the host's root file system is seen; in a pod, where it is mounted."),
+    key(
+        "boot.backend",
+        Kind::Choice(&["auto", "systemd-boot", "gptprio"]),
+        "auto",
+        "`auto`, `systemd-boot` or `gptprio` (experimental).",
+    ),
     key("boot.tries", Kind::Whole(1, 9), "3", "How often the boot loader may try an armed release."),
     key(
         "boot.partition",
-        Kind::Text,
+        Kind::Path,
         "",
         "Where the ESP is mounted. Not set: the first of /efi, /boot/efi, /boot that has one. An XBOOTLDR is found by its type.",
     ),
@@ -62,14 +100,14 @@ pub const KEYS: &[Key] = &[
         "15m",
         "For how long a slot that was read back whole may be armed without reading it again.",
     ),
-    key("slots.disk", Kind::Text, "", "The disk with the slots. Not set: the disk that the boot partition lies on."),
-    key("slots.kind", Kind::Text, "root", "What the slots hold: `root` or `usr`."),
+    key("slots.disk", Kind::Path, "", "The disk with the slots. Not set: the disk that the boot partition lies on."),
+    key("slots.kind", Kind::Choice(&["root", "usr"]), "root", "What the slots hold: `root` or `usr`."),
     key("slots.a-data", Kind::Whole(1, 1024), "", "Number of slot A's data partition. Not set: by partition type."),
     key("slots.a-verity", Kind::Whole(1, 1024), "", "Number of slot A's verity partition."),
     key("slots.b-data", Kind::Whole(1, 1024), "", "Number of slot B's data partition."),
     key("slots.b-verity", Kind::Whole(1, 1024), "", "Number of slot B's verity partition."),
-    key("state.directory", Kind::Text, "/var/lib/bascule", "The state folder, on storage that survives updates."),
-    key("repository.trust-root", Kind::Text, "/usr/lib/bascule/root.json", "The first TUF root; part of the OS image."),
+    key("state.directory", Kind::Path, "/var/lib/bascule", "The state folder, on storage that survives updates."),
+    key("repository.trust-root", Kind::Path, "/usr/lib/bascule/root.json", "The first TUF root; part of the OS image."),
     key("repository.extra-ca", Kind::List, "", "PEM files of certificate authorities trusted for the repository."),
     key("repository.only-extra-ca", Kind::Flag, "false", "Trust only `extra-ca`, not the system's authorities."),
     key("repository.proxy", Kind::Text, "environment", "`environment`, `direct`, or the address of a proxy."),
@@ -90,7 +128,7 @@ pub const KEYS: &[Key] = &[
         "45m",
         "When the guard reverts a trial, from the start of the boot. Longer than the policy's time to Ready and soak.",
     ),
-    key("kubernetes.kubeconfig", Kind::Text, "", "Kubeconfig. Not set: the pod's service account."),
+    key("kubernetes.kubeconfig", Kind::Path, "", "Kubeconfig. Not set: the pod's service account."),
     key("kubernetes.progress-every", Kind::Duration(1, 3_600), "10s", "How often progress is written at most."),
     key(
         "observe.every",
@@ -111,11 +149,11 @@ pub const KEYS: &[Key] = &[
     key("health.units", Kind::List, "", "systemd units that must run; those that do not are reported."),
     key(
         "server.listen",
-        Kind::Text,
+        Kind::Listen,
         "unix:/run/bascule/agent.sock",
         "Metrics, health and break-glass commands: `unix:<path>`, `tcp:<address>:<port>` (no commands) or `off`.",
     ),
-    key("log.format", Kind::Text, "text", "`text`, `json` or `journal`."),
+    key("log.format", Kind::Choice(&["text", "json", "journal"]), "text", "`text`, `json` or `journal`."),
     key(
         "log.filter",
         Kind::Text,

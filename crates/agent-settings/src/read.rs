@@ -1,4 +1,4 @@
-//! Reading the sources: files in a fixed order, drop-ins after them, the environment last.
+//! Reading the sources: files in a fixed order, drop-ins after them, the credential that comes with the machine, the environment last.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,12 +8,18 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{KEYS, Key};
+use super::keys::{KEYS, Key, Kind, comes_with_the_machine};
 
 /// Longest settings file in bytes.
 const MAX_FILE: u64 = 256 << 10;
 /// Most drop-ins of a folder.
 const MAX_DROP_INS: usize = 64;
+/// Name of the credential with settings for one machine (systemd.exec(5), "Credentials").
+pub const CREDENTIAL: &str = "bascule.agent.toml";
+/// Where systemd puts the credentials of a service, named by this variable in its environment.
+const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
+/// Where those of the agent's own unit are, for a command that is typed beside it.
+const SERVICE_CREDENTIALS: &str = "/run/credentials/bascule-agent.service";
 /// What every variable of ours begins with.
 const PREFIX: &str = "BASCULE_";
 /// Variables with that beginning that are no settings.
@@ -26,20 +32,26 @@ pub struct Sources {
     pub files: Vec<PathBuf>,
     /// Files that must be there.
     pub required: Vec<PathBuf>,
+    /// A file that came with the machine; skipped where it is missing. It sets less than the others ([`comes_with_the_machine`]).
+    pub credential: Option<PathBuf>,
     /// The environment.
     pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Sources {
-    /// The usual places: the OS image, the node, the environment; or only `file`, where one is named.
+    /// The usual places: the OS image, the node, the credential, the environment; or only `file` and the environment, where one is
+    /// named.
     pub fn usual(file: Option<PathBuf>, environment: Vec<(OsString, OsString)>) -> Self {
-        match file {
-            Some(file) => Self { files: Vec::new(), required: vec![file], environment },
-            None => Self {
-                files: vec!["/usr/lib/bascule/agent.toml".into(), "/etc/bascule/agent.toml".into()],
-                required: Vec::new(),
-                environment,
-            },
+        if let Some(file) = file {
+            return Self { required: vec![file], environment, ..Self::default() };
+        }
+        let folder = environment.iter().find(|(name, _)| name.as_os_str() == CREDENTIALS_VARIABLE);
+        let folder = folder.map_or_else(|| PathBuf::from(SERVICE_CREDENTIALS), |(_, folder)| PathBuf::from(folder));
+        Self {
+            files: vec!["/usr/lib/bascule/agent.toml".into(), "/etc/bascule/agent.toml".into()],
+            required: Vec::new(),
+            credential: Some(folder.join(CREDENTIAL)),
+            environment,
         }
     }
 }
@@ -118,9 +130,15 @@ pub enum Value {
     List(Vec<String>),
 }
 
-pub(super) type Found = BTreeMap<&'static str, (Value, Origin)>;
+/// What was given, by setting.
+pub type Found = BTreeMap<&'static str, (Value, Origin)>;
 
-pub(super) fn read(sources: &Sources) -> Result<Found, SettingsError> {
+/// Reads all sources.
+///
+/// # Errors
+/// One can't be read, is no TOML, or has a key or a variable that does not exist. Whether the values can be used is another
+/// question ([`super::Values`]).
+pub fn read(sources: &Sources) -> Result<Found, SettingsError> {
     let mut found = Found::new();
     for path in &sources.files {
         read_file(path, false, &mut found)?;
@@ -134,15 +152,28 @@ pub(super) fn read(sources: &Sources) -> Result<Found, SettingsError> {
             read_file(&drop_in, true, &mut found)?;
         }
     }
+    if let Some(path) = &sources.credential
+        && let Some(text) = text_of(path, false)?
+    {
+        keep(of_credential(entries(path, &text)?), &mut found)?;
+    }
     for (name, value) in &sources.environment {
         read_variable(name, value, &mut found)?;
     }
     Ok(found)
 }
 
+/// Reads one file that must be there, without its drop-ins.
+pub(super) fn read_one(path: &Path) -> Result<(String, Found), SettingsError> {
+    let text = text_of(path, true)?.unwrap_or_default();
+    let mut found = Found::new();
+    keep(entries(path, &text)?, &mut found)?;
+    Ok((text, found))
+}
+
 /// The same without what is wrong: a file that can't be read or parsed, a key that does not exist, a variable that means
 /// nothing. Whether the values can be used is another question.
-pub(super) fn read_what_can_be_used(sources: &Sources) -> Found {
+pub fn read_what_can_be_used(sources: &Sources) -> Found {
     let mut found = Found::new();
     for path in sources.files.iter().chain(&sources.required) {
         for path in std::iter::once(path.clone()).chain(drop_ins(path).unwrap_or_default()) {
@@ -152,11 +183,39 @@ pub(super) fn read_what_can_be_used(sources: &Sources) -> Found {
             }
         }
     }
+    if let Some(path) = &sources.credential
+        && let Ok(Some(text)) = text_of(path, false)
+    {
+        for (key, entry) in of_credential(entries(path, &text).unwrap_or_default()).into_iter().flatten() {
+            found.insert(key, entry);
+        }
+    }
     for (name, value) in &sources.environment {
         // What is wrong with it was said.
         let _ = read_variable(name, value, &mut found);
     }
     found
+}
+
+/// Refuses what may not come with the machine.
+fn of_credential(entries: Vec<Result<Entry, SettingsError>>) -> Vec<Result<Entry, SettingsError>> {
+    let judged = |entry: Result<Entry, SettingsError>| {
+        let (key, (value, origin)) = entry?;
+        if comes_with_the_machine(key) {
+            return Ok((key, (value, origin)));
+        }
+        let message = "can't come as a credential: set it in the OS image".to_owned();
+        Err(SettingsError::Value { origin, key, message })
+    };
+    entries.into_iter().map(judged).collect()
+}
+
+fn keep(entries: Vec<Result<Entry, SettingsError>>, found: &mut Found) -> Result<(), SettingsError> {
+    for entry in entries {
+        let (key, value) = entry?;
+        found.insert(key, value);
+    }
+    Ok(())
 }
 
 fn read_variable(name: &OsString, value: &OsString, found: &mut Found) -> Result<(), SettingsError> {
@@ -176,7 +235,7 @@ fn read_variable(name: &OsString, value: &OsString, found: &mut Found) -> Result
         return Err(SettingsError::Value { origin, key: key.name, message });
     };
     let value = match key.kind {
-        super::Kind::List => {
+        Kind::List => {
             Value::List(text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect())
         }
         _ => Value::Text(text.to_owned()),
@@ -208,7 +267,7 @@ fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, SettingsError> {
 
 fn read_file(path: &Path, required: bool, found: &mut Found) -> Result<(), SettingsError> {
     match text_of(path, required)? {
-        Some(text) => parse(path, &text, found),
+        Some(text) => keep(entries(path, &text)?, found),
         None => Ok(()),
     }
 }
@@ -230,15 +289,7 @@ fn text_of(path: &Path, required: bool) -> Result<Option<String>, SettingsError>
     Ok(Some(text))
 }
 
-pub(super) fn parse(path: &Path, text: &str, found: &mut Found) -> Result<(), SettingsError> {
-    for entry in entries(path, text)? {
-        let (key, entry) = entry?;
-        found.insert(key, entry);
-    }
-    Ok(())
-}
-
-type Entry = (&'static str, (super::Value, Origin));
+type Entry = (&'static str, (Value, Origin));
 
 /// Key by key; an error of its own for each that can't be used, and one for all where the text is no TOML.
 fn entries(path: &Path, text: &str) -> Result<Vec<Result<Entry, SettingsError>>, SettingsError> {
