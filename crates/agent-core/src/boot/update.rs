@@ -636,6 +636,83 @@ mod tests {
         assert!(is_beside("Bascule.New") && is_beside("BASCULE.NE2") && !is_beside("BASCULE.TXT"));
     }
 
+    /// Carries a step out on the facts.
+    fn carry_out(facts: &mut Facts, step: &LoaderStep) {
+        let loader = &mut facts.boot.inventory.loader;
+        for change in &step.changes {
+            match change {
+                LoaderChange::Replace { path, .. } => {
+                    for copy in loader.copies.iter_mut().filter(|copy| copy.path == *path) {
+                        copy.content = LoaderContent::SystemdBoot(step.loader.version.clone());
+                        (copy.size, copy.digest) = (step.loader.size, Some(step.loader.digest.clone()));
+                    }
+                }
+                LoaderChange::Remove { path, .. } => loader.beside.retain(|found| found.path != *path),
+            }
+        }
+    }
+
+    /// Every state that two places and what lies beside them can be in, up to the end.
+    #[test]
+    fn whatever_lies_there_ends_whole_one_place_at_a_time_and_never_older() {
+        let kinds = |place: LoaderPlace| {
+            let with = |content, size, digest| Some(LoaderCopy { content, size, digest, ..copy(place, "", 0) });
+            [
+                None,
+                Some(copy(place, "255", 5)),
+                Some(copy(place, "257", 2)),
+                Some(copy(place, "257", 3)),
+                Some(copy(place, "258", 8)),
+                with(LoaderContent::Empty, 0, Some(digest(0))),
+                with(LoaderContent::Other, 77, Some(digest(9))),
+            ]
+        };
+        let leftovers = |place: LoaderPlace| {
+            let left = |name, size, byte| Some(beside(place, name, size, byte));
+            [None, left("BASCULE.NEW", 1000, 2), left("BASCULE.NEW", 1000, 5), left("BASCULE.NE2", 300, 2)]
+        };
+        let mut met = 0;
+        let places = kinds(LoaderPlace::Systemd)
+            .into_iter()
+            .flat_map(|first| kinds(LoaderPlace::Fallback).map(|second| [first.clone(), second]).into_iter());
+        for places in places {
+            for left in leftovers(LoaderPlace::Systemd).into_iter().chain(leftovers(LoaderPlace::Fallback)) {
+                for downgrade in [false, true] {
+                    let copies: Vec<LoaderCopy> = places.iter().flatten().cloned().collect();
+                    let (state, mut facts) = machine(BootLoader { downgrade, ..loader("257", 2) }, copies.clone());
+                    facts.boot.inventory.loader.info = Some("systemd-boot 255".to_owned());
+                    facts.boot.inventory.loader.beside.extend(left.clone());
+                    let what = format!("{copies:?} and {left:?}, downgrade: {downgrade}");
+                    let mut steps = 0;
+                    while let Some(Verdict::Replace(step)) = judge(&state, &facts) {
+                        let folder = |change: &LoaderChange| match change {
+                            LoaderChange::Replace { path, .. } | LoaderChange::Remove { path, .. } => {
+                                path.rsplit_once('/').map(|(folder, _)| folder.to_owned())
+                            }
+                        };
+                        let folders: Vec<_> = step.changes.iter().map(folder).collect();
+                        assert!(folders.iter().all(|folder| Some(folder) == folders.first()), "{what}: {step:?}");
+                        carry_out(&mut facts, &step);
+                        steps += 1;
+                        assert!(steps <= 2, "{what}: it never ends");
+                    }
+                    met += steps;
+                    for (before, after) in copies.iter().zip(&facts.boot.inventory.loader.copies) {
+                        let foreign = before.content == LoaderContent::Other;
+                        let newer = before.content == LoaderContent::SystemdBoot("258".to_owned()) && !downgrade;
+                        assert!(!(foreign || newer) || before == after, "{what}");
+                    }
+                    if let Some(Verdict::Current(_)) = judge(&state, &facts) {
+                        let ours = facts.boot.inventory.loader.copies.iter();
+                        let mut ours = ours.filter(|copy| copy.content != LoaderContent::Other);
+                        assert!(ours.all(|copy| copy.digest == Some(digest(2))), "{what}");
+                    }
+                }
+            }
+        }
+        assert!(met > 100, "{met}");
+    }
+
     #[test]
     fn memory_is_bounded_survives_the_journal_and_keeps_what_runs() {
         let root = |byte: u8| RootHash::from_bytes(&[byte; 32]);
