@@ -105,7 +105,7 @@ impl SimSystem {
 
     /// The same, with the image that it runs from.
     #[must_use]
-    pub fn from_disk(self, disk: &Disk, slot: Slot) -> Self {
+    pub fn with_image(self, disk: &Disk, slot: Slot) -> Self {
         Self { image: Some((disk.clone(), slot)), ..self }
     }
 
