@@ -73,12 +73,12 @@ fn what_no_node_would_start_is_refused() {
     arm[headers + 4..headers + 6].copy_from_slice(&0xAA64_u16.to_le_bytes());
     let stub = fs::read("/usr/lib/systemd/boot/efi/linuxx64.efi.stub").unwrap();
     for (bytes, part) in [
-        (&b"#!/bin/sh"[..], "error 17: "),
-        (&stub, "is no systemd-boot that says its version"),
-        (&arm, "error 4: the boot loader is for arm64, the release for x86-64"),
-        (&vec![0; (4 << 20) + 1], "is longer than 4194304 bytes"),
+        (b"#!/bin/sh".to_vec(), "error 17: "),
+        (stub, "is no systemd-boot that says its version"),
+        (arm, "error 4: the boot loader is for arm64, the release for x86-64"),
+        (vec![0; (4 << 20) + 1], "is longer than 4194304 bytes"),
     ] {
-        with_loader(&workshop, "systemd-bootx64.efi", bytes);
+        with_loader(&workshop, "systemd-bootx64.efi", &bytes);
         refused("", part);
     }
     with_loader(&workshop, "systemd-bootx64.efi", &good);

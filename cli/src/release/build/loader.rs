@@ -53,8 +53,9 @@ impl LoaderArguments {
             (Some(None), _) => return missing(format!("the tree has neither {signed} nor {plain}")),
             (Some(Some(path)), given) => {
                 if let Some(given) = given {
+                    let same = read_bounded(given, MAX_SIZE)? == read_bounded(&path, MAX_SIZE)?;
                     ensure!(
-                        read_bounded(given, MAX_SIZE)? == read_bounded(&path, MAX_SIZE)?,
+                        same,
                         "{} is not what nodes will find in the tree, {}: copy it there, and leave the name out",
                         given.display(),
                         path.display()
