@@ -3,7 +3,7 @@
 
 use bascule_api::{Architecture, NodeError, Product, Version};
 use bascule_image::io::ReadAt;
-use bascule_image::uki::{Processor, ReadUkiError, Uki};
+use bascule_image::uki::{ReadUkiError, Uki};
 use bascule_secure_boot::{Refusal, SecureBoot, StateError, judge};
 
 use crate::host::Firmware;
@@ -90,17 +90,8 @@ impl Unfit {
 /// [`Unfit`].
 pub fn check(file: &dyn ReadAt, wanted: &Wanted<'_>, firmware: &dyn Firmware) -> Result<(), Unfit> {
     let uki = Uki::open(file)?;
-    let fits = match (uki.processor(), wanted.architecture) {
-        (Processor::X86_64, Architecture::X86_64) | (Processor::Arm64, Architecture::Arm64) => true,
-        (Processor::X86_64 | Processor::Arm64 | Processor::Other(_), _) => false,
-    };
-    if !fits {
-        let found = match uki.processor() {
-            Processor::X86_64 => "x86-64".to_owned(),
-            Processor::Arm64 => "arm64".to_owned(),
-            Processor::Other(number) => format!("PE machine {number:#06x}"),
-        };
-        return Err(Unfit::Architecture { found, wanted: wanted.architecture });
+    if !uki.processor().is(wanted.architecture) {
+        return Err(Unfit::Architecture { found: uki.processor().to_string(), wanted: wanted.architecture });
     }
     let found = uki.profiles();
     if found > 1 && wanted.is_new {

@@ -223,7 +223,7 @@ pub fn observe_for_guard(
     let (running, table, architecture) = running_slots(host, look_settings)?;
     let backend = backend(host, look_settings, &running)?;
     let releases: Vec<_> = [SlotName::A, SlotName::B].iter().filter_map(|slot| running.root_hash_of(*slot)).collect();
-    let inventory = boot::read(host, backend, &releases, digests)?;
+    let inventory = boot::read(host, backend, architecture, &releases, digests)?;
     let slot = |name: SlotName| {
         let (data, verity) = running.partitions.get(name);
         SlotFacts {

@@ -176,6 +176,14 @@ fn release_table(view: &ReleaseView<'_>) -> String {
     if let Some(number) = manifest.state_version {
         rows.push(pair("state version", number.to_string()));
     }
+    if let Some(loader) = &manifest.boot_loader {
+        let down = if loader.downgrade { ", also where it is older" } else { "" };
+        let digest = &loader.digest;
+        rows.push(pair(
+            "boot loader",
+            format!("systemd-boot {} ({}, {digest}{down})", loader.version, output::bytes(loader.size)),
+        ));
+    }
     for value in manifest.measured.iter().flat_map(|measured| &measured.pcr11) {
         let phase = if value.phase.is_empty() { "kernel" } else { &value.phase };
         rows.push(pair("PCR 11", format!("{} {phase}", value.value)));

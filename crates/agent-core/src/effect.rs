@@ -5,7 +5,7 @@
 
 use bascule_api::{Digest, NodeUpdateStatus, PackFallback, RootHash, SlotName, Version};
 
-use super::boot::{BootPartition, BootPurpose, BootStep};
+use super::boot::{BootPartition, BootPurpose, BootStep, LoaderStep};
 use super::{Hook, Journal, KnownRelease, ReleaseQuery};
 
 /// Which release goes into which slot.
@@ -124,6 +124,8 @@ pub enum Effect {
         /// The release that it is told of.
         version: Version,
     },
+    /// Put the boot loader that the running image brings in one of its places on the ESP, durably, if this machine would start it.
+    PlaceLoader(LoaderStep),
     /// Tell the guard that the trial is over.
     TellGuard {
         /// This boot.
@@ -170,6 +172,8 @@ pub enum EffectKind {
     Verify,
     /// [`Effect::RunHook`], by the hook.
     RunHook(Hook),
+    /// [`Effect::PlaceLoader`]
+    PlaceLoader,
     /// [`Effect::TellGuard`]
     TellGuard,
     /// [`Effect::Reboot`]
@@ -199,6 +203,7 @@ impl EffectKind {
             Self::Seal => "seal",
             Self::Verify => "verify",
             Self::RunHook(hook) => hook.name(),
+            Self::PlaceLoader => "place-loader",
             Self::TellGuard => "tell-guard",
             Self::Reboot => "reboot",
             Self::Cancel => "cancel",
@@ -254,6 +259,7 @@ impl Effect {
             Self::Seal(_) => EffectKind::Seal,
             Self::Verify { .. } => EffectKind::Verify,
             Self::RunHook { hook, .. } => EffectKind::RunHook(*hook),
+            Self::PlaceLoader(_) => EffectKind::PlaceLoader,
             Self::TellGuard { .. } => EffectKind::TellGuard,
             Self::Reboot(_) => EffectKind::Reboot,
             Self::Cancel => EffectKind::Cancel,

@@ -215,6 +215,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
     state.damaged = None;
     let mut next = next_journal(&journal);
     next.state.note(&known.root_hash, manifest.state_version, &facts.root_hash);
+    next.boot_loaders.note(&known.root_hash, manifest.boot_loader.as_ref(), &facts.root_hash);
     next.remember(known);
     effects.push(Effect::Persist(Box::new(next)));
     Some((Work::Stage, effects))

@@ -2,6 +2,7 @@
 
 use bascule_api::{Digest, FailedRelease, Goal, NodeError};
 
+use super::boot::update::{self, Verdict};
 use super::boot::{BootPurpose, Safeguard, plan, way_back};
 use super::protocol::NoPlan;
 use super::state::{During, Work};
@@ -77,6 +78,21 @@ fn after_commit(state: &State, facts: &Facts) -> Plan {
         effects.insert(0, Effect::RunHook { hook: Hook::AfterCommit, version: facts.version.clone() });
     }
     short(effects)
+}
+
+/// The boot loader that the running release brings is put in place, once there is no way back from that release that anybody has not
+/// asked for. It rests while the machine goes elsewhere.
+pub(super) fn place_loader(state: &mut State, facts: &Facts, now: Now) -> Plan {
+    let step = match update::judge(state, facts) {
+        Some(Verdict::Replace(step)) if !is_leaving(state, facts) => step,
+        Some(Verdict::Current(_)) | None => {
+            state.loader_failure = None;
+            return None;
+        }
+        Some(_) => return None,
+    };
+    let waits = state.loader_failure.as_ref().is_some_and(|failure| failure.retry_at > now.since_boot);
+    if waits { None } else { short(vec![Effect::PlaceLoader(step)]) }
 }
 
 /// Whether the machine is on its way to another release. A hook that hangs would take the time that this has, at each step anew, and

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::StateMemory;
-use super::boot::PlacedImage;
+use super::boot::{LoaderMemory, PlacedImage};
 
 /// Name of the journal's file in the state folder.
 pub const JOURNAL_FILE: &str = "journal.json";
@@ -119,6 +119,9 @@ pub struct Journal {
     /// What is known of state versions.
     #[serde(default, skip_serializing_if = "StateMemory::is_empty")]
     pub state: StateMemory,
+    /// Which boot loaders releases bring.
+    #[serde(default, skip_serializing_if = "LoaderMemory::is_empty")]
+    pub boot_loaders: LoaderMemory,
     /// Boot images that the agent placed or took over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub placed: Vec<PlacedImage>,

@@ -28,7 +28,7 @@ pub use hook::{HOOK_LIMIT, Hook};
 pub use journal::{Armed, Committed, JOURNAL_FILE, Journal, JournalError, KnownRelease, MAX_JOURNAL, NotTaken};
 pub use protocol::{Guarantee, Guarantees};
 pub use query::{Extent, ReleaseQuery, Space};
-pub use state::{Config, During, Manual, Now, Problem, Resolved, State, Work};
+pub use state::{Config, During, LoaderFailure, Manual, Now, Problem, Resolved, State, Work};
 pub use state_version::StateMemory;
 pub use status::status;
 pub use step::step;

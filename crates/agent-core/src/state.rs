@@ -185,6 +185,19 @@ pub struct Problem {
     pub generation: Option<i64>,
 }
 
+/// Why the boot loader that the running release brings could not be put in place. Nothing waits for that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoaderFailure {
+    /// The kind.
+    pub category: NodeError,
+    /// The whole chain of errors in one line.
+    pub message: String,
+    /// How often in a row.
+    pub attempts: u32,
+    /// When it is tried again, by time since boot.
+    pub retry_at: Duration,
+}
+
 /// The state.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -222,6 +235,8 @@ pub struct State {
     pub interrupted: bool,
     /// What stands in the way.
     pub problem: Option<Problem>,
+    /// Why the boot loader could not be put in place the last time.
+    pub loader_failure: Option<LoaderFailure>,
     /// The running transfer.
     pub transfer: Option<Transfer>,
     /// When logind was last asked to reboot, by time since boot.

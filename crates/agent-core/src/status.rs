@@ -6,6 +6,7 @@ use bascule_api::{
     SlotStatus, Slots, Staged, Trial,
 };
 
+use super::boot::update::{self, Verdict};
 use super::{Entry, Facts, Guarantee, Guarantees, Now, SlotContent, State, TableHealth};
 
 /// The status to write, if it is another than the last one handed out.
@@ -169,6 +170,10 @@ fn conditions(
     now: Now,
 ) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
     let mut list = state.conditions.clone();
+    let loader = state.facts.as_ref().or(state.last_facts.as_ref()).map(|facts| boot_loader(state, facts));
+    if matches!(loader, Some(None)) {
+        list.retain(|condition| condition.type_ != conditions::BOOT_LOADER_CURRENT);
+    }
     let generation = status.observed_generation;
     let mut set = |type_: &str, holds: bool, reason: &str, message: &str| {
         conditions::set(&mut list, conditions::new(type_, holds, reason, message, generation, now.wall.into()));
@@ -201,6 +206,9 @@ fn conditions(
         set(conditions::BOOT_CONTROL_HEALTHY, holds, why, &message);
         let (missing, message) = guarantees(&state.guarantees(facts));
         set(conditions::HOST_GUARANTEES, missing.is_none(), missing.unwrap_or(reason::OBSERVED), &message);
+        if let Some((holds, why, message)) = loader.flatten() {
+            set(conditions::BOOT_LOADER_CURRENT, holds, why, &message);
+        }
         let drift = drift(state, facts);
         set(conditions::DRIFT, drift.is_some(), reason::OBSERVED, drift.as_deref().unwrap_or_default());
     }
@@ -231,6 +239,18 @@ fn guarantees(guarantees: &Guarantees) -> (Option<&'static str>, String) {
         format!("{name}: {said} ({why})")
     });
     (first, words.join("; "))
+}
+
+/// Whether the boot loader is the one that the running release brings, where it brings one: reason and words.
+fn boot_loader(state: &State, facts: &Facts) -> Option<(bool, &'static str, String)> {
+    Some(match update::judge(state, facts)? {
+        Verdict::Current(foreign) => (true, reason::OBSERVED, foreign.unwrap_or_default()),
+        Verdict::Left(because, why) => (false, because.reason(), why),
+        Verdict::Replace(step) => match &state.loader_failure {
+            Some(failure) => (false, failure.category.as_str(), failure.message.clone()),
+            None => (false, "InProgress", format!("systemd-boot {} is being put in place", step.loader.version)),
+        },
+    })
 }
 
 /// What is not as the agent left it.

@@ -6,7 +6,7 @@ use bascule_api::NodeError;
 
 use super::boot::Safeguard;
 use super::protocol::NoPlan;
-use super::state::{During, Manual, Problem, Work};
+use super::state::{During, LoaderFailure, Manual, Problem, Work};
 use super::{
     Desired, Effect, EffectKind, Event, Failure, Now, Resolved, State, goal, housekeeping, manual, status::publish,
 };
@@ -134,6 +134,10 @@ fn fail(state: &mut State, failure: Failure, now: Now) {
         state.damaged = Some((facts.inactive(), root_hash.clone()));
         state.verified = None;
     }
+    if failure.effect == EffectKind::PlaceLoader {
+        loader_later(state, now, failure);
+        return;
+    }
     let (category, transient) = (failure.category, failure.transient);
     again_later(state, now, During::Effect(failure.effect), category, failure.message, transient);
 }
@@ -153,6 +157,14 @@ fn again_later(state: &mut State, now: Now, during: During, category: NodeError,
         next_try: Some(now.wall + chrono::TimeDelta::from_std(wait).unwrap_or_default()),
         generation: state.desired.as_ref().map(|desired| desired.generation),
     });
+}
+
+/// The machine boots with the boot loader that it has: what went wrong with another one is said, tried again, and keeps it from nothing.
+fn loader_later(state: &mut State, now: Now, failure: Failure) {
+    let attempts = state.loader_failure.take().map_or(1, |before| before.attempts.saturating_add(1)).min(1_000_000);
+    let retry_at = now.since_boot + backoff(state, attempts, failure.transient);
+    let (category, message) = (failure.category, failure.message);
+    state.loader_failure = Some(LoaderFailure { category, message, attempts, retry_at });
 }
 
 /// Why nothing can be planned: what was not seen is looked at again, what can't be is said.
@@ -217,6 +229,7 @@ fn decide(state: &mut State, now: Now) -> Vec<Effect> {
         housekeeping::repair(state, &facts, now).or_else(|| housekeeping::conclude(state, &facts, now))
     };
     let next = next
+        .or_else(|| if state.facts.is_some() { housekeeping::place_loader(state, &facts, now) } else { None })
         .or_else(|| if state.facts.is_some() { manual::next(state, &facts, now) } else { None })
         .or_else(|| if state.facts.is_some() { goal::next(state, &facts, now) } else { None })
         .or_else(|| if state.facts.is_some() { housekeeping::inspect(state, &facts, now) } else { None });

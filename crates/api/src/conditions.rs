@@ -28,6 +28,8 @@ pub const BOOT_CONTROL_HEALTHY: &str = "BootControlHealthy";
 /// NodeUpdate (agent): the running file system is verified, trials end by themselves, arming is atomic and there is a way
 /// back; `False` has the first that is missing as reason.
 pub const HOST_GUARANTEES: &str = "HostGuarantees";
+/// NodeUpdate (agent): the boot loader is the one that the running release brings. Only where it brings one; `False` says why it is not.
+pub const BOOT_LOADER_CURRENT: &str = "BootLoaderCurrent";
 /// NodeUpdate (agent): the agent can do its work; `False` carries the error's category as reason.
 pub const AGENT_HEALTHY: &str = "AgentHealthy";
 /// NodeUpdate (agent): a slot or boot entry was changed by somebody else.

@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bascule_image::uki::{Processor, Uki};
+use bascule_image::boot_loader::{self, suffix};
+use bascule_image::uki::Uki;
 use bascule_names::{Architecture, entry_base};
 
 /// Folder of the entries (UAPI Boot Loader Specification, "Type #2 EFI Unified Kernel Images").
@@ -14,8 +15,6 @@ const LOADER_CONF: &[u8] = b"timeout 0\nconsole-mode keep\n";
 const MAX_PATH: usize = 255;
 /// What FAT can't have in a long name (Microsoft FAT specification, section 7.3), beside control characters.
 const RESERVED: &str = "\"*:<>?|\\";
-/// With what systemd-boot says that it is one (systemd, src/boot/efi/boot.c: `SD_MAGIC`).
-const MAGIC: &[u8] = b"#### LoaderInfo: systemd-boot ";
 
 /// Why a file can't go onto a boot partition.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -44,21 +43,6 @@ pub enum BootLoaderError {
     Other(Architecture),
 }
 
-/// What firmware calls an architecture in file names (UEFI specification 2.10, section 3.5.1.1).
-const fn suffix(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::X86_64 => "x64",
-        Architecture::Arm64 => "aa64",
-    }
-}
-
-const fn processor(architecture: Architecture) -> Processor {
-    match architecture {
-        Architecture::X86_64 => Processor::X86_64,
-        Architecture::Arm64 => Processor::Arm64,
-    }
-}
-
 /// Name of a release's entry when it is no trial.
 pub fn entry_file(product: &str, version: &str) -> String {
     format!("{}.efi", entry_base(product, version))
@@ -74,7 +58,8 @@ pub struct BootLoader<'a> {
 impl<'a> BootLoader<'a> {
     /// Where systemd installs it to be copied from.
     pub fn usual_path(architecture: Architecture) -> String {
-        format!("/usr/lib/systemd/boot/efi/systemd-boot{}.efi", suffix(architecture))
+        let [_, plain] = boot_loader::in_image(architecture);
+        format!("/{plain}")
     }
 
     /// Looks whether it is one.
@@ -85,11 +70,12 @@ impl<'a> BootLoader<'a> {
     pub fn parse(bytes: &'a Vec<u8>, architecture: Architecture) -> Result<Self, BootLoaderError> {
         // Headers and sections are looked at as those of a UKI are: both are what the firmware starts.
         let program = Uki::open(bytes).map_err(|_| BootLoaderError::NoProgram(architecture))?;
-        if program.processor() != processor(architecture) {
+        if !program.processor().is(architecture) {
             return Err(BootLoaderError::Machine(architecture));
         }
-        if !bytes.windows(MAGIC.len()).any(|window| window == MAGIC) {
-            return Err(BootLoaderError::Other(architecture));
+        match boot_loader::BootLoader::read(bytes) {
+            Ok(Some(_)) => {}
+            Ok(None) | Err(_) => return Err(BootLoaderError::Other(architecture)),
         }
         Ok(Self { bytes, architecture })
     }
@@ -108,9 +94,9 @@ impl BootFiles {
         let mut files = Self::default();
         files.put("loader/loader.conf", LOADER_CONF.to_vec());
         if let Some(BootLoader { bytes, architecture }) = boot_loader {
-            let suffix = suffix(architecture);
-            files.put(&format!("EFI/BOOT/BOOT{}.EFI", suffix.to_ascii_uppercase()), bytes.to_vec());
-            files.put(&format!("EFI/systemd/systemd-boot{suffix}.efi"), bytes.to_vec());
+            for (folder, name) in [boot_loader::in_fallback(architecture), boot_loader::in_systemd(architecture)] {
+                files.put(&format!("{folder}/{name}"), bytes.to_vec());
+            }
         }
         files
     }

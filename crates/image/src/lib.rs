@@ -6,6 +6,7 @@
 //! `docs/release-format.md`.
 
 pub mod apply;
+pub mod boot_loader;
 pub mod build;
 pub mod command_line;
 pub mod digest;

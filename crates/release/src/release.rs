@@ -84,6 +84,8 @@ pub struct Extras {
     pub state_version: Option<u32>,
     /// What a TPM will hold once the boot image runs.
     pub measured: Option<Measured>,
+    /// The boot loader in the image that hosts take.
+    pub boot_loader: Option<manifest::BootLoader>,
 }
 
 /// A release in the making.
@@ -160,6 +162,7 @@ impl Release<'_> {
             kubernetes: extras.kubernetes,
             state_version: extras.state_version,
             measured: extras.measured,
+            boot_loader: extras.boot_loader,
         };
         let written = self.folder.finish(&manifest)?;
         Ok((manifest, written))

@@ -3,8 +3,10 @@
 
 use std::{io, num::NonZeroUsize};
 
+use bascule_image::boot_loader::MAX_SIZE;
 use bascule_image::build::{BuildError, Effort, Image, Options, build_delta, build_full};
 use bascule_image::digest::Sha256;
+use bascule_image::io::ReadAt;
 use bascule_image::release::ParseError;
 use bascule_image::release::manifest::{self, Manifest};
 use bascule_image::release::names::{PathError, TargetPath};
@@ -18,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     disk::Disk,
-    firmware::{BootLoader, boot_image::Fault},
+    firmware::{self, boot_image::Fault},
     layout::{Installed, Sizes, provision},
 };
 
@@ -85,6 +87,29 @@ impl TinyRelease {
         Self::of(product, version, data, &[], Some(state_version))
     }
 
+    /// The same, bringing a boot loader in its image, of which the manifest says this version. Errors: the tree could not be built.
+    pub fn bringing(
+        product: &str,
+        version: &str,
+        size: usize,
+        loader: &[u8],
+        loader_version: &str,
+    ) -> Result<Self, TinyError> {
+        let mut data = Self::new(product, version, size, &[])?.data;
+        let length = u32::try_from(loader.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let lies = LOADER_MARK.iter().chain(&length).chain(loader);
+        data.iter_mut().zip(lies).for_each(|(to, from)| *to = *from);
+        let mut release = Self::of(product, version, data, &[], None)?;
+        release.manifest.boot_loader = Some(manifest::BootLoader {
+            version: loader_version.to_owned(),
+            size: loader.len() as u64,
+            digest: Sha256::of(loader).into(),
+            downgrade: false,
+        });
+        release.manifest_bytes = release.manifest.to_bytes()?;
+        Ok(release)
+    }
+
     /// The release after `base`: one block of the image differs, and there is a delta pack from `base` beside the full one.
     /// Errors: a tree or pack could not be built.
     pub fn following(base: &Self, version: &str) -> Result<Self, TinyError> {
@@ -107,7 +132,7 @@ impl TinyRelease {
     ///
     /// # Errors
     /// When the disk can't be written, or is too small.
-    pub fn provision(&self, disk: &Disk, sizes: Sizes, boot: BootLoader, identity: Uuid) -> io::Result<()> {
+    pub fn provision(&self, disk: &Disk, sizes: Sizes, boot: firmware::BootLoader, identity: Uuid) -> io::Result<()> {
         let mut installed = Installed {
             version: &self.version,
             root_hash: self.root_hash,
@@ -171,6 +196,7 @@ impl TinyRelease {
             kubernetes: None,
             state_version,
             measured: None,
+            boot_loader: None,
         };
         let manifest_bytes = manifest.to_bytes()?;
         Ok(Self {
@@ -198,6 +224,34 @@ fn hash(data: &[u8], parameters: &Parameters) -> Result<Tree, verity::Incomplete
     let builder = verity::TreeBuilder::new(parameters, data.len() as u64);
     builder.put(0, &verity::BlockHasher::new(parameters).blocks(data));
     builder.finish()
+}
+
+/// An image that brings a boot loader begins with this, its length in four bytes (little endian), and itself: there is no file system.
+const LOADER_MARK: &[u8; 16] = b"tiny boot loader";
+
+/// The boot loader in an image.
+///
+/// # Errors
+/// It can't be read.
+pub fn loader_of_image(image: &dyn ReadAt) -> io::Result<Option<Vec<u8>>> {
+    let mut start = [0; LOADER_MARK.len() + 4];
+    image.read_at(&mut start, 0)?;
+    let Some((mark, length)) = start.split_first_chunk::<16>().filter(|(mark, _)| *mark == LOADER_MARK) else {
+        return Ok(None);
+    };
+    let length = length.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte));
+    let mut loader = vec![0; length.min(MAX_SIZE as usize)];
+    image.read_at(&mut loader, (mark.len() + 4) as u64)?;
+    Ok(Some(loader))
+}
+
+/// systemd-boot of a version, as far as it says what it is: no code, and `size` bytes that differ between versions.
+pub fn systemd_boot(version: &str, size: usize) -> Vec<u8> {
+    let mut random = ChaCha8Rng::from_seed(*Sha256::of(version.as_bytes()).as_bytes());
+    let mut text = vec![0; size];
+    random.fill_bytes(&mut text);
+    let magic = format!("#### LoaderInfo: systemd-boot {version} ####\0");
+    boot_image(&[(".text", &text), (".sdmagic", magic.as_bytes())])
 }
 
 /// Alignment of sections in the file and in memory.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use bascule_api::{BootControlBackend, Digest, RootHash};
+use bascule_api::{Architecture, BootControlBackend, Digest, RootHash};
 use uuid::Uuid;
 
 use super::error::esp;
@@ -87,6 +87,7 @@ fn concerns_us(name: &str) -> bool {
 pub fn read(
     host: &Host,
     backend: BootControlBackend,
+    architecture: Architecture,
     releases: &[&RootHash],
     digests: &DigestCache,
 ) -> Result<BootInventory, BootError> {
@@ -119,6 +120,7 @@ pub fn read(
             Ok(structures) => inventory.texts.extend(machine_entries(&structures, &*host.esp)),
             Err(error) => inventory.loader.unread.push(format!("the machine's SMBIOS structures: {error}")),
         }
+        super::loader::look(&*host.esp, &*host.firmware, architecture, &mut inventory.loader);
     }
     tell_apart(&mut inventory, &folders, releases, digests);
     Ok(inventory)
@@ -246,6 +248,14 @@ fn variable(firmware: &dyn Firmware, name: &str, unread: &mut Vec<String>) -> Op
         unread.push(format!("the EFI variable {name}: {error}"));
         None
     })
+}
+
+/// The same whatever its length, with what is no text replaced: what is compared with names that are known.
+pub(super) fn lossy_utf16(bytes: &[u8]) -> String {
+    let units = bytes
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair.first().copied().unwrap_or(0), pair.last().copied().unwrap_or(0)]));
+    String::from_utf16_lossy(&units.take_while(|unit| *unit != 0).take(MAX_TEXT).collect::<Vec<_>>())
 }
 
 /// A text variable of the boot loader: UTF-16, little endian, with a NUL. `None` if it is longer than what is kept.

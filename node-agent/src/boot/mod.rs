@@ -5,6 +5,7 @@ mod apply;
 mod error;
 mod files;
 mod inventory;
+mod loader;
 mod smbios;
 mod text_entries;
 
@@ -16,6 +17,7 @@ pub use apply::{apply, sync};
 pub use error::BootError;
 pub use files::{HoldShutdown, lay_down, open, verify};
 pub use inventory::{DigestCache, loader_device, read};
+pub use loader::{LoaderError, brought, place};
 pub use text_entries::{ParsedText, Program, UnknownValue, parse_text_entry, text_entries};
 
 use crate::core::boot::BootPartition;

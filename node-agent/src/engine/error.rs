@@ -8,7 +8,7 @@ use bascule_image::apply::ApplyError;
 use bascule_image::pack::ReadIndexError;
 use bascule_image::verity::{CheckError, SuperblockError};
 
-use crate::boot::BootError;
+use crate::boot::{BootError, LoaderError};
 use crate::core::{EffectKind, Failure, JournalError};
 use crate::fitness::Unfit;
 use crate::gpt::TableError;
@@ -27,6 +27,9 @@ pub enum EffectError {
     /// The boot image is none that this machine would start.
     #[error(transparent)]
     Unfit(#[from] Unfit),
+    /// The boot loader.
+    #[error(transparent)]
+    Loader(#[from] LoaderError),
     /// The partition table.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -117,6 +120,7 @@ impl EffectError {
         match self {
             Self::Observe(error) => error.category(),
             Self::Boot(error) => error.category(),
+            Self::Loader(error) => error.category(),
             Self::Unfit(error) => fetched(error).map_or_else(|| error.category(), |(category, _)| category),
             Self::Table(error) => crate::gpt::category(error),
             Self::Journal(_) | Self::Order(_) | Self::Unwanted => NodeError::Internal,
@@ -140,6 +144,7 @@ impl EffectError {
             }
             Self::Fetch(error) => error.transient,
             Self::Boot(error) => error.is_transient(),
+            Self::Loader(error) => error.is_transient(),
             Self::Unfit(error) => fetched(error).is_some_and(|(_, transient)| transient),
             // A pack has the length that was signed: what ended early broke off on its way.
             Self::Index(ReadIndexError::Truncated { .. }) | Self::Apply(ApplyError::Truncated { .. }) => true,

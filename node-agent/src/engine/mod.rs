@@ -93,6 +93,9 @@ impl Engine {
     /// The few steps that an on-call engineer looks for in the log.
     fn tell_milestone(effect: &Effect) {
         match effect {
+            Effect::PlaceLoader(step) => {
+                tracing::info!(version = step.loader.version, changes = ?step.changes, "the boot loader was put in place");
+            }
             Effect::Seal(target) => tracing::info!(version = %target.version, slot = %target.slot, "staged"),
             Effect::Boot(step) => {
                 let (slot, release) = (step.slot, step.release.as_ref().map(ToString::to_string));
@@ -225,6 +228,12 @@ impl Engine {
                 self.run_hook(&hook.unit(version))?;
                 // The operator may have given the node back meanwhile.
                 if self.stop.is_stopped() { Err(EffectError::Unwanted) } else { Ok(()) }
+            }
+            Effect::PlaceLoader(step) => {
+                let architecture = observe::architecture()?;
+                let bytes = boot::brought(&*self.host.system, &*self.host.firmware, architecture, &step.loader)?;
+                let _hold = self.hold("updating the boot loader");
+                Ok(boot::place(&*self.host.esp, step, &bytes)?)
             }
             Effect::TellGuard { boot_id } => {
                 let note = CommitNote { boot_id: boot_id.clone() };

@@ -41,6 +41,10 @@ pub trait Esp: Send + Sync {
     /// Renames a file within its directory. Never replaces another (`AlreadyExists`).
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
+    /// Puts a file in the place of another one of its directory, whose name it takes. Both must be there, and `from` must be durable. At
+    /// each instant, also after a power cut, `to` is whole: what it was, or what `from` was. `from` may be left then, on the same clusters.
+    fn replace(&self, from: &str, to: &str) -> io::Result<()>;
+
     /// Removes a file; one that is not there is no error.
     fn remove(&self, path: &str) -> io::Result<()>;
 

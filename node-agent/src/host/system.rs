@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use bascule_api::Architecture;
 use chrono::{DateTime, Utc};
 
 use super::Space;
@@ -67,6 +68,12 @@ pub trait SystemInfo: Send + Sync {
 
     /// The text of os-release.
     fn os_release(&self) -> io::Result<String>;
+
+    /// What of systemd-boot lies in the running image, the signed one first (`bascule_image::boot_loader::in_image`); empty where there is
+    /// none. Longer than `bascule_image::boot_loader::MAX_SIZE` is an error (`FileTooLarge`).
+    fn boot_loaders(&self, _architecture: Architecture) -> io::Result<Vec<Vec<u8>>> {
+        Ok(Vec::new())
+    }
 
     /// Pressure now, `None` where the kernel does not tell.
     fn pressure(&self) -> io::Result<Option<Pressure>>;

@@ -133,6 +133,24 @@ impl Esp for MountedEsp {
         File::open(&to)?.sync_all()
     }
 
+    fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        let (from, to) = (self.path(from)?, self.path(to)?);
+        // FAT frees the clusters of what is replaced when nobody has it open any more (linux, fs/fat/inode.c, fat_evict_inode). Were
+        // that on the medium before the name leads elsewhere, power lost in between would leave it on clusters that are free.
+        let replaced = File::open(&to)?;
+        let here = rustix::fs::CWD;
+        rustix::fs::renameat_with(here, &from, here, &to, RenameFlags::empty())?;
+        // The old name goes from the folder's sectors before the other one gets its content, which is when the file is written back (see
+        // `rename`): power lost in between leaves what was there, and never two names on one file.
+        if let Some(folder) = to.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        File::open(&to)?.sync_all()?;
+        self.sync()?;
+        drop(replaced);
+        Ok(())
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         match std::fs::remove_file(self.path(path)?) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -142,7 +160,7 @@ impl Esp for MountedEsp {
 
     fn sync(&self) -> io::Result<()> {
         // The directories' own sectors, then everything else of the file system, then the device's cache.
-        for folder in ["EFI/Linux", "EFI/bascule"] {
+        for folder in ["EFI/Linux", "EFI/bascule", "EFI/systemd", "EFI/BOOT"] {
             match File::open(self.root.join(folder)) {
                 Ok(folder) => folder.sync_all()?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -215,6 +233,11 @@ mod tests {
         assert_eq!(esp.read("EFI/Linux/a.efi", 3).unwrap(), b"xbc");
         assert_eq!(esp.write_start("EFI/Linux/none.efi", b"x").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(esp.read("EFI/Linux/a.efi", 2).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        esp.replace("EFI/Linux/b.efi", "EFI/Linux/a.efi").unwrap();
+        assert_eq!(esp.read("EFI/Linux/a.efi", 3).unwrap(), b"b");
+        for (from, to) in [("EFI/Linux/b.efi", "EFI/Linux/a.efi"), ("EFI/Linux/a.efi", "EFI/Linux/b.efi")] {
+            assert_eq!(esp.replace(from, to).unwrap_err().kind(), io::ErrorKind::NotFound, "{from}");
+        }
         esp.remove("EFI/Linux/a.efi").unwrap();
         esp.remove("EFI/Linux/a.efi").unwrap();
         for path in ["../x", "/etc/passwd", "", "EFI/../../x"] {

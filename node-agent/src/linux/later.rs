@@ -65,6 +65,10 @@ impl<T: Esp> Esp for Later<T> {
         self.get()?.rename(from, to)
     }
 
+    fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        self.get()?.replace(from, to)
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         self.get()?.remove(path)
     }

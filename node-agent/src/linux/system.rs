@@ -4,6 +4,8 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bascule_api::Architecture;
+use bascule_image::boot_loader;
 use chrono::{DateTime, Utc};
 
 use crate::host::{Pressure, Stall, SystemInfo};
@@ -85,6 +87,24 @@ impl SystemInfo for LinuxSystem {
         read_os_release(&self.root)
     }
 
+    fn boot_loaders(&self, architecture: Architecture) -> io::Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        for path in boot_loader::in_image(architecture) {
+            let file = match std::fs::File::open(self.root.join(path)) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let mut bytes = Vec::new();
+            file.take(boot_loader::MAX_SIZE + 1).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 > boot_loader::MAX_SIZE {
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+            found.push(bytes);
+        }
+        Ok(found)
+    }
+
     fn pressure(&self) -> io::Result<Option<Pressure>> {
         let share = |what: &str| match read(&Path::new("/proc/pressure").join(what)) {
             Ok(text) => Ok(some(&text)),
@@ -116,6 +136,22 @@ impl SystemInfo for LinuxSystem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn boot_loaders_are_read_from_the_image_signed_ones_first() {
+        let root = tempfile::tempdir().unwrap();
+        let system = LinuxSystem::new(root.path().to_owned());
+        let folder = root.path().join(boot_loader::FOLDER);
+        std::fs::create_dir_all(&folder).unwrap();
+        assert_eq!(system.boot_loaders(Architecture::X86_64).unwrap(), Vec::<Vec<u8>>::new());
+        std::fs::write(folder.join("systemd-bootx64.efi"), b"plain").unwrap();
+        std::fs::write(folder.join("systemd-bootx64.efi.signed"), b"signed").unwrap();
+        assert_eq!(system.boot_loaders(Architecture::X86_64).unwrap(), [b"signed".to_vec(), b"plain".to_vec()]);
+        assert!(system.boot_loaders(Architecture::Arm64).unwrap().is_empty());
+        let file = std::fs::File::create(folder.join("systemd-bootaa64.efi")).unwrap();
+        file.set_len(boot_loader::MAX_SIZE + 1).unwrap();
+        assert_eq!(system.boot_loaders(Architecture::Arm64).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
 
     #[test]
     fn pressure_is_the_share_over_ten_seconds_and_the_total() {

@@ -294,6 +294,10 @@ impl Esp for Counting {
         self.esp.rename(from, to)
     }
 
+    fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        self.esp.replace(from, to)
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         self.esp.remove(path)
     }

@@ -7,7 +7,7 @@ use bascule_agent::core::Config;
 use bascule_agent::core::boot::{BootInventory, FileContent, Safeguard};
 use bascule_agent::host::Host;
 use bascule_agent::linux::MountedEsp;
-use bascule_api::{BootControlBackend, Counting, Goal, NodeUpdateStatus, conditions};
+use bascule_api::{Architecture, BootControlBackend, Counting, Goal, NodeUpdateStatus, conditions};
 use bascule_sim::firmware::BootLoader::SystemdBoot;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::{Failing, SimFirmware, SimReleases};
@@ -524,7 +524,8 @@ fn an_entry_whose_name_can_not_be_told_is_not_absent() {
     }
     let inventory = || {
         let host = Host { esp: Arc::new(MountedEsp::new(folder.path().to_owned())), ..machine.sim.host() };
-        bascule_agent::boot::read(&host, BootControlBackend::SystemdBoot, &[], &DigestCache::default()).unwrap()
+        let (backend, architecture) = (BootControlBackend::SystemdBoot, Architecture::X86_64);
+        bascule_agent::boot::read(&host, backend, architecture, &[], &DigestCache::default()).unwrap()
     };
     let unread = |inventory: &BootInventory| {
         let files = inventory.files.iter().filter(|file| matches!(file.content, FileContent::Unread(_)));

@@ -2,6 +2,7 @@
 
 mod boot;
 pub(crate) mod check;
+mod loader;
 mod packages;
 mod packs;
 mod pcr;
@@ -22,6 +23,7 @@ use clap::Args;
 
 use self::boot::BootArguments;
 use self::check::{CheckArguments, Space, Subject};
+use self::loader::LoaderArguments;
 use self::packs::PackArguments;
 use self::pcr::PcrArguments;
 use crate::exit::Exit;
@@ -84,6 +86,7 @@ pub(crate) struct BuildArguments {
 
     #[command(flatten)]
     pcr: PcrArguments,
+    loader: LoaderArguments,
 
     #[command(flatten)]
     packs: PackArguments,
@@ -129,6 +132,12 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     if !arguments.only_root_hash {
         (findings, kernel_release) = arguments.boot.look(arguments.architecture)?;
     }
+    let mut loader = None;
+    if !arguments.only_root_hash {
+        let found = arguments.loader.look(arguments.root.as_deref(), arguments.architecture, secure_boot.as_ref())?;
+        findings.extend(found.1);
+        loader = found.0;
+    }
     let os_release = os_release(arguments)?;
     let state_of_tree = os_release.as_deref().map(|text| state::declared("the tree's os-release", text)).transpose()?;
     if let Some(root) = &arguments.root {
@@ -161,6 +170,10 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     }
     findings.extend(check::uki(&uki, &root_hash, subject).context("the UKI is not usable")?);
     findings.extend(check::policy(&uki, arguments.pcr.phases()).context("the UKI is not usable")?);
+    // With a key of its own it was judged by that.
+    if let Some(loader) = loader.as_ref().filter(|_| secure_boot.is_none()) {
+        findings.extend(loader.beside(&uki).context("can't read the signatures of UKI and boot loader")?);
+    }
     let layout = Space { slot: arguments.slot_size, verity: arguments.verity_size, esp: arguments.esp_size };
     findings.extend(check::space(layout, hashed.size, tree.hash_size(), uki.len() as u64));
     for base in &arguments.packs.base {
@@ -192,7 +205,8 @@ pub(crate) fn build(arguments: &BuildArguments) -> anyhow::Result<Exit> {
     for base in &arguments.packs.base {
         packs.push(packs::delta(&release, base, &arguments.packs)?);
     }
-    let extras = Extras { packages, kubernetes, state_version, measured };
+    let boot_loader = loader.map(|loader| loader.entry());
+    let extras = Extras { packages, kubernetes, state_version, measured, boot_loader };
     let (manifest, written) = release.finish(uki, packs, extras)?;
     output::print(&summary(&manifest, &written))?;
     Ok(Exit::Success)

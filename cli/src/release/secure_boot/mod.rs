@@ -120,6 +120,11 @@ impl SecureBoot {
         })
     }
 
+    /// The certificate (DER).
+    pub(crate) fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
     /// Signs a PE file.
     pub(crate) fn sign(&self, file: Vec<u8>) -> anyhow::Result<Vec<u8>> {
         let file = pe::Unsigned::read(file)?;

@@ -7,6 +7,7 @@
 use bascule_api::{Digest, RootHash};
 use uuid::Uuid;
 
+use super::LoaderCopy;
 use crate::Space;
 
 /// A partition that a boot loader takes entries from.
@@ -194,7 +195,15 @@ pub struct LoaderFacts {
     pub device: Option<Uuid>,
     /// Whether Secure Boot is on (`SecureBoot`), where that can be told.
     pub secure_boot: Option<bool>,
-    /// What of all this could not be read, with the reason.
+    /// The file that it was started from, as the firmware writes it (`LoaderImageIdentifier`).
+    pub image: Option<String>,
+    /// Why that could not be read. No entry hangs on it.
+    pub image_unread: Option<String>,
+    /// What lies on the ESP where a boot loader is started from.
+    pub copies: Vec<LoaderCopy>,
+    /// What the agent laid down beside these and did not put in place.
+    pub beside: Vec<LoaderCopy>,
+    /// What of all this could not be read, with the reason, as far as entries hang on it.
     pub unread: Vec<String>,
 }
 

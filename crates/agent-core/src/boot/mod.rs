@@ -9,6 +9,7 @@ pub(crate) mod loader;
 pub mod name;
 pub(crate) mod plan;
 mod records;
+pub(crate) mod update;
 mod view;
 pub(crate) mod way_back;
 
@@ -20,6 +21,10 @@ pub use inventory::{
     TextContent, TextEntry, TextFacts,
 };
 pub use loader::loader_order;
+pub use update::{
+    ExpectedLoader, LeftBecause, LoaderChange, LoaderContent, LoaderCopy, LoaderMemory, LoaderPlace, LoaderStep,
+    is_beside,
+};
 pub use view::{BootView, SlotImages};
 pub(crate) use view::{Judge, base, entry_of};
 

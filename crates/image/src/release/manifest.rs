@@ -11,6 +11,7 @@ use bascule_names::{Architecture, Digest, KubernetesVersion, Product, RootHash, 
 use super::measured::Measured;
 use super::names::TargetPath;
 use super::parse::{self, ParseError};
+use crate::boot_loader;
 use crate::verity;
 
 /// The format of a manifest that every reader understands.
@@ -67,6 +68,24 @@ pub struct Manifest {
     /// What a TPM holds once the boot image has run, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// The boot loader that lies in the image. A host that has committed the release puts it in the place of the one on its ESP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_loader: Option<BootLoader>,
+}
+
+/// A boot loader in an image, at the path of [`crate::boot_loader::in_image`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BootLoader {
+    /// The version of systemd-boot that it says it is.
+    pub version: String,
+    /// Size of the file in bytes.
+    pub size: u64,
+    /// Digest of the file.
+    pub digest: Digest,
+    /// Hosts take it also where it is older than what they have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub downgrade: bool,
 }
 
 /// The format that a manifest has to have.
@@ -262,6 +281,9 @@ impl Manifest {
         if let Some(measured) = &self.measured {
             measured.validate().map_err(|(field, reason)| invalid(field, reason))?;
         }
+        if let Some(loader) = &self.boot_loader {
+            loader.validate().map_err(|(field, reason)| invalid(field, reason))?;
+        }
         if let Some(list) = &self.packages
             && list.file.size > MAX_PACKAGE_LIST_SIZE
         {
@@ -311,6 +333,20 @@ impl Manifest {
 /// Largest pack that makes sense for an image: every frame raw, and the longest index.
 pub fn max_pack_size(image_size: u64) -> u64 {
     image_size.saturating_add(MAX_INDEX_LENGTH)
+}
+
+impl BootLoader {
+    fn validate(&self) -> Result<(), (&'static str, String)> {
+        if self.size == 0 || self.size > boot_loader::MAX_SIZE {
+            let reason = format!("is {}, accepted are 1 to {} bytes", self.size, boot_loader::MAX_SIZE);
+            return Err(("bootLoader.size", reason));
+        }
+        if self.version.is_empty() || !boot_loader::is_plain(&self.version) {
+            let reason = format!("is no plain text of 1 to {} bytes", boot_loader::MAX_VERSION);
+            return Err(("bootLoader.version", reason));
+        }
+        Ok(())
+    }
 }
 
 impl Verity {

@@ -35,7 +35,8 @@ fn manifest_json() -> Value {
         ],
         "packages": {"format": "CycloneDX", "path": "releases/41.3.0/x86-64/packages.json", "size": 10,
                      "digest": format!("sha256:{}", hash('3'))},
-        "measured": {"stub": "257.9-1", "pcr11": [{"phase": "", "value": format!("sha256:{}", hash('5'))}]}
+        "measured": {"stub": "257.9-1", "pcr11": [{"phase": "", "value": format!("sha256:{}", hash('5'))}]},
+        "bootLoader": {"version": "257.9-1~deb13u1", "size": 140800, "digest": format!("sha256:{}", hash('6'))}
     })
 }
 
@@ -76,6 +77,25 @@ fn a_manifest_round_trips_and_prints_one_way() {
     assert_eq!(serde_json::from_slice::<Value>(&printed).unwrap(), manifest_json());
 }
 
+/// An agent that does not know the field leaves the boot loader as it is, which is no harm: the format stays.
+#[test]
+fn a_boot_loader_is_an_addition_that_older_readers_pass_over() {
+    let with = Manifest::parse(&bytes(&manifest_json())).unwrap();
+    assert_eq!(
+        (with.format, with.boot_loader.as_ref().map(|loader| loader.downgrade)),
+        (manifest::FORMAT, Some(false))
+    );
+    let mut without = manifest_json();
+    without.as_object_mut().unwrap().remove("bootLoader");
+    let without = Manifest::parse(&bytes(&without)).unwrap();
+    assert_eq!((without.format, &without.boot_loader), (manifest::FORMAT, &None));
+    assert!(!String::from_utf8(without.to_bytes().unwrap()).unwrap().contains("bootLoader"));
+    let mut down = manifest_json();
+    down["bootLoader"]["downgrade"] = json!(true);
+    let printed = Manifest::parse(&bytes(&down)).unwrap().to_bytes().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&printed).unwrap(), down);
+}
+
 #[test]
 fn the_cheapest_usable_pack_comes_first_and_the_full_one_is_always_there() {
     let manifest = Manifest::parse(&bytes(&manifest_json())).unwrap();
@@ -111,6 +131,10 @@ fn every_number_that_does_not_fit_is_refused_by_name() {
         ("/measured", json!({"stub": "257", "pcr11": []}), "measured.pcr11"),
         ("/measured/stub", json!("two words"), "measured"),
         ("/measured/pcr11/0/phase", json!("x".repeat(129)), "measured"),
+        ("/bootLoader/size", json!(0), "bootLoader.size"),
+        ("/bootLoader/size", json!((4_u64 << 20) + 1), "bootLoader.size"),
+        ("/bootLoader/version", json!(""), "bootLoader.version"),
+        ("/bootLoader/version", json!("two words"), "bootLoader.version"),
         ("/packs/2/path", json!("releases/41.3.0/x86-64/full.pack"), "packs.path"),
     ];
     for value in near {

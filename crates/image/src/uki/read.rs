@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use bascule_names::RootHash;
+use bascule_names::{Architecture, RootHash};
 use object::LittleEndian as LE;
 use object::pe::{self, ImageDosHeader};
 
@@ -62,6 +62,23 @@ pub enum Processor {
     Arm64,
     /// Another one: IMAGE_FILE_MACHINE_*.
     Other(u16),
+}
+
+impl Processor {
+    /// Whether machines of this architecture have it.
+    pub const fn is(self, architecture: Architecture) -> bool {
+        matches!((self, architecture), (Self::X86_64, Architecture::X86_64) | (Self::Arm64, Architecture::Arm64))
+    }
+}
+
+impl std::fmt::Display for Processor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::X86_64 => f.write_str("x86-64"),
+            Self::Arm64 => f.write_str("arm64"),
+            Self::Other(number) => write!(f, "PE machine {number:#06x}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

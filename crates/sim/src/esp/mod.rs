@@ -166,6 +166,17 @@ impl Esp {
         Ok(())
     }
 
+    /// Puts a file in the place of another one of its directory, durably but for the clusters that this frees: they go at the next
+    /// [`Esp::sync`], as Linux frees them when nobody has the file open any more. Power lost before leaves of the sectors of both names
+    /// whichever was written.
+    pub fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        self.part.disk().note(format!("ESP: replace {to} by {from}"));
+        let [names, clusters] = rename::over(&self.part, from, to)?;
+        write_back(&self.part, &names)?;
+        self.sync()?;
+        write_back(&self.part, &clusters)
+    }
+
     /// Removes a file. Not durable before [`Esp::sync`].
     pub fn remove(&self, path: &str) -> io::Result<()> {
         self.part.disk().note(format!("ESP: remove {path}"));

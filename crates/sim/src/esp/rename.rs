@@ -29,23 +29,8 @@ pub(super) fn steps(part: &Part, from: &str, to: &str) -> io::Result<[Changes; 2
         root.create_file(to).map(|_| ())
     })?;
 
-    let mut without_old = with_new.clone();
-    with_fat(&mut without_old, |fat| fat.root_dir().remove(from))?;
     // The removal also frees the clusters, which the new name goes on using: only the directory's slots count.
-    let mut removed = Vec::new();
-    let mut old_entry = None;
-    for (sector, after) in without_old.changes()? {
-        let before = with_new.sector(sector)?;
-        for (slot, (was, is)) in before.chunks(SLOT).zip(after.chunks(SLOT)).enumerate() {
-            if was.first() != Some(&FREE) && is.first() == Some(&FREE) && was.get(1..) == is.get(1..) {
-                removed.push((sector, slot));
-                if was.get(ATTRIBUTES) != Some(&LONG_NAME) {
-                    old_entry = Some(was.to_vec());
-                }
-            }
-        }
-    }
-    let old_entry = old_entry.ok_or_else(|| io::Error::other(format!("{from} has no directory entry")))?;
+    let Removal { slots: removed, entry: old_entry, .. } = removal(&mut with_new, from)?;
 
     // The new short entry is the one slot of the new name that is no part of a long name. Everything but the short
     // name (bytes 0 to 10) comes from the old one.
@@ -85,6 +70,64 @@ pub(super) fn steps(part: &Part, from: &str, to: &str) -> io::Result<[Changes; 2
         }
     }
     Ok([first, second])
+}
+
+/// The sector writes by which a file takes the place of another: the slots of both names, of which power loss may leave any part; then
+/// the table without the clusters of what was there.
+pub(super) fn over(part: &Part, from: &str, to: &str) -> io::Result<[Changes; 2]> {
+    let mut before = Overlay::new(part.clone());
+    let source = removal(&mut before, from)?;
+    let target = removal(&mut before, to)?;
+    let mut names = before;
+    let (sector, slot) = target.place;
+    let mut bytes = names.sector(sector)?;
+    // Everything but the short name comes from the file that moves.
+    let place = bytes.get_mut(slot * SLOT + ATTRIBUTES..(slot + 1) * SLOT);
+    if let (Some(place), Some(content)) = (place, source.entry.get(ATTRIBUTES..)) {
+        place.copy_from_slice(content);
+    }
+    names.set_sector(sector, bytes);
+    for (sector, slot) in source.slots {
+        let mut bytes = names.sector(sector)?;
+        if let Some(mark) = bytes.get_mut(slot * SLOT) {
+            *mark = FREE;
+        }
+        names.set_sector(sector, bytes);
+    }
+    let folders: Vec<u64> = target.slots.iter().map(|(sector, _)| *sector).collect();
+    let clusters = target.changes.into_iter().filter(|(sector, _)| !folders.contains(sector)).collect();
+    Ok([names.changes()?, clusters])
+}
+
+/// What fatfs' removal of a name does.
+struct Removal {
+    /// Sector and slot of each part of the name.
+    slots: Vec<(u64, usize)>,
+    /// The short entry as it was, and where it is.
+    entry: Vec<u8>,
+    place: (u64, usize),
+    /// All sectors that change, those with its clusters among them.
+    changes: Changes,
+}
+
+fn removal(base: &mut Overlay, path: &str) -> io::Result<Removal> {
+    let mut without = base.clone();
+    with_fat(&mut without, |fat| fat.root_dir().remove(path))?;
+    let changes = without.changes()?;
+    let (mut slots, mut found) = (Vec::new(), None);
+    for (sector, after) in &changes {
+        let before = base.sector(*sector)?;
+        for (slot, (was, is)) in before.chunks(SLOT).zip(after.chunks(SLOT)).enumerate() {
+            if was.first() != Some(&FREE) && is.first() == Some(&FREE) && was.get(1..) == is.get(1..) {
+                slots.push((*sector, slot));
+                if was.get(ATTRIBUTES) != Some(&LONG_NAME) {
+                    found = Some((was.to_vec(), (*sector, slot)));
+                }
+            }
+        }
+    }
+    let (entry, place) = found.ok_or_else(|| io::Error::other(format!("{path} has no directory entry")))?;
+    Ok(Removal { slots, entry, place, changes })
 }
 
 /// Whether the tail of a slot (from the attributes on) says: no clusters, no length.

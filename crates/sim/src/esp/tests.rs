@@ -120,3 +120,69 @@ fn a_disk_with_sectors_of_4096_bytes_is_one_to_its_table_and_its_boot_partition(
     esp.part().read(0, &mut bytes).unwrap();
     assert_eq!(u16::from_le_bytes([bytes[11], bytes[12]]), 4096, "bytes per sector (Microsoft FAT specification, BPB)");
 }
+
+/// What every cut of a change makes of a file: `None` where it can't be read whole.
+fn after_each_cut(change: impl Fn(&Esp), path: &str, lengths: [usize; 2]) -> std::collections::BTreeSet<Option<u8>> {
+    let (disk, esp) = fresh();
+    // The new name lies in another sector than the old one.
+    for number in 0..12 {
+        esp.write(&format!("EFI/Linux/OTHER{number}.TXT"), b"").unwrap();
+    }
+    esp.write(path, &vec![1; lengths[0]]).unwrap();
+    for number in 12..24 {
+        esp.write(&format!("EFI/Linux/OTHER{number}.TXT"), b"").unwrap();
+    }
+    esp.write("EFI/Linux/BASCULE.NEW", &vec![2; lengths[1]]).unwrap();
+    esp.sync().unwrap();
+    disk.start_recording();
+    change(&esp);
+    esp.sync().unwrap();
+    let recording = disk.take_recording().unwrap();
+    let mut met = std::collections::BTreeSet::new();
+    for at in recording.cut_points() {
+        for mask in 0..1 << recording.pending_versions(at).min(10) {
+            let left = esp_on(&Disk::from_snapshot(recording.cut(at, Loss::Chosen(mask))));
+            let found = left.read(path, 1 << 20).ok();
+            let whole = found.filter(|found| {
+                [(1, lengths[0]), (2, lengths[1])].iter().any(|(byte, length)| *found == vec![*byte; *length])
+            });
+            met.insert(whole.and_then(|found| found.first().copied()));
+        }
+    }
+    met
+}
+
+#[test]
+fn a_cut_replacement_leaves_what_was_there_or_what_replaces_it() {
+    let path = "EFI/Linux/acme-1.0.efi";
+    for lengths in [[3000, 5000], [5000, 3000], [4000, 4000]] {
+        let met = after_each_cut(|esp| esp.replace("EFI/Linux/BASCULE.NEW", path).unwrap(), path, lengths);
+        assert_eq!(met, [Some(1), Some(2)].into(), "{lengths:?}");
+        // What is made of parts that are there leaves nothing at some cut: this test would see it.
+        let naive = |esp: &Esp| {
+            esp.remove(path).unwrap();
+            esp.rename("EFI/Linux/BASCULE.NEW", path).unwrap();
+        };
+        assert!(after_each_cut(naive, path, lengths).contains(&None), "{lengths:?}");
+    }
+}
+
+#[test]
+fn a_replacement_frees_what_was_there_and_nothing_else() {
+    let (_, esp) = fresh();
+    let free = esp.free().unwrap();
+    for (name, length) in [("acme-1.0.efi", 3000), ("BASCULE.NEW", 5000), ("other.efi", 700)] {
+        esp.write(&format!("EFI/Linux/{name}"), &vec![length as u8; length]).unwrap();
+    }
+    esp.replace("EFI/Linux/BASCULE.NEW", "EFI/Linux/acme-1.0.efi").unwrap();
+    assert_eq!(esp.read("EFI/Linux/acme-1.0.efi", 5000).unwrap(), vec![5000_usize as u8; 5000]);
+    assert_eq!(esp.read("EFI/Linux/other.efi", 700).unwrap(), vec![700_usize as u8; 700]);
+    let names: Vec<_> = esp.list("EFI/Linux").unwrap().into_iter().map(|file| file.name).collect();
+    assert_eq!(names, ["acme-1.0.efi", "other.efi"]);
+    assert_eq!(esp.check().unwrap(), Vec::<String>::new());
+    assert_eq!(free - esp.free().unwrap(), 5120 + 1024);
+    let missing = [("EFI/Linux/none.efi", "EFI/Linux/other.efi"), ("EFI/Linux/other.efi", "EFI/Linux/none.efi")];
+    for (from, to) in missing {
+        assert_eq!(esp.replace(from, to).unwrap_err().kind(), io::ErrorKind::NotFound, "{from} {to}");
+    }
+}

@@ -3,12 +3,14 @@
 pub mod boot_image;
 pub mod entries;
 pub mod gptprio;
+pub mod loaders;
 pub mod systemd_boot;
 pub mod variables;
 
 use serde::{Deserialize, Serialize};
 
 pub use boot_image::{BootImage, Shown};
+pub use loaders::Loaders;
 pub use variables::Variables;
 
 /// The boot loader of a machine.

@@ -107,6 +107,11 @@ impl Esp for SimEsp {
         self.fat.rename(from, to)
     }
 
+    fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        self.writes()?;
+        self.fat.replace(from, to)
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         self.writes()?;
         match self.fat.remove(path) {

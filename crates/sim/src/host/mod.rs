@@ -69,7 +69,7 @@ impl SimHost {
             unmounted: None,
             firmware: Arc::new(SimFirmware(hardware.variables.clone())),
             clock,
-            system: Arc::new(SimSystem::of(system)),
+            system: Arc::new(SimSystem::of(system).with_image(&hardware.disk, system.slot)),
             state: Arc::new(SimState::new(hardware.disk.clone())),
             bus,
             releases,

@@ -10,12 +10,15 @@ use bascule_agent::host::{
     BusError, Clock, Firmware, Inhibition, Inhibitor, Pressure, Space, StateStore, SystemBus, SystemInfo, UnitRun,
     UnitState,
 };
+use bascule_names::Architecture;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::disk::{Cache, Disk};
 use crate::firmware::Variables;
-use crate::layout::STATE;
+use crate::layout::{STATE, Slot, Table};
 use crate::machine::System;
+use crate::machine::root::PartReader;
+use crate::tiny;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Plain values: a panic elsewhere leaves them as good as they were.
@@ -78,6 +81,8 @@ pub struct SimSystem {
     boot_id: String,
     command_line: String,
     os_release: String,
+    /// Where its image lies, as far as that is a disk's.
+    image: Option<(Disk, Slot)>,
     pressure: Arc<Mutex<Option<Pressure>>>,
     units: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -94,6 +99,7 @@ impl SimSystem {
             boot_id: boot_id.to_owned(),
             command_line: command_line.to_owned(),
             os_release: os_release.to_owned(),
+            image: None,
             pressure: Arc::default(),
             units: Arc::default(),
         }
@@ -102,6 +108,12 @@ impl SimSystem {
     /// The OS image has a file for this unit.
     pub fn bring_unit(&self, unit: &str) {
         locked(&self.units).insert(unit.to_owned());
+    }
+
+    /// The same, with the image that it runs from.
+    #[must_use]
+    pub fn with_image(self, disk: &Disk, slot: Slot) -> Self {
+        Self { image: Some((disk.clone(), slot)), ..self }
     }
 
     /// From now on the kernel tells this pressure.
@@ -121,6 +133,12 @@ impl SystemInfo for SimSystem {
 
     fn os_release(&self) -> io::Result<String> {
         Ok(self.os_release.clone())
+    }
+
+    fn boot_loaders(&self, _: Architecture) -> io::Result<Vec<Vec<u8>>> {
+        let Some((disk, slot)) = &self.image else { return Ok(Vec::new()) };
+        let image = PartReader(Table::read(disk)?.part(slot.data())?);
+        Ok(tiny::loader_of_image(&image)?.into_iter().collect())
     }
 
     fn pressure(&self) -> io::Result<Option<Pressure>> {

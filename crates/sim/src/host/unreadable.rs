@@ -144,6 +144,10 @@ impl Esp for UnreadableEsp {
         self.inner.rename(from, to)
     }
 
+    fn replace(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.replace(from, to)
+    }
+
     fn remove(&self, path: &str) -> io::Result<()> {
         self.inner.remove(path)
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::root;
 use crate::disk::Disk;
 use crate::firmware::boot_image::Fault;
-use crate::firmware::{BootLoader, Variables, gptprio, systemd_boot};
+use crate::firmware::{BootLoader, Loaders, Variables, gptprio, systemd_boot};
 use crate::layout::{Slot, Table};
 
 /// So many starts without a system that comes up, and the machine counts as dead: more than all tries of two entries.
@@ -28,6 +28,8 @@ pub struct Hardware {
     pub boot: BootLoader,
     /// How systemd-boot is broken, where it is.
     pub defects: systemd_boot::Defects,
+    /// What the firmware starts from the ESP; `None`: a boot loader that no file holds.
+    pub loaders: Option<Loaders>,
     /// Faults of releases by root hash, for machines whose boot loader reads no boot image that could carry them.
     pub faults: BTreeMap<Sha256, Vec<Fault>>,
     /// IMAGE_ID in the os-release of releases whose boot loader reads no boot image.
@@ -80,6 +82,7 @@ impl Hardware {
             variables: Variables::default(),
             boot,
             defects: systemd_boot::Defects::default(),
+            loaders: None,
             faults: BTreeMap::new(),
             product: "acme-os".to_owned(),
             starts: 0,
@@ -124,8 +127,16 @@ impl Hardware {
     }
 
     fn start_entry(&mut self, boot_id: Uuid) -> Result<System, Refusal> {
+        let loader = match &self.loaders {
+            Some(loaders) => Some(loaders.start(&Table::read(&self.disk)?.esp()?).ok_or(Refusal::NoLoader)?),
+            None => None,
+        };
         let picked =
             systemd_boot::pick(&self.disk, &mut self.variables, self.defects)?.ok_or(Refusal::NothingToBoot)?;
+        if let Some((place, version)) = loader {
+            self.variables.set_string("LoaderInfo", &format!("systemd-boot {version}"));
+            self.variables.set_string("LoaderImageIdentifier", &format!("\\{}", place.replace('/', "\\")));
+        }
         if !picked.starts {
             return Err(Refusal::NotWhole { what: picked.file });
         }
@@ -173,6 +184,9 @@ impl Hardware {
 /// Why one start failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
+    /// The ESP has no boot loader that is whole.
+    #[error("the firmware finds no boot loader")]
+    NoLoader,
     /// No entry, or no slot that may boot.
     #[error("the boot loader finds nothing to boot")]
     NothingToBoot,

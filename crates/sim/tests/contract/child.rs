@@ -228,8 +228,9 @@ fn exhaust_short(
 }
 
 /// What makes a boot image and its names durable, and in which order: the content before the name that the boot loader starts, and
-/// each name before what is built on it. No answer of a step shows that one of them was left out.
-const FLUSHED: [&str; 19] = [
+/// each name before what is built on it; where a file takes the place of another, the folder without its old name before the file under
+/// its new one. No answer of a step shows that one of them was left out.
+const FLUSHED: [&str; 30] = [
     "write EFI/Linux/bascule-new.part",
     "fsync EFI/Linux/bascule-new.part",
     "fsync EFI/Linux",
@@ -241,6 +242,17 @@ const FLUSHED: [&str; 19] = [
     "syncfs .",
     "fsync .",
     "pwrite64 EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux",
+    "syncfs .",
+    "fsync .",
+    "write EFI/Linux/bascule-new.part",
+    "fsync EFI/Linux/bascule-new.part",
+    "fsync EFI/Linux",
+    "syncfs .",
+    "fsync .",
+    "renameat2 EFI/Linux/bascule-new.part EFI/Linux/acme-os_1.1+3-0.efi",
+    "fsync EFI/Linux",
     "fsync EFI/Linux/acme-os_1.1+3-0.efi",
     "fsync EFI/Linux",
     "syncfs .",

@@ -23,6 +23,9 @@ pub(crate) fn esp_rules(esp: &dyn Esp) {
     assert_eq!(esp.read(OLD, 2000).unwrap(), content(1, 2000));
     assert_eq!(kind(esp.rename("EFI/Linux/none.efi", NEW)), Err(ErrorKind::NotFound));
     assert_eq!(kind(esp.write_start("EFI/Linux/none.efi", b"x")), Err(ErrorKind::NotFound));
+    assert_eq!(kind(esp.replace("EFI/Linux/none.efi", OLD)), Err(ErrorKind::NotFound));
+    assert_eq!(kind(esp.replace(PART, "EFI/Linux/none.efi")), Err(ErrorKind::NotFound), "and nothing is new by it");
+    assert_eq!(esp.read(OLD, 2000).unwrap(), content(1, 2000));
     esp.remove("EFI/Linux/none.efi").unwrap();
     let past = esp.open(OLD).unwrap().read_at(&mut [0; 2], 1999).map_err(|error| error.kind());
     assert_eq!(past, Err(ErrorKind::UnexpectedEof), "what ends is not filled up");

@@ -59,8 +59,8 @@ fn listed(esp: &dyn Esp) -> io::Result<String> {
 /// A step on a boot partition.
 pub(crate) type EspStep = (&'static str, fn(&dyn Esp) -> io::Result<String>);
 
-/// What staging, arming and clearing away do to a boot partition. `OLD` is there.
-pub(crate) const ESP_STEPS: [EspStep; 16] = [
+/// What staging, arming, clearing away and updating the boot loader do to a boot partition. `OLD` is there.
+pub(crate) const ESP_STEPS: [EspStep; 20] = [
     ("measure", |esp| esp.space().map(|space| (space.total > 0 && space.free <= space.total).to_string())),
     ("read-only", |esp| esp.is_read_only().map(|read_only| read_only.to_string())),
     ("list", listed),
@@ -74,6 +74,10 @@ pub(crate) const ESP_STEPS: [EspStep; 16] = [
     ("write start", |esp| esp.write_start(NEW, b"another start").map(|()| String::new())),
     ("sync start", synced),
     ("open new", |esp| whole(esp, NEW)),
+    ("write another", |esp| esp.write(PART, &mut content(5, 2500).as_slice()).map(|()| String::new())),
+    ("sync another", synced),
+    ("replace", |esp| esp.replace(PART, NEW).map(|()| String::new())),
+    ("open replaced", |esp| whole(esp, NEW)),
     ("remove old", |esp| esp.remove(OLD).map(|()| String::new())),
     ("sync removed", synced),
     ("list at the end", listed),

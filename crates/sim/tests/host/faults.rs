@@ -250,7 +250,7 @@ fn an_image_whose_digests_need_too_much_memory_is_refused_before_anything_is_wri
 }
 
 /// A signature list with the hash of an image: no signature tool is needed to make one that is accepted.
-fn db_with(image: &[u8]) -> Vec<u8> {
+pub(crate) fn db_with(image: &[u8]) -> Vec<u8> {
     const LIST_HEADER: usize = 28;
     let digest = SignedImage::open(&image.to_vec()).unwrap().digest(&ring::digest::SHA256).unwrap();
     let mut list = Uuid::parse_str("c1c41626-504c-4092-aca9-41f936934328").unwrap().to_bytes_le().to_vec();

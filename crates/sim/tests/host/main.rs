@@ -9,6 +9,7 @@
     reason = "helpers outside of #[test] functions are tests all the same"
 )]
 
+mod boot_loader;
 mod checked;
 mod faults;
 mod firmware;

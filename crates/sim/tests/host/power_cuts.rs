@@ -20,9 +20,9 @@ use crate::world::{Moment, OneNode, Wrong};
 const BACKENDS: [BootLoader; 2] = [SystemdBoot, Gptprio];
 
 /// A recorded story.
-struct Story {
-    world: OneNode,
-    recording: Recording,
+pub(crate) struct Story {
+    pub(crate) world: OneNode,
+    pub(crate) recording: Recording,
     /// What runs when it begins, and when it ends well.
     before: &'static str,
     after: &'static str,
@@ -58,7 +58,7 @@ fn second_update(boot: BootLoader, verdict: Verdict) -> Story {
     record(world(boot, snapshot, "1.2", verdict), "1.1", if verdict == Verdict::Commit { "1.2" } else { "1.1" })
 }
 
-fn record(mut world: OneNode, before: &'static str, after: &'static str) -> Story {
+pub(crate) fn record(mut world: OneNode, before: &'static str, after: &'static str) -> Story {
     world.hardware.disk.start_recording();
     let ended = world.settle();
     let recording = world.hardware.disk.take_recording().unwrap();
@@ -97,7 +97,7 @@ pub(crate) fn sound(world: &OneNode) -> Result<(), Wrong> {
 }
 
 impl Story {
-    fn moment(&self, at: usize) -> &Moment {
+    pub(crate) fn moment(&self, at: usize) -> &Moment {
         let next = self.world.moments.partition_point(|moment| moment.recorded <= at);
         &self.world.moments[next.saturating_sub(1)]
     }
@@ -127,7 +127,11 @@ impl Story {
         self.judge(ended, &world).map_err(|wrong| self.tell(at, Loss::Nothing, &wrong, &world))
     }
 
-    fn judge(&self, ended: Result<bascule_sim::machine::System, Wrong>, world: &OneNode) -> Result<(), Wrong> {
+    pub(crate) fn judge(
+        &self,
+        ended: Result<bascule_sim::machine::System, Wrong>,
+        world: &OneNode,
+    ) -> Result<(), Wrong> {
         let system = ended?;
         if system.version != self.after {
             return Err(format!("{} runs at the end, not {}", system.version, self.after));
@@ -135,7 +139,7 @@ impl Story {
         sound(world)
     }
 
-    fn tell(&self, at: usize, loss: Loss, wrong: &str, world: &OneNode) -> String {
+    pub(crate) fn tell(&self, at: usize, loss: Loss, wrong: &str, world: &OneNode) -> String {
         format!(
             "{:?}, {} to {}: {wrong}\nbefore the cut at {at} of {} with {loss:?}:\n{}after it:\n  {}",
             self.world.hardware.boot,

@@ -75,6 +75,8 @@ pub(crate) struct OneNode {
     pub(crate) fetched_when_staged: Option<usize>,
     /// What the agent complained of last.
     pub(crate) last_error: Option<LastError>,
+    /// What it said of the boot loader last: status, reason and message of the condition.
+    pub(crate) said_of_loader: Option<String>,
     pub(crate) clock: Arc<SimClock>,
     /// Whether power loss may tear a long name, so that an armed entry loses its counter. The guard must know it then.
     pub(crate) torn_names: bool,
@@ -113,6 +115,7 @@ impl OneNode {
             fetched: Arc::default(),
             fetched_when_staged: None,
             last_error: None,
+            said_of_loader: None,
             clock: Arc::new(SimClock::starting_at(beginning())),
             torn_names: false,
             lost_counters: 0,
@@ -147,6 +150,7 @@ impl OneNode {
         hardware.variables = moment.variables.clone();
         hardware.starts = moment.starts;
         hardware.defects = self.hardware.defects;
+        hardware.loaders.clone_from(&self.hardware.loaders);
         let boot = hardware.boot;
         let blank = Snapshot::default();
         let new = Self::new(boot, blank, moment.operator.clone(), self.known.clone(), self.releases.clone());
@@ -340,6 +344,8 @@ impl OneNode {
                     if status.staged.is_some() && self.fetched_when_staged.is_none() {
                         self.fetched_when_staged = Some(self.fetched.load(Ordering::SeqCst));
                     }
+                    let said = status.conditions.iter().find(|found| found.type_ == "BootLoaderCurrent");
+                    self.said_of_loader = said.map(|said| format!("{} {}: {}", said.status, said.reason, said.message));
                     let mut conditions = status.conditions.iter();
                     if let Some(condition) =
                         conditions.find(|found| found.type_ == "BootControlHealthy" && found.status != "True")

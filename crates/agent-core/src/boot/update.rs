@@ -1,0 +1,732 @@
+//! Whether the boot loader itself is replaced by the one that the running release brings, and how.
+//!
+//! The release's signed manifest says that it brings one, and which. It lies in the running image, so nothing is fetched for it. It is
+//! put in place once the release is committed, and never while a trial may still be taken back: what comes back has to find
+//! the boot loader that it was left with, or a newer one. On an ESP it has two places; one is whole and durable before the other is
+//! touched. What is no systemd-boot there, and what the machine was not started from, is somebody else's.
+
+use std::cmp::Ordering;
+
+use bascule_api::{Architecture, BootControlBackend, Digest, NodeError, RootHash, compare_versions};
+use bascule_image::boot_loader::{in_fallback, in_systemd, version_in};
+use bascule_image::release::manifest::BootLoader;
+use serde::{Deserialize, Serialize};
+
+use super::plan::BOOT_MARGIN;
+use super::{BootPartition, LoaderFacts};
+use crate::{Entry, Facts, State};
+
+/// Most releases whose boot loader is remembered: both slots and some room.
+const MAX_RELEASES: usize = 4;
+/// Names under which a boot loader is laid down beside the one that is in place. Each is one directory entry on FAT, which power loss
+/// can't tear, and none that firmware looks for.
+const BESIDE: [&str; 2] = ["BASCULE.NEW", "BASCULE.NE2"];
+
+/// A place of the boot loader on an ESP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LoaderPlace {
+    /// Where a boot variable of the firmware names it.
+    Systemd,
+    /// Where firmware looks on a disk that no boot variable names.
+    Fallback,
+}
+
+impl LoaderPlace {
+    /// Both, in the order in which they are changed.
+    pub const ALL: [Self; 2] = [Self::Systemd, Self::Fallback];
+
+    /// Folder and name.
+    pub fn file(self, architecture: Architecture) -> (&'static str, String) {
+        match self {
+            Self::Systemd => in_systemd(architecture),
+            Self::Fallback => in_fallback(architecture),
+        }
+    }
+}
+
+/// What was found in such a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoaderContent {
+    /// systemd-boot, of this version.
+    SystemdBoot(String),
+    /// A file without a byte: a check of the file system cut it.
+    Empty,
+    /// Anything else.
+    Other,
+    /// It could not be read. Why.
+    Unread(String),
+}
+
+/// A file in a place of the boot loader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoaderCopy {
+    /// Which place.
+    pub place: LoaderPlace,
+    /// Its path, as the file system spells it.
+    pub path: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What was read of it.
+    pub content: LoaderContent,
+    /// Digest of all of it, where it was read: not of what is longer than any boot loader, and of what lies beside only where it has the
+    /// length of what is in place.
+    pub digest: Option<Digest>,
+}
+
+/// Whether a file in a folder of the boot loader is one that was laid down beside it.
+pub fn is_beside(name: &str) -> bool {
+    BESIDE.iter().any(|beside| name.eq_ignore_ascii_case(beside))
+}
+
+/// What must be found before a file is touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpectedLoader {
+    /// Its length.
+    pub size: u64,
+    /// Digest of all of it.
+    pub digest: Option<Digest>,
+}
+
+/// One change, durable when it is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoaderChange {
+    /// Lay the boot loader down under a name that no file has, read it back, and put it in the place of a file: at each instant that
+    /// is whole what it was, or whole the new one.
+    Replace {
+        /// The file.
+        path: String,
+        /// Where the new one is laid down, in the same folder.
+        beside: String,
+        /// What must be found at `path`.
+        expect: ExpectedLoader,
+    },
+    /// Remove what was laid down beside.
+    Remove {
+        /// Its path.
+        path: String,
+        /// What must be found there.
+        expect: ExpectedLoader,
+    },
+}
+
+/// The changes in one place, and the boot loader that they are about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoaderStep {
+    /// What is put in place.
+    pub loader: BootLoader,
+    /// In this order.
+    pub changes: Vec<LoaderChange>,
+}
+
+/// Which boot loaders releases bring, by root hash, oldest first. It comes from their signed manifests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LoaderMemory(Vec<Brought>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Brought {
+    root_hash: RootHash,
+    loader: BootLoader,
+}
+
+impl LoaderMemory {
+    /// Whether there is nothing to remember.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What a release brings, as far as is known.
+    pub fn of(&self, root_hash: &RootHash) -> Option<&BootLoader> {
+        self.0.iter().find(|brought| brought.root_hash == *root_hash).map(|brought| &brought.loader)
+    }
+
+    /// Remembers what a release brings, and forgets the oldest that is too many and does not run.
+    pub fn note(&mut self, root_hash: &RootHash, loader: Option<&BootLoader>, running: &RootHash) {
+        if self.of(root_hash) == loader {
+            return;
+        }
+        self.0.retain(|brought| brought.root_hash != *root_hash);
+        let brought = |loader: &BootLoader| Brought { root_hash: root_hash.clone(), loader: loader.clone() };
+        self.0.extend(loader.map(brought));
+        while self.0.len() > MAX_RELEASES
+            && let Some(oldest) = self.0.iter().position(|brought| brought.root_hash != *running)
+        {
+            self.0.remove(oldest);
+        }
+    }
+}
+
+/// Why the boot loader that a release brings is not put in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftBecause {
+    /// It will be: the release is not committed, or another one is about to be booted.
+    NotCommitted,
+    /// It is older than what is there.
+    Older,
+    /// What is there, or what started the machine, is no systemd-boot.
+    Foreign,
+    /// The machine was started from another place.
+    StartedElsewhere,
+    /// Something could not be read.
+    Unread,
+    /// There is no room for it, or nothing can be written.
+    NoRoom,
+}
+
+impl LeftBecause {
+    /// As the reason of a condition.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::NotCommitted => "NotCommitted",
+            Self::Older => "Older",
+            Self::Foreign => "Foreign",
+            Self::StartedElsewhere => "StartedElsewhere",
+            Self::Unread => "Unread",
+            Self::NoRoom => NodeError::Space.as_str(),
+        }
+    }
+}
+
+/// What becomes of the boot loader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is the one that the running release brings. What of it is somebody else's, in words.
+    Current(Option<String>),
+    /// It is left as it is, and why.
+    Left(LeftBecause, String),
+    /// The next step.
+    Replace(LoaderStep),
+}
+
+/// Says what becomes of it; `None` where the running release brings none.
+pub(crate) fn judge(state: &State, facts: &Facts) -> Option<Verdict> {
+    let brought = state.journal.as_ref()?.boot_loaders.of(&facts.root_hash)?;
+    Some(judge_brought(state, facts, brought).unwrap_or_else(|(because, why)| Verdict::Left(because, why)))
+}
+
+type Left = (LeftBecause, String);
+
+fn judge_brought(state: &State, facts: &Facts, brought: &BootLoader) -> Result<Verdict, Left> {
+    let running = started_by(facts)?;
+    let copies = readable(&facts.boot.inventory.loader)?;
+    let version = |copy: &&LoaderCopy| match &copy.content {
+        LoaderContent::SystemdBoot(version) => Some(version.clone()),
+        _ => None,
+    };
+    let in_place: Vec<String> = copies.iter().filter_map(version).collect();
+    let newest = in_place.iter().map(String::as_str).fold(running, |newest, version| {
+        if compare_versions(version, newest) == Ordering::Greater { version } else { newest }
+    });
+    if in_place.is_empty() {
+        let why =
+            "no place of the boot loader on the ESP has systemd-boot: what starts this machine is somebody else's";
+        return Err((LeftBecause::Foreign, why.to_owned()));
+    }
+    let foreign: Vec<&str> =
+        copies.iter().filter(|copy| copy.content == LoaderContent::Other).map(|copy| copy.path.as_str()).collect();
+    if compare_versions(&brought.version, newest) == Ordering::Less && !brought.downgrade {
+        let why = format!(
+            "{} brings systemd-boot {}, and this machine has {newest}: it keeps the newer one",
+            facts.version, brought.version
+        );
+        return Err((LeftBecause::Older, why));
+    }
+    let Some(changes) = copies.iter().find_map(|copy| changes(&facts.boot.inventory.loader, copy, brought)) else {
+        let words = format!("{} is no systemd-boot, and is left alone", foreign.join(", "));
+        return Ok(Verdict::Current((!foreign.is_empty()).then_some(words)));
+    };
+    has_room(facts, brought)?;
+    is_settled(state, facts, brought)?;
+    Ok(Verdict::Replace(LoaderStep { loader: brought.clone(), changes }))
+}
+
+/// The version of the boot loader that started the machine, if that came from the places that are looked at.
+fn started_by(facts: &Facts) -> Result<&str, Left> {
+    let loader = &facts.boot.inventory.loader;
+    let foreign =
+        |what: &str| (LeftBecause::Foreign, format!("this machine was started by {what}, not by systemd-boot"));
+    if facts.boot.backend != BootControlBackend::SystemdBoot {
+        return Err(foreign("a boot loader that goes by the attributes of partitions"));
+    }
+    let unread =
+        |what: &str| (LeftBecause::Unread, format!("{what} is not known, so nothing is changed: {}", reasons(loader)));
+    let info = loader.info.as_deref().ok_or_else(|| unread("which boot loader started this machine"))?;
+    let version = version_in(info).ok_or_else(|| foreign(info))?;
+    let esp = facts.boot.inventory.partitions.iter().find(|found| found.partition == BootPartition::Esp);
+    let (Some(device), Some(uuid)) = (loader.device, esp.and_then(|esp| esp.uuid)) else {
+        return Err(unread("from which partition the boot loader came"));
+    };
+    if device != uuid {
+        let why = format!("the boot loader came from partition {device}, and the ESP that is mounted is {uuid}");
+        return Err((LeftBecause::StartedElsewhere, why));
+    }
+    if let Some(why) = &loader.image_unread {
+        return Err((LeftBecause::Unread, format!("which file the boot loader was started from is not known: {why}")));
+    }
+    // Firmware writes `\EFI\systemd\systemd-bootx64.efi`, some with a separator too many.
+    let parts = |path: &str| path.split(['\\', '/']).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+    let ours = |image: &str| {
+        LoaderPlace::ALL.into_iter().any(|place| {
+            let (folder, name) = place.file(facts.architecture);
+            image.eq_ignore_ascii_case(&format!("{folder}/{name}"))
+        })
+    };
+    match loader.image.as_deref().map(parts) {
+        Some(image) if !ours(&image) => {
+            let why = format!("the boot loader was started from {image}, which is somebody else's to replace");
+            Err((LeftBecause::StartedElsewhere, why))
+        }
+        _ => Ok(version),
+    }
+}
+
+fn reasons(loader: &LoaderFacts) -> String {
+    if loader.unread.is_empty() { "it does not say so".to_owned() } else { loader.unread.join("; ") }
+}
+
+/// The files in both places, in order, if all of them and what lies beside could be read.
+fn readable(loader: &LoaderFacts) -> Result<Vec<&LoaderCopy>, Left> {
+    let unread = loader.copies.iter().chain(&loader.beside).find_map(|copy| match &copy.content {
+        LoaderContent::Unread(why) => Some(format!("{}: {why}", copy.path)),
+        _ => None,
+    });
+    if let Some(why) = unread {
+        return Err((LeftBecause::Unread, format!("not all of the boot loader could be read: {why}")));
+    }
+    Ok(LoaderPlace::ALL.into_iter().filter_map(|place| loader.copies.iter().find(|copy| copy.place == place)).collect())
+}
+
+/// What has to be done in a place; `None` if nothing.
+///
+/// What an earlier try laid down beside may lie on the clusters of what is in place, if they are alike: power was lost between the two
+/// halves of putting it there, and removing it would free what the machine starts from. Then a copy with clusters of its own takes that place first.
+fn changes(loader: &LoaderFacts, copy: &LoaderCopy, brought: &BootLoader) -> Option<Vec<LoaderChange>> {
+    if copy.content == LoaderContent::Other {
+        return None;
+    }
+    let alike = |beside: &&LoaderCopy| {
+        beside.size == copy.size && copy.size > 0 && beside.digest.is_some() && beside.digest == copy.digest
+    };
+    let here = loader.beside.iter().filter(|beside| beside.place == copy.place);
+    let (shared, alone): (Vec<&LoaderCopy>, Vec<&LoaderCopy>) = here.partition(alike);
+    let is_new = copy.digest.as_ref() == Some(&brought.digest) && copy.size == brought.size;
+    let expect = |found: &LoaderCopy| ExpectedLoader { size: found.size, digest: found.digest.clone() };
+    let remove = |found: &LoaderCopy| LoaderChange::Remove { path: found.path.clone(), expect: expect(found) };
+    let mut changes: Vec<LoaderChange> = alone.into_iter().map(remove).collect();
+    if !is_new || !shared.is_empty() {
+        let (folder, _) = copy.path.rsplit_once('/')?;
+        let taken = |name: &&str| shared.iter().any(|found| found.path.to_ascii_uppercase().ends_with(*name));
+        // Both names are taken only where somebody else uses them.
+        let name = BESIDE.into_iter().find(|name| !taken(name))?;
+        let beside = format!("{folder}/{name}");
+        changes.push(LoaderChange::Replace { path: copy.path.clone(), beside, expect: expect(copy) });
+    }
+    changes.extend(shared.into_iter().map(remove));
+    (!changes.is_empty()).then_some(changes)
+}
+
+fn has_room(facts: &Facts, brought: &BootLoader) -> Result<(), Left> {
+    let inventory = &facts.boot.inventory;
+    let no_room = |why: String| Err((LeftBecause::NoRoom, why));
+    if inventory.partitions.iter().any(|found| found.partition == BootPartition::Esp && found.read_only) {
+        return no_room("the ESP is mounted read-only".to_owned());
+    }
+    let free = inventory.space(BootPartition::Esp).free;
+    let needed = brought.size.saturating_add(BOOT_MARGIN / 4);
+    if free < needed {
+        return no_room(format!(
+            "the boot loader of {} needs {needed} bytes on the ESP, which has {free} free: remove what does not belong there",
+            facts.version
+        ));
+    }
+    Ok(())
+}
+
+/// Nothing of what may have to be gone back to is changed under a release that may be left.
+fn is_settled(state: &State, facts: &Facts, brought: &BootLoader) -> Result<(), Left> {
+    let journal = state.journal.as_ref();
+    let committed = journal.and_then(|journal| journal.committed.as_ref());
+    let is_committed = committed.is_some_and(|committed| committed.root_hash == facts.root_hash);
+    let is_armed = journal.is_some_and(|journal| journal.armed.is_some())
+        || matches!(facts.inactive_slot().entry, Entry::Trying { .. });
+    if is_committed && !is_armed && !state.is_trial(facts) {
+        return Ok(());
+    }
+    let why = format!("systemd-boot {} is put in place when {} is committed", brought.version, facts.version);
+    Err((LeftBecause::NotCommitted, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use bascule_api::{Product, SlotName, Version};
+    use uuid::Uuid;
+
+    use super::super::{BootInventory, PartitionFacts};
+    use super::*;
+    use crate::{
+        Armed, BootFacts, Committed, Config, Extent, Journal, Partition, PerSlot, SlotContent, SlotFacts, Space,
+        TableHealth,
+    };
+
+    const ESP: Uuid = Uuid::from_u128(7);
+
+    fn digest(byte: u8) -> Digest {
+        Digest::from_sha256(&[byte; 32])
+    }
+
+    fn loader(version: &str, byte: u8) -> BootLoader {
+        BootLoader { version: version.to_owned(), size: 1000, digest: digest(byte), downgrade: false }
+    }
+
+    /// A copy whose content follows from its version's digest.
+    fn copy(place: LoaderPlace, version: &str, byte: u8) -> LoaderCopy {
+        let (folder, name) = place.file(Architecture::X86_64);
+        let content = LoaderContent::SystemdBoot(version.to_owned());
+        LoaderCopy { place, path: format!("{folder}/{name}"), size: 1000, content, digest: Some(digest(byte)) }
+    }
+
+    fn both(version: &str, byte: u8) -> Vec<LoaderCopy> {
+        LoaderPlace::ALL.map(|place| copy(place, version, byte)).to_vec()
+    }
+
+    fn beside(place: LoaderPlace, name: &str, size: u64, byte: u8) -> LoaderCopy {
+        let (folder, _) = place.file(Architecture::X86_64);
+        let (content, digest) = (LoaderContent::Other, Some(digest(byte)));
+        LoaderCopy { place, path: format!("{folder}/{name}"), size, content, digest }
+    }
+
+    fn slot(content: SlotContent, entry: Entry) -> SlotFacts {
+        let extent = Extent { start: 0, length: 1 << 20 };
+        let partition = Partition { number: 1, extent, uuid: Uuid::nil(), label: String::new(), attributes: 0 };
+        SlotFacts { data: partition.clone(), verity: partition, content, entry, entry_doubled: false }
+    }
+
+    /// A machine that runs 1.1, committed, started by systemd-boot 256 from its own ESP.
+    fn machine(brought: BootLoader, copies: Vec<LoaderCopy>) -> (State, Facts) {
+        let root_hash = RootHash::from_bytes(&[1; 32]);
+        let facts = LoaderFacts {
+            info: Some("systemd-boot 256".to_owned()),
+            device: Some(ESP),
+            image: Some("\\EFI\\systemd\\systemd-bootx64.efi".to_owned()),
+            copies,
+            ..LoaderFacts::default()
+        };
+        let space = Space { free: 8 << 20, total: 16 << 20 };
+        let partitions =
+            vec![PartitionFacts { partition: BootPartition::Esp, uuid: Some(ESP), space, read_only: false }];
+        let inventory = BootInventory { partitions, loader: facts, ..BootInventory::default() };
+        let facts = Facts {
+            boot_id: "boot".to_owned(),
+            product: Product::parse("acme-os").unwrap(),
+            architecture: Architecture::X86_64,
+            version: Version::parse("1.1").unwrap(),
+            state_version: None,
+            root_hash: root_hash.clone(),
+            booted: SlotName::A,
+            slots: PerSlot { a: slot(SlotContent::Foreign, Entry::Good), b: slot(SlotContent::Empty, Entry::None) },
+            boot: BootFacts::read(BootControlBackend::SystemdBoot, inventory),
+            table: TableHealth::Good,
+            guard: None,
+            guard_unread: None,
+            failing_units: Vec::new(),
+        };
+        let mut journal = Journal::default();
+        journal.boot_loaders.note(&root_hash, Some(&brought), &root_hash);
+        journal.committed = Some(Committed { root_hash, at: chrono::DateTime::UNIX_EPOCH });
+        (State { journal: Some(journal), ..State::new(Config::default()) }, facts)
+    }
+
+    /// What is done: the paths that are replaced and removed, in order.
+    fn done((state, facts): &(State, Facts)) -> Vec<String> {
+        let Some(Verdict::Replace(step)) = judge(state, facts) else { return Vec::new() };
+        let told = |change: &LoaderChange| match change {
+            LoaderChange::Replace { path, beside, .. } => format!("{path} by {beside}"),
+            LoaderChange::Remove { path, .. } => format!("no {path}"),
+        };
+        step.changes.iter().map(told).collect()
+    }
+
+    fn left((state, facts): &(State, Facts)) -> Option<LeftBecause> {
+        match judge(state, facts) {
+            Some(Verdict::Left(because, why)) => {
+                assert!(why.len() > 20, "{why}");
+                Some(because)
+            }
+            _ => None,
+        }
+    }
+
+    const FIRST: &str = "EFI/systemd/systemd-bootx64.efi by EFI/systemd/BASCULE.NEW";
+    const SECOND: &str = "EFI/BOOT/BOOTX64.EFI by EFI/BOOT/BASCULE.NEW";
+
+    #[test]
+    fn one_place_is_done_before_the_other_is_touched() {
+        assert_eq!(done(&machine(loader("257", 2), both("256", 1))), [FIRST]);
+        let half = vec![copy(LoaderPlace::Systemd, "257", 2), copy(LoaderPlace::Fallback, "256", 1)];
+        assert_eq!(done(&machine(loader("257", 2), half)), [SECOND]);
+        let (state, facts) = machine(loader("257", 2), both("257", 2));
+        assert_eq!(judge(&state, &facts), Some(Verdict::Current(None)));
+        // Of one version with another signature.
+        assert_eq!(done(&machine(loader("256", 3), both("256", 1))), [FIRST]);
+        // What is not there is not made.
+        assert_eq!(done(&machine(loader("257", 2), vec![copy(LoaderPlace::Fallback, "256", 1)])), [SECOND]);
+    }
+
+    #[test]
+    fn a_release_that_brings_none_says_nothing() {
+        let (mut state, facts) = machine(loader("257", 2), both("256", 1));
+        state.journal = Some(Journal { boot_loaders: LoaderMemory::default(), ..Journal::default() });
+        assert_eq!(judge(&state, &facts), None);
+        assert_eq!(judge(&State::new(Config::default()), &facts), None, "nor before the journal was read");
+    }
+
+    #[test]
+    fn it_never_goes_back_unless_the_release_says_so() {
+        let older = |downgrade| machine(BootLoader { downgrade, ..loader("255.9", 2) }, both("256", 1));
+        assert_eq!(left(&older(false)), Some(LeftBecause::Older));
+        assert_eq!(done(&older(true)), [FIRST]);
+        // A pre-release is older than the release, and one of two copies counts, and what started the machine.
+        assert_eq!(left(&machine(loader("256~rc1", 2), both("256", 1))), Some(LeftBecause::Older));
+        let mixed = vec![copy(LoaderPlace::Systemd, "255", 1), copy(LoaderPlace::Fallback, "258", 3)];
+        assert_eq!(left(&machine(loader("257", 2), mixed)), Some(LeftBecause::Older));
+        assert_eq!(left(&machine(loader("255.9", 2), both("255", 1))), Some(LeftBecause::Older));
+    }
+
+    #[test]
+    fn what_is_somebody_elses_is_left_alone() {
+        let shim = LoaderCopy { content: LoaderContent::Other, ..copy(LoaderPlace::Fallback, "", 9) };
+        let with_shim = |first: LoaderCopy| machine(loader("257", 2), vec![first, shim.clone()]);
+        assert_eq!(done(&with_shim(copy(LoaderPlace::Systemd, "256", 1))), [FIRST]);
+        let (state, facts) = with_shim(copy(LoaderPlace::Systemd, "257", 2));
+        let Some(Verdict::Current(Some(words))) = judge(&state, &facts) else { panic!("{:?}", judge(&state, &facts)) };
+        assert!(words.contains("EFI/BOOT/BOOTX64.EFI"), "{words}");
+        assert_eq!(left(&machine(loader("257", 2), vec![shim.clone()])), Some(LeftBecause::Foreign));
+        assert_eq!(left(&machine(loader("257", 2), Vec::new())), Some(LeftBecause::Foreign));
+        let mut grub = machine(loader("257", 2), both("256", 1));
+        grub.1.boot.inventory.loader.info = Some("GRUB 2.12".to_owned());
+        assert_eq!(left(&grub), Some(LeftBecause::Foreign));
+        let mut bits = machine(loader("257", 2), both("256", 1));
+        bits.1.boot.backend = BootControlBackend::GptPrio;
+        assert_eq!(left(&bits), Some(LeftBecause::Foreign));
+    }
+
+    #[test]
+    fn a_machine_that_was_started_from_elsewhere_is_left_alone() {
+        let with = |change: fn(&mut LoaderFacts)| {
+            let mut machine = machine(loader("257", 2), both("256", 1));
+            change(&mut machine.1.boot.inventory.loader);
+            machine
+        };
+        assert_eq!(left(&with(|loader| loader.device = Some(Uuid::from_u128(8)))), Some(LeftBecause::StartedElsewhere));
+        for image in ["\\EFI\\BOOT\\grubx64.efi", "\\EFI\\debian\\systemd-bootx64.efi", ""] {
+            let mut machine = machine(loader("257", 2), both("256", 1));
+            machine.1.boot.inventory.loader.image = Some(image.to_owned());
+            assert_eq!(left(&machine), Some(LeftBecause::StartedElsewhere), "{image}");
+        }
+        for image in ["\\EFI\\BOOT\\BOOTX64.EFI", "/\\efi\\SYSTEMD\\systemd-bootx64.efi"] {
+            let mut machine = machine(loader("257", 2), both("256", 1));
+            machine.1.boot.inventory.loader.image = Some(image.to_owned());
+            assert_eq!(done(&machine), [FIRST], "{image}");
+        }
+        // Firmware that does not say is gone by the files.
+        assert_eq!(done(&with(|loader| loader.image = None)), [FIRST]);
+    }
+
+    #[test]
+    fn what_could_not_be_read_changes_nothing() {
+        let unread = || LoaderContent::Unread("EIO".to_owned());
+        let changes: [fn(&mut LoaderFacts); 3] = [
+            |loader| loader.info = None,
+            |loader| loader.device = None,
+            |loader| loader.image_unread = Some("EIO".to_owned()),
+        ];
+        for change in changes {
+            let mut machine = machine(loader("257", 2), both("256", 1));
+            change(&mut machine.1.boot.inventory.loader);
+            assert_eq!(left(&machine), Some(LeftBecause::Unread));
+        }
+        for place in LoaderPlace::ALL {
+            let mut copies = both("256", 1);
+            copies.iter_mut().filter(|copy| copy.place == place).for_each(|copy| copy.content = unread());
+            assert_eq!(left(&machine(loader("257", 2), copies)), Some(LeftBecause::Unread), "{place:?}");
+            let mut machine = machine(loader("257", 2), both("256", 1));
+            let hidden = LoaderCopy { content: unread(), digest: None, ..beside(place, "BASCULE.NEW", 1000, 2) };
+            machine.1.boot.inventory.loader.beside.push(hidden);
+            assert_eq!(left(&machine), Some(LeftBecause::Unread), "{place:?}");
+        }
+    }
+
+    #[test]
+    fn it_waits_for_the_commit_and_for_what_is_armed() {
+        let fresh = || machine(loader("257", 2), both("256", 1));
+        let journal = |machine: &mut (State, Facts), change: fn(&mut Journal)| {
+            if let Some(journal) = &mut machine.0.journal {
+                change(journal);
+            }
+        };
+        let mut uncommitted = fresh();
+        journal(&mut uncommitted, |journal| journal.committed = None);
+        let mut on_trial = fresh();
+        on_trial.1.slots.a.entry = Entry::Trying { left: 2, done: Some(1) };
+        let mut armed_by_hand = fresh();
+        armed_by_hand.1.slots.b.entry = Entry::Trying { left: 3, done: Some(0) };
+        let mut armed = fresh();
+        journal(&mut armed, |journal| {
+            journal.armed = Some(Armed {
+                slot: SlotName::B,
+                version: Version::parse("1.2").unwrap(),
+                root_hash: RootHash::from_bytes(&[2; 32]),
+                digest: None,
+                boot_id: "boot".to_owned(),
+                generation: 1,
+                tries: 3,
+                at: chrono::DateTime::UNIX_EPOCH,
+                given_up: None,
+                committing: false,
+            });
+        });
+        for machine in [uncommitted, on_trial, armed_by_hand, armed] {
+            assert_eq!(left(&machine), Some(LeftBecause::NotCommitted));
+        }
+    }
+
+    #[test]
+    fn room_is_looked_for_first() {
+        let mut full = machine(loader("257", 2), both("256", 1));
+        full.1.boot.inventory.partitions[0].space.free = BOOT_MARGIN / 4 + 999;
+        assert_eq!(left(&full), Some(LeftBecause::NoRoom));
+        full.1.boot.inventory.partitions[0].space.free += 1;
+        assert_eq!(done(&full), [FIRST]);
+        full.1.boot.inventory.partitions[0].read_only = true;
+        assert_eq!(left(&full), Some(LeftBecause::NoRoom));
+    }
+
+    #[test]
+    fn what_a_check_of_the_file_system_emptied_is_put_back() {
+        let mut copies = both("257", 2);
+        (copies[1].content, copies[1].size, copies[1].digest) = (LoaderContent::Empty, 0, Some(digest(0)));
+        assert_eq!(done(&machine(loader("257", 2), copies)), [SECOND]);
+    }
+
+    #[test]
+    fn what_an_earlier_try_left_goes_and_never_with_the_clusters_of_what_is_in_place() {
+        let with = |copies: Vec<LoaderCopy>, left: LoaderCopy| {
+            let mut machine = machine(loader("257", 2), copies);
+            machine.1.boot.inventory.loader.beside.push(left);
+            done(&machine)
+        };
+        let place = LoaderPlace::Systemd;
+        // Half of it, or all of it and not in place yet.
+        for left in [beside(place, "BASCULE.NEW", 300, 5), beside(place, "bascule.new", 1000, 2)] {
+            let path = left.path.clone();
+            assert_eq!(with(both("256", 1), left), [format!("no {path}"), FIRST.to_owned()]);
+        }
+        // Alike: perhaps two names of one file. What is in place gets clusters of its own before the other name goes.
+        assert_eq!(
+            with(both("257", 2), beside(place, "BASCULE.NEW", 1000, 2)),
+            ["EFI/systemd/systemd-bootx64.efi by EFI/systemd/BASCULE.NE2", "no EFI/systemd/BASCULE.NEW"]
+        );
+        assert_eq!(
+            with(both("256", 1), beside(place, "BASCULE.NEW", 1000, 1)),
+            ["EFI/systemd/systemd-bootx64.efi by EFI/systemd/BASCULE.NE2", "no EFI/systemd/BASCULE.NEW"]
+        );
+        // All is in place: only the rest goes.
+        assert_eq!(with(both("257", 2), beside(place, "BASCULE.NEW", 0, 0)), ["no EFI/systemd/BASCULE.NEW"]);
+        assert!(is_beside("Bascule.New") && is_beside("BASCULE.NE2") && !is_beside("BASCULE.TXT"));
+    }
+
+    /// Carries a step out on the facts.
+    fn carry_out(facts: &mut Facts, step: &LoaderStep) {
+        let loader = &mut facts.boot.inventory.loader;
+        for change in &step.changes {
+            match change {
+                LoaderChange::Replace { path, .. } => {
+                    for copy in loader.copies.iter_mut().filter(|copy| copy.path == *path) {
+                        copy.content = LoaderContent::SystemdBoot(step.loader.version.clone());
+                        (copy.size, copy.digest) = (step.loader.size, Some(step.loader.digest.clone()));
+                    }
+                }
+                LoaderChange::Remove { path, .. } => loader.beside.retain(|found| found.path != *path),
+            }
+        }
+    }
+
+    /// Every state that two places and what lies beside them can be in, up to the end.
+    #[test]
+    fn whatever_lies_there_ends_whole_one_place_at_a_time_and_never_older() {
+        let kinds = |place: LoaderPlace| {
+            let with = |content, size, digest| Some(LoaderCopy { content, size, digest, ..copy(place, "", 0) });
+            [
+                None,
+                Some(copy(place, "255", 5)),
+                Some(copy(place, "257", 2)),
+                Some(copy(place, "257", 3)),
+                Some(copy(place, "258", 8)),
+                with(LoaderContent::Empty, 0, Some(digest(0))),
+                with(LoaderContent::Other, 77, Some(digest(9))),
+            ]
+        };
+        let leftovers = |place: LoaderPlace| {
+            let left = |name, size, byte| Some(beside(place, name, size, byte));
+            [None, left("BASCULE.NEW", 1000, 2), left("BASCULE.NEW", 1000, 5), left("BASCULE.NE2", 300, 2)]
+        };
+        let mut met = 0;
+        let places = kinds(LoaderPlace::Systemd)
+            .into_iter()
+            .flat_map(|first| kinds(LoaderPlace::Fallback).map(|second| [first.clone(), second]).into_iter());
+        for places in places {
+            for left in leftovers(LoaderPlace::Systemd).into_iter().chain(leftovers(LoaderPlace::Fallback)) {
+                for downgrade in [false, true] {
+                    let copies: Vec<LoaderCopy> = places.iter().flatten().cloned().collect();
+                    let (state, mut facts) = machine(BootLoader { downgrade, ..loader("257", 2) }, copies.clone());
+                    facts.boot.inventory.loader.info = Some("systemd-boot 255".to_owned());
+                    facts.boot.inventory.loader.beside.extend(left.clone());
+                    let what = format!("{copies:?} and {left:?}, downgrade: {downgrade}");
+                    let mut steps = 0;
+                    while let Some(Verdict::Replace(step)) = judge(&state, &facts) {
+                        let folder = |change: &LoaderChange| match change {
+                            LoaderChange::Replace { path, .. } | LoaderChange::Remove { path, .. } => {
+                                path.rsplit_once('/').map(|(folder, _)| folder.to_owned())
+                            }
+                        };
+                        let folders: Vec<_> = step.changes.iter().map(folder).collect();
+                        assert!(folders.iter().all(|folder| Some(folder) == folders.first()), "{what}: {step:?}");
+                        carry_out(&mut facts, &step);
+                        steps += 1;
+                        assert!(steps <= 2, "{what}: it never ends");
+                    }
+                    met += steps;
+                    for (before, after) in copies.iter().zip(&facts.boot.inventory.loader.copies) {
+                        let foreign = before.content == LoaderContent::Other;
+                        let newer = before.content == LoaderContent::SystemdBoot("258".to_owned()) && !downgrade;
+                        assert!(!(foreign || newer) || before == after, "{what}");
+                    }
+                    if let Some(Verdict::Current(_)) = judge(&state, &facts) {
+                        let ours = facts.boot.inventory.loader.copies.iter();
+                        let mut ours = ours.filter(|copy| copy.content != LoaderContent::Other);
+                        assert!(ours.all(|copy| copy.digest == Some(digest(2))), "{what}");
+                    }
+                }
+            }
+        }
+        assert!(met > 100, "{met}");
+    }
+
+    #[test]
+    fn memory_is_bounded_survives_the_journal_and_keeps_what_runs() {
+        let root = |byte: u8| RootHash::from_bytes(&[byte; 32]);
+        let mut journal = Journal::default();
+        for byte in 1..9 {
+            journal.boot_loaders.note(&root(byte), Some(&loader("257", byte)), &root(1));
+        }
+        let read = Journal::parse(&journal.to_bytes().unwrap()).unwrap();
+        assert_eq!(read.boot_loaders, journal.boot_loaders);
+        assert_eq!(read.boot_loaders.0.len(), MAX_RELEASES);
+        assert!(read.boot_loaders.of(&root(1)).is_some() && read.boot_loaders.of(&root(2)).is_none());
+        journal.boot_loaders.note(&root(1), None, &root(1));
+        assert_eq!(journal.boot_loaders.of(&root(1)), None, "published anew without one");
+        let plain = Journal::default().to_bytes().unwrap();
+        assert!(!String::from_utf8(plain).unwrap().contains("bootLoaders"), "an older agent reads what it wrote");
+    }
+}
