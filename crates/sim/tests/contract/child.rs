@@ -228,8 +228,9 @@ fn exhaust_short(
 }
 
 /// What makes a boot image and its names durable, and in which order: the content before the name that the boot loader starts, and
-/// each name before what is built on it. No answer of a step shows that one of them was left out.
-const FLUSHED: [&str; 19] = [
+/// each name before what is built on it. No answer of a step shows that one of them was left out; what power loss makes of it then is
+/// shown in [`crate::simulated`].
+pub(crate) const FLUSHED: [&str; 19] = [
     "write EFI/Linux/bascule-new.part",
     "fsync EFI/Linux/bascule-new.part",
     "fsync EFI/Linux",
