@@ -168,6 +168,25 @@ fn a_full_esp_is_reported_before_the_first_write() {
     });
 }
 
+/// Room is measured before the first write, and may be gone when it is needed.
+#[test]
+fn room_that_goes_while_a_release_is_staged_is_reported_and_costs_nothing() {
+    for left in [0, 512, 2048] {
+        let mut world = updating(SystemdBoot);
+        let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
+        let filling = esp.clone();
+        world.on_effect("stage-uki", move || {
+            let free = usize::try_from(filling.free().unwrap()).unwrap();
+            filling.write("EFI/filler.bin", &vec![1; free - left]).unwrap();
+        });
+        refuses_until_mended(world, &[NodeError::Space], &format!("{left} bytes are left"), |world| {
+            assert!(world.story.iter().any(|line| line.contains("stage-uki failed")), "{}", world.told());
+            esp.remove("EFI/filler.bin").unwrap();
+            esp.sync().unwrap();
+        });
+    }
+}
+
 #[test]
 fn a_broken_copy_of_the_table_is_repaired() {
     for boot in BACKENDS {
