@@ -3,7 +3,8 @@
 //! All tests are compiled once. Then three lanes run side by side, because they want different things: what has a control plane waits
 //! most of its time for watches, leases and reboots, so that the largest program of them has a lane to itself and one test more at once
 //! than there are processors, and the others have one where each waits for the one before it; worlds, disks and parsers want a processor
-//! and nothing else, as does the build of what the virtual machines run. The machines come last and alone.
+//! and nothing else, as does the build of what the virtual machines run. The machines come last in that lane: what they are made of is
+//! compiled before they start, and beside them there is only the rest of the waiting.
 
 use crate::{prerequisites, workspace_root};
 use anyhow::{Context as _, bail};
@@ -209,23 +210,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (begin, times) = (Instant::now(), Times::default());
     let run = |step: &Step| step.run(&times);
     before.iter().filter(wanted).try_for_each(run)?;
-    let lanes = [(waiting.as_slice(), None), (others.as_slice(), None), (working.as_slice(), Some(NICE))];
-    let lanes: Vec<(Vec<&Step>, Option<i32>)> = lanes
-        .into_iter()
-        .map(|(steps, nice)| (steps.iter().filter(wanted).collect::<Vec<&Step>>(), nice))
-        .filter(|(steps, _)| !steps.is_empty())
-        .collect();
+    let mut lanes: [Vec<(&Step, Option<i32>)>; 3] = [
+        waiting.iter().map(|step| (step, None)).collect(),
+        others.iter().map(|step| (step, None)).collect(),
+        working.iter().map(|step| (step, Some(NICE))).chain(last.iter().map(|step| (step, None))).collect(),
+    ];
+    for lane in &mut lanes {
+        lane.retain(|(step, _)| wanted(step));
+    }
+    let lanes: Vec<_> = lanes.into_iter().filter(|lane| !lane.is_empty()).collect();
     // The first is shown as it goes.
-    if let [(shown, _), beside @ ..] = lanes.as_slice() {
+    if let [shown, beside @ ..] = lanes.as_slice() {
         let times = &times;
         thread::scope(|scope| {
             let beside: Vec<_> = beside
                 .iter()
-                .map(|(steps, nice)| {
-                    scope.spawn(move || steps.iter().try_for_each(|step| step.run_aside(*nice, times)))
-                })
+                .map(|lane| scope.spawn(move || lane.iter().try_for_each(|(step, nice)| step.run_aside(*nice, times))))
                 .collect();
-            let shown = shown.iter().copied().try_for_each(run);
+            let shown = shown.iter().try_for_each(|(step, _)| step.run(times));
             // Each is waited for, whichever failed.
             let lanes: Vec<anyhow::Result<()>> = beside
                 .into_iter()
@@ -234,7 +236,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             std::iter::once(shown).chain(lanes).collect::<anyhow::Result<()>>()
         })?;
     }
-    last.iter().filter(wanted).try_for_each(run)?;
     println!("{}every step passed in {} s", times.lines(), begin.elapsed().as_secs());
     Ok(())
 }
