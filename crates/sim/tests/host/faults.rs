@@ -398,6 +398,22 @@ fn an_armed_entry_whose_file_is_gone_boots_the_old_release_and_is_no_failure() {
     ends_with(&mut world, "1.1", "armed entry gone");
 }
 
+/// What a check of the file system makes of a rename that power loss cut, after which two names were on one chain of clusters: it empties
+/// the second.
+#[test]
+fn an_empty_file_under_the_name_that_an_entry_is_to_get_keeps_no_trial_from_its_commit() {
+    for effect in ["reboot", "bless"] {
+        let mut world = updating(SystemdBoot);
+        let disk = world.hardware.disk.clone();
+        world.on_effect(effect, move || {
+            let esp = Table::read(&disk).unwrap().esp().unwrap();
+            esp.write("EFI/Linux/acme-os_1.1.efi", b"").unwrap();
+            esp.sync().unwrap();
+        });
+        ends_with(&mut world, "1.1", &format!("an empty file since {effect}"));
+    }
+}
+
 #[test]
 fn clock_jumps_change_nothing() {
     for boot in BACKENDS {
