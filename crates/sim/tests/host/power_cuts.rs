@@ -332,6 +332,39 @@ fn an_entry_whose_name_was_torn_is_still_a_trial() {
     assert!(lost > 0, "no cut tore a name: this proves nothing");
 }
 
+/// Many systems check the boot partition in each boot, once the boot loader is done with it. Of two names that a cut left on one chain of
+/// clusters the check empties the second, and it cuts what has clusters that are free.
+#[test]
+fn a_check_of_the_boot_partition_after_a_cut_costs_no_update_its_end() {
+    let begun = Instant::now();
+    let mut cuts = 0;
+    for place in 0..PLACES {
+        let story = update_with_names_moved_by(place);
+        for at in story.recording.cut_points() {
+            let moment = story.moment(at);
+            if !moment.armed || story.recording.pending_versions(at) == 0 {
+                continue;
+            }
+            for seed in 0..4 {
+                let loss = Loss::Torn((place as u64) << 48 | (at as u64) << 16 | seed);
+                let snapshot = story.recording.cut(at, loss);
+                let esp = Table::read(&Disk::from_snapshot(snapshot.clone())).unwrap().esp().unwrap();
+                if esp.check().unwrap().is_empty() {
+                    continue;
+                }
+                let mut world = story.world.back_at(moment, snapshot);
+                world.torn_names = true;
+                world.checked = true;
+                let ended = world.settle();
+                story.judge(ended, &world).unwrap_or_else(|wrong| panic!("{}", story.tell(at, loss, &wrong, &world)));
+                cuts += 1;
+            }
+        }
+    }
+    println!("{cuts} cuts that a check had something to say of, in {:?}", begun.elapsed());
+    assert!(cuts > 0, "no cut left anything to be corrected: this proves nothing");
+}
+
 /// While the agent arms, a torn name is not even started: not before the name is whole is the image a program. What lies
 /// there is cleared away, and the update ends as ever.
 #[test]
