@@ -90,7 +90,7 @@ pub(crate) fn sector_of(disk: &Disk) -> u64 {
     let [usual, large] = SECTORS;
     let has_header = |at: u64| {
         let (mut cached, mut medium) = ([0_u8; 8], [0_u8; 8]);
-        whole.peek(at, &mut cached, &mut medium).is_ok() && &cached == HEADER
+        whole.peek(at, &mut cached, &mut medium).is_ok() && cached == *HEADER
     };
     let at_the_end = disk.length().checked_sub(large).is_some_and(has_header);
     if has_header(large) || at_the_end { large } else { usual }
