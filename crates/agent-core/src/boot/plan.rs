@@ -357,6 +357,12 @@ fn free_name(facts: &Facts, image: &BootFile, named: impl Fn(&str) -> String) ->
     another.map_or(plain, |base| named(&base))
 }
 
+/// What of such a rename lies under a name of the agent's own that no boot loader looks at: as it is empty, no clusters go with it.
+fn emptied<'f>(facts: &'f Facts, partition: BootPartition, name: &str) -> Option<&'f BootFile> {
+    let mut files = facts.boot.inventory.files.iter();
+    files.find(|file| file.partition == partition && file.name.eq_ignore_ascii_case(name) && file.size == 0)
+}
+
 /// Gives the running trial's entry its counter back, with `left` tries after this boot.
 pub(crate) fn recount(facts: &Facts, left: u32) -> Planned {
     let slot = facts.booted;
@@ -384,16 +390,21 @@ pub(crate) fn disarm(facts: &Facts, target: &ReleaseTarget) -> Planned {
         return Err(NoPlan::Unseen(unread(facts)));
     }
     let found = facts.boot.view.slots.get(slot).images.first();
-    let changes = found.and_then(|image| {
+    let mut changes = Vec::new();
+    if let Some(image) = found {
         let record = facts.boot.view.records.iter().find(|record| record.root_hash == target.root_hash);
         let digest = target.uki.as_ref().map(|(digest, _)| digest).or_else(|| record?.digest.as_ref());
         match digest {
-            Some(digest) => BootChange::rename(image, waiting_name(digest)),
+            Some(digest) => {
+                let name = waiting_name(digest);
+                changes.extend(emptied(facts, image.partition, &name).map(BootChange::remove));
+                changes.extend(BootChange::rename(image, name));
+            }
             // The installer's: nobody knows its digest, and it can't be fetched again. It stays, as the last choice.
-            None => aside(facts, image),
+            None => changes.extend(aside(facts, image)),
         }
-    });
-    Ok(step(facts, BootPurpose::Disarm, slot, changes.into_iter().collect()))
+    }
+    Ok(step(facts, BootPurpose::Disarm, slot, changes))
 }
 
 /// Makes a slot's entry permanent.
