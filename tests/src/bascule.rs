@@ -36,9 +36,10 @@ pub const MANIFESTS: &[&str] = &[
 /// When the API server refuses one.
 pub async fn install(control_plane: &ControlPlane, manifests: &[&str]) -> Result<(), ControlPlaneError> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests");
-    for manifest in manifests {
-        control_plane.apply(&std::fs::read_to_string(folder.join(manifest)).unwrap()).await?;
-    }
+    let texts: Vec<String> =
+        manifests.iter().map(|manifest| std::fs::read_to_string(folder.join(manifest)).unwrap()).collect();
+    // Together, so that the definitions among them are waited for together.
+    control_plane.apply(&texts.join("\n---\n")).await?;
     Ok(())
 }
 

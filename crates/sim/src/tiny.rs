@@ -7,6 +7,7 @@ use bascule_image::boot_loader::MAX_SIZE;
 use bascule_image::build::{BuildError, Effort, Image, Options, build_delta, build_full};
 use bascule_image::digest::Sha256;
 use bascule_image::io::ReadAt;
+use bascule_image::pack::MIN_FRAME_SIZE;
 use bascule_image::release::ParseError;
 use bascule_image::release::manifest::{self, Manifest};
 use bascule_image::release::names::{PathError, TargetPath};
@@ -119,8 +120,7 @@ impl TinyRelease {
         let image = Image { root_hash: release.root_hash, bytes: &release.data };
         let before = Image { root_hash: base.root_hash, bytes: &base.data };
         let mut delta = Vec::new();
-        let options = Options { effort: Effort::Fast, workers: NonZeroUsize::MIN, ..Options::default() };
-        let built = build_delta(image, before, &mut delta, &options, &Watch::none())?;
+        let built = build_delta(image, before, &mut delta, &options(), &Watch::none())?;
         let path = format!("releases/{version}/x86-64/from-{}.pack", base.root_hash).parse::<TargetPath>()?;
         release.manifest.packs.push(built.to_manifest_entry(path));
         release.manifest_bytes = release.manifest.to_bytes()?;
@@ -173,8 +173,7 @@ impl TinyRelease {
             boot_image(&[(".osrel", os_release.as_bytes()), (".cmdline", cmdline.as_bytes()), (".linux", &kernel)]);
         let tree_bytes = tree.to_bytes();
         let mut pack = Vec::new();
-        let options = Options { effort: Effort::Fast, workers: NonZeroUsize::MIN, ..Options::default() };
-        let built = build_full(Image { root_hash, bytes: &data }, &mut pack, &options, &Watch::none())?;
+        let built = build_full(Image { root_hash, bytes: &data }, &mut pack, &options(), &Watch::none())?;
         let path = |file: &str| format!("releases/{version}/x86-64/{file}").parse::<TargetPath>();
         let manifest = Manifest {
             format: manifest::format_for(state_version),
@@ -218,6 +217,11 @@ impl TinyRelease {
     pub fn entry(&self) -> String {
         format!("{}-{}.efi", self.product, self.version)
     }
+}
+
+/// Frames are as small as they may be, so that an image of some hundred kilobytes has several, and several workers something to do.
+fn options() -> Options {
+    Options { effort: Effort::Fast, workers: NonZeroUsize::MIN, frame_size: MIN_FRAME_SIZE }
 }
 
 fn hash(data: &[u8], parameters: &Parameters) -> Result<Tree, verity::IncompleteTree> {

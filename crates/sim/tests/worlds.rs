@@ -21,8 +21,8 @@ use std::{
 const WORLDS: Range<u64> = 0..10_000;
 /// Worlds outside of that range that broke a promise once (docs/testing.md, track record).
 const KEPT_WORLDS: [u64; 2] = [20_468, 4_000_009_781];
-/// Worlds that each commit has to itself. Few, as long as one in about ten thousand breaks a promise (4000009781 did).
-const FRESH_WORLDS: u64 = 100;
+/// Worlds that each commit has to itself.
+const FRESH_WORLDS: u64 = 1_000;
 /// Above every seed of the other tests.
 const FIRST_FRESH: u64 = 1_000_000;
 /// How many worlds a mutant may live through. The rarest (a node whose boot loader does not count) takes some hundreds.

@@ -38,7 +38,9 @@ pub trait Esp: Send + Sync {
     /// Writes over the first bytes of a file that is there and longer; nothing else of it changes.
     fn write_start(&self, path: &str, bytes: &[u8]) -> io::Result<()>;
 
-    /// Renames a file within its directory. Never replaces another (`AlreadyExists`).
+    /// Renames a file within its directory. Never replaces another (`AlreadyExists`). Wherever power is lost from then on, also within
+    /// the next [`Esp::sync`], the content is found under one of the names, or under both; under neither only where a name lies in two
+    /// sectors of the directory.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
     /// Puts a file in the place of another one of its directory, whose name it takes. Both must be there, and `from` must be durable. At

@@ -108,6 +108,11 @@ mod tests {
         state.write("journal.json", b"two").unwrap();
         assert_eq!(state.read("journal.json", 9).unwrap().as_deref(), Some(&b"two"[..]));
         assert_eq!(state.read("journal.json", 2).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        // What a power cut left of a write that did not come to its end, longer than what is written now.
+        std::fs::write(folder.path().join("state/.journal.json.new"), [b'x'; 5000]).unwrap();
+        assert_eq!(state.read("journal.json", 9).unwrap().as_deref(), Some(&b"two"[..]));
+        state.write("journal.json", b"three").unwrap();
+        assert_eq!(state.read("journal.json", 9).unwrap().as_deref(), Some(&b"three"[..]));
         state.remove("journal.json").unwrap();
         state.remove("journal.json").unwrap();
         assert!(state.write("../x", b"").is_err());

@@ -7,10 +7,10 @@ use std::time::Duration;
 use bascule_agent::agent::Agent;
 use bascule_agent::core::{Config, Desired, Entry, Event, State};
 use bascule_agent::engine::{Engine, StageLimits};
-use bascule_agent::host::{Firmware, Host};
+use bascule_agent::host::{Clock as _, Firmware, Host};
 use bascule_agent::observe::LookSettings;
 use bascule_api::{Goal, Grant, NodeUpdateStatus, PackFallback, ReleaseRef};
-use bascule_sim::disk::Disk;
+use bascule_sim::disk::{Disk, Snapshot};
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
 use bascule_sim::host::releases::reference;
@@ -83,6 +83,23 @@ impl Machine {
         let sim = SimHost::new(&hardware, &system, clock.clone(), releases.clone()).unwrap();
         let unreadable = Unreadable::default();
         Self { hardware, clock, sim, system, releases, unreadable, smbios: Vec::new(), generation: 0 }
+    }
+
+    /// The machine with what a power cut left on its disk, turned on again. Errors: something else than one whole release started.
+    pub(crate) fn cut(&self, left: Snapshot, releases: Arc<SimReleases>) -> Result<Self, String> {
+        let mut hardware = Hardware::new(Disk::from_snapshot(left), self.hardware.boot, IDENTITY);
+        hardware.variables = self.hardware.variables.clone();
+        hardware.starts = self.hardware.starts;
+        let started = hardware.power_on();
+        let (Some(system), 1) = (started.system, started.log.len()) else {
+            return Err(format!("not one whole release was started: {:?}", started.log));
+        };
+        let clock = Arc::new(SimClock::starting_at(self.clock.now()));
+        clock.pass(STARTUP);
+        let sim =
+            SimHost::new(&hardware, &system, clock.clone(), releases.clone()).map_err(|error| error.to_string())?;
+        let (unreadable, generation) = (Unreadable::default(), self.generation);
+        Ok(Self { hardware, clock, sim, system, releases, unreadable, smbios: Vec::new(), generation })
     }
 
     /// The machine starts again.

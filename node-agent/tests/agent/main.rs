@@ -14,6 +14,7 @@
 mod api_server;
 mod bus;
 mod counting;
+mod cuts;
 mod exit_codes;
 mod flow;
 mod grants;

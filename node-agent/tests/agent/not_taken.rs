@@ -1,9 +1,11 @@
 //! An armed entry that the boot loader did not take: it costs one drain, and not one after the other.
 
 use bascule_agent::agent::Agent;
-use bascule_agent::core::boot::Safeguard;
+use bascule_agent::core::boot::{Safeguard, waiting_name};
 use bascule_agent::core::{Config, Desired, Event, ManualCommand};
 use bascule_api::{Counting, Goal};
+use bascule_image::digest::Sha256;
+use bascule_sim::layout::Table;
 
 use crate::machine::{Machine, named, release};
 use crate::way_back::{is_refused, machine, set};
@@ -43,6 +45,28 @@ fn an_armed_entry_that_was_not_taken_is_never_armed_again_by_itself() {
     let mut agent = machine.agent();
     agent.handle(Event::Manual { command: ManualCommand::Stage(named(&new)), user: None }).unwrap();
     machine.update(&new, 9);
+}
+
+/// Power lost within the rename that takes an entry back leaves both names on one chain of clusters, and a check of the file system
+/// (`fsck.vfat -a`) then empties the second.
+#[test]
+fn an_armed_entry_is_taken_back_though_an_empty_file_has_the_name_under_which_it_waits() {
+    let new = release("1.1", &[]);
+    let mut machine = machine();
+    let mut agent = machine.agent();
+    let grant = machine.grant(1);
+    agent.handle(machine.word(Goal::Booted, &new, Some(grant))).unwrap();
+    let esp = Table::read(&machine.hardware.disk).unwrap().esp().unwrap();
+    let waiting = format!("EFI/Linux/{}", waiting_name(&Sha256::of(&new.uki).into()));
+    assert!(!esp.exists(&waiting).unwrap(), "it is armed");
+    esp.write(&waiting, b"").unwrap();
+    esp.sync().unwrap();
+    machine.hardware.variables.set_string("LoaderEntryOneShot", "acme-os-1.0.efi");
+    machine.reboot();
+    machine.agent();
+    let files = esp.list("EFI/Linux").unwrap();
+    assert!(!files.iter().any(|file| file.name.contains('+')), "any reboot would begin a trial: {files:?}");
+    assert_eq!(esp.read(&waiting, 1 << 20).unwrap(), new.uki);
 }
 
 /// The same by way of the operator (`bascule retry`): once for each word, and it survives a restart of the agent.

@@ -30,7 +30,7 @@ use crate::machine::{Machine, named, release};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Settings of a node whose API server can't be reached.
-fn settings(folder: &Path) -> Settings {
+pub(crate) fn settings(folder: &Path) -> Settings {
     let file = folder.join("agent.toml");
     let socket = folder.join("agent.sock");
     let text = format!("[node]\nname = \"n1\"\n[server]\nlisten = \"unix:{}\"\n", socket.display());

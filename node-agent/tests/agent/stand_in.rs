@@ -94,7 +94,8 @@ impl Pair {
     }
 }
 
-fn spec(goal: Goal, release: &TinyRelease, grant: Option<&Grant>) -> NodeUpdateSpec {
+/// What the operator writes.
+pub(crate) fn spec(goal: Goal, release: &TinyRelease, grant: Option<&Grant>) -> NodeUpdateSpec {
     let disruption = grant.map(|_| {
         json!({
             "grantedAt": "2026-11-21T12:00:00Z", "wasCordoned": false,

@@ -88,8 +88,10 @@ impl World {
     /// The same with manifests, and the root of trust among them, that somebody else applies.
     pub async fn installed(install: impl AsyncFnOnce(&ControlPlane, &Vendor)) -> Self {
         bascule_tests::install_tls_provider();
-        let control_plane = ControlPlane::start(Options::default()).await.unwrap();
-        let (vendor, server) = bascule::repository().await;
+        // The repository is signed while the control plane starts.
+        let (control_plane, (vendor, server)) =
+            tokio::join!(ControlPlane::start(Options::default()), bascule::repository());
+        let control_plane = control_plane.unwrap();
         install(&control_plane, &vendor).await;
         bascule::install(&control_plane, &["components/host-agent/rbac.yaml"]).await.unwrap();
         control_plane.apply(HOOKS).await.unwrap();

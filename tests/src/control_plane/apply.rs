@@ -16,6 +16,8 @@ use super::{ControlPlaneError, Foundation};
 const DISCOVERY: Duration = Duration::from_secs(60);
 /// Discovery can only be polled.
 const POLL: Duration = Duration::from_millis(100);
+/// The kind of objects that bring kinds.
+const DEFINITION: &str = "CustomResourceDefinition";
 
 /// One object that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +31,8 @@ pub struct Applied {
 }
 
 impl Foundation {
-    /// Applies every document of a YAML text in its order, as the admin. A CustomResourceDefinition is waited for, so
-    /// that later documents may use it.
+    /// Applies every document of a YAML text in its order, as the admin. A CustomResourceDefinition is waited for before
+    /// anything else than another one, so that later documents may use it.
     ///
     /// # Errors
     /// When a document is no Kubernetes object, or the API server refuses one.
@@ -62,16 +64,22 @@ impl Foundation {
 pub async fn apply(client: Client, yaml: &str) -> Result<Vec<Applied>, ControlPlaneError> {
     let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(yaml)
         .map_err(|error| ControlPlaneError::Manifest { name: "(text)".to_owned(), problem: error.to_string() })?;
-    let mut applied = Vec::new();
+    let (mut applied, mut definitions) = (Vec::new(), Vec::<DynamicObject>::new());
     for document in documents.into_iter().filter(|document| !document.is_null()) {
         let object: DynamicObject = serde_json::from_value(document)
             .map_err(|error| ControlPlaneError::Manifest { name: "(object)".to_owned(), problem: error.to_string() })?;
-        applied.push(apply_one(&client, object).await?);
+        let is_definition = object.types.as_ref().is_some_and(|types| types.kind == DEFINITION);
+        if !is_definition {
+            until_usable(&client, &std::mem::take(&mut definitions)).await?;
+        }
+        applied.push(apply_one(&client, &object).await?);
+        definitions.extend(is_definition.then_some(object));
     }
+    until_usable(&client, &definitions).await?;
     Ok(applied)
 }
 
-async fn apply_one(client: &Client, object: DynamicObject) -> Result<Applied, ControlPlaneError> {
+async fn apply_one(client: &Client, object: &DynamicObject) -> Result<Applied, ControlPlaneError> {
     let name = object.name_any();
     let types = object.types.clone().unwrap_or_default();
     let kind = GroupVersionKind::try_from(&types)
@@ -86,15 +94,21 @@ async fn apply_one(client: &Client, object: DynamicObject) -> Result<Applied, Co
         Scope::Namespaced => Api::namespaced_with(client.clone(), &namespace, &resource),
     };
     let params = PatchParams::apply("bascule-tests").force();
-    objects.patch(&name, &params, &Patch::Apply(&object)).await?;
-    if kind.kind == "CustomResourceDefinition" {
-        let definitions = Api::<CustomResourceDefinition>::all(client.clone());
-        await_condition(definitions, &name, conditions::is_crd_established()).await.map_err(|error| {
+    objects.patch(&name, &params, &Patch::Apply(object)).await?;
+    Ok(Applied { kind: kind.kind, namespace, name })
+}
+
+/// Waits until the kinds of definitions can be used. The API server takes its time for each beside the others.
+async fn until_usable(client: &Client, definitions: &[DynamicObject]) -> Result<(), ControlPlaneError> {
+    for definition in definitions {
+        let name = definition.name_any();
+        let all = Api::<CustomResourceDefinition>::all(client.clone());
+        await_condition(all, &name, conditions::is_crd_established()).await.map_err(|error| {
             ControlPlaneError::Manifest { name: name.clone(), problem: format!("never established: {error}") }
         })?;
-        until_discovered(client, &object).await?;
+        until_discovered(client, definition).await?;
     }
-    Ok(Applied { kind: kind.kind, namespace, name })
+    Ok(())
 }
 
 /// Discovery learns of a definition a moment after it was established.

@@ -134,6 +134,9 @@ max = "5s"
 [reboot]
 retry-after = "10s"
 
+[health]
+units = ["containerd.service"]
+
 [server]
 listen = "unix:{}"
 "#,

@@ -54,6 +54,19 @@ impl NodeSeen {
         self.rollout().is_some_and(|rollout| rollout.reason == reason)
     }
 
+    /// What the agent says that it could not do contains this.
+    pub(crate) fn complains(&self, words: &str) -> bool {
+        let status = self.update.as_ref().and_then(|update| update.status.as_ref());
+        status.and_then(|status| status.last_error.as_ref()).is_some_and(|error| error.message.contains(words))
+    }
+
+    /// The agent says that units do not run that the OS image expects to run.
+    pub(crate) fn misses_units(&self) -> bool {
+        let status = self.update.as_ref().and_then(|update| update.status.as_ref());
+        let healthy = status.and_then(|status| conditions::get(&status.conditions, conditions::AGENT_HEALTHY));
+        healthy.is_some_and(|condition| condition.status == "False" && condition.reason == "UnitsFailing")
+    }
+
     /// The release runs and was made permanent: the machine knows what runs, the agent of that very boot knows whether
     /// it is still on trial.
     pub(crate) fn runs_committed(&self, version: &str) -> bool {

@@ -280,7 +280,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
     let (mut changes, placed): (Vec<BootChange>, Option<PlacedImage>) =
         match facts.boot.view.slots.get(slot).images.first() {
             Some(image) => {
-                let name = EntryName::counted(&base(image), tries, 0);
+                let name = free_name(facts, image, |base| EntryName::counted(base, tries, 0));
                 // One that failed here and can be fetched again is put in place like a new one; what once ran here is the way
                 // back, and is not put at risk.
                 let change = match entry_of(image) {
@@ -313,7 +313,7 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
             }
         };
     if facts.boot.running_sorts_first {
-        changes.extend(aside(image(facts, facts.booted)?));
+        changes.extend(aside(facts, image(facts, facts.booted)?));
     }
     Ok(Arming { step: step(facts, BootPurpose::Arm, slot, changes), placed })
 }
@@ -344,6 +344,25 @@ fn free_base(facts: &Facts, partition: BootPartition, base: &str) -> Result<Stri
     found.ok_or_else(|| NoPlan::Refused(format!("there are {MAX_NAMES} boot images called {base}: remove some")))
 }
 
+/// The name that an image gets, made of its base; of another base where a file has that name already. Power lost within that very rename
+/// leaves both names on one chain of clusters, and a check of the file system then empties one of them (`fsck.vfat -a`): what is in the
+/// way holds nothing, and is not known to be the agent's.
+fn free_name(facts: &Facts, image: &BootFile, named: impl Fn(&str) -> String) -> String {
+    let own = base(image);
+    let plain = named(&own);
+    let is_taken = facts.boot.inventory.files.iter().any(|file| {
+        file.partition == image.partition && file.name != image.name && file.name.eq_ignore_ascii_case(&plain)
+    });
+    let another = is_taken.then(|| free_base(facts, image.partition, &own).ok()).flatten();
+    another.map_or(plain, |base| named(&base))
+}
+
+/// What of such a rename lies under a name of the agent's own that no boot loader looks at: as it is empty, no clusters go with it.
+fn emptied<'f>(facts: &'f Facts, partition: BootPartition, name: &str) -> Option<&'f BootFile> {
+    let mut files = facts.boot.inventory.files.iter();
+    files.find(|file| file.partition == partition && file.name.eq_ignore_ascii_case(name) && file.size == 0)
+}
+
 /// Gives the running trial's entry its counter back, with `left` tries after this boot.
 pub(crate) fn recount(facts: &Facts, left: u32) -> Planned {
     let slot = facts.booted;
@@ -371,16 +390,21 @@ pub(crate) fn disarm(facts: &Facts, target: &ReleaseTarget) -> Planned {
         return Err(NoPlan::Unseen(unread(facts)));
     }
     let found = facts.boot.view.slots.get(slot).images.first();
-    let changes = found.and_then(|image| {
+    let mut changes = Vec::new();
+    if let Some(image) = found {
         let record = facts.boot.view.records.iter().find(|record| record.root_hash == target.root_hash);
         let digest = target.uki.as_ref().map(|(digest, _)| digest).or_else(|| record?.digest.as_ref());
         match digest {
-            Some(digest) => BootChange::rename(image, waiting_name(digest)),
+            Some(digest) => {
+                let name = waiting_name(digest);
+                changes.extend(emptied(facts, image.partition, &name).map(BootChange::remove));
+                changes.extend(BootChange::rename(image, name));
+            }
             // The installer's: nobody knows its digest, and it can't be fetched again. It stays, as the last choice.
-            None => aside(image),
+            None => changes.extend(aside(facts, image)),
         }
-    });
-    Ok(step(facts, BootPurpose::Disarm, slot, changes.into_iter().collect()))
+    }
+    Ok(step(facts, BootPurpose::Disarm, slot, changes))
 }
 
 /// Makes a slot's entry permanent.
@@ -389,7 +413,7 @@ pub(crate) fn permanent(facts: &Facts, slot: SlotName, purpose: BootPurpose) -> 
         return Ok(step(facts, purpose, slot, vec![set(slot, attributes(facts, slot).permanent())]));
     }
     let image = image(facts, slot)?;
-    let change = BootChange::rename(image, EntryName::good(&base(image)));
+    let change = BootChange::rename(image, free_name(facts, image, EntryName::good));
     Ok(step(facts, purpose, slot, change.into_iter().collect()))
 }
 
@@ -417,10 +441,10 @@ pub(crate) fn mark_bad(facts: &Facts, slot: SlotName) -> Planned {
     Ok(step(facts, BootPurpose::MarkBad, slot, changes))
 }
 
-fn aside(image: &BootFile) -> Option<BootChange> {
+fn aside(facts: &Facts, image: &BootFile) -> Option<BootChange> {
     match entry_of(image) {
         Entry::Bad { .. } => None,
-        _ => BootChange::rename(image, EntryName::counted(&base(image), 0, 0)),
+        _ => BootChange::rename(image, free_name(facts, image, |base| EntryName::counted(base, 0, 0))),
     }
 }
 
@@ -430,7 +454,7 @@ pub(crate) fn set_aside(facts: &Facts, slot: SlotName) -> Planned {
         let bits = Attributes { priority: 1, ..attributes(facts, slot) };
         return Ok(step(facts, BootPurpose::SetAside, slot, vec![set(slot, bits)]));
     }
-    let change = aside(image(facts, slot)?);
+    let change = aside(facts, image(facts, slot)?);
     Ok(step(facts, BootPurpose::SetAside, slot, change.into_iter().collect()))
 }
 

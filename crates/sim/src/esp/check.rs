@@ -16,10 +16,11 @@ const MAX_DEPTH: usize = 8;
 
 /// Numbers of the boot sector that say where everything lies.
 #[derive(Debug)]
-struct Geometry {
+pub(super) struct Geometry {
     cluster: u64,
     fat: u64,
-    root: u64,
+    /// Where the tables end. On FAT12 and FAT16 the root directory begins there.
+    pub(super) root: u64,
     root_length: u64,
     data: u64,
     clusters: u32,
@@ -56,7 +57,7 @@ fn number(bytes: &[u8], at: usize, length: usize) -> u64 {
 }
 
 impl Geometry {
-    fn read(esp: &Esp) -> io::Result<Self> {
+    pub(super) fn read(esp: &Esp) -> io::Result<Self> {
         let mut boot = [0; 512];
         esp.part().read(0, &mut boot)?;
         let field = |at, length| number(&boot, at, length);

@@ -2,13 +2,15 @@
 //!
 //! Nothing is durable before [`Esp::sync`]. A rename goes to the disk the way Linux' vfat (fs/fat/namei_vfat.c,
 //! `vfat_rename`) and EDK2's FatPkg do it: first the new name, then the removal of the old one, so that a power cut may
-//! leave both names on one chain of clusters, or, where the directory spans sectors, neither.
+//! leave both names on one chain of clusters, or, where the directory spans sectors, neither. vfat's new name has no clusters at
+//! all before the file is written back: [`Esp::rename_late`].
 
 mod check;
 mod rename;
 
 use std::io::{self, Read, Seek, Write};
 
+pub use fatfs::FatType;
 use fatfs::{Date, DateTime, FileSystem, FormatVolumeOptions, FsOptions, Time, TimeProvider};
 
 use crate::disk::{Overlay, Part, write_back};
@@ -28,6 +30,30 @@ pub struct EspFile {
     pub name: String,
     /// Its length in bytes.
     pub size: u64,
+}
+
+/// A file that Linux renamed and has not written back.
+#[derive(Clone, Debug)]
+#[must_use = "nothing of the rename is on the partition yet"]
+pub struct Renamed {
+    part: Part,
+    rename: rename::Rename,
+}
+
+impl Renamed {
+    /// `fsync` of the file: its content is found under the new name, or under the old one. Not durable before [`Esp::sync`], which is
+    /// less than Linux promises.
+    pub fn write_back(self) -> io::Result<()> {
+        self.rename.whole().iter().try_for_each(|step| write_back(&self.part, step))
+    }
+
+    /// `fsync` of the folder, and of the file only afterwards, as `syncfs` does it: for a while the new name is durable, and empty, and
+    /// the old one is gone.
+    pub fn folder_first(self) -> io::Result<()> {
+        self.rename.hollow().iter().try_for_each(|step| write_back(&self.part, step))?;
+        self.part.flush()?;
+        write_back(&self.part, &self.rename.content(&self.part)?)
+    }
 }
 
 /// All files have the same time, so that the same run writes the same bytes.
@@ -69,7 +95,7 @@ impl Esp {
     pub fn format(part: Part, sector: u64) -> io::Result<Self> {
         let esp = Self::new(part);
         let mut overlay = Overlay::new(esp.part.clone());
-        // Small clusters on a small partition keep the tests' disks small; from 64 MiB on, FAT32 with 4 KiB clusters.
+        // Small clusters keep the tests' disks small. Their number makes it FAT12 (up to 4084), FAT16 (up to 65524) or FAT32.
         let cluster: u32 = if esp.part.length() < 64 << 20 { 512 } else { 4096 };
         let sector = u16::try_from(sector).map_err(io::Error::other)?;
         let options = FormatVolumeOptions::new()
@@ -78,11 +104,18 @@ impl Esp {
             .volume_label(*b"ESP        ");
         fatfs::format_volume(&mut overlay, options)?;
         write_back(&esp.part, &overlay.changes()?)?;
+        // What is free on FAT32 is on record from the beginning, as mkfs.fat leaves it.
+        esp.change(|fat| fat.stats().map(|_| ()))?;
         for directory in ["EFI", "EFI/Linux", "loader"] {
             esp.create_directory(directory)?;
         }
         esp.sync()?;
         Ok(esp)
+    }
+
+    /// Which kind of FAT it is: the number of clusters decides.
+    pub fn kind(&self) -> io::Result<FatType> {
+        self.look(|fat| Ok(fat.fat_type()))
     }
 
     /// The partition below.
@@ -156,14 +189,19 @@ impl Esp {
         self.change(|fat| fat.root_dir().open_file(path)?.write_all(bytes))
     }
 
-    /// Renames a file within its directory; never replaces another. Not durable before [`Esp::sync`].
+    /// Renames a file within its directory; never replaces another. Not durable before [`Esp::sync`]. The new name has its content
+    /// at once, as firmware does it, and as Linux does where the file is written back before its folder is.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.rename_late(from, to)?.write_back()
+    }
+
+    /// The same as Linux' vfat begins it. Nothing of it is seen here before the caller says what is written back first: the file
+    /// ([`Renamed::write_back`]) or its folder ([`Renamed::folder_first`]).
+    ///
+    /// A kernel that writes the folder's dirty sectors back by itself between the rename and the first flush after it is not played.
+    pub fn rename_late(&self, from: &str, to: &str) -> io::Result<Renamed> {
         self.part.disk().note(format!("ESP: rename {from} to {to}"));
-        let steps = rename::steps(&self.part, from, to)?;
-        for step in steps {
-            write_back(&self.part, &step)?;
-        }
-        Ok(())
+        Ok(Renamed { part: self.part.clone(), rename: rename::prepare(&self.part, from, to)? })
     }
 
     /// Puts a file in the place of another one of its directory, durably but for the clusters that this frees: they go at the next

@@ -70,6 +70,52 @@ fn a_cut_rename_leaves_the_old_name_both_names_or_the_new_one_with_the_content()
     assert_eq!(met, expected.map(|names| names.into_iter().map(String::from).collect()).into());
 }
 
+/// vfat's new name has no clusters before the file is written back. A folder that is made durable before that has neither name with
+/// the content, whatever the disk made of its cache.
+#[test]
+fn a_folder_that_is_written_back_before_the_file_has_the_content_under_no_name() {
+    let (disk, esp) = fresh();
+    let (old, new) = ("EFI/Linux/acme-1.0+2-1.efi", "EFI/Linux/acme-1.0.efi");
+    esp.write(old, &[9; 3000]).unwrap();
+    esp.sync().unwrap();
+    disk.start_recording();
+    esp.rename_late(old, new).unwrap().folder_first().unwrap();
+    esp.sync().unwrap();
+    let recording = disk.take_recording().unwrap();
+    let lost = |at: &usize| {
+        let left = esp_on(&Disk::from_snapshot(recording.cut(*at, Loss::Everything)));
+        let empty = left.list("EFI/Linux").unwrap() == [EspFile { name: "acme-1.0.efi".into(), size: 0 }];
+        empty && left.check().unwrap().is_empty()
+    };
+    assert!(recording.cut_points().iter().any(lost), "{}", recording.story(usize::MAX, 20));
+    assert_eq!(esp.read(new, 3000).unwrap(), vec![9; 3000], "at the end it is there");
+    assert_eq!(esp.check().unwrap(), Vec::<String>::new());
+}
+
+/// Each kind of FAT is a file system of its own to whoever reads its tables: the driver, and the check of these tests.
+#[test]
+fn a_rename_keeps_the_content_on_every_kind_of_fat() {
+    for (length, kind) in [(1200 << 10, FatType::Fat12), (4 << 20, FatType::Fat16), (40 << 20, FatType::Fat32)] {
+        let disk = Disk::in_memory(length);
+        let esp = Esp::format(Part::new(disk.clone(), Cache(1), 0, length), 512).unwrap();
+        assert_eq!(esp.kind().unwrap(), kind);
+        let free = esp.free().unwrap();
+        // Through a directory that grows, so that tables and entries change together, onto clusters that held something else.
+        esp.write("EFI/Linux/other.efi", &[0xaa; 30_000]).unwrap();
+        esp.remove("EFI/Linux/other.efi").unwrap();
+        esp.write("EFI/Linux/0.efi", &[9; 3000]).unwrap();
+        for number in 0..20 {
+            let (from, to) = (format!("EFI/Linux/{number}.efi"), format!("EFI/Linux/{}.efi", number + 1));
+            esp.write(&format!("EFI/Linux/a longer name of file {number}.txt"), b"").unwrap();
+            esp.rename(&from, &to).unwrap();
+            assert_eq!(esp.read(&to, 3000).unwrap(), vec![9; 3000], "{kind:?}: {to}");
+        }
+        esp.sync().unwrap();
+        assert_eq!(esp.check().unwrap(), Vec::<String>::new(), "{kind:?}");
+        assert!(esp.free().unwrap() < free, "{kind:?}");
+    }
+}
+
 #[test]
 fn nothing_is_durable_before_the_sync() {
     let (disk, esp) = fresh();

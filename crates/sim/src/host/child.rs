@@ -12,7 +12,7 @@ use bascule_agent::host::{BusError, Firmware, Inhibition, Inhibitor, SystemBus, 
 
 use crate::firmware::Variables;
 use crate::machine::process::{Files, MACHINE_VARIABLE, read_json};
-use crate::machine::{Command, MachineConfig, RunningSystem};
+use crate::machine::{BusState, Command, MachineConfig, RunningSystem};
 
 /// What a child knows of its machine.
 #[derive(Debug)]
@@ -53,23 +53,29 @@ impl Firmware for StartedVariables {
 /// The machine as logind and systemd.
 #[derive(Debug)]
 pub struct MachineBus {
-    socket: PathBuf,
+    files: Files,
 }
 
 /// How long the machine may take to take a command.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl MachineBus {
-    /// Behind this socket.
-    pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+    /// Of the machine with these files.
+    pub fn of(files: &Files) -> Self {
+        Self { files: files.clone() }
+    }
+
+    /// What they say now.
+    fn state(&self, service: &'static str) -> Result<BusState, BusError> {
+        let state = read_json(&self.files.bus()).map(Option::unwrap_or_default);
+        state.map_err(|error| BusError::Unreachable { service, source: error.into() })
     }
 
     fn send(&self, command: Command) -> Result<(), BusError> {
         let unreachable = |source: io::Error| BusError::Unreachable { service: "logind", source: source.into() };
         let mut line = serde_json::to_vec(&command).map_err(|error| unreachable(error.into()))?;
         line.push(b'\n');
-        let mut stream = UnixStream::connect(&self.socket).map_err(unreachable)?;
+        let mut stream = UnixStream::connect(self.files.socket()).map_err(unreachable)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(unreachable)?;
         stream.write_all(&line).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => BusError::Slow { service: "logind", seconds: PATIENCE.as_secs() },
@@ -80,7 +86,13 @@ impl MachineBus {
 
 impl SystemBus for MachineBus {
     fn inhibitors(&self) -> Result<Vec<Inhibitor>, BusError> {
-        Ok(Vec::new())
+        let backup = Inhibitor {
+            what: "shutdown:sleep".to_owned(),
+            who: "backup".to_owned(),
+            why: "the nightly backup is not written yet".to_owned(),
+            mode: "block".to_owned(),
+        };
+        Ok(self.state("logind")?.held_back.then_some(backup).into_iter().collect())
     }
 
     fn inhibit_shutdown(&self, _why: &str) -> Result<Box<dyn Inhibition>, BusError> {
@@ -94,8 +106,9 @@ impl SystemBus for MachineBus {
     }
 
     fn unit_states(&self, units: &[String]) -> Result<BTreeMap<String, UnitState>, BusError> {
-        let active = || UnitState { load: "loaded".into(), active: "active".into() };
-        Ok(units.iter().map(|unit| (unit.clone(), active())).collect())
+        let active = if self.state("systemd")?.units_fail { "failed" } else { "active" };
+        let state = || UnitState { load: "loaded".into(), active: active.into() };
+        Ok(units.iter().map(|unit| (unit.clone(), state())).collect())
     }
 
     fn run_unit(&self, _unit: &str, _limit: Duration) -> Result<UnitRun, BusError> {

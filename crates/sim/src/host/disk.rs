@@ -7,7 +7,8 @@ use bascule_agent::host::{Disk, DiskGeometry, Extent};
 use bascule_image::io::{ReadAt, Sink};
 
 use super::SimBus;
-use crate::disk::{Cache, Disk as Medium, Part, SECTOR};
+use crate::disk::{Cache, Disk as Medium, Part};
+use crate::layout::sector_of;
 
 /// The whole disk and its partitions.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn geometry(&self) -> io::Result<DiskGeometry> {
-        Ok(DiskGeometry { length: self.medium.length(), sector: SECTOR as u64 })
+        Ok(DiskGeometry { length: self.medium.length(), sector: sector_of(&self.medium) })
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -1,8 +1,8 @@
 //! The agent's ESP over a simulated one.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bascule_agent::host::{Esp, EspFile, Space};
 use bascule_image::io::ReadAt;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::SimBus;
 use crate::disk::Disk;
-use crate::esp::Esp as Fat;
+use crate::esp::{Esp as Fat, Renamed};
 use crate::layout::{ESP_TYPE, Table, XBOOTLDR_TYPE};
 
 /// No file on an ESP is longer.
@@ -25,6 +25,10 @@ pub struct SimEsp {
     bus: Option<Arc<SimBus>>,
     read_only: AtomicBool,
     is_mirror: AtomicBool,
+    /// A renamed file is not written back before its folder: what the agent must not leave out.
+    forgetful: AtomicBool,
+    /// What was renamed and not written back.
+    renamed: Mutex<Option<Renamed>>,
 }
 
 impl SimEsp {
@@ -44,12 +48,25 @@ impl SimEsp {
     }
 
     fn new(fat: Fat, uuid: Uuid, bus: Option<Arc<SimBus>>) -> Self {
-        Self { fat, uuid, bus, read_only: AtomicBool::new(false), is_mirror: AtomicBool::new(false) }
+        Self {
+            fat,
+            uuid,
+            bus,
+            read_only: AtomicBool::new(false),
+            is_mirror: AtomicBool::new(false),
+            forgetful: AtomicBool::new(false),
+            renamed: Mutex::new(None),
+        }
     }
 
     /// What is mounted is a mirror of it and of another disk's from now on, which is no partition, or it alone again.
     pub fn mirror(&self, is_mirror: bool) {
         self.is_mirror.store(is_mirror, Ordering::Relaxed);
+    }
+
+    /// From now on a rename leaves the file to the next [`Esp::sync`], which writes its folder first: to see that the tests notice.
+    pub fn forget_to_write_back(&self) {
+        self.forgetful.store(true, Ordering::Relaxed);
     }
 
     /// Mounts it read-only from now on, or writable again.
@@ -104,7 +121,13 @@ impl Esp for SimEsp {
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.writes()?;
-        self.fat.rename(from, to)
+        let renamed = self.fat.rename_late(from, to)?;
+        if self.forgetful.load(Ordering::Relaxed) {
+            // A panic of another thread leaves it as good as it was.
+            *self.renamed.lock().unwrap_or_else(PoisonError::into_inner) = Some(renamed);
+            return Ok(());
+        }
+        renamed.write_back()
     }
 
     fn replace(&self, from: &str, to: &str) -> io::Result<()> {
@@ -121,6 +144,8 @@ impl Esp for SimEsp {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let renamed = self.renamed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        renamed.map_or(Ok(()), Renamed::folder_first)?;
         self.fat.sync()
     }
 

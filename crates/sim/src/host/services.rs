@@ -45,7 +45,7 @@ pub fn guard() -> anyhow::Result<()> {
     end_with_the_machine()?;
     let around = Surroundings::read()?;
     let settings = settings(&around)?;
-    let bus = MachineBus::new(around.files.socket());
+    let bus = MachineBus::of(&around.files);
     let host = host(&around, Arc::new(NoReleases))?;
     let outcome = guard::run(&host, &settings.look_settings(), settings.trial_deadline, &Hardware { bus });
     tracing::info!(?outcome, "the guard ends");
@@ -77,7 +77,7 @@ fn host(around: &Surroundings, releases: Arc<dyn Releases>) -> anyhow::Result<Ho
         xbootldr: Arc::new(|| Ok(Xbootldr::None)),
         disk: Arc::new(SimDisk::new(disk, None)),
         firmware: Arc::new(StartedVariables(around.variables.clone())),
-        bus: Arc::new(MachineBus::new(around.files.socket())),
+        bus: Arc::new(MachineBus::of(&around.files)),
         clock: Arc::new(clock(around)),
         system: Arc::new(SimSystem::new(&system.boot_id, &system.command_line, &system.os_release)),
         // No power cut reaches a real folder, so the agent's own will do.

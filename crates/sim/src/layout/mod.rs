@@ -80,6 +80,22 @@ impl std::fmt::Display for Slot {
 /// Sectors in which tables count, in bytes: usual ones, and those of disks that have no smaller ones.
 const SECTORS: [u64; 2] = [SECTOR as u64, 4096];
 
+/// What the header of a table begins with (UEFI specification, section 5.3.2).
+const HEADER: &[u8; 8] = b"EFI PART";
+
+/// Bytes of a disk's sectors, as its device node says them: by where its table has a header, the first one or the one at the end. 512
+/// where there is none. Not an access that a fault could strike.
+pub(crate) fn sector_of(disk: &Disk) -> u64 {
+    let whole = Part::whole(disk);
+    let [usual, large] = SECTORS;
+    let has_header = |at: u64| {
+        let (mut cached, mut medium) = ([0_u8; 8], [0_u8; 8]);
+        whole.peek(at, &mut cached, &mut medium).is_ok() && cached == *HEADER
+    };
+    let at_the_end = disk.length().checked_sub(large).is_some_and(has_header);
+    if has_header(large) || at_the_end { large } else { usual }
+}
+
 /// The simulated disk as a medium of tables: through its own device node.
 struct Whole<'a> {
     disk: &'a Disk,

@@ -8,4 +8,4 @@ pub mod socket;
 mod view;
 
 pub use hardware::{Hardware, Started, System};
-pub use view::{Command, MachineConfig, MachineView, Power, RunningSystem, SlotView};
+pub use view::{BusState, Command, MachineConfig, MachineView, Power, RunningSystem, SlotView};

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::hardware::{Hardware, System};
-use super::view::{Command, MachineConfig, MachineView, Power, RunningSystem, SlotView};
+use super::view::{BusState, Command, MachineConfig, MachineView, Power, RunningSystem, SlotView};
 use crate::disk::Disk;
 use crate::firmware::Variables;
 use crate::firmware::boot_image::Fault;
@@ -84,6 +84,11 @@ impl Files {
     /// `/run`: emptied at every start.
     pub fn run(&self) -> PathBuf {
         self.directory.join("run")
+    }
+
+    /// What logind and systemd say; removed with `/run`.
+    pub fn bus(&self) -> PathBuf {
+        self.run().join("bus.json")
     }
 
     /// Where a service writes its log.
@@ -266,6 +271,7 @@ impl Machine {
         let mut guard = Service::new("guard", &self.config, &self.files);
         let mut agent = Service::new("agent", &self.config, &self.files);
         agent.enabled = !has(Fault::HangBeforeAgent);
+        let mut bus = BusState::default();
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
@@ -282,6 +288,10 @@ impl Machine {
                     Some(Command::PowerCut) => return Ok(End::Restart),
                     Some(Command::PowerOff) | None => return Ok(End::Off),
                     Some(Command::PowerOn) => {}
+                    Some(change) => {
+                        bus = bus.after(change);
+                        write_json(&self.files.bus(), &bus)?;
+                    }
                 },
             }
         }
@@ -300,7 +310,7 @@ impl Machine {
                 command = self.commands.recv() => match command {
                     Some(Command::PowerCut) => return End::Restart,
                     Some(Command::PowerOff) | None => return End::Off,
-                    Some(Command::KillAgent | Command::PowerOn | Command::Reboot) => {}
+                    Some(_) => {}
                 },
             }
         }
@@ -315,7 +325,7 @@ impl Machine {
                 command = self.commands.recv() => match command {
                     Some(Command::Reboot | Command::PowerCut) => return Some(End::Restart),
                     Some(Command::PowerOff) | None => return Some(End::Off),
-                    Some(Command::KillAgent | Command::PowerOn) => {}
+                    Some(_) => {}
                 },
             }
         }

@@ -130,4 +130,35 @@ pub enum Command {
     PowerOn,
     /// An orderly reboot, as logind would do it.
     Reboot,
+    /// Somebody holds back shutdown, as a backup does (systemd-inhibit(1), mode `block`), until [`Command::LetGo`] or the next start.
+    HoldBack,
+    /// Nobody holds it back any more.
+    LetGo,
+    /// Every unit fails, as far as the agent asks for units, until [`Command::MendUnits`] or the next start.
+    FailUnits,
+    /// They run again.
+    MendUnits,
+}
+
+/// What logind and systemd of the system that runs say. It ends with that system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BusState {
+    /// Somebody holds back shutdown.
+    pub held_back: bool,
+    /// Units fail.
+    pub units_fail: bool,
+}
+
+impl BusState {
+    /// After a command; the others change nothing here.
+    pub(super) fn after(self, command: Command) -> Self {
+        match command {
+            Command::HoldBack => Self { held_back: true, ..self },
+            Command::LetGo => Self { held_back: false, ..self },
+            Command::FailUnits => Self { units_fail: true, ..self },
+            Command::MendUnits => Self { units_fail: false, ..self },
+            Command::KillAgent | Command::PowerCut | Command::PowerOff | Command::PowerOn | Command::Reboot => self,
+        }
+    }
 }

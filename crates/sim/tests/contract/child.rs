@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bascule_agent::host::BOOT_LOADER_VENDOR;
-use bascule_agent::linux::{BlockDisk, EfiVariables, MountedEsp};
+use bascule_agent::linux::{BlockDisk, EfiVariables, MountedEsp, StateFolder};
 
 use crate::devices::{Loop, SLOT_ALONE};
+use crate::state_folder;
 use crate::walk::{self, FOLDER, NEW, OLD, PART, Steps, content};
 
 /// Tells the child what to do: what, and in which folder.
@@ -53,6 +54,7 @@ fn child() {
             let steps = opened.as_ref().map(|disk| walk::disk(disk)).unwrap_or_default();
             std::iter::once(("open".to_owned(), answer)).chain(steps).collect()
         }
+        "state" => walk::state(&StateFolder::create(&folder.join("state")).unwrap()),
         _ => walk::firmware(&EfiVariables::new(folder.join("efivars"))),
     };
     for (name, answer) in steps {
@@ -229,8 +231,9 @@ fn exhaust_short(
 
 /// What makes a boot image and its names durable, and in which order: the content before the name that the boot loader starts, and
 /// each name before what is built on it; where a file takes the place of another, the folder without its old name before the file under
-/// its new one. No answer of a step shows that one of them was left out.
-const FLUSHED: [&str; 30] = [
+/// its new one. No answer of a step shows that one of them was left out; what power loss makes of it then is shown in
+/// [`crate::simulated`].
+pub(crate) const FLUSHED: [&str; 30] = [
     "write EFI/Linux/bascule-new.part",
     "fsync EFI/Linux/bascule-new.part",
     "fsync EFI/Linux",
@@ -263,16 +266,16 @@ const FLUSHED: [&str; 30] = [
     "fsync .",
 ];
 
-#[test]
-fn the_real_boot_partition_flushes_file_name_and_folder_in_this_order() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path().canonicalize().unwrap();
-    real_esp(&folder);
-    let (log, root) = (folder.join("strace.log"), folder.join("esp"));
+/// So many of them write a boot image, give it its name and write its start; what follows takes the place of another file.
+pub(crate) const ARMED: usize = 15;
+
+/// The system calls of a walk that change or flush something below `root`, in their order.
+fn changing_calls(what: &str, folder: &Path, root: &Path) -> Vec<String> {
+    let log = folder.join("strace.log");
     let mut command = strace("write,pwrite64,rename,renameat2,unlink,fsync,fdatasync,syncfs", &log);
     // With the path of each open file.
     command.arg("-y").arg(std::env::current_exe().unwrap());
-    let (steps, _) = walked(command, "esp", &folder);
+    let (steps, _) = walked(command, what, folder);
     assert!(steps.iter().all(|(_, answer)| answer.is_ok()), "{steps:#?}");
     let log = std::fs::read_to_string(log).unwrap();
     let root = root.to_str().unwrap();
@@ -283,8 +286,37 @@ fn the_real_boot_partition_flushes_file_name_and_folder_in_this_order() {
         let paths = paths.iter().map(|path| if path.is_empty() { "." } else { *path });
         std::iter::once(name).chain(paths).collect::<Vec<_>>().join(" ")
     };
-    let calls: Vec<String> = log.lines().filter(|line| line.contains(root)).map(call).collect();
-    assert_eq!(calls, FLUSHED);
+    log.lines().filter(|line| line.contains(root)).map(call).collect()
+}
+
+#[test]
+fn the_real_boot_partition_flushes_file_name_and_folder_in_this_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    real_esp(&folder);
+    assert_eq!(changing_calls("esp", &folder, &folder.join("esp")), FLUSHED);
+}
+
+#[test]
+fn the_real_state_folder_flushes_file_name_and_folder_in_this_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    let wanted: Vec<&str> = state_folder::CALLS.into_iter().flatten().copied().collect();
+    assert_eq!(changing_calls("state", &folder, &folder.join("state")), wanted);
+}
+
+#[test]
+fn the_real_state_folder_reports_each_failing_call() {
+    let seen = exhaust("state", &["openat", "read", "write", "fsync", "rename", "unlink"], |folder| {
+        let root = folder.join("state");
+        StateFolder::create(&root).unwrap();
+        // What a power cut left of an earlier write, longer than what is written now.
+        std::fs::write(root.join(state_folder::UNFINISHED), content(8, 5000)).unwrap();
+        let _ = std::fs::remove_file(root.join(walk::JOURNAL));
+        let inside = [state_folder::UNFINISHED, walk::JOURNAL].map(|file| root.join(file));
+        std::iter::once(root).chain(inside).collect()
+    });
+    assert!(seen > 20, "{seen}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One contract for boot partition, disk and firmware variables, held against the simulated and the real implementation: the
+//! One contract for boot partition, disk, firmware variables and state folder, held against the simulated and the real implementation: the
 //! same steps, the same answers, and, with a fault at each single access, an error that says what happened or the same answers.
 //! Never another answer: what could not be read is not something else.
 //!
@@ -18,4 +18,5 @@
 mod child;
 mod devices;
 mod simulated;
+mod state_folder;
 mod walk;

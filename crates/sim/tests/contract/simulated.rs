@@ -4,13 +4,14 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use bascule_agent::host::{Disk as _, Esp as _, Firmware};
-use bascule_sim::disk::{Access, Cache, Disk, Effect, FaultRule, Snapshot};
+use bascule_sim::disk::{Access, Cache, Disk, Effect, FaultRule, Loss, Recording, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
 use bascule_sim::host::{Failing, SimDisk, SimEsp, SimFirmware, Unreadable, UnreadableFirmware};
 use bascule_sim::layout::{ESP, Sizes, Table};
 use bascule_sim::tiny::TinyRelease;
 
-use crate::walk::{self, ESP_STEPS, OLD, SLOT, Steps, content};
+use crate::child::{ARMED, FLUSHED};
+use crate::walk::{self, ESP_STEPS, FOLDER, NEW, OLD, PART, SLOT, Steps, content};
 
 /// What each fault may be reported as.
 const EFFECTS: [(Access, Effect, &[ErrorKind]); 8] = [
@@ -186,4 +187,106 @@ fn the_simulated_firmware_gives_the_answers_of_the_real_one() {
     let answers = walk::firmware(&real);
     assert!(answers.iter().all(|(_, answer)| answer.is_ok()), "{answers:#?}");
     assert_eq!(walk::firmware(&SimFirmware(variables)), answers);
+}
+
+/// What is written over the start of the boot image.
+const START: &[u8] = b"another start";
+
+/// Plays system calls over a FAT whose renames are as late as vfat's. The recording, and how much of it was there before the rename.
+fn play(calls: &[&str]) -> (Recording, usize) {
+    let disk = Disk::from_snapshot(provisioned());
+    let fat = Table::read(&disk).unwrap().esp().unwrap();
+    disk.start_recording();
+    let (mut renamed, mut before) = (None, 0);
+    for call in calls {
+        let words: Vec<&str> = call.split(' ').collect();
+        match words[..] {
+            ["write", path] => fat.write(path, &content(7, 3000)).unwrap(),
+            ["renameat2", from, to] => {
+                before = disk.recorded();
+                renamed = Some(fat.rename_late(from, to).unwrap());
+            }
+            ["pwrite64", path] => fat.write_start(path, START).unwrap(),
+            ["unlink", path] => fat.remove(path).unwrap(),
+            ["fsync", NEW] => {
+                if let Some(renamed) = renamed.take() {
+                    renamed.write_back().unwrap();
+                }
+            }
+            ["fsync", FOLDER] => {
+                if let Some(renamed) = renamed.take() {
+                    renamed.folder_first().unwrap();
+                }
+                fat.sync().unwrap();
+            }
+            ["syncfs", "."] => fat.sync().unwrap(),
+            // Of other files less becomes durable here than Linux promises.
+            ["fsync", _] => {}
+            _ => panic!("{call} is not played"),
+        }
+    }
+    (disk.take_recording().unwrap(), before)
+}
+
+/// From the rename on, the image is found whole under one of its names wherever power is lost, and under the one that the boot loader
+/// looks at there is never anything else.
+fn image_outlives_every_cut((recording, before): &(Recording, usize)) -> Result<usize, String> {
+    let image = content(7, 3000);
+    let started: Vec<u8> = START.iter().chain(image.iter().skip(START.len())).copied().collect();
+    let whole = |found: &Vec<u8>| *found == image || *found == started;
+    let mut cuts = 0;
+    for at in recording.cut_points().into_iter().filter(|at| at >= before) {
+        let pending = recording.pending_versions(at);
+        let chosen = (0..1u64 << pending.min(6)).map(Loss::Chosen);
+        let torn = (0..60).map(|seed| Loss::Torn(seed ^ (at as u64) << 16));
+        let losses: Vec<Loss> = if pending <= 6 { chosen.collect() } else { torn.collect() };
+        for loss in losses {
+            let esp = Table::read(&Disk::from_snapshot(recording.cut(at, loss))).unwrap().esp().unwrap();
+            let [part, new] = [PART, NEW].map(|path| esp.read(path, 1 << 20).ok());
+            let kept = part.iter().chain(&new).any(whole);
+            if !kept || new.as_ref().is_some_and(|new| !whole(new)) {
+                let lengths = [part, new].map(|found| found.map(|bytes| bytes.len()));
+                return Err(format!("{lengths:?} with {loss:?} after\n{}", recording.story(at, 20)));
+            }
+            cuts += 1;
+        }
+    }
+    Ok(cuts)
+}
+
+/// The system calls that `node-agent/src/linux/esp.rs` is held to (`child::the_real_boot_partition_flushes_…`) are enough where a rename
+/// is late, and the flush of the file after its rename, which nothing else makes up for, is one of them.
+#[test]
+fn a_renamed_boot_image_outlives_every_cut_and_not_without_the_flush_of_the_file() {
+    let flushed = &FLUSHED[..ARMED];
+    let cuts = image_outlives_every_cut(&play(flushed)).unwrap_or_else(|wrong| panic!("{wrong}"));
+    println!("{cuts} cuts");
+    let renamed = flushed.iter().position(|call| call.starts_with("renameat2")).unwrap();
+    let mut left_out = flushed.to_vec();
+    assert_eq!(left_out.remove(renamed + 1), format!("fsync {NEW}"));
+    let found = image_outlives_every_cut(&play(&left_out));
+    assert!(found.is_err(), "nothing noticed that the file was not flushed after its rename in {found:?} cuts");
+    // The other one: a name before its content.
+    let unflushed: Vec<&str> = flushed[..1].iter().chain(&flushed[renamed..]).copied().collect();
+    let found = image_outlives_every_cut(&play(&unflushed));
+    assert!(found.is_err(), "nothing noticed that the file was not flushed before its rename in {found:?} cuts");
+}
+
+/// The same of the simulated boot partition, which the agent's own power cuts rest on.
+#[test]
+fn the_simulated_boot_partition_writes_a_renamed_file_back_before_its_folder() {
+    for forgets in [false, true] {
+        let disk = Disk::from_snapshot(provisioned());
+        let esp = SimEsp::mount(&disk, None).unwrap();
+        if forgets {
+            esp.forget_to_write_back();
+        }
+        esp.write(PART, &mut content(7, 3000).as_slice()).unwrap();
+        esp.sync().unwrap();
+        disk.start_recording();
+        esp.rename(PART, NEW).unwrap();
+        esp.sync().unwrap();
+        let found = image_outlives_every_cut(&(disk.take_recording().unwrap(), 0));
+        assert_eq!(found.is_err(), forgets, "{found:?}");
+    }
 }

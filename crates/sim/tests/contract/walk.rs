@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bascule_agent::host::{BOOT_LOADER_VENDOR, Disk, Esp, Extent, Firmware};
+use bascule_agent::host::{BOOT_LOADER_VENDOR, Disk, Esp, Extent, Firmware, StateStore};
 use bascule_image::digest::Sha256;
 
 /// Where the contract's files lie.
@@ -11,6 +11,9 @@ pub(crate) const FOLDER: &str = "EFI/Linux";
 pub(crate) const OLD: &str = "EFI/Linux/old.efi";
 pub(crate) const PART: &str = "EFI/Linux/bascule-new.part";
 pub(crate) const NEW: &str = "EFI/Linux/acme-os_1.1+3-0.efi";
+/// A file of the state folder, and what it holds one after the other.
+pub(crate) const JOURNAL: &str = "journal.json";
+pub(crate) const JOURNALS: [(u8, usize); 2] = [(5, 700), (6, 300)];
 /// The partition that is written.
 pub(crate) const SLOT: (u32, Extent) = (2, Extent { start: 1 << 20, length: 1 << 20 });
 
@@ -141,6 +144,21 @@ pub(crate) fn firmware(firmware: &dyn Firmware) -> Steps {
         .step("by vendor", || firmware.variable_of(BOOT_LOADER_VENDOR, "LoaderInfo").map(shown))
         .step("of another vendor", || firmware.variable_of(bascule_secure_boot::GLOBAL, "SecureBoot").map(shown))
         .step("not set", || firmware.variable("LoaderEntryDefault").map(shown));
+    walk.done()
+}
+
+/// What the agent does with a file of its state folder.
+pub(crate) fn state(state: &dyn StateStore) -> Steps {
+    let [first, second] = JOURNALS.map(|(seed, length)| content(seed, length));
+    let shown = |found: Option<Vec<u8>>| found.map_or_else(|| "none".to_owned(), |bytes| digest(&bytes));
+    let read = || state.read(JOURNAL, 1 << 10).map(shown);
+    let mut walk = Walk::new();
+    walk.step("write", || state.write(JOURNAL, &first).map(|()| String::new()))
+        .step("read written", read)
+        .step("replace", || state.write(JOURNAL, &second).map(|()| String::new()))
+        .step("read replaced", read)
+        .step("remove", || state.remove(JOURNAL).map(|()| String::new()))
+        .step("read removed", read);
     walk.done()
 }
 

@@ -35,6 +35,19 @@ fn free(image: &mut [u8], freed: Range<usize>) {
     }
 }
 
+/// What `fsck.vfat -a` makes of a file system.
+pub(crate) fn by_fsck(before: &[u8]) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("esp");
+    std::fs::write(&image, before).unwrap();
+    let checked = Command::new("fsck.vfat").arg("-a").arg(&image).output();
+    let checked = checked.unwrap_or_else(|error| panic!("install dosfstools: {error}"));
+    // Nothing was wrong, or it was corrected (fsck.fat(8), "Exit status").
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(matches!(checked.status.code(), Some(0 | 1)), "{:?}: {said}", checked.status);
+    std::fs::read(&image).unwrap()
+}
+
 #[test]
 fn a_check_of_the_file_system_leaves_a_beginning_of_what_was_being_removed() {
     let content: Vec<u8> = (0..CLUSTERS * CLUSTER).map(|at| (at / 7 % 251) as u8).collect();

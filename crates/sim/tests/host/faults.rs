@@ -168,6 +168,25 @@ fn a_full_esp_is_reported_before_the_first_write() {
     });
 }
 
+/// Room is measured before the first write, and may be gone when it is needed.
+#[test]
+fn room_that_goes_while_a_release_is_staged_is_reported_and_costs_nothing() {
+    for left in [0, 512, 2048] {
+        let mut world = updating(SystemdBoot);
+        let esp = Table::read(&world.hardware.disk).unwrap().esp().unwrap();
+        let filling = esp.clone();
+        world.on_effect("stage-uki", move || {
+            let free = usize::try_from(filling.free().unwrap()).unwrap();
+            filling.write("EFI/filler.bin", &vec![1; free - left]).unwrap();
+        });
+        refuses_until_mended(world, &[NodeError::Space], &format!("{left} bytes are left"), |world| {
+            assert!(world.story.iter().any(|line| line.contains("stage-uki failed")), "{}", world.told());
+            esp.remove("EFI/filler.bin").unwrap();
+            esp.sync().unwrap();
+        });
+    }
+}
+
 #[test]
 fn a_broken_copy_of_the_table_is_repaired() {
     for boot in BACKENDS {
@@ -377,6 +396,22 @@ fn an_armed_entry_whose_file_is_gone_boots_the_old_release_and_is_no_failure() {
         esp.sync().unwrap();
     });
     ends_with(&mut world, "1.1", "armed entry gone");
+}
+
+/// What a check of the file system makes of a rename that power loss cut, after which two names were on one chain of clusters: it empties
+/// the second.
+#[test]
+fn an_empty_file_under_the_name_that_an_entry_is_to_get_keeps_no_trial_from_its_commit() {
+    for effect in ["reboot", "bless"] {
+        let mut world = updating(SystemdBoot);
+        let disk = world.hardware.disk.clone();
+        world.on_effect(effect, move || {
+            let esp = Table::read(&disk).unwrap().esp().unwrap();
+            esp.write("EFI/Linux/acme-os_1.1.efi", b"").unwrap();
+            esp.sync().unwrap();
+        });
+        ends_with(&mut world, "1.1", &format!("an empty file since {effect}"));
+    }
 }
 
 #[test]

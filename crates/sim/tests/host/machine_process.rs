@@ -4,9 +4,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use bascule_agent::host::SystemBus as _;
 use bascule_sim::disk::Disk;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
+use bascule_sim::host::child::MachineBus;
 use bascule_sim::layout::{Sizes, Slot};
 use bascule_sim::machine::process::Files;
 use bascule_sim::machine::socket::Client;
@@ -136,6 +138,41 @@ async fn services_are_told_when_the_machine_goes_down_in_order_and_not_when_its_
         machine.client.wait_for(PATIENCE, |view| up(view) && view.starts == starts).await.unwrap();
         assert_eq!(ends(&machine.files), told, "{switch:?}");
     }
+}
+
+#[tokio::test]
+async fn what_holds_a_machine_back_and_what_fails_on_it_ends_with_its_boot() {
+    let mut machine = turn_on(|_| {}).await;
+    machine.client.wait_for(PATIENCE, up).await.unwrap();
+    let bus = MachineBus::of(&machine.files);
+    let units = ["containerd.service".to_owned()];
+    let said = || {
+        let states = bus.unit_states(&units).unwrap();
+        let inhibitors = bus.inhibitors().unwrap();
+        let blocks =
+            inhibitors.iter().filter(|one| one.mode == "block" && one.what.split(':').any(|what| what == "shutdown"));
+        (blocks.count(), states["containerd.service"].active.clone())
+    };
+    assert_eq!(said(), (0, "active".to_owned()));
+    for (command, wanted) in [
+        (Command::HoldBack, (1, "active")),
+        (Command::FailUnits, (1, "failed")),
+        (Command::LetGo, (0, "failed")),
+        (Command::MendUnits, (0, "active")),
+        (Command::HoldBack, (1, "active")),
+        (Command::FailUnits, (1, "failed")),
+    ] {
+        machine.client.send(command).await.unwrap();
+        let heard = async {
+            while said() != (wanted.0, wanted.1.to_owned()) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, heard).await.unwrap_or_else(|_| panic!("{command:?}: {:?}", said()));
+    }
+    machine.client.send(Command::PowerCut).await.unwrap();
+    machine.client.wait_for(PATIENCE, |view| up(view) && view.starts == 2).await.unwrap();
+    assert_eq!(said(), (0, "active".to_owned()));
 }
 
 #[tokio::test]

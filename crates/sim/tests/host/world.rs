@@ -16,13 +16,15 @@ use bascule_agent::host::{Clock, Host, Xbootldr};
 use bascule_agent::observe::LookSettings;
 use bascule_api::LastError;
 use bascule_image::digest::Sha256;
-use bascule_sim::disk::{Disk, FaultRule, Snapshot};
+use bascule_sim::disk::{Disk, FaultRule, SECTOR, Snapshot};
 use bascule_sim::firmware::{BootLoader, Variables};
 use bascule_sim::host::{SimClock, SimHost, SimReleases, Unreadable, UnreadableEsp, UnreadableFirmware};
+use bascule_sim::layout::{ESP, Table};
 use bascule_sim::machine::{Hardware, System};
 use bascule_sim::tiny::TinyRelease;
 use chrono::{DateTime, Utc};
 
+use crate::checked;
 use crate::operator::Operator;
 use crate::support::IDENTITY;
 
@@ -82,6 +84,8 @@ pub(crate) struct OneNode {
     pub(crate) torn_names: bool,
     /// How often that happened.
     pub(crate) lost_counters: usize,
+    /// Whether the boot partition is checked in each boot before the agent begins, as many systems do it.
+    pub(crate) checked: bool,
     /// Files on the boot partition that can't be read.
     pub(crate) unreadable: Unreadable,
     /// Whether the guard is asked in each trial: it must not take it for none.
@@ -91,6 +95,20 @@ pub(crate) struct OneNode {
     system: Option<System>,
     armed: bool,
     blessed: bool,
+}
+
+/// What the tool that checks file systems makes of the boot partition.
+fn check_boot_partition(disk: &Disk) -> std::io::Result<()> {
+    let part = Table::read(disk)?.part(ESP)?;
+    let mut before = vec![0; usize::try_from(part.length()).unwrap()];
+    part.read(0, &mut before)?;
+    let after = checked::by_fsck(&before);
+    for (number, (was, is)) in before.chunks(SECTOR).zip(after.chunks(SECTOR)).enumerate() {
+        if was != is {
+            part.write_all((number * SECTOR) as u64, is)?;
+        }
+    }
+    part.flush()
 }
 
 /// How a story went wrong.
@@ -119,6 +137,7 @@ impl OneNode {
             clock: Arc::new(SimClock::starting_at(beginning())),
             torn_names: false,
             lost_counters: 0,
+            checked: false,
             unreadable: Unreadable::default(),
             ask_guard: false,
             config: Config::default(),
@@ -288,6 +307,9 @@ impl OneNode {
         let clock = self.clock.clone();
         clock.restart();
         clock.pass(STARTUP);
+        if self.checked {
+            check_boot_partition(&self.hardware.disk).map_err(|error| format!("no check: {error}"))?;
+        }
         for rule in self.faults.drain(..) {
             self.hardware.disk.inject(rule);
         }
