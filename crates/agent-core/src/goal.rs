@@ -1,6 +1,7 @@
 //! What follows from the operator's word, in the words of the protocol ([`crate::protocol`]).
 
 use bascule_api::{Counting, FailedRelease, Goal, NodeError, PackFallback, ReleaseRef};
+use bascule_image::release::manifest::BootLoader;
 
 use super::housekeeping::{Plan, next_journal, planned, short, target_of};
 use super::protocol::{HostProtocol as _, NoPlan, host};
@@ -193,7 +194,7 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
         verified_at: Some(now.wall),
     };
     if known.root_hash == facts.root_hash {
-        return published_anew(state, facts, now, known);
+        return published_anew(state, facts, now, known, manifest.boot_loader.as_ref());
     }
     let same = journal.known(&known.root_hash).filter(|before| before.uki_digest == known.uki_digest);
     let failed = same.and_then(|before| journal.failed(&before.digest)).filter(|_| state.manual.is_none());
@@ -223,7 +224,13 @@ pub(super) fn bring(state: &mut State, facts: &Facts, now: Now, release: &Releas
 
 /// What runs, under another manifest. A release is known by its root hash: there is nothing to bring, and a second slot with it would
 /// have the running one's PARTUUIDs.
-fn published_anew(state: &mut State, facts: &Facts, now: Now, known: KnownRelease) -> Plan {
+fn published_anew(
+    state: &mut State,
+    facts: &Facts,
+    now: Now,
+    known: KnownRelease,
+    boot_loader: Option<&BootLoader>,
+) -> Plan {
     let journal = state.journal.clone()?;
     let before = journal.known(&known.root_hash).cloned();
     let differs = if known.version != facts.version {
@@ -241,6 +248,8 @@ fn published_anew(state: &mut State, facts: &Facts, now: Now, known: KnownReleas
         return None;
     }
     let mut next = next_journal(&journal);
+    // It may have been brought by mistake, or forgotten: the image is the same either way.
+    next.boot_loaders.note(&facts.root_hash, boot_loader, &facts.root_hash);
     next.remember(KnownRelease { verified_at: before.and_then(|before| before.verified_at), ..known });
     short(vec![Effect::Persist(Box::new(next))])
 }

@@ -4,6 +4,7 @@ use bascule_agent::core::{Desired, Entry, Event, ManualCommand};
 use bascule_api::conditions;
 use bascule_api::{Counting, Goal, NodeError, NodeUpdateStatus, SlotState};
 use bascule_image::digest::Sha256;
+use bascule_image::release::manifest;
 use bascule_sim::disk::Operation;
 use bascule_sim::firmware::BootLoader;
 use bascule_sim::firmware::boot_image::Fault;
@@ -77,6 +78,10 @@ fn a_release_that_is_published_anew_is_the_one_that_runs() {
         let (old, new) = (release("1.0", &[]), release("1.1", &[]));
         let mut anew = new.clone();
         anew.manifest_bytes.push(b'\n');
+        // What it brings beside the image is what the manifest says now.
+        let (version, digest) = ("257".to_owned(), Sha256::of(b"loader").into());
+        let brought = manifest::BootLoader { version, size: 6, digest, downgrade: false };
+        anew.manifest.boot_loader = Some(brought.clone());
         let mut other_image = anew.clone();
         other_image.manifest.uki.digest = Sha256::of(b"another").into();
         other_image.manifest_bytes.push(b'\n');
@@ -100,6 +105,8 @@ fn a_release_that_is_published_anew_is_the_one_that_runs() {
                         assert_eq!(error, None);
                         let known = &agent.state().journal.as_ref().unwrap().known;
                         assert!(known.iter().any(|known| known.digest == named(&anew).digest), "{known:?}");
+                        let loaders = &agent.state().journal.as_ref().unwrap().boot_loaders;
+                        assert_eq!(loaders.of(&anew.manifest.verity.root_hash), Some(&brought));
                     }
                     Some(what) => {
                         let (category, message) = error.unwrap();
