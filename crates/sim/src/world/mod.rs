@@ -1,10 +1,11 @@
-//! Seeded cluster worlds for the planner: API objects in memory, nodes with simulated agents, people and failures, and
+//! Seeded cluster worlds for the planner: API objects in memory, machines with the shipped agent's decisions, people and failures, and
 //! an operator that is killed between any two of its actions.
 //!
 //! A world is a pure function of its seed. Each round some time passes, the environment acts, and the operator makes
 //! a plan from what it sees (sometimes an old view of the nodes) and carries out a random part of it. After each
 //! round the invariants are checked against the world itself, not against what the planner believes.
 
+mod agent;
 pub mod build;
 mod check;
 mod cluster;

@@ -277,8 +277,8 @@ fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
 fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
     let mut world = world(1, &json!({}));
     world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
-    let inhibit = |world: &mut World, holds| world.machines.values_mut().for_each(|machine| machine.inhibited = holds);
-    inhibit(&mut world, true);
+    let silence = |world: &mut World, is| world.machines.values_mut().for_each(|machine| machine.silent = is);
+    silence(&mut world, true);
     let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
     world.snapshot.rollbacks.push(Arc::new(rollback));
     let waited = |world: &World| {
@@ -287,8 +287,8 @@ fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
         world.snapshot.nodes.iter().find_map(|node| drained(node)).map(|at| world.snapshot.now.seconds_since(at))
     };
     world.until(400, |world| waited(world).is_some_and(|seconds| seconds >= 590)).unwrap();
-    // The agent reboots the machine in the very moment in which the operator has waited long enough.
-    inhibit(&mut world, false);
+    // The agent is there again, and reboots the machine, in the very moment in which the operator has waited long enough.
+    silence(&mut world, false);
     world.pass(10);
     let _ = world.take_story();
     world.operate_for(None).unwrap();
