@@ -1,7 +1,7 @@
 //! What people say in the middle of it: stop, undo, go back, hold this node, try again.
 
 use crate::{granted, on, state, world};
-use bascule_api::{Duration, Time, WaitReason};
+use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
 use bascule_planner::{Action, Planner, Snapshot, model};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::json;
@@ -200,6 +200,22 @@ fn what_a_rollback_left_does_not_hold_up_what_mends_it() {
     let published = world.snapshot.now;
     world.until(250, |world| on(world, "1.2") == 3 && granted(world) == 0).unwrap();
     assert!(world.snapshot.now < published.after(Duration::from_minutes(60)), "before 1.0 was proven");
+}
+
+/// On-call reads of a node that it went back, and not that it was updated.
+#[test]
+fn a_way_back_that_a_person_asked_for_ends_as_one() {
+    let mut world = world(1, &json!({}));
+    let outcomes = |world: &World| -> Vec<(DisruptionOutcome, String)> {
+        let nodes = world.snapshot.nodes.iter().filter_map(|node| node.update.as_ref());
+        let last = nodes.filter_map(|update| update.spec.last_disruption.as_ref());
+        last.map(|last| (last.outcome, last.version.as_ref().unwrap().to_string())).collect()
+    };
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(outcomes(&world), vec![(DisruptionOutcome::Committed, "1.1".to_owned()); 3]);
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(outcomes(&world), vec![(DisruptionOutcome::RolledBack, "1.0".to_owned()); 3], "{}", world.story());
 }
 
 #[test]
