@@ -525,6 +525,7 @@ impl World {
         self.peace = true;
         self.find_lost();
         self.old_view = None;
+        self.late = None;
         self.begins = false;
         self.refusing.mend();
         for machine in self.machines.values_mut() {

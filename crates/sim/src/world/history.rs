@@ -96,8 +96,8 @@ pub(super) struct View {
     pub(super) at: Time,
     /// Whether that was just then.
     pub(super) fresh: bool,
-    /// Nodes that were seen as they were just then, whatever holds for the others.
-    pub(super) new: Vec<Arc<str>>,
+    /// Nodes that were seen as they were at another time, later than the others.
+    pub(super) new: Vec<(Arc<str>, Time)>,
 }
 
 impl View {
@@ -108,7 +108,7 @@ impl View {
 
     /// When a node's kubelet had said what is seen of it.
     pub(super) fn seen_at(&self, node: &str) -> Time {
-        if self.new.iter().any(|new| **new == *node) { self.facts.now } else { self.at }
+        self.new.iter().find(|(new, _)| **new == *node).map_or(self.at, |(_, at)| *at)
     }
 }
 

@@ -12,9 +12,11 @@ mod cluster;
 mod faults;
 mod history;
 mod judge;
+mod late;
 mod machine;
 mod mutants;
 mod overlap;
+mod players;
 mod pods;
 mod refusing;
 pub mod scenario;
@@ -36,6 +38,7 @@ pub use judge::Judge;
 pub use machine::{Fate, Machine};
 pub use mutants::Mutant;
 pub use overlap::Meanwhile;
+pub use players::Player;
 pub use pods::Drains;
 pub use refusing::Written;
 
@@ -58,6 +61,8 @@ pub struct Options {
     pub judge: Option<Judge>,
     /// Whether what was refused is tried again at once: a mutant.
     pub impatient: bool,
+    /// Who takes part beside those who always do; `None`: whom the seed says.
+    pub player: Option<Player>,
 }
 
 impl Default for Options {
@@ -71,6 +76,7 @@ impl Default for Options {
             mutant: None,
             judge: None,
             impatient: false,
+            player: None,
         }
     }
 }
@@ -123,6 +129,8 @@ pub struct World {
     /// How many failures each policy takes for too many, by what it said when it could be used last.
     thresholds: BTreeMap<String, u32>,
     refusing: refusing::Refusing,
+    /// Watches that stand still, in the worlds that have some.
+    late: Option<late::Late>,
     /// Decides in which rounds the API server takes its time. None of the worlds' other chances hangs on it.
     slow: Option<ChaCha8Rng>,
     impatient: bool,
@@ -168,6 +176,7 @@ pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     world.overlap = options.overlap;
     (world.mutant, world.judge) = (options.mutant, options.judge);
     world.impatient = options.impatient;
+    world.invite(options.player.or_else(|| players::of_seed(seed)));
     for _ in 0..options.rounds {
         world.round()?;
     }
@@ -205,6 +214,7 @@ impl World {
             told: BTreeMap::new(),
             thresholds: BTreeMap::new(),
             refusing: refusing::Refusing::default(),
+            late: None,
             slow: None,
             impatient: false,
             lived: 0,
@@ -255,6 +265,9 @@ impl World {
                 }
             }
         }
+        if !self.peace {
+            self.stall_watches();
+        }
         self.orphans = check::orphans(self);
         self.overdue = check::overdue(self);
         self.unproven.extend(check::unproven(self));
@@ -296,7 +309,13 @@ impl World {
     fn operate(&mut self, chance: bool) -> Result<(), Box<Failure>> {
         let chance = chance && !self.peace;
         let stale = chance && self.chance(15);
-        let mut view = if stale { self.old_view() } else { self.view() };
+        let late = self.late_view();
+        let is_late = late.is_some();
+        let mut view = match late {
+            Some(view) => view,
+            None if stale => self.old_view(),
+            None => self.view(),
+        };
         if std::mem::take(&mut self.begins) {
             self.tell("operator  begins, and has read no repository yet, nor asked for its rights");
             for policy in &mut view.facts.policies {
@@ -317,6 +336,11 @@ impl World {
                 broken.push(Broken::World(10, "the same facts gave another plan".to_owned()));
             }
         }
+        let uids: BTreeMap<std::sync::Arc<str>, String> = if is_late {
+            seen.nodes.iter().map(|node| (std::sync::Arc::clone(&node.name), node.uid.clone())).collect()
+        } else {
+            BTreeMap::new()
+        };
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);
@@ -339,14 +363,22 @@ impl World {
         }
         self.note_asked(&plan);
         if lives == steps.len() && survives {
-            self.lived += u32::from(chance || self.peace);
-            if !stale {
+            // Who sees no news can't be held to what it does not see.
+            self.lived = if is_late { 0 } else { self.lived + u32::from(chance || self.peace) };
+            if !(stale || is_late) {
                 model::write_statuses(&mut self.snapshot, &report);
             }
             self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
+            if is_late {
+                // Pods of a Node that is gone are no drain's: whoever gets its name is another node.
+                let same = |name: &str, node: &Node| *node.name == *name && uids.get(name) == Some(&node.uid);
+                let nodes = &self.snapshot.nodes;
+                self.workload.orders.retain(|order| nodes.iter().any(|node| same(&order.node, node)));
+            }
         } else {
             self.tell("operator  is killed");
             self.lived = 0;
+            self.watch_on();
             self.forget_writes();
             self.workload.forget();
             self.begins = self.chance(30);
@@ -429,6 +461,7 @@ impl World {
             }
         }
         let pods = std::sync::Arc::new(view.pods.with(&self.shown_pods(), &new));
+        let new = new.into_iter().map(|node| (node, old.now)).collect();
         View { facts: old, pods, at: view.at, fresh: false, new }
     }
 
