@@ -153,6 +153,8 @@ pub(super) struct Stood {
     pub(super) node: String,
     pub(super) kind: Kind,
     pub(super) created_at: Time,
+    /// When it should have ended, if it was told to.
+    pub(super) deletes_at: Option<Time>,
     pub(super) labels: BTreeMap<String, String>,
 }
 
@@ -164,6 +166,7 @@ impl Stood {
             node: one.pod.node.clone(),
             kind: one.kind.clone(),
             created_at: Time::new(one.pod.created_at),
+            deletes_at: one.pod.deletes_at.map(Time::new),
             labels: one.pod.labels.clone(),
         }
     }
@@ -282,7 +285,8 @@ impl World {
             _ => None,
         };
         let app = app.map(|(key, app)| {
-            let healthy = self.workload.pods.iter().filter(|other| other.kind == one.kind && ready(&other.pod.node));
+            let stays = self.workload.pods.iter().filter(|other| other.pod.deletes_at.is_none());
+            let healthy = stays.filter(|other| other.kind == one.kind && ready(&other.pod.node));
             let healthy = u32::try_from(healthy.count()).unwrap_or(u32::MAX);
             Standing { key: key.clone(), healthy, desired: app.desired, switches: app.switches }
         });

@@ -85,6 +85,11 @@ pub struct Machine {
     pub counts: bool,
     /// Whether somebody at the machine has it start another entry than the first, the next time.
     pub elsewhere: bool,
+    /// Seconds for which it is shown as Ready still when it says nothing more (kube-controller-manager,
+    /// `--node-monitor-grace-period`, which was 40 s for long and is 50 s now).
+    pub grace: i64,
+    /// Whether its agent has looked around in this boot.
+    awake: bool,
     /// How often somebody set the boot loader up anew.
     setup: u32,
     /// The releases it booted, or tried to, in order.
@@ -92,10 +97,6 @@ pub struct Machine {
     /// What it did since somebody looked.
     deeds: Vec<Deed>,
 }
-
-/// How long a node that says nothing more is shown as Ready still (kube-controller-manager, `--node-monitor-grace-period`,
-/// which was 40 s for long and is 50 s now).
-const MONITOR_GRACE: i64 = 40;
 
 impl Machine {
     /// A machine that runs nothing yet.
@@ -124,6 +125,8 @@ impl Machine {
             inhibited: false,
             counts: true,
             elsewhere: false,
+            grace: 40,
+            awake: false,
             setup: 0,
             history: Vec::new(),
             deeds: Vec::new(),
@@ -150,7 +153,12 @@ impl Machine {
     /// Whether it runs a release on trial, and its agent says so.
     #[must_use]
     pub fn tries_a_release(&self) -> bool {
-        self.is_up() && self.agent.is_on_trial() && !self.silent
+        self.is_up() && self.agent.is_on_trial() && self.awake && !self.silent
+    }
+
+    /// Whether its kubelet does what the API server says: it starts pods, and ends them.
+    pub(super) fn serves(&self) -> bool {
+        self.is_up() && self.down_since.is_none() && !self.unready
     }
 
     /// Whether it runs, rather than being between two boots.
@@ -198,7 +206,7 @@ impl Machine {
         let until = now.after(Duration::from_secs(self.boot_seconds.unsigned_abs()));
         self.doing = Doing::Booting { until };
         self.down_since.get_or_insert(now);
-        self.daemons_since = None;
+        (self.daemons_since, self.awake) = (None, false);
     }
 
     /// The power fails. Where that happens while it boots, the boot loader has counted already.
@@ -261,7 +269,7 @@ impl Machine {
         if let Doing::Booting { until } = self.doing {
             let silent = now.seconds_since(self.down_since.unwrap_or(now));
             if now < until || self.dies {
-                if silent > MONITOR_GRACE {
+                if silent > self.grace {
                     set_ready(node, false, now);
                 }
                 return;
@@ -286,7 +294,7 @@ impl Machine {
             }
             set_ready(node, healthy, now);
             self.run_daemons(node, healthy, now);
-        } else if now.seconds_since(self.down_since.unwrap_or(now)) > MONITOR_GRACE {
+        } else if now.seconds_since(self.down_since.unwrap_or(now)) > self.grace {
             set_ready(node, false, now);
         }
         let time = self.time(now);
@@ -297,11 +305,11 @@ impl Machine {
             self.reboot(now);
             return;
         }
+        self.awake = !self.silent && up >= self.agent_seconds;
         if self.silent {
             self.agent.stop();
-            return;
         }
-        if up < self.agent_seconds {
+        if !self.awake {
             return;
         }
         let word = node.live_update();

@@ -131,6 +131,8 @@ pub struct World {
     refusing: refusing::Refusing,
     /// Watches that stand still, in the worlds that have some.
     late: Option<late::Late>,
+    /// Who else takes part, with chances of its own.
+    company: Option<(Player, ChaCha8Rng)>,
     /// Decides in which rounds the API server takes its time. None of the worlds' other chances hangs on it.
     slow: Option<ChaCha8Rng>,
     impatient: bool,
@@ -215,6 +217,7 @@ impl World {
             thresholds: BTreeMap::new(),
             refusing: refusing::Refusing::default(),
             late: None,
+            company: None,
             slow: None,
             impatient: false,
             lived: 0,

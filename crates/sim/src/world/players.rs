@@ -4,19 +4,29 @@
 //! worlds without it stay what they are.
 
 use super::World;
-use rand::SeedableRng as _;
+use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+
+/// How long after its boot an agent speaks at the latest, in seconds. Less than any policy waits for it.
+const AGENT_SPEAKS_WITHIN: i64 = 300;
+/// How long newer versions of Kubernetes show a node as Ready that says nothing more, in seconds.
+const NEWER_GRACE: i64 = 50;
 
 /// Somebody who takes part in some worlds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Player {
     /// Watches of Nodes, NodeUpdates, pods, and of policies, Freezes and Rollbacks stand still, each by itself, for up to three rounds.
     LateViews,
+    /// Agents speak up to five minutes after their Nodes.
+    LateWords,
+    /// Who is away looks Ready for 50 s, and is unreachable then: five minutes later its pods are replaced, and end when it is back.
+    Unreachable,
 }
 
 /// Who takes part, by `seed / 16 % 8`: sixteen worlds in a row have the same, so that it meets all that is in each fifth, eighth or
 /// sixteenth world. Whoever is to be held back is `None` here, and stands in docs/testing.md as not played.
-const PLAYERS: [Option<Player>; 8] = [Some(Player::LateViews), None, None, None, None, None, None, None];
+const PLAYERS: [Option<Player>; 8] =
+    [Some(Player::LateViews), Some(Player::LateWords), Some(Player::Unreachable), None, None, None, None, None];
 
 /// Who takes part in the world of a seed.
 pub(super) fn of_seed(seed: u64) -> Option<Player> {
@@ -37,6 +47,26 @@ impl World {
         let random = chances(self.seed, player);
         match player {
             Player::LateViews => self.late = Some(super::late::Late::new(random)),
+            Player::LateWords => self.company = Some((player, random)),
+            Player::Unreachable => {
+                self.workload.replaces = true;
+                self.company = Some((player, random));
+            }
+        }
+        let names: Vec<String> = self.machines.keys().cloned().collect();
+        for name in names {
+            self.greet(&name);
+        }
+    }
+
+    /// What whoever takes part does to a machine that is new.
+    pub(super) fn greet(&mut self, name: &str) {
+        let Some((player, random)) = &mut self.company else { return };
+        let Some(machine) = self.machines.get_mut(name) else { return };
+        match player {
+            Player::LateWords => machine.agent_seconds = random.random_range(0..=AGENT_SPEAKS_WITHIN),
+            Player::Unreachable => machine.grace = NEWER_GRACE,
+            Player::LateViews => {}
         }
     }
 }

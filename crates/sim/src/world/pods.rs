@@ -85,6 +85,12 @@ pub(super) struct Cost {
     pub(super) returning: (u32, u32),
 }
 
+/// How long after the end of its grace, in seconds, a pod that is still there is waited for by no drain (docs/drain.md).
+pub(super) const OVERDUE: i64 = 60;
+/// How long pods of a node that is unreachable are left, in seconds (DefaultTolerationSeconds, 300), and their grace.
+const TOLERATED: i64 = 300;
+const GRACE: i64 = 30;
+
 /// How many evictions an owner costs beyond its pods that stood there (docs/drain.md, "A drain has an end").
 pub(super) const RETURNS: u32 = 2;
 
@@ -115,6 +121,8 @@ pub(super) struct Workload {
     pub(super) attached: BTreeMap<String, Time>,
     /// Pods that were evicted though they had to be waited for or left, with what said so.
     pub(super) hurried: Vec<String>,
+    /// Whether pods of nodes that are unreachable are replaced.
+    pub(super) replaces: bool,
     pub(super) drains: Drains,
     made: u64,
 }
@@ -191,9 +199,10 @@ impl Workload {
         }
     }
 
-    /// How many pods of a kind a node has.
+    /// How many pods of a kind a node has that are not to end.
     pub(super) fn count(&self, node: &str, kind: &Kind) -> u32 {
-        let those = self.pods.iter().filter(|one| one.kind == *kind && one.pod.node == node);
+        let stays = |one: &&Inhabitant| one.pod.deletes_at.is_none();
+        let those = self.pods.iter().filter(stays).filter(|one| one.kind == *kind && one.pod.node == node);
         u32::try_from(those.count()).unwrap_or(u32::MAX)
     }
 
@@ -208,6 +217,40 @@ impl World {
     pub(super) fn drain_key(&self, order: &DrainOrder) -> (String, i64) {
         let node = self.snapshot.nodes.iter().find(|node| *node.name == *order.node);
         (node.map_or_else(String::new, |node| node.uid.clone()), order.grant)
+    }
+
+    /// Pods of nodes that have been unreachable for long are told to end, and others come in their place. They end when their kubelet
+    /// is there again.
+    pub(super) fn replace_unreachable(&mut self) {
+        if !self.workload.replaces {
+            return;
+        }
+        let now = self.snapshot.now;
+        let gone = |node: &&Arc<bascule_planner::snapshot::Node>| {
+            let away = self.machines.get(&*node.name).is_some_and(|machine| !machine.serves());
+            let long = node.ready.since.is_some_and(|since| now.seconds_since(since) >= TOLERATED);
+            !node.ready.ready && away && long
+        };
+        let gone: BTreeSet<String> =
+            self.snapshot.nodes.iter().filter(gone).map(|node| node.name.to_string()).collect();
+        let mut replaced: Vec<String> = Vec::new();
+        for one in &mut self.workload.pods {
+            if !gone.contains(&one.pod.node) || one.pod.deletes_at.is_some() {
+                continue;
+            }
+            match &one.kind {
+                Kind::App(key) => replaced.push(key.clone()),
+                Kind::Loose => {}
+                // They tolerate it, are no controller's, or are brought back to the same node.
+                Kind::Tolerant | Kind::Returning | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => continue,
+            }
+            one.pod.deletes_at = Some(now.get() + chrono::TimeDelta::seconds(GRACE));
+        }
+        for key in replaced {
+            if let Some(app) = self.workload.apps.get_mut(&key) {
+                app.pending += 1;
+            }
+        }
     }
 
     /// How many of an app's pods its budget counts as healthy, and how many it lets go now.

@@ -2,8 +2,8 @@
 //! same code as in the operator.
 
 use super::{
-    World,
-    pods::{App, Cost, Drains, Kind, RETURNS},
+    Machine, World,
+    pods::{App, Cost, Drains, Kind, OVERDUE, RETURNS},
 };
 use bascule_api::{Drain, DrainBehavior, DrainRule, Time};
 use bascule_planner::{
@@ -26,13 +26,17 @@ impl World {
         let (now, nodes) = (self.snapshot.now, &self.snapshot.nodes);
         let there: BTreeSet<String> = nodes.iter().map(|node| node.name.to_string()).collect();
         let mut lost: Vec<String> = Vec::new();
+        let machines = &self.machines;
         self.workload.pods.retain(|one| {
             let stays = there.contains(&one.pod.node);
-            if let (Kind::App(key), false) = (&one.kind, stays) {
+            if let (Kind::App(key), false, None) = (&one.kind, stays, one.pod.deletes_at) {
                 lost.push(key.clone()); // made anew elsewhere
             }
-            stays && !matches!(one.kind, Kind::Job(ends_at) if ends_at <= now)
+            let over = one.pod.deletes_at.is_some_and(|end| end <= now.get());
+            let ends = over && machines.get(&one.pod.node).is_none_or(Machine::serves);
+            stays && !ends && !matches!(one.kind, Kind::Job(ends_at) if ends_at <= now)
         });
+        self.replace_unreachable();
         for key in lost {
             if let Some(app) = self.workload.apps.get_mut(&key) {
                 app.pending += 1;
@@ -91,7 +95,9 @@ impl World {
                 return;
             };
             let kind = |uid: &str| present.iter().find(|one| one.pod.uid == uid).map(|one| one.kind.clone());
-            go.iter().filter_map(|pod| Some((pod.uid.clone(), kind(&pod.uid)?))).collect()
+            // Who ends already was told.
+            let told = go.iter().filter(|pod| pod.deletes_at.is_none());
+            told.filter_map(|pod| Some((pod.uid.clone(), kind(&pod.uid)?))).collect()
         };
         let mut gone: BTreeMap<String, u32> = BTreeMap::new();
         for (uid, kind) in asked {
@@ -154,7 +160,10 @@ impl World {
             let over = |rule: &DrainRule| rule.timeout.is_some_and(|timeout| now >= order.begun.after(timeout));
             let stays = |rule: &DrainRule| rule.behavior == DrainBehavior::Skip || over(rule);
             let comes_back = other.tolerates_cordon && other.created_at > order.begun.get();
-            other.node == order.node
+            // Who should have ended long ago is waited for by nobody.
+            let overdue = |end: chrono::DateTime<chrono::Utc>| now.seconds_since(Time::new(end)) > OVERDUE;
+            !other.deletes_at.is_some_and(overdue)
+                && other.node == order.node
                 && turn(other) < turn(pod)
                 && !(comes_back || ledger.given_up().contains(&other.uid))
                 && !rule(other).is_some_and(stays)
