@@ -288,6 +288,8 @@ impl World {
             let stays = self.workload.pods.iter().filter(|other| other.pod.deletes_at.is_none());
             let healthy = stays.filter(|other| other.kind == one.kind && ready(&other.pod.node));
             let healthy = u32::try_from(healthy.count()).unwrap_or(u32::MAX);
+            // The API server goes by the budget's status, how old that may be.
+            let healthy = app.shown.map_or(healthy, |shown| app.desired.saturating_add(shown.allowed));
             Standing { key: key.clone(), healthy, desired: app.desired, switches: app.switches }
         });
         let evicted = Evicted { order: order.clone(), pod: Stood::of(one), app };

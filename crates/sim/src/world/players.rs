@@ -21,12 +21,22 @@ pub enum Player {
     LateWords,
     /// Who is away looks Ready for 50 s, and is unreachable then: five minutes later its pods are replaced, and end when it is back.
     Unreachable,
+    /// Pods that are evicted end up to two minutes later, and the statuses of budgets are up to a minute old.
+    SlowPods,
 }
 
 /// Who takes part, by `seed / 16 % 8`: sixteen worlds in a row have the same, so that it meets all that is in each fifth, eighth or
 /// sixteenth world. Whoever is to be held back is `None` here, and stands in docs/testing.md as not played.
-const PLAYERS: [Option<Player>; 8] =
-    [Some(Player::LateViews), Some(Player::LateWords), Some(Player::Unreachable), None, None, None, None, None];
+const PLAYERS: [Option<Player>; 8] = [
+    Some(Player::LateViews),
+    Some(Player::LateWords),
+    Some(Player::Unreachable),
+    Some(Player::SlowPods),
+    None,
+    None,
+    None,
+    None,
+];
 
 /// Who takes part in the world of a seed.
 pub(super) fn of_seed(seed: u64) -> Option<Player> {
@@ -48,6 +58,7 @@ impl World {
         match player {
             Player::LateViews => self.late = Some(super::late::Late::new(random)),
             Player::LateWords => self.company = Some((player, random)),
+            Player::SlowPods => self.workload.slow = Some(random),
             Player::Unreachable => {
                 self.workload.replaces = true;
                 self.company = Some((player, random));
@@ -66,7 +77,7 @@ impl World {
         match player {
             Player::LateWords => machine.agent_seconds = random.random_range(0..=AGENT_SPEAKS_WITHIN),
             Player::Unreachable => machine.grace = NEWER_GRACE,
-            Player::LateViews => {}
+            Player::LateViews | Player::SlowPods => {}
         }
     }
 }

@@ -4,6 +4,8 @@ use super::World;
 use bascule_api::Time;
 use bascule_planner::drain::{Controller, Ledger, Needs, Pod, Wish};
 use bascule_planner::plan::{DrainOrder, GateQuestion};
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -69,6 +71,17 @@ pub(super) struct App {
     pub(super) pending: u32,
     /// Its budget allows nothing before one of its nodes is cordoned: then its controller moves the workload away.
     pub(super) switches: bool,
+    /// The budget's status, where it is not always what is so.
+    pub(super) shown: Option<BudgetStatus>,
+}
+
+/// A PodDisruptionBudget's status, as the disruption controller wrote it, with what evictions took of it since.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BudgetStatus {
+    healthy: u32,
+    pub(super) allowed: u32,
+    /// When it is written anew.
+    until: Time,
 }
 
 /// What a drain cost.
@@ -90,6 +103,9 @@ pub(super) const OVERDUE: i64 = 60;
 /// How long pods of a node that is unreachable are left, in seconds (DefaultTolerationSeconds, 300), and their grace.
 const TOLERATED: i64 = 300;
 const GRACE: i64 = 30;
+/// How long a pod takes to end where that takes time, and how old the status of a budget gets, in seconds; in peace.
+const ENDS_WITHIN: (i64, i64) = (120, 20);
+const STATUS_WITHIN: (i64, i64) = (60, 0);
 
 /// How many evictions an owner costs beyond its pods that stood there (docs/drain.md, "A drain has an end").
 pub(super) const RETURNS: u32 = 2;
@@ -123,6 +139,8 @@ pub(super) struct Workload {
     pub(super) hurried: Vec<String>,
     /// Whether pods of nodes that are unreachable are replaced.
     pub(super) replaces: bool,
+    /// Decides how long pods take to end and how old the statuses of budgets are, where that takes time.
+    pub(super) slow: Option<ChaCha8Rng>,
     pub(super) drains: Drains,
     made: u64,
 }
@@ -255,6 +273,54 @@ impl World {
 
     /// How many of an app's pods its budget counts as healthy, and how many it lets go now.
     pub(super) fn standing(&self, key: &str, app: &App) -> (u32, u32) {
+        app.shown.map_or_else(|| self.standing_now(key, app), |shown| (shown.healthy, shown.allowed))
+    }
+
+    /// The disruption controller writes the statuses of budgets, where it takes its time.
+    pub(super) fn write_budgets(&mut self) {
+        if self.workload.slow.is_none() {
+            return;
+        }
+        let now = self.snapshot.now;
+        let due = |app: &App| app.shown.is_none_or(|shown| shown.until <= now);
+        let due: Vec<(String, (u32, u32))> = self
+            .workload
+            .apps
+            .iter()
+            .filter(|(_, app)| due(app))
+            .map(|(key, app)| (key.clone(), self.standing_now(key, app)))
+            .collect();
+        let most = if self.peace { STATUS_WITHIN.1 } else { STATUS_WITHIN.0 };
+        for (key, (healthy, allowed)) in due {
+            let Some(random) = &mut self.workload.slow else { return };
+            let seconds = random.random_range(0..=most);
+            let until = Time::new(now.get() + chrono::TimeDelta::seconds(seconds));
+            if let Some(app) = self.workload.apps.get_mut(&key) {
+                app.shown = Some(BudgetStatus { healthy, allowed, until });
+            }
+        }
+    }
+
+    /// A pod that is made to leave goes at once, or is told to end. An eviction takes of its budget what the status allows.
+    pub(super) fn make_leave(&mut self, index: usize, evicted: bool) -> Option<Inhabitant> {
+        let most = if self.peace { ENDS_WITHIN.1 } else { ENDS_WITHIN.0 };
+        let now = self.snapshot.now.get();
+        let Some(random) = &mut self.workload.slow else {
+            return (index < self.workload.pods.len()).then(|| self.workload.pods.remove(index));
+        };
+        let one = self.workload.pods.get_mut(index)?;
+        one.pod.deletes_at = Some(now + chrono::TimeDelta::seconds(random.random_range(0..=most)));
+        let one = one.clone();
+        if let (Kind::App(key), true) = (&one.kind, evicted)
+            && let Some(shown) = self.workload.apps.get_mut(key).and_then(|app| app.shown.as_mut())
+        {
+            shown.allowed = shown.allowed.saturating_sub(1);
+        }
+        Some(one)
+    }
+
+    /// The same, as it is at this moment.
+    fn standing_now(&self, key: &str, app: &App) -> (u32, u32) {
         let on = |wanted: &dyn Fn(&bascule_planner::snapshot::Node) -> bool| {
             let nodes = self.snapshot.nodes.iter().filter(|node| wanted(node));
             nodes.map(|node| self.workload.count(&node.name, &Kind::App(key.to_owned()))).sum::<u32>()

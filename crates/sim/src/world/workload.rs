@@ -37,6 +37,7 @@ impl World {
             stays && !ends && !matches!(one.kind, Kind::Job(ends_at) if ends_at <= now)
         });
         self.replace_unreachable();
+        self.write_budgets();
         for key in lost {
             if let Some(app) = self.workload.apps.get_mut(&key) {
                 app.pending += 1;
@@ -109,7 +110,7 @@ impl World {
                 (order.mode == DrainMode::Evict).then(|| self.out_of_turn(index, &said, order, &ledger)).flatten();
             self.workload.hurried.extend(early);
             self.note_eviction(order, index);
-            let one = self.workload.pods.remove(index);
+            let Some(one) = self.make_leave(index, order.mode == DrainMode::Evict) else { continue };
             self.workload.evictions += 1;
             let cost = self.workload.costs.entry(key.clone()).or_default();
             cost.evictions += 1;
@@ -262,7 +263,9 @@ impl World {
                 let apps = &self.workload.apps;
                 let attached = self.workload.attached.get(&*node.name).filter(|until| **until > self.snapshot.now);
                 let needs = |pod: &Pod| -> Vec<Needed> {
-                    let key = pod.controller.as_ref().map(|controller| controller.uid.clone());
+                    // Who ends already needs nobody's permission.
+                    let controller = pod.controller.as_ref().filter(|_| pod.deletes_at.is_none());
+                    let key = controller.map(|controller| controller.uid.clone());
                     key.filter(|key| apps.contains_key(key)).map(|key| (key, None)).into_iter().collect()
                 };
                 let mut facts = node_pods(present.map(|one| &one.pod), &drain, &hour, needs, |_| None);
