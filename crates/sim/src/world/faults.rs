@@ -524,6 +524,7 @@ impl World {
         self.tell("peace: everything is mended");
         self.peace = true;
         self.find_lost();
+        self.restore_policies();
         self.old_view = None;
         self.late = None;
         self.begins = false;

@@ -16,6 +16,7 @@ mod late;
 mod machine;
 mod mutants;
 mod overlap;
+mod people;
 mod players;
 mod pods;
 mod refusing;
@@ -102,6 +103,8 @@ pub struct World {
     lost: Vec<std::sync::Arc<bascule_planner::snapshot::Node>>,
     /// Nodes that carried the cluster and are gone for good, until a person says so.
     dead: Vec<String>,
+    /// Policies that somebody deleted, as they were.
+    deleted: Vec<std::sync::Arc<bascule_planner::snapshot::PolicyFacts>>,
     workload: pods::Workload,
     random: ChaCha8Rng,
     seed: u64,
@@ -197,6 +200,7 @@ impl World {
             held_by_people: Vec::new(),
             lost: Vec::new(),
             dead: Vec::new(),
+            deleted: Vec::new(),
             workload: pods::Workload::default(),
             random: ChaCha8Rng::seed_from_u64(snapshot.seed),
             seed: snapshot.seed,
@@ -256,6 +260,7 @@ impl World {
         self.pass(seconds);
         if !self.peace {
             self.misfortune();
+            self.people_act();
             self.break_writes();
         }
         let takes_its_time = self.takes_its_time();

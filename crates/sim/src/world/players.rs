@@ -23,6 +23,8 @@ pub enum Player {
     Unreachable,
     /// Pods that are evicted end up to two minutes later, and the statuses of budgets are up to a minute old.
     SlowPods,
+    /// Somebody cordons over the operator's mark, deletes policies and NodeUpdates, edits labels, and freezes some policies or nodes.
+    People,
 }
 
 /// Who takes part, by `seed / 16 % 8`: sixteen worlds in a row have the same, so that it meets all that is in each fifth, eighth or
@@ -32,7 +34,7 @@ const PLAYERS: [Option<Player>; 8] = [
     Some(Player::LateWords),
     Some(Player::Unreachable),
     Some(Player::SlowPods),
-    None,
+    Some(Player::People),
     None,
     None,
     None,
@@ -57,7 +59,7 @@ impl World {
         let random = chances(self.seed, player);
         match player {
             Player::LateViews => self.late = Some(super::late::Late::new(random)),
-            Player::LateWords => self.company = Some((player, random)),
+            Player::LateWords | Player::People => self.company = Some((player, random)),
             Player::SlowPods => self.workload.slow = Some(random),
             Player::Unreachable => {
                 self.workload.replaces = true;
@@ -77,7 +79,7 @@ impl World {
         match player {
             Player::LateWords => machine.agent_seconds = random.random_range(0..=AGENT_SPEAKS_WITHIN),
             Player::Unreachable => machine.grace = NEWER_GRACE,
-            Player::LateViews | Player::SlowPods => {}
+            Player::LateViews | Player::SlowPods | Player::People => {}
         }
     }
 }
