@@ -69,6 +69,8 @@ pub(super) enum Done {
     Commits(Version),
     /// A person's word to try again was followed.
     Forgives,
+    /// It has on record that this release failed.
+    Fails(Version),
 }
 
 /// What the firmware started.
@@ -374,6 +376,8 @@ impl Agent {
                 if journal.retried != self.journal.retried {
                     done.push(Done::Forgives);
                 }
+                let new = journal.failed.iter().filter(|failed| self.journal.failed(&failed.digest).is_none());
+                done.extend(new.map(|failed| Done::Fails(failed.version.clone())));
                 self.journal.clone_from(journal);
             }
             Effect::Resolve(query) => {

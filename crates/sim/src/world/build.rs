@@ -59,6 +59,16 @@ pub fn digest(version: &str) -> Digest {
     Digest::from_sha256(&bytes)
 }
 
+/// The digest of the manifest of a version that was published anew so many times.
+#[must_use]
+pub fn digest_anew(version: &str, times: u8) -> Digest {
+    let mut bytes = digest(version).to_bytes();
+    if let Some(last) = bytes.last_mut() {
+        *last = times;
+    }
+    Digest::from_sha256(&bytes)
+}
+
 /// The root hash of the image that a manifest of this digest names. It is neither the digest nor the version: a version that is
 /// published anew has another image.
 #[must_use]

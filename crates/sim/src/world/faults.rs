@@ -235,7 +235,7 @@ impl World {
         self.snapshot.rollbacks.push(Arc::new(rollback));
     }
 
-    fn change_offers(&mut self, change: impl Fn(&mut bascule_planner::snapshot::Offer)) {
+    pub(super) fn change_offers(&mut self, change: impl Fn(&mut bascule_planner::snapshot::Offer)) {
         let Some(first) = self.snapshot.policies.first() else { return };
         let mut offer = (*first.offer).clone();
         change(&mut offer);

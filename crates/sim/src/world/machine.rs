@@ -90,6 +90,8 @@ pub struct Machine {
     pub grace: i64,
     /// Whether its agent has looked around in this boot.
     awake: bool,
+    /// Whether it is on its way to what its agent armed.
+    leaves: bool,
     /// How often somebody set the boot loader up anew.
     setup: u32,
     /// The releases it booted, or tried to, in order.
@@ -127,6 +129,7 @@ impl Machine {
             elsewhere: false,
             grace: 40,
             awake: false,
+            leaves: false,
             setup: 0,
             history: Vec::new(),
             deeds: Vec::new(),
@@ -154,6 +157,11 @@ impl Machine {
     #[must_use]
     pub fn tries_a_release(&self) -> bool {
         self.is_up() && self.agent.is_on_trial() && self.awake && !self.silent
+    }
+
+    /// Whether it is between two boots, the next of which is the first of what its agent armed.
+    pub(super) const fn leaves(&self) -> bool {
+        self.leaves
     }
 
     /// Whether its kubelet does what the API server says: it starts pods, and ends them.
@@ -219,7 +227,7 @@ impl Machine {
 
     /// The firmware starts something.
     fn start(&mut self, name: &str) -> Option<Started> {
-        self.boot += 1;
+        (self.boot, self.leaves) = (self.boot + 1, false);
         let (boot_id, elsewhere) = (self.boot_id(name), std::mem::take(&mut self.elsewhere));
         let (agent, around) = self.parts(&boot_id);
         let started = agent.power_on(elsewhere, &around)?;
@@ -334,16 +342,24 @@ impl Machine {
             Done::Commits(version) => lines.push(format!("{name}: commits {version}")),
             // What a person asked for breaks no promise.
             Done::Forgives => self.failed_ever.clear(),
+            // What the boot loader has given up was seen to fail when it did.
+            Done::Fails(version) => {
+                if !self.failed_ever.iter().any(|(failed, _)| *failed == version) {
+                    self.failed_ever.push((version.clone(), self.history.len()));
+                    self.deeds.push(Deed::Fails(version));
+                }
+            }
             Done::Reboots(why) => {
                 lines.push(match &why {
                     Why::Boot { from, .. } if goal == Some(Goal::Reverted) => format!("{name}: leaves {from}"),
                     Why::Boot { to, .. } => format!("{name}: arms {to} and reboots"),
                     Why::Revert { from, .. } => format!("{name}: gives the trial of {from} up"),
                 });
-                if matches!(why, Why::Boot { .. }) {
+                self.reboot(now);
+                self.leaves = matches!(why, Why::Boot { .. });
+                if self.leaves {
                     self.deeds.push(Deed::Arms);
                 }
-                self.reboot(now);
             }
         }
     }

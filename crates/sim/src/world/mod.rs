@@ -261,6 +261,7 @@ impl World {
         if !self.peace {
             self.misfortune();
             self.people_act();
+            self.meddle();
             self.break_writes();
         }
         let takes_its_time = self.takes_its_time();

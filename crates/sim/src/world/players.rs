@@ -11,6 +11,10 @@ use rand_chacha::ChaCha8Rng;
 const AGENT_SPEAKS_WITHIN: i64 = 300;
 /// How long newer versions of Kubernetes show a node as Ready that says nothing more, in seconds.
 const NEWER_GRACE: i64 = 50;
+/// Of a hundred rounds, in how many the newest version is published anew; and of a machine that is to boot what was armed, in how many
+/// somebody picks another entry.
+const PUBLISHES: u32 = 4;
+const PICKS: u32 = 25;
 
 /// Somebody who takes part in some worlds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,24 +29,29 @@ pub enum Player {
     SlowPods,
     /// Somebody cordons over the operator's mark, deletes policies and NodeUpdates, edits labels, and freezes some policies or nodes.
     People,
+    /// The newest version is published anew, with another image.
+    PublishedAnew,
+    /// Somebody at a machine has it start another boot entry than the one that its agent armed.
+    AnotherEntry,
 }
 
-/// Who takes part, by `seed / 16 % 8`: sixteen worlds in a row have the same, so that it meets all that is in each fifth, eighth or
+/// Who takes part, by `seed / 16 % 9`: sixteen worlds in a row have the same, so that it meets all that is in each fifth, eighth or
 /// sixteenth world. Whoever is to be held back is `None` here, and stands in docs/testing.md as not played.
-const PLAYERS: [Option<Player>; 8] = [
+const PLAYERS: [Option<Player>; 9] = [
     Some(Player::LateViews),
     Some(Player::LateWords),
     Some(Player::Unreachable),
     Some(Player::SlowPods),
     Some(Player::People),
-    None,
+    Some(Player::PublishedAnew),
+    Some(Player::AnotherEntry),
     None,
     None,
 ];
 
 /// Who takes part in the world of a seed.
 pub(super) fn of_seed(seed: u64) -> Option<Player> {
-    let place = usize::try_from(seed / 16 % 8).unwrap_or_default();
+    let place = usize::try_from(seed / 16 % 9).unwrap_or_default();
     PLAYERS.get(place).copied().flatten()
 }
 
@@ -59,7 +68,9 @@ impl World {
         let random = chances(self.seed, player);
         match player {
             Player::LateViews => self.late = Some(super::late::Late::new(random)),
-            Player::LateWords | Player::People => self.company = Some((player, random)),
+            Player::LateWords | Player::People | Player::PublishedAnew | Player::AnotherEntry => {
+                self.company = Some((player, random));
+            }
             Player::SlowPods => self.workload.slow = Some(random),
             Player::Unreachable => {
                 self.workload.replaces = true;
@@ -79,7 +90,45 @@ impl World {
         match player {
             Player::LateWords => machine.agent_seconds = random.random_range(0..=AGENT_SPEAKS_WITHIN),
             Player::Unreachable => machine.grace = NEWER_GRACE,
-            Player::LateViews | Player::SlowPods | Player::People => {}
+            Player::LateViews | Player::SlowPods | Player::People | Player::PublishedAnew | Player::AnotherEntry => {}
         }
+    }
+
+    /// With some luck the vendor publishes a version anew, or somebody is at a machine.
+    pub(super) fn meddle(&mut self) {
+        let Some((player, random)) = &mut self.company else { return };
+        match player {
+            Player::PublishedAnew if random.random_range(0..100) < PUBLISHES => {
+                let times = random.random_range(1..=u8::MAX);
+                self.publish_anew(times);
+            }
+            Player::AnotherEntry => {
+                let leaving = self.machines.iter_mut().filter(|(_, machine)| machine.leaves() && !machine.elsewhere);
+                let mut told = Vec::new();
+                for (name, machine) in leaving {
+                    if random.random_range(0..100) < PICKS {
+                        machine.elsewhere = true;
+                        told.push(format!("{name}: somebody picks another boot entry"));
+                    }
+                }
+                for line in told {
+                    self.tell(&line);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The newest version has another image from now on.
+    fn publish_anew(&mut self, times: u8) {
+        let newest = self.snapshot.policies.first().and_then(|policy| policy.offer.releases.last());
+        let Some(version) = newest.map(|release| release.version.clone()) else { return };
+        self.tell(&format!("{version} is published anew"));
+        let digest = super::build::digest_anew(version.as_str(), times);
+        self.change_offers(|offer| {
+            if let Some(release) = offer.releases.last_mut() {
+                release.digests.insert(bascule_api::Architecture::X86_64, digest.clone());
+            }
+        });
     }
 }
