@@ -527,6 +527,7 @@ impl World {
         self.restore_policies();
         self.old_view = None;
         self.late = None;
+        self.strays.clear();
         self.begins = false;
         self.refusing.mend();
         for machine in self.machines.values_mut() {

@@ -281,7 +281,7 @@ impl World {
 }
 
 /// Whether two are one version of a Node object.
-fn is_same(one: &Node, other: &Node) -> bool {
+pub(super) fn is_same(one: &Node, other: &Node) -> bool {
     (&one.uid, &one.labels, one.ready, &one.cordon, one.taints, one.truce)
         == (&other.uid, &other.labels, other.ready, &other.cordon, other.taints, other.truce)
         && (&one.leaving, one.excluded, &one.boot_id, one.deleting)

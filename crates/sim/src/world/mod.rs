@@ -13,6 +13,7 @@ mod faults;
 mod history;
 mod judge;
 mod late;
+mod leaders;
 mod machine;
 mod mutants;
 mod overlap;
@@ -134,6 +135,8 @@ pub struct World {
     refusing: refusing::Refusing,
     /// Watches that stand still, in the worlds that have some.
     late: Option<late::Late>,
+    /// What a dead leader had in flight.
+    strays: Vec<leaders::Stray>,
     /// Who else takes part, with chances of its own.
     company: Option<(Player, ChaCha8Rng)>,
     /// Decides in which rounds the API server takes its time. None of the worlds' other chances hangs on it.
@@ -221,6 +224,7 @@ impl World {
             thresholds: BTreeMap::new(),
             refusing: refusing::Refusing::default(),
             late: None,
+            strays: Vec::new(),
             company: None,
             slow: None,
             impatient: false,
@@ -354,6 +358,7 @@ impl World {
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);
         let lives = if survives { steps.len() } else { self.up_to(steps.len()) };
+        broken.extend(self.land_strays(&report));
         let mut refused = std::collections::BTreeSet::new();
         for step in steps.iter().copied().take(lives) {
             let node = step.action.node().unwrap_or_default().to_owned();
@@ -386,6 +391,7 @@ impl World {
             }
         } else {
             self.tell("operator  is killed");
+            self.leave_in_flight(number, steps.get(lives..).unwrap_or_default(), &refused);
             self.lived = 0;
             self.watch_on();
             self.forget_writes();

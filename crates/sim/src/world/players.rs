@@ -29,6 +29,8 @@ pub enum Player {
     SlowPods,
     /// Somebody cordons over the operator's mark, deletes policies and NodeUpdates, edits labels, and freezes some policies or nodes.
     People,
+    /// What a leader had in flight when it died lands beside the writes of the next.
+    TwoLeaders,
     /// The newest version is published anew, with another image.
     PublishedAnew,
     /// Somebody at a machine has it start another boot entry than the one that its agent armed.
@@ -45,7 +47,7 @@ const PLAYERS: [Option<Player>; 9] = [
     Some(Player::People),
     Some(Player::PublishedAnew),
     Some(Player::AnotherEntry),
-    None,
+    Some(Player::TwoLeaders),
     None,
 ];
 
@@ -68,8 +70,8 @@ impl World {
         let random = chances(self.seed, player);
         match player {
             Player::LateViews => self.late = Some(super::late::Late::new(random)),
-            Player::LateWords | Player::People | Player::PublishedAnew | Player::AnotherEntry => {
-                self.company = Some((player, random));
+            Player::LateWords | Player::People | Player::TwoLeaders | Player::PublishedAnew | Player::AnotherEntry => {
+                self.company = Some((player, random))
             }
             Player::SlowPods => self.workload.slow = Some(random),
             Player::Unreachable => {
@@ -90,7 +92,12 @@ impl World {
         match player {
             Player::LateWords => machine.agent_seconds = random.random_range(0..=AGENT_SPEAKS_WITHIN),
             Player::Unreachable => machine.grace = NEWER_GRACE,
-            Player::LateViews | Player::SlowPods | Player::People | Player::PublishedAnew | Player::AnotherEntry => {}
+            Player::LateViews
+            | Player::SlowPods
+            | Player::People
+            | Player::TwoLeaders
+            | Player::PublishedAnew
+            | Player::AnotherEntry => {}
         }
     }
 
