@@ -290,6 +290,24 @@ fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
 }
 
 #[test]
+fn a_way_back_to_a_version_that_was_published_anew_is_made_permanent() {
+    let mut world = world(1, &json!({}));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    // What the nodes have of 1.1 is what it was first.
+    let mut offer = (*build::offer(&["1.0", "1.1", "1.2"])).clone();
+    let anew = build::digest_anew("1.1", 1);
+    offer.releases[1].digests.insert(bascule_api::Architecture::X86_64, anew);
+    let offer = Arc::new(offer);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    world.until(400, |world| on(world, "1.2") == 3 && granted(world) == 0).unwrap();
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
+    let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    assert_eq!(boots, [3, 3, 3], "two reboots there and one back for each\n{}", world.story());
+}
+
+#[test]
 fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
     let mut world = world(1, &json!({}));
     world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
