@@ -37,6 +37,20 @@ pub enum Player {
     AnotherEntry,
 }
 
+impl Player {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::LateViews,
+        Self::LateWords,
+        Self::Unreachable,
+        Self::SlowPods,
+        Self::People,
+        Self::TwoLeaders,
+        Self::PublishedAnew,
+        Self::AnotherEntry,
+    ];
+}
+
 /// Who takes part, by `seed / 16 % 9`: sixteen worlds in a row have the same, so that it meets all that is in each fifth, eighth or
 /// sixteenth world. Whoever is to be held back is `None` here, and stands in docs/testing.md as not played.
 const PLAYERS: [Option<Player>; 9] = [
