@@ -105,6 +105,9 @@ impl World {
 
     /// A round is over: watches go on that stood still, and others stand still.
     pub(super) fn stall_watches(&mut self) {
+        if self.late.is_none() {
+            return;
+        }
         let (facts, pods) = (self.snapshot.clone(), self.shown_pods());
         let Some(late) = &mut self.late else { return };
         late.still.retain(|_, still| {
