@@ -121,6 +121,7 @@ impl World {
             machine.keep(&build::version("0.9"));
         }
         self.machines.insert(name.to_owned(), machine);
+        self.greet(name);
         self.snapshot.nodes.push(Arc::new(node));
         for _ in 0..self.random.random_range(0..4) {
             self.workload.add(name, Kind::Loose, self.snapshot.now);

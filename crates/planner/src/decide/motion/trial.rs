@@ -380,5 +380,7 @@ fn committed(moving: &Moving<'_, '_>) -> Motion {
     let says = format!("runs {version}, committed");
     let mut motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
     motion.steps = notes;
-    moving.end(motion, DisruptionOutcome::Committed, Goal::Committed, "", says)
+    // A way back is on trial like any release, and permanent here.
+    let outcome = if moving.by_rollback() { DisruptionOutcome::RolledBack } else { DisruptionOutcome::Committed };
+    moving.end(motion, outcome, Goal::Committed, "", says)
 }
