@@ -95,6 +95,11 @@ impl Fact for PodFact {
     fn place(&self) -> &str {
         &self.node
     }
+
+    /// One that keeps budgets closed.
+    fn stands_out(&self) -> bool {
+        !self.ready && !self.finished
+    }
 }
 
 /// The claims of a pod, those of its generic ephemeral volumes included (Kubernetes, "Ephemeral Volumes", "PersistentVolumeClaim

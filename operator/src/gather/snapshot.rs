@@ -97,7 +97,7 @@ impl LookUp for World {
     }
 
     fn unready_pods(&self) -> Vec<Arc<PodFact>> {
-        self.pods.select(|pod| !pod.ready && !pod.finished)
+        self.pods.standing_out()
     }
 
     fn deadline(&self, key: &Key) -> Option<Arc<DeadlineFact>> {
