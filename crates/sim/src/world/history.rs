@@ -164,7 +164,7 @@ impl Stood {
             node: one.pod.node.clone(),
             kind: one.kind.clone(),
             created_at: Time::new(one.pod.created_at),
-            labels: one.pod.labels.clone(),
+            labels: BTreeMap::clone(&one.pod.labels),
         }
     }
 }
