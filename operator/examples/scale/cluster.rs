@@ -74,7 +74,8 @@ impl Operator {
 pub(crate) async fn start_operator(program: &Path, control_plane: &ControlPlane, server: &HttpsServer) -> Operator {
     let folder = control_plane.folder();
     let launch = bascule::launch(control_plane, server, folder, "bench", None).await;
-    let process = Supervised::start(program, launch.arguments, &[], &folder.join("operator.log")).unwrap();
+    let environment = bascule::allocator();
+    let process = Supervised::start(program, launch.arguments, &environment, &folder.join("operator.log")).unwrap();
     Operator { process, listen: launch.listen }
 }
 
