@@ -516,8 +516,13 @@ impl<'a> Round<'a> {
                 }
             })
             .collect();
+        let schedule = schedule::schedule(&remembered, self.snapshot);
+        // What has no place now has one when what takes it hangs.
+        if let Some(pause) = self.snapshot.writes.next_hangs().filter(|_| schedule.leaves_some()) {
+            self.draft.wake(Some(now.after(bascule_api::Duration::from_secs(pause.as_secs().saturating_add(1)))), now);
+        }
         let plan = Plan {
-            schedule: schedule::schedule(&remembered, self.snapshot),
+            schedule,
             steps: remembered,
             drains: self.draft.drains,
             questions: self.draft.questions,

@@ -12,6 +12,10 @@ use std::{collections::BTreeMap, time::Duration};
 /// minute (kube-apiserver, `--request-timeout`), and the client may have sent the last one, a repetition, just before.
 const LOST_FOR: Duration = Duration::from_secs(60);
 
+/// A write that has been in flight for so long hangs: most are answered within a second, and the others do not wait for it with all
+/// places taken. Half of what an API server gives an admission webhook by default (Kubernetes, "Dynamic Admission Control", "Timeouts").
+const HANGS_AFTER: Duration = Duration::from_secs(5);
+
 /// What is being written to one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlight {
@@ -122,6 +126,26 @@ impl Writes {
     /// How many steps of a queue are in flight.
     pub(crate) fn of_queue(&self, queue: Queue) -> usize {
         self.in_flight.values().flat_map(|known| &known.queues).filter(|known| **known == queue).count()
+    }
+
+    /// The nodes whose writes hang.
+    pub(crate) fn hanging(&self) -> impl Iterator<Item = &str> {
+        self.hang().map(|(node, _)| node.as_str())
+    }
+
+    /// How many steps of a queue hang.
+    pub(crate) fn hanging_of_queue(&self, queue: Queue) -> usize {
+        self.hang().flat_map(|(_, known)| &known.queues).filter(|known| **known == queue).count()
+    }
+
+    fn hang(&self) -> impl Iterator<Item = (&String, &InFlight)> {
+        self.in_flight.iter().filter(|(_, known)| known.since.saturating_add(HANGS_AFTER) <= self.now)
+    }
+
+    /// How long it takes until one more of them does, if nobody answers.
+    pub(crate) fn next_hangs(&self) -> Option<Duration> {
+        let hang_at = self.in_flight.values().map(|known| known.since.saturating_add(HANGS_AFTER));
+        hang_at.filter(|at| *at > self.now).min().map(|at| at.saturating_sub(self.now))
     }
 
     /// What the API server bears.
