@@ -579,6 +579,20 @@ mod tests {
         assert_eq!(cache.read().tombstones.len(), TOMBSTONES);
     }
 
+    #[test]
+    fn an_explanation_that_is_not_understood_hides_nothing_and_is_written_anew() {
+        let cache: Cache<UpdateFact> = Cache::new([], &Clock::system());
+        let sent = serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n1", "resourceVersion": "7"},
+            "spec": {"policy": "workers"},
+            "status": {"bootID": "b1", "rollout": {"state": "Waiting", "reason": "Eclipse"}},
+        });
+        watched(&cache, watcher::Event::Apply(serde_json::from_value(sent).unwrap()));
+        let fact = cache.get(&Key::cluster("n1")).unwrap();
+        assert_eq!((fact.facts.status.boot_id.as_deref(), &fact.rollout), (Some("b1"), &None));
+        assert!(cache.unreadable(&Key::cluster("n1")).is_none());
+    }
+
     /// A trial that was held meanwhile is not to be blamed, whoever leads by then.
     #[test]
     fn that_an_object_could_not_be_read_is_remembered_with_it() {
