@@ -3,7 +3,7 @@
 use super::{Motion, Moving, Standing, hooks};
 use crate::{
     Action, Rule, Step, Wait,
-    decide::choice::{Choice, GoBack},
+    decide::desired::{Desired, GoBack},
     plan::{DrainMode, DrainOrder},
     snapshot::{BlockedPod, Cordon, Excluded, HookStage, Truce},
 };
@@ -36,14 +36,14 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
         return Some(why.to_owned());
     }
     let by_rollback = moving.by_rollback();
-    match moving.choice {
-        Choice::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_for_choice(moving))
+    match moving.desired {
+        Desired::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_as_desired(moving))
             .then(|| "the node is to go back instead".to_owned()),
-        Choice::Install(install) if moving.release().is_some_and(|asked| asked.version == install.release.version) => {
+        Desired::Install(install) if moving.release().is_some_and(|asked| asked.version == install.release.version) => {
             None
         }
         // A newer release appeared: what is under way is finished, unless it must not be installed any more.
-        Choice::Install(_) | Choice::Here | Choice::Nothing(_) => {
+        Desired::Install(_) | Desired::Here | Desired::Nothing(_) => {
             let Some(asked) = moving.release().filter(|_| moving.spec.goal == Goal::Staged && !by_rollback) else {
                 return Some("the way back is not asked for any more".to_owned());
             };
@@ -74,7 +74,7 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
 }
 
 /// A node that was granted for a way back before something else was staged goes back all the same.
-fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
+fn staged_as_desired(moving: &Moving<'_, '_>) -> bool {
     !moving.view.traits.staged_as_asked
 }
 
@@ -372,8 +372,8 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
     if !pods.skipped.is_empty() {
         says.push_str(&format!("; left for the reboot: {}", pods.skipped.join(", ")));
     }
-    let (action, what) = match moving.choice {
-        Choice::GoBack(back) => {
+    let (action, what) = match moving.desired {
+        Desired::GoBack(back) => {
             let GoBack { leaves, to, .. } = &**back;
             let revert = Action::Revert {
                 node: moving.name(),

@@ -14,7 +14,7 @@ pub(super) use boot::lost;
 pub(super) use daemons::note;
 
 use super::{
-    choice::Choice,
+    desired::Desired,
     facts::{NodeView, Selection},
     health::Answers,
     memory::Took,
@@ -168,7 +168,7 @@ pub(super) struct Moving<'c, 'a> {
     /// The policy, while it is there, valid, and the only one that selects the node: nobody else says that it is emptied.
     policy: Option<&'c PolicyView<'a>>,
     owner: Owner<'c, 'a>,
-    choice: &'c Choice<'a>,
+    desired: &'c Desired<'a>,
     /// The order that the last plan gave for it.
     stood: Option<&'c Standing>,
 }
@@ -208,7 +208,7 @@ pub(super) fn next<'a>(
     view: &NodeView<'a>,
     policy: Option<&PolicyView<'a>>,
     caring: Option<&PolicyView<'a>>,
-    choice: &Choice<'a>,
+    desired: &Desired<'a>,
     stood: Option<&Standing>,
 ) -> Option<Motion> {
     let update = view.update()?;
@@ -216,7 +216,7 @@ pub(super) fn next<'a>(
     let disruption = spec.disruption.as_ref()?;
     let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
     let owner = Owner::of(caring);
-    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, choice, stood };
+    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, desired, stood };
     if view.node.deleting {
         let wait = Wait::new(WaitReason::NodeGone, "the Node is being deleted");
         return Some(Motion::waits(RolloutState::Waiting, wait));
