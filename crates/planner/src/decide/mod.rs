@@ -318,6 +318,7 @@ impl<'a> Round<'a> {
             .collect();
         let ctx = motion::Ctx {
             now: self.now(),
+            unread_at: self.snapshot.unread_at,
             policies: &self.snapshot.policies,
             rollbacks: &self.snapshot.rollbacks,
             hooks: &self.snapshot.hooks,

@@ -45,6 +45,7 @@ const REBOOTING: &str = "the agent arms the release and the machine reboots";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ctx<'a> {
     pub(super) now: Time,
+    pub(super) unread_at: Option<Time>,
     pub(super) policies: &'a [Arc<PolicyFacts>],
     pub(super) rollbacks: &'a [Arc<RollbackFacts>],
     pub(super) hooks: &'a [HookRun],
