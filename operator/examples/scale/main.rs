@@ -64,6 +64,9 @@ const LOOK: u64 = 300;
 /// How long series of events and the last explanations take at most.
 const SETTLES: Duration = Duration::from_secs(60);
 
+/// For how long autoscalers are asked to leave a node alone after its update (docs/policies.md); then that is taken back.
+const TRUCE: Duration = Duration::from_secs(11 * 60);
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let arguments = Arguments::parse();
@@ -141,7 +144,6 @@ async fn main() {
     // What was under way (series of events, the last statuses) ends within a minute; then nothing may be written.
     tokio::time::sleep(SETTLES).await;
     let requests = control_plane.requests().unwrap();
-    let settled = requests.len();
     measure::writes("its whole update", &requests[enrolled..], |node| updated.contains(node));
     measure::first_writes(released, &requests[enrolled..]);
     measure::explanations(&agents.explanations());
@@ -163,6 +165,11 @@ async fn main() {
     if arguments.quiet == 0 {
         return;
     }
+    tokio::time::sleep(TRUCE).await;
+    let requests = control_plane.requests().unwrap();
+    let settled = requests.len();
+    let all = "its whole update, the end of the truce with autoscalers included";
+    measure::writes(all, &requests[enrolled..], |node| updated.contains(node));
     let processor = measure::Processor::now();
     // Told in between: an hour is long, and what was seen until it is broken off counts too.
     let mut seen = 0;
