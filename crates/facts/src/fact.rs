@@ -56,6 +56,11 @@ pub trait Fact: PartialEq + Send + Sync + 'static {
         self != before
     }
 
+    /// The same of the answer to a write of ours that only told people what was planned.
+    fn is_more_than_told(&self, before: &Self) -> bool {
+        self.is_news(before)
+    }
+
     /// Whether it is one of the few of its kind that are asked for together, e.g. a pod that is not ready.
     fn stands_out(&self) -> bool {
         false

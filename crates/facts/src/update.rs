@@ -76,8 +76,11 @@ impl Fact for UpdateFact {
         self.read_again = Some(now);
     }
 
-    /// What it says to people was planned before: no plan follows from it, and whoever writes it looks at it with each plan.
     fn is_news(&self, before: &Self) -> bool {
+        self.rollout != before.rollout || self.is_more_than_told(before)
+    }
+
+    fn is_more_than_told(&self, before: &Self) -> bool {
         let (resource_version, rollout) = (self.resource_version.clone(), self.rollout.clone());
         *self != Self { resource_version, rollout, ..before.clone() }
     }

@@ -173,7 +173,9 @@ impl<T: Fact> Cache<T> {
                 state.begin_list();
                 false
             }
-            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, self.validate, self.now()),
+            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => {
+                state.put(raw, self.validate, self.now(), T::is_news)
+            }
             watcher::Event::Delete(raw) => state.remove(raw.meta()),
             watcher::Event::InitDone => state.finish_list(),
         });
@@ -187,7 +189,12 @@ impl<T: Fact> Cache<T> {
 
     /// Takes in what the API server answered to a write of ours, or when it was asked for an object.
     pub fn written(&self, raw: &T::Raw) {
-        self.change(|state| state.put(raw, self.validate, self.now()));
+        self.change(|state| state.put(raw, self.validate, self.now(), T::is_news));
+    }
+
+    /// The same where the write only told people what was planned.
+    pub fn told(&self, raw: &T::Raw) {
+        self.change(|state| state.put(raw, self.validate, self.now(), T::is_more_than_told));
     }
 
     /// Takes in an object that can't be read. Says whether something is met in it that was not met there before.
@@ -527,11 +534,20 @@ mod tests {
                 "metadata": {"name": "n1", "uid": "u", "generation": 1}, "spec": {"policy": "workers"},
                 "status": {"bootID": boot, "rollout": {"state": "Waiting", "reason": reason}}})
         };
-        let (news, updates) =
-            told::<UpdateFact>(&[update("Budget", "b"), update("Queued", "b"), update("Queued", "c")]);
-        assert_eq!(news, [true, false, true], "an explanation was planned before");
+        let (news, _) = told::<UpdateFact>(&[update("Budget", "b"), update("Queued", "b"), update("Queued", "c")]);
+        assert_eq!(news, [true, true, true], "somebody else may have written it");
+        let changes = Arc::new(watch::Sender::new(0));
+        let updates: Cache<UpdateFact> = Cache::new([Arc::clone(&changes)], &Clock::system());
+        let mut seen = Vec::new();
+        for (version, (reason, boot)) in [("Budget", "b"), ("Queued", "b"), ("Current", "c")].into_iter().enumerate() {
+            let mut object = update(reason, boot);
+            object["metadata"]["resourceVersion"] = (version + 1).to_string().into();
+            updates.told(&serde_json::from_value(object).unwrap());
+            seen.push(*changes.borrow());
+        }
+        assert_eq!(seen, [1, 1, 2], "what we told was planned before, and the agent may have spoken meanwhile");
         let rollout = updates.get(&Key::cluster("n1")).unwrap().rollout.clone();
-        assert_eq!(rollout.map(|rollout| rollout.reason), Some(bascule_api::WaitReason::Queued));
+        assert_eq!(rollout.map(|rollout| rollout.reason), Some(bascule_api::WaitReason::Current));
     }
 
     #[test]

@@ -81,8 +81,14 @@ impl<T: Fact> State<T> {
         self.listed = Some(BTreeSet::new());
     }
 
-    /// Takes in an object as it is; whether it tells something new.
-    pub(super) fn put(&mut self, raw: &T::Raw, validate: Validate, now: Time) -> bool {
+    /// Takes in an object as it is; whether it tells something new, which `is_news` says beside what was known.
+    pub(super) fn put(
+        &mut self,
+        raw: &T::Raw,
+        validate: Validate,
+        now: Time,
+        is_news: impl FnOnce(&T, &T) -> bool,
+    ) -> bool {
         let (key, version) = (Key::of_metadata(raw.meta()), version_of(raw.meta()));
         if !self.is_newer(&key, version) {
             return false;
@@ -95,7 +101,7 @@ impl<T: Fact> State<T> {
         if was_hidden {
             fact.is_read_again(now);
         }
-        let is_news = before.as_deref().is_none_or(|before| fact.is_news(before));
+        let is_news = before.as_deref().is_none_or(|before| is_news(&fact, before));
         match self.entries.get_mut(&key) {
             // Whoever keeps what follows from it knows it by its pointer.
             Some(entry) if *entry.fact == fact => entry.version = version,
