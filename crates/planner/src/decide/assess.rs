@@ -24,7 +24,7 @@ pub(super) struct Assessment {
     /// It is to stage something that it is not asked to stage yet.
     pub(super) wants: bool,
     /// What it is asked to stage is not wanted any more: superseded by nothing, blocked, withdrawn, or failed there.
-    pub(super) rests: bool,
+    pub(super) unwanted: bool,
     /// It is to carry the outdated taint: it runs what a rollout replaces.
     pub(super) outdated: bool,
 }
@@ -32,7 +32,7 @@ pub(super) struct Assessment {
 impl Default for Assessment {
     fn default() -> Self {
         let member = Member { index: 0, standing: Standing::Unable, begun: false, selected: 0, runs_operator: false };
-        Self { member, staged: false, writing: false, wants: false, rests: false, outdated: false }
+        Self { member, staged: false, writing: false, wants: false, unwanted: false, outdated: false }
     }
 }
 
@@ -81,7 +81,7 @@ impl<'c, 'a> Assessor<'c, 'a> {
             && !traits.on_trial
             && !replaced
         {
-            assessed.rests = has_failed_there(view)
+            assessed.unwanted = has_failed_there(view)
                 || matches!(desired, Some(Desired::Here | Desired::GoBack(_)))
                 || self.is_closed(policy, deciding, text, view);
         }

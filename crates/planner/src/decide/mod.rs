@@ -78,7 +78,7 @@ pub struct Planner {
     known: Known,
     verdicts: Verdicts,
     /// By node: the standing order of the last plan, which counts only while it is the one that would be given anew.
-    orders: Vec<Option<motion::Standing>>,
+    orders: Vec<Option<motion::KeptOrder>>,
 }
 
 impl Planner {
@@ -156,7 +156,7 @@ fn decide(
     set: GateSet,
     known: &Known,
     verdicts: &mut Verdicts,
-    orders: &mut [Option<motion::Standing>],
+    orders: &mut [Option<motion::KeptOrder>],
 ) -> (Plan, Report) {
     let nodes = known.views().map(|view| NodeContext { view, desired: None, assessed: Assessment::default() });
     let nodes: Vec<NodeContext<'_>> = nodes.collect();
@@ -291,7 +291,7 @@ impl<'a> Round<'a> {
     }
 
     /// Nodes with a grant go their way.
-    fn move_on(&mut self, orders: &mut [Option<motion::Standing>]) {
+    fn move_on(&mut self, orders: &mut [Option<motion::KeptOrder>]) {
         let mut lost: BTreeMap<(usize, &Version), usize> = BTreeMap::new();
         for view in self.known.groups.moving.iter().filter_map(|index| self.nodes.get(*index)) {
             let policy = view.traits.policy.and_then(|index| Some((index, self.policies.get(index)?)));
@@ -341,14 +341,14 @@ impl<'a> Round<'a> {
             let asked = view.update().map_or("", |update| update.spec.policy.as_str());
             let policy = deciding.filter(|policy| policy.facts.name == asked);
             let caring = view.traits.policy.and_then(|policy| self.policies.get(policy));
-            let stood = orders.get_mut(index);
-            let before = stood.as_ref().and_then(|stood| stood.as_ref());
+            let kept = orders.get_mut(index);
+            let before = kept.as_ref().and_then(|kept| kept.as_ref());
             let Some(moved) = motion::next(&ctx, &view, policy, caring, &desired, before) else { continue };
             self.remember(&view, &moved);
             self.draft.steps.extend(moved.steps);
             self.draft.drains.extend(moved.drain);
-            if let Some(stood) = stood {
-                *stood = moved.stands;
+            if let Some(kept) = kept {
+                *kept = moved.kept;
             }
             self.draft.questions.extend(moved.questions);
             self.draft.wake(moved.wake, self.snapshot.now);

@@ -23,7 +23,7 @@ impl<'a> Round<'a> {
         let mut steps = Vec::new();
         let Some(policy) = self.policies.get(policy) else { return };
         let members = policy.members.iter().filter_map(|index| self.nodes.get(*index));
-        for view in members.filter(|node| node.assessed.rests) {
+        for view in members.filter(|node| node.assessed.unwanted) {
             let Some(asked) = view.update().and_then(|update| update.spec.release.as_ref()) else { continue };
             steps.push(Step {
                 action: Action::Rest { node: view.node.name.to_string() },

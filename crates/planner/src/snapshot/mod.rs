@@ -23,7 +23,7 @@ pub(crate) use refused::{ACCEPT_ROLLBACK, COMMIT, GRANT, REMEMBER};
 pub use refused::{Refusal, Refusals, Write};
 pub use speed::Speed;
 pub use unreadable::Unreadable;
-pub use writes::{Begun, Ending, InFlight, PendingGrant, Writes};
+pub use writes::{Begun, Ending, NodeInFlight, PendingGrant, Writes};
 
 use bascule_api::{IntOrPercent, KubernetesVersion, Time};
 use std::{collections::BTreeMap, sync::Arc};

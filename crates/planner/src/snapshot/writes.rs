@@ -18,7 +18,7 @@ const HANGS_AFTER: Duration = Duration::from_secs(5);
 
 /// What is being written to one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InFlight {
+pub struct NodeInFlight {
     /// Since when.
     pub since: Duration,
     /// The steps, in their order.
@@ -78,7 +78,7 @@ pub struct Writes {
     pub now: Duration,
     /// When the change came that leads to this plan.
     pub changed: Duration,
-    in_flight: BTreeMap<String, InFlight>,
+    in_flight: BTreeMap<String, NodeInFlight>,
     /// Nodes with a grant of which nobody knows what became of it, and when it was given up.
     lost: BTreeMap<String, Duration>,
     asked: BTreeMap<Write, Asked>,
@@ -114,7 +114,7 @@ impl Writes {
 
     /// What is being written, by node.
     #[must_use]
-    pub const fn in_flight(&self) -> &BTreeMap<String, InFlight> {
+    pub const fn in_flight(&self) -> &BTreeMap<String, NodeInFlight> {
         &self.in_flight
     }
 
@@ -138,7 +138,7 @@ impl Writes {
         self.hang().flat_map(|(_, known)| &known.queues).filter(|known| **known == queue).count()
     }
 
-    fn hang(&self) -> impl Iterator<Item = (&String, &InFlight)> {
+    fn hang(&self) -> impl Iterator<Item = (&String, &NodeInFlight)> {
         self.in_flight.iter().filter(|(_, known)| known.since.saturating_add(HANGS_AFTER) <= self.now)
     }
 
@@ -197,7 +197,7 @@ impl Writes {
         let begun = steps.iter().map(|step| self.begin_one(&step.action, now)).collect();
         let priority = steps.iter().map(|step| step.action.priority()).min();
         if let (Some(node), Some(priority)) = (node, priority) {
-            let known = InFlight {
+            let known = NodeInFlight {
                 since: now,
                 steps: steps.iter().map(|step| Write::of(&step.action)).collect(),
                 grants: steps.iter().any(|step| step.action.queue() == Some(Queue::Grants)),

@@ -84,7 +84,7 @@ pub(super) struct Motion {
     pub(super) questions: Vec<GateQuestion>,
     pub(super) wake: Option<Time>,
     /// What the next plan may say again.
-    pub(super) stands: Option<Standing>,
+    pub(super) kept: Option<KeptOrder>,
 }
 
 impl Motion {
@@ -104,7 +104,7 @@ impl Motion {
             timing: None,
             questions: Vec::new(),
             wake,
-            stands: None,
+            kept: None,
         }
     }
 
@@ -171,18 +171,18 @@ pub(super) struct Moving<'c, 'a> {
     owner: Owner<'c, 'a>,
     desired: &'c Desired<'a>,
     /// The order that the last plan gave for it.
-    stood: Option<&'c Standing>,
+    kept: Option<&'c KeptOrder>,
 }
 
 /// A drain's order and the sentence about it, as long as nothing stands in the way: while pods leave, plan after plan says
 /// the same of many nodes.
 #[derive(Debug, Clone)]
-pub(super) struct Standing {
+pub(super) struct KeptOrder {
     order: Arc<DrainOrder>,
     wait: Arc<Wait>,
 }
 
-impl Standing {
+impl KeptOrder {
     fn new(order: DrainOrder) -> Self {
         let message = match order.mode {
             DrainMode::Evict => "pods are being evicted",
@@ -210,14 +210,14 @@ pub(super) fn next<'a>(
     policy: Option<&PolicyView<'a>>,
     caring: Option<&PolicyView<'a>>,
     desired: &Desired<'a>,
-    stood: Option<&Standing>,
+    kept: Option<&KeptOrder>,
 ) -> Option<Motion> {
     let update = view.update()?;
     let spec = &update.spec;
     let disruption = spec.disruption.as_ref()?;
     let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
     let owner = Owner::of(caring);
-    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, desired, stood };
+    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, desired, kept };
     if view.node.deleting {
         let wait = Wait::new(WaitReason::NodeGone, "the Node is being deleted");
         return Some(Motion::waits(RolloutState::Waiting, wait));
