@@ -481,15 +481,17 @@ impl<'a> Round<'a> {
         self.draft.questions.sort_unstable();
         self.draft.questions.dedup();
         let unknown = Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node"));
-        let nodes = std::mem::take(&mut self.draft.said)
-            .into_iter()
-            .zip(&self.known.groups.policies)
+        let mut said = std::mem::take(&mut self.draft.said).into_iter();
+        let nodes = self
+            .nodes
+            .iter()
             .enumerate()
-            .map(|(index, (said, policy))| {
+            .map(|(index, node)| {
+                let said = said.next().flatten();
                 let said = said.unwrap_or_else(|| Said::shared(RolloutState::Unknown, Arc::clone(&unknown)));
                 NodeReport {
                     node: NodeName::new(Arc::clone(&self.known.names), index),
-                    policy: *policy,
+                    policy: node.traits.policy,
                     state: said.state,
                     wait: said.wait,
                     gates_passed: said.gates_passed,
