@@ -116,7 +116,7 @@ pub fn node(name: &str, zone: &str) -> Node {
         uid: format!("uid-{name}-1"),
         created_at: at(-30 * 86_400),
         deleting: false,
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        labels: Arc::new(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
         ready: Readiness { ready: true, since: Some(at(-86_400)) },
         cordon: Cordon::None,
         taints: Taints::default(),

@@ -167,7 +167,7 @@ impl Stood {
             kind: one.kind.clone(),
             created_at: Time::new(one.pod.created_at),
             deletes_at: one.pod.deletes_at.map(Time::new),
-            labels: one.pod.labels.clone(),
+            labels: BTreeMap::clone(&one.pod.labels),
         }
     }
 }

@@ -165,11 +165,13 @@ impl Workload {
             Kind::Bare => (None, "debug"),
         };
         let name = format!("{tag}-{}", self.made);
-        let controller = owner.map(|uid| Controller {
-            api_version: "apps/v1".to_owned(),
-            kind: "ReplicaSet".to_owned(),
-            name: uid.clone(),
-            uid,
+        let controller = owner.map(|uid| {
+            Arc::new(Controller {
+                api_version: "apps/v1".to_owned(),
+                kind: "ReplicaSet".to_owned(),
+                name: uid.clone(),
+                uid,
+            })
         });
         let job = match kind {
             Kind::Job(ends_at) => Some(ends_at),
@@ -181,7 +183,7 @@ impl Workload {
             name,
             node: node.to_owned(),
             created_at: now.get(),
-            labels: [("kind".to_owned(), tag.to_owned())].into(),
+            labels: Arc::new([("kind".to_owned(), tag.to_owned())].into()),
             controller,
             ready: true,
             tolerates_cordon: kind == Kind::Tolerant && self.drains != Drains::Blind,

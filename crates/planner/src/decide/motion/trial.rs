@@ -145,6 +145,9 @@ fn unread_since(moving: &Moving<'_, '_>, since: Time) -> Option<String> {
     if then(node.read_again) {
         return Some("what says how the node stands".to_owned());
     }
+    if then(moving.ctx.unread_at) {
+        return Some("an object that its update hangs on".to_owned());
+    }
     let held = |policy: &&Arc<PolicyFacts>| {
         then(policy.read_again) && (policy.name == moving.spec.policy || selects(node, policy))
     };
