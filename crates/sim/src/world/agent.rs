@@ -424,6 +424,7 @@ impl Agent {
             | Effect::PreviewUki(_)
             | Effect::Verify { .. }
             | Effect::RunHook { .. }
+            | Effect::PlaceLoader(_)
             | Effect::Cancel
             | Effect::Publish(_) => {}
         }
@@ -556,6 +557,7 @@ fn manifest_of(query: &ReleaseQuery, state_version: Option<u32>) -> Option<Manif
         kubernetes: None,
         state_version,
         measured: None,
+        boot_loader: None,
     })
 }
 
