@@ -2,6 +2,7 @@
 
 use super::election::{Candidate, Move};
 use crate::{clock::Clock, pulse::Pulse};
+use bascule_api::UNREAD_ANNOTATION;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{
     Api,
@@ -26,6 +27,8 @@ pub(super) struct Campaign {
     pub clock: Clock,
     /// Until when this replica may act; `None` while it may not.
     pub acts_until: watch::Sender<Option<Instant>>,
+    /// Whether something can't be read that trials hang on.
+    pub unread: watch::Receiver<bool>,
     pub pulse: Pulse,
 }
 
@@ -105,7 +108,14 @@ impl Campaign {
                 let new: Lease = serde_json::from_value(new).map_err(kube::Error::SerdeError)?;
                 self.leases.create(&PostParams::default(), &new).await?
             }
-            Move::Write(patch) => self.patch(&patch).await?,
+            Move::Write(mut patch) => {
+                let unread = *self.unread.borrow();
+                if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut).filter(|_| unread) {
+                    let now = bascule_api::Time::new(self.clock.now());
+                    metadata.insert("annotations".to_owned(), json!({UNREAD_ANNOTATION: now}));
+                }
+                self.patch(&patch).await?
+            }
         };
         self.pulse.lease_written(self.candidate.terms().duration);
         let until = sent + self.candidate.terms().acts_for();

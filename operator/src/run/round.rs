@@ -57,6 +57,8 @@ struct Over;
 pub(super) struct Round<'a> {
     parts: &'a Parts,
     seed: u64,
+    /// When an operator before this one could not read something last.
+    unread_at: Option<bascule_api::Time>,
     assembler: Assembler,
     planner: Planner,
     channels: Channels,
@@ -83,7 +85,7 @@ pub(super) struct Round<'a> {
 impl<'a> Round<'a> {
     pub(super) fn new(
         parts: &'a Parts,
-        seed: u64,
+        (seed, unread_at): (u64, Option<bascule_api::Time>),
         led_since: Instant,
         explained: watch::Sender<Explained>,
         expected: watch::Sender<BTreeMap<String, String>>,
@@ -91,6 +93,7 @@ impl<'a> Round<'a> {
         Self {
             parts,
             seed,
+            unread_at,
             assembler: Assembler::default(),
             planner: Planner::default(),
             channels: Channels::new(parts.reading.clone()),
@@ -212,6 +215,7 @@ impl<'a> Round<'a> {
                 ceiling: parts.settings.max_unavailable.clone(),
                 operator_node: parts.settings.node_name.clone(),
                 own_pod: parts.draining.own_pod.clone(),
+                unread_at: self.unread_at,
                 refused: self.refused.clone(),
                 writes: self.writes.clone(),
             },
