@@ -97,7 +97,7 @@ impl World {
     /// Somebody makes a node a canary, or none.
     fn edit_labels(&mut self, name: &str) {
         let Some(node) = self.snapshot.nodes.iter_mut().find(|node| *node.name == *name) else { return };
-        let labels = &mut Arc::make_mut(node).labels;
+        let labels = Arc::make_mut(&mut Arc::make_mut(node).labels);
         let is_canary = labels.remove("canary").is_none();
         if is_canary {
             labels.insert("canary".to_owned(), "yes".to_owned());
