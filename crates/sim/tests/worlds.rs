@@ -164,7 +164,8 @@ fn plans_that_are_made_while_the_last_one_is_written_break_no_promise() {
     }
 }
 
-/// In this one a way fits the window only just, so that it does no longer when its gate has answered.
+/// In this one a way fitted the window only just, so that it did no longer when its gate had answered. Its machines are others since they
+/// run the shipped agent; `maintenances::what_fits_a_window_only_just_goes_when_its_gates_have_answered` scripts that moment.
 const FITS_ONLY_JUST: u64 = 34_615;
 
 #[test]

@@ -301,8 +301,9 @@ impl Agent {
             }
         }
         self.process.wakes_at = now.since_boot + self.process.state.rest(now);
-        if moves {
-            self.judge(around);
+        // Every chain of effects ended with a look, but one that is under way, which changes nothing of a trial.
+        if let Some(facts) = self.process.state.last_facts.as_ref().filter(|_| moves) {
+            self.on_trial = self.process.state.is_trial(facts);
         }
         done
     }
@@ -424,6 +425,7 @@ impl Agent {
             | Effect::PreviewUki(_)
             | Effect::Verify { .. }
             | Effect::RunHook { .. }
+            | Effect::PlaceLoader(_)
             | Effect::Cancel
             | Effect::Publish(_) => {}
         }
@@ -448,7 +450,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether what runs is a trial is the agent's own judgement, whether or not its process lives: the guard asks it, too.
+    /// Whether what runs is a trial is the agent's own judgement, also before its process has looked: the guard asks it, too.
     fn judge(&mut self, around: &Around<'_>) {
         let Some(mut facts) = self.look(around) else { return };
         facts.judge(&self.journal, None);
@@ -556,6 +558,7 @@ fn manifest_of(query: &ReleaseQuery, state_version: Option<u32>) -> Option<Manif
         kubernetes: None,
         state_version,
         measured: None,
+        boot_loader: None,
     })
 }
 

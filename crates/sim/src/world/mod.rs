@@ -299,8 +299,8 @@ impl World {
 
     /// Whether the API server takes its time in this round: some writes are answered late, twice or not at all.
     fn takes_its_time(&mut self) -> bool {
-        // Who has only just begun has nothing in flight.
-        let may = !self.peace && !self.begins;
+        // Who has only just begun has nothing in flight, and what a dead leader had lands beside its first plan.
+        let may = !self.peace && !self.begins && self.strays.is_empty();
         self.slow.as_mut().filter(|_| may).is_some_and(|random| random.random_range(0..100) < 15)
     }
 
