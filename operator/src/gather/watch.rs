@@ -56,7 +56,7 @@ where
         match tokio::time::timeout(patience, events.next()).await {
             Ok(Some(Ok(watcher::Event::Init))) if cache.is_synced() => return,
             Ok(Some(Ok(event))) => watched(cache, event),
-            Ok(Some(Err(error))) if is_refused(&error) => {
+            Ok(Some(Err(error))) if is_refused(&error) || (!cache.is_synced() && is_broken_off(&error)) => {
                 tracing::debug!(kind, error = crate::one_line(&error), "the API server does not stream lists");
                 return;
             }
@@ -76,6 +76,12 @@ where
 /// Whether the API server does not stream lists, because its feature `WatchList` is off.
 fn is_refused(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
+}
+
+/// Whether the API server says in the stream that it can't bring the objects, for instance because its storage does not tell how far it
+/// is: the watch would be begun, and broken off, again and again. client-go too asks for a list then.
+const fn is_broken_off(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(_))
 }
 
 fn note(kind: &str, error: &watcher::Error, metrics: &Metrics) {
@@ -110,9 +116,19 @@ mod tests {
     };
     use tokio::sync::{Notify, watch};
 
+    /// What becomes of a watch that asks for the first objects.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Streams {
+        Them,
+        /// It is refused.
+        Nothing,
+        /// It begins, and says that there is nothing to come.
+        AnError,
+    }
+
     /// An API server with one Freeze: `stop` in what it streams, `listed` in its lists.
     struct Server {
-        streams: bool,
+        streams: Streams,
         lists: AtomicUsize,
         /// When told, a watch that streamed its list is too old.
         too_old: Notify,
@@ -139,11 +155,17 @@ mod tests {
         if !query.contains("sendInitialEvents=true") {
             return Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>()).into_response();
         }
-        if !server.streams {
+        if server.streams == Streams::Nothing {
             let message = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
             let status =
                 json!({"kind": "Status", "status": "Failure", "reason": "Invalid", "code": 422, "message": message});
             return (StatusCode::UNPROCESSABLE_ENTITY, Json(status)).into_response();
+        }
+        let line = |event: Value| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n")));
+        if server.streams == Streams::AnError {
+            let error = json!({"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "code": 500,
+                "reason": "InternalError", "message": "a watch stream was requested, which the storage does not support"}});
+            return Body::from_stream(futures::stream::iter([line(error)])).into_response();
         }
         let metadata = json!({"resourceVersion": "7", "annotations": {"k8s.io/initial-events-end": "true"}});
         let end = json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "Freeze", "metadata": metadata});
@@ -151,7 +173,6 @@ mod tests {
             [json!({"type": "ADDED", "object": freeze("stop", 5)}), json!({"type": "BOOKMARK", "object": end})];
         let gone = json!({"type": "ERROR", "object": {
             "kind": "Status", "status": "Failure", "reason": "Expired", "message": "too old", "code": 410}});
-        let line = |event: Value| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n")));
         let later = futures::stream::once(async move {
             server.too_old.notified().await;
             line(gone)
@@ -161,7 +182,7 @@ mod tests {
     }
 
     /// The server, and a cache that is kept in step with it.
-    async fn watched_of(streams: bool) -> (Arc<Server>, Cache<FreezeFact>) {
+    async fn watched_of(streams: Streams) -> (Arc<Server>, Cache<FreezeFact>) {
         bascule_tests::install_tls_provider();
         let server = Arc::new(Server { streams, lists: AtomicUsize::new(0), too_old: Notify::new() });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&server));
@@ -186,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_objects_come_by_the_watch_and_all_that_come_later_by_consistent_lists() {
-        let (server, cache) = watched_of(true).await;
+        let (server, cache) = watched_of(Streams::Them).await;
         until_knows(&cache, "stop").await;
         assert_eq!(server.lists.load(Ordering::SeqCst), 0);
         server.too_old.notify_one();
@@ -196,8 +217,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_api_server_that_does_not_stream_lists_is_asked_for_them() {
-        let (server, cache) = watched_of(false).await;
-        until_knows(&cache, "listed").await;
-        assert_eq!(server.lists.load(Ordering::SeqCst), 1);
+        for streams in [Streams::Nothing, Streams::AnError] {
+            let (server, cache) = watched_of(streams).await;
+            until_knows(&cache, "listed").await;
+            assert_eq!(server.lists.load(Ordering::SeqCst), 1);
+        }
     }
 }
