@@ -3,7 +3,7 @@
 use bascule_api::{Digest, FailedRelease, Goal, NodeError};
 
 use super::boot::update::{self, Verdict};
-use super::boot::{BootPurpose, Safeguard, plan, way_back};
+use super::boot::{BootPurpose, LoaderChange, Safeguard, plan, way_back};
 use super::protocol::NoPlan;
 use super::state::{During, Work};
 use super::state_version;
@@ -92,7 +92,14 @@ pub(super) fn place_loader(state: &mut State, facts: &Facts, now: Now) -> Plan {
         Some(_) => return None,
     };
     let waits = state.loader_failure.as_ref().is_some_and(|failure| failure.retry_at > now.since_boot);
-    if waits { None } else { short(vec![Effect::PlaceLoader(step)]) }
+    if waits {
+        return None;
+    }
+    state.loader_placing = step.changes.iter().find_map(|change| match change {
+        LoaderChange::Replace { path, .. } => Some(path.clone()),
+        LoaderChange::Remove { .. } => None,
+    });
+    short(vec![Effect::PlaceLoader(step)])
 }
 
 /// Whether the machine is on its way to another release. A hook that hangs would take the time that this has, at each step anew, and

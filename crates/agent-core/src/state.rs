@@ -237,6 +237,10 @@ pub struct State {
     pub problem: Option<Problem>,
     /// Why the boot loader could not be put in place the last time.
     pub loader_failure: Option<LoaderFailure>,
+    /// Where on the ESP a boot loader is being put in place.
+    pub loader_placing: Option<String>,
+    /// Where that failed, and what the medium has is not known.
+    pub loader_in_doubt: Option<String>,
     /// The running transfer.
     pub transfer: Option<Transfer>,
     /// When logind was last asked to reboot, by time since boot.

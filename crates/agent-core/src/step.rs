@@ -80,6 +80,7 @@ fn take_in(state: &mut State, event: Event, now: Now) {
         Event::Verified { slot, root_hash } => state.verified = Some((slot, root_hash, now.since_boot)),
         Event::Done => {
             let work = state.work.take();
+            loader_ended(state, false);
             if matches!(work, Some(Work::Short | Work::Arm | Work::Stage | Work::Verify)) {
                 state.problem = None;
             }
@@ -116,6 +117,7 @@ fn fail(state: &mut State, failure: Failure, now: Now) {
     state.transfer = None;
     // Whatever was known may have changed half-way.
     state.facts = None;
+    loader_ended(state, failure.effect == EffectKind::PlaceLoader);
     if failure.cancelled {
         return;
     }
@@ -165,6 +167,13 @@ fn loader_later(state: &mut State, now: Now, failure: Failure) {
     let retry_at = now.since_boot + backoff(state, attempts, failure.transient);
     let (category, message) = (failure.category, failure.message);
     state.loader_failure = Some(LoaderFailure { category, message, attempts, retry_at });
+}
+
+/// What was being put in place is there, or it failed and nobody knows what the medium has.
+fn loader_ended(state: &mut State, failed: bool) {
+    if let Some(path) = state.loader_placing.take() {
+        state.loader_in_doubt = failed.then_some(path);
+    }
 }
 
 /// Why nothing can be planned: what was not seen is looked at again, what can't be is said.

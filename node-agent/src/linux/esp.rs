@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bascule_image::io::ReadAt;
 use rustix::fs::{Advice, RenameFlags, StatVfsMountFlags};
@@ -15,6 +16,8 @@ use crate::host::{Esp, EspFile, Space};
 const MAX_FILES: usize = 1024;
 /// How much is copied at once.
 const CHUNK: usize = 256 << 10;
+/// After so many replacements that failed nothing is replaced any more, until the agent is started again.
+const MAX_KEPT: usize = 16;
 
 /// The mounted EFI system partition or XBOOTLDR.
 #[derive(Debug)]
@@ -22,24 +25,37 @@ pub struct MountedEsp {
     root: PathBuf,
     /// Whoever opened it saw that a boot partition is mounted there: an empty one is empty.
     known: bool,
+    /// What was replaced where that failed, by the path that it had. The medium may lead there still.
+    kept: Mutex<Vec<(PathBuf, File)>>,
 }
 
 impl MountedEsp {
     /// The partition mounted at `root`.
     pub const fn new(root: PathBuf) -> Self {
-        Self { root, known: false }
+        Self { root, known: false, kept: Mutex::new(Vec::new()) }
     }
 
     /// The same where a partition was seen to be mounted, so that a folder that is missing in it is not that of a partition
     /// that is missing.
     pub const fn known(root: PathBuf) -> Self {
-        Self { root, known: true }
+        Self { root, known: true, kept: Mutex::new(Vec::new()) }
     }
 
     /// A path below the root; nothing that leads out of it.
     fn path(&self, path: &str) -> io::Result<PathBuf> {
         let plain = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
         if plain && !path.is_empty() { Ok(self.root.join(path)) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    }
+
+    /// Makes a file that took the place of another one durable there.
+    fn flush_replaced(&self, path: &Path) -> io::Result<()> {
+        // The old name goes from the folder's sectors before the other one gets its content, which is when the file is written back (see
+        // `rename`): power lost in between leaves what was there, and never two names on one file.
+        if let Some(folder) = path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        File::open(path)?.sync_all()?;
+        self.sync()
     }
 }
 
@@ -135,19 +151,25 @@ impl Esp for MountedEsp {
 
     fn replace(&self, from: &str, to: &str) -> io::Result<()> {
         let (from, to) = (self.path(from)?, self.path(to)?);
+        // Open files: a panic of another thread leaves them as good as they were.
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MAX_KEPT {
+            return Err(io::Error::other(format!(
+                "{MAX_KEPT} replacements failed before, and nothing is replaced until the agent is started again"
+            )));
+        }
         // FAT frees the clusters of what is replaced when nobody has it open any more (linux, fs/fat/inode.c, fat_evict_inode). Were
         // that on the medium before the name leads elsewhere, power lost in between would leave it on clusters that are free.
         let replaced = File::open(&to)?;
         let here = rustix::fs::CWD;
         rustix::fs::renameat_with(here, &from, here, &to, RenameFlags::empty())?;
-        // The old name goes from the folder's sectors before the other one gets its content, which is when the file is written back (see
-        // `rename`): power lost in between leaves what was there, and never two names on one file.
-        if let Some(folder) = to.parent() {
-            File::open(folder)?.sync_all()?;
+        if let Err(error) = self.flush_replaced(&to) {
+            // The kernel may have lost the name's new content, and says so once: the clusters stay until that name was flushed.
+            kept.push((to, replaced));
+            return Err(error);
         }
-        File::open(&to)?.sync_all()?;
-        self.sync()?;
         drop(replaced);
+        kept.retain(|(path, _)| *path != to);
         Ok(())
     }
 
@@ -243,6 +265,36 @@ mod tests {
         for path in ["../x", "/etc/passwd", "", "EFI/../../x"] {
             assert_eq!(esp.read(path, 9).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{path}");
         }
+    }
+
+    /// Its clusters are what the machine starts from, wherever the name that took its place did not reach the medium.
+    #[test]
+    fn what_was_replaced_stays_open_until_its_name_was_flushed() {
+        let folder = tempfile::tempdir().unwrap();
+        let esp = MountedEsp::new(folder.path().to_owned());
+        let kept = || esp.kept.lock().unwrap().len();
+        esp.write("EFI/BOOT/BOOTX64.EFI", &mut &b"old"[..]).unwrap();
+        let replace = |number: usize| {
+            esp.write("EFI/BOOT/BASCULE.NEW", &mut number.to_string().as_bytes()).unwrap();
+            esp.replace("EFI/BOOT/BASCULE.NEW", "EFI/BOOT/BOOTX64.EFI")
+        };
+        // A folder that can't be flushed.
+        let broken = folder.path().join("EFI/bascule");
+        std::os::unix::fs::symlink("bascule", &broken).unwrap();
+        for number in 1..=MAX_KEPT {
+            assert!(esp.sync().is_err() && replace(number).is_err());
+            assert_eq!(kept(), number);
+        }
+        assert!(replace(0).unwrap_err().to_string().contains("until the agent is started again"));
+        assert_eq!(
+            esp.read("EFI/BOOT/BOOTX64.EFI", 9).unwrap(),
+            MAX_KEPT.to_string().as_bytes(),
+            "nothing was renamed"
+        );
+        esp.kept.lock().unwrap().truncate(1);
+        std::fs::remove_file(&broken).unwrap();
+        replace(7).unwrap();
+        assert_eq!((kept(), esp.read("EFI/BOOT/BOOTX64.EFI", 9).unwrap()), (0, b"7".to_vec()));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{Entry, Facts, State};
 const MAX_RELEASES: usize = 4;
 /// Names under which a boot loader is laid down beside the one that is in place. Each is one directory entry on FAT, which power loss
 /// can't tear, and none that firmware looks for.
-const BESIDE: [&str; 2] = ["BASCULE.NEW", "BASCULE.NE2"];
+const BESIDE: [&str; 4] = ["BASCULE.NEW", "BASCULE.NE2", "BASCULE.NE3", "BASCULE.NE4"];
 
 /// A place of the boot loader on an ESP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -232,11 +232,14 @@ fn judge_brought(state: &State, facts: &Facts, brought: &BootLoader) -> Result<V
         );
         return Err((LeftBecause::Older, why));
     }
-    let Some(changes) = copies.iter().find_map(|copy| changes(&facts.boot.inventory.loader, copy, brought)) else {
+    let is_in_doubt = |copy: &LoaderCopy| state.loader_in_doubt.as_ref() == Some(&copy.path);
+    let needed =
+        |copy: &&LoaderCopy| changes(&facts.boot.inventory.loader, copy, brought, is_in_doubt(copy)).transpose();
+    let Some(changes) = copies.iter().find_map(needed).transpose()? else {
         let words = format!("{} is no systemd-boot, and is left alone", foreign.join(", "));
         return Ok(Verdict::Current((!foreign.is_empty()).then_some(words)));
     };
-    has_room(facts, brought)?;
+    has_room(facts, brought, &changes)?;
     is_settled(state, facts, brought)?;
     Ok(Verdict::Replace(LoaderStep { loader: brought.clone(), changes }))
 }
@@ -301,9 +304,17 @@ fn readable(loader: &LoaderFacts) -> Result<Vec<&LoaderCopy>, Left> {
 ///
 /// What an earlier try laid down beside may lie on the clusters of what is in place, if they are alike: power was lost between the two
 /// halves of putting it there, and removing it would free what the machine starts from. Then a copy with clusters of its own takes that place first.
-fn changes(loader: &LoaderFacts, copy: &LoaderCopy, brought: &BootLoader) -> Option<Vec<LoaderChange>> {
+///
+/// A place is in doubt where putting something there failed: the page cache may have what the medium never got, and a later flush says
+/// nothing of it. It is done again, which writes all of it anew.
+fn changes(
+    loader: &LoaderFacts,
+    copy: &LoaderCopy,
+    brought: &BootLoader,
+    in_doubt: bool,
+) -> Result<Option<Vec<LoaderChange>>, Left> {
     if copy.content == LoaderContent::Other {
-        return None;
+        return Ok(None);
     }
     let alike = |beside: &&LoaderCopy| {
         beside.size == copy.size && copy.size > 0 && beside.digest.is_some() && beside.digest == copy.digest
@@ -314,19 +325,24 @@ fn changes(loader: &LoaderFacts, copy: &LoaderCopy, brought: &BootLoader) -> Opt
     let expect = |found: &LoaderCopy| ExpectedLoader { size: found.size, digest: found.digest.clone() };
     let remove = |found: &LoaderCopy| LoaderChange::Remove { path: found.path.clone(), expect: expect(found) };
     let mut changes: Vec<LoaderChange> = alone.into_iter().map(remove).collect();
-    if !is_new || !shared.is_empty() {
-        let (folder, _) = copy.path.rsplit_once('/')?;
+    if !is_new || in_doubt || !shared.is_empty() {
+        let (folder, _) = copy.path.rsplit_once('/').unwrap_or_default();
         let taken = |name: &&str| shared.iter().any(|found| found.path.to_ascii_uppercase().ends_with(*name));
-        // Both names are taken only where somebody else uses them.
-        let name = BESIDE.into_iter().find(|name| !taken(name))?;
+        // Each power loss in the way out of two names on one file may take one more of them.
+        let Some(name) = BESIDE.into_iter().find(|name| !taken(name)) else {
+            let why = format!(
+                "all names under which a boot loader is laid down in {folder} are taken by files that equal the one in place: remove them"
+            );
+            return Err((LeftBecause::NoRoom, why));
+        };
         let beside = format!("{folder}/{name}");
         changes.push(LoaderChange::Replace { path: copy.path.clone(), beside, expect: expect(copy) });
     }
     changes.extend(shared.into_iter().map(remove));
-    (!changes.is_empty()).then_some(changes)
+    Ok((!changes.is_empty()).then_some(changes))
 }
 
-fn has_room(facts: &Facts, brought: &BootLoader) -> Result<(), Left> {
+fn has_room(facts: &Facts, brought: &BootLoader, changes: &[LoaderChange]) -> Result<(), Left> {
     let inventory = &facts.boot.inventory;
     let no_room = |why: String| Err((LeftBecause::NoRoom, why));
     if inventory.partitions.iter().any(|found| found.partition == BootPartition::Esp && found.read_only) {
@@ -334,11 +350,19 @@ fn has_room(facts: &Facts, brought: &BootLoader) -> Result<(), Left> {
     }
     let free = inventory.space(BootPartition::Esp).free;
     let needed = brought.size.saturating_add(BOOT_MARGIN / 4);
-    if free < needed {
-        return no_room(format!(
-            "the boot loader of {} needs {needed} bytes on the ESP, which has {free} free: remove what does not belong there",
-            facts.version
-        ));
+    // What an earlier try left goes before anything is laid down, and must not keep that from being done.
+    let mut room = free;
+    for change in changes {
+        match change {
+            LoaderChange::Remove { expect, .. } => room = room.saturating_add(expect.size),
+            LoaderChange::Replace { .. } if room < needed => {
+                return no_room(format!(
+                    "the boot loader of {} needs {needed} bytes on the ESP, which has {free} free: remove what does not belong there",
+                    facts.version
+                ));
+            }
+            LoaderChange::Replace { .. } => return Ok(()),
+        }
     }
     Ok(())
 }
@@ -596,8 +620,18 @@ mod tests {
         let mut full = machine(loader("257", 2), both("256", 1));
         full.1.boot.inventory.partitions[0].space.free = BOOT_MARGIN / 4 + 999;
         assert_eq!(left(&full), Some(LeftBecause::NoRoom));
+        // Half of an earlier try is on it as well, and goes first.
+        let half = beside(LoaderPlace::Systemd, "BASCULE.NEW", 1, 5);
+        full.1.boot.inventory.loader.beside.push(half.clone());
+        assert_eq!(done(&full), [format!("no {}", half.path), FIRST.to_owned()]);
+        full.1.boot.inventory.loader.beside.clear();
         full.1.boot.inventory.partitions[0].space.free += 1;
         assert_eq!(done(&full), [FIRST]);
+        // To remove what was left takes no room.
+        let mut only_left = machine(loader("257", 2), both("257", 2));
+        only_left.1.boot.inventory.partitions[0].space.free = 0;
+        only_left.1.boot.inventory.loader.beside.push(half.clone());
+        assert_eq!(done(&only_left), [format!("no {}", half.path)]);
         full.1.boot.inventory.partitions[0].read_only = true;
         assert_eq!(left(&full), Some(LeftBecause::NoRoom));
     }
@@ -634,6 +668,40 @@ mod tests {
         // All is in place: only the rest goes.
         assert_eq!(with(both("257", 2), beside(place, "BASCULE.NEW", 0, 0)), ["no EFI/systemd/BASCULE.NEW"]);
         assert!(is_beside("Bascule.New") && is_beside("BASCULE.NE2") && !is_beside("BASCULE.TXT"));
+    }
+
+    /// Power lost in the way out of two names on one file, once more and once more: which of them are one file nobody can tell.
+    #[test]
+    fn names_that_may_be_one_file_never_end_as_current() {
+        let with = |copies: Vec<LoaderCopy>, names: &[&str], byte: u8| {
+            let mut machine = machine(loader("257", 2), copies);
+            let left = names.iter().map(|name| beside(LoaderPlace::Systemd, name, 1000, byte));
+            machine.1.boot.inventory.loader.beside.extend(left);
+            machine
+        };
+        assert_eq!(
+            done(&with(both("257", 2), &BESIDE[..2], 2)),
+            [
+                "EFI/systemd/systemd-bootx64.efi by EFI/systemd/BASCULE.NE3",
+                "no EFI/systemd/BASCULE.NEW",
+                "no EFI/systemd/BASCULE.NE2"
+            ]
+        );
+        assert_eq!(left(&with(both("257", 2), &BESIDE, 2)), Some(LeftBecause::NoRoom));
+        assert_eq!(left(&with(both("256", 1), &BESIDE, 1)), Some(LeftBecause::NoRoom));
+    }
+
+    #[test]
+    fn a_place_in_doubt_is_done_again_before_the_other_is_touched() {
+        let in_doubt = |copies: Vec<LoaderCopy>, path: &str| {
+            let mut machine = machine(loader("257", 2), copies);
+            machine.0.loader_in_doubt = Some(path.to_owned());
+            done(&machine)
+        };
+        let half = || vec![copy(LoaderPlace::Systemd, "257", 2), copy(LoaderPlace::Fallback, "256", 1)];
+        assert_eq!(in_doubt(half(), "EFI/systemd/systemd-bootx64.efi"), [FIRST]);
+        assert_eq!(in_doubt(both("257", 2), "EFI/BOOT/BOOTX64.EFI"), [SECOND]);
+        assert_eq!(in_doubt(half(), "EFI/other/systemd-bootx64.efi"), [SECOND]);
     }
 
     /// Carries a step out on the facts.

@@ -235,7 +235,10 @@ fn a_fault_that_strikes_once_costs_no_boot_loader() {
             let what = format!("{effect:?} at {access:?} {skip}");
             settle(&mut world, "1.1", &what);
             assert!(!versions(&world.hardware.disk).contains(&None), "{what}: {}", world.told());
-            // What a failed flush has lost shows with the next start.
+            // What a failed flush has lost the page cache has all the same: that place is done again, and not with the next start.
+            if access == Access::Flush {
+                assert_eq!(versions(&world.hardware.disk), both(NEW), "{what}: {}", world.told());
+            }
             settle(&mut world, "1.1", &what);
             assert_eq!(versions(&world.hardware.disk), both(NEW), "{what}: {}", world.told());
             struck += 1;
