@@ -25,8 +25,8 @@ use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
-    Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
-    tpm,
+    Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage,
+    secure_boot, tpm,
 };
 use crate::vendor::ReferenceVendor;
 
