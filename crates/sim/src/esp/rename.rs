@@ -96,7 +96,7 @@ pub(super) fn prepare(part: &Part, from: &str, to: &str) -> io::Result<Rename> {
         part.read(sector * SECTOR as u64, &mut before)?;
         let mut patched = after;
         let slots = before.chunks(SLOT).zip(patched.chunks_mut(SLOT)).enumerate();
-        for (slot, (was, is)) in slots.filter(|(_, (was, is))| was != is) {
+        for (slot, (_, is)) in slots.filter(|(_, (was, is))| was != is) {
             let appeared = !matches!(is.first(), Some(&FREE) | Some(0));
             let short = is.get(ATTRIBUTES).is_some_and(|attributes| *attributes != LONG_NAME && attributes & 0x08 == 0);
             if appeared

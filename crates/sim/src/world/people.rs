@@ -109,7 +109,7 @@ impl World {
     fn freeze_some(&mut self, name: &str, policy: usize, seconds: u64) {
         let now = self.snapshot.now;
         let mut freeze = build::freeze(&format!("some-{}", now.get().timestamp()), now, seconds);
-        if seconds % 2 == 0 {
+        if seconds.is_multiple_of(2) {
             freeze.spec.nodes = vec![name.to_owned()];
         } else {
             let named = self.snapshot.policies.get(policy).map(|policy| policy.name.clone());
