@@ -160,6 +160,7 @@ fn plan(facts: &bascule_operator::gather::World, now: bascule_api::Time) -> (Arc
         ceiling: None,
         operator_node: None,
         own_pod: None,
+        unread_at: None,
         refused: Default::default(),
         writes: Default::default(),
     };

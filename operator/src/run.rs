@@ -9,7 +9,7 @@ use crate::{
     events::Events,
     gather::{ApiServers, CatchUpError, World},
     health::{Asker, AskerError},
-    leader::{Leader, LeaderError, Leadership},
+    leader::{self, Leader, LeaderError, Leadership},
     live::Live,
     metrics::Metrics,
     notify::Notifier,
@@ -185,8 +185,10 @@ pub async fn run(settings: Settings, clock: Clock, stop: impl Future<Output = ()
     let world = World::new(Arc::clone(&changes), &clock).with_api_servers(api_servers);
     readiness.set(world.missing());
     let mut watches = world.watch(&watching, versions, &metrics);
-    watches.spawn(unreadable::keep_telling(world.clone(), metrics.clone(), readiness.clone()));
-    let leader = Leader::start(watching, &settings, clock.clone(), &namespace, &identity, metrics.pulse()).await?;
+    let (tells, unread) = watch::channel(false);
+    watches.spawn(unreadable::keep_telling(world.clone(), metrics.clone(), readiness.clone(), tells));
+    let terms = leader::Terms { identity: identity.clone(), duration: settings.lease_duration() };
+    let leader = Leader::start(watching, terms, clock.clone(), &namespace, unread, metrics.pulse()).await?;
     let asker = Asker::new(client.clone(), gates, &namespace, &extra_ca)?;
     let scratch;
     let state_dir = match &settings.state_dir {
@@ -310,7 +312,7 @@ impl Parts {
             self.readiness.keep(kept.clone());
             if now.leads && missing.is_empty() {
                 tokio::select! {
-                    () = self.lead(now.seed) => {}
+                    () = self.lead((now.seed, now.unread_at)) => {}
                     told = leadership.wait_for(|then| !then.leads) => if told.is_err() { return },
                 }
                 // Whatever was under way ends here; the next leader goes on from what the objects show.
@@ -328,8 +330,9 @@ impl Parts {
         }
     }
 
-    /// Plans and acts until it is dropped.
-    async fn lead(&self, seed: u64) {
+    /// Plans and acts until it is dropped, with what is known of the installation: its seed, and when an operator before this one could not
+    /// read something last.
+    async fn lead(&self, known: (u64, Option<bascule_api::Time>)) {
         // Whoever led before does not any more.
         self.live.follows(None);
         self.catch_up().await;
@@ -339,14 +342,14 @@ impl Parts {
             preflight::holds(client, namespace, &self.readiness, &self.trouble).await;
             self.metrics.leads(true);
             tokio::select! {
-                () = self.act(seed) => return,
+                () = self.act(known) => return,
                 () = preflight::no_longer_holds(client, namespace, preflight::AGAIN_WHILE_LEADING) => {}
             }
         }
     }
 
     /// The same, while what it rests on holds.
-    async fn act(&self, seed: u64) {
+    async fn act(&self, known: (u64, Option<bascule_api::Time>)) {
         tracing::info!("this replica leads");
         self.live.leads();
         let _until_then = Leads(self);
@@ -361,7 +364,7 @@ impl Parts {
         let led_since = Instant::now();
         let statuses =
             StatusWriter::new(self.writer.clone(), self.clock.clone(), self.settings.node_conditions, led_since);
-        let mut round = Round::new(self, seed, led_since, explained, expected);
+        let mut round = Round::new(self, known, led_since, explained, expected);
         tokio::join!(statuses.run(explanations), silences, round.plan_again_and_again());
     }
 }

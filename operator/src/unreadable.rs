@@ -4,17 +4,21 @@
 use crate::{gather::World, metrics::Metrics, server::Readiness};
 use bascule_planner::snapshot::Unreadable;
 use std::collections::BTreeMap;
+use tokio::sync::watch;
 
+/// The kinds that trials hang on: what can't be read of them holds a node as it is.
+const HOLDING: [&str; 3] = ["Node", "NodeUpdate", "UpdatePolicy"];
 /// How many are named at once.
 const NAMED: usize = 8;
 
-/// Tells, until it is dropped.
-pub(crate) async fn keep_telling(world: World, metrics: Metrics, readiness: Readiness) {
+/// Tells, until it is dropped; `unread`, whether some node is held as it is.
+pub(crate) async fn keep_telling(world: World, metrics: Metrics, readiness: Readiness, unread: watch::Sender<bool>) {
     let mut noted = world.noted();
     loop {
         noted.mark_unchanged();
         let found = world.unreadable();
         metrics.unreadable(&counted(&found));
+        unread.send_replace(found.iter().any(|one| HOLDING.contains(&one.object.kind.as_str())));
         readiness.note(sentences(&found));
         if noted.changed().await.is_err() {
             return;

@@ -43,6 +43,22 @@ pub async fn install(control_plane: &ControlPlane, manifests: &[&str]) -> Result
     Ok(())
 }
 
+/// What the operator's Deployment tells its allocator, for whoever measures what it takes of memory.
+///
+/// # Panics
+/// When the Deployment says nothing of it.
+#[must_use]
+pub fn allocator() -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(crate::page::tree().join("manifests/operator/deployment.yaml")).unwrap();
+    let said = text.lines().filter_map(|line| {
+        let (name, value) = line.trim().strip_prefix("- {name: MALLOC_")?.split_once(", value: \"")?;
+        Some((format!("MALLOC_{name}"), value.strip_suffix("\"}")?.to_owned()))
+    });
+    let said: Vec<_> = said.collect();
+    assert!(!said.is_empty(), "the operator's Deployment tells its allocator nothing");
+    said
+}
+
 /// Applies all of `manifests/`, for agents in pods and for those of hosts alike.
 pub async fn install_all(control_plane: &ControlPlane) {
     let manifests = crate::page::tree().join("manifests");

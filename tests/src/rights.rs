@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 /// The namespace of the operator's own Role.
 pub const HOME: &str = "bascule-system";
 
+const LISTS: &str = "an API server that does not stream lists, or a watch that is too old";
 /// What no test or story makes the operator do at once with all else, with what does it.
 pub const OPERATOR_ELSEWHERE: &[(&str, &str)] = &[
     ("delete pods", "spec.drain.onTimeout: Delete"),
@@ -16,6 +17,11 @@ pub const OPERATOR_ELSEWHERE: &[(&str, &str)] = &[
     ("patch events.events.k8s.io", "an event that comes again becomes a series"),
     ("get secrets", "spec.health.prometheusSecret"),
     ("impersonate serviceaccounts", "an object gate; the log names it as the account that is impersonated"),
+    ("list daemonsets.apps", LISTS),
+    ("list jobs.batch", LISTS),
+    ("list persistentvolumeclaims", LISTS),
+    ("list poddisruptionbudgets.policy", LISTS),
+    ("list volumeattachments.storage.k8s.io", LISTS),
 ];
 
 /// What an account was granted, as `verb resource.group`.

@@ -7,7 +7,7 @@
 //! compiled before they start, and beside them there is only the rest of the waiting.
 
 use crate::{prerequisites, workspace_root};
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use cargo_metadata::{MetadataCommand, TargetKind};
 use clap::Args;
 use std::{
@@ -159,6 +159,20 @@ fn at_once() -> usize {
     thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
 }
 
+/// What is passed on to [`CLUSTER`]. How many run at once may be said once: whoever says it knows why.
+fn with_threads(passed_on: &[String]) -> Vec<String> {
+    let said = passed_on.iter().any(|word| word.starts_with("--test-threads"));
+    let own = (!said).then(|| format!("--test-threads={}", at_once()));
+    own.into_iter().chain(passed_on.iter().cloned()).collect()
+}
+
+/// Whether every lane ended well. None that failed hides another: each says how to repeat what failed in it.
+fn all_of(lanes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let failed: Vec<String> = lanes.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(())
+}
+
 fn named(option: &str, programs: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
     programs.into_iter().flat_map(move |name| [option.to_owned(), name])
 }
@@ -181,9 +195,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Step::new("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
         Step::new("compile", &["test", "--workspace", "--lib", "--tests", "--no-run"]),
     ];
-    let threads: Vec<String> =
-        std::iter::once(format!("--test-threads={}", at_once())).chain(options.filter.iter().cloned()).collect();
-    let waiting = [Step::tests("cluster", named("--test", largest), &threads)];
+    let waiting = [Step::tests("cluster", named("--test", largest), &with_threads(&options.filter))];
     let others = [Step::tests("other clusters", named("--test", cluster), &options.filter)];
     let working = [
         Step::tests("worlds", own.chain(named("--test", rest)), &options.filter),
@@ -233,9 +245,33 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 .into_iter()
                 .map(|lane| lane.join().unwrap_or_else(|_| bail!("a lane of tests broke off")))
                 .collect();
-            std::iter::once(shown).chain(lanes).collect::<anyhow::Result<()>>()
+            all_of(std::iter::once(shown).chain(lanes))
         })?;
     }
     println!("{}every step passed in {} s", times.lines(), begin.elapsed().as_secs());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn no_lane_that_fails_is_hidden_by_another() {
+        let failed = all_of([Err(anyhow!("cluster failed")), Ok(()), Err(anyhow!("worlds failed"))]).unwrap_err();
+        assert_eq!(failed.to_string(), "cluster failed\nworlds failed");
+        all_of([Ok(()), Ok(())]).unwrap();
+    }
+
+    #[test]
+    fn how_many_tests_run_at_once_is_said_once() {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let told = with_threads(&words(&["a_drain"]));
+        let [first, second] = told.as_slice() else { panic!("{told:?}") };
+        assert!(first.starts_with("--test-threads=") && second == "a_drain", "{first} {second}");
+        for said in [words(&["--test-threads=1"]), words(&["a_drain", "--test-threads", "1"])] {
+            assert_eq!(with_threads(&said), said);
+        }
+    }
 }

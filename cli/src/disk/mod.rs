@@ -6,6 +6,7 @@ mod install;
 mod parts;
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
@@ -101,6 +102,11 @@ impl Disk {
         let parts = make(&raw, content.plan(identity), &mut first, content.state())
             .with_context(|| format!("can't make the disk {}", out.display()))?;
         let done = format.convert(&raw, work.path())?;
+        if content.is_for_one_machine() {
+            // The folder is the owner's alone until here, and what lies in it has keys.
+            fs::set_permissions(&done, fs::Permissions::from_mode(0o600))
+                .with_context(|| format!("can't write {}", out.display()))?;
+        }
         // Not over a file that came meanwhile.
         let done = tempfile::TempPath::try_from_path(done).context("can't find what was made")?;
         done.persist_noclobber(out).with_context(|| format!("can't write {}", out.display()))?;

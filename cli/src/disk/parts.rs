@@ -122,6 +122,11 @@ impl Content {
         StateFiles { tree: self.state.as_deref(), settings: self.settings.as_ref().map(NamedTempFile::path) }
     }
 
+    /// Whether there is something on it that only one machine is to know: keys, as a rule.
+    pub(super) const fn is_for_one_machine(&self) -> bool {
+        self.state.is_some() || self.settings.is_some()
+    }
+
     /// What was made, for a person.
     pub(super) fn summary(&self, parts: &[bascule_gpt::Partition], length: u64) -> String {
         let entry = &self.entry;

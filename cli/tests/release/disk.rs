@@ -91,6 +91,24 @@ fn a_disk_that_would_not_boot_or_not_update_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn a_disk_with_what_one_machine_is_to_know_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let workshop = built();
+    fs::write(workshop.path("machine.toml"), "[node]\nname = \"n1\"\n").unwrap();
+    fs::create_dir(workshop.path("first-files")).unwrap();
+    for (disk, more, others) in [
+        ("any.raw", "", true),
+        ("settings.raw", "--settings machine.toml", false),
+        ("files.raw", "--state first-files", false),
+    ] {
+        step(&workshop, &format!("disk build {disk} {more}"));
+        let mode = fs::metadata(workshop.path(disk)).unwrap().permissions().mode();
+        // Whoever runs the tests may have a umask that leaves nobody else anything.
+        assert!(mode & 0o077 == 0 || others, "{disk}: {mode:o}");
+    }
+}
+
+#[test]
 fn the_definition_that_lets_the_state_partition_grow_goes_into_a_tree() {
     let workshop = Workshop::new();
     workshop.tree("tree", "1.0", |number| number);

@@ -393,12 +393,18 @@ pub(super) fn arm(state: &mut State, facts: &Facts, now: Now, target: ReleaseTar
 }
 
 fn committed(state: &mut State, facts: &Facts, now: Now, release: &ReleaseRef) -> Plan {
-    if !runs(state, facts, release) {
+    if !is_meant(facts, release) {
         let message = format!("{} is to be committed, but {} runs", release.version, facts.version);
         refuse(state, now, NodeError::Unsuitable, message);
         return None;
     }
     commit(state, facts, now)
+}
+
+/// Whether a commit means what runs. Its version says so: the digest of a way back's manifest is not reported by anybody, so that it is
+/// named by what the channel offers under that version now, or by its root hash.
+fn is_meant(facts: &Facts, release: &ReleaseRef) -> bool {
+    facts.version == release.version
 }
 
 /// The commit of a trial that runs, if somebody asks for it: it goes before everything else.
@@ -411,7 +417,7 @@ pub(super) fn commit_of_a_trial(state: &mut State, facts: &Facts, now: Now) -> P
         (Some(_), _) | (None, None) => false,
         (None, Some(desired)) => {
             let release = desired.release.as_ref().filter(|_| desired.goal == Goal::Committed);
-            release.is_some_and(|release| runs(state, facts, release))
+            release.is_some_and(|release| is_meant(facts, release))
         }
     };
     if asked { commit(state, facts, now) } else { None }

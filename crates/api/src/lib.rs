@@ -77,6 +77,8 @@ pub const HOLD_TAINT: &str = "startup-taint.cluster-autoscaler.kubernetes.io/bas
 pub const OLD_HOLD_TAINT: &str = "bascule.dev/hold-until-updated";
 /// Annotation on a Node that we cordoned: the name of the grant that did it. A cordon without it is somebody else's.
 pub const CORDONED_BY_ANNOTATION: &str = "bascule.dev/cordoned-by";
+/// Annotation on the operator's Lease: when whoever led could not read a Node, a NodeUpdate or an UpdatePolicy last.
+pub const UNREAD_ANNOTATION: &str = "bascule.dev/could-not-read-at";
 /// Annotation on a Node while autoscalers are asked to leave it alone: until when, and what others had said to them.
 pub const TRUCE_ANNOTATION: &str = "bascule.dev/autoscaler-truce";
 /// The annotations by which autoscalers are asked to leave a Node alone, each with the value `true` (cluster autoscaler:

@@ -243,7 +243,7 @@ pub fn judge(
     match &target.kind {
         TargetKind::Disk => {}
         TargetKind::Partition { disk } => return Err(Refusal::Partition { device: device(), disk: disk.clone() }),
-        TargetKind::Built { what } => return Err(Refusal::Built { device: device(), what: *what }),
+        TargetKind::Built { what } => return Err(Refusal::Built { device: device(), what }),
     }
     if target.read_only {
         return Err(Refusal::ReadOnly(device()));

@@ -9,7 +9,7 @@ use kube_core::Resource;
 pub type Validate = fn(&UpdatePolicySpec) -> Result<ValidPolicy, PolicyError>;
 
 /// What is kept of an object: only what is needed, so that memory stays bounded.
-pub trait Fact: Send + Sync + 'static {
+pub trait Fact: PartialEq + Send + Sync + 'static {
     /// The object as the API server sends it.
     type Raw: Resource<DynamicType = ()>;
 
@@ -48,6 +48,22 @@ pub trait Fact: Send + Sync + 'static {
     /// Takes note that the object could not be read a moment ago, and is read now.
     fn is_read_again(&mut self, now: Time) {
         let _ = now;
+    }
+
+    /// Whether it says something that `before`, the same object as it was known, did not: a heartbeat says nothing, and neither does what
+    /// is kept for writes alone. What tells nothing new wakes nobody.
+    fn is_news(&self, before: &Self) -> bool {
+        self != before
+    }
+
+    /// The same of the answer to a write of ours that only told people what was planned.
+    fn is_more_than_told(&self, before: &Self) -> bool {
+        self.is_news(before)
+    }
+
+    /// Whether it is one of the few of its kind that are asked for together, e.g. a pod that is not ready.
+    fn stands_out(&self) -> bool {
+        false
     }
 
     /// Whether the last that was known of an object counts on after its deletion.

@@ -17,6 +17,7 @@ mod pod;
 mod policy;
 mod progress;
 mod sent;
+mod shared;
 mod snapshot;
 mod update;
 mod volumes;

@@ -1,5 +1,6 @@
 //! What pods need of nodes, kept once for all that need the same.
 
+use crate::shared::Shared;
 use bascule_api::{Operator, Requirement};
 use bascule_planner::drain::{Barrier, Condition, Needs, Term, Toleration};
 use k8s_openapi::{
@@ -7,37 +8,18 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
 };
 
 type Amounts = BTreeMap<String, u64>;
 
 /// Most of what pods need is the same for all pods of a workload.
-static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
+static KNOWN: LazyLock<Shared<Needs>> = LazyLock::new(Shared::default);
 
-#[derive(Default)]
-struct Known {
-    needs: HashSet<Arc<Needs>>,
-    /// At how many those that nobody uses any more are let go.
-    sweep_at: usize,
-}
-
-/// How many are kept before anything is let go.
-const SWEEP_FROM: usize = 1_024;
-
-/// The same needs as they are known already.
-pub(crate) fn shared(needs: Arc<Needs>) -> Arc<Needs> {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(shared) = known.needs.get(&needs) {
-        return Arc::clone(shared);
-    }
-    if known.needs.len() >= known.sweep_at.max(SWEEP_FROM) {
-        known.needs.retain(|needs| Arc::strong_count(needs) > 1);
-        known.sweep_at = known.needs.len().saturating_mul(2);
-    }
-    known.needs.insert(Arc::clone(&needs));
-    needs
+/// What a pod needs of a node, kept once.
+pub(crate) fn shared_needs_of(spec: Option<&PodSpec>) -> Arc<Needs> {
+    KNOWN.of(needs_of(spec))
 }
 
 /// What a pod needs of a node.
@@ -229,12 +211,5 @@ mod tests {
         // What starts after a sidecar runs beside it.
         let big = serde_json::json!({"name": "i", "resources": {"requests": {"cpu": "300m"}}});
         assert_eq!(spec(serde_json::json!([sidecar, big])), wanted(315, 1_024));
-    }
-
-    #[test]
-    fn the_same_needs_are_kept_once() {
-        let needs =
-            || Arc::new(Needs { selector: [("only".to_owned(), "here".to_owned())].into(), ..Needs::default() });
-        assert!(Arc::ptr_eq(&shared(needs()), &shared(needs())));
     }
 }

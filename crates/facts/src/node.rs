@@ -15,7 +15,7 @@ use bascule_planner::{
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Marks control-plane nodes (Kubernetes, "Well-known labels").
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
@@ -39,7 +39,7 @@ pub struct NodeFact {
     /// Whether it is being deleted.
     pub deleting: bool,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// The kubelet's Ready condition.
     pub ready: Readiness,
     /// Whether it is cordoned, and by whom.
@@ -152,7 +152,7 @@ impl Fact for NodeFact {
             resource_version: meta.resource_version.clone().unwrap_or_default(),
             created_at: fact::created(node),
             deleting: meta.deletion_timestamp.is_some(),
-            labels: meta.labels.clone().unwrap_or_default(),
+            labels: Arc::new(meta.labels.clone().unwrap_or_default()),
             ready: Readiness {
                 ready: ready.is_some_and(|condition| condition.status == "True"),
                 since: ready.and_then(|condition| condition.last_transition_time.as_ref()).map(Time::from_kubernetes),
@@ -201,6 +201,10 @@ impl Fact for NodeFact {
 
     fn is_read_again(&mut self, now: Time) {
         self.read_again = Some(now);
+    }
+
+    fn is_news(&self, before: &Self) -> bool {
+        *self != Self { resource_version: self.resource_version.clone(), ..before.clone() }
     }
 }
 

@@ -1,19 +1,13 @@
 //! What is kept of a pod: what drains and gates look at.
 
-use crate::{
-    Fact, Untyped, fact,
-    needs::{needs_of, shared},
-};
+use crate::{Fact, Untyped, fact, needs::shared_needs_of, shared::Shared};
 use bascule_planner::drain::{Barrier, Controller, Pod as PodFact, Wish, opens_after_cordon};
 use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::{
     api::core::v1::{self, ContainerStatus, PodSpec},
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, LazyLock},
-};
+use std::{collections::BTreeMap, sync::LazyLock};
 
 /// The annotation of a pod that a kubelet runs from a file; the API object is only its mirror
 /// (Kubernetes, "Create static Pods").
@@ -30,6 +24,10 @@ static CORDON_TAINT: LazyLock<Barrier> = LazyLock::new(|| Barrier {
     effect: "NoSchedule".to_owned(),
 });
 
+/// Pods of a workload have the same labels, but those of StatefulSets and Jobs with an index.
+static LABELS: LazyLock<Shared<BTreeMap<String, String>>> = LazyLock::new(Shared::default);
+static CONTROLLERS: LazyLock<Shared<Controller>> = LazyLock::new(Shared::default);
+
 impl Fact for PodFact {
     type Raw = v1::Pod;
 
@@ -43,10 +41,10 @@ impl Fact for PodFact {
         let created_at = meta.creation_timestamp.as_ref().map(moment).unwrap_or_default();
         let started_at = status.and_then(|status| status.start_time.as_ref()).map_or(created_at, moment);
         let deadline = spec.and_then(|spec| spec.active_deadline_seconds).and_then(TimeDelta::try_seconds);
-        let labels = meta.labels.clone().unwrap_or_default();
+        let labels = LABELS.of(meta.labels.clone().unwrap_or_default());
         let none = BTreeMap::new();
         let annotations = meta.annotations.as_ref().unwrap_or(&none);
-        let needs = shared(Arc::new(needs_of(spec)));
+        let needs = shared_needs_of(spec);
         let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
         let idle = containers.iter().find_map(|container| Some((idle(container)?, container)));
         Self {
@@ -55,11 +53,13 @@ impl Fact for PodFact {
             uid: fact::uid(pod),
             node: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
             created_at,
-            controller: controller.map(|owner| Controller {
-                api_version: owner.api_version.clone(),
-                kind: owner.kind.clone(),
-                name: owner.name.clone(),
-                uid: owner.uid.clone(),
+            controller: controller.map(|owner| {
+                CONTROLLERS.of(Controller {
+                    api_version: owner.api_version.clone(),
+                    kind: owner.kind.clone(),
+                    name: owner.name.clone(),
+                    uid: owner.uid.clone(),
+                })
             }),
             mirror: annotations.contains_key(MIRROR_ANNOTATION),
             empty_dir: spec
@@ -94,6 +94,11 @@ impl Fact for PodFact {
 
     fn place(&self) -> &str {
         &self.node
+    }
+
+    /// One that keeps budgets closed.
+    fn stands_out(&self) -> bool {
+        !self.ready && !self.finished
     }
 }
 

@@ -82,6 +82,10 @@ impl Fact for PolicyFact {
     fn is_read_again(&mut self, now: Time) {
         self.read_again = Some(now);
     }
+
+    fn is_news(&self, before: &Self) -> bool {
+        *self != Self { resource_version: self.resource_version.clone(), ..before.clone() }
+    }
 }
 
 impl PolicyFact {

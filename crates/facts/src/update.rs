@@ -76,6 +76,15 @@ impl Fact for UpdateFact {
         self.read_again = Some(now);
     }
 
+    fn is_news(&self, before: &Self) -> bool {
+        self.rollout != before.rollout || self.is_more_than_told(before)
+    }
+
+    fn is_more_than_told(&self, before: &Self) -> bool {
+        let (resource_version, rollout) = (self.resource_version.clone(), self.rollout.clone());
+        *self != Self { resource_version, rollout, ..before.clone() }
+    }
+
     /// A NodeUpdate goes with its Node. One that goes in the middle of a disruption is carried on with when the Node comes
     /// back, as one does whose Node object was deleted while the machine rebooted.
     fn outlives(&self) -> bool {

@@ -102,7 +102,7 @@ fn node(index: usize, groups: usize) -> Node {
         uid: format!("uid-{index}"),
         created_at: at(-86_400),
         deleting: false,
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        labels: Arc::new(labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
         ready: Readiness { ready: true, since: Some(at(-80_000)) },
         cordon: Cordon::None,
         truce: Truce::None,

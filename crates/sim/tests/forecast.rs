@@ -8,7 +8,7 @@
     reason = "tests and their helpers"
 )]
 
-use bascule_api::{Duration, Goal, SlotName, SlotState, Time};
+use bascule_api::{Duration, Goal, Time};
 use bascule_planner::forecast::{Forecast, Options};
 use bascule_sim::world::{World, build};
 use serde_json::{Value, json};
@@ -182,23 +182,6 @@ fn runs_everywhere(world: &World, version: &str) -> bool {
         .all(|node| !node.granted() && world.running(&node.name).is_some_and(|running| running.as_str() == version))
 }
 
-/// What agents say before they reboot: that they have used the grant, and what is armed. The simulated ones say nothing more.
-fn say_armed(world: &mut World) {
-    for node in &mut world.snapshot.nodes {
-        if world.machines[&*node.name].is_up() {
-            continue;
-        }
-        let update = Arc::make_mut(node).update.as_mut().unwrap();
-        update.status.last_grant = update.spec.grant.as_ref().map(|grant| grant.generation);
-        let other = update.status.booted.as_ref().unwrap().slot.other();
-        let slots = update.status.slots.as_mut().unwrap();
-        match other {
-            SlotName::A => slots.a.state = SlotState::Armed,
-            SlotName::B => slots.b.state = SlotState::Armed,
-        }
-    }
-}
-
 /// Compares what is foretold now with when all nodes run a version and are let go.
 #[track_caller]
 fn comes_true(mut world: World, version: &str) {
@@ -239,7 +222,6 @@ fn the_word_to_reboot_that_the_agent_has_not_heard_is_gone_on_from() {
 fn a_machine_between_two_boots_comes_back() {
     let mut world = one_zone_at_a_time(&json!({}));
     world.until(200, |world| world.machines.values().any(|machine| !machine.is_up())).unwrap();
-    say_armed(&mut world);
     comes_true(world, "1.1");
 }
 
@@ -252,7 +234,6 @@ fn a_machine_that_is_away_for_too_long_is_not_promised() {
     }
     let lost = |world: &World| world.shown().contains("NodeLost");
     world.until(200, lost).unwrap();
-    say_armed(&mut world);
     assert_eq!(forecast(&world).policies, [None], "{}", world.shown());
 }
 
@@ -286,7 +267,6 @@ fn a_way_back_under_way_is_gone_on_from() {
     world.until(600, |world| runs_everywhere(world, "1.1")).unwrap();
     world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
     world.until(200, |world| world.machines.values().any(|machine| !machine.is_up())).unwrap();
-    say_armed(&mut world);
     comes_true(world, "1.0");
 }
 

@@ -71,6 +71,31 @@ fn a_release_that_failed_is_not_tried_again_under_another_manifest() {
     assert_eq!(status.staged.as_ref().map(|staged| staged.version.as_str()), Some("1.1"), "{status:?}");
 }
 
+/// The operator names a way back by what the channel offers under its version, or by its root hash. What this machine knows of it may be
+/// another manifest; were it not committed, the guard would lead the machine forward again.
+#[test]
+fn a_way_back_is_made_permanent_whichever_manifest_it_is_named_by() {
+    for loader in LOADERS {
+        let (old, back, new) = (release("1.0", &[]), release("1.1", &[]), release("1.2", &[]));
+        let mut anew = back.clone();
+        anew.manifest_bytes.push(b'\n');
+        let mut machine = Machine::new(loader, &old, &[&back, &new]);
+        machine.update(&back, 1);
+        machine.update(&new, 2);
+        let mut agent = machine.agent();
+        let grant = machine.grant(3);
+        agent.handle(machine.word(Goal::Reverted, &new, Some(grant.clone()))).unwrap();
+        assert_eq!(machine.sim.bus.reboots().len(), 1, "{:?}", agent.state().problem);
+        machine.reboot();
+        assert_eq!(machine.system.version, "1.1");
+        let mut agent = machine.agent();
+        assert!(named(&anew).digest != named(&back).digest);
+        agent.handle(machine.word(Goal::Committed, &anew, Some(grant))).unwrap();
+        let status = agent.published().unwrap();
+        assert!(status.trial.is_none() && status.last_error.is_none(), "{loader:?}: {status:?}");
+    }
+}
+
 /// A release is known by its root hash. A second slot with the one that runs would cost the way back, and have its PARTUUIDs.
 #[test]
 fn a_release_that_is_published_anew_is_the_one_that_runs() {

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
@@ -54,9 +54,18 @@ impl Agents {
         Self { task, overheads, explanations }
     }
 
-    /// Seconds from the grant until the node was free again, less the drain, of each node since the last call.
-    pub(crate) fn overheads(&self) -> Vec<f64> {
-        std::mem::take(&mut *self.overheads.lock().unwrap())
+    /// Seconds from the grant until the node was free again, less the drain, of each node since the last call: so many, which may be
+    /// waited for since what the operator says of its nodes may come before what it writes to them.
+    pub(crate) async fn overheads_of(&self, nodes: usize, patience: Duration) -> Vec<f64> {
+        let until = Instant::now() + patience;
+        loop {
+            let known = self.overheads.lock().unwrap().len();
+            if known >= nodes {
+                return std::mem::take(&mut *self.overheads.lock().unwrap());
+            }
+            assert!(Instant::now() < until, "only {known} of {nodes} nodes were measured");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// What was explained to whoever asks why a node waits, and how often.

@@ -1,16 +1,17 @@
 //! The cluster under the benchmark: nodes, pods with budgets, policies, and the operator's process.
 
-use bascule_api::{Freeze, UpdatePolicy};
+use bascule_api::{Freeze, NodeUpdate, UpdatePolicy};
 use bascule_tests::control_plane::ControlPlane;
 use bascule_tests::https::HttpsServer;
 use bascule_tests::supervise::Supervised;
 use bascule_tests::{bascule, kwok, workload};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -68,13 +69,47 @@ impl Operator {
     pub(crate) async fn metrics(&self) -> String {
         reqwest::get(format!("http://{}/metrics", self.listen)).await.unwrap().text().await.unwrap()
     }
+
+    /// Until it has read everything.
+    pub(crate) async fn until_ready(&self, patience: Duration) {
+        let url = format!("http://{}/readyz", self.listen);
+        until("the replica is not ready", patience, async || {
+            reqwest::get(&url).await.is_ok_and(|answer| answer.status().is_success())
+        })
+        .await;
+    }
+
+    /// Until it has made plans.
+    pub(crate) async fn until_it_leads(&self, patience: Duration) {
+        until("the replica does not lead", patience, async || {
+            let metrics = self.metrics().await;
+            let planned = metrics.lines().find_map(|line| line.strip_prefix("bascule_plan_seconds_count "));
+            planned.is_some_and(|count| count.parse::<f64>().unwrap() > 1.0)
+        })
+        .await;
+    }
+}
+
+async fn until(what: &str, patience: Duration, is_so: impl AsyncFn() -> bool) {
+    let waits = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    assert!(tokio::time::timeout(patience, waits).await.is_ok(), "{what} in time");
 }
 
 /// The operator's own program with the rights that the manifests give it.
-pub(crate) async fn start_operator(program: &Path, control_plane: &ControlPlane, server: &HttpsServer) -> Operator {
+pub(crate) async fn start_operator(
+    identity: &str,
+    program: &Path,
+    control_plane: &ControlPlane,
+    server: &HttpsServer,
+) -> Operator {
     let folder = control_plane.folder();
-    let launch = bascule::launch(control_plane, server, folder, "bench", None).await;
-    let process = Supervised::start(program, launch.arguments, &[], &folder.join("operator.log")).unwrap();
+    let launch = bascule::launch(control_plane, server, folder, identity, None).await;
+    let (environment, log) = (bascule::allocator(), folder.join(format!("operator-{identity}.log")));
+    let process = Supervised::start(program, launch.arguments, &environment, &log).unwrap();
     Operator { process, listen: launch.listen }
 }
 
@@ -101,6 +136,37 @@ pub(crate) async fn policy(policies: &Api<UpdatePolicy>, name: &str, role: &str,
 pub(crate) async fn release(policies: &Api<UpdatePolicy>, name: &str) {
     let newest = Patch::Merge(json!({"spec": {"version": null}}));
     policies.patch(name, &PatchParams::default(), &newest).await.unwrap();
+}
+
+/// Lets no more nodes of a policy begin, and waits until none is under way.
+pub(crate) async fn pause(policies: &Api<UpdatePolicy>, name: &str, patience: Duration) {
+    let paused = Patch::Merge(json!({"spec": {"paused": true}}));
+    let generation = policies.patch(name, &PatchParams::default(), &paused).await.unwrap().metadata.generation;
+    until("the nodes under way do not end", patience, async || {
+        let status = policies.get(name).await.ok().and_then(|policy| policy.status);
+        status.is_some_and(|status| status.observed_generation == generation && status.counts.in_progress == 0)
+    })
+    .await;
+}
+
+/// The nodes whose agents report that they run a version.
+pub(crate) async fn that_run(version: &str, client: &Client) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut params = ListParams::default().limit(500);
+    loop {
+        let page = Api::<NodeUpdate>::all(client.clone()).list(&params).await.unwrap();
+        let runs = |update: &NodeUpdate| {
+            let booted = update.status.as_ref().and_then(|status| status.booted.as_ref());
+            booted.is_some_and(|booted| booted.version.as_str() == version)
+        };
+        // The probe is no part of the rollout.
+        let workers = page.items.iter().filter(|update| runs(update)).map(|update| update.name_any());
+        found.extend(workers.filter(|name| name.starts_with('k')));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return found,
+        }
+    }
 }
 
 /// Freezes everything for a time.

@@ -24,10 +24,13 @@ struct Seen {
     /// Seconds of each difference that ended.
     ended: Vec<f64>,
     longest: Option<(f64, String)>,
+    /// How often they were compared since it was told last.
+    compared: u32,
 }
 
 impl Seen {
     fn compare(&mut self, report: &LiveReport, now: Instant) {
+        self.compared += 1;
         for node in &report.nodes {
             let (Some(planned), Some(written)) = (report.wait(node), self.written.get(&node.name).copied()) else {
                 continue;
@@ -89,12 +92,15 @@ impl Lateness {
         let longest = seen.longest.take().map_or_else(String::new, |(_, which)| format!(" ({which})"));
         seconds.sort_by(f64::total_cmp);
         let open: Vec<f64> = seen.differs.values().map(|(since, ..)| (now - *since).as_secs_f64()).collect();
+        assert!(std::mem::take(&mut seen.compared) > 0, "the leader's report was never read, {during}");
+        let ended = if seconds.is_empty() {
+            "never".to_owned()
+        } else {
+            let [median, p99, most] = [50, 99, 100].map(|percent| at(&seconds, percent));
+            format!("{} times, median {median:.1} s, p99 {p99:.1} s, most {most:.1} s{longest}", seconds.len())
+        };
         println!(
-            "an object says another reason than the plan, {during}: {} times, median {:.1} s, p99 {:.1} s, most {:.1} s{longest}; {} still, for {:.1} s at most",
-            seconds.len(),
-            at(&seconds, 50),
-            at(&seconds, 99),
-            seconds.last().copied().unwrap_or_default(),
+            "an object says another reason than the plan, {during}: {ended}; {} still, for {:.1} s at most",
             open.len(),
             open.iter().copied().fold(0.0, f64::max),
         );

@@ -12,15 +12,16 @@ fn own_writes(requests: &[Request]) -> impl Iterator<Item = &Request> {
         .filter(|one| one.user == OPERATOR && one.writes() && one.resource != "events" && one.resource != "leases")
 }
 
-/// Writes about nodes and their NodeUpdates. One that meets a newer object is refused
+/// Writes about nodes and their NodeUpdates, for each of some nodes. One that meets a newer object is refused
 /// (409) and changes nothing; those and evictions, which are pods' affair, stand in the list by kind only.
-pub(crate) fn writes(what: &str, requests: &[Request]) {
+pub(crate) fn writes(what: &str, requests: &[Request], is_of_them: impl Fn(&str) -> bool) {
     let mut by_node: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut by_kind: BTreeMap<String, u32> = BTreeMap::new();
     for request in own_writes(requests) {
         *by_kind.entry(format!("{} {} {}", request.verb, request.resource, request.code)).or_default() += 1;
         let resource = request.resource.split('/').next().unwrap_or_default();
-        if matches!(resource, "nodes" | "nodeupdates") && request.name.starts_with('k') && request.code < 300 {
+        let is_counted = request.name.starts_with('k') && is_of_them(&request.name);
+        if matches!(resource, "nodes" | "nodeupdates") && is_counted && request.code < 300 {
             by_node.entry(&request.name).or_default().push(format!("{} {}", request.resource, request.code));
         }
     }
@@ -28,10 +29,10 @@ pub(crate) fn writes(what: &str, requests: &[Request]) {
     counts.sort_unstable();
     println!(
         "writes by the operator for a node and {what}, events apart: {:.2} on average, median {}, p99 {}, most {}",
-        counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64,
+        counts.iter().sum::<usize>() as f64 / counts.len() as f64,
         at(&counts, 50),
         at(&counts, 99),
-        counts.last().copied().unwrap_or_default()
+        at(&counts, 100)
     );
     if let Some((node, writes)) = by_node.iter().max_by_key(|(_, writes)| writes.len()) {
         println!("    those of {node}: {}", writes.join(", "));
@@ -58,14 +59,16 @@ pub(crate) fn first_writes(begun: DateTime<Utc>, requests: &[Request]) {
             "from the release until a node's first write to {resource}: median {:.1} s, p99 {:.1} s, most {:.1} s ({} nodes)",
             at(&seconds, 50),
             at(&seconds, 99),
-            seconds.last().copied().unwrap_or_default(),
+            at(&seconds, 100),
             seconds.len()
         );
     }
 }
 
-pub(crate) fn at<T: Copy + Default>(sorted: &[T], percent: usize) -> T {
-    sorted.get((sorted.len().saturating_sub(1)) * percent / 100).copied().unwrap_or_default()
+/// The value at a percentile. A figure that was not taken is none: it ends the benchmark.
+pub(crate) fn at<T: Copy>(sorted: &[T], percent: usize) -> T {
+    assert!(!sorted.is_empty(), "nothing was measured");
+    sorted[(sorted.len() - 1) * percent / 100]
 }
 
 /// Which explanations followed which, of those that cost more than a few writes.
@@ -93,8 +96,8 @@ pub(crate) fn overheads(what: &str, seconds: &[f64]) {
 pub(crate) fn memory(when: &str, pid: u32) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let kib = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
-        line.split_whitespace().nth(1).and_then(|number| number.parse::<f64>().ok()).unwrap_or_default()
+        let line = text.lines().find(|line| line.starts_with(key)).expect("a process that ended has no memory");
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
     };
     let (now, most) = (kib("VmRSS:") / 1024.0, kib("VmHWM:") / 1024.0);
     println!("the operator's memory, {when}: {now:.0} MiB now, {most:.0} MiB at most");
@@ -145,13 +148,14 @@ fn histograms(metrics: &str, name: &str) -> BTreeMap<String, Buckets> {
 
 fn spread(buckets: &Buckets) -> String {
     let all = buckets.last().map_or(0.0, |(_, count)| *count);
-    let within = |share: f64| buckets.iter().find(|(_, count)| *count >= all * share).map_or(0.0, |(le, _)| *le);
+    assert!(all > 0.0, "nothing was measured");
+    let within = |share: f64| buckets.iter().find(|(_, count)| *count >= all * share).unwrap().0;
     let second = buckets.iter().rfind(|(bound, _)| *bound <= 1.0).map_or(0.0, |(_, count)| *count);
     format!(
         "median within {} s, p99 within {} s ({all} times, {:.1} % within a second)",
         within(0.5),
         within(0.99),
-        100.0 * second / all.max(1.0)
+        100.0 * second / all
     )
 }
 

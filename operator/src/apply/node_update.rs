@@ -81,7 +81,7 @@ impl Writer {
         let written = written.map_err(|_| ApplyError::TooSlow { action: "the status" })?;
         let written = written.map_err(|error| ApplyError::of(format!("the status of NodeUpdate {node}"), error))?;
         self.metrics.wrote("NodeUpdate/status");
-        self.world.updates.written(&written);
+        self.world.updates.told(&written);
         Ok(())
     }
 }

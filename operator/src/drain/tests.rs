@@ -210,7 +210,7 @@ async fn a_held_drain_asks_nobody_and_forgets_nothing() {
     drains.set(vec![Order { keeps: true, ..order(Mode::Evict) }], |_| true);
     // Of another owner: one of the same would be given up as well, for which nobody has to be asked.
     let mut late = pod("late", true);
-    late.controller.as_mut().unwrap().uid = "another".to_owned();
+    Arc::make_mut(late.controller.as_mut().unwrap()).uid = "another".to_owned();
     Cluster::lock(&cluster.pods).push(Arc::new(late));
     cluster.changes.send_modify(|count| *count += 1);
     after(60).await;
@@ -263,7 +263,7 @@ async fn pods_go_in_their_order_and_what_completes_is_waited_for() {
     };
     let cluster = Cluster::new(1, |_, _| Answer::Accepted);
     for (name, app) in [("s", "storage"), ("b", "build"), ("left", "skipped")] {
-        let labels = [("app".to_owned(), app.to_owned())].into();
+        let labels = Arc::new([("app".to_owned(), app.to_owned())].into());
         Cluster::lock(&cluster.pods).insert(0, Arc::new(PodFact { labels, ..pod(name, true) }));
     }
     let mut order = order(Mode::Evict);

@@ -105,17 +105,29 @@ impl<T: Fact> Cache<T> {
         self.read().entries.values().map(|entry| Arc::clone(&entry.fact)).collect()
     }
 
-    /// The objects that fulfil a condition, in the order of their keys.
+    /// The objects that fulfil a condition, in the order of their keys. Looks at all of them.
     #[must_use]
     pub fn select(&self, wanted: impl Fn(&T) -> bool) -> Vec<Arc<T>> {
         let state = self.read();
         state.entries.values().filter(|entry| wanted(&entry.fact)).map(|entry| Arc::clone(&entry.fact)).collect()
     }
 
+    /// The objects that stand out ([`Fact::stands_out`]), in the order of their keys. Cheap.
+    #[must_use]
+    pub fn standing_out(&self) -> Vec<Arc<T>> {
+        self.read().standing_out.values().cloned().collect()
+    }
+
     /// Whether an object fulfils a condition.
     #[must_use]
     pub fn any(&self, wanted: impl Fn(&T) -> bool) -> bool {
         self.read().entries.values().any(|entry| wanted(&entry.fact))
+    }
+
+    /// Whether an object of a namespace does.
+    #[must_use]
+    pub fn any_in(&self, namespace: &str, wanted: impl Fn(&T) -> bool) -> bool {
+        self.read().of_namespace(namespace).any(wanted)
     }
 
     /// The objects of one place. Cheap.
@@ -161,7 +173,9 @@ impl<T: Fact> Cache<T> {
                 state.begin_list();
                 false
             }
-            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => state.put(raw, self.validate, self.now()),
+            watcher::Event::InitApply(raw) | watcher::Event::Apply(raw) => {
+                state.put(raw, self.validate, self.now(), T::is_news)
+            }
             watcher::Event::Delete(raw) => state.remove(raw.meta()),
             watcher::Event::InitDone => state.finish_list(),
         });
@@ -175,7 +189,12 @@ impl<T: Fact> Cache<T> {
 
     /// Takes in what the API server answered to a write of ours, or when it was asked for an object.
     pub fn written(&self, raw: &T::Raw) {
-        self.change(|state| state.put(raw, self.validate, self.now()));
+        self.change(|state| state.put(raw, self.validate, self.now(), T::is_news));
+    }
+
+    /// The same where the write only told people what was planned.
+    pub fn told(&self, raw: &T::Raw) {
+        self.change(|state| state.put(raw, self.validate, self.now(), T::is_more_than_told));
     }
 
     /// Takes in an object that can't be read. Says whether something is met in it that was not met there before.
@@ -233,13 +252,13 @@ impl<T: Fact> Cache<T> {
 mod tests {
     use super::*;
     use crate::gather::{
-        UpdateFact,
+        NodeFact, PodFact, UpdateFact,
         sent::{Sent, watched},
         state::TOMBSTONES,
     };
     use k8s_openapi::api::core::v1::ConfigMap;
 
-    #[derive(Debug)]
+    #[derive(Debug, PartialEq)]
     struct Seen(String);
 
     impl Fact for Seen {
@@ -249,6 +268,9 @@ mod tests {
         }
         fn place(&self) -> &str {
             self.0.strip_prefix("at ").unwrap_or_default()
+        }
+        fn stands_out(&self) -> bool {
+            self.0.contains('!')
         }
     }
 
@@ -474,6 +496,96 @@ mod tests {
         assert_eq!(*changes.borrow(), told);
     }
 
+    /// What is told of each of these, one after the other, and the last.
+    fn told<T: Fact<Raw: serde::de::DeserializeOwned>>(objects: &[serde_json::Value]) -> (Vec<bool>, Cache<T>) {
+        let changes = Arc::new(watch::Sender::new(0));
+        let cache: Cache<T> = Cache::new([Arc::clone(&changes)], &Clock::system());
+        let mut told = Vec::new();
+        for (version, object) in objects.iter().enumerate() {
+            let mut object = object.clone();
+            object["metadata"]["resourceVersion"] = (version + 1).to_string().into();
+            let before = *changes.borrow();
+            cache.apply(&watcher::Event::Apply(serde_json::from_value(object).unwrap()));
+            told.push(*changes.borrow() != before);
+        }
+        (told, cache)
+    }
+
+    #[test]
+    fn what_tells_nothing_new_wakes_nobody_and_is_written_to_as_it_is_now() {
+        let node = |beat: u32, ready: &str| {
+            serde_json::json!({"metadata": {"name": "n1", "uid": "u"}, "status": {"conditions": [
+                {"type": "Ready", "status": ready, "lastHeartbeatTime": format!("2026-11-21T12:00:{beat:02}Z")}]}})
+        };
+        let (news, nodes) = told::<NodeFact>(&[node(1, "True"), node(2, "True"), node(3, "False"), node(4, "False")]);
+        assert_eq!(news, [true, false, true, false]);
+        assert_eq!(nodes.get(&Key::cluster("n1")).unwrap().resource_version, "4");
+
+        let pod = |restarts: u32, phase: &str| {
+            serde_json::json!({"metadata": {"name": "p", "uid": "u"}, "spec": {"nodeName": "n1", "containers": []},
+                "status": {"phase": phase, "containerStatuses": [
+                    {"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": restarts}]}})
+        };
+        let (news, pods) = told::<PodFact>(&[pod(1, "Running"), pod(2, "Running"), pod(2, "Failed")]);
+        assert_eq!((news, pods.standing_out().len()), (vec![true, false, true], 0));
+
+        let update = |reason: &str, boot: &str| {
+            serde_json::json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate",
+                "metadata": {"name": "n1", "uid": "u", "generation": 1}, "spec": {"policy": "workers"},
+                "status": {"bootID": boot, "rollout": {"state": "Waiting", "reason": reason}}})
+        };
+        let (news, _) = told::<UpdateFact>(&[update("Budget", "b"), update("Queued", "b"), update("Queued", "c")]);
+        assert_eq!(news, [true, true, true], "somebody else may have written it");
+        let changes = Arc::new(watch::Sender::new(0));
+        let updates: Cache<UpdateFact> = Cache::new([Arc::clone(&changes)], &Clock::system());
+        let mut seen = Vec::new();
+        for (version, (reason, boot)) in [("Budget", "b"), ("Queued", "b"), ("Current", "c")].into_iter().enumerate() {
+            let mut object = update(reason, boot);
+            object["metadata"]["resourceVersion"] = (version + 1).to_string().into();
+            updates.told(&serde_json::from_value(object).unwrap());
+            seen.push(*changes.borrow());
+        }
+        assert_eq!(seen, [1, 1, 2], "what we told was planned before, and the agent may have spoken meanwhile");
+        let rollout = updates.get(&Key::cluster("n1")).unwrap().rollout.clone();
+        assert_eq!(rollout.map(|rollout| rollout.reason), Some(bascule_api::WaitReason::Current));
+    }
+
+    #[test]
+    fn what_says_the_same_keeps_its_pointer_and_what_stands_out_is_known_apart() {
+        let cache = cache();
+        let out =
+            |cache: &Cache<Seen>| -> Vec<String> { cache.standing_out().iter().map(|seen| seen.0.clone()).collect() };
+        cache.apply(&watcher::Event::Apply(object("a", 1, "at x")));
+        cache.apply(&watcher::Event::Apply(object("b", 2, "!")));
+        let before = cache.of_place("x");
+        cache.apply(&watcher::Event::Apply(object("a", 3, "at x")));
+        assert!(Arc::ptr_eq(&before, &cache.of_place("x")));
+        cache.written(&object("a", 2, "late"));
+        assert_eq!((values(&cache), out(&cache)), (vec!["at x".to_owned(), "!".to_owned()], vec!["!".to_owned()]));
+        cache.apply(&watcher::Event::Apply(object("a", 4, "!!")));
+        cache.apply(&watcher::Event::Apply(object("b", 5, "well")));
+        assert_eq!(out(&cache), ["!!"]);
+        cache.vanished(&Key::cluster("a"));
+        assert!(out(&cache).is_empty());
+    }
+
+    #[test]
+    fn the_objects_of_one_namespace_are_found_without_the_others() {
+        let cache = cache();
+        for (namespace, name) in [("a", "z"), ("b", "m"), ("b", "n"), ("bb", "a")] {
+            let mut one = object(name, 1, name);
+            one.metadata.namespace = Some(namespace.to_owned());
+            cache.apply(&watcher::Event::Apply(one));
+        }
+        let mut seen = std::cell::RefCell::new(Vec::new());
+        let look = |one: &Seen| {
+            seen.borrow_mut().push(one.0.clone());
+            false
+        };
+        assert!(!cache.any_in("b", look));
+        assert_eq!(*seen.get_mut(), ["m", "n"]);
+    }
+
     #[test]
     fn deletions_are_remembered_within_bounds() {
         let cache = cache();
@@ -481,6 +593,20 @@ mod tests {
             cache.apply(&watcher::Event::Delete(object(&format!("n{number}"), number, "x")));
         }
         assert_eq!(cache.read().tombstones.len(), TOMBSTONES);
+    }
+
+    #[test]
+    fn an_explanation_that_is_not_understood_hides_nothing_and_is_written_anew() {
+        let cache: Cache<UpdateFact> = Cache::new([], &Clock::system());
+        let sent = serde_json::json!({
+            "apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "metadata": {"name": "n1", "resourceVersion": "7"},
+            "spec": {"policy": "workers"},
+            "status": {"bootID": "b1", "rollout": {"state": "Waiting", "reason": "Eclipse"}},
+        });
+        watched(&cache, watcher::Event::Apply(serde_json::from_value(sent).unwrap()));
+        let fact = cache.get(&Key::cluster("n1")).unwrap();
+        assert_eq!((fact.facts.status.boot_id.as_deref(), &fact.rollout), (Some("b1"), &None));
+        assert!(cache.unreadable(&Key::cluster("n1")).is_none());
     }
 
     /// A trial that was held meanwhile is not to be blamed, whoever leads by then.

@@ -8,13 +8,11 @@ use super::{
     World,
     cache::{Cache, Fact, Key},
     sent::{Sent, take},
+    watch::PAGE,
 };
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::{Api, Client, Resource, api::ListParams};
 use std::{collections::BTreeSet, fmt::Debug};
-
-/// How many objects are asked for at once.
-const PAGE: u32 = 500;
 
 /// Why the newest state is not known.
 #[derive(Debug, thiserror::Error)]

@@ -238,7 +238,7 @@ impl PodSource for World {
                 && pod.labels.get(APP_LABEL) == app
                 && ready(&pod.node)
         };
-        (!self.pods.any(leads)).then(|| own.uid.clone())
+        (!self.pods.any_in(namespace, leads)).then(|| own.uid.clone())
     }
 }
 

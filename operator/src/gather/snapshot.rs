@@ -28,6 +28,8 @@ pub struct Outside<'a> {
     pub operator_node: Option<String>,
     /// The namespace and name of the pod this operator runs in.
     pub own_pod: Option<(String, String)>,
+    /// When an operator before this one could not read something last that trials hang on.
+    pub unread_at: Option<Time>,
     /// Writes that failed when they were tried last.
     pub refused: bascule_planner::snapshot::Refusals,
     /// The others, and what the API server bears.
@@ -84,6 +86,7 @@ impl Assembler {
             ceiling: outside.ceiling,
             api_server: world.api_servers.oldest(),
             operator_node: outside.operator_node,
+            unread_at: outside.unread_at,
             refused: outside.refused,
             writes: outside.writes,
             ..self.0.assemble(objects)
@@ -97,7 +100,7 @@ impl LookUp for World {
     }
 
     fn unready_pods(&self) -> Vec<Arc<PodFact>> {
-        self.pods.select(|pod| !pod.ready && !pod.finished)
+        self.pods.standing_out()
     }
 
     fn deadline(&self, key: &Key) -> Option<Arc<DeadlineFact>> {
@@ -188,6 +191,7 @@ mod tests {
             ceiling: None,
             operator_node: None,
             own_pod: None,
+            unread_at: None,
             refused: Default::default(),
             writes: Default::default(),
         };

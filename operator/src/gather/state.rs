@@ -39,6 +39,8 @@ pub(super) struct State<T> {
     /// Counts the changes of `hidden`.
     pub(super) noted: u64,
     pub(super) places: HashMap<String, Place<T>>,
+    /// Those of `entries` that are asked for together ([`Fact::stands_out`]).
+    pub(super) standing_out: BTreeMap<Arc<Key>, Arc<T>>,
     pub(super) tombstones: BTreeMap<Key, u64>,
     /// Everything that existed at this version is known, where a consistent list was taken in: what is older and not here was gone by then.
     complete_at: Option<u64>,
@@ -57,6 +59,7 @@ impl<T: Fact> State<T> {
             hidden: BTreeMap::new(),
             noted: 0,
             places: HashMap::new(),
+            standing_out: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             complete_at: None,
             left: BTreeMap::new(),
@@ -78,27 +81,39 @@ impl<T: Fact> State<T> {
         self.listed = Some(BTreeSet::new());
     }
 
-    /// Takes in an object as it is; whether that is news.
-    pub(super) fn put(&mut self, raw: &T::Raw, validate: Validate, now: Time) -> bool {
+    /// Takes in an object as it is; whether it tells something new, which `is_news` says beside what was known.
+    pub(super) fn put(
+        &mut self,
+        raw: &T::Raw,
+        validate: Validate,
+        now: Time,
+        is_news: impl FnOnce(&T, &T) -> bool,
+    ) -> bool {
         let (key, version) = (Key::of_metadata(raw.meta()), version_of(raw.meta()));
-        if !self.is_news(&key, version) {
+        if !self.is_newer(&key, version) {
             return false;
         }
         let was_hidden = self.hidden.remove(&key).is_some();
         self.noted += u64::from(was_hidden);
+        let before = self.entries.get(&key).map(|entry| Arc::clone(&entry.fact));
         let mut fact = T::validated(raw, validate);
-        fact.follow(self.entries.get(&key).map(|entry| &*entry.fact), now);
+        fact.follow(before.as_deref(), now);
         if was_hidden {
             fact.is_read_again(now);
         }
-        self.enter(key, version, fact);
-        true
+        let is_news = before.as_deref().is_none_or(|before| is_news(&fact, before));
+        match self.entries.get_mut(&key) {
+            // Whoever keeps what follows from it knows it by its pointer.
+            Some(entry) if *entry.fact == fact => entry.version = version,
+            _ => self.enter(key, version, fact),
+        }
+        is_news || was_hidden
     }
 
     /// Whether something is met in the object that was not met there before; `None` where that is no news.
     pub(super) fn presume(&mut self, untyped: &Untyped, now: Time) -> Option<bool> {
         let (key, version) = (Key::of_metadata(untyped.metadata()), version_of(untyped.metadata()));
-        if !self.is_news(&key, version) {
+        if !self.is_newer(&key, version) {
             return None;
         }
         let told = untyped.told(&<T::Raw as kube::Resource>::kind(&()));
@@ -117,7 +132,7 @@ impl<T: Fact> State<T> {
     }
 
     /// Takes note that a list names an object, and whether this version of it is newer than all that is known.
-    fn is_news(&mut self, key: &Key, version: u64) -> bool {
+    fn is_newer(&mut self, key: &Key, version: u64) -> bool {
         if let Some(listed) = &mut self.listed {
             listed.insert(key.clone());
         }
@@ -139,12 +154,24 @@ impl<T: Fact> State<T> {
         self.entries.keys().map(|key| &**key).chain(by_name_alone)
     }
 
+    /// The objects of a namespace.
+    pub(super) fn of_namespace<'s>(&'s self, namespace: &'s str) -> impl Iterator<Item = &'s T> {
+        let first = Key { namespace: namespace.to_owned(), name: String::new() };
+        let from_there = self.entries.range::<Key, _>(first..);
+        from_there.take_while(move |(key, _)| key.namespace == namespace).map(|(_, entry)| &*entry.fact)
+    }
+
     fn enter(&mut self, key: Key, version: u64, fact: T) {
         self.left.remove(&key);
         let (key, fact) = (Arc::new(key), Arc::new(fact));
         let before = self.entries.insert(Arc::clone(&key), Entry { version, fact: Arc::clone(&fact) });
         if let Some(before) = before.filter(|before| before.fact.place() != fact.place()) {
             self.leave(&key, before.fact.place());
+        }
+        if fact.stands_out() {
+            self.standing_out.insert(Arc::clone(&key), Arc::clone(&fact));
+        } else {
+            self.standing_out.remove(&key);
         }
         if !fact.place().is_empty() {
             let place = self.places.entry(fact.place().to_owned()).or_default();
@@ -156,6 +183,7 @@ impl<T: Fact> State<T> {
     pub(super) fn forget(&mut self, key: &Key) -> bool {
         let was_hidden = self.hidden.remove(key).is_some();
         self.noted += u64::from(was_hidden);
+        self.standing_out.remove(key);
         let Some(entry) = self.entries.remove(key) else { return was_hidden };
         self.leave(key, entry.fact.place());
         if entry.fact.outlives() {

@@ -52,19 +52,19 @@ struct Known {
     /// What is to be asked, each gate once however many read.
     wanted: BTreeMap<Name, (GateKey, Asked)>,
     /// Their order: who has waited longest comes first. By name, those that nobody answers would be due again before the last is asked.
-    line: VecDeque<Name>,
+    queue: VecDeque<Name>,
 }
 
 impl Known {
     fn want(&mut self, name: Name, question: (GateKey, Asked)) {
         if self.wanted.insert(name.clone(), question).is_none() {
-            self.line.push_back(name);
+            self.queue.push_back(name);
         }
     }
 
     fn pop(&mut self) -> Option<(GateKey, Asked)> {
         loop {
-            let name = self.line.pop_front()?;
+            let name = self.queue.pop_front()?;
             // One that is no gate any more is passed over.
             if let Some(question) = self.wanted.remove(&name) {
                 return Some(question);
@@ -151,7 +151,7 @@ impl Heard {
             gates.iter().map(|gate| (gate.key.policy.clone(), gate.key.gate.clone())).collect();
         held.gates.retain(|name, _| present.contains(name));
         held.wanted.retain(|name, _| present.contains(name));
-        held.line.retain(|name| present.contains(name));
+        held.queue.retain(|name| present.contains(name));
         let mut told = Vec::with_capacity(gates.len());
         for Present { policy, key, asked } in gates {
             let name = (key.policy.clone(), key.gate.clone());
@@ -266,10 +266,10 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert_eq!(asked.len(), gates.len());
-        // What is no gate any more stands in no line.
+        // What is no gate any more stands in no queue.
         heard.read(gates[..1].to_vec());
-        let (wanted, in_line) = (wanted(&heard), heard.lock().line.len());
-        assert!(wanted <= 1 && in_line == wanted);
+        let (wanted, queued) = (wanted(&heard), heard.lock().queue.len());
+        assert!(wanted <= 1 && queued == wanted);
     }
 
     /// While the plan itself asks, nobody else does.

@@ -7,7 +7,7 @@
 //! object or by a bookmark, all that was so at that time is known. What is answered from is never older than
 //! [`Pace::fresh`] by that reckoning, whatever the watch does.
 
-use super::{needs::Needs, seen::Seen};
+use super::{needs::Needs, seen::Seen, source::PAGE_BYTES};
 use crate::clock::Moment;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -102,6 +102,8 @@ pub(super) enum Unread {
     TooMany,
     /// What is looked at of them takes more memory than there is for all gates.
     TooMuch,
+    /// A few of them are more than is read at once.
+    TooLarge,
     /// A sentence for whoever reads the policy's status.
     Refused(String),
 }
@@ -123,6 +125,9 @@ impl std::fmt::Display for Unread {
                     f,
                     "too much to look at: narrow the gate by namespace or selector, or have its expression name fields"
                 )
+            }
+            Self::TooLarge => {
+                write!(f, "an object of more than {} MiB: narrow the gate by namespace or selector", PAGE_BYTES >> 21)
             }
             Self::Refused(reason) => f.write_str(reason),
         }
@@ -209,7 +214,7 @@ impl Held {
             self.asked = Some(now);
         }
         let known = self.known.as_mut()?;
-        let costly = matches!(known.listed, Err(Unread::TooMany | Unread::TooMuch));
+        let costly = matches!(known.listed, Err(Unread::TooMany | Unread::TooMuch | Unread::TooLarge));
         let serves = if costly { pace.fresh } else { pace.shared };
         let just_read = known.read.until(now) < serves;
         let heard = known.followed && known.as_of.until(now) <= pace.fresh;

@@ -212,7 +212,8 @@ impl Server {
         }
         let mut cluster = self.cluster();
         cluster.lists += usize::from(from == 0);
-        let page: Vec<Value> = cluster.pods.values().skip(from).take(cluster.page).cloned().collect();
+        let limit = query.get("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
+        let page: Vec<Value> = cluster.pods.values().skip(from).take(cluster.page.min(limit)).cloned().collect();
         let to = from + page.len();
         let next = if to < cluster.pods.len() { to.to_string() } else { String::new() };
         let version = cluster.version;
@@ -318,6 +319,28 @@ async fn what_changes_between_two_pages_is_heard() {
     let asker = followed(&server, pace()).await;
     until("what was read before it changed is heard", async || !ask(&asker).await.passed()).await;
     assert_eq!(server.cluster().lists, 1);
+}
+
+#[tokio::test]
+async fn large_objects_are_read_a_few_at_a_time_and_what_is_too_large_is_told() {
+    let server = Server::new(PATIENCE);
+    let grow = |bytes: usize| {
+        let mut cluster = server.cluster();
+        let mut pod = cluster.pods["a"].clone();
+        pod["metadata"]["annotations"] = json!({"text": "x".repeat(bytes)});
+        for name in ["a", "b", "c"] {
+            pod["metadata"]["name"] = json!(name);
+            cluster.pods.insert(name.to_owned(), pod.clone());
+        }
+    };
+    grow(3 << 20);
+    let asker = ObjectAsker::at(server.client().await, pace());
+    assert_eq!(ask(&asker).await, GateAnswer::Passed);
+    assert_eq!(server.cluster().lists, 5, "250, 62, 15 and 3 are too many, 2 are not");
+    grow(5 << 20);
+    let asker = ObjectAsker::at(server.client().await, pace());
+    let answer = ask(&asker).await;
+    assert!(matches!(&answer, GateAnswer::Unknown(why) if why.contains("more than 4 MiB")), "{answer:?}");
 }
 
 #[tokio::test]

@@ -7,17 +7,21 @@ use super::{
     seen::Seen,
 };
 use crate::clock::Moment;
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{AsyncReadExt as _, StreamExt as _, stream::BoxStream};
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, ListParams, TypeMeta, WatchEvent, WatchParams},
+    api::{ApiResource, DynamicObject, ListParams, ObjectList, Request, TypeMeta, WatchEvent, WatchParams},
     discovery::verbs,
 };
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
-/// How many are read at once.
+/// How many are read at once, at most; where these are large, a quarter of it, and again.
 const PAGE: u32 = 250;
+/// How many are read at once, at least.
+const FEW: u32 = 2;
+/// How many bytes of them are taken at once: nothing says in advance how large objects are, and 250 may be hundreds of megabytes.
+pub(super) const PAGE_BYTES: usize = 8 << 20;
 
 /// Where objects come from.
 #[derive(Debug, Clone)]
@@ -49,9 +53,17 @@ impl Source {
             }
             return Ok(listed);
         }
-        let mut params = ListParams::default().labels(&self.labels).limit(PAGE);
+        let mut limit = PAGE;
+        let mut params = ListParams::default().labels(&self.labels).limit(limit);
         loop {
-            let page = self.api.list(&params).await.map_err(fail)?;
+            let Some(page) = self.page(&params).await.map_err(fail)? else {
+                if limit <= FEW {
+                    return Err(Unread::TooLarge);
+                }
+                limit = (limit / 4).max(FEW);
+                params = params.limit(limit);
+                continue;
+            };
             // The first page's: what changed while others were read is heard again, which changes nothing.
             if listed.version.is_none() {
                 listed.version =
@@ -69,6 +81,23 @@ impl Source {
                 None => return Ok(listed),
             }
         }
+    }
+
+    /// Some of the objects; `None` where they are more than [`PAGE_BYTES`].
+    ///
+    /// # Errors
+    /// Of the API server, or what it says that is no list.
+    async fn page(&self, params: &ListParams) -> kube::Result<Option<ObjectList<DynamicObject>>> {
+        let request = Request::new(self.api.resource_url()).list(params).map_err(kube::Error::BuildRequest)?;
+        let answer = self.api.clone().into_client().request_stream(request).await?;
+        let most = u64::try_from(PAGE_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+        let mut answer = pin!(answer.take(most));
+        let mut text = Vec::new();
+        answer.read_to_end(&mut text).await.map_err(kube::Error::ReadEvents)?;
+        if text.len() > PAGE_BYTES {
+            return Ok(None);
+        }
+        serde_json::from_slice(&text).map(Some).map_err(kube::Error::SerdeError)
     }
 
     /// An object as expressions see it, whichever request brought it.

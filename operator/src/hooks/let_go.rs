@@ -133,9 +133,9 @@ impl LettingGo {
         let under_way: BTreeSet<&str> = under_way.collect();
         let may = |parting: &&Parting| {
             let namespace = (parting.namespace().to_owned(), parting.deletes());
-            let rests =
+            let waits =
                 [self.failed.get(&namespace), self.done.get(*parting)].into_iter().flatten().any(|at| now < *at);
-            !rests && self.allowed.contains(&namespace.0) && !under_way.contains(parting.job.as_str())
+            !waits && self.allowed.contains(&namespace.0) && !under_way.contains(parting.job.as_str())
         };
         partings.iter().filter(may).take(AT_ONCE.saturating_sub(under_way.len())).cloned().collect()
     }
@@ -146,8 +146,8 @@ impl LettingGo {
             return None;
         }
         let is_open = |namespace: &&str| {
-            let rests = self.unknown.get(*namespace).is_some_and(|at| now < *at);
-            !rests && !self.allowed.contains(*namespace)
+            let waits = self.unknown.get(*namespace).is_some_and(|at| now < *at);
+            !waits && !self.allowed.contains(*namespace)
         };
         partings.iter().map(Parting::namespace).find(is_open).map(str::to_owned)
     }

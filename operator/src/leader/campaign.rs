@@ -2,6 +2,7 @@
 
 use super::election::{Candidate, Move};
 use crate::{clock::Clock, pulse::Pulse};
+use bascule_api::{Time, UNREAD_ANNOTATION};
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime, jiff::Timestamp};
 use kube::{
     Api,
@@ -26,6 +27,8 @@ pub(super) struct Campaign {
     pub clock: Clock,
     /// Until when this replica may act; `None` while it may not.
     pub acts_until: watch::Sender<Option<Instant>>,
+    /// Whether something can't be read that trials hang on.
+    pub unread: watch::Receiver<bool>,
     pub pulse: Pulse,
 }
 
@@ -105,7 +108,12 @@ impl Campaign {
                 let new: Lease = serde_json::from_value(new).map_err(kube::Error::SerdeError)?;
                 self.leases.create(&PostParams::default(), &new).await?
             }
-            Move::Write(patch) => self.patch(&patch).await?,
+            Move::Write(mut patch) => {
+                if *self.unread.borrow() {
+                    note_unread(&mut patch, Time::new(self.clock.now()));
+                }
+                self.patch(&patch).await?
+            }
         };
         self.pulse.lease_written(self.candidate.terms().duration);
         let until = sent + self.candidate.terms().acts_for();
@@ -137,5 +145,28 @@ impl Campaign {
     fn time(&self) -> MicroTime {
         let now = Timestamp::from_microsecond(self.clock.now().timestamp_micros());
         MicroTime(now.unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+}
+
+/// Lets a merge patch of the Lease say too that something could not be read at this time. Where nothing is said, what stands there stays.
+fn note_unread(patch: &mut Value, at: Time) {
+    if let Some(metadata) = patch.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("annotations".to_owned(), json!({UNREAD_ANNOTATION: at}));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_told_with_the_renewal_that_fails_where_somebody_else_wrote_meanwhile() {
+        let spec = json!({"renewTime": "2026-11-29T02:00:00.000000Z"});
+        let mut patch = json!({"metadata": {"resourceVersion": "7", "uid": "u"}, "spec": spec});
+        let at: Time = serde_json::from_value(json!("2026-11-29T02:00:00Z")).unwrap();
+        note_unread(&mut patch, at);
+        let said = json!({"bascule.dev/could-not-read-at": "2026-11-29T02:00:00Z"});
+        let metadata = json!({"resourceVersion": "7", "uid": "u", "annotations": said});
+        assert_eq!(patch, json!({"metadata": metadata, "spec": spec}));
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 /// How a Lease is held.
 #[derive(Debug, Clone)]
-pub(super) struct Terms {
+pub struct Terms {
     /// This replica's name in it.
     pub identity: String,
     /// After this time without a renewal another replica may take over.

@@ -11,10 +11,11 @@ mod campaign;
 mod election;
 mod neighbours;
 
-use crate::{clock::Clock, pulse::Pulse, settings::Settings};
-use bascule_api::OPERATOR_LEASE;
+use crate::{clock::Clock, pulse::Pulse};
+use bascule_api::{OPERATOR_LEASE, Time, UNREAD_ANNOTATION};
 use campaign::Campaign;
-use election::{Candidate, Terms};
+use election::Candidate;
+pub use election::Terms;
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
@@ -53,6 +54,8 @@ pub struct Leadership {
     pub seed: u64,
     /// Who holds the Lease, as last seen.
     pub holder: Option<Arc<str>>,
+    /// When whoever led could not read something last that trials hang on.
+    pub unread_at: Option<Time>,
     /// The namespace of another installation, which keeps this replica from leading though it holds its Lease.
     pub kept_by: Option<Arc<str>>,
 }
@@ -79,19 +82,19 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// Takes part from now on.
+    /// Takes part from now on. `unread` says whether something can't be read that trials hang on: the next leader has to know.
     ///
     /// # Errors
     /// [`LeaderError`] when there is no Lease to be had.
     pub async fn start(
         client: Client,
-        settings: &Settings,
+        terms: Terms,
         clock: Clock,
         namespace: &str,
-        identity: &str,
+        unread: watch::Receiver<bool>,
         pulse: Pulse,
     ) -> Result<Self, LeaderError> {
-        let terms = Terms { identity: identity.to_owned(), duration: settings.lease_duration() };
+        let Terms { identity, duration } = terms.clone();
         let (acts_until, held) = watch::channel(None);
         let mut campaign = Campaign {
             leases: Api::namespaced(client.clone(), namespace),
@@ -99,6 +102,7 @@ impl Leader {
             candidate: Candidate::new(terms),
             clock,
             acts_until,
+            unread,
             pulse: pulse.clone(),
         };
         campaign.first_look().await.map_err(|source| LeaderError::Lease {
@@ -112,14 +116,15 @@ impl Leader {
         let leases: Api<Lease> = Api::all(client);
         let config = watcher::Config::default().fields(&format!("metadata.name={OPERATOR_LEASE}"));
         let fence = Fence {
-            identity: identity.to_owned(),
+            identity,
             namespace: namespace.to_owned(),
-            duration: settings.lease_duration(),
+            duration,
             seen: None,
             held_since: None,
             valid_until: None,
             seed: 0,
             holder: None,
+            unread_at: None,
             neighbours: Neighbours::default(),
             pulse,
         };
@@ -164,6 +169,7 @@ struct Fence {
     valid_until: Option<Instant>,
     seed: u64,
     holder: Option<Arc<str>>,
+    unread_at: Option<Time>,
     neighbours: Neighbours,
     pulse: Pulse,
 }
@@ -178,6 +184,8 @@ impl Fence {
         if let Some(uid) = &lease.metadata.uid {
             self.seed = bascule_planner::snapshot::seed_of(uid);
         }
+        let said = lease.metadata.annotations.as_ref().and_then(|all| all.get(UNREAD_ANNOTATION));
+        self.unread_at = said.and_then(|text| serde_json::from_value(text.as_str().into()).ok());
         let spec = lease.spec.clone().unwrap_or_default();
         self.holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty()).map(Arc::from);
         if spec.holder_identity.as_deref() != Some(self.identity.as_str()) {
@@ -242,7 +250,8 @@ async fn keep_fence(
         let other = other.map(Arc::from);
         let acts_until = (*held.borrow_and_update()).filter(|until| now < *until);
         let leads = acts_until.is_some() && fenced;
-        let known = Leadership { leads, seed: fence.seed, holder: fence.holder.clone(), kept_by: other };
+        let (seed, holder, unread_at) = (fence.seed, fence.holder.clone(), fence.unread_at);
+        let known = Leadership { leads, seed, holder, unread_at, kept_by: other };
         if kept_by != known.kept_by {
             match known.kept() {
                 Some(kept) => tracing::error!("{kept}"),
@@ -325,6 +334,18 @@ mod tests {
         .unwrap()
     }
 
+    #[test]
+    fn what_its_predecessor_could_not_read_is_told_to_the_next_leader() {
+        let mut fence = fence();
+        let mut held = lease("other", "2026-11-29T02:00:00.000000Z");
+        held.metadata.annotations = Some([(UNREAD_ANNOTATION.to_owned(), "2026-11-29T01:59:58Z".to_owned())].into());
+        fence.take(&held, Instant::now());
+        assert_eq!(fence.unread_at.map(|at| at.to_string()).as_deref(), Some("2026-11-29T01:59:58Z"));
+        held.metadata.annotations = None;
+        fence.take(&held, Instant::now());
+        assert_eq!(fence.unread_at, None);
+    }
+
     fn foreign(created: &str, holder: &str, second: u32) -> Lease {
         serde_json::from_value(serde_json::json!({
             "metadata": {"name": "l", "namespace": "other", "uid": "v", "creationTimestamp": created},
@@ -347,6 +368,7 @@ mod tests {
             seed: 0,
             neighbours: Neighbours::default(),
             holder: None,
+            unread_at: None,
             pulse: Pulse::default(),
         }
     }

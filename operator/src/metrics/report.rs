@@ -195,6 +195,7 @@ mod tests {
             ceiling: None,
             operator_node: None,
             own_pod: None,
+            unread_at: None,
             refused: Default::default(),
             writes: Default::default(),
         };

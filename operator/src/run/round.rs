@@ -29,9 +29,9 @@ const BURST: u32 = 5;
 /// The bounds of that time.
 const SHORTEST_BURST: Duration = Duration::from_millis(25);
 const LONGEST_BURST: Duration = Duration::from_millis(200);
-/// After steps that failed or met another world than expected, should the watch not bring the news before. What failed backs off for
-/// longer.
-const STALE_PAUSE: Duration = Duration::from_secs(1);
+/// After writes that ended, should nothing new be told before: steps that met another world than expected are tried again, and what
+/// succeeded may have been seen by a plan that still left its node alone. What failed backs off for longer.
+const ENDED_PAUSE: Duration = Duration::from_secs(1);
 /// How long a new leader keeps the statuses of its predecessor while it reads the repositories for the first time:
 /// saying "not read yet" of every node and taking it back a second later would help nobody.
 const FIRST_READING: Duration = Duration::from_secs(10);
@@ -57,6 +57,8 @@ struct Over;
 pub(super) struct Round<'a> {
     parts: &'a Parts,
     seed: u64,
+    /// When an operator before this one could not read something last.
+    unread_at: Option<bascule_api::Time>,
     assembler: Assembler,
     planner: Planner,
     channels: Channels,
@@ -83,7 +85,7 @@ pub(super) struct Round<'a> {
 impl<'a> Round<'a> {
     pub(super) fn new(
         parts: &'a Parts,
-        seed: u64,
+        (seed, unread_at): (u64, Option<bascule_api::Time>),
         led_since: Instant,
         explained: watch::Sender<Explained>,
         expected: watch::Sender<BTreeMap<String, String>>,
@@ -91,6 +93,7 @@ impl<'a> Round<'a> {
         Self {
             parts,
             seed,
+            unread_at,
             assembler: Assembler::default(),
             planner: Planner::default(),
             channels: Channels::new(parts.reading.clone()),
@@ -155,7 +158,7 @@ impl<'a> Round<'a> {
                 told = changed.changed() => return told.map(|()| Some(Instant::now())).map_err(|_| Over),
                 () = tokio::time::sleep_until(wake) => return Ok(None),
                 () = self.in_flight.one_ended() => {
-                    // What succeeded shows as a change.
+                    // What succeeded shows as a change, for the most part: a watch may have been faster than the answer.
                     self.take_ended();
                     wake = wake.min(Instant::now() + self.retry(next.left));
                 }
@@ -183,10 +186,12 @@ impl<'a> Round<'a> {
 
     /// After what time a new plan is due because of how the last one's writes went, `left` of its steps having room now.
     fn retry(&self, left: usize) -> Duration {
-        match (self.ended.failed, self.ended.stale) {
-            _ if left > 0 => Duration::ZERO,
-            (0, 0) => LONGEST_SLEEP,
-            _ => STALE_PAUSE,
+        if left > 0 {
+            Duration::ZERO
+        } else if self.ended == Carried::default() {
+            LONGEST_SLEEP
+        } else {
+            ENDED_PAUSE
         }
     }
 
@@ -212,6 +217,7 @@ impl<'a> Round<'a> {
                 ceiling: parts.settings.max_unavailable.clone(),
                 operator_node: parts.settings.node_name.clone(),
                 own_pod: parts.draining.own_pod.clone(),
+                unread_at: self.unread_at,
                 refused: self.refused.clone(),
                 writes: self.writes.clone(),
             },

@@ -25,6 +25,8 @@ use tokio::{sync::watch, time::Instant};
 /// How many explanations are written before the newest report is looked at again: of a thousand that are due many would be out of date
 /// when their turn comes.
 const BATCH: usize = 64;
+/// After a write that met a newer object, should no new report come before.
+const STALE: Duration = Duration::from_secs(1);
 /// For how long it is known when a policy was written last.
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// How many more nodes than there are have a pace before those of nodes that are gone are dropped.
@@ -215,7 +217,8 @@ impl StatusWriter {
         let Ended { kind, name, result } = ended;
         match result {
             Ok(()) => self.backoff.done(kind, &name),
-            Err(error) if error.is_stale() => {}
+            // What changed there may be nothing that a plan follows from.
+            Err(error) if error.is_stale() => later(self.led_since.elapsed() + STALE),
             // It is written. The answer is the whole object, of which something can't be read; the watch brings it.
             Err(ApplyError::Api { source, .. }) if matches!(*source, kube::Error::SerdeError(_)) => {
                 self.backoff.done(kind, &name);

@@ -1,16 +1,25 @@
 //! Two replicas: one acts; when it dies the other goes on from what the objects show.
+//!
+//! `BASCULE_HANDOVER_SEEDS=0..200 BASCULE_HANDOVER_LATE=300` lets leaders die at other steps, with successors of which one watch is late
+//! by up to so many seconds.
 
 use crate::agent::Habit;
 use crate::proxy::Proxy;
-use crate::world::World;
-use bascule_api::{LiveReport, NodeUpdate, WaitReason};
+use crate::world::{World, seeds};
+use bascule_api::{Goal, LiveReport, NodeUpdate, WaitReason};
+use futures::StreamExt as _;
 use futures::future::select_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use kube::Api;
 use kube::api::ListParams;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_dies_in_the_middle_loses_nothing() {
@@ -137,4 +146,126 @@ async fn a_policy_whose_status_hangs_holds_up_nobody_else() {
     world.until_current("n2", "1.1").await;
     let hanging = world.update("n1").await;
     assert!(hanging.spec.disruption.is_none(), "what was not remembered is not acted upon: {hanging:?}");
+}
+
+/// After which step of which node the leader dies, and which watch of its successor is late.
+#[derive(Debug)]
+struct Death {
+    node: &'static str,
+    step: &'static str,
+    late: &'static str,
+    by: Duration,
+}
+
+const NODES: [(&str, &str); 3] = [("n1", "a"), ("n2", "b"), ("n3", "c")];
+const STEPS: [&str; 6] = ["staged", "granted", "cordoned", "drained", "committing", "freed"];
+const LATE: [&str; 5] = ["nodeupdates", "nodes", "pods", "updatepolicies", "poddisruptionbudgets"];
+/// The usual seeds: after a grant and after a cordon, with a watch of Nodes that is late.
+const USUAL: Range<u64> = 7..9;
+
+impl Death {
+    /// Seeds one after the other name every step with every watch.
+    fn of(seed: u64) -> Self {
+        let most = std::env::var("BASCULE_HANDOVER_LATE").map_or(10, |text| text.parse().expect("seconds"));
+        let count = |of: usize| u64::try_from(of).unwrap();
+        let place = |number: u64, of: usize| usize::try_from(number % count(of)).unwrap();
+        let (steps, both) = (count(STEPS.len()), count(STEPS.len() * LATE.len()));
+        Self {
+            node: NODES[place(seed / both, NODES.len())].0,
+            step: STEPS[place(seed, STEPS.len())],
+            late: LATE[place(seed / steps, LATE.len())],
+            by: Duration::from_secs((seed * 7_919) % (most + 1)),
+        }
+    }
+}
+
+/// Whether a node is told to reboot, so that it has to be cordoned.
+fn must_be_cordoned(update: &NodeUpdate) -> bool {
+    let drained = update.spec.disruption.as_ref().is_some_and(|disruption| disruption.drained_at.is_some());
+    drained && update.spec.goal == Goal::Booted
+}
+
+/// Looks on for as long as it is polled, and notes what must not be: two nodes with a grant, or one that reboots and takes pods.
+async fn look_on(client: Client, wrong: Arc<Mutex<BTreeSet<String>>>) {
+    let (updates, nodes): (Api<NodeUpdate>, Api<Node>) = (Api::all(client.clone()), Api::all(client));
+    let mut granted = BTreeSet::new();
+    let mut events = pin!(watcher(updates.clone(), watcher::Config::default()).default_backoff().applied_objects());
+    while let Some(event) = events.next().await {
+        let Ok(update) = event else { continue };
+        let name = update.name_any();
+        if update.spec.disruption.is_some() {
+            granted.insert(name.clone());
+        } else {
+            granted.remove(&name);
+        }
+        if granted.len() > 1 {
+            wrong.lock().unwrap().insert(format!("{granted:?} have grants beside each other"));
+        }
+        if must_be_cordoned(&update) {
+            let node = nodes.get(&name).await.ok();
+            let cordoned = node.and_then(|node| node.spec?.unschedulable) == Some(true);
+            // It may be done by now.
+            if !cordoned && updates.get(&name).await.is_ok_and(|update| must_be_cordoned(&update)) {
+                wrong.lock().unwrap().insert(format!("{name} lost its cordon"));
+            }
+        }
+    }
+}
+
+impl World {
+    /// Waits until a step of a node shows.
+    async fn until_step(&self, node: &str, step: &'static str) {
+        if step == "cordoned" {
+            let holds = |node: Option<&Node>| node.and_then(|node| node.spec.as_ref()?.unschedulable) == Some(true);
+            return self.until_node(node, step, holds).await;
+        }
+        let holds = move |update: Option<&NodeUpdate>| {
+            let Some(spec) = update.map(|update| &update.spec) else { return false };
+            match step {
+                "staged" => spec.goal != Goal::Idle,
+                "granted" => spec.disruption.is_some(),
+                "drained" => spec.disruption.as_ref().is_some_and(|disruption| disruption.drained_at.is_some()),
+                "committing" => spec.goal == Goal::Committed,
+                _ => spec.last_disruption.is_some(),
+            }
+        };
+        self.until_update(node, step, holds).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_may_die_at_any_step_beside_one_of_which_any_watch_is_late() {
+    for seed in seeds("BASCULE_HANDOVER_SEEDS", USUAL) {
+        let death = Death::of(seed);
+        println!("seed {seed}: {death:?}");
+        let mut world = World::new().await;
+        for (node, zone) in NODES {
+            world.machine(node, zone, Habit::Good).await;
+        }
+        world.shop(3).await;
+        let wrong = Arc::<Mutex<BTreeSet<String>>>::default();
+        let looks_on = tokio::spawn(look_on(world.client.clone(), Arc::clone(&wrong)));
+        let first = world.operator("first").await;
+        world.until_held_by("first").await;
+        let proxy = Proxy::honest(&world.control_plane).await;
+        let second = world.operator_with("second", Some(&proxy.url), &[]).await;
+        let ready = async || world.asked(&second.listen, "/readyz").await.is_some();
+        world.eventually("the second replica has read everything", ready).await;
+        proxy.hold_back_watches_of(vec![death.late]);
+        let policy = json!({"budget": {"maxUnavailable": 1}, "health": {"nodeSoak": "1s"}});
+        world.policy("workers", policy).await;
+        world.until_step(death.node, death.step).await;
+        first.kill().await;
+        world.until_held_by("second").await;
+        tokio::time::sleep(death.by).await;
+        proxy.hold_back_watches_of(Vec::new());
+        println!("{}", world.until_no_eviction_is_lost().await);
+        for (node, _) in NODES {
+            world.until_current(node, "1.1").await;
+            let grant = world.update(node).await.spec.grant.map(|grant| grant.generation);
+            assert_eq!(grant, Some(1), "seed {seed}: something was repeated on {node}");
+        }
+        looks_on.abort();
+        assert!(wrong.lock().unwrap().is_empty(), "seed {seed}, {death:?}: {wrong:?}");
+    }
 }

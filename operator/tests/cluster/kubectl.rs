@@ -3,7 +3,7 @@
 //!
 //! `BASCULE_KUBECTL_SEEDS=first..end` asks about other pods, `BASCULE_KUBECTL_SEEDS=4711..4712` about those of one seed again.
 
-use crate::world::{PATIENCE, World};
+use crate::world::{PATIENCE, World, seeds};
 use bascule_api::{Drain, Selector};
 use bascule_operator::clock::Clock;
 use bascule_operator::gather::{BudgetFact, Fact as _, PodFact};
@@ -22,15 +22,6 @@ use std::ops::Range;
 
 /// Five rounds of pods where nobody asks for others: some go, some are held, some stop a drain.
 const USUAL: Range<u64> = 15..16;
-
-/// Whose pods are asked about.
-fn seeds() -> Range<u64> {
-    let Ok(text) = std::env::var("BASCULE_KUBECTL_SEEDS") else { return USUAL };
-    let (first, end) = text.split_once("..").expect("first..end");
-    let seeds: Range<u64> = first.parse().expect("a number")..end.parse().expect("a number");
-    assert!(!seeds.is_empty(), "no seed is in {text}");
-    seeds
-}
 
 /// What a drain does: the pods that go, those that a budget holds of them, and those that stop it.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -272,7 +263,7 @@ async fn the_same_pods_go_stay_or_stop_the_drain_as_with_kubectl() {
     let node = serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": {"unschedulable": true}})).unwrap();
     nodes.create(&PostParams::default(), &node).await.unwrap();
     let mut seen = Seen::default();
-    for seed in seeds() {
+    for seed in seeds("BASCULE_KUBECTL_SEEDS", USUAL) {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         for round in 0..5 {
             let namespace = format!("seed-{seed}-round-{round}");
@@ -287,7 +278,7 @@ async fn the_same_pods_go_stay_or_stop_the_drain_as_with_kubectl() {
         "{went} pods go, {held} of them are held by budgets, {stopped} stop a drain, {daemons} are of a DaemonSet"
     );
     // Of other seeds nobody knows what they have.
-    if seeds() == USUAL {
+    if seeds("BASCULE_KUBECTL_SEEDS", USUAL) == USUAL {
         let all = [went > 20, held > 3, stopped > 5, daemons > 3];
         assert!(all == [true; 4], "{went} {held} {stopped} {daemons} within {PATIENCE:?}");
     }

@@ -196,6 +196,7 @@ async fn the_report_of_5000_nodes_is_small_and_quick() {
             ceiling: None,
             operator_node: None,
             own_pod: None,
+            unread_at: None,
             refused: Default::default(),
             writes: Default::default(),
         },

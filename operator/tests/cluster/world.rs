@@ -18,6 +18,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -329,6 +330,15 @@ impl World {
         }
         story
     }
+}
+
+/// The seeds that a variable names as `first..end`, or else the usual ones.
+pub fn seeds(variable: &str, usual: Range<u64>) -> Range<u64> {
+    let Ok(text) = std::env::var(variable) else { return usual };
+    let (first, end) = text.split_once("..").expect("first..end");
+    let seeds: Range<u64> = first.parse().expect("a number")..end.parse().expect("a number");
+    assert!(!seeds.is_empty(), "no seed is in {text}");
+    seeds
 }
 
 fn ahead(by: TimeDelta) -> Clock {

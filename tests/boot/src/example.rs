@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, ensure};
@@ -136,8 +136,10 @@ fn write(top: &Path, file: &StateFile) -> anyhow::Result<()> {
     let path = top.join(&file.path);
     let folder = path.parent().context("a file without a folder")?;
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-    fs::write(&path, &file.content).with_context(|| format!("writing {}", path.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(file.mode))
+    // Never readable for others, not even while it is written: it may be a key.
+    let opened = fs::OpenOptions::new().write(true).create_new(true).mode(file.mode).open(&path);
+    opened
+        .and_then(|mut opened| opened.write_all(file.content.as_bytes()))
         .with_context(|| format!("writing {}", path.display()))
 }
 

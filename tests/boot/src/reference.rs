@@ -183,3 +183,19 @@ pub fn packages(edition: Edition<'_>) -> Recipe {
         without: layers.iter().flat_map(Layer::removed).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// A run of all scenarios has all editions, and a store that keeps fewer images throws away what machines are still made of.
+    #[test]
+    fn the_store_keeps_the_image_of_each_edition() {
+        let editions = include_str!("reference.rs").lines().filter(|line| line.starts_with("    pub const "));
+        let sandbox = bascule_os_image::sandbox().len();
+        let editions = editions.count();
+        assert!(editions >= 18, "{editions}");
+        assert!(
+            editions + sandbox <= bascule_os_image::KEPT_IMAGES,
+            "{editions} editions and {sandbox} of the sandbox"
+        );
+    }
+}

@@ -17,7 +17,6 @@ use tokio::sync::OnceCell;
 
 use crate::cluster::Cluster;
 use crate::lab::{Lab, Places};
-use crate::older::Older;
 use crate::programs;
 use crate::reference::Edition;
 use crate::release::Release;
@@ -25,8 +24,8 @@ use crate::say;
 use crate::scenarios::counting::{self, Broken};
 use crate::scenarios::cuts::{self, Plan};
 use crate::scenarios::{
-    Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage, secure_boot,
-    tpm,
+    Stage, example, faults, gptprio, install, integrity, kubelet, layout, life, never_ready, order, outage,
+    secure_boot, tpm,
 };
 use crate::vendor::ReferenceVendor;
 
@@ -290,12 +289,7 @@ async fn installation(workspace: &Path, places: &Places, releases: &Releases, na
     let (old, new) = (releases.containers_old.get().await?, releases.containers_new.get().await?);
     let scene = install::Scene { lab: &releases.containers_old.lab, folder: &folder, vendor: &vendor, old, new };
     match name {
-        "upgrade" => {
-            let workspace = workspace.to_owned();
-            let older = tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
-            say(&format!("the version before is of {}", older.commit()));
-            install::upgrade(scene, &older).await
-        }
+        "upgrade" => install::upgrade(scene, workspace).await,
         _ => install::run(scene).await,
     }
 }
@@ -307,10 +301,6 @@ async fn installation(workspace: &Path, places: &Places, releases: &Releases, na
 pub async fn make_ahead(workspace: &Path, wanted: &Wanted) -> anyhow::Result<()> {
     if wanted.first() != Edition::CONTAINERS_OLD {
         return Ok(());
-    }
-    if wanted.has("upgrade", true) {
-        let workspace = workspace.to_owned();
-        tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
     }
     let places = Places::prepare(workspace)?;
     let prepared = places.clone();

@@ -74,11 +74,11 @@ impl std::fmt::Debug for Site {
 }
 
 impl Site {
-    /// Starts everything but machines, and puts the images into the registry. Everything is kept below `folder`.
+    /// Starts everything but machines. Everything is kept below `folder`.
     ///
     /// # Errors
-    /// When a part does not come up, or the images can't be built.
-    pub async fn start(folder: &Path, vendor: &ReferenceVendor, version: Version<'_>) -> anyhow::Result<Self> {
+    /// When a part does not come up.
+    pub async fn start(folder: &Path, vendor: &ReferenceVendor) -> anyhow::Result<Self> {
         // A machine under emulation that shares its processor is slow to beat, and that is not what is tested.
         let options = Options { node_monitor_grace: Duration::from_secs(40), ..Options::default() };
         let control_plane = ControlPlane::start(options).await?;
@@ -95,7 +95,7 @@ impl Site {
         let ports = vec![port_of(control_plane.server())?, repository, registry.port()];
         let client = control_plane.client().await?;
         let authority = vendor.authority().to_owned();
-        let site = Self {
+        Ok(Self {
             control_plane,
             client,
             registry,
@@ -106,17 +106,14 @@ impl Site {
             programs,
             authority,
             ports,
-        };
-        site.has(version).await?;
-        Ok(site)
+        })
     }
 
-    /// Puts the images of a version into the registry, and lays out the admin's folder as the page describes it, with that
-    /// version's manifests.
+    /// Builds the images of a version, and puts them into the registry.
     ///
     /// # Errors
-    /// When the images can't be built, or a file can't be written.
-    pub async fn has(&self, version: Version<'_>) -> anyhow::Result<()> {
+    /// When the images can't be built.
+    pub async fn publishes(&self, version: Version<'_>) -> anyhow::Result<()> {
         let Version { tree, tag } = version;
         say(&format!("building the container images {tag}, and putting them into the registry"));
         let mut images = tokio::process::Command::new(self.programs.join("xtask"));
@@ -127,7 +124,15 @@ impl Site {
         let built = images.kill_on_drop(true).output().await.context("starting `cargo xtask images`")?;
         ensure!(built.status.success(), "no images: {}", String::from_utf8_lossy(&built.stderr));
         say(&format!("cargo xtask images --push\n{}", String::from_utf8_lossy(&built.stdout).trim_end()));
+        Ok(())
+    }
 
+    /// Lays out the admin's folder as the page describes it, with a version's manifests.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn lays_out(&self, version: Version<'_>) -> anyhow::Result<()> {
+        let Version { tree, tag } = version;
         if self.folder.exists() {
             std::fs::remove_dir_all(&self.folder).with_context(|| format!("emptying {}", self.folder.display()))?;
         }

@@ -31,7 +31,7 @@ pub use cargo::cargo;
 pub use error::Error;
 pub use qemu::ensure_qemu;
 pub use recipe::{Archive, Contents, Distribution, Fault, ImageFile, Kernel, Recipe, container_host, sandbox};
-pub use store::{OsImage, Package, Store, unmount_below};
+pub use store::{KEPT_IMAGES, OsImage, Package, Store, unmount_below};
 pub use tool::end_tools;
 
 /// What a list says: its lines without those that are empty or begin with `#`.

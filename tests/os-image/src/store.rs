@@ -45,10 +45,11 @@ const RELEASE_BUILDER: [&str; 6] = [
 ];
 /// A base tree, its copy while a recipe's files go in, and the image: more than any one build needs.
 const NEEDED_MIB: u64 = 3 * 1024;
-/// Images that are kept, each of some 120 to 800 MB: those of the boot tests, of the sandbox, and of the version before.
-const KEPT_IMAGES: usize = 16;
-/// Trees of packages that are kept, each of some 180 to 800 MB.
-const KEPT_TREES: usize = 6;
+/// Images that are kept, each of some 120 to 800 MB: those of the boot tests, of the sandbox, and some of the version before. One run
+/// may have all editions of the boot tests, and installs machines from each until it ends: with fewer it would lose its own.
+pub const KEPT_IMAGES: usize = 24;
+/// Trees of packages that are kept, each of some 180 to 800 MB: five of the boot tests, three of the sandbox.
+const KEPT_TREES: usize = 8;
 
 /// An image that was built, as files.
 #[derive(Debug, Clone)]

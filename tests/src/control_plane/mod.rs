@@ -62,7 +62,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             node_monitor_grace: Duration::from_secs(20),
-            start_timeout: Duration::from_secs(90),
+            // Far longer than it takes where five of them and four machines start on two processors.
+            start_timeout: Duration::from_secs(300),
             audit: true,
             disabled_admission: None,
             address: Ipv4Addr::LOCALHOST.into(),

@@ -21,8 +21,8 @@ pub(crate) struct Options {
 enum What {
     /// The node agent as it is shipped: size, memory, wake-ups, requests, delays. Needs root and a quarter of an hour.
     Agent(agent::Options),
-    /// The operator against a real API server with nodes that KWOK plays: memory, writes, reaction, quiet. Needs Go, and
-    /// hours for a thousand nodes on two cores.
+    /// The operator against a real API server with nodes that KWOK plays: memory, writes, reaction, quiet. Needs Go, and half an hour
+    /// for a thousand nodes on two cores; `--tenth` for thousands of them.
     Operator {
         /// Passed on; `--help` lists them.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -86,6 +86,8 @@ pub(crate) struct BuildArguments {
 
     #[command(flatten)]
     pcr: PcrArguments,
+
+    #[command(flatten)]
     loader: LoaderArguments,
 
     #[command(flatten)]

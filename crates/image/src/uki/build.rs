@@ -4,6 +4,7 @@ use object::LittleEndian as LE;
 use object::pe::{self, ImageDataDirectory, ImageDosHeader, ImageNtHeaders64, ImageSectionHeader};
 use object::read::pe::{ImageNtHeaders, SectionTable};
 
+use super::measure::makes_an_image;
 use super::{MAX_COMMAND_LINE, MAX_OS_RELEASE, MAX_PCR_SECTION, MAX_SECTIONS, UkiError};
 use crate::release::manifest::MAX_UKI_SIZE;
 
@@ -67,9 +68,10 @@ pub fn build(parts: &Parts<'_>) -> Result<Vec<u8>, UkiError> {
     sections.push((*b".linux\0\0", parts.kernel, kernel_memory, CODE));
 
     let stub = Layout::read("EFI stub", parts.stub)?;
-    // A whole UKI in place of the stub would give two kernels, and the first one would be started.
+    // A whole UKI in place of the stub would give two kernels, and the first one would be started. What lies behind a profile belongs to it
+    // alone, and what is there already is part of every image (an initrd, a device tree, signatures).
     let (_, _, present) = parse(parts.stub).map_err(|source| UkiError::Pe { what: "EFI stub", source })?;
-    if present.iter().any(|found| sections.iter().any(|(name, ..)| *name == found.name)) {
+    if present.iter().any(|found| makes_an_image(found.name)) {
         return Err(UkiError::Field { what: "EFI stub", field: "list of sections" });
     }
     let free = (stub.size_of_headers.saturating_sub(stub.headers_end)) / SECTION_HEADER;

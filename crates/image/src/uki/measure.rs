@@ -31,6 +31,10 @@ const ORDER: [(&str, u32); 14] = [
     (".hwids", 257),
     (".efifw", 258),
 ];
+/// The one of them that a bare stub has, too.
+const OF_A_STUB: &str = ".sbat";
+/// What the stub takes from an image and does not measure.
+const NOT_MEASURED: &str = ".pcrsig";
 /// Of these the stub picks one by the machine that it runs on.
 const DEVICE_TREES: &str = ".dtbauto";
 /// The first version that is computed for: those before measured sections that were not there
@@ -48,6 +52,14 @@ const MAGIC_START: &str = "#### LoaderInfo: systemd-stub ";
 const MAX_MAGIC: u64 = 4096;
 /// How much of a section is read at once.
 const PIECE: u64 = 1 << 20;
+
+/// Whether a section with this name (padded with zeros) is what makes an image of a stub: for the stub it means something, and a bare stub
+/// has none.
+pub(super) fn makes_an_image(name: [u8; 8]) -> bool {
+    let known = ORDER.iter().map(|(known, _)| *known).chain([NOT_MEASURED]);
+    let mut makes = known.filter(|known| *known != OF_A_STUB).map(str::as_bytes);
+    makes.any(|known| name.strip_prefix(known).is_some_and(|rest| rest.iter().all(|byte| *byte == 0)))
+}
 
 /// Why nothing is known of what a UKI is measured as.
 #[derive(Debug, thiserror::Error)]

@@ -122,6 +122,12 @@ fn bad_parts_are_refused() {
     assert!(matches!(build(&Parts { command_line: &long, ..parts(&good) }), Err(UkiError::TooLong { .. })));
     let whole = build(&parts(&good)).unwrap();
     assert!(matches!(build(&parts(&whole)), Err(UkiError::Field { what: "EFI stub", field: "list of sections" })));
+    for name in [b".profile", b".initrd\0", b".pcrsig\0", b".dtbauto"] {
+        let mut other = stub();
+        append(&mut other, name, b"ID=debug\n");
+        let built = build(&parts(&other));
+        assert!(matches!(built, Err(UkiError::Field { field: "list of sections", .. })), "{name:?}: {built:?}");
+    }
     let mut full = stub();
     put(&mut full, 0x98 + 60, &0x1E0_u32.to_le_bytes());
     assert!(matches!(build(&parts(&full)), Err(UkiError::NoRoom { free: 0, needed: 5 })));

@@ -4,6 +4,7 @@
 //! this very plan grants.
 
 use super::{
+    context::NodeContext,
     facts::NodeView,
     groups::Groups,
     known::Known,
@@ -119,7 +120,7 @@ pub(super) struct PolicyBudget<'a> {
 }
 
 impl<'a> PolicyBudget<'a> {
-    pub(super) fn new(policy: &PolicyView<'a>, index: usize, nodes: &[NodeView<'a>], known: &'a Known) -> Self {
+    pub(super) fn new(policy: &PolicyView<'a>, index: usize, nodes: &[NodeContext<'a>], known: &'a Known) -> Self {
         let Some(valid) = policy.valid else { return Self::default() };
         let total = u32::try_from(policy.members.len()).unwrap_or(u32::MAX);
         let mut out = Self {
@@ -281,7 +282,7 @@ pub(super) struct ClusterBudget<'a> {
 impl<'a> ClusterBudget<'a> {
     pub(super) fn new(
         snapshot: &'a crate::Snapshot,
-        nodes: &[NodeView<'a>],
+        nodes: &[NodeContext<'a>],
         groups: &Groups,
         members: Arc<Members>,
     ) -> Self {

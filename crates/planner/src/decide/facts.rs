@@ -338,7 +338,7 @@ fn done_since(update: &UpdateFacts) -> Time {
         return booted.and_then(|booted| booted.committed_at).unwrap_or_default();
     };
     let here = booted.is_some_and(|booted| last.version.as_ref() == Some(&booted.version));
-    if last.outcome == DisruptionOutcome::Committed && here {
+    if matches!(last.outcome, DisruptionOutcome::Committed | DisruptionOutcome::RolledBack) && here {
         return last.ended_at;
     }
     booted.and_then(|booted| booted.committed_at).unwrap_or_default().min(last.ended_at)

@@ -4,7 +4,7 @@
 
 use super::{
     budget::{ClusterBudget, PolicyBudget},
-    choice::{Choice, Install, made_for_older_state},
+    desired::{Desired, Install, made_for_older_state},
     facts::{NodeView, in_the_way},
     health::{Allowance, Answers},
     policy::PolicyView,
@@ -33,7 +33,7 @@ pub(super) struct Candidate<'c, 'a> {
     pub(super) index: usize,
     pub(super) view: &'c NodeView<'a>,
     pub(super) policy: &'c PolicyView<'a>,
-    pub(super) choice: &'c Choice<'a>,
+    pub(super) desired: &'c Desired<'a>,
     pub(super) waves: &'c Waves,
     /// Whether no other node of the policy can still move.
     pub(super) alone: bool,
@@ -145,7 +145,7 @@ pub(super) fn shared<'a>(
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
     let set = candidate.set;
-    let ignores_budgets = candidate.choice.ignores_budgets();
+    let ignores_budgets = candidate.desired.ignores_budgets();
     let held = |gate: Gate, wait: Option<Wait>| Some((gate, Arc::new(wait?)));
     if set.asks(Gate::DisruptionBudget)
         && let Some(valid) = candidate.policy.valid
@@ -187,12 +187,12 @@ pub(super) fn shared<'a>(
     }
     // A way back leaves a release that is worse than a pod without a place for some minutes.
     if set.asks(Gate::Place)
-        && !candidate.choice.goes_back()
+        && !candidate.desired.goes_back()
         && let Some(wait) = without_place(places, view.node)
     {
         return held(Gate::Place, Some(wait));
     }
-    if set.asks(Gate::Health) && !candidate.choice.goes_back() {
+    if set.asks(Gate::Health) && !candidate.desired.goes_back() {
         let asked = answers.ask(candidate.policy, candidate.view, candidate.now, None, allowance);
         questions.extend(asked.questions);
         return held(Gate::Health, asked.failing);
@@ -230,7 +230,7 @@ fn boot_counting(candidate: &Candidate<'_, '_>) -> Answer {
 fn not_paused(candidate: &Candidate<'_, '_>) -> Answer {
     // A person who writes a Rollback means it, and the policy may well be paused because of the release. What the policy
     // would do by itself is paused.
-    if candidate.choice.rollback().is_some() { None } else { candidate.policy.paused.clone() }
+    if candidate.desired.rollback().is_some() { None } else { candidate.policy.paused.clone() }
 }
 
 fn not_frozen(candidate: &Candidate<'_, '_>) -> Answer {
@@ -239,23 +239,23 @@ fn not_frozen(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn not_halted(candidate: &Candidate<'_, '_>) -> Answer {
-    if candidate.choice.goes_back() { None } else { candidate.policy.halted.clone() }
+    if candidate.desired.goes_back() { None } else { candidate.policy.halted.clone() }
 }
 
 fn repository(candidate: &Candidate<'_, '_>) -> Answer {
     // A way back without a download needs nobody.
-    if matches!(candidate.choice, Choice::GoBack(_)) { None } else { candidate.policy.repository.clone() }
+    if matches!(candidate.desired, Desired::GoBack(_)) { None } else { candidate.policy.repository.clone() }
 }
 
 fn release(candidate: &Candidate<'_, '_>) -> Answer {
-    match candidate.choice {
-        Choice::Nothing(wait) => Some(Arc::clone(wait)),
-        choice => made_for_older_state(candidate.view, choice).map(Arc::new),
+    match candidate.desired {
+        Desired::Nothing(wait) => Some(Arc::clone(wait)),
+        desired => made_for_older_state(candidate.view, desired).map(Arc::new),
     }
 }
 
 fn not_failed_here(candidate: &Candidate<'_, '_>) -> Answer {
-    let Choice::Install(install) = candidate.choice else { return None };
+    let Desired::Install(install) = candidate.desired else { return None };
     let version = &install.release.version;
     // What is forgotten now (spec.retries) counts until that is written.
     let written = &candidate.policy.facts.status.failures;
@@ -279,14 +279,14 @@ fn not_failed_here(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn age(candidate: &Candidate<'_, '_>) -> Answer {
-    match candidate.choice {
-        Choice::Install(install) => install.young.clone(),
-        Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => None,
+    match candidate.desired {
+        Desired::Install(install) => install.young.clone(),
+        Desired::Here | Desired::Nothing(_) | Desired::GoBack(_) => None,
     }
 }
 
 fn retention(candidate: &Candidate<'_, '_>) -> Answer {
-    let Choice::Install(Install { release, rollback: None, .. }) = candidate.choice else { return None };
+    let Desired::Install(Install { release, rollback: None, .. }) = candidate.desired else { return None };
     let (view, valid) = (candidate.view, candidate.policy.valid?);
     if !view.traits.keeps_old {
         return None;
@@ -312,10 +312,10 @@ const OLDER: u16 = 3;
 /// Kubernetes' version skew policy: a kubelet is no newer than any API server, and three minor versions older at most.
 fn skew(candidate: &Candidate<'_, '_>) -> Answer {
     let offer = &candidate.policy.facts.offer;
-    let release = match candidate.choice {
-        Choice::Install(install) => install.release,
-        Choice::GoBack(back) => offer.release(&back.to)?,
-        Choice::Here | Choice::Nothing(_) => return None,
+    let release = match candidate.desired {
+        Desired::Install(install) => install.release,
+        Desired::GoBack(back) => offer.release(&back.to)?,
+        Desired::Here | Desired::Nothing(_) => return None,
     };
     let kubelet = release.kubelet?;
     let brings = format!("{} brings kubelet {kubelet}", release.version);
@@ -334,7 +334,7 @@ fn skew(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn staged(candidate: &Candidate<'_, '_>) -> Answer {
-    let Choice::Install(install) = candidate.choice else { return None };
+    let Desired::Install(install) = candidate.desired else { return None };
     let (view, version) = (candidate.view, &install.release.version);
     let asked = view.traits.asked.is_some() && view.traits.asked == install.text;
     if asked && view.traits.staged_as_asked {
@@ -363,12 +363,12 @@ fn staged(candidate: &Candidate<'_, '_>) -> Answer {
 /// Whether windows do not bind this node: a Rollback that does not respect them, an automatic rollback, an urgent
 /// release, or a new node that is held and has no work to disturb.
 fn ignores_windows(candidate: &Candidate<'_, '_>) -> bool {
-    let urgent = match candidate.choice {
-        Choice::Install(install) => candidate.policy.skips(install.target, EmergencyExemption::MaintenanceWindow),
-        Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => false,
+    let urgent = match candidate.desired {
+        Desired::Install(install) => candidate.policy.skips(install.target, EmergencyExemption::MaintenanceWindow),
+        Desired::Here | Desired::Nothing(_) | Desired::GoBack(_) => false,
     };
     let back =
-        candidate.choice.goes_back() && candidate.choice.rollback().is_none_or(|rollback| !rollback.respect_windows);
+        candidate.desired.goes_back() && candidate.desired.rollback().is_none_or(|rollback| !rollback.respect_windows);
     urgent || back || candidate.view.traits.held
 }
 
@@ -381,11 +381,11 @@ fn fits(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn wave(candidate: &Candidate<'_, '_>, reason: WaitReason) -> Answer {
-    let urgent = match candidate.choice {
-        Choice::Install(install) => candidate.policy.skips(install.target, EmergencyExemption::Wave),
-        Choice::Here | Choice::Nothing(_) | Choice::GoBack(_) => false,
+    let urgent = match candidate.desired {
+        Desired::Install(install) => candidate.policy.skips(install.target, EmergencyExemption::Wave),
+        Desired::Here | Desired::Nothing(_) | Desired::GoBack(_) => false,
     };
-    if urgent || candidate.choice.goes_back() {
+    if urgent || candidate.desired.goes_back() {
         return None;
     }
     candidate.waves.holds(candidate.index).filter(|wait| wait.reason == reason).cloned()
@@ -397,7 +397,7 @@ fn not_cordoned(candidate: &Candidate<'_, '_>) -> Answer {
     }
     // Who cordons a bad node and then orders by name that it goes back means this node. It stays cordoned afterwards.
     let name = &candidate.view.node.name;
-    if candidate.choice.rollback().is_some_and(|rollback| rollback.nodes.iter().any(|named| **named == **name)) {
+    if candidate.desired.rollback().is_some_and(|rollback| rollback.nodes.iter().any(|named| **named == **name)) {
         return None;
     }
     let Cordon::Other { by, since } = &candidate.view.node.cordon else { return None };
@@ -418,7 +418,7 @@ fn not_leaving(candidate: &Candidate<'_, '_>) -> Answer {
 }
 
 fn ready(candidate: &Candidate<'_, '_>) -> Answer {
-    let taken = candidate.view.traits.ready || candidate.alone || candidate.choice.goes_back();
+    let taken = candidate.view.traits.ready || candidate.alone || candidate.desired.goes_back();
     (!taken).then(|| not_ready(candidate))
 }
 

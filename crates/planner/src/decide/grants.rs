@@ -4,7 +4,8 @@ use super::facts::NodeView;
 use super::{
     Grants, PolicyWaves, Round, Said,
     budget::{ClusterBudget, PolicyBudget},
-    choice::Choice,
+    context::NodeContext,
+    desired::Desired,
     gates::{self, Candidate},
     health::{Allowance, Answers},
     known::{Ground, Verdicts},
@@ -67,17 +68,15 @@ impl<'a> Round<'a> {
             if let Some((policy, _)) = candidate {
                 let Some(policy_view) = self.policies.get(policy) else { continue };
                 let said = self.pending(view, policy_view);
-                out.started.extend(
-                    self.choices.get(node).and_then(Option::as_ref).and_then(starts).map(|version| (policy, version)),
-                );
+                out.started.extend(view.desired.as_ref().and_then(starts).map(|version| (policy, version)));
                 self.draft.say(node, said);
             }
         }
         // Who can't go whatever the others do needs no place in the order.
         let (hopeless, passing): (Vec<_>, Vec<_>) = passing.into_iter().partition(|(policy, node)| {
             let full = budgets.get(*policy).is_some_and(PolicyBudget::is_full) && self.set.asks(Gate::Budget);
-            full && self.nodes.get(*node).is_some_and(|view| !view.traits.unavailable)
-                && !self.choices.get(*node).and_then(Option::as_ref).is_some_and(Choice::ignores_budgets)
+            let needs_a_place = |node: &NodeContext<'_>| !node.desired.as_ref().is_some_and(Desired::ignores_budgets);
+            full && self.nodes.get(*node).is_some_and(|node| !node.traits.unavailable && needs_a_place(node))
         });
         // Who may have its grant already has its place before all others.
         let lost: BTreeSet<usize> = again.iter().map(|(_, node)| *node).collect();
@@ -95,7 +94,7 @@ impl<'a> Round<'a> {
             let together = granting.contains(&policy_index);
             let last = together && candidate.view.traits.runs_operator && self.set.asks(Gate::OperatorLast);
             let found = last.then(gates::operator_last);
-            let trouble = together && !candidate.view.traits.ready && !candidate.choice.goes_back();
+            let trouble = together && !candidate.view.traits.ready && !candidate.desired.goes_back();
             let found = found.or_else(|| {
                 (trouble && self.set.asks(Gate::Ready)).then(|| (Gate::Ready, gates::not_ready(&candidate)))
             });
@@ -119,7 +118,7 @@ impl<'a> Round<'a> {
                         if !self.is_refused(candidate.view)
                             && let Some(wanting) = out.wanting.get_mut(policy_index)
                         {
-                            *wanting = Some(maintenance::wants(candidate.choice));
+                            *wanting = Some(maintenance::wants(candidate.desired));
                         }
                         self.draft.say(node, Said::shared(RolloutState::Waiting, wait));
                         continue;
@@ -135,7 +134,7 @@ impl<'a> Round<'a> {
                         candidate.policy.valid.and_then(|valid| cluster.opening(candidate.view, &valid.spec.drain));
                     let step = grant_step(&candidate, budget.used(), opening);
                     hold(candidate.view, Some(budget), &mut cluster, &mut places);
-                    out.started.extend(starts(candidate.choice).map(|version| (policy_index, version)));
+                    out.started.extend(starts(candidate.desired).map(|version| (policy_index, version)));
                     let said = granted(candidate.policy);
                     steps.push(step);
                     self.draft.say(node, said);
@@ -154,10 +153,10 @@ impl<'a> Round<'a> {
         node: usize,
         waves: &'c PolicyWaves,
     ) -> Option<Candidate<'c, 'a>> {
-        let view = self.nodes.get(node)?;
-        let choice = self.choices.get(node)?.as_ref()?;
+        let known = self.nodes.get(node)?;
+        let (view, desired) = (&known.view, known.desired.as_ref()?);
         // A way back does not wait for nodes that wait to go forward.
-        let back = choice.goes_back();
+        let back = desired.goes_back();
         let others_first = view.traits.runs_operator && {
             let own = waves.waves.index_of(node);
             waves
@@ -169,7 +168,7 @@ impl<'a> Round<'a> {
             index: node,
             view,
             policy: self.policies.get(policy)?,
-            choice,
+            desired,
             waves: &waves.waves,
             alone: waves.unfinished.iter().all(|(other, _)| *other == node),
             others_first,
@@ -196,13 +195,13 @@ impl<'a> Round<'a> {
             if traits.moves || traits.deleting || traits.on_trial || !traits.live {
                 continue;
             }
-            if matches!(candidate.choice, Choice::Here) {
+            if matches!(candidate.desired, Desired::Here) {
                 let said = current_or_failed(&candidate, &mut current);
                 self.draft.say(node, said);
                 continue;
             }
             let stale = !traits.of_policy
-                || (traits.goal == Some(Goal::Staged) && matches!(candidate.choice, Choice::GoBack(_)));
+                || (traits.goal == Some(Goal::Staged) && matches!(candidate.desired, Desired::GoBack(_)));
             if stale || traits.cordoned_by_us {
                 // Something left behind is cleared away first.
                 let wait = Wait::new(WaitReason::Queued, "what was left behind is cleared away first");
@@ -263,7 +262,7 @@ impl<'a> Round<'a> {
                 let view = self.nodes.get(node)?;
                 let turn = turns.entry((policy, view.traits.zone)).or_default();
                 *turn += 1;
-                let back = self.choices.get(node).and_then(Option::as_ref).is_some_and(Choice::goes_back);
+                let back = view.desired.as_ref().is_some_and(Desired::goes_back);
                 let last = view.traits.runs_operator;
                 let refused = self.is_refused(view);
                 Some((
@@ -341,9 +340,9 @@ fn granted(policy: &PolicyView<'_>) -> Said {
 }
 
 /// The release whose rollout begins with a node, if one does.
-fn starts(choice: &Choice<'_>) -> Option<Version> {
-    match choice {
-        Choice::Install(install) if install.rollback.is_none() => Some(install.target.version.clone()),
+fn starts(desired: &Desired<'_>) -> Option<Version> {
+    match desired {
+        Desired::Install(install) if install.rollback.is_none() => Some(install.target.version.clone()),
         _ => None,
     }
 }
@@ -355,7 +354,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duratio
     let spec = view.update().map(|update| &update.spec);
     let last = spec.and_then(|spec| spec.grant.as_ref()).map_or(0, |grant| grant.generation);
     let seen = view.update().and_then(|update| update.status.last_grant).unwrap_or(0);
-    let cause = candidate.choice.cause(&candidate.policy.facts.name);
+    let cause = candidate.desired.cause(&candidate.policy.facts.name);
     let hooks = candidate.policy.valid.is_some_and(|valid| !valid.spec.hooks.before_drain.is_empty());
     let wave = candidate.waves.index_of(candidate.index).and_then(|wave| candidate.waves.names.get(wave));
     let wave = wave.map_or_else(String::new, |wave| format!("wave {wave}, "));
@@ -374,7 +373,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duratio
                 Some(valid) if valid.spec.health.daemon_sets => super::motion::note(node, &[]),
                 _ => Vec::new(),
             },
-            accept_state: candidate.choice.accepts_state(),
+            accept_state: candidate.desired.accepts_state(),
         },
         expect: Expect {
             node_uid: Some(node.uid.clone()),

@@ -56,8 +56,6 @@ pub(super) struct Members {
 /// All lists.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
-    /// Each node's policy.
-    pub(super) policies: Vec<Option<usize>>,
     /// By policy.
     pub(super) members: Vec<Members>,
     /// Nodes that two policies select.
@@ -87,7 +85,6 @@ impl Groups {
         let mut places = vec![None; traits.len()];
         for ((index, traits), place) in traits.enumerate().zip(&mut places) {
             let sides = Sides::of(traits, snapshot);
-            out.policies.push(sides.policy);
             if let Some((policy, members)) =
                 sides.policy.and_then(|policy| Some((policy, out.members.get_mut(policy)?)))
             {

@@ -7,8 +7,8 @@
 
 use super::{
     PolicyWaves, Round, Selection,
-    choice::Choice,
-    chosen::may_come_up,
+    assess::may_come_up,
+    desired::Desired,
     facts::NodeView,
     gates::{self, Candidate},
 };
@@ -68,9 +68,9 @@ impl Round<'_> {
         if !valid.spec.new_nodes.hold {
             return false;
         }
-        let comes = match self.choices.get(index).and_then(Option::as_ref) {
-            Some(Choice::Install(install)) => may_come_up(Some(facts), view, install),
-            Some(Choice::Here | Choice::Nothing(_) | Choice::GoBack(_)) | None => false,
+        let comes = match self.nodes.get(index).and_then(|node| node.desired.as_ref()) {
+            Some(Desired::Install(install)) => may_come_up(Some(facts), view, install),
+            Some(Desired::Here | Desired::Nothing(_) | Desired::GoBack(_)) | None => false,
         };
         let unknown = !view.traits.booted || awaited(&facts.facts.offer);
         let candidate = waves.get(policy).and_then(|waves| self.candidate(policy, index, waves));

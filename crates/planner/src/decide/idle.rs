@@ -2,7 +2,7 @@
 
 use super::{
     Round, Said,
-    choice::Choice,
+    desired::Desired,
     facts::{NodeView, Selection},
 };
 use crate::{
@@ -28,7 +28,7 @@ impl Round<'_> {
     }
 
     fn look_after(&mut self, index: usize, shared: &Shared) {
-        let Some(view) = self.nodes.get(index).copied() else { return };
+        let Some(view) = self.nodes.get(index).map(|node| node.view) else { return };
         let node = view.node;
         let expect = || Expect { node_uid: Some(node.uid.clone()), ..Expect::default() };
         let unreadable = self.unreadable(&view);
@@ -150,13 +150,13 @@ impl Round<'_> {
         let update = view.update().filter(|_| view.traits.on_trial && !view.traits.moves)?;
         let used = update.status.last_grant.filter(|_| update.forgot_a_grant() && self.set.keeps(Rule::Adoption))?;
         let policy = self.deciding(view).and_then(|policy| self.policies.get(policy))?;
-        Some((super::choice::reference(policy, view, view.running()?)?, used))
+        Some((super::desired::reference(policy, view, view.running()?)?, used))
     }
 
     fn adopt(&mut self, index: usize, release: ReleaseRef, generation: i64, expect: Expect) {
-        let Some(view) = self.nodes.get(index).copied() else { return };
+        let Some(view) = self.nodes.get(index).map(|node| node.view) else { return };
         let Some(policy) = self.deciding(&view).and_then(|policy| self.policies.get(policy)) else { return };
-        let cause = Choice::Here.cause(&policy.facts.name);
+        let cause = Desired::Here.cause(&policy.facts.name);
         let says = format!("carries on with the trial of {}: the Node was deleted and came back", release.version);
         let name = view.node.name.to_string();
         self.cordon(&view, generation);
@@ -196,7 +196,7 @@ impl Round<'_> {
     }
 
     fn create(&mut self, index: usize) {
-        let Some(view) = self.nodes.get(index).copied() else { return };
+        let Some(view) = self.nodes.get(index).map(|node| node.view) else { return };
         let node = view.node;
         let Some(policy) = self.deciding(&view).and_then(|policy| self.policies.get(policy)) else { return };
         let name = policy.facts.name.clone();

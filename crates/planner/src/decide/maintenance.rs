@@ -2,7 +2,7 @@
 //! that. (Ceph's `noout` is set around a rollout, and must not stay for days because a window closed.) How far it is stands
 //! in the policy's status, so that any operator goes on, and is announced before the first drain.
 
-use super::{Grants, Round, policy::PolicyView};
+use super::{Grants, Round, desired::Desired, policy::PolicyView};
 use crate::{
     Action, Expect, Rule, Step, Wait,
     plan::{HookOrder, MemoryChange},
@@ -339,10 +339,10 @@ fn order_of(policy: &PolicyView<'_>, open: &Maintenance, stage: HookStage, hook:
 }
 
 /// The release that a node which may be disrupted is to run.
-pub(super) fn wants(choice: &super::Choice<'_>) -> Option<Version> {
-    match choice {
-        super::Choice::Install(install) => Some(install.target.version.clone()),
-        super::Choice::GoBack(back) => Some(back.to.clone()),
-        super::Choice::Here | super::Choice::Nothing(_) => None,
+pub(super) fn wants(desired: &Desired<'_>) -> Option<Version> {
+    match desired {
+        Desired::Install(install) => Some(install.target.version.clone()),
+        Desired::GoBack(back) => Some(back.to.clone()),
+        Desired::Here | Desired::Nothing(_) => None,
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! The order is that of a round: what is remembered, what moves, what may be staged, who goes next, what is said.
 
+mod assess;
 mod budget;
-mod choice;
-mod chosen;
+mod context;
+mod desired;
 mod facts;
 mod fits;
 mod gates;
@@ -34,9 +35,10 @@ use crate::{
     plan::{Expect, GateQuestion},
     report::NodeName,
 };
+use assess::{Assessment, Assessor};
 use bascule_api::{DisruptionOutcome, DrainProgress, RolloutState, Time, Version, WaitReason};
-use choice::Choice;
-use chosen::{Chooser, Chosen};
+use context::NodeContext;
+use desired::Desired;
 use facts::{NodeView, Selection};
 use health::Answers;
 use known::{Known, Verdicts};
@@ -76,7 +78,7 @@ pub struct Planner {
     known: Known,
     verdicts: Verdicts,
     /// By node: the standing order of the last plan, which counts only while it is the one that would be given anew.
-    orders: Vec<Option<motion::Standing>>,
+    orders: Vec<Option<motion::KeptOrder>>,
 }
 
 impl Planner {
@@ -142,12 +144,9 @@ struct Round<'a> {
     snapshot: &'a Snapshot,
     set: GateSet,
     known: &'a Known,
-    nodes: Vec<NodeView<'a>>,
+    /// In the snapshot's order.
+    nodes: Vec<NodeContext<'a>>,
     policies: Vec<PolicyView<'a>>,
-    /// What each node should run; `None` where no policy may say it.
-    choices: Vec<Option<Choice<'a>>>,
-    /// What follows from that for each node.
-    chosen: Vec<Chosen>,
     draft: Draft,
     members: Arc<members::Members>,
 }
@@ -157,34 +156,25 @@ fn decide(
     set: GateSet,
     known: &Known,
     verdicts: &mut Verdicts,
-    orders: &mut [Option<motion::Standing>],
+    orders: &mut [Option<motion::KeptOrder>],
 ) -> (Plan, Report) {
-    let nodes: Vec<NodeView<'_>> = known.views().collect();
+    let nodes = known.views().map(|view| NodeContext { view, desired: None, assessed: Assessment::default() });
+    let nodes: Vec<NodeContext<'_>> = nodes.collect();
     let policies = snapshot.policies.iter().enumerate();
     let policies =
         policies.map(|(index, facts)| PolicyView::new(snapshot, facts, known.groups.members.get(index))).collect();
     let carriers = known.groups.carriers.iter().filter_map(|node| snapshot.nodes.get(*node));
     let members = members::Members::of(snapshot, carriers.map(|node| &**node));
     let draft = Draft { said: vec![None; nodes.len()], ..Draft::default() };
-    let mut round = Round {
-        snapshot,
-        set,
-        known,
-        choices: vec![None; nodes.len()],
-        chosen: vec![Chosen::default(); nodes.len()],
-        nodes,
-        policies,
-        draft,
-        members: Arc::new(members),
-    };
+    let mut round = Round { snapshot, set, known, nodes, policies, draft, members: Arc::new(members) };
     for policy in &mut round.policies {
         policy.memory.know(&round.members.known);
     }
     round.accept_rollbacks();
     round.absorb_failures();
-    round.choose(true);
+    round.assess(true);
     round.move_on(orders);
-    round.choose(false);
+    round.assess(false);
     round.look_after_idle();
     let waves = round.waves();
     round.stage(&waves);
@@ -193,19 +183,13 @@ fn decide(
     round.finish(&waves, grants)
 }
 
-/// The policy that may decide about a node: the only one that selects it, and valid.
-fn deciding(policies: &[PolicyView<'_>], view: &NodeView<'_>) -> Option<usize> {
-    let Selection::One(index) = view.traits.selection else { return None };
-    policies.get(index).filter(|policy| policy.valid.is_some()).map(|_| index)
-}
-
 impl<'a> Round<'a> {
     fn now(&self) -> Time {
         self.snapshot.now
     }
 
     fn deciding(&self, view: &NodeView<'a>) -> Option<usize> {
-        deciding(&self.policies, view)
+        policy::deciding(&self.policies, view)
     }
 
     /// What is said of a node to which nothing is done, because what it says of itself, or what a policy says that cares for it or may
@@ -230,7 +214,8 @@ impl<'a> Round<'a> {
             if policy.unreadable {
                 continue; // which releases are left is decided once, and by its memory
             }
-            policy.rollbacks = rollback::in_force(self.snapshot, policy.facts, policy.members, &self.nodes);
+            let node = |index: usize| self.nodes.get(index).map(|node| node.view);
+            policy.rollbacks = rollback::in_force(self.snapshot, policy.facts, policy.members, &node);
             for rollback in policy.rollbacks.iter().filter(|rollback| rollback.fresh) {
                 let facts = rollback.facts;
                 let user = facts.spec.requested_by.as_deref();
@@ -287,32 +272,26 @@ impl<'a> Round<'a> {
     }
 
     /// What the nodes that move, or those that do not, should run, and what follows from it for each.
-    fn choose(&mut self, moving: bool) {
-        let mut chooser = Chooser::new(&self.policies, &self.known.texts, self.snapshot.now);
-        let mut choose = |index: usize, view: &NodeView<'a>| {
-            let chosen = chooser.look(index, view);
-            if let Some(slot) = self.chosen.get_mut(index) {
-                *slot = chosen.1;
-            }
-            if let Some(slot) = self.choices.get_mut(index) {
-                *slot = chosen.0;
-            }
+    fn assess(&mut self, moving: bool) {
+        let mut assessor = Assessor::new(&self.policies, &self.known.texts, self.snapshot.now);
+        let mut assess = |index: usize, node: &mut NodeContext<'a>| {
+            (node.desired, node.assessed) = assessor.look(index, &node.view);
         };
         if moving {
             for index in &self.known.groups.moving {
-                if let Some(view) = self.nodes.get(*index) {
-                    choose(*index, view);
+                if let Some(node) = self.nodes.get_mut(*index) {
+                    assess(*index, node);
                 }
             }
         } else {
-            for (index, view) in self.nodes.iter().enumerate().filter(|(_, view)| !view.traits.moves) {
-                choose(index, view);
+            for (index, node) in self.nodes.iter_mut().enumerate().filter(|(_, node)| !node.view.traits.moves) {
+                assess(index, node);
             }
         }
     }
 
     /// Nodes with a grant go their way.
-    fn move_on(&mut self, orders: &mut [Option<motion::Standing>]) {
+    fn move_on(&mut self, orders: &mut [Option<motion::KeptOrder>]) {
         let mut lost: BTreeMap<(usize, &Version), usize> = BTreeMap::new();
         for view in self.known.groups.moving.iter().filter_map(|index| self.nodes.get(*index)) {
             let policy = view.traits.policy.and_then(|index| Some((index, self.policies.get(index)?)));
@@ -339,6 +318,7 @@ impl<'a> Round<'a> {
             .collect();
         let ctx = motion::Ctx {
             now: self.now(),
+            unread_at: self.snapshot.unread_at,
             policies: &self.snapshot.policies,
             rollbacks: &self.snapshot.rollbacks,
             hooks: &self.snapshot.hooks,
@@ -350,25 +330,25 @@ impl<'a> Round<'a> {
             unproven: &unproven,
         };
         for index in self.known.groups.moving.iter().copied() {
-            let Some(view) = self.nodes.get(index).copied() else { continue };
+            let Some(view) = self.nodes.get(index).map(|node| node.view) else { continue };
             if let Some(said) = self.unreadable(&view) {
                 self.draft.say(index, said);
                 continue;
             }
-            let gone = || Choice::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node")));
-            let choice = self.choices.get(index).cloned().flatten().unwrap_or_else(gone);
+            let gone = || Desired::Nothing(Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node")));
+            let desired = self.nodes.get(index).and_then(|node| node.desired.clone()).unwrap_or_else(gone);
             let deciding = self.deciding(&view).and_then(|policy| self.policies.get(policy));
             let asked = view.update().map_or("", |update| update.spec.policy.as_str());
             let policy = deciding.filter(|policy| policy.facts.name == asked);
             let caring = view.traits.policy.and_then(|policy| self.policies.get(policy));
-            let stood = orders.get_mut(index);
-            let before = stood.as_ref().and_then(|stood| stood.as_ref());
-            let Some(moved) = motion::next(&ctx, &view, policy, caring, &choice, before) else { continue };
+            let kept = orders.get_mut(index);
+            let before = kept.as_ref().and_then(|kept| kept.as_ref());
+            let Some(moved) = motion::next(&ctx, &view, policy, caring, &desired, before) else { continue };
             self.remember(&view, &moved);
             self.draft.steps.extend(moved.steps);
             self.draft.drains.extend(moved.drain);
-            if let Some(stood) = stood {
-                *stood = moved.stands;
+            if let Some(kept) = kept {
+                *kept = moved.kept;
             }
             self.draft.questions.extend(moved.questions);
             self.draft.wake(moved.wake, self.snapshot.now);
@@ -401,8 +381,8 @@ impl<'a> Round<'a> {
     }
 
     fn waves_of(&self, policy: &PolicyView<'a>) -> PolicyWaves {
-        let members = policy.members.iter().filter_map(|index| self.chosen.get(*index));
-        let members: Vec<&Member> = members.map(|chosen| &chosen.member).collect();
+        let members = policy.members.iter().filter_map(|index| self.nodes.get(*index));
+        let members: Vec<&Member> = members.map(|node| &node.assessed.member).collect();
         let spec = policy.valid.map_or(&[][..], |valid| &valid.spec.waves);
         let by_lot = policy.by_lot.iter().filter_map(|place| members.get(*place).copied());
         let name = |node: usize| self.nodes.get(node).map_or("", |view| &view.node.name);
@@ -423,7 +403,8 @@ impl<'a> Round<'a> {
             },
             by_lot,
         );
-        let goes_back = |index: usize| self.choices.get(index).and_then(Option::as_ref).is_some_and(Choice::goes_back);
+        let goes_back =
+            |index: usize| self.nodes.get(index).and_then(|node| node.desired.as_ref()).is_some_and(Desired::goes_back);
         let unfinished = members
             .iter()
             .filter(|member| matches!(member.standing, Standing::Ahead | Standing::Moving))
@@ -500,15 +481,17 @@ impl<'a> Round<'a> {
         self.draft.questions.sort_unstable();
         self.draft.questions.dedup();
         let unknown = Arc::new(Wait::new(WaitReason::NotSelected, "no policy selects the node"));
-        let nodes = std::mem::take(&mut self.draft.said)
-            .into_iter()
-            .zip(&self.known.groups.policies)
+        let mut said = std::mem::take(&mut self.draft.said).into_iter();
+        let nodes = self
+            .nodes
+            .iter()
             .enumerate()
-            .map(|(index, (said, policy))| {
+            .map(|(index, node)| {
+                let said = said.next().flatten();
                 let said = said.unwrap_or_else(|| Said::shared(RolloutState::Unknown, Arc::clone(&unknown)));
                 NodeReport {
                     node: NodeName::new(Arc::clone(&self.known.names), index),
-                    policy: *policy,
+                    policy: node.traits.policy,
                     state: said.state,
                     wait: said.wait,
                     gates_passed: said.gates_passed,
@@ -516,8 +499,13 @@ impl<'a> Round<'a> {
                 }
             })
             .collect();
+        let schedule = schedule::schedule(&remembered, self.snapshot);
+        // What has no place now has one when what takes it hangs.
+        if let Some(pause) = self.snapshot.writes.next_hangs().filter(|_| schedule.leaves_some()) {
+            self.draft.wake(Some(now.after(bascule_api::Duration::from_secs(pause.as_secs().saturating_add(1)))), now);
+        }
         let plan = Plan {
-            schedule: schedule::schedule(&remembered, self.snapshot),
+            schedule,
             steps: remembered,
             drains: self.draft.drains,
             questions: self.draft.questions,

@@ -1,6 +1,7 @@
 //! What holds for a policy as a whole: its freeze, its window, its blocked releases, what its channel offers.
 
 use super::{
+    facts::{NodeView, Selection},
     fits::{self, Fit},
     groups::Members,
     memory::{BY_THRESHOLD, Memory},
@@ -228,6 +229,12 @@ impl<'a> PolicyView<'a> {
                 .until(Some(old_enough)),
         )
     }
+}
+
+/// The policy that may decide about a node: the only one that selects it, and valid.
+pub(super) fn deciding(policies: &[PolicyView<'_>], view: &NodeView<'_>) -> Option<usize> {
+    let Selection::One(index) = view.traits.selection else { return None };
+    policies.get(index).filter(|policy| policy.valid.is_some()).map(|_| index)
 }
 
 fn frozen(snapshot: &Snapshot, facts: &PolicyFacts) -> Option<Arc<Wait>> {

@@ -49,8 +49,8 @@ fn quote(said: &mut Said, action: &Action, refusal: &Refusal, moves: bool) {
         message.push_str(&format!("; {name} has failed since {since}: {words}"));
     }
     // A hook has a reason of its own, nobody waits for housekeeping, and a node that runs what it should and is free does so.
-    let rests = before.reason == WaitReason::Current && !moves;
-    let reason = if action.is_housekeeping() || rests || before.reason == WaitReason::Hook {
+    let is_current = before.reason == WaitReason::Current && !moves;
+    let reason = if action.is_housekeeping() || is_current || before.reason == WaitReason::Hook {
         before.reason
     } else {
         WaitReason::WriteRefused

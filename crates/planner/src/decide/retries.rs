@@ -24,9 +24,9 @@ impl Round<'_> {
                     policy.memory.retry(retry, &valid.spec.retries);
                     continue;
                 }
-                let rests = update.spec.disruption.is_none()
+                let is_idle = update.spec.disruption.is_none()
                     && matches!(update.spec.goal, Goal::Idle | Goal::Staged | Goal::Committed);
-                if rests && !view.traits.on_trial && update.spec.retry != Some(retry.at) {
+                if is_idle && !view.traits.on_trial && update.spec.retry != Some(retry.at) {
                     self.draft.steps.push(Step {
                         action: Action::Retry { node: retry.node.clone(), at: retry.at },
                         expect: Expect::without_grant(view.node, update.spec.goal),

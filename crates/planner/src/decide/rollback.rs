@@ -54,12 +54,13 @@ impl<'a> RollbackView<'a> {
     }
 }
 
-/// The Rollbacks of a policy that are in force, the youngest first. `members` are the indexes of its nodes.
+/// The Rollbacks of a policy that are in force, the youngest first. `members` are the indexes of its nodes, and `node` knows
+/// which those are.
 pub(super) fn in_force<'a>(
     snapshot: &'a Snapshot,
     policy: &PolicyFacts,
     members: &[usize],
-    nodes: &[NodeView<'a>],
+    node: &dyn Fn(usize) -> Option<NodeView<'a>>,
 ) -> Vec<RollbackView<'a>> {
     let mut found: Vec<_> = snapshot
         .rollbacks
@@ -67,8 +68,8 @@ pub(super) fn in_force<'a>(
         .enumerate()
         .filter(|(_, facts)| facts.spec.policy == policy.name && facts.status.completed_at.is_none())
         .map(|(index, facts)| {
-            let members = members.iter().filter_map(|index| nodes.get(*index));
-            view(index, facts, &policy.status, members)
+            let members: Vec<NodeView<'a>> = members.iter().filter_map(|index| node(*index)).collect();
+            view(index, facts, &policy.status, members.iter())
         })
         .collect();
     found.sort_by(|a, b| (b.facts.created_at, &b.facts.name).cmp(&(a.facts.created_at, &a.facts.name)));

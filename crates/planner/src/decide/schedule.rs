@@ -9,7 +9,7 @@
 //! that: a hundred grants at once would be followed by a hundred cordons, reports of agents and events, and each would wait for all.
 
 use crate::{
-    Snapshot, Step,
+    Action, Snapshot, Step,
     plan::{Batch, HELD_FOR, Priority, Queue, Schedule},
     snapshot::Speed,
 };
@@ -24,6 +24,8 @@ const GRANTS: usize = 4;
 const STAGES: usize = 2;
 /// The same for statuses.
 const STATUSES: usize = 4;
+/// Of so many places writes that hang leave one to others, at least.
+const OTHERS: usize = 4;
 /// How many steps of the housekeeping may be in flight whatever else is due.
 const HOUSEKEEPING_AT_LEAST: usize = 4;
 
@@ -43,7 +45,8 @@ pub(super) fn schedule(steps: &[Step], snapshot: &Snapshot) -> Schedule {
     };
     let due: Vec<(usize, &Step)> = steps.iter().enumerate().filter(|(_, step)| may_begin(step)).collect();
     let mut begins = vec![true; steps.len()];
-    let queued = queue(&due, snapshot, &mut begins);
+    let behind = behind(snapshot);
+    let queued = queue(&due, snapshot, &behind, &mut begins);
 
     let mut nodes: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (place, step) in due {
@@ -51,8 +54,8 @@ pub(super) fn schedule(steps: &[Step], snapshot: &Snapshot) -> Schedule {
             nodes.entry(node).or_default().push(place);
         }
     }
-    let room = speed.in_flight().saturating_sub(writes.in_flight().len());
-    let batches = in_order(nodes, steps, snapshot);
+    let room = free(speed.in_flight(), writes.in_flight().len(), writes.hanging().count());
+    let batches = in_order(nodes, steps, snapshot, &behind);
     let left = batches.iter().skip(room).map(|batch| batch.steps.len()).sum::<usize>();
     let departs =
         writes.departs() || steps.iter().any(|step| step.action.priority() == Priority::Departure && !backs_off(step));
@@ -65,6 +68,29 @@ pub(super) fn schedule(steps: &[Step], snapshot: &Snapshot) -> Schedule {
         explanations_held_since: held(writes.explanations_held_since(), left > 0 || queued > 0, writes.now),
         batches,
     }
+}
+
+/// How many of so many places may be taken beside what is in flight, of which so many writes hang. These keep three quarters of the places
+/// at most: an admission webhook that never answers about one policy's nodes must not hold up all others for as long as a request may
+/// take. What is begun in the others' places and hangs as well makes room again.
+fn free(places: usize, in_flight: usize, hanging: usize) -> usize {
+    let kept = hanging.min(places.saturating_sub(places.div_ceil(OTHERS)));
+    places.saturating_sub(in_flight.saturating_sub(hanging).saturating_add(kept))
+}
+
+/// The nodes that let others of their priority go first: those of policies to one of whose nodes a write hangs. The next may hang too.
+fn behind(snapshot: &Snapshot) -> BTreeSet<&str> {
+    let hanging: BTreeSet<&str> = snapshot.writes.hanging().collect();
+    if hanging.is_empty() {
+        return BTreeSet::new();
+    }
+    let nodes = || {
+        let known = snapshot.nodes.iter().filter_map(|node| Some((&*node.name, node.update.as_ref()?)));
+        known.map(|(name, update)| (name, update.spec.policy.as_str()))
+    };
+    let policies: BTreeSet<&str> =
+        nodes().filter(|(name, _)| hanging.contains(name)).map(|(_, policy)| policy).collect();
+    nodes().filter(|(_, policy)| policies.contains(policy)).map(|(name, _)| name).collect()
 }
 
 /// Since when somebody is held back while orders are left, but not for ever: when that time is over, all go once in between.
@@ -83,7 +109,7 @@ fn limit(queue: Queue, speed: Speed, others: usize) -> usize {
 }
 
 /// How many steps queue behind others of their kind. These do not begin, by their places in the plan.
-fn queue(due: &[(usize, &Step)], snapshot: &Snapshot, begins: &mut [bool]) -> usize {
+fn queue(due: &[(usize, &Step)], snapshot: &Snapshot, behind: &BTreeSet<&str>, begins: &mut [bool]) -> usize {
     let writes = &snapshot.writes;
     let in_flight: usize = writes.in_flight().values().map(|known| known.steps.len()).sum();
     let mut queues: BTreeMap<Queue, Vec<(usize, &Step)>> = BTreeMap::new();
@@ -97,11 +123,12 @@ fn queue(due: &[(usize, &Step)], snapshot: &Snapshot, begins: &mut [bool]) -> us
     let mut queued: usize = 0;
     // Housekeeping last: it has what the others leave.
     for (queue, mut steps) in queues {
-        let room = limit(queue, writes.speed(), others).saturating_sub(writes.of_queue(queue));
+        let places = limit(queue, writes.speed(), others);
+        let room = free(places, writes.of_queue(queue), writes.hanging_of_queue(queue));
         others = others.saturating_add(steps.len().min(room));
         if steps.len() > room {
             // In the plan's order, those that were tried in vain behind.
-            steps.sort_by_cached_key(|(_, step)| writes.asked(&step.action).1);
+            steps.sort_by_cached_key(|(_, step)| (lets_go_first(&step.action, behind), writes.asked(&step.action).1));
             for (place, _) in steps.into_iter().skip(room) {
                 queued = queued.saturating_add(1);
                 if let Some(begins) = begins.get_mut(place) {
@@ -113,20 +140,29 @@ fn queue(due: &[(usize, &Step)], snapshot: &Snapshot, begins: &mut [bool]) -> us
     queued
 }
 
+fn lets_go_first(action: &Action, behind: &BTreeSet<&str>) -> bool {
+    action.node().is_some_and(|node| behind.contains(node))
+}
+
 /// The nodes with their steps, the most urgent first.
-fn in_order(nodes: BTreeMap<&str, Vec<usize>>, steps: &[Step], snapshot: &Snapshot) -> Vec<Batch> {
+fn in_order(
+    nodes: BTreeMap<&str, Vec<usize>>,
+    steps: &[Step],
+    snapshot: &Snapshot,
+    behind: &BTreeSet<&str>,
+) -> Vec<Batch> {
     let action = |place: &usize| steps.get(*place).map(|step| &step.action);
     let rank = |place: &usize| {
         let action = action(place)?;
         let (since, tried) = snapshot.writes.asked(action);
-        Some((action.priority(), tried.unwrap_or(since), *place))
+        Some((action.priority(), lets_go_first(action, behind), tried.unwrap_or(since), *place))
     };
     let mut ranked: Vec<_> = nodes
         .into_iter()
         .filter_map(|(node, mut places)| {
             let rank = places.iter().filter_map(rank).min()?;
             // What nobody waits for is the last of a node's steps.
-            places.sort_by_key(|place| action(place).is_some_and(crate::Action::is_housekeeping));
+            places.sort_by_key(|place| action(place).is_some_and(Action::is_housekeeping));
             Some((rank, Batch { node: node.to_owned(), priority: rank.0, steps: places }))
         })
         .collect();
@@ -138,13 +174,14 @@ fn in_order(nodes: BTreeMap<&str, Vec<usize>>, steps: &[Step], snapshot: &Snapsh
 mod tests {
     use super::*;
     use crate::{
-        Action, Plan,
+        Plan,
         plan::{
             Taint,
             samples::{at, grant, rest, step},
         },
-        snapshot::{Ending, Write},
+        snapshot::{Ending, Node, UpdateFacts, Write},
     };
+    use std::sync::Arc;
 
     fn cordon(node: &str) -> Step {
         step(Action::Cordon { node: node.to_owned(), mark: String::new() })
@@ -239,6 +276,49 @@ mod tests {
             leader.0.writes.end(&format!("n{node}"), Ending::Done, at(3));
         }
         assert_eq!(leader.plans(&steps, 5).1.room, 14);
+    }
+
+    #[test]
+    fn writes_that_hang_leave_places_to_others_and_nodes_of_their_policy_go_behind() {
+        let mut leader = Leader::default();
+        let node = |(name, policy): (String, &str)| {
+            let spec = serde_json::json!({"policy": policy});
+            let update = UpdateFacts {
+                generation: 1,
+                owner_uid: None,
+                deleting: false,
+                spec: serde_json::from_value(spec).unwrap(),
+                status: Default::default(),
+            };
+            Arc::new(Node { name: name.as_str().into(), update: Some(update), ..Node::default() })
+        };
+        let hung: Vec<String> = (0..40).map(|number| format!("a{number:02}")).collect();
+        let nodes = hung.iter().map(|name| (name.clone(), "hangs"));
+        leader.0.nodes = nodes.chain([("z".to_owned(), "works")]).map(node).collect();
+        let grants: Vec<Step> = hung.iter().chain([&"z".to_owned()]).map(|name| grant(name)).collect();
+        let mut rests: Vec<Step> = hung.iter().chain([&"z".to_owned()]).map(|name| rest(name)).collect();
+        // As many as there are places never get an answer; all grants are among them.
+        for number in 0..32 {
+            let step = if number < 8 { &grants[number] } else { &rests[number] };
+            leader.0.writes.begin(step.action.node(), &[step], at(0));
+        }
+        assert_eq!(leader.plans(&rests, 4).1.room, 0);
+        assert_eq!(leader.plans(&grants, 4).0.len(), 0);
+        assert_eq!(leader.0.writes.next_hangs(), Some(at(1)));
+
+        let (order, schedule) = leader.plans(&rests, 5);
+        assert_eq!((order.first().map(String::as_str), schedule.room), (Some("z"), 8));
+        let (order, _) = leader.plans(&grants, 5);
+        assert_eq!((order.first().map(String::as_str), order.len()), (Some("z"), 2));
+        assert_eq!(leader.0.writes.next_hangs(), None);
+
+        // What is begun in the others' places counts, until it hangs too.
+        rests.retain(|step| step.action.node() != Some("z"));
+        for step in rests.iter().skip(32) {
+            leader.0.writes.begin(step.action.node(), &[step], at(5));
+        }
+        assert_eq!((leader.plans(&rests, 9).1.room, leader.plans(&rests, 10).1.room), (0, 8));
+        assert_eq!([free(8, 8, 8), free(8, 8, 0), free(8, 3, 1), free(1, 1, 1), free(32, 40, 32)], [2, 0, 5, 1, 0]);
     }
 
     #[test]

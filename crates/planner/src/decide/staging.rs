@@ -2,7 +2,8 @@
 
 use super::{
     PolicyWaves, Round, Said,
-    choice::{self, Choice},
+    context::NodeContext,
+    desired::{self, Desired},
     gates::{self, Candidate},
 };
 use crate::{Action, Expect, Step};
@@ -21,8 +22,8 @@ impl<'a> Round<'a> {
     fn take_back(&mut self, policy: usize) {
         let mut steps = Vec::new();
         let Some(policy) = self.policies.get(policy) else { return };
-        let rests = |index: &&usize| self.chosen.get(**index).is_some_and(|chosen| chosen.rests);
-        for view in policy.members.iter().filter(rests).filter_map(|index| self.nodes.get(*index)) {
+        let members = policy.members.iter().filter_map(|index| self.nodes.get(*index));
+        for view in members.filter(|node| node.assessed.unwanted) {
             let Some(asked) = view.update().and_then(|update| update.spec.release.as_ref()) else { continue };
             steps.push(Step {
                 action: Action::Rest { node: view.node.name.to_string() },
@@ -45,22 +46,20 @@ impl<'a> Round<'a> {
         let mut busy = 0_u32;
         let mut wanting: Vec<(bool, usize, u64, usize)> = Vec::new();
         for node in policy.members.iter().copied() {
-            let Some(chosen) = self.chosen.get(node) else { continue };
-            busy += u32::from(chosen.writing);
-            if chosen.wants
-                && let Some(view) = self.nodes.get(node)
-            {
+            let Some(NodeContext { view, assessed, .. }) = self.nodes.get(node) else { continue };
+            busy += u32::from(assessed.writing);
+            if assessed.wants {
                 // A node that stages something superseded goes on with the new release in the place it has.
                 let place = waves.waves.index_of(node).unwrap_or(0);
-                wanting.push((!chosen.writing, place, view.traits.lot, node));
+                wanting.push((!assessed.writing, place, view.traits.lot, node));
             }
         }
         wanting.sort_unstable();
         let mut steps = Vec::new();
         let mut said = Vec::new();
         for (needs_place, _, _, node) in wanting {
-            let (Some(view), Some(Some(choice @ Choice::Install(install)))) =
-                (self.nodes.get(node), self.choices.get(node))
+            let Some(NodeContext { view, desired: Some(desired @ Desired::Install(install)), .. }) =
+                self.nodes.get(node)
             else {
                 continue;
             };
@@ -71,7 +70,7 @@ impl<'a> Round<'a> {
                 index: node,
                 view,
                 policy,
-                choice,
+                desired,
                 waves: &waves.waves,
                 alone: false,
                 others_first: false,
@@ -82,7 +81,7 @@ impl<'a> Round<'a> {
                 self.draft.wake(wait.until, self.snapshot.now);
                 continue;
             }
-            let Some(release) = choice::reference(policy, view, &install.release.version) else { continue };
+            let Some(release) = desired::reference(policy, view, &install.release.version) else { continue };
             let Some(update) = view.update() else { continue };
             busy += u32::from(needs_place);
             let version = &install.release.version;
@@ -96,7 +95,7 @@ impl<'a> Round<'a> {
                     pack_fallback: valid.spec.source.pack_fallback,
                 },
                 expect: Expect::without_grant(view.node, update.spec.goal),
-                cause: Some(choice.cause(&policy.facts.name)),
+                cause: Some(desired.cause(&policy.facts.name)),
                 says: String::new(),
             });
         }

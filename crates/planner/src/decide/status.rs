@@ -75,8 +75,8 @@ impl<'a> Round<'a> {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let standing = |wanted: fn(&Standing) -> bool| number(waves.standings.iter().filter(|s| wanted(s)).count());
         let staged = self.policies.get(index).map_or(0, |policy| {
-            let members = policy.members.iter().filter_map(|node| self.chosen.get(*node));
-            number(members.filter(|chosen| chosen.staged).count())
+            let members = policy.members.iter().filter_map(|node| self.nodes.get(*node));
+            number(members.filter(|node| node.assessed.staged).count())
         });
         let mut counts = Counts {
             nodes: number(waves.standings.len()),
@@ -317,7 +317,7 @@ impl<'a> Round<'a> {
                 let (mut status, facts) = (rollback.status.clone(), rollback.facts);
                 let unreadable =
                     self.snapshot.unreadable_orders.iter().any(|order| order.is(super::rollback::KIND, &facts.name));
-                let members = || policy.members.iter().filter_map(|node| self.nodes.get(*node));
+                let members = || policy.members.iter().filter_map(|node| Some(&self.nodes.get(*node)?.view));
                 if rollback.fresh {
                     for view in members().filter(|view| rollback.leaves(view)) {
                         let held = view.way_back().is_some_and(|other| rollback.destination(view) == Some(other));

@@ -1,6 +1,6 @@
 //! Taints that steer pods: away from nodes that will be emptied soon, and not yet onto nodes that are too new.
 
-use super::{PolicyWaves, Round, hold::Held};
+use super::{PolicyWaves, Round, context::NodeContext, hold::Held};
 use crate::{Action, Expect, Step, plan::Taint};
 use bascule_api::Time;
 
@@ -8,8 +8,8 @@ impl Round<'_> {
     /// While a rollout runs, nodes on the old release carry the outdated taint; held nodes are let go as [`Held`] says.
     pub(super) fn taint(&mut self, waves: &[PolicyWaves]) {
         let (mut steps, mut wake) = (Vec::new(), None);
-        for (index, (view, chosen)) in self.nodes.iter().zip(&self.chosen).enumerate() {
-            let (node, traits, outdated) = (view.node, view.traits, chosen.outdated);
+        for (index, NodeContext { view, assessed, .. }) in self.nodes.iter().enumerate() {
+            let (node, traits, outdated) = (view.node, view.traits, assessed.outdated);
             // Whether a held node is let go is looked at anew each time: its wave, or a person, may hold it back.
             let as_it_should_be = traits.outdated == outdated && !traits.held;
             if as_it_should_be || traits.deleting || traits.moves {

@@ -205,6 +205,7 @@ mod tests {
     use super::super::Controller;
     use super::*;
     use bascule_api::Selector;
+    use std::sync::Arc;
 
     fn now() -> DateTime<Utc> {
         DateTime::from_timestamp(1_795_000_000, 0).unwrap()
@@ -214,8 +215,10 @@ mod tests {
         now() + TimeDelta::seconds(seconds)
     }
 
-    fn controller(kind: &str) -> Option<Controller> {
-        Some(Controller { api_version: "apps/v1".into(), kind: kind.into(), name: "c".into(), uid: "c".into() })
+    fn controller(kind: &str) -> Option<Arc<Controller>> {
+        let of_apps =
+            Controller { api_version: "apps/v1".into(), kind: kind.into(), name: "c".into(), uid: "c".into() };
+        Some(of_apps.into())
     }
 
     fn pod() -> Pod {
@@ -224,7 +227,7 @@ mod tests {
             name: "web".into(),
             uid: "u".into(),
             node: "n1".into(),
-            labels: [("app".to_owned(), "web".to_owned())].into(),
+            labels: Arc::new([("app".to_owned(), "web".to_owned())].into()),
             controller: controller("ReplicaSet"),
             ..Pod::default()
         }
@@ -292,7 +295,9 @@ mod tests {
     #[test]
     fn a_daemon_set_of_another_group_is_a_controller_like_any() {
         let mut pod = pod();
-        pod.controller = Some(Controller { api_version: "example.com/v1".into(), ..controller("DaemonSet").unwrap() });
+        let mut controller = controller("DaemonSet");
+        Arc::make_mut(controller.as_mut().unwrap()).api_version = "example.com/v1".into();
+        pod.controller = controller;
         assert_eq!(verdict(&pod, &strict(), None), Verdict::Go);
     }
 

@@ -58,7 +58,7 @@ mod tests {
             name: owner.into(),
             uid: owner.into(),
         };
-        Pod { uid: uid.to_owned(), controller: Some(controller), tolerates_cordon, ..Pod::default() }
+        Pod { uid: uid.to_owned(), controller: Some(controller.into()), tolerates_cordon, ..Pod::default() }
     }
 
     #[test]

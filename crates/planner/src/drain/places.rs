@@ -212,7 +212,7 @@ mod tests {
             taint.map(|key| Barrier { key: key.to_owned(), value: String::new(), effect: "NoSchedule".into() });
         Arc::new(Node {
             name: name.into(),
-            labels: [("host".to_owned(), name.to_owned()), ("disks".to_owned(), "4".to_owned())].into(),
+            labels: Arc::new([("host".to_owned(), name.to_owned()), ("disks".to_owned(), "4".to_owned())].into()),
             ready: Readiness { ready: true, since: None },
             space: Space { free: [("cpu".to_owned(), free)].into(), barriers: barriers.into_iter().collect() },
             ..Node::default()
@@ -390,7 +390,7 @@ mod tests {
         fn node(&mut self, index: usize, kinds: &[Arc<Needs>]) -> Node {
             let mut node = Node {
                 name: format!("n{index}").into(),
-                labels: [("zone".to_owned(), format!("z{}", self.below(3)))].into(),
+                labels: Arc::new([("zone".to_owned(), format!("z{}", self.below(3)))].into()),
                 ready: Readiness { ready: self.chance(90), since: None },
                 deleting: self.chance(3),
                 leaving: self.chance(3).then(|| "gone".to_owned()),

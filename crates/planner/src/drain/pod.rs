@@ -19,10 +19,10 @@ pub struct Pod {
     pub node: String,
     /// When it was created.
     pub created_at: DateTime<Utc>,
-    /// Its labels, which budgets select by.
-    pub labels: BTreeMap<String, String>,
-    /// The controller that would bring it back.
-    pub controller: Option<Controller>,
+    /// Its labels, which budgets select by. Shared by pods that have the same.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// The controller that would bring it back. Shared by its pods.
+    pub controller: Option<Arc<Controller>>,
     /// Whether it is only the mirror of a static pod.
     pub mirror: bool,
     /// Whether it has an emptyDir volume.
@@ -61,12 +61,12 @@ impl Pod {
     /// The Job that it is of.
     #[must_use]
     pub fn job(&self) -> Option<&Controller> {
-        self.controller.as_ref().filter(|owner| owner.kind == "Job" && owner.api_version.starts_with("batch/"))
+        self.controller.as_deref().filter(|owner| owner.kind == "Job" && owner.api_version.starts_with("batch/"))
     }
 }
 
 /// A pod's controller.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Controller {
     /// E.g. `apps/v1`.
     pub api_version: String,

@@ -201,8 +201,8 @@ mod tests {
             namespace: "shop".into(),
             name: name.into(),
             uid: name.into(),
-            labels: [("app".to_owned(), app.to_owned())].into(),
-            controller: controlled.then_some(controller),
+            labels: std::sync::Arc::new([("app".to_owned(), app.to_owned())].into()),
+            controller: controlled.then(|| controller.into()),
             ..Pod::default()
         }
     }

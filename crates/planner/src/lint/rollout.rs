@@ -155,11 +155,12 @@ fn way_back(snapshot: &Snapshot, name: &str, policy: &str, version: &Version, fo
 }
 
 fn done_at(update: &crate::snapshot::UpdateFacts, version: &Version, now: Time) -> Time {
+    let permanent = [DisruptionOutcome::Committed, DisruptionOutcome::RolledBack];
     let freed = update
         .spec
         .last_disruption
         .as_ref()
-        .filter(|last| last.outcome == DisruptionOutcome::Committed && last.version.as_ref() == Some(version));
+        .filter(|last| permanent.contains(&last.outcome) && last.version.as_ref() == Some(version));
     // What the agent says counts as far as its clock can be believed.
     let dealt = update.spec.last_disruption.as_ref().map(|last| last.ended_at);
     let reported = update.status.booted.as_ref().and_then(|booted| booted.committed_at);

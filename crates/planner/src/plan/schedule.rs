@@ -97,6 +97,11 @@ pub struct Schedule {
 pub(crate) const HELD_FOR: Duration = Duration::from_secs(10);
 
 impl Schedule {
+    /// Whether some steps have no place now.
+    pub(crate) const fn leaves_some(&self) -> bool {
+        self.batches.len() > self.room || self.queued > 0
+    }
+
     /// Until when explanations of nodes are held back, by the clock of [`crate::snapshot::Writes`]; `None`: they are not.
     #[must_use]
     pub fn explanations_held_until(&self) -> Option<Duration> {

@@ -23,7 +23,7 @@ pub(crate) use refused::{ACCEPT_ROLLBACK, COMMIT, GRANT, REMEMBER};
 pub use refused::{Refusal, Refusals, Write};
 pub use speed::Speed;
 pub use unreadable::Unreadable;
-pub use writes::{Begun, Ending, InFlight, PendingGrant, Writes};
+pub use writes::{Begun, Ending, NodeInFlight, PendingGrant, Writes};
 
 use bascule_api::{IntOrPercent, KubernetesVersion, Time};
 use std::{collections::BTreeMap, sync::Arc};
@@ -50,6 +50,8 @@ pub struct Snapshot {
     /// Freezes and Rollbacks that can't be read: what they hold, or leave, is not known, so that nothing is begun beside them. What was
     /// known of one before stands in the lists above.
     pub unreadable_orders: Vec<Unreadable>,
+    /// When an operator before the deciding one could not read a Node, a NodeUpdate or a policy last: which, only that one knew.
+    pub unread_at: Option<Time>,
     /// The last answers of health gates. A gate without an answer does not pass.
     pub gates: Vec<GateAnswer>,
     /// The hook Jobs that exist.

@@ -17,7 +17,7 @@ pub struct Node {
     /// Whether the Node object is being deleted.
     pub deleting: bool,
     /// The Node's labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<BTreeMap<String, String>>,
     /// The kubelet's Ready condition.
     pub ready: Readiness,
     /// Whether, and by whom, the node is cordoned.

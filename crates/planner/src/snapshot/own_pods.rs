@@ -50,7 +50,7 @@ mod tests {
         Pod {
             namespace: "bascule-agents".to_owned(),
             name: "a-1".to_owned(),
-            labels: [("app.kubernetes.io/name".to_owned(), name.to_owned())].into(),
+            labels: std::sync::Arc::new([("app.kubernetes.io/name".to_owned(), name.to_owned())].into()),
             waiting: waiting.map(str::to_owned),
             last_words: last_words.map(str::to_owned),
             ..Pod::default()

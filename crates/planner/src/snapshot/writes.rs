@@ -12,9 +12,13 @@ use std::{collections::BTreeMap, time::Duration};
 /// minute (kube-apiserver, `--request-timeout`), and the client may have sent the last one, a repetition, just before.
 const LOST_FOR: Duration = Duration::from_secs(60);
 
+/// A write that has been in flight for so long hangs: most are answered within a second, and the others do not wait for it with all
+/// places taken. Half of what an API server gives an admission webhook by default (Kubernetes, "Dynamic Admission Control", "Timeouts").
+const HANGS_AFTER: Duration = Duration::from_secs(5);
+
 /// What is being written to one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InFlight {
+pub struct NodeInFlight {
     /// Since when.
     pub since: Duration,
     /// The steps, in their order.
@@ -74,7 +78,7 @@ pub struct Writes {
     pub now: Duration,
     /// When the change came that leads to this plan.
     pub changed: Duration,
-    in_flight: BTreeMap<String, InFlight>,
+    in_flight: BTreeMap<String, NodeInFlight>,
     /// Nodes with a grant of which nobody knows what became of it, and when it was given up.
     lost: BTreeMap<String, Duration>,
     asked: BTreeMap<Write, Asked>,
@@ -110,7 +114,7 @@ impl Writes {
 
     /// What is being written, by node.
     #[must_use]
-    pub const fn in_flight(&self) -> &BTreeMap<String, InFlight> {
+    pub const fn in_flight(&self) -> &BTreeMap<String, NodeInFlight> {
         &self.in_flight
     }
 
@@ -122,6 +126,26 @@ impl Writes {
     /// How many steps of a queue are in flight.
     pub(crate) fn of_queue(&self, queue: Queue) -> usize {
         self.in_flight.values().flat_map(|known| &known.queues).filter(|known| **known == queue).count()
+    }
+
+    /// The nodes whose writes hang.
+    pub(crate) fn hanging(&self) -> impl Iterator<Item = &str> {
+        self.hang().map(|(node, _)| node.as_str())
+    }
+
+    /// How many steps of a queue hang.
+    pub(crate) fn hanging_of_queue(&self, queue: Queue) -> usize {
+        self.hang().flat_map(|(_, known)| &known.queues).filter(|known| **known == queue).count()
+    }
+
+    fn hang(&self) -> impl Iterator<Item = (&String, &NodeInFlight)> {
+        self.in_flight.iter().filter(|(_, known)| known.since.saturating_add(HANGS_AFTER) <= self.now)
+    }
+
+    /// How long it takes until one more of them does, if nobody answers.
+    pub(crate) fn next_hangs(&self) -> Option<Duration> {
+        let hang_at = self.in_flight.values().map(|known| known.since.saturating_add(HANGS_AFTER));
+        hang_at.filter(|at| *at > self.now).min().map(|at| at.saturating_sub(self.now))
     }
 
     /// What the API server bears.
@@ -173,7 +197,7 @@ impl Writes {
         let begun = steps.iter().map(|step| self.begin_one(&step.action, now)).collect();
         let priority = steps.iter().map(|step| step.action.priority()).min();
         if let (Some(node), Some(priority)) = (node, priority) {
-            let known = InFlight {
+            let known = NodeInFlight {
                 since: now,
                 steps: steps.iter().map(|step| Write::of(&step.action)).collect(),
                 grants: steps.iter().any(|step| step.action.queue() == Some(Queue::Grants)),

@@ -84,6 +84,21 @@ fn ending(file: &str) -> Option<&str> {
 }
 
 impl Entry {
+    /// An entry of type #2 of which nothing is known but its name and what it is sorted by.
+    pub(crate) fn named(file: &str, sort_key: Option<String>, version: Option<String>) -> Self {
+        Self {
+            partition: 1,
+            directory: DIRECTORY,
+            file: file.to_owned(),
+            profile: None,
+            starts: true,
+            sorted_by: (sort_key, None, version),
+            tries: parse_tries(file).map(|(_, tries)| tries),
+            image: BootImage::default(),
+            digest: Sha256::of(b""),
+        }
+    }
+
     /// The loader's id: the file name in lower case, without counters, and the profile from the second on.
     pub fn id(&self) -> String {
         let file = self.id_without_profile();
@@ -105,6 +120,11 @@ impl Entry {
         let suffix = ending(&self.file)?;
         Some(format!("{name}+{}-{}{suffix}", tries.left.saturating_sub(1), tries.done.saturating_add(1)))
     }
+}
+
+/// Brings entries into the order of the menu.
+pub(crate) fn sort(entries: &mut [Entry]) {
+    entries.sort_by(compare);
 }
 
 /// All entries of one partition, in the order of the menu. Files that are no boot image are passed over.

@@ -1,8 +1,8 @@
 //! Facts for worlds, scenarios and benchmarks, with as little as has to be said.
 
 use bascule_api::{
-    Architecture, Digest, FreezeSpec, KubernetesVersion, RollbackSpec, RollbackStatus, Severity, Time,
-    UpdatePolicySpec, UpdatePolicyStatus, Version,
+    Architecture, Digest, FreezeSpec, KubernetesVersion, Product, RollbackSpec, RollbackStatus, RootHash, Severity,
+    Time, UpdatePolicySpec, UpdatePolicyStatus, Version,
 };
 use bascule_planner::drain::Space;
 use bascule_planner::snapshot::{
@@ -33,6 +33,16 @@ pub fn version(text: &str) -> Version {
     Version::parse(text).expect("a version")
 }
 
+/// The product of all releases here.
+///
+/// # Panics
+/// Never: the name is one.
+#[must_use]
+#[allow(clippy::expect_used, reason = "tests' own texts")]
+pub fn product() -> Product {
+    Product::parse("acme-os").expect("a product")
+}
+
 /// A version of Kubernetes.
 #[must_use]
 pub const fn kubernetes(minor: u16) -> KubernetesVersion {
@@ -47,6 +57,23 @@ pub fn digest(version: &str) -> Digest {
         *byte = text;
     }
     Digest::from_sha256(&bytes)
+}
+
+/// The digest of the manifest of a version that was published anew so many times.
+#[must_use]
+pub fn digest_anew(version: &str, times: u8) -> Digest {
+    let mut bytes = digest(version).to_bytes();
+    if let Some(last) = bytes.last_mut() {
+        *last = times;
+    }
+    Digest::from_sha256(&bytes)
+}
+
+/// The root hash of the image that a manifest of this digest names. It is neither the digest nor the version: a version that is
+/// published anew has another image.
+#[must_use]
+pub fn root_hash(digest: &Digest) -> RootHash {
+    RootHash::from_bytes(&digest.to_bytes().map(|byte| byte ^ 0x5a))
 }
 
 /// A release that was published a day before the beginning.
@@ -89,7 +116,7 @@ pub fn node(name: &str, zone: &str) -> Node {
         uid: format!("uid-{name}-1"),
         created_at: at(-30 * 86_400),
         deleting: false,
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        labels: Arc::new(labels.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()),
         ready: Readiness { ready: true, since: Some(at(-86_400)) },
         cordon: Cordon::None,
         taints: Taints::default(),

@@ -93,10 +93,9 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
     let members = |valid: &bascule_planner::ValidPolicy| {
         let selects =
             |node: &&std::sync::Arc<bascule_planner::snapshot::Node>| valid.spec.node_selector.matches(&node.labels);
-        world.snapshot.nodes.iter().filter(selects).count()
+        world.nodes_seen().iter().filter(selects).count()
     };
-    if let Some(Ok(valid)) =
-        world.snapshot.policies.iter().find(|known| known.name == policy).map(|policy| &policy.spec)
+    if let Some(Ok(valid)) = world.policies_seen().iter().find(|known| known.name == policy).map(|policy| &policy.spec)
         && !ignores
     {
         let most = limit(&valid.spec.budget.max_unavailable, members(valid).max(ours(&policy)));
@@ -106,7 +105,7 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
     }
     let all = world.snapshot.nodes.iter().filter(known).count();
     if let Some(ceiling) = world.snapshot.ceiling.as_ref().filter(|_| !ignores) {
-        let most = limit(ceiling, world.snapshot.nodes.len());
+        let most = limit(ceiling, world.nodes_seen().len());
         if all > most {
             broken.push(Broken::World(4, format!("{all} nodes of the cluster are granted, {most} may be")));
         }
@@ -118,7 +117,10 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
     }
     // By the machines: what was seen with a member has it still, whatever became of its Node.
     let unseen = world.lost.iter().filter(|node| carries(node) && world.is_remembered(&node.name));
-    let unseen = unseen.map(|node| &*node.name).chain(world.dead.iter().map(String::as_str)).next();
+    // What is seen still nobody could miss.
+    let is_seen = |name: &&str| world.nodes_seen().iter().any(|node| *node.name == **name);
+    let mut unseen = unseen.map(|node| &*node.name).chain(world.dead.iter().map(String::as_str));
+    let unseen = unseen.find(|name| !is_seen(name));
     if let Some(unseen) = unseen.filter(|_| carries(granted)) {
         broken.push(Broken::World(4, format!("{node} is granted, and etcd counts the member of {unseen}")));
     }
@@ -148,11 +150,11 @@ pub(super) fn remembered(world: &World, action: &Action) -> Vec<Broken> {
 /// By whose settings a trial is judged: those of the policy that gave the grant, whoever selects the node by now, and where that
 /// is gone those of the only one that selects it. Or why nobody may judge it.
 fn judge<'w>(world: &'w World, node: &Node, granted_by: &str) -> Result<&'w ValidPolicy, &'static str> {
-    let mut policies = world.snapshot.policies.iter();
+    let mut policies = world.policies_seen().iter();
     if let Some(policy) = policies.find(|policy| policy.name == granted_by) {
         return policy.spec.as_ref().map(|valid| &**valid).map_err(|_| "its policy can't be used");
     }
-    let valid = world.snapshot.policies.iter().filter_map(|policy| policy.spec.as_ref().ok());
+    let valid = world.policies_seen().iter().filter_map(|policy| policy.spec.as_ref().ok());
     let mut selecting = valid.filter(|valid| valid.spec.node_selector.matches(&node.labels));
     match (selecting.next(), selecting.next()) {
         (Some(valid), None) => Ok(valid),

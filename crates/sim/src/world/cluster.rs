@@ -91,9 +91,9 @@ impl World {
         let zone = pick(&mut self.random, &ZONES);
         let mut node = build::node(name, zone);
         let group = if two && self.chance(40) { "y" } else { "x" };
-        node.labels.insert("group".to_owned(), group.to_owned());
+        Arc::make_mut(&mut node.labels).insert("group".to_owned(), group.to_owned());
         if self.chance(15) {
-            node.labels.insert("canary".to_owned(), "yes".to_owned());
+            Arc::make_mut(&mut node.labels).insert("canary".to_owned(), "yes".to_owned());
         }
         if self.chance(25) {
             // Some clusters keep etcd on nodes of its own.
@@ -121,6 +121,7 @@ impl World {
             machine.keep(&build::version("0.9"));
         }
         self.machines.insert(name.to_owned(), machine);
+        self.greet(name);
         self.snapshot.nodes.push(Arc::new(node));
         for _ in 0..self.random.random_range(0..4) {
             self.workload.add(name, Kind::Loose, self.snapshot.now);

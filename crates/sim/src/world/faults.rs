@@ -1,7 +1,7 @@
 //! What people and bad luck do to a world.
 
 use super::{World, build, pods::Kind};
-use bascule_api::{Counting, PolicyFailure, Retry, Time};
+use bascule_api::{PolicyFailure, Retry, Time};
 use bascule_planner::snapshot::{Cordon, EtcdMember, Excluded, Node, OfferState, Truce};
 use rand::RngExt as _;
 use std::{
@@ -145,7 +145,7 @@ impl World {
         self.tell(&format!("{name}: power fails"));
         let now = self.snapshot.now;
         if let Some(machine) = self.machines.get_mut(name) {
-            machine.crash(now);
+            machine.crash(name, now);
         }
     }
 
@@ -235,7 +235,7 @@ impl World {
         self.snapshot.rollbacks.push(Arc::new(rollback));
     }
 
-    fn change_offers(&mut self, change: impl Fn(&mut bascule_planner::snapshot::Offer)) {
+    pub(super) fn change_offers(&mut self, change: impl Fn(&mut bascule_planner::snapshot::Offer)) {
         let Some(first) = self.snapshot.policies.first() else { return };
         let mut offer = (*first.offer).clone();
         change(&mut offer);
@@ -495,12 +495,7 @@ impl World {
                 });
             }
             1 => {
-                self.tell(&format!("{name}: its boot loader does not count"));
-                self.with_node(name, |node| {
-                    if let Some(control) = node.update.as_mut().and_then(|update| update.status.boot_control.as_mut()) {
-                        control.counting = Counting::Broken;
-                    }
-                });
+                self.with_machine(name, "its boot loader does not count", |machine| machine.counts = false);
             }
             2 => {
                 self.tell("the repository can't be trusted");
@@ -529,15 +524,14 @@ impl World {
         self.tell("peace: everything is mended");
         self.peace = true;
         self.find_lost();
+        self.restore_policies();
         self.old_view = None;
+        self.late = None;
+        self.strays.clear();
         self.begins = false;
         self.refusing.mend();
         for machine in self.machines.values_mut() {
-            machine.silent = false;
-            machine.dies = false;
-            machine.unready = false;
-            machine.inhibited = false;
-            machine.daemons_broken = machine.never_ready;
+            machine.mend();
         }
         self.workload.healthy = true;
         self.workload.deaf = false;
@@ -574,9 +568,6 @@ impl World {
             node.leaving = None;
             if node.etcd == EtcdMember::Unhealthy {
                 node.etcd = EtcdMember::Healthy;
-            }
-            if let Some(control) = node.update.as_mut().and_then(|update| update.status.boot_control.as_mut()) {
-                control.counting = Counting::Works;
             }
         }
     }

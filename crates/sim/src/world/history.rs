@@ -96,8 +96,8 @@ pub(super) struct View {
     pub(super) at: Time,
     /// Whether that was just then.
     pub(super) fresh: bool,
-    /// Nodes that were seen as they were just then, whatever holds for the others.
-    pub(super) new: Vec<Arc<str>>,
+    /// Nodes that were seen as they were at another time, later than the others.
+    pub(super) new: Vec<(Arc<str>, Time)>,
 }
 
 impl View {
@@ -108,7 +108,7 @@ impl View {
 
     /// When a node's kubelet had said what is seen of it.
     pub(super) fn seen_at(&self, node: &str) -> Time {
-        if self.new.iter().any(|new| **new == *node) { self.facts.now } else { self.at }
+        self.new.iter().find(|(new, _)| **new == *node).map_or(self.at, |(_, at)| *at)
     }
 }
 
@@ -153,6 +153,8 @@ pub(super) struct Stood {
     pub(super) node: String,
     pub(super) kind: Kind,
     pub(super) created_at: Time,
+    /// When it should have ended, if it was told to.
+    pub(super) deletes_at: Option<Time>,
     pub(super) labels: BTreeMap<String, String>,
 }
 
@@ -164,7 +166,8 @@ impl Stood {
             node: one.pod.node.clone(),
             kind: one.kind.clone(),
             created_at: Time::new(one.pod.created_at),
-            labels: one.pod.labels.clone(),
+            deletes_at: one.pod.deletes_at.map(Time::new),
+            labels: BTreeMap::clone(&one.pod.labels),
         }
     }
 }
@@ -282,8 +285,11 @@ impl World {
             _ => None,
         };
         let app = app.map(|(key, app)| {
-            let healthy = self.workload.pods.iter().filter(|other| other.kind == one.kind && ready(&other.pod.node));
+            let stays = self.workload.pods.iter().filter(|other| other.pod.deletes_at.is_none());
+            let healthy = stays.filter(|other| other.kind == one.kind && ready(&other.pod.node));
             let healthy = u32::try_from(healthy.count()).unwrap_or(u32::MAX);
+            // The API server goes by the budget's status, how old that may be.
+            let healthy = app.shown.map_or(healthy, |shown| app.desired.saturating_add(shown.allowed));
             Standing { key: key.clone(), healthy, desired: app.desired, switches: app.switches }
         });
         let evicted = Evicted { order: order.clone(), pod: Stood::of(one), app };

@@ -1,13 +1,11 @@
-//! A machine with two slots and an agent that does what the contract of NodeUpdate says, in whole seconds.
-//!
-//! This is not the shipped agent (that one runs on the simulated disk): it is the contract in its smallest form, so
-//! that ten thousand clusters of it run in a minute.
+//! A machine: power, firmware, a kubelet with its DaemonSet pods, and the shipped agent ([`super::agent`]), in whole seconds.
 
-use super::World;
-use bascule_api::{
-    BootControl, BootControlBackend, Booted, Counting, Digest, FailedRelease, Goal, NodeError, RootHash, SlotName,
-    SlotState, SlotStatus, Slots, Staged, Time, Trial, Version,
+use super::{
+    World,
+    agent::{Agent, Around, Done, GUARD, Started},
 };
+use bascule_agent::core::{Desired, Now, Why};
+use bascule_api::{Duration, Goal, Time, Version};
 use bascule_planner::snapshot::{Node, Readiness};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -18,7 +16,7 @@ pub enum Fate {
     Good,
     /// Its kubelet never gets Ready; the guard takes the machine back.
     NeverReady,
-    /// It does not boot; the boot loader takes the machine back.
+    /// It does not boot; the boot loader takes the machine back once its tries are used up.
     NoBoot,
 }
 
@@ -38,8 +36,8 @@ pub(super) enum Deed {
 enum Doing {
     /// Runs.
     Up,
-    /// Is between two boots until then, to come up from a slot.
-    Booting { until: Time, slot: SlotName },
+    /// Is between two boots until then.
+    Booting { until: Time },
 }
 
 /// A machine.
@@ -47,28 +45,19 @@ enum Doing {
 pub struct Machine {
     doing: Doing,
     boot: u32,
-    slots: Slots,
-    digests: [Option<Digest>; 2],
-    booted: SlotName,
-    trial_until: Option<Time>,
-    committed_at: Option<Time>,
-    last_grant: i64,
-    transfer: Option<(Version, Time)>,
-    failed: Vec<FailedRelease>,
-    /// The last word of a person to try again that the agent followed.
-    retried: Option<Time>,
+    agent: Agent,
     /// The state versions that releases declare; of others none is known.
     pub states: BTreeMap<Version, u32>,
-    /// The state version that the machine was used with.
-    used_state: Option<u32>,
     /// Every release that failed here, whatever the agent reports, and how many boots there had been by then.
     pub failed_ever: Vec<(Version, usize)>,
     /// Seconds a boot takes.
     pub boot_seconds: i64,
     /// Seconds staging takes.
     pub stage_seconds: i64,
-    /// Seconds from a boot until its kubelet speaks; the agent does at once.
+    /// Seconds from a boot until its kubelet speaks.
     pub kubelet_seconds: i64,
+    /// Seconds from a boot until its agent speaks.
+    pub agent_seconds: i64,
     /// Seconds that the machine's clock is wrong by.
     pub skew: i64,
     /// Whether the agent is down.
@@ -90,19 +79,26 @@ pub struct Machine {
     pub daemons_since: Option<Time>,
     /// Since when the kubelet has been silent; the node lifecycle controller notices only after its grace.
     down_since: Option<Time>,
-    /// Whether the agent ignores the word to reboot (an inhibitor holds it).
+    /// Whether the agent can't reboot the machine (an inhibitor holds it).
     pub inhibited: bool,
-    /// The releases it booted, in order.
+    /// Whether the boot loader says that it counts tries.
+    pub counts: bool,
+    /// Whether somebody at the machine has it start another entry than the first, the next time.
+    pub elsewhere: bool,
+    /// Seconds for which it is shown as Ready still when it says nothing more (kube-controller-manager,
+    /// `--node-monitor-grace-period`, which was 40 s for long and is 50 s now).
+    pub grace: i64,
+    /// Whether its agent has looked around in this boot.
+    awake: bool,
+    /// Whether it is on its way to what its agent armed.
+    leaves: bool,
+    /// How often somebody set the boot loader up anew.
+    setup: u32,
+    /// The releases it booted, or tried to, in order.
     pub history: Vec<Version>,
     /// What it did since somebody looked.
     deeds: Vec<Deed>,
 }
-
-const GUARD: i64 = 900;
-
-/// How long a node that says nothing more is shown as Ready still (kube-controller-manager, `--node-monitor-grace-period`,
-/// which was 40 s for long and is 50 s now).
-const MONITOR_GRACE: i64 = 40;
 
 impl Machine {
     /// A machine that runs nothing yet.
@@ -111,21 +107,13 @@ impl Machine {
         Self {
             doing: Doing::Up,
             boot: 1,
-            slots: Slots::default(),
-            digests: [None, None],
-            booted: SlotName::A,
-            trial_until: None,
-            committed_at: None,
-            last_grant: 0,
-            transfer: None,
-            failed: Vec::new(),
-            retried: None,
+            agent: Agent::new(),
             states: BTreeMap::new(),
-            used_state: None,
             failed_ever: Vec::new(),
             boot_seconds: 60,
             stage_seconds: 60,
             kubelet_seconds: 0,
+            agent_seconds: 0,
             skew: 0,
             silent: false,
             dies: false,
@@ -137,6 +125,12 @@ impl Machine {
             daemons_since: Some(Time::default()),
             down_since: None,
             inhibited: false,
+            counts: true,
+            elsewhere: false,
+            grace: 40,
+            awake: false,
+            leaves: false,
+            setup: 0,
             history: Vec::new(),
             deeds: Vec::new(),
         }
@@ -144,28 +138,35 @@ impl Machine {
 
     /// Installs a release as the one that runs, committed at a time.
     pub fn install(&mut self, version: &Version, at: Time) {
-        *self.slot_mut(self.booted) = good(version);
-        *self.digest_mut(self.booted) = Some(super::build::digest(version.as_str()));
-        self.committed_at = Some(at);
+        self.agent.install(version, at);
     }
 
-    /// Puts a release into the other slot as the way back.
+    /// Puts a release into the other slot, as one that ran here.
     pub fn keep(&mut self, version: &Version) {
-        *self.slot_mut(self.booted.other()) = good(version);
-        *self.digest_mut(self.booted.other()) = Some(super::build::digest(version.as_str()));
+        self.agent.keep(version);
     }
 
     /// Whether nothing goes on in it.
     #[must_use]
     pub fn is_calm(&self) -> bool {
-        let settled = self.transfer.is_none() && self.trial_until.is_none();
+        let settled = !self.agent.is_busy() && !self.agent.is_on_trial();
         self.doing == Doing::Up && self.down_since.is_none() && settled
     }
 
     /// Whether it runs a release on trial, and its agent says so.
     #[must_use]
     pub fn tries_a_release(&self) -> bool {
-        self.is_up() && self.trial_until.is_some() && !self.silent
+        self.is_up() && self.agent.is_on_trial() && self.awake && !self.silent
+    }
+
+    /// Whether it is between two boots, the next of which is the first of what its agent armed.
+    pub(super) const fn leaves(&self) -> bool {
+        self.leaves
+    }
+
+    /// Whether its kubelet does what the API server says: it starts pods, and ends them.
+    pub(super) fn serves(&self) -> bool {
+        self.is_up() && self.down_since.is_none() && !self.unready
     }
 
     /// Whether it runs, rather than being between two boots.
@@ -177,7 +178,7 @@ impl Machine {
     /// The release that runs.
     #[must_use]
     pub fn running(&self) -> Option<&Version> {
-        self.slots.get(self.booted).version.as_ref()
+        self.agent.running()
     }
 
     /// The boot ID of the present boot.
@@ -186,73 +187,65 @@ impl Machine {
         format!("{node}-boot-{}", self.boot)
     }
 
-    const fn slot_mut(&mut self, name: SlotName) -> &mut SlotStatus {
-        match name {
-            SlotName::A => &mut self.slots.a,
-            SlotName::B => &mut self.slots.b,
-        }
+    /// Everything that people do at the machine is done: it starts what comes first, counts, and has its agent look.
+    pub(super) fn mend(&mut self) {
+        (self.silent, self.dies, self.unready, self.inhibited) = (false, false, false, false);
+        (self.counts, self.elsewhere) = (true, false);
+        self.daemons_broken = self.never_ready;
+        // What the boot loader once did not take is judged anew where it was set up anew.
+        self.setup += 1;
+        self.agent.look_again();
     }
 
-    const fn digest_mut(&mut self, name: SlotName) -> &mut Option<Digest> {
-        let [a, b] = &mut self.digests;
-        match name {
-            SlotName::A => a,
-            SlotName::B => b,
-        }
+    /// The agent, and what surrounds it.
+    fn parts<'m>(&'m mut self, boot_id: &'m str) -> (&'m mut Agent, Around<'m>) {
+        let around = Around {
+            boot_id,
+            stage_seconds: self.stage_seconds,
+            inhibited: self.inhibited,
+            counts: self.counts,
+            setup: self.setup,
+            states: &self.states,
+        };
+        (&mut self.agent, around)
     }
 
-    /// Reboots into a slot.
-    pub(super) fn reboot(&mut self, slot: SlotName, now: Time) {
-        let until = now.after(bascule_api::Duration::from_secs(u64::try_from(self.boot_seconds).unwrap_or(60)));
-        self.doing = Doing::Booting { until, slot };
+    fn reboot(&mut self, now: Time) {
+        let until = now.after(Duration::from_secs(self.boot_seconds.unsigned_abs()));
+        self.doing = Doing::Booting { until };
         self.down_since.get_or_insert(now);
-        self.daemons_since = None;
+        (self.daemons_since, self.awake) = (None, false);
     }
 
-    /// The power fails: what is armed or on trial is lost to the way back, as the boot loader would have it.
-    pub(super) fn crash(&mut self, now: Time) {
+    /// The power fails. Where that happens while it boots, the boot loader has counted already.
+    pub(super) fn crash(&mut self, name: &str, now: Time) {
         if matches!(self.doing, Doing::Booting { .. }) {
-            return;
+            let _ = self.start(name);
         }
-        let slot =
-            if self.trial_until.is_some() { self.give_up_trial(now, "the machine crashed") } else { self.booted };
-        self.reboot(slot, now);
+        self.reboot(now);
     }
 
-    fn give_up_trial(&mut self, now: Time, why: &str) -> SlotName {
-        self.fail(self.booted, now, NodeError::TrialFailed, why);
-        self.booted.other()
-    }
-
-    fn fail(&mut self, slot: SlotName, now: Time, category: NodeError, why: &str) {
-        let digest = self.digest_mut(slot).clone();
-        let state = self.slot_mut(slot);
-        state.state = SlotState::Bad;
-        if let (Some(version), Some(digest)) = (state.version.clone(), digest) {
-            self.failed_ever.push((version.clone(), self.history.len()));
-            self.deeds.push(Deed::Fails(version.clone()));
-            self.failed.retain(|failed| failed.version != version);
-            self.failed.push(FailedRelease { version, digest, at: now, category, message: why.to_owned() });
+    /// The firmware starts something.
+    fn start(&mut self, name: &str) -> Option<Started> {
+        (self.boot, self.leaves) = (self.boot + 1, false);
+        let (boot_id, elsewhere) = (self.boot_id(name), std::mem::take(&mut self.elsewhere));
+        let (agent, around) = self.parts(&boot_id);
+        let started = agent.power_on(elsewhere, &around)?;
+        if let Some(failed) = started.failed.clone() {
+            self.failed_ever.push((failed.clone(), self.history.len()));
+            self.deeds.push(Deed::Fails(failed));
         }
-        self.trial_until = None;
+        self.history.push(started.version.clone());
+        self.deeds.push(Deed::Boots(started.version.clone()));
+        Some(started)
     }
-}
 
-fn good(version: &Version) -> SlotStatus {
-    SlotStatus {
-        state: SlotState::Good,
-        version: Some(version.clone()),
-        root_hash: Some(root(version)),
-        state_version: None,
+    /// The time as the machine's agent has it.
+    fn time(&self, now: Time) -> Now {
+        let since_boot = u64::try_from(now.seconds_since(self.up_since)).unwrap_or_default();
+        let wall = now.get() + chrono::TimeDelta::seconds(self.skew);
+        Now { wall, since_boot: std::time::Duration::from_secs(since_boot) }
     }
-}
-
-fn root(version: &Version) -> RootHash {
-    let mut bytes = [0_u8; 32];
-    for (byte, text) in bytes.iter_mut().zip(version.as_str().bytes()) {
-        *byte = text;
-    }
-    RootHash::from_bytes(&bytes)
 }
 
 impl World {
@@ -281,24 +274,25 @@ impl World {
 impl Machine {
     fn live(&mut self, node: &mut Node, now: Time, fate: &dyn Fn(Option<&Version>) -> Fate, lines: &mut Vec<String>) {
         let name = Arc::clone(&node.name);
-        if let Doing::Booting { until, slot } = self.doing {
+        if let Doing::Booting { until } = self.doing {
             let silent = now.seconds_since(self.down_since.unwrap_or(now));
             if now < until || self.dies {
-                if silent > MONITOR_GRACE {
+                if silent > self.grace {
                     set_ready(node, false, now);
                 }
                 return;
             }
-            self.come_up(slot, now, fate, &name, lines);
+            self.come_up(now, fate, &name, lines);
             if matches!(self.doing, Doing::Booting { .. }) {
                 return;
             }
         }
         let boot_id = self.boot_id(&name);
-        let on_trial = self.trial_until.is_some();
+        let on_trial = self.agent.is_on_trial();
         let broken = on_trial && fate(self.running()) == Fate::NeverReady;
         let healthy = !self.unready && !broken;
-        if now.seconds_since(self.up_since) >= self.kubelet_seconds {
+        let up = now.seconds_since(self.up_since);
+        if up >= self.kubelet_seconds {
             self.down_since = None;
             if node.boot_id != boot_id {
                 if reported(node).as_ref() != Some(&boot_id) {
@@ -308,59 +302,84 @@ impl Machine {
             }
             set_ready(node, healthy, now);
             self.run_daemons(node, healthy, now);
-        } else if now.seconds_since(self.down_since.unwrap_or(now)) > MONITOR_GRACE {
+        } else if now.seconds_since(self.down_since.unwrap_or(now)) > self.grace {
             set_ready(node, false, now);
         }
-        if let Some(until) = self.trial_until
-            && now >= until
-        {
+        let time = self.time(now);
+        if on_trial && time.since_boot.as_secs() >= GUARD {
             lines.push(format!("{name}: the guard takes the trial back"));
-            let slot = self.give_up_trial(now, "the guard's time was over");
-            self.reboot(slot, now);
+            let (agent, around) = self.parts(&boot_id);
+            agent.give_up(&around, time);
+            self.reboot(now);
             return;
         }
+        self.awake = !self.silent && up >= self.agent_seconds;
         if self.silent {
+            self.agent.stop();
+        }
+        if !self.awake {
             return;
         }
-        self.agent(node, now, lines);
+        let word = node.live_update();
+        let goal = word.map(|update| update.spec.goal);
+        let word = word
+            .map(|update| Desired::new(update.owner_uid.clone().unwrap_or_default(), update.generation, &update.spec));
+        let (agent, around) = self.parts(&boot_id);
+        let done = agent.live(word, &around, time);
         let before = reported(node);
-        self.report(node);
+        self.say(node);
         if node.boot_id != boot_id && reported(node) != before {
             node.back_seen = now;
         }
+        for done in done {
+            self.did(done, goal, &name, now, lines);
+        }
     }
 
-    fn come_up(
-        &mut self,
-        slot: SlotName,
-        now: Time,
-        fate: &dyn Fn(Option<&Version>) -> Fate,
-        name: &str,
-        lines: &mut Vec<String>,
-    ) {
-        self.boot += 1;
-        let version = self.slots.get(slot).version.clone();
-        let armed = self.slots.get(slot).state == SlotState::Armed;
-        self.history.extend(version.clone());
-        self.deeds.extend(version.clone().map(Deed::Boots));
-        if armed && fate(version.as_ref()) == Fate::NoBoot {
-            lines.push(format!("{name}: {} does not boot", shown(version.as_ref())));
-            self.fail(slot, now, NodeError::BootFailed, "it did not boot");
-            self.reboot(slot.other(), now);
-            return;
+    /// What the agent did, as the world sees it.
+    fn did(&mut self, done: Done, goal: Option<Goal>, name: &str, now: Time, lines: &mut Vec<String>) {
+        match done {
+            Done::Commits(version) => lines.push(format!("{name}: commits {version}")),
+            // What a person asked for breaks no promise.
+            Done::Forgives => self.failed_ever.clear(),
+            // What the boot loader has given up was seen to fail when it did.
+            Done::Fails(version) => {
+                if !self.failed_ever.iter().any(|(failed, _)| *failed == version) {
+                    self.failed_ever.push((version.clone(), self.history.len()));
+                    self.deeds.push(Deed::Fails(version));
+                }
+            }
+            Done::Reboots(why) => {
+                lines.push(match &why {
+                    Why::Boot { from, .. } if goal == Some(Goal::Reverted) => format!("{name}: leaves {from}"),
+                    Why::Boot { to, .. } => format!("{name}: arms {to} and reboots"),
+                    Why::Revert { from, .. } => format!("{name}: gives the trial of {from} up"),
+                });
+                self.reboot(now);
+                self.leaves = matches!(why, Why::Boot { .. });
+                if self.leaves {
+                    self.deeds.push(Deed::Arms);
+                }
+            }
         }
-        self.booted = slot;
-        if armed {
-            self.slot_mut(slot).state = SlotState::Trial;
-            self.trial_until = Some(now.after(bascule_api::Duration::from_secs(GUARD.unsigned_abs())));
-        } else if self.slots.get(slot).state == SlotState::Staged {
-            // It was set aside when the node left it; the way back did not last, and it is what the node has.
-            self.slot_mut(slot).state = SlotState::Good;
+    }
+
+    fn come_up(&mut self, now: Time, fate: &dyn Fn(Option<&Version>) -> Fate, name: &str, lines: &mut Vec<String>) {
+        let Some(Started { version, tried, .. }) = self.start(name) else {
+            lines.push(format!("{name}: finds nothing to boot"));
+            self.reboot(now);
+            return;
+        };
+        if tried && fate(Some(&version)) == Fate::NoBoot {
+            lines.push(format!("{name}: {version} does not boot"));
+            self.reboot(now);
+            return;
         }
         self.doing = Doing::Up;
         self.up_since = now;
         self.inhibited = false;
-        lines.push(format!("{name}: boots {}{}", shown(version.as_ref()), if armed { " as a trial" } else { "" }));
+        let trial = if self.agent.is_on_trial() { " as a trial" } else { "" };
+        lines.push(format!("{name}: boots {version}{trial}"));
     }
 
     /// The DaemonSet pods, and what the API shows of them: of a kubelet that has not come to them yet the last boot's word.
@@ -380,164 +399,18 @@ impl Machine {
         }
     }
 
-    /// What the agent does with the operator's word.
-    fn agent(&mut self, node: &Node, now: Time, lines: &mut Vec<String>) {
-        let Some(update) = node.live_update() else {
-            self.transfer = None;
-            return;
-        };
-        let spec = &update.spec;
-        if spec.retry.is_some() && spec.retry != self.retried {
-            self.retried = spec.retry;
-            self.failed.clear();
-            // What a person asked for breaks no promise.
-            self.failed_ever.clear();
-        }
-        let Some(release) = &spec.release else {
-            self.transfer = None;
-            return;
-        };
-        let other = self.booted.other();
-        // Without a disruption it is only the counter that is left of an earlier one.
-        let grant = spec.grant.as_ref().filter(|grant| {
-            spec.disruption.is_some()
-                && grant.boot_id == self.boot_id(&node.name)
-                && grant.generation > self.last_grant
-                && !self.inhibited
-                && (grant.accept_state || self.understands_state(other))
-        });
-        match spec.goal {
-            Goal::Idle => self.transfer = None,
-            Goal::Staged => self.stage(&release.version, &release.digest, now),
-            Goal::Booted => {
-                let held = self.slots.get(other);
-                let staged = held.state == SlotState::Staged && held.version.as_ref() == Some(&release.version);
-                if let Some(grant) = grant.filter(|_| staged) {
-                    self.last_grant = grant.generation;
-                    self.slot_mut(other).state = SlotState::Armed;
-                    self.deeds.push(Deed::Arms);
-                    lines.push(format!("{}: arms {} and reboots", node.name, release.version));
-                    self.reboot(other, now);
-                }
-            }
-            Goal::Committed => {
-                if self.trial_until.is_some() && self.running() == Some(&release.version) {
-                    self.trial_until = None;
-                    let booted = self.booted;
-                    self.slot_mut(booted).state = SlotState::Good;
-                    self.used_state = self.states.get(&release.version).copied();
-                    self.committed_at = Some(Time::new(now.get() + chrono::TimeDelta::seconds(self.skew)));
-                    lines.push(format!("{}: commits {}", node.name, release.version));
-                }
-            }
-            Goal::Reverted => {
-                if self.running() != Some(&release.version) {
-                    return;
-                }
-                if self.trial_until.is_some() {
-                    lines.push(format!("{}: gives the trial of {} up", node.name, release.version));
-                    let slot = self.give_up_trial(now, "the operator took it back");
-                    self.reboot(slot, now);
-                } else if let Some(grant) = grant.filter(|_| self.slots.get(other).state == SlotState::Good) {
-                    self.last_grant = grant.generation;
-                    let booted = self.booted;
-                    self.slot_mut(booted).state = SlotState::Staged;
-                    // A way back is armed with a counter like any release, and is a trial until somebody commits it.
-                    self.slot_mut(other).state = SlotState::Armed;
-                    self.deeds.push(Deed::Arms);
-                    lines.push(format!("{}: leaves {}", node.name, release.version));
-                    self.reboot(other, now);
-                }
-            }
-        }
-    }
-
-    /// Whether what a slot holds is made for the state that the machine was used with.
-    fn understands_state(&self, slot: SlotName) -> bool {
-        let version = self.slots.get(slot).version.as_ref();
-        version.and_then(|version| self.states.get(version)).copied() >= self.used_state
-    }
-
-    fn stage(&mut self, version: &Version, digest: &Digest, now: Time) {
-        let other = self.booted.other();
-        if self.trial_until.is_some() || self.running() == Some(version) {
-            return;
-        }
-        let held = self.slots.get(other);
-        if held.state == SlotState::Armed && held.version.as_ref() == Some(version) {
-            // The word to boot was taken back.
-            self.slot_mut(other).state = SlotState::Staged;
-            return;
-        }
-        if held.state == SlotState::Staged && held.version.as_ref() == Some(version) {
-            self.transfer = None;
-            return;
-        }
-        match self.transfer.clone() {
-            Some((of, until)) if of == *version => {
-                if now >= until {
-                    *self.slot_mut(other) = SlotStatus { state: SlotState::Staged, ..good(version) };
-                    *self.digest_mut(other) = Some(digest.clone());
-                    self.transfer = None;
-                }
-            }
-            _ => {
-                let seconds = u64::try_from(self.stage_seconds).unwrap_or(60);
-                *self.slot_mut(other) = SlotStatus { state: SlotState::Writing, ..SlotStatus::default() };
-                self.transfer = Some((version.clone(), now.after(bascule_api::Duration::from_secs(seconds))));
-            }
-        }
-    }
-
-    /// Writes the agent's word.
-    pub(super) fn report(&mut self, node: &mut Node) {
-        if matches!(self.doing, Doing::Booting { .. }) {
-            return;
-        }
-        let boot_id = self.boot_id(&node.name);
+    /// Writes the agent's word, where it has said anything in this boot. Nobody else's word stays there.
+    fn say(&self, node: &mut Node) {
+        let Some(says) = self.agent.says() else { return };
         let Some(update) = node.update.as_mut().filter(|update| update.owner_uid.as_ref() == Some(&node.uid)) else {
             return;
         };
-        let other = self.slots.get(self.booted.other());
-        let digest = match self.booted.other() {
-            SlotName::A => self.digests.first(),
-            SlotName::B => self.digests.last(),
-        };
-        let status = &mut update.status;
-        status.observed_generation = Some(update.generation);
-        status.boot_id = Some(boot_id);
-        let known = |slot: &SlotStatus| SlotStatus {
-            state_version: slot.version.as_ref().and_then(|version| self.states.get(version)).copied(),
-            ..slot.clone()
-        };
-        status.slots = Some(Slots { a: known(&self.slots.a), b: known(&self.slots.b) });
-        status.state_version = self.used_state;
-        status.booted = self.running().map(|version| Booted {
-            slot: self.booted,
-            version: version.clone(),
-            root_hash: root(version),
-            committed_at: self.committed_at,
-        });
-        status.staged = match (other.state, &other.version, digest) {
-            (SlotState::Staged, Some(version), Some(Some(digest))) => {
-                Some(Staged { version: version.clone(), digest: digest.clone(), at: None })
-            }
-            _ => None,
-        };
-        status.trial = self
-            .trial_until
-            .and_then(|until| Some(Trial { version: self.running()?.clone(), tries_left: 0, deadline: Some(until) }));
-        status.failed_releases.clone_from(&self.failed);
-        status.retried = self.retried;
-        status.last_grant = Some(self.last_grant).filter(|last| *last > 0);
-        status
-            .boot_control
-            .get_or_insert(BootControl { backend: BootControlBackend::SystemdBoot, counting: Counting::Works });
+        let rollout = update.status.rollout.take();
+        if update.status != *says {
+            update.status.clone_from(says);
+        }
+        update.status.rollout = rollout;
     }
-}
-
-fn shown(version: Option<&Version>) -> &str {
-    version.map_or("nothing", Version::as_str)
 }
 
 /// The boot that the agent reports from.

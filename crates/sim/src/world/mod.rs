@@ -1,19 +1,24 @@
-//! Seeded cluster worlds for the planner: API objects in memory, nodes with simulated agents, people and failures, and
+//! Seeded cluster worlds for the planner: API objects in memory, machines with the shipped agent's decisions, people and failures, and
 //! an operator that is killed between any two of its actions.
 //!
 //! A world is a pure function of its seed. Each round some time passes, the environment acts, and the operator makes
 //! a plan from what it sees (sometimes an old view of the nodes) and carries out a random part of it. After each
 //! round the invariants are checked against the world itself, not against what the planner believes.
 
+mod agent;
 pub mod build;
 mod check;
 mod cluster;
 mod faults;
 mod history;
 mod judge;
+mod late;
+mod leaders;
 mod machine;
 mod mutants;
 mod overlap;
+mod people;
+mod players;
 mod pods;
 mod refusing;
 pub mod scenario;
@@ -35,6 +40,7 @@ pub use judge::Judge;
 pub use machine::{Fate, Machine};
 pub use mutants::Mutant;
 pub use overlap::Meanwhile;
+pub use players::Player;
 pub use pods::Drains;
 pub use refusing::Written;
 
@@ -57,6 +63,8 @@ pub struct Options {
     pub judge: Option<Judge>,
     /// Whether what was refused is tried again at once: a mutant.
     pub impatient: bool,
+    /// Who takes part beside those who always do; `None`: whom the seed says.
+    pub player: Option<Player>,
 }
 
 impl Default for Options {
@@ -70,6 +78,7 @@ impl Default for Options {
             mutant: None,
             judge: None,
             impatient: false,
+            player: None,
         }
     }
 }
@@ -95,6 +104,8 @@ pub struct World {
     lost: Vec<std::sync::Arc<bascule_planner::snapshot::Node>>,
     /// Nodes that carried the cluster and are gone for good, until a person says so.
     dead: Vec<String>,
+    /// Policies that somebody deleted, as they were.
+    deleted: Vec<std::sync::Arc<bascule_planner::snapshot::PolicyFacts>>,
     workload: pods::Workload,
     random: ChaCha8Rng,
     seed: u64,
@@ -122,6 +133,12 @@ pub struct World {
     /// How many failures each policy takes for too many, by what it said when it could be used last.
     thresholds: BTreeMap<String, u32>,
     refusing: refusing::Refusing,
+    /// Watches that stand still, in the worlds that have some.
+    late: Option<late::Late>,
+    /// What a dead leader had in flight.
+    strays: Vec<leaders::Stray>,
+    /// Who else takes part, with chances of its own.
+    company: Option<(Player, ChaCha8Rng)>,
     /// Decides in which rounds the API server takes its time. None of the worlds' other chances hangs on it.
     slow: Option<ChaCha8Rng>,
     impatient: bool,
@@ -167,6 +184,7 @@ pub fn run(seed: u64, options: Options) -> Result<World, Box<Failure>> {
     world.overlap = options.overlap;
     (world.mutant, world.judge) = (options.mutant, options.judge);
     world.impatient = options.impatient;
+    world.invite(options.player.or_else(|| players::of_seed(seed)));
     for _ in 0..options.rounds {
         world.round()?;
     }
@@ -185,6 +203,7 @@ impl World {
             held_by_people: Vec::new(),
             lost: Vec::new(),
             dead: Vec::new(),
+            deleted: Vec::new(),
             workload: pods::Workload::default(),
             random: ChaCha8Rng::seed_from_u64(snapshot.seed),
             seed: snapshot.seed,
@@ -204,6 +223,9 @@ impl World {
             told: BTreeMap::new(),
             thresholds: BTreeMap::new(),
             refusing: refusing::Refusing::default(),
+            late: None,
+            strays: Vec::new(),
+            company: None,
             slow: None,
             impatient: false,
             lived: 0,
@@ -242,6 +264,8 @@ impl World {
         self.pass(seconds);
         if !self.peace {
             self.misfortune();
+            self.people_act();
+            self.meddle();
             self.break_writes();
         }
         let takes_its_time = self.takes_its_time();
@@ -253,6 +277,9 @@ impl World {
                     self.operate(false)?;
                 }
             }
+        }
+        if !self.peace {
+            self.stall_watches();
         }
         self.orphans = check::orphans(self);
         self.overdue = check::overdue(self);
@@ -272,8 +299,8 @@ impl World {
 
     /// Whether the API server takes its time in this round: some writes are answered late, twice or not at all.
     fn takes_its_time(&mut self) -> bool {
-        // Who has only just begun has nothing in flight.
-        let may = !self.peace && !self.begins;
+        // Who has only just begun has nothing in flight, and what a dead leader had lands beside its first plan.
+        let may = !self.peace && !self.begins && self.strays.is_empty();
         self.slow.as_mut().filter(|_| may).is_some_and(|random| random.random_range(0..100) < 15)
     }
 
@@ -295,7 +322,13 @@ impl World {
     fn operate(&mut self, chance: bool) -> Result<(), Box<Failure>> {
         let chance = chance && !self.peace;
         let stale = chance && self.chance(15);
-        let mut view = if stale { self.old_view() } else { self.view() };
+        let late = self.late_view();
+        let is_late = late.is_some();
+        let mut view = match late {
+            Some(view) => view,
+            None if stale => self.old_view(),
+            None => self.view(),
+        };
         if std::mem::take(&mut self.begins) {
             self.tell("operator  begins, and has read no repository yet, nor asked for its rights");
             for policy in &mut view.facts.policies {
@@ -316,10 +349,16 @@ impl World {
                 broken.push(Broken::World(10, "the same facts gave another plan".to_owned()));
             }
         }
+        let uids: BTreeMap<std::sync::Arc<str>, String> = if is_late {
+            seen.nodes.iter().map(|node| (std::sync::Arc::clone(&node.name), node.uid.clone())).collect()
+        } else {
+            BTreeMap::new()
+        };
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);
         let lives = if survives { steps.len() } else { self.up_to(steps.len()) };
+        broken.extend(self.land_strays(&report));
         let mut refused = std::collections::BTreeSet::new();
         for step in steps.iter().copied().take(lives) {
             let node = step.action.node().unwrap_or_default().to_owned();
@@ -338,14 +377,23 @@ impl World {
         }
         self.note_asked(&plan);
         if lives == steps.len() && survives {
-            self.lived += u32::from(chance || self.peace);
-            if !stale {
+            // Who sees no news can't be held to what it does not see.
+            self.lived = if is_late { 0 } else { self.lived + u32::from(chance || self.peace) };
+            if !(stale || is_late) {
                 model::write_statuses(&mut self.snapshot, &report);
             }
             self.workload.orders = plan.drains.iter().map(|order| (**order).clone()).collect();
+            if is_late {
+                // Pods of a Node that is gone are no drain's: whoever gets its name is another node.
+                let same = |name: &str, node: &Node| *node.name == *name && uids.get(name) == Some(&node.uid);
+                let nodes = &self.snapshot.nodes;
+                self.workload.orders.retain(|order| nodes.iter().any(|node| same(&order.node, node)));
+            }
         } else {
             self.tell("operator  is killed");
+            self.leave_in_flight(number, steps.get(lives..).unwrap_or_default(), &refused);
             self.lived = 0;
+            self.watch_on();
             self.forget_writes();
             self.workload.forget();
             self.begins = self.chance(30);
@@ -428,6 +476,7 @@ impl World {
             }
         }
         let pods = std::sync::Arc::new(view.pods.with(&self.shown_pods(), &new));
+        let new = new.into_iter().map(|node| (node, old.now)).collect();
         View { facts: old, pods, at: view.at, fresh: false, new }
     }
 

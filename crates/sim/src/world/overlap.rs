@@ -87,6 +87,7 @@ impl World {
     /// any. Where the operator gives some up, a third.
     fn overlapped(&mut self, meanwhile: Meanwhile, way: Option<Way>, happens: impl FnOnce(&mut Self)) -> Vec<Broken> {
         let mut broken = Vec::new();
+        self.watch_on();
         let (first, report, number) = self.planned(&mut broken);
         let in_the_middle = self.in_the_middle();
         let mut in_flight: Vec<Writes> = Vec::new();

@@ -4,6 +4,8 @@ use super::World;
 use bascule_api::Time;
 use bascule_planner::drain::{Controller, Ledger, Needs, Pod, Wish};
 use bascule_planner::plan::{DrainOrder, GateQuestion};
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -69,6 +71,17 @@ pub(super) struct App {
     pub(super) pending: u32,
     /// Its budget allows nothing before one of its nodes is cordoned: then its controller moves the workload away.
     pub(super) switches: bool,
+    /// The budget's status, where it is not always what is so.
+    pub(super) shown: Option<BudgetStatus>,
+}
+
+/// A PodDisruptionBudget's status, as the disruption controller wrote it, with what evictions took of it since.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BudgetStatus {
+    healthy: u32,
+    pub(super) allowed: u32,
+    /// When it is written anew.
+    until: Time,
 }
 
 /// What a drain cost.
@@ -84,6 +97,15 @@ pub(super) struct Cost {
     /// anew.
     pub(super) returning: (u32, u32),
 }
+
+/// How long after the end of its grace, in seconds, a pod that is still there is waited for by no drain (docs/drain.md).
+pub(super) const OVERDUE: i64 = 60;
+/// How long pods of a node that is unreachable are left, in seconds (DefaultTolerationSeconds, 300), and their grace.
+const TOLERATED: i64 = 300;
+const GRACE: i64 = 30;
+/// How long a pod takes to end where that takes time, and how old the status of a budget gets, in seconds; in peace.
+const ENDS_WITHIN: (i64, i64) = (120, 20);
+const STATUS_WITHIN: (i64, i64) = (60, 0);
 
 /// How many evictions an owner costs beyond its pods that stood there (docs/drain.md, "A drain has an end").
 pub(super) const RETURNS: u32 = 2;
@@ -115,6 +137,10 @@ pub(super) struct Workload {
     pub(super) attached: BTreeMap<String, Time>,
     /// Pods that were evicted though they had to be waited for or left, with what said so.
     pub(super) hurried: Vec<String>,
+    /// Whether pods of nodes that are unreachable are replaced.
+    pub(super) replaces: bool,
+    /// Decides how long pods take to end and how old the statuses of budgets are, where that takes time.
+    pub(super) slow: Option<ChaCha8Rng>,
     pub(super) drains: Drains,
     made: u64,
 }
@@ -139,11 +165,13 @@ impl Workload {
             Kind::Bare => (None, "debug"),
         };
         let name = format!("{tag}-{}", self.made);
-        let controller = owner.map(|uid| Controller {
-            api_version: "apps/v1".to_owned(),
-            kind: "ReplicaSet".to_owned(),
-            name: uid.clone(),
-            uid,
+        let controller = owner.map(|uid| {
+            Arc::new(Controller {
+                api_version: "apps/v1".to_owned(),
+                kind: "ReplicaSet".to_owned(),
+                name: uid.clone(),
+                uid,
+            })
         });
         let job = match kind {
             Kind::Job(ends_at) => Some(ends_at),
@@ -155,7 +183,7 @@ impl Workload {
             name,
             node: node.to_owned(),
             created_at: now.get(),
-            labels: [("kind".to_owned(), tag.to_owned())].into(),
+            labels: Arc::new([("kind".to_owned(), tag.to_owned())].into()),
             controller,
             ready: true,
             tolerates_cordon: kind == Kind::Tolerant && self.drains != Drains::Blind,
@@ -191,9 +219,10 @@ impl Workload {
         }
     }
 
-    /// How many pods of a kind a node has.
+    /// How many pods of a kind a node has that are not to end.
     pub(super) fn count(&self, node: &str, kind: &Kind) -> u32 {
-        let those = self.pods.iter().filter(|one| one.kind == *kind && one.pod.node == node);
+        let stays = |one: &&Inhabitant| one.pod.deletes_at.is_none();
+        let those = self.pods.iter().filter(stays).filter(|one| one.kind == *kind && one.pod.node == node);
         u32::try_from(those.count()).unwrap_or(u32::MAX)
     }
 
@@ -210,8 +239,90 @@ impl World {
         (node.map_or_else(String::new, |node| node.uid.clone()), order.grant)
     }
 
+    /// Pods of nodes that have been unreachable for long are told to end, and others come in their place. They end when their kubelet
+    /// is there again.
+    pub(super) fn replace_unreachable(&mut self) {
+        if !self.workload.replaces {
+            return;
+        }
+        let now = self.snapshot.now;
+        let gone = |node: &&Arc<bascule_planner::snapshot::Node>| {
+            let away = self.machines.get(&*node.name).is_some_and(|machine| !machine.serves());
+            let long = node.ready.since.is_some_and(|since| now.seconds_since(since) >= TOLERATED);
+            !node.ready.ready && away && long
+        };
+        let gone: BTreeSet<String> =
+            self.snapshot.nodes.iter().filter(gone).map(|node| node.name.to_string()).collect();
+        let mut replaced: Vec<String> = Vec::new();
+        for one in &mut self.workload.pods {
+            if !gone.contains(&one.pod.node) || one.pod.deletes_at.is_some() {
+                continue;
+            }
+            match &one.kind {
+                Kind::App(key) => replaced.push(key.clone()),
+                Kind::Loose => {}
+                // They tolerate it, are no controller's, or are brought back to the same node.
+                Kind::Tolerant | Kind::Returning | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => continue,
+            }
+            one.pod.deletes_at = Some(now.get() + chrono::TimeDelta::seconds(GRACE));
+        }
+        for key in replaced {
+            if let Some(app) = self.workload.apps.get_mut(&key) {
+                app.pending += 1;
+            }
+        }
+    }
+
     /// How many of an app's pods its budget counts as healthy, and how many it lets go now.
     pub(super) fn standing(&self, key: &str, app: &App) -> (u32, u32) {
+        app.shown.map_or_else(|| self.standing_now(key, app), |shown| (shown.healthy, shown.allowed))
+    }
+
+    /// The disruption controller writes the statuses of budgets, where it takes its time.
+    pub(super) fn write_budgets(&mut self) {
+        if self.workload.slow.is_none() {
+            return;
+        }
+        let now = self.snapshot.now;
+        let due = |app: &App| app.shown.is_none_or(|shown| shown.until <= now);
+        let due: Vec<(String, (u32, u32))> = self
+            .workload
+            .apps
+            .iter()
+            .filter(|(_, app)| due(app))
+            .map(|(key, app)| (key.clone(), self.standing_now(key, app)))
+            .collect();
+        let most = if self.peace { STATUS_WITHIN.1 } else { STATUS_WITHIN.0 };
+        for (key, (healthy, allowed)) in due {
+            let Some(random) = &mut self.workload.slow else { return };
+            let seconds = random.random_range(0..=most);
+            let until = Time::new(now.get() + chrono::TimeDelta::seconds(seconds));
+            if let Some(app) = self.workload.apps.get_mut(&key) {
+                app.shown = Some(BudgetStatus { healthy, allowed, until });
+            }
+        }
+    }
+
+    /// A pod that is made to leave goes at once, or is told to end. An eviction takes of its budget what the status allows.
+    pub(super) fn make_leave(&mut self, index: usize, evicted: bool) -> Option<Inhabitant> {
+        let most = if self.peace { ENDS_WITHIN.1 } else { ENDS_WITHIN.0 };
+        let now = self.snapshot.now.get();
+        let Some(random) = &mut self.workload.slow else {
+            return (index < self.workload.pods.len()).then(|| self.workload.pods.remove(index));
+        };
+        let one = self.workload.pods.get_mut(index)?;
+        one.pod.deletes_at = Some(now + chrono::TimeDelta::seconds(random.random_range(0..=most)));
+        let one = one.clone();
+        if let (Kind::App(key), true) = (&one.kind, evicted)
+            && let Some(shown) = self.workload.apps.get_mut(key).and_then(|app| app.shown.as_mut())
+        {
+            shown.allowed = shown.allowed.saturating_sub(1);
+        }
+        Some(one)
+    }
+
+    /// The same, as it is at this moment.
+    fn standing_now(&self, key: &str, app: &App) -> (u32, u32) {
         let on = |wanted: &dyn Fn(&bascule_planner::snapshot::Node) -> bool| {
             let nodes = self.snapshot.nodes.iter().filter(|node| wanted(node));
             nodes.map(|node| self.workload.count(&node.name, &Kind::App(key.to_owned()))).sum::<u32>()

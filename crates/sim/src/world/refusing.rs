@@ -29,7 +29,7 @@ pub enum Written {
 
 impl Written {
     /// What an action writes. What policies and Rollbacks remember is never refused here.
-    fn by(action: &Action) -> Option<Self> {
+    pub(super) fn by(action: &Action) -> Option<Self> {
         match action {
             Action::Taint { .. }
             | Action::Untaint { .. }
@@ -169,7 +169,7 @@ impl World {
     /// Carries one step out; `Err`: the API server does not take it, and says this.
     pub(super) fn carry_out(&mut self, step: &Step, report: &Report) -> Result<model::Done, String> {
         if self.refusing.faults.is_empty() && self.snapshot.refused.is_empty() {
-            return Ok(model::apply(&mut self.snapshot, step, report));
+            return Ok(self.written(step, report));
         }
         let (write, now) = (Write::of(&step.action), self.snapshot.now);
         let node = step.action.node();
@@ -185,7 +185,7 @@ impl World {
             self.refusing.refused += 1;
             return Err(words);
         }
-        let done = model::apply(&mut self.snapshot, step, report);
+        let done = self.written(step, report);
         if done == model::Done::Applied {
             self.snapshot.refused.note(write, None, now);
         }

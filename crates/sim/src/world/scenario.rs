@@ -125,7 +125,7 @@ impl World {
     /// Gives a node a label, or takes it away.
     pub fn label(&mut self, name: &str, key: &str, value: Option<&str>) {
         if let Some(node) = self.snapshot.nodes.iter_mut().find(|node| *node.name == *name) {
-            let labels = &mut Arc::make_mut(node).labels;
+            let labels = Arc::make_mut(&mut Arc::make_mut(node).labels);
             match value {
                 Some(value) => labels.insert(key.to_owned(), value.to_owned()),
                 None => labels.remove(key),

@@ -2,8 +2,8 @@
 //! same code as in the operator.
 
 use super::{
-    World,
-    pods::{App, Cost, Drains, Kind, RETURNS},
+    Machine, World,
+    pods::{App, Cost, Drains, Kind, OVERDUE, RETURNS},
 };
 use bascule_api::{Drain, DrainBehavior, DrainRule, Time};
 use bascule_planner::{
@@ -26,13 +26,18 @@ impl World {
         let (now, nodes) = (self.snapshot.now, &self.snapshot.nodes);
         let there: BTreeSet<String> = nodes.iter().map(|node| node.name.to_string()).collect();
         let mut lost: Vec<String> = Vec::new();
+        let machines = &self.machines;
         self.workload.pods.retain(|one| {
             let stays = there.contains(&one.pod.node);
-            if let (Kind::App(key), false) = (&one.kind, stays) {
+            if let (Kind::App(key), false, None) = (&one.kind, stays, one.pod.deletes_at) {
                 lost.push(key.clone()); // made anew elsewhere
             }
-            stays && !matches!(one.kind, Kind::Job(ends_at) if ends_at <= now)
+            let over = one.pod.deletes_at.is_some_and(|end| end <= now.get());
+            let ends = over && machines.get(&one.pod.node).is_none_or(Machine::serves);
+            stays && !ends && !matches!(one.kind, Kind::Job(ends_at) if ends_at <= now)
         });
+        self.replace_unreachable();
+        self.write_budgets();
         for key in lost {
             if let Some(app) = self.workload.apps.get_mut(&key) {
                 app.pending += 1;
@@ -91,7 +96,9 @@ impl World {
                 return;
             };
             let kind = |uid: &str| present.iter().find(|one| one.pod.uid == uid).map(|one| one.kind.clone());
-            go.iter().filter_map(|pod| Some((pod.uid.clone(), kind(&pod.uid)?))).collect()
+            // Who ends already was told.
+            let told = go.iter().filter(|pod| pod.deletes_at.is_none());
+            told.filter_map(|pod| Some((pod.uid.clone(), kind(&pod.uid)?))).collect()
         };
         let mut gone: BTreeMap<String, u32> = BTreeMap::new();
         for (uid, kind) in asked {
@@ -103,7 +110,7 @@ impl World {
                 (order.mode == DrainMode::Evict).then(|| self.out_of_turn(index, &said, order, &ledger)).flatten();
             self.workload.hurried.extend(early);
             self.note_eviction(order, index);
-            let one = self.workload.pods.remove(index);
+            let Some(one) = self.make_leave(index, order.mode == DrainMode::Evict) else { continue };
             self.workload.evictions += 1;
             let cost = self.workload.costs.entry(key.clone()).or_default();
             cost.evictions += 1;
@@ -154,7 +161,10 @@ impl World {
             let over = |rule: &DrainRule| rule.timeout.is_some_and(|timeout| now >= order.begun.after(timeout));
             let stays = |rule: &DrainRule| rule.behavior == DrainBehavior::Skip || over(rule);
             let comes_back = other.tolerates_cordon && other.created_at > order.begun.get();
-            other.node == order.node
+            // Who should have ended long ago is waited for by nobody.
+            let overdue = |end: chrono::DateTime<chrono::Utc>| now.seconds_since(Time::new(end)) > OVERDUE;
+            !other.deletes_at.is_some_and(overdue)
+                && other.node == order.node
                 && turn(other) < turn(pod)
                 && !(comes_back || ledger.given_up().contains(&other.uid))
                 && !rule(other).is_some_and(stays)
@@ -253,7 +263,9 @@ impl World {
                 let apps = &self.workload.apps;
                 let attached = self.workload.attached.get(&*node.name).filter(|until| **until > self.snapshot.now);
                 let needs = |pod: &Pod| -> Vec<Needed> {
-                    let key = pod.controller.as_ref().map(|controller| controller.uid.clone());
+                    // Who ends already needs nobody's permission.
+                    let controller = pod.controller.as_ref().filter(|_| pod.deletes_at.is_none());
+                    let key = controller.map(|controller| controller.uid.clone());
                     key.filter(|key| apps.contains_key(key)).map(|key| (key, None)).into_iter().collect()
                 };
                 let mut facts = node_pods(present.map(|one| &one.pod), &drain, &hour, needs, |_| None);

@@ -306,6 +306,7 @@ fn a_node_that_reboots_in_each_of_its_drains_gives_its_place_away() {
         let drained = world.snapshot.nodes.iter().find(|node| node.is_being_emptied());
         if let Some(name) = drained.map(|node| node.name.to_string())
             && *restless.get_or_insert_with(|| name.clone()) == name
+            && world.machines[&name].is_up()
         {
             world.cut_power(&name);
         }

@@ -1,7 +1,7 @@
 //! What people say in the middle of it: stop, undo, go back, hold this node, try again.
 
 use crate::{granted, on, state, world};
-use bascule_api::{Duration, Time, WaitReason};
+use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
 use bascule_planner::{Action, Planner, Snapshot, model};
 use bascule_sim::world::{Fate, World, build};
 use serde_json::json;
@@ -202,6 +202,22 @@ fn what_a_rollback_left_does_not_hold_up_what_mends_it() {
     assert!(world.snapshot.now < published.after(Duration::from_minutes(60)), "before 1.0 was proven");
 }
 
+/// On-call reads of a node that it went back, and not that it was updated.
+#[test]
+fn a_way_back_that_a_person_asked_for_ends_as_one() {
+    let mut world = world(1, &json!({}));
+    let outcomes = |world: &World| -> Vec<(DisruptionOutcome, String)> {
+        let nodes = world.snapshot.nodes.iter().filter_map(|node| node.update.as_ref());
+        let last = nodes.filter_map(|update| update.spec.last_disruption.as_ref());
+        last.map(|last| (last.outcome, last.version.as_ref().unwrap().to_string())).collect()
+    };
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(outcomes(&world), vec![(DisruptionOutcome::Committed, "1.1".to_owned()); 3]);
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(outcomes(&world), vec![(DisruptionOutcome::RolledBack, "1.0".to_owned()); 3], "{}", world.story());
+}
+
 #[test]
 fn nobody_goes_back_over_a_state_version_unless_a_person_accepts_it() {
     let mut world = world(1, &json!({}));
@@ -274,11 +290,29 @@ fn a_way_back_to_what_no_channel_offers_is_made_permanent() {
 }
 
 #[test]
+fn a_way_back_to_a_version_that_was_published_anew_is_made_permanent() {
+    let mut world = world(1, &json!({}));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    // What the nodes have of 1.1 is what it was first.
+    let mut offer = (*build::offer(&["1.0", "1.1", "1.2"])).clone();
+    let anew = build::digest_anew("1.1", 1);
+    offer.releases[1].digests.insert(bascule_api::Architecture::X86_64, anew);
+    let offer = Arc::new(offer);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    world.until(400, |world| on(world, "1.2") == 3 && granted(world) == 0).unwrap();
+    world.snapshot.rollbacks.push(Arc::new(build::rollback("nic-offload", "workers", world.snapshot.now)));
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
+    let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
+    assert_eq!(boots, [3, 3, 3], "two reboots there and one back for each\n{}", world.story());
+}
+
+#[test]
 fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
     let mut world = world(1, &json!({}));
     world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
-    let inhibit = |world: &mut World, holds| world.machines.values_mut().for_each(|machine| machine.inhibited = holds);
-    inhibit(&mut world, true);
+    let silence = |world: &mut World, is| world.machines.values_mut().for_each(|machine| machine.silent = is);
+    silence(&mut world, true);
     let rollback = build::rollback("nic-offload", "workers", world.snapshot.now);
     world.snapshot.rollbacks.push(Arc::new(rollback));
     let waited = |world: &World| {
@@ -287,8 +321,8 @@ fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
         world.snapshot.nodes.iter().find_map(|node| drained(node)).map(|at| world.snapshot.now.seconds_since(at))
     };
     world.until(400, |world| waited(world).is_some_and(|seconds| seconds >= 590)).unwrap();
-    // The agent reboots the machine in the very moment in which the operator has waited long enough.
-    inhibit(&mut world, false);
+    // The agent is there again, and reboots the machine, in the very moment in which the operator has waited long enough.
+    silence(&mut world, false);
     world.pass(10);
     let _ = world.take_story();
     world.operate_for(None).unwrap();

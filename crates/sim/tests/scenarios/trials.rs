@@ -3,7 +3,7 @@
 use crate::{granted, node, on, state, world};
 use bascule_api::{Goal, Time};
 use bascule_planner::snapshot::GateAnswer;
-use bascule_sim::world::{World, build};
+use bascule_sim::world::{Fate, World, build};
 use serde_json::{Value, json};
 
 #[test]
@@ -54,6 +54,43 @@ fn a_slow_machine_whose_agent_speaks_before_its_kubelet_has_all_its_time() {
     world.until(1_200, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
     assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
     assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each");
+}
+
+/// The boot loader counts another try, and it is the same trial in another boot.
+#[test]
+fn a_machine_whose_power_fails_in_its_trial_tries_on() {
+    let mut world = world(1, &json!({"health": {"nodeSoak": "5m"}}));
+    world.until(200, on_trial).unwrap();
+    let name = granted_one(&world);
+    world.cut_power(&name);
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert_eq!(world.machines[&name].history.len(), 2, "{}", world.story());
+    assert_eq!(world.story().matches(&format!("{name}: boots 1.1 as a trial")).count(), 2, "{}", world.story());
+}
+
+#[test]
+fn what_does_not_boot_has_three_tries() {
+    let mut world = world(1, &json!({}));
+    world.fates.insert("1.1".to_owned(), Fate::NoBoot);
+    world.until(400, |world| world.snapshot.policies[0].status.failures.len() == 1).unwrap();
+    let booted = |name: &str| -> Vec<String> { world.machines[name].history.iter().map(ToString::to_string).collect() };
+    let failure = &world.snapshot.policies[0].status.failures[0];
+    assert_eq!(booted(&failure.node), ["1.1", "1.1", "1.1", "1.0"], "{}", world.story());
+}
+
+/// Somebody at the machines picks the running release in the boot menu: what is armed was never tried, and nobody blames it.
+#[test]
+fn what_the_boot_loader_was_kept_from_taking_is_not_blamed() {
+    let mut world = world(1, &json!({}));
+    for machine in world.machines.values_mut() {
+        machine.elsewhere = true;
+    }
+    let waits = |world: &World| ["a1", "b1", "c1"].iter().all(|name| state(name, world).contains("BootCountingBroken"));
+    world.until(600, waits).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert!(world.machines.values().all(|machine| machine.history.len() == 1), "one reboot each\n{}", world.story());
+    assert_eq!((on(&world, "1.0"), granted(&world)), (3, 0), "{}", world.story());
 }
 
 #[test]

@@ -171,6 +171,18 @@ fn a_trial_that_ends_while_its_node_or_its_policy_can_not_be_read_blames_nobody(
     }
 }
 
+/// The operator that could not read it is replaced by one that can, which sees nothing of that in the object.
+#[test]
+fn a_trial_that_ended_while_an_operator_before_this_one_could_not_read_its_node_blames_nobody() {
+    let (mut world, name) = trying();
+    unreadable::hide(&mut world, &name);
+    live(&mut world, 1_500);
+    assert!(!tries(&world, &name) && granted(&world) == 1, "the guard ended it\n{}", world.story());
+    world.snapshot.unread_at = Some(world.snapshot.now);
+    unreadable::change(&mut world, &name, |node| node.unreadable = None);
+    ends_unproven(&mut world, &name);
+}
+
 /// Nobody leads until the guard has ended a trial. What could not be read before it, and a policy for other nodes, held nothing then.
 #[test]
 fn what_could_not_be_read_at_another_time_or_elsewhere_saves_no_release() {
@@ -178,6 +190,7 @@ fn what_could_not_be_read_at_another_time_or_elsewhere_saves_no_release() {
     let began = node(&world, &name).update.as_ref().unwrap().spec.disruption.as_ref().unwrap().drained_at;
     unreadable::change(&mut world, &name, |node| node.read_again = began);
     world.policy("workers", |policy| policy.read_again = began);
+    world.snapshot.unread_at = began;
     let elsewhere = json!({"nodeSelector": {"matchLabels": {"role": "gateway"}}});
     let mut others = build::policy("others", &elsewhere, &build::offer(&["1.0", "1.1"]));
     others.read_again = Some(world.snapshot.now);

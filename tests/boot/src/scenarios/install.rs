@@ -61,22 +61,31 @@ pub struct Scene<'a> {
 /// # Errors
 /// When something is not as it should be, with what both machines say.
 pub async fn run(scene: Scene<'_>) -> anyhow::Result<()> {
-    on_machines(scene, Version::today(), ["i1", "i2"], async |_, _| Ok(())).await
+    let site = Site::start(scene.folder, scene.vendor).await?;
+    site.publishes(Version::today()).await?;
+    on_machines(scene, &site, Version::today(), ["i1", "i2"], async |_, _| Ok(())).await
 }
 
 /// Runs it with what an earlier commit had, until the first node is disrupted.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn upgrade(scene: Scene<'_>, older: &Older) -> anyhow::Result<()> {
+pub async fn upgrade(scene: Scene<'_>, workspace: &Path) -> anyhow::Result<()> {
+    let site = Site::start(scene.folder, scene.vendor).await?;
+    // Both are built before a machine runs: what is compiled in the middle of the update would let that end meanwhile.
+    site.publishes(Version::today()).await?;
+    let workspace = workspace.to_owned();
+    let older = tokio::task::spawn_blocking(move || Older::prepare(&workspace)).await??;
+    say(&format!("the version before is of {}", older.commit()));
     let before = Version { tree: older.tree(), tag: BEFORE };
-    on_machines(scene, before, ["u1", "u2"], async |site, names| {
+    site.publishes(before).await?;
+    on_machines(scene, &site, before, ["u1", "u2"], async |site, names| {
         let granted = names.map(|name| {
             let disrupted = |update: &NodeUpdate| update.spec.disruption.is_some();
             Box::pin(until(site, name, "it is disrupted, and a newer version comes", STAGE, disrupted))
         });
         select_ok(granted).await?;
-        site.has(Version::today()).await?;
+        site.lays_out(Version::today())?;
         site.follows("apply").await?;
         site.types("kubectl -n bascule-agents rollout status daemonset/bascule-agent").await?;
         Ok(())
@@ -84,15 +93,17 @@ pub async fn upgrade(scene: Scene<'_>, older: &Older) -> anyhow::Result<()> {
     .await
 }
 
+/// Runs it with a version whose images are in the registry.
 async fn on_machines<'a>(
     scene: Scene<'a>,
+    site: &Site,
     version: Version<'a>,
     names: [&'static str; 2],
     meanwhile: impl AsyncFnOnce(&Site, [&'static str; 2]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let Scene { lab, folder, vendor, old, new } = scene;
+    let Scene { lab, vendor, old, new, .. } = scene;
     vendor.publish(CHANNEL, new, &[old]).await?;
-    let site = Site::start(folder, vendor, version).await?;
+    site.lays_out(version)?;
     let mut machines = Vec::new();
     for (name, agent) in names.into_iter().zip([AgentIs::Pod, AgentIs::Service]) {
         let setup = Setup { memory_mib: MEMORY_MIB, ..Setup::default() };
@@ -100,7 +111,7 @@ async fn on_machines<'a>(
         machine.power_on()?;
         machines.push(machine);
     }
-    if let Err(error) = play(&site, &machines, names, new, meanwhile(&site, names)).await {
+    if let Err(error) = play(site, &machines, names, new, meanwhile(site, names)).await {
         let cluster = site.types(SYMPTOMS).await.unwrap_or_else(|error| format!("{error:#}"));
         let machines = symptoms(&machines.iter().collect::<Vec<_>>()).await;
         return Err(error.context(format!("{machines}\n{cluster}")));

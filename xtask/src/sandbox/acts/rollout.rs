@@ -41,11 +41,12 @@ pub(super) async fn play(story: &mut Story) -> anyhow::Result<Vec<String>> {
     let started = starts_between(&before, &waiting);
     ensure!(started.values().all(|count| *count == 0), "a machine restarted before the window: {started:?}");
     seen.push("nothing restarted before the window; NodeUpdates said MaintenanceWindow".to_owned());
+    // Before the window can open, however slow the machine.
+    turn(story, &held, Command::HoldBack).await?;
     let window = workload::next_window(bascule_tests::clock::now(), NEAR_SECONDS);
     story.cluster.apply(&workload::policy(&story.repository.url(), window)).await?;
     story.view.say(&format!("  the admin moves the window: it opens at {} UTC", window.format("%H:%M:%S")));
 
-    turn(story, &held, Command::HoldBack).await?;
     story.start_killing();
     let holds =
         |seen: &Snapshot| seen.nodes.get(&held).is_some_and(|node| node.complains("the reboot waits for backup"));

@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(told(tree.path()), [], "not worth a word");
         File::create(&path).unwrap().set_len(9 << 30).unwrap();
         let sparse = (34, "var/log/lastlog has 9216 MiB, of which 0 are in use".to_owned());
-        assert_eq!(told(tree.path()), [sparse.clone()]);
+        assert_eq!(told(tree.path()), [sparse]);
         // Another name of it is no other file.
         fs::hard_link(&path, tree.path().join("again")).unwrap();
         let found = told(tree.path());

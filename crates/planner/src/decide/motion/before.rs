@@ -1,9 +1,9 @@
 //! From the grant to the word to reboot: hooks, cordon, drain. Everything here can be undone.
 
-use super::{Motion, Moving, Standing, hooks};
+use super::{KeptOrder, Motion, Moving, hooks};
 use crate::{
     Action, Rule, Step, Wait,
-    decide::choice::{Choice, GoBack},
+    decide::desired::{Desired, GoBack},
     plan::{DrainMode, DrainOrder},
     snapshot::{BlockedPod, Cordon, Excluded, HookStage, Truce},
 };
@@ -36,14 +36,14 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
         return Some(why.to_owned());
     }
     let by_rollback = moving.by_rollback();
-    match moving.choice {
-        Choice::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_for_choice(moving))
+    match moving.desired {
+        Desired::GoBack(_) => (moving.spec.goal == Goal::Staged && !by_rollback && !staged_as_desired(moving))
             .then(|| "the node is to go back instead".to_owned()),
-        Choice::Install(install) if moving.release().is_some_and(|asked| asked.version == install.release.version) => {
+        Desired::Install(install) if moving.release().is_some_and(|asked| asked.version == install.release.version) => {
             None
         }
         // A newer release appeared: what is under way is finished, unless it must not be installed any more.
-        Choice::Install(_) | Choice::Here | Choice::Nothing(_) => {
+        Desired::Install(_) | Desired::Here | Desired::Nothing(_) => {
             let Some(asked) = moving.release().filter(|_| moving.spec.goal == Goal::Staged && !by_rollback) else {
                 return Some("the way back is not asked for any more".to_owned());
             };
@@ -74,7 +74,7 @@ fn withdrawn(moving: &Moving<'_, '_>) -> Option<String> {
 }
 
 /// A node that was granted for a way back before something else was staged goes back all the same.
-fn staged_for_choice(moving: &Moving<'_, '_>) -> bool {
+fn staged_as_desired(moving: &Moving<'_, '_>) -> bool {
     !moving.view.traits.staged_as_asked
 }
 
@@ -156,8 +156,8 @@ fn drain(moving: &Moving<'_, '_>, started: Time) -> Motion {
     }
     // A pod that may not be evicted came meanwhile: the node is not empty.
     if node.pods.remaining == 0 && node.pods.undrainable.is_empty() {
-        let stands = empty(moving, deadline);
-        return detaching(moving, &stands).unwrap_or_else(|| drained(moving, &stands));
+        let kept = empty(moving, deadline);
+        return detaching(moving, &kept).unwrap_or_else(|| drained(moving, &kept));
     }
     let patient = settings.on_timeout != OnTimeout::Delete || moving.ctx.set.keeps(Rule::DeleteAfterTimeout);
     if moving.ctx.now < deadline && patient {
@@ -234,11 +234,11 @@ fn progress(moving: &Moving<'_, '_>) -> Option<DrainProgress> {
 }
 
 /// The drain's order: that of the last plan, where it is the same.
-fn standing(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Standing {
-    if let Some(stood) = moving.stood.filter(|stood| stood.holds(moving, until, mode)) {
-        return stood.clone();
+fn order(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> KeptOrder {
+    if let Some(kept) = moving.kept.filter(|kept| kept.holds(moving, until, mode)) {
+        return kept.clone();
     }
-    Standing::new(DrainOrder {
+    KeptOrder::new(DrainOrder {
         node: moving.name(),
         grant: moving.grant,
         policy: moving.spec.policy.clone(),
@@ -250,7 +250,7 @@ fn standing(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Standing {
 
 fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
     let pods = &moving.view.node.pods;
-    let stands = standing(moving, until, mode);
+    let kept = order(moving, until, mode);
     let hindered = match (pods.undrainable.first(), &pods.blocked, mode) {
         (Some(pod), _, DrainMode::Evict) => {
             Some(Wait::new(WaitReason::UndrainablePod, format!("{} can't be evicted: {}", pod.pod, pod.why)))
@@ -266,15 +266,15 @@ fn evicting(moving: &Moving<'_, '_>, until: Time, mode: DrainMode) -> Motion {
         let wait = wait.of(&pod.kind, pod.namespace.as_deref(), &pod.name).until(Some(ends));
         let mut motion = Motion::waits(RolloutState::Draining, wait);
         motion.progress = progress(moving);
-        motion.drain = Some(Arc::clone(&stands.order));
-        motion.stands = Some(stands);
+        motion.drain = Some(Arc::clone(&kept.order));
+        motion.kept = Some(kept);
         return motion;
     }
-    let wait = hindered.map_or_else(|| Arc::clone(&stands.wait), |wait| Arc::new(wait.until(Some(until))));
+    let wait = hindered.map_or_else(|| Arc::clone(&kept.wait), |wait| Arc::new(wait.until(Some(until))));
     let mut motion = Motion::shared(RolloutState::Draining, wait);
     motion.progress = progress(moving);
-    motion.drain = Some(Arc::clone(&stands.order));
-    motion.stands = Some(stands);
+    motion.drain = Some(Arc::clone(&kept.order));
+    motion.kept = Some(kept);
     motion
 }
 
@@ -295,13 +295,13 @@ fn blocked_wait(moving: &Moving<'_, '_>, blocked: &BlockedPod) -> Wait {
 
 /// The order of a drain that has emptied its node. It stands until the word to reboot is written: one that began anew would not
 /// know whom it gave up, nor what it waited for.
-fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
+fn empty(moving: &Moving<'_, '_>, deadline: Time) -> KeptOrder {
     let settings = moving.drain();
     match settings.on_timeout {
         OnTimeout::Delete if moving.ctx.now >= deadline => {
-            standing(moving, deadline.after(settings.timeout), DrainMode::DeleteRest)
+            order(moving, deadline.after(settings.timeout), DrainMode::DeleteRest)
         }
-        _ => standing(moving, deadline, DrainMode::Evict),
+        _ => order(moving, deadline, DrainMode::Evict),
     }
 }
 
@@ -309,20 +309,20 @@ fn empty(moving: &Moving<'_, '_>, deadline: Time) -> Standing {
 /// up knows nothing any more.
 fn keeping(moving: &Moving<'_, '_>, mut motion: Motion, deadline: Time) -> Motion {
     if motion.state == RolloutState::Draining {
-        stand(moving, &mut motion, &standing(moving, deadline, DrainMode::Keep));
+        keep(moving, &mut motion, &order(moving, deadline, DrainMode::Keep));
     }
     motion
 }
 
-fn stand(moving: &Moving<'_, '_>, motion: &mut Motion, stands: &Standing) {
+fn keep(moving: &Moving<'_, '_>, motion: &mut Motion, kept: &KeptOrder) {
     if moving.ctx.set.keeps(Rule::DrainStands) {
-        motion.drain = Some(Arc::clone(&stands.order));
-        motion.stands = Some(stands.clone());
+        motion.drain = Some(Arc::clone(&kept.order));
+        motion.kept = Some(kept.clone());
     }
 }
 
 /// Pods are gone, and volumes of theirs are still attached: whoever gets them next would wait for this node's reboot.
-fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
+fn detaching(moving: &Moving<'_, '_>, kept: &KeptOrder) -> Option<Motion> {
     let attached = &moving.view.node.pods.attached;
     let first = attached.first()?;
     let within = moving.drain().volume_detach_timeout;
@@ -336,7 +336,7 @@ fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
     let wait = Wait::new(WaitReason::VolumesDetaching, message).of("PersistentVolume", None, first).until(Some(until));
     let mut motion = Motion::waits(RolloutState::Draining, wait);
     motion.progress = progress(moving);
-    stand(moving, &mut motion, stands);
+    keep(moving, &mut motion, kept);
     Some(match emptied {
         Some(_) => motion,
         None => motion.with(moving.step(Action::Emptied { node: moving.name(), at: moving.ctx.now }, "")),
@@ -344,7 +344,7 @@ fn detaching(moving: &Moving<'_, '_>, stands: &Standing) -> Option<Motion> {
 }
 
 /// The node is empty: the word to reboot.
-fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
+fn drained(moving: &Moving<'_, '_>, kept: &KeptOrder) -> Motion {
     let at = moving.ctx.now;
     let took = at.seconds_since(moving.disruption.drain_started_at.unwrap_or(at));
     let pods = &moving.view.node.pods;
@@ -372,8 +372,8 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
     if !pods.skipped.is_empty() {
         says.push_str(&format!("; left for the reboot: {}", pods.skipped.join(", ")));
     }
-    let (action, what) = match moving.choice {
-        Choice::GoBack(back) => {
+    let (action, what) = match moving.desired {
+        Desired::GoBack(back) => {
             let GoBack { leaves, to, .. } = &**back;
             let revert = Action::Revert {
                 node: moving.name(),
@@ -393,7 +393,7 @@ fn drained(moving: &Moving<'_, '_>, stands: &Standing) -> Motion {
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
     let until = at.after(moving.health().node_ready_timeout);
     let mut motion = Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until)));
-    stand(moving, &mut motion, stands);
+    keep(moving, &mut motion, kept);
     motion.with(step)
 }
 

@@ -1,7 +1,7 @@
 //! From the word to reboot until the node is back: with the new release, with the old one, or not at all.
 
 use super::{Motion, Moving, Owner, before, trial};
-use crate::decide::{PolicyView, choice::reference, facts::NodeView};
+use crate::decide::{PolicyView, desired::reference, facts::NodeView};
 use crate::{Action, Rule, Wait};
 use bascule_api::{
     Booted, Digest, DisruptionOutcome, Goal, NodeError, ReleaseRef, RolloutState, SlotState, SlotStatus, Time, Version,

@@ -14,7 +14,7 @@ pub(super) use boot::lost;
 pub(super) use daemons::note;
 
 use super::{
-    choice::Choice,
+    desired::Desired,
     facts::{NodeView, Selection},
     health::Answers,
     memory::Took,
@@ -45,6 +45,7 @@ const REBOOTING: &str = "the agent arms the release and the machine reboots";
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ctx<'a> {
     pub(super) now: Time,
+    pub(super) unread_at: Option<Time>,
     pub(super) policies: &'a [Arc<PolicyFacts>],
     pub(super) rollbacks: &'a [Arc<RollbackFacts>],
     pub(super) hooks: &'a [HookRun],
@@ -83,7 +84,7 @@ pub(super) struct Motion {
     pub(super) questions: Vec<GateQuestion>,
     pub(super) wake: Option<Time>,
     /// What the next plan may say again.
-    pub(super) stands: Option<Standing>,
+    pub(super) kept: Option<KeptOrder>,
 }
 
 impl Motion {
@@ -103,7 +104,7 @@ impl Motion {
             timing: None,
             questions: Vec::new(),
             wake,
-            stands: None,
+            kept: None,
         }
     }
 
@@ -168,20 +169,20 @@ pub(super) struct Moving<'c, 'a> {
     /// The policy, while it is there, valid, and the only one that selects the node: nobody else says that it is emptied.
     policy: Option<&'c PolicyView<'a>>,
     owner: Owner<'c, 'a>,
-    choice: &'c Choice<'a>,
+    desired: &'c Desired<'a>,
     /// The order that the last plan gave for it.
-    stood: Option<&'c Standing>,
+    kept: Option<&'c KeptOrder>,
 }
 
 /// A drain's order and the sentence about it, as long as nothing stands in the way: while pods leave, plan after plan says
 /// the same of many nodes.
 #[derive(Debug, Clone)]
-pub(super) struct Standing {
+pub(super) struct KeptOrder {
     order: Arc<DrainOrder>,
     wait: Arc<Wait>,
 }
 
-impl Standing {
+impl KeptOrder {
     fn new(order: DrainOrder) -> Self {
         let message = match order.mode {
             DrainMode::Evict => "pods are being evicted",
@@ -208,15 +209,15 @@ pub(super) fn next<'a>(
     view: &NodeView<'a>,
     policy: Option<&PolicyView<'a>>,
     caring: Option<&PolicyView<'a>>,
-    choice: &Choice<'a>,
-    stood: Option<&Standing>,
+    desired: &Desired<'a>,
+    kept: Option<&KeptOrder>,
 ) -> Option<Motion> {
     let update = view.update()?;
     let spec = &update.spec;
     let disruption = spec.disruption.as_ref()?;
     let (granted_boot, grant) = spec.grant.as_ref().map_or(("", 0), |grant| (grant.boot_id.as_str(), grant.generation));
     let owner = Owner::of(caring);
-    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, choice, stood };
+    let moving = Moving { ctx, view, spec, disruption, grant, granted_boot, policy, owner, desired, kept };
     if view.node.deleting {
         let wait = Wait::new(WaitReason::NodeGone, "the Node is being deleted");
         return Some(Motion::waits(RolloutState::Waiting, wait));

@@ -145,6 +145,9 @@ fn unread_since(moving: &Moving<'_, '_>, since: Time) -> Option<String> {
     if then(node.read_again) {
         return Some("what says how the node stands".to_owned());
     }
+    if then(moving.ctx.unread_at) {
+        return Some("an object that its update hangs on".to_owned());
+    }
     let held = |policy: &&Arc<PolicyFacts>| {
         then(policy.read_again) && (policy.name == moving.spec.policy || selects(node, policy))
     };
@@ -380,5 +383,7 @@ fn committed(moving: &Moving<'_, '_>) -> Motion {
     let says = format!("runs {version}, committed");
     let mut motion = Motion::waits(RolloutState::Current, Wait::new(WaitReason::Current, crate::decide::AT_REST));
     motion.steps = notes;
-    moving.end(motion, DisruptionOutcome::Committed, Goal::Committed, "", says)
+    // A way back is on trial like any release, and permanent here.
+    let outcome = if moving.by_rollback() { DisruptionOutcome::RolledBack } else { DisruptionOutcome::Committed };
+    moving.end(motion, outcome, Goal::Committed, "", says)
 }

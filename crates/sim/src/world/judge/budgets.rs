@@ -7,7 +7,7 @@ use super::{
     past::Past,
 };
 use crate::world::{
-    history::{Act, Event, Evicted},
+    history::{Act, Event, Evicted, Stood},
     pods::Kind,
 };
 use bascule_api::{Cause, OnTimeout, Time};
@@ -119,7 +119,8 @@ fn rebooted_under(past: &Past<'_>, act: &Act) -> Vec<String> {
     }
     let is_ready = |name: &str| plan.nodes().any(|node| *node.name == *name && node.ready.ready);
     let mut apps: BTreeMap<&str, (u32, u32)> = BTreeMap::new();
-    for pod in plan.view.pods.pods.iter().filter(|pod| is_ready(&pod.node)) {
+    let counts = |pod: &&Stood| pod.deletes_at.is_none() && is_ready(&pod.node);
+    for pod in plan.view.pods.pods.iter().filter(counts) {
         if let Kind::App(key) = &pod.kind {
             let (healthy, here) = apps.entry(key).or_default();
             *healthy += 1;

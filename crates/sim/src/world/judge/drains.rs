@@ -8,7 +8,7 @@ use super::{
 use crate::world::{
     history::{Act, Event, Planned, Stood},
     machine::Deed,
-    pods::{Kind, RETURNS},
+    pods::{Kind, OVERDUE, RETURNS},
 };
 use bascule_api::{Drain, DrainBehavior};
 use bascule_planner::{Action, snapshot::Node};
@@ -55,7 +55,9 @@ fn told(past: &Past<'_>, act: &Act) -> Vec<String> {
 
 /// Whether a pod may be on a node that reboots.
 fn may_stay(past: &Past<'_>, plan: &Planned, node: &Node, pod: &Stood) -> bool {
-    comes_back(past, plan, node, pod) || is_skipped(plan, node, pod)
+    // Who should have ended a minute ago does not: its kubelet is away, or a finalizer holds it.
+    let overdue = pod.deletes_at.is_some_and(|end| plan.view.facts.now.seconds_since(end) > OVERDUE);
+    overdue || comes_back(past, plan, node, pod) || is_skipped(plan, node, pod)
 }
 
 /// Whether it is left for the reboot since another one would come after it.
@@ -70,7 +72,7 @@ pub(super) fn comes_back(past: &Past<'_>, plan: &Planned, node: &Node, pod: &Sto
             let since =
                 |other: &Stood| other.node == *node.name && other.kind == pod.kind && other.created_at >= *begun;
             let gone = past.evictions.iter().filter(|evicted| since(&evicted.pod)).count();
-            let here = plan.view.pods.on(&node.name).filter(|other| since(other)).count();
+            let here = plan.view.pods.on(&node.name).filter(|other| other.deletes_at.is_none() && since(other)).count();
             gone + here > usize::try_from(RETURNS).unwrap_or(usize::MAX)
         }),
         Kind::Loose | Kind::Anchored | Kind::Job(_) | Kind::Stuck | Kind::Bare => false,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// What a node should do.
 #[derive(Debug, Clone)]
-pub(super) enum Choice<'a> {
+pub(super) enum Desired<'a> {
     /// It runs what it should.
     Here,
     /// There is nothing for it, for this reason.
@@ -62,24 +62,24 @@ pub(super) enum Back<'a> {
 enum OfKind<'a> {
     /// What runs was blocked by failures; each node looks at its own other slot.
     Leave,
-    Same(Choice<'a>),
+    Same(Desired<'a>),
 }
 
-/// Choices for nodes that differ in nothing that matters, so that thousands of nodes cost a handful of decisions.
+/// The same for nodes that differ in nothing that matters, so that thousands of nodes cost a handful of decisions.
 #[derive(Debug)]
-pub(super) struct Choices<'a> {
+pub(super) struct DesiredByKind<'a> {
     texts: &'a Texts,
     /// By kind.
     known: Vec<Option<OfKind<'a>>>,
 }
 
-impl<'a> Choices<'a> {
+impl<'a> DesiredByKind<'a> {
     pub(super) fn new(texts: &'a Texts) -> Self {
         Self { texts, known: vec![None; texts.kinds()] }
     }
 
     /// What a node of this policy should run.
-    pub(super) fn of(&mut self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> Choice<'a> {
+    pub(super) fn of(&mut self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> Desired<'a> {
         if let Some(rollback) = policy.rollbacks.iter().find(|rollback| rollback.leaves(node))
             && let Some(running) = node.running()
         {
@@ -88,7 +88,7 @@ impl<'a> Choices<'a> {
         if node.running().is_none()
             && let Some(trouble) = &node.node.agent_trouble
         {
-            return Choice::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, trouble.as_ref())));
+            return Desired::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, trouble.as_ref())));
         }
         let kind = node.traits.kind.index();
         let known = match self.known.get(kind) {
@@ -103,15 +103,15 @@ impl<'a> Choices<'a> {
         };
         match (known, policy.valid.and_then(|valid| valid.spec.version.as_ref())) {
             (OfKind::Leave, _) => leave_blocked(policy, node),
-            (OfKind::Same(choice), None) => choice,
-            (OfKind::Same(choice), Some(pinned)) => pinned_way_back(policy, node, pinned, choice),
+            (OfKind::Same(desired), None) => desired,
+            (OfKind::Same(desired), Some(pinned)) => pinned_way_back(policy, node, pinned, desired),
         }
     }
 
     fn make(&self, policy: &PolicyView<'a>, node: &NodeView<'a>, now: Time) -> OfKind<'a> {
         let Some(running) = node.running() else {
             let message = "the agent has not reported what the node runs".to_owned();
-            return OfKind::Same(Choice::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, message))));
+            return OfKind::Same(Desired::Nothing(Arc::new(Wait::new(WaitReason::AgentNotReporting, message))));
         };
         if policy.blocked_by_failures(running) {
             return OfKind::Leave;
@@ -126,13 +126,13 @@ fn by_policy<'a>(
     running: &Version,
     now: Time,
     texts: &Texts,
-) -> Choice<'a> {
-    let nothing = |wait: Wait| Choice::Nothing(Arc::new(wait));
+) -> Desired<'a> {
+    let nothing = |wait: Wait| Desired::Nothing(Arc::new(wait));
     let Some(target) = policy.target(architecture) else {
         return nothing(policy.no_target(architecture));
     };
     if target.version == *running {
-        return Choice::Here;
+        return Desired::Here;
     }
     if target.version < *running && !target.downgrade {
         return nothing(newer_than_offered(policy, running, target));
@@ -158,7 +158,7 @@ fn by_policy<'a>(
     }
     let young = policy.too_young(step, now).map(Arc::new);
     let text = texts.find(step.version.as_str());
-    Choice::Install(Install { release: step, target, young, rollback: None, text })
+    Desired::Install(Install { release: step, target, young, rollback: None, text })
 }
 
 fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Release) -> Wait {
@@ -182,15 +182,15 @@ fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Relea
 /// Why a node does not go to a release that is made for an older state of the machine than the machine was used with. Its agent
 /// would refuse that too, but only once the node is empty. What is to be done stays what it is: a Rollback that is not followed for
 /// this is one all the same, which no pause and no halt stands in the way of.
-pub(super) fn made_for_older_state(node: &NodeView<'_>, choice: &Choice<'_>) -> Option<Wait> {
+pub(super) fn made_for_older_state(node: &NodeView<'_>, desired: &Desired<'_>) -> Option<Wait> {
     let used = node.traits.state_version?;
-    let (to, made_for) = match choice {
-        Choice::Install(install) => (&install.release.version, install.release.state_version),
-        Choice::GoBack(back) => (&back.to, node.other_slot().and_then(|slot| slot.state_version)),
-        Choice::Here | Choice::Nothing(_) => return None,
+    let (to, made_for) = match desired {
+        Desired::Install(install) => (&install.release.version, install.release.state_version),
+        Desired::GoBack(back) => (&back.to, node.other_slot().and_then(|slot| slot.state_version)),
+        Desired::Here | Desired::Nothing(_) => return None,
     };
     let made_for = made_for.unwrap_or(0);
-    if made_for >= used || choice.accepts_state() {
+    if made_for >= used || desired.accepts_state() {
         return None;
     }
     let message = format!(
@@ -204,18 +204,18 @@ fn pinned_way_back<'a>(
     policy: &PolicyView<'a>,
     node: &NodeView<'a>,
     pinned: &Version,
-    choice: Choice<'a>,
-) -> Choice<'a> {
-    match (&choice, node.running(), node.way_back()) {
-        (Choice::Here, ..) => choice,
+    desired: Desired<'a>,
+) -> Desired<'a> {
+    match (&desired, node.running(), node.way_back()) {
+        (Desired::Here, ..) => desired,
         (_, Some(running), Some(other)) if pinned == other && other < running && !policy.is_blocked(pinned) => {
             go_back(policy, node, running, other, Back::Pinned)
         }
-        _ => choice,
+        _ => desired,
     }
 }
 
-fn leave_blocked<'a>(policy: &PolicyView<'a>, node: &NodeView<'a>) -> Choice<'a> {
+fn leave_blocked<'a>(policy: &PolicyView<'a>, node: &NodeView<'a>) -> Desired<'a> {
     let automatic = policy.valid.is_some_and(|valid| valid.spec.automatic_rollback);
     match (node.running(), node.way_back()) {
         (Some(running), Some(other)) if automatic && other < running && !policy.is_blocked(other) => {
@@ -225,7 +225,7 @@ fn leave_blocked<'a>(policy: &PolicyView<'a>, node: &NodeView<'a>) -> Choice<'a>
             let running = running.map_or("", Version::as_str);
             let message = format!("runs {running}, which is blocked for this policy after failures");
             let wait = Wait::new(WaitReason::ReleaseBlocked, message);
-            Choice::Nothing(Arc::new(wait.of("UpdatePolicy", None, &policy.facts.name)))
+            Desired::Nothing(Arc::new(wait.of("UpdatePolicy", None, &policy.facts.name)))
         }
     }
 }
@@ -236,10 +236,10 @@ fn by_rollback<'a>(
     node: &NodeView<'a>,
     running: &Version,
     texts: &Texts,
-) -> Choice<'a> {
+) -> Desired<'a> {
     let facts = rollback.facts;
     let nothing = |reason, message: String| {
-        Choice::Nothing(Arc::new(Wait::new(reason, message).of("Rollback", None, &facts.name)))
+        Desired::Nothing(Arc::new(Wait::new(reason, message).of("Rollback", None, &facts.name)))
     };
     let Some(to) = rollback.destination(node) else {
         let message =
@@ -255,7 +255,7 @@ fn by_rollback<'a>(
         }
         Some(release) if *running < release.version || release.downgrade => {
             let text = texts.find(to.as_str());
-            Choice::Install(Install { release, target: release, young: None, rollback: Some(facts), text })
+            Desired::Install(Install { release, target: release, young: None, rollback: Some(facts), text })
         }
         Some(_) => {
             let message = format!("{to} is not in the other slot and its publisher does not allow going back to it");
@@ -271,12 +271,12 @@ fn go_back<'a>(
     running: &Version,
     to: &Version,
     why: Back<'a>,
-) -> Choice<'a> {
+) -> Desired<'a> {
     match reference(policy, node, running) {
-        Some(leaves) => Choice::GoBack(Box::new(GoBack { to: to.clone(), leaves, why })),
+        Some(leaves) => Desired::GoBack(Box::new(GoBack { to: to.clone(), leaves, why })),
         None => {
             let message = format!("the digest of {running} is not known, because the repository was not read yet");
-            Choice::Nothing(Arc::new(Wait::new(WaitReason::RepositoryUnavailable, message)))
+            Desired::Nothing(Arc::new(Wait::new(WaitReason::RepositoryUnavailable, message)))
         }
     }
 }
@@ -309,7 +309,7 @@ fn digest_of(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &Version) ->
         .cloned()
 }
 
-impl Choice<'_> {
+impl Desired<'_> {
     /// What causes the disruption, for the grant.
     pub(super) fn cause(&self, policy: &str) -> bascule_api::Cause {
         let (kind, name, user) = match self.ordered_by() {
