@@ -25,7 +25,7 @@ pub mod scenario;
 mod twin;
 mod workload;
 
-use bascule_api::Time;
+use bascule_api::{NodeUpdateStatus, Time};
 use bascule_planner::{
     GateSet, Plan, PolicyError, PolicyErrorKind, Report, Snapshot, Step, lint, model,
     snapshot::{HookStage, Node},
@@ -354,6 +354,8 @@ impl World {
         } else {
             BTreeMap::new()
         };
+        // What an old view showed of the NodeUpdates: each is written as the version that was seen.
+        let old = if stale && !is_late { seen.nodes.clone() } else { Vec::new() };
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);
@@ -364,6 +366,11 @@ impl World {
             let node = step.action.node().unwrap_or_default().to_owned();
             let waits = (!node.is_empty() && refused.contains(&node)) || self.backs_off(step);
             if waits {
+                continue;
+            }
+            if self.is_of_another_version(step, &old) {
+                self.tell(&format!("API server  has another version of {node} than the old view"));
+                refused.insert(node);
                 continue;
             }
             let done = self.carry_out(step, &report);
@@ -403,6 +410,20 @@ impl World {
         }
         self.workload.questions = plan.questions;
         self.fail_if(broken)
+    }
+
+    /// Whether a step writes a NodeUpdate of which its agent has said something else since the plan's view of it.
+    fn is_of_another_version(&self, step: &Step, old: &[std::sync::Arc<Node>]) -> bool {
+        let writes = matches!(Written::by(&step.action), Some(Written::NodeUpdate));
+        let status = |nodes: &[std::sync::Arc<Node>]| {
+            let node = nodes.iter().find(|node| step.action.node() == Some(&*node.name))?;
+            // What the operator itself explains it has seen.
+            Some(NodeUpdateStatus { rollout: None, ..node.update.as_ref()?.status.clone() })
+        };
+        match status(old).filter(|_| writes) {
+            Some(seen) => status(&self.snapshot.nodes).is_some_and(|now| now != seen),
+            None => false,
+        }
     }
 
     /// The steps of a plan in the order in which they are carried out: what is remembered first, then as many batches as it says.
