@@ -423,7 +423,8 @@ fn slow_machines(world: &World) -> Vec<Broken> {
     broken
 }
 
-/// A trial has its time from when its machine is back, however long that took and whoever says so first.
+/// A trial has its time from when its machine is back, however long that took and whoever says so first. Where nobody has, a machine that
+/// lost its power in its trial looks like one that never came up.
 fn hurried_verdicts(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     let now = world.snapshot.now;
@@ -436,7 +437,12 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
         for failure in policy.status.failures.iter().filter(verdict) {
             let Some(machine) = world.machines.get(&failure.node).filter(|machine| machine.is_up()) else { continue };
             let had = now.seconds_since(machine.up_since);
-            if machine.running() == Some(&failure.version) && had < asked {
+            let boot = machine.boot_id(&failure.node);
+            let said = world.snapshot.nodes.iter().filter(|node| *node.name == *failure.node).any(|node| {
+                let agent = node.update.as_ref().and_then(|update| update.status.boot_id.as_ref());
+                node.boot_id == boot || agent == Some(&boot)
+            });
+            if machine.running() == Some(&failure.version) && said && had < asked {
                 let what = format!("{} is blamed on {}, which has run it for {had} s", failure.version, failure.node);
                 broken.push(Broken::World(6, what));
             }
