@@ -27,7 +27,7 @@ use bascule_planner::{
     plan::{HookOrder, Taint},
     snapshot::{HookStage, Write, Writes},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Api, Client, api::ListParams};
 use std::{
@@ -271,6 +271,9 @@ impl Writer {
         if matches!(step.action, Action::Boot { .. } | Action::Revert { drained_at: Some(_), .. }) {
             self.look_at_pods(name).await?;
         }
+        if matches!(step.action, Action::Commit { .. } | Action::Revert { drained_at: None, .. }) {
+            self.look_at_node(&node).await?;
+        }
         match &step.action {
             Action::CreateNodeUpdate { spec, .. } => self.create_update(&node, spec).await,
             Action::Taint { taint, .. } => self.put_taint(&node, *taint, true).await,
@@ -308,6 +311,22 @@ impl Writer {
             return Ok(());
         }
         Err(ApplyError::Conflict(format!("what runs on Node {node}")))
+    }
+
+    /// Reads a Node past every watch. A verdict on a trial is about one boot, and a watch that is late may not have shown that the machine
+    /// has lost its power since and is back.
+    async fn look_at_node(&self, known: &NodeFact) -> Result<(), ApplyError> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let what = || format!("Node {}", known.name);
+        let params = ListParams::default().fields(&format!("metadata.name={}", known.name));
+        let found = nodes.list(&params).await.map_err(|error| ApplyError::of(what(), error))?;
+        let found = found.items.into_iter().next().ok_or_else(|| ApplyError::Gone(what()))?;
+        let info = found.status.as_ref().and_then(|status| status.node_info.as_ref());
+        if info.is_some_and(|info| info.boot_id == known.boot_id) {
+            return Ok(());
+        }
+        self.world.nodes.written(&found);
+        Err(ApplyError::Conflict(format!("the boot of Node {}", known.name)))
     }
 
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {

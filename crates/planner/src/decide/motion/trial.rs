@@ -278,7 +278,10 @@ fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
                 drained_at: None,
                 daemon_sets: Vec::new(),
             };
-            motion.with(moving.step(action, why))
+            let mut step = moving.step(action, why);
+            // What did not get healthy is this boot: power may have been lost meanwhile, and the machine be back.
+            step.expect.boot_id = Some(moving.view.node.boot_id.clone());
+            motion.with(step)
         }
         None => motion,
     }
