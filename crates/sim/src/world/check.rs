@@ -438,12 +438,14 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
             let Some(machine) = world.machines.get(&failure.node).filter(|machine| machine.is_up()) else { continue };
             let had = now.seconds_since(machine.up_since);
             let boot = machine.boot_id(&failure.node);
-            let said = world.snapshot.nodes.iter().filter(|node| *node.name == *failure.node).any(|node| {
-                let agent = node.update.as_ref().and_then(|update| update.status.boot_id.as_ref());
-                node.boot_id == boot || agent == Some(&boot)
-            });
+            let Some(node) = world.snapshot.nodes.iter().find(|node| *node.name == *failure.node) else { continue };
+            let agent = node.update.as_ref().and_then(|update| update.status.boot_id.as_ref());
+            let said = node.boot_id == boot || agent == Some(&boot);
             if machine.running() == Some(&failure.version) && said && had < asked {
-                let what = format!("{} is blamed on {}, which has run it for {had} s", failure.version, failure.node);
+                let what = format!(
+                    "{} is blamed on {}, which has run it for {had} s (kubelet: {}, agent: {agent:?}, seen back at {})",
+                    failure.version, failure.node, node.boot_id, node.back_seen
+                );
                 broken.push(Broken::World(6, what));
             }
         }
