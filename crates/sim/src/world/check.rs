@@ -441,7 +441,7 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
             let Some(node) = world.snapshot.nodes.iter().find(|node| *node.name == *failure.node) else { continue };
             let agent = node.update.as_ref().and_then(|update| update.status.boot_id.as_ref());
             let said = node.boot_id == boot || agent == Some(&boot);
-            if machine.running() == Some(&failure.version) && said && had < asked {
+            if machine.running() == Some(&failure.version) && said && world.saw_all && had < asked {
                 let what = format!(
                     "{} is blamed on {}, which has run it for {had} s (kubelet: {}, agent: {agent:?}, seen back at {})",
                     failure.version, failure.node, node.boot_id, node.back_seen

@@ -144,6 +144,8 @@ pub struct World {
     impatient: bool,
     /// How many rounds the operator has lived through.
     lived: u32,
+    /// Whether the last plan was made from what was so.
+    saw_all: bool,
     /// For how many of these rounds nodes have held their grant beyond the time in which their drain has to begin.
     overdue: BTreeMap<String, u32>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
@@ -229,6 +231,7 @@ impl World {
             slow: None,
             impatient: false,
             lived: 0,
+            saw_all: true,
             overdue: BTreeMap::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
@@ -356,6 +359,7 @@ impl World {
         };
         // What an old view showed of the NodeUpdates: each is written as the version that was seen.
         let old = if stale && !is_late { seen.nodes.clone() } else { Vec::new() };
+        self.saw_all = !(stale || is_late);
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);
