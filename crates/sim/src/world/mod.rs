@@ -144,7 +144,7 @@ pub struct World {
     impatient: bool,
     /// How many rounds the operator has lived through.
     lived: u32,
-    /// Whether the last plan was made from what was so.
+    /// Whether all plans of this round were made from what was so.
     saw_all: bool,
     /// For how many of these rounds nodes have held their grant beyond the time in which their drain has to begin.
     overdue: BTreeMap<String, u32>,
@@ -271,6 +271,7 @@ impl World {
             self.meddle();
             self.break_writes();
         }
+        self.saw_all = true;
         let takes_its_time = self.takes_its_time();
         match self.overlap.or(takes_its_time.then_some(Meanwhile::Waits)) {
             Some(meanwhile) => self.operate_overlapping(meanwhile)?,
@@ -359,7 +360,7 @@ impl World {
         };
         // What an old view showed of the NodeUpdates: each is written as the version that was seen.
         let old = if stale && !is_late { seen.nodes.clone() } else { Vec::new() };
-        self.saw_all = !(stale || is_late);
+        self.saw_all &= !(stale || is_late);
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);
