@@ -22,8 +22,13 @@ pub(super) fn begins_well(folder: &[u8]) -> bool {
 
 /// Corrects a folder that the driver made in these sectors, and nothing else of them.
 pub(super) fn mend(esp: &Esp, overlay: &mut Overlay) -> io::Result<()> {
+    let changes = overlay.changes()?;
+    // It was there already.
+    if changes.is_empty() {
+        return Ok(());
+    }
     let root = Geometry::read(esp)?.root_cluster;
-    for (sector, mut bytes) in overlay.changes()? {
+    for (sector, mut bytes) in changes {
         if mend_sector(&mut bytes, root) {
             overlay.set_sector(sector, bytes);
         }
