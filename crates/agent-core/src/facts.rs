@@ -278,7 +278,7 @@ impl Facts {
             let doubled = images.images.len() > 1 || !images.same_clusters.is_empty();
             let facts = self.slots.get_mut(slot);
             facts.entry = entry;
-            facts.entry_doubled = doubled && self.boot.backend == BootControlBackend::SystemdBoot;
+            facts.entry_doubled = doubled;
         }
         self.boot.view = view;
         self.boot.running_sorts_first = way_back::running_sorts_first(self);
@@ -296,7 +296,7 @@ impl Facts {
         let name = super::boot::plan::slot_file(slot);
         let left = |file: &BootFile| view.strays.contains(file) || view.slots.get(slot).left_over.contains(file);
         let mut files = self.boot.inventory.files.iter();
-        let in_place = files.any(|file| file.name.eq_ignore_ascii_case(name) && !left(file));
+        let in_place = files.any(|file| file.name.eq_ignore_ascii_case(name) && file.size > 0 && !left(file));
         match entry {
             Entry::None if in_place && matches!(facts.content, SlotContent::Release { .. }) => {
                 Entry::Bad { done: Some(0) }

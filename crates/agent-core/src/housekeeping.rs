@@ -159,7 +159,11 @@ fn after_good_boot(state: &mut State, journal: &Journal, armed: &Armed, facts: &
             short(vec![Effect::TellGuard { boot_id: facts.boot_id.clone() }, Effect::Persist(Box::new(next))])
         }
         Entry::Trying { left, .. } => {
-            let seen = Some(left < armed.tries);
+            // Where a file has the name that it was to get, nothing is known of the boot loader: it could not count.
+            let seen = match left < armed.tries {
+                false if plan::next_name_is_taken(facts) => journal.counting_seen,
+                counted => Some(counted),
+            };
             // It was taken: whatever once kept the boot loader from that is mended.
             (journal.counting_seen != seen || journal.not_taken.is_some()).then(|| {
                 let next = Journal { counting_seen: seen, not_taken: None, ..next_journal(journal) };

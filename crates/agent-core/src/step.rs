@@ -221,6 +221,8 @@ fn decide(state: &mut State, now: Now) -> Vec<Effect> {
     let commit_failed = state.problem.as_ref().is_some_and(|problem| {
         matches!(problem.during, During::Judging) || matches!(problem.during, During::Effect(kind) if kind.is_commit())
     });
+    // What can't be followed is judged anew at each look; the same verdict keeps its time.
+    let refused = state.problem.clone().filter(|problem| problem.during == During::Goal);
     if commits_first
         && !(held_back && commit_failed)
         && let Some((work, effects)) = goal::commit_of_a_trial(state, &facts, now)
@@ -230,8 +232,7 @@ fn decide(state: &mut State, now: Now) -> Vec<Effect> {
     if held_back {
         return Vec::new();
     }
-    // What can't be followed is judged anew at each look; the same verdict keeps its time.
-    let refused = state.problem.take_if(|problem| problem.during == During::Goal);
+    state.problem.take_if(|problem| problem.during == During::Goal);
     let next = if commits_first {
         housekeeping::conclude(state, &facts, now).or_else(|| housekeeping::repair(state, &facts, now))
     } else {

@@ -50,6 +50,10 @@ fn own_slot_file(facts: &Facts, slot: SlotName) -> Result<Option<&BootFile>, NoP
     if matches!(file.content, FileContent::Unread(_)) {
         return Err(NoPlan::Unseen(unread(facts)));
     }
+    // What a check of the file system emptied holds nothing that could be anybody's, and no clusters go with it.
+    if file.size == 0 {
+        return Ok(Some(file));
+    }
     // Two slots of one release have the same image, which is on record for the running one.
     let slots = [&view.slots.a, &view.slots.b].into_iter();
     let mut own =
@@ -270,7 +274,9 @@ pub(crate) fn arm(facts: &Facts, target: &ReleaseTarget, tries: u32) -> Result<A
         if let Some(waits) = waiting(facts, target) {
             changes.extend(in_place.map(BootChange::remove));
             changes.extend(BootChange::rename(waits, slot_file(slot).to_owned()));
-        } else if target.uki.is_some() && in_place.is_none_or(|file| lies_about(facts).any(|left| left == file)) {
+        } else if target.uki.is_some()
+            && in_place.is_none_or(|file| file.size == 0 || lies_about(facts).any(|left| left == file))
+        {
             return Err(no_entry(facts, slot));
         }
         let (kept, armed) = Attributes::armed_above(attributes(facts, facts.booted), tries);
@@ -361,6 +367,20 @@ fn free_name(facts: &Facts, image: &BootFile, named: impl Fn(&str) -> String) ->
 fn emptied<'f>(facts: &'f Facts, partition: BootPartition, name: &str) -> Option<&'f BootFile> {
     let mut files = facts.boot.inventory.files.iter();
     files.find(|file| file.partition == partition && file.name.eq_ignore_ascii_case(name) && file.size == 0)
+}
+
+/// Whether a file has the name that the running trial's entry gets when it is counted down: power was lost within that rename, and a
+/// check of the file system emptied one of the two names.
+pub(crate) fn next_name_is_taken(facts: &Facts) -> bool {
+    let entry = facts.boot.view.slots.get(facts.booted).images.first().filter(|_| !is_gptprio(facts));
+    let Some((image, name)) = entry.and_then(|image| Some((image, EntryName::parse(&image.name)?))) else {
+        return false;
+    };
+    let Some(counters) = name.counters else { return false };
+    let done = counters.done.unwrap_or(0).saturating_add(1);
+    let next = EntryName::counted(&name.base, counters.left.saturating_sub(1), done);
+    let mut files = facts.boot.inventory.files.iter();
+    files.any(|file| file.partition == image.partition && file.name.eq_ignore_ascii_case(&next))
 }
 
 /// Gives the running trial's entry its counter back, with `left` tries after this boot.
@@ -481,7 +501,11 @@ pub(crate) fn untangle(facts: &Facts, slot: SlotName) -> Option<BootStep> {
     // Not a copy that an earlier try left: that one may be on the same chain.
     let files = &facts.boot.inventory.files;
     let free = |name: &String| !files.iter().any(|file| file.name.eq_ignore_ascii_case(name));
-    let copy = (1..=MAX_NAMES).map(|number| format!("bascule-copy{number}.part")).find(free)?;
+    let mut names = (1..=MAX_NAMES).map(|number| format!("bascule-copy{number}.part")).filter(free);
+    let copy = names.next()?;
+    if is_gptprio(facts) {
+        return untangle_slot_file(facts, slot, copy, names.next()?);
+    }
     let base = free_base(facts, keep.partition, &base(keep)).ok()?;
     let installed = match EntryName::parse(&keep.name)?.counters {
         None => EntryName::good(&base),
@@ -499,6 +523,37 @@ pub(crate) fn untangle(facts: &Facts, slot: SlotName) -> Option<BootStep> {
     let others = found.images.iter().skip(1).chain(&found.same_clusters);
     changes.extend(others.chain([keep]).map(BootChange::remove));
     Some(step(facts, BootPurpose::Untangle, slot, changes))
+}
+
+/// The same where the boot loader goes by GPT attributes. There the image has one name and no other will do, so that it is gone for a
+/// moment: only while the attributes of its slot let nothing be booted from it. Power lost meanwhile costs another download at most.
+/// Clusters are freed last, as above: after that Linux may find the file system damaged, and write nothing more to it.
+fn untangle_slot_file(facts: &Facts, slot: SlotName, copy: String, aside: String) -> Option<BootStep> {
+    if slot == facts.booted || attributes(facts, slot) != Attributes::default() {
+        return None;
+    }
+    let found = facts.boot.view.slots.get(slot);
+    let keep = found.images.iter().find(|file| file.name.eq_ignore_ascii_case(slot_file(slot)))?;
+    let others = found.images.iter().filter(|file| file.name != keep.name).chain(&found.same_clusters);
+    let (partition, name, expect) = (keep.partition, slot_file(slot).to_owned(), Expected::of(keep));
+    // Nobody reads either as an image under such a name.
+    let set_aside = Expected { content: FileContent::NotAnImage, ..expect.clone() };
+    let unfinished = Expected { digest: None, ..set_aside.clone() };
+    let mut changes = vec![
+        BootChange::Copy { partition, from: keep.name.clone(), to: copy.clone(), expect: expect.clone() },
+        BootChange::Rename { partition, from: keep.name.clone(), to: aside.clone(), expect },
+        BootChange::Rename { partition, from: copy, to: name, expect: unfinished },
+    ];
+    changes.extend(others.map(BootChange::remove));
+    changes.push(BootChange::Remove { partition, file: aside, expect: set_aside });
+    Some(step(facts, BootPurpose::Untangle, slot, changes))
+}
+
+/// Whether power may have been lost within the rename that gave a waiting image its name: then it lies on one chain of clusters with
+/// what is not finished beside it, and what is made of it later would, too.
+pub(crate) fn waits_beside_its_other_name(facts: &Facts, waits: &BootFile) -> bool {
+    let mut unfinished = facts.boot.view.unfinished.iter();
+    unfinished.any(|other| (other.partition, other.size) == (waits.partition, waits.size))
 }
 
 /// Whether the digest of a target's boot image begins like this.

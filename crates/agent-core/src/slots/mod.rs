@@ -4,6 +4,8 @@
 mod observe;
 mod stage;
 mod switch;
+#[cfg(test)]
+mod tests;
 
 use bascule_api::{NodeError, PackFallback, RootHash, Version};
 use bascule_image::Manifest;

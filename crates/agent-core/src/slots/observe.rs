@@ -2,7 +2,7 @@
 
 use bascule_api::{BootControlBackend, Counting, RootHash, Version};
 
-use crate::boot::plan;
+use crate::boot::{BootFile, plan};
 use crate::protocol::{Guarantee, Guarantees};
 use crate::{Entry, Facts, KnownRelease, ReleaseTarget, SlotContent, State};
 
@@ -30,7 +30,8 @@ pub(crate) fn uki_is_there(facts: &Facts, known: &KnownRelease) -> bool {
         }
     };
     let has_entry = is_own && matches!(slot.content, SlotContent::Release { .. });
-    has_entry || facts.boot.view.waiting.iter().any(|file| plan::is_named_after(known, file))
+    let waits = |file: &BootFile| plan::is_named_after(known, file) && !plan::waits_beside_its_other_name(facts, file);
+    has_entry || facts.boot.view.waiting.iter().any(waits)
 }
 
 /// What the other slot holds, if that was verified or ran here.

@@ -1,5 +1,6 @@
 //! What a file system check would find: files whose clusters are free, shared with another file, or too few. Such a file
-//! may read well now and be overwritten by the next one; a power cut in the middle of a rename leaves exactly that.
+//! may read well now and be overwritten by the next one; a power cut in the middle of a rename leaves exactly that. Beside
+//! these, folders that do not begin with themselves and their parent: what corrects one may write over what lies behind it.
 //!
 //! Reads the structures of the Microsoft FAT specification by itself: the FAT driver under test would not see its own
 //! mistakes.
@@ -7,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::Esp;
+use super::{Esp, folder};
 
 /// Bytes of a directory entry.
 const SLOT: usize = 32;
@@ -25,7 +26,7 @@ pub(super) struct Geometry {
     data: u64,
     clusters: u32,
     /// First cluster of the root directory (FAT32 only).
-    root_cluster: Option<u32>,
+    pub(super) root_cluster: Option<u32>,
 }
 
 /// The walk over one file system.
@@ -160,6 +161,9 @@ impl Walk<'_> {
             let size = number(slot, 28, 4);
             if attributes & 0x10 != 0 {
                 let content = self.content(first, &name, None)?;
+                if !folder::begins_well(&content) {
+                    self.found.push(format!("{name} does not begin with itself and its parent"));
+                }
                 self.directory(&content, &name, depth + 1)?;
             } else if size > 0 || first != 0 {
                 self.content(first, &name, Some(size))?;

@@ -6,6 +6,7 @@
 //! all before the file is written back: [`Esp::rename_late`].
 
 mod check;
+mod folder;
 mod rename;
 
 use std::io::{self, Read, Seek, Write};
@@ -170,7 +171,13 @@ impl Esp {
 
     /// Creates a directory below one that is there; one that is there already stays.
     pub fn create_directory(&self, path: &str) -> io::Result<()> {
-        self.change(|fat| fat.root_dir().create_dir(path).map(|_| ()))
+        let mut overlay = Overlay::new(self.part.clone());
+        let outcome = with_fat(&mut overlay, |fat| fat.root_dir().create_dir(path).map(|_| ()));
+        if outcome.is_ok() {
+            folder::mend(self, &mut overlay)?;
+        }
+        write_back(&self.part, &overlay.changes()?)?;
+        outcome
     }
 
     /// Creates or replaces a file. Not durable before [`Esp::sync`].

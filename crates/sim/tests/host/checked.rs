@@ -48,6 +48,22 @@ pub(crate) fn by_fsck(before: &[u8]) -> Vec<u8> {
     std::fs::read(&image).unwrap()
 }
 
+/// Folders included: of one that is not as it should be the tool writes over what lies behind it, which no power cut did.
+#[test]
+fn a_check_has_nothing_to_say_of_a_new_boot_partition() {
+    for length in [1200 << 10, 4 << 20, 40 << 20] {
+        let disk = Disk::in_memory(length);
+        let new = Part::new(disk, Cache(1), 0, length);
+        let esp = Esp::format(new.clone(), 512).unwrap();
+        esp.create_directory("EFI/bascule").unwrap();
+        esp.write("EFI/bascule/a name of several entries.part", &[7; 3000]).unwrap();
+        assert_eq!(esp.check().unwrap(), Vec::<String>::new(), "{length}");
+        let mut before = vec![0; usize::try_from(length).unwrap()];
+        new.read(0, &mut before).unwrap();
+        assert!(by_fsck(&before) == before, "{length}: the check corrected something");
+    }
+}
+
 #[test]
 fn a_check_of_the_file_system_leaves_a_beginning_of_what_was_being_removed() {
     let content: Vec<u8> = (0..CLUSTERS * CLUSTER).map(|at| (at / 7 % 251) as u8).collect();
