@@ -1,13 +1,11 @@
 //! `cargo xtask test`: every check and every test, in the order in which they fail cheapest. CI runs exactly this.
 //!
-//! All tests are compiled once. Then three lanes run side by side, because they want different things: what has a control plane waits
-//! most of its time for watches, leases and reboots, so that the largest program of them has a lane to itself and one test more at once
-//! than there are processors, and the others have one where each waits for the one before it; worlds, disks and parsers want a processor
-//! and nothing else, as does the build of what the virtual machines run. The machines come last in that lane: what they are made of is
-//! compiled before they start, and beside them there is only the rest of the waiting.
+//! All tests are compiled once. Then two lanes run side by side, because they want different things: what has a control plane waits most
+//! of its time for watches, leases and reboots; worlds, disks and parsers want a processor and nothing else, as does the build of what
+//! the virtual machines run. The machines come last and alone.
 
 use crate::{prerequisites, workspace_root};
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use cargo_metadata::{MetadataCommand, TargetKind};
 use clap::Args;
 use std::{
@@ -15,15 +13,14 @@ use std::{
     fs::{self, File},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
-    thread,
     time::Instant,
 };
 
 /// Which part to run.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the steps whose name contains this text: format, dependencies, fuzz lock, lints, compile, cluster, other clusters, worlds,
-    /// boot programs, images, boot; and fuzz targets, a step only where it is named.
+    /// Only the steps whose name contains this text: format, dependencies, fuzz lock, lints, compile, cluster, worlds, boot programs,
+    /// images, boot; and fuzz targets, a step only where it is named.
     #[arg(long)]
     only: Option<String>,
     /// Passed to the tests themselves, e.g. a part of their names: `cargo xtask test --only worlds -- power_cuts`.
@@ -31,11 +28,20 @@ pub(crate) struct Options {
     filter: Vec<String>,
 }
 
-/// The test program with by far the most tests that start a control plane of their own and mostly wait for it.
-const CLUSTER: &str = "cluster";
-/// The other test programs that do. Cargo runs them one after the other.
-const WITH_A_CONTROL_PLANE: [&str; 10] =
-    ["admission", "attackers", "control_plane", "flow", "install", "kubelet", "kwok", "oncall", "sandbox", "typed"];
+/// The test programs that start a control plane of their own and mostly wait for it.
+const WITH_A_CONTROL_PLANE: [&str; 11] = [
+    "admission",
+    "attackers",
+    "cluster",
+    "control_plane",
+    "flow",
+    "install",
+    "kubelet",
+    "kwok",
+    "oncall",
+    "sandbox",
+    "typed",
+];
 /// What is made of the shipped programs, and so waits until they are built for the machines.
 const OF_SHIPPED_PROGRAMS: &str = "images";
 /// What is asked for before a run on a fresh clone: `target/` holds 11 GiB after it (measured), and the caches of cargo and Go, which
@@ -49,7 +55,7 @@ const WHEN_ASKED_FOR: &str = "fuzz targets";
 /// See [`WHEN_ASKED_FOR`].
 const FUZZ_TARGETS: [&str; 6] =
     ["check", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"];
-/// What lane of processor work is run with, so that it takes what the waiting lanes leave (setpriority(2)).
+/// What lane of processor work is run with, so that it takes what the waiting lane leaves (setpriority(2)).
 const NICE: i32 = 5;
 
 /// How long each step took, in the order in which they ended.
@@ -80,13 +86,12 @@ impl Step {
         Self { name, cargo: cargo.iter().map(|&word| word.to_owned()).collect() }
     }
 
-    /// Tests, with what is passed on to their programs.
-    fn tests(name: &'static str, targets: impl IntoIterator<Item = String>, passed_on: &[String]) -> Self {
+    fn tests(name: &'static str, targets: impl IntoIterator<Item = String>, filter: &[String]) -> Self {
         let mut cargo: Vec<String> = ["test", "--workspace", "--no-fail-fast"].map(str::to_owned).into();
         cargo.extend(targets);
-        if !passed_on.is_empty() {
+        if !filter.is_empty() {
             cargo.push("--".to_owned());
-            cargo.extend(passed_on.iter().cloned());
+            cargo.extend(filter.iter().cloned());
         }
         Self { name, cargo }
     }
@@ -120,7 +125,7 @@ impl Step {
     }
 
     /// Runs it beside another, with its output in a file that is shown as a whole at the end.
-    fn run_aside(&self, nice: Option<i32>, times: &Times) -> anyhow::Result<()> {
+    fn run_aside(&self, times: &Times) -> anyhow::Result<()> {
         println!("==> {} (beside; its output follows when it ends): {}", self.name, self.line());
         let started = Instant::now();
         let folder = workspace_root().join("target/test-output");
@@ -129,10 +134,9 @@ impl Step {
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         let both = file.try_clone().context("sharing the output's file")?;
         let mut child = self.command().stdout(file).stderr(both).spawn().context("starting cargo")?;
-        let id = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let (Some(id), Some(nice)) = (id, nice) {
+        if let Some(id) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
             // A machine that does not allow it is only a little slower.
-            let _ = rustix::process::setpriority_process(Some(id), nice);
+            let _ = rustix::process::setpriority_process(Some(id), NICE);
         }
         let status = child.wait().context("waiting for cargo")?;
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -154,25 +158,6 @@ fn test_programs() -> anyhow::Result<(BTreeSet<String>, BTreeSet<String>)> {
     Ok((of(TargetKind::Test), of(TargetKind::Bin)))
 }
 
-/// How many tests of [`CLUSTER`] run at once: one waits while the others have a processor each.
-fn at_once() -> usize {
-    thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1
-}
-
-/// What is passed on to [`CLUSTER`]. How many run at once may be said once: whoever says it knows why.
-fn with_threads(passed_on: &[String]) -> Vec<String> {
-    let said = passed_on.iter().any(|word| word.starts_with("--test-threads"));
-    let own = (!said).then(|| format!("--test-threads={}", at_once()));
-    own.into_iter().chain(passed_on.iter().cloned()).collect()
-}
-
-/// Whether every lane ended well. None that failed hides another: each says how to repeat what failed in it.
-fn all_of(lanes: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let failed: Vec<String> = lanes.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    Ok(())
-}
-
 fn named(option: &str, programs: impl IntoIterator<Item = String>) -> impl Iterator<Item = String> {
     programs.into_iter().flat_map(move |name| [option.to_owned(), name])
 }
@@ -186,7 +171,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (tests, own) = test_programs()?;
     let (cluster, mut rest): (BTreeSet<_>, BTreeSet<_>) =
         tests.into_iter().partition(|name| WITH_A_CONTROL_PLANE.contains(&name.as_str()));
-    let (images, largest) = (rest.take(OF_SHIPPED_PROGRAMS), rest.take(CLUSTER));
+    let images = rest.take(OF_SHIPPED_PROGRAMS);
     let own = std::iter::once("--lib".to_owned()).chain(named("--bin", own));
     let before = [
         Step::new("format", &["fmt", "--all", "--check"]),
@@ -195,8 +180,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Step::new("lints", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
         Step::new("compile", &["test", "--workspace", "--lib", "--tests", "--no-run"]),
     ];
-    let waiting = [Step::tests("cluster", named("--test", largest), &with_threads(&options.filter))];
-    let others = [Step::tests("other clusters", named("--test", cluster), &options.filter)];
+    let waiting = [Step::tests("cluster", named("--test", cluster), &options.filter)];
     let working = [
         Step::tests("worlds", own.chain(named("--test", rest)), &options.filter),
         // To run them takes a nightly compiler, to check them does not.
@@ -211,7 +195,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Some(text) => step.name.contains(text),
         None => step.name != WHEN_ASKED_FOR,
     };
-    let steps = || before.iter().chain(&waiting).chain(&others).chain(&working).chain(&last);
+    let steps = || before.iter().chain(&waiting).chain(&working).chain(&last);
     if steps().filter(wanted).count() == 0 {
         let names: Vec<_> = steps().map(|step| step.name).collect();
         bail!("no step has that name; there are: {}", names.join(", "));
@@ -222,56 +206,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let (begin, times) = (Instant::now(), Times::default());
     let run = |step: &Step| step.run(&times);
     before.iter().filter(wanted).try_for_each(run)?;
-    let mut lanes: [Vec<(&Step, Option<i32>)>; 3] = [
-        waiting.iter().map(|step| (step, None)).collect(),
-        others.iter().map(|step| (step, None)).collect(),
-        working.iter().map(|step| (step, Some(NICE))).chain(last.iter().map(|step| (step, None))).collect(),
-    ];
-    for lane in &mut lanes {
-        lane.retain(|(step, _)| wanted(step));
-    }
-    let lanes: Vec<_> = lanes.into_iter().filter(|lane| !lane.is_empty()).collect();
-    // The first is shown as it goes.
-    if let [shown, beside @ ..] = lanes.as_slice() {
-        let times = &times;
-        thread::scope(|scope| {
-            let beside: Vec<_> = beside
-                .iter()
-                .map(|lane| scope.spawn(move || lane.iter().try_for_each(|(step, nice)| step.run_aside(*nice, times))))
-                .collect();
-            let shown = shown.iter().try_for_each(|(step, _)| step.run(times));
-            // Each is waited for, whichever failed.
-            let lanes: Vec<anyhow::Result<()>> = beside
-                .into_iter()
-                .map(|lane| lane.join().unwrap_or_else(|_| bail!("a lane of tests broke off")))
-                .collect();
-            all_of(std::iter::once(shown).chain(lanes))
+    let aside: Vec<_> = working.iter().filter(wanted).collect();
+    let beside: Vec<_> = waiting.iter().filter(wanted).collect();
+    if beside.is_empty() || aside.is_empty() {
+        aside.into_iter().chain(beside).try_for_each(run)?;
+    } else {
+        std::thread::scope(|scope| {
+            let aside = scope.spawn(|| aside.into_iter().try_for_each(|step| step.run_aside(&times)));
+            let beside = beside.into_iter().try_for_each(run);
+            let aside = aside.join().unwrap_or_else(|_| bail!("the lane of processor work broke off"));
+            beside.and(aside)
         })?;
     }
+    last.iter().filter(wanted).try_for_each(run)?;
     println!("{}every step passed in {} s", times.lines(), begin.elapsed().as_secs());
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use anyhow::anyhow;
-
-    #[test]
-    fn no_lane_that_fails_is_hidden_by_another() {
-        let failed = all_of([Err(anyhow!("cluster failed")), Ok(()), Err(anyhow!("worlds failed"))]).unwrap_err();
-        assert_eq!(failed.to_string(), "cluster failed\nworlds failed");
-        all_of([Ok(()), Ok(())]).unwrap();
-    }
-
-    #[test]
-    fn how_many_tests_run_at_once_is_said_once() {
-        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
-        let told = with_threads(&words(&["a_drain"]));
-        let [first, second] = told.as_slice() else { panic!("{told:?}") };
-        assert!(first.starts_with("--test-threads=") && second == "a_drain", "{first} {second}");
-        for said in [words(&["--test-threads=1"]), words(&["a_drain", "--test-threads", "1"])] {
-            assert_eq!(with_threads(&said), said);
-        }
-    }
 }
