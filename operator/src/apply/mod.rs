@@ -6,6 +6,7 @@ mod attempt;
 mod error;
 mod forget;
 mod in_flight;
+mod look;
 mod node;
 mod node_update;
 mod statuses;
@@ -27,9 +28,8 @@ use bascule_planner::{
     plan::{HookOrder, Taint},
     snapshot::{HookStage, Write, Writes},
 };
-use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Api, Client, api::ListParams};
+use kube::Client;
 use std::{
     collections::HashSet,
     sync::Arc,
@@ -294,39 +294,6 @@ impl Writer {
                 }
             }
         }
-    }
-
-    /// Reads a node's pods past every watch. A reboot can't be taken back, and a watch that is late may not have shown a pod that
-    /// came before the cordon: a node goes down only with pods that the plan knew of.
-    async fn look_at_pods(&self, node: &str) -> Result<(), ApplyError> {
-        let pods: Api<Pod> = Api::all(self.client.clone());
-        let params = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let found =
-            pods.list(&params).await.map_err(|error| ApplyError::of(format!("the pods of Node {node}"), error))?;
-        let before = self.world.pods.of_place(node);
-        for pod in &found.items {
-            self.world.pods.written(pod);
-        }
-        if before == self.world.pods.of_place(node) {
-            return Ok(());
-        }
-        Err(ApplyError::Conflict(format!("what runs on Node {node}")))
-    }
-
-    /// Reads a Node past every watch. A verdict on a trial is about one boot, and a watch that is late may not have shown that the machine
-    /// has lost its power since and is back.
-    async fn look_at_node(&self, known: &NodeFact) -> Result<(), ApplyError> {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        let what = || format!("Node {}", known.name);
-        let params = ListParams::default().fields(&format!("metadata.name={}", known.name));
-        let found = nodes.list(&params).await.map_err(|error| ApplyError::of(what(), error))?;
-        let found = found.items.into_iter().next().ok_or_else(|| ApplyError::Gone(what()))?;
-        let info = found.status.as_ref().and_then(|status| status.node_info.as_ref());
-        if info.is_some_and(|info| info.boot_id == known.boot_id) {
-            return Ok(());
-        }
-        self.world.nodes.written(&found);
-        Err(ApplyError::Conflict(format!("the boot of Node {}", known.name)))
     }
 
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {

@@ -251,6 +251,13 @@ impl World {
             self.tell(&format!("API server  shows other pods on {name} than the watch"));
             return Some(model::Done::Refused(Mismatch::Update));
         }
+        if matches!(step.action, Action::Commit { .. } | Action::Revert { drained_at: None, .. })
+            && (&truth.uid, &truth.boot_id, truth.ready) != (&seen.uid, &seen.boot_id, seen.ready)
+        {
+            self.answer(Kind::Nodes, &name);
+            self.tell(&format!("API server  shows another boot of {name}, or another Ready, than the watch"));
+            return Some(model::Done::Refused(Mismatch::BootId));
+        }
         let mismatch = match Written::by(&step.action) {
             // What is made for a Node that is gone goes with it.
             Some(Written::NodeUpdate) if matches!(step.action, Action::CreateNodeUpdate { .. }) => {
