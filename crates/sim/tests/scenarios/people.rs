@@ -1,6 +1,6 @@
 //! What people say in the middle of it: stop, undo, go back, hold this node, try again.
 
-use crate::{granted, on, state, world};
+use crate::{granted, node, on, state, world};
 use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
 use bascule_planner::{Action, Planner, Snapshot, model};
 use bascule_sim::world::{Fate, World, build};
@@ -305,6 +305,30 @@ fn a_way_back_to_a_version_that_was_published_anew_is_made_permanent() {
     assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
     let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
     assert_eq!(boots, [3, 3, 3], "two reboots there and one back for each\n{}", world.story());
+}
+
+/// The other slot and the boot partition hold the first image of the version when the second is asked for.
+#[test]
+fn a_node_that_had_staged_what_is_published_anew_boots_the_new_image() {
+    let mut world = world(1, &json!({}));
+    let freeze = build::freeze("incident", world.snapshot.now, 86_400);
+    world.snapshot.freezes.push(Arc::new(freeze));
+    let staged = |world: &World| {
+        let holds = |node: &Arc<bascule_planner::snapshot::Node>| node.update.as_ref()?.status.staged.clone();
+        world.snapshot.nodes.iter().all(|node| holds(node).is_some())
+    };
+    world.until(200, staged).unwrap();
+    let mut offer = (*build::offer(&["1.0", "1.1"])).clone();
+    let anew = build::digest_anew("1.1", 1);
+    offer.releases[1].digests.insert(bascule_api::Architecture::X86_64, anew.clone());
+    let offer = Arc::new(offer);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    // Who has to be told once more what to stage is told of the new one.
+    world.delete_and_forget("a1");
+    world.snapshot.freezes.clear();
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let booted = node(&world, "a1").update.as_ref().unwrap().status.booted.as_ref().unwrap();
+    assert_eq!(booted.root_hash, build::root_hash(&anew), "{}", world.story());
 }
 
 #[test]
