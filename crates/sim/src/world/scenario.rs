@@ -138,6 +138,13 @@ impl World {
         self.crash(node);
     }
 
+    /// Somebody sees to a machine: it boots what its boot loader takes first, which is set up anew as soon as its agent has spoken.
+    pub fn mend(&mut self, node: &str) {
+        if let Some(machine) = self.machines.get_mut(node) {
+            machine.mend();
+        }
+    }
+
     /// Pods that do not go away.
     pub fn stick(&mut self, node: &str) {
         self.workload.add(node, Kind::Stuck, build::at(-86_400));
