@@ -83,7 +83,7 @@ impl World {
     }
 
     /// Somebody deletes a NodeUpdate. An operator that stood by remembers its own word of it.
-    fn delete_update(&mut self, name: &str, remembered: bool) {
+    pub(super) fn delete_update(&mut self, name: &str, remembered: bool) {
         let Some(node) = self.snapshot.nodes.iter_mut().find(|node| *node.name == *name) else { return };
         let node = Arc::make_mut(node);
         let Some(update) = node.update.take() else { return };

@@ -110,6 +110,11 @@ impl World {
         }
     }
 
+    /// Somebody deletes a NodeUpdate, of which the operator remembers its own word or nothing.
+    pub fn delete_node_update(&mut self, node: &str, remembered: bool) {
+        self.delete_update(node, remembered);
+    }
+
     /// A node joins, on release 1.0; an autoscaler gives it the hold taint from its first moment, or does not.
     pub fn join(&mut self, name: &str, held: bool) {
         self.tell(&format!("{name}: joins"));

@@ -331,6 +331,28 @@ fn a_node_that_had_staged_what_is_published_anew_boots_the_new_image() {
     assert_eq!(booted.root_hash, build::root_hash(&anew), "{}", world.story());
 }
 
+/// What the node was in the middle of nobody remembers, and nothing shows it: the place is free, and no budget is broken.
+#[test]
+fn a_node_update_that_somebody_deletes_after_the_commit_frees_its_place() {
+    let mut world = world(1, &json!({}));
+    world.remember();
+    let told = |world: &World| {
+        world
+            .snapshot
+            .nodes
+            .iter()
+            .filter_map(|node| node.update.as_ref())
+            .any(|update| update.spec.goal == bascule_api::Goal::Committed && update.spec.disruption.is_some())
+    };
+    world.until(400, told).unwrap();
+    world.pass(10);
+    assert!(world.story().contains("commits 1.1"), "{}", world.story());
+    let name = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    world.delete_node_update(&name, false);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(world.judged(), [], "{}", world.story());
+}
+
 #[test]
 fn a_way_back_whose_word_is_taken_back_too_late_is_made_permanent() {
     let mut world = world(1, &json!({}));
