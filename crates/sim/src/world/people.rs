@@ -89,9 +89,10 @@ impl World {
         let Some(update) = node.update.take() else { return };
         let disrupted = Some(update.spec).filter(|spec| spec.disruption.is_some()).map(Arc::new);
         node.earlier = disrupted.or_else(|| node.earlier.take()).filter(|_| remembered);
+        let (uid, remembered) = (node.uid.clone(), node.earlier.is_some());
         self.tell(&format!("{name}: carol deletes its NodeUpdate"));
         // Nobody has ordered the node to be emptied any more.
-        self.workload.orders.retain(|order| order.node != name);
+        self.workload.break_off(name, &uid, remembered);
     }
 
     /// Somebody makes a node a canary, or none.

@@ -3,7 +3,7 @@
 use crate::{granted, node, on, state, world};
 use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
 use bascule_planner::{Action, Planner, Snapshot, model};
-use bascule_sim::world::{Fate, World, build};
+use bascule_sim::world::{Fate, Meanwhile, World, build};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -351,6 +351,23 @@ fn a_node_update_that_somebody_deletes_after_the_commit_frees_its_place() {
     world.delete_node_update(&name, false);
     world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
     assert_eq!(world.judged(), [], "{}", world.story());
+}
+
+/// The second drain has the number of the first, which nobody remembers, and pods of its own to move.
+#[test]
+fn a_drain_after_a_node_update_was_deleted_is_another_one() {
+    let mut world = world(1, &json!({}));
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    hold.spec.nodes = vec!["b1".to_owned(), "c1".to_owned()];
+    world.snapshot.freezes.push(Arc::new(hold));
+    world.with_pods(3);
+    world.until(400, |world| world.evictions() == 3).unwrap();
+    assert_eq!(world.running("a1"), Some(&build::version("1.0")), "{}", world.story());
+    world.delete_node_update("a1", false);
+    world.with_pods(3);
+    world.until(400, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    assert_eq!(world.evictions(), 6, "{}", world.story());
+    world.operate_late(Meanwhile::Waits, |_| {}).unwrap();
 }
 
 #[test]
