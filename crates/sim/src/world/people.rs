@@ -93,6 +93,11 @@ impl World {
         self.tell(&format!("{name}: carol deletes its NodeUpdate"));
         // Nobody has ordered the node to be emptied any more.
         self.workload.break_off(name, &uid, remembered);
+        if !remembered {
+            // Numbers of grants begin anew, and with another disruption its hooks run.
+            let of_node = format!("/{name}");
+            self.workload.succeeded.retain(|(of, ..)| !of.ends_with(&of_node));
+        }
     }
 
     /// Somebody makes a node a canary, or none.

@@ -2,7 +2,7 @@
 
 use crate::{granted, node, on, state, world};
 use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
-use bascule_planner::{Action, Planner, Snapshot, model};
+use bascule_planner::{Action, Planner, Snapshot, model, snapshot::HookState};
 use bascule_sim::world::{Fate, Meanwhile, World, build};
 use serde_json::json;
 use std::sync::Arc;
@@ -368,6 +368,34 @@ fn a_drain_after_a_node_update_was_deleted_is_another_one() {
     world.until(400, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
     assert_eq!(world.evictions(), 6, "{}", world.story());
     world.operate_late(Meanwhile::Waits, |_| {}).unwrap();
+}
+
+/// The number of a grant begins anew with the NodeUpdate, and a hook's Job is known by it.
+#[test]
+fn a_hook_runs_anew_for_the_drain_after_a_node_update_was_deleted() {
+    let hook = json!([{"name": "before", "namespace": "hooks", "timeout": "3m", "job": {"template": {}}}]);
+    let mut world = world(1, &json!({"hooks": {"beforeDrain": hook}}));
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    hold.spec.nodes = vec!["b1".to_owned(), "c1".to_owned()];
+    world.snapshot.freezes.push(Arc::new(hold));
+    let runs = |world: &World| world.story().matches("RunHook a1").count();
+    world.until(400, |world| runs(world) == 1).unwrap();
+    // It succeeds, and nobody has noted that when the NodeUpdate goes.
+    for _ in 0..4 {
+        world.pass(10);
+    }
+    let jobs = world.snapshot.hooks.clone();
+    assert_eq!(jobs.iter().map(|run| &run.state).collect::<Vec<_>>(), [&HookState::Succeeded], "{}", world.story());
+    world.delete_node_update("a1", false);
+    for _ in 0..120 {
+        world.operate_for(None).unwrap();
+        // A Job is kept for an hour, whatever became of its grant.
+        let gone: Vec<_> = jobs.iter().filter(|job| !world.snapshot.hooks.contains(*job)).cloned().collect();
+        world.snapshot.hooks.extend(gone);
+        world.pass(10);
+    }
+    assert_eq!(runs(&world), 2, "{}\n{}", world.story(), world.shown());
+    assert_eq!(on(&world, "1.1"), 1, "{}\n{}", world.story(), world.shown());
 }
 
 #[test]
