@@ -1,8 +1,11 @@
 //! What people say in the middle of it: stop, undo, go back, hold this node, try again.
 
 use crate::{granted, node, on, state, world};
-use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
-use bascule_planner::{Action, Planner, Snapshot, model, snapshot::HookState};
+use bascule_api::{Digest, DisruptionOutcome, Duration, Time, WaitReason};
+use bascule_planner::{
+    Action, Planner, Snapshot, model,
+    snapshot::{HookState, Node},
+};
 use bascule_sim::world::{Fate, Meanwhile, World, build};
 use serde_json::json;
 use std::sync::Arc;
@@ -396,6 +399,35 @@ fn a_hook_runs_anew_for_the_drain_after_a_node_update_was_deleted() {
     }
     assert_eq!(runs(&world), 2, "{}\n{}", world.story(), world.shown());
     assert_eq!(on(&world, "1.1"), 1, "{}\n{}", world.story(), world.shown());
+}
+
+/// No repository has the first manifest any more: a node that is asked for it can't bring it, and is not to boot what it had before.
+#[test]
+fn what_is_published_anew_before_it_was_booted_is_asked_for_anew() {
+    let mut world = world(1, &json!({"staging": {"maxConcurrent": 3}}));
+    let freeze = build::freeze("incident", world.snapshot.now, 86_400);
+    world.snapshot.freezes.push(Arc::new(freeze));
+    let staged = |world: &World, digest: &Digest| {
+        let staged =
+            |node: &Arc<Node>| node.update.as_ref()?.status.staged.as_ref().map(|staged| staged.digest.clone());
+        world.snapshot.nodes.iter().all(|node| staged(node).as_ref() == Some(digest))
+    };
+    // All but one of them have it.
+    world.machines.get_mut("c1").unwrap().stage_seconds = 100_000;
+    world
+        .until(200, |world| node(world, "b1").update.as_ref().is_some_and(|update| update.status.staged.is_some()))
+        .unwrap();
+    let mut offer = (*build::offer(&["1.0", "1.1"])).clone();
+    let anew = build::digest_anew("1.1", 1);
+    offer.releases[1].digests.insert(bascule_api::Architecture::X86_64, anew.clone());
+    let offer = Arc::new(offer);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    world.machines.get_mut("c1").unwrap().stage_seconds = 60;
+    world.until(400, |world| staged(world, &anew)).unwrap();
+    world.snapshot.freezes.clear();
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let runs = |name| node(&world, name).update.as_ref().unwrap().status.booted.as_ref().unwrap().root_hash.clone();
+    assert_eq!(["a1", "b1", "c1"].map(runs), [(); 3].map(|()| build::root_hash(&anew)), "{}", world.story());
 }
 
 #[test]
