@@ -423,7 +423,8 @@ fn slow_machines(world: &World) -> Vec<Broken> {
     broken
 }
 
-/// A trial has its time from when its machine is back, however long that took and whoever says so first.
+/// A trial has its time from when its machine is back, however long that took and whoever says so first. Where the power failed in its
+/// trial and nothing of the boot since was to be seen, it is judged by the boot before.
 fn hurried_verdicts(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     let now = world.snapshot.now;
@@ -434,6 +435,9 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
             failure.message.starts_with("not healthy within") && failure.at == now
         };
         for failure in policy.status.failures.iter().filter(verdict) {
+            if world.unseen.contains(&failure.node) {
+                continue;
+            }
             let Some(machine) = world.machines.get(&failure.node).filter(|machine| machine.is_up()) else { continue };
             let had = now.seconds_since(machine.up_since);
             if machine.running() == Some(&failure.version) && had < asked {

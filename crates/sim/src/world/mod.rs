@@ -146,6 +146,8 @@ pub struct World {
     lived: u32,
     /// For how many of these rounds nodes have held their grant beyond the time in which their drain has to begin.
     overdue: BTreeMap<String, u32>,
+    /// Machines of whose present boot a plan of this round could see nothing.
+    unseen: std::collections::BTreeSet<String>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
@@ -230,6 +232,7 @@ impl World {
             impatient: false,
             lived: 0,
             overdue: BTreeMap::new(),
+            unseen: std::collections::BTreeSet::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
@@ -260,6 +263,7 @@ impl World {
 
     /// One round: time passes, things happen, the operator acts.
     fn round(&mut self) -> Result<(), Box<Failure>> {
+        self.unseen.clear();
         let seconds = if self.peace { 30 } else { self.random.random_range(3..150) };
         self.pass(seconds);
         if !self.peace {
