@@ -4,7 +4,7 @@
 
 use super::{list, list_where};
 use bascule_api as api;
-use bascule_api::{Architecture, Time};
+use bascule_api::{Architecture, Digest, Time, Version};
 use bascule_facts::{
     Assembler, ClaimFact, DeadlineFact, Fact, FreezeFact, Gathered, Key, LookUp, NodeFact, NodeFacts, Place, PodFact,
     PolicyFact, RollbackFact, Sent, Untyped, UpdateFact,
@@ -170,7 +170,13 @@ pub(super) fn snapshot(objects: &Objects, seed: u64, now: Time) -> Snapshot {
             node,
         })
         .collect();
-    let machines: Vec<Architecture> = nodes.iter().filter_map(|facts| facts.node.architecture).collect();
+    let mut machines = Machines::new();
+    for facts in &nodes {
+        let Some(machine) = facts.node.architecture else { continue };
+        let asked = facts.update.as_ref().and_then(|update| update.facts.spec.release.as_ref());
+        let asked = asked.map(|release| (release.version.clone(), release.digest.clone()));
+        machines.entry(machine).or_default().extend(asked);
+    }
     let policies = facts::<PolicyFact>(&objects.policies, &hidden.policies).into_values();
     let mut snapshot = Assembler::default().assemble(Gathered {
         now,
@@ -208,11 +214,25 @@ fn complete(node: &mut Node, members: &BTreeSet<String>) {
         NodePods { remaining: 1, undrainable: seen.undrainable, completing: seen.completing, ..NodePods::default() };
 }
 
+/// The architectures of the machines, and which releases their nodes are asked for, by version and manifest.
+type Machines = BTreeMap<Architecture, BTreeSet<(Version, Digest)>>;
+
+/// The manifest of a release for one architecture. A policy remembers that of one of them; what it is for another nobody says here but
+/// the nodes that are asked for it.
+fn manifest(info: &api::ReleaseInfo, asked: &BTreeSet<(Version, Digest)>) -> Digest {
+    let of_it: Vec<&Digest> =
+        asked.iter().filter(|(version, _)| *version == info.version).map(|(_, digest)| digest).collect();
+    match of_it.first() {
+        Some(first) if !of_it.contains(&&info.digest) => (*first).clone(),
+        _ => info.digest.clone(),
+    }
+}
+
 /// Of a channel what the policy remembers of it.
-fn offer(status: &api::UpdatePolicyStatus, machines: &[Architecture]) -> Offer {
+fn offer(status: &api::UpdatePolicyStatus, machines: &Machines) -> Offer {
     let release = |info: &api::ReleaseInfo| Release {
         version: info.version.clone(),
-        digests: machines.iter().map(|machine| (*machine, info.digest.clone())).collect::<BTreeMap<_, _>>(),
+        digests: machines.iter().map(|(machine, asked)| (*machine, manifest(info, asked))).collect::<BTreeMap<_, _>>(),
         severity: info.severity,
         published_at: info.published_at,
         floor: None,
@@ -409,5 +429,24 @@ mod tests {
         let snapshot = snapshot(&objects, 0, Time::default());
         let known: Vec<_> = snapshot.policies[0].offer.releases.iter().map(|release| release.state_version).collect();
         assert_eq!(known, [Some(2)]);
+    }
+
+    #[test]
+    fn a_manifest_for_another_architecture_is_the_one_that_its_nodes_are_asked_for() {
+        let digest = |byte: u8| Digest::from_sha256(&[byte; 32]);
+        let version: Version = "1.3".parse().unwrap();
+        let info = api::ReleaseInfo {
+            version: version.clone(),
+            digest: digest(1),
+            severity: api::Severity::Low,
+            published_at: Time::default(),
+            state_version: None,
+        };
+        for (asked, known) in [(vec![], 1), (vec![1], 1), (vec![2], 2), (vec![0, 1], 1)] {
+            let asked: BTreeSet<_> = asked.into_iter().map(|byte| (version.clone(), digest(byte))).collect();
+            assert_eq!(manifest(&info, &asked), digest(known));
+        }
+        let other = BTreeSet::from([("1.2".parse().unwrap(), digest(2))]);
+        assert_eq!(manifest(&info, &other), digest(1));
     }
 }

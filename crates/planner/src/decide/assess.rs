@@ -74,7 +74,7 @@ impl<'c, 'a> Assessor<'c, 'a> {
         }
         if let Some(install) = installs.filter(|_| traits.live && !traits.on_trial) {
             assessed.writing = traits.writing;
-            assessed.wants = traits.asked.is_none() || traits.asked != install.text;
+            assessed.wants = !install.is_asked(traits);
         }
         let replaced = installs.is_some_and(|install| install.text != traits.asked);
         if let (Some(policy), Some(deciding), Some(text)) = (policy, deciding, traits.asked)

@@ -1,7 +1,7 @@
 //! Which release a node should run next, and by which way.
 
 use super::{
-    facts::NodeView,
+    facts::{NodeView, Traits},
     policy::PolicyView,
     rollback::{self, RollbackView},
     texts::Texts,
@@ -36,6 +36,19 @@ pub(super) struct Install<'a> {
     pub(super) rollback: Option<&'a RollbackFacts>,
     /// The number of `release`'s version, if a node is asked to stage it.
     pub(super) text: Option<u32>,
+    /// Whether the channel names a manifest of `release` for these machines.
+    pub(super) is_offered: bool,
+    /// The number of that manifest's digest, if a node is asked to stage it.
+    pub(super) digest: Option<u32>,
+}
+
+impl Install<'_> {
+    /// Whether a node is asked to stage this: the version, by the manifest that the channel names for it now. What was published anew
+    /// since no repository has any more under the manifest that it had before.
+    pub(super) fn is_asked(&self, traits: &Traits) -> bool {
+        let same = !self.is_offered || traits.asked_digest == self.digest;
+        traits.asked.is_some() && traits.asked == self.text && same
+    }
 }
 
 /// A way back without a download.
@@ -158,7 +171,17 @@ fn by_policy<'a>(
     }
     let young = policy.too_young(step, now).map(Arc::new);
     let text = texts.find(step.version.as_str());
-    Desired::Install(Install { release: step, target, young, rollback: None, text })
+    let offered = manifest_of(step, architecture);
+    let (is_offered, digest) = (offered.is_some(), offered.and_then(|digest| texts.find(digest.as_str())));
+    Desired::Install(Install { release: step, target, young, rollback: None, text, is_offered, digest })
+}
+
+/// The manifest by which a release is offered to machines of an architecture.
+fn manifest_of(release: &Release, architecture: Option<Architecture>) -> Option<&Digest> {
+    match architecture {
+        Some(machine) => release.digests.get(&machine),
+        None => release.digests.values().next(),
+    }
 }
 
 fn newer_than_offered(policy: &PolicyView<'_>, running: &Version, target: &Release) -> Wait {
@@ -255,7 +278,10 @@ fn by_rollback<'a>(
         }
         Some(release) if *running < release.version || release.downgrade => {
             let text = texts.find(to.as_str());
-            Desired::Install(Install { release, target: release, young: None, rollback: Some(facts), text })
+            let offered = manifest_of(release, node.node.architecture);
+            let (is_offered, digest) = (offered.is_some(), offered.and_then(|digest| texts.find(digest.as_str())));
+            let (target, rollback) = (release, Some(facts));
+            Desired::Install(Install { release, target, young: None, rollback, text, is_offered, digest })
         }
         Some(_) => {
             let message = format!("{to} is not in the other slot and its publisher does not allow going back to it");
@@ -294,10 +320,8 @@ pub(super) fn reference(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &
 }
 
 fn digest_of(policy: &PolicyView<'_>, node: &NodeView<'_>, version: &Version) -> Option<Digest> {
-    let offered = policy.facts.offer.release(version).and_then(|release| match node.node.architecture {
-        Some(machine) => release.digests.get(&machine),
-        None => release.digests.values().next(),
-    });
+    let release = policy.facts.offer.release(version);
+    let offered = release.and_then(|release| manifest_of(release, node.node.architecture));
     let asked = node.update().and_then(|update| update.spec.release.as_ref());
     let status = &policy.facts.status;
     offered

@@ -82,6 +82,8 @@ pub(super) struct Traits {
     pub(super) waves: u64,
     /// The release that it is asked to stage.
     pub(super) asked: Option<u32>,
+    /// The digest of the manifest by which it is asked to.
+    pub(super) asked_digest: Option<u32>,
     pub(super) goal: Option<Goal>,
     /// Since when it runs what it runs, committed, as far as is known; see [`NodeView::done_since`].
     pub(super) done_since: Time,
@@ -161,6 +163,7 @@ impl Traits {
             domain: texts.id(per_domain.map_or("", |budget| label(&budget.topology_key))),
             waves: waves.fold(0, |bits, (index, _)| bits | (1 << index)),
             asked: asked.map(|asked| texts.id(asked.version.as_str())),
+            asked_digest: asked.map(|asked| texts.id(asked.digest.as_str())),
             goal: update.map(|update| update.spec.goal),
             done_since: update.map(done_since).unwrap_or_default(),
             done_by_agent: update.is_some_and(|update| update.spec.last_disruption.is_none()),

@@ -336,7 +336,7 @@ fn skew(candidate: &Candidate<'_, '_>) -> Answer {
 fn staged(candidate: &Candidate<'_, '_>) -> Answer {
     let Desired::Install(install) = candidate.desired else { return None };
     let (view, version) = (candidate.view, &install.release.version);
-    let asked = view.traits.asked.is_some() && view.traits.asked == install.text;
+    let asked = install.is_asked(view.traits);
     if asked && view.traits.staged_as_asked {
         return None;
     }

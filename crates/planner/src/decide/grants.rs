@@ -16,7 +16,7 @@ use crate::{
     Action, Expect, Gate, Step, Wait,
     drain::Places,
     plan,
-    snapshot::{Cordon, GRANT, PendingGrant},
+    snapshot::{Cordon, GRANT, HookRun, PendingGrant},
 };
 use bascule_api::{Duration, Goal, RolloutState, Version, WaitReason};
 use std::{
@@ -132,7 +132,7 @@ impl<'a> Round<'a> {
                     granting.push(policy_index);
                     let opening =
                         candidate.policy.valid.and_then(|valid| cluster.opening(candidate.view, &valid.spec.drain));
-                    let step = grant_step(&candidate, budget.used(), opening);
+                    let step = grant_step(&candidate, &self.snapshot.hooks, budget.used(), opening);
                     hold(candidate.view, Some(budget), &mut cluster, &mut places);
                     out.started.extend(starts(candidate.desired).map(|version| (policy_index, version)));
                     let said = granted(candidate.policy);
@@ -347,7 +347,21 @@ fn starts(desired: &Desired<'_>) -> Option<Version> {
     }
 }
 
-fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duration, Vec<String>)>) -> Step {
+/// The next number of a grant for a node. Numbers begin anew where somebody deleted the NodeUpdate; Jobs of hooks are known by them, and
+/// what one came to that ran for an earlier disruption is no word about this one. The free number that comes first is taken, so that a
+/// Job that somebody else made costs one of them and no more.
+fn next_number(node: &str, last: i64, hooks: &[HookRun]) -> i64 {
+    let taken: BTreeSet<i64> = hooks.iter().filter(|run| *run.node == *node).map(|run| run.grant).collect();
+    let next = last.saturating_add(1);
+    (next..=i64::MAX).find(|number| !taken.contains(number)).unwrap_or(next)
+}
+
+fn grant_step(
+    candidate: &Candidate<'_, '_>,
+    hooks_ran: &[HookRun],
+    used: u32,
+    opening: Option<(Duration, Vec<String>)>,
+) -> Step {
     let (budgets_open_within, closed_budgets) = opening.unzip();
     let view = candidate.view;
     let node = view.node;
@@ -362,7 +376,7 @@ fn grant_step(candidate: &Candidate<'_, '_>, used: u32, opening: Option<(Duratio
         action: Action::Grant {
             node: node.name.to_string(),
             boot_id: node.boot_id.clone(),
-            generation: last.max(seen).saturating_add(1),
+            generation: next_number(&node.name, last.max(seen), hooks_ran),
             cause: cause.clone(),
             was_cordoned: node.cordon.is_cordoned(),
             at: candidate.now,

@@ -30,7 +30,7 @@ pub(super) fn check(snapshot: &Snapshot, plan: &Plan, found: &mut Vec<Violation>
         };
         if let Action::Grant { cause, boot_id, generation, .. } = &step.action {
             granted.extend(grant(snapshot, node, cause));
-            numbers(node, boot_id, *generation, found);
+            numbers(snapshot, node, boot_id, *generation, found);
         }
         understood(snapshot, node, &step.action, found);
         own_only(snapshot, node, &step.action, found);
@@ -131,11 +131,14 @@ fn grant<'a>(snapshot: &'a Snapshot, node: &'a Node, cause: &'a Cause) -> Option
     Some(Granted { node, policy, cause, installs })
 }
 
-fn numbers(node: &Node, boot_id: &str, generation: i64, found: &mut Vec<Violation>) {
+fn numbers(snapshot: &Snapshot, node: &Node, boot_id: &str, generation: i64, found: &mut Vec<Violation>) {
     let Some(update) = &node.update else { return };
     let spec = update.spec.grant.as_ref().map_or(0, |grant| grant.generation);
     if generation <= spec.max(update.status.last_grant.unwrap_or(0)) {
         found.push(violation(9, &node.name, format!("grant {generation} was given before")));
+    }
+    if snapshot.hooks.iter().any(|run| run.node == *node.name && run.grant == generation) {
+        found.push(violation(9, &node.name, format!("a hook ran for grant {generation} before it was given")));
     }
     if update.spec.disruption.is_some() {
         found.push(violation(9, &node.name, "is granted twice"));

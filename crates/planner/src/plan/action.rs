@@ -102,7 +102,7 @@ pub enum Action {
         node: String,
         /// The boot it is given for.
         boot_id: String,
-        /// Its generation, above every one before.
+        /// Its generation, above every one before, as far as NodeUpdate and agent know of them; no Job of a hook has it.
         generation: i64,
         /// Why.
         cause: Cause,

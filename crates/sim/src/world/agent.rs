@@ -402,6 +402,8 @@ impl Agent {
             }
             Effect::StageUki { target, .. } => {
                 let name = target.uki.as_ref().map(|(digest, _)| waiting_name(digest)).unwrap_or_default();
+                // What stands there is read first, and goes where it is another image.
+                self.files.retain(|file| file.name != name || file.content.root_hash() == Some(&target.root_hash));
                 if !self.files.iter().any(|file| file.name == name) {
                     self.files.push(self.boot_image(name, &target.version, &target.root_hash));
                 }

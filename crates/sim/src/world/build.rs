@@ -59,14 +59,11 @@ pub fn digest(version: &str) -> Digest {
     Digest::from_sha256(&bytes)
 }
 
-/// The digest of the manifest of a version that was published anew so many times.
+/// The digest of the manifest of a version that was published anew so many times; 0: as it was first. As with any two digests no part
+/// of it is that of another: boot images wait under names of the first 16 digits of theirs.
 #[must_use]
 pub fn digest_anew(version: &str, times: u8) -> Digest {
-    let mut bytes = digest(version).to_bytes();
-    if let Some(last) = bytes.last_mut() {
-        *last = times;
-    }
-    Digest::from_sha256(&bytes)
+    Digest::from_sha256(&digest(version).to_bytes().map(|byte| byte ^ times))
 }
 
 /// The root hash of the image that a manifest of this digest names. It is neither the digest nor the version: a version that is

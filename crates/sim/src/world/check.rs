@@ -423,8 +423,9 @@ fn slow_machines(world: &World) -> Vec<Broken> {
     broken
 }
 
-/// A trial has its time from when its machine is back, however long that took and whoever says so first. Where nobody has, a machine that
-/// lost its power in its trial looks like one that never came up.
+/// A trial has its time from when its machine is back, however long that took and whoever says so first. A machine that lost its power in
+/// its trial looks like one that never came up where nobody has said so, and is judged by the boot before where nothing of the boot since
+/// was to be seen.
 fn hurried_verdicts(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     let now = world.snapshot.now;
@@ -435,13 +436,16 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
             failure.message.starts_with("not healthy within") && failure.at == now
         };
         for failure in policy.status.failures.iter().filter(verdict) {
+            if world.unseen.contains(&failure.node) {
+                continue;
+            }
             let Some(machine) = world.machines.get(&failure.node).filter(|machine| machine.is_up()) else { continue };
             let had = now.seconds_since(machine.up_since);
             let boot = machine.boot_id(&failure.node);
             let Some(node) = world.snapshot.nodes.iter().find(|node| *node.name == *failure.node) else { continue };
             let agent = node.update.as_ref().and_then(|update| update.status.boot_id.as_ref());
             let said = node.boot_id == boot || agent == Some(&boot);
-            if machine.running() == Some(&failure.version) && said && world.saw_all && had < asked {
+            if machine.running() == Some(&failure.version) && said && had < asked {
                 let what = format!(
                     "{} is blamed on {}, which has run it for {had} s (kubelet: {}, agent: {agent:?}, seen back at {})",
                     failure.version, failure.node, node.boot_id, node.back_seen

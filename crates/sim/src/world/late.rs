@@ -138,6 +138,7 @@ impl World {
             return Some(seen);
         }
         let node = Arc::make_mut(&mut seen);
+        node.back_seen = back_seen(node, shown(Kind::NodeUpdates).map(|shown| &**shown));
         node.update = shown(Kind::NodeUpdates).and_then(|shown| shown.update.clone());
         // What it remembers itself is no watch's to show.
         node.earlier = truth.filter(|truth| truth.uid == node.uid).and_then(|truth| truth.earlier.clone());
@@ -283,10 +284,60 @@ impl World {
     }
 }
 
+/// When a machine was first seen back, by a Node and a NodeUpdate that are not of one moment: as the operator has it, which sees either
+/// of kubelet and agent speak from a boot (`bascule_facts::one_node`). Both are given with all that was so at their own moments.
+fn back_seen(kubelet: &Node, agent: Option<&Node>) -> Time {
+    let said = agent.and_then(|shown| Some((shown, shown.update.as_ref()?.status.boot_id.as_deref()?)));
+    match said {
+        Some((_, boot)) if boot == kubelet.boot_id => kubelet.boot_seen.min(kubelet.back_seen),
+        // The agent speaks from the boot that its kubelet spoke from then, or from a later one.
+        Some((shown, boot)) if boot == shown.boot_id || shown.back_seen > shown.boot_seen => {
+            kubelet.boot_seen.max(shown.back_seen)
+        }
+        Some(_) | None => kubelet.boot_seen,
+    }
+}
+
 /// Whether two are one version of a Node object.
 pub(super) fn is_same(one: &Node, other: &Node) -> bool {
     (&one.uid, &one.labels, one.ready, &one.cordon, one.taints, one.truce)
         == (&other.uid, &other.labels, other.ready, &other.cordon, other.taints, other.truce)
         && (&one.leaving, one.excluded, &one.boot_id, one.deleting)
             == (&other.leaving, other.excluded, &other.boot_id, other.deleting)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::build;
+    use bascule_planner::snapshot::UpdateFacts;
+    use serde_json::json;
+
+    /// The cases of `a_machine_is_back_when_the_first_of_kubelet_and_agent_speaks_from_its_boot`, with watches that stand still.
+    #[test]
+    fn a_machine_is_back_when_the_first_that_is_seen_speaks_from_its_boot() {
+        let node = |boot: &str, reported: Option<&str>, boot_seen: i64, back_seen: i64| {
+            let status = bascule_api::NodeUpdateStatus { boot_id: reported.map(str::to_owned), ..Default::default() };
+            let spec = serde_json::from_value(json!({"policy": "workers"})).unwrap();
+            let update = UpdateFacts { generation: 1, owner_uid: None, deleting: false, spec, status };
+            let (boot_seen, back_seen) = (build::at(boot_seen), build::at(back_seen));
+            Node { boot_id: boot.to_owned(), boot_seen, back_seen, update: Some(update), ..build::node("n0", "a") }
+        };
+        let before = || node("old", Some("old"), 5, 5);
+        let agent_first = || node("old", Some("new"), 5, 20);
+        let kubelet_first = || node("new", Some("old"), 20, 20);
+        let after = || node("new", Some("new"), 30, 20);
+        for (what, kubelet, agent, seen) in [
+            ("all watches go on", after(), after(), 20),
+            ("nobody has spoken", before(), before(), 5),
+            ("the agent was first, and the watch of Nodes stands still", before(), agent_first(), 20),
+            ("both have spoken, and it stands still", before(), after(), 20),
+            ("both have spoken, and the watch of NodeUpdates stands still", after(), before(), 30),
+            ("the kubelet was first, and the watch of Nodes stands still", before(), kubelet_first(), 5),
+            ("the kubelet was first, and that of NodeUpdates stands still", kubelet_first(), before(), 20),
+        ] {
+            assert_eq!(back_seen(&kubelet, Some(&agent)), build::at(seen), "{what}");
+        }
+        assert_eq!(back_seen(&kubelet_first(), None), build::at(20));
+    }
 }

@@ -94,6 +94,8 @@ pub struct Machine {
     leaves: bool,
     /// How often somebody set the boot loader up anew.
     setup: u32,
+    /// Whether somebody is to, who reads first what the agent says of the present boot.
+    to_set_up: bool,
     /// The releases it booted, or tried to, in order.
     pub history: Vec<Version>,
     /// What it did since somebody looked.
@@ -131,6 +133,7 @@ impl Machine {
             awake: false,
             leaves: false,
             setup: 0,
+            to_set_up: false,
             history: Vec::new(),
             deeds: Vec::new(),
         }
@@ -187,13 +190,13 @@ impl Machine {
         format!("{node}-boot-{}", self.boot)
     }
 
-    /// Everything that people do at the machine is done: it starts what comes first, counts, and has its agent look.
+    /// Everything that people do at the machine is done: it starts what comes first, counts, and has its agent look. What the boot
+    /// loader once did not take is judged anew where it was set up anew, and nobody sets it up for what no agent has told yet.
     pub(super) fn mend(&mut self) {
         (self.silent, self.dies, self.unready, self.inhibited) = (false, false, false, false);
         (self.counts, self.elsewhere) = (true, false);
         self.daemons_broken = self.never_ready;
-        // What the boot loader once did not take is judged anew where it was set up anew.
-        self.setup += 1;
+        self.to_set_up = true;
         self.agent.look_again();
     }
 
@@ -326,6 +329,10 @@ impl Machine {
             .map(|update| Desired::new(update.owner_uid.clone().unwrap_or_default(), update.generation, &update.spec));
         let (agent, around) = self.parts(&boot_id);
         let done = agent.live(word, &around, time);
+        if std::mem::take(&mut self.to_set_up) {
+            self.setup += 1;
+            self.agent.look_again();
+        }
         let before = reported(node);
         self.say(node);
         if node.boot_id != boot_id && reported(node) != before {

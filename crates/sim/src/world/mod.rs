@@ -144,10 +144,10 @@ pub struct World {
     impatient: bool,
     /// How many rounds the operator has lived through.
     lived: u32,
-    /// Whether all plans of this round were made from what was so.
-    saw_all: bool,
     /// For how many of these rounds nodes have held their grant beyond the time in which their drain has to begin.
     overdue: BTreeMap<String, u32>,
+    /// Machines of whose present boot a plan of this round could see nothing.
+    unseen: std::collections::BTreeSet<String>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
@@ -231,8 +231,8 @@ impl World {
             slow: None,
             impatient: false,
             lived: 0,
-            saw_all: true,
             overdue: BTreeMap::new(),
+            unseen: std::collections::BTreeSet::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
@@ -263,6 +263,7 @@ impl World {
 
     /// One round: time passes, things happen, the operator acts.
     fn round(&mut self) -> Result<(), Box<Failure>> {
+        self.unseen.clear();
         let seconds = if self.peace { 30 } else { self.random.random_range(3..150) };
         self.pass(seconds);
         if !self.peace {
@@ -271,7 +272,6 @@ impl World {
             self.meddle();
             self.break_writes();
         }
-        self.saw_all = true;
         let takes_its_time = self.takes_its_time();
         match self.overlap.or(takes_its_time.then_some(Meanwhile::Waits)) {
             Some(meanwhile) => self.operate_overlapping(meanwhile)?,
@@ -360,7 +360,6 @@ impl World {
         };
         // What an old view showed of the NodeUpdates: each is written as the version that was seen.
         let old = if stale && !is_late { seen.nodes.clone() } else { Vec::new() };
-        self.saw_all &= !(stale || is_late);
         let number = self.note_plan(view, &plan, &report);
         let survives = !(chance && self.chance(25));
         let steps = self.in_order(&plan);

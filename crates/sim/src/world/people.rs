@@ -83,15 +83,21 @@ impl World {
     }
 
     /// Somebody deletes a NodeUpdate. An operator that stood by remembers its own word of it.
-    fn delete_update(&mut self, name: &str, remembered: bool) {
+    pub(super) fn delete_update(&mut self, name: &str, remembered: bool) {
         let Some(node) = self.snapshot.nodes.iter_mut().find(|node| *node.name == *name) else { return };
         let node = Arc::make_mut(node);
         let Some(update) = node.update.take() else { return };
         let disrupted = Some(update.spec).filter(|spec| spec.disruption.is_some()).map(Arc::new);
         node.earlier = disrupted.or_else(|| node.earlier.take()).filter(|_| remembered);
+        let (uid, remembered) = (node.uid.clone(), node.earlier.is_some());
         self.tell(&format!("{name}: carol deletes its NodeUpdate"));
         // Nobody has ordered the node to be emptied any more.
-        self.workload.orders.retain(|order| order.node != name);
+        self.workload.break_off(name, &uid, remembered);
+        if !remembered {
+            // Numbers of grants begin anew, and with another disruption its hooks run.
+            let of_node = format!("/{name}");
+            self.workload.succeeded.retain(|(of, ..)| !of.ends_with(&of_node));
+        }
     }
 
     /// Somebody makes a node a canary, or none.

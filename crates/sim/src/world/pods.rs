@@ -98,6 +98,15 @@ pub(super) struct Cost {
     pub(super) returning: (u32, u32),
 }
 
+impl Cost {
+    /// Nobody remembers whom the drain gave up: they stand there for whoever goes on with it, and have to move once more.
+    fn forget(&mut self) {
+        let (stood, evicted) = self.returning;
+        self.stood += stood.min(evicted.saturating_sub(RETURNS));
+        self.returning = (stood, 0);
+    }
+}
+
 /// How long after the end of its grace, in seconds, a pod that is still there is waited for by no drain (docs/drain.md).
 pub(super) const OVERDUE: i64 = 60;
 /// How long pods of a node that is unreachable are left, in seconds (DefaultTolerationSeconds, 300), and their grace.
@@ -211,11 +220,19 @@ impl Workload {
     pub(super) fn forget(&mut self) {
         self.orders.clear();
         self.ledgers.clear();
-        for cost in self.costs.values_mut() {
-            let (stood, evicted) = cost.returning;
-            // Those that were given up stand there for the next, and have to move once more.
-            cost.stood += stood.min(evicted.saturating_sub(RETURNS));
-            cost.returning = (stood, 0);
+        self.costs.values_mut().for_each(Cost::forget);
+    }
+
+    /// Somebody deletes what orders the drain of a node, and with it goes whom that gave up. Where nobody remembers its grant, the next one
+    /// of that number is another, and so is its drain: who stands there then has to move for it.
+    pub(super) fn break_off(&mut self, node: &str, uid: &str, remembered: bool) {
+        self.orders.retain(|order| order.node != node);
+        let drains: Vec<(String, i64)> = self.costs.keys().filter(|(of, _)| of == uid).cloned().collect();
+        for (of, grant) in drains {
+            let Some(mut cost) = self.costs.remove(&(of.clone(), grant)) else { continue };
+            cost.forget();
+            let of = if remembered { of } else { format!("{of} before ({})", self.costs.len()) };
+            self.costs.insert((of, grant), cost);
         }
     }
 

@@ -110,6 +110,11 @@ impl World {
         }
     }
 
+    /// Somebody deletes a NodeUpdate, of which the operator remembers its own word or nothing.
+    pub fn delete_node_update(&mut self, node: &str, remembered: bool) {
+        self.delete_update(node, remembered);
+    }
+
     /// A node joins, on release 1.0; an autoscaler gives it the hold taint from its first moment, or does not.
     pub fn join(&mut self, name: &str, held: bool) {
         self.tell(&format!("{name}: joins"));
@@ -136,6 +141,13 @@ impl World {
     /// The power of a node fails; it boots again.
     pub fn cut_power(&mut self, node: &str) {
         self.crash(node);
+    }
+
+    /// Somebody sees to a machine: it boots what its boot loader takes first, which is set up anew as soon as its agent has spoken.
+    pub fn mend(&mut self, node: &str) {
+        if let Some(machine) = self.machines.get_mut(node) {
+            machine.mend();
+        }
     }
 
     /// Pods that do not go away.

@@ -1,9 +1,12 @@
 //! What people say in the middle of it: stop, undo, go back, hold this node, try again.
 
-use crate::{granted, on, state, world};
-use bascule_api::{DisruptionOutcome, Duration, Time, WaitReason};
-use bascule_planner::{Action, Planner, Snapshot, model};
-use bascule_sim::world::{Fate, World, build};
+use crate::{granted, node, on, state, world};
+use bascule_api::{Digest, DisruptionOutcome, Duration, Time, WaitReason};
+use bascule_planner::{
+    Action, Planner, Snapshot, model,
+    snapshot::{HookState, Node},
+};
+use bascule_sim::world::{Fate, Meanwhile, World, build};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -305,6 +308,126 @@ fn a_way_back_to_a_version_that_was_published_anew_is_made_permanent() {
     assert!(world.machines.values().all(|machine| machine.is_calm()), "still on trial\n{}", world.story());
     let boots: Vec<usize> = world.machines.values().map(|machine| machine.history.len()).collect();
     assert_eq!(boots, [3, 3, 3], "two reboots there and one back for each\n{}", world.story());
+}
+
+/// The other slot and the boot partition hold the first image of the version when the second is asked for.
+#[test]
+fn a_node_that_had_staged_what_is_published_anew_boots_the_new_image() {
+    let mut world = world(1, &json!({}));
+    let freeze = build::freeze("incident", world.snapshot.now, 86_400);
+    world.snapshot.freezes.push(Arc::new(freeze));
+    let staged = |world: &World| {
+        let holds = |node: &Arc<bascule_planner::snapshot::Node>| node.update.as_ref()?.status.staged.clone();
+        world.snapshot.nodes.iter().all(|node| holds(node).is_some())
+    };
+    world.until(200, staged).unwrap();
+    let mut offer = (*build::offer(&["1.0", "1.1"])).clone();
+    let anew = build::digest_anew("1.1", 1);
+    offer.releases[1].digests.insert(bascule_api::Architecture::X86_64, anew.clone());
+    let offer = Arc::new(offer);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    // Who has to be told once more what to stage is told of the new one.
+    world.delete_and_forget("a1");
+    world.snapshot.freezes.clear();
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let booted = node(&world, "a1").update.as_ref().unwrap().status.booted.as_ref().unwrap();
+    assert_eq!(booted.root_hash, build::root_hash(&anew), "{}", world.story());
+}
+
+/// What the node was in the middle of nobody remembers, and nothing shows it: the place is free, and no budget is broken.
+#[test]
+fn a_node_update_that_somebody_deletes_after_the_commit_frees_its_place() {
+    let mut world = world(1, &json!({}));
+    world.remember();
+    let told = |world: &World| {
+        world
+            .snapshot
+            .nodes
+            .iter()
+            .filter_map(|node| node.update.as_ref())
+            .any(|update| update.spec.goal == bascule_api::Goal::Committed && update.spec.disruption.is_some())
+    };
+    world.until(400, told).unwrap();
+    world.pass(10);
+    assert!(world.story().contains("commits 1.1"), "{}", world.story());
+    let name = world.snapshot.nodes.iter().find(|node| node.granted()).unwrap().name.to_string();
+    world.delete_node_update(&name, false);
+    world.until(400, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert_eq!(world.judged(), [], "{}", world.story());
+}
+
+/// The second drain has the number of the first, which nobody remembers, and pods of its own to move.
+#[test]
+fn a_drain_after_a_node_update_was_deleted_is_another_one() {
+    let mut world = world(1, &json!({}));
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    hold.spec.nodes = vec!["b1".to_owned(), "c1".to_owned()];
+    world.snapshot.freezes.push(Arc::new(hold));
+    world.with_pods(3);
+    world.until(400, |world| world.evictions() == 3).unwrap();
+    assert_eq!(world.running("a1"), Some(&build::version("1.0")), "{}", world.story());
+    world.delete_node_update("a1", false);
+    world.with_pods(3);
+    world.until(400, |world| on(world, "1.1") == 1 && granted(world) == 0).unwrap();
+    assert_eq!(world.evictions(), 6, "{}", world.story());
+    world.operate_late(Meanwhile::Waits, |_| {}).unwrap();
+}
+
+/// The number of a grant begins anew with the NodeUpdate, and a hook's Job is known by it.
+#[test]
+fn a_hook_runs_anew_for_the_drain_after_a_node_update_was_deleted() {
+    let hook = json!([{"name": "before", "namespace": "hooks", "timeout": "3m", "job": {"template": {}}}]);
+    let mut world = world(1, &json!({"hooks": {"beforeDrain": hook}}));
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    hold.spec.nodes = vec!["b1".to_owned(), "c1".to_owned()];
+    world.snapshot.freezes.push(Arc::new(hold));
+    let runs = |world: &World| world.story().matches("RunHook a1").count();
+    world.until(400, |world| runs(world) == 1).unwrap();
+    // It succeeds, and nobody has noted that when the NodeUpdate goes.
+    for _ in 0..4 {
+        world.pass(10);
+    }
+    let jobs = world.snapshot.hooks.clone();
+    assert_eq!(jobs.iter().map(|run| &run.state).collect::<Vec<_>>(), [&HookState::Succeeded], "{}", world.story());
+    world.delete_node_update("a1", false);
+    for _ in 0..120 {
+        world.operate_for(None).unwrap();
+        // A Job is kept for an hour, whatever became of its grant.
+        let gone: Vec<_> = jobs.iter().filter(|job| !world.snapshot.hooks.contains(*job)).cloned().collect();
+        world.snapshot.hooks.extend(gone);
+        world.pass(10);
+    }
+    assert_eq!(runs(&world), 2, "{}\n{}", world.story(), world.shown());
+    assert_eq!(on(&world, "1.1"), 1, "{}\n{}", world.story(), world.shown());
+}
+
+/// No repository has the first manifest any more: a node that is asked for it can't bring it, and is not to boot what it had before.
+#[test]
+fn what_is_published_anew_before_it_was_booted_is_asked_for_anew() {
+    let mut world = world(1, &json!({"staging": {"maxConcurrent": 3}}));
+    let freeze = build::freeze("incident", world.snapshot.now, 86_400);
+    world.snapshot.freezes.push(Arc::new(freeze));
+    let staged = |world: &World, digest: &Digest| {
+        let staged =
+            |node: &Arc<Node>| node.update.as_ref()?.status.staged.as_ref().map(|staged| staged.digest.clone());
+        world.snapshot.nodes.iter().all(|node| staged(node).as_ref() == Some(digest))
+    };
+    // All but one of them have it.
+    world.machines.get_mut("c1").unwrap().stage_seconds = 100_000;
+    world
+        .until(200, |world| node(world, "b1").update.as_ref().is_some_and(|update| update.status.staged.is_some()))
+        .unwrap();
+    let mut offer = (*build::offer(&["1.0", "1.1"])).clone();
+    let anew = build::digest_anew("1.1", 1);
+    offer.releases[1].digests.insert(bascule_api::Architecture::X86_64, anew.clone());
+    let offer = Arc::new(offer);
+    world.policy("workers", |policy| policy.offer = Arc::clone(&offer));
+    world.machines.get_mut("c1").unwrap().stage_seconds = 60;
+    world.until(400, |world| staged(world, &anew)).unwrap();
+    world.snapshot.freezes.clear();
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    let runs = |name| node(&world, name).update.as_ref().unwrap().status.booted.as_ref().unwrap().root_hash.clone();
+    assert_eq!(["a1", "b1", "c1"].map(runs), [(); 3].map(|()| build::root_hash(&anew)), "{}", world.story());
 }
 
 #[test]

@@ -93,6 +93,23 @@ fn what_the_boot_loader_was_kept_from_taking_is_not_blamed() {
     assert_eq!((on(&world, "1.0"), granted(&world)), (3, 0), "{}", world.story());
 }
 
+/// The agent was away when the machine came up with another entry, and says so only when somebody has seen to the machine.
+#[test]
+fn what_was_not_taken_while_the_agent_was_away_is_armed_again_once_somebody_has_seen_to_it() {
+    let mut world = world(1, &json!({}));
+    let leaves = |world: &World| world.machines.values().any(|machine| !machine.is_up());
+    world.until(200, leaves).unwrap();
+    let name = granted_one(&world);
+    let machine = world.machines.get_mut(&name).unwrap();
+    (machine.elsewhere, machine.silent) = (true, true);
+    world.until(200, |world| world.machines[&name].history.len() == 1).unwrap();
+    assert_eq!(on(&world, "1.0"), 3, "{}", world.story());
+    world.mend(&name);
+    world.until(1_000, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    assert_eq!(world.machines[&name].history.len(), 2, "{}", world.story());
+}
+
 #[test]
 fn a_second_machine_that_does_not_come_back_is_a_verdict() {
     let mut world = world(1, &json!({"budget": {"maxUnavailable": 2}, "failureThreshold": 2}));

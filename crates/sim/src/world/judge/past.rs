@@ -25,6 +25,8 @@ pub(super) struct Word {
     pub(super) adopted: bool,
     /// How many events there were before it.
     pub(super) since: usize,
+    /// Whether a plan was made since that saw no NodeUpdate of the node, and whose operator remembered none.
+    forgotten: bool,
     /// The plan that gave it.
     plan: usize,
 }
@@ -99,10 +101,11 @@ impl<'h> Past<'h> {
     }
 
     /// Whether a disruption of a node is in force of which a plan could know, or that was being written when it was made. What was taken over
-    /// since from a Node that is gone nobody could know of, and what a later plan gave that one had to give beside this one's grants.
+    /// since from a Node that is gone nobody could know of, and what a later plan gave that one had to give beside this one's grants. What
+    /// somebody deleted with its NodeUpdate, and nobody remembers, is not in force any more: with the object went the word.
     pub(super) fn counts(&self, uid: &str, plan: usize) -> bool {
         let made = self.plans.get(plan).map_or(0, |(events, _)| *events);
-        self.word(uid).is_some_and(|word| !(word.adopted && word.since > made) && word.plan <= plan)
+        self.word(uid).is_some_and(|word| !word.forgotten && !(word.adopted && word.since > made) && word.plan <= plan)
     }
 
     pub(super) fn cordon(&self, uid: &str) -> Held<'h> {
@@ -153,6 +156,10 @@ impl<'h> Past<'h> {
                         Cordon::Other { .. } => Held::Person,
                     };
                     self.cordons.insert(&node.uid, held);
+                    let forgotten = node.live_update().is_none() && node.interrupted().is_none();
+                    if let Some(word) = self.words.get_mut(node.uid.as_str()).filter(|_| forgotten) {
+                        word.forgotten = true;
+                    }
                 }
             }
             Event::Act(act) => {
@@ -245,7 +252,15 @@ impl<'h> Past<'h> {
     }
 
     fn new_word(&self, plan: usize) -> Word {
-        Word { told: false, updates: false, was_cordoned: false, adopted: false, since: self.events, plan }
+        Word {
+            told: false,
+            updates: false,
+            was_cordoned: false,
+            adopted: false,
+            since: self.events,
+            forgotten: false,
+            plan,
+        }
     }
 
     fn begin(&mut self, uid: &'h str, word: Word) {

@@ -372,8 +372,14 @@ impl<'a> Told<'a> {
     fn is_asked_to_stage(&self) -> bool {
         let newest = self.newest().filter(|_| !self.offers(|release| release.floor.is_some()));
         let asked = self.update().filter(|update| update.spec.goal == Goal::Staged);
-        let asked = asked.and_then(|update| update.spec.release.as_ref()).map(|release| &release.version);
-        asked.is_some() && asked == newest
+        let Some(asked) = asked.and_then(|update| update.spec.release.as_ref()) else { return false };
+        // A version that is published anew is to be asked for anew.
+        let release = self.policy().and_then(|policy| policy.offer.release(&asked.version));
+        let offered = release.and_then(|release| match self.node.architecture {
+            Some(machine) => release.digests.get(&machine),
+            None => release.digests.values().next(),
+        });
+        Some(&asked.version) == newest && offered.is_none_or(|offered| *offered == asked.digest)
     }
 
     /// Whether another node of the policy is not done, or was not until a moment ago.
