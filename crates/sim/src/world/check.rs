@@ -1,7 +1,7 @@
 //! The invariants, checked on the world itself.
 
 use super::{Judge, World, faults::carries, pods::RETURNS, refusing::Written};
-use bascule_api::{Duration, Goal, IntOrPercent, Time, WaitReason, conditions::reason};
+use bascule_api::{Duration, Goal, IntOrPercent, PolicyFailure, Time, WaitReason, conditions::reason};
 use bascule_planner::{
     Action, Report, ValidPolicy, Violation,
     plan::{DrainMode, MemoryChange},
@@ -128,11 +128,12 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
 }
 
 /// Right after a policy's memory was written: failures block a release only where they are as many as the policy asked for when it
-/// could be used last.
+/// could be used last, and no machine that did not come back is blamed alone.
 pub(super) fn remembered(world: &World, action: &Action) -> Vec<Broken> {
     let Action::Remember { policy: name, changes } = action else { return Vec::new() };
-    let policy = world.snapshot.policies.iter().find(|policy| policy.name == *name);
-    let (Some(policy), Some(threshold)) = (policy, world.thresholds.get(name)) else { return Vec::new() };
+    let Some(policy) = world.snapshot.policies.iter().find(|policy| policy.name == *name) else { return Vec::new() };
+    let mut broken = lone_verdicts(&policy.status.failures, changes);
+    let Some(threshold) = world.thresholds.get(name) else { return broken };
     let blocked = changes.iter().filter_map(|change| match change {
         MemoryChange::Blocked { version, by, .. } if by.as_str() == reason::FAILURE_THRESHOLD => Some(version),
         _ => None,
@@ -144,7 +145,8 @@ pub(super) fn remembered(world: &World, action: &Action) -> Vec<Broken> {
             Broken::World(6, format!("{name} blocks {version} after {failures} failures, {threshold} are asked for"))
         })
     });
-    hasty.collect()
+    broken.extend(hasty);
+    broken
 }
 
 /// By whose settings a trial is judged: those of the policy that gave the grant, whoever selects the node by now, and where that
@@ -209,7 +211,6 @@ pub(super) fn world(world: &World) -> Vec<Broken> {
     }
     broken.extend(world.workload.hurried.iter().map(|what| Broken::World(0, what.clone())));
     broken.extend(evictions(world));
-    broken.extend(slow_machines(world));
     broken.extend(hurried_verdicts(world));
     broken.extend(cluster_gates(world));
     broken.extend(broken_before(world));
@@ -404,23 +405,25 @@ fn rollouts_left_open(world: &World) -> Vec<Broken> {
     broken
 }
 
-/// One machine that does not come back is no verdict over its release: somebody's agent says so, or a second machine.
-fn slow_machines(world: &World) -> Vec<Broken> {
-    let mut broken = Vec::new();
-    for policy in &world.snapshot.policies {
-        // What the operator itself concluded, rather than an agent's report.
-        let unreported = |failure: &&bascule_api::PolicyFailure| {
-            ["the node has not come back", "the kubelet came back"].iter().any(|says| failure.message.starts_with(says))
-        };
-        let failures = &policy.status.failures;
-        for failure in failures.iter().filter(unreported) {
-            if failures.iter().filter(unreported).filter(|other| other.version == failure.version).count() == 1 {
-                let what = format!("{} is blamed for {}, which never said so", failure.version, failure.node);
-                broken.push(Broken::World(6, what));
-            }
-        }
-    }
-    broken
+/// One machine that does not come back is no verdict over its release: somebody's agent says so, or a second machine. Looked at when it is
+/// remembered: of two that stand there together a person may have one forgotten later, who has its node try again.
+fn lone_verdicts(failures: &[PolicyFailure], changes: &[MemoryChange]) -> Vec<Broken> {
+    // What the operator itself concluded, rather than an agent's report.
+    let unreported = |failure: &PolicyFailure| {
+        ["the node has not come back", "the kubelet came back"].iter().any(|says| failure.message.starts_with(says))
+    };
+    let new = changes.iter().filter_map(|change| match change {
+        MemoryChange::Failed(failure) if unreported(failure) => Some(failure),
+        _ => None,
+    });
+    let lone = new.filter(|failure| {
+        let together = |other: &&PolicyFailure| unreported(other) && other.version == failure.version;
+        failures.iter().filter(together).count() == 1
+    });
+    lone.map(|failure| {
+        Broken::World(6, format!("{} is blamed for {}, which never said so", failure.version, failure.node))
+    })
+    .collect()
 }
 
 /// A trial has its time from when its machine is back, however long that took and whoever says so first. A machine that lost its power in

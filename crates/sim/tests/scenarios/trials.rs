@@ -3,7 +3,7 @@
 use crate::{granted, node, on, state, world};
 use bascule_api::{Goal, Time};
 use bascule_planner::snapshot::GateAnswer;
-use bascule_sim::world::{Fate, World, build};
+use bascule_sim::world::{Fate, Meanwhile, World, build};
 use serde_json::{Value, json};
 
 #[test]
@@ -124,6 +124,29 @@ fn a_second_machine_that_does_not_come_back_is_a_verdict() {
         machine.dies = false;
     }
     world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+}
+
+/// What the other was blamed for stays on record, which was no verdict over one machine when it was made.
+#[test]
+fn a_person_who_has_one_of_two_lost_nodes_try_again_leaves_the_other_as_it_is() {
+    let mut world = world(1, &json!({"budget": {"maxUnavailable": 2}, "failureThreshold": 2}));
+    for machine in world.machines.values_mut() {
+        machine.dies = true;
+    }
+    world.until(400, |world| !world.snapshot.policies[0].status.blocked.is_empty()).unwrap();
+    for machine in world.machines.values_mut() {
+        machine.dies = false;
+    }
+    world.until(400, |world| on(world, "1.0") == 3 && granted(world) == 0).unwrap();
+    let blamed = world.snapshot.policies[0].status.failures[0].node.clone();
+    let retry = bascule_api::Retry { node: blamed, at: world.snapshot.now, reason: None };
+    world.policy("workers", |policy| {
+        let mut spec = policy.spec.as_ref().unwrap().spec.clone();
+        spec.retries = vec![retry.clone()];
+        policy.spec = bascule_planner::validate(&spec).map(std::sync::Arc::new);
+    });
+    world.until(100, |world| world.snapshot.policies[0].status.failures.len() == 1).unwrap();
+    world.operate_late(Meanwhile::Waits, |_| {}).unwrap();
 }
 
 #[test]
