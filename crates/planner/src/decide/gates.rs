@@ -39,6 +39,8 @@ pub(super) struct Candidate<'c, 'a> {
     pub(super) alone: bool,
     /// Whether another node that goes before the operator's own still has to move.
     pub(super) others_first: bool,
+    /// Whether this plan has granted a node before it that budgets count for: no budget of that one is broken for it.
+    pub(super) behind_others: bool,
     pub(super) now: Time,
     pub(super) set: GateSet,
 }
@@ -145,7 +147,7 @@ pub(super) fn shared<'a>(
 ) -> Option<(Gate, Arc<Wait>)> {
     let view = candidate.view;
     let set = candidate.set;
-    let ignores_budgets = candidate.desired.ignores_budgets();
+    let ignores_budgets = candidate.desired.ignores_budgets() && !candidate.behind_others;
     let held = |gate: Gate, wait: Option<Wait>| Some((gate, Arc::new(wait?)));
     if set.asks(Gate::DisruptionBudget)
         && let Some(valid) = candidate.policy.valid

@@ -42,6 +42,7 @@ impl<'a> Round<'a> {
         };
         // The policies that nodes are being granted for.
         let mut granting: Vec<usize> = Vec::new();
+        let mut behind_others = false;
         let mut places = Places::new(&self.snapshot.nodes);
         let mut again = Vec::new();
         if let Some(pause) = self.snapshot.writes.next_place_free() {
@@ -90,6 +91,7 @@ impl<'a> Round<'a> {
                 continue;
             };
             let Some(candidate) = self.candidate(policy_index, node, waves) else { continue };
+            let candidate = Candidate { behind_others, ..candidate };
             // Who goes only when nobody else does is not taken together with one that this plan takes.
             let together = granting.contains(&policy_index);
             let last = together && candidate.view.traits.runs_operator && self.set.asks(Gate::OperatorLast);
@@ -130,6 +132,7 @@ impl<'a> Round<'a> {
                         *granted = true;
                     }
                     granting.push(policy_index);
+                    behind_others |= !candidate.desired.ignores_budgets();
                     let opening =
                         candidate.policy.valid.and_then(|valid| cluster.opening(candidate.view, &valid.spec.drain));
                     let step = grant_step(&candidate, &self.snapshot.hooks, budget.used(), opening);
@@ -172,6 +175,7 @@ impl<'a> Round<'a> {
             waves: &waves.waves,
             alone: waves.unfinished.iter().all(|(other, _)| *other == node),
             others_first,
+            behind_others: false,
             now: self.now(),
             set: self.set,
         })
@@ -246,9 +250,9 @@ impl<'a> Round<'a> {
         Said { gates_passed: Some(gate.index()), ..Said::shared(state, wait) }
     }
 
-    /// The operator's own node last, nodes in trouble before it, ways back first, those whose budgets allow nothing last, zones in turn, fewest pods that
-    /// budgets protect first, then by lot. Behind them all comes whom the API server does not take a grant for, which has a place only
-    /// where nobody else needs it.
+    /// The operator's own node last, nodes in trouble before it. First whom a person sends back whatever the budgets say, since the others
+    /// count it; then other ways back, those whose budgets allow nothing last, zones in turn, fewest pods that budgets protect first, then
+    /// by lot. Behind them all comes whom the API server does not take a grant for, which has a place only where nobody else needs it.
     fn in_order(&self, passing: Vec<(usize, usize)>, cluster: &ClusterBudget<'a>) -> Vec<(usize, usize)> {
         let protected = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.protected);
         let lot = |node: usize| self.nodes.get(node).map_or(0, |view| view.traits.lot);
@@ -263,10 +267,11 @@ impl<'a> Round<'a> {
                 let turn = turns.entry((policy, view.traits.zone)).or_default();
                 *turn += 1;
                 let back = view.desired.as_ref().is_some_and(Desired::goes_back);
+                let at_once = view.desired.as_ref().is_some_and(Desired::ignores_budgets);
                 let last = view.traits.runs_operator;
                 let refused = self.is_refused(view);
                 Some((
-                    (refused, last, !view.traits.ready, !back, cluster.is_held(view), *turn, pods, lot),
+                    (refused, last, !view.traits.ready, !at_once, !back, cluster.is_held(view), *turn, pods, lot),
                     (policy, node),
                 ))
             })

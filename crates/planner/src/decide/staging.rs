@@ -74,6 +74,7 @@ impl<'a> Round<'a> {
                 waves: &waves.waves,
                 alone: false,
                 others_first: false,
+                behind_others: false,
                 now: self.now(),
                 set: self.set,
             };

@@ -335,3 +335,35 @@ fn a_trial_whose_commit_was_refused_until_the_guard_took_it_back_is_not_blamed()
     assert!(status.failures.is_empty() && status.blocked.is_empty(), "{}", world.story());
     assert!(state(&name, &world).contains("FailedHere"), "{}", world.shown());
 }
+
+/// Nobody waits for a grant that is refused, and it is given in the next plan: not beside one whose budget it would break.
+#[test]
+fn who_goes_back_whatever_the_budgets_say_breaks_none_of_a_node_that_is_granted_before_it() {
+    use bascule_sim::world::build;
+    let domains = json!({"topologyKey": "topology.kubernetes.io/zone", "maxDomains": 1});
+    let fields = json!({"budget": {"maxUnavailable": "100%", "perDomain": domains}});
+    let policy = build::policy("workers", &fields, &build::offer(&["1.0", "1.1", "1.2"]));
+    let mut world = World::scripted(1, vec![policy]);
+    let mut hold = build::freeze("hold", world.snapshot.now, 86_400);
+    hold.spec.nodes = vec!["b1".to_owned(), "c1".to_owned()];
+    world.snapshot.freezes.push(std::sync::Arc::new(hold));
+    world.until(400, |world| on(world, "1.2") == 1 && granted(world) == 0).unwrap();
+    world.refuse(Written::NodeUpdate, Some("a1"));
+    let mut back = build::rollback("back", "workers", world.snapshot.now);
+    back.spec.ignore_budgets = true;
+    world.snapshot.rollbacks.push(std::sync::Arc::new(back));
+    let staged = |world: &World, name: &str| {
+        let status = &node(world, name).update.as_ref().unwrap().status;
+        status.staged.as_ref().is_some_and(|staged| staged.version.as_str() == "1.1")
+    };
+    let waits = |world: &World| state("a1", world).contains("WriteRefused");
+    world.until(400, |world| staged(world, "b1") && staged(world, "c1") && waits(world)).unwrap();
+    world.snapshot.freezes.clear();
+    world.operate_for(None).unwrap();
+    assert_eq!(granted(&world), 1, "{}", world.shown());
+    let said = state("a1", &world);
+    assert!(!said.contains("DomainBusy"), "it goes whatever the budgets say\n{said}");
+    world.take_writes();
+    world.until(100, |world| node(world, "a1").granted() && granted(world) == 2).unwrap();
+    world.until(600, |world| on(world, "1.2") == 0 && granted(world) == 0).unwrap();
+}
