@@ -58,6 +58,9 @@ impl World {
             let action = blind.action.name();
             self.tell(&format!("operator  a dead leader's {action} {name} {says} {}", shown(&Ok(done.clone()))));
             if done == model::Done::Applied {
+                if matches!(blind.action, Action::Uncordon { .. } | Action::EndTruce { .. }) {
+                    self.struck.insert(name.to_string());
+                }
                 self.note_act(plan, &blind.action);
                 broken.extend(check::step(self, &blind.action));
             }

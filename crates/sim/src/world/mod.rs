@@ -137,6 +137,8 @@ pub struct World {
     late: Option<late::Late>,
     /// What a dead leader had in flight.
     strays: Vec<leaders::Stray>,
+    /// Nodes from which that took the cordon or the truce, since the plan that it landed beside.
+    struck: std::collections::BTreeSet<String>,
     /// Who else takes part, with chances of its own.
     company: Option<(Player, ChaCha8Rng)>,
     /// Decides in which rounds the API server takes its time. None of the worlds' other chances hangs on it.
@@ -227,6 +229,7 @@ impl World {
             refusing: refusing::Refusing::default(),
             late: None,
             strays: Vec::new(),
+            struck: std::collections::BTreeSet::new(),
             company: None,
             slow: None,
             impatient: false,
@@ -278,6 +281,11 @@ impl World {
             None => {
                 self.operate(true)?;
                 for _ in 0..self.plans_at_once() {
+                    self.operate(false)?;
+                }
+                let struck = std::mem::take(&mut self.struck);
+                if self.workload.orders.iter().any(|order| struck.contains(&order.node)) {
+                    // Its watch shows it a moment later, and whoever is emptied there is asked anew.
                     self.operate(false)?;
                 }
             }

@@ -1,12 +1,12 @@
 //! Writes in flight: what no object shows yet holds its place all the same.
 
 use crate::{node, world};
-use bascule_api::{RolloutState, Time, WaitReason};
+use bascule_api::{Goal, RolloutState, Time, WaitReason};
 use bascule_planner::{
     Action, Plan, Step, forecast,
     forecast::Options,
     plan,
-    snapshot::{Ending, Write, Writes},
+    snapshot::{Cordon, Ending, Truce, Write, Writes},
 };
 use bascule_sim::world::{Meanwhile, World, build};
 use serde_json::json;
@@ -161,4 +161,37 @@ fn a_node_that_is_registered_anew_beside_a_grant_in_flight_breaks_no_promise() {
     late.unwrap_or_else(|failure| panic!("{failure}"));
     assert!(world.story().contains("operator  adopts beside a grant"), "{}", world.story());
     world.until(600, |world| crate::on(world, "1.1") == 3 && crate::granted(world) == 0).unwrap();
+}
+
+/// Between the plan and the word to reboot the uncordon lands that a leader had sent before it died: pods may come by then.
+#[test]
+fn a_node_that_takes_pods_again_is_not_told_to_reboot_by_a_plan_of_before() {
+    let mut world = world(1, &json!({}));
+    let tells = |world: &World| {
+        let (plan, _) = plan(&world.snapshot);
+        let boots = plan.steps.iter().find(|step| matches!(step.action, Action::Boot { .. }));
+        boots.and_then(|step| step.action.node()).map(str::to_owned)
+    };
+    for _ in 0..500 {
+        if tells(&world).is_some() {
+            break;
+        }
+        world.operate_for(None).unwrap();
+        if tells(&world).is_none() {
+            world.pass(10);
+        }
+    }
+    let name = tells(&world).unwrap();
+    let seen = world.snapshot.clone();
+    let place = seen.nodes.iter().position(|node| *node.name == *name).unwrap();
+    let lifted = Arc::make_mut(&mut world.snapshot.nodes[place]);
+    (lifted.cordon, lifted.truce) = (Cordon::None, Truce::None);
+    world.operate_on(&seen, None).unwrap();
+    let goal = |world: &World| node(world, &name).update.as_ref().unwrap().spec.goal;
+    assert_eq!(goal(&world), Goal::Staged, "{}", world.story());
+    world.operate_for(None).unwrap();
+    assert!(matches!(node(&world, &name).cordon, Cordon::Ours { .. }), "it is emptied anew\n{}", world.story());
+    world
+        .until(600, |world| world.machines.keys().all(|name| world.running(name) == Some(&build::version("1.1"))))
+        .unwrap();
 }

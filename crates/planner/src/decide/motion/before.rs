@@ -391,6 +391,10 @@ fn drained(moving: &Moving<'_, '_>, kept: &KeptOrder) -> Motion {
     };
     let mut step = moving.step(action, says);
     step.expect.boot_id = Some(moving.granted_boot.to_owned());
+    // What a leader that died had sent may land still, its uncordon too: a node that takes pods is not told to reboot.
+    if let Cordon::Ours { mark } = &moving.view.node.cordon {
+        step.expect.cordon = Some(crate::plan::Cordon::Ours(mark.clone()));
+    }
     let until = at.after(moving.health().node_ready_timeout);
     let mut motion = Motion::waits(RolloutState::Rebooting, Wait::new(WaitReason::Rebooting, what).until(Some(until)));
     keep(moving, &mut motion, kept);
