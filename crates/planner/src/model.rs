@@ -5,8 +5,9 @@
 
 use crate::{
     Action, Mismatch, Report, Snapshot, Step,
-    plan::{HookOrder, Taint},
-    snapshot::{Cordon, Excluded, HookRun, HookState, Node, Truce, UpdateFacts},
+    plan::{HookOrder, Judged, Taint},
+    snapshot::{Cordon, Excluded, HookRun, HookState, Node, PolicyFacts, Truce, UpdateFacts},
+    statuses::brings_verdicts,
 };
 use bascule_api::NodeUpdateStatus;
 use std::sync::Arc;
@@ -25,7 +26,13 @@ pub enum Done {
 /// Carries one step out on a snapshot. The report is that of the same plan: it holds what [`Action::Remember`] writes.
 pub fn apply(snapshot: &mut Snapshot, step: &Step, report: &Report) -> Done {
     match &step.action {
-        Action::Remember { policy, .. } => {
+        Action::Remember { policy, judged, .. } => {
+            for Judged { node, expect } in judged {
+                let Some(known) = snapshot.nodes.iter().find(|known| *known.name == **node) else { return Done::Gone };
+                if let Err(mismatch) = expect.check(known) {
+                    return Done::Refused(mismatch);
+                }
+            }
             let said = report.policies.iter().find(|said| said.policy == *policy);
             let known = snapshot.policies.iter_mut().find(|known| known.name == *policy);
             let (Some(said), Some(known)) = (said, known) else { return Done::Gone };
@@ -168,8 +175,11 @@ const fn set_taint(node: &mut Node, taint: Taint, there: bool) {
 pub fn write_statuses(snapshot: &mut Snapshot, report: &Report) {
     for said in &report.policies {
         let known = snapshot.policies.iter_mut().find(|known| known.name == said.policy);
-        // Nothing is written over what can't be read.
-        if let Some(known) = known.filter(|known| known.status != said.status && known.unreadable().is_none()) {
+        // Nothing is written over what can't be read, and no verdict with what is said beside it.
+        let writes = |known: &&mut Arc<PolicyFacts>| {
+            known.status != said.status && known.unreadable().is_none() && !brings_verdicts(&known.status, &said.status)
+        };
+        if let Some(known) = known.filter(writes) {
             Arc::make_mut(known).status = said.status.clone();
         }
     }

@@ -12,7 +12,7 @@ use bascule_planner::{Action, Step, plan::MemoryChange};
 
 impl Writer {
     pub(super) fn announce(&self, step: &Step) {
-        if let Action::Remember { policy, changes } = &step.action {
+        if let Action::Remember { policy, changes, .. } = &step.action {
             self.announce_memory(policy, changes);
             return;
         }

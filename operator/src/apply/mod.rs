@@ -21,10 +21,10 @@ use crate::{
     metrics::Metrics,
     notify::Notifier,
 };
-use bascule_api::UpdatePolicyStatus;
+use bascule_api::{NodeUpdate, UpdatePolicyStatus};
 use bascule_planner::{
     Action, Plan, Report, Snapshot, Step,
-    plan::{HookOrder, Taint},
+    plan::{HookOrder, Judged, Taint},
     snapshot::{HookStage, Write, Writes},
 };
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -237,7 +237,10 @@ impl Writer {
 
     async fn remember(&self, step: &Step, said: Option<UpdatePolicyStatus>) -> Result<(), ApplyError> {
         match &step.action {
-            Action::Remember { policy, .. } => {
+            Action::Remember { policy, judged, .. } => {
+                for trial in judged {
+                    self.look_at_trial(trial).await?;
+                }
                 let known = self.world.policies.get(&Key::cluster(policy));
                 let known = known.ok_or_else(|| ApplyError::Gone(format!("UpdatePolicy {policy}")))?;
                 let said = said.ok_or_else(|| ApplyError::Gone(format!("the report on UpdatePolicy {policy}")))?;
@@ -327,6 +330,23 @@ impl Writer {
         }
         self.world.nodes.written(&found);
         Err(ApplyError::Conflict(format!("the boot of Node {}", known.name)))
+    }
+
+    /// Reads what a verdict is about past every watch, Node and NodeUpdate: what a policy remembers nothing guards but that it is so when it
+    /// is written.
+    async fn look_at_trial(&self, trial: &Judged) -> Result<(), ApplyError> {
+        let gone = || ApplyError::Gone(format!("Node {}", trial.node));
+        let node = self.world.nodes.get(&Key::cluster(&trial.node)).ok_or_else(gone)?;
+        self.look_at_node(&node).await?;
+        let updates: Api<NodeUpdate> = Api::all(self.client.clone());
+        let what = || format!("NodeUpdate {}", trial.node);
+        let params = ListParams::default().fields(&format!("metadata.name={}", trial.node));
+        let found = updates.list(&params).await.map_err(|error| ApplyError::of(what(), error))?;
+        let found = found.items.into_iter().next().ok_or_else(|| ApplyError::Gone(what()))?;
+        self.world.updates.written(&found);
+        let now = node_now(&self.world, &trial.node).ok_or_else(gone)?;
+        trial.expect.check(&now)?;
+        Ok(())
     }
 
     fn update(&self, name: &str) -> Result<Arc<UpdateFact>, ApplyError> {

@@ -12,7 +12,7 @@ use crate::{
 use bascule_api::{RollbackStatus, RolloutState, Time, conditions};
 use bascule_planner::{
     Report, Snapshot,
-    statuses::{Backoff, Hold, Pace, policy_pause},
+    statuses::{Backoff, Hold, Pace, brings_verdicts, policy_pause},
 };
 use futures::{FutureExt as _, StreamExt as _, stream};
 use std::{
@@ -109,6 +109,9 @@ impl StatusWriter {
             let Some(known) = self.writer.world.policies.get(&key) else { continue };
             if known.status != policy.status {
                 continue; // its memory was written since; the next report speaks of it
+            }
+            if brings_verdicts(&known.status, &said.status) {
+                continue; // the step that remembers it may have found that it is not so any more
             }
             let Some(pause) = policy_pause(&known.status, &said.status) else { continue };
             if !self.backs_off("UpdatePolicy", &policy.name, &mut later) && self.due(&policy.name, pause, &mut later) {

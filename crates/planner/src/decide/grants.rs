@@ -401,6 +401,7 @@ fn grant_step(
             release: spec.and_then(|spec| spec.release.as_ref()).map(|release| release.version.clone()),
             grant: Some(None),
             boot_id: Some(node.boot_id.clone()),
+            agent_boot: None,
             cordon: (node.cordon == Cordon::None).then_some(plan::Cordon::None),
             though_unreadable: false,
         },

@@ -1,7 +1,7 @@
 //! A policy's memory: failures, blocked releases, timings, history. It lives in the policy's status, so that it
 //! survives restarts of everything, and is written before anything is done that rests on it.
 
-use crate::plan::MemoryChange;
+use crate::plan::{Judged, MemoryChange};
 use bascule_api::{
     BlockedRelease, ClusterMember, CompleteWave, CompleteWaves, HistoryEntry, Maintenance, NodeError, Outcome,
     PolicyFailure, Retry, Time, Timings, UpdatePolicyStatus, Version, conditions::reason,
@@ -43,6 +43,8 @@ pub(super) struct Memory {
     pub(super) members: Vec<ClusterMember>,
     pub(super) complete_waves: Option<CompleteWaves>,
     pub(super) changes: Vec<MemoryChange>,
+    /// The trials that the operator itself found wanting in this plan.
+    pub(super) judged: Vec<Judged>,
 }
 
 impl Memory {
@@ -58,6 +60,7 @@ impl Memory {
             members: status.cluster_members.clone(),
             complete_waves: status.complete_waves.clone(),
             changes: Vec::new(),
+            judged: Vec::new(),
         }
     }
 

@@ -32,7 +32,7 @@ mod waves;
 
 use crate::{
     Action, GateSet, NodeReport, Plan, Report, Rule, Snapshot, Step, Wait,
-    plan::{Expect, GateQuestion},
+    plan::{Expect, GateQuestion, Judged},
     report::NodeName,
 };
 use assess::{Assessment, Assessor};
@@ -368,7 +368,14 @@ impl<'a> Round<'a> {
             // What fails under a policy that can't be used is noted, and judged once it can.
             let threshold = policy.valid.map_or(u32::MAX, |valid| valid.spec.failure_threshold);
             let failure = memory::failure(&release.version, &view.node.name, now, *category, message);
+            let is_new = !policy.memory.failed_on(&release.version, &view.node.name);
             policy.memory.fail(failure, threshold, now);
+            // What an agent reports of a trial stays so; what is concluded here is about what is seen here.
+            let taken_back = moved.steps.iter().find(|step| matches!(step.action, Action::Revert { .. }));
+            if let Some(step) = taken_back.filter(|_| is_new) {
+                let judged = Judged { node: view.node.name.to_string(), expect: step.expect.clone() };
+                policy.memory.judged.push(judged);
+            }
         }
         if let Some(took) = &moved.timing {
             policy.memory.time(took, now);
@@ -456,7 +463,8 @@ impl<'a> Round<'a> {
                 && !policy.unreadable
             {
                 let changes = std::mem::take(&mut policy.memory.changes);
-                let action = Action::Remember { policy: policy.facts.name.clone(), changes };
+                let judged = std::mem::take(&mut policy.memory.judged);
+                let action = Action::Remember { policy: policy.facts.name.clone(), changes, judged };
                 remembered.push(Step { action, expect: Expect::default(), cause: None, says: String::new() });
             }
             policies.push(report);

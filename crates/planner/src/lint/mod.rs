@@ -50,7 +50,7 @@ pub fn lint(snapshot: &Snapshot, plan: &Plan, report: &Report) -> Vec<Violation>
 fn forgetting<'a>(snapshot: &'a Snapshot, plan: &Plan) -> Cow<'a, Snapshot> {
     let mut known = Cow::Borrowed(snapshot);
     for step in &plan.steps {
-        let Action::Remember { policy, changes } = &step.action else { continue };
+        let Action::Remember { policy, changes, .. } = &step.action else { continue };
         for change in changes {
             let MemoryChange::Retried(retry) = change else { continue };
             let facts = known.to_mut().policies.iter_mut().find(|facts| facts.name == *policy);

@@ -1,5 +1,6 @@
 //! The actions.
 
+use super::Expect;
 use crate::snapshot::HookStage;
 use bascule_api::{
     Cause, DaemonSetBefore, DisruptionOutcome, Duration, Goal, NodeUpdateSpec, PackFallback, PolicyFailure, ReleaseRef,
@@ -16,6 +17,8 @@ pub enum Action {
         policy: String,
         /// What is new in its memory, for events.
         changes: Vec<MemoryChange>,
+        /// The trials that the operator itself finds wanting in it. Nothing is written where one of them is another by now.
+        judged: Vec<Judged>,
     },
     /// Write the Rollback's status: which releases are left is decided once.
     AcceptRollback {
@@ -232,6 +235,15 @@ pub enum Action {
         /// The gate that said no, of a trial that was given up for what a gate says of the cluster.
         gate: Option<String>,
     },
+}
+
+/// A trial of which a policy is to remember that its release failed. The word to the node that takes it back expects the same of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// The node.
+    pub node: String,
+    /// What must hold of it, past every watch that may be late: the boots that kubelet and agent report from above all.
+    pub expect: Expect,
 }
 
 /// A hook to run.

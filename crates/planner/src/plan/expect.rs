@@ -18,6 +18,8 @@ pub struct Expect {
     pub grant: Option<Option<i64>>,
     /// The boot that the kubelet reports from.
     pub boot_id: Option<String>,
+    /// The boot that the agent reports from; `Some(None)`: from none yet.
+    pub agent_boot: Option<Option<String>>,
     /// The cordon.
     pub cordon: Option<Cordon>,
     /// Whether it may be carried out although the node can't be read.
@@ -133,7 +135,8 @@ impl Expect {
             return Err(Mismatch::Update);
         }
         let Some(update) = update else {
-            let needs = self.goal.is_some() || self.release.is_some() || self.grant.is_some();
+            let needs =
+                self.goal.is_some() || self.release.is_some() || self.grant.is_some() || self.agent_boot.is_some();
             return if needs { Err(Mismatch::Update) } else { Ok(()) };
         };
         if let Some(expected) = self.goal
@@ -152,6 +155,9 @@ impl Expect {
             if found != expected {
                 return Err(Mismatch::Grant { found, expected });
             }
+        }
+        if self.agent_boot.as_ref().is_some_and(|boot| *boot != update.status.boot_id) {
+            return Err(Mismatch::BootId);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ mod expect;
 pub(crate) mod samples;
 mod schedule;
 
-pub use action::{Action, HookOrder, MemoryChange, Taint};
+pub use action::{Action, HookOrder, Judged, MemoryChange, Taint};
 pub use effect::{ADOPTED_BOOT, initial_spec};
 pub use expect::{Cordon, Expect, Mismatch};
 pub(crate) use schedule::HELD_FOR;

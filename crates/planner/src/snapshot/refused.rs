@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn names_that_are_looked_up_are_those_of_the_actions() {
         let commit = Action::Commit { node: "a".to_owned(), release: None };
-        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new(), judged: Vec::new() };
         let accept = Action::AcceptRollback { rollback: "back".to_owned(), status: Default::default() };
         assert_eq!([commit.name(), remember.name(), accept.name()], [COMMIT, REMEMBER, ACCEPT_ROLLBACK]);
         let mut refusals = Refusals::default();
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn what_kept_nodes_from_being_committed_is_known_also_when_it_was_taken() {
-        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new(), judged: Vec::new() };
         let write = || Write::of(&remember);
         let mut refusals = Refusals::default();
         let known = |refusals: &Refusals, second: i64| {
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_longer_begins_anew_with_another_try() {
-        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new() };
+        let remember = Action::Remember { policy: "workers".to_owned(), changes: Vec::new(), judged: Vec::new() };
         let mut refusals = Refusals::default();
         for second in [0, 10, 20] {
             refusals.note(Write::of(&remember), Some("denied"), at(second));
@@ -356,8 +356,8 @@ mod tests {
             Action::RunHook(hook("one", "b")),
             Action::RunRolloutHook(hook("one", "")),
             Action::KeepRolloutHook(hook("one", "")),
-            Action::Remember { policy: "workers".to_owned(), changes: Vec::new() },
-            Action::Remember { policy: "a".to_owned(), changes: Vec::new() },
+            Action::Remember { policy: "workers".to_owned(), changes: Vec::new(), judged: Vec::new() },
+            Action::Remember { policy: "a".to_owned(), changes: Vec::new(), judged: Vec::new() },
             cordon("a"),
         ];
         let mut all: Vec<_> = writes.iter().map(Write::of).collect();

@@ -9,4 +9,4 @@ mod policy;
 pub use backoff::Backoff;
 pub use hold::Hold;
 pub use pace::Pace;
-pub use policy::policy_pause;
+pub use policy::{brings_verdicts, policy_pause};

@@ -27,6 +27,13 @@ pub fn policy_pause(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> 
     Some(if same { DETAILS } else { NEWS })
 }
 
+/// Whether a status says of releases that they failed or are blocked, or do not any more, where the one before it does not. That is written
+/// by the step that remembers it ([`crate::Action::Remember`]), under what that step expects, and not with what people are told.
+#[must_use]
+pub fn brings_verdicts(before: &UpdatePolicyStatus, after: &UpdatePolicyStatus) -> bool {
+    before.failures != after.failures || before.blocked != after.blocked
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

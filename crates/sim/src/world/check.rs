@@ -130,7 +130,7 @@ pub(super) fn step(world: &World, action: &Action) -> Vec<Broken> {
 /// Right after a policy's memory was written: failures block a release only where they are as many as the policy asked for when it
 /// could be used last, and no machine that did not come back is blamed alone.
 pub(super) fn remembered(world: &World, action: &Action) -> Vec<Broken> {
-    let Action::Remember { policy: name, changes } = action else { return Vec::new() };
+    let Action::Remember { policy: name, changes, .. } = action else { return Vec::new() };
     let Some(policy) = world.snapshot.policies.iter().find(|policy| policy.name == *name) else { return Vec::new() };
     let mut broken = lone_verdicts(&policy.status.failures, changes);
     let Some(threshold) = world.thresholds.get(name) else { return broken };
@@ -426,9 +426,8 @@ fn lone_verdicts(failures: &[PolicyFailure], changes: &[MemoryChange]) -> Vec<Br
     .collect()
 }
 
-/// A trial has its time from when its machine is back, however long that took and whoever says so first. A machine that lost its power in
-/// its trial looks like one that never came up where nobody has said so, and is judged by the boot before where nothing of the boot since
-/// was to be seen.
+/// A trial has its time from when its machine is back, however long that took and whoever says so first, whatever a plan saw of it. A
+/// machine that lost its power in its trial looks like one that never came up where nobody has said so.
 fn hurried_verdicts(world: &World) -> Vec<Broken> {
     let mut broken = Vec::new();
     let now = world.snapshot.now;
@@ -439,9 +438,6 @@ fn hurried_verdicts(world: &World) -> Vec<Broken> {
             failure.message.starts_with("not healthy within") && failure.at == now
         };
         for failure in policy.status.failures.iter().filter(verdict) {
-            if world.unseen.contains(&failure.node) {
-                continue;
-            }
             let Some(machine) = world.machines.get(&failure.node).filter(|machine| machine.is_up()) else { continue };
             let had = now.seconds_since(machine.up_since);
             let boot = machine.boot_id(&failure.node);

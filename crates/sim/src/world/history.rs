@@ -213,25 +213,9 @@ impl World {
         self.history.as_ref().map(|history| Arc::clone(&history.pods)).unwrap_or_default()
     }
 
-    /// Machines of whose present boot neither Node nor NodeUpdate says anything, as they are seen.
-    fn unseen_boots(&self, seen: &Snapshot) -> Vec<String> {
-        let shows = |name: &str, boot: &str| {
-            seen.nodes.iter().filter(|node| *node.name == *name).any(|node| {
-                let agent = node.update.as_ref().and_then(|update| update.status.boot_id.as_deref());
-                node.boot_id == boot || agent == Some(boot)
-            })
-        };
-        let unseen = self.machines.iter().filter(|(name, machine)| !shows(name, &machine.boot_id(name)));
-        unseen.map(|(name, _)| name.clone()).collect()
-    }
-
     /// Writes a plan down, and gives it its number.
     pub(super) fn note_plan(&mut self, view: View, plan: &Plan, report: &Report) -> usize {
         let now = self.snapshot.now;
-        if !view.fresh {
-            let unseen = self.unseen_boots(&view.facts);
-            self.unseen.extend(unseen);
-        }
         let Some(history) = &mut self.history else { return 0 };
         let number = history.plans;
         history.plans += 1;

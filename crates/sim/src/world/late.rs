@@ -10,6 +10,7 @@ use super::{
 use bascule_api::Time;
 use bascule_planner::{
     Action, Expect, Mismatch, Report, Snapshot, Step, model,
+    plan::Judged,
     snapshot::{Node, PolicyFacts},
 };
 use rand::RngExt as _;
@@ -236,7 +237,10 @@ impl World {
     /// Why a step is not carried out, if it is not.
     fn conflict(&mut self, step: &Step) -> Option<model::Done> {
         let Some(name) = step.action.node().map(str::to_owned) else {
-            return self.is_another_policy(&step.action).then_some(model::Done::Gone);
+            if self.is_another_policy(&step.action) {
+                return Some(model::Done::Gone);
+            }
+            return self.another_trial(&step.action).map(model::Done::Refused);
         };
         let Some(seen) = self.node_seen(&name) else { return Some(model::Done::Gone) };
         if let Err(mismatch) = step.expect.check(&seen) {
@@ -252,6 +256,13 @@ impl World {
             self.tell(&format!("API server  shows other pods on {name} than the watch"));
             return Some(model::Done::Refused(Mismatch::Update));
         }
+        if matches!(step.action, Action::Commit { .. } | Action::Revert { drained_at: None, .. })
+            && truth.boot_id != seen.boot_id
+        {
+            self.answer(Kind::Nodes, &name);
+            self.tell(&format!("API server  shows another boot of {name} than the watch"));
+            return Some(model::Done::Refused(Mismatch::BootId));
+        }
         let mismatch = match Written::by(&step.action) {
             // What is made for a Node that is gone goes with it.
             Some(Written::NodeUpdate) if matches!(step.action, Action::CreateNodeUpdate { .. }) => {
@@ -264,6 +275,20 @@ impl World {
         let mismatch = mismatch?;
         self.tell(&format!("API server  has another version of {name} than the watch"));
         Some(model::Done::Refused(mismatch))
+    }
+
+    /// Why a verdict is not remembered: the trial that it is about is looked at past the watches.
+    fn another_trial(&mut self, action: &Action) -> Option<Mismatch> {
+        let Action::Remember { judged, .. } = action else { return None };
+        let (name, mismatch) = judged.iter().find_map(|Judged { node, expect }| {
+            let truth = self.snapshot.nodes.iter().find(|known| *known.name == **node);
+            let found = truth.map_or(Err(Mismatch::NodeUid), |truth| expect.check(truth));
+            found.err().map(|mismatch| (node.clone(), mismatch))
+        })?;
+        self.answer(Kind::Nodes, &name);
+        self.answer(Kind::NodeUpdates, &name);
+        self.tell(&format!("API server  shows another trial of {name} than the watch"));
+        Some(mismatch)
     }
 
     /// Whether the policy whose memory is written is another by now.

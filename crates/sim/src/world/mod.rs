@@ -27,7 +27,7 @@ mod workload;
 
 use bascule_api::{NodeUpdateStatus, Time};
 use bascule_planner::{
-    GateSet, Plan, PolicyError, PolicyErrorKind, Report, Snapshot, Step, lint, model,
+    Action, GateSet, NodeReport, Plan, PolicyError, PolicyErrorKind, Report, Snapshot, Step, lint, model,
     snapshot::{HookStage, Node},
 };
 use history::{History, View};
@@ -148,8 +148,6 @@ pub struct World {
     lived: u32,
     /// For how many of these rounds nodes have held their grant beyond the time in which their drain has to begin.
     overdue: BTreeMap<String, u32>,
-    /// Machines of whose present boot a plan of this round could see nothing.
-    unseen: std::collections::BTreeSet<String>,
     /// Nodes that a plan adopts while grants of an earlier one are being written, which could not see that they have to be.
     adopted_meanwhile: std::collections::BTreeSet<String>,
 }
@@ -235,7 +233,6 @@ impl World {
             impatient: false,
             lived: 0,
             overdue: BTreeMap::new(),
-            unseen: std::collections::BTreeSet::new(),
             adopted_meanwhile: std::collections::BTreeSet::new(),
             snapshot,
         };
@@ -266,7 +263,6 @@ impl World {
 
     /// One round: time passes, things happen, the operator acts.
     fn round(&mut self) -> Result<(), Box<Failure>> {
-        self.unseen.clear();
         let seconds = if self.peace { 30 } else { self.random.random_range(3..150) };
         self.pass(seconds);
         if !self.peace {
@@ -374,9 +370,13 @@ impl World {
         let lives = if survives { steps.len() } else { self.up_to(steps.len()) };
         broken.extend(self.land_strays(&report));
         let mut refused = std::collections::BTreeSet::new();
+        let mut unremembered = std::collections::BTreeSet::new();
         for step in steps.iter().copied().take(lives) {
             let node = step.action.node().unwrap_or_default().to_owned();
-            let waits = (!node.is_empty() && refused.contains(&node)) || self.backs_off(step);
+            let rests_on = self.remembers_for(&step.action);
+            let waits = rests_on.as_ref().is_some_and(|policy| unremembered.contains(policy))
+                || (!node.is_empty() && refused.contains(&node))
+                || self.backs_off(step);
             if waits {
                 continue;
             }
@@ -390,6 +390,9 @@ impl World {
             if done == Ok(model::Done::Applied) {
                 self.note_act(number, &step.action);
                 broken.extend(check::step(self, &step.action));
+            } else if let Action::Remember { policy, .. } = &step.action {
+                refused.extend(nodes_of(&report, policy));
+                unremembered.extend(rests_on);
             } else if !step.action.is_housekeeping() {
                 refused.insert(node);
             }
@@ -422,6 +425,19 @@ impl World {
         }
         self.workload.questions = plan.questions;
         self.fail_if(broken)
+    }
+
+    /// The policy whose memory has to be written first, for steps of no node.
+    fn remembers_for(&self, action: &Action) -> Option<String> {
+        match action {
+            Action::Remember { policy, .. } => Some(policy.clone()),
+            Action::AcceptRollback { rollback, .. } => {
+                let known = self.snapshot.rollbacks.iter().find(|known| known.name == *rollback);
+                known.map(|known| known.spec.policy.clone())
+            }
+            Action::KeepRolloutHook(order) | Action::RunRolloutHook(order) => Some(order.policy.clone()),
+            _ => None,
+        }
     }
 
     /// Whether a step writes a NodeUpdate of which its agent has said something else since the plan's view of it.
@@ -566,6 +582,15 @@ impl World {
         let story = format!("{}{}", self.story, self.shown());
         Err(Box::new(Failure { seed: self.seed, broken, story }))
     }
+}
+
+/// The nodes that wait until what their policy remembers is written.
+fn nodes_of<'r>(report: &'r Report, policy: &'r str) -> impl Iterator<Item = String> + 'r {
+    let waits = move |said: &&NodeReport| {
+        let of = said.policy.and_then(|index| report.policies.get(index));
+        of.is_some_and(|of| of.policy == *policy)
+    };
+    report.nodes.iter().filter(waits).map(|said| said.node.to_string())
 }
 
 /// Whether it may run a policy's hooks and ask its object gates an operator that has just begun does not know yet, and until it does

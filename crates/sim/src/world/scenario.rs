@@ -6,8 +6,8 @@ use super::{
     pods::{App, Kind},
 };
 use bascule_api::Version;
-use bascule_planner::{GateSet, Snapshot, lint, model, plan_asking, snapshot::PolicyFacts};
-use std::{fmt::Write as _, sync::Arc};
+use bascule_planner::{Action, GateSet, Snapshot, lint, model, plan_asking, snapshot::PolicyFacts};
+use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
 
 impl World {
     /// A quiet world of workers on release 1.0 (with 0.9 as the way back), `per_zone` in each of three zones.
@@ -227,15 +227,22 @@ impl World {
         }
         let number = self.note_plan(view, &plan, &report);
         let mut refused = self.backing_off(&plan);
+        let mut unremembered = BTreeSet::new();
         for step in plan.steps.iter().take(steps.unwrap_or(usize::MAX)) {
             let node = step.action.node().unwrap_or_default();
-            let waits = (!node.is_empty() && refused.contains(node)) || self.backs_off(step);
+            let rests_on = self.remembers_for(&step.action);
+            let waits = rests_on.as_ref().is_some_and(|policy| unremembered.contains(policy))
+                || (!node.is_empty() && refused.contains(node))
+                || self.backs_off(step);
             if waits {
                 continue;
             }
             let done = self.carry_out(step, &report);
             if done == Ok(model::Done::Applied) {
                 self.note_act(number, &step.action);
+            } else if let Action::Remember { policy, .. } = &step.action {
+                refused.extend(super::nodes_of(&report, policy));
+                unremembered.extend(rests_on);
             } else {
                 refused.insert(node.to_owned());
             }

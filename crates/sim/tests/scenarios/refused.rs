@@ -263,7 +263,7 @@ fn refuses(world: &mut World, action: &Action, at: Time) {
 }
 
 fn remember() -> Action {
-    Action::Remember { policy: "workers".to_owned(), changes: Vec::new() }
+    Action::Remember { policy: "workers".to_owned(), changes: Vec::new(), judged: Vec::new() }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{granted, node, on, state, world};
 use bascule_api::{Goal, Time};
-use bascule_planner::snapshot::GateAnswer;
+use bascule_planner::{Action, snapshot::GateAnswer};
 use bascule_sim::world::{Fate, Meanwhile, World, build};
 use serde_json::{Value, json};
 
@@ -147,6 +147,70 @@ fn a_person_who_has_one_of_two_lost_nodes_try_again_leaves_the_other_as_it_is() 
     });
     world.until(100, |world| world.snapshot.policies[0].status.failures.len() == 1).unwrap();
     world.operate_late(Meanwhile::Waits, |_| {}).unwrap();
+}
+
+/// The operator is at work until its next plan takes a trial back for what it sees itself.
+fn until_one_is_given_up(world: &mut World) -> String {
+    let given_up = |world: &World| {
+        let (plan, _) = bascule_planner::plan(&world.snapshot);
+        let revert = plan.steps.iter().find(|step| matches!(step.action, Action::Revert { .. }));
+        revert.and_then(|step| step.action.node()).map(str::to_owned)
+    };
+    for _ in 0..500 {
+        if let Some(name) = given_up(world) {
+            return name;
+        }
+        world.operate_for(None).unwrap();
+        if given_up(world).is_none() {
+            world.pass(10);
+        }
+    }
+    panic!("none is given up\n{}", world.story());
+}
+
+/// What a policy remembers has no version of a Node or NodeUpdate: what it is about is looked at before it is written.
+#[test]
+fn a_verdict_from_an_old_view_is_not_remembered_of_a_machine_that_has_booted_since() {
+    let mut world = world(1, &json!({"health": {"nodeReadyTimeout": "5m"}}));
+    world.fates.insert("1.1".to_owned(), Fate::NeverReady);
+    let name = until_one_is_given_up(&mut world);
+    let mut seen = world.snapshot.clone();
+    let status = |world: &World| node(world, &name).update.as_ref().unwrap().status.clone();
+    let before = status(&world).boot_id;
+    world.cut_power(&name);
+    for _ in 0..60 {
+        if status(&world).boot_id != before {
+            break;
+        }
+        world.pass(10);
+    }
+    assert_ne!(status(&world).boot_id, before, "{}", world.story());
+    seen.now = world.snapshot.now;
+    world.operate_on(&seen, None).unwrap();
+    let remembered = world.snapshot.policies[0].status.clone();
+    assert!(remembered.failures.is_empty() && remembered.blocked.is_empty(), "{}", world.story());
+    assert_eq!(node(&world, &name).update.as_ref().unwrap().spec.goal, Goal::Booted, "{}", world.story());
+    // This boot is not healthy in its time either, and that is remembered.
+    world.until(400, |world| world.snapshot.policies[0].status.failures.len() == 1).unwrap();
+}
+
+#[test]
+fn two_machines_that_are_back_since_an_old_view_are_no_verdict() {
+    let mut world = world(1, &json!({"budget": {"maxUnavailable": 2}}));
+    for machine in world.machines.values_mut() {
+        machine.boot_seconds = 660;
+    }
+    until_one_is_given_up(&mut world);
+    let mut seen = world.snapshot.clone();
+    for _ in 0..12 {
+        world.pass(10);
+    }
+    assert!(on(&world, "1.1") > 0, "{}", world.story());
+    seen.now = world.snapshot.now;
+    world.operate_on(&seen, None).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
+    world.until(600, |world| on(world, "1.1") == 3 && granted(world) == 0).unwrap();
+    assert!(world.snapshot.policies[0].status.failures.is_empty(), "{}", world.story());
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn away(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
     motion.failure = Some((NodeError::BootFailed, why.clone()));
     let revert =
         Action::Revert { node: moving.name(), release: release.clone(), drained_at: None, daemon_sets: Vec::new() };
-    motion.with(moving.step(revert, why))
+    motion.with(moving.verdict(revert, why))
 }
 
 /// The release that a machine was told to boot and has not come back from in its time.

@@ -297,6 +297,15 @@ impl<'a> Moving<'_, 'a> {
         }
     }
 
+    /// The same of a verdict on a trial: it is about the boots that kubelet and agent report from. Power may have been lost meanwhile, and
+    /// the machine be back.
+    fn verdict(&self, action: Action, says: impl Into<String>) -> Step {
+        let mut step = self.step(action, says);
+        step.expect.boot_id = Some(self.view.node.boot_id.clone());
+        step.expect.agent_boot = self.view.update().map(|update| update.status.boot_id.clone());
+        step
+    }
+
     /// What was said where the word that makes the trial permanent, or what is written before it, had been refused for a while when the
     /// trial ended.
     fn uncommitted(&self, ended: Time) -> Option<&'a str> {

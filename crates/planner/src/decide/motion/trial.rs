@@ -262,10 +262,7 @@ fn commit(moving: &Moving<'_, '_>, drained_at: Time) -> Motion {
             "healthy but for what was not ready when the node was told to reboot either: {passed_over}; the release is committed"
         )
     };
-    let mut step = moving.step(commit, says);
-    // What was found healthy is this boot.
-    step.expect.boot_id = Some(moving.view.node.boot_id.clone());
-    motion.with(step)
+    motion.with(moving.verdict(commit, says))
 }
 
 fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
@@ -278,10 +275,7 @@ fn revert(moving: &Moving<'_, '_>, why: String) -> Motion {
                 drained_at: None,
                 daemon_sets: Vec::new(),
             };
-            let mut step = moving.step(action, why);
-            // What did not get healthy is this boot: power may have been lost meanwhile, and the machine be back.
-            step.expect.boot_id = Some(moving.view.node.boot_id.clone());
-            motion.with(step)
+            motion.with(moving.verdict(action, why))
         }
         None => motion,
     }

@@ -234,7 +234,7 @@ impl<'h> Past<'h> {
             Action::Uncordon { .. } => {
                 self.cordons.insert(uid, Held::Nobody);
             }
-            Action::Remember { policy, changes } => {
+            Action::Remember { policy, changes, .. } => {
                 for change in changes {
                     match change {
                         MemoryChange::Failed(failure) => {

@@ -34,7 +34,7 @@ pub(super) fn judge(past: &Past<'_>, event: &Event) -> Vec<String> {
 
 /// What is remembered of a release comes from machines that tried it.
 fn remembered(past: &Past<'_>, act: &Act) -> Vec<String> {
-    let Action::Remember { policy, changes } = &act.action else { return Vec::new() };
+    let Action::Remember { policy, changes, .. } = &act.action else { return Vec::new() };
     let mut broken = Vec::new();
     for change in changes {
         match change {
@@ -304,7 +304,7 @@ impl<'a> Told<'a> {
     /// What this very plan blocks for a policy, and by what.
     fn blocks(&self, policy: &str) -> Vec<(&'a Version, &'a str)> {
         let changes = self.plan.steps.iter().filter_map(|step| match step {
-            Action::Remember { policy: of, changes } if *of == *policy => Some(changes),
+            Action::Remember { policy: of, changes, .. } if *of == *policy => Some(changes),
             _ => None,
         });
         let blocked = changes.flatten().filter_map(|change| match change {
