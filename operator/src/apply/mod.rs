@@ -384,3 +384,58 @@ fn owner(api_version: &str, kind: &str, name: &str, uid: &str) -> OwnerReference
         ..OwnerReference::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use axum::{Json, Router, routing::get};
+    use bascule_planner::Expect;
+    use kube::Config;
+    use serde_json::json;
+
+    /// The watches show the boot `old` of both; the API server has the newer objects.
+    #[tokio::test]
+    async fn a_trial_is_looked_at_past_the_watches_before_a_verdict_on_it_is_remembered() {
+        bascule_tests::install_tls_provider();
+        let node = |version: &str, boot: &str| {
+            let info = json!({"architecture": "amd64", "bootID": boot, "containerRuntimeVersion": "", "kernelVersion": "",
+                "kubeProxyVersion": "", "kubeletVersion": "v1.34.0", "machineID": "", "operatingSystem": "linux",
+                "osImage": "", "systemUUID": ""});
+            json!({"apiVersion": "v1", "kind": "Node", "status": {"nodeInfo": info},
+                "metadata": {"name": "n1", "uid": "n", "resourceVersion": version}})
+        };
+        let update = |version: &str, boot: &str| {
+            json!({"apiVersion": "bascule.dev/v1alpha1", "kind": "NodeUpdate", "spec": {"policy": "p"},
+                "metadata": {"name": "n1", "uid": "u", "resourceVersion": version}, "status": {"bootID": boot}})
+        };
+        let boot = || "old".to_owned();
+        let expect = Expect { boot_id: Some(boot()), agent_boot: Some(Some(boot())), ..Expect::default() };
+        let trial = Judged { node: "n1".to_owned(), expect };
+        for (kubelet, agent, came_to) in
+            [("old", "old", None), ("new", "old", Some("conflict")), ("old", "new", Some("boot-id"))]
+        {
+            let list = |kind: &str, item: serde_json::Value| {
+                let metadata = json!({"resourceVersion": "9"});
+                let list = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata, "items": [item]});
+                get(move || async move { Json(list) })
+            };
+            let router = Router::new()
+                .route("/api/v1/nodes", list("NodeList", node("8", kubelet)))
+                .route("/apis/bascule.dev/v1alpha1/nodeupdates", list("NodeUpdateList", update("9", agent)));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            let client = Client::try_from(Config::new(url.parse().unwrap())).unwrap();
+            let world = World::new(Arc::new(tokio::sync::watch::Sender::new(0)), &Clock::system());
+            world.nodes.written(&serde_json::from_value(node("6", "old")).unwrap());
+            world.updates.written(&serde_json::from_value(update("7", "old")).unwrap());
+            let (events, _told) = Events::to_nowhere();
+            let writer = Writer::new(client, world.clone(), Metrics::new(), events);
+            let looked = writer.look_at_trial(&trial).await;
+            assert_eq!(looked.as_ref().err().map(ApplyError::category), came_to, "{kubelet}, {agent}");
+            let known = node_now(&world, "n1").unwrap();
+            assert_eq!(known.boot_id, kubelet, "the next plan knows it");
+        }
+    }
+}
